@@ -1,0 +1,274 @@
+// SPDX-License-Identifier: GPL-2.0
+//! Architectural register state of one vCPU in a vendor-neutral form (SDM 1 3.4, SDM 3A 2.1).
+#![forbid(unsafe_code)]
+
+/// Index of a general-purpose register, in the encoding of ModRM/REX (SDM 2A 2.1.5).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+#[allow(missing_docs)]
+pub enum Gpr {
+    Rax = 0,
+    Rcx = 1,
+    Rdx = 2,
+    Rbx = 3,
+    Rsp = 4,
+    Rbp = 5,
+    Rsi = 6,
+    Rdi = 7,
+    R8 = 8,
+    R9 = 9,
+    R10 = 10,
+    R11 = 11,
+    R12 = 12,
+    R13 = 13,
+    R14 = 14,
+    R15 = 15,
+}
+
+impl Gpr {
+    /// The register with the given 4-bit encoding; higher bits are ignored.
+    pub const fn from_bits(n: u8) -> Self {
+        match n & 15 {
+            0 => Self::Rax,
+            1 => Self::Rcx,
+            2 => Self::Rdx,
+            3 => Self::Rbx,
+            4 => Self::Rsp,
+            5 => Self::Rbp,
+            6 => Self::Rsi,
+            7 => Self::Rdi,
+            8 => Self::R8,
+            9 => Self::R9,
+            10 => Self::R10,
+            11 => Self::R11,
+            12 => Self::R12,
+            13 => Self::R13,
+            14 => Self::R14,
+            _ => Self::R15,
+        }
+    }
+}
+
+/// General-purpose registers, instruction pointer and flags. `gpr` is indexed by [`Gpr`].
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct Regs {
+    /// RAX, RCX, RDX, RBX, RSP, RBP, RSI, RDI, R8 ... R15.
+    pub gpr: [u64; 16],
+    /// Instruction pointer (an offset into CS outside 64-bit mode).
+    pub rip: u64,
+    /// RFLAGS; bit 1 always reads as one.
+    pub rflags: u64,
+}
+
+impl Regs {
+    /// Value of register `r`.
+    #[inline]
+    pub fn get(&self, r: Gpr) -> u64 {
+        self.gpr[r as usize]
+    }
+
+    /// Replaces all 64 bits of register `r`.
+    #[inline]
+    pub fn set(&mut self, r: Gpr, value: u64) {
+        self.gpr[r as usize] = value;
+    }
+}
+
+/// RFLAGS bits (SDM 1 3.4.3).
+#[allow(missing_docs)]
+pub mod rflags {
+    pub const CF: u64 = 1 << 0;
+    pub const FIXED: u64 = 1 << 1;
+    pub const PF: u64 = 1 << 2;
+    pub const AF: u64 = 1 << 4;
+    pub const ZF: u64 = 1 << 6;
+    pub const SF: u64 = 1 << 7;
+    pub const TF: u64 = 1 << 8;
+    pub const IF: u64 = 1 << 9;
+    pub const DF: u64 = 1 << 10;
+    pub const OF: u64 = 1 << 11;
+    pub const IOPL: u64 = 3 << 12;
+    pub const NT: u64 = 1 << 14;
+    pub const RF: u64 = 1 << 16;
+    pub const VM: u64 = 1 << 17;
+    pub const AC: u64 = 1 << 18;
+    pub const VIF: u64 = 1 << 19;
+    pub const VIP: u64 = 1 << 20;
+    pub const ID: u64 = 1 << 21;
+}
+
+/// CR0 bits (SDM 3A 2.5).
+#[allow(missing_docs)]
+pub mod cr0 {
+    pub const PE: u64 = 1 << 0;
+    pub const MP: u64 = 1 << 1;
+    pub const EM: u64 = 1 << 2;
+    pub const TS: u64 = 1 << 3;
+    pub const ET: u64 = 1 << 4;
+    pub const NE: u64 = 1 << 5;
+    pub const WP: u64 = 1 << 16;
+    pub const AM: u64 = 1 << 18;
+    pub const NW: u64 = 1 << 29;
+    pub const CD: u64 = 1 << 30;
+    pub const PG: u64 = 1 << 31;
+}
+
+/// CR4 bits (SDM 3A 2.5).
+#[allow(missing_docs)]
+pub mod cr4 {
+    pub const VME: u64 = 1 << 0;
+    pub const PVI: u64 = 1 << 1;
+    pub const TSD: u64 = 1 << 2;
+    pub const DE: u64 = 1 << 3;
+    pub const PSE: u64 = 1 << 4;
+    pub const PAE: u64 = 1 << 5;
+    pub const MCE: u64 = 1 << 6;
+    pub const PGE: u64 = 1 << 7;
+    pub const PCE: u64 = 1 << 8;
+    pub const OSFXSR: u64 = 1 << 9;
+    pub const OSXMMEXCPT: u64 = 1 << 10;
+    pub const UMIP: u64 = 1 << 11;
+    pub const LA57: u64 = 1 << 12;
+    pub const VMXE: u64 = 1 << 13;
+    pub const SMXE: u64 = 1 << 14;
+    pub const FSGSBASE: u64 = 1 << 16;
+    pub const PCIDE: u64 = 1 << 17;
+    pub const OSXSAVE: u64 = 1 << 18;
+    pub const SMEP: u64 = 1 << 20;
+    pub const SMAP: u64 = 1 << 21;
+    pub const PKE: u64 = 1 << 22;
+    pub const CET: u64 = 1 << 23;
+    pub const PKS: u64 = 1 << 24;
+    pub const FRED: u64 = 1 << 32;
+}
+
+/// IA32_EFER bits (SDM 3A 2.2.1, APM 2 3.1.7).
+#[allow(missing_docs)]
+pub mod efer {
+    pub const SCE: u64 = 1 << 0;
+    pub const LME: u64 = 1 << 8;
+    pub const LMA: u64 = 1 << 10;
+    pub const NX: u64 = 1 << 11;
+    pub const SVME: u64 = 1 << 12;
+    pub const LMSLE: u64 = 1 << 13;
+    pub const FFXSR: u64 = 1 << 14;
+    pub const TCE: u64 = 1 << 15;
+    pub const AUTOIBRS: u64 = 1 << 21;
+}
+
+/// A segment register with its hidden part (SDM 3A 3.4.3). Field meaning as in `struct kvm_segment`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[allow(missing_docs)]
+pub struct Segment {
+    pub base: u64,
+    /// Limit in bytes (already scaled by G).
+    pub limit: u32,
+    pub selector: u16,
+    /// Type, 4 bits.
+    pub typ: u8,
+    /// Code/data (true) or system (false): the S bit.
+    pub s: bool,
+    pub dpl: u8,
+    pub present: bool,
+    pub avl: bool,
+    pub l: bool,
+    pub db: bool,
+    pub g: bool,
+    /// Not usable (null selector loaded); VMX's "unusable" bit.
+    pub unusable: bool,
+}
+
+/// GDTR or IDTR.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[allow(missing_docs)]
+pub struct DescTable {
+    pub base: u64,
+    pub limit: u16,
+}
+
+/// Index of a segment register, in the encoding of the Sreg field (SDM 2D B.1.4), then TR and LDTR.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+#[allow(missing_docs)]
+pub enum Seg {
+    Es = 0,
+    Cs = 1,
+    Ss = 2,
+    Ds = 3,
+    Fs = 4,
+    Gs = 5,
+    Ldtr = 6,
+    Tr = 7,
+}
+
+/// System state: control registers, EFER, segments, descriptor tables.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[allow(missing_docs)]
+pub struct Sregs {
+    /// Indexed by [`Seg`].
+    pub seg: [Segment; 8],
+    pub gdt: DescTable,
+    pub idt: DescTable,
+    pub cr0: u64,
+    pub cr2: u64,
+    pub cr3: u64,
+    pub cr4: u64,
+    pub efer: u64,
+}
+
+impl Sregs {
+    /// Segment register `s`.
+    #[inline]
+    pub fn seg(&self, s: Seg) -> &Segment {
+        &self.seg[s as usize]
+    }
+
+    /// Mutable segment register `s`.
+    #[inline]
+    pub fn seg_mut(&mut self, s: Seg) -> &mut Segment {
+        &mut self.seg[s as usize]
+    }
+
+    /// CPU mode given by CR0.PE, RFLAGS.VM, EFER.LMA and CS.L/CS.D.
+    pub fn mode(&self, flags: u64) -> Mode {
+        let cs = self.seg(Seg::Cs);
+        if self.cr0 & cr0::PE == 0 {
+            Mode::Real
+        } else if flags & rflags::VM != 0 {
+            Mode::Vm86
+        } else if self.efer & efer::LMA != 0 && cs.l {
+            Mode::Long
+        } else if cs.db {
+            Mode::Prot32
+        } else {
+            Mode::Prot16
+        }
+    }
+
+    /// Current privilege level: DPL of SS (SDM 3C 24.4.1, APM 2 15.5.1); 3 in virtual-8086 mode, 0 in real mode.
+    pub fn cpl(&self, flags: u64) -> u8 {
+        if self.cr0 & cr0::PE == 0 {
+            0
+        } else if flags & rflags::VM != 0 {
+            3
+        } else {
+            self.seg(Seg::Ss).dpl & 3
+        }
+    }
+}
+
+/// Operating mode of the instruction stream.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Mode {
+    /// Real-address mode (16-bit defaults, segment base from the hidden part).
+    Real,
+    /// Virtual-8086 mode.
+    Vm86,
+    /// Protected or compatibility mode, 16-bit code segment.
+    Prot16,
+    /// Protected or compatibility mode, 32-bit code segment.
+    Prot32,
+    /// 64-bit mode.
+    Long,
+}

@@ -1,0 +1,26 @@
+// SPDX-License-Identifier: GPL-2.0
+//! Host build of the hypervisor's pure logic.
+//!
+//! Every module below is the very file that is compiled into `rvmm.ko`; it uses only `core`, so the same
+//! source is unit-tested and fuzzed here. Module paths are the same as in the kernel module's crate.
+#![no_std]
+#![forbid(unsafe_code)]
+
+#[cfg(test)]
+extern crate std;
+
+#[path = "../../../src/cpu"]
+pub mod cpu {
+    //! CPU model: registers, CPUID and MSR policy.
+    pub mod regs;
+}
+
+#[path = "../../../src/mem"]
+pub mod mem {
+    //! Guest-physical memory: addresses, page-table formats, walkers.
+}
+
+#[path = "../../../src/irq"]
+pub mod irq {
+    //! Interrupt controllers.
+}
