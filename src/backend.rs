@@ -1,0 +1,213 @@
+// SPDX-License-Identifier: GPL-2.0
+//! What a processor vendor has to provide: the operations between the neutral core and VMX or SVM.
+//!
+//! # Stays
+//!
+//! The guest runs only inside a *stay*: from [`VcpuBackend::begin_stay`] to [`VcpuBackend::end_stay`] on one CPU with
+//! interrupts off. VMX is in root operation only there (private root) or borrows it (shared root), so nothing
+//! of the vendor's state survives outside a stay that the host could disturb.
+//! Operations marked *any* may be called outside a stay too; the backend opens a short one where it must.
+//!
+//! # Register caching
+//!
+//! `CpuState::regs` is exact after every [`VcpuBackend::enter`]. `CpuState::sregs` is cached by [`Groups`]: a group not in
+//! `avail` must be fetched by [`VcpuBackend::load`]; a group in `dirty` is written back by the next `enter`.
+
+use crate::cpu::regs::{Regs, Sregs};
+use crate::exit::{Event, Exit};
+use crate::mem::addr::Hpa;
+use kernel::prelude::*;
+
+/// Sets of system registers that are cached together.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub struct Groups(u32);
+
+#[allow(missing_docs)]
+impl Groups {
+    pub const NONE: Self = Self(0);
+    /// CS and SS: enough for mode and CPL, with `CTRL`.
+    pub const CODE: Self = Self(1);
+    /// DS, ES, FS, GS, LDTR, TR.
+    pub const SEGS: Self = Self(2);
+    /// CR0, CR3, CR4, EFER. (CR2 is exact after every entry, like `regs`.)
+    pub const CTRL: Self = Self(4);
+    /// GDTR and IDTR.
+    pub const TABLES: Self = Self(8);
+    pub const ALL: Self = Self(15);
+
+    #[inline]
+    pub const fn contains(self, o: Self) -> bool {
+        self.0 & o.0 == o.0
+    }
+    #[inline]
+    pub const fn intersects(self, o: Self) -> bool {
+        self.0 & o.0 != 0
+    }
+    #[inline]
+    pub const fn union(self, o: Self) -> Self {
+        Self(self.0 | o.0)
+    }
+    #[inline]
+    pub const fn without(self, o: Self) -> Self {
+        Self(self.0 & !o.0)
+    }
+    #[inline]
+    pub const fn is_empty(self) -> bool {
+        self.0 == 0
+    }
+}
+
+/// Architectural state of a vCPU outside the vendor's structure.
+#[derive(Debug, Default)]
+pub struct CpuState {
+    /// General registers, RIP, RFLAGS.
+    pub regs: Regs,
+    /// System registers; valid as far as `avail` says. `cr2` is always valid.
+    pub sregs: Sregs,
+    /// Groups of `sregs` that are up to date.
+    pub avail: Groups,
+    /// Groups of `sregs` (subset of `avail`) that the next entry has to write.
+    pub dirty: Groups,
+    /// DR0 to DR3.
+    pub dr: [u64; 4],
+    /// DR6 as the guest sees it.
+    pub dr6: u64,
+    /// DR7 as the guest sees it.
+    pub dr7: u64,
+}
+
+/// STI or MOV SS blocking (SDM 3A 7.8.3), NMI blocking.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Interruptibility {
+    /// Interrupts blocked for one instruction by STI.
+    pub sti: bool,
+    /// Interrupts and debug exceptions blocked for one instruction by MOV SS or POP SS.
+    pub mov_ss: bool,
+    /// NMIs blocked until IRET.
+    pub nmi: bool,
+}
+
+/// What the next entry has to use besides the registers.
+#[derive(Clone, Copy, Debug)]
+pub struct EntryParams {
+    /// Root of the nested page tables.
+    pub nested_root: Hpa,
+    /// Guest translations of this vCPU must go before the guest runs.
+    pub flush: bool,
+    /// Exit as soon as an external interrupt can be taken.
+    pub irq_window: bool,
+    /// Exit as soon as an NMI can be taken.
+    pub nmi_window: bool,
+    /// Event to deliver.
+    pub inject: Option<Event>,
+    /// Run the vendor's entry checks in software before entering.
+    pub check: bool,
+}
+
+/// What the processor and the backend offer, found at load.
+#[derive(Clone, Copy, Debug)]
+pub struct HwCaps {
+    /// "vmx" or "svm".
+    pub name: &'static str,
+    /// Nested page tables may have 2 MiB leaves.
+    pub nested_2m: bool,
+    /// Nested page tables may have 1 GiB leaves.
+    pub nested_1g: bool,
+    /// Nested page tables have accessed and dirty flags.
+    pub nested_ad: bool,
+    /// Nested entries can allow fetches without reads (EPT only).
+    pub nested_exec_only: bool,
+    /// The processor gives instruction lengths for instruction exits.
+    pub insn_len: bool,
+    /// RDTSCP and RDPID may be shown to guests.
+    pub rdtscp: bool,
+    /// INVPCID may be shown to guests.
+    pub invpcid: bool,
+    /// XSAVES may be shown to guests.
+    pub xsaves: bool,
+    /// UMIP may be shown to guests.
+    pub umip: bool,
+    /// PAUSE loops exit.
+    pub pause_exit: bool,
+    /// Guest-physical address width of the nested page tables' root level (4 levels: 48).
+    pub nested_levels: u8,
+}
+
+/// A rule of the manual that the vCPU's state breaks.
+#[derive(Clone, Copy, Debug)]
+pub struct EntryViolation {
+    /// The rule, as a sentence.
+    pub rule: &'static str,
+    /// Section of the manual.
+    pub manual: &'static str,
+    /// The offending value.
+    pub value: u64,
+}
+
+/// One vCPU's vendor part. Everything here runs under the vCPU's mutex; `&mut` makes it impossible to enter twice.
+pub trait VcpuBackend: Sized {
+    /// Allocates the vendor's structures with controls set and guest state as after RESET.
+    ///
+    /// Called in process context. `id` is the vCPU's id, for messages and VPID choice.
+    fn new(id: u32) -> Result<Self>;
+
+    /// Starts a stay on this CPU. Interrupts are off. Fails with a clear log line when root mode cannot be had.
+    fn begin_stay(&mut self) -> Result;
+
+    /// Ends the stay; host state of this vendor is as before. Interrupts are still off.
+    fn end_stay(&mut self);
+
+    /// Writes dirty state, enters the guest, and brings back `regs`, `cr2` and DR6. In a stay.
+    /// On return `avail` and `dirty` are both empty, except after [`Exit::EntryFailure`].
+    fn enter(&mut self, cpu: &mut CpuState, params: &EntryParams) -> Exit;
+
+    /// Fetches groups of system registers into `cpu.sregs` and adds them to `avail`. *Any*.
+    fn load(&mut self, cpu: &mut CpuState, groups: Groups);
+
+    /// Length of the instruction that caused the last exit, where the processor told it.
+    fn insn_len(&self) -> Option<u8>;
+
+    /// Instruction bytes of the last nested fault, where the processor gave them (decode assists).
+    fn insn_bytes(&self) -> Option<([u8; 15], u8)>;
+
+    /// Takes the event whose delivery the last exit interrupted. To be called once after every exit.
+    fn take_interrupted(&mut self) -> Option<Event>;
+
+    /// Interrupt shadow and NMI blocking after the last exit. *Any*.
+    fn interruptibility(&mut self) -> Interruptibility;
+
+    /// Sets interrupt shadow and NMI blocking for the next entry. *Any*.
+    fn set_interruptibility(&mut self, i: Interruptibility);
+
+    /// Reads an MSR that lives in the vendor's structure or is swapped by it (SYSENTER, STAR, LSTAR, CSTAR, FMASK,
+    /// FS/GS/KERNEL_GS base, PAT, TSC_AUX, DEBUGCTL, SPEC_CTRL); `None` for one it does not keep. *Any*.
+    fn msr(&mut self, index: u32) -> Option<u64>;
+
+    /// Writes such an MSR; the value has been validated. False for one it does not keep. *Any*.
+    fn set_msr(&mut self, index: u32, value: u64) -> bool;
+
+    /// Guest TSC = host TSC + `offset` (mod 2^64). *Any*.
+    fn set_tsc_offset(&mut self, offset: u64);
+
+    /// Exceptions to intercept besides #DB, #AC and #MC: bit per vector. *Any*.
+    fn set_exception_intercepts(&mut self, vectors: u32);
+
+    /// Runs the manual's entry checks over the state that the next entry would use. *Any*.
+    fn check_entry(&mut self, cpu: &mut CpuState, params: &EntryParams) -> Result<(), EntryViolation>;
+}
+
+/// The processor-wide part of a vendor.
+pub trait Platform {
+    /// Vendor part of a vCPU.
+    type Vcpu: VcpuBackend;
+
+    /// Finds out whether this machine can run guests. On failure logs a sentence that names what is missing and how
+    /// to get it, and returns ENODEV (no such feature), EOPNOTSUPP (feature lacks a part), or EBUSY (taken).
+    fn probe() -> Result<HwCaps>;
+
+    /// Prepares the calling CPU (per-CPU areas, SVME …). Runs on each CPU at load and when a CPU comes up. Interrupts off.
+    fn cpu_up() -> Result;
+
+    /// Undoes [`Platform::cpu_up`] on the calling CPU. Interrupts off.
+    fn cpu_down();
+}

@@ -1,0 +1,166 @@
+// SPDX-License-Identifier: GPL-2.0
+//! The neutral exit: what a guest did that needs the hypervisor, in a form that both vendors produce.
+//!
+//! The run loop matches it exhaustively, so an exit that nobody handles does not compile.
+
+use crate::cpu::regs::Gpr;
+use crate::mem::addr::Gpa;
+
+/// Why the guest stopped running. Raw vendor reasons never leave `src/vmx` and `src/svm`, except inside
+/// [`Exit::Unknown`] and [`Exit::EntryFailure`], which are reported to user space.
+#[derive(Clone, Copy, Debug)]
+pub enum Exit {
+    /// A host interrupt is pending; it is delivered when the host enables interrupts.
+    HostInterrupt,
+    /// A host NMI arrived and has been delivered.
+    HostNmi,
+    /// A machine check arrived in the guest and has been handed to the host's handler.
+    HostMachineCheck,
+    /// The guest can now take an external interrupt (a window had been requested).
+    IrqWindow,
+    /// The guest can now take an NMI.
+    NmiWindow,
+    /// CPUID.
+    Cpuid,
+    /// RDMSR.
+    Rdmsr,
+    /// WRMSR.
+    Wrmsr,
+    /// VMCALL or VMMCALL.
+    Hypercall,
+    /// HLT.
+    Hlt,
+    /// PAUSE executed in a loop.
+    Pause,
+    /// WBINVD, WBNOINVD or INVD.
+    CacheInvalidate,
+    /// XSETBV.
+    Xsetbv,
+    /// RDPMC.
+    Rdpmc,
+    /// MONITOR or MWAIT.
+    MonitorMwait,
+    /// A port access.
+    Io(Io),
+    /// A nested-paging violation.
+    NestedFault(NestedFault),
+    /// A control-register access.
+    CrAccess(CrAccess),
+    /// A debug-register access; the instruction has to be decoded.
+    DrAccess,
+    /// An exception that is intercepted.
+    Exception(Exception),
+    /// An instruction that does not exist for this guest (VMX and SVM instructions): #UD.
+    Undefined,
+    /// A hardware task switch, which is not emulated.
+    TaskSwitch,
+    /// The guest went into the shutdown state (triple fault).
+    TripleFault,
+    /// The VMX preemption timer ran out.
+    PreemptionTimer,
+    /// APIC virtualisation: an EOI of a vector in the EOI-exit bitmap (SDM 3C 30.1.4).
+    VirtualEoi(u8),
+    /// APIC virtualisation: a trap-like write at this page offset (SDM 3C 30.4.3.3).
+    ApicWrite(u16),
+    /// The TPR shadow fell below the threshold.
+    TprBelowThreshold,
+    /// The processor refused the entry. The value is `hardware_entry_failure_reason`.
+    EntryFailure(u64),
+    /// A reason that is not known. The value is `hardware_exit_reason`.
+    Unknown(u64),
+}
+
+/// A port access (SDM 3C 28.2.1 table 28-5, APM 2 15.10.2).
+#[derive(Clone, Copy, Debug)]
+pub struct Io {
+    /// Port number.
+    pub port: u16,
+    /// 1, 2 or 4 bytes.
+    pub width: u8,
+    /// IN or INS.
+    pub input: bool,
+    /// INS or OUTS: the instruction has to be decoded for its memory operand.
+    pub string: bool,
+}
+
+/// What an access that failed in the nested page tables wanted to do.
+#[derive(Clone, Copy, Debug)]
+pub struct NestedFault {
+    /// Guest-physical address that was accessed.
+    pub gpa: Gpa,
+    /// Data write (or a page walk setting accessed and dirty bits).
+    pub write: bool,
+    /// Instruction fetch.
+    pub fetch: bool,
+    /// The translation was present, the permission lacked.
+    pub present: bool,
+    /// The access was to a guest page table, in the course of a guest-linear walk.
+    pub walk: bool,
+}
+
+/// A control-register access.
+#[derive(Clone, Copy, Debug)]
+pub struct CrAccess {
+    /// 0, 3, 4 or 8.
+    pub cr: u8,
+    /// MOV to CR (or CLTS, LMSW), else MOV from CR.
+    pub write: bool,
+    /// General register involved, or `None` when the instruction has to be decoded.
+    pub gpr: Option<Gpr>,
+    /// CLTS, LMSW with the source value, or MOV.
+    pub op: CrOp,
+}
+
+/// The instruction behind a [`CrAccess`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum CrOp {
+    /// MOV to or from the register.
+    Mov,
+    /// CLTS.
+    Clts,
+    /// LMSW with this 16-bit source.
+    Lmsw(u16),
+    /// Not told by the processor: decode the instruction.
+    Decode,
+}
+
+/// An intercepted exception.
+#[derive(Clone, Copy, Debug)]
+pub struct Exception {
+    /// Vector, 0 to 31.
+    pub vector: u8,
+    /// Error code, where the vector has one.
+    pub error_code: Option<u32>,
+    /// For #DB the bits that DR6 would get; for #PF the faulting address.
+    pub payload: u64,
+}
+
+/// An event to be delivered by the next entry, or one whose delivery an exit interrupted
+/// (SDM 3C 25.8.3, 25.9.3; APM 2 15.20, 15.7.2).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Event {
+    /// Kind of event.
+    pub kind: EventKind,
+    /// Vector; 2 for an NMI.
+    pub vector: u8,
+    /// Error code to push.
+    pub error_code: Option<u32>,
+    /// Instruction length for software events, else 0.
+    pub insn_len: u8,
+}
+
+/// Kind of an [`Event`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[allow(missing_docs)]
+pub enum EventKind {
+    ExternalInterrupt,
+    Nmi,
+    /// Hardware exception.
+    Exception,
+    /// INT n.
+    SoftwareInterrupt,
+    /// INT1 (ICEBP).
+    PrivilegedSoftwareException,
+    /// INT3 or INTO.
+    SoftwareException,
+}
