@@ -18,6 +18,7 @@ pub mod cpu {
 #[path = "../../../src/mem"]
 pub mod mem {
     //! Guest-physical memory: addresses, page-table formats, walkers.
+    pub mod addr;
 }
 
 #[path = "../../../src/irq"]
