@@ -19,9 +19,18 @@ pub mod cpu {
 pub mod mem {
     //! Guest-physical memory: addresses, page-table formats, walkers.
     pub mod addr;
+    pub mod fmt_ept;
+    pub mod fmt_npt;
+    pub mod walk;
 }
 
 #[path = "../../../src/irq"]
 pub mod irq {
     //! Interrupt controllers.
+    pub mod ioapic;
+    pub mod lapic;
+    pub mod lapic_reg;
+    pub mod lapic_timer;
+    pub mod line;
+    pub mod msg;
 }
