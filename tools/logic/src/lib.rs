@@ -34,3 +34,6 @@ pub mod irq {
     pub mod line;
     pub mod msg;
 }
+
+#[path = "../../../src/emul/mod.rs"]
+pub mod emul;

@@ -1,0 +1,126 @@
+// SPDX-License-Identifier: GPL-2.0
+//! Effective and linear addresses, segment checks (SDM 1 3.7.5, SDM 3A 3.4 and 5.3-5.5, APM 2 4.12).
+#![forbid(unsafe_code)]
+
+use super::env::{vector, Stop};
+use super::insn::Insn;
+use super::operand::{mask, sign_extend};
+use crate::cpu::regs::{cr4, Mode, Regs, Seg, Segment, Sregs};
+
+/// Kind of memory access, for segment checks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Access {
+    /// Data read.
+    Read,
+    /// Data write, or read-modify-write.
+    Write,
+}
+
+/// Offset of the memory operand inside its segment, wrapped to the address size.
+pub fn effective_address(insn: &Insn, regs: &Regs) -> u64 {
+    let m = &insn.mem;
+    let mut ea = m.disp;
+    if m.rip_relative {
+        ea = ea
+            .wrapping_add(regs.rip)
+            .wrapping_add(u64::from(insn.len()));
+    }
+    if let Some(base) = m.base {
+        ea = ea.wrapping_add(regs.get(base));
+    }
+    if let Some(index) = m.index {
+        ea = ea.wrapping_add(regs.get(index) << (m.shift & 3));
+    }
+    ea & mask(insn.addr_size)
+}
+
+/// Effective address of a bit-string operand: displaced by the operand-size units that the signed bit offset `bit` (of `insn.width` bytes)
+/// selects (SDM 2A BT, SDM 1 3.1.1.9).
+pub(super) fn bit_string_address(insn: &Insn, regs: &Regs, bit: u64) -> u64 {
+    let width = insn.width;
+    let bits = sign_extend(bit, width) as i64;
+    let units = bits >> (u32::from(width).trailing_zeros() & 7).wrapping_add(3);
+    effective_address(insn, regs).wrapping_add((units as u64).wrapping_mul(u64::from(width)))
+        & mask(insn.addr_size)
+}
+
+/// Base that a segment contributes: in 64-bit mode only FS and GS have one (SDM 3A 3.4.4).
+pub fn segment_base(seg: Seg, mode: Mode, sregs: &Sregs) -> u64 {
+    match (mode, seg) {
+        (Mode::Long, Seg::Fs | Seg::Gs) => sregs.seg(seg).base,
+        (Mode::Long, _) => 0,
+        _ => sregs.seg(seg).base & 0xffff_ffff,
+    }
+}
+
+/// Linear address of a `len`-byte access (`len` at least 1) at offset `ea` of `seg`.
+///
+/// Checks canonical form in 64-bit mode and type, presence and limit of the segment elsewhere. Errors: #SS(0) for SS, else #GP(0), without
+/// error code in real mode.
+pub fn linear_address(
+    seg: Seg,
+    ea: u64,
+    len: u32,
+    access: Access,
+    mode: Mode,
+    sregs: &Sregs,
+) -> Result<u64, Stop> {
+    let last = u64::from(len.max(1)) - 1;
+    let la = segment_base(seg, mode, sregs).wrapping_add(ea);
+    if mode == Mode::Long {
+        let la57 = sregs.cr4 & cr4::LA57 != 0;
+        if canonical(la, la57) && canonical(la.wrapping_add(last), la57) {
+            return Ok(la);
+        }
+        return Err(fault(seg, mode));
+    }
+    let s = sregs.seg(seg);
+    let protected = !matches!(mode, Mode::Real | Mode::Vm86);
+    if protected && !accessible(s, access) {
+        return Err(fault(seg, mode));
+    }
+    let end = ea.wrapping_add(last);
+    let limit = u64::from(s.limit);
+    // Data segment that expands down: offsets above the limit are the valid ones (SDM 3A 5.3).
+    let inside = if s.s && s.typ & 0b1100 == 0b0100 {
+        ea > limit && end <= if s.db { 0xffff_ffff } else { 0xffff }
+    } else {
+        end <= limit
+    };
+    if inside && end >= ea {
+        Ok(la & 0xffff_ffff)
+    } else {
+        Err(fault(seg, mode))
+    }
+}
+
+/// Whether a usable code or data segment permits the access (SDM 3A 3.4.5.1).
+fn accessible(s: &Segment, access: Access) -> bool {
+    let code = s.typ & 8 != 0;
+    let rw = s.typ & 2 != 0;
+    !s.unusable
+        && s.present
+        && s.s
+        && match access {
+            Access::Read => !code || rw,
+            Access::Write => !code && rw,
+        }
+}
+
+/// Bits 63:47 (63:56 with 5-level paging) all equal.
+fn canonical(la: u64, la57: bool) -> bool {
+    let shift = if la57 { 64 - 57 } else { 64 - 48 };
+    ((la << shift) as i64 >> shift) as u64 == la
+}
+
+fn fault(seg: Seg, mode: Mode) -> Stop {
+    Stop::Exception {
+        vector: if seg == Seg::Ss {
+            vector::SS
+        } else {
+            vector::GP
+        },
+        error_code: if mode == Mode::Real { None } else { Some(0) },
+        cr2: None,
+    }
+}

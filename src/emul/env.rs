@@ -1,0 +1,91 @@
+// SPDX-License-Identifier: GPL-2.0
+//! What an instruction under emulation needs from the outside, and how its execution can end.
+#![forbid(unsafe_code)]
+
+/// Vector numbers used here (SDM 3A table 6-1).
+pub(super) mod vector {
+    pub(in crate::emul) const SS: u8 = 12;
+    pub(in crate::emul) const GP: u8 = 13;
+}
+
+/// Why an instruction was not completed. Registers hold the state of the last completed iteration (REP) or are unchanged.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Stop {
+    /// The instruction faults; RIP points at it.
+    Exception {
+        /// Vector number.
+        vector: u8,
+        /// Error code, if the vector pushes one in the current mode.
+        error_code: Option<u32>,
+        /// New CR2 (#PF only).
+        cr2: Option<u64>,
+    },
+    /// User space has to complete an access first. Call again with the same instruction and unchanged registers.
+    Suspend,
+    /// Not emulated.
+    Unsupported,
+}
+
+/// How a call that raised nothing ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// Instruction completed: RIP is advanced, RFLAGS.RF is clear. The interrupt shadow ends here, and a single-step trap is due
+    /// if RFLAGS.TF was set when the instruction began.
+    Done,
+    /// Not completed: the iteration budget is used up, or a locked update lost a race. RIP is unchanged; call again or let the guest
+    /// execute it again. With RFLAGS.TF set a single-step trap is due after each iteration of a repeated string instruction,
+    /// so one call executes one iteration and an `Again` with changed registers is a trap boundary.
+    Again,
+}
+
+/// A port access of a string instruction: `count` items of `width` bytes between `port` and linear address `la`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PortRequest {
+    /// First linear address. Unless `count` is 1 all items lie inside one 4 KiB page; addresses ascend.
+    pub la: u64,
+    /// Number of items, at least 1.
+    pub count: u32,
+    /// Port number.
+    pub port: u16,
+    /// Item width in bytes: 1, 2 or 4.
+    pub width: u8,
+}
+
+/// Memory and ports seen by an instruction.
+///
+/// `la` is a linear address after segmentation checks; paging and page crossing are the implementation's business. Accesses are at
+/// most 8 bytes. Outside 64-bit mode no access reaches beyond 4 GiB.
+pub trait Env {
+    /// Reads `buf.len()` bytes.
+    fn read(&mut self, la: u64, buf: &mut [u8]) -> Result<(), Stop>;
+
+    /// Writes `data`, all of it or (on a fault) nothing.
+    fn write(&mut self, la: u64, data: &[u8]) -> Result<(), Stop>;
+
+    /// Raises the fault that a write of `len` bytes would raise. Called before a read with side effects that a write follows.
+    fn probe_write(&mut self, la: u64, len: u8) -> Result<(), Stop>;
+
+    /// Atomically replaces `old` by `new`; false when memory no longer holds `old`. For MMIO, where `old` was just read, this is a
+    /// plain write.
+    fn cmpxchg(&mut self, la: u64, old: u64, new: u64, width: u8) -> Result<bool, Stop>;
+
+    /// Called for INS and OUTS when CPL is above IOPL or in virtual-8086 mode: raises #GP(0) unless the I/O permission bitmap allows the
+    /// access (SDM 1 19.5.2). A processor that exits for I/O has already checked this for the port of the exit.
+    fn check_port(&mut self, port: u16, width: u8) -> Result<(), Stop>;
+
+    /// Upper bound of `count * width` in one port request.
+    fn max_port_bytes(&self) -> u32 {
+        4096
+    }
+
+    /// Reads items from the port and stores them to memory; returns how many were done, 1 to `count`. Memory has to be
+    /// checked for writability before the port is read.
+    fn port_in(&mut self, req: &PortRequest) -> Result<u32, Stop>;
+
+    /// Loads items from memory and writes them to the port; returns how many were done, 1 to `count`.
+    fn port_out(&mut self, req: &PortRequest) -> Result<u32, Stop>;
+
+    /// The instruction or one iteration of it is over, its results are in the registers: whatever was recorded for a repetition of the
+    /// attempt is obsolete.
+    fn commit(&mut self);
+}

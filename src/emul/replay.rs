@@ -1,0 +1,455 @@
+// SPDX-License-Identifier: GPL-2.0
+//! Repetition of a suspended instruction without repeating its completed accesses (api.rst 5, KVM_EXIT_MMIO).
+//!
+//! An instruction may need several accesses that only user space can complete: MOVS from MMIO to MMIO, a write that crosses from RAM
+//! into MMIO, the read and the write of `ADD [mmio], reg`. [`execute()`](super::execute()) is therefore called again from the start after each
+//! answer. [`Replay`] keeps every completed access of the attempt, to RAM as well, in order: a repeated attempt gets the same data
+//! although other processors may have changed memory or page tables meanwhile, and writes happen once.
+#![forbid(unsafe_code)]
+
+use super::addr::Access;
+use super::env::{Env, Outcome, PortRequest, Stop};
+use super::exec::execute;
+use super::insn::Insn;
+use crate::cpu::regs::{Regs, Sregs};
+
+/// Accesses one iteration of one instruction can need: two operands, each read or written once, each split at a page boundary;
+/// read-modify-write counts twice.
+const CAPACITY: usize = 8;
+
+const PAGE: u64 = 4096;
+
+/// Direction of a memory fragment.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Kind {
+    /// Memory to processor.
+    #[default]
+    Read,
+    /// Processor to memory.
+    Write,
+}
+
+/// A memory access, or the part of one inside a page.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Fragment {
+    /// Linear address.
+    pub la: u64,
+    /// Guest-physical address.
+    pub gpa: u64,
+    /// The bytes read or to write, little-endian; those after `len` are 0.
+    pub data: [u8; 8],
+    /// Length in bytes, 1 to 8.
+    pub len: u8,
+    /// Direction.
+    pub kind: Kind,
+}
+
+/// What user space has to complete.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Pending {
+    /// KVM_EXIT_MMIO.
+    Memory(Fragment),
+    /// KVM_EXIT_IO, input.
+    PortIn(PortRequest),
+    /// KVM_EXIT_IO, output.
+    PortOut(PortRequest),
+}
+
+/// Answer of [`Replay::next`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Next {
+    /// Completed earlier in this instruction, with this data.
+    Replayed([u8; 8]),
+    /// To be carried out now, then [`Replay::record`] or [`Replay::suspend`].
+    Fresh,
+    /// More accesses than an instruction can have.
+    Full,
+}
+
+/// Log of the completed accesses of the instruction (or REP iteration) under way.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Replay {
+    log: [Fragment; CAPACITY],
+    /// Completed accesses.
+    done: usize,
+    /// Accesses that the current attempt has come past.
+    cursor: usize,
+    pending: Option<Pending>,
+    /// The pending port request has been answered.
+    answered: bool,
+}
+
+impl Replay {
+    /// An empty log.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Starts an attempt. An access still pending is forgotten and will be issued again.
+    pub fn begin_attempt(&mut self) {
+        self.cursor = 0;
+        if !self.answered {
+            self.pending = None;
+        }
+    }
+
+    /// Forgets everything: the instruction is complete or given up.
+    pub fn clear(&mut self) {
+        self.done = 0;
+        self.cursor = 0;
+        self.pending = None;
+        self.answered = false;
+    }
+
+    /// True while an instruction is under way: something is pending or completed but not committed.
+    pub fn is_active(&self) -> bool {
+        self.done != 0 || self.pending.is_some()
+    }
+
+    /// The attempt's next memory access. An access that differs from the logged one (registers were changed meanwhile)
+    /// drops the log from here on.
+    pub fn next(&mut self, kind: Kind, la: u64, len: usize) -> Next {
+        if self.cursor < self.done {
+            if let Some(f) = self.log.get(self.cursor) {
+                if f.kind == kind && f.la == la && usize::from(f.len) == len {
+                    self.cursor += 1;
+                    return Next::Replayed(f.data);
+                }
+            }
+            self.done = self.cursor;
+        }
+        if self.done >= CAPACITY {
+            Next::Full
+        } else {
+            Next::Fresh
+        }
+    }
+
+    /// Logs an access that was completed at once.
+    pub fn record(&mut self, fragment: Fragment) {
+        if let Some(slot) = self.log.get_mut(self.done) {
+            *slot = fragment;
+            self.done += 1;
+            self.cursor = self.done;
+        }
+    }
+
+    /// Makes an access wait for user space; the attempt has to end with [`Stop::Suspend`].
+    pub fn suspend(&mut self, pending: Pending) {
+        self.pending = Some(pending);
+        self.answered = false;
+    }
+
+    /// What user space has to complete, if anything.
+    pub fn pending(&self) -> Option<&Pending> {
+        if self.answered {
+            None
+        } else {
+            self.pending.as_ref()
+        }
+    }
+
+    /// Takes user space's answer: for a memory read the data, whose missing bytes read as 0; ignored otherwise. False if nothing is pending.
+    pub fn complete(&mut self, data: &[u8]) -> bool {
+        match self.pending {
+            Some(Pending::Memory(mut f)) => {
+                if f.kind == Kind::Read {
+                    f.data = [0; 8];
+                    let n = usize::from(f.len);
+                    for (to, from) in f.data.iter_mut().zip(data).take(n) {
+                        *to = *from;
+                    }
+                }
+                self.pending = None;
+                self.record(f);
+                true
+            }
+            Some(_) => {
+                self.answered = true;
+                true
+            }
+            None => false,
+        }
+    }
+
+    /// True, once, if `request` is the port request that user space has answered.
+    fn take_answer(&mut self, request: Pending) -> bool {
+        let hit = self.answered && self.pending == Some(request);
+        self.answered = false;
+        self.pending = None;
+        hit
+    }
+}
+
+/// Who completes an access.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Answer {
+    /// It is done.
+    Done,
+    /// User space has to do it.
+    User,
+}
+
+/// Result of an atomic update.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Swap {
+    /// Memory held the old value and holds the new one.
+    Done,
+    /// Memory holds another value.
+    Differs,
+    /// Not RAM: to be done as a plain write.
+    NotRam,
+}
+
+/// Guest-physical memory and ports, below [`Replaying`].
+pub trait Bus {
+    /// Guest-physical address of `la`, or the page fault that the access raises.
+    fn translate(&mut self, la: u64, access: Access) -> Result<u64, Stop>;
+
+    /// Reads RAM or a device; `buf` is 1 to 8 bytes inside one page.
+    fn read(&mut self, gpa: u64, buf: &mut [u8]) -> Result<Answer, Stop>;
+
+    /// Writes RAM or a device; `data` is 1 to 8 bytes inside one page.
+    fn write(&mut self, gpa: u64, data: &[u8]) -> Result<Answer, Stop>;
+
+    /// Compares and exchanges `width` bytes (1, 2, 4 or 8, possibly misaligned, inside one page).
+    fn cmpxchg(&mut self, gpa: u64, old: u64, new: u64, width: u8) -> Result<Swap, Stop>;
+
+    /// See [`Env::check_port`].
+    fn check_port(&mut self, port: u16, width: u8) -> Result<(), Stop>;
+
+    /// See [`Env::max_port_bytes`].
+    fn max_port_bytes(&self) -> u32 {
+        4096
+    }
+
+    /// Checks that the items' memory is writable, then inputs them: [`Answer::Done`] with the items in memory, or [`Answer::User`].
+    fn port_in(&mut self, req: &PortRequest) -> Result<Answer, Stop>;
+
+    /// Stores to memory the items that user space has input.
+    fn port_in_finish(&mut self, req: &PortRequest) -> Result<(), Stop>;
+
+    /// Loads the items from memory and outputs them or, with [`Answer::User`], leaves them where user space finds them.
+    fn port_out(&mut self, req: &PortRequest) -> Result<Answer, Stop>;
+}
+
+/// [`Env`] over a [`Bus`] with page crossing and replay.
+pub struct Replaying<'a, B: ?Sized> {
+    bus: &'a mut B,
+    log: &'a mut Replay,
+}
+
+/// Executes `insn` on `bus`, continuing the attempts recorded in `log`.
+///
+/// After [`Stop::Suspend`], [`Replay::pending`] tells what user space has to do; hand its answer to [`Replay::complete`] and call again with the same
+/// `insn` and registers. After any other result the log is empty.
+pub fn emulate<B: Bus + ?Sized>(
+    insn: &Insn,
+    regs: &mut Regs,
+    sregs: &Sregs,
+    cpl: u8,
+    bus: &mut B,
+    log: &mut Replay,
+) -> Result<Outcome, Stop> {
+    let mut env = Replaying::new(bus, log);
+    let result = execute(insn, regs, sregs, cpl, &mut env);
+    if result != Err(Stop::Suspend) {
+        log.clear();
+    }
+    result
+}
+
+impl<'a, B: Bus + ?Sized> Replaying<'a, B> {
+    /// Begins an attempt.
+    pub fn new(bus: &'a mut B, log: &'a mut Replay) -> Self {
+        log.begin_attempt();
+        Self { bus, log }
+    }
+
+    /// Guest-physical address of the fragment at `la`. `rest` is the part of the access on the next page, whose fault has to come before any
+    /// side effect.
+    fn locate(&mut self, la: u64, rest: Option<u64>, access: Access) -> Result<u64, Stop> {
+        let gpa = self.bus.translate(la, access)?;
+        if let Some(rest) = rest {
+            self.bus.translate(rest, access)?;
+        }
+        Ok(gpa)
+    }
+
+    fn read_fragment(&mut self, la: u64, buf: &mut [u8], rest: Option<u64>) -> Result<(), Stop> {
+        let len = buf.len();
+        match self.log.next(Kind::Read, la, len) {
+            Next::Replayed(data) => {
+                for (to, from) in buf.iter_mut().zip(data) {
+                    *to = from;
+                }
+                return Ok(());
+            }
+            Next::Full => return Err(Stop::Unsupported),
+            Next::Fresh => {}
+        }
+        let gpa = self.locate(la, rest, Access::Read)?;
+        let mut fragment = Fragment {
+            la,
+            gpa,
+            data: [0; 8],
+            len: len.min(8) as u8,
+            kind: Kind::Read,
+        };
+        match self.bus.read(gpa, buf)? {
+            Answer::Done => {
+                for (to, from) in fragment.data.iter_mut().zip(buf) {
+                    *to = *from;
+                }
+                self.log.record(fragment);
+                Ok(())
+            }
+            Answer::User => {
+                self.log.suspend(Pending::Memory(fragment));
+                Err(Stop::Suspend)
+            }
+        }
+    }
+
+    fn write_fragment(&mut self, la: u64, data: &[u8], rest: Option<u64>) -> Result<(), Stop> {
+        match self.log.next(Kind::Write, la, data.len()) {
+            Next::Replayed(_) => return Ok(()),
+            Next::Full => return Err(Stop::Unsupported),
+            Next::Fresh => {}
+        }
+        let gpa = self.locate(la, rest, Access::Write)?;
+        let fragment = fragment_of(la, gpa, data);
+        match self.bus.write(gpa, data)? {
+            Answer::Done => {
+                self.log.record(fragment);
+                Ok(())
+            }
+            Answer::User => {
+                self.log.suspend(Pending::Memory(fragment));
+                Err(Stop::Suspend)
+            }
+        }
+    }
+}
+
+fn fragment_of(la: u64, gpa: u64, data: &[u8]) -> Fragment {
+    let mut f = Fragment {
+        la,
+        gpa,
+        data: [0; 8],
+        len: data.len().min(8) as u8,
+        kind: Kind::Write,
+    };
+    for (to, from) in f.data.iter_mut().zip(data) {
+        *to = *from;
+    }
+    f
+}
+
+/// Bytes of a `len`-byte access at `la` that lie on its first page.
+fn on_first_page(la: u64, len: usize) -> usize {
+    let room = PAGE - (la & (PAGE - 1));
+    len.min(room as usize)
+}
+
+impl<B: Bus + ?Sized> Env for Replaying<'_, B> {
+    fn read(&mut self, la: u64, buf: &mut [u8]) -> Result<(), Stop> {
+        let n = on_first_page(la, buf.len());
+        let (a, b) = buf.split_at_mut_checked(n).ok_or(Stop::Unsupported)?;
+        if b.is_empty() {
+            return self.read_fragment(la, a, None);
+        }
+        let rest = la.wrapping_add(n as u64);
+        self.read_fragment(la, a, Some(rest))?;
+        self.read_fragment(rest, b, None)
+    }
+
+    fn write(&mut self, la: u64, data: &[u8]) -> Result<(), Stop> {
+        let n = on_first_page(la, data.len());
+        let (a, b) = data.split_at_checked(n).ok_or(Stop::Unsupported)?;
+        if b.is_empty() {
+            return self.write_fragment(la, a, None);
+        }
+        let rest = la.wrapping_add(n as u64);
+        self.write_fragment(la, a, Some(rest))?;
+        self.write_fragment(rest, b, None)
+    }
+
+    fn probe_write(&mut self, la: u64, len: u8) -> Result<(), Stop> {
+        // A repeated attempt came past this point before; page tables changed since must not fault it now.
+        if self.log.cursor < self.log.done {
+            return Ok(());
+        }
+        self.bus.translate(la, Access::Write)?;
+        let n = on_first_page(la, usize::from(len));
+        if n < usize::from(len) {
+            self.bus
+                .translate(la.wrapping_add(n as u64), Access::Write)?;
+        }
+        Ok(())
+    }
+
+    fn cmpxchg(&mut self, la: u64, old: u64, new: u64, width: u8) -> Result<bool, Stop> {
+        let bytes = new.to_le_bytes();
+        let data = bytes.get(..usize::from(width)).ok_or(Stop::Unsupported)?;
+        if on_first_page(la, data.len()) < data.len() {
+            // A locked access across pages is not atomic here.
+            return self.write(la, data).map(|()| true);
+        }
+        match self.log.next(Kind::Write, la, data.len()) {
+            Next::Replayed(_) => return Ok(true),
+            Next::Full => return Err(Stop::Unsupported),
+            Next::Fresh => {}
+        }
+        let gpa = self.bus.translate(la, Access::Write)?;
+        match self.bus.cmpxchg(gpa, old, new, width)? {
+            Swap::Done => {
+                self.log.record(fragment_of(la, gpa, data));
+                Ok(true)
+            }
+            Swap::Differs => Ok(false),
+            Swap::NotRam => self.write_fragment(la, data, None).map(|()| true),
+        }
+    }
+
+    fn check_port(&mut self, port: u16, width: u8) -> Result<(), Stop> {
+        self.bus.check_port(port, width)
+    }
+
+    fn max_port_bytes(&self) -> u32 {
+        self.bus.max_port_bytes()
+    }
+
+    fn port_in(&mut self, req: &PortRequest) -> Result<u32, Stop> {
+        let pending = Pending::PortIn(*req);
+        if self.log.take_answer(pending) {
+            self.bus.port_in_finish(req)?;
+            return Ok(req.count);
+        }
+        match self.bus.port_in(req)? {
+            Answer::Done => Ok(req.count),
+            Answer::User => {
+                self.log.suspend(pending);
+                Err(Stop::Suspend)
+            }
+        }
+    }
+
+    fn port_out(&mut self, req: &PortRequest) -> Result<u32, Stop> {
+        let pending = Pending::PortOut(*req);
+        if self.log.take_answer(pending) {
+            return Ok(req.count);
+        }
+        match self.bus.port_out(req)? {
+            Answer::Done => Ok(req.count),
+            Answer::User => {
+                self.log.suspend(pending);
+                Err(Stop::Suspend)
+            }
+        }
+    }
+
+    fn commit(&mut self) {
+        self.log.clear();
+    }
+}
