@@ -1,0 +1,174 @@
+// SPDX-License-Identifier: Apache-2.0 OR MIT
+//! Where the guest's serial port leads: this process's terminal, or any writer.
+
+use std::fs::File;
+use std::io::{self, IsTerminal, Write};
+use std::mem::MaybeUninit;
+use std::os::fd::{AsFd, AsRawFd};
+use std::sync::{Mutex, PoisonError};
+
+/// Escape character of a terminal console: Ctrl-a.
+const ESCAPE: u8 = 0x01;
+/// After the escape: end the machine.
+const QUIT: u8 = b'x';
+
+/// How to leave a guest, for the user to read.
+pub const ESCAPE_HELP: &str = "Ctrl-a x ends the machine, Ctrl-a Ctrl-a sends Ctrl-a";
+
+/// Where the guest's serial port leads.
+pub struct Console {
+    pub(crate) input: Option<File>,
+    pub(crate) escape: bool,
+    pub(crate) output: Box<dyn Write + Send>,
+    terminal: Option<Terminal>,
+}
+
+impl Console {
+    /// Standard input and output. A terminal is put in raw mode, with an escape to quit
+    /// ([`ESCAPE_HELP`]), until the console is dropped.
+    ///
+    /// # Errors
+    ///
+    /// If the descriptors cannot be duplicated or the terminal refuses.
+    pub fn stdio() -> io::Result<Self> {
+        let input = File::from(io::stdin().as_fd().try_clone_to_owned()?);
+        let output = File::from(io::stdout().as_fd().try_clone_to_owned()?);
+        let terminal = if io::stdin().is_terminal() { Some(Terminal::raw()?) } else { None };
+        Ok(Self {
+            input: Some(input),
+            escape: terminal.is_some(),
+            output: Box::new(output),
+            terminal,
+        })
+    }
+
+    /// Output to `writer`, no input.
+    pub fn output(writer: impl Write + Send + 'static) -> Self {
+        Self { input: None, escape: false, output: Box::new(writer), terminal: None }
+    }
+
+    /// Whether this is a terminal in raw mode.
+    pub fn is_terminal(&self) -> bool {
+        self.terminal.is_some()
+    }
+
+    /// Lets `watcher` see every write of the guest before it goes out.
+    pub fn watch(mut self, watcher: impl FnMut(&[u8]) + Send + 'static) -> Self {
+        self.output = Box::new(Watched { watcher, output: self.output });
+        self
+    }
+
+    pub(crate) fn split(self) -> (Option<File>, bool, Box<dyn Write + Send>, Option<Terminal>) {
+        (self.input, self.escape, self.output, self.terminal)
+    }
+}
+
+struct Watched<F> {
+    watcher: F,
+    output: Box<dyn Write + Send>,
+}
+
+impl<F: FnMut(&[u8])> Write for Watched<F> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let written = self.output.write(bytes)?;
+        (self.watcher)(&bytes[..written]);
+        Ok(written)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.output.flush()
+    }
+}
+
+/// The terminal's settings from before raw mode, for [`restore_terminal`].
+static SAVED: Mutex<Option<libc::termios>> = Mutex::new(None);
+
+/// Raw mode of the terminal on standard input; ends with the value.
+pub(crate) struct Terminal(());
+
+impl Terminal {
+    fn raw() -> io::Result<Self> {
+        let fd = io::stdin().as_raw_fd();
+        let mut saved = MaybeUninit::<libc::termios>::uninit();
+        // SAFETY: `tcgetattr` fills the structure that it is given, on success entirely.
+        let saved = unsafe {
+            if libc::tcgetattr(fd, saved.as_mut_ptr()) != 0 {
+                return Err(io::Error::last_os_error());
+            }
+            saved.assume_init()
+        };
+        let mut raw = saved;
+        // SAFETY: both calls only read or change the structure given, which is a valid one.
+        let done = unsafe {
+            libc::cfmakeraw(&mut raw);
+            libc::tcsetattr(fd, libc::TCSANOW, &raw)
+        };
+        if done != 0 {
+            return Err(io::Error::last_os_error());
+        }
+        *SAVED.lock().unwrap_or_else(PoisonError::into_inner) = Some(saved);
+        Ok(Self(()))
+    }
+}
+
+impl Drop for Terminal {
+    fn drop(&mut self) {
+        restore_terminal();
+    }
+}
+
+/// Puts the terminal back as it was before raw mode, if it is in raw mode. For exits that skip
+/// destructors: a panic hook, a signal.
+pub fn restore_terminal() {
+    if let Some(saved) = SAVED.lock().unwrap_or_else(PoisonError::into_inner).take() {
+        // SAFETY: `saved` is what `tcgetattr` returned for this descriptor.
+        unsafe { libc::tcsetattr(io::stdin().as_raw_fd(), libc::TCSANOW, &saved) };
+    }
+}
+
+/// Finds the escape in typed input.
+#[derive(Default)]
+pub(crate) struct Escape {
+    armed: bool,
+}
+
+impl Escape {
+    /// What of `typed` goes to the guest, and whether the user wants to quit.
+    pub(crate) fn filter(&mut self, typed: &[u8]) -> (Vec<u8>, bool) {
+        let mut through = Vec::with_capacity(typed.len());
+        for &byte in typed {
+            match (self.armed, byte) {
+                (false, ESCAPE) => self.armed = true,
+                (true, QUIT) => return (through, true),
+                (true, ESCAPE) => {
+                    self.armed = false;
+                    through.push(ESCAPE);
+                }
+                (true, other) => {
+                    self.armed = false;
+                    through.extend([ESCAPE, other]);
+                }
+                (false, other) => through.push(other),
+            }
+        }
+        (through, false)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn escape_quits_even_across_reads() {
+        let mut escape = Escape::default();
+        assert_eq!(escape.filter(b"ls\r\x01"), (b"ls\r".to_vec(), false));
+        assert_eq!(escape.filter(b"x"), (vec![], true));
+    }
+
+    #[test]
+    fn escape_can_be_sent() {
+        assert_eq!(Escape::default().filter(b"a\x01\x01x"), (b"a\x01x".to_vec(), false));
+        assert_eq!(Escape::default().filter(b"\x01c"), (b"\x01c".to_vec(), false));
+    }
+}

@@ -1,0 +1,284 @@
+// SPDX-License-Identifier: Apache-2.0 OR MIT
+//! What a virtual CPU is before its first instruction: CPUID, registers, MSRs, local APIC.
+
+use kvm_bindings::{
+    kvm_cpuid_entry2, kvm_fpu, kvm_lapic_state, kvm_msr_entry, kvm_regs, kvm_segment, CpuId, Msrs,
+    KVM_CPUID_FLAG_SIGNIFCANT_INDEX,
+};
+use kvm_ioctls::VcpuFd;
+
+use crate::error::{Error, Result};
+use crate::{layout, paging};
+
+/// CPUID leaf 1 EDX: more than one logical processor.
+const HTT: u32 = 1 << 28;
+/// CPUID leaf 1 ECX: local APIC timer in TSC-deadline mode.
+const TSC_DEADLINE: u32 = 1 << 24;
+
+/// Which CPU of how many, as CPUID tells it: cores of one package, one thread each.
+#[derive(Clone, Copy, Debug)]
+pub struct Topology {
+    /// APIC id of this CPU.
+    pub id: u8,
+    /// CPUs of the machine.
+    pub cpus: u8,
+}
+
+impl Topology {
+    /// Bits of the APIC id that tell cores apart.
+    fn core_bits(self) -> u32 {
+        u32::from(self.cpus).next_power_of_two().trailing_zeros()
+    }
+}
+
+fn is_amd(entries: &[kvm_cpuid_entry2]) -> bool {
+    // "AuthenticAMD" or "HygonGenuine": the first four letters are in EBX.
+    entries.iter().any(|e| {
+        e.function == 0
+            && (e.ebx == u32::from_le_bytes(*b"Auth") || e.ebx == u32::from_le_bytes(*b"Hygo"))
+    })
+}
+
+/// The hypervisor's supported CPUID, made this CPU's.
+///
+/// `tsc_deadline` says whether the LAPIC in the kernel has TSC-deadline mode, which
+/// `KVM_GET_SUPPORTED_CPUID` leaves to the caller (api.rst 4.46).
+pub fn cpuid(
+    supported: &[kvm_cpuid_entry2],
+    topology: Topology,
+    tsc_deadline: bool,
+) -> Vec<kvm_cpuid_entry2> {
+    let Topology { id, cpus } = topology;
+    let amd = is_amd(supported);
+    let highest = supported.iter().find(|e| e.function == 0).map_or(0, |e| e.eax);
+    let mut entries: Vec<_> = supported
+        .iter()
+        .filter(|e| e.function != 0xb && e.function != 0x1f)
+        .copied()
+        .collect();
+    for entry in &mut entries {
+        match entry.function {
+            0x1 => {
+                entry.ebx = entry.ebx & 0xffff | u32::from(cpus) << 16 | u32::from(id) << 24;
+                if cpus > 1 {
+                    entry.edx |= HTT;
+                }
+                if tsc_deadline {
+                    entry.ecx |= TSC_DEADLINE;
+                }
+            }
+            // Intel's caches: levels 1 and 2 belong to one core, level 3 to all.
+            0x4 if entry.eax & 0x1f != 0 => {
+                let level = entry.eax >> 5 & 7;
+                let all = (1 << topology.core_bits()) - 1;
+                let sharing = if level >= 3 { all } else { 0 };
+                entry.eax = entry.eax & 0x3fff | sharing << 14 | all.min(63) << 26;
+            }
+            0x8000_0001 if amd && cpus > 1 => entry.ecx |= 1 << 1,
+            0x8000_0008 if amd => {
+                entry.ecx = entry.ecx & !0xf0ff | (u32::from(cpus) - 1) | topology.core_bits() << 12;
+            }
+            0x8000_001e => {
+                entry.eax = u32::from(id);
+                entry.ebx = u32::from(id);
+                entry.ecx = 0;
+            }
+            _ => {}
+        }
+    }
+    if highest >= 0xb {
+        let leaves: &[u32] = if highest >= 0x1f { &[0xb, 0x1f] } else { &[0xb] };
+        for &function in leaves {
+            entries.extend(extended_topology(function, topology));
+        }
+    }
+    entries
+}
+
+/// Leaf 0xb or 0x1f: a thread level of one, a core level of all, the end (SDM 2A, CPUID).
+fn extended_topology(function: u32, topology: Topology) -> [kvm_cpuid_entry2; 3] {
+    const SMT: u32 = 1 << 8;
+    const CORE: u32 = 2 << 8;
+    let level = |index, eax, ebx, kind| kvm_cpuid_entry2 {
+        function,
+        index,
+        flags: KVM_CPUID_FLAG_SIGNIFCANT_INDEX,
+        eax,
+        ebx,
+        ecx: kind | index,
+        edx: u32::from(topology.id),
+        ..Default::default()
+    };
+    [
+        level(0, 0, 1, SMT),
+        level(1, topology.core_bits(), u32::from(topology.cpus), CORE),
+        level(2, 0, 0, 0),
+    ]
+}
+
+/// Gives the CPU its CPUID.
+///
+/// # Errors
+///
+/// [`Error::Ioctl`].
+pub fn set_cpuid(vcpu: &VcpuFd, entries: &[kvm_cpuid_entry2]) -> Result<()> {
+    let cpuid = CpuId::from_entries(entries)
+        .map_err(|_| Error::Ioctl { call: "KVM_SET_CPUID2", errno: libc::E2BIG })?;
+    vcpu.set_cpuid2(&cpuid).map_err(Error::ioctl("KVM_SET_CPUID2"))
+}
+
+/// Gives the CPU a reset x87/SSE state, memory that is cached by default, and its local APIC's
+/// inputs: PIC on LINT0 of the boot CPU, NMI on LINT1.
+///
+/// # Errors
+///
+/// [`Error::Ioctl`] or [`Error::Msr`].
+pub fn set_common(vcpu: &VcpuFd, boot: bool) -> Result<()> {
+    let fpu = kvm_fpu { fcw: 0x37f, mxcsr: 0x1f80, ..Default::default() };
+    vcpu.set_fpu(&fpu).map_err(Error::ioctl("KVM_SET_FPU"))?;
+
+    // MTRRs on, default type write-back (SDM 3A 13.11.2.1): a kernel that finds them off maps
+    // all of its memory uncached.
+    const MTRR_DEF_TYPE: u32 = 0x2ff;
+    let msrs = [kvm_msr_entry { index: MTRR_DEF_TYPE, data: 1 << 11 | 6, ..Default::default() }];
+    let list = Msrs::from_entries(&msrs)
+        .map_err(|_| Error::Ioctl { call: "KVM_SET_MSRS", errno: libc::E2BIG })?;
+    let written = vcpu.set_msrs(&list).map_err(Error::ioctl("KVM_SET_MSRS"))?;
+    if let Some(refused) = msrs.get(written) {
+        return Err(Error::Msr { index: refused.index });
+    }
+
+    let mut lapic = vcpu.get_lapic().map_err(Error::ioctl("KVM_GET_LAPIC"))?;
+    const LVT_LINT0: usize = 0x350;
+    const LVT_LINT1: usize = 0x360;
+    const MASKED: u32 = 1 << 16;
+    const MODE_NMI: u32 = 4 << 8;
+    const MODE_EXT_INT: u32 = 7 << 8;
+    set_apic_register(&mut lapic, LVT_LINT0, if boot { MODE_EXT_INT } else { MASKED });
+    set_apic_register(&mut lapic, LVT_LINT1, MODE_NMI);
+    vcpu.set_lapic(&lapic).map_err(Error::ioctl("KVM_SET_LAPIC"))
+}
+
+fn set_apic_register(lapic: &mut kvm_lapic_state, offset: usize, value: u32) {
+    for (byte, value) in lapic.regs[offset..offset + 4].iter_mut().zip(value.to_le_bytes()) {
+        *byte = value as _;
+    }
+}
+
+fn segment(selector: u16, kind: u8) -> kvm_segment {
+    kvm_segment {
+        base: 0,
+        limit: 0xffff_ffff,
+        selector,
+        type_: kind,
+        present: 1,
+        dpl: 0,
+        db: 1,
+        s: 1,
+        l: 0,
+        g: 1,
+        avl: 0,
+        unusable: 0,
+        padding: 0,
+    }
+}
+
+/// Puts the boot CPU at `entry` in 64-bit mode as the boot protocol wants it: paging on through the
+/// tables at [`layout::PAGE_TABLES`], flat segments, interrupts off, `rsi` at the zero page.
+///
+/// # Errors
+///
+/// [`Error::Ioctl`].
+pub fn set_entry(vcpu: &VcpuFd, entry: u64, rsi: u64) -> Result<()> {
+    const PE: u64 = 1;
+    const ET: u64 = 1 << 4;
+    const NE: u64 = 1 << 5;
+    const PG: u64 = 1 << 31;
+    const PAE: u64 = 1 << 5;
+    const LME: u64 = 1 << 8;
+    const LMA: u64 = 1 << 10;
+
+    let mut sregs = vcpu.get_sregs().map_err(Error::ioctl("KVM_GET_SREGS"))?;
+    let data = segment(paging::BOOT_DS, 0x3);
+    sregs.cs = kvm_segment { l: 1, db: 0, ..segment(paging::BOOT_CS, 0xb) };
+    (sregs.ds, sregs.es, sregs.fs, sregs.gs, sregs.ss) = (data, data, data, data, data);
+    sregs.tr =
+        kvm_segment { s: 0, g: 0, db: 0, limit: 0x67, ..segment(paging::BOOT_TSS, 0xb) };
+    sregs.ldt = kvm_segment { s: 0, g: 0, db: 0, limit: 0, unusable: 1, present: 0, ..segment(0, 2) };
+    sregs.gdt.base = layout::GDT;
+    sregs.gdt.limit = (size_of_val(&paging::gdt()) - 1) as u16;
+    sregs.idt.base = 0;
+    sregs.idt.limit = 0;
+    sregs.cr3 = layout::PAGE_TABLES;
+    sregs.cr4 = PAE;
+    sregs.cr0 = PE | ET | NE | PG;
+    sregs.efer = LME | LMA;
+    vcpu.set_sregs(&sregs).map_err(Error::ioctl("KVM_SET_SREGS"))?;
+
+    let regs =
+        kvm_regs { rip: entry, rsi, rsp: layout::STACK_TOP, rflags: 2, ..Default::default() };
+    vcpu.set_regs(&regs).map_err(Error::ioctl("KVM_SET_REGS"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn leaf(function: u32, eax: u32, ebx: u32, ecx: u32, edx: u32) -> kvm_cpuid_entry2 {
+        kvm_cpuid_entry2 { function, eax, ebx, ecx, edx, ..Default::default() }
+    }
+
+    fn find(entries: &[kvm_cpuid_entry2], function: u32, index: u32) -> kvm_cpuid_entry2 {
+        let mut found = entries.iter().filter(|e| e.function == function && e.index == index);
+        let entry = *found.next().expect("leaf");
+        assert!(found.next().is_none(), "leaf {function:#x}.{index} twice");
+        entry
+    }
+
+    #[test]
+    fn leaf_one_names_the_cpu() {
+        let supported = [leaf(0, 1, 0, 0, 0), leaf(1, 0x6a6, 0xff00_0800, 1, 2)];
+        let entry = find(&cpuid(&supported, Topology { id: 3, cpus: 4 }, true), 1, 0);
+        assert_eq!(entry.ebx, 0x0304_0800);
+        assert_eq!(entry.ecx, 1 | TSC_DEADLINE);
+        assert_eq!(entry.edx, 2 | HTT);
+        let alone = find(&cpuid(&supported, Topology { id: 0, cpus: 1 }, false), 1, 0);
+        assert_eq!((alone.ecx, alone.edx), (1, 2));
+    }
+
+    #[test]
+    fn extended_topology_replaces_what_was_there() {
+        let supported = [leaf(0, 0x1f, 0, 0, 0), leaf(0xb, 9, 9, 9, 9), leaf(0x1f, 9, 9, 9, 9)];
+        let entries = cpuid(&supported, Topology { id: 2, cpus: 3 }, false);
+        for function in [0xb, 0x1f] {
+            let core = find(&entries, function, 1);
+            assert_eq!((core.eax, core.ebx, core.ecx, core.edx), (2, 3, 0x201, 2));
+            assert_eq!(find(&entries, function, 0).ecx, 0x100);
+            assert_eq!(find(&entries, function, 2).ebx, 0);
+        }
+    }
+
+    #[test]
+    fn no_extended_topology_beyond_the_highest_leaf() {
+        let entries = cpuid(&[leaf(0, 0xa, 0, 0, 0)], Topology { id: 0, cpus: 2 }, false);
+        assert!(entries.iter().all(|e| e.function != 0xb));
+    }
+
+    #[test]
+    fn amd_core_count() {
+        let auth = u32::from_le_bytes(*b"Auth");
+        let supported = [leaf(0, 0xd, auth, 0, 0), leaf(0x8000_0008, 0, 0, 0xff, 0)];
+        let entries = cpuid(&supported, Topology { id: 0, cpus: 4 }, false);
+        assert_eq!(find(&entries, 0x8000_0008, 0).ecx, 0x2003);
+        let intel = [leaf(0, 0xd, 0, 0, 0), leaf(0x8000_0008, 0, 0, 0, 0)];
+        let entries = cpuid(&intel, Topology { id: 0, cpus: 4 }, false);
+        assert_eq!(find(&entries, 0x8000_0008, 0).ecx, 0);
+    }
+
+    #[test]
+    fn apic_registers_are_little_endian() {
+        let mut lapic = kvm_lapic_state::default();
+        set_apic_register(&mut lapic, 0x350, 0x0001_0700);
+        assert_eq!(&lapic.regs[0x350..0x354], &[0, 7, 1, 0]);
+    }
+}

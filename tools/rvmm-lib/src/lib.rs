@@ -1,0 +1,49 @@
+// SPDX-License-Identifier: Apache-2.0 OR MIT
+//! A virtual machine in a few lines, on `/dev/rvmm` or any device with KVM's ABI.
+//!
+//! ```no_run
+//! use rvmm_vm::{Console, Exit, Vm};
+//!
+//! let vm = Vm::builder()
+//!     .memory(512 << 20)
+//!     .kernel("/boot/vmlinuz")
+//!     .initrd("initrd")
+//!     .console(Console::output(std::io::stdout()))
+//!     .build()?;
+//! match vm.run()? {
+//!     Exit::PowerOff | Exit::Reset => {}
+//!     other => eprintln!("{other}"),
+//! }
+//! # Ok::<(), rvmm_vm::Error>(())
+//! ```
+//!
+//! The machine has a local APIC per CPU, IOAPIC, PIC and PIT in the kernel, one serial port, a CMOS
+//! clock, and a keyboard controller that can only reset. It has no ACPI and no PCI; an MP table
+//! describes the CPUs.
+//!
+//! - Power off: bit 13 written to port 0x604 (as 16 bits, or bit 5 of a byte to port 0x605).
+//! - Reset: 0xfe written to port 0x64.
+
+#![warn(missing_docs)]
+
+pub mod boot;
+pub mod bus;
+mod console;
+pub mod cpu;
+pub mod e820;
+mod error;
+mod exit;
+pub mod layout;
+pub mod mptable;
+pub mod paging;
+pub mod platform;
+pub mod serial;
+pub mod size;
+pub mod sys;
+mod vcpu;
+mod vm;
+
+pub use console::{restore_terminal, Console, ESCAPE_HELP};
+pub use error::{Error, Result};
+pub use exit::{Crash, EntryFailure, Exit};
+pub use vm::{Builder, StopHandle, Vm, DEFAULT_DEVICE};

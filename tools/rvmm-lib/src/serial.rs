@@ -1,0 +1,186 @@
+// SPDX-License-Identifier: Apache-2.0 OR MIT
+//! The serial console: a 16550 at 0x3f8 on ISA interrupt 4.
+
+use std::io::{self, Write};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use kvm_ioctls::VmFd;
+use vm_superio::serial::SerialEvents;
+use vm_superio::{Serial, Trigger};
+use vmm_sys_util::eventfd::EventFd;
+
+use crate::bus::Device;
+
+/// First port.
+pub const PORT: u64 = 0x3f8;
+/// Number of ports.
+pub const PORTS: u64 = 8;
+/// Interrupt line (GSI).
+pub const IRQ: u32 = 4;
+
+/// How the device raises its interrupt.
+pub(crate) enum IrqLine {
+    /// An event that the hypervisor turns into an edge (`KVM_IRQFD`).
+    Event(EventFd),
+    /// An edge made by two calls (`KVM_IRQ_LINE`), for a hypervisor without irqfd.
+    Pulse(Arc<VmFd>, u32),
+}
+
+impl Trigger for IrqLine {
+    type E = io::Error;
+
+    fn trigger(&self) -> io::Result<()> {
+        match self {
+            IrqLine::Event(event) => event.write(1),
+            IrqLine::Pulse(vm, gsi) => {
+                vm.set_irq_line(*gsi, true)?;
+                vm.set_irq_line(*gsi, false)?;
+                Ok(())
+            }
+        }
+    }
+}
+
+/// Tells the event loop that the receive buffer has room again.
+pub(crate) struct Drained(pub(crate) EventFd);
+
+impl SerialEvents for Drained {
+    fn buffer_read(&self) {}
+    fn out_byte(&self) {}
+    fn tx_lost_byte(&self) {}
+    fn in_buffer_empty(&self) {
+        // The counter cannot overflow in practice and a lost wake-up only follows another one.
+        let _ = self.0.write(1);
+    }
+}
+
+type Uart = Serial<IrqLine, Drained, Box<dyn Write + Send>>;
+
+/// Register offsets and bits that decide whether the guest listens.
+const IER: u8 = 1;
+const LCR: u8 = 3;
+const LCR_DLAB: u8 = 0x80;
+const IER_RECEIVE: u8 = 0x01;
+const IER_ALL: u8 = 0x0f;
+
+/// The device as the bus sees it.
+pub(crate) struct SerialPort {
+    uart: Uart,
+    divisor_latch: bool,
+    listening: bool,
+}
+
+impl SerialPort {
+    pub(crate) fn new(irq: IrqLine, drained: EventFd, out: Box<dyn Write + Send>) -> Self {
+        let uart = Serial::with_events(irq, Drained(drained), out);
+        Self { uart, divisor_latch: false, listening: false }
+    }
+
+    /// Bytes that [`Self::enqueue`] takes now: none before the guest has opened the port, because
+    /// its driver throws away what it finds there.
+    pub(crate) fn room(&self) -> usize {
+        if self.listening {
+            self.uart.fifo_capacity()
+        } else {
+            0
+        }
+    }
+
+    fn follow(&mut self, register: u8, value: u8) {
+        match register {
+            LCR => self.divisor_latch = value & LCR_DLAB != 0,
+            // All four at once is how a driver probes for the register.
+            IER if !self.divisor_latch => {
+                let listening = value & IER_RECEIVE != 0 && value & IER_ALL != IER_ALL;
+                if listening && !self.listening {
+                    self.uart.events().in_buffer_empty();
+                }
+                self.listening = listening || (self.listening && value & IER_RECEIVE != 0);
+            }
+            _ => {}
+        }
+    }
+
+    /// Hands received bytes to the guest; the count taken may be less than given.
+    pub(crate) fn enqueue(&mut self, bytes: &[u8]) -> usize {
+        self.uart.enqueue_raw_bytes(bytes).unwrap_or(0)
+    }
+}
+
+impl Device for SerialPort {
+    fn read(&mut self, offset: u64, data: &mut [u8]) {
+        for (step, byte) in data.iter_mut().enumerate() {
+            *byte = self.uart.read(offset.wrapping_add(step as u64) as u8);
+        }
+    }
+
+    fn write(&mut self, offset: u64, data: &[u8]) {
+        for (step, byte) in data.iter().enumerate() {
+            // A console that is gone (closed pipe) must not stop the guest.
+            let register = offset.wrapping_add(step as u64) as u8;
+            if let Err(error) = self.uart.write(register, *byte) {
+                tracing::debug!(%error, "serial output lost");
+            }
+            self.follow(register, *byte);
+        }
+    }
+}
+
+/// Locks the port, whatever a thread that panicked left behind.
+pub(crate) fn lock(port: &Mutex<SerialPort>) -> std::sync::MutexGuard<'_, SerialPort> {
+    port.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn port() -> (SerialPort, EventFd) {
+        let event = || EventFd::new(libc::EFD_NONBLOCK).unwrap();
+        let drained = event();
+        let port = SerialPort::new(
+            IrqLine::Event(event()),
+            drained.try_clone().unwrap(),
+            Box::new(io::sink()),
+        );
+        (port, drained)
+    }
+
+    #[test]
+    fn takes_input_only_while_the_guest_listens() {
+        let (mut port, drained) = port();
+        assert_eq!(port.room(), 0);
+        port.write(1, &[0x0f]);
+        assert_eq!(port.room(), 0, "a probe is not an open port");
+        port.write(1, &[0]);
+        port.write(3, &[0x83]);
+        port.write(1, &[1]);
+        assert_eq!(port.room(), 0, "that was the divisor");
+        port.write(3, &[0x03]);
+        assert!(drained.read().is_err());
+        port.write(1, &[0x05]);
+        assert_eq!(port.room(), 64);
+        assert!(drained.read().is_ok());
+        port.write(1, &[0x0f]);
+        assert_eq!(port.room(), 64, "transmitting meanwhile");
+        port.write(1, &[0]);
+        assert_eq!(port.room(), 0);
+    }
+
+    #[test]
+    fn the_guest_reads_what_was_enqueued() {
+        let (mut port, drained) = port();
+        port.write(1, &[0x05]);
+        drained.read().unwrap();
+        assert_eq!(port.enqueue(b"ab"), 2);
+        let mut byte = [0];
+        port.read(5, &mut byte);
+        assert_eq!(byte[0] & 1, 1);
+        port.read(0, &mut byte);
+        assert_eq!(byte, *b"a");
+        assert!(drained.read().is_err());
+        port.read(0, &mut byte);
+        assert_eq!(byte, *b"b");
+        assert!(drained.read().is_ok());
+    }
+}

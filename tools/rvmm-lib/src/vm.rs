@@ -1,0 +1,543 @@
+// SPDX-License-Identifier: Apache-2.0 OR MIT
+//! The virtual machine: made by a builder, run once.
+
+use std::collections::VecDeque;
+use std::fs::File;
+use std::io::Read;
+use std::os::fd::AsRawFd;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex};
+
+use event_manager::{EventManager, EventOps, Events, MutEventSubscriber, SubscriberOps};
+use kvm_bindings::{
+    kvm_pit_config, kvm_userspace_memory_region, KVM_API_VERSION, KVM_CAP_BINARY_STATS_FD,
+    KVM_MAX_CPUID_ENTRIES, KVM_PIT_SPEAKER_DUMMY,
+};
+use kvm_ioctls::{Cap, Kvm, VmFd};
+use vm_memory::{GuestAddress, GuestMemory, GuestMemoryMmap, GuestMemoryRegion, MemoryRegionAddress};
+use vmm_sys_util::epoll::EventSet;
+use vmm_sys_util::eventfd::EventFd;
+
+use crate::boot::{self, Boot};
+use crate::bus::{Bus, Device};
+use crate::console::{Console, Escape, Terminal};
+use crate::cpu::{self, Topology};
+use crate::error::{Error, Result};
+use crate::exit::Exit;
+use crate::platform::{self, Cmos, Power, ResetLine};
+use crate::serial::{self, IrqLine, SerialPort};
+use crate::vcpu::{self, Control, Vcpu};
+use crate::{layout, sys};
+
+/// Node of rvmm.
+pub const DEFAULT_DEVICE: &str = "/dev/rvmm";
+/// APIC ids of an xAPIC machine end before the broadcast id, and the IOAPIC takes one.
+const MOST_CPUS: usize = 254;
+/// Fewer bytes cannot hold even the tables and a small kernel.
+const LEAST_MEMORY: u64 = 16 << 20;
+
+/// What a virtual machine shall be; see [`Vm::builder`].
+pub struct Builder {
+    device: PathBuf,
+    memory: u64,
+    cpus: usize,
+    boot: Boot,
+    cmdline: Option<String>,
+    append: Option<String>,
+    console: Option<Console>,
+    devices: Vec<(bool, u64, u64, Arc<Mutex<dyn Device>>)>,
+}
+
+impl Builder {
+    /// Hypervisor to use: [`DEFAULT_DEVICE`] unless told otherwise.
+    pub fn device(mut self, path: impl Into<PathBuf>) -> Self {
+        self.device = path.into();
+        self
+    }
+
+    /// Guest memory in bytes, a multiple of 4096; 512 MiB unless told otherwise.
+    pub fn memory(mut self, bytes: u64) -> Self {
+        self.memory = bytes;
+        self
+    }
+
+    /// Number of virtual CPUs; one unless told otherwise.
+    pub fn cpus(mut self, count: usize) -> Self {
+        self.cpus = count;
+        self
+    }
+
+    /// Linux kernel: a bzImage, or an ELF vmlinux.
+    pub fn kernel(mut self, path: impl Into<PathBuf>) -> Self {
+        self.boot.kernel = path.into();
+        self
+    }
+
+    /// Initial ramdisk.
+    pub fn initrd(mut self, path: impl Into<PathBuf>) -> Self {
+        self.boot.initrd = Some(path.into());
+        self
+    }
+
+    /// Kernel command line instead of [`boot::DEFAULT_CMDLINE`].
+    pub fn cmdline(mut self, text: impl Into<String>) -> Self {
+        self.cmdline = Some(text.into());
+        self
+    }
+
+    /// Words added to the command line.
+    pub fn append(mut self, text: impl Into<String>) -> Self {
+        self.append = Some(text.into());
+        self
+    }
+
+    /// Where the serial port leads; output that nobody sees unless told otherwise.
+    pub fn console(mut self, console: Console) -> Self {
+        self.console = Some(console);
+        self
+    }
+
+    /// Puts a device of the caller's on `length` I/O ports from `first`.
+    pub fn ports(mut self, first: u16, length: u16, device: Arc<Mutex<dyn Device>>) -> Self {
+        self.devices.push((true, first.into(), length.into(), device));
+        self
+    }
+
+    /// Puts a device of the caller's on `length` bytes of guest-physical memory from `first`, where
+    /// there is no RAM.
+    pub fn mmio(mut self, first: u64, length: u64, device: Arc<Mutex<dyn Device>>) -> Self {
+        self.devices.push((false, first, length, device));
+        self
+    }
+
+    /// Makes the machine, ready to run.
+    ///
+    /// # Errors
+    ///
+    /// Any [`Error`]; [`Error::remedy`] says what to do.
+    pub fn build(self) -> Result<Vm> {
+        let kvm = open(&self.device)?;
+        let most = kvm.get_max_vcpus().min(MOST_CPUS);
+        if !(1..=most).contains(&self.cpus) {
+            return Err(Error::Cpus { path: self.device, wanted: self.cpus, most });
+        }
+        if self.memory < LEAST_MEMORY || self.memory % 4096 != 0 {
+            let cause = format!("not a multiple of 4K of at least {LEAST_MEMORY:#x}");
+            return Err(Error::Memory { size: self.memory, cause });
+        }
+        let cpus = self.cpus as u8;
+
+        let vm = Arc::new(create_vm(&kvm)?);
+        if vm.check_extension(Cap::SetTssAddr) {
+            vm.set_tss_address(layout::TSS as usize).map_err(Error::ioctl("KVM_SET_TSS_ADDR"))?;
+        }
+        if vm.check_extension(Cap::SetIdentityMapAddr) {
+            vm.set_identity_map_address(layout::IDENTITY_MAP)
+                .map_err(Error::ioctl("KVM_SET_IDENTITY_MAP_ADDR"))?;
+        }
+        vm.create_irq_chip().map_err(Error::ioctl("KVM_CREATE_IRQCHIP"))?;
+        let pit = kvm_pit_config { flags: KVM_PIT_SPEAKER_DUMMY, ..Default::default() };
+        vm.create_pit2(pit).map_err(Error::ioctl("KVM_CREATE_PIT2"))?;
+        let memory = allocate(self.memory)?;
+        map(&vm, &memory)?;
+
+        let control = Arc::new(Control::new().map_err(Error::os("eventfd"))?);
+        let console = self.console.unwrap_or_else(|| Console::output(std::io::sink()));
+        let (input, escape, output, terminal) = console.split();
+        let drained = EventFd::new(libc::EFD_NONBLOCK | libc::EFD_CLOEXEC)
+            .map_err(Error::os("eventfd"))?;
+        let irq = serial_irq(&vm)?;
+        let wake = drained.try_clone().map_err(Error::os("eventfd"))?;
+        let serial = Arc::new(Mutex::new(SerialPort::new(irq, wake, output)));
+
+        let (mut ports, mut mmio) = (Bus::default(), Bus::default());
+        ports.insert(serial::PORT, serial::PORTS, serial.clone());
+        let line = ResetLine(control.clone());
+        ports.insert(platform::I8042_PORT, 5, Arc::new(Mutex::new(platform::I8042::new(line))));
+        ports.insert(platform::CMOS_PORT, 2, Arc::new(Mutex::new(Cmos::new())));
+        ports.insert(platform::POWER_PORT, 2, Arc::new(Mutex::new(Power(control.clone()))));
+        for (is_port, first, length, device) in self.devices {
+            if is_port { &mut ports } else { &mut mmio }.insert(first, length, device);
+        }
+        let (ports, mmio) = (Arc::new(ports), Arc::new(mmio));
+
+        let supported = kvm
+            .get_supported_cpuid(KVM_MAX_CPUID_ENTRIES)
+            .map_err(Error::ioctl("KVM_GET_SUPPORTED_CPUID"))?;
+        let tsc_deadline = vm.check_extension(Cap::TscDeadlineTimer);
+        let mut vcpus = Vec::with_capacity(self.cpus);
+        for id in 0..cpus {
+            let fd = vm.create_vcpu(id.into()).map_err(Error::ioctl("KVM_CREATE_VCPU"))?;
+            let topology = Topology { id, cpus };
+            cpu::set_cpuid(&fd, &cpu::cpuid(supported.as_slice(), topology, tsc_deadline))?;
+            cpu::set_common(&fd, id == 0)?;
+            vcpus.push(Vcpu {
+                id: id.into(),
+                fd,
+                ports: ports.clone(),
+                memory: mmio.clone(),
+                control: control.clone(),
+            });
+        }
+        let first = &vcpus[0].fd;
+
+        let mut boot = self.boot;
+        boot.cmdline = self.cmdline.unwrap_or_else(|| {
+            let mut text = boot::DEFAULT_CMDLINE.to_owned();
+            if vm.check_extension(Cap::GetTscKhz) {
+                // Saves the guest a calibration against the PIT.
+                if let Ok(khz) = first.get_tsc_khz() {
+                    text.push_str(&format!(" tsc_early_khz={khz}"));
+                }
+            }
+            text
+        });
+        if let Some(more) = self.append {
+            boot.cmdline.push(' ');
+            boot.cmdline.push_str(&more);
+        }
+        let leaf1 = supported.as_slice().iter().find(|entry| entry.function == 1);
+        let signature = leaf1.map_or((0, 0), |entry| (entry.eax, entry.edx));
+        let entry = boot::load(&memory, &boot, self.memory, cpus, signature)?;
+        cpu::set_entry(first, entry, layout::ZERO_PAGE)?;
+
+        let stats = stats_files(&vm, &vcpus);
+        Ok(Vm {
+            input,
+            escape,
+            serial,
+            drained,
+            control,
+            vcpus,
+            stats,
+            _vm: vm,
+            _memory: memory,
+            terminal,
+        })
+    }
+}
+
+fn open(path: &Path) -> Result<Kvm> {
+    let name = std::ffi::CString::new(path.as_os_str().as_encoded_bytes()).map_err(|_| {
+        Error::Open { path: path.into(), source: std::io::ErrorKind::InvalidInput.into() }
+    })?;
+    let kvm = Kvm::new_with_path(name).map_err(|error| Error::Open {
+        path: path.into(),
+        source: std::io::Error::from_raw_os_error(error.errno()),
+    })?;
+    let version = kvm.get_api_version();
+    if version != KVM_API_VERSION as i32 {
+        return Err(Error::Version { path: path.into(), version });
+    }
+    for (cap, what) in [
+        (Cap::UserMemory, "KVM_CAP_USER_MEMORY"),
+        (Cap::Irqchip, "KVM_CAP_IRQCHIP"),
+        (Cap::Pit2, "KVM_CAP_PIT2"),
+        (Cap::ImmediateExit, "KVM_CAP_IMMEDIATE_EXIT"),
+    ] {
+        if !kvm.check_extension(cap) {
+            return Err(Error::Missing { path: path.into(), what });
+        }
+    }
+    Ok(kvm)
+}
+
+fn create_vm(kvm: &Kvm) -> Result<VmFd> {
+    loop {
+        match kvm.create_vm() {
+            // A signal while the host synchronises its CPUs.
+            Err(error) if error.errno() == libc::EINTR => {}
+            made => return made.map_err(Error::ioctl("KVM_CREATE_VM")),
+        }
+    }
+}
+
+fn allocate(size: u64) -> Result<GuestMemoryMmap> {
+    let ranges: Vec<_> = layout::ram_ranges(size)
+        .into_iter()
+        .map(|(start, length)| (GuestAddress(start), length as usize))
+        .collect();
+    GuestMemoryMmap::from_ranges(&ranges)
+        .map_err(|error| Error::Memory { size, cause: error.to_string() })
+}
+
+fn map(vm: &VmFd, memory: &GuestMemoryMmap) -> Result<()> {
+    for (slot, region) in memory.iter().enumerate() {
+        let host = region
+            .get_host_address(MemoryRegionAddress(0))
+            .map_err(|error| Error::Memory { size: region.len(), cause: error.to_string() })?;
+        let slot = kvm_userspace_memory_region {
+            slot: slot as u32,
+            guest_phys_addr: region.start_addr().0,
+            memory_size: region.len(),
+            userspace_addr: host as u64,
+            flags: 0,
+        };
+        // SAFETY: the range is an anonymous mapping of exactly this length that belongs to the
+        // `Vm`, which outlives every vCPU thread; the guest may change it at will because all
+        // access goes through vm-memory's volatile functions.
+        unsafe { vm.set_user_memory_region(slot) }
+            .map_err(Error::ioctl("KVM_SET_USER_MEMORY_REGION"))?;
+    }
+    Ok(())
+}
+
+fn serial_irq(vm: &Arc<VmFd>) -> Result<IrqLine> {
+    if !vm.check_extension(Cap::Irqfd) {
+        return Ok(IrqLine::Pulse(vm.clone(), serial::IRQ));
+    }
+    let event = EventFd::new(libc::EFD_NONBLOCK | libc::EFD_CLOEXEC)
+        .map_err(Error::os("eventfd"))?;
+    vm.register_irqfd(&event, serial::IRQ).map_err(Error::ioctl("KVM_IRQFD"))?;
+    Ok(IrqLine::Event(event))
+}
+
+/// Descriptors stay open while the machine runs, so that another process can copy them: the
+/// statistics of a VM are reachable only through its owner.
+fn stats_files(vm: &VmFd, vcpus: &[Vcpu]) -> Vec<(String, File)> {
+    if vm.check_extension_raw(KVM_CAP_BINARY_STATS_FD.into()) <= 0 {
+        return Vec::new();
+    }
+    let mut files = Vec::new();
+    match sys::stats_fd(vm) {
+        Ok(file) => files.push(("vm".to_owned(), file)),
+        Err(error) => tracing::warn!(%error, "no statistics of the VM"),
+    }
+    for vcpu in vcpus {
+        match sys::stats_fd(&vcpu.fd) {
+            Ok(file) => files.push((format!("vcpu{}", vcpu.id), file)),
+            Err(error) => tracing::warn!(%error, vcpu = vcpu.id, "no statistics"),
+        }
+    }
+    files
+}
+
+/// A virtual machine.
+pub struct Vm {
+    input: Option<File>,
+    escape: bool,
+    serial: Arc<Mutex<SerialPort>>,
+    drained: EventFd,
+    control: Arc<Control>,
+    vcpus: Vec<Vcpu>,
+    stats: Vec<(String, File)>,
+    _vm: Arc<VmFd>,
+    // After the VM: the hypervisor lets go of the memory before it is unmapped.
+    _memory: GuestMemoryMmap,
+    // Last: the terminal comes back when everything else is gone.
+    terminal: Option<Terminal>,
+}
+
+/// Ends a running machine from another thread.
+#[derive(Clone)]
+pub struct StopHandle(Arc<Control>);
+
+impl StopHandle {
+    /// Ends the machine with [`Exit::Stopped`], at once if it is not running yet.
+    pub fn stop(&self) {
+        self.0.end(Exit::Stopped);
+    }
+}
+
+impl Vm {
+    /// Starts the description of a machine.
+    pub fn builder() -> Builder {
+        Builder {
+            device: DEFAULT_DEVICE.into(),
+            memory: 512 << 20,
+            cpus: 1,
+            boot: Boot::default(),
+            cmdline: None,
+            append: None,
+            console: None,
+            devices: Vec::new(),
+        }
+    }
+
+    /// A way to end the machine from another thread.
+    pub fn stop_handle(&self) -> StopHandle {
+        StopHandle(self.control.clone())
+    }
+
+    /// The machine's statistics descriptors (api.rst 4.133) by name, none where the hypervisor has
+    /// none. They stay readable after the machine's end.
+    pub fn stats_files(&self) -> std::io::Result<Vec<(String, File)>> {
+        self.stats.iter().map(|(name, file)| Ok((name.clone(), file.try_clone()?))).collect()
+    }
+
+    /// Runs the machine to its end: one thread per CPU, the calling thread serves the console.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Os`] if threads or events cannot be made. A guest that crashes is not an error but
+    /// an [`Exit`].
+    pub fn run(mut self) -> Result<Exit> {
+        vcpu::install_kick().map_err(Error::os("signal handler"))?;
+        let mut threads = Vec::with_capacity(self.vcpus.len());
+        let mut failed = None;
+        for vcpu in self.vcpus.drain(..) {
+            let name = format!("vcpu{}", vcpu.id);
+            match std::thread::Builder::new().name(name).spawn(move || vcpu.run()) {
+                Ok(thread) => threads.push(thread),
+                Err(error) => {
+                    failed = Some(Error::Os { what: "vCPU thread", source: error });
+                    self.control.end(Exit::Stopped);
+                    break;
+                }
+            }
+        }
+        let served = match failed {
+            None => self.serve(),
+            Some(error) => Err(error),
+        };
+        self.control.end(Exit::Stopped);
+        for thread in threads {
+            vcpu::kick(&thread);
+            if thread.join().is_err() {
+                tracing::error!("a vCPU thread panicked");
+            }
+        }
+        drop(self.terminal.take());
+        served?;
+        Ok(self.control.take().unwrap_or(Exit::Stopped))
+    }
+
+    fn serve(&mut self) -> Result<()> {
+        let broken = |error: event_manager::Error| Error::Os {
+            what: "event loop",
+            source: std::io::Error::other(error),
+        };
+        let mut manager = EventManager::<Supervisor>::new().map_err(broken)?;
+        let id = manager.add_subscriber(Supervisor {
+            control: self.control.clone(),
+            drained: self.drained.try_clone().map_err(Error::os("eventfd"))?,
+            serial: self.serial.clone(),
+            input: self.input.take(),
+            escape: self.escape.then(Escape::default),
+            pending: VecDeque::new(),
+            polling: false,
+        });
+        while !self.control.ended() {
+            manager.run().map_err(broken)?;
+        }
+        // The subscriber owns the copy of standard input; drop it with the manager.
+        let _ = manager.remove_subscriber(id);
+        Ok(())
+    }
+}
+
+/// The calling thread's part: typed input to the serial port, and the end.
+struct Supervisor {
+    control: Arc<Control>,
+    drained: EventFd,
+    serial: Arc<Mutex<SerialPort>>,
+    input: Option<File>,
+    escape: Option<Escape>,
+    pending: VecDeque<u8>,
+    polling: bool,
+}
+
+impl Supervisor {
+    /// Hands pending input to the guest as far as it has room; listens for more when it is gone.
+    fn pump(&mut self, ops: &mut EventOps) {
+        let mut serial = serial::lock(&self.serial);
+        while !self.pending.is_empty() && serial.room() > 0 {
+            let taken = serial.enqueue(self.pending.as_slices().0);
+            if taken == 0 {
+                break;
+            }
+            self.pending.drain(..taken);
+        }
+        drop(serial);
+        self.poll_input(self.pending.is_empty(), ops);
+    }
+
+    fn poll_input(&mut self, wanted: bool, ops: &mut EventOps) {
+        let Some(input) = &mut self.input else { return };
+        // The escape has to be seen even while the guest takes nothing.
+        let wanted = wanted || self.escape.is_some();
+        if wanted == self.polling {
+            return;
+        }
+        let events = Events::new(input, EventSet::IN);
+        let done = if wanted { ops.add(events) } else { ops.remove(events) };
+        match done {
+            Ok(()) => self.polling = wanted,
+            Err(_) => {
+                // A plain file cannot be polled: take all of it.
+                let mut bytes = Vec::new();
+                if let Err(error) = input.read_to_end(&mut bytes) {
+                    tracing::warn!(%error, "standard input");
+                }
+                self.pending.extend(bytes);
+                self.input = None;
+            }
+        }
+    }
+
+    fn read_input(&mut self, ops: &mut EventOps) {
+        /// Typed ahead of a guest that does not listen; more is dropped.
+        const MOST_PENDING: usize = 64 << 10;
+        let mut buffer = [0; 256];
+        let Some(input) = &mut self.input else { return };
+        match input.read(&mut buffer) {
+            Ok(0) => {
+                self.poll_end(ops);
+                return;
+            }
+            Ok(count) => {
+                let typed = &buffer[..count];
+                let (through, quit) = match &mut self.escape {
+                    Some(escape) => escape.filter(typed),
+                    None => (typed.to_vec(), false),
+                };
+                if quit {
+                    self.control.end(Exit::Stopped);
+                }
+                if self.pending.len() < MOST_PENDING {
+                    self.pending.extend(through);
+                }
+            }
+            Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
+            Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => {}
+            Err(error) => {
+                tracing::warn!(%error, "standard input");
+                self.poll_end(ops);
+                return;
+            }
+        }
+        self.pump(ops);
+    }
+
+    /// End of input: the guest goes on without.
+    fn poll_end(&mut self, ops: &mut EventOps) {
+        if let Some(input) = self.input.take() {
+            if self.polling {
+                let _ = ops.remove(Events::empty(&input));
+            }
+        }
+    }
+}
+
+impl MutEventSubscriber for Supervisor {
+    fn init(&mut self, ops: &mut EventOps) {
+        for event in [self.control.event(), &self.drained] {
+            if let Err(error) = ops.add(Events::new(event, EventSet::IN)) {
+                tracing::error!(%error, "event loop");
+                self.control.end(Exit::Stopped);
+            }
+        }
+        self.pump(ops);
+    }
+
+    fn process(&mut self, events: Events, ops: &mut EventOps) {
+        let fd = events.fd();
+        if fd == self.drained.as_raw_fd() {
+            // Level-triggered: take the count, whatever it is.
+            let _ = self.drained.read();
+            self.pump(ops);
+        } else if self.input.as_ref().is_some_and(|input| input.as_raw_fd() == fd) {
+            self.read_input(ops);
+        }
+    }
+}

@@ -1,0 +1,62 @@
+// SPDX-License-Identifier: Apache-2.0 OR MIT
+//! The exit status of `rvmm`, one number per way to end.
+
+use std::process::ExitCode;
+
+use rvmm_vm::{Error, Exit};
+
+/// Exit statuses, as the help text lists them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Status {
+    /// The guest powered off or reset itself; or a command did what it should.
+    Done = 0,
+    /// Anything else: ended from outside, a file that is missing, a check that found something.
+    Other = 1,
+    /// The guest crashed: triple fault, internal error, a memory access that the host cannot serve.
+    Crash = 3,
+    /// The host refused: no device, no permission, no such ability.
+    Refused = 4,
+    /// The CPU refused the VM entry.
+    EntryFailure = 5,
+}
+
+/// For `--help`; usage errors are clap's 2.
+pub const TABLE: &str = "\
+Exit status:
+  0  the guest powered off or reset itself
+  1  ended from outside (escape, signal), or another error
+  2  usage
+  3  the guest crashed (triple fault, internal error)
+  4  refused: device missing, no permission, ability lacking
+  5  the CPU refused the VM entry";
+
+impl From<Status> for ExitCode {
+    fn from(status: Status) -> Self {
+        ExitCode::from(status as u8)
+    }
+}
+
+impl From<&Exit> for Status {
+    fn from(exit: &Exit) -> Self {
+        match exit {
+            Exit::PowerOff | Exit::Reset => Status::Done,
+            Exit::Crash(_) => Status::Crash,
+            Exit::EntryFailure(_) => Status::EntryFailure,
+            _ => Status::Other,
+        }
+    }
+}
+
+/// Prints an error with its cause and remedy, and gives its status.
+pub fn report(error: &Error) -> Status {
+    eprintln!("rvmm: {error}");
+    if let Some(remedy) = error.remedy() {
+        eprintln!("      {}", remedy.replace('\n', "\n      "));
+    }
+    if error.is_refusal() {
+        Status::Refused
+    } else {
+        Status::Other
+    }
+}
