@@ -19,8 +19,10 @@ pub mod cpu {
 pub mod mem {
     //! Guest-physical memory: addresses, page-table formats, walkers.
     pub mod addr;
+    pub mod dirty;
     pub mod fmt_ept;
     pub mod fmt_npt;
+    pub mod slots;
     pub mod walk;
 }
 
