@@ -9,10 +9,19 @@
 #[cfg(test)]
 extern crate std;
 
+#[path = "../../../src/exit.rs"]
+pub mod exit;
+
 #[path = "../../../src/cpu"]
 pub mod cpu {
     //! CPU model: registers, CPUID and MSR policy.
+    pub mod canonical;
+    pub mod control;
+    pub mod cpuid;
+    pub mod events;
+    pub mod msr;
     pub mod regs;
+    pub mod xsave;
 }
 
 #[path = "../../../src/mem"]
@@ -31,6 +40,7 @@ pub mod irq {
     //! Interrupt controllers.
     pub mod ioapic;
     pub mod lapic;
+    pub mod lapic_defs;
     pub mod lapic_reg;
     pub mod lapic_timer;
     pub mod line;

@@ -1,0 +1,651 @@
+// SPDX-License-Identifier: GPL-2.0
+//! One local APIC: interrupt acceptance, priorities, EOI, local vector table, reset and modes (SDM 3A ch. 11).
+//!
+//! A pure state machine without locks or clocks: the owner (the vCPU's thread) passes the time in and carries
+//! out the returned [`Action`]. Register access is in [`crate::irq::lapic_reg`], the timer in
+//! [`crate::irq::lapic_timer`].
+//!
+//! Deviation from the SDM, as in KVM: the ID register is writable in xAPIC mode.
+#![forbid(unsafe_code)]
+
+pub use crate::irq::lapic_defs::{base, esr, reg};
+use crate::irq::lapic_defs::{
+    LVTS, LVT_LEVEL, LVT_MASKED, LVT_REMOTE_IRR, SVR_ENABLE, SVR_SUPPRESS_EOI, VERSION,
+    VERSION_SUPPRESS_EOI,
+};
+use crate::irq::lapic_timer::{Timer, TimerArm, TimerMode};
+use crate::irq::msg::{ApicAddr, DeliveryMode, Dfr, Message, TriggerMode, Vector};
+
+/// The access raises #GP(0) in the guest.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Gp;
+
+/// What the virtual CPU model offers; the owner sets it from CPUID and enabled capabilities.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Features {
+    /// CPUID.1:ECX[21]: x2APIC mode may be entered.
+    pub x2apic: bool,
+    /// CPUID.1:ECX[24]: TSC-deadline timer.
+    pub tsc_deadline: bool,
+    /// EOI-broadcast suppression is offered (version register bit 24).
+    pub suppress_eoi: bool,
+    /// MAXPHYADDR, for reserved bits of IA32_APIC_BASE.
+    pub phys_bits: u8,
+}
+
+/// An EOI that the owner may have to pass on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Eoi {
+    /// The vector that ended.
+    pub vector: Vector,
+    /// It was level-triggered.
+    pub level: bool,
+    /// An EOI message goes to the I/O APICs (level-triggered and not suppressed).
+    pub broadcast: bool,
+}
+
+/// What the owner has to do after an access. Empty in the common case.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[must_use]
+pub struct Action {
+    /// Re-arm the timer from [`Lapic::timer_arm`].
+    pub timer: bool,
+    /// Publish [`Lapic::addr`] again.
+    pub addr: bool,
+    /// IA32_APIC_BASE changed: the page moved, appeared or went away.
+    pub base: bool,
+    /// [`Lapic::lint0_accepts_extint`] or LINT0's mode may have changed.
+    pub lint0: bool,
+    /// Look at [`Lapic::pending`] again before the guest continues.
+    pub pending: bool,
+    /// Send this interprocessor interrupt; `source` for [`Message::matches`] is this APIC's ID.
+    pub ipi: Option<Message>,
+    /// An interrupt ended.
+    pub eoi: Option<Eoi>,
+}
+
+impl Action {
+    /// Nothing to do.
+    pub const NONE: Self = Self {
+        timer: false,
+        addr: false,
+        base: false,
+        lint0: false,
+        pending: false,
+        ipi: None,
+        eoi: None,
+    };
+
+    /// Whether there is nothing to do.
+    pub fn is_none(&self) -> bool {
+        *self == Self::NONE
+    }
+
+    /// Everything may have changed.
+    pub(super) const ALL: Self = Self {
+        timer: true,
+        addr: true,
+        base: true,
+        lint0: true,
+        pending: true,
+        ipi: None,
+        eoi: None,
+    };
+}
+
+/// A local interrupt source with an LVT entry that others trigger.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LocalSource {
+    /// LINT0 pin (8259A INTR, PIT as NMI watchdog).
+    Lint0,
+    /// LINT1 pin (NMI).
+    Lint1,
+    /// Performance-monitoring counters; delivery sets the mask bit.
+    Perf,
+    /// Thermal sensor.
+    Thermal,
+}
+
+/// What became of a local interrupt.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LocalEvent {
+    /// Masked, or nothing to do (SMI, reserved modes).
+    None,
+    /// The vector is in IRR now.
+    Posted,
+    /// The owner delivers an NMI.
+    Nmi,
+    /// The owner takes the vector from the 8259A.
+    ExtInt,
+    /// The owner delivers an INIT.
+    Init,
+}
+
+/// A 256-bit register together with a summary: bit `w` is set if word `w` is not zero.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Summary(u8);
+
+/// A local APIC.
+#[derive(Clone, Debug)]
+pub struct Lapic {
+    /// Register image; the register at page offset `o` is word `o / 16`, as in `struct kvm_lapic_state`.
+    pub(super) regs: [u32; 64],
+    pub(super) base: u64,
+    pub(super) id: u32,
+    pub(super) features: Features,
+    pub(super) timer: Timer,
+    /// Errors detected since ESR was last written.
+    pub(super) esr_pending: u32,
+    pub(super) irr_words: Summary,
+    pub(super) isr_words: Summary,
+}
+
+impl Summary {
+    /// Recomputes the summary from the words.
+    fn of(words: [u32; 8]) -> Self {
+        let mut summary = 0;
+        let mut bit = 1u8;
+        for word in words {
+            if word != 0 {
+                summary |= bit;
+            }
+            bit = bit.wrapping_shl(1);
+        }
+        Self(summary)
+    }
+
+    /// Highest word that is not zero.
+    #[inline]
+    fn top(self) -> Option<usize> {
+        (self.0 != 0).then(|| 7 ^ self.0.leading_zeros() as usize & 7)
+    }
+}
+
+/// Index of the register at `offset` in the image.
+#[inline]
+pub(super) const fn idx(offset: u32) -> usize {
+    (offset >> 4) as usize & 63
+}
+
+impl Lapic {
+    /// A local APIC in RESET state with x2APIC ID `id`; `bus_ns` is the period of the timer's input clock.
+    ///
+    /// See [`Lapic::reset`] for the other parameters.
+    pub fn new(id: u32, bsp: bool, lint0_extint: bool, features: Features, bus_ns: u32) -> Self {
+        let mut apic = Self {
+            regs: [0; 64],
+            base: 0,
+            id,
+            features,
+            timer: Timer::new(bus_ns),
+            esr_pending: 0,
+            irr_words: Summary(0),
+            isr_words: Summary(0),
+        };
+        let _ = apic.reset(bsp, lint0_extint);
+        apic
+    }
+
+    /// Power-up or RESET (SDM 3A 11.4.7.1). `lint0_extint`: LINT0 starts as unmasked ExtINT, which stands in for
+    /// the virtual-wire set-up of firmware (KVM_X86_QUIRK_LINT0_REENABLED, default for the BSP).
+    pub fn reset(&mut self, bsp: bool, lint0_extint: bool) -> Action {
+        self.base = base::DEFAULT_ADDRESS | base::ENABLE | if bsp { base::BSP } else { 0 };
+        let _ = self.init(lint0_extint);
+        self.set_reg(reg::ID, self.id << 24);
+        Action::ALL
+    }
+
+    /// INIT (SDM 3A 11.4.7.3): as RESET, but the ID and IA32_APIC_BASE stay.
+    pub fn init(&mut self, lint0_extint: bool) -> Action {
+        let id = self.reg(reg::ID);
+        self.regs = [0; 64];
+        self.set_reg(reg::ID, id);
+        self.set_reg(reg::VERSION, self.version());
+        self.set_reg(reg::DFR, 0xffff_ffff);
+        self.set_reg(reg::SVR, 0xff);
+        for lvt in LVTS {
+            self.set_reg(lvt, LVT_MASKED);
+        }
+        if lint0_extint {
+            self.set_reg(reg::LVT_LINT0, (DeliveryMode::ExtInt as u32) << 8);
+        }
+        self.timer.reset();
+        self.esr_pending = 0;
+        self.irr_words = Summary(0);
+        self.isr_words = Summary(0);
+        Action::ALL
+    }
+
+    /// Value of the version register.
+    pub(super) fn version(&self) -> u32 {
+        if self.features.suppress_eoi {
+            VERSION | VERSION_SUPPRESS_EOI
+        } else {
+            VERSION
+        }
+    }
+
+    /// Replaces the CPU model's features, for instance after KVM_SET_CPUID2.
+    pub fn set_features(&mut self, features: Features) {
+        self.features = features;
+        self.set_reg(reg::VERSION, self.version());
+    }
+
+    /// Register at page offset `offset` as stored.
+    #[inline]
+    pub(super) fn reg(&self, offset: u32) -> u32 {
+        self.regs[idx(offset)]
+    }
+
+    /// Stores a register without side effects.
+    #[inline]
+    pub(super) fn set_reg(&mut self, offset: u32, value: u32) {
+        self.regs[idx(offset)] = value;
+    }
+
+    /// x2APIC ID.
+    pub const fn id(&self) -> u32 {
+        self.id
+    }
+
+    /// IA32_APIC_BASE.
+    pub const fn apic_base(&self) -> u64 {
+        self.base
+    }
+
+    /// Guest-physical address of the xAPIC page, if the page is there (xAPIC mode).
+    pub fn page(&self) -> Option<u64> {
+        (self.hw_enabled() && !self.is_x2apic()).then_some(self.base & !0xfff)
+    }
+
+    /// Enabled in IA32_APIC_BASE.
+    #[inline]
+    pub const fn hw_enabled(&self) -> bool {
+        self.base & base::ENABLE != 0
+    }
+
+    /// Enabled in IA32_APIC_BASE and in SVR.
+    #[inline]
+    pub fn sw_enabled(&self) -> bool {
+        self.hw_enabled() && self.reg(reg::SVR) & SVR_ENABLE != 0
+    }
+
+    /// In x2APIC mode.
+    #[inline]
+    pub const fn is_x2apic(&self) -> bool {
+        self.base & (base::ENABLE | base::EXTD) == base::ENABLE | base::EXTD
+    }
+
+    /// Address and state as senders see them.
+    pub fn addr(&self) -> ApicAddr {
+        ApicAddr {
+            id: self.id,
+            xapic_id: (self.reg(reg::ID) >> 24) as u8,
+            ldr: (self.reg(reg::LDR) >> 24) as u8,
+            dfr: Dfr((self.reg(reg::DFR) >> 28) as u8),
+            prio: self.reg(reg::PPR) as u8,
+            x2apic: self.is_x2apic(),
+            hw_enabled: self.hw_enabled(),
+            sw_enabled: self.sw_enabled(),
+        }
+    }
+
+    /// Writes IA32_APIC_BASE (SDM 3A 11.12.1, 11.12.5). `by_host`: the monitor restores state, any valid
+    /// mode may follow any other.
+    ///
+    /// # Errors
+    /// [`Gp`] on reserved bits, on EXTD without EN or without x2APIC, and on a guest's illegal transition
+    /// (disabled to x2APIC, x2APIC to xAPIC).
+    pub fn set_apic_base(&mut self, value: u64, by_host: bool) -> Result<Action, Gp> {
+        let old = self.base;
+        if value == old {
+            return Ok(Action::NONE);
+        }
+        let top = self.features.phys_bits.clamp(32, 52);
+        let mut reserved = !((1u64 << top) - 1) | 0x2ff;
+        if !self.features.x2apic {
+            reserved |= base::EXTD;
+        }
+        let mode = |v: u64| v & (base::ENABLE | base::EXTD);
+        let x2apic = base::ENABLE | base::EXTD;
+        if value & reserved != 0 || mode(value) == base::EXTD {
+            return Err(Gp);
+        }
+        let illegal = matches!((mode(old), mode(value)), (o, n)
+            if (o == 0 && n == x2apic) || (o == x2apic && n == base::ENABLE));
+        if illegal && !by_host {
+            return Err(Gp);
+        }
+        self.base = value;
+        if mode(old) != mode(value) {
+            if mode(value) == 0 {
+                // Register state is lost while disabled (SDM 3A 11.4.3).
+                let _ = self.init(false);
+            }
+            // The addressing registers start over in the new mode (SDM 3A 11.12.5).
+            self.set_reg(reg::ID, self.id << 24);
+            if mode(value) == x2apic {
+                self.set_reg(reg::LDR, 0);
+                self.set_reg(reg::DFR, 0xffff_ffff);
+            }
+        }
+        Ok(Action::ALL)
+    }
+
+    fn words(&self, first: u32) -> [u32; 8] {
+        let mut words = [0; 8];
+        for (word, reg) in words.iter_mut().zip(self.regs.iter().skip(idx(first))) {
+            *word = *reg;
+        }
+        words
+    }
+
+    /// The 256-bit interrupt request register.
+    pub fn irr(&self) -> [u32; 8] {
+        self.words(reg::IRR)
+    }
+
+    /// The 256-bit in-service register.
+    pub fn isr(&self) -> [u32; 8] {
+        self.words(reg::ISR)
+    }
+
+    /// The 256-bit trigger mode register: vectors whose EOI leaves the local APIC.
+    pub fn tmr(&self) -> [u32; 8] {
+        self.words(reg::TMR)
+    }
+
+    /// Recomputes what is derived from the register image.
+    pub(super) fn refresh(&mut self) {
+        self.irr_words = Summary::of(self.irr());
+        self.isr_words = Summary::of(self.isr());
+        self.update_ppr();
+    }
+
+    #[inline]
+    fn highest(&self, first: u32, summary: Summary) -> Option<Vector> {
+        let word = summary.top()?;
+        let bits = self.regs[(idx(first) + word) & 63];
+        let bit = 31 ^ bits.leading_zeros() & 31;
+        Some(Vector((word as u32 * 32 + bit) as u8))
+    }
+
+    /// Highest vector in IRR, regardless of priority.
+    #[inline]
+    pub fn highest_irr(&self) -> Option<Vector> {
+        self.highest(reg::IRR, self.irr_words)
+    }
+
+    /// Highest vector in ISR.
+    #[inline]
+    pub fn highest_isr(&self) -> Option<Vector> {
+        self.highest(reg::ISR, self.isr_words)
+    }
+
+    /// Processor priority (SDM 3A 11.8.3.1), kept in PPR.
+    pub(super) fn update_ppr(&mut self) {
+        let tpr = self.reg(reg::TPR) & 0xff;
+        let isr = self.highest_isr().map_or(0, |v| u32::from(v.0));
+        let ppr = if tpr & 0xf0 >= isr & 0xf0 {
+            tpr
+        } else {
+            isr & 0xf0
+        };
+        self.set_reg(reg::PPR, ppr);
+    }
+
+    /// Processor priority register.
+    #[inline]
+    pub fn ppr(&self) -> u8 {
+        self.reg(reg::PPR) as u8
+    }
+
+    /// Task priority register.
+    #[inline]
+    pub fn tpr(&self) -> u8 {
+        self.reg(reg::TPR) as u8
+    }
+
+    /// CR8: priority class of the task priority (SDM 3A 11.8.6).
+    #[inline]
+    pub fn cr8(&self) -> u8 {
+        self.tpr() >> 4
+    }
+
+    /// Writes CR8 (the owner has checked bits 63:4).
+    pub fn set_cr8(&mut self, class: u8) {
+        self.set_tpr(u32::from(class & 15) << 4);
+    }
+
+    pub(super) fn set_tpr(&mut self, tpr: u32) {
+        self.set_reg(reg::TPR, tpr & 0xff);
+        self.update_ppr();
+    }
+
+    /// Lowest CR8 value whose removal could let a pending interrupt through: the TPR threshold of VMX, and the
+    /// reason to intercept CR8 writes on SVM. 0 if CR8 does not hold back anything.
+    pub fn cr8_threshold(&self) -> u8 {
+        match self.highest_irr() {
+            Some(v) if v.class() <= self.cr8() => v.class(),
+            _ => 0,
+        }
+    }
+
+    /// The interrupt that the processor would take now (SDM 3A 11.8.3): highest in IRR with a priority class
+    /// above PPR's. Requests accepted before software disabled the APIC stay deliverable (SDM 3A 11.4.7.2).
+    #[inline]
+    pub fn pending(&self) -> Option<Vector> {
+        let vector = self.highest_irr()?;
+        (self.hw_enabled() && vector.class() > self.ppr() >> 4).then_some(vector)
+    }
+
+    /// The processor takes `vector`, which [`Lapic::pending`] returned: from IRR to ISR.
+    pub fn ack(&mut self, vector: Vector) {
+        let (word, bit) = vector.word_bit();
+        let irr = &mut self.regs[(idx(reg::IRR) + word) & 63];
+        *irr &= !bit;
+        if *irr == 0 {
+            self.irr_words.0 &= !(1 << word);
+        }
+        self.regs[(idx(reg::ISR) + word) & 63] |= bit;
+        self.isr_words.0 |= 1 << word;
+        self.update_ppr();
+    }
+
+    /// End of interrupt: clears the highest in-service vector (SDM 3A 11.8.5).
+    pub fn eoi(&mut self) -> Action {
+        let Some(vector) = self.highest_isr() else {
+            return Action::NONE;
+        };
+        let (word, bit) = vector.word_bit();
+        let isr = &mut self.regs[(idx(reg::ISR) + word) & 63];
+        *isr &= !bit;
+        if *isr == 0 {
+            self.isr_words.0 &= !(1 << word);
+        }
+        self.update_ppr();
+        let level = self.regs[(idx(reg::TMR) + word) & 63] & bit != 0;
+        if level {
+            for lvt in [reg::LVT_LINT0, reg::LVT_LINT1] {
+                let value = self.reg(lvt);
+                if value & LVT_REMOTE_IRR != 0 && value as u8 == vector.0 {
+                    self.set_reg(lvt, value & !LVT_REMOTE_IRR);
+                }
+            }
+        }
+        let suppressed = self.features.suppress_eoi && self.reg(reg::SVR) & SVR_SUPPRESS_EOI != 0;
+        Action {
+            pending: true,
+            eoi: Some(Eoi {
+                vector,
+                level,
+                broadcast: level && !suppressed,
+            }),
+            ..Action::NONE
+        }
+    }
+
+    /// Accepts a fixed or lowest-priority interrupt. Returns whether it is in IRR now: an illegal vector goes
+    /// to ESR, a disabled APIC ignores it.
+    pub fn accept(&mut self, vector: Vector, trigger: TriggerMode) -> bool {
+        if !self.sw_enabled() {
+            return false;
+        }
+        if !vector.is_legal() {
+            self.error(esr::RECEIVE_ILLEGAL_VECTOR);
+            return false;
+        }
+        self.request(vector, trigger);
+        true
+    }
+
+    /// Sets IRR and TMR for a legal vector.
+    fn request(&mut self, vector: Vector, trigger: TriggerMode) {
+        let (word, bit) = vector.word_bit();
+        self.regs[(idx(reg::IRR) + word) & 63] |= bit;
+        self.irr_words.0 |= 1 << word;
+        let tmr = &mut self.regs[(idx(reg::TMR) + word) & 63];
+        match trigger {
+            TriggerMode::Edge => *tmr &= !bit,
+            TriggerMode::Level => *tmr |= bit,
+        }
+    }
+
+    /// Accepts all vectors of a posted bitmap at once; `level` marks those that are level-triggered.
+    /// Returns whether any is in IRR now.
+    pub fn accept_bitmap(&mut self, irr: &[u32; 8], level: &[u32; 8]) -> bool {
+        if !self.sw_enabled() {
+            return false;
+        }
+        let mut any = 0;
+        for (word, (&new, &level)) in irr.iter().zip(level).enumerate() {
+            let legal = if word == 0 { new & 0xffff_0000 } else { new };
+            if legal != 0 {
+                self.regs[(idx(reg::IRR) + word) & 63] |= legal;
+                let tmr = &mut self.regs[(idx(reg::TMR) + word) & 63];
+                *tmr = *tmr & !legal | level & legal;
+                self.irr_words.0 |= 1 << word;
+                any |= legal;
+            }
+        }
+        if irr[0] & 0xffff != 0 {
+            self.error(esr::RECEIVE_ILLEGAL_VECTOR);
+        }
+        any != 0
+    }
+
+    /// Records an error for ESR. The error interrupt fires for the first error since ESR was last written
+    /// (SDM 3A 11.5.3).
+    pub(super) fn error(&mut self, bit: u32) {
+        let first = self.esr_pending == 0;
+        self.esr_pending |= bit;
+        let lvt = self.reg(reg::LVT_ERROR);
+        if first && lvt & LVT_MASKED == 0 {
+            self.request_local(lvt, TriggerMode::Edge);
+        }
+    }
+
+    /// Posts the vector of an LVT entry; an illegal one is noted in ESR.
+    fn request_local(&mut self, lvt: u32, trigger: TriggerMode) -> bool {
+        let vector = Vector(lvt as u8);
+        if !self.hw_enabled() {
+            return false;
+        }
+        if !vector.is_legal() {
+            self.esr_pending |= esr::RECEIVE_ILLEGAL_VECTOR;
+            return false;
+        }
+        self.request(vector, trigger);
+        true
+    }
+
+    /// Whether an interrupt of the 8259A reaches the processor: the APIC is disabled globally, or LINT0 is
+    /// unmasked with delivery mode ExtINT.
+    pub fn lint0_accepts_extint(&self) -> bool {
+        let lvt = self.reg(reg::LVT_LINT0);
+        !self.hw_enabled()
+            || lvt & LVT_MASKED == 0 && DeliveryMode::from_bits(lvt >> 8) == DeliveryMode::ExtInt
+    }
+
+    /// A local source became active (SDM 3A 11.5.1).
+    pub fn deliver_local(&mut self, source: LocalSource) -> LocalEvent {
+        let offset = match source {
+            LocalSource::Lint0 => reg::LVT_LINT0,
+            LocalSource::Lint1 => reg::LVT_LINT1,
+            LocalSource::Perf => reg::LVT_PERF,
+            LocalSource::Thermal => reg::LVT_THERMAL,
+        };
+        if !self.hw_enabled() {
+            // Without a local APIC the pins are INTR and NMI (SDM 3A 11.4.3).
+            return match source {
+                LocalSource::Lint0 => LocalEvent::ExtInt,
+                LocalSource::Lint1 => LocalEvent::Nmi,
+                _ => LocalEvent::None,
+            };
+        }
+        let lvt = self.reg(offset);
+        if lvt & LVT_MASKED != 0 {
+            return LocalEvent::None;
+        }
+        if source == LocalSource::Perf {
+            self.set_reg(offset, lvt | LVT_MASKED);
+        }
+        match DeliveryMode::from_bits(lvt >> 8) {
+            DeliveryMode::Fixed => {
+                // Only LINT0 supports level (SDM 3A 11.5.1).
+                let level = source == LocalSource::Lint0 && lvt & LVT_LEVEL != 0;
+                if level && lvt & LVT_REMOTE_IRR != 0 {
+                    return LocalEvent::None;
+                }
+                if !self.request_local(lvt, TriggerMode::from_bit(level)) {
+                    return LocalEvent::None;
+                }
+                if level {
+                    self.set_reg(offset, lvt | LVT_REMOTE_IRR);
+                }
+                LocalEvent::Posted
+            }
+            DeliveryMode::Nmi => LocalEvent::Nmi,
+            DeliveryMode::ExtInt => LocalEvent::ExtInt,
+            DeliveryMode::Init => LocalEvent::Init,
+            _ => LocalEvent::None,
+        }
+    }
+
+    /// When to call [`Lapic::timer_expired`].
+    pub fn timer_arm(&self) -> TimerArm {
+        if !self.hw_enabled() {
+            return TimerArm::Off;
+        }
+        self.timer.arm(self.reg(reg::LVT_TIMER) & LVT_MASKED != 0)
+    }
+
+    /// The time of [`Lapic::timer_arm`] was reached (an early call does no harm). Posts the timer's vector
+    /// unless masked and returns whether it did; re-arm from [`Lapic::timer_arm`] afterwards.
+    pub fn timer_expired(&mut self, now: u64, tsc: u64) -> bool {
+        let lvt = self.reg(reg::LVT_TIMER);
+        self.timer.expired(now, tsc)
+            && lvt & LVT_MASKED == 0
+            && self.request_local(lvt, TriggerMode::Edge)
+    }
+
+    /// IA32_TSC_DEADLINE (SDM 3A 11.5.4.1); 0 unless armed.
+    pub const fn tsc_deadline(&self) -> u64 {
+        self.timer.tsc_deadline()
+    }
+
+    /// Writes IA32_TSC_DEADLINE; ignored unless the timer is in TSC-deadline mode. Whether CPUID has the
+    /// MSR at all is for the owner to check.
+    pub fn set_tsc_deadline(&mut self, tsc: u64) -> Action {
+        let timer = self.hw_enabled() && self.timer.set_tsc_deadline(tsc);
+        Action {
+            timer,
+            ..Action::NONE
+        }
+    }
+
+    /// Mode of the timer.
+    pub const fn timer_mode(&self) -> TimerMode {
+        self.timer.mode()
+    }
+}

@@ -1,0 +1,402 @@
+// SPDX-License-Identifier: GPL-2.0
+//! Register access to a local APIC: xAPIC page, x2APIC MSRs, saved state (SDM 3A 11.4.1, 11.12.1; api.rst 4.57, 4.58).
+#![forbid(unsafe_code)]
+
+use crate::irq::lapic::{idx, Action, Gp, Lapic};
+use crate::irq::lapic_defs::{
+    esr, reg, LVTS, LVT_LEVEL, LVT_MASKED, LVT_REMOTE_IRR, SVR_ENABLE, SVR_SUPPRESS_EOI,
+};
+use crate::irq::lapic_timer::TimerMode;
+use crate::irq::msg::{x2apic_ldr, Message, Shorthand, TriggerMode, Vector};
+
+/// First x2APIC MSR.
+pub const X2APIC_MSR_FIRST: u32 = 0x800;
+/// Last x2APIC MSR.
+pub const X2APIC_MSR_LAST: u32 = 0x8ff;
+
+/// LVT delivery status: read-only, always idle here.
+const LVT_STATUS: u32 = 1 << 12;
+/// ICR bits that hold something; bit 12 (delivery status) is read-only.
+const ICR_VALID: u32 = 0x000c_cfff;
+const ICR_STATUS: u32 = 1 << 12;
+
+/// A saved state that cannot be loaded.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct BadState;
+
+impl Lapic {
+    /// Writable bits of LVT register `offset`.
+    fn lvt_mask(&self, offset: u32) -> u32 {
+        match offset {
+            reg::LVT_TIMER if self.features.tsc_deadline => 0x0007_00ff,
+            reg::LVT_TIMER => 0x0003_00ff,
+            reg::LVT_ERROR => 0x0001_00ff,
+            reg::LVT_THERMAL | reg::LVT_PERF => 0x0001_07ff,
+            // LINT0, LINT1: also polarity and trigger mode.
+            _ => 0x0001_a7ff,
+        }
+    }
+
+    /// Writable bits of SVR: vector, enable, focus checking, and suppression where offered.
+    fn svr_mask(&self) -> u32 {
+        if self.features.suppress_eoi {
+            0x3ff | SVR_SUPPRESS_EOI
+        } else {
+            0x3ff
+        }
+    }
+
+    /// Reads a register that both modes have. `None`: reserved or write-only.
+    fn read_common(&self, offset: u32, now: u64) -> Option<u32> {
+        match offset {
+            reg::VERSION
+            | reg::TPR
+            | reg::PPR
+            | reg::LDR
+            | reg::SVR
+            | reg::ESR
+            | reg::ICR
+            | reg::DIVIDE
+            | reg::INITIAL_COUNT
+            | reg::ISR..=0x270
+            | reg::LVT_TIMER..=reg::LVT_ERROR => Some(self.reg(offset)),
+            reg::CURRENT_COUNT => Some(self.timer.count(now)),
+            _ => None,
+        }
+    }
+
+    /// Writes a register that both modes have, already checked and masked by the caller's mode.
+    fn write_common(&mut self, offset: u32, value: u32, now: u64) -> Action {
+        match offset {
+            reg::TPR => {
+                self.set_tpr(value);
+                Action {
+                    pending: true,
+                    ..Action::NONE
+                }
+            }
+            reg::EOI => self.eoi(),
+            reg::SVR => self.write_svr(value, now),
+            reg::ESR => {
+                // A write shows the errors detected since the last one (SDM 3A 11.5.3).
+                let errors = core::mem::take(&mut self.esr_pending);
+                self.set_reg(reg::ESR, errors);
+                Action::NONE
+            }
+            reg::LVT_TIMER..=reg::LVT_ERROR => self.write_lvt(offset, value, now),
+            reg::INITIAL_COUNT => {
+                let taken = self.timer.set_initial(value, now);
+                if taken {
+                    self.set_reg(reg::INITIAL_COUNT, value);
+                }
+                Action {
+                    timer: taken,
+                    ..Action::NONE
+                }
+            }
+            reg::DIVIDE => {
+                let dcr = value & 0xb;
+                if dcr == self.reg(reg::DIVIDE) {
+                    return Action::NONE;
+                }
+                self.set_reg(reg::DIVIDE, dcr);
+                self.timer.set_divide(dcr, now);
+                Action {
+                    timer: true,
+                    ..Action::NONE
+                }
+            }
+            _ => Action::NONE,
+        }
+    }
+
+    fn write_svr(&mut self, value: u32, now: u64) -> Action {
+        let old = self.reg(reg::SVR);
+        self.set_reg(reg::SVR, value & self.svr_mask());
+        if value & SVR_ENABLE == 0 {
+            // Disabling masks the LVT; the mask bits stay set until software clears them (SDM 3A 11.4.7.2).
+            self.timer.skip_past(now);
+            for lvt in LVTS {
+                self.set_reg(lvt, self.reg(lvt) | LVT_MASKED);
+            }
+        }
+        let toggled = (old ^ value) & SVR_ENABLE != 0;
+        Action {
+            addr: toggled,
+            timer: toggled,
+            lint0: value & SVR_ENABLE == 0,
+            pending: toggled,
+            ..Action::NONE
+        }
+    }
+
+    fn write_lvt(&mut self, offset: u32, value: u32, now: u64) -> Action {
+        let old = self.reg(offset);
+        let mut lvt = value & self.lvt_mask(offset) | old & LVT_REMOTE_IRR;
+        if self.reg(reg::SVR) & SVR_ENABLE == 0 {
+            lvt |= LVT_MASKED;
+        }
+        if offset == reg::LVT_TIMER {
+            // Expiries that fell into a masked time are lost.
+            if old & LVT_MASKED != 0 {
+                self.timer.skip_past(now);
+            }
+            if self.timer.set_mode(TimerMode::from_lvt(lvt), now) {
+                self.set_reg(reg::INITIAL_COUNT, 0);
+            }
+        }
+        if lvt & LVT_LEVEL == 0 {
+            lvt &= !LVT_REMOTE_IRR;
+        }
+        self.set_reg(offset, lvt);
+        Action {
+            timer: offset == reg::LVT_TIMER,
+            lint0: offset == reg::LVT_LINT0,
+            ..Action::NONE
+        }
+    }
+
+    /// Carries out a command in ICR format.
+    fn send(&mut self, low: u32, high: u32) -> Action {
+        let mut message = Message::from_icr(low, high, self.is_x2apic());
+        if message.is_init_deassert() {
+            return Action::NONE;
+        }
+        // Processors since the Pentium 4 send all IPIs edge-triggered (SDM 3A table 11-3).
+        message.trigger = TriggerMode::Edge;
+        message.level = true;
+        if message.delivery.has_vector() && !message.vector.is_legal() {
+            self.error(esr::SEND_ILLEGAL_VECTOR);
+            return Action {
+                pending: true,
+                ..Action::NONE
+            };
+        }
+        if message.shorthand == Shorthand::Myself && message.delivery.has_vector() {
+            return Action {
+                pending: self.accept(message.vector, TriggerMode::Edge),
+                ..Action::NONE
+            };
+        }
+        Action {
+            ipi: Some(message),
+            ..Action::NONE
+        }
+    }
+
+    /// Reads the register at `offset` (0 to 0xff0, a multiple of 16) of the xAPIC page. Reserved registers read
+    /// as zero and are noted in ESR; `now` is the time in nanoseconds. Outside xAPIC mode (see [`Lapic::page`]) there is
+    /// no page: all ones.
+    pub fn read(&mut self, offset: u32, now: u64) -> u32 {
+        if self.page().is_none() {
+            return u32::MAX;
+        }
+        let value = match offset {
+            reg::ID | reg::DFR | reg::ICR2 => Some(self.reg(offset)),
+            reg::APR | reg::RRD | reg::EOI => Some(0),
+            _ if offset & 15 != 0 => None,
+            _ => self.read_common(offset, now),
+        };
+        value.unwrap_or_else(|| {
+            self.error(esr::ILLEGAL_REGISTER);
+            0
+        })
+    }
+
+    /// Writes the register at `offset` of the xAPIC page. Reserved bits are ignored, reserved registers are noted
+    /// in ESR. Ignored outside xAPIC mode.
+    pub fn write(&mut self, offset: u32, value: u32, now: u64) -> Action {
+        if self.page().is_none() {
+            return Action::NONE;
+        }
+        let addressed = Action {
+            addr: true,
+            ..Action::NONE
+        };
+        match offset {
+            reg::ID => {
+                self.set_reg(reg::ID, value & 0xff00_0000);
+                addressed
+            }
+            reg::LDR => {
+                self.set_reg(reg::LDR, value & 0xff00_0000);
+                addressed
+            }
+            reg::DFR => {
+                self.set_reg(reg::DFR, value | 0x0fff_ffff);
+                addressed
+            }
+            reg::ICR2 => {
+                self.set_reg(reg::ICR2, value & 0xff00_0000);
+                Action::NONE
+            }
+            reg::ICR => {
+                let low = value & ICR_VALID & !ICR_STATUS;
+                self.set_reg(reg::ICR, low);
+                self.send(low, self.reg(reg::ICR2))
+            }
+            reg::VERSION
+            | reg::APR
+            | reg::PPR
+            | reg::RRD
+            | reg::CURRENT_COUNT
+            | reg::ISR..=0x27f => Action::NONE,
+            reg::EOI | reg::TPR | reg::SVR | reg::ESR | reg::INITIAL_COUNT | reg::DIVIDE => {
+                self.write_common(offset, value, now)
+            }
+            reg::LVT_TIMER..=reg::LVT_ERROR if offset & 15 == 0 => {
+                self.write_common(offset, value, now)
+            }
+            _ => {
+                self.error(esr::ILLEGAL_REGISTER);
+                Action {
+                    pending: true,
+                    ..Action::NONE
+                }
+            }
+        }
+    }
+
+    /// Page offset of x2APIC MSR `index`.
+    fn msr_offset(&self, index: u32) -> Result<u32, Gp> {
+        match index.checked_sub(X2APIC_MSR_FIRST) {
+            Some(n) if n < 0x40 && self.is_x2apic() => Ok(n << 4),
+            _ => Err(Gp),
+        }
+    }
+
+    /// Reads an x2APIC MSR, 0x800 to 0x8ff (SDM 3A table 11-6).
+    ///
+    /// # Errors
+    /// [`Gp`] outside x2APIC mode and for reserved and write-only registers.
+    pub fn rdmsr(&self, index: u32, now: u64) -> Result<u64, Gp> {
+        let offset = self.msr_offset(index)?;
+        match offset {
+            reg::ID => Ok(u64::from(self.id)),
+            reg::LDR => Ok(u64::from(x2apic_ldr(self.id))),
+            reg::ICR => Ok(u64::from(self.reg(reg::ICR)) | u64::from(self.reg(reg::ICR2)) << 32),
+            _ => self.read_common(offset, now).map(u64::from).ok_or(Gp),
+        }
+    }
+
+    /// Writes an x2APIC MSR.
+    ///
+    /// # Errors
+    /// [`Gp`] outside x2APIC mode, for reserved and read-only registers and for reserved bits.
+    pub fn wrmsr(&mut self, index: u32, value: u64, now: u64) -> Result<Action, Gp> {
+        let offset = self.msr_offset(index)?;
+        let low = value as u32;
+        if offset == reg::ICR {
+            if low & !(ICR_VALID | ICR_STATUS) != 0 {
+                return Err(Gp);
+            }
+            let low = low & !ICR_STATUS;
+            let high = (value >> 32) as u32;
+            self.set_reg(reg::ICR, low);
+            self.set_reg(reg::ICR2, high);
+            return Ok(self.send(low, high));
+        }
+        let allowed = match offset {
+            reg::EOI | reg::ESR => 0,
+            reg::TPR | reg::SELF_IPI => 0xff,
+            reg::SVR => self.svr_mask(),
+            reg::INITIAL_COUNT => u32::MAX,
+            reg::DIVIDE => 0xb,
+            reg::LVT_LINT0 | reg::LVT_LINT1 => self.lvt_mask(offset) | LVT_STATUS | LVT_REMOTE_IRR,
+            reg::LVT_TIMER..=reg::LVT_ERROR => self.lvt_mask(offset) | LVT_STATUS,
+            _ => return Err(Gp),
+        };
+        if value & !u64::from(allowed) != 0 {
+            return Err(Gp);
+        }
+        if offset == reg::SELF_IPI {
+            return Ok(self.send(1 << 18 | low, 0));
+        }
+        Ok(self.write_common(offset, low, now))
+    }
+
+    /// Register image for KVM_GET_LAPIC; word `n` goes to byte offset `16 n` of `kvm_lapic_state.regs`.
+    /// `ids_32bit`: the ID register of an APIC in x2APIC mode is in x2APIC format
+    /// (KVM_X2APIC_API_USE_32BIT_IDS), else bits 31:24 hold the low byte.
+    pub fn get_state(&self, ids_32bit: bool, now: u64) -> [u32; 64] {
+        let mut regs = self.regs;
+        regs[idx(reg::CURRENT_COUNT)] = self.timer.count(now);
+        if self.is_x2apic() {
+            regs[idx(reg::ID)] = if ids_32bit { self.id } else { self.id << 24 };
+            regs[idx(reg::LDR)] = x2apic_ldr(self.id);
+        }
+        regs
+    }
+
+    /// Loads a register image (KVM_SET_LAPIC) in the present mode. Bits that no register holds are dropped. The
+    /// timer continues from the image's current count; TSC deadline and IA32_APIC_BASE are not part of it.
+    ///
+    /// # Errors
+    /// [`BadState`] if the ID of an APIC in x2APIC mode would change.
+    pub fn set_state(
+        &mut self,
+        image: &[u32; 64],
+        ids_32bit: bool,
+        now: u64,
+    ) -> Result<Action, BadState> {
+        let get = |offset: u32| image[idx(offset)];
+        let x2apic = self.is_x2apic();
+        if x2apic && ids_32bit && get(reg::ID) != self.id {
+            return Err(BadState);
+        }
+        // While in x2APIC mode the stored ID and LDR are not used; keep what RESET would give.
+        let (id, ldr, dfr) = if x2apic {
+            (self.id << 24, 0, 0xffff_ffff)
+        } else {
+            (
+                get(reg::ID) & 0xff00_0000,
+                get(reg::LDR) & 0xff00_0000,
+                get(reg::DFR) | 0x0fff_ffff,
+            )
+        };
+        self.regs = [0; 64];
+        self.set_reg(reg::ID, id);
+        self.set_reg(reg::LDR, ldr);
+        self.set_reg(reg::DFR, dfr);
+        self.set_reg(reg::VERSION, self.version());
+        self.set_reg(reg::TPR, get(reg::TPR) & 0xff);
+        self.set_reg(reg::SVR, get(reg::SVR) & self.svr_mask());
+        self.set_reg(reg::ESR, get(reg::ESR) & 0xff);
+        self.set_reg(reg::ICR, get(reg::ICR) & ICR_VALID & !ICR_STATUS);
+        let icr2 = if x2apic { u32::MAX } else { 0xff00_0000 };
+        self.set_reg(reg::ICR2, get(reg::ICR2) & icr2);
+        for word in 0..8 {
+            let legal = if word == 0 { 0xffff_0000 } else { u32::MAX };
+            for first in [reg::ISR, reg::TMR, reg::IRR] {
+                let offset = first + word * 16;
+                self.set_reg(offset, get(offset) & legal);
+            }
+        }
+        for lvt in LVTS {
+            let remote = match lvt {
+                reg::LVT_LINT0 | reg::LVT_LINT1 => get(lvt) & LVT_REMOTE_IRR,
+                _ => 0,
+            };
+            // A software-disabled APIC keeps unmasked entries here: clients set LINT0 to ExtINT that way
+            // before the guest has enabled anything.
+            self.set_reg(lvt, get(lvt) & self.lvt_mask(lvt) | remote);
+        }
+        self.set_reg(reg::DIVIDE, get(reg::DIVIDE) & 0xb);
+        self.esr_pending = 0;
+        self.timer.reset();
+        self.timer.set_divide(self.reg(reg::DIVIDE), now);
+        let mode = TimerMode::from_lvt(self.reg(reg::LVT_TIMER));
+        self.timer.set_mode(mode, now);
+        let (initial, left) = (get(reg::INITIAL_COUNT), get(reg::CURRENT_COUNT));
+        if self.timer.restore(initial, left, now) {
+            self.set_reg(reg::INITIAL_COUNT, initial);
+        }
+        self.refresh();
+        Ok(Action::ALL)
+    }
+
+    /// Vector that the spurious-interrupt register selects (SDM 3A 11.9).
+    pub fn spurious_vector(&self) -> Vector {
+        Vector(self.reg(reg::SVR) as u8)
+    }
+}

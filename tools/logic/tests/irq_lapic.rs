@@ -1,0 +1,891 @@
+// SPDX-License-Identifier: GPL-2.0
+//! Local APIC against SDM 3A chapter 11, and a random walk over its interface.
+#![forbid(unsafe_code)]
+
+use rvmm_logic::irq::lapic::*;
+use rvmm_logic::irq::lapic_reg::BadState;
+use rvmm_logic::irq::lapic_timer::{TimerArm, MIN_PERIOD_NS};
+use rvmm_logic::irq::msg::*;
+
+const FEATURES: Features = Features {
+    x2apic: true,
+    tsc_deadline: true,
+    suppress_eoi: false,
+    phys_bits: 40,
+};
+const BASE: u64 = base::DEFAULT_ADDRESS | base::ENABLE;
+const MASKED: u32 = 1 << 16;
+
+fn fresh() -> Lapic {
+    Lapic::new(1, false, false, FEATURES, 1)
+}
+
+/// Software-enabled, in xAPIC mode.
+fn xapic() -> Lapic {
+    let mut a = fresh();
+    assert!(a.write(reg::SVR, 0x1ff, 0).addr);
+    a
+}
+
+/// Software-enabled, in x2APIC mode.
+fn x2apic() -> Lapic {
+    let mut a = xapic();
+    assert!(a.set_apic_base(BASE | base::EXTD, false).unwrap().base);
+    a
+}
+
+fn eoi_of(action: Action) -> Option<(u8, bool, bool)> {
+    action.eoi.map(|e| (e.vector.0, e.level, e.broadcast))
+}
+
+#[test]
+fn reset_state() {
+    let mut a = Lapic::new(3, true, true, FEATURES, 1);
+    assert_eq!(a.apic_base(), 0xfee0_0900);
+    assert_eq!(a.page(), Some(0xfee0_0000));
+    for (offset, value) in [
+        (reg::ID, 3 << 24),
+        (reg::VERSION, 0x50014),
+        (reg::TPR, 0),
+        (reg::LDR, 0),
+        (reg::DFR, 0xffff_ffff),
+        (reg::SVR, 0xff),
+        (reg::ESR, 0),
+        (reg::ICR, 0),
+        (reg::LVT_TIMER, MASKED),
+        (reg::LVT_PERF, MASKED),
+        (reg::LVT_THERMAL, MASKED),
+        (reg::LVT_LINT0, 0x700),
+        (reg::LVT_LINT1, MASKED),
+        (reg::LVT_ERROR, MASKED),
+        (reg::INITIAL_COUNT, 0),
+        (reg::CURRENT_COUNT, 0),
+        (reg::DIVIDE, 0),
+    ] {
+        assert_eq!(a.read(offset, 0), value, "{offset:#x}");
+    }
+    assert!(a.lint0_accepts_extint());
+    assert!(!fresh().lint0_accepts_extint());
+    assert_eq!(fresh().apic_base(), 0xfee0_0800);
+}
+
+#[test]
+fn init_keeps_id_and_base() {
+    let mut a = x2apic();
+    assert!(a.accept(Vector(0x50), TriggerMode::Edge));
+    let _ = a.init(false);
+    assert!(a.is_x2apic());
+    assert!(!a.sw_enabled());
+    assert_eq!(a.rdmsr(0x802, 0), Ok(1));
+    assert_eq!(a.highest_irr(), None);
+    let mut a = xapic();
+    let _ = a.write(reg::ID, 0x0900_0000, 0);
+    let _ = a.init(false);
+    assert_eq!(a.read(reg::ID, 0), 0x0900_0000);
+    let _ = a.reset(false, false);
+    assert_eq!(a.read(reg::ID, 0), 0x0100_0000);
+}
+
+#[test]
+fn base_transitions() {
+    let x2 = BASE | base::EXTD;
+    // SDM 3A 11.12.5: from each mode, which are legal for the guest.
+    for (from, to, legal) in [
+        (BASE, x2, true),
+        (BASE, BASE & !base::ENABLE, true),
+        (x2, BASE, false),
+        (x2, base::DEFAULT_ADDRESS, true),
+        (base::DEFAULT_ADDRESS, BASE, true),
+        (base::DEFAULT_ADDRESS, x2, false),
+        (BASE, base::DEFAULT_ADDRESS | base::EXTD, false),
+        (
+            base::DEFAULT_ADDRESS,
+            base::DEFAULT_ADDRESS | base::EXTD,
+            false,
+        ),
+    ] {
+        let mut a = fresh();
+        let _ = a.set_apic_base(from, true).unwrap();
+        assert_eq!(
+            a.set_apic_base(to, false).is_ok(),
+            legal,
+            "{from:#x} {to:#x}"
+        );
+        assert_eq!(a.apic_base() == to, legal);
+        let host_ok = to & (base::ENABLE | base::EXTD) != base::EXTD;
+        assert_eq!(a.set_apic_base(to, true).is_ok(), host_ok);
+    }
+    let mut a = fresh();
+    assert_eq!(a.set_apic_base(BASE | 1 << 40, true), Err(Gp));
+    assert_eq!(a.set_apic_base(BASE | 1, true), Err(Gp));
+    assert_eq!(a.set_apic_base(BASE | 1 << 9, true), Err(Gp));
+    assert!(
+        a.set_apic_base(0x12_3456_7000 | base::ENABLE, false)
+            .unwrap()
+            .base
+    );
+    assert_eq!(a.page(), Some(0x12_3456_7000));
+    a.set_features(Features {
+        x2apic: false,
+        ..FEATURES
+    });
+    assert_eq!(a.set_apic_base(x2, true), Err(Gp));
+}
+
+#[test]
+fn disabling_loses_state() {
+    let mut a = xapic();
+    assert!(a.accept(Vector(0x50), TriggerMode::Edge));
+    let _ = a.set_apic_base(base::DEFAULT_ADDRESS, false).unwrap();
+    assert_eq!(a.page(), None);
+    assert_eq!(a.pending(), None);
+    assert!(!a.accept(Vector(0x51), TriggerMode::Edge));
+    assert!(a.lint0_accepts_extint());
+    assert_eq!(a.deliver_local(LocalSource::Lint0), LocalEvent::ExtInt);
+    assert_eq!(a.deliver_local(LocalSource::Lint1), LocalEvent::Nmi);
+    let _ = a.set_apic_base(BASE, false).unwrap();
+    assert_eq!(a.read(reg::SVR, 0), 0xff);
+    assert_eq!(a.highest_irr(), None);
+}
+
+#[test]
+fn nesting_by_priority() {
+    let mut a = xapic();
+    assert!(a.accept(Vector(0x35), TriggerMode::Edge));
+    assert!(a.accept(Vector(0x31), TriggerMode::Edge));
+    assert_eq!(a.pending(), Some(Vector(0x35)));
+    a.ack(Vector(0x35));
+    assert_eq!(a.ppr(), 0x30);
+    // Same class: waits.
+    assert_eq!(a.pending(), None);
+    assert!(a.accept(Vector(0x40), TriggerMode::Edge));
+    assert_eq!(a.pending(), Some(Vector(0x40)));
+    a.ack(Vector(0x40));
+    assert_eq!((a.ppr(), a.highest_isr()), (0x40, Some(Vector(0x40))));
+    assert_eq!(eoi_of(a.write(reg::EOI, 0, 0)), Some((0x40, false, false)));
+    assert_eq!(a.pending(), None);
+    assert_eq!(eoi_of(a.write(reg::EOI, 0, 0)), Some((0x35, false, false)));
+    assert_eq!(a.pending(), Some(Vector(0x31)));
+    a.ack(Vector(0x31));
+    assert!(a.write(reg::EOI, 0, 0).eoi.is_some());
+    assert!(a.write(reg::EOI, 0, 0).is_none());
+    assert_eq!((a.irr(), a.isr()), ([0; 8], [0; 8]));
+}
+
+#[test]
+fn every_vector_through() {
+    let mut a = xapic();
+    for v in 16..=255u8 {
+        assert!(a.accept(Vector(v), TriggerMode::Edge));
+        assert_eq!(a.read(reg::IRR + u32::from(v / 32) * 16, 0), 1 << (v & 31));
+        assert_eq!(a.pending(), Some(Vector(v)));
+        a.ack(Vector(v));
+        assert_eq!(a.read(reg::ISR + u32::from(v / 32) * 16, 0), 1 << (v & 31));
+        assert_eq!(eoi_of(a.eoi()), Some((v, false, false)));
+    }
+}
+
+#[test]
+fn tpr_cr8_ppr() {
+    let mut a = xapic();
+    assert!(a.accept(Vector(0x45), TriggerMode::Edge));
+    assert!(a.write(reg::TPR, 0x4f, 0).pending);
+    assert_eq!((a.cr8(), a.ppr(), a.pending()), (4, 0x4f, None));
+    assert_eq!(a.cr8_threshold(), 4);
+    a.set_cr8(3);
+    assert_eq!(
+        (a.tpr(), a.pending(), a.cr8_threshold()),
+        (0x30, Some(Vector(0x45)), 0)
+    );
+    a.ack(Vector(0x45));
+    // PPR: task priority wins only with a class at least as high.
+    assert_eq!(a.ppr(), 0x40);
+    let _ = a.write(reg::TPR, 0x41, 0);
+    assert_eq!(a.ppr(), 0x41);
+    a.set_cr8(0xff);
+    assert_eq!(a.ppr(), 0xf0);
+    let _ = a.write(reg::TPR, 0xffff_ff12, 0);
+    assert_eq!(a.read(reg::TPR, 0), 0x12);
+}
+
+#[test]
+fn level_eoi_and_suppression() {
+    let mut a = xapic();
+    assert!(a.accept(Vector(0x61), TriggerMode::Level));
+    a.ack(Vector(0x61));
+    assert_eq!(a.tmr()[3], 2);
+    assert_eq!(eoi_of(a.eoi()), Some((0x61, true, true)));
+    // An edge on the same vector takes the TMR bit back.
+    assert!(a.accept(Vector(0x61), TriggerMode::Edge));
+    assert_eq!(a.tmr()[3], 0);
+    let mut a = Lapic::new(
+        1,
+        false,
+        false,
+        Features {
+            suppress_eoi: true,
+            ..FEATURES
+        },
+        1,
+    );
+    assert_eq!(a.read(reg::VERSION, 0), 0x0105_0014);
+    let _ = a.write(reg::SVR, 0x11ff, 0);
+    assert!(a.accept(Vector(0x61), TriggerMode::Level));
+    a.ack(Vector(0x61));
+    assert_eq!(eoi_of(a.eoi()), Some((0x61, true, false)));
+    // Not offered: the bit does not stick.
+    let mut a = fresh();
+    let _ = a.write(reg::SVR, 0xffff_ffff, 0);
+    assert_eq!(a.read(reg::SVR, 0), 0x3ff);
+}
+
+#[test]
+fn bitmap_accept() {
+    let mut a = xapic();
+    let mut irr = [0u32; 8];
+    let mut level = [0u32; 8];
+    assert!(!a.accept_bitmap(&irr, &level));
+    irr[1] = 1 << 3 | 1;
+    irr[7] = 1 << 31;
+    level[1] = 1 << 3 | 1 << 9;
+    assert!(a.accept_bitmap(&irr, &level));
+    assert_eq!(a.irr(), irr);
+    assert_eq!(a.tmr()[1], 1 << 3);
+    assert_eq!(a.pending(), Some(Vector(255)));
+    let mut low = [0u32; 8];
+    low[0] = 1 << 15;
+    assert!(!a.accept_bitmap(&low, &[0; 8]));
+    let _ = a.write(reg::ESR, 0, 0);
+    assert_eq!(a.read(reg::ESR, 0), esr::RECEIVE_ILLEGAL_VECTOR);
+    let mut off = fresh();
+    assert!(!off.accept_bitmap(&irr, &level));
+    assert_eq!(off.irr(), [0; 8]);
+}
+
+#[test]
+fn software_disable_masks_lvt() {
+    let mut a = xapic();
+    let _ = a.write(reg::LVT_LINT0, 0x700, 0);
+    assert!(a.lint0_accepts_extint());
+    assert!(a.accept(Vector(0x50), TriggerMode::Edge));
+    let action = a.write(reg::SVR, 0xff, 0);
+    assert!(action.addr && action.lint0 && action.timer);
+    assert_eq!(a.read(reg::LVT_LINT0, 0), 0x700 | MASKED);
+    // What is in IRR stays deliverable; nothing new is accepted.
+    assert_eq!(a.pending(), Some(Vector(0x50)));
+    assert!(!a.accept(Vector(0x51), TriggerMode::Edge));
+    let _ = a.write(reg::LVT_ERROR, 0x44, 0);
+    assert_eq!(a.read(reg::LVT_ERROR, 0), 0x44 | MASKED);
+    let _ = a.write(reg::SVR, 0x1ff, 0);
+    // The masks stay until software clears them.
+    assert_eq!(a.read(reg::LVT_LINT0, 0), 0x700 | MASKED);
+}
+
+#[test]
+fn lvt_masks() {
+    let mut a = xapic();
+    for (offset, value) in [
+        (reg::LVT_TIMER, 0x0007_00ff),
+        (reg::LVT_THERMAL, 0x0001_07ff),
+        (reg::LVT_PERF, 0x0001_07ff),
+        (reg::LVT_LINT0, 0x0001_a7ff),
+        (reg::LVT_LINT1, 0x0001_a7ff),
+        (reg::LVT_ERROR, 0x0001_00ff),
+    ] {
+        let _ = a.write(offset, 0xffff_ffff, 0);
+        assert_eq!(a.read(offset, 0), value, "{offset:#x}");
+    }
+    a.set_features(Features {
+        tsc_deadline: false,
+        ..FEATURES
+    });
+    let _ = a.write(reg::LVT_TIMER, 0xffff_ffff, 0);
+    assert_eq!(a.read(reg::LVT_TIMER, 0), 0x0003_00ff);
+}
+
+#[test]
+fn esr_write_then_read() {
+    let mut a = xapic();
+    let _ = a.write(reg::LVT_ERROR, 0x44, 0);
+    assert_eq!(a.read(0x40, 0), 0);
+    // Not visible before a write; the error interrupt is there at once.
+    assert_eq!(a.read(reg::ESR, 0), 0);
+    assert_eq!(a.pending(), Some(Vector(0x44)));
+    a.ack(Vector(0x44));
+    let _ = a.eoi();
+    assert!(!a.accept(Vector(3), TriggerMode::Edge));
+    // Second error before ESR was written: no second interrupt.
+    assert_eq!(a.pending(), None);
+    let _ = a.write(reg::ESR, 0x1234, 0);
+    assert_eq!(
+        a.read(reg::ESR, 0),
+        esr::ILLEGAL_REGISTER | esr::RECEIVE_ILLEGAL_VECTOR
+    );
+    let _ = a.write(reg::ESR, 0, 0);
+    assert_eq!(a.read(reg::ESR, 0), 0);
+    let _ = a.write(0x3f0, 0x50, 0);
+    assert_eq!(a.pending(), Some(Vector(0x44)));
+    let _ = a.write(reg::ESR, 0, 0);
+    assert_eq!(a.read(reg::ESR, 0), esr::ILLEGAL_REGISTER);
+}
+
+#[test]
+fn error_lvt_with_illegal_vector_does_not_recurse() {
+    let mut a = xapic();
+    let _ = a.write(reg::LVT_ERROR, 0x04, 0);
+    assert_eq!(a.read(0x40, 0), 0);
+    let _ = a.write(reg::ESR, 0, 0);
+    assert_eq!(
+        a.read(reg::ESR, 0),
+        esr::ILLEGAL_REGISTER | esr::RECEIVE_ILLEGAL_VECTOR
+    );
+    assert_eq!(a.highest_irr(), None);
+}
+
+#[test]
+fn icr_sends() {
+    let mut a = xapic();
+    assert!(a.write(reg::ICR2, 0x0512_3456, 0).is_none());
+    let m = a.write(reg::ICR, 0x0000_5841, 0).ipi.unwrap();
+    assert_eq!((m.dest, m.dest_mode), (5, DestMode::Logical));
+    assert_eq!(
+        (m.delivery, m.vector, m.dest_is_8bit),
+        (DeliveryMode::Fixed, Vector(0x41), true)
+    );
+    assert_eq!(a.read(reg::ICR, 0), 0x4841, "delivery status reads idle");
+    assert_eq!(a.read(reg::ICR2, 0), 0x0500_0000);
+    // INIT, de-assert, start-up.
+    assert_eq!(
+        a.write(reg::ICR, 0x000c_c500, 0).ipi.unwrap().delivery,
+        DeliveryMode::Init
+    );
+    assert!(a.write(reg::ICR, 0x000c_8500, 0).is_none());
+    let m = a.write(reg::ICR, 0x000c_4609, 0).ipi.unwrap();
+    assert_eq!(
+        (m.delivery, m.vector, m.shorthand),
+        (DeliveryMode::StartUp, Vector(9), Shorthand::AllButSelf)
+    );
+    // Illegal vector: nothing is sent.
+    assert_eq!(a.write(reg::ICR, 0x0000_400f, 0).ipi, None);
+    let _ = a.write(reg::ESR, 0, 0);
+    assert_eq!(a.read(reg::ESR, 0), esr::SEND_ILLEGAL_VECTOR);
+    // Level-triggered fixed IPIs are sent as edges.
+    let m = a.write(reg::ICR, 0x0000_c041, 0).ipi.unwrap();
+    assert_eq!(m.trigger, TriggerMode::Edge);
+    // To oneself.
+    let action = a.write(reg::ICR, 0x0004_4077, 0);
+    assert!(action.pending && action.ipi.is_none());
+    assert_eq!(a.pending(), Some(Vector(0x77)));
+    let nmi = a.write(reg::ICR, 0x0004_4400, 0).ipi.unwrap();
+    assert_eq!(
+        (nmi.delivery, nmi.shorthand),
+        (DeliveryMode::Nmi, Shorthand::Myself)
+    );
+}
+
+#[test]
+fn x2apic_registers() {
+    let mut a = Lapic::new(0x123, false, false, FEATURES, 1);
+    assert_eq!(a.rdmsr(0x802, 0), Err(Gp));
+    assert_eq!(a.wrmsr(0x80b, 0, 0), Err(Gp));
+    let _ = a.set_apic_base(BASE | base::EXTD, false).unwrap();
+    assert_eq!(a.page(), None);
+    assert_eq!(a.rdmsr(0x802, 0), Ok(0x123));
+    assert_eq!(a.rdmsr(0x80d, 0), Ok(0x0012_0008));
+    let _ = a.wrmsr(0x80f, 0x1ff, 0).unwrap();
+    let m = a
+        .wrmsr(0x830, 0x0000_0456_0000_0841, 0)
+        .unwrap()
+        .ipi
+        .unwrap();
+    assert_eq!((m.dest, m.dest_is_8bit), (0x456, false));
+    assert_eq!(a.rdmsr(0x830, 0), Ok(0x0000_0456_0000_0841));
+    let _ = a.wrmsr(0x830, 0x1041, 0).unwrap();
+    assert_eq!(
+        a.rdmsr(0x830, 0),
+        Ok(0x41),
+        "delivery status is dropped, not a fault"
+    );
+    assert!(a.wrmsr(0x83f, 0x99, 0).unwrap().pending);
+    assert_eq!(a.pending(), Some(Vector(0x99)));
+    a.ack(Vector(0x99));
+    assert_eq!(a.rdmsr(0x814, 0), Ok(1 << 25));
+    assert_eq!(
+        eoi_of(a.wrmsr(0x80b, 0, 0).unwrap()),
+        Some((0x99, false, false))
+    );
+    assert_eq!(a.wrmsr(0x83f, 0x5, 0).unwrap().ipi, None);
+    let _ = a.wrmsr(0x828, 0, 0).unwrap();
+    assert_eq!(a.rdmsr(0x828, 0), Ok(u64::from(esr::SEND_ILLEGAL_VECTOR)));
+}
+
+#[test]
+fn x2apic_faults() {
+    let mut a = x2apic();
+    // SDM 3A table 11-6: what can be read and written.
+    let readable = [
+        0x802, 0x803, 0x808, 0x80a, 0x80d, 0x80f, 0x828, 0x830, 0x832, 0x833, 0x834, 0x835, 0x836,
+        0x837, 0x838, 0x839, 0x83e,
+    ];
+    let writable = [
+        0x808, 0x80b, 0x80f, 0x828, 0x830, 0x832, 0x833, 0x834, 0x835, 0x836, 0x837, 0x838, 0x83e,
+        0x83f,
+    ];
+    for msr in 0x7f0..0x910 {
+        let bitmap = (0x810..0x828).contains(&msr);
+        assert_eq!(
+            a.rdmsr(msr, 0).is_ok(),
+            bitmap || readable.contains(&msr),
+            "read {msr:#x}"
+        );
+        let value = if msr == 0x83f { 0x20 } else { 0 };
+        assert_eq!(
+            a.wrmsr(msr, value, 0).is_ok(),
+            writable.contains(&msr),
+            "write {msr:#x}"
+        );
+    }
+    let mut a = x2apic();
+    for (msr, value) in [
+        (0x808, 0x100),
+        (0x80b, 1),
+        (0x80f, 0x11ff),
+        (0x80f, 0x400),
+        (0x828, 1),
+        (0x830, 1 << 13),
+        (0x830, 1 << 16),
+        (0x830, 1 << 20),
+        (0x832, 1 << 8),
+        (0x832, 1 << 19),
+        (0x835, 1 << 11),
+        (0x837, 1 << 8),
+        (0x838, 1 << 32),
+        (0x83e, 4),
+        (0x83f, 0x100),
+    ] {
+        assert_eq!(a.wrmsr(msr, value, 0), Err(Gp), "{msr:#x} {value:#x}");
+    }
+    // Read-only status bits may be written back.
+    assert!(a.wrmsr(0x835, 1 << 12 | 1 << 14 | 0x10700, 0).is_ok());
+    assert_eq!(a.rdmsr(0x835, 0), Ok(0x10700));
+    assert_eq!(a.rdmsr(u32::MAX, 0), Err(Gp));
+    assert_eq!(a.rdmsr(0, 0), Err(Gp));
+}
+
+#[test]
+fn xapic_addressing_registers() {
+    let mut a = xapic();
+    assert!(a.write(reg::LDR, 0x02ff_ffff, 0).addr);
+    assert_eq!(a.read(reg::LDR, 0), 0x0200_0000);
+    assert!(a.write(reg::DFR, 0, 0).addr);
+    assert_eq!(a.read(reg::DFR, 0), 0x0fff_ffff);
+    let addr = a.addr();
+    assert_eq!(
+        (addr.ldr, addr.dfr, addr.xapic_id, addr.id),
+        (2, Dfr::CLUSTER, 1, 1)
+    );
+    assert!(addr.hw_enabled && addr.sw_enabled && !addr.x2apic);
+    for offset in [
+        reg::VERSION,
+        reg::PPR,
+        reg::CURRENT_COUNT,
+        reg::ISR,
+        reg::TMR,
+        0x270,
+        reg::APR,
+        reg::RRD,
+    ] {
+        assert!(a.write(offset, 0xffff_ffff, 0).is_none(), "{offset:#x}");
+    }
+    assert_eq!((a.irr(), a.isr(), a.tmr()), ([0; 8], [0; 8], [0; 8]));
+    assert_eq!(a.read(reg::EOI, 0), 0);
+    let _ = a.write(reg::ESR, 0, 0);
+    assert_eq!(a.read(reg::ESR, 0), 0);
+}
+
+#[test]
+fn one_shot_timer() {
+    let mut a = xapic();
+    let _ = a.write(reg::LVT_TIMER, 0x40, 0);
+    let _ = a.write(reg::DIVIDE, 0b1011, 0);
+    assert!(a.write(reg::INITIAL_COUNT, 1000, 500).timer);
+    assert_eq!(a.timer_arm(), TimerArm::AtNs(1500));
+    assert_eq!(a.read(reg::CURRENT_COUNT, 500), 1000);
+    assert_eq!(a.read(reg::CURRENT_COUNT, 1499), 1);
+    assert_eq!(a.read(reg::CURRENT_COUNT, 1500), 0);
+    assert!(!a.timer_expired(1499, 0));
+    assert_eq!(a.timer_arm(), TimerArm::AtNs(1500));
+    assert!(a.timer_expired(1501, 0));
+    assert_eq!(a.pending(), Some(Vector(0x40)));
+    assert_eq!(a.timer_arm(), TimerArm::Off);
+    assert!(!a.timer_expired(3000, 0));
+    // Count 0 stops.
+    let _ = a.write(reg::INITIAL_COUNT, 1000, 2000);
+    let _ = a.write(reg::INITIAL_COUNT, 0, 2100);
+    assert_eq!(
+        (a.timer_arm(), a.read(reg::CURRENT_COUNT, 2100)),
+        (TimerArm::Off, 0)
+    );
+}
+
+#[test]
+fn divide_configuration() {
+    for (dcr, divisor) in [
+        (0, 2),
+        (1, 4),
+        (2, 8),
+        (3, 16),
+        (8, 32),
+        (9, 64),
+        (10, 128),
+        (11, 1),
+    ] {
+        let mut a = Lapic::new(0, false, false, FEATURES, 10);
+        let _ = a.write(reg::SVR, 0x1ff, 0);
+        let _ = a.write(reg::LVT_TIMER, 0x40, 0);
+        let _ = a.write(reg::DIVIDE, dcr, 0);
+        let _ = a.write(reg::INITIAL_COUNT, 100, 7);
+        assert_eq!(a.timer_arm(), TimerArm::AtNs(7 + 1000 * divisor));
+    }
+    // Changing it on the way stretches the rest.
+    let mut a = xapic();
+    let _ = a.write(reg::LVT_TIMER, 0x40, 0);
+    let _ = a.write(reg::DIVIDE, 0b1011, 0);
+    let _ = a.write(reg::INITIAL_COUNT, 1000, 0);
+    assert!(a.write(reg::DIVIDE, 0, 400).timer);
+    assert_eq!(a.timer_arm(), TimerArm::AtNs(400 + 1200));
+    assert_eq!(a.read(reg::CURRENT_COUNT, 400), 600);
+}
+
+#[test]
+fn periodic_timer() {
+    let mut a = xapic();
+    let _ = a.write(reg::LVT_TIMER, 0x2_0040, 0);
+    let _ = a.write(reg::DIVIDE, 0b1011, 0);
+    let _ = a.write(reg::INITIAL_COUNT, 100_000, 0);
+    assert!(a.timer_expired(100_001, 0));
+    assert_eq!(a.timer_arm(), TimerArm::AtNs(200_000));
+    // Late by several periods: one interrupt, the phase stays.
+    assert!(a.timer_expired(750_000, 0));
+    assert_eq!(a.timer_arm(), TimerArm::AtNs(800_000));
+    assert_eq!(a.read(reg::CURRENT_COUNT, 760_000), 40_000);
+    assert_eq!(a.read(reg::CURRENT_COUNT, 860_000), 40_000);
+    // Storm protection.
+    let _ = a.write(reg::INITIAL_COUNT, 1, 1_000_000);
+    assert_eq!(a.timer_arm(), TimerArm::AtNs(1_000_000 + MIN_PERIOD_NS));
+    assert_eq!(a.read(reg::CURRENT_COUNT, 1_000_000), 1);
+}
+
+#[test]
+fn masked_timer_loses_expiries() {
+    let mut a = xapic();
+    let _ = a.write(reg::DIVIDE, 0b1011, 0);
+    let _ = a.write(reg::LVT_TIMER, MASKED | 0x40, 0);
+    let _ = a.write(reg::INITIAL_COUNT, 100_000, 0);
+    assert_eq!(a.timer_arm(), TimerArm::Off);
+    assert!(a.write(reg::LVT_TIMER, 0x40, 50_000).timer);
+    assert_eq!(a.timer_arm(), TimerArm::AtNs(100_000));
+    let _ = a.write(reg::LVT_TIMER, MASKED | 0x40, 60_000);
+    assert!(!a.timer_expired(100_000, 0));
+    let _ = a.write(reg::LVT_TIMER, 0x40, 150_000);
+    assert_eq!(a.timer_arm(), TimerArm::Off);
+    let _ = a.write(reg::LVT_TIMER, MASKED | 0x2_0040, 150_000);
+    let _ = a.write(reg::INITIAL_COUNT, 100_000, 200_000);
+    let _ = a.write(reg::LVT_TIMER, 0x2_0040, 550_000);
+    assert_eq!(a.timer_arm(), TimerArm::AtNs(600_000));
+}
+
+#[test]
+fn tsc_deadline() {
+    let mut a = xapic();
+    // Ignored in other modes (SDM 3A 11.5.4.1).
+    assert!(a.set_tsc_deadline(77).is_none());
+    assert_eq!(a.tsc_deadline(), 0);
+    let _ = a.write(reg::LVT_TIMER, 0x2_0040, 0);
+    let _ = a.write(reg::INITIAL_COUNT, 100_000, 0);
+    // Entering the mode disarms.
+    assert!(a.write(reg::LVT_TIMER, 0x4_0040, 0).timer);
+    assert_eq!(a.timer_arm(), TimerArm::Off);
+    assert_eq!(
+        (a.read(reg::INITIAL_COUNT, 0), a.read(reg::CURRENT_COUNT, 0)),
+        (0, 0)
+    );
+    assert!(a.write(reg::INITIAL_COUNT, 55, 0).is_none());
+    assert_eq!(a.read(reg::INITIAL_COUNT, 0), 0);
+    assert!(a.set_tsc_deadline(5000).timer);
+    assert_eq!(
+        (a.timer_arm(), a.tsc_deadline()),
+        (TimerArm::AtTsc(5000), 5000)
+    );
+    assert!(!a.timer_expired(u64::MAX, 4999));
+    assert!(a.timer_expired(0, 5000));
+    assert_eq!((a.timer_arm(), a.tsc_deadline()), (TimerArm::Off, 0));
+    assert_eq!(a.pending(), Some(Vector(0x40)));
+    // Masked at expiry: disarmed without an interrupt.
+    let _ = a.set_tsc_deadline(6000);
+    let _ = a.write(reg::LVT_TIMER, MASKED | 0x4_0041, 0);
+    assert_eq!(a.timer_arm(), TimerArm::AtTsc(6000));
+    assert!(!a.timer_expired(0, 6000));
+    assert_eq!(a.tsc_deadline(), 0);
+    // Zero disarms, leaving the mode disarms.
+    let _ = a.set_tsc_deadline(7000);
+    let _ = a.set_tsc_deadline(0);
+    assert_eq!(a.timer_arm(), TimerArm::Off);
+    let _ = a.set_tsc_deadline(7000);
+    let _ = a.write(reg::LVT_TIMER, 0x40, 0);
+    assert_eq!((a.timer_arm(), a.tsc_deadline()), (TimerArm::Off, 0));
+}
+
+#[test]
+fn timer_extremes_do_not_overflow() {
+    let mut a = Lapic::new(0, false, false, FEATURES, u32::MAX);
+    let _ = a.write(reg::SVR, 0x1ff, 0);
+    let _ = a.write(reg::LVT_TIMER, 0x2_0040, 0);
+    let _ = a.write(reg::DIVIDE, 0b1010, 0);
+    let _ = a.write(reg::INITIAL_COUNT, u32::MAX, u64::MAX - 1);
+    assert!(matches!(a.timer_arm(), TimerArm::AtNs(_)));
+    let _ = a.timer_expired(u64::MAX, u64::MAX);
+    let _ = a.read(reg::CURRENT_COUNT, 0);
+    let _ = a.read(reg::CURRENT_COUNT, u64::MAX);
+    let mut a = Lapic::new(0, false, false, FEATURES, 0);
+    let _ = a.write(reg::SVR, 0x1ff, 0);
+    let _ = a.write(reg::LVT_TIMER, 0x2_0040, 0);
+    let _ = a.write(reg::INITIAL_COUNT, u32::MAX, 5);
+    let _ = a.timer_expired(u64::MAX, 0);
+    let _ = a.read(reg::CURRENT_COUNT, 7);
+}
+
+#[test]
+fn local_sources() {
+    let mut a = xapic();
+    assert_eq!(a.deliver_local(LocalSource::Lint1), LocalEvent::None);
+    let _ = a.write(reg::LVT_LINT1, 0x400, 0);
+    assert_eq!(a.deliver_local(LocalSource::Lint1), LocalEvent::Nmi);
+    let _ = a.write(reg::LVT_LINT0, 0x700, 0);
+    assert_eq!(a.deliver_local(LocalSource::Lint0), LocalEvent::ExtInt);
+    let _ = a.write(reg::LVT_LINT0, 0x500, 0);
+    assert_eq!(a.deliver_local(LocalSource::Lint0), LocalEvent::Init);
+    let _ = a.write(reg::LVT_LINT0, 0x200, 0);
+    assert_eq!(a.deliver_local(LocalSource::Lint0), LocalEvent::None);
+    // Level-triggered fixed: remote IRR holds back until the EOI.
+    let _ = a.write(reg::LVT_LINT0, 0x8055, 0);
+    assert_eq!(a.deliver_local(LocalSource::Lint0), LocalEvent::Posted);
+    assert_eq!(a.read(reg::LVT_LINT0, 0), 0xc055);
+    assert_eq!(a.deliver_local(LocalSource::Lint0), LocalEvent::None);
+    a.ack(Vector(0x55));
+    let _ = a.eoi();
+    assert_eq!(a.read(reg::LVT_LINT0, 0), 0x8055);
+    assert_eq!(a.deliver_local(LocalSource::Lint0), LocalEvent::Posted);
+    // A performance-monitoring interrupt masks itself (SDM 3A 11.5.1).
+    let _ = a.write(reg::LVT_PERF, 0x400, 0);
+    assert_eq!(a.deliver_local(LocalSource::Perf), LocalEvent::Nmi);
+    assert_eq!(a.read(reg::LVT_PERF, 0), 0x400 | MASKED);
+    assert_eq!(a.deliver_local(LocalSource::Perf), LocalEvent::None);
+    let _ = a.write(reg::LVT_THERMAL, 0x0e, 0);
+    assert_eq!(a.deliver_local(LocalSource::Thermal), LocalEvent::None);
+    let _ = a.write(reg::ESR, 0, 0);
+    assert_eq!(a.read(reg::ESR, 0), esr::RECEIVE_ILLEGAL_VECTOR);
+}
+
+#[test]
+fn state_round_trip() {
+    let mut a = xapic();
+    let _ = a.write(reg::LVT_TIMER, 0x2_0040, 0);
+    let _ = a.write(reg::DIVIDE, 0b1011, 0);
+    let _ = a.write(reg::INITIAL_COUNT, 100_000, 0);
+    assert!(a.accept(Vector(0x50), TriggerMode::Level));
+    assert!(a.accept(Vector(0x90), TriggerMode::Edge));
+    a.ack(Vector(0x90));
+    let image = a.get_state(false, 30_000);
+    assert_eq!(image[0x39], 70_000);
+    let mut b = fresh();
+    assert!(b.set_state(&image, false, 1_000_000).unwrap().timer);
+    assert_eq!(b.timer_arm(), TimerArm::AtNs(1_070_000));
+    assert_eq!(b.get_state(false, 1_000_000), image);
+    assert_eq!(
+        (b.highest_isr(), b.ppr(), b.pending()),
+        (Some(Vector(0x90)), 0x90, None)
+    );
+    let _ = b.eoi();
+    assert_eq!(b.pending(), Some(Vector(0x50)));
+    // A finished one-shot does not fire again.
+    let mut a = xapic();
+    let _ = a.write(reg::LVT_TIMER, 0x40, 0);
+    let _ = a.write(reg::INITIAL_COUNT, 10, 0);
+    assert!(a.timer_expired(1000, 0));
+    let mut b = fresh();
+    let _ = b.set_state(&a.get_state(false, 1000), false, 0).unwrap();
+    assert_eq!(b.timer_arm(), TimerArm::Off);
+}
+
+#[test]
+fn state_id_formats() {
+    let mut a = Lapic::new(0x123, false, false, FEATURES, 1);
+    assert_eq!(a.get_state(true, 0)[2], 0x2300_0000);
+    let _ = a.set_apic_base(BASE | base::EXTD, false).unwrap();
+    let wide = a.get_state(true, 0);
+    let narrow = a.get_state(false, 0);
+    assert_eq!((wide[2], wide[0xd]), (0x123, 0x0012_0008));
+    assert_eq!(narrow[2], 0x2300_0000);
+    assert!(a.set_state(&wide, true, 0).is_ok());
+    assert_eq!(a.set_state(&narrow, true, 0), Err(BadState));
+    let mut odd = narrow;
+    odd[2] = 0x7700_0000;
+    assert!(a.set_state(&odd, false, 0).is_ok());
+    assert_eq!(a.rdmsr(0x802, 0), Ok(0x123));
+    // ICR in x2APIC mode: upper half in the ICR2 word.
+    let _ = a.wrmsr(0x830, 0x89ab_cdef_0000_0041, 0).unwrap();
+    assert_eq!(a.get_state(true, 0)[0x31], 0x89ab_cdef);
+}
+
+#[test]
+fn state_of_disabled_apic_keeps_extint() {
+    // Clients patch LINT0 and LINT1 before the guest runs.
+    let mut a = fresh();
+    let mut image = a.get_state(false, 0);
+    image[0x35] = 0x700;
+    image[0x36] = 0x400;
+    let _ = a.set_state(&image, false, 0).unwrap();
+    assert!(a.lint0_accepts_extint());
+    assert_eq!(a.deliver_local(LocalSource::Lint1), LocalEvent::Nmi);
+}
+
+#[test]
+fn hostile_state_is_sanitised() {
+    let mut a = x2apic();
+    let _ = a.set_state(&[u32::MAX; 64], false, 0).unwrap();
+    let image = a.get_state(false, 0);
+    assert_eq!((image[0x10], image[0x20]), (0xffff_0000, 0xffff_0000));
+    assert_eq!(image[0x30], 0x000c_cfff & !0x1000);
+    assert_eq!(image[0x0f], 0x3ff);
+    assert_eq!(image[3], 0x50014);
+    assert_eq!(image[0x32], 0x0007_00ff);
+    assert_eq!((image[0], image[0x3f]), (0, 0));
+    assert_eq!(a.highest_irr(), Some(Vector(255)));
+}
+
+/// xorshift64* generator.
+struct Rng(u64);
+
+impl Rng {
+    fn next(&mut self) -> u64 {
+        self.0 ^= self.0 >> 12;
+        self.0 ^= self.0 << 25;
+        self.0 ^= self.0 >> 27;
+        self.0.wrapping_mul(0x2545_f491_4f6c_dd1d)
+    }
+}
+
+fn naive_highest(words: [u32; 8]) -> Option<Vector> {
+    (0..=255u8)
+        .rev()
+        .find(|v| words[usize::from(v / 32)] >> (v & 31) & 1 != 0)
+        .map(Vector)
+}
+
+fn check(a: &Lapic) {
+    assert_eq!(a.highest_irr(), naive_highest(a.irr()));
+    assert_eq!(a.highest_isr(), naive_highest(a.isr()));
+    assert_eq!(a.irr()[0] & 0xffff, 0);
+    assert_eq!(a.isr()[0] & 0xffff, 0);
+    let isr = a.highest_isr().map_or(0, |v| v.0);
+    let ppr = if a.tpr() >> 4 >= isr >> 4 {
+        a.tpr()
+    } else {
+        isr & 0xf0
+    };
+    assert_eq!(a.ppr(), ppr);
+    if let Some(v) = a.pending() {
+        assert!(v.0 >> 4 > ppr >> 4 && a.hw_enabled());
+    }
+    assert_eq!(ApicAddr::from_bits(a.addr().to_bits()), a.addr());
+    if let TimerArm::AtTsc(t) = a.timer_arm() {
+        assert_eq!(t, a.tsc_deadline());
+    }
+}
+
+#[test]
+fn random_walk() {
+    for seed in 1..9u64 {
+        let mut r = Rng(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15));
+        let features = Features {
+            suppress_eoi: seed & 1 != 0,
+            tsc_deadline: seed & 2 != 0,
+            ..FEATURES
+        };
+        let mut a = Lapic::new(seed as u32, seed & 4 != 0, false, features, 1);
+        let mut now = 0u64;
+        for _ in 0..20_000 {
+            let x = r.next();
+            let y = r.next();
+            now = if x & 0xfff == 0 {
+                y
+            } else {
+                now.wrapping_add(y & 0xffff)
+            };
+            let value = if x & 0x1_0000 != 0 {
+                y as u32
+            } else {
+                y as u32 & 0x7_ffff
+            };
+            match x >> 60 {
+                0 | 1 => {
+                    let offset = (x as u32 & 0xff) << 4;
+                    let _ = a.read(offset, now);
+                }
+                2..=4 => {
+                    let offset = if x & 0x2_0000 != 0 {
+                        x as u32
+                    } else {
+                        (x as u32 & 0x3f) << 4
+                    };
+                    let _ = a.write(offset, value, now);
+                }
+                5 => drop(a.rdmsr(0x800 + (x as u32 & 0x7f), now)),
+                6 => drop(a.wrmsr(0x800 + (x as u32 & 0x3f), y >> (x >> 8 & 63), now)),
+                7 | 8 => drop(a.accept(Vector(x as u8), TriggerMode::from_bit(x & 0x100 != 0))),
+                9 => {
+                    let words = [(y & x) as u32; 8];
+                    let _ = a.accept_bitmap(&words, &[x as u32; 8]);
+                }
+                10 | 11 => {
+                    if let Some(v) = a.pending() {
+                        a.ack(v);
+                        assert!(a.highest_isr() == Some(v));
+                    }
+                }
+                12 => {
+                    let before = a.highest_isr();
+                    assert_eq!(a.eoi().eoi.map(|e| e.vector), before);
+                }
+                13 => {
+                    let _ = a.timer_expired(now, y);
+                    let _ = a.set_tsc_deadline(y >> 1);
+                }
+                14 if x & 0xf0 == 0 => {
+                    let _ = a.set_apic_base(y & 0xfd00 | base::DEFAULT_ADDRESS, x & 1 != 0);
+                    let _ = a.write(reg::SVR, 0x1ff, now);
+                }
+                14 => drop(a.deliver_local(LocalSource::Lint0)),
+                _ => {
+                    let image = a.get_state(x & 1 != 0, now);
+                    if x & 0xff00 == 0 {
+                        let mut noisy = image;
+                        noisy[x as usize & 63] ^= y as u32;
+                        let _ = a.set_state(&noisy, x & 1 != 0, now);
+                    } else {
+                        let mut b = a.clone();
+                        let _ = b.set_state(&image, x & 1 != 0, now).unwrap();
+                        let mut copy = b.get_state(x & 1 != 0, now);
+                        if image[0x39] == 0 {
+                            // A finished countdown restarts if it was made periodic since.
+                            copy[0x39] = 0;
+                        }
+                        assert_eq!(copy, image);
+                    }
+                }
+            }
+            check(&a);
+        }
+    }
+}
