@@ -31,6 +31,7 @@ pub mod mem {
     pub mod dirty;
     pub mod fmt_ept;
     pub mod fmt_npt;
+    pub mod gwalk;
     pub mod slots;
     pub mod walk;
 }
