@@ -216,13 +216,23 @@ impl<E: Env + ?Sized> Context<'_, E> {
         Ok(true)
     }
 
-    /// The destination is written in both cases, with its old value when the comparison fails (SDM 2A CMPXCHG).
+    /// A memory destination is written in both cases, with its old value when the comparison fails (SDM 2A CMPXCHG); a register is not.
     fn cmpxchg(&mut self) -> Result<bool, Stop> {
         let insn = self.insn;
         let width = insn.width;
         let acc = Operand::Reg(Gpr::Rax);
         let new = self.load(insn.src, width)?;
         let expected = self.load(acc, width)?;
+        if insn.dst != Operand::Mem {
+            let old = self.load(insn.dst, width)?;
+            self.arithmetic(Op::Cmp, expected, old)?;
+            if expected == old {
+                self.store(insn.dst, width, new)?;
+            } else {
+                self.store(acc, width, old)?;
+            }
+            return Ok(true);
+        }
         self.update(insn.lock, |cx, old| {
             cx.arithmetic(Op::Cmp, expected, old)?;
             if expected == old {
@@ -261,19 +271,25 @@ impl<E: Env + ?Sized> Context<'_, E> {
             cx.regs.rflags = f;
             Ok(r)
         };
-        if insn.dst != Operand::Mem {
-            return self.update(false, apply);
-        }
+        let memory = insn.dst == Operand::Mem;
         let ea = if insn.src == Operand::Imm {
             effective_address(insn, &self.regs)
         } else {
             bit_string_address(insn, &self.regs, offset)
         };
         if insn.op == Op::Bt {
-            let la = self.linear(insn.mem.seg, ea, width, Access::Read)?;
-            let a = self.read(la, width)?;
+            // BT does not write its operand, not even the upper half of a register.
+            let a = if memory {
+                let la = self.linear(insn.mem.seg, ea, width, Access::Read)?;
+                self.read(la, width)?
+            } else {
+                self.load(insn.dst, width)?
+            };
             apply(self, a)?;
             return Ok(true);
+        }
+        if !memory {
+            return self.update(false, apply);
         }
         let la = self.linear(insn.mem.seg, ea, width, Access::Write)?;
         self.update_at(la, insn.lock, apply)
