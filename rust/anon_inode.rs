@@ -1,0 +1,311 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Files on the anonymous inode whose operations are a Rust trait.
+//!
+//! C headers: [`include/linux/anon_inodes.h`](srctree/include/linux/anon_inodes.h),
+//! [`include/linux/fs.h`](srctree/include/linux/fs.h)
+
+use core::any::TypeId;
+use core::marker::PhantomData;
+use core::ptr::NonNull;
+
+use kernel::error::{from_err_ptr, VTABLE_DEFAULT_ERROR};
+use kernel::ffi::{c_char, c_int, c_long, c_uint, c_ulong};
+use kernel::fs::file::{flags, FileDescriptorReservation};
+use kernel::fs::{File, LocalFile};
+use kernel::mm::virt::VmaNew;
+use kernel::prelude::*;
+use kernel::sync::aref::ARef;
+use kernel::sync::poll::PollTable;
+use kernel::sync::{Arc, ArcBorrow};
+use kernel::uaccess::{UserPtr, UserSlice, UserSliceWriter};
+
+use super::bindings;
+
+/// What a file of this type does. The file owns one reference to the object.
+///
+/// Operations that are not implemented answer as the kernel does for a missing table entry. The file pins
+/// this module: it cannot be unloaded while a file exists. Positions and seeking mean nothing (`read` is
+/// given its position; `llseek` does nothing).
+///
+/// Implement it with `#[vtable]`.
+#[vtable]
+pub trait FileOperations: Sized + Send + Sync + 'static {
+    /// Name in `/proc/PID/fd`: `anon_inode:NAME`.
+    const NAME: &'static CStr;
+
+    /// `ioctl(2)`; `cmd` is the full command. Runs in the caller's context and may sleep.
+    fn ioctl(_this: ArcBorrow<'_, Self>, _file: &File, _cmd: u32, _arg: usize) -> Result<isize> {
+        build_error!(VTABLE_DEFAULT_ERROR)
+    }
+
+    /// `ioctl(2)` of a 32-bit caller. Without it `ioctl` is called with `arg` cut to 32 bits.
+    fn compat_ioctl(
+        _this: ArcBorrow<'_, Self>,
+        _file: &File,
+        _cmd: u32,
+        _arg: usize,
+    ) -> Result<isize> {
+        build_error!(VTABLE_DEFAULT_ERROR)
+    }
+
+    /// `mmap(2)`. Without it: `ENODEV`.
+    fn mmap(_this: ArcBorrow<'_, Self>, _vma: &VmaNew) -> Result {
+        build_error!(VTABLE_DEFAULT_ERROR)
+    }
+
+    /// `read(2)`: writes at most `buf.len()` bytes and returns how many. Without it: `EINVAL`.
+    ///
+    /// `pos` is the file position; an implementation that uses it advances it.
+    fn read(
+        _this: ArcBorrow<'_, Self>,
+        _buf: &mut UserSliceWriter,
+        _pos: &mut i64,
+    ) -> Result<usize> {
+        build_error!(VTABLE_DEFAULT_ERROR)
+    }
+
+    /// `poll(2)`: registers with `table` and returns the ready `EPOLL*` bits. Without it: always ready.
+    fn poll(_this: ArcBorrow<'_, Self>, _file: &File, _table: PollTable<'_>) -> u32 {
+        build_error!(VTABLE_DEFAULT_ERROR)
+    }
+
+    /// The last descriptor and mapping of the file are gone. The default drops the reference.
+    fn release(this: Arc<Self>) {
+        drop(this);
+    }
+}
+
+/// A `file_operations` with the type of its file's object behind it.
+///
+/// # Invariants
+///
+/// A `file_operations` whose `open` is [`bindings::rvmm_anon_open`] is the first field of a `Table`, and
+/// `private_data` of its files is an `Arc` of the type that `type_id` tells.
+#[repr(C)]
+struct Table {
+    fops: bindings::file_operations,
+    type_id: fn() -> TypeId,
+}
+
+// SAFETY: The table is never written after compile time.
+unsafe impl Sync for Table {}
+
+struct Operations<T: FileOperations>(PhantomData<T>);
+
+impl<T: FileOperations> Operations<T> {
+    /// # Safety
+    ///
+    /// `file` is a live file of this table.
+    #[inline(always)]
+    unsafe fn object<'a>(file: *mut bindings::file) -> ArcBorrow<'a, T> {
+        // SAFETY: The file is live, so its private data is set and not yet released.
+        let private = unsafe { (*file).private_data };
+        // SAFETY: By the table's invariant this came from `Arc::into_raw` and the file holds the reference.
+        unsafe { ArcBorrow::from_raw(private.cast::<T>()) }
+    }
+
+    unsafe extern "C" fn release(_inode: *mut bindings::inode, file: *mut bindings::file) -> c_int {
+        // SAFETY: `release` is called once and takes the file's reference over.
+        T::release(unsafe { Arc::from_raw((*file).private_data.cast::<T>()) });
+        0
+    }
+
+    unsafe extern "C" fn ioctl(file: *mut bindings::file, cmd: c_uint, arg: c_ulong) -> c_long {
+        // SAFETY: The caller holds the file for the length of the call.
+        let (this, file) = unsafe { (Self::object(file), File::from_raw_file(file)) };
+        match T::ioctl(this, file, cmd, arg) {
+            Ok(value) => value as c_long,
+            Err(e) => e.to_errno() as c_long,
+        }
+    }
+
+    unsafe extern "C" fn compat_ioctl(
+        file: *mut bindings::file,
+        cmd: c_uint,
+        arg: c_ulong,
+    ) -> c_long {
+        let arg = arg & 0xffff_ffff;
+        // SAFETY: The caller holds the file for the length of the call.
+        let (this, file) = unsafe { (Self::object(file), File::from_raw_file(file)) };
+        let result = if T::HAS_COMPAT_IOCTL {
+            T::compat_ioctl(this, file, cmd, arg)
+        } else {
+            T::ioctl(this, file, cmd, arg)
+        };
+        match result {
+            Ok(value) => value as c_long,
+            Err(e) => e.to_errno() as c_long,
+        }
+    }
+
+    unsafe extern "C" fn mmap(
+        file: *mut bindings::file,
+        vma: *mut bindings::vm_area_struct,
+    ) -> c_int {
+        // SAFETY: The caller holds the file, and the area is being set up.
+        let (this, vma) = unsafe { (Self::object(file), VmaNew::from_raw(vma)) };
+        match T::mmap(this, vma) {
+            Ok(()) => 0,
+            Err(e) => e.to_errno(),
+        }
+    }
+
+    unsafe extern "C" fn read(
+        file: *mut bindings::file,
+        buf: *mut c_char,
+        len: usize,
+        pos: *mut bindings::loff_t,
+    ) -> isize {
+        // SAFETY: The caller holds the file for the length of the call.
+        let this = unsafe { Self::object(file) };
+        let mut writer = UserSlice::new(UserPtr::from_ptr(buf.cast()), len).writer();
+        // SAFETY: `pos` is null (stream) or points to a position that this call owns.
+        let mut position = if pos.is_null() { 0 } else { unsafe { *pos } };
+        match T::read(this, &mut writer, &mut position) {
+            Ok(count) => {
+                if !pos.is_null() {
+                    // SAFETY: As above.
+                    unsafe { *pos = position };
+                }
+                count as isize
+            }
+            Err(e) => e.to_errno() as isize,
+        }
+    }
+
+    unsafe extern "C" fn poll(
+        file: *mut bindings::file,
+        table: *mut bindings::poll_table_struct,
+    ) -> bindings::__poll_t {
+        // SAFETY: The caller holds the file for the length of the call.
+        let (this, file) = unsafe { (Self::object(file), File::from_raw_file(file)) };
+        // SAFETY: `table` is null or valid for the length of the call.
+        T::poll(this, file, unsafe { PollTable::from_raw(table) })
+    }
+
+    const TABLE: Table = Table {
+        fops: bindings::file_operations {
+            owner: kernel::module::this_module::<T::OwnerModule>().as_ptr(),
+            open: Some(bindings::rvmm_anon_open),
+            release: Some(Self::release),
+            llseek: Some(bindings::noop_llseek),
+            unlocked_ioctl: if T::HAS_IOCTL {
+                Some(Self::ioctl)
+            } else {
+                None
+            },
+            #[cfg(CONFIG_COMPAT)]
+            compat_ioctl: if T::HAS_IOCTL || T::HAS_COMPAT_IOCTL {
+                Some(Self::compat_ioctl)
+            } else {
+                None
+            },
+            mmap: if T::HAS_MMAP { Some(Self::mmap) } else { None },
+            read: if T::HAS_READ { Some(Self::read) } else { None },
+            poll: if T::HAS_POLL { Some(Self::poll) } else { None },
+            ..pin_init::zeroed()
+        },
+        type_id: TypeId::of::<T>,
+    };
+
+    /// The table, in static memory.
+    fn table() -> &'static Table {
+        &Self::TABLE
+    }
+}
+
+/// Builds a file that owns `object`, without a descriptor.
+///
+/// On failure (`ENOMEM`, `ENFILE`) the reference is dropped and `release` does not run.
+pub fn file<T: FileOperations>(object: Arc<T>) -> Result<ARef<File>> {
+    let private = Arc::into_raw(object);
+    // SAFETY: Name and table are static; `private` is what the table's functions expect.
+    let result = from_err_ptr(unsafe {
+        bindings::anon_inode_getfile(
+            T::NAME.as_char_ptr(),
+            &Operations::<T>::table().fops,
+            private.cast_mut().cast(),
+            flags::O_RDWR as c_int,
+        )
+    });
+    match result {
+        Ok(file) => {
+            // SAFETY: A successful call returns a file with one reference, which is ours; nobody else has
+            // seen it, so no `fdget_pos` is active.
+            Ok(unsafe { ARef::from_raw(NonNull::new_unchecked(file.cast())) })
+        }
+        Err(e) => {
+            // SAFETY: The failed call did not take the reference.
+            drop(unsafe { Arc::from_raw(private) });
+            Err(e)
+        }
+    }
+}
+
+/// A reserved descriptor and a finished file that user space cannot see yet.
+///
+/// Dropping it gives both back: the file's `release` runs, no descriptor ever existed.
+pub struct NewFile {
+    fd: FileDescriptorReservation,
+    file: ARef<File>,
+}
+
+impl NewFile {
+    /// Reserves a close-on-exec descriptor and builds the file.
+    ///
+    /// Errors: `EMFILE`, `ENFILE`, `ENOMEM`.
+    pub fn new<T: FileOperations>(object: Arc<T>) -> Result<Self> {
+        let fd = FileDescriptorReservation::get_unused_fd_flags(flags::O_CLOEXEC)?;
+        Ok(Self {
+            fd,
+            file: file(object)?,
+        })
+    }
+
+    /// The descriptor that [`NewFile::install`] will make visible.
+    pub fn fd(&self) -> i32 {
+        self.fd.reserved_fd() as i32
+    }
+
+    /// Makes the file visible and returns its descriptor. The last step: it cannot be taken back.
+    pub fn install(self) -> i32 {
+        let fd = self.fd();
+        self.fd.fd_install(self.file);
+        fd
+    }
+}
+
+/// [`NewFile::new`] and [`NewFile::install`] in one.
+pub fn install<T: FileOperations>(object: Arc<T>) -> Result<i32> {
+    Ok(NewFile::new(object)?.install())
+}
+
+/// The object behind descriptor `fd` of the current process.
+///
+/// Errors: `EBADF` when there is no such descriptor, `EINVAL` when its file is not one of type `T`.
+pub fn from_fd<T: FileOperations>(fd: i32) -> Result<Arc<T>> {
+    let fd = u32::try_from(fd).map_err(|_| EBADF)?;
+    let file = LocalFile::fget(fd)?;
+    from_file::<T>(&file).ok_or(EINVAL)
+}
+
+/// The object behind `file`, if the file is one of type `T`.
+pub fn from_file<T: FileOperations>(file: &LocalFile) -> Option<Arc<T>> {
+    // SAFETY: A file's operations and private data do not change after its creation.
+    let (fops, private) = unsafe { ((*file.as_ptr()).f_op, (*file.as_ptr()).private_data) };
+    // SAFETY: The file is live, so its table is.
+    let open = unsafe { (*fops).open }?;
+    let marker: unsafe extern "C" fn(*mut bindings::inode, *mut bindings::file) -> c_int =
+        bindings::rvmm_anon_open;
+    if open as usize != marker as usize {
+        return None;
+    }
+    // SAFETY: By the invariant of `Table` the marker says that there is one around `fops`.
+    let type_id = unsafe { (*fops.cast::<Table>()).type_id };
+    if type_id() != TypeId::of::<T>() {
+        return None;
+    }
+    // SAFETY: By the same invariant this is an `Arc<T>` that the live file holds.
+    Some(unsafe { ArcBorrow::from_raw(private.cast::<T>()) }.into())
+}

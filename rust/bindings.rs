@@ -1,0 +1,26 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Raw C items: this module's bindgen output over the `kernel` crate's bindings.
+//!
+//! Outside this folder only the user-space types and constants (`kvm_*`, `KVM_*`) are of use.
+
+#![allow(
+    clippy::all,
+    clippy::undocumented_unsafe_blocks,
+    dead_code,
+    improper_ctypes,
+    missing_docs,
+    non_camel_case_types,
+    non_snake_case,
+    non_upper_case_globals,
+    unreachable_pub,
+    unsafe_op_in_unsafe_fn,
+    unused_imports
+)]
+
+use kernel::ffi;
+use pin_init::MaybeZeroable;
+
+pub use kernel::bindings::*;
+
+include!("bindings_generated.rs");

@@ -1,0 +1,140 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! What the kernel found out about the CPUs.
+//!
+//! C header: [`arch/x86/include/asm/processor.h`](srctree/arch/x86/include/asm/processor.h)
+
+use super::bindings;
+
+/// CPU vendors that matter here.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Vendor {
+    /// GenuineIntel.
+    Intel,
+    /// AuthenticAMD.
+    Amd,
+    /// HygonGenuine.
+    Hygon,
+    /// CentaurHauls or Shanghai (VIA, Zhaoxin).
+    Zhaoxin,
+    /// Any other.
+    Other,
+}
+
+/// The vendor of the boot CPU.
+pub fn vendor() -> Vendor {
+    // X86_VENDOR_* in asm/processor.h. SAFETY: Reads data that is constant after boot.
+    match unsafe { bindings::rvmm_cpu_vendor() } {
+        bindings::RVMM_VENDOR_INTEL => Vendor::Intel,
+        bindings::RVMM_VENDOR_AMD => Vendor::Amd,
+        bindings::RVMM_VENDOR_HYGON => Vendor::Hygon,
+        bindings::RVMM_VENDOR_CENTAUR | bindings::RVMM_VENDOR_ZHAOXIN => Vendor::Zhaoxin,
+        _ => Vendor::Other,
+    }
+}
+
+/// Family, model and stepping of the boot CPU as the vendors' documents count them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Signature {
+    /// Display family.
+    pub family: u8,
+    /// Display model.
+    pub model: u8,
+    /// Stepping.
+    pub stepping: u8,
+}
+
+/// The boot CPU's signature.
+pub fn signature() -> Signature {
+    let (mut family, mut model, mut stepping) = (0, 0, 0);
+    // SAFETY: The three results have room.
+    unsafe { bindings::rvmm_cpu_signature(&mut family, &mut model, &mut stepping) };
+    Signature {
+        family,
+        model,
+        stepping,
+    }
+}
+
+/// Whether the kernel considers feature `bit` (`X86_FEATURE_*`) present and in use.
+///
+/// Features that the command line or a missing dependency turned off are absent here, whatever CPUID says.
+pub fn has(bit: u32) -> bool {
+    // SAFETY: The shim checks the number.
+    unsafe { bindings::rvmm_boot_cpu_has(bit) }
+}
+
+/// Hardware bugs that software works around (`X86_BUG_*`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u32)]
+#[allow(missing_docs)] // Named as in asm/cpufeatures.h, which describes them.
+pub enum Bug {
+    Meltdown = bindings::RVMM_BUG_CPU_MELTDOWN,
+    SpectreV1 = bindings::RVMM_BUG_SPECTRE_V1,
+    SpectreV2 = bindings::RVMM_BUG_SPECTRE_V2,
+    SpecStoreBypass = bindings::RVMM_BUG_SPEC_STORE_BYPASS,
+    L1tf = bindings::RVMM_BUG_L1TF,
+    Mds = bindings::RVMM_BUG_MDS,
+    MsbdsOnly = bindings::RVMM_BUG_MSBDS_ONLY,
+    Taa = bindings::RVMM_BUG_TAA,
+    ItlbMultihit = bindings::RVMM_BUG_ITLB_MULTIHIT,
+    Srbds = bindings::RVMM_BUG_SRBDS,
+    MmioStaleData = bindings::RVMM_BUG_MMIO_STALE_DATA,
+    Retbleed = bindings::RVMM_BUG_RETBLEED,
+    EibrsPbrsb = bindings::RVMM_BUG_EIBRS_PBRSB,
+    SmtRsb = bindings::RVMM_BUG_SMT_RSB,
+    Gds = bindings::RVMM_BUG_GDS,
+    Rfds = bindings::RVMM_BUG_RFDS,
+    Bhi = bindings::RVMM_BUG_BHI,
+    Srso = bindings::RVMM_BUG_SRSO,
+    IbpbNoRet = bindings::RVMM_BUG_IBPB_NO_RET,
+    Its = bindings::RVMM_BUG_ITS,
+    Tsa = bindings::RVMM_BUG_TSA,
+    Vmscape = bindings::RVMM_BUG_VMSCAPE,
+}
+
+/// Whether the kernel found `bug` in this CPU.
+pub fn bug(bug: Bug) -> bool {
+    has(bug as u32)
+}
+
+/// Physical-address width in bits, as the kernel uses it (memory encryption subtracted).
+pub fn phys_bits() -> u32 {
+    // SAFETY: Reads data that is constant after boot.
+    unsafe { bindings::rvmm_phys_bits() }
+}
+
+/// Linear-address width in bits.
+pub fn virt_bits() -> u32 {
+    // SAFETY: Reads data that is constant after boot.
+    unsafe { bindings::rvmm_virt_bits() }
+}
+
+/// TSC frequency in kHz as calibrated; may be refined within the first seconds after boot.
+pub fn tsc_khz() -> u32 {
+    // SAFETY: A word that is only ever replaced by a better estimate.
+    unsafe { core::ptr::addr_of!(bindings::tsc_khz).read_volatile() }
+}
+
+/// Whether the kernel trusts the TSC as a clock.
+pub fn tsc_stable() -> bool {
+    // SAFETY: Reads a flag.
+    unsafe { bindings::rvmm_tsc_stable() }
+}
+
+/// Whether the kernel runs with FRED event delivery instead of an IDT.
+pub fn fred_enabled() -> bool {
+    // SAFETY: Reads a constant.
+    unsafe { bindings::rvmm_fred_enabled() }
+}
+
+/// Whether the kernel runs with five-level page tables.
+pub fn la57_enabled() -> bool {
+    // SAFETY: Reads a constant.
+    unsafe { bindings::rvmm_la57_enabled() }
+}
+
+/// Whether the kernel is a Xen PV guest, which owns neither control registers nor descriptor tables.
+pub fn xen_pv() -> bool {
+    has(bindings::X86_FEATURE_XENPV)
+}

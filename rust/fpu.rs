@@ -1,0 +1,224 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Extended processor state: use of the FPU in the kernel, and XSAVE areas (SDM 1 13).
+//!
+//! C header: [`arch/x86/include/asm/fpu/api.h`](srctree/arch/x86/include/asm/fpu/api.h)
+
+use core::arch::asm;
+use core::marker::PhantomData;
+
+use kernel::page::PAGE_SIZE;
+use kernel::prelude::*;
+
+use super::bindings;
+use super::cpuid::cpuid;
+use super::page::Pages;
+use super::preempt::PinsCpu;
+
+/// The FPU belongs to the kernel while the guard lives (`kernel_fpu_begin_mask` … `kernel_fpu_end`).
+///
+/// The user's state was saved and comes back before the task returns to user space, so every register that
+/// XSAVE manages may change, except PKRU, which the kernel leaves loaded: see [`rdpkru`]. Preemption is
+/// off. Not in hard-interrupt context.
+///
+/// # Invariants
+///
+/// `kernel_fpu_begin_mask` was called on this CPU and not yet ended.
+#[must_use = "the guard gives the FPU back when dropped"]
+pub struct KernelFpu {
+    _not_send: PhantomData<*mut ()>,
+}
+
+impl KernelFpu {
+    /// Takes the FPU, leaving the registers as they are: for those who load their own state anyway.
+    #[inline]
+    pub fn begin() -> Self {
+        // SAFETY: The context is a task's, where the FPU is usable; `drop` ends it.
+        unsafe { bindings::kernel_fpu_begin_mask(0) };
+        // INVARIANT: Just begun.
+        Self {
+            _not_send: PhantomData,
+        }
+    }
+
+    /// Loads the components in `mask` (and XCR0) from `area`.
+    ///
+    /// Errors: `EINVAL` when the CPU refuses the image (#GP: reserved bits in the header or MXCSR, or
+    /// components that XCR0 lacks). The registers are unchanged then or, for a torn image, undefined.
+    #[inline]
+    pub fn restore(&self, area: &XsaveArea, mask: u64) -> Result {
+        // SAFETY: The area is aligned and large enough for all of the host's XCR0; the shim catches the
+        // fault. By the invariant of `self` the registers may change.
+        let code = unsafe {
+            if area.xsave {
+                bindings::rvmm_xrstor64(area.pages.as_ptr::<u8>().cast(), mask)
+            } else {
+                bindings::rvmm_fxrstor64(area.pages.as_ptr::<u8>().cast())
+            }
+        };
+        match code {
+            0 => Ok(()),
+            _ => Err(EINVAL),
+        }
+    }
+
+    /// Stores the components in `mask` (and XCR0) to `area`, in standard form.
+    #[inline]
+    pub fn save(&self, area: &mut XsaveArea, mask: u64) {
+        let ptr = area.pages.as_ptr::<u8>();
+        if area.xsave {
+            // SAFETY: As for `restore`.
+            unsafe {
+                asm!("xsave64 [{}]", in(reg) ptr, in("eax") mask as u32, in("edx") (mask >> 32) as u32,
+                     options(nostack, preserves_flags))
+            };
+        } else {
+            // SAFETY: As for `restore`.
+            unsafe { asm!("fxsave64 [{}]", in(reg) ptr, options(nostack, preserves_flags)) };
+        }
+    }
+}
+
+impl Drop for KernelFpu {
+    #[inline]
+    fn drop(&mut self) {
+        // SAFETY: By the invariant it was begun on this CPU.
+        unsafe { bindings::kernel_fpu_end() };
+    }
+}
+
+// SAFETY: `kernel_fpu_begin_mask` turns preemption off.
+unsafe impl PinsCpu for KernelFpu {}
+
+/// Memory for one image of extended state in standard (not compacted) form, large enough for every
+/// component that the host's XCR0 enables, page-aligned.
+pub struct XsaveArea {
+    pages: Pages,
+    len: usize,
+    xsave: bool,
+}
+
+/// Byte offset of MXCSR in the legacy region (SDM 1 10.5.1).
+const MXCSR: usize = 24;
+/// Byte offset of the FCW in the legacy region.
+const FCW: usize = 0;
+/// Byte offset of XSTATE_BV in the XSAVE header (SDM 1 13.4.2).
+const XSTATE_BV: usize = 512;
+
+impl XsaveArea {
+    /// Allocates an area in the initial configuration: FCW 037FH, MXCSR 1F80H, all else zero, no component
+    /// marked in use (SDM 1 13.6).
+    pub fn new() -> Result<Self> {
+        let xsave = host_xcr0() != 0;
+        let len = if xsave {
+            (cpuid(0xd, 0).ebx as usize).max(576)
+        } else {
+            512
+        };
+        let mut order = 0;
+        while PAGE_SIZE << order < len {
+            order += 1;
+        }
+        let mut area = Self {
+            pages: Pages::new(order)?,
+            len,
+            xsave,
+        };
+        area.reset();
+        Ok(area)
+    }
+
+    /// Back to the initial configuration.
+    pub fn reset(&mut self) {
+        let bytes = self.as_mut_slice();
+        bytes.fill(0);
+        if let Some(fcw) = bytes.get_mut(FCW..FCW + 2) {
+            fcw.copy_from_slice(&0x037fu16.to_le_bytes());
+        }
+        if let Some(mxcsr) = bytes.get_mut(MXCSR..MXCSR + 4) {
+            mxcsr.copy_from_slice(&0x1f80u32.to_le_bytes());
+        }
+    }
+
+    /// The image. Its length is what CPUID.(EAX=0DH,ECX=0):EBX reports for the host's XCR0 (512 without
+    /// XSAVE).
+    pub fn as_mut_slice(&mut self) -> &mut [u8] {
+        let len = self.len;
+        let bytes = self.pages.as_mut_slice();
+        let len = len.min(bytes.len());
+        &mut bytes[..len]
+    }
+
+    /// As [`XsaveArea::as_mut_slice`], to read.
+    pub fn as_slice(&self) -> &[u8] {
+        // SAFETY: The pages are owned, initialised and `len` bytes at least; `save` wants `&mut`.
+        unsafe { core::slice::from_raw_parts(self.pages.as_ptr::<u8>(), self.len) }
+    }
+
+    /// The components that the image holds (XSTATE_BV); the others are in their initial configuration.
+    pub fn xstate_bv(&self) -> u64 {
+        match self.as_slice().get(XSTATE_BV..XSTATE_BV + 8) {
+            Some(&[a, b, c, d, e, f, g, h]) => u64::from_le_bytes([a, b, c, d, e, f, g, h]),
+            _ => 0,
+        }
+    }
+}
+
+/// The host's XCR0, or 0 when the host does not use XSAVE.
+pub fn host_xcr0() -> u64 {
+    /// CPUID.1:ECX.OSXSAVE (SDM 2A CPUID).
+    const OSXSAVE: u32 = 1 << 27;
+    if cpuid(1, 0).ecx & OSXSAVE == 0 {
+        return 0;
+    }
+    // SAFETY: CR4.OSXSAVE is set and XCR0 exists.
+    unsafe { super::cr::xgetbv(0) }
+}
+
+/// Whether the host uses protection keys, so that PKRU is live (CPUID.7:ECX.OSPKE).
+pub fn pku_enabled() -> bool {
+    const OSPKE: u32 = 1 << 4;
+    super::cpuid::cpuid_checked(7, 0).ecx & OSPKE != 0
+}
+
+/// The mask of MXCSR bits that the CPU implements (FXSAVE's MXCSR_MASK; 0FFBFH when it reports none).
+pub fn mxcsr_mask(_fpu: &KernelFpu) -> u32 {
+    #[repr(C, align(16))]
+    struct Legacy([u32; 128]);
+    let mut image = Legacy([0; 128]);
+    // SAFETY: The image is 512 bytes, 16-byte aligned.
+    unsafe { asm!("fxsave64 [{}]", in(reg) &mut image, options(nostack, preserves_flags)) };
+    match image.0[7] {
+        0 => 0xffbf,
+        mask => mask,
+    }
+}
+
+/// Reads PKRU.
+///
+/// # Safety
+///
+/// CR4.PKE is set (see [`pku_enabled`]).
+#[inline(always)]
+pub unsafe fn rdpkru() -> u32 {
+    let value: u32;
+    // SAFETY: The caller promises CR4.PKE.
+    unsafe {
+        asm!("rdpkru", in("ecx") 0, out("eax") value, out("edx") _,
+             options(nomem, nostack, preserves_flags))
+    };
+    value
+}
+
+/// Writes PKRU.
+///
+/// # Safety
+///
+/// CR4.PKE is set, and the user's value is put back before user memory is accessed or the task returns.
+#[inline(always)]
+pub unsafe fn wrpkru(value: u32) {
+    // SAFETY: The caller promises CR4.PKE.
+    unsafe {
+        asm!("wrpkru", in("ecx") 0, in("eax") value, in("edx") 0, options(nostack, preserves_flags))
+    };
+}

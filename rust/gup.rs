@@ -1,0 +1,205 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! From user addresses to page frames.
+//!
+//! C header: [`include/linux/mm.h`](srctree/include/linux/mm.h)
+
+use core::ptr::{null_mut, NonNull};
+
+use kernel::error::to_result;
+use kernel::mm::{Mm, MmWithUser};
+use kernel::prelude::*;
+
+use super::bindings;
+
+/// A counted reference to a page of user memory, dropped with the value.
+///
+/// The reference keeps the frame from being reused, not the user mapping from moving on: only the
+/// [notifier](super::mmu_notifier) tells about that.
+pub struct PageRef {
+    page: NonNull<bindings::page>,
+    writable: bool,
+}
+
+// SAFETY: Page references belong to no task.
+unsafe impl Send for PageRef {}
+// SAFETY: The page's own flags are atomic.
+unsafe impl Sync for PageRef {}
+
+impl PageRef {
+    /// Page frame number.
+    #[inline]
+    pub fn pfn(&self) -> u64 {
+        // SAFETY: The reference keeps the page.
+        unsafe { bindings::rvmm_page_to_pfn(self.page.as_ptr()) as u64 }
+    }
+
+    /// Physical address of the page.
+    #[inline]
+    pub fn phys(&self) -> u64 {
+        self.pfn() << kernel::page::PAGE_SHIFT
+    }
+
+    /// Address of the page in the kernel's direct map, valid while `self` lives.
+    #[inline]
+    pub fn as_ptr(&self) -> *mut u8 {
+        super::page::pfn_to_virt(self.pfn())
+    }
+
+    /// Whether the user mapping allowed writing (nothing was left to copy).
+    #[inline]
+    pub fn writable(&self) -> bool {
+        self.writable
+    }
+
+    /// Marks the page dirty: it was or is going to be written behind the user mapping's back. Any context.
+    #[inline]
+    pub fn set_dirty(&self) {
+        // SAFETY: The reference keeps the page.
+        unsafe { bindings::rvmm_set_page_dirty(self.page.as_ptr()) };
+    }
+
+    /// Marks the page accessed, for the kernel's page aging.
+    #[inline]
+    pub fn set_accessed(&self) {
+        // SAFETY: The reference keeps the page.
+        unsafe { bindings::rvmm_set_page_accessed(self.page.as_ptr()) };
+    }
+}
+
+impl Drop for PageRef {
+    #[inline]
+    fn drop(&mut self) {
+        // SAFETY: The value owns one reference.
+        unsafe { bindings::rvmm_put_page(self.page.as_ptr()) };
+    }
+}
+
+/// The page at `hva` in the current address space, if it is resident (and, with `write`, writable as it
+/// is). Never sleeps; interrupts may be off.
+pub fn get_user_page_fast(hva: usize, write: bool) -> Option<PageRef> {
+    let flags = if write { bindings::RVMM_FOLL_WRITE } else { 0 };
+    let mut page = null_mut();
+    // SAFETY: Room for one page; the function checks the address.
+    let got = unsafe { bindings::get_user_pages_fast_only(hva as _, 1, flags, &mut page) };
+    if got != 1 {
+        return None;
+    }
+    Some(PageRef {
+        page: NonNull::new(page)?,
+        writable: write,
+    })
+}
+
+/// The page at `hva` in the current address space, made resident and, with `write`, writable. Sleeps.
+///
+/// A read gives a page whose [`PageRef::writable`] is true when that costs nothing.
+///
+/// Errors: `EFAULT` when nothing is mapped there, it may not be accessed so, or it has no page structure
+/// (see [`follow_pfnmap`]); `EHWPOISON`; `EINTR` on a pending signal; `ENOMEM`.
+pub fn get_user_page(hva: usize, write: bool) -> Result<PageRef> {
+    if let Some(page) = get_user_page_fast(hva, true) {
+        return Ok(page);
+    }
+    if !write {
+        if let Some(page) = get_user_page_fast(hva, false) {
+            return Ok(page);
+        }
+    }
+
+    let mut flags = bindings::RVMM_FOLL_HWPOISON | bindings::RVMM_FOLL_INTERRUPTIBLE;
+    if write {
+        flags |= bindings::RVMM_FOLL_WRITE;
+    }
+    let mut page = null_mut();
+    // SAFETY: Room for one page; the function checks the address and takes the mmap lock.
+    let got = unsafe { bindings::get_user_pages_unlocked(hva as _, 1, &mut page, flags) };
+    if got < 0 {
+        return Err(match got as i32 {
+            // Interrupted: restarting is the system call's business.
+            -512 | -4 => EINTR,
+            code => Error::from_errno(code),
+        });
+    }
+    let page = PageRef {
+        page: NonNull::new(page).ok_or(EFAULT)?,
+        writable: write,
+    };
+    if !write {
+        // The fault may have left a page that can be written as it is.
+        if let Some(again) = get_user_page_fast(hva, true) {
+            return Ok(again);
+        }
+    }
+    Ok(page)
+}
+
+/// Size of a leaf in a page table.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Level {
+    /// 4 KiB.
+    L4K = 1,
+    /// 2 MiB.
+    L2M = 2,
+    /// 1 GiB.
+    L1G = 3,
+}
+
+/// The size of the leaf that maps `hva` in `mm`, or `None` when nothing is mapped.
+///
+/// Lockless. The answer counts only if a check of the notifier's sequence afterwards, under the lock that
+/// the notifier's callbacks take, shows that no invalidation came between.
+pub fn host_mapping_level(mm: &Mm, hva: usize) -> Option<Level> {
+    // SAFETY: The `mm_struct` is live, and with interrupts off (in the shim) so are its page tables; an
+    // address space without users has an empty one.
+    match unsafe { bindings::rvmm_host_mapping_level(mm.as_raw(), hva as _) } {
+        1 => Some(Level::L4K),
+        2 => Some(Level::L2M),
+        3 => Some(Level::L1G),
+        _ => None,
+    }
+}
+
+/// A frame without a counted reference, from a `VM_IO` or `VM_PFNMAP` area.
+#[derive(Clone, Copy, Debug)]
+pub struct Pfnmap {
+    /// Page frame number; need not be RAM.
+    pub pfn: u64,
+    /// Whether the user mapping allows writing.
+    pub writable: bool,
+}
+
+/// The frame behind `hva` in a `VM_IO` or `VM_PFNMAP` area of `mm`, faulted in when needed. Sleeps.
+///
+/// Nothing keeps the frame: use it only under the notifier's sequence check. Errors: `EFAULT`, `EINTR`.
+pub fn follow_pfnmap(mm: &MmWithUser, hva: usize, write: bool) -> Result<Pfnmap> {
+    let mut pfn = 0;
+    let mut writable = false;
+    // SAFETY: The address space has users and the results have room.
+    to_result(unsafe {
+        bindings::rvmm_follow_pfnmap(mm.as_raw(), hva as _, write, &mut pfn, &mut writable)
+    })?;
+    Ok(Pfnmap {
+        pfn: pfn as u64,
+        writable,
+    })
+}
+
+/// Makes `hva` resident and, with `write`, writable in the current address space, as an access by user
+/// space would. Sleeps. Errors: `EFAULT`, `EINTR`, `ENOMEM`, `EHWPOISON`.
+pub fn fault_in(hva: usize, write: bool) -> Result {
+    // SAFETY: The shim looks the area up under the mmap lock.
+    to_result(unsafe { bindings::rvmm_fault_in(hva as _, write) })
+}
+
+/// Whether `pfn` is ordinary memory: it has a page structure and is not reserved (firmware, device).
+pub fn is_ram(pfn: u64) -> bool {
+    // SAFETY: The shim checks the number before it looks at the page.
+    unsafe { bindings::rvmm_pfn_is_ram(pfn as _) }
+}
+
+/// Whether `pfn` is the shared page of zeroes.
+pub fn is_zero_page(pfn: u64) -> bool {
+    // SAFETY: Compares numbers.
+    unsafe { bindings::rvmm_is_zero_pfn(pfn as _) }
+}

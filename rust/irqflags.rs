@@ -1,0 +1,117 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Local interrupt masking as a guard.
+//!
+//! C header: [`include/linux/irqflags.h`](srctree/include/linux/irqflags.h)
+//!
+//! The instructions are inline: a call to a shim would cost more than the work itself. Kernels that
+//! trace the interrupt flag (`CONFIG_TRACE_IRQFLAGS`) are told through shims instead.
+
+use core::arch::asm;
+use core::marker::PhantomData;
+
+use super::preempt::PinsCpu;
+
+/// RFLAGS.IF (SDM 1 3.4.3).
+const FLAG_IF: u64 = 1 << 9;
+
+/// Interrupts are off on this CPU while the guard lives; the earlier state comes back on drop.
+///
+/// Guards nest and must be dropped in reverse order of creation, which scopes do by themselves.
+///
+/// # Invariants
+///
+/// Maskable interrupts are off on the CPU that created the guard, and the task cannot leave that CPU.
+#[must_use = "the guard turns interrupts back on when dropped"]
+pub struct IrqGuard {
+    flags: u64,
+    /// The saved flags belong to one CPU and one task.
+    _not_send: PhantomData<*mut ()>,
+}
+
+impl IrqGuard {
+    /// Turns maskable interrupts off (`local_irq_save`).
+    #[inline(always)]
+    pub fn new() -> Self {
+        let flags = save_flags();
+        disable();
+        // INVARIANT: `disable` has just cleared IF.
+        Self {
+            flags,
+            _not_send: PhantomData,
+        }
+    }
+
+    /// Whether dropping this guard turns interrupts on.
+    #[inline(always)]
+    pub fn restores_enabled(&self) -> bool {
+        self.flags & FLAG_IF != 0
+    }
+}
+
+impl Default for IrqGuard {
+    #[inline(always)]
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Drop for IrqGuard {
+    #[inline(always)]
+    fn drop(&mut self) {
+        if self.restores_enabled() {
+            // SAFETY: Interrupts were on when the guard was made, so the context allows them.
+            unsafe { enable() };
+        }
+    }
+}
+
+// SAFETY: With interrupts off nothing can preempt the task, so it stays on its CPU.
+unsafe impl PinsCpu for IrqGuard {}
+
+/// Returns RFLAGS.
+#[inline(always)]
+pub fn save_flags() -> u64 {
+    let flags: u64;
+    // SAFETY: PUSHF/POP only copies RFLAGS to a register; it uses the stack below RSP, and the kernel
+    // has no red zone.
+    unsafe { asm!("pushfq", "pop {}", out(reg) flags, options(preserves_flags)) };
+    flags
+}
+
+/// Whether maskable interrupts are on on this CPU.
+#[inline(always)]
+pub fn enabled() -> bool {
+    save_flags() & FLAG_IF != 0
+}
+
+/// Turns maskable interrupts off (`local_irq_disable`).
+///
+/// Whoever calls this has to turn them on again; leaving them off stalls the CPU but is memory-safe.
+#[inline(always)]
+pub fn disable() {
+    // SAFETY: CLI at CPL 0 only clears IF. Not `nomem`: memory accesses must not move across it.
+    unsafe { asm!("cli", options(nostack, preserves_flags)) };
+    #[cfg(CONFIG_TRACE_IRQFLAGS)]
+    // SAFETY: Interrupts are off, which is what the tracer is told.
+    unsafe {
+        super::bindings::rvmm_trace_hardirqs_off()
+    };
+}
+
+/// Turns maskable interrupts on (`local_irq_enable`).
+///
+/// # Safety
+///
+/// No live [`IrqGuard`] or interrupt-safe lock guard of this CPU relies on interrupts being off, and
+/// the code does not run in hard-interrupt context.
+#[inline(always)]
+pub unsafe fn enable() {
+    #[cfg(CONFIG_TRACE_IRQFLAGS)]
+    // SAFETY: Interrupts are about to come on.
+    unsafe {
+        super::bindings::rvmm_trace_hardirqs_on()
+    };
+    // SAFETY: The caller promises that interrupts may come on here.
+    unsafe { asm!("sti", options(nostack, preserves_flags)) };
+}

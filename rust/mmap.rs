@@ -1,0 +1,218 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Kernel pages that user space maps through a file.
+//!
+//! C header: [`include/linux/mm.h`](srctree/include/linux/mm.h)
+
+use core::ptr::NonNull;
+
+use kernel::mm::virt::{flags as vm_flags, VmaNew};
+use kernel::page::PAGE_SIZE;
+use kernel::prelude::*;
+use kernel::sync::{Arc, ArcBorrow};
+use kernel::transmute::{AsBytes, FromBytes};
+
+use super::bindings;
+use super::page::Pages;
+
+/// A number of zeroed kernel pages that user space may map and write at any time.
+///
+/// The kernel's own accesses are volatile and bounds-checked. User space changes the memory behind them:
+/// a value read twice may differ, so every value is read once and checked after that.
+pub struct SharedPages {
+    pages: KVec<Pages>,
+}
+
+impl SharedPages {
+    /// Allocates `count` zeroed pages, charged to the current memory cgroup.
+    ///
+    /// Errors: `EINVAL` for none, `ENOMEM`.
+    pub fn new(count: usize) -> Result<Arc<Self>> {
+        if count == 0 {
+            return Err(EINVAL);
+        }
+        let mut pages = KVec::with_capacity(count, GFP_KERNEL)?;
+        for _ in 0..count {
+            pages.push(Pages::new(0)?, GFP_KERNEL)?;
+        }
+        Ok(Arc::new(Self { pages }, GFP_KERNEL)?)
+    }
+
+    /// Number of pages.
+    pub fn count(&self) -> usize {
+        self.pages.len()
+    }
+
+    /// Size in bytes.
+    pub fn len(&self) -> usize {
+        self.pages.len() * PAGE_SIZE
+    }
+
+    /// Never: there is at least one page.
+    pub fn is_empty(&self) -> bool {
+        false
+    }
+
+    /// Address of page `index`, valid for one page while `self` lives.
+    #[inline]
+    pub fn page_ptr(&self, index: usize) -> Option<*mut u8> {
+        self.pages.get(index).map(Pages::as_ptr)
+    }
+
+    /// Physical address of page `index`.
+    #[inline]
+    pub fn phys(&self, index: usize) -> Option<u64> {
+        self.pages.get(index).map(Pages::phys)
+    }
+
+    /// Address of a `T` at byte `offset`, valid while `self` lives.
+    ///
+    /// User space writes to the memory at any time: use volatile or atomic accesses of plain integers, and
+    /// never make a reference to it. Errors: `EINVAL` when the `T` is misaligned or crosses a page.
+    #[inline]
+    pub fn ptr<T>(&self, offset: usize) -> Result<NonNull<T>> {
+        let within = offset % PAGE_SIZE;
+        let page = self.pages.get(offset / PAGE_SIZE).ok_or(EINVAL)?;
+        if core::mem::size_of::<T>() > PAGE_SIZE - within
+            || within % core::mem::align_of::<T>() != 0
+        {
+            return Err(EINVAL);
+        }
+        // SAFETY: `within` is less than the page's size.
+        let ptr = unsafe { page.as_ptr::<u8>().add(within) };
+        NonNull::new(ptr.cast()).ok_or(EINVAL)
+    }
+
+    /// Reads a `T` at byte `offset`. Errors: `EINVAL` as for [`SharedPages::ptr`].
+    #[inline]
+    pub fn read<T: FromBytes + Copy>(&self, offset: usize) -> Result<T> {
+        let ptr = self.ptr::<T>(offset)?;
+        // SAFETY: `ptr` is aligned and in bounds, and any bytes make a `T`. Volatile, since user space may
+        // write at the same time.
+        Ok(unsafe { ptr.as_ptr().read_volatile() })
+    }
+
+    /// Writes a `T` at byte `offset`. Errors: `EINVAL` as for [`SharedPages::ptr`].
+    #[inline]
+    pub fn write<T: AsBytes + Copy>(&self, offset: usize, value: T) -> Result {
+        let ptr = self.ptr::<T>(offset)?;
+        // SAFETY: `ptr` is aligned and in bounds; `AsBytes` has no padding that could leak. Volatile, since
+        // user space may access it at the same time.
+        unsafe { ptr.as_ptr().write_volatile(value) };
+        Ok(())
+    }
+
+    /// Copies `dst.len()` bytes from byte `offset` on; may cross pages. Errors: `EINVAL` out of bounds.
+    pub fn copy_out(&self, offset: usize, dst: &mut [u8]) -> Result {
+        self.check(offset, dst.len())?;
+        let mut at = offset;
+        for byte in dst {
+            *byte = self.read(at)?;
+            at += 1;
+        }
+        Ok(())
+    }
+
+    /// Copies `src` to byte `offset` on; may cross pages. Errors: `EINVAL` out of bounds.
+    pub fn copy_in(&self, offset: usize, src: &[u8]) -> Result {
+        self.check(offset, src.len())?;
+        let mut at = offset;
+        for byte in src {
+            self.write(at, *byte)?;
+            at += 1;
+        }
+        Ok(())
+    }
+
+    fn check(&self, offset: usize, len: usize) -> Result {
+        match offset.checked_add(len) {
+            Some(end) if end <= self.len() => Ok(()),
+            _ => Err(EINVAL),
+        }
+    }
+
+    /// Serves `vma` from these pages: file page 0 is page 0.
+    ///
+    /// Pages appear on first access; an access beyond the last page is SIGBUS. The area cannot grow and
+    /// holds a reference to the pages, so it may outlive the file's object.
+    pub fn map(this: ArcBorrow<'_, Self>, vma: &VmaNew) -> Result {
+        Self::map_at(this, vma, 0)
+    }
+
+    /// As [`SharedPages::map`], with page 0 at file page `first`.
+    ///
+    /// Errors: `EINVAL` when the area starts below `first`, or is private and writable.
+    pub fn map_at(this: ArcBorrow<'_, Self>, vma: &VmaNew, first: usize) -> Result {
+        let area = vma.as_ptr();
+        // SAFETY: The area is being set up by this task, nobody else looks at it.
+        let pgoff = unsafe { (*area).vm_pgoff } as usize;
+        let start = pgoff.checked_sub(first).ok_or(EINVAL)?;
+        if vma.flags() & vm_flags::SHARED == 0 && vma.writable() {
+            // A private writable copy would silently part from the kernel's pages.
+            return Err(EINVAL);
+        }
+        vma.set_dontexpand();
+        vma.set_dontdump();
+        let object: Arc<Self> = this.into();
+        // SAFETY: As above. The operations and the reference belong together: `close` gives it back. File
+        // page `first` is taken off for good, so that `fault` need not know it.
+        unsafe {
+            (*area).vm_pgoff = start as _;
+            (*area).vm_private_data = Arc::into_raw(object).cast_mut().cast();
+            (*area).vm_ops = &VM_OPS.0;
+        }
+        Ok(())
+    }
+}
+
+struct VmOps(bindings::vm_operations_struct);
+
+// SAFETY: Never written.
+unsafe impl Sync for VmOps {}
+
+static VM_OPS: VmOps = VmOps(bindings::vm_operations_struct {
+    open: Some(open),
+    close: Some(close),
+    fault: Some(fault),
+    ..pin_init::zeroed()
+});
+
+/// # Safety
+///
+/// `area` was set up by [`SharedPages::map_at`] and is not closed.
+unsafe fn object<'a>(area: *mut bindings::vm_area_struct) -> ArcBorrow<'a, SharedPages> {
+    // SAFETY: `map_at` put the pointer there, with a reference that the area holds until `close`.
+    unsafe { ArcBorrow::from_raw((*area).vm_private_data.cast::<SharedPages>()) }
+}
+
+unsafe extern "C" fn open(area: *mut bindings::vm_area_struct) {
+    // SAFETY: A copy of an area with these operations; the original still holds its reference.
+    let reference: Arc<SharedPages> = unsafe { object(area) }.into();
+    // The copy's own reference, which `close` gives back.
+    let _ = Arc::into_raw(reference);
+}
+
+unsafe extern "C" fn close(area: *mut bindings::vm_area_struct) {
+    // SAFETY: The area's own reference, from `map_at` or `open`.
+    drop(unsafe { Arc::from_raw((*area).vm_private_data.cast::<SharedPages>()) });
+}
+
+unsafe extern "C" fn fault(vmf: *mut bindings::vm_fault) -> bindings::vm_fault_t {
+    // SAFETY: The fault's area has these operations and is held for the length of the call.
+    let (pages, pgoff) = unsafe {
+        (
+            object((*vmf).__bindgen_anon_1.vma),
+            (*vmf).__bindgen_anon_1.pgoff as usize,
+        )
+    };
+    let Some(page) = pages.pages.get(pgoff) else {
+        return bindings::RVMM_VM_FAULT_SIGBUS as _;
+    };
+    // SAFETY: The page is owned by `pages`; the mapping takes a reference of its own, so that the memory
+    // lives as long as any mapping of it.
+    unsafe {
+        bindings::rvmm_get_page(page.page());
+        (*vmf).page = page.page();
+    }
+    0
+}

@@ -1,0 +1,255 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Notification of changes to a user address space, for those who cache its translations.
+//!
+//! C header: [`include/linux/mmu_notifier.h`](srctree/include/linux/mmu_notifier.h)
+
+use core::marker::PhantomData;
+use core::ops::Deref;
+use core::ptr::{addr_of_mut, NonNull};
+
+use kernel::ffi::{c_int, c_ulong};
+use kernel::mm::MmWithUser;
+use kernel::prelude::*;
+use kernel::types::Opaque;
+
+use super::bindings;
+
+/// A range of user addresses whose translations change.
+#[derive(Clone, Copy, Debug)]
+pub struct Range {
+    /// First byte.
+    pub start: usize,
+    /// One past the last byte.
+    pub end: usize,
+    /// Whether the callback may sleep (it is called from the OOM reaper otherwise).
+    pub blockable: bool,
+    /// Why: `enum mmu_notifier_event`.
+    pub event: u32,
+}
+
+/// Callbacks of an address space.
+///
+/// They run in the context of whoever changes the address space, concurrently with each other.
+pub trait MmuNotifierOps: Send + Sync + 'static {
+    /// Translations in `range` go away: when this returns, nobody uses or creates any until the matching
+    /// [`MmuNotifierOps::invalidate_range_end`]. Several ranges may be open at a time, also overlapping
+    /// ones. It must not sleep unless `range.blockable`, and it cannot fail.
+    fn invalidate_range_start(&self, range: &Range);
+
+    /// The change that [`MmuNotifierOps::invalidate_range_start`] announced is done.
+    fn invalidate_range_end(&self, range: &Range);
+
+    /// Tests and clears the accessed mark of `start..end`, flushing so that a later access is seen.
+    fn clear_flush_young(&self, start: usize, end: usize) -> bool {
+        self.clear_young(start, end)
+    }
+
+    /// Tests and clears the accessed mark of `start..end`; a cached translation may hide later accesses.
+    fn clear_young(&self, _start: usize, _end: usize) -> bool {
+        false
+    }
+
+    /// Tests the accessed mark of the page at `addr`.
+    fn test_young(&self, _addr: usize) -> bool {
+        false
+    }
+
+    /// The address space dies or the notifier is unregistered: drop all translations and make no more.
+    fn release(&self);
+}
+
+#[repr(C)]
+struct Inner<T> {
+    /// First, so that the C pointer is also the pointer to `Inner`.
+    notifier: Opaque<bindings::mmu_notifier>,
+    data: T,
+}
+
+/// A registered notifier. Dropping it unregisters and waits for running callbacks, which sleeps.
+///
+/// # Invariants
+///
+/// `inner` came from `KBox::into_raw` and its notifier is registered.
+pub struct MmuNotifier<T: MmuNotifierOps> {
+    inner: NonNull<Inner<T>>,
+    _owns: PhantomData<Inner<T>>,
+}
+
+// SAFETY: Unregistering works from any task, and the data is `Send`.
+unsafe impl<T: MmuNotifierOps> Send for MmuNotifier<T> {}
+// SAFETY: Shared references only reach the data, which is `Sync`.
+unsafe impl<T: MmuNotifierOps> Sync for MmuNotifier<T> {}
+
+impl<T: MmuNotifierOps> MmuNotifier<T> {
+    /// Registers callbacks of `data` with `mm`. Sleeps; the caller does not hold the mmap lock.
+    ///
+    /// Errors: `ENOMEM`, `EINTR`.
+    pub fn register(mm: &MmWithUser, data: T) -> Result<Self> {
+        let inner = KBox::new(
+            Inner {
+                notifier: Opaque::zeroed(),
+                data,
+            },
+            GFP_KERNEL,
+        )?;
+        let raw = KBox::into_raw(inner);
+        // SAFETY: `raw` is ours alone until the registration below.
+        let notifier = unsafe { (*raw).notifier.get() };
+        // SAFETY: As above.
+        unsafe { addr_of_mut!((*notifier).ops).write(Ops::<T>::table()) };
+        // SAFETY: `mm` has users, and the notifier stays where it is until it is unregistered.
+        let code = unsafe { bindings::mmu_notifier_register(notifier, mm.as_raw()) };
+        if code != 0 {
+            // SAFETY: It was not registered, so the allocation is still ours alone.
+            drop(unsafe { KBox::from_raw(raw) });
+            return Err(Error::from_errno(code));
+        }
+        Ok(Self {
+            // SAFETY: A box is not null.
+            inner: unsafe { NonNull::new_unchecked(raw) },
+            _owns: PhantomData,
+        })
+    }
+
+    /// Unregisters without waiting: callbacks may run for a moment more, then `data` is dropped.
+    ///
+    /// [`MmuNotifierOps::release`] is not called by this. `data` is dropped in a context that cannot sleep.
+    /// Whoever uses this calls [`synchronize`] before the module goes away.
+    pub fn retire(self) {
+        // SAFETY: By the invariant it is registered; `free_notifier` takes the allocation over.
+        unsafe { bindings::mmu_notifier_put((*self.inner.as_ptr()).notifier.get()) };
+        core::mem::forget(self);
+    }
+}
+
+impl<T: MmuNotifierOps> Deref for MmuNotifier<T> {
+    type Target = T;
+
+    fn deref(&self) -> &T {
+        // SAFETY: The allocation lives as long as `self`.
+        unsafe { &(*self.inner.as_ptr()).data }
+    }
+}
+
+impl<T: MmuNotifierOps> Drop for MmuNotifier<T> {
+    fn drop(&mut self) {
+        let raw = self.inner.as_ptr();
+        // SAFETY: By the invariant it is registered; the call keeps the `mm_struct` until it is done and
+        // returns when no callback runs any more.
+        unsafe {
+            let notifier = (*raw).notifier.get();
+            bindings::mmu_notifier_unregister(notifier, (*notifier).mm);
+        }
+        // SAFETY: Nobody else has the pointer now.
+        drop(unsafe { KBox::from_raw(raw) });
+    }
+}
+
+/// Waits until all [retired](MmuNotifier::retire) notifiers are freed.
+pub fn synchronize() {
+    // SAFETY: Only sleeps.
+    unsafe { bindings::mmu_notifier_synchronize() };
+}
+
+struct Ops<T>(PhantomData<T>);
+
+impl<T: MmuNotifierOps> Ops<T> {
+    /// # Safety
+    ///
+    /// `notifier` is the first field of a live `Inner<T>`.
+    #[inline(always)]
+    unsafe fn data<'a>(notifier: *mut bindings::mmu_notifier) -> &'a T {
+        // SAFETY: `Inner` starts with the notifier; callbacks only run while it lives.
+        unsafe { &(*notifier.cast::<Inner<T>>()).data }
+    }
+
+    /// # Safety
+    ///
+    /// `range` is valid.
+    #[inline(always)]
+    unsafe fn range(range: *const bindings::mmu_notifier_range) -> Range {
+        // SAFETY: The caller promises a valid range.
+        let range = unsafe { &*range };
+        Range {
+            start: range.start as usize,
+            end: range.end as usize,
+            blockable: range.flags & bindings::RVMM_MMU_NOTIFIER_RANGE_BLOCKABLE != 0,
+            event: range.event as u32,
+        }
+    }
+
+    unsafe extern "C" fn start(
+        notifier: *mut bindings::mmu_notifier,
+        range: *const bindings::mmu_notifier_range,
+    ) -> c_int {
+        // SAFETY: Called with a registered notifier of this table and a valid range.
+        unsafe { Self::data(notifier).invalidate_range_start(&Self::range(range)) };
+        0
+    }
+
+    unsafe extern "C" fn end(
+        notifier: *mut bindings::mmu_notifier,
+        range: *const bindings::mmu_notifier_range,
+    ) {
+        // SAFETY: As for `start`.
+        unsafe { Self::data(notifier).invalidate_range_end(&Self::range(range)) };
+    }
+
+    unsafe extern "C" fn clear_flush_young(
+        notifier: *mut bindings::mmu_notifier,
+        _mm: *mut bindings::mm_struct,
+        start: c_ulong,
+        end: c_ulong,
+    ) -> bool {
+        // SAFETY: Called with a registered notifier of this table.
+        unsafe { Self::data(notifier) }.clear_flush_young(start as usize, end as usize)
+    }
+
+    unsafe extern "C" fn clear_young(
+        notifier: *mut bindings::mmu_notifier,
+        _mm: *mut bindings::mm_struct,
+        start: c_ulong,
+        end: c_ulong,
+    ) -> bool {
+        // SAFETY: As above.
+        unsafe { Self::data(notifier) }.clear_young(start as usize, end as usize)
+    }
+
+    unsafe extern "C" fn test_young(
+        notifier: *mut bindings::mmu_notifier,
+        _mm: *mut bindings::mm_struct,
+        addr: c_ulong,
+    ) -> bool {
+        // SAFETY: As above.
+        unsafe { Self::data(notifier) }.test_young(addr as usize)
+    }
+
+    unsafe extern "C" fn release(
+        notifier: *mut bindings::mmu_notifier,
+        _mm: *mut bindings::mm_struct,
+    ) {
+        // SAFETY: As above.
+        unsafe { Self::data(notifier) }.release();
+    }
+
+    unsafe extern "C" fn free(notifier: *mut bindings::mmu_notifier) {
+        // SAFETY: `retire` gave the box up, and this is the last use of it.
+        drop(unsafe { KBox::from_raw(notifier.cast::<Inner<T>>()) });
+    }
+
+    const TABLE: bindings::mmu_notifier_ops = bindings::mmu_notifier_ops {
+        release: Some(Self::release),
+        clear_flush_young: Some(Self::clear_flush_young),
+        clear_young: Some(Self::clear_young),
+        test_young: Some(Self::test_young),
+        invalidate_range_start: Some(Self::start),
+        invalidate_range_end: Some(Self::end),
+        free_notifier: Some(Self::free),
+        ..pin_init::zeroed()
+    };
+
+    fn table() -> &'static bindings::mmu_notifier_ops {
+        &Self::TABLE
+    }
+}

@@ -1,0 +1,36 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Safe wrappers over kernel interfaces that the `kernel` crate lacks.
+//!
+//! Nothing here knows of hypervisors; each file stands for a C header and could go into the `kernel` crate
+//! one day. `shim/shim.c` holds functions for what C offers only as inline or macro.
+
+#![allow(dead_code)] // A library: not every wrapper has a user in every configuration.
+
+pub mod bindings;
+
+pub mod anon_inode;
+pub mod boot_cpu;
+pub mod cpuhp;
+pub mod cpuid;
+pub mod cr;
+pub mod desc;
+pub mod eventfd;
+pub mod fpu;
+pub mod gup;
+pub mod hrtimer;
+pub mod irqflags;
+pub mod log;
+pub mod mmap;
+pub mod mmu_notifier;
+pub mod msr;
+pub mod page;
+pub mod percpu;
+pub mod preempt;
+pub mod rcuwait;
+pub mod rwlock;
+pub mod sched;
+pub mod smp;
+pub mod spin_irq;
+pub mod syscore;
+pub mod uaccess;

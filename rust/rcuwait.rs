@@ -1,0 +1,88 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! One task waits, anyone wakes it, from any context.
+//!
+//! C header: [`include/linux/rcuwait.h`](srctree/include/linux/rcuwait.h)
+
+use core::sync::atomic::{AtomicBool, Ordering};
+
+use kernel::prelude::*;
+use kernel::types::Opaque;
+
+use super::{bindings, sched};
+
+/// A place where one task at a time sleeps.
+///
+/// The waker makes its condition true first and calls [`RcuWait::wake`] then; no wake-up is lost.
+pub struct RcuWait {
+    inner: Opaque<bindings::rcuwait>,
+    waiting: AtomicBool,
+}
+
+// SAFETY: The structure holds a pointer that C protects by RCU.
+unsafe impl Send for RcuWait {}
+// SAFETY: Waking is safe from anywhere, and `waiting` lets only one task wait.
+unsafe impl Sync for RcuWait {}
+
+impl RcuWait {
+    /// Makes a place where nobody waits.
+    pub fn new() -> Self {
+        Self {
+            // `rcuwait_init` sets the one field to null.
+            inner: Opaque::zeroed(),
+            waiting: AtomicBool::new(false),
+        }
+    }
+
+    /// Sleeps until `condition` is true. It is looked at before sleeping and after each wake-up; it must not
+    /// sleep itself.
+    ///
+    /// Errors: `EINTR` when a signal is pending and the condition is not true; `EBUSY` when another task
+    /// waits here.
+    pub fn wait_interruptible(&self, mut condition: impl FnMut() -> bool) -> Result {
+        if condition() {
+            return Ok(());
+        }
+        if self.waiting.swap(true, Ordering::Acquire) {
+            return Err(EBUSY);
+        }
+        let w = self.inner.get();
+        // SAFETY: The structure is valid, and only one task gets here at a time.
+        unsafe { bindings::rvmm_rcuwait_prepare(w) };
+        let result = loop {
+            // SAFETY: Sets the current task's own state, with the barrier that pairs with `wake`.
+            unsafe { bindings::rvmm_set_task_interruptible() };
+            if condition() {
+                break Ok(());
+            }
+            if sched::signal_pending() {
+                break Err(EINTR);
+            }
+            // SAFETY: The caller may sleep.
+            unsafe { bindings::schedule() };
+        };
+        // SAFETY: Pairs with the preparation; sets the task running again.
+        unsafe { bindings::finish_rcuwait(w) };
+        self.waiting.store(false, Ordering::Release);
+        result
+    }
+
+    /// Wakes the task that waits here, if any; returns whether it slept. Any context.
+    #[inline]
+    pub fn wake(&self) -> bool {
+        // SAFETY: The structure is valid; C protects the task by RCU.
+        unsafe { bindings::rcuwait_wake_up(self.inner.get()) != 0 }
+    }
+
+    /// Whether a task waits here; may change at once.
+    #[inline]
+    pub fn is_waiting(&self) -> bool {
+        self.waiting.load(Ordering::Relaxed)
+    }
+}
+
+impl Default for RcuWait {
+    fn default() -> Self {
+        Self::new()
+    }
+}

@@ -1,0 +1,646 @@
+// SPDX-License-Identifier: GPL-2.0
+/*
+ * Functions for what the kernel offers only as inline function or macro.
+ *
+ * Each is one call or a few lines; policy lives in the Rust files beside this folder. Every function is
+ * declared in ../bindings_helper.h, which is where bindgen reads the prototypes.
+ */
+
+#include "../bindings_helper.h"
+
+/* --- preemption, interrupts, scheduling ------------------------------------------------------- */
+
+void rvmm_preempt_disable(void)
+{
+	preempt_disable();
+}
+
+void rvmm_preempt_enable(void)
+{
+	preempt_enable();
+}
+
+unsigned int rvmm_raw_cpu(void)
+{
+	return raw_smp_processor_id();
+}
+
+#ifdef CONFIG_TRACE_IRQFLAGS
+void rvmm_trace_hardirqs_on(void)
+{
+	trace_hardirqs_on();
+}
+
+void rvmm_trace_hardirqs_off(void)
+{
+	trace_hardirqs_off();
+}
+#endif
+
+bool rvmm_need_resched(void)
+{
+	return need_resched();
+}
+
+bool rvmm_signal_pending(void)
+{
+	return signal_pending(current);
+}
+
+bool rvmm_fatal_signal_pending(void)
+{
+	return fatal_signal_pending(current);
+}
+
+void rvmm_cond_resched(void)
+{
+	cond_resched();
+}
+
+bool rvmm_xfer_to_guest_pending(void)
+{
+	return __xfer_to_guest_mode_work_pending();
+}
+
+void rvmm_xfer_to_guest_prepare(void)
+{
+	xfer_to_guest_mode_prepare();
+}
+
+void rvmm_set_task_interruptible(void)
+{
+	set_current_state(TASK_INTERRUPTIBLE);
+}
+
+void rvmm_rcuwait_prepare(struct rcuwait *w)
+{
+	prepare_to_rcuwait(w);
+}
+
+void rvmm_sigmask_set(const sigset_t *set, sigset_t *old)
+{
+	sigset_t tmp = *set;
+
+	sigprocmask(SIG_SETMASK, &tmp, old);
+}
+
+/* --- locks ------------------------------------------------------------------------------------ */
+
+void rvmm_raw_spin_lock_init(raw_spinlock_t *lock)
+{
+	raw_spin_lock_init(lock);
+}
+
+void rvmm_raw_spin_lock(raw_spinlock_t *lock)
+{
+	raw_spin_lock(lock);
+}
+
+bool rvmm_raw_spin_trylock(raw_spinlock_t *lock)
+{
+	return raw_spin_trylock(lock);
+}
+
+void rvmm_raw_spin_unlock(raw_spinlock_t *lock)
+{
+	raw_spin_unlock(lock);
+}
+
+unsigned long rvmm_raw_spin_lock_irqsave(raw_spinlock_t *lock)
+{
+	unsigned long flags;
+
+	raw_spin_lock_irqsave(lock, flags);
+	return flags;
+}
+
+void rvmm_raw_spin_unlock_irqrestore(raw_spinlock_t *lock, unsigned long flags)
+{
+	raw_spin_unlock_irqrestore(lock, flags);
+}
+
+void rvmm_rwlock_init(rwlock_t *lock)
+{
+	rwlock_init(lock);
+}
+
+void rvmm_read_lock(rwlock_t *lock)
+{
+	read_lock(lock);
+}
+
+void rvmm_read_unlock(rwlock_t *lock)
+{
+	read_unlock(lock);
+}
+
+void rvmm_write_lock(rwlock_t *lock)
+{
+	write_lock(lock);
+}
+
+void rvmm_write_unlock(rwlock_t *lock)
+{
+	write_unlock(lock);
+}
+
+bool rvmm_rwlock_needbreak(rwlock_t *lock)
+{
+	return need_resched() || rwlock_needbreak(lock);
+}
+
+/* --- other CPUs ------------------------------------------------------------------------------- */
+
+void rvmm_send_reschedule(unsigned int cpu)
+{
+	arch_smp_send_reschedule(cpu);
+}
+
+unsigned int rvmm_nr_cpu_ids(void)
+{
+	return nr_cpu_ids;
+}
+
+unsigned int rvmm_num_online_cpus(void)
+{
+	return num_online_cpus();
+}
+
+bool rvmm_cpu_possible(unsigned int cpu)
+{
+	return cpu < nr_cpu_ids && cpu_possible(cpu);
+}
+
+bool rvmm_cpu_online(unsigned int cpu)
+{
+	return cpu < nr_cpu_ids && cpu_online(cpu);
+}
+
+const struct cpumask *rvmm_cpu_online_mask(void)
+{
+	return cpu_online_mask;
+}
+
+const struct cpumask *rvmm_cpumask_of(unsigned int cpu)
+{
+	return cpumask_of(cpu);
+}
+
+/* --- files ------------------------------------------------------------------------------------ */
+
+/*
+ * Never called: inodes of anonymous files cannot be opened again. Its address in file_operations.open
+ * marks the tables that anon_inode.rs made, whatever their type.
+ */
+int rvmm_anon_open(struct inode *inode, struct file *file)
+{
+	return -ENXIO;
+}
+
+__poll_t rvmm_vfs_poll(struct file *file, poll_table *pt)
+{
+	return vfs_poll(file, pt);
+}
+
+void rvmm_init_poll_funcptr(poll_table *pt, poll_queue_proc proc)
+{
+	init_poll_funcptr(pt, proc);
+}
+
+void rvmm_init_waitqueue_func(wait_queue_entry_t *entry, wait_queue_func_t func)
+{
+	init_waitqueue_func_entry(entry, func);
+}
+
+void rvmm_add_wait_queue(struct wait_queue_head *wq, wait_queue_entry_t *entry)
+{
+	add_wait_queue(wq, entry);
+}
+
+bool rvmm_eventfd_signal_allowed(void)
+{
+	return eventfd_signal_allowed();
+}
+
+/* --- user memory without faults --------------------------------------------------------------- */
+
+/*
+ * Page faults are off around each access, so that a missing page ends in the fixup at once; that is what
+ * makes these usable with interrupts off. The address is masked, not fenced (see scoped_user_access()).
+ */
+#define RVMM_GET_USER(bits)							\
+int rvmm_get_user_u##bits(u##bits *dst, unsigned long addr)			\
+{										\
+	const u##bits __user *p = (const u##bits __user *)addr;			\
+	u##bits val;								\
+										\
+	pagefault_disable();							\
+	scoped_user_read_access(p, efault)					\
+		unsafe_get_user(val, p, efault);				\
+	pagefault_enable();							\
+	*dst = val;								\
+	return 0;								\
+efault:										\
+	pagefault_enable();							\
+	return -EFAULT;								\
+}
+
+RVMM_GET_USER(8)
+RVMM_GET_USER(16)
+RVMM_GET_USER(32)
+RVMM_GET_USER(64)
+
+#define RVMM_PUT_USER(bits)							\
+int rvmm_put_user_u##bits(unsigned long addr, u##bits val)			\
+{										\
+	u##bits __user *p = (u##bits __user *)addr;				\
+										\
+	pagefault_disable();							\
+	scoped_user_write_access(p, efault)					\
+		unsafe_put_user(val, p, efault);				\
+	pagefault_enable();							\
+	return 0;								\
+efault:										\
+	pagefault_enable();							\
+	return -EFAULT;								\
+}
+
+RVMM_PUT_USER(8)
+RVMM_PUT_USER(16)
+RVMM_PUT_USER(32)
+RVMM_PUT_USER(64)
+
+/* 0: exchanged, 1: *old differed and now holds what was found, -EFAULT: not accessible. */
+#define RVMM_CMPXCHG_USER(bits)							\
+int rvmm_cmpxchg_user_u##bits(unsigned long addr, u##bits *old, u##bits new)	\
+{										\
+	u##bits __user *p = (u##bits __user *)addr;				\
+	bool done = false;							\
+										\
+	if (!access_ok(p, sizeof(*p)))						\
+		return -EFAULT;							\
+	pagefault_disable();							\
+	__uaccess_begin_nospec();						\
+	done = unsafe_try_cmpxchg_user(p, old, new, efault);			\
+	__uaccess_end();							\
+	pagefault_enable();							\
+	return done ? 0 : 1;							\
+efault:										\
+	__uaccess_end();							\
+	pagefault_enable();							\
+	return -EFAULT;								\
+}
+
+RVMM_CMPXCHG_USER(8)
+RVMM_CMPXCHG_USER(16)
+RVMM_CMPXCHG_USER(32)
+RVMM_CMPXCHG_USER(64)
+
+/* As above for 16 bytes; the caller has checked CX16 and the alignment. */
+int rvmm_cmpxchg_user_u128(unsigned long addr, u64 old[2], u64 new_lo, u64 new_hi)
+{
+	int err = 0;
+	bool done;
+
+	if (!access_ok((void __user *)addr, 16))
+		return -EFAULT;
+	pagefault_disable();
+	__uaccess_begin_nospec();
+	asm volatile("1: lock cmpxchg16b (%[ptr])\n"
+		     "2:\n"
+		     _ASM_EXTABLE_TYPE_REG(1b, 2b, EX_TYPE_EFAULT_REG, %[err])
+		     : "=@ccz" (done), [err] "+r" (err), "+a" (old[0]), "+d" (old[1])
+		     : [ptr] "r" (addr), "b" (new_lo), "c" (new_hi)
+		     : "memory");
+	__uaccess_end();
+	pagefault_enable();
+	return err ? -EFAULT : done ? 0 : 1;
+}
+
+int rvmm_copy_from_user_nofault(void *dst, unsigned long src, size_t len)
+{
+	unsigned long left;
+
+	if (!access_ok((const void __user *)src, len))
+		return -EFAULT;
+	pagefault_disable();
+	left = __copy_from_user_inatomic(dst, (const void __user *)src, len);
+	pagefault_enable();
+	return left ? -EFAULT : 0;
+}
+
+int rvmm_copy_to_user_nofault(unsigned long dst, const void *src, size_t len)
+{
+	unsigned long left;
+
+	if (!access_ok((void __user *)dst, len))
+		return -EFAULT;
+	pagefault_disable();
+	left = __copy_to_user_inatomic((void __user *)dst, src, len);
+	pagefault_enable();
+	return left ? -EFAULT : 0;
+}
+
+bool rvmm_access_ok(unsigned long addr, size_t len)
+{
+	return access_ok((const void __user *)addr, len);
+}
+
+/* --- pages and address spaces ----------------------------------------------------------------- */
+
+void *rvmm_page_address(struct page *page)
+{
+	return page_address(page);
+}
+
+unsigned long rvmm_page_to_pfn(struct page *page)
+{
+	return page_to_pfn(page);
+}
+
+struct page *rvmm_pfn_to_page(unsigned long pfn)
+{
+	return pfn_to_page(pfn);
+}
+
+bool rvmm_pfn_valid(unsigned long pfn)
+{
+	return pfn_valid(pfn);
+}
+
+bool rvmm_pfn_is_ram(unsigned long pfn)
+{
+	return pfn_valid(pfn) && !PageReserved(pfn_to_page(pfn));
+}
+
+bool rvmm_is_zero_pfn(unsigned long pfn)
+{
+	return is_zero_pfn(pfn);
+}
+
+void rvmm_get_page(struct page *page)
+{
+	get_page(page);
+}
+
+void rvmm_put_page(struct page *page)
+{
+	put_page(page);
+}
+
+void rvmm_set_page_dirty(struct page *page)
+{
+	if (!PageReserved(page))
+		SetPageDirty(page);
+}
+
+void rvmm_set_page_accessed(struct page *page)
+{
+	if (!PageReserved(page))
+		mark_page_accessed(page);
+}
+
+void rvmm_vm_flags_set(struct vm_area_struct *vma, unsigned long flags)
+{
+	vm_flags_set(vma, flags);
+}
+
+/*
+ * Level of the leaf that maps @addr in @mm: 1 = 4 KiB, 2 = 2 MiB, 3 = 1 GiB, 0 = none.
+ *
+ * Lockless, as in GUP-fast: with interrupts off a page table cannot be freed, since its freeing waits
+ * for an IPI or an RCU grace period. The answer can be stale when it arrives.
+ */
+int rvmm_host_mapping_level(struct mm_struct *mm, unsigned long addr)
+{
+	unsigned long flags;
+	int level = 0;
+	pgd_t *pgdp, pgd;
+	p4d_t *p4dp, p4d;
+	pud_t *pudp, pud;
+	pmd_t *pmdp, pmd;
+
+	local_irq_save(flags);
+	pgdp = pgd_offset(mm, addr);
+	pgd = READ_ONCE(*pgdp);
+	if (pgd_none(pgd))
+		goto out;
+	p4dp = p4d_offset_lockless(pgdp, pgd, addr);
+	p4d = READ_ONCE(*p4dp);
+	if (p4d_none(p4d) || !p4d_present(p4d))
+		goto out;
+	pudp = pud_offset_lockless(p4dp, p4d, addr);
+	pud = READ_ONCE(*pudp);
+	if (pud_none(pud) || !pud_present(pud))
+		goto out;
+	if (pud_leaf(pud)) {
+		level = 3;
+		goto out;
+	}
+	pmdp = pmd_offset_lockless(pudp, pud, addr);
+	pmd = pmdp_get_lockless(pmdp);
+	if (pmd_none(pmd) || !pmd_present(pmd))
+		goto out;
+	level = pmd_leaf(pmd) ? 2 : 1;
+out:
+	local_irq_restore(flags);
+	return level;
+}
+
+/* Frame behind @addr in a VM_IO or VM_PFNMAP area, faulting it in when needed. Sleeps. */
+int rvmm_follow_pfnmap(struct mm_struct *mm, unsigned long addr, bool write,
+		       unsigned long *pfn, bool *writable)
+{
+	struct follow_pfnmap_args args = {};
+	struct vm_area_struct *vma;
+	bool faulted = false;
+	int r;
+
+	mmap_read_lock(mm);
+	for (;;) {
+		bool unlocked = false;
+
+		r = -EFAULT;
+		vma = vma_lookup(mm, addr);
+		if (!vma || !(vma->vm_flags & (VM_IO | VM_PFNMAP)))
+			break;
+		if (write && !(vma->vm_flags & VM_WRITE))
+			break;
+
+		args.vma = vma;
+		args.address = addr;
+		r = follow_pfnmap_start(&args);
+		if (!r) {
+			if (!write || args.writable) {
+				*pfn = args.pfn;
+				*writable = args.writable;
+				follow_pfnmap_end(&args);
+				break;
+			}
+			follow_pfnmap_end(&args);
+			r = -EFAULT;
+		}
+		/* Without the lock having been dropped a second fault would change nothing. */
+		if (faulted)
+			break;
+		r = fixup_user_fault(mm, addr, write ? FAULT_FLAG_WRITE : 0, &unlocked);
+		if (r)
+			break;
+		faulted = !unlocked;
+		if (fatal_signal_pending(current)) {
+			r = -EINTR;
+			break;
+		}
+	}
+	mmap_read_unlock(mm);
+	return r;
+}
+
+/* Makes @addr resident and, with @write, writable in the current address space. Sleeps. */
+int rvmm_fault_in(unsigned long addr, bool write)
+{
+	struct mm_struct *mm = current->mm;
+	bool unlocked = false;
+	int r;
+
+	if (!mm)
+		return -EFAULT;
+	mmap_read_lock(mm);
+	r = fixup_user_fault(mm, addr, write ? FAULT_FLAG_WRITE : 0, &unlocked);
+	mmap_read_unlock(mm);
+	return r;
+}
+
+/* --- CPU state -------------------------------------------------------------------------------- */
+
+int rvmm_rdmsr_safe(u32 msr, u64 *val)
+{
+	return rdmsrq_safe(msr, val);
+}
+
+int rvmm_wrmsr_safe(u32 msr, u64 val)
+{
+	return wrmsrq_safe(msr, val);
+}
+
+unsigned long rvmm_cpu_tss(unsigned int cpu)
+{
+	return rvmm_cpu_possible(cpu) ? (unsigned long)&per_cpu(cpu_tss_rw, cpu).x86_tss : 0;
+}
+
+unsigned long rvmm_cpu_gdt_rw(unsigned int cpu)
+{
+	return rvmm_cpu_possible(cpu) ? (unsigned long)get_cpu_gdt_rw(cpu) : 0;
+}
+
+unsigned long rvmm_tss_from_gdt(u16 tr)
+{
+	const struct ldttss_desc *desc;
+	struct desc_ptr gdt;
+
+	native_store_gdt(&gdt);
+	if ((tr | 7) + 8ul > gdt.size)
+		return 0;
+	desc = (const struct ldttss_desc *)(gdt.address + (tr & ~7));
+	return desc->base0 | desc->base1 << 16 | desc->base2 << 24 | (unsigned long)desc->base3 << 32;
+}
+
+/*
+ * Clears the busy bit of this CPU's TSS descriptor and reloads TR from it. LTR sets that bit, so the GDT
+ * has to be the writable one meanwhile, not its read-only alias. Interrupts are off.
+ */
+void rvmm_reload_tss(void)
+{
+	struct desc_struct *gdt = get_current_gdt_rw();
+	struct desc_ptr rw = { .size = GDT_SIZE - 1, .address = (unsigned long)gdt };
+	struct desc_ptr old;
+	tss_desc tss;
+
+	memcpy(&tss, &gdt[GDT_ENTRY_TSS], sizeof(tss));
+	tss.type = DESC_TSS; /* available */
+	memcpy(&gdt[GDT_ENTRY_TSS], &tss, sizeof(tss));
+
+	native_store_gdt(&old);
+	native_load_gdt(&rw);
+	asm volatile("ltr %w0" : : "q" (GDT_ENTRY_TSS * 8));
+	native_load_gdt(&old);
+}
+
+/* The TSS limit of this CPU no longer covers the I/O bitmap; the kernel reloads TR when it matters. */
+void rvmm_invalidate_tss_limit(void)
+{
+	preempt_disable();
+	invalidate_tss_limit();
+	preempt_enable();
+}
+
+bool rvmm_boot_cpu_has(unsigned int bit)
+{
+	return bit < (NCAPINTS + NBUGINTS) * 32 && test_bit(bit, (unsigned long *)boot_cpu_data.x86_capability);
+}
+
+unsigned int rvmm_cpu_vendor(void)
+{
+	return boot_cpu_data.x86_vendor;
+}
+
+void rvmm_cpu_signature(u8 *family, u8 *model, u8 *stepping)
+{
+	*family = boot_cpu_data.x86;
+	*model = boot_cpu_data.x86_model;
+	*stepping = boot_cpu_data.x86_stepping;
+}
+
+unsigned int rvmm_phys_bits(void)
+{
+	return boot_cpu_data.x86_phys_bits;
+}
+
+unsigned int rvmm_virt_bits(void)
+{
+	return boot_cpu_data.x86_virt_bits;
+}
+
+/* What the kernel runs with, alternatives and command line applied. */
+bool rvmm_fred_enabled(void)
+{
+	return cpu_feature_enabled(X86_FEATURE_FRED);
+}
+
+bool rvmm_la57_enabled(void)
+{
+	return pgtable_l5_enabled();
+}
+
+bool rvmm_tsc_stable(void)
+{
+	return !check_tsc_unstable();
+}
+
+/* --- extended state ---------------------------------------------------------------------------- */
+
+int rvmm_xrstor64(const void *area, u64 mask)
+{
+	int err = 0;
+
+	asm volatile("1: xrstor64 (%[area])\n"
+		     "2:\n"
+		     _ASM_EXTABLE_TYPE_REG(1b, 2b, EX_TYPE_EFAULT_REG, %[err])
+		     : [err] "+r" (err)
+		     : [area] "r" (area), "a" ((u32)mask), "d" ((u32)(mask >> 32))
+		     : "memory");
+	return err;
+}
+
+int rvmm_fxrstor64(const void *area)
+{
+	int err = 0;
+
+	asm volatile("1: fxrstor64 (%[area])\n"
+		     "2:\n"
+		     _ASM_EXTABLE_TYPE_REG(1b, 2b, EX_TYPE_EFAULT_REG, %[err])
+		     : [err] "+r" (err)
+		     : [area] "r" (area)
+		     : "memory");
+	return err;
+}

@@ -1,0 +1,143 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Running code on other CPUs, and interrupting them.
+//!
+//! C header: [`include/linux/smp.h`](srctree/include/linux/smp.h)
+
+use core::ptr::{addr_of_mut, null_mut};
+
+use kernel::cpumask::Cpumask;
+use kernel::error::to_result;
+use kernel::ffi::c_void;
+use kernel::prelude::*;
+
+use super::bindings;
+use super::preempt::PinsCpu;
+
+/// One more than the highest CPU number that can exist.
+#[inline]
+pub fn nr_cpu_ids() -> u32 {
+    // SAFETY: Constant after boot.
+    unsafe { bindings::rvmm_nr_cpu_ids() }
+}
+
+/// Number of CPUs that are online; may change at once.
+#[inline]
+pub fn num_online() -> u32 {
+    // SAFETY: Reads a counter.
+    unsafe { bindings::rvmm_num_online_cpus() }
+}
+
+/// Whether CPU `cpu` can exist.
+#[inline]
+pub fn possible(cpu: u32) -> bool {
+    // SAFETY: The shim checks the number.
+    unsafe { bindings::rvmm_cpu_possible(cpu) }
+}
+
+/// Whether CPU `cpu` is online; may change at once.
+#[inline]
+pub fn online(cpu: u32) -> bool {
+    // SAFETY: The shim checks the number.
+    unsafe { bindings::rvmm_cpu_online(cpu) }
+}
+
+/// The CPUs that can exist, in order.
+pub fn possible_cpus() -> impl Iterator<Item = u32> {
+    (0..nr_cpu_ids()).filter(|cpu| possible(*cpu))
+}
+
+/// The mask of online CPUs.
+pub fn online_mask() -> &'static Cpumask {
+    // SAFETY: The kernel's mask lives for ever; it is read with atomic bit operations.
+    unsafe { Cpumask::from_raw(bindings::rvmm_cpu_online_mask()) }
+}
+
+/// The mask that holds CPU `cpu` alone, or `None` when it cannot exist.
+pub fn mask_of(cpu: u32) -> Option<&'static Cpumask> {
+    if cpu >= nr_cpu_ids() {
+        return None;
+    }
+    // SAFETY: The number is in range; the masks live for ever.
+    Some(unsafe { Cpumask::from_raw(bindings::rvmm_cpumask_of(cpu)) })
+}
+
+/// Interrupts CPU `cpu` with the reschedule vector, which has no handler work of its own: what it does is
+/// to bring the CPU into the kernel. Any context. Nothing happens when the CPU is not online.
+#[inline]
+pub fn send_reschedule(cpu: u32) {
+    if online(cpu) {
+        // SAFETY: The CPU exists; sending to one that just went offline is harmless.
+        unsafe { bindings::rvmm_send_reschedule(cpu) };
+    }
+}
+
+struct Call<F> {
+    f: Option<F>,
+}
+
+unsafe extern "C" fn call_once<F: FnOnce()>(info: *mut c_void) {
+    // SAFETY: `call_on_cpu` passes a `Call<F>` and waits, so nobody else uses it now.
+    let call = unsafe { &mut *info.cast::<Call<F>>() };
+    if let Some(f) = call.f.take() {
+        f();
+    }
+}
+
+/// Runs `f` on CPU `cpu` in hard-interrupt context and waits for it.
+///
+/// Interrupts are on in the caller. `f` must not sleep. Errors: `ENXIO` when the CPU is not online.
+pub fn call_on_cpu<R: Send>(cpu: u32, f: impl FnOnce() -> R + Send) -> Result<R> {
+    fn run<G: FnOnce()>(cpu: u32, g: G) -> Result {
+        let mut call = Call { f: Some(g) };
+        // SAFETY: The call waits, so `call` outlives its use on the other CPU.
+        to_result(unsafe {
+            bindings::smp_call_function_single(
+                cpu as _,
+                Some(call_once::<G>),
+                addr_of_mut!(call).cast(),
+                true,
+            )
+        })
+    }
+    if cpu >= nr_cpu_ids() {
+        return Err(ENXIO);
+    }
+    let mut result = None;
+    run(cpu, || result = Some(f()))?;
+    result.ok_or(ENXIO)
+}
+
+unsafe extern "C" fn call_shared<F: Fn() + Sync>(info: *mut c_void) {
+    // SAFETY: The caller waits, so the closure is live; it is `Sync`.
+    unsafe { (*info.cast::<F>())() };
+}
+
+/// Runs `f` on every online CPU of `mask`, this one included, and waits. `f` runs with interrupts off and
+/// must not sleep; interrupts are on in the caller.
+pub fn call_on_mask<F: Fn() + Sync>(mask: &Cpumask, f: &F) {
+    // SAFETY: The call waits, so `f` outlives its use; the function only reads `mask` and `f`.
+    unsafe {
+        bindings::on_each_cpu_cond_mask(
+            None,
+            Some(call_shared::<F>),
+            (f as *const F).cast_mut().cast(),
+            true,
+            mask.as_raw(),
+        )
+    };
+}
+
+/// Runs `f` on every online CPU and waits; see [`call_on_mask`].
+pub fn on_each_cpu<F: Fn() + Sync>(f: &F) {
+    call_on_mask(online_mask(), f);
+}
+
+unsafe extern "C" fn nothing(_info: *mut c_void) {}
+
+/// Interrupts every online CPU of `mask` but this one. With `wait` it returns when each has taken the
+/// interrupt, which is a full barrier; interrupts are on in the caller then.
+pub fn kick_mask(_pinned: &impl PinsCpu, mask: &Cpumask, wait: bool) {
+    // SAFETY: The function takes no argument; preemption is off as the guard shows.
+    unsafe { bindings::smp_call_function_many(mask.as_raw(), Some(nothing), null_mut(), wait) };
+}
