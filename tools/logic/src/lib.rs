@@ -46,6 +46,9 @@ pub mod irq {
     pub mod lapic_timer;
     pub mod line;
     pub mod msg;
+    pub mod pic;
+    pub mod pit;
+    pub mod pit_channel;
 }
 
 #[path = "../../../src/emul/mod.rs"]

@@ -1,0 +1,417 @@
+// SPDX-License-Identifier: GPL-2.0
+//! MSR policy: existence, ownership, value checks.
+
+use rvmm_logic::cpu::cpuid::{GuestFeatures, Vendor};
+use rvmm_logic::cpu::msr::{index as ix, *};
+
+const GP: Result<Written, MsrError> = Err(MsrError::Invalid);
+const NONE: Result<Written, MsrError> = Err(MsrError::Unknown);
+const OK: Result<Written, MsrError> = Ok(Written::Stored);
+
+struct T {
+    file: MsrFile,
+    guest: GuestFeatures,
+    host: GuestFeatures,
+}
+
+fn features(vendor: Vendor) -> GuestFeatures {
+    GuestFeatures {
+        vendor,
+        maxphyaddr: 40,
+        x2apic: true,
+        tsc_deadline: true,
+        tsc_adjust: true,
+        rdtscp: true,
+        xsaves: true,
+        osvw: true,
+        arch_capabilities: vendor == Vendor::Intel,
+        spec_ctrl: 7,
+        pred_cmd: 1,
+        kvm_features: 0x9,
+        ..GuestFeatures::default()
+    }
+}
+
+fn new(vendor: Vendor) -> T {
+    let mut file = MsrFile::ZERO;
+    file.reset(&Config {
+        arch_capabilities: !0,
+        lfence_serializing: true,
+        vendor,
+    });
+    T {
+        file,
+        guest: features(vendor),
+        host: features(vendor),
+    }
+}
+
+impl T {
+    fn access(&self, host_initiated: bool) -> Access<'_> {
+        Access {
+            guest: &self.guest,
+            host: &self.host,
+            host_initiated,
+            xss_allowed: 0x800,
+        }
+    }
+    fn get(&self, msr: u32) -> Result<Read, MsrError> {
+        self.file.get(msr, &self.access(false))
+    }
+    fn host_get(&self, msr: u32) -> Result<Read, MsrError> {
+        self.file.get(msr, &self.access(true))
+    }
+    fn write(&mut self, msr: u32, v: u64, host: bool) -> Result<Written, MsrError> {
+        let mut f = self.file.clone();
+        let r = f.set(msr, v, &self.access(host));
+        self.file = f;
+        r
+    }
+    fn set(&mut self, msr: u32, v: u64) -> Result<Written, MsrError> {
+        self.write(msr, v, false)
+    }
+    fn host_set(&mut self, msr: u32, v: u64) -> Result<Written, MsrError> {
+        self.write(msr, v, true)
+    }
+    fn value(&self, msr: u32) -> u64 {
+        match self.get(msr) {
+            Ok(Read::Value(v)) => v,
+            r => panic!("{msr:x} {r:?}"),
+        }
+    }
+}
+
+fn to(class: Class, v: u64) -> Result<Written, MsrError> {
+    Ok(Written::Delegate(class, v))
+}
+
+#[test]
+fn unknown_is_unknown() {
+    for v in [Vendor::Intel, Vendor::Amd] {
+        let mut t = new(v);
+        // VMX capabilities, performance counters, SMM base, debug interface, SMCA, SVM virtual keys.
+        for msr in [
+            0x480,
+            0xc1,
+            0x186,
+            0x9e,
+            0xc80,
+            0xc000_2000,
+            0xc001_0118,
+            0x4b56_4d20,
+            !0,
+        ] {
+            assert_eq!(t.get(msr), Err(MsrError::Unknown), "{msr:x}");
+            assert_eq!(t.host_get(msr), Err(MsrError::Unknown), "{msr:x}");
+            assert_eq!(t.set(msr, 0), NONE, "{msr:x}");
+            assert_eq!(t.host_set(msr, 0), NONE, "{msr:x}");
+        }
+    }
+}
+
+#[test]
+fn reads_never_panic_and_lists_keep_their_promise() {
+    for v in [Vendor::Intel, Vendor::Amd] {
+        let mut t = new(v);
+        for msr in (0..0x2000)
+            .chain(0xc000_0000..0xc000_0200)
+            .chain(0xc001_0000..0xc001_1100)
+            .chain(0x4b56_4d00..0x4b56_4e00)
+        {
+            let _ = t.get(msr);
+            for val in [0, 1, !0] {
+                let _ = t.set(msr, val);
+                let _ = t.host_set(msr, val);
+            }
+        }
+        let mut t = new(v);
+        let mut list = [0u32; 256];
+        let n = index_list(&t.host, &mut list).unwrap();
+        for &msr in &list[..n] {
+            match t.host_get(msr) {
+                Ok(Read::Value(v)) => assert!(t.host_set(msr, v).is_ok(), "{msr:x}"),
+                Ok(Read::Delegate(_)) => assert!(t.host_set(msr, 0).is_ok(), "{msr:x}"),
+                e => panic!("{msr:x} {e:?}"),
+            }
+            assert_eq!(list[..n].iter().filter(|&&m| m == msr).count(), 1);
+        }
+        assert_eq!(index_list(&t.host, &mut list[..3]), Err(n));
+        for msr in [
+            0x10,
+            0x174,
+            0x175,
+            0x176,
+            0x277,
+            0xc000_0081,
+            0xc000_0102,
+            0xc000_0103,
+            0x1a0,
+            0x3b,
+            0x6e0,
+            0x17a,
+            0x17b,
+            0x4b56_4d00,
+            0x4b56_4d01,
+        ] {
+            assert!(list[..n].contains(&msr), "{msr:x}");
+        }
+        let bare = GuestFeatures::default();
+        let n = index_list(&bare, &mut list).unwrap();
+        for msr in [0x3b, 0x48, 0x6e0, 0xda0, 0xc000_0103, 0x11, 0x4b56_4d00] {
+            assert!(!list[..n].contains(&msr), "{msr:x}");
+        }
+    }
+}
+
+#[test]
+fn delegation() {
+    let mut t = new(Vendor::Intel);
+    for (msr, class) in [
+        (ix::EFER, Class::Efer),
+        (ix::APIC_BASE, Class::ApicBase),
+        (ix::TSC, Class::Tsc),
+        (ix::TSC_ADJUST, Class::TscAdjust),
+        (ix::TSC_DEADLINE, Class::TscDeadline),
+        (0x800, Class::X2apic),
+        (0x8ff, Class::X2apic),
+        (ix::STAR, Class::Backend),
+        (ix::TSC_AUX, Class::Backend),
+        (ix::KVM_SYSTEM_TIME_NEW, Class::Paravirt),
+        (ix::KVM_WALL_CLOCK, Class::Paravirt),
+    ] {
+        assert_eq!(t.get(msr), Ok(Read::Delegate(class)), "{msr:x}");
+        assert_eq!(t.set(msr, 0), to(class, 0), "{msr:x}");
+    }
+    assert_eq!(t.get(ix::PRED_CMD), Err(MsrError::Invalid), "write-only");
+    assert_eq!(t.set(ix::PRED_CMD, 1), to(Class::PredictionBarrier, 1));
+    assert_eq!(t.set(ix::PRED_CMD, 2), GP);
+    assert_eq!(
+        t.get(ix::KVM_STEAL_TIME),
+        Err(MsrError::Unknown),
+        "not offered"
+    );
+}
+
+#[test]
+fn guest_cpuid_gates_the_guest_only() {
+    let mut t = new(Vendor::Intel);
+    t.guest = GuestFeatures::default();
+    for msr in [
+        ix::TSC_ADJUST,
+        ix::TSC_DEADLINE,
+        ix::TSC_AUX,
+        ix::SPEC_CTRL,
+        ix::XSS,
+        ix::ARCH_CAPABILITIES,
+        ix::KVM_WALL_CLOCK_NEW,
+        0x808,
+    ] {
+        assert_eq!(t.get(msr), Err(MsrError::Unknown), "{msr:x}");
+        assert_eq!(t.set(msr, 0), NONE, "{msr:x}");
+        assert!(t.host_get(msr).is_ok(), "{msr:x}");
+        assert!(t.host_set(msr, 0).is_ok(), "{msr:x}");
+    }
+}
+
+#[test]
+fn canonical_addresses() {
+    let bad = 1u64 << 47;
+    for v in [Vendor::Intel, Vendor::Amd] {
+        let mut t = new(v);
+        for msr in [
+            ix::LSTAR,
+            ix::CSTAR,
+            ix::FS_BASE,
+            ix::GS_BASE,
+            ix::KERNEL_GS_BASE,
+        ] {
+            assert_eq!(t.set(msr, bad), GP, "{msr:x}");
+            assert_eq!(t.host_set(msr, bad), GP, "{msr:x}");
+            assert_eq!(t.set(msr, bad - 1), to(Class::Backend, bad - 1));
+        }
+    }
+    assert_eq!(new(Vendor::Intel).set(ix::SYSENTER_EIP, bad), GP);
+    assert_eq!(
+        new(Vendor::Amd).set(ix::SYSENTER_EIP, bad),
+        to(Class::Backend, 0xffff_8000_0000_0000)
+    );
+}
+
+#[test]
+fn backend_values() {
+    let mut t = new(Vendor::Intel);
+    assert_eq!(t.set(ix::PAT, PAT_RESET), to(Class::Backend, PAT_RESET));
+    for bad in [2u64, 3, 8, 0x80] {
+        for byte in 0..8 {
+            assert_eq!(t.set(ix::PAT, bad << (8 * byte)), GP, "{bad} in {byte}");
+        }
+    }
+    for good in [0u64, 1, 4, 5, 6, 7] {
+        assert!(t.set(ix::PAT, good << 56).is_ok());
+    }
+    assert_eq!(t.set(ix::TSC_AUX, 1 << 32), GP);
+    assert_eq!(
+        new(Vendor::Amd).set(ix::TSC_AUX, 1 << 32 | 5),
+        to(Class::Backend, 5)
+    );
+    assert_eq!(t.set(ix::SPEC_CTRL, 8), GP);
+    assert_eq!(t.set(ix::SPEC_CTRL, 7), to(Class::Backend, 7));
+    assert_eq!(t.set(ix::DEBUGCTL, 3), to(Class::Backend, 3));
+    assert_eq!(t.set(ix::DEBUGCTL, 1 << 6), GP);
+    assert_eq!(
+        t.set(ix::FMASK, 0x1_0004_7700),
+        to(Class::Backend, 0x4_7700)
+    );
+}
+
+#[test]
+fn mtrrs() {
+    let mut t = new(Vendor::Intel);
+    assert_eq!(t.value(ix::MTRR_CAP), 0x508);
+    assert_eq!(t.set(ix::MTRR_CAP, 0x508), GP);
+    assert_eq!(t.host_set(ix::MTRR_CAP, 0x508), OK);
+    let mtrr = Ok(Written::StoredMtrr);
+    assert_eq!(t.set(ix::MTRR_DEF_TYPE, 0xc06), mtrr);
+    assert_eq!(t.value(ix::MTRR_DEF_TYPE), 0xc06);
+    for bad in [2, 3, 7, 0x100, 0x1000] {
+        assert_eq!(t.set(ix::MTRR_DEF_TYPE, bad), GP, "{bad:x}");
+    }
+    for (i, msr) in [0x250, 0x258, 0x259]
+        .into_iter()
+        .chain(0x268..=0x26f)
+        .enumerate()
+    {
+        let v = 0x0606_0606_0606_0000 | if i % 2 == 0 { 0x0505 } else { 0x0404 };
+        assert_eq!(t.set(msr, v), mtrr);
+        assert_eq!(t.value(msr), v);
+        assert_eq!(t.set(msr, 2 << 24), GP);
+    }
+    assert_eq!(t.get(0x25a), Err(MsrError::Unknown));
+    for msr in 0x200..=0x20f {
+        let v = 0x10_0000_0800 | if msr & 1 == 0 { 6 } else { 0 };
+        let v = if msr & 1 == 0 { v & !0x800 } else { v };
+        assert_eq!(t.set(msr, v), mtrr, "{msr:x}");
+        assert_eq!(t.value(msr), v);
+        assert_eq!(t.set(msr, 1 << 40), GP, "above MAXPHYADDR");
+    }
+    assert_eq!(t.set(0x200, 0x106), GP);
+    assert_eq!(t.set(0x200, 2), GP);
+    assert_eq!(t.set(0x201, 0x400), GP);
+    assert_eq!(t.get(0x210), Err(MsrError::Unknown));
+    t.guest.maxphyaddr = 36;
+    assert_eq!(t.set(0x201, 1 << 37), GP);
+    assert_eq!(t.host_set(0x201, 1 << 37), mtrr);
+}
+
+#[test]
+fn machine_check() {
+    let mut t = new(Vendor::Intel);
+    assert_eq!(t.value(ix::MCG_CAP), 32);
+    assert_eq!(t.get(ix::MCG_CTL), Err(MsrError::Unknown), "no MCG_CTL_P");
+    for bad in [0, 33, 0x1_000a, 0x20a] {
+        assert_eq!(t.file.setup_mce(bad), Err(MsrError::Invalid), "{bad:x}");
+    }
+    t.file.setup_mce(0x100_010a).unwrap();
+    assert_eq!(t.value(ix::MCG_CAP), 0x100_010a);
+    assert_eq!(t.value(ix::MCG_CTL), !0);
+    assert_eq!(t.value(0x400), !0);
+    assert_eq!(t.value(0x424), !0, "bank 9");
+    assert_eq!(t.get(0x428), Err(MsrError::Unknown), "bank 10");
+    assert_eq!(t.set(0x400, 0), OK);
+    assert_eq!(t.set(0x400, !0), OK);
+    assert_eq!(t.set(0x400, !1), OK, "bank 0 erratum");
+    assert_eq!(t.set(0x400, 5), GP);
+    assert_eq!(t.set(0x401, 1), GP);
+    assert_eq!(t.set(0x401, 0), OK);
+    assert_eq!(t.host_set(0x401, 1 << 63), OK);
+    assert_eq!(t.value(0x401), 1 << 63);
+    assert_eq!(t.set(0x402, 1), GP);
+    assert_eq!(t.host_set(0x403, 77), OK);
+    assert_eq!(t.value(0x403), 77);
+    assert_eq!(t.set(ix::MCG_CAP, 0), GP);
+    assert_eq!(t.host_set(ix::MCG_CAP, 0), GP);
+    assert_eq!(t.set(ix::MCG_CTL, 5), GP);
+    assert_eq!(t.set(ix::MCG_STATUS, 4), OK);
+    assert_eq!(t.set(ix::MCG_STATUS, 16), GP);
+    let mut a = new(Vendor::Amd);
+    assert_eq!(a.set(0x401, 1), GP);
+    assert_eq!(a.set(ix::HWCR, 1 << 18), OK);
+    assert_eq!(a.set(0x401, 1), OK, "McStatusWrEn");
+}
+
+#[test]
+fn storage() {
+    let mut t = new(Vendor::Intel);
+    assert_eq!(t.value(ix::MISC_ENABLE), 0x1801);
+    assert_eq!(t.set(ix::MISC_ENABLE, 0), OK);
+    assert_eq!(t.value(ix::MISC_ENABLE), 0x1800, "read-only bits stay");
+    assert_eq!(t.host_set(ix::MISC_ENABLE, 1), OK);
+    assert_eq!(t.value(ix::MISC_ENABLE), 1);
+    assert_eq!(t.set(ix::MISC_ENABLE, 1 << 40), GP);
+    assert_eq!(t.value(ix::FEATURE_CONTROL), 1);
+    assert_eq!(t.set(ix::FEATURE_CONTROL, 5), GP, "locked");
+    assert_eq!(t.host_set(ix::FEATURE_CONTROL, 5), OK);
+    let rev = t.value(ix::UCODE_REV);
+    assert_eq!(t.set(ix::UCODE_REV, 0), OK);
+    assert_eq!(t.value(ix::UCODE_REV), rev, "write ignored");
+    assert_eq!(t.host_set(ix::UCODE_REV, 5), OK);
+    assert_eq!(t.value(ix::UCODE_REV), 5);
+    assert_eq!(t.set(ix::UCODE_WRITE, 0x1234), OK);
+    assert_eq!(t.value(ix::ARCH_CAPABILITIES), ARCH_CAPABILITIES_ALLOWED);
+    assert_eq!(t.set(ix::ARCH_CAPABILITIES, 1), GP);
+    assert_eq!(t.host_set(ix::ARCH_CAPABILITIES, 1), OK);
+    assert_eq!(t.host_set(ix::ARCH_CAPABILITIES, 1 << 7), GP, "TSX_CTRL");
+    assert_eq!(t.set(ix::XSS, 0x800), Ok(Written::StoredXss));
+    assert_eq!(t.set(ix::XSS, 0x100), GP);
+    assert_eq!(t.value(ix::XSS), 0x800);
+    assert_eq!(t.set(ix::PLATFORM_INFO, 0), GP);
+    assert_eq!(t.host_set(ix::PLATFORM_INFO, 1 << 31), GP);
+    assert_eq!(t.value(ix::PLATFORM_ID), 0);
+    assert_eq!(t.set(ix::P5_MC_TYPE, 0), OK);
+    assert_eq!(t.set(ix::P5_MC_TYPE, 1), GP);
+}
+
+#[test]
+fn amd_only() {
+    let mut a = new(Vendor::Amd);
+    let mut i = new(Vendor::Intel);
+    for msr in [
+        ix::SYSCFG,
+        ix::HWCR,
+        ix::NB_CFG,
+        ix::VM_CR,
+        ix::DE_CFG,
+        ix::OSVW_STATUS,
+        ix::PSTATE0,
+        ix::PSTATE7,
+        ix::TSEG_ADDR,
+    ] {
+        assert!(a.get(msr).is_ok(), "{msr:x}");
+        assert_eq!(i.get(msr), Err(MsrError::Unknown), "{msr:x}");
+        assert_eq!(i.host_set(msr, 0), NONE, "{msr:x}");
+    }
+    assert_eq!(a.value(ix::HWCR), 1 << 24);
+    for bit in 0..64 {
+        let v = 1u64 << bit;
+        let r = a.set(ix::HWCR, v);
+        match bit {
+            18 | 24 => assert_eq!((r, a.value(ix::HWCR)), (OK, v)),
+            3 | 6 | 8 => assert_eq!((r, a.value(ix::HWCR)), (OK, 0)),
+            _ => assert_eq!(r, GP, "{bit}"),
+        }
+    }
+    assert_eq!(a.value(ix::DE_CFG), 2);
+    assert_eq!(a.set(ix::DE_CFG, 2), OK);
+    assert_eq!(a.set(ix::DE_CFG, 4), GP);
+    assert_eq!(a.value(ix::VM_CR), 0x18, "SVM disabled and locked");
+    assert_eq!(a.set(ix::VM_CR, 0), GP);
+    assert_eq!(a.set(ix::OSVW_ID_LENGTH, 0), GP);
+    assert_eq!(a.host_set(ix::OSVW_ID_LENGTH, 9), OK);
+    assert_eq!(a.value(ix::OSVW_ID_LENGTH), 9);
+    a.guest.osvw = false;
+    assert_eq!(a.get(ix::OSVW_ID_LENGTH), Err(MsrError::Unknown));
+    assert_eq!(a.set(ix::PATCH_LOADER, 1), OK);
+    assert_eq!(a.get(ix::PATCH_LOADER), Err(MsrError::Unknown));
+    assert_eq!(a.set(ix::SYSCFG, 1), GP);
+    assert_eq!(a.set(ix::SYSCFG, 0), OK);
+}
