@@ -1,4 +1,100 @@
 # SPDX-License-Identifier: GPL-2.0
-modules:
-	flock build/modules.lock tools/setup run -- $(MAKE) -C $(CURDIR)/build/kernel/obj M=$(CURDIR) modules
-.PHONY: modules
+#
+# rvmm: everything starts here. `make help` lists the targets.
+#
+#   BED=amd|intel|iommu    emulated machine for `run` (amd: QEMU with SVM, intel: Bochs with VMX)
+#   KDIR=DIR               `modules`: build against this prepared kernel build directory (with Rust metadata),
+#                          with this machine's own tools, instead of the stock kernel in build/
+#   CARGO_FLAGS=           more flags for cargo build
+
+BED ?= amd
+SMP ?= 1
+MEM ?= 2048
+KDIR ?=
+TARGET := x86_64-unknown-linux-gnu
+RELEASE := build/target/$(TARGET)/release
+ROOT_RUN := tools/setup run --
+
+ifeq ($(KDIR),)
+KOBJ := $(CURDIR)/build/kernel/obj
+MODULE_RUN := $(ROOT_RUN)
+MODULE_DIR := $(CURDIR)/build/module
+MODULE_NEEDS := setup
+else
+KOBJ := $(abspath $(KDIR))
+MODULE_RUN :=
+MODULE_DIR := $(CURDIR)/build/module-other
+MODULE_NEEDS :=
+endif
+
+# $(call timed,WHAT,COMMAND): say what is done, and how long it took when it took long enough to matter.
+define timed
+@at=$$(date +%s); { $(2) ; } || { s=$$?; echo "make: FAILED: $(1) (after $$(($$(date +%s) - at)) s)" >&2; exit $$s; }; \
+	took=$$(($$(date +%s) - at)); [ $$took -lt 2 ] || echo "make: $(1): $$took s"
+endef
+
+# One at a time in a build tree, whoever calls.
+KMAKE = mkdir -p $(1) && flock $(1).lock $(MODULE_RUN) $(MAKE) -s -C $(KOBJ) M=$(CURDIR) MO=$(1)
+
+.DEFAULT_GOAL := help
+.PHONY: help setup modules tools guest run test bench check fmt clippy imports clean distclean
+
+help:
+	@echo 'make run            boot a Linux guest through /dev/rvmm in the AMD bed (BED=intel: on VMX)'
+	@echo 'make test           unit tests, checks, selftests in both beds; ends with "N passed, M failed"'
+	@echo 'make bench          rvmm beside stock KVM, ticks per operation'
+	@echo 'make modules        rvmm.ko for the stock Debian kernel (KDIR=DIR: for another one)'
+	@echo 'make tools          the launcher and its companions, statically linked ($(RELEASE)/)'
+	@echo 'make check          rustfmt, clippy, import list of rvmm.ko'
+	@echo 'make fmt            rustfmt, in place'
+	@echo 'make setup          what all that needs, below build/ (the other targets call it)'
+	@echo 'make clean          remove what was built; distclean: the build root and the kernel as well'
+
+setup:
+	@tools/setup
+
+modules: $(MODULE_NEEDS)
+	$(call timed,rvmm.ko,$(call KMAKE,$(MODULE_DIR)) modules)
+	@cmp -s $(MODULE_DIR)/rvmm.ko rvmm.ko || cp $(MODULE_DIR)/rvmm.ko rvmm.ko
+
+tools: setup
+	$(call timed,user-space programs,$(ROOT_RUN) \
+		cargo build -q --release --target $(TARGET) --workspace --bins $(CARGO_FLAGS))
+
+guest: setup
+	@tools/guest
+
+run: modules tools guest
+	@tools/bed --bed $(BED) --smp $(SMP) --mem $(MEM) --add $(RELEASE)/rvmm --add build/guest/bzImage --add build/guest/initrd -- \
+		rvmm run --kernel bzImage --initrd initrd $(if $(shell test -t 0 && test -t 1 && echo y),,--append rvmm.cmd=poweroff) $(RUN_FLAGS)
+
+test: setup
+	@tools/test $(TESTS)
+
+bench: modules tools guest
+	@tools/test --bench $(if $(BENCH_BED),--bed $(BENCH_BED))
+
+check: fmtcheck clippy imports
+
+.PHONY: fmtcheck
+RUST_FILES = $(shell find src rust uapi tools selftests -name '*.rs' ! -name '*_generated.rs')
+fmtcheck: setup
+	$(call timed,rustfmt,$(ROOT_RUN) rustfmt --edition 2021 --check $(RUST_FILES))
+
+fmt: setup
+	$(call timed,rustfmt,$(ROOT_RUN) rustfmt --edition 2021 $(RUST_FILES))
+
+clippy: setup
+	$(call timed,clippy on the module,$(call KMAKE,$(CURDIR)/build/clippy) CLIPPY=1 KRUSTFLAGS=-Dwarnings modules)
+	$(call timed,clippy on user space,$(ROOT_RUN) cargo clippy -q --workspace --all-targets -- -D warnings)
+
+# What rvmm.ko takes from the kernel, against the list that is checked in (`make imports UPDATE=1` renews it).
+imports: modules
+	$(call timed,import list,tools/imports $(if $(UPDATE),--update) $(MODULE_DIR)/rvmm.ko)
+
+clean:
+	rm -rf build/module build/module-other build/clippy build/*.lock build/target build/guest build/bed build/run
+	rm -f rvmm.ko rust/bindings_generated.rs
+
+distclean: clean
+	rm -rf --one-file-system build
