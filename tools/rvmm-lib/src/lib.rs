@@ -39,9 +39,10 @@ pub mod paging;
 pub mod platform;
 pub mod serial;
 pub mod size;
+pub mod stats;
 pub mod sys;
 mod vcpu;
-mod vm;
+pub mod vm;
 
 pub use console::{restore_terminal, Console, ESCAPE_HELP};
 pub use error::{Error, Result};

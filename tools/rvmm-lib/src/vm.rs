@@ -136,8 +136,11 @@ impl Builder {
                 .map_err(Error::ioctl("KVM_SET_IDENTITY_MAP_ADDR"))?;
         }
         vm.create_irq_chip().map_err(Error::ioctl("KVM_CREATE_IRQCHIP"))?;
-        let pit = kvm_pit_config { flags: KVM_PIT_SPEAKER_DUMMY, ..Default::default() };
-        vm.create_pit2(pit).map_err(Error::ioctl("KVM_CREATE_PIT2"))?;
+        // A guest with a TSC-deadline timer and a known TSC frequency does without.
+        if vm.check_extension(Cap::Pit2) {
+            let pit = kvm_pit_config { flags: KVM_PIT_SPEAKER_DUMMY, ..Default::default() };
+            vm.create_pit2(pit).map_err(Error::ioctl("KVM_CREATE_PIT2"))?;
+        }
         let memory = allocate(self.memory)?;
         map(&vm, &memory)?;
 
@@ -217,7 +220,12 @@ impl Builder {
     }
 }
 
-fn open(path: &Path) -> Result<Kvm> {
+/// Opens a hypervisor's device node and checks that it is one with what [`Vm`] needs.
+///
+/// # Errors
+///
+/// [`Error::Open`], [`Error::Version`] or [`Error::Missing`].
+pub fn open(path: &Path) -> Result<Kvm> {
     let name = std::ffi::CString::new(path.as_os_str().as_encoded_bytes()).map_err(|_| {
         Error::Open { path: path.into(), source: std::io::ErrorKind::InvalidInput.into() }
     })?;
@@ -232,7 +240,6 @@ fn open(path: &Path) -> Result<Kvm> {
     for (cap, what) in [
         (Cap::UserMemory, "KVM_CAP_USER_MEMORY"),
         (Cap::Irqchip, "KVM_CAP_IRQCHIP"),
-        (Cap::Pit2, "KVM_CAP_PIT2"),
         (Cap::ImmediateExit, "KVM_CAP_IMMEDIATE_EXIT"),
     ] {
         if !kvm.check_extension(cap) {
@@ -242,7 +249,12 @@ fn open(path: &Path) -> Result<Kvm> {
     Ok(kvm)
 }
 
-fn create_vm(kvm: &Kvm) -> Result<VmFd> {
+/// Creates an empty VM.
+///
+/// # Errors
+///
+/// [`Error::Ioctl`].
+pub fn create_vm(kvm: &Kvm) -> Result<VmFd> {
     loop {
         match kvm.create_vm() {
             // A signal while the host synchronises its CPUs.
@@ -252,7 +264,12 @@ fn create_vm(kvm: &Kvm) -> Result<VmFd> {
     }
 }
 
-fn allocate(size: u64) -> Result<GuestMemoryMmap> {
+/// Reserves guest memory of `size` bytes, laid out around the hole below 4 GiB.
+///
+/// # Errors
+///
+/// [`Error::Memory`].
+pub fn allocate(size: u64) -> Result<GuestMemoryMmap> {
     let ranges: Vec<_> = layout::ram_ranges(size)
         .into_iter()
         .map(|(start, length)| (GuestAddress(start), length as usize))

@@ -2,6 +2,7 @@
 //! `rvmm`: runs virtual machines on rvmm or KVM, checks the machine, shows statistics, measures.
 
 mod run;
+mod stat;
 mod status;
 
 use std::process::ExitCode;
@@ -23,6 +24,8 @@ struct Cli {
 enum Command {
     /// Boot a Linux kernel in a virtual machine.
     Run(run::Args),
+    /// Show what running machines exited for, and how long that took.
+    Stat(stat::Args),
 }
 
 fn main() -> ExitCode {
@@ -35,6 +38,7 @@ fn main() -> ExitCode {
     tracing_subscriber::fmt().with_max_level(level).with_writer(std::io::stderr).init();
     match cli.command {
         Command::Run(args) => run::main(args),
+        Command::Stat(args) => stat::main(&args),
     }
     .into()
 }

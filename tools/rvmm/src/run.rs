@@ -5,7 +5,9 @@ use std::io;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use rvmm_vm::{restore_terminal, size, Console, Exit, StopHandle, Vm, DEFAULT_DEVICE, ESCAPE_HELP};
+use rvmm_vm::{
+    restore_terminal, size, stats, Console, Exit, StopHandle, Vm, DEFAULT_DEVICE, ESCAPE_HELP,
+};
 
 use crate::status::{report, Status, TABLE};
 
@@ -37,6 +39,9 @@ pub struct Args {
     /// What a guest's reset does.
     #[arg(long, value_enum, default_value_t = OnReset::Exit)]
     on_reset: OnReset,
+    /// Print the machine's statistics at its end.
+    #[arg(long)]
+    stats: bool,
 }
 
 /// What a guest's reset does.
@@ -99,7 +104,27 @@ fn boot(args: &Args, running: &Running) -> rvmm_vm::Result<Exit> {
     }
     let vm = builder.console(console).build()?;
     *running.lock().unwrap_or_else(PoisonError::into_inner) = Some(vm.stop_handle());
-    vm.run()
+    let files = if args.stats { Some(vm.stats_files()) } else { None };
+    let exit = vm.run()?;
+    if let Some(files) = files {
+        print_stats(files);
+    }
+    Ok(exit)
+}
+
+fn print_stats(files: io::Result<Vec<(String, std::fs::File)>>) {
+    match files {
+        Ok(files) if files.is_empty() => eprintln!("rvmm: the hypervisor keeps no statistics"),
+        Ok(files) => {
+            for (name, file) in files {
+                match stats::read(&file) {
+                    Ok(stats) => eprintln!("rvmm: {name}: {}", stats::table(&stats)),
+                    Err(error) => eprintln!("rvmm: statistics of {name}: {error}"),
+                }
+            }
+        }
+        Err(error) => eprintln!("rvmm: statistics: {error}"),
+    }
 }
 
 fn restore_terminal_on_panic() {
