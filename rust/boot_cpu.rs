@@ -6,6 +6,8 @@
 
 use super::bindings;
 
+pub use super::cr::rdtsc;
+
 /// CPU vendors that matter here.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Vendor {
@@ -129,7 +131,7 @@ pub fn fred_enabled() -> bool {
 }
 
 /// Whether the kernel runs with five-level page tables.
-pub fn la57_enabled() -> bool {
+pub fn la57() -> bool {
     // SAFETY: Reads a constant.
     unsafe { bindings::rvmm_la57_enabled() }
 }

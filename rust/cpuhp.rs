@@ -5,70 +5,147 @@
 //! C header: [`include/linux/cpuhotplug.h`](srctree/include/linux/cpuhotplug.h)
 
 use core::marker::PhantomData;
+use core::ptr::NonNull;
 
-use kernel::error::from_result;
-use kernel::ffi::{c_int, c_uint};
+use kernel::error::{from_result, to_result};
+use kernel::ffi::{c_int, c_uint, c_void};
 use kernel::prelude::*;
+use kernel::types::Opaque;
 
 use super::bindings;
 
 /// What to do on a CPU that comes or goes. Both run on that CPU, in a task that is bound to it and may
 /// sleep, with interrupts on.
-pub trait CpuHotplug: 'static {
+pub trait CpuHotplug: Send + Sync + 'static {
     /// The CPU is coming online; an error keeps it offline.
-    fn online(cpu: u32) -> Result;
+    fn online(&self, cpu: u32) -> Result;
 
     /// The CPU is going offline, or the registration is dropped.
-    fn offline(cpu: u32);
+    fn offline(&self, cpu: u32);
+}
+
+#[repr(C)]
+struct Inner<T> {
+    /// First, so that the C pointer is also the pointer to `Inner`.
+    node: Opaque<bindings::hlist_node>,
+    data: T,
 }
 
 /// A registered pair of callbacks (`CPUHP_AP_ONLINE_DYN`).
 ///
 /// Dropping it calls [`CpuHotplug::offline`] on every online CPU.
-pub struct Registration<T: CpuHotplug> {
+///
+/// # Invariants
+///
+/// `inner` came from `KBox::into_raw` and its node is an instance of `state`.
+pub struct State<T: CpuHotplug> {
     state: bindings::cpuhp_state,
-    _ops: PhantomData<fn() -> T>,
+    inner: NonNull<Inner<T>>,
+    _owns: PhantomData<Inner<T>>,
 }
 
-impl<T: CpuHotplug> Registration<T> {
-    /// Registers the callbacks under `name` and calls [`CpuHotplug::online`] on every online CPU.
+// SAFETY: Nothing of it belongs to a task; the data is `Send`.
+unsafe impl<T: CpuHotplug> Send for State<T> {}
+// SAFETY: Shared references reach nothing.
+unsafe impl<T: CpuHotplug> Sync for State<T> {}
+
+impl<T: CpuHotplug> State<T> {
+    /// Registers the callbacks of `data` under `name`; with `invoke` it calls [`CpuHotplug::online`] on
+    /// every CPU that is online now.
     ///
     /// When one of them fails, the others are called off again and its error is returned. Sleeps.
-    pub fn new(name: &'static CStr) -> Result<Self> {
-        // SAFETY: The name is static and the callbacks live in this module, which outlives `self`: the
-        // registration is dropped before the module goes.
+    /// Without `invoke` nothing is called on drop either.
+    pub fn register(name: &'static CStr, data: T, invoke: bool) -> Result<Self> {
+        let inner = KBox::into_raw(KBox::new(
+            Inner {
+                node: Opaque::zeroed(),
+                data,
+            },
+            GFP_KERNEL,
+        )?);
+        match Self::add(name, inner, invoke) {
+            Ok(state) => Ok(Self {
+                state,
+                // SAFETY: A box is not null.
+                inner: unsafe { NonNull::new_unchecked(inner) },
+                _owns: PhantomData,
+            }),
+            Err(e) => {
+                // SAFETY: It is not registered, so the box is ours alone.
+                drop(unsafe { KBox::from_raw(inner) });
+                Err(e)
+            }
+        }
+    }
+
+    fn add(
+        name: &'static CStr,
+        inner: *mut Inner<T>,
+        invoke: bool,
+    ) -> Result<bindings::cpuhp_state> {
+        type Single = unsafe extern "C" fn(c_uint) -> c_int;
+        type Multi = unsafe extern "C" fn(c_uint, *mut bindings::hlist_node) -> c_int;
+
+        let (up, down): (Multi, Multi) = (online::<T>, offline::<T>);
+        // SAFETY: A multi-instance state takes callbacks of this other type through the same parameter, as
+        // `cpuhp_setup_state_multi` does.
+        let (up, down) = unsafe {
+            (
+                core::mem::transmute::<Multi, Single>(up),
+                core::mem::transmute::<Multi, Single>(down),
+            )
+        };
+        // SAFETY: The name is static, and the state is removed before the module goes.
         let state = unsafe {
             bindings::__cpuhp_setup_state(
                 bindings::cpuhp_state_CPUHP_AP_ONLINE_DYN,
                 name.as_char_ptr(),
-                true,
-                Some(online::<T>),
-                Some(offline::<T>),
                 false,
+                Some(up),
+                Some(down),
+                true,
             )
         };
         if state < 0 {
             return Err(Error::from_errno(state));
         }
-        Ok(Self {
-            state: state as bindings::cpuhp_state,
-            _ops: PhantomData,
-        })
+        let state = state as bindings::cpuhp_state;
+        // SAFETY: The node is zeroed memory that stays where it is until it is removed.
+        let added = to_result(unsafe {
+            bindings::__cpuhp_state_add_instance(state, (*inner).node.get(), invoke)
+        });
+        if let Err(e) = added {
+            // SAFETY: The state is ours and has no instance.
+            unsafe { bindings::__cpuhp_remove_state(state, false) };
+            return Err(e);
+        }
+        Ok(state)
     }
 }
 
-impl<T: CpuHotplug> Drop for Registration<T> {
+impl<T: CpuHotplug> Drop for State<T> {
     fn drop(&mut self) {
-        // SAFETY: The state is ours.
-        unsafe { bindings::__cpuhp_remove_state(self.state, true) };
+        let inner = self.inner.as_ptr();
+        // SAFETY: By the invariant the node is an instance of the state, which is ours.
+        unsafe {
+            bindings::__cpuhp_state_remove_instance(self.state, (*inner).node.get(), true);
+            bindings::__cpuhp_remove_state(self.state, false);
+        }
+        // SAFETY: No callback can run any more.
+        drop(unsafe { KBox::from_raw(inner) });
     }
 }
 
-unsafe extern "C" fn online<T: CpuHotplug>(cpu: c_uint) -> c_int {
-    from_result(|| T::online(cpu).map(|()| 0))
+unsafe extern "C" fn online<T: CpuHotplug>(cpu: c_uint, node: *mut bindings::hlist_node) -> c_int {
+    // SAFETY: `Inner` starts with the node and lives while it is an instance.
+    let inner = unsafe { &*node.cast::<c_void>().cast::<Inner<T>>() };
+    from_result(|| inner.data.online(cpu).map(|()| 0))
 }
 
-unsafe extern "C" fn offline<T: CpuHotplug>(cpu: c_uint) -> c_int {
-    T::offline(cpu);
+unsafe extern "C" fn offline<T: CpuHotplug>(cpu: c_uint, node: *mut bindings::hlist_node) -> c_int {
+    // SAFETY: As for `online`.
+    unsafe { &*node.cast::<c_void>().cast::<Inner<T>>() }
+        .data
+        .offline(cpu);
     0
 }

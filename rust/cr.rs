@@ -4,6 +4,8 @@
 
 use core::arch::asm;
 
+use super::cpuid::cpuid_checked;
+
 macro_rules! reg {
     ($(#[$doc:meta])* $read:ident, $r:literal, $write:ident, $w:literal) => {
         $(#[$doc])*
@@ -64,15 +66,24 @@ reg!(
     /// Debug control register.
     dr7, "mov {}, dr7", write_dr7, "mov dr7, {}");
 
-/// Reads extended control register `index` (XGETBV).
-///
-/// # Safety
-///
-/// CR4.OSXSAVE is set and the CPU implements `index`.
-#[inline(always)]
-pub unsafe fn xgetbv(index: u32) -> u64 {
+/// Reads extended control register `index` (XGETBV): 0 is XCR0, 1 is XCR0 without the components in their
+/// initial configuration. Returns 0 when the register does not exist or CR4.OSXSAVE is clear.
+pub fn xgetbv(index: u32) -> u64 {
+    /// CR4.OSXSAVE (SDM 3A 2.5).
+    const OSXSAVE: u64 = 1 << 18;
+    /// CPUID.(EAX=0DH,ECX=1):EAX[2]: XGETBV with ECX = 1.
+    const XGETBV_1: u32 = 1 << 2;
+
+    let exists = match index {
+        0 => true,
+        1 => cpuid_checked(0xd, 1).eax & XGETBV_1 != 0,
+        _ => false,
+    };
+    if !exists || cr4() & OSXSAVE == 0 {
+        return 0;
+    }
     let (lo, hi): (u32, u32);
-    // SAFETY: The caller promises that the register exists.
+    // SAFETY: XGETBV is enabled and the register exists.
     unsafe {
         asm!("xgetbv", in("ecx") index, out("eax") lo, out("edx") hi,
              options(nomem, nostack, preserves_flags))
@@ -93,6 +104,22 @@ pub unsafe fn xsetbv(index: u32, value: u64) {
         asm!("xsetbv", in("ecx") index, in("eax") value as u32, in("edx") (value >> 32) as u32,
              options(nostack, preserves_flags))
     };
+}
+
+/// Writes the four breakpoint addresses.
+///
+/// # Safety
+///
+/// No breakpoint in DR7 is enabled that could hit before the old addresses are back.
+#[inline(always)]
+pub unsafe fn write_dr0123(dr: [u64; 4]) {
+    // SAFETY: The caller answers for the breakpoints.
+    unsafe {
+        write_dr0(dr[0]);
+        write_dr1(dr[1]);
+        write_dr2(dr[2]);
+        write_dr3(dr[3]);
+    }
 }
 
 /// Clears CR0.TS (CLTS).

@@ -181,3 +181,26 @@ pub unsafe fn reload_tss() {
     // SAFETY: The caller promises the context that the shim needs.
     unsafe { bindings::rvmm_reload_tss() };
 }
+
+/// Loads the selector that user space sees in GS, together with the hidden base that SWAPGS exchanges; the
+/// kernel's own GS base stays. A bad selector is loaded as null.
+///
+/// # Safety
+///
+/// Nothing relies on the old hidden base (`IA32_KERNEL_GS_BASE`).
+pub unsafe fn load_gs_index(sel: u16) {
+    // SAFETY: The shim keeps the kernel's GS base; the caller answers for the other.
+    unsafe { bindings::rvmm_load_gs_index(sel) };
+}
+
+/// Tells the kernel that TR's limit no longer covers the I/O bitmap (a VM exit loads 67H, SDM 3C 28.5.2),
+/// so that it reloads TR before a task needs the bitmap.
+///
+/// # Safety
+///
+/// Preemption is off and TR holds the kernel's own selector.
+#[inline]
+pub unsafe fn invalidate_tss_limit() {
+    // SAFETY: The caller promises the context.
+    unsafe { bindings::rvmm_invalidate_tss_limit() };
+}

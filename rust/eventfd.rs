@@ -10,21 +10,22 @@ use kernel::error::from_err_ptr;
 use kernel::ffi::{c_int, c_uint, c_void};
 use kernel::fs::LocalFile;
 use kernel::prelude::*;
+use kernel::sync::Arc;
 use kernel::types::Opaque;
 
 use super::bindings;
 
 /// A counted reference to an eventfd's counter.
-pub struct EventFd {
+pub struct EventFdCtx {
     ctx: NonNull<bindings::eventfd_ctx>,
 }
 
 // SAFETY: The counter locks itself.
-unsafe impl Send for EventFd {}
+unsafe impl Send for EventFdCtx {}
 // SAFETY: The counter locks itself.
-unsafe impl Sync for EventFd {}
+unsafe impl Sync for EventFdCtx {}
 
-impl EventFd {
+impl EventFdCtx {
     /// The eventfd behind descriptor `fd` of the current process.
     ///
     /// Errors: `EBADF` when there is none, `EINVAL` when it is another kind of file.
@@ -52,15 +53,15 @@ impl EventFd {
     }
 }
 
-impl PartialEq for EventFd {
+impl PartialEq for EventFdCtx {
     fn eq(&self, other: &Self) -> bool {
         self.ctx == other.ctx
     }
 }
 
-impl Eq for EventFd {}
+impl Eq for EventFdCtx {}
 
-impl Drop for EventFd {
+impl Drop for EventFdCtx {
     fn drop(&mut self) {
         // SAFETY: The value owns one reference.
         unsafe { bindings::eventfd_ctx_put(self.ctx.as_ptr()) };
@@ -71,11 +72,11 @@ impl Drop for EventFd {
 pub trait EventFdHook: Send + Sync + 'static {
     /// The eventfd was signalled; its counter has been taken. Runs in the signaller's context, with a
     /// spinlock held and interrupts off: it must not sleep, signal the same eventfd or drop the hook.
-    fn signalled(&self);
+    fn wake(&self);
 
-    /// The last reference of user space to the eventfd is gone. Runs like [`EventFdHook::signalled`]; have a
+    /// The last reference of user space to the eventfd is gone. Runs like [`EventFdHook::wake`]; have a
     /// work item drop the hook.
-    fn hung_up(&self);
+    fn hangup(&self);
 }
 
 #[repr(C)]
@@ -86,30 +87,30 @@ struct Inner<H> {
     entry: Opaque<bindings::wait_queue_entry>,
     #[pin]
     table: Opaque<bindings::poll_table_struct>,
-    ctx: EventFd,
-    hook: H,
+    ctx: EventFdCtx,
+    hook: Arc<H>,
 }
 
 /// A hook on an eventfd. Dropping it removes the hook; no callback runs after that.
-pub struct Hooked<H: EventFdHook> {
+pub struct Hook<H: EventFdHook> {
     inner: core::pin::Pin<KBox<Inner<H>>>,
 }
 
 // SAFETY: The wait queue locks itself; the hook is `Send`.
-unsafe impl<H: EventFdHook> Send for Hooked<H> {}
+unsafe impl<H: EventFdHook> Send for Hook<H> {}
 // SAFETY: Shared references reach the hook only, which is `Sync`.
-unsafe impl<H: EventFdHook> Sync for Hooked<H> {}
+unsafe impl<H: EventFdHook> Sync for Hook<H> {}
 
-impl<H: EventFdHook> Hooked<H> {
+impl<H: EventFdHook> Hook<H> {
     /// Hooks the eventfd behind descriptor `fd` of the current process. If it is signalled already, the
     /// hook is called at once (in the caller's context, without the lock).
     ///
     /// Errors: `EBADF`, `EINVAL`, `ENOMEM`.
-    pub fn new(fd: i32, hook: H) -> Result<Self> {
+    pub fn register(fd: i32, hook: Arc<H>) -> Result<Self> {
         let file = LocalFile::fget(u32::try_from(fd).map_err(|_| EBADF)?)?;
         // SAFETY: The file is live; success returns a reference to its counter.
         let ctx = from_err_ptr(unsafe { bindings::eventfd_ctx_fileget(file.as_ptr()) })?;
-        let ctx = EventFd {
+        let ctx = EventFdCtx {
             ctx: NonNull::new(ctx).ok_or(EINVAL)?,
         };
         let inner = KBox::pin_init(
@@ -130,27 +131,27 @@ impl<H: EventFdHook> Hooked<H> {
         // SAFETY: The file is live; the table's function adds `entry`, which stays until drop.
         let events = unsafe { bindings::rvmm_vfs_poll(file.as_ptr(), inner.table.get()) };
         if events & bindings::RVMM_EPOLLIN != 0 {
-            inner.hook.signalled();
+            inner.hook.wake();
         }
         // No reference to the file stays: the hang-up has to be seen. `ctx` keeps the wait queue.
         Ok(Self { inner })
     }
 
     /// The hook.
-    pub fn hook(&self) -> &H {
+    pub fn hook(&self) -> &Arc<H> {
         &self.inner.hook
     }
 
     /// The eventfd that is hooked.
-    pub fn eventfd(&self) -> &EventFd {
+    pub fn eventfd(&self) -> &EventFdCtx {
         &self.inner.ctx
     }
 }
 
-impl<H: EventFdHook> Drop for Hooked<H> {
+impl<H: EventFdHook> Drop for Hook<H> {
     fn drop(&mut self) {
         let mut count = 0;
-        // SAFETY: The entry was added by `new` and is removed once; the call takes the queue's lock, so that
+        // SAFETY: The entry was added by `register` and is removed once; the call takes the queue's lock, so that
         // no callback runs after it.
         unsafe {
             bindings::eventfd_ctx_remove_wait_queue(
@@ -187,10 +188,10 @@ unsafe extern "C" fn wake<H: EventFdHook>(
     if events & bindings::RVMM_EPOLLIN != 0 {
         // The queue's lock is held here, which is what taking the count wants.
         inner.ctx.take_locked();
-        inner.hook.signalled();
+        inner.hook.wake();
     }
     if events & bindings::RVMM_EPOLLHUP != 0 {
-        inner.hook.hung_up();
+        inner.hook.hangup();
     }
     0
 }

@@ -120,7 +120,7 @@ impl XsaveArea {
             order += 1;
         }
         let mut area = Self {
-            pages: Pages::new(order)?,
+            pages: Pages::alloc(order)?,
             len,
             xsave,
         };
@@ -171,8 +171,7 @@ pub fn host_xcr0() -> u64 {
     if cpuid(1, 0).ecx & OSXSAVE == 0 {
         return 0;
     }
-    // SAFETY: CR4.OSXSAVE is set and XCR0 exists.
-    unsafe { super::cr::xgetbv(0) }
+    super::cr::xgetbv(0)
 }
 
 /// Whether the host uses protection keys, so that PKRU is live (CPUID.7:ECX.OSPKE).
@@ -182,10 +181,11 @@ pub fn pku_enabled() -> bool {
 }
 
 /// The mask of MXCSR bits that the CPU implements (FXSAVE's MXCSR_MASK; 0FFBFH when it reports none).
-pub fn mxcsr_mask(_fpu: &KernelFpu) -> u32 {
+pub fn mxcsr_mask() -> u32 {
     #[repr(C, align(16))]
     struct Legacy([u32; 128]);
     let mut image = Legacy([0; 128]);
+    let _fpu = KernelFpu::begin();
     // SAFETY: The image is 512 bytes, 16-byte aligned.
     unsafe { asm!("fxsave64 [{}]", in(reg) &mut image, options(nostack, preserves_flags)) };
     match image.0[7] {

@@ -7,7 +7,7 @@
 use core::ptr::{null_mut, NonNull};
 
 use kernel::error::to_result;
-use kernel::mm::{Mm, MmWithUser};
+use kernel::mm::Mm;
 use kernel::prelude::*;
 
 use super::bindings;
@@ -77,7 +77,7 @@ impl Drop for PageRef {
 
 /// The page at `hva` in the current address space, if it is resident (and, with `write`, writable as it
 /// is). Never sleeps; interrupts may be off.
-pub fn get_user_page_fast(hva: usize, write: bool) -> Option<PageRef> {
+pub fn get_user_page_fast_only(hva: usize, write: bool) -> Option<PageRef> {
     let flags = if write { bindings::RVMM_FOLL_WRITE } else { 0 };
     let mut page = null_mut();
     // SAFETY: Room for one page; the function checks the address.
@@ -98,11 +98,11 @@ pub fn get_user_page_fast(hva: usize, write: bool) -> Option<PageRef> {
 /// Errors: `EFAULT` when nothing is mapped there, it may not be accessed so, or it has no page structure
 /// (see [`follow_pfnmap`]); `EHWPOISON`; `EINTR` on a pending signal; `ENOMEM`.
 pub fn get_user_page(hva: usize, write: bool) -> Result<PageRef> {
-    if let Some(page) = get_user_page_fast(hva, true) {
+    if let Some(page) = get_user_page_fast_only(hva, true) {
         return Ok(page);
     }
     if !write {
-        if let Some(page) = get_user_page_fast(hva, false) {
+        if let Some(page) = get_user_page_fast_only(hva, false) {
             return Ok(page);
         }
     }
@@ -127,36 +127,35 @@ pub fn get_user_page(hva: usize, write: bool) -> Result<PageRef> {
     };
     if !write {
         // The fault may have left a page that can be written as it is.
-        if let Some(again) = get_user_page_fast(hva, true) {
+        if let Some(again) = get_user_page_fast_only(hva, true) {
             return Ok(again);
         }
     }
     Ok(page)
 }
 
-/// Size of a leaf in a page table.
+/// Size of the leaf in the host's page table.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Level {
-    /// 4 KiB.
-    L4K = 1,
+pub enum MappingLevel {
+    /// 4 KiB, or nothing is mapped.
+    L4K,
     /// 2 MiB.
-    L2M = 2,
+    L2M,
     /// 1 GiB.
-    L1G = 3,
+    L1G,
 }
 
-/// The size of the leaf that maps `hva` in `mm`, or `None` when nothing is mapped.
+/// The size of the leaf that maps `hva` in `mm`.
 ///
-/// Lockless. The answer counts only if a check of the notifier's sequence afterwards, under the lock that
-/// the notifier's callbacks take, shows that no invalidation came between.
-pub fn host_mapping_level(mm: &Mm, hva: usize) -> Option<Level> {
-    // SAFETY: The `mm_struct` is live, and with interrupts off (in the shim) so are its page tables; an
-    // address space without users has an empty one.
+/// Lockless. The answer counts only if a check of the notifier's sequence, under the lock that the
+/// notifier's callbacks take, shows that no invalidation came between (call it while holding that lock).
+pub fn host_mapping_level(mm: &Mm, hva: usize) -> MappingLevel {
+    // SAFETY: The `mm_struct` is live, and with interrupts off (in the shim) so are its page tables; the
+    // top-level table lives as long as the `mm_struct`.
     match unsafe { bindings::rvmm_host_mapping_level(mm.as_raw(), hva as _) } {
-        1 => Some(Level::L4K),
-        2 => Some(Level::L2M),
-        3 => Some(Level::L1G),
-        _ => None,
+        2 => MappingLevel::L2M,
+        3 => MappingLevel::L1G,
+        _ => MappingLevel::L4K,
     }
 }
 
@@ -172,7 +171,8 @@ pub struct Pfnmap {
 /// The frame behind `hva` in a `VM_IO` or `VM_PFNMAP` area of `mm`, faulted in when needed. Sleeps.
 ///
 /// Nothing keeps the frame: use it only under the notifier's sequence check. Errors: `EFAULT`, `EINTR`.
-pub fn follow_pfnmap(mm: &MmWithUser, hva: usize, write: bool) -> Result<Pfnmap> {
+pub fn follow_pfnmap(mm: &Mm, hva: usize, write: bool) -> Result<Pfnmap> {
+    let mm = mm.mmget_not_zero().ok_or(EFAULT)?;
     let mut pfn = 0;
     let mut writable = false;
     // SAFETY: The address space has users and the results have room.

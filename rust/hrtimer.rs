@@ -17,10 +17,11 @@ use super::bindings;
 
 /// What happens when a [`Timer`] expires.
 pub trait TimerCallback: Send + Sync + 'static {
-    /// The timer expired at `now` or before (nanoseconds of the monotonic clock).
+    /// The timer expired.
     ///
-    /// Runs in hard-interrupt context with interrupts off. `Some(t)` sets the timer to expire at `t`.
-    fn expired(&self, now: u64) -> Option<u64>;
+    /// Runs in hard-interrupt context with interrupts off. `Some(t)` sets the timer to
+    /// expire at `t` (nanoseconds of the monotonic clock).
+    fn expired(&self) -> Option<u64>;
 }
 
 #[repr(C)]
@@ -68,7 +69,7 @@ impl<C: TimerCallback> Timer<C> {
     /// Sets the timer to expire at `when` (nanoseconds of the monotonic clock), replacing what was set.
     /// A time in the past expires at once. Any context, also the callback.
     #[inline]
-    pub fn start(&self, when: u64) {
+    pub fn start_abs_ns(&self, when: u64) {
         // SAFETY: The timer is set up and lives as long as `self`.
         unsafe { start(self.inner.timer.get(), when) };
     }
@@ -131,7 +132,7 @@ unsafe extern "C" fn run<C: TimerCallback>(
 ) -> bindings::hrtimer_restart {
     // SAFETY: `Inner` starts with the timer and lives at least until the callback has returned.
     let inner = unsafe { &*timer.cast::<Inner<C>>() };
-    if let Some(next) = inner.callback.expired(now()) {
+    if let Some(next) = inner.callback.expired() {
         // Not by HRTIMER_RESTART: that writes the expiry without the base's lock, while another CPU may
         // start the timer at the same time.
         // SAFETY: The timer is live, and starting it from its callback is allowed.
@@ -142,7 +143,7 @@ unsafe extern "C" fn run<C: TimerCallback>(
 
 /// The monotonic clock in nanoseconds. Any context.
 #[inline]
-pub fn now() -> u64 {
+pub fn ktime_get_ns() -> u64 {
     // SAFETY: Callable from any context.
     unsafe { bindings::ktime_get() as u64 }
 }

@@ -30,7 +30,7 @@ impl RateLimit {
 
     /// Whether one more event may pass. Any context. Races let a few more through at an interval's start.
     pub fn allow(&self) -> bool {
-        let now = hrtimer::now();
+        let now = hrtimer::ktime_get_ns();
         let begin = self.begin.load(Ordering::Relaxed);
         if begin == 0 || now.wrapping_sub(begin) >= Self::INTERVAL_NS {
             self.begin.store(now.max(1), Ordering::Relaxed);

@@ -33,7 +33,7 @@ impl SharedPages {
         }
         let mut pages = KVec::with_capacity(count, GFP_KERNEL)?;
         for _ in 0..count {
-            pages.push(Pages::new(0)?, GFP_KERNEL)?;
+            pages.push(Pages::alloc(0)?, GFP_KERNEL)?;
         }
         Ok(Arc::new(Self { pages }, GFP_KERNEL)?)
     }
@@ -135,14 +135,14 @@ impl SharedPages {
     ///
     /// Pages appear on first access; an access beyond the last page is SIGBUS. The area cannot grow and
     /// holds a reference to the pages, so it may outlive the file's object.
-    pub fn map(this: ArcBorrow<'_, Self>, vma: &VmaNew) -> Result {
-        Self::map_at(this, vma, 0)
+    pub fn map(self: &Arc<Self>, vma: &VmaNew) -> Result {
+        self.map_at(vma, 0)
     }
 
     /// As [`SharedPages::map`], with page 0 at file page `first`.
     ///
     /// Errors: `EINVAL` when the area starts below `first`, or is private and writable.
-    pub fn map_at(this: ArcBorrow<'_, Self>, vma: &VmaNew, first: usize) -> Result {
+    pub fn map_at(self: &Arc<Self>, vma: &VmaNew, first: usize) -> Result {
         let area = vma.as_ptr();
         // SAFETY: The area is being set up by this task, nobody else looks at it.
         let pgoff = unsafe { (*area).vm_pgoff } as usize;
@@ -153,12 +153,11 @@ impl SharedPages {
         }
         vma.set_dontexpand();
         vma.set_dontdump();
-        let object: Arc<Self> = this.into();
         // SAFETY: As above. The operations and the reference belong together: `close` gives it back. File
         // page `first` is taken off for good, so that `fault` need not know it.
         unsafe {
             (*area).vm_pgoff = start as _;
-            (*area).vm_private_data = Arc::into_raw(object).cast_mut().cast();
+            (*area).vm_private_data = Arc::into_raw(self.clone()).cast_mut().cast();
             (*area).vm_ops = &VM_OPS.0;
         }
         Ok(())

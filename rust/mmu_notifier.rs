@@ -9,7 +9,7 @@ use core::ops::Deref;
 use core::ptr::{addr_of_mut, NonNull};
 
 use kernel::ffi::{c_int, c_ulong};
-use kernel::mm::MmWithUser;
+use kernel::mm::Mm;
 use kernel::prelude::*;
 use kernel::types::Opaque;
 
@@ -84,8 +84,11 @@ unsafe impl<T: MmuNotifierOps> Sync for MmuNotifier<T> {}
 impl<T: MmuNotifierOps> MmuNotifier<T> {
     /// Registers callbacks of `data` with `mm`. Sleeps; the caller does not hold the mmap lock.
     ///
-    /// Errors: `ENOMEM`, `EINTR`.
-    pub fn register(mm: &MmWithUser, data: T) -> Result<Self> {
+    /// Errors: `ESRCH` when `mm` is not the current task's, `ENOMEM`, `EINTR`.
+    pub fn register(mm: &Mm, data: T) -> Result<Self> {
+        if !super::sched::is_current_mm(mm) {
+            return Err(ESRCH);
+        }
         let inner = KBox::new(
             Inner {
                 notifier: Opaque::zeroed(),
@@ -98,7 +101,7 @@ impl<T: MmuNotifierOps> MmuNotifier<T> {
         let notifier = unsafe { (*raw).notifier.get() };
         // SAFETY: As above.
         unsafe { addr_of_mut!((*notifier).ops).write(Ops::<T>::table()) };
-        // SAFETY: `mm` has users, and the notifier stays where it is until it is unregistered.
+        // SAFETY: `mm` has a user, the current task, and the notifier stays where it is until it is unregistered.
         let code = unsafe { bindings::mmu_notifier_register(notifier, mm.as_raw()) };
         if code != 0 {
             // SAFETY: It was not registered, so the allocation is still ours alone.

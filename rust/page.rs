@@ -31,18 +31,25 @@ unsafe impl Sync for Pages {}
 
 impl Pages {
     /// Allocates `1 << order` zeroed pages, charged to the current memory cgroup. May sleep.
+    ///
+    /// Errors: `ENOMEM`.
+    pub fn alloc(order: u32) -> Result<Self> {
+        Self::with_flags(order, bindings::GFP_KERNEL_ACCOUNT)
+    }
+
+    /// The same as [`Pages::alloc`].
     pub fn new(order: u32) -> Result<Self> {
         Self::with_flags(order, bindings::GFP_KERNEL_ACCOUNT)
     }
 
     /// Allocates one zeroed page without sleeping.
-    pub fn new_atomic() -> Result<Self> {
+    pub fn alloc_atomic() -> Result<Self> {
         Self::with_flags(0, bindings::GFP_ATOMIC)
     }
 
     /// Allocates `1 << order` zeroed pages, charged to nobody: for what belongs to the whole system. May
     /// sleep.
-    pub fn new_unaccounted(order: u32) -> Result<Self> {
+    pub fn alloc_unaccounted(order: u32) -> Result<Self> {
         Self::with_flags(order, bindings::GFP_KERNEL)
     }
 

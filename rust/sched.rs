@@ -8,8 +8,31 @@
 use kernel::error::to_result;
 use kernel::prelude::*;
 
+use kernel::mm::Mm;
+use kernel::sync::aref::ARef;
+
 use super::bindings;
 use super::irqflags::IrqGuard;
+
+/// The address space of the current task, or `None` for a kernel thread.
+///
+/// The reference keeps the `mm_struct`, not the mappings.
+pub fn current_mm() -> Option<ARef<Mm>> {
+    // SAFETY: The current task's address space lives at least as long as this call.
+    let mm = unsafe { bindings::rvmm_current_mm() };
+    if mm.is_null() {
+        return None;
+    }
+    // SAFETY: As above; the result takes its own reference.
+    Some(unsafe { Mm::from_raw(mm) }.into())
+}
+
+/// Whether `mm` is the address space of the current task.
+#[inline]
+pub fn is_current_mm(mm: &Mm) -> bool {
+    // SAFETY: Reads a pointer of the current task.
+    core::ptr::eq(unsafe { bindings::rvmm_current_mm() }, mm.as_raw())
+}
 
 /// Whether another task should run on this CPU.
 #[inline]
@@ -42,27 +65,27 @@ pub fn cond_resched() {
 /// Whether signals, rescheduling or task work wait, which have to be handled before a long stay away from
 /// the kernel. The last look is with interrupts off: what comes later raises an interrupt.
 #[inline]
-pub fn guest_work_pending(_irqs_off: &IrqGuard) -> bool {
+pub fn xfer_to_guest_pending(_irqs_off: &IrqGuard) -> bool {
     // SAFETY: Reads the task's flags.
     unsafe { bindings::rvmm_xfer_to_guest_pending() }
 }
 
-/// As [`guest_work_pending`] without the promise: the answer may be stale.
+/// As [`xfer_to_guest_pending`] without the promise: the answer may be stale.
 #[inline]
-pub fn guest_work_maybe_pending() -> bool {
+pub fn xfer_to_guest_maybe_pending() -> bool {
     // SAFETY: Reads the task's flags.
     unsafe { bindings::rvmm_xfer_to_guest_pending() }
 }
 
-/// Last preparation before [`guest_work_pending`] on CPUs without a tick (deferred RCU wake-ups).
+/// Last preparation before [`xfer_to_guest_pending`] on CPUs without a tick (deferred RCU wake-ups).
 #[inline]
-pub fn guest_work_prepare(_irqs_off: &IrqGuard) {
+pub fn xfer_to_guest_prepare(_irqs_off: &IrqGuard) {
     // SAFETY: Interrupts are off.
     unsafe { bindings::rvmm_xfer_to_guest_prepare() };
 }
 
 /// Handles rescheduling and task work. Sleeps. Errors: `EINTR` when a signal is pending.
-pub fn guest_work_handle() -> Result {
+pub fn xfer_to_guest_handle() -> Result {
     // SAFETY: Called with interrupts on from a task that may sleep.
     to_result(unsafe { bindings::xfer_to_guest_mode_handle_work() })
 }

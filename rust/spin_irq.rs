@@ -16,21 +16,21 @@ use super::preempt::PinsCpu;
 
 /// Data behind a `raw_spinlock_t`.
 ///
-/// Either all users take it by [`RawSpinLock::lock_irqsave`], or none of them is in interrupt context:
+/// Either all users take it by [`RawSpin::lock_irqsave`], or none of them is in interrupt context:
 /// otherwise an interrupt on the holder's CPU waits for ever.
 #[pin_data]
-pub struct RawSpinLock<T> {
+pub struct RawSpin<T> {
     #[pin]
     lock: Opaque<bindings::raw_spinlock_t>,
     data: UnsafeCell<T>,
 }
 
 // SAFETY: The lock has no owner task when free; the data is `Send`.
-unsafe impl<T: Send> Send for RawSpinLock<T> {}
+unsafe impl<T: Send> Send for RawSpin<T> {}
 // SAFETY: The lock lets one CPU at the data at a time.
-unsafe impl<T: Send> Sync for RawSpinLock<T> {}
+unsafe impl<T: Send> Sync for RawSpin<T> {}
 
-impl<T> RawSpinLock<T> {
+impl<T> RawSpin<T> {
     /// Makes a free lock around `data`.
     pub fn new(data: T) -> impl PinInit<Self> {
         pin_init!(Self {
@@ -91,7 +91,7 @@ impl<T> RawSpinLock<T> {
 /// This CPU holds the lock; `flags` are those from before if interrupts were turned off for it.
 #[must_use = "the lock is released when the guard is dropped"]
 pub struct Guard<'a, T> {
-    lock: &'a RawSpinLock<T>,
+    lock: &'a RawSpin<T>,
     flags: Option<u64>,
     _not_send: PhantomData<*mut ()>,
 }

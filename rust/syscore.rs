@@ -4,8 +4,6 @@
 //!
 //! C header: [`include/linux/syscore_ops.h`](srctree/include/linux/syscore_ops.h)
 
-use core::marker::PhantomData;
-
 use kernel::error::from_result;
 use kernel::ffi::{c_int, c_void};
 use kernel::prelude::*;
@@ -14,28 +12,32 @@ use kernel::types::Opaque;
 use super::bindings;
 
 /// What to do around system sleep and before shutdown.
-pub trait SyscoreOps: 'static {
+pub trait SyscoreOps: Send + Sync + 'static {
     /// The system goes to sleep: only the boot CPU is left, interrupts are off. An error stops it.
-    fn suspend() -> Result {
+    fn suspend(&self) -> Result {
         Ok(())
     }
 
     /// The system woke up: on the boot CPU, interrupts off.
-    fn resume() {}
+    fn resume(&self) {}
 
     /// The system is going to halt, reboot or start another kernel: on one CPU, interrupts on.
-    fn shutdown() {}
+    fn shutdown(&self) {}
+}
+
+#[pin_data]
+struct Inner<T> {
+    #[pin]
+    syscore: Opaque<bindings::syscore>,
+    data: T,
 }
 
 /// A registered set of callbacks; dropping it takes them back.
-#[pin_data(PinnedDrop)]
 pub struct Registration<T: SyscoreOps> {
-    #[pin]
-    inner: Opaque<bindings::syscore>,
-    _ops: PhantomData<fn() -> T>,
+    inner: Pin<KBox<Inner<T>>>,
 }
 
-// SAFETY: Nothing of it belongs to a task.
+// SAFETY: Nothing of it belongs to a task; the data is `Send`.
 unsafe impl<T: SyscoreOps> Send for Registration<T> {}
 // SAFETY: There is nothing to reach through a shared reference.
 unsafe impl<T: SyscoreOps> Sync for Registration<T> {}
@@ -51,38 +53,45 @@ impl<T: SyscoreOps> Registration<T> {
         &Self::OPS
     }
 
-    /// Registers the callbacks.
-    pub fn new() -> impl PinInit<Self> {
-        pin_init!(Self {
-            inner <- Opaque::ffi_init(|slot: *mut bindings::syscore| {
-                // SAFETY: `slot` is pinned memory for the structure; it stays linked until drop.
-                unsafe {
-                    core::ptr::write_bytes(slot, 0, 1);
-                    (*slot).ops = Self::ops();
-                    bindings::register_syscore(slot);
-                }
+    /// Registers the callbacks of `data`. Errors: `ENOMEM`.
+    pub fn register(data: T) -> Result<Self> {
+        let inner = KBox::pin_init(
+            pin_init!(Inner {
+                syscore: Opaque::zeroed(),
+                data,
             }),
-            _ops: PhantomData,
-        })
+            GFP_KERNEL,
+        )?;
+        let syscore = inner.syscore.get();
+        // SAFETY: The structure is pinned memory that nobody else knows yet; it stays until drop, and so does
+        // the data that it points to.
+        unsafe {
+            (*syscore).ops = Self::ops();
+            (*syscore).data = core::ptr::from_ref(&inner.data).cast_mut().cast();
+            bindings::register_syscore(syscore);
+        }
+        Ok(Self { inner })
     }
 }
 
-#[pinned_drop]
-impl<T: SyscoreOps> PinnedDrop for Registration<T> {
-    fn drop(self: Pin<&mut Self>) {
-        // SAFETY: Registered by `new`.
-        unsafe { bindings::unregister_syscore(self.inner.get()) };
+impl<T: SyscoreOps> Drop for Registration<T> {
+    fn drop(&mut self) {
+        // SAFETY: Registered by `register`.
+        unsafe { bindings::unregister_syscore(self.inner.syscore.get()) };
     }
 }
 
-unsafe extern "C" fn suspend<T: SyscoreOps>(_data: *mut c_void) -> c_int {
-    from_result(|| T::suspend().map(|()| 0))
+unsafe extern "C" fn suspend<T: SyscoreOps>(data: *mut c_void) -> c_int {
+    // SAFETY: `register` set the pointer to data that lives while it is registered.
+    from_result(|| unsafe { &*data.cast::<T>() }.suspend().map(|()| 0))
 }
 
-unsafe extern "C" fn resume<T: SyscoreOps>(_data: *mut c_void) {
-    T::resume();
+unsafe extern "C" fn resume<T: SyscoreOps>(data: *mut c_void) {
+    // SAFETY: As above.
+    unsafe { &*data.cast::<T>() }.resume();
 }
 
-unsafe extern "C" fn shutdown<T: SyscoreOps>(_data: *mut c_void) {
-    T::shutdown();
+unsafe extern "C" fn shutdown<T: SyscoreOps>(data: *mut c_void) {
+    // SAFETY: As above.
+    unsafe { &*data.cast::<T>() }.shutdown();
 }

@@ -37,6 +37,11 @@ void rvmm_trace_hardirqs_off(void)
 }
 #endif
 
+struct mm_struct *rvmm_current_mm(void)
+{
+	return current->mm;
+}
+
 bool rvmm_need_resched(void)
 {
 	return need_resched();
@@ -569,9 +574,13 @@ void rvmm_reload_tss(void)
 /* The TSS limit of this CPU no longer covers the I/O bitmap; the kernel reloads TR when it matters. */
 void rvmm_invalidate_tss_limit(void)
 {
-	preempt_disable();
 	invalidate_tss_limit();
-	preempt_enable();
+}
+
+/* Loads the user's GS and with it the hidden base that SWAPGS exchanges. A bad selector becomes null. */
+void rvmm_load_gs_index(u16 sel)
+{
+	load_gs_index(sel);
 }
 
 bool rvmm_boot_cpu_has(unsigned int bit)

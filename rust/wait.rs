@@ -13,18 +13,18 @@ use super::{bindings, sched};
 
 /// A place where one task at a time sleeps.
 ///
-/// The waker makes its condition true first and calls [`RcuWait::wake`] then; no wake-up is lost.
-pub struct RcuWait {
+/// The waker makes its condition true first and calls [`WaitCell::wake`] then; no wake-up is lost.
+pub struct WaitCell {
     inner: Opaque<bindings::rcuwait>,
     waiting: AtomicBool,
 }
 
 // SAFETY: The structure holds a pointer that C protects by RCU.
-unsafe impl Send for RcuWait {}
+unsafe impl Send for WaitCell {}
 // SAFETY: Waking is safe from anywhere, and `waiting` lets only one task wait.
-unsafe impl Sync for RcuWait {}
+unsafe impl Sync for WaitCell {}
 
-impl RcuWait {
+impl WaitCell {
     /// Makes a place where nobody waits.
     pub fn new() -> Self {
         Self {
@@ -81,7 +81,7 @@ impl RcuWait {
     }
 }
 
-impl Default for RcuWait {
+impl Default for WaitCell {
     fn default() -> Self {
         Self::new()
     }
