@@ -1,0 +1,392 @@
+// SPDX-License-Identifier: GPL-2.0
+//! What this processor's VMX can do and the controls chosen from it (SDM 3D appendix A).
+//!
+//! Every group of controls is computed by masks against its capability MSR, whose low half names the
+//! bits that must be 1 and whose high half those that may be 1 (SDM 3D A.2).
+
+use super::vmcs::{entry, exit, pin, proc, proc2};
+use crate::backend::HwCaps;
+use crate::cpu::regs::{cr4, efer};
+use crate::linux::{cpuid, cr, msr};
+use kernel::prelude::*;
+
+const IA32_FEATURE_CONTROL: u32 = 0x3a;
+const IA32_VMX_BASIC: u32 = 0x480;
+const IA32_VMX_CR0_FIXED0: u32 = 0x486;
+const IA32_VMX_CR0_FIXED1: u32 = 0x487;
+const IA32_VMX_CR4_FIXED0: u32 = 0x488;
+const IA32_VMX_CR4_FIXED1: u32 = 0x489;
+const IA32_VMX_PROCBASED_CTLS2: u32 = 0x48b;
+const IA32_VMX_EPT_VPID_CAP: u32 = 0x48c;
+const IA32_VMX_TRUE_PINBASED_CTLS: u32 = 0x48d;
+const IA32_VMX_TRUE_PROCBASED_CTLS: u32 = 0x48e;
+const IA32_VMX_TRUE_EXIT_CTLS: u32 = 0x48f;
+const IA32_VMX_TRUE_ENTRY_CTLS: u32 = 0x490;
+
+/// IA32_EFER.
+pub(super) const IA32_EFER: u32 = 0xc000_0080;
+
+/// Bits of IA32_FEATURE_CONTROL (SDM 3C 24.7).
+const FEATURE_CONTROL_LOCK: u64 = 1 << 0;
+const FEATURE_CONTROL_VMX: u64 = 1 << 2;
+
+/// Bits of IA32_VMX_EPT_VPID_CAP (SDM 3D A.10).
+mod ept_cap {
+    pub(super) const EXECUTE_ONLY: u64 = 1 << 0;
+    pub(super) const LEVELS_4: u64 = 1 << 6;
+    pub(super) const WRITE_BACK: u64 = 1 << 14;
+    pub(super) const PAGES_2M: u64 = 1 << 16;
+    pub(super) const PAGES_1G: u64 = 1 << 17;
+    pub(super) const INVEPT: u64 = 1 << 20;
+    pub(super) const ACCESSED_DIRTY: u64 = 1 << 21;
+    pub(super) const INVEPT_SINGLE: u64 = 1 << 25;
+    pub(super) const INVEPT_ALL: u64 = 1 << 26;
+    pub(super) const INVVPID: u64 = 1 << 32;
+    pub(super) const INVVPID_SINGLE: u64 = 1 << 41;
+    pub(super) const INVVPID_ALL: u64 = 1 << 42;
+}
+
+/// EPTP: write-back memory type and a page walk of four levels (SDM 3C table 25-9).
+const EPTP_WB_4_LEVELS: u64 = 6 | 3 << 3;
+/// EPTP: accessed and dirty flags (SDM 3C table 25-9).
+const EPTP_ACCESSED_DIRTY: u64 = 1 << 6;
+
+/// What probing found: the controls to use and the abilities that vary.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Caps {
+    /// VMCS revision identifier.
+    pub(super) revision: u32,
+    /// Pin-based controls.
+    pub(super) pin: u32,
+    /// Primary processor-based controls, without windows.
+    pub(super) proc: u32,
+    /// Secondary processor-based controls.
+    pub(super) proc2: u32,
+    /// VM-exit controls.
+    pub(super) exit: u32,
+    /// VM-entry controls, without "IA-32e mode guest".
+    pub(super) entry: u32,
+    /// Bits of CR0 that must be 1 in VMX operation; PE and PG are exempt in the guest.
+    pub(super) cr0_fixed0: u64,
+    /// Bits of CR0 that may be 1.
+    pub(super) cr0_fixed1: u64,
+    /// Bits of CR4 that must be 1 in VMX operation.
+    pub(super) cr4_fixed0: u64,
+    /// Bits of CR4 that may be 1.
+    pub(super) cr4_fixed1: u64,
+    /// Low bits of every EPT pointer.
+    pub(super) eptp_flags: u64,
+    /// IA32_VMX_EPT_VPID_CAP.
+    ept_vpid: u64,
+}
+
+/// Why VMX cannot be used; the text is a sentence with the remedy.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Refusal {
+    /// Errno for the module load.
+    pub(super) errno: Error,
+    /// What is missing and how to get it.
+    pub(super) text: &'static str,
+    /// A number that helps to report it: MSR value or missing control bits.
+    pub(super) detail: u64,
+}
+
+impl Refusal {
+    fn new<T>(errno: Error, text: &'static str, detail: u64) -> Result<T, Self> {
+        Err(Self {
+            errno,
+            text,
+            detail,
+        })
+    }
+}
+
+/// One group of controls: what has to be set, what is set when it can be, what has to be clear.
+struct Wanted {
+    must: u32,
+    wish: u32,
+    off: u32,
+}
+
+impl Wanted {
+    /// The value to use. The error holds the bits that cannot be had as they must be.
+    const fn choose(&self, capability: u64) -> Result<u32, u32> {
+        let (must_be_1, may_be_1) = (capability as u32, (capability >> 32) as u32);
+        let wrong = (self.must & !may_be_1) | (self.off & must_be_1);
+        if wrong != 0 {
+            return Err(wrong);
+        }
+        Ok((self.must | self.wish | must_be_1) & may_be_1)
+    }
+}
+
+const PIN: Wanted = Wanted {
+    must: pin::EXTERNAL_INTERRUPT_EXITING | pin::NMI_EXITING | pin::VIRTUAL_NMIS,
+    wish: 0,
+    off: pin::PREEMPTION_TIMER | pin::POSTED_INTERRUPTS,
+};
+
+// CR8 accesses exit: without a TPR shadow they would reach the host's own TPR.
+const PROC: Wanted = Wanted {
+    must: proc::TSC_OFFSETTING
+        | proc::HLT_EXITING
+        | proc::MWAIT_EXITING
+        | proc::RDPMC_EXITING
+        | proc::CR8_LOAD_EXITING
+        | proc::CR8_STORE_EXITING
+        | proc::MOV_DR_EXITING
+        | proc::UNCONDITIONAL_IO
+        | proc::MSR_BITMAPS
+        | proc::MONITOR_EXITING
+        | proc::SECONDARY,
+    wish: 0,
+    off: proc::INTERRUPT_WINDOW
+        | proc::INVLPG_EXITING
+        | proc::RDTSC_EXITING
+        | proc::CR3_LOAD_EXITING
+        | proc::CR3_STORE_EXITING
+        | proc::TERTIARY
+        | proc::TPR_SHADOW
+        | proc::NMI_WINDOW
+        | proc::IO_BITMAPS
+        | proc::MONITOR_TRAP
+        | proc::PAUSE_EXITING,
+};
+
+const PROC2: Wanted = Wanted {
+    must: proc2::EPT | proc2::UNRESTRICTED_GUEST | proc2::WBINVD_EXITING,
+    wish: proc2::VPID | proc2::RDTSCP | proc2::INVPCID | proc2::XSAVES,
+    off: !(proc2::EPT
+        | proc2::UNRESTRICTED_GUEST
+        | proc2::WBINVD_EXITING
+        | proc2::VPID
+        | proc2::RDTSCP
+        | proc2::INVPCID
+        | proc2::XSAVES),
+};
+
+// Debug controls: exits clear DR7 and DEBUGCTL in any case, so the guest's are kept in the VMCS.
+// EFER and PAT need no saving, because the guest's writes to them exit.
+const EXIT: Wanted = Wanted {
+    must: exit::SAVE_DEBUG | exit::HOST_64BIT | exit::LOAD_PAT | exit::LOAD_EFER,
+    wish: 0,
+    off: exit::LOAD_PERF_GLOBAL
+        | exit::ACK_INTERRUPT
+        | exit::SAVE_PAT
+        | exit::SAVE_EFER
+        | exit::SAVE_PREEMPTION_TIMER
+        | exit::CLEAR_BNDCFGS
+        | exit::CLEAR_RTIT
+        | exit::CLEAR_LBR
+        | exit::LOAD_CET
+        | exit::LOAD_PKRS
+        | exit::SAVE_PERF_GLOBAL
+        | exit::SECONDARY,
+};
+
+const ENTRY: Wanted = Wanted {
+    must: entry::LOAD_DEBUG | entry::LOAD_PAT | entry::LOAD_EFER,
+    wish: 0,
+    off: entry::IA32E_GUEST
+        | entry::SMM
+        | entry::DUAL_MONITOR
+        | entry::LOAD_PERF_GLOBAL
+        | entry::LOAD_BNDCFGS
+        | entry::LOAD_RTIT
+        | entry::LOAD_CET
+        | entry::LOAD_LBR
+        | entry::LOAD_PKRS,
+};
+
+/// Reads a VMX capability MSR; zero when it does not exist, which the masks then refuse.
+fn capability(index: u32) -> u64 {
+    msr::read_safe(index).unwrap_or(0)
+}
+
+impl Caps {
+    /// Reads the calling CPU's abilities and chooses the controls.
+    pub(super) fn of_this_cpu() -> Result<Self, Refusal> {
+        if cpuid::cpuid_checked(1, 0).ecx & (1 << 5) == 0 {
+            return Refusal::new(
+                ENODEV,
+                "this processor shows no VMX; under another hypervisor, enable nested virtualisation there",
+                0,
+            );
+        }
+        if cr::cr4() & cr4::FRED != 0 {
+            return Refusal::new(
+                EOPNOTSUPP,
+                "FRED is on, with which host NMIs cannot be handed on yet; boot the host with fred=off",
+                0,
+            );
+        }
+        Self::check_feature_control()?;
+
+        let basic = capability(IA32_VMX_BASIC);
+        if basic & (1 << 55) == 0 {
+            return Refusal::new(
+                EOPNOTSUPP,
+                "VMX lacks the TRUE capability MSRs, so CR3 accesses cannot be left to guests; a newer processor is needed",
+                basic,
+            );
+        }
+        if (basic >> 50) & 15 != 6 || (basic >> 32) & 0x1fff > 4096 {
+            return Refusal::new(
+                EOPNOTSUPP,
+                "VMX asks for a VMCS that is not one write-back page; this processor is not supported",
+                basic,
+            );
+        }
+
+        let choose = |wanted: &Wanted, index, text| {
+            wanted
+                .choose(capability(index))
+                .or_else(|bits| Refusal::new(EOPNOTSUPP, text, u64::from(bits)))
+        };
+        let pin = choose(
+            &PIN,
+            IA32_VMX_TRUE_PINBASED_CTLS,
+            "VMX lacks virtual NMIs or another needed pin-based control; a newer processor is needed",
+        )?;
+        let proc = choose(
+            &PROC,
+            IA32_VMX_TRUE_PROCBASED_CTLS,
+            "VMX lacks MSR bitmaps, secondary controls or another needed processor-based control; a newer processor is needed",
+        )?;
+        let proc2 = capability(IA32_VMX_PROCBASED_CTLS2);
+        if (proc2 >> 32) as u32 & proc2::EPT == 0 {
+            return Refusal::new(
+                EOPNOTSUPP,
+                "VMX lacks EPT (nested page tables); a processor with EPT is needed, or an outer hypervisor that shows it",
+                proc2,
+            );
+        }
+        if (proc2 >> 32) as u32 & proc2::UNRESTRICTED_GUEST == 0 {
+            return Refusal::new(
+                EOPNOTSUPP,
+                "VMX lacks unrestricted guest (real mode in guests); a processor with it is needed, or an outer hypervisor that shows it",
+                proc2,
+            );
+        }
+        let proc2 = choose(
+            &PROC2,
+            IA32_VMX_PROCBASED_CTLS2,
+            "VMX lacks WBINVD exiting or forces a secondary control that is not supported",
+        )?;
+        let exit = choose(
+            &EXIT,
+            IA32_VMX_TRUE_EXIT_CTLS,
+            "VMX cannot switch IA32_EFER and IA32_PAT at exits, or lacks another needed exit control; a newer processor is needed",
+        )?;
+        let entry = choose(
+            &ENTRY,
+            IA32_VMX_TRUE_ENTRY_CTLS,
+            "VMX cannot switch IA32_EFER and IA32_PAT at entries, or lacks another needed entry control; a newer processor is needed",
+        )?;
+
+        let ept_vpid = capability(IA32_VMX_EPT_VPID_CAP);
+        const EPT_MUST: u64 = ept_cap::LEVELS_4 | ept_cap::WRITE_BACK | ept_cap::INVEPT;
+        if ept_vpid & EPT_MUST != EPT_MUST
+            || ept_vpid & (ept_cap::INVEPT_SINGLE | ept_cap::INVEPT_ALL) == 0
+        {
+            return Refusal::new(
+                EOPNOTSUPP,
+                "EPT lacks four-level walks, write-back tables or INVEPT; a newer processor is needed",
+                ept_vpid,
+            );
+        }
+        // A VPID without a way to flush it would be worse than none.
+        let vpid_flush = ept_vpid & ept_cap::INVVPID != 0
+            && ept_vpid & (ept_cap::INVVPID_SINGLE | ept_cap::INVVPID_ALL) != 0;
+        let proc2 = if vpid_flush {
+            proc2
+        } else {
+            proc2 & !proc2::VPID
+        };
+
+        Ok(Self {
+            revision: basic as u32 & 0x7fff_ffff,
+            pin,
+            proc,
+            proc2,
+            exit,
+            entry,
+            cr0_fixed0: capability(IA32_VMX_CR0_FIXED0),
+            cr0_fixed1: capability(IA32_VMX_CR0_FIXED1),
+            cr4_fixed0: capability(IA32_VMX_CR4_FIXED0),
+            cr4_fixed1: capability(IA32_VMX_CR4_FIXED1),
+            eptp_flags: if ept_vpid & ept_cap::ACCESSED_DIRTY != 0 {
+                EPTP_WB_4_LEVELS | EPTP_ACCESSED_DIRTY
+            } else {
+                EPTP_WB_4_LEVELS
+            },
+            ept_vpid,
+        })
+    }
+
+    /// Whether the firmware lets VMXON work (SDM 3C 24.7).
+    ///
+    /// An unlocked register is left alone: the kernel sets and locks it at boot where it may.
+    fn check_feature_control() -> Result<(), Refusal> {
+        let Ok(value) = msr::read_safe(IA32_FEATURE_CONTROL) else {
+            return Refusal::new(
+                EOPNOTSUPP,
+                "IA32_FEATURE_CONTROL cannot be read; an outer hypervisor hides VMX halfway",
+                0,
+            );
+        };
+        if value & FEATURE_CONTROL_LOCK == 0 {
+            return Refusal::new(
+                EOPNOTSUPP,
+                "IA32_FEATURE_CONTROL is not locked, so VMXON would fault; neither firmware nor kernel has set VT-x up, enable it in the firmware setup",
+                value,
+            );
+        }
+        if value & FEATURE_CONTROL_VMX == 0 {
+            return Refusal::new(
+                EOPNOTSUPP,
+                "VMX is switched off by the firmware; enable Intel Virtualization Technology (VT-x) in the firmware setup and power-cycle",
+                value,
+            );
+        }
+        Ok(())
+    }
+
+    /// Whether VPIDs are in use.
+    pub(super) const fn vpid(&self) -> bool {
+        self.proc2 & proc2::VPID != 0
+    }
+
+    /// Whether INVEPT can flush one EPT pointer.
+    pub(super) const fn invept_single(&self) -> bool {
+        self.ept_vpid & ept_cap::INVEPT_SINGLE != 0
+    }
+
+    /// Whether INVVPID can flush one VPID.
+    pub(super) const fn invvpid_single(&self) -> bool {
+        self.ept_vpid & ept_cap::INVVPID_SINGLE != 0
+    }
+
+    /// Bits of IA32_EFER that may be set in a guest here.
+    pub(super) const fn efer_mask(&self) -> u64 {
+        efer::SCE | efer::LME | efer::LMA | efer::NX
+    }
+
+    /// The part that the neutral core uses.
+    pub(super) const fn hw(&self) -> HwCaps {
+        HwCaps {
+            name: "vmx",
+            nested_2m: self.ept_vpid & ept_cap::PAGES_2M != 0,
+            nested_1g: self.ept_vpid & ept_cap::PAGES_1G != 0,
+            nested_ad: self.ept_vpid & ept_cap::ACCESSED_DIRTY != 0,
+            nested_exec_only: self.ept_vpid & ept_cap::EXECUTE_ONLY != 0,
+            insn_len: true,
+            rdtscp: self.proc2 & proc2::RDTSCP != 0,
+            invpcid: self.proc2 & proc2::INVPCID != 0,
+            xsaves: self.proc2 & proc2::XSAVES != 0,
+            umip: self.cr4_fixed1 & cr4::UMIP != 0,
+            pause_exit: false,
+            nested_levels: 4,
+        }
+    }
+}

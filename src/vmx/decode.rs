@@ -1,0 +1,207 @@
+// SPDX-License-Identifier: GPL-2.0
+//! Exit reasons and qualifications to the neutral [`Exit`] (SDM 3C 28.2, SDM 3D appendix C).
+
+use super::insn::Current;
+use super::vmcs::*;
+use crate::cpu::regs::Gpr;
+use crate::exit::{CrAccess, CrOp, Exception, Exit, Io, NestedFault};
+use crate::mem::addr::Gpa;
+
+/// What else an exit tells, besides [`Exit`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Class {
+    /// Caused by an instruction: its length is valid, and no event was being delivered (SDM 3C 28.2.4, 28.2.5).
+    Instruction,
+    /// May have interrupted the delivery of an event.
+    Delivery,
+    /// Neither.
+    Other,
+}
+
+/// Whether the exit came in the course of an IRET that had already unblocked NMIs: bit 12 of the exit
+/// qualification for EPT violations (SDM 3C 28.2.3).
+const QUAL_NMI_UNBLOCKED: u64 = 1 << 12;
+
+/// An exit, its class, and whether blocking by NMI has to be set again (SDM 3C 28.2.3).
+pub(super) struct Decoded {
+    pub(super) exit: Exit,
+    pub(super) class: Class,
+    pub(super) nmi_unblocked: bool,
+}
+
+impl Decoded {
+    #[inline(always)]
+    const fn new(exit: Exit, class: Class) -> Self {
+        Self {
+            exit,
+            class,
+            nmi_unblocked: false,
+        }
+    }
+}
+
+/// Decodes basic exit reason `code`. Exceptions, NMIs and machine checks (reason 0) are
+/// [`exception`]'s.
+#[inline]
+pub(super) fn decode(vm: Current, code: u32) -> Decoded {
+    let insn = |exit| Decoded::new(exit, Class::Instruction);
+    let other = |exit| Decoded::new(exit, Class::Other);
+    match code {
+        reason::EPT_VIOLATION => nested_fault(vm),
+        reason::EXTERNAL_INTERRUPT => other(Exit::HostInterrupt),
+        reason::IO => insn(io(vm.read(EXIT_QUALIFICATION))),
+        reason::WRMSR => insn(Exit::Wrmsr),
+        reason::RDMSR => insn(Exit::Rdmsr),
+        reason::HLT => insn(Exit::Hlt),
+        reason::CPUID => insn(Exit::Cpuid),
+        reason::VMCALL => insn(Exit::Hypercall),
+        reason::CR_ACCESS => insn(cr_access(vm.read(EXIT_QUALIFICATION))),
+        reason::INTERRUPT_WINDOW => other(Exit::IrqWindow),
+        reason::NMI_WINDOW => other(Exit::NmiWindow),
+        reason::PAUSE => insn(Exit::Pause),
+        reason::DR_ACCESS => insn(Exit::DrAccess),
+        reason::XSETBV => insn(Exit::Xsetbv),
+        reason::RDPMC => insn(Exit::Rdpmc),
+        reason::WBINVD | reason::INVD => insn(Exit::CacheInvalidate),
+        reason::MONITOR | reason::MWAIT => insn(Exit::MonitorMwait),
+        reason::TRIPLE_FAULT => other(Exit::TripleFault),
+        reason::TASK_SWITCH => Decoded::new(Exit::TaskSwitch, Class::Delivery),
+        reason::GETSEC
+        | reason::VMCLEAR..=reason::VMXON
+        | reason::INVEPT
+        | reason::INVVPID
+        | reason::INVPCID
+        | reason::VMFUNC
+        | reason::ENCLS => insn(Exit::Undefined),
+        reason::PREEMPTION_TIMER => other(Exit::PreemptionTimer),
+        reason::TPR_BELOW_THRESHOLD => insn(Exit::TprBelowThreshold),
+        reason::VIRTUAL_EOI => other(Exit::VirtualEoi(vm.read(EXIT_QUALIFICATION) as u8)),
+        reason::APIC_WRITE => other(Exit::ApicWrite(
+            (vm.read(EXIT_QUALIFICATION) & 0xfff) as u16,
+        )),
+        reason::EPT_MISCONFIG | reason::PML_FULL => {
+            Decoded::new(Exit::Unknown(u64::from(code)), Class::Delivery)
+        }
+        _ => other(Exit::Unknown(u64::from(code))),
+    }
+}
+
+/// EPT violation (SDM 3C table 28-7).
+fn nested_fault(vm: Current) -> Decoded {
+    let q = vm.read(EXIT_QUALIFICATION);
+    Decoded {
+        exit: Exit::NestedFault(NestedFault {
+            gpa: Gpa::new(vm.read(GUEST_PHYSICAL_ADDRESS)),
+            write: q & (1 << 1) != 0,
+            fetch: q & (1 << 2) != 0,
+            present: q & (7 << 3) != 0,
+            // Bit 8 tells the access of a linear address from one to its page tables; valid with bit 7.
+            walk: q & (3 << 7) == 1 << 7,
+        }),
+        class: Class::Delivery,
+        nmi_unblocked: q & QUAL_NMI_UNBLOCKED != 0,
+    }
+}
+
+/// Port access (SDM 3C table 28-5).
+const fn io(q: u64) -> Exit {
+    Exit::Io(Io {
+        port: (q >> 16) as u16,
+        width: (q & 7) as u8 + 1,
+        input: q & (1 << 3) != 0,
+        string: q & (1 << 4) != 0,
+    })
+}
+
+/// Control-register access (SDM 3C table 28-3).
+const fn cr_access(q: u64) -> Exit {
+    let gpr = Gpr::from_bits((q >> 8) as u8 & 15);
+    let cr = (q & 15) as u8;
+    Exit::CrAccess(match (q >> 4) & 3 {
+        0 => CrAccess {
+            cr,
+            write: true,
+            gpr: Some(gpr),
+            op: CrOp::Mov,
+        },
+        1 => CrAccess {
+            cr,
+            write: false,
+            gpr: Some(gpr),
+            op: CrOp::Mov,
+        },
+        2 => CrAccess {
+            cr: 0,
+            write: true,
+            gpr: None,
+            op: CrOp::Clts,
+        },
+        _ => CrAccess {
+            cr: 0,
+            write: true,
+            gpr: None,
+            op: CrOp::Lmsw((q >> 16) as u16),
+        },
+    })
+}
+
+/// What exit reason 0 was.
+pub(super) enum Exceptional {
+    /// An NMI of the host.
+    Nmi,
+    /// A machine check.
+    MachineCheck,
+    /// An exception of the guest. `trap_len` is the instruction to skip before a trap-like one (INT1).
+    Guest {
+        exception: Exception,
+        trap_len: u8,
+        /// INT3 and INTO: the instruction length is valid.
+        software: bool,
+        nmi_unblocked: bool,
+    },
+}
+
+/// Decodes exit reason 0 (SDM 3C table 25-20).
+pub(super) fn exception(vm: Current) -> Exceptional {
+    const MACHINE_CHECK: u8 = 18;
+    const DOUBLE_FAULT: u8 = 8;
+    let info = vm.read(EXIT_INTR_INFO);
+    let kind = (info >> intr::TYPE_SHIFT) & 7;
+    let vector = info as u8;
+    if kind == intr::NMI {
+        return Exceptional::Nmi;
+    }
+    if vector == MACHINE_CHECK && kind == intr::HARDWARE_EXCEPTION {
+        return Exceptional::MachineCheck;
+    }
+    Exceptional::Guest {
+        exception: Exception {
+            vector,
+            error_code: (info & intr::ERROR_CODE != 0).then(|| vm.read(EXIT_INTR_ERROR_CODE)),
+            // DR6 bits for #DB, the linear address for #PF, else 0 (SDM 3C table 28-1).
+            payload: vm.read(EXIT_QUALIFICATION),
+        },
+        trap_len: if kind == intr::PRIVILEGED_SOFTWARE_EXCEPTION {
+            vm.read(EXIT_INSTRUCTION_LEN) as u8
+        } else {
+            0
+        },
+        software: kind == intr::SOFTWARE_EXCEPTION,
+        nmi_unblocked: info & intr::NMI_UNBLOCKED != 0 && vector != DOUBLE_FAULT,
+    }
+}
+
+/// What VM-instruction error `n` means for an entry (SDM 3C 31.4).
+#[cold]
+pub(super) const fn instruction_error(n: u32) -> &'static str {
+    match n {
+        4 => "VMLAUNCH with non-clear VMCS",
+        5 => "VMRESUME with non-launched VMCS",
+        7 => "invalid control field",
+        8 => "invalid host-state field",
+        12 => "unsupported VMCS component",
+        25 => "invalid VM-execution control fields",
+        26 => "events blocked by MOV SS",
+        _ => "see SDM 3C 31.4",
+    }
+}

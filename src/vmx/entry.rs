@@ -1,0 +1,165 @@
+// SPDX-License-Identifier: GPL-2.0
+//! The world switch: general registers, VMLAUNCH or VMRESUME, and back (SDM 3C 27.1, 28.1).
+
+use super::vmcs;
+use crate::cpu::regs::Regs;
+use core::arch::asm;
+use core::mem::offset_of;
+
+/// How [`switch`] came back.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Outcome {
+    /// By a VM exit (or an entry failure that loads host state, SDM 3C 27.8).
+    Exit,
+    /// VMfailInvalid: there is no current VMCS.
+    FailInvalid,
+    /// VMfailValid: the VM-instruction error field says why.
+    FailValid,
+}
+
+// The assembly addresses registers by their encoding.
+const _: () = assert!(offset_of!(Regs, gpr) == 0);
+
+/// Enters the guest of the current VMCS with the general registers of `regs` (RSP, RIP and RFLAGS are in the
+/// VMCS), and stores them after the exit.
+///
+/// `host_rsp` caches HOST_RSP: it and HOST_RIP are written only when the stack depth differs from last time.
+/// The cache starts as 0, which no stack pointer equals. This is the only copy of the code (`inline(never)`, and
+/// nothing in it depends on the arguments' values), so HOST_RIP needs no cache of its own.
+///
+/// # Safety
+///
+/// Interrupts are off, the current VMCS is a complete one of ours whose launch state `launched` tells, its
+/// controls confine the guest, its host state (but RSP and RIP) is what this CPU's kernel needs, and every
+/// register that the switch does not cover (MSRs, FPU, debug registers) is the guest's or harmless.
+#[inline(never)]
+pub(super) unsafe fn switch(regs: &mut Regs, host_rsp: &mut u64, launched: bool) -> Outcome {
+    let outcome: u64;
+    // SAFETY: The caller answers for the VMCS. All registers are declared as changed or, RBX and RBP, pushed.
+    // The stack is balanced on both ways out: HOST_RSP is RSP after the three pushes. RFLAGS after an exit
+    // has DF clear (SDM 3C 28.5.3). VMfail leaves CF or ZF set, so the JBE after the two instructions is always
+    // taken when reached from them; label 5, HOST_RIP, is the only way to the code after it. ENDBR there
+    // is for the tools that want a landing pad at every address taken.
+    //
+    // Between exit and return no register still holds a guest value: the stores come first, then zeroes, so
+    // that the host cannot be steered by them under speculation.
+    unsafe {
+        asm!(
+            "push rbp",
+            "push rbx",
+            "push rdi",
+            "cmp rsp, [rsi]",
+            "je 2f",
+            "mov [rsi], rsp",
+            "mov eax, {host_rsp}",
+            "vmwrite rax, rsp",
+            "mov eax, {host_rip}",
+            "lea rcx, [rip + 5f]",
+            "vmwrite rax, rcx",
+            "2:",
+            "test edx, edx",
+            "mov rax, [rdi]",
+            "mov rcx, [rdi + 8]",
+            "mov rdx, [rdi + 16]",
+            "mov rbx, [rdi + 24]",
+            "mov rbp, [rdi + 40]",
+            "mov rsi, [rdi + 48]",
+            "mov r8, [rdi + 64]",
+            "mov r9, [rdi + 72]",
+            "mov r10, [rdi + 80]",
+            "mov r11, [rdi + 88]",
+            "mov r12, [rdi + 96]",
+            "mov r13, [rdi + 104]",
+            "mov r14, [rdi + 112]",
+            "mov r15, [rdi + 120]",
+            "mov rdi, [rdi + 56]",
+            "jnz 3f",
+            "vmlaunch",
+            "jmp 4f",
+            "3: vmresume",
+            "4: jbe 6f",
+            "5: endbr64",
+            "push rdi",
+            "mov rdi, [rsp + 8]",
+            "mov [rdi], rax",
+            "mov [rdi + 8], rcx",
+            "mov [rdi + 16], rdx",
+            "mov [rdi + 24], rbx",
+            "mov [rdi + 40], rbp",
+            "mov [rdi + 48], rsi",
+            "pop qword ptr [rdi + 56]",
+            "mov [rdi + 64], r8",
+            "mov [rdi + 72], r9",
+            "mov [rdi + 80], r10",
+            "mov [rdi + 88], r11",
+            "mov [rdi + 96], r12",
+            "mov [rdi + 104], r13",
+            "mov [rdi + 112], r14",
+            "mov [rdi + 120], r15",
+            "xor eax, eax",
+            "jmp 7f",
+            "6: mov eax, 1",
+            "jc 7f",
+            "mov eax, 2",
+            "7: xor ecx, ecx",
+            "xor edx, edx",
+            "xor esi, esi",
+            "xor r8d, r8d",
+            "xor r9d, r9d",
+            "xor r10d, r10d",
+            "xor r11d, r11d",
+            "xor r12d, r12d",
+            "xor r13d, r13d",
+            "xor r14d, r14d",
+            "xor r15d, r15d",
+            "pop rdi",
+            "pop rbx",
+            "pop rbp",
+            host_rsp = const vmcs::HOST_RSP.encoding(),
+            host_rip = const vmcs::HOST_RIP.encoding(),
+            inout("rdi") core::ptr::from_mut(regs) => _,
+            inout("rsi") core::ptr::from_mut(host_rsp) => _,
+            inout("rdx") u64::from(launched) => _,
+            out("rax") outcome,
+            out("rcx") _,
+            out("r8") _,
+            out("r9") _,
+            out("r10") _,
+            out("r11") _,
+            out("r12") _,
+            out("r13") _,
+            out("r14") _,
+            out("r15") _,
+        );
+    }
+    match outcome {
+        0 => Outcome::Exit,
+        1 => Outcome::FailInvalid,
+        _ => Outcome::FailValid,
+    }
+}
+
+/// Hands a host NMI to the kernel's handler.
+///
+/// After an NMI exit NMIs are blocked (SDM 3C 28.5.5), as the handler expects; its IRET unblocks them.
+///
+/// # Safety
+///
+/// The last exit of this CPU was an NMI exit, interrupts are off, and the kernel's IDT (not FRED) is in use.
+#[inline]
+pub(super) unsafe fn deliver_nmi() {
+    // SAFETY: Gate 2 is the kernel's NMI handler, which works from any context; the kernel has no red zone.
+    unsafe { asm!("int 2") };
+}
+
+/// Hands a machine check to the kernel's handler.
+///
+/// # Safety
+///
+/// The last exit or failed entry of this CPU was a machine check, interrupts are off, and the kernel's IDT (not
+/// FRED) is in use.
+#[cold]
+pub(super) unsafe fn deliver_machine_check() {
+    // SAFETY: Gate 18 is the kernel's machine-check handler, which works from any context.
+    unsafe { asm!("int 18") };
+}

@@ -1,0 +1,333 @@
+// SPDX-License-Identifier: GPL-2.0
+//! The host's own state around a stay: host-state area, MSRs that VMX does not switch, debug registers.
+//!
+//! What a VM exit changes (SDM 3C 28.5) and who repairs it:
+//!
+//! | state | repaired by |
+//! |---|---|
+//! | CR0, CR3, CR4, segments, bases, SYSENTER, EFER, PAT | the processor, from the host-state area |
+//! | DR7, DEBUGCTL (cleared), DR0-DR3 | [`HostState::leave`] |
+//! | limits of GDTR, IDTR (FFFFH) and TR (67H), LDTR (null) | [`HostState::leave`] |
+//! | DS, ES, FS, GS selectors (null here; compatibility tasks have others) | [`HostState::leave`] |
+//! | STAR, LSTAR, FMASK, KERNEL_GS_BASE, TSC_AUX | [`HostState::leave`]; the guest's are loaded by [`HostState::enter`] |
+//!
+//! Between two exits of one stay all these are the guest's or cleared: the kernel does not need them
+//! with interrupts off. NMI and machine-check handlers run on the GS base, which every exit loads.
+
+use super::caps::Caps;
+use super::insn::Current;
+use super::vmcs::*;
+use crate::linux::desc::{self, DescPtr};
+use crate::linux::{cr, msr};
+
+/// MSR numbers (SDM 4 table 2-2).
+#[allow(missing_docs)]
+pub(super) mod index {
+    pub(in crate::vmx) const SYSENTER_CS: u32 = 0x174;
+    pub(in crate::vmx) const SYSENTER_ESP: u32 = 0x175;
+    pub(in crate::vmx) const SYSENTER_EIP: u32 = 0x176;
+    pub(in crate::vmx) const DEBUGCTL: u32 = 0x1d9;
+    pub(in crate::vmx) const PAT: u32 = 0x277;
+    pub(in crate::vmx) const STAR: u32 = 0xc000_0081;
+    pub(in crate::vmx) const LSTAR: u32 = 0xc000_0082;
+    pub(in crate::vmx) const CSTAR: u32 = 0xc000_0083;
+    pub(in crate::vmx) const FMASK: u32 = 0xc000_0084;
+    pub(in crate::vmx) const FS_BASE: u32 = 0xc000_0100;
+    pub(in crate::vmx) const GS_BASE: u32 = 0xc000_0101;
+    pub(in crate::vmx) const KERNEL_GS_BASE: u32 = 0xc000_0102;
+    pub(in crate::vmx) const TSC_AUX: u32 = 0xc000_0103;
+}
+
+/// The kernel's data segment selector (`__KERNEL_DS`). SS itself may hold a null selector in kernel mode.
+const KERNEL_DS: u16 = 0x18;
+
+/// DR7 after a VM exit: nothing enabled (SDM 3C 28.5.1).
+const DR7_CLEAR: u64 = 0x400;
+/// DR7: local and global enables of the four breakpoints.
+pub(super) const DR7_ENABLES: u64 = 0xff;
+
+/// MSRs that are swapped at the ends of a stay. The guest reads them freely, its writes exit, so the guest's
+/// values are known without reading them back.
+pub(super) const SWAPPED: [u32; 4] = [index::STAR, index::LSTAR, index::FMASK, index::TSC_AUX];
+
+/// Sets the bits of a 4 KiB MSR bitmap so that all MSRs exit but those the guest may reach directly
+/// (SDM 3C 25.6.9).
+pub(super) fn fill_msr_bitmap(bitmap: &mut [u8]) {
+    bitmap.fill(0xff);
+    let mut pass = |msr: u32, write: bool| {
+        let (base, n) = if msr >= 0xc000_0000 {
+            (0x400, msr & 0x1fff)
+        } else {
+            (0, msr & 0x1fff)
+        };
+        let offset = base + if write { 0x800 } else { 0 } + (n / 8) as usize;
+        if let Some(byte) = bitmap.get_mut(offset) {
+            *byte &= !(1 << (n % 8));
+        }
+    };
+    for msr in [
+        index::SYSENTER_CS,
+        index::SYSENTER_ESP,
+        index::SYSENTER_EIP,
+        index::FS_BASE,
+        index::GS_BASE,
+        index::KERNEL_GS_BASE,
+    ] {
+        pass(msr, false);
+        pass(msr, true);
+    }
+    for msr in [
+        index::STAR,
+        index::LSTAR,
+        index::FMASK,
+        index::PAT,
+        super::caps::IA32_EFER,
+    ] {
+        pass(msr, false);
+    }
+}
+
+/// Guest values of what is swapped by hand.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct GuestMsrs {
+    /// In the order of [`SWAPPED`].
+    pub(super) swapped: [u64; SWAPPED.len()],
+    /// Exact outside a stay; inside, the MSR itself holds it.
+    pub(super) kernel_gs_base: u64,
+}
+
+/// What was written to the host-state area, and what has to come back at the end of a stay.
+#[derive(Debug, Default)]
+pub(super) struct HostState {
+    cr3: u64,
+    cr4: u64,
+    fs_base: u64,
+    gdt: DescPtr,
+    idt: DescPtr,
+    swapped: [u64; SWAPPED.len()],
+    tsc_aux: bool,
+    kernel_gs_base: u64,
+    debugctl: u64,
+    dr7: u64,
+    /// The host's DR0 to DR3, while the guest's are loaded.
+    dr: Option<[u64; 4]>,
+    ds: u16,
+    es: u16,
+    fs: u16,
+    gs: u16,
+    ldtr: u16,
+}
+
+/// Reads an MSR of the host.
+///
+/// # Safety
+///
+/// `index` exists on every processor with VMX and 64-bit mode, or has been found by CPUID.
+#[inline(always)]
+unsafe fn rdmsr(index: u32) -> u64 {
+    // SAFETY: The caller answers for the MSR; none of this module's has read side effects.
+    unsafe { msr::read(index) }
+}
+
+impl HostState {
+    /// Writes the fields that are the same on every CPU. Once per VMCS.
+    ///
+    /// # Safety
+    ///
+    /// Called by the kernel in process context of any kind, with the kernel's own selectors in CS and TR.
+    pub(super) unsafe fn set_up(&mut self, vm: Current) {
+        // SAFETY: The selectors that the kernel runs on. DS, ES, FS and GS selectors are null: the
+        // processor demands RPL 0 (SDM 3C 27.2.3), and 64-bit kernel code does not use them.
+        unsafe {
+            vm.write_host(HOST_CS_SELECTOR, desc::cs());
+            vm.write_host(HOST_SS_SELECTOR, KERNEL_DS);
+            vm.write_host(HOST_DS_SELECTOR, 0);
+            vm.write_host(HOST_ES_SELECTOR, 0);
+            vm.write_host(HOST_FS_SELECTOR, 0);
+            vm.write_host(HOST_GS_SELECTOR, 0);
+            vm.write_host(HOST_TR_SELECTOR, desc::tr());
+            vm.write_host(HOST_PAT, rdmsr(index::PAT));
+            vm.write_host(HOST_EFER, rdmsr(super::caps::IA32_EFER));
+            vm.write_host(HOST_FS_BASE, self.fs_base);
+        }
+    }
+
+    /// Writes the fields that depend on the CPU only. When a stay begins on another CPU than the last.
+    ///
+    /// # Safety
+    ///
+    /// Interrupts are off.
+    pub(super) unsafe fn move_to_this_cpu(&mut self, vm: Current, caps: &Caps) {
+        self.gdt = desc::gdt();
+        self.idt = desc::idt();
+        self.tsc_aux = caps.hw().rdtscp;
+        for (value, index) in self.swapped.iter_mut().zip(SWAPPED) {
+            if index != index::TSC_AUX || self.tsc_aux {
+                // SAFETY: SYSCALL MSRs exist with 64-bit mode, TSC_AUX with RDTSCP.
+                *value = unsafe { rdmsr(index) };
+            }
+        }
+        // SAFETY: The values in force on this CPU, which stay the same as long as the kernel runs. All the MSRs
+        // exist with VMX.
+        unsafe {
+            vm.write_host(HOST_CR0, cr::cr0());
+            vm.write_host(HOST_GS_BASE, rdmsr(index::GS_BASE));
+            vm.write_host(HOST_TR_BASE, desc::tss_base_from_gdt());
+            vm.write_host(HOST_GDTR_BASE, self.gdt.base);
+            vm.write_host(HOST_IDTR_BASE, self.idt.base);
+            vm.write_host(HOST_SYSENTER_CS, rdmsr(index::SYSENTER_CS) as u32);
+            vm.write_host(HOST_SYSENTER_ESP, rdmsr(index::SYSENTER_ESP));
+            vm.write_host(HOST_SYSENTER_EIP, rdmsr(index::SYSENTER_EIP));
+        }
+    }
+
+    /// Saves what exits destroy, brings the host-state area up to date and loads the guest's MSRs.
+    ///
+    /// # Safety
+    ///
+    /// Interrupts are off until [`HostState::leave`]; `cr4` is CR4 in force during the stay.
+    #[inline]
+    pub(super) unsafe fn enter(&mut self, vm: Current, cr4: u64, guest: &GuestMsrs) {
+        let cr3 = cr::cr3();
+        if cr3 != self.cr3 {
+            // SAFETY: The address space in force, which stays while interrupts are off.
+            unsafe { vm.write_host(HOST_CR3, cr3) };
+            self.cr3 = cr3;
+        }
+        if cr4 != self.cr4 {
+            // SAFETY: The value in force during the stay.
+            unsafe { vm.write_host(HOST_CR4, cr4) };
+            self.cr4 = cr4;
+        }
+        // SAFETY: FS_BASE, KERNEL_GS_BASE exist with 64-bit mode, DEBUGCTL with VMX.
+        let fs_base = unsafe { rdmsr(index::FS_BASE) };
+        if fs_base != self.fs_base {
+            // SAFETY: The current task's own.
+            unsafe { vm.write_host(HOST_FS_BASE, fs_base) };
+            self.fs_base = fs_base;
+        }
+        self.ds = desc::ds();
+        self.es = desc::es();
+        self.fs = desc::fs();
+        self.gs = desc::gs();
+        self.ldtr = desc::ldtr();
+        self.dr7 = cr::dr7();
+        // SAFETY: As above.
+        self.debugctl = unsafe { rdmsr(index::DEBUGCTL) };
+        // SAFETY: As above.
+        self.kernel_gs_base = unsafe { rdmsr(index::KERNEL_GS_BASE) };
+        // SAFETY: Guest values were validated when set (canonical), and the kernel uses none of these MSRs
+        // with interrupts off.
+        unsafe { msr::write(index::KERNEL_GS_BASE, guest.kernel_gs_base) };
+        for i in 0..SWAPPED.len() {
+            self.load(i, self.swapped[i], guest.swapped[i]);
+        }
+    }
+
+    /// Writes one of [`SWAPPED`] when it changes.
+    #[inline(always)]
+    fn load(&self, i: usize, from: u64, to: u64) {
+        if from != to && (SWAPPED[i] != index::TSC_AUX || self.tsc_aux) {
+            // SAFETY: Either the host's own value or a guest's that was validated when set. The kernel uses
+            // none of these with interrupts off.
+            unsafe { msr::write(SWAPPED[i], to) };
+        }
+    }
+
+    /// Puts a new guest value of one of [`SWAPPED`] into the MSR, in a stay.
+    pub(super) fn reload(&self, i: usize, old: u64, new: u64) {
+        self.load(i, old, new);
+    }
+
+    /// Loads the guest's breakpoint addresses, in a stay, keeping the host's for its end.
+    pub(super) fn load_breakpoints(&mut self, dr: &[u64; 4]) {
+        if self.dr.is_none() {
+            self.dr = Some([cr::dr0(), cr::dr1(), cr::dr2(), cr::dr3()]);
+        }
+        // SAFETY: DR7 is clear in root operation after the first exit, and before it the host's own
+        // breakpoints are off from here on, so that no host access can hit a guest's address.
+        unsafe { cr::write_dr7(DR7_CLEAR) };
+        write_breakpoints(dr);
+    }
+
+    /// Undoes [`HostState::enter`] and what exits destroyed.
+    ///
+    /// # Safety
+    ///
+    /// Interrupts have been off since [`HostState::enter`] on the same CPU. `entered` tells whether a guest ran.
+    #[inline]
+    pub(super) unsafe fn leave(&mut self, guest: &mut GuestMsrs, entered: bool) {
+        for i in 0..SWAPPED.len() {
+            self.load(i, guest.swapped[i], self.swapped[i]);
+        }
+        // SAFETY: KERNEL_GS_BASE exists with 64-bit mode.
+        guest.kernel_gs_base = unsafe { rdmsr(index::KERNEL_GS_BASE) };
+        // SAFETY: The value found at the begin.
+        unsafe { msr::write(index::KERNEL_GS_BASE, self.kernel_gs_base) };
+        if let Some(dr) = self.dr.take() {
+            write_breakpoints(&dr);
+            // SAFETY: The value found at the begin, after its addresses.
+            unsafe { cr::write_dr7(self.dr7) };
+        } else if entered && self.dr7 & DR7_ENABLES != 0 {
+            // SAFETY: The value found at the begin.
+            unsafe { cr::write_dr7(self.dr7) };
+        }
+        if !entered {
+            return;
+        }
+        if self.debugctl != 0 {
+            // SAFETY: The value found at the begin.
+            unsafe { msr::write(index::DEBUGCTL, self.debugctl) };
+        }
+        // SAFETY: The tables that were in force, with their own limits. Interrupts are off as
+        // `invalidate_tss_limit` wants.
+        unsafe {
+            desc::load_gdt(&self.gdt);
+            desc::load_idt(&self.idt);
+            desc::invalidate_tss_limit();
+        }
+        if self.ldtr != 0 {
+            // SAFETY: The selector that was loaded, of the same GDT.
+            unsafe { desc::load_ldtr(self.ldtr) };
+        }
+        if (self.ds | self.es | self.fs | self.gs) != 0 {
+            // SAFETY: See the function.
+            unsafe { self.reload_selectors() };
+        }
+    }
+
+    /// Loads the user selectors of a task in compatibility mode, or of one with segments of its own.
+    ///
+    /// # Safety
+    ///
+    /// The selectors were loaded on this CPU when the stay began, and GDT and LDT are those of then.
+    #[cold]
+    unsafe fn reload_selectors(&self) {
+        // SAFETY: Selectors that were loaded under the same tables load again; their descriptors change
+        // only by code that runs on this CPU. Loading FS replaces its base, so that follows.
+        unsafe {
+            desc::load_ds(self.ds);
+            desc::load_es(self.es);
+            if self.fs != 0 {
+                desc::load_fs(self.fs);
+                msr::write(index::FS_BASE, self.fs_base);
+            }
+            if self.gs != 0 {
+                // Loads the hidden base too, which is KERNEL_GS_BASE while the kernel runs.
+                desc::load_gs_index(self.gs);
+                msr::write(index::KERNEL_GS_BASE, self.kernel_gs_base);
+            }
+        }
+    }
+}
+
+/// Writes DR0 to DR3.
+fn write_breakpoints(dr: &[u64; 4]) {
+    // SAFETY: Addresses without enables in DR7 do nothing, and the caller sees to DR7.
+    unsafe {
+        cr::write_dr0(dr[0]);
+        cr::write_dr1(dr[1]);
+        cr::write_dr2(dr[2]);
+        cr::write_dr3(dr[3]);
+    }
+}

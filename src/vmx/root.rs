@@ -1,0 +1,164 @@
+// SPDX-License-Identifier: GPL-2.0
+//! VMX root operation for the length of a stay: [`RootStay`].
+//!
+//! # Private and shared root
+//!
+//! The kernel rewrites CR4 from a shadow that does not know of VMXE when nobody in the kernel proper has
+//! turned VMX on (`cr4_update_pce_mm`, TSD toggling, global TLB flush), and clearing VMXE in VMX operation is
+//! a #GP. So VMX operation of our own must not outlive an interrupts-off section:
+//!
+//! - *Private root*, when CR4.VMXE is clear: set CR4.VMXE, VMXON, VMPTRLD; at the end VMCLEAR, VMXOFF, and
+//!   CR4 as it was. In between nothing but NMI and machine-check handlers can run on this CPU, and neither
+//!   writes CR4. INIT is blocked in VMX root operation (SDM 3C 24.8), so a CPU is never left in it; should a
+//!   crash NMI hit inside a stay, the kernel's emergency path executes VMXOFF because it looks at CR4.VMXE.
+//! - *Shared root*, when CR4.VMXE is set: somebody else, as a rule kvm_intel, keeps VMX on. Its owner keeps
+//!   in memory which VMCS it believes to be current, so the pointer found (VMPTRST) is loaded again at the end
+//!   (VMPTRLD), unless it was the invalid pointer. Never VMXOFF.
+//!
+//! # Why looking at CR4.VMXE per stay is enough
+//!
+//! Others change VMX operation of a CPU only from code that runs on that CPU: `x86_virt_get_ref` and `put_ref` in
+//! hot-plug callbacks or IPIs. Both need this CPU to take interrupts or to schedule, which a stay
+//! excludes. What CR4.VMXE says at the begin therefore holds until the end, and neither the vendor module nor
+//! an open `/dev/kvm` has to be pinned: with `enable_virt_at_load=0` VMX may come and go between two
+//! stays, and each takes its way. A VMCS of ours never stays active between stays, so VMXOFF by another
+//! loses nothing. CR4.VMXE without VMX operation (a broken third party) shows as a fault of VMPTRST, which is caught
+//! and reported as EBUSY.
+//!
+//! Translations tagged with our VPIDs and EPT pointers may survive VMXOFF (SDM 3C 29.4.3.4); the
+//! flush rules in `super::tlb` do not depend on it.
+
+use super::insn::{self, VmxError};
+use crate::cpu::regs::cr4;
+use crate::linux::cr;
+use kernel::prelude::*;
+
+/// How the CPU came into VMX root operation.
+#[derive(Clone, Copy, Debug)]
+enum Kind {
+    /// By our own VMXON; CR4 was this.
+    Private(u64),
+    /// It was there; this VMCS was current (all ones: none).
+    Shared(u64),
+}
+
+/// "No VMCS is current" in VMPTRST's words.
+const NO_VMCS: u64 = u64::MAX;
+
+/// The calling CPU in VMX root operation with one VMCS of ours current; dropping it ends both.
+///
+/// # Invariants
+///
+/// Interrupts are off and stay off on the CPU that created the value, which is also the one that drops it.
+/// The CPU is in VMX root operation and `vmcs` is current.
+pub(super) struct RootStay {
+    kind: Kind,
+    vmcs: u64,
+    /// CR4 in force during the stay, which VM exits have to bring back.
+    cr4: u64,
+}
+
+impl RootStay {
+    /// Enters VMX root operation and makes the VMCS at `vmcs` current.
+    ///
+    /// `clear` asks for a VMCLEAR first, which a VMCS needs once before its first use.
+    ///
+    /// EBUSY when another owner holds VMX in a way that cannot be shared, EIO when the processor refuses.
+    ///
+    /// # Safety
+    ///
+    /// Interrupts are off and stay off until the value has been dropped on the same CPU. `region` is this
+    /// CPU's VMXON region and `vmcs` a VMCS of ours that is active on no other CPU, both as physical
+    /// addresses with the revision identifier in place.
+    #[inline]
+    pub(super) unsafe fn enter(region: u64, vmcs: u64, clear: bool) -> Result<Self> {
+        let old_cr4 = cr::cr4();
+        let kind = if old_cr4 & cr4::VMXE == 0 {
+            // SAFETY: `of_this_cpu` found VMX, so CR4 has VMXE; it is clear again before interrupts are on.
+            unsafe { cr::write_cr4(old_cr4 | cr4::VMXE) };
+            // SAFETY: The caller answers for the region and the interrupts.
+            if let Err(e) = unsafe { insn::vmxon(region) } {
+                // SAFETY: Not in VMX operation: the old value is fine.
+                unsafe { cr::write_cr4(old_cr4) };
+                pr_err_ratelimited_once(e);
+                return Err(EIO);
+            }
+            Kind::Private(old_cr4)
+        } else {
+            match insn::vmptrst() {
+                Ok(old) => Kind::Shared(old),
+                Err(_) => {
+                    pr_err!("CR4.VMXE is set but the CPU is not in VMX operation: another hypervisor is half loaded; unload it\n");
+                    return Err(EBUSY);
+                }
+            }
+        };
+        // INVARIANT: The CPU is in VMX root operation; `vmcs` becomes current below, or the value is dropped.
+        let stay = Self {
+            kind,
+            vmcs,
+            cr4: old_cr4 | cr4::VMXE,
+        };
+        if clear {
+            // SAFETY: The caller answers for the VMCS.
+            if unsafe { insn::vmclear(vmcs) }.is_err() {
+                pr_err!("VMCLEAR of a new VMCS failed\n");
+                return Err(EIO);
+            }
+        }
+        // SAFETY: The caller answers for the VMCS.
+        if let Err(e) = unsafe { insn::vmptrld(vmcs) } {
+            pr_err!("VMPTRLD failed ({e:?}): wrong revision identifier or address\n");
+            return Err(EIO);
+        }
+        Ok(stay)
+    }
+
+    /// CR4 that a VM exit has to load.
+    #[inline(always)]
+    pub(super) const fn cr4(&self) -> u64 {
+        self.cr4
+    }
+}
+
+/// VMXON's failure in the words of its causes (SDM 3C 31.3 "VMXON").
+#[cold]
+fn pr_err_ratelimited_once(e: VmxError) {
+    match e {
+        VmxError::Fault => pr_err!(
+            "VMXON faulted: locked by the firmware, or Intel PT is tracing on a CPU that cannot trace in VMX; stop the trace (perf -e intel_pt)\n"
+        ),
+        _ => pr_err!("VMXON failed ({e:?}): the VMXON region was refused\n"),
+    }
+}
+
+impl Drop for RootStay {
+    #[inline]
+    fn drop(&mut self) {
+        // VMCLEAR puts the VMCS into memory, so that another CPU can load it next time, and leaves this
+        // CPU without a current VMCS.
+        //
+        // SAFETY: By the type invariant `vmcs` is ours and active here only, and the CPU is in VMX root.
+        if unsafe { insn::vmclear(self.vmcs) }.is_err() {
+            pr_err!("VMCLEAR failed at the end of a stay\n");
+        }
+        match self.kind {
+            Kind::Private(old_cr4) => {
+                // SAFETY: VMX operation is ours, and no VMCS of ours is active.
+                if unsafe { insn::vmxoff() }.is_err() {
+                    pr_err!("VMXOFF failed\n");
+                }
+                // SAFETY: The value that the kernel's shadow stands for.
+                unsafe { cr::write_cr4(old_cr4) };
+            }
+            Kind::Shared(NO_VMCS) => {}
+            Kind::Shared(old) => {
+                // SAFETY: It was current on this CPU when the stay began, and its owner had no chance to
+                // run here or to move it elsewhere: that takes an interrupt on this CPU.
+                if unsafe { insn::vmptrld(old) }.is_err() {
+                    pr_err!("VMPTRLD of the other hypervisor's VMCS failed\n");
+                }
+            }
+        }
+    }
+}

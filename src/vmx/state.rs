@@ -1,0 +1,287 @@
+// SPDX-License-Identifier: GPL-2.0
+//! Guest state between `Sregs` and the VMCS (SDM 3C 25.4, 27.3.1).
+
+use super::caps::Caps;
+use super::insn::Current;
+use super::vmcs::*;
+use crate::backend::Groups;
+use crate::cpu::regs::{cr0, cr4, efer, DescTable, Seg, Segment, Sregs};
+use crate::linux::cr;
+
+/// CR0 bits that the guest changes without an exit; all others are the host's, with the guest's view in the
+/// read shadow (SDM 3C 25.6.6). PE and PG change the mode, CD and NW must not reach the caches.
+const CR0_GUEST_OWNED: u64 = cr0::MP | cr0::EM | cr0::TS | cr0::WP | cr0::AM;
+
+/// CR4 bits that the guest changes without an exit: those whose only effect is inside the guest and that every
+/// guest's CPUID shows.
+const CR4_GUEST_OWNED: u64 = cr4::TSD | cr4::DE | cr4::PGE | cr4::OSFXSR | cr4::OSXMMEXCPT;
+
+/// CR0 bits that VM entry does not load (SDM 3C 27.3.2.1); kept out of the field.
+const CR0_NOT_LOADED: u64 = cr0::CD | cr0::NW;
+
+/// Access-rights bit: the segment is unusable (SDM 3C table 25-2).
+const UNUSABLE: u32 = 1 << 16;
+
+/// Type of a busy 64-bit TSS, of a busy 16-bit TSS, and the bit that makes a TSS busy.
+const TSS_BUSY_64: u8 = 11;
+const TSS_BUSY: u8 = 2;
+
+/// What of the guest's control state is known without reading the VMCS, because its changes exit.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct ControlState {
+    /// CR0 as the guest sees it, in the bits that are the host's.
+    pub(super) cr0_shadow: u64,
+    /// CR4 as the guest sees it, in the bits that are the host's.
+    pub(super) cr4_shadow: u64,
+    /// IA32_EFER.
+    pub(super) efer: u64,
+}
+
+impl ControlState {
+    /// Whether the guest is in protected mode.
+    #[inline]
+    pub(super) const fn protected(&self) -> bool {
+        self.cr0_shadow & cr0::PE != 0
+    }
+}
+
+/// Access rights in the VMCS's format (SDM 3C table 25-2).
+///
+/// An unusable segment keeps its other bits: SS.DPL is the CPL in any case.
+pub(super) fn access_rights(s: &Segment) -> u32 {
+    u32::from(s.typ & 15)
+        | u32::from(s.s) << 4
+        | u32::from(s.dpl & 3) << 5
+        | u32::from(s.present) << 7
+        | u32::from(s.avl) << 12
+        | u32::from(s.l) << 13
+        | u32::from(s.db) << 14
+        | u32::from(s.g) << 15
+        | if s.unusable || !s.present { UNUSABLE } else { 0 }
+}
+
+/// The inverse of [`access_rights`]; base, limit and selector are left to the caller.
+fn from_access_rights(ar: u32) -> Segment {
+    let unusable = ar & UNUSABLE != 0;
+    Segment {
+        typ: (ar & 15) as u8,
+        s: ar & 1 << 4 != 0,
+        dpl: ((ar >> 5) & 3) as u8,
+        // KVM's view: an unusable segment is not present, however the processor left the bit.
+        present: ar & 1 << 7 != 0 && !unusable,
+        avl: ar & 1 << 12 != 0,
+        l: ar & 1 << 13 != 0,
+        db: ar & 1 << 14 != 0,
+        g: ar & 1 << 15 != 0,
+        unusable,
+        ..Segment::default()
+    }
+}
+
+/// A segment as the entry checks want it (SDM 3C 27.3.1.2): usable code and data segments are accessed, and
+/// TR holds a busy TSS, a 64-bit one in IA-32e mode. Loading the register would have set the same bits.
+pub(super) fn entry_segment(seg: Seg, s: &Segment, long: bool) -> Segment {
+    let mut out = *s;
+    match seg {
+        Seg::Ldtr => {}
+        Seg::Tr => {
+            out.typ |= TSS_BUSY;
+            if long {
+                out.typ = TSS_BUSY_64;
+            }
+        }
+        _ if !s.unusable && s.present && s.s => out.typ |= 1,
+        _ => {}
+    }
+    out
+}
+
+/// The segment register with number `n`.
+const fn seg_of(n: u32) -> Seg {
+    match n & 7 {
+        0 => Seg::Es,
+        1 => Seg::Cs,
+        2 => Seg::Ss,
+        3 => Seg::Ds,
+        4 => Seg::Fs,
+        5 => Seg::Gs,
+        6 => Seg::Ldtr,
+        _ => Seg::Tr,
+    }
+}
+
+const CODE_SEGS: [u32; 2] = [Seg::Cs as u32, Seg::Ss as u32];
+const OTHER_SEGS: [u32; 6] = [
+    Seg::Es as u32,
+    Seg::Ds as u32,
+    Seg::Fs as u32,
+    Seg::Gs as u32,
+    Seg::Ldtr as u32,
+    Seg::Tr as u32,
+];
+
+fn write_segment(vm: Current, n: u32, s: &Segment, long: bool) {
+    let s = entry_segment(seg_of(n), s, long);
+    vm.write(GUEST_ES_SELECTOR.nth(n), s.selector);
+    vm.write(GUEST_ES_BASE.nth(n), s.base);
+    vm.write(GUEST_ES_LIMIT.nth(n), s.limit);
+    vm.write(GUEST_ES_ACCESS_RIGHTS.nth(n), access_rights(&s));
+}
+
+fn load_segment(vm: Current, n: u32, s: &mut Segment) {
+    *s = Segment {
+        selector: vm.read(GUEST_ES_SELECTOR.nth(n)),
+        base: vm.read(GUEST_ES_BASE.nth(n)),
+        limit: vm.read(GUEST_ES_LIMIT.nth(n)),
+        ..from_access_rights(vm.read(GUEST_ES_ACCESS_RIGHTS.nth(n)))
+    };
+}
+
+/// CR0 as the processor gets it for the guest's `value`.
+pub(super) const fn real_cr0(caps: &Caps, value: u64) -> u64 {
+    // With unrestricted guest PE and PG may be clear (SDM 3C 27.3.1.1).
+    let fixed = caps.cr0_fixed0 & !(cr0::PE | cr0::PG);
+    (value & !CR0_NOT_LOADED) | fixed | cr0::ET
+}
+
+/// CR4 as the processor gets it for the guest's `value`. Machine checks stay enabled as on the host: with
+/// CR4.MCE clear one would shut the processor down instead of exiting.
+pub(super) fn real_cr4(caps: &Caps, value: u64) -> u64 {
+    value | caps.cr4_fixed0 | (cr::cr4() & cr4::MCE)
+}
+
+/// Writes the groups in `groups` to the VMCS.
+///
+/// With [`Groups::CTRL`] the entry control "IA-32e mode guest" has to follow EFER.LMA: the caller writes it.
+pub(super) fn write(
+    vm: Current,
+    caps: &Caps,
+    control: &mut ControlState,
+    sregs: &Sregs,
+    groups: Groups,
+) {
+    if groups.contains(Groups::CTRL) {
+        *control = ControlState {
+            cr0_shadow: sregs.cr0,
+            cr4_shadow: sregs.cr4,
+            efer: sregs.efer,
+        };
+        vm.write(GUEST_CR0, real_cr0(caps, sregs.cr0));
+        vm.write(GUEST_CR4, real_cr4(caps, sregs.cr4));
+        vm.write(GUEST_CR3, sregs.cr3);
+        vm.write(GUEST_EFER, sregs.efer);
+        // SAFETY: Read shadows only decide what the guest reads and which of its writes exit.
+        unsafe {
+            vm.write_control(CR0_SHADOW, sregs.cr0);
+            vm.write_control(CR4_SHADOW, sregs.cr4);
+        }
+    }
+    let long = control.efer & efer::LMA != 0;
+    if groups.contains(Groups::CODE) {
+        for n in CODE_SEGS {
+            write_segment(vm, n, sregs.seg(seg_of(n)), long);
+        }
+    }
+    if groups.contains(Groups::SEGS) {
+        for n in OTHER_SEGS {
+            write_segment(vm, n, sregs.seg(seg_of(n)), long);
+        }
+    } else if groups.contains(Groups::CTRL) && long {
+        // A guest may enter IA-32e mode with the TSS of before still in TR.
+        let tr = Seg::Tr as u32;
+        let ar = vm.read(GUEST_ES_ACCESS_RIGHTS.nth(tr));
+        let fixed = (ar & !15) | u32::from(TSS_BUSY_64);
+        if ar != fixed {
+            vm.write(GUEST_ES_ACCESS_RIGHTS.nth(tr), fixed);
+        }
+    }
+    if groups.contains(Groups::TABLES) {
+        vm.write(GUEST_GDTR_BASE, sregs.gdt.base);
+        vm.write(GUEST_GDTR_LIMIT, u32::from(sregs.gdt.limit));
+        vm.write(GUEST_IDTR_BASE, sregs.idt.base);
+        vm.write(GUEST_IDTR_LIMIT, u32::from(sregs.idt.limit));
+    }
+}
+
+/// Reads the groups in `groups` from the VMCS.
+pub(super) fn load(vm: Current, control: &ControlState, sregs: &mut Sregs, groups: Groups) {
+    if groups.contains(Groups::CTRL) {
+        sregs.cr0 =
+            (vm.read(GUEST_CR0) & CR0_GUEST_OWNED) | (control.cr0_shadow & !CR0_GUEST_OWNED);
+        sregs.cr4 =
+            (vm.read(GUEST_CR4) & CR4_GUEST_OWNED) | (control.cr4_shadow & !CR4_GUEST_OWNED);
+        sregs.cr3 = vm.read(GUEST_CR3);
+        sregs.efer = control.efer;
+    }
+    if groups.contains(Groups::CODE) {
+        for n in CODE_SEGS {
+            load_segment(vm, n, sregs.seg_mut(seg_of(n)));
+        }
+    }
+    if groups.contains(Groups::SEGS) {
+        for n in OTHER_SEGS {
+            load_segment(vm, n, sregs.seg_mut(seg_of(n)));
+        }
+    }
+    if groups.contains(Groups::TABLES) {
+        sregs.gdt = DescTable {
+            base: vm.read(GUEST_GDTR_BASE),
+            limit: vm.read(GUEST_GDTR_LIMIT) as u16,
+        };
+        sregs.idt = DescTable {
+            base: vm.read(GUEST_IDTR_BASE),
+            limit: vm.read(GUEST_IDTR_LIMIT) as u16,
+        };
+    }
+}
+
+/// Writes the guest/host masks, once per VMCS.
+pub(super) fn set_up(vm: Current) {
+    // SAFETY: More bits of the host's are never less confining; the bits left to the guest have no effect
+    // outside it.
+    unsafe {
+        vm.write_control(CR0_MASK, !CR0_GUEST_OWNED);
+        vm.write_control(CR4_MASK, !CR4_GUEST_OWNED);
+    }
+}
+
+/// The state after RESET (SDM 3A table 10-1), but for the general registers.
+pub(super) fn reset() -> Sregs {
+    let data = Segment {
+        limit: 0xffff,
+        typ: 3,
+        s: true,
+        present: true,
+        ..Segment::default()
+    };
+    let mut sregs = Sregs {
+        seg: [data; 8],
+        gdt: DescTable {
+            base: 0,
+            limit: 0xffff,
+        },
+        idt: DescTable {
+            base: 0,
+            limit: 0xffff,
+        },
+        cr0: cr0::CD | cr0::NW | cr0::ET,
+        ..Sregs::default()
+    };
+    *sregs.seg_mut(Seg::Cs) = Segment {
+        base: 0xffff_0000,
+        selector: 0xf000,
+        typ: 11,
+        ..data
+    };
+    *sregs.seg_mut(Seg::Ldtr) = Segment {
+        typ: 2,
+        s: false,
+        ..data
+    };
+    *sregs.seg_mut(Seg::Tr) = Segment {
+        typ: TSS_BUSY_64,
+        s: false,
+        ..data
+    };
+    sregs
+}

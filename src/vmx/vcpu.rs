@@ -1,0 +1,791 @@
+// SPDX-License-Identifier: GPL-2.0
+//! One vCPU on VMX: its VMCS, stays, entries and exits.
+//!
+//! # Translations
+//!
+//! With EPT every cached guest translation is a combined or guest-physical mapping, tagged with the root
+//! of its EPT (and, combined, with VPID and PCID; SDM 3C 29.4.1). Each VM has a root of its own, so the VPID only has
+//! to differ between the vCPUs of one VM: it is derived from the vCPU's id and needs no allocator. A clash with
+//! kvm_intel's numbers is harmless for the same reason.
+//!
+//! - The core asks for a flush, the root changes, or the vCPU runs on another CPU than last time (where older
+//!   translations may survive, even from an earlier owner of the root's page): INVEPT of the root.
+//! - Control registers are written from outside the guest: INVVPID, because the guest's own MOV would have flushed.
+
+use super::caps::Caps;
+use super::decode::{self, Class, Exceptional};
+use super::entry::{self as world, Outcome};
+use super::host::{index, GuestMsrs, HostState, DR7_ENABLES, SWAPPED};
+use super::insn::{self, Current, InveptType, InvvpidType};
+use super::root::RootStay;
+use super::state::{self, ControlState};
+use super::vmcs::*;
+use super::{event, revision_page, Shared, SHARED};
+use crate::backend::{
+    CpuState, EntryParams, EntryViolation, Groups, Interruptibility, VcpuBackend,
+};
+use crate::cpu::regs::{efer, rflags, Gpr};
+use crate::exit::{Event, EventKind, Exit};
+use crate::linux::irqflags::IrqGuard;
+use crate::linux::page::Pages;
+use crate::linux::{cr, msr, preempt};
+use kernel::prelude::*;
+
+/// Exceptions that are always intercepted: #DB, #AC (endless loops in microcode otherwise), #MC.
+const ALWAYS_INTERCEPTED: u32 = 1 << 1 | 1 << 17 | 1 << 18;
+
+/// RFLAGS bits that may be set; bit 1 has to be (SDM 3C 27.3.1.4).
+const RFLAGS_ALLOWED: u64 = 0x3f_7fd5;
+
+/// PAT after RESET (SDM 3A 12.12.4).
+const PAT_RESET: u64 = 0x0007_0406_0007_0406;
+
+/// No CPU.
+const NOWHERE: u32 = u32::MAX;
+
+/// VMCS values as last written, to write only what changes. `None`: unknown, write.
+#[derive(Debug, Default)]
+struct Written {
+    rip: u64,
+    rsp: u64,
+    rflags: u64,
+    proc: u32,
+    exceptions: u32,
+    tsc_offset: u64,
+    eptp: u64,
+    dr7: u64,
+    /// Breakpoint addresses in the processor, in this stay.
+    dr: Option<[u64; 4]>,
+}
+
+/// The vendor part of a vCPU.
+pub(crate) struct VmxVcpu {
+    shared: &'static Shared,
+    /// The VMCS region; its physical address is in `vmcs_phys`.
+    _vmcs: Pages,
+    vmcs_phys: u64,
+    vpid: u16,
+    /// Present during a stay.
+    stay: Option<RootStay>,
+    /// The VMCS has been set up, in the first stay.
+    ready: bool,
+    /// The launch state is "launched".
+    launched: bool,
+    /// A guest ran in this stay.
+    entered: bool,
+    /// CPU of the last stay.
+    last_cpu: u32,
+    /// HOST_RSP as written; see [`world::switch`].
+    host_rsp: u64,
+    host: HostState,
+    msrs: GuestMsrs,
+    cstar: u64,
+    pat: u64,
+    debugctl: u64,
+    control: ControlState,
+    written: Written,
+    exceptions: u32,
+    tsc_offset: u64,
+    /// PDPTEs to write at the next entry.
+    pdptes: Option<[u64; 4]>,
+    /// Flush the EPT root at the next entry.
+    flush_root: bool,
+    /// Flush the VPID at the next entry.
+    flush_linear: bool,
+    /// Guest interruptibility state, when known since the last exit.
+    blocking: Option<u32>,
+    /// `blocking` has to be written.
+    blocking_dirty: bool,
+    /// The activity state may not be "active".
+    activity_dirty: bool,
+    insn_len: u8,
+    interrupted: Option<Event>,
+}
+
+impl VmxVcpu {
+    #[inline(always)]
+    fn caps(&self) -> &'static Caps {
+        &self.shared.caps
+    }
+
+    /// Access to the VMCS during a stay.
+    #[inline(always)]
+    fn current(&self) -> Option<Current> {
+        // SAFETY: While `stay` is present the VMCS is current on this CPU with interrupts off, and `&self`
+        // makes the caller its owner.
+        self.stay.as_ref().map(|_| unsafe { Current::assume() })
+    }
+
+    /// Runs `f` with the VMCS current: at once in a stay, else in a short one of its own. `None` when root
+    /// operation cannot be had, which has been logged.
+    fn with_current<R>(&mut self, f: impl FnOnce(&mut Self, Current) -> R) -> Option<R> {
+        if let Some(vm) = self.current() {
+            return Some(f(self, vm));
+        }
+        let _irq = IrqGuard::new();
+        // SAFETY: Interrupts are off until after `root` is dropped (reverse order of declaration).
+        let root = unsafe { self.enter_root(preempt::raw_cpu()) }.ok()?;
+        // SAFETY: `root` makes the VMCS current, and lives until the end of the function.
+        let vm = unsafe { Current::assume() };
+        let result = match self.set_up(vm) {
+            Ok(()) => Some(f(self, vm)),
+            Err(_) => None,
+        };
+        drop(root);
+        result
+    }
+
+    /// Root operation with this VMCS current.
+    ///
+    /// # Safety
+    ///
+    /// As for [`RootStay::enter`]; `cpu` is the CPU that runs this.
+    #[inline]
+    unsafe fn enter_root(&self, cpu: u32) -> Result<RootStay> {
+        let region = self.shared.vmxon_region(cpu).ok_or(EIO)?;
+        // SAFETY: The region is that CPU's own; the VMCS is ours, and `&mut` vCPUs plus VMCLEAR at the end of every
+        // stay make sure that it is active nowhere. The caller answers for the interrupts.
+        unsafe { RootStay::enter(region, self.vmcs_phys, !self.ready) }
+    }
+
+    /// Sets up the VMCS in its first use.
+    fn set_up(&mut self, vm: Current) -> Result {
+        if self.ready {
+            return Ok(());
+        }
+        let caps = self.caps();
+        // SAFETY: The controls are those of `caps`, computed to confine the guest; the addresses are of a page
+        // of ours; zero counts and the all-ones link pointer refer to nothing.
+        unsafe {
+            vm.write_control(PIN_CONTROLS, caps.pin);
+            vm.write_control(PROC_CONTROLS, caps.proc);
+            vm.write_control(PROC2_CONTROLS, caps.proc2);
+            vm.write_control(EXIT_CONTROLS, caps.exit);
+            vm.write_control(ENTRY_CONTROLS, caps.entry);
+            vm.write_control(EXCEPTION_BITMAP, ALWAYS_INTERCEPTED);
+            vm.write_control(PF_ERROR_CODE_MASK, 0);
+            vm.write_control(PF_ERROR_CODE_MATCH, 0);
+            vm.write_control(CR3_TARGET_COUNT, 0);
+            vm.write_control(EXIT_MSR_STORE_COUNT, 0);
+            vm.write_control(EXIT_MSR_LOAD_COUNT, 0);
+            vm.write_control(ENTRY_MSR_LOAD_COUNT, 0);
+            vm.write_control(EXIT_MSR_STORE_ADDR, 0);
+            vm.write_control(EXIT_MSR_LOAD_ADDR, 0);
+            vm.write_control(ENTRY_MSR_LOAD_ADDR, 0);
+            vm.write_control(ENTRY_INTR_INFO, 0);
+            vm.write_control(MSR_BITMAP, self.shared.msr_bitmap.phys());
+            vm.write_control(TSC_OFFSET, 0);
+            if caps.vpid() {
+                vm.write_control(VPID, self.vpid);
+            }
+            if caps.hw().xsaves {
+                vm.write_control(XSS_EXITING_BITMAP, 0);
+            }
+        }
+        // SAFETY: The kernel calls this.
+        unsafe { self.host.set_up(vm) };
+        state::set_up(vm);
+        vm.write(VMCS_LINK_POINTER, u64::MAX);
+        vm.write(GUEST_DEBUGCTL, 0);
+        vm.write(GUEST_PAT, PAT_RESET);
+        vm.write(GUEST_INTERRUPTIBILITY, 0);
+        vm.write(GUEST_ACTIVITY_STATE, 0);
+        vm.write(GUEST_PENDING_DEBUG, 0);
+        vm.write(GUEST_SYSENTER_CS, 0);
+        vm.write(GUEST_SYSENTER_ESP, 0);
+        vm.write(GUEST_SYSENTER_EIP, 0);
+        for n in 0..4 {
+            vm.write(GUEST_PDPTE0.nth(n), 0);
+        }
+        self.written = Written {
+            rip: 0xfff0,
+            rflags: rflags::FIXED,
+            proc: caps.proc,
+            exceptions: ALWAYS_INTERCEPTED,
+            dr7: 0x400,
+            ..Written::default()
+        };
+        vm.write(GUEST_RIP, self.written.rip);
+        vm.write(GUEST_RSP, 0);
+        vm.write(GUEST_RFLAGS, rflags::FIXED);
+        vm.write(GUEST_DR7, self.written.dr7);
+        state::write(
+            vm,
+            caps,
+            &mut self.control,
+            &state::reset(),
+            Groups::ALL,
+        );
+        // A VMCS field that the processor refused would read back wrong; the last one of each kind stands
+        // for all.
+        if vm.read(PROC2_CONTROLS) != caps.proc2 || vm.read(VMCS_LINK_POINTER) != u64::MAX {
+            pr_err!("the processor does not take the VMCS fields that its capability MSRs promise\n");
+            return Err(EIO);
+        }
+        self.ready = true;
+        Ok(())
+    }
+
+    /// Writes dirty system registers.
+    fn write_dirty(&mut self, vm: Current, cpu: &CpuState) {
+        let caps = self.caps();
+        state::write(vm, caps, &mut self.control, &cpu.sregs, cpu.dirty);
+        if cpu.dirty.contains(Groups::CTRL) {
+            let mode = if self.control.efer & efer::LMA != 0 {
+                entry::IA32E_GUEST
+            } else {
+                0
+            };
+            // SAFETY: The controls of `caps` and the guest's mode.
+            unsafe { vm.write_control(ENTRY_CONTROLS, caps.entry | mode) };
+            // The guest's own write would have flushed what depends on the changed bits.
+            self.flush_linear = true;
+        }
+    }
+
+    /// Writes what changes rarely and has changed.
+    #[inline]
+    fn write_rare(&mut self, vm: Current, cpu: &CpuState, params: &EntryParams) {
+        // SAFETY (of the control writes below): exception intercepts only grow beyond the fixed ones, a TSC offset
+        // is visible to the guest only, windows add exits, and the EPT pointer is the core's nested root
+        // with the flags of `caps`.
+        let exceptions = self.exceptions | ALWAYS_INTERCEPTED;
+        if exceptions != self.written.exceptions {
+            // SAFETY: See above.
+            unsafe { vm.write_control(EXCEPTION_BITMAP, exceptions) };
+            self.written.exceptions = exceptions;
+        }
+        if self.tsc_offset != self.written.tsc_offset {
+            // SAFETY: See above.
+            unsafe { vm.write_control(TSC_OFFSET, self.tsc_offset) };
+            self.written.tsc_offset = self.tsc_offset;
+        }
+        let mut proc = self.caps().proc;
+        if params.irq_window {
+            proc |= proc::INTERRUPT_WINDOW;
+        }
+        if params.nmi_window {
+            proc |= proc::NMI_WINDOW;
+        }
+        if proc != self.written.proc {
+            // SAFETY: See above.
+            unsafe { vm.write_control(PROC_CONTROLS, proc) };
+            self.written.proc = proc;
+        }
+        let eptp = params.nested_root.as_u64() | self.caps().eptp_flags;
+        if eptp != self.written.eptp {
+            // SAFETY: See above.
+            unsafe { vm.write_control(EPT_POINTER, eptp) };
+            self.written.eptp = eptp;
+            self.flush_root = true;
+        }
+        if cpu.dr7 != self.written.dr7 {
+            vm.write(GUEST_DR7, dr7_for_entry(cpu.dr7));
+            self.written.dr7 = cpu.dr7;
+        }
+        if cpu.dr7 & DR7_ENABLES != 0 && self.written.dr != Some(cpu.dr) {
+            self.host.load_breakpoints(&cpu.dr);
+            self.written.dr = Some(cpu.dr);
+        }
+        if self.blocking_dirty {
+            self.write_blocking(vm, cpu);
+        }
+        if let Some(pdptes) = self.pdptes.take() {
+            for (n, value) in (0..).zip(pdptes) {
+                vm.write(GUEST_PDPTE0.nth(n), value);
+            }
+        }
+        if self.activity_dirty {
+            vm.write(GUEST_ACTIVITY_STATE, 0);
+            self.activity_dirty = false;
+        }
+        if self.flush_root || params.flush {
+            self.flush_root(eptp);
+        } else if self.flush_linear {
+            self.flush_vpid();
+        }
+    }
+
+    /// Writes a guest interruptibility state set from outside, and the pending single-step trap that has to go
+    /// with it (SDM 3C 27.3.1.5).
+    #[cold]
+    fn write_blocking(&mut self, vm: Current, cpu: &CpuState) {
+        let blocking = self.blocking.unwrap_or(0);
+        vm.write(GUEST_INTERRUPTIBILITY, blocking);
+        if blocking & (blocking::STI | blocking::MOV_SS) != 0 {
+            let step = cpu.regs.rflags & rflags::TF != 0 && self.debugctl & 2 == 0;
+            let pending = vm.read(GUEST_PENDING_DEBUG);
+            let wanted = if step {
+                pending | PENDING_DEBUG_BS
+            } else {
+                pending & !PENDING_DEBUG_BS
+            };
+            vm.write(GUEST_PENDING_DEBUG, wanted);
+        }
+        self.blocking_dirty = false;
+    }
+
+    /// INVEPT of this vCPU's root. It covers the combined mappings of every VPID too.
+    #[cold]
+    fn flush_root(&mut self, eptp: u64) {
+        let kind = if self.caps().invept_single() {
+            InveptType::SingleContext
+        } else {
+            InveptType::AllContexts
+        };
+        // SAFETY: Called in a stay.
+        if unsafe { insn::invept(kind, eptp) }.is_err() {
+            pr_err!("INVEPT failed\n");
+        }
+        self.flush_root = false;
+        self.flush_linear = false;
+    }
+
+    /// INVVPID of this vCPU. Without VPIDs every entry flushes.
+    #[cold]
+    fn flush_vpid(&mut self) {
+        self.flush_linear = false;
+        if !self.caps().vpid() {
+            return;
+        }
+        let kind = if self.caps().invvpid_single() {
+            InvvpidType::SingleContext
+        } else {
+            InvvpidType::AllContexts
+        };
+        // SAFETY: Called in a stay.
+        if unsafe { insn::invvpid(kind, self.vpid) }.is_err() {
+            pr_err!("INVVPID failed\n");
+        }
+    }
+
+    /// Writes the instruction pointer, stack pointer and flags that changed since the last exit.
+    #[inline(always)]
+    fn write_regs(&mut self, vm: Current, cpu: &CpuState) {
+        let regs = &cpu.regs;
+        if regs.rip != self.written.rip {
+            vm.write(GUEST_RIP, regs.rip);
+            self.written.rip = regs.rip;
+        }
+        let rsp = regs.gpr[Gpr::Rsp as usize];
+        if rsp != self.written.rsp {
+            vm.write(GUEST_RSP, rsp);
+            self.written.rsp = rsp;
+        }
+        if regs.rflags != self.written.rflags {
+            vm.write(
+                GUEST_RFLAGS,
+                (regs.rflags & RFLAGS_ALLOWED) | rflags::FIXED,
+            );
+            self.written.rflags = regs.rflags;
+        }
+    }
+
+    /// Reads them after an exit.
+    #[inline(always)]
+    fn read_regs(&mut self, vm: Current, cpu: &mut CpuState) {
+        let (rip, rsp, flags) = (
+            vm.read(GUEST_RIP),
+            vm.read(GUEST_RSP),
+            vm.read(GUEST_RFLAGS),
+        );
+        cpu.regs.rip = rip;
+        cpu.regs.gpr[Gpr::Rsp as usize] = rsp;
+        cpu.regs.rflags = flags;
+        self.written.rip = rip;
+        self.written.rsp = rsp;
+        self.written.rflags = flags;
+    }
+
+    /// Sets the guest's blocking by NMI, after an exit that came with NMIs unblocked by an IRET that did not complete.
+    #[cold]
+    fn block_nmi(&mut self, vm: Current) {
+        let blocking = self.blocking_state(vm) | blocking::NMI;
+        self.blocking = Some(blocking);
+        vm.write(GUEST_INTERRUPTIBILITY, blocking);
+    }
+
+    /// The interruptibility state, read at most once per exit.
+    #[inline]
+    fn blocking_state(&mut self, vm: Current) -> u32 {
+        match self.blocking {
+            Some(b) => b,
+            None => {
+                let b = vm.read(GUEST_INTERRUPTIBILITY);
+                self.blocking = Some(b);
+                b
+            }
+        }
+    }
+
+    /// The entry did not happen.
+    #[cold]
+    fn entry_failed(&mut self, vm: Current, outcome: Outcome) -> Exit {
+        event::withdraw(vm);
+        // The code after a failed entry runs with the stack as written, but nothing else is certain.
+        match outcome {
+            Outcome::FailValid => {
+                let n = vm.read(INSTRUCTION_ERROR);
+                pr_err!(
+                    "VM entry failed: VM-instruction error {n}, {}\n",
+                    decode::instruction_error(n)
+                );
+                Exit::EntryFailure(u64::from(n))
+            }
+            _ => {
+                pr_err!("VM entry failed: no current VMCS\n");
+                Exit::EntryFailure(0)
+            }
+        }
+    }
+
+    /// Exit reason 0.
+    fn exceptional(&mut self, vm: Current, cpu: &mut CpuState) -> Exit {
+        match decode::exception(vm) {
+            Exceptional::Nmi => {
+                // SAFETY: This was an NMI exit; interrupts are off; `probe` refused FRED.
+                unsafe { world::deliver_nmi() };
+                self.interrupted = event::interrupted(vm);
+                Exit::HostNmi
+            }
+            Exceptional::MachineCheck => {
+                // SAFETY: This was a machine-check exit; interrupts are off; `probe` refused FRED.
+                unsafe { world::deliver_machine_check() };
+                self.interrupted = event::interrupted(vm);
+                Exit::HostMachineCheck
+            }
+            Exceptional::Guest {
+                exception,
+                trap_len,
+                software,
+                nmi_unblocked,
+            } => {
+                self.interrupted = event::interrupted(vm);
+                if nmi_unblocked && self.interrupted.is_none() {
+                    self.block_nmi(vm);
+                }
+                // INT1 exits with RIP at itself, but its #DB is a trap.
+                cpu.regs.rip = cpu.regs.rip.wrapping_add(u64::from(trap_len));
+                if software {
+                    self.insn_len = vm.read(EXIT_INSTRUCTION_LEN) as u8;
+                }
+                Exit::Exception(exception)
+            }
+        }
+    }
+
+    /// Turns the exit that just happened into its neutral form.
+    #[inline]
+    fn decode(&mut self, vm: Current, cpu: &mut CpuState, reason: u32) -> Exit {
+        if reason == reason::EXCEPTION_OR_NMI {
+            return self.exceptional(vm, cpu);
+        }
+        let d = decode::decode(vm, reason & 0xffff);
+        match d.class {
+            Class::Instruction => self.insn_len = vm.read(EXIT_INSTRUCTION_LEN) as u8,
+            Class::Delivery => {
+                self.interrupted = event::interrupted(vm);
+                if d.nmi_unblocked && self.interrupted.is_none() {
+                    self.block_nmi(vm);
+                }
+            }
+            Class::Other => {
+                if matches!(d.exit, Exit::TripleFault) {
+                    self.activity_dirty = true;
+                }
+            }
+        }
+        d.exit
+    }
+
+    /// Position of `index` in [`SWAPPED`].
+    fn swapped_slot(index: u32) -> Option<usize> {
+        SWAPPED.iter().position(|&i| i == index)
+    }
+}
+
+/// DR7 as VM entry accepts it: bits 63:32 clear (SDM 3C 27.3.1.1), bit 10 set, general detect clear because
+/// debug-register accesses exit anyway.
+const fn dr7_for_entry(dr7: u64) -> u64 {
+    (dr7 & 0xffff_0bff & !(1 << 13)) | 0x400
+}
+
+impl VcpuBackend for VmxVcpu {
+    fn new(id: u32) -> Result<Self> {
+        let shared = SHARED.get().ok_or(ENODEV)?;
+        let vmcs = revision_page(&shared.caps)?;
+        Ok(Self {
+            shared,
+            vmcs_phys: vmcs.phys(),
+            _vmcs: vmcs,
+            // 1 to 65535; ids of one VM are unique and far below.
+            vpid: (id % 0xffff) as u16 + 1,
+            stay: None,
+            ready: false,
+            launched: false,
+            entered: false,
+            last_cpu: NOWHERE,
+            host_rsp: 0,
+            host: HostState::default(),
+            msrs: GuestMsrs::default(),
+            cstar: 0,
+            pat: PAT_RESET,
+            debugctl: 0,
+            control: ControlState::default(),
+            written: Written::default(),
+            exceptions: 0,
+            tsc_offset: 0,
+            pdptes: None,
+            flush_root: true,
+            flush_linear: false,
+            blocking: Some(0),
+            blocking_dirty: false,
+            activity_dirty: false,
+            insn_len: 0,
+            interrupted: None,
+        })
+    }
+
+    fn begin_stay(&mut self) -> Result {
+        let cpu = preempt::raw_cpu();
+        // SAFETY: Interrupts are off until `end_stay`, by the contract of this method.
+        let root = unsafe { self.enter_root(cpu) }?;
+        // SAFETY: `root` has just made the VMCS current; when it moves into `stay` below that stays true.
+        let vm = unsafe { Current::assume() };
+        self.set_up(vm)?;
+        if cpu != self.last_cpu {
+            // SAFETY: Interrupts are off.
+            unsafe { self.host.move_to_this_cpu(vm, self.caps()) };
+            self.last_cpu = cpu;
+            self.flush_root = true;
+        }
+        // SAFETY: Interrupts are off until `end_stay` has called `leave`.
+        unsafe { self.host.enter(vm, root.cr4(), &self.msrs) };
+        self.launched = false;
+        self.entered = false;
+        self.written.dr = None;
+        self.stay = Some(root);
+        Ok(())
+    }
+
+    fn end_stay(&mut self) {
+        let Some(vm) = self.current() else { return };
+        // For callers after the stay, which would have to open one to ask.
+        self.blocking_state(vm);
+        // SAFETY: Same CPU as `begin_stay`, interrupts off all along, by the contract of the two.
+        unsafe { self.host.leave(&mut self.msrs, self.entered) };
+        self.stay = None;
+    }
+
+    fn enter(&mut self, cpu: &mut CpuState, params: &EntryParams) -> Exit {
+        let Some(vm) = self.current() else {
+            pr_err!("entry outside a stay\n");
+            return Exit::EntryFailure(u64::MAX);
+        };
+        if !cpu.dirty.is_empty() {
+            self.write_dirty(vm, cpu);
+        }
+        self.write_rare(vm, cpu, params);
+        self.write_regs(vm, cpu);
+        if let Some(e) = &params.inject {
+            if e.kind == EventKind::Nmi && self.blocking_state(vm) & blocking::NMI != 0 {
+                // An NMI whose delivery was interrupted: blocking by NMI must be clear (SDM 3C 27.3.1.5).
+                vm.write(
+                    GUEST_INTERRUPTIBILITY,
+                    self.blocking_state(vm) & !blocking::NMI,
+                );
+            }
+            event::inject(vm, e, self.control.protected());
+        }
+        if cr::cr2() != cpu.sregs.cr2 {
+            // SAFETY: The kernel reads CR2 only at the begin of its page-fault handler.
+            unsafe { cr::write_cr2(cpu.sregs.cr2) };
+        }
+
+        // SAFETY: In a stay interrupts are off and host state and MSRs are set; `launched` follows the processor's
+        // launch state; the VMCS was set up and its controls are those of `caps`.
+        let outcome = unsafe { world::switch(&mut cpu.regs, &mut self.host_rsp, self.launched) };
+
+        cpu.sregs.cr2 = cr::cr2();
+        self.insn_len = 0;
+        self.interrupted = None;
+        if outcome != Outcome::Exit {
+            return self.entry_failed(vm, outcome);
+        }
+        self.entered = true;
+        self.blocking = None;
+        let reason = vm.read(EXIT_REASON);
+        if reason & reason::ENTRY_FAILURE != 0 {
+            return self.failed_late(vm, reason);
+        }
+        self.launched = true;
+        cpu.avail = Groups::NONE;
+        cpu.dirty = Groups::NONE;
+        self.read_regs(vm, cpu);
+        self.decode(vm, cpu, reason)
+    }
+
+    fn load(&mut self, cpu: &mut CpuState, groups: Groups) {
+        let missing = groups.without(cpu.avail);
+        if missing.is_empty() {
+            return;
+        }
+        self.with_current(|v, vm| state::load(vm, &v.control, &mut cpu.sregs, missing));
+        cpu.avail = cpu.avail.union(missing);
+    }
+
+    #[inline]
+    fn insn_len(&self) -> Option<u8> {
+        match self.insn_len {
+            0 => None,
+            n => Some(n),
+        }
+    }
+
+    fn insn_bytes(&self) -> Option<([u8; 15], u8)> {
+        None
+    }
+
+    #[inline]
+    fn take_interrupted(&mut self) -> Option<Event> {
+        self.interrupted.take()
+    }
+
+    fn interruptibility(&mut self) -> Interruptibility {
+        let state = match self.blocking {
+            Some(b) => b,
+            None => self.with_current(Self::blocking_state).unwrap_or(0),
+        };
+        Interruptibility {
+            sti: state & blocking::STI != 0,
+            mov_ss: state & blocking::MOV_SS != 0,
+            nmi: state & blocking::NMI != 0,
+        }
+    }
+
+    fn set_interruptibility(&mut self, i: Interruptibility) {
+        let mut state = 0;
+        // Both at once fail the entry (SDM 3C 27.3.1.5); MOV SS blocks more.
+        if i.mov_ss {
+            state |= blocking::MOV_SS;
+        } else if i.sti {
+            state |= blocking::STI;
+        }
+        if i.nmi {
+            state |= blocking::NMI;
+        }
+        if self.blocking != Some(state) {
+            self.blocking = Some(state);
+            self.blocking_dirty = true;
+        }
+    }
+
+    fn msr(&mut self, index: u32) -> Option<u64> {
+        if let Some(i) = Self::swapped_slot(index) {
+            return self.msrs.swapped.get(i).copied();
+        }
+        match index {
+            index::CSTAR => Some(self.cstar),
+            index::PAT => Some(self.pat),
+            index::DEBUGCTL => Some(self.debugctl),
+            index::KERNEL_GS_BASE if self.stay.is_some() => {
+                // SAFETY: The MSR exists with 64-bit mode, and holds the guest's value in a stay.
+                Some(unsafe { msr::read(index) })
+            }
+            index::KERNEL_GS_BASE => Some(self.msrs.kernel_gs_base),
+            index::SYSENTER_CS => {
+                self.with_current(|_, vm| u64::from(vm.read(GUEST_SYSENTER_CS)))
+            }
+            index::SYSENTER_ESP => self.with_current(|_, vm| vm.read(GUEST_SYSENTER_ESP)),
+            index::SYSENTER_EIP => self.with_current(|_, vm| vm.read(GUEST_SYSENTER_EIP)),
+            index::FS_BASE => self.with_current(|_, vm| vm.read(GUEST_FS_BASE)),
+            index::GS_BASE => self.with_current(|_, vm| vm.read(GUEST_GS_BASE)),
+            _ => None,
+        }
+    }
+
+    fn set_msr(&mut self, index: u32, value: u64) -> bool {
+        if let Some(i) = Self::swapped_slot(index) {
+            if let Some(slot) = self.msrs.swapped.get_mut(i) {
+                let old = core::mem::replace(slot, value);
+                if self.stay.is_some() {
+                    self.host.reload(i, old, value);
+                }
+            }
+            return true;
+        }
+        let done = match index {
+            index::CSTAR => {
+                // No effect on Intel, where SYSCALL needs 64-bit mode; but it can be read back.
+                self.cstar = value;
+                Some(())
+            }
+            index::PAT => {
+                self.pat = value;
+                self.with_current(|_, vm| vm.write(GUEST_PAT, value))
+            }
+            index::DEBUGCTL => {
+                self.debugctl = value;
+                self.with_current(|_, vm| vm.write(GUEST_DEBUGCTL, value))
+            }
+            index::KERNEL_GS_BASE => {
+                if self.stay.is_some() {
+                    // SAFETY: The core has checked that the value is canonical, and the MSR is the guest's in a
+                    // stay.
+                    unsafe { msr::write(index, value) };
+                }
+                self.msrs.kernel_gs_base = value;
+                Some(())
+            }
+            index::SYSENTER_CS => {
+                self.with_current(|_, vm| vm.write(GUEST_SYSENTER_CS, value as u32))
+            }
+            index::SYSENTER_ESP => self.with_current(|_, vm| vm.write(GUEST_SYSENTER_ESP, value)),
+            index::SYSENTER_EIP => self.with_current(|_, vm| vm.write(GUEST_SYSENTER_EIP, value)),
+            index::FS_BASE => self.with_current(|_, vm| vm.write(GUEST_FS_BASE, value)),
+            index::GS_BASE => self.with_current(|_, vm| vm.write(GUEST_GS_BASE, value)),
+            _ => return false,
+        };
+        done.is_some()
+    }
+
+    fn set_tsc_offset(&mut self, offset: u64) {
+        self.tsc_offset = offset;
+    }
+
+    fn set_exception_intercepts(&mut self, vectors: u32) {
+        self.exceptions = vectors;
+    }
+
+    fn set_pdptes(&mut self, pdptes: [u64; 4]) {
+        self.pdptes = Some(pdptes);
+    }
+
+    fn check_entry(
+        &mut self,
+        _cpu: &mut CpuState,
+        _params: &EntryParams,
+    ) -> Result<(), EntryViolation> {
+        Ok(())
+    }
+}
+
+impl VmxVcpu {
+    /// The entry failed after the processor had begun to load guest state (SDM 3C 27.8). The host state is
+    /// loaded as by an exit, but the guest's is as before, and the launch state too.
+    #[cold]
+    fn failed_late(&mut self, vm: Current, reason: u32) -> Exit {
+        event::withdraw(vm);
+        if reason & 0xffff == reason::MACHINE_CHECK_ENTRY {
+            // SAFETY: A machine check during the entry; interrupts are off; `probe` refused FRED.
+            unsafe { world::deliver_machine_check() };
+            return Exit::HostMachineCheck;
+        }
+        pr_err!(
+            "VM entry failed: reason {:#x}, qualification {:#x}\n",
+            reason,
+            vm.read(EXIT_QUALIFICATION)
+        );
+        Exit::EntryFailure(u64::from(reason))
+    }
+}
