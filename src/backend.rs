@@ -192,6 +192,12 @@ pub trait VcpuBackend: Sized {
     /// Exceptions to intercept besides #DB, #AC and #MC: bit per vector. *Any*.
     fn set_exception_intercepts(&mut self, vectors: u32);
 
+    /// Page-directory-pointer-table entries of a guest in PAE paging (CR0.PG, CR4.PAE, not EFER.LMA). The core reads
+    /// them from guest memory at CR3 and calls this after it changed CR0, CR3, CR4 or EFER to end in that mode; the
+    /// processor does not load them at entry (SDM 3C 27.3.2.4). SVM needs nothing: NPT guests load them on
+    /// demand (APM 2 15.25.10).
+    fn set_pdptes(&mut self, _pdptes: [u64; 4]) {}
+
     /// Runs the manual's entry checks over the state that the next entry would use. *Any*.
     fn check_entry(&mut self, cpu: &mut CpuState, params: &EntryParams) -> Result<(), EntryViolation>;
 }
