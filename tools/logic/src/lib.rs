@@ -49,6 +49,7 @@ pub mod irq {
     pub mod pic;
     pub mod pit;
     pub mod pit_channel;
+    pub mod route;
 }
 
 #[path = "../../../src/emul/mod.rs"]
