@@ -37,6 +37,8 @@ struct Hardware {
     gpas: Vec<u64>,
     /// Pages written by the guest, and not reported as dirty so far, as (gpa, hpa).
     written: BTreeSet<(u64, u64)>,
+    /// Paging-structure cache: tables of 4 KiB leaves by the 2 MiB area they map, kept until the next flush.
+    cached: BTreeMap<u64, Hpa>,
 }
 
 /// Address of the first table.
@@ -86,6 +88,9 @@ impl<F: Format> Mem<F> {
     }
 
     fn flush(&mut self) {
+        if let Some(hw) = self.hw.get_mut() {
+            hw.cached.clear();
+        }
         for t in std::mem::take(&mut self.freed) {
             self.tables[((t - BASE) >> 12) as usize] = None;
         }
@@ -102,7 +107,10 @@ impl<F: Format> Mem<F> {
         }
         let gpa = hw.gpas[rng.below(hw.gpas.len() as u64) as usize];
         hw.rng = rng.0;
-        let (mut table, mut level) = (Hpa(hw.root), Level::from_u8(hw.top).unwrap());
+        let (mut table, mut level) = match hw.cached.get(&(gpa >> 21)) {
+            Some(&t) => (t, Level::L1),
+            None => (Hpa(hw.root), Level::from_u8(hw.top).unwrap()),
+        };
         loop {
             let cell = &self.table(table)[level.index(gpa)];
             let e = cell.get();
@@ -125,6 +133,9 @@ impl<F: Format> Mem<F> {
             );
             table = F::child(e);
             level = level.down().unwrap();
+            if level == Level::L1 {
+                hw.cached.insert(gpa >> 21, table);
+            }
         }
     }
 }
@@ -744,7 +755,7 @@ fn random<F: Format>(seed: u64, levels: u8, bad: fn(u64, Level) -> bool, failure
         top: levels,
         root: pt.root().0,
         gpas: pages.clone(),
-        written: BTreeSet::new(),
+        ..Hardware::default()
     });
     // What must be mapped if anything is: the table may hold less (it is a cache), never anything else.
     let mut model: BTreeMap<u64, Page> = BTreeMap::new();
