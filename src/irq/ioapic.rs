@@ -56,7 +56,7 @@ impl Pin {
     }
 
     const fn bit(self) -> u32 {
-        1 << self.0
+        1 << (self.0 & 31)
     }
 }
 
@@ -255,7 +255,7 @@ impl Ioapic {
     /// then calls [`Ioapic::service`] for each.
     pub fn eoi(&mut self, vector: Vector, level: bool) -> Pins {
         let mut pins = Pins(0);
-        for (n, entry) in self.redirtbl.iter_mut().enumerate() {
+        for (n, entry) in (0..PINS as u32).zip(&mut self.redirtbl) {
             if *entry as u8 != vector.0 {
                 continue;
             }
@@ -336,7 +336,7 @@ impl Ioapic {
     /// pins in `listened` (pins with an ack listener). Masked entries count, their last interrupt may be in service.
     pub fn vectors(&self, listened: Pins) -> [u32; 8] {
         let mut vectors = [0u32; 8];
-        for (n, entry) in self.redirtbl.iter().enumerate() {
+        for (n, entry) in (0..PINS as u32).zip(&self.redirtbl) {
             if entry & rte::LEVEL != 0 || listened.0 & (1 << (n & 31)) != 0 {
                 let (word, bit) = Vector(*entry as u8).word_bit();
                 vectors[word & 7] |= bit;

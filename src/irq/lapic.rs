@@ -518,13 +518,13 @@ impl Lapic {
             return false;
         }
         let mut any = 0;
-        for (word, (&new, &level)) in irr.iter().zip(level).enumerate() {
+        for (word, (&new, &level)) in (0..8usize).zip(irr.iter().zip(level)) {
             let legal = if word == 0 { new & 0xffff_0000 } else { new };
             if legal != 0 {
                 self.regs[(idx(reg::IRR) + word) & 63] |= legal;
                 let tmr = &mut self.regs[(idx(reg::TMR) + word) & 63];
                 *tmr = *tmr & !legal | level & legal;
-                self.irr_words.0 |= 1 << word;
+                self.irr_words.0 |= 1 << (word & 7);
                 any |= legal;
             }
         }

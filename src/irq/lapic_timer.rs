@@ -178,7 +178,7 @@ impl Timer {
             return 0;
         };
         // Rounded up: the count is zero only once the time is over.
-        let counts = left / unit + u64::from(left % unit != 0);
+        let counts = (left / unit).wrapping_add(u64::from(left % unit != 0));
         u32::try_from(counts).unwrap_or(u32::MAX).min(self.initial)
     }
 

@@ -413,11 +413,9 @@ impl Arbiter {
     /// Considers destination number `index` out of `total` (the owner's numbering, such as the vCPU index).
     pub fn offer(&mut self, index: usize, total: usize, addr: &ApicAddr) {
         let total = total.clamp(1, 1 << 30) as u32;
-        let start = u32::from(self.vector.0) % total;
-        let turn = (index as u32 % total)
-            .wrapping_add(total)
-            .wrapping_sub(start)
-            % total;
+        let rem = |n: u32| n.checked_rem(total).unwrap_or(0);
+        let start = rem(self.vector.0.into());
+        let turn = rem(rem(index as u32).wrapping_add(total).wrapping_sub(start));
         let key = (addr.prio >> 4, turn, index);
         if self
             .best

@@ -146,10 +146,22 @@ fn sort(entries: &mut [Entry]) {
         sift_down(entries, start);
     }
     for end in (1..len).rev() {
-        entries.swap(0, end);
+        exchange(entries, 0, end);
         if let Some(heap) = entries.get_mut(..end) {
             sift_down(heap, 0);
         }
+    }
+}
+
+fn exchange(entries: &mut [Entry], a: usize, b: usize) {
+    let (Some(&x), Some(&y)) = (entries.get(a), entries.get(b)) else {
+        return;
+    };
+    if let Some(entry) = entries.get_mut(a) {
+        *entry = y;
+    }
+    if let Some(entry) = entries.get_mut(b) {
+        *entry = x;
     }
 }
 
@@ -167,7 +179,7 @@ fn sift_down(heap: &mut [Entry], mut at: usize) {
         if key(heap, child) <= key(heap, at) {
             return;
         }
-        heap.swap(at, child);
+        exchange(heap, at, child);
         at = child;
     }
 }
