@@ -142,7 +142,8 @@ impl Builder {
             vm.create_pit2(pit).map_err(Error::ioctl("KVM_CREATE_PIT2"))?;
         }
         let memory = allocate(self.memory)?;
-        map(&vm, &memory)?;
+        // SAFETY: the `Vm` owns the memory and joins every vCPU thread before it drops it.
+        unsafe { map(&vm, &memory) }?;
 
         let control = Arc::new(Control::new().map_err(Error::os("eventfd"))?);
         let console = self.console.unwrap_or_else(|| Console::output(std::io::sink()));
@@ -278,7 +279,17 @@ pub fn allocate(size: u64) -> Result<GuestMemoryMmap> {
         .map_err(|error| Error::Memory { size, cause: error.to_string() })
 }
 
-fn map(vm: &VmFd, memory: &GuestMemoryMmap) -> Result<()> {
+/// Makes `memory` the VM's, slot by slot from 0.
+///
+/// # Errors
+///
+/// [`Error::Ioctl`].
+///
+/// # Safety
+///
+/// `memory` has to stay mapped as long as a vCPU of the VM may run: the guest writes to whatever
+/// is at its addresses.
+pub unsafe fn map(vm: &VmFd, memory: &GuestMemoryMmap) -> Result<()> {
     for (slot, region) in memory.iter().enumerate() {
         let host = region
             .get_host_address(MemoryRegionAddress(0))
@@ -290,9 +301,9 @@ fn map(vm: &VmFd, memory: &GuestMemoryMmap) -> Result<()> {
             userspace_addr: host as u64,
             flags: 0,
         };
-        // SAFETY: the range is an anonymous mapping of exactly this length that belongs to the
-        // `Vm`, which outlives every vCPU thread; the guest may change it at will because all
-        // access goes through vm-memory's volatile functions.
+        // SAFETY: the range is an anonymous mapping of exactly this length, which by the caller's
+        // promise outlives the guest; the guest may change it at will because all access goes
+        // through vm-memory's volatile functions.
         unsafe { vm.set_user_memory_region(slot) }
             .map_err(Error::ioctl("KVM_SET_USER_MEMORY_REGION"))?;
     }

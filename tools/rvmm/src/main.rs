@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0 OR MIT
 //! `rvmm`: runs virtual machines on rvmm or KVM, checks the machine, shows statistics, measures.
 
+mod bench;
 mod run;
 mod stat;
 mod status;
@@ -26,6 +27,8 @@ enum Command {
     Run(run::Args),
     /// Show what running machines exited for, and how long that took.
     Stat(stat::Args),
+    /// Measure what guests' operations cost.
+    Bench(bench::Args),
 }
 
 fn main() -> ExitCode {
@@ -39,6 +42,7 @@ fn main() -> ExitCode {
     match cli.command {
         Command::Run(args) => run::main(args),
         Command::Stat(args) => stat::main(&args),
+        Command::Bench(args) => bench::main(&args),
     }
     .into()
 }

@@ -1,0 +1,269 @@
+// SPDX-License-Identifier: Apache-2.0 OR MIT
+//! The small machine that a row runs in: one CPU in 64-bit mode, local APIC in the kernel, a few
+//! megabytes of memory.
+
+use std::io;
+use std::ptr;
+
+use kvm_bindings::{
+    kvm_regs, kvm_userspace_memory_region, KVM_MAX_CPUID_ENTRIES,
+};
+use kvm_ioctls::{Cap, Kvm, VcpuExit, VcpuFd, VmFd};
+use rvmm_vm::cpu::{self, Topology};
+use rvmm_vm::{layout, paging, vm};
+
+use super::guest::{self, Routine};
+
+/// Guest-physical address of the guest's code.
+const CODE: u64 = 0x2_0000;
+/// Of its interrupt descriptor table.
+const IDT: u64 = 0x3000;
+/// Of the results.
+const RESULTS: u64 = 0x10_0000;
+/// Bytes of low memory.
+const LOW: usize = 2 << 20;
+/// Of the memory that fault rows touch.
+const PAGES: u64 = 0x4000_0000;
+/// Where there is nothing: accesses go to user space.
+const NOTHING: u64 = 0x8000_0000;
+
+/// An anonymous mapping, aligned to 2 MiB.
+pub struct Region {
+    base: *mut u8,
+    length: usize,
+    mapped: (*mut libc::c_void, usize),
+}
+
+impl Region {
+    const ALIGN: usize = 2 << 20;
+
+    /// Maps `length` bytes, small pages only or large ones wherever possible, all resident.
+    pub fn new(length: usize, large: bool) -> io::Result<Self> {
+        let total = length + Self::ALIGN;
+        // SAFETY: a new anonymous mapping at an address of the kernel's choice.
+        let mapped = unsafe {
+            libc::mmap(
+                ptr::null_mut(),
+                total,
+                libc::PROT_READ | libc::PROT_WRITE,
+                libc::MAP_PRIVATE | libc::MAP_ANONYMOUS,
+                -1,
+                0,
+            )
+        };
+        if mapped == libc::MAP_FAILED {
+            return Err(io::Error::last_os_error());
+        }
+        let pad = (mapped as usize).next_multiple_of(Self::ALIGN) - mapped as usize;
+        // SAFETY: `pad` is less than `ALIGN`, by which the mapping is longer than `length`.
+        let base = unsafe { mapped.cast::<u8>().add(pad) };
+        let region = Self { base, length, mapped: (mapped, total) };
+        let advice = if large { libc::MADV_HUGEPAGE } else { libc::MADV_NOHUGEPAGE };
+        for advice in [advice, libc::MADV_POPULATE_WRITE] {
+            // SAFETY: the range lies within the mapping made above; neither advice discards data.
+            if unsafe { libc::madvise(base.cast(), length, advice) } != 0 {
+                return Err(io::Error::last_os_error());
+            }
+        }
+        Ok(region)
+    }
+
+    /// Whether the kernel really gave large pages for all of it.
+    pub fn is_large(&self) -> bool {
+        let Ok(maps) = std::fs::read_to_string("/proc/self/smaps") else { return false };
+        large_bytes(&maps, self.base as u64, self.base as u64 + self.length as u64)
+            >= self.length as u64
+    }
+
+    fn write(&mut self, at: u64, bytes: &[u8]) {
+        let at = at as usize;
+        assert!(at + bytes.len() <= self.length, "beyond the region");
+        // SAFETY: the range was just checked, and no reference into the region exists.
+        unsafe { ptr::copy_nonoverlapping(bytes.as_ptr(), self.base.add(at), bytes.len()) };
+    }
+
+    fn read_u64(&self, at: u64) -> u64 {
+        let at = at as usize;
+        assert!(at + 8 <= self.length, "beyond the region");
+        // SAFETY: in range by the check; volatile because a guest wrote it.
+        unsafe { self.base.add(at).cast::<u64>().read_volatile() }
+    }
+}
+
+impl Drop for Region {
+    fn drop(&mut self) {
+        // SAFETY: this is the mapping made in `new`, which nothing refers to any more: the VM that
+        // used it is closed before (field order in `Machine`), and a hypervisor follows unmapping.
+        unsafe { libc::munmap(self.mapped.0, self.mapped.1) };
+    }
+}
+
+/// Bytes in large pages of the mappings that overlap `start..end`, from the text of a `smaps` file.
+fn large_bytes(maps: &str, start: u64, end: u64) -> u64 {
+    let mut inside = false;
+    let mut total = 0;
+    for line in maps.lines() {
+        let first = line.split_whitespace().next().unwrap_or_default();
+        if let Some((from, to)) = first.split_once('-') {
+            let range = (u64::from_str_radix(from, 16), u64::from_str_radix(to, 16));
+            inside = matches!(range, (Ok(from), Ok(to)) if from < end && to > start);
+        } else if inside && first == "AnonHugePages:" {
+            let kib = line.split_whitespace().nth(1).and_then(|text| text.parse::<u64>().ok());
+            total += kib.unwrap_or(0) << 10;
+        }
+    }
+    total
+}
+
+fn slot(vm: &VmFd, number: u32, at: u64, region: &Region) -> rvmm_vm::Result<()> {
+    let slot = kvm_userspace_memory_region {
+        slot: number,
+        guest_phys_addr: at,
+        memory_size: region.length as u64,
+        userspace_addr: region.base as u64,
+        flags: 0,
+    };
+    // SAFETY: the region is an anonymous mapping of that length, accessed by copies and volatile
+    // reads only, and lives as long as the machine.
+    unsafe { vm.set_user_memory_region(slot) }.map_err(failed("KVM_SET_USER_MEMORY_REGION"))
+}
+
+fn failed(call: &'static str) -> impl FnOnce(kvm_ioctls::Error) -> rvmm_vm::Error {
+    move |error| rvmm_vm::Error::Ioctl { call, errno: error.errno() }
+}
+
+/// A machine with one CPU.
+pub struct Machine {
+    vcpu: VcpuFd,
+    vm: VmFd,
+    low: Region,
+    pages: Option<Region>,
+}
+
+/// How a row is run.
+#[derive(Clone, Copy, Debug)]
+pub struct Work {
+    /// The routine.
+    pub routine: Routine,
+    /// Iterations whose ticks are dropped.
+    pub warm: usize,
+    /// Iterations whose ticks are returned.
+    pub count: usize,
+    /// Ticks until the timer fires.
+    pub delay: u64,
+}
+
+impl Machine {
+    /// Makes a machine.
+    pub fn new(kvm: &Kvm) -> rvmm_vm::Result<Self> {
+        let os = |source| rvmm_vm::Error::Os { what: "memory of the benchmark's guest", source };
+        let vm = vm::create_vm(kvm)?;
+        vm.create_irq_chip().map_err(failed("KVM_CREATE_IRQCHIP"))?;
+        let mut low = Region::new(LOW, false).map_err(os)?;
+        low.write(layout::PAGE_TABLES, &paging::identity_map(layout::PAGE_TABLES));
+        low.write(layout::GDT, &paging::gdt_bytes());
+        low.write(CODE, guest::code());
+        low.write(IDT + u64::from(guest::VECTOR) * 16, &gate(CODE + Routine::OnTimer.offset()));
+        slot(&vm, 0, 0, &low)?;
+
+        let vcpu = vm.create_vcpu(0).map_err(failed("KVM_CREATE_VCPU"))?;
+        let supported = kvm
+            .get_supported_cpuid(KVM_MAX_CPUID_ENTRIES)
+            .map_err(failed("KVM_GET_SUPPORTED_CPUID"))?;
+        let deadline = vm.check_extension(Cap::TscDeadlineTimer);
+        let topology = Topology { id: 0, cpus: 1 };
+        cpu::set_cpuid(&vcpu, &cpu::cpuid(supported.as_slice(), topology, deadline))?;
+        cpu::set_common(&vcpu, true)?;
+        cpu::set_entry(&vcpu, CODE, 0)?;
+        let mut sregs = vcpu.get_sregs().map_err(failed("KVM_GET_SREGS"))?;
+        sregs.idt.base = IDT;
+        sregs.idt.limit = 0xfff;
+        vcpu.set_sregs(&sregs).map_err(failed("KVM_SET_SREGS"))?;
+        Ok(Self { vcpu, vm, low, pages: None })
+    }
+
+    /// Adds memory for the fault rows.
+    pub fn with_pages(mut self, pages: Region) -> rvmm_vm::Result<Self> {
+        slot(&self.vm, 1, PAGES, &pages)?;
+        self.pages = Some(pages);
+        Ok(self)
+    }
+
+    /// Runs a routine to its end and returns the ticks of each counted iteration.
+    pub fn run(&mut self, work: Work) -> anyhow::Result<Vec<u64>> {
+        let total = work.warm + work.count;
+        anyhow::ensure!((1..=(LOW - RESULTS as usize) / 8).contains(&total), "too many iterations");
+        let regs = kvm_regs {
+            rip: CODE + work.routine.offset(),
+            rsp: layout::STACK_TOP,
+            rflags: 2,
+            rdi: if work.routine == Routine::HltWake { layout::LAPIC.into() } else { NOTHING },
+            rbp: PAGES,
+            r9: RESULTS,
+            r10: total as u64,
+            r13: work.delay,
+            ..Default::default()
+        };
+        self.vcpu.set_regs(&regs).map_err(failed("KVM_SET_REGS"))?;
+        loop {
+            match self.vcpu.run() {
+                Ok(VcpuExit::IoOut(guest::DONE, _)) => break,
+                Ok(VcpuExit::IoOut(..) | VcpuExit::IoIn(..)) => {}
+                Ok(VcpuExit::MmioRead(..) | VcpuExit::MmioWrite(..)) => {}
+                Ok(other) => {
+                    let exit = format!("{other:?}");
+                    let at = self.vcpu.get_regs().map(|regs| regs.rip).unwrap_or_default();
+                    let rule = rvmm_vm::sys::entry_failure(&self.vcpu);
+                    let rule = rule.map(|(rule, _)| format!(": {rule}")).unwrap_or_default();
+                    anyhow::bail!("{:?}: unexpected {exit} at {at:#x}{rule}", work.routine);
+                }
+                Err(error) if matches!(error.errno(), libc::EINTR | libc::EAGAIN) => {}
+                Err(error) => anyhow::bail!("{:?}: KVM_RUN: {error}", work.routine),
+            }
+        }
+        Ok((work.warm..total).map(|n| self.low.read_u64(RESULTS + n as u64 * 8)).collect())
+    }
+}
+
+/// A 64-bit interrupt gate to `handler` (SDM 3A 6.14.1).
+fn gate(handler: u64) -> [u8; 16] {
+    const PRESENT_INTERRUPT_GATE: u64 = 0x8e00;
+    let low = handler & 0xffff
+        | u64::from(paging::BOOT_CS) << 16
+        | PRESENT_INTERRUPT_GATE << 32
+        | (handler >> 16 & 0xffff) << 48;
+    let mut bytes = [0; 16];
+    bytes[..8].copy_from_slice(&low.to_le_bytes());
+    bytes[8..].copy_from_slice(&(handler >> 32).to_le_bytes());
+    bytes
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn gate_layout() {
+        let bytes = gate(0x1122_3344_5566_7788);
+        assert_eq!(bytes[..8], [0x88, 0x77, 0x10, 0, 0, 0x8e, 0x66, 0x55]);
+        assert_eq!(bytes[8..12], [0x44, 0x33, 0x22, 0x11]);
+    }
+
+    #[test]
+    fn smaps_are_summed_by_range() {
+        let maps = "1000-3000 rw-p 0 0 0\nSize: 8 kB\nAnonHugePages:   2048 kB\n\
+                    3000-4000 rw-p 0 0 0\nAnonHugePages:   4096 kB\n";
+        assert_eq!(large_bytes(maps, 0x1000, 0x3000), 2 << 20);
+        assert_eq!(large_bytes(maps, 0x2000, 0x3800), 6 << 20);
+        assert_eq!(large_bytes(maps, 0x4000, 0x5000), 0);
+    }
+
+    #[test]
+    fn regions_are_aligned_and_resident() {
+        let mut region = Region::new(1 << 20, false).unwrap();
+        assert_eq!(region.base as usize % Region::ALIGN, 0);
+        region.write(8, &7u64.to_le_bytes());
+        assert_eq!(region.read_u64(8), 7);
+        assert!(!region.is_large());
+    }
+}

@@ -1,0 +1,127 @@
+// SPDX-License-Identifier: Apache-2.0 OR MIT
+//! Results of a benchmark as JSON, and the table that sets two of them side by side.
+
+use std::collections::BTreeMap;
+use std::fmt::Write as _;
+
+use serde::{Deserialize, Serialize};
+
+/// Rows in the order in which tables show them, with what they mean.
+pub const ROWS: &[(&str, &str)] = &[
+    ("cpuid", "CPUID"),
+    ("hypercall", "hypercall that does nothing"),
+    ("rdmsr", "RDMSR (MTRR default type)"),
+    ("port_in", "port in, to user space"),
+    ("port_out", "port out, to user space"),
+    ("mmio_read", "MMIO read, to user space"),
+    ("mmio_write", "MMIO write, to user space"),
+    ("hlt_wake", "HLT: timer deadline to handler"),
+    ("fault_4k", "nested fault, resident 4 KiB page"),
+    ("fault_2m", "nested fault, resident 2 MiB page"),
+    ("create", "create VM + vCPU"),
+    ("create_full", "create VM + memory + irqchip + vCPU"),
+    ("close_full", "close them"),
+    ("boot", "guest boot to userland"),
+];
+
+/// Ticks of one row.
+#[derive(Clone, Copy, Debug, Serialize, Deserialize, PartialEq)]
+pub struct Ticks {
+    /// Mean over the iterations.
+    pub mean: u64,
+    /// The quickest iteration.
+    pub min: u64,
+}
+
+impl Ticks {
+    /// Of `samples`, each without the `overhead` of measuring; `None` if there are none.
+    pub fn of(samples: &[u64], overhead: u64) -> Option<Self> {
+        let min = *samples.iter().min()?;
+        let sum: u128 = samples.iter().map(|sample| u128::from(*sample)).sum();
+        let mean = (sum / samples.len() as u128) as u64;
+        Some(Self { mean: mean.saturating_sub(overhead), min: min.saturating_sub(overhead) })
+    }
+}
+
+/// One run of the benchmark.
+#[derive(Clone, Debug, Default, Serialize, Deserialize, PartialEq)]
+pub struct Report {
+    /// Device node measured.
+    pub device: String,
+    /// Ticks per row.
+    pub rows: BTreeMap<String, Ticks>,
+    /// Rows that could not be measured, and why.
+    #[serde(default)]
+    pub skipped: BTreeMap<String, String>,
+}
+
+/// The table of one run.
+pub fn table(report: &Report) -> String {
+    let mut text = format!("{:<38} {:>14} {:>14}\n", report.device, "mean ticks", "minimum");
+    for (row, meaning) in ROWS {
+        if let Some(ticks) = report.rows.get(*row) {
+            let _ = writeln!(text, "{meaning:<38} {:>14} {:>14}", ticks.mean, ticks.min);
+        } else if let Some(why) = report.skipped.get(*row) {
+            let _ = writeln!(text, "{meaning:<38} {why}");
+        }
+    }
+    text
+}
+
+/// The table of two runs with the ratio of their means, and the worst ratio.
+pub fn compare(base: &Report, other: &Report) -> (String, f64) {
+    let mut worst = 0f64;
+    let mut text =
+        format!("{:<38} {:>14} {:>14} {:>7}\n", "ticks", base.device, other.device, "ratio");
+    for (row, meaning) in ROWS {
+        let (a, b) = (base.rows.get(*row), other.rows.get(*row));
+        if a.is_none() && b.is_none() {
+            continue;
+        }
+        let number = |ticks: Option<&Ticks>| ticks.map_or("-".into(), |t| t.mean.to_string());
+        let ratio = match (a, b) {
+            (Some(a), Some(b)) if a.mean != 0 => {
+                let ratio = b.mean as f64 / a.mean as f64;
+                worst = worst.max(ratio);
+                format!("{ratio:.2}")
+            }
+            _ => "-".into(),
+        };
+        let _ = writeln!(text, "{meaning:<38} {:>14} {:>14} {ratio:>7}", number(a), number(b));
+    }
+    (text, worst)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn report(device: &str, cpuid: u64) -> Report {
+        let ticks = Ticks { mean: cpuid, min: cpuid - 1 };
+        Report { device: device.into(), rows: [("cpuid".into(), ticks)].into(), ..Report::default() }
+    }
+
+    #[test]
+    fn mean_and_minimum_without_overhead() {
+        assert_eq!(Ticks::of(&[30, 10, 20], 5), Some(Ticks { mean: 15, min: 5 }));
+        assert_eq!(Ticks::of(&[3], 5), Some(Ticks { mean: 0, min: 0 }));
+        assert_eq!(Ticks::of(&[], 5), None);
+        assert_eq!(Ticks::of(&[u64::MAX, u64::MAX], 0).unwrap().mean, u64::MAX);
+    }
+
+    #[test]
+    fn ratio_is_other_over_base() {
+        let (text, worst) = compare(&report("/dev/kvm", 2000), &report("/dev/rvmm", 700));
+        assert!(text.contains("0.35"), "{text}");
+        assert!((worst - 0.35).abs() < 1e-9);
+        assert!(!text.contains("RDMSR"));
+    }
+
+    #[test]
+    fn json_round_trip() {
+        let report = report("/dev/kvm", 2319);
+        let text = serde_json::to_string(&report).unwrap();
+        assert!(text.contains(r#""cpuid":{"mean":2319,"min":2318}"#), "{text}");
+        assert_eq!(serde_json::from_str::<Report>(&text).unwrap(), report);
+    }
+}
