@@ -40,6 +40,31 @@ impl AsRef<Slot> for Slot {
 }
 
 impl Slot {
+    /// The slot that `struct kvm_userspace_memory_region` describes; with no pages it stands for a deletion.
+    ///
+    /// # Errors
+    ///
+    /// [`SlotError::Misaligned`] if the size is not in whole pages; all else is up to [`validate`].
+    #[inline]
+    pub const fn from_region(
+        id: u32,
+        flags: u32,
+        guest_phys_addr: u64,
+        memory_size: u64,
+        userspace_addr: u64,
+    ) -> Result<Self, SlotError> {
+        if memory_size & PAGE_OFFSET_MASK != 0 {
+            return Err(SlotError::Misaligned);
+        }
+        Ok(Self {
+            gpa: Gpa(guest_phys_addr),
+            npages: memory_size >> PAGE_SHIFT,
+            hva: Hva(userspace_addr),
+            flags,
+            id,
+        })
+    }
+
     /// Length in bytes.
     #[inline]
     pub const fn len(&self) -> u64 {
@@ -64,10 +89,10 @@ impl Slot {
         self.flags & LOG_DIRTY_PAGES != 0
     }
 
-    /// Guest-physical range; empty if it would wrap, which [`validate`] excludes.
+    /// Guest-physical range; `None` if it would wrap, which [`validate`] excludes.
     #[inline]
-    pub fn range(&self) -> GpaRange {
-        GpaRange::new(self.gpa, self.len()).unwrap_or_default()
+    pub const fn range(&self) -> Option<GpaRange> {
+        GpaRange::new(self.gpa, self.len())
     }
 
     /// Whether `gpa` lies in the slot.
@@ -78,7 +103,7 @@ impl Slot {
 
     /// Host-virtual address of `gpa`, if it lies in the slot.
     #[inline]
-    pub const fn hva(&self, gpa: Gpa) -> Option<Hva> {
+    pub const fn hva_of(&self, gpa: Gpa) -> Option<Hva> {
         let offset = gpa.0.wrapping_sub(self.gpa.0);
         if offset < self.len() {
             Some(self.hva.wrapping_add(offset))
@@ -126,17 +151,6 @@ impl Slot {
     }
 }
 
-/// `struct kvm_userspace_memory_region`, as user space gave it.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-#[allow(missing_docs)]
-pub struct Request {
-    pub slot: u32,
-    pub flags: u32,
-    pub guest_phys_addr: u64,
-    pub memory_size: u64,
-    pub userspace_addr: u64,
-}
-
 /// What this host and this VM allow.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Limits {
@@ -150,32 +164,19 @@ pub struct Limits {
     pub hva_end: u64,
 }
 
-/// What a valid request means. `index` points into the slice given to [`validate`].
+/// What a valid request means.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Change {
-    /// A new slot, to be inserted before the element `at`.
-    Create {
-        /// Position that keeps the slice sorted.
-        at: usize,
-    },
+    /// A new slot.
+    Create,
     /// The slot goes away.
-    Delete {
-        /// Position of the slot.
-        index: usize,
-    },
-    /// Another guest-physical address, the rest (but perhaps LOG_DIRTY_PAGES) unchanged: take the slot out of
-    /// its position, then insert it where [`insert_position`] says.
-    Move {
-        /// Position of the slot.
-        index: usize,
-    },
+    Delete,
+    /// Another guest-physical address; LOG_DIRTY_PAGES may change as well.
+    Move,
     /// Only LOG_DIRTY_PAGES changes.
-    Flags {
-        /// Position of the slot.
-        index: usize,
-    },
+    FlagsOnly,
     /// The request repeats what is there.
-    Nothing,
+    None,
 }
 
 /// Why a request is refused.
@@ -209,87 +210,66 @@ impl SlotError {
     }
 }
 
-/// Checks `req` against the slots of its address space. On success returns what to do and the slot as it shall
-/// be (for a deletion: as it was).
+/// Checks `new` against the slots of its address space and says what it means.
 ///
 /// # Errors
 ///
-/// In the order in which KVM looks: see [`SlotError`].
+/// See [`SlotError`].
 pub fn validate<S: AsRef<Slot>>(
     slots: &[S],
-    req: &Request,
+    new: &Slot,
     limits: &Limits,
-) -> Result<(Change, Slot), SlotError> {
-    if req.flags & !(LOG_DIRTY_PAGES | READONLY) != 0 {
+) -> Result<Change, SlotError> {
+    if new.flags & !(LOG_DIRTY_PAGES | READONLY) != 0 {
         return Err(SlotError::Flag);
     }
-    if (req.memory_size | req.guest_phys_addr | req.userspace_addr) & PAGE_OFFSET_MASK != 0 {
+    if !new.gpa.is_page_aligned() || !new.hva.is_page_aligned() {
         return Err(SlotError::Misaligned);
     }
-    match req.userspace_addr.checked_add(req.memory_size) {
-        Some(end) if end <= limits.hva_end => {}
-        _ => return Err(SlotError::UserRange),
-    }
-    if req.slot >> 16 >= limits.address_spaces || req.slot & 0xffff >= limits.slots {
+    if new.id >> 16 >= limits.address_spaces || new.id & 0xffff >= limits.slots {
         return Err(SlotError::Number);
     }
-    let Some(gpa_end) = req.guest_phys_addr.checked_add(req.memory_size) else {
-        return Err(SlotError::GuestRange);
-    };
-    let npages = req.memory_size >> PAGE_SHIFT;
-    if npages > MAX_PAGES {
+    // Checked first: longer slots have no length in bytes.
+    if new.npages > MAX_PAGES {
         return Err(SlotError::GuestRange);
     }
-    let old = slots
-        .iter()
-        .enumerate()
-        .map(|(i, s)| (i, *s.as_ref()))
-        .find(|(_, s)| s.id == req.slot);
-    if npages == 0 {
-        return match old {
-            Some((index, slot)) => Ok((Change::Delete { index }, slot)),
-            None => Err(SlotError::Absent),
-        };
+    match new.hva.checked_add(new.len()) {
+        Some(end) if end.0 <= limits.hva_end => {}
+        _ => return Err(SlotError::UserRange),
     }
-    let slot = Slot {
-        gpa: Gpa(req.guest_phys_addr),
-        npages,
-        hva: Hva(req.userspace_addr),
-        flags: req.flags,
-        id: req.slot,
+    let Some(range) = new.range() else {
+        return Err(SlotError::GuestRange);
     };
+    let old = slots.iter().map(AsRef::as_ref).find(|s| s.id == new.id);
     let change = match old {
-        None => Change::Create {
-            at: insert_position(slots, slot.gpa),
-        },
-        Some((index, old)) => {
-            if old.hva != slot.hva
-                || old.npages != slot.npages
-                || (old.flags ^ slot.flags) & READONLY != 0
-            {
+        None if new.is_empty() => return Err(SlotError::Absent),
+        Some(_) if new.is_empty() => return Ok(Change::Delete),
+        None => Change::Create,
+        Some(old) => {
+            let readonly = (old.flags ^ new.flags) & READONLY;
+            if old.hva != new.hva || old.npages != new.npages || readonly != 0 {
                 return Err(SlotError::Immutable);
             }
-            if old.gpa != slot.gpa {
-                Change::Move { index }
-            } else if old.flags != slot.flags {
-                return Ok((Change::Flags { index }, slot));
-            } else {
-                return Ok((Change::Nothing, slot));
+            if old.gpa == new.gpa {
+                let same = old.flags == new.flags;
+                return Ok(if same {
+                    Change::None
+                } else {
+                    Change::FlagsOnly
+                });
             }
+            Change::Move
         }
     };
-    // Only a change of place can collide with another slot or leave the guest's address space.
-    if gpa_end > limits.gpa_end {
+    // Only a change of place can leave the guest's address space or collide with another slot.
+    if range.end().0 > limits.gpa_end {
         return Err(SlotError::GuestRange);
     }
-    let range = slot.range();
-    if slots.iter().any(|s| {
-        let s = s.as_ref();
-        s.id != slot.id && s.range().overlaps(&range)
-    }) {
+    let collides = |s: &Slot| s.id != new.id && s.range().is_some_and(|r| r.overlaps(&range));
+    if slots.iter().any(|s| collides(s.as_ref())) {
         return Err(SlotError::Overlap);
     }
-    Ok((change, slot))
+    Ok(change)
 }
 
 /// Position at which a slot that begins at `gpa` keeps the slice sorted.
@@ -306,7 +286,7 @@ pub fn index_of<S: AsRef<Slot>>(slots: &[S], id: u32) -> Option<usize> {
 
 /// Position of the slot that holds `gpa`.
 #[inline]
-pub fn find<S: AsRef<Slot>>(slots: &[S], gpa: Gpa) -> Option<usize> {
+pub fn find_index<S: AsRef<Slot>>(slots: &[S], gpa: Gpa) -> Option<usize> {
     let after = slots.partition_point(|s| s.as_ref().gpa <= gpa);
     let index = after.checked_sub(1)?;
     slots.get(index)?.as_ref().contains(gpa).then_some(index)
@@ -325,7 +305,7 @@ pub fn find_cached<'a, S: AsRef<Slot>>(
             return Some(s);
         }
     }
-    let index = find(slots, gpa)?;
+    let index = find_index(slots, gpa)?;
     *hint = index;
     slots.get(index)
 }
@@ -368,14 +348,15 @@ mod tests {
         hva_end: 0x7fff_ffff_f000,
     };
 
-    fn req(slot: u32, flags: u32, gpa: u64, size: u64, hva: u64) -> Request {
-        Request {
-            slot,
-            flags,
-            guest_phys_addr: gpa,
-            memory_size: size,
-            userspace_addr: hva,
-        }
+    fn request(
+        slots: &[Slot],
+        (id, flags, gpa, size, hva): (u32, u32, u64, u64, u64),
+    ) -> Result<Change, SlotError> {
+        validate(
+            slots,
+            &Slot::from_region(id, flags, gpa, size, hva)?,
+            &LIMITS,
+        )
     }
 
     fn slot(id: u32, gpa: u64, npages: u64, hva: u64) -> Slot {
@@ -406,96 +387,57 @@ mod tests {
         let max = MAX_PAGES << 12;
         // (request, expected), each line one rule; the first that fails decides.
         let table = [
-            (req(9, 4, 1, 1, 1), Err(Flag)),
-            (req(9, 1 << 31, 0, 0, 0), Err(Flag)),
-            (req(9, 0, 0x8000, 0x800, 0), Err(Misaligned)),
-            (req(9, 0, 0x8008, 0x1000, 0), Err(Misaligned)),
-            (req(9, 0, 0x8000, 0x1000, 0x10), Err(Misaligned)),
-            (req(9, 0, 0x8000, 0x1000, 0x7fff_ffff_f000), Err(UserRange)),
+            ((9, 4, 1, 0x1000, 1), Err(Flag)),
+            ((9, 1 << 31, 0, 0, 0), Err(Flag)),
+            ((9, 0, 0x8000, 0x800, 0), Err(Misaligned)),
+            ((9, 0, 0x8008, 0x1000, 0), Err(Misaligned)),
+            ((9, 0, 0x8000, 0x1000, 0x10), Err(Misaligned)),
+            ((9, 0, 0x8000, 0x1000, 0x7fff_ffff_f000), Err(UserRange)),
             (
-                req(9, 0, 0x8000, 0x1000, 0xffff_8000_0000_0000),
+                (9, 0, 0x8000, 0x1000, 0xffff_8000_0000_0000),
                 Err(UserRange),
             ),
-            (req(9, 0, 0x8000, !0xfff, 0x1000), Err(UserRange)),
-            (req(512, 0, 0x8000, 0x1000, 0x1000), Err(Number)),
-            (req(0x1_0000, 0, 0x8000, 0x1000, 0x1000), Err(Number)),
-            (req(9, 0, !0xfff, 0x1000, 0x1000), Err(GuestRange)),
-            (req(9, 0, 1 << 40, 0x1000, 0x1000), Err(GuestRange)),
-            (
-                req(9, 0, (1 << 40) - 0x1000, 0x2000, 0x1000),
-                Err(GuestRange),
-            ),
-            (req(9, 0, 0, max + 0x1000, 0x1000), Err(GuestRange)),
-            (req(9, 0, 0, 0, 0), Err(Absent)),
-            (req(3, 0, 0x1000, 0x2000, 0x10_0000), Err(Immutable)),
-            (req(3, 0, 0x1000, 0x3000, 0x11_0000), Err(Immutable)),
-            (req(3, READONLY, 0x1000, 0x3000, 0x10_0000), Err(Immutable)),
-            (req(7, 0, 0x10_0000, 0x10_0000, 0x30_0000), Err(Immutable)),
-            (req(9, 0, 0x3000, 0x1000, 0x1000), Err(Overlap)),
-            (req(9, 0, 0, 0x1000_0000, 0x1000), Err(Overlap)),
-            (req(9, 0, 0x1f_f000, 0x2000, 0x1000), Err(Overlap)),
-            (req(3, 0, 0x2000, 0x3000, 0x10_0000), Err(Overlap)),
-            (
-                req(9, 0, 0, 0x1000, 0x10_0000),
-                Ok(Change::Create { at: 0 }),
-            ),
-            (
-                req(9, 3, 0x5000, 0x1000, 0x10_0000),
-                Ok(Change::Create { at: 2 }),
-            ),
-            (
-                req(9, 0, 0x20_0000, 0x1000, 0),
-                Ok(Change::Create { at: 3 }),
-            ),
-            (
-                req(9, 0, (1 << 40) - 0x1000, 0x1000, 0),
-                Ok(Change::Create { at: 3 }),
-            ),
-            (req(0, 0, 0, 0, 0), Ok(Change::Delete { index: 1 })),
-            (
-                req(7, 0, 0x10_0000, 0, 0x30_0000),
-                Ok(Change::Delete { index: 2 }),
-            ),
-            (
-                req(3, 0, 0x5000, 0x3000, 0x10_0000),
-                Ok(Change::Move { index: 0 }),
-            ),
-            (
-                req(3, 1, 0x5000, 0x3000, 0x10_0000),
-                Ok(Change::Move { index: 0 }),
-            ),
+            ((9, 0, 0x8000, !0xfff, 0x1000), Err(GuestRange)),
+            ((512, 0, 0x8000, 0x1000, 0x1000), Err(Number)),
+            ((0x1_0000, 0, 0x8000, 0x1000, 0x1000), Err(Number)),
+            ((9, 0, !0xfff, 0x1000, 0x1000), Err(GuestRange)),
+            ((9, 0, 1 << 40, 0x1000, 0x1000), Err(GuestRange)),
+            ((9, 0, (1 << 40) - 0x1000, 0x2000, 0x1000), Err(GuestRange)),
+            ((9, 0, 0, max + 0x1000, 0x1000), Err(GuestRange)),
+            ((9, 0, 0, 0, 0), Err(Absent)),
+            ((3, 0, 0x1000, 0x2000, 0x10_0000), Err(Immutable)),
+            ((3, 0, 0x1000, 0x3000, 0x11_0000), Err(Immutable)),
+            ((3, READONLY, 0x1000, 0x3000, 0x10_0000), Err(Immutable)),
+            ((7, 0, 0x10_0000, 0x10_0000, 0x30_0000), Err(Immutable)),
+            ((9, 0, 0x3000, 0x1000, 0x1000), Err(Overlap)),
+            ((9, 0, 0, 0x1000_0000, 0x1000), Err(Overlap)),
+            ((9, 0, 0x1f_f000, 0x2000, 0x1000), Err(Overlap)),
+            ((3, 0, 0x2000, 0x3000, 0x10_0000), Err(Overlap)),
+            ((9, 0, 0, 0x1000, 0x10_0000), Ok(Change::Create)),
+            ((9, 3, 0x5000, 0x1000, 0x10_0000), Ok(Change::Create)),
+            ((9, 0, 0x20_0000, 0x1000, 0), Ok(Change::Create)),
+            ((9, 0, (1 << 40) - 0x1000, 0x1000, 0), Ok(Change::Create)),
+            ((0, 0, 0, 0, 0), Ok(Change::Delete)),
+            ((7, 0, 0x10_0000, 0, 0x30_0000), Ok(Change::Delete)),
+            ((3, 0, 0x5000, 0x3000, 0x10_0000), Ok(Change::Move)),
+            ((3, 1, 0x5000, 0x3000, 0x10_0000), Ok(Change::Move)),
             // Onto its own old place.
+            ((0, 0, 0x5000, 0x1000, 0x20_0000), Ok(Change::Move)),
+            ((7, 2, 0x10_1000, 0x10_0000, 0x30_0000), Ok(Change::Move)),
+            ((3, 1, 0x1000, 0x3000, 0x10_0000), Ok(Change::FlagsOnly)),
             (
-                req(0, 0, 0x5000, 0x1000, 0x20_0000),
-                Ok(Change::Move { index: 1 }),
+                (7, 3, 0x10_0000, 0x10_0000, 0x30_0000),
+                Ok(Change::FlagsOnly),
             ),
-            (
-                req(7, 2, 0x10_1000, 0x10_0000, 0x30_0000),
-                Ok(Change::Move { index: 2 }),
-            ),
-            (
-                req(3, 1, 0x1000, 0x3000, 0x10_0000),
-                Ok(Change::Flags { index: 0 }),
-            ),
-            (
-                req(7, 3, 0x10_0000, 0x10_0000, 0x30_0000),
-                Ok(Change::Flags { index: 2 }),
-            ),
-            (req(3, 0, 0x1000, 0x3000, 0x10_0000), Ok(Change::Nothing)),
+            ((3, 0, 0x1000, 0x3000, 0x10_0000), Ok(Change::None)),
         ];
         for (r, want) in table {
-            assert_eq!(validate(&s, &r, &LIMITS).map(|x| x.0), want, "{r:x?}");
+            assert_eq!(request(&s, r), want, "{r:x?}");
         }
         assert_eq!((Overlap.errno(), Absent.errno()), (17, 22));
-        let (_, new) = validate(&s, &req(9, 3, 0x5000, 0x1000, 0x10_0000), &LIMITS).unwrap();
-        assert_eq!(
-            new,
-            Slot {
-                flags: 3,
-                ..slot(9, 0x5000, 1, 0x10_0000)
-            }
-        );
-        assert_eq!(validate(&s, &req(3, 0, 0, 0, 0), &LIMITS).unwrap().1, s[0]);
+        for (gpa, at) in [(0, 0), (0x1000, 0), (0x5000, 2), (0x20_0000, 3)] {
+            assert_eq!(insert_position(&s, Gpa(gpa)), at);
+        }
     }
 
     #[test]
@@ -504,22 +446,25 @@ mod tests {
         let mut hint = 99;
         for page in 0..0x300u64 {
             let gpa = Gpa(page << 12 | 0x234);
-            let want = s.iter().position(|x| x.range().contains(gpa));
-            assert_eq!(find(&s, gpa), want);
+            let want = s.iter().position(|x| x.range().unwrap().contains(gpa));
+            assert_eq!(find_index(&s, gpa), want);
             assert_eq!(find_cached(&s, gpa, &mut hint), want.map(|i| &s[i]));
             if let Some(i) = want {
                 assert_eq!(hint, i);
-                assert_eq!(s[i].hva(gpa), Some(Hva(s[i].hva.0 + (gpa.0 - s[i].gpa.0))));
+                assert_eq!(
+                    s[i].hva_of(gpa),
+                    Some(Hva(s[i].hva.0 + (gpa.0 - s[i].gpa.0)))
+                );
                 assert_eq!(s[i].page_index(gpa), Some((gpa.0 - s[i].gpa.0) >> 12));
-                assert_eq!(s[i].bytes_from(gpa), s[i].range().end().0 - gpa.0);
+                assert_eq!(s[i].bytes_from(gpa), s[i].range().unwrap().end().0 - gpa.0);
             }
         }
-        assert_eq!(s[0].hva(Gpa(0xfff)), None);
-        assert_eq!(s[0].hva(Gpa(0x4000)), None);
+        assert_eq!(s[0].hva_of(Gpa(0xfff)), None);
+        assert_eq!(s[0].hva_of(Gpa(0x4000)), None);
         assert_eq!(s[0].bytes_from(Gpa(0x4000)), 0);
         assert_eq!(s[0].bytes_from(Gpa(0)), 0);
-        assert_eq!(find(&s, Gpa(!0)), None);
-        assert_eq!(find::<Slot>(&[], Gpa(0)), None);
+        assert_eq!(find_index(&s, Gpa(!0)), None);
+        assert_eq!(find_index::<Slot>(&[], Gpa(0)), None);
         assert_eq!(index_of(&s, 7), Some(2));
     }
 

@@ -630,13 +630,40 @@ impl<F: Format> PageTable<F> {
         self.scan(t, cur, budget, &mut ClearDirty::<F, _>(dirty, PhantomData))
     }
 
+    /// All that the table can map.
+    #[inline]
+    pub fn all(&self) -> GpaRange {
+        GpaRange::new(Gpa(0), self.limit().0).unwrap_or_default()
+    }
+
     /// Frees every table, the root included. No processor may use them any more. With `report`,
     /// [`Tables::removed`] hears of each leaf; without, tables of 4 KiB leaves are not even read.
     pub fn destroy<T: Tables>(self, t: &mut T, report: bool) {
-        let all = GpaRange::new(Gpa(0), self.limit().0).unwrap_or_default();
-        let mut cur = Cursor::new(all);
-        while !self.scan(t, &mut cur, u32::MAX, &mut Unmap { pt: &self, report }) {}
-        t.free(self.root);
+        let mut cur = Cursor::new(self.all());
+        if report {
+            while !self.unmap_some(t, &mut cur, u32::MAX) {}
+            cur = Cursor::new(self.all());
+        }
+        while !self.destroy_some(t, &mut cur, u32::MAX) {}
+    }
+
+    /// Like [`PageTable::destroy`] without `report`, from where `cur` stands in [`PageTable::all`], for about
+    /// `budget` entries (each table freed counts 512). Returns true when the root has been freed too: the
+    /// table must not be used after that.
+    pub fn destroy_some<T: Tables>(&self, t: &mut T, cur: &mut Cursor, budget: u32) -> bool {
+        let done = self.scan(
+            t,
+            cur,
+            budget,
+            &mut Unmap {
+                pt: self,
+                report: false,
+            },
+        );
+        if done {
+            t.free(self.root);
+        }
+        done
     }
 
     /// Calls the visitor for the entries of the range until the end or until `budget` is used up. Each turn of

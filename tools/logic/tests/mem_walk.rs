@@ -965,3 +965,30 @@ fn allocation_failure_at_every_point() {
         }
     }
 }
+
+#[test]
+fn destroy_in_pieces() {
+    let mut m = Mem::<Npt>::new();
+    let pt = PageTable::<Npt>::create(&mut m, 5).unwrap();
+    for i in 0..300u64 {
+        let g = (i % 3) << 50 | (i % 7) << 40 | i << 21;
+        pt.map(&mut m, Gpa(g), Level::L1, &leaf(0x1000 * (i + 1), Perm::RW))
+            .unwrap();
+    }
+    let all = m.live();
+    assert!(all > 320);
+    let mut cur = Cursor::new(pt.all());
+    loop {
+        let (before, loads) = (m.live(), m.loads.get());
+        let done = pt.destroy_some(&mut m, &mut cur, 8 * 512);
+        assert!(before - m.live() <= 16, "tables freed by one piece");
+        assert!(m.loads.get() - loads < 4 * 8 * 512);
+        m.flush();
+        if done {
+            break;
+        }
+    }
+    assert_eq!(m.held(), 0);
+    assert!(m.removed.is_empty());
+    assert!(m.loads.get() < 100_000, "tables of leaves need not be read");
+}
