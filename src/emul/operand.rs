@@ -3,7 +3,7 @@
 #![forbid(unsafe_code)]
 
 use super::insn::Operand;
-use crate::cpu::regs::Regs;
+use crate::cpu::regs::{Gpr, Regs};
 
 /// The low `width` bytes set: 1, 2, 4 bytes, else all 64 bits.
 pub(super) const fn mask(width: u8) -> u64 {
@@ -34,11 +34,20 @@ pub(super) const fn merge(old: u64, value: u64, width: u8) -> u64 {
     }
 }
 
+/// [`Regs::get`] without a bounds check: the mask shows the compiler what the type already guarantees.
+fn gpr(regs: &Regs, r: Gpr) -> u64 {
+    regs.gpr[r as usize & 15]
+}
+
+fn set_gpr(regs: &mut Regs, r: Gpr, value: u64) {
+    regs.gpr[r as usize & 15] = value;
+}
+
 /// Value of a register operand, zero-extended from `width` bytes; `None` if the operand is not a general-purpose register.
 pub fn read_reg(regs: &Regs, operand: Operand, width: u8) -> Option<u64> {
     match operand {
-        Operand::Reg(r) => Some(regs.get(r) & mask(width)),
-        Operand::High(r) => Some(regs.get(r) >> 8 & 0xff),
+        Operand::Reg(r) => Some(gpr(regs, r) & mask(width)),
+        Operand::High(r) => Some(gpr(regs, r) >> 8 & 0xff),
         _ => None,
     }
 }
@@ -47,10 +56,10 @@ pub fn read_reg(regs: &Regs, operand: Operand, width: u8) -> Option<u64> {
 /// False, and nothing written, if the operand is not a general-purpose register.
 pub fn write_reg(regs: &mut Regs, operand: Operand, width: u8, value: u64) -> bool {
     match operand {
-        Operand::Reg(r) => regs.set(r, merge(regs.get(r), value, width)),
+        Operand::Reg(r) => set_gpr(regs, r, merge(gpr(regs, r), value, width)),
         Operand::High(r) => {
-            let old = regs.get(r);
-            regs.set(r, old & !0xff00 | (value & 0xff) << 8);
+            let old = gpr(regs, r);
+            set_gpr(regs, r, old & !0xff00 | (value & 0xff) << 8);
         }
         _ => return false,
     }

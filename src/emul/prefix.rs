@@ -38,7 +38,7 @@ impl<'a> Cursor<'a> {
 
     pub(super) fn u8(&mut self) -> Result<u8, DecodeError> {
         let b = self.peek()?;
-        self.pos += 1;
+        self.pos = self.pos.wrapping_add(1);
         Ok(b)
     }
 

@@ -112,7 +112,7 @@ impl Replay {
         if self.cursor < self.done {
             if let Some(f) = self.log.get(self.cursor) {
                 if f.kind == kind && f.la == la && usize::from(f.len) == len {
-                    self.cursor += 1;
+                    self.cursor = self.cursor.wrapping_add(1);
                     return Next::Replayed(f.data);
                 }
             }
@@ -129,7 +129,7 @@ impl Replay {
     pub fn record(&mut self, fragment: Fragment) {
         if let Some(slot) = self.log.get_mut(self.done) {
             *slot = fragment;
-            self.done += 1;
+            self.done = self.done.wrapping_add(1);
             self.cursor = self.done;
         }
     }

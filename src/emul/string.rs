@@ -14,6 +14,7 @@ use crate::cpu::regs::{rflags, Gpr, Mode, Regs, Seg, Sregs};
 const BUDGET: u32 = 64;
 
 /// Executes up to [`BUDGET`] iterations, each committed to `regs` when it is complete, or one batch of port items.
+#[inline(never)]
 pub(super) fn execute<E: Env + ?Sized>(
     insn: &Insn,
     regs: &mut Regs,
