@@ -86,6 +86,8 @@ pub(crate) struct VmxVcpu {
     written: Written,
     exceptions: u32,
     tsc_offset: u64,
+    /// One of the fields from here to `activity_dirty` asks for work at the next entry.
+    stale: bool,
     /// PDPTEs to write at the next entry.
     pdptes: Option<[u64; 4]>,
     /// Flush the EPT root at the next entry.
@@ -240,26 +242,13 @@ impl VmxVcpu {
             unsafe { vm.write_control(ENTRY_CONTROLS, caps.entry | mode) };
             // The guest's own write would have flushed what depends on the changed bits.
             self.flush_linear = true;
+            self.stale = true;
         }
     }
 
-    /// Writes what changes rarely and has changed.
-    #[inline]
-    fn write_rare(&mut self, vm: Current, cpu: &CpuState, params: &EntryParams) {
-        // SAFETY (of the control writes below): exception intercepts only grow beyond the fixed ones, a TSC offset
-        // is visible to the guest only, windows add exits, and the EPT pointer is the core's nested root
-        // with the flags of `caps`.
-        let exceptions = self.exceptions | ALWAYS_INTERCEPTED;
-        if exceptions != self.written.exceptions {
-            // SAFETY: See above.
-            unsafe { vm.write_control(EXCEPTION_BITMAP, exceptions) };
-            self.written.exceptions = exceptions;
-        }
-        if self.tsc_offset != self.written.tsc_offset {
-            // SAFETY: See above.
-            unsafe { vm.write_control(TSC_OFFSET, self.tsc_offset) };
-            self.written.tsc_offset = self.tsc_offset;
-        }
+    /// Writes what the parameters of an entry ask for, where it differs from the last one.
+    #[inline(always)]
+    fn write_params(&mut self, vm: Current, cpu: &CpuState, params: &EntryParams) {
         let mut proc = self.caps().proc;
         if params.irq_window {
             proc |= proc::INTERRUPT_WINDOW;
@@ -268,17 +257,30 @@ impl VmxVcpu {
             proc |= proc::NMI_WINDOW;
         }
         if proc != self.written.proc {
-            // SAFETY: See above.
+            // SAFETY: The controls of `caps`, and windows, which only add exits.
             unsafe { vm.write_control(PROC_CONTROLS, proc) };
             self.written.proc = proc;
         }
         let eptp = params.nested_root.as_u64() | self.caps().eptp_flags;
         if eptp != self.written.eptp {
-            // SAFETY: See above.
+            // SAFETY: The core's nested page table with the flags of `caps`.
             unsafe { vm.write_control(EPT_POINTER, eptp) };
             self.written.eptp = eptp;
             self.flush_root = true;
+            self.stale = true;
         }
+        if cpu.dr7 != self.written.dr7 || cpu.dr7 & DR7_ENABLES != 0 {
+            self.write_debug(vm, cpu);
+        }
+        if self.stale | params.flush {
+            self.flush_root |= params.flush;
+            self.write_stale(vm, cpu);
+        }
+    }
+
+    /// Writes DR7, and the breakpoint addresses when it enables some.
+    #[cold]
+    fn write_debug(&mut self, vm: Current, cpu: &CpuState) {
         if cpu.dr7 != self.written.dr7 {
             vm.write(GUEST_DR7, dr7_for_entry(cpu.dr7));
             self.written.dr7 = cpu.dr7;
@@ -286,6 +288,23 @@ impl VmxVcpu {
         if cpu.dr7 & DR7_ENABLES != 0 && self.written.dr != Some(cpu.dr) {
             self.host.load_breakpoints(&cpu.dr);
             self.written.dr = Some(cpu.dr);
+        }
+    }
+
+    /// Writes what has been set since the last entry, and flushes translations.
+    #[cold]
+    fn write_stale(&mut self, vm: Current, cpu: &CpuState) {
+        self.stale = false;
+        let exceptions = self.exceptions | ALWAYS_INTERCEPTED;
+        if exceptions != self.written.exceptions {
+            // SAFETY: Intercepts beyond the fixed ones only add exits.
+            unsafe { vm.write_control(EXCEPTION_BITMAP, exceptions) };
+            self.written.exceptions = exceptions;
+        }
+        if self.tsc_offset != self.written.tsc_offset {
+            // SAFETY: Only the guest sees its TSC.
+            unsafe { vm.write_control(TSC_OFFSET, self.tsc_offset) };
+            self.written.tsc_offset = self.tsc_offset;
         }
         if self.blocking_dirty {
             self.write_blocking(vm, cpu);
@@ -299,16 +318,15 @@ impl VmxVcpu {
             vm.write(GUEST_ACTIVITY_STATE, 0);
             self.activity_dirty = false;
         }
-        if self.flush_root || params.flush {
-            self.flush_root(eptp);
+        if self.flush_root {
+            self.invalidate_root();
         } else if self.flush_linear {
-            self.flush_vpid();
+            self.invalidate_vpid();
         }
     }
 
     /// Writes a guest interruptibility state set from outside, and the pending single-step trap that has to go
     /// with it (SDM 3C 27.3.1.5).
-    #[cold]
     fn write_blocking(&mut self, vm: Current, cpu: &CpuState) {
         let blocking = self.blocking.unwrap_or(0);
         vm.write(GUEST_INTERRUPTIBILITY, blocking);
@@ -326,15 +344,14 @@ impl VmxVcpu {
     }
 
     /// INVEPT of this vCPU's root. It covers the combined mappings of every VPID too.
-    #[cold]
-    fn flush_root(&mut self, eptp: u64) {
+    fn invalidate_root(&mut self) {
         let kind = if self.caps().invept_single() {
             InveptType::SingleContext
         } else {
             InveptType::AllContexts
         };
         // SAFETY: Called in a stay.
-        if unsafe { insn::invept(kind, eptp) }.is_err() {
+        if unsafe { insn::invept(kind, self.written.eptp) }.is_err() {
             pr_err!("INVEPT failed\n");
         }
         self.flush_root = false;
@@ -342,8 +359,7 @@ impl VmxVcpu {
     }
 
     /// INVVPID of this vCPU. Without VPIDs every entry flushes.
-    #[cold]
-    fn flush_vpid(&mut self) {
+    fn invalidate_vpid(&mut self) {
         self.flush_linear = false;
         if !self.caps().vpid() {
             return;
@@ -492,6 +508,7 @@ impl VmxVcpu {
             Class::Other => {
                 if matches!(d.exit, Exit::TripleFault) {
                     self.activity_dirty = true;
+                    self.stale = true;
                 }
             }
         }
@@ -535,6 +552,7 @@ impl VcpuBackend for VmxVcpu {
             written: Written::default(),
             exceptions: 0,
             tsc_offset: 0,
+            stale: true,
             pdptes: None,
             flush_root: true,
             flush_linear: false,
@@ -558,6 +576,7 @@ impl VcpuBackend for VmxVcpu {
             unsafe { self.host.move_to_this_cpu(vm, self.caps()) };
             self.last_cpu = cpu;
             self.flush_root = true;
+            self.stale = true;
         }
         // SAFETY: Interrupts are off until `end_stay` has called `leave`.
         unsafe { self.host.enter(vm, root.cr4(), &self.msrs) };
@@ -585,7 +604,7 @@ impl VcpuBackend for VmxVcpu {
         if !cpu.dirty.is_empty() {
             self.write_dirty(vm, cpu);
         }
-        self.write_rare(vm, cpu, params);
+        self.write_params(vm, cpu, params);
         self.write_regs(vm, cpu);
         if let Some(e) = &params.inject {
             if e.kind == EventKind::Nmi && self.blocking_state(vm) & blocking::NMI != 0 {
@@ -677,6 +696,7 @@ impl VcpuBackend for VmxVcpu {
         if self.blocking != Some(state) {
             self.blocking = Some(state);
             self.blocking_dirty = true;
+            self.stale = true;
         }
     }
 
@@ -751,14 +771,17 @@ impl VcpuBackend for VmxVcpu {
 
     fn set_tsc_offset(&mut self, offset: u64) {
         self.tsc_offset = offset;
+        self.stale = true;
     }
 
     fn set_exception_intercepts(&mut self, vectors: u32) {
         self.exceptions = vectors;
+        self.stale = true;
     }
 
     fn set_pdptes(&mut self, pdptes: [u64; 4]) {
         self.pdptes = Some(pdptes);
+        self.stale = true;
     }
 
     fn check_entry(
