@@ -567,6 +567,15 @@ impl Lapic {
             || lvt & LVT_MASKED == 0 && DeliveryMode::from_bits(lvt >> 8) == DeliveryMode::ExtInt
     }
 
+    /// Whether LINT0 is unmasked with delivery mode NMI: PIT ticks are passed to [`Lapic::deliver_local`] then (NMI
+    /// watchdog).
+    pub fn lint0_is_nmi(&self) -> bool {
+        let lvt = self.reg(reg::LVT_LINT0);
+        self.hw_enabled()
+            && lvt & LVT_MASKED == 0
+            && DeliveryMode::from_bits(lvt >> 8) == DeliveryMode::Nmi
+    }
+
     /// A local source became active (SDM 3A 11.5.1).
     pub fn deliver_local(&mut self, source: LocalSource) -> LocalEvent {
         let offset = match source {

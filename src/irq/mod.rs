@@ -1,14 +1,11 @@
 // SPDX-License-Identifier: GPL-2.0
-//! Interrupt controllers: pure models of the local APIC, I/O APIC, 8259A and 8254, messages and routing.
+//! Interrupt controllers: models without locks, and `chip`, which owns and connects them.
 
-pub mod ioapic;
-pub mod lapic;
-pub mod lapic_defs;
-pub mod lapic_reg;
-pub mod lapic_timer;
-pub mod line;
-pub mod msg;
-pub mod pic;
-pub mod pit;
-pub mod pit_channel;
-pub mod route;
+pub(crate) mod chip;
+pub(crate) mod ioapic;
+pub(crate) mod lapic;
+pub(crate) mod lapic_defs;
+pub(crate) mod lapic_reg;
+pub(crate) mod lapic_timer;
+pub(crate) mod line;
+pub(crate) mod msg;

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0
-//! Interrupt messages and their destination matching (SDM 3A 11.6, 11.11, 11.12.9; api.rst 4.48, KVM_CAP_X2APIC_API).
+//! Interrupt messages and their destination matching (SDM 3A 11.6, 11.11, 11.12.9; api.rst 4.71, KVM_CAP_X2APIC_API).
 #![forbid(unsafe_code)]
 
 /// Interrupt vector.

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0
-//! Routing of global system interrupts to interrupt-controller pins and MSIs (api.rst 4.53, KVM_SET_GSI_ROUTING).
+//! Routing of global system interrupts to interrupt-controller pins and MSIs (api.rst 4.52, KVM_SET_GSI_ROUTING).
 //!
 //! A table is a slice of [`Entry`] sorted by GSI; the owner keeps the memory.
 #![forbid(unsafe_code)]

@@ -252,6 +252,9 @@ fn bitmap_accept() {
     assert_eq!(a.irr(), irr);
     assert_eq!(a.tmr()[1], 1 << 3);
     assert_eq!(a.pending(), Some(Vector(255)));
+    // The same vector as an edge: its EOI stays inside again.
+    assert!(a.accept_bitmap(&irr, &[0; 8]));
+    assert_eq!(a.tmr(), [0; 8]);
     let mut low = [0u32; 8];
     low[0] = 1 << 15;
     assert!(!a.accept_bitmap(&low, &[0; 8]));
@@ -663,6 +666,10 @@ fn local_sources() {
     assert_eq!(a.deliver_local(LocalSource::Lint1), LocalEvent::Nmi);
     let _ = a.write(reg::LVT_LINT0, 0x700, 0);
     assert_eq!(a.deliver_local(LocalSource::Lint0), LocalEvent::ExtInt);
+    assert!(!a.lint0_is_nmi());
+    let _ = a.write(reg::LVT_LINT0, 0x400, 0);
+    assert!(a.lint0_is_nmi() && !a.lint0_accepts_extint());
+    assert_eq!(a.deliver_local(LocalSource::Lint0), LocalEvent::Nmi);
     let _ = a.write(reg::LVT_LINT0, 0x500, 0);
     assert_eq!(a.deliver_local(LocalSource::Lint0), LocalEvent::Init);
     let _ = a.write(reg::LVT_LINT0, 0x200, 0);

@@ -196,6 +196,11 @@ fn latches() {
     let _ = p.write(0x43, 0xc2, ns(16));
     assert_eq!(p.read(0x40, ns(99)), 0xb4);
     assert_eq!((p.read(0x40, ns(99)), p.read(0x40, ns(99))), (0xf0, 0x0f));
+    // A latched status keeps until it is read.
+    let _ = p.write(0x43, 0xe2, 0);
+    let _ = p.write(0x43, 0xe2, ns(0xfff));
+    assert_eq!(p.read(0x40, ns(0xfff)), 0xb4);
+    assert_eq!(status(&mut p, 0, ns(0xfff)), 0x34);
     // Only the selected counters.
     let _ = p.write(0x43, 0xd8, ns(16));
     assert_eq!(p.read(0x40, ns(0x20)), 0xe0);

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0
-//! GSI routing rules (api.rst 4.53).
+//! GSI routing rules (api.rst 4.52).
 #![forbid(unsafe_code)]
 
 use rvmm_logic::irq::msg::{MsiFormat, Vector};
