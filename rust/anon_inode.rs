@@ -222,11 +222,17 @@ pub fn file<T: FileOperations>(object: Arc<T>) -> Result<ARef<File>> {
     let private = Arc::into_raw(object);
     // SAFETY: Name and table are static; `private` is what the table's functions expect.
     let result = from_err_ptr(unsafe {
-        bindings::anon_inode_getfile(
+        bindings::anon_inode_getfile_fmode(
             T::NAME.as_char_ptr(),
             &Operations::<T>::table().fops,
             private.cast_mut().cast(),
             flags::O_RDWR as c_int,
+            // Without a position to seek, `pread` has to be asked for.
+            if T::HAS_READ {
+                bindings::RVMM_FMODE_PREAD
+            } else {
+                0
+            },
         )
     });
     match result {

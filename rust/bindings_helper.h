@@ -73,6 +73,7 @@ static const unsigned int RVMM_VENDOR_AMD = X86_VENDOR_AMD;
 static const unsigned int RVMM_VENDOR_HYGON = X86_VENDOR_HYGON;
 static const unsigned int RVMM_VENDOR_CENTAUR = X86_VENDOR_CENTAUR;
 static const unsigned int RVMM_VENDOR_ZHAOXIN = X86_VENDOR_ZHAOXIN;
+static const unsigned int RVMM_FMODE_PREAD = FMODE_PREAD;
 static const unsigned int RVMM_FOLL_WRITE = FOLL_WRITE;
 static const unsigned int RVMM_FOLL_HWPOISON = FOLL_HWPOISON;
 static const unsigned int RVMM_FOLL_INTERRUPTIBLE = FOLL_INTERRUPTIBLE;

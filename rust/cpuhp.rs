@@ -49,6 +49,9 @@ unsafe impl<T: CpuHotplug> Send for State<T> {}
 // SAFETY: Shared references reach nothing.
 unsafe impl<T: CpuHotplug> Sync for State<T> {}
 
+// The handle only points to what is pinned.
+impl<T: CpuHotplug> Unpin for State<T> {}
+
 impl<T: CpuHotplug> State<T> {
     /// Registers the callbacks of `data` under `name`; with `invoke` it calls [`CpuHotplug::online`] on
     /// every CPU that is online now.

@@ -180,18 +180,35 @@ pub fn pku_enabled() -> bool {
     super::cpuid::cpuid_checked(7, 0).ecx & OSPKE != 0
 }
 
-/// The mask of MXCSR bits that the CPU implements (FXSAVE's MXCSR_MASK; 0FFBFH when it reports none).
-pub fn mxcsr_mask() -> u32 {
-    #[repr(C, align(16))]
-    struct Legacy([u32; 128]);
-    let mut image = Legacy([0; 128]);
-    let _fpu = KernelFpu::begin();
-    // SAFETY: The image is 512 bytes, 16-byte aligned.
-    unsafe { asm!("fxsave64 [{}]", in(reg) &mut image, options(nostack, preserves_flags)) };
-    match image.0[7] {
-        0 => 0xffbf,
+/// MXCSR_MASK of a CPU that reports none (SDM 1 11.6.6).
+const MXCSR_MASK_DEFAULT: u32 = 0xffbf;
+/// Word of MXCSR_MASK in the legacy region (SDM 1 10.5.1).
+const MXCSR_MASK_WORD: usize = 7;
+
+/// The MXCSR bits that the CPU implements. Sleeps.
+///
+/// Errors: `ENOMEM`.
+fn probe_mxcsr_mask() -> Result<u32> {
+    // Not on the stack: the kernel aligns it to 8 bytes only, which Rust does not know, so that a local with
+    // a larger alignment is misaligned.
+    let image = Pages::alloc(0)?;
+    let ptr = image.as_ptr::<u32>();
+    let fpu = KernelFpu::begin();
+    // SAFETY: The image is a page, more than the 512 bytes that are written and aligned to 16; the FPU is
+    // the kernel's.
+    unsafe { asm!("fxsave64 [{}]", in(reg) ptr, options(nostack, preserves_flags)) };
+    drop(fpu);
+    // SAFETY: Within the page.
+    Ok(match unsafe { ptr.add(MXCSR_MASK_WORD).read() } {
+        0 => MXCSR_MASK_DEFAULT,
         mask => mask,
-    }
+    })
+}
+
+/// The MXCSR bits that the CPU implements (FXSAVE's MXCSR_MASK); without memory to ask it, those that every
+/// CPU has. Sleeps.
+pub fn mxcsr_mask() -> u32 {
+    probe_mxcsr_mask().unwrap_or(MXCSR_MASK_DEFAULT)
 }
 
 /// Reads PKRU.

@@ -81,6 +81,9 @@ unsafe impl<T: MmuNotifierOps> Send for MmuNotifier<T> {}
 // SAFETY: Shared references only reach the data, which is `Sync`.
 unsafe impl<T: MmuNotifierOps> Sync for MmuNotifier<T> {}
 
+// The handle only points to what is pinned.
+impl<T: MmuNotifierOps> Unpin for MmuNotifier<T> {}
+
 impl<T: MmuNotifierOps> MmuNotifier<T> {
     /// Registers callbacks of `data` with `mm`. Sleeps; the caller does not hold the mmap lock.
     ///

@@ -36,3 +36,5 @@ pub(crate) mod srcu_cell;
 pub mod syscore;
 pub mod uaccess;
 pub mod wait;
+pub mod global;
+pub mod srcu_cell;
