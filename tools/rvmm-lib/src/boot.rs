@@ -56,13 +56,25 @@ struct Kernel {
 }
 
 fn open(path: &Path) -> Result<File> {
-    File::open(path).map_err(|source| Error::File { path: path.into(), source })
+    File::open(path).map_err(|source| Error::File {
+        path: path.into(),
+        source,
+    })
 }
 
 fn load_kernel(memory: &GuestMemoryMmap, path: &Path, low: u64) -> Result<Kernel> {
-    let bad = |cause: String| Error::Kernel { path: path.into(), cause };
+    let bad = |cause: String| Error::Kernel {
+        path: path.into(),
+        cause,
+    };
     let mut file = open(path)?;
-    let size = file.metadata().map_err(|source| Error::File { path: path.into(), source })?.len();
+    let size = file
+        .metadata()
+        .map_err(|source| Error::File {
+            path: path.into(),
+            source,
+        })?
+        .len();
     if layout::HIGH_RAM + size > low {
         return Err(Error::TooSmall {
             what: "kernel image",
@@ -74,8 +86,8 @@ fn load_kernel(memory: &GuestMemoryMmap, path: &Path, low: u64) -> Result<Kernel
     let is_elf = file.read_exact(&mut magic).is_ok() && magic == *b"\x7fELF";
     let high = Some(GuestAddress(layout::HIGH_RAM));
     if is_elf {
-        let loaded = Elf::load(memory, None, &mut file, high)
-            .map_err(|error| bad(format!("{error}")))?;
+        let loaded =
+            Elf::load(memory, None, &mut file, high).map_err(|error| bad(format!("{error}")))?;
         let header = setup_header {
             boot_flag: 0xaa55,
             header: 0x5372_6448,
@@ -84,21 +96,39 @@ fn load_kernel(memory: &GuestMemoryMmap, path: &Path, low: u64) -> Result<Kernel
             initrd_addr_max: 0x7fff_ffff,
             ..Default::default()
         };
-        return Ok(Kernel { entry: loaded.kernel_load.0, header, end: loaded.kernel_end });
+        return Ok(Kernel {
+            entry: loaded.kernel_load.0,
+            header,
+            end: loaded.kernel_end,
+        });
     }
     let loaded =
         BzImage::load(memory, None, &mut file, high).map_err(|error| bad(format!("{error}")))?;
-    let header = loaded.setup_header.ok_or_else(|| bad("no setup header".into()))?;
+    let header = loaded
+        .setup_header
+        .ok_or_else(|| bad("no setup header".into()))?;
     let (version, flags) = (header.version, header.xloadflags);
     if version < 0x020c || flags & XLF_KERNEL_64 == 0 {
-        return Err(bad(format!("boot protocol {version:#x} without a 64-bit entry point")));
+        return Err(bad(format!(
+            "boot protocol {version:#x} without a 64-bit entry point"
+        )));
     }
     let (preferred, init_size) = (header.pref_address, header.init_size);
-    let end = preferred.max(loaded.kernel_load.0).saturating_add(u64::from(init_size));
+    let end = preferred
+        .max(loaded.kernel_load.0)
+        .saturating_add(u64::from(init_size));
     if end > low {
-        return Err(Error::TooSmall { what: "unpacked kernel", needs: end, has: low });
+        return Err(Error::TooSmall {
+            what: "unpacked kernel",
+            needs: end,
+            has: low,
+        });
     }
-    Ok(Kernel { entry: loaded.kernel_load.0 + ENTRY_64, header, end })
+    Ok(Kernel {
+        entry: loaded.kernel_load.0 + ENTRY_64,
+        header,
+        end,
+    })
 }
 
 /// The highest page-aligned address for `size` bytes of initrd: below `low` (the end of low RAM) and
@@ -116,13 +146,26 @@ fn load_initrd(
     kernel: &Kernel,
 ) -> Result<(u64, u64)> {
     let mut file = open(path)?;
-    let size = file.metadata().map_err(|source| Error::File { path: path.into(), source })?.len();
+    let size = file
+        .metadata()
+        .map_err(|source| Error::File {
+            path: path.into(),
+            source,
+        })?
+        .len();
     let address = initrd_address(size, low, kernel.header.initrd_addr_max, kernel.end).ok_or(
-        Error::TooSmall { what: "initrd", needs: (kernel.end + size).next_multiple_of(PAGE), has: low },
+        Error::TooSmall {
+            what: "initrd",
+            needs: (kernel.end + size).next_multiple_of(PAGE),
+            has: low,
+        },
     )?;
-    memory.read_exact_volatile_from(GuestAddress(address), &mut file, size as usize).map_err(
-        |error| Error::File { path: path.into(), source: std::io::Error::other(error) },
-    )?;
+    memory
+        .read_exact_volatile_from(GuestAddress(address), &mut file, size as usize)
+        .map_err(|error| Error::File {
+            path: path.into(),
+            source: std::io::Error::other(error),
+        })?;
     Ok((address, size))
 }
 
@@ -156,7 +199,10 @@ pub fn load(
     load_cmdline(memory, GuestAddress(layout::CMDLINE), &cmdline)
         .map_err(|error| Error::Cmdline(error.to_string()))?;
 
-    let mut params = boot_params { hdr: kernel.header, ..Default::default() };
+    let mut params = boot_params {
+        hdr: kernel.header,
+        ..Default::default()
+    };
     params.hdr.type_of_loader = LOADER_UNDEFINED;
     params.hdr.cmd_line_ptr = layout::CMDLINE as u32;
     params.hdr.vid_mode = 0xffff;
@@ -168,19 +214,28 @@ pub fn load(
     let map = e820::map(size);
     params.e820_entries = map.len() as u8;
     for (slot, entry) in params.e820_table.iter_mut().zip(&map) {
-        *slot = boot_e820_entry { addr: entry.start, size: entry.length, type_: entry.kind };
+        *slot = boot_e820_entry {
+            addr: entry.start,
+            size: entry.length,
+            type_: entry.kind,
+        };
     }
     let params = BootParams::new(&params, GuestAddress(layout::ZERO_PAGE));
     LinuxBootConfigurator::write_bootparams(&params, memory)
         .map_err(|error| Error::Cmdline(error.to_string()))?;
 
     let put = |address: u64, bytes: &[u8]| {
-        memory.write_slice(bytes, GuestAddress(address)).map_err(|error| Error::Memory {
-            size,
-            cause: error.to_string(),
-        })
+        memory
+            .write_slice(bytes, GuestAddress(address))
+            .map_err(|error| Error::Memory {
+                size,
+                cause: error.to_string(),
+            })
     };
-    put(layout::PAGE_TABLES, &paging::identity_map(layout::PAGE_TABLES))?;
+    put(
+        layout::PAGE_TABLES,
+        &paging::identity_map(layout::PAGE_TABLES),
+    )?;
     put(layout::GDT, &paging::gdt_bytes())?;
     put(layout::MP_TABLE, &mptable::build(cpus, cpu.0, cpu.1))?;
     Ok(kernel.entry)
@@ -193,11 +248,26 @@ mod tests {
     #[test]
     fn initrd_lies_high_but_within_limits() {
         let mib = 1 << 20;
-        assert_eq!(initrd_address(mib, 512 * mib, 0x7fff_ffff, 64 * mib), Some(511 * mib));
-        assert_eq!(initrd_address(mib + 1, 512 * mib, 0x7fff_ffff, 0), Some(511 * mib - PAGE));
-        assert_eq!(initrd_address(mib, 3 << 30, 0x37ff_ffff, 0), Some(0x3800_0000 - mib));
-        assert_eq!(initrd_address(448 * mib, 512 * mib, 0x7fff_ffff, 64 * mib), Some(64 * mib));
-        assert_eq!(initrd_address(449 * mib, 512 * mib, 0x7fff_ffff, 64 * mib), None);
+        assert_eq!(
+            initrd_address(mib, 512 * mib, 0x7fff_ffff, 64 * mib),
+            Some(511 * mib)
+        );
+        assert_eq!(
+            initrd_address(mib + 1, 512 * mib, 0x7fff_ffff, 0),
+            Some(511 * mib - PAGE)
+        );
+        assert_eq!(
+            initrd_address(mib, 3 << 30, 0x37ff_ffff, 0),
+            Some(0x3800_0000 - mib)
+        );
+        assert_eq!(
+            initrd_address(448 * mib, 512 * mib, 0x7fff_ffff, 64 * mib),
+            Some(64 * mib)
+        );
+        assert_eq!(
+            initrd_address(449 * mib, 512 * mib, 0x7fff_ffff, 64 * mib),
+            None
+        );
         assert_eq!(initrd_address(513 * mib, 512 * mib, 0x7fff_ffff, 0), None);
     }
 

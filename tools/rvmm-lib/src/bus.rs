@@ -28,7 +28,11 @@ pub struct Bus {
 impl Bus {
     /// Puts `device` at `start..start + length`. An earlier device wins where ranges overlap.
     pub fn insert(&mut self, start: u64, length: u64, device: Arc<Mutex<dyn Device>>) {
-        self.ranges.push(Range { start, length, device });
+        self.ranges.push(Range {
+            start,
+            length,
+            device,
+        });
     }
 
     fn find(&self, address: u64) -> Option<(u64, &Mutex<dyn Device>)> {
@@ -42,14 +46,20 @@ impl Bus {
     pub fn read(&self, address: u64, data: &mut [u8]) {
         data.fill(0xff);
         if let Some((offset, device)) = self.find(address) {
-            device.lock().unwrap_or_else(PoisonError::into_inner).read(offset, data);
+            device
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner)
+                .read(offset, data);
         }
     }
 
     /// The guest writes at `address`.
     pub fn write(&self, address: u64, data: &[u8]) {
         if let Some((offset, device)) = self.find(address) {
-            device.lock().unwrap_or_else(PoisonError::into_inner).write(offset, data);
+            device
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner)
+                .write(offset, data);
         }
     }
 }

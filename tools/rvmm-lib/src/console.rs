@@ -33,7 +33,11 @@ impl Console {
     pub fn stdio() -> io::Result<Self> {
         let input = File::from(io::stdin().as_fd().try_clone_to_owned()?);
         let output = File::from(io::stdout().as_fd().try_clone_to_owned()?);
-        let terminal = if io::stdin().is_terminal() { Some(Terminal::raw()?) } else { None };
+        let terminal = if io::stdin().is_terminal() {
+            Some(Terminal::raw()?)
+        } else {
+            None
+        };
         Ok(Self {
             input: Some(input),
             escape: terminal.is_some(),
@@ -44,7 +48,12 @@ impl Console {
 
     /// Output to `writer`, no input.
     pub fn output(writer: impl Write + Send + 'static) -> Self {
-        Self { input: None, escape: false, output: Box::new(writer), terminal: None }
+        Self {
+            input: None,
+            escape: false,
+            output: Box::new(writer),
+            terminal: None,
+        }
     }
 
     /// Whether this is a terminal in raw mode.
@@ -54,7 +63,10 @@ impl Console {
 
     /// Lets `watcher` see every write of the guest before it goes out.
     pub fn watch(mut self, watcher: impl FnMut(&[u8]) + Send + 'static) -> Self {
-        self.output = Box::new(Watched { watcher, output: self.output });
+        self.output = Box::new(Watched {
+            watcher,
+            output: self.output,
+        });
         self
     }
 
@@ -168,7 +180,13 @@ mod tests {
 
     #[test]
     fn escape_can_be_sent() {
-        assert_eq!(Escape::default().filter(b"a\x01\x01x"), (b"a\x01x".to_vec(), false));
-        assert_eq!(Escape::default().filter(b"\x01c"), (b"\x01c".to_vec(), false));
+        assert_eq!(
+            Escape::default().filter(b"a\x01\x01x"),
+            (b"a\x01x".to_vec(), false)
+        );
+        assert_eq!(
+            Escape::default().filter(b"\x01c"),
+            (b"\x01c".to_vec(), false)
+        );
     }
 }

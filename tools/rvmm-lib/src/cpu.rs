@@ -50,7 +50,10 @@ pub fn cpuid(
 ) -> Vec<kvm_cpuid_entry2> {
     let Topology { id, cpus } = topology;
     let amd = is_amd(supported);
-    let highest = supported.iter().find(|e| e.function == 0).map_or(0, |e| e.eax);
+    let highest = supported
+        .iter()
+        .find(|e| e.function == 0)
+        .map_or(0, |e| e.eax);
     let mut entries: Vec<_> = supported
         .iter()
         .filter(|e| e.function != 0xb && e.function != 0x1f)
@@ -76,7 +79,8 @@ pub fn cpuid(
             }
             0x8000_0001 if amd && cpus > 1 => entry.ecx |= 1 << 1,
             0x8000_0008 if amd => {
-                entry.ecx = entry.ecx & !0xf0ff | (u32::from(cpus) - 1) | topology.core_bits() << 12;
+                entry.ecx =
+                    entry.ecx & !0xf0ff | (u32::from(cpus) - 1) | topology.core_bits() << 12;
             }
             0x8000_001e => {
                 entry.eax = u32::from(id);
@@ -87,7 +91,11 @@ pub fn cpuid(
         }
     }
     if highest >= 0xb {
-        let leaves: &[u32] = if highest >= 0x1f { &[0xb, 0x1f] } else { &[0xb] };
+        let leaves: &[u32] = if highest >= 0x1f {
+            &[0xb, 0x1f]
+        } else {
+            &[0xb]
+        };
         for &function in leaves {
             entries.extend(extended_topology(function, topology));
         }
@@ -122,9 +130,12 @@ fn extended_topology(function: u32, topology: Topology) -> [kvm_cpuid_entry2; 3]
 ///
 /// [`Error::Ioctl`].
 pub fn set_cpuid(vcpu: &VcpuFd, entries: &[kvm_cpuid_entry2]) -> Result<()> {
-    let cpuid = CpuId::from_entries(entries)
-        .map_err(|_| Error::Ioctl { call: "KVM_SET_CPUID2", errno: libc::E2BIG })?;
-    vcpu.set_cpuid2(&cpuid).map_err(Error::ioctl("KVM_SET_CPUID2"))
+    let cpuid = CpuId::from_entries(entries).map_err(|_| Error::Ioctl {
+        call: "KVM_SET_CPUID2",
+        errno: libc::E2BIG,
+    })?;
+    vcpu.set_cpuid2(&cpuid)
+        .map_err(Error::ioctl("KVM_SET_CPUID2"))
 }
 
 /// Gives the CPU a reset x87/SSE state, memory that is cached by default, and its local APIC's
@@ -134,18 +145,30 @@ pub fn set_cpuid(vcpu: &VcpuFd, entries: &[kvm_cpuid_entry2]) -> Result<()> {
 ///
 /// [`Error::Ioctl`] or [`Error::Msr`].
 pub fn set_common(vcpu: &VcpuFd, boot: bool) -> Result<()> {
-    let fpu = kvm_fpu { fcw: 0x37f, mxcsr: 0x1f80, ..Default::default() };
+    let fpu = kvm_fpu {
+        fcw: 0x37f,
+        mxcsr: 0x1f80,
+        ..Default::default()
+    };
     vcpu.set_fpu(&fpu).map_err(Error::ioctl("KVM_SET_FPU"))?;
 
     // MTRRs on, default type write-back (SDM 3A 13.11.2.1): a kernel that finds them off maps
     // all of its memory uncached.
     const MTRR_DEF_TYPE: u32 = 0x2ff;
-    let msrs = [kvm_msr_entry { index: MTRR_DEF_TYPE, data: 1 << 11 | 6, ..Default::default() }];
-    let list = Msrs::from_entries(&msrs)
-        .map_err(|_| Error::Ioctl { call: "KVM_SET_MSRS", errno: libc::E2BIG })?;
+    let msrs = [kvm_msr_entry {
+        index: MTRR_DEF_TYPE,
+        data: 1 << 11 | 6,
+        ..Default::default()
+    }];
+    let list = Msrs::from_entries(&msrs).map_err(|_| Error::Ioctl {
+        call: "KVM_SET_MSRS",
+        errno: libc::E2BIG,
+    })?;
     let written = vcpu.set_msrs(&list).map_err(Error::ioctl("KVM_SET_MSRS"))?;
     if let Some(refused) = msrs.get(written) {
-        return Err(Error::Msr { index: refused.index });
+        return Err(Error::Msr {
+            index: refused.index,
+        });
     }
 
     let mut lapic = vcpu.get_lapic().map_err(Error::ioctl("KVM_GET_LAPIC"))?;
@@ -154,13 +177,21 @@ pub fn set_common(vcpu: &VcpuFd, boot: bool) -> Result<()> {
     const MASKED: u32 = 1 << 16;
     const MODE_NMI: u32 = 4 << 8;
     const MODE_EXT_INT: u32 = 7 << 8;
-    set_apic_register(&mut lapic, LVT_LINT0, if boot { MODE_EXT_INT } else { MASKED });
+    set_apic_register(
+        &mut lapic,
+        LVT_LINT0,
+        if boot { MODE_EXT_INT } else { MASKED },
+    );
     set_apic_register(&mut lapic, LVT_LINT1, MODE_NMI);
-    vcpu.set_lapic(&lapic).map_err(Error::ioctl("KVM_SET_LAPIC"))
+    vcpu.set_lapic(&lapic)
+        .map_err(Error::ioctl("KVM_SET_LAPIC"))
 }
 
 fn set_apic_register(lapic: &mut kvm_lapic_state, offset: usize, value: u32) {
-    for (byte, value) in lapic.regs[offset..offset + 4].iter_mut().zip(value.to_le_bytes()) {
+    for (byte, value) in lapic.regs[offset..offset + 4]
+        .iter_mut()
+        .zip(value.to_le_bytes())
+    {
         *byte = value as _;
     }
 }
@@ -200,11 +231,28 @@ pub fn set_entry(vcpu: &VcpuFd, entry: u64, rsi: u64) -> Result<()> {
 
     let mut sregs = vcpu.get_sregs().map_err(Error::ioctl("KVM_GET_SREGS"))?;
     let data = segment(paging::BOOT_DS, 0x3);
-    sregs.cs = kvm_segment { l: 1, db: 0, ..segment(paging::BOOT_CS, 0xb) };
+    sregs.cs = kvm_segment {
+        l: 1,
+        db: 0,
+        ..segment(paging::BOOT_CS, 0xb)
+    };
     (sregs.ds, sregs.es, sregs.fs, sregs.gs, sregs.ss) = (data, data, data, data, data);
-    sregs.tr =
-        kvm_segment { s: 0, g: 0, db: 0, limit: 0x67, ..segment(paging::BOOT_TSS, 0xb) };
-    sregs.ldt = kvm_segment { s: 0, g: 0, db: 0, limit: 0, unusable: 1, present: 0, ..segment(0, 2) };
+    sregs.tr = kvm_segment {
+        s: 0,
+        g: 0,
+        db: 0,
+        limit: 0x67,
+        ..segment(paging::BOOT_TSS, 0xb)
+    };
+    sregs.ldt = kvm_segment {
+        s: 0,
+        g: 0,
+        db: 0,
+        limit: 0,
+        unusable: 1,
+        present: 0,
+        ..segment(0, 2)
+    };
     sregs.gdt.base = layout::GDT;
     sregs.gdt.limit = (size_of_val(&paging::gdt()) - 1) as u16;
     sregs.idt.base = 0;
@@ -213,10 +261,16 @@ pub fn set_entry(vcpu: &VcpuFd, entry: u64, rsi: u64) -> Result<()> {
     sregs.cr4 = PAE;
     sregs.cr0 = PE | ET | NE | PG;
     sregs.efer = LME | LMA;
-    vcpu.set_sregs(&sregs).map_err(Error::ioctl("KVM_SET_SREGS"))?;
+    vcpu.set_sregs(&sregs)
+        .map_err(Error::ioctl("KVM_SET_SREGS"))?;
 
-    let regs =
-        kvm_regs { rip: entry, rsi, rsp: layout::STACK_TOP, rflags: 2, ..Default::default() };
+    let regs = kvm_regs {
+        rip: entry,
+        rsi,
+        rsp: layout::STACK_TOP,
+        rflags: 2,
+        ..Default::default()
+    };
     vcpu.set_regs(&regs).map_err(Error::ioctl("KVM_SET_REGS"))
 }
 
@@ -225,11 +279,20 @@ mod tests {
     use super::*;
 
     fn leaf(function: u32, eax: u32, ebx: u32, ecx: u32, edx: u32) -> kvm_cpuid_entry2 {
-        kvm_cpuid_entry2 { function, eax, ebx, ecx, edx, ..Default::default() }
+        kvm_cpuid_entry2 {
+            function,
+            eax,
+            ebx,
+            ecx,
+            edx,
+            ..Default::default()
+        }
     }
 
     fn find(entries: &[kvm_cpuid_entry2], function: u32, index: u32) -> kvm_cpuid_entry2 {
-        let mut found = entries.iter().filter(|e| e.function == function && e.index == index);
+        let mut found = entries
+            .iter()
+            .filter(|e| e.function == function && e.index == index);
         let entry = *found.next().expect("leaf");
         assert!(found.next().is_none(), "leaf {function:#x}.{index} twice");
         entry
@@ -248,7 +311,11 @@ mod tests {
 
     #[test]
     fn extended_topology_replaces_what_was_there() {
-        let supported = [leaf(0, 0x1f, 0, 0, 0), leaf(0xb, 9, 9, 9, 9), leaf(0x1f, 9, 9, 9, 9)];
+        let supported = [
+            leaf(0, 0x1f, 0, 0, 0),
+            leaf(0xb, 9, 9, 9, 9),
+            leaf(0x1f, 9, 9, 9, 9),
+        ];
         let entries = cpuid(&supported, Topology { id: 2, cpus: 3 }, false);
         for function in [0xb, 0x1f] {
             let core = find(&entries, function, 1);

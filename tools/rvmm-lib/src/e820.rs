@@ -25,7 +25,11 @@ pub struct Entry {
 /// RAM from 1 MiB to the hole below 4 GiB, the rest from 4 GiB.
 pub fn map(size: u64) -> Vec<Entry> {
     let mut entries = vec![
-        Entry { start: 0, length: layout::LOW_RAM_END, kind: RAM },
+        Entry {
+            start: 0,
+            length: layout::LOW_RAM_END,
+            kind: RAM,
+        },
         Entry {
             start: layout::LOW_RAM_END,
             length: layout::HIGH_RAM - layout::LOW_RAM_END,
@@ -35,7 +39,11 @@ pub fn map(size: u64) -> Vec<Entry> {
     for (start, length) in layout::ram_ranges(size) {
         let from = start.max(layout::HIGH_RAM);
         if start + length > from {
-            entries.push(Entry { start: from, length: start + length - from, kind: RAM });
+            entries.push(Entry {
+                start: from,
+                length: start + length - from,
+                kind: RAM,
+            });
         }
     }
     entries
@@ -46,7 +54,11 @@ mod tests {
     use super::*;
 
     fn usable(entries: &[Entry]) -> u64 {
-        entries.iter().filter(|e| e.kind == RAM).map(|e| e.length).sum()
+        entries
+            .iter()
+            .filter(|e| e.kind == RAM)
+            .map(|e| e.length)
+            .sum()
     }
 
     #[test]
@@ -54,9 +66,15 @@ mod tests {
         for size in [64 << 20, 3 << 30, (3 << 30) + 4096, 8u64 << 30] {
             let entries = map(size);
             for pair in entries.windows(2) {
-                assert!(pair[0].start + pair[0].length <= pair[1].start, "{entries:x?}");
+                assert!(
+                    pair[0].start + pair[0].length <= pair[1].start,
+                    "{entries:x?}"
+                );
             }
-            assert_eq!(usable(&entries), size - (layout::HIGH_RAM - layout::LOW_RAM_END));
+            assert_eq!(
+                usable(&entries),
+                size - (layout::HIGH_RAM - layout::LOW_RAM_END)
+            );
         }
     }
 
@@ -64,7 +82,10 @@ mod tests {
     fn nothing_in_the_hole() {
         for entry in map(8 << 30) {
             let end = entry.start + entry.length;
-            assert!(end <= layout::HOLE_START || entry.start >= layout::HOLE_END, "{entry:x?}");
+            assert!(
+                end <= layout::HOLE_START || entry.start >= layout::HOLE_END,
+                "{entry:x?}"
+            );
         }
     }
 }

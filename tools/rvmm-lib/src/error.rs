@@ -109,7 +109,10 @@ pub enum Error {
 
 impl Error {
     pub(crate) fn ioctl(call: &'static str) -> impl FnOnce(vmm_sys_util::errno::Error) -> Error {
-        move |error| Error::Ioctl { call, errno: error.errno() }
+        move |error| Error::Ioctl {
+            call,
+            errno: error.errno(),
+        }
     }
 
     pub(crate) fn os(what: &'static str) -> impl FnOnce(io::Error) -> Error {
@@ -142,9 +145,12 @@ impl Error {
             Error::Ioctl { errno, .. } if *errno == libc::ENOMEM => {
                 Some("free memory on the host (see `free -m`)".into())
             }
-            Error::Ioctl { call: "KVM_CREATE_VM", errno } if *errno == libc::EBUSY => Some(
-                "another hypervisor owns the CPU's virtualisation: see `rvmm check`".into(),
-            ),
+            Error::Ioctl {
+                call: "KVM_CREATE_VM",
+                errno,
+            } if *errno == libc::EBUSY => {
+                Some("another hypervisor owns the CPU's virtualisation: see `rvmm check`".into())
+            }
             Error::Ioctl { .. } | Error::Msr { .. } => {
                 Some("`sudo dmesg | tail` may say more".into())
             }
@@ -160,7 +166,10 @@ impl Error {
                 | Error::Version { .. }
                 | Error::Missing { .. }
                 | Error::Cpus { .. }
-                | Error::Ioctl { call: "KVM_CREATE_VM", .. }
+                | Error::Ioctl {
+                    call: "KVM_CREATE_VM",
+                    ..
+                }
         )
     }
 }
@@ -201,20 +210,36 @@ mod tests {
     use super::*;
 
     fn open(path: &str, errno: i32) -> Error {
-        Error::Open { path: path.into(), source: io::Error::from_raw_os_error(errno) }
+        Error::Open {
+            path: path.into(),
+            source: io::Error::from_raw_os_error(errno),
+        }
     }
 
     #[test]
     fn a_missing_node_names_the_module() {
-        assert!(open("/dev/rvmm", libc::ENOENT).remedy().unwrap().contains("insmod rvmm.ko"));
-        assert!(open("/dev/kvm", libc::ENOENT).remedy().unwrap().contains("modprobe"));
-        assert!(open("/dev/rvmm", libc::EACCES).remedy().unwrap().contains("0660"));
+        assert!(open("/dev/rvmm", libc::ENOENT)
+            .remedy()
+            .unwrap()
+            .contains("insmod rvmm.ko"));
+        assert!(open("/dev/kvm", libc::ENOENT)
+            .remedy()
+            .unwrap()
+            .contains("modprobe"));
+        assert!(open("/dev/rvmm", libc::EACCES)
+            .remedy()
+            .unwrap()
+            .contains("0660"));
         assert!(open("/dev/rvmm", libc::EACCES).is_refusal());
     }
 
     #[test]
     fn memory_remedy_is_enough() {
-        let error = Error::TooSmall { what: "initrd", needs: (65 << 20) + 1, has: 64 << 20 };
+        let error = Error::TooSmall {
+            what: "initrd",
+            needs: (65 << 20) + 1,
+            has: 64 << 20,
+        };
         assert!(error.remedy().unwrap().contains("--memory 128M"));
         assert!(!error.is_refusal());
     }

@@ -105,8 +105,24 @@ fn write_registers(
              \n  rsi {:016x} rdi {:016x} r8  {:016x} r9  {:016x}\
              \n  r10 {:016x} r11 {:016x} r12 {:016x} r13 {:016x}\
              \n  r14 {:016x} r15 {:016x}",
-            r.rip, r.rflags, r.rsp, r.rbp, r.rax, r.rbx, r.rcx, r.rdx, r.rsi, r.rdi, r.r8, r.r9,
-            r.r10, r.r11, r.r12, r.r13, r.r14, r.r15
+            r.rip,
+            r.rflags,
+            r.rsp,
+            r.rbp,
+            r.rax,
+            r.rbx,
+            r.rcx,
+            r.rdx,
+            r.rsi,
+            r.rdi,
+            r.r8,
+            r.r9,
+            r.r10,
+            r.r11,
+            r.r12,
+            r.r13,
+            r.r14,
+            r.r15
         )?;
     }
     if let Some(s) = sregs {
@@ -114,8 +130,20 @@ fn write_registers(
             f,
             "\n  cr0 {:08x} cr2 {:016x} cr3 {:016x} cr4 {:08x} efer {:x}\
              \n  cs {:04x} base {:x} ss {:04x} ds {:04x} tr {:04x} gdt {:x}+{:x} idt {:x}+{:x}",
-            s.cr0, s.cr2, s.cr3, s.cr4, s.efer, s.cs.selector, s.cs.base, s.ss.selector,
-            s.ds.selector, s.tr.selector, s.gdt.base, s.gdt.limit, s.idt.base, s.idt.limit
+            s.cr0,
+            s.cr2,
+            s.cr3,
+            s.cr4,
+            s.efer,
+            s.cs.selector,
+            s.cs.base,
+            s.ss.selector,
+            s.ds.selector,
+            s.tr.selector,
+            s.gdt.base,
+            s.gdt.limit,
+            s.idt.base,
+            s.idt.limit
         )?;
     }
     Ok(())

@@ -108,7 +108,10 @@ mod tests {
         let cpus = 4;
         let table = build(cpus, 1, 2);
         let header = &table[POINTER_LEN..POINTER_LEN + HEADER_LEN];
-        assert_eq!(u16::from_le_bytes([header[4], header[5]]) as usize, table.len() - POINTER_LEN);
+        assert_eq!(
+            u16::from_le_bytes([header[4], header[5]]) as usize,
+            table.len() - POINTER_LEN
+        );
         let mut counts = [0u16; 5];
         let mut at = POINTER_LEN + HEADER_LEN;
         while at < table.len() {
@@ -118,7 +121,10 @@ mod tests {
         }
         assert_eq!(at, table.len());
         assert_eq!(counts, [u16::from(cpus), 1, 1, 15, 2]);
-        assert_eq!(u16::from_le_bytes([header[34], header[35]]), counts.iter().sum::<u16>());
+        assert_eq!(
+            u16::from_le_bytes([header[34], header[35]]),
+            counts.iter().sum::<u16>()
+        );
     }
 
     #[test]

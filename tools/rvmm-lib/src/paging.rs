@@ -29,7 +29,9 @@ pub fn identity_map(base: u64) -> Vec<u8> {
     push(1, &|_| pdpt | PRESENT_WRITE);
     push(GIGABYTES, &|gib| (directories + gib * PAGE) | PRESENT_WRITE);
     for gib in 0..GIGABYTES {
-        push(ENTRIES, &|index| ((gib << 30) + (index << 21)) | PRESENT_WRITE | LARGE);
+        push(ENTRIES, &|index| {
+            ((gib << 30) + (index << 21)) | PRESENT_WRITE | LARGE
+        });
     }
     tables
 }
@@ -43,7 +45,14 @@ pub const BOOT_TSS: u16 = 0x20;
 
 /// The GDT: null, unused, 64-bit code, flat data, and a 16-byte busy 64-bit TSS.
 pub fn gdt() -> [u64; 6] {
-    [0, 0, 0x00af_9b00_0000_ffff, 0x00cf_9300_0000_ffff, 0x0000_8b00_0000_0067, 0]
+    [
+        0,
+        0,
+        0x00af_9b00_0000_ffff,
+        0x00cf_9300_0000_ffff,
+        0x0000_8b00_0000_0067,
+        0,
+    ]
 }
 
 /// The GDT as bytes, to be placed at [`layout::GDT`].
@@ -82,7 +91,15 @@ mod tests {
         let base = layout::PAGE_TABLES;
         let tables = identity_map(base);
         assert_eq!(tables.len(), LENGTH);
-        for address in [0, 0x7000, 0x10_0000, 0x3fff_ffff, 0x4000_0000, 0xfee0_0020, 0xffff_ffff] {
+        for address in [
+            0,
+            0x7000,
+            0x10_0000,
+            0x3fff_ffff,
+            0x4000_0000,
+            0xfee0_0020,
+            0xffff_ffff,
+        ] {
             assert_eq!(translate(&tables, base, address), Some(address));
         }
         assert_eq!(translate(&tables, base, 1 << 32), None);

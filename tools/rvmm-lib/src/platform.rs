@@ -44,7 +44,9 @@ const OUTPUT_FULL: u8 = 1;
 
 impl I8042 {
     pub(crate) fn new(line: ResetLine) -> Self {
-        Self { inner: I8042Device::new(line) }
+        Self {
+            inner: I8042Device::new(line),
+        }
     }
 }
 
@@ -94,12 +96,18 @@ pub(crate) struct Cmos {
 impl Cmos {
     pub(crate) fn new() -> Self {
         Self::with_clock(|| {
-            SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
+            SystemTime::now()
+                .duration_since(UNIX_EPOCH)
+                .map_or(0, |since| since.as_secs())
         })
     }
 
     fn with_clock(now: fn() -> u64) -> Self {
-        Self { index: 0, cells: [0; 128], now }
+        Self {
+            index: 0,
+            cells: [0; 128],
+            now,
+        }
     }
 
     fn cell(&self, index: u8) -> u8 {
@@ -201,7 +209,9 @@ mod tests {
     fn calendar() {
         let date = |seconds| {
             let c = Calendar::from_unix(seconds);
-            (c.year, c.month, c.day, c.weekday, c.hour, c.minute, c.second)
+            (
+                c.year, c.month, c.day, c.weekday, c.hour, c.minute, c.second,
+            )
         };
         assert_eq!(date(0), (1970, 1, 1, 5, 0, 0, 0));
         assert_eq!(date(951_782_399), (2000, 2, 28, 2, 23, 59, 59));
@@ -220,7 +230,10 @@ mod tests {
             value[0]
         };
         assert_eq!((read(4), read(2), read(0)), (0x23, 0x59, 0x59));
-        assert_eq!((read(7), read(8), read(9), read(0x32)), (0x28, 0x02, 0x00, 0x20));
+        assert_eq!(
+            (read(7), read(8), read(9), read(0x32)),
+            (0x28, 0x02, 0x00, 0x20)
+        );
         assert_eq!((read(0x0a) & 0x80, read(0x0d)), (0, 0x80));
     }
 

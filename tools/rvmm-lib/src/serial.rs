@@ -73,7 +73,11 @@ pub(crate) struct SerialPort {
 impl SerialPort {
     pub(crate) fn new(irq: IrqLine, drained: EventFd, out: Box<dyn Write + Send>) -> Self {
         let uart = Serial::with_events(irq, Drained(drained), out);
-        Self { uart, divisor_latch: false, listening: false }
+        Self {
+            uart,
+            divisor_latch: false,
+            listening: false,
+        }
     }
 
     /// Bytes that [`Self::enqueue`] takes now: none before the guest has opened the port, because

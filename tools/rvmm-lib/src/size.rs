@@ -25,7 +25,11 @@ pub fn parse(text: &str) -> Result<u64, String> {
         "m" | "mb" | "mib" => 20,
         "g" | "gb" | "gib" => 30,
         "t" | "tb" | "tib" => 40,
-        other => return Err(format!("unknown unit \"{other}\" in \"{text}\"; use K, M, G or T")),
+        other => {
+            return Err(format!(
+                "unknown unit \"{other}\" in \"{text}\"; use K, M, G or T"
+            ))
+        }
     };
     number
         .checked_mul(1 << shift)
@@ -60,7 +64,15 @@ mod tests {
 
     #[test]
     fn refuses_nonsense_and_overflow() {
-        for bad in ["", "M", "-1", "1.5G", "12Q", "0x1000", "99999999999999999999"] {
+        for bad in [
+            "",
+            "M",
+            "-1",
+            "1.5G",
+            "12Q",
+            "0x1000",
+            "99999999999999999999",
+        ] {
             assert!(parse(bad).is_err(), "{bad}");
         }
         assert!(parse("16777216T").is_err());

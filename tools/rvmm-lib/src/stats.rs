@@ -74,20 +74,29 @@ const DESCRIPTOR: usize = 16;
 const MOST_DESCRIPTORS: u32 = 1 << 16;
 
 fn u32_at(bytes: &[u8], at: usize) -> Option<u32> {
-    Some(u32::from_le_bytes(bytes.get(at..at.checked_add(4)?)?.try_into().ok()?))
+    Some(u32::from_le_bytes(
+        bytes.get(at..at.checked_add(4)?)?.try_into().ok()?,
+    ))
 }
 
 fn u16_at(bytes: &[u8], at: usize) -> Option<u16> {
-    Some(u16::from_le_bytes(bytes.get(at..at.checked_add(2)?)?.try_into().ok()?))
+    Some(u16::from_le_bytes(
+        bytes.get(at..at.checked_add(2)?)?.try_into().ok()?,
+    ))
 }
 
 fn u64_at(bytes: &[u8], at: usize) -> Option<u64> {
-    Some(u64::from_le_bytes(bytes.get(at..at.checked_add(8)?)?.try_into().ok()?))
+    Some(u64::from_le_bytes(
+        bytes.get(at..at.checked_add(8)?)?.try_into().ok()?,
+    ))
 }
 
 fn text(bytes: &[u8], at: usize, most: usize) -> Option<String> {
     let field = bytes.get(at..at.checked_add(most)?)?;
-    let end = field.iter().position(|byte| *byte == 0).unwrap_or(field.len());
+    let end = field
+        .iter()
+        .position(|byte| *byte == 0)
+        .unwrap_or(field.len());
     Some(String::from_utf8_lossy(&field[..end]).into_owned())
 }
 
@@ -176,7 +185,9 @@ pub fn read(file: &File) -> io::Result<Stats> {
 impl Stat {
     /// All counts of a histogram, or the value.
     pub fn total(&self) -> u64 {
-        self.values.iter().fold(0, |sum, value| sum.saturating_add(*value))
+        self.values
+            .iter()
+            .fold(0, |sum, value| sum.saturating_add(*value))
     }
 
     /// Whether this is a histogram.
@@ -228,18 +239,32 @@ impl Stat {
 pub fn table(stats: &Stats) -> String {
     let mut text = format!("{}\n", stats.id);
     let live = |histogram: bool| {
-        stats.stats.iter().filter(move |s| s.is_histogram() == histogram && s.total() != 0)
+        stats
+            .stats
+            .iter()
+            .filter(move |s| s.is_histogram() == histogram && s.total() != 0)
     };
-    let width = live(true).chain(live(false)).map(|s| s.name.len()).max().unwrap_or(0);
+    let width = live(true)
+        .chain(live(false))
+        .map(|s| s.name.len())
+        .max()
+        .unwrap_or(0);
     for stat in live(false) {
         let unit = stat.unit_text();
         let _ = writeln!(text, "  {:width$}  {:>14} {unit}", stat.name, stat.total());
     }
     if live(true).next().is_some() {
-        let _ = writeln!(text, "  {:width$}  {:>14} {:>10} {:>10}", "", "count", "50% <", "99% <");
+        let _ = writeln!(
+            text,
+            "  {:width$}  {:>14} {:>10} {:>10}",
+            "", "count", "50% <", "99% <"
+        );
     }
     for stat in live(true) {
-        let bound = |percent| stat.percentile(percent).map_or("open".into(), |v| v.to_string());
+        let bound = |percent| {
+            stat.percentile(percent)
+                .map_or("open".into(), |v| v.to_string())
+        };
         let _ = writeln!(
             text,
             "  {:width$}  {:>14} {:>10} {:>10} {}",
@@ -298,8 +323,11 @@ mod tests {
         ]);
         let stats = parse(&bytes).unwrap();
         assert_eq!(stats.id, "kvm-7/vcpu-0");
-        let shape: Vec<_> =
-            stats.stats.iter().map(|s| (s.name.as_str(), s.kind, s.unit, s.total())).collect();
+        let shape: Vec<_> = stats
+            .stats
+            .iter()
+            .map(|s| (s.name.as_str(), s.kind, s.unit, s.total()))
+            .collect();
         assert_eq!(
             shape,
             [
@@ -317,7 +345,10 @@ mod tests {
         // 10 zeros, 80 values in 4..8, 9 in 8..16, 1 in the open bucket.
         let bytes = file(&[(4 | 3 << 4, 0, 0, "cpuid", &[10, 0, 0, 80, 9, 1])]);
         let stat = &parse(&bytes).unwrap().stats[0];
-        assert_eq!((stat.kind, stat.unit, stat.total()), (Kind::Log, Unit::Cycles, 100));
+        assert_eq!(
+            (stat.kind, stat.unit, stat.total()),
+            (Kind::Log, Unit::Cycles, 100)
+        );
         assert_eq!(stat.percentile(10), Some(1));
         assert_eq!(stat.percentile(11), Some(8));
         assert_eq!(stat.percentile(50), Some(8));
@@ -347,8 +378,11 @@ mod tests {
 
     #[test]
     fn table_shows_what_is_not_zero() {
-        let bytes =
-            file(&[(0, 0, 0, "exits", &[42]), (0, 0, 0, "never", &[0]), (4, 0, 0, "c", &[0, 5, 0])]);
+        let bytes = file(&[
+            (0, 0, 0, "exits", &[42]),
+            (0, 0, 0, "never", &[0]),
+            (4, 0, 0, "c", &[0, 5, 0]),
+        ]);
         let text = table(&parse(&bytes).unwrap());
         assert!(text.contains("exits") && text.contains("42") && !text.contains("never"));
         assert!(text.contains("99% <"));

@@ -49,12 +49,20 @@ pub fn stats_fd(fd: &impl AsRawFd) -> std::io::Result<File> {
 
 /// The sentence for the vCPU's last failed entry, if the hypervisor is rvmm and has one.
 pub fn entry_failure(vcpu: &impl AsRawFd) -> Option<(String, u64)> {
-    let mut failure = RvmmEntryFailure { reason: 0, value: 0, rule: [0; 240] };
+    let mut failure = RvmmEntryFailure {
+        reason: 0,
+        value: 0,
+        rule: [0; 240],
+    };
     // SAFETY: the ioctl writes at most the size encoded in its number, which is that of `failure`.
     let done = unsafe { ioctl_with_mut_ref(vcpu, RVMM_GET_ENTRY_FAILURE(), &mut failure) };
     if done != 0 {
         return None;
     }
-    let text = failure.rule.split(|byte| *byte == 0).next().unwrap_or_default();
+    let text = failure
+        .rule
+        .split(|byte| *byte == 0)
+        .next()
+        .unwrap_or_default();
     (!text.is_empty()).then(|| (String::from_utf8_lossy(text).into_owned(), failure.value))
 }

@@ -38,7 +38,10 @@ impl Control {
 
     /// Ends the machine; later calls change nothing.
     pub(crate) fn end(&self, exit: Exit) {
-        self.exit.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(exit);
+        self.exit
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .get_or_insert(exit);
         self.ended.store(true, Ordering::Release);
         // Only an overflow of the counter can fail, and then the event is readable already.
         let _ = self.event.write(1);
@@ -54,7 +57,10 @@ impl Control {
     }
 
     pub(crate) fn take(&self) -> Option<Exit> {
-        self.exit.lock().unwrap_or_else(PoisonError::into_inner).take()
+        self.exit
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .take()
     }
 }
 
@@ -217,7 +223,10 @@ fn internal_error(run: *const kvm_run) -> Next {
     // SAFETY: as in `port_width`; the caller saw KVM_EXIT_INTERNAL_ERROR.
     let internal = unsafe { (*run).__bindgen_anon_1.internal };
     let mut detail = Vec::new();
-    let words = internal.data.get(..internal.ndata as usize).unwrap_or(&internal.data);
+    let words = internal
+        .data
+        .get(..internal.ndata as usize)
+        .unwrap_or(&internal.data);
     if internal.suberror == KVM_INTERNAL_ERROR_EMULATION {
         detail.extend(instruction(words).map(|bytes| format!("instruction bytes: {bytes}")));
     }
@@ -252,7 +261,13 @@ fn instruction(words: &[u64]) -> Option<String> {
         return None;
     }
     let bytes = bytes.get(..usize::from(*length).min(15))?;
-    Some(bytes.iter().map(|byte| format!("{byte:02x}")).collect::<Vec<_>>().join(" "))
+    Some(
+        bytes
+            .iter()
+            .map(|byte| format!("{byte:02x}"))
+            .collect::<Vec<_>>()
+            .join(" "),
+    )
 }
 
 #[cfg(test)]

@@ -14,7 +14,9 @@ use kvm_bindings::{
     KVM_MAX_CPUID_ENTRIES, KVM_PIT_SPEAKER_DUMMY,
 };
 use kvm_ioctls::{Cap, Kvm, VmFd};
-use vm_memory::{GuestAddress, GuestMemory, GuestMemoryMmap, GuestMemoryRegion, MemoryRegionAddress};
+use vm_memory::{
+    GuestAddress, GuestMemory, GuestMemoryMmap, GuestMemoryRegion, MemoryRegionAddress,
+};
 use vmm_sys_util::epoll::EventSet;
 use vmm_sys_util::eventfd::EventFd;
 
@@ -99,7 +101,8 @@ impl Builder {
 
     /// Puts a device of the caller's on `length` I/O ports from `first`.
     pub fn ports(mut self, first: u16, length: u16, device: Arc<Mutex<dyn Device>>) -> Self {
-        self.devices.push((true, first.into(), length.into(), device));
+        self.devices
+            .push((true, first.into(), length.into(), device));
         self
     }
 
@@ -119,37 +122,52 @@ impl Builder {
         let kvm = open(&self.device)?;
         let most = kvm.get_max_vcpus().min(MOST_CPUS);
         if !(1..=most).contains(&self.cpus) {
-            return Err(Error::Cpus { path: self.device, wanted: self.cpus, most });
+            return Err(Error::Cpus {
+                path: self.device,
+                wanted: self.cpus,
+                most,
+            });
         }
         if self.memory < LEAST_MEMORY || self.memory % 4096 != 0 {
             let cause = format!("not a multiple of 4K of at least {LEAST_MEMORY:#x}");
-            return Err(Error::Memory { size: self.memory, cause });
+            return Err(Error::Memory {
+                size: self.memory,
+                cause,
+            });
         }
         let cpus = self.cpus as u8;
 
         let vm = Arc::new(create_vm(&kvm)?);
         if vm.check_extension(Cap::SetTssAddr) {
-            vm.set_tss_address(layout::TSS as usize).map_err(Error::ioctl("KVM_SET_TSS_ADDR"))?;
+            vm.set_tss_address(layout::TSS as usize)
+                .map_err(Error::ioctl("KVM_SET_TSS_ADDR"))?;
         }
         if vm.check_extension(Cap::SetIdentityMapAddr) {
             vm.set_identity_map_address(layout::IDENTITY_MAP)
                 .map_err(Error::ioctl("KVM_SET_IDENTITY_MAP_ADDR"))?;
         }
-        vm.create_irq_chip().map_err(Error::ioctl("KVM_CREATE_IRQCHIP"))?;
+        vm.create_irq_chip()
+            .map_err(Error::ioctl("KVM_CREATE_IRQCHIP"))?;
         // A guest with a TSC-deadline timer and a known TSC frequency does without.
         if vm.check_extension(Cap::Pit2) {
-            let pit = kvm_pit_config { flags: KVM_PIT_SPEAKER_DUMMY, ..Default::default() };
-            vm.create_pit2(pit).map_err(Error::ioctl("KVM_CREATE_PIT2"))?;
+            let pit = kvm_pit_config {
+                flags: KVM_PIT_SPEAKER_DUMMY,
+                ..Default::default()
+            };
+            vm.create_pit2(pit)
+                .map_err(Error::ioctl("KVM_CREATE_PIT2"))?;
         }
         let memory = allocate(self.memory)?;
         // SAFETY: the `Vm` owns the memory and joins every vCPU thread before it drops it.
         unsafe { map(&vm, &memory) }?;
 
         let control = Arc::new(Control::new().map_err(Error::os("eventfd"))?);
-        let console = self.console.unwrap_or_else(|| Console::output(std::io::sink()));
+        let console = self
+            .console
+            .unwrap_or_else(|| Console::output(std::io::sink()));
         let (input, escape, output, terminal) = console.split();
-        let drained = EventFd::new(libc::EFD_NONBLOCK | libc::EFD_CLOEXEC)
-            .map_err(Error::os("eventfd"))?;
+        let drained =
+            EventFd::new(libc::EFD_NONBLOCK | libc::EFD_CLOEXEC).map_err(Error::os("eventfd"))?;
         let irq = serial_irq(&vm)?;
         let wake = drained.try_clone().map_err(Error::os("eventfd"))?;
         let serial = Arc::new(Mutex::new(SerialPort::new(irq, wake, output)));
@@ -157,9 +175,17 @@ impl Builder {
         let (mut ports, mut mmio) = (Bus::default(), Bus::default());
         ports.insert(serial::PORT, serial::PORTS, serial.clone());
         let line = ResetLine(control.clone());
-        ports.insert(platform::I8042_PORT, 5, Arc::new(Mutex::new(platform::I8042::new(line))));
+        ports.insert(
+            platform::I8042_PORT,
+            5,
+            Arc::new(Mutex::new(platform::I8042::new(line))),
+        );
         ports.insert(platform::CMOS_PORT, 2, Arc::new(Mutex::new(Cmos::new())));
-        ports.insert(platform::POWER_PORT, 2, Arc::new(Mutex::new(Power(control.clone()))));
+        ports.insert(
+            platform::POWER_PORT,
+            2,
+            Arc::new(Mutex::new(Power(control.clone()))),
+        );
         for (is_port, first, length, device) in self.devices {
             if is_port { &mut ports } else { &mut mmio }.insert(first, length, device);
         }
@@ -171,9 +197,14 @@ impl Builder {
         let tsc_deadline = vm.check_extension(Cap::TscDeadlineTimer);
         let mut vcpus = Vec::with_capacity(self.cpus);
         for id in 0..cpus {
-            let fd = vm.create_vcpu(id.into()).map_err(Error::ioctl("KVM_CREATE_VCPU"))?;
+            let fd = vm
+                .create_vcpu(id.into())
+                .map_err(Error::ioctl("KVM_CREATE_VCPU"))?;
             let topology = Topology { id, cpus };
-            cpu::set_cpuid(&fd, &cpu::cpuid(supported.as_slice(), topology, tsc_deadline))?;
+            cpu::set_cpuid(
+                &fd,
+                &cpu::cpuid(supported.as_slice(), topology, tsc_deadline),
+            )?;
             cpu::set_common(&fd, id == 0)?;
             vcpus.push(Vcpu {
                 id: id.into(),
@@ -200,7 +231,10 @@ impl Builder {
             boot.cmdline.push(' ');
             boot.cmdline.push_str(&more);
         }
-        let leaf1 = supported.as_slice().iter().find(|entry| entry.function == 1);
+        let leaf1 = supported
+            .as_slice()
+            .iter()
+            .find(|entry| entry.function == 1);
         let signature = leaf1.map_or((0, 0), |entry| (entry.eax, entry.edx));
         let entry = boot::load(&memory, &boot, self.memory, cpus, signature)?;
         cpu::set_entry(first, entry, layout::ZERO_PAGE)?;
@@ -227,16 +261,21 @@ impl Builder {
 ///
 /// [`Error::Open`], [`Error::Version`] or [`Error::Missing`].
 pub fn open(path: &Path) -> Result<Kvm> {
-    let name = std::ffi::CString::new(path.as_os_str().as_encoded_bytes()).map_err(|_| {
-        Error::Open { path: path.into(), source: std::io::ErrorKind::InvalidInput.into() }
-    })?;
+    let name =
+        std::ffi::CString::new(path.as_os_str().as_encoded_bytes()).map_err(|_| Error::Open {
+            path: path.into(),
+            source: std::io::ErrorKind::InvalidInput.into(),
+        })?;
     let kvm = Kvm::new_with_path(name).map_err(|error| Error::Open {
         path: path.into(),
         source: std::io::Error::from_raw_os_error(error.errno()),
     })?;
     let version = kvm.get_api_version();
     if version != KVM_API_VERSION as i32 {
-        return Err(Error::Version { path: path.into(), version });
+        return Err(Error::Version {
+            path: path.into(),
+            version,
+        });
     }
     for (cap, what) in [
         (Cap::UserMemory, "KVM_CAP_USER_MEMORY"),
@@ -244,7 +283,10 @@ pub fn open(path: &Path) -> Result<Kvm> {
         (Cap::ImmediateExit, "KVM_CAP_IMMEDIATE_EXIT"),
     ] {
         if !kvm.check_extension(cap) {
-            return Err(Error::Missing { path: path.into(), what });
+            return Err(Error::Missing {
+                path: path.into(),
+                what,
+            });
         }
     }
     Ok(kvm)
@@ -275,8 +317,10 @@ pub fn allocate(size: u64) -> Result<GuestMemoryMmap> {
         .into_iter()
         .map(|(start, length)| (GuestAddress(start), length as usize))
         .collect();
-    GuestMemoryMmap::from_ranges(&ranges)
-        .map_err(|error| Error::Memory { size, cause: error.to_string() })
+    GuestMemoryMmap::from_ranges(&ranges).map_err(|error| Error::Memory {
+        size,
+        cause: error.to_string(),
+    })
 }
 
 /// Makes `memory` the VM's, slot by slot from 0.
@@ -293,7 +337,10 @@ pub unsafe fn map(vm: &VmFd, memory: &GuestMemoryMmap) -> Result<()> {
     for (slot, region) in memory.iter().enumerate() {
         let host = region
             .get_host_address(MemoryRegionAddress(0))
-            .map_err(|error| Error::Memory { size: region.len(), cause: error.to_string() })?;
+            .map_err(|error| Error::Memory {
+                size: region.len(),
+                cause: error.to_string(),
+            })?;
         let slot = kvm_userspace_memory_region {
             slot: slot as u32,
             guest_phys_addr: region.start_addr().0,
@@ -314,9 +361,10 @@ fn serial_irq(vm: &Arc<VmFd>) -> Result<IrqLine> {
     if !vm.check_extension(Cap::Irqfd) {
         return Ok(IrqLine::Pulse(vm.clone(), serial::IRQ));
     }
-    let event = EventFd::new(libc::EFD_NONBLOCK | libc::EFD_CLOEXEC)
-        .map_err(Error::os("eventfd"))?;
-    vm.register_irqfd(&event, serial::IRQ).map_err(Error::ioctl("KVM_IRQFD"))?;
+    let event =
+        EventFd::new(libc::EFD_NONBLOCK | libc::EFD_CLOEXEC).map_err(Error::os("eventfd"))?;
+    vm.register_irqfd(&event, serial::IRQ)
+        .map_err(Error::ioctl("KVM_IRQFD"))?;
     Ok(IrqLine::Event(event))
 }
 
@@ -390,7 +438,10 @@ impl Vm {
     /// The machine's statistics descriptors (api.rst 4.133) by name, none where the hypervisor has
     /// none. They stay readable after the machine's end.
     pub fn stats_files(&self) -> std::io::Result<Vec<(String, File)>> {
-        self.stats.iter().map(|(name, file)| Ok((name.clone(), file.try_clone()?))).collect()
+        self.stats
+            .iter()
+            .map(|(name, file)| Ok((name.clone(), file.try_clone()?)))
+            .collect()
     }
 
     /// Runs the machine to its end: one thread per CPU, the calling thread serves the console.
@@ -405,10 +456,16 @@ impl Vm {
         let mut failed = None;
         for vcpu in self.vcpus.drain(..) {
             let name = format!("vcpu{}", vcpu.id);
-            match std::thread::Builder::new().name(name).spawn(move || vcpu.run()) {
+            match std::thread::Builder::new()
+                .name(name)
+                .spawn(move || vcpu.run())
+            {
                 Ok(thread) => threads.push(thread),
                 Err(error) => {
-                    failed = Some(Error::Os { what: "vCPU thread", source: error });
+                    failed = Some(Error::Os {
+                        what: "vCPU thread",
+                        source: error,
+                    });
                     self.control.end(Exit::Stopped);
                     break;
                 }
@@ -488,7 +545,11 @@ impl Supervisor {
             return;
         }
         let events = Events::new(input, EventSet::IN);
-        let done = if wanted { ops.add(events) } else { ops.remove(events) };
+        let done = if wanted {
+            ops.add(events)
+        } else {
+            ops.remove(events)
+        };
         match done {
             Ok(()) => self.polling = wanted,
             Err(_) => {
@@ -564,7 +625,11 @@ impl MutEventSubscriber for Supervisor {
             // Level-triggered: take the count, whatever it is.
             let _ = self.drained.read();
             self.pump(ops);
-        } else if self.input.as_ref().is_some_and(|input| input.as_raw_fd() == fd) {
+        } else if self
+            .input
+            .as_ref()
+            .is_some_and(|input| input.as_raw_fd() == fd)
+        {
             self.read_input(ops);
         }
     }

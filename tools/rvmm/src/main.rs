@@ -2,6 +2,7 @@
 //! `rvmm`: runs virtual machines on rvmm or KVM, checks the machine, shows statistics, measures.
 
 mod bench;
+mod check;
 mod run;
 mod stat;
 mod status;
@@ -25,6 +26,8 @@ struct Cli {
 enum Command {
     /// Boot a Linux kernel in a virtual machine.
     Run(run::Args),
+    /// Say whether this machine can run rvmm, and what is missing.
+    Check(check::Args),
     /// Show what running machines exited for, and how long that took.
     Stat(stat::Args),
     /// Measure what guests' operations cost.
@@ -38,10 +41,14 @@ fn main() -> ExitCode {
         1 => tracing::Level::INFO,
         _ => tracing::Level::DEBUG,
     };
-    tracing_subscriber::fmt().with_max_level(level).with_writer(std::io::stderr).init();
+    tracing_subscriber::fmt()
+        .with_max_level(level)
+        .with_writer(std::io::stderr)
+        .init();
     match cli.command {
         Command::Run(args) => run::main(args),
         Command::Stat(args) => stat::main(&args),
+        Command::Check(args) => check::main(&args),
         Command::Bench(args) => bench::main(&args),
     }
     .into()

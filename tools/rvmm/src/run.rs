@@ -97,14 +97,20 @@ fn boot(args: &Args, running: &Running) -> rvmm_vm::Result<Exit> {
     if let Some(text) = &args.append {
         builder = builder.append(text);
     }
-    let console = Console::stdio()
-        .map_err(|source| rvmm_vm::Error::Os { what: "console", source })?;
+    let console = Console::stdio().map_err(|source| rvmm_vm::Error::Os {
+        what: "console",
+        source,
+    })?;
     if console.is_terminal() {
         eprint!("rvmm: {ESCAPE_HELP}\r\n");
     }
     let vm = builder.console(console).build()?;
     *running.lock().unwrap_or_else(PoisonError::into_inner) = Some(vm.stop_handle());
-    let files = if args.stats { Some(vm.stats_files()) } else { None };
+    let files = if args.stats {
+        Some(vm.stats_files())
+    } else {
+        None
+    };
     let exit = vm.run()?;
     if let Some(files) = files {
         print_stats(files);
@@ -141,7 +147,8 @@ const ENDING: [libc::c_int; 4] = [libc::SIGINT, libc::SIGTERM, libc::SIGHUP, lib
 /// Keeps the ending signals from every thread, for [`stop_on_signal`] to fetch.
 fn block_signals() -> io::Result<()> {
     for signal in ENDING {
-        vmm_sys_util::signal::block_signal(signal).map_err(|error| io::Error::other(format!("{error:?}")))?;
+        vmm_sys_util::signal::block_signal(signal)
+            .map_err(|error| io::Error::other(format!("{error:?}")))?;
     }
     Ok(())
 }
@@ -156,7 +163,11 @@ fn stop_on_signal(running: Running) -> io::Result<()> {
         if unsafe { libc::sigwait(&set, &mut signal) } != 0 {
             return;
         }
-        match running.lock().unwrap_or_else(PoisonError::into_inner).take() {
+        match running
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .take()
+        {
             Some(stop) => stop.stop(),
             None => {
                 restore_terminal();
@@ -164,5 +175,8 @@ fn stop_on_signal(running: Running) -> io::Result<()> {
             }
         }
     };
-    std::thread::Builder::new().name("signals".into()).spawn(wait).map(drop)
+    std::thread::Builder::new()
+        .name("signals".into())
+        .spawn(wait)
+        .map(drop)
 }

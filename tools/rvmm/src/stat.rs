@@ -63,9 +63,13 @@ pub fn main(args: &Args) -> Status {
 }
 
 fn processes() -> Vec<u32> {
-    let Ok(entries) = fs::read_dir("/proc") else { return Vec::new() };
-    let mut pids: Vec<u32> =
-        entries.flatten().filter_map(|entry| entry.file_name().to_str()?.parse().ok()).collect();
+    let Ok(entries) = fs::read_dir("/proc") else {
+        return Vec::new();
+    };
+    let mut pids: Vec<u32> = entries
+        .flatten()
+        .filter_map(|entry| entry.file_name().to_str()?.parse().ok())
+        .collect();
     pids.sort_unstable();
     pids
 }
@@ -74,9 +78,17 @@ fn processes() -> Vec<u32> {
 fn descriptors(pid: u32) -> io::Result<Vec<(String, RawFd)>> {
     let mut found = Vec::new();
     for entry in fs::read_dir(format!("/proc/{pid}/fd"))?.flatten() {
-        let Ok(target) = fs::read_link(entry.path()) else { continue };
-        let Some(name) = target.to_str().and_then(statistics_name) else { continue };
-        if let Some(fd) = entry.file_name().to_str().and_then(|number| number.parse().ok()) {
+        let Ok(target) = fs::read_link(entry.path()) else {
+            continue;
+        };
+        let Some(name) = target.to_str().and_then(statistics_name) else {
+            continue;
+        };
+        if let Some(fd) = entry
+            .file_name()
+            .to_str()
+            .and_then(|number| number.parse().ok())
+        {
             found.push((name.to_owned(), fd));
         }
     }
@@ -119,10 +131,20 @@ mod tests {
 
     #[test]
     fn names_of_statistics_descriptors() {
-        assert_eq!(statistics_name("anon_inode:kvm-vm-stats"), Some("kvm-vm-stats"));
-        assert_eq!(statistics_name("anon_inode:[rvmm-vcpu-stats:12]"), Some("rvmm-vcpu-stats:12"));
-        for other in ["anon_inode:kvm-vm", "anon_inode:kvm-vcpu:0", "/dev/null", "anon_inode:[eventfd]"]
-        {
+        assert_eq!(
+            statistics_name("anon_inode:kvm-vm-stats"),
+            Some("kvm-vm-stats")
+        );
+        assert_eq!(
+            statistics_name("anon_inode:[rvmm-vcpu-stats:12]"),
+            Some("rvmm-vcpu-stats:12")
+        );
+        for other in [
+            "anon_inode:kvm-vm",
+            "anon_inode:kvm-vcpu:0",
+            "/dev/null",
+            "anon_inode:[eventfd]",
+        ] {
             assert_eq!(statistics_name(other), None);
         }
     }
@@ -134,7 +156,10 @@ mod tests {
         let copied = copy(std::process::id(), file.as_raw_fd());
         // A container may forbid the call altogether.
         if let Err(error) = &copied {
-            assert!(matches!(error.raw_os_error(), Some(libc::EPERM | libc::ENOSYS)), "{error}");
+            assert!(
+                matches!(error.raw_os_error(), Some(libc::EPERM | libc::ENOSYS)),
+                "{error}"
+            );
         }
     }
 }

@@ -5,9 +5,7 @@
 use std::io;
 use std::ptr;
 
-use kvm_bindings::{
-    kvm_regs, kvm_userspace_memory_region, KVM_MAX_CPUID_ENTRIES,
-};
+use kvm_bindings::{kvm_regs, kvm_userspace_memory_region, KVM_MAX_CPUID_ENTRIES};
 use kvm_ioctls::{Cap, Kvm, VcpuExit, VcpuFd, VmFd};
 use rvmm_vm::cpu::{self, Topology};
 use rvmm_vm::{layout, paging, vm};
@@ -57,8 +55,16 @@ impl Region {
         let pad = (mapped as usize).next_multiple_of(Self::ALIGN) - mapped as usize;
         // SAFETY: `pad` is less than `ALIGN`, by which the mapping is longer than `length`.
         let base = unsafe { mapped.cast::<u8>().add(pad) };
-        let region = Self { base, length, mapped: (mapped, total) };
-        let advice = if large { libc::MADV_HUGEPAGE } else { libc::MADV_NOHUGEPAGE };
+        let region = Self {
+            base,
+            length,
+            mapped: (mapped, total),
+        };
+        let advice = if large {
+            libc::MADV_HUGEPAGE
+        } else {
+            libc::MADV_NOHUGEPAGE
+        };
         for advice in [advice, libc::MADV_POPULATE_WRITE] {
             // SAFETY: the range lies within the mapping made above; neither advice discards data.
             if unsafe { libc::madvise(base.cast(), length, advice) } != 0 {
@@ -70,9 +76,14 @@ impl Region {
 
     /// Whether the kernel really gave large pages for all of it.
     pub fn is_large(&self) -> bool {
-        let Ok(maps) = std::fs::read_to_string("/proc/self/smaps") else { return false };
-        large_bytes(&maps, self.base as u64, self.base as u64 + self.length as u64)
-            >= self.length as u64
+        let Ok(maps) = std::fs::read_to_string("/proc/self/smaps") else {
+            return false;
+        };
+        large_bytes(
+            &maps,
+            self.base as u64,
+            self.base as u64 + self.length as u64,
+        ) >= self.length as u64
     }
 
     fn write(&mut self, at: u64, bytes: &[u8]) {
@@ -108,7 +119,10 @@ fn large_bytes(maps: &str, start: u64, end: u64) -> u64 {
             let range = (u64::from_str_radix(from, 16), u64::from_str_radix(to, 16));
             inside = matches!(range, (Ok(from), Ok(to)) if from < end && to > start);
         } else if inside && first == "AnonHugePages:" {
-            let kib = line.split_whitespace().nth(1).and_then(|text| text.parse::<u64>().ok());
+            let kib = line
+                .split_whitespace()
+                .nth(1)
+                .and_then(|text| text.parse::<u64>().ok());
             total += kib.unwrap_or(0) << 10;
         }
     }
@@ -129,7 +143,10 @@ fn slot(vm: &VmFd, number: u32, at: u64, region: &Region) -> rvmm_vm::Result<()>
 }
 
 fn failed(call: &'static str) -> impl FnOnce(kvm_ioctls::Error) -> rvmm_vm::Error {
-    move |error| rvmm_vm::Error::Ioctl { call, errno: error.errno() }
+    move |error| rvmm_vm::Error::Ioctl {
+        call,
+        errno: error.errno(),
+    }
 }
 
 /// A machine with one CPU.
@@ -156,14 +173,23 @@ pub struct Work {
 impl Machine {
     /// Makes a machine.
     pub fn new(kvm: &Kvm) -> rvmm_vm::Result<Self> {
-        let os = |source| rvmm_vm::Error::Os { what: "memory of the benchmark's guest", source };
+        let os = |source| rvmm_vm::Error::Os {
+            what: "memory of the benchmark's guest",
+            source,
+        };
         let vm = vm::create_vm(kvm)?;
         vm.create_irq_chip().map_err(failed("KVM_CREATE_IRQCHIP"))?;
         let mut low = Region::new(LOW, false).map_err(os)?;
-        low.write(layout::PAGE_TABLES, &paging::identity_map(layout::PAGE_TABLES));
+        low.write(
+            layout::PAGE_TABLES,
+            &paging::identity_map(layout::PAGE_TABLES),
+        );
         low.write(layout::GDT, &paging::gdt_bytes());
         low.write(CODE, guest::code());
-        low.write(IDT + u64::from(guest::VECTOR) * 16, &gate(CODE + Routine::OnTimer.offset()));
+        low.write(
+            IDT + u64::from(guest::VECTOR) * 16,
+            &gate(CODE + Routine::OnTimer.offset()),
+        );
         slot(&vm, 0, 0, &low)?;
 
         let vcpu = vm.create_vcpu(0).map_err(failed("KVM_CREATE_VCPU"))?;
@@ -179,7 +205,12 @@ impl Machine {
         sregs.idt.base = IDT;
         sregs.idt.limit = 0xfff;
         vcpu.set_sregs(&sregs).map_err(failed("KVM_SET_SREGS"))?;
-        Ok(Self { vcpu, vm, low, pages: None })
+        Ok(Self {
+            vcpu,
+            vm,
+            low,
+            pages: None,
+        })
     }
 
     /// Adds memory for the fault rows.
@@ -192,12 +223,19 @@ impl Machine {
     /// Runs a routine to its end and returns the ticks of each counted iteration.
     pub fn run(&mut self, work: Work) -> anyhow::Result<Vec<u64>> {
         let total = work.warm + work.count;
-        anyhow::ensure!((1..=(LOW - RESULTS as usize) / 8).contains(&total), "too many iterations");
+        anyhow::ensure!(
+            (1..=(LOW - RESULTS as usize) / 8).contains(&total),
+            "too many iterations"
+        );
         let regs = kvm_regs {
             rip: CODE + work.routine.offset(),
             rsp: layout::STACK_TOP,
             rflags: 2,
-            rdi: if work.routine == Routine::HltWake { layout::LAPIC.into() } else { NOTHING },
+            rdi: if work.routine == Routine::HltWake {
+                layout::LAPIC.into()
+            } else {
+                NOTHING
+            },
             rbp: PAGES,
             r9: RESULTS,
             r10: total as u64,
@@ -212,16 +250,24 @@ impl Machine {
                 Ok(VcpuExit::MmioRead(..) | VcpuExit::MmioWrite(..)) => {}
                 Ok(other) => {
                     let exit = format!("{other:?}");
-                    let at = self.vcpu.get_regs().map(|regs| regs.rip).unwrap_or_default();
+                    let at = self
+                        .vcpu
+                        .get_regs()
+                        .map(|regs| regs.rip)
+                        .unwrap_or_default();
                     let rule = rvmm_vm::sys::entry_failure(&self.vcpu);
-                    let rule = rule.map(|(rule, _)| format!(": {rule}")).unwrap_or_default();
+                    let rule = rule
+                        .map(|(rule, _)| format!(": {rule}"))
+                        .unwrap_or_default();
                     anyhow::bail!("{:?}: unexpected {exit} at {at:#x}{rule}", work.routine);
                 }
                 Err(error) if matches!(error.errno(), libc::EINTR | libc::EAGAIN) => {}
                 Err(error) => anyhow::bail!("{:?}: KVM_RUN: {error}", work.routine),
             }
         }
-        Ok((work.warm..total).map(|n| self.low.read_u64(RESULTS + n as u64 * 8)).collect())
+        Ok((work.warm..total)
+            .map(|n| self.low.read_u64(RESULTS + n as u64 * 8))
+            .collect())
     }
 }
 

@@ -41,13 +41,22 @@ pub struct Args {
     #[arg(long, value_name = "FILE", requires = "kernel")]
     initrd: Option<PathBuf>,
     /// Words added to the command line for --kernel.
-    #[arg(long, value_name = "TEXT", requires = "kernel", default_value = "quiet")]
+    #[arg(
+        long,
+        value_name = "TEXT",
+        requires = "kernel",
+        default_value = "quiet"
+    )]
     append: String,
     /// Memory for --kernel.
     #[arg(long, value_name = "SIZE", default_value = "512M", value_parser = size::parse)]
     memory: u64,
     /// Text on the guest's console that ends its boot.
-    #[arg(long, value_name = "TEXT", default_value = "GUEST:")]
+    #[arg(
+        long,
+        value_name = "TEXT",
+        default_value = "rvmm guest: userland is up"
+    )]
     greeting: String,
     /// Compare two files of --json instead: the second beside the first.
     #[arg(long, num_args = 2, value_names = ["BASE", "OTHER"])]
@@ -77,7 +86,10 @@ fn compare(base: &Path, other: &Path, at_most: Option<f64>) -> anyhow::Result<St
         let text = std::fs::read_to_string(path)
             .with_context(|| format!("cannot read {}", path.display()))?;
         // A console may have added lines around the report.
-        let line = text.lines().find(|line| line.starts_with('{')).unwrap_or(&text);
+        let line = text
+            .lines()
+            .find(|line| line.starts_with('{'))
+            .unwrap_or(&text);
         serde_json::from_str(line)
             .with_context(|| format!("{} is not a report of `rvmm bench --json`", path.display()))
     };
@@ -103,7 +115,9 @@ fn is_amd() -> bool {
     // SAFETY: every x86-64 CPU has CPUID leaf 0.
     #[allow(unused_unsafe)]
     let vendor = unsafe { std::arch::x86_64::__cpuid(0) }.ebx;
-    [*b"Auth", *b"Hygo"].map(u32::from_le_bytes).contains(&vendor)
+    [*b"Auth", *b"Hygo"]
+        .map(u32::from_le_bytes)
+        .contains(&vendor)
 }
 
 struct Bench<'a> {
@@ -123,7 +137,9 @@ impl Bench<'_> {
             }
             Err(error) => {
                 eprintln!("rvmm: {name}: {error:#}");
-                self.report.skipped.insert(name.into(), format!("{error:#}"));
+                self.report
+                    .skipped
+                    .insert(name.into(), format!("{error:#}"));
             }
         }
     }
@@ -135,7 +151,12 @@ impl Bench<'_> {
     /// Ticks of a routine that needs nothing but the machine.
     fn routine(&self, routine: Routine, overhead: u64) -> anyhow::Result<Ticks> {
         let count = self.count();
-        let work = Work { routine, warm: count / 10 + 1, count, delay: 0 };
+        let work = Work {
+            routine,
+            warm: count / 10 + 1,
+            count,
+            delay: 0,
+        };
         let samples = Machine::new(&self.kvm)?.run(work)?;
         Ticks::of(&samples, overhead).context("no samples")
     }
@@ -147,9 +168,17 @@ impl Bench<'_> {
         );
         // Long enough for the guest to be asleep by then: about a millisecond at 3 GHz.
         let count = (self.count() / 4).max(1);
-        let work = Work { routine: Routine::HltWake, warm: count / 10 + 1, count, delay: 3_000_000 };
+        let work = Work {
+            routine: Routine::HltWake,
+            warm: count / 10 + 1,
+            count,
+            delay: 3_000_000,
+        };
         let samples = Machine::new(&self.kvm)?.run(work)?;
-        anyhow::ensure!(samples.iter().all(|late| *late < 1 << 63), "an interrupt came early");
+        anyhow::ensure!(
+            samples.iter().all(|late| *late < 1 << 63),
+            "an interrupt came early"
+        );
         Ticks::of(&samples, 0).context("no samples")
     }
 
@@ -166,7 +195,12 @@ impl Bench<'_> {
             "the host gives no large pages (/sys/kernel/mm/transparent_hugepage/enabled)"
         );
         let mut machine = Machine::new(&self.kvm)?.with_pages(region)?;
-        let samples = machine.run(Work { routine, warm, count, delay: 0 })?;
+        let samples = machine.run(Work {
+            routine,
+            warm,
+            count,
+            delay: 0,
+        })?;
         Ticks::of(&samples, overhead).context("no samples")
     }
 
@@ -205,7 +239,9 @@ impl Bench<'_> {
                 closed.push(gone - ready);
             }
         }
-        Ticks::of(&made, 0).zip(Ticks::of(&closed, 0)).context("no samples")
+        Ticks::of(&made, 0)
+            .zip(Ticks::of(&closed, 0))
+            .context("no samples")
     }
 
     /// Ticks of the host from the start of a guest's first instruction to its greeting.
@@ -259,7 +295,10 @@ struct Finder {
 
 impl Finder {
     fn new(text: &[u8]) -> Self {
-        Self { text: text.to_vec(), tail: Vec::new() }
+        Self {
+            text: text.to_vec(),
+            tail: Vec::new(),
+        }
     }
 
     /// Whether the text has just been completed by `bytes`.
@@ -267,7 +306,11 @@ impl Finder {
         self.tail.extend_from_slice(bytes);
         let found =
             !self.text.is_empty() && self.tail.windows(self.text.len()).any(|w| w == self.text);
-        let keep = if found { 0 } else { self.text.len().saturating_sub(1) };
+        let keep = if found {
+            0
+        } else {
+            self.text.len().saturating_sub(1)
+        };
         let drop = self.tail.len().saturating_sub(keep);
         self.tail.drain(..drop);
         found
@@ -277,9 +320,20 @@ impl Finder {
 fn measure(args: &Args) -> anyhow::Result<Status> {
     let kvm = vm::open(&args.device)?;
     let device = args.device.display().to_string();
-    let mut bench = Bench { args, kvm, report: Report { device, ..Report::default() } };
+    let mut bench = Bench {
+        args,
+        kvm,
+        report: Report {
+            device,
+            ..Report::default()
+        },
+    };
     let overhead = bench.routine(Routine::Nothing, 0)?.min;
-    let hypercall = if is_amd() { Routine::Vmmcall } else { Routine::Vmcall };
+    let hypercall = if is_amd() {
+        Routine::Vmmcall
+    } else {
+        Routine::Vmcall
+    };
     for (name, routine) in [
         ("cpuid", Routine::Cpuid),
         ("hypercall", hypercall),
@@ -312,7 +366,11 @@ fn measure(args: &Args) -> anyhow::Result<Status> {
     } else {
         print!("{}", report::table(&bench.report));
     }
-    Ok(if bench.report.skipped.is_empty() { Status::Done } else { Status::Other })
+    Ok(if bench.report.skipped.is_empty() {
+        Status::Done
+    } else {
+        Status::Other
+    })
 }
 
 #[cfg(test)]

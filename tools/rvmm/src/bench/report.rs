@@ -39,7 +39,10 @@ impl Ticks {
         let min = *samples.iter().min()?;
         let sum: u128 = samples.iter().map(|sample| u128::from(*sample)).sum();
         let mean = (sum / samples.len() as u128) as u64;
-        Some(Self { mean: mean.saturating_sub(overhead), min: min.saturating_sub(overhead) })
+        Some(Self {
+            mean: mean.saturating_sub(overhead),
+            min: min.saturating_sub(overhead),
+        })
     }
 }
 
@@ -57,7 +60,10 @@ pub struct Report {
 
 /// The table of one run.
 pub fn table(report: &Report) -> String {
-    let mut text = format!("{:<38} {:>14} {:>14}\n", report.device, "mean ticks", "minimum");
+    let mut text = format!(
+        "{:<38} {:>14} {:>14}\n",
+        report.device, "mean ticks", "minimum"
+    );
     for (row, meaning) in ROWS {
         if let Some(ticks) = report.rows.get(*row) {
             let _ = writeln!(text, "{meaning:<38} {:>14} {:>14}", ticks.mean, ticks.min);
@@ -71,8 +77,10 @@ pub fn table(report: &Report) -> String {
 /// The table of two runs with the ratio of their means, and the worst ratio.
 pub fn compare(base: &Report, other: &Report) -> (String, f64) {
     let mut worst = 0f64;
-    let mut text =
-        format!("{:<38} {:>14} {:>14} {:>7}\n", "ticks", base.device, other.device, "ratio");
+    let mut text = format!(
+        "{:<38} {:>14} {:>14} {:>7}\n",
+        "ticks", base.device, other.device, "ratio"
+    );
     for (row, meaning) in ROWS {
         let (a, b) = (base.rows.get(*row), other.rows.get(*row));
         if a.is_none() && b.is_none() {
@@ -87,7 +95,12 @@ pub fn compare(base: &Report, other: &Report) -> (String, f64) {
             }
             _ => "-".into(),
         };
-        let _ = writeln!(text, "{meaning:<38} {:>14} {:>14} {ratio:>7}", number(a), number(b));
+        let _ = writeln!(
+            text,
+            "{meaning:<38} {:>14} {:>14} {ratio:>7}",
+            number(a),
+            number(b)
+        );
     }
     (text, worst)
 }
@@ -97,13 +110,23 @@ mod tests {
     use super::*;
 
     fn report(device: &str, cpuid: u64) -> Report {
-        let ticks = Ticks { mean: cpuid, min: cpuid - 1 };
-        Report { device: device.into(), rows: [("cpuid".into(), ticks)].into(), ..Report::default() }
+        let ticks = Ticks {
+            mean: cpuid,
+            min: cpuid - 1,
+        };
+        Report {
+            device: device.into(),
+            rows: [("cpuid".into(), ticks)].into(),
+            ..Report::default()
+        }
     }
 
     #[test]
     fn mean_and_minimum_without_overhead() {
-        assert_eq!(Ticks::of(&[30, 10, 20], 5), Some(Ticks { mean: 15, min: 5 }));
+        assert_eq!(
+            Ticks::of(&[30, 10, 20], 5),
+            Some(Ticks { mean: 15, min: 5 })
+        );
         assert_eq!(Ticks::of(&[3], 5), Some(Ticks { mean: 0, min: 0 }));
         assert_eq!(Ticks::of(&[], 5), None);
         assert_eq!(Ticks::of(&[u64::MAX, u64::MAX], 0).unwrap().mean, u64::MAX);
@@ -121,7 +144,10 @@ mod tests {
     fn json_round_trip() {
         let report = report("/dev/kvm", 2319);
         let text = serde_json::to_string(&report).unwrap();
-        assert!(text.contains(r#""cpuid":{"mean":2319,"min":2318}"#), "{text}");
+        assert!(
+            text.contains(r#""cpuid":{"mean":2319,"min":2318}"#),
+            "{text}"
+        );
         assert_eq!(serde_json::from_str::<Report>(&text).unwrap(), report);
     }
 }
