@@ -105,12 +105,18 @@ impl<T: FileOperations> Operations<T> {
         unsafe { ArcBorrow::from_raw(private.cast::<T>()) }
     }
 
+    /// # Safety
+    ///
+    /// Called by the kernel as its entry of [`Table`], for a file of that table.
     unsafe extern "C" fn release(_inode: *mut bindings::inode, file: *mut bindings::file) -> c_int {
         // SAFETY: `release` is called once and takes the file's reference over.
         T::release(unsafe { Arc::from_raw((*file).private_data.cast::<T>()) });
         0
     }
 
+    /// # Safety
+    ///
+    /// Called by the kernel as its entry of [`Table`], for a file of that table.
     unsafe extern "C" fn ioctl(file: *mut bindings::file, cmd: c_uint, arg: c_ulong) -> c_long {
         // SAFETY: The caller holds the file for the length of the call.
         let (this, file) = unsafe { (Self::object(file), File::from_raw_file(file)) };
@@ -120,6 +126,9 @@ impl<T: FileOperations> Operations<T> {
         }
     }
 
+    /// # Safety
+    ///
+    /// Called by the kernel as its entry of [`Table`], for a file of that table.
     unsafe extern "C" fn compat_ioctl(
         file: *mut bindings::file,
         cmd: c_uint,
@@ -139,6 +148,9 @@ impl<T: FileOperations> Operations<T> {
         }
     }
 
+    /// # Safety
+    ///
+    /// Called by the kernel as its entry of [`Table`], for a file of that table.
     unsafe extern "C" fn mmap(
         file: *mut bindings::file,
         vma: *mut bindings::vm_area_struct,
@@ -151,6 +163,9 @@ impl<T: FileOperations> Operations<T> {
         }
     }
 
+    /// # Safety
+    ///
+    /// Called by the kernel as its entry of [`Table`], for a file of that table.
     unsafe extern "C" fn read(
         file: *mut bindings::file,
         buf: *mut c_char,
@@ -160,8 +175,12 @@ impl<T: FileOperations> Operations<T> {
         // SAFETY: The caller holds the file for the length of the call.
         let this = unsafe { Self::object(file) };
         let mut writer = UserSlice::new(UserPtr::from_ptr(buf.cast()), len).writer();
-        // SAFETY: `pos` is null (stream) or points to a position that this call owns.
-        let mut position = if pos.is_null() { 0 } else { unsafe { *pos } };
+        let mut position = if pos.is_null() {
+            0
+        } else {
+            // SAFETY: Not null (a stream), so it points to a position that this call owns.
+            unsafe { *pos }
+        };
         match T::read(this, &mut writer, &mut position) {
             Ok(count) => {
                 if !pos.is_null() {
@@ -174,6 +193,9 @@ impl<T: FileOperations> Operations<T> {
         }
     }
 
+    /// # Safety
+    ///
+    /// Called by the kernel as its entry of [`Table`], for a file of that table.
     unsafe extern "C" fn poll(
         file: *mut bindings::file,
         table: *mut bindings::poll_table_struct,

@@ -139,12 +139,18 @@ impl<T: CpuHotplug> Drop for State<T> {
     }
 }
 
+/// # Safety
+///
+/// Called by the kernel with the node of a registered `Inner<T>`.
 unsafe extern "C" fn online<T: CpuHotplug>(cpu: c_uint, node: *mut bindings::hlist_node) -> c_int {
     // SAFETY: `Inner` starts with the node and lives while it is an instance.
     let inner = unsafe { &*node.cast::<c_void>().cast::<Inner<T>>() };
     from_result(|| inner.data.online(cpu).map(|()| 0))
 }
 
+/// # Safety
+///
+/// Called by the kernel with the node of a registered `Inner<T>`.
 unsafe extern "C" fn offline<T: CpuHotplug>(cpu: c_uint, node: *mut bindings::hlist_node) -> c_int {
     // SAFETY: As for `online`.
     unsafe { &*node.cast::<c_void>().cast::<Inner<T>>() }

@@ -163,6 +163,9 @@ impl<H: EventFdHook> Drop for Hook<H> {
     }
 }
 
+/// # Safety
+///
+/// Called by `vfs_poll` with the table of a live `Inner<H>`.
 unsafe extern "C" fn queue<H: EventFdHook>(
     _file: *mut bindings::file,
     head: *mut bindings::wait_queue_head,
@@ -176,6 +179,9 @@ unsafe extern "C" fn queue<H: EventFdHook>(
     }
 }
 
+/// # Safety
+///
+/// Called by the wait queue with the entry of a live `Inner<H>`, the queue's lock held.
 unsafe extern "C" fn wake<H: EventFdHook>(
     entry: *mut bindings::wait_queue_entry,
     _mode: c_uint,

@@ -81,7 +81,7 @@ pub fn get_user_page_fast_only(hva: usize, write: bool) -> Option<PageRef> {
     let flags = if write { bindings::RVMM_FOLL_WRITE } else { 0 };
     let mut page = null_mut();
     // SAFETY: Room for one page; the function checks the address.
-    let got = unsafe { bindings::get_user_pages_fast_only(hva as _, 1, flags, &mut page) };
+    let got = unsafe { bindings::get_user_pages_fast_only(hva, 1, flags, &mut page) };
     if got != 1 {
         return None;
     }
@@ -113,7 +113,7 @@ pub fn get_user_page(hva: usize, write: bool) -> Result<PageRef> {
     }
     let mut page = null_mut();
     // SAFETY: Room for one page; the function checks the address and takes the mmap lock.
-    let got = unsafe { bindings::get_user_pages_unlocked(hva as _, 1, &mut page, flags) };
+    let got = unsafe { bindings::get_user_pages_unlocked(hva, 1, &mut page, flags) };
     if got < 0 {
         return Err(match got as i32 {
             // Interrupted: restarting is the system call's business.
@@ -152,7 +152,7 @@ pub enum MappingLevel {
 pub fn host_mapping_level(mm: &Mm, hva: usize) -> MappingLevel {
     // SAFETY: The `mm_struct` is live, and with interrupts off (in the shim) so are its page tables; the
     // top-level table lives as long as the `mm_struct`.
-    match unsafe { bindings::rvmm_host_mapping_level(mm.as_raw(), hva as _) } {
+    match unsafe { bindings::rvmm_host_mapping_level(mm.as_raw(), hva) } {
         2 => MappingLevel::L2M,
         3 => MappingLevel::L1G,
         _ => MappingLevel::L4K,
@@ -177,7 +177,7 @@ pub fn follow_pfnmap(mm: &Mm, hva: usize, write: bool) -> Result<Pfnmap> {
     let mut writable = false;
     // SAFETY: The address space has users and the results have room.
     to_result(unsafe {
-        bindings::rvmm_follow_pfnmap(mm.as_raw(), hva as _, write, &mut pfn, &mut writable)
+        bindings::rvmm_follow_pfnmap(mm.as_raw(), hva, write, &mut pfn, &mut writable)
     })?;
     Ok(Pfnmap {
         pfn: pfn as u64,
@@ -189,17 +189,17 @@ pub fn follow_pfnmap(mm: &Mm, hva: usize, write: bool) -> Result<Pfnmap> {
 /// space would. Sleeps. Errors: `EFAULT`, `EINTR`, `ENOMEM`, `EHWPOISON`.
 pub fn fault_in(hva: usize, write: bool) -> Result {
     // SAFETY: The shim looks the area up under the mmap lock.
-    to_result(unsafe { bindings::rvmm_fault_in(hva as _, write) })
+    to_result(unsafe { bindings::rvmm_fault_in(hva, write) })
 }
 
 /// Whether `pfn` is ordinary memory: it has a page structure and is not reserved (firmware, device).
 pub fn is_ram(pfn: u64) -> bool {
     // SAFETY: The shim checks the number before it looks at the page.
-    unsafe { bindings::rvmm_pfn_is_ram(pfn as _) }
+    unsafe { bindings::rvmm_pfn_is_ram(pfn as usize) }
 }
 
 /// Whether `pfn` is the shared page of zeroes.
 pub fn is_zero_page(pfn: u64) -> bool {
     // SAFETY: Compares numbers.
-    unsafe { bindings::rvmm_is_zero_pfn(pfn as _) }
+    unsafe { bindings::rvmm_is_zero_pfn(pfn as usize) }
 }

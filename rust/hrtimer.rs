@@ -54,7 +54,7 @@ impl<C: TimerCallback> Timer<C> {
                         bindings::hrtimer_setup(
                             slot,
                             Some(run::<C>),
-                            bindings::CLOCK_MONOTONIC as _,
+                            bindings::CLOCK_MONOTONIC as i32,
                             bindings::hrtimer_mode_HRTIMER_MODE_ABS_HARD,
                         )
                     }
@@ -127,6 +127,9 @@ unsafe fn start(timer: *mut bindings::hrtimer, when: u64) {
     };
 }
 
+/// # Safety
+///
+/// Called by the kernel with the timer of a live `Inner<C>`.
 unsafe extern "C" fn run<C: TimerCallback>(
     timer: *mut bindings::hrtimer,
 ) -> bindings::hrtimer_restart {

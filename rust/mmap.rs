@@ -145,7 +145,7 @@ impl SharedPages {
     pub fn map_at(self: &Arc<Self>, vma: &VmaNew, first: usize) -> Result {
         let area = vma.as_ptr();
         // SAFETY: The area is being set up by this task, nobody else looks at it.
-        let pgoff = unsafe { (*area).vm_pgoff } as usize;
+        let pgoff = unsafe { (*area).vm_pgoff };
         let start = pgoff.checked_sub(first).ok_or(EINVAL)?;
         if vma.flags() & vm_flags::SHARED == 0 && vma.writable() {
             // A private writable copy would silently part from the kernel's pages.
@@ -156,7 +156,7 @@ impl SharedPages {
         // SAFETY: As above. The operations and the reference belong together: `close` gives it back. File
         // page `first` is taken off for good, so that `fault` need not know it.
         unsafe {
-            (*area).vm_pgoff = start as _;
+            (*area).vm_pgoff = start;
             (*area).vm_private_data = Arc::into_raw(self.clone()).cast_mut().cast();
             (*area).vm_ops = &VM_OPS.0;
         }
@@ -184,6 +184,9 @@ unsafe fn object<'a>(area: *mut bindings::vm_area_struct) -> ArcBorrow<'a, Share
     unsafe { ArcBorrow::from_raw((*area).vm_private_data.cast::<SharedPages>()) }
 }
 
+/// # Safety
+///
+/// Called by the kernel for an area that [`SharedPages::map_at`] set up.
 unsafe extern "C" fn open(area: *mut bindings::vm_area_struct) {
     // SAFETY: A copy of an area with these operations; the original still holds its reference.
     let reference: Arc<SharedPages> = unsafe { object(area) }.into();
@@ -191,21 +194,27 @@ unsafe extern "C" fn open(area: *mut bindings::vm_area_struct) {
     let _ = Arc::into_raw(reference);
 }
 
+/// # Safety
+///
+/// Called by the kernel for an area that [`SharedPages::map_at`] set up.
 unsafe extern "C" fn close(area: *mut bindings::vm_area_struct) {
     // SAFETY: The area's own reference, from `map_at` or `open`.
     drop(unsafe { Arc::from_raw((*area).vm_private_data.cast::<SharedPages>()) });
 }
 
+/// # Safety
+///
+/// Called by the kernel for an area that [`SharedPages::map_at`] set up.
 unsafe extern "C" fn fault(vmf: *mut bindings::vm_fault) -> bindings::vm_fault_t {
     // SAFETY: The fault's area has these operations and is held for the length of the call.
     let (pages, pgoff) = unsafe {
         (
             object((*vmf).__bindgen_anon_1.vma),
-            (*vmf).__bindgen_anon_1.pgoff as usize,
+            (*vmf).__bindgen_anon_1.pgoff,
         )
     };
     let Some(page) = pages.pages.get(pgoff) else {
-        return bindings::RVMM_VM_FAULT_SIGBUS as _;
+        return bindings::RVMM_VM_FAULT_SIGBUS;
     };
     // SAFETY: The page is owned by `pages`; the mapping takes a reference of its own, so that the memory
     // lives as long as any mapping of it.

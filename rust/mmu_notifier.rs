@@ -178,13 +178,16 @@ impl<T: MmuNotifierOps> Ops<T> {
         // SAFETY: The caller promises a valid range.
         let range = unsafe { &*range };
         Range {
-            start: range.start as usize,
-            end: range.end as usize,
+            start: range.start,
+            end: range.end,
             blockable: range.flags & bindings::RVMM_MMU_NOTIFIER_RANGE_BLOCKABLE != 0,
-            event: range.event as u32,
+            event: range.event,
         }
     }
 
+    /// # Safety
+    ///
+    /// Called by the kernel with the notifier of a registered `Inner<T>`.
     unsafe extern "C" fn start(
         notifier: *mut bindings::mmu_notifier,
         range: *const bindings::mmu_notifier_range,
@@ -194,6 +197,9 @@ impl<T: MmuNotifierOps> Ops<T> {
         0
     }
 
+    /// # Safety
+    ///
+    /// Called by the kernel with the notifier of a registered `Inner<T>`.
     unsafe extern "C" fn end(
         notifier: *mut bindings::mmu_notifier,
         range: *const bindings::mmu_notifier_range,
@@ -202,6 +208,9 @@ impl<T: MmuNotifierOps> Ops<T> {
         unsafe { Self::data(notifier).invalidate_range_end(&Self::range(range)) };
     }
 
+    /// # Safety
+    ///
+    /// Called by the kernel with the notifier of a registered `Inner<T>`.
     unsafe extern "C" fn clear_flush_young(
         notifier: *mut bindings::mmu_notifier,
         _mm: *mut bindings::mm_struct,
@@ -209,9 +218,12 @@ impl<T: MmuNotifierOps> Ops<T> {
         end: c_ulong,
     ) -> bool {
         // SAFETY: Called with a registered notifier of this table.
-        unsafe { Self::data(notifier) }.clear_flush_young(start as usize, end as usize)
+        unsafe { Self::data(notifier) }.clear_flush_young(start, end)
     }
 
+    /// # Safety
+    ///
+    /// Called by the kernel with the notifier of a registered `Inner<T>`.
     unsafe extern "C" fn clear_young(
         notifier: *mut bindings::mmu_notifier,
         _mm: *mut bindings::mm_struct,
@@ -219,18 +231,24 @@ impl<T: MmuNotifierOps> Ops<T> {
         end: c_ulong,
     ) -> bool {
         // SAFETY: As above.
-        unsafe { Self::data(notifier) }.clear_young(start as usize, end as usize)
+        unsafe { Self::data(notifier) }.clear_young(start, end)
     }
 
+    /// # Safety
+    ///
+    /// Called by the kernel with the notifier of a registered `Inner<T>`.
     unsafe extern "C" fn test_young(
         notifier: *mut bindings::mmu_notifier,
         _mm: *mut bindings::mm_struct,
         addr: c_ulong,
     ) -> bool {
         // SAFETY: As above.
-        unsafe { Self::data(notifier) }.test_young(addr as usize)
+        unsafe { Self::data(notifier) }.test_young(addr)
     }
 
+    /// # Safety
+    ///
+    /// Called by the kernel with the notifier of a registered `Inner<T>`.
     unsafe extern "C" fn release(
         notifier: *mut bindings::mmu_notifier,
         _mm: *mut bindings::mm_struct,
@@ -239,6 +257,9 @@ impl<T: MmuNotifierOps> Ops<T> {
         unsafe { Self::data(notifier) }.release();
     }
 
+    /// # Safety
+    ///
+    /// Called by the kernel with the notifier of a registered `Inner<T>`.
     unsafe extern "C" fn free(notifier: *mut bindings::mmu_notifier) {
         // SAFETY: `retire` gave the box up, and this is the last use of it.
         drop(unsafe { KBox::from_raw(notifier.cast::<Inner<T>>()) });

@@ -118,7 +118,7 @@ impl Pages {
     pub unsafe fn from_phys(phys: u64, order: u32) -> Self {
         let addr = phys_to_virt(phys);
         // SAFETY: The frame is RAM that we own, so it has a page structure.
-        let page = unsafe { bindings::rvmm_pfn_to_page((phys >> PAGE_SHIFT) as _) };
+        let page = unsafe { bindings::rvmm_pfn_to_page((phys >> PAGE_SHIFT) as usize) };
         Self {
             // SAFETY: Neither the page structure nor the address of an allocated page is null.
             page: unsafe { NonNull::new_unchecked(page) },

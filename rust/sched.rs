@@ -105,7 +105,7 @@ impl SignalMaskGuard {
         const SIGKILL: u64 = 1 << 8;
         const SIGSTOP: u64 = 1 << 18;
         let set = bindings::sigset_t {
-            sig: [(mask.0 & !(SIGKILL | SIGSTOP)) as _],
+            sig: [(mask.0 & !(SIGKILL | SIGSTOP)) as usize],
         };
         let mut old = bindings::sigset_t { sig: [0] };
         // SAFETY: Both sets are valid for the call.

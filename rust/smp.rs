@@ -76,6 +76,9 @@ struct Call<F> {
     f: Option<F>,
 }
 
+/// # Safety
+///
+/// `info` points to a `Call<F>` that nobody else uses meanwhile.
 unsafe extern "C" fn call_once<F: FnOnce()>(info: *mut c_void) {
     // SAFETY: `call_on_cpu` passes a `Call<F>` and waits, so nobody else uses it now.
     let call = unsafe { &mut *info.cast::<Call<F>>() };
@@ -93,7 +96,7 @@ pub fn call_on_cpu<R: Send>(cpu: u32, f: impl FnOnce() -> R + Send) -> Result<R>
         // SAFETY: The call waits, so `call` outlives its use on the other CPU.
         to_result(unsafe {
             bindings::smp_call_function_single(
-                cpu as _,
+                cpu as i32,
                 Some(call_once::<G>),
                 addr_of_mut!(call).cast(),
                 true,
@@ -108,6 +111,9 @@ pub fn call_on_cpu<R: Send>(cpu: u32, f: impl FnOnce() -> R + Send) -> Result<R>
     result.ok_or(ENXIO)
 }
 
+/// # Safety
+///
+/// `info` points to a live `F`.
 unsafe extern "C" fn call_shared<F: Fn() + Sync>(info: *mut c_void) {
     // SAFETY: The caller waits, so the closure is live; it is `Sync`.
     unsafe { (*info.cast::<F>())() };
@@ -121,7 +127,7 @@ pub fn call_on_mask<F: Fn() + Sync>(mask: &Cpumask, f: &F) {
         bindings::on_each_cpu_cond_mask(
             None,
             Some(call_shared::<F>),
-            (f as *const F).cast_mut().cast(),
+            core::ptr::from_ref(f).cast_mut().cast(),
             true,
             mask.as_raw(),
         )
@@ -133,6 +139,9 @@ pub fn on_each_cpu<F: Fn() + Sync>(f: &F) {
     call_on_mask(online_mask(), f);
 }
 
+/// # Safety
+///
+/// None; the type is what the kernel calls.
 unsafe extern "C" fn nothing(_info: *mut c_void) {}
 
 /// Interrupts every online CPU of `mask` but this one. With `wait` it returns when each has taken the

@@ -72,7 +72,7 @@ impl<T> RawSpin<T> {
         let flags = unsafe { bindings::rvmm_raw_spin_lock_irqsave(self.lock.get()) };
         Guard {
             lock: self,
-            flags: Some(flags as u64),
+            flags: Some(flags),
             _not_send: PhantomData,
         }
     }
@@ -92,7 +92,7 @@ impl<T> RawSpin<T> {
 #[must_use = "the lock is released when the guard is dropped"]
 pub struct Guard<'a, T> {
     lock: &'a RawSpin<T>,
-    flags: Option<u64>,
+    flags: Option<usize>,
     _not_send: PhantomData<*mut ()>,
 }
 
@@ -123,7 +123,7 @@ impl<T> Drop for Guard<'_, T> {
         let lock = self.lock.lock.get();
         match self.flags {
             // SAFETY: By the invariant the lock is held, and these are the flags from before.
-            Some(flags) => unsafe { bindings::rvmm_raw_spin_unlock_irqrestore(lock, flags as _) },
+            Some(flags) => unsafe { bindings::rvmm_raw_spin_unlock_irqrestore(lock, flags) },
             // SAFETY: By the invariant the lock is held.
             None => unsafe { bindings::rvmm_raw_spin_unlock(lock) },
         }

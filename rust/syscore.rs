@@ -81,16 +81,25 @@ impl<T: SyscoreOps> Drop for Registration<T> {
     }
 }
 
+/// # Safety
+///
+/// Called by the kernel with the pointer that [`Registration::register`] set.
 unsafe extern "C" fn suspend<T: SyscoreOps>(data: *mut c_void) -> c_int {
     // SAFETY: `register` set the pointer to data that lives while it is registered.
     from_result(|| unsafe { &*data.cast::<T>() }.suspend().map(|()| 0))
 }
 
+/// # Safety
+///
+/// Called by the kernel with the pointer that [`Registration::register`] set.
 unsafe extern "C" fn resume<T: SyscoreOps>(data: *mut c_void) {
     // SAFETY: As above.
     unsafe { &*data.cast::<T>() }.resume();
 }
 
+/// # Safety
+///
+/// Called by the kernel with the pointer that [`Registration::register`] set.
 unsafe extern "C" fn shutdown<T: SyscoreOps>(data: *mut c_void) {
     // SAFETY: As above.
     unsafe { &*data.cast::<T>() }.shutdown();

@@ -19,7 +19,7 @@ macro_rules! access {
         pub fn $get(addr: usize) -> Result<$ty> {
             let mut value = 0;
             // SAFETY: The shim checks the address and catches the fault; `value` has room.
-            match unsafe { bindings::$cget(&mut value, addr as _) } {
+            match unsafe { bindings::$cget(&mut value, addr) } {
                 0 => Ok(value),
                 _ => Err(EFAULT),
             }
@@ -29,7 +29,7 @@ macro_rules! access {
         #[inline(always)]
         pub fn $put(addr: usize, value: $ty) -> Result {
             // SAFETY: The shim checks the address and catches the fault.
-            match unsafe { bindings::$cput(addr as _, value) } {
+            match unsafe { bindings::$cput(addr, value) } {
                 0 => Ok(()),
                 _ => Err(EFAULT),
             }
@@ -46,7 +46,7 @@ macro_rules! access {
             }
             let mut found = old;
             // SAFETY: The shim checks the address and catches the fault; `found` has room.
-            match unsafe { bindings::$ccmpxchg(addr as _, &mut found, new) } {
+            match unsafe { bindings::$ccmpxchg(addr, &mut found, new) } {
                 0 => Ok(Ok(old)),
                 1 => Ok(Err(found)),
                 _ => Err(EFAULT),
@@ -100,12 +100,7 @@ pub fn cmpxchg_u128(addr: usize, old: u128, new: u128) -> Result<core::result::R
     let mut found = [old as u64, (old >> 64) as u64];
     // SAFETY: The shim checks the address and catches the fault; `found` has room.
     match unsafe {
-        bindings::rvmm_cmpxchg_user_u128(
-            addr as _,
-            found.as_mut_ptr(),
-            new as u64,
-            (new >> 64) as u64,
-        )
+        bindings::rvmm_cmpxchg_user_u128(addr, found.as_mut_ptr(), new as u64, (new >> 64) as u64)
     } {
         0 => Ok(Ok(old)),
         1 => Ok(Err(u128::from(found[1]) << 64 | u128::from(found[0]))),
@@ -117,20 +112,18 @@ pub fn cmpxchg_u128(addr: usize, old: u128, new: u128) -> Result<core::result::R
 pub fn copy_from(addr: usize, dst: &mut [u8]) -> Result {
     // SAFETY: The shim checks the user range; `dst` has room.
     to_result(unsafe {
-        bindings::rvmm_copy_from_user_nofault(dst.as_mut_ptr().cast(), addr as _, dst.len())
+        bindings::rvmm_copy_from_user_nofault(dst.as_mut_ptr().cast(), addr, dst.len())
     })
 }
 
 /// Copies to user address `addr`. On `EFAULT` part of it may have been written.
 pub fn copy_to(addr: usize, src: &[u8]) -> Result {
     // SAFETY: The shim checks the user range.
-    to_result(unsafe {
-        bindings::rvmm_copy_to_user_nofault(addr as _, src.as_ptr().cast(), src.len())
-    })
+    to_result(unsafe { bindings::rvmm_copy_to_user_nofault(addr, src.as_ptr().cast(), src.len()) })
 }
 
 /// Whether `addr..addr + len` lies in the user half of the address space.
 pub fn access_ok(addr: usize, len: usize) -> bool {
     // SAFETY: Compares numbers.
-    unsafe { bindings::rvmm_access_ok(addr as _, len) }
+    unsafe { bindings::rvmm_access_ok(addr, len) }
 }
