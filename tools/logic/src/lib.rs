@@ -12,6 +12,15 @@ extern crate std;
 #[path = "../../../src/exit.rs"]
 pub mod exit;
 
+#[path = "../../../src/stats.rs"]
+pub mod stats;
+
+#[path = "../../../src/svm"]
+pub mod svm {
+    //! AMD-V.
+    pub mod check;
+}
+
 #[path = "../../../src/cpu"]
 pub mod cpu {
     //! CPU model: registers, CPUID and MSR policy.
@@ -21,6 +30,7 @@ pub mod cpu {
     pub mod events;
     pub mod msr;
     pub mod regs;
+    pub mod violation;
     pub mod xsave;
 }
 

@@ -1,0 +1,713 @@
+// SPDX-License-Identifier: GPL-2.0
+//! Statistics in KVM's binary format, and the exit ledger: how often each kind of exit happened and how long it took
+//! (api.rst 4.133 KVM_GET_STATS_FD).
+//!
+//! The statistics file is never built as a whole: [`StatsFile::read`] computes the bytes asked for from constant descriptors and
+//! from live counters.
+#![forbid(unsafe_code)]
+
+use crate::exit::Exit;
+use core::sync::atomic::{AtomicU64, Ordering};
+
+/// Bytes of a name, and of the id string (`name_size` of the header).
+pub const NAME_SIZE: usize = 48;
+/// Bytes of `struct kvm_stats_header`.
+pub const HEADER_SIZE: usize = 24;
+/// Bytes of `struct kvm_stats_desc` with its name.
+pub const DESC_SIZE: usize = 16 + NAME_SIZE;
+/// Offset of the first descriptor.
+pub const DESC_OFFSET: usize = HEADER_SIZE + NAME_SIZE;
+
+/// Buckets of a histogram.
+pub const BUCKETS: usize = 64;
+
+const TYPE_CUMULATIVE: u32 = 0;
+const TYPE_INSTANT: u32 = 1;
+const TYPE_LOG_HIST: u32 = 4;
+const UNIT_NONE: u32 = 0 << 4;
+const UNIT_CYCLES: u32 = 3 << 4;
+
+/// One statistic.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Desc {
+    /// Name, shorter than [`NAME_SIZE`].
+    pub name: &'static str,
+    /// KVM_STATS_TYPE_* | KVM_STATS_UNIT_* | KVM_STATS_BASE_*.
+    pub flags: u32,
+    /// Number of 64-bit values.
+    pub size: u16,
+}
+
+impl Desc {
+    /// A count that only grows.
+    pub const fn cumulative(name: &'static str) -> Self {
+        Self::new(name, TYPE_CUMULATIVE | UNIT_NONE, 1)
+    }
+
+    /// A quantity as it is now.
+    pub const fn instant(name: &'static str) -> Self {
+        Self::new(name, TYPE_INSTANT | UNIT_NONE, 1)
+    }
+
+    /// A log2 histogram of TSC cycles.
+    pub const fn cycles_histogram(name: &'static str) -> Self {
+        Self::new(name, TYPE_LOG_HIST | UNIT_CYCLES, BUCKETS as u16)
+    }
+
+    const fn new(name: &'static str, flags: u32, size: u16) -> Self {
+        assert!(name.len() < NAME_SIZE);
+        Self { name, flags, size }
+    }
+}
+
+/// Number of 64-bit values that `descs` describe.
+pub const fn data_words(descs: &[Desc]) -> usize {
+    let mut sum = 0;
+    let mut i = 0;
+    while i < descs.len() {
+        sum += descs[i].size as usize;
+        i += 1;
+    }
+    sum
+}
+
+macro_rules! exit_classes {
+    ($($(#[$doc:meta])* $variant:ident = $name:literal,)*) => {
+        /// Kind of an exit, for statistics.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+        #[repr(u8)]
+        pub enum ExitClass {
+            $($(#[$doc])* $variant,)*
+        }
+
+        impl ExitClass {
+            /// All classes, in the order of their numbers.
+            pub const ALL: &'static [Self] = &[$(Self::$variant,)*];
+            /// Number of classes.
+            pub const COUNT: usize = Self::ALL.len();
+
+            /// Name as in the statistics (`exit_` is put before it).
+            pub const fn name(self) -> &'static str {
+                match self {
+                    $(Self::$variant => $name,)*
+                }
+            }
+        }
+
+        const EXIT_COUNTS: [Desc; ExitClass::COUNT] =
+            [$(Desc::cumulative(concat!("exit_", $name)),)*];
+        const EXIT_CYCLES: [Desc; ExitClass::COUNT] =
+            [$(Desc::cycles_histogram(concat!("exit_", $name, "_cycles")),)*];
+    };
+}
+
+exit_classes! {
+    /// CPUID.
+    Cpuid = "cpuid",
+    /// RDMSR.
+    Rdmsr = "rdmsr",
+    /// WRMSR.
+    Wrmsr = "wrmsr",
+    /// IN, OUT.
+    Io = "io",
+    /// INS, OUTS.
+    IoString = "io_string",
+    /// A nested-paging fault that was answered by mapping a page.
+    NestedFault = "nested_fault",
+    /// A nested-paging fault on a device address.
+    Mmio = "mmio",
+    /// HLT.
+    Hlt = "hlt",
+    /// VMCALL, VMMCALL.
+    Hypercall = "hypercall",
+    /// Control-register access.
+    CrAccess = "cr_access",
+    /// Debug-register access.
+    DrAccess = "dr_access",
+    /// Host interrupt.
+    ExternalInterrupt = "external_interrupt",
+    /// Host NMI or machine check.
+    Nmi = "nmi",
+    /// Interrupt window.
+    IrqWindow = "irq_window",
+    /// NMI window.
+    NmiWindow = "nmi_window",
+    /// Intercepted exception.
+    Exception = "exception",
+    /// Triple fault.
+    TripleFault = "triple_fault",
+    /// PAUSE loop.
+    Pause = "pause",
+    /// WBINVD, WBNOINVD, INVD.
+    Wbinvd = "wbinvd",
+    /// XSETBV.
+    Xsetbv = "xsetbv",
+    /// INVLPG.
+    Invlpg = "invlpg",
+    /// Task switch.
+    TaskSwitch = "task_switch",
+    /// RDTSC, RDTSCP, RDPMC.
+    Rdtsc = "rdtsc",
+    /// MONITOR, MWAIT.
+    Mwait = "mwait",
+    /// APIC virtualisation: EOI, write, TPR threshold.
+    Apic = "apic",
+    /// Entry refused by the processor.
+    EntryFailure = "entry_failure",
+    /// Anything else.
+    Other = "other",
+}
+
+impl ExitClass {
+    /// Class of an exit. The handler of a nested fault turns it into [`ExitClass::Mmio`] when it finds a device there.
+    #[inline]
+    pub const fn of(exit: &Exit) -> Self {
+        match exit {
+            Exit::HostInterrupt => Self::ExternalInterrupt,
+            Exit::HostNmi | Exit::HostMachineCheck => Self::Nmi,
+            Exit::IrqWindow => Self::IrqWindow,
+            Exit::NmiWindow => Self::NmiWindow,
+            Exit::Cpuid => Self::Cpuid,
+            Exit::Rdmsr => Self::Rdmsr,
+            Exit::Wrmsr => Self::Wrmsr,
+            Exit::Hypercall => Self::Hypercall,
+            Exit::Hlt => Self::Hlt,
+            Exit::Pause => Self::Pause,
+            Exit::CacheInvalidate => Self::Wbinvd,
+            Exit::Xsetbv => Self::Xsetbv,
+            Exit::Rdpmc => Self::Rdtsc,
+            Exit::MonitorMwait => Self::Mwait,
+            Exit::Io(io) => {
+                if io.string {
+                    Self::IoString
+                } else {
+                    Self::Io
+                }
+            }
+            Exit::NestedFault(_) => Self::NestedFault,
+            Exit::CrAccess(_) => Self::CrAccess,
+            Exit::DrAccess => Self::DrAccess,
+            Exit::Exception(_) => Self::Exception,
+            Exit::TaskSwitch => Self::TaskSwitch,
+            Exit::TripleFault => Self::TripleFault,
+            Exit::VirtualEoi(_) | Exit::ApicWrite(_) | Exit::TprBelowThreshold => Self::Apic,
+            Exit::EntryFailure(_) => Self::EntryFailure,
+            Exit::Undefined | Exit::PreemptionTimer | Exit::Unknown(_) => Self::Other,
+        }
+    }
+}
+
+macro_rules! counters {
+    ($(#[$outer:meta])* $ty:ident, $descs:ident: $($(#[$doc:meta])* $variant:ident = $kind:ident($name:literal),)*) => {
+        $(#[$outer])*
+        #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+        #[repr(u8)]
+        pub enum $ty {
+            $($(#[$doc])* $variant,)*
+        }
+
+        impl $ty {
+            /// Number of counters.
+            pub const COUNT: usize = [$(Self::$variant,)*].len();
+        }
+
+        const $descs: [Desc; $ty::COUNT] = [$(Desc::$kind($name),)*];
+    };
+}
+
+counters! {
+    /// Counters of a vCPU besides the exit ledger.
+    VcpuCounter, VCPU_COUNTERS:
+    /// Entries into the guest.
+    Entries = cumulative("entries"),
+    /// Returns from KVM_RUN.
+    UserExits = cumulative("user_exits"),
+    /// KVM_RUN ended by a signal or immediate_exit.
+    SignalExits = cumulative("signal_exits"),
+    /// External interrupts delivered.
+    IrqInjections = cumulative("irq_injections"),
+    /// NMIs delivered.
+    NmiInjections = cumulative("nmi_injections"),
+    /// Exceptions delivered by the hypervisor.
+    ExceptionInjections = cumulative("exception_injections"),
+    /// Events delivered again because an exit interrupted them.
+    Reinjections = cumulative("reinjections"),
+    /// Guest translations flushed.
+    TlbFlushes = cumulative("tlb_flush"),
+    /// Instructions emulated.
+    Emulations = cumulative("insn_emulation"),
+    /// HLT in the kernel ended by an event.
+    HaltWakeups = cumulative("halt_wakeup"),
+    /// Moved to another CPU.
+    Migrations = cumulative("cpu_migrations"),
+}
+
+counters! {
+    /// Counters of a VM.
+    VmCounter, VM_COUNTERS:
+    /// 4 KiB leaves in the nested page tables.
+    Pages4k = instant("pages_4k"),
+    /// 2 MiB leaves.
+    Pages2m = instant("pages_2m"),
+    /// 1 GiB leaves.
+    Pages1g = instant("pages_1g"),
+    /// Pages used by the nested page tables themselves.
+    TablePages = instant("nested_table_pages"),
+    /// Ranges taken back by the host's memory management.
+    Invalidations = cumulative("mmu_invalidations"),
+    /// Translations flushed on all vCPUs.
+    RemoteFlushes = cumulative("remote_tlb_flush"),
+}
+
+const fn concat_descs<const N: usize>(parts: &[&[Desc]]) -> [Desc; N] {
+    let mut out = [Desc::cumulative(""); N];
+    let mut n = 0;
+    let mut p = 0;
+    while p < parts.len() {
+        let mut i = 0;
+        while i < parts[p].len() {
+            out[n] = parts[p][i];
+            n += 1;
+            i += 1;
+        }
+        p += 1;
+    }
+    assert!(n == N);
+    out
+}
+
+const VCPU_DESC_COUNT: usize = VcpuCounter::COUNT + 2 * ExitClass::COUNT;
+
+/// Descriptors of a vCPU's statistics file: counters, exits by class, cycles by class.
+pub static VCPU_DESCS: [Desc; VCPU_DESC_COUNT] =
+    concat_descs::<VCPU_DESC_COUNT>(&[&VCPU_COUNTERS, &EXIT_COUNTS, &EXIT_CYCLES]);
+
+/// Descriptors of a VM's statistics file.
+pub static VM_DESCS: [Desc; VmCounter::COUNT] = VM_COUNTERS;
+
+/// Where a statistics file takes its values from.
+pub trait Values {
+    /// Value number `word`, counted over all descriptors in order; 0 beyond the end.
+    fn value(&self, word: usize) -> u64;
+}
+
+/// Bucket of `cycles`: 0 holds 0, bucket n holds 2^(n-1) to 2^n - 1, the last one also everything beyond.
+#[inline]
+pub const fn bucket(cycles: u64) -> usize {
+    let b = (u64::BITS - cycles.leading_zeros()) as usize;
+    if b < BUCKETS {
+        b
+    } else {
+        BUCKETS - 1
+    }
+}
+
+/// Statistics of one vCPU. One thread writes (the one that runs the vCPU); any may read at any time.
+#[derive(Debug)]
+pub struct VcpuStats {
+    counters: [AtomicU64; VcpuCounter::COUNT],
+    exits: [AtomicU64; ExitClass::COUNT],
+    cycles: [[AtomicU64; BUCKETS]; ExitClass::COUNT],
+}
+
+/// Adds without a locked instruction: there is only one writer.
+#[inline]
+fn add(c: Option<&AtomicU64>, n: u64) {
+    if let Some(c) = c {
+        c.store(c.load(Ordering::Relaxed).wrapping_add(n), Ordering::Relaxed);
+    }
+}
+
+fn load(c: Option<&AtomicU64>) -> u64 {
+    c.map_or(0, |c| c.load(Ordering::Relaxed))
+}
+
+impl VcpuStats {
+    /// All zeros; about 14 KiB, so build it in place (an all-zero allocation is valid).
+    #[allow(clippy::declare_interior_mutable_const)]
+    pub const ZERO: Self = {
+        const Z: AtomicU64 = AtomicU64::new(0);
+        const H: [AtomicU64; BUCKETS] = [Z; BUCKETS];
+        Self {
+            counters: [Z; VcpuCounter::COUNT],
+            exits: [Z; ExitClass::COUNT],
+            cycles: [H; ExitClass::COUNT],
+        }
+    };
+
+    /// Records one exit of `class` whose handling took `cycles` TSC cycles.
+    #[inline]
+    pub fn exit(&self, class: ExitClass, cycles: u64) {
+        let c = class as usize;
+        add(self.exits.get(c), 1);
+        add(self.cycles.get(c).and_then(|h| h.get(bucket(cycles))), 1);
+    }
+
+    /// Adds `n` to a counter.
+    #[inline]
+    pub fn add(&self, counter: VcpuCounter, n: u64) {
+        add(self.counters.get(counter as usize), n);
+    }
+
+    /// Number of exits of `class`.
+    pub fn exits(&self, class: ExitClass) -> u64 {
+        load(self.exits.get(class as usize))
+    }
+}
+
+impl Values for VcpuStats {
+    fn value(&self, word: usize) -> u64 {
+        let Some(w) = word.checked_sub(VcpuCounter::COUNT) else {
+            return load(self.counters.get(word));
+        };
+        let Some(w) = w.checked_sub(ExitClass::COUNT) else {
+            return load(self.exits.get(w));
+        };
+        load(
+            self.cycles
+                .get(w / BUCKETS)
+                .and_then(|h| h.get(w % BUCKETS)),
+        )
+    }
+}
+
+/// Statistics of one VM. Several threads write.
+#[derive(Debug)]
+pub struct VmStats {
+    counters: [AtomicU64; VmCounter::COUNT],
+}
+
+impl VmStats {
+    /// All zeros.
+    #[allow(clippy::declare_interior_mutable_const)]
+    pub const ZERO: Self = {
+        const Z: AtomicU64 = AtomicU64::new(0);
+        Self {
+            counters: [Z; VmCounter::COUNT],
+        }
+    };
+
+    /// Adds `n` (negative to subtract).
+    #[inline]
+    pub fn add(&self, counter: VmCounter, n: i64) {
+        if let Some(c) = self.counters.get(counter as usize) {
+            c.fetch_add(n as u64, Ordering::Relaxed);
+        }
+    }
+
+    /// The present value.
+    pub fn get(&self, counter: VmCounter) -> u64 {
+        load(self.counters.get(counter as usize))
+    }
+}
+
+impl Values for VmStats {
+    fn value(&self, word: usize) -> u64 {
+        load(self.counters.get(word))
+    }
+}
+
+/// An id string: "kvm-PID" for a VM, "kvm-PID/vcpu-N" for a vCPU, padded with zeros to [`NAME_SIZE`].
+pub fn id_string(pid: u32, vcpu: Option<u32>) -> [u8; NAME_SIZE] {
+    let mut out = [0u8; NAME_SIZE];
+    let mut at = 0usize;
+    put_str(&mut out, &mut at, b"kvm-");
+    put_dec(&mut out, &mut at, pid);
+    if let Some(n) = vcpu {
+        put_str(&mut out, &mut at, b"/vcpu-");
+        put_dec(&mut out, &mut at, n);
+    }
+    out
+}
+
+fn put_str(out: &mut [u8; NAME_SIZE], at: &mut usize, s: &[u8]) {
+    for &b in s {
+        if let Some(slot) = out.get_mut(*at) {
+            *slot = b;
+            *at = at.saturating_add(1);
+        }
+    }
+}
+
+fn put_dec(out: &mut [u8; NAME_SIZE], at: &mut usize, n: u32) {
+    let mut div = 1_000_000_000u32;
+    let mut started = false;
+    while div != 0 {
+        let d = (n / div % 10) as u8;
+        if d != 0 || started || div == 1 {
+            started = true;
+            put_str(out, at, &[b'0'.wrapping_add(d)]);
+        }
+        div /= 10;
+    }
+}
+
+/// The bytes of a statistics file: header, id, descriptors, values.
+#[derive(Clone, Copy)]
+pub struct StatsFile<'a, V: Values + ?Sized> {
+    /// Id string.
+    pub id: &'a [u8; NAME_SIZE],
+    /// Descriptors; values follow in the same order.
+    pub descs: &'a [Desc],
+    /// The values.
+    pub values: &'a V,
+}
+
+impl<V: Values + ?Sized> StatsFile<'_, V> {
+    fn data_offset(&self) -> usize {
+        DESC_OFFSET.saturating_add(self.descs.len().saturating_mul(DESC_SIZE))
+    }
+
+    /// Bytes of the whole file.
+    pub fn len(&self) -> usize {
+        let words = self
+            .descs
+            .iter()
+            .fold(0usize, |n, d| n.saturating_add(d.size as usize));
+        self.data_offset().saturating_add(words.saturating_mul(8))
+    }
+
+    /// Never: the header is always there.
+    pub fn is_empty(&self) -> bool {
+        false
+    }
+
+    /// Copies from position `pos` into `buf`; returns how many bytes, 0 at the end of the file.
+    pub fn read(&self, pos: u64, buf: &mut [u8]) -> usize {
+        let len = self.len();
+        let mut at = match usize::try_from(pos) {
+            Ok(p) if p < len => p,
+            _ => return 0,
+        };
+        let mut done = 0usize;
+        while at < len {
+            let Some(room) = buf.get_mut(done..) else {
+                break;
+            };
+            if room.is_empty() {
+                break;
+            }
+            let mut block = [0u8; DESC_SIZE];
+            let (start, size) = self.block(at, &mut block);
+            let Some(src) = block.get(at.saturating_sub(start)..size) else {
+                break;
+            };
+            let n = src.len().min(room.len());
+            if n == 0 {
+                break;
+            }
+            if let (Some(d), Some(s)) = (room.get_mut(..n), src.get(..n)) {
+                d.copy_from_slice(s);
+            }
+            at = at.saturating_add(n);
+            done = done.saturating_add(n);
+        }
+        done
+    }
+
+    /// Fills `b` with the block (header, id, one descriptor or one value) that holds position `at`; returns its start and size.
+    fn block(&self, at: usize, b: &mut [u8; DESC_SIZE]) -> (usize, usize) {
+        let data = self.data_offset();
+        if at < HEADER_SIZE {
+            put(b, 0, &0u32.to_le_bytes());
+            put(b, 4, &(NAME_SIZE as u32).to_le_bytes());
+            put(b, 8, &(self.descs.len() as u32).to_le_bytes());
+            put(b, 12, &(HEADER_SIZE as u32).to_le_bytes());
+            put(b, 16, &(DESC_OFFSET as u32).to_le_bytes());
+            put(b, 20, &(data as u32).to_le_bytes());
+            (0, HEADER_SIZE)
+        } else if at < DESC_OFFSET {
+            put(b, 0, self.id);
+            (HEADER_SIZE, NAME_SIZE)
+        } else if at < data {
+            let i = at.saturating_sub(DESC_OFFSET) / DESC_SIZE;
+            let before = self
+                .descs
+                .iter()
+                .take(i)
+                .fold(0u32, |n, d| n.saturating_add(d.size as u32));
+            if let Some(d) = self.descs.get(i) {
+                put(b, 0, &d.flags.to_le_bytes());
+                // Exponent 0: values are in units of one.
+                put(b, 4, &0i16.to_le_bytes());
+                put(b, 6, &d.size.to_le_bytes());
+                put(b, 8, &before.saturating_mul(8).to_le_bytes());
+                // bucket_size is for linear histograms only.
+                put(b, 12, &0u32.to_le_bytes());
+                put(b, 16, d.name.as_bytes());
+            }
+            (
+                DESC_OFFSET.saturating_add(i.saturating_mul(DESC_SIZE)),
+                DESC_SIZE,
+            )
+        } else {
+            let word = at.saturating_sub(data) / 8;
+            put(b, 0, &self.values.value(word).to_le_bytes());
+            (data.saturating_add(word.saturating_mul(8)), 8)
+        }
+    }
+}
+
+fn put(b: &mut [u8; DESC_SIZE], at: usize, bytes: &[u8]) {
+    if let Some(d) = b.get_mut(at..at.saturating_add(bytes.len())) {
+        d.copy_from_slice(bytes);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::vec;
+    use std::vec::Vec;
+
+    fn whole<V: Values>(f: &StatsFile<'_, V>) -> Vec<u8> {
+        let mut out = vec![0xee; f.len() + 10];
+        let n = f.read(0, &mut out);
+        assert_eq!(n, f.len());
+        out.truncate(n);
+        out
+    }
+
+    fn u32_at(b: &[u8], at: usize) -> u32 {
+        u32::from_le_bytes(b[at..at + 4].try_into().unwrap())
+    }
+
+    /// Reads a file as a client does: name to (flags, values).
+    fn parse(b: &[u8]) -> Vec<(std::string::String, u32, Vec<u64>)> {
+        let name_size = u32_at(b, 4) as usize;
+        let n = u32_at(b, 8) as usize;
+        let desc = u32_at(b, 16) as usize;
+        let data = u32_at(b, 20) as usize;
+        assert_eq!(u32_at(b, 0), 0);
+        assert_eq!(u32_at(b, 12) as usize, HEADER_SIZE);
+        (0..n)
+            .map(|i| {
+                let d = &b[desc + i * (16 + name_size)..];
+                let size = u16::from_le_bytes(d[6..8].try_into().unwrap()) as usize;
+                let off = u32_at(d, 8) as usize;
+                assert_eq!(u32_at(d, 12), 0);
+                assert_eq!(&d[4..6], &[0, 0]);
+                let name = &d[16..16 + name_size];
+                let end = name.iter().position(|&c| c == 0).expect("terminated");
+                let name = std::string::String::from_utf8(name[..end].to_vec()).unwrap();
+                let v = (0..size)
+                    .map(|k| {
+                        let at = data + off + 8 * k;
+                        u64::from_le_bytes(b[at..at + 8].try_into().unwrap())
+                    })
+                    .collect();
+                (name, u32_at(d, 0), v)
+            })
+            .collect()
+    }
+
+    #[test]
+    fn vcpu_file() {
+        let s = VcpuStats::ZERO;
+        s.exit(ExitClass::Cpuid, 700);
+        s.exit(ExitClass::Cpuid, 0);
+        s.exit(ExitClass::Other, u64::MAX);
+        s.add(VcpuCounter::Entries, 3);
+        let id = id_string(1234, Some(7));
+        let f = StatsFile {
+            id: &id,
+            descs: &VCPU_DESCS,
+            values: &s,
+        };
+        let b = whole(&f);
+        assert_eq!(&b[24..24 + 16], b"kvm-1234/vcpu-7\0");
+        let p = parse(&b);
+        assert_eq!(p.len(), VcpuCounter::COUNT + 2 * ExitClass::COUNT);
+        let get = |n: &str| p.iter().find(|x| x.0 == n).unwrap_or_else(|| panic!("{n}"));
+        assert_eq!(get("exit_cpuid").2, [2]);
+        assert_eq!(get("exit_cpuid").1, 0);
+        assert_eq!(get("entries").2, [3]);
+        let h = get("exit_cpuid_cycles");
+        assert_eq!(h.1, 4 | 3 << 4);
+        assert_eq!(h.2.len(), 64);
+        assert_eq!((h.2[0], h.2[10], h.2.iter().sum::<u64>()), (1, 1, 2));
+        assert_eq!(get("exit_other_cycles").2[63], 1);
+        for (i, x) in p.iter().enumerate() {
+            assert!(p[..i].iter().all(|y| y.0 != x.0), "{} twice", x.0);
+            assert!(x
+                .0
+                .bytes()
+                .all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || c == b'_'));
+        }
+        for c in ExitClass::ALL {
+            let _ = get(&std::format!("exit_{}", c.name()));
+            let _ = get(&std::format!("exit_{}_cycles", c.name()));
+        }
+    }
+
+    #[test]
+    fn vm_file() {
+        let s = VmStats::ZERO;
+        s.add(VmCounter::Pages2m, 5);
+        s.add(VmCounter::Pages2m, -2);
+        let id = id_string(0, None);
+        let f = StatsFile {
+            id: &id,
+            descs: &VM_DESCS,
+            values: &s,
+        };
+        let b = whole(&f);
+        assert_eq!(&b[24..30], b"kvm-0\0");
+        let p = parse(&b);
+        let x = p.iter().find(|x| x.0 == "pages_2m").unwrap();
+        assert_eq!((x.1, &x.2[..]), (1, &[3u64][..]));
+    }
+
+    #[test]
+    fn pieces_make_the_whole() {
+        let s = VcpuStats::ZERO;
+        for (i, c) in ExitClass::ALL.iter().enumerate() {
+            s.exit(*c, 1 << i);
+        }
+        let id = id_string(u32::MAX, Some(u32::MAX));
+        let f = StatsFile {
+            id: &id,
+            descs: &VCPU_DESCS,
+            values: &s,
+        };
+        let all = whole(&f);
+        for step in [1usize, 7, 8, 63, 64, 65, 1000] {
+            let mut got = Vec::new();
+            let mut buf = vec![0u8; step];
+            loop {
+                let n = f.read(got.len() as u64, &mut buf);
+                if n == 0 {
+                    break;
+                }
+                got.extend_from_slice(&buf[..n]);
+            }
+            assert!(got == all, "step {step}");
+        }
+        assert_eq!(f.read(all.len() as u64, &mut [0; 8]), 0);
+        assert_eq!(f.read(u64::MAX, &mut [0; 8]), 0);
+        assert_eq!(f.read(0, &mut []), 0);
+        assert_eq!(&id[..27], b"kvm-4294967295/vcpu-4294967");
+    }
+
+    #[test]
+    fn buckets() {
+        assert_eq!(bucket(0), 0);
+        assert_eq!(bucket(1), 1);
+        assert_eq!(bucket(2), 2);
+        assert_eq!(bucket(3), 2);
+        assert_eq!(bucket(4), 3);
+        assert_eq!(bucket(1 << 62), 63);
+        assert_eq!(bucket(u64::MAX), 63);
+    }
+
+    #[test]
+    fn values_match_descriptors() {
+        assert_eq!(
+            data_words(&VCPU_DESCS),
+            VcpuCounter::COUNT + ExitClass::COUNT * (1 + BUCKETS)
+        );
+        let s = VcpuStats::ZERO;
+        assert_eq!(s.value(data_words(&VCPU_DESCS)), 0);
+        assert_eq!(s.value(usize::MAX), 0);
+    }
+}
