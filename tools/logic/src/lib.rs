@@ -21,6 +21,12 @@ pub mod svm {
     pub mod check;
 }
 
+#[path = "../../../src/vmx"]
+pub mod vmx {
+    //! VT-x.
+    pub mod check;
+}
+
 #[path = "../../../src/cpu"]
 pub mod cpu {
     //! CPU model: registers, CPUID and MSR policy.
