@@ -275,11 +275,76 @@ impl Paging {
         gva: Gva,
         access: Access,
     ) -> Result<Translation, WalkError<R::Error>> {
-        match self.pass::<R, false>(r, gva, access) {
-            Ok(p) if !p.stale => Ok(p.translation),
-            Ok(_) | Err(Stop::Changed) => self.translate_and_mark(r, gva, access),
-            Err(Stop::Error(e)) => Err(e),
+        if let Some(t) = self.translate_long4(r, gva, access) {
+            return Ok(t);
         }
+        self.translate_and_mark(r, gva, access)
+    }
+
+    /// The common case in a straight line: 4-level paging, a page of 4 KiB or 2 MiB, access allowed, nothing to
+    /// be marked. `None` says no more than that it is not this case.
+    #[inline]
+    fn translate_long4<R: GuestRead>(
+        &self,
+        r: &mut R,
+        gva: Gva,
+        access: Access,
+    ) -> Option<Translation> {
+        const WANT: u64 = PRESENT | ACCESSED;
+        if self.mode != Mode::Long4 || !self.is_canonical(gva) {
+            return None;
+        }
+        let a = gva.0;
+        let bad = self.reserved | WANT;
+        // Address of the entry of `level` in the table that `entry` points to.
+        let at = |entry: u64, level: Level| Gpa((entry & ADDR) | (level.index(a) as u64) << 3);
+        let e4 = r.read_u64(at(self.root, Level::L4)).ok()?;
+        if (e4 ^ WANT) & (bad | PAGE) != 0 {
+            return None;
+        }
+        let e3 = r.read_u64(at(e4, Level::L3)).ok()?;
+        if (e3 ^ WANT) & (bad | PAGE) != 0 {
+            return None;
+        }
+        let e2 = r.read_u64(at(e3, Level::L2)).ok()?;
+        if (e2 ^ WANT) & bad != 0 {
+            return None;
+        }
+        let mut all = e4 & e3 & e2;
+        let mut any = e4 | e3 | e2;
+        let leaf;
+        let level;
+        if e2 & PAGE != 0 {
+            if e2 & Level::L2.offset_mask() & ADDR & !PAT_LARGE != 0 {
+                return None;
+            }
+            leaf = e2;
+            level = Level::L2;
+        } else {
+            let e1 = r.read_u64(at(e2, Level::L1)).ok()?;
+            if (e1 ^ WANT) & bad != 0 {
+                return None;
+            }
+            all &= e1;
+            any |= e1;
+            leaf = e1;
+            level = Level::L1;
+        }
+        if self.denied(all, any, access)
+            || (self.pkru != 0 && all & USER != 0 && !access.fetch)
+            || (access.write && leaf & DIRTY == 0)
+        {
+            return None;
+        }
+        let mask = level.offset_mask();
+        Some(Translation {
+            gpa: Gpa((leaf & ADDR & !mask) | (a & mask)),
+            page_shift: level.shift() as u8,
+            writable: all & WRITE != 0,
+            user: all & USER != 0,
+            no_exec: any & NO_EXEC != 0,
+            global: leaf & GLOBAL != 0,
+        })
     }
 
     /// Translates `gva` for `access` and leaves the tables alone (KVM_TRANSLATE, debuggers).
@@ -287,6 +352,7 @@ impl Paging {
     /// # Errors
     ///
     /// See [`WalkError`].
+    #[cold]
     pub fn probe<R: GuestRead>(
         &self,
         r: &mut R,
@@ -300,7 +366,7 @@ impl Paging {
         }
     }
 
-    /// The rare case of [`Paging::translate`]: bits have to be set.
+    /// All other cases of [`Paging::translate`].
     #[cold]
     fn translate_and_mark<R: GuestRead>(
         &self,
@@ -308,6 +374,11 @@ impl Paging {
         gva: Gva,
         access: Access,
     ) -> Result<Translation, WalkError<R::Error>> {
+        match self.pass::<R, false>(r, gva, access) {
+            Ok(p) if !p.stale => return Ok(p.translation),
+            Ok(_) | Err(Stop::Changed) => {}
+            Err(Stop::Error(e)) => return Err(e),
+        }
         for _ in 0..PASSES {
             match self.pass::<R, true>(r, gva, access) {
                 Ok(p) => return Ok(p.translation),
@@ -319,7 +390,6 @@ impl Paging {
     }
 
     /// One pass over the tables; with `MARK` it sets accessed and dirty bits.
-    #[inline]
     fn pass<R: GuestRead, const MARK: bool>(
         &self,
         r: &mut R,
@@ -355,7 +425,6 @@ impl Paging {
     }
 
     /// Entries of 8 bytes from `table`, whose entries are of level `level` (SDM 3A 4.4.2, 4.5.4).
-    #[inline]
     fn pass_64<R: GuestRead, const MARK: bool>(
         &self,
         r: &mut R,
@@ -522,12 +591,13 @@ impl Paging {
         }
     }
 
-    /// Access rights (SDM 3A 4.6). `all` and `any`: conjunction and disjunction of the entries.
+    /// Whether access rights forbid the access (SDM 3A 4.6.1). `all` and `any`: conjunction and disjunction of
+    /// the entries.
     #[inline(always)]
-    fn check<E>(&self, all: u64, any: u64, key: u32, access: Access) -> Result<(), Stop<E>> {
+    const fn denied(&self, all: u64, any: u64, access: Access) -> bool {
         let user_page = all & USER != 0;
         let read_only = all & WRITE == 0;
-        let denied = if access.fetch {
+        if access.fetch {
             any & NO_EXEC != 0
                 || if access.user {
                     !user_page
@@ -538,10 +608,16 @@ impl Paging {
             !user_page || (access.write && read_only)
         } else {
             (access.write && read_only && self.wp) || (user_page && self.smap && !access.ac)
-        };
+        }
+    }
+
+    /// Access rights and protection keys.
+    #[inline(always)]
+    fn check<E>(&self, all: u64, any: u64, key: u32, access: Access) -> Result<(), Stop<E>> {
+        let denied = self.denied(all, any, access);
         // Protection keys (4.6.2) guard data of user-mode pages against both modes.
         let mut key_denied = false;
-        if self.pkru != 0 && user_page && !access.fetch {
+        if self.pkru != 0 && all & USER != 0 && !access.fetch {
             let rights = self.pkru.wrapping_shr(key.wrapping_mul(2));
             key_denied =
                 rights & 1 != 0 || (rights & 2 != 0 && access.write && (access.user || self.wp));

@@ -1,0 +1,15 @@
+// SPDX-License-Identifier: GPL-2.0
+//! The CPU that a guest sees.
+
+pub(crate) mod canonical;
+pub(crate) mod control;
+pub(crate) mod cpuid;
+pub(crate) mod events;
+pub(crate) mod msr;
+pub(crate) mod paravirt;
+pub(crate) mod regs;
+pub(crate) mod violation;
+pub(crate) mod xsave;
+
+/// KVM_FEATURE_* bits that are offered (Documentation/virt/kvm/x86/cpuid.rst): NOP_IO_DELAY.
+pub(crate) const KVM_FEATURES: u32 = 1 << 1;

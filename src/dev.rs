@@ -1,0 +1,275 @@
+// SPDX-License-Identifier: GPL-2.0
+//! The device: /dev/rvmm and, on request, /dev/kvm. System ioctls (api.rst 4, "system ioctls").
+
+use crate::cpu::cpuid::{self, CpuidEntry, CpuidIndex, GuestFeatures, HostCpuid, Policy, Vendor};
+use crate::cpu::{msr, xsave};
+use crate::hw;
+use crate::linux::anon_inode;
+use crate::linux::global::Global;
+use crate::linux::{boot_cpu, cpuid as host, cr};
+use crate::uapi::{self, k};
+use crate::vcpu_set::{MAX_VCPUS, MAX_VCPU_ID};
+use crate::vm::{Vm, VmFile};
+use kernel::fs::File;
+use kernel::miscdevice::{MiscDevice, MiscDeviceOptions, MiscDeviceRegistration};
+use kernel::prelude::*;
+use kernel::uaccess::{UserPtr, UserSlice};
+
+/// Number of GSIs (KVM_CAP_IRQ_ROUTING).
+pub(crate) const GSIS: u32 = 4096;
+/// Slots that user space may have (as many as KVM offers).
+pub(crate) const MAX_SLOTS: u32 = 32764;
+/// Most CPUID entries that a vCPU may have.
+pub(crate) const MAX_CPUID_ENTRIES: usize = 256;
+/// Machine-check banks (KVM_CAP_MCE).
+pub(crate) const MCE_BANKS: u64 = 32;
+/// MCG_CAP that KVM_X86_SETUP_MCE may set: bank count, MCG_CTL_P, MCG_SER_P.
+pub(crate) const MCE_CAP: u64 = 1 << 24 | 1 << 8 | MCE_BANKS;
+
+/// The host's CPUID instruction.
+struct Host;
+
+impl HostCpuid for Host {
+    fn cpuid(&self, leaf: u32, subleaf: u32) -> [u32; 4] {
+        let r = host::cpuid(leaf, subleaf);
+        [r.eax, r.ebx, r.ecx, r.edx]
+    }
+}
+
+/// What guests may see, found once at load.
+pub(crate) struct Model {
+    /// KVM_GET_SUPPORTED_CPUID.
+    pub(crate) supported: KVec<CpuidEntry>,
+    /// The same as features: what the hypervisor carries on this host.
+    pub(crate) features: GuestFeatures,
+    /// Host vendor.
+    pub(crate) vendor: Vendor,
+    /// XCR0 bits that guests may set.
+    pub(crate) xcr0: u64,
+    /// Host's XCR0, in force outside the guest.
+    pub(crate) host_xcr0: u64,
+    /// Offsets and sizes of the standard XSAVE format.
+    pub(crate) layout: xsave::Layout,
+    /// MXCSR bits that exist.
+    pub(crate) mxcsr_mask: u32,
+    /// PKRU is switched.
+    pub(crate) pku: bool,
+    /// The host runs with CR4.OSXSAVE.
+    pub(crate) has_xsave: bool,
+}
+
+static MODEL: Global<Model> = Global::new();
+
+/// The CPU model. Set by `init` before any file can be opened.
+pub(crate) fn model() -> Result<&'static Model> {
+    MODEL.get().ok_or(ENODEV)
+}
+
+/// Finds out what guests may see.
+pub(crate) fn init() -> Result {
+    let caps = hw::caps().ok_or(ENODEV)?;
+    let has_xsave = host::cpuid(1, 0).ecx & 1 << 27 != 0;
+    let host_xcr0 = if has_xsave { cr::xgetbv(0) } else { 0 };
+    let l0 = Host.cpuid(0, 0);
+    let pku = crate::linux::fpu::pku_enabled() && host_xcr0 & xsave::PKRU != 0;
+    let mut xcr0 = host_xcr0 & xsave::CARRIED;
+    if !pku {
+        xcr0 &= !xsave::PKRU;
+    }
+    let vendor = Vendor::from_leaf0(l0);
+    let policy = Policy {
+        vendor,
+        xcr0,
+        xss: 0,
+        max_phys_bits: 0,
+        apic: true,
+        x2apic: true,
+        tsc_deadline: true,
+        tsc_adjust: true,
+        rdtscp: caps.rdtscp,
+        invpcid: caps.invpcid,
+        xsaves: caps.xsaves,
+        pku,
+        spec_ctrl: false,
+        arch_capabilities: false,
+        lfence_serializing: true,
+        tsc_khz: boot_cpu::tsc_khz(),
+        apic_hz: 1_000_000_000,
+        kvm_features: crate::cpu::KVM_FEATURES,
+        kvm_hints: 0,
+    };
+    let mut supported = KVec::with_capacity(MAX_CPUID_ENTRIES, GFP_KERNEL)?;
+    let mut buf: KVec<CpuidEntry> = KVec::from_elem(CpuidEntry::default(), MAX_CPUID_ENTRIES, GFP_KERNEL)?;
+    let n = cpuid::supported(&Host, &policy, &mut buf).map_err(|_| E2BIG)?;
+    supported.extend_from_slice(buf.get(..n).ok_or(EINVAL)?, GFP_KERNEL)?;
+    let features = GuestFeatures::from_table(&supported, &CpuidIndex::new(&supported));
+    MODEL.set(Model {
+        supported,
+        features,
+        vendor,
+        xcr0,
+        host_xcr0,
+        layout: xsave::Layout::from_host(&Host, host_xcr0),
+        mxcsr_mask: crate::linux::fpu::mxcsr_mask(),
+        pku,
+        has_xsave,
+    })
+}
+
+/// Drops the model.
+///
+/// # Safety
+///
+/// No VM is left and the devices are gone.
+pub(crate) unsafe fn exit() {
+    // SAFETY: By the contract.
+    unsafe { MODEL.clear() };
+}
+
+/// KVM_CHECK_EXTENSION, the same on every file. What is not listed is not there.
+pub(crate) fn check_extension(cap: usize) -> isize {
+    let Ok(cap) = u32::try_from(cap) else { return 0 };
+    match cap {
+        k::KVM_CAP_IRQCHIP
+        | k::KVM_CAP_HLT
+        | k::KVM_CAP_USER_MEMORY
+        | k::KVM_CAP_SET_TSS_ADDR
+        | k::KVM_CAP_EXT_CPUID
+        | k::KVM_CAP_NOP_IO_DELAY
+        | k::KVM_CAP_MP_STATE
+        | k::KVM_CAP_SYNC_MMU
+        | k::KVM_CAP_DESTROY_MEMORY_REGION_WORKS
+        | k::KVM_CAP_JOIN_MEMORY_REGIONS_WORKS
+        | k::KVM_CAP_USER_NMI
+        | k::KVM_CAP_IRQ_INJECT_STATUS
+        | k::KVM_CAP_IRQFD
+        | k::KVM_CAP_PIT2
+        | k::KVM_CAP_PIT_STATE2
+        | k::KVM_CAP_IOEVENTFD
+        | k::KVM_CAP_IOEVENTFD_NO_LENGTH
+        | k::KVM_CAP_IOEVENTFD_ANY_LENGTH
+        | k::KVM_CAP_SET_IDENTITY_MAP_ADDR
+        | k::KVM_CAP_INTERNAL_ERROR_DATA
+        | k::KVM_CAP_VCPU_EVENTS
+        | k::KVM_CAP_DEBUGREGS
+        | k::KVM_CAP_XSAVE
+        | k::KVM_CAP_SIGNAL_MSI
+        | k::KVM_CAP_GET_TSC_KHZ
+        | k::KVM_CAP_TSC_DEADLINE_TIMER
+        | k::KVM_CAP_READONLY_MEM
+        | k::KVM_CAP_CHECK_EXTENSION_VM
+        | k::KVM_CAP_ENABLE_CAP_VM
+        | k::KVM_CAP_ENABLE_CAP
+        | k::KVM_CAP_SPLIT_IRQCHIP
+        | k::KVM_CAP_IMMEDIATE_EXIT
+        | k::KVM_CAP_BINARY_STATS_FD
+        | k::KVM_CAP_SET_BOOT_CPU_ID
+        | k::KVM_CAP_USER_MEMORY2
+        | uapi::RVMM_CAP_ENTRY_FAILURE => 1,
+        k::KVM_CAP_XCRS => model().is_ok_and(|m| m.has_xsave).into(),
+        k::KVM_CAP_ADJUST_CLOCK => k::KVM_CLOCK_TSC_STABLE as isize,
+        k::KVM_CAP_NR_VCPUS => (crate::linux::smp::num_online() as usize).min(MAX_VCPUS) as isize,
+        k::KVM_CAP_MAX_VCPUS => MAX_VCPUS as isize,
+        k::KVM_CAP_MAX_VCPU_ID => MAX_VCPU_ID as isize,
+        k::KVM_CAP_NR_MEMSLOTS => MAX_SLOTS as isize,
+        k::KVM_CAP_IRQ_ROUTING => GSIS as isize,
+        k::KVM_CAP_MCE => MCE_BANKS as isize,
+        _ => 0,
+    }
+}
+
+/// KVM_GET_MSR_INDEX_LIST: the count is updated first, then E2BIG when there is no room (api.rst 4.3).
+fn get_msr_index_list(arg: usize) -> Result<isize> {
+    let model = model()?;
+    let room = uapi::get::<u32>(arg)? as usize;
+    let mut list = KVec::from_elem(0u32, 256, GFP_KERNEL)?;
+    let n = msr::index_list(&model.features, &mut list).map_err(|_| E2BIG)?;
+    uapi::put(arg, &(n as u32))?;
+    if room < n {
+        return Err(E2BIG);
+    }
+    let mut out = UserSlice::new(UserPtr::from_addr(arg.checked_add(4).ok_or(EFAULT)?), n * 4).writer();
+    for v in list.iter().take(n) {
+        out.write(v)?;
+    }
+    Ok(0)
+}
+
+fn get_supported_cpuid(arg: usize) -> Result<isize> {
+    let model = model()?;
+    let room = uapi::get::<u32>(arg)? as usize;
+    let n = model.supported.len();
+    if room < n {
+        return Err(E2BIG);
+    }
+    uapi::put_cpuid(arg, &model.supported)?;
+    Ok(0)
+}
+
+fn create_vm(kind: usize) -> Result<isize> {
+    if kind != 0 {
+        return Err(EINVAL);
+    }
+    let vm = Vm::new()?;
+    Ok(anon_inode::install(VmFile::new(vm)?)? as isize)
+}
+
+/// System ioctls.
+fn ioctl(cmd: u32, arg: usize) -> Result<isize> {
+    match cmd {
+        uapi::KVM_GET_API_VERSION if arg == 0 => Ok(k::KVM_API_VERSION as isize),
+        uapi::KVM_CREATE_VM => create_vm(arg),
+        uapi::KVM_CHECK_EXTENSION => Ok(check_extension(arg)),
+        uapi::KVM_GET_VCPU_MMAP_SIZE if arg == 0 => Ok(crate::vcpu::MMAP_BYTES as isize),
+        uapi::KVM_GET_SUPPORTED_CPUID => get_supported_cpuid(arg),
+        uapi::KVM_GET_MSR_INDEX_LIST => get_msr_index_list(arg),
+        uapi::KVM_X86_GET_MCE_CAP_SUPPORTED => uapi::put(arg, &MCE_CAP).map(|()| 0),
+        uapi::KVM_GET_API_VERSION | uapi::KVM_GET_VCPU_MMAP_SIZE => Err(EINVAL),
+        // KVM's answer to a number that it does not know.
+        _ => Err(EINVAL),
+    }
+}
+
+/// /dev/rvmm.
+#[derive(Clone, Copy)]
+pub(crate) struct RvmmDevice;
+
+/// /dev/kvm, the same under another name.
+#[derive(Clone, Copy)]
+pub(crate) struct KvmNode;
+
+/// Registration of /dev/rvmm.
+pub(crate) fn options() -> MiscDeviceOptions {
+    MiscDeviceOptions { name: c"rvmm" }
+}
+
+/// Registration of /dev/kvm, free while no KVM vendor module is loaded.
+pub(crate) fn register_kvm_node() -> impl PinInit<MiscDeviceRegistration<KvmNode>, Error> {
+    MiscDeviceRegistration::register(MiscDeviceOptions { name: c"kvm" })
+}
+
+macro_rules! misc_device {
+    ($t:ty) => {
+        #[vtable]
+        impl MiscDevice for $t {
+            // Nothing is kept per open file.
+            type Ptr = KBox<Self>;
+
+            fn open(_file: &File, _misc: &MiscDeviceRegistration<Self>) -> Result<Self::Ptr> {
+                Ok(KBox::new(Self, GFP_KERNEL)?)
+            }
+
+            fn ioctl(_device: &Self, _file: &File, cmd: u32, arg: usize) -> Result<isize> {
+                ioctl(cmd, arg)
+            }
+
+            #[cfg(CONFIG_COMPAT)]
+            fn compat_ioctl(_device: &Self, _file: &File, cmd: u32, arg: usize) -> Result<isize> {
+                ioctl(cmd, arg)
+            }
+        }
+    };
+}
+
+misc_device!(RvmmDevice);
+misc_device!(KvmNode);

@@ -1,0 +1,432 @@
+// SPDX-License-Identifier: GPL-2.0
+//! Instructions in software: fetching them, stepping over them, and the accesses of the few that are emulated.
+//!
+//! An instruction's bytes are fetched once per exit; what is decoded is what is executed, whatever another vCPU does to the
+//! code meanwhile.
+
+use crate::backend::{Groups, Interruptibility, VcpuBackend};
+use crate::cpu::events;
+use crate::cpu::regs::{rflags, Mode, Seg};
+use crate::emul::{self, Access, Answer, Bus, DecodeError, Insn, Outcome, PortRequest, Stop, Swap};
+use crate::exit::Exception;
+use crate::irq::lapic::{Action, Lapic};
+use crate::linux::mmap::SharedPages;
+use crate::linux::{hrtimer, uaccess};
+use crate::mem::addr::{Gpa, Gva};
+use crate::mem::gwalk::{self, GuestRead, Paging, WalkError};
+use crate::mem::memory::{MemError, MemoryView};
+use crate::state::State;
+use crate::vm::Vm;
+use kernel::prelude::*;
+
+/// Offset of the port data page in the vCPU's mapping (KVM_PIO_PAGE_OFFSET).
+pub(crate) const PIO_PAGE: usize = 4096;
+
+/// Guest page-table entries as the walker reads them.
+struct Tables<'a, 'b> {
+    view: &'a MemoryView<'b>,
+    /// Never sleep: interrupts may be off.
+    atomic: bool,
+}
+
+impl Tables<'_, '_> {
+    fn read<const N: usize>(&self, gpa: Gpa) -> Result<[u8; N], MemError> {
+        let mut b = [0; N];
+        if self.atomic {
+            self.view.try_read(gpa, &mut b)?;
+        } else {
+            self.view.read(gpa, &mut b)?;
+        }
+        Ok(b)
+    }
+}
+
+impl GuestRead for Tables<'_, '_> {
+    type Error = MemError;
+
+    #[inline]
+    fn read_u32(&mut self, gpa: Gpa) -> Result<u32, MemError> {
+        self.read(gpa).map(u32::from_le_bytes)
+    }
+
+    #[inline]
+    fn read_u64(&mut self, gpa: Gpa) -> Result<u64, MemError> {
+        if self.atomic {
+            return self.view.try_read_u64(gpa);
+        }
+        self.read(gpa).map(u64::from_le_bytes)
+    }
+
+    fn set_ad(&mut self, gpa: Gpa, old: u64, new: u64, bytes: u8) -> Result<bool, MemError> {
+        let done = exchange(self.view, gpa, old, new, bytes, self.atomic)?;
+        Ok(done)
+    }
+}
+
+/// Atomic compare-and-exchange of guest memory inside a page.
+fn exchange(view: &MemoryView<'_>, gpa: Gpa, old: u64, new: u64, bytes: u8, atomic: bool) -> Result<bool, MemError> {
+    let hva = view.hva(gpa, true)?;
+    let attempt = || -> Result<bool> {
+        Ok(match bytes {
+            1 => uaccess::cmpxchg_u8(hva, old as u8, new as u8)?.is_ok(),
+            2 => uaccess::cmpxchg_u16(hva, old as u16, new as u16)?.is_ok(),
+            4 => uaccess::cmpxchg_u32(hva, old as u32, new as u32)?.is_ok(),
+            _ => uaccess::cmpxchg_u64(hva, old, new)?.is_ok(),
+        })
+    };
+    let done = match attempt() {
+        Ok(d) => d,
+        Err(_) if atomic => return Err(MemError::Fault),
+        Err(_) => {
+            crate::linux::gup::fault_in(hva, true).map_err(|_| MemError::Fault)?;
+            attempt().map_err(|_| MemError::Fault)?
+        }
+    };
+    if done {
+        view.mark_dirty(gpa);
+    }
+    Ok(done)
+}
+
+/// Why the current instruction could not be fetched or stepped over.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum FetchError {
+    /// It needs memory that is not resident: try again outside the stay.
+    Sleep,
+    /// The guest has to meet the fault, or a changed instruction, itself.
+    Reenter,
+    /// It is not one that the emulator knows.
+    Unsupported([u8; 15], u8),
+}
+
+impl State {
+    /// The paging in force.
+    pub(crate) fn paging(&mut self) -> Paging {
+        self.load(Groups::CTRL);
+        let s = &self.cpu.sregs;
+        let f = gwalk::Features { max_phys_bits: self.features.maxphyaddr, pages_1g: self.features.gbpages };
+        Paging::new(s.cr0, s.cr3, s.cr4, s.efer, self.pkru, f)
+    }
+
+    /// Fetches and decodes the instruction at CS:RIP.
+    pub(crate) fn fetch(&mut self, view: &MemoryView<'_>, atomic: bool) -> Result<Insn, FetchError> {
+        self.load(Groups::CODE.union(Groups::CTRL));
+        let mode = self.cpu.sregs.mode(self.cpu.regs.rflags);
+        if let Some((bytes, len)) = self.hw.insn_bytes() {
+            if let Ok(i) = emul::decode(bytes.get(..usize::from(len)).unwrap_or(&[]), mode) {
+                return Ok(i);
+            }
+        }
+        let cpl = self.cpu.sregs.cpl(self.cpu.regs.rflags);
+        let paging = self.paging();
+        let base = emul::segment_base(Seg::Cs, mode, &self.cpu.sregs);
+        let limit = if mode == Mode::Long { u64::MAX } else { 0xffff_ffff };
+        let start = base.wrapping_add(self.cpu.regs.rip) & limit;
+        let mut bytes = [0u8; 15];
+        let mut have = 0usize;
+        let mut tables = Tables { view, atomic };
+        while have < bytes.len() {
+            let la = start.wrapping_add(have as u64) & limit;
+            let room = (4096 - (la & 0xfff)) as usize;
+            let n = room.min(bytes.len() - have);
+            let gpa = match paging.translate(&mut tables, Gva(la), gwalk::Access::fetch(cpl)) {
+                Ok(t) => t.gpa,
+                Err(WalkError::Access(MemError::Fault)) if atomic => return Err(FetchError::Sleep),
+                Err(_) => return Err(FetchError::Reenter),
+            };
+            let Some(part) = bytes.get_mut(have..have + n) else { return Err(FetchError::Reenter) };
+            let read = if atomic { view.try_read(gpa, part) } else { view.read(gpa, part) };
+            match read {
+                Ok(()) => {}
+                Err(MemError::Fault) if atomic => return Err(FetchError::Sleep),
+                // Code in MMIO.
+                Err(_) => return Err(FetchError::Unsupported(bytes, have as u8)),
+            }
+            have += n;
+            match emul::decode(bytes.get(..have).unwrap_or(&[]), mode) {
+                Ok(i) => return Ok(i),
+                Err(DecodeError::Truncated) => {}
+                // The processor got past decoding, so the code has been changed since: let it run again.
+                Err(DecodeError::Undefined | DecodeError::TooLong) => return Err(FetchError::Reenter),
+                Err(DecodeError::Unsupported) => return Err(FetchError::Unsupported(bytes, have as u8)),
+            }
+        }
+        Err(FetchError::Unsupported(bytes, 15))
+    }
+
+    /// Steps over the instruction that caused the exit, by the length that the processor gave or by decoding.
+    pub(crate) fn skip(&mut self, view: &MemoryView<'_>, atomic: bool) -> Result<(), FetchError> {
+        let len = match self.hw.insn_len() {
+            Some(n) => n,
+            None => self.fetch(view, atomic)?.len(),
+        };
+        self.advance(len);
+        Ok(())
+    }
+
+    /// RIP past an instruction of `len` bytes that has completed: shadow and RF end, a single step is due.
+    pub(crate) fn advance(&mut self, len: u8) {
+        let rip = self.cpu.regs.rip.wrapping_add(u64::from(len));
+        self.cpu.regs.rip = if rip >> 32 == 0 {
+            rip
+        } else {
+            self.load(Groups::CODE.union(Groups::CTRL));
+            // Only 64-bit mode has an instruction pointer wider than 32 bits.
+            if self.cpu.sregs.mode(self.cpu.regs.rflags) == Mode::Long {
+                rip
+            } else {
+                rip & 0xffff_ffff
+            }
+        };
+        self.completed();
+    }
+
+    /// What the completion of any instruction entails.
+    pub(crate) fn completed(&mut self) {
+        let i = self.hw.interruptibility();
+        if i.sti || i.mov_ss {
+            self.hw.set_interruptibility(Interruptibility { sti: false, mov_ss: false, nmi: i.nmi });
+        }
+        self.cpu.regs.rflags &= !rflags::RF;
+        if self.cpu.regs.rflags & rflags::TF != 0 {
+            // Single-step trap: DR6.BS (SDM 3B 19.2.3).
+            self.cpu.dr6 |= 1 << 14;
+            let db = Exception { vector: events::vector::DB, error_code: None, payload: 1 << 14 };
+            // #DB is benign: it cannot shut the guest down.
+            let _ = self.raise(db);
+        }
+    }
+}
+
+/// How emulation ended.
+pub(crate) enum Emulated {
+    /// Done, or an exception is pending: on with the guest.
+    Done,
+    /// User space has to complete an access; it is in the replay log.
+    User,
+    /// Not emulated.
+    Unsupported,
+    /// The exception shut the guest down.
+    TripleFault,
+}
+
+/// Guest-physical memory and ports for the emulator.
+struct GuestBus<'a, 'b> {
+    vm: &'a Vm,
+    view: &'a MemoryView<'b>,
+    paging: Paging,
+    cpl: u8,
+    ac: bool,
+    lapic: Option<&'a mut Lapic>,
+    run: &'a SharedPages,
+    /// What accesses to the local APIC ask for.
+    actions: [Action; 2],
+}
+
+impl GuestBus<'_, '_> {
+    fn lapic_offset(&self, gpa: u64) -> Option<u32> {
+        let page = self.lapic.as_ref()?.page()?;
+        (gpa & !0xfff == page).then_some((gpa & 0xfff) as u32)
+    }
+
+    fn act(&mut self, a: Action) {
+        if !a.is_none() {
+            if let Some(free) = self.actions.iter_mut().find(|x| x.is_none()) {
+                *free = a;
+            }
+        }
+    }
+}
+
+impl Bus for GuestBus<'_, '_> {
+    fn translate(&mut self, la: u64, access: Access) -> Result<u64, Stop> {
+        let mut tables = Tables { view: self.view, atomic: false };
+        let a = gwalk::Access::data(access == Access::Write, self.cpl, self.ac);
+        match self.paging.translate(&mut tables, Gva(la), a) {
+            Ok(t) => Ok(t.gpa.0),
+            Err(WalkError::PageFault { error_code }) => {
+                Err(Stop::Exception { vector: events::vector::PF, error_code: Some(error_code), cr2: Some(la) })
+            }
+            Err(WalkError::NonCanonical) => {
+                Err(Stop::Exception { vector: events::vector::GP, error_code: Some(0), cr2: None })
+            }
+            Err(WalkError::Access(_) | WalkError::Busy) => Err(Stop::Unsupported),
+        }
+    }
+
+    fn read(&mut self, gpa: u64, buf: &mut [u8]) -> Result<Answer, Stop> {
+        if let Some(offset) = self.lapic_offset(gpa) {
+            // Registers are 32 bits wide on 16-byte boundaries; other accesses are undefined and read as zero.
+            let value = match &mut self.lapic {
+                Some(l) if offset & 3 == 0 && buf.len() <= 4 => l.read(offset, hrtimer::ktime_get_ns()),
+                _ => 0,
+            };
+            for (to, from) in buf.iter_mut().zip(u64::from(value).to_le_bytes()) {
+                *to = from;
+            }
+            return Ok(Answer::Done);
+        }
+        match self.view.read(Gpa(gpa), buf) {
+            Ok(()) => Ok(Answer::Done),
+            Err(MemError::Fault) => Err(Stop::Unsupported),
+            Err(MemError::NotRam) if self.vm.chip.mmio_read(gpa, buf) => Ok(Answer::Done),
+            Err(MemError::NotRam) => Ok(Answer::User),
+        }
+    }
+
+    fn write(&mut self, gpa: u64, data: &[u8]) -> Result<Answer, Stop> {
+        if let Some(offset) = self.lapic_offset(gpa) {
+            if let (Some(l), Ok(v), true) = (&mut self.lapic, data.try_into().map(u32::from_le_bytes), offset & 15 == 0) {
+                let action = l.write(offset, v, hrtimer::ktime_get_ns());
+                self.act(action);
+            }
+            return Ok(Answer::Done);
+        }
+        match self.view.write(Gpa(gpa), data) {
+            Ok(()) => Ok(Answer::Done),
+            Err(MemError::Fault) => Err(Stop::Unsupported),
+            Err(MemError::NotRam) if self.vm.chip.mmio_write(gpa, data) => Ok(Answer::Done),
+            Err(MemError::NotRam) => Ok(Answer::User),
+        }
+    }
+
+    fn cmpxchg(&mut self, gpa: u64, old: u64, new: u64, width: u8) -> Result<Swap, Stop> {
+        if self.lapic_offset(gpa).is_some() {
+            return Ok(Swap::NotRam);
+        }
+        match exchange(self.view, Gpa(gpa), old, new, width, false) {
+            Ok(true) => Ok(Swap::Done),
+            Ok(false) => Ok(Swap::Differs),
+            Err(MemError::NotRam) => Ok(Swap::NotRam),
+            Err(MemError::Fault) => Err(Stop::Unsupported),
+        }
+    }
+
+    fn check_port(&mut self, _port: u16, _width: u8) -> Result<(), Stop> {
+        // The exit came after the processor's own check (SDM 3C 26.1.1, APM 2 15.10.2).
+        Ok(())
+    }
+
+    fn port_in(&mut self, req: &PortRequest) -> Result<Answer, Stop> {
+        self.translate(req.la, Access::Write)?;
+        let mut bytes = [0u8; 4];
+        let width = usize::from(req.width).min(4);
+        let Some(value) = self.vm.chip.pio_read(req.port, req.width) else { return Ok(Answer::User) };
+        bytes.copy_from_slice(&value.to_le_bytes());
+        let mut done = 0u64;
+        let mut item = bytes;
+        loop {
+            let gpa = self.translate(req.la.wrapping_add(done * u64::from(req.width)), Access::Write)?;
+            self.view.write(Gpa(gpa), item.get(..width).unwrap_or(&[])).map_err(|_| Stop::Unsupported)?;
+            done += 1;
+            if done >= u64::from(req.count) {
+                return Ok(Answer::Done);
+            }
+            item = self.vm.chip.pio_read(req.port, req.width).unwrap_or(u32::MAX).to_le_bytes();
+        }
+    }
+
+    fn port_in_finish(&mut self, req: &PortRequest) -> Result<(), Stop> {
+        let total = (req.count as usize).saturating_mul(usize::from(req.width)).min(4096);
+        let mut at = 0usize;
+        let mut item = [0u8; 64];
+        while at < total {
+            let la = req.la.wrapping_add(at as u64);
+            let n = (total - at).min(item.len()).min((4096 - (la & 0xfff)) as usize);
+            let part = item.get_mut(..n).ok_or(Stop::Unsupported)?;
+            self.run.copy_out(PIO_PAGE + at, part).map_err(|_| Stop::Unsupported)?;
+            let mut tables = Tables { view: self.view, atomic: false };
+            let a = gwalk::Access::data(true, self.cpl, self.ac);
+            let gpa = self.paging.translate(&mut tables, Gva(la), a).map_err(|_| Stop::Unsupported)?.gpa;
+            self.view.write(gpa, part).map_err(|_| Stop::Unsupported)?;
+            at += n;
+        }
+        Ok(())
+    }
+
+    fn port_out(&mut self, req: &PortRequest) -> Result<Answer, Stop> {
+        let total = (req.count as usize).saturating_mul(usize::from(req.width)).min(4096);
+        let mut at = 0usize;
+        let mut item = [0u8; 64];
+        while at < total {
+            let la = req.la.wrapping_add(at as u64);
+            let n = (total - at).min(item.len()).min((4096 - (la & 0xfff)) as usize);
+            let gpa = self.translate(la, Access::Read)?;
+            let part = item.get_mut(..n).ok_or(Stop::Unsupported)?;
+            self.view.read(Gpa(gpa), part).map_err(|_| Stop::Unsupported)?;
+            self.run.copy_in(PIO_PAGE + at, part).map_err(|_| Stop::Unsupported)?;
+            at += n;
+        }
+        // Devices in the kernel take the items one by one; the first answer speaks for all.
+        let width = usize::from(req.width).clamp(1, 4);
+        let mut i = 0usize;
+        while i < total {
+            let mut b = [0u8; 4];
+            let part = b.get_mut(..width).ok_or(Stop::Unsupported)?;
+            self.run.copy_out(PIO_PAGE + i, part).map_err(|_| Stop::Unsupported)?;
+            if !self.vm.chip.pio_write(req.port, req.width, u32::from_le_bytes(b)) {
+                return Ok(Answer::User);
+            }
+            i += width;
+        }
+        Ok(Answer::Done)
+    }
+}
+
+impl State {
+    /// Emulates `insn`, continuing where the replay log says. Returns actions of the local APIC too.
+    pub(crate) fn emulate(
+        &mut self,
+        vm: &Vm,
+        view: &MemoryView<'_>,
+        run: &SharedPages,
+        insn: &Insn,
+    ) -> (Emulated, [Action; 2]) {
+        self.load(Groups::ALL);
+        let cpl = self.cpu.sregs.cpl(self.cpu.regs.rflags);
+        let paging = self.paging();
+        let mut bus = GuestBus {
+            vm,
+            view,
+            paging,
+            cpl,
+            ac: self.cpu.regs.rflags & rflags::AC != 0,
+            lapic: self.lapic.as_deref_mut(),
+            run,
+            actions: [Action::NONE; 2],
+        };
+        let mut regs = self.cpu.regs;
+        let tf = regs.rflags & rflags::TF != 0;
+        let before = regs;
+        let result = emul::emulate(insn, &mut regs, &self.cpu.sregs, cpl, &mut bus, &mut self.replay);
+        let actions = bus.actions;
+        self.cpu.regs = regs;
+        let outcome = match result {
+            Ok(Outcome::Done) => {
+                if tf {
+                    // `completed` looks at TF, which POPF-like instructions are not among those emulated.
+                    self.cpu.regs.rflags |= rflags::TF;
+                }
+                self.completed();
+                Emulated::Done
+            }
+            Ok(Outcome::Again) => {
+                if tf && regs != before {
+                    self.completed();
+                }
+                Emulated::Done
+            }
+            Err(Stop::Suspend) => Emulated::User,
+            Err(Stop::Unsupported) => Emulated::Unsupported,
+            Err(Stop::Exception { vector, error_code, cr2 }) => {
+                let e = Exception { vector, error_code, payload: cr2.unwrap_or(0) };
+                if self.raise(e) {
+                    Emulated::Done
+                } else {
+                    Emulated::TripleFault
+                }
+            }
+        };
+        (outcome, actions)
+    }
+}

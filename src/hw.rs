@@ -1,0 +1,174 @@
+// SPDX-License-Identifier: GPL-2.0
+//! The vendor that this machine has, chosen once at load.
+
+use crate::backend::{
+    CpuState, EntryParams, EntryViolation, Groups, HwCaps, Interruptibility, Platform, VcpuBackend,
+};
+use crate::exit::{Event, Exit};
+use crate::linux::global::Global;
+use crate::svm::{Svm, SvmVcpu};
+use crate::vmx::{Vmx, VmxVcpu};
+use kernel::prelude::*;
+
+/// Which of the two.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Kind {
+    Vmx,
+    Svm,
+}
+
+static CHOSEN: Global<(Kind, HwCaps)> = Global::new();
+
+/// Finds the vendor and probes it. The errors are those of [`Platform::probe`].
+pub(crate) fn probe() -> Result<HwCaps> {
+    let (kind, caps) = if Svm::present() {
+        (Kind::Svm, Svm::probe()?)
+    } else {
+        (Kind::Vmx, Vmx::probe()?)
+    };
+    if let Err(e) = CHOSEN.set((kind, caps)) {
+        // SAFETY: `probe` set the state above and nothing has used it.
+        unsafe { exit_kind(kind) };
+        return Err(e);
+    }
+    Ok(caps)
+}
+
+/// Capabilities; `None` before `probe`.
+pub(crate) fn caps() -> Option<&'static HwCaps> {
+    CHOSEN.get().map(|c| &c.1)
+}
+
+/// [`Platform::cpu_up`] of the vendor.
+pub(crate) fn cpu_up() -> Result {
+    match CHOSEN.get().ok_or(ENODEV)?.0 {
+        Kind::Vmx => Vmx::cpu_up(),
+        Kind::Svm => Svm::cpu_up(),
+    }
+}
+
+/// [`Platform::cpu_down`] of the vendor.
+pub(crate) fn cpu_down() {
+    match CHOSEN.get().map(|c| c.0) {
+        Some(Kind::Vmx) => Vmx::cpu_down(),
+        Some(Kind::Svm) => Svm::cpu_down(),
+        None => {}
+    }
+}
+
+/// Frees what `probe` made.
+///
+/// # Safety
+///
+/// `cpu_down` has run on every CPU and no vCPU is left.
+pub(crate) unsafe fn exit() {
+    if let Some((kind, _)) = CHOSEN.get() {
+        // SAFETY: By the contract.
+        unsafe {
+            exit_kind(*kind);
+            CHOSEN.clear();
+        }
+    }
+}
+
+/// # Safety
+///
+/// As for [`exit`].
+unsafe fn exit_kind(kind: Kind) {
+    // SAFETY: By the contract.
+    unsafe {
+        match kind {
+            Kind::Vmx => Vmx::exit(),
+            Kind::Svm => Svm::exit(),
+        }
+    }
+}
+
+/// The vendor part of a vCPU.
+pub(crate) enum Hw {
+    /// Intel.
+    Vmx(KBox<VmxVcpu>),
+    /// AMD.
+    Svm(KBox<SvmVcpu>),
+}
+
+macro_rules! dispatch {
+    ($self:expr, $v:ident => $e:expr) => {
+        match $self {
+            Self::Vmx($v) => $e,
+            Self::Svm($v) => $e,
+        }
+    };
+}
+
+impl VcpuBackend for Hw {
+    fn new(id: u32) -> Result<Self> {
+        Ok(match CHOSEN.get().ok_or(ENODEV)?.0 {
+            Kind::Vmx => Self::Vmx(KBox::new(VmxVcpu::new(id)?, GFP_KERNEL_ACCOUNT)?),
+            Kind::Svm => Self::Svm(KBox::new(SvmVcpu::new(id)?, GFP_KERNEL_ACCOUNT)?),
+        })
+    }
+
+    #[inline]
+    fn begin_stay(&mut self) -> Result {
+        dispatch!(self, v => v.begin_stay())
+    }
+
+    #[inline]
+    fn end_stay(&mut self) {
+        dispatch!(self, v => v.end_stay())
+    }
+
+    #[inline]
+    fn enter(&mut self, cpu: &mut CpuState, params: &EntryParams) -> Exit {
+        dispatch!(self, v => v.enter(cpu, params))
+    }
+
+    fn load(&mut self, cpu: &mut CpuState, groups: Groups) {
+        dispatch!(self, v => v.load(cpu, groups))
+    }
+
+    #[inline]
+    fn insn_len(&self) -> Option<u8> {
+        dispatch!(self, v => v.insn_len())
+    }
+
+    fn insn_bytes(&self) -> Option<([u8; 15], u8)> {
+        dispatch!(self, v => v.insn_bytes())
+    }
+
+    #[inline]
+    fn take_interrupted(&mut self) -> Option<Event> {
+        dispatch!(self, v => v.take_interrupted())
+    }
+
+    #[inline]
+    fn interruptibility(&mut self) -> Interruptibility {
+        dispatch!(self, v => v.interruptibility())
+    }
+
+    #[inline]
+    fn set_interruptibility(&mut self, i: Interruptibility) {
+        dispatch!(self, v => v.set_interruptibility(i))
+    }
+
+    fn msr(&mut self, index: u32) -> Option<u64> {
+        dispatch!(self, v => v.msr(index))
+    }
+
+    fn set_msr(&mut self, index: u32, value: u64) -> bool {
+        dispatch!(self, v => v.set_msr(index, value))
+    }
+
+    fn set_tsc_offset(&mut self, offset: u64) {
+        dispatch!(self, v => v.set_tsc_offset(offset))
+    }
+
+    fn set_exception_intercepts(&mut self, vectors: u32) {
+        dispatch!(self, v => v.set_exception_intercepts(vectors))
+    }
+
+    fn check_entry(&mut self, cpu: &mut CpuState, params: &EntryParams) -> Result<(), EntryViolation> {
+        dispatch!(self, v => v.check_entry(cpu, params))
+    }
+}

@@ -1,0 +1,115 @@
+// SPDX-License-Identifier: GPL-2.0
+//! The exit ledger: statistics of VMs and vCPUs, read through KVM_GET_STATS_FD (api.rst 4.133).
+
+use crate::linux::anon_inode::FileOperations;
+use crate::stats::{id_string, Desc, StatsFile, Values, VcpuStats, VmStats, NAME_SIZE, VCPU_DESCS, VM_DESCS};
+use crate::vm::{self, Vm};
+use core::ops::Deref;
+use kernel::fs::File;
+use kernel::prelude::*;
+use kernel::sync::{Arc, ArcBorrow};
+use kernel::uaccess::UserSliceWriter;
+
+/// A vCPU's statistics, too large for the stack.
+pub(crate) struct VcpuLedger {
+    id: u32,
+    stats: KVBox<VcpuStats>,
+}
+
+impl VcpuLedger {
+    /// All zeros.
+    pub(crate) fn new(id: u32) -> Result<Arc<Self>> {
+        let stats = KVBox::<VcpuStats>::new_uninit(GFP_KERNEL_ACCOUNT | __GFP_ZERO)?;
+        // SAFETY: The memory is zeroed, and the type consists of atomic integers, for which zero is a value.
+        let stats = unsafe { stats.assume_init() };
+        Ok(Arc::new(Self { id, stats }, GFP_KERNEL_ACCOUNT)?)
+    }
+}
+
+impl Deref for VcpuLedger {
+    type Target = VcpuStats;
+
+    #[inline]
+    fn deref(&self) -> &VcpuStats {
+        &self.stats
+    }
+}
+
+impl Values for VcpuLedger {
+    fn value(&self, word: usize) -> u64 {
+        self.stats.value(word)
+    }
+}
+
+/// A statistics file. It keeps the VM alive, as KVM's does.
+struct StatsFd<V> {
+    _vm: Arc<Vm>,
+    id: [u8; NAME_SIZE],
+    descs: &'static [Desc],
+    values: Arc<V>,
+}
+
+impl<V: Values + Send + Sync + 'static> StatsFd<V> {
+    fn copy(&self, buf: &mut UserSliceWriter, pos: &mut i64) -> Result<usize> {
+        let file = StatsFile { id: &self.id, descs: self.descs, values: &*self.values };
+        let mut chunk = [0u8; 256];
+        let mut total = 0usize;
+        while !buf.is_empty() {
+            let at = u64::try_from(*pos).map_err(|_| EINVAL)?;
+            let want = buf.len().min(chunk.len());
+            let Some(part) = chunk.get_mut(..want) else { break };
+            let n = file.read(at, part);
+            if n == 0 {
+                break;
+            }
+            buf.write_slice(part.get(..n).ok_or(EINVAL)?)?;
+            *pos += n as i64;
+            total += n;
+        }
+        Ok(total)
+    }
+}
+
+#[vtable]
+impl FileOperations for StatsFd<VcpuLedger> {
+    const NAME: &'static CStr = c"kvm-vcpu-stats";
+
+    fn ioctl(_this: ArcBorrow<'_, Self>, _file: &File, _cmd: u32, _arg: usize) -> Result<isize> {
+        Err(ENOTTY)
+    }
+
+    fn read(this: ArcBorrow<'_, Self>, buf: &mut UserSliceWriter, pos: &mut i64) -> Result<usize> {
+        this.copy(buf, pos)
+    }
+}
+
+#[vtable]
+impl FileOperations for StatsFd<VmStats> {
+    const NAME: &'static CStr = c"kvm-vm-stats";
+
+    fn ioctl(_this: ArcBorrow<'_, Self>, _file: &File, _cmd: u32, _arg: usize) -> Result<isize> {
+        Err(ENOTTY)
+    }
+
+    fn read(this: ArcBorrow<'_, Self>, buf: &mut UserSliceWriter, pos: &mut i64) -> Result<usize> {
+        this.copy(buf, pos)
+    }
+}
+
+fn pid() -> u32 {
+    u32::try_from(kernel::current!().group_leader().pid()).unwrap_or(0)
+}
+
+/// KVM_GET_STATS_FD on a VM.
+pub(crate) fn vm_stats_fd(vm: &Arc<Vm>) -> Result<isize> {
+    let values = vm.stats.clone();
+    let file = StatsFd { _vm: vm.clone(), id: id_string(pid(), None), descs: &VM_DESCS, values };
+    vm::install(Arc::new(file, GFP_KERNEL_ACCOUNT)?)
+}
+
+/// KVM_GET_STATS_FD on a vCPU.
+pub(crate) fn vcpu_stats_fd(vm: &Arc<Vm>, ledger: &Arc<VcpuLedger>) -> Result<isize> {
+    let values = ledger.clone();
+    let file = StatsFd { _vm: vm.clone(), id: id_string(pid(), Some(ledger.id)), descs: &VCPU_DESCS, values };
+    vm::install(Arc::new(file, GFP_KERNEL_ACCOUNT)?)
+}

@@ -1,0 +1,130 @@
+// SPDX-License-Identifier: GPL-2.0
+//! rvmm: a Type-2 hypervisor with KVM's interface.
+//!
+//! `dev`, `vm` and `vcpu` are the three kinds of file; `run` is the loop; `vmx` and `svm` are the vendors behind
+//! `backend`; `mem`, `irq`, `cpu` and `emul` are what a guest sees. `linux` wraps kernel interfaces.
+
+#[path = "../rust/mod.rs"]
+mod linux;
+
+mod backend;
+mod cpu;
+mod dev;
+mod emul;
+mod emulate;
+mod exit;
+mod hw;
+mod irq;
+mod ledger;
+mod mem;
+mod run;
+mod state;
+mod stats;
+mod svm;
+mod uapi;
+mod vcpu;
+mod vcpu_set;
+mod vm;
+mod vmx;
+
+use dev::{KvmNode, RvmmDevice};
+use kernel::miscdevice::MiscDeviceRegistration;
+use kernel::prelude::*;
+use linux::cpuhp::{self, CpuHotplug};
+use linux::syscore::{self, SyscoreOps};
+
+module! {
+    type: RvmmModule,
+    name: "rvmm",
+    authors: ["rvmm developers"],
+    description: "Hypervisor with KVM's interface",
+    license: "GPL",
+    params: {
+        check_entry: u8 {
+            default: 0,
+            description: "1: re-run the manual's entry checks in software before every entry",
+        },
+        kvm_node: u8 {
+            default: 0,
+            description: "1: also provide /dev/kvm, for programs that cannot be told another path",
+        },
+    },
+}
+
+/// CPUs come and go.
+struct Hotplug;
+
+impl CpuHotplug for Hotplug {
+    fn online(&self, _cpu: u32) -> Result {
+        hw::cpu_up()
+    }
+
+    fn offline(&self, _cpu: u32) {
+        hw::cpu_down();
+    }
+}
+
+/// Suspend, resume, reboot. Only the boot CPU is left then, with interrupts off; the others went through [`Hotplug`] or are
+/// stopped outside any stay.
+struct Power;
+
+impl SyscoreOps for Power {
+    fn suspend(&self) -> Result {
+        hw::cpu_down();
+        Ok(())
+    }
+
+    fn resume(&self) {
+        if hw::cpu_up().is_err() {
+            pr_err!("virtualisation could not be switched on after resume; guests will not run\n");
+        }
+    }
+
+    fn shutdown(&self) {
+        hw::cpu_down();
+    }
+}
+
+/// The vendor's state; dropped after everything that uses it.
+struct HwOwner;
+
+impl Drop for HwOwner {
+    fn drop(&mut self) {
+        linux::mmu_notifier::synchronize();
+        // SAFETY: The module's fields are dropped in order: devices are gone, so no VM is left (each pins the module),
+        // and the hotplug state's removal has run `cpu_down` on every CPU.
+        unsafe { hw::exit() };
+    }
+}
+
+/// Everything that lives as long as the module. Dropped from first to last.
+struct RvmmModule {
+    _kvm_node: Option<Pin<KBox<MiscDeviceRegistration<KvmNode>>>>,
+    _device: Pin<KBox<MiscDeviceRegistration<RvmmDevice>>>,
+    _power: syscore::Registration<Power>,
+    _hotplug: cpuhp::State<Hotplug>,
+    _hw: HwOwner,
+}
+
+impl kernel::Module for RvmmModule {
+    fn init(_module: &'static ThisModule) -> Result<Self> {
+        let caps = hw::probe()?;
+        let hw = HwOwner;
+        dev::init()?;
+        let hotplug = cpuhp::State::register(c"virt/rvmm:online", Hotplug, true)?;
+        let power = syscore::Registration::register(Power)?;
+        let device = KBox::pin_init(MiscDeviceRegistration::register(dev::options()), GFP_KERNEL)?;
+        let kvm_node = if module_parameters::kvm_node.value() != 0 {
+            Some(KBox::pin_init(dev::register_kvm_node(), GFP_KERNEL)?)
+        } else {
+            None
+        };
+        pr_info!("ready on {}, nested pages of {}\n", caps.name, if caps.nested_2m { "4 KiB and 2 MiB" } else { "4 KiB" });
+        Ok(Self { _kvm_node: kvm_node, _device: device, _power: power, _hotplug: hotplug, _hw: hw })
+    }
+}
+
+/// Whether `check_entry` is on.
+pub(crate) fn check_entry() -> bool {
+    module_parameters::check_entry.value() != 0
+}

@@ -1,0 +1,695 @@
+// SPDX-License-Identifier: GPL-2.0
+//! Guest memory of one VM: memory slots, nested page tables, and the host's changes underneath them.
+//!
+//! Nothing is pinned. A nested fault takes the page that the host's page tables hold at this moment, and the
+//! MMU notifier takes the translation away before the host changes its mind (munmap, mprotect, COW, swap, KSM, migration).
+//!
+//! # Ordering
+//!
+//! A fault reads `invalidations`, looks the page up without a lock, then takes `mmu` and maps only if no invalidation of that
+//! address is under way and none has ended since. An invalidation counts itself in and unmaps under the
+//! same lock. So either the fault sees the invalidation and retries, or the invalidation sees the mapping and removes it.
+//!
+//! Translations are flushed before `mmu` is released: whoever finds a page unmapped may rely on no CPU using it.
+//!
+//! A slot change publishes the new table, waits for every reader of the old one (a fault that still maps from it), and only
+//! then unmaps. When it returns nothing uses the old slot.
+//!
+//! # Lock order
+//!
+//! `update` (mutex) > SRCU read section > `mmu` (spin lock). User memory is never touched under `mmu`.
+
+use crate::backend::HwCaps;
+use crate::linux::gup;
+use crate::linux::mmu_notifier::{MmuNotifierOps, Range};
+use crate::linux::page;
+use crate::linux::srcu_cell::{SrcuCell, SrcuRef};
+use crate::linux::uaccess;
+use crate::mem::addr::{Gpa, GpaRange, Hpa, Hva, Level, PAGE_SIZE};
+use crate::mem::nested::{NestedTable, TablePool};
+use crate::mem::slots::{self, Change, Limits, Slot};
+use crate::mem::walk::{Cursor, Leaf, MapError, MemType, Perm};
+use crate::vcpu_set::VcpuSet;
+use core::sync::atomic::{AtomicU64, Ordering};
+use kernel::mm::Mm;
+use kernel::prelude::*;
+use kernel::sync::{new_mutex, new_spinlock, Arc, Mutex, SpinLock};
+use kernel::uaccess::{UserPtr, UserSlice};
+
+/// Entries visited between two chances to reschedule while unmapping.
+const BUDGET: u32 = 16 * 1024;
+
+/// `KVM_MEM_LOG_DIRTY_PAGES`.
+const LOG_DIRTY: u32 = 1;
+/// `KVM_MEM_READONLY`.
+const READONLY: u32 = 2;
+
+/// One bit per page of a slot.
+pub(crate) struct DirtyBitmap {
+    words: KVVec<AtomicU64>,
+}
+
+impl DirtyBitmap {
+    fn new(npages: u64) -> Result<Arc<Self>> {
+        let n = usize::try_from(npages.div_ceil(64))?;
+        let mut words = KVVec::with_capacity(n, GFP_KERNEL_ACCOUNT)?;
+        for _ in 0..n {
+            words
+                .push_within_capacity(AtomicU64::new(0))
+                .map_err(|_| ENOMEM)?;
+        }
+        Ok(Arc::new(Self { words }, GFP_KERNEL)?)
+    }
+
+    fn set(&self, page: u64) {
+        if let Some(w) = usize::try_from(page / 64)
+            .ok()
+            .and_then(|i| self.words.get(i))
+        {
+            let bit = 1u64 << (page % 64);
+            if w.load(Ordering::Relaxed) & bit == 0 {
+                w.fetch_or(bit, Ordering::Relaxed);
+            }
+        }
+    }
+}
+
+/// The slots, sorted by guest-physical address.
+pub(crate) struct SlotTable {
+    slots: KVec<Slot>,
+    /// Same index as `slots`.
+    dirty: KVec<Option<Arc<DirtyBitmap>>>,
+}
+
+impl SlotTable {
+    const fn empty() -> Self {
+        Self {
+            slots: KVec::new(),
+            dirty: KVec::new(),
+        }
+    }
+
+    fn copy_with_room(&self) -> Result<Self> {
+        let mut slots = KVec::with_capacity(self.slots.len() + 1, GFP_KERNEL_ACCOUNT)?;
+        let mut dirty = KVec::with_capacity(self.slots.len() + 1, GFP_KERNEL_ACCOUNT)?;
+        for (s, d) in self.slots.iter().zip(self.dirty.iter()) {
+            slots.push_within_capacity(*s).map_err(|_| ENOMEM)?;
+            dirty.push_within_capacity(d.clone()).map_err(|_| ENOMEM)?;
+        }
+        Ok(Self { slots, dirty })
+    }
+
+    fn remove_id(&mut self, id: u32) {
+        if let Some(i) = self.slots.iter().position(|s| s.id == id) {
+            let _ = self.slots.remove(i);
+            let _ = self.dirty.remove(i);
+        }
+    }
+
+    /// Inserts in order; there is room.
+    fn insert(&mut self, slot: Slot, dirty: Option<Arc<DirtyBitmap>>) -> Result {
+        let at = self
+            .slots
+            .iter()
+            .position(|s| s.gpa.0 > slot.gpa.0)
+            .unwrap_or(self.slots.len());
+        self.slots
+            .insert_within_capacity(at, slot)
+            .map_err(|_| ENOMEM)?;
+        self.dirty
+            .insert_within_capacity(at, dirty)
+            .map_err(|_| ENOMEM)?;
+        Ok(())
+    }
+
+    fn find(&self, gpa: Gpa) -> Option<(usize, &Slot)> {
+        let i = slots::find_index(&self.slots, gpa)?;
+        Some((i, self.slots.get(i)?))
+    }
+
+    fn mark_dirty(&self, index: usize, slot: &Slot, gpa: Gpa) {
+        if let Some(Some(d)) = self.dirty.get(index) {
+            d.set(gpa.0.wrapping_sub(slot.gpa.0) / PAGE_SIZE);
+        }
+    }
+}
+
+/// Nested page tables and the state of invalidations.
+pub(crate) struct Mmu {
+    table: NestedTable,
+    /// Tables that were unlinked and wait for the flush.
+    pool: TablePool,
+    /// Invalidations that ended.
+    invalidations: u64,
+    /// Invalidations under way, and the hull of their ranges.
+    invalidating: u32,
+    hull: (u64, u64),
+}
+
+impl Mmu {
+    fn must_retry(&self, seen: u64, hva: u64) -> bool {
+        self.invalidations != seen
+            || self.invalidating != 0 && self.hull.0 <= hva && hva < self.hull.1
+    }
+}
+
+/// What a nested fault turned out to be.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum FaultOutcome {
+    /// Mapped, or to be tried again: enter the guest.
+    Resume,
+    /// No memory there, or a write to read-only memory: an MMIO access.
+    Mmio,
+    /// The slot's user memory is not there: KVM_RUN fails with EFAULT.
+    BadUserMemory,
+}
+
+/// Why guest memory could not be read or written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum MemError {
+    /// No slot, or a write to a read-only one.
+    NotRam,
+    /// The slot's user memory is not there.
+    Fault,
+}
+
+impl From<MemError> for Error {
+    fn from(_: MemError) -> Self {
+        EFAULT
+    }
+}
+
+/// All of a VM's guest memory.
+#[pin_data(PinnedDrop)]
+pub(crate) struct GuestMemory {
+    #[pin]
+    update: Mutex<()>,
+    #[pin]
+    slots: SrcuCell<SlotTable>,
+    #[pin]
+    mmu: SpinLock<Mmu>,
+    /// Bumped whenever translations have to go; a vCPU compares it before each entry.
+    tlb_generation: AtomicU64,
+    /// The vCPUs to be stopped for a flush.
+    pub(crate) vcpus: VcpuSet,
+    root: Hpa,
+    caps: HwCaps,
+    limits: Limits,
+}
+
+impl GuestMemory {
+    /// No slots, an empty table.
+    pub(crate) fn new(caps: HwCaps) -> Result<Arc<Self>> {
+        let mut pool = TablePool::new();
+        pool.top_up()?;
+        let table = NestedTable::create(&mut pool, &caps)?;
+        let root = table.root();
+        let mut mmu = Some(Mmu {
+            table,
+            pool,
+            invalidations: 0,
+            invalidating: 0,
+            hull: (0, 0),
+        });
+        Arc::pin_init(
+            try_pin_init!(Self {
+                update <- new_mutex!(()),
+                slots <- SrcuCell::new(SlotTable::empty()),
+                mmu <- new_spinlock!(mmu.take().ok_or(EINVAL)?),
+                tlb_generation: AtomicU64::new(1),
+                vcpus: VcpuSet::new()?,
+                root,
+                caps,
+                limits: Limits {
+                    slots: crate::dev::MAX_SLOTS,
+                    address_spaces: 1,
+                    gpa_end: 1 << crate::linux::boot_cpu::phys_bits().min(48),
+                    hva_end: (1 << (crate::linux::boot_cpu::virt_bits().clamp(48, 57) - 1)) - 4096,
+                },
+            }),
+            GFP_KERNEL_ACCOUNT,
+        )
+    }
+
+    /// Root of the nested page tables.
+    #[inline]
+    pub(crate) fn root(&self) -> Hpa {
+        self.root
+    }
+
+    /// Generation of translations; to be read after the vCPU has announced that it is about to enter.
+    #[inline]
+    pub(crate) fn tlb_generation(&self) -> u64 {
+        self.tlb_generation.load(Ordering::SeqCst)
+    }
+
+    /// Makes every vCPU leave the guest and flush before it enters again. Interrupts are on.
+    fn flush(&self) {
+        self.tlb_generation.fetch_add(1, Ordering::SeqCst);
+        self.vcpus.stop_running();
+    }
+
+    /// Unmaps `range`, letting others run in between if `may_sleep`.
+    fn unmap(&self, range: GpaRange, may_sleep: bool) {
+        let mut cursor = Cursor::new(range);
+        loop {
+            let done = {
+                let mut mmu = self.mmu.lock();
+                self.unmap_chunk(&mut mmu, &mut cursor)
+            };
+            if done {
+                return;
+            }
+            if may_sleep {
+                crate::linux::sched::cond_resched();
+            }
+        }
+    }
+
+    fn unmap_chunk(&self, mmu: &mut Mmu, cursor: &mut Cursor) -> bool {
+        let Mmu { table, pool, .. } = mmu;
+        let done = table.unmap_some(pool, cursor, BUDGET);
+        if cursor.take_flush() {
+            self.flush();
+        }
+        pool.release();
+        done
+    }
+
+    /// KVM_SET_USER_MEMORY_REGION (api.rst 4.35). `wanted.npages == 0` deletes.
+    pub(crate) fn set_slot(&self, wanted: Slot) -> Result {
+        let _update = self.update.lock();
+        let (next, zap, protect) = {
+            let current = self.slots.read();
+            let change = slots::validate(&current.slots, &wanted, &self.limits).map_err(|e| if e.errno() == 17 { EEXIST } else { EINVAL })?;
+            let old = current.slots.iter().position(|s| s.id == wanted.id);
+            let old_range = old.and_then(|i| current.slots.get(i)).and_then(Slot::range);
+            let mut next = current.copy_with_room()?;
+            match change {
+                Change::None => return Ok(()),
+                Change::Delete => {
+                    next.remove_id(wanted.id);
+                    (next, old_range, None)
+                }
+                Change::Create | Change::Move | Change::FlagsOnly => {
+                    let kept = old
+                        .and_then(|i| current.dirty.get(i))
+                        .and_then(Clone::clone);
+                    let dirty = match (wanted.flags & LOG_DIRTY != 0, kept) {
+                        (false, _) => None,
+                        (true, Some(d)) => Some(d),
+                        (true, None) => Some(DirtyBitmap::new(wanted.npages)?),
+                    };
+                    let starts_logging = dirty.is_some() && matches!(change, Change::FlagsOnly);
+                    next.remove_id(wanted.id);
+                    next.insert(wanted, dirty)?;
+                    let zap = if matches!(change, Change::Move) {
+                        old_range
+                    } else {
+                        None
+                    };
+                    (
+                        next,
+                        zap,
+                        if starts_logging { wanted.range() } else { None },
+                    )
+                }
+            }
+        };
+        drop(self.slots.replace(KBox::new(next, GFP_KERNEL_ACCOUNT)?));
+        if let Some(range) = zap {
+            self.unmap(range, true);
+        }
+        if let Some(range) = protect {
+            self.write_protect(range);
+        }
+        Ok(())
+    }
+
+    fn write_protect(&self, range: GpaRange) {
+        let mut cursor = Cursor::new(range);
+        loop {
+            let done = {
+                let mut mmu = self.mmu.lock();
+                let Mmu { table, pool, .. } = &mut *mmu;
+                let done = table.write_protect_some(pool, &mut cursor, BUDGET);
+                if cursor.take_flush() {
+                    self.flush();
+                }
+                pool.release();
+                done
+            };
+            if done {
+                return;
+            }
+            crate::linux::sched::cond_resched();
+        }
+    }
+
+    /// KVM_GET_DIRTY_LOG (api.rst 4.8): copies slot `id`'s bitmap to `user` and starts afresh.
+    pub(crate) fn dirty_log(&self, id: u32, user: UserPtr) -> Result {
+        let _update = self.update.lock();
+        let slots = self.slots.read();
+        let i = slots.slots.iter().position(|s| s.id == id).ok_or(ENOENT)?;
+        let slot = slots.slots.get(i).ok_or(ENOENT)?;
+        let bitmap = slots.dirty.get(i).and_then(Option::as_ref).ok_or(ENOENT)?;
+        let mut out = UserSlice::new(user, bitmap.words.len() * 8).writer();
+        for (w, word) in bitmap.words.iter().enumerate() {
+            let bits = if word.load(Ordering::Relaxed) == 0 {
+                0
+            } else {
+                // The pages are write-protected after the bits are taken: a write in between sets its bit again.
+                let bits = word.swap(0, Ordering::SeqCst);
+                let first = slot
+                    .gpa
+                    .0
+                    .wrapping_add((w as u64).wrapping_mul(64 * PAGE_SIZE));
+                let mut rest = bits;
+                while rest != 0 {
+                    let n = u64::from(rest.trailing_zeros());
+                    let run = u64::from((rest >> n).trailing_ones());
+                    if let Some(r) =
+                        GpaRange::new(Gpa(first.wrapping_add(n * PAGE_SIZE)), run * PAGE_SIZE)
+                    {
+                        self.write_protect(r);
+                    }
+                    rest &= if n + run >= 64 {
+                        0
+                    } else {
+                        u64::MAX << (n + run)
+                    };
+                }
+                bits
+            };
+            out.write(&bits)?;
+        }
+        Ok(())
+    }
+
+    /// Handles a nested fault at `gpa`. Runs in the VM's own mm, may sleep.
+    pub(crate) fn fault(&self, mm: &Mm, gpa: Gpa, write: bool) -> Result<FaultOutcome> {
+        let slots = self.slots.read();
+        let Some((index, slot)) = slots.find(gpa) else {
+            return Ok(FaultOutcome::Mmio);
+        };
+        let readonly = slot.flags & READONLY != 0;
+        if write && readonly {
+            return Ok(FaultOutcome::Mmio);
+        }
+        let Some(hva) = slot.hva_of(gpa) else {
+            return Ok(FaultOutcome::Mmio);
+        };
+        let hva_page = usize::try_from(hva.page().0)?;
+        let logging = slots.dirty.get(index).is_some_and(Option::is_some);
+
+        let seen = {
+            let mut mmu = self.mmu.lock();
+            if mmu.pool.is_low() {
+                let mut more = TablePool::new();
+                drop(mmu);
+                more.top_up()?;
+                mmu = self.mmu.lock();
+                mmu.pool.take_from(&mut more);
+            }
+            mmu.invalidations
+        };
+
+        // A page that is writable anyway is mapped so on a read too: no second fault. Not while writes are logged.
+        let want_write = write || (!readonly && !logging);
+        let fast = if want_write {
+            gup::get_user_page_fast_only(hva_page, true)
+        } else {
+            None
+        };
+        let page = match fast {
+            Some(p) => Ok(p),
+            None => gup::get_user_page(hva_page, write),
+        };
+        let (pfn, writable, ram) = match &page {
+            Ok(p) => (p.pfn(), p.writable() && want_write, true),
+            Err(e) if *e == EINTR => return Ok(FaultOutcome::Resume),
+            Err(_) => match gup::follow_pfnmap(mm, hva_page, write) {
+                Ok(m) => (m.pfn, m.writable && want_write, gup::is_ram(m.pfn)),
+                Err(_) => return Ok(FaultOutcome::BadUserMemory),
+            },
+        };
+
+        let mut mmu = self.mmu.lock();
+        if mmu.must_retry(seen, hva_page as u64) {
+            return Ok(FaultOutcome::Resume);
+        }
+        let level =
+            if page.is_ok() && !logging && self.caps.nested_2m && slot.max_level(gpa) != Level::L1
+            {
+                match gup::host_mapping_level(mm, hva_page) {
+                    gup::MappingLevel::L4K => Level::L1,
+                    _ => Level::L2,
+                }
+            } else {
+                Level::L1
+            };
+        let perm = if writable { Perm::RWX } else { Perm::RX };
+        let leaf = Leaf {
+            hpa: Hpa(pfn << 12).align_down(level),
+            perm,
+            mem_type: if ram { MemType::Wb } else { MemType::Uc },
+            ignore_pat: ram,
+            accessed: true,
+            dirty: writable && !logging,
+        };
+        let Mmu { table, pool, .. } = &mut *mmu;
+        match table.map(pool, gpa.align_down(level), level, &leaf) {
+            Ok(change) => {
+                if change.needs_flush() {
+                    self.flush();
+                }
+            }
+            Err(MapError::NoMemory { flush }) => {
+                // Another vCPU used the pool up: again, with a fresh one.
+                if flush {
+                    self.flush();
+                }
+                pool.release();
+                return Ok(FaultOutcome::Resume);
+            }
+            Err(_) => {
+                pool.release();
+                return Ok(FaultOutcome::BadUserMemory);
+            }
+        }
+        pool.release();
+        if writable {
+            slots.mark_dirty(index, slot, gpa);
+            if let Ok(p) = &page {
+                p.set_dirty();
+            }
+        }
+        Ok(FaultOutcome::Resume)
+    }
+
+    /// The slots as they are now.
+    #[inline]
+    pub(crate) fn view(&self) -> MemoryView<'_> {
+        MemoryView {
+            slots: self.slots.read(),
+        }
+    }
+
+    /// For each guest-physical range behind the user range `start..end`.
+    fn for_each_range(&self, start: u64, end: u64, mut f: impl FnMut(GpaRange)) {
+        let slots = self.slots.read();
+        for (_, r) in slots::gpa_ranges(&slots.slots, Hva(start), Hva(end)) {
+            f(r);
+        }
+    }
+}
+
+#[pinned_drop]
+impl PinnedDrop for GuestMemory {
+    fn drop(self: Pin<&mut Self>) {
+        // Nobody runs and nobody else has a reference: no flush is needed before tables are freed.
+        let mut mmu = self.mmu.lock();
+        let Mmu { table, pool, .. } = &mut *mmu;
+        table.destroy(pool);
+    }
+}
+
+/// Guest memory as one set of slots shows it; a read-side section.
+pub(crate) struct MemoryView<'a> {
+    slots: SrcuRef<'a, SlotTable>,
+}
+
+impl MemoryView<'_> {
+    /// User address of `gpa` and how many bytes follow it in the same page.
+    #[inline]
+    fn resolve(&self, gpa: Gpa, write: bool) -> Result<(usize, usize, usize), MemError> {
+        let (i, slot) = self.slots.find(gpa).ok_or(MemError::NotRam)?;
+        if write && slot.flags & READONLY != 0 {
+            return Err(MemError::NotRam);
+        }
+        let hva = slot.hva_of(gpa).ok_or(MemError::NotRam)?;
+        let room = (PAGE_SIZE - gpa.page_offset()) as usize;
+        Ok((
+            usize::try_from(hva.0).map_err(|_| MemError::Fault)?,
+            room,
+            i,
+        ))
+    }
+
+    /// User address that backs `gpa`, for reading or writing within its page.
+    #[inline]
+    pub(crate) fn hva(&self, gpa: Gpa, write: bool) -> Result<usize, MemError> {
+        self.resolve(gpa, write).map(|r| r.0)
+    }
+
+    /// Reads an aligned 64-bit word, without sleeping.
+    #[inline]
+    pub(crate) fn try_read_u64(&self, gpa: Gpa) -> Result<u64, MemError> {
+        let (hva, _, _) = self.resolve(gpa, false)?;
+        uaccess::get_u64(hva).map_err(|_| MemError::Fault)
+    }
+
+    /// Reads within the slots, without sleeping: fails with `Fault` where the host's page is not resident.
+    pub(crate) fn try_read(&self, gpa: Gpa, buf: &mut [u8]) -> Result<(), MemError> {
+        self.read_with(gpa, buf, |hva, part| {
+            uaccess::copy_from(hva, part).map_err(|_| MemError::Fault)
+        })
+    }
+
+    /// Reads within the slots, sleeping where it must.
+    pub(crate) fn read(&self, gpa: Gpa, buf: &mut [u8]) -> Result<(), MemError> {
+        self.read_with(gpa, buf, |hva, part| {
+            if uaccess::copy_from(hva, part).is_ok() {
+                return Ok(());
+            }
+            UserSlice::new(UserPtr::from_addr(hva), part.len())
+                .reader()
+                .read_slice(part)
+                .map_err(|_| MemError::Fault)
+        })
+    }
+
+    fn read_with(
+        &self,
+        gpa: Gpa,
+        buf: &mut [u8],
+        mut copy: impl FnMut(usize, &mut [u8]) -> Result<(), MemError>,
+    ) -> Result<(), MemError> {
+        let mut at = gpa;
+        let mut rest = buf;
+        while !rest.is_empty() {
+            let (hva, room, _) = self.resolve(at, false)?;
+            let n = room.min(rest.len());
+            let (part, tail) = rest.split_at_mut(n);
+            copy(hva, part)?;
+            rest = tail;
+            at = at.wrapping_add(n as u64);
+        }
+        Ok(())
+    }
+
+    /// Writes within the slots, sleeping where it must, and marks the pages dirty.
+    pub(crate) fn write(&self, gpa: Gpa, data: &[u8]) -> Result<(), MemError> {
+        let mut at = gpa;
+        let mut rest = data;
+        while !rest.is_empty() {
+            let (hva, room, index) = self.resolve(at, true)?;
+            let n = room.min(rest.len());
+            let (part, tail) = rest.split_at(n);
+            if uaccess::copy_to(hva, part).is_err() {
+                UserSlice::new(UserPtr::from_addr(hva), n)
+                    .writer()
+                    .write_slice(part)
+                    .map_err(|_| MemError::Fault)?;
+            }
+            if let Some(slot) = self.slots.slots.get(index) {
+                self.slots.mark_dirty(index, slot, at);
+            }
+            rest = tail;
+            at = at.wrapping_add(n as u64);
+        }
+        Ok(())
+    }
+
+    /// Marks the page at `gpa` dirty after an access by its user address.
+    pub(crate) fn mark_dirty(&self, gpa: Gpa) {
+        if let Some((i, slot)) = self.slots.find(gpa) {
+            self.slots.mark_dirty(i, slot, gpa);
+        }
+    }
+}
+
+/// The MMU notifier's end of a VM's memory.
+pub(crate) struct Notifier(pub(crate) Arc<GuestMemory>);
+
+impl MmuNotifierOps for Notifier {
+    fn invalidate_range_start(&self, range: &Range) {
+        let (start, end) = (range.start as u64, range.end as u64);
+        {
+            let mut mmu = self.0.mmu.lock();
+            mmu.hull = if mmu.invalidating == 0 {
+                (start, end)
+            } else {
+                (mmu.hull.0.min(start), mmu.hull.1.max(end))
+            };
+            mmu.invalidating = mmu.invalidating.saturating_add(1);
+        }
+        // Work is bounded per lock hold and never sleeps, so a range that is not blockable needs no other path.
+        self.0
+            .for_each_range(start, end, |r| self.0.unmap(r, false));
+    }
+
+    fn invalidate_range_end(&self, _range: &Range) {
+        let mut mmu = self.0.mmu.lock();
+        mmu.invalidations = mmu.invalidations.wrapping_add(1);
+        mmu.invalidating = mmu.invalidating.saturating_sub(1);
+    }
+
+    fn clear_flush_young(&self, start: usize, end: usize) -> bool {
+        self.age(start, end, true)
+    }
+
+    fn clear_young(&self, start: usize, end: usize) -> bool {
+        self.age(start, end, false)
+    }
+
+    fn test_young(&self, addr: usize) -> bool {
+        let mut young = false;
+        self.0
+            .for_each_range(addr as u64, (addr as u64).saturating_add(1), |r| {
+                let mut mmu = self.0.mmu.lock();
+                let Mmu { table, pool, .. } = &mut *mmu;
+                young |= table.test_accessed(pool, r);
+            });
+        young
+    }
+
+    fn release(&self) {
+        // The address space is going: no user page may stay reachable.
+        if let Some(all) = GpaRange::between(Gpa(0), Gpa(1 << 52)) {
+            self.0.unmap(all, false);
+        }
+    }
+}
+
+impl Notifier {
+    fn age(&self, start: usize, end: usize, flush: bool) -> bool {
+        let mut young = false;
+        self.0.for_each_range(start as u64, end as u64, |r| {
+            let mut mmu = self.0.mmu.lock();
+            let Mmu { table, pool, .. } = &mut *mmu;
+            let aged = table.age(pool, r);
+            young |= aged.accessed;
+            if aged.flush && flush {
+                self.0.flush();
+            }
+            pool.release();
+        });
+        young
+    }
+}
+
+/// Kernel address of a page-table page.
+pub(super) fn table_ptr(table: Hpa) -> *mut u64 {
+    page::phys_to_virt(table.0).cast()
+}

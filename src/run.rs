@@ -1,0 +1,1131 @@
+// SPDX-License-Identifier: GPL-2.0
+//! KVM_RUN: enter the guest, handle what it exits for, until user space is needed (api.rst 4.10, 5).
+//!
+//! Two loops. The inner one, [`Runner::stay`], keeps interrupts off and the guest's FPU loaded, and goes around for everything that needs
+//! neither sleep nor host interrupts. The outer one handles the rest with interrupts on.
+//!
+//! Handlers are the same for both: called with `atomic` they return [`Step::Slow`] before any side effect when they would have to
+//! sleep, and are called again outside.
+
+use crate::backend::{EntryParams, Groups, Interruptibility, VcpuBackend};
+use crate::cpu::control;
+use crate::cpu::cpuid;
+use crate::cpu::events::{self, Inject};
+use crate::cpu::regs::{cr4, rflags, Gpr, Seg};
+use crate::cpu::xsave;
+use crate::emul::{Op, Operand, Pending};
+use crate::emulate::{Emulated, FetchError, PIO_PAGE};
+use crate::exit::{CrAccess, CrOp, EventKind, Exception, Exit, Io, NestedFault};
+use crate::irq::lapic::{Action, Eoi};
+use crate::ledger::VcpuLedger;
+use crate::linux::fpu::{self, KernelFpu};
+use crate::linux::irqflags::IrqGuard;
+use crate::linux::mmap::SharedPages;
+use crate::linux::{boot_cpu, cr, hrtimer, preempt, sched};
+use crate::mem::memory::FaultOutcome;
+use crate::state::{Completion, MpState, State};
+use crate::stats::{ExitClass, VcpuCounter};
+use crate::uapi::k;
+use crate::vcpu::Vcpu;
+use crate::vcpu_set::request;
+use crate::vm::Vm;
+use crate::pr_warn_ratelimited;
+use kernel::prelude::*;
+
+/// Offsets in `struct kvm_run` (api.rst 5), asserted against the header in `vcpu`.
+pub(crate) mod off {
+    pub(crate) const REQUEST_INTERRUPT_WINDOW: usize = 0;
+    pub(crate) const IMMEDIATE_EXIT: usize = 1;
+    pub(crate) const EXIT_REASON: usize = 8;
+    pub(crate) const READY_FOR_INTERRUPT: usize = 12;
+    pub(crate) const IF_FLAG: usize = 13;
+    pub(crate) const FLAGS: usize = 14;
+    pub(crate) const CR8: usize = 16;
+    pub(crate) const APIC_BASE: usize = 24;
+    pub(crate) const UNION: usize = 32;
+}
+
+/// What a handler achieved.
+#[derive(Clone, Copy, Debug)]
+enum Step {
+    /// Enter the guest again.
+    Again,
+    /// Leave the stay, look at requests, then enter again.
+    Leave,
+    /// Call the handler again outside the stay.
+    Slow,
+    /// Return to user space; `kvm_run` is filled in.
+    User,
+    /// KVM_RUN fails.
+    Fail(Error),
+}
+
+/// How a stay ended.
+enum Stayed {
+    /// With this step; the exit has been handled.
+    Ended(Step),
+    /// With an exit whose handler has to sleep, and has done nothing yet.
+    Slow(Exit),
+}
+
+/// One KVM_RUN.
+pub(crate) struct Runner<'a> {
+    vm: &'a Vm,
+    vcpu: &'a Vcpu,
+    s: &'a mut State,
+    run: &'a SharedPages,
+    stats: &'a VcpuLedger,
+}
+
+impl<'a> Runner<'a> {
+    pub(crate) fn new(vm: &'a Vm, vcpu: &'a Vcpu, s: &'a mut State) -> Self {
+        Self { vm, vcpu, s, run: &vcpu.run, stats: &vcpu.stats }
+    }
+
+    /// KVM_RUN.
+    pub(crate) fn run(&mut self) -> Result<isize> {
+        let result = self.run_inner();
+        self.publish();
+        result
+    }
+
+    /// The fields of `kvm_run` that are valid after every return.
+    fn publish(&mut self) {
+        let cr8 = self.s.lapic.as_ref().map_or(self.s.cr8, |l| l.cr8());
+        let apic_base = self.s.lapic.as_ref().map_or(self.s.apic_base, |l| l.apic_base());
+        let gate = self.s.gate();
+        let ready = self.vm.chip.has_pic() || self.ready_for_injection(&gate);
+        let _ = self.run.write(off::IF_FLAG, u8::from(gate.if_flag));
+        let _ = self.run.write(off::FLAGS, 0u16);
+        let _ = self.run.write(off::CR8, u64::from(cr8));
+        let _ = self.run.write(off::APIC_BASE, apic_base);
+        let _ = self.run.write(off::READY_FOR_INTERRUPT, u8::from(ready));
+    }
+
+    /// User space may use KVM_INTERRUPT now and the guest will take it at once.
+    fn ready_for_injection(&self, gate: &events::Gate) -> bool {
+        gate.interrupt_open()
+            && self.s.events.external.is_none()
+            && self.s.events.interrupted.is_none()
+            && self.s.events.exception.is_none()
+            && self.s.lapic.as_ref().is_none_or(|l| l.lint0_accepts_extint())
+    }
+
+    fn set_exit(&self, reason: u32) {
+        let _ = self.run.write(off::EXIT_REASON, reason);
+    }
+
+    fn run_inner(&mut self) -> Result<isize> {
+        self.set_exit(k::KVM_EXIT_UNKNOWN);
+        if self.s.lapic.is_none() {
+            self.s.cr8 = self.run.read::<u64>(off::CR8)? as u8 & 15;
+        }
+        if matches!(self.s.mp_state, MpState::Uninitialized | MpState::InitReceived) {
+            self.wait_for_start()?;
+            // KVM returns to user space between start-up and the first entry.
+            return Err(EAGAIN);
+        }
+        match self.complete() {
+            Step::User => return Ok(0),
+            Step::Fail(e) => return Err(e),
+            _ => {}
+        }
+        if self.run.read::<u8>(off::IMMEDIATE_EXIT)? != 0 {
+            return Err(EINTR);
+        }
+        self.s.has_run = true;
+        loop {
+            if sched::signal_pending() {
+                self.set_exit(k::KVM_EXIT_INTR);
+                self.stats.add(VcpuCounter::SignalExits, 1);
+                return Err(EINTR);
+            }
+            if !self.handle_requests() {
+                return self.triple_fault();
+            }
+            match self.s.mp_state {
+                MpState::Runnable => {}
+                MpState::Halted => {
+                    if !self.halt() {
+                        continue;
+                    }
+                }
+                MpState::Uninitialized | MpState::InitReceived | MpState::SipiReceived => {
+                    self.wait_for_start()?;
+                    return Err(EAGAIN);
+                }
+            }
+            // Where the 8259s are in user space it may want to know that the guest can be interrupted.
+            if !self.vm.chip.has_pic() && self.run.read::<u8>(off::REQUEST_INTERRUPT_WINDOW)? != 0 {
+                let gate = self.s.gate();
+                if self.ready_for_injection(&gate) {
+                    self.set_exit(k::KVM_EXIT_IRQ_WINDOW_OPEN);
+                    return Ok(0);
+                }
+            }
+            if sched::xfer_to_guest_maybe_pending() {
+                if sched::xfer_to_guest_handle().is_err() {
+                    self.set_exit(k::KVM_EXIT_INTR);
+                    self.stats.add(VcpuCounter::SignalExits, 1);
+                    return Err(EINTR);
+                }
+            }
+            let step = match self.stay()? {
+                Stayed::Ended(step) => step,
+                Stayed::Slow(exit) => {
+                    let start = boot_cpu::rdtsc();
+                    let step = self.handle(&exit, false);
+                    self.stats.exit(ExitClass::of(&exit), boot_cpu::rdtsc().wrapping_sub(start));
+                    step
+                }
+            };
+            match step {
+                Step::Again | Step::Leave => {}
+                Step::User => return Ok(0),
+                Step::Fail(e) => return Err(e),
+                // A handler outside the stay that still wants to sleep has met memory that cannot be had.
+                Step::Slow => return Err(EFAULT),
+            }
+        }
+    }
+
+    /// Finishes what the last exit to user space left open.
+    fn complete(&mut self) -> Step {
+        match core::mem::replace(&mut self.s.completion, Completion::Nothing) {
+            Completion::Nothing => Step::Again,
+            Completion::PortOut => self.skip(false),
+            Completion::PortIn(width) => {
+                let step = self.skip(false);
+                if matches!(step, Step::Again) {
+                    let mut b = [0u8; 4];
+                    let n = usize::from(width).min(4);
+                    if let Some(part) = b.get_mut(..n) {
+                        if self.run.copy_out(PIO_PAGE, part).is_err() {
+                            return Step::Fail(EFAULT);
+                        }
+                    }
+                    self.set_accumulator(width, u32::from_le_bytes(b));
+                }
+                step
+            }
+            Completion::Emulate => {
+                let mut data = [0u8; 8];
+                if self.run.copy_out(off::UNION + 8, &mut data).is_err() {
+                    return Step::Fail(EFAULT);
+                }
+                if !self.s.replay.complete(&data) {
+                    return Step::Again;
+                }
+                match self.s.insn {
+                    Some(insn) => self.emulate(&insn),
+                    None => Step::Again,
+                }
+            }
+        }
+    }
+
+    fn set_accumulator(&mut self, width: u8, value: u32) {
+        let rax = &mut self.s.cpu.regs.gpr[Gpr::Rax as usize];
+        *rax = match width {
+            1 => *rax & !0xff | u64::from(value & 0xff),
+            2 => *rax & !0xffff | u64::from(value & 0xffff),
+            _ => u64::from(value),
+        };
+    }
+
+    /// Blocks an AP until INIT and SIPI have come. EINTR.
+    fn wait_for_start(&mut self) -> Result {
+        let shared = &self.vcpu.shared;
+        shared.wait.wait_interruptible(|| shared.requests() & (request::INIT | request::SIPI) != 0)?;
+        let _ = self.handle_requests();
+        Ok(())
+    }
+
+    /// HLT: sleeps until there is something to do. False if a signal or request has to be looked at first.
+    fn halt(&mut self) -> bool {
+        let shared = &self.vcpu.shared;
+        if !self.wakes() {
+            let woken =
+                shared.wait.wait_interruptible(|| shared.requests() != 0 || self.vm.chip.pic_output());
+            if woken.is_err() {
+                return false;
+            }
+            if !self.handle_requests() {
+                return false;
+            }
+        }
+        if self.wakes() {
+            self.s.mp_state = MpState::Runnable;
+            self.stats.add(VcpuCounter::HaltWakeups, 1);
+            return true;
+        }
+        false
+    }
+
+    /// Whether something ends HLT.
+    fn wakes(&mut self) -> bool {
+        let gate = self.s.gate();
+        self.s.events.nmis != 0 && !gate.nmi
+            || self.s.events.exception.is_some()
+            || gate.if_flag && self.s.has_interrupt(self.vm, &self.vcpu.shared)
+    }
+
+    /// Takes what others asked for. False when the vCPU was shut down.
+    fn handle_requests(&mut self) -> bool {
+        let shared = &self.vcpu.shared;
+        let mut r = shared.take_requests(!0);
+        if r == 0 {
+            return true;
+        }
+        if r & (request::INIT | request::SIPI) != 0 {
+            self.start_up(r);
+            r &= !(request::INIT | request::SIPI);
+        }
+        self.take_interrupts(r);
+        if r & request::CLOCK != 0 {
+            crate::cpu::paravirt::update_clock(self.vm, self.s);
+        }
+        true
+    }
+
+    /// Interrupt requests; also inside a stay.
+    fn take_interrupts(&mut self, r: u32) {
+        let shared = &self.vcpu.shared;
+        if r & request::POSTED != 0 {
+            let (irr, level) = shared.take_posted();
+            if let Some(l) = &mut self.s.lapic {
+                let _ = l.accept_bitmap(&irr, &level);
+            }
+        }
+        if r & request::NMI != 0 {
+            let n = shared.nmi.swap(0, core::sync::atomic::Ordering::Relaxed);
+            self.s.events.nmis = self.s.events.nmis.saturating_add(n.min(2) as u8).min(2);
+        }
+        if r & request::TIMER != 0 {
+            let tsc = self.s.tsc();
+            if let Some(l) = &mut self.s.lapic {
+                let now = hrtimer::ktime_get_ns();
+                let _ = l.timer_expired(now, tsc);
+                self.vcpu.arm_timer(self.s);
+            }
+        }
+    }
+
+    /// INIT and SIPI (SDM 3A 9.4).
+    fn start_up(&mut self, r: u32) {
+        let shared = &self.vcpu.shared;
+        if r & request::INIT != 0 {
+            self.s.reset_registers(true);
+            let bsp = shared.id == self.vm.boot_cpu();
+            if let Some(l) = &mut self.s.lapic {
+                let action = l.init(false);
+                self.vcpu.act(self.vm, self.s, &action);
+            }
+            self.s.mp_state = if bsp { MpState::Runnable } else { MpState::InitReceived };
+        }
+        if r & request::SIPI != 0 && self.s.mp_state == MpState::InitReceived {
+            let vector = shared.sipi.load(core::sync::atomic::Ordering::Relaxed) as u8;
+            self.s.load(Groups::CODE);
+            let cs = self.s.cpu.sregs.seg_mut(Seg::Cs);
+            cs.selector = u16::from(vector) << 8;
+            cs.base = u64::from(vector) << 12;
+            self.s.cpu.regs.rip = 0;
+            self.s.dirty(Groups::CODE);
+            self.s.mp_state = MpState::Runnable;
+        }
+    }
+
+    /// Runs the guest until something needs the outer loop.
+    fn stay(&mut self) -> Result<Stayed> {
+        let fpu_guard = KernelFpu::begin();
+        // SAFETY: `pku` says that CR4.PKE is set.
+        let host_pkru = if self.s.model.pku { unsafe { fpu::rdpkru() } } else { 0 };
+        // The image has been checked when it came from user space; a torn one is refused here.
+        fpu_guard.restore(&self.s.fpu, self.s.model.host_xcr0 & !xsave::PKRU)?;
+        let irq = IrqGuard::new();
+        let swap_xcr0 = self.s.model.has_xsave && self.s.xcr0 != self.s.model.host_xcr0;
+        if swap_xcr0 {
+            // SAFETY: A value that XSETBV accepts: checked against the host's when the guest or user space set it. Restored below, with
+            // interrupts off throughout.
+            unsafe { cr::xsetbv(0, self.s.xcr0) };
+        }
+        if self.s.model.pku && self.s.pkru != host_pkru {
+            // SAFETY: As above. In force for the stay only; accesses to user memory that it forbids fail and are done outside.
+            unsafe { fpu::wrpkru(self.s.pkru) };
+        }
+        let result = self.stay_inner(preempt::raw_cpu());
+        if self.s.model.pku {
+            // SAFETY: As above.
+            self.s.pkru = unsafe { fpu::rdpkru() };
+            if self.s.pkru != host_pkru {
+                // SAFETY: As above; the value that the task had.
+                unsafe { fpu::wrpkru(host_pkru) };
+            }
+        }
+        if self.s.model.has_xsave && self.s.xcr0 != self.s.model.host_xcr0 {
+            // SAFETY: The value in force before the stay.
+            unsafe { cr::xsetbv(0, self.s.model.host_xcr0) };
+        }
+        drop(irq);
+        fpu_guard.save(&mut self.s.fpu, self.s.model.host_xcr0 & !xsave::PKRU);
+        drop(fpu_guard);
+        result
+    }
+
+    fn stay_inner(&mut self, cpu: u32) -> Result<Stayed> {
+        let shared = &self.vcpu.shared;
+        shared.enter_stay(cpu);
+        if let Err(e) = self.s.hw.begin_stay() {
+            shared.leave_stay();
+            return Err(e);
+        }
+        let exit = self.enter_loop(cpu);
+        self.s.hw.end_stay();
+        shared.leave_stay();
+        Ok(exit)
+    }
+
+    /// The inner loop.
+    fn enter_loop(&mut self, cpu: u32) -> Stayed {
+        let shared = &self.vcpu.shared;
+        let mut since: Option<(ExitClass, u64)> = None;
+        loop {
+            let r = shared.requests();
+            if r != 0 {
+                const QUICK: u32 = request::POSTED | request::NMI;
+                if r & !QUICK != 0 {
+                    return Stayed::Ended(Step::Leave);
+                }
+                let taken = shared.take_requests(QUICK);
+                self.take_interrupts(taken);
+            }
+            if sched::xfer_to_guest_maybe_pending() {
+                return Stayed::Ended(Step::Leave);
+            }
+            let generation = self.vm.memory.tlb_generation();
+            let flush = generation != self.s.tlb_seen || cpu != self.s.last_cpu;
+            let (inject, irq_window, nmi_window) = self.choose_event();
+            let params = EntryParams {
+                nested_root: self.vm.memory.root(),
+                flush,
+                irq_window,
+                nmi_window,
+                inject,
+                check: self.s.check_entry,
+            };
+            let now = boot_cpu::rdtsc();
+            if let Some((class, start)) = since {
+                self.stats.exit(class, now.wrapping_sub(start));
+            }
+            let exit = self.s.hw.enter(&mut self.s.cpu, &params);
+            since = Some((ExitClass::of(&exit), boot_cpu::rdtsc()));
+            self.s.tlb_seen = generation;
+            self.s.last_cpu = cpu;
+            if !matches!(exit, Exit::EntryFailure(_)) {
+                self.s.events.interrupted = self.s.hw.take_interrupted();
+            }
+            match self.handle(&exit, true) {
+                Step::Again => {}
+                // Recorded when it has been handled.
+                Step::Slow => return Stayed::Slow(exit),
+                step => {
+                    if let Some((class, start)) = since {
+                        self.stats.exit(class, boot_cpu::rdtsc().wrapping_sub(start));
+                    }
+                    return Stayed::Ended(step);
+                }
+            }
+        }
+    }
+
+    /// What the entry delivers, and the windows it asks for.
+    fn choose_event(&mut self) -> (Option<crate::exit::Event>, bool, bool) {
+        let interrupt = self.s.has_interrupt(self.vm, &self.vcpu.shared);
+        let user_window = !self.vm.chip.has_pic()
+            && self.run.read::<u8>(off::REQUEST_INTERRUPT_WINDOW).is_ok_and(|v| v != 0);
+        let e = &self.s.events;
+        if !interrupt && !user_window && e.nmis == 0 && e.exception.is_none() && e.interrupted.is_none() {
+            return (None, false, false);
+        }
+        let gate = self.s.gate();
+        let p = events::Pending {
+            interrupted: self.s.events.interrupted,
+            exception: self.s.events.exception,
+            nmis: self.s.events.nmis,
+            interrupt,
+        };
+        let d = events::decide(&gate, &p);
+        let event = match d.inject {
+            Inject::Nothing => None,
+            Inject::Again(ev) => {
+                self.s.events.interrupted = None;
+                if ev.kind == EventKind::Nmi {
+                    // Its own injection blocks NMIs again.
+                    self.s.hw.set_interruptibility(Interruptibility { nmi: false, sti: gate.sti, mov_ss: gate.mov_ss });
+                }
+                Some(ev)
+            }
+            Inject::Exception => {
+                let protected = self.s.protected();
+                self.s.events.exception.take().map(|x| {
+                    if x.vector == events::vector::DB {
+                        self.s.cpu.dr6 |= x.payload;
+                        // Delivery of #DB clears DR7.GD (SDM 3B 19.2.4).
+                        self.s.cpu.dr7 &= !(1 << 13);
+                    }
+                    events::exception_event(x, protected)
+                })
+            }
+            Inject::Nmi => {
+                self.s.events.nmis -= 1;
+                Some(events::nmi_event())
+            }
+            Inject::Interrupt => {
+                self.s.acknowledge(self.vm, &self.vcpu.shared).map(events::interrupt_event)
+            }
+        };
+        let more = d.irq_window || user_window || self.s.has_interrupt(self.vm, &self.vcpu.shared);
+        (event, more, d.nmi_window)
+    }
+
+    /// Handles an exit.
+    fn handle(&mut self, exit: &Exit, atomic: bool) -> Step {
+        match exit {
+            Exit::HostInterrupt | Exit::PreemptionTimer => Step::Leave,
+            Exit::HostNmi | Exit::HostMachineCheck => Step::Again,
+            Exit::IrqWindow if self.vm.chip.has_pic() => Step::Again,
+            // User space may have asked for it.
+            Exit::IrqWindow => Step::Leave,
+            Exit::NmiWindow => Step::Again,
+            Exit::Cpuid => self.cpuid(atomic),
+            Exit::Rdmsr => self.rdmsr(atomic),
+            Exit::Wrmsr => self.wrmsr(atomic),
+            Exit::Hypercall => self.hypercall(atomic),
+            Exit::Hlt => self.hlt(atomic),
+            // Caches are coherent and the guest has no device that is not: nothing to write back.
+            Exit::CacheInvalidate => self.skip(atomic),
+            Exit::Pause => self.skip(atomic),
+            // MONITOR and MWAIT are not offered, nor is a PMU; VMX and SVM instructions do not exist for the guest.
+            Exit::MonitorMwait | Exit::Undefined => self.raise(events::exception(events::vector::UD, None)),
+            Exit::Rdpmc => self.raise_gp(),
+            Exit::Xsetbv => self.xsetbv(atomic),
+            Exit::Io(io) => self.io(io, atomic),
+            Exit::NestedFault(f) => {
+                if atomic {
+                    Step::Slow
+                } else {
+                    self.nested_fault(f)
+                }
+            }
+            Exit::CrAccess(c) => self.cr_access(c, atomic),
+            Exit::DrAccess => self.dr_access(atomic),
+            Exit::Exception(e) => self.exception(e),
+            Exit::TripleFault => {
+                let _ = self.triple_fault();
+                Step::User
+            }
+            Exit::TaskSwitch => self.unhandled(atomic, k::KVM_INTERNAL_ERROR_EMULATION),
+            // Not switched on by any vendor code yet.
+            Exit::VirtualEoi(_) | Exit::ApicWrite(_) | Exit::TprBelowThreshold => {
+                self.unhandled(atomic, k::KVM_INTERNAL_ERROR_UNEXPECTED_EXIT_REASON)
+            }
+            Exit::EntryFailure(reason) => {
+                if atomic {
+                    Step::Slow
+                } else {
+                    self.entry_failure(*reason)
+                }
+            }
+            Exit::Unknown(reason) => {
+                self.set_exit(k::KVM_EXIT_UNKNOWN);
+                let _ = self.run.write(off::UNION, *reason);
+                if atomic {
+                    Step::Slow
+                } else {
+                    pr_warn_ratelimited!("vCPU {}: unknown exit reason {:#x}\n", self.vcpu.shared.id, *reason);
+                    Step::User
+                }
+            }
+        }
+    }
+
+    /// Steps over the current instruction.
+    fn skip(&mut self, atomic: bool) -> Step {
+        if let Some(n) = self.s.hw.insn_len() {
+            self.s.advance(n);
+            return Step::Again;
+        }
+        let view = self.vm.memory.view();
+        match self.s.skip(&view, atomic) {
+            Ok(()) => Step::Again,
+            Err(e) => {
+                drop(view);
+                self.fetch_failed(e)
+            }
+        }
+    }
+
+    fn fetch_failed(&mut self, e: FetchError) -> Step {
+        match e {
+            FetchError::Sleep => Step::Slow,
+            FetchError::Reenter => Step::Again,
+            FetchError::Unsupported(bytes, n) => self.emulation_failed(&bytes, n),
+        }
+    }
+
+    fn raise(&mut self, e: Exception) -> Step {
+        if self.s.raise(e) {
+            Step::Again
+        } else {
+            let _ = self.triple_fault();
+            Step::User
+        }
+    }
+
+    fn raise_gp(&mut self) -> Step {
+        self.raise(events::exception(events::vector::GP, Some(0)))
+    }
+
+    /// KVM_EXIT_SHUTDOWN.
+    fn triple_fault(&mut self) -> Result<isize> {
+        self.set_exit(k::KVM_EXIT_SHUTDOWN);
+        Ok(0)
+    }
+
+    fn cpuid(&mut self, atomic: bool) -> Step {
+        let step = self.skip(atomic);
+        if !matches!(step, Step::Again) {
+            return step;
+        }
+        let s = &mut *self.s;
+        let leaf = s.cpu.regs.get(Gpr::Rax) as u32;
+        let sub = s.cpu.regs.get(Gpr::Rcx) as u32;
+        let [eax, ebx, ecx, edx] = cpuid::lookup(&s.cpuid, &s.cpuid_index, leaf, sub, &s.dynamic);
+        s.cpu.regs.set(Gpr::Rax, eax.into());
+        s.cpu.regs.set(Gpr::Rbx, ebx.into());
+        s.cpu.regs.set(Gpr::Rcx, ecx.into());
+        s.cpu.regs.set(Gpr::Rdx, edx.into());
+        Step::Again
+    }
+
+    fn rdmsr(&mut self, atomic: bool) -> Step {
+        let index = self.s.cpu.regs.get(Gpr::Rcx) as u32;
+        let Some(v) = self.s.read_msr(self.vm, index, false) else { return self.raise_gp() };
+        let step = self.skip(atomic);
+        if matches!(step, Step::Again) {
+            self.s.cpu.regs.set(Gpr::Rax, v & 0xffff_ffff);
+            self.s.cpu.regs.set(Gpr::Rdx, v >> 32);
+        }
+        step
+    }
+
+    fn wrmsr(&mut self, atomic: bool) -> Step {
+        let regs = &self.s.cpu.regs;
+        let index = regs.get(Gpr::Rcx) as u32;
+        let value = regs.get(Gpr::Rdx) << 32 | regs.get(Gpr::Rax) & 0xffff_ffff;
+        // Paravirtual pages are written with user accesses that may sleep.
+        if atomic && crate::cpu::paravirt::is_mine(index) {
+            return Step::Slow;
+        }
+        // Fetch first: the write may change what the address translates to.
+        let before = (self.s.cpu.regs.rip, self.s.cpu.regs.rflags, self.s.events.exception);
+        let step = self.skip(atomic);
+        if !matches!(step, Step::Again) {
+            return step;
+        }
+        match self.s.write_msr(self.vm, index, value, false) {
+            Some(action) => self.act(&action),
+            None => {
+                self.s.cpu.regs.rip = before.0;
+                self.s.cpu.regs.rflags = before.1;
+                self.s.events.exception = before.2;
+                self.raise_gp()
+            }
+        }
+    }
+
+    /// Carries out what the local APIC asks for.
+    fn act(&mut self, action: &Action) -> Step {
+        if action.is_none() {
+            return Step::Again;
+        }
+        self.vcpu.act(self.vm, self.s, action);
+        match action.eoi {
+            Some(eoi) => self.eoi(&eoi),
+            None => Step::Again,
+        }
+    }
+
+    /// Passes an EOI on to the IOAPIC, in the kernel or in user space (KVM_EXIT_IOAPIC_EOI).
+    fn eoi(&mut self, eoi: &Eoi) -> Step {
+        if eoi.broadcast && self.vm.chip.eoi(eoi.vector.0) {
+            self.set_exit(k::KVM_EXIT_IOAPIC_EOI);
+            let _ = self.run.write(off::UNION, eoi.vector.0);
+            return Step::User;
+        }
+        Step::Again
+    }
+
+    /// No hypercall is offered: KVM_ENOSYS (Documentation/virt/kvm/x86/hypercalls.rst).
+    fn hypercall(&mut self, atomic: bool) -> Step {
+        const KVM_ENOSYS: i64 = 1000;
+        const KVM_EPERM: i64 = 1;
+        let step = self.skip(atomic);
+        if matches!(step, Step::Again) {
+            let code = if self.s.cpl() == 0 { KVM_ENOSYS } else { KVM_EPERM };
+            self.s.cpu.regs.set(Gpr::Rax, code.wrapping_neg() as u64);
+        }
+        step
+    }
+
+    fn hlt(&mut self, atomic: bool) -> Step {
+        let step = self.skip(atomic);
+        if !matches!(step, Step::Again) {
+            return step;
+        }
+        if self.s.lapic.is_some() {
+            if !self.wakes() {
+                self.s.mp_state = MpState::Halted;
+                return Step::Leave;
+            }
+            return Step::Again;
+        }
+        self.set_exit(k::KVM_EXIT_HLT);
+        Step::User
+    }
+
+    fn xsetbv(&mut self, atomic: bool) -> Step {
+        let regs = &self.s.cpu.regs;
+        let index = regs.get(Gpr::Rcx) as u32;
+        let value = regs.get(Gpr::Rdx) << 32 | regs.get(Gpr::Rax) & 0xffff_ffff;
+        if !self.s.osxsave() {
+            return self.raise(events::exception(events::vector::UD, None));
+        }
+        if self.s.cpl() != 0 || index != 0 || !xsave::xcr0_valid(value, self.s.allowed_xcr0()) {
+            return self.raise_gp();
+        }
+        let step = self.skip(atomic);
+        if matches!(step, Step::Again) {
+            self.s.xcr0 = value;
+            self.s.refresh_dynamic();
+            if atomic {
+                // SAFETY: In a stay, whose end restores the host's value; checked above.
+                unsafe { cr::xsetbv(0, value) };
+            }
+        }
+        step
+    }
+
+    fn io(&mut self, io: &Io, atomic: bool) -> Step {
+        if io.string {
+            if atomic {
+                return Step::Slow;
+            }
+            return self.decode_and_emulate(|op| matches!(op, Op::Ins | Op::Outs));
+        }
+        if io.input {
+            if let Some(value) = self.vm.chip.pio_read(io.port, io.width) {
+                let step = self.skip(atomic);
+                if matches!(step, Step::Again) {
+                    self.set_accumulator(io.width, value);
+                }
+                return step;
+            }
+        } else {
+            let value = self.s.cpu.regs.get(Gpr::Rax) as u32 & (u32::MAX >> (32 - 8 * u32::from(io.width.clamp(1, 4))));
+            // RIP moves only after the write, but the fetch that may have to sleep comes first.
+            let claimed = self.vm.chip.claims_port(io.port, io.width);
+            if claimed {
+                let step = self.skip(atomic);
+                if matches!(step, Step::Again) {
+                    let _ = self.vm.chip.pio_write(io.port, io.width, value);
+                }
+                return step;
+            }
+            if self.vm.chip.pio_event(io.port, io.width, value) {
+                return self.skip(atomic);
+            }
+            let _ = self.run.copy_in(PIO_PAGE, value.to_le_bytes().get(..usize::from(io.width)).unwrap_or(&[]));
+        }
+        self.set_exit(k::KVM_EXIT_IO);
+        self.fill_io(io.input, io.width, io.port, 1);
+        self.s.completion = if io.input { Completion::PortIn(io.width) } else { Completion::PortOut };
+        Step::User
+    }
+
+    fn fill_io(&self, input: bool, width: u8, port: u16, count: u32) {
+        let direction = if input { k::KVM_EXIT_IO_IN } else { k::KVM_EXIT_IO_OUT } as u8;
+        let _ = self.run.write(off::UNION, direction);
+        let _ = self.run.write(off::UNION + 1, width);
+        let _ = self.run.write(off::UNION + 2, port);
+        let _ = self.run.write(off::UNION + 4, count);
+        let _ = self.run.write(off::UNION + 8, PIO_PAGE as u64);
+    }
+
+    fn nested_fault(&mut self, f: &NestedFault) -> Step {
+        match self.vm.memory.fault(self.vm.mm(), f.gpa, f.write) {
+            Ok(FaultOutcome::Resume) => Step::Again,
+            Ok(FaultOutcome::BadUserMemory) => Step::Fail(EFAULT),
+            // A page table in MMIO space has no meaning; KVM fails likewise.
+            Ok(FaultOutcome::Mmio) if f.walk && f.write => self.unhandled(false, k::KVM_INTERNAL_ERROR_EMULATION),
+            Ok(FaultOutcome::Mmio) => {
+                self.stats.exit(ExitClass::Mmio, 0);
+                self.decode_and_emulate(|op| !matches!(op, Op::Ins | Op::Outs))
+            }
+            Err(e) => Step::Fail(e),
+        }
+    }
+
+    fn decode_and_emulate(&mut self, expected: impl Fn(Op) -> bool) -> Step {
+        let fetched = {
+            let view = self.vm.memory.view();
+            self.s.fetch(&view, false)
+        };
+        match fetched {
+            Ok(insn) if expected(insn.op) => {
+                self.s.replay.clear();
+                self.emulate(&insn)
+            }
+            // Another instruction than the one that exited: it was changed meanwhile, or it is not one of ours.
+            Ok(insn) => {
+                let mut bytes = [0; 15];
+                for (to, from) in bytes.iter_mut().zip(insn.bytes()) {
+                    *to = *from;
+                }
+                self.emulation_failed(&bytes, insn.len())
+            }
+            Err(e) => self.fetch_failed(e),
+        }
+    }
+
+    fn emulate(&mut self, insn: &crate::emul::Insn) -> Step {
+        let (result, actions) = {
+            let view = self.vm.memory.view();
+            self.s.emulate(self.vm, &view, self.run, insn)
+        };
+        let mut step = Step::Again;
+        for a in &actions {
+            if let Step::User = self.act(a) {
+                step = Step::User;
+            }
+        }
+        match result {
+            Emulated::Done => step,
+            Emulated::TripleFault => {
+                let _ = self.triple_fault();
+                Step::User
+            }
+            Emulated::Unsupported => {
+                let mut bytes = [0; 15];
+                for (to, from) in bytes.iter_mut().zip(insn.bytes()) {
+                    *to = *from;
+                }
+                self.emulation_failed(&bytes, insn.len())
+            }
+            Emulated::User => {
+                self.s.insn = Some(*insn);
+                self.s.completion = Completion::Emulate;
+                match self.s.replay.pending() {
+                    Some(Pending::Memory(f)) => {
+                        let _ = self.run.write(off::UNION, f.gpa);
+                        let _ = self.run.copy_in(off::UNION + 8, &f.data);
+                        let _ = self.run.write(off::UNION + 16, u32::from(f.len));
+                        let _ = self.run.write(off::UNION + 20, u8::from(f.kind == crate::emul::Kind::Write));
+                        self.set_exit(k::KVM_EXIT_MMIO);
+                    }
+                    Some(Pending::PortIn(r)) => {
+                        self.set_exit(k::KVM_EXIT_IO);
+                        self.fill_io(true, r.width, r.port, r.count);
+                    }
+                    Some(Pending::PortOut(r)) => {
+                        self.set_exit(k::KVM_EXIT_IO);
+                        self.fill_io(false, r.width, r.port, r.count);
+                    }
+                    None => self.s.completion = Completion::Nothing,
+                }
+                Step::User
+            }
+        }
+    }
+
+    /// KVM_EXIT_INTERNAL_ERROR with the instruction's bytes (KVM_INTERNAL_ERROR_EMULATION_FLAG_INSTRUCTION_BYTES).
+    fn emulation_failed(&mut self, bytes: &[u8; 15], len: u8) -> Step {
+        self.set_exit(k::KVM_EXIT_INTERNAL_ERROR);
+        let _ = self.run.write(off::UNION, k::KVM_INTERNAL_ERROR_EMULATION);
+        let _ = self.run.write(off::UNION + 4, 4u32);
+        let _ = self.run.write(off::UNION + 8, u64::from(k::KVM_INTERNAL_ERROR_EMULATION_FLAG_INSTRUCTION_BYTES));
+        let _ = self.run.write(off::UNION + 16, len);
+        let _ = self.run.copy_in(off::UNION + 17, bytes);
+        self.s.replay.clear();
+        Step::User
+    }
+
+    fn unhandled(&mut self, atomic: bool, suberror: u32) -> Step {
+        if atomic {
+            return Step::Slow;
+        }
+        self.set_exit(k::KVM_EXIT_INTERNAL_ERROR);
+        let _ = self.run.write(off::UNION, suberror);
+        let _ = self.run.write(off::UNION + 4, 0u32);
+        Step::User
+    }
+
+    /// MOV CR, CLTS, LMSW.
+    fn cr_access(&mut self, c: &CrAccess, atomic: bool) -> Step {
+        self.s.load(Groups::CTRL.union(Groups::CODE));
+        let (cr, write, op, gpr) = match c.op {
+            CrOp::Decode => {
+                let fetched = {
+                    let view = self.vm.memory.view();
+                    self.s.fetch(&view, atomic)
+                };
+                let insn = match fetched {
+                    Ok(i) => i,
+                    Err(e) => return self.fetch_failed(e),
+                };
+                match (insn.op, insn.dst, insn.src) {
+                    (Op::MovCr, Operand::Cr(n), Operand::Reg(g)) => (n, true, CrOp::Mov, Some(g)),
+                    (Op::MovCr, Operand::Reg(g), Operand::Cr(n)) => (n, false, CrOp::Mov, Some(g)),
+                    (Op::Clts, _, _) => (0, true, CrOp::Clts, None),
+                    (Op::Lmsw, _, Operand::Reg(g)) => (0, true, CrOp::Lmsw(self.s.cpu.regs.get(g) as u16), None),
+                    _ => {
+                        let mut bytes = [0; 15];
+                        for (to, from) in bytes.iter_mut().zip(insn.bytes()) {
+                            *to = *from;
+                        }
+                        return self.emulation_failed(&bytes, insn.len());
+                    }
+                }
+            }
+            op => (c.cr, c.write, op, c.gpr),
+        };
+        let long = self.s.cpu.sregs.mode(self.s.cpu.regs.rflags) == crate::cpu::regs::Mode::Long;
+        if !write {
+            let value = match cr {
+                0 => self.s.cpu.sregs.cr0,
+                3 => self.s.cpu.sregs.cr3,
+                4 => self.s.cpu.sregs.cr4,
+                _ => u64::from(self.s.lapic.as_ref().map_or(self.s.cr8, |l| l.cr8())),
+            };
+            let step = self.skip(atomic);
+            if matches!(step, Step::Again) {
+                if let Some(g) = gpr {
+                    self.s.cpu.regs.set(g, if long { value } else { value & 0xffff_ffff });
+                }
+            }
+            return step;
+        }
+        let source = gpr.map_or(0, |g| self.s.cpu.regs.get(g));
+        let source = if long { source } else { source & 0xffff_ffff };
+        let old = self.s.cpu.sregs;
+        let new_value = match op {
+            CrOp::Clts => old.cr0 & !crate::cpu::regs::cr0::TS,
+            // LMSW cannot clear PE.
+            CrOp::Lmsw(v) => old.cr0 & !0xe | u64::from(v & 0xf),
+            _ => source,
+        };
+        // Validate, then fetch (which may have to sleep), then change.
+        enum New {
+            Cr0(u64, u64),
+            Cr3(u64),
+            Cr4(u64, bool, bool),
+            Cr8(u8),
+        }
+        let new = match cr {
+            0 => match control::cr0_write_check(old.cr0, new_value, old.cr4, old.efer, old.seg(Seg::Cs).l) {
+                Ok(w) => New::Cr0(w.cr0, w.efer),
+                Err(_) => return self.raise_gp(),
+            },
+            3 => match control::cr3_write_check(new_value, old.cr4, old.efer, &self.s.features) {
+                Ok(w) => New::Cr3(w.cr3),
+                Err(_) => return self.raise_gp(),
+            },
+            4 => match control::cr4_write_check(old.cr4, new_value, old.cr0, old.cr3, old.efer, &self.s.features) {
+                Ok(w) => New::Cr4(w.cr4, w.flush, w.cpuid_changed),
+                Err(_) => return self.raise_gp(),
+            },
+            8 if new_value >> 4 == 0 => New::Cr8(new_value as u8),
+            8 => return self.raise_gp(),
+            _ => return self.raise(events::exception(events::vector::UD, None)),
+        };
+        let step = self.skip(atomic);
+        if !matches!(step, Step::Again) {
+            return step;
+        }
+        match new {
+            New::Cr0(cr0, efer) => {
+                self.s.cpu.sregs.cr0 = cr0;
+                self.s.cpu.sregs.efer = efer;
+                self.s.dirty(Groups::CTRL);
+                self.s.tlb_seen = 0;
+            }
+            New::Cr3(cr3) => {
+                self.s.cpu.sregs.cr3 = cr3;
+                self.s.dirty(Groups::CTRL);
+                self.s.tlb_seen = 0;
+            }
+            New::Cr4(value, flush, cpuid_changed) => {
+                self.s.cpu.sregs.cr4 = value;
+                self.s.dirty(Groups::CTRL);
+                if flush {
+                    self.s.tlb_seen = 0;
+                }
+                if cpuid_changed || (value ^ old.cr4) & cr4::OSXSAVE != 0 {
+                    self.s.refresh_dynamic();
+                } else {
+                    self.s.dynamic.cr4 = value;
+                }
+            }
+            New::Cr8(v) => match &mut self.s.lapic {
+                Some(l) => l.set_cr8(v),
+                None => {
+                    let lower = v < self.s.cr8;
+                    self.s.cr8 = v;
+                    if lower {
+                        // User space's local APIC has to look whether something can be delivered now.
+                        self.set_exit(k::KVM_EXIT_SET_TPR);
+                        return Step::User;
+                    }
+                }
+            },
+        }
+        Step::Again
+    }
+
+    /// MOV DR (SDM 3B 19.2).
+    fn dr_access(&mut self, atomic: bool) -> Step {
+        let fetched = {
+            let view = self.vm.memory.view();
+            self.s.fetch(&view, atomic)
+        };
+        let insn = match fetched {
+            Ok(i) => i,
+            Err(e) => return self.fetch_failed(e),
+        };
+        let (n, g, write) = match (insn.op, insn.dst, insn.src) {
+            (Op::MovDr, Operand::Dr(n), Operand::Reg(g)) => (n, g, true),
+            (Op::MovDr, Operand::Reg(g), Operand::Dr(n)) => (n, g, false),
+            _ => {
+                let mut bytes = [0; 15];
+                for (to, from) in bytes.iter_mut().zip(insn.bytes()) {
+                    *to = *from;
+                }
+                return self.emulation_failed(&bytes, insn.len());
+            }
+        };
+        self.s.load(Groups::CTRL.union(Groups::CODE));
+        // The instruction's own faults come before the intercept (CPL, CR4.DE) on VMX and SVM, but DR7.GD is ours.
+        if self.s.cpu.dr7 & 1 << 13 != 0 {
+            self.s.cpu.dr6 |= 1 << 13;
+            return self.raise(Exception { vector: events::vector::DB, error_code: None, payload: 1 << 13 });
+        }
+        if self.s.cpl() != 0 {
+            return self.raise_gp();
+        }
+        let n = match n {
+            4 | 5 if self.s.cpu.sregs.cr4 & cr4::DE != 0 => {
+                return self.raise(events::exception(events::vector::UD, None));
+            }
+            4 | 5 => n + 2,
+            n => n & 7,
+        };
+        let long = self.s.cpu.sregs.mode(self.s.cpu.regs.rflags) == crate::cpu::regs::Mode::Long;
+        let cpu = &mut self.s.cpu;
+        if write {
+            let v = cpu.regs.get(g);
+            let v = if long { v } else { v & 0xffff_ffff };
+            if n >= 6 && v >> 32 != 0 {
+                return self.raise_gp();
+            }
+            match n {
+                6 => cpu.dr6 = v & 0x1e00f | 0xffff_0ff0,
+                7 => cpu.dr7 = v & 0xffff_2bff | 0x400,
+                n => {
+                    if let Some(d) = cpu.dr.get_mut(usize::from(n)) {
+                        *d = v;
+                    }
+                }
+            }
+        } else {
+            let v = match n {
+                6 => cpu.dr6,
+                7 => cpu.dr7,
+                n => cpu.dr.get(usize::from(n)).copied().unwrap_or(0),
+            };
+            cpu.regs.set(g, if long { v } else { v & 0xffff_ffff });
+        }
+        self.s.advance(insn.len());
+        // Breakpoint registers are loaded at the start of a stay.
+        Step::Leave
+    }
+
+    /// An intercepted exception goes to the guest, combined with what was being delivered.
+    fn exception(&mut self, e: &Exception) -> Step {
+        let interrupted = self.s.events.interrupted.take();
+        match events::raise_during(interrupted, *e) {
+            Ok(e) => {
+                if let (Some(ev), true) = (interrupted, e.vector == events::vector::DB || e.vector == events::vector::AC) {
+                    // The event comes back after the exception's handler returns only if it was not one itself.
+                    if ev.kind != EventKind::Exception {
+                        self.s.events.interrupted = Some(ev);
+                    }
+                }
+                self.s.events.exception = Some(e);
+                if e.vector == events::vector::PF {
+                    self.s.cpu.sregs.cr2 = e.payload;
+                }
+                Step::Again
+            }
+            Err(events::TripleFault) => {
+                let _ = self.triple_fault();
+                Step::User
+            }
+        }
+    }
+
+    /// KVM_EXIT_FAIL_ENTRY, with the rule that the state breaks, if the manual has one.
+    fn entry_failure(&mut self, reason: u64) -> Step {
+        let params = EntryParams {
+            nested_root: self.vm.memory.root(),
+            flush: false,
+            irq_window: false,
+            nmi_window: false,
+            inject: None,
+            check: true,
+        };
+        let mut f = crate::uapi::EntryFailure { reason, value: 0, rule: [0; 240] };
+        let text = match self.s.hw.check_entry(&mut self.s.cpu, &params) {
+            Err(v) => {
+                f.value = v.value;
+                pr_warn_ratelimited!(
+                    "vCPU {}: entry refused: {} ({}), value {:#x}\n",
+                    self.vcpu.shared.id,
+                    v.rule,
+                    v.manual,
+                    v.value
+                );
+                (v.rule, v.manual)
+            }
+            Ok(()) => {
+                pr_warn_ratelimited!("vCPU {}: entry refused, reason {:#x}\n", self.vcpu.shared.id, reason);
+                ("The processor refused the entry for a reason that the entry checks do not know", "")
+            }
+        };
+        let parts = [text.0.as_bytes(), if text.1.is_empty() { b"" } else { b" (" }, text.1.as_bytes(), if text.1.is_empty() { b"" } else { b")" }];
+        // The last byte stays zero.
+        for (to, from) in f.rule.iter_mut().take(239).zip(parts.into_iter().flatten()) {
+            *to = *from;
+        }
+        self.s.entry_failure = Some(f);
+        self.set_exit(k::KVM_EXIT_FAIL_ENTRY);
+        let _ = self.run.write(off::UNION, reason);
+        let _ = self.run.write(off::UNION + 8, self.s.last_cpu);
+        Step::User
+    }
+}
+
+/// RFLAGS bits that KVM_SET_REGS may set.
+pub(crate) fn clean_rflags(v: u64) -> u64 {
+    const DEFINED: u64 = 0x003f_7fd5;
+    v & DEFINED | rflags::FIXED
+}

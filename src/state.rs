@@ -1,0 +1,475 @@
+// SPDX-License-Identifier: GPL-2.0
+//! Everything that belongs to one vCPU's thread: registers, FPU, MSRs, local APIC, pending events.
+//!
+//! All of it is behind the vCPU's mutex. Other CPUs reach a vCPU only through [`VcpuShared`].
+
+use crate::backend::{CpuState, Groups, Interruptibility, VcpuBackend};
+use crate::cpu::control;
+use crate::cpu::cpuid::{CpuidEntry, CpuidIndex, Dynamic, GuestFeatures};
+use crate::cpu::events::{self, Gate};
+use crate::cpu::msr::{self as msrs, Access, Class, MsrFile, Read, Written};
+use crate::cpu::regs::{cr0, cr4, rflags, DescTable, Gpr, Seg, Segment, Sregs};
+use crate::cpu::xsave;
+use crate::dev::{self, Model};
+use crate::emul::Insn;
+use crate::emul::Replay;
+use crate::exit::{Event, Exception};
+use crate::hw::Hw;
+use crate::irq::lapic::{Action, Features as LapicFeatures, Lapic};
+use crate::linux::fpu::XsaveArea;
+use crate::linux::{boot_cpu, hrtimer};
+use crate::vcpu_set::VcpuShared;
+use crate::vm::Vm;
+use kernel::prelude::*;
+use kernel::sync::Arc;
+
+/// KVM_MP_STATE_* (api.rst 4.38).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u32)]
+pub(crate) enum MpState {
+    Runnable = 0,
+    /// An AP before INIT.
+    Uninitialized = 1,
+    /// An AP between INIT and SIPI.
+    InitReceived = 2,
+    /// In HLT.
+    Halted = 3,
+    /// SIPI taken; becomes runnable with the next KVM_RUN.
+    SipiReceived = 4,
+}
+
+/// What the next KVM_RUN has to finish first.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Completion {
+    Nothing,
+    /// OUT: only the instruction pointer is left.
+    PortOut,
+    /// IN of this width: the data page holds the value.
+    PortIn(u8),
+    /// An emulated instruction that waits for memory or string port data.
+    Emulate,
+}
+
+/// Events on their way to the guest.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Events {
+    /// Delivery was interrupted by an exit, or restored by KVM_SET_VCPU_EVENTS.
+    pub(crate) interrupted: Option<Event>,
+    /// To be delivered.
+    pub(crate) exception: Option<Exception>,
+    /// NMIs latched, at most 2.
+    pub(crate) nmis: u8,
+    /// KVM_INTERRUPT's vector, where user space has the interrupt controller or the 8259s.
+    pub(crate) external: Option<u8>,
+}
+
+/// One vCPU's private state.
+pub(crate) struct State {
+    pub(crate) hw: Hw,
+    pub(crate) cpu: CpuState,
+    pub(crate) fpu: XsaveArea,
+    pub(crate) xcr0: u64,
+    pub(crate) pkru: u32,
+    pub(crate) cpuid: KVec<CpuidEntry>,
+    pub(crate) cpuid_index: KBox<CpuidIndex>,
+    pub(crate) features: GuestFeatures,
+    pub(crate) host_features: GuestFeatures,
+    pub(crate) dynamic: Dynamic,
+    pub(crate) msrs: KBox<MsrFile>,
+    pub(crate) lapic: Option<KBox<Lapic>>,
+    /// IA32_APIC_BASE and CR8 where the local APIC is in user space.
+    pub(crate) apic_base: u64,
+    pub(crate) cr8: u8,
+    pub(crate) events: Events,
+    pub(crate) mp_state: MpState,
+    pub(crate) replay: KBox<Replay>,
+    pub(crate) insn: Option<Insn>,
+    pub(crate) completion: Completion,
+    pub(crate) tsc_offset: u64,
+    pub(crate) tsc_adjust: u64,
+    /// TLB generation of the last flush, and the CPU of the last stay.
+    pub(crate) tlb_seen: u64,
+    pub(crate) last_cpu: u32,
+    pub(crate) has_run: bool,
+    pub(crate) check_entry: bool,
+    pub(crate) entry_failure: Option<crate::uapi::EntryFailure>,
+    pub(crate) model: &'static Model,
+}
+
+/// A segment after RESET or INIT (SDM 3A table 10-1).
+fn reset_segment(selector: u16, base: u64, typ: u8, s: bool) -> Segment {
+    Segment { base, limit: 0xffff, selector, typ, s, present: true, ..Segment::default() }
+}
+
+/// System registers after RESET or INIT. `cr0` keeps CD and NW on INIT.
+pub(crate) fn reset_sregs(cr0_value: u64) -> Sregs {
+    let data = reset_segment(0, 0, 3, true);
+    let mut s = Sregs { seg: [data; 8], cr0: cr0_value, ..Sregs::default() };
+    *s.seg_mut(Seg::Cs) = reset_segment(0xf000, 0xffff_0000, 11, true);
+    *s.seg_mut(Seg::Ldtr) = reset_segment(0, 0, 2, false);
+    *s.seg_mut(Seg::Tr) = reset_segment(0, 0, 11, false);
+    s.gdt = DescTable { base: 0, limit: 0xffff };
+    s.idt = s.gdt;
+    s
+}
+
+impl State {
+    /// A vCPU after RESET.
+    pub(crate) fn new(vm: &Vm, shared: &VcpuShared) -> Result<Self> {
+        let model = dev::model()?;
+        let id = shared.id;
+        let bsp = id == vm.boot_cpu();
+        let hw = Hw::new(id)?;
+        let mut msr_file = KBox::new(MsrFile::ZERO, GFP_KERNEL_ACCOUNT)?;
+        msr_file.reset(&msrs::Config { arch_capabilities: 0, lfence_serializing: true, vendor: model.vendor });
+        let host_index = CpuidIndex::new(&model.supported);
+        let host_features = GuestFeatures::from_table(&model.supported, &host_index);
+        let features = GuestFeatures::from_table(&[], &CpuidIndex::empty());
+        let in_kernel = vm.chip.has_lapic();
+        let lapic = if in_kernel {
+            let f = LapicFeatures {
+                x2apic: false,
+                tsc_deadline: false,
+                suppress_eoi: false,
+                phys_bits: boot_cpu::phys_bits().min(52) as u8,
+            };
+            Some(KBox::new(Lapic::new(id, bsp, bsp, f, 1), GFP_KERNEL_ACCOUNT)?)
+        } else {
+            None
+        };
+        let mut fpu = XsaveArea::new()?;
+        xsave::reset_image(fpu.as_mut_slice(), model.mxcsr_mask);
+        let mut this = Self {
+            hw,
+            cpu: CpuState::default(),
+            fpu,
+            xcr0: xsave::X87,
+            pkru: 0,
+            cpuid: KVec::new(),
+            cpuid_index: KBox::new(CpuidIndex::empty(), GFP_KERNEL_ACCOUNT)?,
+            features,
+            host_features,
+            dynamic: Dynamic::default(),
+            msrs: msr_file,
+            lapic,
+            apic_base: 0xfee0_0000 | 1 << 11 | u64::from(bsp) << 8,
+            cr8: 0,
+            events: Events::default(),
+            mp_state: if in_kernel && !bsp { MpState::Uninitialized } else { MpState::Runnable },
+            replay: KBox::new(Replay::new(), GFP_KERNEL_ACCOUNT)?,
+            insn: None,
+            completion: Completion::Nothing,
+            tsc_offset: vm.tsc_offset,
+            tsc_adjust: 0,
+            tlb_seen: 0,
+            last_cpu: u32::MAX,
+            has_run: false,
+            check_entry: crate::check_entry(),
+            entry_failure: None,
+            model,
+        };
+        this.reset_registers(false);
+        this.hw.set_tsc_offset(this.tsc_offset);
+        this.refresh_dynamic();
+        if let Some(l) = &this.lapic {
+            shared.set_apic_addr(l.addr());
+            shared.lint0_extint.store(u32::from(l.lint0_accepts_extint()), core::sync::atomic::Ordering::Relaxed);
+        }
+        Ok(this)
+    }
+
+    /// Register state of RESET, or of INIT, which leaves FPU, MSRs and CR0.CD/NW alone (SDM 3A table 10-1).
+    pub(crate) fn reset_registers(&mut self, init: bool) {
+        let cr0_value = if init {
+            self.load(Groups::CTRL);
+            cr0::ET | self.cpu.sregs.cr0 & (cr0::CD | cr0::NW)
+        } else {
+            cr0::ET | cr0::CD | cr0::NW
+        };
+        self.cpu.regs = Default::default();
+        self.cpu.regs.rip = 0xfff0;
+        self.cpu.regs.rflags = rflags::FIXED;
+        // Family, model, stepping in EDX.
+        self.cpu.regs.gpr[Gpr::Rdx as usize] = 0x600;
+        self.cpu.sregs = reset_sregs(cr0_value);
+        self.cpu.avail = Groups::ALL;
+        self.cpu.dirty = Groups::ALL;
+        self.cpu.dr = [0; 4];
+        self.cpu.dr6 = 0xffff_0ff0;
+        self.cpu.dr7 = 0x400;
+        self.events = Events::default();
+        self.hw.set_interruptibility(Interruptibility::default());
+        self.cr8 = 0;
+        self.replay.clear();
+        self.insn = None;
+        self.completion = Completion::Nothing;
+        if !init {
+            self.xcr0 = xsave::X87;
+        }
+        self.refresh_dynamic();
+    }
+
+    /// Makes groups of system registers valid.
+    #[inline]
+    pub(crate) fn load(&mut self, groups: Groups) {
+        if !self.cpu.avail.contains(groups) {
+            self.hw.load(&mut self.cpu, groups);
+        }
+    }
+
+    /// Marks groups as changed; they are valid.
+    pub(crate) fn dirty(&mut self, groups: Groups) {
+        self.cpu.dirty = self.cpu.dirty.union(groups);
+    }
+
+    /// What CPUID derives from registers.
+    pub(crate) fn refresh_dynamic(&mut self) {
+        self.load(Groups::CTRL);
+        self.dynamic = Dynamic {
+            cr4: self.cpu.sregs.cr4,
+            apic_enabled: self.lapic.as_ref().map(|l| l.hw_enabled()),
+            mwait: None,
+            xsave_size: self.model.layout.standard_size(self.xcr0),
+            xsave_compacted_size: self.model.layout.compacted_size(self.xcr0 | self.msrs.xss),
+        };
+    }
+
+    /// Current privilege level.
+    pub(crate) fn cpl(&mut self) -> u8 {
+        self.load(Groups::CODE.union(Groups::CTRL));
+        self.cpu.sregs.cpl(self.cpu.regs.rflags)
+    }
+
+    /// Whether exceptions push error codes.
+    pub(crate) fn protected(&mut self) -> bool {
+        self.load(Groups::CTRL);
+        self.cpu.sregs.cr0 & cr0::PE != 0
+    }
+
+    /// What holds events back.
+    pub(crate) fn gate(&mut self) -> Gate {
+        let i = self.hw.interruptibility();
+        Gate { if_flag: self.cpu.regs.rflags & rflags::IF != 0, sti: i.sti, mov_ss: i.mov_ss, nmi: i.nmi }
+    }
+
+    /// Raises an exception in the guest. Returns false when it shuts the guest down.
+    #[must_use]
+    pub(crate) fn raise(&mut self, e: Exception) -> bool {
+        match events::raise(self.events.exception, e) {
+            Ok(e) => {
+                if e.vector == events::vector::PF {
+                    self.cpu.sregs.cr2 = e.payload;
+                }
+                if events::reporting(e.vector) == events::Reporting::Fault {
+                    self.cpu.regs.rflags |= rflags::RF;
+                }
+                self.events.exception = Some(e);
+                true
+            }
+            Err(events::TripleFault) => false,
+        }
+    }
+
+    /// #GP(0).
+    #[must_use]
+    pub(crate) fn raise_gp(&mut self) -> bool {
+        self.raise(events::exception(events::vector::GP, Some(0)))
+    }
+
+    /// Guest TSC now.
+    pub(crate) fn tsc(&self) -> u64 {
+        boot_cpu::rdtsc().wrapping_add(self.tsc_offset)
+    }
+
+    /// Changes the TSC offset.
+    pub(crate) fn set_tsc_offset(&mut self, offset: u64) {
+        self.tsc_offset = offset;
+        self.hw.set_tsc_offset(offset);
+    }
+
+    fn access<'a>(
+        features: &'a GuestFeatures,
+        host: &'a GuestFeatures,
+        host_initiated: bool,
+    ) -> Access<'a> {
+        Access { guest: features, host, host_initiated, xss_allowed: 0 }
+    }
+
+    /// RDMSR, or KVM_GET_MSRS with `by_host`. `None` raises #GP or ends the list.
+    pub(crate) fn read_msr(&mut self, vm: &Vm, index: u32, by_host: bool) -> Option<u64> {
+        let a = Self::access(&self.features, &self.host_features, by_host);
+        let class = match self.msrs.get(index, &a).ok()? {
+            Read::Value(v) => return Some(v),
+            Read::Delegate(class) => class,
+        };
+        match class {
+            Class::Efer => {
+                self.load(Groups::CTRL);
+                Some(self.cpu.sregs.efer)
+            }
+            Class::ApicBase => Some(self.lapic.as_ref().map_or(self.apic_base, |l| l.apic_base())),
+            Class::TscDeadline => self.lapic.as_ref().map(|l| l.tsc_deadline()),
+            Class::X2apic => {
+                let now = hrtimer::ktime_get_ns();
+                self.lapic.as_ref()?.rdmsr(index, now).ok()
+            }
+            Class::Tsc => Some(self.tsc()),
+            Class::TscAdjust => Some(self.tsc_adjust),
+            Class::Backend => self.backend_msr(index),
+            Class::PredictionBarrier => None,
+            Class::Paravirt => crate::cpu::paravirt::read(vm, self, index),
+        }
+    }
+
+    fn backend_msr(&mut self, index: u32) -> Option<u64> {
+        match index {
+            msrs::index::FS_BASE => {
+                self.load(Groups::SEGS);
+                Some(self.cpu.sregs.seg(Seg::Fs).base)
+            }
+            msrs::index::GS_BASE => {
+                self.load(Groups::SEGS);
+                Some(self.cpu.sregs.seg(Seg::Gs).base)
+            }
+            _ => self.hw.msr(index),
+        }
+    }
+
+    /// WRMSR, or KVM_SET_MSRS with `by_host`. `None` raises #GP or ends the list; an [`Action`] is to be carried out by the caller.
+    pub(crate) fn write_msr(&mut self, vm: &Vm, index: u32, value: u64, by_host: bool) -> Option<Action> {
+        let a = Self::access(&self.features, &self.host_features, by_host);
+        let (class, value) = match self.msrs.set(index, value, &a).ok()? {
+            Written::Stored | Written::StoredMtrr => return Some(Action::NONE),
+            Written::StoredXss => {
+                self.refresh_dynamic();
+                return Some(Action::NONE);
+            }
+            Written::Delegate(class, value) => (class, value),
+        };
+        match class {
+            Class::Efer => {
+                self.load(Groups::CTRL);
+                let s = &self.cpu.sregs;
+                let allowed = control::efer_allowed(if by_host { &self.host_features } else { &self.features });
+                let new = if by_host {
+                    // LMA follows LME and PG, in whatever order user space restores them.
+                    if value & !(allowed | crate::cpu::regs::efer::LMA) != 0 {
+                        return None;
+                    }
+                    value & !crate::cpu::regs::efer::LMA | s.efer & crate::cpu::regs::efer::LMA
+                } else {
+                    control::efer_write_check(s.efer, value, s.cr0, allowed).ok()?
+                };
+                self.cpu.sregs.efer = new;
+                self.dirty(Groups::CTRL);
+                Some(Action::NONE)
+            }
+            Class::ApicBase => match &mut self.lapic {
+                Some(l) => {
+                    let action = l.set_apic_base(value, by_host).ok()?;
+                    self.refresh_dynamic();
+                    Some(action)
+                }
+                None => {
+                    self.apic_base = value;
+                    Some(Action::NONE)
+                }
+            },
+            Class::TscDeadline => Some(self.lapic.as_mut()?.set_tsc_deadline(value)),
+            Class::X2apic => {
+                let now = hrtimer::ktime_get_ns();
+                self.lapic.as_mut()?.wrmsr(index, value, now).ok()
+            }
+            Class::Tsc => {
+                let offset = value.wrapping_sub(boot_cpu::rdtsc());
+                if !by_host {
+                    // A guest's write shows in TSC_ADJUST (SDM 3B 19.17.3).
+                    self.tsc_adjust = self.tsc_adjust.wrapping_add(offset.wrapping_sub(self.tsc_offset));
+                }
+                self.set_tsc_offset(offset);
+                // The timer's deadline is in guest TSC.
+                Some(Action { timer: true, ..Action::NONE })
+            }
+            Class::TscAdjust => {
+                if !by_host {
+                    let by = value.wrapping_sub(self.tsc_adjust);
+                    self.set_tsc_offset(self.tsc_offset.wrapping_add(by));
+                }
+                self.tsc_adjust = value;
+                Some(Action { timer: true, ..Action::NONE })
+            }
+            Class::Backend => {
+                let seg = match index {
+                    msrs::index::FS_BASE => Some(Seg::Fs),
+                    msrs::index::GS_BASE => Some(Seg::Gs),
+                    _ => None,
+                };
+                if let Some(seg) = seg {
+                    self.load(Groups::SEGS);
+                    self.cpu.sregs.seg_mut(seg).base = value;
+                    self.dirty(Groups::SEGS);
+                    return Some(Action::NONE);
+                }
+                self.hw.set_msr(index, value).then_some(Action::NONE)
+            }
+            Class::PredictionBarrier => Some(Action::NONE),
+            Class::Paravirt => crate::cpu::paravirt::write(vm, self, index, value, by_host).then_some(Action::NONE),
+        }
+    }
+
+    /// Whether an interrupt (not an NMI) waits that the guest would take when it lets interrupts in.
+    pub(crate) fn has_interrupt(&self, vm: &Vm, shared: &Arc<VcpuShared>) -> bool {
+        if self.events.external.is_some() {
+            return self.lapic.as_ref().is_none_or(|l| l.lint0_accepts_extint());
+        }
+        match &self.lapic {
+            Some(l) => {
+                l.pending().is_some() || (vm.chip.pic_output() && l.lint0_accepts_extint() && shared.id == vm.boot_cpu())
+            }
+            None => false,
+        }
+    }
+
+    /// Acknowledges the interrupt of [`State::has_interrupt`]; its vector.
+    pub(crate) fn acknowledge(&mut self, vm: &Vm, shared: &Arc<VcpuShared>) -> Option<u8> {
+        let extint = self.lapic.as_ref().is_none_or(|l| l.lint0_accepts_extint());
+        if extint {
+            if let Some(v) = self.events.external.take() {
+                return Some(v);
+            }
+            if self.lapic.is_some() && shared.id == vm.boot_cpu() && vm.chip.pic_output() {
+                return vm.chip.pic_acknowledge();
+            }
+        }
+        let l = self.lapic.as_mut()?;
+        let v = l.pending()?;
+        l.ack(v);
+        Some(v.0)
+    }
+
+    /// Installs a CPUID table that has been checked.
+    pub(crate) fn set_cpuid(&mut self, table: KVec<CpuidEntry>) {
+        *self.cpuid_index = CpuidIndex::new(&table);
+        self.features = GuestFeatures::from_table(&table, &self.cpuid_index);
+        self.cpuid = table;
+        if let Some(l) = &mut self.lapic {
+            l.set_features(LapicFeatures {
+                x2apic: self.features.x2apic,
+                tsc_deadline: self.features.tsc_deadline,
+                suppress_eoi: false,
+                phys_bits: self.features.maxphyaddr,
+            });
+        }
+        self.refresh_dynamic();
+    }
+
+    /// XCR0 bits that the guest may set.
+    pub(crate) fn allowed_xcr0(&self) -> u64 {
+        crate::cpu::cpuid::guest_xcr0(&self.cpuid, &self.cpuid_index, self.model.xcr0)
+    }
+
+    /// Whether CR4.OSXSAVE is on.
+    pub(crate) fn osxsave(&self) -> bool {
+        self.dynamic.cr4 & cr4::OSXSAVE != 0
+    }
+}

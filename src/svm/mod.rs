@@ -1,0 +1,236 @@
+// SPDX-License-Identifier: GPL-2.0
+//! AMD SVM (APM 2 chapter 15).
+//!
+//! EFER.SVME is set on every CPU while the module is loaded. Unlike CR4.VMXE it has no shadow in the kernel that
+//! could write it back. A CPU on which SVME is set already belongs to somebody else (KVM): ASIDs would be
+//! shared without either side knowing, so the module refuses with EBUSY.
+
+pub(crate) mod check;
+mod entry;
+mod vcpu;
+mod vmcb;
+
+use crate::backend::{HwCaps, Platform};
+use crate::cpu::regs::efer;
+use crate::linux::global::Global;
+use crate::linux::irqflags::IrqGuard;
+use crate::linux::page::Pages;
+use crate::linux::percpu::PerCpu;
+use crate::linux::{boot_cpu, cpuid, msr};
+use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use kernel::prelude::*;
+
+pub(crate) use vcpu::SvmVcpu;
+
+const MSR_EFER: u32 = 0xc000_0080;
+const MSR_TSC_AUX: u32 = 0xc000_0103;
+const MSR_VM_CR: u32 = 0xc001_0114;
+const MSR_VM_HSAVE_PA: u32 = 0xc001_0117;
+/// VM_CR.SVMDIS (APM 2 15.30.1).
+const VM_CR_SVMDIS: u64 = 1 << 4;
+
+/// CPUID 8000_000A EDX (APM 3 E.4.9).
+mod feature {
+    pub(super) const NP: u32 = 1 << 0;
+    pub(super) const NRIPS: u32 = 1 << 3;
+    pub(super) const FLUSH_BY_ASID: u32 = 1 << 6;
+    pub(super) const DECODE_ASSISTS: u32 = 1 << 7;
+    pub(super) const PAUSE_FILTER: u32 = 1 << 10;
+}
+
+/// Bits of an MSR-permission map: two per MSR, read then write (APM 2 15.11).
+const MSRPM_BYTES: usize = 8192;
+/// Bits of the I/O-permission map: one per port, and three more (APM 2 15.10.1).
+const IOPM_BYTES: usize = 12288;
+
+/// MSRs that VMLOAD and VMSAVE switch, which the guest may therefore access directly (APM 2 15.5.2).
+const SWITCHED_MSRS: [u32; 10] = [
+    0x174,
+    0x175,
+    0x176,
+    0xc000_0081,
+    0xc000_0082,
+    0xc000_0083,
+    0xc000_0084,
+    0xc000_0100,
+    0xc000_0101,
+    0xc000_0102,
+];
+
+/// State of one CPU.
+struct Cpu {
+    /// VM_HSAVE_PA: where VMRUN keeps the host's state. Opaque.
+    hsave: Pages,
+    /// Where VMSAVE keeps the rest of it.
+    host_extra: Pages,
+    /// The host's TSC_AUX, constant per CPU.
+    tsc_aux: AtomicU64,
+    /// Set while SVME on this CPU is ours.
+    enabled: AtomicU32,
+    /// ASID generation; changes when all ASIDs have been given out (APM 2 15.15.2).
+    generation: AtomicU64,
+    /// Next ASID to give out.
+    next_asid: AtomicU32,
+}
+
+/// Module-wide state, there from `probe` to `exit`.
+struct State {
+    caps: HwCaps,
+    cpus: PerCpu<Cpu>,
+    /// Number of ASIDs; valid are 1 to `asids - 1`.
+    asids: u32,
+    flush_by_asid: bool,
+    decode_assists: bool,
+    msrpm: Pages,
+    iopm: Pages,
+}
+
+static STATE: Global<State> = Global::new();
+
+/// AMD SVM as a platform.
+pub(crate) struct Svm;
+
+impl Svm {
+    /// Whether this CPU claims SVM.
+    pub(crate) fn present() -> bool {
+        cpuid::cpuid(0x8000_0000, 0).eax >= 0x8000_000a && cpuid::cpuid(0x8000_0001, 0).ecx & 4 != 0
+    }
+
+    /// Frees the module-wide state.
+    ///
+    /// # Safety
+    ///
+    /// `cpu_down` has run everywhere and no vCPU is left.
+    pub(crate) unsafe fn exit() {
+        // SAFETY: By the contract no reference is left.
+        unsafe { STATE.clear() };
+    }
+}
+
+/// MSR-permission map that intercepts everything but [`SWITCHED_MSRS`].
+fn fill_msrpm(map: &mut [u8]) {
+    map.fill(0xff);
+    for msr in SWITCHED_MSRS {
+        let (base, first) = match msr {
+            0..=0x1fff => (0usize, 0u32),
+            0xc000_0000..=0xc000_1fff => (0x800, 0xc000_0000),
+            _ => (0x1000, 0xc001_0000),
+        };
+        let bit = (msr - first) as usize * 2;
+        if let Some(b) = map.get_mut(base + bit / 8) {
+            *b &= !(3 << (bit % 8));
+        }
+    }
+}
+
+impl Platform for Svm {
+    type Vcpu = SvmVcpu;
+
+    fn probe() -> Result<HwCaps> {
+        if !Self::present() {
+            pr_err!("this CPU has no AMD SVM\n");
+            return Err(ENODEV);
+        }
+        if let Ok(v) = msr::read_safe(MSR_VM_CR) {
+            if v & VM_CR_SVMDIS != 0 {
+                pr_err!("SVM is switched off by the firmware (VM_CR.SVMDIS): enable SVM or AMD-V in the firmware set-up\n");
+                return Err(ENODEV);
+            }
+        }
+        if boot_cpu::fred_enabled() {
+            pr_err!("FRED event delivery is on, which is not supported: boot with fred=off\n");
+            return Err(EOPNOTSUPP);
+        }
+        let l = cpuid::cpuid(0x8000_000a, 0);
+        if l.edx & feature::NP == 0 {
+            pr_err!("this CPU's SVM lacks nested paging\n");
+            return Err(EOPNOTSUPP);
+        }
+        if l.ebx < 2 {
+            pr_err!("this CPU's SVM has no ASIDs for guests\n");
+            return Err(EOPNOTSUPP);
+        }
+        let ext = cpuid::cpuid(0x8000_0001, 0);
+        let l7 = if cpuid::cpuid(0, 0).eax >= 7 { cpuid::cpuid(7, 0) } else { Default::default() };
+        let xsave = if cpuid::cpuid(0, 0).eax >= 0xd { cpuid::cpuid(0xd, 1).eax } else { 0 };
+        let caps = HwCaps {
+            name: "svm",
+            nested_2m: true,
+            nested_1g: ext.edx & 1 << 26 != 0,
+            nested_ad: true,
+            nested_exec_only: false,
+            insn_len: l.edx & feature::NRIPS != 0,
+            rdtscp: ext.edx & 1 << 27 != 0,
+            invpcid: l7.ebx & 1 << 10 != 0,
+            xsaves: xsave & 8 != 0,
+            umip: l7.ecx & 4 != 0,
+            pause_exit: l.edx & feature::PAUSE_FILTER != 0,
+            nested_levels: if boot_cpu::la57() { 5 } else { 4 },
+        };
+        let mut msrpm = Pages::alloc(1)?;
+        fill_msrpm(msrpm.as_mut_slice().get_mut(..MSRPM_BYTES).ok_or(EINVAL)?);
+        let mut iopm = Pages::alloc(2)?;
+        iopm.as_mut_slice().get_mut(..IOPM_BYTES).ok_or(EINVAL)?.fill(0xff);
+        let cpus = PerCpu::new(|_| {
+            Ok(Cpu {
+                hsave: Pages::alloc(0)?,
+                host_extra: Pages::alloc(0)?,
+                tsc_aux: AtomicU64::new(0),
+                enabled: AtomicU32::new(0),
+                generation: AtomicU64::new(1),
+                next_asid: AtomicU32::new(1),
+            })
+        })?;
+        STATE.set(State {
+            caps,
+            cpus,
+            asids: l.ebx,
+            flush_by_asid: l.edx & feature::FLUSH_BY_ASID != 0,
+            decode_assists: l.edx & feature::DECODE_ASSISTS != 0,
+            msrpm,
+            iopm,
+        })?;
+        Ok(caps)
+    }
+
+    fn cpu_up() -> Result {
+        let state = STATE.get().ok_or(ENODEV)?;
+        let guard = IrqGuard::new();
+        let cpu = state.cpus.this(&guard).ok_or(ENODEV)?;
+        // SAFETY: EFER exists on every 64-bit CPU.
+        let old = unsafe { msr::read(MSR_EFER) };
+        if old & efer::SVME != 0 {
+            pr_err!("EFER.SVME is already set: another hypervisor (kvm_amd?) owns SVM on this machine; unload it first\n");
+            return Err(EBUSY);
+        }
+        if state.caps.rdtscp {
+            // SAFETY: RDTSCP implies TSC_AUX.
+            cpu.tsc_aux.store(unsafe { msr::read(MSR_TSC_AUX) }, Ordering::Relaxed);
+        }
+        // A new generation: whatever this CPU's TLB held before it went down is not trusted.
+        cpu.generation.fetch_add(1, Ordering::Relaxed);
+        cpu.next_asid.store(1, Ordering::Relaxed);
+        // SAFETY: The CPU has SVM and SVMDIS is clear; setting SVME changes nothing until VMRUN. The save area is a page
+        // of ours that lives until `exit`.
+        unsafe {
+            msr::write(MSR_EFER, old | efer::SVME);
+            msr::write(MSR_VM_HSAVE_PA, cpu.hsave.phys());
+        }
+        cpu.enabled.store(1, Ordering::Relaxed);
+        Ok(())
+    }
+
+    fn cpu_down() {
+        let Some(state) = STATE.get() else { return };
+        let guard = IrqGuard::new();
+        let Some(cpu) = state.cpus.this(&guard) else { return };
+        if cpu.enabled.swap(0, Ordering::Relaxed) == 0 {
+            return;
+        }
+        // SAFETY: `cpu_up` set these; no stay is open on this CPU, since interrupts were on before.
+        unsafe {
+            msr::write(MSR_VM_HSAVE_PA, 0);
+            msr::write(MSR_EFER, msr::read(MSR_EFER) & !efer::SVME);
+        }
+    }
+}

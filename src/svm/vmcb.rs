@@ -1,0 +1,265 @@
+// SPDX-License-Identifier: GPL-2.0
+//! The virtual machine control block (APM 2 appendix B).
+
+use crate::cpu::regs::Segment;
+use core::mem::offset_of;
+
+/// Control area, VMCB offset 0 (APM 2 table B-1).
+#[repr(C)]
+#[allow(missing_docs)]
+pub(super) struct Control {
+    /// Bit n: read of CRn; bit 16+n: write of CRn.
+    pub(super) intercept_cr: u32,
+    /// Bit n: read of DRn; bit 16+n: write of DRn.
+    pub(super) intercept_dr: u32,
+    /// Bit per exception vector.
+    pub(super) intercept_exception: u32,
+    pub(super) intercept_misc1: u32,
+    pub(super) intercept_misc2: u32,
+    pub(super) intercept_misc3: u32,
+    _r0: [u8; 0x3c - 0x18],
+    pub(super) pause_filter_threshold: u16,
+    pub(super) pause_filter_count: u16,
+    pub(super) iopm_base_pa: u64,
+    pub(super) msrpm_base_pa: u64,
+    pub(super) tsc_offset: u64,
+    pub(super) asid: u32,
+    pub(super) tlb_control: u8,
+    _r1: [u8; 3],
+    /// V_TPR, V_IRQ, V_INTR_PRIO, V_IGN_TPR, V_INTR_MASKING, V_INTR_VECTOR.
+    pub(super) vintr: u64,
+    /// Bit 0: interrupt shadow.
+    pub(super) interrupt_state: u64,
+    pub(super) exit_code: u64,
+    pub(super) exit_info1: u64,
+    pub(super) exit_info2: u64,
+    pub(super) exit_int_info: u64,
+    /// Bit 0: NP_ENABLE.
+    pub(super) nested_control: u64,
+    _avic_bar: u64,
+    _ghcb: u64,
+    pub(super) event_inj: u64,
+    pub(super) n_cr3: u64,
+    pub(super) virt_ext: u64,
+    /// VMCB clean bits (APM 2 15.15.3); zero = load everything.
+    pub(super) clean: u64,
+    pub(super) next_rip: u64,
+    pub(super) insn_len: u8,
+    pub(super) insn_bytes: [u8; 15],
+    _r2: [u8; 0x400 - 0xe0],
+}
+
+/// A segment register as saved in the VMCB.
+#[derive(Clone, Copy)]
+#[repr(C)]
+pub(super) struct VmcbSegment {
+    pub(super) selector: u16,
+    /// Descriptor bits 55:52 and 47:40, concatenated to 12 bits.
+    pub(super) attrib: u16,
+    pub(super) limit: u32,
+    pub(super) base: u64,
+}
+
+/// State-save area, VMCB offset 0x400 (APM 2 table B-2).
+#[repr(C)]
+#[allow(missing_docs)]
+pub(super) struct Save {
+    pub(super) es: VmcbSegment,
+    pub(super) cs: VmcbSegment,
+    pub(super) ss: VmcbSegment,
+    pub(super) ds: VmcbSegment,
+    pub(super) fs: VmcbSegment,
+    pub(super) gs: VmcbSegment,
+    pub(super) gdtr: VmcbSegment,
+    pub(super) ldtr: VmcbSegment,
+    pub(super) idtr: VmcbSegment,
+    pub(super) tr: VmcbSegment,
+    _r0: [u8; 0xcb - 0xa0],
+    pub(super) cpl: u8,
+    _r1: u32,
+    pub(super) efer: u64,
+    _r2: [u8; 0x148 - 0xd8],
+    pub(super) cr4: u64,
+    pub(super) cr3: u64,
+    pub(super) cr0: u64,
+    pub(super) dr7: u64,
+    pub(super) dr6: u64,
+    pub(super) rflags: u64,
+    pub(super) rip: u64,
+    _r3: [u8; 0x1d8 - 0x180],
+    pub(super) rsp: u64,
+    _r4: [u8; 0x1f8 - 0x1e0],
+    pub(super) rax: u64,
+    pub(super) star: u64,
+    pub(super) lstar: u64,
+    pub(super) cstar: u64,
+    pub(super) sfmask: u64,
+    pub(super) kernel_gs_base: u64,
+    pub(super) sysenter_cs: u64,
+    pub(super) sysenter_esp: u64,
+    pub(super) sysenter_eip: u64,
+    pub(super) cr2: u64,
+    _r5: [u8; 0x268 - 0x248],
+    pub(super) g_pat: u64,
+    pub(super) debugctl: u64,
+    _r6: [u8; 0xc00 - 0x278],
+}
+
+/// One VMCB: a page.
+#[repr(C, align(4096))]
+pub(super) struct Vmcb {
+    pub(super) control: Control,
+    pub(super) save: Save,
+}
+
+const _: () = {
+    assert!(size_of::<Vmcb>() == 4096);
+    assert!(offset_of!(Control, pause_filter_threshold) == 0x3c);
+    assert!(offset_of!(Control, iopm_base_pa) == 0x40);
+    assert!(offset_of!(Control, tsc_offset) == 0x50);
+    assert!(offset_of!(Control, asid) == 0x58);
+    assert!(offset_of!(Control, vintr) == 0x60);
+    assert!(offset_of!(Control, exit_code) == 0x70);
+    assert!(offset_of!(Control, nested_control) == 0x90);
+    assert!(offset_of!(Control, event_inj) == 0xa8);
+    assert!(offset_of!(Control, n_cr3) == 0xb0);
+    assert!(offset_of!(Control, clean) == 0xc0);
+    assert!(offset_of!(Control, next_rip) == 0xc8);
+    assert!(offset_of!(Control, insn_len) == 0xd0);
+    assert!(offset_of!(Vmcb, save) == 0x400);
+    assert!(offset_of!(Save, cpl) == 0xcb);
+    assert!(offset_of!(Save, efer) == 0xd0);
+    assert!(offset_of!(Save, cr4) == 0x148);
+    assert!(offset_of!(Save, rip) == 0x178);
+    assert!(offset_of!(Save, rsp) == 0x1d8);
+    assert!(offset_of!(Save, rax) == 0x1f8);
+    assert!(offset_of!(Save, sysenter_eip) == 0x238);
+    assert!(offset_of!(Save, cr2) == 0x240);
+    assert!(offset_of!(Save, g_pat) == 0x268);
+};
+
+/// Intercept bits of vector 3 (VMCB offset 0xc).
+#[allow(dead_code)]
+pub(super) mod misc1 {
+    pub(in crate::svm) const INTR: u32 = 1 << 0;
+    pub(in crate::svm) const NMI: u32 = 1 << 1;
+    pub(in crate::svm) const SMI: u32 = 1 << 2;
+    pub(in crate::svm) const INIT: u32 = 1 << 3;
+    pub(in crate::svm) const VINTR: u32 = 1 << 4;
+    pub(in crate::svm) const RDPMC: u32 = 1 << 15;
+    pub(in crate::svm) const CPUID: u32 = 1 << 18;
+    pub(in crate::svm) const RSM: u32 = 1 << 19;
+    pub(in crate::svm) const IRET: u32 = 1 << 20;
+    pub(in crate::svm) const INVD: u32 = 1 << 22;
+    pub(in crate::svm) const PAUSE: u32 = 1 << 23;
+    pub(in crate::svm) const HLT: u32 = 1 << 24;
+    pub(in crate::svm) const INVLPGA: u32 = 1 << 26;
+    pub(in crate::svm) const IOIO_PROT: u32 = 1 << 27;
+    pub(in crate::svm) const MSR_PROT: u32 = 1 << 28;
+    pub(in crate::svm) const TASK_SWITCH: u32 = 1 << 29;
+    pub(in crate::svm) const FERR_FREEZE: u32 = 1 << 30;
+    pub(in crate::svm) const SHUTDOWN: u32 = 1 << 31;
+}
+
+/// Intercept bits of vector 4 (VMCB offset 0x10).
+pub(super) mod misc2 {
+    pub(in crate::svm) const VMRUN: u32 = 1 << 0;
+    pub(in crate::svm) const VMMCALL: u32 = 1 << 1;
+    pub(in crate::svm) const VMLOAD: u32 = 1 << 2;
+    pub(in crate::svm) const VMSAVE: u32 = 1 << 3;
+    pub(in crate::svm) const STGI: u32 = 1 << 4;
+    pub(in crate::svm) const CLGI: u32 = 1 << 5;
+    pub(in crate::svm) const SKINIT: u32 = 1 << 6;
+    pub(in crate::svm) const WBINVD: u32 = 1 << 9;
+    pub(in crate::svm) const MONITOR: u32 = 1 << 10;
+    pub(in crate::svm) const MWAIT: u32 = 1 << 11;
+    pub(in crate::svm) const XSETBV: u32 = 1 << 13;
+    pub(in crate::svm) const RDPRU: u32 = 1 << 14;
+}
+
+/// Fields of `vintr` (VMCB offset 0x60).
+pub(super) mod vintr {
+    pub(in crate::svm) const V_IRQ: u64 = 1 << 8;
+    pub(in crate::svm) const V_INTR_PRIO_MAX: u64 = 0xf << 16;
+    pub(in crate::svm) const V_IGN_TPR: u64 = 1 << 20;
+    pub(in crate::svm) const V_INTR_MASKING: u64 = 1 << 24;
+}
+
+/// Exit codes (APM 2 appendix C).
+pub(super) mod exit {
+    pub(in crate::svm) const CR_READ: u64 = 0x00;
+    pub(in crate::svm) const CR_READ_LAST: u64 = 0x0f;
+    pub(in crate::svm) const CR_WRITE: u64 = 0x10;
+    pub(in crate::svm) const CR_WRITE_LAST: u64 = 0x1f;
+    pub(in crate::svm) const DR_READ: u64 = 0x20;
+    pub(in crate::svm) const DR_WRITE_LAST: u64 = 0x3f;
+    pub(in crate::svm) const EXCEPTION: u64 = 0x40;
+    pub(in crate::svm) const EXCEPTION_LAST: u64 = 0x5f;
+    pub(in crate::svm) const INTR: u64 = 0x60;
+    pub(in crate::svm) const NMI: u64 = 0x61;
+    pub(in crate::svm) const SMI: u64 = 0x62;
+    pub(in crate::svm) const INIT: u64 = 0x63;
+    pub(in crate::svm) const VINTR: u64 = 0x64;
+    pub(in crate::svm) const RDPMC: u64 = 0x6f;
+    pub(in crate::svm) const CPUID: u64 = 0x72;
+    pub(in crate::svm) const RSM: u64 = 0x73;
+    pub(in crate::svm) const IRET: u64 = 0x74;
+    pub(in crate::svm) const INVD: u64 = 0x76;
+    pub(in crate::svm) const PAUSE: u64 = 0x77;
+    pub(in crate::svm) const HLT: u64 = 0x78;
+    pub(in crate::svm) const INVLPGA: u64 = 0x7a;
+    pub(in crate::svm) const IOIO: u64 = 0x7b;
+    pub(in crate::svm) const MSR: u64 = 0x7c;
+    pub(in crate::svm) const TASK_SWITCH: u64 = 0x7d;
+    pub(in crate::svm) const FERR_FREEZE: u64 = 0x7e;
+    pub(in crate::svm) const SHUTDOWN: u64 = 0x7f;
+    pub(in crate::svm) const VMRUN: u64 = 0x80;
+    pub(in crate::svm) const VMMCALL: u64 = 0x81;
+    pub(in crate::svm) const VMLOAD: u64 = 0x82;
+    pub(in crate::svm) const SKINIT: u64 = 0x86;
+    pub(in crate::svm) const WBINVD: u64 = 0x89;
+    pub(in crate::svm) const MONITOR: u64 = 0x8a;
+    pub(in crate::svm) const MWAIT_CONDITIONAL: u64 = 0x8c;
+    pub(in crate::svm) const XSETBV: u64 = 0x8d;
+    pub(in crate::svm) const RDPRU: u64 = 0x8e;
+    pub(in crate::svm) const NPF: u64 = 0x400;
+    /// VMEXIT_INVALID, -1.
+    pub(in crate::svm) const INVALID: u64 = u64::MAX;
+    /// The same from processors that write 32 bits only.
+    pub(in crate::svm) const INVALID32: u64 = u32::MAX as u64;
+}
+
+impl VmcbSegment {
+    /// From the neutral form. SVM has no "unusable" bit: such a segment is stored as not present.
+    pub(super) fn from_neutral(s: &Segment) -> Self {
+        let attrib = u16::from(s.typ & 15)
+            | u16::from(s.s) << 4
+            | u16::from(s.dpl & 3) << 5
+            | u16::from(s.present && !s.unusable) << 7
+            | u16::from(s.avl) << 8
+            | u16::from(s.l) << 9
+            | u16::from(s.db) << 10
+            | u16::from(s.g) << 11;
+        Self { selector: s.selector, attrib, limit: s.limit, base: s.base }
+    }
+
+    /// To the neutral form.
+    pub(super) fn to_neutral(self) -> Segment {
+        let a = self.attrib;
+        let present = a & 0x80 != 0;
+        Segment {
+            base: self.base,
+            limit: self.limit,
+            selector: self.selector,
+            typ: (a & 15) as u8,
+            s: a & 0x10 != 0,
+            dpl: (a >> 5 & 3) as u8,
+            present,
+            avl: a & 0x100 != 0,
+            l: a & 0x200 != 0,
+            db: a & 0x400 != 0,
+            g: a & 0x800 != 0,
+            unusable: !present,
+        }
+    }
+}

@@ -1,0 +1,192 @@
+// SPDX-License-Identifier: GPL-2.0
+//! The ioctl interface: command numbers, structures, and copying them from and to user space.
+//!
+//! Numbers and layouts come from `<linux/kvm.h>`; each command is dispatched on all its 32 bits, because KVM re-uses
+//! sequence numbers with other sizes.
+#![allow(missing_docs)]
+
+use crate::cpu::cpuid::CpuidEntry;
+pub(crate) use crate::linux::bindings as k;
+use core::mem::MaybeUninit;
+use kernel::ioctl::{_IO, _IOR, _IOW, _IOWR};
+use kernel::prelude::*;
+use kernel::uaccess::{UserPtr, UserSlice};
+
+/// A structure of the interface: plain bytes, every bit pattern valid.
+///
+/// # Safety
+///
+/// `repr(C)`, made of integers, arrays and unions of such, without padding between fields (the interface's structures name
+/// theirs), so that every byte is initialised in a zeroed or copied-in value.
+pub(crate) unsafe trait Uapi: Sized {}
+
+macro_rules! uapi {
+    ($($t:ty),* $(,)?) => { $(
+        // SAFETY: Defined by `<linux/kvm.h>` or `uapi/rvmm.h` with fixed-width integers and named padding.
+        unsafe impl Uapi for $t {}
+    )* };
+}
+
+uapi! {
+    u8, u32, u64, i32,
+    k::kvm_regs, k::kvm_sregs, k::kvm_fpu, k::kvm_userspace_memory_region, k::kvm_userspace_memory_region2,
+    k::kvm_cpuid_entry2, k::kvm_msr_entry, k::kvm_lapic_state, k::kvm_mp_state, k::kvm_vcpu_events, k::kvm_debugregs,
+    k::kvm_xcrs, k::kvm_interrupt, k::kvm_irq_level, k::kvm_pit_config, k::kvm_pit_state2, k::kvm_irqchip, k::kvm_msi,
+    k::kvm_enable_cap, k::kvm_clock_data, k::kvm_dirty_log, k::kvm_translation, k::kvm_guest_debug, k::kvm_irqfd,
+    k::kvm_ioeventfd, k::kvm_irq_routing_entry, k::kvm_vapic_addr, k::kvm_coalesced_mmio_zone,
+    EntryFailure,
+}
+
+/// `struct rvmm_entry_failure`.
+#[derive(Clone, Copy)]
+#[repr(C)]
+pub(crate) struct EntryFailure {
+    pub(crate) reason: u64,
+    pub(crate) value: u64,
+    pub(crate) rule: [u8; 240],
+}
+
+const _: () = assert!(size_of::<EntryFailure>() == 256);
+
+/// A zeroed structure.
+pub(crate) fn zeroed<T: Uapi>() -> T {
+    // SAFETY: By `Uapi` every bit pattern is valid.
+    unsafe { MaybeUninit::<T>::zeroed().assume_init() }
+}
+
+/// The bytes of a structure.
+pub(crate) fn bytes_of<T: Uapi>(v: &T) -> &[u8] {
+    // SAFETY: By `Uapi` all bytes are initialised.
+    unsafe { core::slice::from_raw_parts(core::ptr::from_ref(v).cast(), size_of::<T>()) }
+}
+
+/// The bytes of a structure, for writing.
+pub(crate) fn bytes_of_mut<T: Uapi>(v: &mut T) -> &mut [u8] {
+    // SAFETY: By `Uapi` every bit pattern is valid.
+    unsafe { core::slice::from_raw_parts_mut(core::ptr::from_mut(v).cast(), size_of::<T>()) }
+}
+
+/// Copies a structure in. EFAULT.
+pub(crate) fn get<T: Uapi>(addr: usize) -> Result<T> {
+    let mut v = zeroed::<T>();
+    UserSlice::new(UserPtr::from_addr(addr), size_of::<T>()).reader().read_slice(bytes_of_mut(&mut v))?;
+    Ok(v)
+}
+
+/// Copies a structure out. EFAULT.
+pub(crate) fn put<T: Uapi>(addr: usize, v: &T) -> Result {
+    UserSlice::new(UserPtr::from_addr(addr), size_of::<T>()).writer().write_slice(bytes_of(v))
+}
+
+/// Address of element `i` of an array of `T` that follows a header of `header` bytes at `addr`.
+pub(crate) fn element<T: Uapi>(addr: usize, header: usize, i: usize) -> Result<usize> {
+    i.checked_mul(size_of::<T>())
+        .and_then(|o| o.checked_add(header))
+        .and_then(|o| o.checked_add(addr))
+        .ok_or(EFAULT)
+}
+
+/// Copies CPUID entries out behind their count (`struct kvm_cpuid2`).
+pub(crate) fn put_cpuid(addr: usize, table: &[CpuidEntry]) -> Result {
+    put(addr, &(table.len() as u32))?;
+    for (i, e) in table.iter().enumerate() {
+        let mut out = zeroed::<k::kvm_cpuid_entry2>();
+        out.function = e.function;
+        out.index = e.index;
+        out.flags = e.flags;
+        out.eax = e.eax;
+        out.ebx = e.ebx;
+        out.ecx = e.ecx;
+        out.edx = e.edx;
+        put(element::<k::kvm_cpuid_entry2>(addr, 8, i)?, &out)?;
+    }
+    Ok(())
+}
+
+/// `KVMIO`.
+const K: u32 = 0xae;
+/// `RVMM_IOC`.
+const R: u32 = 0xbb;
+
+pub(crate) const KVM_GET_API_VERSION: u32 = _IO(K, 0x00);
+pub(crate) const KVM_CREATE_VM: u32 = _IO(K, 0x01);
+pub(crate) const KVM_GET_MSR_INDEX_LIST: u32 = _IOWR::<k::kvm_msr_list>(K, 0x02);
+pub(crate) const KVM_CHECK_EXTENSION: u32 = _IO(K, 0x03);
+pub(crate) const KVM_GET_VCPU_MMAP_SIZE: u32 = _IO(K, 0x04);
+pub(crate) const KVM_GET_SUPPORTED_CPUID: u32 = _IOWR::<k::kvm_cpuid2>(K, 0x05);
+pub(crate) const KVM_GET_MSR_FEATURE_INDEX_LIST: u32 = _IOWR::<k::kvm_msr_list>(K, 0x0a);
+pub(crate) const KVM_X86_GET_MCE_CAP_SUPPORTED: u32 = _IOR::<u64>(K, 0x9d);
+
+pub(crate) const KVM_CREATE_VCPU: u32 = _IO(K, 0x41);
+pub(crate) const KVM_GET_DIRTY_LOG: u32 = _IOW::<k::kvm_dirty_log>(K, 0x42);
+pub(crate) const KVM_SET_NR_MMU_PAGES: u32 = _IO(K, 0x44);
+pub(crate) const KVM_GET_NR_MMU_PAGES: u32 = _IO(K, 0x45);
+pub(crate) const KVM_SET_USER_MEMORY_REGION: u32 = _IOW::<k::kvm_userspace_memory_region>(K, 0x46);
+pub(crate) const KVM_SET_TSS_ADDR: u32 = _IO(K, 0x47);
+pub(crate) const KVM_SET_IDENTITY_MAP_ADDR: u32 = _IOW::<u64>(K, 0x48);
+pub(crate) const KVM_SET_USER_MEMORY_REGION2: u32 = _IOW::<k::kvm_userspace_memory_region2>(K, 0x49);
+pub(crate) const KVM_CREATE_IRQCHIP: u32 = _IO(K, 0x60);
+pub(crate) const KVM_IRQ_LINE: u32 = _IOW::<k::kvm_irq_level>(K, 0x61);
+pub(crate) const KVM_GET_IRQCHIP: u32 = _IOWR::<k::kvm_irqchip>(K, 0x62);
+pub(crate) const KVM_SET_IRQCHIP: u32 = _IOR::<k::kvm_irqchip>(K, 0x63);
+pub(crate) const KVM_IRQ_LINE_STATUS: u32 = _IOWR::<k::kvm_irq_level>(K, 0x67);
+pub(crate) const KVM_SET_GSI_ROUTING: u32 = _IOW::<k::kvm_irq_routing>(K, 0x6a);
+pub(crate) const KVM_REINJECT_CONTROL: u32 = _IO(K, 0x71);
+pub(crate) const KVM_IRQFD: u32 = _IOW::<k::kvm_irqfd>(K, 0x76);
+pub(crate) const KVM_CREATE_PIT2: u32 = _IOW::<k::kvm_pit_config>(K, 0x77);
+pub(crate) const KVM_SET_BOOT_CPU_ID: u32 = _IO(K, 0x78);
+pub(crate) const KVM_IOEVENTFD: u32 = _IOW::<k::kvm_ioeventfd>(K, 0x79);
+pub(crate) const KVM_SET_CLOCK: u32 = _IOW::<k::kvm_clock_data>(K, 0x7b);
+pub(crate) const KVM_GET_CLOCK: u32 = _IOR::<k::kvm_clock_data>(K, 0x7c);
+pub(crate) const KVM_GET_PIT2: u32 = _IOR::<k::kvm_pit_state2>(K, 0x9f);
+pub(crate) const KVM_SET_PIT2: u32 = _IOW::<k::kvm_pit_state2>(K, 0xa0);
+pub(crate) const KVM_SET_TSC_KHZ: u32 = _IO(K, 0xa2);
+pub(crate) const KVM_GET_TSC_KHZ: u32 = _IO(K, 0xa3);
+pub(crate) const KVM_ENABLE_CAP: u32 = _IOW::<k::kvm_enable_cap>(K, 0xa3);
+pub(crate) const KVM_SIGNAL_MSI: u32 = _IOW::<k::kvm_msi>(K, 0xa5);
+pub(crate) const KVM_GET_STATS_FD: u32 = _IO(K, 0xce);
+
+pub(crate) const KVM_RUN: u32 = _IO(K, 0x80);
+pub(crate) const KVM_GET_REGS: u32 = _IOR::<k::kvm_regs>(K, 0x81);
+pub(crate) const KVM_SET_REGS: u32 = _IOW::<k::kvm_regs>(K, 0x82);
+pub(crate) const KVM_GET_SREGS: u32 = _IOR::<k::kvm_sregs>(K, 0x83);
+pub(crate) const KVM_SET_SREGS: u32 = _IOW::<k::kvm_sregs>(K, 0x84);
+pub(crate) const KVM_TRANSLATE: u32 = _IOWR::<k::kvm_translation>(K, 0x85);
+pub(crate) const KVM_INTERRUPT: u32 = _IOW::<k::kvm_interrupt>(K, 0x86);
+pub(crate) const KVM_GET_MSRS: u32 = _IOWR::<k::kvm_msrs>(K, 0x88);
+pub(crate) const KVM_SET_MSRS: u32 = _IOW::<k::kvm_msrs>(K, 0x89);
+pub(crate) const KVM_GET_FPU: u32 = _IOR::<k::kvm_fpu>(K, 0x8c);
+pub(crate) const KVM_SET_FPU: u32 = _IOW::<k::kvm_fpu>(K, 0x8d);
+pub(crate) const KVM_GET_LAPIC: u32 = _IOR::<k::kvm_lapic_state>(K, 0x8e);
+pub(crate) const KVM_SET_LAPIC: u32 = _IOW::<k::kvm_lapic_state>(K, 0x8f);
+pub(crate) const KVM_SET_CPUID2: u32 = _IOW::<k::kvm_cpuid2>(K, 0x90);
+pub(crate) const KVM_GET_CPUID2: u32 = _IOWR::<k::kvm_cpuid2>(K, 0x91);
+pub(crate) const KVM_SET_VAPIC_ADDR: u32 = _IOW::<k::kvm_vapic_addr>(K, 0x93);
+pub(crate) const KVM_GET_MP_STATE: u32 = _IOR::<k::kvm_mp_state>(K, 0x98);
+pub(crate) const KVM_SET_MP_STATE: u32 = _IOW::<k::kvm_mp_state>(K, 0x99);
+pub(crate) const KVM_NMI: u32 = _IO(K, 0x9a);
+pub(crate) const KVM_X86_SETUP_MCE: u32 = _IOW::<u64>(K, 0x9c);
+pub(crate) const KVM_GET_VCPU_EVENTS: u32 = _IOR::<k::kvm_vcpu_events>(K, 0x9f);
+pub(crate) const KVM_SET_VCPU_EVENTS: u32 = _IOW::<k::kvm_vcpu_events>(K, 0xa0);
+pub(crate) const KVM_GET_DEBUGREGS: u32 = _IOR::<k::kvm_debugregs>(K, 0xa1);
+pub(crate) const KVM_SET_DEBUGREGS: u32 = _IOW::<k::kvm_debugregs>(K, 0xa2);
+pub(crate) const KVM_GET_XSAVE: u32 = _IOR::<[u8; 4096]>(K, 0xa4);
+pub(crate) const KVM_SET_XSAVE: u32 = _IOW::<[u8; 4096]>(K, 0xa5);
+pub(crate) const KVM_GET_XCRS: u32 = _IOR::<k::kvm_xcrs>(K, 0xa6);
+pub(crate) const KVM_SET_XCRS: u32 = _IOW::<k::kvm_xcrs>(K, 0xa7);
+
+pub(crate) const RVMM_GET_ENTRY_FAILURE: u32 = _IOR::<EntryFailure>(R, 0x01);
+
+/// `RVMM_CAP_ENTRY_FAILURE`.
+pub(crate) const RVMM_CAP_ENTRY_FAILURE: u32 = 0x5256_0000;
+
+const _: () = {
+    assert!(KVM_GET_SREGS == 0x8138_ae83);
+    assert!(KVM_SET_USER_MEMORY_REGION == 0x4020_ae46);
+    assert!(KVM_GET_SUPPORTED_CPUID == 0xc008_ae05);
+    assert!(KVM_GET_XSAVE == 0x9000_aea4);
+    assert!(KVM_SET_IRQCHIP == 0x8208_ae63);
+    assert!(KVM_IRQ_LINE_STATUS == 0xc008_ae67);
+    assert!(KVM_SET_MSRS == 0x4008_ae89);
+    assert!(KVM_ENABLE_CAP == 0x4068_aea3);
+};

@@ -1,0 +1,246 @@
+// SPDX-License-Identifier: GPL-2.0
+//! What other CPUs may touch of a vCPU: whether it runs and where, what is asked of it, what interrupts wait for it.
+//!
+//! # Leaving the guest
+//!
+//! A vCPU announces with [`VcpuShared::enter_stay`] that it is about to enter, and reads requests, posted interrupts and the TLB generation after
+//! that. Whoever wants something sets it first and looks for the announcement second. Both sides use sequentially
+//! consistent accesses, so at least one of them sees the other: the vCPU does not enter, or it gets an IPI, which makes it exit.
+
+use crate::irq::msg::ApicAddr;
+use crate::linux::smp;
+use crate::linux::wait::WaitCell;
+use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use kernel::prelude::*;
+use kernel::sync::{Arc, SetOnce};
+
+/// vCPUs that a VM may have.
+pub(crate) const MAX_VCPUS: usize = 64;
+/// vCPU ids (APIC ids) are below this.
+pub(crate) const MAX_VCPU_ID: u32 = 255;
+
+/// Requests to a vCPU, handled before it enters the guest.
+#[allow(missing_docs)]
+pub(crate) mod request {
+    /// Vectors wait in the posted bitmaps.
+    pub(crate) const POSTED: u32 = 1 << 0;
+    /// An NMI waits in `nmi`.
+    pub(crate) const NMI: u32 = 1 << 1;
+    /// INIT arrived.
+    pub(crate) const INIT: u32 = 1 << 2;
+    /// SIPI arrived; the vector is in `sipi`.
+    pub(crate) const SIPI: u32 = 1 << 3;
+    /// The APIC timer fired.
+    pub(crate) const TIMER: u32 = 1 << 4;
+    /// The 8259s' INTR line may be up.
+    pub(crate) const EXTINT: u32 = 1 << 5;
+    /// Only leave the guest.
+    pub(crate) const EXIT: u32 = 1 << 6;
+    /// The set of level-triggered vectors that user space wants to see EOIs of has changed.
+    pub(crate) const SCAN_IOAPIC: u32 = 1 << 7;
+    /// The VM's clock changed: write the pvclock page again.
+    pub(crate) const CLOCK: u32 = 1 << 8;
+}
+
+const OUTSIDE: u32 = 0;
+const IN_STAY: u32 = 1;
+
+/// The shared part of a vCPU.
+#[pin_data]
+pub(crate) struct VcpuShared {
+    /// APIC id at creation.
+    pub(crate) id: u32,
+    mode: AtomicU32,
+    cpu: AtomicU32,
+    requests: AtomicU32,
+    /// Interrupt requests by vector, edge or level, not yet taken into IRR (SDM 3C 30.6 names the same thing PIR).
+    posted: [AtomicU32; 8],
+    /// Of those the level-triggered ones.
+    posted_level: [AtomicU32; 8],
+    /// NMIs not yet taken (at most two matter).
+    pub(crate) nmi: AtomicU32,
+    /// Last SIPI vector.
+    pub(crate) sipi: AtomicU32,
+    /// Where the local APIC can be reached, as `ApicAddr` bits.
+    apic_addr: AtomicU64,
+    /// LINT0 lets ExtINT in.
+    pub(crate) lint0_extint: AtomicU32,
+    /// Where the vCPU's thread sleeps in HLT or waiting for SIPI.
+    #[pin]
+    pub(crate) wait: WaitCell,
+}
+
+impl VcpuShared {
+    pub(crate) fn new(id: u32) -> Result<Arc<Self>> {
+        Arc::pin_init(
+            try_pin_init!(Self {
+                id,
+                mode: AtomicU32::new(OUTSIDE),
+                cpu: AtomicU32::new(0),
+                requests: AtomicU32::new(0),
+                posted: [const { AtomicU32::new(0) }; 8],
+                posted_level: [const { AtomicU32::new(0) }; 8],
+                nmi: AtomicU32::new(0),
+                sipi: AtomicU32::new(0),
+                apic_addr: AtomicU64::new(0),
+                lint0_extint: AtomicU32::new(0),
+                wait <- WaitCell::new(),
+            }),
+            GFP_KERNEL_ACCOUNT,
+        )
+    }
+
+    /// Announces a stay on `cpu`. Interrupts are off. Requests and generations have to be read after this.
+    #[inline]
+    pub(crate) fn enter_stay(&self, cpu: u32) {
+        self.cpu.store(cpu, Ordering::Relaxed);
+        self.mode.store(IN_STAY, Ordering::SeqCst);
+        core::sync::atomic::fence(Ordering::SeqCst);
+    }
+
+    /// The stay is over.
+    #[inline]
+    pub(crate) fn leave_stay(&self) {
+        self.mode.store(OUTSIDE, Ordering::Release);
+    }
+
+    /// Requests that wait.
+    #[inline]
+    pub(crate) fn requests(&self) -> u32 {
+        self.requests.load(Ordering::SeqCst)
+    }
+
+    /// Takes the requests in `mask`.
+    #[inline]
+    pub(crate) fn take_requests(&self, mask: u32) -> u32 {
+        if self.requests.load(Ordering::Acquire) & mask == 0 {
+            return 0;
+        }
+        self.requests.fetch_and(!mask, Ordering::SeqCst) & mask
+    }
+
+    /// Asks for something and makes the vCPU notice. From any context.
+    pub(crate) fn request(&self, bits: u32) {
+        self.requests.fetch_or(bits, Ordering::SeqCst);
+        self.kick();
+    }
+
+    /// Asks for something of the calling thread's own vCPU, which looks before it enters.
+    #[inline]
+    pub(crate) fn request_self(&self, bits: u32) {
+        self.requests.fetch_or(bits, Ordering::SeqCst);
+    }
+
+    /// Wakes the vCPU's thread, or makes it leave the guest.
+    pub(crate) fn kick(&self) {
+        core::sync::atomic::fence(Ordering::SeqCst);
+        if self.mode.load(Ordering::SeqCst) == IN_STAY {
+            smp::send_reschedule(self.cpu.load(Ordering::Relaxed));
+        } else {
+            self.wait.wake();
+        }
+    }
+
+    /// Posts a vector for the local APIC. Returns whether it was not posted already.
+    pub(crate) fn post(&self, vector: u8, level: bool) -> bool {
+        let (word, bit) = (usize::from(vector >> 5), 1u32 << (vector & 31));
+        let (Some(p), Some(l)) = (self.posted.get(word), self.posted_level.get(word)) else { return false };
+        if level {
+            l.fetch_or(bit, Ordering::SeqCst);
+        } else {
+            l.fetch_and(!bit, Ordering::SeqCst);
+        }
+        let new = p.fetch_or(bit, Ordering::SeqCst) & bit == 0;
+        self.request(request::POSTED);
+        new
+    }
+
+    /// Takes all posted vectors: (requests, level-triggered among them).
+    pub(crate) fn take_posted(&self) -> ([u32; 8], [u32; 8]) {
+        let mut irr = [0; 8];
+        let mut level = [0; 8];
+        for ((p, l), (i, m)) in
+            self.posted.iter().zip(self.posted_level.iter()).zip(irr.iter_mut().zip(level.iter_mut()))
+        {
+            if p.load(Ordering::Relaxed) != 0 {
+                *i = p.swap(0, Ordering::SeqCst);
+                *m = l.load(Ordering::SeqCst) & *i;
+            }
+        }
+        (irr, level)
+    }
+
+    /// The local APIC's address for message routing.
+    #[inline]
+    pub(crate) fn apic_addr(&self) -> ApicAddr {
+        ApicAddr::from_bits(self.apic_addr.load(Ordering::Acquire))
+    }
+
+    /// Publishes the local APIC's address.
+    pub(crate) fn set_apic_addr(&self, a: ApicAddr) {
+        self.apic_addr.store(a.to_bits(), Ordering::Release);
+    }
+}
+
+/// The vCPUs of a VM, in order of creation. Grows only.
+pub(crate) struct VcpuSet {
+    list: KVec<SetOnce<Arc<VcpuShared>>>,
+    len: AtomicU32,
+}
+
+impl VcpuSet {
+    pub(crate) fn new() -> Result<Self> {
+        let mut list = KVec::with_capacity(MAX_VCPUS, GFP_KERNEL_ACCOUNT)?;
+        for _ in 0..MAX_VCPUS {
+            list.push_within_capacity(SetOnce::new()).map_err(|_| ENOMEM)?;
+        }
+        Ok(Self { list, len: AtomicU32::new(0) })
+    }
+
+    /// Number of vCPUs.
+    #[inline]
+    pub(crate) fn len(&self) -> u32 {
+        self.len.load(Ordering::Acquire)
+    }
+
+    /// Adds one; the caller excludes other additions. EINVAL when full.
+    pub(crate) fn push(&self, v: Arc<VcpuShared>) -> Result {
+        let n = self.len.load(Ordering::Relaxed);
+        let slot = self.list.get(n as usize).ok_or(EINVAL)?;
+        if !slot.populate(v) {
+            return Err(EINVAL);
+        }
+        self.len.store(n + 1, Ordering::Release);
+        Ok(())
+    }
+
+    /// All of them.
+    #[inline]
+    pub(crate) fn iter(&self) -> impl Iterator<Item = &Arc<VcpuShared>> {
+        self.list.iter().take(self.len() as usize).filter_map(SetOnce::as_ref)
+    }
+
+    /// The one with this id.
+    pub(crate) fn by_id(&self, id: u32) -> Option<&Arc<VcpuShared>> {
+        self.iter().find(|v| v.id == id)
+    }
+
+    /// Returns after every vCPU that was in the guest has left it. Interrupts are on; may be called under a spin lock.
+    pub(crate) fn stop_running(&self) {
+        core::sync::atomic::fence(Ordering::SeqCst);
+        for v in self.iter() {
+            if v.mode.load(Ordering::SeqCst) == IN_STAY {
+                // The IPI is taken only with interrupts on, which means after the stay. An error means that the CPU is
+                // offline, and so not in a stay.
+                let _ = smp::call_on_cpu(v.cpu.load(Ordering::Relaxed), || {});
+            }
+        }
+    }
+
+    /// Makes every vCPU notice `bits`.
+    pub(crate) fn request_all(&self, bits: u32) {
+        for v in self.iter() {
+            v.request(bits);
+        }
+    }
+}

@@ -1,0 +1,278 @@
+// SPDX-License-Identifier: GPL-2.0
+//! A virtual machine, and the file that stands for it (api.rst 4, "vm ioctls").
+//!
+//! # Lifetime
+//!
+//! A [`Vm`] lives as long as any file of it: its own, its vCPUs', their statistics. Files may be closed in any order. Each file
+//! pins the module.
+//!
+//! # Lock order
+//!
+//! `setup` (creation of vCPUs and interrupt controllers) > a vCPU's `state` > `memory.update` > the interrupt controllers' spin locks.
+
+use crate::dev;
+use crate::hw;
+use crate::irq::chip::IrqChip;
+use crate::stats::VmStats;
+use crate::linux::anon_inode::{self, FileOperations, NewFile};
+use crate::linux::mmu_notifier::MmuNotifier;
+use crate::mem::addr::{Gpa, Hva};
+use crate::mem::memory::{GuestMemory, Notifier};
+use crate::mem::slots::Slot;
+use crate::uapi::{self, k};
+use crate::vcpu::{Vcpu, VcpuFile};
+use crate::vcpu_set::{MAX_VCPUS, MAX_VCPU_ID};
+use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use kernel::fs::File;
+use kernel::mm::Mm;
+use kernel::prelude::*;
+use kernel::sync::aref::ARef;
+use kernel::sync::{new_mutex, Arc, ArcBorrow, Mutex};
+use kernel::uaccess::UserPtr;
+
+/// What creation steps have been taken.
+pub(crate) struct Setup {
+    /// Ids of the vCPUs that exist, in order of creation.
+    pub(crate) ids: KVec<u32>,
+}
+
+/// A virtual machine.
+#[pin_data(PinnedDrop)]
+pub(crate) struct Vm {
+    /// The address space that created it, the only one that may use it.
+    mm: ARef<Mm>,
+    /// Unregistered, and no callback runs any more, before the memory goes.
+    _notifier: MmuNotifier<Notifier>,
+    /// Guest memory.
+    pub(crate) memory: Arc<GuestMemory>,
+    /// IOAPIC, 8259s, 8254, routing, irqfds, ioeventfds.
+    pub(crate) chip: Arc<IrqChip>,
+    #[pin]
+    setup: Mutex<Setup>,
+    /// vCPU that starts as BSP.
+    boot_cpu: AtomicU32,
+    /// TSC frequency of guests, kHz.
+    pub(crate) tsc_khz: u32,
+    /// Guest TSC = host TSC + this, for new vCPUs: time zero is the VM's creation.
+    pub(crate) tsc_offset: u64,
+    /// kvmclock nanoseconds = CLOCK_MONOTONIC + this.
+    pub(crate) clock_offset: AtomicU64,
+    /// Exit ledger.
+    pub(crate) stats: Arc<VmStats>,
+}
+
+impl Vm {
+    /// A VM of the calling process, with no memory and no vCPU.
+    pub(crate) fn new() -> Result<Arc<Self>> {
+        let caps = hw::caps().ok_or(ENODEV)?;
+        let mm = crate::linux::sched::current_mm().ok_or(ESRCH)?;
+        let memory = GuestMemory::new(*caps)?;
+        let notifier = MmuNotifier::register(&mm, Notifier(memory.clone()))?;
+        let chip = IrqChip::new(memory.clone())?;
+        let stats = Arc::new(VmStats::ZERO, GFP_KERNEL_ACCOUNT)?;
+        Arc::pin_init(
+            try_pin_init!(Self {
+                mm,
+                _notifier: notifier,
+                memory,
+                chip,
+                setup <- new_mutex!(Setup { ids: KVec::new() }),
+                boot_cpu: AtomicU32::new(0),
+                tsc_khz: crate::linux::boot_cpu::tsc_khz(),
+                tsc_offset: crate::linux::boot_cpu::rdtsc().wrapping_neg(),
+                clock_offset: AtomicU64::new(crate::linux::hrtimer::ktime_get_ns().wrapping_neg()),
+                stats,
+            }),
+            GFP_KERNEL_ACCOUNT,
+        )
+    }
+
+    /// The address space.
+    pub(crate) fn mm(&self) -> &Mm {
+        &self.mm
+    }
+
+    /// EIO unless the caller runs in the VM's own address space.
+    pub(crate) fn check_mm(&self) -> Result {
+        if crate::linux::sched::is_current_mm(&self.mm) {
+            Ok(())
+        } else {
+            Err(EIO)
+        }
+    }
+
+    /// Id of the vCPU that starts as BSP.
+    pub(crate) fn boot_cpu(&self) -> u32 {
+        self.boot_cpu.load(Ordering::Relaxed)
+    }
+
+    /// KVM clock in nanoseconds.
+    pub(crate) fn clock_ns(&self) -> u64 {
+        crate::linux::hrtimer::ktime_get_ns().wrapping_add(self.clock_offset.load(Ordering::Relaxed))
+    }
+}
+
+#[pinned_drop]
+impl PinnedDrop for Vm {
+    fn drop(self: Pin<&mut Self>) {
+        self.chip.shutdown();
+    }
+}
+
+/// The file of a VM.
+pub(crate) struct VmFile {
+    vm: Arc<Vm>,
+}
+
+impl VmFile {
+    pub(crate) fn new(vm: Arc<Vm>) -> Result<Arc<Self>> {
+        Ok(Arc::new(Self { vm }, GFP_KERNEL_ACCOUNT)?)
+    }
+}
+
+#[vtable]
+impl FileOperations for VmFile {
+    const NAME: &'static CStr = c"kvm-vm";
+
+    fn ioctl(this: ArcBorrow<'_, Self>, _file: &File, cmd: u32, arg: usize) -> Result<isize> {
+        this.vm.check_mm()?;
+        ioctl(&this.vm, cmd, arg)
+    }
+
+    fn release(this: Arc<Self>) {
+        // irqfds hold wait-queue entries on other files; KVM takes them down with the VM's file as well.
+        this.vm.chip.close_irqfds();
+    }
+}
+
+/// vm ioctls. ENOTTY is KVM's answer to a number that it does not know.
+fn ioctl(vm: &Arc<Vm>, cmd: u32, arg: usize) -> Result<isize> {
+    match cmd {
+        uapi::KVM_CREATE_VCPU => create_vcpu(vm, arg),
+        uapi::KVM_CHECK_EXTENSION => Ok(dev::check_extension(arg)),
+        uapi::KVM_SET_USER_MEMORY_REGION => {
+            let r = uapi::get::<k::kvm_userspace_memory_region>(arg)?;
+            set_memory(vm, r.slot, r.flags, r.guest_phys_addr, r.memory_size, r.userspace_addr)
+        }
+        uapi::KVM_SET_USER_MEMORY_REGION2 => {
+            let r = uapi::get::<k::kvm_userspace_memory_region2>(arg)?;
+            set_memory(vm, r.slot, r.flags, r.guest_phys_addr, r.memory_size, r.userspace_addr)
+        }
+        uapi::KVM_GET_DIRTY_LOG => {
+            let log = uapi::get::<k::kvm_dirty_log>(arg)?;
+            // The user address is in the last eight bytes, in a union.
+            let bitmap = uapi::get::<u64>(uapi::element::<u64>(arg, 0, 1)?)? as usize;
+            vm.memory.dirty_log(log.slot, UserPtr::from_addr(bitmap))?;
+            Ok(0)
+        }
+        // Both matter only to a CPU without unrestricted guest; checked, and otherwise ignored.
+        uapi::KVM_SET_TSS_ADDR if arg > 0xffff_d000 => Err(EINVAL),
+        uapi::KVM_SET_TSS_ADDR => Ok(0),
+        uapi::KVM_SET_IDENTITY_MAP_ADDR => {
+            let _addr = uapi::get::<u64>(arg)?;
+            let setup = vm.setup.lock();
+            if setup.ids.is_empty() {
+                Ok(0)
+            } else {
+                Err(EINVAL)
+            }
+        }
+        uapi::KVM_SET_NR_MMU_PAGES if arg < 64 => Err(EINVAL),
+        uapi::KVM_SET_NR_MMU_PAGES => Ok(0),
+        uapi::KVM_GET_NR_MMU_PAGES => Err(EINVAL),
+        uapi::KVM_SET_BOOT_CPU_ID => {
+            let setup = vm.setup.lock();
+            if !setup.ids.is_empty() {
+                return Err(EBUSY);
+            }
+            let id = u32::try_from(arg).map_err(|_| EINVAL)?;
+            if id >= MAX_VCPU_ID {
+                return Err(EINVAL);
+            }
+            vm.boot_cpu.store(id, Ordering::Relaxed);
+            Ok(0)
+        }
+        uapi::KVM_CREATE_IRQCHIP => {
+            let setup = vm.setup.lock();
+            vm.chip.create_kernel(!setup.ids.is_empty())?;
+            Ok(0)
+        }
+        uapi::KVM_ENABLE_CAP => enable_cap(vm, &uapi::get::<k::kvm_enable_cap>(arg)?),
+        uapi::KVM_CREATE_PIT2 => {
+            let _setup = vm.setup.lock();
+            vm.chip.create_pit(uapi::get::<k::kvm_pit_config>(arg)?)?;
+            Ok(0)
+        }
+        uapi::KVM_GET_CLOCK => {
+            let mut d = uapi::zeroed::<k::kvm_clock_data>();
+            d.clock = vm.clock_ns();
+            uapi::put(arg, &d)?;
+            Ok(0)
+        }
+        uapi::KVM_SET_CLOCK => {
+            let d = uapi::get::<k::kvm_clock_data>(arg)?;
+            if d.flags & !(k::KVM_CLOCK_REALTIME | k::KVM_CLOCK_TSC_STABLE | k::KVM_CLOCK_HOST_TSC) != 0 {
+                return Err(EINVAL);
+            }
+            vm.clock_offset.store(d.clock.wrapping_sub(crate::linux::hrtimer::ktime_get_ns()), Ordering::Relaxed);
+            vm.memory.vcpus.request_all(crate::vcpu_set::request::CLOCK);
+            Ok(0)
+        }
+        uapi::KVM_GET_TSC_KHZ => Ok(vm.tsc_khz as isize),
+        uapi::KVM_GET_STATS_FD => crate::ledger::vm_stats_fd(vm),
+        _ => vm.chip.ioctl(cmd, arg),
+    }
+}
+
+fn enable_cap(vm: &Vm, cap: &k::kvm_enable_cap) -> Result<isize> {
+    if cap.flags != 0 {
+        return Err(EINVAL);
+    }
+    match cap.cap {
+        k::KVM_CAP_SPLIT_IRQCHIP => {
+            let setup = vm.setup.lock();
+            vm.chip.create_split(cap.args[0], !setup.ids.is_empty())?;
+            Ok(0)
+        }
+        _ => Err(EINVAL),
+    }
+}
+
+fn set_memory(vm: &Vm, slot: u32, flags: u32, gpa: u64, size: u64, hva: u64) -> Result<isize> {
+    // Address space in the upper half: there is one.
+    if slot >> 16 != 0 || slot >= dev::MAX_SLOTS {
+        return Err(EINVAL);
+    }
+    if size & 0xfff != 0 {
+        return Err(EINVAL);
+    }
+    vm.memory.set_slot(Slot { id: slot, gpa: Gpa(gpa), npages: size >> 12, hva: Hva(hva), flags })?;
+    Ok(0)
+}
+
+fn create_vcpu(vm: &Arc<Vm>, id: usize) -> Result<isize> {
+    let id = u32::try_from(id).map_err(|_| EINVAL)?;
+    if id >= MAX_VCPU_ID {
+        return Err(EINVAL);
+    }
+    let mut setup = vm.setup.lock();
+    if setup.ids.len() >= MAX_VCPUS {
+        return Err(EINVAL);
+    }
+    if setup.ids.contains(&id) {
+        return Err(EEXIST);
+    }
+    // Reserve, build, install last: nobody can use the vCPU before it is complete.
+    setup.ids.reserve(1, GFP_KERNEL_ACCOUNT)?;
+    let vcpu = Vcpu::new(vm, id)?;
+    let shared = vcpu.shared.clone();
+    let file = NewFile::new(VcpuFile::new(vm.clone(), vcpu)?)?;
+    vm.memory.vcpus.push(shared)?;
+    let _ = setup.ids.push_within_capacity(id);
+    Ok(file.install() as isize)
+}
+
+/// An anonymous file of the VM, for other modules of this crate.
+pub(crate) fn install<T: FileOperations>(data: Arc<T>) -> Result<isize> {
+    Ok(anon_inode::install(data)? as isize)
+}
