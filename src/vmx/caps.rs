@@ -11,6 +11,7 @@ use crate::linux::{cpuid, cr, msr};
 use kernel::prelude::*;
 
 const IA32_FEATURE_CONTROL: u32 = 0x3a;
+const IA32_MISC_ENABLE: u32 = 0x1a0;
 const IA32_VMX_BASIC: u32 = 0x480;
 const IA32_VMX_CR0_FIXED0: u32 = 0x486;
 const IA32_VMX_CR0_FIXED1: u32 = 0x487;
@@ -76,6 +77,8 @@ pub(super) struct Caps {
     pub(super) cr4_fixed1: u64,
     /// Low bits of every EPT pointer.
     pub(super) eptp_flags: u64,
+    /// IA32_PEBS_ENABLE exists.
+    pub(super) pebs: bool,
     /// IA32_VMX_EPT_VPID_CAP.
     ept_vpid: u64,
 }
@@ -320,6 +323,10 @@ impl Caps {
             } else {
                 EPTP_WB_4_LEVELS
             },
+            // CPUID.1:EDX.DS, IA32_MISC_ENABLE "PEBS unavailable" (SDM 3B 20.6.2.4).
+            pebs: cpuid::cpuid_checked(1, 0).edx & (1 << 21) != 0
+                && msr::read_safe(IA32_MISC_ENABLE).is_ok_and(|v| v & (1 << 12) == 0)
+                && msr::read_safe(super::host::index::PEBS_ENABLE).is_ok(),
             ept_vpid,
         })
     }

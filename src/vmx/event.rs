@@ -14,14 +14,15 @@ pub(super) fn inject(vm: Current, event: &Event, protected: bool) {
         EventKind::Exception => intr::HARDWARE_EXCEPTION,
         EventKind::SoftwareInterrupt => intr::SOFTWARE_INTERRUPT,
         EventKind::PrivilegedSoftwareException => intr::PRIVILEGED_SOFTWARE_EXCEPTION,
+        // Without an instruction length the event comes from user space, with RIP as it is to be pushed.
+        EventKind::SoftwareException if event.insn_len == 0 => intr::HARDWARE_EXCEPTION,
         EventKind::SoftwareException => intr::SOFTWARE_EXCEPTION,
     };
     let mut info = u32::from(event.vector) | kind << intr::TYPE_SHIFT | intr::VALID;
     // SAFETY: These fields only say what is delivered inside the guest.
     unsafe {
         // In real mode exceptions push no error code, and asking for it fails the entry (SDM 3C 27.2.1.3).
-        if let (Some(code), true, EventKind::Exception) =
-            (event.error_code, protected, event.kind)
+        if let (Some(code), true, EventKind::Exception) = (event.error_code, protected, event.kind)
         {
             info |= intr::ERROR_CODE;
             vm.write_control(ENTRY_EXCEPTION_ERROR_CODE, code & 0x7fff);

@@ -9,6 +9,7 @@
 //! | DR7, DEBUGCTL (cleared), DR0-DR3 | [`HostState::leave`] |
 //! | limits of GDTR, IDTR (FFFFH) and TR (67H), LDTR (null) | [`HostState::leave`] |
 //! | DS, ES, FS, GS selectors (null here; compatibility tasks have others) | [`HostState::leave`] |
+//! | IA32_PEBS_ENABLE, which would store records at guest addresses | [`HostState::leave`] |
 //! | STAR, LSTAR, FMASK, KERNEL_GS_BASE, TSC_AUX | [`HostState::leave`]; the guest's are loaded by [`HostState::enter`] |
 //!
 //! Between two exits of one stay all these are the guest's or cleared: the kernel does not need them
@@ -28,6 +29,7 @@ pub(super) mod index {
     pub(in crate::vmx) const SYSENTER_EIP: u32 = 0x176;
     pub(in crate::vmx) const DEBUGCTL: u32 = 0x1d9;
     pub(in crate::vmx) const PAT: u32 = 0x277;
+    pub(in crate::vmx) const PEBS_ENABLE: u32 = 0x3f1;
     pub(in crate::vmx) const STAR: u32 = 0xc000_0081;
     pub(in crate::vmx) const LSTAR: u32 = 0xc000_0082;
     pub(in crate::vmx) const CSTAR: u32 = 0xc000_0083;
@@ -106,6 +108,8 @@ pub(super) struct HostState {
     idt: DescPtr,
     swapped: [u64; SWAPPED.len()],
     tsc_aux: bool,
+    pebs: bool,
+    pebs_enable: u64,
     kernel_gs_base: u64,
     debugctl: u64,
     dr7: u64,
@@ -161,6 +165,7 @@ impl HostState {
         self.gdt = desc::gdt();
         self.idt = desc::idt();
         self.tsc_aux = caps.hw().rdtscp;
+        self.pebs = caps.pebs;
         for (value, index) in self.swapped.iter_mut().zip(SWAPPED) {
             if index != index::TSC_AUX || self.tsc_aux {
                 // SAFETY: SYSCALL MSRs exist with 64-bit mode, TSC_AUX with RDTSCP.
@@ -214,6 +219,15 @@ impl HostState {
         self.dr7 = cr::dr7();
         // SAFETY: As above.
         self.debugctl = unsafe { rdmsr(index::DEBUGCTL) };
+        if self.pebs {
+            // SAFETY: `caps` found the MSR.
+            self.pebs_enable = unsafe { rdmsr(index::PEBS_ENABLE) };
+            if self.pebs_enable != 0 {
+                // SAFETY: Host profiling pauses until the end of the stay; its records cannot be stored
+                // while a guest's page tables are in force.
+                unsafe { msr::write(index::PEBS_ENABLE, 0) };
+            }
+        }
         // SAFETY: As above.
         self.kernel_gs_base = unsafe { rdmsr(index::KERNEL_GS_BASE) };
         // SAFETY: Guest values were validated when set (canonical), and the kernel uses none of these MSRs
@@ -264,6 +278,10 @@ impl HostState {
         guest.kernel_gs_base = unsafe { rdmsr(index::KERNEL_GS_BASE) };
         // SAFETY: The value found at the begin.
         unsafe { msr::write(index::KERNEL_GS_BASE, self.kernel_gs_base) };
+        if self.pebs && self.pebs_enable != 0 {
+            // SAFETY: The value found at the begin.
+            unsafe { msr::write(index::PEBS_ENABLE, self.pebs_enable) };
+        }
         if let Some(dr) = self.dr.take() {
             write_breakpoints(&dr);
             // SAFETY: The value found at the begin, after its addresses.

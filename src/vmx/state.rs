@@ -57,7 +57,11 @@ pub(super) fn access_rights(s: &Segment) -> u32 {
         | u32::from(s.l) << 13
         | u32::from(s.db) << 14
         | u32::from(s.g) << 15
-        | if s.unusable || !s.present { UNUSABLE } else { 0 }
+        | if s.unusable || !s.present {
+            UNUSABLE
+        } else {
+            0
+        }
 }
 
 /// The inverse of [`access_rights`]; base, limit and selector are left to the caller.

@@ -34,6 +34,12 @@ use kernel::prelude::*;
 /// Exceptions that are always intercepted: #DB, #AC (endless loops in microcode otherwise), #MC.
 const ALWAYS_INTERCEPTED: u32 = 1 << 1 | 1 << 17 | 1 << 18;
 
+/// Vector of #DB.
+const DEBUG_EXCEPTION: u8 = 1;
+
+/// IA32_DEBUGCTL: single-step on branches.
+const DEBUGCTL_BTF: u64 = 1 << 1;
+
 /// RFLAGS bits that may be set; bit 1 has to be (SDM 3C 27.3.1.4).
 const RFLAGS_ALLOWED: u64 = 0x3f_7fd5;
 
@@ -211,17 +217,13 @@ impl VmxVcpu {
         vm.write(GUEST_RSP, 0);
         vm.write(GUEST_RFLAGS, rflags::FIXED);
         vm.write(GUEST_DR7, self.written.dr7);
-        state::write(
-            vm,
-            caps,
-            &mut self.control,
-            &state::reset(),
-            Groups::ALL,
-        );
+        state::write(vm, caps, &mut self.control, &state::reset(), Groups::ALL);
         // A VMCS field that the processor refused would read back wrong; the last one of each kind stands
         // for all.
         if vm.read(PROC2_CONTROLS) != caps.proc2 || vm.read(VMCS_LINK_POINTER) != u64::MAX {
-            pr_err!("the processor does not take the VMCS fields that its capability MSRs promise\n");
+            pr_err!(
+                "the processor does not take the VMCS fields that its capability MSRs promise\n"
+            );
             return Err(EIO);
         }
         self.ready = true;
@@ -325,22 +327,29 @@ impl VmxVcpu {
         }
     }
 
-    /// Writes a guest interruptibility state set from outside, and the pending single-step trap that has to go
-    /// with it (SDM 3C 27.3.1.5).
+    /// Writes a guest interruptibility state set from outside.
     fn write_blocking(&mut self, vm: Current, cpu: &CpuState) {
-        let blocking = self.blocking.unwrap_or(0);
-        vm.write(GUEST_INTERRUPTIBILITY, blocking);
-        if blocking & (blocking::STI | blocking::MOV_SS) != 0 {
-            let step = cpu.regs.rflags & rflags::TF != 0 && self.debugctl & 2 == 0;
-            let pending = vm.read(GUEST_PENDING_DEBUG);
-            let wanted = if step {
-                pending | PENDING_DEBUG_BS
-            } else {
-                pending & !PENDING_DEBUG_BS
-            };
+        vm.write(GUEST_INTERRUPTIBILITY, self.blocking.unwrap_or(0));
+        self.blocking_dirty = false;
+        self.match_pending_step(vm, cpu.regs.rflags);
+    }
+
+    /// While STI or MOV SS blocks, a single-step trap has to be pending exactly when RFLAGS.TF is set and
+    /// DEBUGCTL.BTF is not (SDM 3C 27.3.1.5). Exits leave it so, except those by #DB; state set from outside
+    /// may break it.
+    fn match_pending_step(&mut self, vm: Current, flags: u64) {
+        if self.blocking_state(vm) & (blocking::STI | blocking::MOV_SS) == 0 {
+            return;
+        }
+        let pending = vm.read(GUEST_PENDING_DEBUG);
+        let wanted = if flags & rflags::TF != 0 && self.debugctl & DEBUGCTL_BTF == 0 {
+            pending | PENDING_DEBUG_BS
+        } else {
+            pending & !PENDING_DEBUG_BS
+        };
+        if wanted != pending {
             vm.write(GUEST_PENDING_DEBUG, wanted);
         }
-        self.blocking_dirty = false;
     }
 
     /// INVEPT of this vCPU's root. It covers the combined mappings of every VPID too.
@@ -389,10 +398,10 @@ impl VmxVcpu {
             self.written.rsp = rsp;
         }
         if regs.rflags != self.written.rflags {
-            vm.write(
-                GUEST_RFLAGS,
-                (regs.rflags & RFLAGS_ALLOWED) | rflags::FIXED,
-            );
+            vm.write(GUEST_RFLAGS, (regs.rflags & RFLAGS_ALLOWED) | rflags::FIXED);
+            if (regs.rflags ^ self.written.rflags) & rflags::TF != 0 {
+                self.match_pending_step(vm, regs.rflags);
+            }
             self.written.rflags = regs.rflags;
         }
     }
@@ -482,6 +491,9 @@ impl VmxVcpu {
                 }
                 // INT1 exits with RIP at itself, but its #DB is a trap.
                 cpu.regs.rip = cpu.regs.rip.wrapping_add(u64::from(trap_len));
+                if exception.vector == DEBUG_EXCEPTION {
+                    self.match_pending_step(vm, cpu.regs.rflags);
+                }
                 if software {
                     self.insn_len = vm.read(EXIT_INSTRUCTION_LEN) as u8;
                 }
@@ -713,9 +725,7 @@ impl VcpuBackend for VmxVcpu {
                 Some(unsafe { msr::read(index) })
             }
             index::KERNEL_GS_BASE => Some(self.msrs.kernel_gs_base),
-            index::SYSENTER_CS => {
-                self.with_current(|_, vm| u64::from(vm.read(GUEST_SYSENTER_CS)))
-            }
+            index::SYSENTER_CS => self.with_current(|_, vm| u64::from(vm.read(GUEST_SYSENTER_CS))),
             index::SYSENTER_ESP => self.with_current(|_, vm| vm.read(GUEST_SYSENTER_ESP)),
             index::SYSENTER_EIP => self.with_current(|_, vm| vm.read(GUEST_SYSENTER_EIP)),
             index::FS_BASE => self.with_current(|_, vm| vm.read(GUEST_FS_BASE)),

@@ -56,8 +56,9 @@ macro_rules! width {
             const CODE: u32 = $code;
             type Value = $value;
             #[inline(always)]
+            #[allow(clippy::useless_conversion)] // For the widths that are 64 bits already.
             fn widen(v: $value) -> u64 {
-                v as u64
+                u64::from(v)
             }
             #[inline(always)]
             fn narrow(v: u64) -> $value {
