@@ -62,7 +62,7 @@ pub fn cpuid(
     for entry in &mut entries {
         match entry.function {
             0x1 => {
-                entry.ebx = entry.ebx & 0xffff | u32::from(cpus) << 16 | u32::from(id) << 24;
+                entry.ebx = entry.ebx & 0xffff | (u32::from(cpus) << 16) | (u32::from(id) << 24);
                 if cpus > 1 {
                     entry.edx |= HTT;
                 }
@@ -72,15 +72,15 @@ pub fn cpuid(
             }
             // Intel's caches: levels 1 and 2 belong to one core, level 3 to all.
             0x4 if entry.eax & 0x1f != 0 => {
-                let level = entry.eax >> 5 & 7;
+                let level = (entry.eax >> 5) & 7;
                 let all = (1 << topology.core_bits()) - 1;
                 let sharing = if level >= 3 { all } else { 0 };
-                entry.eax = entry.eax & 0x3fff | sharing << 14 | all.min(63) << 26;
+                entry.eax = entry.eax & 0x3fff | (sharing << 14) | (all.min(63) << 26);
             }
             0x8000_0001 if amd && cpus > 1 => entry.ecx |= 1 << 1,
             0x8000_0008 if amd => {
                 entry.ecx =
-                    entry.ecx & !0xf0ff | (u32::from(cpus) - 1) | topology.core_bits() << 12;
+                    entry.ecx & !0xf0ff | (u32::from(cpus) - 1) | (topology.core_bits() << 12);
             }
             0x8000_001e => {
                 entry.eax = u32::from(id);
@@ -157,7 +157,7 @@ pub fn set_common(vcpu: &VcpuFd, boot: bool) -> Result<()> {
     const MTRR_DEF_TYPE: u32 = 0x2ff;
     let msrs = [kvm_msr_entry {
         index: MTRR_DEF_TYPE,
-        data: 1 << 11 | 6,
+        data: (1 << 11) | 6,
         ..Default::default()
     }];
     let list = Msrs::from_entries(&msrs).map_err(|_| Error::Ioctl {

@@ -109,9 +109,9 @@ mod tests {
     fn gdt_selectors() {
         let gdt = gdt();
         // Code: present, code segment, long. Data: present, writable.
-        assert_eq!(gdt[usize::from(BOOT_CS) / 8] >> 40 & 0xff, 0x9b);
-        assert_eq!(gdt[usize::from(BOOT_CS) / 8] >> 53 & 1, 1);
-        assert_eq!(gdt[usize::from(BOOT_DS) / 8] >> 40 & 0xff, 0x93);
-        assert_eq!(gdt[usize::from(BOOT_TSS) / 8] >> 40 & 0xff, 0x8b);
+        assert_eq!((gdt[usize::from(BOOT_CS) / 8] >> 40) & 0xff, 0x9b);
+        assert_eq!((gdt[usize::from(BOOT_CS) / 8] >> 53) & 1, 1);
+        assert_eq!((gdt[usize::from(BOOT_DS) / 8] >> 40) & 0xff, 0x93);
+        assert_eq!((gdt[usize::from(BOOT_TSS) / 8] >> 40) & 0xff, 0x8b);
     }
 }

@@ -149,7 +149,7 @@ impl Device for Cmos {
 }
 
 fn bcd(value: u8) -> u8 {
-    (value / 10) << 4 | value % 10
+    ((value / 10) << 4) | (value % 10)
 }
 
 #[derive(Debug, PartialEq, Eq)]

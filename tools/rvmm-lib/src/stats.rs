@@ -114,7 +114,7 @@ fn descriptor(bytes: &[u8], at: usize, name_size: usize, data: usize) -> Option<
         4 => Kind::Log,
         _ => return None,
     };
-    let unit = match flags >> 4 & 0xf {
+    let unit = match (flags >> 4) & 0xf {
         1 => Unit::Bytes,
         2 => Unit::Seconds,
         3 => Unit::Cycles,
@@ -129,7 +129,7 @@ fn descriptor(bytes: &[u8], at: usize, name_size: usize, data: usize) -> Option<
         name: text(bytes, at.checked_add(DESCRIPTOR)?, name_size)?,
         kind,
         unit,
-        base: if flags >> 8 & 0xf == 1 { 2 } else { 10 },
+        base: if (flags >> 8) & 0xf == 1 { 2 } else { 10 },
         exponent,
         values,
     })
@@ -318,8 +318,8 @@ mod tests {
     fn counters_and_units() {
         let bytes = file(&[
             (0, 0, 0, "exits", &[42]),
-            (1 | 2 << 4, -9, 0, "halt", &[7]),
-            (2 | 1 << 4 | 1 << 8, 12, 0, "pages", &[3]),
+            (1 | (2 << 4), -9, 0, "halt", &[7]),
+            (2 | (1 << 4) | (1 << 8), 12, 0, "pages", &[3]),
         ]);
         let stats = parse(&bytes).unwrap();
         assert_eq!(stats.id, "kvm-7/vcpu-0");
@@ -343,7 +343,7 @@ mod tests {
     #[test]
     fn log_histogram_percentiles() {
         // 10 zeros, 80 values in 4..8, 9 in 8..16, 1 in the open bucket.
-        let bytes = file(&[(4 | 3 << 4, 0, 0, "cpuid", &[10, 0, 0, 80, 9, 1])]);
+        let bytes = file(&[(4 | (3 << 4), 0, 0, "cpuid", &[10, 0, 0, 80, 9, 1])]);
         let stat = &parse(&bytes).unwrap().stats[0];
         assert_eq!(
             (stat.kind, stat.unit, stat.total()),

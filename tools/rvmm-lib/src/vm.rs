@@ -38,6 +38,14 @@ const MOST_CPUS: usize = 254;
 /// Fewer bytes cannot hold even the tables and a small kernel.
 const LEAST_MEMORY: u64 = 16 << 20;
 
+/// A device of the caller's and where it goes.
+struct Placed {
+    on_ports: bool,
+    first: u64,
+    length: u64,
+    device: Arc<Mutex<dyn Device>>,
+}
+
 /// What a virtual machine shall be; see [`Vm::builder`].
 pub struct Builder {
     device: PathBuf,
@@ -47,7 +55,7 @@ pub struct Builder {
     cmdline: Option<String>,
     append: Option<String>,
     console: Option<Console>,
-    devices: Vec<(bool, u64, u64, Arc<Mutex<dyn Device>>)>,
+    devices: Vec<Placed>,
 }
 
 impl Builder {
@@ -101,15 +109,24 @@ impl Builder {
 
     /// Puts a device of the caller's on `length` I/O ports from `first`.
     pub fn ports(mut self, first: u16, length: u16, device: Arc<Mutex<dyn Device>>) -> Self {
-        self.devices
-            .push((true, first.into(), length.into(), device));
+        self.devices.push(Placed {
+            on_ports: true,
+            first: first.into(),
+            length: length.into(),
+            device,
+        });
         self
     }
 
     /// Puts a device of the caller's on `length` bytes of guest-physical memory from `first`, where
     /// there is no RAM.
     pub fn mmio(mut self, first: u64, length: u64, device: Arc<Mutex<dyn Device>>) -> Self {
-        self.devices.push((false, first, length, device));
+        self.devices.push(Placed {
+            on_ports: false,
+            first,
+            length,
+            device,
+        });
         self
     }
 
@@ -186,8 +203,13 @@ impl Builder {
             2,
             Arc::new(Mutex::new(Power(control.clone()))),
         );
-        for (is_port, first, length, device) in self.devices {
-            if is_port { &mut ports } else { &mut mmio }.insert(first, length, device);
+        for placed in self.devices {
+            let bus = if placed.on_ports {
+                &mut ports
+            } else {
+                &mut mmio
+            };
+            bus.insert(placed.first, placed.length, placed.device);
         }
         let (ports, mmio) = (Arc::new(ports), Arc::new(mmio));
 

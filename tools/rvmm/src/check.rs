@@ -175,12 +175,12 @@ impl Cpu {
             String::new()
         };
         let one = leaf(1);
-        let svm = highest >= 0x8000_0001 && leaf(0x8000_0001).ecx >> 2 & 1 == 1;
+        let svm = highest >= 0x8000_0001 && (leaf(0x8000_0001).ecx >> 2) & 1 == 1;
         Self {
             vendor,
             name,
-            guest: one.ecx >> 31 & 1 == 1,
-            vmx: one.ecx >> 5 & 1 == 1,
+            guest: (one.ecx >> 31) & 1 == 1,
+            vmx: (one.ecx >> 5) & 1 == 1,
             svm,
             svm_features: if svm && highest >= 0x8000_000a {
                 leaf(0x8000_000a).edx
@@ -268,8 +268,8 @@ fn features(cpu: &Cpu, msr: &dyn Fn(u32) -> io::Result<u64>) -> Vec<Line> {
     }
     // SDM 3D A.3.3: the upper half holds the controls that may be one.
     let allowed = controls >> 32;
-    lines.push(need(allowed >> 1 & 1 == 1, "EPT"));
-    lines.push(need(allowed >> 7 & 1 == 1, "unrestricted guest"));
+    lines.push(need((allowed >> 1) & 1 == 1, "EPT"));
+    lines.push(need((allowed >> 7) & 1 == 1, "unrestricted guest"));
     lines
 }
 

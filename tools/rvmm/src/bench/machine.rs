@@ -275,9 +275,9 @@ impl Machine {
 fn gate(handler: u64) -> [u8; 16] {
     const PRESENT_INTERRUPT_GATE: u64 = 0x8e00;
     let low = handler & 0xffff
-        | u64::from(paging::BOOT_CS) << 16
-        | PRESENT_INTERRUPT_GATE << 32
-        | (handler >> 16 & 0xffff) << 48;
+        | (u64::from(paging::BOOT_CS) << 16)
+        | (PRESENT_INTERRUPT_GATE << 32)
+        | (((handler >> 16) & 0xffff) << 48);
     let mut bytes = [0; 16];
     bytes[..8].copy_from_slice(&low.to_le_bytes());
     bytes[8..].copy_from_slice(&(handler >> 32).to_le_bytes());

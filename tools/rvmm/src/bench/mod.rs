@@ -112,8 +112,8 @@ fn ticks() -> u64 {
 
 /// Whether this CPU's hypercall instruction is AMD's VMMCALL (CPUID leaf 0, EBX "Auth" or "Hygo").
 fn is_amd() -> bool {
-    // SAFETY: every x86-64 CPU has CPUID leaf 0.
     #[allow(unused_unsafe)]
+    // SAFETY: every x86-64 CPU has CPUID leaf 0.
     let vendor = unsafe { std::arch::x86_64::__cpuid(0) }.ebx;
     [*b"Auth", *b"Hygo"]
         .map(u32::from_le_bytes)
