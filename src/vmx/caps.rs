@@ -7,7 +7,7 @@
 use super::vmcs::{entry, exit, pin, proc, proc2};
 use crate::backend::HwCaps;
 use crate::cpu::regs::{cr4, efer};
-use crate::linux::{cpuid, cr, msr};
+use crate::linux::{boot_cpu, cpuid, cr, msr};
 use kernel::prelude::*;
 
 const IA32_FEATURE_CONTROL: u32 = 0x3a;
@@ -377,6 +377,17 @@ impl Caps {
     /// Bits of IA32_EFER that may be set in a guest here.
     pub(super) const fn efer_mask(&self) -> u64 {
         efer::SCE | efer::LME | efer::LMA | efer::NX
+    }
+
+    /// The processor's side of the software entry checks.
+    pub(super) fn rules(&self) -> super::check::VmxCaps {
+        let narrow = |bits: u32| u8::try_from(bits).unwrap_or(0);
+        super::view::rules(
+            capability,
+            narrow(boot_cpu::phys_bits()),
+            narrow(boot_cpu::virt_bits()),
+            self.efer_mask(),
+        )
     }
 
     /// The part that the neutral core uses.

@@ -12,10 +12,11 @@
 //! | `state` | guest state to and from the VMCS |
 //! | `event` | injection and interrupted events |
 //! | `decode` | exit reasons to [`crate::exit::Exit`] |
-//! | `check` | the entry checks in software |
+//! | `check`, `view` | the entry checks in software, and the VMCS as they see it |
 //! | `vcpu` | all of it as [`crate::backend::VcpuBackend`] |
 
 mod caps;
+pub(crate) mod check;
 mod decode;
 mod entry;
 mod event;
@@ -24,6 +25,7 @@ mod insn;
 mod root;
 mod state;
 mod vcpu;
+mod view;
 mod vmcs;
 
 use crate::backend::{HwCaps, Platform};
@@ -39,6 +41,8 @@ pub(crate) use vcpu::VmxVcpu;
 struct Shared {
     /// Controls and abilities of the CPU that probed; every other CPU has to agree.
     caps: Caps,
+    /// The same, for the software entry checks.
+    rules: check::VmxCaps,
     /// MSR bitmap (SDM 3C 25.6.9).
     msr_bitmap: Pages,
     /// VMXON regions by CPU number (SDM 3C 25.11.5).
@@ -57,6 +61,7 @@ impl Shared {
             vmxon.push(revision_page(&caps)?, GFP_KERNEL)?;
         }
         Ok(Self {
+            rules: caps.rules(),
             caps,
             msr_bitmap,
             vmxon,

@@ -20,7 +20,7 @@ use super::insn::{self, Current, InveptType, InvvpidType};
 use super::root::RootStay;
 use super::state::{self, ControlState};
 use super::vmcs::*;
-use super::{event, revision_page, Shared, SHARED};
+use super::{check, event, revision_page, view, Shared, SHARED};
 use crate::backend::{
     CpuState, EntryParams, EntryViolation, Groups, Interruptibility, VcpuBackend,
 };
@@ -230,6 +230,46 @@ impl VmxVcpu {
         Ok(())
     }
 
+    /// Brings the VMCS up to date for an entry.
+    #[inline(always)]
+    fn prepare(&mut self, vm: Current, cpu: &CpuState, params: &EntryParams) {
+        if !cpu.dirty.is_empty() {
+            self.write_dirty(vm, cpu);
+        }
+        self.write_params(vm, cpu, params);
+        self.write_regs(vm, cpu);
+        if let Some(e) = &params.inject {
+            if e.kind == EventKind::Nmi && self.blocking_state(vm) & blocking::NMI != 0 {
+                // An NMI whose delivery was interrupted: blocking by NMI must be clear (SDM 3C 27.3.1.5).
+                vm.write(
+                    GUEST_INTERRUPTIBILITY,
+                    self.blocking_state(vm) & !blocking::NMI,
+                );
+            }
+            event::inject(vm, e, self.control.protected());
+        }
+    }
+
+    /// Runs the entry checks over the VMCS as it is.
+    #[inline(never)]
+    fn check(&self, vm: Current) -> Result<(), EntryViolation> {
+        let rules = &self.shared.rules;
+        let mut v = check::VmcsView::default();
+        view::read(vm, rules, &mut v);
+        check::check_controls(&v.controls, &v.guest, rules)
+            .and_then(|()| match self.stay {
+                Some(_) => check::check_host(&v.host, &v.controls, rules),
+                // Outside a stay the host's part is that of the last one.
+                None => Ok(()),
+            })
+            .and_then(|()| check::check_guest(&v.guest, &v.controls, rules))
+            .map_err(|v| EntryViolation {
+                rule: v.rule,
+                manual: v.manual,
+                value: v.value,
+            })
+    }
+
     /// Writes dirty system registers.
     fn write_dirty(&mut self, vm: Current, cpu: &CpuState) {
         let caps = self.caps();
@@ -287,7 +327,7 @@ impl VmxVcpu {
             vm.write(GUEST_DR7, dr7_for_entry(cpu.dr7));
             self.written.dr7 = cpu.dr7;
         }
-        if cpu.dr7 & DR7_ENABLES != 0 && self.written.dr != Some(cpu.dr) {
+        if self.stay.is_some() && cpu.dr7 & DR7_ENABLES != 0 && self.written.dr != Some(cpu.dr) {
             self.host.load_breakpoints(&cpu.dr);
             self.written.dr = Some(cpu.dr);
         }
@@ -613,20 +653,20 @@ impl VcpuBackend for VmxVcpu {
             pr_err!("entry outside a stay\n");
             return Exit::EntryFailure(u64::MAX);
         };
-        if !cpu.dirty.is_empty() {
-            self.write_dirty(vm, cpu);
-        }
-        self.write_params(vm, cpu, params);
-        self.write_regs(vm, cpu);
-        if let Some(e) = &params.inject {
-            if e.kind == EventKind::Nmi && self.blocking_state(vm) & blocking::NMI != 0 {
-                // An NMI whose delivery was interrupted: blocking by NMI must be clear (SDM 3C 27.3.1.5).
-                vm.write(
-                    GUEST_INTERRUPTIBILITY,
-                    self.blocking_state(vm) & !blocking::NMI,
+        self.prepare(vm, cpu, params);
+        if params.check {
+            if let Err(v) = self.check(vm) {
+                pr_err!(
+                    "entry refused: {} ({}), value {:#x}\n",
+                    v.rule,
+                    v.manual,
+                    v.value
                 );
+                event::withdraw(vm);
+                return Exit::EntryFailure(u64::from(
+                    reason::ENTRY_FAILURE | reason::INVALID_GUEST_STATE,
+                ));
             }
-            event::inject(vm, e, self.control.protected());
         }
         if cr::cr2() != cpu.sregs.cr2 {
             // SAFETY: The kernel reads CR2 only at the begin of its page-fault handler.
@@ -796,10 +836,16 @@ impl VcpuBackend for VmxVcpu {
 
     fn check_entry(
         &mut self,
-        _cpu: &mut CpuState,
-        _params: &EntryParams,
+        cpu: &mut CpuState,
+        params: &EntryParams,
     ) -> Result<(), EntryViolation> {
-        Ok(())
+        let result = self.with_current(|v, vm| {
+            v.prepare(vm, cpu, params);
+            let result = v.check(vm);
+            event::withdraw(vm);
+            result
+        });
+        result.unwrap_or(Ok(()))
     }
 }
 

@@ -386,6 +386,7 @@ pub(super) mod reason {
     pub(in crate::vmx) const MACHINE_CHECK_ENTRY: u32 = 41;
     pub(in crate::vmx) const TPR_BELOW_THRESHOLD: u32 = 43;
     pub(in crate::vmx) const VIRTUAL_EOI: u32 = 45;
+    pub(in crate::vmx) const INVALID_GUEST_STATE: u32 = 33;
     pub(in crate::vmx) const EPT_VIOLATION: u32 = 48;
     pub(in crate::vmx) const EPT_MISCONFIG: u32 = 49;
     pub(in crate::vmx) const INVEPT: u32 = 50;
