@@ -355,7 +355,7 @@ mod tests {
         breaks("EFER must not have", |v| v.efer |= 1 << 9);
         breaks("CR0.NW", |v| v.cr0 |= cr0::NW);
         breaks("CR0 bits 63:32", |v| v.cr0 |= 1 << 32);
-        breaks("CR4 must not have", |v| v.cr4 |= 1 << 23 | 1 << 31);
+        breaks("CR4 must not have", |v| v.cr4 |= (1 << 23) | (1 << 31));
         breaks("CR4.CET", |v| {
             v.cr4 |= cr4::CET;
             v.cr0 &= !cr0::WP;
@@ -383,15 +383,15 @@ mod tests {
         for byte in 0..8 {
             breaks("G_PAT", |v| v.g_pat |= 0x0a << (8 * byte));
         }
-        breaks("EVENTINJ.TYPE", |v| v.event_inj = 1 << 31 | 1 << 8);
+        breaks("EVENTINJ.TYPE", |v| v.event_inj = (1 << 31) | (1 << 8));
         breaks("vector of an exception", |v| {
-            v.event_inj = 1 << 31 | 3 << 8 | 2;
+            v.event_inj = (1 << 31) | (3 << 8) | 2;
         });
         breaks("vector of an exception", |v| {
-            v.event_inj = 1 << 31 | 3 << 8 | 32;
+            v.event_inj = (1 << 31) | (3 << 8) | 32;
         });
         breaks("EVENTINJ reserved", |v| {
-            v.event_inj = 1 << 31 | 1 << 12 | 0x20;
+            v.event_inj = (1 << 31) | (1 << 12) | 0x20;
         });
     }
 
@@ -417,10 +417,10 @@ mod tests {
         let v = 1u64 << 31;
         for e in [
             v | 0x30,
-            v | 2 << 8 | 2,
-            v | 3 << 8 | 14 | 1 << 11 | 7 << 32,
-            v | 4 << 8 | 0x80,
-            v | 3 << 8 | 3,
+            v | (2 << 8) | 2,
+            v | (3 << 8) | 14 | (1 << 11) | (7 << 32),
+            v | (4 << 8) | 0x80,
+            v | (3 << 8) | 3,
             !v,
         ] {
             assert_eq!(check_event(e), Ok(()), "{e:x}");

@@ -1,15 +1,17 @@
 // SPDX-License-Identifier: GPL-2.0
 //! One vCPU under SVM: controls, entry, and what an exit means.
 
+use super::check;
 use super::entry;
 use super::vmcb::{exit, misc1, misc2, vintr, Vmcb, VmcbSegment};
 use super::{Cpu, State, MSR_TSC_AUX, STATE};
 use crate::backend::{CpuState, EntryParams, EntryViolation, Groups, Interruptibility, VcpuBackend};
 use crate::cpu::regs::{efer, rflags, DescTable, Gpr, Seg};
 use crate::exit::{CrAccess, CrOp, Event, EventKind, Exception, Exit, Io, NestedFault};
+use crate::cpu::control;
 use crate::linux::irqflags;
 use crate::linux::page::Pages;
-use crate::linux::{cr, msr, preempt};
+use crate::linux::{boot_cpu, cr, msr, preempt};
 use crate::mem::addr::Gpa;
 use core::ptr::NonNull;
 use core::sync::atomic::Ordering;
@@ -408,12 +410,6 @@ impl VcpuBackend for SvmVcpu {
         if !cpu.dirty.is_empty() {
             self.write_dirty(cpu);
         }
-        if params.check {
-            if let Err(v) = self.check_entry(cpu, params) {
-                pr_warn_ratelimited!("entry check: {} ({}), value {:#x}\n", v.rule, v.manual, v.value);
-                return Exit::EntryFailure(exit::INVALID);
-            }
-        }
         let Ok(this_cpu) = self.cpu() else { return Exit::EntryFailure(0) };
         self.assign_asid(this_cpu, preempt::raw_cpu(), params.flush);
         self.load_breakpoints(cpu);
@@ -453,6 +449,12 @@ impl VcpuBackend for SvmVcpu {
             self.set_iret_intercept(true);
         }
 
+        if params.check {
+            if let Err(v) = self.check_entry(cpu, params) {
+                pr_warn_ratelimited!("entry check: {} ({}), value {:#x}\n", v.rule, v.manual, v.value);
+                return Exit::EntryFailure(exit::INVALID);
+            }
+        }
         let (vmcb, host) = (self.page.phys(), self.host_extra);
         // SAFETY: In a stay: SVME set, interrupts off, `host` filled by `begin_stay`. The intercepts set by `new` contain the
         // guest; the nested root comes from the VM's page tables.
@@ -644,6 +646,42 @@ impl VcpuBackend for SvmVcpu {
     }
 
     fn check_entry(&mut self, _cpu: &mut CpuState, _params: &EntryParams) -> Result<(), EntryViolation> {
-        Ok(())
+        let model = crate::dev::model().map_err(|_| EntryViolation {
+            rule: "The CPU model must be known before a guest is entered",
+            manual: "",
+            value: 0,
+        })?;
+        let caps = check::SvmCaps {
+            phys_bits: boot_cpu::phys_bits().min(52) as u8,
+            asids: self.state.asids,
+            flush_by_asid: self.state.flush_by_asid,
+            nested_paging: true,
+            lbr_virt: false,
+            efer_mask: control::efer_allowed(&model.features) | efer::SVME,
+            cr4_mask: control::cr4_allowed(&model.features),
+        };
+        let v = self.vmcb();
+        let view = check::VmcbView {
+            intercept_misc2: v.control.intercept_misc2,
+            iopm_base_pa: v.control.iopm_base_pa,
+            msrpm_base_pa: v.control.msrpm_base_pa,
+            ioio_prot: v.control.intercept_misc1 & misc1::IOIO_PROT != 0,
+            msr_prot: v.control.intercept_misc1 & misc1::MSR_PROT != 0,
+            asid: v.control.asid,
+            tlb_control: v.control.tlb_control,
+            nested_control: v.control.nested_control,
+            n_cr3: v.control.n_cr3,
+            virt_ext: v.control.virt_ext,
+            event_inj: v.control.event_inj,
+            cr0: v.save.cr0,
+            cr3: v.save.cr3,
+            cr4: v.save.cr4,
+            dr6: v.save.dr6,
+            dr7: v.save.dr7,
+            efer: v.save.efer,
+            g_pat: v.save.g_pat,
+            cs_attrib: v.save.cs.attrib,
+        };
+        check::check(&view, &caps).map_err(|v| EntryViolation { rule: v.rule, manual: v.manual, value: v.value })
     }
 }
