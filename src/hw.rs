@@ -168,6 +168,10 @@ impl VcpuBackend for Hw {
         dispatch!(self, v => v.set_exception_intercepts(vectors))
     }
 
+    fn set_pdptes(&mut self, pdptes: [u64; 4]) {
+        dispatch!(self, v => v.set_pdptes(pdptes))
+    }
+
     fn check_entry(&mut self, cpu: &mut CpuState, params: &EntryParams) -> Result<(), EntryViolation> {
         dispatch!(self, v => v.check_entry(cpu, params))
     }

@@ -103,8 +103,11 @@ impl Vcpu {
                     self.shared.request_self(request::TIMER);
                     return;
                 }
-                let ns = (left as u64 as u128 * 1_000_000 / u128::from(self.tsc_khz.max(1))).min(u128::from(u64::MAX / 4));
-                self.timer.start_abs_ns(hrtimer::ktime_get_ns().saturating_add(ns as u64));
+                let khz = u64::from(self.tsc_khz.max(1));
+                let left = left as u64;
+                // left / khz milliseconds, without a product that overflows: the remainder is below 2^32.
+                let ns = (left / khz).saturating_mul(1_000_000).saturating_add(left % khz * 1_000_000 / khz);
+                self.timer.start_abs_ns(hrtimer::ktime_get_ns().saturating_add(ns.min(u64::MAX / 4)));
             }
         }
     }
