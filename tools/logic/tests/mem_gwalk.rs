@@ -695,3 +695,24 @@ fn garbage_terminates() {
     }
     assert!(ok > 1000, "{ok}");
 }
+
+#[test]
+fn every_level_counts() {
+    // One level alone forbids: writing, user access, fetching.
+    for mode in [Pae, Long4, Long5] {
+        let top = if mode == Pae { 2 } else { mode.levels() };
+        for leaf in 1..=2 {
+            for level in leaf..=top {
+                let user = Access { user: true, ..READ };
+                for (clear, set, access, code) in
+                    [(W, 0, WRITE, 3), (U, 0, user, 5), (0, XD, FETCH, 0x11)]
+                {
+                    let mut m = Machine::plain(mode, gva_for(mode), leaf, 0x40_0000);
+                    assert_eq!(m.fault(access), None);
+                    m.set_entry(level, m.entry(level) & !clear | set);
+                    assert_eq!(m.fault(access), Some(code), "{mode:?} {leaf} {level}");
+                }
+            }
+        }
+    }
+}
