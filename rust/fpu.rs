@@ -12,13 +12,15 @@ use kernel::prelude::*;
 
 use super::bindings;
 use super::cpuid::cpuid;
+use super::irqflags;
 use super::page::Pages;
-use super::preempt::PinsCpu;
+use super::preempt::{PinsCpu, PreemptGuard};
 
 /// The FPU belongs to the kernel while the guard lives (`kernel_fpu_begin_mask` … `kernel_fpu_end`).
 ///
 /// The user's state was saved and comes back before the task returns to user space, so every register that
-/// XSAVE manages may change, except PKRU, which the kernel leaves loaded: see [`rdpkru`]. Preemption is
+/// XSAVE manages may change, except PKRU, which the kernel leaves loaded: neither [`KernelFpu::restore`] nor
+/// [`KernelFpu::save`] touches it, see [`rdpkru`]. Preemption is
 /// off. Not in hard-interrupt context.
 ///
 /// # Invariants
@@ -26,17 +28,24 @@ use super::preempt::PinsCpu;
 /// `kernel_fpu_begin_mask` was called on this CPU and not yet ended.
 #[must_use = "the guard gives the FPU back when dropped"]
 pub struct KernelFpu {
+    /// Only when interrupts were off: then the kernel leaves the preemption count alone.
+    _preempt: Option<PreemptGuard>,
     _not_send: PhantomData<*mut ()>,
 }
 
 impl KernelFpu {
     /// Takes the FPU, leaving the registers as they are: for those who load their own state anyway.
+    ///
+    /// Interrupts are on or off, and are so again when the guard is dropped: with interrupts on the kernel
+    /// turns softirqs off until then. Off is the cheaper way.
     #[inline]
     pub fn begin() -> Self {
+        let preempt = (!irqflags::enabled()).then(PreemptGuard::new);
         // SAFETY: The context is a task's, where the FPU is usable; `drop` ends it.
         unsafe { bindings::kernel_fpu_begin_mask(0) };
         // INVARIANT: Just begun.
         Self {
+            _preempt: preempt,
             _not_send: PhantomData,
         }
     }
@@ -47,13 +56,13 @@ impl KernelFpu {
     /// components that XCR0 lacks). The registers are unchanged then or, for a torn image, undefined.
     #[inline]
     pub fn restore(&self, area: &XsaveArea, mask: u64) -> Result {
+        let ptr = area.pages.as_ptr::<u8>().cast();
         // SAFETY: The area is aligned and large enough for all of the host's XCR0; the shim catches the
         // fault. By the invariant of `self` the registers may change.
         let code = unsafe {
-            if area.xsave {
-                bindings::rvmm_xrstor64(area.pages.as_ptr::<u8>().cast(), mask)
-            } else {
-                bindings::rvmm_fxrstor64(area.pages.as_ptr::<u8>().cast())
+            match area.method {
+                Method::Fxsave => bindings::rvmm_fxrstor64(ptr),
+                _ => bindings::rvmm_xrstor64(ptr, mask & !PKRU),
             }
         };
         match code {
@@ -66,16 +75,25 @@ impl KernelFpu {
     #[inline]
     pub fn save(&self, area: &mut XsaveArea, mask: u64) {
         let ptr = area.pages.as_ptr::<u8>();
-        if area.xsave {
-            // SAFETY: As for `restore`.
-            unsafe {
-                asm!("xsave64 [{}]", in(reg) ptr, in("eax") mask as u32, in("edx") (mask >> 32) as u32,
-                     options(nostack, preserves_flags))
-            };
-        } else {
-            // SAFETY: As for `restore`.
-            unsafe { asm!("fxsave64 [{}]", in(reg) ptr, options(nostack, preserves_flags)) };
-        }
+        let mask = mask & !PKRU;
+        let (low, high) = (mask as u32, (mask >> 32) as u32);
+        // SAFETY: The area is aligned and large enough for all of the host's XCR0, and borrowed exclusively;
+        // the CPU has the instruction.
+        unsafe {
+            match area.method {
+                Method::Xsaveopt => {
+                    asm!("xsaveopt64 [{}]", in(reg) ptr, in("eax") low, in("edx") high,
+                         options(nostack, preserves_flags))
+                }
+                Method::Xsave => {
+                    asm!("xsave64 [{}]", in(reg) ptr, in("eax") low, in("edx") high,
+                         options(nostack, preserves_flags))
+                }
+                Method::Fxsave => {
+                    asm!("fxsave64 [{}]", in(reg) ptr, options(nostack, preserves_flags))
+                }
+            }
+        };
     }
 }
 
@@ -87,7 +105,7 @@ impl Drop for KernelFpu {
     }
 }
 
-// SAFETY: `kernel_fpu_begin_mask` turns preemption off.
+// SAFETY: Preemption is off, by `kernel_fpu_begin_mask` with interrupts on, else by `_preempt`.
 unsafe impl PinsCpu for KernelFpu {}
 
 /// Memory for one image of extended state in standard (not compacted) form, large enough for every
@@ -95,8 +113,22 @@ unsafe impl PinsCpu for KernelFpu {}
 pub struct XsaveArea {
     pages: Pages,
     len: usize,
-    xsave: bool,
+    method: Method,
 }
+
+/// How the CPU stores its state.
+#[derive(Clone, Copy)]
+enum Method {
+    /// Without components in their initial configuration or unchanged since the last XRSTOR of the same area.
+    Xsaveopt,
+    /// All that is asked for.
+    Xsave,
+    /// x87 and SSE only.
+    Fxsave,
+}
+
+/// The component PKRU in XCR0 (SDM 1 13.1).
+const PKRU: u64 = 1 << 9;
 
 /// Byte offset of MXCSR in the legacy region (SDM 1 10.5.1).
 const MXCSR: usize = 24;
@@ -109,11 +141,15 @@ impl XsaveArea {
     /// Allocates an area in the initial configuration: FCW 037FH, MXCSR 1F80H, all else zero, no component
     /// marked in use (SDM 1 13.6).
     pub fn new() -> Result<Self> {
-        let xsave = host_xcr0() != 0;
-        let len = if xsave {
-            (cpuid(0xd, 0).ebx as usize).max(576)
+        /// CPUID.(EAX=0DH,ECX=1):EAX[0].
+        const XSAVEOPT: u32 = 1 << 0;
+
+        let (method, len) = if host_xcr0() == 0 {
+            (Method::Fxsave, 512)
+        } else if cpuid(0xd, 1).eax & XSAVEOPT != 0 {
+            (Method::Xsaveopt, (cpuid(0xd, 0).ebx as usize).max(576))
         } else {
-            512
+            (Method::Xsave, (cpuid(0xd, 0).ebx as usize).max(576))
         };
         let mut order = 0;
         while PAGE_SIZE << order < len {
@@ -122,7 +158,7 @@ impl XsaveArea {
         let mut area = Self {
             pages: Pages::alloc(order)?,
             len,
-            xsave,
+            method,
         };
         area.reset();
         Ok(area)

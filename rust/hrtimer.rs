@@ -33,7 +33,8 @@ struct Inner<C> {
     callback: C,
 }
 
-/// A timer and its callback. Dropping it cancels and waits for a running callback.
+/// A timer and its callback. Dropping it cancels and waits for a running callback, so the callback itself must
+/// not drop the last owner of its timer.
 pub struct Timer<C: TimerCallback> {
     inner: Pin<KBox<Inner<C>>>,
 }
