@@ -6,7 +6,7 @@ use super::addr::{bit_string_address, effective_address, linear_address, Access}
 use super::alu;
 use super::env::{Env, Outcome, Stop};
 use super::insn::{Insn, Op, Operand};
-use super::operand::{mask, merge, read_reg, sign_extend, write_reg};
+use super::operand::{gpr, mask, merge, merge_high, read_reg, set_gpr, sign_extend, write_reg};
 use super::string;
 use crate::cpu::regs::{rflags, Gpr, Mode, Regs, Seg, Sregs};
 
@@ -25,18 +25,30 @@ pub fn execute<E: Env + ?Sized>(
     if insn.op.is_string() {
         return string::execute(insn, regs, sregs, mode, cpl, env);
     }
+    let rflags = regs.rflags;
     let mut cx = Context {
         insn,
-        regs: *regs,
+        regs,
         sregs,
         mode,
         env,
+        undo: [(Gpr::Rax, 0); UNDO],
+        writes: 0,
     };
-    let stored = cx.step()?;
-    if stored {
-        advance(&mut cx.regs, insn.len(), mode);
-        *regs = cx.regs;
-    }
+    let stored = match cx.step() {
+        Ok(true) => {
+            advance(cx.regs, insn.len(), mode);
+            true
+        }
+        Ok(false) => {
+            cx.restore(rflags);
+            false
+        }
+        Err(stop) => {
+            cx.restore(rflags);
+            return Err(stop);
+        }
+    };
     cx.env.commit();
     Ok(if stored {
         Outcome::Done
@@ -56,17 +68,59 @@ pub fn advance(regs: &mut Regs, len: u8, mode: Mode) {
     regs.rflags &= !rflags::RF;
 }
 
-/// One attempt at one instruction; `regs` is a working copy.
+/// True for a load or store of MOV, MOVNTI, MOVZX or MOVSX: one memory access and no flags.
+pub(super) fn is_move(insn: &Insn) -> bool {
+    matches!(insn.op, Op::Mov | Op::Movnti | Op::Movzx | Op::Movsx)
+        && (insn.dst == Operand::Mem || insn.src == Operand::Mem)
+}
+
+/// Completes a move (see [`is_move`]) whose memory access is done; `data` is what a load has read, zero-extended.
+pub(super) fn finish_move(insn: &Insn, regs: &mut Regs, mode: Mode, data: u64) {
+    let value = if insn.op == Op::Movsx {
+        sign_extend(data, insn.src_width)
+    } else {
+        data
+    };
+    // The destination of a store is memory, which this leaves alone.
+    write_reg(regs, insn.dst, insn.width, value);
+    advance(regs, insn.len(), mode);
+}
+
+/// Most register writes of one instruction: XCHG, XADD, CMPXCHG8B and POP make two.
+const UNDO: usize = 2;
+
+/// One attempt at one instruction. Registers are written in place and put back if the attempt does not succeed; a copy of all of them
+/// would cost more than the rest.
 struct Context<'a, E: ?Sized> {
     insn: &'a Insn,
-    regs: Regs,
+    regs: &'a mut Regs,
     sregs: &'a Sregs,
     mode: Mode,
     env: &'a mut E,
+    /// Old values of the first `writes` registers written.
+    undo: [(Gpr, u64); UNDO],
+    writes: usize,
 }
 
 impl<E: Env + ?Sized> Context<'_, E> {
-    /// Executes into the working copy; false when a locked update has to be tried again.
+    /// Replaces a register and remembers its old value.
+    fn set(&mut self, r: Gpr, value: u64) -> Result<(), Stop> {
+        let slot = self.undo.get_mut(self.writes).ok_or(Stop::Unsupported)?;
+        *slot = (r, gpr(self.regs, r));
+        self.writes = self.writes.wrapping_add(1);
+        set_gpr(self.regs, r, value);
+        Ok(())
+    }
+
+    /// Puts registers and flags back.
+    fn restore(&mut self, rflags: u64) {
+        for &(r, old) in self.undo.iter().take(self.writes).rev() {
+            set_gpr(self.regs, r, old);
+        }
+        self.regs.rflags = rflags;
+    }
+
+    /// Executes; false when a locked update has to be tried again.
     fn step(&mut self) -> Result<bool, Stop> {
         let insn = self.insn;
         let width = insn.width;
@@ -133,7 +187,7 @@ impl<E: Env + ?Sized> Context<'_, E> {
         Ok(true)
     }
 
-    /// Result of an operation; sets the flags of the working copy.
+    /// Result of an operation; sets the flags.
     fn arithmetic(&mut self, op: Op, a: u64, b: u64) -> Result<u64, Stop> {
         let (r, f) = alu::arithmetic(op, a, b, self.insn.width, self.regs.rflags)
             .ok_or(Stop::Unsupported)?;
@@ -143,7 +197,7 @@ impl<E: Env + ?Sized> Context<'_, E> {
 
     /// Linear address of the memory operand.
     fn address(&self, width: u8, access: Access) -> Result<u64, Stop> {
-        let ea = effective_address(self.insn, &self.regs);
+        let ea = effective_address(self.insn, self.regs);
         self.linear(self.insn.mem.seg, ea, width, access)
     }
 
@@ -158,7 +212,7 @@ impl<E: Env + ?Sized> Context<'_, E> {
                 let la = self.address(width, Access::Read)?;
                 self.read(la, width)
             }
-            _ => read_reg(&self.regs, operand, width).ok_or(Stop::Unsupported),
+            _ => read_reg(self.regs, operand, width).ok_or(Stop::Unsupported),
         }
     }
 
@@ -167,10 +221,10 @@ impl<E: Env + ?Sized> Context<'_, E> {
             let la = self.address(width, Access::Write)?;
             return write(self.env, self.mode, la, width, value);
         }
-        if write_reg(&mut self.regs, operand, width, value) {
-            Ok(())
-        } else {
-            Err(Stop::Unsupported)
+        match operand {
+            Operand::Reg(r) => self.set(r, merge(gpr(self.regs, r), value, width)),
+            Operand::High(r) => self.set(r, merge_high(gpr(self.regs, r), value)),
+            _ => Err(Stop::Unsupported),
         }
     }
 
@@ -245,7 +299,7 @@ impl<E: Env + ?Sized> Context<'_, E> {
 
     fn cmpxchg8b(&mut self) -> Result<bool, Stop> {
         let pair = |hi: u64, lo: u64| hi << 32 | lo & 0xffff_ffff;
-        let r = &self.regs;
+        let r = &*self.regs;
         let expected = pair(r.get(Gpr::Rdx), r.get(Gpr::Rax));
         let new = pair(r.get(Gpr::Rcx), r.get(Gpr::Rbx));
         self.update(self.insn.lock, |cx, old| {
@@ -254,8 +308,8 @@ impl<E: Env + ?Sized> Context<'_, E> {
                 return Ok(new);
             }
             cx.regs.rflags &= !rflags::ZF;
-            cx.regs.set(Gpr::Rax, old & 0xffff_ffff);
-            cx.regs.set(Gpr::Rdx, old >> 32);
+            cx.set(Gpr::Rax, old & 0xffff_ffff)?;
+            cx.set(Gpr::Rdx, old >> 32)?;
             Ok(old)
         })
     }
@@ -273,9 +327,9 @@ impl<E: Env + ?Sized> Context<'_, E> {
         };
         let memory = insn.dst == Operand::Mem;
         let ea = if insn.src == Operand::Imm {
-            effective_address(insn, &self.regs)
+            effective_address(insn, self.regs)
         } else {
-            bit_string_address(insn, &self.regs, offset)
+            bit_string_address(insn, self.regs, offset)
         };
         if insn.op == Op::Bt {
             // BT does not write its operand, not even the upper half of a register.
@@ -317,8 +371,7 @@ impl<E: Env + ?Sized> Context<'_, E> {
         self.env.probe_write(la, width)?;
         let v = self.load(insn.src, width)?;
         write(self.env, self.mode, la, width, v)?;
-        self.regs.set(Gpr::Rsp, merge(rsp, top, sw));
-        Ok(())
+        self.set(Gpr::Rsp, merge(rsp, top, sw))
     }
 
     /// POP r/m. The address uses RSP after the pop (SDM 2B POP).
@@ -328,7 +381,7 @@ impl<E: Env + ?Sized> Context<'_, E> {
         let la = self.linear(Seg::Ss, rsp & mask(sw), width, Access::Read)?;
         let v = self.read(la, width)?;
         let next = rsp.wrapping_add(u64::from(width));
-        self.regs.set(Gpr::Rsp, merge(rsp, next, sw));
+        self.set(Gpr::Rsp, merge(rsp, next, sw))?;
         self.store(insn.dst, width, v)
     }
 }

@@ -295,6 +295,12 @@ impl Insn {
         self.raw.get(..usize::from(self.len)).unwrap_or(&self.raw)
     }
 
+    /// True if `bytes` begin with this instruction's. False for [`Self::EMPTY`].
+    pub(super) fn begins(&self, bytes: &[u8]) -> bool {
+        let own = self.bytes();
+        !own.is_empty() && own.len() <= bytes.len() && own.iter().zip(bytes).all(|(a, b)| a == b)
+    }
+
     /// The explicit memory operand, if there is one.
     pub fn mem_operand(&self) -> Option<&Mem> {
         if self.dst == Operand::Mem || self.src == Operand::Mem {

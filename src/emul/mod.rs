@@ -15,6 +15,7 @@
 
 mod addr;
 mod alu;
+mod cache;
 mod decode;
 mod env;
 mod exec;
@@ -28,6 +29,7 @@ mod string;
 mod twob;
 
 pub use addr::{effective_address, linear_address, segment_base, Access};
+pub use cache::DecodeCache;
 pub use decode::decode;
 pub use env::{Env, Outcome, PortRequest, Stop};
 pub use exec::{advance, execute};

@@ -34,12 +34,18 @@ pub(super) const fn merge(old: u64, value: u64, width: u8) -> u64 {
     }
 }
 
+/// `old` with bits 15:8 replaced.
+pub(super) const fn merge_high(old: u64, value: u64) -> u64 {
+    old & !0xff00 | (value & 0xff) << 8
+}
+
 /// [`Regs::get`] without a bounds check: the mask shows the compiler what the type already guarantees.
-fn gpr(regs: &Regs, r: Gpr) -> u64 {
+pub(super) fn gpr(regs: &Regs, r: Gpr) -> u64 {
     regs.gpr[r as usize & 15]
 }
 
-fn set_gpr(regs: &mut Regs, r: Gpr, value: u64) {
+/// [`Regs::set`] without a bounds check.
+pub(super) fn set_gpr(regs: &mut Regs, r: Gpr, value: u64) {
     regs.gpr[r as usize & 15] = value;
 }
 
@@ -59,7 +65,7 @@ pub fn write_reg(regs: &mut Regs, operand: Operand, width: u8, value: u64) -> bo
         Operand::Reg(r) => set_gpr(regs, r, merge(gpr(regs, r), value, width)),
         Operand::High(r) => {
             let old = gpr(regs, r);
-            set_gpr(regs, r, old & !0xff00 | (value & 0xff) << 8);
+            set_gpr(regs, r, merge_high(old, value));
         }
         _ => return false,
     }

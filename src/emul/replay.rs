@@ -9,8 +9,8 @@
 
 use super::addr::Access;
 use super::env::{Env, Outcome, PortRequest, Stop};
-use super::exec::execute;
-use super::insn::Insn;
+use super::exec::{execute, finish_move, is_move};
+use super::insn::{Insn, Operand};
 use crate::cpu::regs::{Regs, Sregs};
 
 /// Accesses one iteration of one instruction can need: two operands, each read or written once, each split at a page boundary;
@@ -172,6 +172,20 @@ impl Replay {
         }
     }
 
+    /// The data of the only access that a plain move makes, once user space has completed all of it.
+    fn whole(&self, insn: &Insn) -> Option<u64> {
+        if self.done != 1 || self.pending.is_some() || !is_move(insn) {
+            return None;
+        }
+        let f = self.log.first()?;
+        let (kind, len) = if insn.dst == Operand::Mem {
+            (Kind::Write, insn.width)
+        } else {
+            (Kind::Read, insn.src_width)
+        };
+        (f.kind == kind && f.len == len).then(|| u64::from_le_bytes(f.data))
+    }
+
     /// True, once, if `request` is the port request that user space has answered.
     fn take_answer(&mut self, request: Pending) -> bool {
         let hit = self.answered && self.pending == Some(request);
@@ -251,9 +265,15 @@ pub fn emulate<B: Bus + ?Sized>(
     bus: &mut B,
     log: &mut Replay,
 ) -> Result<Outcome, Stop> {
+    if let Some(data) = log.whole(insn) {
+        let mode = sregs.mode(regs.rflags);
+        finish_move(insn, regs, mode, data);
+        log.clear();
+        return Ok(Outcome::Done);
+    }
     let mut env = Replaying::new(bus, log);
     let result = execute(insn, regs, sregs, cpl, &mut env);
-    if result != Err(Stop::Suspend) {
+    if !matches!(result, Err(Stop::Suspend)) {
         log.clear();
     }
     result

@@ -44,13 +44,11 @@ pub(super) fn execute<E: Env + ?Sized>(
         BUDGET
     };
     for _ in 0..budget {
-        let mut next = *regs;
-        s.iterate(&mut next, env)?;
-        let again = s.repeated() && s.consume(&mut next, 1) && s.condition(&next);
+        s.iterate(regs, env)?;
+        let again = s.repeated() && s.consume(regs, 1) && s.condition(regs);
         if !again {
-            advance(&mut next, insn.len(), mode);
+            advance(regs, insn.len(), mode);
         }
-        *regs = next;
         env.commit();
         if !again {
             return Ok(Outcome::Done);
@@ -132,7 +130,7 @@ impl Strings<'_> {
         regs.set(index, merge(old, new, self.insn.addr_size));
     }
 
-    /// One iteration without the count.
+    /// One iteration without the count. Registers change after the last access, so that a failing access leaves them alone.
     fn iterate<E: Env + ?Sized>(&self, regs: &mut Regs, env: &mut E) -> Result<(), Stop> {
         let (mode, width) = (self.mode, self.insn.width);
         let acc = Operand::Reg(Gpr::Rax);

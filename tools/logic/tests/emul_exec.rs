@@ -751,6 +751,15 @@ fn port_batches() {
         Ok(Outcome::Again)
     );
     assert!(e.ports[0].count <= 16);
+    // The segment goes on, the index does not.
+    let mut s = s;
+    s.seg_mut(Seg::Es).limit = u32::MAX;
+    r.set(Gpr::Rdi, 0xfff0);
+    assert_eq!(
+        run(&[0xf3, 0x6c], mode, &mut r, &s, &mut e),
+        Ok(Outcome::Again)
+    );
+    assert!(e.ports[1].count <= 16, "{:?}", e.ports[1]);
     let mode = Mode::Prot32;
     let mut s = sregs(mode);
     s.seg_mut(Seg::Es).limit = 0x1003;

@@ -5,7 +5,7 @@ use rvmm_logic::cpu::regs::Gpr::{self, *};
 use rvmm_logic::cpu::regs::Mode::{self, *};
 use rvmm_logic::cpu::regs::Seg;
 use rvmm_logic::emul::Operand::{self, Cr, Dr, Dx, High, Imm, Reg, StrDst, StrSrc};
-use rvmm_logic::emul::{decode, DecodeError, Insn, Op, Rep};
+use rvmm_logic::emul::{decode, DecodeCache, DecodeError, Insn, Op, Rep};
 
 const NONE: Operand = Operand::None;
 const M: Operand = Operand::Mem;
@@ -29,8 +29,9 @@ fn ok(bytes: &[u8], mode: Mode) -> Insn {
 /// Operation, operands and width.
 #[test]
 fn operations() {
+    type Entry = (&'static [u8], Mode, Op, Operand, Operand, u8);
     #[rustfmt::skip]
-    let table: &[(&[u8], Mode, Op, Operand, Operand, u8)] = &[
+    let table: &[Entry] = &[
         (&[0x88, 0x07], Long, Op::Mov, M, Reg(Rax), 1),
         (&[0x88, 0x27], Long, Op::Mov, M, High(Rax), 1),
         (&[0x40, 0x88, 0x27], Long, Op::Mov, M, Reg(Rsp), 1),
@@ -322,5 +323,33 @@ fn errors() {
     ];
     for &(bytes, mode, error) in table {
         assert_eq!(decode(bytes, mode), Err(error), "{bytes:02x?} {mode:?}");
+    }
+}
+
+/// Changing bytes and modes under the same few addresses: always what decoding gives.
+#[test]
+fn cache() {
+    let streams: [&[u8]; 8] = [
+        &[0x8b, 0x07, 0x90, 0x90],
+        &[0x8b, 0x47, 0x10, 0x90],
+        &[0x8b, 0x47, 0x11, 0x90],
+        &[0x8b, 0x47],
+        &[0x8b],
+        &[],
+        &[0x90],
+        &[0x0f, 0xa2, 0x8b, 0x07],
+    ];
+    let mut cache = DecodeCache::new();
+    let mut x = 1u32;
+    for _ in 0..20_000 {
+        x = x.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+        let bytes = streams[(x >> 28) as usize % streams.len()];
+        let mode = [Real, Prot32, Long][(x >> 24) as usize % 3];
+        let rip = u64::from(x >> 20 & 3);
+        assert_eq!(
+            cache.decode(rip, bytes, mode).copied(),
+            decode(bytes, mode),
+            "{bytes:02x?} {mode:?}"
+        );
     }
 }
