@@ -827,7 +827,7 @@ fn extended_leaves<H: HostCpuid + ?Sized>(host: &H, p: &Policy, s: &mut Sink<'_>
         ebx &= !ext8_ebx::SPECULATION;
     }
     // LA57 is hidden: 48 linear-address bits.
-    s.put(0x8000_0008, None, [phys | 48 << 8, ebx, 0, 0]);
+    s.put(0x8000_0008, None, [phys | (48 << 8), ebx, 0, 0]);
 
     if intel {
         return;
@@ -1320,7 +1320,7 @@ impl GuestFeatures {
 
 /// XCR0 bits that the guest may set: those of leaf 0DH that the hypervisor carries (`supported`).
 pub fn guest_xcr0(table: &[CpuidEntry], index: &CpuidIndex, supported: u64) -> u64 {
-    find(table, index, 0xd, 0).map_or(0, |e| (e.eax as u64 | (e.edx as u64) << 32) & supported)
+    find(table, index, 0xd, 0).map_or(0, |e| (e.eax as u64 | ((e.edx as u64) << 32)) & supported)
 }
 
 /// IA32_XSS bits that the guest may set.
@@ -1329,7 +1329,7 @@ pub fn guest_xss(table: &[CpuidEntry], index: &CpuidIndex, supported: u64) -> u6
         if e.eax & leafd_1_eax::XSAVES == 0 {
             0
         } else {
-            (e.ecx as u64 | (e.edx as u64) << 32) & supported
+            (e.ecx as u64 | ((e.edx as u64) << 32)) & supported
         }
     })
 }

@@ -208,28 +208,52 @@ pub struct Config {
 
 /// Bits of IA32_ARCH_CAPABILITIES that state a fact or a control that a guest can use. Hidden: TSX_CTRL, MISC_PACKAGE_CTLS,
 /// energy filtering, DOITM, MCU control, overclocking, xAPIC disable (their MSRs are not virtualised).
-pub const ARCH_CAPABILITIES_ALLOWED: u64 = 1 << 0 // RDCL_NO
-    | 1 << 1   // IBRS_ALL
-    | 1 << 2   // RSBA
-    | 1 << 3   // SKIP_L1DFL_VMENTRY
-    | 1 << 4   // SSB_NO
-    | 1 << 5   // MDS_NO
-    | 1 << 6   // IF_PSCHANGE_MC_NO
-    | 1 << 8   // TAA_NO
-    | 1 << 13  // SBDR_SSDP_NO
-    | 1 << 14  // FBSDP_NO
-    | 1 << 15  // PSDP_NO
-    | 1 << 17  // FB_CLEAR
-    | 1 << 19  // RRSBA
-    | 1 << 20  // BHI_NO
-    | 1 << 24  // PBRSB_NO
-    | 1 << 26  // GDS_NO
-    | 1 << 27  // RFDS_NO
-    | 1 << 28  // RFDS_CLEAR
-    | 1 << 62; // ITS_NO
+pub const ARCH_CAPABILITIES_ALLOWED: u64 = arch_capabilities::RDCL_NO
+    | arch_capabilities::IBRS_ALL
+    | arch_capabilities::RSBA
+    | arch_capabilities::SKIP_L1DFL_VMENTRY
+    | arch_capabilities::SSB_NO
+    | arch_capabilities::MDS_NO
+    | arch_capabilities::IF_PSCHANGE_MC_NO
+    | arch_capabilities::TAA_NO
+    | arch_capabilities::SBDR_SSDP_NO
+    | arch_capabilities::FBSDP_NO
+    | arch_capabilities::PSDP_NO
+    | arch_capabilities::FB_CLEAR
+    | arch_capabilities::RRSBA
+    | arch_capabilities::BHI_NO
+    | arch_capabilities::PBRSB_NO
+    | arch_capabilities::GDS_NO
+    | arch_capabilities::RFDS_NO
+    | arch_capabilities::RFDS_CLEAR
+    | arch_capabilities::ITS_NO;
+
+/// Bits of IA32_ARCH_CAPABILITIES (SDM 4 table 2-2).
+#[allow(missing_docs)]
+pub mod arch_capabilities {
+    pub const RDCL_NO: u64 = 1 << 0;
+    pub const IBRS_ALL: u64 = 1 << 1;
+    pub const RSBA: u64 = 1 << 2;
+    pub const SKIP_L1DFL_VMENTRY: u64 = 1 << 3;
+    pub const SSB_NO: u64 = 1 << 4;
+    pub const MDS_NO: u64 = 1 << 5;
+    pub const IF_PSCHANGE_MC_NO: u64 = 1 << 6;
+    pub const TAA_NO: u64 = 1 << 8;
+    pub const SBDR_SSDP_NO: u64 = 1 << 13;
+    pub const FBSDP_NO: u64 = 1 << 14;
+    pub const PSDP_NO: u64 = 1 << 15;
+    pub const FB_CLEAR: u64 = 1 << 17;
+    pub const RRSBA: u64 = 1 << 19;
+    pub const BHI_NO: u64 = 1 << 20;
+    pub const PBRSB_NO: u64 = 1 << 24;
+    pub const GDS_NO: u64 = 1 << 26;
+    pub const RFDS_NO: u64 = 1 << 27;
+    pub const RFDS_CLEAR: u64 = 1 << 28;
+    pub const ITS_NO: u64 = 1 << 62;
+}
 
 /// IA32_MCG_CAP bits besides the bank count that KVM_X86_SETUP_MCE may ask for: MCG_CTL_P, MCG_SER_P.
-pub const MCE_CAP_SUPPORTED: u64 = 1 << 8 | 1 << 24;
+pub const MCE_CAP_SUPPORTED: u64 = (1 << 8) | (1 << 24);
 /// Machine-check banks at most (KVM_CAP_MCE).
 pub const MCE_BANKS: usize = 32;
 
@@ -244,23 +268,31 @@ pub const PAT_RESET: u64 = 0x0007_0406_0007_0406;
 /// IA32_MISC_ENABLE: fast strings.
 const MISC_FAST_STRING: u64 = 1 << 0;
 /// IA32_MISC_ENABLE bits that describe missing performance facilities, read-only for the guest.
-const MISC_READ_ONLY: u64 = 1 << 7 | 1 << 11 | 1 << 12;
-const MISC_BTS_PEBS_UNAVAILABLE: u64 = 1 << 11 | 1 << 12;
+const MISC_READ_ONLY: u64 = (1 << 7) | (1 << 11) | (1 << 12);
+const MISC_BTS_PEBS_UNAVAILABLE: u64 = (1 << 11) | (1 << 12);
 /// IA32_MISC_ENABLE bits defined in the manual.
-const MISC_DEFINED: u64 =
-    1 << 0 | 1 << 3 | 1 << 7 | 1 << 11 | 1 << 12 | 1 << 16 | 1 << 18 | 1 << 22 | 1 << 23 | 1 << 34;
+const MISC_DEFINED: u64 = (1 << 0)
+    | (1 << 3)
+    | (1 << 7)
+    | (1 << 11)
+    | (1 << 12)
+    | (1 << 16)
+    | (1 << 18)
+    | (1 << 22)
+    | (1 << 23)
+    | (1 << 34);
 
 /// HWCR bits that are kept: McStatusWrEn, TscFreqSel.
-const HWCR_KEPT: u64 = 1 << 18 | 1 << 24;
+const HWCR_KEPT: u64 = (1 << 18) | (1 << 24);
 /// HWCR bits that may be written without effect: TlbCacheDis, FFDIS, IgnneEm.
-const HWCR_IGNORED: u64 = 1 << 3 | 1 << 6 | 1 << 8;
+const HWCR_IGNORED: u64 = (1 << 3) | (1 << 6) | (1 << 8);
 const HWCR_MC_STATUS_WR_EN: u64 = 1 << 18;
 
 /// DE_CFG: LFENCE is dispatch serialising.
 const DE_CFG_LFENCE: u64 = 1 << 1;
 
 /// VM_CR: LOCK and SVMDIS. Nested virtualisation is off and cannot be switched on.
-const VM_CR_DISABLED: u64 = 1 << 3 | 1 << 4;
+const VM_CR_DISABLED: u64 = (1 << 3) | (1 << 4);
 
 /// One machine-check bank: CTL, STATUS, ADDR, MISC.
 type Bank = [u64; 4];
@@ -573,7 +605,7 @@ impl MsrFile {
         let allowed = a.host_initiated
             || match reg {
                 // CTL: all or nothing; Linux clears single bits of banks 0 and 4 for old errata.
-                0 => value == 0 || value | 1 << 10 | 1 == u64::MAX,
+                0 => value == 0 || value | (1 << 10) | 1 == u64::MAX,
                 // STATUS: only zero, unless AMD's McStatusWrEn.
                 1 => value == 0 || (a.amd() && self.hwcr & HWCR_MC_STATUS_WR_EN != 0),
                 // ADDR and MISC: writing anything but zero faults (SDM 3B 16.3.2.3).

@@ -341,7 +341,7 @@ mod tests {
         assert!(!xcr0_valid(0xf, all), "both of MPX");
         assert!(xcr0_valid(0x203, all));
         assert!(!xcr0_valid(0x60003, all), "AMX");
-        assert!(!xcr0_valid(1 << 63 | 3, all));
+        assert!(!xcr0_valid((1 << 63) | 3, all));
     }
 
     #[test]

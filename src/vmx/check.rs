@@ -69,7 +69,7 @@ pub mod exit_ctl {
     pub const LOAD_EFER: u32 = 1 << 21;
     pub const SAVE_PREEMPTION_TIMER: u32 = 1 << 22;
     /// Loads of state that rvmm does not keep in the VMCS: PERF_GLOBAL_CTRL, CET, PKRS.
-    pub const UNUSED_LOADS: u32 = 1 << 12 | 1 << 28 | 1 << 29;
+    pub const UNUSED_LOADS: u32 = (1 << 12) | (1 << 28) | (1 << 29);
 }
 
 /// VM-entry controls (SDM 3C table 25-16).
@@ -82,8 +82,14 @@ pub mod entry_ctl {
     pub const LOAD_PAT: u32 = 1 << 14;
     pub const LOAD_EFER: u32 = 1 << 15;
     /// Loads of state that rvmm does not keep in the VMCS: PERF_GLOBAL_CTRL, BNDCFGS, RTIT_CTL, UINV, CET, LBR_CTL, PKRS, FRED.
-    pub const UNUSED_LOADS: u32 =
-        1 << 13 | 1 << 16 | 1 << 18 | 1 << 19 | 1 << 20 | 1 << 21 | 1 << 22 | 1 << 23;
+    pub const UNUSED_LOADS: u32 = (1 << 13)
+        | (1 << 16)
+        | (1 << 18)
+        | (1 << 19)
+        | (1 << 20)
+        | (1 << 21)
+        | (1 << 22)
+        | (1 << 23);
 }
 
 /// An allowed-0/allowed-1 capability MSR: low half must be set, high half may be set.
@@ -1493,7 +1499,7 @@ fn guest_pending_debug(g: &Guest) -> Result<(), Violation> {
     let p = g.pending_debug;
     // Bits 3:0 (B3-B0), 12 (enabled breakpoint) and 14 (BS) are defined; 16 (RTM) needs TSX, which guests do not have.
     require(
-        p & !(0xf | 1 << 12 | BS) == 0,
+        p & !(0xf | (1 << 12) | BS) == 0,
         "reserved bits of the pending debug exceptions must be zero",
         G_STATE,
         p,

@@ -148,7 +148,7 @@ fn cr3_values() {
         "only in long mode"
     );
     assert_eq!(cr3_write_check(1 << 63, 0, LONG, &f), Err(Gp));
-    let w = cr3_write_check(1 << 63 | 0x1005, cr4::PCIDE, LONG, &f).unwrap();
+    let w = cr3_write_check((1 << 63) | 0x1005, cr4::PCIDE, LONG, &f).unwrap();
     assert_eq!(
         w,
         Cr3Write {

@@ -95,13 +95,21 @@ fn everything_named_is_shown_and_nothing_else() {
     );
     assert_eq!(l1[1], 0xff00, "no host APIC id");
     let hidden = [
-        (1, 2, leaf1_ecx::VMX | leaf1_ecx::MONITOR | 1 << 15),
-        (7, 1, 1 << 2 | 1 << 4 | 1 << 11 | 1 << 14 | 1 << 25),
-        (7, 2, leaf7_ecx::LA57 | 1 << 7 | 1 << 5 | 1 << 31 | 1 << 24),
+        (1, 2, leaf1_ecx::VMX | leaf1_ecx::MONITOR | (1 << 15)),
+        (
+            7,
+            1,
+            (1 << 2) | (1 << 4) | (1 << 11) | (1 << 14) | (1 << 25),
+        ),
+        (
+            7,
+            2,
+            leaf7_ecx::LA57 | (1 << 7) | (1 << 5) | (1 << 31) | (1 << 24),
+        ),
         (
             7,
             3,
-            1 << 20 | 1 << 22 | 1 << 24 | 1 << 25 | 1 << 5 | 1 << 30,
+            (1 << 20) | (1 << 22) | (1 << 24) | (1 << 25) | (1 << 5) | (1 << 30),
         ),
     ];
     for (leaf, reg, bits) in hidden {
@@ -112,7 +120,7 @@ fn everything_named_is_shown_and_nothing_else() {
         );
     }
     assert_eq!(
-        get(&t, 7, 1)[0] & (1 << 17 | 1 << 18 | 1 << 26),
+        get(&t, 7, 1)[0] & ((1 << 17) | (1 << 18) | (1 << 26)),
         0,
         "FRED, LKGS, LAM"
     );
@@ -249,12 +257,12 @@ fn physical_width() {
     let mut p = policy(Vendor::Intel);
     assert_eq!(
         get(&table(Vendor::Intel, &p), 0x8000_0008, 0)[0],
-        48 << 8 | 46
+        (48 << 8) | 46
     );
     p.max_phys_bits = 0;
     assert_eq!(
         get(&table(Vendor::Intel, &p), 0x8000_0008, 0)[0],
-        48 << 8 | 52
+        (48 << 8) | 52
     );
 }
 
@@ -312,7 +320,7 @@ fn a_small_host() {
     assert!(!has(t, 7) && !has(t, 0xd));
     assert_eq!(get(t, 0x8000_0000, 0), [0x8000_0008, 0, 0, 0]);
     assert_eq!(get(t, 0x8000_0001, 0), [0; 4]);
-    assert_eq!(get(t, 0x8000_0008, 0)[0], 48 << 8 | 36);
+    assert_eq!(get(t, 0x8000_0008, 0)[0], (48 << 8) | 36);
 }
 
 fn look(t: &[CpuidEntry], leaf: u32, sub: u32) -> [u32; 4] {
@@ -457,7 +465,7 @@ fn client_tables() {
         Err(TableError::TooMany)
     );
     for (width, ok) in [(0, true), (48, true), (57, true), (47, false), (64, false)] {
-        let t = [e(0x8000_0008, 0, 0, [width << 8 | 40, 0, 0, 0])];
+        let t = [e(0x8000_0008, 0, 0, [(width << 8) | 40, 0, 0, 0])];
         assert_eq!(check_table(&t).is_ok(), ok, "{width}");
     }
 }
@@ -485,7 +493,7 @@ fn features() {
             x.ecx |= leaf7_ecx::LA57;
         }
         if x.function == 0x8000_0008 {
-            x.eax = 57 << 8 | 52;
+            x.eax = (57 << 8) | 52;
         }
         if x.function == 1 {
             x.ecx &= !leaf1_ecx::PCID;

@@ -251,7 +251,7 @@ fn backend_values() {
     }
     assert_eq!(t.set(ix::TSC_AUX, 1 << 32), GP);
     assert_eq!(
-        new(Vendor::Amd).set(ix::TSC_AUX, 1 << 32 | 5),
+        new(Vendor::Amd).set(ix::TSC_AUX, (1 << 32) | 5),
         to(Class::Backend, 5)
     );
     assert_eq!(t.set(ix::SPEC_CTRL, 8), GP);

@@ -5,7 +5,7 @@ use rvmm_logic::cpu::regs::{cr0, cr4, efer, rflags};
 use rvmm_logic::vmx::check::*;
 
 fn allowed(must: u32, may: u32) -> Allowed {
-    Allowed(u64::from(may) << 32 | u64::from(must))
+    Allowed((u64::from(may) << 32) | u64::from(must))
 }
 
 /// A processor with everything.
@@ -18,7 +18,7 @@ fn caps() -> VmxCaps {
         exit: allowed(0x0003_6dfb, 0x01ff_ffff),
         entry: allowed(0x0000_11fb, 0x003f_ffff),
         misc: 0x0004_01e0,
-        ept_vpid: 1 << 6 | 1 << 8 | 1 << 14 | 1 << 16 | 1 << 17 | 1 << 21,
+        ept_vpid: (1 << 6) | (1 << 8) | (1 << 14) | (1 << 16) | (1 << 17) | (1 << 21),
         vmfunc: 1,
         cr0_fixed: [0x8000_0021, 0xffff_ffff],
         cr4_fixed: [0x2000, 0x0077_2fff],
@@ -66,7 +66,7 @@ fn long() -> VmcsView {
             posted_descriptor: 0x6040,
             posted_vector: 0xf2,
             vpid: 1,
-            eptp: 0x7000 | 3 << 3 | 6 | 1 << 6,
+            eptp: 0x7000 | (3 << 3) | 6 | (1 << 6),
             pml_address: 0x8000,
             tsc_multiplier: 1 << 48,
             ..Controls::default()
@@ -326,8 +326,10 @@ fn apic_controls() {
 #[test]
 fn memory_controls() {
     breaks("VPID", |v| v.controls.vpid = 0);
-    breaks("EPT memory type", |v| v.controls.eptp = 0x7000 | 3 << 3 | 1);
-    breaks("walk length", |v| v.controls.eptp = 0x7000 | 4 << 3 | 6);
+    breaks("EPT memory type", |v| {
+        v.controls.eptp = 0x7000 | (3 << 3) | 1
+    });
+    breaks("walk length", |v| v.controls.eptp = 0x7000 | (4 << 3) | 6);
     breaks("walk length", |v| v.controls.eptp = 0x7000 | 6);
     breaks("shadow-stack", |v| v.controls.eptp |= 1 << 7);
     breaks("EPT pointer", |v| v.controls.eptp |= 1 << 8);
@@ -338,7 +340,7 @@ fn memory_controls() {
         .unwrap_err()
         .rule
         .contains("accessed and dirty"));
-    c.ept_vpid = 1 << 6 | 1 << 8;
+    c.ept_vpid = (1 << 6) | (1 << 8);
     assert!(check(&long(), &c).unwrap_err().rule.contains("memory type"));
     let without_ept = |bit: u32| {
         move |v: &mut VmcsView| {
@@ -437,27 +439,27 @@ fn entry_controls() {
 fn event_injection() {
     let inject = |info: u32| move |v: &mut VmcsView| v.controls.entry_interruption = VALID | info;
     breaks("type must not be reserved", inject(1 << 8));
-    breaks("agree", inject(2 << 8 | 3));
-    breaks("agree", inject(3 << 8 | 32));
-    breaks("agree", inject(7 << 8 | 1));
-    breaks("protected mode", inject(1 << 11 | 0x30));
-    breaks_from(real(), "protected mode", inject(3 << 8 | 1 << 11 | 13));
-    breaks("exactly for", inject(3 << 8 | 13));
-    breaks("exactly for", inject(3 << 8 | 1 << 11 | 6));
-    breaks("reserved bits of the VM-entry", inject(1 << 12 | 0x30));
+    breaks("agree", inject((2 << 8) | 3));
+    breaks("agree", inject((3 << 8) | 32));
+    breaks("agree", inject((7 << 8) | 1));
+    breaks("protected mode", inject((1 << 11) | 0x30));
+    breaks_from(real(), "protected mode", inject((3 << 8) | (1 << 11) | 13));
+    breaks("exactly for", inject((3 << 8) | 13));
+    breaks("exactly for", inject((3 << 8) | (1 << 11) | 6));
+    breaks("reserved bits of the VM-entry", inject((1 << 12) | 0x30));
     breaks("31:16", |v| {
-        inject(3 << 8 | 1 << 11 | 14)(v);
+        inject((3 << 8) | (1 << 11) | 14)(v);
         v.controls.entry_error_code = 1 << 16;
     });
     for kind in [4, 5, 6] {
         for len in [0, 16] {
             breaks("instruction length", |v| {
-                inject(kind << 8 | 3)(v);
+                inject((kind << 8) | 3)(v);
                 v.controls.entry_instruction_length = len;
             });
         }
         let mut v = long();
-        inject(kind << 8 | 3)(&mut v);
+        inject((kind << 8) | 3)(&mut v);
         v.controls.entry_instruction_length = 1;
         assert_eq!(check(&v, &caps()), Ok(()));
     }
@@ -472,14 +474,14 @@ fn event_injection() {
     assert_eq!(check(&v, &caps()), Ok(()));
     c = caps();
     c.basic |= 1 << 56;
-    inject(3 << 8 | 13)(&mut v);
+    inject((3 << 8) | 13)(&mut v);
     assert_eq!(check(&v, &c), Ok(()), "IA32_VMX_BASIC[56]");
-    for info in [0x30, 2 << 8 | 2, 3 << 8 | 1 << 11 | 14, 3 << 8 | 6] {
+    for info in [0x30, (2 << 8) | 2, (3 << 8) | (1 << 11) | 14, (3 << 8) | 6] {
         inject(info)(&mut v);
         assert_eq!(check(&v, &caps()), Ok(()), "{info:x}");
     }
     let mut v = real();
-    inject(3 << 8 | 13)(&mut v);
+    inject((3 << 8) | 13)(&mut v);
     assert_eq!(check(&v, &caps()), Ok(()), "no error code in real mode");
 }
 
@@ -758,12 +760,12 @@ fn guest_activity() {
     });
     let events = [
         0x30,
-        2 << 8 | 2,
-        3 << 8 | 1,
-        3 << 8 | 18,
+        (2 << 8) | 2,
+        (3 << 8) | 1,
+        (3 << 8) | 18,
         7 << 8,
-        3 << 8 | 6,
-        4 << 8 | 0x80,
+        (3 << 8) | 6,
+        (4 << 8) | 0x80,
     ];
     let expect = [
         (activity::ACTIVE, [true; 7]),
@@ -810,16 +812,16 @@ fn guest_interruptibility() {
         });
         breaks("an NMI must not", |v| {
             v.guest.interruptibility = b;
-            v.controls.entry_interruption = VALID | 2 << 8 | 2;
+            v.controls.entry_interruption = VALID | (2 << 8) | 2;
         });
     }
     breaks("virtual NMIs are blocked", |v| {
         v.guest.interruptibility = NMI;
-        v.controls.entry_interruption = VALID | 2 << 8 | 2;
+        v.controls.entry_interruption = VALID | (2 << 8) | 2;
     });
     let mut v = long();
     v.guest.interruptibility = NMI | STI;
-    v.controls.entry_interruption = VALID | 3 << 8 | 6;
+    v.controls.entry_interruption = VALID | (3 << 8) | 6;
     assert_eq!(check(&v, &caps()), Ok(()), "exceptions are not blocked");
 }
 
@@ -855,7 +857,7 @@ fn guest_pointers() {
     breaks("link pointer", |v| v.guest.link_pointer = 0);
     for i in 0..4 {
         for bit in [1, 2, 5, 8, 39, 63] {
-            breaks_from(user32(), "PDPTE", |v| v.guest.pdpte[i] = 1 | 1 << bit);
+            breaks_from(user32(), "PDPTE", |v| v.guest.pdpte[i] = 1 | (1 << bit));
         }
     }
     let mut v = long();
