@@ -26,11 +26,12 @@
 //! and reported as EBUSY.
 //!
 //! Translations tagged with our VPIDs and EPT pointers may survive VMXOFF (SDM 3C 29.4.3.4); the
-//! flush rules in `super::tlb` do not depend on it.
+//! flush rules in `super::vcpu` do not depend on it.
 
 use super::insn::{self, VmxError};
 use crate::cpu::regs::cr4;
 use crate::linux::cr;
+use crate::pr_err_ratelimited;
 use kernel::prelude::*;
 
 /// How the CPU came into VMX root operation.
@@ -80,7 +81,7 @@ impl RootStay {
             if let Err(e) = unsafe { insn::vmxon(region) } {
                 // SAFETY: Not in VMX operation: the old value is fine.
                 unsafe { cr::write_cr4(old_cr4) };
-                pr_err_ratelimited_once(e);
+                vmxon_failed(e);
                 return Err(EIO);
             }
             Kind::Private(old_cr4)
@@ -88,7 +89,7 @@ impl RootStay {
             match insn::vmptrst() {
                 Ok(old) => Kind::Shared(old),
                 Err(_) => {
-                    pr_err!("CR4.VMXE is set but the CPU is not in VMX operation: another hypervisor is half loaded; unload it\n");
+                    pr_err_ratelimited!("CR4.VMXE is set but the CPU is not in VMX operation: another hypervisor is half loaded; unload it\n");
                     return Err(EBUSY);
                 }
             }
@@ -102,13 +103,13 @@ impl RootStay {
         if clear {
             // SAFETY: The caller answers for the VMCS.
             if unsafe { insn::vmclear(vmcs) }.is_err() {
-                pr_err!("VMCLEAR of a new VMCS failed\n");
+                pr_err_ratelimited!("VMCLEAR of a new VMCS failed\n");
                 return Err(EIO);
             }
         }
         // SAFETY: The caller answers for the VMCS.
         if let Err(e) = unsafe { insn::vmptrld(vmcs) } {
-            pr_err!("VMPTRLD failed ({e:?}): wrong revision identifier or address\n");
+            pr_err_ratelimited!("VMPTRLD failed ({e:?}): wrong revision identifier or address\n");
             return Err(EIO);
         }
         Ok(stay)
@@ -123,12 +124,12 @@ impl RootStay {
 
 /// VMXON's failure in the words of its causes (SDM 3C 31.3 "VMXON").
 #[cold]
-fn pr_err_ratelimited_once(e: VmxError) {
+fn vmxon_failed(e: VmxError) {
     match e {
-        VmxError::Fault => pr_err!(
+        VmxError::Fault => pr_err_ratelimited!(
             "VMXON faulted: locked by the firmware, or Intel PT is tracing on a CPU that cannot trace in VMX; stop the trace (perf -e intel_pt)\n"
         ),
-        _ => pr_err!("VMXON failed ({e:?}): the VMXON region was refused\n"),
+        _ => pr_err_ratelimited!("VMXON failed ({e:?}): the VMXON region was refused\n"),
     }
 }
 
@@ -140,13 +141,13 @@ impl Drop for RootStay {
         //
         // SAFETY: By the type invariant `vmcs` is ours and active here only, and the CPU is in VMX root.
         if unsafe { insn::vmclear(self.vmcs) }.is_err() {
-            pr_err!("VMCLEAR failed at the end of a stay\n");
+            pr_err_ratelimited!("VMCLEAR failed at the end of a stay\n");
         }
         match self.kind {
             Kind::Private(old_cr4) => {
                 // SAFETY: VMX operation is ours, and no VMCS of ours is active.
                 if unsafe { insn::vmxoff() }.is_err() {
-                    pr_err!("VMXOFF failed\n");
+                    pr_err_ratelimited!("VMXOFF failed\n");
                 }
                 // SAFETY: The value that the kernel's shadow stands for.
                 unsafe { cr::write_cr4(old_cr4) };
@@ -156,7 +157,7 @@ impl Drop for RootStay {
                 // SAFETY: It was current on this CPU when the stay began, and its owner had no chance to
                 // run here or to move it elsewhere: that takes an interrupt on this CPU.
                 if unsafe { insn::vmptrld(old) }.is_err() {
-                    pr_err!("VMPTRLD of the other hypervisor's VMCS failed\n");
+                    pr_err_ratelimited!("VMPTRLD of the other hypervisor's VMCS failed\n");
                 }
             }
         }

@@ -29,6 +29,7 @@ use crate::exit::{Event, EventKind, Exit};
 use crate::linux::irqflags::IrqGuard;
 use crate::linux::page::Pages;
 use crate::linux::{cr, msr, preempt};
+use crate::pr_err_ratelimited;
 use kernel::prelude::*;
 
 /// Exceptions that are always intercepted: #DB, #AC (endless loops in microcode otherwise), #MC.
@@ -221,7 +222,7 @@ impl VmxVcpu {
         // A VMCS field that the processor refused would read back wrong; the last one of each kind stands
         // for all.
         if vm.read(PROC2_CONTROLS) != caps.proc2 || vm.read(VMCS_LINK_POINTER) != u64::MAX {
-            pr_err!(
+            pr_err_ratelimited!(
                 "the processor does not take the VMCS fields that its capability MSRs promise\n"
             );
             return Err(EIO);
@@ -401,7 +402,7 @@ impl VmxVcpu {
         };
         // SAFETY: Called in a stay.
         if unsafe { insn::invept(kind, self.written.eptp) }.is_err() {
-            pr_err!("INVEPT failed\n");
+            pr_err_ratelimited!("INVEPT failed\n");
         }
         self.flush_root = false;
         self.flush_linear = false;
@@ -420,7 +421,7 @@ impl VmxVcpu {
         };
         // SAFETY: Called in a stay.
         if unsafe { insn::invvpid(kind, self.vpid) }.is_err() {
-            pr_err!("INVVPID failed\n");
+            pr_err_ratelimited!("INVVPID failed\n");
         }
     }
 
@@ -491,14 +492,14 @@ impl VmxVcpu {
         match outcome {
             Outcome::FailValid => {
                 let n = vm.read(INSTRUCTION_ERROR);
-                pr_err!(
+                pr_err_ratelimited!(
                     "VM entry failed: VM-instruction error {n}, {}\n",
                     decode::instruction_error(n)
                 );
                 Exit::EntryFailure(u64::from(n))
             }
             _ => {
-                pr_err!("VM entry failed: no current VMCS\n");
+                pr_err_ratelimited!("VM entry failed: no current VMCS\n");
                 Exit::EntryFailure(0)
             }
         }
@@ -650,13 +651,13 @@ impl VcpuBackend for VmxVcpu {
 
     fn enter(&mut self, cpu: &mut CpuState, params: &EntryParams) -> Exit {
         let Some(vm) = self.current() else {
-            pr_err!("entry outside a stay\n");
+            pr_err_ratelimited!("entry outside a stay\n");
             return Exit::EntryFailure(u64::MAX);
         };
         self.prepare(vm, cpu, params);
         if params.check {
             if let Err(v) = self.check(vm) {
-                pr_err!(
+                pr_err_ratelimited!(
                     "entry refused: {} ({}), value {:#x}\n",
                     v.rule,
                     v.manual,
@@ -860,7 +861,7 @@ impl VmxVcpu {
             unsafe { world::deliver_machine_check() };
             return Exit::HostMachineCheck;
         }
-        pr_err!(
+        pr_err_ratelimited!(
             "VM entry failed: reason {:#x}, qualification {:#x}\n",
             reason,
             vm.read(EXIT_QUALIFICATION)
