@@ -403,18 +403,18 @@ fn rights() {
                             let a = Access {
                                 write: n % 3 == 1,
                                 fetch: n % 3 == 2,
-                                user: n / 3 & 1 != 0,
-                                ac: n / 6 & 1 != 0,
+                                user: (n / 3) & 1 != 0,
+                                ac: (n / 6) & 1 != 0,
                             };
                             let xd = (up | lo) & XD != 0;
                             let key_ok = allowed_by_key(&m, u, key as u32, a);
-                            let mut code = a.write as u32 * pfec::W | a.user as u32 * pfec::U;
+                            let mut code = (a.write as u32 * pfec::W) | (a.user as u32 * pfec::U);
                             let tell = m.cr4 & cr4::SMEP != 0 || (mode != Bits32 && nxe);
                             code |= (a.fetch && tell) as u32 * pfec::I;
                             let want = if xd && !nxe {
                                 Some(code | pfec::P | pfec::RSVD)
                             } else if !allowed(&m, u, w, xd, a) || !key_ok {
-                                Some(code | pfec::P | !key_ok as u32 * pfec::PK)
+                                Some(code | pfec::P | (!key_ok as u32 * pfec::PK))
                             } else {
                                 None
                             };
