@@ -7,25 +7,35 @@
 #[path = "../rust/mod.rs"]
 mod linux;
 
+// The vendors state more than the core acts on.
+#[allow(dead_code)]
 mod backend;
-mod cpu;
 mod dev;
-mod emul;
 mod emulate;
+#[allow(dead_code)]
 mod exit;
 mod hw;
-mod irq;
 mod ledger;
-mod mem;
 mod run;
 mod state;
-mod stats;
 mod svm;
 mod uapi;
 mod vcpu;
 mod vcpu_set;
 mod vm;
 mod vmx;
+
+// Shared with the host build of the pure logic, which uses more of it and sees it from another crate.
+#[allow(dead_code, unreachable_pub, unused_imports)]
+mod cpu;
+#[allow(dead_code, unreachable_pub, unused_imports)]
+mod emul;
+#[allow(dead_code, unreachable_pub)]
+mod irq;
+#[allow(dead_code, unreachable_pub)]
+mod mem;
+#[allow(dead_code, unreachable_pub)]
+mod stats;
 
 use dev::{KvmNode, RvmmDevice};
 use kernel::miscdevice::MiscDeviceRegistration;
@@ -93,7 +103,10 @@ impl Drop for HwOwner {
         linux::mmu_notifier::synchronize();
         // SAFETY: The module's fields are dropped in order: devices are gone, so no VM is left (each pins the module),
         // and the hotplug state's removal has run `cpu_down` on every CPU.
-        unsafe { hw::exit() };
+        unsafe {
+            dev::exit();
+            hw::exit();
+        }
     }
 }
 

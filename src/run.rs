@@ -22,7 +22,7 @@ use crate::linux::fpu::{self, KernelFpu};
 use crate::linux::irqflags::IrqGuard;
 use crate::linux::mmap::SharedPages;
 use crate::linux::{boot_cpu, cr, hrtimer, preempt, sched};
-use crate::mem::memory::FaultOutcome;
+use crate::mem::memory::{FaultOutcome, MemError};
 use crate::state::{Completion, MpState, State};
 use crate::stats::{ExitClass, VcpuCounter};
 use crate::uapi::k;
@@ -931,26 +931,45 @@ impl<'a> Runner<'a> {
             Cr4(u64, bool, bool),
             Cr8(u8),
         }
+        let mut load_pdptes = None;
         let new = match cr {
             0 => match control::cr0_write_check(old.cr0, new_value, old.cr4, old.efer, old.seg(Seg::Cs).l) {
-                Ok(w) => New::Cr0(w.cr0, w.efer),
+                Ok(w) => {
+                    load_pdptes = w.load_pdptes.then_some(old.cr3);
+                    New::Cr0(w.cr0, w.efer)
+                }
                 Err(_) => return self.raise_gp(),
             },
             3 => match control::cr3_write_check(new_value, old.cr4, old.efer, &self.s.features) {
-                Ok(w) => New::Cr3(w.cr3),
+                Ok(w) => {
+                    load_pdptes = old.pae_paging().then_some(w.cr3);
+                    New::Cr3(w.cr3)
+                }
                 Err(_) => return self.raise_gp(),
             },
             4 => match control::cr4_write_check(old.cr4, new_value, old.cr0, old.cr3, old.efer, &self.s.features) {
-                Ok(w) => New::Cr4(w.cr4, w.flush, w.cpuid_changed),
+                Ok(w) => {
+                    load_pdptes = w.load_pdptes.then_some(old.cr3);
+                    New::Cr4(w.cr4, w.flush, w.cpuid_changed)
+                }
                 Err(_) => return self.raise_gp(),
             },
             8 if new_value >> 4 == 0 => New::Cr8(new_value as u8),
             8 => return self.raise_gp(),
             _ => return self.raise(events::exception(events::vector::UD, None)),
         };
+        let pdptes = match load_pdptes.map(|cr3| self.s.read_pdptes(self.vm, cr3, atomic)) {
+            None => None,
+            Some(Ok(p)) => Some(p),
+            Some(Err(MemError::Fault)) if atomic => return Step::Slow,
+            Some(Err(_)) => return self.raise_gp(),
+        };
         let step = self.skip(atomic);
         if !matches!(step, Step::Again) {
             return step;
+        }
+        if let Some(p) = pdptes {
+            self.s.hw.set_pdptes(p);
         }
         match new {
             New::Cr0(cr0, efer) => {

@@ -18,6 +18,8 @@ use crate::hw::Hw;
 use crate::irq::lapic::{Action, Features as LapicFeatures, Lapic};
 use crate::linux::fpu::XsaveArea;
 use crate::linux::{boot_cpu, hrtimer};
+use crate::mem::addr::Gpa;
+use crate::mem::memory::MemError;
 use crate::vcpu_set::VcpuShared;
 use crate::vm::Vm;
 use kernel::prelude::*;
@@ -270,12 +272,6 @@ impl State {
         }
     }
 
-    /// #GP(0).
-    #[must_use]
-    pub(crate) fn raise_gp(&mut self) -> bool {
-        self.raise(events::exception(events::vector::GP, Some(0)))
-    }
-
     /// Guest TSC now.
     pub(crate) fn tsc(&self) -> u64 {
         boot_cpu::rdtsc().wrapping_add(self.tsc_offset)
@@ -466,6 +462,27 @@ impl State {
     /// XCR0 bits that the guest may set.
     pub(crate) fn allowed_xcr0(&self) -> u64 {
         crate::cpu::cpuid::guest_xcr0(&self.cpuid, &self.cpuid_index, self.model.xcr0)
+    }
+
+    /// Reads the PDPTEs at `cr3` (SDM 3A 4.4.1). `NotRam` also when reserved bits of a present one are set, which is #GP(0).
+    pub(crate) fn read_pdptes(&self, vm: &Vm, cr3: u64, atomic: bool) -> Result<[u64; 4], MemError> {
+        let view = vm.memory.view();
+        let mut bytes = [0u8; 32];
+        let gpa = Gpa(cr3 & 0xffff_ffe0);
+        if atomic {
+            view.try_read(gpa, &mut bytes)?;
+        } else {
+            view.read(gpa, &mut bytes)?;
+        }
+        let reserved = self.features.reserved_phys_bits() | 0x1e6;
+        let mut pdptes = [0u64; 4];
+        for (p, b) in pdptes.iter_mut().zip(bytes.chunks_exact(8)) {
+            *p = b.try_into().map_or(0, u64::from_le_bytes);
+            if *p & 1 != 0 && *p & reserved != 0 {
+                return Err(MemError::NotRam);
+            }
+        }
+        Ok(pdptes)
     }
 
     /// Whether CR4.OSXSAVE is on.

@@ -7,7 +7,7 @@ use crate::backend::{Groups, Interruptibility, VcpuBackend};
 use crate::cpu::control;
 use crate::cpu::cpuid::{self, CpuidEntry};
 use crate::cpu::events;
-use crate::cpu::regs::{cr0, rflags, DescTable, Seg, Segment};
+use crate::cpu::regs::{cr0, DescTable, Seg, Segment};
 use crate::cpu::xsave;
 use crate::dev;
 use crate::exit::{Event, EventKind, Exception};
@@ -17,7 +17,6 @@ use crate::ledger::{self, VcpuLedger};
 use crate::linux::anon_inode::FileOperations;
 use crate::linux::hrtimer::{self, Timer, TimerCallback};
 use crate::linux::mmap::SharedPages;
-use crate::linux::boot_cpu;
 use crate::mem::addr::Gva;
 use crate::mem::gwalk;
 use crate::run::{self, Runner};
@@ -465,6 +464,11 @@ fn set_sregs(vm: &Vm, vcpu: &Vcpu, s: &mut State, r: &k::kvm_sregs) -> Result<Ac
     s.cpu.dirty = Groups::ALL;
     s.tlb_seen = 0;
     s.refresh_dynamic();
+    if s.cpu.sregs.pae_paging() {
+        // User space may set the registers before memory: what cannot be read now is taken as not present.
+        let pdptes = s.read_pdptes(vm, s.cpu.sregs.cr3, false).unwrap_or([0; 4]);
+        s.hw.set_pdptes(pdptes);
+    }
     let pending = r.interrupt_bitmap.iter().zip(0u32..).find(|(w, _)| **w != 0).map(|(w, i)| i * 64 + w.trailing_zeros());
     if let Some(v) = pending {
         s.events.interrupted = Some(events::interrupt_event(v as u8));
@@ -725,7 +729,5 @@ fn set_events(vcpu: &Vcpu, s: &mut State, e: &k::kvm_vcpu_events) -> Result {
     if e.flags & k::KVM_VCPUEVENT_VALID_SIPI_VECTOR != 0 && s.lapic.is_some() {
         vcpu.shared.sipi.store(e.sipi_vector, Ordering::Relaxed);
     }
-    let _ = rflags::IF;
-    let _ = boot_cpu::phys_bits;
     Ok(())
 }

@@ -246,6 +246,11 @@ impl Sregs {
         }
     }
 
+    /// PAE paging, where CR3 points to four PDPTEs that the processor keeps (SDM 3A 4.4.1).
+    pub fn pae_paging(&self) -> bool {
+        self.cr0 & cr0::PG != 0 && self.cr4 & cr4::PAE != 0 && self.efer & efer::LMA == 0
+    }
+
     /// Current privilege level: DPL of SS (SDM 3C 24.4.1, APM 2 15.5.1); 3 in virtual-8086 mode, 0 in real mode.
     pub fn cpl(&self, flags: u64) -> u8 {
         if self.cr0 & cr0::PE == 0 {
