@@ -5,7 +5,7 @@
 #   BED=amd|intel|iommu    emulated machine for `run` (amd: QEMU with SVM, intel: Bochs with VMX)
 #   KDIR=DIR               `modules`: build against this prepared kernel build directory (with Rust metadata),
 #                          with this machine's own tools, instead of the stock kernel in build/
-#   CARGO_FLAGS=           more flags for cargo build
+#   BENCH_FLAGS=, RUN_FLAGS=, CARGO_FLAGS=, TESTS=   more words for tools/bench, rvmm run, cargo build, tools/test
 
 BED ?= amd
 SMP ?= 1
@@ -72,7 +72,7 @@ test: setup
 	@tools/test $(TESTS)
 
 bench: modules tools guest
-	@tools/test --bench $(if $(BENCH_BED),--bed $(BENCH_BED))
+	@tools/bench $(BENCH_FLAGS)
 
 check: fmtcheck clippy imports
 
