@@ -396,7 +396,7 @@ impl<B: Bus + ?Sized> Env for Replaying<'_, B> {
     }
 
     fn probe_write(&mut self, la: u64, len: u8) -> Result<(), Stop> {
-        // A repeated attempt came past this point before; page tables changed since must not fault it now.
+        // A repeated attempt came past this point before: spare the walk, the write checks by itself.
         if self.log.cursor < self.log.done {
             return Ok(());
         }

@@ -754,6 +754,7 @@ fn port_batches() {
     // The segment goes on, the index does not.
     let mut s = s;
     s.seg_mut(Seg::Es).limit = u32::MAX;
+    s.seg_mut(Seg::Es).base = 0x800;
     r.set(Gpr::Rdi, 0xfff0);
     assert_eq!(
         run(&[0xf3, 0x6c], mode, &mut r, &s, &mut e),

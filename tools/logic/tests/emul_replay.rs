@@ -376,6 +376,8 @@ fn read_modify_write() {
         r.rflags & (rflags::CF | rflags::ZF),
         rflags::CF | rflags::ZF
     );
+    // One walk each for the probe, the read and the write; what is replayed needs none.
+    assert_eq!(b.walks, 3);
     // ADC uses the carry of before, on every attempt.
     let (_, exits) = complete(&[0x11, 0x07], &mut r, &mut b, &[1]);
     assert_eq!(exits[1], (Write, MMIO + 8, 4, 1));
@@ -467,6 +469,15 @@ fn changed_registers_drop_the_rest() {
         panic!()
     };
     assert_eq!((f.kind, f.gpa), (Read, MMIO + 4));
+    // The dropped access does not come back.
+    log.complete(&[8; 4]);
+    assert_eq!(
+        emulate(&i, &mut r, &s, 0, &mut b, &mut log),
+        Err(Stop::Suspend)
+    );
+    assert!(
+        matches!(log.pending(), Some(Pending::Memory(f)) if f.kind == Write && f.data[..4] == [8; 4])
+    );
     // Giving up leaves nothing behind.
     log.clear();
     assert!(!log.is_active() && log.pending().is_none());
