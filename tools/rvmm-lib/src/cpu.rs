@@ -138,13 +138,12 @@ pub fn set_cpuid(vcpu: &VcpuFd, entries: &[kvm_cpuid_entry2]) -> Result<()> {
         .map_err(Error::ioctl("KVM_SET_CPUID2"))
 }
 
-/// Gives the CPU a reset x87/SSE state, memory that is cached by default, and its local APIC's
-/// inputs: PIC on LINT0 of the boot CPU, NMI on LINT1.
+/// Gives the CPU a reset x87/SSE state and memory that is cached by default.
 ///
 /// # Errors
 ///
 /// [`Error::Ioctl`] or [`Error::Msr`].
-pub fn set_common(vcpu: &VcpuFd, boot: bool) -> Result<()> {
+pub fn set_common(vcpu: &VcpuFd) -> Result<()> {
     let fpu = kvm_fpu {
         fcw: 0x37f,
         mxcsr: 0x1f80,
@@ -171,6 +170,15 @@ pub fn set_common(vcpu: &VcpuFd, boot: bool) -> Result<()> {
         });
     }
 
+    Ok(())
+}
+
+/// Wires the CPU's local APIC in the kernel: PIC on LINT0 of the boot CPU, NMI on LINT1.
+///
+/// # Errors
+///
+/// [`Error::Ioctl`].
+pub fn set_lapic_inputs(vcpu: &VcpuFd, boot: bool) -> Result<()> {
     let mut lapic = vcpu.get_lapic().map_err(Error::ioctl("KVM_GET_LAPIC"))?;
     const LVT_LINT0: usize = 0x350;
     const LVT_LINT1: usize = 0x360;

@@ -137,6 +137,7 @@ impl Builder {
     /// Any [`Error`]; [`Error::remedy`] says what to do.
     pub fn build(self) -> Result<Vm> {
         let kvm = open(&self.device)?;
+        check_abilities(&kvm, &self.device)?;
         let most = kvm.get_max_vcpus().min(MOST_CPUS);
         if !(1..=most).contains(&self.cpus) {
             return Err(Error::Cpus {
@@ -227,7 +228,8 @@ impl Builder {
                 &fd,
                 &cpu::cpuid(supported.as_slice(), topology, tsc_deadline),
             )?;
-            cpu::set_common(&fd, id == 0)?;
+            cpu::set_common(&fd)?;
+            cpu::set_lapic_inputs(&fd, id == 0)?;
             vcpus.push(Vcpu {
                 id: id.into(),
                 fd,
@@ -277,11 +279,28 @@ impl Builder {
     }
 }
 
-/// Opens a hypervisor's device node and checks that it is one with what [`Vm`] needs.
+/// Checks that a hypervisor has what [`Vm`] needs.
+fn check_abilities(kvm: &Kvm, path: &Path) -> Result<()> {
+    for (cap, what) in [
+        (Cap::UserMemory, "KVM_CAP_USER_MEMORY"),
+        (Cap::Irqchip, "KVM_CAP_IRQCHIP"),
+        (Cap::ImmediateExit, "KVM_CAP_IMMEDIATE_EXIT"),
+    ] {
+        if !kvm.check_extension(cap) {
+            return Err(Error::Missing {
+                path: path.into(),
+                what,
+            });
+        }
+    }
+    Ok(())
+}
+
+/// Opens a hypervisor's device node and checks that it speaks KVM's ABI.
 ///
 /// # Errors
 ///
-/// [`Error::Open`], [`Error::Version`] or [`Error::Missing`].
+/// [`Error::Open`] or [`Error::Version`].
 pub fn open(path: &Path) -> Result<Kvm> {
     let name =
         std::ffi::CString::new(path.as_os_str().as_encoded_bytes()).map_err(|_| Error::Open {
@@ -298,18 +317,6 @@ pub fn open(path: &Path) -> Result<Kvm> {
             path: path.into(),
             version,
         });
-    }
-    for (cap, what) in [
-        (Cap::UserMemory, "KVM_CAP_USER_MEMORY"),
-        (Cap::Irqchip, "KVM_CAP_IRQCHIP"),
-        (Cap::ImmediateExit, "KVM_CAP_IMMEDIATE_EXIT"),
-    ] {
-        if !kvm.check_extension(cap) {
-            return Err(Error::Missing {
-                path: path.into(),
-                what,
-            });
-        }
     }
     Ok(kvm)
 }

@@ -89,7 +89,9 @@ pub fn main(args: &Args) -> Status {
         &read("/sys/module/module/parameters/sig_enforce"),
     ));
     lines.extend(other_hypervisors(&cpu, &read("/proc/modules")));
-    lines.push(module());
+    if args.device == Path::new(DEFAULT_DEVICE) {
+        lines.push(module());
+    }
     lines.push(node(&args.device));
     lines.push(iommu());
 

@@ -171,14 +171,16 @@ pub struct Work {
 }
 
 impl Machine {
-    /// Makes a machine.
-    pub fn new(kvm: &Kvm) -> rvmm_vm::Result<Self> {
+    /// Makes a machine, with interrupt controllers in the kernel or without any.
+    pub fn new(kvm: &Kvm, irqchip: bool) -> rvmm_vm::Result<Self> {
         let os = |source| rvmm_vm::Error::Os {
             what: "memory of the benchmark's guest",
             source,
         };
         let vm = vm::create_vm(kvm)?;
-        vm.create_irq_chip().map_err(failed("KVM_CREATE_IRQCHIP"))?;
+        if irqchip {
+            vm.create_irq_chip().map_err(failed("KVM_CREATE_IRQCHIP"))?;
+        }
         let mut low = Region::new(LOW, false).map_err(os)?;
         low.write(
             layout::PAGE_TABLES,
@@ -196,10 +198,13 @@ impl Machine {
         let supported = kvm
             .get_supported_cpuid(KVM_MAX_CPUID_ENTRIES)
             .map_err(failed("KVM_GET_SUPPORTED_CPUID"))?;
-        let deadline = vm.check_extension(Cap::TscDeadlineTimer);
+        let deadline = irqchip && vm.check_extension(Cap::TscDeadlineTimer);
         let topology = Topology { id: 0, cpus: 1 };
         cpu::set_cpuid(&vcpu, &cpu::cpuid(supported.as_slice(), topology, deadline))?;
-        cpu::set_common(&vcpu, true)?;
+        cpu::set_common(&vcpu)?;
+        if irqchip {
+            cpu::set_lapic_inputs(&vcpu, true)?;
+        }
         cpu::set_entry(&vcpu, CODE, 0)?;
         let mut sregs = vcpu.get_sregs().map_err(failed("KVM_GET_SREGS"))?;
         sregs.idt.base = IDT;

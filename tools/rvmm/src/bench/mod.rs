@@ -31,6 +31,9 @@ pub struct Args {
     /// Iterations per row (the timer and large-page rows use fewer).
     #[arg(long, value_name = "N", default_value_t = 200, value_parser = clap::value_parser!(u32).range(1..=10_000))]
     iterations: u32,
+    /// Measure machines without interrupt controllers in the kernel (skips the timer's row).
+    #[arg(long)]
+    no_irqchip: bool,
     /// Only these rows.
     #[arg(long, value_name = "ROW,...", value_delimiter = ',')]
     rows: Vec<String>,
@@ -144,6 +147,10 @@ impl Bench<'_> {
         }
     }
 
+    fn irqchip(&self) -> bool {
+        !self.args.no_irqchip
+    }
+
     fn count(&self) -> usize {
         self.args.iterations as usize
     }
@@ -157,7 +164,7 @@ impl Bench<'_> {
             count,
             delay: 0,
         };
-        let samples = Machine::new(&self.kvm)?.run(work)?;
+        let samples = Machine::new(&self.kvm, self.irqchip())?.run(work)?;
         Ticks::of(&samples, overhead).context("no samples")
     }
 
@@ -174,7 +181,7 @@ impl Bench<'_> {
             count,
             delay: 3_000_000,
         };
-        let samples = Machine::new(&self.kvm)?.run(work)?;
+        let samples = Machine::new(&self.kvm, self.irqchip())?.run(work)?;
         anyhow::ensure!(
             samples.iter().all(|late| *late < 1 << 63),
             "an interrupt came early"
@@ -194,7 +201,7 @@ impl Bench<'_> {
             !large || region.is_large(),
             "the host gives no large pages (/sys/kernel/mm/transparent_hugepage/enabled)"
         );
-        let mut machine = Machine::new(&self.kvm)?.with_pages(region)?;
+        let mut machine = Machine::new(&self.kvm, self.irqchip())?.with_pages(region)?;
         let samples = machine.run(Work {
             routine,
             warm,
@@ -227,7 +234,9 @@ impl Bench<'_> {
             let memory = vm::allocate(LEAST_MEMORY)?;
             let start = ticks();
             let vm = vm::create_vm(&self.kvm)?;
-            vm.create_irq_chip().context("KVM_CREATE_IRQCHIP")?;
+            if self.irqchip() {
+                vm.create_irq_chip().context("KVM_CREATE_IRQCHIP")?;
+            }
             // SAFETY: the vCPU never runs.
             unsafe { vm::map(&vm, &memory) }?;
             let vcpu = vm.create_vcpu(0).context("KVM_CREATE_VCPU")?;
@@ -319,7 +328,10 @@ impl Finder {
 
 fn measure(args: &Args) -> anyhow::Result<Status> {
     let kvm = vm::open(&args.device)?;
-    let device = args.device.display().to_string();
+    let mut device = args.device.display().to_string();
+    if args.no_irqchip {
+        device.push_str(" bare");
+    }
     let mut bench = Bench {
         args,
         kvm,
@@ -345,7 +357,9 @@ fn measure(args: &Args) -> anyhow::Result<Status> {
     ] {
         bench.row(name, |bench| bench.routine(routine, overhead));
     }
-    bench.row("hlt_wake", Bench::hlt_wake);
+    if bench.irqchip() {
+        bench.row("hlt_wake", Bench::hlt_wake);
+    }
     bench.row("fault_4k", |bench| bench.touch(false, overhead));
     bench.row("fault_2m", |bench| bench.touch(true, overhead));
     bench.row("create", Bench::create);
