@@ -40,8 +40,26 @@ impl Decoded {
     }
 }
 
+/// The exits without qualification that a busy guest causes most, by basic reason; all are instructions'.
+const FREQUENT: [Option<Exit>; 64] = {
+    let mut table = [None; 64];
+    table[reason::CPUID as usize] = Some(Exit::Cpuid);
+    table[reason::HLT as usize] = Some(Exit::Hlt);
+    table[reason::VMCALL as usize] = Some(Exit::Hypercall);
+    table[reason::RDMSR as usize] = Some(Exit::Rdmsr);
+    table[reason::WRMSR as usize] = Some(Exit::Wrmsr);
+    table
+};
+
+/// The neutral form of exit reason `code` when that is all there is to say and the instruction length is valid.
+#[inline(always)]
+pub(super) fn frequent(code: u32) -> Option<Exit> {
+    static TABLE: [Option<Exit>; 64] = FREQUENT;
+    TABLE.get(code as usize).copied().flatten()
+}
+
 /// Decodes basic exit reason `code`. Exceptions, NMIs and machine checks (reason 0) are
-/// [`exception`]'s.
+/// [`exception`]'s, and some are [`frequent`]'s.
 #[inline]
 pub(super) fn decode(vm: Current, code: u32) -> Decoded {
     let insn = |exit| Decoded::new(exit, Class::Instruction);
@@ -50,11 +68,6 @@ pub(super) fn decode(vm: Current, code: u32) -> Decoded {
         reason::EPT_VIOLATION => nested_fault(vm),
         reason::EXTERNAL_INTERRUPT => other(Exit::HostInterrupt),
         reason::IO => insn(io(vm.read(EXIT_QUALIFICATION))),
-        reason::WRMSR => insn(Exit::Wrmsr),
-        reason::RDMSR => insn(Exit::Rdmsr),
-        reason::HLT => insn(Exit::Hlt),
-        reason::CPUID => insn(Exit::Cpuid),
-        reason::VMCALL => insn(Exit::Hypercall),
         reason::CR_ACCESS => insn(cr_access(vm.read(EXIT_QUALIFICATION))),
         reason::INTERRUPT_WINDOW => other(Exit::IrqWindow),
         reason::NMI_WINDOW => other(Exit::NmiWindow),

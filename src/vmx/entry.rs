@@ -24,15 +24,15 @@ const _: () = assert!(offset_of!(Regs, gpr) == 0);
 /// VMCS), and stores them after the exit.
 ///
 /// `host_rsp` caches HOST_RSP: it and HOST_RIP are written only when the stack depth differs from last time.
-/// The cache starts as 0, which no stack pointer equals. This is the only copy of the code (`inline(never)`, and
-/// nothing in it depends on the arguments' values), so HOST_RIP needs no cache of its own.
+/// The cache starts as 0, which no stack pointer equals. HOST_RIP needs no cache of its own as long as there is one copy of
+/// the code: the only caller is `VmxVcpu::enter`, which is not inlined and calls it once.
 ///
 /// # Safety
 ///
 /// Interrupts are off, the current VMCS is a complete one of ours whose launch state `launched` tells, its
 /// controls confine the guest, its host state (but RSP and RIP) is what this CPU's kernel needs, and every
 /// register that the switch does not cover (MSRs, FPU, debug registers) is the guest's or harmless.
-#[inline(never)]
+#[inline(always)]
 pub(super) unsafe fn switch(regs: &mut Regs, host_rsp: &mut u64, launched: bool) -> Outcome {
     let outcome: u64;
     // SAFETY: The caller answers for the VMCS. All registers are declared as changed or, RBX and RBP, pushed.

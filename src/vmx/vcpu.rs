@@ -271,7 +271,25 @@ impl VmxVcpu {
             })
     }
 
+    /// The failure that the entry checks find, as the processor would report it.
+    #[cold]
+    #[inline(never)]
+    fn refuse(&self, vm: Current) -> Option<Exit> {
+        let v = self.check(vm).err()?;
+        pr_err_ratelimited!(
+            "entry refused: {} ({}), value {:#x}\n",
+            v.rule,
+            v.manual,
+            v.value
+        );
+        event::withdraw(vm);
+        Some(Exit::EntryFailure(u64::from(
+            reason::ENTRY_FAILURE | reason::INVALID_GUEST_STATE,
+        )))
+    }
+
     /// Writes dirty system registers.
+    #[inline(never)]
     fn write_dirty(&mut self, vm: Current, cpu: &CpuState) {
         let caps = self.caps();
         state::write(vm, caps, &mut self.control, &cpu.sregs, cpu.dirty);
@@ -323,6 +341,7 @@ impl VmxVcpu {
 
     /// Writes DR7, and the breakpoint addresses when it enables some.
     #[cold]
+    #[inline(never)]
     fn write_debug(&mut self, vm: Current, cpu: &CpuState) {
         if cpu.dr7 != self.written.dr7 {
             vm.write(GUEST_DR7, dr7_for_entry(cpu.dr7));
@@ -336,6 +355,7 @@ impl VmxVcpu {
 
     /// Writes what has been set since the last entry, and flushes translations.
     #[cold]
+    #[inline(never)]
     fn write_stale(&mut self, vm: Current, cpu: &CpuState) {
         self.stale = false;
         let exceptions = self.exceptions | ALWAYS_INTERCEPTED;
@@ -465,6 +485,7 @@ impl VmxVcpu {
 
     /// Sets the guest's blocking by NMI, after an exit that came with NMIs unblocked by an IRET that did not complete.
     #[cold]
+    #[inline(never)]
     fn block_nmi(&mut self, vm: Current) {
         let blocking = self.blocking_state(vm) | blocking::NMI;
         self.blocking = Some(blocking);
@@ -486,6 +507,7 @@ impl VmxVcpu {
 
     /// The entry did not happen.
     #[cold]
+    #[inline(never)]
     fn entry_failed(&mut self, vm: Current, outcome: Outcome) -> Exit {
         event::withdraw(vm);
         // The code after a failed entry runs with the stack as written, but nothing else is certain.
@@ -506,6 +528,7 @@ impl VmxVcpu {
     }
 
     /// Exit reason 0.
+    #[inline(never)]
     fn exceptional(&mut self, vm: Current, cpu: &mut CpuState) -> Exit {
         match decode::exception(vm) {
             Exceptional::Nmi => {
@@ -544,7 +567,7 @@ impl VmxVcpu {
     }
 
     /// Turns the exit that just happened into its neutral form.
-    #[inline]
+    #[inline(never)]
     fn decode(&mut self, vm: Current, cpu: &mut CpuState, reason: u32) -> Exit {
         if reason == reason::EXCEPTION_OR_NMI {
             return self.exceptional(vm, cpu);
@@ -649,24 +672,16 @@ impl VcpuBackend for VmxVcpu {
         self.stay = None;
     }
 
+    #[inline(never)] // See `world::switch`.
     fn enter(&mut self, cpu: &mut CpuState, params: &EntryParams) -> Exit {
         let Some(vm) = self.current() else {
-            pr_err_ratelimited!("entry outside a stay\n");
+            // The core never does that.
             return Exit::EntryFailure(u64::MAX);
         };
         self.prepare(vm, cpu, params);
         if params.check {
-            if let Err(v) = self.check(vm) {
-                pr_err_ratelimited!(
-                    "entry refused: {} ({}), value {:#x}\n",
-                    v.rule,
-                    v.manual,
-                    v.value
-                );
-                event::withdraw(vm);
-                return Exit::EntryFailure(u64::from(
-                    reason::ENTRY_FAILURE | reason::INVALID_GUEST_STATE,
-                ));
+            if let Some(exit) = self.refuse(vm) {
+                return exit;
             }
         }
         if cr::cr2() != cpu.sregs.cr2 {
@@ -694,11 +709,21 @@ impl VcpuBackend for VmxVcpu {
         cpu.avail = Groups::NONE;
         cpu.dirty = Groups::NONE;
         self.read_regs(vm, cpu);
+        if let Some(exit) = decode::frequent(reason) {
+            self.insn_len = vm.read(EXIT_INSTRUCTION_LEN) as u8;
+            return exit;
+        }
         self.decode(vm, cpu, reason)
     }
 
     fn load(&mut self, cpu: &mut CpuState, groups: Groups) {
-        let missing = groups.without(cpu.avail);
+        // A short stay costs more than the reads: what else may be asked for comes along.
+        let wanted = match self.stay {
+            Some(_) => groups,
+            None if cpu.avail.contains(groups) => return,
+            None => Groups::ALL,
+        };
+        let missing = wanted.without(cpu.avail);
         if missing.is_empty() {
             return;
         }
@@ -854,6 +879,7 @@ impl VmxVcpu {
     /// The entry failed after the processor had begun to load guest state (SDM 3C 27.8). The host state is
     /// loaded as by an exit, but the guest's is as before, and the launch state too.
     #[cold]
+    #[inline(never)]
     fn failed_late(&mut self, vm: Current, reason: u32) -> Exit {
         event::withdraw(vm);
         if reason & 0xffff == reason::MACHINE_CHECK_ENTRY {
