@@ -323,6 +323,32 @@ fn a_small_host() {
     assert_eq!(get(t, 0x8000_0008, 0)[0], (48 << 8) | 36);
 }
 
+#[test]
+fn leaves_end_where_the_host_ends() {
+    struct Upto(u32);
+    impl HostCpuid for Upto {
+        fn cpuid(&self, leaf: u32, sub: u32) -> [u32; 4] {
+            match leaf {
+                0 => [self.0, 0, 0, 0],
+                l if l > self.0 && l < 0x8000_0000 => panic!("leaf {l:x} read beyond {:x}", self.0),
+                _ => Full {
+                    vendor: Vendor::Intel,
+                }
+                .cpuid(leaf, sub),
+            }
+        }
+    }
+    for max in [1, 2, 4, 6, 7, 0xa, 0xb, 0xd, 0x1f] {
+        let mut out = [CpuidEntry::default(); 100];
+        let n = supported(&Upto(max), &policy(Vendor::Intel), &mut out).unwrap();
+        let t = &out[..n];
+        assert_eq!(get(t, 0, 0)[0], max);
+        for leaf in [1, 2, 4, 6, 7, 0xa, 0xb, 0xd, 0x1f] {
+            assert_eq!(has(t, leaf), leaf <= max, "leaf {leaf:x} of {max:x}");
+        }
+    }
+}
+
 fn look(t: &[CpuidEntry], leaf: u32, sub: u32) -> [u32; 4] {
     lookup(t, &CpuidIndex::new(t), leaf, sub, &Dynamic::default())
 }
@@ -508,6 +534,12 @@ fn features() {
     assert_eq!(guest_xcr0(&t, &x, !0), 0x2e7);
     assert_eq!(guest_xcr0(&t, &x, 7), 7);
     assert_eq!(guest_xss(&t, &x, !0), 0);
+    let with_xss = |eax| {
+        let t = [e(0xd, 1, 1, [eax, 0, 0x1900, 1])];
+        guest_xss(&t, &CpuidIndex::new(&t), 0x1_0000_0800)
+    };
+    assert_eq!(with_xss(leafd_1_eax::XSAVES), 0x1_0000_0800);
+    assert_eq!(with_xss(leafd_1_eax::XSAVEC), 0);
     let ta = table(Vendor::Amd, &policy(Vendor::Amd));
     let a = GuestFeatures::from_table(&ta, &CpuidIndex::new(&ta));
     assert_eq!(a.vendor, Vendor::Amd);

@@ -615,6 +615,8 @@ fn guest_code_segment() {
         Ok(()),
         "conforming code may have a lower DPL"
     );
+    v.guest.cs.rights = 0xc0ff;
+    assert_eq!(check(&v, &caps()), Ok(()), "or the same");
 }
 
 #[test]
@@ -717,6 +719,10 @@ fn guest_tables_and_flags() {
     breaks("GDTR and IDTR limits", |v| v.guest.gdtr_limit = 1 << 16);
     breaks("GDTR and IDTR limits", |v| v.guest.idtr_limit = 1 << 16);
     breaks("upper bits of RIP", |v| v.guest.rip = 1 << 48);
+    breaks("bits 63:32 of RIP", |v| {
+        v.guest.cs = seg(0x10, 0xc09b);
+        v.guest.rip = 1 << 32;
+    });
     breaks_from(user32(), "bits 63:32 of RIP", |v| v.guest.rip = 1 << 32);
     let mut v = long();
     v.guest.rip = 1 << 47;
