@@ -74,7 +74,8 @@ pub fn table(report: &Report) -> String {
     text
 }
 
-/// The table of two runs with the ratio of their means, and the worst ratio.
+/// The table of two runs with the ratio of their means, and the worst ratio: infinite if `other` lacks
+/// a row that `base` has.
 pub fn compare(base: &Report, other: &Report) -> (String, f64) {
     let mut worst = 0f64;
     let mut text = format!(
@@ -92,6 +93,10 @@ pub fn compare(base: &Report, other: &Report) -> (String, f64) {
                 let ratio = b.mean as f64 / a.mean as f64;
                 worst = worst.max(ratio);
                 format!("{ratio:.2}")
+            }
+            (Some(_), None) => {
+                worst = f64::INFINITY;
+                "-".into()
             }
             _ => "-".into(),
         };
@@ -138,6 +143,14 @@ mod tests {
         assert!(text.contains("0.35"), "{text}");
         assert!((worst - 0.35).abs() < 1e-9);
         assert!(!text.contains("RDMSR"));
+    }
+
+    #[test]
+    fn a_row_that_the_other_lacks_is_the_worst() {
+        let base = report("/dev/kvm", 2000);
+        let other = Report::default();
+        assert_eq!(compare(&base, &other).1, f64::INFINITY);
+        assert_eq!(compare(&other, &base).1, 0.0);
     }
 
     #[test]
