@@ -4,7 +4,7 @@
 use crate::backend::HwCaps;
 use crate::linux::page::Pages;
 use crate::mem::addr::{Gpa, GpaRange, Hpa, Level};
-use crate::mem::fmt_ept::Ept;
+use crate::mem::fmt_ept::{Ept, EptNoAd};
 use crate::mem::fmt_npt::Npt;
 use crate::mem::memory::table_ptr;
 use crate::mem::walk::{
@@ -142,6 +142,8 @@ impl Tables for TablePool {
 pub(crate) enum NestedTable {
     /// SDM 3C 29.3.
     Ept(PageTable<Ept>),
+    /// The same without accessed and dirty flags.
+    EptNoAd(PageTable<EptNoAd>),
     /// APM 2 15.25.
     Npt(PageTable<Npt>),
 }
@@ -150,6 +152,7 @@ macro_rules! dispatch {
     ($self:expr, $t:ident => $e:expr) => {
         match $self {
             Self::Ept($t) => $e,
+            Self::EptNoAd($t) => $e,
             Self::Npt($t) => $e,
         }
     };
@@ -158,10 +161,10 @@ macro_rules! dispatch {
 impl NestedTable {
     /// An empty table of the format that `caps` asks for.
     pub(crate) fn create(pool: &mut TablePool, caps: &HwCaps) -> Result<Self> {
-        let t = if caps.name == "vmx" {
-            PageTable::create(pool, caps.nested_levels).map(Self::Ept)
-        } else {
-            PageTable::create(pool, caps.nested_levels).map(Self::Npt)
+        let t = match (caps.name, caps.nested_ad) {
+            ("vmx", true) => PageTable::create(pool, caps.nested_levels).map(Self::Ept),
+            ("vmx", false) => PageTable::create(pool, caps.nested_levels).map(Self::EptNoAd),
+            _ => PageTable::create(pool, caps.nested_levels).map(Self::Npt),
         };
         t.map_err(|_| ENOMEM)
     }
@@ -209,14 +212,10 @@ impl NestedTable {
 
     /// Frees every table; `self` maps nothing afterwards and its root is gone.
     pub(crate) fn destroy(&self, pool: &mut TablePool) {
-        let Some(all) = GpaRange::between(Gpa(0), Gpa(1 << 48)) else {
-            return;
-        };
-        let mut cursor = Cursor::new(all);
-        while !self.unmap_some(pool, &mut cursor, 16 * 1024) {
+        let mut cursor = Cursor::new(dispatch!(self, t => t.all()));
+        while !dispatch!(self, t => t.destroy_some(pool, &mut cursor, 16 * 1024)) {
             pool.release();
         }
-        pool.free(self.root());
         pool.release();
     }
 }

@@ -17,11 +17,13 @@ use crate::linux::irqflags::IrqGuard;
 use crate::linux::page::Pages;
 use crate::linux::percpu::PerCpu;
 use crate::linux::{boot_cpu, cpuid, msr};
+use crate::mem::fmt_npt::HOST_PAT;
 use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use kernel::prelude::*;
 
 pub(crate) use vcpu::SvmVcpu;
 
+const MSR_PAT: u32 = 0x277;
 const MSR_EFER: u32 = 0xc000_0080;
 const MSR_TSC_AUX: u32 = 0xc000_0103;
 const MSR_VM_CR: u32 = 0xc001_0114;
@@ -148,6 +150,10 @@ impl Platform for Svm {
         }
         if l.ebx < 2 {
             pr_err!("this CPU's SVM has no ASIDs for guests\n");
+            return Err(EOPNOTSUPP);
+        }
+        if msr::read_safe(MSR_PAT) != Ok(HOST_PAT) {
+            pr_err!("IA32_PAT of this host is not Linux's usual one, by which nested pages choose memory types\n");
             return Err(EOPNOTSUPP);
         }
         let ext = cpuid::cpuid(0x8000_0001, 0);

@@ -4,7 +4,7 @@
 use super::check;
 use super::entry;
 use super::vmcb::{exit, misc1, misc2, vintr, Vmcb, VmcbSegment};
-use super::{Cpu, State, MSR_TSC_AUX, STATE};
+use super::{Cpu, State, MSR_PAT, MSR_TSC_AUX, STATE};
 use crate::backend::{CpuState, EntryParams, EntryViolation, Groups, Interruptibility, VcpuBackend};
 use crate::cpu::regs::{efer, rflags, DescTable, Gpr, Seg};
 use crate::exit::{CrAccess, CrOp, Event, EventKind, Exception, Exit, Io, NestedFault};
@@ -18,7 +18,6 @@ use core::sync::atomic::Ordering;
 use crate::pr_warn_ratelimited;
 use kernel::prelude::*;
 
-const MSR_PAT: u32 = 0x277;
 
 /// DR7 after RESET, and after every #VMEXIT: no breakpoint is enabled.
 const DR7_RESET: u64 = 0x400;
