@@ -28,12 +28,12 @@ macro_rules! uapi {
 }
 
 uapi! {
-    u8, u32, u64, i32,
+    u8, u32, u64, u128, i32,
     k::kvm_regs, k::kvm_sregs, k::kvm_fpu, k::kvm_userspace_memory_region, k::kvm_userspace_memory_region2,
     k::kvm_cpuid_entry2, k::kvm_msr_entry, k::kvm_lapic_state, k::kvm_mp_state, k::kvm_vcpu_events, k::kvm_debugregs,
     k::kvm_xcrs, k::kvm_interrupt, k::kvm_irq_level, k::kvm_pit_config, k::kvm_pit_state2, k::kvm_irqchip, k::kvm_msi,
     k::kvm_enable_cap, k::kvm_clock_data, k::kvm_dirty_log, k::kvm_translation, k::kvm_guest_debug, k::kvm_irqfd,
-    k::kvm_ioeventfd, k::kvm_irq_routing_entry, k::kvm_vapic_addr, k::kvm_coalesced_mmio_zone,
+    k::kvm_ioeventfd, k::kvm_irq_routing_entry, k::kvm_vapic_addr, k::kvm_coalesced_mmio_zone, k::kvm_reinject_control,
     EntryFailure,
 }
 

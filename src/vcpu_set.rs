@@ -220,6 +220,12 @@ impl VcpuSet {
         self.list.iter().take(self.len() as usize).filter_map(SetOnce::as_ref)
     }
 
+    /// The one that was created as number `index`, which is the id of most.
+    #[inline]
+    pub(crate) fn get(&self, index: u32) -> Option<&Arc<VcpuShared>> {
+        self.list.get(index as usize)?.as_ref()
+    }
+
     /// The one with this id.
     pub(crate) fn by_id(&self, id: u32) -> Option<&Arc<VcpuShared>> {
         self.iter().find(|v| v.id == id)

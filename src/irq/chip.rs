@@ -1,107 +1,371 @@
 // SPDX-License-Identifier: GPL-2.0
-//! The interrupt controllers of a VM and the ways into them.
+//! The interrupt controllers of a VM and the ways into them: ports and memory, irqfds, ioeventfds, ioctls.
+//!
+//! The controllers come into being with KVM_CREATE_IRQCHIP (all of them) or KVM_CAP_SPLIT_IRQCHIP (local APICs only, the rest is in
+//! user space), before the first vCPU. `config` serialises changes of what user space configures.
 
+use crate::irq::controllers::{count, Controllers};
+use crate::irq::deliver::deliver;
+use crate::irq::ioapic;
+use crate::irq::ioeventfd::{Bus, IoEventFds};
+use crate::irq::irqfd::Irqfds;
+use crate::irq::line::Source;
 use crate::irq::msg::Message;
+use crate::irq::pic::{self, Chip};
+use crate::irq::pit_timer::PitTimer;
+use crate::irq::route::{Chips, Route, MAX_ROUTES};
+use crate::irq::routing::{Table, MSI_FORMAT};
 use crate::mem::memory::GuestMemory;
-use crate::uapi::k;
+use crate::uapi::{self, k};
+use core::sync::atomic::{AtomicU32, Ordering};
 use kernel::prelude::*;
-use kernel::sync::Arc;
+use kernel::sync::{new_mutex, Arc, Mutex, SetOnce};
+
+/// No interrupt controller in the kernel.
+const NONE: u32 = 0;
+/// Local APICs only.
+const SPLIT: u32 = 1;
+/// Everything.
+const FULL: u32 = 2;
+
+/// Offset of the chip's state in `struct kvm_irqchip`.
+const IRQCHIP_STATE: usize = 8;
+
+const _: () = {
+    assert!(core::mem::offset_of!(k::kvm_irqchip, chip) == IRQCHIP_STATE);
+    assert!(size_of::<k::kvm_pic_state>() == 16);
+    assert!(size_of::<k::kvm_ioapic_state>() == 8 * IOAPIC_WORDS);
+};
+
+/// Size of `struct kvm_ioapic_state` in 64-bit words: base address; register select and ID; IRR; redirection table.
+const IOAPIC_WORDS: usize = 3 + ioapic::PINS;
 
 /// IOAPIC, 8259s, 8254, GSI routing, irqfds and ioeventfds of one VM.
+#[pin_data]
 pub(crate) struct IrqChip {
     memory: Arc<GuestMemory>,
+    mode: AtomicU32,
+    /// Set before `mode` says that they are there.
+    controllers: SetOnce<Arc<Controllers>>,
+    pit: SetOnce<PitTimer>,
+    events: IoEventFds,
+    #[pin]
+    config: Mutex<Irqfds>,
 }
 
 impl IrqChip {
     /// A VM without any interrupt controller in the kernel.
     pub(crate) fn new(memory: Arc<GuestMemory>) -> Result<Arc<Self>> {
-        Ok(Arc::new(Self { memory }, GFP_KERNEL_ACCOUNT)?)
+        Arc::pin_init(
+            try_pin_init!(Self {
+                memory,
+                mode: AtomicU32::new(NONE),
+                controllers: SetOnce::new(),
+                pit: SetOnce::new(),
+                events: IoEventFds::new(),
+                config <- new_mutex!(Irqfds::new()),
+            }),
+            GFP_KERNEL_ACCOUNT,
+        )
+    }
+
+    #[inline]
+    fn mode(&self) -> u32 {
+        self.mode.load(Ordering::Acquire)
     }
 
     /// Local APICs are in the kernel (full or split irqchip). Fixed before the first vCPU.
+    #[inline]
     pub(crate) fn has_lapic(&self) -> bool {
-        false
+        self.mode() != NONE
     }
 
     /// 8259s and IOAPIC are in the kernel (full irqchip).
+    #[inline]
     pub(crate) fn has_pic(&self) -> bool {
-        false
+        self.mode() == FULL
     }
 
-    /// KVM_CREATE_IRQCHIP.
-    pub(crate) fn create_kernel(&self, _vcpus_exist: bool) -> Result {
-        Err(ENOTTY)
+    /// The controllers, if any are in the kernel.
+    #[inline]
+    fn controllers(&self) -> Option<&Arc<Controllers>> {
+        self.controllers.as_ref()
     }
 
-    /// KVM_CAP_SPLIT_IRQCHIP with this many pins.
-    pub(crate) fn create_split(&self, _pins: u64, _vcpus_exist: bool) -> Result {
-        Err(EINVAL)
+    /// IOAPIC and 8259s, if they are in the kernel.
+    #[inline]
+    fn full(&self) -> Option<&Arc<Controllers>> {
+        if self.has_pic() {
+            self.controllers()
+        } else {
+            None
+        }
     }
 
-    /// KVM_CREATE_PIT2.
-    pub(crate) fn create_pit(&self, _config: k::kvm_pit_config) -> Result {
-        Err(ENOENT)
+    fn install(&self, controllers: Arc<Controllers>, mode: u32) -> Result {
+        if !self.controllers.populate(controllers) {
+            return Err(EEXIST);
+        }
+        self.mode.store(mode, Ordering::Release);
+        Ok(())
+    }
+
+    /// KVM_CREATE_IRQCHIP. EEXIST, EINVAL. The caller excludes the creation of vCPUs.
+    pub(crate) fn create_kernel(&self, vcpus_exist: bool) -> Result {
+        if self.has_lapic() {
+            return Err(EEXIST);
+        }
+        if vcpus_exist {
+            return Err(EINVAL);
+        }
+        self.install(Controllers::new_full(self.memory.clone())?, FULL)
+    }
+
+    /// KVM_CAP_SPLIT_IRQCHIP with this many pins. EEXIST, EINVAL. The caller excludes the creation of vCPUs.
+    pub(crate) fn create_split(&self, pins: u64, vcpus_exist: bool) -> Result {
+        let pins = u32::try_from(pins).ok().filter(|n| *n <= MAX_ROUTES).ok_or(EINVAL)?;
+        if self.has_lapic() || vcpus_exist {
+            return Err(EEXIST);
+        }
+        self.install(Controllers::new_split(self.memory.clone(), pins)?, SPLIT)
+    }
+
+    /// KVM_CREATE_PIT2. EEXIST, ENOENT. The caller excludes other creations.
+    pub(crate) fn create_pit(&self, config: k::kvm_pit_config) -> Result {
+        if self.pit.as_ref().is_some() {
+            return Err(EEXIST);
+        }
+        let controllers = self.full().ok_or(ENOENT)?;
+        let speaker = config.flags & k::KVM_PIT_SPEAKER_DUMMY != 0;
+        self.pit.populate(PitTimer::new(controllers.clone(), speaker)?);
+        Ok(())
     }
 
     /// The 8259s' INTR line. Any context.
+    #[inline]
     pub(crate) fn pic_output(&self) -> bool {
-        false
+        self.controllers().is_some_and(|c| c.intr())
     }
 
     /// INTA cycle: the vector. Any context.
     pub(crate) fn pic_acknowledge(&self) -> Option<u8> {
-        None
+        self.full()?.acknowledge()
     }
 
     /// An EOI message of a level-triggered vector. True if user space has to be told (split irqchip). Any context.
-    pub(crate) fn eoi(&self, _vector: u8) -> bool {
-        false
+    #[inline]
+    pub(crate) fn eoi(&self, vector: u8) -> bool {
+        self.controllers().is_some_and(|c| c.eoi(vector, true))
+    }
+
+    /// The end of an edge-triggered interrupt, which no message tells: for who waits to raise it again. Any context.
+    #[inline]
+    pub(crate) fn edge_eoi(&self, vector: u8) {
+        if let Some(c) = self.controllers() {
+            let _ = c.eoi(vector, false);
+        }
     }
 
     /// Sends an interrupt message; `source` is the sender's APIC id for shorthands. Number of vCPUs that got it. Any context.
-    pub(crate) fn deliver(&self, _message: &Message, _source: u32) -> u32 {
-        let _ = &self.memory;
-        0
+    pub(crate) fn deliver(&self, message: &Message, source: u32) -> u32 {
+        deliver(&self.memory.vcpus, message, Some(source)).unwrap_or(0)
     }
 
     /// Reads a device in the kernel. False if there is none.
-    pub(crate) fn mmio_read(&self, _gpa: u64, _buf: &mut [u8]) -> bool {
-        false
+    pub(crate) fn mmio_read(&self, gpa: u64, buf: &mut [u8]) -> bool {
+        self.full().is_some_and(|c| c.ioapic_read(gpa, buf))
     }
 
     /// Writes a device in the kernel or signals an ioeventfd. False if there is none.
-    pub(crate) fn mmio_write(&self, _gpa: u64, _data: &[u8]) -> bool {
-        false
+    pub(crate) fn mmio_write(&self, gpa: u64, data: &[u8]) -> bool {
+        self.full().is_some_and(|c| c.ioapic_write(gpa, data)) || self.events.signal(Bus::Mmio, gpa, data)
+    }
+
+    /// Whether an access is to the 8259s or their edge/level registers.
+    #[inline]
+    fn is_pic_port(port: u16, width: u8) -> bool {
+        // Pairs of ports. A wider access that fits is the controller's as well, to no effect.
+        match port & !1 {
+            pic::port::MASTER_COMMAND | pic::port::SLAVE_COMMAND | pic::port::MASTER_ELCR => {
+                u16::from(width) <= 2 - (port & 1)
+            }
+            _ => false,
+        }
     }
 
     /// Reads a port of a device in the kernel. Any context.
-    pub(crate) fn pio_read(&self, _port: u16, _width: u8) -> Option<u32> {
-        None
+    pub(crate) fn pio_read(&self, port: u16, width: u8) -> Option<u32> {
+        let controllers = self.full()?;
+        if Self::is_pic_port(port, width) {
+            return Some(if width == 1 { controllers.pic_read(port).into() } else { 0 });
+        }
+        let pit = self.pit.as_ref()?;
+        pit.claims(port, width).then(|| pit.read(port).into())
     }
 
     /// Whether a device in the kernel owns this port. Any context.
-    pub(crate) fn claims_port(&self, _port: u16, _width: u8) -> bool {
-        false
+    pub(crate) fn claims_port(&self, port: u16, width: u8) -> bool {
+        self.has_pic()
+            && (Self::is_pic_port(port, width) || self.pit.as_ref().is_some_and(|p| p.claims(port, width)))
     }
 
     /// Signals an ioeventfd that matches. Any context.
-    pub(crate) fn pio_event(&self, _port: u16, _width: u8, _value: u32) -> bool {
-        false
+    #[inline]
+    pub(crate) fn pio_event(&self, port: u16, width: u8, value: u32) -> bool {
+        let data = value.to_le_bytes();
+        self.events.signal(Bus::Pio, port.into(), data.get(..width.into()).unwrap_or(&data))
     }
 
     /// Writes a port of a device in the kernel, or signals an ioeventfd. False if there is none. Any context.
     pub(crate) fn pio_write(&self, port: u16, width: u8, value: u32) -> bool {
+        if let Some(controllers) = self.full() {
+            if Self::is_pic_port(port, width) {
+                if width == 1 {
+                    controllers.pic_write(port, value as u8);
+                }
+                return true;
+            }
+            if let Some(pit) = self.pit.as_ref().filter(|p| p.claims(port, width)) {
+                pit.write(port, value as u8);
+                return true;
+            }
+        }
         self.pio_event(port, width, value)
     }
 
     /// The remaining vm ioctls: ENOTTY for those that are not known.
-    pub(crate) fn ioctl(&self, _cmd: u32, _arg: usize) -> Result<isize> {
-        Err(ENOTTY)
+    pub(crate) fn ioctl(&self, cmd: u32, arg: usize) -> Result<isize> {
+        match cmd {
+            uapi::KVM_IRQ_LINE | uapi::KVM_IRQ_LINE_STATUS => {
+                // `struct kvm_irq_level`: the GSI, which is replaced by the status, and the level.
+                let request = uapi::get::<u64>(arg)?;
+                let controllers = self.controllers().ok_or(ENXIO)?;
+                let status = controllers.set_irq(request as u32, Source::USER, request >> 32 != 0);
+                if cmd == uapi::KVM_IRQ_LINE_STATUS {
+                    uapi::put(arg, &status)?;
+                }
+            }
+            uapi::KVM_SIGNAL_MSI => return self.signal_msi(&uapi::get(arg)?),
+            uapi::KVM_SET_GSI_ROUTING => {
+                let controllers = self.controllers().ok_or(EINVAL)?;
+                let table = Table::from_user(arg, Chips { full: self.has_pic(), ids_32bit: MSI_FORMAT.ids_32bit })?;
+                let _config = self.config.lock();
+                controllers.set_table(table)?;
+            }
+            uapi::KVM_GET_IRQCHIP => self.get_irqchip(arg)?,
+            uapi::KVM_SET_IRQCHIP => self.set_irqchip(arg)?,
+            uapi::KVM_GET_PIT2 => uapi::put(arg, &self.pit.as_ref().ok_or(ENXIO)?.get()?)?,
+            uapi::KVM_SET_PIT2 => {
+                let state = uapi::get(arg)?;
+                let _config = self.config.lock();
+                self.pit.as_ref().ok_or(ENXIO)?.set(&state);
+            }
+            uapi::KVM_REINJECT_CONTROL => {
+                let control = uapi::get::<k::kvm_reinject_control>(arg)?;
+                self.pit.as_ref().ok_or(ENXIO)?.set_reinject(control.pit_reinject != 0);
+            }
+            uapi::KVM_IRQFD => self.irqfd(&uapi::get(arg)?)?,
+            uapi::KVM_IOEVENTFD => {
+                let args = uapi::get(arg)?;
+                let _config = self.config.lock();
+                self.events.ioctl(&args)?;
+            }
+            _ => return Err(ENOTTY),
+        }
+        Ok(0)
+    }
+
+    /// KVM_SIGNAL_MSI (api.rst 4.71): the number of vCPUs that accepted it.
+    fn signal_msi(&self, msi: &k::kvm_msi) -> Result<isize> {
+        let controllers = self.controllers().ok_or(EINVAL)?;
+        if msi.flags & !k::KVM_MSI_VALID_DEVID != 0 {
+            return Err(EINVAL);
+        }
+        let route = Route::Msi { address_lo: msi.address_lo, address_hi: msi.address_hi, data: msi.data };
+        let message = route.message(MSI_FORMAT).ok_or(EINVAL)?;
+        match count(controllers.send(&message)) {
+            // "-1 on error", which is what nobody there comes to.
+            n if n < 0 => Err(EPERM),
+            n => Ok(n as isize),
+        }
+    }
+
+    /// KVM_GET_IRQCHIP (api.rst 4.26).
+    fn get_irqchip(&self, arg: usize) -> Result {
+        let id = uapi::get::<u32>(arg)?;
+        let controllers = self.full().ok_or(ENXIO)?;
+        let out = uapi::element::<u8>(arg, IRQCHIP_STATE, 0)?;
+        if id != k::KVM_IRQCHIP_IOAPIC {
+            let state = controllers.pic_state(pic_of(id)?).ok_or(ENXIO)?;
+            return uapi::put(out, &u128::from_ne_bytes(state));
+        }
+        let s = controllers.ioapic_state().ok_or(ENXIO)?;
+        let head = [s.base_address, u64::from(s.id) << 32 | u64::from(s.ioregsel), s.irr.into()];
+        for (i, word) in Iterator::chain(head.into_iter(), s.redirtbl).enumerate() {
+            uapi::put(uapi::element::<u64>(out, 0, i)?, &word)?;
+        }
+        Ok(())
+    }
+
+    /// KVM_SET_IRQCHIP (api.rst 4.27).
+    fn set_irqchip(&self, arg: usize) -> Result {
+        let id = uapi::get::<u32>(arg)?;
+        let controllers = self.full().ok_or(ENXIO)?;
+        let from = uapi::element::<u8>(arg, IRQCHIP_STATE, 0)?;
+        if id != k::KVM_IRQCHIP_IOAPIC {
+            let chip = pic_of(id)?;
+            controllers.set_pic_state(chip, &uapi::get::<u128>(from)?.to_ne_bytes());
+            return Ok(());
+        }
+        let mut words = [0u64; IOAPIC_WORDS];
+        for (i, word) in words.iter_mut().enumerate() {
+            *word = uapi::get(uapi::element::<u64>(from, 0, i)?)?;
+        }
+        let [base_address, select, irr, redirtbl @ ..] = words;
+        controllers.set_ioapic_state(&ioapic::State {
+            base_address,
+            ioregsel: select as u32,
+            id: (select >> 32) as u32,
+            irr: irr as u32,
+            redirtbl,
+        });
+        Ok(())
+    }
+
+    /// KVM_IRQFD (api.rst 4.75).
+    fn irqfd(&self, args: &k::kvm_irqfd) -> Result {
+        if args.flags & !(k::KVM_IRQFD_FLAG_DEASSIGN | k::KVM_IRQFD_FLAG_RESAMPLE) != 0 {
+            return Err(EINVAL);
+        }
+        let controllers = self.controllers().ok_or(EINVAL)?;
+        let mut irqfds = self.config.lock();
+        if args.flags & k::KVM_IRQFD_FLAG_DEASSIGN != 0 {
+            return irqfds.deassign(controllers, args);
+        }
+        if args.flags & k::KVM_IRQFD_FLAG_RESAMPLE != 0 && !self.has_pic() {
+            return Err(EINVAL);
+        }
+        irqfds.assign(controllers, args)
     }
 
     /// The VM's file was closed: irqfds are taken down.
-    pub(crate) fn close_irqfds(&self) {}
+    pub(crate) fn close_irqfds(&self) {
+        self.config.lock().clear();
+    }
 
     /// The VM is going: stop timers.
-    pub(crate) fn shutdown(&self) {}
+    pub(crate) fn shutdown(&self) {
+        if let Some(pit) = self.pit.as_ref() {
+            pit.stop();
+        }
+    }
+}
+
+/// The 8259 with a number of `KVM_IRQCHIP_*`. EINVAL.
+fn pic_of(id: u32) -> Result<Chip> {
+    match id {
+        k::KVM_IRQCHIP_PIC_MASTER => Ok(Chip::Master),
+        k::KVM_IRQCHIP_PIC_SLAVE => Ok(Chip::Slave),
+        _ => Err(EINVAL),
+    }
 }

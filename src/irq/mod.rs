@@ -2,10 +2,20 @@
 //! Interrupt controllers: models without locks, and `chip`, which owns and connects them.
 
 pub(crate) mod chip;
+pub(crate) mod controllers;
+pub(crate) mod deliver;
 pub(crate) mod ioapic;
+pub(crate) mod ioeventfd;
+pub(crate) mod irqfd;
 pub(crate) mod lapic;
 pub(crate) mod lapic_defs;
 pub(crate) mod lapic_reg;
 pub(crate) mod lapic_timer;
 pub(crate) mod line;
 pub(crate) mod msg;
+pub(crate) mod pic;
+pub(crate) mod pit;
+pub(crate) mod pit_channel;
+pub(crate) mod pit_timer;
+pub(crate) mod route;
+pub(crate) mod routing;

@@ -1,0 +1,587 @@
+// SPDX-License-Identifier: GPL-2.0
+//! IOAPIC, 8259s and 8254 of one VM, connected: interrupt lines in, messages and INTR out, acknowledgements back.
+//!
+//! Everything works in any context: hard interrupts (the 8254's timer), wake-ups of eventfds, and a vCPU's stay.
+//!
+//! # Lock order
+//!
+//! SRCU read section of `config` > `core` > scheduler and timer locks. An eventfd is never signalled under `core`: who waits for it may be
+//! an irqfd of this VM, whose wake-up takes `core`.
+
+use crate::irq::deliver::deliver;
+use crate::irq::ioapic::{self, Ioapic, Pin, Pins, Written};
+use crate::irq::line::Source;
+use crate::irq::msg::{Message, Vector};
+use crate::irq::pic::{self, Chip, Irq, Pic};
+use crate::irq::pit::Pit;
+use crate::irq::route::{Entry, Gsi, Route};
+use crate::irq::routing::{Table, MSI_FORMAT};
+use crate::linux::eventfd::EventFdCtx;
+use crate::linux::spin_irq::{Guard, RawSpin};
+use crate::linux::srcu_cell::SrcuCell;
+use crate::mem::memory::GuestMemory;
+use crate::vcpu_set::request;
+use core::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+use kernel::prelude::*;
+use kernel::sync::Arc;
+
+/// The GSI that the 8254 drives.
+const PIT_GSI: Option<Gsi> = Gsi::new(0);
+
+/// No IOAPIC window begins here.
+const NO_IOAPIC: u64 = u64::MAX - 0xfff;
+
+/// An eventfd that is signalled when the interrupt of a GSI ends.
+#[derive(Clone)]
+pub(crate) struct Resampler {
+    /// The GSI.
+    pub(crate) gsi: u32,
+    /// The eventfd.
+    pub(crate) fd: Arc<EventFdCtx>,
+}
+
+/// What user space configures; replaced as a whole.
+struct Config {
+    table: Arc<Table>,
+    /// Sorted by GSI.
+    resamplers: KVec<Resampler>,
+}
+
+impl Config {
+    fn resamplers_of(&self, gsi: Gsi) -> &[Resampler] {
+        let gsi = gsi.number();
+        let start = self.resamplers.partition_point(|r| r.gsi < gsi);
+        let rest = self.resamplers.get(start..).unwrap_or(&[]);
+        let len = rest.iter().take_while(|r| r.gsi == gsi).count();
+        rest.get(..len).unwrap_or(&[])
+    }
+
+    fn signal(&self, gsi: Option<Gsi>) {
+        for r in gsi.map_or(&[][..], |gsi| self.resamplers_of(gsi)) {
+            r.fd.signal();
+        }
+    }
+
+    fn is_resampled(&self, gsi: Option<Gsi>) -> bool {
+        gsi.is_some_and(|gsi| !self.resamplers_of(gsi).is_empty())
+    }
+}
+
+/// The models. IOAPIC and 8259s exist together, or not at all (split irqchip).
+struct Core {
+    ioapic: Option<KBox<Ioapic>>,
+    pic: Option<KBox<Pic>>,
+    pit: Option<KBox<Pit>>,
+}
+
+/// The interrupt controllers of one VM outside its local APICs.
+#[pin_data]
+pub(crate) struct Controllers {
+    memory: Arc<GuestMemory>,
+    /// GSIs below this belong to an IOAPIC in user space (split irqchip).
+    user_pins: u32,
+    #[pin]
+    config: SrcuCell<Config>,
+    #[pin]
+    core: RawSpin<Core>,
+    /// Level of the 8259s' INTR line, as of the last change.
+    intr: AtomicBool,
+    /// Base address of the IOAPIC's window.
+    ioapic_base: AtomicU64,
+    /// Vectors whose EOI the IOAPIC or an ack listener wants.
+    eoi_vectors: [AtomicU32; 8],
+    /// Vectors whose EOI user space wants, now or in flight since an earlier table. Only grows: an EOI too many is
+    /// harmless to an IOAPIC in user space, one too few blocks the line.
+    user_vectors: [AtomicU32; 8],
+}
+
+/// The lines of a bitmap.
+fn irqs_in(mut bits: u32) -> impl Iterator<Item = Irq> {
+    core::iter::from_fn(move || {
+        let irq = Irq::new(bits.trailing_zeros())?;
+        bits &= bits.wrapping_sub(1);
+        Some(irq)
+    })
+}
+
+fn contains(set: &[AtomicU32; 8], vector: u8) -> bool {
+    let (word, bit) = Vector(vector).word_bit();
+    set.get(word).is_some_and(|w| w.load(Ordering::Acquire) & bit != 0)
+}
+
+impl Controllers {
+    /// IOAPIC and 8259s in reset state, with the default routes.
+    pub(crate) fn new_full(memory: Arc<GuestMemory>) -> Result<Arc<Self>> {
+        let core = Core {
+            ioapic: Some(KBox::new(Ioapic::new(false), GFP_KERNEL_ACCOUNT)?),
+            pic: Some(KBox::new(Pic::new(), GFP_KERNEL_ACCOUNT)?),
+            pit: None,
+        };
+        Self::new(memory, 0, Table::new_default()?, core)
+    }
+
+    /// No controllers and no routes; user space has an IOAPIC with `user_pins` pins, which are the first GSIs.
+    pub(crate) fn new_split(memory: Arc<GuestMemory>, user_pins: u32) -> Result<Arc<Self>> {
+        Self::new(memory, user_pins, Table::empty(), Core { ioapic: None, pic: None, pit: None })
+    }
+
+    fn new(memory: Arc<GuestMemory>, user_pins: u32, table: Table, core: Core) -> Result<Arc<Self>> {
+        let table = Arc::new(table, GFP_KERNEL_ACCOUNT)?;
+        let base = core.ioapic.as_ref().map_or(NO_IOAPIC, |i| i.base_address());
+        Arc::pin_init(
+            try_pin_init!(Self {
+                memory,
+                user_pins,
+                config <- SrcuCell::new(Config { table, resamplers: KVec::new() }),
+                core <- RawSpin::new(core),
+                intr: AtomicBool::new(false),
+                ioapic_base: AtomicU64::new(base),
+                eoi_vectors: [const { AtomicU32::new(0) }; 8],
+                user_vectors: [const { AtomicU32::new(0) }; 8],
+            }),
+            GFP_KERNEL_ACCOUNT,
+        )
+    }
+
+    /// Runs `f` with the models locked, then passes on what came of it.
+    fn with<R>(&self, f: impl FnOnce(&mut Session<'_>) -> R) -> R {
+        let config = self.config.read();
+        let mut s =
+            Session { owner: self, config: &config, core: self.core.lock_irqsave(), pins: 0, irqs: 0 };
+        let result = f(&mut s);
+        s.update_intr();
+        let Session { core, pins, irqs, .. } = s;
+        drop(core);
+        for pin in Pins(pins) {
+            config.signal(config.table.gsi_of_pin(pin));
+        }
+        for irq in irqs_in(irqs) {
+            config.signal(config.table.gsi_of_irq(irq));
+        }
+        result
+    }
+
+    /// Sends a message that no local APIC sends. `None` if it addresses nobody, else how many vCPUs accepted it.
+    pub(crate) fn send(&self, message: &Message) -> Option<u32> {
+        deliver(&self.memory.vcpus, message, None)
+    }
+
+    /// `source` drives `gsi` to `level`. Returns as KVM_IRQ_LINE_STATUS reports: the number of vCPUs reached, 0 when
+    /// a request was pending already, negative when the interrupt is masked or goes nowhere.
+    pub(crate) fn set_irq(&self, gsi: u32, source: Source, level: bool) -> i32 {
+        let Some(gsi) = Gsi::new(gsi) else { return -1 };
+        match self.set_msi(gsi, level) {
+            Some(result) => result,
+            None => self.with(|s| s.drive(gsi, source, level)),
+        }
+    }
+
+    /// `source` drives `gsi` up and down again.
+    pub(crate) fn pulse(&self, gsi: u32, source: Source) {
+        let Some(gsi) = Gsi::new(gsi) else { return };
+        if self.set_msi(gsi, true).is_none() {
+            self.with(|s| s.pulse(gsi, source));
+        }
+    }
+
+    /// As [`Controllers::set_irq`] if `gsi` is an MSI or goes nowhere; `None` if it goes to controllers.
+    fn set_msi(&self, gsi: Gsi, level: bool) -> Option<i32> {
+        let config = self.config.read();
+        match config.table.routes(gsi) {
+            [] => Some(-1),
+            [Entry { route, .. }] => {
+                let message = route.message(MSI_FORMAT)?;
+                Some(if level { count(self.send(&message)) } else { -1 })
+            }
+            _ => None,
+        }
+    }
+
+    /// A local APIC ended an interrupt of this vector. Returns whether user space has to be told.
+    pub(crate) fn eoi(&self, vector: u8, level: bool) -> bool {
+        if contains(&self.eoi_vectors, vector) {
+            self.with(|s| s.eoi(Vector(vector), level));
+        }
+        level && contains(&self.user_vectors, vector)
+    }
+
+    /// Level of the 8259s' INTR line.
+    #[inline]
+    pub(crate) fn intr(&self) -> bool {
+        self.intr.load(Ordering::Acquire)
+    }
+
+    /// INTA cycle: the vector, `None` without 8259s.
+    pub(crate) fn acknowledge(&self) -> Option<u8> {
+        self.with(|s| {
+            let vector = s.core.pic.as_mut()?.ack();
+            s.pic_acked();
+            Some(vector.0)
+        })
+    }
+
+    /// Reads a port of the 8259s.
+    pub(crate) fn pic_read(&self, port: u16) -> u8 {
+        self.with(|s| {
+            let value = s.core.pic.as_mut().map_or(0xff, |p| p.read(port));
+            s.pic_acked();
+            value
+        })
+    }
+
+    /// Writes a port of the 8259s.
+    pub(crate) fn pic_write(&self, port: u16, value: u8) {
+        self.with(|s| {
+            let irq = s.pit_irq();
+            let masked = |s: &Session<'_>| match (irq, &s.core.pic) {
+                (Some(irq), Some(pic)) => pic.is_masked(irq),
+                _ => true,
+            };
+            let was_masked = masked(s);
+            if let Some(pic) = &mut s.core.pic {
+                pic.write(port, value);
+            }
+            s.pic_acked();
+            if was_masked && !masked(s) {
+                s.pit_unmasked();
+            }
+        });
+    }
+
+    /// State of one 8259 (`struct kvm_pic_state`).
+    pub(crate) fn pic_state(&self, chip: Chip) -> Option<[u8; 16]> {
+        self.with(|s| s.core.pic.as_ref().map(|p| p.get_state(chip)))
+    }
+
+    /// Loads the state of one 8259.
+    pub(crate) fn set_pic_state(&self, chip: Chip, state: &[u8; 16]) {
+        self.with(|s| {
+            if let Some(pic) = &mut s.core.pic {
+                pic.set_state(chip, state);
+            }
+        });
+    }
+
+    /// State of the IOAPIC.
+    pub(crate) fn ioapic_state(&self) -> Option<ioapic::State> {
+        self.with(|s| s.core.ioapic.as_ref().map(|i| i.get_state()))
+    }
+
+    /// Loads the state of the IOAPIC.
+    pub(crate) fn set_ioapic_state(&self, state: &ioapic::State) {
+        self.with(|s| {
+            let Some(ioapic) = &mut s.core.ioapic else { return };
+            let up = ioapic.set_state(state);
+            self.ioapic_base.store(state.base_address, Ordering::Release);
+            s.publish();
+            for pin in up {
+                let message = s.core.ioapic.as_mut().and_then(|i| i.reassert(pin));
+                if let Some(m) = message {
+                    let _ = s.fire(pin, &m);
+                }
+            }
+        });
+    }
+
+    fn ioapic_offset(&self, gpa: u64) -> Option<u32> {
+        let offset = gpa.wrapping_sub(self.ioapic_base.load(Ordering::Acquire));
+        (offset < ioapic::WINDOW).then_some(offset as u32)
+    }
+
+    /// Reads from the IOAPIC's window. False if it is not there.
+    pub(crate) fn ioapic_read(&self, gpa: u64, buf: &mut [u8]) -> bool {
+        let Some(offset) = self.ioapic_offset(gpa) else { return false };
+        let value = self.core.lock_irqsave().ioapic.as_ref().map_or(0, |i| i.read(offset));
+        // Registers have 32 bits: narrower accesses see the low part, wider ones zeros above.
+        for (to, from) in buf.iter_mut().zip(u64::from(value).to_le_bytes()) {
+            *to = from;
+        }
+        true
+    }
+
+    /// Writes into the IOAPIC's window. False if it is not there.
+    pub(crate) fn ioapic_write(&self, gpa: u64, data: &[u8]) -> bool {
+        let Some(offset) = self.ioapic_offset(gpa) else { return false };
+        if !matches!(data.len(), 1 | 2 | 4 | 8) {
+            return true;
+        }
+        let mut bytes = [0; 4];
+        for (to, from) in bytes.iter_mut().zip(data) {
+            *to = *from;
+        }
+        self.with(|s| s.ioapic_write(offset, u32::from_le_bytes(bytes)));
+        true
+    }
+
+    /// Adds an 8254 in reset state.
+    pub(crate) fn add_pit(&self) -> Result {
+        let pit = KBox::new(Pit::new(), GFP_KERNEL_ACCOUNT)?;
+        self.with(|s| {
+            s.core.pit = Some(pit);
+            s.publish();
+        });
+        Ok(())
+    }
+
+    /// Does something with the 8254. `None` if there is none.
+    pub(crate) fn with_pit<R>(&self, f: impl FnOnce(&mut Pit) -> R) -> Option<R> {
+        self.core.lock_irqsave().pit.as_deref_mut().map(f)
+    }
+
+    /// The 8254's time has come. Returns when to call again.
+    pub(crate) fn pit_tick(&self, now: u64) -> Option<u64> {
+        self.with(|s| {
+            if s.core.pit.as_mut()?.timer_fired(now) {
+                s.pulse(PIT_GSI?, Source::PIT);
+            }
+            s.core.pit.as_ref()?.next_irq()
+        })
+    }
+
+    /// Puts a routing table in force. When it returns nobody uses the old one. The caller excludes other changes of
+    /// the configuration; sleeps.
+    pub(crate) fn set_table(&self, table: Table) -> Result {
+        for (to, from) in self.user_vectors.iter().zip(table.level_vectors(self.user_pins)) {
+            to.fetch_or(from, Ordering::AcqRel);
+        }
+        let table = Arc::new(table, GFP_KERNEL_ACCOUNT)?;
+        let resamplers = self.copy_resamplers(|_| true, 0)?;
+        self.replace(Config { table, resamplers })
+    }
+
+    /// Adds a listener to the end of interrupts of its GSI. As [`Controllers::set_table`].
+    pub(crate) fn add_resampler(&self, new: Resampler) -> Result {
+        let mut resamplers = self.copy_resamplers(|_| true, 1)?;
+        let at = resamplers.partition_point(|r| r.gsi <= new.gsi);
+        resamplers.insert_within_capacity(at, new).map_err(|_| ENOMEM)?;
+        let table = self.config.read().table.clone();
+        self.replace(Config { table, resamplers })
+    }
+
+    /// Removes what [`Controllers::add_resampler`] added. The line goes down if it was the last one of its GSI.
+    pub(crate) fn remove_resampler(&self, old: &Resampler) -> Result {
+        let resamplers = self.copy_resamplers(|r| r.gsi != old.gsi || !Arc::ptr_eq(&r.fd, &old.fd), 0)?;
+        let last = !resamplers.iter().any(|r| r.gsi == old.gsi);
+        let table = self.config.read().table.clone();
+        self.replace(Config { table, resamplers })?;
+        if last {
+            self.set_irq(old.gsi, Source::RESAMPLE, false);
+        }
+        Ok(())
+    }
+
+    fn copy_resamplers(&self, keep: impl Fn(&Resampler) -> bool, more: usize) -> Result<KVec<Resampler>> {
+        let config = self.config.read();
+        let mut copy = KVec::with_capacity(config.resamplers.len().saturating_add(more), GFP_KERNEL_ACCOUNT)?;
+        for r in config.resamplers.iter().filter(|r| keep(r)) {
+            copy.push_within_capacity(r.clone()).map_err(|_| ENOMEM)?;
+        }
+        Ok(copy)
+    }
+
+    fn replace(&self, config: Config) -> Result {
+        let config = KBox::new(config, GFP_KERNEL_ACCOUNT)?;
+        drop(self.config.replace(config));
+        self.with(|s| s.publish());
+        Ok(())
+    }
+}
+
+/// A delivery result as KVM_IRQ_LINE_STATUS reports it.
+pub(crate) fn count(accepted: Option<u32>) -> i32 {
+    accepted.map_or(-1, |n| i32::try_from(n).unwrap_or(i32::MAX))
+}
+
+/// One operation on the models.
+struct Session<'a> {
+    owner: &'a Controllers,
+    config: &'a Config,
+    core: Guard<'a, Core>,
+    /// IOAPIC pins whose resampling eventfds are to be signalled.
+    pins: u32,
+    /// Likewise 8259 lines.
+    irqs: u32,
+}
+
+impl Session<'_> {
+    /// Drives a GSI that goes to controllers; as [`Controllers::set_irq`].
+    fn drive(&mut self, gsi: Gsi, source: Source, level: bool) -> i32 {
+        let config = self.config;
+        let mut total = -1i32;
+        for e in config.table.routes(gsi) {
+            let n = match e.route {
+                Route::Pic(irq) => self.drive_irq(irq, source, level),
+                Route::Ioapic(pin) => self.drive_pin(pin, source, level),
+                // The route has changed since the caller looked.
+                Route::Msi { .. } => match e.route.message(MSI_FORMAT) {
+                    Some(m) if level => count(self.owner.send(&m)),
+                    _ => -1,
+                },
+            };
+            if n >= 0 {
+                total = total.max(0).saturating_add(n);
+            }
+        }
+        total
+    }
+
+    fn pulse(&mut self, gsi: Gsi, source: Source) {
+        self.drive(gsi, source, true);
+        self.drive(gsi, source, false);
+    }
+
+    fn drive_irq(&mut self, irq: Irq, source: Source, level: bool) -> i32 {
+        let Some(pic) = &mut self.core.pic else { return -1 };
+        let raised = pic.set_irq(irq, source, level);
+        if pic.is_masked(irq) {
+            return -1;
+        }
+        match raised {
+            pic::Raised::Lowered | pic::Raised::Pending => 1,
+            pic::Raised::Coalesced => 0,
+            pic::Raised::Masked => -1,
+        }
+    }
+
+    fn drive_pin(&mut self, pin: Pin, source: Source, level: bool) -> i32 {
+        let Some(ioapic) = &mut self.core.ioapic else { return -1 };
+        match ioapic.set_irq(pin, source, level) {
+            ioapic::Raised::Lowered => 1,
+            ioapic::Raised::Coalesced => 0,
+            ioapic::Raised::Masked => -1,
+            ioapic::Raised::Message(m) => self.fire(pin, &m),
+        }
+    }
+
+    /// Sends the message of `pin`.
+    fn fire(&mut self, pin: Pin, message: &Message) -> i32 {
+        let accepted = self.owner.send(message);
+        if accepted.unwrap_or(0) == 0 {
+            if let Some(ioapic) = &mut self.core.ioapic {
+                ioapic.not_accepted(pin);
+            }
+        }
+        count(accepted)
+    }
+
+    /// Sends the message of a level-triggered pin that is still up.
+    fn service(&mut self, pin: Pin) {
+        let message = self.core.ioapic.as_mut().and_then(|i| i.service(pin));
+        if let Some(m) = message {
+            let _ = self.fire(pin, &m);
+        }
+    }
+
+    /// The interrupt of `gsi` ended. Returns whether resampling eventfds are to be signalled.
+    fn acked(&mut self, gsi: Option<Gsi>) -> bool {
+        let Some(number) = gsi else { return false };
+        if gsi == PIT_GSI && self.core.pit.as_mut().is_some_and(|p| p.irq_acked()) {
+            self.pulse(number, Source::PIT);
+        }
+        let resampled = self.config.is_resampled(gsi);
+        if resampled {
+            // Down once for all of them, before anyone asserts anew.
+            self.drive(number, Source::RESAMPLE, false);
+        }
+        resampled
+    }
+
+    fn eoi(&mut self, vector: Vector, level: bool) {
+        let pins = self.core.ioapic.as_mut().map_or(Pins(0), |i| i.eoi(vector, level));
+        for pin in pins {
+            if self.acked(self.config.table.gsi_of_pin(pin)) {
+                self.pins |= 1 << (pin.number() & 31);
+            }
+        }
+        for pin in pins {
+            self.service(pin);
+        }
+    }
+
+    fn pic_acked(&mut self) {
+        let Some(pic) = &mut self.core.pic else { return };
+        let lines = pic.take_acked();
+        if lines == 0 {
+            return;
+        }
+        for irq in irqs_in(lines.into()) {
+            if self.acked(self.config.table.gsi_of_irq(irq)) {
+                self.irqs |= 1 << (irq.number() & 31);
+            }
+        }
+    }
+
+    /// Line of the 8259s that the 8254 is routed to.
+    fn pit_irq(&self) -> Option<Irq> {
+        self.core.pit.as_ref()?;
+        self.config.table.routes(PIT_GSI?).iter().find_map(|e| match e.route {
+            Route::Pic(irq) => Some(irq),
+            _ => None,
+        })
+    }
+
+    /// The 8254's line was unmasked in a controller: what it missed before does not count.
+    fn pit_unmasked(&mut self) {
+        if let Some(pit) = &mut self.core.pit {
+            pit.reset_reinject();
+        }
+    }
+
+    fn ioapic_write(&mut self, offset: u32, value: u32) {
+        let Some(ioapic) = &mut self.core.ioapic else { return };
+        match ioapic.write(offset, value) {
+            Written::Nothing => {}
+            Written::Eoi(vector) => self.eoi(vector, true),
+            Written::Entry { pin, mask_changed, waiting } => {
+                let unmasked = mask_changed && !ioapic.is_masked(pin);
+                self.publish();
+                let gsi = self.config.table.gsi_of_pin(pin);
+                if unmasked && gsi == PIT_GSI {
+                    self.pit_unmasked();
+                }
+                if waiting {
+                    // The device may have lowered the line while it was masked, and nobody asked it (a one-shot
+                    // interrupt whose handler ran after the EOI). Ask it now; if it still wants the interrupt it asserts.
+                    if let (Some(gsi), true) = (gsi, self.config.is_resampled(gsi)) {
+                        self.drive(gsi, Source::RESAMPLE, false);
+                        self.pins |= 1 << (pin.number() & 31);
+                    }
+                    self.service(pin);
+                }
+            }
+        }
+    }
+
+    /// Tells EOIs which vectors matter.
+    fn publish(&mut self) {
+        let Some(ioapic) = &self.core.ioapic else { return };
+        let has_pit = self.core.pit.is_some();
+        let mut listened = 0u32;
+        for pin in (0..ioapic::PINS as u32).filter_map(Pin::new) {
+            let gsi = self.config.table.gsi_of_pin(pin);
+            if has_pit && gsi.is_some() && gsi == PIT_GSI || self.config.is_resampled(gsi) {
+                listened |= 1 << (pin.number() & 31);
+            }
+        }
+        for (to, from) in self.owner.eoi_vectors.iter().zip(ioapic.vectors(Pins(listened))) {
+            to.store(from, Ordering::Release);
+        }
+    }
+
+    /// Publishes the level of INTR, and tells who is wired to it when it rises.
+    fn update_intr(&mut self) {
+        let Some(pic) = &self.core.pic else { return };
+        let now = pic.output();
+        let before = self.owner.intr.load(Ordering::Relaxed);
+        if now != before {
+            self.owner.intr.store(now, Ordering::SeqCst);
+        }
+        if now && !before {
+            for v in self.owner.memory.vcpus.iter() {
+                if v.lint0_extint.load(Ordering::SeqCst) != 0 {
+                    v.request(request::EXTINT);
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,89 @@
+// SPDX-License-Identifier: GPL-2.0
+//! Delivery of interrupt messages to local APICs (SDM 3A 11.6, 11.11).
+//!
+//! Nothing is locked: a sender matches the message against the addresses that vCPUs publish, and posts. It works in any
+//! context, also with spin locks held.
+
+use crate::irq::msg::{ApicAddr, Arbiter, DeliveryMode, Message, Shorthand, TriggerMode};
+use crate::vcpu_set::{request, VcpuSet, VcpuShared};
+use core::sync::atomic::Ordering;
+
+/// Sends `message`; `source` is the x2APIC ID of the local APIC that sends it, if one does. Returns how many vCPUs
+/// accepted it, or `None` if it addresses nobody.
+pub(crate) fn deliver(vcpus: &VcpuSet, message: &Message, source: Option<u32>) -> Option<u32> {
+    // One local APIC, known by its ID: the common case.
+    let one = match message.shorthand {
+        Shorthand::Myself => source,
+        _ => message.single_physical(),
+    };
+    if let Some(v) = one.and_then(|id| vcpus.get(id)) {
+        let addr = v.apic_addr();
+        if message.matches(source, &addr) {
+            return Some(accept(v, &addr, message).into());
+        }
+    }
+    if message.to_one_only() {
+        return deliver_to_one(vcpus, message, source);
+    }
+    let mut accepted: Option<u32> = None;
+    for v in vcpus.iter() {
+        let addr = v.apic_addr();
+        if message.matches(source, &addr) {
+            let n = u32::from(accept(v, &addr, message));
+            accepted = Some(accepted.unwrap_or(0).wrapping_add(n));
+        }
+    }
+    accepted
+}
+
+/// Lowest-priority delivery, and MSIs with a redirection hint (SDM 3A 11.6.2.4, 11.11.1).
+fn deliver_to_one(vcpus: &VcpuSet, message: &Message, source: Option<u32>) -> Option<u32> {
+    let total = vcpus.len() as usize;
+    let mut arbiter = Arbiter::new(message.vector);
+    let mut addressed = false;
+    for (i, v) in vcpus.iter().enumerate() {
+        let addr = v.apic_addr();
+        if message.matches(source, &addr) {
+            addressed = true;
+            if addr.accepts(message.delivery) {
+                arbiter.offer(i, total, &addr);
+            }
+        }
+    }
+    let winner = arbiter.winner().and_then(|i| vcpus.get(u32::try_from(i).ok()?));
+    match winner {
+        Some(v) => Some(accept(v, &v.apic_addr(), message).into()),
+        None => addressed.then_some(0),
+    }
+}
+
+/// Gives `message` to a local APIC that it addresses. Returns whether that takes it.
+fn accept(v: &VcpuShared, addr: &ApicAddr, message: &Message) -> bool {
+    if !addr.accepts(message.delivery) {
+        return false;
+    }
+    match message.delivery {
+        DeliveryMode::Fixed | DeliveryMode::LowestPriority => {
+            let level = message.trigger == TriggerMode::Level;
+            if level && !message.level {
+                return false;
+            }
+            // Accepted also if it was posted already: both become one in IRR.
+            let _ = v.post(message.vector.0, level);
+        }
+        DeliveryMode::Nmi => {
+            v.nmi.fetch_add(1, Ordering::SeqCst);
+            v.request(request::NMI);
+        }
+        DeliveryMode::Init if message.is_init_deassert() => return false,
+        DeliveryMode::Init => v.request(request::INIT),
+        DeliveryMode::StartUp => {
+            v.sipi.store(message.vector.0.into(), Ordering::SeqCst);
+            v.request(request::SIPI);
+        }
+        DeliveryMode::ExtInt => v.request(request::EXTINT),
+        // There is no SMM.
+        DeliveryMode::Smi | DeliveryMode::Reserved => return false,
+    }
+    true
+}

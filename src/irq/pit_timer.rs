@@ -1,0 +1,120 @@
+// SPDX-License-Identifier: GPL-2.0
+//! The host timer that drives the 8254.
+
+use crate::irq::controllers::Controllers;
+use crate::irq::pit::{self, State};
+use crate::linux::hrtimer::{ktime_get_ns, Timer, TimerCallback};
+use crate::uapi::{self, k};
+use kernel::prelude::*;
+use kernel::sync::Arc;
+
+struct Tick(Arc<Controllers>);
+
+impl TimerCallback for Tick {
+    fn expired(&self) -> Option<u64> {
+        self.0.pit_tick(ktime_get_ns())
+    }
+}
+
+/// An 8254 with its timer.
+pub(crate) struct PitTimer {
+    controllers: Arc<Controllers>,
+    timer: Timer<Tick>,
+    speaker: bool,
+}
+
+impl PitTimer {
+    /// Adds an 8254 to `controllers`; with port 61h if `speaker`.
+    pub(crate) fn new(controllers: Arc<Controllers>, speaker: bool) -> Result<Self> {
+        let timer = Timer::new(Tick(controllers.clone()))?;
+        controllers.add_pit()?;
+        Ok(Self { controllers, timer, speaker })
+    }
+
+    /// Whether an access is to the 8254 or port 61h.
+    #[inline]
+    pub(crate) fn claims(&self, port: u16, width: u8) -> bool {
+        (pit::port::CHANNEL0..=pit::port::CONTROL).contains(&port)
+            && port.saturating_add(width.into()) <= pit::port::CONTROL + 1
+            || self.speaker && port == pit::port::SPEAKER
+    }
+
+    /// Reads a port.
+    pub(crate) fn read(&self, port: u16) -> u8 {
+        self.controllers.with_pit(|p| p.read(port, ktime_get_ns())).unwrap_or(0xff)
+    }
+
+    /// Writes a port.
+    pub(crate) fn write(&self, port: u16, value: u8) {
+        if self.controllers.with_pit(|p| p.write(port, value, ktime_get_ns())) == Some(true) {
+            self.rearm();
+        }
+    }
+
+    /// Sets the timer to the time of the next interrupt, which has changed.
+    fn rearm(&self) {
+        // A callback under way may still set what the old state said: let it finish first. One that begins later sees
+        // the new state.
+        self.timer.cancel();
+        self.controllers.with_pit(|p| {
+            if let Some(when) = p.next_irq() {
+                self.timer.start_abs_ns(when);
+            }
+        });
+    }
+
+    /// KVM_GET_PIT2.
+    pub(crate) fn get(&self) -> Result<k::kvm_pit_state2> {
+        let state = self.controllers.with_pit(|p| p.get_state()).ok_or(ENXIO)?;
+        let mut out = uapi::zeroed::<k::kvm_pit_state2>();
+        for (to, from) in out.channels.iter_mut().zip(&state.channels) {
+            to.count = from.count;
+            to.latched_count = from.latched_count;
+            to.count_latched = from.count_latched;
+            to.status_latched = from.status_latched;
+            to.status = from.status;
+            to.read_state = from.read_state;
+            to.write_state = from.write_state;
+            to.write_latch = from.write_latch;
+            to.rw_mode = from.rw_mode;
+            to.mode = from.mode;
+            to.bcd = from.bcd;
+            to.gate = from.gate;
+            to.count_load_time = from.count_load_time;
+        }
+        out.flags = state.flags;
+        Ok(out)
+    }
+
+    /// KVM_SET_PIT2.
+    pub(crate) fn set(&self, saved: &k::kvm_pit_state2) {
+        let mut state = State { flags: saved.flags, ..State::default() };
+        for (to, from) in state.channels.iter_mut().zip(&saved.channels) {
+            to.count = from.count;
+            to.latched_count = from.latched_count;
+            to.count_latched = from.count_latched;
+            to.status_latched = from.status_latched;
+            to.status = from.status;
+            to.read_state = from.read_state;
+            to.write_state = from.write_state;
+            to.write_latch = from.write_latch;
+            to.rw_mode = from.rw_mode;
+            to.mode = from.mode;
+            to.bcd = from.bcd;
+            to.gate = from.gate;
+            to.count_load_time = from.count_load_time;
+        }
+        self.controllers.with_pit(|p| p.set_state(&state, ktime_get_ns()));
+        self.rearm();
+    }
+
+    /// KVM_REINJECT_CONTROL.
+    pub(crate) fn set_reinject(&self, reinject: bool) {
+        self.controllers.with_pit(|p| p.set_reinject(reinject));
+    }
+
+    /// Stops the timer for good: the guest does not run any more.
+    pub(crate) fn stop(&self) {
+        self.timer.cancel();
+    }
+}

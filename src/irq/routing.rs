@@ -1,0 +1,120 @@
+// SPDX-License-Identifier: GPL-2.0
+//! The GSI routing table of a VM (api.rst 4.52, KVM_SET_GSI_ROUTING).
+
+use crate::irq::msg::{MsiFormat, TriggerMode};
+use crate::irq::route::{self, Chips, Entry, Gsi, MAX_ROUTES, RAW_WORDS};
+use crate::irq::{ioapic, pic};
+use crate::uapi::{self, k};
+use kernel::prelude::*;
+
+/// How MSI routes are encoded: KVM_CAP_X2APIC_API is not offered.
+pub(crate) const MSI_FORMAT: MsiFormat =
+    MsiFormat { ids_32bit: false, no_broadcast_quirk: false, ext_dest_id: false };
+
+/// Size of `struct kvm_irq_routing` without its entries.
+const HEADER: usize = 8;
+
+const _: () = assert!(size_of::<k::kvm_irq_routing_entry>() == 4 * RAW_WORDS);
+
+/// A routing table; never changed, only replaced.
+pub(crate) struct Table {
+    /// Sorted by GSI.
+    entries: KVVec<Entry>,
+    /// GSI of each IOAPIC pin.
+    pins: [Option<Gsi>; ioapic::PINS],
+    /// GSI of each 8259 line.
+    irqs: [Option<Gsi>; pic::LINES],
+}
+
+impl Table {
+    /// No routes.
+    pub(crate) fn empty() -> Self {
+        Self { entries: KVVec::new(), pins: [None; ioapic::PINS], irqs: [None; pic::LINES] }
+    }
+
+    /// What KVM_CREATE_IRQCHIP sets up.
+    pub(crate) fn new_default() -> Result<Self> {
+        let mut entries = KVVec::with_capacity(route::DEFAULT_LEN, GFP_KERNEL_ACCOUNT)?;
+        for e in (0..route::DEFAULT_LEN).map_while(route::default_entry) {
+            entries.push(e, GFP_KERNEL_ACCOUNT)?;
+        }
+        Self::new(entries)
+    }
+
+    /// Reads a `struct kvm_irq_routing`. EFAULT, EINVAL.
+    pub(crate) fn from_user(arg: usize, chips: Chips) -> Result<Self> {
+        let header = uapi::get::<u64>(arg)?;
+        let (count, flags) = (header as u32, (header >> 32) as u32);
+        if count > MAX_ROUTES || flags != 0 {
+            return Err(EINVAL);
+        }
+        let count = count as usize;
+        let mut entries = KVVec::with_capacity(count, GFP_KERNEL_ACCOUNT)?;
+        for i in 0..count {
+            let at = uapi::element::<k::kvm_irq_routing_entry>(arg, HEADER, i)?;
+            let user = uapi::get::<k::kvm_irq_routing_entry>(at)?;
+            let mut raw = [0; RAW_WORDS];
+            for (to, from) in raw.iter_mut().zip(uapi::bytes_of(&user).chunks_exact(4)) {
+                *to = from.try_into().map_or(0, u32::from_ne_bytes);
+            }
+            let entry = Entry::parse(&raw, chips).map_err(|_| EINVAL)?;
+            entries.push(entry, GFP_KERNEL_ACCOUNT)?;
+        }
+        Self::new(entries)
+    }
+
+    fn new(mut entries: KVVec<Entry>) -> Result<Self> {
+        route::build(&mut entries).map_err(|_| EINVAL)?;
+        let mut table = Self { entries, ..Self::empty() };
+        for e in table.entries.iter() {
+            match e.route {
+                route::Route::Pic(irq) => {
+                    if let Some(gsi) = table.irqs.get_mut(irq.number() as usize) {
+                        *gsi = Some(e.gsi);
+                    }
+                }
+                route::Route::Ioapic(pin) => {
+                    if let Some(gsi) = table.pins.get_mut(pin.number() as usize) {
+                        *gsi = Some(e.gsi);
+                    }
+                }
+                route::Route::Msi { .. } => {}
+            }
+        }
+        Ok(table)
+    }
+
+    /// Where `gsi` goes.
+    #[inline]
+    pub(crate) fn routes(&self, gsi: Gsi) -> &[Entry] {
+        route::lookup(&self.entries, gsi)
+    }
+
+    /// The GSI that reaches `pin` of the IOAPIC.
+    #[inline]
+    pub(crate) fn gsi_of_pin(&self, pin: ioapic::Pin) -> Option<Gsi> {
+        self.pins.get(pin.number() as usize).copied().flatten()
+    }
+
+    /// The GSI that reaches line `irq` of the 8259s.
+    #[inline]
+    pub(crate) fn gsi_of_irq(&self, irq: pic::Irq) -> Option<Gsi> {
+        self.irqs.get(irq.number() as usize).copied().flatten()
+    }
+
+    /// Vectors of level-triggered MSIs that GSIs below `pins` send: the interrupts of an IOAPIC in user space.
+    pub(crate) fn level_vectors(&self, pins: u32) -> [u32; 8] {
+        let mut vectors = [0u32; 8];
+        for e in self.entries.iter().take_while(|e| e.gsi.number() < pins) {
+            if let Some(m) = e.route.message(MSI_FORMAT) {
+                let (word, bit) = m.vector.word_bit();
+                if m.trigger == TriggerMode::Level {
+                    if let Some(w) = vectors.get_mut(word) {
+                        *w |= bit;
+                    }
+                }
+            }
+        }
+        vectors
+    }
+}
