@@ -104,6 +104,20 @@ mod tests {
     }
 
     #[test]
+    fn checksums_lie_where_the_specification_says() {
+        let table = build(2, 0, 0);
+        assert_eq!(table[8..10], [1, 4]);
+        assert_ne!(table[10], 0);
+        assert_eq!(
+            table[11..16],
+            [0; 5],
+            "no default configuration, virtual-wire mode"
+        );
+        assert_eq!(table[POINTER_LEN + 6], 4);
+        assert_eq!(table[POINTER_LEN + 8..POINTER_LEN + 16], *b"RVMM    ");
+    }
+
+    #[test]
     fn header_agrees_with_the_entries() {
         let cpus = 4;
         let table = build(cpus, 1, 2);
