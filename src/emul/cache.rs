@@ -34,7 +34,7 @@ impl DecodeCache {
 
     /// Same result as [`decode()`]; `rip` only selects where to look.
     pub fn decode(&mut self, rip: u64, bytes: &[u8], mode: Mode) -> Result<&Insn, DecodeError> {
-        let i = (rip ^ rip >> 3 ^ rip >> 7) as usize & (SLOTS - 1);
+        let i = (rip ^ (rip >> 3) ^ (rip >> 7)) as usize & (SLOTS - 1);
         let slot = &mut self.slots[i];
         if slot.1 != mode || !slot.0.begins(bytes) {
             slot.0 = decode(bytes, mode)?;

@@ -298,7 +298,7 @@ impl<E: Env + ?Sized> Context<'_, E> {
     }
 
     fn cmpxchg8b(&mut self) -> Result<bool, Stop> {
-        let pair = |hi: u64, lo: u64| hi << 32 | lo & 0xffff_ffff;
+        let pair = |hi: u64, lo: u64| (hi << 32) | (lo & 0xffff_ffff);
         let r = &*self.regs;
         let expected = pair(r.get(Gpr::Rdx), r.get(Gpr::Rax));
         let new = pair(r.get(Gpr::Rcx), r.get(Gpr::Rbx));

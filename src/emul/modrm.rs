@@ -40,7 +40,7 @@ impl ModRm {
 
     /// The reg field without REX.R: opcode extension or segment register.
     pub(super) fn ext(&self) -> u8 {
-        self.byte >> 3 & 7
+        (self.byte >> 3) & 7
     }
 
     /// The r/m field without REX.B.
@@ -88,7 +88,7 @@ fn mem32(cur: &mut Cursor<'_>, byte: u8, p: &Prefixes, long: bool) -> Result<Mem
     let mut rip_relative = false;
     let base = if rm == 4 {
         let sib = cur.u8()?;
-        let i = sib >> 3 & 7 | p.rex_x();
+        let i = (sib >> 3) & 7 | p.rex_x();
         if i != 4 {
             index = Some(Gpr::from_bits(i));
             shift = sib >> 6;

@@ -36,7 +36,7 @@ pub(super) const fn merge(old: u64, value: u64, width: u8) -> u64 {
 
 /// `old` with bits 15:8 replaced.
 pub(super) const fn merge_high(old: u64, value: u64) -> u64 {
-    old & !0xff00 | (value & 0xff) << 8
+    old & !0xff00 | ((value & 0xff) << 8)
 }
 
 /// [`Regs::get`] without a bounds check: the mask shows the compiler what the type already guarantees.
@@ -53,7 +53,7 @@ pub(super) fn set_gpr(regs: &mut Regs, r: Gpr, value: u64) {
 pub fn read_reg(regs: &Regs, operand: Operand, width: u8) -> Option<u64> {
     match operand {
         Operand::Reg(r) => Some(gpr(regs, r) & mask(width)),
-        Operand::High(r) => Some(gpr(regs, r) >> 8 & 0xff),
+        Operand::High(r) => Some((gpr(regs, r) >> 8) & 0xff),
         _ => None,
     }
 }
