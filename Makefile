@@ -34,7 +34,7 @@ define timed
 endef
 
 # One at a time in a build tree, whoever calls.
-KMAKE = mkdir -p $(1) && flock $(1).lock $(MODULE_RUN) $(MAKE) -s -C $(KOBJ) M=$(CURDIR) MO=$(1)
+KMAKE = mkdir -p $(1) && flock $(1).lock $(MODULE_RUN) $(MAKE) -s -C $(KOBJ) M=$(CURDIR) MO=$(1) CONFIG_DEBUG_INFO_BTF_MODULES=
 
 .DEFAULT_GOAL := help
 .PHONY: help setup modules tools guest run test bench check fmt clippy imports clean distclean
@@ -79,7 +79,7 @@ check: fmtcheck clippy imports
 .PHONY: fmtcheck
 RUST_FILES = $(shell find src rust uapi tools selftests -name '*.rs' ! -name '*_generated.rs')
 fmtcheck: setup
-	$(call timed,rustfmt,$(ROOT_RUN) rustfmt --edition 2021 --check $(RUST_FILES))
+	$(call timed,rustfmt,$(ROOT_RUN) rustfmt --color never --edition 2021 --check $(RUST_FILES))
 
 fmt: setup
 	$(call timed,rustfmt,$(ROOT_RUN) rustfmt --edition 2021 $(RUST_FILES))
