@@ -25,7 +25,7 @@ impl Input<'_> {
     fn u64(&mut self) -> u64 {
         // Small and extreme values are more interesting than uniform ones.
         let n = self.u8();
-        let v = (0..n % 9).fold(0u64, |v, _| v << 8 | u64::from(self.u8()));
+        let v = (0..n % 9).fold(0u64, |v, _| (v << 8) | u64::from(self.u8()));
         match n >> 6 {
             0 => v,
             1 => v.wrapping_neg(),
@@ -75,7 +75,7 @@ impl Bus for Hostile<'_> {
                 error_code: Some(2),
                 cr2: Some(la),
             }),
-            n => Ok(u64::from(n) << 12 | la & 0xfff),
+            n => Ok((u64::from(n) << 12) | la & 0xfff),
         }
     }
     fn read(&mut self, gpa: u64, buf: &mut [u8]) -> Result<Answer, Stop> {
@@ -222,8 +222,8 @@ pub fn drive(data: &[u8]) -> bool {
                     next & 0xffff_ffff
                 };
                 assert_eq!(regs.rip, next);
-                assert_eq!(regs.rflags & 1 << 16, 0);
-                let status = 0x8d5 | 1 << 16;
+                assert_eq!(regs.rflags & (1 << 16), 0);
+                let status = 0x8d5 | (1 << 16);
                 assert_eq!((regs.rflags ^ before.rflags) & !status, 0, "flags");
                 return true;
             }

@@ -205,7 +205,7 @@ fn registers(r: &mut Random, insn: &Insn, base: u64) -> Option<Regs> {
             regs.set(Gpr::Rcx, r.below(200));
         } else {
             // Only the low half counts.
-            regs.set(Gpr::Rcx, r.next() << 32 | r.below(200));
+            regs.set(Gpr::Rcx, (r.next() << 32) | r.below(200));
         }
         let high = if insn.addr_size == 4 {
             r.next() << 32
@@ -243,7 +243,7 @@ fn registers(r: &mut Random, insn: &Insn, base: u64) -> Option<Regs> {
         v = v.wrapping_sub(regs.get(i) << m.shift);
     }
     if insn.addr_size == 4 {
-        v = v & 0xffff_ffff | r.next() << 32;
+        v = v & 0xffff_ffff | (r.next() << 32);
     }
     regs.set(b, v);
     Some(regs)
@@ -294,7 +294,7 @@ fn same_as_the_processor() {
             let at = SIZE / 2 - 64 + k * 8;
             let v = match r.below(4) {
                 0 => start.get(Gpr::Rax),
-                1 => start.get(Gpr::Rdx) << 32 | start.get(Gpr::Rax) & 0xffff_ffff,
+                1 => (start.get(Gpr::Rdx) << 32) | start.get(Gpr::Rax) & 0xffff_ffff,
                 _ => r.value(),
             };
             model.mem[at..at + 8].copy_from_slice(&v.to_le_bytes());

@@ -345,7 +345,7 @@ fn cache() {
         x = x.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
         let bytes = streams[(x >> 28) as usize % streams.len()];
         let mode = [Real, Prot32, Long][(x >> 24) as usize % 3];
-        let rip = u64::from(x >> 20 & 3);
+        let rip = u64::from((x >> 20) & 3);
         assert_eq!(
             cache.decode(rip, bytes, mode).copied(),
             decode(bytes, mode),
