@@ -199,7 +199,11 @@ pub trait VcpuBackend: Sized {
     fn set_pdptes(&mut self, _pdptes: [u64; 4]) {}
 
     /// Runs the manual's entry checks over the state that the next entry would use. *Any*.
-    fn check_entry(&mut self, cpu: &mut CpuState, params: &EntryParams) -> Result<(), EntryViolation>;
+    fn check_entry(
+        &mut self,
+        cpu: &mut CpuState,
+        params: &EntryParams,
+    ) -> Result<(), EntryViolation>;
 }
 
 /// The processor-wide part of a vendor.

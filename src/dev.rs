@@ -54,6 +54,8 @@ pub(crate) struct Model {
     pub(crate) mxcsr_mask: u32,
     /// PKRU is switched.
     pub(crate) pku: bool,
+    /// LFENCE serialises dispatch.
+    pub(crate) lfence_serializing: bool,
     /// The host runs with CR4.OSXSAVE.
     pub(crate) has_xsave: bool,
 }
@@ -77,6 +79,11 @@ pub(crate) fn init() -> Result {
         xcr0 &= !xsave::PKRU;
     }
     let vendor = Vendor::from_leaf0(l0);
+    // APM 3 E.4.22 (Fn8000_0021), or the MSR bit that the kernel sets on older CPUs (DE_CFG).
+    let lfence_serializing = vendor == Vendor::Amd
+        && (Host.cpuid(0x8000_0000, 0)[0] >= 0x8000_0021
+            && Host.cpuid(0x8000_0021, 0)[0] & 1 << 2 != 0
+            || crate::linux::msr::read_safe(msr::index::DE_CFG).is_ok_and(|v| v & 2 != 0));
     let policy = Policy {
         vendor,
         xcr0,
@@ -92,14 +99,15 @@ pub(crate) fn init() -> Result {
         pku,
         spec_ctrl: false,
         arch_capabilities: false,
-        lfence_serializing: true,
+        lfence_serializing,
         tsc_khz: boot_cpu::tsc_khz(),
         apic_hz: 1_000_000_000,
         kvm_features: crate::cpu::KVM_FEATURES,
         kvm_hints: 0,
     };
     let mut supported = KVec::with_capacity(MAX_CPUID_ENTRIES, GFP_KERNEL)?;
-    let mut buf: KVec<CpuidEntry> = KVec::from_elem(CpuidEntry::default(), MAX_CPUID_ENTRIES, GFP_KERNEL)?;
+    let mut buf: KVec<CpuidEntry> =
+        KVec::from_elem(CpuidEntry::default(), MAX_CPUID_ENTRIES, GFP_KERNEL)?;
     let n = cpuid::supported(&Host, &policy, &mut buf).map_err(|_| E2BIG)?;
     supported.extend_from_slice(buf.get(..n).ok_or(EINVAL)?, GFP_KERNEL)?;
     let features = GuestFeatures::from_table(&supported, &CpuidIndex::new(&supported));
@@ -113,6 +121,7 @@ pub(crate) fn init() -> Result {
         mxcsr_mask: crate::linux::fpu::mxcsr_mask(),
         pku,
         has_xsave,
+        lfence_serializing,
     })
 }
 
@@ -128,7 +137,9 @@ pub(crate) unsafe fn exit() {
 
 /// KVM_CHECK_EXTENSION, the same on every file. What is not listed is not there.
 pub(crate) fn check_extension(cap: usize) -> isize {
-    let Ok(cap) = u32::try_from(cap) else { return 0 };
+    let Ok(cap) = u32::try_from(cap) else {
+        return 0;
+    };
     match cap {
         k::KVM_CAP_IRQCHIP
         | k::KVM_CAP_HLT
@@ -188,7 +199,8 @@ fn get_msr_index_list(arg: usize) -> Result<isize> {
     if room < n {
         return Err(E2BIG);
     }
-    let mut out = UserSlice::new(UserPtr::from_addr(arg.checked_add(4).ok_or(EFAULT)?), n * 4).writer();
+    let mut out =
+        UserSlice::new(UserPtr::from_addr(arg.checked_add(4).ok_or(EFAULT)?), n * 4).writer();
     for v in list.iter().take(n) {
         out.write(v)?;
     }

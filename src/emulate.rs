@@ -6,8 +6,10 @@
 
 use crate::backend::{Groups, Interruptibility, VcpuBackend};
 use crate::cpu::events;
-use crate::cpu::regs::{rflags, Mode, Seg};
-use crate::emul::{self, Access, Answer, Bus, DecodeError, Insn, Outcome, PortRequest, Stop, Swap};
+use crate::cpu::regs::{rflags, Gpr, Mode, Regs, Seg};
+use crate::emul::{
+    self, Access, Answer, Bus, DecodeError, Insn, Op, Outcome, PortRequest, Stop, Swap,
+};
 use crate::exit::Exception;
 use crate::irq::lapic::{Action, Lapic};
 use crate::linux::mmap::SharedPages;
@@ -64,7 +66,14 @@ impl GuestRead for Tables<'_, '_> {
 }
 
 /// Atomic compare-and-exchange of guest memory inside a page.
-fn exchange(view: &MemoryView<'_>, gpa: Gpa, old: u64, new: u64, bytes: u8, atomic: bool) -> Result<bool, MemError> {
+fn exchange(
+    view: &MemoryView<'_>,
+    gpa: Gpa,
+    old: u64,
+    new: u64,
+    bytes: u8,
+    atomic: bool,
+) -> Result<bool, MemError> {
     let hva = view.hva(gpa, true)?;
     let attempt = || -> Result<bool> {
         Ok(match bytes {
@@ -99,66 +108,140 @@ pub(crate) enum FetchError {
     Unsupported([u8; 15], u8),
 }
 
+/// The first `n` bytes.
+fn head(bytes: &[u8; 16], n: usize) -> &[u8] {
+    bytes.get(..n).unwrap_or(bytes)
+}
+
 impl State {
     /// The paging in force.
     pub(crate) fn paging(&mut self) -> Paging {
         self.load(Groups::CTRL);
         let s = &self.cpu.sregs;
-        let f = gwalk::Features { max_phys_bits: self.features.maxphyaddr, pages_1g: self.features.gbpages };
+        let f = gwalk::Features {
+            max_phys_bits: self.features.maxphyaddr,
+            pages_1g: self.features.gbpages,
+        };
         Paging::new(s.cr0, s.cr3, s.cr4, s.efer, self.pkru, f)
     }
 
-    /// Fetches and decodes the instruction at CS:RIP.
-    pub(crate) fn fetch(&mut self, view: &MemoryView<'_>, atomic: bool) -> Result<Insn, FetchError> {
-        self.load(Groups::CODE.union(Groups::CTRL));
-        let mode = self.cpu.sregs.mode(self.cpu.regs.rflags);
-        if let Some((bytes, len)) = self.hw.insn_bytes() {
-            if let Ok(i) = emul::decode(bytes.get(..usize::from(len)).unwrap_or(&[]), mode) {
-                return Ok(i);
-            }
-        }
-        let cpl = self.cpu.sregs.cpl(self.cpu.regs.rflags);
-        let paging = self.paging();
-        let base = emul::segment_base(Seg::Cs, mode, &self.cpu.sregs);
-        let limit = if mode == Mode::Long { u64::MAX } else { 0xffff_ffff };
-        let start = base.wrapping_add(self.cpu.regs.rip) & limit;
-        let mut bytes = [0u8; 15];
-        let mut have = 0usize;
+    /// Reads code bytes at linear address `la`, up to the end of its page, into `bytes`; how many.
+    fn read_code(
+        &self,
+        view: &MemoryView<'_>,
+        paging: &Paging,
+        cpl: u8,
+        la: u64,
+        bytes: &mut [u8],
+        atomic: bool,
+    ) -> Result<usize, FetchError> {
         let mut tables = Tables { view, atomic };
-        while have < bytes.len() {
-            let la = start.wrapping_add(have as u64) & limit;
-            let room = (4096 - (la & 0xfff)) as usize;
-            let n = room.min(bytes.len() - have);
-            let gpa = match paging.translate(&mut tables, Gva(la), gwalk::Access::fetch(cpl)) {
-                Ok(t) => t.gpa,
-                Err(WalkError::Access(MemError::Fault)) if atomic => return Err(FetchError::Sleep),
-                Err(_) => return Err(FetchError::Reenter),
-            };
-            let Some(part) = bytes.get_mut(have..have + n) else { return Err(FetchError::Reenter) };
-            let read = if atomic { view.try_read(gpa, part) } else { view.read(gpa, part) };
-            match read {
-                Ok(()) => {}
-                Err(MemError::Fault) if atomic => return Err(FetchError::Sleep),
-                // Code in MMIO.
-                Err(_) => return Err(FetchError::Unsupported(bytes, have as u8)),
-            }
-            have += n;
-            match emul::decode(bytes.get(..have).unwrap_or(&[]), mode) {
-                Ok(i) => return Ok(i),
-                Err(DecodeError::Truncated) => {}
-                // The processor got past decoding, so the code has been changed since: let it run again.
-                Err(DecodeError::Undefined | DecodeError::TooLong) => return Err(FetchError::Reenter),
-                Err(DecodeError::Unsupported) => return Err(FetchError::Unsupported(bytes, have as u8)),
+        let gpa = match paging.translate(&mut tables, Gva(la), gwalk::Access::fetch(cpl)) {
+            Ok(t) => t.gpa,
+            Err(WalkError::Access(MemError::Fault)) if atomic => return Err(FetchError::Sleep),
+            Err(_) => return Err(FetchError::Reenter),
+        };
+        let room = (4096 - (la & 0xfff)) as usize;
+        if let (true, Ok(whole)) = (room >= 16, <&mut [u8; 16]>::try_from(&mut *bytes)) {
+            if let Ok(b) = view.try_read_16(gpa) {
+                *whole = b;
+                return Ok(16);
             }
         }
-        Err(FetchError::Unsupported(bytes, 15))
+        let n = room.min(bytes.len());
+        let part = bytes.get_mut(..n).ok_or(FetchError::Reenter)?;
+        let read = if atomic {
+            view.try_read(gpa, part)
+        } else {
+            view.read(gpa, part)
+        };
+        match read {
+            Ok(()) => Ok(n),
+            Err(MemError::Fault) if atomic => Err(FetchError::Sleep),
+            // Code in a device: nothing that could be fetched.
+            Err(_) => Err(FetchError::Unsupported([0; 15], 0)),
+        }
     }
 
-    /// Steps over the instruction that caused the exit, by the length that the processor gave or by decoding.
-    pub(crate) fn skip(&mut self, view: &MemoryView<'_>, atomic: bool) -> Result<(), FetchError> {
+    /// Fetches and decodes the instruction at CS:RIP.
+    pub(crate) fn fetch(
+        &mut self,
+        view: &MemoryView<'_>,
+        atomic: bool,
+    ) -> Result<&Insn, FetchError> {
+        self.load(Groups::CODE.union(Groups::CTRL));
+        let mode = self.cpu.sregs.mode(self.cpu.regs.rflags);
+        let rip = self.cpu.regs.rip;
+        let mut bytes = [0u8; 16];
+        let mut have = 0usize;
+        if let Some((given, len)) = self.hw.insn_bytes() {
+            for (to, from) in bytes.iter_mut().zip(given) {
+                *to = from;
+            }
+            have = usize::from(len).min(15);
+        }
+        if have == 0
+            || matches!(
+                self.insn_cache.decode(rip, head(&bytes, have), mode),
+                Err(DecodeError::Truncated)
+            )
+        {
+            let cpl = self.cpu.sregs.cpl(self.cpu.regs.rflags);
+            let paging = self.paging();
+            let base = emul::segment_base(Seg::Cs, mode, &self.cpu.sregs);
+            let limit = if mode == Mode::Long {
+                u64::MAX
+            } else {
+                0xffff_ffff
+            };
+            let start = base.wrapping_add(rip) & limit;
+            have = self
+                .read_code(view, &paging, cpl, start, &mut bytes, atomic)?
+                .min(15);
+            if have < 15
+                && matches!(
+                    self.insn_cache.decode(rip, head(&bytes, have), mode),
+                    Err(DecodeError::Truncated)
+                )
+            {
+                let next = start.wrapping_add(have as u64) & limit;
+                let Some(rest) = bytes.get_mut(have..15) else {
+                    return Err(FetchError::Reenter);
+                };
+                have += self.read_code(view, &paging, cpl, next, rest, atomic)?;
+            }
+        }
+        match self.insn_cache.decode(rip, head(&bytes, have), mode) {
+            Ok(i) => Ok(i),
+            Err(DecodeError::Unsupported) => {
+                let mut out = [0u8; 15];
+                for (to, from) in out.iter_mut().zip(bytes) {
+                    *to = from;
+                }
+                Err(FetchError::Unsupported(out, have as u8))
+            }
+            // The processor got past decoding, so the code has been changed since: let it run again.
+            Err(_) => Err(FetchError::Reenter),
+        }
+    }
+
+    /// Steps over the instruction that caused the exit, by the length that the processor gave or by decoding. Where the bytes are not an
+    /// instruction that `expected` accepts they have been changed since, and the guest runs them.
+    pub(crate) fn skip(
+        &mut self,
+        view: &MemoryView<'_>,
+        atomic: bool,
+        expected: impl FnOnce(Op) -> bool,
+    ) -> Result<(), FetchError> {
         let len = match self.hw.insn_len() {
             Some(n) => n,
-            None => self.fetch(view, atomic)?.len(),
+            None => {
+                let insn = self.fetch(view, atomic)?;
+                if !expected(insn.op) {
+                    return Err(FetchError::Reenter);
+                }
+                insn.len()
+            }
         };
         self.advance(len);
         Ok(())
@@ -185,13 +268,21 @@ impl State {
     pub(crate) fn completed(&mut self) {
         let i = self.hw.interruptibility();
         if i.sti || i.mov_ss {
-            self.hw.set_interruptibility(Interruptibility { sti: false, mov_ss: false, nmi: i.nmi });
+            self.hw.set_interruptibility(Interruptibility {
+                sti: false,
+                mov_ss: false,
+                nmi: i.nmi,
+            });
         }
         self.cpu.regs.rflags &= !rflags::RF;
         if self.cpu.regs.rflags & rflags::TF != 0 {
             // Single-step trap: DR6.BS (SDM 3B 19.2.3).
             self.cpu.dr6 |= 1 << 14;
-            let db = Exception { vector: events::vector::DB, error_code: None, payload: 1 << 14 };
+            let db = Exception {
+                vector: events::vector::DB,
+                error_code: None,
+                payload: 1 << 14,
+            };
             // #DB is benign: it cannot shut the guest down.
             let _ = self.raise(db);
         }
@@ -219,6 +310,8 @@ struct GuestBus<'a, 'b> {
     ac: bool,
     lapic: Option<&'a mut Lapic>,
     run: &'a SharedPages,
+    /// Port and width of the I/O exit under emulation.
+    port: Option<(u16, u8)>,
     /// What accesses to the local APIC ask for.
     actions: [Action; 2],
 }
@@ -240,16 +333,23 @@ impl GuestBus<'_, '_> {
 
 impl Bus for GuestBus<'_, '_> {
     fn translate(&mut self, la: u64, access: Access) -> Result<u64, Stop> {
-        let mut tables = Tables { view: self.view, atomic: false };
+        let mut tables = Tables {
+            view: self.view,
+            atomic: false,
+        };
         let a = gwalk::Access::data(access == Access::Write, self.cpl, self.ac);
         match self.paging.translate(&mut tables, Gva(la), a) {
             Ok(t) => Ok(t.gpa.0),
-            Err(WalkError::PageFault { error_code }) => {
-                Err(Stop::Exception { vector: events::vector::PF, error_code: Some(error_code), cr2: Some(la) })
-            }
-            Err(WalkError::NonCanonical) => {
-                Err(Stop::Exception { vector: events::vector::GP, error_code: Some(0), cr2: None })
-            }
+            Err(WalkError::PageFault { error_code }) => Err(Stop::Exception {
+                vector: events::vector::PF,
+                error_code: Some(error_code),
+                cr2: Some(la),
+            }),
+            Err(WalkError::NonCanonical) => Err(Stop::Exception {
+                vector: events::vector::GP,
+                error_code: Some(0),
+                cr2: None,
+            }),
             Err(WalkError::Access(_) | WalkError::Busy) => Err(Stop::Unsupported),
         }
     }
@@ -258,7 +358,9 @@ impl Bus for GuestBus<'_, '_> {
         if let Some(offset) = self.lapic_offset(gpa) {
             // Registers are 32 bits wide on 16-byte boundaries; other accesses are undefined and read as zero.
             let value = match &mut self.lapic {
-                Some(l) if offset & 3 == 0 && buf.len() <= 4 => l.read(offset, hrtimer::ktime_get_ns()),
+                Some(l) if offset & 3 == 0 && buf.len() <= 4 => {
+                    l.read(offset, hrtimer::ktime_get_ns())
+                }
                 _ => 0,
             };
             for (to, from) in buf.iter_mut().zip(u64::from(value).to_le_bytes()) {
@@ -276,7 +378,11 @@ impl Bus for GuestBus<'_, '_> {
 
     fn write(&mut self, gpa: u64, data: &[u8]) -> Result<Answer, Stop> {
         if let Some(offset) = self.lapic_offset(gpa) {
-            if let (Some(l), Ok(v), true) = (&mut self.lapic, data.try_into().map(u32::from_le_bytes), offset & 15 == 0) {
+            if let (Some(l), Ok(v), true) = (
+                &mut self.lapic,
+                data.try_into().map(u32::from_le_bytes),
+                offset & 15 == 0,
+            ) {
                 let action = l.write(offset, v, hrtimer::ktime_get_ns());
                 self.act(action);
             }
@@ -302,42 +408,72 @@ impl Bus for GuestBus<'_, '_> {
         }
     }
 
-    fn check_port(&mut self, _port: u16, _width: u8) -> Result<(), Stop> {
-        // The exit came after the processor's own check (SDM 3C 26.1.1, APM 2 15.10.2).
-        Ok(())
+    fn check_port(&mut self, port: u16, width: u8) -> Result<(), Stop> {
+        // The exit came after the processor's own check (SDM 3C 26.1.1, APM 2 15.10.2), but only for the port of the exit: other
+        // code may have been put there meanwhile.
+        if self.port == Some((port, width)) {
+            Ok(())
+        } else {
+            Err(Stop::Unsupported)
+        }
     }
 
     fn port_in(&mut self, req: &PortRequest) -> Result<Answer, Stop> {
         self.translate(req.la, Access::Write)?;
         let mut bytes = [0u8; 4];
         let width = usize::from(req.width).min(4);
-        let Some(value) = self.vm.chip.pio_read(req.port, req.width) else { return Ok(Answer::User) };
+        let Some(value) = self.vm.chip.pio_read(req.port, req.width) else {
+            return Ok(Answer::User);
+        };
         bytes.copy_from_slice(&value.to_le_bytes());
         let mut done = 0u64;
         let mut item = bytes;
         loop {
-            let gpa = self.translate(req.la.wrapping_add(done * u64::from(req.width)), Access::Write)?;
-            self.view.write(Gpa(gpa), item.get(..width).unwrap_or(&[])).map_err(|_| Stop::Unsupported)?;
+            let gpa = self.translate(
+                req.la.wrapping_add(done * u64::from(req.width)),
+                Access::Write,
+            )?;
+            self.view
+                .write(Gpa(gpa), item.get(..width).unwrap_or(&[]))
+                .map_err(|_| Stop::Unsupported)?;
             done += 1;
             if done >= u64::from(req.count) {
                 return Ok(Answer::Done);
             }
-            item = self.vm.chip.pio_read(req.port, req.width).unwrap_or(u32::MAX).to_le_bytes();
+            item = self
+                .vm
+                .chip
+                .pio_read(req.port, req.width)
+                .unwrap_or(u32::MAX)
+                .to_le_bytes();
         }
     }
 
     fn port_in_finish(&mut self, req: &PortRequest) -> Result<(), Stop> {
-        let total = (req.count as usize).saturating_mul(usize::from(req.width)).min(4096);
+        let total = (req.count as usize)
+            .saturating_mul(usize::from(req.width))
+            .min(4096);
         let mut at = 0usize;
         let mut item = [0u8; 64];
         while at < total {
             let la = req.la.wrapping_add(at as u64);
-            let n = (total - at).min(item.len()).min((4096 - (la & 0xfff)) as usize);
+            let n = (total - at)
+                .min(item.len())
+                .min((4096 - (la & 0xfff)) as usize);
             let part = item.get_mut(..n).ok_or(Stop::Unsupported)?;
-            self.run.copy_out(PIO_PAGE + at, part).map_err(|_| Stop::Unsupported)?;
-            let mut tables = Tables { view: self.view, atomic: false };
+            self.run
+                .copy_out(PIO_PAGE + at, part)
+                .map_err(|_| Stop::Unsupported)?;
+            let mut tables = Tables {
+                view: self.view,
+                atomic: false,
+            };
             let a = gwalk::Access::data(true, self.cpl, self.ac);
-            let gpa = self.paging.translate(&mut tables, Gva(la), a).map_err(|_| Stop::Unsupported)?.gpa;
+            let gpa = self
+                .paging
+                .translate(&mut tables, Gva(la), a)
+                .map_err(|_| Stop::Unsupported)?
+                .gpa;
             self.view.write(gpa, part).map_err(|_| Stop::Unsupported)?;
             at += n;
         }
@@ -345,16 +481,24 @@ impl Bus for GuestBus<'_, '_> {
     }
 
     fn port_out(&mut self, req: &PortRequest) -> Result<Answer, Stop> {
-        let total = (req.count as usize).saturating_mul(usize::from(req.width)).min(4096);
+        let total = (req.count as usize)
+            .saturating_mul(usize::from(req.width))
+            .min(4096);
         let mut at = 0usize;
         let mut item = [0u8; 64];
         while at < total {
             let la = req.la.wrapping_add(at as u64);
-            let n = (total - at).min(item.len()).min((4096 - (la & 0xfff)) as usize);
+            let n = (total - at)
+                .min(item.len())
+                .min((4096 - (la & 0xfff)) as usize);
             let gpa = self.translate(la, Access::Read)?;
             let part = item.get_mut(..n).ok_or(Stop::Unsupported)?;
-            self.view.read(Gpa(gpa), part).map_err(|_| Stop::Unsupported)?;
-            self.run.copy_in(PIO_PAGE + at, part).map_err(|_| Stop::Unsupported)?;
+            self.view
+                .read(Gpa(gpa), part)
+                .map_err(|_| Stop::Unsupported)?;
+            self.run
+                .copy_in(PIO_PAGE + at, part)
+                .map_err(|_| Stop::Unsupported)?;
             at += n;
         }
         // Devices in the kernel take the items one by one; the first answer speaks for all.
@@ -363,8 +507,14 @@ impl Bus for GuestBus<'_, '_> {
         while i < total {
             let mut b = [0u8; 4];
             let part = b.get_mut(..width).ok_or(Stop::Unsupported)?;
-            self.run.copy_out(PIO_PAGE + i, part).map_err(|_| Stop::Unsupported)?;
-            if !self.vm.chip.pio_write(req.port, req.width, u32::from_le_bytes(b)) {
+            self.run
+                .copy_out(PIO_PAGE + i, part)
+                .map_err(|_| Stop::Unsupported)?;
+            if !self
+                .vm
+                .chip
+                .pio_write(req.port, req.width, u32::from_le_bytes(b))
+            {
                 return Ok(Answer::User);
             }
             i += width;
@@ -393,33 +543,44 @@ impl State {
             ac: self.cpu.regs.rflags & rflags::AC != 0,
             lapic: self.lapic.as_deref_mut(),
             run,
+            port: self.io_port,
             actions: [Action::NONE; 2],
         };
-        let mut regs = self.cpu.regs;
-        let tf = regs.rflags & rflags::TF != 0;
-        let before = regs;
-        let result = emul::emulate(insn, &mut regs, &self.cpu.sregs, cpl, &mut bus, &mut self.replay);
+        let tf = self.cpu.regs.rflags & rflags::TF != 0;
+        let counters = |r: &Regs| (r.get(Gpr::Rcx), r.get(Gpr::Rsi), r.get(Gpr::Rdi));
+        let before = counters(&self.cpu.regs);
+        let result = emul::emulate(
+            insn,
+            &mut self.cpu.regs,
+            &self.cpu.sregs,
+            cpl,
+            &mut bus,
+            &mut self.replay,
+        );
         let actions = bus.actions;
-        self.cpu.regs = regs;
         let outcome = match result {
             Ok(Outcome::Done) => {
-                if tf {
-                    // `completed` looks at TF, which POPF-like instructions are not among those emulated.
-                    self.cpu.regs.rflags |= rflags::TF;
-                }
                 self.completed();
                 Emulated::Done
             }
             Ok(Outcome::Again) => {
-                if tf && regs != before {
+                if tf && counters(&self.cpu.regs) != before {
                     self.completed();
                 }
                 Emulated::Done
             }
             Err(Stop::Suspend) => Emulated::User,
             Err(Stop::Unsupported) => Emulated::Unsupported,
-            Err(Stop::Exception { vector, error_code, cr2 }) => {
-                let e = Exception { vector, error_code, payload: cr2.unwrap_or(0) };
+            Err(Stop::Exception {
+                vector,
+                error_code,
+                cr2,
+            }) => {
+                let e = Exception {
+                    vector,
+                    error_code,
+                    payload: cr2.unwrap_or(0),
+                };
                 if self.raise(e) {
                     Emulated::Done
                 } else {

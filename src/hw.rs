@@ -172,7 +172,11 @@ impl VcpuBackend for Hw {
         dispatch!(self, v => v.set_pdptes(pdptes))
     }
 
-    fn check_entry(&mut self, cpu: &mut CpuState, params: &EntryParams) -> Result<(), EntryViolation> {
+    fn check_entry(
+        &mut self,
+        cpu: &mut CpuState,
+        params: &EntryParams,
+    ) -> Result<(), EntryViolation> {
         dispatch!(self, v => v.check_entry(cpu, params))
     }
 }

@@ -2,7 +2,9 @@
 //! The exit ledger: statistics of VMs and vCPUs, read through KVM_GET_STATS_FD (api.rst 4.133).
 
 use crate::linux::anon_inode::FileOperations;
-use crate::stats::{id_string, Desc, StatsFile, Values, VcpuStats, VmStats, NAME_SIZE, VCPU_DESCS, VM_DESCS};
+use crate::stats::{
+    id_string, Desc, StatsFile, Values, VcpuStats, VmStats, NAME_SIZE, VCPU_DESCS, VM_DESCS,
+};
 use crate::vm::{self, Vm};
 use core::ops::Deref;
 use kernel::fs::File;
@@ -51,13 +53,19 @@ struct StatsFd<V> {
 
 impl<V: Values + Send + Sync + 'static> StatsFd<V> {
     fn copy(&self, buf: &mut UserSliceWriter, pos: &mut i64) -> Result<usize> {
-        let file = StatsFile { id: &self.id, descs: self.descs, values: &*self.values };
+        let file = StatsFile {
+            id: &self.id,
+            descs: self.descs,
+            values: &*self.values,
+        };
         let mut chunk = [0u8; 256];
         let mut total = 0usize;
         while !buf.is_empty() {
             let at = u64::try_from(*pos).map_err(|_| EINVAL)?;
             let want = buf.len().min(chunk.len());
-            let Some(part) = chunk.get_mut(..want) else { break };
+            let Some(part) = chunk.get_mut(..want) else {
+                break;
+            };
             let n = file.read(at, part);
             if n == 0 {
                 break;
@@ -103,13 +111,23 @@ fn pid() -> u32 {
 /// KVM_GET_STATS_FD on a VM.
 pub(crate) fn vm_stats_fd(vm: &Arc<Vm>) -> Result<isize> {
     let values = vm.stats.clone();
-    let file = StatsFd { _vm: vm.clone(), id: id_string(pid(), None), descs: &VM_DESCS, values };
+    let file = StatsFd {
+        _vm: vm.clone(),
+        id: id_string(pid(), None),
+        descs: &VM_DESCS,
+        values,
+    };
     vm::install(Arc::new(file, GFP_KERNEL_ACCOUNT)?)
 }
 
 /// KVM_GET_STATS_FD on a vCPU.
 pub(crate) fn vcpu_stats_fd(vm: &Arc<Vm>, ledger: &Arc<VcpuLedger>) -> Result<isize> {
     let values = ledger.clone();
-    let file = StatsFd { _vm: vm.clone(), id: id_string(pid(), Some(ledger.id)), descs: &VCPU_DESCS, values };
+    let file = StatsFd {
+        _vm: vm.clone(),
+        id: id_string(pid(), Some(ledger.id)),
+        descs: &VCPU_DESCS,
+        values,
+    };
     vm::install(Arc::new(file, GFP_KERNEL_ACCOUNT)?)
 }

@@ -132,8 +132,22 @@ impl kernel::Module for RvmmModule {
         } else {
             None
         };
-        pr_info!("ready on {}, nested pages of {}\n", caps.name, if caps.nested_2m { "4 KiB and 2 MiB" } else { "4 KiB" });
-        Ok(Self { _kvm_node: kvm_node, _device: device, _power: power, _hotplug: hotplug, _hw: hw })
+        pr_info!(
+            "ready on {}, nested pages of {}\n",
+            caps.name,
+            if caps.nested_2m {
+                "4 KiB and 2 MiB"
+            } else {
+                "4 KiB"
+            }
+        );
+        Ok(Self {
+            _kvm_node: kvm_node,
+            _device: device,
+            _power: power,
+            _hotplug: hotplug,
+            _hw: hw,
+        })
     }
 }
 

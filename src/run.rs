@@ -23,13 +23,13 @@ use crate::linux::irqflags::IrqGuard;
 use crate::linux::mmap::SharedPages;
 use crate::linux::{boot_cpu, cr, hrtimer, preempt, sched};
 use crate::mem::memory::{FaultOutcome, MemError};
+use crate::pr_warn_ratelimited;
 use crate::state::{Completion, MpState, State};
 use crate::stats::{ExitClass, VcpuCounter};
 use crate::uapi::k;
 use crate::vcpu::Vcpu;
 use crate::vcpu_set::request;
 use crate::vm::Vm;
-use crate::pr_warn_ratelimited;
 use kernel::prelude::*;
 
 /// Offsets in `struct kvm_run` (api.rst 5), asserted against the header in `vcpu`.
@@ -79,7 +79,13 @@ pub(crate) struct Runner<'a> {
 
 impl<'a> Runner<'a> {
     pub(crate) fn new(vm: &'a Vm, vcpu: &'a Vcpu, s: &'a mut State) -> Self {
-        Self { vm, vcpu, s, run: &vcpu.run, stats: &vcpu.stats }
+        Self {
+            vm,
+            vcpu,
+            s,
+            run: &vcpu.run,
+            stats: &vcpu.stats,
+        }
     }
 
     /// KVM_RUN.
@@ -92,7 +98,11 @@ impl<'a> Runner<'a> {
     /// The fields of `kvm_run` that are valid after every return.
     fn publish(&mut self) {
         let cr8 = self.s.lapic.as_ref().map_or(self.s.cr8, |l| l.cr8());
-        let apic_base = self.s.lapic.as_ref().map_or(self.s.apic_base, |l| l.apic_base());
+        let apic_base = self
+            .s
+            .lapic
+            .as_ref()
+            .map_or(self.s.apic_base, |l| l.apic_base());
         let gate = self.s.gate();
         let ready = self.vm.chip.has_pic() || self.ready_for_injection(&gate);
         let _ = self.run.write(off::IF_FLAG, u8::from(gate.if_flag));
@@ -108,7 +118,11 @@ impl<'a> Runner<'a> {
             && self.s.events.external.is_none()
             && self.s.events.interrupted.is_none()
             && self.s.events.exception.is_none()
-            && self.s.lapic.as_ref().is_none_or(|l| l.lint0_accepts_extint())
+            && self
+                .s
+                .lapic
+                .as_ref()
+                .is_none_or(|l| l.lint0_accepts_extint())
     }
 
     fn set_exit(&self, reason: u32) {
@@ -120,7 +134,10 @@ impl<'a> Runner<'a> {
         if self.s.lapic.is_none() {
             self.s.cr8 = self.run.read::<u64>(off::CR8)? as u8 & 15;
         }
-        if matches!(self.s.mp_state, MpState::Uninitialized | MpState::InitReceived) {
+        if matches!(
+            self.s.mp_state,
+            MpState::Uninitialized | MpState::InitReceived
+        ) {
             self.wait_for_start()?;
             // KVM returns to user space between start-up and the first entry.
             return Err(EAGAIN);
@@ -175,7 +192,8 @@ impl<'a> Runner<'a> {
                 Stayed::Slow(exit) => {
                     let start = boot_cpu::rdtsc();
                     let step = self.handle(&exit, false);
-                    self.stats.exit(ExitClass::of(&exit), boot_cpu::rdtsc().wrapping_sub(start));
+                    self.stats
+                        .exit(ExitClass::of(&exit), boot_cpu::rdtsc().wrapping_sub(start));
                     step
                 }
             };
@@ -193,9 +211,9 @@ impl<'a> Runner<'a> {
     fn complete(&mut self) -> Step {
         match core::mem::replace(&mut self.s.completion, Completion::Nothing) {
             Completion::Nothing => Step::Again,
-            Completion::PortOut => self.skip(false),
+            Completion::PortOut => self.skip(false, |op| op == Op::Out),
             Completion::PortIn(width) => {
-                let step = self.skip(false);
+                let step = self.skip(false, |op| op == Op::In);
                 if matches!(step, Step::Again) {
                     let mut b = [0u8; 4];
                     let n = usize::from(width).min(4);
@@ -236,7 +254,9 @@ impl<'a> Runner<'a> {
     /// Blocks an AP until INIT and SIPI have come. EINTR.
     fn wait_for_start(&mut self) -> Result {
         let shared = &self.vcpu.shared;
-        shared.wait.wait_interruptible(|| shared.requests() & (request::INIT | request::SIPI) != 0)?;
+        shared
+            .wait
+            .wait_interruptible(|| shared.requests() & (request::INIT | request::SIPI) != 0)?;
         let _ = self.handle_requests();
         Ok(())
     }
@@ -245,8 +265,9 @@ impl<'a> Runner<'a> {
     fn halt(&mut self) -> bool {
         let shared = &self.vcpu.shared;
         if !self.wakes() {
-            let woken =
-                shared.wait.wait_interruptible(|| shared.requests() != 0 || self.vm.chip.pic_output());
+            let woken = shared
+                .wait
+                .wait_interruptible(|| shared.requests() != 0 || self.vm.chip.pic_output());
             if woken.is_err() {
                 return false;
             }
@@ -321,7 +342,11 @@ impl<'a> Runner<'a> {
                 let action = l.init(false);
                 self.vcpu.act(self.vm, self.s, &action);
             }
-            self.s.mp_state = if bsp { MpState::Runnable } else { MpState::InitReceived };
+            self.s.mp_state = if bsp {
+                MpState::Runnable
+            } else {
+                MpState::InitReceived
+            };
         }
         if r & request::SIPI != 0 && self.s.mp_state == MpState::InitReceived {
             let vector = shared.sipi.load(core::sync::atomic::Ordering::Relaxed) as u8;
@@ -339,7 +364,11 @@ impl<'a> Runner<'a> {
     fn stay(&mut self) -> Result<Stayed> {
         let fpu_guard = KernelFpu::begin();
         // SAFETY: `pku` says that CR4.PKE is set.
-        let host_pkru = if self.s.model.pku { unsafe { fpu::rdpkru() } } else { 0 };
+        let host_pkru = if self.s.model.pku {
+            unsafe { fpu::rdpkru() }
+        } else {
+            0
+        };
         // The image has been checked when it came from user space; a torn one is refused here.
         fpu_guard.restore(&self.s.fpu, self.s.model.host_xcr0 & !xsave::PKRU)?;
         let irq = IrqGuard::new();
@@ -430,7 +459,8 @@ impl<'a> Runner<'a> {
                 Step::Slow => return Stayed::Slow(exit),
                 step => {
                     if let Some((class, start)) = since {
-                        self.stats.exit(class, boot_cpu::rdtsc().wrapping_sub(start));
+                        self.stats
+                            .exit(class, boot_cpu::rdtsc().wrapping_sub(start));
                     }
                     return Stayed::Ended(step);
                 }
@@ -442,9 +472,17 @@ impl<'a> Runner<'a> {
     fn choose_event(&mut self) -> (Option<crate::exit::Event>, bool, bool) {
         let interrupt = self.s.has_interrupt(self.vm, &self.vcpu.shared);
         let user_window = !self.vm.chip.has_pic()
-            && self.run.read::<u8>(off::REQUEST_INTERRUPT_WINDOW).is_ok_and(|v| v != 0);
+            && self
+                .run
+                .read::<u8>(off::REQUEST_INTERRUPT_WINDOW)
+                .is_ok_and(|v| v != 0);
         let e = &self.s.events;
-        if !interrupt && !user_window && e.nmis == 0 && e.exception.is_none() && e.interrupted.is_none() {
+        if !interrupt
+            && !user_window
+            && e.nmis == 0
+            && e.exception.is_none()
+            && e.interrupted.is_none()
+        {
             return (None, false, false);
         }
         let gate = self.s.gate();
@@ -461,7 +499,11 @@ impl<'a> Runner<'a> {
                 self.s.events.interrupted = None;
                 if ev.kind == EventKind::Nmi {
                     // Its own injection blocks NMIs again.
-                    self.s.hw.set_interruptibility(Interruptibility { nmi: false, sti: gate.sti, mov_ss: gate.mov_ss });
+                    self.s.hw.set_interruptibility(Interruptibility {
+                        nmi: false,
+                        sti: gate.sti,
+                        mov_ss: gate.mov_ss,
+                    });
                 }
                 Some(ev)
             }
@@ -480,9 +522,10 @@ impl<'a> Runner<'a> {
                 self.s.events.nmis -= 1;
                 Some(events::nmi_event())
             }
-            Inject::Interrupt => {
-                self.s.acknowledge(self.vm, &self.vcpu.shared).map(events::interrupt_event)
-            }
+            Inject::Interrupt => self
+                .s
+                .acknowledge(self.vm, &self.vcpu.shared)
+                .map(events::interrupt_event),
         };
         let more = d.irq_window || user_window || self.s.has_interrupt(self.vm, &self.vcpu.shared);
         (event, more, d.nmi_window)
@@ -503,10 +546,12 @@ impl<'a> Runner<'a> {
             Exit::Hypercall => self.hypercall(atomic),
             Exit::Hlt => self.hlt(atomic),
             // Caches are coherent and the guest has no device that is not: nothing to write back.
-            Exit::CacheInvalidate => self.skip(atomic),
-            Exit::Pause => self.skip(atomic),
+            Exit::CacheInvalidate => self.skip(atomic, |op| matches!(op, Op::Invd | Op::Wbinvd)),
+            Exit::Pause => self.skip(atomic, |op| op == Op::Pause),
             // MONITOR and MWAIT are not offered, nor is a PMU; VMX and SVM instructions do not exist for the guest.
-            Exit::MonitorMwait | Exit::Undefined => self.raise(events::exception(events::vector::UD, None)),
+            Exit::MonitorMwait | Exit::Undefined => {
+                self.raise(events::exception(events::vector::UD, None))
+            }
             Exit::Rdpmc => self.raise_gp(),
             Exit::Xsetbv => self.xsetbv(atomic),
             Exit::Io(io) => self.io(io, atomic),
@@ -542,21 +587,25 @@ impl<'a> Runner<'a> {
                 if atomic {
                     Step::Slow
                 } else {
-                    pr_warn_ratelimited!("vCPU {}: unknown exit reason {:#x}\n", self.vcpu.shared.id, *reason);
+                    pr_warn_ratelimited!(
+                        "vCPU {}: unknown exit reason {:#x}\n",
+                        self.vcpu.shared.id,
+                        *reason
+                    );
                     Step::User
                 }
             }
         }
     }
 
-    /// Steps over the current instruction.
-    fn skip(&mut self, atomic: bool) -> Step {
+    /// Steps over the current instruction, which is one of those that `expected` accepts.
+    fn skip(&mut self, atomic: bool, expected: impl FnOnce(Op) -> bool) -> Step {
         if let Some(n) = self.s.hw.insn_len() {
             self.s.advance(n);
             return Step::Again;
         }
         let view = self.vm.memory.view();
-        match self.s.skip(&view, atomic) {
+        match self.s.skip(&view, atomic, expected) {
             Ok(()) => Step::Again,
             Err(e) => {
                 drop(view);
@@ -593,7 +642,7 @@ impl<'a> Runner<'a> {
     }
 
     fn cpuid(&mut self, atomic: bool) -> Step {
-        let step = self.skip(atomic);
+        let step = self.skip(atomic, |op| op == Op::Cpuid);
         if !matches!(step, Step::Again) {
             return step;
         }
@@ -610,8 +659,10 @@ impl<'a> Runner<'a> {
 
     fn rdmsr(&mut self, atomic: bool) -> Step {
         let index = self.s.cpu.regs.get(Gpr::Rcx) as u32;
-        let Some(v) = self.s.read_msr(self.vm, index, false) else { return self.raise_gp() };
-        let step = self.skip(atomic);
+        let Some(v) = self.s.read_msr(self.vm, index, false) else {
+            return self.raise_gp();
+        };
+        let step = self.skip(atomic, |op| op == Op::Rdmsr);
         if matches!(step, Step::Again) {
             self.s.cpu.regs.set(Gpr::Rax, v & 0xffff_ffff);
             self.s.cpu.regs.set(Gpr::Rdx, v >> 32);
@@ -628,8 +679,12 @@ impl<'a> Runner<'a> {
             return Step::Slow;
         }
         // Fetch first: the write may change what the address translates to.
-        let before = (self.s.cpu.regs.rip, self.s.cpu.regs.rflags, self.s.events.exception);
-        let step = self.skip(atomic);
+        let before = (
+            self.s.cpu.regs.rip,
+            self.s.cpu.regs.rflags,
+            self.s.events.exception,
+        );
+        let step = self.skip(atomic, |op| op == Op::Wrmsr);
         if !matches!(step, Step::Again) {
             return step;
         }
@@ -670,16 +725,20 @@ impl<'a> Runner<'a> {
     fn hypercall(&mut self, atomic: bool) -> Step {
         const KVM_ENOSYS: i64 = 1000;
         const KVM_EPERM: i64 = 1;
-        let step = self.skip(atomic);
+        let step = self.skip(atomic, |op| matches!(op, Op::Vmcall | Op::Vmmcall));
         if matches!(step, Step::Again) {
-            let code = if self.s.cpl() == 0 { KVM_ENOSYS } else { KVM_EPERM };
+            let code = if self.s.cpl() == 0 {
+                KVM_ENOSYS
+            } else {
+                KVM_EPERM
+            };
             self.s.cpu.regs.set(Gpr::Rax, code.wrapping_neg() as u64);
         }
         step
     }
 
     fn hlt(&mut self, atomic: bool) -> Step {
-        let step = self.skip(atomic);
+        let step = self.skip(atomic, |op| op == Op::Hlt);
         if !matches!(step, Step::Again) {
             return step;
         }
@@ -704,7 +763,7 @@ impl<'a> Runner<'a> {
         if self.s.cpl() != 0 || index != 0 || !xsave::xcr0_valid(value, self.s.allowed_xcr0()) {
             return self.raise_gp();
         }
-        let step = self.skip(atomic);
+        let step = self.skip(atomic, |op| op == Op::Xsetbv);
         if matches!(step, Step::Again) {
             self.s.xcr0 = value;
             self.s.refresh_dynamic();
@@ -721,40 +780,56 @@ impl<'a> Runner<'a> {
             if atomic {
                 return Step::Slow;
             }
+            self.s.io_port = Some((io.port, io.width));
             return self.decode_and_emulate(|op| matches!(op, Op::Ins | Op::Outs));
         }
         if io.input {
             if let Some(value) = self.vm.chip.pio_read(io.port, io.width) {
-                let step = self.skip(atomic);
+                let step = self.skip(atomic, |op| op == Op::In);
                 if matches!(step, Step::Again) {
                     self.set_accumulator(io.width, value);
                 }
                 return step;
             }
         } else {
-            let value = self.s.cpu.regs.get(Gpr::Rax) as u32 & (u32::MAX >> (32 - 8 * u32::from(io.width.clamp(1, 4))));
+            let value = self.s.cpu.regs.get(Gpr::Rax) as u32
+                & (u32::MAX >> (32 - 8 * u32::from(io.width.clamp(1, 4))));
             // RIP moves only after the write, but the fetch that may have to sleep comes first.
             let claimed = self.vm.chip.claims_port(io.port, io.width);
             if claimed {
-                let step = self.skip(atomic);
+                let step = self.skip(atomic, |op| op == Op::Out);
                 if matches!(step, Step::Again) {
                     let _ = self.vm.chip.pio_write(io.port, io.width, value);
                 }
                 return step;
             }
             if self.vm.chip.pio_event(io.port, io.width, value) {
-                return self.skip(atomic);
+                return self.skip(atomic, |op| op == Op::Out);
             }
-            let _ = self.run.copy_in(PIO_PAGE, value.to_le_bytes().get(..usize::from(io.width)).unwrap_or(&[]));
+            let _ = self.run.copy_in(
+                PIO_PAGE,
+                value
+                    .to_le_bytes()
+                    .get(..usize::from(io.width))
+                    .unwrap_or(&[]),
+            );
         }
         self.set_exit(k::KVM_EXIT_IO);
         self.fill_io(io.input, io.width, io.port, 1);
-        self.s.completion = if io.input { Completion::PortIn(io.width) } else { Completion::PortOut };
+        self.s.completion = if io.input {
+            Completion::PortIn(io.width)
+        } else {
+            Completion::PortOut
+        };
         Step::User
     }
 
     fn fill_io(&self, input: bool, width: u8, port: u16, count: u32) {
-        let direction = if input { k::KVM_EXIT_IO_IN } else { k::KVM_EXIT_IO_OUT } as u8;
+        let direction = if input {
+            k::KVM_EXIT_IO_IN
+        } else {
+            k::KVM_EXIT_IO_OUT
+        } as u8;
         let _ = self.run.write(off::UNION, direction);
         let _ = self.run.write(off::UNION + 1, width);
         let _ = self.run.write(off::UNION + 2, port);
@@ -767,9 +842,12 @@ impl<'a> Runner<'a> {
             Ok(FaultOutcome::Resume) => Step::Again,
             Ok(FaultOutcome::BadUserMemory) => Step::Fail(EFAULT),
             // A page table in MMIO space has no meaning; KVM fails likewise.
-            Ok(FaultOutcome::Mmio) if f.walk && f.write => self.unhandled(false, k::KVM_INTERNAL_ERROR_EMULATION),
+            Ok(FaultOutcome::Mmio) if f.walk && f.write => {
+                self.unhandled(false, k::KVM_INTERNAL_ERROR_EMULATION)
+            }
             Ok(FaultOutcome::Mmio) => {
                 self.stats.exit(ExitClass::Mmio, 0);
+                self.s.io_port = None;
                 self.decode_and_emulate(|op| !matches!(op, Op::Ins | Op::Outs))
             }
             Err(e) => Step::Fail(e),
@@ -779,7 +857,7 @@ impl<'a> Runner<'a> {
     fn decode_and_emulate(&mut self, expected: impl Fn(Op) -> bool) -> Step {
         let fetched = {
             let view = self.vm.memory.view();
-            self.s.fetch(&view, false)
+            self.s.fetch(&view, false).copied()
         };
         match fetched {
             Ok(insn) if expected(insn.op) => {
@@ -830,7 +908,10 @@ impl<'a> Runner<'a> {
                         let _ = self.run.write(off::UNION, f.gpa);
                         let _ = self.run.copy_in(off::UNION + 8, &f.data);
                         let _ = self.run.write(off::UNION + 16, u32::from(f.len));
-                        let _ = self.run.write(off::UNION + 20, u8::from(f.kind == crate::emul::Kind::Write));
+                        let _ = self.run.write(
+                            off::UNION + 20,
+                            u8::from(f.kind == crate::emul::Kind::Write),
+                        );
                         self.set_exit(k::KVM_EXIT_MMIO);
                     }
                     Some(Pending::PortIn(r)) => {
@@ -853,7 +934,10 @@ impl<'a> Runner<'a> {
         self.set_exit(k::KVM_EXIT_INTERNAL_ERROR);
         let _ = self.run.write(off::UNION, k::KVM_INTERNAL_ERROR_EMULATION);
         let _ = self.run.write(off::UNION + 4, 4u32);
-        let _ = self.run.write(off::UNION + 8, u64::from(k::KVM_INTERNAL_ERROR_EMULATION_FLAG_INSTRUCTION_BYTES));
+        let _ = self.run.write(
+            off::UNION + 8,
+            u64::from(k::KVM_INTERNAL_ERROR_EMULATION_FLAG_INSTRUCTION_BYTES),
+        );
         let _ = self.run.write(off::UNION + 16, len);
         let _ = self.run.copy_in(off::UNION + 17, bytes);
         self.s.replay.clear();
@@ -877,7 +961,7 @@ impl<'a> Runner<'a> {
             CrOp::Decode => {
                 let fetched = {
                     let view = self.vm.memory.view();
-                    self.s.fetch(&view, atomic)
+                    self.s.fetch(&view, atomic).copied()
                 };
                 let insn = match fetched {
                     Ok(i) => i,
@@ -887,7 +971,9 @@ impl<'a> Runner<'a> {
                     (Op::MovCr, Operand::Cr(n), Operand::Reg(g)) => (n, true, CrOp::Mov, Some(g)),
                     (Op::MovCr, Operand::Reg(g), Operand::Cr(n)) => (n, false, CrOp::Mov, Some(g)),
                     (Op::Clts, _, _) => (0, true, CrOp::Clts, None),
-                    (Op::Lmsw, _, Operand::Reg(g)) => (0, true, CrOp::Lmsw(self.s.cpu.regs.get(g) as u16), None),
+                    (Op::Lmsw, _, Operand::Reg(g)) => {
+                        (0, true, CrOp::Lmsw(self.s.cpu.regs.get(g) as u16), None)
+                    }
                     _ => {
                         let mut bytes = [0; 15];
                         for (to, from) in bytes.iter_mut().zip(insn.bytes()) {
@@ -907,10 +993,15 @@ impl<'a> Runner<'a> {
                 4 => self.s.cpu.sregs.cr4,
                 _ => u64::from(self.s.lapic.as_ref().map_or(self.s.cr8, |l| l.cr8())),
             };
-            let step = self.skip(atomic);
+            let step = self.skip(atomic, |op| {
+                matches!(op, Op::MovCr | Op::Clts | Op::Lmsw | Op::Smsw)
+            });
             if matches!(step, Step::Again) {
                 if let Some(g) = gpr {
-                    self.s.cpu.regs.set(g, if long { value } else { value & 0xffff_ffff });
+                    self.s
+                        .cpu
+                        .regs
+                        .set(g, if long { value } else { value & 0xffff_ffff });
                 }
             }
             return step;
@@ -933,7 +1024,13 @@ impl<'a> Runner<'a> {
         }
         let mut load_pdptes = None;
         let new = match cr {
-            0 => match control::cr0_write_check(old.cr0, new_value, old.cr4, old.efer, old.seg(Seg::Cs).l) {
+            0 => match control::cr0_write_check(
+                old.cr0,
+                new_value,
+                old.cr4,
+                old.efer,
+                old.seg(Seg::Cs).l,
+            ) {
                 Ok(w) => {
                     load_pdptes = w.load_pdptes.then_some(old.cr3);
                     New::Cr0(w.cr0, w.efer)
@@ -947,7 +1044,14 @@ impl<'a> Runner<'a> {
                 }
                 Err(_) => return self.raise_gp(),
             },
-            4 => match control::cr4_write_check(old.cr4, new_value, old.cr0, old.cr3, old.efer, &self.s.features) {
+            4 => match control::cr4_write_check(
+                old.cr4,
+                new_value,
+                old.cr0,
+                old.cr3,
+                old.efer,
+                &self.s.features,
+            ) {
                 Ok(w) => {
                     load_pdptes = w.load_pdptes.then_some(old.cr3);
                     New::Cr4(w.cr4, w.flush, w.cpuid_changed)
@@ -964,7 +1068,9 @@ impl<'a> Runner<'a> {
             Some(Err(MemError::Fault)) if atomic => return Step::Slow,
             Some(Err(_)) => return self.raise_gp(),
         };
-        let step = self.skip(atomic);
+        let step = self.skip(atomic, |op| {
+            matches!(op, Op::MovCr | Op::Clts | Op::Lmsw | Op::Smsw)
+        });
         if !matches!(step, Step::Again) {
             return step;
         }
@@ -1015,7 +1121,7 @@ impl<'a> Runner<'a> {
     fn dr_access(&mut self, atomic: bool) -> Step {
         let fetched = {
             let view = self.vm.memory.view();
-            self.s.fetch(&view, atomic)
+            self.s.fetch(&view, atomic).copied()
         };
         let insn = match fetched {
             Ok(i) => i,
@@ -1036,7 +1142,11 @@ impl<'a> Runner<'a> {
         // The instruction's own faults come before the intercept (CPL, CR4.DE) on VMX and SVM, but DR7.GD is ours.
         if self.s.cpu.dr7 & 1 << 13 != 0 {
             self.s.cpu.dr6 |= 1 << 13;
-            return self.raise(Exception { vector: events::vector::DB, error_code: None, payload: 1 << 13 });
+            return self.raise(Exception {
+                vector: events::vector::DB,
+                error_code: None,
+                payload: 1 << 13,
+            });
         }
         if self.s.cpl() != 0 {
             return self.raise_gp();
@@ -1083,7 +1193,10 @@ impl<'a> Runner<'a> {
         let interrupted = self.s.events.interrupted.take();
         match events::raise_during(interrupted, *e) {
             Ok(e) => {
-                if let (Some(ev), true) = (interrupted, e.vector == events::vector::DB || e.vector == events::vector::AC) {
+                if let (Some(ev), true) = (
+                    interrupted,
+                    e.vector == events::vector::DB || e.vector == events::vector::AC,
+                ) {
                     // The event comes back after the exception's handler returns only if it was not one itself.
                     if ev.kind != EventKind::Exception {
                         self.s.events.interrupted = Some(ev);
@@ -1112,7 +1225,11 @@ impl<'a> Runner<'a> {
             inject: None,
             check: true,
         };
-        let mut f = crate::uapi::EntryFailure { reason, value: 0, rule: [0; 240] };
+        let mut f = crate::uapi::EntryFailure {
+            reason,
+            value: 0,
+            rule: [0; 240],
+        };
         let text = match self.s.hw.check_entry(&mut self.s.cpu, &params) {
             Err(v) => {
                 f.value = v.value;
@@ -1126,11 +1243,20 @@ impl<'a> Runner<'a> {
                 (v.rule, v.manual)
             }
             Ok(()) => {
-                pr_warn_ratelimited!("vCPU {}: entry refused, reason {:#x}\n", self.vcpu.shared.id, reason);
+                pr_warn_ratelimited!(
+                    "vCPU {}: entry refused, reason {:#x}\n",
+                    self.vcpu.shared.id,
+                    reason
+                );
                 ("The processor refused the entry for a reason that the entry checks do not know", "")
             }
         };
-        let parts = [text.0.as_bytes(), if text.1.is_empty() { b"" } else { b" (" }, text.1.as_bytes(), if text.1.is_empty() { b"" } else { b")" }];
+        let parts = [
+            text.0.as_bytes(),
+            if text.1.is_empty() { b"" } else { b" (" },
+            text.1.as_bytes(),
+            if text.1.is_empty() { b"" } else { b")" },
+        ];
         // The last byte stays zero.
         for (to, from) in f.rule.iter_mut().take(239).zip(parts.into_iter().flatten()) {
             *to = *from;

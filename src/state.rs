@@ -11,8 +11,8 @@ use crate::cpu::msr::{self as msrs, Access, Class, MsrFile, Read, Written};
 use crate::cpu::regs::{cr0, cr4, rflags, DescTable, Gpr, Seg, Segment, Sregs};
 use crate::cpu::xsave;
 use crate::dev::{self, Model};
-use crate::emul::Insn;
 use crate::emul::Replay;
+use crate::emul::{DecodeCache, Insn};
 use crate::exit::{Event, Exception};
 use crate::hw::Hw;
 use crate::irq::lapic::{Action, Features as LapicFeatures, Lapic};
@@ -85,7 +85,11 @@ pub(crate) struct State {
     pub(crate) events: Events,
     pub(crate) mp_state: MpState,
     pub(crate) replay: KBox<Replay>,
+    /// The instruction of `Completion::Emulate`.
     pub(crate) insn: Option<Insn>,
+    pub(crate) insn_cache: KBox<DecodeCache>,
+    /// Port and width of the I/O exit under emulation.
+    pub(crate) io_port: Option<(u16, u8)>,
     pub(crate) completion: Completion,
     pub(crate) tsc_offset: u64,
     pub(crate) tsc_adjust: u64,
@@ -100,17 +104,32 @@ pub(crate) struct State {
 
 /// A segment after RESET or INIT (SDM 3A table 10-1).
 fn reset_segment(selector: u16, base: u64, typ: u8, s: bool) -> Segment {
-    Segment { base, limit: 0xffff, selector, typ, s, present: true, ..Segment::default() }
+    Segment {
+        base,
+        limit: 0xffff,
+        selector,
+        typ,
+        s,
+        present: true,
+        ..Segment::default()
+    }
 }
 
 /// System registers after RESET or INIT. `cr0` keeps CD and NW on INIT.
 pub(crate) fn reset_sregs(cr0_value: u64) -> Sregs {
     let data = reset_segment(0, 0, 3, true);
-    let mut s = Sregs { seg: [data; 8], cr0: cr0_value, ..Sregs::default() };
+    let mut s = Sregs {
+        seg: [data; 8],
+        cr0: cr0_value,
+        ..Sregs::default()
+    };
     *s.seg_mut(Seg::Cs) = reset_segment(0xf000, 0xffff_0000, 11, true);
     *s.seg_mut(Seg::Ldtr) = reset_segment(0, 0, 2, false);
     *s.seg_mut(Seg::Tr) = reset_segment(0, 0, 11, false);
-    s.gdt = DescTable { base: 0, limit: 0xffff };
+    s.gdt = DescTable {
+        base: 0,
+        limit: 0xffff,
+    };
     s.idt = s.gdt;
     s
 }
@@ -123,7 +142,11 @@ impl State {
         let bsp = id == vm.boot_cpu();
         let hw = Hw::new(id)?;
         let mut msr_file = KBox::new(MsrFile::ZERO, GFP_KERNEL_ACCOUNT)?;
-        msr_file.reset(&msrs::Config { arch_capabilities: 0, lfence_serializing: true, vendor: model.vendor });
+        msr_file.reset(&msrs::Config {
+            arch_capabilities: 0,
+            lfence_serializing: model.lfence_serializing,
+            vendor: model.vendor,
+        });
         let host_index = CpuidIndex::new(&model.supported);
         let host_features = GuestFeatures::from_table(&model.supported, &host_index);
         let features = GuestFeatures::from_table(&[], &CpuidIndex::empty());
@@ -135,7 +158,10 @@ impl State {
                 suppress_eoi: false,
                 phys_bits: boot_cpu::phys_bits().min(52) as u8,
             };
-            Some(KBox::new(Lapic::new(id, bsp, bsp, f, 1), GFP_KERNEL_ACCOUNT)?)
+            Some(KBox::new(
+                Lapic::new(id, bsp, bsp, f, 1),
+                GFP_KERNEL_ACCOUNT,
+            )?)
         } else {
             None
         };
@@ -157,9 +183,15 @@ impl State {
             apic_base: 0xfee0_0000 | 1 << 11 | u64::from(bsp) << 8,
             cr8: 0,
             events: Events::default(),
-            mp_state: if in_kernel && !bsp { MpState::Uninitialized } else { MpState::Runnable },
+            mp_state: if in_kernel && !bsp {
+                MpState::Uninitialized
+            } else {
+                MpState::Runnable
+            },
             replay: KBox::new(Replay::new(), GFP_KERNEL_ACCOUNT)?,
             insn: None,
+            insn_cache: KBox::new(DecodeCache::new(), GFP_KERNEL_ACCOUNT)?,
+            io_port: None,
             completion: Completion::Nothing,
             tsc_offset: vm.tsc_offset,
             tsc_adjust: 0,
@@ -175,7 +207,10 @@ impl State {
         this.refresh_dynamic();
         if let Some(l) = &this.lapic {
             shared.set_apic_addr(l.addr());
-            shared.lint0_extint.store(u32::from(l.lint0_accepts_extint()), core::sync::atomic::Ordering::Relaxed);
+            shared.lint0_extint.store(
+                u32::from(l.lint0_accepts_extint()),
+                core::sync::atomic::Ordering::Relaxed,
+            );
         }
         Ok(this)
     }
@@ -251,7 +286,12 @@ impl State {
     /// What holds events back.
     pub(crate) fn gate(&mut self) -> Gate {
         let i = self.hw.interruptibility();
-        Gate { if_flag: self.cpu.regs.rflags & rflags::IF != 0, sti: i.sti, mov_ss: i.mov_ss, nmi: i.nmi }
+        Gate {
+            if_flag: self.cpu.regs.rflags & rflags::IF != 0,
+            sti: i.sti,
+            mov_ss: i.mov_ss,
+            nmi: i.nmi,
+        }
     }
 
     /// Raises an exception in the guest. Returns false when it shuts the guest down.
@@ -288,7 +328,12 @@ impl State {
         host: &'a GuestFeatures,
         host_initiated: bool,
     ) -> Access<'a> {
-        Access { guest: features, host, host_initiated, xss_allowed: 0 }
+        Access {
+            guest: features,
+            host,
+            host_initiated,
+            xss_allowed: 0,
+        }
     }
 
     /// RDMSR, or KVM_GET_MSRS with `by_host`. `None` raises #GP or ends the list.
@@ -303,7 +348,11 @@ impl State {
                 self.load(Groups::CTRL);
                 Some(self.cpu.sregs.efer)
             }
-            Class::ApicBase => Some(self.lapic.as_ref().map_or(self.apic_base, |l| l.apic_base())),
+            Class::ApicBase => Some(
+                self.lapic
+                    .as_ref()
+                    .map_or(self.apic_base, |l| l.apic_base()),
+            ),
             Class::TscDeadline => self.lapic.as_ref().map(|l| l.tsc_deadline()),
             Class::X2apic => {
                 let now = hrtimer::ktime_get_ns();
@@ -332,7 +381,13 @@ impl State {
     }
 
     /// WRMSR, or KVM_SET_MSRS with `by_host`. `None` raises #GP or ends the list; an [`Action`] is to be carried out by the caller.
-    pub(crate) fn write_msr(&mut self, vm: &Vm, index: u32, value: u64, by_host: bool) -> Option<Action> {
+    pub(crate) fn write_msr(
+        &mut self,
+        vm: &Vm,
+        index: u32,
+        value: u64,
+        by_host: bool,
+    ) -> Option<Action> {
         let a = Self::access(&self.features, &self.host_features, by_host);
         let (class, value) = match self.msrs.set(index, value, &a).ok()? {
             Written::Stored | Written::StoredMtrr => return Some(Action::NONE),
@@ -346,7 +401,11 @@ impl State {
             Class::Efer => {
                 self.load(Groups::CTRL);
                 let s = &self.cpu.sregs;
-                let allowed = control::efer_allowed(if by_host { &self.host_features } else { &self.features });
+                let allowed = control::efer_allowed(if by_host {
+                    &self.host_features
+                } else {
+                    &self.features
+                });
                 let new = if by_host {
                     // LMA follows LME and PG, in whatever order user space restores them.
                     if value & !(allowed | crate::cpu::regs::efer::LMA) != 0 {
@@ -380,11 +439,16 @@ impl State {
                 let offset = value.wrapping_sub(boot_cpu::rdtsc());
                 if !by_host {
                     // A guest's write shows in TSC_ADJUST (SDM 3B 19.17.3).
-                    self.tsc_adjust = self.tsc_adjust.wrapping_add(offset.wrapping_sub(self.tsc_offset));
+                    self.tsc_adjust = self
+                        .tsc_adjust
+                        .wrapping_add(offset.wrapping_sub(self.tsc_offset));
                 }
                 self.set_tsc_offset(offset);
                 // The timer's deadline is in guest TSC.
-                Some(Action { timer: true, ..Action::NONE })
+                Some(Action {
+                    timer: true,
+                    ..Action::NONE
+                })
             }
             Class::TscAdjust => {
                 if !by_host {
@@ -392,7 +456,10 @@ impl State {
                     self.set_tsc_offset(self.tsc_offset.wrapping_add(by));
                 }
                 self.tsc_adjust = value;
-                Some(Action { timer: true, ..Action::NONE })
+                Some(Action {
+                    timer: true,
+                    ..Action::NONE
+                })
             }
             Class::Backend => {
                 let seg = match index {
@@ -409,7 +476,9 @@ impl State {
                 self.hw.set_msr(index, value).then_some(Action::NONE)
             }
             Class::PredictionBarrier => Some(Action::NONE),
-            Class::Paravirt => crate::cpu::paravirt::write(vm, self, index, value, by_host).then_some(Action::NONE),
+            Class::Paravirt => {
+                crate::cpu::paravirt::write(vm, self, index, value, by_host).then_some(Action::NONE)
+            }
         }
     }
 
@@ -420,7 +489,10 @@ impl State {
         }
         match &self.lapic {
             Some(l) => {
-                l.pending().is_some() || (vm.chip.pic_output() && l.lint0_accepts_extint() && shared.id == vm.boot_cpu())
+                l.pending().is_some()
+                    || (vm.chip.pic_output()
+                        && l.lint0_accepts_extint()
+                        && shared.id == vm.boot_cpu())
             }
             None => false,
         }
@@ -446,7 +518,8 @@ impl State {
     /// Installs a CPUID table that has been checked.
     pub(crate) fn set_cpuid(&mut self, table: KVec<CpuidEntry>) {
         *self.cpuid_index = CpuidIndex::new(&table);
-        self.features = GuestFeatures::from_table(&table, &self.cpuid_index);
+        self.features =
+            GuestFeatures::from_table(&table, &self.cpuid_index).restrict(&self.host_features);
         self.cpuid = table;
         if let Some(l) = &mut self.lapic {
             l.set_features(LapicFeatures {
@@ -465,7 +538,12 @@ impl State {
     }
 
     /// Reads the PDPTEs at `cr3` (SDM 3A 4.4.1). `NotRam` also when reserved bits of a present one are set, which is #GP(0).
-    pub(crate) fn read_pdptes(&self, vm: &Vm, cr3: u64, atomic: bool) -> Result<[u64; 4], MemError> {
+    pub(crate) fn read_pdptes(
+        &self,
+        vm: &Vm,
+        cr3: u64,
+        atomic: bool,
+    ) -> Result<[u64; 4], MemError> {
         let view = vm.memory.view();
         let mut bytes = [0u8; 32];
         let gpa = Gpa(cr3 & 0xffff_ffe0);

@@ -69,13 +69,17 @@ pub(crate) fn bytes_of_mut<T: Uapi>(v: &mut T) -> &mut [u8] {
 /// Copies a structure in. EFAULT.
 pub(crate) fn get<T: Uapi>(addr: usize) -> Result<T> {
     let mut v = zeroed::<T>();
-    UserSlice::new(UserPtr::from_addr(addr), size_of::<T>()).reader().read_slice(bytes_of_mut(&mut v))?;
+    UserSlice::new(UserPtr::from_addr(addr), size_of::<T>())
+        .reader()
+        .read_slice(bytes_of_mut(&mut v))?;
     Ok(v)
 }
 
 /// Copies a structure out. EFAULT.
 pub(crate) fn put<T: Uapi>(addr: usize, v: &T) -> Result {
-    UserSlice::new(UserPtr::from_addr(addr), size_of::<T>()).writer().write_slice(bytes_of(v))
+    UserSlice::new(UserPtr::from_addr(addr), size_of::<T>())
+        .writer()
+        .write_slice(bytes_of(v))
 }
 
 /// Address of element `i` of an array of `T` that follows a header of `header` bytes at `addr`.
@@ -114,7 +118,6 @@ pub(crate) const KVM_GET_MSR_INDEX_LIST: u32 = _IOWR::<k::kvm_msr_list>(K, 0x02)
 pub(crate) const KVM_CHECK_EXTENSION: u32 = _IO(K, 0x03);
 pub(crate) const KVM_GET_VCPU_MMAP_SIZE: u32 = _IO(K, 0x04);
 pub(crate) const KVM_GET_SUPPORTED_CPUID: u32 = _IOWR::<k::kvm_cpuid2>(K, 0x05);
-pub(crate) const KVM_GET_MSR_FEATURE_INDEX_LIST: u32 = _IOWR::<k::kvm_msr_list>(K, 0x0a);
 pub(crate) const KVM_X86_GET_MCE_CAP_SUPPORTED: u32 = _IOR::<u64>(K, 0x9d);
 
 pub(crate) const KVM_CREATE_VCPU: u32 = _IO(K, 0x41);
@@ -124,7 +127,8 @@ pub(crate) const KVM_GET_NR_MMU_PAGES: u32 = _IO(K, 0x45);
 pub(crate) const KVM_SET_USER_MEMORY_REGION: u32 = _IOW::<k::kvm_userspace_memory_region>(K, 0x46);
 pub(crate) const KVM_SET_TSS_ADDR: u32 = _IO(K, 0x47);
 pub(crate) const KVM_SET_IDENTITY_MAP_ADDR: u32 = _IOW::<u64>(K, 0x48);
-pub(crate) const KVM_SET_USER_MEMORY_REGION2: u32 = _IOW::<k::kvm_userspace_memory_region2>(K, 0x49);
+pub(crate) const KVM_SET_USER_MEMORY_REGION2: u32 =
+    _IOW::<k::kvm_userspace_memory_region2>(K, 0x49);
 pub(crate) const KVM_CREATE_IRQCHIP: u32 = _IO(K, 0x60);
 pub(crate) const KVM_IRQ_LINE: u32 = _IOW::<k::kvm_irq_level>(K, 0x61);
 pub(crate) const KVM_GET_IRQCHIP: u32 = _IOWR::<k::kvm_irqchip>(K, 0x62);

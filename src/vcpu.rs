@@ -105,8 +105,11 @@ impl Vcpu {
                 let khz = u64::from(self.tsc_khz.max(1));
                 let left = left as u64;
                 // left / khz milliseconds, without a product that overflows: the remainder is below 2^32.
-                let ns = (left / khz).saturating_mul(1_000_000).saturating_add(left % khz * 1_000_000 / khz);
-                self.timer.start_abs_ns(hrtimer::ktime_get_ns().saturating_add(ns.min(u64::MAX / 4)));
+                let ns = (left / khz)
+                    .saturating_mul(1_000_000)
+                    .saturating_add(left % khz * 1_000_000 / khz);
+                self.timer
+                    .start_abs_ns(hrtimer::ktime_get_ns().saturating_add(ns.min(u64::MAX / 4)));
             }
         }
     }
@@ -121,7 +124,9 @@ impl Vcpu {
             self.shared.set_apic_addr(l.addr());
         }
         if action.lint0 {
-            self.shared.lint0_extint.store(u32::from(l.lint0_accepts_extint()), Ordering::Relaxed);
+            self.shared
+                .lint0_extint
+                .store(u32::from(l.lint0_accepts_extint()), Ordering::Relaxed);
         }
         if let Some(message) = &action.ipi {
             let source = l.id();
@@ -191,7 +196,8 @@ fn ioctl(vm: &Arc<Vm>, vcpu: &Arc<Vcpu>, cmd: u32, arg: usize) -> Result<isize> 
         uapi::KVM_SET_MSRS => return set_msrs(vm, vcpu, s, arg),
         uapi::KVM_GET_FPU => {
             let mut f = uapi::zeroed::<k::kvm_fpu>();
-            let bytes: &mut [u8; xsave::KVM_FPU] = uapi::bytes_of_mut(&mut f).try_into().map_err(|_| EINVAL)?;
+            let bytes: &mut [u8; xsave::KVM_FPU] =
+                uapi::bytes_of_mut(&mut f).try_into().map_err(|_| EINVAL)?;
             let model = s.model;
             xsave::materialize(s.fpu.as_mut_slice(), &model.layout, xsave::X87_SSE);
             xsave::to_kvm_fpu(s.fpu.as_slice(), bytes);
@@ -214,7 +220,9 @@ fn ioctl(vm: &Arc<Vm>, vcpu: &Arc<Vcpu>, cmd: u32, arg: usize) -> Result<isize> 
         }
         uapi::KVM_SET_XCRS if s.model.has_xsave => set_xcrs(s, &uapi::get(arg)?)?,
         uapi::KVM_GET_LAPIC => {
-            let Some(l) = &s.lapic else { return Err(EINVAL) };
+            let Some(l) = &s.lapic else {
+                return Err(EINVAL);
+            };
             let regs = l.get_state(false, hrtimer::ktime_get_ns());
             let mut state = uapi::zeroed::<k::kvm_lapic_state>();
             let bytes = uapi::bytes_of_mut(&mut state);
@@ -227,14 +235,18 @@ fn ioctl(vm: &Arc<Vm>, vcpu: &Arc<Vcpu>, cmd: u32, arg: usize) -> Result<isize> 
         }
         uapi::KVM_SET_LAPIC => {
             let state = uapi::get::<k::kvm_lapic_state>(arg)?;
-            let Some(l) = &mut s.lapic else { return Err(EINVAL) };
+            let Some(l) = &mut s.lapic else {
+                return Err(EINVAL);
+            };
             let mut regs = [0u32; 64];
             for (to, from) in regs.iter_mut().zip(uapi::bytes_of(&state).chunks_exact(16)) {
                 if let Some(Ok(w)) = from.get(..4).map(TryInto::try_into) {
                     *to = u32::from_le_bytes(w);
                 }
             }
-            let action = l.set_state(&regs, false, hrtimer::ktime_get_ns()).map_err(|_| EINVAL)?;
+            let action = l
+                .set_state(&regs, false, hrtimer::ktime_get_ns())
+                .map_err(|_| EINVAL)?;
             vcpu.act(vm, s, &action);
         }
         uapi::KVM_SET_CPUID2 => set_cpuid(s, arg)?,
@@ -246,7 +258,14 @@ fn ioctl(vm: &Arc<Vm>, vcpu: &Arc<Vcpu>, cmd: u32, arg: usize) -> Result<isize> 
             let mut live = KVec::with_capacity(s.cpuid.len(), GFP_KERNEL_ACCOUNT)?;
             for e in s.cpuid.iter() {
                 let [eax, ebx, ecx, edx] = s.dynamic.apply(e);
-                live.push_within_capacity(CpuidEntry { eax, ebx, ecx, edx, ..*e }).map_err(|_| ENOMEM)?;
+                live.push_within_capacity(CpuidEntry {
+                    eax,
+                    ebx,
+                    ecx,
+                    edx,
+                    ..*e
+                })
+                .map_err(|_| ENOMEM)?;
             }
             uapi::put_cpuid(arg, &live)?;
         }
@@ -259,10 +278,21 @@ fn ioctl(vm: &Arc<Vm>, vcpu: &Arc<Vcpu>, cmd: u32, arg: usize) -> Result<isize> 
             let _ = a.vapic_addr;
         }
         uapi::KVM_GET_MP_STATE => {
-            let mp_state = if s.mp_state == MpState::SipiReceived { MpState::Runnable } else { s.mp_state };
-            uapi::put(arg, &k::kvm_mp_state { mp_state: mp_state as u32 })?;
+            let mp_state = if s.mp_state == MpState::SipiReceived {
+                MpState::Runnable
+            } else {
+                s.mp_state
+            };
+            uapi::put(
+                arg,
+                &k::kvm_mp_state {
+                    mp_state: mp_state as u32,
+                },
+            )?;
         }
-        uapi::KVM_SET_MP_STATE => set_mp_state(vcpu, s, uapi::get::<k::kvm_mp_state>(arg)?.mp_state)?,
+        uapi::KVM_SET_MP_STATE => {
+            set_mp_state(vcpu, s, uapi::get::<k::kvm_mp_state>(arg)?.mp_state)?
+        }
         uapi::KVM_NMI => s.events.nmis = s.events.nmis.saturating_add(1).min(2),
         uapi::KVM_X86_SETUP_MCE => {
             let cap = uapi::get::<u64>(arg)?;
@@ -343,7 +373,8 @@ fn get_regs(s: &State) -> k::kvm_regs {
 
 fn set_regs(s: &mut State, r: &k::kvm_regs) {
     s.cpu.regs.gpr = [
-        r.rax, r.rcx, r.rdx, r.rbx, r.rsp, r.rbp, r.rsi, r.rdi, r.r8, r.r9, r.r10, r.r11, r.r12, r.r13, r.r14, r.r15,
+        r.rax, r.rcx, r.rdx, r.rbx, r.rsp, r.rbp, r.rsi, r.rdi, r.r8, r.r9, r.r10, r.r11, r.r12,
+        r.r13, r.r14, r.r15,
     ];
     s.cpu.regs.rip = r.rip;
     s.cpu.regs.rflags = run::clean_rflags(r.rflags);
@@ -409,7 +440,12 @@ fn get_sregs(s: &mut State) -> k::kvm_sregs {
     r.efer = x.efer;
     r.cr8 = u64::from(s.lapic.as_ref().map_or(s.cr8, |l| l.cr8()));
     r.apic_base = s.lapic.as_ref().map_or(s.apic_base, |l| l.apic_base());
-    if let Some(Event { kind: EventKind::ExternalInterrupt, vector, .. }) = s.events.interrupted {
+    if let Some(Event {
+        kind: EventKind::ExternalInterrupt,
+        vector,
+        ..
+    }) = s.events.interrupted
+    {
         set_bit(&mut r.interrupt_bitmap, vector);
     } else if let Some(v) = s.events.external {
         if s.lapic.is_none() {
@@ -439,14 +475,21 @@ fn set_sregs(vm: &Vm, vcpu: &Vcpu, s: &mut State, r: &k::kvm_sregs) -> Result<Ac
     ] {
         *x.seg_mut(seg) = from_kvm_segment(from);
     }
-    x.gdt = DescTable { base: r.gdt.base, limit: r.gdt.limit };
-    x.idt = DescTable { base: r.idt.base, limit: r.idt.limit };
+    x.gdt = DescTable {
+        base: r.gdt.base,
+        limit: r.gdt.limit,
+    };
+    x.idt = DescTable {
+        base: r.idt.base,
+        limit: r.idt.limit,
+    };
     x.cr0 = r.cr0;
     x.cr2 = r.cr2;
     x.cr3 = r.cr3;
     x.cr4 = r.cr4;
     x.efer = r.efer;
-    control::sregs_valid(&x, &s.features, control::efer_allowed(&s.host_features)).map_err(|_| EINVAL)?;
+    control::sregs_valid(&x, &s.features, control::efer_allowed(&s.host_features))
+        .map_err(|_| EINVAL)?;
     let mut action = Action::NONE;
     match &mut s.lapic {
         Some(l) => {
@@ -469,7 +512,12 @@ fn set_sregs(vm: &Vm, vcpu: &Vcpu, s: &mut State, r: &k::kvm_sregs) -> Result<Ac
         let pdptes = s.read_pdptes(vm, s.cpu.sregs.cr3, false).unwrap_or([0; 4]);
         s.hw.set_pdptes(pdptes);
     }
-    let pending = r.interrupt_bitmap.iter().zip(0u32..).find(|(w, _)| **w != 0).map(|(w, i)| i * 64 + w.trailing_zeros());
+    let pending = r
+        .interrupt_bitmap
+        .iter()
+        .zip(0u32..)
+        .find(|(w, _)| **w != 0)
+        .map(|(w, i)| i * 64 + w.trailing_zeros());
     if let Some(v) = pending {
         s.events.interrupted = Some(events::interrupt_event(v as u8));
     }
@@ -504,7 +552,11 @@ fn translate(vm: &Vm, s: &mut State, t: &mut k::kvm_translation) {
     }
     let paging = s.paging();
     let view = vm.memory.view();
-    let found = paging.probe(&mut Reader(&view), Gva(t.linear_address), gwalk::Access::implicit(false));
+    let found = paging.probe(
+        &mut Reader(&view),
+        Gva(t.linear_address),
+        gwalk::Access::implicit(false),
+    );
     t.valid = found.is_ok().into();
     t.physical_address = found.map_or(u64::MAX, |x| x.gpa.0);
     t.writeable = 1;
@@ -512,7 +564,11 @@ fn translate(vm: &Vm, s: &mut State, t: &mut k::kvm_translation) {
 }
 
 /// Calls `f` for each entry of a `struct kvm_msrs` until it says false; how many were done.
-fn each_msr(arg: usize, write_back: bool, mut f: impl FnMut(&mut k::kvm_msr_entry) -> bool) -> Result<isize> {
+fn each_msr(
+    arg: usize,
+    write_back: bool,
+    mut f: impl FnMut(&mut k::kvm_msr_entry) -> bool,
+) -> Result<isize> {
     const HEADER: usize = 8;
     /// KVM's MAX_IO_MSRS.
     const MAX: u32 = 256;
@@ -544,18 +600,24 @@ fn get_msrs(vm: &Vm, s: &mut State, arg: usize) -> Result<isize> {
 }
 
 fn set_msrs(vm: &Vm, vcpu: &Vcpu, s: &mut State, arg: usize) -> Result<isize> {
-    each_msr(arg, false, |e| match s.write_msr(vm, e.index, e.data, true) {
-        Some(action) => {
-            vcpu.act(vm, s, &action);
-            true
+    each_msr(arg, false, |e| {
+        match s.write_msr(vm, e.index, e.data, true) {
+            Some(action) => {
+                vcpu.act(vm, s, &action);
+                true
+            }
+            None => false,
         }
-        None => false,
     })
 }
 
 /// Offset of XSAVE component 9 (PKRU) in the standard format.
 fn pkru_offset(s: &State) -> Option<usize> {
-    s.model.layout.component(9).filter(|_| s.model.pku).map(|(offset, _)| offset as usize)
+    s.model
+        .layout
+        .component(9)
+        .filter(|_| s.model.pku)
+        .map(|(offset, _)| offset as usize)
 }
 
 fn get_xsave(s: &mut State, arg: usize) -> Result {
@@ -570,16 +632,24 @@ fn get_xsave(s: &mut State, arg: usize) -> Result {
         let bv = xsave::xstate_bv(&image) | xsave::PKRU;
         xsave::set_xstate_bv(&mut image, bv);
     }
-    UserSlice::new(UserPtr::from_addr(arg), 4096).writer().write_slice(&image)
+    UserSlice::new(UserPtr::from_addr(arg), 4096)
+        .writer()
+        .write_slice(&image)
 }
 
 fn set_xsave(s: &mut State, arg: usize) -> Result {
     let mut image = KVec::from_elem(0u8, 4096, GFP_KERNEL_ACCOUNT)?;
-    UserSlice::new(UserPtr::from_addr(arg), 4096).reader().read_slice(&mut image)?;
-    xsave::check_image(&image, &s.model.layout, s.model.xcr0, s.model.mxcsr_mask).map_err(|_| EINVAL)?;
+    UserSlice::new(UserPtr::from_addr(arg), 4096)
+        .reader()
+        .read_slice(&mut image)?;
+    xsave::check_image(&image, &s.model.layout, s.model.xcr0, s.model.mxcsr_mask)
+        .map_err(|_| EINVAL)?;
     let bv = xsave::xstate_bv(&image);
     if bv & xsave::PKRU != 0 {
-        if let Some(Ok(b)) = pkru_offset(s).and_then(|o| image.get(o..o + 4)).map(TryInto::try_into) {
+        if let Some(Ok(b)) = pkru_offset(s)
+            .and_then(|o| image.get(o..o + 4))
+            .map(TryInto::try_into)
+        {
             s.pkru = u32::from_le_bytes(b);
         }
     } else {
@@ -666,10 +736,23 @@ fn get_events(vcpu: &Vcpu, s: &mut State) -> k::kvm_vcpu_events {
     let exception = s.events.exception.map(|x| (x.vector, x.error_code));
     let (mut injected, mut interrupt) = (exception, None);
     match s.events.interrupted {
-        Some(Event { kind: EventKind::ExternalInterrupt, vector, .. }) => interrupt = Some((vector, false)),
-        Some(Event { kind: EventKind::SoftwareInterrupt, vector, .. }) => interrupt = Some((vector, true)),
-        Some(Event { kind: EventKind::Nmi, .. }) => e.nmi.injected = 1,
-        Some(Event { vector, error_code, .. }) => injected = Some((vector, error_code)),
+        Some(Event {
+            kind: EventKind::ExternalInterrupt,
+            vector,
+            ..
+        }) => interrupt = Some((vector, false)),
+        Some(Event {
+            kind: EventKind::SoftwareInterrupt,
+            vector,
+            ..
+        }) => interrupt = Some((vector, true)),
+        Some(Event {
+            kind: EventKind::Nmi,
+            ..
+        }) => e.nmi.injected = 1,
+        Some(Event {
+            vector, error_code, ..
+        }) => injected = Some((vector, error_code)),
         None => {}
     }
     if let Some((nr, code)) = injected {
@@ -685,15 +768,20 @@ fn get_events(vcpu: &Vcpu, s: &mut State) -> k::kvm_vcpu_events {
     }
     e.interrupt.shadow = u8::from(i.sti) * k::KVM_X86_SHADOW_INT_STI as u8
         | u8::from(i.mov_ss) * k::KVM_X86_SHADOW_INT_MOV_SS as u8;
-    e.nmi.pending = s.events.nmis.saturating_add(vcpu.shared.nmi.load(Ordering::Relaxed).min(2) as u8).min(2);
+    e.nmi.pending = s
+        .events
+        .nmis
+        .saturating_add(vcpu.shared.nmi.load(Ordering::Relaxed).min(2) as u8)
+        .min(2);
     e.nmi.masked = i.nmi.into();
     e.flags = k::KVM_VCPUEVENT_VALID_NMI_PENDING | k::KVM_VCPUEVENT_VALID_SHADOW;
     e
 }
 
 fn set_events(vcpu: &Vcpu, s: &mut State, e: &k::kvm_vcpu_events) -> Result {
-    const KNOWN: u32 =
-        k::KVM_VCPUEVENT_VALID_NMI_PENDING | k::KVM_VCPUEVENT_VALID_SIPI_VECTOR | k::KVM_VCPUEVENT_VALID_SHADOW;
+    const KNOWN: u32 = k::KVM_VCPUEVENT_VALID_NMI_PENDING
+        | k::KVM_VCPUEVENT_VALID_SIPI_VECTOR
+        | k::KVM_VCPUEVENT_VALID_SHADOW;
     if e.flags & !KNOWN != 0 {
         return Err(EINVAL);
     }
@@ -714,14 +802,22 @@ fn set_events(vcpu: &Vcpu, s: &mut State, e: &k::kvm_vcpu_events) -> Result {
     s.events.exception = exception.then(|| Exception {
         vector: e.exception.nr,
         error_code: (e.exception.has_error_code != 0).then_some(e.exception.error_code),
-        payload: if e.exception.nr == events::vector::PF { s.cpu.sregs.cr2 } else { 0 },
+        payload: if e.exception.nr == events::vector::PF {
+            s.cpu.sregs.cr2
+        } else {
+            0
+        },
     });
     if e.flags & k::KVM_VCPUEVENT_VALID_SHADOW != 0 {
         i.sti = u32::from(e.interrupt.shadow) & k::KVM_X86_SHADOW_INT_STI != 0;
         i.mov_ss = u32::from(e.interrupt.shadow) & k::KVM_X86_SHADOW_INT_MOV_SS != 0;
     }
     i.nmi = e.nmi.masked != 0;
-    s.hw.set_interruptibility(Interruptibility { sti: i.sti, mov_ss: i.mov_ss, nmi: i.nmi });
+    s.hw.set_interruptibility(Interruptibility {
+        sti: i.sti,
+        mov_ss: i.mov_ss,
+        nmi: i.nmi,
+    });
     if e.flags & k::KVM_VCPUEVENT_VALID_NMI_PENDING != 0 {
         vcpu.shared.nmi.store(0, Ordering::Relaxed);
         s.events.nmis = e.nmi.pending.min(2);

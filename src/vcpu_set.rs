@@ -34,10 +34,6 @@ pub(crate) mod request {
     pub(crate) const TIMER: u32 = 1 << 4;
     /// The 8259s' INTR line may be up.
     pub(crate) const EXTINT: u32 = 1 << 5;
-    /// Only leave the guest.
-    pub(crate) const EXIT: u32 = 1 << 6;
-    /// The set of level-triggered vectors that user space wants to see EOIs of has changed.
-    pub(crate) const SCAN_IOAPIC: u32 = 1 << 7;
     /// The VM's clock changed: write the pvclock page again.
     pub(crate) const CLOCK: u32 = 1 << 8;
 }
@@ -144,7 +140,9 @@ impl VcpuShared {
     /// Posts a vector for the local APIC. Returns whether it was not posted already.
     pub(crate) fn post(&self, vector: u8, level: bool) -> bool {
         let (word, bit) = (usize::from(vector >> 5), 1u32 << (vector & 31));
-        let (Some(p), Some(l)) = (self.posted.get(word), self.posted_level.get(word)) else { return false };
+        let (Some(p), Some(l)) = (self.posted.get(word), self.posted_level.get(word)) else {
+            return false;
+        };
         if level {
             l.fetch_or(bit, Ordering::SeqCst);
         } else {
@@ -159,8 +157,11 @@ impl VcpuShared {
     pub(crate) fn take_posted(&self) -> ([u32; 8], [u32; 8]) {
         let mut irr = [0; 8];
         let mut level = [0; 8];
-        for ((p, l), (i, m)) in
-            self.posted.iter().zip(self.posted_level.iter()).zip(irr.iter_mut().zip(level.iter_mut()))
+        for ((p, l), (i, m)) in self
+            .posted
+            .iter()
+            .zip(self.posted_level.iter())
+            .zip(irr.iter_mut().zip(level.iter_mut()))
         {
             if p.load(Ordering::Relaxed) != 0 {
                 *i = p.swap(0, Ordering::SeqCst);
@@ -192,9 +193,13 @@ impl VcpuSet {
     pub(crate) fn new() -> Result<Self> {
         let mut list = KVec::with_capacity(MAX_VCPUS, GFP_KERNEL_ACCOUNT)?;
         for _ in 0..MAX_VCPUS {
-            list.push_within_capacity(SetOnce::new()).map_err(|_| ENOMEM)?;
+            list.push_within_capacity(SetOnce::new())
+                .map_err(|_| ENOMEM)?;
         }
-        Ok(Self { list, len: AtomicU32::new(0) })
+        Ok(Self {
+            list,
+            len: AtomicU32::new(0),
+        })
     }
 
     /// Number of vCPUs.
@@ -217,18 +222,16 @@ impl VcpuSet {
     /// All of them.
     #[inline]
     pub(crate) fn iter(&self) -> impl Iterator<Item = &Arc<VcpuShared>> {
-        self.list.iter().take(self.len() as usize).filter_map(SetOnce::as_ref)
+        self.list
+            .iter()
+            .take(self.len() as usize)
+            .filter_map(SetOnce::as_ref)
     }
 
     /// The one that was created as number `index`, which is the id of most.
     #[inline]
     pub(crate) fn get(&self, index: u32) -> Option<&Arc<VcpuShared>> {
         self.list.get(index as usize)?.as_ref()
-    }
-
-    /// The one with this id.
-    pub(crate) fn by_id(&self, id: u32) -> Option<&Arc<VcpuShared>> {
-        self.iter().find(|v| v.id == id)
     }
 
     /// Returns after every vCPU that was in the guest has left it. Interrupts are on; may be called under a spin lock.

@@ -13,12 +13,12 @@
 use crate::dev;
 use crate::hw;
 use crate::irq::chip::IrqChip;
-use crate::stats::VmStats;
 use crate::linux::anon_inode::{self, FileOperations, NewFile};
 use crate::linux::mmu_notifier::MmuNotifier;
 use crate::mem::addr::{Gpa, Hva};
 use crate::mem::memory::{GuestMemory, Notifier};
 use crate::mem::slots::Slot;
+use crate::stats::VmStats;
 use crate::uapi::{self, k};
 use crate::vcpu::{Vcpu, VcpuFile};
 use crate::vcpu_set::{MAX_VCPUS, MAX_VCPU_ID};
@@ -108,7 +108,8 @@ impl Vm {
 
     /// KVM clock in nanoseconds.
     pub(crate) fn clock_ns(&self) -> u64 {
-        crate::linux::hrtimer::ktime_get_ns().wrapping_add(self.clock_offset.load(Ordering::Relaxed))
+        crate::linux::hrtimer::ktime_get_ns()
+            .wrapping_add(self.clock_offset.load(Ordering::Relaxed))
     }
 }
 
@@ -152,11 +153,25 @@ fn ioctl(vm: &Arc<Vm>, cmd: u32, arg: usize) -> Result<isize> {
         uapi::KVM_CHECK_EXTENSION => Ok(dev::check_extension(arg)),
         uapi::KVM_SET_USER_MEMORY_REGION => {
             let r = uapi::get::<k::kvm_userspace_memory_region>(arg)?;
-            set_memory(vm, r.slot, r.flags, r.guest_phys_addr, r.memory_size, r.userspace_addr)
+            set_memory(
+                vm,
+                r.slot,
+                r.flags,
+                r.guest_phys_addr,
+                r.memory_size,
+                r.userspace_addr,
+            )
         }
         uapi::KVM_SET_USER_MEMORY_REGION2 => {
             let r = uapi::get::<k::kvm_userspace_memory_region2>(arg)?;
-            set_memory(vm, r.slot, r.flags, r.guest_phys_addr, r.memory_size, r.userspace_addr)
+            set_memory(
+                vm,
+                r.slot,
+                r.flags,
+                r.guest_phys_addr,
+                r.memory_size,
+                r.userspace_addr,
+            )
         }
         uapi::KVM_GET_DIRTY_LOG => {
             let log = uapi::get::<k::kvm_dirty_log>(arg)?;
@@ -211,10 +226,15 @@ fn ioctl(vm: &Arc<Vm>, cmd: u32, arg: usize) -> Result<isize> {
         }
         uapi::KVM_SET_CLOCK => {
             let d = uapi::get::<k::kvm_clock_data>(arg)?;
-            if d.flags & !(k::KVM_CLOCK_REALTIME | k::KVM_CLOCK_TSC_STABLE | k::KVM_CLOCK_HOST_TSC) != 0 {
+            if d.flags & !(k::KVM_CLOCK_REALTIME | k::KVM_CLOCK_TSC_STABLE | k::KVM_CLOCK_HOST_TSC)
+                != 0
+            {
                 return Err(EINVAL);
             }
-            vm.clock_offset.store(d.clock.wrapping_sub(crate::linux::hrtimer::ktime_get_ns()), Ordering::Relaxed);
+            vm.clock_offset.store(
+                d.clock.wrapping_sub(crate::linux::hrtimer::ktime_get_ns()),
+                Ordering::Relaxed,
+            );
             vm.memory.vcpus.request_all(crate::vcpu_set::request::CLOCK);
             Ok(0)
         }
@@ -246,7 +266,13 @@ fn set_memory(vm: &Vm, slot: u32, flags: u32, gpa: u64, size: u64, hva: u64) -> 
     if size & 0xfff != 0 {
         return Err(EINVAL);
     }
-    vm.memory.set_slot(Slot { id: slot, gpa: Gpa(gpa), npages: size >> 12, hva: Hva(hva), flags })?;
+    vm.memory.set_slot(Slot {
+        id: slot,
+        gpa: Gpa(gpa),
+        npages: size >> 12,
+        hva: Hva(hva),
+        flags,
+    })?;
     Ok(0)
 }
 

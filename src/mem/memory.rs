@@ -279,43 +279,45 @@ impl GuestMemory {
     /// KVM_SET_USER_MEMORY_REGION (api.rst 4.35). `wanted.npages == 0` deletes.
     pub(crate) fn set_slot(&self, wanted: Slot) -> Result {
         let _update = self.update.lock();
-        let (next, zap, protect) = {
-            let current = self.slots.read();
-            let change = slots::validate(&current.slots, &wanted, &self.limits).map_err(|e| if e.errno() == 17 { EEXIST } else { EINVAL })?;
-            let old = current.slots.iter().position(|s| s.id == wanted.id);
-            let old_range = old.and_then(|i| current.slots.get(i)).and_then(Slot::range);
-            let mut next = current.copy_with_room()?;
-            match change {
-                Change::None => return Ok(()),
-                Change::Delete => {
-                    next.remove_id(wanted.id);
-                    (next, old_range, None)
+        let (next, zap, protect) =
+            {
+                let current = self.slots.read();
+                let change = slots::validate(&current.slots, &wanted, &self.limits)
+                    .map_err(|e| if e.errno() == 17 { EEXIST } else { EINVAL })?;
+                let old = current.slots.iter().position(|s| s.id == wanted.id);
+                let old_range = old.and_then(|i| current.slots.get(i)).and_then(Slot::range);
+                let mut next = current.copy_with_room()?;
+                match change {
+                    Change::None => return Ok(()),
+                    Change::Delete => {
+                        next.remove_id(wanted.id);
+                        (next, old_range, None)
+                    }
+                    Change::Create | Change::Move | Change::FlagsOnly => {
+                        let kept = old
+                            .and_then(|i| current.dirty.get(i))
+                            .and_then(Clone::clone);
+                        let dirty = match (wanted.flags & LOG_DIRTY != 0, kept) {
+                            (false, _) => None,
+                            (true, Some(d)) => Some(d),
+                            (true, None) => Some(DirtyBitmap::new(wanted.npages)?),
+                        };
+                        let starts_logging = dirty.is_some() && matches!(change, Change::FlagsOnly);
+                        next.remove_id(wanted.id);
+                        next.insert(wanted, dirty)?;
+                        let zap = if matches!(change, Change::Move) {
+                            old_range
+                        } else {
+                            None
+                        };
+                        (
+                            next,
+                            zap,
+                            if starts_logging { wanted.range() } else { None },
+                        )
+                    }
                 }
-                Change::Create | Change::Move | Change::FlagsOnly => {
-                    let kept = old
-                        .and_then(|i| current.dirty.get(i))
-                        .and_then(Clone::clone);
-                    let dirty = match (wanted.flags & LOG_DIRTY != 0, kept) {
-                        (false, _) => None,
-                        (true, Some(d)) => Some(d),
-                        (true, None) => Some(DirtyBitmap::new(wanted.npages)?),
-                    };
-                    let starts_logging = dirty.is_some() && matches!(change, Change::FlagsOnly);
-                    next.remove_id(wanted.id);
-                    next.insert(wanted, dirty)?;
-                    let zap = if matches!(change, Change::Move) {
-                        old_range
-                    } else {
-                        None
-                    };
-                    (
-                        next,
-                        zap,
-                        if starts_logging { wanted.range() } else { None },
-                    )
-                }
-            }
-        };
+            };
         drop(self.slots.replace(KBox::new(next, GFP_KERNEL_ACCOUNT)?));
         if let Some(range) = zap {
             self.unmap(range, true);
@@ -438,16 +440,18 @@ impl GuestMemory {
         if mmu.must_retry(seen, hva_page as u64) {
             return Ok(FaultOutcome::Resume);
         }
-        let level =
-            if page.is_ok() && !logging && self.caps.nested_2m && slot.max_level(gpa) != Level::L1
-            {
-                match gup::host_mapping_level(mm, hva_page) {
-                    gup::MappingLevel::L4K => Level::L1,
-                    _ => Level::L2,
-                }
-            } else {
-                Level::L1
-            };
+        let level = if page.is_ok()
+            && !logging
+            && self.caps.nested_2m
+            && slot.max_level(gpa) != Level::L1
+        {
+            match gup::host_mapping_level(mm, hva_page) {
+                gup::MappingLevel::L4K => Level::L1,
+                _ => Level::L2,
+            }
+        } else {
+            Level::L1
+        };
         let perm = if writable { Perm::RWX } else { Perm::RX };
         let leaf = Leaf {
             hpa: Hpa(pfn << 12).align_down(level),
@@ -547,6 +551,15 @@ impl MemoryView<'_> {
     pub(crate) fn try_read_u64(&self, gpa: Gpa) -> Result<u64, MemError> {
         let (hva, _, _) = self.resolve(gpa, false)?;
         uaccess::get_u64(hva).map_err(|_| MemError::Fault)
+    }
+
+    /// Reads 16 bytes inside a page, without sleeping.
+    #[inline]
+    pub(crate) fn try_read_16(&self, gpa: Gpa) -> Result<[u8; 16], MemError> {
+        let (hva, _, _) = self.resolve(gpa, false)?;
+        let low = uaccess::get_u64(hva).map_err(|_| MemError::Fault)?;
+        let high = uaccess::get_u64(hva.wrapping_add(8)).map_err(|_| MemError::Fault)?;
+        Ok((u128::from(high) << 64 | u128::from(low)).to_le_bytes())
     }
 
     /// Reads within the slots, without sleeping: fails with `Fault` where the host's page is not resident.

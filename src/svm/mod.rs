@@ -157,8 +157,16 @@ impl Platform for Svm {
             return Err(EOPNOTSUPP);
         }
         let ext = cpuid::cpuid(0x8000_0001, 0);
-        let l7 = if cpuid::cpuid(0, 0).eax >= 7 { cpuid::cpuid(7, 0) } else { Default::default() };
-        let xsave = if cpuid::cpuid(0, 0).eax >= 0xd { cpuid::cpuid(0xd, 1).eax } else { 0 };
+        let l7 = if cpuid::cpuid(0, 0).eax >= 7 {
+            cpuid::cpuid(7, 0)
+        } else {
+            Default::default()
+        };
+        let xsave = if cpuid::cpuid(0, 0).eax >= 0xd {
+            cpuid::cpuid(0xd, 1).eax
+        } else {
+            0
+        };
         let caps = HwCaps {
             name: "svm",
             nested_2m: true,
@@ -176,7 +184,10 @@ impl Platform for Svm {
         let mut msrpm = Pages::alloc(1)?;
         fill_msrpm(msrpm.as_mut_slice().get_mut(..MSRPM_BYTES).ok_or(EINVAL)?);
         let mut iopm = Pages::alloc(2)?;
-        iopm.as_mut_slice().get_mut(..IOPM_BYTES).ok_or(EINVAL)?.fill(0xff);
+        iopm.as_mut_slice()
+            .get_mut(..IOPM_BYTES)
+            .ok_or(EINVAL)?
+            .fill(0xff);
         let cpus = PerCpu::new(|_| {
             Ok(Cpu {
                 hsave: Pages::alloc(0)?,
@@ -211,7 +222,8 @@ impl Platform for Svm {
         }
         if state.caps.rdtscp {
             // SAFETY: RDTSCP implies TSC_AUX.
-            cpu.tsc_aux.store(unsafe { msr::read(MSR_TSC_AUX) }, Ordering::Relaxed);
+            cpu.tsc_aux
+                .store(unsafe { msr::read(MSR_TSC_AUX) }, Ordering::Relaxed);
         }
         // A new generation: whatever this CPU's TLB held before it went down is not trusted.
         cpu.generation.fetch_add(1, Ordering::Relaxed);
@@ -229,7 +241,9 @@ impl Platform for Svm {
     fn cpu_down() {
         let Some(state) = STATE.get() else { return };
         let guard = IrqGuard::new();
-        let Some(cpu) = state.cpus.this(&guard) else { return };
+        let Some(cpu) = state.cpus.this(&guard) else {
+            return;
+        };
         if cpu.enabled.swap(0, Ordering::Relaxed) == 0 {
             return;
         }

@@ -5,19 +5,20 @@ use super::check;
 use super::entry;
 use super::vmcb::{exit, misc1, misc2, vintr, Vmcb, VmcbSegment};
 use super::{Cpu, State, MSR_PAT, MSR_TSC_AUX, STATE};
-use crate::backend::{CpuState, EntryParams, EntryViolation, Groups, Interruptibility, VcpuBackend};
+use crate::backend::{
+    CpuState, EntryParams, EntryViolation, Groups, Interruptibility, VcpuBackend,
+};
+use crate::cpu::control;
 use crate::cpu::regs::{efer, rflags, DescTable, Gpr, Seg};
 use crate::exit::{CrAccess, CrOp, Event, EventKind, Exception, Exit, Io, NestedFault};
-use crate::cpu::control;
 use crate::linux::irqflags;
 use crate::linux::page::Pages;
 use crate::linux::{boot_cpu, cr, msr, preempt};
 use crate::mem::addr::Gpa;
+use crate::pr_warn_ratelimited;
 use core::ptr::NonNull;
 use core::sync::atomic::Ordering;
-use crate::pr_warn_ratelimited;
 use kernel::prelude::*;
-
 
 /// DR7 after RESET, and after every #VMEXIT: no breakpoint is enabled.
 const DR7_RESET: u64 = 0x400;
@@ -232,7 +233,12 @@ impl SvmVcpu {
                     2 => 2,
                     _ => 4,
                 };
-                Exit::Io(Io { port: (info1 >> 16) as u16, width, input: info1 & 1 != 0, string: info1 & 4 != 0 })
+                Exit::Io(Io {
+                    port: (info1 >> 16) as u16,
+                    width,
+                    input: info1 & 1 != 0,
+                    string: info1 & 4 != 0,
+                })
             }
             exit::HLT => Exit::Hlt,
             exit::VMMCALL => Exit::Hypercall,
@@ -268,13 +274,18 @@ impl SvmVcpu {
                     unsafe { entry::host_machine_check() };
                     return Exit::HostMachineCheck;
                 }
-                let error_code = matches!(vector, 8 | 10..=14 | 17 | 21 | 29 | 30).then_some(info1 as u32);
+                let error_code =
+                    matches!(vector, 8 | 10..=14 | 17 | 21 | 29 | 30).then_some(info1 as u32);
                 let payload = match vector {
                     1 => self.vmcb().save.dr6,
                     14 => info2,
                     _ => 0,
                 };
-                Exit::Exception(Exception { vector, error_code, payload })
+                Exit::Exception(Exception {
+                    vector,
+                    error_code,
+                    payload,
+                })
             }
             exit::SHUTDOWN => Exit::TripleFault,
             exit::INVD | exit::WBINVD => Exit::CacheInvalidate,
@@ -283,7 +294,9 @@ impl SvmVcpu {
             exit::XSETBV => Exit::Xsetbv,
             exit::MONITOR | 0x8b | exit::MWAIT_CONDITIONAL => Exit::MonitorMwait,
             exit::TASK_SWITCH => Exit::TaskSwitch,
-            exit::RSM | exit::INVLPGA | exit::VMRUN | exit::VMLOAD..=exit::SKINIT | exit::RDPRU => Exit::Undefined,
+            exit::RSM | exit::INVLPGA | exit::VMRUN | exit::VMLOAD..=exit::SKINIT | exit::RDPRU => {
+                Exit::Undefined
+            }
             exit::SMI | exit::INIT | exit::FERR_FREEZE => Exit::HostInterrupt,
             exit::INVALID | exit::INVALID32 => Exit::EntryFailure(exit::INVALID),
             other => Exit::Unknown(other),
@@ -319,7 +332,10 @@ impl VcpuBackend for SvmVcpu {
             nmi: NmiMask::Open,
             stepping: false,
             tsc_aux: 0,
-            host_debug: HostDebug { dr7: DR7_RESET, dr: None },
+            host_debug: HostDebug {
+                dr7: DR7_RESET,
+                dr: None,
+            },
             extra_exceptions: 0,
             insn_len: 0,
             nested_exit: false,
@@ -409,7 +425,9 @@ impl VcpuBackend for SvmVcpu {
         if !cpu.dirty.is_empty() {
             self.write_dirty(cpu);
         }
-        let Ok(this_cpu) = self.cpu() else { return Exit::EntryFailure(0) };
+        let Ok(this_cpu) = self.cpu() else {
+            return Exit::EntryFailure(0);
+        };
         self.assign_asid(this_cpu, preempt::raw_cpu(), params.flush);
         self.load_breakpoints(cpu);
 
@@ -443,14 +461,25 @@ impl VcpuBackend for SvmVcpu {
         s.cr2 = cpu.sregs.cr2;
         s.dr6 = cpu.dr6;
         s.dr7 = cpu.dr7;
-        if matches!(params.inject, Some(Event { kind: EventKind::Nmi, .. })) {
+        if matches!(
+            params.inject,
+            Some(Event {
+                kind: EventKind::Nmi,
+                ..
+            })
+        ) {
             self.nmi = NmiMask::Blocked;
             self.set_iret_intercept(true);
         }
 
         if params.check {
             if let Err(v) = self.check_entry(cpu, params) {
-                pr_warn_ratelimited!("entry check: {} ({}), value {:#x}\n", v.rule, v.manual, v.value);
+                pr_warn_ratelimited!(
+                    "entry check: {} ({}), value {:#x}\n",
+                    v.rule,
+                    v.manual,
+                    v.value
+                );
                 return Exit::EntryFailure(exit::INVALID);
             }
         }
@@ -486,10 +515,17 @@ impl VcpuBackend for SvmVcpu {
         if stepping {
             self.stepping = false;
             cpu.regs.rflags = cpu.regs.rflags & !rflags::TF | guest_tf;
-            if let Exit::Exception(Exception { vector: 1, payload, .. }) = exit {
+            if let Exit::Exception(Exception {
+                vector: 1, payload, ..
+            }) = exit
+            {
                 // Our single step, unless the guest had breakpoints or a step of its own in it.
                 if payload & 0xf == 0 && guest_tf == 0 {
-                    self.nmi = if self.nmi == NmiMask::Blocked { NmiMask::Blocked } else { NmiMask::Open };
+                    self.nmi = if self.nmi == NmiMask::Blocked {
+                        NmiMask::Blocked
+                    } else {
+                        NmiMask::Open
+                    };
                     return Exit::NmiWindow;
                 }
             }
@@ -533,8 +569,14 @@ impl VcpuBackend for SvmVcpu {
             s.efer = save.efer & !efer::SVME;
         }
         if want.intersects(Groups::TABLES) {
-            s.gdt = DescTable { base: save.gdtr.base, limit: save.gdtr.limit as u16 };
-            s.idt = DescTable { base: save.idtr.base, limit: save.idtr.limit as u16 };
+            s.gdt = DescTable {
+                base: save.gdtr.base,
+                limit: save.gdtr.limit as u16,
+            };
+            s.idt = DescTable {
+                base: save.idtr.base,
+                limit: save.idtr.limit as u16,
+            };
         }
         cpu.avail = cpu.avail.union(groups);
     }
@@ -568,19 +610,32 @@ impl VcpuBackend for SvmVcpu {
             _ => return None,
         };
         let error_code = (info & event::ERROR_CODE_VALID != 0).then_some((info >> 32) as u32);
-        Some(Event { kind, vector, error_code, insn_len: 0 })
+        Some(Event {
+            kind,
+            vector,
+            error_code,
+            insn_len: 0,
+        })
     }
 
     fn interruptibility(&mut self) -> Interruptibility {
         let shadow = self.vmcb().control.interrupt_state & 1 != 0;
         // SVM does not tell STI from MOV SS; the stronger one would hide NMIs, so it is reported as STI.
-        Interruptibility { sti: shadow, mov_ss: false, nmi: self.nmi != NmiMask::Open }
+        Interruptibility {
+            sti: shadow,
+            mov_ss: false,
+            nmi: self.nmi != NmiMask::Open,
+        }
     }
 
     fn set_interruptibility(&mut self, i: Interruptibility) {
         self.vmcb_mut().control.interrupt_state = u64::from(i.sti || i.mov_ss);
         if i.nmi != (self.nmi != NmiMask::Open) {
-            self.nmi = if i.nmi { NmiMask::Blocked } else { NmiMask::Open };
+            self.nmi = if i.nmi {
+                NmiMask::Blocked
+            } else {
+                NmiMask::Open
+            };
             self.set_iret_intercept(i.nmi);
         }
     }
@@ -644,7 +699,11 @@ impl VcpuBackend for SvmVcpu {
         self.vmcb_mut().control.intercept_exception = vectors | 1 << 1 | 1 << 17 | 1 << 18;
     }
 
-    fn check_entry(&mut self, _cpu: &mut CpuState, _params: &EntryParams) -> Result<(), EntryViolation> {
+    fn check_entry(
+        &mut self,
+        _cpu: &mut CpuState,
+        _params: &EntryParams,
+    ) -> Result<(), EntryViolation> {
         let model = crate::dev::model().map_err(|_| EntryViolation {
             rule: "The CPU model must be known before a guest is entered",
             manual: "",
@@ -681,6 +740,10 @@ impl VcpuBackend for SvmVcpu {
             g_pat: v.save.g_pat,
             cs_attrib: v.save.cs.attrib,
         };
-        check::check(&view, &caps).map_err(|v| EntryViolation { rule: v.rule, manual: v.manual, value: v.value })
+        check::check(&view, &caps).map_err(|v| EntryViolation {
+            rule: v.rule,
+            manual: v.manual,
+            value: v.value,
+        })
     }
 }

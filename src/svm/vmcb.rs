@@ -240,7 +240,12 @@ impl VmcbSegment {
             | u16::from(s.l) << 9
             | u16::from(s.db) << 10
             | u16::from(s.g) << 11;
-        Self { selector: s.selector, attrib, limit: s.limit, base: s.base }
+        Self {
+            selector: s.selector,
+            attrib,
+            limit: s.limit,
+            base: s.base,
+        }
     }
 
     /// To the neutral form.
