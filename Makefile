@@ -65,8 +65,9 @@ guest: setup
 	@tools/guest
 
 run: modules tools guest
-	@tools/bed --bed $(BED) --smp $(SMP) --mem $(MEM) --add $(RELEASE)/rvmm --add build/guest/bzImage --add build/guest/initrd -- \
-		rvmm run --kernel bzImage --initrd initrd $(if $(shell test -t 0 && test -t 1 && echo y),,--append rvmm.cmd=poweroff) $(RUN_FLAGS)
+	@[ -t 0 ] && [ -t 1 ] || alone='--append rvmm.cmd=poweroff'; \
+	tools/bed --bed $(BED) --smp $(SMP) --mem $(MEM) --add $(RELEASE)/rvmm --add build/guest/bzImage --add build/guest/initrd -- \
+		rvmm run --kernel bzImage --initrd initrd $$alone $(RUN_FLAGS)
 
 test: setup
 	@tools/test $(TESTS)
