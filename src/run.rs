@@ -265,9 +265,8 @@ impl<'a> Runner<'a> {
     fn halt(&mut self) -> bool {
         let shared = &self.vcpu.shared;
         if !self.wakes() {
-            let woken = shared
-                .wait
-                .wait_interruptible(|| shared.requests() != 0 || self.vm.chip.pic_output());
+            // A rise of the 8259s' INTR is a request as well.
+            let woken = shared.wait.wait_interruptible(|| shared.requests() != 0);
             if woken.is_err() {
                 return false;
             }
@@ -713,6 +712,9 @@ impl<'a> Runner<'a> {
 
     /// Passes an EOI on to the IOAPIC, in the kernel or in user space (KVM_EXIT_IOAPIC_EOI).
     fn eoi(&mut self, eoi: &Eoi) -> Step {
+        if !eoi.level {
+            self.vm.chip.edge_eoi(eoi.vector.0);
+        }
         if eoi.broadcast && self.vm.chip.eoi(eoi.vector.0) {
             self.set_exit(k::KVM_EXIT_IOAPIC_EOI);
             let _ = self.run.write(off::UNION, eoi.vector.0);

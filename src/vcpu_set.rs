@@ -8,6 +8,7 @@
 //! consistent accesses, so at least one of them sees the other: the vCPU does not enter, or it gets an IPI, which makes it exit.
 
 use crate::irq::msg::ApicAddr;
+use crate::linux::preempt;
 use crate::linux::smp;
 use crate::linux::wait::WaitCell;
 use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
@@ -131,7 +132,12 @@ impl VcpuShared {
     pub(crate) fn kick(&self) {
         core::sync::atomic::fence(Ordering::SeqCst);
         if self.mode.load(Ordering::SeqCst) == IN_STAY {
-            smp::send_reschedule(self.cpu.load(Ordering::Relaxed));
+            let cpu = self.cpu.load(Ordering::Relaxed);
+            // Interrupts are off during a stay: on its CPU nobody but the stay itself gets here, and it looks at requests
+            // before it enters.
+            if cpu != preempt::raw_cpu() {
+                smp::send_reschedule(cpu);
+            }
         } else {
             self.wait.wake();
         }

@@ -123,7 +123,10 @@ impl IrqChip {
 
     /// KVM_CAP_SPLIT_IRQCHIP with this many pins. EEXIST, EINVAL. The caller excludes the creation of vCPUs.
     pub(crate) fn create_split(&self, pins: u64, vcpus_exist: bool) -> Result {
-        let pins = u32::try_from(pins).ok().filter(|n| *n <= MAX_ROUTES).ok_or(EINVAL)?;
+        let pins = u32::try_from(pins)
+            .ok()
+            .filter(|n| *n <= MAX_ROUTES)
+            .ok_or(EINVAL)?;
         if self.has_lapic() || vcpus_exist {
             return Err(EEXIST);
         }
@@ -137,7 +140,8 @@ impl IrqChip {
         }
         let controllers = self.full().ok_or(ENOENT)?;
         let speaker = config.flags & k::KVM_PIT_SPEAKER_DUMMY != 0;
-        self.pit.populate(PitTimer::new(controllers.clone(), speaker)?);
+        self.pit
+            .populate(PitTimer::new(controllers.clone(), speaker)?);
         Ok(())
     }
 
@@ -178,7 +182,8 @@ impl IrqChip {
 
     /// Writes a device in the kernel or signals an ioeventfd. False if there is none.
     pub(crate) fn mmio_write(&self, gpa: u64, data: &[u8]) -> bool {
-        self.full().is_some_and(|c| c.ioapic_write(gpa, data)) || self.events.signal(Bus::Mmio, gpa, data)
+        self.full().is_some_and(|c| c.ioapic_write(gpa, data))
+            || self.events.signal(Bus::Mmio, gpa, data)
     }
 
     /// Whether an access is to the 8259s or their edge/level registers.
@@ -197,7 +202,11 @@ impl IrqChip {
     pub(crate) fn pio_read(&self, port: u16, width: u8) -> Option<u32> {
         let controllers = self.full()?;
         if Self::is_pic_port(port, width) {
-            return Some(if width == 1 { controllers.pic_read(port).into() } else { 0 });
+            return Some(if width == 1 {
+                controllers.pic_read(port).into()
+            } else {
+                0
+            });
         }
         let pit = self.pit.as_ref()?;
         pit.claims(port, width).then(|| pit.read(port).into())
@@ -206,14 +215,19 @@ impl IrqChip {
     /// Whether a device in the kernel owns this port. Any context.
     pub(crate) fn claims_port(&self, port: u16, width: u8) -> bool {
         self.has_pic()
-            && (Self::is_pic_port(port, width) || self.pit.as_ref().is_some_and(|p| p.claims(port, width)))
+            && (Self::is_pic_port(port, width)
+                || self.pit.as_ref().is_some_and(|p| p.claims(port, width)))
     }
 
     /// Signals an ioeventfd that matches. Any context.
     #[inline]
     pub(crate) fn pio_event(&self, port: u16, width: u8, value: u32) -> bool {
         let data = value.to_le_bytes();
-        self.events.signal(Bus::Pio, port.into(), data.get(..width.into()).unwrap_or(&data))
+        self.events.signal(
+            Bus::Pio,
+            port.into(),
+            data.get(..width.into()).unwrap_or(&data),
+        )
     }
 
     /// Writes a port of a device in the kernel, or signals an ioeventfd. False if there is none. Any context.
@@ -248,7 +262,13 @@ impl IrqChip {
             uapi::KVM_SIGNAL_MSI => return self.signal_msi(&uapi::get(arg)?),
             uapi::KVM_SET_GSI_ROUTING => {
                 let controllers = self.controllers().ok_or(EINVAL)?;
-                let table = Table::from_user(arg, Chips { full: self.has_pic(), ids_32bit: MSI_FORMAT.ids_32bit })?;
+                let table = Table::from_user(
+                    arg,
+                    Chips {
+                        full: self.has_pic(),
+                        ids_32bit: MSI_FORMAT.ids_32bit,
+                    },
+                )?;
                 let _config = self.config.lock();
                 controllers.set_table(table)?;
             }
@@ -262,7 +282,10 @@ impl IrqChip {
             }
             uapi::KVM_REINJECT_CONTROL => {
                 let control = uapi::get::<k::kvm_reinject_control>(arg)?;
-                self.pit.as_ref().ok_or(ENXIO)?.set_reinject(control.pit_reinject != 0);
+                self.pit
+                    .as_ref()
+                    .ok_or(ENXIO)?
+                    .set_reinject(control.pit_reinject != 0);
             }
             uapi::KVM_IRQFD => self.irqfd(&uapi::get(arg)?)?,
             uapi::KVM_IOEVENTFD => {
@@ -281,7 +304,11 @@ impl IrqChip {
         if msi.flags & !k::KVM_MSI_VALID_DEVID != 0 {
             return Err(EINVAL);
         }
-        let route = Route::Msi { address_lo: msi.address_lo, address_hi: msi.address_hi, data: msi.data };
+        let route = Route::Msi {
+            address_lo: msi.address_lo,
+            address_hi: msi.address_hi,
+            data: msi.data,
+        };
         let message = route.message(MSI_FORMAT).ok_or(EINVAL)?;
         match count(controllers.send(&message)) {
             // "-1 on error", which is what nobody there comes to.
@@ -300,7 +327,11 @@ impl IrqChip {
             return uapi::put(out, &u128::from_ne_bytes(state));
         }
         let s = controllers.ioapic_state().ok_or(ENXIO)?;
-        let head = [s.base_address, u64::from(s.id) << 32 | u64::from(s.ioregsel), s.irr.into()];
+        let head = [
+            s.base_address,
+            u64::from(s.id) << 32 | u64::from(s.ioregsel),
+            s.irr.into(),
+        ];
         for (i, word) in Iterator::chain(head.into_iter(), s.redirtbl).enumerate() {
             uapi::put(uapi::element::<u64>(out, 0, i)?, &word)?;
         }

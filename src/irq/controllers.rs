@@ -106,7 +106,8 @@ fn irqs_in(mut bits: u32) -> impl Iterator<Item = Irq> {
 
 fn contains(set: &[AtomicU32; 8], vector: u8) -> bool {
     let (word, bit) = Vector(vector).word_bit();
-    set.get(word).is_some_and(|w| w.load(Ordering::Acquire) & bit != 0)
+    set.get(word)
+        .is_some_and(|w| w.load(Ordering::Acquire) & bit != 0)
 }
 
 impl Controllers {
@@ -122,10 +123,24 @@ impl Controllers {
 
     /// No controllers and no routes; user space has an IOAPIC with `user_pins` pins, which are the first GSIs.
     pub(crate) fn new_split(memory: Arc<GuestMemory>, user_pins: u32) -> Result<Arc<Self>> {
-        Self::new(memory, user_pins, Table::empty(), Core { ioapic: None, pic: None, pit: None })
+        Self::new(
+            memory,
+            user_pins,
+            Table::empty(),
+            Core {
+                ioapic: None,
+                pic: None,
+                pit: None,
+            },
+        )
     }
 
-    fn new(memory: Arc<GuestMemory>, user_pins: u32, table: Table, core: Core) -> Result<Arc<Self>> {
+    fn new(
+        memory: Arc<GuestMemory>,
+        user_pins: u32,
+        table: Table,
+        core: Core,
+    ) -> Result<Arc<Self>> {
         let table = Arc::new(table, GFP_KERNEL_ACCOUNT)?;
         let base = core.ioapic.as_ref().map_or(NO_IOAPIC, |i| i.base_address());
         Arc::pin_init(
@@ -146,11 +161,18 @@ impl Controllers {
     /// Runs `f` with the models locked, then passes on what came of it.
     fn with<R>(&self, f: impl FnOnce(&mut Session<'_>) -> R) -> R {
         let config = self.config.read();
-        let mut s =
-            Session { owner: self, config: &config, core: self.core.lock_irqsave(), pins: 0, irqs: 0 };
+        let mut s = Session {
+            owner: self,
+            config: &config,
+            core: self.core.lock_irqsave(),
+            pins: 0,
+            irqs: 0,
+        };
         let result = f(&mut s);
         s.update_intr();
-        let Session { core, pins, irqs, .. } = s;
+        let Session {
+            core, pins, irqs, ..
+        } = s;
         drop(core);
         for pin in Pins(pins) {
             config.signal(config.table.gsi_of_pin(pin));
@@ -191,7 +213,11 @@ impl Controllers {
             [] => Some(-1),
             [Entry { route, .. }] => {
                 let message = route.message(MSI_FORMAT)?;
-                Some(if level { count(self.send(&message)) } else { -1 })
+                Some(if level {
+                    count(self.send(&message))
+                } else {
+                    -1
+                })
             }
             _ => None,
         }
@@ -270,9 +296,12 @@ impl Controllers {
     /// Loads the state of the IOAPIC.
     pub(crate) fn set_ioapic_state(&self, state: &ioapic::State) {
         self.with(|s| {
-            let Some(ioapic) = &mut s.core.ioapic else { return };
+            let Some(ioapic) = &mut s.core.ioapic else {
+                return;
+            };
             let up = ioapic.set_state(state);
-            self.ioapic_base.store(state.base_address, Ordering::Release);
+            self.ioapic_base
+                .store(state.base_address, Ordering::Release);
             s.publish();
             for pin in up {
                 let message = s.core.ioapic.as_mut().and_then(|i| i.reassert(pin));
@@ -290,8 +319,15 @@ impl Controllers {
 
     /// Reads from the IOAPIC's window. False if it is not there.
     pub(crate) fn ioapic_read(&self, gpa: u64, buf: &mut [u8]) -> bool {
-        let Some(offset) = self.ioapic_offset(gpa) else { return false };
-        let value = self.core.lock_irqsave().ioapic.as_ref().map_or(0, |i| i.read(offset));
+        let Some(offset) = self.ioapic_offset(gpa) else {
+            return false;
+        };
+        let value = self
+            .core
+            .lock_irqsave()
+            .ioapic
+            .as_ref()
+            .map_or(0, |i| i.read(offset));
         // Registers have 32 bits: narrower accesses see the low part, wider ones zeros above.
         for (to, from) in buf.iter_mut().zip(u64::from(value).to_le_bytes()) {
             *to = from;
@@ -301,7 +337,9 @@ impl Controllers {
 
     /// Writes into the IOAPIC's window. False if it is not there.
     pub(crate) fn ioapic_write(&self, gpa: u64, data: &[u8]) -> bool {
-        let Some(offset) = self.ioapic_offset(gpa) else { return false };
+        let Some(offset) = self.ioapic_offset(gpa) else {
+            return false;
+        };
         if !matches!(data.len(), 1 | 2 | 4 | 8) {
             return true;
         }
@@ -341,7 +379,11 @@ impl Controllers {
     /// Puts a routing table in force. When it returns nobody uses the old one. The caller excludes other changes of
     /// the configuration; sleeps.
     pub(crate) fn set_table(&self, table: Table) -> Result {
-        for (to, from) in self.user_vectors.iter().zip(table.level_vectors(self.user_pins)) {
+        for (to, from) in self
+            .user_vectors
+            .iter()
+            .zip(table.level_vectors(self.user_pins))
+        {
             to.fetch_or(from, Ordering::AcqRel);
         }
         let table = Arc::new(table, GFP_KERNEL_ACCOUNT)?;
@@ -353,14 +395,17 @@ impl Controllers {
     pub(crate) fn add_resampler(&self, new: Resampler) -> Result {
         let mut resamplers = self.copy_resamplers(|_| true, 1)?;
         let at = resamplers.partition_point(|r| r.gsi <= new.gsi);
-        resamplers.insert_within_capacity(at, new).map_err(|_| ENOMEM)?;
+        resamplers
+            .insert_within_capacity(at, new)
+            .map_err(|_| ENOMEM)?;
         let table = self.config.read().table.clone();
         self.replace(Config { table, resamplers })
     }
 
     /// Removes what [`Controllers::add_resampler`] added. The line goes down if it was the last one of its GSI.
     pub(crate) fn remove_resampler(&self, old: &Resampler) -> Result {
-        let resamplers = self.copy_resamplers(|r| r.gsi != old.gsi || !Arc::ptr_eq(&r.fd, &old.fd), 0)?;
+        let resamplers =
+            self.copy_resamplers(|r| r.gsi != old.gsi || !Arc::ptr_eq(&r.fd, &old.fd), 0)?;
         let last = !resamplers.iter().any(|r| r.gsi == old.gsi);
         let table = self.config.read().table.clone();
         self.replace(Config { table, resamplers })?;
@@ -370,9 +415,16 @@ impl Controllers {
         Ok(())
     }
 
-    fn copy_resamplers(&self, keep: impl Fn(&Resampler) -> bool, more: usize) -> Result<KVec<Resampler>> {
+    fn copy_resamplers(
+        &self,
+        keep: impl Fn(&Resampler) -> bool,
+        more: usize,
+    ) -> Result<KVec<Resampler>> {
         let config = self.config.read();
-        let mut copy = KVec::with_capacity(config.resamplers.len().saturating_add(more), GFP_KERNEL_ACCOUNT)?;
+        let mut copy = KVec::with_capacity(
+            config.resamplers.len().saturating_add(more),
+            GFP_KERNEL_ACCOUNT,
+        )?;
         for r in config.resamplers.iter().filter(|r| keep(r)) {
             copy.push_within_capacity(r.clone()).map_err(|_| ENOMEM)?;
         }
@@ -431,7 +483,9 @@ impl Session<'_> {
     }
 
     fn drive_irq(&mut self, irq: Irq, source: Source, level: bool) -> i32 {
-        let Some(pic) = &mut self.core.pic else { return -1 };
+        let Some(pic) = &mut self.core.pic else {
+            return -1;
+        };
         let raised = pic.set_irq(irq, source, level);
         if pic.is_masked(irq) {
             return -1;
@@ -444,7 +498,9 @@ impl Session<'_> {
     }
 
     fn drive_pin(&mut self, pin: Pin, source: Source, level: bool) -> i32 {
-        let Some(ioapic) = &mut self.core.ioapic else { return -1 };
+        let Some(ioapic) = &mut self.core.ioapic else {
+            return -1;
+        };
         match ioapic.set_irq(pin, source, level) {
             ioapic::Raised::Lowered => 1,
             ioapic::Raised::Coalesced => 0,
@@ -487,7 +543,11 @@ impl Session<'_> {
     }
 
     fn eoi(&mut self, vector: Vector, level: bool) {
-        let pins = self.core.ioapic.as_mut().map_or(Pins(0), |i| i.eoi(vector, level));
+        let pins = self
+            .core
+            .ioapic
+            .as_mut()
+            .map_or(Pins(0), |i| i.eoi(vector, level));
         for pin in pins {
             if self.acked(self.config.table.gsi_of_pin(pin)) {
                 self.pins |= 1 << (pin.number() & 31);
@@ -499,7 +559,9 @@ impl Session<'_> {
     }
 
     fn pic_acked(&mut self) {
-        let Some(pic) = &mut self.core.pic else { return };
+        let Some(pic) = &mut self.core.pic else {
+            return;
+        };
         let lines = pic.take_acked();
         if lines == 0 {
             return;
@@ -514,10 +576,14 @@ impl Session<'_> {
     /// Line of the 8259s that the 8254 is routed to.
     fn pit_irq(&self) -> Option<Irq> {
         self.core.pit.as_ref()?;
-        self.config.table.routes(PIT_GSI?).iter().find_map(|e| match e.route {
-            Route::Pic(irq) => Some(irq),
-            _ => None,
-        })
+        self.config
+            .table
+            .routes(PIT_GSI?)
+            .iter()
+            .find_map(|e| match e.route {
+                Route::Pic(irq) => Some(irq),
+                _ => None,
+            })
     }
 
     /// The 8254's line was unmasked in a controller: what it missed before does not count.
@@ -528,11 +594,17 @@ impl Session<'_> {
     }
 
     fn ioapic_write(&mut self, offset: u32, value: u32) {
-        let Some(ioapic) = &mut self.core.ioapic else { return };
+        let Some(ioapic) = &mut self.core.ioapic else {
+            return;
+        };
         match ioapic.write(offset, value) {
             Written::Nothing => {}
             Written::Eoi(vector) => self.eoi(vector, true),
-            Written::Entry { pin, mask_changed, waiting } => {
+            Written::Entry {
+                pin,
+                mask_changed,
+                waiting,
+            } => {
                 let unmasked = mask_changed && !ioapic.is_masked(pin);
                 self.publish();
                 let gsi = self.config.table.gsi_of_pin(pin);
@@ -554,7 +626,9 @@ impl Session<'_> {
 
     /// Tells EOIs which vectors matter.
     fn publish(&mut self) {
-        let Some(ioapic) = &self.core.ioapic else { return };
+        let Some(ioapic) = &self.core.ioapic else {
+            return;
+        };
         let has_pit = self.core.pit.is_some();
         let mut listened = 0u32;
         for pin in (0..ioapic::PINS as u32).filter_map(Pin::new) {
@@ -563,7 +637,12 @@ impl Session<'_> {
                 listened |= 1 << (pin.number() & 31);
             }
         }
-        for (to, from) in self.owner.eoi_vectors.iter().zip(ioapic.vectors(Pins(listened))) {
+        for (to, from) in self
+            .owner
+            .eoi_vectors
+            .iter()
+            .zip(ioapic.vectors(Pins(listened)))
+        {
             to.store(from, Ordering::Release);
         }
     }

@@ -50,7 +50,9 @@ fn deliver_to_one(vcpus: &VcpuSet, message: &Message, source: Option<u32>) -> Op
             }
         }
     }
-    let winner = arbiter.winner().and_then(|i| vcpus.get(u32::try_from(i).ok()?));
+    let winner = arbiter
+        .winner()
+        .and_then(|i| vcpus.get(u32::try_from(i).ok()?));
     match winner {
         Some(v) => Some(accept(v, &v.apic_addr(), message).into()),
         None => addressed.then_some(0),

@@ -67,7 +67,8 @@ impl Event {
             (Some(a), Some(b)) => a == b,
             _ => true,
         };
-        self.key() == other.key() && (self.len == 0 || other.len == 0 || self.len == other.len && data)
+        self.key() == other.key()
+            && (self.len == 0 || other.len == 0 || self.len == other.len && data)
     }
 
     fn is_same(&self, other: &Self) -> bool {
@@ -97,7 +98,11 @@ pub(crate) struct IoEventFds {
 impl IoEventFds {
     /// None.
     pub(crate) fn new() -> Self {
-        Self { list: SetOnce::new(), mmio: AtomicU32::new(0), pio: AtomicU32::new(0) }
+        Self {
+            list: SetOnce::new(),
+            mmio: AtomicU32::new(0),
+            pio: AtomicU32::new(0),
+        }
     }
 
     /// Signals the eventfd that a write to `addr` hits. Any context. Returns whether there is one.
@@ -111,7 +116,9 @@ impl IoEventFds {
     }
 
     fn find_and_signal(&self, bus: Bus, addr: u64, data: &[u8]) -> bool {
-        let Some(list) = self.list.as_ref() else { return false };
+        let Some(list) = self.list.as_ref() else {
+            return false;
+        };
         let mut bytes = [0; 8];
         for (to, from) in bytes.iter_mut().zip(data) {
             *to = *from;
@@ -152,7 +159,10 @@ impl IoEventFds {
         let cell = match self.list.as_ref() {
             Some(cell) => cell,
             None => {
-                self.list.populate(KBox::pin_init(SrcuCell::new(List::new()), GFP_KERNEL_ACCOUNT)?);
+                self.list.populate(KBox::pin_init(
+                    SrcuCell::new(List::new()),
+                    GFP_KERNEL_ACCOUNT,
+                )?);
                 self.list.as_ref().ok_or(ENOMEM)?
             }
         };
@@ -187,7 +197,8 @@ impl IoEventFds {
     }
 
     fn replace(&self, cell: &SrcuCell<List>, new: List) -> Result {
-        let number = |bus| u32::try_from(new.iter().filter(|e| e.bus == bus).count()).unwrap_or(u32::MAX);
+        let number =
+            |bus| u32::try_from(new.iter().filter(|e| e.bus == bus).count()).unwrap_or(u32::MAX);
         let (mmio, pio) = (number(Bus::Mmio), number(Bus::Pio));
         drop(cell.replace(KBox::new(new, GFP_KERNEL_ACCOUNT)?));
         self.mmio.store(mmio, Ordering::Release);

@@ -72,7 +72,10 @@ impl Irqfds {
         let fd = args.fd as i32;
         let eventfd = EventFdCtx::from_fd(fd)?;
         let resampler = if args.flags & k::KVM_IRQFD_FLAG_RESAMPLE != 0 {
-            let fd = Arc::new(EventFdCtx::from_fd(args.resamplefd as i32)?, GFP_KERNEL_ACCOUNT)?;
+            let fd = Arc::new(
+                EventFdCtx::from_fd(args.resamplefd as i32)?,
+                GFP_KERNEL_ACCOUNT,
+            )?;
             Some(Resampler { gsi: args.gsi, fd })
         } else {
             None
@@ -94,7 +97,10 @@ impl Irqfds {
             controllers.add_resampler(r.clone())?;
         }
         match Hook::register(fd, trigger) {
-            Ok(hook) => self.list.push_within_capacity(Irqfd { hook, resampler }).map_err(|_| ENOMEM),
+            Ok(hook) => self
+                .list
+                .push_within_capacity(Irqfd { hook, resampler })
+                .map_err(|_| ENOMEM),
             Err(e) => {
                 if let Some(r) = &resampler {
                     let _ = controllers.remove_resampler(r);
@@ -107,7 +113,9 @@ impl Irqfds {
     /// Disconnects an eventfd from a GSI. When it returns no interrupt comes from it any more. EBADF, EINVAL.
     pub(crate) fn deassign(&mut self, controllers: &Controllers, args: &k::kvm_irqfd) -> Result {
         let eventfd = EventFdCtx::from_fd(args.fd as i32)?;
-        self.remove(controllers, |i| *i.hook.eventfd() == eventfd && i.hook.hook().gsi == args.gsi);
+        self.remove(controllers, |i| {
+            *i.hook.eventfd() == eventfd && i.hook.hook().gsi == args.gsi
+        });
         Ok(())
     }
 

@@ -28,7 +28,11 @@ impl PitTimer {
     pub(crate) fn new(controllers: Arc<Controllers>, speaker: bool) -> Result<Self> {
         let timer = Timer::new(Tick(controllers.clone()))?;
         controllers.add_pit()?;
-        Ok(Self { controllers, timer, speaker })
+        Ok(Self {
+            controllers,
+            timer,
+            speaker,
+        })
     }
 
     /// Whether an access is to the 8254 or port 61h.
@@ -41,12 +45,18 @@ impl PitTimer {
 
     /// Reads a port.
     pub(crate) fn read(&self, port: u16) -> u8 {
-        self.controllers.with_pit(|p| p.read(port, ktime_get_ns())).unwrap_or(0xff)
+        self.controllers
+            .with_pit(|p| p.read(port, ktime_get_ns()))
+            .unwrap_or(0xff)
     }
 
     /// Writes a port.
     pub(crate) fn write(&self, port: u16, value: u8) {
-        if self.controllers.with_pit(|p| p.write(port, value, ktime_get_ns())) == Some(true) {
+        if self
+            .controllers
+            .with_pit(|p| p.write(port, value, ktime_get_ns()))
+            == Some(true)
+        {
             self.rearm();
         }
     }
@@ -88,7 +98,10 @@ impl PitTimer {
 
     /// KVM_SET_PIT2.
     pub(crate) fn set(&self, saved: &k::kvm_pit_state2) {
-        let mut state = State { flags: saved.flags, ..State::default() };
+        let mut state = State {
+            flags: saved.flags,
+            ..State::default()
+        };
         for (to, from) in state.channels.iter_mut().zip(&saved.channels) {
             to.count = from.count;
             to.latched_count = from.latched_count;
@@ -104,7 +117,8 @@ impl PitTimer {
             to.gate = from.gate;
             to.count_load_time = from.count_load_time;
         }
-        self.controllers.with_pit(|p| p.set_state(&state, ktime_get_ns()));
+        self.controllers
+            .with_pit(|p| p.set_state(&state, ktime_get_ns()));
         self.rearm();
     }
 

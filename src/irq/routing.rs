@@ -8,8 +8,11 @@ use crate::uapi::{self, k};
 use kernel::prelude::*;
 
 /// How MSI routes are encoded: KVM_CAP_X2APIC_API is not offered.
-pub(crate) const MSI_FORMAT: MsiFormat =
-    MsiFormat { ids_32bit: false, no_broadcast_quirk: false, ext_dest_id: false };
+pub(crate) const MSI_FORMAT: MsiFormat = MsiFormat {
+    ids_32bit: false,
+    no_broadcast_quirk: false,
+    ext_dest_id: false,
+};
 
 /// Size of `struct kvm_irq_routing` without its entries.
 const HEADER: usize = 8;
@@ -29,7 +32,11 @@ pub(crate) struct Table {
 impl Table {
     /// No routes.
     pub(crate) fn empty() -> Self {
-        Self { entries: KVVec::new(), pins: [None; ioapic::PINS], irqs: [None; pic::LINES] }
+        Self {
+            entries: KVVec::new(),
+            pins: [None; ioapic::PINS],
+            irqs: [None; pic::LINES],
+        }
     }
 
     /// What KVM_CREATE_IRQCHIP sets up.
@@ -65,7 +72,10 @@ impl Table {
 
     fn new(mut entries: KVVec<Entry>) -> Result<Self> {
         route::build(&mut entries).map_err(|_| EINVAL)?;
-        let mut table = Self { entries, ..Self::empty() };
+        let mut table = Self {
+            entries,
+            ..Self::empty()
+        };
         for e in table.entries.iter() {
             match e.route {
                 route::Route::Pic(irq) => {
