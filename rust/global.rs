@@ -17,13 +17,19 @@ pub(crate) struct Global<T> {
 impl<T: Send + Sync + 'static> Global<T> {
     /// Holds nothing.
     pub(crate) const fn new() -> Self {
-        Self { ptr: AtomicPtr::new(ptr::null_mut()) }
+        Self {
+            ptr: AtomicPtr::new(ptr::null_mut()),
+        }
     }
 
     /// Stores the value. EBUSY if there is one already.
     pub(crate) fn set(&self, value: T) -> Result {
         let raw = KBox::into_raw(KBox::new(value, GFP_KERNEL)?);
-        if self.ptr.compare_exchange(ptr::null_mut(), raw, Ordering::AcqRel, Ordering::Acquire).is_err() {
+        if self
+            .ptr
+            .compare_exchange(ptr::null_mut(), raw, Ordering::AcqRel, Ordering::Acquire)
+            .is_err()
+        {
             // SAFETY: `raw` was made above and not shared.
             drop(unsafe { KBox::from_raw(raw) });
             return Err(EBUSY);

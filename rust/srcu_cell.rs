@@ -35,7 +35,10 @@ impl<T: Send + Sync> SrcuCell<T> {
         let guard = self.srcu.read_lock();
         // SAFETY: By the invariant valid; a value that is replaced from now on outlives `guard`.
         let value = unsafe { &*self.ptr.load(Ordering::Acquire) };
-        SrcuRef { value, _guard: guard }
+        SrcuRef {
+            value,
+            _guard: guard,
+        }
     }
 
     /// Publishes `value`, waits until nobody reads the old one, and returns that. Sleeps; must not be called from

@@ -30,7 +30,7 @@ mod vmx;
 mod cpu;
 #[allow(dead_code, unreachable_pub, unused_imports)]
 mod emul;
-#[allow(dead_code, unreachable_pub)]
+#[allow(dead_code, unreachable_pub, unused_imports)]
 mod irq;
 #[allow(dead_code, unreachable_pub)]
 mod mem;

@@ -362,8 +362,8 @@ impl<'a> Runner<'a> {
     /// Runs the guest until something needs the outer loop.
     fn stay(&mut self) -> Result<Stayed> {
         let fpu_guard = KernelFpu::begin();
-        // SAFETY: `pku` says that CR4.PKE is set.
         let host_pkru = if self.s.model.pku {
+            // SAFETY: `pku` says that CR4.PKE is set.
             unsafe { fpu::rdpkru() }
         } else {
             0

@@ -353,7 +353,8 @@ impl State {
                     .as_ref()
                     .map_or(self.apic_base, |l| l.apic_base()),
             ),
-            Class::TscDeadline => self.lapic.as_ref().map(|l| l.tsc_deadline()),
+            // Listed, so user space has to be able to read it, also where the local APIC is elsewhere.
+            Class::TscDeadline => Some(self.lapic.as_ref().map_or(0, |l| l.tsc_deadline())),
             Class::X2apic => {
                 let now = hrtimer::ktime_get_ns();
                 self.lapic.as_ref()?.rdmsr(index, now).ok()
@@ -430,7 +431,11 @@ impl State {
                     Some(Action::NONE)
                 }
             },
-            Class::TscDeadline => Some(self.lapic.as_mut()?.set_tsc_deadline(value)),
+            Class::TscDeadline => Some(
+                self.lapic
+                    .as_mut()
+                    .map_or(Action::NONE, |l| l.set_tsc_deadline(value)),
+            ),
             Class::X2apic => {
                 let now = hrtimer::ktime_get_ns();
                 self.lapic.as_mut()?.wrmsr(index, value, now).ok()

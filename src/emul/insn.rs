@@ -177,6 +177,7 @@ impl Op {
 }
 
 /// Repeat prefix in force (the last of F2, F3). Meaningful for string instructions only.
+#[allow(clippy::enum_variant_names)] // The prefixes' own names.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Rep {
     /// No repeat prefix.

@@ -258,7 +258,7 @@ impl Message {
 
     /// Whether one destination is to be chosen among those that match.
     #[inline]
-    pub const fn to_one_only(&self) -> bool {
+    pub const fn to_one_only(self) -> bool {
         matches!(self.delivery, DeliveryMode::LowestPriority) || self.redirection_hint
     }
 
@@ -364,7 +364,7 @@ pub struct ApicAddr {
 
 impl ApicAddr {
     /// Packs into 64 bits: ID 31:0, xAPIC ID 39:32, LDR 47:40, priority 55:48, DFR 59:56, flags 62:60.
-    pub const fn to_bits(&self) -> u64 {
+    pub const fn to_bits(self) -> u64 {
         self.id as u64
             | (self.xapic_id as u64) << 32
             | (self.ldr as u64) << 40

@@ -222,8 +222,8 @@ impl Platform for Svm {
         }
         if state.caps.rdtscp {
             // SAFETY: RDTSCP implies TSC_AUX.
-            cpu.tsc_aux
-                .store(unsafe { msr::read(MSR_TSC_AUX) }, Ordering::Relaxed);
+            let aux = unsafe { msr::read(MSR_TSC_AUX) };
+            cpu.tsc_aux.store(aux, Ordering::Relaxed);
         }
         // A new generation: whatever this CPU's TLB held before it went down is not trusted.
         cpu.generation.fetch_add(1, Ordering::Relaxed);
