@@ -180,5 +180,6 @@ bool rvmm_tsc_stable(void);
 
 int rvmm_xrstor64(const void *area, u64 mask);
 int rvmm_fxrstor64(const void *area);
+void rvmm_fill_rsb(void);
 
 #endif /* RVMM_BINDINGS_HELPER_H */

@@ -140,3 +140,11 @@ pub fn la57() -> bool {
 pub fn xen_pv() -> bool {
     has(bindings::X86_FEATURE_XENPV)
 }
+
+/// Fills the return-stack buffer with entries that lead nowhere, as the kernel does where a less trusted
+/// return stack must not steer it (asm/nospec-branch.h).
+#[inline]
+pub fn fill_rsb() {
+    // SAFETY: Balanced on the stack, no other effect.
+    unsafe { bindings::rvmm_fill_rsb() };
+}

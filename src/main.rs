@@ -16,6 +16,7 @@ mod emulate;
 mod exit;
 mod hw;
 mod ledger;
+mod mitigate;
 mod run;
 mod state;
 mod svm;
@@ -105,6 +106,7 @@ impl Drop for HwOwner {
         // and the hotplug state's removal has run `cpu_down` on every CPU.
         unsafe {
             dev::exit();
+            mitigate::exit();
             hw::exit();
         }
     }
@@ -123,6 +125,7 @@ impl kernel::Module for RvmmModule {
     fn init(_module: &'static ThisModule) -> Result<Self> {
         let caps = hw::probe()?;
         let hw = HwOwner;
+        mitigate::init()?;
         dev::init()?;
         let hotplug = cpuhp::State::register(c"virt/rvmm:online", Hotplug, true)?;
         let power = syscore::Registration::register(Power)?;

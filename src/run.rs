@@ -23,6 +23,7 @@ use crate::linux::irqflags::IrqGuard;
 use crate::linux::mmap::SharedPages;
 use crate::linux::{boot_cpu, cr, hrtimer, preempt, sched};
 use crate::mem::memory::{FaultOutcome, MemError};
+use crate::mitigate;
 use crate::pr_warn_ratelimited;
 use crate::state::{Completion, MpState, State};
 use crate::stats::{ExitClass, VcpuCounter};
@@ -407,6 +408,7 @@ impl<'a> Runner<'a> {
             shared.leave_stay();
             return Err(e);
         }
+        mitigate::begin_stay(self.s.token, cpu);
         let exit = self.enter_loop(cpu);
         self.s.hw.end_stay();
         shared.leave_stay();

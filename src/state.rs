@@ -96,6 +96,8 @@ pub(crate) struct State {
     /// TLB generation of the last flush, and the CPU of the last stay.
     pub(crate) tlb_seen: u64,
     pub(crate) last_cpu: u32,
+    /// Identity for the mitigations.
+    pub(crate) token: u64,
     pub(crate) has_run: bool,
     pub(crate) check_entry: bool,
     pub(crate) entry_failure: Option<crate::uapi::EntryFailure>,
@@ -197,6 +199,7 @@ impl State {
             tsc_adjust: 0,
             tlb_seen: 0,
             last_cpu: u32::MAX,
+            token: crate::mitigate::token(),
             has_run: false,
             check_entry: crate::check_entry(),
             entry_failure: None,

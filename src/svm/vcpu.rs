@@ -15,6 +15,7 @@ use crate::linux::irqflags;
 use crate::linux::page::Pages;
 use crate::linux::{boot_cpu, cr, msr, preempt};
 use crate::mem::addr::Gpa;
+use crate::mitigate;
 use crate::pr_warn_ratelimited;
 use core::ptr::NonNull;
 use core::sync::atomic::Ordering;
@@ -484,9 +485,11 @@ impl VcpuBackend for SvmVcpu {
             }
         }
         let (vmcb, host) = (self.page.phys(), self.host_extra);
+        mitigate::before_enter();
         // SAFETY: In a stay: SVME set, interrupts off, `host` filled by `begin_stay`. The intercepts set by `new` contain the
         // guest; the nested root comes from the VM's page tables.
         unsafe { entry::vmrun(vmcb, host, &mut cpu.regs) };
+        mitigate::after_exit();
 
         let s = &self.vmcb().save;
         cpu.regs.gpr[Gpr::Rax as usize] = s.rax;

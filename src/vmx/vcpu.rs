@@ -29,6 +29,7 @@ use crate::exit::{Event, EventKind, Exit};
 use crate::linux::irqflags::IrqGuard;
 use crate::linux::page::Pages;
 use crate::linux::{cr, msr, preempt};
+use crate::mitigate;
 use crate::pr_err_ratelimited;
 use kernel::prelude::*;
 
@@ -101,7 +102,7 @@ pub(crate) struct VmxVcpu {
     flush_root: bool,
     /// Flush the VPID at the next entry.
     flush_linear: bool,
-    /// Guest interruptibility state, when known since the last exit.
+    /// Guest interruptibility state, when known since the last exit; always known outside stays.
     blocking: Option<u32>,
     /// `blocking` has to be written.
     blocking_dirty: bool,
@@ -493,7 +494,7 @@ impl VmxVcpu {
     }
 
     /// The interruptibility state, read at most once per exit.
-    #[inline]
+    #[inline(always)]
     fn blocking_state(&mut self, vm: Current) -> u32 {
         match self.blocking {
             Some(b) => b,
@@ -689,9 +690,11 @@ impl VcpuBackend for VmxVcpu {
             unsafe { cr::write_cr2(cpu.sregs.cr2) };
         }
 
+        mitigate::before_enter();
         // SAFETY: In a stay interrupts are off and host state and MSRs are set; `launched` follows the processor's
         // launch state; the VMCS was set up and its controls are those of `caps`.
         let outcome = unsafe { world::switch(&mut cpu.regs, &mut self.host_rsp, self.launched) };
+        mitigate::after_exit();
 
         cpu.sregs.cr2 = cr::cr2();
         self.insn_len = 0;
@@ -748,10 +751,13 @@ impl VcpuBackend for VmxVcpu {
         self.interrupted.take()
     }
 
+    #[inline]
     fn interruptibility(&mut self) -> Interruptibility {
-        let state = match self.blocking {
-            Some(b) => b,
-            None => self.with_current(Self::blocking_state).unwrap_or(0),
+        // Known at the latest at the end of each stay.
+        let state = match (self.blocking, self.current()) {
+            (Some(b), _) => b,
+            (None, Some(vm)) => self.blocking_state(vm),
+            (None, None) => 0,
         };
         Interruptibility {
             sti: state & blocking::STI != 0,

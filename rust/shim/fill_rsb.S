@@ -1,0 +1,16 @@
+/* SPDX-License-Identifier: GPL-2.0 */
+/*
+ * Fills the return-stack buffer with entries that lead nowhere, by the kernel's own sequence, which exists
+ * only as an assembler macro. The return from here is predicted by one of them and corrected.
+ */
+
+#include <linux/linkage.h>
+#include <asm/asm-offsets.h>
+#include <asm/nospec-branch.h>
+
+	.text
+
+SYM_FUNC_START(rvmm_fill_rsb)
+	__FILL_RETURN_BUFFER(%rax, RSB_CLEAR_LOOPS)
+	RET
+SYM_FUNC_END(rvmm_fill_rsb)

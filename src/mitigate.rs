@@ -1,0 +1,138 @@
+// SPDX-License-Identifier: GPL-2.0
+//! Speculative-execution mitigations at the boundary between host and guest
+//! (Documentation/admin-guide/hw-vuln of the kernel).
+//!
+//! What is needed on this CPU has been decided by the kernel, from the CPU's bugs and the command line; it left its decision in feature
+//! bits, which are read once at load. On a CPU that needs nothing an entry costs one test.
+//!
+//! SPEC_CTRL is not offered to guests, so the host's value stays in force in the guest and needs no switching. Not covered, because
+//! the kernel's code for it cannot be reached by a module: untraining of return instructions on AMD (retbleed, SRSO), for which an
+//! IBPB after each exit stands in; it is slower and no weaker.
+
+use crate::linux::bindings as b;
+use crate::linux::{boot_cpu, msr, smp};
+use core::arch::asm;
+use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use kernel::prelude::*;
+
+/// VERW before entry: MDS, TAA, MMIO stale data, RFDS, TSA.
+const VERW: u32 = 1 << 0;
+/// L1D flush before the first entry of a stay: L1TF.
+const L1D_FLUSH: u32 = 1 << 1;
+/// IBPB when a CPU turns to another vCPU: Spectre v2 between guests.
+const IBPB_SWITCH: u32 = 1 << 2;
+/// IBPB after each exit.
+const IBPB_EXIT: u32 = 1 << 3;
+/// Return-stack filling after each exit.
+const RSB_FILL: u32 = 1 << 4;
+
+const MSR_PRED_CMD: u32 = 0x49;
+const MSR_FLUSH_CMD: u32 = 0x10b;
+
+static NEEDED: AtomicU32 = AtomicU32::new(0);
+/// Source of vCPU tokens for `begin_stay`.
+static NEXT_TOKEN: AtomicU64 = AtomicU64::new(1);
+
+/// The vCPU that each CPU ran last.
+static LAST: crate::linux::global::Global<KVVec<AtomicU64>> = crate::linux::global::Global::new();
+
+/// Reads the kernel's decisions.
+pub(crate) fn init() -> Result {
+    let has = boot_cpu::has;
+    let mut needed = 0;
+    if has(b::X86_FEATURE_CLEAR_CPU_BUF_VM) || has(b::X86_FEATURE_CLEAR_CPU_BUF_VM_MMIO) {
+        needed |= VERW;
+    }
+    if boot_cpu::bug(boot_cpu::Bug::L1tf) && has(b::X86_FEATURE_FLUSH_L1D) {
+        needed |= L1D_FLUSH;
+    }
+    let ibpb = has(b::X86_FEATURE_IBPB);
+    if ibpb && boot_cpu::bug(boot_cpu::Bug::SpectreV2) {
+        needed |= IBPB_SWITCH;
+    }
+    if ibpb
+        && (has(b::X86_FEATURE_IBPB_ON_VMEXIT)
+            || has(b::X86_FEATURE_UNRET)
+            || has(b::X86_FEATURE_SRSO)
+            || has(b::X86_FEATURE_SRSO_ALIAS))
+    {
+        needed |= IBPB_EXIT;
+    }
+    if has(b::X86_FEATURE_RSB_VMEXIT) || has(b::X86_FEATURE_RSB_VMEXIT_LITE) {
+        needed |= RSB_FILL;
+    }
+    let mut last = KVVec::with_capacity(smp::nr_cpu_ids() as usize, GFP_KERNEL)?;
+    for _ in 0..smp::nr_cpu_ids() {
+        last.push_within_capacity(AtomicU64::new(0))
+            .map_err(|_| ENOMEM)?;
+    }
+    LAST.set(last)?;
+    NEEDED.store(needed, Ordering::Relaxed);
+    Ok(())
+}
+
+/// Frees what `init` made.
+///
+/// # Safety
+///
+/// No vCPU is left.
+pub(crate) unsafe fn exit() {
+    // SAFETY: By the contract.
+    unsafe { LAST.clear() };
+}
+
+/// An identity for a new vCPU, never used again.
+pub(crate) fn token() -> u64 {
+    NEXT_TOKEN.fetch_add(1, Ordering::Relaxed)
+}
+
+/// At the start of a stay of the vCPU `token` on `cpu`, interrupts off.
+#[inline]
+pub(crate) fn begin_stay(token: u64, cpu: u32) {
+    let needed = NEEDED.load(Ordering::Relaxed);
+    if needed & (IBPB_SWITCH | L1D_FLUSH) == 0 {
+        return;
+    }
+    let last = LAST.get().and_then(|l| l.get(cpu as usize));
+    if last.is_none_or(|l| l.swap(token, Ordering::Relaxed) != token) && needed & IBPB_SWITCH != 0 {
+        ibpb();
+    }
+    if needed & L1D_FLUSH != 0 {
+        // SAFETY: The CPU has IA32_FLUSH_CMD (CPUID.7:EDX[28]); bit 0 flushes L1D (SDM 4, table 2-2).
+        unsafe { msr::write(MSR_FLUSH_CMD, 1) };
+    }
+}
+
+/// Right before an entry.
+#[inline(always)]
+pub(crate) fn before_enter() {
+    if NEEDED.load(Ordering::Relaxed) & VERW != 0 {
+        /// A selector that VERW accepts: the kernel's data segment.
+        static SELECTOR: u16 = b::__KERNEL_DS as u16;
+        // SAFETY: VERW reads the selector, changes ZF, and on CPUs with MD_CLEAR overwrites the buffers.
+        unsafe {
+            asm!("verw word ptr [{}]", in(reg) &raw const SELECTOR, options(nostack, readonly))
+        };
+    }
+}
+
+/// Right after an exit, before a RET that is not paired with a call made since: inlined into the function that enters.
+#[inline(always)]
+pub(crate) fn after_exit() {
+    let needed = NEEDED.load(Ordering::Relaxed);
+    if needed & (RSB_FILL | IBPB_EXIT) == 0 {
+        return;
+    }
+    if needed & RSB_FILL != 0 {
+        boot_cpu::fill_rsb();
+    }
+    if needed & IBPB_EXIT != 0 {
+        ibpb();
+    }
+}
+
+#[inline]
+fn ibpb() {
+    // SAFETY: The CPU has IA32_PRED_CMD (X86_FEATURE_IBPB); bit 0 is the barrier (SDM 4, table 2-2).
+    unsafe { msr::write(MSR_PRED_CMD, 1) };
+}
