@@ -4,7 +4,7 @@
 //! The controllers come into being with KVM_CREATE_IRQCHIP (all of them) or KVM_CAP_SPLIT_IRQCHIP (local APICs only, the rest is in
 //! user space), before the first vCPU. `config` serialises changes of what user space configures.
 
-use crate::irq::controllers::{count, Controllers};
+use crate::irq::controllers::Controllers;
 use crate::irq::deliver::deliver;
 use crate::irq::ioapic;
 use crate::irq::ioeventfd::{Bus, IoEventFds};
@@ -172,7 +172,7 @@ impl IrqChip {
 
     /// Sends an interrupt message; `source` is the sender's APIC id for shorthands. Number of vCPUs that got it. Any context.
     pub(crate) fn deliver(&self, message: &Message, source: u32) -> u32 {
-        deliver(&self.memory.vcpus, message, Some(source)).unwrap_or(0)
+        deliver(&self.memory.vcpus, message, Some(source))
     }
 
     /// Reads a device in the kernel. False if there is none.
@@ -310,11 +310,7 @@ impl IrqChip {
             data: msi.data,
         };
         let message = route.message(MSI_FORMAT).ok_or(EINVAL)?;
-        match count(controllers.send(&message)) {
-            // "-1 on error", which is what nobody there comes to.
-            n if n < 0 => Err(EPERM),
-            n => Ok(n as isize),
-        }
+        Ok(controllers.send(&message) as isize)
     }
 
     /// KVM_GET_IRQCHIP (api.rst 4.26).

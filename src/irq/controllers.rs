@@ -11,7 +11,7 @@
 use crate::irq::deliver::deliver;
 use crate::irq::ioapic::{self, Ioapic, Pin, Pins, Written};
 use crate::irq::line::Source;
-use crate::irq::msg::{Message, Vector};
+use crate::irq::msg::{Message, TriggerMode, Vector};
 use crate::irq::pic::{self, Chip, Irq, Pic};
 use crate::irq::pit::Pit;
 use crate::irq::route::{Entry, Gsi, Route};
@@ -183,13 +183,13 @@ impl Controllers {
         result
     }
 
-    /// Sends a message that no local APIC sends. `None` if it addresses nobody, else how many vCPUs accepted it.
-    pub(crate) fn send(&self, message: &Message) -> Option<u32> {
-        deliver(&self.memory.vcpus, message, None)
+    /// Sends a message that no local APIC sends. Returns how many vCPUs accepted it.
+    pub(crate) fn send(&self, message: &Message) -> i32 {
+        deliver(&self.memory.vcpus, message, None) as i32
     }
 
     /// `source` drives `gsi` to `level`. Returns as KVM_IRQ_LINE_STATUS reports: the number of vCPUs reached, 0 when
-    /// a request was pending already, negative when the interrupt is masked or goes nowhere.
+    /// a request was pending already, negative when the interrupt is masked or has no route.
     pub(crate) fn set_irq(&self, gsi: u32, source: Source, level: bool) -> i32 {
         let Some(gsi) = Gsi::new(gsi) else { return -1 };
         match self.set_msi(gsi, level) {
@@ -213,11 +213,7 @@ impl Controllers {
             [] => Some(-1),
             [Entry { route, .. }] => {
                 let message = route.message(MSI_FORMAT)?;
-                Some(if level {
-                    count(self.send(&message))
-                } else {
-                    -1
-                })
+                Some(if level { self.send(&message) } else { -1 })
             }
             _ => None,
         }
@@ -439,11 +435,6 @@ impl Controllers {
     }
 }
 
-/// A delivery result as KVM_IRQ_LINE_STATUS reports it.
-pub(crate) fn count(accepted: Option<u32>) -> i32 {
-    accepted.map_or(-1, |n| i32::try_from(n).unwrap_or(i32::MAX))
-}
-
 /// One operation on the models.
 struct Session<'a> {
     owner: &'a Controllers,
@@ -466,7 +457,7 @@ impl Session<'_> {
                 Route::Ioapic(pin) => self.drive_pin(pin, source, level),
                 // The route has changed since the caller looked.
                 Route::Msi { .. } => match e.route.message(MSI_FORMAT) {
-                    Some(m) if level => count(self.owner.send(&m)),
+                    Some(m) if level => self.owner.send(&m),
                     _ => -1,
                 },
             };
@@ -503,6 +494,8 @@ impl Session<'_> {
         };
         match ioapic.set_irq(pin, source, level) {
             ioapic::Raised::Lowered => 1,
+            // A level-triggered interrupt in service counts as masked (as in KVM).
+            ioapic::Raised::Coalesced if ioapic.trigger(pin) == TriggerMode::Level => -1,
             ioapic::Raised::Coalesced => 0,
             ioapic::Raised::Masked => -1,
             ioapic::Raised::Message(m) => self.fire(pin, &m),
@@ -512,12 +505,12 @@ impl Session<'_> {
     /// Sends the message of `pin`.
     fn fire(&mut self, pin: Pin, message: &Message) -> i32 {
         let accepted = self.owner.send(message);
-        if accepted.unwrap_or(0) == 0 {
+        if accepted == 0 {
             if let Some(ioapic) = &mut self.core.ioapic {
                 ioapic.not_accepted(pin);
             }
         }
-        count(accepted)
+        accepted
     }
 
     /// Sends the message of a level-triggered pin that is still up.

@@ -9,8 +9,8 @@ use crate::vcpu_set::{request, VcpuSet, VcpuShared};
 use core::sync::atomic::Ordering;
 
 /// Sends `message`; `source` is the x2APIC ID of the local APIC that sends it, if one does. Returns how many vCPUs
-/// accepted it, or `None` if it addresses nobody.
-pub(crate) fn deliver(vcpus: &VcpuSet, message: &Message, source: Option<u32>) -> Option<u32> {
+/// accepted it.
+pub(crate) fn deliver(vcpus: &VcpuSet, message: &Message, source: Option<u32>) -> u32 {
     // One local APIC, known by its ID: the common case.
     let one = match message.shorthand {
         Shorthand::Myself => source,
@@ -19,44 +19,36 @@ pub(crate) fn deliver(vcpus: &VcpuSet, message: &Message, source: Option<u32>) -
     if let Some(v) = one.and_then(|id| vcpus.get(id)) {
         let addr = v.apic_addr();
         if message.matches(source, &addr) {
-            return Some(accept(v, &addr, message).into());
+            return accept(v, &addr, message).into();
         }
     }
     if message.to_one_only() {
         return deliver_to_one(vcpus, message, source);
     }
-    let mut accepted: Option<u32> = None;
+    let mut accepted = 0u32;
     for v in vcpus.iter() {
         let addr = v.apic_addr();
         if message.matches(source, &addr) {
-            let n = u32::from(accept(v, &addr, message));
-            accepted = Some(accepted.unwrap_or(0).wrapping_add(n));
+            accepted = accepted.wrapping_add(accept(v, &addr, message).into());
         }
     }
     accepted
 }
 
 /// Lowest-priority delivery, and MSIs with a redirection hint (SDM 3A 11.6.2.4, 11.11.1).
-fn deliver_to_one(vcpus: &VcpuSet, message: &Message, source: Option<u32>) -> Option<u32> {
+fn deliver_to_one(vcpus: &VcpuSet, message: &Message, source: Option<u32>) -> u32 {
     let total = vcpus.len() as usize;
     let mut arbiter = Arbiter::new(message.vector);
-    let mut addressed = false;
     for (i, v) in vcpus.iter().enumerate() {
         let addr = v.apic_addr();
-        if message.matches(source, &addr) {
-            addressed = true;
-            if addr.accepts(message.delivery) {
-                arbiter.offer(i, total, &addr);
-            }
+        if addr.accepts(message.delivery) && message.matches(source, &addr) {
+            arbiter.offer(i, total, &addr);
         }
     }
     let winner = arbiter
         .winner()
         .and_then(|i| vcpus.get(u32::try_from(i).ok()?));
-    match winner {
-        Some(v) => Some(accept(v, &v.apic_addr(), message).into()),
-        None => addressed.then_some(0),
-    }
+    winner.map_or(0, |v| accept(v, &v.apic_addr(), message).into())
 }
 
 /// Gives `message` to a local APIC that it addresses. Returns whether that takes it.
