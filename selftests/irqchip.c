@@ -1,0 +1,722 @@
+// SPDX-License-Identifier: GPL-2.0
+/* Interrupt controllers in the kernel, GSI routing, irqfds and ioeventfds. */
+#define _GNU_SOURCE
+#include "vm.h"
+#include <signal.h>
+#include <sys/eventfd.h>
+#include <sys/wait.h>
+
+#define LAPIC_SVR	0xf0
+#define LAPIC_EOI	0xfee000b0ull
+#define RTE_MASKED	(1ull << 16)
+#define RTE_LEVEL	(1ull << 15)
+#define MSI_LEVEL	(1u << 15 | 1u << 14)
+#define NOBODY		(-1)
+
+/* Tells how many interrupts there have been, after each. */
+GUEST64(count_interrupts,
+	"mov $" STR(G_LOG) ", %ebx; xor %edx, %edx\n"
+	"1: cli; cmp %rdx, (%rbx); jne 2f\n"
+	"sti; hlt; jmp 1b\n"
+	"2: mov (%rbx), %rdx; mov %edx, %eax; out %eax, $0x10\n"
+	"jmp 1b\n");
+
+/* The same, with the end of the interrupt outside the handler, when the count has been told: for lines that stay up. */
+GUEST64(count_levels,
+	"mov $" STR(G_LOG) ", %ebx; xor %edx, %edx; mov $0xfee000b0, %esi\n"
+	"1: cli; cmp %rdx, (%rbx); jne 2f\n"
+	"sti; hlt; jmp 1b\n"
+	"2: mov (%rbx), %rdx; mov %edx, %eax; out %eax, $0x10\n"
+	"movl $0, (%rsi); jmp 1b\n");
+
+/* As count_interrupts after programming the 8259s (automatic EOI, vectors from 0x20, line 0 open unless %edi) and the 8254 (100 Hz). */
+GUEST64(count_ticks,
+	"mov $0x11, %al; out %al, $0x20; mov $0x20, %al; out %al, $0x21; mov $4, %al; out %al, $0x21\n"
+	"mov $3, %al; out %al, $0x21\n"
+	"mov $0xfe, %al; or %dil, %al; out %al, $0x21\n"
+	"mov $0x34, %al; out %al, $0x43; mov $0x9c, %al; out %al, $0x40; mov $0x2e, %al; out %al, $0x40\n"
+	"mov $" STR(G_LOG) ", %ebx; xor %edx, %edx\n"
+	"1: cli; cmp %rdx, (%rbx); jne 2f\n"
+	"sti; hlt; jmp 1b\n"
+	"2: mov (%rbx), %rdx; mov %edx, %eax; out %eax, $0x10\n"
+	"jmp 1b\n");
+
+/* Writes to ports and memory that ioeventfds may catch; ends with OUT to port 0x10. */
+GUEST64(write_events,
+	"mov $0x1234, %edx; mov $7, %eax; out %al, %dx; mov $8, %eax; out %al, %dx; out %ax, %dx\n"
+	"mov $" STR(G_MMIO) ", %ebx; movl $1, (%rbx); movl $2, (%rbx); movb $1, (%rbx); movb $9, 16(%rbx); movq $9, 16(%rbx)\n"
+	"out %al, $0x10\n");
+
+static void enable_lapic(struct vm *vm)
+{
+	struct kvm_lapic_state s;
+
+	OK(ioctl(vm->vcpu, KVM_GET_LAPIC, &s));
+	*(uint32_t *)(s.regs + LAPIC_SVR) = 0x1ff;
+	OK(ioctl(vm->vcpu, KVM_SET_LAPIC, &s));
+}
+
+/* 64-bit guest with local APIC enabled; interrupts are ended by the handler. */
+static void start(struct vm *vm, const unsigned char *code, const unsigned char *end)
+{
+	vm_add_vcpu(vm, 0);
+	vm_long(vm, code, end);
+	enable_lapic(vm);
+	vm_log(vm)->eoi = LAPIC_EOI;
+}
+
+static void full(struct vm *vm)
+{
+	vm_init(vm, 4 * MIB);
+	OK(ioctl(vm->fd, KVM_CREATE_IRQCHIP, 0));
+}
+
+static int enable_split(int fd, uint64_t pins)
+{
+	struct kvm_enable_cap cap = { .cap = KVM_CAP_SPLIT_IRQCHIP, .args = { pins } };
+
+	return ioctl(fd, KVM_ENABLE_CAP, &cap);
+}
+
+static struct kvm_irqchip get_chip(struct vm *vm, unsigned int id)
+{
+	struct kvm_irqchip chip = { .chip_id = id };
+
+	OK(ioctl(vm->fd, KVM_GET_IRQCHIP, &chip));
+	return chip;
+}
+
+static void set_pin(struct vm *vm, unsigned int pin, uint64_t entry)
+{
+	struct kvm_irqchip chip = get_chip(vm, KVM_IRQCHIP_IOAPIC);
+
+	chip.chip.ioapic.redirtbl[pin].bits = entry;
+	OK(ioctl(vm->fd, KVM_SET_IRQCHIP, &chip));
+}
+
+struct routing {
+	struct kvm_irq_routing header;
+	struct kvm_irq_routing_entry entry[4];
+};
+
+static struct kvm_irq_routing_entry msi(unsigned int gsi, uint32_t data)
+{
+	return (struct kvm_irq_routing_entry) {
+		.gsi = gsi, .type = KVM_IRQ_ROUTING_MSI, .u.msi = { .address_lo = 0xfee00000, .data = data },
+	};
+}
+
+static struct kvm_irq_routing_entry pin(unsigned int gsi, unsigned int chip, unsigned int number)
+{
+	return (struct kvm_irq_routing_entry) {
+		.gsi = gsi, .type = KVM_IRQ_ROUTING_IRQCHIP, .u.irqchip = { .irqchip = chip, .pin = number },
+	};
+}
+
+static int set_routing(int fd, unsigned int n, struct kvm_irq_routing_entry a, struct kvm_irq_routing_entry b)
+{
+	struct routing r = { .header.nr = n, .entry = { a, b } };
+
+	return ioctl(fd, KVM_SET_GSI_ROUTING, &r);
+}
+
+static int line(int fd, unsigned int gsi, unsigned int level)
+{
+	struct kvm_irq_level l = { .irq = gsi, .level = level };
+
+	OK(ioctl(fd, KVM_IRQ_LINE_STATUS, &l));
+	return l.status;
+}
+
+static int irqfd(int vm, int fd, unsigned int gsi, unsigned int flags, int resample)
+{
+	struct kvm_irqfd args = { .fd = fd, .gsi = gsi, .flags = flags, .resamplefd = resample };
+
+	return ioctl(vm, KVM_IRQFD, &args);
+}
+
+static int ioeventfd(int vm, int fd, uint64_t addr, unsigned int len, unsigned int flags, uint64_t match)
+{
+	struct kvm_ioeventfd args = { .fd = fd, .addr = addr, .len = len, .flags = flags, .datamatch = match };
+
+	return ioctl(vm, KVM_IOEVENTFD, &args);
+}
+
+static int event(void)
+{
+	return OK(eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC));
+}
+
+static void signal_event(int fd)
+{
+	uint64_t one = 1;
+
+	REQUIRE_EQ(write(fd, &one, 8), 8);
+}
+
+static uint64_t take_event(int fd)
+{
+	uint64_t n = 0;
+
+	return read(fd, &n, 8) == 8 ? n : 0;
+}
+
+/* Runs until the guest has counted `count` interrupts, the last of `vector`. */
+static void expect_interrupt(struct vm *vm, unsigned int count, unsigned int vector)
+{
+	REQUIRE_EQ(vm_expect_out(vm, 0x10), count);
+	CHECK_EQ(vm_log(vm)->event[count - 1].vector, vector);
+}
+
+TEST(creation)
+{
+	struct kvm_pit_config pit = {};
+	struct vm vm;
+
+	vm_init(&vm, 0);
+	CHECK_ERRNO(ioctl(vm.fd, KVM_CREATE_PIT2, &pit), ENOENT);
+	OK(ioctl(vm.fd, KVM_CREATE_IRQCHIP, 0));
+	CHECK_ERRNO(ioctl(vm.fd, KVM_CREATE_IRQCHIP, 0), EEXIST);
+	CHECK_ERRNO(enable_split(vm.fd, 24), EEXIST);
+	OK(ioctl(vm.fd, KVM_CREATE_PIT2, &pit));
+	CHECK_ERRNO(ioctl(vm.fd, KVM_CREATE_PIT2, &pit), EEXIST);
+	vm_free(&vm);
+
+	vm_init(&vm, 0);
+	CHECK_ERRNO(enable_split(vm.fd, 4097), EINVAL);
+	OK(enable_split(vm.fd, 4096));
+	CHECK_ERRNO(enable_split(vm.fd, 4096), EEXIST);
+	CHECK_ERRNO(ioctl(vm.fd, KVM_CREATE_IRQCHIP, 0), EEXIST);
+	CHECK_ERRNO(ioctl(vm.fd, KVM_CREATE_PIT2, &pit), ENOENT);
+	vm_free(&vm);
+
+	vm_new(&vm, 0);
+	CHECK_ERRNO(ioctl(vm.fd, KVM_CREATE_IRQCHIP, 0), EINVAL);
+	CHECK_ERRNO(enable_split(vm.fd, 24), EEXIST);
+	vm_free(&vm);
+}
+
+TEST(chip_state)
+{
+	struct kvm_irqchip chip = {};
+	struct vm vm;
+
+	vm_init(&vm, 0);
+	CHECK_ERRNO(ioctl(vm.fd, KVM_GET_IRQCHIP, &chip), ENXIO);
+	CHECK_ERRNO(ioctl(vm.fd, KVM_SET_IRQCHIP, &chip), ENXIO);
+	OK(ioctl(vm.fd, KVM_CREATE_IRQCHIP, 0));
+	chip.chip_id = 3;
+	CHECK_ERRNO(ioctl(vm.fd, KVM_GET_IRQCHIP, &chip), EINVAL);
+	CHECK_ERRNO(ioctl(vm.fd, KVM_SET_IRQCHIP, &chip), EINVAL);
+	CHECK_ERRNO(ioctl(vm.fd, KVM_GET_IRQCHIP, 8), EFAULT);
+
+	chip = get_chip(&vm, KVM_IRQCHIP_IOAPIC);
+	CHECK_EQ(chip.chip.ioapic.base_address, 0xfec00000);
+	CHECK_EQ(chip.chip.ioapic.irr, 0);
+	for (int i = 0; i < 24; i++)
+		CHECK(chip.chip.ioapic.redirtbl[i].bits & RTE_MASKED);
+	chip.chip.ioapic.ioregsel = 0x12;
+	chip.chip.ioapic.id = 3;
+	chip.chip.ioapic.redirtbl[7].bits = 0x0500000000018a41;
+	OK(ioctl(vm.fd, KVM_SET_IRQCHIP, &chip));
+	chip = get_chip(&vm, KVM_IRQCHIP_IOAPIC);
+	CHECK_EQ(chip.chip.ioapic.ioregsel, 0x12);
+	CHECK_EQ(chip.chip.ioapic.id, 3);
+	CHECK_EQ(chip.chip.ioapic.redirtbl[7].bits, 0x0500000000018a41);
+
+	for (unsigned int id = 0; id < 2; id++) {
+		chip = get_chip(&vm, id);
+		chip.chip.pic.imr = 0xa5;
+		chip.chip.pic.irq_base = 0x70;
+		chip.chip.pic.elcr = 0x08;
+		chip.chip.pic.isr = 0x10;
+		OK(ioctl(vm.fd, KVM_SET_IRQCHIP, &chip));
+		chip = get_chip(&vm, id);
+		CHECK_EQ(chip.chip.pic.imr, 0xa5);
+		CHECK_EQ(chip.chip.pic.irq_base, 0x70);
+		CHECK_EQ(chip.chip.pic.isr, 0x10);
+		CHECK_EQ(chip.chip.pic.elcr_mask, id ? 0xde : 0xf8);
+	}
+	vm_free(&vm);
+}
+
+TEST(pit_state)
+{
+	struct kvm_pit_state2 s = {};
+	struct kvm_pit_config config = {};
+	struct kvm_reinject_control control = {};
+	struct vm vm;
+
+	full(&vm);
+	CHECK_ERRNO(ioctl(vm.fd, KVM_GET_PIT2, &s), ENXIO);
+	CHECK_ERRNO(ioctl(vm.fd, KVM_SET_PIT2, &s), ENXIO);
+	CHECK_ERRNO(ioctl(vm.fd, KVM_REINJECT_CONTROL, &control), ENXIO);
+	OK(ioctl(vm.fd, KVM_CREATE_PIT2, &config));
+	OK(ioctl(vm.fd, KVM_REINJECT_CONTROL, &control));
+	OK(ioctl(vm.fd, KVM_GET_PIT2, &s));
+	CHECK_EQ(s.channels[0].gate, 1);
+	CHECK_EQ(s.channels[2].gate, 0);
+	s.channels[2].count = 0x4321;
+	s.channels[2].mode = 3;
+	s.channels[2].rw_mode = 3;
+	s.channels[2].gate = 1;
+	s.flags = KVM_PIT_FLAGS_HPET_LEGACY;
+	OK(ioctl(vm.fd, KVM_SET_PIT2, &s));
+	OK(ioctl(vm.fd, KVM_GET_PIT2, &s));
+	CHECK_EQ(s.channels[2].count, 0x4321);
+	CHECK_EQ(s.channels[2].mode, 3);
+	CHECK_EQ(s.channels[2].gate, 1);
+	CHECK_EQ(s.flags, KVM_PIT_FLAGS_HPET_LEGACY);
+	vm_free(&vm);
+}
+
+TEST(line_status)
+{
+	struct kvm_irq_level l = { .irq = 5, .level = 1 };
+	struct vm vm;
+
+	vm_init(&vm, 0);
+	CHECK_ERRNO(ioctl(vm.fd, KVM_IRQ_LINE, &l), ENXIO);
+	CHECK_ERRNO(ioctl(vm.fd, KVM_IRQ_LINE_STATUS, &l), ENXIO);
+	OK(ioctl(vm.fd, KVM_CREATE_IRQCHIP, 0));
+	/* Open in the 8259, masked in the IOAPIC. */
+	CHECK_EQ(line(vm.fd, 5, 1), 1);
+	CHECK_EQ(line(vm.fd, 5, 0), 2);
+	CHECK_EQ(line(vm.fd, 5, 1), 0);
+	CHECK_EQ(line(vm.fd, 20, 1), NOBODY);
+	CHECK_EQ(line(vm.fd, 24, 1), NOBODY);
+	CHECK_EQ(line(vm.fd, 4096, 1), NOBODY);
+	CHECK_EQ(line(vm.fd, 0xffffffff, 1), NOBODY);
+	vm_free(&vm);
+}
+
+TEST(routing_errors)
+{
+	struct routing r = {};
+	struct vm vm;
+
+	vm_init(&vm, 0);
+	CHECK_ERRNO(set_routing(vm.fd, 1, msi(0, 0x30), msi(0, 0)), EINVAL);
+	OK(ioctl(vm.fd, KVM_CREATE_IRQCHIP, 0));
+	r.header.nr = 4097;
+	CHECK_ERRNO(ioctl(vm.fd, KVM_SET_GSI_ROUTING, &r), EINVAL);
+	r.header.nr = 0;
+	r.header.flags = 1;
+	CHECK_ERRNO(ioctl(vm.fd, KVM_SET_GSI_ROUTING, &r), EINVAL);
+	CHECK_ERRNO(ioctl(vm.fd, KVM_SET_GSI_ROUTING, 8), EFAULT);
+	CHECK_ERRNO(set_routing(vm.fd, 1, msi(4096, 0x30), msi(0, 0)), EINVAL);
+	CHECK_ERRNO(set_routing(vm.fd, 2, msi(9, 0x30), msi(9, 0x31)), EINVAL);
+	CHECK_ERRNO(set_routing(vm.fd, 2, msi(9, 0x30), pin(9, 2, 9)), EINVAL);
+	CHECK_ERRNO(set_routing(vm.fd, 2, pin(9, 2, 8), pin(9, 2, 9)), EINVAL);
+	CHECK_ERRNO(set_routing(vm.fd, 1, pin(9, 0, 8), msi(0, 0)), EINVAL);
+	CHECK_ERRNO(set_routing(vm.fd, 1, pin(9, 2, 24), msi(0, 0)), EINVAL);
+	CHECK_ERRNO(set_routing(vm.fd, 1, pin(9, 3, 0), msi(0, 0)), EINVAL);
+	r = (struct routing) { .header.nr = 1, .entry = { { .gsi = 1, .type = 99 } } };
+	CHECK_ERRNO(ioctl(vm.fd, KVM_SET_GSI_ROUTING, &r), EINVAL);
+	r = (struct routing) { .header.nr = 1, .entry = { pin(9, 2, 9) } };
+	r.entry[0].flags = 1;
+	CHECK_ERRNO(ioctl(vm.fd, KVM_SET_GSI_ROUTING, &r), EINVAL);
+	/* A table that was refused changes nothing. */
+	CHECK_EQ(line(vm.fd, 5, 1), 1);
+	OK(set_routing(vm.fd, 2, pin(9, 2, 9), pin(9, 1, 1)));
+	CHECK_EQ(line(vm.fd, 5, 0), NOBODY);
+	OK(set_routing(vm.fd, 1, msi(4095, 0x30), msi(0, 0)));
+	OK(set_routing(vm.fd, 0, msi(0, 0), msi(0, 0)));
+	vm_free(&vm);
+
+	vm_init(&vm, 0);
+	OK(enable_split(vm.fd, 24));
+	CHECK_ERRNO(set_routing(vm.fd, 1, pin(9, 2, 9), msi(0, 0)), EINVAL);
+	OK(set_routing(vm.fd, 1, msi(9, 0x30), msi(0, 0)));
+	vm_free(&vm);
+}
+
+TEST(signal_msi)
+{
+	struct kvm_msi m = { .address_lo = 0xfee00000, .data = 0x45 };
+	struct vm vm;
+
+	vm_init(&vm, 4 * MIB);
+	CHECK_ERRNO(ioctl(vm.fd, KVM_SIGNAL_MSI, &m), EINVAL);
+	OK(enable_split(vm.fd, 24));
+	vm_add_vcpu(&vm, 0);
+	VM_LONG(&vm, count_interrupts);
+	vm_log(&vm)->eoi = LAPIC_EOI;
+	/* Disabled in SVR. */
+	CHECK_EQ(ioctl(vm.fd, KVM_SIGNAL_MSI, &m), 0);
+	enable_lapic(&vm);
+	m.flags = 2;
+	CHECK_ERRNO(ioctl(vm.fd, KVM_SIGNAL_MSI, &m), EINVAL);
+	m.flags = KVM_MSI_VALID_DEVID;
+	CHECK_EQ(ioctl(vm.fd, KVM_SIGNAL_MSI, &m), 1);
+	expect_interrupt(&vm, 1, 0x45);
+	/* To an APIC that does not exist. */
+	m.address_lo = 0xfee05000;
+	CHECK_EQ(ioctl(vm.fd, KVM_SIGNAL_MSI, &m), 0);
+	/* To all. */
+	m.address_lo = 0xfeeff000;
+	m.data = 0x46;
+	CHECK_EQ(ioctl(vm.fd, KVM_SIGNAL_MSI, &m), 1);
+	expect_interrupt(&vm, 2, 0x46);
+	vm_free(&vm);
+}
+
+TEST(irqfd_errors)
+{
+	int fd = event(), other = event(), pipe_fds[2];
+	struct vm vm, second;
+
+	OK(pipe(pipe_fds));
+	vm_init(&vm, 0);
+	CHECK_ERRNO(irqfd(vm.fd, fd, 5, 0, 0), EINVAL);
+	OK(ioctl(vm.fd, KVM_CREATE_IRQCHIP, 0));
+	CHECK_ERRNO(irqfd(vm.fd, fd, 5, 4, 0), EINVAL);
+	CHECK_ERRNO(irqfd(vm.fd, -1, 5, 0, 0), EBADF);
+	CHECK_ERRNO(irqfd(vm.fd, -1, 5, KVM_IRQFD_FLAG_DEASSIGN, 0), EBADF);
+	CHECK_ERRNO(irqfd(vm.fd, pipe_fds[0], 5, 0, 0), EINVAL);
+	CHECK_ERRNO(irqfd(vm.fd, fd, 5, KVM_IRQFD_FLAG_RESAMPLE, -1), EBADF);
+	CHECK_ERRNO(irqfd(vm.fd, fd, 5, KVM_IRQFD_FLAG_RESAMPLE, pipe_fds[0]), EINVAL);
+	OK(irqfd(vm.fd, fd, 5, 0, 0));
+	CHECK_ERRNO(irqfd(vm.fd, fd, 5, 0, 0), EBUSY);
+	CHECK_ERRNO(irqfd(vm.fd, fd, 6, 0, 0), EBUSY);
+	CHECK_ERRNO(irqfd(vm.fd, fd, 6, KVM_IRQFD_FLAG_RESAMPLE, other), EBUSY);
+	/* Deassigning what is not there is no error, and does nothing. */
+	OK(irqfd(vm.fd, fd, 6, KVM_IRQFD_FLAG_DEASSIGN, 0));
+	CHECK_ERRNO(irqfd(vm.fd, fd, 5, 0, 0), EBUSY);
+	OK(irqfd(vm.fd, other, 6, KVM_IRQFD_FLAG_DEASSIGN, 0));
+	OK(irqfd(vm.fd, other, 5, KVM_IRQFD_FLAG_RESAMPLE, event()));
+	OK(irqfd(vm.fd, fd, 5, KVM_IRQFD_FLAG_DEASSIGN, 0));
+	OK(irqfd(vm.fd, fd, 5000, 0, 0));
+	/* Another VM cannot have it. */
+	vm_init(&second, 0);
+	OK(enable_split(second.fd, 24));
+	CHECK_ERRNO(irqfd(second.fd, fd, 5, 0, 0), EBUSY);
+	CHECK_ERRNO(irqfd(second.fd, event(), 5, KVM_IRQFD_FLAG_RESAMPLE, event()), EINVAL);
+	vm_free(&vm);
+	OK(irqfd(second.fd, fd, 5, 0, 0));
+	vm_free(&second);
+}
+
+TEST(irqfd_msi)
+{
+	int fd = event(), late = event();
+	struct vm vm;
+
+	vm_init(&vm, 4 * MIB);
+	OK(enable_split(vm.fd, 24));
+	OK(set_routing(vm.fd, 2, msi(100, 0x41), msi(4095, 0x42)));
+	OK(irqfd(vm.fd, fd, 100, 0, 0));
+	start(&vm, count_interrupts, count_interrupts_end);
+	signal_event(fd);
+	/* It is taken at once. */
+	CHECK_EQ(take_event(fd), 0);
+	expect_interrupt(&vm, 1, 0x41);
+	/* What was signalled before counts. */
+	signal_event(late);
+	OK(irqfd(vm.fd, late, 4095, 0, 0));
+	expect_interrupt(&vm, 2, 0x42);
+	/* The new route is in force when the call returns. */
+	OK(set_routing(vm.fd, 1, msi(100, 0x43), msi(0, 0)));
+	signal_event(fd);
+	expect_interrupt(&vm, 3, 0x43);
+	OK(irqfd(vm.fd, fd, 100, KVM_IRQFD_FLAG_DEASSIGN, 0));
+	signal_event(fd);
+	CHECK_EQ(take_event(fd), 1);
+	OK(irqfd(vm.fd, fd, 100, 0, 0));
+	signal_event(fd);
+	expect_interrupt(&vm, 4, 0x43);
+	vm_free(&vm);
+	/* The VM is gone, the eventfd works on. */
+	signal_event(fd);
+	CHECK_EQ(take_event(fd), 1);
+}
+
+TEST(irqfd_closed_eventfd)
+{
+	struct vm vm;
+
+	vm_init(&vm, 4 * MIB);
+	OK(enable_split(vm.fd, 24));
+	OK(set_routing(vm.fd, 1, msi(7, 0x47), msi(0, 0)));
+	start(&vm, count_interrupts, count_interrupts_end);
+	for (unsigned int i = 1; i <= 50; i++) {
+		int fd = event();
+
+		OK(irqfd(vm.fd, fd, 7, 0, 0));
+		signal_event(fd);
+		close(fd);
+		expect_interrupt(&vm, i, 0x47);
+	}
+	/* vCPU's file last. */
+	OK(irqfd(vm.fd, event(), 7, 0, 0));
+	close(vm.fd);
+	vm.fd = open("/dev/null", O_RDONLY);
+	vm_free(&vm);
+}
+
+TEST(irqfd_edge_pin)
+{
+	int fd = event();
+	struct vm vm;
+
+	full(&vm);
+	start(&vm, count_interrupts, count_interrupts_end);
+	set_pin(&vm, 20, 0x52);
+	OK(irqfd(vm.fd, fd, 20, 0, 0));
+	for (unsigned int i = 1; i <= 3; i++) {
+		signal_event(fd);
+		expect_interrupt(&vm, i, 0x52);
+	}
+	/* Masked: an edge is lost. */
+	set_pin(&vm, 20, RTE_MASKED | 0x52);
+	signal_event(fd);
+	set_pin(&vm, 20, 0x52);
+	CHECK_EQ(line(vm.fd, 20, 1), 1);
+	CHECK_EQ(line(vm.fd, 20, 1), 0);
+	CHECK_EQ(line(vm.fd, 20, 0), 1);
+	expect_interrupt(&vm, 4, 0x52);
+	vm_free(&vm);
+}
+
+TEST(irqfd_resample)
+{
+	int fd = event(), resample = event(), second = event(), second_resample = event();
+	struct vm vm;
+
+	full(&vm);
+	start(&vm, count_interrupts, count_interrupts_end);
+	set_pin(&vm, 21, RTE_LEVEL | 0x51);
+	OK(irqfd(vm.fd, fd, 21, KVM_IRQFD_FLAG_RESAMPLE, resample));
+	OK(irqfd(vm.fd, second, 21, KVM_IRQFD_FLAG_RESAMPLE, second_resample));
+	for (unsigned int i = 1; i <= 3; i++) {
+		signal_event(fd);
+		CHECK_EQ(take_event(resample), 0);
+		CHECK_EQ(get_chip(&vm, KVM_IRQCHIP_IOAPIC).chip.ioapic.irr, 1u << 21);
+		expect_interrupt(&vm, i, 0x51);
+		/* The end of the interrupt lowers the line and tells everyone. */
+		CHECK_EQ(take_event(resample), 1);
+		CHECK_EQ(take_event(second_resample), 1);
+		CHECK_EQ(get_chip(&vm, KVM_IRQCHIP_IOAPIC).chip.ioapic.irr, 0);
+	}
+	/* The last one that goes lowers what it held. */
+	OK(irqfd(vm.fd, second, 21, KVM_IRQFD_FLAG_DEASSIGN, 0));
+	set_pin(&vm, 21, RTE_MASKED | RTE_LEVEL | 0x51);
+	signal_event(fd);
+	CHECK_EQ(get_chip(&vm, KVM_IRQCHIP_IOAPIC).chip.ioapic.irr, 1u << 21);
+	OK(irqfd(vm.fd, fd, 21, KVM_IRQFD_FLAG_DEASSIGN, 0));
+	CHECK_EQ(get_chip(&vm, KVM_IRQCHIP_IOAPIC).chip.ioapic.irr, 0);
+	vm_free(&vm);
+}
+
+TEST(level_line)
+{
+	int fd = event(), resample = event();
+	struct vm vm;
+
+	full(&vm);
+	start(&vm, count_levels, count_levels_end);
+	vm_log(&vm)->eoi = 0;
+	OK(irqfd(vm.fd, fd, 22, KVM_IRQFD_FLAG_RESAMPLE, resample));
+	/* Waits until it is unmasked. */
+	set_pin(&vm, 22, RTE_MASKED | RTE_LEVEL | 0x53);
+	CHECK_EQ(line(vm.fd, 22, 1), NOBODY);
+	set_pin(&vm, 22, RTE_LEVEL | 0x53);
+	expect_interrupt(&vm, 1, 0x53);
+	/* In service: no other meanwhile. */
+	CHECK(get_chip(&vm, KVM_IRQCHIP_IOAPIC).chip.ioapic.redirtbl[22].bits & 1 << 14);
+	CHECK_EQ(line(vm.fd, 22, 1), NOBODY);
+	signal_event(fd);
+	/* Comes again as long as somebody holds it up; the irqfd does until the end of the interrupt. */
+	for (unsigned int i = 2; i <= 5; i++) {
+		expect_interrupt(&vm, i, 0x53);
+		CHECK_EQ(take_event(resample), 1);
+	}
+	line(vm.fd, 22, 0);
+	CHECK_EQ(get_chip(&vm, KVM_IRQCHIP_IOAPIC).chip.ioapic.irr, 0);
+	vm_free(&vm);
+}
+
+TEST(split_eoi)
+{
+	struct vm vm;
+
+	vm_init(&vm, 4 * MIB);
+	OK(enable_split(vm.fd, 24));
+	OK(set_routing(vm.fd, 2, msi(5, MSI_LEVEL | 0x61), msi(6, 0x62)));
+	start(&vm, count_interrupts, count_interrupts_end);
+	CHECK_EQ(line(vm.fd, 5, 1), 1);
+	vm_expect(&vm, KVM_EXIT_IOAPIC_EOI);
+	CHECK_EQ(vm.run->eoi.vector, 0x61);
+	expect_interrupt(&vm, 1, 0x61);
+	CHECK_EQ(line(vm.fd, 6, 1), 1);
+	expect_interrupt(&vm, 2, 0x62);
+	CHECK_EQ(line(vm.fd, 6, 0), NOBODY);
+	/* Here KVM forgets. */
+	if (!is_rvmm()) {
+		vm_free(&vm);
+		return;
+	}
+	/* The route goes while the interrupt is on its way: its end is told all the same. */
+	CHECK_EQ(line(vm.fd, 5, 1), 1);
+	OK(set_routing(vm.fd, 1, msi(6, 0x62), msi(0, 0)));
+	vm_expect(&vm, KVM_EXIT_IOAPIC_EOI);
+	CHECK_EQ(vm.run->eoi.vector, 0x61);
+	expect_interrupt(&vm, 3, 0x61);
+	vm_free(&vm);
+}
+
+TEST(pic_interrupt)
+{
+	struct kvm_irqchip chip;
+	struct vm vm;
+
+	full(&vm);
+	vm_add_vcpu(&vm, 0);
+	VM_LONG(&vm, count_interrupts);
+	chip = get_chip(&vm, KVM_IRQCHIP_PIC_MASTER);
+	chip.chip.pic.irq_base = 0x20;
+	chip.chip.pic.auto_eoi = 1;
+	OK(ioctl(vm.fd, KVM_SET_IRQCHIP, &chip));
+	chip = get_chip(&vm, KVM_IRQCHIP_PIC_SLAVE);
+	chip.chip.pic.irq_base = 0x28;
+	chip.chip.pic.auto_eoi = 1;
+	OK(ioctl(vm.fd, KVM_SET_IRQCHIP, &chip));
+	line(vm.fd, 5, 1);
+	line(vm.fd, 5, 0);
+	expect_interrupt(&vm, 1, 0x25);
+	line(vm.fd, 12, 1);
+	line(vm.fd, 12, 0);
+	expect_interrupt(&vm, 2, 0x2c);
+	vm_free(&vm);
+}
+
+/* The 8254 at 100 Hz, through the 8259s and through the IOAPIC. */
+static void ticks(bool ioapic)
+{
+	struct kvm_pit_config config = { .flags = KVM_PIT_SPEAKER_DUMMY };
+	struct kvm_regs r;
+	struct vm vm;
+
+	full(&vm);
+	OK(ioctl(vm.fd, KVM_CREATE_PIT2, &config));
+	if (ioapic) {
+		start(&vm, count_ticks, count_ticks_end);
+		set_pin(&vm, 0, 0x20);
+	} else {
+		vm_add_vcpu(&vm, 0);
+		VM_LONG(&vm, count_ticks);
+	}
+	r = vm_regs(&vm);
+	r.rdi = ioapic ? 0xff : 0;
+	vm_set_regs(&vm, &r);
+	for (unsigned int i = 1; i <= 20; i++)
+		expect_interrupt(&vm, i, 0x20);
+	vm_free(&vm);
+}
+
+TEST(pit_through_pic)
+{
+	ticks(false);
+}
+
+TEST(pit_through_ioapic)
+{
+	ticks(true);
+}
+
+TEST(ioeventfd_errors)
+{
+	const unsigned int pio = KVM_IOEVENTFD_FLAG_PIO, match = KVM_IOEVENTFD_FLAG_DATAMATCH;
+	const unsigned int deassign = KVM_IOEVENTFD_FLAG_DEASSIGN;
+	int fd = event(), other = event();
+	struct vm vm;
+
+	vm_init(&vm, 0);
+	CHECK_ERRNO(ioeventfd(vm.fd, fd, 0x1000, 3, 0, 0), EINVAL);
+	CHECK_ERRNO(ioeventfd(vm.fd, fd, -1ull, 4, 0, 0), EINVAL);
+	CHECK_ERRNO(ioeventfd(vm.fd, fd, 0x1000, 4, 1 << 5, 0), EINVAL);
+	CHECK_ERRNO(ioeventfd(vm.fd, fd, 0x1000, 0, match, 0), EINVAL);
+	CHECK_ERRNO(ioeventfd(vm.fd, -1, 0x1000, 4, 0, 0), EBADF);
+	CHECK_ERRNO(ioeventfd(vm.fd, fd, 0x1000, 4, deassign, 0), ENOENT);
+	OK(ioeventfd(vm.fd, fd, 0x1000, 4, match, 1));
+	OK(ioeventfd(vm.fd, fd, 0x1000, 4, match, 2));
+	OK(ioeventfd(vm.fd, fd, 0x1000, 2, match, 1));
+	OK(ioeventfd(vm.fd, fd, 0x1000, 4, match | pio, 1));
+	CHECK_ERRNO(ioeventfd(vm.fd, other, 0x1000, 4, match, 1), EEXIST);
+	CHECK_ERRNO(ioeventfd(vm.fd, other, 0x1000, 4, 0, 0), EEXIST);
+	CHECK_ERRNO(ioeventfd(vm.fd, other, 0x1000, 0, 0, 0), EEXIST);
+	CHECK_ERRNO(ioeventfd(vm.fd, other, 0x1000, 4, match | deassign, 1), ENOENT);
+	CHECK_ERRNO(ioeventfd(vm.fd, fd, 0x1000, 4, match | deassign, 3), ENOENT);
+	CHECK_ERRNO(ioeventfd(vm.fd, fd, 0x1000, 4, deassign, 1), ENOENT);
+	OK(ioeventfd(vm.fd, fd, 0x1000, 4, match | deassign, 1));
+	CHECK_ERRNO(ioeventfd(vm.fd, fd, 0x1000, 4, match | deassign, 1), ENOENT);
+	OK(ioeventfd(vm.fd, other, 0x1000, 4, match, 1));
+	vm_free(&vm);
+}
+
+TEST(ioeventfd_hits)
+{
+	const unsigned int pio = KVM_IOEVENTFD_FLAG_PIO, match = KVM_IOEVENTFD_FLAG_DATAMATCH;
+	const unsigned int deassign = KVM_IOEVENTFD_FLAG_DEASSIGN;
+	int port7 = event(), port_word = event(), mem1 = event(), any = event();
+	struct vm vm;
+
+	VM_NEW_LONG(&vm, write_events);
+	OK(ioeventfd(vm.fd, port7, 0x1234, 1, pio | match, 7));
+	OK(ioeventfd(vm.fd, port_word, 0x1234, 2, pio, 0));
+	OK(ioeventfd(vm.fd, mem1, G_MMIO, 4, match, 1));
+	OK(ioeventfd(vm.fd, any, G_MMIO + 16, 0, 0, 0));
+	/* What nobody waits for comes to user space. */
+	CHECK_EQ(vm_expect_out(&vm, 0x1234) & 0xff, 8);
+	CHECK_EQ(take_event(port7), 1);
+	vm_expect(&vm, KVM_EXIT_MMIO);
+	CHECK_EQ(take_event(port_word), 1);
+	CHECK_EQ(vm.run->mmio.data[0], 2);
+	CHECK_EQ(take_event(mem1), 1);
+	vm_expect(&vm, KVM_EXIT_MMIO);
+	CHECK_EQ(vm.run->mmio.len, 1);
+	CHECK_EQ(vm_expect_out(&vm, 0x10) & 0xff, 8);
+	CHECK_EQ(take_event(any), 2);
+	CHECK_EQ(take_event(port7), 0);
+	CHECK_EQ(take_event(mem1), 0);
+
+	/* Gone at once. */
+	OK(ioeventfd(vm.fd, port7, 0x1234, 1, pio | match | deassign, 7));
+	vm_long_state(&vm);
+	vm.run->exit_reason = 0;
+	CHECK_EQ(vm_expect_out(&vm, 0x1234) & 0xff, 7);
+	CHECK_EQ(take_event(port7), 0);
+	vm_free(&vm);
+}
+
+/* Many signals from another thread, none lost for good; the VM goes while they come. */
+TEST(irqfd_storm)
+{
+	int fd = event(), status;
+	struct vm vm;
+	pid_t child;
+
+	vm_init(&vm, 4 * MIB);
+	OK(enable_split(vm.fd, 24));
+	OK(set_routing(vm.fd, 1, msi(3, 0x44), msi(0, 0)));
+	OK(irqfd(vm.fd, fd, 3, 0, 0));
+	start(&vm, count_interrupts, count_interrupts_end);
+	child = fork_child();
+	if (!child) {
+		for (;;)
+			signal_event(fd);
+	}
+	for (unsigned int i = 1; i <= 200; i++) {
+		vm_expect_out(&vm, 0x10);
+		if (i % 50 == 0)
+			OK(set_routing(vm.fd, 1, msi(3, 0x44), msi(0, 0)));
+		if (i % 40 == 0) {
+			OK(irqfd(vm.fd, fd, 3, KVM_IRQFD_FLAG_DEASSIGN, 0));
+			OK(irqfd(vm.fd, fd, 3, 0, 0));
+		}
+	}
+	CHECK(vm_log(&vm)->count >= 200);
+	vm_free(&vm);
+	OK(kill(child, 9));
+	OK(waitpid(child, &status, 0));
+}
