@@ -25,7 +25,7 @@ use crate::linux::{boot_cpu, cr, hrtimer, preempt, sched};
 use crate::mem::memory::{FaultOutcome, MemError};
 use crate::mitigate;
 use crate::pr_warn_ratelimited;
-use crate::state::{Completion, MpState, State};
+use crate::state::{Completion, MpState, State, MAX_ADVANCE_NS};
 use crate::stats::{ExitClass, VcpuCounter};
 use crate::uapi::k;
 use crate::vcpu::Vcpu;
@@ -324,11 +324,44 @@ impl<'a> Runner<'a> {
         }
         if r & request::TIMER != 0 {
             let tsc = self.s.tsc();
+            let advance = self.s.timer_advance;
             if let Some(l) = &mut self.s.lapic {
                 let now = hrtimer::ktime_get_ns();
-                let _ = l.timer_expired(now, tsc);
+                let deadline = l.tsc_deadline();
+                if deadline == 0 {
+                    let _ = l.timer_expired(now, tsc);
+                } else if deadline.wrapping_sub(tsc) <= advance {
+                    // Early on purpose: the entry waits for the rest.
+                    let _ = l.timer_expired(now, deadline);
+                    self.s.timer_due = Some(deadline);
+                } else if l.timer_expired(now, tsc) {
+                    self.s.timer_due = Some(deadline);
+                }
                 self.vcpu.arm_timer(self.s);
             }
+        }
+    }
+
+    /// Holds the entry until `deadline`, whose interrupt has been posted already, and learns how early the next timer has to be.
+    /// Short: the timer was early by [`State::timer_advance`] at most.
+    #[cold]
+    #[inline(never)]
+    fn await_deadline(&mut self, deadline: u64) {
+        let s = &mut *self.s;
+        let limit = MAX_ADVANCE_NS * u64::from(self.vm.tsc_khz) / 1_000_000;
+        let early = deadline.wrapping_sub(s.tsc()) as i64;
+        let by = early.unsigned_abs();
+        // Later than any advance could make up for: the host was busy, which says nothing about the way here.
+        if by > limit {
+            return;
+        }
+        if early <= 0 {
+            s.timer_advance = s.timer_advance.saturating_add(by / 2).min(limit);
+            return;
+        }
+        s.timer_advance = s.timer_advance.saturating_sub(by / 8);
+        while (deadline.wrapping_sub(s.tsc()) as i64) > 0 {
+            core::hint::spin_loop();
         }
     }
 
@@ -422,7 +455,7 @@ impl<'a> Runner<'a> {
         loop {
             let r = shared.requests();
             if r != 0 {
-                const QUICK: u32 = request::POSTED | request::NMI;
+                const QUICK: u32 = request::POSTED | request::NMI | request::TIMER;
                 if r & !QUICK != 0 {
                     return Stayed::Ended(Step::Leave);
                 }
@@ -431,6 +464,9 @@ impl<'a> Runner<'a> {
             }
             if sched::xfer_to_guest_maybe_pending() {
                 return Stayed::Ended(Step::Leave);
+            }
+            if let Some(deadline) = self.s.timer_due.take() {
+                self.await_deadline(deadline);
             }
             let generation = self.vm.memory.tlb_generation();
             let flush = generation != self.s.tlb_seen || cpu != self.s.last_cpu;

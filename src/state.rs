@@ -65,6 +65,11 @@ pub(crate) struct Events {
     pub(crate) external: Option<u8>,
 }
 
+/// First guess of [`State::timer_advance`], in nanoseconds.
+const FIRST_ADVANCE_NS: u64 = 1000;
+/// Its limit: the guest's CPU spins that long at most before an entry.
+pub(crate) const MAX_ADVANCE_NS: u64 = 8000;
+
 /// One vCPU's private state.
 pub(crate) struct State {
     pub(crate) hw: Hw,
@@ -96,6 +101,11 @@ pub(crate) struct State {
     /// TLB generation of the last flush, and the CPU of the last stay.
     pub(crate) tlb_seen: u64,
     pub(crate) last_cpu: u32,
+    /// How much earlier than a TSC deadline the host's timer is set, in ticks: the time from its interrupt to the entry, as
+    /// measured.
+    pub(crate) timer_advance: u64,
+    /// The deadline of a timer interrupt that was posted, perhaps early: not to be reached by the guest before that.
+    pub(crate) timer_due: Option<u64>,
     /// Identity for the mitigations.
     pub(crate) token: u64,
     pub(crate) has_run: bool,
@@ -199,6 +209,8 @@ impl State {
             tsc_adjust: 0,
             tlb_seen: 0,
             last_cpu: u32::MAX,
+            timer_advance: FIRST_ADVANCE_NS * u64::from(vm.tsc_khz) / 1_000_000,
+            timer_due: None,
             token: crate::mitigate::token(),
             has_run: false,
             check_entry: crate::check_entry(),

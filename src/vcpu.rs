@@ -97,7 +97,9 @@ impl Vcpu {
             }
             TimerArm::AtNs(ns) => self.timer.start_abs_ns(ns),
             TimerArm::AtTsc(deadline) => {
-                let left = deadline.wrapping_sub(s.tsc()) as i64;
+                // Early by what the way from the timer's interrupt to the guest takes.
+                let left = (deadline.wrapping_sub(s.tsc()) as i64)
+                    .saturating_sub_unsigned(s.timer_advance);
                 if left <= 0 {
                     self.shared.request_self(request::TIMER);
                     return;
