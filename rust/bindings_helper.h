@@ -125,7 +125,6 @@ int rvmm_anon_open(struct inode *inode, struct file *file);
 __poll_t rvmm_vfs_poll(struct file *file, poll_table *pt);
 void rvmm_init_poll_funcptr(poll_table *pt, poll_queue_proc proc);
 void rvmm_init_waitqueue_func(wait_queue_entry_t *entry, wait_queue_func_t func);
-void rvmm_add_wait_queue(struct wait_queue_head *wq, wait_queue_entry_t *entry);
 bool rvmm_eventfd_signal_allowed(void);
 
 int rvmm_get_user_u8(u8 *dst, unsigned long addr);

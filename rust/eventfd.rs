@@ -5,6 +5,7 @@
 //! C header: [`include/linux/eventfd.h`](srctree/include/linux/eventfd.h)
 
 use core::ptr::NonNull;
+use core::sync::atomic::{AtomicBool, Ordering};
 
 use kernel::error::from_err_ptr;
 use kernel::ffi::{c_int, c_uint, c_void};
@@ -87,6 +88,8 @@ struct Inner<H> {
     entry: Opaque<bindings::wait_queue_entry>,
     #[pin]
     table: Opaque<bindings::poll_table_struct>,
+    /// Whether `entry` is on the queue.
+    queued: AtomicBool,
     ctx: EventFdCtx,
     hook: Arc<H>,
 }
@@ -103,9 +106,10 @@ unsafe impl<H: EventFdHook> Sync for Hook<H> {}
 
 impl<H: EventFdHook> Hook<H> {
     /// Hooks the eventfd behind descriptor `fd` of the current process. If it is signalled already, the
-    /// hook is called at once (in the caller's context, without the lock).
+    /// hook is called at once (in the caller's context, without the lock). It is called before all other waiters, and
+    /// takes the counter away from them.
     ///
-    /// Errors: `EBADF`, `EINVAL`, `ENOMEM`.
+    /// Errors: `EBADF`, `EINVAL`, `ENOMEM`; `EBUSY` when the eventfd has such a waiter already, whoever that is.
     pub fn register(fd: i32, hook: Arc<H>) -> Result<Self> {
         let file = LocalFile::fget(u32::try_from(fd).map_err(|_| EBADF)?)?;
         // SAFETY: The file is live; success returns a reference to its counter.
@@ -123,18 +127,24 @@ impl<H: EventFdHook> Hook<H> {
                     // SAFETY: `slot` is memory for the table.
                     unsafe { bindings::rvmm_init_poll_funcptr(slot, Some(queue::<H>)) }
                 }),
+                queued: AtomicBool::new(false),
                 ctx,
                 hook,
             }),
             GFP_KERNEL,
         )?;
+        let this = Self { inner };
+        let inner = &this.inner;
         // SAFETY: The file is live; the table's function adds `entry`, which stays until drop.
         let events = unsafe { bindings::rvmm_vfs_poll(file.as_ptr(), inner.table.get()) };
+        if !inner.queued.load(Ordering::Relaxed) {
+            return Err(EBUSY);
+        }
         if events & bindings::RVMM_EPOLLIN != 0 {
             inner.hook.wake();
         }
         // No reference to the file stays: the hang-up has to be seen. `ctx` keeps the wait queue.
-        Ok(Self { inner })
+        Ok(this)
     }
 
     /// The hook.
@@ -150,6 +160,9 @@ impl<H: EventFdHook> Hook<H> {
 
 impl<H: EventFdHook> Drop for Hook<H> {
     fn drop(&mut self) {
+        if !self.inner.queued.load(Ordering::Relaxed) {
+            return;
+        }
         let mut count = 0;
         // SAFETY: The entry was added by `register` and is removed once; the call takes the queue's lock, so that
         // no callback runs after it.
@@ -172,11 +185,15 @@ unsafe extern "C" fn queue<H: EventFdHook>(
     table: *mut bindings::poll_table_struct,
 ) {
     let offset = core::mem::offset_of!(Inner<H>, table);
-    // SAFETY: `table` is the field of a live `Inner<H>`, whose entry is not on a queue yet.
-    unsafe {
-        let inner = table.cast::<u8>().sub(offset).cast::<Inner<H>>();
-        bindings::rvmm_add_wait_queue(head, (*inner).entry.get());
+    // SAFETY: `table` is the field of a live `Inner<H>`.
+    let inner = unsafe { &*table.cast::<u8>().sub(offset).cast::<Inner<H>>() };
+    // Once on the queue is enough, and all that the entry can stand.
+    if inner.queued.load(Ordering::Relaxed) {
+        return;
     }
+    // SAFETY: The entry is pinned, not on a queue yet, and stays there until it is removed by drop.
+    let result = unsafe { bindings::add_wait_queue_priority_exclusive(head, inner.entry.get()) };
+    inner.queued.store(result == 0, Ordering::Relaxed);
 }
 
 /// # Safety

@@ -217,11 +217,6 @@ void rvmm_init_waitqueue_func(wait_queue_entry_t *entry, wait_queue_func_t func)
 	init_waitqueue_func_entry(entry, func);
 }
 
-void rvmm_add_wait_queue(struct wait_queue_head *wq, wait_queue_entry_t *entry)
-{
-	add_wait_queue(wq, entry);
-}
-
 bool rvmm_eventfd_signal_allowed(void)
 {
 	return eventfd_signal_allowed();
