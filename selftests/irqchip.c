@@ -609,8 +609,11 @@ static void ticks(bool ioapic)
 	r = vm_regs(&vm);
 	r.rdi = ioapic ? 0xff : 0;
 	vm_set_regs(&vm, &r);
-	for (unsigned int i = 1; i <= 20; i++)
-		expect_interrupt(&vm, i, 0x20);
+	/* Ticks that were missed while the host was busy come in bursts. */
+	while (vm_expect_out(&vm, 0x10) < 20)
+		;
+	for (unsigned int i = 0; i < 20; i++)
+		CHECK_EQ(vm_log(&vm)->event[i].vector, 0x20);
 	vm_free(&vm);
 }
 
