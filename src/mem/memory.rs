@@ -13,7 +13,9 @@
 //! Translations are flushed before `mmu` is released: whoever finds a page unmapped may rely on no CPU using it.
 //!
 //! A slot change publishes the new table, waits for every reader of the old one (a fault that still maps from it), and only
-//! then unmaps. When it returns nothing uses the old slot.
+//! then unmaps. When it returns nothing uses the old slot. Until then an invalidation, which looks into the new table, has to
+//! know the slot that goes: its pages are still mapped. `Mmu::leaving` names it from before the publication to after the unmapping, and
+//! an invalidation looks there after it has looked into the table.
 //!
 //! # Lock order
 //!
@@ -144,6 +146,8 @@ pub(crate) struct Mmu {
     /// Invalidations under way, and the hull of their ranges.
     invalidating: u32,
     hull: (u64, u64),
+    /// The slot that is being deleted or moved away, as it was: perhaps no longer in the table, but still mapped.
+    leaving: Option<Slot>,
 }
 
 impl Mmu {
@@ -210,6 +214,7 @@ impl GuestMemory {
             invalidations: 0,
             invalidating: 0,
             hull: (0, 0),
+            leaving: None,
         });
         Arc::pin_init(
             try_pin_init!(Self {
@@ -279,19 +284,19 @@ impl GuestMemory {
     /// KVM_SET_USER_MEMORY_REGION (api.rst 4.35). `wanted.npages == 0` deletes.
     pub(crate) fn set_slot(&self, wanted: Slot) -> Result {
         let _update = self.update.lock();
-        let (next, zap, protect) =
+        let (next, leaving, protect) =
             {
                 let current = self.slots.read();
                 let change = slots::validate(&current.slots, &wanted, &self.limits)
                     .map_err(|e| if e.errno() == 17 { EEXIST } else { EINVAL })?;
                 let old = current.slots.iter().position(|s| s.id == wanted.id);
-                let old_range = old.and_then(|i| current.slots.get(i)).and_then(Slot::range);
+                let old_slot = old.and_then(|i| current.slots.get(i)).copied();
                 let mut next = current.copy_with_room()?;
                 match change {
                     Change::None => return Ok(()),
                     Change::Delete => {
                         next.remove_id(wanted.id);
-                        (next, old_range, None)
+                        (next, old_slot, None)
                     }
                     Change::Create | Change::Move | Change::FlagsOnly => {
                         let kept = old
@@ -305,23 +310,26 @@ impl GuestMemory {
                         let starts_logging = dirty.is_some() && matches!(change, Change::FlagsOnly);
                         next.remove_id(wanted.id);
                         next.insert(wanted, dirty)?;
-                        let zap = if matches!(change, Change::Move) {
-                            old_range
+                        let leaving = if matches!(change, Change::Move) {
+                            old_slot
                         } else {
                             None
                         };
                         (
                             next,
-                            zap,
+                            leaving,
                             if starts_logging { wanted.range() } else { None },
                         )
                     }
                 }
             };
-        drop(self.slots.replace(KBox::new(next, GFP_KERNEL_ACCOUNT)?));
-        if let Some(range) = zap {
+        let next = KBox::new(next, GFP_KERNEL_ACCOUNT)?;
+        self.mmu.lock().leaving = leaving;
+        drop(self.slots.replace(next));
+        if let Some(range) = leaving.as_ref().and_then(Slot::range) {
             self.unmap(range, true);
         }
+        self.mmu.lock().leaving = None;
         if let Some(range) = protect {
             self.write_protect(range);
         }
@@ -650,6 +658,13 @@ impl MmuNotifierOps for Notifier {
         // Work is bounded per lock hold and never sleeps, so a range that is not blockable needs no other path.
         self.0
             .for_each_range(start, end, |r| self.0.unmap(r, false));
+        // In this order: a slot that was gone from the table above is named here until it is unmapped.
+        let leaving = self.0.mmu.lock().leaving;
+        if let Some(slot) = leaving {
+            for (_, r) in slots::gpa_ranges(&[slot], Hva(start), Hva(end)) {
+                self.0.unmap(r, false);
+            }
+        }
     }
 
     fn invalidate_range_end(&self, _range: &Range) {
@@ -659,11 +674,11 @@ impl MmuNotifierOps for Notifier {
     }
 
     fn clear_flush_young(&self, start: usize, end: usize) -> bool {
-        self.age(start, end, true)
+        self.age(start, end)
     }
 
     fn clear_young(&self, start: usize, end: usize) -> bool {
-        self.age(start, end, false)
+        self.age(start, end)
     }
 
     fn test_young(&self, addr: usize) -> bool {
@@ -686,14 +701,16 @@ impl MmuNotifierOps for Notifier {
 }
 
 impl Notifier {
-    fn age(&self, start: usize, end: usize, flush: bool) -> bool {
+    /// Clears accessed bits. Where there are none the leaves go, and their translations with them also for a caller that needs
+    /// no flush: a later invalidation finds nothing left to flush for.
+    fn age(&self, start: usize, end: usize) -> bool {
         let mut young = false;
         self.0.for_each_range(start as u64, end as u64, |r| {
             let mut mmu = self.0.mmu.lock();
             let Mmu { table, pool, .. } = &mut *mmu;
             let aged = table.age(pool, r);
             young |= aged.accessed;
-            if aged.flush && flush {
+            if aged.flush {
                 self.0.flush();
             }
             pool.release();
