@@ -1,0 +1,147 @@
+// SPDX-License-Identifier: GPL-2.0
+//! The documents against the source: every ioctl and capability is described, every link and make target exists.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+fn repository() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../..")
+}
+
+fn text(path: &str) -> String {
+    fs::read_to_string(repository().join(path)).unwrap_or_else(|e| panic!("{path}: {e}"))
+}
+
+/// The words of `text` that begin with `prefix` and go on in capitals, digits and underscores.
+fn names(text: &str, prefix: &str) -> BTreeSet<String> {
+    text.split(|c: char| !(c.is_ascii_alphanumeric() || c == '_'))
+        .filter(|w| w.starts_with(prefix) && w.len() > prefix.len())
+        .filter(|w| !w.contains(|c: char| c.is_ascii_lowercase()))
+        .map(str::to_owned)
+        .collect()
+}
+
+/// `abi.md` without what it says is not there.
+fn abi() -> String {
+    let abi = text("docs/abi.md");
+    abi.split("\n## Not there").next().unwrap().to_owned()
+}
+
+#[test]
+fn every_ioctl_is_described() {
+    let described = names(&abi(), "");
+    let missing: Vec<_> = text("src/uapi.rs")
+        .lines()
+        .filter_map(|l| {
+            let (name, value) = l
+                .trim()
+                .strip_prefix("pub(crate) const ")?
+                .split_once(": u32 =")?;
+            (value.trim().starts_with("_IO") || value.trim().is_empty()).then(|| name.to_owned())
+        })
+        .filter(|name| !described.contains(name))
+        .collect();
+    assert!(
+        missing.is_empty(),
+        "docs/abi.md says nothing about {missing:?}: add a row with errors and what differs from KVM"
+    );
+}
+
+#[test]
+fn capabilities_are_those_of_the_source() {
+    let source = text("src/dev.rs");
+    let function = source
+        .split("fn check_extension")
+        .nth(1)
+        .and_then(|s| s.split("\n}").next())
+        .expect("src/dev.rs has check_extension");
+    let offered: BTreeSet<_> = names(function, "KVM_CAP_")
+        .union(&names(function, "RVMM_CAP_"))
+        .cloned()
+        .collect();
+    let abi = abi();
+    let table = abi
+        .split("\n## Capabilities")
+        .nth(1)
+        .and_then(|s| s.split("\n## ").next())
+        .unwrap();
+    let described: BTreeSet<_> = names(table, "KVM_CAP_")
+        .union(&names(table, "RVMM_CAP_"))
+        .cloned()
+        .collect();
+    assert_eq!(
+        offered, described,
+        "src/dev.rs (left) and docs/abi.md (right) name other capabilities"
+    );
+}
+
+#[test]
+fn what_is_not_there_is_not_in_the_source() {
+    let abi = text("docs/abi.md");
+    let absent = abi.split("\n## Not there").nth(1).unwrap();
+    let source = text("src/uapi.rs");
+    let known = names(&source, "KVM_");
+    // Commands that exist on another file than the one meant.
+    let elsewhere = ["KVM_GET_MSRS"];
+    for name in names(absent, "KVM_") {
+        assert!(
+            !known.contains(&name) || elsewhere.contains(&name.as_str()),
+            "docs/abi.md says that {name} is not there, but src/uapi.rs has it"
+        );
+    }
+}
+
+#[test]
+fn links_lead_somewhere() {
+    for document in ["README.md", "docs/abi.md", "docs/design.md"] {
+        let folder = repository().join(document).parent().unwrap().to_path_buf();
+        for part in text(document).split("](").skip(1) {
+            let link = part.split(')').next().unwrap();
+            if link.contains("://") || link.starts_with('#') {
+                continue;
+            }
+            let file = link.split('#').next().unwrap();
+            assert!(
+                folder.join(file).exists(),
+                "{document} links to {file}, which does not exist"
+            );
+        }
+    }
+}
+
+#[test]
+fn make_targets_and_tools_exist() {
+    let makefile = text("Makefile");
+    let readme = text("README.md");
+    for part in readme.split("make ").skip(1) {
+        let target: String = part.chars().take_while(char::is_ascii_lowercase).collect();
+        // Prose ("make it"), options and assignments are no targets; code is in backquotes or blocks.
+        if target.is_empty()
+            || !readme.contains(&format!("`make {target}"))
+                && !readme.contains(&format!("sudo make {target}"))
+        {
+            continue;
+        }
+        let exists = makefile
+            .lines()
+            .any(|l| l.split(':').next().unwrap().split(' ').any(|w| w == target));
+        assert!(
+            exists,
+            "README.md names `make {target}`, which the Makefile does not have"
+        );
+    }
+    for document in ["README.md", "docs/design.md", "docs/abi.md"] {
+        let text = text(document);
+        for part in text.split('`').skip(1).step_by(2) {
+            let word = part.split([' ', ':', '(', '{', ',']).next().unwrap();
+            let ours = ["src/", "rust/", "tools/", "selftests/", "uapi/", "docs/"];
+            if ours.iter().any(|o| word.starts_with(o)) && !word.contains(['*', '|']) {
+                assert!(
+                    repository().join(word).exists(),
+                    "{document} names {word}, which does not exist"
+                );
+            }
+        }
+    }
+}
