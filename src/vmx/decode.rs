@@ -18,27 +18,9 @@ pub(super) enum Class {
     Other,
 }
 
-/// Whether the exit came in the course of an IRET that had already unblocked NMIs: bit 12 of the exit
-/// qualification for EPT violations (SDM 3C 28.2.3).
-const QUAL_NMI_UNBLOCKED: u64 = 1 << 12;
-
-/// An exit, its class, and whether blocking by NMI has to be set again (SDM 3C 28.2.3).
-pub(super) struct Decoded {
-    pub(super) exit: Exit,
-    pub(super) class: Class,
-    pub(super) nmi_unblocked: bool,
-}
-
-impl Decoded {
-    #[inline(always)]
-    const fn new(exit: Exit, class: Class) -> Self {
-        Self {
-            exit,
-            class,
-            nmi_unblocked: false,
-        }
-    }
-}
+/// Whether an EPT violation came in the course of an IRET that had already unblocked NMIs: bit 12 of its exit
+/// qualification (SDM 3C 28.2.3).
+pub(super) const QUAL_NMI_UNBLOCKED: u64 = 1 << 12;
 
 /// The exits without qualification that a busy guest causes most, by basic reason; all are instructions'.
 const FREQUENT: [Option<Exit>; 64] = {
@@ -58,14 +40,12 @@ pub(super) fn frequent(code: u32) -> Option<Exit> {
     TABLE.get(code as usize).copied().flatten()
 }
 
-/// Decodes basic exit reason `code`. Exceptions, NMIs and machine checks (reason 0) are
-/// [`exception`]'s, and some are [`frequent`]'s.
+/// Decodes basic exit reason `code`, but for those of [`frequent`], [`nested_fault`] and [`exception`] (reason 0).
 #[inline]
-pub(super) fn decode(vm: Current, code: u32) -> Decoded {
-    let insn = |exit| Decoded::new(exit, Class::Instruction);
-    let other = |exit| Decoded::new(exit, Class::Other);
+pub(super) fn decode(vm: Current, code: u32) -> (Exit, Class) {
+    let insn = |exit| (exit, Class::Instruction);
+    let other = |exit| (exit, Class::Other);
     match code {
-        reason::EPT_VIOLATION => nested_fault(vm),
         reason::EXTERNAL_INTERRUPT => other(Exit::HostInterrupt),
         reason::IO => insn(io(vm.read(EXIT_QUALIFICATION))),
         reason::CR_ACCESS => insn(cr_access(vm.read(EXIT_QUALIFICATION))),
@@ -78,7 +58,7 @@ pub(super) fn decode(vm: Current, code: u32) -> Decoded {
         reason::WBINVD | reason::INVD => insn(Exit::CacheInvalidate),
         reason::MONITOR | reason::MWAIT => insn(Exit::MonitorMwait),
         reason::TRIPLE_FAULT => other(Exit::TripleFault),
-        reason::TASK_SWITCH => Decoded::new(Exit::TaskSwitch, Class::Delivery),
+        reason::TASK_SWITCH => (Exit::TaskSwitch, Class::Delivery),
         reason::GETSEC
         | reason::VMCLEAR..=reason::VMXON
         | reason::INVEPT
@@ -93,27 +73,23 @@ pub(super) fn decode(vm: Current, code: u32) -> Decoded {
             (vm.read(EXIT_QUALIFICATION) & 0xfff) as u16,
         )),
         reason::EPT_MISCONFIG | reason::PML_FULL => {
-            Decoded::new(Exit::Unknown(u64::from(code)), Class::Delivery)
+            (Exit::Unknown(u64::from(code)), Class::Delivery)
         }
         _ => other(Exit::Unknown(u64::from(code))),
     }
 }
 
-/// EPT violation (SDM 3C table 28-7).
-fn nested_fault(vm: Current) -> Decoded {
-    let q = vm.read(EXIT_QUALIFICATION);
-    Decoded {
-        exit: Exit::NestedFault(NestedFault {
-            gpa: Gpa::new(vm.read(GUEST_PHYSICAL_ADDRESS)),
-            write: q & (1 << 1) != 0,
-            fetch: q & (1 << 2) != 0,
-            present: q & (7 << 3) != 0,
-            // Bit 8 tells the access of a linear address from one to its page tables; valid with bit 7.
-            walk: q & (3 << 7) == 1 << 7,
-        }),
-        class: Class::Delivery,
-        nmi_unblocked: q & QUAL_NMI_UNBLOCKED != 0,
-    }
+/// The fault behind an EPT violation with exit qualification `q` (SDM 3C table 28-7).
+#[inline(always)]
+pub(super) fn nested_fault(vm: Current, q: u64) -> Exit {
+    Exit::NestedFault(NestedFault {
+        gpa: Gpa::new(vm.read(GUEST_PHYSICAL_ADDRESS)),
+        write: q & (1 << 1) != 0,
+        fetch: q & (1 << 2) != 0,
+        present: q & (7 << 3) != 0,
+        // Bit 8 tells the access of a linear address from one to its page tables; valid with bit 7.
+        walk: q & (3 << 7) == 1 << 7,
+    })
 }
 
 /// Port access (SDM 3C table 28-5).

@@ -71,7 +71,7 @@ impl RootStay {
     /// Interrupts are off and stay off until the value has been dropped on the same CPU. `region` is this
     /// CPU's VMXON region and `vmcs` a VMCS of ours that is active on no other CPU, both as physical
     /// addresses with the revision identifier in place.
-    #[inline]
+    #[inline(always)]
     pub(super) unsafe fn enter(region: u64, vmcs: u64, clear: bool) -> Result<Self> {
         let old_cr4 = cr::cr4();
         let kind = if old_cr4 & cr4::VMXE == 0 {
@@ -89,7 +89,7 @@ impl RootStay {
             match insn::vmptrst() {
                 Ok(old) => Kind::Shared(old),
                 Err(_) => {
-                    pr_err_ratelimited!("CR4.VMXE is set but the CPU is not in VMX operation: another hypervisor is half loaded; unload it\n");
+                    complain("CR4.VMXE is set but the CPU is not in VMX operation: another hypervisor is half loaded; unload it");
                     return Err(EBUSY);
                 }
             }
@@ -103,13 +103,13 @@ impl RootStay {
         if clear {
             // SAFETY: The caller answers for the VMCS.
             if unsafe { insn::vmclear(vmcs) }.is_err() {
-                pr_err_ratelimited!("VMCLEAR of a new VMCS failed\n");
+                complain("VMCLEAR of a new VMCS failed");
                 return Err(EIO);
             }
         }
         // SAFETY: The caller answers for the VMCS.
-        if let Err(e) = unsafe { insn::vmptrld(vmcs) } {
-            pr_err_ratelimited!("VMPTRLD failed ({e:?}): wrong revision identifier or address\n");
+        if unsafe { insn::vmptrld(vmcs) }.is_err() {
+            complain("VMPTRLD failed: wrong revision identifier or address");
             return Err(EIO);
         }
         Ok(stay)
@@ -122,8 +122,16 @@ impl RootStay {
     }
 }
 
+/// Logs what cannot happen unless something else meddles with VMX.
+#[cold]
+#[inline(never)]
+fn complain(what: &str) {
+    pr_err_ratelimited!("{what}\n");
+}
+
 /// VMXON's failure in the words of its causes (SDM 3C 31.3 "VMXON").
 #[cold]
+#[inline(never)]
 fn vmxon_failed(e: VmxError) {
     match e {
         VmxError::Fault => pr_err_ratelimited!(
@@ -134,20 +142,20 @@ fn vmxon_failed(e: VmxError) {
 }
 
 impl Drop for RootStay {
-    #[inline]
+    #[inline(always)]
     fn drop(&mut self) {
         // VMCLEAR puts the VMCS into memory, so that another CPU can load it next time, and leaves this
         // CPU without a current VMCS.
         //
         // SAFETY: By the type invariant `vmcs` is ours and active here only, and the CPU is in VMX root.
         if unsafe { insn::vmclear(self.vmcs) }.is_err() {
-            pr_err_ratelimited!("VMCLEAR failed at the end of a stay\n");
+            complain("VMCLEAR failed at the end of a stay");
         }
         match self.kind {
             Kind::Private(old_cr4) => {
                 // SAFETY: VMX operation is ours, and no VMCS of ours is active.
                 if unsafe { insn::vmxoff() }.is_err() {
-                    pr_err_ratelimited!("VMXOFF failed\n");
+                    complain("VMXOFF failed");
                 }
                 // SAFETY: The value that the kernel's shadow stands for.
                 unsafe { cr::write_cr4(old_cr4) };
@@ -157,7 +165,7 @@ impl Drop for RootStay {
                 // SAFETY: It was current on this CPU when the stay began, and its owner had no chance to
                 // run here or to move it elsewhere: that takes an interrupt on this CPU.
                 if unsafe { insn::vmptrld(old) }.is_err() {
-                    pr_err_ratelimited!("VMPTRLD of the other hypervisor's VMCS failed\n");
+                    complain("VMPTRLD of the other hypervisor's VMCS failed");
                 }
             }
         }

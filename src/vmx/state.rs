@@ -132,13 +132,18 @@ fn write_segment(vm: Current, n: u32, s: &Segment, long: bool) {
     vm.write(GUEST_ES_ACCESS_RIGHTS.nth(n), access_rights(&s));
 }
 
-fn load_segment(vm: Current, n: u32, s: &mut Segment) {
-    *s = Segment {
-        selector: vm.read(GUEST_ES_SELECTOR.nth(n)),
-        base: vm.read(GUEST_ES_BASE.nth(n)),
-        limit: vm.read(GUEST_ES_LIMIT.nth(n)),
-        ..from_access_rights(vm.read(GUEST_ES_ACCESS_RIGHTS.nth(n)))
-    };
+/// Access rights as last read, with their decoded form: they rarely change between two exits.
+pub(super) type RightsCache = [(u32, Segment); 8];
+
+fn load_segment(vm: Current, n: u32, cached: &mut (u32, Segment), s: &mut Segment) {
+    let rights = vm.read(GUEST_ES_ACCESS_RIGHTS.nth(n));
+    if rights != cached.0 {
+        *cached = (rights, from_access_rights(rights));
+    }
+    *s = cached.1;
+    s.selector = vm.read(GUEST_ES_SELECTOR.nth(n));
+    s.base = vm.read(GUEST_ES_BASE.nth(n));
+    s.limit = vm.read(GUEST_ES_LIMIT.nth(n));
 }
 
 /// CR0 as the processor gets it for the guest's `value`.
@@ -208,7 +213,13 @@ pub(super) fn write(
 }
 
 /// Reads the groups in `groups` from the VMCS.
-pub(super) fn load(vm: Current, control: &ControlState, sregs: &mut Sregs, groups: Groups) {
+pub(super) fn load(
+    vm: Current,
+    control: &ControlState,
+    rights: &mut RightsCache,
+    sregs: &mut Sregs,
+    groups: Groups,
+) {
     if groups.contains(Groups::CTRL) {
         sregs.cr0 =
             (vm.read(GUEST_CR0) & CR0_GUEST_OWNED) | (control.cr0_shadow & !CR0_GUEST_OWNED);
@@ -219,12 +230,12 @@ pub(super) fn load(vm: Current, control: &ControlState, sregs: &mut Sregs, group
     }
     if groups.contains(Groups::CODE) {
         for n in CODE_SEGS {
-            load_segment(vm, n, sregs.seg_mut(seg_of(n)));
+            load_segment(vm, n, &mut rights[n as usize & 7], sregs.seg_mut(seg_of(n)));
         }
     }
     if groups.contains(Groups::SEGS) {
         for n in OTHER_SEGS {
-            load_segment(vm, n, sregs.seg_mut(seg_of(n)));
+            load_segment(vm, n, &mut rights[n as usize & 7], sregs.seg_mut(seg_of(n)));
         }
     }
     if groups.contains(Groups::TABLES) {

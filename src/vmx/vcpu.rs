@@ -18,7 +18,7 @@ use super::entry::{self as world, Outcome};
 use super::host::{index, GuestMsrs, HostState, DR7_ENABLES, SWAPPED};
 use super::insn::{self, Current, InveptType, InvvpidType};
 use super::root::RootStay;
-use super::state::{self, ControlState};
+use super::state::{self, ControlState, RightsCache};
 use super::vmcs::*;
 use super::{check, event, revision_page, view, Shared, SHARED};
 use crate::backend::{
@@ -92,6 +92,7 @@ pub(crate) struct VmxVcpu {
     debugctl: u64,
     control: ControlState,
     written: Written,
+    rights: RightsCache,
     exceptions: u32,
     tsc_offset: u64,
     /// One of the fields from here to `activity_dirty` asks for work at the next entry.
@@ -134,15 +135,26 @@ impl VmxVcpu {
         }
         let _irq = IrqGuard::new();
         // SAFETY: Interrupts are off until after `root` is dropped (reverse order of declaration).
-        let root = unsafe { self.enter_root(preempt::raw_cpu()) }.ok()?;
+        let root = unsafe { self.enter_short() }.ok()?;
         // SAFETY: `root` makes the VMCS current, and lives until the end of the function.
         let vm = unsafe { Current::assume() };
-        let result = match self.set_up(vm) {
-            Ok(()) => Some(f(self, vm)),
-            Err(_) => None,
-        };
+        let result = f(self, vm);
         drop(root);
-        result
+        Some(result)
+    }
+
+    /// Root operation for a moment, with a VMCS that has been set up.
+    ///
+    /// # Safety
+    ///
+    /// As for [`RootStay::enter`].
+    #[inline(never)]
+    unsafe fn enter_short(&mut self) -> Result<RootStay> {
+        // SAFETY: The caller answers for the interrupts.
+        let root = unsafe { self.enter_root(preempt::raw_cpu()) }?;
+        // SAFETY: `root` makes the VMCS current.
+        self.set_up(unsafe { Current::assume() })?;
+        Ok(root)
     }
 
     /// Root operation with this VMCS current.
@@ -150,7 +162,7 @@ impl VmxVcpu {
     /// # Safety
     ///
     /// As for [`RootStay::enter`]; `cpu` is the CPU that runs this.
-    #[inline]
+    #[inline(always)]
     unsafe fn enter_root(&self, cpu: u32) -> Result<RootStay> {
         let region = self.shared.vmxon_region(cpu).ok_or(EIO)?;
         // SAFETY: The region is that CPU's own; the VMCS is ours, and `&mut` vCPUs plus VMCLEAR at the end of every
@@ -159,10 +171,17 @@ impl VmxVcpu {
     }
 
     /// Sets up the VMCS in its first use.
+    #[inline(always)]
     fn set_up(&mut self, vm: Current) -> Result {
         if self.ready {
             return Ok(());
         }
+        self.set_up_first(vm)
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn set_up_first(&mut self, vm: Current) -> Result {
         let caps = self.caps();
         // SAFETY: The controls are those of `caps`, computed to confine the guest; the addresses are of a page
         // of ours; zero counts and the all-ones link pointer refer to nothing.
@@ -573,23 +592,31 @@ impl VmxVcpu {
         if reason == reason::EXCEPTION_OR_NMI {
             return self.exceptional(vm, cpu);
         }
-        let d = decode::decode(vm, reason & 0xffff);
-        match d.class {
+        let (exit, class) = decode::decode(vm, reason & 0xffff);
+        match class {
             Class::Instruction => self.insn_len = vm.read(EXIT_INSTRUCTION_LEN) as u8,
-            Class::Delivery => {
-                self.interrupted = event::interrupted(vm);
-                if d.nmi_unblocked && self.interrupted.is_none() {
-                    self.block_nmi(vm);
-                }
-            }
+            Class::Delivery => self.interrupted = event::interrupted(vm),
             Class::Other => {
-                if matches!(d.exit, Exit::TripleFault) {
+                if matches!(exit, Exit::TripleFault) {
                     self.activity_dirty = true;
                     self.stale = true;
                 }
             }
         }
-        d.exit
+        exit
+    }
+
+    /// EPT violation.
+    #[inline(never)]
+    fn nested_fault(&mut self, vm: Current) -> Exit {
+        let q = vm.read(EXIT_QUALIFICATION);
+        let info = vm.read(IDT_VECTORING_INFO);
+        if info & intr::VALID != 0 {
+            self.interrupted = event::interrupted(vm);
+        } else if q & decode::QUAL_NMI_UNBLOCKED != 0 {
+            self.block_nmi(vm);
+        }
+        decode::nested_fault(vm, q)
     }
 
     /// Position of `index` in [`SWAPPED`].
@@ -627,6 +654,7 @@ impl VcpuBackend for VmxVcpu {
             debugctl: 0,
             control: ControlState::default(),
             written: Written::default(),
+            rights: RightsCache::default(),
             exceptions: 0,
             tsc_offset: 0,
             stale: true,
@@ -716,6 +744,9 @@ impl VcpuBackend for VmxVcpu {
             self.insn_len = vm.read(EXIT_INSTRUCTION_LEN) as u8;
             return exit;
         }
+        if reason == reason::EPT_VIOLATION {
+            return self.nested_fault(vm);
+        }
         self.decode(vm, cpu, reason)
     }
 
@@ -730,7 +761,9 @@ impl VcpuBackend for VmxVcpu {
         if missing.is_empty() {
             return;
         }
-        self.with_current(|v, vm| state::load(vm, &v.control, &mut cpu.sregs, missing));
+        self.with_current(|v, vm| {
+            state::load(vm, &v.control, &mut v.rights, &mut cpu.sregs, missing);
+        });
         cpu.avail = cpu.avail.union(missing);
     }
 
