@@ -175,6 +175,9 @@ fn ioctl(vm: &Arc<Vm>, cmd: u32, arg: usize) -> Result<isize> {
         }
         uapi::KVM_GET_DIRTY_LOG => {
             let log = uapi::get::<k::kvm_dirty_log>(arg)?;
+            if log.slot >= dev::MAX_SLOTS {
+                return Err(EINVAL);
+            }
             // The user address is in the last eight bytes, in a union.
             let bitmap = uapi::get::<u64>(uapi::element::<u64>(arg, 0, 1)?)? as usize;
             vm.memory.dirty_log(log.slot, UserPtr::from_addr(bitmap))?;
