@@ -755,7 +755,7 @@ TEST(control_registers)
 	CHECK_EQ(ONE(&vm, "\x0f\x20\xc0", &r), 256);		/* mov %cr0, %rax */
 	CHECK_EQ(r.rax, 0x80010033);
 	CHECK_EQ(ONE(&vm, "\x0f\x20\xe0", &r), 256);		/* mov %cr4, %rax */
-	CHECK_EQ(r.rax & ~(is_rvmm() ? 0 : 0x40ull), 0x220);	/* KVM on SVM lets the host's MCE shine through */
+	CHECK_EQ(r.rax & ~(is_rvmm() && !is_tcg() ? 0 : 0x40ull), 0x220);	/* KVM on SVM lets the host's MCE shine through; TCG reads CR4 without an exit */
 	CHECK_EQ(ONE(&vm, "\x0f\x20\xd8", &r), 256);		/* mov %cr3, %rax */
 	CHECK_EQ(r.rax, G_PML4);
 	/* CR0: bits, and combinations that fault. */
