@@ -98,6 +98,8 @@ pub struct EntryParams {
     pub irq_window: bool,
     /// Exit as soon as an NMI can be taken.
     pub nmi_window: bool,
+    /// CR8 as the guest reads it, where reads do not exit.
+    pub tpr: u8,
     /// Event to deliver.
     pub inject: Option<Event>,
     /// Run the vendor's entry checks in software before entering.

@@ -76,6 +76,8 @@ pub(crate) struct Runner<'a> {
     s: &'a mut State,
     run: &'a SharedPages,
     stats: &'a VcpuLedger,
+    /// Event of the entry that the processor refused.
+    refused: Option<crate::exit::Event>,
 }
 
 impl<'a> Runner<'a> {
@@ -86,6 +88,7 @@ impl<'a> Runner<'a> {
             s,
             run: &vcpu.run,
             stats: &vcpu.stats,
+            refused: None,
         }
     }
 
@@ -98,7 +101,7 @@ impl<'a> Runner<'a> {
 
     /// The fields of `kvm_run` that are valid after every return.
     fn publish(&mut self) {
-        let cr8 = self.s.lapic.as_ref().map_or(self.s.cr8, |l| l.cr8());
+        let cr8 = self.s.cr8();
         let apic_base = self
             .s
             .lapic
@@ -476,6 +479,7 @@ impl<'a> Runner<'a> {
                 flush,
                 irq_window,
                 nmi_window,
+                tpr: self.s.cr8(),
                 inject,
                 check: self.s.check_entry,
             };
@@ -489,6 +493,8 @@ impl<'a> Runner<'a> {
             self.s.last_cpu = cpu;
             if !matches!(exit, Exit::EntryFailure(_)) {
                 self.s.events.interrupted = self.s.hw.take_interrupted();
+            } else {
+                self.refused = inject;
             }
             match self.handle(&exit, true) {
                 Step::Again => {}
@@ -1031,7 +1037,7 @@ impl<'a> Runner<'a> {
                 0 => self.s.cpu.sregs.cr0,
                 3 => self.s.cpu.sregs.cr3,
                 4 => self.s.cpu.sregs.cr4,
-                _ => u64::from(self.s.lapic.as_ref().map_or(self.s.cr8, |l| l.cr8())),
+                _ => u64::from(self.s.cr8()),
             };
             let step = self.skip(atomic, |op| {
                 matches!(op, Op::MovCr | Op::Clts | Op::Lmsw | Op::Smsw)
@@ -1262,7 +1268,8 @@ impl<'a> Runner<'a> {
             flush: false,
             irq_window: false,
             nmi_window: false,
-            inject: None,
+            tpr: 0,
+            inject: self.refused,
             check: true,
         };
         let mut f = crate::uapi::EntryFailure {

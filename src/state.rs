@@ -292,6 +292,12 @@ impl State {
         self.cpu.sregs.cpl(self.cpu.regs.rflags)
     }
 
+    /// CR8: the priority class of the local APIC's TPR, wherever that is.
+    #[inline]
+    pub(crate) fn cr8(&self) -> u8 {
+        self.lapic.as_ref().map_or(self.cr8, |l| l.cr8())
+    }
+
     /// Whether exceptions push error codes.
     pub(crate) fn protected(&mut self) -> bool {
         self.load(Groups::CTRL);

@@ -440,7 +440,7 @@ fn get_sregs(s: &mut State) -> k::kvm_sregs {
     r.cr3 = x.cr3;
     r.cr4 = x.cr4;
     r.efer = x.efer;
-    r.cr8 = u64::from(s.lapic.as_ref().map_or(s.cr8, |l| l.cr8()));
+    r.cr8 = u64::from(s.cr8());
     r.apic_base = s.lapic.as_ref().map_or(s.apic_base, |l| l.apic_base());
     if let Some(Event {
         kind: EventKind::ExternalInterrupt,

@@ -9,7 +9,7 @@ use crate::backend::{
     CpuState, EntryParams, EntryViolation, Groups, Interruptibility, VcpuBackend,
 };
 use crate::cpu::control;
-use crate::cpu::regs::{efer, rflags, DescTable, Gpr, Seg};
+use crate::cpu::regs::{cr4, efer, rflags, DescTable, Gpr, Seg};
 use crate::exit::{CrAccess, CrOp, Event, EventKind, Exception, Exit, Io, NestedFault};
 use crate::linux::irqflags;
 use crate::linux::page::Pages;
@@ -76,6 +76,8 @@ pub(crate) struct SvmVcpu {
     /// Guest's TSC_AUX.
     tsc_aux: u64,
     host_debug: HostDebug,
+    /// CR4.MCE as the guest set it.
+    guest_mce: u64,
     extra_exceptions: u32,
     insn_len: u8,
     nested_exit: bool,
@@ -146,6 +148,10 @@ impl SvmVcpu {
 
     fn write_dirty(&mut self, cpu: &mut CpuState) {
         let dirty = cpu.dirty;
+        let host_mce = cr::cr4() & cr4::MCE;
+        if dirty.intersects(Groups::CTRL) {
+            self.guest_mce = cpu.sregs.cr4 & cr4::MCE;
+        }
         let tsc_scaled_efer = cpu.sregs.efer | efer::SVME;
         let save = &mut self.vmcb_mut().save;
         let s = &cpu.sregs;
@@ -166,7 +172,9 @@ impl SvmVcpu {
         if dirty.intersects(Groups::CTRL) {
             save.cr0 = s.cr0;
             save.cr3 = s.cr3;
-            save.cr4 = s.cr4;
+            // With MCE clear a machine check would shut the processor down instead of exiting (APM 2 15.12.14). The guest does not
+            // see the bit: reads of CR4 are intercepted.
+            save.cr4 = s.cr4 | host_mce;
             save.efer = tsc_scaled_efer;
         }
         if dirty.intersects(Groups::TABLES) {
@@ -337,6 +345,7 @@ impl VcpuBackend for SvmVcpu {
                 dr7: DR7_RESET,
                 dr: None,
             },
+            guest_mce: 0,
             extra_exceptions: 0,
             insn_len: 0,
             nested_exit: false,
@@ -344,8 +353,9 @@ impl VcpuBackend for SvmVcpu {
         let (msrpm, iopm) = (state.msrpm.phys(), state.iopm.phys());
         let v = this.vmcb_mut();
         let c = &mut v.control;
-        // CR4 writes are checked against the guest's features; CR8 is the local APIC's TPR.
-        c.intercept_cr = 1 << 8 | 1 << (16 + 4) | 1 << (16 + 8);
+        // CR4: writes are checked against the guest's features, reads do not show MCE. CR8 is the local APIC's TPR;
+        // reads get V_TPR.
+        c.intercept_cr = 1 << 4 | 1 << (16 + 4) | 1 << (16 + 8);
         c.intercept_dr = 0xffff_ffff;
         c.intercept_misc1 = misc1::INTR
             | misc1::NMI
@@ -446,6 +456,7 @@ impl VcpuBackend for SvmVcpu {
         let c = &mut v.control;
         c.n_cr3 = params.nested_root.0;
         c.event_inj = params.inject.as_ref().map_or(0, Self::encode_event);
+        c.vintr = c.vintr & !vintr::V_TPR | u64::from(params.tpr) & vintr::V_TPR;
         if params.irq_window {
             c.vintr |= vintr::V_IRQ | vintr::V_INTR_PRIO_MAX | vintr::V_IGN_TPR;
             c.intercept_misc1 |= misc1::VINTR;
@@ -568,7 +579,7 @@ impl VcpuBackend for SvmVcpu {
         if want.intersects(Groups::CTRL) {
             s.cr0 = save.cr0;
             s.cr3 = save.cr3;
-            s.cr4 = save.cr4;
+            s.cr4 = save.cr4 & !cr4::MCE | self.guest_mce;
             s.efer = save.efer & !efer::SVME;
         }
         if want.intersects(Groups::TABLES) {
@@ -705,7 +716,7 @@ impl VcpuBackend for SvmVcpu {
     fn check_entry(
         &mut self,
         _cpu: &mut CpuState,
-        _params: &EntryParams,
+        params: &EntryParams,
     ) -> Result<(), EntryViolation> {
         let model = crate::dev::model().map_err(|_| EntryViolation {
             rule: "The CPU model must be known before a guest is entered",
@@ -733,7 +744,8 @@ impl VcpuBackend for SvmVcpu {
             nested_control: v.control.nested_control,
             n_cr3: v.control.n_cr3,
             virt_ext: v.control.virt_ext,
-            event_inj: v.control.event_inj,
+            // The processor clears EVENTINJ on #VMEXIT, a refused entry included.
+            event_inj: params.inject.as_ref().map_or(0, Self::encode_event),
             cr0: v.save.cr0,
             cr3: v.save.cr3,
             cr4: v.save.cr4,

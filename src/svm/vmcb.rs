@@ -179,6 +179,7 @@ pub(super) mod misc2 {
 
 /// Fields of `vintr` (VMCB offset 0x60).
 pub(super) mod vintr {
+    pub(in crate::svm) const V_TPR: u64 = 0xf;
     pub(in crate::svm) const V_IRQ: u64 = 1 << 8;
     pub(in crate::svm) const V_INTR_PRIO_MAX: u64 = 0xf << 16;
     pub(in crate::svm) const V_IGN_TPR: u64 = 1 << 20;
