@@ -249,57 +249,85 @@ impl IrqChip {
 
     /// The remaining vm ioctls: ENOTTY for those that are not known.
     pub(crate) fn ioctl(&self, cmd: u32, arg: usize) -> Result<isize> {
+        // Each in a function of its own, so that their structures do not share a stack frame.
         match cmd {
-            uapi::KVM_IRQ_LINE | uapi::KVM_IRQ_LINE_STATUS => {
-                // `struct kvm_irq_level`: the GSI, which is replaced by the status, and the level.
-                let request = uapi::get::<u64>(arg)?;
-                let controllers = self.controllers().ok_or(ENXIO)?;
-                let status = controllers.set_irq(request as u32, Source::USER, request >> 32 != 0);
-                if cmd == uapi::KVM_IRQ_LINE_STATUS {
-                    uapi::put(arg, &status)?;
-                }
-            }
-            uapi::KVM_SIGNAL_MSI => return self.signal_msi(&uapi::get(arg)?),
-            uapi::KVM_SET_GSI_ROUTING => {
-                let controllers = self.controllers().ok_or(EINVAL)?;
-                let table = Table::from_user(
-                    arg,
-                    Chips {
-                        full: self.has_pic(),
-                        ids_32bit: MSI_FORMAT.ids_32bit,
-                    },
-                )?;
-                let _config = self.config.lock();
-                controllers.set_table(table)?;
-            }
+            uapi::KVM_IRQ_LINE => self.irq_line(arg, false)?,
+            uapi::KVM_IRQ_LINE_STATUS => self.irq_line(arg, true)?,
+            uapi::KVM_SIGNAL_MSI => return self.signal_msi(arg),
+            uapi::KVM_SET_GSI_ROUTING => self.set_gsi_routing(arg)?,
             uapi::KVM_GET_IRQCHIP => self.get_irqchip(arg)?,
             uapi::KVM_SET_IRQCHIP => self.set_irqchip(arg)?,
-            uapi::KVM_GET_PIT2 => uapi::put(arg, &self.pit.as_ref().ok_or(ENXIO)?.get()?)?,
-            uapi::KVM_SET_PIT2 => {
-                let state = uapi::get(arg)?;
-                let _config = self.config.lock();
-                self.pit.as_ref().ok_or(ENXIO)?.set(&state);
-            }
-            uapi::KVM_REINJECT_CONTROL => {
-                let control = uapi::get::<k::kvm_reinject_control>(arg)?;
-                self.pit
-                    .as_ref()
-                    .ok_or(ENXIO)?
-                    .set_reinject(control.pit_reinject != 0);
-            }
-            uapi::KVM_IRQFD => self.irqfd(&uapi::get(arg)?)?,
-            uapi::KVM_IOEVENTFD => {
-                let args = uapi::get(arg)?;
-                let _config = self.config.lock();
-                self.events.ioctl(&args)?;
-            }
+            uapi::KVM_GET_PIT2 => self.get_pit(arg)?,
+            uapi::KVM_SET_PIT2 => self.set_pit(arg)?,
+            uapi::KVM_REINJECT_CONTROL => self.reinject_control(arg)?,
+            uapi::KVM_IRQFD => self.irqfd(arg)?,
+            uapi::KVM_IOEVENTFD => self.ioeventfd(arg)?,
             _ => return Err(ENOTTY),
         }
         Ok(0)
     }
 
+    /// KVM_IRQ_LINE (api.rst 4.25); KVM_IRQ_LINE_STATUS tells what came of it.
+    fn irq_line(&self, arg: usize, tell: bool) -> Result {
+        // `struct kvm_irq_level`: the GSI, which the status replaces, and the level.
+        let request = uapi::get::<u64>(arg)?;
+        let controllers = self.controllers().ok_or(ENXIO)?;
+        let status = controllers.set_irq(request as u32, Source::USER, request >> 32 != 0);
+        if tell {
+            uapi::put(arg, &status)?;
+        }
+        Ok(())
+    }
+
+    /// KVM_SET_GSI_ROUTING (api.rst 4.52).
+    #[inline(never)]
+    fn set_gsi_routing(&self, arg: usize) -> Result {
+        let controllers = self.controllers().ok_or(EINVAL)?;
+        let chips = Chips {
+            full: self.has_pic(),
+            ids_32bit: MSI_FORMAT.ids_32bit,
+        };
+        let table = Table::from_user(arg, chips)?;
+        let _config = self.config.lock();
+        controllers.set_table(table)
+    }
+
+    /// KVM_GET_PIT2 (api.rst 4.72).
+    #[inline(never)]
+    fn get_pit(&self, arg: usize) -> Result {
+        uapi::put(arg, &self.pit.as_ref().ok_or(ENXIO)?.get()?)
+    }
+
+    /// KVM_SET_PIT2 (api.rst 4.73).
+    #[inline(never)]
+    fn set_pit(&self, arg: usize) -> Result {
+        let state = uapi::get::<k::kvm_pit_state2>(arg)?;
+        let _config = self.config.lock();
+        self.pit.as_ref().ok_or(ENXIO)?.set(&state);
+        Ok(())
+    }
+
+    /// KVM_REINJECT_CONTROL (`struct kvm_reinject_control`).
+    #[inline(never)]
+    fn reinject_control(&self, arg: usize) -> Result {
+        let control = uapi::get::<k::kvm_reinject_control>(arg)?;
+        let reinject = control.pit_reinject != 0;
+        self.pit.as_ref().ok_or(ENXIO)?.set_reinject(reinject);
+        Ok(())
+    }
+
+    /// KVM_IOEVENTFD (api.rst 4.59).
+    #[inline(never)]
+    fn ioeventfd(&self, arg: usize) -> Result {
+        let args = uapi::get::<k::kvm_ioeventfd>(arg)?;
+        let _config = self.config.lock();
+        self.events.ioctl(&args)
+    }
+
     /// KVM_SIGNAL_MSI (api.rst 4.71): the number of vCPUs that accepted it.
-    fn signal_msi(&self, msi: &k::kvm_msi) -> Result<isize> {
+    #[inline(never)]
+    fn signal_msi(&self, arg: usize) -> Result<isize> {
+        let msi = uapi::get::<k::kvm_msi>(arg)?;
         let controllers = self.controllers().ok_or(EINVAL)?;
         if msi.flags & !k::KVM_MSI_VALID_DEVID != 0 {
             return Err(EINVAL);
@@ -314,6 +342,7 @@ impl IrqChip {
     }
 
     /// KVM_GET_IRQCHIP (api.rst 4.26).
+    #[inline(never)]
     fn get_irqchip(&self, arg: usize) -> Result {
         let id = uapi::get::<u32>(arg)?;
         let controllers = self.full().ok_or(ENXIO)?;
@@ -335,6 +364,7 @@ impl IrqChip {
     }
 
     /// KVM_SET_IRQCHIP (api.rst 4.27).
+    #[inline(never)]
     fn set_irqchip(&self, arg: usize) -> Result {
         let id = uapi::get::<u32>(arg)?;
         let controllers = self.full().ok_or(ENXIO)?;
@@ -360,7 +390,9 @@ impl IrqChip {
     }
 
     /// KVM_IRQFD (api.rst 4.75).
-    fn irqfd(&self, args: &k::kvm_irqfd) -> Result {
+    #[inline(never)]
+    fn irqfd(&self, arg: usize) -> Result {
+        let args = &uapi::get::<k::kvm_irqfd>(arg)?;
         if args.flags & !(k::KVM_IRQFD_FLAG_DEASSIGN | k::KVM_IRQFD_FLAG_RESAMPLE) != 0 {
             return Err(EINVAL);
         }
