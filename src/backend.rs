@@ -35,22 +35,27 @@ impl Groups {
     pub const TABLES: Self = Self(8);
     pub const ALL: Self = Self(15);
 
+    /// All of `o` are in.
     #[inline]
     pub const fn contains(self, o: Self) -> bool {
         self.0 & o.0 == o.0
     }
+    /// Some of `o` are in.
     #[inline]
     pub const fn intersects(self, o: Self) -> bool {
         self.0 & o.0 != 0
     }
+    /// Both together.
     #[inline]
     pub const fn union(self, o: Self) -> Self {
         Self(self.0 | o.0)
     }
+    /// These less those of `o`.
     #[inline]
     pub const fn without(self, o: Self) -> Self {
         Self(self.0 & !o.0)
     }
+    /// None is in.
     #[inline]
     pub const fn is_empty(self) -> bool {
         self.0 == 0

@@ -72,31 +72,50 @@ pub(crate) const MAX_ADVANCE_NS: u64 = 8000;
 
 /// One vCPU's private state.
 pub(crate) struct State {
+    /// The vendor's part.
     pub(crate) hw: Hw,
+    /// Registers; system registers are cached by groups, see [`State::load`].
     pub(crate) cpu: CpuState,
+    /// Extended state, but for PKRU, while the vCPU is not in a stay.
     pub(crate) fpu: XsaveArea,
+    /// Guest's XCR0.
     pub(crate) xcr0: u64,
+    /// Guest's PKRU, while the vCPU is not in a stay.
     pub(crate) pkru: u32,
+    /// The table that user space set.
     pub(crate) cpuid: KVec<CpuidEntry>,
+    /// Where its leaves are.
     pub(crate) cpuid_index: KBox<CpuidIndex>,
+    /// What it offers and the host carries.
     pub(crate) features: GuestFeatures,
+    /// What the host carries: the limit of user space's accesses.
     pub(crate) host_features: GuestFeatures,
+    /// CPUID bits that follow registers.
     pub(crate) dynamic: Dynamic,
+    /// MSRs that are plain storage.
     pub(crate) msrs: KBox<MsrFile>,
+    /// Local APIC, if it is in the kernel.
     pub(crate) lapic: Option<KBox<Lapic>>,
     /// IA32_APIC_BASE and CR8 where the local APIC is in user space.
     pub(crate) apic_base: u64,
     pub(crate) cr8: u8,
+    /// Events on their way to the guest.
     pub(crate) events: Events,
+    /// Whether it runs, sleeps or waits to be started.
     pub(crate) mp_state: MpState,
+    /// Accesses of an emulated instruction that are done.
     pub(crate) replay: KBox<Replay>,
     /// The instruction of `Completion::Emulate`.
     pub(crate) insn: Option<Insn>,
+    /// Instructions decoded lately.
     pub(crate) insn_cache: KBox<DecodeCache>,
     /// Port and width of the I/O exit under emulation.
     pub(crate) io_port: Option<(u16, u8)>,
+    /// What the next KVM_RUN finishes first.
     pub(crate) completion: Completion,
+    /// Guest's TSC = host's TSC + this.
     pub(crate) tsc_offset: u64,
+    /// IA32_TSC_ADJUST.
     pub(crate) tsc_adjust: u64,
     /// TLB generation of the last flush, and the CPU of the last stay.
     pub(crate) tlb_seen: u64,
@@ -108,9 +127,13 @@ pub(crate) struct State {
     pub(crate) timer_due: Option<u64>,
     /// Identity for the mitigations.
     pub(crate) token: u64,
+    /// KVM_RUN came as far as an entry: the CPUID table is fixed.
     pub(crate) has_run: bool,
+    /// Module parameter `check_entry`.
     pub(crate) check_entry: bool,
+    /// RVMM_GET_ENTRY_FAILURE's answer.
     pub(crate) entry_failure: Option<crate::uapi::EntryFailure>,
+    /// What guests may see on this host.
     pub(crate) model: &'static Model,
 }
 

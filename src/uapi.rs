@@ -41,8 +41,11 @@ uapi! {
 #[derive(Clone, Copy)]
 #[repr(C)]
 pub(crate) struct EntryFailure {
+    /// As in `kvm_run`.
     pub(crate) reason: u64,
+    /// The offending value.
     pub(crate) value: u64,
+    /// The rule, zero-terminated.
     pub(crate) rule: [u8; 240],
 }
 

@@ -59,8 +59,11 @@ impl TimerCallback for ApicTimer {
 /// A vCPU.
 #[pin_data]
 pub(crate) struct Vcpu {
+    /// What other CPUs may touch.
     pub(crate) shared: Arc<VcpuShared>,
+    /// `kvm_run` and the other pages that user space maps.
     pub(crate) run: Arc<SharedPages>,
+    /// Exit ledger.
     pub(crate) stats: Arc<VcpuLedger>,
     timer: Timer<ApicTimer>,
     tsc_khz: u32,
@@ -147,6 +150,7 @@ pub(crate) struct VcpuFile {
 }
 
 impl VcpuFile {
+    /// What a new file of `vcpu` refers to.
     pub(crate) fn new(vm: Arc<Vm>, vcpu: Arc<Vcpu>) -> Result<Arc<Self>> {
         Ok(Arc::new(Self { vm, vcpu }, GFP_KERNEL_ACCOUNT)?)
     }

@@ -68,6 +68,7 @@ pub(crate) struct VcpuShared {
 }
 
 impl VcpuShared {
+    /// Outside the guest, nothing asked for.
     pub(crate) fn new(id: u32) -> Result<Arc<Self>> {
         Arc::pin_init(
             try_pin_init!(Self {
@@ -196,6 +197,7 @@ pub(crate) struct VcpuSet {
 }
 
 impl VcpuSet {
+    /// No vCPU, room for [`MAX_VCPUS`].
     pub(crate) fn new() -> Result<Self> {
         let mut list = KVec::with_capacity(MAX_VCPUS, GFP_KERNEL_ACCOUNT)?;
         for _ in 0..MAX_VCPUS {

@@ -126,6 +126,7 @@ pub(crate) struct VmFile {
 }
 
 impl VmFile {
+    /// What a new file of `vm` refers to.
     pub(crate) fn new(vm: Arc<Vm>) -> Result<Arc<Self>> {
         Ok(Arc::new(Self { vm }, GFP_KERNEL_ACCOUNT)?)
     }

@@ -42,13 +42,18 @@ pub fn decode(bytes: &[u8], mode: Mode) -> Result<Insn, DecodeError> {
 
 /// An instruction under way.
 pub(super) struct Decoder<'a> {
+    /// Bytes not yet consumed.
     pub(super) cur: Cursor<'a>,
+    /// Prefixes found.
     pub(super) pfx: Prefixes,
+    /// Mode that the bytes are decoded for.
     pub(super) mode: Mode,
+    /// The result as far as it is known.
     pub(super) insn: Insn,
 }
 
 impl Decoder<'_> {
+    /// In 64-bit mode.
     pub(super) fn long(&self) -> bool {
         self.mode == Mode::Long
     }

@@ -255,7 +255,9 @@ pub struct Insn {
     pub rep: Rep,
     /// LOCK prefix present.
     pub lock: bool,
+    /// Length in bytes.
     pub(super) len: u8,
+    /// The bytes, zeros after `len`.
     pub(super) raw: [u8; MAX_LEN],
 }
 

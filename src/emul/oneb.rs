@@ -21,6 +21,7 @@ const fn arithmetic(n: u8) -> Op {
     }
 }
 
+/// Decodes an instruction of the one-byte opcode map (SDM 2D A.3).
 pub(super) fn decode(d: &mut Decoder<'_>, opcode: u8) -> Result<(), DecodeError> {
     match opcode {
         // op r/m, r and op r, r/m.

@@ -12,6 +12,7 @@ pub(super) struct Cursor<'a> {
 }
 
 impl<'a> Cursor<'a> {
+    /// At the first byte.
     pub(super) fn new(bytes: &'a [u8]) -> Self {
         Self { bytes, pos: 0 }
     }
@@ -36,6 +37,7 @@ impl<'a> Cursor<'a> {
             .ok_or(DecodeError::Truncated)
     }
 
+    /// The next byte.
     pub(super) fn u8(&mut self) -> Result<u8, DecodeError> {
         let b = self.peek()?;
         self.pos = self.pos.wrapping_add(1);
@@ -112,18 +114,22 @@ impl Prefixes {
         }
     }
 
+    /// REX.W: 64-bit operand.
     pub(super) fn rex_w(&self) -> bool {
         self.rex & 8 != 0
     }
 
+    /// REX.R as bit 3 of a register number.
     pub(super) fn rex_r(&self) -> u8 {
         (self.rex & 4) << 1
     }
 
+    /// REX.X likewise, for the index.
     pub(super) fn rex_x(&self) -> u8 {
         (self.rex & 2) << 2
     }
 
+    /// REX.B likewise, for base, r/m or opcode register.
     pub(super) fn rex_b(&self) -> u8 {
         (self.rex & 1) << 3
     }

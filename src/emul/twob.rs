@@ -7,6 +7,7 @@ use super::insn::{DecodeError, Op, Operand, Rep};
 use super::modrm::ModRm;
 use DecodeError::{Undefined, Unsupported};
 
+/// Decodes an instruction of the two-byte map and beyond (SDM 2D A.3).
 pub(super) fn decode(d: &mut Decoder<'_>) -> Result<(), DecodeError> {
     let opcode = d.cur.u8()?;
     match opcode {

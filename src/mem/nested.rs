@@ -31,6 +31,7 @@ pub(crate) struct TablePool {
 }
 
 impl TablePool {
+    /// Empty.
     pub(crate) const fn new() -> Self {
         Self {
             spare: [Hpa(0); SPARE],
@@ -169,10 +170,12 @@ impl NestedTable {
         t.map_err(|_| ENOMEM)
     }
 
+    /// Physical address of the root table.
     pub(crate) fn root(&self) -> Hpa {
         dispatch!(self, t => t.root())
     }
 
+    /// [`PageTable::map`].
     #[inline]
     pub(crate) fn map(
         &self,
@@ -184,6 +187,7 @@ impl NestedTable {
         dispatch!(self, t => t.map(pool, gpa, level, leaf))
     }
 
+    /// [`PageTable::unmap_some`].
     pub(crate) fn unmap_some(
         &self,
         pool: &mut TablePool,
@@ -193,6 +197,7 @@ impl NestedTable {
         dispatch!(self, t => t.unmap_some(pool, cursor, budget))
     }
 
+    /// [`PageTable::write_protect_some`].
     pub(crate) fn write_protect_some(
         &self,
         pool: &mut TablePool,
@@ -202,10 +207,12 @@ impl NestedTable {
         dispatch!(self, t => t.write_protect_some(pool, cursor, budget))
     }
 
+    /// [`PageTable::age`].
     pub(crate) fn age(&self, pool: &mut TablePool, range: GpaRange) -> Aged {
         dispatch!(self, t => t.age(pool, range))
     }
 
+    /// [`PageTable::test_accessed`].
     pub(crate) fn test_accessed(&self, pool: &mut TablePool, range: GpaRange) -> bool {
         dispatch!(self, t => t.test_accessed(pool, range))
     }
