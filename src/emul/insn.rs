@@ -209,9 +209,9 @@ pub enum Operand {
     Dr(u8),
     /// The port number in DX.
     Dx,
-    /// String source: `mem.seg`:[rSI].
+    /// String source: `mem.seg:[rSI]`.
     StrSrc,
-    /// String destination: ES:[rDI].
+    /// String destination: `ES:[rDI]`.
     StrDst,
 }
 
