@@ -48,6 +48,8 @@ pub(crate) struct Model {
     pub(crate) xcr0: u64,
     /// Host's XCR0, in force outside the guest.
     pub(crate) host_xcr0: u64,
+    /// Host's IA32_XSS, likewise; 0 where there is none.
+    pub(crate) host_xss: u64,
     /// Offsets and sizes of the standard XSAVE format.
     pub(crate) layout: xsave::Layout,
     /// MXCSR bits that exist.
@@ -72,6 +74,12 @@ pub(crate) fn init() -> Result {
     let caps = hw::caps().ok_or(ENODEV)?;
     let has_xsave = host::cpuid(1, 0).ecx & 1 << 27 != 0;
     let host_xcr0 = if has_xsave { cr::xgetbv(0) } else { 0 };
+    // The kernel sets it once, from CPUID, and never changes it.
+    let host_xss = if has_xsave && Host.cpuid(0xd, 1)[0] & 1 << 3 != 0 {
+        crate::linux::msr::read_safe(msr::index::XSS).unwrap_or(0)
+    } else {
+        0
+    };
     let l0 = Host.cpuid(0, 0);
     let pku = crate::linux::fpu::pku_enabled() && host_xcr0 & xsave::PKRU != 0;
     let mut xcr0 = host_xcr0 & xsave::CARRIED;
@@ -117,6 +125,7 @@ pub(crate) fn init() -> Result {
         vendor,
         xcr0,
         host_xcr0,
+        host_xss,
         layout: xsave::Layout::from_host(&Host, host_xcr0),
         mxcsr_mask: crate::linux::fpu::mxcsr_mask(),
         pku,

@@ -11,6 +11,7 @@ use crate::backend::{EntryParams, Groups, Interruptibility, VcpuBackend};
 use crate::cpu::control;
 use crate::cpu::cpuid;
 use crate::cpu::events::{self, Inject};
+use crate::cpu::msr as msrs;
 use crate::cpu::regs::{cr4, rflags, Gpr, Seg};
 use crate::cpu::xsave;
 use crate::emul::{Op, Operand, Pending};
@@ -21,7 +22,7 @@ use crate::ledger::VcpuLedger;
 use crate::linux::fpu::{self, KernelFpu};
 use crate::linux::irqflags::IrqGuard;
 use crate::linux::mmap::SharedPages;
-use crate::linux::{boot_cpu, cr, hrtimer, preempt, sched};
+use crate::linux::{boot_cpu, cr, hrtimer, msr, preempt, sched};
 use crate::mem::memory::{FaultOutcome, MemError};
 use crate::mitigate;
 use crate::pr_warn_ratelimited;
@@ -414,6 +415,13 @@ impl<'a> Runner<'a> {
             // interrupts off throughout.
             unsafe { cr::xsetbv(0, self.s.xcr0) };
         }
+        // XSAVES and XRSTORS cannot be intercepted everywhere, and would reach the host's supervisor state (shadow stacks, PASID).
+        let swap_xss = self.s.model.host_xss != self.s.msrs.xss;
+        if swap_xss {
+            // SAFETY: The MSR exists if the host's value is not zero, and the guest's is a subset of what the CPU has (none, up to
+            // now). The kernel does not use XSAVES with interrupts off in a stay.
+            unsafe { msr::write(msrs::index::XSS, self.s.msrs.xss) };
+        }
         if self.s.model.pku && self.s.pkru != host_pkru {
             // SAFETY: As above. In force for the stay only; accesses to user memory that it forbids fail and are done outside.
             unsafe { fpu::wrpkru(self.s.pkru) };
@@ -430,6 +438,10 @@ impl<'a> Runner<'a> {
         if self.s.model.has_xsave && self.s.xcr0 != self.s.model.host_xcr0 {
             // SAFETY: The value in force before the stay.
             unsafe { cr::xsetbv(0, self.s.model.host_xcr0) };
+        }
+        if swap_xss || self.s.model.host_xss != self.s.msrs.xss {
+            // SAFETY: The value in force before the stay.
+            unsafe { msr::write(msrs::index::XSS, self.s.model.host_xss) };
         }
         drop(irq);
         fpu_guard.save(&mut self.s.fpu, self.s.model.host_xcr0 & !xsave::PKRU);
@@ -495,6 +507,8 @@ impl<'a> Runner<'a> {
                 self.s.events.interrupted = self.s.hw.take_interrupted();
             } else {
                 self.refused = inject;
+                // The flush that the entry was to bring has perhaps not happened either.
+                self.s.tlb_seen = 0;
             }
             match self.handle(&exit, true) {
                 Step::Again => {}

@@ -23,6 +23,8 @@ use kernel::prelude::*;
 
 /// DR7 after RESET, and after every #VMEXIT: no breakpoint is enabled.
 const DR7_RESET: u64 = 0x400;
+/// DR6 after RESET.
+const DR6_RESET: u64 = 0xffff_0ff0;
 /// DR7 L0-3 and G0-3.
 const DR7_ENABLES: u64 = 0xff;
 /// PAT after RESET (SDM 3A table 12-12, APM 2 7.8.2).
@@ -135,6 +137,15 @@ impl SvmVcpu {
         let c = &mut self.vmcb_mut().control;
         c.asid = asid;
         c.tlb_control = tlb;
+    }
+
+    /// An entry was refused. Nobody says whether the flush that it asked for was done before, so that none of the ASIDs of this
+    /// generation is trusted.
+    #[cold]
+    fn drop_asids(&mut self, cpu: &Cpu) {
+        cpu.generation.fetch_add(1, Ordering::Relaxed);
+        cpu.next_asid.store(1, Ordering::Relaxed);
+        self.asid_cpu = u32::MAX;
     }
 
     fn set_iret_intercept(&mut self, on: bool) {
@@ -429,6 +440,10 @@ impl VcpuBackend for SvmVcpu {
             if self.host_debug.dr7 != DR7_RESET {
                 cr::write_dr7(self.host_debug.dr7);
             }
+            // VMRUN loads DR6 and #VMEXIT keeps it; its bits stick, and the host's next #DB would take the guest's for its own.
+            if self.vmcb().save.dr6 != DR6_RESET {
+                cr::write_dr6(DR6_RESET);
+            }
         }
     }
 
@@ -492,6 +507,7 @@ impl VcpuBackend for SvmVcpu {
                     v.manual,
                     v.value
                 );
+                self.drop_asids(this_cpu);
                 return Exit::EntryFailure(exit::INVALID);
             }
         }
@@ -548,6 +564,7 @@ impl VcpuBackend for SvmVcpu {
             cpu.dr6 = dr6;
         }
         if matches!(exit, Exit::EntryFailure(_)) {
+            self.drop_asids(this_cpu);
             // The VMCB still holds what was refused; the caller may want to look at it.
             cpu.avail = Groups::NONE;
         }
