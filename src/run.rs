@@ -543,6 +543,10 @@ impl<'a> Runner<'a> {
             return (None, false, false);
         }
         let gate = self.s.gate();
+        if gate.nmi {
+            // Only one more is latched while NMIs are blocked (SDM 3A 7.7.1).
+            self.s.events.nmis = self.s.events.nmis.min(1);
+        }
         let p = events::Pending {
             interrupted: self.s.events.interrupted,
             exception: self.s.events.exception,
