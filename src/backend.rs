@@ -171,6 +171,12 @@ pub trait VcpuBackend: Sized {
     /// Fetches groups of system registers into `cpu.sregs` and adds them to `avail`. *Any*.
     fn load(&mut self, cpu: &mut CpuState, groups: Groups);
 
+    /// CPL, if the guest runs 64-bit code; `None` also where this cannot be told without [`VcpuBackend::load`]. Of the state
+    /// that the last exit left: nothing is dirty.
+    fn long_cpl(&self) -> Option<u8> {
+        None
+    }
+
     /// Length of the instruction that caused the last exit, where the processor told it.
     fn insn_len(&self) -> Option<u8>;
 

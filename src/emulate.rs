@@ -6,11 +6,11 @@
 
 use crate::backend::{Groups, Interruptibility, VcpuBackend};
 use crate::cpu::events;
-use crate::cpu::regs::{rflags, Gpr, Mode, Regs, Seg};
+use crate::cpu::regs::{cr4, rflags, Gpr, Mode, Regs, Seg};
 use crate::emul::{
-    self, Access, Answer, Bus, DecodeError, Insn, Op, Outcome, PortRequest, Stop, Swap,
+    self, Access, Answer, Bus, DecodeError, Insn, Move, Op, Outcome, PortRequest, Stop, Swap,
 };
-use crate::exit::Exception;
+use crate::exit::{Exception, NestedFault};
 use crate::irq::lapic::{Action, Lapic};
 use crate::linux::mmap::SharedPages;
 use crate::linux::{hrtimer, uaccess};
@@ -19,6 +19,7 @@ use crate::mem::gwalk::{self, GuestRead, Paging, WalkError};
 use crate::mem::memory::{MemError, MemoryView};
 use crate::state::State;
 use crate::vm::Vm;
+use core::ops::{Deref, DerefMut};
 use kernel::prelude::*;
 
 /// Offset of the port data page in the vCPU's mapping (KVM_PIO_PAGE_OFFSET).
@@ -108,6 +109,67 @@ pub(crate) enum FetchError {
     Unsupported([u8; 15], u8),
 }
 
+/// An instruction that exits: how to recognise it.
+pub(crate) struct Known {
+    /// Without prefixes: mask and value of the first four bytes, and the length. Not for instructions whose length depends on more.
+    plain: &'static [(u32, u32, u8)],
+    /// As the decoder sees it.
+    ops: &'static [Op],
+}
+
+macro_rules! known {
+    ($($name:ident: [$($plain:expr),*], $ops:expr;)*) => {
+        $(pub(crate) const $name: Known = Known { plain: &[$($plain),*], ops: &$ops };)*
+    };
+}
+
+#[allow(missing_docs)]
+impl Known {
+    known! {
+        CPUID: [(0xffff, 0xa20f, 2)], [Op::Cpuid];
+        RDMSR: [(0xffff, 0x320f, 2)], [Op::Rdmsr];
+        WRMSR: [(0xffff, 0x300f, 2)], [Op::Wrmsr];
+        HLT: [(0xff, 0xf4, 1)], [Op::Hlt];
+        PAUSE: [(0xffff, 0x90f3, 2)], [Op::Pause];
+        // C1 and D9 differ in two bits; both are hypercalls.
+        HYPERCALL: [(0xff_ffff, 0xd9_010f, 3), (0xff_ffff, 0xc1_010f, 3)], [Op::Vmcall, Op::Vmmcall];
+        INVALIDATE: [(0xffff, 0x090f, 2), (0xffff, 0x080f, 2)], [Op::Invd, Op::Wbinvd];
+        XSETBV: [(0xff_ffff, 0xd1_010f, 3)], [Op::Xsetbv];
+        IN: [(0xfe, 0xec, 1), (0xfe, 0xe4, 2)], [Op::In];
+        OUT: [(0xfe, 0xee, 1), (0xfe, 0xe6, 2)], [Op::Out];
+        CR: [], [Op::MovCr, Op::Clts, Op::Lmsw, Op::Smsw];
+    }
+
+    /// Length of the instruction that begins with `bytes`, if it is this one without prefixes.
+    #[inline(always)]
+    fn length(&self, bytes: u32) -> Option<u8> {
+        for &(mask, value, len) in self.plain {
+            if bytes & mask == value {
+                return Some(len);
+            }
+        }
+        None
+    }
+}
+
+/// What a device access by a plain move came to.
+pub(crate) enum Accessed {
+    /// Done; the local APIC may ask for something.
+    Done(Action),
+    /// User space has to do it.
+    User(DeviceAccess),
+    /// Not such an access, or not recognised in a hurry: nothing has been done.
+    Other,
+}
+
+/// A device access for user space.
+pub(crate) struct DeviceAccess {
+    /// What is left to do after it.
+    pub(crate) completion: Move,
+    /// What a store writes.
+    pub(crate) value: u64,
+}
+
 /// The first `n` bytes.
 fn head(bytes: &[u8; 16], n: usize) -> &[u8] {
     bytes.get(..n).unwrap_or(bytes)
@@ -123,6 +185,182 @@ impl State {
             pages_1g: self.features.gbpages,
         };
         Paging::new(s.cr0, s.cr3, s.cr4, s.efer, self.pkru, f)
+    }
+
+    /// CPL, if the guest runs 64-bit code.
+    #[inline]
+    pub(crate) fn long_cpl(&mut self) -> Option<u8> {
+        if self.cpu.dirty.is_empty() {
+            if let Some(cpl) = self.hw.long_cpl() {
+                return Some(cpl);
+            }
+        }
+        self.load(Groups::CODE.union(Groups::CTRL));
+        let flags = self.cpu.regs.rflags;
+        let s = &self.cpu.sregs;
+        (s.mode(flags) == Mode::Long).then(|| s.cpl(flags))
+    }
+
+    /// User address of the code at linear address `la` in the common case: 64-bit code, 4-level paging, pages of 4 KiB or 2 MiB, and
+    /// entries that the processor would not have to change. `None` says no more than that it is not this case. Never sleeps.
+    ///
+    /// As [`Paging::translate`], which decides about all others.
+    #[inline]
+    fn code_hva(&mut self, view: &MemoryView<'_>, cpl: u8, la: u64) -> Option<usize> {
+        const PRESENT: u64 = 1 << 0;
+        const USER: u64 = 1 << 2;
+        const ACCESSED: u64 = 1 << 5;
+        const LARGE: u64 = 1 << 7;
+        const NO_EXEC: u64 = 1 << 63;
+        const ADDR: u64 = 0x000f_ffff_ffff_f000;
+        const WANT: u64 = PRESENT | ACCESSED;
+        /// Address bits of a 2 MiB page; below them only the PAT bit may be set.
+        const ADDR_2M: u64 = 0x000f_ffff_ffe0_0000;
+        const LOW_2M: u64 = 0x1f_e000;
+
+        self.load(Groups::CTRL);
+        let s = &self.cpu.sregs;
+        if s.cr4 & cr4::LA57 != 0 || (la << 16) as i64 >> 16 != la as i64 {
+            return None;
+        }
+        let bad = self.features.reserved_phys_bits() & ADDR | NO_EXEC | WANT;
+        let mut hint = 0;
+        let mut table = s.cr3 & ADDR;
+        let mut user = USER;
+        let mut shift = 39u32;
+        let gpa = loop {
+            let at = Gpa(table | (la >> shift & 511) << 3);
+            let e = uaccess::get_u64(view.hva_near(at, &mut hint)?).ok()?;
+            if (e ^ WANT) & bad != 0 {
+                return None;
+            }
+            user &= e;
+            if shift == 12 {
+                break e & ADDR | la & 0xfff;
+            }
+            if e & LARGE != 0 {
+                if shift != 21 || e & LOW_2M != 0 {
+                    return None;
+                }
+                break e & ADDR_2M | la & 0x1f_ffff;
+            }
+            table = e & ADDR;
+            shift -= 9;
+        };
+        let allowed = if cpl == 3 {
+            user != 0
+        } else {
+            user == 0 || s.cr4 & cr4::SMEP == 0
+        };
+        if !allowed {
+            return None;
+        }
+        view.hva_near(Gpa(gpa), &mut hint)
+    }
+
+    /// The first four bytes of the current instruction, if they can be had in a hurry.
+    #[inline]
+    fn peek(&mut self, view: &MemoryView<'_>) -> Option<u32> {
+        let cpl = self.long_cpl()?;
+        let rip = self.cpu.regs.rip;
+        if rip & 0xfff > 0xffc {
+            return None;
+        }
+        let hva = self.code_hva(view, cpl, rip)?;
+        uaccess::get_u32(hva).ok()
+    }
+
+    /// Carries out the device access that caused nested fault `f` if it is a plain move by 64-bit code, which is all but all of them.
+    ///
+    /// The operand's guest-physical address is the fault's: the processor has translated it, for this kind of access at this privilege.
+    /// That the instruction fetched now has the same kind and the same place in the page guards against one that was put there
+    /// meanwhile. Never sleeps.
+    pub(crate) fn access_device(
+        &mut self,
+        vm: &Vm,
+        view: &MemoryView<'_>,
+        f: &NestedFault,
+    ) -> Accessed {
+        self.try_access_device(vm, view, f)
+            .unwrap_or(Accessed::Other)
+    }
+
+    #[inline]
+    fn try_access_device(
+        &mut self,
+        vm: &Vm,
+        view: &MemoryView<'_>,
+        f: &NestedFault,
+    ) -> Option<Accessed> {
+        if f.walk || f.fetch {
+            return None;
+        }
+        let cpl = self.long_cpl()?;
+        let rip = self.cpu.regs.rip;
+        if rip & 0xfff > 0xff0 {
+            return None;
+        }
+        let hva = self.code_hva(view, cpl, rip)?;
+        let low = uaccess::get_u64(hva).ok()?;
+        let high = uaccess::get_u64(hva.wrapping_add(8)).ok()?;
+        let bytes = (u128::from(high) << 64 | u128::from(low)).to_le_bytes();
+        let insn = self
+            .insn_cache
+            .decode(rip, head(&bytes, 15), Mode::Long)
+            .ok()?;
+        let m = Move::of(insn)?;
+        if matches!(insn.mem.seg, Seg::Fs | Seg::Gs) {
+            return None;
+        }
+        let la = emul::effective_address(insn, &self.cpu.regs);
+        let size = usize::from(m.size());
+        let offset = la & 0xfff;
+        if m.is_store() != f.write
+            || offset != f.gpa.0 & 0xfff
+            || offset + size as u64 > 0x1000
+            || (la << 16) as i64 >> 16 != la as i64
+        {
+            return None;
+        }
+        let gpa = f.gpa.0;
+        let mut action = Action::NONE;
+        if m.is_store() {
+            let value = m.value(&self.cpu.regs, insn.imm);
+            let bytes = value.to_le_bytes();
+            let data = bytes.get(..size)?;
+            match lapic_offset(&self.lapic, gpa) {
+                Some(offset) => action = lapic_write(&mut self.lapic, offset, data),
+                None if vm.chip.mmio_write(gpa, data) => {}
+                None => {
+                    return Some(Accessed::User(DeviceAccess {
+                        completion: m,
+                        value,
+                    }));
+                }
+            }
+            self.finish_move(&m, 0);
+        } else {
+            let mut bytes = [0u8; 8];
+            let data = bytes.get_mut(..size)?;
+            match lapic_offset(&self.lapic, gpa) {
+                Some(offset) => lapic_read(&mut self.lapic, offset, data),
+                None if vm.chip.mmio_read(gpa, data) => {}
+                None => {
+                    return Some(Accessed::User(DeviceAccess {
+                        completion: m,
+                        value: 0,
+                    }));
+                }
+            }
+            self.finish_move(&m, u64::from_le_bytes(bytes));
+        }
+        Some(Accessed::Done(action))
+    }
+
+    /// Completes a move of 64-bit code.
+    pub(crate) fn finish_move(&mut self, m: &Move, data: u64) {
+        m.finish(&mut self.cpu.regs, Mode::Long, data);
+        self.completed();
     }
 
     /// Reads code bytes at linear address `la`, up to the end of its page, into `bytes`; how many.
@@ -225,24 +463,23 @@ impl State {
         }
     }
 
-    /// Steps over the instruction that caused the exit, by the length that the processor gave or by decoding. Where the bytes are not an
-    /// instruction that `expected` accepts they have been changed since, and the guest runs them.
+    /// Steps over the instruction that caused the exit, whose length the processor did not give. Where the bytes are not the
+    /// instruction that `known` describes they have been changed since, and the guest runs them.
     pub(crate) fn skip(
         &mut self,
         view: &MemoryView<'_>,
         atomic: bool,
-        expected: impl FnOnce(Op) -> bool,
+        known: &Known,
     ) -> Result<(), FetchError> {
-        let len = match self.hw.insn_len() {
-            Some(n) => n,
-            None => {
-                let insn = self.fetch(view, atomic)?;
-                if !expected(insn.op) {
-                    return Err(FetchError::Reenter);
-                }
-                insn.len()
-            }
-        };
+        if let Some(len) = self.peek(view).and_then(|b| known.length(b)) {
+            self.advance(len);
+            return Ok(());
+        }
+        let insn = self.fetch(view, atomic)?;
+        if !known.ops.contains(&insn.op) {
+            return Err(FetchError::Reenter);
+        }
+        let len = insn.len();
         self.advance(len);
         Ok(())
     }
@@ -253,9 +490,8 @@ impl State {
         self.cpu.regs.rip = if rip >> 32 == 0 {
             rip
         } else {
-            self.load(Groups::CODE.union(Groups::CTRL));
             // Only 64-bit mode has an instruction pointer wider than 32 bits.
-            if self.cpu.sregs.mode(self.cpu.regs.rflags) == Mode::Long {
+            if self.long_cpl().is_some() {
                 rip
             } else {
                 rip & 0xffff_ffff
@@ -316,12 +552,37 @@ struct GuestBus<'a, 'b> {
     actions: [Action; 2],
 }
 
-impl GuestBus<'_, '_> {
-    fn lapic_offset(&self, gpa: u64) -> Option<u32> {
-        let page = self.lapic.as_ref()?.page()?;
-        (gpa & !0xfff == page).then_some((gpa & 0xfff) as u32)
-    }
+/// Offset of `gpa` in the local APIC's page.
+#[inline]
+fn lapic_offset(lapic: &Option<impl Deref<Target = Lapic>>, gpa: u64) -> Option<u32> {
+    let page = lapic.as_ref()?.page()?;
+    (gpa & !0xfff == page).then_some((gpa & 0xfff) as u32)
+}
 
+/// Reads the local APIC by MMIO. Registers are 32 bits wide on 16-byte boundaries; other accesses are undefined and read as zero.
+fn lapic_read(lapic: &mut Option<impl DerefMut<Target = Lapic>>, offset: u32, buf: &mut [u8]) {
+    let value = match lapic {
+        Some(l) if offset & 3 == 0 && buf.len() <= 4 => l.read(offset, hrtimer::ktime_get_ns()),
+        _ => 0,
+    };
+    for (to, from) in buf.iter_mut().zip(u64::from(value).to_le_bytes()) {
+        *to = from;
+    }
+}
+
+/// Writes the local APIC by MMIO; undefined accesses are ignored.
+fn lapic_write(
+    lapic: &mut Option<impl DerefMut<Target = Lapic>>,
+    offset: u32,
+    data: &[u8],
+) -> Action {
+    match (lapic, data.try_into().map(u32::from_le_bytes)) {
+        (Some(l), Ok(v)) if offset & 15 == 0 => l.write(offset, v, hrtimer::ktime_get_ns()),
+        _ => Action::NONE,
+    }
+}
+
+impl GuestBus<'_, '_> {
     fn act(&mut self, a: Action) {
         if !a.is_none() {
             if let Some(free) = self.actions.iter_mut().find(|x| x.is_none()) {
@@ -355,17 +616,8 @@ impl Bus for GuestBus<'_, '_> {
     }
 
     fn read(&mut self, gpa: u64, buf: &mut [u8]) -> Result<Answer, Stop> {
-        if let Some(offset) = self.lapic_offset(gpa) {
-            // Registers are 32 bits wide on 16-byte boundaries; other accesses are undefined and read as zero.
-            let value = match &mut self.lapic {
-                Some(l) if offset & 3 == 0 && buf.len() <= 4 => {
-                    l.read(offset, hrtimer::ktime_get_ns())
-                }
-                _ => 0,
-            };
-            for (to, from) in buf.iter_mut().zip(u64::from(value).to_le_bytes()) {
-                *to = from;
-            }
+        if let Some(offset) = lapic_offset(&self.lapic, gpa) {
+            lapic_read(&mut self.lapic, offset, buf);
             return Ok(Answer::Done);
         }
         match self.view.read(Gpa(gpa), buf) {
@@ -377,15 +629,9 @@ impl Bus for GuestBus<'_, '_> {
     }
 
     fn write(&mut self, gpa: u64, data: &[u8]) -> Result<Answer, Stop> {
-        if let Some(offset) = self.lapic_offset(gpa) {
-            if let (Some(l), Ok(v), true) = (
-                &mut self.lapic,
-                data.try_into().map(u32::from_le_bytes),
-                offset & 15 == 0,
-            ) {
-                let action = l.write(offset, v, hrtimer::ktime_get_ns());
-                self.act(action);
-            }
+        if let Some(offset) = lapic_offset(&self.lapic, gpa) {
+            let action = lapic_write(&mut self.lapic, offset, data);
+            self.act(action);
             return Ok(Answer::Done);
         }
         match self.view.write(Gpa(gpa), data) {
@@ -397,7 +643,7 @@ impl Bus for GuestBus<'_, '_> {
     }
 
     fn cmpxchg(&mut self, gpa: u64, old: u64, new: u64, width: u8) -> Result<Swap, Stop> {
-        if self.lapic_offset(gpa).is_some() {
+        if lapic_offset(&self.lapic, gpa).is_some() {
             return Ok(Swap::NotRam);
         }
         match exchange(self.view, Gpa(gpa), old, new, width, false) {

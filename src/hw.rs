@@ -129,6 +129,11 @@ impl VcpuBackend for Hw {
     }
 
     #[inline]
+    fn long_cpl(&self) -> Option<u8> {
+        dispatch!(self, v => v.long_cpl())
+    }
+
+    #[inline]
     fn insn_len(&self) -> Option<u8> {
         dispatch!(self, v => v.insn_len())
     }

@@ -15,7 +15,7 @@ use crate::cpu::msr as msrs;
 use crate::cpu::regs::{cr4, rflags, Gpr, Seg};
 use crate::cpu::xsave;
 use crate::emul::{Op, Operand, Pending};
-use crate::emulate::{Emulated, FetchError, PIO_PAGE};
+use crate::emulate::{Accessed, Emulated, FetchError, Known, PIO_PAGE};
 use crate::exit::{CrAccess, CrOp, EventKind, Exception, Exit, Io, NestedFault};
 use crate::irq::lapic::{Action, Eoi};
 use crate::ledger::VcpuLedger;
@@ -216,9 +216,9 @@ impl<'a> Runner<'a> {
     fn complete(&mut self) -> Step {
         match core::mem::replace(&mut self.s.completion, Completion::Nothing) {
             Completion::Nothing => Step::Again,
-            Completion::PortOut => self.skip(false, |op| op == Op::Out),
+            Completion::PortOut => self.skip(false, &Known::OUT),
             Completion::PortIn(width) => {
-                let step = self.skip(false, |op| op == Op::In);
+                let step = self.skip(false, &Known::IN);
                 if matches!(step, Step::Again) {
                     let mut b = [0u8; 4];
                     let n = usize::from(width).min(4);
@@ -231,6 +231,13 @@ impl<'a> Runner<'a> {
                 }
                 step
             }
+            Completion::Move(m) => match self.run.read::<u64>(off::UNION + 8) {
+                Ok(data) => {
+                    self.s.finish_move(&m, data);
+                    Step::Again
+                }
+                Err(_) => Step::Fail(EFAULT),
+            },
             Completion::Emulate => {
                 let mut data = [0u8; 8];
                 if self.run.copy_out(off::UNION + 8, &mut data).is_err() {
@@ -399,6 +406,8 @@ impl<'a> Runner<'a> {
 
     /// Runs the guest until something needs the outer loop.
     fn stay(&mut self) -> Result<Stayed> {
+        // Interrupts first: what the FPU's owner has to keep out is then kept out already.
+        let irq = IrqGuard::new();
         let fpu_guard = KernelFpu::begin();
         let host_pkru = if self.s.model.pku {
             // SAFETY: `pku` says that CR4.PKE is set.
@@ -408,7 +417,6 @@ impl<'a> Runner<'a> {
         };
         // The image has been checked when it came from user space; a torn one is refused here.
         fpu_guard.restore(&self.s.fpu, self.s.model.host_xcr0 & !xsave::PKRU)?;
-        let irq = IrqGuard::new();
         let swap_xcr0 = self.s.model.has_xsave && self.s.xcr0 != self.s.model.host_xcr0;
         if swap_xcr0 {
             // SAFETY: A value that XSETBV accepts: checked against the host's when the guest or user space set it. Restored below, with
@@ -443,9 +451,9 @@ impl<'a> Runner<'a> {
             // SAFETY: The value in force before the stay.
             unsafe { msr::write(msrs::index::XSS, self.s.model.host_xss) };
         }
-        drop(irq);
         fpu_guard.save(&mut self.s.fpu, self.s.model.host_xcr0 & !xsave::PKRU);
         drop(fpu_guard);
+        drop(irq);
         result
     }
 
@@ -607,8 +615,8 @@ impl<'a> Runner<'a> {
             Exit::Hypercall => self.hypercall(atomic),
             Exit::Hlt => self.hlt(atomic),
             // Caches are coherent and the guest has no device that is not: nothing to write back.
-            Exit::CacheInvalidate => self.skip(atomic, |op| matches!(op, Op::Invd | Op::Wbinvd)),
-            Exit::Pause => self.skip(atomic, |op| op == Op::Pause),
+            Exit::CacheInvalidate => self.skip(atomic, &Known::INVALIDATE),
+            Exit::Pause => self.skip(atomic, &Known::PAUSE),
             // MONITOR and MWAIT are not offered, nor is a PMU; VMX and SVM instructions do not exist for the guest.
             Exit::MonitorMwait | Exit::Undefined => {
                 self.raise(events::exception(events::vector::UD, None))
@@ -618,7 +626,7 @@ impl<'a> Runner<'a> {
             Exit::Io(io) => self.io(io, atomic),
             Exit::NestedFault(f) => {
                 if atomic {
-                    Step::Slow
+                    self.device_access(f).unwrap_or(Step::Slow)
                 } else {
                     self.nested_fault(f)
                 }
@@ -659,14 +667,15 @@ impl<'a> Runner<'a> {
         }
     }
 
-    /// Steps over the current instruction, which is one of those that `expected` accepts.
-    fn skip(&mut self, atomic: bool, expected: impl FnOnce(Op) -> bool) -> Step {
+    /// Steps over the current instruction, which is one of those that `known` describes.
+    #[inline]
+    fn skip(&mut self, atomic: bool, known: &Known) -> Step {
         if let Some(n) = self.s.hw.insn_len() {
             self.s.advance(n);
             return Step::Again;
         }
         let view = self.vm.memory.view();
-        match self.s.skip(&view, atomic, expected) {
+        match self.s.skip(&view, atomic, known) {
             Ok(()) => Step::Again,
             Err(e) => {
                 drop(view);
@@ -703,7 +712,7 @@ impl<'a> Runner<'a> {
     }
 
     fn cpuid(&mut self, atomic: bool) -> Step {
-        let step = self.skip(atomic, |op| op == Op::Cpuid);
+        let step = self.skip(atomic, &Known::CPUID);
         if !matches!(step, Step::Again) {
             return step;
         }
@@ -723,7 +732,7 @@ impl<'a> Runner<'a> {
         let Some(v) = self.s.read_msr(self.vm, index, false) else {
             return self.raise_gp();
         };
-        let step = self.skip(atomic, |op| op == Op::Rdmsr);
+        let step = self.skip(atomic, &Known::RDMSR);
         if matches!(step, Step::Again) {
             self.s.cpu.regs.set(Gpr::Rax, v & 0xffff_ffff);
             self.s.cpu.regs.set(Gpr::Rdx, v >> 32);
@@ -745,7 +754,7 @@ impl<'a> Runner<'a> {
             self.s.cpu.regs.rflags,
             self.s.events.exception,
         );
-        let step = self.skip(atomic, |op| op == Op::Wrmsr);
+        let step = self.skip(atomic, &Known::WRMSR);
         if !matches!(step, Step::Again) {
             return step;
         }
@@ -789,7 +798,7 @@ impl<'a> Runner<'a> {
     fn hypercall(&mut self, atomic: bool) -> Step {
         const KVM_ENOSYS: i64 = 1000;
         const KVM_EPERM: i64 = 1;
-        let step = self.skip(atomic, |op| matches!(op, Op::Vmcall | Op::Vmmcall));
+        let step = self.skip(atomic, &Known::HYPERCALL);
         if matches!(step, Step::Again) {
             let code = if self.s.cpl() == 0 {
                 KVM_ENOSYS
@@ -802,7 +811,7 @@ impl<'a> Runner<'a> {
     }
 
     fn hlt(&mut self, atomic: bool) -> Step {
-        let step = self.skip(atomic, |op| op == Op::Hlt);
+        let step = self.skip(atomic, &Known::HLT);
         if !matches!(step, Step::Again) {
             return step;
         }
@@ -827,7 +836,7 @@ impl<'a> Runner<'a> {
         if self.s.cpl() != 0 || index != 0 || !xsave::xcr0_valid(value, self.s.allowed_xcr0()) {
             return self.raise_gp();
         }
-        let step = self.skip(atomic, |op| op == Op::Xsetbv);
+        let step = self.skip(atomic, &Known::XSETBV);
         if matches!(step, Step::Again) {
             self.s.xcr0 = value;
             self.s.refresh_dynamic();
@@ -849,7 +858,7 @@ impl<'a> Runner<'a> {
         }
         if io.input {
             if let Some(value) = self.vm.chip.pio_read(io.port, io.width) {
-                let step = self.skip(atomic, |op| op == Op::In);
+                let step = self.skip(atomic, &Known::IN);
                 if matches!(step, Step::Again) {
                     self.set_accumulator(io.width, value);
                 }
@@ -861,14 +870,14 @@ impl<'a> Runner<'a> {
             // RIP moves only after the write, but the fetch that may have to sleep comes first.
             let claimed = self.vm.chip.claims_port(io.port, io.width);
             if claimed {
-                let step = self.skip(atomic, |op| op == Op::Out);
+                let step = self.skip(atomic, &Known::OUT);
                 if matches!(step, Step::Again) {
                     let _ = self.vm.chip.pio_write(io.port, io.width, value);
                 }
                 return step;
             }
             if self.vm.chip.pio_event(io.port, io.width, value) {
-                return self.skip(atomic, |op| op == Op::Out);
+                return self.skip(atomic, &Known::OUT);
             }
             let _ = self.run.copy_in(
                 PIO_PAGE,
@@ -899,6 +908,39 @@ impl<'a> Runner<'a> {
         let _ = self.run.write(off::UNION + 2, port);
         let _ = self.run.write(off::UNION + 4, count);
         let _ = self.run.write(off::UNION + 8, PIO_PAGE as u64);
+    }
+
+    /// The short way of a device access; `None` where it does not go.
+    #[inline]
+    fn device_access(&mut self, f: &NestedFault) -> Option<Step> {
+        let accessed = {
+            let view = self.vm.memory.view();
+            if !view.is_device(f.gpa, f.write) {
+                return None;
+            }
+            self.s.access_device(self.vm, &view, f)
+        };
+        match accessed {
+            Accessed::Other => None,
+            Accessed::Done(action) => {
+                self.stats.exit(ExitClass::Mmio, 0);
+                Some(self.act(&action))
+            }
+            Accessed::User(d) => {
+                self.stats.exit(ExitClass::Mmio, 0);
+                let _ = self.run.write(off::UNION, f.gpa.0);
+                let _ = self.run.write(off::UNION + 8, d.value);
+                let _ = self
+                    .run
+                    .write(off::UNION + 16, u32::from(d.completion.size()));
+                let _ = self
+                    .run
+                    .write(off::UNION + 20, u8::from(d.completion.is_store()));
+                self.set_exit(k::KVM_EXIT_MMIO);
+                self.s.completion = Completion::Move(d.completion);
+                Some(Step::User)
+            }
+        }
     }
 
     fn nested_fault(&mut self, f: &NestedFault) -> Step {
@@ -1057,9 +1099,7 @@ impl<'a> Runner<'a> {
                 4 => self.s.cpu.sregs.cr4,
                 _ => u64::from(self.s.cr8()),
             };
-            let step = self.skip(atomic, |op| {
-                matches!(op, Op::MovCr | Op::Clts | Op::Lmsw | Op::Smsw)
-            });
+            let step = self.skip(atomic, &Known::CR);
             if matches!(step, Step::Again) {
                 if let Some(g) = gpr {
                     self.s
@@ -1132,9 +1172,7 @@ impl<'a> Runner<'a> {
             Some(Err(MemError::Fault)) if atomic => return Step::Slow,
             Some(Err(_)) => return self.raise_gp(),
         };
-        let step = self.skip(atomic, |op| {
-            matches!(op, Op::MovCr | Op::Clts | Op::Lmsw | Op::Smsw)
-        });
+        let step = self.skip(atomic, &Known::CR);
         if !matches!(step, Step::Again) {
             return step;
         }

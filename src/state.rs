@@ -12,7 +12,7 @@ use crate::cpu::regs::{cr0, cr4, rflags, DescTable, Gpr, Seg, Segment, Sregs};
 use crate::cpu::xsave;
 use crate::dev::{self, Model};
 use crate::emul::Replay;
-use crate::emul::{DecodeCache, Insn};
+use crate::emul::{DecodeCache, Insn, Move};
 use crate::exit::{Event, Exception};
 use crate::hw::Hw;
 use crate::irq::lapic::{Action, Features as LapicFeatures, Lapic};
@@ -48,6 +48,8 @@ pub(crate) enum Completion {
     PortOut,
     /// IN of this width: the data page holds the value.
     PortIn(u8),
+    /// A move of 64-bit code whose access is done.
+    Move(Move),
     /// An emulated instruction that waits for memory or string port data.
     Emulate,
 }
@@ -311,7 +313,9 @@ impl State {
 
     /// Current privilege level.
     pub(crate) fn cpl(&mut self) -> u8 {
-        self.load(Groups::CODE.union(Groups::CTRL));
+        if let Some(cpl) = self.long_cpl() {
+            return cpl;
+        }
         self.cpu.sregs.cpl(self.cpu.regs.rflags)
     }
 

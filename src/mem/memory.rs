@@ -548,6 +548,22 @@ impl MemoryView<'_> {
         ))
     }
 
+    /// User address that backs `gpa`, for reading within its page. `hint` is the slot of the last look-up.
+    #[inline]
+    pub(crate) fn hva_near(&self, gpa: Gpa, hint: &mut usize) -> Option<usize> {
+        let slot = slots::find_cached(&self.slots.slots, gpa, hint)?;
+        // A 64-bit kernel: both are 64 bits wide.
+        slot.hva_of(gpa).map(|h| h.0 as usize)
+    }
+
+    /// Whether an access to `gpa` is one to a device: no slot, or a write to a read-only one.
+    #[inline]
+    pub(crate) fn is_device(&self, gpa: Gpa, write: bool) -> bool {
+        self.slots
+            .find(gpa)
+            .is_none_or(|(_, s)| write && s.flags & READONLY != 0)
+    }
+
     /// User address that backs `gpa`, for reading or writing within its page.
     #[inline]
     pub(crate) fn hva(&self, gpa: Gpa, write: bool) -> Result<usize, MemError> {

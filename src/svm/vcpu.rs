@@ -612,6 +612,15 @@ impl VcpuBackend for SvmVcpu {
         cpu.avail = cpu.avail.union(groups);
     }
 
+    #[inline]
+    fn long_cpl(&self) -> Option<u8> {
+        /// CS.L as the VMCB keeps attributes (APM 2 15.5.1).
+        const LONG: u16 = 1 << 9;
+        let s = &self.vmcb().save;
+        (s.efer & efer::LMA != 0 && s.cs.attrib & LONG != 0).then_some(s.cpl & 3)
+    }
+
+    #[inline]
     fn insn_len(&self) -> Option<u8> {
         (self.insn_len != 0).then_some(self.insn_len)
     }
