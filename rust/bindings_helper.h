@@ -22,6 +22,7 @@
 #include <linux/kvm.h>
 #include <linux/mm.h>
 #include <linux/mmu_notifier.h>
+#include <linux/mutex.h>
 #include <linux/pagemap.h>
 #include <linux/pgtable.h>
 #include <linux/poll.h>
@@ -100,6 +101,7 @@ void rvmm_set_task_interruptible(void);
 void rvmm_rcuwait_prepare(struct rcuwait *w);
 void rvmm_sigmask_set(const sigset_t *set, sigset_t *old);
 
+int rvmm_mutex_lock_killable(struct mutex *lock);
 void rvmm_raw_spin_lock_init(raw_spinlock_t *lock);
 void rvmm_raw_spin_lock(raw_spinlock_t *lock);
 bool rvmm_raw_spin_trylock(raw_spinlock_t *lock);

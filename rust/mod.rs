@@ -22,6 +22,7 @@ pub mod global;
 pub mod gup;
 pub mod hrtimer;
 pub mod irqflags;
+pub mod killable_mutex;
 pub mod log;
 pub mod mmap;
 pub mod mmu_notifier;

@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0
 //! A vCPU, and the file that stands for it (api.rst 4, "vcpu ioctls").
 //!
-//! All state is behind one mutex, which KVM_RUN holds for as long as it runs: an ioctl from another thread waits until it returns.
+//! All state is behind one mutex, which KVM_RUN holds for as long as it runs: an ioctl from another thread waits until it returns,
+//! or until it is killed.
 
 use crate::backend::{Groups, Interruptibility, VcpuBackend};
 use crate::cpu::control;
@@ -16,6 +17,7 @@ use crate::irq::lapic_timer::TimerArm;
 use crate::ledger::{self, VcpuLedger};
 use crate::linux::anon_inode::FileOperations;
 use crate::linux::hrtimer::{self, Timer, TimerCallback};
+use crate::linux::killable_mutex::KillableMutex;
 use crate::linux::mmap::SharedPages;
 use crate::mem::addr::Gva;
 use crate::mem::gwalk;
@@ -29,7 +31,8 @@ use core::sync::atomic::Ordering;
 use kernel::fs::File;
 use kernel::mm::virt::VmaNew;
 use kernel::prelude::*;
-use kernel::sync::{new_mutex, Arc, ArcBorrow, Mutex};
+use kernel::static_lock_class;
+use kernel::sync::{Arc, ArcBorrow};
 use kernel::uaccess::{UserPtr, UserSlice};
 
 /// KVM_GET_VCPU_MMAP_SIZE: `kvm_run`, the port data page, the coalesced-MMIO ring.
@@ -68,7 +71,7 @@ pub(crate) struct Vcpu {
     timer: Timer<ApicTimer>,
     tsc_khz: u32,
     #[pin]
-    state: Mutex<State>,
+    state: KillableMutex<State>,
 }
 
 impl Vcpu {
@@ -80,7 +83,7 @@ impl Vcpu {
         let timer = Timer::new(ApicTimer(shared.clone()))?;
         Arc::pin_init(
             try_pin_init!(Self {
-                state <- new_mutex!(State::new(vm, &shared)?),
+                state <- KillableMutex::new(State::new(vm, &shared)?, static_lock_class!()),
                 run,
                 stats,
                 timer,
@@ -182,7 +185,7 @@ fn ioctl(vm: &Arc<Vm>, vcpu: &Arc<Vcpu>, cmd: u32, arg: usize) -> Result<isize> 
         uapi::KVM_RUN if arg != 0 => return Err(EINVAL),
         _ => {}
     }
-    let mut guard = vcpu.state.lock();
+    let mut guard = vcpu.state.lock()?;
     let s = &mut *guard;
     match cmd {
         uapi::KVM_RUN => return Runner::new(vm, vcpu, s).run(),
@@ -345,7 +348,7 @@ fn interrupt(vm: &Vm, vcpu: &Vcpu, irq: u32) -> Result<isize> {
     if vm.chip.has_pic() {
         return Err(ENXIO);
     }
-    let mut s = vcpu.state.lock();
+    let mut s = vcpu.state.lock()?;
     if s.lapic.is_some() && s.events.external.is_some() {
         return Err(EEXIST);
     }

@@ -91,6 +91,11 @@ void rvmm_sigmask_set(const sigset_t *set, sigset_t *old)
 
 /* --- locks ------------------------------------------------------------------------------------ */
 
+int rvmm_mutex_lock_killable(struct mutex *lock)
+{
+	return mutex_lock_killable(lock);
+}
+
 void rvmm_raw_spin_lock_init(raw_spinlock_t *lock)
 {
 	raw_spin_lock_init(lock);
