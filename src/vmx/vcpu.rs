@@ -401,7 +401,10 @@ impl VmxVcpu {
             vm.write(GUEST_ACTIVITY_STATE, 0);
             self.activity_dirty = false;
         }
-        if self.flush_root {
+        if self.stay.is_none() {
+            // Only checking: the entry may come on another CPU, and that one has to flush.
+            self.stale |= self.flush_root | self.flush_linear;
+        } else if self.flush_root {
             self.invalidate_root();
         } else if self.flush_linear {
             self.invalidate_vpid();
