@@ -10,6 +10,7 @@ use crate::linux::{boot_cpu, cpuid as host, cr};
 use crate::uapi::{self, k};
 use crate::vcpu_set::{MAX_VCPUS, MAX_VCPU_ID};
 use crate::vm::{Vm, VmFile};
+use core::sync::atomic::{AtomicBool, Ordering};
 use kernel::fs::File;
 use kernel::miscdevice::{MiscDevice, MiscDeviceOptions, MiscDeviceRegistration};
 use kernel::prelude::*;
@@ -63,6 +64,14 @@ pub(crate) struct Model {
 }
 
 static MODEL: Global<Model> = Global::new();
+
+/// The module's init has succeeded.
+static READY: AtomicBool = AtomicBool::new(false);
+
+/// Lets files be opened.
+pub(crate) fn set_ready() {
+    READY.store(true, Ordering::Release);
+}
 
 /// The CPU model. Set by `init` before any file can be opened.
 pub(crate) fn model() -> Result<&'static Model> {
@@ -277,6 +286,9 @@ macro_rules! misc_device {
             type Ptr = KBox<Self>;
 
             fn open(_file: &File, _misc: &MiscDeviceRegistration<Self>) -> Result<Self::Ptr> {
+                if !READY.load(Ordering::Acquire) {
+                    return Err(ENODEV);
+                }
                 Ok(KBox::new(Self, GFP_KERNEL)?)
             }
 

@@ -135,6 +135,8 @@ impl kernel::Module for RvmmModule {
         } else {
             None
         };
+        // From here on nothing fails: a VM would outlive a module that does not come to be.
+        dev::set_ready();
         pr_info!(
             "ready on {}, nested pages of {}\n",
             caps.name,

@@ -169,6 +169,8 @@ impl<'a> Runner<'a> {
                 MpState::Runnable => {}
                 MpState::Halted => {
                     if !self.halt() {
+                        // Requests that wake nobody may come without end.
+                        sched::cond_resched();
                         continue;
                     }
                 }

@@ -22,7 +22,7 @@ use crate::linux::mmap::SharedPages;
 use crate::mem::addr::Gva;
 use crate::mem::gwalk;
 use crate::run::{self, Runner};
-use crate::state::{MpState, State};
+use crate::state::{Completion, MpState, State};
 use crate::uapi::{self, k};
 use crate::vcpu_set::{request, VcpuShared};
 use crate::vm::Vm;
@@ -104,14 +104,14 @@ impl Vcpu {
             TimerArm::AtNs(ns) => self.timer.start_abs_ns(ns),
             TimerArm::AtTsc(deadline) => {
                 // Early by what the way from the timer's interrupt to the guest takes.
-                let left = (deadline.wrapping_sub(s.tsc()) as i64)
-                    .saturating_sub_unsigned(s.timer_advance);
-                if left <= 0 {
+                let left = deadline
+                    .saturating_sub(s.tsc())
+                    .saturating_sub(s.timer_advance);
+                if left == 0 {
                     self.shared.request_self(request::TIMER);
                     return;
                 }
                 let khz = u64::from(self.tsc_khz.max(1));
-                let left = left as u64;
                 // left / khz milliseconds, without a product that overflows: the remainder is below 2^32.
                 let ns = (left / khz)
                     .saturating_mul(1_000_000)
@@ -380,7 +380,18 @@ fn get_regs(s: &State) -> k::kvm_regs {
     }
 }
 
+/// User space moved the vCPU elsewhere: what its last exit left open belongs to an instruction that it is not at any more. A
+/// reset that an OUT asked for comes this way. (KVM compares the linear address as well.)
+fn moved(s: &mut State) {
+    s.completion = Completion::Nothing;
+    s.insn = None;
+    s.replay.clear();
+}
+
 fn set_regs(s: &mut State, r: &k::kvm_regs) {
+    if r.rip != s.cpu.regs.rip {
+        moved(s);
+    }
     s.cpu.regs.gpr = [
         r.rax, r.rcx, r.rdx, r.rbx, r.rsp, r.rbp, r.rsi, r.rdi, r.r8, r.r9, r.r10, r.r11, r.r12,
         r.r13, r.r14, r.r15,
@@ -471,6 +482,10 @@ fn set_bit(bitmap: &mut [u64; 4], n: u8) {
 }
 
 fn set_sregs(vm: &Vm, vcpu: &Vcpu, s: &mut State, r: &k::kvm_sregs) -> Result<Action> {
+    s.load(Groups::CODE);
+    if r.cs.base != s.cpu.sregs.seg(Seg::Cs).base {
+        moved(s);
+    }
     let mut x = s.cpu.sregs;
     for (seg, from) in [
         (Seg::Cs, &r.cs),

@@ -78,22 +78,22 @@ impl DirtyBitmap {
 
 /// The slots, sorted by guest-physical address.
 pub(crate) struct SlotTable {
-    slots: KVec<Slot>,
+    slots: KVVec<Slot>,
     /// Same index as `slots`.
-    dirty: KVec<Option<Arc<DirtyBitmap>>>,
+    dirty: KVVec<Option<Arc<DirtyBitmap>>>,
 }
 
 impl SlotTable {
     const fn empty() -> Self {
         Self {
-            slots: KVec::new(),
-            dirty: KVec::new(),
+            slots: KVVec::new(),
+            dirty: KVVec::new(),
         }
     }
 
     fn copy_with_room(&self) -> Result<Self> {
-        let mut slots = KVec::with_capacity(self.slots.len() + 1, GFP_KERNEL_ACCOUNT)?;
-        let mut dirty = KVec::with_capacity(self.slots.len() + 1, GFP_KERNEL_ACCOUNT)?;
+        let mut slots = KVVec::with_capacity(self.slots.len() + 1, GFP_KERNEL_ACCOUNT)?;
+        let mut dirty = KVVec::with_capacity(self.slots.len() + 1, GFP_KERNEL_ACCOUNT)?;
         for (s, d) in self.slots.iter().zip(self.dirty.iter()) {
             slots.push_within_capacity(*s).map_err(|_| ENOMEM)?;
             dirty.push_within_capacity(d.clone()).map_err(|_| ENOMEM)?;
