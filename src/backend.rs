@@ -92,6 +92,17 @@ pub struct Interruptibility {
     pub nmi: bool,
 }
 
+/// What decides about fetches of 64-bit code.
+#[derive(Clone, Copy, Debug)]
+pub struct LongCode {
+    /// Current privilege level.
+    pub cpl: u8,
+    /// CR3.
+    pub cr3: u64,
+    /// CR4; of interest are SMEP and LA57.
+    pub cr4: u64,
+}
+
 /// What the next entry has to use besides the registers.
 #[derive(Clone, Copy, Debug)]
 pub struct EntryParams {
@@ -171,9 +182,9 @@ pub trait VcpuBackend: Sized {
     /// Fetches groups of system registers into `cpu.sregs` and adds them to `avail`. *Any*.
     fn load(&mut self, cpu: &mut CpuState, groups: Groups);
 
-    /// CPL, if the guest runs 64-bit code; `None` also where this cannot be told without [`VcpuBackend::load`]. Of the state
-    /// that the last exit left: nothing is dirty.
-    fn long_cpl(&self) -> Option<u8> {
+    /// What decides about fetches, if the guest runs 64-bit code; `None` also where this cannot be told without
+    /// [`VcpuBackend::load`]. Of the state that the last exit left: nothing is dirty.
+    fn long_code(&self) -> Option<LongCode> {
         None
     }
 

@@ -4,7 +4,7 @@
 //! An instruction's bytes are fetched once per exit; what is decoded is what is executed, whatever another vCPU does to the
 //! code meanwhile.
 
-use crate::backend::{Groups, Interruptibility, VcpuBackend};
+use crate::backend::{Groups, Interruptibility, LongCode, VcpuBackend};
 use crate::cpu::events;
 use crate::cpu::regs::{cr4, rflags, Gpr, Mode, Regs, Seg};
 use crate::emul::{
@@ -187,18 +187,22 @@ impl State {
         Paging::new(s.cr0, s.cr3, s.cr4, s.efer, self.pkru, f)
     }
 
-    /// CPL, if the guest runs 64-bit code.
+    /// What decides about fetches, if the guest runs 64-bit code.
     #[inline]
-    pub(crate) fn long_cpl(&mut self) -> Option<u8> {
+    pub(crate) fn long_code(&mut self) -> Option<LongCode> {
         if self.cpu.dirty.is_empty() {
-            if let Some(cpl) = self.hw.long_cpl() {
-                return Some(cpl);
+            if let Some(c) = self.hw.long_code() {
+                return Some(c);
             }
         }
         self.load(Groups::CODE.union(Groups::CTRL));
         let flags = self.cpu.regs.rflags;
         let s = &self.cpu.sregs;
-        (s.mode(flags) == Mode::Long).then(|| s.cpl(flags))
+        (s.mode(flags) == Mode::Long).then(|| LongCode {
+            cpl: s.cpl(flags),
+            cr3: s.cr3,
+            cr4: s.cr4,
+        })
     }
 
     /// User address of the code at linear address `la` in the common case: 64-bit code, 4-level paging, pages of 4 KiB or 2 MiB, and
@@ -206,7 +210,7 @@ impl State {
     ///
     /// As [`Paging::translate`], which decides about all others.
     #[inline]
-    fn code_hva(&mut self, view: &MemoryView<'_>, cpl: u8, la: u64) -> Option<usize> {
+    fn code_hva(&self, view: &MemoryView<'_>, c: &LongCode, la: u64) -> Option<usize> {
         const PRESENT: u64 = 1 << 0;
         const USER: u64 = 1 << 2;
         const ACCESSED: u64 = 1 << 5;
@@ -218,55 +222,54 @@ impl State {
         const ADDR_2M: u64 = 0x000f_ffff_ffe0_0000;
         const LOW_2M: u64 = 0x1f_e000;
 
-        self.load(Groups::CTRL);
-        let s = &self.cpu.sregs;
-        if s.cr4 & cr4::LA57 != 0 || (la << 16) as i64 >> 16 != la as i64 {
+        if c.cr4 & cr4::LA57 != 0 || (la << 16) as i64 >> 16 != la as i64 {
             return None;
         }
         let bad = self.features.reserved_phys_bits() & ADDR | NO_EXEC | WANT;
-        let mut hint = 0;
-        let mut table = s.cr3 & ADDR;
-        let mut user = USER;
-        let mut shift = 39u32;
-        let gpa = loop {
-            let at = Gpa(table | (la >> shift & 511) << 3);
-            let e = uaccess::get_u64(view.hva_near(at, &mut hint)?).ok()?;
-            if (e ^ WANT) & bad != 0 {
+        let mut near = view.near();
+        // One step: `bits` of the address select the entry of `table`.
+        let mut entry = |table: u64, bits: u64| -> Option<u64> {
+            let hva = near.hva(Gpa(table & ADDR | (bits & 511) << 3))?;
+            let e = uaccess::get_u64(hva).ok()?;
+            ((e ^ WANT) & bad == 0).then_some(e)
+        };
+        let e4 = entry(c.cr3, la >> 39)?;
+        let e3 = entry(e4, la >> 30)?;
+        if e3 & LARGE != 0 {
+            return None;
+        }
+        let e2 = entry(e3, la >> 21)?;
+        let mut user = e4 & e3 & e2;
+        let gpa = if e2 & LARGE != 0 {
+            if e2 & LOW_2M != 0 {
                 return None;
             }
-            user &= e;
-            if shift == 12 {
-                break e & ADDR | la & 0xfff;
-            }
-            if e & LARGE != 0 {
-                if shift != 21 || e & LOW_2M != 0 {
-                    return None;
-                }
-                break e & ADDR_2M | la & 0x1f_ffff;
-            }
-            table = e & ADDR;
-            shift -= 9;
-        };
-        let allowed = if cpl == 3 {
-            user != 0
+            e2 & ADDR_2M | la & 0x1f_ffff
         } else {
-            user == 0 || s.cr4 & cr4::SMEP == 0
+            let e1 = entry(e2, la >> 12)?;
+            user &= e1;
+            e1 & ADDR | la & 0xfff
+        };
+        let allowed = if c.cpl == 3 {
+            user & USER != 0
+        } else {
+            user & USER == 0 || c.cr4 & cr4::SMEP == 0
         };
         if !allowed {
             return None;
         }
-        view.hva_near(Gpa(gpa), &mut hint)
+        near.hva(Gpa(gpa))
     }
 
     /// The first four bytes of the current instruction, if they can be had in a hurry.
     #[inline]
     fn peek(&mut self, view: &MemoryView<'_>) -> Option<u32> {
-        let cpl = self.long_cpl()?;
+        let code = self.long_code()?;
         let rip = self.cpu.regs.rip;
         if rip & 0xfff > 0xffc {
             return None;
         }
-        let hva = self.code_hva(view, cpl, rip)?;
+        let hva = self.code_hva(view, &code, rip)?;
         uaccess::get_u32(hva).ok()
     }
 
@@ -295,12 +298,12 @@ impl State {
         if f.walk || f.fetch {
             return None;
         }
-        let cpl = self.long_cpl()?;
+        let code = self.long_code()?;
         let rip = self.cpu.regs.rip;
         if rip & 0xfff > 0xff0 {
             return None;
         }
-        let hva = self.code_hva(view, cpl, rip)?;
+        let hva = self.code_hva(view, &code, rip)?;
         let low = uaccess::get_u64(hva).ok()?;
         let high = uaccess::get_u64(hva.wrapping_add(8)).ok()?;
         let bytes = (u128::from(high) << 64 | u128::from(low)).to_le_bytes();
@@ -491,7 +494,7 @@ impl State {
             rip
         } else {
             // Only 64-bit mode has an instruction pointer wider than 32 bits.
-            if self.long_cpl().is_some() {
+            if self.long_code().is_some() {
                 rip
             } else {
                 rip & 0xffff_ffff

@@ -2,7 +2,8 @@
 //! The vendor that this machine has, chosen once at load.
 
 use crate::backend::{
-    CpuState, EntryParams, EntryViolation, Groups, HwCaps, Interruptibility, Platform, VcpuBackend,
+    CpuState, EntryParams, EntryViolation, Groups, HwCaps, Interruptibility, LongCode, Platform,
+    VcpuBackend,
 };
 use crate::exit::{Event, Exit};
 use crate::linux::global::Global;
@@ -129,8 +130,8 @@ impl VcpuBackend for Hw {
     }
 
     #[inline]
-    fn long_cpl(&self) -> Option<u8> {
-        dispatch!(self, v => v.long_cpl())
+    fn long_code(&self) -> Option<LongCode> {
+        dispatch!(self, v => v.long_code())
     }
 
     #[inline]

@@ -93,7 +93,8 @@ impl<'a> Runner<'a> {
         }
     }
 
-    /// KVM_RUN.
+    /// KVM_RUN. Not inlined: its stack frame is not for the other ioctls.
+    #[inline(never)]
     pub(crate) fn run(&mut self) -> Result<isize> {
         let result = self.run_inner();
         self.publish();
@@ -474,6 +475,7 @@ impl<'a> Runner<'a> {
     }
 
     /// The inner loop.
+    #[inline(never)]
     fn enter_loop(&mut self, cpu: u32) -> Stayed {
         let shared = &self.vcpu.shared;
         let mut since: Option<(ExitClass, u64)> = None;

@@ -313,8 +313,8 @@ impl State {
 
     /// Current privilege level.
     pub(crate) fn cpl(&mut self) -> u8 {
-        if let Some(cpl) = self.long_cpl() {
-            return cpl;
+        if let Some(c) = self.long_code() {
+            return c.cpl;
         }
         self.cpu.sregs.cpl(self.cpu.regs.rflags)
     }

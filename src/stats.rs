@@ -160,7 +160,7 @@ exit_classes! {
 
 impl ExitClass {
     /// Class of an exit. The handler of a nested fault turns it into [`ExitClass::Mmio`] when it finds a device there.
-    #[inline]
+    #[inline(always)]
     pub const fn of(exit: &Exit) -> Self {
         match exit {
             Exit::HostInterrupt => Self::ExternalInterrupt,

@@ -548,12 +548,13 @@ impl MemoryView<'_> {
         ))
     }
 
-    /// User address that backs `gpa`, for reading within its page. `hint` is the slot of the last look-up.
+    /// For several look-ups that probably fall into one slot.
     #[inline]
-    pub(crate) fn hva_near(&self, gpa: Gpa, hint: &mut usize) -> Option<usize> {
-        let slot = slots::find_cached(&self.slots.slots, gpa, hint)?;
-        // A 64-bit kernel: both are 64 bits wide.
-        slot.hva_of(gpa).map(|h| h.0 as usize)
+    pub(crate) fn near(&self) -> Near<'_> {
+        Near {
+            slots: &self.slots.slots,
+            slot: Slot::default(),
+        }
     }
 
     /// Whether an access to `gpa` is one to a device: no slot, or a write to a read-only one.
@@ -653,6 +654,27 @@ impl MemoryView<'_> {
         if let Some((i, slot)) = self.slots.find(gpa) {
             self.slots.mark_dirty(i, slot, gpa);
         }
+    }
+}
+
+/// Look-ups that remember the last slot.
+pub(crate) struct Near<'a> {
+    slots: &'a [Slot],
+    /// Empty at first.
+    slot: Slot,
+}
+
+impl Near<'_> {
+    /// User address that backs `gpa`, for reading within its page.
+    #[inline(always)]
+    pub(crate) fn hva(&mut self, gpa: Gpa) -> Option<usize> {
+        if !self.slot.contains(gpa) {
+            let i = slots::find_index(self.slots, gpa)?;
+            self.slot = *self.slots.get(i)?;
+        }
+        let offset = gpa.0.wrapping_sub(self.slot.gpa.0);
+        // User addresses have 64 bits here.
+        Some(self.slot.hva.0.wrapping_add(offset) as usize)
     }
 }
 

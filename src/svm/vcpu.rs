@@ -6,7 +6,7 @@ use super::entry;
 use super::vmcb::{exit, misc1, misc2, vintr, Vmcb, VmcbSegment};
 use super::{Cpu, State, MSR_PAT, MSR_TSC_AUX, STATE};
 use crate::backend::{
-    CpuState, EntryParams, EntryViolation, Groups, Interruptibility, VcpuBackend,
+    CpuState, EntryParams, EntryViolation, Groups, Interruptibility, LongCode, VcpuBackend,
 };
 use crate::cpu::control;
 use crate::cpu::regs::{cr4, efer, rflags, DescTable, Gpr, Seg};
@@ -70,6 +70,8 @@ pub(crate) struct SvmVcpu {
     /// CPU and ASID generation of `asid`.
     asid_cpu: u32,
     asid_generation: u64,
+    /// The CPU of the current stay, and its number; none outside.
+    stay: Option<(&'static Cpu, u32)>,
     /// Value of `host_extra` of this CPU for the current stay.
     host_extra: u64,
     nmi: NmiMask,
@@ -100,11 +102,6 @@ impl SvmVcpu {
     fn vmcb_mut(&mut self) -> &mut Vmcb {
         // SAFETY: As in `vmcb`.
         unsafe { self.vmcb.as_mut() }
-    }
-
-    /// This CPU's state; only within a stay, where the CPU cannot change.
-    fn cpu(&self) -> Result<&'static Cpu> {
-        self.state.cpus.of(preempt::raw_cpu()).ok_or(EINVAL)
     }
 
     /// Gives this vCPU an ASID that is valid on this CPU, fresh if `fresh` says so (APM 2 15.15.2, 15.16).
@@ -223,45 +220,82 @@ impl SvmVcpu {
         unsafe { cr::write_dr0123(cpu.dr) };
     }
 
+    /// The entry checks before an entry, with a line in the log. True when they refuse it.
+    #[cold]
+    #[inline(never)]
+    fn refuses(&mut self, cpu: &mut CpuState, params: &EntryParams) -> bool {
+        let Err(v) = self.check_entry(cpu, params) else {
+            return false;
+        };
+        pr_warn_ratelimited!(
+            "entry check: {} ({}), value {:#x}\n",
+            v.rule,
+            v.manual,
+            v.value
+        );
+        true
+    }
+
+    /// What the exit means. The frequent ones are compared one by one, most frequent first: the kernel is built without jump tables,
+    /// and a search in all codes costs more.
+    #[inline]
     fn decode(&mut self) -> Exit {
         let c = &self.vmcb().control;
         let (code, info1, info2) = (c.exit_code, c.exit_info1, c.exit_info2);
+        if code == exit::NPF {
+            self.nested_exit = true;
+            return Exit::NestedFault(NestedFault {
+                gpa: Gpa(info2),
+                present: info1 & 1 != 0,
+                write: info1 & 2 != 0,
+                fetch: info1 & 0x10 != 0,
+                walk: info1 & (1 << 33) != 0,
+            });
+        }
+        if code == exit::MSR {
+            return if info1 & 1 != 0 {
+                Exit::Wrmsr
+            } else {
+                Exit::Rdmsr
+            };
+        }
+        if code == exit::INTR {
+            return Exit::HostInterrupt;
+        }
+        if code == exit::CPUID {
+            return Exit::Cpuid;
+        }
+        if code == exit::HLT {
+            return Exit::Hlt;
+        }
+        if code == exit::IOIO {
+            // APM 2 figure 15-2. EXITINFO2 is the RIP of the next instruction.
+            let next = info2.wrapping_sub(self.vmcb().save.rip);
+            if info1 & 4 == 0 && (1..=15).contains(&next) {
+                self.insn_len = next as u8;
+            }
+            // One bit per width: 1, 2 or 4 bytes.
+            let width = match info1 >> 4 & 7 {
+                w @ (1 | 2) => w as u8,
+                _ => 4,
+            };
+            return Exit::Io(Io {
+                port: (info1 >> 16) as u16,
+                width,
+                input: info1 & 1 != 0,
+                string: info1 & 4 != 0,
+            });
+        }
+        if code == exit::VMMCALL {
+            return Exit::Hypercall;
+        }
+        self.decode_rare(code, info1, info2)
+    }
+
+    #[inline(never)]
+    fn decode_rare(&mut self, code: u64, info1: u64, info2: u64) -> Exit {
         match code {
-            exit::NPF => {
-                self.nested_exit = true;
-                Exit::NestedFault(NestedFault {
-                    gpa: Gpa(info2),
-                    present: info1 & 1 != 0,
-                    write: info1 & 2 != 0,
-                    fetch: info1 & 0x10 != 0,
-                    walk: info1 & (1 << 33) != 0,
-                })
-            }
-            exit::INTR => Exit::HostInterrupt,
             exit::NMI => Exit::HostNmi,
-            exit::CPUID => Exit::Cpuid,
-            exit::MSR if info1 & 1 != 0 => Exit::Wrmsr,
-            exit::MSR => Exit::Rdmsr,
-            exit::IOIO => {
-                // APM 2 figure 15-2. EXITINFO2 is the RIP of the next instruction.
-                let next = info2.wrapping_sub(self.vmcb().save.rip);
-                if info1 & 4 == 0 && (1..=15).contains(&next) {
-                    self.insn_len = next as u8;
-                }
-                let width = match info1 >> 4 & 7 {
-                    1 => 1,
-                    2 => 2,
-                    _ => 4,
-                };
-                Exit::Io(Io {
-                    port: (info1 >> 16) as u16,
-                    width,
-                    input: info1 & 1 != 0,
-                    string: info1 & 4 != 0,
-                })
-            }
-            exit::HLT => Exit::Hlt,
-            exit::VMMCALL => Exit::Hypercall,
             exit::VINTR => {
                 let c = &mut self.vmcb_mut().control;
                 c.vintr &= !(vintr::V_IRQ | vintr::V_INTR_PRIO_MAX | vintr::V_IGN_TPR);
@@ -348,6 +382,7 @@ impl VcpuBackend for SvmVcpu {
             state,
             asid_cpu: u32::MAX,
             asid_generation: 0,
+            stay: None,
             host_extra: 0,
             nmi: NmiMask::Open,
             stepping: false,
@@ -406,10 +441,12 @@ impl VcpuBackend for SvmVcpu {
     }
 
     fn begin_stay(&mut self) -> Result {
-        let cpu = self.cpu()?;
+        let id = preempt::raw_cpu();
+        let cpu = self.state.cpus.of(id).ok_or(EINVAL)?;
         if cpu.enabled.load(Ordering::Relaxed) == 0 {
             return Err(EBUSY);
         }
+        self.stay = Some((cpu, id));
         self.host_extra = cpu.host_extra.phys();
         // SAFETY: SVME is set on this CPU, and the page belongs to it; interrupts are off, so nobody else is using it.
         unsafe { entry::vmsave(self.host_extra) };
@@ -426,7 +463,9 @@ impl VcpuBackend for SvmVcpu {
     }
 
     fn end_stay(&mut self) {
-        let Ok(cpu) = self.cpu() else { return };
+        let Some((cpu, _)) = self.stay.take() else {
+            return;
+        };
         let aux = cpu.tsc_aux.load(Ordering::Relaxed);
         if self.state.caps.rdtscp && self.tsc_aux != aux {
             // SAFETY: The value that this CPU had before the stay.
@@ -451,10 +490,10 @@ impl VcpuBackend for SvmVcpu {
         if !cpu.dirty.is_empty() {
             self.write_dirty(cpu);
         }
-        let Ok(this_cpu) = self.cpu() else {
+        let Some((this_cpu, id)) = self.stay else {
             return Exit::EntryFailure(0);
         };
-        self.assign_asid(this_cpu, preempt::raw_cpu(), params.flush);
+        self.assign_asid(this_cpu, id, params.flush);
         self.load_breakpoints(cpu);
 
         if params.nmi_window {
@@ -499,17 +538,9 @@ impl VcpuBackend for SvmVcpu {
             self.set_iret_intercept(true);
         }
 
-        if params.check {
-            if let Err(v) = self.check_entry(cpu, params) {
-                pr_warn_ratelimited!(
-                    "entry check: {} ({}), value {:#x}\n",
-                    v.rule,
-                    v.manual,
-                    v.value
-                );
-                self.drop_asids(this_cpu);
-                return Exit::EntryFailure(exit::INVALID);
-            }
+        if params.check && self.refuses(cpu, params) {
+            self.drop_asids(this_cpu);
+            return Exit::EntryFailure(exit::INVALID);
         }
         let (vmcb, host) = (self.page.phys(), self.host_extra);
         mitigate::before_enter();
@@ -613,11 +644,15 @@ impl VcpuBackend for SvmVcpu {
     }
 
     #[inline]
-    fn long_cpl(&self) -> Option<u8> {
+    fn long_code(&self) -> Option<LongCode> {
         /// CS.L as the VMCB keeps attributes (APM 2 15.5.1).
         const LONG: u16 = 1 << 9;
         let s = &self.vmcb().save;
-        (s.efer & efer::LMA != 0 && s.cs.attrib & LONG != 0).then_some(s.cpl & 3)
+        (s.efer & efer::LMA != 0 && s.cs.attrib & LONG != 0).then_some(LongCode {
+            cpl: s.cpl & 3,
+            cr3: s.cr3,
+            cr4: s.cr4,
+        })
     }
 
     #[inline]
