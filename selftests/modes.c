@@ -1,0 +1,349 @@
+// SPDX-License-Identifier: GPL-2.0
+/* Modes of operation: real, big real, protected, paging in all its forms, long, compatibility, virtual-8086. */
+#define _GNU_SOURCE
+#include "vm.h"
+
+/* Offset of a label from the start of its guest; linear address of it. */
+#define OFF(guest, label) "(" #label "-" #guest ")"
+#define LIN(guest, label) "(" #label "-" #guest "+" STR(G_CODE) ")"
+
+static void outputs(struct vm *vm, const uint32_t *want, size_t n, unsigned int end)
+{
+	uint32_t have[32] = { 0 };
+	size_t count;
+	unsigned int reason = vm_collect(vm, have, ARRAY_SIZE(have), &count);
+
+	if (reason != end) {
+		struct kvm_regs r = vm_regs(vm);
+
+		FAIL("the guest ended with %s at %#llx", exit_name(reason), r.rip);
+	}
+	for (size_t i = 0; i < n; i++) {
+		if (i >= count) {
+			FAIL("value %zu, %#x, is missing", i, want[i]);
+			break;
+		}
+		if (have[i] != want[i])
+			FAIL("value %zu is %#x, %#x expected", i, have[i], want[i]);
+	}
+	if (count > n)
+		FAIL("%zu values, %zu expected: %#x", count, n, have[n]);
+}
+
+#define OUTPUTS(vm, end, ...) do {								\
+	static const uint32_t want_[] = { __VA_ARGS__ };					\
+	outputs(vm, want_, ARRAY_SIZE(want_), end);						\
+} while (0)
+
+/* From the reset vector, with nothing set by user space. */
+GUEST16(from_reset, "ljmp $0x1000, $0\n");
+GUEST16(first_steps, "mov %cs, %ax; out %ax, $0x10; mov $0x1234, %ax; out %ax, $0x10; hlt\n");
+
+TEST(reset_vector)
+{
+	uint8_t *rom = mmap(NULL, 0x10000, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+	struct vm vm;
+
+	vm_new(&vm, MIB);
+	memcpy(rom + 0xfff0, from_reset, from_reset_end - from_reset);
+	memcpy(vm.mem + G_CODE, first_steps, first_steps_end - first_steps);
+	vm_slot(&vm, 1, KVM_MEM_READONLY, 0xffff0000, 0x10000, rom);
+	OUTPUTS(&vm, KVM_EXIT_HLT, 0x1000, 0x1234);
+}
+
+/* Real mode: segments, far calls, the interrupt table, flags. */
+GUEST16(real_mode,
+	"mov $0x2000, %ax; mov %ax, %ds; movw $0xbeef, 0x34\n"
+	"mov $0x1fff, %ax; mov %ax, %es; mov %es:0x44, %ax; out %ax, $0x10\n"
+	"xor %ax, %ax; mov %ax, %ss; mov $0x8000, %sp; mov %ax, %ds\n"
+	"movw $" OFF(real_mode, 1f) ", 0x21*4; movw %cs, 0x21*4+2\n"
+	"int $0x21; out %ax, $0x10\n"
+	"movw $" OFF(real_mode, 2f) ", 0; movw %cs, 2\n"		/* #DE */
+	"xor %bl, %bl; div %bl\n"
+	"lcall $" STR(G_CODE) ">>4, $" OFF(real_mode, 3f) "; out %ax, $0x10\n"
+	"xor %ax, %ax; push %ax; popf; pushf; pop %ax; out %ax, $0x10\n"
+	"hlt\n"
+	"1: mov $0x2121, %ax; iret\n"
+	"2: mov $0xdede, %ax; out %ax, $0x10; mov %sp, %bp; addw $2, (%bp); iret\n"
+	"3: mov $0xfa11, %ax; lret\n");
+
+TEST(real_mode)
+{
+	struct vm vm;
+
+	vm_new(&vm, MIB);
+	VM_REAL(&vm, real_mode);
+	*(uint16_t *)vm.mem = 0;
+	OUTPUTS(&vm, KVM_EXIT_HLT, 0xbeef, 0x2121, 0xdede, 0xfa11, 0x2);
+}
+
+/* Limits of 4 GiB kept from protected mode. */
+GUEST16(big_real,
+	"cli; lgdtl %cs:" OFF(big_real, 8f) "\n"
+	"mov %cr0, %eax; or $1, %al; mov %eax, %cr0\n"
+	"mov $0x10, %bx; mov %bx, %ds\n"
+	"and $0xfe, %al; mov %eax, %cr0\n"
+	"ljmp $" STR(G_CODE) ">>4, $" OFF(big_real, 1f) "\n"
+	"1: xor %ax, %ax; mov %ax, %ds\n"
+	"mov $0x200000, %ebx; movl $0x600df00d, (%ebx); mov (%ebx), %eax; out %eax, $0x10\n"
+	"mov $" STR(G_MMIO) ", %ebx; mov (%ebx), %eax; out %eax, $0x10\n"
+	"hlt\n"
+	".balign 8\n"
+	"8: .word 23; .long " LIN(big_real, 9f) "\n"
+	"9: .quad 0, 0x00cf9b000000ffff, 0x00cf93000000ffff\n");
+
+TEST(big_real_mode)
+{
+	struct vm vm;
+
+	vm_new(&vm, 4 * MIB);
+	VM_REAL(&vm, big_real);
+	CHECK_EQ(vm_expect_out(&vm, 0x10), 0x600df00d);
+	vm_expect(&vm, KVM_EXIT_MMIO);
+	CHECK_EQ(vm.run->mmio.phys_addr, G_MMIO);
+	*(uint32_t *)vm.run->mmio.data = 0xb16;
+	OUTPUTS(&vm, KVM_EXIT_HLT, 0xb16);
+}
+
+/* The whole way up, as a boot loader goes it, with a value from each stop; and down again. */
+#define P32 0x30000	/* 32-bit page directory, one table */
+#define PAE 0x34000	/* PDPT, PD, PT */
+#define P64 0x38000	/* PML4, PDPT, PD */
+
+GUEST16(way_up,
+	"cli; mov $0x1111, %eax; out %eax, $0x10\n"
+	"lgdtl %cs:" OFF(way_up, gdtr) "\n"
+	"mov %cr0, %eax; or $1, %al; mov %eax, %cr0\n"
+	"ljmpl $0x18, $" LIN(way_up, prot) "\n"
+	".code32\n"
+	"prot: mov $0x10, %eax; mov %eax, %ds; mov %eax, %es; mov %eax, %ss; mov $" STR(G_STACK) ", %esp\n"
+	"mov $0x2222, %eax; out %eax, $0x10\n"
+	/* 32-bit paging, and an address that only paging gives */
+	"mov $" STR(P32) ", %eax; mov %eax, %cr3\n"
+	"mov %cr0, %eax; or $0x80000000, %eax; mov %eax, %cr0; jmp 1f\n1:\n"
+	"mov 0x3ff000, %eax; out %eax, $0x10\n"
+	"invlpg 0x3ff000\n"
+	/* 4 MiB pages */
+	"mov %cr4, %eax; or $0x10, %eax; mov %eax, %cr4\n"
+	"movl $0x83, " STR(P32) "+4*16; mov %cr3, %eax; mov %eax, %cr3\n"
+	"mov 0x4000000+" STR(G_DATA) ", %eax; out %eax, $0x10\n"
+	/* Off, then PAE */
+	"mov %cr0, %eax; and $0x7fffffff, %eax; mov %eax, %cr0; jmp 1f\n1:\n"
+	"mov $" STR(PAE) ", %eax; mov %eax, %cr3\n"
+	"mov %cr4, %eax; and $~0x10, %eax; or $0x20, %eax; mov %eax, %cr4\n"
+	"mov %cr0, %eax; or $0x80000000, %eax; mov %eax, %cr0; jmp 1f\n1:\n"
+	"mov 0x40000000, %eax; out %eax, $0x10\n"
+	/* A new PDPTE counts only after CR3 is written (SDM 3A 4.4.1) */
+	"movl $" STR(PAE) "+0x1001, " STR(PAE) "+16; movl $0, " STR(PAE) "+20\n"
+	"mov %cr3, %eax; mov %eax, %cr3\n"
+	"mov 0x80000000+" STR(G_DATA) ", %eax; out %eax, $0x10\n"
+	/* Off, then long mode */
+	"mov %cr0, %eax; and $0x7fffffff, %eax; mov %eax, %cr0; jmp 1f\n1:\n"
+	"mov $" STR(P64) ", %eax; mov %eax, %cr3\n"
+	"mov $0xc0000080, %ecx; rdmsr; or $0x100, %eax; wrmsr\n"
+	"mov %cr0, %eax; or $0x80000000, %eax; mov %eax, %cr0\n"
+	"rdmsr; out %eax, $0x10\n"				/* LMA is on; this is compatibility mode */
+	"ljmp $0x08, $" LIN(way_up, long_) "\n"
+	".code64\n"
+	"long_: mov $0x3333, %eax; out %eax, $0x10\n"
+	"mov $0xffff800000000000+" STR(G_DATA) ", %rbx; mov (%rbx), %eax; out %eax, $0x10\n"
+	/* To compatibility mode and out of long mode */
+	"push $0x18; push $" LIN(way_up, compat) "; lretq\n"
+	".code32\n"
+	"compat: mov $0x4444, %eax; out %eax, $0x10\n"
+	"mov %cr0, %eax; and $0x7fffffff, %eax; mov %eax, %cr0; jmp 1f\n1:\n"
+	"rdmsr; and $~0x100, %eax; wrmsr; rdmsr; out %eax, $0x10\n"
+	/* 16-bit protected mode, then real mode */
+	"ljmp $0x20, $" OFF(way_up, prot16) "\n"
+	".code16\n"
+	"prot16: mov $0x30, %ax; mov %ax, %ds; mov %ax, %ss; mov $0x5555, %eax; out %eax, $0x10\n"
+	"mov %cr0, %eax; and $0xfe, %al; mov %eax, %cr0\n"
+	"ljmp $" STR(G_CODE) ">>4, $" OFF(way_up, real) "\n"
+	"real: mov $0x6666, %eax; out %eax, $0x10; hlt\n"
+	".balign 8\n"
+	"gdtr: .word 55; .long " LIN(way_up, gdt) "\n"
+	/* null, code64, data, code32, code16 with base, unused, data16 */
+	"gdt: .quad 0, 0x00af9b000000ffff, 0x00cf93000000ffff, 0x00cf9b000000ffff, 0x00009b010000ffff, 0, 0x000093000000ffff\n");
+
+TEST(way_up)
+{
+	uint32_t *pd32, *pt32;
+	uint64_t *pae, *p64;
+	struct vm vm;
+
+	vm_new(&vm, 4 * MIB);
+	VM_REAL(&vm, way_up);
+	*(uint32_t *)(vm.mem + G_DATA) = 0xda7a;
+	*(uint32_t *)(vm.mem + G_DATA + 0x1000) = 0xda7a1;
+	*(uint32_t *)(vm.mem + G_DATA + 0x2000) = 0xda7a2;
+	pd32 = (uint32_t *)(vm.mem + P32);
+	pt32 = pd32 + 1024;
+	memset(pd32, 0, 8192);
+	pd32[0] = (P32 + 0x1000) | 3;
+	for (uint32_t i = 0; i < 1024; i++)
+		pt32[i] = i << 12 | 3;
+	pt32[0x3ff] = (G_DATA + 0x1000) | 3;
+	pae = (uint64_t *)(vm.mem + PAE);
+	memset(pae, 0, 3 * 4096);
+	pae[0] = (PAE + 0x1000) | 1;
+	pae[1] = (PAE + 0x1000) | 1;	/* the same at 1 GiB, but see the table of the first 2 MiB */
+	pae[512] = 0x83;
+	p64 = (uint64_t *)(vm.mem + P64);
+	memset(p64, 0, 3 * 4096);
+	p64[0] = (P64 + 0x1000) | 3;
+	p64[256] = (P64 + 0x1000) | 3;
+	p64[512] = (P64 + 0x2000) | 3;
+	p64[1024] = 0x83;
+	*(uint32_t *)vm.mem = 0xfee1;
+	OUTPUTS(&vm, KVM_EXIT_HLT, 0x1111, 0x2222, 0xda7a1, 0xda7a, 0xfee1, 0xda7a, 0x500, 0x3333, 0xda7a, 0x4444, 0, 0x5555, 0x6666);
+}
+
+/* Protected mode: exceptions with error codes through a 32-bit IDT. */
+GUEST32(prot_exceptions,
+	"lidt " LIN(prot_exceptions, 8f) "\n"
+	"mov $0x1234, %eax; mov %eax, %ds\n"			/* #GP: beyond the GDT */
+	"1: ud2\n"
+	"2: mov $0x10, %eax; mov %eax, %ds; mov $7, %eax; out %eax, $0x10; hlt\n"
+	"13: pop %eax; out %eax, $0x10; addl $2, (%esp); iret\n"
+	"6: mov $0x666, %eax; out %eax, $0x10; addl $2, (%esp); iret\n"
+	".balign 8\n"
+	"8: .word 14*8-1; .long " STR(G_DATA) "\n"
+	".globl gate_ud, gate_gp\n.set gate_ud, 6b; .set gate_gp, 13b\n");
+extern const unsigned char gate_ud[], gate_gp[];
+
+TEST(protected_mode)
+{
+	struct vm vm;
+	uint64_t *idt;
+
+	vm_new(&vm, MIB);
+	VM_PROT(&vm, prot_exceptions);
+	idt = (uint64_t *)(vm.mem + G_DATA);
+	memset(idt, 0, 14 * 8);
+	uint64_t ud = G_CODE + (gate_ud - prot_exceptions), gp = G_CODE + (gate_gp - prot_exceptions);
+
+	idt[6] = (ud & 0xffff) | (uint64_t)SEL_CODE32 << 16 | 0x8e00ull << 32 | (ud >> 16) << 48;
+	idt[13] = (gp & 0xffff) | (uint64_t)SEL_CODE32 << 16 | 0x8e00ull << 32 | (gp >> 16) << 48;
+	OUTPUTS(&vm, KVM_EXIT_HLT, 0x1234 & 0xfffc, 0x666, 7);
+}
+
+/* Virtual-8086 mode: port I/O by bitmap, INT n to the monitor. */
+GUEST32(vm86,
+	"mov $" STR(SEL_TSS) ", %eax; ltr %ax\n"
+	"lidt " LIN(vm86, 8f) "\n"
+	"push $0; push $0; push $0; push $0; push $0x1000; push $0x1000; push $0x20002; push $" STR(G_CODE) ">>4; push $" OFF(vm86, 1f) "\n"
+	"iret\n"
+	".code16\n"
+	"1: mov $0x8686, %ax; out %ax, $0x10\n"
+	"mov %cs, %ax; out %ax, $0x10\n"
+	"int $0x21\n"
+	"hlt\n"
+	".code32\n"
+	/* #GP from INT n with IOPL 0: say so, and stop */
+	"2: mov $0x9999, %eax; out %eax, $0x10; pop %eax; out %eax, $0x10; mov 8(%esp), %eax; shr $16, %eax; out %eax, $0x10; hlt\n"
+	".balign 8\n"
+	"8: .word 14*8-1; .long " STR(G_DATA) "\n"
+	".globl vm86_gp\n.set vm86_gp, 2b\n");
+extern const unsigned char vm86_gp[];
+
+TEST(vm86)
+{
+	uint64_t gp = G_CODE + (vm86_gp - vm86), *gdt, *idt;
+	struct vm vm;
+	uint8_t *tss;
+
+	vm_new(&vm, MIB);
+	VM_PROT(&vm, vm86);
+	tss = vm.mem + 0x30000;
+	memset(tss, 0, 0x2100);
+	*(uint32_t *)(tss + 4) = G_STACK - 0x800;
+	*(uint16_t *)(tss + 8) = SEL_DATA;
+	*(uint16_t *)(tss + 0x66) = 0x88;	/* I/O bitmap after the interrupt redirection bitmap */
+	tss[0x88 + 0x2000] = 0xff;
+	gdt = (uint64_t *)(vm.mem + G_GDT);
+	gdt[SEL_TSS >> 3] = 0x0000890300002088;
+	idt = (uint64_t *)(vm.mem + G_DATA);
+	memset(idt, 0, 14 * 8);
+	idt[13] = (gp & 0xffff) | (uint64_t)SEL_CODE32 << 16 | 0x8e00ull << 32 | (gp >> 16) << 48;
+	OUTPUTS(&vm, KVM_EXIT_HLT, 0x8686, G_CODE >> 4, 0x9999, 0, 3 /* VM, RF */);
+}
+
+/* 64-bit: SYSCALL and SYSRET, SWAPGS, and the registers that they use. */
+GUEST64(system_call,
+	"mov $" STR(SEL_TSS) ", %eax; ltr %ax\n"
+	"mov $" STR(G_CODE) "+" OFF(system_call, 2f) ", %ecx; mov $0x202, %r11d; and $~0x200, %r11d\n"
+	"sysretq\n"
+	"2: mov $0x1111, %eax; mov %gs:0, %ebx\n"		/* ring 3 */
+	"mov $0x77, %edi; syscall\n"
+	"mov %eax, %esi; ud2\n"
+	".balign 16\n.globl system_entry\nsystem_entry:\n"
+	"swapgs; mov %gs:0, %r8d; swapgs; mov %rcx, %r9; mov %r11, %r10; mov $0x2222, %eax\n"
+	"cmp $0x77, %edi; jne 1f; mov $0x78, %edi; sysretq\n"
+	"1: hlt\n");
+extern const unsigned char system_entry[];
+
+TEST(system_call)
+{
+	struct kvm_regs r;
+	struct vm vm;
+
+	VM_NEW_LONG(&vm, system_call);
+	((uint64_t *)(vm.mem + G_GDT))[SEL_TSS >> 3] &= ~(2ull << 40);
+	CHECK(set_msr(&vm, 0xc0000081, (uint64_t)SEL_CODE64 << 32 | (uint64_t)0x33 << 48));
+	CHECK(set_msr(&vm, 0xc0000082, G_CODE + (system_entry - system_call)));
+	CHECK(set_msr(&vm, 0xc0000084, 0x200));
+	CHECK(set_msr(&vm, 0xc0000101, G_DATA));
+	CHECK(set_msr(&vm, 0xc0000102, G_DATA + 0x1000));
+	*(uint32_t *)(vm.mem + G_DATA) = 0xaaaa;
+	*(uint32_t *)(vm.mem + G_DATA + 0x1000) = 0xbbbb;
+	/* #UD ends the ring-3 part: straight to the kernel's HLT. */
+	vm_log(&vm)->resume = 0;
+	uint64_t *idt = (uint64_t *)(vm.mem + G_IDT);
+	uint64_t halt = G_CODE + (system_call_end - system_call) - 1;
+
+	idt[12] = (halt & 0xffff) | (uint64_t)SEL_CODE64 << 16 | 0x8e00ull << 32 | (halt >> 16) << 48;
+	vm_expect(&vm, KVM_EXIT_HLT);
+	r = vm_regs(&vm);
+	CHECK_EQ(r.rbx, 0xaaaa);
+	CHECK_EQ(r.r8, 0xbbbb);
+	CHECK_EQ(r.rsi, 0x2222);
+	CHECK_EQ(r.rdi, 0x78);
+	CHECK_EQ(r.rsp, G_STACK - 0x1000 - 40);
+	CHECK_EQ(vm_sregs(&vm).gs.base, G_DATA);
+}
+
+/* NX, WP, SMEP and SMAP in the guest's own paging. */
+GUEST64(protections,
+	"mov $" STR(G_DATA) ", %ebx; movb $0xc3, (%rbx); call *%rbx; mov $1, %r8d\n"
+	"mov $0xc0000080, %ecx; rdmsr; or $0x800, %eax; wrmsr\n"
+	"hlt\n"
+	"call *%rbx\n"
+	"mov $2, %r9d; hlt\n");
+
+TEST(no_execute)
+{
+	struct guest_event *e;
+	struct vm vm;
+	uint64_t *pt;
+
+	VM_NEW_LONG(&vm, protections);
+	vm_expect(&vm, KVM_EXIT_HLT);
+	CHECK_EQ(vm_regs(&vm).r8, 1);
+	/* The first 2 MiB in small pages, the data page not executable. */
+	pt = (uint64_t *)(vm.mem + 0x30000);
+	for (uint64_t i = 0; i < 512; i++)
+		pt[i] = i << 12 | 0x63;
+	pt[G_DATA >> 12] |= 1ull << 63;
+	*(uint64_t *)(vm.mem + G_PD0) = 0x30000 | 0x63;
+	struct kvm_sregs s = vm_sregs(&vm);
+	vm_set_sregs(&vm, &s);	/* flushes */
+	vm_log(&vm)->resume = G_CODE + (protections_end - protections) - 7;
+	vm_expect(&vm, KVM_EXIT_HLT);
+	CHECK_EQ(vm_regs(&vm).r9, 2);
+	CHECK_EQ(vm_log(&vm)->count, 1);
+	e = &vm_log(&vm)->event[0];
+	CHECK_EQ(e->vector, 14);
+	CHECK_EQ(e->error, 0x11);
+	CHECK_EQ(e->rip, G_DATA);
+	CHECK_EQ(e->cr2, G_DATA);
+}
