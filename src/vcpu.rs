@@ -76,6 +76,7 @@ pub(crate) struct Vcpu {
 
 impl Vcpu {
     /// A vCPU in RESET state.
+    #[inline(never)]
     pub(crate) fn new(vm: &Vm, id: u32) -> Result<Arc<Self>> {
         let shared = VcpuShared::new(id)?;
         let run = SharedPages::new(MMAP_BYTES / 4096)?;
@@ -165,7 +166,12 @@ impl FileOperations for VcpuFile {
 
     fn ioctl(this: ArcBorrow<'_, Self>, _file: &File, cmd: u32, arg: usize) -> Result<isize> {
         this.vm.check_mm()?;
-        ioctl(&this.vm, &this.vcpu, cmd, arg)
+        // KVM_RUN goes deep into the kernel (a nested fault may reclaim memory): not below the frame of all the others.
+        if cmd == uapi::KVM_RUN {
+            run(&this.vm, &this.vcpu, arg)
+        } else {
+            ioctl(&this.vm, &this.vcpu, cmd, arg)
+        }
     }
 
     fn mmap(this: ArcBorrow<'_, Self>, vma: &VmaNew) -> Result {
@@ -173,7 +179,17 @@ impl FileOperations for VcpuFile {
     }
 }
 
-/// vcpu ioctls. EINVAL is KVM's answer to a number that it does not know.
+/// KVM_RUN.
+fn run(vm: &Arc<Vm>, vcpu: &Arc<Vcpu>, arg: usize) -> Result<isize> {
+    if arg != 0 {
+        return Err(EINVAL);
+    }
+    let mut s = vcpu.state.lock()?;
+    Runner::new(vm, vcpu, &mut s).run()
+}
+
+/// The other vcpu ioctls. EINVAL is KVM's answer to a number that it does not know.
+#[inline(never)]
 fn ioctl(vm: &Arc<Vm>, vcpu: &Arc<Vcpu>, cmd: u32, arg: usize) -> Result<isize> {
     // Those that do not wait for a KVM_RUN under way.
     match cmd {
@@ -182,13 +198,11 @@ fn ioctl(vm: &Arc<Vm>, vcpu: &Arc<Vcpu>, cmd: u32, arg: usize) -> Result<isize> 
             return interrupt(vm, vcpu, irq.irq);
         }
         uapi::KVM_GET_STATS_FD => return ledger::vcpu_stats_fd(vm, &vcpu.stats),
-        uapi::KVM_RUN if arg != 0 => return Err(EINVAL),
         _ => {}
     }
     let mut guard = vcpu.state.lock()?;
     let s = &mut *guard;
     match cmd {
-        uapi::KVM_RUN => return Runner::new(vm, vcpu, s).run(),
         uapi::KVM_GET_REGS => uapi::put(arg, &get_regs(s))?,
         uapi::KVM_SET_REGS => set_regs(s, &uapi::get(arg)?),
         uapi::KVM_GET_SREGS => uapi::put(arg, &get_sregs(s))?,

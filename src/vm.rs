@@ -262,6 +262,7 @@ fn enable_cap(vm: &Vm, cap: &k::kvm_enable_cap) -> Result<isize> {
     }
 }
 
+#[inline(never)]
 fn set_memory(vm: &Vm, slot: u32, flags: u32, gpa: u64, size: u64, hva: u64) -> Result<isize> {
     // Address space in the upper half: there is one.
     if slot >> 16 != 0 || slot >= dev::MAX_SLOTS {
@@ -280,6 +281,7 @@ fn set_memory(vm: &Vm, slot: u32, flags: u32, gpa: u64, size: u64, hva: u64) -> 
     Ok(0)
 }
 
+#[inline(never)]
 fn create_vcpu(vm: &Arc<Vm>, id: usize) -> Result<isize> {
     let id = u32::try_from(id).map_err(|_| EINVAL)?;
     if id >= MAX_VCPU_ID {

@@ -396,6 +396,15 @@ impl GuestMemory {
         Ok(())
     }
 
+    /// Fills up the spare tables. Sleeps. Not in `fault`'s frame, on which host page faults and reclaim are stacked.
+    #[inline(never)]
+    fn refill(&self) -> Result {
+        let mut more = TablePool::new();
+        more.top_up()?;
+        self.mmu.lock().pool.take_from(&mut more);
+        Ok(())
+    }
+
     /// Handles a nested fault at `gpa`. Runs in the VM's own mm, may sleep.
     pub(crate) fn fault(&self, mm: &Mm, gpa: Gpa, write: bool) -> Result<FaultOutcome> {
         let slots = self.slots.read();
@@ -415,11 +424,9 @@ impl GuestMemory {
         let seen = {
             let mut mmu = self.mmu.lock();
             if mmu.pool.is_low() {
-                let mut more = TablePool::new();
                 drop(mmu);
-                more.top_up()?;
+                self.refill()?;
                 mmu = self.mmu.lock();
-                mmu.pool.take_from(&mut more);
             }
             mmu.invalidations
         };
