@@ -172,6 +172,8 @@ pub(crate) fn check_extension(cap: usize) -> isize {
         | k::KVM_CAP_USER_NMI
         | k::KVM_CAP_IRQ_INJECT_STATUS
         | k::KVM_CAP_IRQFD
+        | k::KVM_CAP_IRQFD_RESAMPLE
+        | k::KVM_CAP_REINJECT_CONTROL
         | k::KVM_CAP_PIT2
         | k::KVM_CAP_PIT_STATE2
         | k::KVM_CAP_IOEVENTFD

@@ -323,6 +323,11 @@ impl<'a> Runner<'a> {
         true
     }
 
+    /// Takes what others asked for outside KVM_RUN, so that the state user space reads is complete.
+    pub(crate) fn settle(&mut self) {
+        let _ = self.handle_requests();
+    }
+
     /// Interrupt requests; also inside a stay.
     fn take_interrupts(&mut self, r: u32) {
         let shared = &self.vcpu.shared;

@@ -202,6 +202,12 @@ fn ioctl(vm: &Arc<Vm>, vcpu: &Arc<Vcpu>, cmd: u32, arg: usize) -> Result<isize> 
     }
     let mut guard = vcpu.state.lock()?;
     let s = &mut *guard;
+    if matches!(
+        cmd,
+        uapi::KVM_GET_LAPIC | uapi::KVM_GET_VCPU_EVENTS | uapi::KVM_GET_MP_STATE
+    ) {
+        Runner::new(vm, vcpu, s).settle();
+    }
     match cmd {
         uapi::KVM_GET_REGS => uapi::put(arg, &get_regs(s))?,
         uapi::KVM_SET_REGS => set_regs(s, &uapi::get(arg)?),
