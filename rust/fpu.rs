@@ -160,14 +160,19 @@ impl XsaveArea {
             len,
             method,
         };
-        area.reset();
+        area.set_defaults();
         Ok(area)
     }
 
     /// Back to the initial configuration.
     pub fn reset(&mut self) {
+        self.as_mut_slice().fill(0);
+        self.set_defaults();
+    }
+
+    /// The registers whose initial value is not zero.
+    fn set_defaults(&mut self) {
         let bytes = self.as_mut_slice();
-        bytes.fill(0);
         if let Some(fcw) = bytes.get_mut(FCW..FCW + 2) {
             fcw.copy_from_slice(&0x037fu16.to_le_bytes());
         }

@@ -20,8 +20,15 @@ use super::page::Pages;
 /// The kernel's own accesses are volatile and bounds-checked. User space changes the memory behind them:
 /// a value read twice may differ, so every value is read once and checked after that.
 pub struct SharedPages {
+    /// Address of the first of `pages`.
+    first: NonNull<u8>,
     pages: KVec<Pages>,
 }
+
+// SAFETY: `first` is an address of memory that belongs to `pages`.
+unsafe impl Send for SharedPages {}
+// SAFETY: As above; shared references only hand out addresses.
+unsafe impl Sync for SharedPages {}
 
 impl SharedPages {
     /// Allocates `count` zeroed pages, charged to the current memory cgroup.
@@ -35,7 +42,11 @@ impl SharedPages {
         for _ in 0..count {
             pages.push(Pages::alloc(0)?, GFP_KERNEL)?;
         }
-        Ok(Arc::new(Self { pages }, GFP_KERNEL)?)
+        let first = pages
+            .first()
+            .and_then(|p| NonNull::new(p.as_ptr()))
+            .ok_or(EINVAL)?;
+        Ok(Arc::new(Self { first, pages }, GFP_KERNEL)?)
     }
 
     /// Number of pages.
@@ -72,14 +83,19 @@ impl SharedPages {
     #[inline]
     pub fn ptr<T>(&self, offset: usize) -> Result<NonNull<T>> {
         let within = offset % PAGE_SIZE;
-        let page = self.pages.get(offset / PAGE_SIZE).ok_or(EINVAL)?;
+        let page = if offset < PAGE_SIZE {
+            self.first.as_ptr()
+        } else {
+            let page = self.pages.get(offset / PAGE_SIZE).ok_or(EINVAL)?;
+            page.as_ptr::<u8>()
+        };
         if core::mem::size_of::<T>() > PAGE_SIZE - within
             || within % core::mem::align_of::<T>() != 0
         {
             return Err(EINVAL);
         }
         // SAFETY: `within` is less than the page's size.
-        let ptr = unsafe { page.as_ptr::<u8>().add(within) };
+        let ptr = unsafe { page.add(within) };
         NonNull::new(ptr.cast()).ok_or(EINVAL)
     }
 

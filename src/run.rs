@@ -158,18 +158,16 @@ impl<'a> Runner<'a> {
         }
         self.s.has_run = true;
         loop {
-            if sched::signal_pending() {
-                self.set_exit(k::KVM_EXIT_INTR);
-                self.stats.add(VcpuCounter::SignalExits, 1);
-                return Err(EINTR);
-            }
-            if !self.handle_requests() {
+            if self.vcpu.shared.requests() != 0 && !self.handle_requests() {
                 return self.triple_fault();
             }
             match self.s.mp_state {
                 MpState::Runnable => {}
                 MpState::Halted => {
                     if !self.halt() {
+                        if sched::signal_pending() {
+                            return self.interrupted();
+                        }
                         // Requests that wake nobody may come without end.
                         sched::cond_resched();
                         continue;
@@ -188,12 +186,9 @@ impl<'a> Runner<'a> {
                     return Ok(0);
                 }
             }
-            if sched::xfer_to_guest_maybe_pending() {
-                if sched::xfer_to_guest_handle().is_err() {
-                    self.set_exit(k::KVM_EXIT_INTR);
-                    self.stats.add(VcpuCounter::SignalExits, 1);
-                    return Err(EINTR);
-                }
+            // Signals are among the work.
+            if sched::xfer_to_guest_maybe_pending() && sched::xfer_to_guest_handle().is_err() {
+                return self.interrupted();
             }
             let step = match self.stay()? {
                 Stayed::Ended(step) => step,
@@ -213,6 +208,14 @@ impl<'a> Runner<'a> {
                 Step::Slow => return Err(EFAULT),
             }
         }
+    }
+
+    /// KVM_RUN ends for a signal.
+    #[cold]
+    fn interrupted(&mut self) -> Result<isize> {
+        self.set_exit(k::KVM_EXIT_INTR);
+        self.stats.add(VcpuCounter::SignalExits, 1);
+        Err(EINTR)
     }
 
     /// Finishes what the last exit to user space left open.
@@ -521,7 +524,10 @@ impl<'a> Runner<'a> {
             self.s.tlb_seen = generation;
             self.s.last_cpu = cpu;
             if !matches!(exit, Exit::EntryFailure(_)) {
-                self.s.events.interrupted = self.s.hw.take_interrupted();
+                let interrupted = self.s.hw.take_interrupted();
+                if interrupted.is_some() || self.s.events.interrupted.is_some() {
+                    self.s.events.interrupted = interrupted;
+                }
             } else {
                 self.refused = inject;
                 // The flush that the entry was to bring has perhaps not happened either.

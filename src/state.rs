@@ -184,8 +184,7 @@ impl State {
             lfence_serializing: model.lfence_serializing,
             vendor: model.vendor,
         });
-        let host_index = CpuidIndex::new(&model.supported);
-        let host_features = GuestFeatures::from_table(&model.supported, &host_index);
+        let host_features = model.features;
         let features = GuestFeatures::from_table(&[], &CpuidIndex::empty());
         let in_kernel = vm.chip.has_lapic();
         let lapic = if in_kernel {
@@ -203,7 +202,8 @@ impl State {
             None
         };
         let mut fpu = XsaveArea::new()?;
-        xsave::reset_image(fpu.as_mut_slice(), model.mxcsr_mask);
+        // Fresh pages are zero.
+        xsave::init_image(fpu.as_mut_slice(), model.mxcsr_mask);
         let mut this = Self {
             hw,
             cpu: CpuState::default(),

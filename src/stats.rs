@@ -18,8 +18,8 @@ pub const DESC_SIZE: usize = 16 + NAME_SIZE;
 /// Offset of the first descriptor.
 pub const DESC_OFFSET: usize = HEADER_SIZE + NAME_SIZE;
 
-/// Buckets of a histogram.
-pub const BUCKETS: usize = 64;
+/// Buckets of a histogram; the last one takes all of 2^30 cycles and more.
+pub const BUCKETS: usize = 32;
 
 const TYPE_CUMULATIVE: u32 = 0;
 const TYPE_INSTANT: u32 = 1;
@@ -696,8 +696,9 @@ mod tests {
         assert_eq!(bucket(2), 2);
         assert_eq!(bucket(3), 2);
         assert_eq!(bucket(4), 3);
-        assert_eq!(bucket(1 << 62), 63);
-        assert_eq!(bucket(u64::MAX), 63);
+        assert_eq!(bucket((1 << 30) - 1), 30);
+        assert_eq!(bucket(1 << 30), 31);
+        assert_eq!(bucket(u64::MAX), 31);
     }
 
     #[test]

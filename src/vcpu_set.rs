@@ -92,7 +92,8 @@ impl VcpuShared {
     #[inline]
     pub(crate) fn enter_stay(&self, cpu: u32) {
         self.cpu.store(cpu, Ordering::Relaxed);
-        self.mode.store(IN_STAY, Ordering::SeqCst);
+        self.mode.store(IN_STAY, Ordering::Relaxed);
+        // Orders the announcement before all that is read from now on; pairs with the fences of `kick` and `stop_running`.
         core::sync::atomic::fence(Ordering::SeqCst);
     }
 

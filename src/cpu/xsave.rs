@@ -198,6 +198,11 @@ pub fn check_image(
 /// XSTATE_BV is zero, so XRSTOR initialises all components; MXCSR is loaded from memory whatever XSTATE_BV says.
 pub fn reset_image(image: &mut [u8], mxcsr_mask: u32) {
     image.fill(0);
+    init_image(image, mxcsr_mask);
+}
+
+/// As [`reset_image`] for an image that is all zeros.
+pub fn init_image(image: &mut [u8], mxcsr_mask: u32) {
     write(image, OFF_FCW, &FCW_INIT.to_le_bytes());
     write(image, OFF_MXCSR, &MXCSR_INIT.to_le_bytes());
     write(image, OFF_MXCSR_MASK, &mxcsr_mask.to_le_bytes());

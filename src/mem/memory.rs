@@ -204,8 +204,9 @@ pub(crate) struct GuestMemory {
 impl GuestMemory {
     /// No slots, an empty table.
     pub(crate) fn new(caps: HwCaps) -> Result<Arc<Self>> {
+        // The root; the first fault fetches more.
         let mut pool = TablePool::new();
-        pool.top_up()?;
+        pool.add()?;
         let table = NestedTable::create(&mut pool, &caps)?;
         let root = table.root();
         let mut mmu = Some(Mmu {

@@ -46,10 +46,16 @@ impl TablePool {
         self.spares < MAX_ALLOC_PER_MAP
     }
 
+    /// Allocates one table. Sleeps.
+    pub(crate) fn add(&mut self) -> Result {
+        self.put_spare(Pages::alloc(0)?.into_phys());
+        Ok(())
+    }
+
     /// Allocates until there is enough for one `map`. Sleeps.
     pub(crate) fn top_up(&mut self) -> Result {
         while self.is_low() {
-            self.put_spare(Pages::alloc(0)?.into_phys());
+            self.add()?;
         }
         Ok(())
     }
