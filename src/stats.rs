@@ -624,9 +624,9 @@ mod tests {
         assert_eq!(get("entries").2, [3]);
         let h = get("exit_cpuid_cycles");
         assert_eq!(h.1, 4 | (3 << 4));
-        assert_eq!(h.2.len(), 64);
+        assert_eq!(h.2.len(), BUCKETS);
         assert_eq!((h.2[0], h.2[10], h.2.iter().sum::<u64>()), (1, 1, 2));
-        assert_eq!(get("exit_other_cycles").2[63], 1);
+        assert_eq!(get("exit_other_cycles").2[BUCKETS - 1], 1);
         for (i, x) in p.iter().enumerate() {
             assert!(p[..i].iter().all(|y| y.0 != x.0), "{} twice", x.0);
             assert!(x
