@@ -113,7 +113,7 @@ static bool chosen(const struct test *test, char **names, int count)
 	for (int i = 0; i < count; i++)
 		if (!strcmp(names[i], test->name))
 			return true;
-	return count == 0;
+	return count == 0 && !test->by_name;
 }
 
 int main(int argc, char **argv)

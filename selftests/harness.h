@@ -18,6 +18,7 @@ struct test {
 	const char *name;
 	void (*function)(void);
 	unsigned int seconds;	/* time limit */
+	bool by_name;		/* runs only when named */
 	struct test *next;
 };
 
@@ -26,16 +27,18 @@ void harness_add(struct test *test);
 /* The device under test: -d, else $DEVICE, else /dev/rvmm. */
 extern const char *device;
 
-#define TEST_SECONDS(id, limit)								\
+#define TEST_FULL(id, limit, named)							\
 	static void test_##id(void);							\
 	__attribute__((constructor)) static void add_##id(void)				\
 	{										\
-		static struct test t = { #id, test_##id, limit, NULL };			\
+		static struct test t = { #id, test_##id, limit, named, NULL };		\
 		harness_add(&t);							\
 	}										\
 	static void test_##id(void)
 
-#define TEST(id) TEST_SECONDS(id, 60)
+#define TEST_SECONDS(id, limit) TEST_FULL(id, limit, false)
+#define TEST(id) TEST_FULL(id, 60, false)
+#define TEST_NAMED(id) TEST_FULL(id, 0, true)
 
 /* Records a failure and goes on, or ends the test. */
 __attribute__((format(printf, 4, 5)))

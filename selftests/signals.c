@@ -235,3 +235,13 @@ TEST(blocked_signal)
 	CHECK_EQ(signals, 1);
 	vm_expect(&vm, KVM_EXIT_HLT);
 }
+
+/* Not a test, and run only by name: a guest that spins until it is killed. For module.sh. */
+TEST_NAMED(hold)
+{
+	struct vm vm;
+
+	VM_NEW_LONG(&vm, spin);
+	for (;;)
+		vm_try_run(&vm);
+}

@@ -1,0 +1,175 @@
+// SPDX-License-Identifier: GPL-2.0
+/* KVM_GET_STATS_FD: the binary format and that the counts count (api.rst 4.133). */
+#define _GNU_SOURCE
+#include "vm.h"
+
+GUEST64(work, "mov $5, %r8d; 1: xor %eax, %eax; cpuid; dec %r8d; jnz 1b; out %al, $0x10; mov $0x12345678, %ecx; hlt\n");
+
+struct stats {
+	int fd;
+	struct kvm_stats_header header;
+	uint8_t *descriptors;
+	size_t descriptor_bytes;
+};
+
+static void open_stats(struct stats *s, int fd)
+{
+	struct kvm_stats_header *h = &s->header;
+	char id[256];
+
+	s->fd = OK(ioctl(fd, KVM_GET_STATS_FD, NULL));
+	REQUIRE(pread(s->fd, h, sizeof(*h), 0) == sizeof(*h));
+	CHECK(h->name_size > 0 && h->name_size <= 256);
+	CHECK(h->num_desc > 0 && h->num_desc < 1000);
+	CHECK(h->id_offset >= sizeof(*h));
+	CHECK(h->desc_offset >= h->id_offset + h->name_size);
+	s->descriptor_bytes = sizeof(struct kvm_stats_desc) + h->name_size;
+	CHECK(h->data_offset >= h->desc_offset + h->num_desc * s->descriptor_bytes);
+	CHECK_EQ(h->flags, 0);
+	memset(id, 'x', sizeof(id));
+	REQUIRE(pread(s->fd, id, h->name_size, h->id_offset) == h->name_size);
+	CHECK(memchr(id, 0, h->name_size) && id[0]);
+	s->descriptors = calloc(h->num_desc, s->descriptor_bytes);
+	REQUIRE(pread(s->fd, s->descriptors, h->num_desc * s->descriptor_bytes, h->desc_offset) ==
+		(ssize_t)(h->num_desc * s->descriptor_bytes));
+}
+
+static struct kvm_stats_desc *descriptor(const struct stats *s, unsigned int i)
+{
+	return (struct kvm_stats_desc *)(s->descriptors + i * s->descriptor_bytes);
+}
+
+static const char *name_of(const struct stats *s, unsigned int i)
+{
+	return (const char *)(s->descriptors + i * s->descriptor_bytes + sizeof(struct kvm_stats_desc));
+}
+
+static void check_descriptors(const struct stats *s)
+{
+	uint64_t values[64], total = 0;
+
+	for (unsigned int i = 0; i < s->header.num_desc; i++) {
+		const struct kvm_stats_desc *d = descriptor(s, i);
+		uint32_t type = d->flags & KVM_STATS_TYPE_MASK, unit = d->flags & KVM_STATS_UNIT_MASK;
+
+		CHECK(strnlen(name_of(s, i), s->header.name_size) < s->header.name_size);
+		CHECK(strlen(name_of(s, i)) > 1);
+		CHECK(type <= KVM_STATS_TYPE_MAX);
+		CHECK(unit <= KVM_STATS_UNIT_MAX);
+		CHECK(d->size >= 1 && d->size <= 64);
+		if (type != KVM_STATS_TYPE_LINEAR_HIST && type != KVM_STATS_TYPE_LOG_HIST)
+			CHECK_EQ(d->size, 1);
+		CHECK_EQ(d->offset % 8, 0);
+		for (unsigned int j = 0; j < i; j++)
+			if (!strcmp(name_of(s, i), name_of(s, j)))
+				FAIL("%s is there twice", name_of(s, i));
+		if (pread(s->fd, values, d->size * 8, s->header.data_offset + d->offset) != d->size * 8)
+			FAIL("%s cannot be read", name_of(s, i));
+		if (d->offset + d->size * 8 > total)
+			total = d->offset + d->size * 8;
+	}
+	/* Reading beyond the end gives nothing; in one piece it is all there; by and by it is the same. */
+	size_t all = s->header.data_offset + total, n = 0;
+	uint8_t *whole = malloc(all + 100), *piece = malloc(all + 100);
+	ssize_t got;
+
+	CHECK_EQ(pread(s->fd, whole, all + 100, 0), all);
+	CHECK_EQ(pread(s->fd, piece, 8, all), 0);
+	CHECK_EQ(pread(s->fd, piece, 8, all + 4096), 0);
+	while ((got = read(s->fd, piece + n, 37)) > 0)
+		n += got;
+	CHECK_EQ(n, all);
+	CHECK(!memcmp(whole, piece, s->header.data_offset));
+	free(whole);
+	free(piece);
+}
+
+static uint64_t value(const struct stats *s, const char *name)
+{
+	uint64_t v = 0;
+
+	for (unsigned int i = 0; i < s->header.num_desc; i++)
+		if (!strcmp(name_of(s, i), name)) {
+			REQUIRE(pread(s->fd, &v, 8, s->header.data_offset + descriptor(s, i)->offset) == 8);
+			return v;
+		}
+	DIE("there is no %s", name);
+}
+
+static uint64_t histogram_sum(const struct stats *s, const char *name)
+{
+	uint64_t values[64], sum = 0;
+
+	for (unsigned int i = 0; i < s->header.num_desc; i++)
+		if (!strcmp(name_of(s, i), name)) {
+			unsigned int n = descriptor(s, i)->size;
+
+			REQUIRE(pread(s->fd, values, n * 8, s->header.data_offset + descriptor(s, i)->offset) == n * 8);
+			while (n--)
+				sum += values[n];
+			return sum;
+		}
+	DIE("there is no %s", name);
+}
+
+TEST(format)
+{
+	struct stats vm_stats, vcpu_stats;
+	struct vm vm;
+
+	VM_NEW_LONG(&vm, work);
+	if (!has_extension(vm.kvm, KVM_CAP_BINARY_STATS_FD))
+		skip("no statistics");
+	open_stats(&vm_stats, vm.fd);
+	open_stats(&vcpu_stats, vm.vcpu);
+	check_descriptors(&vm_stats);
+	check_descriptors(&vcpu_stats);
+	CHECK(write(vm_stats.fd, "x", 1) < 0);
+	/* Two files on the same vCPU. */
+	struct stats again;
+
+	open_stats(&again, vm.vcpu);
+	CHECK_EQ(again.header.num_desc, vcpu_stats.header.num_desc);
+}
+
+TEST(counts)
+{
+	struct stats s;
+	struct vm vm;
+
+	VM_NEW_LONG(&vm, work);
+	open_stats(&s, vm.vcpu);
+	if (!is_rvmm()) {
+		uint64_t before = value(&s, "exits");
+
+		vm_expect_out(&vm, 0x10);
+		CHECK(value(&s, "exits") >= before + 6);
+		return;
+	}
+	CHECK_EQ(value(&s, "exit_cpuid"), 0);
+	vm_expect_out(&vm, 0x10);
+	CHECK_EQ(value(&s, "exit_cpuid"), 5);
+	CHECK_EQ(histogram_sum(&s, "exit_cpuid_cycles"), 5);
+	CHECK_EQ(value(&s, "exit_io"), 1);
+	vm_expect(&vm, KVM_EXIT_HLT);
+	CHECK_EQ(value(&s, "exit_hlt"), 1);
+	CHECK(value(&s, "exit_nested_fault") >= 1);
+	CHECK_EQ(value(&s, "exit_wrmsr"), 0);
+}
+
+/* The statistics' file keeps what it needs alive. */
+TEST(outlives)
+{
+	struct stats a, b;
+	struct vm vm;
+
+	VM_NEW_LONG(&vm, work);
+	open_stats(&a, vm.vcpu);
+	open_stats(&b, vm.fd);
+	vm_expect_out(&vm, 0x10);
+	vm_free(&vm);
+	check_descriptors(&a);
+	check_descriptors(&b);
+	if (is_rvmm())
+		CHECK_EQ(value(&a, "exit_cpuid"), 5);
+}
