@@ -92,7 +92,8 @@ impl VcpuShared {
     #[inline]
     pub(crate) fn enter_stay(&self, cpu: u32) {
         self.cpu.store(cpu, Ordering::Relaxed);
-        self.mode.store(IN_STAY, Ordering::Relaxed);
+        // After the number of the CPU: who sees the announcement sends its IPI there.
+        self.mode.store(IN_STAY, Ordering::Release);
         // Orders the announcement before all that is read from now on; pairs with the fences of `kick` and `stop_running`.
         core::sync::atomic::fence(Ordering::SeqCst);
     }
