@@ -489,16 +489,13 @@ impl State {
 
     /// RIP past an instruction of `len` bytes that has completed: shadow and RF end, a single step is due.
     pub(crate) fn advance(&mut self, len: u8) {
-        let rip = self.cpu.regs.rip.wrapping_add(u64::from(len));
-        self.cpu.regs.rip = if rip >> 32 == 0 {
+        let old = self.cpu.regs.rip;
+        let rip = old.wrapping_add(u64::from(len));
+        // Only 64-bit mode has an instruction pointer wider than 32 bits: the mode matters where it becomes so.
+        self.cpu.regs.rip = if rip >> 32 == 0 || old >> 32 != 0 || self.long_code().is_some() {
             rip
         } else {
-            // Only 64-bit mode has an instruction pointer wider than 32 bits.
-            if self.long_code().is_some() {
-                rip
-            } else {
-                rip & 0xffff_ffff
-            }
+            rip & 0xffff_ffff
         };
         self.completed();
     }

@@ -487,6 +487,7 @@ impl<'a> Runner<'a> {
     fn enter_loop(&mut self, cpu: u32) -> Stayed {
         let shared = &self.vcpu.shared;
         let mut since: Option<(ExitClass, u64)> = None;
+        // Every iteration but the first enters with the exit before it handled.
         loop {
             let r = shared.requests();
             if r != 0 {
@@ -520,7 +521,7 @@ impl<'a> Runner<'a> {
                 self.stats.exit(class, now.wrapping_sub(start));
             }
             let exit = self.s.hw.enter(&mut self.s.cpu, &params);
-            since = Some((ExitClass::of(&exit), boot_cpu::rdtsc()));
+            let start = boot_cpu::rdtsc();
             self.s.tlb_seen = generation;
             self.s.last_cpu = cpu;
             if !matches!(exit, Exit::EntryFailure(_)) {
@@ -533,15 +534,14 @@ impl<'a> Runner<'a> {
                 // The flush that the entry was to bring has perhaps not happened either.
                 self.s.tlb_seen = 0;
             }
-            match self.handle(&exit, true) {
-                Step::Again => {}
+            let (class, step) = self.handle_frequent(&exit);
+            match step {
+                Step::Again => since = Some((class, start)),
                 // Recorded when it has been handled.
                 Step::Slow => return Stayed::Slow(exit),
                 step => {
-                    if let Some((class, start)) = since {
-                        self.stats
-                            .exit(class, boot_cpu::rdtsc().wrapping_sub(start));
-                    }
+                    self.stats
+                        .exit(class, boot_cpu::rdtsc().wrapping_sub(start));
                     return Stayed::Ended(step);
                 }
             }
@@ -615,7 +615,27 @@ impl<'a> Runner<'a> {
         (event, more, d.nmi_window)
     }
 
+    /// Handles an exit inside the stay, the frequent ones without searching all kinds twice.
+    #[inline(always)]
+    fn handle_frequent(&mut self, exit: &Exit) -> (ExitClass, Step) {
+        match exit {
+            Exit::HostInterrupt => (ExitClass::ExternalInterrupt, Step::Leave),
+            Exit::Cpuid => (ExitClass::Cpuid, self.cpuid(true)),
+            Exit::Rdmsr => (ExitClass::Rdmsr, self.rdmsr(true)),
+            Exit::Wrmsr => (ExitClass::Wrmsr, self.wrmsr(true)),
+            Exit::Hypercall => (ExitClass::Hypercall, self.hypercall(true)),
+            Exit::Hlt => (ExitClass::Hlt, self.hlt(true)),
+            Exit::Io(io) if !io.string => (ExitClass::Io, self.io(io, true)),
+            Exit::NestedFault(f) => {
+                let step = self.device_access(f).unwrap_or(Step::Slow);
+                (ExitClass::NestedFault, step)
+            }
+            other => (ExitClass::of(other), self.handle(other, true)),
+        }
+    }
+
     /// Handles an exit.
+    #[inline(never)]
     fn handle(&mut self, exit: &Exit, atomic: bool) -> Step {
         match exit {
             Exit::HostInterrupt | Exit::PreemptionTimer => Step::Leave,

@@ -294,7 +294,8 @@ pub trait Values {
 /// Bucket of `cycles`: 0 holds 0, bucket n holds 2^(n-1) to 2^n - 1, the last one also everything beyond.
 #[inline]
 pub const fn bucket(cycles: u64) -> usize {
-    let b = (u64::BITS - cycles.leading_zeros()) as usize;
+    // One bit more than the value has, without the case of zero; `>> 1` keeps the length where the shift would lose a bit.
+    let b = ((cycles | (cycles >> 1)) << 1 | 1).ilog2() as usize;
     if b < BUCKETS {
         b
     } else {
