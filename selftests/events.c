@@ -501,7 +501,7 @@ static void on_alarm(int signal)
 }
 
 /* Data breakpoint on the stack that #DB's own frame is written to. */
-GUEST64(db_storm, "mov $" STR(G_DATA) "+0x800, %esp; push %rax; 1: jmp 1b\n");
+GUEST64(db_storm, "sti; mov $" STR(G_DATA) "+0x800, %esp; push %rax; 1: jmp 1b\n");
 
 TEST(debug_storm)
 {
@@ -514,6 +514,7 @@ TEST(debug_storm)
 	if (is_tcg())
 		skip("ends the emulator");
 	LOAD(&vm, db_storm);
+	((uint8_t *)(vm.mem + G_IDT))[16 + 5] = 0x8f;	/* a trap gate: interrupts stay on */
 	for (int i = 0; i < 4; i++)
 		all.db[i] = G_DATA + 0x7f8 - 8 * i;
 	all.dr7 = 0x400 | 0xaa | 0x9999ull << 16;

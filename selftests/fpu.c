@@ -75,7 +75,7 @@ static long run_with(int vcpu, const struct pattern *in, struct pattern *out, bo
 #define GX_LOAD(n) "movups 32*" #n "(%rsi), %xmm" #n "\n"
 #define GX_CHECK(n) "movups 32*" #n "(%rsi), %xmm15; pcmpeqb %xmm" #n ", %xmm15; pmovmskb %xmm15, %eax; cmp $0xffff, %eax; je 1f; inc %r8\n1:\n"
 GUEST64(vectors,
-	"xor %r8d, %r8d; mov %rdx, %r9; mov %rdi, %r10\n"
+	"sti; xor %r8d, %r8d; mov %rdx, %r9; mov %rdi, %r10\n"
 	"2: ldmxcsr 512(%rsi); fninit; fldcw 516(%rsi); fildll 520(%rsi)\n"
 	"test %r10, %r10; jz 3f\n"
 	EACH(GY_LOAD)

@@ -124,8 +124,9 @@ TEST(remap)
 }
 
 /* The same while the guest runs on another CPU, or between its time slices. cells: 0 address, 3 last value seen, 4 stop. */
+/* Interrupts on: the emulated Intel CPU does not leave a guest for an external interrupt while the guest has them off. */
 GUEST64(spin_read,
-	"mov $" STR(G_CELLS) ", %ebx; mov (%rbx), %rsi\n"
+	"sti; mov $" STR(G_CELLS) ", %ebx; mov (%rbx), %rsi\n"
 	"1: mov (%rsi), %rax; mov %rax, 24(%rbx); incq 40(%rbx); cmpq $0, 32(%rbx); je 1b\n"
 	"hlt\n");
 

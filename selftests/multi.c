@@ -9,7 +9,7 @@
 #include <sys/wait.h>
 
 GUEST64(counter, "1: incq " STR(G_DATA) "; mov " STR(G_DATA) ", %rax; out %eax, $0x10; jmp 1b\n");
-GUEST64(busy, "mov $200000, %ecx; 1: dec %ecx; jnz 1b; mov " STR(G_DATA) ", %rax; mov %rax, " STR(G_DATA) "+8; hlt\n");
+GUEST64(busy, "sti; mov $200000, %ecx; 1: dec %ecx; jnz 1b; mov " STR(G_DATA) ", %rax; mov %rax, " STR(G_DATA) "+8; hlt\n");
 
 /* Two VMs with different memory in turn on the same CPU: no translation of one serves the other. */
 TEST(two_vms)
@@ -227,7 +227,7 @@ TEST(killed)
 			struct vm vm;
 
 			VM_NEW_LONG(&vm, busy);
-			memcpy(vm.mem + G_CODE, "\xeb\xfe", 2);
+			memcpy(vm.mem + G_CODE, "\xfb\xeb\xfe", 3);	/* sti; jmp . */
 			if (write(pipes[1], "x", 1) != 1)
 				_exit(1);
 			vm_try_run(&vm);
