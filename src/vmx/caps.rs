@@ -158,13 +158,14 @@ const PROC: Wanted = Wanted {
 
 const PROC2: Wanted = Wanted {
     must: proc2::EPT | proc2::UNRESTRICTED_GUEST | proc2::WBINVD_EXITING,
-    wish: proc2::VPID | proc2::RDTSCP | proc2::INVPCID | proc2::XSAVES,
+    wish: proc2::VPID | proc2::RDTSCP | proc2::INVPCID | proc2::ENCLS_EXITING | proc2::XSAVES,
     off: !(proc2::EPT
         | proc2::UNRESTRICTED_GUEST
         | proc2::WBINVD_EXITING
         | proc2::VPID
         | proc2::RDTSCP
         | proc2::INVPCID
+        | proc2::ENCLS_EXITING
         | proc2::XSAVES),
 };
 

@@ -210,6 +210,10 @@ impl VmxVcpu {
             if caps.hw().xsaves {
                 vm.write_control(XSS_EXITING_BITMAP, 0);
             }
+            if caps.proc2 & proc2::ENCLS_EXITING != 0 {
+                // SGX is not offered: every leaf exits and becomes #UD.
+                vm.write_control(ENCLS_EXITING_BITMAP, u64::MAX);
+            }
         }
         // SAFETY: The kernel calls this.
         unsafe { self.host.set_up(vm) };

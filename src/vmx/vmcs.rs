@@ -140,6 +140,7 @@ fields! { Control, W64:
     TSC_OFFSET = 0x2010,
     EPT_POINTER = 0x201a,
     XSS_EXITING_BITMAP = 0x202c,
+    ENCLS_EXITING_BITMAP = 0x202e,
 }
 fields! { Info, W64:
     GUEST_PHYSICAL_ADDRESS = 0x2400,
@@ -295,6 +296,7 @@ pub(super) mod proc2 {
     pub(in crate::vmx) const WBINVD_EXITING: u32 = 1 << 6;
     pub(in crate::vmx) const UNRESTRICTED_GUEST: u32 = 1 << 7;
     pub(in crate::vmx) const INVPCID: u32 = 1 << 12;
+    pub(in crate::vmx) const ENCLS_EXITING: u32 = 1 << 15;
     pub(in crate::vmx) const XSAVES: u32 = 1 << 20;
 }
 
