@@ -50,6 +50,22 @@ impl KernelFpu {
         }
     }
 
+    /// As [`KernelFpu::begin`], without asking and without counting.
+    ///
+    /// # Safety
+    ///
+    /// Interrupts are off until the guard is dropped.
+    #[inline]
+    pub unsafe fn begin_irqs_off() -> Self {
+        // SAFETY: The context is a task's, where the FPU is usable; `drop` ends it.
+        unsafe { bindings::kernel_fpu_begin_mask(0) };
+        // INVARIANT: Just begun. With interrupts off there is no preemption.
+        Self {
+            _preempt: None,
+            _not_send: PhantomData,
+        }
+    }
+
     /// Loads the components in `mask` (and XCR0) from `area`.
     ///
     /// Errors: `EINVAL` when the CPU refuses the image (#GP: reserved bits in the header or MXCSR, or
@@ -105,7 +121,8 @@ impl Drop for KernelFpu {
     }
 }
 
-// SAFETY: Preemption is off, by `kernel_fpu_begin_mask` with interrupts on, else by `_preempt`.
+// SAFETY: Preemption is off, by `kernel_fpu_begin_mask` with interrupts on, else by `_preempt` or the contract of
+// `begin_irqs_off`.
 unsafe impl PinsCpu for KernelFpu {}
 
 /// Memory for one image of extended state in standard (not compacted) form, large enough for every

@@ -188,6 +188,12 @@ pub trait VcpuBackend: Sized {
         None
     }
 
+    /// Current privilege level, where it can be had in a stay for less than [`VcpuBackend::load`]. Of the state that the last exit
+    /// left: nothing is dirty.
+    fn cpl(&self) -> Option<u8> {
+        None
+    }
+
     /// Length of the instruction that caused the last exit, where the processor told it.
     fn insn_len(&self) -> Option<u8>;
 

@@ -135,6 +135,11 @@ impl VcpuBackend for Hw {
     }
 
     #[inline]
+    fn cpl(&self) -> Option<u8> {
+        dispatch!(self, v => v.cpl())
+    }
+
+    #[inline]
     fn insn_len(&self) -> Option<u8> {
         dispatch!(self, v => v.insn_len())
     }

@@ -419,7 +419,8 @@ impl<'a> Runner<'a> {
     fn stay(&mut self) -> Result<Stayed> {
         // Interrupts first: what the FPU's owner has to keep out is then kept out already.
         let irq = IrqGuard::new();
-        let fpu_guard = KernelFpu::begin();
+        // SAFETY: `irq` is dropped after it.
+        let fpu_guard = unsafe { KernelFpu::begin_irqs_off() };
         let host_pkru = if self.s.model.pku {
             // SAFETY: `pku` says that CR4.PKE is set.
             unsafe { fpu::rdpkru() }

@@ -313,9 +313,12 @@ impl State {
 
     /// Current privilege level.
     pub(crate) fn cpl(&mut self) -> u8 {
-        if let Some(c) = self.long_code() {
-            return c.cpl;
+        if self.cpu.dirty.is_empty() {
+            if let Some(cpl) = self.hw.cpl() {
+                return cpl;
+            }
         }
+        self.load(Groups::CODE.union(Groups::CTRL));
         self.cpu.sregs.cpl(self.cpu.regs.rflags)
     }
 

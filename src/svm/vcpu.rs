@@ -656,6 +656,11 @@ impl VcpuBackend for SvmVcpu {
     }
 
     #[inline]
+    fn cpl(&self) -> Option<u8> {
+        Some(self.vmcb().save.cpl & 3)
+    }
+
+    #[inline]
     fn insn_len(&self) -> Option<u8> {
         (self.insn_len != 0).then_some(self.insn_len)
     }

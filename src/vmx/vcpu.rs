@@ -774,6 +774,13 @@ impl VcpuBackend for VmxVcpu {
         cpu.avail = cpu.avail.union(missing);
     }
 
+    /// The DPL of SS in every mode (SDM 3C 25.4.1).
+    #[inline]
+    fn cpl(&self) -> Option<u8> {
+        let vm = self.current()?;
+        Some((vm.read(GUEST_ES_ACCESS_RIGHTS.nth(crate::cpu::regs::Seg::Ss as u32)) >> 5) as u8 & 3)
+    }
+
     #[inline]
     fn insn_len(&self) -> Option<u8> {
         match self.insn_len {
