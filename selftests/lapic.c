@@ -1,0 +1,411 @@
+// SPDX-License-Identifier: GPL-2.0
+/* The local APIC in the kernel: timer, HLT, priorities, IPIs, INIT and SIPI, x2APIC (SDM 3A 11). */
+#define _GNU_SOURCE
+#include "vm.h"
+#include <pthread.h>
+#include <signal.h>
+#include <sys/time.h>
+
+#define EOI 0xfee000b0
+
+/* A VM with all interrupt controllers in the kernel and a vCPU in front of the code. */
+static void new_vm(struct vm *vm, const unsigned char *code, const unsigned char *end)
+{
+	vm_init(vm, 4 * MIB);
+	OK(ioctl(vm->fd, KVM_CREATE_IRQCHIP, 0));
+	vm_add_vcpu(vm, 0);
+	vm_long(vm, code, end);
+	vm_log(vm)->eoi = EOI;
+}
+
+#define NEW(vm, code) new_vm(vm, code, code##_end)
+
+/* RBX: the APIC's page; software-enabled. */
+#define APIC "mov $0xfee00000, %ebx; movl $0x1ff, 0xf0(%rbx)\n"
+/* Sleep until the log counts n events. */
+#define SLEEP_UNTIL(n) "7: cli; cmpq $" #n ", " STR(G_LOG) "; jae 8f; sti; hlt; jmp 7b\n8: cli\n"
+
+static void check_vectors(struct vm *vm, unsigned int n, const uint8_t *vectors)
+{
+	struct guest_log *log = vm_log(vm);
+
+	CHECK_EQ(log->count, n);
+	for (unsigned int i = 0; i < n && i < log->count; i++)
+		if (log->event[i].vector != vectors[i])
+			FAIL("event %u is vector %#llx, %#x expected", i, (unsigned long long)log->event[i].vector, vectors[i]);
+}
+
+#define VECTORS(vm, ...) do {									\
+	static const uint8_t vectors_[] = { __VA_ARGS__ };					\
+	check_vectors(vm, ARRAY_SIZE(vectors_), vectors_);					\
+} while (0)
+
+GUEST64(one_shot,
+	APIC "movl $0xb, 0x3e0(%rbx); movl $0x40, 0x320(%rbx); movl $100000000, 0x380(%rbx)\n"
+	"mov 0x390(%rbx), %eax; out %eax, $0x10\n"
+	SLEEP_UNTIL(1)
+	"mov 0x390(%rbx), %eax; out %eax, $0x11\n"
+	/* Nothing more comes. */
+	"sti; mov $100000, %ecx; 1: dec %ecx; jnz 1b; cli\n"
+	/* Masked: the count runs, nothing is delivered. */
+	"movl $0x10041, 0x320(%rbx); movl $1000, 0x380(%rbx); sti; mov $100000, %ecx; 1: dec %ecx; jnz 1b; cli\n"
+	"mov 0x390(%rbx), %eax; out %eax, $0x12\n");
+
+TEST(timer_one_shot)
+{
+	uint32_t left;
+	struct vm vm;
+
+	NEW(&vm, one_shot);
+	left = vm_expect_out(&vm, 0x10);
+	CHECK(left > 0 && left <= 100000000);
+	CHECK_EQ(vm_expect_out(&vm, 0x11), 0);
+	VECTORS(&vm, 0x40);
+	CHECK_EQ(vm_expect_out(&vm, 0x12), 0);
+	VECTORS(&vm, 0x40);
+}
+
+GUEST64(periodic,
+	APIC "movl $0xb, 0x3e0(%rbx); movl $0x20050, 0x320(%rbx); movl $1000000, 0x380(%rbx)\n"
+	SLEEP_UNTIL(5)
+	"movl $0, 0x380(%rbx); rdtsc; shl $32, %rdx; or %rax, %rdx; mov %rdx, " STR(G_CELLS) "\n"
+	"out %al, $0x10\n");
+
+TEST(timer_periodic)
+{
+	struct vm vm;
+
+	NEW(&vm, periodic);
+	vm_expect_out(&vm, 0x10);
+	CHECK(vm_log(&vm)->count >= 5);
+	for (int i = 0; i < 5; i++)
+		CHECK_EQ(vm_log(&vm)->event[i].vector, 0x50);
+}
+
+/* The divide configuration, against the TSC: 16 times slower. */
+GUEST64(divided,
+	APIC "movl $0x10000, 0x320(%rbx)\n"
+	"movl $0xb, 0x3e0(%rbx); movl $-1, 0x380(%rbx); mov $200000, %ecx; 1: dec %ecx; jnz 1b; mov 0x390(%rbx), %eax; not %eax; out %eax, $0x10\n"
+	"movl $0x3, 0x3e0(%rbx); movl $-1, 0x380(%rbx); mov $200000, %ecx; 1: dec %ecx; jnz 1b; mov 0x390(%rbx), %eax; not %eax; out %eax, $0x10\n");
+
+TEST(timer_divide)
+{
+	uint32_t fast, slow;
+	struct vm vm;
+
+	NEW(&vm, divided);
+	fast = vm_expect_out(&vm, 0x10);
+	slow = vm_expect_out(&vm, 0x10);
+	CHECK(fast > 0);
+	/* Generously: others run, too. */
+	CHECK(slow < fast * 4);
+	note("%u ticks at 1, %u at 16", fast, slow);
+}
+
+GUEST64(deadline,
+	APIC "movl $0x40060, 0x320(%rbx); mov $0x6e0, %ecx\n"
+	"rdtsc; shl $32, %rdx; or %rax, %rdx; add $50000000, %rdx; mov %rdx, %r8; mov %edx, %eax; shr $32, %rdx; wrmsr\n"
+	"rdmsr; mov %eax, %eax; shl $32, %rdx; or %rdx, %rax; sub %r8, %rax; out %eax, $0x10\n"
+	SLEEP_UNTIL(1)
+	"rdtsc; shl $32, %rdx; or %rax, %rdx; cmp %r8, %rdx; setae %al; movzbl %al, %eax; out %eax, $0x11\n"
+	"rdmsr; or %edx, %eax; out %eax, $0x12\n"			/* disarmed */
+	/* In the past: at once. */
+	"mov $1, %eax; xor %edx, %edx; wrmsr\n"
+	SLEEP_UNTIL(2)
+	/* Armed and taken back. */
+	"rdtsc; add $20000000, %eax; adc $0, %edx; wrmsr; xor %eax, %eax; xor %edx, %edx; wrmsr\n"
+	"sti; mov $4000000, %ecx; 1: sub $1, %ecx; jnz 1b; cli; out %al, $0x13\n");
+
+TEST(timer_deadline)
+{
+	struct kvm_cpuid_entry2 *e;
+	struct vm vm;
+
+	NEW(&vm, deadline);
+	if (!has_extension(vm.kvm, KVM_CAP_TSC_DEADLINE_TIMER))
+		skip("no TSC-deadline mode");
+	struct kvm_cpuid2 *table = supported_cpuid(vm.kvm);
+
+	e = cpuid_entry(table, 1, 0);
+	e->ecx |= 1 << 24;
+	OK(ioctl(vm.vcpu, KVM_SET_CPUID2, table));
+	CHECK_EQ(vm_expect_out(&vm, 0x10), 0);
+	CHECK_EQ(vm_expect_out(&vm, 0x11), 1);
+	CHECK_EQ(vm_expect_out(&vm, 0x12), 0);
+	vm_expect_out(&vm, 0x13);
+	VECTORS(&vm, 0x60, 0x60);
+}
+
+/* HLT does not leave the kernel: signals and state changes do end it. */
+GUEST64(sleeper, APIC "sti; 1: hlt; incq " STR(G_CELLS) "; jmp 1b\n");
+
+static void on_alarm(int signal)
+{
+}
+
+TEST(halted)
+{
+	struct sigaction action = { .sa_handler = on_alarm };
+	struct itimerval timer = { .it_value.tv_usec = 50000 };
+	struct kvm_msi msi = { .address_lo = 0xfee00000, .data = 0x71 };
+	struct kvm_mp_state mp;
+	struct vm vm;
+
+	NEW(&vm, sleeper);
+	sigaction(SIGALRM, &action, NULL);
+	for (int i = 0; i < 3; i++) {
+		setitimer(ITIMER_REAL, &timer, NULL);
+		CHECK_EQ(vm_try_run(&vm), EINTR);
+		OK(ioctl(vm.vcpu, KVM_GET_MP_STATE, &mp));
+		CHECK_EQ(mp.mp_state, KVM_MP_STATE_HALTED);
+		CHECK_EQ(vm_log(&vm)->count, i);
+		CHECK_EQ(vm_cells(&vm)[0], i);
+		CHECK(OK(ioctl(vm.fd, KVM_SIGNAL_MSI, &msi)) > 0);
+	}
+	alarm(60);
+}
+
+/* TPR and CR8 hold lower interrupts back; the higher one comes first. */
+GUEST64(priorities,
+	APIC "cli\n"
+	"movl $0x40041, 0x300(%rbx); movl $0x40081, 0x300(%rbx); movl $0x40061, 0x300(%rbx)\n"		/* to itself */
+	"mov 0x220(%rbx), %eax; out %eax, $0x10\n"							/* IRR 0x40 to 0x5f */
+	"movl $0x50, 0x80(%rbx); sti; nop; nop; cli\n"
+	"mov %cr8, %rax; out %eax, $0x11\n"
+	"xor %eax, %eax; mov %rax, %cr8; sti; nop; nop; cli\n"
+	"mov 0x80(%rbx), %eax; out %eax, $0x12\n");
+
+TEST(priorities)
+{
+	struct vm vm;
+
+	NEW(&vm, priorities);
+	CHECK_EQ(vm_expect_out(&vm, 0x10), 2);
+	CHECK_EQ(vm_expect_out(&vm, 0x11), 5);
+	VECTORS(&vm, 0x81, 0x61);
+	CHECK_EQ(vm_expect_out(&vm, 0x12), 0);
+	VECTORS(&vm, 0x81, 0x61, 0x41);
+}
+
+/* Without EOI nothing of the same or a lower class comes. */
+GUEST64(no_eoi,
+	APIC "sti; movl $0x40065, 0x300(%rbx); nop; movl $0x40060, 0x300(%rbx); movl $0x40041, 0x300(%rbx); nop; movl $0x40091, 0x300(%rbx); nop\n"
+	"mov 0x130(%rbx), %eax; out %eax, $0x10\n"	/* ISR 0x60 to 0x7f */
+	"mov 0xa0(%rbx), %eax; out %eax, $0x11\n"	/* PPR */
+	"movl $0, 0xb0(%rbx); movl $0, 0xb0(%rbx); nop; movl $0, 0xb0(%rbx); nop; movl $0, 0xb0(%rbx); out %al, $0x12\n");
+
+TEST(end_of_interrupt)
+{
+	struct vm vm;
+
+	NEW(&vm, no_eoi);
+	vm_log(&vm)->eoi = 0;
+	CHECK_EQ(vm_expect_out(&vm, 0x10), 1 << 5);
+	CHECK_EQ(vm_expect_out(&vm, 0x11) & 0xf0, 0x90);
+	VECTORS(&vm, 0x65, 0x91);
+	vm_expect_out(&vm, 0x12);
+	VECTORS(&vm, 0x65, 0x91, 0x60, 0x41);
+}
+
+/* x2APIC: registers as MSRs, self-IPI, EOI; what does not exist faults. */
+GUEST64(x2apic,
+	"mov $0x1b, %ecx; rdmsr; or $0xc00, %eax; wrmsr; rdmsr; out %eax, $0x10\n"
+	"mov $0x80f, %ecx; mov $0x1ff, %eax; xor %edx, %edx; wrmsr\n"
+	"mov $0x802, %ecx; rdmsr; out %eax, $0x11\n"			/* id */
+	"mov $0x803, %ecx; rdmsr; and $0xff, %eax; out %eax, $0x11\n"
+	"mov $0x80d, %ecx; rdmsr; out %eax, $0x11\n"			/* LDR */
+	"sti; mov $0x83f, %ecx; mov $0x77, %eax; xor %edx, %edx; wrmsr; nop; cli\n"
+	"mov $0x80b, %ecx; xor %eax, %eax; wrmsr\n"
+	"sti; mov $0x830, %ecx; mov $0x78, %eax; xor %edx, %edx; wrmsr; nop; cli\n"	/* ICR, to id 0 */
+	"mov $0x80b, %ecx; xor %eax, %eax; wrmsr\n"
+	"out %al, $0x12\n"
+	"mov $0x831, %ecx; rdmsr\n.globl x2apic_1\nx2apic_1: out %al, $0x13\n"				/* no such */
+	"mov $0x1b, %ecx; rdmsr; and $~0x800, %eax; wrmsr\n.globl x2apic_2\nx2apic_2: out %al, $0x14\n"	/* invalid change */
+	"mov $0x80b, %ecx; mov $1, %eax; xor %edx, %edx; wrmsr\n.globl x2apic_3\nx2apic_3: out %al, $0x15\n");	/* EOI takes only 0 */
+extern const unsigned char x2apic_1[], x2apic_2[], x2apic_3[];
+
+TEST(x2apic)
+{
+	static const unsigned char *const after[] = { x2apic_1, x2apic_2, x2apic_3 };
+	struct vm vm;
+
+	NEW(&vm, x2apic);
+	vm_log(&vm)->eoi = 0;
+	CHECK_EQ(vm_expect_out(&vm, 0x10), 0xfee00d00);
+	CHECK_EQ(vm_expect_out(&vm, 0x11), 0);
+	CHECK(vm_expect_out(&vm, 0x11) >= 0x10);
+	CHECK_EQ(vm_expect_out(&vm, 0x11), 1);
+	vm_expect_out(&vm, 0x12);
+	VECTORS(&vm, 0x77, 0x78);
+	/* KVM takes any EOI. */
+	for (int i = 0; i < 2 + is_rvmm(); i++) {
+		vm_log(&vm)->resume = G_CODE + (after[i] - x2apic);
+		vm_expect_out(&vm, 0x13 + i);
+		CHECK_EQ(vm_log(&vm)->count, 3 + i);
+		CHECK_EQ(vm_log(&vm)->event[2 + i].vector, 13);
+	}
+	CHECK_EQ(vm.run->apic_base, 0xfee00d00);
+}
+
+/* Another vCPU in a thread of its own. */
+static void *ap_thread(void *argument)
+{
+	struct vm *ap = argument;
+
+	for (;;) {
+		int error = vm_try_run(ap);
+
+		if (error == EAGAIN)
+			continue;
+		if (error)
+			return (void *)(intptr_t)error;
+		return (void *)(intptr_t)-(int)ap->run->exit_reason;
+	}
+}
+
+/*
+ * Guests that wait in a loop do so with interrupts on: the emulated Intel CPU does not leave them for an external interrupt otherwise.
+ * INIT and SIPI start it in real mode at the vector's page.
+ */
+GUEST64(starter,
+	APIC "sti; mov $1 << 24, %eax; mov %eax, 0x310(%rbx)\n"
+	"movl $0xc500, 0x300(%rbx); movl $0x8500, 0x300(%rbx)\n"	/* INIT, its end */
+	"movl $0x4630, 0x300(%rbx); movl $0x4630, 0x300(%rbx)\n"	/* SIPI 0x30, twice */
+	"1: pause; cmpl $0x1234, " STR(G_CELLS) "; jne 1b\n"
+	"out %al, $0x10\n");
+GUEST16(started,
+	"mov %cs, %ax; out %ax, $0x50; xor %bx, %bx; mov %bx, %ds; movl $0x1234, %ds:(" STR(G_CELLS) ")\n"
+	"mov %cr0, %eax; out %eax, $0x51\n");
+
+static void *bsp_thread(void *argument)
+{
+	struct vm *vm = argument;
+
+	vm_expect_out(vm, 0x10);
+	return NULL;
+}
+
+TEST(init_sipi)
+{
+	pthread_t thread;
+	struct kvm_mp_state mp;
+	struct vm vm, ap;
+	int error;
+
+	NEW(&vm, starter);
+	ap = vm_second_vcpu(&vm, 1);
+	memcpy(vm.mem + 0x30000, started, started_end - started);
+	OK(ioctl(ap.vcpu, KVM_GET_MP_STATE, &mp));
+	CHECK_EQ(mp.mp_state, KVM_MP_STATE_UNINITIALIZED);
+	REQUIRE(!pthread_create(&thread, NULL, bsp_thread, &vm));
+	/* Blocks until INIT and SIPI are there, then EAGAIN. */
+	while ((error = vm_try_run(&ap)) == EAGAIN)
+		;
+	CHECK_EQ(error, 0);
+	CHECK_EQ(ap.run->exit_reason, KVM_EXIT_IO);
+	CHECK_EQ(ap.run->io.port, 0x50);
+	CHECK_EQ(*(uint16_t *)io_data(&ap), 0x3000);
+	CHECK_EQ(vm_sregs(&ap).cs.base, 0x30000);
+	OK(ioctl(ap.vcpu, KVM_GET_MP_STATE, &mp));
+	CHECK_EQ(mp.mp_state, KVM_MP_STATE_RUNNABLE);
+	CHECK_EQ(vm_expect_out(&ap, 0x51), 0x60000010);
+	pthread_join(thread, NULL);
+}
+
+/* A vCPU that waits for INIT can be interrupted by a signal, and killed. */
+TEST(waiting_for_init)
+{
+	struct sigaction action = { .sa_handler = on_alarm };
+	struct itimerval timer = { .it_value.tv_usec = 30000 };
+	struct vm vm, ap;
+
+	NEW(&vm, starter);
+	ap = vm_second_vcpu(&vm, 1);
+	sigaction(SIGALRM, &action, NULL);
+	setitimer(ITIMER_REAL, &timer, NULL);
+	CHECK_EQ(vm_try_run(&ap), EINTR);
+	alarm(60);
+}
+
+/* A fixed IPI to a vCPU that is halted, and to one that runs. */
+GUEST64(ping,
+	APIC "sti; mov $1 << 24, %eax; mov %eax, 0x310(%rbx); mov $10, %ecx; xor %edx, %edx\n"
+	"1: movl $0x4055, 0x300(%rbx); inc %rdx\n"
+	"2: pause; cmp %rdx, " STR(G_LOG) "; jb 2b\n"
+	"dec %ecx; jnz 1b\n"
+	"movl $1, " STR(G_CELLS) "; movl $0x4056, 0x300(%rbx)\n"
+	"out %al, $0x10\n");
+GUEST64(pong, APIC "1: sti; hlt; cli; cmpl $0, " STR(G_CELLS) "; je 1b; out %al, $0x11\n");
+GUEST64(pong_busy, APIC "sti; 1: cmpl $0, " STR(G_CELLS) "; je 1b; out %al, $0x11\n");
+
+static void ping_pong(const unsigned char *code, const unsigned char *end)
+{
+	pthread_t thread;
+	struct kvm_mp_state mp = { KVM_MP_STATE_RUNNABLE };
+	struct kvm_regs r;
+	struct vm vm, ap;
+	void *result;
+
+	NEW(&vm, ping);
+	ap = vm_second_vcpu(&vm, 1);
+	memcpy(vm.mem + 0x30000, code, end - code);
+	vm_long_state(&ap);
+	r = vm_regs(&ap);
+	r.rip = 0x30000;
+	r.rsp = G_IST;
+	vm_set_regs(&ap, &r);
+	OK(ioctl(ap.vcpu, KVM_SET_MP_STATE, &mp));
+	REQUIRE(!pthread_create(&thread, NULL, ap_thread, &ap));
+	/* It may not have enabled its APIC yet: give it time. */
+	usleep(50000);
+	vm_expect_out(&vm, 0x10);
+	REQUIRE(!pthread_join(thread, &result));
+	CHECK_EQ((intptr_t)result, -KVM_EXIT_IO);
+	CHECK_EQ(ap.run->io.port, 0x11);
+	CHECK(vm_log(&vm)->count >= 10);
+	for (int i = 0; i < 10; i++)
+		CHECK_EQ(vm_log(&vm)->event[i].vector, 0x55);
+}
+
+TEST(ipi_to_halted)
+{
+	ping_pong(pong, pong_end);
+}
+
+TEST(ipi_to_running)
+{
+	ping_pong(pong_busy, pong_busy_end);
+}
+
+/* An NMI as a message: whatever IF says. */
+GUEST64(nmi_target, APIC "cli; out %al, $0x10; nop; out %al, $0x11\n");
+
+TEST(nmi_message)
+{
+	struct kvm_msi msi = { .address_lo = 0xfee00000, .data = 0x400 };
+	struct vm vm;
+
+	NEW(&vm, nmi_target);
+	vm_expect_out(&vm, 0x10);
+	CHECK(OK(ioctl(vm.fd, KVM_SIGNAL_MSI, &msi)) > 0);
+	vm_expect_out(&vm, 0x11);
+	VECTORS(&vm, 2);
+}
+
+/* The APIC switched off takes nothing; KVM_GET_LAPIC shows what the guest wrote. */
+GUEST64(configure, APIC "movl $0x1000000, 0xd0(%rbx); movl $0xfee, 0x350(%rbx); movl $0x30, 0x80(%rbx); out %al, $0x10\n");
+
+TEST(state)
+{
+	struct kvm_lapic_state l;
+	struct vm vm;
+
+	NEW(&vm, configure);
+	vm_expect_out(&vm, 0x10);
+	OK(ioctl(vm.vcpu, KVM_GET_LAPIC, &l));
+	CHECK_EQ(*(uint32_t *)(l.regs + 0xd0), 0x1000000);
+	CHECK_EQ(*(uint32_t *)(l.regs + 0x80), 0x30);
+	CHECK_EQ(*(uint32_t *)(l.regs + 0xf0), 0x1ff);
+	CHECK_EQ(vm.run->cr8, 3);
+	CHECK_EQ(*(uint32_t *)(l.regs + 0x30) & 0xff, 0x14);
+}
