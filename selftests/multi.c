@@ -168,26 +168,31 @@ static void cycle(int kind)
 /* 200 VMs, with and without interrupt controllers, run and not: no page table, no vmalloc area is left, and memory comes back. */
 TEST_SECONDS(two_hundred_vms, 300)
 {
-	long vmalloc, before, after, secondary, slab;
+	long vmalloc, secondary, memory, slab;
+	int round;
 
 	for (int i = 0; i < 20; i++)
 		cycle(i);
 	usleep(200000);
-	sync();
 	vmalloc = lines_with("/proc/vmallocinfo", "rvmm") + lines_with("/proc/vmallocinfo", "kvm");
 	secondary = meminfo("SecPageTables");
-	before = meminfo("MemFree");
-	slab = meminfo("SUnreclaim");
-	for (int i = 0; i < 200; i++)
-		cycle(i);
-	usleep(500000);
-	after = meminfo("MemFree");
+	/* A leak shows in every round; pages that wait in a CPU's free list do not. */
+	for (round = 0; round < 4; round++) {
+		memory = meminfo("MemFree");
+		slab = meminfo("SUnreclaim");
+		for (int i = 0; i < 200; i++)
+			cycle(i);
+		usleep(500000);
+		memory -= meminfo("MemFree");
+		slab -= meminfo("SUnreclaim");
+		note("lost: %ld KiB, slabs %ld KiB", memory, -slab);
+		/* Far below one page for each vCPU. */
+		if (memory < 200 * 4 && -slab < 200)
+			break;
+	}
+	CHECK(round < 4);
 	CHECK_EQ(lines_with("/proc/vmallocinfo", "rvmm") + lines_with("/proc/vmallocinfo", "kvm"), vmalloc);
 	CHECK_EQ(meminfo("SecPageTables"), secondary);
-	note("MemFree %ld -> %ld KiB, SUnreclaim %ld -> %ld KiB", before, after, slab, meminfo("SUnreclaim"));
-	/* Far below one page for each vCPU. */
-	CHECK(before - after < 200 * 4);
-	CHECK(meminfo("SUnreclaim") - slab < 200 * 4);
 }
 
 static long module_references(void)
