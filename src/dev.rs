@@ -57,6 +57,8 @@ pub(crate) struct Model {
     pub(crate) mxcsr_mask: u32,
     /// PKRU is switched.
     pub(crate) pku: bool,
+    /// IA32_ARCH_CAPABILITIES of a fresh vCPU.
+    pub(crate) arch_capabilities: u64,
     /// LFENCE serialises dispatch.
     pub(crate) lfence_serializing: bool,
     /// The host runs with CR4.OSXSAVE.
@@ -76,6 +78,31 @@ pub(crate) fn set_ready() {
 /// The CPU model. Set by `init` before any file can be opened.
 pub(crate) fn model() -> Result<&'static Model> {
     MODEL.get().ok_or(ENODEV)
+}
+
+/// What a guest need not fear on this CPU (SDM 4 table 2-2): what the CPU says of itself, and what the kernel knows of CPUs that came
+/// before the MSR. SPEC_CTRL is not offered, so neither is anything that is used through it.
+fn arch_capabilities() -> u64 {
+    use crate::linux::boot_cpu::{bug, Bug};
+    use msr::arch_capabilities as bit;
+    let mut v = crate::linux::msr::read_safe(msr::index::ARCH_CAPABILITIES).unwrap_or(0);
+    for (flaw, no) in [
+        (Bug::Meltdown, bit::RDCL_NO),
+        (Bug::L1tf, bit::SKIP_L1DFL_VMENTRY),
+        (Bug::SpecStoreBypass, bit::SSB_NO),
+        (Bug::Mds, bit::MDS_NO),
+        (Bug::Taa, bit::TAA_NO),
+        (Bug::Gds, bit::GDS_NO),
+        (Bug::Rfds, bit::RFDS_NO),
+        (Bug::Its, bit::ITS_NO),
+    ] {
+        if !bug(flaw) {
+            v |= no;
+        }
+    }
+    // The host keeps guests from the page-size machine check (see `GuestMemory::fault`).
+    v |= bit::IF_PSCHANGE_MC_NO;
+    v & msr::ARCH_CAPABILITIES_ALLOWED & !(bit::IBRS_ALL | bit::RSBA | bit::RRSBA)
 }
 
 /// Finds out what guests may see.
@@ -115,7 +142,7 @@ pub(crate) fn init() -> Result {
         xsaves: caps.xsaves,
         pku,
         spec_ctrl: false,
-        arch_capabilities: false,
+        arch_capabilities: vendor == Vendor::Intel,
         lfence_serializing,
         tsc_khz: boot_cpu::tsc_khz(),
         apic_hz: 1_000_000_000,
@@ -140,6 +167,7 @@ pub(crate) fn init() -> Result {
         pku,
         has_xsave,
         lfence_serializing,
+        arch_capabilities: arch_capabilities(),
     })
 }
 

@@ -97,6 +97,7 @@ impl<'a> Runner<'a> {
     #[inline(never)]
     pub(crate) fn run(&mut self) -> Result<isize> {
         let result = self.run_inner();
+        self.stats.add(VcpuCounter::UserExits, 1);
         self.publish();
         result
     }
@@ -521,6 +522,13 @@ impl<'a> Runner<'a> {
             if let Some((class, start)) = since {
                 self.stats.exit(class, now.wrapping_sub(start));
             }
+            self.stats.add(VcpuCounter::Entries, 1);
+            if flush {
+                self.stats.add(VcpuCounter::TlbFlushes, 1);
+                if cpu != self.s.last_cpu {
+                    self.stats.add(VcpuCounter::Migrations, 1);
+                }
+            }
             let exit = self.s.hw.enter(&mut self.s.cpu, &params);
             let start = boot_cpu::rdtsc();
             self.s.tlb_seen = generation;
@@ -590,9 +598,11 @@ impl<'a> Runner<'a> {
                         mov_ss: gate.mov_ss,
                     });
                 }
+                self.stats.add(VcpuCounter::Reinjections, 1);
                 Some(ev)
             }
             Inject::Exception => {
+                self.stats.add(VcpuCounter::ExceptionInjections, 1);
                 let protected = self.s.protected();
                 self.s.events.exception.take().map(|x| {
                     if x.vector == events::vector::DB {
@@ -604,13 +614,16 @@ impl<'a> Runner<'a> {
                 })
             }
             Inject::Nmi => {
+                self.stats.add(VcpuCounter::NmiInjections, 1);
                 self.s.events.nmis -= 1;
                 Some(events::nmi_event())
             }
-            Inject::Interrupt => self
-                .s
-                .acknowledge(self.vm, &self.vcpu.shared)
-                .map(events::interrupt_event),
+            Inject::Interrupt => {
+                self.stats.add(VcpuCounter::IrqInjections, 1);
+                self.s
+                    .acknowledge(self.vm, &self.vcpu.shared)
+                    .map(events::interrupt_event)
+            }
         };
         let more = d.irq_window || user_window || self.s.has_interrupt(self.vm, &self.vcpu.shared);
         (event, more, d.nmi_window)
@@ -980,7 +993,7 @@ impl<'a> Runner<'a> {
     }
 
     fn nested_fault(&mut self, f: &NestedFault) -> Step {
-        match self.vm.memory.fault(self.vm.mm(), f.gpa, f.write) {
+        match self.vm.memory.fault(self.vm.mm(), f.gpa, f.write, f.fetch) {
             Ok(FaultOutcome::Resume) => Step::Again,
             Ok(FaultOutcome::BadUserMemory) => Step::Fail(EFAULT),
             // A page table in MMIO space has no meaning; KVM fails likewise.
@@ -1019,6 +1032,7 @@ impl<'a> Runner<'a> {
     }
 
     fn emulate(&mut self, insn: &crate::emul::Insn) -> Step {
+        self.stats.add(VcpuCounter::Emulations, 1);
         let (result, actions) = {
             let view = self.vm.memory.view();
             self.s.emulate(self.vm, &view, self.run, insn)

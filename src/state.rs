@@ -180,7 +180,7 @@ impl State {
         let hw = Hw::new(id)?;
         let mut msr_file = KBox::new(MsrFile::ZERO, GFP_KERNEL_ACCOUNT)?;
         msr_file.reset(&msrs::Config {
-            arch_capabilities: 0,
+            arch_capabilities: model.arch_capabilities,
             lfence_serializing: model.lfence_serializing,
             vendor: model.vendor,
         });

@@ -245,14 +245,6 @@ counters! {
 counters! {
     /// Counters of a VM.
     VmCounter, VM_COUNTERS:
-    /// 4 KiB leaves in the nested page tables.
-    Pages4k = instant("pages_4k"),
-    /// 2 MiB leaves.
-    Pages2m = instant("pages_2m"),
-    /// 1 GiB leaves.
-    Pages1g = instant("pages_1g"),
-    /// Pages used by the nested page tables themselves.
-    TablePages = instant("nested_table_pages"),
     /// Ranges taken back by the host's memory management.
     Invalidations = cumulative("mmu_invalidations"),
     /// Translations flushed on all vCPUs.
@@ -644,8 +636,8 @@ mod tests {
     #[test]
     fn vm_file() {
         let s = VmStats::ZERO;
-        s.add(VmCounter::Pages2m, 5);
-        s.add(VmCounter::Pages2m, -2);
+        s.add(VmCounter::RemoteFlushes, 5);
+        s.add(VmCounter::RemoteFlushes, -2);
         let id = id_string(0, None);
         let f = StatsFile {
             id: &id,

@@ -66,10 +66,10 @@ impl Vm {
     pub(crate) fn new() -> Result<Arc<Self>> {
         let caps = hw::caps().ok_or(ENODEV)?;
         let mm = crate::linux::sched::current_mm().ok_or(ESRCH)?;
-        let memory = GuestMemory::new(*caps)?;
+        let stats = Arc::new(VmStats::ZERO, GFP_KERNEL_ACCOUNT)?;
+        let memory = GuestMemory::new(*caps, stats.clone())?;
         let notifier = MmuNotifier::register(&mm, Notifier(memory.clone()))?;
         let chip = IrqChip::new(memory.clone())?;
-        let stats = Arc::new(VmStats::ZERO, GFP_KERNEL_ACCOUNT)?;
         Arc::pin_init(
             try_pin_init!(Self {
                 mm,

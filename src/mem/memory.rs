@@ -22,6 +22,7 @@
 //! `update` (mutex) > SRCU read section > `mmu` (spin lock). User memory is never touched under `mmu`.
 
 use crate::backend::HwCaps;
+use crate::linux::boot_cpu;
 use crate::linux::gup;
 use crate::linux::mmu_notifier::{MmuNotifierOps, Range};
 use crate::linux::page;
@@ -31,6 +32,7 @@ use crate::mem::addr::{Gpa, GpaRange, Hpa, Hva, Level, PAGE_SIZE};
 use crate::mem::nested::{NestedTable, TablePool};
 use crate::mem::slots::{self, Change, Limits, Slot};
 use crate::mem::walk::{Cursor, Leaf, MapError, MemType, Perm};
+use crate::stats::{VmCounter, VmStats};
 use crate::vcpu_set::VcpuSet;
 use core::sync::atomic::{AtomicU64, Ordering};
 use kernel::mm::Mm;
@@ -197,13 +199,16 @@ pub(crate) struct GuestMemory {
     /// The vCPUs to be stopped for a flush.
     pub(crate) vcpus: VcpuSet,
     root: Hpa,
+    /// No huge leaf may be executable.
+    nx_huge: bool,
+    stats: Arc<VmStats>,
     caps: HwCaps,
     limits: Limits,
 }
 
 impl GuestMemory {
     /// No slots, an empty table.
-    pub(crate) fn new(caps: HwCaps) -> Result<Arc<Self>> {
+    pub(crate) fn new(caps: HwCaps, stats: Arc<VmStats>) -> Result<Arc<Self>> {
         // The root; the first fault fetches more.
         let mut pool = TablePool::new();
         pool.add()?;
@@ -225,6 +230,8 @@ impl GuestMemory {
                 tlb_generation: AtomicU64::new(1),
                 vcpus: VcpuSet::new()?,
                 root,
+                nx_huge: caps.name == "vmx" && boot_cpu::bug(boot_cpu::Bug::ItlbMultihit),
+                stats,
                 caps,
                 limits: Limits {
                     slots: crate::dev::MAX_SLOTS,
@@ -251,6 +258,7 @@ impl GuestMemory {
 
     /// Makes every vCPU leave the guest and flush before it enters again. Interrupts are on.
     fn flush(&self) {
+        self.stats.add(VmCounter::RemoteFlushes, 1);
         self.tlb_generation.fetch_add(1, Ordering::SeqCst);
         self.vcpus.stop_running();
     }
@@ -407,7 +415,13 @@ impl GuestMemory {
     }
 
     /// Handles a nested fault at `gpa`. Runs in the VM's own mm, may sleep.
-    pub(crate) fn fault(&self, mm: &Mm, gpa: Gpa, write: bool) -> Result<FaultOutcome> {
+    pub(crate) fn fault(
+        &self,
+        mm: &Mm,
+        gpa: Gpa,
+        write: bool,
+        fetch: bool,
+    ) -> Result<FaultOutcome> {
         let slots = self.slots.read();
         let Some((index, slot)) = slots.find(gpa) else {
             return Ok(FaultOutcome::Mmio);
@@ -468,7 +482,19 @@ impl GuestMemory {
         } else {
             Level::L1
         };
+        // A huge page that code runs from can machine-check the host on some CPUs when the guest changes it under a
+        // fetch (CVE-2018-12207): there code is mapped by 4 KiB, and huge pages are for data only.
+        let level = if self.nx_huge && fetch {
+            Level::L1
+        } else {
+            level
+        };
         let perm = if writable { Perm::RWX } else { Perm::RX };
+        let perm = if self.nx_huge && level != Level::L1 {
+            perm.without(Perm::X)
+        } else {
+            perm
+        };
         let leaf = Leaf {
             hpa: Hpa(pfn << 12).align_down(level),
             perm,
@@ -691,6 +717,7 @@ pub(crate) struct Notifier(pub(crate) Arc<GuestMemory>);
 
 impl MmuNotifierOps for Notifier {
     fn invalidate_range_start(&self, range: &Range) {
+        self.0.stats.add(VmCounter::Invalidations, 1);
         let (start, end) = (range.start as u64, range.end as u64);
         {
             let mut mmu = self.0.mmu.lock();
