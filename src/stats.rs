@@ -647,8 +647,8 @@ mod tests {
         let b = whole(&f);
         assert_eq!(&b[24..30], b"kvm-0\0");
         let p = parse(&b);
-        let x = p.iter().find(|x| x.0 == "pages_2m").unwrap();
-        assert_eq!((x.1, &x.2[..]), (1, &[3u64][..]));
+        let x = p.iter().find(|x| x.0 == "remote_tlb_flush").unwrap();
+        assert_eq!((x.1, &x.2[..]), (0, &[3u64][..]));
     }
 
     #[test]
