@@ -16,9 +16,12 @@
 #define TEST_END 0x8080000	/* TEST_ADDRESS + TEST_BYTES, for the assembler */
 #define PATTERN 0x5a5a5a5a5a5a5a5aull
 
-/* Writes to each page of the slot, over and over. Without the slot a write is an MMIO exit, which is ignored. */
+/*
+ * Writes to each page of the slot, over and over. Without the slot a write is an MMIO exit, which is ignored. Interrupts are on, although
+ * none comes: Bochs does not leave a guest that masks them for the host's interrupts (nor with KVM).
+ */
 GUEST64(writer,
-	"xor %eax, %eax\n"
+	"sti; xor %eax, %eax\n"
 	"1: inc %eax; mov $" STR(TEST_ADDRESS) ", %edi\n"
 	"2: mov %rax, (%rdi); add $4096, %edi; cmp $" STR(TEST_END) ", %edi; jb 2b; jmp 1b\n");
 
