@@ -14,6 +14,7 @@
 //! `avail` must be fetched by [`VcpuBackend::load`]; a group in `dirty` is written back by the next `enter`.
 
 use crate::cpu::regs::{Regs, Sregs};
+pub use crate::cpu::violation::Violation as EntryViolation;
 use crate::exit::{Event, Exit};
 use crate::mem::addr::Hpa;
 use kernel::prelude::*;
@@ -149,17 +150,6 @@ pub struct HwCaps {
     pub pause_exit: bool,
     /// Guest-physical address width of the nested page tables' root level (4 levels: 48).
     pub nested_levels: u8,
-}
-
-/// A rule of the manual that the vCPU's state breaks.
-#[derive(Clone, Copy, Debug)]
-pub struct EntryViolation {
-    /// The rule, as a sentence.
-    pub rule: &'static str,
-    /// Section of the manual.
-    pub manual: &'static str,
-    /// The offending value.
-    pub value: u64,
 }
 
 /// One vCPU's vendor part. Everything here runs under the vCPU's mutex; `&mut` makes it impossible to enter twice.

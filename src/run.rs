@@ -1020,13 +1020,7 @@ impl<'a> Runner<'a> {
                 self.emulate(&insn)
             }
             // Another instruction than the one that exited: it was changed meanwhile, or it is not one of ours.
-            Ok(insn) => {
-                let mut bytes = [0; 15];
-                for (to, from) in bytes.iter_mut().zip(insn.bytes()) {
-                    *to = *from;
-                }
-                self.emulation_failed(&bytes, insn.len())
-            }
+            Ok(insn) => self.not_emulated(&insn),
             Err(e) => self.fetch_failed(e),
         }
     }
@@ -1049,13 +1043,7 @@ impl<'a> Runner<'a> {
                 let _ = self.triple_fault();
                 Step::User
             }
-            Emulated::Unsupported => {
-                let mut bytes = [0; 15];
-                for (to, from) in bytes.iter_mut().zip(insn.bytes()) {
-                    *to = *from;
-                }
-                self.emulation_failed(&bytes, insn.len())
-            }
+            Emulated::Unsupported => self.not_emulated(insn),
             Emulated::User => {
                 self.s.insn = Some(*insn);
                 self.s.completion = Completion::Emulate;
@@ -1083,6 +1071,15 @@ impl<'a> Runner<'a> {
                 Step::User
             }
         }
+    }
+
+    /// [`Runner::emulation_failed`] for an instruction that was decoded.
+    fn not_emulated(&mut self, insn: &crate::emul::Insn) -> Step {
+        let mut bytes = [0; 15];
+        for (to, from) in bytes.iter_mut().zip(insn.bytes()) {
+            *to = *from;
+        }
+        self.emulation_failed(&bytes, insn.len())
     }
 
     /// KVM_EXIT_INTERNAL_ERROR with the instruction's bytes (KVM_INTERNAL_ERROR_EMULATION_FLAG_INSTRUCTION_BYTES).
@@ -1131,11 +1128,7 @@ impl<'a> Runner<'a> {
                         (0, true, CrOp::Lmsw(self.s.cpu.regs.get(g) as u16), None)
                     }
                     _ => {
-                        let mut bytes = [0; 15];
-                        for (to, from) in bytes.iter_mut().zip(insn.bytes()) {
-                            *to = *from;
-                        }
-                        return self.emulation_failed(&bytes, insn.len());
+                        return self.not_emulated(&insn);
                     }
                 }
             }
@@ -1283,11 +1276,7 @@ impl<'a> Runner<'a> {
             (Op::MovDr, Operand::Dr(n), Operand::Reg(g)) => (n, g, true),
             (Op::MovDr, Operand::Reg(g), Operand::Dr(n)) => (n, g, false),
             _ => {
-                let mut bytes = [0; 15];
-                for (to, from) in bytes.iter_mut().zip(insn.bytes()) {
-                    *to = *from;
-                }
-                return self.emulation_failed(&bytes, insn.len());
+                return self.not_emulated(&insn);
             }
         };
         self.s.load(Groups::CTRL.union(Groups::CODE));

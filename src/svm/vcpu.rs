@@ -821,10 +821,6 @@ impl VcpuBackend for SvmVcpu {
             g_pat: v.save.g_pat,
             cs_attrib: v.save.cs.attrib,
         };
-        check::check(&view, &caps).map_err(|v| EntryViolation {
-            rule: v.rule,
-            manual: v.manual,
-            value: v.value,
-        })
+        check::check(&view, &caps)
     }
 }

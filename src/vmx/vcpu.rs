@@ -288,11 +288,6 @@ impl VmxVcpu {
                 None => Ok(()),
             })
             .and_then(|()| check::check_guest(&v.guest, &v.controls, rules))
-            .map_err(|v| EntryViolation {
-                rule: v.rule,
-                manual: v.manual,
-                value: v.value,
-            })
     }
 
     /// The failure that the entry checks find, as the processor would report it.
