@@ -2,8 +2,9 @@
 //! The guest that measures: 64-bit code without an operating system, one routine per row.
 //!
 //! A routine takes r10 = iterations (not zero), r9 = array of that many u64 for the ticks of each,
-//! and what its row needs: rdi = an address without memory (or the local APIC), rbp = the next page
-//! to touch, r13 = timer delay in ticks. It ends with an `out` to [`DONE`].
+//! and what its row needs: rdi = an address without memory (or the local APIC, or the word that ends
+//! an echo), rbp = the next page to touch, r13 = timer delay in ticks. It ends with an `out` to
+//! [`DONE`].
 
 use std::ptr;
 
@@ -11,8 +12,18 @@ use std::ptr;
 pub const IDLE: u16 = 0x510;
 /// Port that ends a routine.
 pub const DONE: u16 = 0x511;
-/// Vector of the timer interrupt.
+/// Port at which user space raises what a row is about.
+pub const RAISE: u16 = 0x512;
+/// Port at which user space takes it back.
+pub const LOWER: u16 = 0x513;
+/// Port at which an echo says that it listens.
+pub const READY: u16 = 0x514;
+/// Vector of the timer interrupt, its handler for xAPIC mode.
 pub const VECTOR: u8 = 0x40;
+/// Vector of all other interrupts, its handler for x2APIC mode.
+pub const VECTOR_X2: u8 = 0x41;
+/// IOAPIC pin that no 8259 has.
+pub const PIN: u32 = 20;
 
 std::arch::global_asm!(
     r#"
@@ -136,6 +147,185 @@ rvmm_bench_on_timer:
     mov     dword ptr [rdi + 0xb0], 0
     iretq
 
+    // The rest is in x2APIC mode (SDM 3A 11.12): IA32_APIC_BASE, then the spurious-vector register.
+    .macro x2apic
+    mov     ecx, 0x1b
+    rdmsr
+    or      eax, 0xc00
+    wrmsr
+    mov     ecx, 0x80f
+    mov     eax, 0x1ff
+    xor     edx, edx
+    wrmsr
+    .endm
+
+    // Sends the vector to the APIC with id `to`, by the ICR.
+    .macro send to
+    mov     ecx, 0x830
+    mov     eax, 0x4000 + {vector_x2}
+    mov     edx, \to
+    wrmsr
+    .endm
+
+    // Time of arrival in r14, ticks of the EOI in r12.
+    .globl  rvmm_bench_on_interrupt
+rvmm_bench_on_interrupt:
+    stamp
+    mov     r14, rax
+    stamp
+    mov     r11, rax
+    mov     ecx, 0x80b
+    xor     eax, eax
+    xor     edx, edx
+    wrmsr
+    stamp
+    sub     rax, r11
+    mov     r12, rax
+    iretq
+
+    .macro self_ipi name, value
+    .globl  rvmm_bench_\name
+rvmm_bench_\name:
+    x2apic
+    sti
+3:
+    xor     r14d, r14d
+    stamp
+    mov     r8, rax
+    mov     ecx, 0x83f
+    mov     eax, {vector_x2}
+    xor     edx, edx
+    wrmsr
+4:
+    pause
+    test    r14, r14
+    jz      4b
+    sub     r14, r8
+    mov     [r9], \value
+    add     r9, 8
+    dec     r10
+    jnz     3b
+    jmp     rvmm_bench_done
+    .endm
+
+    self_ipi self_ipi, r14
+    self_ipi x2apic_eoi, r12
+
+    begin   tpr
+    mov     eax, 3
+    mov     cr8, rax
+    mov     rax, cr8
+    end
+
+    .globl  rvmm_bench_deadline
+rvmm_bench_deadline:
+    x2apic
+    mov     ecx, 0x832
+    mov     eax, 0x40000 + {vector_x2}
+    xor     edx, edx
+    wrmsr
+    mfence
+3:
+    stamp
+    mov     r8, rax
+    add     rax, r13
+    mov     rdx, rax
+    shr     rdx, 32
+    mov     ecx, 0x6e0
+    wrmsr
+    stamp
+    sub     rax, r8
+    mov     [r9], rax
+    add     r9, 8
+    dec     r10
+    jnz     3b
+    xor     eax, eax
+    xor     edx, edx
+    wrmsr
+    jmp     rvmm_bench_done
+
+    // Has user space raise an interrupt; the pin is edge-triggered, for the APIC with id 0.
+    .globl  rvmm_bench_raise
+rvmm_bench_raise:
+    x2apic
+    mov     edi, 0xfec00000
+    mov     dword ptr [rdi], 0x11 + 2 * {pin}
+    mov     dword ptr [rdi + 0x10], 0
+    mov     dword ptr [rdi], 0x10 + 2 * {pin}
+    mov     dword ptr [rdi + 0x10], {vector_x2}
+    sti
+3:
+    xor     r14d, r14d
+    stamp
+    mov     r8, rax
+    mov     dx, {raise}
+    out     dx, al
+4:
+    pause
+    test    r14, r14
+    jz      4b
+    sub     r14, r8
+    mov     [r9], r14
+    mov     dx, {lower}
+    out     dx, al
+    add     r9, 8
+    dec     r10
+    jnz     3b
+    jmp     rvmm_bench_done
+
+    // To APIC 1 and back. There the echo runs, until the byte at rdi is set and one more comes.
+    .macro  wait_spinning
+    pause
+    test    r14, r14
+    jz      4b
+    .endm
+    .macro  wait_halted
+    sti
+    hlt
+    cli
+    test    r14, r14
+    jz      4b
+    .endm
+    .macro  ping name, wait, flag
+    .globl  rvmm_bench_ipi_\name
+rvmm_bench_ipi_\name:
+    x2apic
+    \flag
+3:
+    xor     r14d, r14d
+    stamp
+    mov     r8, rax
+    send    1
+4:
+    \wait
+    sub     r14, r8
+    mov     [r9], r14
+    add     r9, 8
+    dec     r10
+    jnz     3b
+    mov     byte ptr [rdi], 1
+    send    1
+    jmp     rvmm_bench_done
+
+    .globl  rvmm_bench_echo_\name
+rvmm_bench_echo_\name:
+    x2apic
+    mov     dx, {ready}
+    out     dx, al
+    xor     r14d, r14d
+    \flag
+4:
+    \wait
+    cmp     byte ptr [rdi], 0
+    jnz     rvmm_bench_done
+    xor     r14d, r14d
+    send    0
+    jmp     4b
+    .endm
+
+    ping    running, wait_spinning, sti
+    ping    halted, wait_halted, cli
+
 rvmm_bench_done:
     mov     dx, {done}
     out     dx, al
@@ -147,11 +337,22 @@ rvmm_bench_end:
     .purgem stamp
     .purgem begin
     .purgem end
+    .purgem x2apic
+    .purgem send
+    .purgem self_ipi
+    .purgem wait_spinning
+    .purgem wait_halted
+    .purgem ping
     .popsection
     "#,
     idle = const IDLE,
     done = const DONE,
+    raise = const RAISE,
+    lower = const LOWER,
+    ready = const READY,
     vector = const VECTOR,
+    vector_x2 = const VECTOR_X2,
+    pin = const PIN,
 );
 
 macro_rules! entries {
@@ -198,6 +399,16 @@ entries! {
     Touch2m: rvmm_bench_touch_2m,
     HltWake: rvmm_bench_hlt_wake,
     OnTimer: rvmm_bench_on_timer,
+    OnInterrupt: rvmm_bench_on_interrupt,
+    SelfIpi: rvmm_bench_self_ipi,
+    X2apicEoi: rvmm_bench_x2apic_eoi,
+    Tpr: rvmm_bench_tpr,
+    Deadline: rvmm_bench_deadline,
+    Raise: rvmm_bench_raise,
+    IpiRunning: rvmm_bench_ipi_running,
+    EchoRunning: rvmm_bench_echo_running,
+    IpiHalted: rvmm_bench_ipi_halted,
+    EchoHalted: rvmm_bench_echo_halted,
 }
 
 /// The guest's code, which runs at any address.
@@ -219,11 +430,14 @@ mod tests {
         assert!((100..4096).contains(&code.len()), "{}", code.len());
         for routine in Routine::ALL {
             let at = routine.offset() as usize;
-            // All but the sleeper begin with LFENCE.
+            // LFENCE, `mov ecx, 0x1b` before x2APIC mode, or the sleeper's store.
             assert!(at + 3 < code.len());
-            if *routine != Routine::HltWake {
-                assert_eq!(code[at..at + 3], [0x0f, 0xae, 0xe8], "{routine:?}");
-            }
+            let begins = [[0x0f, 0xae, 0xe8], [0xb9, 0x1b, 0], [0xc7, 0x87, 0xf0]];
+            assert!(
+                begins.iter().any(|b| code[at..at + 3] == *b),
+                "{routine:?}: {:x?}",
+                &code[at..at + 3]
+            );
         }
     }
 

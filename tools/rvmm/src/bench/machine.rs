@@ -1,11 +1,20 @@
 // SPDX-License-Identifier: Apache-2.0 OR MIT
-//! The small machine that a row runs in: one CPU in 64-bit mode, local APIC in the kernel, a few
-//! megabytes of memory.
+//! The small machine that a row runs in: one or two CPUs in 64-bit mode, local APICs in the kernel, a
+//! few megabytes of memory.
 
 use std::io;
+use std::mem;
 use std::ptr;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::mpsc;
+use std::thread;
+use std::time::Duration;
 
-use kvm_bindings::{kvm_regs, kvm_userspace_memory_region, KVM_MAX_CPUID_ENTRIES};
+use anyhow::Context as _;
+use kvm_bindings::{
+    kvm_mp_state, kvm_regs, kvm_userspace_memory_region, KVM_MAX_CPUID_ENTRIES,
+    KVM_MP_STATE_RUNNABLE,
+};
 use kvm_ioctls::{Cap, Kvm, VcpuExit, VcpuFd, VmFd};
 use rvmm_vm::cpu::{self, Topology};
 use rvmm_vm::{layout, paging, vm};
@@ -16,6 +25,8 @@ use super::guest::{self, Routine};
 const CODE: u64 = 0x2_0000;
 /// Of its interrupt descriptor table.
 const IDT: u64 = 0x3000;
+/// Of the byte that ends an echo.
+const STOP: u64 = 0x4000;
 /// Of the results.
 const RESULTS: u64 = 0x10_0000;
 /// Bytes of low memory.
@@ -23,7 +34,7 @@ const LOW: usize = 2 << 20;
 /// Of the memory that fault rows touch.
 const PAGES: u64 = 0x4000_0000;
 /// Where there is nothing: accesses go to user space.
-const NOTHING: u64 = 0x8000_0000;
+pub const NOTHING: u64 = 0x8000_0000;
 
 /// An anonymous mapping, aligned to 2 MiB.
 pub struct Region {
@@ -149,10 +160,11 @@ fn failed(call: &'static str) -> impl FnOnce(kvm_ioctls::Error) -> rvmm_vm::Erro
     }
 }
 
-/// A machine with one CPU.
+/// A machine.
 pub struct Machine {
-    vcpu: VcpuFd,
-    vm: VmFd,
+    vcpus: Vec<VcpuFd>,
+    /// The virtual machine.
+    pub vm: VmFd,
     low: Region,
     pages: Option<Region>,
 }
@@ -170,9 +182,17 @@ pub struct Work {
     pub delay: u64,
 }
 
+/// What user space does at the port [`guest::RAISE`] (true) and at [`guest::LOWER`] (false).
+pub type Line<'a> = dyn FnMut(&VmFd, bool) -> anyhow::Result<()> + 'a;
+
 impl Machine {
-    /// Makes a machine, with interrupt controllers in the kernel or without any.
+    /// Makes a machine with one CPU, with interrupt controllers in the kernel or without any.
     pub fn new(kvm: &Kvm, irqchip: bool) -> rvmm_vm::Result<Self> {
+        Self::with_cpus(kvm, irqchip, 1)
+    }
+
+    /// Makes a machine with that many CPUs.
+    pub fn with_cpus(kvm: &Kvm, irqchip: bool, cpus: u8) -> rvmm_vm::Result<Self> {
         let os = |source| rvmm_vm::Error::Os {
             what: "memory of the benchmark's guest",
             source,
@@ -188,30 +208,46 @@ impl Machine {
         );
         low.write(layout::GDT, &paging::gdt_bytes());
         low.write(CODE, guest::code());
-        low.write(
-            IDT + u64::from(guest::VECTOR) * 16,
-            &gate(CODE + Routine::OnTimer.offset()),
-        );
+        for (vector, handler) in [
+            (guest::VECTOR, Routine::OnTimer),
+            (guest::VECTOR_X2, Routine::OnInterrupt),
+        ] {
+            low.write(IDT + u64::from(vector) * 16, &gate(CODE + handler.offset()));
+        }
         slot(&vm, 0, 0, &low)?;
 
-        let vcpu = vm.create_vcpu(0).map_err(failed("KVM_CREATE_VCPU"))?;
         let supported = kvm
             .get_supported_cpuid(KVM_MAX_CPUID_ENTRIES)
             .map_err(failed("KVM_GET_SUPPORTED_CPUID"))?;
         let deadline = irqchip && vm.check_extension(Cap::TscDeadlineTimer);
-        let topology = Topology { id: 0, cpus: 1 };
-        cpu::set_cpuid(&vcpu, &cpu::cpuid(supported.as_slice(), topology, deadline))?;
-        cpu::set_common(&vcpu)?;
-        if irqchip {
-            cpu::set_lapic_inputs(&vcpu, true)?;
+        let mut vcpus = Vec::new();
+        for id in 0..cpus {
+            let vcpu = vm
+                .create_vcpu(id.into())
+                .map_err(failed("KVM_CREATE_VCPU"))?;
+            let topology = Topology { id, cpus };
+            cpu::set_cpuid(&vcpu, &cpu::cpuid(supported.as_slice(), topology, deadline))?;
+            cpu::set_common(&vcpu)?;
+            if irqchip {
+                cpu::set_lapic_inputs(&vcpu, id == 0)?;
+            }
+            cpu::set_entry(&vcpu, CODE, 0)?;
+            let mut sregs = vcpu.get_sregs().map_err(failed("KVM_GET_SREGS"))?;
+            sregs.idt.base = IDT;
+            sregs.idt.limit = 0xfff;
+            vcpu.set_sregs(&sregs).map_err(failed("KVM_SET_SREGS"))?;
+            if id != 0 {
+                // It does not wait for INIT and SIPI.
+                let state = kvm_mp_state {
+                    mp_state: KVM_MP_STATE_RUNNABLE,
+                };
+                vcpu.set_mp_state(state)
+                    .map_err(failed("KVM_SET_MP_STATE"))?;
+            }
+            vcpus.push(vcpu);
         }
-        cpu::set_entry(&vcpu, CODE, 0)?;
-        let mut sregs = vcpu.get_sregs().map_err(failed("KVM_GET_SREGS"))?;
-        sregs.idt.base = IDT;
-        sregs.idt.limit = 0xfff;
-        vcpu.set_sregs(&sregs).map_err(failed("KVM_SET_SREGS"))?;
         Ok(Self {
-            vcpu,
+            vcpus,
             vm,
             low,
             pages: None,
@@ -227,52 +263,186 @@ impl Machine {
 
     /// Runs a routine to its end and returns the ticks of each counted iteration.
     pub fn run(&mut self, work: Work) -> anyhow::Result<Vec<u64>> {
-        let total = work.warm + work.count;
-        anyhow::ensure!(
-            (1..=(LOW - RESULTS as usize) / 8).contains(&total),
-            "too many iterations"
-        );
-        let regs = kvm_regs {
-            rip: CODE + work.routine.offset(),
-            rsp: layout::STACK_TOP,
-            rflags: 2,
-            rdi: if work.routine == Routine::HltWake {
-                layout::LAPIC.into()
-            } else {
-                NOTHING
-            },
-            rbp: PAGES,
-            r9: RESULTS,
-            r10: total as u64,
-            r13: work.delay,
-            ..Default::default()
+        self.run_with(work, &mut |_, _| Ok(()))
+    }
+
+    /// As [`Machine::run`], for a routine that has user space raise something.
+    pub fn run_with(&mut self, work: Work, line: &mut Line) -> anyhow::Result<Vec<u64>> {
+        let vcpu = self.vcpus.first_mut().context("no CPU")?;
+        set_up(vcpu, &work)?;
+        drive(vcpu, &work, |port| match port {
+            guest::RAISE => line(&self.vm, true),
+            guest::LOWER => line(&self.vm, false),
+            _ => Ok(()),
+        })?;
+        Ok(self.results(&work))
+    }
+
+    /// Runs a routine on CPU 0 and `echo` on CPU 1, their threads on these processors of the host.
+    pub fn run_pair(
+        &mut self,
+        work: Work,
+        echo: Routine,
+        processors: [usize; 2],
+    ) -> anyhow::Result<Vec<u64>> {
+        let [first, second] = &mut self.vcpus[..] else {
+            anyhow::bail!("not two CPUs");
         };
-        self.vcpu.set_regs(&regs).map_err(failed("KVM_SET_REGS"))?;
-        loop {
-            match self.vcpu.run() {
-                Ok(VcpuExit::IoOut(guest::DONE, _)) => break,
-                Ok(VcpuExit::IoOut(..) | VcpuExit::IoIn(..)) => {}
-                Ok(VcpuExit::MmioRead(..) | VcpuExit::MmioWrite(..)) => {}
-                Ok(other) => {
-                    let exit = format!("{other:?}");
-                    let at = self
-                        .vcpu
-                        .get_regs()
-                        .map(|regs| regs.rip)
-                        .unwrap_or_default();
-                    let rule = rvmm_vm::sys::entry_failure(&self.vcpu);
-                    let rule = rule
-                        .map(|(rule, _)| format!(": {rule}"))
-                        .unwrap_or_default();
-                    anyhow::bail!("{:?}: unexpected {exit} at {at:#x}{rule}", work.routine);
+        let echo = Work {
+            routine: echo,
+            ..work
+        };
+        set_up(first, &work)?;
+        set_up(second, &echo)?;
+        let before = Affinity::of_this_thread()?;
+        let over = AtomicBool::new(false);
+        let thread = AtomicU64::new(0);
+        let (listens, listening) = mpsc::channel();
+        thread::scope(|scope| {
+            let (over, thread) = (&over, &thread);
+            let other = thread::Builder::new().spawn_scoped(scope, move || {
+                // SAFETY: No preconditions.
+                thread.store(unsafe { libc::pthread_self() }, Ordering::Relaxed);
+                Affinity::one(processors[1]).set()?;
+                drive_until(second, &echo, over, |port| {
+                    if port == guest::READY {
+                        let _ = listens.send(());
+                    }
+                    Ok(())
+                })
+            })?;
+            let result = listening
+                .recv_timeout(Duration::from_secs(60))
+                .context("the other CPU does not start")
+                .and_then(|()| {
+                    Affinity::one(processors[0]).set()?;
+                    drive(first, &work, |_| Ok(()))
+                });
+            if result.is_err() {
+                over.store(true, Ordering::Relaxed);
+                vmm_sys_util::signal::register_signal_handler(libc::SIGUSR1, on_signal)
+                    .context("sigaction")?;
+                while !other.is_finished() {
+                    let thread = thread.load(Ordering::Relaxed);
+                    if thread != 0 {
+                        // SAFETY: The thread has not been joined.
+                        unsafe { libc::pthread_kill(thread, libc::SIGUSR1) };
+                    }
+                    thread::sleep(Duration::from_millis(10));
                 }
-                Err(error) if matches!(error.errno(), libc::EINTR | libc::EAGAIN) => {}
-                Err(error) => anyhow::bail!("{:?}: KVM_RUN: {error}", work.routine),
             }
-        }
-        Ok((work.warm..total)
+            let echoed = other.join().unwrap_or_else(|_| Ok(()));
+            result.and(echoed)
+        })?;
+        before.set()?;
+        Ok(self.results(&work))
+    }
+
+    fn results(&self, work: &Work) -> Vec<u64> {
+        (work.warm..work.warm + work.count)
             .map(|n| self.low.read_u64(RESULTS + n as u64 * 8))
-            .collect())
+            .collect()
+    }
+}
+
+extern "C" fn on_signal(_: libc::c_int, _: *mut libc::siginfo_t, _: *mut libc::c_void) {}
+
+/// Sets a CPU's registers for a routine.
+fn set_up(vcpu: &VcpuFd, work: &Work) -> anyhow::Result<()> {
+    let total = work.warm + work.count;
+    anyhow::ensure!(
+        (1..=(LOW - RESULTS as usize) / 8).contains(&total),
+        "too many iterations"
+    );
+    let echo = matches!(work.routine, Routine::EchoHalted | Routine::EchoRunning);
+    let regs = kvm_regs {
+        rip: CODE + work.routine.offset(),
+        rsp: layout::STACK_TOP - if echo { 0x1000 } else { 0 },
+        rflags: 2,
+        rdi: match work.routine {
+            Routine::HltWake => layout::LAPIC.into(),
+            Routine::IpiHalted | Routine::IpiRunning => STOP,
+            _ if echo => STOP,
+            _ => NOTHING,
+        },
+        rbp: PAGES,
+        r9: RESULTS,
+        r10: total as u64,
+        r13: work.delay,
+        ..Default::default()
+    };
+    vcpu.set_regs(&regs).map_err(failed("KVM_SET_REGS"))?;
+    Ok(())
+}
+
+/// Runs a CPU to the end of its routine.
+fn drive(
+    vcpu: &mut VcpuFd,
+    work: &Work,
+    port: impl FnMut(u16) -> anyhow::Result<()>,
+) -> anyhow::Result<()> {
+    drive_until(vcpu, work, &AtomicBool::new(false), port)
+}
+
+/// As [`drive`], or until a signal comes when `over` is set.
+fn drive_until(
+    vcpu: &mut VcpuFd,
+    work: &Work,
+    over: &AtomicBool,
+    mut port: impl FnMut(u16) -> anyhow::Result<()>,
+) -> anyhow::Result<()> {
+    loop {
+        match vcpu.run() {
+            Ok(VcpuExit::IoOut(guest::DONE, _)) => return Ok(()),
+            Ok(VcpuExit::IoOut(number, _)) => port(number)?,
+            Ok(VcpuExit::IoIn(..)) => {}
+            Ok(VcpuExit::MmioRead(..) | VcpuExit::MmioWrite(..)) => {}
+            Ok(other) => {
+                let exit = format!("{other:?}");
+                let at = vcpu.get_regs().map(|regs| regs.rip).unwrap_or_default();
+                let rule = rvmm_vm::sys::entry_failure(vcpu);
+                let rule = rule
+                    .map(|(rule, _)| format!(": {rule}"))
+                    .unwrap_or_default();
+                anyhow::bail!("{:?}: unexpected {exit} at {at:#x}{rule}", work.routine);
+            }
+            Err(error) if matches!(error.errno(), libc::EINTR | libc::EAGAIN) => {
+                anyhow::ensure!(!over.load(Ordering::Relaxed), "stopped");
+            }
+            Err(error) => anyhow::bail!("{:?}: KVM_RUN: {error}", work.routine),
+        }
+    }
+}
+
+/// Processors of the host that a thread may use.
+struct Affinity(libc::cpu_set_t);
+
+impl Affinity {
+    fn one(processor: usize) -> Self {
+        // SAFETY: All zeros is the empty set.
+        let mut set = unsafe { mem::zeroed() };
+        // SAFETY: CPU_SET ignores numbers beyond the set.
+        unsafe { libc::CPU_SET(processor, &mut set) };
+        Self(set)
+    }
+
+    fn of_this_thread() -> io::Result<Self> {
+        // SAFETY: All zeros is the empty set.
+        let mut set = unsafe { mem::zeroed() };
+        // SAFETY: The set is valid for writes, with its size.
+        match unsafe { libc::sched_getaffinity(0, size_of::<libc::cpu_set_t>(), &mut set) } {
+            0 => Ok(Self(set)),
+            _ => Err(io::Error::last_os_error()),
+        }
+    }
+
+    /// For the calling thread.
+    fn set(&self) -> io::Result<()> {
+        // SAFETY: The set is valid, with its size.
+        match unsafe { libc::sched_setaffinity(0, size_of::<libc::cpu_set_t>(), &self.0) } {
+            0 => Ok(()),
+            _ => Err(io::Error::last_os_error()),
+        }
     }
 }
 

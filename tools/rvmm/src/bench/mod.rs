@@ -11,12 +11,18 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 
 use anyhow::Context;
-use kvm_ioctls::{Cap, Kvm};
+use kvm_bindings::{
+    kvm_irq_routing_entry, kvm_irq_routing_entry__bindgen_ty_1, kvm_irq_routing_msi, KvmIrqRouting,
+    KVM_IRQ_ROUTING_MSI,
+};
+use kvm_ioctls::{Cap, IoEventAddress, Kvm, NoDatamatch};
 use rvmm_vm::{size, vm, Console, Exit, StopHandle, Vm, DEFAULT_DEVICE};
+
+use vmm_sys_util::eventfd::{EventFd, EFD_NONBLOCK};
 
 use crate::status::{self, Status};
 use guest::Routine;
-use machine::{Machine, Region, Work};
+use machine::{Machine, Region, Work, NOTHING};
 use report::{Report, Ticks};
 
 /// Options of `rvmm bench`.
@@ -189,6 +195,116 @@ impl Bench<'_> {
         Ticks::of(&samples, 0).context("no samples")
     }
 
+    /// Ticks of arming the timer once more, far from its deadline.
+    fn deadline(&self, overhead: u64) -> anyhow::Result<Ticks> {
+        anyhow::ensure!(
+            self.kvm.check_extension(Cap::TscDeadlineTimer),
+            "no KVM_CAP_TSC_DEADLINE_TIMER"
+        );
+        let count = self.count();
+        let samples = Machine::new(&self.kvm, true)?.run(Work {
+            routine: Routine::Deadline,
+            warm: count / 10 + 1,
+            count,
+            delay: 1 << 34,
+        })?;
+        Ticks::of(&samples, overhead).context("no samples")
+    }
+
+    /// Ticks from the guest's store or OUT, which signals an eventfd, to its next instruction.
+    fn doorbell(
+        &self,
+        routine: Routine,
+        address: &IoEventAddress,
+        overhead: u64,
+    ) -> anyhow::Result<Ticks> {
+        let count = self.count();
+        let bell = EventFd::new(EFD_NONBLOCK).context("eventfd")?;
+        let mut machine = Machine::new(&self.kvm, self.irqchip())?;
+        machine
+            .vm
+            .register_ioevent(&bell, address, NoDatamatch)
+            .context("KVM_IOEVENTFD")?;
+        let work = Work {
+            routine,
+            warm: count / 10 + 1,
+            count,
+            delay: 0,
+        };
+        let samples = machine.run(work)?;
+        anyhow::ensure!(
+            bell.read().context("eventfd")? == (work.warm + count) as u64,
+            "the doorbell did not ring each time"
+        );
+        Ticks::of(&samples, overhead).context("no samples")
+    }
+
+    /// Ticks from a call in user space to the guest's handler, with `trip` ticks for the way to user space and back.
+    fn raise(&self, irqfd: bool, trip: u64) -> anyhow::Result<Ticks> {
+        let count = self.count();
+        let mut machine = Machine::new(&self.kvm, true)?;
+        let bell = EventFd::new(EFD_NONBLOCK).context("eventfd")?;
+        if irqfd {
+            // Physical destination 0, edge (SDM 3A 11.11).
+            let route = kvm_irq_routing_entry {
+                gsi: MSI_GSI,
+                type_: KVM_IRQ_ROUTING_MSI,
+                u: kvm_irq_routing_entry__bindgen_ty_1 {
+                    msi: kvm_irq_routing_msi {
+                        address_lo: 0xfee0_0000,
+                        address_hi: 0,
+                        data: guest::VECTOR_X2.into(),
+                        ..Default::default()
+                    },
+                },
+                ..Default::default()
+            };
+            let routes = KvmIrqRouting::from_entries(&[route])
+                .map_err(|error| anyhow::anyhow!("{error:?}"))?;
+            machine
+                .vm
+                .set_gsi_routing(&routes)
+                .context("KVM_SET_GSI_ROUTING")?;
+            machine
+                .vm
+                .register_irqfd(&bell, MSI_GSI)
+                .context("KVM_IRQFD")?;
+        }
+        let work = Work {
+            routine: Routine::Raise,
+            warm: count / 10 + 1,
+            count,
+            delay: 0,
+        };
+        let samples = machine.run_with(work, &mut |vm, up| {
+            match (irqfd, up) {
+                (true, true) => bell.write(1).context("eventfd")?,
+                (true, false) => {}
+                (false, level) => vm.set_irq_line(guest::PIN, level).context("KVM_IRQ_LINE")?,
+            }
+            Ok(())
+        })?;
+        Ticks::of(&samples, trip).context("no samples")
+    }
+
+    /// Ticks from an IPI to the handler of the answer, with the vCPUs' threads on these processors of the host.
+    fn ipi(
+        &self,
+        routine: Routine,
+        echo: Routine,
+        processors: [usize; 2],
+    ) -> anyhow::Result<Ticks> {
+        let count = self.count();
+        let work = Work {
+            routine,
+            warm: count / 4 + 1,
+            count,
+            delay: 0,
+        };
+        let samples = Machine::with_cpus(&self.kvm, true, 2)?.run_pair(work, echo, processors)?;
+        Ticks::of(&samples, 0).context("no samples")
+    }
+
     fn touch(&self, large: bool, overhead: u64) -> anyhow::Result<Ticks> {
         let (routine, page, count) = if large {
             (Routine::Touch2m, 2 << 20, self.count().min(24))
@@ -292,6 +408,8 @@ impl Bench<'_> {
     }
 }
 
+/// GSI of the MSI route.
+const MSI_GSI: u32 = 24;
 const CREATE_WARM: usize = 3;
 const CREATE_COUNT: usize = 20;
 const LEAST_MEMORY: u64 = 16 << 20;
@@ -359,7 +477,34 @@ fn measure(args: &Args) -> anyhow::Result<Status> {
     }
     if bench.irqchip() {
         bench.row("hlt_wake", Bench::hlt_wake);
+        bench.row("deadline", |bench| bench.deadline(overhead));
+        bench.row("tpr", |bench| bench.routine(Routine::Tpr, overhead));
+        bench.row("self_ipi", |bench| {
+            bench.routine(Routine::SelfIpi, overhead)
+        });
+        bench.row("x2apic_eoi", |bench| {
+            bench.routine(Routine::X2apicEoi, overhead)
+        });
+        if std::thread::available_parallelism().is_ok_and(|n| n.get() > 1) {
+            bench.row("ipi_running", |bench| {
+                bench.ipi(Routine::IpiRunning, Routine::EchoRunning, [0, 1])
+            });
+        }
+        bench.row("ipi_halted", |bench| {
+            bench.ipi(Routine::IpiHalted, Routine::EchoHalted, [0, 0])
+        });
+        let trip = bench.routine(Routine::PortOut, 0)?.mean;
+        bench.row("irq_line", |bench| bench.raise(false, trip));
+        bench.row("irqfd", |bench| bench.raise(true, trip));
     }
+    bench.row("ioeventfd_port", |bench| {
+        let address = IoEventAddress::Pio(guest::IDLE.into());
+        bench.doorbell(Routine::PortOut, &address, overhead)
+    });
+    bench.row("ioeventfd_mmio", |bench| {
+        let address = IoEventAddress::Mmio(NOTHING);
+        bench.doorbell(Routine::MmioWrite, &address, overhead)
+    });
     bench.row("fault_4k", |bench| bench.touch(false, overhead));
     bench.row("fault_2m", |bench| bench.touch(true, overhead));
     bench.row("create", Bench::create);
