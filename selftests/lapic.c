@@ -187,6 +187,31 @@ TEST(priorities)
 	VECTORS(&vm, 0x81, 0x61, 0x41);
 }
 
+/* MOV to CR8 is the TPR at once, with and without an interrupt that waits for it. */
+GUEST64(cr8,
+	APIC "sti; mov $5, %eax; mov %rax, %cr8\n"
+	"movl $0x40041, 0x300(%rbx); nop\n"
+	"mov 0x80(%rbx), %eax; out %eax, $0x10\n"
+	"mov $4, %eax; mov %rax, %cr8; nop; mov 0xa0(%rbx), %eax; out %eax, $0x11\n"			/* PPR */
+	"mov $3, %eax; mov %rax, %cr8; nop; mov %cr8, %rax; out %eax, $0x12\n"
+	"mov $9, %eax; mov %rax, %cr8; mov %cr8, %rax; out %eax, $0x13\n");
+
+TEST(cr8)
+{
+	struct vm vm;
+
+	NEW(&vm, cr8);
+	CHECK_EQ(vm_expect_out(&vm, 0x10), 0x50);
+	CHECK_EQ(vm_log(&vm)->count, 0);
+	CHECK_EQ(vm.run->cr8, 5);
+	CHECK_EQ(vm_expect_out(&vm, 0x11), 0x40);
+	CHECK_EQ(vm_log(&vm)->count, 0);
+	CHECK_EQ(vm_expect_out(&vm, 0x12), 3);
+	VECTORS(&vm, 0x41);
+	CHECK_EQ(vm_expect_out(&vm, 0x13), 9);
+	CHECK_EQ(vm.run->cr8, 9);
+}
+
 /* Without EOI nothing of the same or a lower class comes. */
 GUEST64(no_eoi,
 	APIC "sti; movl $0x40065, 0x300(%rbx); nop; movl $0x40060, 0x300(%rbx); movl $0x40041, 0x300(%rbx); nop; movl $0x40091, 0x300(%rbx); nop\n"

@@ -117,6 +117,8 @@ pub struct EntryParams {
     pub nmi_window: bool,
     /// CR8 as the guest reads it, where reads do not exit.
     pub tpr: u8,
+    /// CR8 writes of less than this have to exit: an interrupt waits for a lower priority. 0: none waits; 16: all writes.
+    pub tpr_threshold: u8,
     /// Event to deliver.
     pub inject: Option<Event>,
     /// Run the vendor's entry checks in software before entering.
@@ -181,6 +183,11 @@ pub trait VcpuBackend: Sized {
     /// Current privilege level, where it can be had in a stay for less than [`VcpuBackend::load`]. Of the state that the last exit
     /// left: nothing is dirty.
     fn cpl(&self) -> Option<u8> {
+        None
+    }
+
+    /// CR8 as the guest left it, where writes that are above [`EntryParams::tpr_threshold`] do not exit.
+    fn tpr(&self) -> Option<u8> {
         None
     }
 

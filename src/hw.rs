@@ -140,6 +140,11 @@ impl VcpuBackend for Hw {
     }
 
     #[inline]
+    fn tpr(&self) -> Option<u8> {
+        dispatch!(self, v => v.tpr())
+    }
+
+    #[inline]
     fn insn_len(&self) -> Option<u8> {
         dispatch!(self, v => v.insn_len())
     }

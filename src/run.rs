@@ -515,6 +515,7 @@ impl<'a> Runner<'a> {
                 irq_window,
                 nmi_window,
                 tpr: self.s.cr8(),
+                tpr_threshold: self.s.cr8_threshold(),
                 inject,
                 check: self.s.check_entry,
             };
@@ -542,6 +543,10 @@ impl<'a> Runner<'a> {
                 self.refused = inject;
                 // The flush that the entry was to bring has perhaps not happened either.
                 self.s.tlb_seen = 0;
+            }
+            match self.s.hw.tpr() {
+                Some(tpr) if tpr != params.tpr => self.s.set_cr8(tpr),
+                _ => {}
             }
             let (class, step) = self.handle_frequent(&exit);
             match step {
@@ -1364,6 +1369,7 @@ impl<'a> Runner<'a> {
             irq_window: false,
             nmi_window: false,
             tpr: 0,
+            tpr_threshold: 0,
             inject: self.refused,
             check: true,
         };

@@ -328,6 +328,21 @@ impl State {
         self.lapic.as_ref().map_or(self.cr8, |l| l.cr8())
     }
 
+    /// CR8 writes of less than this concern us: they let an interrupt in, or user space wants to know of all of them.
+    #[inline]
+    pub(crate) fn cr8_threshold(&self) -> u8 {
+        self.lapic.as_ref().map_or(16, |l| l.cr8_threshold())
+    }
+
+    /// The guest wrote CR8, without consequences.
+    #[inline(never)]
+    pub(crate) fn set_cr8(&mut self, class: u8) {
+        match &mut self.lapic {
+            Some(l) => l.set_cr8(class),
+            None => self.cr8 = class & 15,
+        }
+    }
+
     /// Whether exceptions push error codes.
     pub(crate) fn protected(&mut self) -> bool {
         self.load(Groups::CTRL);

@@ -30,6 +30,9 @@ const DR7_ENABLES: u64 = 0xff;
 /// PAT after RESET (SDM 3A table 12-12, APM 2 7.8.2).
 const PAT_RESET: u64 = 0x0007_0406_0007_0406;
 
+/// Intercept of CR8 writes (APM 2 15.8.1).
+const CR8_WRITE: u32 = 1 << (16 + 8);
+
 /// EVENTINJ and EXITINTINFO (APM 2 15.20, 15.7.2).
 mod event {
     pub(super) const VALID: u64 = 1 << 31;
@@ -399,9 +402,9 @@ impl VcpuBackend for SvmVcpu {
         let (msrpm, iopm) = (state.msrpm.phys(), state.iopm.phys());
         let v = this.vmcb_mut();
         let c = &mut v.control;
-        // CR4: writes are checked against the guest's features, reads do not show MCE. CR8 is the local APIC's TPR;
-        // reads get V_TPR.
-        c.intercept_cr = 1 << 4 | 1 << (16 + 4) | 1 << (16 + 8);
+        // CR4: writes are checked against the guest's features, reads do not show MCE. CR8 is the local APIC's TPR:
+        // reads get V_TPR, and writes go there while no interrupt waits for a lower one (APM 2 15.21.1).
+        c.intercept_cr = 1 << 4 | 1 << (16 + 4) | CR8_WRITE;
         c.intercept_dr = 0xffff_ffff;
         c.intercept_misc1 = misc1::INTR
             | misc1::NMI
@@ -511,6 +514,11 @@ impl VcpuBackend for SvmVcpu {
         c.n_cr3 = params.nested_root.0;
         c.event_inj = params.inject.as_ref().map_or(0, Self::encode_event);
         c.vintr = c.vintr & !vintr::V_TPR | u64::from(params.tpr) & vintr::V_TPR;
+        c.intercept_cr = if params.tpr_threshold == 0 {
+            c.intercept_cr & !CR8_WRITE
+        } else {
+            c.intercept_cr | CR8_WRITE
+        };
         if params.irq_window {
             c.vintr |= vintr::V_IRQ | vintr::V_INTR_PRIO_MAX | vintr::V_IGN_TPR;
             c.intercept_misc1 |= misc1::VINTR;
@@ -658,6 +666,11 @@ impl VcpuBackend for SvmVcpu {
     #[inline]
     fn cpl(&self) -> Option<u8> {
         Some(self.vmcb().save.cpl & 3)
+    }
+
+    #[inline]
+    fn tpr(&self) -> Option<u8> {
+        Some((self.vmcb().control.vintr & vintr::V_TPR) as u8)
     }
 
     #[inline]
