@@ -16,7 +16,7 @@ use crate::linux::global::Global;
 use crate::linux::irqflags::IrqGuard;
 use crate::linux::page::Pages;
 use crate::linux::percpu::PerCpu;
-use crate::linux::{boot_cpu, cpuid, msr};
+use crate::linux::{boot_cpu, cpuid, msr, smp};
 use crate::mem::fmt_npt::HOST_PAT;
 use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use kernel::prelude::*;
@@ -83,6 +83,10 @@ struct State {
     asids: u32,
     flush_by_asid: bool,
     decode_assists: bool,
+    /// Interrupts go in as V_IRQ with their vector instead of EVENTINJ. QEMU's TCG forgets to clear the event after
+    /// VMRUN has delivered it, and delivers it again when it is asked to run another of its CPUs before the next exit
+    /// (`helper_vmrun`: `exception_index`; `cpu_handle_interrupt`). With one CPU nobody asks.
+    virtual_injection: bool,
     msrpm: Pages,
     iopm: Pages,
 }
@@ -107,6 +111,19 @@ impl Svm {
         // SAFETY: By the contract no reference is left.
         unsafe { STATE.clear() };
     }
+}
+
+/// Whether this CPU is QEMU's emulation (its CPUID signature is TCGTCGTCGTCG).
+fn is_tcg() -> bool {
+    const HYPERVISOR: u32 = 1 << 31;
+    let l = cpuid::cpuid(0x4000_0000, 0);
+    cpuid::cpuid(1, 0).ecx & HYPERVISOR != 0
+        && [l.ebx, l.ecx, l.edx]
+            == [
+                u32::from_le_bytes(*b"TCGT"),
+                u32::from_le_bytes(*b"CGTC"),
+                u32::from_le_bytes(*b"GTCG"),
+            ]
 }
 
 /// MSR-permission map that intercepts everything but [`SWITCHED_MSRS`].
@@ -204,6 +221,7 @@ impl Platform for Svm {
             asids: l.ebx,
             flush_by_asid: l.edx & feature::FLUSH_BY_ASID != 0,
             decode_assists: l.edx & feature::DECODE_ASSISTS != 0,
+            virtual_injection: is_tcg() && smp::num_online() > 1,
             msrpm,
             iopm,
         })?;

@@ -9,6 +9,7 @@ use crate::backend::{
     CpuState, EntryParams, EntryViolation, Groups, Interruptibility, LongCode, VcpuBackend,
 };
 use crate::cpu::control;
+use crate::cpu::events::interrupt_event;
 use crate::cpu::regs::{cr4, efer, rflags, DescTable, Gpr, Seg};
 use crate::exit::{CrAccess, CrOp, Event, EventKind, Exception, Exit, Io, NestedFault};
 use crate::linux::irqflags;
@@ -32,6 +33,8 @@ const PAT_RESET: u64 = 0x0007_0406_0007_0406;
 
 /// Intercept of CR8 writes (APM 2 15.8.1).
 const CR8_WRITE: u32 = 1 << (16 + 8);
+/// A virtual interrupt as soon as the guest can take one, whatever its task priority (APM 2 15.21.4).
+const VIRTUAL_IRQ: u64 = vintr::V_IRQ | vintr::V_INTR_PRIO_MAX | vintr::V_IGN_TPR;
 
 /// EVENTINJ and EXITINTINFO (APM 2 15.20, 15.7.2).
 mod event {
@@ -86,6 +89,8 @@ pub(crate) struct SvmVcpu {
     /// CR4.MCE as the guest set it.
     guest_mce: u64,
     extra_exceptions: u32,
+    /// Vector of a virtual interrupt that the last exit came before.
+    undelivered: Option<u8>,
     insn_len: u8,
     nested_exit: bool,
 }
@@ -146,6 +151,20 @@ impl SvmVcpu {
         cpu.generation.fetch_add(1, Ordering::Relaxed);
         cpu.next_asid.store(1, Ordering::Relaxed);
         self.asid_cpu = u32::MAX;
+    }
+
+    /// The vector of `params.inject` if it has to be delivered as a virtual interrupt (see [`State::virtual_injection`]). Where an
+    /// exit is wanted as soon as another interrupt can be delivered, V_IRQ is taken.
+    #[inline]
+    fn virtual_irq(&self, params: &EntryParams) -> Option<u8> {
+        match params.inject {
+            Some(Event {
+                kind: EventKind::ExternalInterrupt,
+                vector,
+                ..
+            }) if self.state.virtual_injection && !params.irq_window => Some(vector),
+            _ => None,
+        }
     }
 
     fn set_iret_intercept(&mut self, on: bool) {
@@ -301,7 +320,7 @@ impl SvmVcpu {
             exit::NMI => Exit::HostNmi,
             exit::VINTR => {
                 let c = &mut self.vmcb_mut().control;
-                c.vintr &= !(vintr::V_IRQ | vintr::V_INTR_PRIO_MAX | vintr::V_IGN_TPR);
+                c.vintr &= !VIRTUAL_IRQ;
                 c.intercept_misc1 &= !misc1::VINTR;
                 Exit::IrqWindow
             }
@@ -396,6 +415,7 @@ impl VcpuBackend for SvmVcpu {
             },
             guest_mce: 0,
             extra_exceptions: 0,
+            undelivered: None,
             insn_len: 0,
             nested_exit: false,
         };
@@ -509,6 +529,7 @@ impl VcpuBackend for SvmVcpu {
             }
         }
         let stepping = self.stepping;
+        let virtual_irq = self.virtual_irq(params);
         let v = self.vmcb_mut();
         let c = &mut v.control;
         c.n_cr3 = params.nested_root.0;
@@ -519,11 +540,16 @@ impl VcpuBackend for SvmVcpu {
         } else {
             c.intercept_cr | CR8_WRITE
         };
-        if params.irq_window {
-            c.vintr |= vintr::V_IRQ | vintr::V_INTR_PRIO_MAX | vintr::V_IGN_TPR;
+        if let Some(vector) = virtual_irq {
+            c.event_inj = 0;
+            c.vintr &= !vintr::V_INTR_VECTOR;
+            c.vintr |= VIRTUAL_IRQ | u64::from(vector) << vintr::V_INTR_VECTOR_SHIFT;
+            c.intercept_misc1 &= !misc1::VINTR;
+        } else if params.irq_window {
+            c.vintr |= VIRTUAL_IRQ;
             c.intercept_misc1 |= misc1::VINTR;
         } else if c.intercept_misc1 & misc1::VINTR != 0 {
-            c.vintr &= !(vintr::V_IRQ | vintr::V_INTR_PRIO_MAX | vintr::V_IGN_TPR);
+            c.vintr &= !VIRTUAL_IRQ;
             c.intercept_misc1 &= !misc1::VINTR;
         }
         let s = &mut v.save;
@@ -557,6 +583,12 @@ impl VcpuBackend for SvmVcpu {
         unsafe { entry::vmrun(vmcb, host, &mut cpu.regs) };
         mitigate::after_exit();
 
+        if virtual_irq.is_some() {
+            let c = &mut self.vmcb_mut().control;
+            let waits = c.vintr & vintr::V_IRQ != 0;
+            c.vintr &= !VIRTUAL_IRQ;
+            self.undelivered = virtual_irq.filter(|_| waits);
+        }
         let s = &self.vmcb().save;
         cpu.regs.gpr[Gpr::Rax as usize] = s.rax;
         cpu.regs.gpr[Gpr::Rsp as usize] = s.rsp;
@@ -685,6 +717,9 @@ impl VcpuBackend for SvmVcpu {
     }
 
     fn take_interrupted(&mut self) -> Option<Event> {
+        if let Some(vector) = self.undelivered.take() {
+            return Some(interrupt_event(vector));
+        }
         let info = self.vmcb().control.exit_int_info;
         if info & event::VALID == 0 {
             return None;

@@ -184,6 +184,8 @@ pub(super) mod vintr {
     pub(in crate::svm) const V_INTR_PRIO_MAX: u64 = 0xf << 16;
     pub(in crate::svm) const V_IGN_TPR: u64 = 1 << 20;
     pub(in crate::svm) const V_INTR_MASKING: u64 = 1 << 24;
+    pub(in crate::svm) const V_INTR_VECTOR_SHIFT: u32 = 32;
+    pub(in crate::svm) const V_INTR_VECTOR: u64 = 0xff << V_INTR_VECTOR_SHIFT;
 }
 
 /// Exit codes (APM 2 appendix C).
