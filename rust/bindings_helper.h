@@ -34,6 +34,7 @@
 #include <linux/spinlock.h>
 #include <linux/swap.h>
 #include <linux/syscore_ops.h>
+#include <linux/timekeeping.h>
 #include <linux/uaccess.h>
 #include <linux/wait.h>
 #include <linux/workqueue.h>
@@ -178,6 +179,13 @@ unsigned int rvmm_virt_bits(void);
 bool rvmm_fred_enabled(void);
 bool rvmm_la57_enabled(void);
 bool rvmm_tsc_stable(void);
+
+struct rvmm_clocks {
+	u64 base_ns, real_ns, tsc;
+	bool tsc_based;
+};
+
+void rvmm_read_clocks(struct rvmm_clocks *c);
 
 int rvmm_xrstor64(const void *area, u64 mask);
 int rvmm_fxrstor64(const void *area);

@@ -12,6 +12,7 @@ pub mod bindings;
 
 pub mod anon_inode;
 pub mod boot_cpu;
+pub mod clock;
 pub mod cpuhp;
 pub mod cpuid;
 pub mod cr;

@@ -223,10 +223,15 @@ pub(crate) fn check_extension(cap: usize) -> isize {
         | k::KVM_CAP_IMMEDIATE_EXIT
         | k::KVM_CAP_BINARY_STATS_FD
         | k::KVM_CAP_SET_BOOT_CPU_ID
+        | k::KVM_CAP_CLOCKSOURCE
+        | k::KVM_CAP_KVMCLOCK_CTRL
+        | k::KVM_CAP_ENFORCE_PV_FEATURE_CPUID
         | k::KVM_CAP_USER_MEMORY2
         | uapi::RVMM_CAP_ENTRY_FAILURE => 1,
         k::KVM_CAP_XCRS => model().is_ok_and(|m| m.has_xsave).into(),
-        k::KVM_CAP_ADJUST_CLOCK => k::KVM_CLOCK_TSC_STABLE as isize,
+        k::KVM_CAP_ADJUST_CLOCK => {
+            (k::KVM_CLOCK_TSC_STABLE | k::KVM_CLOCK_REALTIME | k::KVM_CLOCK_HOST_TSC) as isize
+        }
         k::KVM_CAP_NR_VCPUS => (crate::linux::smp::num_online() as usize).min(MAX_VCPUS) as isize,
         k::KVM_CAP_MAX_VCPUS => MAX_VCPUS as isize,
         k::KVM_CAP_MAX_VCPU_ID => MAX_VCPU_ID as isize,

@@ -10,6 +10,7 @@ mod linux;
 // The vendors state more than the core acts on.
 #[allow(dead_code)]
 mod backend;
+mod clock;
 mod dev;
 mod emulate;
 #[allow(dead_code)]

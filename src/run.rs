@@ -12,6 +12,7 @@ use crate::cpu::control;
 use crate::cpu::cpuid;
 use crate::cpu::events::{self, Inject};
 use crate::cpu::msr as msrs;
+use crate::cpu::paravirt;
 use crate::cpu::regs::{cr4, rflags, Gpr, Seg};
 use crate::cpu::xsave;
 use crate::emul::{Op, Operand, Pending};
@@ -191,6 +192,9 @@ impl<'a> Runner<'a> {
             if sched::xfer_to_guest_maybe_pending() && sched::xfer_to_guest_handle().is_err() {
                 return self.interrupted();
             }
+            if self.s.pv.clock_stale {
+                paravirt::update_clock(self.vm, self.s);
+            }
             let step = match self.stay()? {
                 Stayed::Ended(step) => step,
                 Stayed::Slow(exit) => {
@@ -322,7 +326,7 @@ impl<'a> Runner<'a> {
         }
         self.take_interrupts(r);
         if r & request::CLOCK != 0 {
-            crate::cpu::paravirt::update_clock(self.vm, self.s);
+            paravirt::update_clock(self.vm, self.s);
         }
         true
     }
@@ -371,7 +375,7 @@ impl<'a> Runner<'a> {
     #[inline(never)]
     fn await_deadline(&mut self, deadline: u64) {
         let s = &mut *self.s;
-        let limit = MAX_ADVANCE_NS * u64::from(self.vm.tsc_khz) / 1_000_000;
+        let limit = MAX_ADVANCE_NS * u64::from(s.tsc_khz) / 1_000_000;
         let early = deadline.wrapping_sub(s.tsc()) as i64;
         let by = early.unsigned_abs();
         // Later than any advance could make up for: the host was busy, which says nothing about the way here.
@@ -798,8 +802,7 @@ impl<'a> Runner<'a> {
         let regs = &self.s.cpu.regs;
         let index = regs.get(Gpr::Rcx) as u32;
         let value = regs.get(Gpr::Rdx) << 32 | regs.get(Gpr::Rax) & 0xffff_ffff;
-        // Paravirtual pages are written with user accesses that may sleep.
-        if atomic && crate::cpu::paravirt::is_mine(index) {
+        if atomic && paravirt::may_sleep(index) {
             return Step::Slow;
         }
         // Fetch first: the write may change what the address translates to.

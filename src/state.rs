@@ -8,6 +8,7 @@ use crate::cpu::control;
 use crate::cpu::cpuid::{CpuidEntry, CpuidIndex, Dynamic, GuestFeatures};
 use crate::cpu::events::{self, Gate};
 use crate::cpu::msr::{self as msrs, Access, Class, MsrFile, Read, Written};
+use crate::cpu::paravirt::Paravirt;
 use crate::cpu::regs::{cr0, cr4, rflags, DescTable, Gpr, Seg, Segment, Sregs};
 use crate::cpu::xsave;
 use crate::dev::{self, Model};
@@ -74,6 +75,8 @@ pub(crate) const MAX_ADVANCE_NS: u64 = 8000;
 
 /// One vCPU's private state.
 pub(crate) struct State {
+    /// The vCPU's id.
+    pub(crate) id: u32,
     /// The vendor's part.
     pub(crate) hw: Hw,
     /// Registers; system registers are cached by groups, see [`State::load`].
@@ -117,6 +120,12 @@ pub(crate) struct State {
     pub(crate) completion: Completion,
     /// Guest's TSC = host's TSC + this.
     pub(crate) tsc_offset: u64,
+    /// The guest's TSC frequency, kHz.
+    pub(crate) tsc_khz: u32,
+    /// Which generation of synchronised TSCs this one belongs to.
+    pub(crate) tsc_member: u64,
+    /// What KVM's paravirtual MSRs set up.
+    pub(crate) pv: Paravirt,
     /// IA32_TSC_ADJUST.
     pub(crate) tsc_adjust: u64,
     /// TLB generation of the last flush, and the CPU of the last stay.
@@ -205,6 +214,7 @@ impl State {
         // Fresh pages are zero.
         xsave::init_image(fpu.as_mut_slice(), model.mxcsr_mask);
         let mut this = Self {
+            id,
             hw,
             cpu: CpuState::default(),
             fpu,
@@ -230,7 +240,10 @@ impl State {
             insn_cache: KBox::new(DecodeCache::new(), GFP_KERNEL_ACCOUNT)?,
             io_port: None,
             completion: Completion::Nothing,
-            tsc_offset: vm.tsc_offset,
+            tsc_offset: 0,
+            tsc_khz: vm.tsc_khz,
+            tsc_member: 0,
+            pv: Paravirt::default(),
             tsc_adjust: 0,
             tlb_seen: 0,
             last_cpu: u32::MAX,
@@ -243,7 +256,6 @@ impl State {
             model,
         };
         this.reset_registers(false);
-        this.hw.set_tsc_offset(this.tsc_offset);
         this.refresh_dynamic();
         if let Some(l) = &this.lapic {
             shared.set_apic_addr(l.addr());
@@ -275,6 +287,7 @@ impl State {
         self.cpu.dr6 = 0xffff_0ff0;
         self.cpu.dr7 = 0x400;
         self.events = Events::default();
+        self.pv.reset();
         self.hw.set_interruptibility(Interruptibility::default());
         self.cr8 = 0;
         self.replay.clear();
@@ -380,31 +393,64 @@ impl State {
 
     /// Guest TSC now.
     pub(crate) fn tsc(&self) -> u64 {
-        boot_cpu::rdtsc().wrapping_add(self.tsc_offset)
+        self.tsc_at(boot_cpu::rdtsc())
+    }
+
+    /// Guest TSC at this host TSC.
+    pub(crate) fn tsc_at(&self, host: u64) -> u64 {
+        host.wrapping_add(self.tsc_offset)
+    }
+
+    /// The frequency at which the guest's TSC really counts, kHz; [`State::tsc_khz`] is what it is taken for.
+    pub(crate) fn tsc_rate_khz(&self) -> u32 {
+        boot_cpu::tsc_khz()
+    }
+
+    /// User space writes IA32_TSC, or the vCPU is new: the vCPU's TSC runs together with the others' if it seems meant to.
+    pub(crate) fn synchronize_tsc(&mut self, vm: &Vm, value: u64, by_user: bool) {
+        let vcpus = &vm.memory.vcpus;
+        let offset = vm.clock.write_tsc(
+            vcpus,
+            &mut self.tsc_member,
+            value,
+            self.tsc_khz,
+            by_user,
+            |host| host,
+        );
+        self.set_tsc_offset(offset);
     }
 
     /// Changes the TSC offset.
     pub(crate) fn set_tsc_offset(&mut self, offset: u64) {
         self.tsc_offset = offset;
         self.hw.set_tsc_offset(offset);
+        // Its page says how time follows from the TSC.
+        self.pv.clock_stale = true;
     }
 
     fn access<'a>(
         features: &'a GuestFeatures,
         host: &'a GuestFeatures,
         host_initiated: bool,
+        enforce_pv: bool,
     ) -> Access<'a> {
         Access {
             guest: features,
             host,
             host_initiated,
             xss_allowed: 0,
+            enforce_pv,
         }
     }
 
     /// RDMSR, or KVM_GET_MSRS with `by_host`. `None` raises #GP or ends the list.
     pub(crate) fn read_msr(&mut self, vm: &Vm, index: u32, by_host: bool) -> Option<u64> {
-        let a = Self::access(&self.features, &self.host_features, by_host);
+        let a = Self::access(
+            &self.features,
+            &self.host_features,
+            by_host,
+            self.pv.enforce,
+        );
         let class = match self.msrs.get(index, &a).ok()? {
             Read::Value(v) => return Some(v),
             Read::Delegate(class) => class,
@@ -455,7 +501,12 @@ impl State {
         value: u64,
         by_host: bool,
     ) -> Option<Action> {
-        let a = Self::access(&self.features, &self.host_features, by_host);
+        let a = Self::access(
+            &self.features,
+            &self.host_features,
+            by_host,
+            self.pv.enforce,
+        );
         let (class, value) = match self.msrs.set(index, value, &a).ok()? {
             Written::Stored | Written::StoredMtrr => return Some(Action::NONE),
             Written::StoredXss => {
@@ -507,14 +558,14 @@ impl State {
                 self.lapic.as_mut()?.wrmsr(index, value, now).ok()
             }
             Class::Tsc => {
-                let offset = value.wrapping_sub(boot_cpu::rdtsc());
-                if !by_host {
+                if by_host {
+                    self.synchronize_tsc(vm, value, true);
+                } else {
                     // A guest's write shows in TSC_ADJUST (SDM 3B 19.17.3).
-                    self.tsc_adjust = self
-                        .tsc_adjust
-                        .wrapping_add(offset.wrapping_sub(self.tsc_offset));
+                    let by = value.wrapping_sub(self.tsc());
+                    self.tsc_adjust = self.tsc_adjust.wrapping_add(by);
+                    self.set_tsc_offset(self.tsc_offset.wrapping_add(by));
                 }
-                self.set_tsc_offset(offset);
                 // The timer's deadline is in guest TSC.
                 Some(Action {
                     timer: true,

@@ -69,7 +69,6 @@ pub(crate) struct Vcpu {
     /// Exit ledger.
     pub(crate) stats: Arc<VcpuLedger>,
     timer: Timer<ApicTimer>,
-    tsc_khz: u32,
     #[pin]
     state: KillableMutex<State>,
 }
@@ -88,11 +87,17 @@ impl Vcpu {
                 run,
                 stats,
                 timer,
-                tsc_khz: vm.tsc_khz,
                 shared,
             }),
             GFP_KERNEL_ACCOUNT,
         )
+    }
+
+    /// Sets a new vCPU's TSC going, together with the others'.
+    pub(crate) fn start_tsc(&self, vm: &Vm) -> Result {
+        let mut s = self.state.lock()?;
+        s.synchronize_tsc(vm, 0, false);
+        Ok(())
     }
 
     /// Arms the APIC timer as the local APIC wants it.
@@ -112,7 +117,7 @@ impl Vcpu {
                     self.shared.request_self(request::TIMER);
                     return;
                 }
-                let khz = u64::from(self.tsc_khz.max(1));
+                let khz = u64::from(s.tsc_khz.max(1));
                 // left / khz milliseconds, without a product that overflows: the remainder is below 2^32.
                 let ns = (left / khz)
                     .saturating_mul(1_000_000)
@@ -345,7 +350,9 @@ fn ioctl(vm: &Arc<Vm>, vcpu: &Arc<Vcpu>, cmd: u32, arg: usize) -> Result<isize> 
             s.cpu.dr6 = d.dr6 & 0x1e00f | 0xffff_0ff0;
             s.cpu.dr7 = d.dr7 & 0xffff_2bff | 0x400;
         }
-        uapi::KVM_GET_TSC_KHZ => return Ok(vm.tsc_khz as isize),
+        uapi::KVM_KVMCLOCK_CTRL => crate::cpu::paravirt::guest_stopped(s)?,
+        uapi::KVM_ENABLE_CAP => enable_cap(s, &uapi::get(arg)?)?,
+        uapi::KVM_GET_TSC_KHZ => return Ok(s.tsc_khz as isize),
         uapi::KVM_SET_TSC_KHZ => {
             // No scaling: only what the TSC does anyway, within KVM's tolerance of 250 ppm.
             let want = if arg == 0 { vm.tsc_khz as usize } else { arg };
@@ -374,6 +381,18 @@ fn interrupt(vm: &Vm, vcpu: &Vcpu, irq: u32) -> Result<isize> {
     }
     s.events.external = Some(vector);
     Ok(0)
+}
+
+/// KVM_ENABLE_CAP (api.rst 7.1).
+fn enable_cap(s: &mut State, cap: &k::kvm_enable_cap) -> Result {
+    if cap.flags != 0 {
+        return Err(EINVAL);
+    }
+    match cap.cap {
+        k::KVM_CAP_ENFORCE_PV_FEATURE_CPUID => s.pv.enforce = cap.args[0] != 0,
+        _ => return Err(EINVAL),
+    }
+    Ok(())
 }
 
 fn get_regs(s: &State) -> k::kvm_regs {

@@ -10,6 +10,7 @@
 //!
 //! `setup` (creation of vCPUs and interrupt controllers) > a vCPU's `state` > `memory.update` > the interrupt controllers' spin locks.
 
+use crate::clock::Clock;
 use crate::dev;
 use crate::hw;
 use crate::irq::chip::IrqChip;
@@ -22,7 +23,7 @@ use crate::stats::VmStats;
 use crate::uapi::{self, k};
 use crate::vcpu::{Vcpu, VcpuFile};
 use crate::vcpu_set::{MAX_VCPUS, MAX_VCPU_ID};
-use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use core::sync::atomic::{AtomicU32, Ordering};
 use kernel::fs::File;
 use kernel::mm::Mm;
 use kernel::prelude::*;
@@ -51,12 +52,11 @@ pub(crate) struct Vm {
     setup: Mutex<Setup>,
     /// vCPU that starts as BSP.
     boot_cpu: AtomicU32,
-    /// TSC frequency of guests, kHz.
+    /// TSC frequency of new vCPUs, kHz.
     pub(crate) tsc_khz: u32,
-    /// Guest TSC = host TSC + this, for new vCPUs: time zero is the VM's creation.
-    pub(crate) tsc_offset: u64,
-    /// kvmclock nanoseconds = CLOCK_MONOTONIC + this.
-    pub(crate) clock_offset: AtomicU64,
+    /// The VM's clock.
+    #[pin]
+    pub(crate) clock: Clock,
     /// Exit ledger.
     pub(crate) stats: Arc<VmStats>,
 }
@@ -79,8 +79,7 @@ impl Vm {
                 setup <- new_mutex!(Setup { ids: KVec::new() }),
                 boot_cpu: AtomicU32::new(0),
                 tsc_khz: crate::linux::boot_cpu::tsc_khz(),
-                tsc_offset: crate::linux::boot_cpu::rdtsc().wrapping_neg(),
-                clock_offset: AtomicU64::new(crate::linux::hrtimer::ktime_get_ns().wrapping_neg()),
+                clock <- Clock::new(),
                 stats,
             }),
             GFP_KERNEL_ACCOUNT,
@@ -104,12 +103,6 @@ impl Vm {
     /// Id of the vCPU that starts as BSP.
     pub(crate) fn boot_cpu(&self) -> u32 {
         self.boot_cpu.load(Ordering::Relaxed)
-    }
-
-    /// KVM clock in nanoseconds.
-    pub(crate) fn clock_ns(&self) -> u64 {
-        crate::linux::hrtimer::ktime_get_ns()
-            .wrapping_add(self.clock_offset.load(Ordering::Relaxed))
     }
 }
 
@@ -224,7 +217,13 @@ fn ioctl(vm: &Arc<Vm>, cmd: u32, arg: usize) -> Result<isize> {
         }
         uapi::KVM_GET_CLOCK => {
             let mut d = uapi::zeroed::<k::kvm_clock_data>();
-            d.clock = vm.clock_ns();
+            let now = vm.clock.now();
+            d.clock = now.ns;
+            if let Some((real_ns, tsc)) = now.host {
+                d.flags = k::KVM_CLOCK_TSC_STABLE | k::KVM_CLOCK_REALTIME | k::KVM_CLOCK_HOST_TSC;
+                d.realtime = real_ns;
+                d.host_tsc = tsc;
+            }
             uapi::put(arg, &d)?;
             Ok(0)
         }
@@ -235,11 +234,8 @@ fn ioctl(vm: &Arc<Vm>, cmd: u32, arg: usize) -> Result<isize> {
             {
                 return Err(EINVAL);
             }
-            vm.clock_offset.store(
-                d.clock.wrapping_sub(crate::linux::hrtimer::ktime_get_ns()),
-                Ordering::Relaxed,
-            );
-            vm.memory.vcpus.request_all(crate::vcpu_set::request::CLOCK);
+            let real_ns = (d.flags & k::KVM_CLOCK_REALTIME != 0).then_some(d.realtime);
+            vm.clock.set(&vm.memory.vcpus, d.clock, real_ns);
             Ok(0)
         }
         uapi::KVM_GET_TSC_KHZ => Ok(vm.tsc_khz as isize),
@@ -298,8 +294,10 @@ fn create_vcpu(vm: &Arc<Vm>, id: usize) -> Result<isize> {
     setup.ids.reserve(1, GFP_KERNEL_ACCOUNT)?;
     let vcpu = Vcpu::new(vm, id)?;
     let shared = vcpu.shared.clone();
-    let file = NewFile::new(VcpuFile::new(vm.clone(), vcpu)?)?;
+    let file = NewFile::new(VcpuFile::new(vm.clone(), vcpu.clone())?)?;
     vm.memory.vcpus.push(shared)?;
+    // Counts the vCPUs, so it comes after.
+    vcpu.start_tsc(vm)?;
     let _ = setup.ids.push_within_capacity(id);
     Ok(file.install() as isize)
 }

@@ -626,6 +626,18 @@ bool rvmm_tsc_stable(void)
 	return !check_tsc_unstable();
 }
 
+/* CLOCK_MONOTONIC_RAW with the time that the machine was suspended, CLOCK_REALTIME and TSC, at one moment if possible. */
+void rvmm_read_clocks(struct rvmm_clocks *c)
+{
+	struct system_time_snapshot s = {};
+
+	ktime_get_snapshot_id(CLOCK_REALTIME, &s);
+	c->base_ns = ktime_to_ns(s.monoraw) + ktime_to_ns(ktime_mono_to_any(0, TK_OFFS_BOOT));
+	c->real_ns = ktime_to_ns(s.systime);
+	c->tsc_based = s.valid && (s.cs_id == CSID_X86_TSC || s.cs_id == CSID_X86_TSC_EARLY);
+	c->tsc = c->tsc_based ? s.cycles : rdtsc_ordered();
+}
+
 /* --- extended state ---------------------------------------------------------------------------- */
 
 int rvmm_xrstor64(const void *area, u64 mask)

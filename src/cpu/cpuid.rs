@@ -457,6 +457,24 @@ pub const KVM_FEATURES_LEAF: u32 = 0x4000_0001;
 /// "KVMKVMKVM\0\0\0" in EBX, ECX, EDX.
 pub const KVM_SIGNATURE: [u32; 3] = [0x4b4d_564b, 0x564b_4d56, 0x0000_004d];
 
+/// KVM_FEATURE_*: bits of 40000001H:EAX (kernel document virt/kvm/x86/cpuid.rst).
+#[allow(missing_docs)]
+pub mod kvm_feature {
+    pub const CLOCKSOURCE: u32 = 1 << 0;
+    pub const NOP_IO_DELAY: u32 = 1 << 1;
+    pub const CLOCKSOURCE2: u32 = 1 << 3;
+    pub const ASYNC_PF: u32 = 1 << 4;
+    pub const STEAL_TIME: u32 = 1 << 5;
+    pub const PV_EOI: u32 = 1 << 6;
+    pub const PV_UNHALT: u32 = 1 << 7;
+    pub const PV_SEND_IPI: u32 = 1 << 11;
+    pub const POLL_CONTROL: u32 = 1 << 12;
+    pub const PV_SCHED_YIELD: u32 = 1 << 13;
+    pub const ASYNC_PF_INT: u32 = 1 << 14;
+    pub const MIGRATION_CONTROL: u32 = 1 << 17;
+    pub const CLOCKSOURCE_STABLE: u32 = 1 << 24;
+}
+
 /// Highest basic leaf offered (0x1f: V2 extended topology).
 const MAX_BASIC: u32 = 0x1f;
 /// Highest extended leaf offered on AMD.

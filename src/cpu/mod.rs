@@ -7,9 +7,14 @@ pub(crate) mod cpuid;
 pub(crate) mod events;
 pub(crate) mod msr;
 pub(crate) mod paravirt;
+pub(crate) mod pvclock;
 pub(crate) mod regs;
+pub(crate) mod tsc;
 pub(crate) mod violation;
 pub(crate) mod xsave;
 
-/// KVM_FEATURE_* bits that are offered (Documentation/virt/kvm/x86/cpuid.rst): NOP_IO_DELAY.
-pub(crate) const KVM_FEATURES: u32 = 1 << 1;
+/// KVM_FEATURE_* bits that are offered (Documentation/virt/kvm/x86/cpuid.rst).
+pub(crate) const KVM_FEATURES: u32 = {
+    use cpuid::kvm_feature as f;
+    f::CLOCKSOURCE | f::NOP_IO_DELAY | f::CLOCKSOURCE2 | f::CLOCKSOURCE_STABLE
+};

@@ -7,7 +7,7 @@
 #![forbid(unsafe_code)]
 
 use crate::cpu::canonical::{is_canonical, sign_extend};
-use crate::cpu::cpuid::{GuestFeatures, Vendor};
+use crate::cpu::cpuid::{kvm_feature, GuestFeatures, Vendor};
 
 /// MSR indices (SDM 4 table 2-2, APM 2 appendix A, kernel document virt/kvm/x86/msr.rst).
 #[allow(missing_docs)]
@@ -162,6 +162,9 @@ pub struct Access<'a> {
     pub host_initiated: bool,
     /// IA32_XSS bits that may be set.
     pub xss_allowed: u64,
+    /// Paravirtual MSRs need the guest's CPUID bits, also for user space (KVM_CAP_ENFORCE_PV_FEATURE_CPUID); else it is enough that
+    /// they are offered.
+    pub enforce_pv: bool,
 }
 
 impl Access<'_> {
@@ -181,17 +184,18 @@ impl Access<'_> {
 
     fn paravirt(&self, msr: u32) -> bool {
         let bit = match msr {
-            ix::KVM_WALL_CLOCK | ix::KVM_SYSTEM_TIME => 0,
-            ix::KVM_WALL_CLOCK_NEW | ix::KVM_SYSTEM_TIME_NEW => 3,
-            ix::KVM_ASYNC_PF_EN => 4,
-            ix::KVM_STEAL_TIME => 5,
-            ix::KVM_PV_EOI_EN => 6,
-            ix::KVM_POLL_CONTROL => 12,
-            ix::KVM_ASYNC_PF_INT | ix::KVM_ASYNC_PF_ACK => 14,
-            ix::KVM_MIGRATION_CONTROL => 17,
+            ix::KVM_WALL_CLOCK | ix::KVM_SYSTEM_TIME => kvm_feature::CLOCKSOURCE,
+            ix::KVM_WALL_CLOCK_NEW | ix::KVM_SYSTEM_TIME_NEW => kvm_feature::CLOCKSOURCE2,
+            ix::KVM_ASYNC_PF_EN => kvm_feature::ASYNC_PF,
+            ix::KVM_STEAL_TIME => kvm_feature::STEAL_TIME,
+            ix::KVM_PV_EOI_EN => kvm_feature::PV_EOI,
+            ix::KVM_POLL_CONTROL => kvm_feature::POLL_CONTROL,
+            ix::KVM_ASYNC_PF_INT | ix::KVM_ASYNC_PF_ACK => kvm_feature::ASYNC_PF_INT,
+            ix::KVM_MIGRATION_CONTROL => kvm_feature::MIGRATION_CONTROL,
             _ => return false,
         };
-        self.features().kvm_features & (1 << bit) != 0
+        let has = |f: &GuestFeatures| f.kvm_features & bit != 0;
+        has(self.host) && (!self.enforce_pv || has(self.guest))
     }
 }
 
@@ -840,6 +844,7 @@ pub fn index_list(host: &GuestFeatures, out: &mut [u32]) -> Result<usize, usize>
         host,
         host_initiated: true,
         xss_allowed: 0,
+        enforce_pv: false,
     };
     for msr in [ix::KVM_WALL_CLOCK, ix::KVM_SYSTEM_TIME]
         .into_iter()

@@ -1,23 +1,167 @@
 // SPDX-License-Identifier: GPL-2.0
-//! KVM's paravirtual MSRs. None is offered yet, so none can be reached by a guest.
+//! KVM's paravirtual MSRs: guest memory in which the hypervisor tells the guest the time (kernel document virt/kvm/x86/msr.rst).
+//!
+//! Pages are written outside stays, on [`request::CLOCK`]. An address without memory is nobody's error: nothing is written.
 
+use crate::cpu::msr::index as ix;
+use crate::cpu::pvclock::{self, TimeInfo};
+use crate::cpu::tsc;
+use crate::linux::{gup, uaccess};
+use crate::mem::addr::{Gpa, PAGE_SIZE};
+use crate::mem::memory::MemoryView;
 use crate::state::State;
+use crate::vcpu_set::request;
 use crate::vm::Vm;
+use core::sync::atomic::Ordering;
+use kernel::prelude::*;
 
-/// Whether a write of this MSR may have to touch guest memory.
-pub(crate) fn is_mine(index: u32) -> bool {
-    matches!(index, 0x11 | 0x12 | 0x4b56_4d00..=0x4b56_4d08)
+/// A vCPU's part.
+#[derive(Debug, Default)]
+pub(crate) struct Paravirt {
+    /// KVM_CAP_ENFORCE_PV_FEATURE_CPUID.
+    pub(crate) enforce: bool,
+    /// MSR_KVM_SYSTEM_TIME(_NEW).
+    system_time: u64,
+    /// The TSC's offset or rate changed after the clock's page was written.
+    pub(crate) clock_stale: bool,
+    /// KVM_KVMCLOCK_CTRL: to be told with the next writing of the page.
+    stopped: bool,
+}
+
+impl Paravirt {
+    /// RESET or INIT: everything is switched off.
+    pub(crate) fn reset(&mut self) {
+        *self = Self {
+            enforce: self.enforce,
+            ..Self::default()
+        };
+    }
+
+    /// The clock's page: where, if it is switched on.
+    fn clock_page(&self) -> Option<Gpa> {
+        let gpa = self.system_time & !1;
+        let inside = gpa & (PAGE_SIZE - 1) <= PAGE_SIZE - pvclock::TIME_INFO as u64;
+        (self.system_time & 1 != 0 && inside).then_some(Gpa(gpa))
+    }
+}
+
+/// Whether a write of this MSR may have to touch guest memory: pages are written with user accesses that may sleep, and the clock's
+/// page follows the TSC.
+pub(crate) fn may_sleep(index: u32) -> bool {
+    matches!(
+        index,
+        ix::TSC | ix::TSC_ADJUST | ix::KVM_WALL_CLOCK | ix::KVM_SYSTEM_TIME | ix::KVM_FIRST
+            ..=ix::KVM_MIGRATION_CONTROL
+    )
 }
 
 /// RDMSR.
-pub(crate) fn read(_vm: &Vm, _s: &State, _index: u32) -> Option<u64> {
-    None
+pub(crate) fn read(vm: &Vm, s: &State, index: u32) -> Option<u64> {
+    match index {
+        ix::KVM_WALL_CLOCK | ix::KVM_WALL_CLOCK_NEW => {
+            Some(vm.clock.wall_clock.load(Ordering::Relaxed))
+        }
+        ix::KVM_SYSTEM_TIME | ix::KVM_SYSTEM_TIME_NEW => Some(s.pv.system_time),
+        _ => None,
+    }
 }
 
 /// WRMSR; false raises #GP.
-pub(crate) fn write(_vm: &Vm, _s: &mut State, _index: u32, _value: u64, _by_host: bool) -> bool {
-    false
+pub(crate) fn write(vm: &Vm, s: &mut State, index: u32, value: u64, by_host: bool) -> bool {
+    match index {
+        ix::KVM_WALL_CLOCK | ix::KVM_WALL_CLOCK_NEW => {
+            vm.clock.wall_clock.store(value, Ordering::Relaxed);
+            if value != 0 {
+                let _ = write_wall_clock(vm, Gpa(value));
+            }
+        }
+        ix::KVM_SYSTEM_TIME | ix::KVM_SYSTEM_TIME_NEW => {
+            let vcpus = &vm.memory.vcpus;
+            if s.id == 0 && !by_host {
+                vm.clock.set_old_msr(vcpus, index == ix::KVM_SYSTEM_TIME);
+            }
+            s.pv.system_time = value;
+            s.pv.clock_stale = true;
+            if !vm.clock.is_common() {
+                // Points that are apart in time say different times: all take a new one.
+                vcpus.request_all(request::CLOCK);
+            }
+        }
+        _ => return false,
+    }
+    true
 }
 
-/// The VM's clock was set.
-pub(crate) fn update_clock(_vm: &Vm, _s: &mut State) {}
+/// KVM_KVMCLOCK_CTRL. EINVAL without clock page.
+pub(crate) fn guest_stopped(s: &mut State) -> Result {
+    if s.pv.system_time & 1 == 0 {
+        return Err(EINVAL);
+    }
+    s.pv.stopped = true;
+    s.pv.clock_stale = true;
+    Ok(())
+}
+
+/// Writes the clock's page. May sleep.
+#[cold]
+pub(crate) fn update_clock(vm: &Vm, s: &mut State) {
+    s.pv.clock_stale = false;
+    let Some(gpa) = s.pv.clock_page() else { return };
+    let r = vm.clock.reference();
+    let mut flags = 0;
+    if r.common {
+        flags |= pvclock::TSC_STABLE;
+    }
+    if core::mem::take(&mut s.pv.stopped) {
+        flags |= pvclock::GUEST_STOPPED;
+    }
+    let info = TimeInfo {
+        tsc: s.tsc_at(r.host_tsc),
+        system_time: r.ns,
+        rate: tsc::tsc_to_ns(s.tsc_rate_khz()),
+        flags,
+    };
+    let _ = write_time_info(&vm.memory.view(), gpa, info);
+}
+
+/// Calls `f`, which touches user memory at `hva` without sleeping, until the page is there.
+fn resident<T>(hva: usize, mut f: impl FnMut() -> Result<T>) -> Result<T> {
+    // The page may go again at once, but hardly three times.
+    for _ in 0..3 {
+        if let Ok(v) = f() {
+            return Ok(v);
+        }
+        gup::fault_in(hva, true)?;
+    }
+    f()
+}
+
+fn write_time_info(view: &MemoryView<'_>, gpa: Gpa, mut info: TimeInfo) -> Result {
+    let hva = view.hva(gpa, true)?;
+    let at = hva.checked_add(pvclock::TIME_INFO_FLAGS).ok_or(EFAULT)?;
+    // Another vCPU may read the page meanwhile: the version is odd from the first write to the last. Each is one call out of this
+    // language, which keeps their order, as the processor does.
+    let version = pvclock::writing(resident(hva, || uaccess::get_u32(hva))?);
+    resident(hva, || uaccess::put_u32(hva, version))?;
+    // The guest clears it when it has seen it.
+    info.flags |= resident(hva, || uaccess::get_u8(at))? & pvclock::GUEST_STOPPED;
+    let bytes = info.to_bytes(version);
+    resident(hva, || uaccess::copy_to(hva, &bytes))?;
+    resident(hva, || uaccess::put_u32(hva, version.wrapping_add(1)))?;
+    view.mark_dirty(gpa);
+    Ok(())
+}
+
+/// Writes `struct pvclock_wall_clock` (version, seconds, nanoseconds): when the VM's clock was zero.
+fn write_wall_clock(vm: &Vm, gpa: Gpa) -> Result {
+    let view = vm.memory.view();
+    let mut old = [0; 4];
+    view.read(gpa, &mut old)?;
+    let version = pvclock::writing(u32::from_le_bytes(old));
+    view.write(gpa, &version.to_le_bytes())?;
+    let (seconds, ns) = pvclock::wall_clock(vm.clock.epoch_ns());
+    view.write(gpa.wrapping_add(4), &seconds.to_le_bytes())?;
+    view.write(gpa.wrapping_add(8), &ns.to_le_bytes())?;
+    view.write(gpa, &version.wrapping_add(1).to_le_bytes())?;
+    Ok(())
+}

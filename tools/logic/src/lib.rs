@@ -35,7 +35,9 @@ pub mod cpu {
     pub mod cpuid;
     pub mod events;
     pub mod msr;
+    pub mod pvclock;
     pub mod regs;
+    pub mod tsc;
     pub mod violation;
     pub mod xsave;
 }

@@ -53,6 +53,7 @@ impl T {
             host: &self.host,
             host_initiated,
             xss_allowed: 0x800,
+            enforce_pv: false,
         }
     }
     fn get(&self, msr: u32) -> Result<Read, MsrError> {
@@ -203,13 +204,31 @@ fn guest_cpuid_gates_the_guest_only() {
         ix::SPEC_CTRL,
         ix::XSS,
         ix::ARCH_CAPABILITIES,
-        ix::KVM_WALL_CLOCK_NEW,
         0x808,
     ] {
         assert_eq!(t.get(msr), Err(MsrError::Unknown), "{msr:x}");
         assert_eq!(t.set(msr, 0), NONE, "{msr:x}");
         assert!(t.host_get(msr).is_ok(), "{msr:x}");
         assert!(t.host_set(msr, 0).is_ok(), "{msr:x}");
+    }
+}
+
+#[test]
+fn paravirtual_msrs_need_the_guests_bits_only_when_that_is_enforced() {
+    let mut t = new(Vendor::Intel);
+    t.guest = GuestFeatures::default();
+    for host in [false, true] {
+        let get = |enforce_pv| {
+            t.file.get(
+                ix::KVM_WALL_CLOCK_NEW,
+                &Access {
+                    enforce_pv,
+                    ..t.access(host)
+                },
+            )
+        };
+        assert_eq!(get(false), Ok(Read::Delegate(Class::Paravirt)));
+        assert_eq!(get(true), Err(MsrError::Unknown));
     }
 }
 
