@@ -365,6 +365,46 @@ TEST(vcpus_together)
 	check_page(&second, b);
 }
 
+/* KVM_VCPU_TSC_OFFSET: host TSC plus this is the guest's TSC. */
+TEST(tsc_offset)
+{
+	uint64_t offset = 0, before, after, tsc;
+	struct kvm_device_attr a = { .group = KVM_VCPU_TSC_CTRL, .attr = KVM_VCPU_TSC_OFFSET, .addr = (uintptr_t)&offset };
+	struct vm vm, second;
+
+	vm_new(&vm, MIB);
+	second = vm_second_vcpu(&vm, 1);
+	CHECK_EQ(OK(ioctl(vm.kvm, KVM_CHECK_EXTENSION, KVM_CAP_VCPU_ATTRIBUTES)), 1);
+	OK(ioctl(vm.vcpu, KVM_HAS_DEVICE_ATTR, &a));
+	OK(ioctl(vm.vcpu, KVM_GET_DEVICE_ATTR, &a));
+	before = __builtin_ia32_rdtsc();
+	CHECK(get_msr(&vm, MSR_TSC, &tsc));
+	after = __builtin_ia32_rdtsc();
+	CHECK(tsc - offset >= before && tsc - offset <= after);
+	offset = 1ull << 60;
+	OK(ioctl(vm.vcpu, KVM_SET_DEVICE_ATTR, &a));
+	offset = 0;
+	OK(ioctl(vm.vcpu, KVM_GET_DEVICE_ATTR, &a));
+	CHECK_EQ(offset, 1ull << 60);
+	CHECK(get_msr(&vm, MSR_TSC, &tsc) && tsc - offset - after < 1ull << 40);
+	/* The second is set to the same: one clock. */
+	OK(ioctl(second.vcpu, KVM_SET_DEVICE_ATTR, &a));
+	OK(ioctl(second.vcpu, KVM_GET_DEVICE_ATTR, &a));
+	CHECK_EQ(offset, 1ull << 60);
+	a.attr = 1;
+	CHECK_ERRNO(ioctl(vm.vcpu, KVM_HAS_DEVICE_ATTR, &a), ENXIO);
+	CHECK_ERRNO(ioctl(vm.vcpu, KVM_GET_DEVICE_ATTR, &a), ENXIO);
+	CHECK_ERRNO(ioctl(vm.vcpu, KVM_SET_DEVICE_ATTR, &a), ENXIO);
+	a.attr = 0;
+	a.group = 7;
+	CHECK_ERRNO(ioctl(vm.vcpu, KVM_HAS_DEVICE_ATTR, &a), ENXIO);
+	a.group = KVM_VCPU_TSC_CTRL;
+	a.addr = 8;
+	CHECK_ERRNO(ioctl(vm.vcpu, KVM_GET_DEVICE_ATTR, &a), EFAULT);
+	CHECK_ERRNO(ioctl(vm.vcpu, KVM_SET_DEVICE_ATTR, &a), EFAULT);
+	OK(ioctl(vm.vcpu, KVM_HAS_DEVICE_ATTR, &a));
+}
+
 /* KVM_CAP_ENFORCE_PV_FEATURE_CPUID: without their CPUID bits the MSRs are not there. */
 TEST(enforced_features)
 {

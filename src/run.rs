@@ -206,7 +206,13 @@ impl<'a> Runner<'a> {
                 }
             };
             match step {
-                Step::Again | Step::Leave => {}
+                Step::Again => {}
+                Step::Leave => {
+                    // The host may have found out that its TSC is no clock.
+                    if self.vm.clock.is_common() && !boot_cpu::tsc_stable() {
+                        self.vm.clock.update(&self.vm.memory.vcpus);
+                    }
+                }
                 Step::User => return Ok(0),
                 Step::Fail(e) => return Err(e),
                 // A handler outside the stay that still wants to sleep has met memory that cannot be had.

@@ -420,6 +420,18 @@ impl State {
         self.set_tsc_offset(offset);
     }
 
+    /// User space sets the TSC's offset as such (KVM_VCPU_TSC_OFFSET).
+    pub(crate) fn restore_tsc_offset(&mut self, vm: &Vm, offset: u64) {
+        vm.clock.set_tsc_offset(
+            &vm.memory.vcpus,
+            &mut self.tsc_member,
+            offset,
+            self.tsc_khz,
+            |host| host,
+        );
+        self.set_tsc_offset(offset);
+    }
+
     /// Changes the TSC offset.
     pub(crate) fn set_tsc_offset(&mut self, offset: u64) {
         self.tsc_offset = offset;

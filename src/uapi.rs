@@ -34,6 +34,7 @@ uapi! {
     k::kvm_xcrs, k::kvm_interrupt, k::kvm_irq_level, k::kvm_pit_config, k::kvm_pit_state2, k::kvm_irqchip, k::kvm_msi,
     k::kvm_enable_cap, k::kvm_clock_data, k::kvm_dirty_log, k::kvm_translation, k::kvm_guest_debug, k::kvm_irqfd,
     k::kvm_ioeventfd, k::kvm_irq_routing_entry, k::kvm_vapic_addr, k::kvm_coalesced_mmio_zone, k::kvm_reinject_control,
+    k::kvm_device_attr,
     EntryFailure,
 }
 
@@ -180,6 +181,9 @@ pub(crate) const KVM_GET_DEBUGREGS: u32 = _IOR::<k::kvm_debugregs>(K, 0xa1);
 pub(crate) const KVM_SET_DEBUGREGS: u32 = _IOW::<k::kvm_debugregs>(K, 0xa2);
 pub(crate) const KVM_GET_XSAVE: u32 = _IOR::<[u8; 4096]>(K, 0xa4);
 pub(crate) const KVM_SET_XSAVE: u32 = _IOW::<[u8; 4096]>(K, 0xa5);
+pub(crate) const KVM_SET_DEVICE_ATTR: u32 = _IOW::<k::kvm_device_attr>(K, 0xe1);
+pub(crate) const KVM_GET_DEVICE_ATTR: u32 = _IOW::<k::kvm_device_attr>(K, 0xe2);
+pub(crate) const KVM_HAS_DEVICE_ATTR: u32 = _IOW::<k::kvm_device_attr>(K, 0xe3);
 pub(crate) const KVM_GET_XCRS: u32 = _IOR::<k::kvm_xcrs>(K, 0xa6);
 pub(crate) const KVM_SET_XCRS: u32 = _IOW::<k::kvm_xcrs>(K, 0xa7);
 

@@ -352,6 +352,9 @@ fn ioctl(vm: &Arc<Vm>, vcpu: &Arc<Vcpu>, cmd: u32, arg: usize) -> Result<isize> 
         }
         uapi::KVM_KVMCLOCK_CTRL => crate::cpu::paravirt::guest_stopped(s)?,
         uapi::KVM_ENABLE_CAP => enable_cap(s, &uapi::get(arg)?)?,
+        uapi::KVM_SET_DEVICE_ATTR | uapi::KVM_GET_DEVICE_ATTR | uapi::KVM_HAS_DEVICE_ATTR => {
+            device_attr(vm, vcpu, s, cmd, &uapi::get(arg)?)?;
+        }
         uapi::KVM_GET_TSC_KHZ => return Ok(s.tsc_khz as isize),
         uapi::KVM_SET_TSC_KHZ => {
             // No scaling: only what the TSC does anyway, within KVM's tolerance of 250 ppm.
@@ -391,6 +394,23 @@ fn enable_cap(s: &mut State, cap: &k::kvm_enable_cap) -> Result {
     match cap.cap {
         k::KVM_CAP_ENFORCE_PV_FEATURE_CPUID => s.pv.enforce = cap.args[0] != 0,
         _ => return Err(EINVAL),
+    }
+    Ok(())
+}
+
+/// KVM_SET_DEVICE_ATTR and its sisters on a vCPU (kernel document virt/kvm/devices/vcpu.rst 4): the TSC's offset.
+fn device_attr(vm: &Vm, vcpu: &Vcpu, s: &mut State, cmd: u32, a: &k::kvm_device_attr) -> Result {
+    if a.group != k::KVM_VCPU_TSC_CTRL || a.attr != u64::from(k::KVM_VCPU_TSC_OFFSET) {
+        return Err(ENXIO);
+    }
+    match cmd {
+        uapi::KVM_GET_DEVICE_ATTR => uapi::put(a.addr as usize, &s.tsc_offset)?,
+        uapi::KVM_SET_DEVICE_ATTR => {
+            s.restore_tsc_offset(vm, uapi::get(a.addr as usize)?);
+            // The timer's deadline is in guest TSC.
+            vcpu.arm_timer(s);
+        }
+        _ => {}
     }
     Ok(())
 }

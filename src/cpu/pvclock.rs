@@ -33,7 +33,7 @@ pub struct TimeInfo {
 
 impl TimeInfo {
     /// `struct pvclock_vcpu_time_info` with this version.
-    pub fn to_bytes(&self, version: u32) -> [u8; TIME_INFO] {
+    pub fn to_bytes(self, version: u32) -> [u8; TIME_INFO] {
         let mut b = [0; TIME_INFO];
         let mut at = 0usize;
         let mut put = |bytes: &[u8]| {
