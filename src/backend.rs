@@ -104,6 +104,26 @@ pub struct LongCode {
     pub cr4: u64,
 }
 
+/// What a processor needs to virtualise a local APIC (SDM 3C 30).
+#[derive(Clone, Copy, Debug)]
+pub struct ApicPages {
+    /// The page that holds the vCPU's APIC registers; it stays where it is as long as the vCPU lives.
+    pub registers: Hpa,
+    /// The page that the nested page tables may map at the APIC's default address to have accesses virtualised; one per VM.
+    pub access: Hpa,
+}
+
+/// How the guest reaches its local APIC.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ApicMode {
+    /// By memory at the default address.
+    Xapic,
+    /// By MSRs.
+    X2apic,
+    /// Disabled, or at another address.
+    Other,
+}
+
 /// What the next entry has to use besides the registers.
 #[derive(Clone, Copy, Debug)]
 pub struct EntryParams {
@@ -119,6 +139,9 @@ pub struct EntryParams {
     pub tpr: u8,
     /// CR8 writes of less than this have to exit: an interrupt waits for a lower priority. 0: none waits; 16: all writes.
     pub tpr_threshold: u8,
+    /// Guest interrupt status to load where the local APIC is virtualised: highest vector requested in the low byte, highest
+    /// in service in the high byte (SDM 3C 25.4.2).
+    pub apic_status: Option<u16>,
     /// Event to deliver.
     pub inject: Option<Event>,
     /// Run the vendor's entry checks in software before entering.
@@ -150,6 +173,8 @@ pub struct HwCaps {
     pub umip: bool,
     /// PAUSE loops exit.
     pub pause_exit: bool,
+    /// Local APICs are virtualised ([`VcpuBackend::virtualize_apic`]).
+    pub apicv: bool,
     /// Guest-physical address width of the nested page tables' root level (4 levels: 48).
     pub nested_levels: u8,
 }
@@ -218,6 +243,18 @@ pub trait VcpuBackend: Sized {
 
     /// Exceptions to intercept besides #DB, #AC and #MC: bit per vector. *Any*.
     fn set_exception_intercepts(&mut self, vectors: u32);
+
+    /// Has the processor virtualise the local APIC from now on: it delivers what IRR holds and carries out the guest's plain
+    /// register accesses and EOIs. Before the first stay. False where it cannot.
+    fn virtualize_apic(&mut self, _pages: &ApicPages) -> bool {
+        false
+    }
+
+    /// How the guest reaches its virtualised local APIC from the next entry on. *Any*.
+    fn set_apic_mode(&mut self, _mode: ApicMode) {}
+
+    /// Vectors whose EOI has to exit, where the local APIC is virtualised. *Any*.
+    fn set_eoi_exits(&mut self, _vectors: &[u32; 8]) {}
 
     /// Page-directory-pointer-table entries of a guest in PAE paging (CR0.PG, CR4.PAE, not EFER.LMA). The core reads
     /// them from guest memory at CR3 and calls this after it changed CR0, CR3, CR4 or EFER to end in that mode; the

@@ -11,7 +11,8 @@ use crate::emul::{
     self, Access, Answer, Bus, DecodeError, Insn, Move, Op, Outcome, PortRequest, Stop, Swap,
 };
 use crate::exit::{Exception, NestedFault};
-use crate::irq::lapic::{Action, Lapic};
+use crate::irq::lapic::Action;
+use crate::irq::local_apic::LocalApic;
 use crate::linux::mmap::SharedPages;
 use crate::linux::{hrtimer, uaccess};
 use crate::mem::addr::{Gpa, Gva};
@@ -544,7 +545,7 @@ struct GuestBus<'a, 'b> {
     paging: Paging,
     cpl: u8,
     ac: bool,
-    lapic: Option<&'a mut Lapic>,
+    lapic: Option<&'a mut LocalApic>,
     run: &'a SharedPages,
     /// Port and width of the I/O exit under emulation.
     port: Option<(u16, u8)>,
@@ -554,13 +555,13 @@ struct GuestBus<'a, 'b> {
 
 /// Offset of `gpa` in the local APIC's page.
 #[inline]
-fn lapic_offset(lapic: &Option<impl Deref<Target = Lapic>>, gpa: u64) -> Option<u32> {
+fn lapic_offset(lapic: &Option<impl Deref<Target = LocalApic>>, gpa: u64) -> Option<u32> {
     let page = lapic.as_ref()?.page()?;
     (gpa & !0xfff == page).then_some((gpa & 0xfff) as u32)
 }
 
 /// Reads the local APIC by MMIO. Registers are 32 bits wide on 16-byte boundaries; other accesses are undefined and read as zero.
-fn lapic_read(lapic: &mut Option<impl DerefMut<Target = Lapic>>, offset: u32, buf: &mut [u8]) {
+fn lapic_read(lapic: &mut Option<impl DerefMut<Target = LocalApic>>, offset: u32, buf: &mut [u8]) {
     let value = match lapic {
         Some(l) if offset & 3 == 0 && buf.len() <= 4 => l.read(offset, hrtimer::ktime_get_ns()),
         _ => 0,
@@ -572,7 +573,7 @@ fn lapic_read(lapic: &mut Option<impl DerefMut<Target = Lapic>>, offset: u32, bu
 
 /// Writes the local APIC by MMIO; undefined accesses are ignored.
 fn lapic_write(
-    lapic: &mut Option<impl DerefMut<Target = Lapic>>,
+    lapic: &mut Option<impl DerefMut<Target = LocalApic>>,
     offset: u32,
     data: &[u8],
 ) -> Action {

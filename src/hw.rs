@@ -2,8 +2,8 @@
 //! The vendor that this machine has, chosen once at load.
 
 use crate::backend::{
-    CpuState, EntryParams, EntryViolation, Groups, HwCaps, Interruptibility, LongCode, Platform,
-    VcpuBackend,
+    ApicMode, ApicPages, CpuState, EntryParams, EntryViolation, Groups, HwCaps, Interruptibility,
+    LongCode, Platform, VcpuBackend,
 };
 use crate::exit::{Event, Exit};
 use crate::linux::global::Global;
@@ -182,6 +182,18 @@ impl VcpuBackend for Hw {
 
     fn set_exception_intercepts(&mut self, vectors: u32) {
         dispatch!(self, v => v.set_exception_intercepts(vectors))
+    }
+
+    fn virtualize_apic(&mut self, pages: &ApicPages) -> bool {
+        dispatch!(self, v => v.virtualize_apic(pages))
+    }
+
+    fn set_apic_mode(&mut self, mode: ApicMode) {
+        dispatch!(self, v => v.set_apic_mode(mode))
+    }
+
+    fn set_eoi_exits(&mut self, vectors: &[u32; 8]) {
+        dispatch!(self, v => v.set_eoi_exits(vectors))
     }
 
     fn set_pdptes(&mut self, pdptes: [u64; 4]) {

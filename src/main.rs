@@ -56,6 +56,10 @@ module! {
             default: 0,
             description: "1: re-run the manual's entry checks in software before every entry",
         },
+        enable_apicv: bool {
+            default: true,
+            description: "let the processor virtualise local APICs where it can (VMX)",
+        },
         kvm_node: u8 {
             default: 0,
             description: "1: also provide /dev/kvm, for programs that cannot be told another path",
@@ -155,6 +159,11 @@ impl kernel::Module for RvmmModule {
             _hw: hw,
         })
     }
+}
+
+/// Whether `enable_apicv` is on.
+pub(crate) fn enable_apicv() -> bool {
+    module_parameters::enable_apicv.value()
 }
 
 /// Whether `check_entry` is on.

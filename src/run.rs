@@ -18,7 +18,8 @@ use crate::cpu::xsave;
 use crate::emul::{Op, Operand, Pending};
 use crate::emulate::{Accessed, Emulated, FetchError, Known, PIO_PAGE};
 use crate::exit::{CrAccess, CrOp, EventKind, Exception, Exit, Io, NestedFault};
-use crate::irq::lapic::{Action, Eoi};
+use crate::irq::lapic::{base, Action, Eoi};
+use crate::irq::msg::Vector;
 use crate::ledger::VcpuLedger;
 use crate::linux::fpu::{self, KernelFpu};
 use crate::linux::irqflags::IrqGuard;
@@ -316,7 +317,7 @@ impl<'a> Runner<'a> {
         let gate = self.s.gate();
         self.s.events.nmis != 0 && !gate.nmi
             || self.s.events.exception.is_some()
-            || gate.if_flag && self.s.has_interrupt(self.vm, &self.vcpu.shared)
+            || gate.if_flag && self.s.interrupt_pending(self.vm, &self.vcpu.shared)
     }
 
     /// Takes what others asked for. False when the vCPU was shut down.
@@ -349,6 +350,9 @@ impl<'a> Runner<'a> {
             let (irr, level) = shared.take_posted();
             if let Some(l) = &mut self.s.lapic {
                 let _ = l.accept_bitmap(&irr, &level);
+            }
+            if self.s.apicv {
+                self.s.refresh_eoi_exits(self.vm, &irr);
             }
         }
         if r & request::NMI != 0 {
@@ -526,6 +530,7 @@ impl<'a> Runner<'a> {
                 nmi_window,
                 tpr: self.s.cr8(),
                 tpr_threshold: self.s.cr8_threshold(),
+                apic_status: self.s.take_apic_status(),
                 inject,
                 check: self.s.check_entry,
             };
@@ -542,6 +547,7 @@ impl<'a> Runner<'a> {
             }
             let exit = self.s.hw.enter(&mut self.s.cpu, &params);
             let start = boot_cpu::rdtsc();
+            self.s.guest_ran();
             self.s.tlb_seen = generation;
             self.s.last_cpu = cpu;
             if !matches!(exit, Exit::EntryFailure(_)) {
@@ -703,8 +709,22 @@ impl<'a> Runner<'a> {
                 Step::User
             }
             Exit::TaskSwitch => self.unhandled(atomic, k::KVM_INTERNAL_ERROR_EMULATION),
-            // Not switched on by any vendor code yet.
-            Exit::VirtualEoi(_) | Exit::ApicWrite(_) | Exit::TprBelowThreshold => {
+            Exit::VirtualEoi(vector) => {
+                let action = match &mut self.s.lapic {
+                    Some(l) => l.ended(Vector(*vector)),
+                    None => Action::NONE,
+                };
+                self.act(&action)
+            }
+            Exit::ApicWrite(offset) => {
+                let action = match &mut self.s.lapic {
+                    Some(l) => l.write_stored((*offset).into(), hrtimer::ktime_get_ns()),
+                    None => Action::NONE,
+                };
+                self.act(&action)
+            }
+            // Not switched on by any vendor code: virtual interrupts need no threshold.
+            Exit::TprBelowThreshold => {
                 self.unhandled(atomic, k::KVM_INTERNAL_ERROR_UNEXPECTED_EXIT_REASON)
             }
             Exit::EntryFailure(reason) => {
@@ -809,6 +829,10 @@ impl<'a> Runner<'a> {
         let index = regs.get(Gpr::Rcx) as u32;
         let value = regs.get(Gpr::Rdx) << 32 | regs.get(Gpr::Rax) & 0xffff_ffff;
         if atomic && paravirt::may_sleep(index) {
+            return Step::Slow;
+        }
+        // Moving the local APIC may change the nested page tables.
+        if atomic && self.s.apicv && index == msrs::index::APIC_BASE {
             return Step::Slow;
         }
         // Fetch first: the write may change what the address translates to.
@@ -976,6 +1000,9 @@ impl<'a> Runner<'a> {
     /// The short way of a device access; `None` where it does not go.
     #[inline]
     fn device_access(&mut self, f: &NestedFault) -> Option<Step> {
+        if f.gpa.page().0 == base::DEFAULT_ADDRESS && self.s.wants_apic_page(self.vm) {
+            return None;
+        }
         let accessed = {
             let view = self.vm.memory.view();
             if !view.is_device(f.gpa, f.write) {
@@ -1007,6 +1034,12 @@ impl<'a> Runner<'a> {
     }
 
     fn nested_fault(&mut self, f: &NestedFault) -> Step {
+        if f.gpa.page().0 == base::DEFAULT_ADDRESS && self.s.wants_apic_page(self.vm) {
+            if let Err(e) = self.vm.memory.map_apic_page() {
+                return Step::Fail(e);
+            }
+            return Step::Again;
+        }
         match self.vm.memory.fault(self.vm.mm(), f.gpa, f.write, f.fetch) {
             Ok(FaultOutcome::Resume) => Step::Again,
             Ok(FaultOutcome::BadUserMemory) => Step::Fail(EFAULT),
@@ -1379,6 +1412,7 @@ impl<'a> Runner<'a> {
             nmi_window: false,
             tpr: 0,
             tpr_threshold: 0,
+            apic_status: None,
             inject: self.refused,
             check: true,
         };

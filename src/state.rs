@@ -3,7 +3,7 @@
 //!
 //! All of it is behind the vCPU's mutex. Other CPUs reach a vCPU only through [`VcpuShared`].
 
-use crate::backend::{CpuState, Groups, Interruptibility, VcpuBackend};
+use crate::backend::{ApicMode, ApicPages, CpuState, Groups, Interruptibility, VcpuBackend};
 use crate::cpu::control;
 use crate::cpu::cpuid::{CpuidEntry, CpuidIndex, Dynamic, GuestFeatures};
 use crate::cpu::events::{self, Gate};
@@ -16,10 +16,11 @@ use crate::emul::Replay;
 use crate::emul::{DecodeCache, Insn, Move};
 use crate::exit::{Event, Exception};
 use crate::hw::Hw;
-use crate::irq::lapic::{Action, Features as LapicFeatures, Lapic};
+use crate::irq::lapic::{base, Action, Features as LapicFeatures};
+use crate::irq::local_apic::{LocalApic, RegisterPage};
 use crate::linux::fpu::XsaveArea;
 use crate::linux::{boot_cpu, hrtimer};
-use crate::mem::addr::Gpa;
+use crate::mem::addr::{Gpa, Hpa};
 use crate::mem::memory::MemError;
 use crate::vcpu_set::VcpuShared;
 use crate::vm::Vm;
@@ -100,7 +101,12 @@ pub(crate) struct State {
     /// MSRs that are plain storage.
     pub(crate) msrs: KBox<MsrFile>,
     /// Local APIC, if it is in the kernel.
-    pub(crate) lapic: Option<KBox<Lapic>>,
+    pub(crate) lapic: Option<KBox<LocalApic>>,
+    /// The processor virtualises it: interrupts in its IRR need no injection, and its registers are the guest's own business
+    /// but for what exits.
+    pub(crate) apicv: bool,
+    /// Vectors whose EOI exits then.
+    eoi_exits: [u32; 8],
     /// IA32_APIC_BASE and CR8 where the local APIC is in user space.
     pub(crate) apic_base: u64,
     pub(crate) cr8: u8,
@@ -186,7 +192,7 @@ impl State {
         let model = dev::model()?;
         let id = shared.id;
         let bsp = id == vm.boot_cpu();
-        let hw = Hw::new(id)?;
+        let mut hw = Hw::new(id)?;
         let mut msr_file = KBox::new(MsrFile::ZERO, GFP_KERNEL_ACCOUNT)?;
         msr_file.reset(&msrs::Config {
             arch_capabilities: model.arch_capabilities,
@@ -203,12 +209,22 @@ impl State {
                 suppress_eoi: false,
                 phys_bits: boot_cpu::phys_bits().min(52) as u8,
             };
+            let regs = RegisterPage::new()?;
             Some(KBox::new(
-                Lapic::new(id, bsp, bsp, f, 1),
+                LocalApic::with_registers(regs, id, bsp, bsp, f, 1),
                 GFP_KERNEL_ACCOUNT,
             )?)
         } else {
             None
+        };
+        let apicv = match &lapic {
+            Some(l) if crate::hw::caps().is_some_and(|c| c.apicv) => {
+                hw.virtualize_apic(&ApicPages {
+                    registers: Hpa(l.registers().phys()),
+                    access: vm.memory.apic_page()?,
+                })
+            }
+            _ => false,
         };
         let mut fpu = XsaveArea::new()?;
         // Fresh pages are zero.
@@ -227,6 +243,8 @@ impl State {
             dynamic: Dynamic::default(),
             msrs: msr_file,
             lapic,
+            apicv,
+            eoi_exits: [0; 8],
             apic_base: 0xfee0_0000 | 1 << 11 | u64::from(bsp) << 8,
             cr8: 0,
             events: Events::default(),
@@ -344,6 +362,9 @@ impl State {
     /// CR8 writes of less than this concern us: they let an interrupt in, or user space wants to know of all of them.
     #[inline]
     pub(crate) fn cr8_threshold(&self) -> u8 {
+        if self.apicv {
+            return 0;
+        }
         self.lapic.as_ref().map_or(16, |l| l.cr8_threshold())
     }
 
@@ -616,14 +637,91 @@ impl State {
         }
     }
 
-    /// Whether an interrupt (not an NMI) waits that the guest would take when it lets interrupts in.
+    /// Guest interrupt status that the next entry has to load.
+    #[inline]
+    pub(crate) fn take_apic_status(&mut self) -> Option<u16> {
+        if !self.apicv {
+            return None;
+        }
+        self.lapic.as_mut()?.take_status()
+    }
+
+    /// The guest ran.
+    #[inline]
+    pub(crate) fn guest_ran(&mut self) {
+        if self.apicv {
+            if let Some(l) = &mut self.lapic {
+                l.guest_ran();
+            }
+        }
+    }
+
+    /// How the guest reaches its local APIC.
+    fn apic_mode(&self) -> ApicMode {
+        match &self.lapic {
+            Some(l) if l.is_x2apic() => ApicMode::X2apic,
+            Some(l) if l.page() == Some(base::DEFAULT_ADDRESS) => ApicMode::Xapic,
+            _ => ApicMode::Other,
+        }
+    }
+
+    /// IA32_APIC_BASE changed. Not in a stay.
+    pub(crate) fn apic_moved(&mut self, vm: &Vm) {
+        if !self.apicv {
+            return;
+        }
+        let mode = self.apic_mode();
+        if mode != ApicMode::Xapic {
+            vm.memory.exclude_apic_page();
+        }
+        self.hw.set_apic_mode(mode);
+        self.refresh_eoi_exits(vm, &[u32::MAX; 8]);
+    }
+
+    /// Whether the nested page tables should map the APIC-access page for this vCPU.
+    #[inline]
+    pub(crate) fn wants_apic_page(&self, vm: &Vm) -> bool {
+        self.apicv && vm.memory.apic_page_missing() && self.apic_mode() == ApicMode::Xapic
+    }
+
+    /// Vectors in `irr` were accepted, or state was set: decides anew which of them exit at their end. Those do that are
+    /// level-triggered, and those for whose end somebody waits.
+    pub(crate) fn refresh_eoi_exits(&mut self, vm: &Vm, irr: &[u32; 8]) {
+        let Some(l) = &self.lapic else { return };
+        let tmr = l.tmr();
+        let mut changed = false;
+        for (n, (exits, (new, tmr))) in self
+            .eoi_exits
+            .iter_mut()
+            .zip(irr.iter().zip(tmr))
+            .enumerate()
+        {
+            if *new == 0 {
+                continue;
+            }
+            let wanted = *exits & !new | (tmr | vm.chip.edge_eoi_vectors(n)) & new;
+            changed |= wanted != *exits;
+            *exits = wanted;
+        }
+        if changed {
+            self.hw.set_eoi_exits(&self.eoi_exits);
+        }
+    }
+
+    /// Whether something ends HLT, with interrupts let in: an interrupt, however it will be delivered.
+    pub(crate) fn interrupt_pending(&self, vm: &Vm, shared: &Arc<VcpuShared>) -> bool {
+        self.has_interrupt(vm, shared)
+            || self.apicv && self.lapic.as_ref().is_some_and(|l| l.pending().is_some())
+    }
+
+    /// Whether an interrupt (not an NMI) waits to be injected when the guest lets interrupts in.
     pub(crate) fn has_interrupt(&self, vm: &Vm, shared: &Arc<VcpuShared>) -> bool {
         if self.events.external.is_some() {
             return self.lapic.as_ref().is_none_or(|l| l.lint0_accepts_extint());
         }
         match &self.lapic {
             Some(l) => {
-                l.pending().is_some()
+                !self.apicv && l.pending().is_some()
                     || (vm.chip.pic_output()
                         && l.lint0_accepts_extint()
                         && shared.id == vm.boot_cpu())
@@ -642,6 +740,9 @@ impl State {
             if self.lapic.is_some() && shared.id == vm.boot_cpu() && vm.chip.pic_output() {
                 return vm.chip.pic_acknowledge();
             }
+        }
+        if self.apicv {
+            return None;
         }
         let l = self.lapic.as_mut()?;
         let v = l.pending()?;

@@ -147,6 +147,7 @@ impl Vcpu {
             let _ = vm.chip.deliver(message, source);
         }
         if action.base {
+            s.apic_moved(vm);
             s.refresh_dynamic();
         }
     }

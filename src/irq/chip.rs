@@ -170,6 +170,11 @@ impl IrqChip {
         }
     }
 
+    /// Vectors `32 * word` to `32 * word + 31` whose edge-triggered end somebody waits for ([`IrqChip::edge_eoi`]).
+    pub(crate) fn edge_eoi_vectors(&self, word: usize) -> u32 {
+        self.controllers().map_or(0, |c| c.eoi_vectors(word))
+    }
+
     /// Sends an interrupt message; `source` is the sender's APIC id for shorthands. Number of vCPUs that got it. Any context.
     pub(crate) fn deliver(&self, message: &Message, source: u32) -> u32 {
         deliver(&self.memory.vcpus, message, Some(source))

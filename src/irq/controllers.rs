@@ -227,6 +227,13 @@ impl Controllers {
         level && contains(&self.user_vectors, vector)
     }
 
+    /// A word of the set of vectors whose EOI the IOAPIC or an ack listener wants.
+    pub(crate) fn eoi_vectors(&self, word: usize) -> u32 {
+        self.eoi_vectors
+            .get(word)
+            .map_or(0, |w| w.load(Ordering::Acquire))
+    }
+
     /// Level of the 8259s' INTR line.
     #[inline]
     pub(crate) fn intr(&self) -> bool {

@@ -121,15 +121,38 @@ pub enum LocalEvent {
     Init,
 }
 
-/// A 256-bit register together with a summary: bit `w` is set if word `w` is not zero.
+/// Where the registers are kept: the register at page offset `o` is number `o / 16`, as in `struct kvm_lapic_state`.
+///
+/// Numbers are below 64. Where a processor virtualises the APIC the registers lie in a page that it changes while the
+/// guest runs ([`Lapic::guest_ran`]).
+pub trait Registers {
+    /// Register number `n`.
+    fn get(&self, n: usize) -> u32;
+    /// Stores register number `n`.
+    fn set(&mut self, n: usize, value: u32);
+}
+
+impl Registers for [u32; 64] {
+    #[inline]
+    fn get(&self, n: usize) -> u32 {
+        self[n & 63]
+    }
+    #[inline]
+    fn set(&mut self, n: usize, value: u32) {
+        self[n & 63] = value;
+    }
+}
+
+/// What is known of a 256-bit register: bit `w` is clear only if word `w` is zero.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct Summary(u8);
 
 /// A local APIC.
 #[derive(Clone, Debug)]
-pub struct Lapic {
-    /// Register image; the register at page offset `o` is word `o / 16`, as in `struct kvm_lapic_state`.
-    pub(super) regs: [u32; 64],
+pub struct Lapic<R = [u32; 64]> {
+    pub(super) regs: R,
+    /// The registers as the model stored them last: what a write that the processor carried out has replaced.
+    pub(super) stored: [u32; 64],
     pub(super) base: u64,
     pub(super) id: u32,
     pub(super) features: Features,
@@ -138,23 +161,15 @@ pub struct Lapic {
     pub(super) esr_pending: u32,
     pub(super) irr_words: Summary,
     pub(super) isr_words: Summary,
+    /// The model changed IRR or ISR since [`Lapic::take_status`].
+    pub(super) moved: bool,
 }
 
 impl Summary {
-    /// Recomputes the summary from the words.
-    fn of(words: [u32; 8]) -> Self {
-        let mut summary = 0;
-        let mut bit = 1u8;
-        for word in words {
-            if word != 0 {
-                summary |= bit;
-            }
-            bit = bit.wrapping_shl(1);
-        }
-        Self(summary)
-    }
+    /// Nothing is known.
+    pub(super) const UNKNOWN: Self = Self(0xff);
 
-    /// Highest word that is not zero.
+    /// Highest word that may not be zero.
     #[inline]
     fn top(self) -> Option<usize> {
         (self.0 != 0).then(|| 7 ^ self.0.leading_zeros() as usize & 7)
@@ -168,12 +183,27 @@ pub(super) const fn idx(offset: u32) -> usize {
 }
 
 impl Lapic {
+    /// [`Lapic::with_registers`] in memory of its own.
+    pub fn new(id: u32, bsp: bool, lint0_extint: bool, features: Features, bus_ns: u32) -> Self {
+        Self::with_registers([0; 64], id, bsp, lint0_extint, features, bus_ns)
+    }
+}
+
+impl<R: Registers> Lapic<R> {
     /// A local APIC in RESET state with x2APIC ID `id`; `bus_ns` is the period of the timer's input clock.
     ///
     /// See [`Lapic::reset`] for the other parameters.
-    pub fn new(id: u32, bsp: bool, lint0_extint: bool, features: Features, bus_ns: u32) -> Self {
+    pub fn with_registers(
+        regs: R,
+        id: u32,
+        bsp: bool,
+        lint0_extint: bool,
+        features: Features,
+        bus_ns: u32,
+    ) -> Self {
         let mut apic = Self {
-            regs: [0; 64],
+            regs,
+            stored: [0; 64],
             base: 0,
             id,
             features,
@@ -181,6 +211,7 @@ impl Lapic {
             esr_pending: 0,
             irr_words: Summary(0),
             isr_words: Summary(0),
+            moved: true,
         };
         let _ = apic.reset(bsp, lint0_extint);
         apic
@@ -198,7 +229,7 @@ impl Lapic {
     /// INIT (SDM 3A 11.4.7.3): as RESET, but the ID and IA32_APIC_BASE stay.
     pub fn init(&mut self, lint0_extint: bool) -> Action {
         let id = self.reg(reg::ID);
-        self.regs = [0; 64];
+        self.clear();
         self.set_reg(reg::ID, id);
         self.set_reg(reg::VERSION, self.version());
         self.set_reg(reg::DFR, 0xffff_ffff);
@@ -211,9 +242,17 @@ impl Lapic {
         }
         self.timer.reset();
         self.esr_pending = 0;
+        Action::ALL
+    }
+
+    /// All registers become zero.
+    pub(super) fn clear(&mut self) {
+        for n in 0..64 {
+            self.put(n, 0);
+        }
         self.irr_words = Summary(0);
         self.isr_words = Summary(0);
-        Action::ALL
+        self.moved = true;
     }
 
     /// Value of the version register.
@@ -234,13 +273,49 @@ impl Lapic {
     /// Register at page offset `offset` as stored.
     #[inline]
     pub(super) fn reg(&self, offset: u32) -> u32 {
-        self.regs[idx(offset)]
+        self.regs.get(idx(offset))
     }
 
     /// Stores a register without side effects.
     #[inline]
     pub(super) fn set_reg(&mut self, offset: u32, value: u32) {
-        self.regs[idx(offset)] = value;
+        self.put(idx(offset), value);
+    }
+
+    #[inline]
+    fn put(&mut self, n: usize, value: u32) {
+        self.regs.set(n, value);
+        self.stored[n & 63] = value;
+    }
+
+    /// Number of word `word` of the 256-bit register that begins at `first`.
+    #[inline]
+    const fn word(first: u32, word: usize) -> usize {
+        (idx(first) + (word & 7)) & 63
+    }
+
+    /// Where the registers are kept.
+    pub fn registers(&self) -> &R {
+        &self.regs
+    }
+
+    /// A processor that virtualises this APIC ran the guest, and may have changed the registers that it keeps by itself:
+    /// IRR, ISR, TPR, PPR, and what the guest wrote without an exit.
+    #[inline]
+    pub fn guest_ran(&mut self) {
+        self.irr_words = Summary::UNKNOWN;
+        self.isr_words = Summary::UNKNOWN;
+    }
+
+    /// The guest interrupt status for a processor that virtualises this APIC (SDM 3C 25.4.2), if the model changed it: the
+    /// highest vector requested (RVI) in the low byte, the highest in service (SVI) in the high byte.
+    #[inline]
+    pub fn take_status(&mut self) -> Option<u16> {
+        if !core::mem::replace(&mut self.moved, false) {
+            return None;
+        }
+        let of = |v: Option<Vector>| v.map_or(0, |v| u16::from(v.0));
+        Some(of(self.highest_irr()) | of(self.highest_isr()) << 8)
     }
 
     /// x2APIC ID.
@@ -334,8 +409,8 @@ impl Lapic {
 
     fn words(&self, first: u32) -> [u32; 8] {
         let mut words = [0; 8];
-        for (word, reg) in words.iter_mut().zip(self.regs.iter().skip(idx(first))) {
-            *word = *reg;
+        for (n, word) in words.iter_mut().enumerate() {
+            *word = self.regs.get(Self::word(first, n));
         }
         words
     }
@@ -357,17 +432,23 @@ impl Lapic {
 
     /// Recomputes what is derived from the register image.
     pub(super) fn refresh(&mut self) {
-        self.irr_words = Summary::of(self.irr());
-        self.isr_words = Summary::of(self.isr());
+        self.irr_words = Summary::UNKNOWN;
+        self.isr_words = Summary::UNKNOWN;
+        self.moved = true;
         self.update_ppr();
     }
 
     #[inline]
-    fn highest(&self, first: u32, summary: Summary) -> Option<Vector> {
-        let word = summary.top()?;
-        let bits = self.regs[(idx(first) + word) & 63];
-        let bit = 31 ^ bits.leading_zeros() & 31;
-        Some(Vector((word as u32 * 32 + bit) as u8))
+    fn highest(&self, first: u32, mut summary: Summary) -> Option<Vector> {
+        loop {
+            let word = summary.top()?;
+            let bits = self.regs.get(Self::word(first, word));
+            if bits != 0 {
+                let bit = 31 ^ bits.leading_zeros() & 31;
+                return Some(Vector((word as u32 * 32 + bit) as u8));
+            }
+            summary.0 &= !(1 << word);
+        }
     }
 
     /// Highest vector in IRR, regardless of priority.
@@ -442,13 +523,12 @@ impl Lapic {
     /// The processor takes `vector`, which [`Lapic::pending`] returned: from IRR to ISR.
     pub fn ack(&mut self, vector: Vector) {
         let (word, bit) = vector.word_bit();
-        let irr = &mut self.regs[(idx(reg::IRR) + word) & 63];
-        *irr &= !bit;
-        if *irr == 0 {
+        if self.change(reg::IRR, word, bit, 0) == 0 {
             self.irr_words.0 &= !(1 << word);
         }
-        self.regs[(idx(reg::ISR) + word) & 63] |= bit;
+        self.change(reg::ISR, word, 0, bit);
         self.isr_words.0 |= 1 << word;
+        self.moved = true;
         self.update_ppr();
     }
 
@@ -458,13 +538,18 @@ impl Lapic {
             return Action::NONE;
         };
         let (word, bit) = vector.word_bit();
-        let isr = &mut self.regs[(idx(reg::ISR) + word) & 63];
-        *isr &= !bit;
-        if *isr == 0 {
+        if self.change(reg::ISR, word, bit, 0) == 0 {
             self.isr_words.0 &= !(1 << word);
         }
+        self.moved = true;
         self.update_ppr();
-        let level = self.regs[(idx(reg::TMR) + word) & 63] & bit != 0;
+        self.ended(vector)
+    }
+
+    /// The processor ended the interrupt of `vector` by itself (SDM 3C 30.1.4); what is left to do.
+    pub fn ended(&mut self, vector: Vector) -> Action {
+        let (word, bit) = vector.word_bit();
+        let level = self.regs.get(Self::word(reg::TMR, word)) & bit != 0;
         if level {
             for lvt in [reg::LVT_LINT0, reg::LVT_LINT1] {
                 let value = self.reg(lvt);
@@ -502,13 +587,22 @@ impl Lapic {
     /// Sets IRR and TMR for a legal vector.
     fn request(&mut self, vector: Vector, trigger: TriggerMode) {
         let (word, bit) = vector.word_bit();
-        self.regs[(idx(reg::IRR) + word) & 63] |= bit;
+        self.change(reg::IRR, word, 0, bit);
         self.irr_words.0 |= 1 << word;
-        let tmr = &mut self.regs[(idx(reg::TMR) + word) & 63];
+        self.moved = true;
         match trigger {
-            TriggerMode::Edge => *tmr &= !bit,
-            TriggerMode::Level => *tmr |= bit,
-        }
+            TriggerMode::Edge => self.change(reg::TMR, word, bit, 0),
+            TriggerMode::Level => self.change(reg::TMR, word, 0, bit),
+        };
+    }
+
+    /// Clears and sets bits in word `word` of the 256-bit register that begins at `first`; the new value.
+    #[inline]
+    fn change(&mut self, first: u32, word: usize, clear: u32, set: u32) -> u32 {
+        let n = Self::word(first, word);
+        let value = self.regs.get(n) & !clear | set;
+        self.regs.set(n, value);
+        value
     }
 
     /// Accepts all vectors of a posted bitmap at once; `level` marks those that are level-triggered.
@@ -521,10 +615,10 @@ impl Lapic {
         for (word, (&new, &level)) in (0..8usize).zip(irr.iter().zip(level)) {
             let legal = if word == 0 { new & 0xffff_0000 } else { new };
             if legal != 0 {
-                self.regs[(idx(reg::IRR) + word) & 63] |= legal;
-                let tmr = &mut self.regs[(idx(reg::TMR) + word) & 63];
-                *tmr = *tmr & !legal | level & legal;
+                self.change(reg::IRR, word, 0, legal);
+                self.change(reg::TMR, word, legal, level & legal);
                 self.irr_words.0 |= 1 << (word & 7);
+                self.moved = true;
                 any |= legal;
             }
         }

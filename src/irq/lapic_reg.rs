@@ -2,7 +2,7 @@
 //! Register access to a local APIC: xAPIC page, x2APIC MSRs, saved state (SDM 3A 11.4.1, 11.12.1; api.rst 4.57, 4.58).
 #![forbid(unsafe_code)]
 
-use crate::irq::lapic::{idx, Action, Gp, Lapic};
+use crate::irq::lapic::{idx, Action, Gp, Lapic, Registers};
 use crate::irq::lapic_defs::{
     esr, reg, LVTS, LVT_LEVEL, LVT_MASKED, LVT_REMOTE_IRR, SVR_ENABLE, SVR_SUPPRESS_EOI,
 };
@@ -24,7 +24,7 @@ const ICR_STATUS: u32 = 1 << 12;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct BadState;
 
-impl Lapic {
+impl<R: Registers> Lapic<R> {
     /// Writable bits of LVT register `offset`.
     fn lvt_mask(&self, offset: u32) -> u32 {
         match offset {
@@ -257,6 +257,24 @@ impl Lapic {
         }
     }
 
+    /// A processor that virtualises this APIC stored what the guest wrote to the register at `offset`, and exited after the
+    /// instruction (SDM 3C 30.4.3.2, 30.5): the effects of the write.
+    pub fn write_stored(&mut self, offset: u32, now: u64) -> Action {
+        let offset = offset & 0xff0;
+        let value = self.reg(offset);
+        if offset == reg::ICR {
+            // The half with the destination was stored without an exit.
+            let high = self.reg(reg::ICR2);
+            self.set_reg(reg::ICR2, high & 0xff00_0000);
+        }
+        self.set_reg(offset, self.stored[idx(offset)]);
+        if self.is_x2apic() {
+            let msr = X2APIC_MSR_FIRST + (offset >> 4);
+            return self.wrmsr(msr, value.into(), now).unwrap_or(Action::NONE);
+        }
+        self.write(offset, value, now)
+    }
+
     /// Page offset of x2APIC MSR `index`.
     fn msr_offset(&self, index: u32) -> Result<u32, Gp> {
         match index.checked_sub(X2APIC_MSR_FIRST) {
@@ -319,7 +337,10 @@ impl Lapic {
     /// `ids_32bit`: the ID register of an APIC in x2APIC mode is in x2APIC format
     /// (KVM_X2APIC_API_USE_32BIT_IDS), else bits 31:24 hold the low byte.
     pub fn get_state(&self, ids_32bit: bool, now: u64) -> [u32; 64] {
-        let mut regs = self.regs;
+        let mut regs = [0; 64];
+        for (n, value) in regs.iter_mut().enumerate() {
+            *value = self.regs.get(n);
+        }
         regs[idx(reg::CURRENT_COUNT)] = self.timer.count(now);
         if self.is_x2apic() {
             regs[idx(reg::ID)] = if ids_32bit { self.id } else { self.id << 24 };
@@ -354,7 +375,7 @@ impl Lapic {
                 get(reg::DFR) | 0x0fff_ffff,
             )
         };
-        self.regs = [0; 64];
+        self.clear();
         self.set_reg(reg::ID, id);
         self.set_reg(reg::LDR, ldr);
         self.set_reg(reg::DFR, dfr);

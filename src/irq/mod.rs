@@ -12,6 +12,7 @@ pub(crate) mod lapic_defs;
 pub(crate) mod lapic_reg;
 pub(crate) mod lapic_timer;
 pub(crate) mod line;
+pub(crate) mod local_apic;
 pub(crate) mod msg;
 pub(crate) mod pic;
 pub(crate) mod pit;

@@ -34,14 +34,17 @@ use crate::mem::slots::{self, Change, Limits, Slot};
 use crate::mem::walk::{Cursor, Leaf, MapError, MemType, Perm};
 use crate::stats::{VmCounter, VmStats};
 use crate::vcpu_set::VcpuSet;
-use core::sync::atomic::{AtomicU64, Ordering};
+use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use kernel::mm::Mm;
 use kernel::prelude::*;
-use kernel::sync::{new_mutex, new_spinlock, Arc, Mutex, SpinLock};
+use kernel::sync::{new_mutex, new_spinlock, Arc, Mutex, SetOnce, SpinLock};
 use kernel::uaccess::{UserPtr, UserSlice};
 
 /// Entries visited between two chances to reschedule while unmapping.
 const BUDGET: u32 = 16 * 1024;
+
+/// Guest-physical address of the local APIC after reset.
+const APIC_PAGE: u64 = crate::irq::lapic::base::DEFAULT_ADDRESS;
 
 /// `KVM_MEM_LOG_DIRTY_PAGES`.
 const LOG_DIRTY: u32 = 1;
@@ -185,6 +188,13 @@ impl From<MemError> for Error {
     }
 }
 
+/// The APIC-access page is neither mapped nor excluded.
+const APIC_UNMAPPED: u32 = 0;
+/// It is mapped.
+const APIC_MAPPED: u32 = 1;
+/// It is never mapped again.
+const APIC_EXCLUDED: u32 = 2;
+
 /// All of a VM's guest memory.
 #[pin_data(PinnedDrop)]
 pub(crate) struct GuestMemory {
@@ -199,6 +209,10 @@ pub(crate) struct GuestMemory {
     /// The vCPUs to be stopped for a flush.
     pub(crate) vcpus: VcpuSet,
     root: Hpa,
+    /// The page that a processor takes for the local APIC where it is mapped, for VMs that use it.
+    apic_page: SetOnce<page::Pages>,
+    /// Changes under `update`.
+    apic_state: AtomicU32,
     /// No huge leaf may be executable.
     nx_huge: bool,
     stats: Arc<VmStats>,
@@ -230,6 +244,8 @@ impl GuestMemory {
                 tlb_generation: AtomicU64::new(1),
                 vcpus: VcpuSet::new()?,
                 root,
+                apic_page: SetOnce::new(),
+                apic_state: AtomicU32::new(APIC_UNMAPPED),
                 nx_huge: caps.name == "vmx" && boot_cpu::bug(boot_cpu::Bug::ItlbMultihit),
                 stats,
                 caps,
@@ -293,6 +309,9 @@ impl GuestMemory {
     /// KVM_SET_USER_MEMORY_REGION (api.rst 4.35). `wanted.npages == 0` deletes.
     pub(crate) fn set_slot(&self, wanted: Slot) -> Result {
         let _update = self.update.lock();
+        if wanted.contains(Gpa(APIC_PAGE)) {
+            self.exclude_apic_locked();
+        }
         let (next, leaving, protect) =
             {
                 let current = self.slots.read();
@@ -343,6 +362,82 @@ impl GuestMemory {
             self.write_protect(range);
         }
         Ok(())
+    }
+
+    /// The APIC-access page of this VM (SDM 3C 30.4). The caller excludes other callers.
+    pub(crate) fn apic_page(&self) -> Result<Hpa> {
+        if self.apic_page.as_ref().is_none() {
+            self.apic_page.populate(page::Pages::new(0)?);
+        }
+        self.apic_page.as_ref().map(|p| Hpa(p.phys())).ok_or(ENOMEM)
+    }
+
+    /// Whether the APIC-access page may be mapped and is not.
+    #[inline]
+    pub(crate) fn apic_page_missing(&self) -> bool {
+        self.apic_state.load(Ordering::Relaxed) == APIC_UNMAPPED
+    }
+
+    /// Maps the APIC-access page at the APIC's default address, unless there is memory or [`GuestMemory::exclude_apic_page`]
+    /// was called. Every vCPU of the VM has to virtualise accesses to it.
+    pub(crate) fn map_apic_page(&self) -> Result {
+        let _update = self.update.lock();
+        if !self.apic_page_missing() {
+            return Ok(());
+        }
+        let hpa = match self.apic_page.as_ref() {
+            Some(p) if self.view().is_device(Gpa(APIC_PAGE), false) => Hpa(p.phys()),
+            _ => {
+                self.apic_state.store(APIC_EXCLUDED, Ordering::Relaxed);
+                return Ok(());
+            }
+        };
+        self.refill()?;
+        let leaf = Leaf {
+            hpa,
+            perm: Perm::RW,
+            mem_type: MemType::Wb,
+            ignore_pat: true,
+            accessed: true,
+            dirty: true,
+        };
+        let mut mmu = self.mmu.lock();
+        let Mmu { table, pool, .. } = &mut *mmu;
+        match table.map(pool, Gpa(APIC_PAGE), Level::L1, &leaf) {
+            Ok(change) => {
+                if change.needs_flush() {
+                    self.flush();
+                }
+                self.apic_state.store(APIC_MAPPED, Ordering::Relaxed);
+            }
+            Err(MapError::NoMemory { flush }) => {
+                if flush {
+                    self.flush();
+                }
+            }
+            Err(_) => self.apic_state.store(APIC_EXCLUDED, Ordering::Relaxed),
+        }
+        pool.release();
+        Ok(())
+    }
+
+    /// Unmaps the APIC-access page for good: not all vCPUs virtualise accesses to it from now on. When it returns no vCPU
+    /// reaches the page.
+    pub(crate) fn exclude_apic_page(&self) {
+        if self.apic_state.load(Ordering::Relaxed) == APIC_EXCLUDED {
+            return;
+        }
+        let _update = self.update.lock();
+        self.exclude_apic_locked();
+    }
+
+    /// [`GuestMemory::exclude_apic_page`] under `update`.
+    fn exclude_apic_locked(&self) {
+        if self.apic_state.swap(APIC_EXCLUDED, Ordering::Relaxed) == APIC_MAPPED {
+            if let Some(range) = GpaRange::new(Gpa(APIC_PAGE), PAGE_SIZE) {
+                self.unmap(range, true);
+            }
+        }
     }
 
     fn write_protect(&self, range: GpaRange) {

@@ -196,6 +196,7 @@ impl Platform for Svm {
             xsaves: xsave & 8 != 0,
             umip: l7.ecx & 4 != 0,
             pause_exit: l.edx & feature::PAUSE_FILTER != 0,
+            apicv: false,
             nested_levels: if boot_cpu::la57() { 5 } else { 4 },
         };
         let mut msrpm = Pages::alloc(1)?;

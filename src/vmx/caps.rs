@@ -5,7 +5,7 @@
 //! bits that must be 1 and whose high half those that may be 1 (SDM 3D A.2).
 
 use super::vmcs::{entry, exit, pin, proc, proc2};
-use crate::backend::HwCaps;
+use crate::backend::{ApicMode, HwCaps};
 use crate::cpu::regs::{cr4, efer};
 use crate::linux::{boot_cpu, cpuid, cr, msr};
 use kernel::prelude::*;
@@ -67,6 +67,9 @@ pub(super) struct Caps {
     pub(super) exit: u32,
     /// VM-entry controls, without "IA-32e mode guest".
     pub(super) entry: u32,
+    /// The processor can virtualise local APICs, in memory and by MSRs, and deliver their interrupts (SDM 3C 30), and the
+    /// module parameter lets it.
+    pub(super) apicv: bool,
     /// Bits of CR0 that must be 1 in VMX operation; PE and PG are exempt in the guest.
     pub(super) cr0_fixed0: u64,
     /// Bits of CR0 that may be 1.
@@ -168,6 +171,10 @@ const PROC2: Wanted = Wanted {
         | proc2::ENCLS_EXITING
         | proc2::XSAVES),
 };
+
+/// Secondary controls that APIC virtualisation takes turns with: registers and delivery always, the accesses by mode.
+const APICV: u32 =
+    proc2::APIC_REGISTERS | proc2::VIRTUAL_INTERRUPTS | proc2::APIC_ACCESSES | proc2::X2APIC_MODE;
 
 // Debug controls: exits clear DR7 and DEBUGCTL in any case, so the guest's are kept in the VMCS.
 // EFER and PAT need no saving, because the guest's writes to them exit.
@@ -277,6 +284,10 @@ impl Caps {
             IA32_VMX_PROCBASED_CTLS2,
             "VMX lacks WBINVD exiting or forces a secondary control that is not supported",
         )?;
+        let may = |index, bits: u32| (capability(index) >> 32) as u32 & bits == bits;
+        let apicv = crate::enable_apicv()
+            && may(IA32_VMX_TRUE_PROCBASED_CTLS, proc::TPR_SHADOW)
+            && may(IA32_VMX_PROCBASED_CTLS2, APICV);
         let exit = choose(
             &EXIT,
             IA32_VMX_TRUE_EXIT_CTLS,
@@ -315,6 +326,7 @@ impl Caps {
             proc2,
             exit,
             entry,
+            apicv,
             cr0_fixed0: capability(IA32_VMX_CR0_FIXED0),
             cr0_fixed1: capability(IA32_VMX_CR0_FIXED1),
             cr4_fixed0: capability(IA32_VMX_CR4_FIXED0),
@@ -358,6 +370,20 @@ impl Caps {
             );
         }
         Ok(())
+    }
+
+    /// The primary and secondary processor-based controls for a vCPU whose local APIC is virtualised, reached as `mode` says.
+    /// TPR accesses need no exit then: they reach the virtual one.
+    pub(super) const fn apicv_controls(&self, mode: ApicMode) -> (u32, u32) {
+        let accesses = match mode {
+            ApicMode::Xapic => proc2::APIC_ACCESSES,
+            ApicMode::X2apic => proc2::X2APIC_MODE,
+            ApicMode::Other => 0,
+        };
+        (
+            self.proc & !(proc::CR8_LOAD_EXITING | proc::CR8_STORE_EXITING) | proc::TPR_SHADOW,
+            self.proc2 | proc2::APIC_REGISTERS | proc2::VIRTUAL_INTERRUPTS | accesses,
+        )
     }
 
     /// Whether VPIDs are in use.
@@ -405,6 +431,7 @@ impl Caps {
             xsaves: self.proc2 & proc2::XSAVES != 0,
             umip: self.cr4_fixed1 & cr4::UMIP != 0,
             pause_exit: false,
+            apicv: self.apicv,
             nested_levels: 4,
         }
     }

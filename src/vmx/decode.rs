@@ -68,6 +68,7 @@ pub(super) fn decode(vm: Current, code: u32) -> (Exit, Class) {
         | reason::ENCLS => insn(Exit::Undefined),
         reason::PREEMPTION_TIMER => other(Exit::PreemptionTimer),
         reason::TPR_BELOW_THRESHOLD => insn(Exit::TprBelowThreshold),
+        reason::APIC_ACCESS => (apic_access(vm.read(EXIT_QUALIFICATION)), Class::Delivery),
         reason::VIRTUAL_EOI => other(Exit::VirtualEoi(vm.read(EXIT_QUALIFICATION) as u8)),
         reason::APIC_WRITE => other(Exit::ApicWrite(
             (vm.read(EXIT_QUALIFICATION) & 0xfff) as u16,
@@ -89,6 +90,20 @@ pub(super) fn nested_fault(vm: Current, q: u64) -> Exit {
         present: q & (7 << 3) != 0,
         // Bit 8 tells the access of a linear address from one to its page tables; valid with bit 7.
         walk: q & (3 << 7) == 1 << 7,
+    })
+}
+
+/// An access to the APIC-access page that the processor did not virtualise: an access to the device at that address
+/// (SDM 3C table 28-6). The page is at the APIC's default address only.
+const fn apic_access(q: u64) -> Exit {
+    let kind = (q >> 12) & 15;
+    Exit::NestedFault(NestedFault {
+        gpa: Gpa::new(crate::irq::lapic::base::DEFAULT_ADDRESS | q & 0xfff),
+        write: kind == 1,
+        fetch: kind == 2,
+        present: true,
+        // Guest-physical accesses: page walks, and fetches or deliveries that needed one.
+        walk: kind == 10 || kind == 15,
     })
 }
 

@@ -52,21 +52,54 @@ pub(super) const DR7_ENABLES: u64 = 0xff;
 /// values are known without reading them back.
 pub(super) const SWAPPED: [u32; 4] = [index::STAR, index::LSTAR, index::FMASK, index::TSC_AUX];
 
+/// Lets the guest reach `msr` for reading or writing.
+fn pass(bitmap: &mut [u8], msr: u32, write: bool) {
+    let (base, n) = if msr >= 0xc000_0000 {
+        (0x400, msr & 0x1fff)
+    } else {
+        (0, msr & 0x1fff)
+    };
+    let offset = base + if write { 0x800 } else { 0 } + (n / 8) as usize;
+    if let Some(byte) = bitmap.get_mut(offset) {
+        *byte &= !(1 << (n % 8));
+    }
+}
+
+/// [`fill_msr_bitmap`] for a guest whose local APIC is in x2APIC mode and virtualised (SDM 3C 30.5).
+///
+/// Reads come from the page of registers, so those pass that hold there what RDMSR has to give: not ID, LDR and ICR, whose
+/// formats differ from xAPIC mode, and not the current count. Writes pass that the processor virtualises; all others would
+/// reach the host's own APIC.
+pub(super) fn fill_x2apic_bitmap(bitmap: &mut [u8]) {
+    use crate::irq::lapic::reg;
+    fill_msr_bitmap(bitmap);
+    let msr = |offset: u32| 0x800 + (offset >> 4);
+    for offset in [
+        reg::VERSION,
+        reg::TPR,
+        reg::PPR,
+        reg::SVR,
+        reg::ESR,
+        reg::INITIAL_COUNT,
+        reg::DIVIDE,
+    ] {
+        pass(bitmap, msr(offset), false);
+    }
+    for index in
+        (msr(reg::ISR)..msr(reg::ISR) + 24).chain(msr(reg::LVT_TIMER)..=msr(reg::LVT_ERROR))
+    {
+        pass(bitmap, index, false);
+    }
+    for offset in [reg::TPR, reg::EOI, reg::SELF_IPI] {
+        pass(bitmap, msr(offset), true);
+    }
+}
+
 /// Sets the bits of a 4 KiB MSR bitmap so that all MSRs exit but those the guest may reach directly
 /// (SDM 3C 25.6.9).
 pub(super) fn fill_msr_bitmap(bitmap: &mut [u8]) {
     bitmap.fill(0xff);
-    let mut pass = |msr: u32, write: bool| {
-        let (base, n) = if msr >= 0xc000_0000 {
-            (0x400, msr & 0x1fff)
-        } else {
-            (0, msr & 0x1fff)
-        };
-        let offset = base + if write { 0x800 } else { 0 } + (n / 8) as usize;
-        if let Some(byte) = bitmap.get_mut(offset) {
-            *byte &= !(1 << (n % 8));
-        }
-    };
+    let mut pass = |msr: u32, write: bool| pass(bitmap, msr, write);
     for msr in [
         index::SYSENTER_CS,
         index::SYSENTER_ESP,

@@ -46,6 +46,8 @@ struct Shared {
     rules: check::VmxCaps,
     /// MSR bitmap (SDM 3C 25.6.9).
     msr_bitmap: Pages,
+    /// The same for guests whose virtualised local APIC is in x2APIC mode.
+    x2apic_bitmap: Pages,
     /// VMXON regions by CPU number (SDM 3C 25.11.5).
     vmxon: KVec<Pages>,
 }
@@ -56,6 +58,8 @@ impl Shared {
     fn new(caps: Caps) -> Result<Self> {
         let mut msr_bitmap = Pages::new(0)?;
         host::fill_msr_bitmap(msr_bitmap.as_mut_slice());
+        let mut x2apic_bitmap = Pages::new(0)?;
+        host::fill_x2apic_bitmap(x2apic_bitmap.as_mut_slice());
         let cpus = smp::nr_cpu_ids();
         let mut vmxon = KVec::with_capacity(cpus as usize, GFP_KERNEL)?;
         for _ in 0..cpus {
@@ -65,6 +69,7 @@ impl Shared {
             rules: caps.rules(),
             caps,
             msr_bitmap,
+            x2apic_bitmap,
             vmxon,
         })
     }

@@ -22,7 +22,8 @@ use super::state::{self, ControlState, RightsCache};
 use super::vmcs::*;
 use super::{check, event, revision_page, view, Shared, SHARED};
 use crate::backend::{
-    CpuState, EntryParams, EntryViolation, Groups, Interruptibility, VcpuBackend,
+    ApicMode, ApicPages, CpuState, EntryParams, EntryViolation, Groups, Interruptibility,
+    VcpuBackend,
 };
 use crate::cpu::regs::{efer, rflags, Gpr};
 use crate::exit::{Event, EventKind, Exit};
@@ -66,6 +67,15 @@ struct Written {
     dr: Option<[u64; 4]>,
 }
 
+/// How a local APIC is virtualised.
+struct Apic {
+    pages: ApicPages,
+    mode: ApicMode,
+    eoi_exits: [u32; 8],
+    /// `mode` or `eoi_exits` has to be written.
+    dirty: bool,
+}
+
 /// The vendor part of a vCPU.
 pub(crate) struct VmxVcpu {
     shared: &'static Shared,
@@ -95,6 +105,10 @@ pub(crate) struct VmxVcpu {
     rights: RightsCache,
     exceptions: u32,
     tsc_offset: u64,
+    /// The virtualised local APIC, if it is.
+    apic: Option<Apic>,
+    /// Primary processor-based controls, without windows.
+    proc: u32,
     /// One of the fields from here to `activity_dirty` asks for work at the next entry.
     stale: bool,
     /// PDPTEs to write at the next entry.
@@ -187,7 +201,7 @@ impl VmxVcpu {
         // of ours; zero counts and the all-ones link pointer refer to nothing.
         unsafe {
             vm.write_control(PIN_CONTROLS, caps.pin);
-            vm.write_control(PROC_CONTROLS, caps.proc);
+            vm.write_control(PROC_CONTROLS, self.proc);
             vm.write_control(PROC2_CONTROLS, caps.proc2);
             vm.write_control(EXIT_CONTROLS, caps.exit);
             vm.write_control(ENTRY_CONTROLS, caps.entry);
@@ -233,7 +247,7 @@ impl VmxVcpu {
         self.written = Written {
             rip: 0xfff0,
             rflags: rflags::FIXED,
-            proc: caps.proc,
+            proc: self.proc,
             exceptions: ALWAYS_INTERCEPTED,
             dr7: 0x400,
             ..Written::default()
@@ -243,9 +257,20 @@ impl VmxVcpu {
         vm.write(GUEST_RFLAGS, rflags::FIXED);
         vm.write(GUEST_DR7, self.written.dr7);
         state::write(vm, caps, &mut self.control, &state::reset(), Groups::ALL);
+        let mut proc2 = caps.proc2;
+        if let Some(apic) = &mut self.apic {
+            // SAFETY: The pages are the vCPU's and the VM's, and live as long as they do. No exit depends on the TPR.
+            unsafe {
+                vm.write_control(VIRTUAL_APIC_ADDR, apic.pages.registers.as_u64());
+                vm.write_control(APIC_ACCESS_ADDR, apic.pages.access.as_u64());
+                vm.write_control(TPR_THRESHOLD, 0);
+            }
+            vm.write(GUEST_INTERRUPT_STATUS, 0);
+            proc2 = write_apic(vm, self.shared, apic);
+        }
         // A VMCS field that the processor refused would read back wrong; the last one of each kind stands
         // for all.
-        if vm.read(PROC2_CONTROLS) != caps.proc2 || vm.read(VMCS_LINK_POINTER) != u64::MAX {
+        if vm.read(PROC2_CONTROLS) != proc2 || vm.read(VMCS_LINK_POINTER) != u64::MAX {
             pr_err_ratelimited!(
                 "the processor does not take the VMCS fields that its capability MSRs promise\n"
             );
@@ -329,7 +354,7 @@ impl VmxVcpu {
     /// Writes what the parameters of an entry ask for, where it differs from the last one.
     #[inline(always)]
     fn write_params(&mut self, vm: Current, cpu: &CpuState, params: &EntryParams) {
-        let mut proc = self.caps().proc;
+        let mut proc = self.proc;
         if params.irq_window {
             proc |= proc::INTERRUPT_WINDOW;
         }
@@ -340,6 +365,9 @@ impl VmxVcpu {
             // SAFETY: The controls of `caps`, and windows, which only add exits.
             unsafe { vm.write_control(PROC_CONTROLS, proc) };
             self.written.proc = proc;
+        }
+        if let Some(status) = params.apic_status {
+            vm.write(GUEST_INTERRUPT_STATUS, status);
         }
         let eptp = params.nested_root.as_u64() | self.caps().eptp_flags;
         if eptp != self.written.eptp {
@@ -387,6 +415,9 @@ impl VmxVcpu {
             // SAFETY: Only the guest sees its TSC.
             unsafe { vm.write_control(TSC_OFFSET, self.tsc_offset) };
             self.written.tsc_offset = self.tsc_offset;
+        }
+        if let Some(apic) = self.apic.as_mut().filter(|a| a.dirty) {
+            write_apic(vm, self.shared, apic);
         }
         if self.blocking_dirty {
             self.write_blocking(vm, cpu);
@@ -627,6 +658,28 @@ impl VmxVcpu {
     }
 }
 
+/// Writes the controls of a virtualised local APIC; the secondary ones it needs.
+fn write_apic(vm: Current, shared: &Shared, apic: &mut Apic) -> u32 {
+    apic.dirty = false;
+    let (_, proc2) = shared.caps.apicv_controls(apic.mode);
+    let bitmap = match apic.mode {
+        ApicMode::X2apic => &shared.x2apic_bitmap,
+        _ => &shared.msr_bitmap,
+    };
+    let [a, b, c, d, e, f, g, h] = apic.eoi_exits.map(u64::from);
+    // SAFETY: The controls of `caps`; with them the guest reaches its own registers only. The APIC-access page is mapped only
+    // while every vCPU of the VM virtualises accesses to it: the core's promise. More exits by EOI do no harm.
+    unsafe {
+        vm.write_control(PROC2_CONTROLS, proc2);
+        vm.write_control(MSR_BITMAP, bitmap.phys());
+        vm.write_control(EOI_EXIT_BITMAP0, a | b << 32);
+        vm.write_control(EOI_EXIT_BITMAP1, c | d << 32);
+        vm.write_control(EOI_EXIT_BITMAP2, e | f << 32);
+        vm.write_control(EOI_EXIT_BITMAP3, g | h << 32);
+    }
+    proc2
+}
+
 /// DR7 as VM entry accepts it: bits 63:32 clear (SDM 3C 27.3.1.1), bit 10 set, general detect clear because
 /// debug-register accesses exit anyway.
 const fn dr7_for_entry(dr7: u64) -> u64 {
@@ -659,6 +712,8 @@ impl VcpuBackend for VmxVcpu {
             rights: RightsCache::default(),
             exceptions: 0,
             tsc_offset: 0,
+            apic: None,
+            proc: shared.caps.proc,
             stale: true,
             pdptes: None,
             flush_root: true,
@@ -901,6 +956,39 @@ impl VcpuBackend for VmxVcpu {
     fn set_exception_intercepts(&mut self, vectors: u32) {
         self.exceptions = vectors;
         self.stale = true;
+    }
+
+    fn virtualize_apic(&mut self, pages: &ApicPages) -> bool {
+        if !self.caps().apicv || self.ready {
+            return false;
+        }
+        let mode = ApicMode::Xapic;
+        self.proc = self.caps().apicv_controls(mode).0;
+        self.apic = Some(Apic {
+            pages: *pages,
+            mode,
+            eoi_exits: [0; 8],
+            dirty: true,
+        });
+        true
+    }
+
+    fn set_apic_mode(&mut self, mode: ApicMode) {
+        if let Some(apic) = self.apic.as_mut().filter(|a| a.mode != mode) {
+            apic.mode = mode;
+            apic.dirty = true;
+            // What was cached may tell of the APIC-access page as of the mode before.
+            self.flush_root = true;
+            self.stale = true;
+        }
+    }
+
+    fn set_eoi_exits(&mut self, vectors: &[u32; 8]) {
+        if let Some(apic) = &mut self.apic {
+            apic.eoi_exits = *vectors;
+            apic.dirty = true;
+            self.stale = true;
+        }
     }
 
     fn set_pdptes(&mut self, pdptes: [u64; 4]) {

@@ -26,6 +26,13 @@ fn controls(vm: Current, caps: &VmxCaps, c: &mut Controls) {
     if caps.proc2.0 >> 32 & u64::from(proc2::VPID) != 0 {
         c.vpid = vm.read(VPID);
     }
+    if c.proc1 & proc::TPR_SHADOW != 0 {
+        c.virtual_apic = vm.read(VIRTUAL_APIC_ADDR);
+        c.tpr_threshold = vm.read(TPR_THRESHOLD);
+    }
+    if c.proc2 & proc2::APIC_ACCESSES != 0 {
+        c.apic_access = vm.read(APIC_ACCESS_ADDR);
+    }
     c.eptp = vm.read(EPT_POINTER);
     c.exit_msr_store = MsrArea {
         count: vm.read(EXIT_MSR_STORE_COUNT),

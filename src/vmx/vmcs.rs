@@ -120,6 +120,7 @@ fields! { Control, W16:
 }
 fields! { Guest, W16:
     GUEST_ES_SELECTOR = 0x0800,
+    GUEST_INTERRUPT_STATUS = 0x0810,
 }
 fields! { Host, W16:
     HOST_ES_SELECTOR = 0x0c00,
@@ -138,7 +139,13 @@ fields! { Control, W64:
     EXIT_MSR_LOAD_ADDR = 0x2008,
     ENTRY_MSR_LOAD_ADDR = 0x200a,
     TSC_OFFSET = 0x2010,
+    VIRTUAL_APIC_ADDR = 0x2012,
+    APIC_ACCESS_ADDR = 0x2014,
     EPT_POINTER = 0x201a,
+    EOI_EXIT_BITMAP0 = 0x201c,
+    EOI_EXIT_BITMAP1 = 0x201e,
+    EOI_EXIT_BITMAP2 = 0x2020,
+    EOI_EXIT_BITMAP3 = 0x2022,
     XSS_EXITING_BITMAP = 0x202c,
     ENCLS_EXITING_BITMAP = 0x202e,
 }
@@ -173,6 +180,7 @@ fields! { Control, W32:
     ENTRY_INTR_INFO = 0x4016,
     ENTRY_EXCEPTION_ERROR_CODE = 0x4018,
     ENTRY_INSTRUCTION_LEN = 0x401a,
+    TPR_THRESHOLD = 0x401c,
     PROC2_CONTROLS = 0x401e,
 }
 fields! { Info, W32:
@@ -290,11 +298,15 @@ pub(super) mod proc {
 
 /// Bits of the secondary processor-based VM-execution controls (SDM 3C table 25-7).
 pub(super) mod proc2 {
+    pub(in crate::vmx) const APIC_ACCESSES: u32 = 1 << 0;
     pub(in crate::vmx) const EPT: u32 = 1 << 1;
     pub(in crate::vmx) const RDTSCP: u32 = 1 << 3;
+    pub(in crate::vmx) const X2APIC_MODE: u32 = 1 << 4;
     pub(in crate::vmx) const VPID: u32 = 1 << 5;
     pub(in crate::vmx) const WBINVD_EXITING: u32 = 1 << 6;
     pub(in crate::vmx) const UNRESTRICTED_GUEST: u32 = 1 << 7;
+    pub(in crate::vmx) const APIC_REGISTERS: u32 = 1 << 8;
+    pub(in crate::vmx) const VIRTUAL_INTERRUPTS: u32 = 1 << 9;
     pub(in crate::vmx) const INVPCID: u32 = 1 << 12;
     pub(in crate::vmx) const ENCLS_EXITING: u32 = 1 << 15;
     pub(in crate::vmx) const XSAVES: u32 = 1 << 20;
@@ -387,6 +399,7 @@ pub(super) mod reason {
     pub(in crate::vmx) const PAUSE: u32 = 40;
     pub(in crate::vmx) const MACHINE_CHECK_ENTRY: u32 = 41;
     pub(in crate::vmx) const TPR_BELOW_THRESHOLD: u32 = 43;
+    pub(in crate::vmx) const APIC_ACCESS: u32 = 44;
     pub(in crate::vmx) const VIRTUAL_EOI: u32 = 45;
     pub(in crate::vmx) const INVALID_GUEST_STATE: u32 = 33;
     pub(in crate::vmx) const EPT_VIOLATION: u32 = 48;

@@ -896,3 +896,73 @@ fn random_walk() {
         }
     }
 }
+
+/// A processor that virtualises the APIC carries requests, EOIs and plain writes out in the page; the model follows.
+#[test]
+fn virtualised() {
+    let mut a = xapic();
+    assert_eq!(a.take_status(), Some(0));
+    assert_eq!(a.take_status(), None);
+    assert!(a.accept(Vector(0x51), TriggerMode::Level));
+    assert!(a.accept(Vector(0x42), TriggerMode::Edge));
+    assert_eq!(a.take_status(), Some(0x51));
+
+    // The processor delivers 51H, and the guest ends it: all that is left is what follows the EOI.
+    let mut image = a.get_state(false, 0);
+    image[(reg::IRR >> 4) as usize + 2] &= !(1 << 17);
+    let _ = a.set_state(&image, false, 0).unwrap();
+    a.guest_ran();
+    assert_eq!(a.highest_isr(), None);
+    let eoi = a.ended(Vector(0x51)).eoi.unwrap();
+    assert!(eoi.level && eoi.broadcast && eoi.vector == Vector(0x51));
+    assert_eq!(a.highest_irr(), Some(Vector(0x42)));
+    assert_eq!(a.take_status(), Some(0x42));
+
+    // A software EOI moves the status too.
+    a.ack(Vector(0x42));
+    assert_eq!(a.take_status(), Some(0x4200));
+    let _ = a.eoi();
+    assert_eq!(a.take_status(), Some(0));
+}
+
+/// A page of registers that somebody else writes too.
+#[derive(Clone)]
+struct Shared(std::rc::Rc<std::cell::RefCell<[u32; 64]>>);
+
+impl rvmm_logic::irq::lapic::Registers for Shared {
+    fn get(&self, n: usize) -> u32 {
+        self.0.borrow()[n]
+    }
+    fn set(&mut self, n: usize, value: u32) {
+        self.0.borrow_mut()[n] = value;
+    }
+}
+
+/// Writes that the processor has stored already have the effects of those that exit before they happen.
+#[test]
+fn stored_writes() {
+    let page = Shared(std::rc::Rc::new(std::cell::RefCell::new([0; 64])));
+    let mut a = Lapic::with_registers(page.clone(), 1, false, false, FEATURES, 1);
+    let mut plain = fresh();
+    let writes = [
+        (reg::SVR, 0x1ff),
+        (reg::LVT_TIMER, 0xffff_ffff & !(1 << 18)),
+        (reg::DIVIDE, 0xff),
+        (reg::LDR, 0x0123_4567),
+        (reg::DFR, 0x0),
+        (reg::LVT_LINT0, 0x0001_8740),
+        (reg::INITIAL_COUNT, 1000),
+        (reg::ICR2, 0x0200_00ff),
+        (reg::ICR, 0x0000_40f1),
+        (reg::ESR, 7),
+        (reg::SVR, 0xff),
+    ];
+    for (offset, value) in writes {
+        let wanted = plain.write(offset, value, 5);
+        page.0.borrow_mut()[(offset >> 4) as usize] = value;
+        if offset != reg::ICR2 {
+            assert_eq!(a.write_stored(offset, 5), wanted, "{offset:#x}");
+        }
+    }
+    assert_eq!(a.get_state(false, 9), plain.get_state(false, 9));
+}
