@@ -16,6 +16,7 @@ use linux_loader::loader::{load_cmdline, KernelLoader};
 use vm_memory::{Bytes, GuestAddress, GuestMemory, GuestMemoryMmap};
 
 use crate::error::{Error, Result};
+use crate::paging::Mode;
 use crate::{e820, layout, mptable, paging};
 
 /// Command line for a kernel without one of its own: console on the serial port, no devices that
@@ -44,12 +45,23 @@ pub struct Boot {
 const XLF_KERNEL_64: u16 = 1;
 /// Offset of that entry point.
 const ENTRY_64: u64 = 0x200;
+/// The oldest boot protocol that tells how much memory a kernel needs while it unpacks itself.
+const PROTOCOL_INIT_SIZE: u16 = 0x020a;
 /// Boot loader id "undefined".
 const LOADER_UNDEFINED: u8 = 0xff;
 const PAGE: u64 = 4096;
 
+/// Where the boot CPU starts, and how.
+#[derive(Clone, Copy, Debug)]
+pub struct Entry {
+    /// Guest-physical address of the first instruction.
+    pub address: u64,
+    /// The mode it is written for.
+    pub mode: Mode,
+}
+
 struct Kernel {
-    entry: u64,
+    entry: Entry,
     header: setup_header,
     /// First byte above the memory the kernel uses before it knows its memory map.
     end: u64,
@@ -97,7 +109,10 @@ fn load_kernel(memory: &GuestMemoryMmap, path: &Path, low: u64) -> Result<Kernel
             ..Default::default()
         };
         return Ok(Kernel {
-            entry: loaded.kernel_load.0,
+            entry: Entry {
+                address: loaded.kernel_load.0,
+                mode: Mode::Long,
+            },
             header,
             end: loaded.kernel_end,
         });
@@ -108,11 +123,20 @@ fn load_kernel(memory: &GuestMemoryMmap, path: &Path, low: u64) -> Result<Kernel
         .setup_header
         .ok_or_else(|| bad("no setup header".into()))?;
     let (version, flags) = (header.version, header.xloadflags);
-    if version < 0x020c || flags & XLF_KERNEL_64 == 0 {
-        return Err(bad(format!(
-            "boot protocol {version:#x} without a 64-bit entry point"
-        )));
+    if version < PROTOCOL_INIT_SIZE {
+        return Err(bad(format!("boot protocol {version:#x} is too old")));
     }
+    let entry = if version >= 0x020c && flags & XLF_KERNEL_64 != 0 {
+        Entry {
+            address: loaded.kernel_load.0 + ENTRY_64,
+            mode: Mode::Long,
+        }
+    } else {
+        Entry {
+            address: loaded.kernel_load.0,
+            mode: Mode::Protected,
+        }
+    };
     let (preferred, init_size) = (header.pref_address, header.init_size);
     let end = preferred
         .max(loaded.kernel_load.0)
@@ -124,11 +148,7 @@ fn load_kernel(memory: &GuestMemoryMmap, path: &Path, low: u64) -> Result<Kernel
             has: low,
         });
     }
-    Ok(Kernel {
-        entry: loaded.kernel_load.0 + ENTRY_64,
-        header,
-        end,
-    })
+    Ok(Kernel { entry, header, end })
 }
 
 /// The highest page-aligned address for `size` bytes of initrd: below `low` (the end of low RAM) and
@@ -169,8 +189,7 @@ fn load_initrd(
     Ok((address, size))
 }
 
-/// Loads everything and returns the 64-bit entry point; `rsi` there has to hold
-/// [`layout::ZERO_PAGE`].
+/// Loads everything and returns the entry point; `rsi` there has to hold [`layout::ZERO_PAGE`].
 ///
 /// `cpu` gives CPUID leaf 1 (EAX, EDX) for the MP table.
 ///
@@ -183,7 +202,7 @@ pub fn load(
     size: u64,
     cpus: u8,
     cpu: (u32, u32),
-) -> Result<u64> {
+) -> Result<Entry> {
     let low = size.min(layout::HOLE_START);
     let kernel = load_kernel(memory, &boot.kernel, low)?;
 
@@ -236,7 +255,7 @@ pub fn load(
         layout::PAGE_TABLES,
         &paging::identity_map(layout::PAGE_TABLES),
     )?;
-    put(layout::GDT, &paging::gdt_bytes())?;
+    put(layout::GDT, &paging::gdt_bytes(kernel.entry.mode))?;
     put(layout::MP_TABLE, &mptable::build(cpus, cpu.0, cpu.1))?;
     Ok(kernel.entry)
 }

@@ -7,7 +7,9 @@ use kvm_bindings::{
 };
 use kvm_ioctls::VcpuFd;
 
+use crate::boot::Entry;
 use crate::error::{Error, Result};
+use crate::paging::Mode;
 use crate::{layout, paging};
 
 /// CPUID leaf 1 EDX: more than one logical processor.
@@ -222,13 +224,14 @@ fn segment(selector: u16, kind: u8) -> kvm_segment {
     }
 }
 
-/// Puts the boot CPU at `entry` in 64-bit mode as the boot protocol wants it: paging on through the
-/// tables at [`layout::PAGE_TABLES`], flat segments, interrupts off, `rsi` at the zero page.
+/// Puts the boot CPU at `entry` as the boot protocol of its mode wants it: flat segments, interrupts
+/// off, `rsi` at the zero page; in 64-bit mode paging on through the tables at
+/// [`layout::PAGE_TABLES`].
 ///
 /// # Errors
 ///
 /// [`Error::Ioctl`].
-pub fn set_entry(vcpu: &VcpuFd, entry: u64, rsi: u64) -> Result<()> {
+pub fn set_entry(vcpu: &VcpuFd, entry: Entry, rsi: u64) -> Result<()> {
     const PE: u64 = 1;
     const ET: u64 = 1 << 4;
     const NE: u64 = 1 << 5;
@@ -239,9 +242,10 @@ pub fn set_entry(vcpu: &VcpuFd, entry: u64, rsi: u64) -> Result<()> {
 
     let mut sregs = vcpu.get_sregs().map_err(Error::ioctl("KVM_GET_SREGS"))?;
     let data = segment(paging::BOOT_DS, 0x3);
+    let long = entry.mode == Mode::Long;
     sregs.cs = kvm_segment {
-        l: 1,
-        db: 0,
+        l: long.into(),
+        db: (!long).into(),
         ..segment(paging::BOOT_CS, 0xb)
     };
     (sregs.ds, sregs.es, sregs.fs, sregs.gs, sregs.ss) = (data, data, data, data, data);
@@ -262,18 +266,18 @@ pub fn set_entry(vcpu: &VcpuFd, entry: u64, rsi: u64) -> Result<()> {
         ..segment(0, 2)
     };
     sregs.gdt.base = layout::GDT;
-    sregs.gdt.limit = (size_of_val(&paging::gdt()) - 1) as u16;
+    sregs.gdt.limit = (size_of_val(&paging::gdt(entry.mode)) - 1) as u16;
     sregs.idt.base = 0;
     sregs.idt.limit = 0;
-    sregs.cr3 = layout::PAGE_TABLES;
-    sregs.cr4 = PAE;
-    sregs.cr0 = PE | ET | NE | PG;
-    sregs.efer = LME | LMA;
+    (sregs.cr0, sregs.cr3, sregs.cr4, sregs.efer) = match entry.mode {
+        Mode::Protected => (PE | ET | NE, 0, 0, 0),
+        Mode::Long => (PE | ET | NE | PG, layout::PAGE_TABLES, PAE, LME | LMA),
+    };
     vcpu.set_sregs(&sregs)
         .map_err(Error::ioctl("KVM_SET_SREGS"))?;
 
     let regs = kvm_regs {
-        rip: entry,
+        rip: entry.address,
         rsi,
         rsp: layout::STACK_TOP,
         rflags: 2,

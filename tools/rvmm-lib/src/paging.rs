@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0 OR MIT
-//! Tables that the 64-bit boot protocol wants to find: an identity map and a flat GDT
-//! (boot.rst, "64-bit Boot Protocol"; SDM 3A 4.5, 3.4.5).
+//! Tables that the boot protocols want to find: an identity map for 64-bit kernels and a flat GDT
+//! (boot.rst, "32-bit Boot Protocol", "64-bit Boot Protocol"; SDM 3A 4.5, 3.4.5).
 
 use crate::layout;
 
@@ -43,12 +43,24 @@ pub const BOOT_DS: u16 = 0x18;
 /// Selector of the task-state segment.
 pub const BOOT_TSS: u16 = 0x20;
 
-/// The GDT: null, unused, 64-bit code, flat data, and a 16-byte busy 64-bit TSS.
-pub fn gdt() -> [u64; 6] {
+/// The mode in which a kernel's boot CPU starts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Mode {
+    /// 32-bit protected mode without paging.
+    Protected,
+    /// 64-bit mode, memory mapped to itself.
+    Long,
+}
+
+/// The GDT: null, unused, flat code of the mode, flat data, and a 16-byte busy TSS.
+pub fn gdt(mode: Mode) -> [u64; 6] {
     [
         0,
         0,
-        0x00af_9b00_0000_ffff,
+        match mode {
+            Mode::Protected => 0x00cf_9b00_0000_ffff,
+            Mode::Long => 0x00af_9b00_0000_ffff,
+        },
         0x00cf_9300_0000_ffff,
         0x0000_8b00_0000_0067,
         0,
@@ -56,8 +68,11 @@ pub fn gdt() -> [u64; 6] {
 }
 
 /// The GDT as bytes, to be placed at [`layout::GDT`].
-pub fn gdt_bytes() -> Vec<u8> {
-    gdt().iter().flat_map(|entry| entry.to_le_bytes()).collect()
+pub fn gdt_bytes(mode: Mode) -> Vec<u8> {
+    gdt(mode)
+        .iter()
+        .flat_map(|entry| entry.to_le_bytes())
+        .collect()
 }
 
 const _: () = assert!(layout::PAGE_TABLES + LENGTH as u64 <= layout::CMDLINE);
@@ -107,11 +122,15 @@ mod tests {
 
     #[test]
     fn gdt_selectors() {
-        let gdt = gdt();
-        // Code: present, code segment, long. Data: present, writable.
-        assert_eq!((gdt[usize::from(BOOT_CS) / 8] >> 40) & 0xff, 0x9b);
-        assert_eq!((gdt[usize::from(BOOT_CS) / 8] >> 53) & 1, 1);
-        assert_eq!((gdt[usize::from(BOOT_DS) / 8] >> 40) & 0xff, 0x93);
-        assert_eq!((gdt[usize::from(BOOT_TSS) / 8] >> 40) & 0xff, 0x8b);
+        for mode in [Mode::Protected, Mode::Long] {
+            let gdt = gdt(mode);
+            let (code, data) = (gdt[usize::from(BOOT_CS) / 8], gdt[usize::from(BOOT_DS) / 8]);
+            // Code: present, code segment, either long or 32-bit. Data: present, writable.
+            assert_eq!((code >> 40) & 0xff, 0x9b);
+            assert_eq!((code >> 53) & 1, u64::from(mode == Mode::Long));
+            assert_eq!((code >> 54) & 1, u64::from(mode == Mode::Protected));
+            assert_eq!((data >> 40) & 0xff, 0x93);
+            assert_eq!((gdt[usize::from(BOOT_TSS) / 8] >> 40) & 0xff, 0x8b);
+        }
     }
 }

@@ -16,7 +16,9 @@ use kvm_bindings::{
     KVM_MP_STATE_RUNNABLE,
 };
 use kvm_ioctls::{Cap, Kvm, VcpuExit, VcpuFd, VmFd};
+use rvmm_vm::boot::Entry;
 use rvmm_vm::cpu::{self, Topology};
+use rvmm_vm::paging::Mode;
 use rvmm_vm::{layout, paging, vm};
 
 use super::guest::{self, Routine};
@@ -206,7 +208,7 @@ impl Machine {
             layout::PAGE_TABLES,
             &paging::identity_map(layout::PAGE_TABLES),
         );
-        low.write(layout::GDT, &paging::gdt_bytes());
+        low.write(layout::GDT, &paging::gdt_bytes(Mode::Long));
         low.write(CODE, guest::code());
         for (vector, handler) in [
             (guest::VECTOR, Routine::OnTimer),
@@ -231,7 +233,11 @@ impl Machine {
             if irqchip {
                 cpu::set_lapic_inputs(&vcpu, id == 0)?;
             }
-            cpu::set_entry(&vcpu, CODE, 0)?;
+            let entry = Entry {
+                address: CODE,
+                mode: Mode::Long,
+            };
+            cpu::set_entry(&vcpu, entry, 0)?;
             let mut sregs = vcpu.get_sregs().map_err(failed("KVM_GET_SREGS"))?;
             sregs.idt.base = IDT;
             sregs.idt.limit = 0xfff;
