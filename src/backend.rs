@@ -192,7 +192,7 @@ pub trait VcpuBackend: Sized {
     /// Ends the stay; host state of this vendor is as before. Interrupts are still off.
     fn end_stay(&mut self);
 
-    /// Writes dirty state, enters the guest, and brings back `regs`, `cr2` and DR6. In a stay.
+    /// Writes dirty state, enters the guest, and brings back `regs` and `cr2`. In a stay.
     /// On return `avail` and `dirty` are both empty, except after [`Exit::EntryFailure`].
     fn enter(&mut self, cpu: &mut CpuState, params: &EntryParams) -> Exit;
 

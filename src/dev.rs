@@ -228,7 +228,10 @@ pub(crate) fn check_extension(cap: usize) -> isize {
         | k::KVM_CAP_KVMCLOCK_CTRL
         | k::KVM_CAP_ENFORCE_PV_FEATURE_CPUID
         | k::KVM_CAP_USER_MEMORY2
+        | k::KVM_CAP_SET_GUEST_DEBUG
+        | k::KVM_CAP_X86_ROBUST_SINGLESTEP
         | uapi::RVMM_CAP_ENTRY_FAILURE => 1,
+        k::KVM_CAP_SET_GUEST_DEBUG2 => crate::debug::CONTROLS as isize,
         k::KVM_CAP_XCRS => model().is_ok_and(|m| m.has_xsave).into(),
         k::KVM_CAP_ADJUST_CLOCK => {
             (k::KVM_CLOCK_TSC_STABLE | k::KVM_CLOCK_REALTIME | k::KVM_CLOCK_HOST_TSC) as isize

@@ -7,6 +7,7 @@
 use crate::backend::{Groups, Interruptibility, LongCode, VcpuBackend};
 use crate::cpu::events;
 use crate::cpu::regs::{cr4, rflags, Gpr, Mode, Regs, Seg};
+use crate::debug;
 use crate::emul::{
     self, Access, Answer, Bus, DecodeError, Insn, Move, Op, Outcome, PortRequest, Stop, Swap,
 };
@@ -405,6 +406,17 @@ impl State {
         }
     }
 
+    /// The byte at CS:RIP. May sleep.
+    pub(crate) fn code_byte(&mut self, view: &MemoryView<'_>) -> Option<u8> {
+        let la = self.linear_rip();
+        let cpl = self.cpl();
+        let paging = self.paging();
+        let mut byte = [0u8; 1];
+        self.read_code(view, &paging, cpl, la, &mut byte, false)
+            .ok()?;
+        Some(byte[0])
+    }
+
     /// Fetches and decodes the instruction at CS:RIP.
     pub(crate) fn fetch(
         &mut self,
@@ -513,12 +525,15 @@ impl State {
         }
         self.cpu.regs.rflags &= !rflags::RF;
         if self.cpu.regs.rflags & rflags::TF != 0 {
+            if self.debug.takes_debug() {
+                self.debug.stepped();
+                return;
+            }
             // Single-step trap: DR6.BS (SDM 3B 19.2.3).
-            self.cpu.dr6 |= 1 << 14;
             let db = Exception {
                 vector: events::vector::DB,
                 error_code: None,
-                payload: 1 << 14,
+                payload: debug::SINGLE_STEP,
             };
             // #DB is benign: it cannot shut the guest down.
             let _ = self.raise(db);

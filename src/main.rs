@@ -11,6 +11,7 @@ mod linux;
 #[allow(dead_code)]
 mod backend;
 mod clock;
+mod debug;
 mod dev;
 mod emulate;
 #[allow(dead_code)]

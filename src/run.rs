@@ -15,6 +15,7 @@ use crate::cpu::msr as msrs;
 use crate::cpu::paravirt;
 use crate::cpu::regs::{cr4, rflags, Gpr, Seg};
 use crate::cpu::xsave;
+use crate::debug;
 use crate::emul::{Op, Operand, Pending};
 use crate::emulate::{Accessed, Emulated, FetchError, Known, PIO_PAGE};
 use crate::exit::{CrAccess, CrOp, EventKind, Exception, Exit, Io, NestedFault};
@@ -127,11 +128,7 @@ impl<'a> Runner<'a> {
             && self.s.events.external.is_none()
             && self.s.events.interrupted.is_none()
             && self.s.events.exception.is_none()
-            && self
-                .s
-                .lapic
-                .as_ref()
-                .is_none_or(|l| l.lint0_accepts_extint())
+            && self.s.accepts_external()
     }
 
     fn set_exit(&self, reason: u32) {
@@ -163,6 +160,14 @@ impl<'a> Runner<'a> {
         loop {
             if self.vcpu.shared.requests() != 0 && !self.handle_requests() {
                 return self.triple_fault();
+            }
+            if self.s.debug.is_due() {
+                let _ = self.debug_exit(&Exception {
+                    vector: events::vector::DB,
+                    error_code: None,
+                    payload: debug::SINGLE_STEP,
+                });
+                return Ok(0);
             }
             match self.s.mp_state {
                 MpState::Runnable => {}
@@ -520,6 +525,9 @@ impl<'a> Runner<'a> {
             if let Some(deadline) = self.s.timer_due.take() {
                 self.await_deadline(deadline);
             }
+            if self.s.debug.active() && !self.s.prepare_debug() {
+                return Stayed::Ended(Step::Leave);
+            }
             let generation = self.vm.memory.tlb_generation();
             let flush = generation != self.s.tlb_seen || cpu != self.s.last_cpu;
             let (inject, irq_window, nmi_window) = self.choose_event();
@@ -581,7 +589,9 @@ impl<'a> Runner<'a> {
     /// What the entry delivers, and the windows it asks for.
     fn choose_event(&mut self) -> (Option<crate::exit::Event>, bool, bool) {
         let interrupt = self.s.has_interrupt(self.vm, &self.vcpu.shared);
+        // A window of no use to user space would open at every entry.
         let user_window = !self.vm.chip.has_pic()
+            && self.s.accepts_external()
             && self
                 .run
                 .read::<u8>(off::REQUEST_INTERRUPT_WINDOW)
@@ -600,11 +610,12 @@ impl<'a> Runner<'a> {
             // Only one more is latched while NMIs are blocked (SDM 3A 7.7.1).
             self.s.events.nmis = self.s.events.nmis.min(1);
         }
+        let held = self.s.debug.holds_interrupts(self.s.cpu.regs.rip);
         let p = events::Pending {
             interrupted: self.s.events.interrupted,
             exception: self.s.events.exception,
-            nmis: self.s.events.nmis,
-            interrupt,
+            nmis: if held { 0 } else { self.s.events.nmis },
+            interrupt: interrupt && !held,
         };
         let d = events::decide(&gate, &p);
         let event = match d.inject {
@@ -626,10 +637,10 @@ impl<'a> Runner<'a> {
                 self.stats.add(VcpuCounter::ExceptionInjections, 1);
                 let protected = self.s.protected();
                 self.s.events.exception.take().map(|x| {
-                    if x.vector == events::vector::DB {
-                        self.s.cpu.dr6 |= x.payload;
-                        // Delivery of #DB clears DR7.GD (SDM 3B 19.2.4).
-                        self.s.cpu.dr7 &= !(1 << 13);
+                    match x.vector {
+                        events::vector::DB => self.s.deliver_debug(x.payload),
+                        events::vector::BP => self.s.deliver_breakpoint(),
+                        _ => {}
                     }
                     events::exception_event(x, protected)
                 })
@@ -646,7 +657,9 @@ impl<'a> Runner<'a> {
                     .map(events::interrupt_event)
             }
         };
-        let more = d.irq_window || user_window || self.s.has_interrupt(self.vm, &self.vcpu.shared);
+        let more = d.irq_window
+            || user_window
+            || !held && self.s.has_interrupt(self.vm, &self.vcpu.shared);
         (event, more, d.nmi_window)
     }
 
@@ -851,6 +864,7 @@ impl<'a> Runner<'a> {
                 self.s.cpu.regs.rip = before.0;
                 self.s.cpu.regs.rflags = before.1;
                 self.s.events.exception = before.2;
+                self.s.debug.reported();
                 self.raise_gp()
             }
         }
@@ -909,6 +923,7 @@ impl<'a> Runner<'a> {
             }
             return Step::Again;
         }
+        self.s.debug.reported();
         self.set_exit(k::KVM_EXIT_HLT);
         Step::User
     }
@@ -1328,13 +1343,19 @@ impl<'a> Runner<'a> {
         };
         self.s.load(Groups::CTRL.union(Groups::CODE));
         // The instruction's own faults come before the intercept (CPL, CR4.DE) on VMX and SVM, but DR7.GD is ours.
-        if self.s.cpu.dr7 & 1 << 13 != 0 {
-            self.s.cpu.dr6 |= 1 << 13;
-            return self.raise(Exception {
+        let debugged = self.s.debug.takes_debug() && self.s.cpu.dr7 & debug::GENERAL_DETECT != 0;
+        let (mut dr, mut dr7) = self.s.guest_breakpoints();
+        if debugged || dr7 & debug::GENERAL_DETECT != 0 {
+            let db = Exception {
                 vector: events::vector::DB,
                 error_code: None,
-                payload: 1 << 13,
-            });
+                payload: debug::GENERAL_DETECT,
+            };
+            return if debugged {
+                self.debug_exit(&db)
+            } else {
+                self.raise(db)
+            };
         }
         if self.s.cpl() != 0 {
             return self.raise_gp();
@@ -1356,18 +1377,19 @@ impl<'a> Runner<'a> {
             }
             match n {
                 6 => cpu.dr6 = v & 0x1e00f | 0xffff_0ff0,
-                7 => cpu.dr7 = v & 0xffff_2bff | 0x400,
+                7 => dr7 = v & 0xffff_2bff | 0x400,
                 n => {
-                    if let Some(d) = cpu.dr.get_mut(usize::from(n)) {
+                    if let Some(d) = dr.get_mut(usize::from(n)) {
                         *d = v;
                     }
                 }
             }
+            self.s.set_guest_breakpoints(dr, dr7);
         } else {
             let v = match n {
                 6 => cpu.dr6,
-                7 => cpu.dr7,
-                n => cpu.dr.get(usize::from(n)).copied().unwrap_or(0),
+                7 => dr7,
+                n => dr.get(usize::from(n)).copied().unwrap_or(0),
             };
             cpu.regs.set(g, if long { v } else { v & 0xffff_ffff });
         }
@@ -1378,6 +1400,12 @@ impl<'a> Runner<'a> {
 
     /// An intercepted exception goes to the guest, combined with what was being delivered.
     fn exception(&mut self, e: &Exception) -> Step {
+        if self.s.debug.active()
+            && (e.vector == events::vector::BP
+                || e.vector == events::vector::DB && self.s.debug.takes_debug())
+        {
+            return self.debug_exit(e);
+        }
         let interrupted = self.s.events.interrupted.take();
         match events::raise_during(interrupted, *e) {
             Ok(e) => {
@@ -1401,6 +1429,26 @@ impl<'a> Runner<'a> {
                 Step::User
             }
         }
+    }
+
+    /// KVM_EXIT_DEBUG (api.rst 5). What was being delivered stays pending.
+    #[cold]
+    fn debug_exit(&mut self, e: &Exception) -> Step {
+        if e.vector == events::vector::BP {
+            self.s.breakpoint_reported();
+        }
+        self.s.debug.reported();
+        let (dr6, dr7) = (
+            e.payload & !debug::DR6_NONE | debug::DR6_NONE,
+            self.s.cpu.dr7,
+        );
+        let pc = self.s.linear_rip();
+        self.set_exit(k::KVM_EXIT_DEBUG);
+        let _ = self.run.write(off::UNION, u32::from(e.vector));
+        let _ = self.run.write(off::UNION + 8, pc);
+        let _ = self.run.write(off::UNION + 16, dr6);
+        let _ = self.run.write(off::UNION + 24, dr7);
+        Step::User
     }
 
     /// KVM_EXIT_FAIL_ENTRY, with the rule that the state breaks, if the manual has one.

@@ -11,6 +11,7 @@ use crate::cpu::msr::{self as msrs, Access, Class, MsrFile, Read, Written};
 use crate::cpu::paravirt::Paravirt;
 use crate::cpu::regs::{cr0, cr4, rflags, DescTable, Gpr, Seg, Segment, Sregs};
 use crate::cpu::xsave;
+use crate::debug::{self, Debug};
 use crate::dev::{self, Model};
 use crate::emul::Replay;
 use crate::emul::{DecodeCache, Insn, Move};
@@ -110,6 +111,8 @@ pub(crate) struct State {
     /// IA32_APIC_BASE and CR8 where the local APIC is in user space.
     pub(crate) apic_base: u64,
     pub(crate) cr8: u8,
+    /// KVM_SET_GUEST_DEBUG.
+    pub(crate) debug: Debug,
     /// Events on their way to the guest.
     pub(crate) events: Events,
     /// Whether it runs, sleeps or waits to be started.
@@ -247,6 +250,7 @@ impl State {
             eoi_exits: [0; 8],
             apic_base: 0xfee0_0000 | 1 << 11 | u64::from(bsp) << 8,
             cr8: 0,
+            debug: Debug::default(),
             events: Events::default(),
             mp_state: if in_kernel && !bsp {
                 MpState::Uninitialized
@@ -301,9 +305,8 @@ impl State {
         self.cpu.sregs = reset_sregs(cr0_value);
         self.cpu.avail = Groups::ALL;
         self.cpu.dirty = Groups::ALL;
-        self.cpu.dr = [0; 4];
-        self.cpu.dr6 = 0xffff_0ff0;
-        self.cpu.dr7 = 0x400;
+        self.set_guest_breakpoints([0; 4], 0x400);
+        self.cpu.dr6 = debug::DR6_NONE;
         self.events = Events::default();
         self.pv.reset();
         self.hw.set_interruptibility(Interruptibility::default());
@@ -637,6 +640,12 @@ impl State {
         }
     }
 
+    /// Whether an interrupt of the 8259s, wherever they are, can reach the vCPU.
+    #[inline]
+    pub(crate) fn accepts_external(&self) -> bool {
+        self.lapic.as_ref().is_none_or(|l| l.lint0_accepts_extint())
+    }
+
     /// Guest interrupt status that the next entry has to load.
     #[inline]
     pub(crate) fn take_apic_status(&mut self) -> Option<u16> {
@@ -717,7 +726,7 @@ impl State {
     /// Whether an interrupt (not an NMI) waits to be injected when the guest lets interrupts in.
     pub(crate) fn has_interrupt(&self, vm: &Vm, shared: &Arc<VcpuShared>) -> bool {
         if self.events.external.is_some() {
-            return self.lapic.as_ref().is_none_or(|l| l.lint0_accepts_extint());
+            return self.accepts_external();
         }
         match &self.lapic {
             Some(l) => {
@@ -732,8 +741,7 @@ impl State {
 
     /// Acknowledges the interrupt of [`State::has_interrupt`]; its vector.
     pub(crate) fn acknowledge(&mut self, vm: &Vm, shared: &Arc<VcpuShared>) -> Option<u8> {
-        let extint = self.lapic.as_ref().is_none_or(|l| l.lint0_accepts_extint());
-        if extint {
+        if self.accepts_external() {
             if let Some(v) = self.events.external.take() {
                 return Some(v);
             }

@@ -178,6 +178,7 @@ pub(crate) const KVM_GET_VCPU_EVENTS: u32 = _IOR::<k::kvm_vcpu_events>(K, 0x9f);
 pub(crate) const KVM_SET_VCPU_EVENTS: u32 = _IOW::<k::kvm_vcpu_events>(K, 0xa0);
 pub(crate) const KVM_KVMCLOCK_CTRL: u32 = _IO(K, 0xad);
 pub(crate) const KVM_GET_DEBUGREGS: u32 = _IOR::<k::kvm_debugregs>(K, 0xa1);
+pub(crate) const KVM_SET_GUEST_DEBUG: u32 = _IOW::<k::kvm_guest_debug>(K, 0x9b);
 pub(crate) const KVM_SET_DEBUGREGS: u32 = _IOW::<k::kvm_debugregs>(K, 0xa2);
 pub(crate) const KVM_GET_XSAVE: u32 = _IOR::<[u8; 4096]>(K, 0xa4);
 pub(crate) const KVM_SET_XSAVE: u32 = _IOW::<[u8; 4096]>(K, 0xa5);

@@ -337,9 +337,8 @@ fn ioctl(vm: &Arc<Vm>, vcpu: &Arc<Vcpu>, cmd: u32, arg: usize) -> Result<isize> 
         uapi::KVM_SET_VCPU_EVENTS => set_events(vcpu, s, &uapi::get(arg)?)?,
         uapi::KVM_GET_DEBUGREGS => {
             let mut d = uapi::zeroed::<k::kvm_debugregs>();
-            d.db = s.cpu.dr;
+            (d.db, d.dr7) = s.guest_breakpoints();
             d.dr6 = s.cpu.dr6;
-            d.dr7 = s.cpu.dr7;
             uapi::put(arg, &d)?;
         }
         uapi::KVM_SET_DEBUGREGS => {
@@ -347,9 +346,8 @@ fn ioctl(vm: &Arc<Vm>, vcpu: &Arc<Vcpu>, cmd: u32, arg: usize) -> Result<isize> 
             if d.flags != 0 || d.dr6 >> 32 != 0 || d.dr7 >> 32 != 0 {
                 return Err(EINVAL);
             }
-            s.cpu.dr = d.db;
+            s.set_guest_breakpoints(d.db, d.dr7 & 0xffff_2bff | 0x400);
             s.cpu.dr6 = d.dr6 & 0x1e00f | 0xffff_0ff0;
-            s.cpu.dr7 = d.dr7 & 0xffff_2bff | 0x400;
         }
         uapi::KVM_KVMCLOCK_CTRL => crate::cpu::paravirt::guest_stopped(s)?,
         uapi::KVM_ENABLE_CAP => enable_cap(s, &uapi::get(arg)?)?,
@@ -357,6 +355,7 @@ fn ioctl(vm: &Arc<Vm>, vcpu: &Arc<Vcpu>, cmd: u32, arg: usize) -> Result<isize> 
             device_attr(vm, vcpu, s, cmd, &uapi::get(arg)?)?;
         }
         uapi::KVM_GET_TSC_KHZ => return Ok(s.tsc_khz as isize),
+        uapi::KVM_SET_GUEST_DEBUG => s.set_guest_debug(vm, &uapi::get(arg)?)?,
         uapi::KVM_SET_TSC_KHZ => {
             // No scaling: only what the TSC does anyway, within KVM's tolerance of 250 ppm.
             let want = if arg == 0 { vm.tsc_khz as usize } else { arg };
@@ -436,7 +435,7 @@ fn get_regs(s: &State) -> k::kvm_regs {
         r14: g[14],
         r15: g[15],
         rip: s.cpu.regs.rip,
-        rflags: s.cpu.regs.rflags,
+        rflags: s.visible_rflags(),
     }
 }
 
@@ -457,7 +456,7 @@ fn set_regs(s: &mut State, r: &k::kvm_regs) {
         r.r13, r.r14, r.r15,
     ];
     s.cpu.regs.rip = r.rip;
-    s.cpu.regs.rflags = run::clean_rflags(r.rflags);
+    s.set_visible_rflags(run::clean_rflags(r.rflags));
     // An exception that has not been delivered belongs to the state that is gone (as in KVM).
     s.events.exception = None;
 }
@@ -710,12 +709,14 @@ fn get_xsave(s: &mut State, arg: usize) -> Result {
     if let (Some(to), Some(from)) = (image.get_mut(..n), s.fpu.as_slice().get(..n)) {
         to.copy_from_slice(from);
     }
+    // XSAVE of a processor may report components as in use that guests are not offered.
+    let mut bv = xsave::xstate_bv(&image) & s.model.xcr0;
     // PKRU is kept apart from the area.
     if let Some(to) = pkru_offset(s).and_then(|o| image.get_mut(o..o + 4)) {
         to.copy_from_slice(&s.pkru.to_le_bytes());
-        let bv = xsave::xstate_bv(&image) | xsave::PKRU;
-        xsave::set_xstate_bv(&mut image, bv);
+        bv |= xsave::PKRU;
     }
+    xsave::set_xstate_bv(&mut image, bv);
     UserSlice::new(UserPtr::from_addr(arg), 4096)
         .writer()
         .write_slice(&image)

@@ -465,6 +465,7 @@ impl MsrFile {
                     .get(b)
                     .and_then(|bank| bank.get(r))
                     .ok_or(MsrError::Unknown)?,
+                _ if counter(msr) => 0,
                 _ if a.amd() => return self.get_amd(msr, a).map(Read::Value),
                 _ if zero_any(msr) => 0,
                 _ => return Err(MsrError::Unknown),
@@ -590,6 +591,9 @@ impl MsrFile {
                 if let Some((b, r)) = self.bank_of(msr) {
                     return self.set_bank(b, r, value, a);
                 }
+                if counter(msr) {
+                    return Ok(Written::Stored);
+                }
                 if a.amd() {
                     return self.set_amd(msr, value, a);
                 }
@@ -671,6 +675,12 @@ fn write_zero(exists: bool, value: u64) -> Result<Written, MsrError> {
         (true, 0) => Ok(Written::Stored),
         (true, _) => Err(MsrError::Invalid),
     }
+}
+
+/// Performance counters and their selectors of processors that had no CPUID leaf for them, P6 and K7: without a PMU they read as
+/// zero, and writes are ignored (as in KVM).
+const fn counter(msr: u32) -> bool {
+    matches!(msr, 0xc1..=0xc2 | 0x186..=0x187 | 0xc001_0000..=0xc001_0007)
 }
 
 /// MSRs that guests read without a fault handler and that say "nothing here" with zero, on any vendor.

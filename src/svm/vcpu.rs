@@ -353,7 +353,7 @@ impl SvmVcpu {
                 let error_code =
                     matches!(vector, 8 | 10..=14 | 17 | 21 | 29 | 30).then_some(info1 as u32);
                 let payload = match vector {
-                    1 => self.vmcb().save.dr6,
+                    1 => self.vmcb().save.dr6 ^ DR6_RESET,
                     14 => info2,
                     _ => 0,
                 };
@@ -559,7 +559,8 @@ impl VcpuBackend for SvmVcpu {
         let guest_tf = cpu.regs.rflags & rflags::TF;
         s.rflags = cpu.regs.rflags | rflags::FIXED | if stepping { rflags::TF } else { 0 };
         s.cr2 = cpu.sregs.cr2;
-        s.dr6 = cpu.dr6;
+        // Accesses to DR6 are intercepted: what is here after an exit by #DB are that one's conditions.
+        s.dr6 = DR6_RESET;
         s.dr7 = cpu.dr7;
         if matches!(
             params.inject,
@@ -595,7 +596,6 @@ impl VcpuBackend for SvmVcpu {
         cpu.regs.rip = s.rip;
         cpu.regs.rflags = s.rflags;
         cpu.sregs.cr2 = s.cr2;
-        let dr6 = s.dr6;
         let next_rip = self.vmcb().control.next_rip;
         cpu.avail = Groups::NONE;
         self.nested_exit = false;
@@ -630,9 +630,6 @@ impl VcpuBackend for SvmVcpu {
                     return Exit::NmiWindow;
                 }
             }
-        }
-        if !matches!(exit, Exit::Exception(Exception { vector: 1, .. })) {
-            cpu.dr6 = dr6;
         }
         if matches!(exit, Exit::EntryFailure(_)) {
             self.drop_asids(this_cpu);

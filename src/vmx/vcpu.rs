@@ -452,11 +452,9 @@ impl VmxVcpu {
     /// DEBUGCTL.BTF is not (SDM 3C 27.3.1.5). Exits leave it so, except those by #DB; state set from outside
     /// may break it.
     fn match_pending_step(&mut self, vm: Current, flags: u64) {
-        if self.blocking_state(vm) & (blocking::STI | blocking::MOV_SS) == 0 {
-            return;
-        }
+        let blocked = self.blocking_state(vm) & (blocking::STI | blocking::MOV_SS) != 0;
         let pending = vm.read(GUEST_PENDING_DEBUG);
-        let wanted = if flags & rflags::TF != 0 && self.debugctl & DEBUGCTL_BTF == 0 {
+        let wanted = if blocked && flags & rflags::TF != 0 && self.debugctl & DEBUGCTL_BTF == 0 {
             pending | PENDING_DEBUG_BS
         } else {
             pending & !PENDING_DEBUG_BS
