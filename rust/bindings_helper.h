@@ -159,6 +159,7 @@ void rvmm_set_page_dirty(struct page *page);
 void rvmm_set_page_accessed(struct page *page);
 void rvmm_vm_flags_set(struct vm_area_struct *vma, unsigned long flags);
 int rvmm_host_mapping_level(struct mm_struct *mm, unsigned long addr);
+int rvmm_mapped_anon(unsigned long addr, unsigned long *pfn);
 int rvmm_follow_pfnmap(struct mm_struct *mm, unsigned long addr, bool write,
 		       unsigned long *pfn, bool *writable);
 int rvmm_fault_in(unsigned long addr, bool write);

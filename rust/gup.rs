@@ -159,6 +159,26 @@ pub fn host_mapping_level(mm: &Mm, hva: usize) -> MappingLevel {
     }
 }
 
+/// The frame of anonymous memory that the current address space maps writable at `hva`, and the size of the
+/// leaf that maps it. The page is marked dirty. `None` for everything else, which [`get_user_page`] may know.
+///
+/// # Safety
+///
+/// Interrupts are off. The caller holds the lock that the [notifier](super::mmu_notifier)'s callbacks for this
+/// address space take, and no invalidation of `hva` is under way: then nothing is unmapped, and no frame freed,
+/// until the lock is released, after which the notifier tells.
+#[inline]
+pub unsafe fn mapped_anon(hva: usize) -> Option<(u64, MappingLevel)> {
+    let mut pfn = 0;
+    // SAFETY: By the contract; with interrupts off page tables cannot be freed, as for GUP-fast.
+    let level = match unsafe { bindings::rvmm_mapped_anon(hva, &mut pfn) } {
+        1 => MappingLevel::L4K,
+        2 => MappingLevel::L2M,
+        _ => return None,
+    };
+    Some((pfn as u64, level))
+}
+
 /// A frame without a counted reference, from a `VM_IO` or `VM_PFNMAP` area.
 #[derive(Clone, Copy, Debug)]
 pub struct Pfnmap {

@@ -675,7 +675,7 @@ impl<'a> Runner<'a> {
             Exit::Hlt => (ExitClass::Hlt, self.hlt(true)),
             Exit::Io(io) if !io.string => (ExitClass::Io, self.io(io, true)),
             Exit::NestedFault(f) => {
-                let step = self.device_access(f).unwrap_or(Step::Slow);
+                let step = self.short_fault(f).unwrap_or(Step::Slow);
                 (ExitClass::NestedFault, step)
             }
             other => (ExitClass::of(other), self.handle(other, true)),
@@ -709,7 +709,7 @@ impl<'a> Runner<'a> {
             Exit::Io(io) => self.io(io, atomic),
             Exit::NestedFault(f) => {
                 if atomic {
-                    self.device_access(f).unwrap_or(Step::Slow)
+                    self.short_fault(f).unwrap_or(Step::Slow)
                 } else {
                     self.nested_fault(f)
                 }
@@ -1012,16 +1012,19 @@ impl<'a> Runner<'a> {
         let _ = self.run.write(off::UNION + 8, PIO_PAGE as u64);
     }
 
-    /// The short way of a device access; `None` where it does not go.
+    /// The short ways of a nested fault, in a stay: resident memory, and a device access by a plain move. `None` where they do not
+    /// go.
     #[inline]
-    fn device_access(&mut self, f: &NestedFault) -> Option<Step> {
+    fn short_fault(&mut self, f: &NestedFault) -> Option<Step> {
         if f.gpa.page().0 == base::DEFAULT_ADDRESS && self.s.wants_apic_page(self.vm) {
             return None;
         }
         let accessed = {
             let view = self.vm.memory.view();
             if !view.is_device(f.gpa, f.write) {
-                return None;
+                // SAFETY: In a stay interrupts are off; KVM_RUN is refused outside the VM's mm.
+                let mapped = unsafe { self.vm.memory.fault_resident(&view, f.gpa, f.fetch) };
+                return mapped.then_some(Step::Again);
             }
             self.s.access_device(self.vm, &view, f)
         };

@@ -452,6 +452,63 @@ out:
 	return level;
 }
 
+/*
+ * Frame of anonymous memory that the current address space maps writable at @addr; returns the level
+ * as above, 0 for anything else, which is GUP's business (file pages, protection keys, copy-on-write).
+ *
+ * No reference is taken. The caller holds the lock that the MMU notifier's callbacks take, and no
+ * invalidation of @addr is under way: what is mapped stays so, and allocated, until the lock is released.
+ * Interrupts are off.
+ */
+int rvmm_mapped_anon(unsigned long addr, unsigned long *pfn)
+{
+	const pteval_t need = _PAGE_PRESENT | _PAGE_RW | _PAGE_USER;
+	const pteval_t seen = need | _PAGE_SPECIAL | _PAGE_PKEY_MASK;
+	struct page *page;
+	int level;
+	pgd_t *pgdp, pgd;
+	p4d_t *p4dp, p4d;
+	pud_t *pudp, pud;
+	pmd_t *pmdp, pmd;
+	pte_t pte;
+
+	pgdp = pgd_offset(current->mm, addr);
+	pgd = READ_ONCE(*pgdp);
+	if (pgd_none(pgd))
+		return 0;
+	p4dp = p4d_offset_lockless(pgdp, pgd, addr);
+	p4d = READ_ONCE(*p4dp);
+	if (p4d_none(p4d) || !p4d_present(p4d))
+		return 0;
+	pudp = pud_offset_lockless(p4dp, p4d, addr);
+	pud = READ_ONCE(*pudp);
+	if (pud_none(pud) || !pud_present(pud) || pud_leaf(pud))
+		return 0;
+	pmdp = pmd_offset_lockless(pudp, pud, addr);
+	pmd = pmdp_get_lockless(pmdp);
+	/* As GUP-fast: an entry that is only halfway a leaf (PMD migration, protnone) has no present bit. */
+	if (!(pmd_flags(pmd) & _PAGE_PRESENT))
+		return 0;
+	if (pmd_leaf(pmd)) {
+		if ((pmd_flags(pmd) & seen) != need)
+			return 0;
+		*pfn = pmd_pfn(pmd) + ((addr & ~PMD_MASK) >> PAGE_SHIFT);
+		level = 2;
+	} else {
+		pte = READ_ONCE(*pte_offset_kernel(&pmd, addr));
+		if ((pte_flags(pte) & seen) != need)
+			return 0;
+		*pfn = pte_pfn(pte);
+		level = 1;
+	}
+	page = pfn_to_page(*pfn);
+	if (!PageAnon(page))
+		return 0;
+	if (!PageDirty(page))
+		SetPageDirty(page);
+	return level;
+}
+
 /* Frame behind @addr in a VM_IO or VM_PFNMAP area, faulting it in when needed. Sleeps. */
 int rvmm_follow_pfnmap(struct mm_struct *mm, unsigned long addr, bool write,
 		       unsigned long *pfn, bool *writable)

@@ -157,8 +157,13 @@ pub(crate) struct Mmu {
 
 impl Mmu {
     fn must_retry(&self, seen: u64, hva: u64) -> bool {
-        self.invalidations != seen
-            || self.invalidating != 0 && self.hull.0 <= hva && hva < self.hull.1
+        self.invalidations != seen || self.is_invalidating(hva)
+    }
+
+    /// An invalidation that may concern `hva` is under way.
+    #[inline]
+    fn is_invalidating(&self, hva: u64) -> bool {
+        self.invalidating != 0 && self.hull.0 <= hva && hva < self.hull.1
     }
 }
 
@@ -509,6 +514,81 @@ impl GuestMemory {
         Ok(())
     }
 
+    /// Whether a huge leaf may map `gpa`, as far as the slot and the processor go.
+    ///
+    /// A huge page that code runs from can machine-check the host on some CPUs when the guest changes it under a
+    /// fetch (CVE-2018-12207): there code is mapped by 4 KiB, and huge pages are for data only.
+    #[inline]
+    fn may_be_huge(&self, slot: &Slot, gpa: Gpa, fetch: bool) -> bool {
+        self.caps.nested_2m && !(self.nx_huge && fetch) && slot.max_level(gpa) != Level::L1
+    }
+
+    /// What remains of `perm` in a leaf of `level`; see [`GuestMemory::may_be_huge`].
+    #[inline]
+    fn perm_at(&self, level: Level, perm: Perm) -> Perm {
+        if self.nx_huge && level != Level::L1 {
+            perm.without(Perm::X)
+        } else {
+            perm
+        }
+    }
+
+    /// The frequent case of [`GuestMemory::fault`], inside a stay: anonymous memory that is resident and writable, an entry of
+    /// the nested table that is empty, nobody at work on either. False if it is not that; nothing has been done then.
+    ///
+    /// `mmu` is only tried: its holder may be waiting for this CPU to leave the guest. Holding it keeps invalidations from beginning,
+    /// so that what the host's page tables say now is so until there is a mapping for the invalidation to find.
+    ///
+    /// # Safety
+    ///
+    /// Interrupts are off. Runs in the VM's own mm.
+    pub(crate) unsafe fn fault_resident(
+        &self,
+        view: &MemoryView<'_>,
+        gpa: Gpa,
+        fetch: bool,
+    ) -> bool {
+        let Some((index, slot)) = view.slots.find(gpa) else {
+            return false;
+        };
+        let logging = view.slots.dirty.get(index).is_some_and(Option::is_some);
+        if logging || slot.flags & READONLY != 0 {
+            return false;
+        }
+        let Some(hva) = slot.hva_of(gpa) else {
+            return false;
+        };
+        let hva = hva.page().0;
+        let Some(mut mmu) = self.mmu.try_lock() else {
+            return false;
+        };
+        if mmu.is_invalidating(hva) {
+            return false;
+        }
+        // SAFETY: Interrupts are off and the address space is the VM's, by the contract. `Notifier` is registered for that one and
+        // takes `mmu` at the beginning of an invalidation; none of this address is under way.
+        let Some((pfn, host)) = (unsafe { gup::mapped_anon(hva as usize) }) else {
+            return false;
+        };
+        let level = if host != gup::MappingLevel::L4K && self.may_be_huge(slot, gpa, fetch) {
+            Level::L2
+        } else {
+            Level::L1
+        };
+        let leaf = Leaf {
+            hpa: Hpa(pfn << 12).align_down(level),
+            perm: self.perm_at(level, Perm::RWX),
+            mem_type: MemType::Wb,
+            ignore_pat: true,
+            accessed: true,
+            dirty: true,
+        };
+        let Mmu { table, pool, .. } = &mut *mmu;
+        table
+            .map_new(pool, gpa.align_down(level), level, &leaf)
+            .is_ok()
+    }
+
     /// Handles a nested fault at `gpa`. Runs in the VM's own mm, may sleep.
     pub(crate) fn fault(
         &self,
@@ -565,11 +645,7 @@ impl GuestMemory {
         if mmu.must_retry(seen, hva_page as u64) {
             return Ok(FaultOutcome::Resume);
         }
-        let level = if page.is_ok()
-            && !logging
-            && self.caps.nested_2m
-            && slot.max_level(gpa) != Level::L1
-        {
+        let level = if page.is_ok() && !logging && self.may_be_huge(slot, gpa, fetch) {
             match gup::host_mapping_level(mm, hva_page) {
                 gup::MappingLevel::L4K => Level::L1,
                 _ => Level::L2,
@@ -577,19 +653,8 @@ impl GuestMemory {
         } else {
             Level::L1
         };
-        // A huge page that code runs from can machine-check the host on some CPUs when the guest changes it under a
-        // fetch (CVE-2018-12207): there code is mapped by 4 KiB, and huge pages are for data only.
-        let level = if self.nx_huge && fetch {
-            Level::L1
-        } else {
-            level
-        };
         let perm = if writable { Perm::RWX } else { Perm::RX };
-        let perm = if self.nx_huge && level != Level::L1 {
-            perm.without(Perm::X)
-        } else {
-            perm
-        };
+        let perm = self.perm_at(level, perm);
         let leaf = Leaf {
             hpa: Hpa(pfn << 12).align_down(level),
             perm,

@@ -193,6 +193,18 @@ impl NestedTable {
         dispatch!(self, t => t.map(pool, gpa, level, leaf))
     }
 
+    /// [`PageTable::map_new`].
+    #[inline]
+    pub(crate) fn map_new(
+        &self,
+        pool: &mut TablePool,
+        gpa: Gpa,
+        level: Level,
+        leaf: &Leaf,
+    ) -> Result<(), MapError> {
+        dispatch!(self, t => t.map_new(pool, gpa, level, leaf))
+    }
+
     /// [`PageTable::unmap_some`].
     pub(crate) fn unmap_some(
         &self,

@@ -251,6 +251,8 @@ impl Change {
 /// Why [`PageTable::map`] did nothing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum MapError {
+    /// [`PageTable::map_new`]: something is mapped there.
+    Present,
     /// `alloc` gave nothing. Tables allocated so far stay linked and serve the next attempt. `flush` is set if
     /// a huge leaf has been split already.
     NoMemory {
@@ -518,6 +520,53 @@ impl<F: Format> PageTable<F> {
         let old = t.swap(table, index, new);
         t.removed(&Self::describe(old, level, gpa));
         Ok(Change::Replaced)
+    }
+
+    /// As [`PageTable::map`], but only where nothing is mapped yet, so that nothing has to be flushed.
+    ///
+    /// # Errors
+    ///
+    /// See [`MapError`]; no translation has changed then.
+    #[inline]
+    pub fn map_new<T: Tables>(
+        &self,
+        t: &mut T,
+        gpa: Gpa,
+        level: Level,
+        leaf: &Leaf,
+    ) -> Result<(), MapError> {
+        if level > Level::L3 || !gpa.is_aligned(level) || !leaf.hpa.is_aligned(level) {
+            return Err(MapError::Misaligned);
+        }
+        if gpa >= self.limit() || leaf.hpa.0 >> MAX_PHYS_BITS != 0 {
+            return Err(MapError::OutOfRange);
+        }
+        if !F::can_express(leaf.perm) {
+            return Err(MapError::Perm);
+        }
+        let mut table = self.root;
+        let mut at = self.top;
+        while at > level {
+            let index = at.index(gpa.0);
+            let entry = t.load(table, index);
+            table = if !F::present(entry) {
+                let child = t.alloc().ok_or(MapError::NoMemory { flush: false })?;
+                t.store(table, index, F::table(child));
+                child
+            } else if F::is_leaf(entry, at) {
+                return Err(MapError::Present);
+            } else {
+                F::child(entry)
+            };
+            let Some(down) = at.down() else { break };
+            at = down;
+        }
+        let index = level.index(gpa.0);
+        if F::present(t.load(table, index)) {
+            return Err(MapError::Present);
+        }
+        t.store(table, index, F::leaf(level, leaf));
+        Ok(())
     }
 
     /// Puts `child`, filled with the 512 parts of the huge leaf `entry`, in its place.

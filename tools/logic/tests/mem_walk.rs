@@ -264,6 +264,35 @@ fn basics<F: Format>(levels: u8, bad: fn(u64, Level) -> bool) {
     );
     assert_eq!(pt.lookup(&m, Gpa(g + 0x1000)), None);
 
+    // Only into an empty entry; nothing is replaced, neither a leaf nor a table nor a part of a huge leaf.
+    let new = leaf(0x8000, Perm::RWX);
+    assert_eq!(
+        pt.map_new(&mut m, Gpa(g), Level::L1, &new),
+        Err(MapError::Present)
+    );
+    assert_eq!(
+        pt.map_new(&mut m, Gpa(g & !0x1f_ffff), Level::L2, &leaf(0, Perm::RWX)),
+        Err(MapError::Present)
+    );
+    assert_eq!(pt.map_new(&mut m, Gpa(g + 0x1000), Level::L1, &new), Ok(()));
+    assert_eq!(pt.lookup(&m, Gpa(g + 0x1000)).unwrap().hpa, Hpa(0x8000));
+    let huge = (g & !0x1f_ffff) + 0x20_0000;
+    assert_eq!(
+        pt.map_new(&mut m, Gpa(huge), Level::L2, &leaf(0x20_0000, Perm::RWX)),
+        Ok(())
+    );
+    assert_eq!(
+        pt.map_new(&mut m, Gpa(huge + 0x1000), Level::L1, &new),
+        Err(MapError::Present)
+    );
+    assert_eq!(
+        pt.map_new(&mut m, Gpa(g + 0x1010), Level::L1, &new),
+        Err(MapError::Misaligned)
+    );
+    assert!(pt.unmap(&mut m, range(g + 0x1000, 0x1000)));
+    assert!(pt.unmap(&mut m, range(huge, 0x20_0000)));
+    m.removed.clear();
+
     // Fewer rights of the same page: nothing changes. More: upgrade. Other rights: replaced.
     assert_eq!(
         pt.map(&mut m, Gpa(g), Level::L1, &leaf(0x5000, Perm::R)),
