@@ -95,6 +95,7 @@ struct mm_struct *rvmm_current_mm(void);
 bool rvmm_need_resched(void);
 bool rvmm_signal_pending(void);
 bool rvmm_fatal_signal_pending(void);
+unsigned long long rvmm_run_delay(void);
 void rvmm_cond_resched(void);
 bool rvmm_xfer_to_guest_pending(void);
 void rvmm_xfer_to_guest_prepare(void);

@@ -55,6 +55,13 @@ pub fn fatal_signal_pending() -> bool {
     unsafe { bindings::rvmm_fatal_signal_pending() }
 }
 
+/// How long the current task has waited for a CPU since it began, in nanoseconds.
+#[inline]
+pub fn run_delay() -> u64 {
+    // SAFETY: Reads a word of the current task, which changes only when the task is switched.
+    unsafe { bindings::rvmm_run_delay() }
+}
+
 /// Lets another task run if one should. Sleeps.
 #[inline]
 pub fn cond_resched() {

@@ -224,6 +224,7 @@ pub(crate) fn check_extension(cap: usize) -> isize {
         | k::KVM_CAP_BINARY_STATS_FD
         | k::KVM_CAP_SET_BOOT_CPU_ID
         | k::KVM_CAP_CLOCKSOURCE
+        | k::KVM_CAP_STEAL_TIME
         | k::KVM_CAP_VCPU_ATTRIBUTES
         | k::KVM_CAP_KVMCLOCK_CTRL
         | k::KVM_CAP_ENFORCE_PV_FEATURE_CPUID

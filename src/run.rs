@@ -12,9 +12,9 @@ use crate::cpu::control;
 use crate::cpu::cpuid;
 use crate::cpu::events::{self, Inject};
 use crate::cpu::msr as msrs;
-use crate::cpu::paravirt;
 use crate::cpu::regs::{cr4, rflags, Gpr, Seg};
 use crate::cpu::xsave;
+use crate::cpu::{hypercall, paravirt};
 use crate::debug;
 use crate::emul::{Op, Operand, Pending};
 use crate::emulate::{Accessed, Emulated, FetchError, Known, PIO_PAGE};
@@ -157,6 +157,7 @@ impl<'a> Runner<'a> {
             return Err(EINTR);
         }
         self.s.has_run = true;
+        self.s.pv.steal_stale = true;
         loop {
             if self.vcpu.shared.requests() != 0 && !self.handle_requests() {
                 return self.triple_fault();
@@ -201,10 +202,16 @@ impl<'a> Runner<'a> {
             if self.s.pv.clock_stale {
                 paravirt::update_clock(self.vm, self.s);
             }
+            if self.s.pv.steal_wanted() {
+                paravirt::update_steal_time(self.vm, self.s);
+            }
             let step = match self.stay()? {
                 Stayed::Ended(step) => step,
                 Stayed::Slow(exit) => {
                     let start = boot_cpu::rdtsc();
+                    if self.s.pv.eoi_offered() {
+                        let _ = paravirt::take_eoi(self.vm, self.s, false);
+                    }
                     let step = self.handle(&exit, false);
                     self.stats
                         .exit(ExitClass::of(&exit), boot_cpu::rdtsc().wrapping_sub(start));
@@ -311,6 +318,7 @@ impl<'a> Runner<'a> {
         }
         if self.wakes() {
             self.s.mp_state = MpState::Runnable;
+            self.s.pv.unhalted = false;
             self.stats.add(VcpuCounter::HaltWakeups, 1);
             return true;
         }
@@ -322,6 +330,7 @@ impl<'a> Runner<'a> {
         let gate = self.s.gate();
         self.s.events.nmis != 0 && !gate.nmi
             || self.s.events.exception.is_some()
+            || self.s.pv.unhalted
             || gate.if_flag && self.s.interrupt_pending(self.vm, &self.vcpu.shared)
     }
 
@@ -359,6 +368,9 @@ impl<'a> Runner<'a> {
             if self.s.apicv {
                 self.s.refresh_eoi_exits(self.vm, &irr);
             }
+        }
+        if r & request::UNHALT != 0 {
+            self.s.pv.unhalted = true;
         }
         if r & request::NMI != 0 {
             let n = shared.nmi.swap(0, core::sync::atomic::Ordering::Relaxed);
@@ -512,7 +524,8 @@ impl<'a> Runner<'a> {
         loop {
             let r = shared.requests();
             if r != 0 {
-                const QUICK: u32 = request::POSTED | request::NMI | request::TIMER;
+                const QUICK: u32 =
+                    request::POSTED | request::NMI | request::TIMER | request::UNHALT;
                 if r & !QUICK != 0 {
                     return Stayed::Ended(Step::Leave);
                 }
@@ -571,6 +584,9 @@ impl<'a> Runner<'a> {
             match self.s.hw.tpr() {
                 Some(tpr) if tpr != params.tpr => self.s.set_cr8(tpr),
                 _ => {}
+            }
+            if self.s.pv.eoi_offered() && !paravirt::take_eoi(self.vm, self.s, true) {
+                return Stayed::Slow(exit);
             }
             let (class, step) = self.handle_frequent(&exit);
             match step {
@@ -652,9 +668,11 @@ impl<'a> Runner<'a> {
             }
             Inject::Interrupt => {
                 self.stats.add(VcpuCounter::IrqInjections, 1);
-                self.s
-                    .acknowledge(self.vm, &self.vcpu.shared)
-                    .map(events::interrupt_event)
+                let vector = self.s.acknowledge(self.vm, &self.vcpu.shared);
+                if let (true, Some(v)) = (self.s.pv.eoi_wanted(), vector) {
+                    paravirt::offer_eoi(self.vm, self.s, v);
+                }
+                vector.map(events::interrupt_event)
             }
         };
         let more = d.irq_window
@@ -895,18 +913,20 @@ impl<'a> Runner<'a> {
         Step::Again
     }
 
-    /// No hypercall is offered: KVM_ENOSYS (Documentation/virt/kvm/x86/hypercalls.rst).
+    /// VMCALL, VMMCALL.
     fn hypercall(&mut self, atomic: bool) -> Step {
-        const KVM_ENOSYS: i64 = 1000;
-        const KVM_EPERM: i64 = 1;
+        let number = self.s.cpu.regs.get(Gpr::Rax);
+        if atomic && number as u32 == hypercall::CLOCK_PAIRING {
+            return Step::Slow;
+        }
         let step = self.skip(atomic, &Known::HYPERCALL);
         if matches!(step, Step::Again) {
-            let code = if self.s.cpl() == 0 {
-                KVM_ENOSYS
+            let result = if self.s.cpl() == 0 {
+                hypercall::call(self.vm, &self.vcpu.shared, self.s, number)
             } else {
-                KVM_EPERM
+                hypercall::error::PERM
             };
-            self.s.cpu.regs.set(Gpr::Rax, code.wrapping_neg() as u64);
+            self.s.cpu.regs.set(Gpr::Rax, result as u64);
         }
         step
     }
@@ -921,6 +941,7 @@ impl<'a> Runner<'a> {
                 self.s.mp_state = MpState::Halted;
                 return Step::Leave;
             }
+            self.s.pv.unhalted = false;
             return Step::Again;
         }
         self.s.debug.reported();

@@ -313,10 +313,10 @@ fn ioctl(vm: &Arc<Vm>, vcpu: &Arc<Vcpu>, cmd: u32, arg: usize) -> Result<isize> 
             let _ = a.vapic_addr;
         }
         uapi::KVM_GET_MP_STATE => {
-            let mp_state = if s.mp_state == MpState::SipiReceived {
-                MpState::Runnable
-            } else {
-                s.mp_state
+            let mp_state = match s.mp_state {
+                MpState::SipiReceived => MpState::Runnable,
+                MpState::Halted if s.pv.unhalted => MpState::Runnable,
+                state => state,
             };
             uapi::put(
                 arg,

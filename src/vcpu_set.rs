@@ -37,6 +37,8 @@ pub(crate) mod request {
     pub(crate) const EXTINT: u32 = 1 << 5;
     /// The VM's clock changed: write the pvclock page again.
     pub(crate) const CLOCK: u32 = 1 << 8;
+    /// Another vCPU asks this one to go on after its HLT (KVM_HC_KICK_CPU).
+    pub(crate) const UNHALT: u32 = 1 << 9;
 }
 
 const OUTSIDE: u32 = 0;

@@ -57,6 +57,11 @@ bool rvmm_fatal_signal_pending(void)
 	return fatal_signal_pending(current);
 }
 
+unsigned long long rvmm_run_delay(void)
+{
+	return current->sched_info.run_delay;
+}
+
 void rvmm_cond_resched(void)
 {
 	cond_resched();

@@ -5,6 +5,7 @@ pub(crate) mod canonical;
 pub(crate) mod control;
 pub(crate) mod cpuid;
 pub(crate) mod events;
+pub(crate) mod hypercall;
 pub(crate) mod msr;
 pub(crate) mod paravirt;
 pub(crate) mod pvclock;
@@ -16,5 +17,12 @@ pub(crate) mod xsave;
 /// KVM_FEATURE_* bits that are offered (Documentation/virt/kvm/x86/cpuid.rst).
 pub(crate) const KVM_FEATURES: u32 = {
     use cpuid::kvm_feature as f;
-    f::CLOCKSOURCE | f::NOP_IO_DELAY | f::CLOCKSOURCE2 | f::CLOCKSOURCE_STABLE
+    f::CLOCKSOURCE
+        | f::NOP_IO_DELAY
+        | f::CLOCKSOURCE2
+        | f::STEAL_TIME
+        | f::PV_EOI
+        | f::PV_UNHALT
+        | f::PV_SEND_IPI
+        | f::CLOCKSOURCE_STABLE
 };

@@ -1,12 +1,15 @@
 // SPDX-License-Identifier: GPL-2.0
-//! KVM's paravirtual MSRs: guest memory in which the hypervisor tells the guest the time (kernel document virt/kvm/x86/msr.rst).
+//! KVM's paravirtual MSRs: guest memory in which the hypervisor tells the guest the time, and in which the guest
+//! ends interrupts (kernel document virt/kvm/x86/msr.rst).
 //!
 //! Pages are written outside stays, on [`request::CLOCK`]. An address without memory is nobody's error: nothing is written.
 
+use crate::cpu::cpuid::GuestFeatures;
 use crate::cpu::msr::index as ix;
 use crate::cpu::pvclock::{self, TimeInfo};
 use crate::cpu::tsc;
-use crate::linux::{gup, uaccess};
+use crate::irq::msg::Vector;
+use crate::linux::{gup, sched, uaccess};
 use crate::mem::addr::{Gpa, PAGE_SIZE};
 use crate::mem::memory::MemoryView;
 use crate::state::State;
@@ -26,6 +29,18 @@ pub(crate) struct Paravirt {
     pub(crate) clock_stale: bool,
     /// KVM_KVMCLOCK_CTRL: to be told with the next writing of the page.
     stopped: bool,
+    /// MSR_KVM_STEAL_TIME.
+    steal_time: u64,
+    /// The thread's waiting time that the guest has been told of.
+    steal_told: u64,
+    /// To be told whether or not the thread has waited.
+    pub(crate) steal_stale: bool,
+    /// KVM_HC_KICK_CPU came: the next HLT, or the present one, is over.
+    pub(crate) unhalted: bool,
+    /// MSR_KVM_PV_EOI_EN.
+    eoi: u64,
+    /// The guest may end its interrupt by clearing the bit, and has not been seen to have done so.
+    eoi_offered: bool,
 }
 
 impl Paravirt {
@@ -35,6 +50,29 @@ impl Paravirt {
             enforce: self.enforce,
             ..Self::default()
         };
+    }
+
+    /// Whether a feature that has no MSR is there for the guest.
+    pub(crate) fn has(&self, f: &GuestFeatures, feature: u32) -> bool {
+        !self.enforce || f.kvm_features & feature != 0
+    }
+
+    /// Whether the guest is to be told of stolen time. (The processor's time, that is: nothing to do with the TSC.)
+    #[inline]
+    pub(crate) fn steal_wanted(&self) -> bool {
+        self.steal_time & 1 != 0 && (self.steal_stale || sched::run_delay() != self.steal_told)
+    }
+
+    /// Whether the guest would like to end interrupts in memory.
+    #[inline]
+    pub(crate) fn eoi_wanted(&self) -> bool {
+        self.eoi & 1 != 0
+    }
+
+    /// Whether the guest may have ended an interrupt in memory.
+    #[inline]
+    pub(crate) fn eoi_offered(&self) -> bool {
+        self.eoi_offered
     }
 
     /// The clock's page: where, if it is switched on.
@@ -62,6 +100,8 @@ pub(crate) fn read(vm: &Vm, s: &State, index: u32) -> Option<u64> {
             Some(vm.clock.wall_clock.load(Ordering::Relaxed))
         }
         ix::KVM_SYSTEM_TIME | ix::KVM_SYSTEM_TIME_NEW => Some(s.pv.system_time),
+        ix::KVM_STEAL_TIME => Some(s.pv.steal_time),
+        ix::KVM_PV_EOI_EN => Some(s.pv.eoi),
         _ => None,
     }
 }
@@ -87,7 +127,111 @@ pub(crate) fn write(vm: &Vm, s: &mut State, index: u32, value: u64, by_host: boo
                 vcpus.request_all(request::CLOCK);
             }
         }
+        ix::KVM_STEAL_TIME => {
+            const RESERVED: u64 = 0x3e;
+            if value & RESERVED != 0 {
+                return false;
+            }
+            s.pv.steal_time = value;
+            s.pv.steal_stale = true;
+        }
+        ix::KVM_PV_EOI_EN => {
+            let gpa = value & !1;
+            if gpa & 3 != 0 {
+                return false;
+            }
+            if value & 1 != 0 {
+                let Ok(hva) = vm.memory.view().hva(Gpa(gpa), false) else {
+                    return false;
+                };
+                // Inside stays it is written only when it is there.
+                let _ = gup::fault_in(hva, true);
+            }
+            s.pv.eoi = value;
+        }
         _ => return false,
+    }
+    true
+}
+
+/// Tells the guest how long its vCPU's thread has waited for a CPU (`struct kvm_steal_time`). May sleep.
+#[cold]
+pub(crate) fn update_steal_time(vm: &Vm, s: &mut State) {
+    s.pv.steal_stale = false;
+    let now = sched::run_delay();
+    // Another thread may run the vCPU now: it has no common past with the last one.
+    let stolen = now.saturating_sub(s.pv.steal_told);
+    s.pv.steal_told = now;
+    let _ = write_steal_time(&vm.memory.view(), Gpa(s.pv.steal_time & !0x3f), stolen);
+}
+
+fn write_steal_time(view: &MemoryView<'_>, gpa: Gpa, stolen: u64) -> Result {
+    const VERSION: usize = 8;
+    const PREEMPTED: usize = 16;
+    // Aligned to its size of 64 bytes: in one page.
+    let hva = view.hva(gpa, true)?;
+    let field = |o: usize| hva.checked_add(o).ok_or(EFAULT);
+    let (version_at, preempted_at) = (field(VERSION)?, field(PREEMPTED)?);
+    resident(hva, || uaccess::put_u8(preempted_at, 0))?;
+    let version = pvclock::writing(resident(hva, || uaccess::get_u32(version_at))?);
+    resident(hva, || uaccess::put_u32(version_at, version))?;
+    let steal = resident(hva, || uaccess::get_u64(hva))?.wrapping_add(stolen);
+    resident(hva, || uaccess::put_u64(hva, steal))?;
+    resident(hva, || {
+        uaccess::put_u32(version_at, version.wrapping_add(1))
+    })?;
+    view.mark_dirty(gpa);
+    Ok(())
+}
+
+/// The entry delivers `vector` of the local APIC: lets the guest end it by clearing a bit, without an exit, if nothing else hangs on
+/// its end. That is so if no other interrupt is in service or waits, and nobody outside of the local APIC watches the vector.
+pub(crate) fn offer_eoi(vm: &Vm, s: &mut State, vector: u8) {
+    let Some(l) = &s.lapic else { return };
+    let (word, bit) = Vector(vector).word_bit();
+    let only = l
+        .isr()
+        .iter()
+        .enumerate()
+        .all(|(i, w)| *w == if i == word { bit } else { 0 });
+    let level = l.tmr().get(word).is_some_and(|w| w & bit != 0);
+    if !only || level || l.highest_irr().is_some() || vm.chip.edge_eoi_vectors(word) & bit != 0 {
+        return;
+    }
+    let view = vm.memory.view();
+    let gpa = Gpa(s.pv.eoi & !1);
+    if let Ok(hva) = view.hva(gpa, true) {
+        s.pv.eoi_offered = uaccess::put_u8(hva, 1).is_ok();
+        view.mark_dirty(gpa);
+    }
+}
+
+/// After an exit: ends the interrupt if the guest has cleared the bit, else takes the offer back. False if that has to sleep.
+pub(crate) fn take_eoi(vm: &Vm, s: &mut State, atomic: bool) -> bool {
+    let ended = {
+        let view = vm.memory.view();
+        let gpa = Gpa(s.pv.eoi & !1);
+        let swap = |hva: usize| -> Result<bool> {
+            let ended = uaccess::get_u8(hva)? & 1 == 0;
+            if !ended {
+                uaccess::put_u8(hva, 0)?;
+            }
+            Ok(ended)
+        };
+        match view.hva(gpa, true) {
+            Ok(hva) if atomic => swap(hva).ok(),
+            Ok(hva) => resident(hva, || swap(hva)).ok(),
+            Err(_) => Some(false),
+        }
+    };
+    if ended.is_none() && atomic {
+        return false;
+    }
+    s.pv.eoi_offered = false;
+    if let (Some(true), Some(l)) = (ended, &mut s.lapic) {
+        if let Some(e) = l.eoi().eoi {
+            vm.chip.edge_eoi(e.vector.0);
+        }
     }
     true
 }

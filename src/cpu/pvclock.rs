@@ -34,24 +34,15 @@ pub struct TimeInfo {
 impl TimeInfo {
     /// `struct pvclock_vcpu_time_info` with this version.
     pub fn to_bytes(self, version: u32) -> [u8; TIME_INFO] {
-        let mut b = [0; TIME_INFO];
-        let mut at = 0usize;
-        let mut put = |bytes: &[u8]| {
-            for v in bytes {
-                if let Some(to) = b.get_mut(at) {
-                    *to = *v;
-                }
-                at = at.wrapping_add(1);
-            }
-        };
-        put(&version.to_le_bytes());
-        put(&[0; 4]);
-        put(&self.tsc.to_le_bytes());
-        put(&self.system_time.to_le_bytes());
-        put(&self.rate.mul.to_le_bytes());
-        put(&self.rate.shift.to_le_bytes());
-        put(&[self.flags]);
-        b
+        concatenated(&[
+            &version.to_le_bytes(),
+            &[0; 4],
+            &self.tsc.to_le_bytes(),
+            &self.system_time.to_le_bytes(),
+            &self.rate.mul.to_le_bytes(),
+            &self.rate.shift.to_le_bytes(),
+            &[self.flags],
+        ])
     }
 }
 
@@ -128,8 +119,27 @@ impl VmClock {
     }
 }
 
+/// Fields one after the other, then zeros.
+fn concatenated<const N: usize>(fields: &[&[u8]]) -> [u8; N] {
+    let mut b = [0; N];
+    for (to, from) in b.iter_mut().zip(fields.iter().copied().flatten()) {
+        *to = *from;
+    }
+    b
+}
+
+/// `struct kvm_clock_pairing`: a point in time in nanoseconds since 1970, and the guest's TSC then.
+pub fn clock_pairing(real_ns: u64, tsc: u64) -> [u8; 64] {
+    concatenated(&[
+        &(real_ns / NS).to_le_bytes(),
+        &(real_ns % NS).to_le_bytes(),
+        &tsc.to_le_bytes(),
+    ])
+}
+
+const NS: u64 = 1_000_000_000;
+
 /// `sec` and `nsec` of `struct pvclock_wall_clock` for a point in time in nanoseconds since 1970. Seconds wrap in 2106.
 pub fn wall_clock(epoch_ns: u64) -> (u32, u32) {
-    const NS: u64 = 1_000_000_000;
     ((epoch_ns / NS) as u32, (epoch_ns % NS) as u32)
 }

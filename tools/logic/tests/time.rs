@@ -236,3 +236,12 @@ fn layouts() {
         (1_700_000_000, 123_456_789)
     );
 }
+
+#[test]
+fn clock_pairing_layout() {
+    let b = pvclock::clock_pairing(5 * NS + 7, 0x0102_0304);
+    assert_eq!(b[..8], 5u64.to_le_bytes());
+    assert_eq!(b[8..16], 7u64.to_le_bytes());
+    assert_eq!(b[16..24], 0x0102_0304u64.to_le_bytes());
+    assert!(b[24..].iter().all(|v| *v == 0));
+}

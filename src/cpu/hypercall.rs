@@ -1,0 +1,128 @@
+// SPDX-License-Identifier: GPL-2.0
+//! KVM's hypercalls (kernel document virt/kvm/x86/hypercalls.rst).
+
+use crate::cpu::cpuid::kvm_feature;
+use crate::cpu::pvclock;
+use crate::cpu::regs::{Gpr, Mode};
+use crate::irq::msg::{DeliveryMode, Message, TriggerMode, Vector};
+use crate::linux::clock;
+use crate::mem::addr::Gpa;
+use crate::state::State;
+use crate::vcpu_set::{request, VcpuShared};
+use crate::vm::Vm;
+
+/// Numbers, in RAX.
+const VAPIC_POLL_IRQ: u32 = 1;
+const KICK_CPU: u32 = 5;
+/// Writes guest memory, so it is to be called outside stays.
+pub(crate) const CLOCK_PAIRING: u32 = 9;
+const SEND_IPI: u32 = 10;
+
+/// Results, in RAX.
+pub(crate) mod error {
+    pub(crate) const PERM: i64 = -1;
+    pub(crate) const FAULT: i64 = -14;
+    pub(crate) const INVAL: i64 = -22;
+    pub(crate) const OPNOTSUPP: i64 = -95;
+    pub(crate) const NOSYS: i64 = -1000;
+}
+
+/// Hypercall `number` from CPL 0; the value for RAX.
+pub(crate) fn call(vm: &Vm, caller: &VcpuShared, s: &mut State, number: u64) -> i64 {
+    match number as u32 {
+        VAPIC_POLL_IRQ => 0,
+        KICK_CPU | CLOCK_PAIRING | SEND_IPI => known(vm, caller, s, number),
+        _ => error::NOSYS,
+    }
+}
+
+fn known(vm: &Vm, caller: &VcpuShared, s: &mut State, number: u64) -> i64 {
+    use crate::backend::Groups;
+    s.load(Groups::CTRL.union(Groups::CODE));
+    let long = s.cpu.sregs.mode(s.cpu.regs.rflags) == Mode::Long;
+    let mask = if long { u64::MAX } else { 0xffff_ffff };
+    let argument = |g| s.cpu.regs.get(g) & mask;
+    let [a, b, c, d] = [Gpr::Rbx, Gpr::Rcx, Gpr::Rdx, Gpr::Rsi].map(argument);
+    if (number & mask) >> 32 != 0 {
+        return error::NOSYS;
+    }
+    match number as u32 {
+        KICK_CPU if s.pv.has(&s.features, kvm_feature::PV_UNHALT) => {
+            kick(vm, b as u32);
+            0
+        }
+        CLOCK_PAIRING => clock_pairing(vm, s, a, b),
+        SEND_IPI if s.pv.has(&s.features, kvm_feature::PV_SEND_IPI) => {
+            send_ipi(vm, caller, [a, b], c as u32, d, if long { 64 } else { 32 })
+        }
+        _ => error::NOSYS,
+    }
+}
+
+/// Ends the HLT of the vCPU with this APIC ID, or its next one.
+fn kick(vm: &Vm, apic_id: u32) {
+    let to = Message::fixed(apic_id, Vector(0));
+    for v in vm.memory.vcpus.iter() {
+        if to.matches(None, &v.apic_addr()) {
+            v.request(request::UNHALT);
+        }
+    }
+}
+
+/// Sends an interrupt to the APIC IDs `first`, `first + 1` ... whose bits are set; `icr` gives vector and delivery mode.
+/// The number of vCPUs that accepted it.
+fn send_ipi(
+    vm: &Vm,
+    caller: &VcpuShared,
+    bitmaps: [u64; 2],
+    first: u32,
+    icr: u64,
+    width: u32,
+) -> i64 {
+    const LOGICAL: u64 = 1 << 11;
+    const SHORTHAND: u64 = 3 << 18;
+    if icr & (LOGICAL | SHORTHAND) != 0 {
+        return error::INVAL;
+    }
+    if !vm.chip.has_lapic() {
+        return error::OPNOTSUPP;
+    }
+    let low = icr as u32;
+    let mut sent = 0i64;
+    for (bitmap, base) in bitmaps.into_iter().zip([0, width]) {
+        let mut rest = bitmap;
+        while rest != 0 {
+            let bit = rest.trailing_zeros();
+            rest &= rest.wrapping_sub(1);
+            let Some(dest) = first
+                .wrapping_add(base)
+                .checked_add(bit)
+                .filter(|n| *n < crate::vcpu_set::MAX_VCPU_ID)
+            else {
+                continue;
+            };
+            let message = Message {
+                delivery: DeliveryMode::from_bits(low >> 8),
+                trigger: TriggerMode::from_bit(low & 1 << 15 != 0),
+                level: low & 1 << 14 != 0,
+                ..Message::fixed(dest, Vector(low as u8))
+            };
+            sent = sent.saturating_add(vm.chip.deliver(&message, caller.id).into());
+        }
+    }
+    sent
+}
+
+/// Writes `struct kvm_clock_pairing`: CLOCK_REALTIME and the guest's TSC at one moment.
+fn clock_pairing(vm: &Vm, s: &State, gpa: u64, kind: u64) -> i64 {
+    const WALLCLOCK: u64 = 0;
+    let now = clock::snapshot();
+    if kind != WALLCLOCK || !now.tsc_based {
+        return error::OPNOTSUPP;
+    }
+    let bytes = pvclock::clock_pairing(now.real_ns, s.tsc_at(now.tsc));
+    match vm.memory.view().write(Gpa(gpa), &bytes) {
+        Ok(()) => 0,
+        Err(_) => error::FAULT,
+    }
+}
