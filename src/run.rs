@@ -182,7 +182,7 @@ impl<'a> Runner<'a> {
                         continue;
                     }
                 }
-                MpState::Uninitialized | MpState::InitReceived | MpState::SipiReceived => {
+                MpState::Uninitialized | MpState::InitReceived => {
                     self.wait_for_start()?;
                     return Err(EAGAIN);
                 }

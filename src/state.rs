@@ -39,8 +39,6 @@ pub(crate) enum MpState {
     InitReceived = 2,
     /// In HLT.
     Halted = 3,
-    /// SIPI taken; becomes runnable with the next KVM_RUN.
-    SipiReceived = 4,
 }
 
 /// What the next KVM_RUN has to finish first.

@@ -314,7 +314,6 @@ fn ioctl(vm: &Arc<Vm>, vcpu: &Arc<Vcpu>, cmd: u32, arg: usize) -> Result<isize> 
         }
         uapi::KVM_GET_MP_STATE => {
             let mp_state = match s.mp_state {
-                MpState::SipiReceived => MpState::Runnable,
                 MpState::Halted if s.pv.unhalted => MpState::Runnable,
                 state => state,
             };
