@@ -37,12 +37,13 @@ endef
 KMAKE = mkdir -p $(1) && flock $(1).lock $(MODULE_RUN) $(MAKE) -s -C $(KOBJ) M=$(CURDIR) MO=$(1) CONFIG_DEBUG_INFO_BTF_MODULES=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup modules tools guest run test test-qemu bench check fmt clippy imports clean distclean
+.PHONY: help setup modules tools guest run test test-qemu test-iommu bench check fmt clippy imports clean distclean
 
 help:
 	@echo 'make run            boot a Linux guest through /dev/rvmm in the AMD bed (BED=intel: on VMX)'
 	@echo 'make test           unit tests, checks, selftests in both beds; ends with "N passed, M failed"'
 	@echo 'make test-qemu      guests of unmodified QEMU in all its combinations, in both beds'
+	@echo 'make test-iommu     the part with devices handed to guests'
 	@echo 'make bench          rvmm beside stock KVM, ticks per operation'
 	@echo 'make modules        rvmm.ko for the stock Debian kernel (KDIR=DIR: for another one)'
 	@echo 'make tools          the launcher and its companions, statically linked ($(RELEASE)/)'
@@ -76,6 +77,10 @@ test: setup
 # Every machine type of QEMU's with every kind of interrupt controller, in both beds: 20 minutes.
 test-qemu: setup
 	@tools/test --qemu $(TESTS)
+
+# Devices handed to guests, on a machine with an IOMMU; `make test` runs it as well.
+test-iommu: setup
+	@tools/test iommu
 
 bench: modules tools guest
 	@tools/bench $(BENCH_FLAGS)

@@ -34,6 +34,9 @@ pub trait FileOperations: Sized + Send + Sync + 'static {
     /// Name in `/proc/PID/fd`: `anon_inode:NAME`.
     const NAME: &'static CStr;
 
+    /// The file has an inode to itself, so that its mappings can be told from those of other files.
+    const OWN_INODE: bool = false;
+
     /// `ioctl(2)`; `cmd` is the full command. Runs in the caller's context and may sleep.
     fn ioctl(_this: ArcBorrow<'_, Self>, _file: &File, _cmd: u32, _arg: usize) -> Result<isize> {
         build_error!(VTABLE_DEFAULT_ERROR)
@@ -242,6 +245,19 @@ impl<T: FileOperations> Operations<T> {
 /// On failure (`ENOMEM`, `ENFILE`) the reference is dropped and `release` does not run.
 pub fn file<T: FileOperations>(object: Arc<T>) -> Result<ARef<File>> {
     let private = Arc::into_raw(object);
+    if T::OWN_INODE {
+        // SAFETY: As below.
+        let result = from_err_ptr(unsafe {
+            bindings::anon_inode_create_getfile(
+                T::NAME.as_char_ptr(),
+                &Operations::<T>::table().fops,
+                private.cast_mut().cast(),
+                flags::O_RDWR as c_int,
+                core::ptr::null(),
+            )
+        });
+        return take(result, private);
+    }
     // SAFETY: Name and table are static; `private` is what the table's functions expect.
     let result = from_err_ptr(unsafe {
         bindings::anon_inode_getfile_fmode(
@@ -257,6 +273,14 @@ pub fn file<T: FileOperations>(object: Arc<T>) -> Result<ARef<File>> {
             },
         )
     });
+    take(result, private)
+}
+
+/// The file that the kernel has made for the object `private`, or else the object's end.
+fn take<T: FileOperations>(
+    result: Result<*mut bindings::file>,
+    private: *const T,
+) -> Result<ARef<File>> {
     match result {
         Ok(file) => {
             // SAFETY: A successful call returns a file with one reference, which is ours; nobody else has

@@ -18,12 +18,15 @@
 #include <linux/file.h>
 #include <linux/fs.h>
 #include <linux/hrtimer.h>
+#include <linux/interrupt.h>
 #include <linux/ioctl.h>
+#include <linux/iommu.h>
 #include <linux/kvm.h>
 #include <linux/mm.h>
 #include <linux/mmu_notifier.h>
 #include <linux/mutex.h>
 #include <linux/pagemap.h>
+#include <linux/pci.h>
 #include <linux/pgtable.h>
 #include <linux/poll.h>
 #include <linux/rcuwait.h>
@@ -77,6 +80,8 @@ static const unsigned int RVMM_VENDOR_CENTAUR = X86_VENDOR_CENTAUR;
 static const unsigned int RVMM_VENDOR_ZHAOXIN = X86_VENDOR_ZHAOXIN;
 static const unsigned int RVMM_FMODE_PREAD = FMODE_PREAD;
 static const unsigned int RVMM_FOLL_WRITE = FOLL_WRITE;
+static const unsigned int RVMM_FOLL_LONGTERM = FOLL_LONGTERM;
+static const gfp_t RVMM_GFP_KERNEL_ACCOUNT = GFP_KERNEL_ACCOUNT;
 static const unsigned int RVMM_FOLL_HWPOISON = FOLL_HWPOISON;
 static const unsigned int RVMM_FOLL_INTERRUPTIBLE = FOLL_INTERRUPTIBLE;
 static const unsigned int RVMM_VM_FAULT_SIGBUS = VM_FAULT_SIGBUS;
@@ -164,6 +169,19 @@ int rvmm_mapped_anon(unsigned long addr, unsigned long *pfn);
 int rvmm_follow_pfnmap(struct mm_struct *mm, unsigned long addr, bool write,
 		       unsigned long *pfn, bool *writable);
 int rvmm_fault_in(unsigned long addr, bool write);
+
+bool rvmm_vma_is_device(struct mm_struct *mm, unsigned long addr);
+void rvmm_vma_set_device(struct vm_area_struct *vma);
+
+const char *rvmm_dev_name(const struct device *dev);
+void rvmm_device_lock(struct device *dev);
+void rvmm_device_unlock(struct device *dev);
+void rvmm_pci_bar(struct pci_dev *pdev, unsigned int bar, u64 *start, u64 *len, u64 *flags);
+u8 rvmm_pci_msix_cap(struct pci_dev *pdev);
+bool rvmm_pci_reset_supported(struct pci_dev *pdev);
+void rvmm_pci_quiesce(struct pci_dev *pdev);
+void rvmm_pci_forbid_no_snoop(struct pci_dev *pdev);
+void rvmm_iommu_aperture(struct iommu_domain *domain, u64 *start, u64 *end);
 
 int rvmm_rdmsr_safe(u32 msr, u64 *val);
 int rvmm_wrmsr_safe(u32 msr, u64 val);

@@ -34,6 +34,12 @@ pub fn is_current_mm(mm: &Mm) -> bool {
     core::ptr::eq(unsafe { bindings::rvmm_current_mm() }, mm.as_raw())
 }
 
+/// Whether the current task may use devices directly (CAP_SYS_RAWIO).
+pub fn capable_rawio() -> bool {
+    // SAFETY: Looks at the task's credentials.
+    unsafe { bindings::capable(bindings::CAP_SYS_RAWIO as i32) }
+}
+
 /// Whether another task should run on this CPU.
 #[inline]
 pub fn need_resched() -> bool {

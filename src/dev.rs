@@ -232,6 +232,7 @@ pub(crate) fn check_extension(cap: usize) -> isize {
         | k::KVM_CAP_SET_GUEST_DEBUG
         | k::KVM_CAP_X86_ROBUST_SINGLESTEP
         | uapi::RVMM_CAP_ENTRY_FAILURE => 1,
+        uapi::RVMM_CAP_ASSIGN_DEVICE => 1,
         k::KVM_CAP_SET_GUEST_DEBUG2 => crate::debug::CONTROLS as isize,
         k::KVM_CAP_XCRS => model().is_ok_and(|m| m.has_xsave).into(),
         k::KVM_CAP_ADJUST_CLOCK => {

@@ -7,6 +7,7 @@
 #[path = "../rust/mod.rs"]
 mod linux;
 
+mod assign;
 // The vendors state more than the core acts on.
 #[allow(dead_code)]
 mod backend;
@@ -60,6 +61,10 @@ module! {
         enable_apicv: bool {
             default: true,
             description: "let the processor virtualise local APICs where it can (VMX)",
+        },
+        allow_unsafe_interrupts: u8 {
+            default: 0,
+            description: "1: assign devices also where no IOMMU keeps them from raising any interrupt of the host",
         },
         kvm_node: u8 {
             default: 0,
@@ -122,13 +127,14 @@ impl Drop for HwOwner {
 struct RvmmModule {
     _kvm_node: Option<Pin<KBox<MiscDeviceRegistration<KvmNode>>>>,
     _device: Pin<KBox<MiscDeviceRegistration<RvmmDevice>>>,
+    _assign: assign::Owner,
     _power: syscore::Registration<Power>,
     _hotplug: cpuhp::State<Hotplug>,
     _hw: HwOwner,
 }
 
 impl kernel::Module for RvmmModule {
-    fn init(_module: &'static ThisModule) -> Result<Self> {
+    fn init(module: &'static ThisModule) -> Result<Self> {
         let caps = hw::probe()?;
         let hw = HwOwner;
         mitigate::init()?;
@@ -141,6 +147,7 @@ impl kernel::Module for RvmmModule {
         } else {
             None
         };
+        let assign = assign::init(module);
         // From here on nothing fails: a VM would outlive a module that does not come to be.
         dev::set_ready();
         pr_info!(
@@ -155,6 +162,7 @@ impl kernel::Module for RvmmModule {
         Ok(Self {
             _kvm_node: kvm_node,
             _device: device,
+            _assign: assign,
             _power: power,
             _hotplug: hotplug,
             _hw: hw,
@@ -170,4 +178,9 @@ pub(crate) fn enable_apicv() -> bool {
 /// Whether `check_entry` is on.
 pub(crate) fn check_entry() -> bool {
     module_parameters::check_entry.value() != 0
+}
+
+/// Whether devices may be assigned without interrupt remapping.
+pub(crate) fn allow_unsafe_interrupts() -> bool {
+    module_parameters::allow_unsafe_interrupts.value() != 0
 }

@@ -35,7 +35,7 @@ uapi! {
     k::kvm_enable_cap, k::kvm_clock_data, k::kvm_dirty_log, k::kvm_translation, k::kvm_guest_debug, k::kvm_irqfd,
     k::kvm_ioeventfd, k::kvm_irq_routing_entry, k::kvm_vapic_addr, k::kvm_coalesced_mmio_zone, k::kvm_reinject_control,
     k::kvm_device_attr,
-    EntryFailure,
+    EntryFailure, AssignDevice, DeviceInfo, DeviceVector, DeviceConfig,
 }
 
 /// `struct rvmm_entry_failure`.
@@ -51,6 +51,88 @@ pub(crate) struct EntryFailure {
 }
 
 const _: () = assert!(size_of::<EntryFailure>() == 256);
+
+/// A sentence for user space, zero-terminated and cut where it does not fit.
+#[derive(Clone, Copy)]
+#[repr(transparent)]
+pub(crate) struct Reason([u8; 240]);
+
+impl Reason {
+    /// No sentence.
+    pub(crate) const fn empty() -> Self {
+        Self([0; 240])
+    }
+}
+
+impl core::fmt::Write for Reason {
+    fn write_str(&mut self, s: &str) -> core::fmt::Result {
+        let last = self.0.len() - 1;
+        let at = self.0.iter().position(|b| *b == 0).unwrap_or(last);
+        let room = self.0.get_mut(at..last).unwrap_or(&mut []);
+        for (to, from) in room.iter_mut().zip(s.bytes()) {
+            *to = from;
+        }
+        Ok(())
+    }
+}
+
+/// `struct rvmm_assign_device`.
+#[repr(C)]
+pub(crate) struct AssignDevice {
+    pub(crate) segment: u32,
+    pub(crate) bus: u8,
+    pub(crate) devfn: u8,
+    pub(crate) flags: u16,
+    pub(crate) pinned: u64,
+    pub(crate) reason: Reason,
+}
+
+const _: () = assert!(size_of::<AssignDevice>() == 256);
+
+/// `struct rvmm_device_region`.
+#[repr(C)]
+pub(crate) struct DeviceRegion {
+    pub(crate) size: u64,
+    pub(crate) offset: u64,
+    pub(crate) flags: u32,
+    pub(crate) reserved: u32,
+}
+
+/// `struct rvmm_device_info`.
+#[repr(C)]
+pub(crate) struct DeviceInfo {
+    pub(crate) flags: u32,
+    pub(crate) vendor: u16,
+    pub(crate) device: u16,
+    pub(crate) class: u32,
+    pub(crate) config_size: u32,
+    pub(crate) msi: u32,
+    pub(crate) msix: u32,
+    pub(crate) msix_bar: u32,
+    pub(crate) reserved: u32,
+    pub(crate) msix_offset: u64,
+    pub(crate) pinned: u64,
+    pub(crate) dma_faults: u64,
+    pub(crate) regions: [DeviceRegion; 6],
+}
+
+const _: () = assert!(size_of::<DeviceInfo>() == 200);
+
+/// `struct rvmm_device_vector`.
+#[repr(C)]
+pub(crate) struct DeviceVector {
+    pub(crate) vector: u32,
+    pub(crate) gsi: u32,
+}
+
+/// `struct rvmm_device_config`.
+#[repr(C)]
+pub(crate) struct DeviceConfig {
+    pub(crate) offset: u32,
+    pub(crate) size: u32,
+    pub(crate) value: u32,
+    pub(crate) reserved: u32,
+}
 
 /// A zeroed structure.
 pub(crate) fn zeroed<T: Uapi>() -> T {
@@ -189,9 +271,20 @@ pub(crate) const KVM_GET_XCRS: u32 = _IOR::<k::kvm_xcrs>(K, 0xa6);
 pub(crate) const KVM_SET_XCRS: u32 = _IOW::<k::kvm_xcrs>(K, 0xa7);
 
 pub(crate) const RVMM_GET_ENTRY_FAILURE: u32 = _IOR::<EntryFailure>(R, 0x01);
+pub(crate) const RVMM_ASSIGN_DEVICE: u32 = _IOWR::<AssignDevice>(R, 0x10);
+pub(crate) const RVMM_DEVICE_GET_INFO: u32 = _IOR::<DeviceInfo>(R, 0x11);
+/// The header only: the GSIs follow.
+pub(crate) const RVMM_DEVICE_SET_IRQS: u32 = _IOW::<DeviceVector>(R, 0x12);
+pub(crate) const RVMM_DEVICE_SET_VECTOR: u32 = _IOW::<DeviceVector>(R, 0x13);
+pub(crate) const RVMM_DEVICE_CONFIG_READ: u32 = _IOWR::<DeviceConfig>(R, 0x14);
+pub(crate) const RVMM_DEVICE_CONFIG_WRITE: u32 = _IOW::<DeviceConfig>(R, 0x15);
+pub(crate) const RVMM_DEVICE_RESET: u32 = _IO(R, 0x16);
+pub(crate) const RVMM_DEVICE_DEASSIGN: u32 = _IO(R, 0x17);
 
 /// `RVMM_CAP_ENTRY_FAILURE`.
 pub(crate) const RVMM_CAP_ENTRY_FAILURE: u32 = 0x5256_0000;
+/// `RVMM_CAP_ASSIGN_DEVICE`.
+pub(crate) const RVMM_CAP_ASSIGN_DEVICE: u32 = 0x5256_0001;
 
 const _: () = {
     assert!(KVM_GET_SREGS == 0x8138_ae83);

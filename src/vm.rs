@@ -239,6 +239,7 @@ fn ioctl(vm: &Arc<Vm>, cmd: u32, arg: usize) -> Result<isize> {
             Ok(0)
         }
         uapi::KVM_GET_TSC_KHZ => Ok(vm.tsc_khz as isize),
+        uapi::RVMM_ASSIGN_DEVICE => crate::assign::assign(vm, arg),
         uapi::KVM_GET_STATS_FD => crate::ledger::vm_stats_fd(vm),
         _ => vm.chip.ioctl(cmd, arg),
     }

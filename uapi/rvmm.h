@@ -32,4 +32,105 @@ struct rvmm_entry_failure {
 /* On a vCPU. ENODATA when no entry has failed since the vCPU was created. */
 #define RVMM_GET_ENTRY_FAILURE	_IOR(RVMM_IOC, 0x01, struct rvmm_entry_failure)
 
+/* --- devices handed to a guest ------------------------------------------------------------------ */
+
+/* KVM_CHECK_EXTENSION: RVMM_ASSIGN_DEVICE exists. Zero on KVM. */
+#define RVMM_CAP_ASSIGN_DEVICE	(RVMM_CAP_BASE + 1)
+
+/*
+ * A PCI function, bound to the driver "rvmm" (driver_override), for this VM. Its IOMMU group becomes the VM's, the writable memory
+ * slots are pinned (charged to RLIMIT_MEMLOCK) and are from now on what the device reaches, at guest-physical
+ * addresses. Slots over device memory and read-only slots are not reached by DMA; slots at addresses that the IOMMU
+ * reserves (0xfee00000 to 0xfeefffff) are refused.
+ */
+struct rvmm_assign_device {
+	__u32 segment;
+	__u8 bus;
+	__u8 devfn;		/* slot << 3 | function */
+	__u16 flags;		/* 0 */
+	__u64 pinned;		/* out: bytes of the VM's memory that are pinned */
+	char reason[240];	/* out: why it was refused; may be empty */
+};
+
+/*
+ * On a VM: a file descriptor for the device, close-on-exec. Closing it (and unmapping what was mapped by it) gives the device back.
+ * The driver's unbinding, or the device's removal, does the same at once: then everything below is ENODEV, and an access to mapped
+ * registers is SIGBUS.
+ */
+#define RVMM_ASSIGN_DEVICE	_IOWR(RVMM_IOC, 0x10, struct rvmm_assign_device)
+
+/* rvmm_device_region.flags */
+#define RVMM_REGION_MEMORY	1	/* not ports */
+#define RVMM_REGION_PREFETCH	2
+
+/* A base address register. Memory is mapped by mmap() of the device file at offset; not the pages of the MSI-X table. */
+struct rvmm_device_region {
+	__u64 size;		/* 0: there is none */
+	__u64 offset;		/* the register's number << 40 */
+	__u32 flags;
+	__u32 reserved;
+};
+
+/* rvmm_device_info.flags */
+#define RVMM_DEVICE_CAN_RESET	1	/* else it keeps its state from one owner to the next */
+
+struct rvmm_device_info {
+	__u32 flags;
+	__u16 vendor;
+	__u16 device;
+	__u32 class_code;
+	__u32 config_size;
+	__u32 msi;		/* messages; 0 without the capability */
+	__u32 msix;
+	__u32 msix_bar;		/* where the MSI-X table lies */
+	__u32 reserved;
+	__u64 msix_offset;
+	__u64 pinned;		/* as above */
+	__u64 dma_faults;	/* of the VM's devices, as far as the IOMMU's driver tells; Intel's only logs them */
+	struct rvmm_device_region regions[6];
+};
+
+#define RVMM_DEVICE_GET_INFO	_IOR(RVMM_IOC, 0x11, struct rvmm_device_info)
+
+/*
+ * Messages 0 to count - 1 of the capability raise these GSIs, which KVM_SET_GSI_ROUTING routes; all others are off. One that comes
+ * while its GSI is RVMM_GSI_NONE is kept, and delivered when it gets one. count 0 switches them off: none comes after that.
+ */
+#define RVMM_IRQ_MSI		1
+#define RVMM_IRQ_MSIX		2
+#define RVMM_GSI_NONE		0xffffffffu
+
+struct rvmm_device_irqs {
+	__u32 kind;
+	__u32 count;
+	__u32 gsi[];
+};
+
+#define RVMM_DEVICE_SET_IRQS	_IOW(RVMM_IOC, 0x12, struct rvmm_device_irqs)
+
+/* Another GSI for one message. */
+struct rvmm_device_vector {
+	__u32 vector;
+	__u32 gsi;
+};
+
+#define RVMM_DEVICE_SET_VECTOR	_IOW(RVMM_IOC, 0x13, struct rvmm_device_vector)
+
+/* The hardware's configuration space: 1, 2 or 4 bytes. */
+struct rvmm_device_config {
+	__u32 offset;
+	__u32 size;
+	__u32 value;
+	__u32 reserved;
+};
+
+#define RVMM_DEVICE_CONFIG_READ		_IOWR(RVMM_IOC, 0x14, struct rvmm_device_config)
+/* Only bus mastering, in the command register, can be changed: EPERM for every other register. */
+#define RVMM_DEVICE_CONFIG_WRITE	_IOW(RVMM_IOC, 0x15, struct rvmm_device_config)
+
+/* ENOTTY: there is no way to reset it alone. Registers that the kernel configures are put back. */
+#define RVMM_DEVICE_RESET	_IO(RVMM_IOC, 0x16)
+/* Gives the device back before its file is closed. */
+#define RVMM_DEVICE_DEASSIGN	_IO(RVMM_IOC, 0x17)
+
 #endif /* _UAPI_RVMM_H */

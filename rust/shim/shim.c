@@ -578,6 +578,80 @@ int rvmm_fault_in(unsigned long addr, bool write)
 	return r;
 }
 
+/* Whether @addr of @mm is device memory, or anything else without page structures. */
+bool rvmm_vma_is_device(struct mm_struct *mm, unsigned long addr)
+{
+	struct vm_area_struct *vma;
+	bool device;
+
+	mmap_read_lock(mm);
+	vma = vma_lookup(mm, addr);
+	device = vma && vma->vm_flags & (VM_IO | VM_PFNMAP);
+	mmap_read_unlock(mm);
+	return device;
+}
+
+/* @vma, which is being set up, is going to hold frames of device memory. */
+void rvmm_vma_set_device(struct vm_area_struct *vma)
+{
+	vm_flags_set(vma, VM_IO | VM_PFNMAP | VM_DONTEXPAND | VM_DONTDUMP | VM_DONTCOPY);
+	vma->vm_page_prot = pgprot_noncached(vma->vm_page_prot);
+}
+
+/* --- PCI and IOMMU ---------------------------------------------------------------------------- */
+
+const char *rvmm_dev_name(const struct device *dev)
+{
+	return dev_name(dev);
+}
+
+void rvmm_device_lock(struct device *dev)
+{
+	device_lock(dev);
+}
+
+void rvmm_device_unlock(struct device *dev)
+{
+	device_unlock(dev);
+}
+
+void rvmm_pci_bar(struct pci_dev *pdev, unsigned int bar, u64 *start, u64 *len, u64 *flags)
+{
+	*start = pci_resource_start(pdev, bar);
+	*len = pci_resource_len(pdev, bar);
+	*flags = pci_resource_flags(pdev, bar);
+	/* Firmware left it without an address. */
+	if (*flags & IORESOURCE_UNSET)
+		*len = 0;
+}
+
+u8 rvmm_pci_msix_cap(struct pci_dev *pdev)
+{
+	return pdev->msix_cap;
+}
+
+bool rvmm_pci_reset_supported(struct pci_dev *pdev)
+{
+	return pdev->reset_methods[0] != 0;
+}
+
+/* Neither decoding, nor bus mastering, nor a pin. */
+void rvmm_pci_quiesce(struct pci_dev *pdev)
+{
+	pci_write_config_word(pdev, PCI_COMMAND, PCI_COMMAND_INTX_DISABLE);
+}
+
+void rvmm_pci_forbid_no_snoop(struct pci_dev *pdev)
+{
+	pcie_capability_clear_word(pdev, PCI_EXP_DEVCTL, PCI_EXP_DEVCTL_NOSNOOP_EN);
+}
+
+void rvmm_iommu_aperture(struct iommu_domain *domain, u64 *start, u64 *end)
+{
+	*start = domain->geometry.aperture_start;
+	*end = domain->geometry.aperture_end;
+}
+
 /* --- CPU state -------------------------------------------------------------------------------- */
 
 int rvmm_rdmsr_safe(u32 msr, u64 *val)

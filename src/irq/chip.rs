@@ -86,6 +86,11 @@ impl IrqChip {
         self.mode() == FULL
     }
 
+    /// Where interrupts of assigned devices go, if there are controllers in the kernel.
+    pub(crate) fn target(&self) -> Option<Arc<Controllers>> {
+        self.controllers().cloned()
+    }
+
     /// The controllers, if any are in the kernel.
     #[inline]
     fn controllers(&self) -> Option<&Arc<Controllers>> {

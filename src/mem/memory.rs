@@ -21,6 +21,7 @@
 //!
 //! `update` (mutex) > SRCU read section > `mmu` (spin lock). User memory is never touched under `mmu`.
 
+use crate::assign::space::Space;
 use crate::backend::HwCaps;
 use crate::linux::boot_cpu;
 use crate::linux::gup;
@@ -204,7 +205,7 @@ const APIC_EXCLUDED: u32 = 2;
 #[pin_data(PinnedDrop)]
 pub(crate) struct GuestMemory {
     #[pin]
-    update: Mutex<()>,
+    update: Mutex<Option<Space>>,
     #[pin]
     slots: SrcuCell<SlotTable>,
     #[pin]
@@ -243,7 +244,7 @@ impl GuestMemory {
         });
         Arc::pin_init(
             try_pin_init!(Self {
-                update <- new_mutex!(()),
+                update <- new_mutex!(None),
                 slots <- SrcuCell::new(SlotTable::empty()),
                 mmu <- new_spinlock!(mmu.take().ok_or(EINVAL)?),
                 tlb_generation: AtomicU64::new(1),
@@ -313,11 +314,11 @@ impl GuestMemory {
 
     /// KVM_SET_USER_MEMORY_REGION (api.rst 4.35). `wanted.npages == 0` deletes.
     pub(crate) fn set_slot(&self, wanted: Slot) -> Result {
-        let _update = self.update.lock();
+        let mut update = self.update.lock();
         if wanted.contains(Gpa(APIC_PAGE)) {
             self.exclude_apic_locked();
         }
-        let (next, leaving, protect) =
+        let (next, leaving, created, protect) =
             {
                 let current = self.slots.read();
                 let change = slots::validate(&current.slots, &wanted, &self.limits)
@@ -329,7 +330,7 @@ impl GuestMemory {
                     Change::None => return Ok(()),
                     Change::Delete => {
                         next.remove_id(wanted.id);
-                        (next, old_slot, None)
+                        (next, old_slot, false, None)
                     }
                     Change::Create | Change::Move | Change::FlagsOnly => {
                         let kept = old
@@ -351,18 +352,29 @@ impl GuestMemory {
                         (
                             next,
                             leaving,
+                            !matches!(change, Change::FlagsOnly),
                             if starts_logging { wanted.range() } else { None },
                         )
                     }
                 }
             };
         let next = KBox::new(next, GFP_KERNEL_ACCOUNT)?;
+        // From here on nothing else fails.
+        if let (Some(dma), true) = ((*update).as_mut(), created) {
+            match &leaving {
+                Some(old) => dma.relocate(old, &wanted)?,
+                None => dma.add(&wanted)?,
+            }
+        }
         self.mmu.lock().leaving = leaving;
         drop(self.slots.replace(next));
         if let Some(range) = leaving.as_ref().and_then(Slot::range) {
             self.unmap(range, true);
         }
         self.mmu.lock().leaving = None;
+        if let (Some(dma), Some(old), false) = ((*update).as_mut(), &leaving, created) {
+            dma.remove(old);
+        }
         if let Some(range) = protect {
             self.write_protect(range);
         }
@@ -443,6 +455,12 @@ impl GuestMemory {
                 self.unmap(range, true);
             }
         }
+    }
+
+    /// Runs `f` with what assigned devices see of the memory and with the slots, which do not change meanwhile.
+    pub(crate) fn with_dma<R>(&self, f: impl FnOnce(&mut Option<Space>, &[Slot]) -> R) -> R {
+        let mut dma = self.update.lock();
+        f(&mut dma, &self.slots.read().slots)
     }
 
     fn write_protect(&self, range: GpaRange) {

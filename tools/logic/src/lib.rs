@@ -15,6 +15,12 @@ pub mod exit;
 #[path = "../../../src/stats.rs"]
 pub mod stats;
 
+#[path = "../../../src/assign"]
+pub mod assign {
+    //! Devices handed to a guest.
+    pub mod config;
+}
+
 #[path = "../../../src/svm"]
 pub mod svm {
     //! AMD-V.

@@ -1,0 +1,921 @@
+// SPDX-License-Identifier: GPL-2.0
+/*
+ * Devices handed to a guest: QEMU's edu device behind an IOMMU (docs/specs/edu.rst of QEMU). Wants root, and the bed "iommu"; skipped
+ * where there is no such device.
+ */
+#define _GNU_SOURCE
+#include "vm.h"
+#include <dirent.h>
+#include <limits.h>
+#include <linux/capability.h>
+#include <setjmp.h>
+#include <signal.h>
+#include <sys/prctl.h>
+#include <sys/resource.h>
+#include <sys/syscall.h>
+#include <sys/wait.h>
+
+#define EDU_VENDOR	0x1234
+#define EDU_DEVICE	0x11e8
+#define NVME_VENDOR	0x1b36
+#define NVME_DEVICE	0x0010
+
+/* Registers of edu. */
+#define EDU_ID		0x00
+#define EDU_LIVE	0x04
+#define EDU_FACTORIAL	0x08
+#define EDU_STATUS	0x20
+#define EDU_RAISE	0x60
+#define EDU_ACK		0x64
+#define EDU_SRC		0x80
+#define EDU_DST		0x88
+#define EDU_COUNT	0x90
+#define EDU_CMD		0x98
+#define EDU_BUFFER	0x40000
+/* Commands: start, from the device to memory. */
+#define EDU_START	1
+#define EDU_TO_MEMORY	2
+
+#define G_BAR		0xe0000000
+#define PAGE		4096ull
+#define GSI		40
+#define VECTOR		0x41
+
+/* --- sysfs ---------------------------------------------------------------------------------------- */
+
+struct address {
+	unsigned int segment, bus, slot, function;
+	char name[32];
+};
+
+static long number_in(const char *directory, const char *file)
+{
+	char path[PATH_MAX], text[64] = "";
+	int fd;
+
+	snprintf(path, sizeof(path), "%s/%s", directory, file);
+	fd = open(path, O_RDONLY);
+	if (fd < 0)
+		return -1;
+	if (read(fd, text, sizeof(text) - 1) < 0)
+		text[0] = 0;
+	close(fd);
+	return strtol(text, NULL, 0);
+}
+
+static bool find(unsigned int vendor, unsigned int product, struct address *address)
+{
+	DIR *directory = opendir("/sys/bus/pci/devices");
+	struct dirent *entry;
+	bool found = false;
+
+	while (directory && !found && (entry = readdir(directory))) {
+		char path[PATH_MAX];
+
+		snprintf(path, sizeof(path), "/sys/bus/pci/devices/%s", entry->d_name);
+		if (number_in(path, "vendor") != vendor || number_in(path, "device") != product)
+			continue;
+		found = sscanf(entry->d_name, "%x:%x:%x.%x", &address->segment, &address->bus, &address->slot,
+			       &address->function) == 4;
+		snprintf(address->name, sizeof(address->name), "%.31s", entry->d_name);
+	}
+	if (directory)
+		closedir(directory);
+	return found;
+}
+
+static int put_file(const char *path, const char *text)
+{
+	int fd = open(path, O_WRONLY), result;
+
+	if (fd < 0)
+		return -1;
+	result = write(fd, text, strlen(text)) == (ssize_t)strlen(text) ? 0 : -1;
+	close(fd);
+	return result;
+}
+
+static char *bus_path(const struct address *address, const char *file)
+{
+	static char path[PATH_MAX];
+
+	snprintf(path, sizeof(path), "/sys/bus/pci/devices/%s/%s", address->name, file);
+	return path;
+}
+
+static void unbind(const struct address *address)
+{
+	put_file(bus_path(address, "driver/unbind"), address->name);
+}
+
+static bool driver_is(const struct address *address, const char *name)
+{
+	char target[PATH_MAX] = "";
+	ssize_t n = readlink(bus_path(address, "driver"), target, sizeof(target) - 1);
+
+	return n > 0 && strrchr(target, '/') && !strcmp(strrchr(target, '/') + 1, name);
+}
+
+static void bind(const struct address *address)
+{
+	if (driver_is(address, "rvmm"))
+		return;
+	unbind(address);
+	OK(put_file(bus_path(address, "driver_override"), "rvmm"));
+	OK(put_file("/sys/bus/pci/drivers_probe", address->name));
+	REQUIRE(driver_is(address, "rvmm"));
+}
+
+/* The edu device, bound to the driver. */
+static struct address edu(void)
+{
+	struct address address;
+
+	if (!is_rvmm())
+		skip("only rvmm");
+	if (geteuid() != 0 || !find(EDU_VENDOR, EDU_DEVICE, &address))
+		skip("no edu device");
+	if (access(bus_path(&address, "iommu_group"), F_OK))
+		skip("no IOMMU");
+	bind(&address);
+	return address;
+}
+
+/* --- the device ------------------------------------------------------------------------------------- */
+
+static char reason[240];
+
+static int try_assign(int vm, const struct address *address)
+{
+	struct rvmm_assign_device request = {
+		.segment = address->segment, .bus = address->bus, .devfn = address->slot << 3 | address->function,
+	};
+	int fd = ioctl(vm, RVMM_ASSIGN_DEVICE, &request), error = errno;
+
+	memcpy(reason, request.reason, sizeof(reason));
+	if (fd >= 0)
+		CHECK(request.pinned != 0);
+	errno = error;
+	return fd;
+}
+
+static int assign(const struct vm *vm, const struct address *address)
+{
+	int fd = try_assign(vm->fd, address);
+
+	if (fd < 0)
+		DIE("%s: %s: %s", address->name, strerrorname(errno), reason);
+	return fd;
+}
+
+/* Refused with this errno, and with this in its sentence. */
+static void check_refused(int vm, const struct address *address, int want, const char *text)
+{
+	int fd = try_assign(vm, address);
+
+	if (fd >= 0)
+		DIE("assigned, %s expected", strerrorname(want));
+	if (errno != want || !strstr(reason, text))
+		FAIL("%s: \"%s\"; %s: \"... %s ...\" expected", strerrorname(errno), reason, strerrorname(want), text);
+	else
+		note("%s: %s", strerrorname(errno), reason);
+}
+
+static struct rvmm_device_info info_of(int device)
+{
+	struct rvmm_device_info info;
+
+	OK(ioctl(device, RVMM_DEVICE_GET_INFO, &info));
+	return info;
+}
+
+static int config_write(int device, uint32_t offset, uint32_t size, uint32_t value)
+{
+	struct rvmm_device_config request = { .offset = offset, .size = size, .value = value };
+
+	return ioctl(device, RVMM_DEVICE_CONFIG_WRITE, &request);
+}
+
+static uint32_t config_read(int device, uint32_t offset, uint32_t size)
+{
+	struct rvmm_device_config request = { .offset = offset, .size = size };
+
+	OK(ioctl(device, RVMM_DEVICE_CONFIG_READ, &request));
+	return request.value;
+}
+
+static void master(int device, bool on)
+{
+	OK(config_write(device, 4, 2, on ? 4 : 0));
+	CHECK_EQ(config_read(device, 4, 2) & 4, on ? 4 : 0);
+}
+
+static volatile uint8_t *map_bar(int device, unsigned int bar)
+{
+	struct rvmm_device_info info = info_of(device);
+	void *p = mmap(NULL, info.regions[bar].size, PROT_READ | PROT_WRITE, MAP_SHARED, device, info.regions[bar].offset);
+
+	REQUIRE(p != MAP_FAILED);
+	return p;
+}
+
+static void write32(volatile uint8_t *bar, unsigned int at, uint32_t value)
+{
+	*(volatile uint32_t *)(bar + at) = value;
+}
+
+static uint32_t read32(volatile uint8_t *bar, unsigned int at)
+{
+	return *(volatile uint32_t *)(bar + at);
+}
+
+static void write64(volatile uint8_t *bar, unsigned int at, uint64_t value)
+{
+	*(volatile uint64_t *)(bar + at) = value;
+}
+
+/* Starts a transfer between the device's buffer and a DMA address. */
+static void dma_start(volatile uint8_t *bar, uint64_t address, uint64_t bytes, bool to_memory)
+{
+	write64(bar, EDU_SRC, to_memory ? EDU_BUFFER : address);
+	write64(bar, EDU_DST, to_memory ? address : EDU_BUFFER);
+	write64(bar, EDU_COUNT, bytes);
+	write32(bar, EDU_CMD, EDU_START | (to_memory ? EDU_TO_MEMORY : 0));
+}
+
+/* Until it is over: a tenth of a second. */
+static void dma(volatile uint8_t *bar, uint64_t address, uint64_t bytes, bool to_memory)
+{
+	dma_start(bar, address, bytes, to_memory);
+	while (read32(bar, EDU_CMD) & EDU_START)
+		usleep(5000);
+}
+
+static int set_irqs(int device, uint32_t kind, uint32_t count, uint32_t gsi)
+{
+	struct rvmm_device_irqs *irqs = calloc(1, sizeof(*irqs) + count * sizeof(uint32_t));
+	int result;
+
+	irqs->kind = kind;
+	irqs->count = count;
+	for (unsigned int i = 0; i < count; i++)
+		irqs->gsi[i] = gsi;
+	result = ioctl(device, RVMM_DEVICE_SET_IRQS, irqs);
+	free(irqs);
+	return result;
+}
+
+static void route(struct vm *vm, unsigned int gsi, unsigned int vector)
+{
+	struct kvm_irq_routing *table = calloc(1, sizeof(*table) + sizeof(table->entries[0]));
+
+	table->nr = 1;
+	table->entries[0] = (struct kvm_irq_routing_entry) {
+		.gsi = gsi, .type = KVM_IRQ_ROUTING_MSI, .u.msi = { .address_lo = 0xfee00000, .data = vector },
+	};
+	OK(ioctl(vm->fd, KVM_SET_GSI_ROUTING, table));
+	free(table);
+}
+
+/* Whether an access to the registers ends in SIGBUS. */
+static sigjmp_buf bus_error;
+
+static void on_bus_error(int signal)
+{
+	siglongjmp(bus_error, 1);
+}
+
+static bool is_gone(volatile uint8_t *bar)
+{
+	signal(SIGBUS, on_bus_error);
+	if (sigsetjmp(bus_error, 1))
+		return true;
+	read32(bar, 0);
+	return false;
+}
+
+/* --- tests ------------------------------------------------------------------------------------------ */
+
+GUEST64(edu_guest,
+	"mov $" STR(G_BAR) ", %ebx\n"
+	"mov 0x00(%rbx), %eax; out %eax, $0x10\n"
+	"movl $0x12345678, 0x04(%rbx); mov 0x04(%rbx), %eax; out %eax, $0x11\n"
+	/* 10!, with an interrupt at the end. */
+	"mov $0xfee00000, %ecx; movl $0x1ff, 0xf0(%rcx); movl $0x80, 0x20(%rbx); movl $10, 0x08(%rbx)\n"
+	"7: cli; cmpq $1, " STR(G_LOG) "; jae 8f; sti; hlt; jmp 7b\n8: cli\n"
+	"mov 0x24(%rbx), %eax; mov %eax, 0x64(%rbx); out %eax, $0x12\n"
+	"mov 0x08(%rbx), %eax; out %eax, $0x13\n"
+	/* 4 KiB from G_DATA to the device; back to the page after it. The second raises an interrupt. */
+	"movq $" STR(G_DATA) ", 0x80(%rbx); movq $0x40000, 0x88(%rbx); movq $4096, 0x90(%rbx); movl $1, 0x98(%rbx)\n"
+	"sti; 1: pause; testl $1, 0x98(%rbx); jnz 1b; cli\n"
+	"movq $0x40000, 0x80(%rbx); movq $" STR(G_DATA) "+4096, 0x88(%rbx); movq $4096, 0x90(%rbx); movl $7, 0x98(%rbx)\n"
+	"7: cli; cmpq $2, " STR(G_LOG) "; jae 8f; sti; hlt; jmp 7b\n8: cli\n"
+	"mov 0x24(%rbx), %eax; mov %eax, 0x64(%rbx); out %eax, $0x14\n"
+	"1: out %al, $0x15; jmp 1b\n");
+
+/* A guest that drives the device: registers without exits, DMA to and from its memory, its interrupts. */
+TEST(guest)
+{
+	struct address address = edu();
+	struct vm vm;
+	int device;
+
+	vm_init(&vm, 4 * MIB);
+	OK(ioctl(vm.fd, KVM_CREATE_IRQCHIP, 0));
+	vm_add_vcpu(&vm, 0);
+	VM_LONG(&vm, edu_guest);
+	vm_log(&vm)->eoi = 0xfee000b0;
+	route(&vm, GSI, VECTOR);
+	device = assign(&vm, &address);
+	CHECK_EQ(info_of(device).pinned, 4 * MIB);
+	CHECK_EQ(info_of(device).vendor, EDU_VENDOR);
+	CHECK_EQ(info_of(device).regions[0].size, MIB);
+	CHECK_EQ(info_of(device).regions[0].flags & RVMM_REGION_MEMORY, RVMM_REGION_MEMORY);
+	vm_slot(&vm, 1, 0, G_BAR, MIB, (void *)map_bar(device, 0));
+	OK(set_irqs(device, RVMM_IRQ_MSI, 1, GSI));
+	CHECK_EQ(config_read(device, 4, 2) & 4, 0);
+	master(device, true);
+	for (unsigned int i = 0; i < 4096; i++)
+		vm.mem[G_DATA + i] = i * 7 + 3;
+	CHECK_EQ(vm_expect_out(&vm, 0x10), 0x010000ed);
+	CHECK_EQ(vm_expect_out(&vm, 0x11), ~0x12345678u);
+	CHECK_EQ(vm_expect_out(&vm, 0x12), 1);
+	CHECK_EQ(vm_expect_out(&vm, 0x13), 3628800);
+	CHECK_EQ(vm_expect_out(&vm, 0x14), 0x100);
+	CHECK(!memcmp(vm.mem + G_DATA, vm.mem + G_DATA + 4096, 4096));
+	CHECK_EQ(vm_log(&vm)->count, 2);
+	CHECK_EQ(vm_log(&vm)->event[0].vector, VECTOR);
+	CHECK_EQ(vm_log(&vm)->event[1].vector, VECTOR);
+}
+
+/* Masked messages are kept; switched off ones do not come. */
+TEST(interrupts)
+{
+	struct address address = edu();
+	struct rvmm_device_vector vector = { .vector = 0, .gsi = GSI };
+	volatile uint8_t *bar;
+	struct kvm_lapic_state lapic;
+	struct vm vm;
+	int device;
+
+	vm_init(&vm, 4 * MIB);
+	device = assign(&vm, &address);
+	CHECK_ERRNO(set_irqs(device, RVMM_IRQ_MSI, 1, GSI), EINVAL);
+	close(device);
+	OK(ioctl(vm.fd, KVM_CREATE_IRQCHIP, 0));
+	vm_add_vcpu(&vm, 0);
+	vm_long_memory(&vm);
+	vm_long_state(&vm);
+	route(&vm, GSI, VECTOR);
+	device = assign(&vm, &address);
+	bar = map_bar(device, 0);
+	CHECK_EQ(info_of(device).msi, 1);
+	CHECK_EQ(info_of(device).msix, 0);
+	CHECK_ERRNO(set_irqs(device, 0, 1, GSI), EINVAL);
+	CHECK_ERRNO(set_irqs(device, RVMM_IRQ_MSI, 1, 4096), EINVAL);
+	CHECK_ERRNO(set_irqs(device, RVMM_IRQ_MSI, 2, GSI), ENOSPC);
+	CHECK_ERRNO(set_irqs(device, RVMM_IRQ_MSI, 2049, GSI), EINVAL);
+	CHECK(set_irqs(device, RVMM_IRQ_MSIX, 1, GSI) == -1);
+	CHECK_ERRNO(ioctl(device, RVMM_DEVICE_SET_VECTOR, &vector), EINVAL);
+	OK(set_irqs(device, RVMM_IRQ_MSI, 1, RVMM_GSI_NONE));
+	master(device, true);
+
+#define REQUESTED() ({									\
+	OK(ioctl(vm.vcpu, KVM_GET_LAPIC, &lapic));					\
+	*(uint32_t *)(lapic.regs + 0x200 + VECTOR / 32 * 16) >> VECTOR % 32 & 1;	\
+})
+	/* Software-enabled, or it takes nothing. */
+	OK(ioctl(vm.vcpu, KVM_GET_LAPIC, &lapic));
+	*(uint32_t *)(lapic.regs + 0xf0) = 0x1ff;
+	OK(ioctl(vm.vcpu, KVM_SET_LAPIC, &lapic));
+	write32(bar, EDU_RAISE, 1);
+	write32(bar, EDU_ACK, 1);
+	usleep(20000);
+	CHECK_EQ(REQUESTED(), 0);
+	vector.gsi = 4096;
+	CHECK_ERRNO(ioctl(device, RVMM_DEVICE_SET_VECTOR, &vector), EINVAL);
+	vector.gsi = GSI;
+	vector.vector = 1;
+	CHECK_ERRNO(ioctl(device, RVMM_DEVICE_SET_VECTOR, &vector), EINVAL);
+	vector.vector = 0;
+	OK(ioctl(device, RVMM_DEVICE_SET_VECTOR, &vector));
+	CHECK_EQ(REQUESTED(), 1);
+	memset(lapic.regs + 0x200, 0, 0x80);
+	OK(ioctl(vm.vcpu, KVM_SET_LAPIC, &lapic));
+	CHECK_EQ(REQUESTED(), 0);
+	write32(bar, EDU_RAISE, 1);
+	write32(bar, EDU_ACK, 1);
+	usleep(20000);
+	CHECK_EQ(REQUESTED(), 1);
+	memset(lapic.regs + 0x200, 0, 0x80);
+	OK(ioctl(vm.vcpu, KVM_SET_LAPIC, &lapic));
+	OK(set_irqs(device, RVMM_IRQ_MSI, 0, 0));
+	write32(bar, EDU_RAISE, 1);
+	write32(bar, EDU_ACK, 1);
+	usleep(20000);
+	CHECK_EQ(REQUESTED(), 0);
+	/* Without bus mastering no message leaves the device. */
+	OK(set_irqs(device, RVMM_IRQ_MSI, 1, GSI));
+	master(device, false);
+	write32(bar, EDU_RAISE, 1);
+	write32(bar, EDU_ACK, 1);
+	usleep(20000);
+	CHECK_EQ(REQUESTED(), 0);
+	/* A write by DMA to the window of messages is no message that the host has set up. */
+	master(device, true);
+	write32(bar, EDU_BUFFER, VECTOR);
+	dma(bar, 0xfee00000, 4, true);
+	for (unsigned int i = 0; i < 4; i++)
+		dma(bar, 0xfee00000 | i << 2 | i << 12, 4, true);
+	CHECK_EQ(REQUESTED(), 0);
+}
+
+static uint64_t physical(const void *p)
+{
+	int fd = OK(open("/proc/self/pagemap", O_RDONLY));
+	uint64_t entry = 0;
+
+	REQUIRE_EQ(pread(fd, &entry, 8, (uintptr_t)p / PAGE * 8), 8);
+	close(fd);
+	REQUIRE(entry & 1ull << 63);
+	return (entry & ((1ull << 55) - 1)) * PAGE;
+}
+
+/* DMA reaches the slots and nothing else. */
+TEST_SECONDS(isolation, 300)
+{
+	struct address address = edu();
+	unsigned int pages = 64, attempts = getenv("ATTEMPTS") ? atoi(getenv("ATTEMPTS")) : 40, faults = 0;
+	uint8_t *canary, *copy;
+	volatile uint8_t *bar;
+	struct vm vm, other;
+	int device;
+
+	vm_init(&vm, 4 * MIB);
+	vm_init(&other, 4 * MIB);
+	memset(other.mem, 0x3c, other.bytes);
+	canary = mmap(NULL, pages * PAGE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_POPULATE, -1, 0);
+	REQUIRE(canary != MAP_FAILED);
+	memset(canary, 0xa5, pages * PAGE);
+	device = assign(&vm, &address);
+	bar = map_bar(device, 0);
+	master(device, true);
+	memset(vm.mem, 0x11, vm.bytes);
+	/* The control: its own memory. */
+	dma(bar, 0x5000, 4096, false);
+	dma(bar, 0x6000, 4096, true);
+	memset(vm.mem + 0x5000, 0x22, 8);
+	dma(bar, 0x5000, 8, false);
+	dma(bar, 0x7ff8, 8, true);
+	CHECK_EQ(vm.mem[0x7ff8], 0x22);
+	CHECK_EQ(vm.mem[0x7fff], 0x22);
+	CHECK_EQ(vm.mem[0x8000], 0x11);
+	copy = malloc(vm.bytes);
+	memcpy(copy, vm.mem, vm.bytes);
+	srand(1);
+	for (unsigned int i = 0; i < attempts; i++) {
+		uint64_t target;
+
+		switch (i % 4) {
+		case 0:	/* host memory of ours */
+			target = physical(canary + rand() % pages * PAGE);
+			break;
+		case 1:	/* of another VM */
+			target = physical(other.mem + rand() % (other.bytes / PAGE) * PAGE);
+			break;
+		case 2:	/* whatever it is: most is host memory */
+			target = (4 * MIB) + (uint64_t)rand() % (2048 - 4) * MIB + rand() % 256 * PAGE;
+			break;
+		default: /* devices, beyond memory, far away */
+			target = i & 4 ? 0xfec00000 : i & 8 ? 0xfed00000 : 1ull << 40;
+		}
+		if (target < vm.bytes)
+			continue;
+		dma(bar, target, 64, true);
+		faults++;
+	}
+	/* Nor can it read: the buffer keeps what it had. */
+	for (unsigned int i = 0; i < 8; i++)
+		((volatile uint64_t *)(bar + EDU_BUFFER))[i] = 0x7777777777777777;
+	dma(bar, physical(canary), 64, false);
+	for (unsigned int i = 0; i < 64; i++)
+		if (bar[EDU_BUFFER + i] == 0xa5)
+			DIE("host memory was read");
+	for (unsigned int i = 0; i < pages * PAGE; i++)
+		if (canary[i] != 0xa5)
+			DIE("host memory changed");
+	for (unsigned int i = 0; i < other.bytes; i++)
+		if (other.mem[i] != 0x3c)
+			DIE("another VM's memory changed");
+	CHECK(!memcmp(copy, vm.mem, vm.bytes));
+	note("%u attempts outside of the slots; %llu faults counted", faults, (unsigned long long)info_of(device).dma_faults);
+}
+
+/* Slots come, move and go while the device is there. */
+TEST(slots)
+{
+	struct address address = edu();
+	uint8_t *extra = mmap(NULL, 4 * MIB, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+	uint8_t *rom = mmap(NULL, PAGE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+	uint8_t *hole = mmap(NULL, 2 * PAGE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+	volatile uint8_t *bar;
+	struct vm vm;
+	int device;
+
+	vm_init(&vm, 4 * MIB);
+	device = assign(&vm, &address);
+	bar = map_bar(device, 0);
+	master(device, true);
+	memset(vm.mem, 0x55, PAGE);
+	dma(bar, 0, 4096, false);
+	/* Not there yet. */
+	dma(bar, 0x8000000, 16, true);
+	CHECK_EQ(extra[0], 0);
+	vm_slot(&vm, 2, 0, 0x8000000, 4 * MIB, extra);
+	CHECK_EQ(info_of(device).pinned, 8 * MIB);
+	dma(bar, 0x8000000, 16, true);
+	CHECK_EQ(extra[0], 0x55);
+	dma(bar, 0x8000000 + 4 * MIB - 16, 16, true);
+	CHECK_EQ(extra[4 * MIB - 1], 0x55);
+	/* Past its end; the last page is in, the next is not. */
+	memset(extra, 0, 4 * MIB);
+	dma(bar, 0x8000000 + 4 * MIB, 16, true);
+	/* Moved by less than its size. */
+	vm_slot(&vm, 2, 0, 0x8200000, 4 * MIB, extra);
+	dma(bar, 0x8000000, 16, true);
+	CHECK_EQ(extra[0], 0);
+	dma(bar, 0x8200000, 16, true);
+	CHECK_EQ(extra[0], 0x55);
+	memset(extra, 0, 4 * MIB);
+	/* With a log of what is written. */
+	vm_slot(&vm, 2, KVM_MEM_LOG_DIRTY_PAGES, 0x8200000, 4 * MIB, extra);
+	dma(bar, 0x8200000, 16, true);
+	CHECK_EQ(extra[0], 0x55);
+	memset(extra, 0, 4 * MIB);
+	vm_slot(&vm, 2, 0, 0x8200000, 0, extra);
+	CHECK_EQ(info_of(device).pinned, 4 * MIB);
+	dma(bar, 0x8200000, 16, true);
+	CHECK_EQ(extra[0], 0);
+	/* In mid-transfer: it goes, or it is lost, but not later than the ioctl's return. */
+	vm_slot(&vm, 2, 0, 0x8000000, 4 * MIB, extra);
+	dma_start(bar, 0x8000000, 4096, true);
+	vm_slot(&vm, 2, 0, 0x8000000, 0, extra);
+	memset(extra, 0x99, 4 * MIB);
+	usleep(200000);
+	for (unsigned int i = 0; i < 4 * MIB; i++)
+		if (extra[i] != 0x99)
+			DIE("a write landed after the slot was gone");
+	/* Read-only memory takes no DMA. */
+	vm_slot(&vm, 3, KVM_MEM_READONLY, 0x9000000, PAGE, rom);
+	dma(bar, 0x9000000, 16, true);
+	CHECK_EQ(rom[0], 0);
+	/* The window of messages, and memory that is not there. */
+	CHECK_ERRNO(try_slot(vm.fd, 4, 0, 0xfee00000, PAGE, extra), EINVAL);
+	CHECK_ERRNO(try_slot(vm.fd, 4, 0, 0xfed00000, 2 * MIB, extra), EINVAL);
+	OK(munmap(hole + PAGE, PAGE));
+	CHECK_ERRNO(try_slot(vm.fd, 4, 0, 0xa000000, 2 * PAGE, hole), EFAULT);
+	CHECK_EQ(info_of(device).pinned, 4 * MIB);
+	OK(try_slot(vm.fd, 4, 0, 0xa000000, PAGE, hole));
+	/* User memory that goes away stays the device's, until the slot goes. */
+	OK(munmap(hole, PAGE));
+	dma(bar, 0xa000000, 16, true);
+	OK(try_slot(vm.fd, 4, 0, 0xa000000, 0, hole));
+	dma(bar, 0xa000000, 16, true);
+	close(device);
+	/* Without a device nothing is reserved. */
+	munmap((void *)bar, MIB);
+	OK(try_slot(vm.fd, 4, 0, 0xfee00000, PAGE, extra));
+	check_refused(vm.fd, &address, EINVAL, "0xfee00000");
+}
+
+/* What user space may map and write. */
+TEST(registers)
+{
+	struct address address = edu();
+	struct vm vm;
+	int device;
+
+	vm_init(&vm, 4 * MIB);
+	device = assign(&vm, &address);
+	CHECK_EQ(config_read(device, 0, 4), EDU_DEVICE << 16 | EDU_VENDOR);
+	CHECK_EQ(config_read(device, 1, 1), EDU_VENDOR >> 8);
+	CHECK_EQ(config_read(device, 2, 2), EDU_DEVICE);
+	for (uint32_t offset = 0; offset < 256; offset++) {
+		if (offset != 4)
+			CHECK_ERRNO(config_write(device, offset, 1, 0), EPERM);
+		if (offset != 4)
+			CHECK_ERRNO(config_write(device, offset, 2, 0), EPERM);
+		CHECK_ERRNO(config_write(device, offset, 4, 0), EPERM);
+	}
+	/* Decoding stays on. */
+	OK(config_write(device, 4, 2, 0));
+	CHECK_EQ(config_read(device, 4, 2) & 6, 2);
+	for (unsigned int i = 0; i < 5; i++) {
+		static const uint32_t bad[][2] = { { 1, 2 }, { 2, 4 }, { 4096, 1 }, { 0, 3 }, { 0xfffffffc, 4 } };
+		struct rvmm_device_config request = { .offset = bad[i][0], .size = bad[i][1] };
+
+		CHECK_ERRNO(ioctl(device, RVMM_DEVICE_CONFIG_READ, &request), EINVAL);
+	}
+#define MAP(size, flags, offset) mmap(NULL, size, PROT_READ | PROT_WRITE, flags, device, offset)
+	CHECK_ERRNO(MAP(MIB, MAP_PRIVATE, 0), EINVAL);
+	CHECK_ERRNO(MAP(MIB + PAGE, MAP_SHARED, 0), EINVAL);
+	CHECK_ERRNO(MAP(PAGE, MAP_SHARED, MIB), EINVAL);
+	CHECK_ERRNO(MAP(PAGE, MAP_SHARED, 1ull << 40), EINVAL);
+	CHECK_ERRNO(MAP(PAGE, MAP_SHARED, 7ull << 40), EINVAL);
+	CHECK_ERRNO(MAP(PAGE, MAP_SHARED, 1ull << 62), EINVAL);
+	CHECK(MAP(PAGE, MAP_SHARED, MIB - PAGE) != MAP_FAILED);
+	CHECK_ERRNO(ioctl(device, RVMM_DEVICE_GET_INFO, NULL), EFAULT);
+	CHECK_ERRNO(ioctl(device, 0, 0), ENOTTY);
+	/* Another process is none of its VM. */
+	if (fork_child() == 0) {
+		CHECK_ERRNO(ioctl(device, RVMM_DEVICE_DEASSIGN, 0), EIO);
+		CHECK_ERRNO(MAP(PAGE, MAP_SHARED, 0), EIO);
+		_exit(0);
+	}
+	wait(NULL);
+	if (!(info_of(device).flags & RVMM_DEVICE_CAN_RESET))
+		CHECK_ERRNO(ioctl(device, RVMM_DEVICE_RESET, 0), ENOTTY);
+}
+
+/* The MSI-X table is not the guest's; a function that can be reset is. */
+TEST(msix)
+{
+	struct address address = edu(), nvme;
+	struct rvmm_device_info info;
+	volatile uint8_t *bar;
+	uint64_t table;
+	struct vm vm;
+	int device;
+
+	if (!find(NVME_VENDOR, NVME_DEVICE, &nvme))
+		skip("no nvme device");
+	bind(&nvme);
+	vm_init(&vm, 4 * MIB);
+	OK(ioctl(vm.fd, KVM_CREATE_IRQCHIP, 0));
+	vm_add_vcpu(&vm, 0);
+	/* Two devices of one VM share its memory: it is pinned once. */
+	assign(&vm, &address);
+	device = assign(&vm, &nvme);
+	info = info_of(device);
+	CHECK_EQ(info.pinned, 4 * MIB);
+	CHECK(info.msix > 1);
+	table = info.msix_offset & ~(PAGE - 1);
+	CHECK_ERRNO(mmap(NULL, info.regions[info.msix_bar].size, PROT_READ, MAP_SHARED, device,
+			 info.regions[info.msix_bar].offset), EINVAL);
+	CHECK_ERRNO(mmap(NULL, PAGE, PROT_READ, MAP_SHARED, device, info.regions[info.msix_bar].offset + table), EINVAL);
+	bar = mmap(NULL, table, PROT_READ, MAP_SHARED, device, info.regions[info.msix_bar].offset);
+	REQUIRE(bar != MAP_FAILED);
+	CHECK(read32(bar, 8) >> 16 != 0);	/* VS: version */
+	OK(set_irqs(device, RVMM_IRQ_MSIX, 2, GSI));
+	OK(set_irqs(device, RVMM_IRQ_MSIX, info.msix, RVMM_GSI_NONE));
+	CHECK_ERRNO(set_irqs(device, RVMM_IRQ_MSIX, info.msix + 1, GSI), ENOSPC);
+	if (info.flags & RVMM_DEVICE_CAN_RESET) {
+		OK(ioctl(device, RVMM_DEVICE_RESET, 0));
+		CHECK(read32(bar, 8) >> 16 != 0);
+	}
+	OK(ioctl(device, RVMM_DEVICE_DEASSIGN, 0));
+	CHECK(is_gone(bar));
+	unbind(&nvme);
+	put_file(bus_path(&nvme, "driver_override"), "\n");
+}
+
+/* Every refusal says why, and leaves nothing behind. */
+TEST(refusals)
+{
+	struct address address = edu(), none = { .slot = 31, .function = 7 };
+	struct __user_cap_header_struct header = { .version = _LINUX_CAPABILITY_VERSION_3 };
+	struct __user_cap_data_struct data[2] = { 0 };
+	struct rvmm_assign_device request = { .flags = 1 };
+	struct rlimit limit = { .rlim_cur = MIB, .rlim_max = MIB };
+	struct vm vm, other;
+	int device;
+
+	vm_init(&vm, 4 * MIB);
+	vm_init(&other, 4 * MIB);
+	CHECK_ERRNO(ioctl(vm.fd, RVMM_ASSIGN_DEVICE, NULL), EFAULT);
+	CHECK_ERRNO(ioctl(vm.fd, RVMM_ASSIGN_DEVICE, &request), EINVAL);
+	none.bus = 0xfe;
+	check_refused(vm.fd, &none, ENODEV, "no such PCI function");
+	unbind(&address);
+	check_refused(vm.fd, &address, ENODEV, "not bound");
+	bind(&address);
+	device = assign(&vm, &address);
+	check_refused(other.fd, &address, EBUSY, "assigned already");
+	check_refused(vm.fd, &address, EBUSY, "assigned already");
+	close(device);
+	device = assign(&other, &address);
+	close(device);
+	/* Limits and privileges. */
+	if (fork_child() == 0) {
+		struct vm mine;
+
+		vm_init(&mine, 4 * MIB);
+		OK(setrlimit(RLIMIT_MEMLOCK, &limit));
+		OK(syscall(SYS_capget, &header, data));
+		data[CAP_IPC_LOCK / 32].effective &= ~(1u << CAP_IPC_LOCK % 32);
+		OK(syscall(SYS_capset, &header, data));
+		check_refused(mine.fd, &address, ENOMEM, "RLIMIT_MEMLOCK");
+		data[CAP_SYS_RAWIO / 32].effective &= ~(1u << CAP_SYS_RAWIO % 32);
+		OK(syscall(SYS_capset, &header, data));
+		check_refused(mine.fd, &address, EPERM, "CAP_SYS_RAWIO");
+		_exit(0);
+	}
+	wait(NULL);
+	/* And it still works. */
+	device = assign(&other, &address);
+	close(device);
+}
+
+/* A group with somebody else's device in it. */
+TEST(group)
+{
+	struct address address = edu(), member;
+	struct dirent *entry;
+	DIR *directory;
+	struct vm vm;
+	bool done = false;
+
+	vm_init(&vm, 4 * MIB);
+	directory = opendir("/sys/bus/pci/devices");
+	REQUIRE(directory);
+	while (!done && (entry = readdir(directory))) {
+		char path[PATH_MAX];
+		struct dirent *other;
+		DIR *group;
+
+		if (entry->d_name[0] == '.')
+			continue;
+		snprintf(member.name, sizeof(member.name), "%.31s", entry->d_name);
+		snprintf(path, sizeof(path), "%s", bus_path(&member, "iommu_group/devices"));
+		if (access(bus_path(&member, "driver"), F_OK) == 0)
+			continue;
+		group = opendir(path);
+		while (group && !done && (other = readdir(group))) {
+			struct address neighbour;
+
+			if (other->d_name[0] == '.' || !strcmp(other->d_name, member.name))
+				continue;
+			snprintf(neighbour.name, sizeof(neighbour.name), "%.31s", other->d_name);
+			if (access(bus_path(&neighbour, "driver"), F_OK))
+				continue;
+			sscanf(member.name, "%x:%x:%x.%x", &member.segment, &member.bus, &member.slot, &member.function);
+			bind(&member);
+			check_refused(vm.fd, &member, EBUSY, neighbour.name);
+			unbind(&member);
+			put_file(bus_path(&member, "driver_override"), "\n");
+			done = true;
+		}
+		if (group)
+			closedir(group);
+	}
+	closedir(directory);
+	if (!done)
+		skip("no group with a driverless device beside another's (ahci loaded?)");
+	close(assign(&vm, &address));
+}
+
+/* The device is taken away: by its user, from its driver, from its bus. */
+TEST(taken_away)
+{
+	struct address address = edu();
+
+	for (unsigned int how = 0; how < 3; how++) {
+		volatile uint8_t *bar;
+		struct rvmm_device_info info;
+		struct vm vm;
+		int device;
+
+		vm_init(&vm, 4 * MIB);
+		OK(ioctl(vm.fd, KVM_CREATE_IRQCHIP, 0));
+		vm_add_vcpu(&vm, 0);
+		device = assign(&vm, &address);
+		bar = map_bar(device, 0);
+		vm_slot(&vm, 1, 0, G_BAR, MIB, (void *)bar);
+		OK(set_irqs(device, RVMM_IRQ_MSI, 1, GSI));
+		master(device, true);
+		CHECK(!is_gone(bar));
+		vm.mem[0x5000] = 0;
+		dma_start(bar, 0x5000, 4096, true);
+		switch (how) {
+		case 0:
+			OK(ioctl(device, RVMM_DEVICE_DEASSIGN, 0));
+			OK(ioctl(device, RVMM_DEVICE_DEASSIGN, 0));
+			break;
+		case 1:
+			unbind(&address);
+			break;
+		case 2:
+			OK(put_file(bus_path(&address, "remove"), "1"));
+			break;
+		}
+		memset(vm.mem + 0x5000, 0x66, 4096);
+		CHECK(is_gone(bar));
+		CHECK_ERRNO(ioctl(device, RVMM_DEVICE_GET_INFO, &info), ENODEV);
+		CHECK_ERRNO(config_write(device, 4, 2, 4), ENODEV);
+		CHECK_ERRNO(set_irqs(device, RVMM_IRQ_MSI, 1, GSI), ENODEV);
+		CHECK_ERRNO(ioctl(device, RVMM_DEVICE_RESET, 0), ENODEV);
+		usleep(200000);
+		for (unsigned int i = 0; i < 4096; i++)
+			if (vm.mem[0x5000 + i] != 0x66)
+				DIE("a write landed after the device was gone (%u)", how);
+		/* The guest finds nothing there: a fault of the slot's memory, not of the host. */
+		GUEST64(touch, "mov $" STR(G_BAR) ", %ebx; mov (%rbx), %eax; out %eax, $0x10\n");
+		VM_LONG(&vm, touch);
+		CHECK_EQ(vm_try_run(&vm), EFAULT);
+		if (how == 2)
+			OK(put_file("/sys/bus/pci/rescan", "1"));
+		bind(&address);
+		if (how == 1) {
+			/* The old file is not the new assignment's. */
+			struct vm next;
+			int again;
+
+			vm_init(&next, 4 * MIB);
+			again = assign(&next, &address);
+			CHECK_ERRNO(ioctl(device, RVMM_DEVICE_GET_INFO, &info), ENODEV);
+			close(device);
+			CHECK_EQ(info_of(again).vendor, EDU_VENDOR);
+			close(again);
+		}
+		close(device);
+		vm_free(&vm);
+	}
+}
+
+/* The VMM is killed in mid-transfer: no write lands after its memory went back, and the device is free. */
+TEST(killed)
+{
+	struct address address = edu();
+	int memory = OK(memfd_create("guest", 0)), ready[2], status;
+	uint8_t *mine, byte;
+	struct vm vm;
+
+	OK(ftruncate(memory, 4 * MIB));
+	mine = mmap(NULL, 4 * MIB, PROT_READ | PROT_WRITE, MAP_SHARED, memory, 0);
+	REQUIRE(mine != MAP_FAILED);
+	for (unsigned int round = 0; round < 4; round++) {
+		pid_t child;
+
+		OK(pipe(ready));
+		child = OK(fork_child());
+		if (child == 0) {
+			uint8_t *theirs = mmap(NULL, 4 * MIB, PROT_READ | PROT_WRITE, MAP_SHARED, memory, 0);
+			volatile uint8_t *bar;
+			int device;
+
+			vm_init(&vm, 4 * MIB);
+			vm_slot(&vm, 1, 0, 0x10000000, 4 * MIB, theirs);
+			device = assign(&vm, &address);
+			bar = map_bar(device, 0);
+			master(device, true);
+			dma_start(bar, 0x10000000, 4096, true);
+			OK(write(ready[1], "", 1));
+			for (;;)
+				pause();
+		}
+		close(ready[1]);
+		REQUIRE_EQ(read(ready[0], &byte, 1), 1);
+		usleep(round * 20000);
+		OK(kill(child, SIGKILL));
+		OK(waitpid(child, &status, 0));
+		memset(mine, 0x42, 4 * MIB);
+		usleep(200000);
+		for (unsigned int i = 0; i < 4 * MIB; i++)
+			if (mine[i] != 0x42)
+				DIE("a write landed after the process had died (round %u)", round);
+		close(ready[0]);
+		vm_init(&vm, 4 * MIB);
+		close(assign(&vm, &address));
+		vm_free(&vm);
+	}
+}
+
+/* Where the host does not keep interrupts or DMA apart: the bed has been booted so. */
+TEST_NAMED(no_iommu)
+{
+	struct address address;
+	struct vm vm;
+
+	REQUIRE(find(EDU_VENDOR, EDU_DEVICE, &address));
+	bind(&address);
+	vm_init(&vm, 4 * MIB);
+	check_refused(vm.fd, &address, ENODEV, "no IOMMU");
+}
+
+TEST_NAMED(no_remapping)
+{
+	struct address address = edu();
+	struct vm vm;
+
+	vm_init(&vm, 4 * MIB);
+	check_refused(vm.fd, &address, EPERM, "allow_unsafe_interrupts");
+}
+
+TEST_NAMED(unsafe_interrupts)
+{
+	struct address address = edu();
+	struct vm vm;
+
+	vm_init(&vm, 4 * MIB);
+	close(assign(&vm, &address));
+}
