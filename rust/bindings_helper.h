@@ -12,6 +12,7 @@
 #include <linux/hrtimer_types.h>
 
 #include <linux/anon_inodes.h>
+#include <linux/capability.h>
 #include <linux/cpuhotplug.h>
 #include <linux/entry-virt.h>
 #include <linux/eventfd.h>

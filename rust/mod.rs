@@ -16,6 +16,7 @@ pub mod clock;
 pub mod cpuhp;
 pub mod cpuid;
 pub mod cr;
+pub mod cred;
 pub mod desc;
 pub mod eventfd;
 pub mod fpu;

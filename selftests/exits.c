@@ -700,11 +700,11 @@ TEST(instructions)
 	CHECK_EQ(ONE(&vm, "\x0f\xc7\x30", &r), 6);		/* VMPTRLD (%rax) */
 	r = (struct kvm_regs) { .rax = 0 };
 	CHECK_EQ(ONE(&vm, "\x0f\x78\xc3", &r), 6);		/* VMREAD */
-	if (is_rvmm()) {
-		/* CPUID says so; KVM lets MONITOR and MWAIT pass as NOPs. */
-		FAULTS("\x0f\x01\xc8", 6);	/* MONITOR */
-		FAULTS("\x0f\x01\xc9", 6);	/* MWAIT */
-	}
+	/* Not in CPUID, but let pass as NOPs until user space says otherwise (KVM_X86_QUIRK_MWAIT_NEVER_UD_FAULTS). */
+	r = (struct kvm_regs) { .rax = G_DATA };
+	CHECK_EQ(ONE(&vm, "\x0f\x01\xc8", &r), 0x100);	/* MONITOR */
+	r = (struct kvm_regs) { .rax = 0 };
+	CHECK_EQ(ONE(&vm, "\x0f\x01\xc9", &r), 0x100);	/* MWAIT */
 }
 
 TEST(xsetbv)

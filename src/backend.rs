@@ -93,6 +93,24 @@ pub struct Interruptibility {
     pub nmi: bool,
 }
 
+/// Which of the optional exits are wanted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Exits {
+    /// Every RDMSR and WRMSR, also of MSRs that the guest may otherwise reach directly.
+    pub all_msrs: bool,
+    /// HLT.
+    pub hlt: bool,
+}
+
+impl Default for Exits {
+    fn default() -> Self {
+        Self {
+            all_msrs: false,
+            hlt: true,
+        }
+    }
+}
+
 /// What decides about fetches of 64-bit code.
 #[derive(Clone, Copy, Debug)]
 pub struct LongCode {
@@ -255,6 +273,9 @@ pub trait VcpuBackend: Sized {
 
     /// Vectors whose EOI has to exit, where the local APIC is virtualised. *Any*.
     fn set_eoi_exits(&mut self, _vectors: &[u32; 8]) {}
+
+    /// Chooses the optional exits. *Any*.
+    fn set_exits(&mut self, exits: Exits);
 
     /// Page-directory-pointer-table entries of a guest in PAE paging (CR0.PG, CR4.PAE, not EFER.LMA). The core reads
     /// them from guest memory at CR3 and calls this after it changed CR0, CR3, CR4 or EFER to end in that mode; the

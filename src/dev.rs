@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 //! The device: /dev/rvmm and, on request, /dev/kvm. System ioctls (api.rst 4, "system ioctls").
 
+use crate::caps;
 use crate::cpu::cpuid::{self, CpuidEntry, CpuidIndex, GuestFeatures, HostCpuid, Policy, Vendor};
 use crate::cpu::{msr, xsave};
 use crate::hw;
@@ -243,8 +244,11 @@ pub(crate) fn check_extension(cap: usize) -> isize {
         k::KVM_CAP_MAX_VCPU_ID => MAX_VCPU_ID as isize,
         k::KVM_CAP_NR_MEMSLOTS => MAX_SLOTS as isize,
         k::KVM_CAP_IRQ_ROUTING => GSIS as isize,
+        k::KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2 => {
+            (k::KVM_DIRTY_LOG_MANUAL_PROTECT_ENABLE | k::KVM_DIRTY_LOG_INITIALLY_SET) as isize
+        }
         k::KVM_CAP_MCE => MCE_BANKS as isize,
-        _ => 0,
+        other => caps::check_extension(other).unwrap_or(0),
     }
 }
 

@@ -132,6 +132,7 @@ impl Known {
         RDMSR: [(0xffff, 0x320f, 2)], [Op::Rdmsr];
         WRMSR: [(0xffff, 0x300f, 2)], [Op::Wrmsr];
         HLT: [(0xff, 0xf4, 1)], [Op::Hlt];
+        MWAIT: [], [Op::Monitor, Op::Mwait];
         PAUSE: [(0xffff, 0x90f3, 2)], [Op::Pause];
         // C1 and D9 differ in two bits; both are hypercalls.
         HYPERCALL: [(0xff_ffff, 0xd9_010f, 3), (0xff_ffff, 0xc1_010f, 3)], [Op::Vmcall, Op::Vmmcall];

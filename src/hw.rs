@@ -2,8 +2,8 @@
 //! The vendor that this machine has, chosen once at load.
 
 use crate::backend::{
-    ApicMode, ApicPages, CpuState, EntryParams, EntryViolation, Groups, HwCaps, Interruptibility,
-    LongCode, Platform, VcpuBackend,
+    ApicMode, ApicPages, CpuState, EntryParams, EntryViolation, Exits, Groups, HwCaps,
+    Interruptibility, LongCode, Platform, VcpuBackend,
 };
 use crate::exit::{Event, Exit};
 use crate::linux::global::Global;
@@ -194,6 +194,10 @@ impl VcpuBackend for Hw {
 
     fn set_eoi_exits(&mut self, vectors: &[u32; 8]) {
         dispatch!(self, v => v.set_eoi_exits(vectors))
+    }
+
+    fn set_exits(&mut self, exits: Exits) {
+        dispatch!(self, v => v.set_exits(exits))
     }
 
     fn set_pdptes(&mut self, pdptes: [u64; 4]) {

@@ -11,6 +11,7 @@ mod assign;
 // The vendors state more than the core acts on.
 #[allow(dead_code)]
 mod backend;
+mod caps;
 mod clock;
 mod debug;
 mod dev;

@@ -8,6 +8,7 @@
 //! sleep, and are called again outside.
 
 use crate::backend::{EntryParams, Groups, Interruptibility, VcpuBackend};
+use crate::caps::{Direction, HC_MAP_GPA_RANGE};
 use crate::cpu::control;
 use crate::cpu::cpuid;
 use crate::cpu::events::{self, Inject};
@@ -48,6 +49,8 @@ pub(crate) mod off {
     pub(crate) const CR8: usize = 16;
     pub(crate) const APIC_BASE: usize = 24;
     pub(crate) const UNION: usize = 32;
+    /// `hypercall.ret`.
+    pub(crate) const HYPERCALL_RET: usize = UNION + 56;
 }
 
 /// What a handler achieved.
@@ -136,26 +139,35 @@ impl<'a> Runner<'a> {
     }
 
     fn run_inner(&mut self) -> Result<isize> {
-        self.set_exit(k::KVM_EXIT_UNKNOWN);
-        if self.s.lapic.is_none() {
-            self.s.cr8 = self.run.read::<u64>(off::CR8)? as u8 & 15;
-        }
-        if matches!(
-            self.s.mp_state,
-            MpState::Uninitialized | MpState::InitReceived
-        ) {
-            self.wait_for_start()?;
+        // Read once: it decides both whether the vCPU waits for its start and whether it enters.
+        let immediate_exit = self.run.read::<u8>(off::IMMEDIATE_EXIT)? != 0;
+        if self.s.mp_state == MpState::Uninitialized {
+            if immediate_exit {
+                return Err(EINTR);
+            }
+            if self.wait_for_start().is_err() {
+                return self.interrupted();
+            }
             // KVM returns to user space between start-up and the first entry.
             return Err(EAGAIN);
+        }
+        if self.s.lapic.is_none() {
+            let cr8 = self.run.read::<u64>(off::CR8)?;
+            if cr8 > 15 {
+                return Err(EINVAL);
+            }
+            self.s.cr8 = cr8 as u8;
         }
         match self.complete() {
             Step::User => return Ok(0),
             Step::Fail(e) => return Err(e),
             _ => {}
         }
-        if self.run.read::<u8>(off::IMMEDIATE_EXIT)? != 0 {
+        if immediate_exit {
+            // The last exit's reason and data stay readable.
             return Err(EINTR);
         }
+        self.set_exit(k::KVM_EXIT_UNKNOWN);
         self.s.has_run = true;
         self.s.pv.steal_stale = true;
         loop {
@@ -183,8 +195,10 @@ impl<'a> Runner<'a> {
                     }
                 }
                 MpState::Uninitialized | MpState::InitReceived => {
-                    self.wait_for_start()?;
-                    return Err(EAGAIN);
+                    if self.wait_for_start().is_err() {
+                        return self.interrupted();
+                    }
+                    continue;
                 }
             }
             // Where the 8259s are in user space it may want to know that the guest can be interrupted.
@@ -268,6 +282,36 @@ impl<'a> Runner<'a> {
                 }
                 Err(_) => Step::Fail(EFAULT),
             },
+            Completion::Rdmsr => {
+                if !matches!(self.run.read::<u8>(off::UNION), Ok(0)) {
+                    return self.raise_gp();
+                }
+                let Ok(v) = self.run.read::<u64>(off::UNION + 16) else {
+                    return Step::Fail(EFAULT);
+                };
+                let step = self.skip(false, &Known::RDMSR);
+                if matches!(step, Step::Again) {
+                    self.s.cpu.regs.set(Gpr::Rax, v & 0xffff_ffff);
+                    self.s.cpu.regs.set(Gpr::Rdx, v >> 32);
+                }
+                step
+            }
+            Completion::Wrmsr => {
+                if !matches!(self.run.read::<u8>(off::UNION), Ok(0)) {
+                    return self.raise_gp();
+                }
+                self.skip(false, &Known::WRMSR)
+            }
+            Completion::Hypercall => {
+                let Ok(v) = self.run.read::<u64>(off::HYPERCALL_RET) else {
+                    return Step::Fail(EFAULT);
+                };
+                let step = self.skip(false, &Known::HYPERCALL);
+                if matches!(step, Step::Again) {
+                    self.s.cpu.regs.set(Gpr::Rax, v);
+                }
+                step
+            }
             Completion::Emulate => {
                 let mut data = [0u8; 8];
                 if self.run.copy_out(off::UNION + 8, &mut data).is_err() {
@@ -346,6 +390,9 @@ impl<'a> Runner<'a> {
             r &= !(request::INIT | request::SIPI);
         }
         self.take_interrupts(r);
+        if r & request::MSR_FILTER != 0 {
+            self.s.take_exits(self.vm);
+        }
         if r & request::CLOCK != 0 {
             paravirt::update_clock(self.vm, self.s);
         }
@@ -718,7 +765,8 @@ impl<'a> Runner<'a> {
             // Caches are coherent and the guest has no device that is not: nothing to write back.
             Exit::CacheInvalidate => self.skip(atomic, &Known::INVALIDATE),
             Exit::Pause => self.skip(atomic, &Known::PAUSE),
-            // MONITOR and MWAIT are not offered, nor is a PMU; VMX and SVM instructions do not exist for the guest.
+            Exit::MonitorMwait if self.mwait_is_nop() => self.skip(atomic, &Known::MWAIT),
+            // VMX and SVM instructions do not exist for the guest.
             Exit::MonitorMwait | Exit::Undefined => {
                 self.raise(events::exception(events::vector::UD, None))
             }
@@ -826,7 +874,22 @@ impl<'a> Runner<'a> {
         Ok(0)
     }
 
+    /// MONITOR and MWAIT do nothing, which is always a correct way to wait; they fault only when user space wants that
+    /// (KVM_X86_QUIRK_MWAIT_NEVER_UD_FAULTS).
+    fn mwait_is_nop(&self) -> bool {
+        let caps = &self.vm.caps;
+        caps.quirk(k::KVM_X86_QUIRK_MWAIT_NEVER_UD_FAULTS)
+            || if caps.quirk(k::KVM_X86_QUIRK_MISC_ENABLE_NO_MWAIT) {
+                self.s.cpuid_leaf1_ecx() & 1 << 3 != 0
+            } else {
+                self.s.msrs.mwait()
+            }
+    }
+
     fn cpuid(&mut self, atomic: bool) -> Step {
+        if self.s.msrs.cpuid_faults() && self.s.cpl() != 0 {
+            return self.raise_gp();
+        }
         let step = self.skip(atomic, &Known::CPUID);
         if !matches!(step, Step::Again) {
             return step;
@@ -842,10 +905,50 @@ impl<'a> Runner<'a> {
         Step::Again
     }
 
+    /// User space wants a say in this access.
+    #[inline]
+    fn filtered(&self, index: u32, direction: Direction) -> bool {
+        self.s
+            .msr_filter
+            .as_ref()
+            .is_some_and(|f| !f.allows(index, direction))
+    }
+
+    /// A guest's access to an MSR that fails, for `reason` (KVM_MSR_EXIT_REASON_*): #GP, or user space's decision
+    /// (KVM_CAP_X86_USER_SPACE_MSR).
+    #[cold]
+    fn refuse_msr(&mut self, direction: Direction, index: u32, data: u64, reason: u32) -> Step {
+        if !self.vm.caps.user_space_msr(reason) {
+            return self.raise_gp();
+        }
+        let (exit, completion) = match direction {
+            Direction::Read => (k::KVM_EXIT_X86_RDMSR, Completion::Rdmsr),
+            Direction::Write => (k::KVM_EXIT_X86_WRMSR, Completion::Wrmsr),
+        };
+        // error and padding, reason, index, data.
+        let _ = self.run.write(off::UNION, 0u64);
+        let _ = self.run.write(off::UNION + 8, reason);
+        let _ = self.run.write(off::UNION + 12, index);
+        let _ = self.run.write(off::UNION + 16, data);
+        self.set_exit(exit);
+        self.s.completion = completion;
+        Step::User
+    }
+
     fn rdmsr(&mut self, atomic: bool) -> Step {
         let index = self.s.cpu.regs.get(Gpr::Rcx) as u32;
-        let Some(v) = self.s.read_msr(self.vm, index, false) else {
-            return self.raise_gp();
+        if self.filtered(index, Direction::Read) {
+            return self.refuse_msr(Direction::Read, index, 0, k::KVM_MSR_EXIT_REASON_FILTER);
+        }
+        let value = if index != msrs::index::PLATFORM_INFO || self.vm.caps.platform_info_readable()
+        {
+            self.s.read_msr(self.vm, index, false)
+        } else {
+            None
+        };
+        let Some(v) = value else {
+            let reason = self.s.msr_failure(index);
+            return self.refuse_msr(Direction::Read, index, 0, reason);
         };
         let step = self.skip(atomic, &Known::RDMSR);
         if matches!(step, Step::Again) {
@@ -859,6 +962,10 @@ impl<'a> Runner<'a> {
         let regs = &self.s.cpu.regs;
         let index = regs.get(Gpr::Rcx) as u32;
         let value = regs.get(Gpr::Rdx) << 32 | regs.get(Gpr::Rax) & 0xffff_ffff;
+        if self.filtered(index, Direction::Write) {
+            let reason = k::KVM_MSR_EXIT_REASON_FILTER;
+            return self.refuse_msr(Direction::Write, index, value, reason);
+        }
         if atomic && paravirt::may_sleep(index) {
             return Step::Slow;
         }
@@ -883,7 +990,8 @@ impl<'a> Runner<'a> {
                 self.s.cpu.regs.rflags = before.1;
                 self.s.events.exception = before.2;
                 self.s.debug.reported();
-                self.raise_gp()
+                let reason = self.s.msr_failure(index);
+                self.refuse_msr(Direction::Write, index, value, reason)
             }
         }
     }
@@ -919,6 +1027,14 @@ impl<'a> Runner<'a> {
         if atomic && number as u32 == hypercall::CLOCK_PAIRING {
             return Step::Slow;
         }
+        if self.vm.caps.hypercall_exits(number & 0xffff_ffff) && self.s.cpl() == 0 {
+            if atomic {
+                return Step::Slow;
+            }
+            if let Some(step) = self.map_gpa_range() {
+                return step;
+            }
+        }
         let step = self.skip(atomic, &Known::HYPERCALL);
         if matches!(step, Step::Again) {
             let result = if self.s.cpl() == 0 {
@@ -929,6 +1045,41 @@ impl<'a> Runner<'a> {
             self.s.cpu.regs.set(Gpr::Rax, result as u64);
         }
         step
+    }
+
+    /// KVM_HC_MAP_GPA_RANGE, which user space answers (KVM_CAP_EXIT_HYPERCALL). `None`: the arguments are wrong.
+    #[cold]
+    fn map_gpa_range(&mut self) -> Option<Step> {
+        self.s.load(Groups::CTRL.union(Groups::CODE));
+        let long = self.s.cpu.sregs.mode(self.s.cpu.regs.rflags) == crate::cpu::regs::Mode::Long;
+        let regs = &self.s.cpu.regs;
+        let mask = if long { u64::MAX } else { 0xffff_ffff };
+        let [nr, gpa, pages, attributes] =
+            [Gpr::Rax, Gpr::Rbx, Gpr::Rcx, Gpr::Rdx].map(|g| regs.get(g) & mask);
+        if nr != HC_MAP_GPA_RANGE {
+            return None;
+        }
+        if gpa & 0xfff != 0 || pages == 0 || (gpa >> 12).checked_add(pages).is_none() {
+            const KVM_EINVAL: i64 = 22;
+            let step = self.skip(false, &Known::HYPERCALL);
+            if matches!(step, Step::Again) {
+                self.s
+                    .cpu
+                    .regs
+                    .set(Gpr::Rax, KVM_EINVAL.wrapping_neg() as u64 & mask);
+            }
+            return Some(step);
+        }
+        let _ = self.run.write(off::UNION, nr);
+        for (i, v) in [gpa, pages, attributes, 0, 0, 0].into_iter().enumerate() {
+            let _ = self.run.write(off::UNION + 8 + 8 * i, v);
+        }
+        let _ = self.run.write(off::HYPERCALL_RET, 0u64);
+        // KVM_EXIT_HYPERCALL_LONG_MODE.
+        let _ = self.run.write(off::HYPERCALL_RET + 8, u64::from(long));
+        self.set_exit(k::KVM_EXIT_HYPERCALL);
+        self.s.completion = Completion::Hypercall;
+        Some(Step::User)
     }
 
     fn hlt(&mut self, atomic: bool) -> Step {
@@ -1010,6 +1161,16 @@ impl<'a> Runner<'a> {
                     .unwrap_or(&[]),
             );
         }
+        if !io.input && io.port == 0x7e && self.vm.caps.quirk(k::KVM_X86_QUIRK_OUT_7E_INC_RIP) {
+            // The BIOS's port: the instruction is over before user space sees it.
+            let step = self.skip(atomic, &Known::OUT);
+            if !matches!(step, Step::Again) {
+                return step;
+            }
+            self.set_exit(k::KVM_EXIT_IO);
+            self.fill_io(false, io.width, io.port, 1);
+            return Step::User;
+        }
         self.set_exit(k::KVM_EXIT_IO);
         self.fill_io(io.input, io.width, io.port, 1);
         self.s.completion = if io.input {
@@ -1047,6 +1208,10 @@ impl<'a> Runner<'a> {
                 let mapped = unsafe { self.vm.memory.fault_resident(&view, f.gpa, f.fetch) };
                 return mapped.then_some(Step::Again);
             }
+            if self.s.events.interrupted.is_some() {
+                drop(view);
+                return Some(self.vectoring_failed(f));
+            }
             self.s.access_device(self.vm, &view, f)
         };
         match accessed {
@@ -1072,6 +1237,24 @@ impl<'a> Runner<'a> {
         }
     }
 
+    /// The IDT, a descriptor or the stack of an event's delivery is in device memory: no instruction stands for the access.
+    #[cold]
+    fn vectoring_failed(&mut self, f: &NestedFault) -> Step {
+        self.set_exit(k::KVM_EXIT_INTERNAL_ERROR);
+        let _ = self
+            .run
+            .write(off::UNION, k::KVM_INTERNAL_ERROR_DELIVERY_EV);
+        let _ = self.run.write(off::UNION + 4, 5u32);
+        // KVM's order: second and first piece of information about the exit with its reason between them, address, CPU.
+        for (i, v) in [0, 0, 0, f.gpa.0, u64::from(self.s.last_cpu)]
+            .into_iter()
+            .enumerate()
+        {
+            let _ = self.run.write(off::UNION + 8 + 8 * i, v);
+        }
+        Step::User
+    }
+
     fn nested_fault(&mut self, f: &NestedFault) -> Step {
         if f.gpa.page().0 == base::DEFAULT_ADDRESS && self.s.wants_apic_page(self.vm) {
             if let Err(e) = self.vm.memory.map_apic_page() {
@@ -1085,6 +1268,9 @@ impl<'a> Runner<'a> {
             // A page table in MMIO space has no meaning; KVM fails likewise.
             Ok(FaultOutcome::Mmio) if f.walk && f.write => {
                 self.unhandled(false, k::KVM_INTERNAL_ERROR_EMULATION)
+            }
+            Ok(FaultOutcome::Mmio) if self.s.events.interrupted.is_some() => {
+                self.vectoring_failed(f)
             }
             Ok(FaultOutcome::Mmio) => {
                 self.stats.exit(ExitClass::Mmio, 0);
@@ -1168,8 +1354,16 @@ impl<'a> Runner<'a> {
         self.emulation_failed(&bytes, insn.len())
     }
 
-    /// KVM_EXIT_INTERNAL_ERROR with the instruction's bytes (KVM_INTERNAL_ERROR_EMULATION_FLAG_INSTRUCTION_BYTES).
+    /// The guest gets #UD; KVM_EXIT_INTERNAL_ERROR with the instruction's bytes
+    /// (KVM_INTERNAL_ERROR_EMULATION_FLAG_INSTRUCTION_BYTES) instead or before, unless it is the fault of an application alone.
     fn emulation_failed(&mut self, bytes: &[u8; 15], len: u8) -> Step {
+        if !self.vm.caps.exit_on_emulation_failure() {
+            let step = self.raise(events::exception(events::vector::UD, None));
+            if self.s.cpl() != 0 {
+                self.s.replay.clear();
+                return step;
+            }
+        }
         self.set_exit(k::KVM_EXIT_INTERNAL_ERROR);
         let _ = self.run.write(off::UNION, k::KVM_INTERNAL_ERROR_EMULATION);
         let _ = self.run.write(off::UNION + 4, 4u32);

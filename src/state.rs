@@ -3,7 +3,8 @@
 //!
 //! All of it is behind the vCPU's mutex. Other CPUs reach a vCPU only through [`VcpuShared`].
 
-use crate::backend::{ApicMode, ApicPages, CpuState, Groups, Interruptibility, VcpuBackend};
+use crate::backend::{ApicMode, ApicPages, CpuState, Exits, Groups, Interruptibility, VcpuBackend};
+use crate::caps::MsrFilter;
 use crate::cpu::control;
 use crate::cpu::cpuid::{CpuidEntry, CpuidIndex, Dynamic, GuestFeatures};
 use crate::cpu::events::{self, Gate};
@@ -23,6 +24,7 @@ use crate::linux::fpu::XsaveArea;
 use crate::linux::{boot_cpu, hrtimer};
 use crate::mem::addr::{Gpa, Hpa};
 use crate::mem::memory::MemError;
+use crate::uapi::k;
 use crate::vcpu_set::VcpuShared;
 use crate::vm::Vm;
 use kernel::prelude::*;
@@ -53,6 +55,12 @@ pub(crate) enum Completion {
     Move(Move),
     /// An emulated instruction that waits for memory or string port data.
     Emulate,
+    /// RDMSR that user space answers.
+    Rdmsr,
+    /// WRMSR that user space judges.
+    Wrmsr,
+    /// A hypercall that user space answers.
+    Hypercall,
 }
 
 /// Events on their way to the guest.
@@ -97,6 +105,10 @@ pub(crate) struct State {
     pub(crate) host_features: GuestFeatures,
     /// CPUID bits that follow registers.
     pub(crate) dynamic: Dynamic,
+    /// IA32_MISC_ENABLE.MWAIT governs CPUID's bit.
+    pub(crate) mwait_follows: bool,
+    /// What the guest may do with MSRs, as last taken from the VM.
+    pub(crate) msr_filter: Option<Arc<MsrFilter>>,
     /// MSRs that are plain storage.
     pub(crate) msrs: KBox<MsrFile>,
     /// Local APIC, if it is in the kernel.
@@ -196,7 +208,16 @@ impl State {
         let mut hw = Hw::new(id)?;
         let mut msr_file = KBox::new(MsrFile::ZERO, GFP_KERNEL_ACCOUNT)?;
         msr_file.reset(&msrs::Config {
-            arch_capabilities: model.arch_capabilities,
+            arch_capabilities: if vm.caps.quirk(k::KVM_X86_QUIRK_STUFF_FEATURE_MSRS) {
+                model.arch_capabilities
+            } else {
+                0
+            },
+            platform_info: if vm.caps.quirk(k::KVM_X86_QUIRK_STUFF_FEATURE_MSRS) {
+                msrs::PLATFORM_CPUID_FAULT
+            } else {
+                0
+            },
             lfence_serializing: model.lfence_serializing,
             vendor: model.vendor,
         });
@@ -212,7 +233,14 @@ impl State {
             };
             let regs = RegisterPage::new()?;
             Some(KBox::new(
-                LocalApic::with_registers(regs, id, bsp, bsp, f, 1),
+                LocalApic::with_registers(
+                    regs,
+                    id,
+                    bsp,
+                    bsp && vm.caps.quirk(k::KVM_X86_QUIRK_LINT0_REENABLED),
+                    f,
+                    vm.caps.bus_cycle_ns(),
+                ),
                 GFP_KERNEL_ACCOUNT,
             )?)
         } else {
@@ -242,6 +270,8 @@ impl State {
             features,
             host_features,
             dynamic: Dynamic::default(),
+            mwait_follows: !vm.caps.quirk(k::KVM_X86_QUIRK_MISC_ENABLE_NO_MWAIT),
+            msr_filter: None,
             msrs: msr_file,
             lapic,
             apicv,
@@ -276,6 +306,7 @@ impl State {
             model,
         };
         this.reset_registers(false);
+        this.take_exits(vm);
         this.refresh_dynamic();
         if let Some(l) = &this.lapic {
             shared.set_apic_addr(l.addr());
@@ -285,6 +316,15 @@ impl State {
             );
         }
         Ok(this)
+    }
+
+    /// Takes over what the VM says about optional exits and MSR accesses.
+    pub(crate) fn take_exits(&mut self, vm: &Vm) {
+        self.msr_filter = vm.caps.msr_filter();
+        self.hw.set_exits(Exits {
+            all_msrs: self.msr_filter.is_some(),
+            hlt: vm.caps.disabled_exits() & u64::from(k::KVM_X86_DISABLE_EXITS_HLT) == 0,
+        });
     }
 
     /// Register state of RESET, or of INIT, which leaves FPU, MSRs and CR0.CD/NW alone (SDM 3A table 10-1).
@@ -337,7 +377,7 @@ impl State {
         self.dynamic = Dynamic {
             cr4: self.cpu.sregs.cr4,
             apic_enabled: self.lapic.as_ref().map(|l| l.hw_enabled()),
-            mwait: None,
+            mwait: self.mwait_follows.then(|| self.msrs.mwait()),
             xsave_size: self.model.layout.standard_size(self.xcr0),
             xsave_compacted_size: self.model.layout.compacted_size(self.xcr0 | self.msrs.xss),
         };
@@ -535,6 +575,15 @@ impl State {
         value: u64,
         by_host: bool,
     ) -> Option<Action> {
+        if index == msrs::index::MISC_ENABLE
+            && (self.msrs.misc_enable ^ value) & msrs::MISC_MWAIT != 0
+        {
+            self.mwait_follows = !vm.caps.quirk(k::KVM_X86_QUIRK_MISC_ENABLE_NO_MWAIT);
+            // KVM ties the bit to SSE3.
+            if self.mwait_follows && self.cpuid_leaf1_ecx() & 1 == 0 {
+                return None;
+            }
+        }
         let a = Self::access(
             &self.features,
             &self.host_features,
@@ -542,7 +591,12 @@ impl State {
             self.pv.enforce,
         );
         let (class, value) = match self.msrs.set(index, value, &a).ok()? {
-            Written::Stored | Written::StoredMtrr => return Some(Action::NONE),
+            Written::Stored | Written::StoredMtrr => {
+                if self.mwait_follows && index == msrs::index::MISC_ENABLE {
+                    self.refresh_dynamic();
+                }
+                return Some(Action::NONE);
+            }
             Written::StoredXss => {
                 self.refresh_dynamic();
                 return Some(Action::NONE);
@@ -771,6 +825,20 @@ impl State {
             });
         }
         self.refresh_dynamic();
+    }
+
+    /// CPUID leaf 1, ECX, as the guest reads it.
+    pub(crate) fn cpuid_leaf1_ecx(&self) -> u32 {
+        crate::cpu::cpuid::lookup(&self.cpuid, &self.cpuid_index, 1, 0, &self.dynamic)[2]
+    }
+
+    /// Why an access to this MSR failed (KVM_MSR_EXIT_REASON_*).
+    pub(crate) fn msr_failure(&self, index: u32) -> u32 {
+        let a = Self::access(&self.features, &self.host_features, false, self.pv.enforce);
+        match self.msrs.get(index, &a) {
+            Err(msrs::MsrError::Unknown) => k::KVM_MSR_EXIT_REASON_UNKNOWN,
+            _ => k::KVM_MSR_EXIT_REASON_INVAL,
+        }
     }
 
     /// XCR0 bits that the guest may set.

@@ -268,11 +268,45 @@ const fn concat_descs<const N: usize>(parts: &[&[Desc]]) -> [Desc; N] {
     out
 }
 
-const VCPU_DESC_COUNT: usize = VcpuCounter::COUNT + 2 * ExitClass::COUNT;
+/// Counters by the names that KVM gives them, computed when they are read.
+const KVM_NAMES: [(Desc, &[ExitClass]); 8] = [
+    (Desc::cumulative("exits"), ExitClass::ALL),
+    (
+        Desc::cumulative("io_exits"),
+        &[ExitClass::Io, ExitClass::IoString],
+    ),
+    (Desc::cumulative("mmio_exits"), &[ExitClass::Mmio]),
+    (
+        Desc::cumulative("irq_exits"),
+        &[ExitClass::ExternalInterrupt],
+    ),
+    (
+        Desc::cumulative("irq_window_exits"),
+        &[ExitClass::IrqWindow],
+    ),
+    (
+        Desc::cumulative("nmi_window_exits"),
+        &[ExitClass::NmiWindow],
+    ),
+    (Desc::cumulative("halt_exits"), &[ExitClass::Hlt]),
+    (Desc::cumulative("hypercalls"), &[ExitClass::Hypercall]),
+];
 
-/// Descriptors of a vCPU's statistics file: counters, exits by class, cycles by class.
+const KVM_NAME_DESCS: [Desc; KVM_NAMES.len()] = {
+    let mut out = [Desc::cumulative(""); KVM_NAMES.len()];
+    let mut i = 0;
+    while i < out.len() {
+        out[i] = KVM_NAMES[i].0;
+        i += 1;
+    }
+    out
+};
+
+const VCPU_DESC_COUNT: usize = VcpuCounter::COUNT + 2 * ExitClass::COUNT + KVM_NAMES.len();
+
+/// Descriptors of a vCPU's statistics file: counters, exits by class, cycles by class, KVM's names.
 pub static VCPU_DESCS: [Desc; VCPU_DESC_COUNT] =
-    concat_descs::<VCPU_DESC_COUNT>(&[&VCPU_COUNTERS, &EXIT_COUNTS, &EXIT_CYCLES]);
+    concat_descs::<VCPU_DESC_COUNT>(&[&VCPU_COUNTERS, &EXIT_COUNTS, &EXIT_CYCLES, &KVM_NAME_DESCS]);
 
 /// Descriptors of a VM's statistics file.
 pub static VM_DESCS: [Desc; VmCounter::COUNT] = VM_COUNTERS;
@@ -356,6 +390,12 @@ impl Values for VcpuStats {
         let Some(w) = w.checked_sub(ExitClass::COUNT) else {
             return load(self.exits.get(w));
         };
+        if let Some(n) = w.checked_sub(ExitClass::COUNT * BUCKETS) {
+            let classes = KVM_NAMES.get(n).map_or(&[][..], |(_, classes)| classes);
+            return classes
+                .iter()
+                .fold(0, |sum, c| sum.wrapping_add(self.exits(*c)));
+        }
         load(
             self.cycles
                 .get(w / BUCKETS)
@@ -610,7 +650,10 @@ mod tests {
         let b = whole(&f);
         assert_eq!(&b[24..24 + 16], b"kvm-1234/vcpu-7\0");
         let p = parse(&b);
-        assert_eq!(p.len(), VcpuCounter::COUNT + 2 * ExitClass::COUNT);
+        assert_eq!(p.len(), VCPU_DESC_COUNT);
+        let kvm = |name: &str| p.iter().find(|x| x.0 == name).map(|x| x.2.clone());
+        assert_eq!(kvm("exits"), Some(vec![3]));
+        assert_eq!(kvm("halt_exits"), Some(vec![0]));
         let get = |n: &str| p.iter().find(|x| x.0 == n).unwrap_or_else(|| panic!("{n}"));
         assert_eq!(get("exit_cpuid").2, [2]);
         assert_eq!(get("exit_cpuid").1, 0);
@@ -698,7 +741,7 @@ mod tests {
     fn values_match_descriptors() {
         assert_eq!(
             data_words(&VCPU_DESCS),
-            VcpuCounter::COUNT + ExitClass::COUNT * (1 + BUCKETS)
+            VcpuCounter::COUNT + ExitClass::COUNT * (1 + BUCKETS) + KVM_NAMES.len()
         );
         let s = VcpuStats::ZERO;
         assert_eq!(s.value(data_words(&VCPU_DESCS)), 0);

@@ -32,7 +32,7 @@ uapi! {
     k::kvm_regs, k::kvm_sregs, k::kvm_fpu, k::kvm_userspace_memory_region, k::kvm_userspace_memory_region2,
     k::kvm_cpuid_entry2, k::kvm_msr_entry, k::kvm_lapic_state, k::kvm_mp_state, k::kvm_vcpu_events, k::kvm_debugregs,
     k::kvm_xcrs, k::kvm_interrupt, k::kvm_irq_level, k::kvm_pit_config, k::kvm_pit_state2, k::kvm_irqchip, k::kvm_msi,
-    k::kvm_enable_cap, k::kvm_clock_data, k::kvm_dirty_log, k::kvm_translation, k::kvm_guest_debug, k::kvm_irqfd,
+    k::kvm_enable_cap, k::kvm_clock_data, k::kvm_dirty_log, k::kvm_clear_dirty_log, k::kvm_translation, k::kvm_guest_debug, k::kvm_irqfd,
     k::kvm_ioeventfd, k::kvm_irq_routing_entry, k::kvm_vapic_addr, k::kvm_coalesced_mmio_zone, k::kvm_reinject_control,
     k::kvm_device_attr,
     EntryFailure, AssignDevice, DeviceInfo, DeviceVector, DeviceConfig,
@@ -234,6 +234,8 @@ pub(crate) const KVM_SET_TSC_KHZ: u32 = _IO(K, 0xa2);
 pub(crate) const KVM_GET_TSC_KHZ: u32 = _IO(K, 0xa3);
 pub(crate) const KVM_ENABLE_CAP: u32 = _IOW::<k::kvm_enable_cap>(K, 0xa3);
 pub(crate) const KVM_SIGNAL_MSI: u32 = _IOW::<k::kvm_msi>(K, 0xa5);
+pub(crate) const KVM_CLEAR_DIRTY_LOG: u32 = _IOWR::<k::kvm_clear_dirty_log>(K, 0xc0);
+pub(crate) const KVM_X86_SET_MSR_FILTER: u32 = _IOW::<k::kvm_msr_filter>(K, 0xc6);
 pub(crate) const KVM_GET_STATS_FD: u32 = _IO(K, 0xce);
 
 pub(crate) const KVM_RUN: u32 = _IO(K, 0x80);

@@ -284,7 +284,7 @@ fn ioctl(vm: &Arc<Vm>, vcpu: &Arc<Vcpu>, cmd: u32, arg: usize) -> Result<isize> 
                 .map_err(|_| EINVAL)?;
             vcpu.act(vm, s, &action);
         }
-        uapi::KVM_SET_CPUID2 => set_cpuid(s, arg)?,
+        uapi::KVM_SET_CPUID2 => set_cpuid(vm, s, arg)?,
         uapi::KVM_GET_CPUID2 => {
             let room = uapi::get::<u32>(arg)? as usize;
             if room < s.cpuid.len() {
@@ -570,8 +570,7 @@ fn set_sregs(vm: &Vm, vcpu: &Vcpu, s: &mut State, r: &k::kvm_sregs) -> Result<Ac
     x.cr3 = r.cr3;
     x.cr4 = r.cr4;
     x.efer = r.efer;
-    control::sregs_valid(&x, &s.features, control::efer_allowed(&s.host_features))
-        .map_err(|_| EINVAL)?;
+    control::sregs_valid(&x, &s.features).map_err(|_| EINVAL)?;
     let mut action = Action::NONE;
     match &mut s.lapic {
         Some(l) => {
@@ -764,7 +763,7 @@ fn set_xcrs(s: &mut State, x: &k::kvm_xcrs) -> Result {
     Ok(())
 }
 
-fn set_cpuid(s: &mut State, arg: usize) -> Result {
+fn set_cpuid(vm: &Vm, s: &mut State, arg: usize) -> Result {
     let n = uapi::get::<u32>(arg)? as usize;
     if n > dev::MAX_CPUID_ENTRIES {
         return Err(E2BIG);
@@ -788,9 +787,22 @@ fn set_cpuid(s: &mut State, arg: usize) -> Result {
         cpuid::TableError::TooMany => E2BIG,
         cpuid::TableError::LinearWidth => EINVAL,
     })?;
-    if s.has_run && *table != *s.cpuid {
-        return Err(EINVAL);
+    if s.has_run {
+        // The same again is allowed, with the bits that follow registers as they were or as they are now.
+        let same = |(a, b): (&CpuidEntry, &CpuidEntry)| {
+            (a.function, a.index, a.flags) == (b.function, b.index, b.flags)
+                && s.dynamic.apply(a) == s.dynamic.apply(b)
+        };
+        if table.len() != s.cpuid.len() || !table.iter().zip(s.cpuid.iter()).all(same) {
+            return Err(EINVAL);
+        }
+        return Ok(());
     }
+    // Nobody can be woken from a HLT that does not exit.
+    if vm.caps.disabled_exits() & u64::from(k::KVM_X86_DISABLE_EXITS_HLT) != 0 {
+        cpuid::hide_pv_unhalt(&mut table);
+    }
+    s.mwait_follows = !vm.caps.quirk(k::KVM_X86_QUIRK_MISC_ENABLE_NO_MWAIT);
     s.set_cpuid(table);
     Ok(())
 }

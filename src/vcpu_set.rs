@@ -35,6 +35,8 @@ pub(crate) mod request {
     pub(crate) const TIMER: u32 = 1 << 4;
     /// The 8259s' INTR line may be up.
     pub(crate) const EXTINT: u32 = 1 << 5;
+    /// The filter of MSR accesses changed.
+    pub(crate) const MSR_FILTER: u32 = 1 << 16;
     /// The VM's clock changed: write the pvclock page again.
     pub(crate) const CLOCK: u32 = 1 << 8;
     /// Another vCPU asks this one to go on after its HLT (KVM_HC_KICK_CPU).

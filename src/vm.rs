@@ -10,6 +10,7 @@
 //!
 //! `setup` (creation of vCPUs and interrupt controllers) > a vCPU's `state` > `memory.update` > the interrupt controllers' spin locks.
 
+use crate::caps::VmCaps;
 use crate::clock::Clock;
 use crate::dev;
 use crate::hw;
@@ -48,6 +49,9 @@ pub(crate) struct Vm {
     pub(crate) memory: Arc<GuestMemory>,
     /// IOAPIC, 8259s, 8254, routing, irqfds, ioeventfds.
     pub(crate) chip: Arc<IrqChip>,
+    /// What KVM_ENABLE_CAP has set.
+    #[pin]
+    pub(crate) caps: VmCaps,
     #[pin]
     setup: Mutex<Setup>,
     /// vCPU that starts as BSP.
@@ -76,6 +80,7 @@ impl Vm {
                 _notifier: notifier,
                 memory,
                 chip,
+                caps <- VmCaps::new(),
                 setup <- new_mutex!(Setup { ids: KVec::new() }),
                 boot_cpu: AtomicU32::new(0),
                 tsc_khz: crate::linux::boot_cpu::tsc_khz(),
@@ -144,6 +149,9 @@ impl FileOperations for VmFile {
 fn ioctl(vm: &Arc<Vm>, cmd: u32, arg: usize) -> Result<isize> {
     match cmd {
         uapi::KVM_CREATE_VCPU => create_vcpu(vm, arg),
+        uapi::KVM_CHECK_EXTENSION if arg == k::KVM_CAP_X86_APIC_BUS_CYCLES_NS as usize => {
+            Ok(vm.caps.bus_cycle_ns() as isize)
+        }
         uapi::KVM_CHECK_EXTENSION => Ok(dev::check_extension(arg)),
         uapi::KVM_SET_USER_MEMORY_REGION => {
             let r = uapi::get::<k::kvm_userspace_memory_region>(arg)?;
@@ -177,6 +185,21 @@ fn ioctl(vm: &Arc<Vm>, cmd: u32, arg: usize) -> Result<isize> {
             vm.memory.dirty_log(log.slot, UserPtr::from_addr(bitmap))?;
             Ok(0)
         }
+        uapi::KVM_CLEAR_DIRTY_LOG => {
+            let log = uapi::get::<k::kvm_clear_dirty_log>(arg)?;
+            if log.slot >= dev::MAX_SLOTS {
+                return Err(EINVAL);
+            }
+            // As above.
+            let bitmap = uapi::get::<u64>(uapi::element::<u64>(arg, 0, 2)?)? as usize;
+            vm.memory.clear_dirty_log(
+                log.slot,
+                log.first_page,
+                log.num_pages,
+                UserPtr::from_addr(bitmap),
+            )?;
+            Ok(0)
+        }
         // Both matter only to a CPU without unrestricted guest; checked, and otherwise ignored.
         uapi::KVM_SET_TSS_ADDR if arg > 0xffff_d000 => Err(EINVAL),
         uapi::KVM_SET_TSS_ADDR => Ok(0),
@@ -198,7 +221,7 @@ fn ioctl(vm: &Arc<Vm>, cmd: u32, arg: usize) -> Result<isize> {
                 return Err(EBUSY);
             }
             let id = u32::try_from(arg).map_err(|_| EINVAL)?;
-            if id >= MAX_VCPU_ID {
+            if !vm.caps.may_boot(id) {
                 return Err(EINVAL);
             }
             vm.boot_cpu.store(id, Ordering::Relaxed);
@@ -240,6 +263,13 @@ fn ioctl(vm: &Arc<Vm>, cmd: u32, arg: usize) -> Result<isize> {
         }
         uapi::KVM_GET_TSC_KHZ => Ok(vm.tsc_khz as isize),
         uapi::RVMM_ASSIGN_DEVICE => crate::assign::assign(vm, arg),
+        uapi::KVM_X86_SET_MSR_FILTER => {
+            vm.caps.set_msr_filter(arg)?;
+            vm.memory
+                .vcpus
+                .request_all(crate::vcpu_set::request::MSR_FILTER);
+            Ok(0)
+        }
         uapi::KVM_GET_STATS_FD => crate::ledger::vm_stats_fd(vm),
         _ => vm.chip.ioctl(cmd, arg),
     }
@@ -255,7 +285,34 @@ fn enable_cap(vm: &Vm, cap: &k::kvm_enable_cap) -> Result<isize> {
             vm.chip.create_split(cap.args[0], !setup.ids.is_empty())?;
             Ok(0)
         }
-        _ => Err(EINVAL),
+        k::KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2 => {
+            let enable = u64::from(k::KVM_DIRTY_LOG_MANUAL_PROTECT_ENABLE);
+            let initially_set = u64::from(k::KVM_DIRTY_LOG_INITIALLY_SET);
+            let allowed = if cap.args[0] & enable != 0 {
+                enable | initially_set
+            } else {
+                enable
+            };
+            if cap.args[0] & !allowed != 0 {
+                return Err(EINVAL);
+            }
+            vm.memory
+                .set_manual_protect(cap.args[0] & enable != 0, cap.args[0] & initially_set != 0);
+            Ok(0)
+        }
+        _ => {
+            let setup = vm.setup.lock();
+            vm.caps.enable(
+                cap,
+                !setup.ids.is_empty(),
+                vm.chip.has_lapic(),
+                vm.boot_cpu(),
+            )?;
+            if cap.cap == k::KVM_CAP_VM_DISABLE_NX_HUGE_PAGES {
+                vm.memory.allow_executable_huge_pages();
+            }
+            Ok(0)
+        }
     }
 }
 
@@ -288,6 +345,7 @@ fn create_vcpu(vm: &Arc<Vm>, id: usize) -> Result<isize> {
     if setup.ids.len() >= MAX_VCPUS {
         return Err(EINVAL);
     }
+    vm.caps.check_vcpu_id(id)?;
     if setup.ids.contains(&id) {
         return Err(EEXIST);
     }

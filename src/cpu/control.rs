@@ -3,7 +3,6 @@
 //! (SDM 3A 2.5, 4.1.1, 4.10.1, 10.8.5; SDM 2B MOV-control registers; APM 2 3.1, 14.6).
 #![forbid(unsafe_code)]
 
-use crate::cpu::canonical::is_canonical;
 use crate::cpu::cpuid::GuestFeatures;
 use crate::cpu::regs::{cr0, cr4, efer, Seg, Sregs};
 
@@ -239,14 +238,13 @@ pub const fn efer_write_check(old: u64, value: u64, cr0: u64, allowed: u64) -> R
     Ok(value & !efer::LMA | old & efer::LMA)
 }
 
-/// Checks system registers given by user space (KVM_SET_SREGS, EINVAL), so that no later entry can fail on them.
-///
-/// `hw_efer`: EFER bits that the hardware has; user space may set them before it sets CPUID.
+/// Checks system registers given by user space (KVM_SET_SREGS, EINVAL) as KVM does: control registers, and what they have to do
+/// with each other. An entry can still fail on the rest.
 ///
 /// # Errors
 ///
 /// A sentence that says what is wrong.
-pub fn sregs_valid(s: &Sregs, f: &GuestFeatures, hw_efer: u64) -> Result<(), &'static str> {
+pub fn sregs_valid(s: &Sregs, f: &GuestFeatures) -> Result<(), &'static str> {
     if s.cr0 >> 32 != 0 {
         return Err("CR0 has bits above 31");
     }
@@ -259,8 +257,8 @@ pub fn sregs_valid(s: &Sregs, f: &GuestFeatures, hw_efer: u64) -> Result<(), &'s
     if s.cr4 & cr4_reserved_bits(f) != 0 {
         return Err("CR4 has bits that the vCPU's CPUID does not offer");
     }
-    if s.efer & !hw_efer != 0 {
-        return Err("EFER has bits that the hardware does not have");
+    if s.efer & !efer_allowed(f) != 0 {
+        return Err("EFER has bits that the vCPU's CPUID does not offer");
     }
     if s.efer & efer::LME != 0 && s.cr0 & cr0::PG != 0 {
         if s.cr4 & cr4::PAE == 0 {
@@ -272,10 +270,6 @@ pub fn sregs_valid(s: &Sregs, f: &GuestFeatures, hw_efer: u64) -> Result<(), &'s
         if s.cr3 & cr3_reserved_bits(f) != 0 {
             return Err("CR3 has bits above the physical-address width");
         }
-        let cs = s.seg(Seg::Cs);
-        if cs.l && cs.db {
-            return Err("CS.L and CS.D are both set");
-        }
     } else {
         if s.efer & efer::LMA != 0 {
             return Err("EFER.LMA outside long mode");
@@ -283,18 +277,6 @@ pub fn sregs_valid(s: &Sregs, f: &GuestFeatures, hw_efer: u64) -> Result<(), &'s
         if s.seg(Seg::Cs).l {
             return Err("CS.L outside long mode");
         }
-        if s.cr4 & cr4::PCIDE != 0 {
-            return Err("CR4.PCIDE outside long mode");
-        }
-    }
-    let width = f.linear_width();
-    for seg in [Seg::Fs, Seg::Gs, Seg::Ldtr, Seg::Tr] {
-        if !is_canonical(s.seg(seg).base, width) {
-            return Err("base of FS, GS, LDTR or TR is not canonical");
-        }
-    }
-    if !is_canonical(s.gdt.base, width) || !is_canonical(s.idt.base, width) {
-        return Err("base of GDTR or IDTR is not canonical");
     }
     Ok(())
 }

@@ -475,6 +475,17 @@ pub mod kvm_feature {
     pub const CLOCKSOURCE_STABLE: u32 = 1 << 24;
 }
 
+/// Clears PV_UNHALT where the hypervisor's leaves are KVM's: the HLT of this VM's guests does not exit.
+pub fn hide_pv_unhalt(table: &mut [CpuidEntry]) {
+    let kvm =
+        |e: &CpuidEntry| e.function == KVM_SIGNATURE_LEAF && [e.ebx, e.ecx, e.edx] == KVM_SIGNATURE;
+    if table.iter().any(kvm) {
+        for e in table.iter_mut().filter(|e| e.function == KVM_FEATURES_LEAF) {
+            e.eax &= !kvm_feature::PV_UNHALT;
+        }
+    }
+}
+
 /// Highest basic leaf offered (0x1f: V2 extended topology).
 const MAX_BASIC: u32 = 0x1f;
 /// Highest extended leaf offered on AMD.

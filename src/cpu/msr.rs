@@ -30,6 +30,7 @@ pub mod index {
     pub const PLATFORM_INFO: u32 = 0xce;
     pub const MTRR_CAP: u32 = 0xfe;
     pub const ARCH_CAPABILITIES: u32 = 0x10a;
+    pub const MISC_FEATURES_ENABLES: u32 = 0x140;
     pub const SYSENTER_CS: u32 = 0x174;
     pub const SYSENTER_ESP: u32 = 0x175;
     pub const SYSENTER_EIP: u32 = 0x176;
@@ -38,6 +39,7 @@ pub mod index {
     pub const MCG_CTL: u32 = 0x17b;
     pub const MISC_ENABLE: u32 = 0x1a0;
     pub const DEBUGCTL: u32 = 0x1d9;
+    pub const POWER_CTL: u32 = 0x1fc;
     pub const MTRR_PHYS_BASE0: u32 = 0x200;
     pub const MTRR_PHYS_LAST: u32 = 0x20f;
     pub const MTRR_FIX64K_00000: u32 = 0x250;
@@ -204,6 +206,8 @@ impl Access<'_> {
 pub struct Config {
     /// IA32_ARCH_CAPABILITIES of the host, reduced to [`ARCH_CAPABILITIES_ALLOWED`] by [`MsrFile::reset`].
     pub arch_capabilities: u64,
+    /// MSR_PLATFORM_INFO: 0 or [`PLATFORM_CPUID_FAULT`].
+    pub platform_info: u64,
     /// LFENCE is dispatch serialising (AMD): DE_CFG\[1\] reads as one.
     pub lfence_serializing: bool,
     /// Vendor of the host.
@@ -269,22 +273,15 @@ const MTRR_VARIABLE: usize = 16;
 /// IA32_PAT after RESET (SDM 3A 12.12.4).
 pub const PAT_RESET: u64 = 0x0007_0406_0007_0406;
 
-/// IA32_MISC_ENABLE: fast strings.
-const MISC_FAST_STRING: u64 = 1 << 0;
-/// IA32_MISC_ENABLE bits that describe missing performance facilities, read-only for the guest.
-const MISC_READ_ONLY: u64 = (1 << 7) | (1 << 11) | (1 << 12);
+/// IA32_MISC_ENABLE bit that a guest's write does not change: performance monitoring available.
+const MISC_IGNORED: u64 = 1 << 7;
+/// IA32_MISC_ENABLE.MWAIT (ENABLE MONITOR FSM).
+pub const MISC_MWAIT: u64 = 1 << 18;
+/// Read-only ones; a guest that changes them gets #GP, as KVM does it.
 const MISC_BTS_PEBS_UNAVAILABLE: u64 = (1 << 11) | (1 << 12);
-/// IA32_MISC_ENABLE bits defined in the manual.
-const MISC_DEFINED: u64 = (1 << 0)
-    | (1 << 3)
-    | (1 << 7)
-    | (1 << 11)
-    | (1 << 12)
-    | (1 << 16)
-    | (1 << 18)
-    | (1 << 22)
-    | (1 << 23)
-    | (1 << 34);
+
+/// MSR_PLATFORM_INFO: CPUID faulting is there.
+pub const PLATFORM_CPUID_FAULT: u64 = 1 << 31;
 
 /// HWCR bits that are kept: McStatusWrEn, TscFreqSel.
 const HWCR_KEPT: u64 = (1 << 18) | (1 << 24);
@@ -309,6 +306,8 @@ pub struct MsrFile {
     pub feature_control: u64,
     pub ucode_rev: u64,
     pub platform_info: u64,
+    pub misc_features: u64,
+    pub power_ctl: u64,
     pub arch_capabilities: u64,
     pub xss: u64,
     pub mtrr_def_type: u64,
@@ -333,6 +332,8 @@ impl MsrFile {
         feature_control: 0,
         ucode_rev: 0,
         platform_info: 0,
+        misc_features: 0,
+        power_ctl: 0,
         arch_capabilities: 0,
         xss: 0,
         mtrr_def_type: 0,
@@ -351,7 +352,8 @@ impl MsrFile {
 
     /// Power-up values. INIT leaves all of these alone (SDM 3A table 11-1).
     pub fn reset(&mut self, c: &Config) {
-        self.misc_enable = MISC_FAST_STRING | MISC_BTS_PEBS_UNAVAILABLE;
+        // KVM's value; firmware, or whoever takes its place, allows fast strings.
+        self.misc_enable = MISC_BTS_PEBS_UNAVAILABLE;
         // Locked with VMX off: firmware has decided.
         self.feature_control = 1;
         self.ucode_rev = match c.vendor {
@@ -359,7 +361,9 @@ impl MsrFile {
             Vendor::Intel => 0xffff_ffff << 32,
             Vendor::Amd => 0x0100_0065,
         };
-        self.platform_info = 0;
+        self.platform_info = c.platform_info;
+        self.misc_features = 0;
+        self.power_ctl = 0;
         self.arch_capabilities = c.arch_capabilities & ARCH_CAPABILITIES_ALLOWED;
         self.xss = 0;
         self.mtrr_def_type = 0;
@@ -371,8 +375,7 @@ impl MsrFile {
         for b in &mut self.banks {
             b.fill(0);
         }
-        // TscFreqSel: the TSC counts at the P0 frequency.
-        self.hwcr = 1 << 24;
+        self.hwcr = 0;
         self.de_cfg_allowed = if c.lfence_serializing {
             DE_CFG_LFENCE
         } else {
@@ -382,6 +385,17 @@ impl MsrFile {
         // Errata 0 to 3 are known and fixed.
         self.osvw_id_length = 4;
         self.osvw_status = 0;
+    }
+
+    /// CPUID faults above CPL 0 (CPUID faulting, SDM 3B 2.8 "MISC_FEATURES_ENABLES").
+    #[inline]
+    pub const fn cpuid_faults(&self) -> bool {
+        self.misc_features & 1 != 0
+    }
+
+    /// IA32_MISC_ENABLE.MWAIT.
+    pub const fn mwait(&self) -> bool {
+        self.misc_enable & MISC_MWAIT != 0
     }
 
     /// KVM_X86_SETUP_MCE: number of banks in bits 7:0, [`MCE_CAP_SUPPORTED`] above.
@@ -447,6 +461,8 @@ impl MsrFile {
             ix::FEATURE_CONTROL => self.feature_control,
             ix::UCODE_REV => self.ucode_rev,
             ix::PLATFORM_INFO => self.platform_info,
+            ix::MISC_FEATURES_ENABLES => self.misc_features,
+            ix::POWER_CTL => self.power_ctl,
             ix::ARCH_CAPABILITIES if f.arch_capabilities => self.arch_capabilities,
             ix::XSS if f.xsaves => self.xss,
             ix::MTRR_CAP => MTRR_CAP_VALUE,
@@ -499,11 +515,13 @@ impl MsrFile {
         let f = *a.features();
         match msr {
             ix::MISC_ENABLE => {
-                if value & !MISC_DEFINED != 0 {
+                if a.host_initiated {
+                    self.misc_enable = value;
+                } else if (self.misc_enable ^ value) & MISC_BTS_PEBS_UNAVAILABLE != 0 {
                     return Err(MsrError::Invalid);
+                } else {
+                    self.misc_enable = value & !MISC_IGNORED | self.misc_enable & MISC_IGNORED;
                 }
-                let kept = if a.host_initiated { 0 } else { MISC_READ_ONLY };
-                self.misc_enable = value & !kept | self.misc_enable & kept;
             }
             // Locked: only user space can write it.
             ix::FEATURE_CONTROL => self.feature_control = host_only(a, value)?,
@@ -516,11 +534,19 @@ impl MsrFile {
             // Microcode updates are the host's business: accepted without effect.
             ix::UCODE_WRITE => {}
             ix::PLATFORM_INFO => {
-                // CPUID faulting (bit 31) is not virtualised.
-                if value & (1 << 31) != 0 {
+                if value & PLATFORM_CPUID_FAULT == 0 && self.misc_features & 1 != 0 {
                     return Err(MsrError::Invalid);
                 }
                 self.platform_info = host_only(a, value)?;
+            }
+            // Kept and of no effect.
+            ix::POWER_CTL => self.power_ctl = value,
+            ix::MISC_FEATURES_ENABLES => {
+                let allowed = u64::from(self.platform_info & PLATFORM_CPUID_FAULT != 0);
+                if value & !allowed != 0 {
+                    return Err(MsrError::Invalid);
+                }
+                self.misc_features = value;
             }
             ix::ARCH_CAPABILITIES if f.arch_capabilities => {
                 if value & !ARCH_CAPABILITIES_ALLOWED != 0 {
@@ -790,7 +816,7 @@ pub const fn pat_valid(pat: u64) -> bool {
 }
 
 /// MSRs that are always listed.
-const LISTED: [u32; 16] = [
+const LISTED: [u32; 18] = [
     ix::TSC,
     ix::SYSENTER_CS,
     ix::SYSENTER_ESP,
@@ -806,6 +832,8 @@ const LISTED: [u32; 16] = [
     ix::MCG_CTL,
     ix::UCODE_REV,
     ix::PLATFORM_INFO,
+    ix::MISC_FEATURES_ENABLES,
+    ix::POWER_CTL,
     ix::MTRR_DEF_TYPE,
 ];
 

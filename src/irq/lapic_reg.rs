@@ -387,10 +387,10 @@ impl<R: Registers> Lapic<R> {
         let icr2 = if x2apic { u32::MAX } else { 0xff00_0000 };
         self.set_reg(reg::ICR2, get(reg::ICR2) & icr2);
         for word in 0..8 {
-            let legal = if word == 0 { 0xffff_0000 } else { u32::MAX };
+            // Vectors below 16 included: nothing delivers them, and user space gets back what it wrote.
             for first in [reg::ISR, reg::TMR, reg::IRR] {
                 let offset = first + word * 16;
-                self.set_reg(offset, get(offset) & legal);
+                self.set_reg(offset, get(offset));
             }
         }
         for lvt in LVTS {

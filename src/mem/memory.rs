@@ -30,12 +30,13 @@ use crate::linux::page;
 use crate::linux::srcu_cell::{SrcuCell, SrcuRef};
 use crate::linux::uaccess;
 use crate::mem::addr::{Gpa, GpaRange, Hpa, Hva, Level, PAGE_SIZE};
+use crate::mem::dirty;
 use crate::mem::nested::{NestedTable, TablePool};
 use crate::mem::slots::{self, Change, Limits, Slot};
 use crate::mem::walk::{Cursor, Leaf, MapError, MemType, Perm};
 use crate::stats::{VmCounter, VmStats};
 use crate::vcpu_set::VcpuSet;
-use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use core::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use kernel::mm::Mm;
 use kernel::prelude::*;
 use kernel::sync::{new_mutex, new_spinlock, Arc, Mutex, SetOnce, SpinLock};
@@ -67,6 +68,15 @@ impl DirtyBitmap {
                 .map_err(|_| ENOMEM)?;
         }
         Ok(Arc::new(Self { words }, GFP_KERNEL)?)
+    }
+
+    /// All pages dirty.
+    fn fill(&self, npages: u64) {
+        for (w, mask) in dirty::masks(0..npages) {
+            if let Some(word) = usize::try_from(w).ok().and_then(|i| self.words.get(i)) {
+                word.fetch_or(mask, Ordering::Relaxed);
+            }
+        }
     }
 
     fn set(&self, page: u64) {
@@ -220,7 +230,11 @@ pub(crate) struct GuestMemory {
     /// Changes under `update`.
     apic_state: AtomicU32,
     /// No huge leaf may be executable.
-    nx_huge: bool,
+    nx_huge: AtomicBool,
+    /// KVM_GET_DIRTY_LOG leaves the log alone, KVM_CLEAR_DIRTY_LOG starts it afresh.
+    manual_protect: AtomicBool,
+    /// New logs say that all pages are dirty.
+    initially_set: AtomicBool,
     stats: Arc<VmStats>,
     caps: HwCaps,
     limits: Limits,
@@ -252,7 +266,11 @@ impl GuestMemory {
                 root,
                 apic_page: SetOnce::new(),
                 apic_state: AtomicU32::new(APIC_UNMAPPED),
-                nx_huge: caps.name == "vmx" && boot_cpu::bug(boot_cpu::Bug::ItlbMultihit),
+                nx_huge: AtomicBool::new(
+                    caps.name == "vmx" && boot_cpu::bug(boot_cpu::Bug::ItlbMultihit),
+                ),
+                manual_protect: AtomicBool::new(false),
+                initially_set: AtomicBool::new(false),
                 stats,
                 caps,
                 limits: Limits {
@@ -336,12 +354,19 @@ impl GuestMemory {
                         let kept = old
                             .and_then(|i| current.dirty.get(i))
                             .and_then(Clone::clone);
+                        let starts = kept.is_none();
                         let dirty = match (wanted.flags & LOG_DIRTY != 0, kept) {
                             (false, _) => None,
                             (true, Some(d)) => Some(d),
                             (true, None) => Some(DirtyBitmap::new(wanted.npages)?),
                         };
-                        let starts_logging = dirty.is_some() && matches!(change, Change::FlagsOnly);
+                        // Pages whose bits are set already are protected when the bits are cleared.
+                        let full = self.initially_set.load(Ordering::Relaxed);
+                        if let (true, Some(d), true) = (full, &dirty, starts) {
+                            d.fill(wanted.npages);
+                        }
+                        let starts_logging =
+                            dirty.is_some() && !full && matches!(change, Change::FlagsOnly);
                         next.remove_id(wanted.id);
                         next.insert(wanted, dirty)?;
                         let leaving = if matches!(change, Change::Move) {
@@ -490,10 +515,13 @@ impl GuestMemory {
         let i = slots.slots.iter().position(|s| s.id == id).ok_or(ENOENT)?;
         let slot = slots.slots.get(i).ok_or(ENOENT)?;
         let bitmap = slots.dirty.get(i).and_then(Option::as_ref).ok_or(ENOENT)?;
+        let manual = self.manual_protect.load(Ordering::Relaxed);
         let mut out = UserSlice::new(user, bitmap.words.len() * 8).writer();
         for (w, word) in bitmap.words.iter().enumerate() {
             let bits = if word.load(Ordering::Relaxed) == 0 {
                 0
+            } else if manual {
+                word.load(Ordering::Relaxed)
             } else {
                 // The pages are write-protected after the bits are taken: a write in between sets its bit again.
                 let bits = word.swap(0, Ordering::SeqCst);
@@ -523,6 +551,51 @@ impl GuestMemory {
         Ok(())
     }
 
+    /// KVM_CLEAR_DIRTY_LOG (api.rst 4.117): forgets the pages named in `user`, a bitmap of pages `first` to `first + count`.
+    pub(crate) fn clear_dirty_log(&self, id: u32, first: u64, count: u32, user: UserPtr) -> Result {
+        if first % dirty::WORD_PAGES != 0 {
+            return Err(EINVAL);
+        }
+        let _update = self.update.lock();
+        let slots = self.slots.read();
+        let i = slots.slots.iter().position(|s| s.id == id).ok_or(ENOENT)?;
+        let slot = slots.slots.get(i).ok_or(ENOENT)?;
+        let bitmap = slots.dirty.get(i).and_then(Option::as_ref).ok_or(ENOENT)?;
+        let range = dirty::clear_range(first, count, slot.npages).ok_or(EINVAL)?;
+        let at = range.start / dirty::WORD_PAGES;
+        let words = dirty::words(range.end.saturating_sub(range.start));
+        let mut input = UserSlice::new(user, usize::try_from(words)?.saturating_mul(8)).reader();
+        for w in at..at.saturating_add(words) {
+            let mask: u64 = input.read()?;
+            let Some(word) = usize::try_from(w).ok().and_then(|i| bitmap.words.get(i)) else {
+                break;
+            };
+            if mask == 0 || word.load(Ordering::Relaxed) & mask == 0 {
+                continue;
+            }
+            // As in `dirty_log`. Bits beyond the slot's end are never set.
+            let bits = word.fetch_and(!mask, Ordering::SeqCst) & mask;
+            for (page, n) in dirty::runs(w, bits) {
+                let start = slot.gpa.wrapping_add(page.wrapping_mul(PAGE_SIZE));
+                if let Some(r) = GpaRange::new(start, n.wrapping_mul(PAGE_SIZE)) {
+                    self.write_protect(r);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2.
+    pub(crate) fn set_manual_protect(&self, on: bool, initially_set: bool) {
+        self.manual_protect.store(on, Ordering::Relaxed);
+        self.initially_set.store(initially_set, Ordering::Relaxed);
+    }
+
+    /// KVM_CAP_VM_DISABLE_NX_HUGE_PAGES.
+    pub(crate) fn allow_executable_huge_pages(&self) {
+        self.nx_huge.store(false, Ordering::Relaxed);
+    }
+
     /// Fills up the spare tables. Sleeps. Not in `fault`'s frame, on which host page faults and reclaim are stacked.
     #[inline(never)]
     fn refill(&self) -> Result {
@@ -538,13 +611,15 @@ impl GuestMemory {
     /// fetch (CVE-2018-12207): there code is mapped by 4 KiB, and huge pages are for data only.
     #[inline]
     fn may_be_huge(&self, slot: &Slot, gpa: Gpa, fetch: bool) -> bool {
-        self.caps.nested_2m && !(self.nx_huge && fetch) && slot.max_level(gpa) != Level::L1
+        self.caps.nested_2m
+            && !(self.nx_huge.load(Ordering::Relaxed) && fetch)
+            && slot.max_level(gpa) != Level::L1
     }
 
     /// What remains of `perm` in a leaf of `level`; see [`GuestMemory::may_be_huge`].
     #[inline]
     fn perm_at(&self, level: Level, perm: Perm) -> Perm {
-        if self.nx_huge && level != Level::L1 {
+        if self.nx_huge.load(Ordering::Relaxed) && level != Level::L1 {
             perm.without(Perm::X)
         } else {
             perm

@@ -88,6 +88,8 @@ struct State {
     /// (`helper_vmrun`: `exception_index`; `cpu_handle_interrupt`). With one CPU nobody asks.
     virtual_injection: bool,
     msrpm: Pages,
+    /// Every MSR exits.
+    msrpm_all: Pages,
     iopm: Pages,
 }
 
@@ -201,6 +203,12 @@ impl Platform for Svm {
         };
         let mut msrpm = Pages::alloc(1)?;
         fill_msrpm(msrpm.as_mut_slice().get_mut(..MSRPM_BYTES).ok_or(EINVAL)?);
+        let mut msrpm_all = Pages::alloc(1)?;
+        msrpm_all
+            .as_mut_slice()
+            .get_mut(..MSRPM_BYTES)
+            .ok_or(EINVAL)?
+            .fill(0xff);
         let mut iopm = Pages::alloc(2)?;
         iopm.as_mut_slice()
             .get_mut(..IOPM_BYTES)
@@ -224,6 +232,7 @@ impl Platform for Svm {
             decode_assists: l.edx & feature::DECODE_ASSISTS != 0,
             virtual_injection: is_tcg() && smp::num_online() > 1,
             msrpm,
+            msrpm_all,
             iopm,
         })?;
         Ok(caps)

@@ -6,7 +6,7 @@ use super::entry;
 use super::vmcb::{exit, misc1, misc2, vintr, Vmcb, VmcbSegment};
 use super::{Cpu, State, MSR_PAT, MSR_TSC_AUX, STATE};
 use crate::backend::{
-    CpuState, EntryParams, EntryViolation, Groups, Interruptibility, LongCode, VcpuBackend,
+    CpuState, EntryParams, EntryViolation, Exits, Groups, Interruptibility, LongCode, VcpuBackend,
 };
 use crate::cpu::control;
 use crate::cpu::events::interrupt_event;
@@ -822,6 +822,22 @@ impl VcpuBackend for SvmVcpu {
         self.extra_exceptions = vectors;
         // #DB and #AC against endless delivery (CVE-2015-8104, CVE-2015-5307), #MC for the host.
         self.vmcb_mut().control.intercept_exception = vectors | 1 << 1 | 1 << 17 | 1 << 18;
+    }
+
+    fn set_exits(&mut self, exits: Exits) {
+        let map = if exits.all_msrs {
+            &self.state.msrpm_all
+        } else {
+            &self.state.msrpm
+        };
+        let map = map.phys();
+        let c = &mut self.vmcb_mut().control;
+        c.msrpm_base_pa = map;
+        if exits.hlt {
+            c.intercept_misc1 |= misc1::HLT;
+        } else {
+            c.intercept_misc1 &= !misc1::HLT;
+        }
     }
 
     fn check_entry(

@@ -65,14 +65,18 @@ fn pass(bitmap: &mut [u8], msr: u32, write: bool) {
     }
 }
 
-/// [`fill_msr_bitmap`] for a guest whose local APIC is in x2APIC mode and virtualised (SDM 3C 30.5).
+/// [`fill_msr_bitmap`] for a guest whose local APIC is in x2APIC mode and virtualised (SDM 3C 30.5). `only`: all other MSRs exit.
 ///
 /// Reads come from the page of registers, so those pass that hold there what RDMSR has to give: not ID, LDR and ICR, whose
 /// formats differ from xAPIC mode, and not the current count. Writes pass that the processor virtualises; all others would
 /// reach the host's own APIC.
-pub(super) fn fill_x2apic_bitmap(bitmap: &mut [u8]) {
+pub(super) fn fill_x2apic_bitmap(bitmap: &mut [u8], only: bool) {
     use crate::irq::lapic::reg;
-    fill_msr_bitmap(bitmap);
+    if only {
+        bitmap.fill(0xff);
+    } else {
+        fill_msr_bitmap(bitmap);
+    }
     let msr = |offset: u32| 0x800 + (offset >> 4);
     for offset in [
         reg::VERSION,

@@ -48,6 +48,8 @@ struct Shared {
     msr_bitmap: Pages,
     /// The same for guests whose virtualised local APIC is in x2APIC mode.
     x2apic_bitmap: Pages,
+    /// The same where every other MSR exits.
+    x2apic_only_bitmap: Pages,
     /// VMXON regions by CPU number (SDM 3C 25.11.5).
     vmxon: KVec<Pages>,
 }
@@ -59,7 +61,9 @@ impl Shared {
         let mut msr_bitmap = Pages::new(0)?;
         host::fill_msr_bitmap(msr_bitmap.as_mut_slice());
         let mut x2apic_bitmap = Pages::new(0)?;
-        host::fill_x2apic_bitmap(x2apic_bitmap.as_mut_slice());
+        host::fill_x2apic_bitmap(x2apic_bitmap.as_mut_slice(), false);
+        let mut x2apic_only_bitmap = Pages::new(0)?;
+        host::fill_x2apic_bitmap(x2apic_only_bitmap.as_mut_slice(), true);
         let cpus = smp::nr_cpu_ids();
         let mut vmxon = KVec::with_capacity(cpus as usize, GFP_KERNEL)?;
         for _ in 0..cpus {
@@ -70,6 +74,7 @@ impl Shared {
             caps,
             msr_bitmap,
             x2apic_bitmap,
+            x2apic_only_bitmap,
             vmxon,
         })
     }

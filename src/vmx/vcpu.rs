@@ -22,7 +22,7 @@ use super::state::{self, ControlState, RightsCache};
 use super::vmcs::*;
 use super::{check, event, revision_page, view, Shared, SHARED};
 use crate::backend::{
-    ApicMode, ApicPages, CpuState, EntryParams, EntryViolation, Groups, Interruptibility,
+    ApicMode, ApicPages, CpuState, EntryParams, EntryViolation, Exits, Groups, Interruptibility,
     VcpuBackend,
 };
 use crate::cpu::regs::{efer, rflags, Gpr};
@@ -104,6 +104,10 @@ pub(crate) struct VmxVcpu {
     written: Written,
     rights: RightsCache,
     exceptions: u32,
+    /// Optional exits.
+    exits: Exits,
+    /// Processor-based controls that are not wanted for their sake.
+    proc_off: u32,
     tsc_offset: u64,
     /// The virtualised local APIC, if it is.
     apic: Option<Apic>,
@@ -266,7 +270,7 @@ impl VmxVcpu {
                 vm.write_control(TPR_THRESHOLD, 0);
             }
             vm.write(GUEST_INTERRUPT_STATUS, 0);
-            proc2 = write_apic(vm, self.shared, apic);
+            proc2 = write_apic(vm, self.shared, apic, self.exits.all_msrs);
         }
         // A VMCS field that the processor refused would read back wrong; the last one of each kind stands
         // for all.
@@ -354,7 +358,7 @@ impl VmxVcpu {
     /// Writes what the parameters of an entry ask for, where it differs from the last one.
     #[inline(always)]
     fn write_params(&mut self, vm: Current, cpu: &CpuState, params: &EntryParams) {
-        let mut proc = self.proc;
+        let mut proc = self.proc & !self.proc_off;
         if params.irq_window {
             proc |= proc::INTERRUPT_WINDOW;
         }
@@ -417,7 +421,7 @@ impl VmxVcpu {
             self.written.tsc_offset = self.tsc_offset;
         }
         if let Some(apic) = self.apic.as_mut().filter(|a| a.dirty) {
-            write_apic(vm, self.shared, apic);
+            write_apic(vm, self.shared, apic, self.exits.all_msrs);
         }
         if self.blocking_dirty {
             self.write_blocking(vm, cpu);
@@ -650,6 +654,22 @@ impl VmxVcpu {
         decode::nested_fault(vm, q)
     }
 
+    /// Controls that the optional exits take away.
+    fn choose_controls(&mut self) {
+        let x2apic = self
+            .apic
+            .as_ref()
+            .is_some_and(|a| a.mode == ApicMode::X2apic);
+        self.proc_off = 0;
+        // Without bitmaps all of them exit (SDM 3C 26.1.3). A virtualised x2APIC needs one.
+        if self.exits.all_msrs && !x2apic {
+            self.proc_off |= proc::MSR_BITMAPS;
+        }
+        if !self.exits.hlt {
+            self.proc_off |= proc::HLT_EXITING;
+        }
+    }
+
     /// Position of `index` in [`SWAPPED`].
     fn swapped_slot(index: u32) -> Option<usize> {
         SWAPPED.iter().position(|&i| i == index)
@@ -657,10 +677,11 @@ impl VmxVcpu {
 }
 
 /// Writes the controls of a virtualised local APIC; the secondary ones it needs.
-fn write_apic(vm: Current, shared: &Shared, apic: &mut Apic) -> u32 {
+fn write_apic(vm: Current, shared: &Shared, apic: &mut Apic, all_msrs: bool) -> u32 {
     apic.dirty = false;
     let (_, proc2) = shared.caps.apicv_controls(apic.mode);
     let bitmap = match apic.mode {
+        ApicMode::X2apic if all_msrs => &shared.x2apic_only_bitmap,
         ApicMode::X2apic => &shared.x2apic_bitmap,
         _ => &shared.msr_bitmap,
     };
@@ -709,6 +730,8 @@ impl VcpuBackend for VmxVcpu {
             written: Written::default(),
             rights: RightsCache::default(),
             exceptions: 0,
+            exits: Exits::default(),
+            proc_off: 0,
             tsc_offset: 0,
             apic: None,
             proc: shared.caps.proc,
@@ -978,6 +1001,7 @@ impl VcpuBackend for VmxVcpu {
             // What was cached may tell of the APIC-access page as of the mode before.
             self.flush_root = true;
             self.stale = true;
+            self.choose_controls();
         }
     }
 
@@ -987,6 +1011,15 @@ impl VcpuBackend for VmxVcpu {
             apic.dirty = true;
             self.stale = true;
         }
+    }
+
+    fn set_exits(&mut self, exits: Exits) {
+        self.exits = exits;
+        if let Some(apic) = &mut self.apic {
+            apic.dirty = true;
+            self.stale = true;
+        }
+        self.choose_controls();
     }
 
     fn set_pdptes(&mut self, pdptes: [u64; 4]) {

@@ -36,6 +36,7 @@ fn new(vendor: Vendor) -> T {
     let mut file = MsrFile::ZERO;
     file.reset(&Config {
         arch_capabilities: !0,
+        platform_info: 0,
         lfence_serializing: true,
         vendor,
     });
@@ -361,12 +362,13 @@ fn machine_check() {
 #[test]
 fn storage() {
     let mut t = new(Vendor::Intel);
-    assert_eq!(t.value(ix::MISC_ENABLE), 0x1801);
-    assert_eq!(t.set(ix::MISC_ENABLE, 0), OK);
-    assert_eq!(t.value(ix::MISC_ENABLE), 0x1800, "read-only bits stay");
+    assert_eq!(t.value(ix::MISC_ENABLE), 0x1800);
+    assert_eq!(t.set(ix::MISC_ENABLE, 0), GP, "read-only bits stay");
+    assert_eq!(t.set(ix::MISC_ENABLE, 0x1881), OK);
+    assert_eq!(t.value(ix::MISC_ENABLE), 0x1801, "no EMON");
     assert_eq!(t.host_set(ix::MISC_ENABLE, 1), OK);
     assert_eq!(t.value(ix::MISC_ENABLE), 1);
-    assert_eq!(t.set(ix::MISC_ENABLE, 1 << 40), GP);
+    assert_eq!(t.set(ix::MISC_ENABLE, 1 << 40), OK, "as in KVM");
     assert_eq!(t.value(ix::FEATURE_CONTROL), 1);
     assert_eq!(t.set(ix::FEATURE_CONTROL, 5), GP, "locked");
     assert_eq!(t.host_set(ix::FEATURE_CONTROL, 5), OK);
@@ -384,7 +386,13 @@ fn storage() {
     assert_eq!(t.set(ix::XSS, 0x100), GP);
     assert_eq!(t.value(ix::XSS), 0x800);
     assert_eq!(t.set(ix::PLATFORM_INFO, 0), GP);
-    assert_eq!(t.host_set(ix::PLATFORM_INFO, 1 << 31), GP);
+    assert_eq!(t.set(ix::MISC_FEATURES_ENABLES, 1), GP, "no CPUID faulting");
+    assert_eq!(t.host_set(ix::PLATFORM_INFO, 1 << 31), OK);
+    assert_eq!(t.set(ix::MISC_FEATURES_ENABLES, 2), GP);
+    assert_eq!(t.set(ix::MISC_FEATURES_ENABLES, 1), OK);
+    assert!(t.file.cpuid_faults());
+    assert_eq!(t.host_set(ix::PLATFORM_INFO, 0), GP, "in use");
+    assert_eq!(t.set(ix::MISC_FEATURES_ENABLES, 0), OK);
     assert_eq!(t.value(ix::PLATFORM_ID), 0);
     assert_eq!(t.set(ix::P5_MC_TYPE, 0), OK);
     assert_eq!(t.set(ix::P5_MC_TYPE, 1), GP);
@@ -409,7 +417,7 @@ fn amd_only() {
         assert_eq!(i.get(msr), Err(MsrError::Unknown), "{msr:x}");
         assert_eq!(i.host_set(msr, 0), NONE, "{msr:x}");
     }
-    assert_eq!(a.value(ix::HWCR), 1 << 24);
+    assert_eq!(a.value(ix::HWCR), 0);
     for bit in 0..64 {
         let v = 1u64 << bit;
         let r = a.set(ix::HWCR, v);

@@ -156,11 +156,17 @@ pub fn set_common(vcpu: &VcpuFd) -> Result<()> {
     // MTRRs on, default type write-back (SDM 3A 13.11.2.1): a kernel that finds them off maps
     // all of its memory uncached.
     const MTRR_DEF_TYPE: u32 = 0x2ff;
-    let msrs = [kvm_msr_entry {
-        index: MTRR_DEF_TYPE,
-        data: (1 << 11) | 6,
+    // Fast strings on, no BTS, no PEBS, as firmware leaves it: without them a kernel copies slowly.
+    const MISC_ENABLE: u32 = 0x1a0;
+    let entry = |index, data| kvm_msr_entry {
+        index,
+        data,
         ..Default::default()
-    }];
+    };
+    let msrs = [
+        entry(MTRR_DEF_TYPE, (1 << 11) | 6),
+        entry(MISC_ENABLE, 1 | 1 << 11 | 1 << 12),
+    ];
     let list = Msrs::from_entries(&msrs).map_err(|_| Error::Ioctl {
         call: "KVM_SET_MSRS",
         errno: libc::E2BIG,

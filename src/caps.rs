@@ -1,0 +1,345 @@
+// SPDX-License-Identifier: GPL-2.0
+//! What KVM_ENABLE_CAP and KVM_X86_SET_MSR_FILTER have set for a VM (api.rst 4.37, 4.97, 7, 8).
+
+use crate::linux::cred;
+use crate::uapi::{self, k};
+use crate::vcpu_set::MAX_VCPU_ID;
+use core::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+use kernel::prelude::*;
+use kernel::sync::{new_mutex, Arc, Mutex};
+use kernel::uaccess::{UserPtr, UserSlice};
+
+/// Quirks that user space may switch off (KVM_CAP_DISABLE_QUIRKS2). CD_NW_CLEARED and SLOT_ZAP_ALL make no difference here.
+pub(crate) const QUIRKS: u64 = (k::KVM_X86_QUIRK_LINT0_REENABLED
+    | k::KVM_X86_QUIRK_CD_NW_CLEARED
+    | k::KVM_X86_QUIRK_OUT_7E_INC_RIP
+    | k::KVM_X86_QUIRK_MISC_ENABLE_NO_MWAIT
+    | k::KVM_X86_QUIRK_MWAIT_NEVER_UD_FAULTS
+    | k::KVM_X86_QUIRK_SLOT_ZAP_ALL
+    | k::KVM_X86_QUIRK_STUFF_FEATURE_MSRS) as u64;
+
+/// Exits that user space may switch off (KVM_CAP_X86_DISABLE_EXITS).
+pub(crate) const DISABLE_EXITS: u64 =
+    (k::KVM_X86_DISABLE_EXITS_HLT | k::KVM_X86_DISABLE_EXITS_PAUSE) as u64;
+
+/// Causes for which a guest's RDMSR or WRMSR may go to user space (KVM_CAP_X86_USER_SPACE_MSR).
+const USER_SPACE_MSR: u64 = (k::KVM_MSR_EXIT_REASON_INVAL
+    | k::KVM_MSR_EXIT_REASON_UNKNOWN
+    | k::KVM_MSR_EXIT_REASON_FILTER) as u64;
+
+/// Direction of an MSR access.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u32)]
+pub(crate) enum Direction {
+    /// RDMSR.
+    Read = k::KVM_MSR_FILTER_READ,
+    /// WRMSR.
+    Write = k::KVM_MSR_FILTER_WRITE,
+}
+
+struct Range {
+    flags: u32,
+    base: u32,
+    count: u32,
+    bitmap: KVec<u8>,
+}
+
+/// What KVM_X86_SET_MSR_FILTER allows.
+pub(crate) struct MsrFilter {
+    default_allow: bool,
+    ranges: KVec<Range>,
+}
+
+impl MsrFilter {
+    /// Whether the guest may do that without asking user space. The x2APIC's registers are never filtered (api.rst 4.97).
+    pub(crate) fn allows(&self, msr: u32, direction: Direction) -> bool {
+        if (0x800..=0x8ff).contains(&msr) {
+            return true;
+        }
+        for r in self.ranges.iter() {
+            let n = msr.wrapping_sub(r.base);
+            if r.flags & direction as u32 != 0 && n < r.count {
+                return r
+                    .bitmap
+                    .get((n / 8) as usize)
+                    .is_some_and(|b| b & 1 << (n % 8) != 0);
+            }
+        }
+        self.default_allow
+    }
+
+    /// Reads `struct kvm_msr_filter`. EINVAL, EFAULT.
+    fn from_user(arg: usize) -> Result<Self> {
+        /// `struct kvm_msr_filter_range`, and where the array of them begins.
+        const RANGE: usize = size_of::<k::kvm_msr_filter_range>();
+        const FIRST: usize = core::mem::offset_of!(k::kvm_msr_filter, ranges);
+        let mut raw = KVec::from_elem(0u8, size_of::<k::kvm_msr_filter>(), GFP_KERNEL_ACCOUNT)?;
+        UserSlice::new(UserPtr::from_addr(arg), raw.len())
+            .reader()
+            .read_slice(&mut raw)?;
+        let word = |at: usize| {
+            raw.get(at..at.saturating_add(4))
+                .and_then(|b| b.try_into().ok())
+                .map_or(0, u32::from_le_bytes)
+        };
+        let flags = word(0);
+        if flags & !k::KVM_MSR_FILTER_DEFAULT_DENY != 0 {
+            return Err(EINVAL);
+        }
+        let default_allow = flags & k::KVM_MSR_FILTER_DEFAULT_DENY == 0;
+        let places = (0..k::KVM_MSR_FILTER_MAX_RANGES as usize).map(|i| FIRST + i * RANGE);
+        // Denying everything would be a mistake.
+        if !default_allow && places.clone().all(|at| word(at + 4) == 0) {
+            return Err(EINVAL);
+        }
+        let mut ranges = KVec::new();
+        for at in places {
+            let (flags, count, base) = (word(at), word(at + 4), word(at + 8));
+            if count == 0 {
+                continue;
+            }
+            const VALID: u32 = k::KVM_MSR_FILTER_READ | k::KVM_MSR_FILTER_WRITE;
+            let bytes = count.div_ceil(64) as usize * 8;
+            if flags & !VALID != 0
+                || flags == 0
+                || bytes > k::KVM_MSR_FILTER_MAX_BITMAP_SIZE as usize
+            {
+                return Err(EINVAL);
+            }
+            let address = u64::from(word(at + 16)) | u64::from(word(at + 20)) << 32;
+            let mut bitmap = KVec::from_elem(0u8, bytes, GFP_KERNEL_ACCOUNT)?;
+            UserSlice::new(UserPtr::from_addr(usize::try_from(address)?), bytes)
+                .reader()
+                .read_slice(&mut bitmap)?;
+            ranges.push(
+                Range {
+                    flags,
+                    base,
+                    count,
+                    bitmap,
+                },
+                GFP_KERNEL_ACCOUNT,
+            )?;
+        }
+        Ok(Self {
+            default_allow,
+            ranges,
+        })
+    }
+}
+
+/// The switches of one VM.
+#[pin_data]
+pub(crate) struct VmCaps {
+    quirks_off: AtomicU64,
+    user_space_msr: AtomicU32,
+    #[pin]
+    msr_filter: Mutex<Option<Arc<MsrFilter>>>,
+    exit_on_emulation_failure: AtomicBool,
+    hide_platform_info: AtomicBool,
+    disabled_exits: AtomicU64,
+    hypercall_exits: AtomicU64,
+    /// Ids of vCPUs are below this; 0 until it is fixed.
+    max_vcpu_ids: AtomicU32,
+    bus_cycle_ns: AtomicU32,
+}
+
+impl VmCaps {
+    pub(crate) fn new() -> impl PinInit<Self, Error> {
+        try_pin_init!(Self {
+            quirks_off: AtomicU64::new(0),
+            user_space_msr: AtomicU32::new(0),
+            msr_filter <- new_mutex!(None),
+            exit_on_emulation_failure: AtomicBool::new(false),
+            hide_platform_info: AtomicBool::new(false),
+            disabled_exits: AtomicU64::new(0),
+            hypercall_exits: AtomicU64::new(0),
+            max_vcpu_ids: AtomicU32::new(0),
+            bus_cycle_ns: AtomicU32::new(1),
+        })
+    }
+
+    /// Whether KVM's historical behaviour is wanted, one of `KVM_X86_QUIRK_*`.
+    pub(crate) fn quirk(&self, quirk: u32) -> bool {
+        self.quirks_off.load(Ordering::Relaxed) & u64::from(quirk) == 0
+    }
+
+    /// Whether a failed MSR access goes to user space, by cause (KVM_MSR_EXIT_REASON_*).
+    pub(crate) fn user_space_msr(&self, reason: u32) -> bool {
+        self.user_space_msr.load(Ordering::Relaxed) & reason != 0
+    }
+
+    /// The filter of MSR accesses, if there is one.
+    pub(crate) fn msr_filter(&self) -> Option<Arc<MsrFilter>> {
+        self.msr_filter.lock().clone()
+    }
+
+    /// KVM_X86_SET_MSR_FILTER. The vCPUs have to be told.
+    pub(crate) fn set_msr_filter(&self, arg: usize) -> Result {
+        let new = MsrFilter::from_user(arg)?;
+        // Nothing denied and no range: the same as none.
+        let new = if new.default_allow && new.ranges.is_empty() {
+            None
+        } else {
+            Some(Arc::new(new, GFP_KERNEL_ACCOUNT)?)
+        };
+        let old = core::mem::replace(&mut *self.msr_filter.lock(), new);
+        drop(old);
+        Ok(())
+    }
+
+    /// KVM_CAP_EXIT_ON_EMULATION_FAILURE.
+    pub(crate) fn exit_on_emulation_failure(&self) -> bool {
+        self.exit_on_emulation_failure.load(Ordering::Relaxed)
+    }
+
+    /// Whether a guest may read MSR_PLATFORM_INFO (KVM_CAP_MSR_PLATFORM_INFO).
+    pub(crate) fn platform_info_readable(&self) -> bool {
+        !self.hide_platform_info.load(Ordering::Relaxed)
+    }
+
+    /// KVM_X86_DISABLE_EXITS_* of all vCPUs.
+    pub(crate) fn disabled_exits(&self) -> u64 {
+        self.disabled_exits.load(Ordering::Relaxed)
+    }
+
+    /// Whether this hypercall goes to user space (KVM_CAP_EXIT_HYPERCALL).
+    pub(crate) fn hypercall_exits(&self, number: u64) -> bool {
+        number < 64 && self.hypercall_exits.load(Ordering::Relaxed) & 1 << number != 0
+    }
+
+    /// One cycle of the APIC timer's clock.
+    pub(crate) fn bus_cycle_ns(&self) -> u32 {
+        self.bus_cycle_ns.load(Ordering::Relaxed)
+    }
+
+    /// A vCPU is about to get this id. EINVAL when it is too high. From then on the limit is fixed.
+    pub(crate) fn check_vcpu_id(&self, id: u32) -> Result {
+        let limit = match self.max_vcpu_ids.load(Ordering::Relaxed) {
+            0 => MAX_VCPU_ID,
+            n => n,
+        };
+        self.max_vcpu_ids.store(limit, Ordering::Relaxed);
+        if id < limit {
+            Ok(())
+        } else {
+            Err(EINVAL)
+        }
+    }
+
+    /// Whether KVM_SET_BOOT_CPU_ID may name this id.
+    pub(crate) fn may_boot(&self, id: u32) -> bool {
+        let limit = self.max_vcpu_ids.load(Ordering::Relaxed);
+        id <= MAX_VCPU_ID && (limit == 0 || id <= limit)
+    }
+
+    /// KVM_ENABLE_CAP on a VM, but for what belongs to the interrupt controllers and the memory. `has_vcpus`: vCPUs exist;
+    /// `has_lapic`: the local APICs are in the kernel; `boot_cpu`: id of the BSP. The caller holds the lock of creation.
+    pub(crate) fn enable(
+        &self,
+        cap: &k::kvm_enable_cap,
+        has_vcpus: bool,
+        has_lapic: bool,
+        boot_cpu: u32,
+    ) -> Result {
+        let value = cap.args[0];
+        let known = |valid: u64| {
+            if value & !valid == 0 {
+                Ok(())
+            } else {
+                Err(EINVAL)
+            }
+        };
+        match cap.cap {
+            k::KVM_CAP_DISABLE_QUIRKS | k::KVM_CAP_DISABLE_QUIRKS2 => {
+                if cap.cap == k::KVM_CAP_DISABLE_QUIRKS2 {
+                    known(QUIRKS)?;
+                }
+                self.quirks_off.fetch_or(value & QUIRKS, Ordering::Relaxed);
+            }
+            k::KVM_CAP_X86_USER_SPACE_MSR => {
+                known(USER_SPACE_MSR)?;
+                self.user_space_msr.store(value as u32, Ordering::Relaxed);
+            }
+            k::KVM_CAP_EXIT_ON_EMULATION_FAILURE => {
+                known(1)?;
+                self.exit_on_emulation_failure
+                    .store(value != 0, Ordering::Relaxed);
+            }
+            k::KVM_CAP_MSR_PLATFORM_INFO => {
+                self.hide_platform_info.store(value == 0, Ordering::Relaxed);
+            }
+            k::KVM_CAP_EXIT_HYPERCALL => {
+                known(HYPERCALL_EXITS)?;
+                self.hypercall_exits.store(value, Ordering::Relaxed);
+            }
+            // How long a halted vCPU may poll at most before it sleeps: none does.
+            k::KVM_CAP_HALT_POLL => known(u64::from(u32::MAX))?,
+            k::KVM_CAP_X86_DISABLE_EXITS => {
+                known(DISABLE_EXITS)?;
+                if has_vcpus {
+                    return Err(EINVAL);
+                }
+                self.disabled_exits.fetch_or(value, Ordering::Relaxed);
+            }
+            k::KVM_CAP_MAX_VCPU_ID => {
+                if value > u64::from(MAX_VCPU_ID) || u64::from(boot_cpu) > value {
+                    return Err(EINVAL);
+                }
+                match u64::from(self.max_vcpu_ids.load(Ordering::Relaxed)) {
+                    0 => self.max_vcpu_ids.store(value as u32, Ordering::Relaxed),
+                    n if n == value => {}
+                    _ => return Err(EINVAL),
+                }
+            }
+            k::KVM_CAP_VM_DISABLE_NX_HUGE_PAGES => {
+                if !cred::may_reboot() {
+                    return Err(EPERM);
+                }
+                if value != 0 || has_vcpus {
+                    return Err(EINVAL);
+                }
+            }
+            k::KVM_CAP_X86_APIC_BUS_CYCLES_NS => {
+                // The longest programmable time must not overflow: 2^32 - 1 counts, divided by 128.
+                if value == 0 || (u64::from(u32::MAX) * 128).checked_mul(value).is_none() {
+                    return Err(EINVAL);
+                }
+                if !has_lapic {
+                    return Err(ENXIO);
+                }
+                if has_vcpus {
+                    return Err(EINVAL);
+                }
+                self.bus_cycle_ns.store(value as u32, Ordering::Relaxed);
+            }
+            _ => return Err(EINVAL),
+        }
+        Ok(())
+    }
+}
+
+/// KVM_HC_MAP_GPA_RANGE (Documentation/virt/kvm/x86/hypercalls.rst).
+pub(crate) const HC_MAP_GPA_RANGE: u64 = 12;
+/// Hypercalls that can go to user space.
+pub(crate) const HYPERCALL_EXITS: u64 = 1 << HC_MAP_GPA_RANGE;
+
+/// KVM_CHECK_EXTENSION of what this file keeps; `None` for others.
+pub(crate) fn check_extension(cap: u32) -> Option<isize> {
+    Some(match cap {
+        k::KVM_CAP_DISABLE_QUIRKS
+        | k::KVM_CAP_X86_USER_SPACE_MSR
+        | k::KVM_CAP_X86_MSR_FILTER
+        | k::KVM_CAP_EXIT_ON_EMULATION_FAILURE
+        | k::KVM_CAP_MSR_PLATFORM_INFO
+        | k::KVM_CAP_HALT_POLL
+        | k::KVM_CAP_VM_DISABLE_NX_HUGE_PAGES
+        | k::KVM_CAP_X86_APIC_BUS_CYCLES_NS => 1,
+        k::KVM_CAP_DISABLE_QUIRKS2 => QUIRKS as isize,
+        k::KVM_CAP_X86_DISABLE_EXITS => DISABLE_EXITS as isize,
+        k::KVM_CAP_EXIT_HYPERCALL => HYPERCALL_EXITS as isize,
+        _ => return None,
+    })
+}
+
+const _: () = assert!(uapi::KVM_X86_SET_MSR_FILTER == 0x4188_aec6);
