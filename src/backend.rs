@@ -214,6 +214,10 @@ pub trait VcpuBackend: Sized {
     /// On return `avail` and `dirty` are both empty, except after [`Exit::EntryFailure`].
     fn enter(&mut self, cpu: &mut CpuState, params: &EntryParams) -> Exit;
 
+    /// As [`VcpuBackend::enter`] with the parameters of the last entry of this stay, which delivered nothing, asked for no window and no
+    /// flush, and was not checked.
+    fn reenter(&mut self, cpu: &mut CpuState) -> Exit;
+
     /// Fetches groups of system registers into `cpu.sregs` and adds them to `avail`. *Any*.
     fn load(&mut self, cpu: &mut CpuState, groups: Groups);
 
@@ -242,6 +246,12 @@ pub trait VcpuBackend: Sized {
 
     /// Takes the event whose delivery the last exit interrupted. To be called once after every exit.
     fn take_interrupted(&mut self) -> Option<Event>;
+
+    /// Whether [`VcpuBackend::take_interrupted`] has something to take.
+    fn was_interrupted(&self) -> bool;
+
+    /// An instruction was completed in software: the shadow of the one before it is over. *Any*.
+    fn end_shadow(&mut self);
 
     /// Interrupt shadow and NMI blocking after the last exit. *Any*.
     fn interruptibility(&mut self) -> Interruptibility;

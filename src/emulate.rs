@@ -4,7 +4,7 @@
 //! An instruction's bytes are fetched once per exit; what is decoded is what is executed, whatever another vCPU does to the
 //! code meanwhile.
 
-use crate::backend::{Groups, Interruptibility, LongCode, VcpuBackend};
+use crate::backend::{Groups, LongCode, VcpuBackend};
 use crate::cpu::events;
 use crate::cpu::regs::{cr4, rflags, Gpr, Mode, Regs, Seg};
 use crate::debug;
@@ -502,43 +502,52 @@ impl State {
     }
 
     /// RIP past an instruction of `len` bytes that has completed: shadow and RF end, a single step is due.
+    #[inline]
     pub(crate) fn advance(&mut self, len: u8) {
         let old = self.cpu.regs.rip;
-        let rip = old.wrapping_add(u64::from(len));
+        self.cpu.regs.rip = old.wrapping_add(u64::from(len));
         // Only 64-bit mode has an instruction pointer wider than 32 bits: the mode matters where it becomes so.
-        self.cpu.regs.rip = if rip >> 32 == 0 || old >> 32 != 0 || self.long_code().is_some() {
-            rip
-        } else {
-            rip & 0xffff_ffff
-        };
+        if (old ^ self.cpu.regs.rip) >> 32 != 0 {
+            self.crossed(old);
+        }
         self.completed();
     }
 
-    /// What the completion of any instruction entails.
-    pub(crate) fn completed(&mut self) {
-        let i = self.hw.interruptibility();
-        if i.sti || i.mov_ss {
-            self.hw.set_interruptibility(Interruptibility {
-                sti: false,
-                mov_ss: false,
-                nmi: i.nmi,
-            });
+    /// RIP came from `old` across a multiple of 4 GiB.
+    #[cold]
+    #[inline(never)]
+    fn crossed(&mut self, old: u64) {
+        if old >> 32 == 0 && self.long_code().is_none() {
+            self.cpu.regs.rip &= 0xffff_ffff;
         }
+    }
+
+    /// What the completion of any instruction entails.
+    #[inline]
+    pub(crate) fn completed(&mut self) {
+        self.hw.end_shadow();
         self.cpu.regs.rflags &= !rflags::RF;
         if self.cpu.regs.rflags & rflags::TF != 0 {
-            if self.debug.takes_debug() {
-                self.debug.stepped();
-                return;
-            }
-            // Single-step trap: DR6.BS (SDM 3B 19.2.3).
-            let db = Exception {
-                vector: events::vector::DB,
-                error_code: None,
-                payload: debug::SINGLE_STEP,
-            };
-            // #DB is benign: it cannot shut the guest down.
-            let _ = self.raise(db);
+            self.stepped();
         }
+    }
+
+    /// The instruction was single-stepped.
+    #[cold]
+    #[inline(never)]
+    fn stepped(&mut self) {
+        if self.debug.takes_debug() {
+            self.debug.stepped();
+            return;
+        }
+        // Single-step trap: DR6.BS (SDM 3B 19.2.3).
+        let db = Exception {
+            vector: events::vector::DB,
+            error_code: None,
+            payload: debug::SINGLE_STEP,
+        };
+        // #DB is benign: it cannot shut the guest down.
+        let _ = self.raise(db);
     }
 }
 

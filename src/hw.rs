@@ -125,6 +125,21 @@ impl VcpuBackend for Hw {
         dispatch!(self, v => v.enter(cpu, params))
     }
 
+    #[inline]
+    fn reenter(&mut self, cpu: &mut CpuState) -> Exit {
+        dispatch!(self, v => v.reenter(cpu))
+    }
+
+    #[inline]
+    fn was_interrupted(&self) -> bool {
+        dispatch!(self, v => v.was_interrupted())
+    }
+
+    #[inline]
+    fn end_shadow(&mut self) {
+        dispatch!(self, v => v.end_shadow())
+    }
+
     fn load(&mut self, cpu: &mut CpuState, groups: Groups) {
         dispatch!(self, v => v.load(cpu, groups))
     }

@@ -58,6 +58,8 @@ pub(crate) mod off {
 enum Step {
     /// Enter the guest again.
     Again,
+    /// The same, and there is no event or interrupt that there was not before.
+    Resume,
     /// Leave the stay, look at requests, then enter again.
     Leave,
     /// Call the handler again outside the stay.
@@ -233,7 +235,7 @@ impl<'a> Runner<'a> {
                 }
             };
             match step {
-                Step::Again => {}
+                Step::Again | Step::Resume => {}
                 Step::Leave => {
                     // The host may have found out that its TSC is no clock.
                     if self.vm.clock.is_common() && !boot_cpu::tsc_stable() {
@@ -613,40 +615,98 @@ impl<'a> Runner<'a> {
                     self.stats.add(VcpuCounter::Migrations, 1);
                 }
             }
-            let exit = self.s.hw.enter(&mut self.s.cpu, &params);
-            let start = boot_cpu::rdtsc();
-            self.s.guest_ran();
+            // Nothing that a repetition of this entry would have to do differently.
+            let plain = inject.is_none()
+                && !(irq_window | nmi_window | params.check)
+                && !self.s.debug.active();
+            let mut exit = self.s.hw.enter(&mut self.s.cpu, &params);
             self.s.tlb_seen = generation;
             self.s.last_cpu = cpu;
-            if !matches!(exit, Exit::EntryFailure(_)) {
-                let interrupted = self.s.hw.take_interrupted();
-                if interrupted.is_some() || self.s.events.interrupted.is_some() {
-                    self.s.events.interrupted = interrupted;
-                }
-            } else {
+            if matches!(exit, Exit::EntryFailure(_)) {
                 self.refused = inject;
                 // The flush that the entry was to bring has perhaps not happened either.
                 self.s.tlb_seen = 0;
             }
-            match self.s.hw.tpr() {
-                Some(tpr) if tpr != params.tpr => self.s.set_cr8(tpr),
-                _ => {}
-            }
-            if self.s.pv.eoi_offered() && !paravirt::take_eoi(self.vm, self.s, true) {
-                return Stayed::Slow(exit);
-            }
-            let (class, step) = self.handle_frequent(&exit);
-            match step {
-                Step::Again => since = Some((class, start)),
-                // Recorded when it has been handled.
-                Step::Slow => return Stayed::Slow(exit),
-                step => {
-                    self.stats
-                        .exit(class, boot_cpu::rdtsc().wrapping_sub(start));
-                    return Stayed::Ended(step);
+            loop {
+                let start = boot_cpu::rdtsc();
+                self.s.guest_ran();
+                if self.s.hw.was_interrupted() || self.s.events.interrupted.is_some() {
+                    self.note_interrupted(&exit);
+                }
+                let mut calm = plain;
+                match self.s.hw.tpr() {
+                    Some(tpr) if tpr != params.tpr => {
+                        self.s.set_cr8(tpr);
+                        calm = false;
+                    }
+                    _ => {}
+                }
+                if self.s.pv.eoi_offered() {
+                    if !paravirt::take_eoi(self.vm, self.s, true) {
+                        return Stayed::Slow(exit);
+                    }
+                    calm = false;
+                }
+                let (class, step) = self.handle_frequent(&exit);
+                let resume = match step {
+                    Step::Again => Self::is_quiet(class),
+                    Step::Resume => true,
+                    _ => false,
+                };
+                match step {
+                    // The frequent ways around: neither event nor interrupt controller nor host has anything new to say.
+                    _ if resume && calm && self.undisturbed(generation) => {
+                        self.stats
+                            .exit(class, boot_cpu::rdtsc().wrapping_sub(start));
+                        self.stats.add(VcpuCounter::Entries, 1);
+                        exit = self.s.hw.reenter(&mut self.s.cpu);
+                        if matches!(exit, Exit::EntryFailure(_)) {
+                            self.refused = None;
+                            self.s.tlb_seen = 0;
+                        }
+                    }
+                    Step::Again | Step::Resume => {
+                        since = Some((class, start));
+                        break;
+                    }
+                    // Recorded when it has been handled.
+                    Step::Slow => return Stayed::Slow(exit),
+                    step => {
+                        self.stats
+                            .exit(class, boot_cpu::rdtsc().wrapping_sub(start));
+                        return Stayed::Ended(step);
+                    }
                 }
             }
         }
+    }
+
+    /// Takes the event whose delivery the last exit interrupted, in place of what the one before it left.
+    #[cold]
+    #[inline(never)]
+    fn note_interrupted(&mut self, exit: &Exit) {
+        if !matches!(exit, Exit::EntryFailure(_)) {
+            self.s.events.interrupted = self.s.hw.take_interrupted();
+        }
+    }
+
+    /// Exits whose handling changes general registers at most, or asks for more by a request or an exception.
+    #[inline(always)]
+    fn is_quiet(class: ExitClass) -> bool {
+        matches!(
+            class,
+            ExitClass::Cpuid | ExitClass::Rdmsr | ExitClass::Hypercall | ExitClass::Io
+        )
+    }
+
+    /// Since the last entry nothing has come up that the next one has to look at.
+    #[inline(always)]
+    fn undisturbed(&self, generation: u64) -> bool {
+        self.vcpu.shared.requests() == 0
+            && !sched::xfer_to_guest_maybe_pending()
+            && self.vm.memory.tlb_generation() == generation
+            && self.s.events.exception.is_none()
+            && self.s.events.interrupted.is_none()
     }
 
     /// What the entry delivers, and the windows it asks for.
@@ -831,12 +891,17 @@ impl<'a> Runner<'a> {
     }
 
     /// Steps over the current instruction, which is one of those that `known` describes.
-    #[inline]
+    #[inline(always)]
     fn skip(&mut self, atomic: bool, known: &Known) -> Step {
         if let Some(n) = self.s.hw.insn_len() {
             self.s.advance(n);
             return Step::Again;
         }
+        self.skip_decoded(atomic, known)
+    }
+
+    #[inline(never)]
+    fn skip_decoded(&mut self, atomic: bool, known: &Known) -> Step {
         let view = self.vm.memory.view();
         match self.s.skip(&view, atomic, known) {
             Ok(()) => Step::Again,
@@ -1206,7 +1271,7 @@ impl<'a> Runner<'a> {
             if !view.is_device(f.gpa, f.write) {
                 // SAFETY: In a stay interrupts are off; KVM_RUN is refused outside the VM's mm.
                 let mapped = unsafe { self.vm.memory.fault_resident(&view, f.gpa, f.fetch) };
-                return mapped.then_some(Step::Again);
+                return mapped.then_some(Step::Resume);
             }
             if self.s.events.interrupted.is_some() {
                 drop(view);

@@ -169,6 +169,19 @@ impl Summary {
     /// Nothing is known.
     pub(super) const UNKNOWN: Self = Self(0xff);
 
+    /// What the words are.
+    fn of(words: [u32; 8]) -> Self {
+        let mut summary = 0;
+        let mut bit = 1u8;
+        for word in words {
+            if word != 0 {
+                summary |= bit;
+            }
+            bit = bit.wrapping_shl(1);
+        }
+        Self(summary)
+    }
+
     /// Highest word that may not be zero.
     #[inline]
     fn top(self) -> Option<usize> {
@@ -432,8 +445,8 @@ impl<R: Registers> Lapic<R> {
 
     /// Recomputes what is derived from the register image.
     pub(super) fn refresh(&mut self) {
-        self.irr_words = Summary::UNKNOWN;
-        self.isr_words = Summary::UNKNOWN;
+        self.irr_words = Summary::of(self.irr());
+        self.isr_words = Summary::of(self.isr());
         self.moved = true;
         self.update_ppr();
     }

@@ -509,134 +509,24 @@ impl VcpuBackend for SvmVcpu {
         }
     }
 
+    #[inline]
     fn enter(&mut self, cpu: &mut CpuState, params: &EntryParams) -> Exit {
-        if !cpu.dirty.is_empty() {
-            self.write_dirty(cpu);
-        }
-        let Some((this_cpu, id)) = self.stay else {
-            return Exit::EntryFailure(0);
-        };
-        self.assign_asid(this_cpu, id, params.flush);
-        self.load_breakpoints(cpu);
+        self.enter_with(cpu, Some(params))
+    }
 
-        if params.nmi_window {
-            match self.nmi {
-                NmiMask::Blocked => self.set_iret_intercept(true),
-                // The IRET is the next instruction: a single step tells when it is done.
-                NmiMask::Iret(_) => self.stepping = true,
-                // The shadow of STI or MOV SS: likewise.
-                NmiMask::Open => self.stepping = true,
-            }
-        }
-        let stepping = self.stepping;
-        let virtual_irq = self.virtual_irq(params);
-        let v = self.vmcb_mut();
-        let c = &mut v.control;
-        c.n_cr3 = params.nested_root.0;
-        c.event_inj = params.inject.as_ref().map_or(0, Self::encode_event);
-        c.vintr = c.vintr & !vintr::V_TPR | u64::from(params.tpr) & vintr::V_TPR;
-        c.intercept_cr = if params.tpr_threshold == 0 {
-            c.intercept_cr & !CR8_WRITE
-        } else {
-            c.intercept_cr | CR8_WRITE
-        };
-        if let Some(vector) = virtual_irq {
-            c.event_inj = 0;
-            c.vintr &= !vintr::V_INTR_VECTOR;
-            c.vintr |= VIRTUAL_IRQ | u64::from(vector) << vintr::V_INTR_VECTOR_SHIFT;
-            c.intercept_misc1 &= !misc1::VINTR;
-        } else if params.irq_window {
-            c.vintr |= VIRTUAL_IRQ;
-            c.intercept_misc1 |= misc1::VINTR;
-        } else if c.intercept_misc1 & misc1::VINTR != 0 {
-            c.vintr &= !VIRTUAL_IRQ;
-            c.intercept_misc1 &= !misc1::VINTR;
-        }
-        let s = &mut v.save;
-        s.rax = cpu.regs.get(Gpr::Rax);
-        s.rsp = cpu.regs.get(Gpr::Rsp);
-        s.rip = cpu.regs.rip;
-        let guest_tf = cpu.regs.rflags & rflags::TF;
-        s.rflags = cpu.regs.rflags | rflags::FIXED | if stepping { rflags::TF } else { 0 };
-        s.cr2 = cpu.sregs.cr2;
-        // Accesses to DR6 are intercepted: what is here after an exit by #DB are that one's conditions.
-        s.dr6 = DR6_RESET;
-        s.dr7 = cpu.dr7;
-        if matches!(
-            params.inject,
-            Some(Event {
-                kind: EventKind::Nmi,
-                ..
-            })
-        ) {
-            self.nmi = NmiMask::Blocked;
-            self.set_iret_intercept(true);
-        }
+    #[inline]
+    fn reenter(&mut self, cpu: &mut CpuState) -> Exit {
+        self.enter_with(cpu, None)
+    }
 
-        if params.check && self.refuses(cpu, params) {
-            self.drop_asids(this_cpu);
-            return Exit::EntryFailure(exit::INVALID);
-        }
-        let (vmcb, host) = (self.page.phys(), self.host_extra);
-        mitigate::before_enter();
-        // SAFETY: In a stay: SVME set, interrupts off, `host` filled by `begin_stay`. The intercepts set by `new` contain the
-        // guest; the nested root comes from the VM's page tables.
-        unsafe { entry::vmrun(vmcb, host, &mut cpu.regs) };
-        mitigate::after_exit();
+    #[inline]
+    fn was_interrupted(&self) -> bool {
+        self.vmcb().control.exit_int_info & event::VALID != 0 || self.undelivered.is_some()
+    }
 
-        if virtual_irq.is_some() {
-            let c = &mut self.vmcb_mut().control;
-            let waits = c.vintr & vintr::V_IRQ != 0;
-            c.vintr &= !VIRTUAL_IRQ;
-            self.undelivered = virtual_irq.filter(|_| waits);
-        }
-        let s = &self.vmcb().save;
-        cpu.regs.gpr[Gpr::Rax as usize] = s.rax;
-        cpu.regs.gpr[Gpr::Rsp as usize] = s.rsp;
-        cpu.regs.rip = s.rip;
-        cpu.regs.rflags = s.rflags;
-        cpu.sregs.cr2 = s.cr2;
-        let next_rip = self.vmcb().control.next_rip;
-        cpu.avail = Groups::NONE;
-        self.nested_exit = false;
-        self.insn_len = if self.state.caps.insn_len {
-            match next_rip.wrapping_sub(cpu.regs.rip) {
-                n @ 1..=15 => n as u8,
-                _ => 0,
-            }
-        } else {
-            0
-        };
-        if let NmiMask::Iret(rip) = self.nmi {
-            if cpu.regs.rip != rip {
-                self.nmi = NmiMask::Open;
-            }
-        }
-        let exit = self.decode();
-        if stepping {
-            self.stepping = false;
-            cpu.regs.rflags = cpu.regs.rflags & !rflags::TF | guest_tf;
-            if let Exit::Exception(Exception {
-                vector: 1, payload, ..
-            }) = exit
-            {
-                // Our single step, unless the guest had breakpoints or a step of its own in it.
-                if payload & 0xf == 0 && guest_tf == 0 {
-                    self.nmi = if self.nmi == NmiMask::Blocked {
-                        NmiMask::Blocked
-                    } else {
-                        NmiMask::Open
-                    };
-                    return Exit::NmiWindow;
-                }
-            }
-        }
-        if matches!(exit, Exit::EntryFailure(_)) {
-            self.drop_asids(this_cpu);
-            // The VMCB still holds what was refused; the caller may want to look at it.
-            cpu.avail = Groups::NONE;
-        }
-        exit
+    #[inline]
+    fn end_shadow(&mut self) {
+        self.vmcb_mut().control.interrupt_state = 0;
     }
 
     fn load(&mut self, cpu: &mut CpuState, groups: Groups) {
@@ -883,5 +773,159 @@ impl VcpuBackend for SvmVcpu {
             cs_attrib: v.save.cs.attrib,
         };
         check::check(&view, &caps)
+    }
+}
+
+impl SvmVcpu {
+    /// [`VcpuBackend::enter`], or without parameters [`VcpuBackend::reenter`].
+    #[inline(never)]
+    fn enter_with(&mut self, cpu: &mut CpuState, params: Option<&EntryParams>) -> Exit {
+        if !cpu.dirty.is_empty() {
+            self.write_dirty(cpu);
+        }
+        let Some((this_cpu, id)) = self.stay else {
+            return Exit::EntryFailure(0);
+        };
+        let virtual_irq = match params {
+            Some(params) => self.prepare(this_cpu, id, cpu, params),
+            None => {
+                self.vmcb_mut().control.tlb_control = tlb_control::NOTHING;
+                None
+            }
+        };
+        let stepping = self.stepping;
+        let s = &mut self.vmcb_mut().save;
+        s.rax = cpu.regs.get(Gpr::Rax);
+        s.rsp = cpu.regs.get(Gpr::Rsp);
+        s.rip = cpu.regs.rip;
+        let guest_tf = cpu.regs.rflags & rflags::TF;
+        s.rflags = cpu.regs.rflags | rflags::FIXED | if stepping { rflags::TF } else { 0 };
+        s.cr2 = cpu.sregs.cr2;
+        // Accesses to DR6 are intercepted: what is here after an exit by #DB are that one's conditions.
+        s.dr6 = DR6_RESET;
+        s.dr7 = cpu.dr7;
+
+        if let Some(params) = params {
+            if params.check && self.refuses(cpu, params) {
+                self.drop_asids(this_cpu);
+                return Exit::EntryFailure(exit::INVALID);
+            }
+        }
+        let (vmcb, host) = (self.page.phys(), self.host_extra);
+        mitigate::before_enter();
+        // SAFETY: In a stay: SVME set, interrupts off, `host` filled by `begin_stay`. The intercepts set by `new` contain the
+        // guest; the nested root comes from the VM's page tables.
+        unsafe { entry::vmrun(vmcb, host, &mut cpu.regs) };
+        mitigate::after_exit();
+
+        if virtual_irq.is_some() {
+            let c = &mut self.vmcb_mut().control;
+            let waits = c.vintr & vintr::V_IRQ != 0;
+            c.vintr &= !VIRTUAL_IRQ;
+            self.undelivered = virtual_irq.filter(|_| waits);
+        }
+        let s = &self.vmcb().save;
+        cpu.regs.gpr[Gpr::Rax as usize] = s.rax;
+        cpu.regs.gpr[Gpr::Rsp as usize] = s.rsp;
+        cpu.regs.rip = s.rip;
+        cpu.regs.rflags = s.rflags;
+        cpu.sregs.cr2 = s.cr2;
+        let next_rip = self.vmcb().control.next_rip;
+        cpu.avail = Groups::NONE;
+        self.nested_exit = false;
+        self.insn_len = if self.state.caps.insn_len {
+            match next_rip.wrapping_sub(cpu.regs.rip) {
+                n @ 1..=15 => n as u8,
+                _ => 0,
+            }
+        } else {
+            0
+        };
+        if let NmiMask::Iret(rip) = self.nmi {
+            if cpu.regs.rip != rip {
+                self.nmi = NmiMask::Open;
+            }
+        }
+        let exit = self.decode();
+        if stepping {
+            self.stepping = false;
+            cpu.regs.rflags = cpu.regs.rflags & !rflags::TF | guest_tf;
+            if let Exit::Exception(Exception {
+                vector: 1, payload, ..
+            }) = exit
+            {
+                // Our single step, unless the guest had breakpoints or a step of its own in it.
+                if payload & 0xf == 0 && guest_tf == 0 {
+                    self.nmi = if self.nmi == NmiMask::Blocked {
+                        NmiMask::Blocked
+                    } else {
+                        NmiMask::Open
+                    };
+                    return Exit::NmiWindow;
+                }
+            }
+        }
+        if matches!(exit, Exit::EntryFailure(_)) {
+            self.drop_asids(this_cpu);
+            // The VMCB still holds what was refused; the caller may want to look at it.
+            cpu.avail = Groups::NONE;
+        }
+        exit
+    }
+
+    /// Brings the VMCB's controls in line with `params`. Returns the vector that goes in as a virtual interrupt.
+    #[inline(always)]
+    fn prepare(
+        &mut self,
+        this_cpu: &Cpu,
+        id: u32,
+        cpu: &CpuState,
+        params: &EntryParams,
+    ) -> Option<u8> {
+        self.assign_asid(this_cpu, id, params.flush);
+        self.load_breakpoints(cpu);
+
+        if params.nmi_window {
+            match self.nmi {
+                NmiMask::Blocked => self.set_iret_intercept(true),
+                // The IRET is the next instruction: a single step tells when it is done.
+                NmiMask::Iret(_) => self.stepping = true,
+                // The shadow of STI or MOV SS: likewise.
+                NmiMask::Open => self.stepping = true,
+            }
+        }
+        let virtual_irq = self.virtual_irq(params);
+        let c = &mut self.vmcb_mut().control;
+        c.n_cr3 = params.nested_root.0;
+        c.event_inj = params.inject.as_ref().map_or(0, Self::encode_event);
+        c.vintr = c.vintr & !vintr::V_TPR | u64::from(params.tpr) & vintr::V_TPR;
+        c.intercept_cr = if params.tpr_threshold == 0 {
+            c.intercept_cr & !CR8_WRITE
+        } else {
+            c.intercept_cr | CR8_WRITE
+        };
+        if let Some(vector) = virtual_irq {
+            c.event_inj = 0;
+            c.vintr &= !vintr::V_INTR_VECTOR;
+            c.vintr |= VIRTUAL_IRQ | u64::from(vector) << vintr::V_INTR_VECTOR_SHIFT;
+            c.intercept_misc1 &= !misc1::VINTR;
+        } else if params.irq_window {
+            c.vintr |= VIRTUAL_IRQ;
+            c.intercept_misc1 |= misc1::VINTR;
+        } else if c.intercept_misc1 & misc1::VINTR != 0 {
+            c.vintr &= !VIRTUAL_IRQ;
+            c.intercept_misc1 &= !misc1::VINTR;
+        }
+        if matches!(
+            params.inject,
+            Some(Event {
+                kind: EventKind::Nmi,
+                ..
+            })
+        ) {
+            self.nmi = NmiMask::Blocked;
+            self.set_iret_intercept(true);
+        }
+        virtual_irq
     }
 }
