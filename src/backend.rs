@@ -293,6 +293,11 @@ pub trait VcpuBackend: Sized {
     /// demand (APM 2 15.25.10).
     fn set_pdptes(&mut self, _pdptes: [u64; 4]) {}
 
+    /// Those entries as the processor has them, where it keeps them between entries. *Any*.
+    fn pdptes(&mut self) -> Option<[u64; 4]> {
+        None
+    }
+
     /// Runs the manual's entry checks over the state that the next entry would use. *Any*.
     fn check_entry(
         &mut self,

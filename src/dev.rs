@@ -44,6 +44,8 @@ pub(crate) struct Model {
     pub(crate) supported: KVec<CpuidEntry>,
     /// The same as features: what the hypervisor carries on this host.
     pub(crate) features: GuestFeatures,
+    /// KVM_GET_MSR_INDEX_LIST.
+    pub(crate) msrs: KVec<u32>,
     /// Host vendor.
     pub(crate) vendor: Vendor,
     /// XCR0 bits that guests may set.
@@ -64,6 +66,18 @@ pub(crate) struct Model {
     pub(crate) lfence_serializing: bool,
     /// The host runs with CR4.OSXSAVE.
     pub(crate) has_xsave: bool,
+}
+
+impl Model {
+    /// What a fresh vCPU's MSRs start with.
+    pub(crate) fn msr_config(&self) -> msr::Config {
+        msr::Config {
+            arch_capabilities: self.arch_capabilities,
+            platform_info: msr::PLATFORM_CPUID_FAULT,
+            lfence_serializing: self.lfence_serializing,
+            vendor: self.vendor,
+        }
+    }
 }
 
 static MODEL: Global<Model> = Global::new();
@@ -156,8 +170,13 @@ pub(crate) fn init() -> Result {
     let n = cpuid::supported(&Host, &policy, &mut buf).map_err(|_| E2BIG)?;
     supported.extend_from_slice(buf.get(..n).ok_or(EINVAL)?, GFP_KERNEL)?;
     let features = GuestFeatures::from_table(&supported, &CpuidIndex::new(&supported));
+    let mut list = KVec::from_elem(0u32, 256, GFP_KERNEL)?;
+    let n = msr::index_list(&features, &mut list).map_err(|_| E2BIG)?;
+    let mut msrs = KVec::with_capacity(n, GFP_KERNEL)?;
+    msrs.extend_from_slice(list.get(..n).ok_or(EINVAL)?, GFP_KERNEL)?;
     MODEL.set(Model {
         supported,
+        msrs,
         features,
         vendor,
         xcr0,
@@ -225,6 +244,11 @@ pub(crate) fn check_extension(cap: usize) -> isize {
         | k::KVM_CAP_BINARY_STATS_FD
         | k::KVM_CAP_SET_BOOT_CPU_ID
         | k::KVM_CAP_CLOCKSOURCE
+        | k::KVM_CAP_SREGS2
+        | k::KVM_CAP_GET_MSR_FEATURES
+        | k::KVM_CAP_SYS_ATTRIBUTES
+        | k::KVM_CAP_EXCEPTION_PAYLOAD
+        | k::KVM_CAP_X86_TRIPLE_FAULT_EVENT
         | k::KVM_CAP_STEAL_TIME
         | k::KVM_CAP_VCPU_ATTRIBUTES
         | k::KVM_CAP_KVMCLOCK_CTRL
@@ -235,6 +259,8 @@ pub(crate) fn check_extension(cap: usize) -> isize {
         | uapi::RVMM_CAP_ENTRY_FAILURE => 1,
         uapi::RVMM_CAP_ASSIGN_DEVICE => 1,
         k::KVM_CAP_SET_GUEST_DEBUG2 => crate::debug::CONTROLS as isize,
+        k::KVM_CAP_SYNC_REGS => crate::vcpu_more::SYNC_REGS as isize,
+        k::KVM_CAP_XSAVE2 => 4096,
         k::KVM_CAP_XCRS => model().is_ok_and(|m| m.has_xsave).into(),
         k::KVM_CAP_ADJUST_CLOCK => {
             (k::KVM_CLOCK_TSC_STABLE | k::KVM_CLOCK_REALTIME | k::KVM_CLOCK_HOST_TSC) as isize
@@ -252,20 +278,60 @@ pub(crate) fn check_extension(cap: usize) -> isize {
     }
 }
 
-/// KVM_GET_MSR_INDEX_LIST: the count is updated first, then E2BIG when there is no room (api.rst 4.3).
-fn get_msr_index_list(arg: usize) -> Result<isize> {
-    let model = model()?;
+/// Copies a `struct kvm_msr_list` out: the count is updated first, then E2BIG when there is no room (api.rst 4.3).
+fn put_msr_list(arg: usize, list: &[u32]) -> Result<isize> {
     let room = uapi::get::<u32>(arg)? as usize;
-    let mut list = KVec::from_elem(0u32, 256, GFP_KERNEL)?;
-    let n = msr::index_list(&model.features, &mut list).map_err(|_| E2BIG)?;
-    uapi::put(arg, &(n as u32))?;
-    if room < n {
+    uapi::put(arg, &(list.len() as u32))?;
+    if room < list.len() {
         return Err(E2BIG);
     }
-    let mut out =
-        UserSlice::new(UserPtr::from_addr(arg.checked_add(4).ok_or(EFAULT)?), n * 4).writer();
-    for v in list.iter().take(n) {
+    let at = arg.checked_add(4).ok_or(EFAULT)?;
+    let mut out = UserSlice::new(UserPtr::from_addr(at), size_of_val(list)).writer();
+    for v in list {
         out.write(v)?;
+    }
+    Ok(0)
+}
+
+/// Whether KVM_GET_MSR_INDEX_LIST names the MSR.
+pub(crate) fn lists_msr(index: u32) -> bool {
+    model().is_ok_and(|m| m.msrs.contains(&index))
+}
+
+/// KVM_GET_MSRS on the device: MSRs that tell features (api.rst 4.18).
+fn get_feature_msrs(arg: usize) -> Result<isize> {
+    let m = model()?;
+    let mut file = KBox::new(msr::MsrFile::ZERO, GFP_KERNEL)?;
+    file.reset(&m.msr_config());
+    let access = msr::Access {
+        guest: &m.features,
+        host: &m.features,
+        host_initiated: true,
+        xss_allowed: 0,
+        enforce_pv: false,
+    };
+    let listed = msr::feature_list(&m.features);
+    crate::vcpu::each_msr(arg, true, |e| match file.get(e.index, &access) {
+        Ok(msr::Read::Value(v)) if listed.contains(&e.index) => {
+            e.data = v;
+            true
+        }
+        // As vCPUs read those that they do not have.
+        _ if lists_msr(e.index) => {
+            e.data = 0;
+            true
+        }
+        _ => false,
+    })
+}
+
+/// KVM_GET_DEVICE_ATTR and KVM_HAS_DEVICE_ATTR on the device (KVM_CAP_SYS_ATTRIBUTES).
+fn device_attr(cmd: u32, a: &k::kvm_device_attr) -> Result<isize> {
+    if a.group != 0 || a.attr != u64::from(k::KVM_X86_XCOMP_GUEST_SUPP) {
+        return Err(ENXIO);
+    }
+    if cmd == uapi::KVM_GET_DEVICE_ATTR {
+        uapi::put(a.addr as usize, &model()?.xcr0)?;
     }
     Ok(0)
 }
@@ -297,7 +363,12 @@ fn ioctl(cmd: u32, arg: usize) -> Result<isize> {
         uapi::KVM_CHECK_EXTENSION => Ok(check_extension(arg)),
         uapi::KVM_GET_VCPU_MMAP_SIZE if arg == 0 => Ok(crate::vcpu::MMAP_BYTES as isize),
         uapi::KVM_GET_SUPPORTED_CPUID => get_supported_cpuid(arg),
-        uapi::KVM_GET_MSR_INDEX_LIST => get_msr_index_list(arg),
+        uapi::KVM_GET_MSR_INDEX_LIST => put_msr_list(arg, &model()?.msrs),
+        uapi::KVM_GET_MSR_FEATURE_INDEX_LIST => {
+            put_msr_list(arg, msr::feature_list(&model()?.features))
+        }
+        uapi::KVM_GET_MSRS => get_feature_msrs(arg),
+        uapi::KVM_GET_DEVICE_ATTR | uapi::KVM_HAS_DEVICE_ATTR => device_attr(cmd, &uapi::get(arg)?),
         uapi::KVM_X86_GET_MCE_CAP_SUPPORTED => uapi::put(arg, &MCE_CAP).map(|()| 0),
         uapi::KVM_GET_API_VERSION | uapi::KVM_GET_VCPU_MMAP_SIZE => Err(EINVAL),
         // KVM's answer to a number that it does not know.

@@ -135,6 +135,13 @@ pub struct Exception {
     pub payload: u64,
 }
 
+impl Exception {
+    /// Whether the vector is one with a payload: DR6 bits of #DB, CR2 of #PF.
+    pub const fn has_payload(&self) -> bool {
+        matches!(self.vector, 1 | 14)
+    }
+}
+
 /// An event to be delivered by the next entry, or one whose delivery an exit interrupted
 /// (SDM 3C 25.8.3, 25.9.3; APM 2 15.20, 15.7.2).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

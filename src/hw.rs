@@ -219,6 +219,10 @@ impl VcpuBackend for Hw {
         dispatch!(self, v => v.set_pdptes(pdptes))
     }
 
+    fn pdptes(&mut self) -> Option<[u64; 4]> {
+        dispatch!(self, v => v.pdptes())
+    }
+
     fn check_entry(
         &mut self,
         cpu: &mut CpuState,

@@ -26,6 +26,7 @@ mod state;
 mod svm;
 mod uapi;
 mod vcpu;
+mod vcpu_more;
 mod vcpu_set;
 mod vm;
 mod vmx;

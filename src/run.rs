@@ -34,6 +34,7 @@ use crate::state::{Completion, MpState, State, MAX_ADVANCE_NS};
 use crate::stats::{ExitClass, VcpuCounter};
 use crate::uapi::k;
 use crate::vcpu::Vcpu;
+use crate::vcpu_more;
 use crate::vcpu_set::request;
 use crate::vm::Vm;
 use kernel::prelude::*;
@@ -51,6 +52,9 @@ pub(crate) mod off {
     pub(crate) const UNION: usize = 32;
     /// `hypercall.ret`.
     pub(crate) const HYPERCALL_RET: usize = UNION + 56;
+    pub(crate) const VALID_REGS: usize = 288;
+    pub(crate) const DIRTY_REGS: usize = 296;
+    pub(crate) const SYNC_REGS: usize = 304;
 }
 
 /// What a handler achieved.
@@ -107,6 +111,9 @@ impl<'a> Runner<'a> {
         let result = self.run_inner();
         self.stats.add(VcpuCounter::UserExits, 1);
         self.publish();
+        if let Ok(valid @ 1..) = self.run.read::<u64>(off::VALID_REGS) {
+            vcpu_more::sync_to(self.vm, self.vcpu, self.s, valid);
+        }
         result
     }
 
@@ -153,6 +160,11 @@ impl<'a> Runner<'a> {
             // KVM returns to user space between start-up and the first entry.
             return Err(EAGAIN);
         }
+        let valid = self.run.read::<u64>(off::VALID_REGS)?;
+        let dirty = self.run.read::<u64>(off::DIRTY_REGS)?;
+        if valid | dirty != 0 {
+            vcpu_more::sync_from(self.vm, self.vcpu, self.s, valid, dirty)?;
+        }
         if self.s.lapic.is_none() {
             let cr8 = self.run.read::<u64>(off::CR8)?;
             if cr8 > 15 {
@@ -174,6 +186,9 @@ impl<'a> Runner<'a> {
         self.s.pv.steal_stale = true;
         loop {
             if self.vcpu.shared.requests() != 0 && !self.handle_requests() {
+                return self.triple_fault();
+            }
+            if core::mem::take(&mut self.s.events.triple_fault) {
                 return self.triple_fault();
             }
             if self.s.debug.is_due() {

@@ -21,6 +21,7 @@ use crate::hw::Hw;
 use crate::irq::lapic::{base, Action, Features as LapicFeatures};
 use crate::irq::local_apic::{LocalApic, RegisterPage};
 use crate::linux::fpu::XsaveArea;
+use crate::linux::sched::SignalMask;
 use crate::linux::{boot_cpu, hrtimer};
 use crate::mem::addr::{Gpa, Hpa};
 use crate::mem::memory::MemError;
@@ -74,6 +75,8 @@ pub(crate) struct Events {
     pub(crate) nmis: u8,
     /// KVM_INTERRUPT's vector, where user space has the interrupt controller or the 8259s.
     pub(crate) external: Option<u8>,
+    /// KVM_EXIT_SHUTDOWN is due.
+    pub(crate) triple_fault: bool,
 }
 
 /// First guess of [`State::timer_advance`], in nanoseconds.
@@ -161,6 +164,8 @@ pub(crate) struct State {
     pub(crate) has_run: bool,
     /// Module parameter `check_entry`.
     pub(crate) check_entry: bool,
+    /// Signals that are blocked during KVM_RUN (KVM_SET_SIGNAL_MASK).
+    pub(crate) signal_mask: Option<SignalMask>,
     /// RVMM_GET_ENTRY_FAILURE's answer.
     pub(crate) entry_failure: Option<crate::uapi::EntryFailure>,
     /// What guests may see on this host.
@@ -207,19 +212,15 @@ impl State {
         let bsp = id == vm.boot_cpu();
         let mut hw = Hw::new(id)?;
         let mut msr_file = KBox::new(MsrFile::ZERO, GFP_KERNEL_ACCOUNT)?;
-        msr_file.reset(&msrs::Config {
-            arch_capabilities: if vm.caps.quirk(k::KVM_X86_QUIRK_STUFF_FEATURE_MSRS) {
-                model.arch_capabilities
-            } else {
-                0
-            },
-            platform_info: if vm.caps.quirk(k::KVM_X86_QUIRK_STUFF_FEATURE_MSRS) {
-                msrs::PLATFORM_CPUID_FAULT
-            } else {
-                0
-            },
-            lfence_serializing: model.lfence_serializing,
-            vendor: model.vendor,
+        let stuff = vm.caps.quirk(k::KVM_X86_QUIRK_STUFF_FEATURE_MSRS);
+        msr_file.reset(&if stuff {
+            model.msr_config()
+        } else {
+            msrs::Config {
+                arch_capabilities: 0,
+                platform_info: 0,
+                ..model.msr_config()
+            }
         });
         let host_features = model.features;
         let features = GuestFeatures::from_table(&[], &CpuidIndex::empty());
@@ -302,6 +303,7 @@ impl State {
             token: crate::mitigate::token(),
             has_run: false,
             check_entry: crate::check_entry(),
+            signal_mask: None,
             entry_failure: None,
             model,
         };
@@ -450,6 +452,15 @@ impl State {
                 true
             }
             Err(events::TripleFault) => false,
+        }
+    }
+
+    /// A #DB that waits changes DR6 now instead of at its delivery: for a user space that saves exceptions without payload.
+    pub(crate) fn deliver_payload(&mut self) {
+        if let Some(x) = &mut self.events.exception {
+            if x.vector == events::vector::DB {
+                self.cpu.dr6 |= core::mem::take(&mut x.payload);
+            }
         }
     }
 

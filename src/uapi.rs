@@ -34,7 +34,7 @@ uapi! {
     k::kvm_xcrs, k::kvm_interrupt, k::kvm_irq_level, k::kvm_pit_config, k::kvm_pit_state2, k::kvm_irqchip, k::kvm_msi,
     k::kvm_enable_cap, k::kvm_clock_data, k::kvm_dirty_log, k::kvm_clear_dirty_log, k::kvm_translation, k::kvm_guest_debug, k::kvm_irqfd,
     k::kvm_ioeventfd, k::kvm_irq_routing_entry, k::kvm_vapic_addr, k::kvm_coalesced_mmio_zone, k::kvm_reinject_control,
-    k::kvm_device_attr,
+    k::kvm_device_attr, k::kvm_sregs2, k::kvm_x86_mce,
     EntryFailure, AssignDevice, DeviceInfo, DeviceVector, DeviceConfig,
 }
 
@@ -204,6 +204,7 @@ pub(crate) const KVM_GET_MSR_INDEX_LIST: u32 = _IOWR::<k::kvm_msr_list>(K, 0x02)
 pub(crate) const KVM_CHECK_EXTENSION: u32 = _IO(K, 0x03);
 pub(crate) const KVM_GET_VCPU_MMAP_SIZE: u32 = _IO(K, 0x04);
 pub(crate) const KVM_GET_SUPPORTED_CPUID: u32 = _IOWR::<k::kvm_cpuid2>(K, 0x05);
+pub(crate) const KVM_GET_MSR_FEATURE_INDEX_LIST: u32 = _IOWR::<k::kvm_msr_list>(K, 0x0a);
 pub(crate) const KVM_X86_GET_MCE_CAP_SUPPORTED: u32 = _IOR::<u64>(K, 0x9d);
 
 pub(crate) const KVM_CREATE_VCPU: u32 = _IO(K, 0x41);
@@ -269,6 +270,11 @@ pub(crate) const KVM_SET_XSAVE: u32 = _IOW::<[u8; 4096]>(K, 0xa5);
 pub(crate) const KVM_SET_DEVICE_ATTR: u32 = _IOW::<k::kvm_device_attr>(K, 0xe1);
 pub(crate) const KVM_GET_DEVICE_ATTR: u32 = _IOW::<k::kvm_device_attr>(K, 0xe2);
 pub(crate) const KVM_HAS_DEVICE_ATTR: u32 = _IOW::<k::kvm_device_attr>(K, 0xe3);
+pub(crate) const KVM_SET_SIGNAL_MASK: u32 = _IOW::<k::kvm_signal_mask>(K, 0x8b);
+pub(crate) const KVM_X86_SET_MCE: u32 = _IOW::<k::kvm_x86_mce>(K, 0x9e);
+pub(crate) const KVM_GET_SREGS2: u32 = _IOR::<k::kvm_sregs2>(K, 0xcc);
+pub(crate) const KVM_SET_SREGS2: u32 = _IOW::<k::kvm_sregs2>(K, 0xcd);
+pub(crate) const KVM_GET_XSAVE2: u32 = _IOR::<[u8; 4096]>(K, 0xcf);
 pub(crate) const KVM_GET_XCRS: u32 = _IOR::<k::kvm_xcrs>(K, 0xa6);
 pub(crate) const KVM_SET_XCRS: u32 = _IOW::<k::kvm_xcrs>(K, 0xa7);
 
@@ -296,5 +302,9 @@ const _: () = {
     assert!(KVM_SET_IRQCHIP == 0x8208_ae63);
     assert!(KVM_IRQ_LINE_STATUS == 0xc008_ae67);
     assert!(KVM_SET_MSRS == 0x4008_ae89);
+    assert!(KVM_SET_SIGNAL_MASK == 0x4004_ae8b);
+    assert!(KVM_X86_SET_MCE == 0x4040_ae9e);
+    assert!(KVM_GET_SREGS2 == 0x8140_aecc);
+    assert!(KVM_GET_XSAVE2 == 0x9000_aecf);
     assert!(KVM_ENABLE_CAP == 0x4068_aea3);
 };

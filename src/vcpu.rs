@@ -19,11 +19,13 @@ use crate::linux::anon_inode::FileOperations;
 use crate::linux::hrtimer::{self, Timer, TimerCallback};
 use crate::linux::killable_mutex::KillableMutex;
 use crate::linux::mmap::SharedPages;
+use crate::linux::sched::SignalMaskGuard;
 use crate::mem::addr::Gva;
 use crate::mem::gwalk;
 use crate::run::{self, Runner};
 use crate::state::{Completion, MpState, State};
 use crate::uapi::{self, k};
+use crate::vcpu_more;
 use crate::vcpu_set::{request, VcpuShared};
 use crate::vm::Vm;
 use core::mem::offset_of;
@@ -47,6 +49,9 @@ const _: () = {
     assert!(offset_of!(k::kvm_run, cr8) == run::off::CR8);
     assert!(offset_of!(k::kvm_run, apic_base) == run::off::APIC_BASE);
     assert!(offset_of!(k::kvm_run, __bindgen_anon_1) == run::off::UNION);
+    assert!(offset_of!(k::kvm_run, kvm_valid_regs) == run::off::VALID_REGS);
+    assert!(offset_of!(k::kvm_run, kvm_dirty_regs) == run::off::DIRTY_REGS);
+    assert!(offset_of!(k::kvm_run, s) == run::off::SYNC_REGS);
 };
 
 /// The APIC timer of a vCPU: asks the vCPU to look at its local APIC.
@@ -191,6 +196,7 @@ fn run(vm: &Arc<Vm>, vcpu: &Arc<Vcpu>, arg: usize) -> Result<isize> {
         return Err(EINVAL);
     }
     let mut s = vcpu.state.lock()?;
+    let _mask = s.signal_mask.map(SignalMaskGuard::new);
     Runner::new(vm, vcpu, &mut s).run()
 }
 
@@ -219,7 +225,7 @@ fn ioctl(vm: &Arc<Vm>, vcpu: &Arc<Vcpu>, cmd: u32, arg: usize) -> Result<isize> 
         uapi::KVM_SET_REGS => set_regs(s, &uapi::get(arg)?),
         uapi::KVM_GET_SREGS => uapi::put(arg, &get_sregs(s))?,
         uapi::KVM_SET_SREGS => {
-            let action = set_sregs(vm, vcpu, s, &uapi::get(arg)?)?;
+            let action = set_sregs(vm, vcpu, s, &uapi::get(arg)?, None)?;
             vcpu.act(vm, s, &action);
         }
         uapi::KVM_TRANSLATE => {
@@ -245,7 +251,11 @@ fn ioctl(vm: &Arc<Vm>, vcpu: &Arc<Vcpu>, cmd: u32, arg: usize) -> Result<isize> 
             xsave::materialize(s.fpu.as_mut_slice(), &model.layout, xsave::X87_SSE);
             xsave::from_kvm_fpu(s.fpu.as_mut_slice(), bytes, model.mxcsr_mask);
         }
-        uapi::KVM_GET_XSAVE => get_xsave(s, arg)?,
+        uapi::KVM_GET_XSAVE | uapi::KVM_GET_XSAVE2 => get_xsave(s, arg)?,
+        uapi::KVM_GET_SREGS2 => vcpu_more::get_sregs2(vm, s, arg)?,
+        uapi::KVM_SET_SREGS2 => vcpu_more::set_sregs2(vm, vcpu, s, arg)?,
+        uapi::KVM_SET_SIGNAL_MASK => vcpu_more::set_signal_mask(s, arg)?,
+        uapi::KVM_X86_SET_MCE => vcpu_more::set_mce(s, &uapi::get(arg)?)?,
         uapi::KVM_SET_XSAVE => set_xsave(s, arg)?,
         uapi::KVM_GET_XCRS if s.model.has_xsave => {
             let mut x = uapi::zeroed::<k::kvm_xcrs>();
@@ -330,10 +340,10 @@ fn ioctl(vm: &Arc<Vm>, vcpu: &Arc<Vcpu>, cmd: u32, arg: usize) -> Result<isize> 
         uapi::KVM_NMI => s.events.nmis = s.events.nmis.saturating_add(1).min(2),
         uapi::KVM_X86_SETUP_MCE => {
             let cap = uapi::get::<u64>(arg)?;
-            s.msrs.setup_mce(cap).map_err(|_| EINVAL)?;
+            s.msrs.setup_mce(cap, s.model.vendor).map_err(|_| EINVAL)?;
         }
-        uapi::KVM_GET_VCPU_EVENTS => uapi::put(arg, &get_events(vcpu, s))?,
-        uapi::KVM_SET_VCPU_EVENTS => set_events(vcpu, s, &uapi::get(arg)?)?,
+        uapi::KVM_GET_VCPU_EVENTS => uapi::put(arg, &get_events(vm, vcpu, s))?,
+        uapi::KVM_SET_VCPU_EVENTS => set_events(vm, vcpu, s, &uapi::get(arg)?)?,
         uapi::KVM_GET_DEBUGREGS => {
             let mut d = uapi::zeroed::<k::kvm_debugregs>();
             (d.db, d.dr7) = s.guest_breakpoints();
@@ -414,7 +424,7 @@ fn device_attr(vm: &Vm, vcpu: &Vcpu, s: &mut State, cmd: u32, a: &k::kvm_device_
     Ok(())
 }
 
-fn get_regs(s: &State) -> k::kvm_regs {
+pub(crate) fn get_regs(s: &State) -> k::kvm_regs {
     let g = &s.cpu.regs.gpr;
     k::kvm_regs {
         rax: g[0],
@@ -446,7 +456,7 @@ fn moved(s: &mut State) {
     s.replay.clear();
 }
 
-fn set_regs(s: &mut State, r: &k::kvm_regs) {
+pub(crate) fn set_regs(s: &mut State, r: &k::kvm_regs) {
     if r.rip != s.cpu.regs.rip {
         moved(s);
     }
@@ -495,7 +505,7 @@ fn from_kvm_segment(x: &k::kvm_segment) -> Segment {
     }
 }
 
-fn get_sregs(s: &mut State) -> k::kvm_sregs {
+pub(crate) fn get_sregs(s: &mut State) -> k::kvm_sregs {
     s.load(Groups::ALL);
     let x = &s.cpu.sregs;
     let mut r = uapi::zeroed::<k::kvm_sregs>();
@@ -539,7 +549,13 @@ fn set_bit(bitmap: &mut [u64; 4], n: u8) {
     }
 }
 
-fn set_sregs(vm: &Vm, vcpu: &Vcpu, s: &mut State, r: &k::kvm_sregs) -> Result<Action> {
+pub(crate) fn set_sregs(
+    vm: &Vm,
+    vcpu: &Vcpu,
+    s: &mut State,
+    r: &k::kvm_sregs,
+    pdptes: Option<[u64; 4]>,
+) -> Result<Action> {
     s.load(Groups::CODE);
     if r.cs.base != s.cpu.sregs.seg(Seg::Cs).base {
         moved(s);
@@ -590,7 +606,9 @@ fn set_sregs(vm: &Vm, vcpu: &Vcpu, s: &mut State, r: &k::kvm_sregs) -> Result<Ac
     s.refresh_dynamic();
     if s.cpu.sregs.pae_paging() {
         // User space may set the registers before memory: what cannot be read now is taken as not present.
-        let pdptes = s.read_pdptes(vm, s.cpu.sregs.cr3, false).unwrap_or([0; 4]);
+        let pdptes = pdptes
+            .or_else(|| s.read_pdptes(vm, s.cpu.sregs.cr3, false).ok())
+            .unwrap_or([0; 4]);
         s.hw.set_pdptes(pdptes);
     }
     let pending = r
@@ -645,7 +663,7 @@ fn translate(vm: &Vm, s: &mut State, t: &mut k::kvm_translation) {
 }
 
 /// Calls `f` for each entry of a `struct kvm_msrs` until it says false; how many were done.
-fn each_msr(
+pub(crate) fn each_msr(
     arg: usize,
     write_back: bool,
     mut f: impl FnMut(&mut k::kvm_msr_entry) -> bool,
@@ -676,6 +694,11 @@ fn get_msrs(vm: &Vm, s: &mut State, arg: usize) -> Result<isize> {
             e.data = v;
             true
         }
+        // What is listed can be read, and zero written, also by a vCPU that does not have it (as in KVM).
+        None if dev::lists_msr(e.index) => {
+            e.data = 0;
+            true
+        }
         None => false,
     })
 }
@@ -687,7 +710,7 @@ fn set_msrs(vm: &Vm, vcpu: &Vcpu, s: &mut State, arg: usize) -> Result<isize> {
                 vcpu.act(vm, s, &action);
                 true
             }
-            None => false,
+            None => e.data == 0 && dev::lists_msr(e.index),
         }
     })
 }
@@ -701,7 +724,7 @@ fn pkru_offset(s: &State) -> Option<usize> {
         .map(|(offset, _)| offset as usize)
 }
 
-fn get_xsave(s: &mut State, arg: usize) -> Result {
+pub(crate) fn get_xsave(s: &mut State, arg: usize) -> Result {
     let mut image = KVec::from_elem(0u8, 4096, GFP_KERNEL_ACCOUNT)?;
     let n = s.fpu.as_slice().len().min(4096);
     if let (Some(to), Some(from)) = (image.get_mut(..n), s.fpu.as_slice().get(..n)) {
@@ -826,9 +849,13 @@ fn set_mp_state(vcpu: &Vcpu, s: &mut State, value: u32) -> Result {
     Ok(())
 }
 
-fn get_events(vcpu: &Vcpu, s: &mut State) -> k::kvm_vcpu_events {
+pub(crate) fn get_events(vm: &Vm, vcpu: &Vcpu, s: &mut State) -> k::kvm_vcpu_events {
     let i = s.hw.interruptibility();
     let mut e = uapi::zeroed::<k::kvm_vcpu_events>();
+    let payloads = vm.exception_payload.load(Ordering::Relaxed);
+    if !payloads {
+        s.deliver_payload();
+    }
     let exception = s.events.exception.map(|x| (x.vector, x.error_code));
     let (mut injected, mut interrupt) = (exception, None);
     match s.events.interrupted {
@@ -852,7 +879,15 @@ fn get_events(vcpu: &Vcpu, s: &mut State) -> k::kvm_vcpu_events {
         None => {}
     }
     if let Some((nr, code)) = injected {
-        e.exception.injected = 1;
+        // Where payloads are asked for, an exception that is yet to be delivered is told apart from one whose delivery was
+        // interrupted.
+        let pending = payloads && s.events.interrupted.is_none();
+        e.exception.injected = u8::from(!pending);
+        e.exception.pending = pending.into();
+        if let (true, Some(x)) = (pending, s.events.exception) {
+            e.exception_has_payload = x.has_payload().into();
+            e.exception_payload = x.payload;
+        }
         e.exception.nr = nr;
         e.exception.has_error_code = code.is_some().into();
         e.exception.error_code = code.unwrap_or(0);
@@ -870,18 +905,39 @@ fn get_events(vcpu: &Vcpu, s: &mut State) -> k::kvm_vcpu_events {
         .saturating_add(vcpu.shared.nmi.load(Ordering::Relaxed).min(2) as u8)
         .min(2);
     e.nmi.masked = i.nmi.into();
-    e.flags = k::KVM_VCPUEVENT_VALID_NMI_PENDING | k::KVM_VCPUEVENT_VALID_SHADOW;
+    e.flags = k::KVM_VCPUEVENT_VALID_NMI_PENDING
+        | k::KVM_VCPUEVENT_VALID_SHADOW
+        | k::KVM_VCPUEVENT_VALID_SMM;
+    if payloads {
+        e.flags |= k::KVM_VCPUEVENT_VALID_PAYLOAD;
+    }
+    if vm.triple_fault_event.load(Ordering::Relaxed) {
+        e.flags |= k::KVM_VCPUEVENT_VALID_TRIPLE_FAULT;
+        e.triple_fault.pending = s.events.triple_fault.into();
+    }
     e
 }
 
-fn set_events(vcpu: &Vcpu, s: &mut State, e: &k::kvm_vcpu_events) -> Result {
+pub(crate) fn set_events(vm: &Vm, vcpu: &Vcpu, s: &mut State, e: &k::kvm_vcpu_events) -> Result {
     const KNOWN: u32 = k::KVM_VCPUEVENT_VALID_NMI_PENDING
         | k::KVM_VCPUEVENT_VALID_SIPI_VECTOR
-        | k::KVM_VCPUEVENT_VALID_SHADOW;
-    if e.flags & !KNOWN != 0 {
+        | k::KVM_VCPUEVENT_VALID_SHADOW
+        | k::KVM_VCPUEVENT_VALID_SMM
+        | k::KVM_VCPUEVENT_VALID_PAYLOAD
+        | k::KVM_VCPUEVENT_VALID_TRIPLE_FAULT;
+    let flag = |f: u32| e.flags & f != 0;
+    let smm = e.smi.smm | e.smi.pending | e.smi.smm_inside_nmi != 0;
+    let with_payload = flag(k::KVM_VCPUEVENT_VALID_PAYLOAD);
+    let with_triple_fault = flag(k::KVM_VCPUEVENT_VALID_TRIPLE_FAULT);
+    if flag(!KNOWN)
+        || with_payload && !vm.exception_payload.load(Ordering::Relaxed)
+        || with_triple_fault && !vm.triple_fault_event.load(Ordering::Relaxed)
+        || flag(k::KVM_VCPUEVENT_VALID_SMM) && smm
+    {
         return Err(EINVAL);
     }
-    let exception = e.exception.injected != 0;
+    let pending = with_payload && e.exception.pending != 0;
+    let exception = e.exception.injected != 0 || pending;
     if exception && (e.exception.nr > 31 || e.exception.nr == events::vector::NMI) {
         return Err(EINVAL);
     }
@@ -898,12 +954,29 @@ fn set_events(vcpu: &Vcpu, s: &mut State, e: &k::kvm_vcpu_events) -> Result {
     s.events.exception = exception.then(|| Exception {
         vector: e.exception.nr,
         error_code: (e.exception.has_error_code != 0).then_some(e.exception.error_code),
-        payload: if e.exception.nr == events::vector::PF {
-            s.cpu.sregs.cr2
-        } else {
-            0
+        payload: match e.exception.nr {
+            _ if pending && e.exception_has_payload != 0 => e.exception_payload,
+            events::vector::PF => s.cpu.sregs.cr2,
+            _ => 0,
         },
     });
+    if let Some(x) = s
+        .events
+        .exception
+        .filter(|x| x.vector == events::vector::PF)
+    {
+        s.cpu.sregs.cr2 = x.payload;
+    }
+    if with_triple_fault {
+        s.events.triple_fault = e.triple_fault.pending != 0;
+    }
+    if flag(k::KVM_VCPUEVENT_VALID_SMM) && s.lapic.is_some() {
+        if e.smi.latched_init != 0 {
+            vcpu.shared.request_self(request::INIT);
+        } else {
+            let _ = vcpu.shared.take_requests(request::INIT);
+        }
+    }
     if e.flags & k::KVM_VCPUEVENT_VALID_SHADOW != 0 {
         i.sti = u32::from(e.interrupt.shadow) & k::KVM_X86_SHADOW_INT_STI != 0;
         i.mov_ss = u32::from(e.interrupt.shadow) & k::KVM_X86_SHADOW_INT_MOV_SS != 0;

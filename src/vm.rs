@@ -24,7 +24,7 @@ use crate::stats::VmStats;
 use crate::uapi::{self, k};
 use crate::vcpu::{Vcpu, VcpuFile};
 use crate::vcpu_set::{MAX_VCPUS, MAX_VCPU_ID};
-use core::sync::atomic::{AtomicU32, Ordering};
+use core::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use kernel::fs::File;
 use kernel::mm::Mm;
 use kernel::prelude::*;
@@ -61,6 +61,10 @@ pub(crate) struct Vm {
     /// The VM's clock.
     #[pin]
     pub(crate) clock: Clock,
+    /// KVM_CAP_EXCEPTION_PAYLOAD is enabled.
+    pub(crate) exception_payload: AtomicBool,
+    /// KVM_CAP_X86_TRIPLE_FAULT_EVENT is enabled.
+    pub(crate) triple_fault_event: AtomicBool,
     /// Exit ledger.
     pub(crate) stats: Arc<VmStats>,
 }
@@ -85,6 +89,8 @@ impl Vm {
                 boot_cpu: AtomicU32::new(0),
                 tsc_khz: crate::linux::boot_cpu::tsc_khz(),
                 clock <- Clock::new(),
+                exception_payload: AtomicBool::new(false),
+                triple_fault_event: AtomicBool::new(false),
                 stats,
             }),
             GFP_KERNEL_ACCOUNT,
@@ -283,6 +289,16 @@ fn enable_cap(vm: &Vm, cap: &k::kvm_enable_cap) -> Result<isize> {
         k::KVM_CAP_SPLIT_IRQCHIP => {
             let setup = vm.setup.lock();
             vm.chip.create_split(cap.args[0], !setup.ids.is_empty())?;
+            Ok(0)
+        }
+        k::KVM_CAP_EXCEPTION_PAYLOAD => {
+            vm.exception_payload
+                .store(cap.args[0] != 0, Ordering::Relaxed);
+            Ok(0)
+        }
+        k::KVM_CAP_X86_TRIPLE_FAULT_EVENT => {
+            vm.triple_fault_event
+                .store(cap.args[0] != 0, Ordering::Relaxed);
             Ok(0)
         }
         k::KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2 => {

@@ -262,6 +262,8 @@ pub mod arch_capabilities {
 
 /// IA32_MCG_CAP bits besides the bank count that KVM_X86_SETUP_MCE may ask for: MCG_CTL_P, MCG_SER_P.
 pub const MCE_CAP_SUPPORTED: u64 = (1 << 8) | (1 << 24);
+/// IA32_MCG_CAP: number of extended state registers; only kept.
+const MCG_EXT_CNT: u64 = 0xff << 16;
 /// Machine-check banks at most (KVM_CAP_MCE).
 pub const MCE_BANKS: usize = 32;
 
@@ -294,6 +296,41 @@ const DE_CFG_LFENCE: u64 = 1 << 1;
 
 /// VM_CR: LOCK and SVMDIS. Nested virtualisation is off and cannot be switched on.
 const VM_CR_DISABLED: u64 = (1 << 3) | (1 << 4);
+
+/// IA32_MCG_STATUS: a machine check is being handled.
+const MCG_STATUS_MCIP: u64 = 1 << 2;
+
+/// IA32_MCi_STATUS (SDM 3B 16.3.2.2).
+mod mci_status {
+    pub(super) const VAL: u64 = 1 << 63;
+    pub(super) const OVER: u64 = 1 << 62;
+    pub(super) const UC: u64 = 1 << 61;
+    pub(super) const PCC: u64 = 1 << 57;
+    pub(super) const S: u64 = 1 << 56;
+    pub(super) const AR: u64 = 1 << 55;
+}
+
+/// A machine-check error (`struct kvm_x86_mce`).
+#[derive(Clone, Copy, Debug)]
+#[allow(missing_docs)]
+pub struct MachineCheck {
+    pub status: u64,
+    pub addr: u64,
+    pub misc: u64,
+    pub mcg_status: u64,
+    pub bank: u8,
+}
+
+/// What a machine-check error does to the vCPU.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum MachineCheckEffect {
+    /// Nothing beyond what is in the bank.
+    Recorded,
+    /// #MC.
+    Exception,
+    /// Shutdown: a second #MC, or #MC while CR4.MCE is off.
+    Shutdown,
+}
 
 /// One machine-check bank: CTL, STATUS, ADDR, MISC.
 type Bank = [u64; 4];
@@ -403,12 +440,19 @@ impl MsrFile {
     /// # Errors
     ///
     /// [`MsrError::Invalid`] (EINVAL) for no bank, too many, or an unknown capability.
-    pub fn setup_mce(&mut self, mcg_cap: u64) -> Result<(), MsrError> {
+    pub fn setup_mce(&mut self, mcg_cap: u64, vendor: Vendor) -> Result<(), MsrError> {
         let n = mcg_cap & 0xff;
-        if n == 0 || n > MCE_BANKS as u64 || mcg_cap & !(0xff | MCE_CAP_SUPPORTED) != 0 {
+        if n == 0
+            || n > MCE_BANKS as u64
+            || mcg_cap & !(0xff | MCG_EXT_CNT | MCE_CAP_SUPPORTED) != 0
+        {
             return Err(MsrError::Invalid);
         }
-        self.mcg_cap = mcg_cap;
+        self.mcg_cap = match vendor {
+            Vendor::Intel => mcg_cap,
+            // AMD's register has no more than the number of banks and MCG_CTL_P (APM 2 9.3.1.1).
+            Vendor::Amd => mcg_cap & 0x1ff,
+        };
         if mcg_cap & (1 << 8) != 0 {
             self.mcg_ctl = u64::MAX;
         }
@@ -416,6 +460,55 @@ impl MsrFile {
             b[0] = u64::MAX;
         }
         Ok(())
+    }
+
+    /// KVM_X86_SET_MCE: an error is reported by bank `m.bank`; `enabled` is CR4.MCE (SDM 3B 16.3.2, as far as KVM goes).
+    ///
+    /// # Errors
+    ///
+    /// [`MsrError::Invalid`] (EINVAL): no such bank, or a status that is not valid.
+    pub fn machine_check(
+        &mut self,
+        m: &MachineCheck,
+        enabled: bool,
+    ) -> Result<MachineCheckEffect, MsrError> {
+        use mci_status::{AR, OVER, PCC, S, UC, VAL};
+        let has_ctl = self.mcg_cap & (1 << 8) != 0;
+        let mcg_ctl = self.mcg_ctl;
+        let in_progress = self.mcg_status & MCG_STATUS_MCIP != 0;
+        if u64::from(m.bank) >= self.mcg_cap & 0xff || m.status & VAL == 0 {
+            return Err(MsrError::Invalid);
+        }
+        let bank = self
+            .banks
+            .get_mut(usize::from(m.bank))
+            .ok_or(MsrError::Invalid)?;
+        let uncorrected = m.status & UC != 0;
+        // Uncorrected, and nothing that has to be done about it now: recorded. (CMCI, which would tell, is not offered.)
+        if m.mcg_status == 0 && uncorrected && m.status & (PCC | S | AR) == 0 {
+            *bank = [bank[0], m.status, m.addr, m.misc];
+            self.mcg_status = 0;
+            return Ok(MachineCheckEffect::Recorded);
+        }
+        let over = if bank[1] & VAL != 0 { OVER } else { 0 };
+        if uncorrected {
+            if has_ctl && mcg_ctl != u64::MAX || bank[0] != u64::MAX {
+                return Ok(MachineCheckEffect::Recorded);
+            }
+            if in_progress || !enabled {
+                return Ok(MachineCheckEffect::Shutdown);
+            }
+            *bank = [bank[0], m.status | over, m.addr, m.misc];
+            self.mcg_status = m.mcg_status;
+            return Ok(MachineCheckEffect::Exception);
+        }
+        // A corrected error does not overwrite an uncorrected one.
+        if bank[1] & VAL == 0 || bank[1] & UC == 0 {
+            *bank = [bank[0], m.status | over, m.addr, m.misc];
+        } else {
+            bank[1] |= OVER;
+        }
+        Ok(MachineCheckEffect::Recorded)
     }
 
     /// Bank number and register (0 CTL, 1 STATUS, 2 ADDR, 3 MISC) of a machine-check MSR that this vCPU has.
@@ -836,6 +929,15 @@ const LISTED: [u32; 18] = [
     ix::POWER_CTL,
     ix::MTRR_DEF_TYPE,
 ];
+
+/// MSRs that say what there is, as CPUID does: for KVM_GET_MSR_FEATURE_INDEX_LIST and KVM_GET_MSRS on the device, which give what a
+/// fresh vCPU has.
+pub fn feature_list(host: &GuestFeatures) -> &'static [u32] {
+    match host.vendor {
+        Vendor::Amd => &[ix::DE_CFG, ix::UCODE_REV, ix::PLATFORM_INFO],
+        Vendor::Intel => &[ix::ARCH_CAPABILITIES, ix::UCODE_REV, ix::PLATFORM_INFO],
+    }
+}
 
 /// Fills `out` for KVM_GET_MSR_INDEX_LIST: MSRs that user space can read and write back on this host (`host`: what the hypervisor
 /// carries). Clients take a listed MSR for a promise, so nothing else is listed.

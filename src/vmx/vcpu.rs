@@ -1007,6 +1007,19 @@ impl VcpuBackend for VmxVcpu {
         self.stale = true;
     }
 
+    fn pdptes(&mut self) -> Option<[u64; 4]> {
+        if self.pdptes.is_none() {
+            let mut read = [0; 4];
+            self.with_current(|_, vm| {
+                for (n, value) in (0..).zip(&mut read) {
+                    *value = vm.read(GUEST_PDPTE0.nth(n));
+                }
+            });
+            return Some(read);
+        }
+        self.pdptes
+    }
+
     fn check_entry(
         &mut self,
         cpu: &mut CpuState,

@@ -329,9 +329,13 @@ fn machine_check() {
     assert_eq!(t.value(ix::MCG_CAP), 32);
     assert_eq!(t.get(ix::MCG_CTL), Err(MsrError::Unknown), "no MCG_CTL_P");
     for bad in [0, 33, 0x1_000a, 0x20a] {
-        assert_eq!(t.file.setup_mce(bad), Err(MsrError::Invalid), "{bad:x}");
+        assert_eq!(
+            t.file.setup_mce(bad, Vendor::Intel),
+            Err(MsrError::Invalid),
+            "{bad:x}"
+        );
     }
-    t.file.setup_mce(0x100_010a).unwrap();
+    t.file.setup_mce(0x100_010a, Vendor::Intel).unwrap();
     assert_eq!(t.value(ix::MCG_CAP), 0x100_010a);
     assert_eq!(t.value(ix::MCG_CTL), !0);
     assert_eq!(t.value(0x400), !0);
@@ -441,4 +445,60 @@ fn amd_only() {
     assert_eq!(a.get(ix::PATCH_LOADER), Err(MsrError::Unknown));
     assert_eq!(a.set(ix::SYSCFG, 1), GP);
     assert_eq!(a.set(ix::SYSCFG, 0), OK);
+}
+
+#[test]
+fn machine_checks() {
+    const VAL: u64 = 1 << 63;
+    const OVER: u64 = 1 << 62;
+    const UC: u64 = 1 << 61;
+    const PCC: u64 = 1 << 57;
+    const MCIP: u64 = 1 << 2;
+    use MachineCheckEffect::*;
+    let mut t = new(Vendor::Intel);
+    t.file.setup_mce(4 | 1 << 8, Vendor::Intel).unwrap();
+    let report = |t: &mut T, bank, status, mcg_status, enabled| {
+        let m = MachineCheck {
+            status,
+            addr: 1,
+            misc: 2,
+            mcg_status,
+            bank,
+        };
+        t.file.machine_check(&m, enabled)
+    };
+    let status = |t: &T, bank: u32| match t.host_get(0x401 + 4 * bank) {
+        Ok(Read::Value(v)) => v,
+        r => panic!("{r:?}"),
+    };
+    assert_eq!(report(&mut t, 4, VAL, 0, true), Err(MsrError::Invalid));
+    assert_eq!(report(&mut t, 255, VAL, 0, true), Err(MsrError::Invalid));
+    assert_eq!(report(&mut t, 0, UC, 0, true), Err(MsrError::Invalid));
+    // Corrected.
+    assert_eq!(report(&mut t, 0, VAL | 7, 0, false), Ok(Recorded));
+    assert_eq!(status(&t, 0), VAL | 7);
+    assert_eq!(report(&mut t, 0, VAL | 8, 0, false), Ok(Recorded));
+    assert_eq!(status(&t, 0), VAL | OVER | 8);
+    // Uncorrected without a need to act.
+    assert_eq!(report(&mut t, 1, VAL | UC, 0, false), Ok(Recorded));
+    assert_eq!(status(&t, 1), VAL | UC);
+    // A corrected one does not hide it.
+    assert_eq!(report(&mut t, 1, VAL | 9, 0, false), Ok(Recorded));
+    assert_eq!(status(&t, 1), VAL | UC | OVER);
+    // Uncorrected.
+    assert_eq!(report(&mut t, 2, VAL | UC | PCC, MCIP, false), Ok(Shutdown));
+    assert_eq!(report(&mut t, 2, VAL | UC | PCC, MCIP, true), Ok(Exception));
+    assert_eq!(t.value(ix::MCG_STATUS), MCIP);
+    assert_eq!(report(&mut t, 3, VAL | UC | PCC, MCIP, true), Ok(Shutdown));
+    assert_eq!(status(&t, 3), 0);
+    // Switched off.
+    assert_eq!(t.host_set(ix::MCG_STATUS, 0), OK);
+    assert_eq!(t.host_set(0x40c, 0), OK);
+    assert_eq!(report(&mut t, 3, VAL | UC | PCC, MCIP, true), Ok(Recorded));
+    assert_eq!(status(&t, 3), 0);
+    assert_eq!(t.host_set(ix::MCG_CTL, 0), OK);
+    assert_eq!(report(&mut t, 2, VAL | UC | PCC, MCIP, true), Ok(Recorded));
+    // AMD's register is smaller.
+    assert!(t.file.setup_mce(4 | 1 << 8 | 1 << 24, Vendor::Amd).is_ok());
+    assert_eq!(t.value(ix::MCG_CAP), 0x104);
 }
