@@ -23,6 +23,8 @@ pub struct SharedPages {
     /// Address of the first of `pages`.
     first: NonNull<u8>,
     pages: KVec<Pages>,
+    /// Pages of another object that mappings show behind these.
+    tail: Option<Arc<SharedPages>>,
 }
 
 // SAFETY: `first` is an address of memory that belongs to `pages`.
@@ -35,6 +37,14 @@ impl SharedPages {
     ///
     /// Errors: `EINVAL` for none, `ENOMEM`.
     pub fn new(count: usize) -> Result<Arc<Self>> {
+        Self::with_tail(count, None)
+    }
+
+    /// As [`SharedPages::new`], with the pages of `tail` behind these in every mapping. They are not reached by the other
+    /// functions, and `tail`'s own tail is not mapped.
+    ///
+    /// Errors: as for [`SharedPages::new`].
+    pub fn with_tail(count: usize, tail: Option<Arc<Self>>) -> Result<Arc<Self>> {
         if count == 0 {
             return Err(EINVAL);
         }
@@ -46,7 +56,7 @@ impl SharedPages {
             .first()
             .and_then(|p| NonNull::new(p.as_ptr()))
             .ok_or(EINVAL)?;
-        Ok(Arc::new(Self { first, pages }, GFP_KERNEL)?)
+        Ok(Arc::new(Self { first, pages, tail }, GFP_KERNEL)?)
     }
 
     /// Number of pages.
@@ -229,7 +239,11 @@ unsafe extern "C" fn fault(vmf: *mut bindings::vm_fault) -> bindings::vm_fault_t
             (*vmf).__bindgen_anon_1.pgoff,
         )
     };
-    let Some(page) = pages.pages.get(pgoff) else {
+    let page = match (pages.pages.get(pgoff), &pages.tail) {
+        (None, Some(tail)) => tail.pages.get(pgoff.wrapping_sub(pages.pages.len())),
+        (page, _) => page,
+    };
+    let Some(page) = page else {
         return bindings::RVMM_VM_FAULT_SIGBUS;
     };
     // SAFETY: The page is owned by `pages`; the mapping takes a reference of its own, so that the memory

@@ -47,6 +47,10 @@ GUEST64(write_events,
 	"mov $" STR(G_MMIO) ", %ebx; movl $1, (%rbx); movl $2, (%rbx); movb $1, (%rbx); movb $9, 16(%rbx); movq $9, 16(%rbx)\n"
 	"out %al, $0x10\n");
 
+/* Counts interrupts of vector 0x61 in R8 (the handler: see storm_handler), and its own turns. */
+GUEST64(storm, "xor %r8d, %r8d; sti; 1: incq " STR(G_CELLS) "; cmp $25000, %r8d; jb 1b; cli; mov %r8d, %eax; out %eax, $0x10\n");
+GUEST64(storm_handler, "inc %r8d; push %rax; mov $0xfee000b0, %eax; movl $0, (%rax); pop %rax; iretq\n");
+
 static void enable_lapic(struct vm *vm)
 {
 	struct kvm_lapic_state s;
@@ -730,4 +734,49 @@ TEST(irqfd_storm)
 	vm_free(&vm);
 	OK(kill(child, 9));
 	OK(waitpid(child, &status, 0));
+}
+
+/* What KVM_IRQ_LINE_STATUS says of an 8259 line: 1 taken or nothing new, 0 pending already, -1 masked. */
+TEST(line_status_pic)
+{
+	struct vm vm;
+	struct kvm_irqchip c;
+	struct routing r = { .header.nr = 1, .entry = { pin(5, KVM_IRQCHIP_PIC_MASTER, 5) } };
+
+	full(&vm);
+	OK(ioctl(vm.fd, KVM_SET_GSI_ROUTING, &r));
+	CHECK_EQ(line(vm.fd, 5, 1), 1);
+	CHECK_EQ(line(vm.fd, 5, 1), 1);	/* no edge */
+	CHECK_EQ(line(vm.fd, 5, 0), 1);
+	CHECK_EQ(line(vm.fd, 5, 1), 0);	/* an edge, but the last request still waits */
+	c = get_chip(&vm, KVM_IRQCHIP_PIC_MASTER);
+	CHECK_EQ(c.chip.pic.irr, 0x20);
+	c.chip.pic.elcr = 0x20;
+	OK(ioctl(vm.fd, KVM_SET_IRQCHIP, &c));
+	CHECK_EQ(line(vm.fd, 5, 1), 0);
+	CHECK_EQ(line(vm.fd, 5, 0), 1);
+	CHECK_EQ(line(vm.fd, 5, 1), 1);
+	c = get_chip(&vm, KVM_IRQCHIP_PIC_MASTER);
+	c.chip.pic.imr = 0x20;
+	OK(ioctl(vm.fd, KVM_SET_IRQCHIP, &c));
+	CHECK_EQ(line(vm.fd, 5, 0), NOBODY);
+	CHECK_EQ(line(vm.fd, 5, 1), NOBODY);
+}
+
+/* A level-triggered line that nobody lowers: the guest ends the interrupt again and again. It goes on, with pauses. */
+TEST_SECONDS(level_storm, 120)
+{
+	struct kvm_irq_level line = { .irq = 10, .level = 1 };
+	struct vm vm;
+
+	full(&vm);
+	start(&vm, storm, storm_end);
+	/* In the place of the stub. */
+	memcpy(vm.mem + G_STUBS + 16 * 0x61, storm_handler, storm_handler_end - storm_handler);
+	set_pin(&vm, 10, RTE_LEVEL | 0x61);
+	OK(ioctl(vm.fd, KVM_IRQ_LINE, &line));
+	/* More than the 10000 after which it pauses. */
+	CHECK(vm_expect_out(&vm, 0x10) >= 25000);
+	/* Between two pauses the guest gets on with its work. */
+	CHECK(vm_cells(&vm)[0] > 0);
 }

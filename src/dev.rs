@@ -256,6 +256,7 @@ pub(crate) fn check_extension(cap: usize) -> isize {
         | k::KVM_CAP_USER_MEMORY2
         | k::KVM_CAP_SET_GUEST_DEBUG
         | k::KVM_CAP_X86_ROBUST_SINGLESTEP
+        | k::KVM_CAP_COALESCED_PIO
         | uapi::RVMM_CAP_ENTRY_FAILURE => 1,
         uapi::RVMM_CAP_ASSIGN_DEVICE => 1,
         k::KVM_CAP_SET_GUEST_DEBUG2 => crate::debug::CONTROLS as isize,
@@ -274,6 +275,8 @@ pub(crate) fn check_extension(cap: usize) -> isize {
             (k::KVM_DIRTY_LOG_MANUAL_PROTECT_ENABLE | k::KVM_DIRTY_LOG_INITIALLY_SET) as isize
         }
         k::KVM_CAP_MCE => MCE_BANKS as isize,
+        k::KVM_CAP_X2APIC_API => crate::vcpu_set::x2apic_api::VALID as isize,
+        k::KVM_CAP_COALESCED_MMIO => k::KVM_COALESCED_MMIO_PAGE_OFFSET as isize,
         other => caps::check_extension(other).unwrap_or(0),
     }
 }

@@ -392,7 +392,7 @@ impl<'a> Runner<'a> {
         self.s.events.nmis != 0 && !gate.nmi
             || self.s.events.exception.is_some()
             || self.s.pv.unhalted
-            || gate.if_flag && self.s.interrupt_pending(self.vm, &self.vcpu.shared)
+            || gate.if_flag && self.s.interrupt_pending(self.vm)
     }
 
     /// Takes what others asked for. False when the vCPU was shut down.
@@ -726,7 +726,7 @@ impl<'a> Runner<'a> {
 
     /// What the entry delivers, and the windows it asks for.
     fn choose_event(&mut self) -> (Option<crate::exit::Event>, bool, bool) {
-        let interrupt = self.s.has_interrupt(self.vm, &self.vcpu.shared);
+        let interrupt = self.s.has_interrupt(self.vm);
         // A window of no use to user space would open at every entry.
         let user_window = !self.vm.chip.has_pic()
             && self.s.accepts_external()
@@ -790,16 +790,14 @@ impl<'a> Runner<'a> {
             }
             Inject::Interrupt => {
                 self.stats.add(VcpuCounter::IrqInjections, 1);
-                let vector = self.s.acknowledge(self.vm, &self.vcpu.shared);
+                let vector = self.s.acknowledge(self.vm);
                 if let (true, Some(v)) = (self.s.pv.eoi_wanted(), vector) {
                     paravirt::offer_eoi(self.vm, self.s, v);
                 }
                 vector.map(events::interrupt_event)
             }
         };
-        let more = d.irq_window
-            || user_window
-            || !held && self.s.has_interrupt(self.vm, &self.vcpu.shared);
+        let more = d.irq_window || user_window || !held && self.s.has_interrupt(self.vm);
         (event, more, d.nmi_window)
     }
 

@@ -230,6 +230,7 @@ impl State {
                 x2apic: false,
                 tsc_deadline: false,
                 suppress_eoi: false,
+                honour_suppress_eoi: vm.chip.eoi_suppression().1,
                 phys_bits: boot_cpu::phys_bits().min(52) as u8,
             };
             let regs = RegisterPage::new()?;
@@ -781,34 +782,32 @@ impl State {
     }
 
     /// Whether something ends HLT, with interrupts let in: an interrupt, however it will be delivered.
-    pub(crate) fn interrupt_pending(&self, vm: &Vm, shared: &Arc<VcpuShared>) -> bool {
-        self.has_interrupt(vm, shared)
+    pub(crate) fn interrupt_pending(&self, vm: &Vm) -> bool {
+        self.has_interrupt(vm)
             || self.apicv && self.lapic.as_ref().is_some_and(|l| l.pending().is_some())
     }
 
     /// Whether an interrupt (not an NMI) waits to be injected when the guest lets interrupts in.
-    pub(crate) fn has_interrupt(&self, vm: &Vm, shared: &Arc<VcpuShared>) -> bool {
+    pub(crate) fn has_interrupt(&self, vm: &Vm) -> bool {
         if self.events.external.is_some() {
             return self.accepts_external();
         }
         match &self.lapic {
             Some(l) => {
                 !self.apicv && l.pending().is_some()
-                    || (vm.chip.pic_output()
-                        && l.lint0_accepts_extint()
-                        && shared.id == vm.boot_cpu())
+                    || (vm.chip.pic_output() && l.lint0_accepts_extint())
             }
             None => false,
         }
     }
 
     /// Acknowledges the interrupt of [`State::has_interrupt`]; its vector.
-    pub(crate) fn acknowledge(&mut self, vm: &Vm, shared: &Arc<VcpuShared>) -> Option<u8> {
+    pub(crate) fn acknowledge(&mut self, vm: &Vm) -> Option<u8> {
         if self.accepts_external() {
             if let Some(v) = self.events.external.take() {
                 return Some(v);
             }
-            if self.lapic.is_some() && shared.id == vm.boot_cpu() && vm.chip.pic_output() {
+            if self.lapic.is_some() && vm.chip.pic_output() {
                 return vm.chip.pic_acknowledge();
             }
         }
@@ -822,16 +821,18 @@ impl State {
     }
 
     /// Installs a CPUID table that has been checked.
-    pub(crate) fn set_cpuid(&mut self, table: KVec<CpuidEntry>) {
+    pub(crate) fn set_cpuid(&mut self, vm: &Vm, table: KVec<CpuidEntry>) {
         *self.cpuid_index = CpuidIndex::new(&table);
         self.features =
             GuestFeatures::from_table(&table, &self.cpuid_index).restrict(&self.host_features);
         self.cpuid = table;
         if let Some(l) = &mut self.lapic {
+            let (offered, honoured) = vm.chip.eoi_suppression();
             l.set_features(LapicFeatures {
                 x2apic: self.features.x2apic,
                 tsc_deadline: self.features.tsc_deadline,
-                suppress_eoi: false,
+                suppress_eoi: offered && self.features.x2apic,
+                honour_suppress_eoi: honoured,
                 phys_bits: self.features.maxphyaddr,
             });
         }

@@ -38,7 +38,10 @@ use kernel::sync::{Arc, ArcBorrow};
 use kernel::uaccess::{UserPtr, UserSlice};
 
 /// KVM_GET_VCPU_MMAP_SIZE: `kvm_run`, the port data page, the coalesced-MMIO ring.
-pub(crate) const MMAP_BYTES: usize = 3 * 4096;
+pub(crate) const MMAP_BYTES: usize = (OWN_PAGES + 1) * 4096;
+/// Of these the pages of one vCPU; the ring is the VM's.
+const OWN_PAGES: usize = 2;
+const _: () = assert!(k::KVM_COALESCED_MMIO_PAGE_OFFSET as usize == OWN_PAGES);
 
 const _: () = {
     assert!(offset_of!(k::kvm_run, immediate_exit__unsafe) == run::off::IMMEDIATE_EXIT);
@@ -83,7 +86,7 @@ impl Vcpu {
     #[inline(never)]
     pub(crate) fn new(vm: &Vm, id: u32) -> Result<Arc<Self>> {
         let shared = VcpuShared::new(id)?;
-        let run = SharedPages::new(MMAP_BYTES / 4096)?;
+        let run = SharedPages::with_tail(OWN_PAGES, Some(vm.chip.ring()))?;
         let stats = VcpuLedger::new(id)?;
         let timer = Timer::new(ApicTimer(shared.clone()))?;
         Arc::pin_init(
@@ -268,7 +271,10 @@ fn ioctl(vm: &Arc<Vm>, vcpu: &Arc<Vcpu>, cmd: u32, arg: usize) -> Result<isize> 
             let Some(l) = &s.lapic else {
                 return Err(EINVAL);
             };
-            let regs = l.get_state(false, hrtimer::ktime_get_ns());
+            let regs = l.get_state(
+                vm.memory.vcpus.msi_format().ids_32bit,
+                hrtimer::ktime_get_ns(),
+            );
             let mut state = uapi::zeroed::<k::kvm_lapic_state>();
             let bytes = uapi::bytes_of_mut(&mut state);
             for (to, from) in bytes.chunks_exact_mut(16).zip(regs) {
@@ -290,7 +296,11 @@ fn ioctl(vm: &Arc<Vm>, vcpu: &Arc<Vcpu>, cmd: u32, arg: usize) -> Result<isize> 
                 }
             }
             let action = l
-                .set_state(&regs, false, hrtimer::ktime_get_ns())
+                .set_state(
+                    &regs,
+                    vm.memory.vcpus.msi_format().ids_32bit,
+                    hrtimer::ktime_get_ns(),
+                )
                 .map_err(|_| EINVAL)?;
             vcpu.act(vm, s, &action);
         }
@@ -826,7 +836,7 @@ fn set_cpuid(vm: &Vm, s: &mut State, arg: usize) -> Result {
         cpuid::hide_pv_unhalt(&mut table);
     }
     s.mwait_follows = !vm.caps.quirk(k::KVM_X86_QUIRK_MISC_ENABLE_NO_MWAIT);
-    s.set_cpuid(table);
+    s.set_cpuid(vm, table);
     Ok(())
 }
 

@@ -7,7 +7,7 @@
 //! that. Whoever wants something sets it first and looks for the announcement second. Both sides use sequentially
 //! consistent accesses, so at least one of them sees the other: the vCPU does not enter, or it gets an IPI, which makes it exit.
 
-use crate::irq::msg::ApicAddr;
+use crate::irq::msg::{ApicAddr, MsiFormat};
 use crate::linux::preempt;
 use crate::linux::smp;
 use crate::linux::wait::WaitCell;
@@ -17,8 +17,21 @@ use kernel::sync::{Arc, SetOnce};
 
 /// vCPUs that a VM may have.
 pub(crate) const MAX_VCPUS: usize = 64;
-/// vCPU ids (APIC ids) are below this.
-pub(crate) const MAX_VCPU_ID: u32 = 255;
+/// vCPU ids (APIC ids) are below this. An id above 254 can be addressed in x2APIC mode only.
+pub(crate) const MAX_VCPU_ID: u32 = 4096;
+
+/// How APIC ids are written, chosen by user space (KVM_CAP_X2APIC_API); bits of [`VcpuSet::x2apic_api`].
+pub(crate) mod x2apic_api {
+    /// KVM_X2APIC_API_USE_32BIT_IDS.
+    pub(crate) const IDS_32BIT: u32 = 1 << 0;
+    /// KVM_X2APIC_API_DISABLE_BROADCAST_QUIRK.
+    pub(crate) const NO_BROADCAST_QUIRK: u32 = 1 << 1;
+    /// KVM_X2APIC_ENABLE_SUPPRESS_EOI_BROADCAST.
+    pub(crate) const SUPPRESS_EOI: u32 = 1 << 2;
+    /// KVM_X2APIC_DISABLE_SUPPRESS_EOI_BROADCAST.
+    pub(crate) const NO_SUPPRESS_EOI: u32 = 1 << 3;
+    pub(crate) const VALID: u32 = IDS_32BIT | NO_BROADCAST_QUIRK | SUPPRESS_EOI | NO_SUPPRESS_EOI;
+}
 
 /// Requests to a vCPU, handled before it enters the guest.
 #[allow(missing_docs)]
@@ -135,6 +148,12 @@ impl VcpuShared {
         self.requests.fetch_or(bits, Ordering::SeqCst);
     }
 
+    /// INIT: what a start-up message before it asked for is void.
+    pub(crate) fn request_init(&self) {
+        self.requests.fetch_and(!request::SIPI, Ordering::SeqCst);
+        self.request(request::INIT);
+    }
+
     /// Wakes the vCPU's thread, or makes it leave the guest.
     pub(crate) fn kick(&self) {
         core::sync::atomic::fence(Ordering::SeqCst);
@@ -200,6 +219,7 @@ impl VcpuShared {
 pub(crate) struct VcpuSet {
     list: KVec<SetOnce<Arc<VcpuShared>>>,
     len: AtomicU32,
+    x2apic_api: AtomicU32,
 }
 
 impl VcpuSet {
@@ -213,7 +233,31 @@ impl VcpuSet {
         Ok(Self {
             list,
             len: AtomicU32::new(0),
+            x2apic_api: AtomicU32::new(0),
         })
+    }
+
+    /// How APIC ids are written: bits of [`x2apic_api`].
+    #[inline]
+    pub(crate) fn x2apic_api(&self) -> u32 {
+        self.x2apic_api.load(Ordering::Acquire)
+    }
+
+    /// Sets bits of [`x2apic_api`]; what `clear` has is taken back first.
+    pub(crate) fn set_x2apic_api(&self, clear: u32, set: u32) {
+        self.x2apic_api.fetch_and(!clear, Ordering::AcqRel);
+        self.x2apic_api.fetch_or(set, Ordering::AcqRel);
+    }
+
+    /// How MSI addresses are read.
+    #[inline]
+    pub(crate) fn msi_format(&self) -> MsiFormat {
+        let api = self.x2apic_api();
+        MsiFormat {
+            ids_32bit: api & x2apic_api::IDS_32BIT != 0,
+            no_broadcast_quirk: api & x2apic_api::NO_BROADCAST_QUIRK != 0,
+            ext_dest_id: false,
+        }
     }
 
     /// Number of vCPUs.

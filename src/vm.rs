@@ -158,6 +158,9 @@ fn ioctl(vm: &Arc<Vm>, cmd: u32, arg: usize) -> Result<isize> {
         uapi::KVM_CHECK_EXTENSION if arg == k::KVM_CAP_X86_APIC_BUS_CYCLES_NS as usize => {
             Ok(vm.caps.bus_cycle_ns() as isize)
         }
+        uapi::KVM_CHECK_EXTENSION if arg == k::KVM_CAP_X2APIC_API as usize => {
+            Ok(vm.chip.x2apic_api_flags() as isize)
+        }
         uapi::KVM_CHECK_EXTENSION => Ok(dev::check_extension(arg)),
         uapi::KVM_SET_USER_MEMORY_REGION => {
             let r = uapi::get::<k::kvm_userspace_memory_region>(arg)?;
@@ -291,6 +294,7 @@ fn enable_cap(vm: &Vm, cap: &k::kvm_enable_cap) -> Result<isize> {
             vm.chip.create_split(cap.args[0], !setup.ids.is_empty())?;
             Ok(0)
         }
+        k::KVM_CAP_X2APIC_API => vm.chip.enable_x2apic_api(cap.args[0]).map(|()| 0),
         k::KVM_CAP_EXCEPTION_PAYLOAD => {
             vm.exception_payload
                 .store(cap.args[0] != 0, Ordering::Relaxed);

@@ -4,6 +4,7 @@
 //! The controllers come into being with KVM_CREATE_IRQCHIP (all of them) or KVM_CAP_SPLIT_IRQCHIP (local APICs only, the rest is in
 //! user space), before the first vCPU. `config` serialises changes of what user space configures.
 
+use crate::irq::coalesced::Coalesced;
 use crate::irq::controllers::Controllers;
 use crate::irq::deliver::deliver;
 use crate::irq::ioapic;
@@ -14,7 +15,9 @@ use crate::irq::msg::Message;
 use crate::irq::pic::{self, Chip};
 use crate::irq::pit_timer::PitTimer;
 use crate::irq::route::{Chips, Route, MAX_ROUTES};
-use crate::irq::routing::{Table, MSI_FORMAT};
+use crate::irq::routing::Table;
+use crate::linux::hrtimer::{ktime_get_ns, Timer, TimerCallback};
+use crate::linux::mmap::SharedPages;
 use crate::mem::memory::GuestMemory;
 use crate::uapi::{self, k};
 use core::sync::atomic::{AtomicU32, Ordering};
@@ -40,6 +43,19 @@ const _: () = {
 /// Size of `struct kvm_ioapic_state` in 64-bit words: base address; register select and ID; IRR; redirection table.
 const IOAPIC_WORDS: usize = 3 + ioapic::PINS;
 
+/// How long an interrupt storm is held back (KVM: a hundredth of a second).
+const STORM_DELAY_NS: u64 = 10_000_000;
+
+/// Ends the holding back of an interrupt storm.
+struct Resume(Arc<Controllers>);
+
+impl TimerCallback for Resume {
+    fn expired(&self) -> Option<u64> {
+        self.0.resume();
+        None
+    }
+}
+
 /// IOAPIC, 8259s, 8254, GSI routing, irqfds and ioeventfds of one VM.
 #[pin_data]
 pub(crate) struct IrqChip {
@@ -48,7 +64,11 @@ pub(crate) struct IrqChip {
     /// Set before `mode` says that they are there.
     controllers: SetOnce<Arc<Controllers>>,
     pit: SetOnce<PitTimer>,
+    /// Runs while an interrupt storm is held back.
+    storm: SetOnce<Timer<Resume>>,
     events: IoEventFds,
+    #[pin]
+    coalesced: Coalesced,
     #[pin]
     config: Mutex<Irqfds>,
 }
@@ -62,7 +82,9 @@ impl IrqChip {
                 mode: AtomicU32::new(NONE),
                 controllers: SetOnce::new(),
                 pit: SetOnce::new(),
+                storm: SetOnce::new(),
                 events: IoEventFds::new(),
+                coalesced <- Coalesced::new(),
                 config <- new_mutex!(Irqfds::new()),
             }),
             GFP_KERNEL_ACCOUNT,
@@ -97,6 +119,44 @@ impl IrqChip {
         self.controllers.as_ref()
     }
 
+    /// KVM_CAP_X2APIC_API (api.rst 7.7). EINVAL: unknown flags, suppression on and off, or on with an IOAPIC in the kernel, which has no
+    /// EOI register.
+    pub(crate) fn enable_x2apic_api(&self, flags: u64) -> Result {
+        use crate::vcpu_set::x2apic_api as api;
+        const EOI: u32 = api::SUPPRESS_EOI | api::NO_SUPPRESS_EOI;
+        let flags = u32::try_from(flags)
+            .ok()
+            .filter(|f| f & !api::VALID == 0 && f & EOI != EOI)
+            .ok_or(EINVAL)?;
+        if flags & api::SUPPRESS_EOI != 0 && self.mode() != SPLIT {
+            return Err(EINVAL);
+        }
+        let clear = if flags & EOI != 0 { EOI } else { 0 };
+        self.memory.vcpus.set_x2apic_api(clear, flags);
+        Ok(())
+    }
+
+    /// The flags that [`IrqChip::enable_x2apic_api`] takes now.
+    pub(crate) fn x2apic_api_flags(&self) -> u32 {
+        use crate::vcpu_set::x2apic_api as api;
+        if self.mode() == SPLIT {
+            api::VALID
+        } else {
+            api::VALID & !api::SUPPRESS_EOI
+        }
+    }
+
+    /// EOI broadcast suppression of local APICs: whether it is offered, and whether it takes effect. Without a word from user space it is
+    /// offered where the IOAPIC is not in the kernel, but has no effect, as in KVM, whose clients count on every EOI.
+    pub(crate) fn eoi_suppression(&self) -> (bool, bool) {
+        use crate::vcpu_set::x2apic_api as api;
+        match self.memory.vcpus.x2apic_api() & (api::SUPPRESS_EOI | api::NO_SUPPRESS_EOI) {
+            api::SUPPRESS_EOI => (true, true),
+            0 => (self.mode() == SPLIT, self.mode() == FULL),
+            _ => (false, false),
+        }
+    }
+
     /// IOAPIC and 8259s, if they are in the kernel.
     #[inline]
     fn full(&self) -> Option<&Arc<Controllers>> {
@@ -123,7 +183,11 @@ impl IrqChip {
         if vcpus_exist {
             return Err(EINVAL);
         }
-        self.install(Controllers::new_full(self.memory.clone())?, FULL)
+        let controllers = Controllers::new_full(self.memory.clone())?;
+        let timer = Timer::new(Resume(controllers.clone()))?;
+        self.install(controllers, FULL)?;
+        self.storm.populate(timer);
+        Ok(())
     }
 
     /// KVM_CAP_SPLIT_IRQCHIP with this many pins. EEXIST, EINVAL. The caller excludes the creation of vCPUs.
@@ -164,7 +228,22 @@ impl IrqChip {
     /// An EOI message of a level-triggered vector. True if user space has to be told (split irqchip). Any context.
     #[inline]
     pub(crate) fn eoi(&self, vector: u8) -> bool {
-        self.controllers().is_some_and(|c| c.eoi(vector, true))
+        let Some(c) = self.controllers() else {
+            return false;
+        };
+        let user = c.eoi(vector, true);
+        if c.take_storm() {
+            self.delay();
+        }
+        user
+    }
+
+    /// Lets what an interrupt storm has held back go on after a while.
+    #[cold]
+    fn delay(&self) {
+        if let Some(timer) = self.storm.as_ref() {
+            timer.start_abs_ns(ktime_get_ns().saturating_add(STORM_DELAY_NS));
+        }
     }
 
     /// The end of an edge-triggered interrupt, which no message tells: for who waits to raise it again. Any context.
@@ -194,6 +273,7 @@ impl IrqChip {
     pub(crate) fn mmio_write(&self, gpa: u64, data: &[u8]) -> bool {
         self.full().is_some_and(|c| c.ioapic_write(gpa, data))
             || self.events.signal(Bus::Mmio, gpa, data)
+            || self.coalesced.write(Bus::Mmio, gpa, data)
     }
 
     /// Whether an access is to the 8259s or their edge/level registers.
@@ -229,15 +309,13 @@ impl IrqChip {
                 || self.pit.as_ref().is_some_and(|p| p.claims(port, width)))
     }
 
-    /// Signals an ioeventfd that matches. Any context.
+    /// Signals an ioeventfd that matches, or puts the write into the ring. Any context.
     #[inline]
     pub(crate) fn pio_event(&self, port: u16, width: u8, value: u32) -> bool {
         let data = value.to_le_bytes();
-        self.events.signal(
-            Bus::Pio,
-            port.into(),
-            data.get(..width.into()).unwrap_or(&data),
-        )
+        let data = data.get(..width.into()).unwrap_or(&data);
+        self.events.signal(Bus::Pio, port.into(), data)
+            || self.coalesced.write(Bus::Pio, port.into(), data)
     }
 
     /// Writes a port of a device in the kernel, or signals an ioeventfd. False if there is none. Any context.
@@ -272,6 +350,8 @@ impl IrqChip {
             uapi::KVM_REINJECT_CONTROL => self.reinject_control(arg)?,
             uapi::KVM_IRQFD => self.irqfd(arg)?,
             uapi::KVM_IOEVENTFD => self.ioeventfd(arg)?,
+            uapi::KVM_REGISTER_COALESCED_MMIO => self.coalesce(arg, true)?,
+            uapi::KVM_UNREGISTER_COALESCED_MMIO => self.coalesce(arg, false)?,
             _ => return Err(ENOTTY),
         }
         Ok(0)
@@ -295,7 +375,7 @@ impl IrqChip {
         let controllers = self.controllers().ok_or(EINVAL)?;
         let chips = Chips {
             full: self.has_pic(),
-            ids_32bit: MSI_FORMAT.ids_32bit,
+            ids_32bit: self.memory.vcpus.msi_format().ids_32bit,
         };
         let table = Table::from_user(arg, chips)?;
         let _config = self.config.lock();
@@ -334,6 +414,27 @@ impl IrqChip {
         self.events.ioctl(&args)
     }
 
+    /// KVM_REGISTER_COALESCED_MMIO and KVM_UNREGISTER_COALESCED_MMIO (api.rst 4.116).
+    #[inline(never)]
+    fn coalesce(&self, arg: usize, add: bool) -> Result {
+        let zone = uapi::get::<k::kvm_coalesced_mmio_zone>(arg)?;
+        let _config = self.config.lock();
+        if !add {
+            return self.coalesced.unregister(&zone);
+        }
+        self.coalesced.register(&zone, |bus| match bus {
+            Bus::Mmio => u32::from(self.has_pic()),
+            // Two 8259s, their ELCRs, the 8254 and port 61h.
+            _ if self.has_pic() => 3 + self.pit.as_ref().map_or(0, |p| p.devices()),
+            _ => 0,
+        })
+    }
+
+    /// The ring that user space maps behind every vCPU's pages.
+    pub(crate) fn ring(&self) -> Arc<SharedPages> {
+        self.coalesced.page().clone()
+    }
+
     /// KVM_SIGNAL_MSI (api.rst 4.71): the number of vCPUs that accepted it.
     #[inline(never)]
     fn signal_msi(&self, arg: usize) -> Result<isize> {
@@ -347,7 +448,11 @@ impl IrqChip {
             address_hi: msi.address_hi,
             data: msi.data,
         };
-        let message = route.message(MSI_FORMAT).ok_or(EINVAL)?;
+        let format = self.memory.vcpus.msi_format();
+        if format.ids_32bit && msi.address_hi & 0xff != 0 {
+            return Err(EINVAL);
+        }
+        let message = route.message(format).ok_or(EINVAL)?;
         Ok(controllers.send(&message) as isize)
     }
 
@@ -426,6 +531,9 @@ impl IrqChip {
     pub(crate) fn shutdown(&self) {
         if let Some(pit) = self.pit.as_ref() {
             pit.stop();
+        }
+        if let Some(timer) = self.storm.as_ref() {
+            timer.cancel();
         }
     }
 }

@@ -15,7 +15,7 @@ use crate::irq::msg::{Message, TriggerMode, Vector};
 use crate::irq::pic::{self, Chip, Irq, Pic};
 use crate::irq::pit::Pit;
 use crate::irq::route::{Entry, Gsi, Route};
-use crate::irq::routing::{Table, MSI_FORMAT};
+use crate::irq::routing::Table;
 use crate::linux::eventfd::EventFdCtx;
 use crate::linux::spin_irq::{Guard, RawSpin};
 use crate::linux::srcu_cell::SrcuCell;
@@ -67,11 +67,17 @@ impl Config {
     }
 }
 
+/// Ends of a level-triggered interrupt, each with the line still up, after which the next one has to wait (KVM's
+/// IOAPIC_SUCCESSIVE_IRQ_MAX_COUNT): a guest that does not silence its device makes progress between them.
+const STORM: u32 = 10_000;
+
 /// The models. IOAPIC and 8259s exist together, or not at all (split irqchip).
 struct Core {
     ioapic: Option<KBox<Ioapic>>,
     pic: Option<KBox<Pic>>,
     pit: Option<KBox<Pit>>,
+    /// For each pin the ends of interrupts in a row that left its line up.
+    ends: [u32; ioapic::PINS],
 }
 
 /// The interrupt controllers of one VM outside its local APICs.
@@ -86,6 +92,8 @@ pub(crate) struct Controllers {
     core: RawSpin<Core>,
     /// Level of the 8259s' INTR line, as of the last change.
     intr: AtomicBool,
+    /// A pin waits for [`Controllers::resume`].
+    storm: AtomicBool,
     /// Base address of the IOAPIC's window.
     ioapic_base: AtomicU64,
     /// Vectors whose EOI the IOAPIC or an ack listener wants.
@@ -117,6 +125,7 @@ impl Controllers {
             ioapic: Some(KBox::new(Ioapic::new(false), GFP_KERNEL_ACCOUNT)?),
             pic: Some(KBox::new(Pic::new(), GFP_KERNEL_ACCOUNT)?),
             pit: None,
+            ends: [0; ioapic::PINS],
         };
         Self::new(memory, 0, Table::new_default()?, core)
     }
@@ -131,6 +140,7 @@ impl Controllers {
                 ioapic: None,
                 pic: None,
                 pit: None,
+                ends: [0; ioapic::PINS],
             },
         )
     }
@@ -150,6 +160,7 @@ impl Controllers {
                 config <- SrcuCell::new(Config { table, resamplers: KVec::new() }),
                 core <- RawSpin::new(core),
                 intr: AtomicBool::new(false),
+                storm: AtomicBool::new(false),
                 ioapic_base: AtomicU64::new(base),
                 eoi_vectors: [const { AtomicU32::new(0) }; 8],
                 user_vectors: [const { AtomicU32::new(0) }; 8],
@@ -212,7 +223,7 @@ impl Controllers {
         match config.table.routes(gsi) {
             [] => Some(-1),
             [Entry { route, .. }] => {
-                let message = route.message(MSI_FORMAT)?;
+                let message = route.message(self.memory.vcpus.msi_format())?;
                 Some(if level { self.send(&message) } else { -1 })
             }
             _ => None,
@@ -232,6 +243,21 @@ impl Controllers {
         self.eoi_vectors
             .get(word)
             .map_or(0, |w| w.load(Ordering::Acquire))
+    }
+
+    /// Whether an interrupt storm was stopped since the last call: [`Controllers::resume`] has to be called after a while.
+    #[inline]
+    pub(crate) fn take_storm(&self) -> bool {
+        self.storm.load(Ordering::Relaxed) && self.storm.swap(false, Ordering::Relaxed)
+    }
+
+    /// Delivers the interrupts of level-triggered pins that wait.
+    pub(crate) fn resume(&self) {
+        self.with(|s| {
+            for pin in Pins((1 << ioapic::PINS) - 1) {
+                s.service(pin);
+            }
+        });
     }
 
     /// Level of the 8259s' INTR line.
@@ -463,7 +489,7 @@ impl Session<'_> {
                 Route::Pic(irq) => self.drive_irq(irq, source, level),
                 Route::Ioapic(pin) => self.drive_pin(pin, source, level),
                 // The route has changed since the caller looked.
-                Route::Msi { .. } => match e.route.message(MSI_FORMAT) {
+                Route::Msi { .. } => match e.route.message(self.owner.memory.vcpus.msi_format()) {
                     Some(m) if level => self.owner.send(&m),
                     _ => -1,
                 },
@@ -489,7 +515,8 @@ impl Session<'_> {
             return -1;
         }
         match raised {
-            pic::Raised::Lowered | pic::Raised::Pending => 1,
+            // No edge is no news; KVM reports it as delivered.
+            pic::Raised::Lowered | pic::Raised::Pending | pic::Raised::NoEdge => 1,
             pic::Raised::Coalesced => 0,
             pic::Raised::Masked => -1,
         }
@@ -511,7 +538,12 @@ impl Session<'_> {
 
     /// Sends the message of `pin`.
     fn fire(&mut self, pin: Pin, message: &Message) -> i32 {
-        let accepted = self.owner.send(message);
+        let message = Message {
+            // The destination has 8 bits; whether 0xff means everybody is for user space to say.
+            dest_is_8bit: !self.owner.memory.vcpus.msi_format().no_broadcast_quirk,
+            ..*message
+        };
+        let accepted = self.owner.send(&message);
         if accepted == 0 {
             if let Some(ioapic) = &mut self.core.ioapic {
                 ioapic.not_accepted(pin);
@@ -554,7 +586,22 @@ impl Session<'_> {
             }
         }
         for pin in pins {
+            self.service_again(pin);
+        }
+    }
+
+    /// [`Session::service`] after the end of an interrupt, unless that happens too often with the line still up.
+    fn service_again(&mut self, pin: Pin) {
+        let waits = self.core.ioapic.as_ref().is_some_and(|i| i.waits(pin));
+        let Some(ends) = self.core.ends.get_mut(pin.number() as usize) else {
+            return;
+        };
+        *ends = if waits { *ends + 1 } else { 0 };
+        if *ends < STORM {
             self.service(pin);
+        } else {
+            *ends = 0;
+            self.owner.storm.store(true, Ordering::Relaxed);
         }
     }
 

@@ -70,7 +70,7 @@ fn accept(v: &VcpuShared, addr: &ApicAddr, message: &Message) -> bool {
             v.request(request::NMI);
         }
         DeliveryMode::Init if message.is_init_deassert() => return false,
-        DeliveryMode::Init => v.request(request::INIT),
+        DeliveryMode::Init => v.request_init(),
         DeliveryMode::StartUp => {
             v.sipi.store(message.vector.0.into(), Ordering::SeqCst);
             v.request(request::SIPI);

@@ -243,6 +243,12 @@ impl Ioapic {
         self.fire(pin)
     }
 
+    /// Whether `pin` is level-triggered, unmasked and up, and no interrupt of it is in service.
+    pub fn waits(&self, pin: Pin) -> bool {
+        self.entry(pin) & (rte::MASK | rte::LEVEL | rte::REMOTE_IRR) == rte::LEVEL
+            && self.irr & pin.bit() != 0
+    }
+
     /// No local APIC accepted the message of `pin`: remote IRR is taken back, so that it can be sent again.
     pub fn not_accepted(&mut self, pin: Pin) {
         if let Some(entry) = self.entry_mut(pin) {
@@ -324,11 +330,10 @@ impl Ioapic {
         if let Some(entry) = self.entry_mut(pin) {
             *entry = new;
         }
-        let up = self.irr & pin.bit() != 0;
         Written::Entry {
             pin,
             mask_changed: (old ^ new) & rte::MASK != 0,
-            waiting: new & (rte::MASK | rte::LEVEL | rte::REMOTE_IRR) == rte::LEVEL && up,
+            waiting: self.waits(pin),
         }
     }
 

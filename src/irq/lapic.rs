@@ -29,6 +29,8 @@ pub struct Features {
     pub tsc_deadline: bool,
     /// EOI-broadcast suppression is offered (version register bit 24).
     pub suppress_eoi: bool,
+    /// It takes effect: an EOI goes nowhere while SVR asks for that.
+    pub honour_suppress_eoi: bool,
     /// MAXPHYADDR, for reserved bits of IA32_APIC_BASE.
     pub phys_bits: u8,
 }
@@ -571,7 +573,8 @@ impl<R: Registers> Lapic<R> {
                 }
             }
         }
-        let suppressed = self.features.suppress_eoi && self.reg(reg::SVR) & SVR_SUPPRESS_EOI != 0;
+        let suppressed =
+            self.features.honour_suppress_eoi && self.reg(reg::SVR) & SVR_SUPPRESS_EOI != 0;
         Action {
             pending: true,
             eoi: Some(Eoi {

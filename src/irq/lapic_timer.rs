@@ -3,7 +3,7 @@
 #![forbid(unsafe_code)]
 
 /// Shortest period of the periodic timer in nanoseconds; protects the host against interrupt storms.
-pub const MIN_PERIOD_NS: u64 = 20_000;
+pub const MIN_PERIOD_NS: u64 = 200_000;
 
 /// When the owner has to call `timer_expired`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -2,6 +2,7 @@
 //! Interrupt controllers: models without locks, and `chip`, which owns and connects them.
 
 pub(crate) mod chip;
+pub(crate) mod coalesced;
 pub(crate) mod controllers;
 pub(crate) mod deliver;
 pub(crate) mod ioapic;

@@ -64,6 +64,8 @@ pub enum Raised {
     Lowered,
     /// The request was pending already.
     Coalesced,
+    /// The line is up as before, and edge-triggered: no request.
+    NoEdge,
     /// The request is noted but masked.
     Masked,
     /// The request is noted.
@@ -149,7 +151,9 @@ impl Pic8259 {
         }
         if !level {
             Raised::Lowered
-        } else if old & bit != 0 || self.irr & bit == 0 {
+        } else if !rises && self.elcr & bit == 0 {
+            Raised::NoEdge
+        } else if old & bit != 0 {
             Raised::Coalesced
         } else if self.imr & bit != 0 {
             Raised::Masked

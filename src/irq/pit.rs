@@ -12,7 +12,7 @@ use crate::irq::pit_channel::Channel;
 pub use crate::irq::pit_channel::{ChannelState, HZ};
 
 /// Shortest interval between two interrupts in nanoseconds; protects the host against interrupt storms.
-pub const MIN_INTERVAL_NS: u64 = 20_000;
+pub const MIN_INTERVAL_NS: u64 = 200_000;
 /// Upper bound of ticks that wait for re-injection.
 const MAX_PENDING: u32 = 0xffff;
 

@@ -35,6 +35,11 @@ impl PitTimer {
         })
     }
 
+    /// How many devices of a bus it is.
+    pub(crate) fn devices(&self) -> u32 {
+        1 + u32::from(self.speaker)
+    }
+
     /// Whether an access is to the 8254 or port 61h.
     #[inline]
     pub(crate) fn claims(&self, port: u16, width: u8) -> bool {

@@ -7,13 +7,6 @@ use crate::irq::{ioapic, pic};
 use crate::uapi::{self, k};
 use kernel::prelude::*;
 
-/// How MSI routes are encoded: KVM_CAP_X2APIC_API is not offered.
-pub(crate) const MSI_FORMAT: MsiFormat = MsiFormat {
-    ids_32bit: false,
-    no_broadcast_quirk: false,
-    ext_dest_id: false,
-};
-
 /// Size of `struct kvm_irq_routing` without its entries.
 const HEADER: usize = 8;
 
@@ -114,9 +107,11 @@ impl Table {
 
     /// Vectors of level-triggered MSIs that GSIs below `pins` send: the interrupts of an IOAPIC in user space.
     pub(crate) fn level_vectors(&self, pins: u32) -> [u32; 8] {
+        // The vector does not depend on how destinations are written.
+        let format = MsiFormat::default();
         let mut vectors = [0u32; 8];
         for e in self.entries.iter().take_while(|e| e.gsi.number() < pins) {
-            if let Some(m) = e.route.message(MSI_FORMAT) {
+            if let Some(m) = e.route.message(format) {
                 let (word, bit) = m.vector.word_bit();
                 if m.trigger == TriggerMode::Level {
                     if let Some(w) = vectors.get_mut(word) {

@@ -11,6 +11,7 @@ const FEATURES: Features = Features {
     x2apic: true,
     tsc_deadline: true,
     suppress_eoi: false,
+    honour_suppress_eoi: false,
     phys_bits: 40,
 };
 const BASE: u64 = base::DEFAULT_ADDRESS | base::ENABLE;
@@ -224,6 +225,7 @@ fn level_eoi_and_suppression() {
         false,
         Features {
             suppress_eoi: true,
+            honour_suppress_eoi: true,
             ..FEATURES
         },
         1,
@@ -565,14 +567,14 @@ fn periodic_timer() {
     let mut a = xapic();
     let _ = a.write(reg::LVT_TIMER, 0x2_0040, 0);
     let _ = a.write(reg::DIVIDE, 0b1011, 0);
-    let _ = a.write(reg::INITIAL_COUNT, 100_000, 0);
-    assert!(a.timer_expired(100_001, 0));
-    assert_eq!(a.timer_arm(), TimerArm::AtNs(200_000));
+    let _ = a.write(reg::INITIAL_COUNT, 1_000_000, 0);
+    assert!(a.timer_expired(1_000_001, 0));
+    assert_eq!(a.timer_arm(), TimerArm::AtNs(2_000_000));
     // Late by several periods: one interrupt, the phase stays.
-    assert!(a.timer_expired(750_000, 0));
-    assert_eq!(a.timer_arm(), TimerArm::AtNs(800_000));
-    assert_eq!(a.read(reg::CURRENT_COUNT, 760_000), 40_000);
-    assert_eq!(a.read(reg::CURRENT_COUNT, 860_000), 40_000);
+    assert!(a.timer_expired(7_500_000, 0));
+    assert_eq!(a.timer_arm(), TimerArm::AtNs(8_000_000));
+    assert_eq!(a.read(reg::CURRENT_COUNT, 7_600_000), 400_000);
+    assert_eq!(a.read(reg::CURRENT_COUNT, 8_600_000), 400_000);
     // Storm protection.
     let _ = a.write(reg::INITIAL_COUNT, 1, 1_000_000);
     assert_eq!(a.timer_arm(), TimerArm::AtNs(1_000_000 + MIN_PERIOD_NS));
@@ -699,15 +701,15 @@ fn state_round_trip() {
     let mut a = xapic();
     let _ = a.write(reg::LVT_TIMER, 0x2_0040, 0);
     let _ = a.write(reg::DIVIDE, 0b1011, 0);
-    let _ = a.write(reg::INITIAL_COUNT, 100_000, 0);
+    let _ = a.write(reg::INITIAL_COUNT, 1_000_000, 0);
     assert!(a.accept(Vector(0x50), TriggerMode::Level));
     assert!(a.accept(Vector(0x90), TriggerMode::Edge));
     a.ack(Vector(0x90));
     let image = a.get_state(false, 30_000);
-    assert_eq!(image[0x39], 70_000);
+    assert_eq!(image[0x39], 970_000);
     let mut b = fresh();
     assert!(b.set_state(&image, false, 1_000_000).unwrap().timer);
-    assert_eq!(b.timer_arm(), TimerArm::AtNs(1_070_000));
+    assert_eq!(b.timer_arm(), TimerArm::AtNs(1_970_000));
     assert_eq!(b.get_state(false, 1_000_000), image);
     assert_eq!(
         (b.highest_isr(), b.ppr(), b.pending()),
@@ -815,6 +817,7 @@ fn random_walk() {
         let mut r = Rng(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15));
         let features = Features {
             suppress_eoi: seed & 1 != 0,
+            honour_suppress_eoi: seed & 1 != 0,
             tsc_deadline: seed & 2 != 0,
             ..FEATURES
         };

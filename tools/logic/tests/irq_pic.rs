@@ -58,14 +58,16 @@ fn simple_edge() {
 fn edge_needs_an_edge() {
     let mut p = pc();
     assert_eq!(p.set_irq(irq(3), Source::USER, true), Raised::Pending);
+    assert_eq!(p.set_irq(irq(3), Source::USER, true), Raised::NoEdge);
+    let _ = p.set_irq(irq(3), Source::USER, false);
     assert_eq!(p.set_irq(irq(3), Source::USER, true), Raised::Coalesced);
     assert_eq!(p.ack(), Vector(0x33));
     p.write(0x20, 0x63);
-    assert_eq!(p.set_irq(irq(3), Source::USER, true), Raised::Coalesced);
+    assert_eq!(p.set_irq(irq(3), Source::USER, true), Raised::NoEdge);
     assert!(!p.output());
     // Two sources share the line.
     let _ = p.set_irq(irq(3), Source::PIT, true);
-    assert_eq!(p.set_irq(irq(3), Source::USER, false), Raised::Coalesced);
+    assert_eq!(p.set_irq(irq(3), Source::USER, false), Raised::NoEdge);
     assert_eq!(p.set_irq(irq(3), Source::PIT, false), Raised::Lowered);
     assert_eq!(p.set_irq(irq(3), Source::PIT, true), Raised::Pending);
 }
