@@ -97,6 +97,17 @@ pub enum Error {
     /// The kernel command line cannot be passed on.
     #[error("kernel command line: {0}")]
     Cmdline(String),
+    /// A device of the host could not be handed to the guest.
+    #[error("cannot give the guest {address}: {}",
+            if reason.is_empty() { io::Error::from_raw_os_error(*errno).to_string() } else { reason.clone() })]
+    Assign {
+        /// The device's PCI address.
+        address: String,
+        /// The hypervisor's sentence, empty where it has none.
+        reason: String,
+        /// Its error number.
+        errno: i32,
+    },
     /// Anything the operating system refused.
     #[error("{what}: {source}")]
     Os {
@@ -154,6 +165,15 @@ impl Error {
             Error::Ioctl { .. } | Error::Msr { .. } => {
                 Some("`sudo dmesg | tail` may say more".into())
             }
+            Error::Assign { errno, .. } if *errno == libc::ENOTTY => {
+                Some("devices can be assigned by /dev/rvmm only".into())
+            }
+            Error::Assign { errno, .. } if *errno == libc::ENOMEM => {
+                Some("raise the limit of locked memory (ulimit -l), or give the guest less".into())
+            }
+            Error::Assign { address, .. } => {
+                Some(format!("`rvmm pci list` shows the devices; `rvmm pci bind {address}` takes one from its driver"))
+            }
             Error::File { .. } | Error::Cmdline(_) | Error::Os { .. } => None,
         }
     }
@@ -163,6 +183,7 @@ impl Error {
         matches!(
             self,
             Error::Open { .. }
+                | Error::Assign { .. }
                 | Error::Version { .. }
                 | Error::Missing { .. }
                 | Error::Cpus { .. }

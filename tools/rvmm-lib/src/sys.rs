@@ -4,18 +4,29 @@
 use std::fs::File;
 use std::os::fd::{AsRawFd, FromRawFd};
 
-use vmm_sys_util::ioctl::{ioctl, ioctl_with_mut_ref};
+use vmm_sys_util::ioctl::{ioctl, ioctl_with_mut_ref, ioctl_with_ptr, ioctl_with_ref};
 
-pub use numbers::{KVM_GET_STATS_FD, RVMM_GET_ENTRY_FAILURE};
+use crate::pci::{file_of, Address};
+
+pub use numbers::*;
 
 #[allow(missing_docs)]
 mod numbers {
     use kvm_bindings::KVMIO;
 
-    use super::{RvmmEntryFailure, RVMM_IOC};
+    use super::{AssignDevice, DeviceConfig, DeviceInfo, DeviceVector, RvmmEntryFailure, RVMM_IOC};
 
     vmm_sys_util::ioctl_io_nr!(KVM_GET_STATS_FD, KVMIO, 0xce);
     vmm_sys_util::ioctl_ior_nr!(RVMM_GET_ENTRY_FAILURE, RVMM_IOC, 0x01, RvmmEntryFailure);
+    vmm_sys_util::ioctl_iowr_nr!(RVMM_ASSIGN_DEVICE, RVMM_IOC, 0x10, AssignDevice);
+    vmm_sys_util::ioctl_ior_nr!(RVMM_DEVICE_GET_INFO, RVMM_IOC, 0x11, DeviceInfo);
+    // The header's size; the GSIs follow.
+    vmm_sys_util::ioctl_iow_nr!(RVMM_DEVICE_SET_IRQS, RVMM_IOC, 0x12, DeviceVector);
+    vmm_sys_util::ioctl_iow_nr!(RVMM_DEVICE_SET_VECTOR, RVMM_IOC, 0x13, DeviceVector);
+    vmm_sys_util::ioctl_iowr_nr!(RVMM_DEVICE_CONFIG_READ, RVMM_IOC, 0x14, DeviceConfig);
+    vmm_sys_util::ioctl_iow_nr!(RVMM_DEVICE_CONFIG_WRITE, RVMM_IOC, 0x15, DeviceConfig);
+    vmm_sys_util::ioctl_io_nr!(RVMM_DEVICE_RESET, RVMM_IOC, 0x16);
+    vmm_sys_util::ioctl_io_nr!(RVMM_DEVICE_DEASSIGN, RVMM_IOC, 0x17);
 }
 
 /// ioctl magic of rvmm's extensions (`RVMM_IOC` in uapi/rvmm.h).
@@ -30,6 +41,202 @@ pub struct RvmmEntryFailure {
     pub value: u64,
     /// The rule that was broken, zero-terminated ASCII with the manual's section.
     pub rule: [u8; 240],
+}
+
+/// `struct rvmm_assign_device` of uapi/rvmm.h.
+#[repr(C)]
+pub struct AssignDevice {
+    /// PCI segment.
+    pub segment: u32,
+    /// Bus.
+    pub bus: u8,
+    /// Device << 3 | function.
+    pub devfn: u8,
+    /// Zero.
+    pub flags: u16,
+    /// Bytes of guest memory that are pinned.
+    pub pinned: u64,
+    /// Why it was refused, zero-terminated.
+    pub reason: [u8; 240],
+}
+
+/// `struct rvmm_device_region` of uapi/rvmm.h.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default)]
+pub struct DeviceRegion {
+    /// Bytes; 0 when there is none.
+    pub size: u64,
+    /// Offset in the device file.
+    pub offset: u64,
+    /// [`REGION_MEMORY`] and others.
+    pub flags: u32,
+    /// Nothing.
+    pub reserved: u32,
+}
+
+/// `RVMM_REGION_MEMORY`: not ports.
+pub const REGION_MEMORY: u32 = 1;
+
+/// `struct rvmm_device_info` of uapi/rvmm.h.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default)]
+pub struct DeviceInfo {
+    /// Bit 0: it can be reset.
+    pub flags: u32,
+    /// Vendor id.
+    pub vendor: u16,
+    /// Device id.
+    pub device: u16,
+    /// Class, sub-class, interface.
+    pub class: u32,
+    /// Bytes of configuration space.
+    pub config_size: u32,
+    /// Messages of MSI.
+    pub msi: u32,
+    /// Messages of MSI-X.
+    pub msix: u32,
+    /// Base address register with the MSI-X table.
+    pub msix_bar: u32,
+    /// Nothing.
+    pub reserved: u32,
+    /// Where in it.
+    pub msix_offset: u64,
+    /// Bytes of guest memory that are pinned.
+    pub pinned: u64,
+    /// Refused DMA, as far as known.
+    pub dma_faults: u64,
+    /// Base address registers.
+    pub regions: [DeviceRegion; 6],
+}
+
+/// `struct rvmm_device_vector` of uapi/rvmm.h.
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+pub struct DeviceVector {
+    /// Number of the message.
+    pub vector: u32,
+    /// Its GSI, or [`GSI_NONE`].
+    pub gsi: u32,
+}
+
+/// `RVMM_GSI_NONE`: masked.
+pub const GSI_NONE: u32 = u32::MAX;
+/// `RVMM_IRQ_MSI`.
+pub const IRQ_MSI: u32 = 1;
+/// `RVMM_IRQ_MSIX`.
+pub const IRQ_MSIX: u32 = 2;
+
+/// `struct rvmm_device_config` of uapi/rvmm.h.
+#[repr(C)]
+pub struct DeviceConfig {
+    /// Offset in configuration space.
+    pub offset: u32,
+    /// 1, 2 or 4 bytes.
+    pub size: u32,
+    /// Read or to be written.
+    pub value: u32,
+    /// Nothing.
+    pub reserved: u32,
+}
+
+/// Hands a device to the VM.
+///
+/// # Errors
+///
+/// The error number and the hypervisor's sentence, empty where it has none.
+pub fn assign_device(vm: &impl AsRawFd, address: Address) -> Result<File, (i32, String)> {
+    let mut request = AssignDevice {
+        segment: address.segment.into(),
+        bus: address.bus,
+        devfn: address.slot << 3 | address.function,
+        flags: 0,
+        pinned: 0,
+        reason: [0; 240],
+    };
+    // SAFETY: the ioctl reads and writes at most the size encoded in its number, which is that of `request`.
+    let fd = unsafe { ioctl_with_mut_ref(vm, RVMM_ASSIGN_DEVICE(), &mut request) };
+    if fd < 0 {
+        let errno = std::io::Error::last_os_error().raw_os_error().unwrap_or(0);
+        let text = request.reason.split(|byte| *byte == 0).next();
+        let text = String::from_utf8_lossy(text.unwrap_or_default()).into_owned();
+        return Err((errno, text));
+    }
+    Ok(file_of(fd))
+}
+
+fn done(result: libc::c_int) -> std::io::Result<()> {
+    if result < 0 {
+        Err(std::io::Error::last_os_error())
+    } else {
+        Ok(())
+    }
+}
+
+/// What an assigned device has.
+///
+/// # Errors
+///
+/// The error of the ioctl; ENODEV when the device was taken away.
+pub fn device_info(device: &File) -> std::io::Result<DeviceInfo> {
+    let mut info = DeviceInfo::default();
+    // SAFETY: as in `assign_device`.
+    done(unsafe { ioctl_with_mut_ref(device, RVMM_DEVICE_GET_INFO(), &mut info) })?;
+    Ok(info)
+}
+
+/// Four bytes of the hardware's configuration space.
+///
+/// # Errors
+///
+/// As [`device_info`].
+pub fn config_read(device: &File, offset: u32) -> std::io::Result<u32> {
+    let mut request = DeviceConfig {
+        offset,
+        size: 4,
+        value: 0,
+        reserved: 0,
+    };
+    // SAFETY: as in `assign_device`.
+    done(unsafe { ioctl_with_mut_ref(device, RVMM_DEVICE_CONFIG_READ(), &mut request) })?;
+    Ok(request.value)
+}
+
+/// Bus mastering on or off.
+///
+/// # Errors
+///
+/// As [`device_info`].
+pub fn set_master(device: &File, on: bool) -> std::io::Result<()> {
+    let request = DeviceConfig {
+        offset: 4,
+        size: 2,
+        value: u32::from(on) << 2,
+        reserved: 0,
+    };
+    // SAFETY: the ioctl reads at most the size encoded in its number, which is that of `request`.
+    done(unsafe { ioctl_with_ref(device, RVMM_DEVICE_CONFIG_WRITE(), &request) })
+}
+
+/// Messages and their GSIs; none switches them off.
+///
+/// # Errors
+///
+/// As [`device_info`]; ENOSPC when there are not as many.
+pub fn set_irqs(device: &File, kind: u32, gsis: &[u32]) -> std::io::Result<()> {
+    let mut words = vec![kind, gsis.len() as u32];
+    words.extend_from_slice(gsis);
+    // SAFETY: the ioctl reads the header and as many GSIs as it says, which is what `words` holds.
+    done(unsafe { ioctl_with_ptr(device, RVMM_DEVICE_SET_IRQS(), words.as_ptr()) })
+}
+
+/// Another GSI for a message.
+///
+/// # Errors
+///
+/// As [`device_info`].
+pub fn set_vector(device: &File, vector: DeviceVector) -> std::io::Result<()> {
+    // SAFETY: as in `set_master`.
+    done(unsafe { ioctl_with_ref(device, RVMM_DEVICE_SET_VECTOR(), &vector) })
 }
 
 /// Opens the binary statistics of a VM or vCPU (api.rst 4.133).

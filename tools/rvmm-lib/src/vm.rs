@@ -26,6 +26,7 @@ use crate::console::{Console, Escape, Terminal};
 use crate::cpu::{self, Topology};
 use crate::error::{Error, Result};
 use crate::exit::Exit;
+use crate::pci;
 use crate::platform::{self, Cmos, Power, ResetLine};
 use crate::serial::{self, IrqLine, SerialPort};
 use crate::vcpu::{self, Control, Vcpu};
@@ -56,6 +57,7 @@ pub struct Builder {
     append: Option<String>,
     console: Option<Console>,
     devices: Vec<Placed>,
+    assigned: Vec<pci::Address>,
 }
 
 impl Builder {
@@ -127,6 +129,12 @@ impl Builder {
             length,
             device,
         });
+        self
+    }
+
+    /// Gives the guest a PCI function of the host, which is bound to the driver `rvmm`. Its memory is pinned then.
+    pub fn pci(mut self, address: pci::Address) -> Self {
+        self.assigned.push(address);
         self
     }
 
@@ -212,6 +220,16 @@ impl Builder {
             };
             bus.insert(placed.first, placed.length, placed.device);
         }
+        if !self.assigned.is_empty() {
+            let host = Arc::new(Mutex::new(pci::Host::new(vm.clone(), &self.assigned)?));
+            ports.insert(pci::PORT, pci::PORTS, host.clone());
+            let window = Arc::new(Mutex::new(pci::Window(host)));
+            mmio.insert(
+                layout::HOLE_START,
+                pci::WINDOW_END - layout::HOLE_START,
+                window,
+            );
+        }
         let (ports, mmio) = (Arc::new(ports), Arc::new(mmio));
 
         let supported = kvm
@@ -243,6 +261,9 @@ impl Builder {
         let mut boot = self.boot;
         boot.cmdline = self.cmdline.unwrap_or_else(|| {
             let mut text = boot::DEFAULT_CMDLINE.to_owned();
+            if !self.assigned.is_empty() {
+                text = text.replace("pci=off", "pci=conf1");
+            }
             if vm.check_extension(Cap::GetTscKhz) {
                 // Saves the guest a calibration against the PIT.
                 if let Ok(khz) = first.get_tsc_khz() {
@@ -456,6 +477,7 @@ impl Vm {
             append: None,
             console: None,
             devices: Vec::new(),
+            assigned: Vec::new(),
         }
     }
 

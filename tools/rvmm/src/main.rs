@@ -3,6 +3,7 @@
 
 mod bench;
 mod check;
+mod pci;
 mod run;
 mod stat;
 mod status;
@@ -28,6 +29,8 @@ enum Command {
     Run(run::Args),
     /// Say whether this machine can run rvmm, and what is missing.
     Check(check::Args),
+    /// Show the host's PCI devices, and take them for guests or give them back.
+    Pci(pci::Args),
     /// Show what running machines exited for, and how long that took.
     Stat(stat::Args),
     /// Measure what guests' operations cost.
@@ -47,6 +50,7 @@ fn main() -> ExitCode {
         .init();
     match cli.command {
         Command::Run(args) => run::main(args),
+        Command::Pci(args) => pci::main(&args),
         Command::Stat(args) => stat::main(&args),
         Command::Check(args) => check::main(&args),
         Command::Bench(args) => bench::main(&args),

@@ -36,6 +36,9 @@ pub struct Args {
     /// Hypervisor's device node.
     #[arg(long, value_name = "NODE", default_value = DEFAULT_DEVICE)]
     device: PathBuf,
+    /// PCI device of the host for the guest, such as 0000:00:04.0 (see `rvmm pci`); may be repeated.
+    #[arg(long, value_name = "ADDRESS")]
+    pci: Vec<rvmm_vm::pci::Address>,
     /// What a guest's reset does.
     #[arg(long, value_enum, default_value_t = OnReset::Exit)]
     on_reset: OnReset,
@@ -90,6 +93,9 @@ fn boot(args: &Args, running: &Running) -> rvmm_vm::Result<Exit> {
         .kernel(&args.kernel);
     if let Some(path) = &args.initrd {
         builder = builder.initrd(path);
+    }
+    for address in &args.pci {
+        builder = builder.pci(*address);
     }
     if let Some(text) = &args.cmdline {
         builder = builder.cmdline(text);
