@@ -405,6 +405,65 @@ TEST(tsc_offset)
 	OK(ioctl(vm.vcpu, KVM_HAS_DEVICE_ATTR, &a));
 }
 
+/* A TSC of another frequency: RDTSC, the MSR and the clock's page say the same; the deadline timer knows it. */
+TEST(tsc_scaling)
+{
+	uint64_t host, khz, a, b, ha, hb;
+	struct kvm_clock_data c, d;
+	struct time_info *t;
+	struct vm vm;
+
+	VM_NEW_LONG(&vm, clock_guest);
+	host = OK(ioctl(vm.vcpu, KVM_GET_TSC_KHZ, 0));
+	CHECK_EQ(OK(ioctl(vm.fd, KVM_GET_TSC_KHZ, 0)), host);
+	OK(ioctl(vm.vcpu, KVM_SET_TSC_KHZ, 0));
+	OK(ioctl(vm.vcpu, KVM_SET_TSC_KHZ, host + host / 10000));
+	CHECK_EQ(OK(ioctl(vm.vcpu, KVM_GET_TSC_KHZ, 0)), host + host / 10000);
+	OK(ioctl(vm.vcpu, KVM_SET_TSC_KHZ, host));
+	/* The VM's is for vCPUs to come. */
+	CHECK_ERRNO(ioctl(vm.fd, KVM_SET_TSC_KHZ, host), EINVAL);
+	if (!OK(ioctl(vm.kvm, KVM_CHECK_EXTENSION, KVM_CAP_TSC_CONTROL))) {
+		CHECK_ERRNO(ioctl(vm.vcpu, KVM_SET_TSC_KHZ, host / 2), EINVAL);
+		skip("the processor does not scale TSCs");
+	}
+	CHECK_EQ(OK(ioctl(vm.kvm, KVM_CHECK_EXTENSION, KVM_CAP_VM_TSC_CONTROL)), 1);
+	CHECK_ERRNO(ioctl(vm.vcpu, KVM_SET_TSC_KHZ, 0x7fffffff), EINVAL);
+	t = (void *)(vm.mem + G_DATA);
+	for (int i = 0; i < 2; i++) {
+		khz = i ? host * 3 : host / 4;
+		OK(ioctl(vm.vcpu, KVM_SET_TSC_KHZ, khz));
+		CHECK_EQ(OK(ioctl(vm.vcpu, KVM_GET_TSC_KHZ, 0)), khz);
+		guest_msr(&vm, MSR_SYSTEM_TIME, G_DATA | 1);
+		check_page(&vm, t);
+		/* As fast as it says, by the host's clock, and RDTSC is between two readings of the MSR. */
+		c = get_clock(&vm);
+		CHECK(get_msr(&vm, MSR_TSC, &a));
+		ha = __builtin_ia32_rdtsc();
+		usleep(100000);
+		vm_expect(&vm, KVM_EXIT_HLT);
+		CHECK(get_msr(&vm, MSR_TSC, &b));
+		hb = __builtin_ia32_rdtsc();
+		d = get_clock(&vm);
+		CHECK(*vm_cells(&vm) > a && *vm_cells(&vm) < b);
+		double rate = (double)(b - a) / (hb - ha), want = (double)khz / host;
+		if (rate < want * 0.98 || rate > want * 1.02)
+			FAIL("%g ticks for one of the host's, %g expected", rate, want);
+		CHECK(d.clock > c.clock);
+		check_page(&vm, t);
+		guest_msr(&vm, MSR_TSC, 1ull << 50);
+		CHECK(*vm_cells(&vm) - (1ull << 50) < 1ull << 40);
+		check_page(&vm, t);
+	}
+	vm_free(&vm);
+	/* From the VM. */
+	vm_init(&vm, MIB);
+	OK(ioctl(vm.fd, KVM_SET_TSC_KHZ, host / 2));
+	CHECK_EQ(OK(ioctl(vm.fd, KVM_GET_TSC_KHZ, 0)), host / 2);
+	vm_add_vcpu(&vm, 0);
+	CHECK_EQ(OK(ioctl(vm.vcpu, KVM_GET_TSC_KHZ, 0)), host / 2);
+	CHECK(get_msr(&vm, MSR_TSC, &a) && a < host * 1000 * 100);
+}
+
 /* KVM_CAP_ENFORCE_PV_FEATURE_CPUID: without their CPUID bits the MSRs are not there. */
 TEST(enforced_features)
 {

@@ -189,6 +189,10 @@ pub struct HwCaps {
     pub xsaves: bool,
     /// UMIP may be shown to guests.
     pub umip: bool,
+    /// The guest's TSC can be scaled: bits behind the point of the ratio, and the highest ratio. 0: it cannot.
+    pub tsc_fraction: u32,
+    #[allow(missing_docs)]
+    pub tsc_ratio_max: u64,
     /// PAUSE loops exit.
     pub pause_exit: bool,
     /// Local APICs are virtualised ([`VcpuBackend::virtualize_apic`]).
@@ -266,8 +270,11 @@ pub trait VcpuBackend: Sized {
     /// Writes such an MSR; the value has been validated. False for one it does not keep. *Any*.
     fn set_msr(&mut self, index: u32, value: u64) -> bool;
 
-    /// Guest TSC = host TSC + `offset` (mod 2^64). *Any*.
+    /// Guest TSC = host TSC, scaled, + `offset` (mod 2^64). *Any*.
     fn set_tsc_offset(&mut self, offset: u64);
+
+    /// The ratio by which the host's TSC is scaled; only where [`HwCaps::tsc_fraction`] is not 0. *Any*.
+    fn set_tsc_ratio(&mut self, _ratio: u64) {}
 
     /// Exceptions to intercept besides #DB, #AC and #MC: bit per vector. *Any*.
     fn set_exception_intercepts(&mut self, vectors: u32);

@@ -262,6 +262,9 @@ pub(crate) fn check_extension(cap: usize) -> isize {
         k::KVM_CAP_SET_GUEST_DEBUG2 => crate::debug::CONTROLS as isize,
         k::KVM_CAP_SYNC_REGS => crate::vcpu_more::SYNC_REGS as isize,
         k::KVM_CAP_XSAVE2 => 4096,
+        k::KVM_CAP_TSC_CONTROL | k::KVM_CAP_VM_TSC_CONTROL => {
+            hw::caps().is_some_and(|c| c.tsc_fraction != 0).into()
+        }
         k::KVM_CAP_XCRS => model().is_ok_and(|m| m.has_xsave).into(),
         k::KVM_CAP_ADJUST_CLOCK => {
             (k::KVM_CLOCK_TSC_STABLE | k::KVM_CLOCK_REALTIME | k::KVM_CLOCK_HOST_TSC) as isize

@@ -195,6 +195,10 @@ impl VcpuBackend for Hw {
         dispatch!(self, v => v.set_tsc_offset(offset))
     }
 
+    fn set_tsc_ratio(&mut self, ratio: u64) {
+        dispatch!(self, v => v.set_tsc_ratio(ratio))
+    }
+
     fn set_exception_intercepts(&mut self, vectors: u32) {
         dispatch!(self, v => v.set_exception_intercepts(vectors))
     }

@@ -11,6 +11,7 @@ use crate::cpu::events::{self, Gate};
 use crate::cpu::msr::{self as msrs, Access, Class, MsrFile, Read, Written};
 use crate::cpu::paravirt::Paravirt;
 use crate::cpu::regs::{cr0, cr4, rflags, DescTable, Gpr, Seg, Segment, Sregs};
+use crate::cpu::tsc::{self, Scale};
 use crate::cpu::xsave;
 use crate::debug::{self, Debug};
 use crate::dev::{self, Model};
@@ -144,6 +145,8 @@ pub(crate) struct State {
     pub(crate) tsc_offset: u64,
     /// The guest's TSC frequency, kHz.
     pub(crate) tsc_khz: u32,
+    /// How the host's TSC is scaled for it.
+    pub(crate) tsc_scale: Scale,
     /// Which generation of synchronised TSCs this one belongs to.
     pub(crate) tsc_member: u64,
     /// What KVM's paravirtual MSRs set up.
@@ -170,6 +173,25 @@ pub(crate) struct State {
     pub(crate) entry_failure: Option<crate::uapi::EntryFailure>,
     /// What guests may see on this host.
     pub(crate) model: &'static Model,
+}
+
+/// The scale for a TSC of `khz`. EINVAL: not the host's frequency, or near to it, and the processor cannot scale so.
+pub(crate) fn tsc_scale(khz: u32) -> Result<Scale> {
+    let host = boot_cpu::tsc_khz();
+    if tsc::within_tolerance(khz, host) {
+        return Ok(Scale::ONE);
+    }
+    let caps = crate::hw::caps().ok_or(ENODEV)?;
+    Scale::new(khz, host, caps.tsc_fraction, caps.tsc_ratio_max).ok_or(EINVAL)
+}
+
+/// The frequency that KVM_SET_TSC_KHZ asks for, on a VM or a vCPU. EINVAL: not to be had.
+pub(crate) fn wanted_tsc_khz(arg: usize) -> Result<u32> {
+    let khz = match arg as u32 {
+        0 => boot_cpu::tsc_khz(),
+        khz => khz,
+    };
+    tsc_scale(khz).map(|_| khz)
 }
 
 /// A segment after RESET or INIT (SDM 3A table 10-1).
@@ -212,16 +234,14 @@ impl State {
         let bsp = id == vm.boot_cpu();
         let mut hw = Hw::new(id)?;
         let mut msr_file = KBox::new(MsrFile::ZERO, GFP_KERNEL_ACCOUNT)?;
-        let stuff = vm.caps.quirk(k::KVM_X86_QUIRK_STUFF_FEATURE_MSRS);
-        msr_file.reset(&if stuff {
-            model.msr_config()
-        } else {
-            msrs::Config {
-                arch_capabilities: 0,
-                platform_info: 0,
-                ..model.msr_config()
-            }
-        });
+        msr_file.reset(&model.msr_config());
+        if !vm.caps.quirk(k::KVM_X86_QUIRK_STUFF_FEATURE_MSRS) {
+            // User space fills them in from what the device says.
+            msr_file.arch_capabilities = 0;
+            msr_file.platform_info = 0;
+            msr_file.ucode_rev = 0;
+            msr_file.de_cfg = 0;
+        }
         let host_features = model.features;
         let features = GuestFeatures::from_table(&[], &CpuidIndex::empty());
         let in_kernel = vm.chip.has_lapic();
@@ -293,13 +313,14 @@ impl State {
             io_port: None,
             completion: Completion::Nothing,
             tsc_offset: 0,
-            tsc_khz: vm.tsc_khz,
+            tsc_khz: boot_cpu::tsc_khz(),
+            tsc_scale: Scale::ONE,
             tsc_member: 0,
             pv: Paravirt::default(),
             tsc_adjust: 0,
             tlb_seen: 0,
             last_cpu: u32::MAX,
-            timer_advance: FIRST_ADVANCE_NS * u64::from(vm.tsc_khz) / 1_000_000,
+            timer_advance: FIRST_ADVANCE_NS * u64::from(boot_cpu::tsc_khz()) / 1_000_000,
             timer_due: None,
             token: crate::mitigate::token(),
             has_run: false,
@@ -472,36 +493,54 @@ impl State {
 
     /// Guest TSC at this host TSC.
     pub(crate) fn tsc_at(&self, host: u64) -> u64 {
-        host.wrapping_add(self.tsc_offset)
+        self.tsc_scale.apply(host).wrapping_add(self.tsc_offset)
     }
 
     /// The frequency at which the guest's TSC really counts, kHz; [`State::tsc_khz`] is what it is taken for.
     pub(crate) fn tsc_rate_khz(&self) -> u32 {
-        boot_cpu::tsc_khz()
+        match self.tsc_scale.apply(boot_cpu::tsc_khz().into()) {
+            0 => 1,
+            khz => u32::try_from(khz).unwrap_or(u32::MAX),
+        }
+    }
+
+    /// Sets the TSC's frequency (KVM_SET_TSC_KHZ). EINVAL: the processor cannot have it so.
+    pub(crate) fn set_tsc_khz(&mut self, khz: u32) -> Result {
+        let scale = tsc_scale(khz)?;
+        self.tsc_khz = khz;
+        if scale != self.tsc_scale {
+            self.tsc_scale = scale;
+            let fraction = crate::hw::caps().map_or(0, |c| c.tsc_fraction);
+            self.hw.set_tsc_ratio(scale.ratio(fraction));
+        }
+        self.pv.clock_stale = true;
+        Ok(())
     }
 
     /// User space writes IA32_TSC, or the vCPU is new: the vCPU's TSC runs together with the others' if it seems meant to.
     pub(crate) fn synchronize_tsc(&mut self, vm: &Vm, value: u64, by_user: bool) {
         let vcpus = &vm.memory.vcpus;
+        let scale = self.tsc_scale;
         let offset = vm.clock.write_tsc(
             vcpus,
             &mut self.tsc_member,
             value,
             self.tsc_khz,
             by_user,
-            |host| host,
+            |host| scale.apply(host),
         );
         self.set_tsc_offset(offset);
     }
 
     /// User space sets the TSC's offset as such (KVM_VCPU_TSC_OFFSET).
     pub(crate) fn restore_tsc_offset(&mut self, vm: &Vm, offset: u64) {
+        let scale = self.tsc_scale;
         vm.clock.set_tsc_offset(
             &vm.memory.vcpus,
             &mut self.tsc_member,
             offset,
             self.tsc_khz,
-            |host| host,
+            |host| scale.apply(host),
         );
         self.set_tsc_offset(offset);
     }

@@ -23,7 +23,7 @@ use crate::linux::sched::SignalMaskGuard;
 use crate::mem::addr::Gva;
 use crate::mem::gwalk;
 use crate::run::{self, Runner};
-use crate::state::{Completion, MpState, State};
+use crate::state::{self, Completion, MpState, State};
 use crate::uapi::{self, k};
 use crate::vcpu_more;
 use crate::vcpu_set::{request, VcpuShared};
@@ -104,6 +104,8 @@ impl Vcpu {
     /// Sets a new vCPU's TSC going, together with the others'.
     pub(crate) fn start_tsc(&self, vm: &Vm) -> Result {
         let mut s = self.state.lock()?;
+        // As in KVM not an error: the host may have lost the frequency since user space chose it.
+        let _ = s.set_tsc_khz(vm.tsc_khz.load(Ordering::Relaxed));
         s.synchronize_tsc(vm, 0, false);
         Ok(())
     }
@@ -125,7 +127,7 @@ impl Vcpu {
                     self.shared.request_self(request::TIMER);
                     return;
                 }
-                let khz = u64::from(s.tsc_khz.max(1));
+                let khz = u64::from(s.tsc_rate_khz());
                 // left / khz milliseconds, without a product that overflows: the remainder is below 2^32.
                 let ns = (left / khz)
                     .saturating_mul(1_000_000)
@@ -376,11 +378,8 @@ fn ioctl(vm: &Arc<Vm>, vcpu: &Arc<Vcpu>, cmd: u32, arg: usize) -> Result<isize> 
         uapi::KVM_GET_TSC_KHZ => return Ok(s.tsc_khz as isize),
         uapi::KVM_SET_GUEST_DEBUG => s.set_guest_debug(vm, &uapi::get(arg)?)?,
         uapi::KVM_SET_TSC_KHZ => {
-            // No scaling: only what the TSC does anyway, within KVM's tolerance of 250 ppm.
-            let want = if arg == 0 { vm.tsc_khz as usize } else { arg };
-            if want.abs_diff(vm.tsc_khz as usize) > vm.tsc_khz as usize / 4000 {
-                return Err(EINVAL);
-            }
+            s.set_tsc_khz(state::wanted_tsc_khz(arg)?)?;
+            vcpu.arm_timer(s);
         }
         uapi::RVMM_GET_ENTRY_FAILURE => match &s.entry_failure {
             Some(f) => uapi::put(arg, f)?,

@@ -57,7 +57,7 @@ pub(crate) struct Vm {
     /// vCPU that starts as BSP.
     boot_cpu: AtomicU32,
     /// TSC frequency of new vCPUs, kHz.
-    pub(crate) tsc_khz: u32,
+    pub(crate) tsc_khz: AtomicU32,
     /// The VM's clock.
     #[pin]
     pub(crate) clock: Clock,
@@ -87,7 +87,7 @@ impl Vm {
                 caps <- VmCaps::new(),
                 setup <- new_mutex!(Setup { ids: KVec::new() }),
                 boot_cpu: AtomicU32::new(0),
-                tsc_khz: crate::linux::boot_cpu::tsc_khz(),
+                tsc_khz: AtomicU32::new(crate::linux::boot_cpu::tsc_khz()),
                 clock <- Clock::new(),
                 exception_payload: AtomicBool::new(false),
                 triple_fault_event: AtomicBool::new(false),
@@ -270,7 +270,16 @@ fn ioctl(vm: &Arc<Vm>, cmd: u32, arg: usize) -> Result<isize> {
             vm.clock.set(&vm.memory.vcpus, d.clock, real_ns);
             Ok(0)
         }
-        uapi::KVM_GET_TSC_KHZ => Ok(vm.tsc_khz as isize),
+        uapi::KVM_GET_TSC_KHZ => Ok(vm.tsc_khz.load(Ordering::Relaxed) as isize),
+        uapi::KVM_SET_TSC_KHZ => {
+            let khz = crate::state::wanted_tsc_khz(arg)?;
+            let setup = vm.setup.lock();
+            if !setup.ids.is_empty() {
+                return Err(EINVAL);
+            }
+            vm.tsc_khz.store(khz, Ordering::Relaxed);
+            Ok(0)
+        }
         uapi::RVMM_ASSIGN_DEVICE => crate::assign::assign(vm, arg),
         uapi::KVM_X86_SET_MSR_FILTER => {
             vm.caps.set_msr_filter(arg)?;

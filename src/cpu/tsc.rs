@@ -74,6 +74,50 @@ pub const fn scale(tsc: u64, ratio: u64, fraction: u32) -> u64 {
     (tsc as u128 * ratio as u128).wrapping_shr(fraction) as u64
 }
 
+/// How a vCPU's TSC follows the host's.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Scale {
+    /// Fixed point.
+    ratio: u64,
+    /// Bits behind the point; 0 for [`Scale::ONE`] alone.
+    fraction: u32,
+}
+
+impl Scale {
+    /// As the host's.
+    pub const ONE: Self = Self {
+        ratio: 1,
+        fraction: 0,
+    };
+
+    /// For a TSC of `khz` on a host of `host_khz`, where the processor has `fraction` bits behind the point and ratios up to `max`.
+    /// `None`: it cannot.
+    pub fn new(khz: u32, host_khz: u32, fraction: u32, max: u64) -> Option<Self> {
+        let ratio = ratio(khz, host_khz, fraction).filter(|r| *r < max)?;
+        // KVM_SET_TSC_KHZ takes no more.
+        (khz < 0x7fff_ffff).then_some(Self { ratio, fraction })
+    }
+
+    /// The ratio for a processor with `fraction` bits behind the point.
+    pub const fn ratio(self, fraction: u32) -> u64 {
+        if self.fraction == 0 {
+            1u64.wrapping_shl(fraction)
+        } else {
+            self.ratio
+        }
+    }
+
+    /// The vCPU's ticks, but for its offset, when the host's TSC is `host`.
+    #[inline]
+    pub const fn apply(self, host: u64) -> u64 {
+        if self.fraction == 0 {
+            host
+        } else {
+            scale(host, self.ratio, self.fraction)
+        }
+    }
+}
+
 /// The ratio that makes a TSC of `host_khz` count at `khz`, with 32 to 48 bits behind the point. `None` when it is zero or does not fit.
 pub fn ratio(khz: u32, host_khz: u32, fraction: u32) -> Option<u64> {
     let host = u64::from(host_khz);

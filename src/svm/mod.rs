@@ -26,6 +26,12 @@ pub(crate) use vcpu::SvmVcpu;
 const MSR_PAT: u32 = 0x277;
 const MSR_EFER: u32 = 0xc000_0080;
 const MSR_TSC_AUX: u32 = 0xc000_0103;
+/// TSC_RATIO, by which guests' TSCs are scaled (APM 2 15.30.5): 8 bits before the point, 32 behind.
+const MSR_TSC_RATIO: u32 = 0xc000_0104;
+const TSC_FRACTION: u32 = 32;
+const TSC_RATIO_MAX: u64 = (1 << 40) - 1;
+/// No scaling; the value of RESET.
+const TSC_RATIO_ONE: u64 = 1 << TSC_FRACTION;
 const MSR_VM_CR: u32 = 0xc001_0114;
 const MSR_VM_HSAVE_PA: u32 = 0xc001_0117;
 /// VM_CR.SVMDIS (APM 2 15.30.1).
@@ -35,6 +41,7 @@ const VM_CR_SVMDIS: u64 = 1 << 4;
 mod feature {
     pub(super) const NP: u32 = 1 << 0;
     pub(super) const NRIPS: u32 = 1 << 3;
+    pub(super) const TSC_RATE_MSR: u32 = 1 << 4;
     pub(super) const FLUSH_BY_ASID: u32 = 1 << 6;
     pub(super) const DECODE_ASSISTS: u32 = 1 << 7;
     pub(super) const PAUSE_FILTER: u32 = 1 << 10;
@@ -197,6 +204,12 @@ impl Platform for Svm {
             invpcid: l7.ebx & 1 << 10 != 0,
             xsaves: xsave & 8 != 0,
             umip: l7.ecx & 4 != 0,
+            tsc_fraction: if l.edx & feature::TSC_RATE_MSR != 0 {
+                TSC_FRACTION
+            } else {
+                0
+            },
+            tsc_ratio_max: TSC_RATIO_MAX,
             pause_exit: l.edx & feature::PAUSE_FILTER != 0,
             apicv: false,
             nested_levels: if boot_cpu::la57() { 5 } else { 4 },

@@ -4,7 +4,7 @@
 use super::check;
 use super::entry;
 use super::vmcb::{exit, misc1, misc2, vintr, Vmcb, VmcbSegment};
-use super::{Cpu, State, MSR_PAT, MSR_TSC_AUX, STATE};
+use super::{Cpu, State, MSR_PAT, MSR_TSC_AUX, MSR_TSC_RATIO, STATE, TSC_RATIO_ONE};
 use crate::backend::{
     CpuState, EntryParams, EntryViolation, Exits, Groups, Interruptibility, LongCode, VcpuBackend,
 };
@@ -85,6 +85,8 @@ pub(crate) struct SvmVcpu {
     stepping: bool,
     /// Guest's TSC_AUX.
     tsc_aux: u64,
+    /// By which the guest's TSC is scaled.
+    tsc_ratio: u64,
     host_debug: HostDebug,
     /// CR4.MCE as the guest set it.
     guest_mce: u64,
@@ -409,6 +411,7 @@ impl VcpuBackend for SvmVcpu {
             nmi: NmiMask::Open,
             stepping: false,
             tsc_aux: 0,
+            tsc_ratio: TSC_RATIO_ONE,
             host_debug: HostDebug {
                 dr7: DR7_RESET,
                 dr: None,
@@ -482,6 +485,10 @@ impl VcpuBackend for SvmVcpu {
             // SAFETY: TSC_AUX is read by user-space RDTSCP and RDPID only; `end_stay` puts the host's value back.
             unsafe { msr::write(MSR_TSC_AUX, self.tsc_aux) };
         }
+        if self.tsc_ratio != TSC_RATIO_ONE {
+            // SAFETY: The core sets it only where CPUID has the MSR; in force in guests only, and `end_stay` puts it back.
+            unsafe { msr::write(MSR_TSC_RATIO, self.tsc_ratio) };
+        }
         Ok(())
     }
 
@@ -493,6 +500,10 @@ impl VcpuBackend for SvmVcpu {
         if self.state.caps.rdtscp && self.tsc_aux != aux {
             // SAFETY: The value that this CPU had before the stay.
             unsafe { msr::write(MSR_TSC_AUX, aux) };
+        }
+        if self.tsc_ratio != TSC_RATIO_ONE {
+            // SAFETY: As in `begin_stay`.
+            unsafe { msr::write(MSR_TSC_RATIO, TSC_RATIO_ONE) };
         }
         // SAFETY: The values that the registers had before the stay, addresses before enables.
         unsafe {
@@ -706,6 +717,10 @@ impl VcpuBackend for SvmVcpu {
 
     fn set_tsc_offset(&mut self, offset: u64) {
         self.vmcb_mut().control.tsc_offset = offset;
+    }
+
+    fn set_tsc_ratio(&mut self, ratio: u64) {
+        self.tsc_ratio = ratio;
     }
 
     fn set_exception_intercepts(&mut self, vectors: u32) {

@@ -49,6 +49,9 @@ mod ept_cap {
 
 /// EPTP: write-back memory type and a page walk of four levels (SDM 3C table 25-9).
 const EPTP_WB_4_LEVELS: u64 = 6 | 3 << 3;
+/// Bits of the TSC multiplier behind the point (SDM 3C 25.6.5).
+pub(super) const TSC_FRACTION: u32 = 48;
+
 /// EPTP: accessed and dirty flags (SDM 3C table 25-9).
 const EPTP_ACCESSED_DIRTY: u64 = 1 << 6;
 
@@ -161,7 +164,12 @@ const PROC: Wanted = Wanted {
 
 const PROC2: Wanted = Wanted {
     must: proc2::EPT | proc2::UNRESTRICTED_GUEST | proc2::WBINVD_EXITING,
-    wish: proc2::VPID | proc2::RDTSCP | proc2::INVPCID | proc2::ENCLS_EXITING | proc2::XSAVES,
+    wish: proc2::VPID
+        | proc2::RDTSCP
+        | proc2::INVPCID
+        | proc2::ENCLS_EXITING
+        | proc2::XSAVES
+        | proc2::TSC_SCALING,
     off: !(proc2::EPT
         | proc2::UNRESTRICTED_GUEST
         | proc2::WBINVD_EXITING
@@ -169,7 +177,8 @@ const PROC2: Wanted = Wanted {
         | proc2::RDTSCP
         | proc2::INVPCID
         | proc2::ENCLS_EXITING
-        | proc2::XSAVES),
+        | proc2::XSAVES
+        | proc2::TSC_SCALING),
 };
 
 /// Secondary controls that APIC virtualisation takes turns with: registers and delivery always, the accesses by mode.
@@ -430,6 +439,12 @@ impl Caps {
             invpcid: self.proc2 & proc2::INVPCID != 0,
             xsaves: self.proc2 & proc2::XSAVES != 0,
             umip: self.cr4_fixed1 & cr4::UMIP != 0,
+            tsc_fraction: if self.proc2 & proc2::TSC_SCALING != 0 {
+                TSC_FRACTION
+            } else {
+                0
+            },
+            tsc_ratio_max: u64::MAX,
             pause_exit: false,
             apicv: self.apicv,
             nested_levels: 4,

@@ -12,7 +12,7 @@
 //!   translations may survive, even from an earlier owner of the root's page): INVEPT of the root.
 //! - Control registers are written from outside the guest: INVVPID, because the guest's own MOV would have flushed.
 
-use super::caps::Caps;
+use super::caps::{Caps, TSC_FRACTION};
 use super::decode::{self, Class, Exceptional};
 use super::entry::{self as world, Outcome};
 use super::host::{index, GuestMsrs, HostState, DR7_ENABLES, SWAPPED};
@@ -61,6 +61,7 @@ struct Written {
     proc: u32,
     exceptions: u32,
     tsc_offset: u64,
+    tsc_ratio: u64,
     eptp: u64,
     dr7: u64,
     /// Breakpoint addresses in the processor, in this stay.
@@ -109,6 +110,7 @@ pub(crate) struct VmxVcpu {
     /// Processor-based controls that are not wanted for their sake.
     proc_off: u32,
     tsc_offset: u64,
+    tsc_ratio: u64,
     /// The virtualised local APIC, if it is.
     apic: Option<Apic>,
     /// Primary processor-based controls, without windows.
@@ -222,6 +224,10 @@ impl VmxVcpu {
             vm.write_control(ENTRY_INTR_INFO, 0);
             vm.write_control(MSR_BITMAP, self.shared.msr_bitmap.phys());
             vm.write_control(TSC_OFFSET, 0);
+            if caps.proc2 & proc2::TSC_SCALING != 0 {
+                self.written.tsc_ratio = 1 << TSC_FRACTION;
+                vm.write_control(TSC_MULTIPLIER, self.written.tsc_ratio);
+            }
             if caps.vpid() {
                 vm.write_control(VPID, self.vpid);
             }
@@ -419,6 +425,11 @@ impl VmxVcpu {
             // SAFETY: Only the guest sees its TSC.
             unsafe { vm.write_control(TSC_OFFSET, self.tsc_offset) };
             self.written.tsc_offset = self.tsc_offset;
+        }
+        if self.tsc_ratio != self.written.tsc_ratio {
+            // SAFETY: As above; the core sets it only where the control is on, and never to zero.
+            unsafe { vm.write_control(TSC_MULTIPLIER, self.tsc_ratio) };
+            self.written.tsc_ratio = self.tsc_ratio;
         }
         if let Some(apic) = self.apic.as_mut().filter(|a| a.dirty) {
             write_apic(vm, self.shared, apic, self.exits.all_msrs);
@@ -733,6 +744,7 @@ impl VcpuBackend for VmxVcpu {
             exits: Exits::default(),
             proc_off: 0,
             tsc_offset: 0,
+            tsc_ratio: 1 << TSC_FRACTION,
             apic: None,
             proc: shared.caps.proc,
             stale: true,
@@ -951,6 +963,11 @@ impl VcpuBackend for VmxVcpu {
 
     fn set_tsc_offset(&mut self, offset: u64) {
         self.tsc_offset = offset;
+        self.stale = true;
+    }
+
+    fn set_tsc_ratio(&mut self, ratio: u64) {
+        self.tsc_ratio = ratio;
         self.stale = true;
     }
 

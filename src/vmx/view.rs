@@ -33,6 +33,9 @@ fn controls(vm: Current, caps: &VmxCaps, c: &mut Controls) {
     if c.proc2 & proc2::APIC_ACCESSES != 0 {
         c.apic_access = vm.read(APIC_ACCESS_ADDR);
     }
+    if c.proc2 & proc2::TSC_SCALING != 0 {
+        c.tsc_multiplier = vm.read(TSC_MULTIPLIER);
+    }
     c.eptp = vm.read(EPT_POINTER);
     c.exit_msr_store = MsrArea {
         count: vm.read(EXIT_MSR_STORE_COUNT),

@@ -148,6 +148,7 @@ fields! { Control, W64:
     EOI_EXIT_BITMAP3 = 0x2022,
     XSS_EXITING_BITMAP = 0x202c,
     ENCLS_EXITING_BITMAP = 0x202e,
+    TSC_MULTIPLIER = 0x2032,
 }
 fields! { Info, W64:
     GUEST_PHYSICAL_ADDRESS = 0x2400,
@@ -310,6 +311,7 @@ pub(super) mod proc2 {
     pub(in crate::vmx) const INVPCID: u32 = 1 << 12;
     pub(in crate::vmx) const ENCLS_EXITING: u32 = 1 << 15;
     pub(in crate::vmx) const XSAVES: u32 = 1 << 20;
+    pub(in crate::vmx) const TSC_SCALING: u32 = 1 << 25;
 }
 
 /// Bits of the primary VM-exit controls (SDM 3C table 25-14).

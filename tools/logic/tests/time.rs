@@ -245,3 +245,25 @@ fn clock_pairing_layout() {
     assert_eq!(b[16..24], 0x0102_0304u64.to_le_bytes());
     assert!(b[24..].iter().all(|v| *v == 0));
 }
+
+#[test]
+fn scales() {
+    use rvmm_logic::cpu::tsc::Scale;
+    assert_eq!(Scale::ONE.apply(u64::MAX), u64::MAX);
+    assert_eq!(Scale::ONE.ratio(48), 1 << 48);
+    for (fraction, max) in [(48, u64::MAX), (32, (1 << 40) - 1)] {
+        let half = Scale::new(1_000_000, 2_000_000, fraction, max).unwrap();
+        assert_eq!(half.apply(1000), 500);
+        assert_eq!(half.ratio(fraction), 1 << (fraction - 1));
+        let three = Scale::new(6_000_000, 2_000_000, fraction, max).unwrap();
+        assert_eq!(three.apply(1 << 62), (1 << 62) * 3);
+        assert_eq!(three.apply(u64::MAX), u64::MAX.wrapping_mul(3));
+        assert_eq!(Scale::new(0x7fff_ffff, 2_000_000, fraction, max), None);
+        assert_eq!(Scale::new(0, 2_000_000, fraction, max), None);
+    }
+    // 256 times: more than AMD's ratio holds.
+    assert_eq!(Scale::new(256_000_000, 1_000_000, 32, (1 << 40) - 1), None);
+    assert!(Scale::new(255_000_000, 1_000_000, 32, (1 << 40) - 1).is_some());
+    // Not there.
+    assert_eq!(Scale::new(1_000_000, 2_000_000, 0, 0), None);
+}
