@@ -113,12 +113,14 @@ GUEST64(deadline,
 	"mov $1, %eax; xor %edx, %edx; wrmsr\n"
 	SLEEP_UNTIL(2)
 	/* Armed and taken back. */
-	"rdtsc; add $20000000, %eax; adc $0, %edx; wrmsr; xor %eax, %eax; xor %edx, %edx; wrmsr\n"
-	"sti; mov $4000000, %ecx; 1: sub $1, %ecx; jnz 1b; cli; out %al, $0x13\n");
+	"rdtsc; shl $32, %rdx; or %rdx, %rax; lea (%rax, %rdi), %r8; mov %r8, %rax; mov %r8, %rdx; shr $32, %rdx; wrmsr\n"
+	"xor %eax, %eax; xor %edx, %edx; wrmsr\n"
+	"sti; 1: rdtsc; shl $32, %rdx; or %rdx, %rax; cmp %r8, %rax; jb 1b; mov $4000000, %ecx; 1: sub $1, %ecx; jnz 1b; cli; out %al, $0x13\n");
 
 TEST(timer_deadline)
 {
 	struct kvm_cpuid_entry2 *e;
+	struct kvm_regs r;
 	struct vm vm;
 
 	NEW(&vm, deadline);
@@ -129,6 +131,10 @@ TEST(timer_deadline)
 	e = cpuid_entry(table, 1, 0);
 	e->ecx |= 1 << 24;
 	OK(ioctl(vm.vcpu, KVM_SET_CPUID2, table));
+	/* The bed turns to its other CPU for 100 ms at times: not between arming and taking back, please. */
+	r = vm_regs(&vm);
+	r.rdi = is_tcg() ? 600000000 : 20000000;
+	vm_set_regs(&vm, &r);
 	CHECK_EQ(vm_expect_out(&vm, 0x10), 0);
 	CHECK_EQ(vm_expect_out(&vm, 0x11), 1);
 	CHECK_EQ(vm_expect_out(&vm, 0x12), 0);
@@ -360,8 +366,8 @@ GUEST64(ping,
 	"dec %ecx; jnz 1b\n"
 	"movl $1, " STR(G_CELLS) "; movl $0x4056, 0x300(%rbx)\n"
 	"out %al, $0x10\n");
-GUEST64(pong, APIC "1: sti; hlt; cli; cmpl $0, " STR(G_CELLS) "; je 1b; out %al, $0x11\n");
-GUEST64(pong_busy, APIC "sti; 1: cmpl $0, " STR(G_CELLS) "; je 1b; out %al, $0x11\n");
+GUEST64(pong, APIC "incq " STR(G_CELLS) "+8; 1: sti; hlt; cli; cmpl $0, " STR(G_CELLS) "; je 1b; out %al, $0x11\n");
+GUEST64(pong_busy, APIC "incq " STR(G_CELLS) "+8; sti; 1: cmpl $0, " STR(G_CELLS) "; je 1b; out %al, $0x11\n");
 
 static void ping_pong(const unsigned char *code, const unsigned char *end)
 {
@@ -381,8 +387,9 @@ static void ping_pong(const unsigned char *code, const unsigned char *end)
 	vm_set_regs(&ap, &r);
 	OK(ioctl(ap.vcpu, KVM_SET_MP_STATE, &mp));
 	REQUIRE(!pthread_create(&thread, NULL, ap_thread, &ap));
-	/* It may not have enabled its APIC yet: give it time. */
-	usleep(50000);
+	/* An APIC that is not enabled yet takes nothing. */
+	while (!vm_cells(&vm)[1])
+		usleep(1000);
 	vm_expect_out(&vm, 0x10);
 	REQUIRE(!pthread_join(thread, &result));
 	CHECK_EQ((intptr_t)result, -KVM_EXIT_IO);
