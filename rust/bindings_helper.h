@@ -103,6 +103,7 @@ bool rvmm_signal_pending(void);
 bool rvmm_fatal_signal_pending(void);
 unsigned long long rvmm_run_delay(void);
 void rvmm_cond_resched(void);
+void rvmm_yield(void);
 bool rvmm_xfer_to_guest_pending(void);
 void rvmm_xfer_to_guest_prepare(void);
 void rvmm_set_task_interruptible(void);

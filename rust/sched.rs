@@ -68,6 +68,13 @@ pub fn run_delay() -> u64 {
     unsafe { bindings::rvmm_run_delay() }
 }
 
+/// Lets other tasks run first. Sleeps.
+#[inline]
+pub fn yield_cpu() {
+    // SAFETY: The caller may sleep.
+    unsafe { bindings::rvmm_yield() };
+}
+
 /// Lets another task run if one should. Sleeps.
 #[inline]
 pub fn cond_resched() {

@@ -100,6 +100,8 @@ pub struct Exits {
     pub all_msrs: bool,
     /// HLT.
     pub hlt: bool,
+    /// Loops of PAUSE, where the processor can tell them.
+    pub pause: bool,
 }
 
 impl Default for Exits {
@@ -107,6 +109,7 @@ impl Default for Exits {
         Self {
             all_msrs: false,
             hlt: true,
+            pause: true,
         }
     }
 }

@@ -837,7 +837,13 @@ impl<'a> Runner<'a> {
             Exit::Hlt => self.hlt(atomic),
             // Caches are coherent and the guest has no device that is not: nothing to write back.
             Exit::CacheInvalidate => self.skip(atomic, &Known::INVALIDATE),
-            Exit::Pause => self.skip(atomic, &Known::PAUSE),
+            // A loop that waits, perhaps for a vCPU whose turn it is not.
+            Exit::Pause if atomic => Step::Slow,
+            Exit::Pause => {
+                let step = self.skip(false, &Known::PAUSE);
+                sched::yield_cpu();
+                step
+            }
             Exit::MonitorMwait if self.mwait_is_nop() => self.skip(atomic, &Known::MWAIT),
             // VMX and SVM instructions do not exist for the guest.
             Exit::MonitorMwait | Exit::Undefined => {

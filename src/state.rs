@@ -348,6 +348,7 @@ impl State {
         self.hw.set_exits(Exits {
             all_msrs: self.msr_filter.is_some(),
             hlt: vm.caps.disabled_exits() & u64::from(k::KVM_X86_DISABLE_EXITS_HLT) == 0,
+            pause: vm.caps.disabled_exits() & u64::from(k::KVM_X86_DISABLE_EXITS_PAUSE) == 0,
         });
     }
 

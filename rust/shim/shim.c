@@ -62,6 +62,11 @@ unsigned long long rvmm_run_delay(void)
 	return current->sched_info.run_delay;
 }
 
+void rvmm_yield(void)
+{
+	yield();
+}
+
 void rvmm_cond_resched(void)
 {
 	cond_resched();

@@ -45,6 +45,7 @@ mod feature {
     pub(super) const FLUSH_BY_ASID: u32 = 1 << 6;
     pub(super) const DECODE_ASSISTS: u32 = 1 << 7;
     pub(super) const PAUSE_FILTER: u32 = 1 << 10;
+    pub(super) const PAUSE_FILTER_THRESHOLD: u32 = 1 << 12;
 }
 
 /// Bits of an MSR-permission map: two per MSR, read then write (APM 2 15.11).
@@ -90,6 +91,8 @@ struct State {
     asids: u32,
     flush_by_asid: bool,
     decode_assists: bool,
+    /// PAUSE exits only after so many within a short time (APM 2 15.14.4).
+    pause_threshold: bool,
     /// Interrupts go in as V_IRQ with their vector instead of EVENTINJ. QEMU's TCG forgets to clear the event after
     /// VMRUN has delivered it, and delivers it again when it is asked to run another of its CPUs before the next exit
     /// (`helper_vmrun`: `exception_index`; `cpu_handle_interrupt`). With one CPU nobody asks.
@@ -243,6 +246,7 @@ impl Platform for Svm {
             asids: l.ebx,
             flush_by_asid: l.edx & feature::FLUSH_BY_ASID != 0,
             decode_assists: l.edx & feature::DECODE_ASSISTS != 0,
+            pause_threshold: l.edx & feature::PAUSE_FILTER_THRESHOLD != 0,
             virtual_injection: is_tcg() && smp::num_online() > 1,
             msrpm,
             msrpm_all,

@@ -169,6 +169,26 @@ impl SvmVcpu {
         }
     }
 
+    /// Exits of loops of PAUSE (APM 2 15.14.4), as many PAUSEs apart as in KVM. Without a filter every PAUSE would exit: none does.
+    fn set_pause_exits(&mut self, on: bool) {
+        const COUNT: u16 = 3000;
+        const THRESHOLD: u16 = 128;
+        let on = on && self.state.caps.pause_exit;
+        let threshold = if self.state.pause_threshold {
+            THRESHOLD
+        } else {
+            0
+        };
+        let c = &mut self.vmcb_mut().control;
+        if on {
+            c.intercept_misc1 |= misc1::PAUSE;
+            c.pause_filter_count = COUNT;
+            c.pause_filter_threshold = threshold;
+        } else {
+            c.intercept_misc1 &= !misc1::PAUSE;
+        }
+    }
+
     fn set_iret_intercept(&mut self, on: bool) {
         let m = &mut self.vmcb_mut().control.intercept_misc1;
         if on {
@@ -463,6 +483,7 @@ impl VcpuBackend for SvmVcpu {
         s.g_pat = PAT_RESET;
         s.efer = efer::SVME;
         this.set_exception_intercepts(0);
+        this.set_pause_exits(true);
         Ok(this)
     }
 
@@ -743,6 +764,7 @@ impl VcpuBackend for SvmVcpu {
         } else {
             c.intercept_misc1 &= !misc1::HLT;
         }
+        self.set_pause_exits(exits.pause);
     }
 
     fn check_entry(

@@ -169,7 +169,8 @@ const PROC2: Wanted = Wanted {
         | proc2::INVPCID
         | proc2::ENCLS_EXITING
         | proc2::XSAVES
-        | proc2::TSC_SCALING,
+        | proc2::TSC_SCALING
+        | proc2::PAUSE_LOOP_EXITING,
     off: !(proc2::EPT
         | proc2::UNRESTRICTED_GUEST
         | proc2::WBINVD_EXITING
@@ -178,7 +179,8 @@ const PROC2: Wanted = Wanted {
         | proc2::INVPCID
         | proc2::ENCLS_EXITING
         | proc2::XSAVES
-        | proc2::TSC_SCALING),
+        | proc2::TSC_SCALING
+        | proc2::PAUSE_LOOP_EXITING),
 };
 
 /// Secondary controls that APIC virtualisation takes turns with: registers and delivery always, the accesses by mode.
@@ -445,7 +447,7 @@ impl Caps {
                 0
             },
             tsc_ratio_max: u64::MAX,
-            pause_exit: false,
+            pause_exit: self.proc2 & proc2::PAUSE_LOOP_EXITING != 0,
             apicv: self.apicv,
             nested_levels: 4,
         }

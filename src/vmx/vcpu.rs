@@ -212,6 +212,12 @@ impl VmxVcpu {
             vm.write_control(EXIT_CONTROLS, caps.exit);
             vm.write_control(ENTRY_CONTROLS, caps.entry);
             vm.write_control(EXCEPTION_BITMAP, ALWAYS_INTERCEPTED);
+            if caps.proc2 & proc2::PAUSE_LOOP_EXITING != 0 {
+                // As in KVM: PAUSEs this close together, for this many ticks (SDM 3C 26.6.13).
+                vm.write_control(PLE_GAP, 128);
+                let window = if self.exits.pause { 4096 } else { u32::MAX };
+                vm.write_control(PLE_WINDOW, window);
+            }
             vm.write_control(PF_ERROR_CODE_MASK, 0);
             vm.write_control(PF_ERROR_CODE_MATCH, 0);
             vm.write_control(CR3_TARGET_COUNT, 0);

@@ -183,6 +183,8 @@ fields! { Control, W32:
     ENTRY_INSTRUCTION_LEN = 0x401a,
     TPR_THRESHOLD = 0x401c,
     PROC2_CONTROLS = 0x401e,
+    PLE_GAP = 0x4020,
+    PLE_WINDOW = 0x4022,
 }
 fields! { Info, W32:
     INSTRUCTION_ERROR = 0x4400,
@@ -308,6 +310,7 @@ pub(super) mod proc2 {
     pub(in crate::vmx) const UNRESTRICTED_GUEST: u32 = 1 << 7;
     pub(in crate::vmx) const APIC_REGISTERS: u32 = 1 << 8;
     pub(in crate::vmx) const VIRTUAL_INTERRUPTS: u32 = 1 << 9;
+    pub(in crate::vmx) const PAUSE_LOOP_EXITING: u32 = 1 << 10;
     pub(in crate::vmx) const INVPCID: u32 = 1 << 12;
     pub(in crate::vmx) const ENCLS_EXITING: u32 = 1 << 15;
     pub(in crate::vmx) const XSAVES: u32 = 1 << 20;
