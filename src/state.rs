@@ -895,7 +895,8 @@ impl State {
 
     /// XCR0 bits that the guest may set.
     pub(crate) fn allowed_xcr0(&self) -> u64 {
-        crate::cpu::cpuid::guest_xcr0(&self.cpuid, &self.cpuid_index, self.model.xcr0)
+        // User space sets the x87 bit of a vCPU without XSAVE too (as KVM allows).
+        crate::cpu::cpuid::guest_xcr0(&self.cpuid, &self.cpuid_index, self.model.xcr0) | xsave::X87
     }
 
     /// Reads the PDPTEs at `cr3` (SDM 3A 4.4.1). `NotRam` also when reserved bits of a present one are set, which is #GP(0).

@@ -936,7 +936,9 @@ impl SvmVcpu {
         c.n_cr3 = params.nested_root.0;
         c.event_inj = params.inject.as_ref().map_or(0, Self::encode_event);
         c.vintr = c.vintr & !vintr::V_TPR | u64::from(params.tpr) & vintr::V_TPR;
-        c.intercept_cr = if params.tpr_threshold == 0 {
+        // QEMU's TCG asserts when CR8 is written while V_IRQ is set (helper_write_crN, without its lock).
+        let v_irq = params.irq_window || virtual_irq.is_some();
+        c.intercept_cr = if params.tpr_threshold == 0 && !v_irq {
             c.intercept_cr & !CR8_WRITE
         } else {
             c.intercept_cr | CR8_WRITE
