@@ -714,8 +714,9 @@ impl GuestMemory {
             mmu.invalidations
         };
 
-        // A page that is writable anyway is mapped so on a read too: no second fault. Not while writes are logged.
-        let want_write = write || (!readonly && !logging);
+        // A page that is writable anyway is mapped so on a read too: no second fault. Where writes are logged it counts as dirty
+        // then, as in KVM: programs rely on the page of code that ran being in the log.
+        let want_write = write || !readonly;
         let fast = if want_write {
             gup::get_user_page_fast_only(hva_page, true)
         } else {

@@ -10,8 +10,8 @@ use std::io::Write;
 use std::ptr::null_mut;
 use std::slice;
 
-use kvm_bindings::KVM_MEM_LOG_DIRTY_PAGES;
 use kvm_bindings::kvm_userspace_memory_region;
+use kvm_bindings::KVM_MEM_LOG_DIRTY_PAGES;
 
 fn main() {
     let mem_size = 0x4000;
