@@ -212,5 +212,10 @@ void rvmm_read_clocks(struct rvmm_clocks *c);
 int rvmm_xrstor64(const void *area, u64 mask);
 int rvmm_fxrstor64(const void *area);
 void rvmm_fill_rsb(void);
+void rvmm_fill_rsb_one(void);
+unsigned int rvmm_posted_vector(void);
+void rvmm_send_posted(unsigned int cpu);
+void rvmm_host_interrupt(u8 vector);
+void rvmm_call_gate(unsigned long handler);
 
 #endif /* RVMM_BINDINGS_HELPER_H */

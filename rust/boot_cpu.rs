@@ -148,3 +148,10 @@ pub fn fill_rsb() {
     // SAFETY: Balanced on the stack, no other effect.
     unsafe { bindings::rvmm_fill_rsb() };
 }
+
+/// Puts one entry on the return stack, which is enough where the kernel says so (X86_FEATURE_RSB_VMEXIT_LITE).
+#[inline]
+pub fn fill_rsb_one() {
+    // SAFETY: The stack is as before when it returns.
+    unsafe { bindings::rvmm_fill_rsb_one() };
+}

@@ -5,6 +5,7 @@
 //! C header: [`include/linux/gfp.h`](srctree/include/linux/gfp.h)
 
 use core::ptr::NonNull;
+use core::sync::atomic::AtomicU32;
 
 use kernel::page::{PAGE_SHIFT, PAGE_SIZE};
 use kernel::prelude::*;
@@ -133,6 +134,31 @@ impl Drop for Pages {
     fn drop(&mut self) {
         // SAFETY: By the invariant the allocation is ours and of this order.
         unsafe { bindings::__free_pages(self.page.as_ptr(), self.order) };
+    }
+}
+
+/// A zeroed page of atomic words, which CPUs and hardware share.
+pub struct AtomicPage(Pages);
+
+impl AtomicPage {
+    /// All words zero. May sleep.
+    ///
+    /// Errors: `ENOMEM`.
+    pub fn new() -> Result<Self> {
+        Ok(Self(Pages::new(0)?))
+    }
+
+    /// The words.
+    #[inline(always)]
+    pub fn words(&self) -> &[AtomicU32; PAGE_SIZE / 4] {
+        // SAFETY: The page is owned, initialised and aligned; everybody uses it by atomic accesses only, as this type gives
+        // no other.
+        unsafe { &*self.0.as_ptr() }
+    }
+
+    /// Physical address.
+    pub fn phys(&self) -> u64 {
+        self.0.phys()
     }
 }
 

@@ -72,6 +72,38 @@ pub fn send_reschedule(cpu: u32) {
     }
 }
 
+/// The interrupt vector that notifies a processor of posted interrupts, whose handler does nothing, if the kernel has one.
+#[inline]
+pub fn posted_vector() -> Option<u8> {
+    // SAFETY: Returns a constant.
+    match unsafe { bindings::rvmm_posted_vector() } {
+        0 => None,
+        n => u8::try_from(n).ok(),
+    }
+}
+
+/// Interrupts CPU `cpu` with [`posted_vector`]. Any context. Nothing happens when the CPU is not online.
+#[inline]
+pub fn send_posted(cpu: u32) {
+    if online(cpu) {
+        // SAFETY: The CPU exists; sending to one that just went offline is harmless.
+        unsafe { bindings::rvmm_send_posted(cpu) };
+    }
+}
+
+/// Enables interrupts, and has interrupt `vector` arrive there and then.
+///
+/// # Safety
+///
+/// The processor has taken this interrupt from its local APIC and not delivered it; the kernel uses its IDT (not FRED).
+/// Interrupts are off, and the caller is about to enable them.
+#[inline]
+pub unsafe fn host_interrupt(vector: u8) {
+    // SAFETY: The caller's promise: the handler finds what it would find after the processor's own delivery, at a place where
+    // interrupts may be on.
+    unsafe { bindings::rvmm_host_interrupt(vector) };
+}
+
 struct Call<F> {
     f: Option<F>,
 }

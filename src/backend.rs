@@ -132,6 +132,8 @@ pub struct ApicPages {
     pub registers: Hpa,
     /// The page that the nested page tables may map at the APIC's default address to have accesses virtualised; one per VM.
     pub access: Hpa,
+    /// The vCPU's posted-interrupt descriptor, on a page of its own.
+    pub descriptor: Hpa,
 }
 
 /// How the guest reaches its local APIC.
@@ -200,6 +202,8 @@ pub struct HwCaps {
     pub pause_exit: bool,
     /// Local APICs are virtualised ([`VcpuBackend::virtualize_apic`]).
     pub apicv: bool,
+    /// A running guest takes interrupts from its posted-interrupt descriptor when its CPU is notified.
+    pub posted: bool,
     /// Guest-physical address width of the nested page tables' root level (4 levels: 48).
     pub nested_levels: u8,
 }
@@ -216,6 +220,10 @@ pub trait VcpuBackend: Sized {
 
     /// Ends the stay; host state of this vendor is as before. Interrupts are still off.
     fn end_stay(&mut self);
+
+    /// Carries out what a stay left for when the host's state is complete. Interrupts are off as they were in the stay, and the
+    /// caller enables them next; this may have done so when it returns.
+    fn after_stay(&mut self) {}
 
     /// Writes dirty state, enters the guest, and brings back `regs` and `cr2`. In a stay.
     /// On return `avail` and `dirty` are both empty, except after [`Exit::EntryFailure`].

@@ -121,6 +121,11 @@ impl VcpuBackend for Hw {
     }
 
     #[inline]
+    fn after_stay(&mut self) {
+        dispatch!(self, v => v.after_stay())
+    }
+
+    #[inline]
     fn enter(&mut self, cpu: &mut CpuState, params: &EntryParams) -> Exit {
         dispatch!(self, v => v.enter(cpu, params))
     }

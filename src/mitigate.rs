@@ -25,6 +25,8 @@ const IBPB_SWITCH: u32 = 1 << 2;
 const IBPB_EXIT: u32 = 1 << 3;
 /// Return-stack filling after each exit.
 const RSB_FILL: u32 = 1 << 4;
+/// One entry on the return stack after each exit: enough for post-barrier return-stack predictions.
+const RSB_ONE: u32 = 1 << 5;
 
 const MSR_PRED_CMD: u32 = 0x49;
 const MSR_FLUSH_CMD: u32 = 0x10b;
@@ -58,8 +60,10 @@ pub(crate) fn init() -> Result {
     {
         needed |= IBPB_EXIT;
     }
-    if has(b::X86_FEATURE_RSB_VMEXIT) || has(b::X86_FEATURE_RSB_VMEXIT_LITE) {
+    if has(b::X86_FEATURE_RSB_VMEXIT) {
         needed |= RSB_FILL;
+    } else if has(b::X86_FEATURE_RSB_VMEXIT_LITE) {
+        needed |= RSB_ONE;
     }
     let mut last = KVVec::with_capacity(smp::nr_cpu_ids() as usize, GFP_KERNEL)?;
     for _ in 0..smp::nr_cpu_ids() {
@@ -120,8 +124,11 @@ pub(crate) fn before_enter() {
 #[inline(always)]
 pub(crate) fn after_exit() {
     let needed = NEEDED.load(Ordering::Relaxed);
-    if needed & (RSB_FILL | IBPB_EXIT) == 0 {
+    if needed & (RSB_FILL | RSB_ONE | IBPB_EXIT) == 0 {
         return;
+    }
+    if needed & RSB_ONE != 0 {
+        boot_cpu::fill_rsb_one();
     }
     if needed & RSB_FILL != 0 {
         boot_cpu::fill_rsb();

@@ -182,7 +182,10 @@ impl<'a> Runner<'a> {
             return Err(EINTR);
         }
         self.set_exit(k::KVM_EXIT_UNKNOWN);
-        self.s.has_run = true;
+        if !self.s.has_run {
+            self.s.has_run = true;
+            self.stats.add(VcpuCounter::Apicv, self.s.apicv.into());
+        }
         self.s.pv.steal_stale = true;
         loop {
             if self.vcpu.shared.requests() != 0 && !self.handle_requests() {
@@ -424,6 +427,12 @@ impl<'a> Runner<'a> {
     /// Interrupt requests; also inside a stay.
     fn take_interrupts(&mut self, r: u32) {
         let shared = &self.vcpu.shared;
+        if r & request::NOTIFIED != 0 {
+            let irr = shared.take_direct();
+            if let Some(l) = &mut self.s.lapic {
+                let _ = l.accept_bitmap(&irr, &[0; 8]);
+            }
+        }
         if r & request::POSTED != 0 {
             let (irr, level) = shared.take_posted();
             if let Some(l) = &mut self.s.lapic {
@@ -561,6 +570,7 @@ impl<'a> Runner<'a> {
         }
         fpu_guard.save(&mut self.s.fpu, self.s.model.host_xcr0 & !xsave::PKRU);
         drop(fpu_guard);
+        self.s.hw.after_stay();
         drop(irq);
         result
     }
@@ -588,8 +598,11 @@ impl<'a> Runner<'a> {
         loop {
             let r = shared.requests();
             if r != 0 {
-                const QUICK: u32 =
-                    request::POSTED | request::NMI | request::TIMER | request::UNHALT;
+                const QUICK: u32 = request::NOTIFIED
+                    | request::POSTED
+                    | request::NMI
+                    | request::TIMER
+                    | request::UNHALT;
                 if r & !QUICK != 0 {
                     return Stayed::Ended(Step::Leave);
                 }

@@ -273,10 +273,14 @@ impl State {
                 hw.virtualize_apic(&ApicPages {
                     registers: Hpa(l.registers().phys()),
                     access: vm.memory.apic_page()?,
+                    descriptor: Hpa(shared.descriptor()),
                 })
             }
             _ => false,
         };
+        if apicv && crate::hw::caps().is_some_and(|c| c.posted) {
+            shared.set_direct();
+        }
         let mut fpu = XsaveArea::new()?;
         // Fresh pages are zero.
         xsave::init_image(fpu.as_mut_slice(), model.mxcsr_mask);

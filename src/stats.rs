@@ -240,6 +240,8 @@ counters! {
     HaltWakeups = cumulative("halt_wakeup"),
     /// Moved to another CPU.
     Migrations = cumulative("cpu_migrations"),
+    /// 1 when the processor virtualises the local APIC; set by the first KVM_RUN.
+    Apicv = instant("apicv"),
 }
 
 counters! {

@@ -8,10 +8,11 @@
 //! consistent accesses, so at least one of them sees the other: the vCPU does not enter, or it gets an IPI, which makes it exit.
 
 use crate::irq::msg::{ApicAddr, MsiFormat};
+use crate::linux::page::AtomicPage;
 use crate::linux::preempt;
 use crate::linux::smp;
 use crate::linux::wait::WaitCell;
-use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use core::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use kernel::prelude::*;
 use kernel::sync::{Arc, SetOnce};
 
@@ -36,8 +37,8 @@ pub(crate) mod x2apic_api {
 /// Requests to a vCPU, handled before it enters the guest.
 #[allow(missing_docs)]
 pub(crate) mod request {
-    /// Vectors wait in the posted bitmaps.
-    pub(crate) const POSTED: u32 = 1 << 0;
+    /// Vectors wait in the descriptor's PIR. This is the descriptor's bit ON, which the processor clears when it takes them.
+    pub(crate) const NOTIFIED: u32 = 1 << 0;
     /// An NMI waits in `nmi`.
     pub(crate) const NMI: u32 = 1 << 1;
     /// INIT arrived.
@@ -48,6 +49,8 @@ pub(crate) mod request {
     pub(crate) const TIMER: u32 = 1 << 4;
     /// The 8259s' INTR line may be up.
     pub(crate) const EXTINT: u32 = 1 << 5;
+    /// Vectors wait in the posted bitmaps.
+    pub(crate) const POSTED: u32 = 1 << 6;
     /// The filter of MSR accesses changed.
     pub(crate) const MSR_FILTER: u32 = 1 << 16;
     /// The VM's clock changed: write the pvclock page again.
@@ -66,8 +69,13 @@ pub(crate) struct VcpuShared {
     pub(crate) id: u32,
     mode: AtomicU32,
     cpu: AtomicU32,
-    requests: AtomicU32,
-    /// Interrupt requests by vector, edge or level, not yet taken into IRR (SDM 3C 30.6 names the same thing PIR).
+    /// Posted-interrupt descriptor (SDM 3C table 30-1): PIR, then the word with bit ON, whose other bits the processor leaves to
+    /// software: all of them are the requests.
+    descriptor: AtomicPage,
+    /// The processor takes interrupts from the descriptor while the guest runs, when it is notified.
+    direct: AtomicBool,
+    /// Interrupt requests by vector, not yet taken into IRR: those that the vCPU has to look at before the guest gets them,
+    /// because they are level-triggered or somebody waits for their end; where interrupts are not taken directly all of them.
     posted: [AtomicU32; 8],
     /// Of those the level-triggered ones.
     posted_level: [AtomicU32; 8],
@@ -92,7 +100,8 @@ impl VcpuShared {
                 id,
                 mode: AtomicU32::new(OUTSIDE),
                 cpu: AtomicU32::new(0),
-                requests: AtomicU32::new(0),
+                descriptor: AtomicPage::new()?,
+                direct: AtomicBool::new(false),
                 posted: [const { AtomicU32::new(0) }; 8],
                 posted_level: [const { AtomicU32::new(0) }; 8],
                 nmi: AtomicU32::new(0),
@@ -121,57 +130,82 @@ impl VcpuShared {
         self.mode.store(OUTSIDE, Ordering::Release);
     }
 
+    /// The request word of the descriptor.
+    #[inline(always)]
+    fn control(&self) -> &AtomicU32 {
+        &self.descriptor.words()[8]
+    }
+
+    /// Physical address of the posted-interrupt descriptor.
+    pub(crate) fn descriptor(&self) -> u64 {
+        self.descriptor.phys()
+    }
+
+    /// The processor takes interrupts from the descriptor from now on.
+    pub(crate) fn set_direct(&self) {
+        self.direct.store(true, Ordering::Relaxed);
+    }
+
     /// Requests that wait.
     #[inline]
     pub(crate) fn requests(&self) -> u32 {
-        self.requests.load(Ordering::SeqCst)
+        self.control().load(Ordering::SeqCst)
     }
 
     /// Takes the requests in `mask`.
     #[inline]
     pub(crate) fn take_requests(&self, mask: u32) -> u32 {
-        if self.requests.load(Ordering::Acquire) & mask == 0 {
+        if self.control().load(Ordering::Acquire) & mask == 0 {
             return 0;
         }
-        self.requests.fetch_and(!mask, Ordering::SeqCst) & mask
+        self.control().fetch_and(!mask, Ordering::SeqCst) & mask
     }
 
     /// Asks for something and makes the vCPU notice. From any context.
     pub(crate) fn request(&self, bits: u32) {
-        self.requests.fetch_or(bits, Ordering::SeqCst);
+        self.control().fetch_or(bits, Ordering::SeqCst);
         self.kick();
     }
 
     /// Asks for something of the calling thread's own vCPU, which looks before it enters.
     #[inline]
     pub(crate) fn request_self(&self, bits: u32) {
-        self.requests.fetch_or(bits, Ordering::SeqCst);
+        self.control().fetch_or(bits, Ordering::SeqCst);
     }
 
     /// INIT: what a start-up message before it asked for is void.
     pub(crate) fn request_init(&self) {
-        self.requests.fetch_and(!request::SIPI, Ordering::SeqCst);
+        self.control().fetch_and(!request::SIPI, Ordering::SeqCst);
         self.request(request::INIT);
     }
 
     /// Wakes the vCPU's thread, or makes it leave the guest.
     pub(crate) fn kick(&self) {
+        self.interrupt(smp::send_reschedule);
+    }
+
+    /// Wakes the vCPU's thread, or interrupts its CPU during a stay by `send`.
+    #[inline]
+    fn interrupt(&self, send: impl FnOnce(u32)) {
         core::sync::atomic::fence(Ordering::SeqCst);
         if self.mode.load(Ordering::SeqCst) == IN_STAY {
             let cpu = self.cpu.load(Ordering::Relaxed);
             // Interrupts are off during a stay: on its CPU nobody but the stay itself gets here, and it looks at requests
             // before it enters.
             if cpu != preempt::raw_cpu() {
-                smp::send_reschedule(cpu);
+                send(cpu);
             }
         } else {
             self.wait.wake();
         }
     }
 
-    /// Posts a vector for the local APIC. Returns whether it was not posted already.
-    pub(crate) fn post(&self, vector: u8, level: bool) -> bool {
+    /// Posts a vector for the local APIC; `watched`: somebody waits for its end. Returns whether it was not posted already.
+    pub(crate) fn post(&self, vector: u8, level: bool, watched: bool) -> bool {
         let (word, bit) = (usize::from(vector >> 5), 1u32 << (vector & 31));
+        if !level && !watched && self.direct.load(Ordering::Relaxed) {
+            return self.post_directly(word, bit);
+        }
         let (Some(p), Some(l)) = (self.posted.get(word), self.posted_level.get(word)) else {
             return false;
         };
@@ -183,6 +217,27 @@ impl VcpuShared {
         let new = p.fetch_or(bit, Ordering::SeqCst) & bit == 0;
         self.request(request::POSTED);
         new
+    }
+
+    /// Posts by the descriptor. A CPU that runs the guest takes the vector without an exit.
+    fn post_directly(&self, word: usize, bit: u32) -> bool {
+        let new = self.descriptor.words()[word & 7].fetch_or(bit, Ordering::SeqCst) & bit == 0;
+        // Whoever finds ON set before has no need to notify: that was done, and PIR has not been read since.
+        if self.control().fetch_or(request::NOTIFIED, Ordering::SeqCst) & request::NOTIFIED == 0 {
+            self.interrupt(smp::send_posted);
+        }
+        new
+    }
+
+    /// Takes all vectors of the descriptor, after [`request::NOTIFIED`] has been taken.
+    pub(crate) fn take_direct(&self) -> [u32; 8] {
+        let mut irr = [0; 8];
+        for (to, from) in irr.iter_mut().zip(self.descriptor.words()) {
+            if from.load(Ordering::Relaxed) != 0 {
+                *to = from.swap(0, Ordering::SeqCst);
+            }
+        }
+        irr
     }
 
     /// Takes all posted vectors: (requests, level-triggered among them).

@@ -7,6 +7,7 @@
  */
 
 #include "../bindings_helper.h"
+#include <asm/apic.h>
 
 /* --- preemption, interrupts, scheduling ------------------------------------------------------- */
 
@@ -174,6 +175,35 @@ bool rvmm_rwlock_needbreak(rwlock_t *lock)
 void rvmm_send_reschedule(unsigned int cpu)
 {
 	arch_smp_send_reschedule(cpu);
+}
+
+/*
+ * The vector whose handler does nothing but count: hypervisors notify a processor of posted interrupts by it. The kernel has
+ * it when KVM is at least a module. 0: there is none.
+ */
+unsigned int rvmm_posted_vector(void)
+{
+#if IS_ENABLED(CONFIG_KVM)
+	return POSTED_INTR_VECTOR;
+#else
+	return 0;
+#endif
+}
+
+void rvmm_send_posted(unsigned int cpu)
+{
+#if IS_ENABLED(CONFIG_KVM)
+	__apic_send_IPI_mask(cpumask_of(cpu), POSTED_INTR_VECTOR);
+#endif
+}
+
+/* Interrupts are off, and the processor has acknowledged the interrupt. They are on when it returns. */
+void rvmm_host_interrupt(u8 vector)
+{
+	struct desc_ptr idt;
+
+	store_idt(&idt);
+	rvmm_call_gate(gate_offset((const gate_desc *)idt.address + vector));
 }
 
 unsigned int rvmm_nr_cpu_ids(void)

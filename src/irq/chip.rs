@@ -261,7 +261,7 @@ impl IrqChip {
 
     /// Sends an interrupt message; `source` is the sender's APIC id for shorthands. Number of vCPUs that got it. Any context.
     pub(crate) fn deliver(&self, message: &Message, source: u32) -> u32 {
-        deliver(&self.memory.vcpus, message, Some(source))
+        deliver(&self.memory.vcpus, message, Some(source), false)
     }
 
     /// Reads a device in the kernel. False if there is none.

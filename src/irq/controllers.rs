@@ -196,7 +196,8 @@ impl Controllers {
 
     /// Sends a message that no local APIC sends. Returns how many vCPUs accepted it.
     pub(crate) fn send(&self, message: &Message) -> i32 {
-        deliver(&self.memory.vcpus, message, None) as i32
+        let watched = contains(&self.eoi_vectors, message.vector.0);
+        deliver(&self.memory.vcpus, message, None, watched) as i32
     }
 
     /// `source` drives `gsi` to `level`. Returns as KVM_IRQ_LINE_STATUS reports: the number of vCPUs reached, 0 when

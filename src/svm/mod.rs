@@ -215,6 +215,7 @@ impl Platform for Svm {
             tsc_ratio_max: TSC_RATIO_MAX,
             pause_exit: l.edx & feature::PAUSE_FILTER != 0,
             apicv: false,
+            posted: false,
             nested_levels: if boot_cpu::la57() { 5 } else { 4 },
         };
         let mut msrpm = Pages::alloc(1)?;

@@ -7,7 +7,7 @@
 use super::vmcs::{entry, exit, pin, proc, proc2};
 use crate::backend::{ApicMode, HwCaps};
 use crate::cpu::regs::{cr4, efer};
-use crate::linux::{boot_cpu, cpuid, cr, msr};
+use crate::linux::{boot_cpu, cpuid, cr, msr, smp};
 use kernel::prelude::*;
 
 const IA32_FEATURE_CONTROL: u32 = 0x3a;
@@ -73,6 +73,8 @@ pub(super) struct Caps {
     /// The processor can virtualise local APICs, in memory and by MSRs, and deliver their interrupts (SDM 3C 30), and the
     /// module parameter lets it.
     pub(super) apicv: bool,
+    /// With it the processor can take posted interrupts, notified by this vector.
+    pub(super) posted: Option<u8>,
     /// Bits of CR0 that must be 1 in VMX operation; PE and PG are exempt in the guest.
     pub(super) cr0_fixed0: u64,
     /// Bits of CR0 that may be 1.
@@ -299,6 +301,11 @@ impl Caps {
         let apicv = crate::enable_apicv()
             && may(IA32_VMX_TRUE_PROCBASED_CTLS, proc::TPR_SHADOW)
             && may(IA32_VMX_PROCBASED_CTLS2, APICV);
+        let posted = smp::posted_vector().filter(|_| {
+            apicv
+                && may(IA32_VMX_TRUE_PINBASED_CTLS, pin::POSTED_INTERRUPTS)
+                && may(IA32_VMX_TRUE_EXIT_CTLS, exit::ACK_INTERRUPT)
+        });
         let exit = choose(
             &EXIT,
             IA32_VMX_TRUE_EXIT_CTLS,
@@ -338,6 +345,7 @@ impl Caps {
             exit,
             entry,
             apicv,
+            posted,
             cr0_fixed0: capability(IA32_VMX_CR0_FIXED0),
             cr0_fixed1: capability(IA32_VMX_CR0_FIXED1),
             cr4_fixed0: capability(IA32_VMX_CR4_FIXED0),
@@ -449,6 +457,7 @@ impl Caps {
             tsc_ratio_max: u64::MAX,
             pause_exit: self.proc2 & proc2::PAUSE_LOOP_EXITING != 0,
             apicv: self.apicv,
+            posted: self.posted.is_some(),
             nested_levels: 4,
         }
     }

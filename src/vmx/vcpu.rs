@@ -29,7 +29,7 @@ use crate::cpu::regs::{efer, rflags, Gpr};
 use crate::exit::{Event, EventKind, Exit};
 use crate::linux::irqflags::IrqGuard;
 use crate::linux::page::Pages;
-use crate::linux::{cr, msr, preempt};
+use crate::linux::{cr, msr, preempt, smp};
 use crate::mitigate;
 use crate::pr_err_ratelimited;
 use kernel::prelude::*;
@@ -115,6 +115,8 @@ pub(crate) struct VmxVcpu {
     apic: Option<Apic>,
     /// Primary processor-based controls, without windows.
     proc: u32,
+    /// The host interrupt that the last exit acknowledged.
+    host_vector: Option<u8>,
     /// One of the fields from here to `activity_dirty` asks for work at the next entry.
     stale: bool,
     /// PDPTEs to write at the next entry.
@@ -282,6 +284,16 @@ impl VmxVcpu {
                 vm.write_control(TPR_THRESHOLD, 0);
             }
             vm.write(GUEST_INTERRUPT_STATUS, 0);
+            if let Some(vector) = caps.posted {
+                // SAFETY: The descriptor is the vCPU's and lives as long. Exits by interrupts acknowledge them now, and
+                // `after_stay` hands them on.
+                unsafe {
+                    vm.write_control(POSTED_VECTOR, vector.into());
+                    vm.write_control(POSTED_DESCRIPTOR, apic.pages.descriptor.as_u64());
+                    vm.write_control(PIN_CONTROLS, caps.pin | pin::POSTED_INTERRUPTS);
+                    vm.write_control(EXIT_CONTROLS, caps.exit | exit::ACK_INTERRUPT);
+                }
+            }
             proc2 = write_apic(vm, self.shared, apic, self.exits.all_msrs);
         }
         // A VMCS field that the processor refused would read back wrong; the last one of each kind stands
@@ -644,6 +656,12 @@ impl VmxVcpu {
         if reason == reason::EXCEPTION_OR_NMI {
             return self.exceptional(vm, cpu);
         }
+        if reason == reason::EXTERNAL_INTERRUPT {
+            let info = vm.read(EXIT_INTR_INFO);
+            // Valid where the exit acknowledges (SDM 3C 25.9.2).
+            self.host_vector = (info & intr::VALID != 0).then_some(info as u8);
+            return Exit::HostInterrupt;
+        }
         let (exit, class) = decode::decode(vm, reason & 0xffff);
         match class {
             Class::Instruction => self.insn_len = vm.read(EXIT_INSTRUCTION_LEN) as u8,
@@ -753,6 +771,7 @@ impl VcpuBackend for VmxVcpu {
             tsc_ratio: 1 << TSC_FRACTION,
             apic: None,
             proc: shared.caps.proc,
+            host_vector: None,
             stale: true,
             pdptes: None,
             flush_root: true,
@@ -795,6 +814,15 @@ impl VcpuBackend for VmxVcpu {
         // SAFETY: Same CPU as `begin_stay`, interrupts off all along, by the contract of the two.
         unsafe { self.host.leave(&mut self.msrs, self.entered) };
         self.stay = None;
+    }
+
+    #[inline]
+    fn after_stay(&mut self) {
+        if let Some(vector) = self.host_vector.take() {
+            // SAFETY: An exit acknowledged it, nobody else has delivered it, and interrupts have been off since then; FRED was
+            // refused by `probe`; the stay is over, and the caller is about to enable interrupts.
+            unsafe { smp::host_interrupt(vector) };
+        }
     }
 
     #[inline]

@@ -36,6 +36,10 @@ fn controls(vm: Current, caps: &VmxCaps, c: &mut Controls) {
     if c.proc2 & proc2::TSC_SCALING != 0 {
         c.tsc_multiplier = vm.read(TSC_MULTIPLIER);
     }
+    if c.pin & pin::POSTED_INTERRUPTS != 0 {
+        c.posted_vector = vm.read(POSTED_VECTOR);
+        c.posted_descriptor = vm.read(POSTED_DESCRIPTOR);
+    }
     c.eptp = vm.read(EPT_POINTER);
     c.exit_msr_store = MsrArea {
         count: vm.read(EXIT_MSR_STORE_COUNT),

@@ -117,6 +117,7 @@ macro_rules! fields {
 // B.1 16-bit fields.
 fields! { Control, W16:
     VPID = 0x0000,
+    POSTED_VECTOR = 0x0002,
 }
 fields! { Guest, W16:
     GUEST_ES_SELECTOR = 0x0800,
@@ -141,6 +142,7 @@ fields! { Control, W64:
     TSC_OFFSET = 0x2010,
     VIRTUAL_APIC_ADDR = 0x2012,
     APIC_ACCESS_ADDR = 0x2014,
+    POSTED_DESCRIPTOR = 0x2016,
     EPT_POINTER = 0x201a,
     EOI_EXIT_BITMAP0 = 0x201c,
     EOI_EXIT_BITMAP1 = 0x201e,
