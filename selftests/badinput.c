@@ -210,6 +210,13 @@ static void fill_zone(uint8_t *p)
 }
 static void fill_mask(uint8_t *p) { *(uint32_t *)p = 8; }
 
+#ifndef KVM_CAP_PRE_FAULT_MEMORY
+#define KVM_CAP_PRE_FAULT_MEMORY 236
+#endif
+/* gpa, size, flags, padding[5] */
+static void fill_pre_fault(uint8_t *p) { ((uint64_t *)p)[1] = 0x2000; }
+static void fill_device_attr(uint8_t *p) { ((struct kvm_device_attr *)p)->addr = (uintptr_t)t.memory; }
+
 #define V(name, type, ...) { #name, name, __VA_ARGS__, .bytes = sizeof(type) }
 
 static const struct call calls[] = {
@@ -222,6 +229,8 @@ static const struct call calls[] = {
 	{ "KVM_GET_MSR_FEATURE_INDEX_LIST", KVM_GET_MSR_FEATURE_INDEX_LIST, DEVICE, 4 + 1024 * 4, fill_msr_list, 1, KVM_CAP_GET_MSR_FEATURES },
 	{ "KVM_GET_MSRS (device)", KVM_GET_MSRS, DEVICE, 24, fill_msrs, 3, KVM_CAP_GET_MSR_FEATURES },
 	{ "KVM_X86_GET_MCE_CAP_SUPPORTED", KVM_X86_GET_MCE_CAP_SUPPORTED, DEVICE, 8, .get = true },
+	{ "KVM_GET_DEVICE_ATTR (device)", KVM_GET_DEVICE_ATTR, DEVICE, 24, fill_device_attr, 6, KVM_CAP_SYS_ATTRIBUTES },
+	{ "KVM_HAS_DEVICE_ATTR (device)", KVM_HAS_DEVICE_ATTR, DEVICE, 24, fill_device_attr, 6, KVM_CAP_SYS_ATTRIBUTES },
 
 	V(KVM_SET_USER_MEMORY_REGION, struct kvm_userspace_memory_region, VM, .fill = fill_region),
 	{ "KVM_SET_USER_MEMORY_REGION2", _IOW(KVMIO, 0x49, uint8_t[160]), VM, 160, fill_region, 14 },
@@ -283,7 +292,7 @@ static const struct call calls[] = {
 	{ "KVM_SET_CPUID", KVM_SET_CPUID, VCPU, 8, .words = 1 },
 	{ "KVM_SET_CPUID2", KVM_SET_CPUID2, VCPU, 8 + 2 * 40, fill_cpuid, 12 },
 	{ "KVM_GET_CPUID2", KVM_GET_CPUID2, VCPU, 8 + 256 * 40, fill_cpuid_get, 2 },
-	V(KVM_TPR_ACCESS_REPORTING, struct kvm_tpr_access_ctl, VCPU),
+	V(KVM_TPR_ACCESS_REPORTING, struct kvm_tpr_access_ctl, VCPU, .cap = KVM_CAP_VAPIC),
 	V(KVM_SET_VAPIC_ADDR, uint64_t, VCPU, .fill = fill_vapic),
 	V(KVM_GET_MP_STATE, struct kvm_mp_state, VCPU, .get = true),
 	V(KVM_SET_MP_STATE, struct kvm_mp_state, VCPU),
@@ -305,6 +314,7 @@ static const struct call calls[] = {
 	V(KVM_SET_DEVICE_ATTR, struct kvm_device_attr, VCPU, .fill = fill_attr, .cap = KVM_CAP_VCPU_ATTRIBUTES),
 	V(KVM_HAS_DEVICE_ATTR, struct kvm_device_attr, VCPU, .fill = fill_attr, .cap = KVM_CAP_VCPU_ATTRIBUTES),
 	{ "KVM_GET_TSC_KHZ", KVM_GET_TSC_KHZ, VCPU },
+	{ "KVM_PRE_FAULT_MEMORY", _IOWR(KVMIO, 0xd5, uint64_t[8]), VCPU, 64, fill_pre_fault, 8, KVM_CAP_PRE_FAULT_MEMORY },
 };
 
 /* Numbers of a VM or a vCPU that are given as the argument itself. */
@@ -372,6 +382,14 @@ static void add(const char *text)
 		used += snprintf(line + used, sizeof(line) - used, " %s", text);
 }
 
+static bool quiet;
+
+static void say(void)
+{
+	if (!quiet)
+		note("%s", line);
+}
+
 /* One call in every wrong way, on a VM of its own. */
 static void abuse(const struct call *c, enum state state)
 {
@@ -383,7 +401,7 @@ static void abuse(const struct call *c, enum state state)
 	if (c->cap && !has_extension(t.kvm, c->cap)) {
 		begin(c->name, "-");
 		add("absent");
-		note("%s", line);
+		say();
 		tear_down();
 		return;
 	}
@@ -392,7 +410,7 @@ static void abuse(const struct call *c, enum state state)
 		begin(c->name, "argument");
 		for (size_t i = 0; i < ARRAY_SIZE(numbers); i++)
 			add(try_call(fd, c->cmd, numbers[i]));
-		note("%s", line);
+		say();
 		tear_down();
 		return;
 	}
@@ -414,7 +432,7 @@ static void abuse(const struct call *c, enum state state)
 	mprotect(page, 4 * 4096, PROT_READ);
 	add(try_call(fd, c->cmd, (unsigned long)p));
 	mprotect(page, 4 * 4096, PROT_READ | PROT_WRITE);
-	note("%s", line);
+	say();
 
 	begin(c->name, "wrong file, command");
 	for (enum file f = DEVICE; f <= VCPU; f++)
@@ -423,7 +441,7 @@ static void abuse(const struct call *c, enum state state)
 	add(try_call(fd, c->cmd ^ _IOC(0, 0, 0, 8), (unsigned long)p));
 	add(try_call(fd, c->cmd ^ _IOC(_IOC_READ, 0, 0, 0), (unsigned long)p));
 	add(try_call(-1, c->cmd, (unsigned long)p));
-	note("%s", line);
+	say();
 
 	memset(page, 0, 4 * 4096);
 	if (c->fill)
@@ -431,7 +449,7 @@ static void abuse(const struct call *c, enum state state)
 	begin(c->name, "good");
 	add(try_call(fd, c->cmd, (unsigned long)p));
 	add(try_call(fd, c->cmd, (unsigned long)p));
-	note("%s", line);
+	say();
 
 	for (unsigned int w = 0; !c->get && w < (c->words ?: c->bytes / 4); w++) {
 		snprintf(what, sizeof(what), "word %u", w);
@@ -443,7 +461,7 @@ static void abuse(const struct call *c, enum state state)
 			((uint32_t *)p)[w] = values[i];
 			add(try_call(fd, c->cmd, (unsigned long)p));
 		}
-		note("%s", line);
+		say();
 	}
 	munmap(page, 4 * 4096);
 	tear_down();
@@ -476,6 +494,44 @@ TEST_SECONDS(user, 300)
 	all(USER, VM, VCPU);
 }
 
+static long meminfo(const char *name)
+{
+	char text[128];
+	long kib = -1;
+	FILE *f = fopen("/proc/meminfo", "r");
+
+	while (f && kib < 0 && fgets(text, sizeof(text), f))
+		if (!strncmp(text, name, strlen(name)) && text[strlen(name)] == ':')
+			kib = strtol(text + strlen(name) + 1, NULL, 10);
+	if (f)
+		fclose(f);
+	return kib;
+}
+
+/* Nothing of it stays: after a first round the next ones, or one of them, take no memory. */
+TEST_SECONDS(leak, 300)
+{
+	static const char *const kinds[] = { "SUnreclaim", "VmallocUsed", "SecPageTables", "PageTables", "KernelStack" };
+	long grown = 0;
+
+	if (!is_rvmm())
+		skip("looks for leaks of rvmm");
+	quiet = true;
+	all(FULL, VM, VCPU);
+	for (int round = 0; round < 4; round++) {
+		grown = 0;
+		for (size_t i = 0; i < ARRAY_SIZE(kinds); i++)
+			grown -= meminfo(kinds[i]);
+		all(FULL, VM, VCPU);
+		for (size_t i = 0; i < ARRAY_SIZE(kinds); i++)
+			grown += meminfo(kinds[i]);
+		/* A round makes some ninety VMs. */
+		if (grown < 90)
+			return;
+	}
+	FAIL("%ld KiB more after a round", grown);
+}
+
 /* KVM_RUN's own input is in the shared page. */
 TEST(run)
 {
@@ -486,7 +542,7 @@ TEST(run)
 		add(try_call(t.vcpu, KVM_RUN, 1));
 		add(try_call(t.vcpu, KVM_RUN, ~0ul));
 		add(try_call(t.vcpu, KVM_RUN, 0));
-		note("%s", line);
+		say();
 		begin("KVM_RUN", "cr8");
 		t.run->cr8 = 15;
 		add(try_call(t.vcpu, KVM_RUN, 0));
@@ -495,14 +551,14 @@ TEST(run)
 		t.run->cr8 = 1ull << 63;
 		add(try_call(t.vcpu, KVM_RUN, 0));
 		t.run->cr8 = 0;
-		note("%s", line);
+		say();
 		begin("KVM_RUN", "valid, dirty");
 		for (int bit = 0; bit < 64; bit += 3) {
 			t.run->kvm_valid_regs = 1ull << bit;
 			add(try_call(t.vcpu, KVM_RUN, 0));
 			t.run->kvm_valid_regs = 0;
 		}
-		note("%s", line);
+		say();
 		tear_down();
 	}
 }
@@ -518,7 +574,7 @@ TEST(files)
 	add(write(t.vcpu, &p, 1) < 0 ? strerrorname(errno) : "ok");
 	add(lseek(t.vm, 1, SEEK_SET) < 0 ? strerrorname(errno) : "ok");
 	add(ftruncate(t.vcpu, 1) < 0 ? strerrorname(errno) : "ok");
-	note("%s", line);
+	say();
 	begin("files", "mmap");
 	static const struct { int pages, offset, prot, flags; } maps[] = {
 		{ 1, 0, PROT_READ, MAP_SHARED }, { 3, 0, PROT_READ | PROT_WRITE, MAP_SHARED }, { 1, 2, PROT_READ, MAP_SHARED },
@@ -534,7 +590,7 @@ TEST(files)
 	add(p == MAP_FAILED ? strerrorname(errno) : "ok");
 	p = mmap(NULL, 4096, PROT_READ, MAP_SHARED, t.kvm, 0);
 	add(p == MAP_FAILED ? strerrorname(errno) : "ok");
-	note("%s", line);
+	say();
 	tear_down();
 }
 
@@ -553,11 +609,11 @@ TEST(foreign)
 				continue;
 			begin(calls[i].name, "foreign");
 			add(try_call(fd_of(calls[i].file), calls[i].cmd, (unsigned long)p));
-			note("%s", line);
+			say();
 		}
 		begin("KVM_RUN", "foreign");
 		add(try_call(t.vcpu, KVM_RUN, 0));
-		note("%s", line);
+		say();
 		_exit(0);
 	}
 	REQUIRE(waitpid(child, &status, 0) == child);
@@ -601,7 +657,7 @@ TEST(order)
 			add(try_call(t.vm, KVM_CREATE_VCPU, 8));
 			add(try_call(t.vm, KVM_SET_BOOT_CPU_ID, 0));
 			add(try_call(t.vm, KVM_SET_IDENTITY_MAP_ADDR, (unsigned long)&identity));
-			note("%s", line);
+			say();
 			tear_down();
 		}
 	}

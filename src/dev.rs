@@ -254,6 +254,9 @@ pub(crate) fn check_extension(cap: usize) -> isize {
         | k::KVM_CAP_KVMCLOCK_CTRL
         | k::KVM_CAP_ENFORCE_PV_FEATURE_CPUID
         | k::KVM_CAP_USER_MEMORY2
+        | k::KVM_CAP_MEMORY_FAULT_INFO
+        | k::KVM_CAP_PRE_FAULT_MEMORY
+        | k::KVM_CAP_VM_TYPES
         | k::KVM_CAP_SET_GUEST_DEBUG
         | k::KVM_CAP_X86_ROBUST_SINGLESTEP
         | k::KVM_CAP_COALESCED_PIO

@@ -1361,7 +1361,14 @@ impl<'a> Runner<'a> {
         }
         match self.vm.memory.fault(self.vm.mm(), f.gpa, f.write, f.fetch) {
             Ok(FaultOutcome::Resume) => Step::Again,
-            Ok(FaultOutcome::BadUserMemory) => Step::Fail(EFAULT),
+            Ok(FaultOutcome::BadUserMemory) => {
+                self.set_exit(k::KVM_EXIT_MEMORY_FAULT);
+                // Flags, address, size.
+                let _ = self.run.write(off::UNION, 0u64);
+                let _ = self.run.write(off::UNION + 8, f.gpa.page().0);
+                let _ = self.run.write(off::UNION + 16, 4096u64);
+                Step::Fail(EFAULT)
+            }
             // A page table in MMIO space has no meaning; KVM fails likewise.
             Ok(FaultOutcome::Mmio) if f.walk && f.write => {
                 self.unhandled(false, k::KVM_INTERNAL_ERROR_EMULATION)

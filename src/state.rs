@@ -688,6 +688,7 @@ impl State {
                     Some(action)
                 }
                 None => {
+                    self.check_apic_base(value)?;
                     self.apic_base = value;
                     Some(Action::NONE)
                 }
@@ -881,6 +882,12 @@ impl State {
             });
         }
         self.refresh_dynamic();
+    }
+
+    /// Whether IA32_APIC_BASE may have this value.
+    pub(crate) fn check_apic_base(&self, value: u64) -> Option<()> {
+        let f = &self.features;
+        crate::irq::lapic::base::valid(value, f.maxphyaddr, f.x2apic).then_some(())
     }
 
     /// CPUID leaf 1, ECX, as the guest reads it.

@@ -32,7 +32,7 @@ uapi! {
     k::kvm_regs, k::kvm_sregs, k::kvm_fpu, k::kvm_userspace_memory_region, k::kvm_userspace_memory_region2,
     k::kvm_cpuid_entry2, k::kvm_msr_entry, k::kvm_lapic_state, k::kvm_mp_state, k::kvm_vcpu_events, k::kvm_debugregs,
     k::kvm_xcrs, k::kvm_interrupt, k::kvm_irq_level, k::kvm_pit_config, k::kvm_pit_state2, k::kvm_irqchip, k::kvm_msi,
-    k::kvm_enable_cap, k::kvm_clock_data, k::kvm_dirty_log, k::kvm_clear_dirty_log, k::kvm_translation, k::kvm_guest_debug, k::kvm_irqfd,
+    k::kvm_enable_cap, k::kvm_pre_fault_memory, k::kvm_clock_data, k::kvm_dirty_log, k::kvm_clear_dirty_log, k::kvm_translation, k::kvm_guest_debug, k::kvm_irqfd,
     k::kvm_ioeventfd, k::kvm_irq_routing_entry, k::kvm_vapic_addr, k::kvm_coalesced_mmio_zone, k::kvm_reinject_control,
     k::kvm_device_attr, k::kvm_sregs2, k::kvm_x86_mce,
     EntryFailure, AssignDevice, DeviceInfo, DeviceVector, DeviceConfig,
@@ -210,7 +210,6 @@ pub(crate) const KVM_X86_GET_MCE_CAP_SUPPORTED: u32 = _IOR::<u64>(K, 0x9d);
 pub(crate) const KVM_CREATE_VCPU: u32 = _IO(K, 0x41);
 pub(crate) const KVM_GET_DIRTY_LOG: u32 = _IOW::<k::kvm_dirty_log>(K, 0x42);
 pub(crate) const KVM_SET_NR_MMU_PAGES: u32 = _IO(K, 0x44);
-pub(crate) const KVM_GET_NR_MMU_PAGES: u32 = _IO(K, 0x45);
 pub(crate) const KVM_SET_USER_MEMORY_REGION: u32 = _IOW::<k::kvm_userspace_memory_region>(K, 0x46);
 pub(crate) const KVM_SET_TSS_ADDR: u32 = _IO(K, 0x47);
 pub(crate) const KVM_SET_IDENTITY_MAP_ADDR: u32 = _IOW::<u64>(K, 0x48);
@@ -254,6 +253,7 @@ pub(crate) const KVM_GET_FPU: u32 = _IOR::<k::kvm_fpu>(K, 0x8c);
 pub(crate) const KVM_SET_FPU: u32 = _IOW::<k::kvm_fpu>(K, 0x8d);
 pub(crate) const KVM_GET_LAPIC: u32 = _IOR::<k::kvm_lapic_state>(K, 0x8e);
 pub(crate) const KVM_SET_LAPIC: u32 = _IOW::<k::kvm_lapic_state>(K, 0x8f);
+pub(crate) const KVM_SET_CPUID: u32 = _IOW::<k::kvm_cpuid>(K, 0x8a);
 pub(crate) const KVM_SET_CPUID2: u32 = _IOW::<k::kvm_cpuid2>(K, 0x90);
 pub(crate) const KVM_GET_CPUID2: u32 = _IOWR::<k::kvm_cpuid2>(K, 0x91);
 pub(crate) const KVM_SET_VAPIC_ADDR: u32 = _IOW::<k::kvm_vapic_addr>(K, 0x93);
@@ -269,6 +269,7 @@ pub(crate) const KVM_SET_GUEST_DEBUG: u32 = _IOW::<k::kvm_guest_debug>(K, 0x9b);
 pub(crate) const KVM_SET_DEBUGREGS: u32 = _IOW::<k::kvm_debugregs>(K, 0xa2);
 pub(crate) const KVM_GET_XSAVE: u32 = _IOR::<[u8; 4096]>(K, 0xa4);
 pub(crate) const KVM_SET_XSAVE: u32 = _IOW::<[u8; 4096]>(K, 0xa5);
+pub(crate) const KVM_PRE_FAULT_MEMORY: u32 = _IOWR::<k::kvm_pre_fault_memory>(K, 0xd5);
 pub(crate) const KVM_SET_DEVICE_ATTR: u32 = _IOW::<k::kvm_device_attr>(K, 0xe1);
 pub(crate) const KVM_GET_DEVICE_ATTR: u32 = _IOW::<k::kvm_device_attr>(K, 0xe2);
 pub(crate) const KVM_HAS_DEVICE_ATTR: u32 = _IOW::<k::kvm_device_attr>(K, 0xe3);

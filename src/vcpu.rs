@@ -19,9 +19,10 @@ use crate::linux::anon_inode::FileOperations;
 use crate::linux::hrtimer::{self, Timer, TimerCallback};
 use crate::linux::killable_mutex::KillableMutex;
 use crate::linux::mmap::SharedPages;
-use crate::linux::sched::SignalMaskGuard;
+use crate::linux::sched::{self, SignalMaskGuard};
 use crate::mem::addr::Gva;
 use crate::mem::gwalk;
+use crate::mem::memory::FaultOutcome;
 use crate::run::{self, Runner};
 use crate::state::{self, Completion, MpState, State};
 use crate::uapi::{self, k};
@@ -287,10 +288,10 @@ fn ioctl(vm: &Arc<Vm>, vcpu: &Arc<Vcpu>, cmd: u32, arg: usize) -> Result<isize> 
             uapi::put(arg, &state)?;
         }
         uapi::KVM_SET_LAPIC => {
-            let state = uapi::get::<k::kvm_lapic_state>(arg)?;
             let Some(l) = &mut s.lapic else {
                 return Err(EINVAL);
             };
+            let state = uapi::get::<k::kvm_lapic_state>(arg)?;
             let mut regs = [0u32; 64];
             for (to, from) in regs.iter_mut().zip(uapi::bytes_of(&state).chunks_exact(16)) {
                 if let Some(Ok(w)) = from.get(..4).map(TryInto::try_into) {
@@ -306,7 +307,14 @@ fn ioctl(vm: &Arc<Vm>, vcpu: &Arc<Vcpu>, cmd: u32, arg: usize) -> Result<isize> 
                 .map_err(|_| EINVAL)?;
             vcpu.act(vm, s, &action);
         }
-        uapi::KVM_SET_CPUID2 => set_cpuid(vm, s, arg)?,
+        uapi::KVM_SET_CPUID => {
+            let table = read_cpuid(arg, false)?;
+            set_cpuid(vm, s, table)?;
+        }
+        uapi::KVM_SET_CPUID2 => {
+            let table = read_cpuid(arg, true)?;
+            set_cpuid(vm, s, table)?;
+        }
         uapi::KVM_GET_CPUID2 => {
             let room = uapi::get::<u32>(arg)? as usize;
             if room < s.cpuid.len() {
@@ -327,12 +335,15 @@ fn ioctl(vm: &Arc<Vm>, vcpu: &Arc<Vcpu>, cmd: u32, arg: usize) -> Result<isize> 
             uapi::put_cpuid(arg, &live)?;
         }
         uapi::KVM_SET_VAPIC_ADDR => {
-            let a = uapi::get::<k::kvm_vapic_addr>(arg)?;
             if s.lapic.is_none() {
                 return Err(EINVAL);
             }
-            // A hint for CPUs without TPR shadow; zero switches it off, anything else is not needed.
-            let _ = a.vapic_addr;
+            let a = uapi::get::<k::kvm_vapic_addr>(arg)?;
+            // A hint for CPUs without TPR shadow, not needed here; zero switches it off.
+            if a.vapic_addr != 0 {
+                let gpa = crate::mem::addr::Gpa(a.vapic_addr);
+                vm.memory.view().hva(gpa, false).map_err(|_| EINVAL)?;
+            }
         }
         uapi::KVM_GET_MP_STATE => {
             let mp_state = match s.mp_state {
@@ -372,6 +383,7 @@ fn ioctl(vm: &Arc<Vm>, vcpu: &Arc<Vcpu>, cmd: u32, arg: usize) -> Result<isize> 
         }
         uapi::KVM_KVMCLOCK_CTRL => crate::cpu::paravirt::guest_stopped(s)?,
         uapi::KVM_ENABLE_CAP => enable_cap(s, &uapi::get(arg)?)?,
+        uapi::KVM_PRE_FAULT_MEMORY => return pre_fault(vm, arg),
         uapi::KVM_SET_DEVICE_ATTR | uapi::KVM_GET_DEVICE_ATTR | uapi::KVM_HAS_DEVICE_ATTR => {
             device_attr(vm, vcpu, s, cmd, &uapi::get(arg)?)?;
         }
@@ -414,6 +426,44 @@ fn enable_cap(s: &mut State, cap: &k::kvm_enable_cap) -> Result {
         _ => return Err(EINVAL),
     }
     Ok(())
+}
+
+/// KVM_PRE_FAULT_MEMORY (api.rst 4.143).
+fn pre_fault(vm: &Vm, arg: usize) -> Result<isize> {
+    let mut range = uapi::get::<k::kvm_pre_fault_memory>(arg)?;
+    let aligned = (range.gpa | range.size) & 0xfff == 0;
+    let ends = range.gpa.checked_add(range.size);
+    if range.flags != 0 || !aligned || ends.is_none_or(|end| end <= range.gpa) {
+        uapi::put(arg, &range)?;
+        return Err(EINVAL);
+    }
+    let whole = range.size;
+    let mut result = Ok(0);
+    while range.size != 0 {
+        if sched::signal_pending() {
+            result = Err(EINTR);
+            break;
+        }
+        let gpa = crate::mem::addr::Gpa(range.gpa);
+        match vm.memory.fault(vm.mm(), gpa, false, false) {
+            Ok(FaultOutcome::Resume) => {}
+            Ok(FaultOutcome::Mmio) => result = Err(ENOENT),
+            Ok(FaultOutcome::BadUserMemory) => result = Err(EFAULT),
+            Err(e) => result = Err(e),
+        }
+        if result.is_err() {
+            break;
+        }
+        range.gpa += 4096;
+        range.size -= 4096;
+        sched::cond_resched();
+    }
+    uapi::put(arg, &range)?;
+    if range.size == whole {
+        result
+    } else {
+        Ok(0)
+    }
 }
 
 /// KVM_SET_DEVICE_ATTR and its sisters on a vCPU (kernel document virt/kvm/devices/vcpu.rst 4): the TSC's offset.
@@ -603,6 +653,7 @@ pub(crate) fn set_sregs(
             l.set_cr8(r.cr8 as u8 & 15);
         }
         None => {
+            s.check_apic_base(r.apic_base).ok_or(EINVAL)?;
             s.apic_base = r.apic_base;
             s.cr8 = r.cr8 as u8 & 15;
         }
@@ -757,6 +808,12 @@ fn set_xsave(s: &mut State, arg: usize) -> Result {
     UserSlice::new(UserPtr::from_addr(arg), 4096)
         .reader()
         .read_slice(&mut image)?;
+    // MXCSR counts only with a component that it belongs to; XRSTOR would take it in any case.
+    if xsave::xstate_bv(&image) & xsave::MXCSR_COMPONENTS == 0 {
+        if let (Some(to), Some(from)) = (image.get_mut(24..28), s.fpu.as_slice().get(24..28)) {
+            to.copy_from_slice(from);
+        }
+    }
     xsave::check_image(&image, &s.model.layout, s.model.xcr0, s.model.mxcsr_mask)
         .map_err(|_| EINVAL)?;
     let bv = xsave::xstate_bv(&image);
@@ -795,13 +852,32 @@ fn set_xcrs(s: &mut State, x: &k::kvm_xcrs) -> Result {
     Ok(())
 }
 
-fn set_cpuid(vm: &Vm, s: &mut State, arg: usize) -> Result {
-    let n = uapi::get::<u32>(arg)? as usize;
+/// Reads a CPUID table, of entries with sub-leaves (`struct kvm_cpuid2`) or without. EFAULT, E2BIG.
+fn read_cpuid(arg: usize, subleaves: bool) -> Result<KVec<CpuidEntry>> {
+    /// `struct kvm_cpuid_entry`: function, EAX to EDX, padding.
+    type Plain = [u32; 6];
+    let n = uapi::get::<u64>(arg)? as u32 as usize;
     if n > dev::MAX_CPUID_ENTRIES {
         return Err(E2BIG);
     }
     let mut table = KVec::with_capacity(n, GFP_KERNEL_ACCOUNT)?;
     for i in 0..n {
+        if !subleaves {
+            let mut e: Plain = [0; 6];
+            for (j, word) in e.iter_mut().enumerate() {
+                *word = uapi::get(uapi::element::<u32>(arg, 8, 6 * i + j)?)?;
+            }
+            let entry = CpuidEntry {
+                function: e[0],
+                eax: e[1],
+                ebx: e[2],
+                ecx: e[3],
+                edx: e[4],
+                ..CpuidEntry::default()
+            };
+            table.push_within_capacity(entry).map_err(|_| ENOMEM)?;
+            continue;
+        }
         let e = uapi::get::<k::kvm_cpuid_entry2>(uapi::element::<k::kvm_cpuid_entry2>(arg, 8, i)?)?;
         let entry = CpuidEntry {
             function: e.function,
@@ -815,6 +891,10 @@ fn set_cpuid(vm: &Vm, s: &mut State, arg: usize) -> Result {
         };
         table.push_within_capacity(entry).map_err(|_| ENOMEM)?;
     }
+    Ok(table)
+}
+
+fn set_cpuid(vm: &Vm, s: &mut State, mut table: KVec<CpuidEntry>) -> Result {
     cpuid::check_table(&table).map_err(|e| match e {
         cpuid::TableError::TooMany => E2BIG,
         cpuid::TableError::LinearWidth => EINVAL,

@@ -213,17 +213,14 @@ fn ioctl(vm: &Arc<Vm>, cmd: u32, arg: usize) -> Result<isize> {
         uapi::KVM_SET_TSS_ADDR if arg > 0xffff_d000 => Err(EINVAL),
         uapi::KVM_SET_TSS_ADDR => Ok(0),
         uapi::KVM_SET_IDENTITY_MAP_ADDR => {
-            let _addr = uapi::get::<u64>(arg)?;
-            let setup = vm.setup.lock();
-            if setup.ids.is_empty() {
-                Ok(0)
-            } else {
-                Err(EINVAL)
+            if !vm.setup.lock().ids.is_empty() {
+                return Err(EINVAL);
             }
+            let _addr = uapi::get::<u64>(arg)?;
+            Ok(0)
         }
         uapi::KVM_SET_NR_MMU_PAGES if arg < 64 => Err(EINVAL),
         uapi::KVM_SET_NR_MMU_PAGES => Ok(0),
-        uapi::KVM_GET_NR_MMU_PAGES => Err(EINVAL),
         uapi::KVM_SET_BOOT_CPU_ID => {
             let setup = vm.setup.lock();
             if !setup.ids.is_empty() {

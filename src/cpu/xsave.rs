@@ -193,6 +193,9 @@ pub fn check_image(
     Ok(())
 }
 
+/// Components with which user space's MXCSR is valid: x87, SSE, AVX.
+pub const MXCSR_COMPONENTS: u64 = 7;
+
 /// Writes the state of a fresh vCPU into `image`: every component in its initial configuration.
 ///
 /// XSTATE_BV is zero, so XRSTOR initialises all components; MXCSR is loaded from memory whatever XSTATE_BV says.

@@ -16,6 +16,7 @@ use crate::irq::pic::{self, Chip};
 use crate::irq::pit_timer::PitTimer;
 use crate::irq::route::{Chips, Route, MAX_ROUTES};
 use crate::irq::routing::Table;
+use crate::linux::eventfd::EventFdCtx;
 use crate::linux::hrtimer::{ktime_get_ns, Timer, TimerCallback};
 use crate::linux::mmap::SharedPages;
 use crate::mem::memory::GuestMemory;
@@ -23,6 +24,7 @@ use crate::uapi::{self, k};
 use core::sync::atomic::{AtomicU32, Ordering};
 use kernel::prelude::*;
 use kernel::sync::{new_mutex, Arc, Mutex, SetOnce};
+use kernel::uaccess::{UserPtr, UserSlice};
 
 /// No interrupt controller in the kernel.
 const NONE: u32 = 0;
@@ -372,12 +374,13 @@ impl IrqChip {
     /// KVM_SET_GSI_ROUTING (api.rst 4.52).
     #[inline(never)]
     fn set_gsi_routing(&self, arg: usize) -> Result {
+        let header = uapi::get::<u64>(arg)?;
         let controllers = self.controllers().ok_or(EINVAL)?;
         let chips = Chips {
             full: self.has_pic(),
             ids_32bit: self.memory.vcpus.msi_format().ids_32bit,
         };
-        let table = Table::from_user(arg, chips)?;
+        let table = Table::from_user(arg, header, chips)?;
         let _config = self.config.lock();
         controllers.set_table(table)
     }
@@ -459,12 +462,16 @@ impl IrqChip {
     /// KVM_GET_IRQCHIP (api.rst 4.26).
     #[inline(never)]
     fn get_irqchip(&self, arg: usize) -> Result {
-        let id = uapi::get::<u32>(arg)?;
+        let mut whole = irqchip_from_user(arg)?;
+        let id = chip_id(&whole);
         let controllers = self.full().ok_or(ENXIO)?;
-        let out = uapi::element::<u8>(arg, IRQCHIP_STATE, 0)?;
+        let state = whole.get_mut(IRQCHIP_STATE..).ok_or(EINVAL)?;
         if id != k::KVM_IRQCHIP_IOAPIC {
-            let state = controllers.pic_state(pic_of(id)?).ok_or(ENXIO)?;
-            return uapi::put(out, &u128::from_ne_bytes(state));
+            let s = controllers.pic_state(pic_of(id)?).ok_or(ENXIO)?;
+            for (to, from) in state.iter_mut().zip(s) {
+                *to = from;
+            }
+            return irqchip_to_user(arg, &whole);
         }
         let s = controllers.ioapic_state().ok_or(ENXIO)?;
         let head = [
@@ -472,26 +479,29 @@ impl IrqChip {
             u64::from(s.id) << 32 | u64::from(s.ioregsel),
             s.irr.into(),
         ];
-        for (i, word) in Iterator::chain(head.into_iter(), s.redirtbl).enumerate() {
-            uapi::put(uapi::element::<u64>(out, 0, i)?, &word)?;
+        let words = Iterator::chain(head.into_iter(), s.redirtbl);
+        for (to, word) in state.chunks_exact_mut(8).zip(words) {
+            to.copy_from_slice(&word.to_ne_bytes());
         }
-        Ok(())
+        irqchip_to_user(arg, &whole)
     }
 
     /// KVM_SET_IRQCHIP (api.rst 4.27).
     #[inline(never)]
     fn set_irqchip(&self, arg: usize) -> Result {
-        let id = uapi::get::<u32>(arg)?;
+        let whole = irqchip_from_user(arg)?;
+        let id = chip_id(&whole);
         let controllers = self.full().ok_or(ENXIO)?;
-        let from = uapi::element::<u8>(arg, IRQCHIP_STATE, 0)?;
+        let state = whole.get(IRQCHIP_STATE..).ok_or(EINVAL)?;
         if id != k::KVM_IRQCHIP_IOAPIC {
             let chip = pic_of(id)?;
-            controllers.set_pic_state(chip, &uapi::get::<u128>(from)?.to_ne_bytes());
+            let pic = state.get(..16).and_then(|b| b.try_into().ok());
+            controllers.set_pic_state(chip, pic.ok_or(EINVAL)?);
             return Ok(());
         }
         let mut words = [0u64; IOAPIC_WORDS];
-        for (i, word) in words.iter_mut().enumerate() {
-            *word = uapi::get(uapi::element::<u64>(from, 0, i)?)?;
+        for (word, from) in words.iter_mut().zip(state.chunks_exact(8)) {
+            *word = from.try_into().map_or(0, u64::from_ne_bytes);
         }
         let [base_address, select, irr, redirtbl @ ..] = words;
         controllers.set_ioapic_state(&ioapic::State {
@@ -511,9 +521,16 @@ impl IrqChip {
         if args.flags & !(k::KVM_IRQFD_FLAG_DEASSIGN | k::KVM_IRQFD_FLAG_RESAMPLE) != 0 {
             return Err(EINVAL);
         }
-        let controllers = self.controllers().ok_or(EINVAL)?;
+        let deassign = args.flags & k::KVM_IRQFD_FLAG_DEASSIGN != 0;
+        let Some(controllers) = self.controllers() else {
+            if deassign {
+                // Nothing to take down; the file descriptor is looked at all the same.
+                return EventFdCtx::from_fd(args.fd as i32).map(drop);
+            }
+            return Err(EINVAL);
+        };
         let mut irqfds = self.config.lock();
-        if args.flags & k::KVM_IRQFD_FLAG_DEASSIGN != 0 {
+        if deassign {
             return irqfds.deassign(controllers, args);
         }
         if args.flags & k::KVM_IRQFD_FLAG_RESAMPLE != 0 && !self.has_pic() {
@@ -536,6 +553,28 @@ impl IrqChip {
             timer.cancel();
         }
     }
+}
+
+/// A whole `struct kvm_irqchip`, which is large. EFAULT.
+fn irqchip_from_user(arg: usize) -> Result<KVec<u8>> {
+    let mut bytes = KVec::from_elem(0, size_of::<k::kvm_irqchip>(), GFP_KERNEL_ACCOUNT)?;
+    UserSlice::new(UserPtr::from_addr(arg), bytes.len())
+        .reader()
+        .read_slice(&mut bytes)?;
+    Ok(bytes)
+}
+
+fn irqchip_to_user(arg: usize, bytes: &[u8]) -> Result {
+    UserSlice::new(UserPtr::from_addr(arg), bytes.len())
+        .writer()
+        .write_slice(bytes)
+}
+
+fn chip_id(irqchip: &[u8]) -> u32 {
+    irqchip
+        .get(..4)
+        .and_then(|b| b.try_into().ok())
+        .map_or(u32::MAX, u32::from_ne_bytes)
 }
 
 /// The 8259 with a number of `KVM_IRQCHIP_*`. EINVAL.

@@ -391,14 +391,9 @@ impl<R: Registers> Lapic<R> {
         if value == old {
             return Ok(Action::NONE);
         }
-        let top = self.features.phys_bits.clamp(32, 52);
-        let mut reserved = !((1u64 << top) - 1) | 0x2ff;
-        if !self.features.x2apic {
-            reserved |= base::EXTD;
-        }
         let mode = |v: u64| v & (base::ENABLE | base::EXTD);
         let x2apic = base::ENABLE | base::EXTD;
-        if value & reserved != 0 || mode(value) == base::EXTD {
+        if !base::valid(value, self.features.phys_bits, self.features.x2apic) {
             return Err(Gp);
         }
         let illegal = matches!((mode(old), mode(value)), (o, n)

@@ -49,6 +49,13 @@ pub mod base {
     pub const ENABLE: u64 = 1 << 11;
     /// Page address after reset.
     pub const DEFAULT_ADDRESS: u64 = 0xfee0_0000;
+
+    /// Whether the register may hold `value`, whatever it held before.
+    pub fn valid(value: u64, phys_bits: u8, x2apic: bool) -> bool {
+        let top = phys_bits.clamp(32, 52);
+        let reserved = !((1u64 << top) - 1) | 0x2ff | if x2apic { 0 } else { EXTD };
+        value & reserved == 0 && value & (ENABLE | EXTD) != EXTD
+    }
 }
 
 /// LVT mask bit.

@@ -6,6 +6,7 @@ use crate::irq::route::{self, Chips, Entry, Gsi, MAX_ROUTES, RAW_WORDS};
 use crate::irq::{ioapic, pic};
 use crate::uapi::{self, k};
 use kernel::prelude::*;
+use kernel::uaccess::{UserPtr, UserSlice};
 
 /// Size of `struct kvm_irq_routing` without its entries.
 const HEADER: usize = 8;
@@ -41,20 +42,28 @@ impl Table {
         Self::new(entries)
     }
 
-    /// Reads a `struct kvm_irq_routing`. EFAULT, EINVAL.
-    pub(crate) fn from_user(arg: usize, chips: Chips) -> Result<Self> {
-        let header = uapi::get::<u64>(arg)?;
+    /// Reads a `struct kvm_irq_routing`, of which `header` has been read. EFAULT, EINVAL.
+    pub(crate) fn from_user(arg: usize, header: u64, chips: Chips) -> Result<Self> {
         let (count, flags) = (header as u32, (header >> 32) as u32);
         if count > MAX_ROUTES || flags != 0 {
             return Err(EINVAL);
         }
         let count = count as usize;
+        const ENTRY: usize = size_of::<k::kvm_irq_routing_entry>();
         let mut entries = KVVec::with_capacity(count, GFP_KERNEL_ACCOUNT)?;
-        for i in 0..count {
-            let at = uapi::element::<k::kvm_irq_routing_entry>(arg, HEADER, i)?;
-            let user = uapi::get::<k::kvm_irq_routing_entry>(at)?;
+        // All of it before any of it is judged.
+        let bytes = count.saturating_mul(ENTRY);
+        let mut users = KVVec::with_capacity(bytes, GFP_KERNEL_ACCOUNT)?;
+        users.resize(bytes, 0u8, GFP_KERNEL_ACCOUNT)?;
+        UserSlice::new(
+            UserPtr::from_addr(uapi::element::<u8>(arg, HEADER, 0)?),
+            bytes,
+        )
+        .reader()
+        .read_slice(&mut users)?;
+        for user in users.chunks_exact(ENTRY) {
             let mut raw = [0; RAW_WORDS];
-            for (to, from) in raw.iter_mut().zip(uapi::bytes_of(&user).chunks_exact(4)) {
+            for (to, from) in raw.iter_mut().zip(user.chunks_exact(4)) {
                 *to = from.try_into().map_or(0, u32::from_ne_bytes);
             }
             let entry = Entry::parse(&raw, chips).map_err(|_| EINVAL)?;
