@@ -175,6 +175,7 @@ int rvmm_fault_in(unsigned long addr, bool write);
 bool rvmm_vma_is_device(struct mm_struct *mm, unsigned long addr);
 void rvmm_vma_set_device(struct vm_area_struct *vma);
 
+bool rvmm_file_is_of_module(const struct file *file, const char *name);
 const char *rvmm_dev_name(const struct device *dev);
 void rvmm_device_lock(struct device *dev);
 void rvmm_device_unlock(struct device *dev);

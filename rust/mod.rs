@@ -19,6 +19,7 @@ pub mod cr;
 pub mod cred;
 pub mod desc;
 pub mod eventfd;
+pub mod file_ref;
 pub mod fpu;
 pub mod global;
 pub mod gup;

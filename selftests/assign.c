@@ -919,3 +919,41 @@ TEST_NAMED(unsafe_interrupts)
 	vm_init(&vm, 4 * MIB);
 	close(assign(&vm, &address));
 }
+
+/* The device by which a VMM names its VFIO files; as on KVM. */
+TEST(vfio_device)
+{
+	struct kvm_create_device request = { .type = KVM_DEV_TYPE_VFIO, .flags = KVM_CREATE_DEVICE_TEST };
+	int kvm = device_open(), file = OK(memfd_create("no group", 0)), bad = -1, device;
+	struct kvm_device_attr attr = { .group = KVM_DEV_VFIO_FILE, .attr = KVM_DEV_VFIO_FILE_ADD, .addr = (uintptr_t)&file };
+	struct vm vm;
+
+	CHECK_EQ(ioctl(kvm, KVM_CHECK_EXTENSION, KVM_CAP_DEVICE_CTRL), 1);
+	vm_init(&vm, MIB);
+	OK(ioctl(vm.fd, KVM_CREATE_DEVICE, &request));
+	request.type = 0x1234;
+	CHECK_ERRNO(ioctl(vm.fd, KVM_CREATE_DEVICE, &request), ENODEV);
+	request.type = KVM_DEV_TYPE_VFIO;
+	request.flags = 0;
+	OK(ioctl(vm.fd, KVM_CREATE_DEVICE, &request));
+	device = request.fd;
+	CHECK_ERRNO(ioctl(vm.fd, KVM_CREATE_DEVICE, &request), EBUSY);
+	OK(ioctl(device, KVM_HAS_DEVICE_ATTR, &attr));
+	CHECK_ERRNO(ioctl(device, KVM_GET_DEVICE_ATTR, &attr), EPERM);
+	CHECK_ERRNO(ioctl(device, KVM_SET_DEVICE_ATTR, &attr), EINVAL);
+	attr.addr = (uintptr_t)&bad;
+	CHECK_ERRNO(ioctl(device, KVM_SET_DEVICE_ATTR, &attr), EBADF);
+	attr.addr = 8;
+	CHECK_ERRNO(ioctl(device, KVM_SET_DEVICE_ATTR, &attr), EFAULT);
+	attr.attr = KVM_DEV_VFIO_FILE_DEL;
+	attr.addr = (uintptr_t)&file;
+	CHECK_ERRNO(ioctl(device, KVM_SET_DEVICE_ATTR, &attr), ENOENT);
+	attr.attr = 3;
+	CHECK_ERRNO(ioctl(device, KVM_SET_DEVICE_ATTR, &attr), ENXIO);
+	CHECK_ERRNO(ioctl(device, KVM_HAS_DEVICE_ATTR, &attr), ENXIO);
+	attr.group = 7;
+	CHECK_ERRNO(ioctl(device, KVM_HAS_DEVICE_ATTR, &attr), ENXIO);
+	CHECK_ERRNO(ioctl(device, KVM_RUN, 0), ENOTTY);
+	close(device);
+	OK(ioctl(vm.fd, KVM_CREATE_DEVICE, &request));
+}

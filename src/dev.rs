@@ -261,7 +261,7 @@ pub(crate) fn check_extension(cap: usize) -> isize {
         | k::KVM_CAP_X86_ROBUST_SINGLESTEP
         | k::KVM_CAP_COALESCED_PIO
         | uapi::RVMM_CAP_ENTRY_FAILURE => 1,
-        uapi::RVMM_CAP_ASSIGN_DEVICE => 1,
+        uapi::RVMM_CAP_ASSIGN_DEVICE | k::KVM_CAP_DEVICE_CTRL => 1,
         k::KVM_CAP_SET_GUEST_DEBUG2 => crate::debug::CONTROLS as isize,
         k::KVM_CAP_SYNC_REGS => crate::vcpu_more::SYNC_REGS as isize,
         k::KVM_CAP_XSAVE2 => 4096,

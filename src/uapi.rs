@@ -35,6 +35,7 @@ uapi! {
     k::kvm_enable_cap, k::kvm_pre_fault_memory, k::kvm_clock_data, k::kvm_dirty_log, k::kvm_clear_dirty_log, k::kvm_translation, k::kvm_guest_debug, k::kvm_irqfd,
     k::kvm_ioeventfd, k::kvm_irq_routing_entry, k::kvm_vapic_addr, k::kvm_coalesced_mmio_zone, k::kvm_reinject_control,
     k::kvm_device_attr, k::kvm_sregs2, k::kvm_x86_mce,
+    k::kvm_create_device,
     EntryFailure, AssignDevice, DeviceInfo, DeviceVector, DeviceConfig,
 }
 
@@ -270,6 +271,7 @@ pub(crate) const KVM_SET_DEBUGREGS: u32 = _IOW::<k::kvm_debugregs>(K, 0xa2);
 pub(crate) const KVM_GET_XSAVE: u32 = _IOR::<[u8; 4096]>(K, 0xa4);
 pub(crate) const KVM_SET_XSAVE: u32 = _IOW::<[u8; 4096]>(K, 0xa5);
 pub(crate) const KVM_PRE_FAULT_MEMORY: u32 = _IOWR::<k::kvm_pre_fault_memory>(K, 0xd5);
+pub(crate) const KVM_CREATE_DEVICE: u32 = _IOWR::<k::kvm_create_device>(K, 0xe0);
 pub(crate) const KVM_SET_DEVICE_ATTR: u32 = _IOW::<k::kvm_device_attr>(K, 0xe1);
 pub(crate) const KVM_GET_DEVICE_ATTR: u32 = _IOW::<k::kvm_device_attr>(K, 0xe2);
 pub(crate) const KVM_HAS_DEVICE_ATTR: u32 = _IOW::<k::kvm_device_attr>(K, 0xe3);

@@ -841,7 +841,8 @@ fn set_xcrs(s: &mut State, x: &k::kvm_xcrs) -> Result {
     }
     for e in x.xcrs.iter().take(x.nr_xcrs as usize) {
         if e.xcr == 0 {
-            if !xsave::xcr0_valid(e.value, s.allowed_xcr0()) {
+            // x87 is there without XSAVE in the CPUID table, as on KVM.
+            if !xsave::xcr0_valid(e.value, s.allowed_xcr0() | xsave::X87) {
                 return Err(EINVAL);
             }
             s.xcr0 = e.value;

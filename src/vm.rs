@@ -56,6 +56,8 @@ pub(crate) struct Vm {
     setup: Mutex<Setup>,
     /// vCPU that starts as BSP.
     boot_cpu: AtomicU32,
+    /// A VFIO device exists.
+    pub(crate) has_vfio: AtomicBool,
     /// TSC frequency of new vCPUs, kHz.
     pub(crate) tsc_khz: AtomicU32,
     /// The VM's clock.
@@ -87,6 +89,7 @@ impl Vm {
                 caps <- VmCaps::new(),
                 setup <- new_mutex!(Setup { ids: KVec::new() }),
                 boot_cpu: AtomicU32::new(0),
+                has_vfio: AtomicBool::new(false),
                 tsc_khz: AtomicU32::new(crate::linux::boot_cpu::tsc_khz()),
                 clock <- Clock::new(),
                 exception_payload: AtomicBool::new(false),
@@ -277,6 +280,7 @@ fn ioctl(vm: &Arc<Vm>, cmd: u32, arg: usize) -> Result<isize> {
             vm.tsc_khz.store(khz, Ordering::Relaxed);
             Ok(0)
         }
+        uapi::KVM_CREATE_DEVICE => crate::assign::vfio::create_device(vm, arg),
         uapi::RVMM_ASSIGN_DEVICE => crate::assign::assign(vm, arg),
         uapi::KVM_X86_SET_MSR_FILTER => {
             vm.caps.set_msr_filter(arg)?;

@@ -267,6 +267,13 @@ bool rvmm_eventfd_signal_allowed(void)
 	return eventfd_signal_allowed();
 }
 
+bool rvmm_file_is_of_module(const struct file *file, const char *name)
+{
+	const struct module *owner = file->f_op->owner;
+
+	return owner && !strcmp(owner->name, name);
+}
+
 /* --- user memory without faults --------------------------------------------------------------- */
 
 /*

@@ -19,6 +19,7 @@
 #[allow(unreachable_pub)]
 pub(crate) mod config;
 pub(crate) mod space;
+pub(crate) mod vfio;
 
 use crate::irq::controllers::Controllers;
 use crate::irq::line::Source;

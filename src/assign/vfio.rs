@@ -1,0 +1,109 @@
+// SPDX-License-Identifier: GPL-2.0
+//! KVM_CREATE_DEVICE with KVM_DEV_TYPE_VFIO (kernel document virt/kvm/devices/vfio.rst): how a VMM tells which VFIO groups or
+//! devices its guest has.
+//!
+//! VFIO does everything for such a device: translation by its container, registers and interrupts by its files, mmap and
+//! eventfds. What KVM does with the files is nothing that this hypervisor has to do: a driver of a mediated device would ask for its
+//! `struct kvm`, which there is none of here, and guests' cache control needs no change for devices whose DMA is coherent. The files
+//! are kept and checked as KVM does.
+
+use crate::linux::anon_inode::{FileOperations, NewFile};
+use crate::linux::file_ref::FileRef;
+use crate::uapi::{self, k};
+use crate::vm::Vm;
+use core::sync::atomic::Ordering;
+use kernel::fs::File;
+use kernel::prelude::*;
+use kernel::sync::{new_mutex, Arc, ArcBorrow, Mutex};
+
+/// The VFIO device of a VM; there is one at most.
+#[pin_data(PinnedDrop)]
+struct VfioDevice {
+    vm: Arc<Vm>,
+    #[pin]
+    files: Mutex<KVec<FileRef>>,
+}
+
+#[pinned_drop]
+impl PinnedDrop for VfioDevice {
+    fn drop(self: Pin<&mut Self>) {
+        self.vm.has_vfio.store(false, Ordering::Release);
+    }
+}
+
+impl VfioDevice {
+    fn set(&self, attr: &k::kvm_device_attr) -> Result {
+        if !exists(attr) {
+            return Err(ENXIO);
+        }
+        let file = FileRef::from_fd(uapi::get::<i32>(usize::try_from(attr.addr)?)?)?;
+        let mut files = self.files.lock();
+        let at = files.iter().position(|f| *f == file);
+        if attr.attr == u64::from(k::KVM_DEV_VFIO_FILE_DEL) {
+            // Another file may go with it: outside of the lock.
+            let gone = files.remove(at.ok_or(ENOENT)?);
+            drop(files);
+            drop(gone);
+            return Ok(());
+        }
+        if !file.is_of_module(c"vfio") {
+            return Err(EINVAL);
+        }
+        if at.is_some() {
+            return Err(EEXIST);
+        }
+        files.push(file, GFP_KERNEL_ACCOUNT)?;
+        Ok(())
+    }
+}
+
+fn exists(attr: &k::kvm_device_attr) -> bool {
+    attr.group == k::KVM_DEV_VFIO_FILE
+        && (attr.attr == u64::from(k::KVM_DEV_VFIO_FILE_ADD)
+            || attr.attr == u64::from(k::KVM_DEV_VFIO_FILE_DEL))
+}
+
+#[vtable]
+impl FileOperations for VfioDevice {
+    const NAME: &'static CStr = c"kvm-vfio";
+
+    fn ioctl(this: ArcBorrow<'_, Self>, _file: &File, cmd: u32, arg: usize) -> Result<isize> {
+        this.vm.check_mm()?;
+        match cmd {
+            uapi::KVM_SET_DEVICE_ATTR => this.set(&uapi::get(arg)?)?,
+            uapi::KVM_GET_DEVICE_ATTR => return Err(EPERM),
+            uapi::KVM_HAS_DEVICE_ATTR if exists(&uapi::get(arg)?) => {}
+            uapi::KVM_HAS_DEVICE_ATTR => return Err(ENXIO),
+            _ => return Err(ENOTTY),
+        }
+        Ok(0)
+    }
+}
+
+/// KVM_CREATE_DEVICE (api.rst 4.79) on a VM.
+#[inline(never)]
+pub(crate) fn create_device(vm: &Arc<Vm>, arg: usize) -> Result<isize> {
+    let mut request = uapi::get::<k::kvm_create_device>(arg)?;
+    if request.type_ != k::kvm_device_type_KVM_DEV_TYPE_VFIO {
+        return Err(ENODEV);
+    }
+    if request.flags & k::KVM_CREATE_DEVICE_TEST != 0 {
+        return Ok(0);
+    }
+    if vm.has_vfio.swap(true, Ordering::AcqRel) {
+        return Err(EBUSY);
+    }
+    let device = Arc::pin_init(
+        pin_init!(VfioDevice {
+            vm: vm.clone(),
+            files <- new_mutex!(KVec::new()),
+        }),
+        GFP_KERNEL_ACCOUNT,
+    );
+    let device = device.inspect_err(|_| vm.has_vfio.store(false, Ordering::Release))?;
+    let file = NewFile::new(device)?;
+    request.fd = file.fd() as u32;
+    uapi::put(arg, &request)?;
+    file.install();
+    Ok(0)
+}
