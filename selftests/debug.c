@@ -190,6 +190,37 @@ TEST(block_interrupts)
 	CHECK_EQ(vm_log(&vm)->count, 2);
 }
 
+/* Those of the local APIC as well, which the processor may deliver by itself. */
+GUEST64(interruptible_apic, "sti; nop; nop; nop; out %al, $0x10; hlt\n");
+
+TEST(block_interrupts_of_apic)
+{
+	struct kvm_msi msi = { .address_lo = 0xfee00000, .data = 0x51 };
+	struct kvm_lapic_state s;
+	struct vm vm;
+
+	vm_init(&vm, 4 * MIB);
+	OK(ioctl(vm.fd, KVM_CREATE_IRQCHIP, 0));
+	vm_add_vcpu(&vm, 0);
+	VM_LONG(&vm, interruptible_apic);
+	OK(ioctl(vm.vcpu, KVM_GET_LAPIC, &s));
+	*(uint32_t *)(s.regs + 0xf0) = 0x1ff;	/* enabled */
+	OK(ioctl(vm.vcpu, KVM_SET_LAPIC, &s));
+	vm_log(&vm)->eoi = 0xfee000b0;
+	debug_set(&vm, KVM_GUESTDBG_ENABLE | KVM_GUESTDBG_SINGLESTEP | KVM_GUESTDBG_BLOCKIRQ, 0, 0);
+	expect_step(&vm, G_CODE + 1);
+	expect_step(&vm, G_CODE + 2);
+	REQUIRE_EQ(ioctl(vm.fd, KVM_SIGNAL_MSI, &msi), 1);
+	expect_step(&vm, G_CODE + 3);
+	expect_step(&vm, G_CODE + 4);
+	CHECK_EQ(vm_log(&vm)->count, 0);
+	debug_off(&vm);
+	vm_expect_out(&vm, 0x10);
+	CHECK_EQ(vm_log(&vm)->count, 1);
+	CHECK_EQ(vm_log(&vm)->event[0].vector, 0x51);
+	CHECK_EQ(vm_log(&vm)->event[0].rip, G_CODE + 4);
+}
+
 /* Breakpoints in debug registers: code and data. The guest's own registers are not touched. */
 GUEST64(points,
 	"mov $0x1111, %eax\n"			/* 0 */

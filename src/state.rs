@@ -761,7 +761,11 @@ impl State {
         if !self.apicv {
             return None;
         }
-        self.lapic.as_mut()?.take_status()
+        let lapic = self.lapic.as_mut()?;
+        if self.debug.active() && self.debug.holds_interrupts(self.cpu.regs.rip) {
+            return Some(lapic.hold_status());
+        }
+        lapic.take_status()
     }
 
     /// The guest ran.
