@@ -780,3 +780,49 @@ TEST_SECONDS(level_storm, 120)
 	/* Between two pauses the guest gets on with its work. */
 	CHECK(vm_cells(&vm)[0] > 0);
 }
+
+/* The interface of old: the 8254 with port 61h, state without flags. */
+TEST(old_pit)
+{
+	struct kvm_pit_state old;
+	struct kvm_pit_state2 new;
+	struct vm vm;
+
+	vm_init(&vm, MIB);
+	CHECK_ERRNO(ioctl(vm.fd, KVM_CREATE_PIT, 0), ENOENT);
+	CHECK_ERRNO(ioctl(vm.fd, KVM_GET_PIT, &old), ENXIO);
+	CHECK_ERRNO(ioctl(vm.fd, KVM_SET_PIT, &old), ENXIO);
+	OK(ioctl(vm.fd, KVM_CREATE_IRQCHIP, 0));
+	OK(ioctl(vm.fd, KVM_CREATE_PIT, 0));
+	CHECK_ERRNO(ioctl(vm.fd, KVM_CREATE_PIT, 0), EEXIST);
+	OK(ioctl(vm.fd, KVM_GET_PIT, &old));
+	old.channels[2].count = 0x1234;
+	old.channels[2].mode = 3;
+	OK(ioctl(vm.fd, KVM_SET_PIT, &old));
+	OK(ioctl(vm.fd, KVM_GET_PIT2, &new));
+	CHECK_EQ(new.channels[2].count, 0x1234);
+	CHECK_EQ(new.channels[2].mode, 3);
+	CHECK_ERRNO(ioctl(vm.fd, KVM_GET_PIT, 1), EFAULT);
+}
+
+/* LINT0 in NMI mode: ticks of the 8254 come as NMIs (the watchdog of old kernels), whatever the 8259 and the IOAPIC let in. */
+GUEST64(watchdog,
+	"mov $0xfee00000, %ebx; movl $0x1ff, 0xf0(%rbx); movl $0x400, 0x350(%rbx)\n"
+	"mov $0xff, %al; out %al, $0x21; mov $0x34, %al; out %al, $0x43; mov $0x9c, %al; out %al, $0x40; mov $0x2e, %al; out %al, $0x40\n"
+	"sti; 1: pause; cmpq $3, " STR(G_LOG) "; jb 1b; out %al, $0x10\n");
+
+TEST(nmi_watchdog)
+{
+	struct kvm_pit_config config = { .flags = 0 };
+	struct kvm_reinject_control no_reinject = { 0 };
+	struct vm vm;
+
+	full(&vm);
+	OK(ioctl(vm.fd, KVM_CREATE_PIT2, &config));
+	/* Else a tick waits for the end of the interrupt of the one before. */
+	OK(ioctl(vm.fd, KVM_REINJECT_CONTROL, &no_reinject));
+	start(&vm, watchdog, watchdog_end);
+	vm_expect_out(&vm, 0x10);
+	for (int i = 0; i < 3; i++)
+		CHECK_EQ(vm_log(&vm)->event[i].vector, 2);
+}

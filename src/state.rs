@@ -338,10 +338,7 @@ impl State {
         this.refresh_dynamic();
         if let Some(l) = &this.lapic {
             shared.set_apic_addr(l.addr());
-            shared.lint0_extint.store(
-                u32::from(l.lint0_accepts_extint()),
-                core::sync::atomic::Ordering::Relaxed,
-            );
+            shared.set_lint0(l.lint0_accepts_extint(), l.lint0_is_nmi());
         }
         Ok(this)
     }

@@ -31,7 +31,7 @@ uapi! {
     u8, u32, u64, u128, i32,
     k::kvm_regs, k::kvm_sregs, k::kvm_fpu, k::kvm_userspace_memory_region, k::kvm_userspace_memory_region2,
     k::kvm_cpuid_entry2, k::kvm_msr_entry, k::kvm_lapic_state, k::kvm_mp_state, k::kvm_vcpu_events, k::kvm_debugregs,
-    k::kvm_xcrs, k::kvm_interrupt, k::kvm_irq_level, k::kvm_pit_config, k::kvm_pit_state2, k::kvm_irqchip, k::kvm_msi,
+    k::kvm_xcrs, k::kvm_interrupt, k::kvm_irq_level, k::kvm_pit_config, k::kvm_pit_state, k::kvm_pit_state2, k::kvm_irqchip, k::kvm_msi,
     k::kvm_enable_cap, k::kvm_pre_fault_memory, k::kvm_clock_data, k::kvm_dirty_log, k::kvm_clear_dirty_log, k::kvm_translation, k::kvm_guest_debug, k::kvm_irqfd,
     k::kvm_ioeventfd, k::kvm_irq_routing_entry, k::kvm_vapic_addr, k::kvm_coalesced_mmio_zone, k::kvm_reinject_control,
     k::kvm_device_attr, k::kvm_sregs2, k::kvm_x86_mce,
@@ -220,6 +220,9 @@ pub(crate) const KVM_CREATE_IRQCHIP: u32 = _IO(K, 0x60);
 pub(crate) const KVM_IRQ_LINE: u32 = _IOW::<k::kvm_irq_level>(K, 0x61);
 pub(crate) const KVM_GET_IRQCHIP: u32 = _IOWR::<k::kvm_irqchip>(K, 0x62);
 pub(crate) const KVM_SET_IRQCHIP: u32 = _IOR::<k::kvm_irqchip>(K, 0x63);
+pub(crate) const KVM_CREATE_PIT: u32 = _IO(K, 0x64);
+pub(crate) const KVM_GET_PIT: u32 = _IOWR::<k::kvm_pit_state>(K, 0x65);
+pub(crate) const KVM_SET_PIT: u32 = _IOR::<k::kvm_pit_state>(K, 0x66);
 pub(crate) const KVM_IRQ_LINE_STATUS: u32 = _IOWR::<k::kvm_irq_level>(K, 0x67);
 pub(crate) const KVM_REGISTER_COALESCED_MMIO: u32 = _IOW::<k::kvm_coalesced_mmio_zone>(K, 0x67);
 pub(crate) const KVM_UNREGISTER_COALESCED_MMIO: u32 = _IOW::<k::kvm_coalesced_mmio_zone>(K, 0x68);

@@ -150,8 +150,7 @@ impl Vcpu {
         }
         if action.lint0 {
             self.shared
-                .lint0_extint
-                .store(u32::from(l.lint0_accepts_extint()), Ordering::Relaxed);
+                .set_lint0(l.lint0_accepts_extint(), l.lint0_is_nmi());
         }
         if let Some(message) = &action.ipi {
             let source = l.id();

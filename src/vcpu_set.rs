@@ -59,6 +59,12 @@ pub(crate) mod request {
     pub(crate) const UNHALT: u32 = 1 << 9;
 }
 
+/// What LINT0 of a local APIC is connected to.
+mod lint0 {
+    pub(super) const EXTINT: u32 = 1 << 0;
+    pub(super) const NMI: u32 = 1 << 1;
+}
+
 const OUTSIDE: u32 = 0;
 const IN_STAY: u32 = 1;
 
@@ -85,8 +91,8 @@ pub(crate) struct VcpuShared {
     pub(crate) sipi: AtomicU32,
     /// Where the local APIC can be reached, as `ApicAddr` bits.
     apic_addr: AtomicU64,
-    /// LINT0 lets ExtINT in.
-    pub(crate) lint0_extint: AtomicU32,
+    /// What LINT0 lets in: bits of [`lint0`].
+    lint0: AtomicU32,
     /// Where the vCPU's thread sleeps in HLT or waiting for SIPI.
     #[pin]
     pub(crate) wait: WaitCell,
@@ -107,7 +113,7 @@ impl VcpuShared {
                 nmi: AtomicU32::new(0),
                 sipi: AtomicU32::new(0),
                 apic_addr: AtomicU64::new(0),
-                lint0_extint: AtomicU32::new(0),
+                lint0: AtomicU32::new(0),
                 wait <- WaitCell::new(),
             }),
             GFP_KERNEL_ACCOUNT,
@@ -262,6 +268,27 @@ impl VcpuShared {
     #[inline]
     pub(crate) fn apic_addr(&self) -> ApicAddr {
         ApicAddr::from_bits(self.apic_addr.load(Ordering::Acquire))
+    }
+
+    /// Publishes what the local APIC's LINT0 lets in: the 8259s' interrupts, the 8254 as NMI.
+    pub(crate) fn set_lint0(&self, extint: bool, nmi: bool) {
+        let wires = u32::from(extint) * lint0::EXTINT | u32::from(nmi) * lint0::NMI;
+        self.lint0.store(wires, Ordering::SeqCst);
+    }
+
+    /// The 8259s' INTR rises. Any context.
+    pub(crate) fn intr_rises(&self) {
+        if self.lint0.load(Ordering::SeqCst) & lint0::EXTINT != 0 {
+            self.request(request::EXTINT);
+        }
+    }
+
+    /// The 8254 ticks: an NMI where LINT0 is wired that way, for watchdogs. Any context.
+    pub(crate) fn watchdog_tick(&self) {
+        if self.lint0.load(Ordering::SeqCst) & lint0::NMI != 0 {
+            self.nmi.fetch_add(1, Ordering::SeqCst);
+            self.request(request::NMI);
+        }
     }
 
     /// Publishes the local APIC's address.

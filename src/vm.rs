@@ -242,6 +242,13 @@ fn ioctl(vm: &Arc<Vm>, cmd: u32, arg: usize) -> Result<isize> {
             Ok(0)
         }
         uapi::KVM_ENABLE_CAP => enable_cap(vm, &uapi::get::<k::kvm_enable_cap>(arg)?),
+        uapi::KVM_CREATE_PIT => {
+            let _setup = vm.setup.lock();
+            let mut config = uapi::zeroed::<k::kvm_pit_config>();
+            config.flags = k::KVM_PIT_SPEAKER_DUMMY;
+            vm.chip.create_pit(config)?;
+            Ok(0)
+        }
         uapi::KVM_CREATE_PIT2 => {
             let _setup = vm.setup.lock();
             vm.chip.create_pit(uapi::get::<k::kvm_pit_config>(arg)?)?;

@@ -347,6 +347,8 @@ impl IrqChip {
             uapi::KVM_SET_GSI_ROUTING => self.set_gsi_routing(arg)?,
             uapi::KVM_GET_IRQCHIP => self.get_irqchip(arg)?,
             uapi::KVM_SET_IRQCHIP => self.set_irqchip(arg)?,
+            uapi::KVM_GET_PIT => self.get_old_pit(arg)?,
+            uapi::KVM_SET_PIT => self.set_old_pit(arg)?,
             uapi::KVM_GET_PIT2 => self.get_pit(arg)?,
             uapi::KVM_SET_PIT2 => self.set_pit(arg)?,
             uapi::KVM_REINJECT_CONTROL => self.reinject_control(arg)?,
@@ -389,6 +391,26 @@ impl IrqChip {
     #[inline(never)]
     fn get_pit(&self, arg: usize) -> Result {
         uapi::put(arg, &self.pit.as_ref().ok_or(ENXIO)?.get()?)
+    }
+
+    /// KVM_GET_PIT: without flags.
+    #[inline(never)]
+    fn get_old_pit(&self, arg: usize) -> Result {
+        let mut state = uapi::get::<k::kvm_pit_state>(arg)?;
+        state.channels = self.pit.as_ref().ok_or(ENXIO)?.get()?.channels;
+        uapi::put(arg, &state)
+    }
+
+    /// KVM_SET_PIT: the flags stay.
+    #[inline(never)]
+    fn set_old_pit(&self, arg: usize) -> Result {
+        let old = uapi::get::<k::kvm_pit_state>(arg)?;
+        let _config = self.config.lock();
+        let pit = self.pit.as_ref().ok_or(ENXIO)?;
+        let mut state = pit.get()?;
+        state.channels = old.channels;
+        pit.set(&state);
+        Ok(())
     }
 
     /// KVM_SET_PIT2 (api.rst 4.73).

@@ -401,6 +401,9 @@ impl Controllers {
         self.with(|s| {
             if s.core.pit.as_mut()?.timer_fired(now) {
                 s.pulse(PIT_GSI?, Source::PIT);
+                for v in self.memory.vcpus.iter() {
+                    v.watchdog_tick();
+                }
             }
             s.core.pit.as_ref()?.next_irq()
         })
@@ -705,9 +708,7 @@ impl Session<'_> {
         }
         if now && !before {
             for v in self.owner.memory.vcpus.iter() {
-                if v.lint0_extint.load(Ordering::SeqCst) != 0 {
-                    v.request(request::EXTINT);
-                }
+                v.intr_rises();
             }
         }
     }
