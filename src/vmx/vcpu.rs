@@ -132,6 +132,8 @@ pub(crate) struct VmxVcpu {
     /// The activity state may not be "active".
     activity_dirty: bool,
     insn_len: u8,
+    /// The last entry delivered an event.
+    injected: bool,
     interrupted: Option<Event>,
 }
 
@@ -316,6 +318,7 @@ impl VmxVcpu {
         }
         self.write_params(vm, cpu, params);
         self.write_regs(vm, cpu);
+        self.injected = params.inject.is_some();
         if let Some(e) = &params.inject {
             if e.kind == EventKind::Nmi && self.blocking_state(vm) & blocking::NMI != 0 {
                 // An NMI whose delivery was interrupted: blocking by NMI must be clear (SDM 3C 27.3.1.5).
@@ -618,13 +621,13 @@ impl VmxVcpu {
             Exceptional::Nmi => {
                 // SAFETY: This was an NMI exit; interrupts are off; `probe` refused FRED.
                 unsafe { world::deliver_nmi() };
-                self.interrupted = event::interrupted(vm);
+                self.interrupted = self.interrupted_event(vm);
                 Exit::HostNmi
             }
             Exceptional::MachineCheck => {
                 // SAFETY: This was a machine-check exit; interrupts are off; `probe` refused FRED.
                 unsafe { world::deliver_machine_check() };
-                self.interrupted = event::interrupted(vm);
+                self.interrupted = self.interrupted_event(vm);
                 Exit::HostMachineCheck
             }
             Exceptional::Guest {
@@ -633,7 +636,7 @@ impl VmxVcpu {
                 software,
                 nmi_unblocked,
             } => {
-                self.interrupted = event::interrupted(vm);
+                self.interrupted = self.interrupted_event(vm);
                 if nmi_unblocked && self.interrupted.is_none() {
                     self.block_nmi(vm);
                 }
@@ -665,7 +668,7 @@ impl VmxVcpu {
         let (exit, class) = decode::decode(vm, reason & 0xffff);
         match class {
             Class::Instruction => self.insn_len = vm.read(EXIT_INSTRUCTION_LEN) as u8,
-            Class::Delivery => self.interrupted = event::interrupted(vm),
+            Class::Delivery => self.interrupted = self.interrupted_event(vm),
             Class::Other => {
                 if matches!(exit, Exit::TripleFault) {
                     self.activity_dirty = true;
@@ -676,13 +679,25 @@ impl VmxVcpu {
         exit
     }
 
+    /// The event whose delivery the exit interrupted.
+    ///
+    /// A virtual interrupt is in service by then (SDM 3C 30.2.2). Its vector is taken from there, because Bochs 3.0 leaves the
+    /// IDT-vectoring information as it was before.
+    fn interrupted_event(&self, vm: Current) -> Option<Event> {
+        let mut event = event::interrupted(vm)?;
+        if self.apic.is_some() && !self.injected && event.kind == EventKind::ExternalInterrupt {
+            event.vector = (vm.read(GUEST_INTERRUPT_STATUS) >> 8) as u8;
+        }
+        Some(event)
+    }
+
     /// EPT violation.
     #[inline(never)]
     fn nested_fault(&mut self, vm: Current) -> Exit {
         let q = vm.read(EXIT_QUALIFICATION);
         let info = vm.read(IDT_VECTORING_INFO);
         if info & intr::VALID != 0 {
-            self.interrupted = event::interrupted(vm);
+            self.interrupted = self.interrupted_event(vm);
         } else if q & decode::QUAL_NMI_UNBLOCKED != 0 {
             self.block_nmi(vm);
         }
@@ -780,6 +795,7 @@ impl VcpuBackend for VmxVcpu {
             blocking_dirty: false,
             activity_dirty: false,
             insn_len: 0,
+            injected: false,
             interrupted: None,
         })
     }
@@ -1132,6 +1148,7 @@ impl VmxVcpu {
                     self.write_stale(vm, cpu);
                 }
                 self.write_regs(vm, cpu);
+                self.injected = false;
             }
         }
         if cr::cr2() != cpu.sregs.cr2 {
