@@ -159,6 +159,8 @@ impl Known {
 pub(crate) enum Accessed {
     /// Done; the local APIC may ask for something.
     Done(Action),
+    /// Done: it signalled an ioeventfd.
+    Signalled,
     /// User space has to do it.
     User(DeviceAccess),
     /// Not such an access, or not recognised in a hurry: nothing has been done.
@@ -336,6 +338,10 @@ impl State {
             let data = bytes.get(..size)?;
             match lapic_offset(&self.lapic, gpa) {
                 Some(offset) => action = lapic_write(&mut self.lapic, offset, data),
+                None if vm.chip.mmio_signal(gpa, data) => {
+                    self.finish_move(&m, 0);
+                    return Some(Accessed::Signalled);
+                }
                 None if vm.chip.mmio_write(gpa, data) => {}
                 None => {
                     return Some(Accessed::User(DeviceAccess {

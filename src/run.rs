@@ -1317,6 +1317,11 @@ impl<'a> Runner<'a> {
                 self.stats.exit(ExitClass::Mmio, 0);
                 Some(self.act(&action))
             }
+            // Whom that woke asks by a request.
+            Accessed::Signalled => {
+                self.stats.exit(ExitClass::Mmio, 0);
+                Some(Step::Resume)
+            }
             Accessed::User(d) => {
                 self.stats.exit(ExitClass::Mmio, 0);
                 let _ = self.run.write(off::UNION, f.gpa.0);

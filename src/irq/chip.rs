@@ -278,6 +278,12 @@ impl IrqChip {
             || self.coalesced.write(Bus::Mmio, gpa, data)
     }
 
+    /// Signals the ioeventfd of a write, if it has one. Any context.
+    #[inline]
+    pub(crate) fn mmio_signal(&self, gpa: u64, data: &[u8]) -> bool {
+        self.events.signal(Bus::Mmio, gpa, data)
+    }
+
     /// Whether an access is to the 8259s or their edge/level registers.
     #[inline]
     fn is_pic_port(port: u16, width: u8) -> bool {
