@@ -909,7 +909,7 @@ pub const fn pat_valid(pat: u64) -> bool {
 }
 
 /// MSRs that are always listed.
-const LISTED: [u32; 18] = [
+const LISTED: [u32; 19] = [
     ix::TSC,
     ix::SYSENTER_CS,
     ix::SYSENTER_ESP,
@@ -920,6 +920,7 @@ const LISTED: [u32; 18] = [
     ix::FMASK,
     ix::KERNEL_GS_BASE,
     ix::PAT,
+    ix::DEBUGCTL,
     ix::MISC_ENABLE,
     ix::MCG_STATUS,
     ix::MCG_CTL,
@@ -974,6 +975,7 @@ pub fn index_list(host: &GuestFeatures, out: &mut [u32]) -> Result<usize, usize>
         (ix::ARCH_CAPABILITIES, host.arch_capabilities),
         (ix::XSS, host.xsaves),
         (ix::HWCR, host.vendor == Vendor::Amd),
+        (ix::FEATURE_CONTROL, host.vendor == Vendor::Intel),
     ] {
         if on {
             put(msr);
