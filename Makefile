@@ -37,11 +37,12 @@ endef
 KMAKE = mkdir -p $(1) && flock $(1).lock $(MODULE_RUN) $(MAKE) -s -C $(KOBJ) M=$(CURDIR) MO=$(1) CONFIG_DEBUG_INFO_BTF_MODULES=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup modules tools guest run test test-qemu test-iommu bench check fmt clippy imports clean distclean
+.PHONY: help setup modules tools guest run test test-kvm test-qemu test-iommu bench check fmt clippy imports clean distclean
 
 help:
 	@echo 'make run            boot a Linux guest through /dev/rvmm in the AMD bed (BED=intel: on VMX)'
 	@echo 'make test           unit tests, checks, selftests in both beds; ends with "N passed, M failed"'
+	@echo 'make test-kvm       the selftests of the kernel for KVM, on KVM and on rvmm'
 	@echo 'make test-qemu      guests of unmodified QEMU in all its combinations, in both beds'
 	@echo 'make test-iommu     the part with devices handed to guests'
 	@echo 'make bench          rvmm beside stock KVM, ticks per operation'
@@ -73,6 +74,10 @@ run: modules tools guest
 
 test: setup
 	@tools/test $(TESTS)
+
+# The selftests of the kernel for KVM, unchanged: about ten minutes.
+test-kvm: setup modules
+	@tools/kvm-selftests --bed $(BED) $(TESTS)
 
 # Every machine type of QEMU's with every kind of interrupt controller, in both beds: 20 minutes.
 test-qemu: setup
