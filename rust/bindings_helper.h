@@ -183,6 +183,7 @@ void rvmm_pci_bar(struct pci_dev *pdev, unsigned int bar, u64 *start, u64 *len, 
 u8 rvmm_pci_msix_cap(struct pci_dev *pdev);
 bool rvmm_pci_reset_supported(struct pci_dev *pdev);
 void rvmm_pci_quiesce(struct pci_dev *pdev);
+bool rvmm_pci_pin_can_be_off(struct pci_dev *pdev);
 void rvmm_pci_forbid_no_snoop(struct pci_dev *pdev);
 void rvmm_iommu_aperture(struct iommu_domain *domain, u64 *start, u64 *end);
 

@@ -284,6 +284,18 @@ impl Locked<'_> {
         }
     }
 
+    /// Whether [`Locked::silence_pin`] works, or is not needed.
+    pub fn can_silence_pin(&self) -> bool {
+        // SAFETY: Reads fields that are set when the device is found.
+        unsafe { bindings::rvmm_pci_pin_can_be_off(self.as_ptr()) }
+    }
+
+    /// Switches the function's interrupt pin off. Its line may be others' as well, and nobody here would answer it.
+    pub fn silence_pin(&self) {
+        // SAFETY: The device lives; a read-modify-write of the command register.
+        unsafe { bindings::pci_intx(self.as_ptr(), 0) };
+    }
+
     /// Takes the permission for transactions that ignore the caches away: DMA sees what the CPUs see.
     pub fn forbid_no_snoop(&self) {
         // SAFETY: The device lives; a device without the register is left alone.

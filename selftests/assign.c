@@ -410,6 +410,7 @@ TEST(interrupts)
 	memset(lapic.regs + 0x200, 0, 0x80);
 	OK(ioctl(vm.vcpu, KVM_SET_LAPIC, &lapic));
 	OK(set_irqs(device, RVMM_IRQ_MSI, 0, 0));
+	CHECK_EQ(config_read(device, 4, 2) & 0x400, 0x400);
 	write32(bar, EDU_RAISE, 1);
 	write32(bar, EDU_ACK, 1);
 	usleep(20000);
@@ -597,6 +598,8 @@ TEST(registers)
 
 	vm_init(&vm, 4 * MIB);
 	device = assign(&vm, &address);
+	/* The pin is off: nobody here would answer it. */
+	CHECK_EQ(config_read(device, 4, 2) & 0x400, 0x400);
 	CHECK_EQ(config_read(device, 0, 4), EDU_DEVICE << 16 | EDU_VENDOR);
 	CHECK_EQ(config_read(device, 1, 1), EDU_VENDOR >> 8);
 	CHECK_EQ(config_read(device, 2, 2), EDU_DEVICE);

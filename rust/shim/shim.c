@@ -683,6 +683,12 @@ void rvmm_pci_quiesce(struct pci_dev *pdev)
 	pci_write_config_word(pdev, PCI_COMMAND, PCI_COMMAND_INTX_DISABLE);
 }
 
+/* Whether the function has no interrupt pin, or one that can be switched off (PCI 2.3, 6.2.2). */
+bool rvmm_pci_pin_can_be_off(struct pci_dev *pdev)
+{
+	return !pdev->pin || !pdev->broken_intx_masking;
+}
+
 void rvmm_pci_forbid_no_snoop(struct pci_dev *pdev)
 {
 	pcie_capability_clear_word(pdev, PCI_EXP_DEVCTL, PCI_EXP_DEVCTL_NOSNOOP_EN);

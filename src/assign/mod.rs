@@ -232,6 +232,12 @@ impl Assigned {
                 ),
             ));
         }
+        if !device.can_silence_pin() {
+            return Err(reason.refuse(
+                EOPNOTSUPP,
+                format_args!("its interrupt pin cannot be switched off"),
+            ));
+        }
         // Neither DMA nor messages from before.
         device.set_master(false);
         let enabled = device
@@ -244,12 +250,14 @@ impl Assigned {
             let result = Space::attach(dma, this.vm.mm(), device, &group, slots, reason, || {
                 // Its group's DMA is blocked now.
                 device.forbid_no_snoop();
+                device.silence_pin();
                 if let Err(e) = device.reset() {
                     if e != ENOTTY {
                         return Err(e);
                     }
                 }
                 device.set_master(false);
+                device.silence_pin();
                 saved = Some(device.save());
                 Ok(())
             });
@@ -291,6 +299,8 @@ impl Assigned {
             enabled,
         } = live;
         drop(vectors);
+        // Switching messages off has switched it on.
+        device.silence_pin();
         drop(handlers);
         // One that cannot be reset is quiet all the same: it masters the bus no more.
         let _ = device.reset();
@@ -385,9 +395,13 @@ impl Assigned {
         }
         self.with(|device, live| {
             live.vectors = None;
+            // Switching messages off has switched it on.
+            device.silence_pin();
             live.handlers = KVec::new();
             if count != 0 {
-                live.vectors = Some(Vectors::new(device, kind, &handlers)?);
+                let vectors = Vectors::new(device, kind, &handlers);
+                device.silence_pin();
+                live.vectors = Some(vectors?);
                 live.handlers = handlers;
             }
             Ok(())
