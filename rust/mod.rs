@@ -29,6 +29,7 @@ pub mod iommu;
 pub mod irqflags;
 pub mod killable_mutex;
 pub mod log;
+pub mod misc;
 pub mod mmap;
 pub mod mmu_notifier;
 pub mod msr;

@@ -7,7 +7,7 @@ use crate::cpu::{msr, xsave};
 use crate::hw;
 use crate::linux::anon_inode;
 use crate::linux::global::Global;
-use crate::linux::{boot_cpu, cpuid as host, cr};
+use crate::linux::{boot_cpu, cpuid as host, cr, misc};
 use crate::uapi::{self, k};
 use crate::vcpu_set::{MAX_VCPUS, MAX_VCPU_ID};
 use crate::vm::{Vm, VmFile};
@@ -400,7 +400,8 @@ pub(crate) fn options() -> MiscDeviceOptions {
 
 /// Registration of /dev/kvm, free while no KVM vendor module is loaded.
 pub(crate) fn register_kvm_node() -> impl PinInit<MiscDeviceRegistration<KvmNode>, Error> {
-    MiscDeviceRegistration::register(MiscDeviceOptions { name: c"kvm" })
+    // Under KVM's number, which static nodes and jails that make their own node use.
+    misc::register_with_minor(MiscDeviceOptions { name: c"kvm" }, misc::KVM_MINOR)
 }
 
 macro_rules! misc_device {
