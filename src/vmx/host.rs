@@ -203,12 +203,7 @@ impl HostState {
         self.idt = desc::idt();
         self.tsc_aux = caps.hw().rdtscp;
         self.pebs = caps.pebs;
-        for (value, index) in self.swapped.iter_mut().zip(SWAPPED) {
-            if index != index::TSC_AUX || self.tsc_aux {
-                // SAFETY: SYSCALL MSRs exist with 64-bit mode, TSC_AUX with RDTSCP.
-                *value = unsafe { rdmsr(index) };
-            }
-        }
+        self.read_swapped();
         // SAFETY: The values in force on this CPU, which stay the same as long as the kernel runs. All the MSRs
         // exist with VMX.
         unsafe {
@@ -220,6 +215,19 @@ impl HostState {
             vm.write_host(HOST_SYSENTER_CS, rdmsr(index::SYSENTER_CS) as u32);
             vm.write_host(HOST_SYSENTER_ESP, rdmsr(index::SYSENTER_ESP));
             vm.write_host(HOST_SYSENTER_EIP, rdmsr(index::SYSENTER_EIP));
+        }
+    }
+
+    /// Reads what the swapped MSRs hold on this CPU, to put it back at the end of the stay.
+    ///
+    /// The kernel never changes them. KVM does: it leaves its guest's values there until the CPU returns to user mode, and remembers
+    /// what it has left, so that its guest would run with the kernel's after a stay that put those back.
+    pub(super) fn read_swapped(&mut self) {
+        for (value, index) in self.swapped.iter_mut().zip(SWAPPED) {
+            if index != index::TSC_AUX || self.tsc_aux {
+                // SAFETY: SYSCALL MSRs exist with 64-bit mode, TSC_AUX with RDTSCP.
+                *value = unsafe { rdmsr(index) };
+            }
         }
     }
 

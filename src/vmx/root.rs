@@ -115,6 +115,12 @@ impl RootStay {
         Ok(stay)
     }
 
+    /// VMX is another's, who runs guests of its own on this CPU.
+    #[inline(always)]
+    pub(super) const fn is_shared(&self) -> bool {
+        matches!(self.kind, Kind::Shared(_))
+    }
+
     /// CR4 that a VM exit has to load.
     #[inline(always)]
     pub(super) const fn cr4(&self) -> u64 {

@@ -90,6 +90,8 @@ pub(crate) struct VmxVcpu {
     ready: bool,
     /// The launch state is "launched".
     launched: bool,
+    /// The last stay was in shared root.
+    root_was_shared: bool,
     /// A guest ran in this stay.
     entered: bool,
     /// CPU of the last stay.
@@ -768,6 +770,7 @@ impl VcpuBackend for VmxVcpu {
             stay: None,
             ready: false,
             launched: false,
+            root_was_shared: false,
             entered: false,
             last_cpu: NOWHERE,
             host_rsp: 0,
@@ -813,7 +816,10 @@ impl VcpuBackend for VmxVcpu {
             self.last_cpu = cpu;
             self.flush_root = true;
             self.stale = true;
+        } else if root.is_shared() | self.root_was_shared {
+            self.host.read_swapped();
         }
+        self.root_was_shared = root.is_shared();
         // SAFETY: Interrupts are off until `end_stay` has called `leave`.
         unsafe { self.host.enter(vm, root.cr4(), &self.msrs) };
         self.launched = false;
