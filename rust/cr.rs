@@ -71,7 +71,7 @@ reg!(
 pub fn xgetbv(index: u32) -> u64 {
     /// CR4.OSXSAVE (SDM 3A 2.5).
     const OSXSAVE: u64 = 1 << 18;
-    /// CPUID.(EAX=0DH,ECX=1):EAX[2]: XGETBV with ECX = 1.
+    /// CPUID.(EAX=0DH,ECX=1):EAX bit 2: XGETBV with ECX = 1.
     const XGETBV_1: u32 = 1 << 2;
 
     let exists = match index {

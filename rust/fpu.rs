@@ -158,7 +158,7 @@ impl XsaveArea {
     /// Allocates an area in the initial configuration: FCW 037FH, MXCSR 1F80H, all else zero, no component
     /// marked in use (SDM 1 13.6).
     pub fn new() -> Result<Self> {
-        /// CPUID.(EAX=0DH,ECX=1):EAX[0].
+        /// CPUID.(EAX=0DH,ECX=1):EAX bit 0.
         const XSAVEOPT: u32 = 1 << 0;
 
         let (method, len) = if host_xcr0() == 0 {

@@ -88,8 +88,9 @@ impl CpuHotplug for Hotplug {
     }
 }
 
-/// Suspend, resume, reboot. Only the boot CPU is left then, with interrupts off; the others went through [`Hotplug`] or are
-/// stopped outside any stay.
+/// Suspend, resume, reboot. At a suspend only the boot CPU is left, with interrupts off; the others went through [`Hotplug`].
+/// At a reboot they are still online and keep SVME until INIT or the next kernel resets it: that harms nobody, since
+/// GIF is set outside stays and the reboot stops them there.
 struct Power;
 
 impl SyscoreOps for Power {

@@ -4,8 +4,9 @@
 //! # Leaving the guest
 //!
 //! A vCPU announces with [`VcpuShared::enter_stay`] that it is about to enter, and reads requests, posted interrupts and the TLB generation after
-//! that. Whoever wants something sets it first and looks for the announcement second. Both sides use sequentially
-//! consistent accesses, so at least one of them sees the other: the vCPU does not enter, or it gets an IPI, which makes it exit.
+//! that. Whoever wants something sets it first and looks for the announcement second. Between their store and their loads both
+//! have a sequentially consistent fence. Fences have one order, and the side whose fence comes second loads what the other stored before
+//! its own: the vCPU does not enter, or it gets an IPI, which makes it exit.
 
 use crate::irq::msg::{ApicAddr, MsiFormat};
 use crate::linux::page::AtomicPage;

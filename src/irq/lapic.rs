@@ -23,9 +23,9 @@ pub struct Gp;
 /// What the virtual CPU model offers; the owner sets it from CPUID and enabled capabilities.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Features {
-    /// CPUID.1:ECX[21]: x2APIC mode may be entered.
+    /// CPUID.1:ECX bit 21: x2APIC mode may be entered.
     pub x2apic: bool,
-    /// CPUID.1:ECX[24]: TSC-deadline timer.
+    /// CPUID.1:ECX bit 24: TSC-deadline timer.
     pub tsc_deadline: bool,
     /// EOI-broadcast suppression is offered (version register bit 24).
     pub suppress_eoi: bool,

@@ -156,7 +156,7 @@ impl<const AD: bool> Format for EptFormat<AD> {
 pub struct Caps {
     /// IA32_VMX_EPT_VPID_CAP (SDM 3D A.10).
     pub ept_vpid_cap: u64,
-    /// MAXPHYADDR, CPUID.80000008H:EAX[7:0].
+    /// MAXPHYADDR, CPUID.80000008H:EAX bits 7:0.
     pub max_phys_bits: u8,
 }
 

@@ -148,9 +148,9 @@ enum Mode {
 /// Processor features that change the meaning of page tables, from the guest's CPUID.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Features {
-    /// MAXPHYADDR: CPUID 8000_0008h EAX[7:0].
+    /// MAXPHYADDR: CPUID 8000_0008h EAX bits 7:0.
     pub max_phys_bits: u8,
-    /// 1 GiB pages: CPUID 8000_0001h EDX[26].
+    /// 1 GiB pages: CPUID 8000_0001h EDX bit 26.
     pub pages_1g: bool,
 }
 
