@@ -128,7 +128,7 @@ impl Vcpu {
                     self.shared.request_self(request::TIMER);
                     return;
                 }
-                let khz = u64::from(s.tsc_rate_khz());
+                let khz = u64::from(s.tsc_rate_khz()).max(1);
                 // left / khz milliseconds, without a product that overflows: the remainder is below 2^32.
                 let ns = (left / khz)
                     .saturating_mul(1_000_000)
