@@ -96,8 +96,8 @@ pub(crate) fn model() -> Result<&'static Model> {
 }
 
 /// What a guest need not fear on this CPU (SDM 4 table 2-2): what the CPU says of itself, and what the kernel knows of CPUs that came
-/// before the MSR. SPEC_CTRL is not offered, so neither is anything that is used through it.
-fn arch_capabilities() -> u64 {
+/// before the MSR. Without SPEC_CTRL nothing is offered that is used through it.
+fn arch_capabilities(spec_ctrl: bool) -> u64 {
     use crate::linux::boot_cpu::{bug, Bug};
     use msr::arch_capabilities as bit;
     let mut v = crate::linux::msr::read_safe(msr::index::ARCH_CAPABILITIES).unwrap_or(0);
@@ -117,7 +117,10 @@ fn arch_capabilities() -> u64 {
     }
     // The host keeps guests from the page-size machine check (see `GuestMemory::fault`).
     v |= bit::IF_PSCHANGE_MC_NO;
-    v & msr::ARCH_CAPABILITIES_ALLOWED & !(bit::IBRS_ALL | bit::RSBA | bit::RRSBA)
+    if !spec_ctrl {
+        v &= !(bit::IBRS_ALL | bit::RSBA | bit::RRSBA);
+    }
+    v & msr::ARCH_CAPABILITIES_ALLOWED
 }
 
 /// Finds out what guests may see.
@@ -143,6 +146,8 @@ pub(crate) fn init() -> Result {
         && (Host.cpuid(0x8000_0000, 0)[0] >= 0x8000_0021
             && Host.cpuid(0x8000_0021, 0)[0] & 1 << 2 != 0
             || crate::linux::msr::read_safe(msr::index::DE_CFG).is_ok_and(|v| v & 2 != 0));
+    // SVM guests run with the host's value: no emulated processor has the MSR beside SVM.
+    let spec_ctrl = vendor == Vendor::Intel && crate::mitigate::has_spec_ctrl();
     let policy = Policy {
         vendor,
         xcr0,
@@ -156,7 +161,7 @@ pub(crate) fn init() -> Result {
         invpcid: caps.invpcid,
         xsaves: caps.xsaves,
         pku,
-        spec_ctrl: false,
+        spec_ctrl,
         arch_capabilities: vendor == Vendor::Intel,
         lfence_serializing,
         tsc_khz: boot_cpu::tsc_khz(),
@@ -187,7 +192,7 @@ pub(crate) fn init() -> Result {
         pku,
         has_xsave,
         lfence_serializing,
-        arch_capabilities: arch_capabilities(),
+        arch_capabilities: arch_capabilities(spec_ctrl),
     })
 }
 

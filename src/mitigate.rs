@@ -5,8 +5,8 @@
 //! What is needed on this CPU has been decided by the kernel, from the CPU's bugs and the command line; it left its decision in feature
 //! bits, which are read once at load. On a CPU that needs nothing an entry costs one test.
 //!
-//! SPEC_CTRL is not offered to guests, so the host's value stays in force in the guest and needs no switching. Not covered, because
-//! the kernel's code for it cannot be reached by a module: untraining of return instructions on AMD (retbleed, SRSO), for which an
+//! SPEC_CTRL: the host's value stays in force in a guest until the guest sets its own, which is then exchanged around every entry
+//! ([`SpecCtrl`]). Not covered, because the kernel's code for it cannot be reached by a module: untraining of return instructions on AMD (retbleed, SRSO), for which an
 //! IBPB after each exit stands in; it is slower and no weaker.
 
 use crate::linux::bindings as b;
@@ -28,6 +28,7 @@ const RSB_FILL: u32 = 1 << 4;
 /// One entry on the return stack after each exit: enough for post-barrier return-stack predictions.
 const RSB_ONE: u32 = 1 << 5;
 
+const MSR_SPEC_CTRL: u32 = 0x48;
 const MSR_PRED_CMD: u32 = 0x49;
 const MSR_FLUSH_CMD: u32 = 0x10b;
 
@@ -135,6 +136,81 @@ pub(crate) fn after_exit() {
     }
     if needed & IBPB_EXIT != 0 {
         ibpb();
+    }
+}
+
+/// Whether the CPU has SPEC_CTRL and PRED_CMD, and the kernel believes in them.
+pub(crate) fn has_spec_ctrl() -> bool {
+    boot_cpu::has(b::X86_FEATURE_MSR_SPEC_CTRL) && boot_cpu::has(b::X86_FEATURE_IBPB)
+}
+
+/// A guest's prediction barrier (IA32_PRED_CMD.IBPB), on this CPU.
+pub(crate) fn guest_barrier() {
+    if has_spec_ctrl() {
+        ibpb();
+    }
+}
+
+/// A vCPU's IA32_SPEC_CTRL (SDM 4 table 2-2). The MSR's writes are intercepted, so what the guest has is known.
+pub(crate) struct SpecCtrl {
+    guest: u64,
+    /// What the host has during this stay; it follows the thread.
+    host: u64,
+    /// The guest has set it.
+    used: bool,
+}
+
+impl SpecCtrl {
+    /// Of a CPU after RESET.
+    pub(crate) const RESET: Self = Self {
+        guest: 0,
+        host: 0,
+        used: false,
+    };
+
+    /// The guest's value.
+    pub(crate) fn get(&self) -> u64 {
+        self.guest
+    }
+
+    /// Sets the guest's value, which the processor takes: the MSR policy has checked it.
+    pub(crate) fn set(&mut self, value: u64) {
+        self.guest = value;
+        // The host's value protects at least as well as the 0 of a guest that has never chosen.
+        self.used |= value != 0;
+        self.begin_stay();
+    }
+
+    /// At the start of a stay, interrupts off.
+    #[inline]
+    pub(crate) fn begin_stay(&mut self) {
+        if self.used {
+            // SAFETY: The CPU has the MSR: it was offered, else the guest could not have set it.
+            self.host = unsafe { msr::read(MSR_SPEC_CTRL) };
+        }
+    }
+
+    /// Right before an entry.
+    #[inline(always)]
+    pub(crate) fn before_enter(&self) {
+        if self.used && self.guest != self.host {
+            // SAFETY: As in `begin_stay`; the value was checked against the CPU's features.
+            unsafe { msr::write(MSR_SPEC_CTRL, self.guest) };
+        }
+    }
+
+    /// Right after an exit: inlined, like [`after_exit`], and after it.
+    #[inline(always)]
+    pub(crate) fn after_exit(&self) {
+        if self.used {
+            if self.guest != self.host {
+                // SAFETY: As in `begin_stay`; the value was read from the MSR.
+                unsafe { msr::write(MSR_SPEC_CTRL, self.host) };
+            }
+            // Nothing is predicted past a comparison that went the wrong way.
+            // SAFETY: A fence.
+            unsafe { asm!("lfence", options(nostack, nomem, preserves_flags)) };
+        }
     }
 }
 

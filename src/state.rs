@@ -739,7 +739,12 @@ impl State {
                 }
                 self.hw.set_msr(index, value).then_some(Action::NONE)
             }
-            Class::PredictionBarrier => Some(Action::NONE),
+            Class::PredictionBarrier => {
+                if value & 1 != 0 {
+                    crate::mitigate::guest_barrier();
+                }
+                Some(Action::NONE)
+            }
             Class::Paravirt => {
                 crate::cpu::paravirt::write(vm, self, index, value, by_host).then_some(Action::NONE)
             }

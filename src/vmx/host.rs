@@ -24,6 +24,7 @@ use crate::linux::{cr, msr};
 /// MSR numbers (SDM 4 table 2-2).
 #[allow(missing_docs)]
 pub(super) mod index {
+    pub(in crate::vmx) const SPEC_CTRL: u32 = 0x48;
     pub(in crate::vmx) const SYSENTER_CS: u32 = 0x174;
     pub(in crate::vmx) const SYSENTER_ESP: u32 = 0x175;
     pub(in crate::vmx) const SYSENTER_EIP: u32 = 0x176;

@@ -30,7 +30,7 @@ use crate::exit::{Event, EventKind, Exit};
 use crate::linux::irqflags::IrqGuard;
 use crate::linux::page::Pages;
 use crate::linux::{cr, msr, preempt, smp};
-use crate::mitigate;
+use crate::mitigate::{self, SpecCtrl};
 use crate::pr_err_ratelimited;
 use kernel::prelude::*;
 
@@ -103,6 +103,7 @@ pub(crate) struct VmxVcpu {
     cstar: u64,
     pat: u64,
     debugctl: u64,
+    spec_ctrl: SpecCtrl,
     control: ControlState,
     written: Written,
     rights: RightsCache,
@@ -779,6 +780,7 @@ impl VcpuBackend for VmxVcpu {
             cstar: 0,
             pat: PAT_RESET,
             debugctl: 0,
+            spec_ctrl: SpecCtrl::RESET,
             control: ControlState::default(),
             written: Written::default(),
             rights: RightsCache::default(),
@@ -822,6 +824,7 @@ impl VcpuBackend for VmxVcpu {
         self.root_was_shared = root.is_shared();
         // SAFETY: Interrupts are off until `end_stay` has called `leave`.
         unsafe { self.host.enter(vm, root.cr4(), &self.msrs) };
+        self.spec_ctrl.begin_stay();
         self.launched = false;
         self.entered = false;
         self.written.dr = None;
@@ -958,6 +961,7 @@ impl VcpuBackend for VmxVcpu {
             index::CSTAR => Some(self.cstar),
             index::PAT => Some(self.pat),
             index::DEBUGCTL => Some(self.debugctl),
+            index::SPEC_CTRL => Some(self.spec_ctrl.get()),
             index::KERNEL_GS_BASE if self.stay.is_some() => {
                 // SAFETY: The MSR exists with 64-bit mode, and holds the guest's value in a stay.
                 Some(unsafe { msr::read(index) })
@@ -995,6 +999,10 @@ impl VcpuBackend for VmxVcpu {
             index::DEBUGCTL => {
                 self.debugctl = value;
                 self.with_current(|_, vm| vm.write(GUEST_DEBUGCTL, value))
+            }
+            index::SPEC_CTRL => {
+                self.spec_ctrl.set(value);
+                Some(())
             }
             index::KERNEL_GS_BASE => {
                 if self.stay.is_some() {
@@ -1162,11 +1170,13 @@ impl VmxVcpu {
             unsafe { cr::write_cr2(cpu.sregs.cr2) };
         }
 
+        self.spec_ctrl.before_enter();
         mitigate::before_enter();
         // SAFETY: In a stay interrupts are off and host state and MSRs are set; `launched` follows the processor's
         // launch state; the VMCS was set up and its controls are those of `caps`.
         let outcome = unsafe { world::switch(&mut cpu.regs, &mut self.host_rsp, self.launched) };
         mitigate::after_exit();
+        self.spec_ctrl.after_exit();
 
         cpu.sregs.cr2 = cr::cr2();
         self.insn_len = 0;
