@@ -744,6 +744,32 @@ TEST(xsetbv)
 	CHECK_EQ(r.rax, 3);
 }
 
+TEST(speculation_control)
+{
+	static const uint64_t values[] = { 1, 0, 1 };
+	struct kvm_cpuid_entry2 *e;
+	struct kvm_regs r;
+	struct vm vm;
+	uint64_t v;
+
+	VM_NEW_LONG(&vm, halt_twice);
+	e = cpuid_entry(supported_cpuid(vm.kvm), 7, 0);
+	if (!e || !(e->edx & 1 << 26))
+		skip("no IA32_SPEC_CTRL");
+	for (size_t i = 0; i < ARRAY_SIZE(values); i++) {
+		r = (struct kvm_regs) { .rax = values[i], .rcx = 0x48 };
+		CHECK_EQ(ONE(&vm, "\x0f\x30", &r), 256);	/* WRMSR */
+		r = (struct kvm_regs) { .rax = 7, .rcx = 0x48 };
+		CHECK_EQ(ONE(&vm, "\x0f\x32", &r), 256);	/* RDMSR */
+		CHECK_EQ(r.rax, values[i]);
+		CHECK(get_msr(&vm, 0x48, &v) && v == values[i]);
+	}
+	r = (struct kvm_regs) { .rax = 1, .rcx = 0x49 };
+	CHECK_EQ(ONE(&vm, "\x0f\x30", &r), 256);
+	r = (struct kvm_regs) { .rcx = 0x49 };
+	CHECK_EQ(ONE(&vm, "\x0f\x32", &r), 13);	/* IA32_PRED_CMD cannot be read. */
+}
+
 TEST(control_registers)
 {
 	struct kvm_regs r;
