@@ -248,7 +248,8 @@ impl Platform for Svm {
             flush_by_asid: l.edx & feature::FLUSH_BY_ASID != 0,
             decode_assists: l.edx & feature::DECODE_ASSISTS != 0,
             pause_threshold: l.edx & feature::PAUSE_FILTER_THRESHOLD != 0,
-            virtual_injection: is_tcg() && smp::num_online() > 1,
+            // Possible ones: they may come online later.
+            virtual_injection: is_tcg() && smp::nr_cpu_ids() > 1,
             msrpm,
             msrpm_all,
             iopm,
