@@ -439,6 +439,21 @@ impl<F: Format> PageTable<F> {
         }
     }
 
+    /// Whether the format can hold `leaf` of size `level` at `gpa`.
+    #[inline]
+    fn check_leaf(&self, gpa: Gpa, level: Level, leaf: &Leaf) -> Result<(), MapError> {
+        if level > Level::L3 || !gpa.is_aligned(level) || !leaf.hpa.is_aligned(level) {
+            return Err(MapError::Misaligned);
+        }
+        if gpa >= self.limit() || leaf.hpa.0 >> MAX_PHYS_BITS != 0 {
+            return Err(MapError::OutOfRange);
+        }
+        if !F::can_express(leaf.perm) {
+            return Err(MapError::Perm);
+        }
+        Ok(())
+    }
+
     /// Maps the page of size `level` at `gpa`, so that at least the rights asked for are granted.
     ///
     /// A larger leaf in the way is split, smaller ones are removed with their tables. The same page with at
@@ -457,15 +472,7 @@ impl<F: Format> PageTable<F> {
         level: Level,
         leaf: &Leaf,
     ) -> Result<Change, MapError> {
-        if level > Level::L3 || !gpa.is_aligned(level) || !leaf.hpa.is_aligned(level) {
-            return Err(MapError::Misaligned);
-        }
-        if gpa >= self.limit() || leaf.hpa.0 >> MAX_PHYS_BITS != 0 {
-            return Err(MapError::OutOfRange);
-        }
-        if !F::can_express(leaf.perm) {
-            return Err(MapError::Perm);
-        }
+        self.check_leaf(gpa, level, leaf)?;
         let mut split = false;
         let mut table = self.root;
         let mut at = self.top;
@@ -535,15 +542,7 @@ impl<F: Format> PageTable<F> {
         level: Level,
         leaf: &Leaf,
     ) -> Result<(), MapError> {
-        if level > Level::L3 || !gpa.is_aligned(level) || !leaf.hpa.is_aligned(level) {
-            return Err(MapError::Misaligned);
-        }
-        if gpa >= self.limit() || leaf.hpa.0 >> MAX_PHYS_BITS != 0 {
-            return Err(MapError::OutOfRange);
-        }
-        if !F::can_express(leaf.perm) {
-            return Err(MapError::Perm);
-        }
+        self.check_leaf(gpa, level, leaf)?;
         let mut table = self.root;
         let mut at = self.top;
         while at > level {
