@@ -227,11 +227,10 @@ pub trait VcpuBackend: Sized {
 
     /// Writes dirty state, enters the guest, and brings back `regs` and `cr2`. In a stay.
     /// On return `avail` and `dirty` are both empty, except after [`Exit::EntryFailure`].
-    fn enter(&mut self, cpu: &mut CpuState, params: &EntryParams) -> Exit;
-
-    /// As [`VcpuBackend::enter`] with the parameters of the last entry of this stay, which delivered nothing, asked for no window and no
+    ///
+    /// Without `params`: with those of the last entry of this stay, which delivered nothing, asked for no window and no
     /// flush, and was not checked.
-    fn reenter(&mut self, cpu: &mut CpuState) -> Exit;
+    fn enter(&mut self, cpu: &mut CpuState, params: Option<&EntryParams>) -> Exit;
 
     /// Fetches groups of system registers into `cpu.sregs` and adds them to `avail`. *Any*.
     fn load(&mut self, cpu: &mut CpuState, groups: Groups);

@@ -126,13 +126,8 @@ impl VcpuBackend for Hw {
     }
 
     #[inline]
-    fn enter(&mut self, cpu: &mut CpuState, params: &EntryParams) -> Exit {
+    fn enter(&mut self, cpu: &mut CpuState, params: Option<&EntryParams>) -> Exit {
         dispatch!(self, v => v.enter(cpu, params))
-    }
-
-    #[inline]
-    fn reenter(&mut self, cpu: &mut CpuState) -> Exit {
-        dispatch!(self, v => v.reenter(cpu))
     }
 
     #[inline]

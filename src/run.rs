@@ -647,7 +647,7 @@ impl<'a> Runner<'a> {
             let plain = inject.is_none()
                 && !(irq_window | nmi_window | params.check)
                 && !self.s.debug.active();
-            let mut exit = self.s.hw.enter(&mut self.s.cpu, &params);
+            let mut exit = self.s.hw.enter(&mut self.s.cpu, Some(&params));
             self.s.tlb_seen = generation;
             self.s.last_cpu = cpu;
             if matches!(exit, Exit::EntryFailure(_)) {
@@ -687,7 +687,7 @@ impl<'a> Runner<'a> {
                         self.stats
                             .exit(class, boot_cpu::rdtsc().wrapping_sub(start));
                         self.stats.add(VcpuCounter::Entries, 1);
-                        exit = self.s.hw.reenter(&mut self.s.cpu);
+                        exit = self.s.hw.enter(&mut self.s.cpu, None);
                         if matches!(exit, Exit::EntryFailure(_)) {
                             self.refused = None;
                             self.s.tlb_seen = 0;

@@ -541,14 +541,99 @@ impl VcpuBackend for SvmVcpu {
         }
     }
 
-    #[inline]
-    fn enter(&mut self, cpu: &mut CpuState, params: &EntryParams) -> Exit {
-        self.enter_with(cpu, Some(params))
-    }
+    #[inline(never)]
+    fn enter(&mut self, cpu: &mut CpuState, params: Option<&EntryParams>) -> Exit {
+        if !cpu.dirty.is_empty() {
+            self.write_dirty(cpu);
+        }
+        let Some((this_cpu, id)) = self.stay else {
+            return Exit::EntryFailure(0);
+        };
+        let virtual_irq = match params {
+            Some(params) => self.prepare(this_cpu, id, cpu, params),
+            None => {
+                self.vmcb_mut().control.tlb_control = tlb_control::NOTHING;
+                None
+            }
+        };
+        let stepping = self.stepping;
+        let s = &mut self.vmcb_mut().save;
+        s.rax = cpu.regs.get(Gpr::Rax);
+        s.rsp = cpu.regs.get(Gpr::Rsp);
+        s.rip = cpu.regs.rip;
+        let guest_tf = cpu.regs.rflags & rflags::TF;
+        s.rflags = cpu.regs.rflags | rflags::FIXED | if stepping { rflags::TF } else { 0 };
+        s.cr2 = cpu.sregs.cr2;
+        // Accesses to DR6 are intercepted: what is here after an exit by #DB are that one's conditions.
+        s.dr6 = DR6_RESET;
+        s.dr7 = cpu.dr7;
 
-    #[inline]
-    fn reenter(&mut self, cpu: &mut CpuState) -> Exit {
-        self.enter_with(cpu, None)
+        if let Some(params) = params {
+            if params.check && self.refuses(cpu, params) {
+                self.drop_asids(this_cpu);
+                return Exit::EntryFailure(exit::INVALID);
+            }
+        }
+        let (vmcb, host) = (self.page.phys(), self.host_extra);
+        mitigate::before_enter();
+        // SAFETY: In a stay: SVME set, interrupts off, `host` filled by `begin_stay`. The intercepts set by `new` contain the
+        // guest; the nested root comes from the VM's page tables.
+        unsafe { entry::vmrun(vmcb, host, &mut cpu.regs) };
+        mitigate::after_exit();
+
+        if virtual_irq.is_some() {
+            let c = &mut self.vmcb_mut().control;
+            let waits = c.vintr & vintr::V_IRQ != 0;
+            c.vintr &= !VIRTUAL_IRQ;
+            self.undelivered = virtual_irq.filter(|_| waits);
+        }
+        let s = &self.vmcb().save;
+        cpu.regs.gpr[Gpr::Rax as usize] = s.rax;
+        cpu.regs.gpr[Gpr::Rsp as usize] = s.rsp;
+        cpu.regs.rip = s.rip;
+        cpu.regs.rflags = s.rflags;
+        cpu.sregs.cr2 = s.cr2;
+        let next_rip = self.vmcb().control.next_rip;
+        cpu.avail = Groups::NONE;
+        self.nested_exit = false;
+        self.insn_len = if self.state.caps.insn_len {
+            match next_rip.wrapping_sub(cpu.regs.rip) {
+                n @ 1..=15 => n as u8,
+                _ => 0,
+            }
+        } else {
+            0
+        };
+        if let NmiMask::Iret(rip) = self.nmi {
+            if cpu.regs.rip != rip {
+                self.nmi = NmiMask::Open;
+            }
+        }
+        let exit = self.decode();
+        if stepping {
+            self.stepping = false;
+            cpu.regs.rflags = cpu.regs.rflags & !rflags::TF | guest_tf;
+            if let Exit::Exception(Exception {
+                vector: 1, payload, ..
+            }) = exit
+            {
+                // Our single step, unless the guest had breakpoints or a step of its own in it.
+                if payload & 0xf == 0 && guest_tf == 0 {
+                    self.nmi = if self.nmi == NmiMask::Blocked {
+                        NmiMask::Blocked
+                    } else {
+                        NmiMask::Open
+                    };
+                    return Exit::NmiWindow;
+                }
+            }
+        }
+        if matches!(exit, Exit::EntryFailure(_)) {
+            self.drop_asids(this_cpu);
+            // The VMCB still holds what was refused; the caller may want to look at it.
+            cpu.avail = Groups::NONE;
+        }
+        exit
     }
 
     #[inline]
@@ -814,102 +899,6 @@ impl VcpuBackend for SvmVcpu {
 }
 
 impl SvmVcpu {
-    /// [`VcpuBackend::enter`], or without parameters [`VcpuBackend::reenter`].
-    #[inline(never)]
-    fn enter_with(&mut self, cpu: &mut CpuState, params: Option<&EntryParams>) -> Exit {
-        if !cpu.dirty.is_empty() {
-            self.write_dirty(cpu);
-        }
-        let Some((this_cpu, id)) = self.stay else {
-            return Exit::EntryFailure(0);
-        };
-        let virtual_irq = match params {
-            Some(params) => self.prepare(this_cpu, id, cpu, params),
-            None => {
-                self.vmcb_mut().control.tlb_control = tlb_control::NOTHING;
-                None
-            }
-        };
-        let stepping = self.stepping;
-        let s = &mut self.vmcb_mut().save;
-        s.rax = cpu.regs.get(Gpr::Rax);
-        s.rsp = cpu.regs.get(Gpr::Rsp);
-        s.rip = cpu.regs.rip;
-        let guest_tf = cpu.regs.rflags & rflags::TF;
-        s.rflags = cpu.regs.rflags | rflags::FIXED | if stepping { rflags::TF } else { 0 };
-        s.cr2 = cpu.sregs.cr2;
-        // Accesses to DR6 are intercepted: what is here after an exit by #DB are that one's conditions.
-        s.dr6 = DR6_RESET;
-        s.dr7 = cpu.dr7;
-
-        if let Some(params) = params {
-            if params.check && self.refuses(cpu, params) {
-                self.drop_asids(this_cpu);
-                return Exit::EntryFailure(exit::INVALID);
-            }
-        }
-        let (vmcb, host) = (self.page.phys(), self.host_extra);
-        mitigate::before_enter();
-        // SAFETY: In a stay: SVME set, interrupts off, `host` filled by `begin_stay`. The intercepts set by `new` contain the
-        // guest; the nested root comes from the VM's page tables.
-        unsafe { entry::vmrun(vmcb, host, &mut cpu.regs) };
-        mitigate::after_exit();
-
-        if virtual_irq.is_some() {
-            let c = &mut self.vmcb_mut().control;
-            let waits = c.vintr & vintr::V_IRQ != 0;
-            c.vintr &= !VIRTUAL_IRQ;
-            self.undelivered = virtual_irq.filter(|_| waits);
-        }
-        let s = &self.vmcb().save;
-        cpu.regs.gpr[Gpr::Rax as usize] = s.rax;
-        cpu.regs.gpr[Gpr::Rsp as usize] = s.rsp;
-        cpu.regs.rip = s.rip;
-        cpu.regs.rflags = s.rflags;
-        cpu.sregs.cr2 = s.cr2;
-        let next_rip = self.vmcb().control.next_rip;
-        cpu.avail = Groups::NONE;
-        self.nested_exit = false;
-        self.insn_len = if self.state.caps.insn_len {
-            match next_rip.wrapping_sub(cpu.regs.rip) {
-                n @ 1..=15 => n as u8,
-                _ => 0,
-            }
-        } else {
-            0
-        };
-        if let NmiMask::Iret(rip) = self.nmi {
-            if cpu.regs.rip != rip {
-                self.nmi = NmiMask::Open;
-            }
-        }
-        let exit = self.decode();
-        if stepping {
-            self.stepping = false;
-            cpu.regs.rflags = cpu.regs.rflags & !rflags::TF | guest_tf;
-            if let Exit::Exception(Exception {
-                vector: 1, payload, ..
-            }) = exit
-            {
-                // Our single step, unless the guest had breakpoints or a step of its own in it.
-                if payload & 0xf == 0 && guest_tf == 0 {
-                    self.nmi = if self.nmi == NmiMask::Blocked {
-                        NmiMask::Blocked
-                    } else {
-                        NmiMask::Open
-                    };
-                    return Exit::NmiWindow;
-                }
-            }
-        }
-        if matches!(exit, Exit::EntryFailure(_)) {
-            self.drop_asids(this_cpu);
-            // The VMCB still holds what was refused; the caller may want to look at it.
-            cpu.avail = Groups::NONE;
-        }
-        exit
-    }
-
     /// Brings the VMCB's controls in line with `params`. Returns the vector that goes in as a virtual interrupt.
     #[inline(always)]
     fn prepare(

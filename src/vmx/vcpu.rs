@@ -850,14 +850,69 @@ impl VcpuBackend for VmxVcpu {
         }
     }
 
-    #[inline]
-    fn enter(&mut self, cpu: &mut CpuState, params: &EntryParams) -> Exit {
-        self.enter_with(cpu, Some(params))
-    }
+    #[inline(never)] // See `world::switch`.
+    fn enter(&mut self, cpu: &mut CpuState, params: Option<&EntryParams>) -> Exit {
+        let Some(vm) = self.current() else {
+            // The core never does that.
+            return Exit::EntryFailure(u64::MAX);
+        };
+        match params {
+            Some(params) => {
+                self.prepare(vm, cpu, params);
+                if params.check {
+                    if let Some(exit) = self.refuse(vm) {
+                        return exit;
+                    }
+                }
+            }
+            None => {
+                if !cpu.dirty.is_empty() {
+                    self.write_dirty(vm, cpu);
+                }
+                if self.stale {
+                    self.write_stale(vm, cpu);
+                }
+                self.write_regs(vm, cpu);
+                self.injected = false;
+            }
+        }
+        if cr::cr2() != cpu.sregs.cr2 {
+            // SAFETY: The kernel reads CR2 only at the begin of its page-fault handler.
+            unsafe { cr::write_cr2(cpu.sregs.cr2) };
+        }
 
-    #[inline]
-    fn reenter(&mut self, cpu: &mut CpuState) -> Exit {
-        self.enter_with(cpu, None)
+        self.spec_ctrl.before_enter();
+        mitigate::before_enter();
+        // SAFETY: In a stay interrupts are off and host state and MSRs are set; `launched` follows the processor's
+        // launch state; the VMCS was set up and its controls are those of `caps`.
+        let outcome = unsafe { world::switch(&mut cpu.regs, &mut self.host_rsp, self.launched) };
+        mitigate::after_exit();
+        self.spec_ctrl.after_exit();
+
+        cpu.sregs.cr2 = cr::cr2();
+        self.insn_len = 0;
+        self.interrupted = None;
+        if outcome != Outcome::Exit {
+            return self.entry_failed(vm, outcome);
+        }
+        self.entered = true;
+        self.blocking = None;
+        let reason = vm.read(EXIT_REASON);
+        if reason & reason::ENTRY_FAILURE != 0 {
+            return self.failed_late(vm, reason);
+        }
+        self.launched = true;
+        cpu.avail = Groups::NONE;
+        cpu.dirty = Groups::NONE;
+        self.read_regs(vm, cpu);
+        if let Some(exit) = decode::frequent(reason) {
+            self.insn_len = vm.read(EXIT_INSTRUCTION_LEN) as u8;
+            return exit;
+        }
+        if reason == reason::EPT_VIOLATION {
+            return self.nested_fault(vm);
+        }
+        self.decode(vm, cpu, reason)
     }
 
     #[inline]
@@ -1137,70 +1192,4 @@ impl VmxVcpu {
     }
 }
 
-impl VmxVcpu {
-    /// [`VcpuBackend::enter`], or without parameters [`VcpuBackend::reenter`].
-    #[inline(never)] // See `world::switch`.
-    fn enter_with(&mut self, cpu: &mut CpuState, params: Option<&EntryParams>) -> Exit {
-        let Some(vm) = self.current() else {
-            // The core never does that.
-            return Exit::EntryFailure(u64::MAX);
-        };
-        match params {
-            Some(params) => {
-                self.prepare(vm, cpu, params);
-                if params.check {
-                    if let Some(exit) = self.refuse(vm) {
-                        return exit;
-                    }
-                }
-            }
-            None => {
-                if !cpu.dirty.is_empty() {
-                    self.write_dirty(vm, cpu);
-                }
-                if self.stale {
-                    self.write_stale(vm, cpu);
-                }
-                self.write_regs(vm, cpu);
-                self.injected = false;
-            }
-        }
-        if cr::cr2() != cpu.sregs.cr2 {
-            // SAFETY: The kernel reads CR2 only at the begin of its page-fault handler.
-            unsafe { cr::write_cr2(cpu.sregs.cr2) };
-        }
-
-        self.spec_ctrl.before_enter();
-        mitigate::before_enter();
-        // SAFETY: In a stay interrupts are off and host state and MSRs are set; `launched` follows the processor's
-        // launch state; the VMCS was set up and its controls are those of `caps`.
-        let outcome = unsafe { world::switch(&mut cpu.regs, &mut self.host_rsp, self.launched) };
-        mitigate::after_exit();
-        self.spec_ctrl.after_exit();
-
-        cpu.sregs.cr2 = cr::cr2();
-        self.insn_len = 0;
-        self.interrupted = None;
-        if outcome != Outcome::Exit {
-            return self.entry_failed(vm, outcome);
-        }
-        self.entered = true;
-        self.blocking = None;
-        let reason = vm.read(EXIT_REASON);
-        if reason & reason::ENTRY_FAILURE != 0 {
-            return self.failed_late(vm, reason);
-        }
-        self.launched = true;
-        cpu.avail = Groups::NONE;
-        cpu.dirty = Groups::NONE;
-        self.read_regs(vm, cpu);
-        if let Some(exit) = decode::frequent(reason) {
-            self.insn_len = vm.read(EXIT_INSTRUCTION_LEN) as u8;
-            return exit;
-        }
-        if reason == reason::EPT_VIOLATION {
-            return self.nested_fault(vm);
-        }
-        self.decode(vm, cpu, reason)
-    }
-}
+impl VmxVcpu {}
