@@ -10,9 +10,10 @@ use core::sync::atomic::{AtomicPtr, Ordering};
 use kernel::mm::virt::{flags as vm_flags, VmaNew};
 use kernel::page::PAGE_SHIFT;
 use kernel::prelude::*;
-use kernel::sync::{new_mutex, Arc, ArcBorrow, Mutex};
+use kernel::sync::{new_mutex, Arc, Mutex};
 
 use super::bindings;
+use super::vm_area::{serve, Backing, SIGBUS};
 
 /// Device memory at a place in the file.
 #[derive(Clone, Copy, Debug)]
@@ -81,12 +82,9 @@ impl IoWindow {
             return Err(EINVAL);
         }
         self.mapping.store(mapping, Ordering::Release);
-        // SAFETY: As above. The operations and the reference belong together: `close` gives it back.
-        unsafe {
-            bindings::rvmm_vma_set_device(area);
-            (*area).vm_private_data = Arc::into_raw(self.clone()).cast_mut().cast();
-            (*area).vm_ops = &VM_OPS.0;
-        }
+        // SAFETY: As above.
+        unsafe { bindings::rvmm_vma_set_device(area) };
+        serve(self.clone(), vma);
         Ok(())
     }
 
@@ -135,58 +133,16 @@ unsafe fn vma_end(area: *mut bindings::vm_area_struct) -> usize {
     unsafe { (*area).__bindgen_anon_1.__bindgen_anon_1.vm_end }
 }
 
-struct VmOps(bindings::vm_operations_struct);
-
-// SAFETY: Never written.
-unsafe impl Sync for VmOps {}
-
-static VM_OPS: VmOps = VmOps(bindings::vm_operations_struct {
-    open: Some(open),
-    close: Some(close),
-    fault: Some(fault),
-    ..pin_init::zeroed()
-});
-
-/// # Safety
-///
-/// `area` was set up by [`IoWindow::map`] and is not closed.
-unsafe fn object<'a>(area: *mut bindings::vm_area_struct) -> ArcBorrow<'a, IoWindow> {
-    // SAFETY: `map` put the pointer there, with a reference that the area holds until `close`.
-    unsafe { ArcBorrow::from_raw((*area).vm_private_data.cast::<IoWindow>()) }
-}
-
-/// # Safety
-///
-/// Called by the kernel for an area that [`IoWindow::map`] set up.
-unsafe extern "C" fn open(area: *mut bindings::vm_area_struct) {
-    // SAFETY: A copy of an area with these operations; the original still holds its reference.
-    let reference: Arc<IoWindow> = unsafe { object(area) }.into();
-    // The copy's own reference, which `close` gives back.
-    let _ = Arc::into_raw(reference);
-}
-
-/// # Safety
-///
-/// Called by the kernel for an area that [`IoWindow::map`] set up.
-unsafe extern "C" fn close(area: *mut bindings::vm_area_struct) {
-    // SAFETY: The area's own reference, from `map` or `open`.
-    drop(unsafe { Arc::from_raw((*area).vm_private_data.cast::<IoWindow>()) });
-}
-
-/// # Safety
-///
-/// Called by the kernel for an area that [`IoWindow::map`] set up.
-unsafe extern "C" fn fault(vmf: *mut bindings::vm_fault) -> bindings::vm_fault_t {
-    // SAFETY: The fault's area has these operations and is held for the length of the call.
-    let (area, window, page, address) = unsafe {
-        let at = &(*vmf).__bindgen_anon_1;
-        (at.vma, object(at.vma), at.pgoff, at.address)
-    };
-    let open = window.open.lock();
-    let (true, Some(pfn)) = (*open, window.pfn(page)) else {
-        return bindings::RVMM_VM_FAULT_SIGBUS;
-    };
-    // SAFETY: The area is one for device memory, the address is in it, and the frame belongs to the device. With `open`
-    // held it is still to be mapped, and whoever takes it away comes after.
-    unsafe { bindings::vmf_insert_pfn(area, address, pfn as usize) }
+impl Backing for IoWindow {
+    unsafe fn fault(&self, vmf: *mut bindings::vm_fault) -> bindings::vm_fault_t {
+        // SAFETY: As the caller promises.
+        let at = unsafe { &(*vmf).__bindgen_anon_1 };
+        let open = self.open.lock();
+        let (true, Some(pfn)) = (*open, self.pfn(at.pgoff)) else {
+            return SIGBUS;
+        };
+        // SAFETY: The area is one for device memory, the address is in it, and the frame belongs to the device. With
+        // `open` held it is still to be mapped, and whoever takes it away comes after.
+        unsafe { bindings::vmf_insert_pfn(at.vma, at.address, pfn as usize) }
+    }
 }

@@ -9,11 +9,12 @@ use core::ptr::NonNull;
 use kernel::mm::virt::{flags as vm_flags, VmaNew};
 use kernel::page::PAGE_SIZE;
 use kernel::prelude::*;
-use kernel::sync::{Arc, ArcBorrow};
+use kernel::sync::Arc;
 use kernel::transmute::{AsBytes, FromBytes};
 
 use super::bindings;
 use super::page::Pages;
+use super::vm_area::{serve, Backing, SIGBUS};
 
 /// A number of zeroed kernel pages that user space may map and write at any time.
 ///
@@ -179,78 +180,30 @@ impl SharedPages {
         }
         vma.set_dontexpand();
         vma.set_dontdump();
-        // SAFETY: As above. The operations and the reference belong together: `close` gives it back. File
-        // page `first` is taken off for good, so that `fault` need not know it.
-        unsafe {
-            (*area).vm_pgoff = start;
-            (*area).vm_private_data = Arc::into_raw(self.clone()).cast_mut().cast();
-            (*area).vm_ops = &VM_OPS.0;
-        }
+        // SAFETY: As above. File page `first` is taken off for good, so that `fault` need not know it.
+        unsafe { (*area).vm_pgoff = start };
+        serve(self.clone(), vma);
         Ok(())
     }
 }
 
-struct VmOps(bindings::vm_operations_struct);
-
-// SAFETY: Never written.
-unsafe impl Sync for VmOps {}
-
-static VM_OPS: VmOps = VmOps(bindings::vm_operations_struct {
-    open: Some(open),
-    close: Some(close),
-    fault: Some(fault),
-    ..pin_init::zeroed()
-});
-
-/// # Safety
-///
-/// `area` was set up by [`SharedPages::map_at`] and is not closed.
-unsafe fn object<'a>(area: *mut bindings::vm_area_struct) -> ArcBorrow<'a, SharedPages> {
-    // SAFETY: `map_at` put the pointer there, with a reference that the area holds until `close`.
-    unsafe { ArcBorrow::from_raw((*area).vm_private_data.cast::<SharedPages>()) }
-}
-
-/// # Safety
-///
-/// Called by the kernel for an area that [`SharedPages::map_at`] set up.
-unsafe extern "C" fn open(area: *mut bindings::vm_area_struct) {
-    // SAFETY: A copy of an area with these operations; the original still holds its reference.
-    let reference: Arc<SharedPages> = unsafe { object(area) }.into();
-    // The copy's own reference, which `close` gives back.
-    let _ = Arc::into_raw(reference);
-}
-
-/// # Safety
-///
-/// Called by the kernel for an area that [`SharedPages::map_at`] set up.
-unsafe extern "C" fn close(area: *mut bindings::vm_area_struct) {
-    // SAFETY: The area's own reference, from `map_at` or `open`.
-    drop(unsafe { Arc::from_raw((*area).vm_private_data.cast::<SharedPages>()) });
-}
-
-/// # Safety
-///
-/// Called by the kernel for an area that [`SharedPages::map_at`] set up.
-unsafe extern "C" fn fault(vmf: *mut bindings::vm_fault) -> bindings::vm_fault_t {
-    // SAFETY: The fault's area has these operations and is held for the length of the call.
-    let (pages, pgoff) = unsafe {
-        (
-            object((*vmf).__bindgen_anon_1.vma),
-            (*vmf).__bindgen_anon_1.pgoff,
-        )
-    };
-    let page = match (pages.pages.get(pgoff), &pages.tail) {
-        (None, Some(tail)) => tail.pages.get(pgoff.wrapping_sub(pages.pages.len())),
-        (page, _) => page,
-    };
-    let Some(page) = page else {
-        return bindings::RVMM_VM_FAULT_SIGBUS;
-    };
-    // SAFETY: The page is owned by `pages`; the mapping takes a reference of its own, so that the memory
-    // lives as long as any mapping of it.
-    unsafe {
-        bindings::rvmm_get_page(page.page());
-        (*vmf).page = page.page();
+impl Backing for SharedPages {
+    unsafe fn fault(&self, vmf: *mut bindings::vm_fault) -> bindings::vm_fault_t {
+        // SAFETY: As the caller promises.
+        let pgoff = unsafe { (*vmf).__bindgen_anon_1.pgoff };
+        let page = match (self.pages.get(pgoff), &self.tail) {
+            (None, Some(tail)) => tail.pages.get(pgoff.wrapping_sub(self.pages.len())),
+            (page, _) => page,
+        };
+        let Some(page) = page else {
+            return SIGBUS;
+        };
+        // SAFETY: The page is owned by `self`; the mapping takes a reference of its own, so that the memory lives as
+        // long as any mapping of it.
+        unsafe {
+            bindings::rvmm_get_page(page.page());
+            (*vmf).page = page.page();
+        }
+        0
     }
-    0
 }

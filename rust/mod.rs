@@ -45,4 +45,5 @@ pub mod spin_irq;
 pub mod srcu_cell;
 pub mod syscore;
 pub mod uaccess;
+pub mod vm_area;
 pub mod wait;

@@ -268,7 +268,7 @@ pub(crate) fn check_extension(cap: usize) -> isize {
         | uapi::RVMM_CAP_ENTRY_FAILURE => 1,
         uapi::RVMM_CAP_ASSIGN_DEVICE | k::KVM_CAP_DEVICE_CTRL => 1,
         k::KVM_CAP_SET_GUEST_DEBUG2 => crate::debug::CONTROLS as isize,
-        k::KVM_CAP_SYNC_REGS => crate::vcpu_more::SYNC_REGS as isize,
+        k::KVM_CAP_SYNC_REGS => crate::vcpu_state::SYNC_REGS as isize,
         k::KVM_CAP_XSAVE2 => 4096,
         k::KVM_CAP_TSC_CONTROL | k::KVM_CAP_VM_TSC_CONTROL => {
             hw::caps().is_some_and(|c| c.tsc_fraction != 0).into()
@@ -325,7 +325,7 @@ fn get_feature_msrs(arg: usize) -> Result<isize> {
         enforce_pv: false,
     };
     let listed = msr::feature_list(&m.features);
-    crate::vcpu::each_msr(arg, true, |e| match file.get(e.index, &access) {
+    crate::vcpu_state::each_msr(arg, true, |e| match file.get(e.index, &access) {
         Ok(msr::Read::Value(v)) if listed.contains(&e.index) => {
             e.data = v;
             true

@@ -26,8 +26,8 @@ mod state;
 mod svm;
 mod uapi;
 mod vcpu;
-mod vcpu_more;
 mod vcpu_set;
+mod vcpu_state;
 mod vm;
 mod vmx;
 

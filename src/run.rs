@@ -34,8 +34,8 @@ use crate::state::{Completion, MpState, State, MAX_ADVANCE_NS};
 use crate::stats::{ExitClass, VcpuCounter};
 use crate::uapi::k;
 use crate::vcpu::Vcpu;
-use crate::vcpu_more;
 use crate::vcpu_set::request;
+use crate::vcpu_state;
 use crate::vm::Vm;
 use kernel::prelude::*;
 
@@ -112,7 +112,7 @@ impl<'a> Runner<'a> {
         self.stats.add(VcpuCounter::UserExits, 1);
         self.publish();
         if let Ok(valid @ 1..) = self.run.read::<u64>(off::VALID_REGS) {
-            vcpu_more::sync_to(self.vm, self.vcpu, self.s, valid);
+            vcpu_state::sync_to(self.vm, self.vcpu, self.s, valid);
         }
         result
     }
@@ -163,7 +163,7 @@ impl<'a> Runner<'a> {
         let valid = self.run.read::<u64>(off::VALID_REGS)?;
         let dirty = self.run.read::<u64>(off::DIRTY_REGS)?;
         if valid | dirty != 0 {
-            vcpu_more::sync_from(self.vm, self.vcpu, self.s, valid, dirty)?;
+            vcpu_state::sync_from(self.vm, self.vcpu, self.s, valid, dirty)?;
         }
         if self.s.lapic.is_none() {
             let cr8 = self.run.read::<u64>(off::CR8)?;
