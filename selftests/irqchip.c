@@ -577,6 +577,22 @@ TEST(split_eoi)
 	vm_free(&vm);
 }
 
+/* Nothing is changed that the guest could not have written, but that user space may load. */
+TEST(pic_state_round_trip)
+{
+	struct kvm_irqchip set = { .chip_id = KVM_IRQCHIP_PIC_SLAVE }, chip;
+	struct vm vm;
+
+	full(&vm);
+	chip = get_chip(&vm, KVM_IRQCHIP_PIC_SLAVE);
+	CHECK_EQ(chip.chip.pic.elcr_mask, 0xde);
+	set.chip.pic.irq_base = 10;
+	set.chip.pic.imr = 0x55;
+	OK(ioctl(vm.fd, KVM_SET_IRQCHIP, &set));
+	chip = get_chip(&vm, KVM_IRQCHIP_PIC_SLAVE);
+	CHECK(!memcmp(&chip.chip.pic, &set.chip.pic, sizeof(chip.chip.pic)));
+}
+
 TEST(pic_interrupt)
 {
 	struct kvm_irqchip chip;

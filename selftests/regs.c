@@ -682,4 +682,12 @@ TEST(translate)
 	t.linear_address = 0x8000000000;	/* second PML4 entry: not present */
 	OK(ioctl(vm.vcpu, KVM_TRANSLATE, &t));
 	CHECK(!t.valid);
+	/* Without paging: every address but the last one. */
+	vm_new(&vm, 4 * MIB);
+	t.linear_address = 0x123456789abc;
+	OK(ioctl(vm.vcpu, KVM_TRANSLATE, &t));
+	CHECK(t.valid && t.physical_address == 0x123456789abc);
+	t.linear_address = UINT64_MAX;
+	OK(ioctl(vm.vcpu, KVM_TRANSLATE, &t));
+	CHECK(!t.valid);
 }

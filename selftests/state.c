@@ -100,6 +100,33 @@ TEST(feature_msrs)
 	CHECK_ERRNO(ioctl(kvm, KVM_GET_MSRS, (void *)8), EFAULT);
 }
 
+TEST(emulated_cpuid)
+{
+	struct {
+		struct kvm_cpuid2 header;
+		struct kvm_cpuid_entry2 entry[4];
+	} c;
+	int kvm = device_open();
+
+	CHECK_EQ(OK(ioctl(kvm, KVM_CHECK_EXTENSION, KVM_CAP_EXT_EMUL_CPUID)), 1);
+	memset(&c, 0, sizeof(c));
+	CHECK_ERRNO(ioctl(kvm, KVM_GET_EMULATED_CPUID, &c), E2BIG);
+	c.header.nent = 3;
+	CHECK_ERRNO(ioctl(kvm, KVM_GET_EMULATED_CPUID, &c), E2BIG);
+	c.header.nent = 4;
+	c.entry[3].padding[1] = 1;
+	CHECK_ERRNO(ioctl(kvm, KVM_GET_EMULATED_CPUID, &c), EINVAL);
+	c.entry[3].padding[1] = 0;
+	OK(ioctl(kvm, KVM_GET_EMULATED_CPUID, &c));
+	CHECK_EQ(c.header.nent, 3);
+	CHECK_EQ(c.entry[0].function, 0);
+	CHECK_EQ(c.entry[0].eax, 7);
+	CHECK_EQ(c.entry[1].function, 1);
+	CHECK_EQ(c.entry[2].function, 7);
+	CHECK_EQ(c.entry[2].flags, KVM_CPUID_FLAG_SIGNIFCANT_INDEX);
+	CHECK_ERRNO(ioctl(kvm, KVM_GET_EMULATED_CPUID, (void *)8), EFAULT);
+}
+
 TEST(device_attributes)
 {
 	uint64_t xcr0 = 0;

@@ -217,6 +217,7 @@ pub(crate) fn check_extension(cap: usize) -> isize {
         | k::KVM_CAP_USER_MEMORY
         | k::KVM_CAP_SET_TSS_ADDR
         | k::KVM_CAP_EXT_CPUID
+        | k::KVM_CAP_EXT_EMUL_CPUID
         | k::KVM_CAP_NOP_IO_DELAY
         | k::KVM_CAP_MP_STATE
         | k::KVM_CAP_SYNC_MMU
@@ -330,8 +331,8 @@ fn get_feature_msrs(arg: usize) -> Result<isize> {
             e.data = v;
             true
         }
-        // As vCPUs read those that they do not have.
-        _ if lists_msr(e.index) => {
+        // As vCPUs read those that they do not have; and the features that no vCPU has are none.
+        _ if listed.contains(&e.index) || lists_msr(e.index) => {
             e.data = 0;
             true
         }
@@ -361,6 +362,39 @@ fn get_supported_cpuid(arg: usize) -> Result<isize> {
     Ok(0)
 }
 
+/// KVM_GET_EMULATED_CPUID (api.rst 4.88): features that only the instruction emulator has. There are none: the leaves
+/// that KVM gives, without a bit.
+fn get_emulated_cpuid(arg: usize) -> Result<isize> {
+    let leaf = |function, eax, flags| CpuidEntry {
+        function,
+        eax,
+        flags,
+        ..CpuidEntry::default()
+    };
+    let table = [
+        leaf(0, 7, 0),
+        leaf(1, 0, 0),
+        leaf(7, 0, cpuid::FLAG_SIGNIFICANT_INDEX),
+    ];
+    let room = (uapi::get::<u32>(arg)? as usize).min(MAX_CPUID_ENTRIES);
+    if room == 0 {
+        return Err(E2BIG);
+    }
+    for i in 0..room {
+        let at = uapi::element::<k::kvm_cpuid_entry2>(arg, 8, i)?;
+        let entry = uapi::get::<k::kvm_cpuid_entry2>(at).map_err(|_| EINVAL)?;
+        if entry.padding != [0; 3] {
+            return Err(EINVAL);
+        }
+    }
+    // One more than there are, as KVM wants it.
+    if room <= table.len() {
+        return Err(E2BIG);
+    }
+    uapi::put_cpuid(arg, &table)?;
+    Ok(0)
+}
+
 fn create_vm(kind: usize) -> Result<isize> {
     if kind != 0 {
         return Err(EINVAL);
@@ -377,6 +411,7 @@ fn ioctl(cmd: u32, arg: usize) -> Result<isize> {
         uapi::KVM_CHECK_EXTENSION => Ok(check_extension(arg)),
         uapi::KVM_GET_VCPU_MMAP_SIZE if arg == 0 => Ok(crate::vcpu::MMAP_BYTES as isize),
         uapi::KVM_GET_SUPPORTED_CPUID => get_supported_cpuid(arg),
+        uapi::KVM_GET_EMULATED_CPUID => get_emulated_cpuid(arg),
         uapi::KVM_GET_MSR_INDEX_LIST => put_msr_list(arg, &model()?.msrs),
         uapi::KVM_GET_MSR_FEATURE_INDEX_LIST => {
             put_msr_list(arg, msr::feature_list(&model()?.features))

@@ -205,6 +205,7 @@ pub(crate) const KVM_GET_MSR_INDEX_LIST: u32 = _IOWR::<k::kvm_msr_list>(K, 0x02)
 pub(crate) const KVM_CHECK_EXTENSION: u32 = _IO(K, 0x03);
 pub(crate) const KVM_GET_VCPU_MMAP_SIZE: u32 = _IO(K, 0x04);
 pub(crate) const KVM_GET_SUPPORTED_CPUID: u32 = _IOWR::<k::kvm_cpuid2>(K, 0x05);
+pub(crate) const KVM_GET_EMULATED_CPUID: u32 = _IOWR::<k::kvm_cpuid2>(K, 0x09);
 pub(crate) const KVM_GET_MSR_FEATURE_INDEX_LIST: u32 = _IOWR::<k::kvm_msr_list>(K, 0x0a);
 pub(crate) const KVM_X86_GET_MCE_CAP_SUPPORTED: u32 = _IOR::<u64>(K, 0x9d);
 

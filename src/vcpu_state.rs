@@ -253,14 +253,16 @@ pub(crate) fn translate(vm: &Vm, s: &mut State, t: &mut k::kvm_translation) {
         }
     }
     let paging = s.paging();
-    let view = vm.memory.view();
-    let found = paging.probe(
-        &mut Reader(&view),
-        Gva(t.linear_address),
-        gwalk::Access::implicit(false),
-    );
-    t.valid = found.is_ok().into();
-    t.physical_address = found.map_or(u64::MAX, |x| x.gpa.0);
+    // All ones are KVM's word for none, also without paging, where every other address is found.
+    t.physical_address = if s.cpu.sregs.cr0 & cr0::PG == 0 {
+        t.linear_address
+    } else {
+        let view = vm.memory.view();
+        let access = gwalk::Access::implicit(false);
+        let found = paging.probe(&mut Reader(&view), Gva(t.linear_address), access);
+        found.map_or(u64::MAX, |x| x.gpa.0)
+    };
+    t.valid = (t.physical_address != u64::MAX).into();
     t.writeable = 1;
     t.usermode = 0;
 }

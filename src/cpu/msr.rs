@@ -34,6 +34,7 @@ pub mod index {
     pub const SYSENTER_CS: u32 = 0x174;
     pub const SYSENTER_ESP: u32 = 0x175;
     pub const SYSENTER_EIP: u32 = 0x176;
+    pub const PERF_CAPABILITIES: u32 = 0x345;
     pub const MCG_CAP: u32 = 0x179;
     pub const MCG_STATUS: u32 = 0x17a;
     pub const MCG_CTL: u32 = 0x17b;
@@ -935,8 +936,19 @@ const LISTED: [u32; 19] = [
 /// fresh vCPU has.
 pub fn feature_list(host: &GuestFeatures) -> &'static [u32] {
     match host.vendor {
-        Vendor::Amd => &[ix::DE_CFG, ix::UCODE_REV, ix::PLATFORM_INFO],
-        Vendor::Intel => &[ix::ARCH_CAPABILITIES, ix::UCODE_REV, ix::PLATFORM_INFO],
+        Vendor::Amd => &[
+            ix::DE_CFG,
+            ix::UCODE_REV,
+            ix::ARCH_CAPABILITIES,
+            ix::PERF_CAPABILITIES,
+            ix::PLATFORM_INFO,
+        ],
+        Vendor::Intel => &[
+            ix::UCODE_REV,
+            ix::ARCH_CAPABILITIES,
+            ix::PERF_CAPABILITIES,
+            ix::PLATFORM_INFO,
+        ],
     }
 }
 

@@ -86,7 +86,7 @@ enum Init {
     Icw4,
 }
 
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug)]
 struct Pic8259 {
     /// Line levels, for edge detection.
     last_irr: u8,
@@ -106,9 +106,38 @@ struct Pic8259 {
     /// ICW1 announced an ICW4.
     init4: bool,
     elcr: u8,
+    /// Lines that may be level-triggered. User space may load another mask.
+    elcr_mask: u8,
 }
 
 impl Pic8259 {
+    /// In reset state.
+    const fn new(elcr_mask: u8) -> Self {
+        Self {
+            last_irr: 0,
+            irr: 0,
+            imr: 0,
+            isr: 0,
+            priority_add: 0,
+            irq_base: 0,
+            read_isr: false,
+            poll: false,
+            special_mask: false,
+            init: Init::Done,
+            auto_eoi: false,
+            rotate_on_auto_eoi: false,
+            special_fully_nested: false,
+            init4: false,
+            elcr: 0,
+            elcr_mask,
+        }
+    }
+
+    /// Vector of a line. ICW2 leaves the low bits clear, user space need not.
+    fn vector(&self, line: u8) -> u8 {
+        self.irq_base.wrapping_add(line)
+    }
+
     /// Highest-priority line in `mask`, as distance from the highest priority.
     fn priority(&self, mask: u8) -> Option<u8> {
         let rotated = mask.rotate_right(u32::from(self.priority_add & 7));
@@ -281,7 +310,7 @@ impl Pic8259 {
 }
 
 /// The pair of chips.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug)]
 pub struct Pic {
     chips: [Pic8259; 2],
     lines: Lines<LINES>,
@@ -291,7 +320,11 @@ pub struct Pic {
 impl Pic {
     /// Both chips in reset state.
     pub fn new() -> Self {
-        Self::default()
+        Self {
+            chips: ELCR_MASK.map(Pic8259::new),
+            lines: Lines::default(),
+            acked: 0,
+        }
     }
 
     /// Reset; ELCR and line levels stay as their sources hold them.
@@ -301,7 +334,7 @@ impl Pic {
                 last_irr: chip.last_irr,
                 irr: chip.last_irr & chip.elcr,
                 elcr: chip.elcr,
-                ..Pic8259::default()
+                ..Pic8259::new(chip.elcr_mask)
             };
         }
         self.cascade();
@@ -343,20 +376,20 @@ impl Pic {
     pub fn ack(&mut self) -> Vector {
         let [master, slave] = &mut self.chips;
         let vector = match master.request(true) {
-            None => master.irq_base | 7,
+            None => master.vector(7),
             Some(2) => {
                 self.acked |= u16::from(master.acknowledge(2));
                 match slave.request(false) {
-                    None => slave.irq_base | 7,
+                    None => slave.vector(7),
                     Some(line) => {
                         self.acked |= u16::from(slave.acknowledge(line)) << 8;
-                        slave.irq_base | line
+                        slave.vector(line)
                     }
                 }
             }
             Some(line) => {
                 self.acked |= u16::from(master.acknowledge(line));
-                master.irq_base | line
+                master.vector(line)
             }
         };
         self.cascade();
@@ -410,8 +443,8 @@ impl Pic {
             port::MASTER_DATA => master.data(value),
             port::SLAVE_COMMAND => self.acked |= u16::from(slave.command(value)) << 8,
             port::SLAVE_DATA => slave.data(value),
-            port::MASTER_ELCR => set_elcr(master, value & ELCR_MASK[0]),
-            port::SLAVE_ELCR => set_elcr(slave, value & ELCR_MASK[1]),
+            port::MASTER_ELCR => set_elcr(master, value & master.elcr_mask),
+            port::SLAVE_ELCR => set_elcr(slave, value & slave.elcr_mask),
             _ => {}
         }
         self.cascade();
@@ -422,9 +455,9 @@ impl Pic {
     /// special_fully_nested_mode, init4, elcr, elcr_mask.
     pub fn get_state(&self, chip: Chip) -> [u8; 16] {
         let [master, slave] = &self.chips;
-        let (c, elcr_mask) = match chip {
-            Chip::Master => (master, ELCR_MASK[0]),
-            Chip::Slave => (slave, ELCR_MASK[1]),
+        let c = match chip {
+            Chip::Master => master,
+            Chip::Slave => slave,
         };
         [
             c.last_irr,
@@ -442,20 +475,19 @@ impl Pic {
             c.special_fully_nested.into(),
             c.init4.into(),
             c.elcr,
-            elcr_mask,
+            c.elcr_mask,
         ]
     }
 
     /// Loads the state of a chip; values that no register holds are reduced to ones that do.
     pub fn set_state(&mut self, chip: Chip, state: &[u8; 16]) {
-        let [last_irr, irr, imr, isr, priority_add, irq_base, read_isr, poll, special_mask, init, auto_eoi, rotate, nested, init4, elcr, _] =
+        let [last_irr, irr, imr, isr, priority_add, irq_base, read_isr, poll, special_mask, init, auto_eoi, rotate, nested, init4, elcr, elcr_mask] =
             *state;
         let [master, slave] = &mut self.chips;
-        let (target, elcr_mask) = match chip {
-            Chip::Master => (master, ELCR_MASK[0]),
-            Chip::Slave => (slave, ELCR_MASK[1]),
+        let target = match chip {
+            Chip::Master => master,
+            Chip::Slave => slave,
         };
-        let elcr = elcr & elcr_mask;
         *target = Pic8259 {
             last_irr,
             // A level request is the line's level.
@@ -463,7 +495,7 @@ impl Pic {
             imr,
             isr,
             priority_add: priority_add & 7,
-            irq_base: irq_base & 0xf8,
+            irq_base,
             read_isr: read_isr != 0,
             poll: poll != 0,
             special_mask: special_mask != 0,
@@ -478,6 +510,7 @@ impl Pic {
             special_fully_nested: nested != 0,
             init4: init4 != 0,
             elcr,
+            elcr_mask,
         };
         self.cascade();
     }
