@@ -157,6 +157,8 @@ bool rvmm_access_ok(unsigned long addr, size_t len);
 
 void *rvmm_page_address(struct page *page);
 unsigned long rvmm_page_to_pfn(struct page *page);
+/* Pages from the first one on that lie one behind the other; count is not 0. */
+size_t rvmm_pages_contiguous(struct page **pages, size_t count);
 struct page *rvmm_pfn_to_page(unsigned long pfn);
 bool rvmm_pfn_valid(unsigned long pfn);
 bool rvmm_pfn_is_ram(unsigned long pfn);

@@ -32,8 +32,10 @@ use super::pci::{Device, Locked};
 
 /// Pages pinned at a time: as many as a page of pointers holds, and a 2 MiB leaf.
 const BATCH: usize = 512;
-/// Bytes unmapped between two chances to reschedule.
-const UNMAP_STEP: usize = 64 << 20;
+/// Most pages of a run, and of a call of the IOMMU's: 1 GiB, its largest leaf. Runs end where such a leaf would.
+const MOST_RUN: usize = 1 << 18;
+/// Pages unpinned between two chances to reschedule.
+const UNPIN_STEP: u64 = 1 << 14;
 
 /// A range of DMA addresses, `start` to `last` included.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -194,6 +196,8 @@ struct Mapping {
     mapped: usize,
     /// In the order of the addresses; they may reach beyond `mapped`.
     runs: KVVec<Run>,
+    /// The last run has no translation yet, and may grow.
+    open: bool,
     /// Pages charged.
     charged: usize,
 }
@@ -373,6 +377,7 @@ impl Domain {
             range,
             mapped: 0,
             runs: KVVec::new(),
+            open: false,
             charged: pages,
         };
         let result = self.fill(hva, pages, &mut mapping);
@@ -391,8 +396,12 @@ impl Domain {
         let mut done = 0;
         while done < pages {
             // Up to the next 2 MiB boundary of DMA addresses.
-            let room = BATCH - (first.wrapping_add(done) % BATCH);
+            let at = first.wrapping_add(done);
+            let room = BATCH - at % BATCH;
             let want = room.min(pages - done);
+            if at % MOST_RUN == 0 {
+                self.map_open(mapping)?;
+            }
             mapping.runs.reserve(want, GFP_KERNEL_ACCOUNT)?;
             let at = hva.checked_add(done << PAGE_SHIFT).ok_or(EFAULT)?;
             // SAFETY: Room for a whole batch; the function checks the address.
@@ -407,51 +416,68 @@ impl Domain {
             let got = match usize::try_from(got) {
                 Ok(0) | Err(_) if got == -4 || got == -512 => return Err(EINTR),
                 Ok(0) => return Err(EFAULT),
-                Ok(n) => n,
+                Ok(n) => n.min(want),
                 Err(_) => return Err(Error::from_errno(got)),
             };
-            let new = mapping.runs.len();
-            for page in self.batch.iter().take(got) {
-                // SAFETY: One of the pinned pages.
-                let pfn = unsafe { bindings::rvmm_page_to_pfn(*page) } as u64;
-                let joins = mapping.runs.len() > new
-                    && mapping
-                        .runs
-                        .last()
-                        .is_some_and(|r| r.pfn.wrapping_add(r.pages) == pfn);
-                if joins {
-                    if let Some(r) = mapping.runs.last_mut() {
-                        r.pages = r.pages.wrapping_add(1);
+            let (mut taken, mut result) = (0, Ok(()));
+            while taken < got {
+                // SAFETY: Pinned pages, `got` of them at the beginning of the batch.
+                let (pfn, pages) = unsafe {
+                    let rest = self.batch.as_mut_ptr().add(taken);
+                    (
+                        bindings::rvmm_page_to_pfn(*rest) as u64,
+                        bindings::rvmm_pages_contiguous(rest, got - taken),
+                    )
+                };
+                let pages = pages.clamp(1, got - taken);
+                taken += pages;
+                match mapping.runs.last_mut() {
+                    Some(run) if mapping.open && run.pfn.wrapping_add(run.pages) == pfn => {
+                        run.pages = run.pages.wrapping_add(pages as u64);
                     }
-                } else {
-                    // There is room for a run per page.
-                    let _ = mapping.runs.push_within_capacity(Run { pfn, pages: 1 });
+                    _ => {
+                        // The run before is complete. Should it fail, the rest of the batch is noted all the same: it is
+                        // pinned.
+                        if result.is_ok() {
+                            result = self.map_open(mapping);
+                        }
+                        let pages = pages as u64;
+                        // There is room for a run per page.
+                        let _ = mapping.runs.push_within_capacity(Run { pfn, pages });
+                        mapping.open = true;
+                    }
                 }
             }
-            for run in mapping.runs.get(new..).unwrap_or(&[]) {
-                let size = (run.pages as usize) << PAGE_SHIFT;
-                let iova = (mapping.range.start as usize).wrapping_add(mapping.mapped);
-                // SAFETY: The pages are pinned, and by the type's invariant stay so as long as the translation. Nothing else
-                // is mapped there.
-                to_result(unsafe {
-                    bindings::iommu_map(
-                        self.domain.as_ptr(),
-                        iova,
-                        run.pfn << PAGE_SHIFT,
-                        size,
-                        (bindings::IOMMU_READ | bindings::IOMMU_WRITE | bindings::IOMMU_CACHE)
-                            as c_int,
-                        bindings::RVMM_GFP_KERNEL_ACCOUNT,
-                    )
-                })?;
-                mapping.mapped = mapping.mapped.wrapping_add(size);
-            }
+            result?;
             done += got;
             if super::sched::fatal_signal_pending() {
                 return Err(EINTR);
             }
             super::sched::cond_resched();
         }
+        self.map_open(mapping)
+    }
+
+    /// Translates the last run, if it has no translation yet; all others have one.
+    fn map_open(&self, mapping: &mut Mapping) -> Result {
+        let Some(run) = mapping.runs.last().filter(|_| mapping.open) else {
+            return Ok(());
+        };
+        let size = (run.pages as usize) << PAGE_SHIFT;
+        // SAFETY: The pages are pinned, and by the type's invariant stay so as long as the translation. Nothing else is mapped
+        // there.
+        to_result(unsafe {
+            bindings::iommu_map(
+                self.domain.as_ptr(),
+                (mapping.range.start as usize).wrapping_add(mapping.mapped),
+                run.pfn << PAGE_SHIFT,
+                size,
+                (bindings::IOMMU_READ | bindings::IOMMU_WRITE | bindings::IOMMU_CACHE) as c_int,
+                bindings::RVMM_GFP_KERNEL_ACCOUNT,
+            )
+        })?;
+        mapping.mapped = mapping.mapped.wrapping_add(size);
+        mapping.open = false;
         Ok(())
     }
 
@@ -472,29 +498,34 @@ impl Domain {
         let mut at = mapping.range.start as usize;
         let mut left = mapping.mapped;
         while left > 0 {
-            let size = left.min(UNMAP_STEP);
-            // SAFETY: Mapped by `fill`. The call flushes the IOMMU's caches before it returns.
+            // No leaf crosses the end of a step.
+            let size = left.min((MOST_RUN << PAGE_SHIFT) - at % (MOST_RUN << PAGE_SHIFT));
+            // SAFETY: Mapped by `map_open`. The call flushes the IOMMU's caches before it returns.
             let gone = unsafe { bindings::iommu_unmap(self.domain.as_ptr(), at, size) };
             if gone < size {
                 // Leaked: what the IOMMU still may reach must not go back.
                 pr_err!("an IOMMU translation did not go away: its pages are lost\n");
                 return;
             }
-            // A leaf that crosses the step goes as a whole.
             at = at.wrapping_add(gone);
             left = left.saturating_sub(gone);
             super::sched::cond_resched();
         }
         for run in mapping.runs.iter() {
-            // SAFETY: Pinned by `fill`, once, and contiguous; no translation is left. The device may have written to them.
-            unsafe {
-                bindings::unpin_user_page_range_dirty_lock(
-                    bindings::rvmm_pfn_to_page(run.pfn as usize),
-                    run.pages as usize,
-                    true,
-                )
-            };
-            super::sched::cond_resched();
+            let mut done = 0;
+            while done < run.pages {
+                let pages = (run.pages - done).min(UNPIN_STEP);
+                // SAFETY: Pinned by `fill`, once, and contiguous; no translation is left. The device may have written to them.
+                unsafe {
+                    bindings::unpin_user_page_range_dirty_lock(
+                        bindings::rvmm_pfn_to_page(run.pfn.wrapping_add(done) as usize),
+                        pages as usize,
+                        true,
+                    )
+                };
+                done += pages;
+                super::sched::cond_resched();
+            }
         }
         // SAFETY: The reference keeps the `mm_struct`; charged by `map`.
         let _ = unsafe { bindings::account_locked_vm(self.mm.as_raw(), mapping.charged, false) };

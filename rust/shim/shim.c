@@ -8,6 +8,7 @@
 
 #include "../bindings_helper.h"
 #include <asm/apic.h>
+#include <linux/mm_inline.h>
 
 /* --- preemption, interrupts, scheduling ------------------------------------------------------- */
 
@@ -408,6 +409,11 @@ void *rvmm_page_address(struct page *page)
 unsigned long rvmm_page_to_pfn(struct page *page)
 {
 	return page_to_pfn(page);
+}
+
+size_t rvmm_pages_contiguous(struct page **pages, size_t count)
+{
+	return num_pages_contiguous(pages, count);
 }
 
 struct page *rvmm_pfn_to_page(unsigned long pfn)
