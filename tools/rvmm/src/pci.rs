@@ -185,6 +185,36 @@ fn unbind(bus: &Path, name: &str) -> io::Result<()> {
     }
 }
 
+/// A device that was taken from its driver for one in this program's hands, and goes back in the end.
+pub struct Taken(Address);
+
+impl Taken {
+    /// Binds the device to `driver`.
+    pub fn by(address: Address, driver: &str) -> io::Result<Self> {
+        let (bus, name) = (Path::new(BUS), address.to_string());
+        let device = directory(bus, &name)?;
+        let this = Self(address);
+        give(bus, &device, &name, driver)?;
+        match link(&device, "driver") {
+            Some(now) if now == driver => Ok(this),
+            now => Err(io::Error::other(format!(
+                "{name} was not bound to {driver} (driver: {})",
+                now.as_deref().unwrap_or("none")
+            ))),
+        }
+    }
+}
+
+impl Drop for Taken {
+    fn drop(&mut self) {
+        let (bus, name) = (Path::new(BUS), self.0.to_string());
+        let back = directory(bus, &name).and_then(|device| give(bus, &device, &name, ""));
+        if let Err(error) = back {
+            eprintln!("rvmm: {name} was not given back: {error}");
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -3,10 +3,12 @@
 //!
 //! A routine takes r10 = iterations (not zero), r9 = array of that many u64 for the ticks of each,
 //! and what its row needs: rdi = an address without memory (or the local APIC, or the word that ends
-//! an echo), rbp = the next page to touch, r13 = timer delay in ticks. It ends with an `out` to
+//! an echo, or a device's registers), rbp = the next page to touch, r13 = timer delay in ticks. It ends with an `out` to
 //! [`DONE`].
 
 use std::ptr;
+
+use super::nvme;
 
 /// Port that nobody has: accesses go to user space and nothing happens.
 pub const IDLE: u16 = 0x510;
@@ -22,6 +24,8 @@ pub const READY: u16 = 0x514;
 pub const VECTOR: u8 = 0x40;
 /// Vector of all other interrupts, its handler for x2APIC mode.
 pub const VECTOR_X2: u8 = 0x41;
+/// Vector of the device whose own time does not count.
+pub const VECTOR_DEVICE: u8 = 0x42;
 /// IOAPIC pin that no 8259 has.
 pub const PIN: u32 = 20;
 
@@ -273,6 +277,109 @@ rvmm_bench_raise:
     jnz     3b
     jmp     rvmm_bench_done
 
+    // A device with its registers at rdi (QEMU's edu): the register that raises its interrupt, and the one that ends it.
+    .globl  rvmm_bench_device_irq
+rvmm_bench_device_irq:
+    x2apic
+    sti
+3:
+    xor     r14d, r14d
+    stamp
+    mov     r8, rax
+    mov     dword ptr [rdi + 0x60], 1
+4:
+    pause
+    test    r14, r14
+    jz      4b
+    sub     r14, r8
+    mov     [r9], r14
+    mov     dword ptr [rdi + 0x64], 1
+    add     r9, 8
+    dec     r10
+    jnz     3b
+    jmp     rvmm_bench_done
+
+    // Reads of 4 KiB by NVMe at random: registers at rdi, submission queue at rsi, completion queue at rbp. The time that
+    // the device takes is not counted: it is what passes between the doorbell and the last look before the interrupt.
+    .globl  rvmm_bench_nvme_read
+rvmm_bench_nvme_read:
+    x2apic
+    xor     ebx, ebx
+    mov     r12d, 0x10000
+3:
+    cli
+    xor     r14d, r14d
+    stamp
+    mov     r8, rax
+    imul    r13, r13, 1103515245
+    add     r13, 12345
+    mov     rax, r13
+    shr     rax, 16
+    and     eax, {nvme_blocks} - 1
+    shl     eax, 3
+    mov     edx, ebx
+    shl     edx, 6
+    mov     [rsi + rdx + 40], eax
+    lea     eax, [rbx + 1]
+    and     eax, {nvme_entries} - 1
+    mov     [rdi + 0x1008], eax
+    stamp
+    mov     r15, rax
+    mov     r11, rax
+    sub     r11, r8
+    sti
+4:
+    rdtsc
+    shl     rdx, 32
+    or      rax, rdx
+    mov     r15, rax
+    test    r14, r14
+    jz      4b
+    // The completion: of this round (phase), without an error.
+    mov     edx, ebx
+    shl     edx, 4
+    mov     eax, [rbp + rdx + 12]
+    xor     eax, r12d
+    shr     eax, 16
+    jnz     5f
+    inc     ebx
+    and     ebx, {nvme_entries} - 1
+    jnz     4f
+    xor     r12d, 0x10000
+4:
+    mov     [rdi + 0x100c], ebx
+    stamp
+    sub     rax, r8
+    add     rax, r14
+    add     rax, r11
+    mov     [r9], rax
+    add     r9, 8
+    dec     r10
+    jnz     3b
+    jmp     rvmm_bench_done
+5:
+    mov     qword ptr [r9], -1
+    jmp     rvmm_bench_done
+
+    // Time of arrival in r8, since the stamp in r15 in r14.
+    .globl  rvmm_bench_on_device
+rvmm_bench_on_device:
+    push    rax
+    push    rcx
+    push    rdx
+    stamp
+    mov     r8, rax
+    sub     rax, r15
+    mov     r14, rax
+    mov     ecx, 0x80b
+    xor     eax, eax
+    xor     edx, edx
+    wrmsr
+    pop     rdx
+    pop     rcx
+    pop     rax
+    iretq
+
     // To APIC 1 and back. There the echo runs, until the byte at rdi is set and one more comes.
     .macro  wait_spinning
     pause
@@ -353,6 +460,8 @@ rvmm_bench_end:
     vector = const VECTOR,
     vector_x2 = const VECTOR_X2,
     pin = const PIN,
+    nvme_blocks = const nvme::BLOCKS,
+    nvme_entries = const nvme::ENTRIES,
 );
 
 macro_rules! entries {
@@ -405,6 +514,9 @@ entries! {
     Tpr: rvmm_bench_tpr,
     Deadline: rvmm_bench_deadline,
     Raise: rvmm_bench_raise,
+    DeviceIrq: rvmm_bench_device_irq,
+    NvmeRead: rvmm_bench_nvme_read,
+    OnDevice: rvmm_bench_on_device,
     IpiRunning: rvmm_bench_ipi_running,
     EchoRunning: rvmm_bench_echo_running,
     IpiHalted: rvmm_bench_ipi_halted,
@@ -430,9 +542,14 @@ mod tests {
         assert!((100..4096).contains(&code.len()), "{}", code.len());
         for routine in Routine::ALL {
             let at = routine.offset() as usize;
-            // LFENCE, `mov ecx, 0x1b` before x2APIC mode, or the sleeper's store.
+            // LFENCE, `mov ecx, 0x1b` before x2APIC mode, the sleeper's store, or a handler's PUSHes.
             assert!(at + 3 < code.len());
-            let begins = [[0x0f, 0xae, 0xe8], [0xb9, 0x1b, 0], [0xc7, 0x87, 0xf0]];
+            let begins = [
+                [0x0f, 0xae, 0xe8],
+                [0xb9, 0x1b, 0],
+                [0xc7, 0x87, 0xf0],
+                [0x50, 0x51, 0x52],
+            ];
             assert!(
                 begins.iter().any(|b| code[at..at + 3] == *b),
                 "{routine:?}: {:x?}",

@@ -21,7 +21,9 @@ use rvmm_vm::cpu::{self, Topology};
 use rvmm_vm::paging::Mode;
 use rvmm_vm::{layout, paging, vm};
 
+use super::device::Registers;
 use super::guest::{self, Routine};
+use super::nvme;
 
 /// Guest-physical address of the guest's code.
 const CODE: u64 = 0x2_0000;
@@ -33,10 +35,12 @@ const STOP: u64 = 0x4000;
 const RESULTS: u64 = 0x10_0000;
 /// Bytes of low memory.
 const LOW: usize = 2 << 20;
-/// Of the memory that fault rows touch.
-const PAGES: u64 = 0x4000_0000;
+/// Of the memory that fault rows touch, and that is mapped for devices.
+pub const PAGES: u64 = 0x4000_0000;
 /// Where there is nothing: accesses go to user space.
 pub const NOTHING: u64 = 0x8000_0000;
+/// Of registers of a device.
+const DEVICE: u64 = 0xe000_0000;
 
 /// An anonymous mapping, aligned to 2 MiB.
 pub struct Region {
@@ -99,14 +103,26 @@ impl Region {
         ) >= self.length as u64
     }
 
-    fn write(&mut self, at: u64, bytes: &[u8]) {
+    /// Where it is in this process.
+    pub fn address(&self) -> u64 {
+        self.base as u64
+    }
+
+    /// Its bytes.
+    pub fn length(&self) -> usize {
+        self.length
+    }
+
+    /// Copies bytes to an offset.
+    pub fn write(&mut self, at: u64, bytes: &[u8]) {
         let at = at as usize;
         assert!(at + bytes.len() <= self.length, "beyond the region");
         // SAFETY: the range was just checked, and no reference into the region exists.
         unsafe { ptr::copy_nonoverlapping(bytes.as_ptr(), self.base.add(at), bytes.len()) };
     }
 
-    fn read_u64(&self, at: u64) -> u64 {
+    /// Eight bytes at an offset.
+    pub fn read_u64(&self, at: u64) -> u64 {
         let at = at as usize;
         assert!(at + 8 <= self.length, "beyond the region");
         // SAFETY: in range by the check; volatile because a guest wrote it.
@@ -143,15 +159,20 @@ fn large_bytes(maps: &str, start: u64, end: u64) -> u64 {
 }
 
 fn slot(vm: &VmFd, number: u32, at: u64, region: &Region) -> rvmm_vm::Result<()> {
+    set_slot(vm, number, at, region.base as u64, region.length as u64)
+}
+
+/// The memory at `host`, accessed by copies and volatile accesses only, becomes a slot that lasts no longer than the
+/// memory does; without a length the slot goes.
+fn set_slot(vm: &VmFd, number: u32, at: u64, host: u64, length: u64) -> rvmm_vm::Result<()> {
     let slot = kvm_userspace_memory_region {
         slot: number,
         guest_phys_addr: at,
-        memory_size: region.length as u64,
-        userspace_addr: region.base as u64,
+        memory_size: length,
+        userspace_addr: host,
         flags: 0,
     };
-    // SAFETY: the region is an anonymous mapping of that length, accessed by copies and volatile
-    // reads only, and lives as long as the machine.
+    // SAFETY: what is mapped there belongs to the caller, which keeps it as long as the slot.
     unsafe { vm.set_user_memory_region(slot) }.map_err(failed("KVM_SET_USER_MEMORY_REGION"))
 }
 
@@ -169,6 +190,7 @@ pub struct Machine {
     pub vm: VmFd,
     low: Region,
     pages: Option<Region>,
+    registers: Option<Registers>,
 }
 
 /// How a row is run.
@@ -213,6 +235,7 @@ impl Machine {
         for (vector, handler) in [
             (guest::VECTOR, Routine::OnTimer),
             (guest::VECTOR_X2, Routine::OnInterrupt),
+            (guest::VECTOR_DEVICE, Routine::OnDevice),
         ] {
             low.write(IDT + u64::from(vector) * 16, &gate(CODE + handler.offset()));
         }
@@ -257,7 +280,39 @@ impl Machine {
             vm,
             low,
             pages: None,
+            registers: None,
         })
+    }
+
+    /// Adds registers of a device, at which routines look.
+    pub fn with_registers(mut self, registers: Registers) -> rvmm_vm::Result<Self> {
+        let length = registers.length() as u64;
+        set_slot(&self.vm, 2, DEVICE, registers.address(), length)?;
+        self.registers = Some(registers);
+        Ok(self)
+    }
+
+    /// The low memory, which starts at guest-physical address 0, and the device's registers.
+    pub fn memory(&mut self) -> (&mut Region, Option<&Registers>) {
+        (&mut self.low, self.registers.as_ref())
+    }
+
+    /// Makes `region` memory of the guest, at [`PAGES`], and takes it away in [`Machine::take_pages`].
+    pub fn give_pages(&self, region: &Region) -> rvmm_vm::Result<()> {
+        slot(&self.vm, 1, PAGES, region)
+    }
+
+    /// See [`Machine::give_pages`].
+    pub fn take_pages(&self) -> rvmm_vm::Result<()> {
+        set_slot(&self.vm, 1, PAGES, 0, 0)
+    }
+
+    /// Exits of CPU 0 so far.
+    pub fn exits(&self) -> anyhow::Result<u64> {
+        let vcpu = self.vcpus.first().context("no CPU")?;
+        let stats = rvmm_vm::stats::read(&rvmm_vm::sys::stats_fd(vcpu)?)?;
+        let exits = stats.stats.iter().find(|stat| stat.name == "exits");
+        Ok(exits.context("no statistics of exits")?.total())
     }
 
     /// Adds memory for the fault rows.
@@ -275,7 +330,7 @@ impl Machine {
     /// As [`Machine::run`], for a routine that has user space raise something.
     pub fn run_with(&mut self, work: Work, line: &mut Line) -> anyhow::Result<Vec<u64>> {
         let vcpu = self.vcpus.first_mut().context("no CPU")?;
-        set_up(vcpu, &work)?;
+        set_up(vcpu, &work, self.registers.is_some())?;
         drive(vcpu, &work, |port| match port {
             guest::RAISE => line(&self.vm, true),
             guest::LOWER => line(&self.vm, false),
@@ -298,8 +353,8 @@ impl Machine {
             routine: echo,
             ..work
         };
-        set_up(first, &work)?;
-        set_up(second, &echo)?;
+        set_up(first, &work, false)?;
+        set_up(second, &echo, false)?;
         let before = Affinity::of_this_thread()?;
         let over = AtomicBool::new(false);
         let thread = AtomicU64::new(0);
@@ -354,7 +409,7 @@ impl Machine {
 extern "C" fn on_signal(_: libc::c_int, _: *mut libc::siginfo_t, _: *mut libc::c_void) {}
 
 /// Sets a CPU's registers for a routine.
-fn set_up(vcpu: &VcpuFd, work: &Work) -> anyhow::Result<()> {
+fn set_up(vcpu: &VcpuFd, work: &Work, device: bool) -> anyhow::Result<()> {
     let total = work.warm + work.count;
     anyhow::ensure!(
         (1..=(LOW - RESULTS as usize) / 8).contains(&total),
@@ -369,9 +424,14 @@ fn set_up(vcpu: &VcpuFd, work: &Work) -> anyhow::Result<()> {
             Routine::HltWake => layout::LAPIC.into(),
             Routine::IpiHalted | Routine::IpiRunning => STOP,
             _ if echo => STOP,
+            _ if device => DEVICE,
             _ => NOTHING,
         },
-        rbp: PAGES,
+        rsi: nvme::SUBMISSION,
+        rbp: match work.routine {
+            Routine::NvmeRead => nvme::COMPLETION,
+            _ => PAGES,
+        },
         r9: RESULTS,
         r10: total as u64,
         r13: work.delay,

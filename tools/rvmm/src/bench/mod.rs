@@ -2,8 +2,11 @@
 //! `rvmm bench`: ticks per operation as a guest's TSC sees them, the same on any device with KVM's
 //! ABI.
 
+mod device;
 mod guest;
 mod machine;
+mod nvme;
+mod passed;
 mod report;
 
 use std::path::{Path, PathBuf};
@@ -16,6 +19,7 @@ use kvm_bindings::{
     KVM_IRQ_ROUTING_MSI,
 };
 use kvm_ioctls::{Cap, IoEventAddress, Kvm, NoDatamatch};
+use rvmm_vm::pci::Address;
 use rvmm_vm::{size, vm, Console, Exit, StopHandle, Vm, DEFAULT_DEVICE};
 
 use vmm_sys_util::eventfd::{EventFd, EFD_NONBLOCK};
@@ -43,6 +47,13 @@ pub struct Args {
     /// Only these rows.
     #[arg(long, value_name = "ROW,...", value_delimiter = ',')]
     rows: Vec<String>,
+    /// Measure the rows of this PCI device of the host instead: QEMU's edu, or an NVMe disk. May be repeated. The device is
+    /// taken from its driver and given back.
+    #[arg(long, value_name = "ADDRESS", conflicts_with_all = ["kernel", "no_irqchip"])]
+    pci: Vec<Address>,
+    /// Memory that the rows of DMA map.
+    #[arg(long, value_name = "SIZE", default_value = "1G", value_parser = size::parse, requires = "pci")]
+    dma: u64,
     /// Also time the boot of this kernel until its console shows the greeting.
     #[arg(long, value_name = "FILE")]
     kernel: Option<PathBuf>,
@@ -151,6 +162,20 @@ impl Bench<'_> {
                     .insert(name.into(), format!("{error:#}"));
             }
         }
+    }
+
+    /// Prints the report.
+    fn finish(&self) -> anyhow::Result<Status> {
+        if self.args.json {
+            println!("{}", serde_json::to_string(&self.report)?);
+        } else {
+            print!("{}", report::table(&self.report));
+        }
+        Ok(if self.report.skipped.is_empty() {
+            Status::Done
+        } else {
+            Status::Other
+        })
     }
 
     fn irqchip(&self) -> bool {
@@ -459,6 +484,12 @@ fn measure(args: &Args) -> anyhow::Result<Status> {
         },
     };
     let overhead = bench.routine(Routine::Nothing, 0)?.min;
+    if !args.pci.is_empty() {
+        for address in &args.pci {
+            passed::rows(&mut bench, *address, overhead)?;
+        }
+        return bench.finish();
+    }
     let hypercall = if is_amd() {
         Routine::Vmmcall
     } else {
@@ -520,16 +551,7 @@ fn measure(args: &Args) -> anyhow::Result<Status> {
     if let Some(kernel) = &args.kernel {
         bench.row("boot", |bench| bench.boot(kernel));
     }
-    if args.json {
-        println!("{}", serde_json::to_string(&bench.report)?);
-    } else {
-        print!("{}", report::table(&bench.report));
-    }
-    Ok(if bench.report.skipped.is_empty() {
-        Status::Done
-    } else {
-        Status::Other
-    })
+    bench.finish()
 }
 
 #[cfg(test)]

@@ -32,6 +32,13 @@ pub const ROWS: &[(&str, &str)] = &[
     ("create_full", "create VM + memory + irqchip + vCPU"),
     ("close_full", "close them"),
     ("boot", "guest boot to userland"),
+    ("dma_map_4k", "DMA map, 4 KiB pages, per GiB"),
+    ("dma_unmap_4k", "DMA unmap, 4 KiB pages, per GiB"),
+    ("dma_map_2m", "DMA map, 2 MiB pages, per GiB"),
+    ("dma_unmap_2m", "DMA unmap, 2 MiB pages, per GiB"),
+    ("device_read", "device register read, no exit"),
+    ("device_irq", "device interrupt to guest's handler"),
+    ("nvme_read", "NVMe 4 KiB random read"),
 ];
 
 /// Ticks of one row.
