@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Message-signalled interrupts of a PCI function.
+//! Interrupts of a PCI function: messages, and its pin.
 //!
 //! C headers: [`include/linux/pci.h`](srctree/include/linux/pci.h),
 //! [`include/linux/interrupt.h`](srctree/include/linux/interrupt.h)
@@ -114,4 +114,149 @@ unsafe extern "C" fn interrupt<H: Handler>(
     // SAFETY: The `Line` holds a reference until `free_irq` has returned.
     unsafe { &*cookie.cast::<H>() }.handle();
     bindings::irqreturn::IRQ_HANDLED
+}
+
+/// What the interrupt of a pin does. Runs in hard-interrupt context.
+pub trait PinHandler: Send + Sync + 'static {
+    /// The line is asserted. Whether by this function: the line may be others' as well.
+    fn handle(&self) -> bool;
+}
+
+/// The line of a function's interrupt pin, with a handler. Dropping it frees the line; sleeps.
+pub struct PinLine<H: PinHandler> {
+    irq: u32,
+    handler: Arc<H>,
+}
+
+impl<H: PinHandler> PinLine<H> {
+    /// Takes the line, together with others or for this function alone; then it is masked, and [`PinSwitch`] unmasks it.
+    ///
+    /// Errors: `ENODEV` without a line; `EBUSY` when it cannot be shared.
+    pub fn new(device: &Locked<'_>, handler: Arc<H>, shared: bool) -> Result<Self> {
+        let irq = irq_of(device).ok_or(ENODEV)?;
+        let flags = if shared {
+            bindings::IRQF_SHARED
+        } else {
+            bindings::IRQF_NO_AUTOEN
+        };
+        // SAFETY: The cookie is a reference that the value keeps until the handler is freed.
+        to_result(unsafe {
+            bindings::request_threaded_irq(
+                irq,
+                Some(pin_interrupt::<H>),
+                None,
+                flags as usize,
+                c"rvmm".as_char_ptr(),
+                Arc::as_ptr(&handler).cast_mut().cast::<c_void>(),
+            )
+        })?;
+        Ok(Self { irq, handler })
+    }
+
+    /// The handler.
+    pub fn handler(&self) -> &Arc<H> {
+        &self.handler
+    }
+}
+
+impl<H: PinHandler> Drop for PinLine<H> {
+    fn drop(&mut self) {
+        // SAFETY: Requested with this cookie by `new`. When it returns the handler does not run any more.
+        unsafe {
+            bindings::free_irq(
+                self.irq,
+                Arc::as_ptr(&self.handler).cast_mut().cast::<c_void>(),
+            )
+        };
+    }
+}
+
+/// # Safety
+///
+/// Called by the kernel with the cookie of a live [`PinLine`].
+unsafe extern "C" fn pin_interrupt<H: PinHandler>(
+    _irq: c_int,
+    cookie: *mut c_void,
+) -> bindings::irqreturn_t {
+    // SAFETY: The `PinLine` holds a reference until `free_irq` has returned.
+    if unsafe { &*cookie.cast::<H>() }.handle() {
+        bindings::irqreturn::IRQ_HANDLED
+    } else {
+        bindings::irqreturn::IRQ_NONE
+    }
+}
+
+/// The line that the function's pin is wired to. While messages are enabled the kernel may have their number there.
+fn irq_of(device: &Device) -> Option<u32> {
+    // SAFETY: Numbers that change with the functions of this file only.
+    let (pin, irq) = unsafe { ((*device.as_ptr()).pin, (*device.as_ptr()).irq) };
+    (pin != 0 && irq != 0 && irq != bindings::IRQ_NOTCONNECTED).then_some(irq)
+}
+
+/// Whether the function has a pin that is wired to something. Not while messages are enabled.
+pub fn has_pin(device: &Device) -> bool {
+    irq_of(device).is_some()
+}
+
+/// Switches a function's pin on and off: in the function, or where it cannot do that at the interrupt controller, which is
+/// for lines of its own only. Any context.
+///
+/// In the second case whoever has the switch switches off what is on, and on what is off.
+pub struct PinSwitch {
+    device: Device,
+    /// At the interrupt controller.
+    line: Option<u32>,
+}
+
+impl PinSwitch {
+    /// The switch of a device that is in the caller's hands. None without a pin.
+    pub fn new(device: &Locked<'_>) -> Option<Self> {
+        let irq = irq_of(device)?;
+        Some(Self {
+            line: (!device.can_silence_pin()).then_some(irq),
+            device: Device::clone(device),
+        })
+    }
+
+    /// Off.
+    pub fn silence(&self) {
+        // SAFETY: The device lives; the line is the caller's, and is on.
+        unsafe {
+            match self.line {
+                None => bindings::pci_intx(self.device.as_ptr(), 0),
+                Some(irq) => bindings::disable_irq_nosync(irq),
+            }
+        }
+    }
+
+    /// Off if the function asserts it (without a switch of its own: always). Whether it does. `on`: it is, as far as the caller
+    /// knows.
+    pub fn silence_if_asserted(&self, on: bool) -> bool {
+        // SAFETY: The device lives; the line is the caller's, and is switched off once.
+        unsafe {
+            match self.line {
+                None => bindings::pci_check_and_mask_intx(self.device.as_ptr()),
+                Some(irq) => {
+                    if on {
+                        bindings::disable_irq_nosync(irq);
+                    }
+                    true
+                }
+            }
+        }
+    }
+
+    /// On, unless the function asserts it and has a switch of its own. Whether it is on.
+    pub fn sound_unless_asserted(&self) -> bool {
+        // SAFETY: The device lives; the line is the caller's, and is off.
+        unsafe {
+            match self.line {
+                None => bindings::pci_check_and_unmask_intx(self.device.as_ptr()),
+                Some(irq) => {
+                    bindings::enable_irq(irq);
+                    true
+                }
+            }
+        }
+    }
 }

@@ -110,7 +110,7 @@ pub(crate) struct DeviceInfo {
     pub(crate) msi: u32,
     pub(crate) msix: u32,
     pub(crate) msix_bar: u32,
-    pub(crate) reserved: u32,
+    pub(crate) intx: u32,
     pub(crate) msix_offset: u64,
     pub(crate) pinned: u64,
     pub(crate) dma_faults: u64,
@@ -297,6 +297,7 @@ pub(crate) const RVMM_DEVICE_CONFIG_READ: u32 = _IOWR::<DeviceConfig>(R, 0x14);
 pub(crate) const RVMM_DEVICE_CONFIG_WRITE: u32 = _IOW::<DeviceConfig>(R, 0x15);
 pub(crate) const RVMM_DEVICE_RESET: u32 = _IO(R, 0x16);
 pub(crate) const RVMM_DEVICE_DEASSIGN: u32 = _IO(R, 0x17);
+pub(crate) const RVMM_DEVICE_RESAMPLE: u32 = _IO(R, 0x18);
 
 /// `RVMM_CAP_ENTRY_FAILURE`.
 pub(crate) const RVMM_CAP_ENTRY_FAILURE: u32 = 0x5256_0000;

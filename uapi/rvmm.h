@@ -83,7 +83,7 @@ struct rvmm_device_info {
 	__u32 msi;		/* messages; 0 without the capability */
 	__u32 msix;
 	__u32 msix_bar;		/* where the MSI-X table lies */
-	__u32 reserved;
+	__u32 intx;		/* 1: it has an interrupt pin */
 	__u64 msix_offset;
 	__u64 pinned;		/* as above */
 	__u64 dma_faults;	/* of the VM's devices, as far as the IOMMU's driver tells; Intel's only logs them */
@@ -95,9 +95,16 @@ struct rvmm_device_info {
 /*
  * Messages 0 to count - 1 of the capability raise these GSIs, which KVM_SET_GSI_ROUTING routes; all others are off. One that comes
  * while its GSI is RVMM_GSI_NONE is kept, and delivered when it gets one. count 0 switches them off: none comes after that.
+ *
+ * The pin (INTx; count 0 or 1) holds its GSI up until the guest's EOI at the IOAPIC or the 8259s, and longer if the device still
+ * asserts it then. While its GSI is RVMM_GSI_NONE (the guest has set Interrupt Disable) it waits. With an IOAPIC in user space,
+ * RVMM_DEVICE_RESAMPLE tells the EOI, after KVM_EXIT_IOAPIC_EOI; while the pin is masked there, it has to have RVMM_GSI_NONE.
+ *
+ * One kind at a time: the others are switched off.
  */
 #define RVMM_IRQ_MSI		1
 #define RVMM_IRQ_MSIX		2
+#define RVMM_IRQ_INTX		3
 #define RVMM_GSI_NONE		0xffffffffu
 
 struct rvmm_device_irqs {
@@ -108,7 +115,7 @@ struct rvmm_device_irqs {
 
 #define RVMM_DEVICE_SET_IRQS	_IOW(RVMM_IOC, 0x12, struct rvmm_device_irqs)
 
-/* Another GSI for one message. */
+/* Another GSI for one message, or for the pin, which is number 0. */
 struct rvmm_device_vector {
 	__u32 vector;
 	__u32 gsi;
@@ -132,5 +139,7 @@ struct rvmm_device_config {
 #define RVMM_DEVICE_RESET	_IO(RVMM_IOC, 0x16)
 /* Gives the device back before its file is closed. */
 #define RVMM_DEVICE_DEASSIGN	_IO(RVMM_IOC, 0x17)
+/* The pin's GSI goes down, and up again if the device still asserts it. EINVAL: RVMM_IRQ_INTX is not set up. */
+#define RVMM_DEVICE_RESAMPLE	_IO(RVMM_IOC, 0x18)
 
 #endif /* _UAPI_RVMM_H */

@@ -13,11 +13,14 @@
 //!
 //! # Locks
 //!
-//! The device lock (the kernel's) > `current` > `live` > `GuestMemory.update`, `IoWindow.open`. Every change of an assignment is made
+//! The device lock (the kernel's) > `current` > `live` > `GuestMemory.update`, `IoWindow.open`, `IrqChip.config`. Every change of an assignment is made
 //! under the device lock, so it excludes binding and unbinding.
 
 #[allow(unreachable_pub)]
 pub(crate) mod config;
+#[allow(unreachable_pub)]
+pub(crate) mod intx;
+mod pin;
 pub(crate) mod space;
 pub(crate) mod vfio;
 
@@ -28,7 +31,7 @@ use crate::linux::global::Global;
 use crate::linux::io_window::{IoWindow, Part};
 use crate::linux::iommu::{self, Group};
 use crate::linux::pci::{self, Device, Enabled, Locked, Registration, Saved, BARS};
-use crate::linux::pci_irq::{Handler, Kind, Vectors};
+use crate::linux::pci_irq::{self, Handler, Kind, Vectors};
 use crate::linux::sched;
 use crate::mem::addr::PAGE_SIZE;
 use crate::uapi::{self, AssignDevice, DeviceConfig, DeviceInfo, DeviceVector, Reason};
@@ -40,6 +43,7 @@ use kernel::fs::File;
 use kernel::mm::virt::VmaNew;
 use kernel::prelude::*;
 use kernel::sync::{new_mutex, Arc, ArcBorrow, Mutex};
+use pin::Wire;
 use space::Space;
 
 /// The driver, while the module is loaded, if there is a PCI bus.
@@ -139,8 +143,22 @@ impl Handler for Vector {
 struct Live {
     vectors: Option<Vectors<Vector>>,
     handlers: KVec<Arc<Vector>>,
+    /// The pin while it is in use, and one that can only be switched off at the host's interrupt controller: that needs its line.
+    wire: Option<Wire>,
+    /// The pin is in use.
+    pin: bool,
     saved: Saved,
     enabled: Enabled,
+}
+
+impl Live {
+    /// Runs `f`, which writes the command register, with the pin off: its handler writes it as well.
+    fn quietly<R>(&self, f: impl FnOnce() -> R) -> R {
+        match &self.wire {
+            Some(wire) => wire.held(f),
+            None => f(),
+        }
+    }
 }
 
 /// A function in the hands of a VM, or once so.
@@ -232,18 +250,24 @@ impl Assigned {
                 ),
             ));
         }
-        if !device.can_silence_pin() {
-            return Err(reason.refuse(
-                EOPNOTSUPP,
-                format_args!("its interrupt pin cannot be switched off"),
-            ));
-        }
         // Neither DMA nor messages from before.
         device.set_master(false);
         let enabled = device
             .enable()
             .map_err(|e| reason.refuse(e, format_args!("its memory or ports cannot be claimed")))?;
         device.set_master(false);
+        let wire = if device.can_silence_pin() {
+            None
+        } else {
+            Some(Wire::new(device).map_err(|e| {
+                reason.refuse(
+                    e,
+                    format_args!(
+                        "its interrupt pin cannot be switched off, and its line is not its own"
+                    ),
+                )
+            })?)
+        };
         let mut pinned = 0;
         let mut saved = None;
         this.vm.memory.with_dma(|dma, slots| {
@@ -267,6 +291,8 @@ impl Assigned {
         *this.live.lock() = Some(Live {
             vectors: None,
             handlers: KVec::new(),
+            wire,
+            pin: false,
             saved: saved.ok_or(EIO)?,
             enabled,
         });
@@ -295,10 +321,15 @@ impl Assigned {
         let Live {
             vectors,
             handlers,
+            mut wire,
+            pin: _,
             saved,
             enabled,
         } = live;
         drop(vectors);
+        if let Some(wire) = &mut wire {
+            wire.cut(&self.vm);
+        }
         // Switching messages off has switched it on.
         device.silence_pin();
         drop(handlers);
@@ -306,6 +337,7 @@ impl Assigned {
         let _ = device.reset();
         device.restore(saved);
         device.set_master(false);
+        drop(wire);
         drop(enabled);
         self.vm.memory.with_dma(|dma, _| Space::detach(dma, device));
     }
@@ -346,6 +378,7 @@ impl Assigned {
         info.config_size = device.config_size();
         info.msi = device.msi_count();
         info.msix = device.msix_count();
+        info.intx = u32::from(pci_irq::has_pin(device));
         if let Some((bar, offset, _)) = device.msix_table() {
             info.msix_bar = bar as u32;
             info.msix_offset = offset;
@@ -376,6 +409,7 @@ impl Assigned {
         let kind = match kind {
             1 => Kind::Msi,
             2 => Kind::MsiX,
+            3 => return self.set_pin(arg, count),
             _ => return Err(EINVAL),
         };
         let controllers = self.vm.chip.target().ok_or(EINVAL)?;
@@ -394,10 +428,7 @@ impl Assigned {
             handlers.push(vector, GFP_KERNEL_ACCOUNT)?;
         }
         self.with(|device, live| {
-            live.vectors = None;
-            // Switching messages off has switched it on.
-            device.silence_pin();
-            live.handlers = KVec::new();
+            self.switch_off(device, live);
             if count != 0 {
                 let vectors = Vectors::new(device, kind, &handlers);
                 device.silence_pin();
@@ -408,13 +439,65 @@ impl Assigned {
         })
     }
 
+    /// No interrupt comes from the device when it returns.
+    fn switch_off(&self, device: &Locked<'_>, live: &mut Live) {
+        live.vectors = None;
+        if let Some(wire) = &mut live.wire {
+            wire.cut(&self.vm);
+        }
+        live.pin = false;
+        if device.can_silence_pin() {
+            live.wire = None;
+        }
+        // Switching messages off has switched it on.
+        device.silence_pin();
+        live.handlers = KVec::new();
+    }
+
+    /// RVMM_DEVICE_SET_IRQS for the pin.
+    fn set_pin(&self, arg: usize, count: u32) -> Result {
+        self.vm.chip.target().ok_or(EINVAL)?;
+        let gsi = match count {
+            0 => None,
+            1 => Some(uapi::get::<u32>(uapi::element::<u32>(arg, 8, 0)?)?),
+            _ => return Err(EINVAL),
+        };
+        check_gsi(gsi.unwrap_or(Vector::NONE))?;
+        self.with(|device, live| {
+            self.switch_off(device, live);
+            let Some(gsi) = gsi else { return Ok(()) };
+            let wire = match &mut live.wire {
+                Some(wire) => wire,
+                none => none.insert(Wire::new(device)?),
+            };
+            live.pin = true;
+            wire.route(&self.vm, (gsi != Vector::NONE).then_some(gsi))
+        })
+    }
+
+    /// RVMM_DEVICE_RESAMPLE.
+    fn resample(&self) -> Result {
+        let live = self.live.lock();
+        let live = live.as_ref().ok_or(ENODEV)?;
+        live.wire
+            .as_ref()
+            .filter(|_| live.pin)
+            .ok_or(EINVAL)?
+            .resample(&self.vm)
+    }
+
     fn set_vector(&self, arg: usize) -> Result {
         let request = uapi::get::<DeviceVector>(arg)?;
         check_gsi(request.gsi)?;
-        let live = self.live.lock();
-        live.as_ref()
-            .ok_or(ENODEV)?
-            .handlers
+        let mut live = self.live.lock();
+        let live = (*live).as_mut().ok_or(ENODEV)?;
+        if let (Some(wire), true, 0) = (&mut live.wire, live.pin, request.vector) {
+            return wire.route(
+                &self.vm,
+                (request.gsi != Vector::NONE).then_some(request.gsi),
+            );
+        }
+        live.handlers
             .get(request.vector as usize)
             .ok_or(EINVAL)?
             .set(request.gsi);
@@ -436,15 +519,22 @@ impl Assigned {
         let request = uapi::get::<DeviceConfig>(arg)?;
         match config::write(request.offset, request.size, request.value) {
             None => Err(EPERM),
-            Some(Write::Command { master }) => self.with(|device, _| {
-                device.set_master(master);
+            Some(Write::Command { master }) => self.with(|device, live| {
+                live.quietly(|| device.set_master(master));
                 Ok(())
             }),
         }
     }
 
     fn reset(&self) -> Result {
-        self.with(|device, _| self.window.without(|| device.reset()))
+        self.with(|device, live| {
+            let done = live.quietly(|| self.window.without(|| device.reset()));
+            if let (Some(wire), true) = (&live.wire, live.pin) {
+                // What it asserted before is gone.
+                let _ = wire.resample(&self.vm);
+            }
+            done
+        })
     }
 }
 
@@ -470,6 +560,7 @@ impl FileOperations for Assigned {
             uapi::RVMM_DEVICE_CONFIG_READ => this.config_read(arg)?,
             uapi::RVMM_DEVICE_CONFIG_WRITE => this.config_write(arg)?,
             uapi::RVMM_DEVICE_RESET => this.reset()?,
+            uapi::RVMM_DEVICE_RESAMPLE => this.resample()?,
             uapi::RVMM_DEVICE_DEASSIGN => this.give_back(),
             _ => return Err(ENOTTY),
         }

@@ -5,7 +5,7 @@
 //! user space), before the first vCPU. `config` serialises changes of what user space configures.
 
 use crate::irq::coalesced::Coalesced;
-use crate::irq::controllers::Controllers;
+use crate::irq::controllers::{Controllers, Resampler};
 use crate::irq::deliver::deliver;
 use crate::irq::ioapic;
 use crate::irq::ioeventfd::{Bus, IoEventFds};
@@ -113,6 +113,21 @@ impl IrqChip {
     /// Where interrupts of assigned devices go, if there are controllers in the kernel.
     pub(crate) fn target(&self) -> Option<Arc<Controllers>> {
         self.controllers().cloned()
+    }
+
+    /// Adds somebody who is told of the ends of interrupts. Sleeps.
+    pub(crate) fn listen(&self, new: Resampler) -> Result {
+        let controllers = self.controllers().ok_or(EINVAL)?;
+        let _config = self.config.lock();
+        controllers.add_resampler(new)
+    }
+
+    /// Undoes [`IrqChip::listen`]; without memory the listener stays.
+    pub(crate) fn unlisten(&self, old: &Resampler) {
+        if let Some(controllers) = self.controllers() {
+            let _config = self.config.lock();
+            let _ = controllers.remove_resampler(old);
+        }
     }
 
     /// The controllers, if any are in the kernel.

@@ -5,8 +5,8 @@
 //!
 //! # Lock order
 //!
-//! SRCU read section of `config` > `core` > scheduler and timer locks. An eventfd is never signalled under `core`: who waits for it may be
-//! an irqfd of this VM, whose wake-up takes `core`.
+//! SRCU read section of `config` > `core` > scheduler and timer locks. No [`AckListener`] is called under `core`: it may raise the GSI
+//! again, itself or as an eventfd that an irqfd of this VM waits for.
 
 use crate::irq::deliver::deliver;
 use crate::irq::ioapic::{self, Ioapic, Pin, Pins, Written};
@@ -31,13 +31,25 @@ const PIT_GSI: Option<Gsi> = Gsi::new(0);
 /// No IOAPIC window begins here.
 const NO_IOAPIC: u64 = u64::MAX - 0xfff;
 
-/// An eventfd that is signalled when the interrupt of a GSI ends.
+/// Somebody who asserts a GSI until its interrupt ends, and then looks whether to do it again.
+pub(crate) trait AckListener: Send + Sync {
+    /// The interrupt has ended, and the GSI is down. Any context, `Controllers::core` not held.
+    fn ended(&self, controllers: &Controllers);
+}
+
+impl AckListener for EventFdCtx {
+    fn ended(&self, _controllers: &Controllers) {
+        self.signal();
+    }
+}
+
+/// Who is told when the interrupt of a GSI ends.
 #[derive(Clone)]
 pub(crate) struct Resampler {
     /// The GSI.
     pub(crate) gsi: u32,
-    /// The eventfd.
-    pub(crate) fd: Arc<EventFdCtx>,
+    /// An eventfd, or the pin of an assigned device.
+    pub(crate) listener: Arc<dyn AckListener>,
 }
 
 /// What user space configures; replaced as a whole.
@@ -56,9 +68,9 @@ impl Config {
         rest.get(..len).unwrap_or(&[])
     }
 
-    fn signal(&self, gsi: Option<Gsi>) {
+    fn signal(&self, controllers: &Controllers, gsi: Option<Gsi>) {
         for r in gsi.map_or(&[][..], |gsi| self.resamplers_of(gsi)) {
-            r.fd.signal();
+            r.listener.ended(controllers);
         }
     }
 
@@ -186,10 +198,10 @@ impl Controllers {
         } = s;
         drop(core);
         for pin in Pins(pins) {
-            config.signal(config.table.gsi_of_pin(pin));
+            config.signal(self, config.table.gsi_of_pin(pin));
         }
         for irq in irqs_in(irqs) {
-            config.signal(config.table.gsi_of_irq(irq));
+            config.signal(self, config.table.gsi_of_irq(irq));
         }
         result
     }
@@ -229,6 +241,13 @@ impl Controllers {
             }
             _ => None,
         }
+    }
+
+    /// Somebody who drives `gsi` as [`Source::RESAMPLE`] gives up, or user space has seen its interrupt's end: the GSI goes down,
+    /// and up again if one of the listeners still wants it.
+    pub(crate) fn resample(&self, gsi: u32) {
+        self.set_irq(gsi, Source::RESAMPLE, false);
+        self.config.read().signal(self, Gsi::new(gsi));
     }
 
     /// A local APIC ended an interrupt of this vector. Returns whether user space has to be told.
@@ -437,8 +456,10 @@ impl Controllers {
 
     /// Removes what [`Controllers::add_resampler`] added. The line goes down if it was the last one of its GSI.
     pub(crate) fn remove_resampler(&self, old: &Resampler) -> Result {
-        let resamplers =
-            self.copy_resamplers(|r| r.gsi != old.gsi || !Arc::ptr_eq(&r.fd, &old.fd), 0)?;
+        let resamplers = self.copy_resamplers(
+            |r| r.gsi != old.gsi || !Arc::ptr_eq(&r.listener, &old.listener),
+            0,
+        )?;
         let last = !resamplers.iter().any(|r| r.gsi == old.gsi);
         let table = self.config.read().table.clone();
         self.replace(Config { table, resamplers })?;

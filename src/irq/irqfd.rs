@@ -72,11 +72,14 @@ impl Irqfds {
         let fd = args.fd as i32;
         let eventfd = EventFdCtx::from_fd(fd)?;
         let resampler = if args.flags & k::KVM_IRQFD_FLAG_RESAMPLE != 0 {
-            let fd = Arc::new(
+            let listener = Arc::new(
                 EventFdCtx::from_fd(args.resamplefd as i32)?,
                 GFP_KERNEL_ACCOUNT,
             )?;
-            Some(Resampler { gsi: args.gsi, fd })
+            Some(Resampler {
+                gsi: args.gsi,
+                listener,
+            })
         } else {
             None
         };

@@ -19,6 +19,7 @@ pub mod stats;
 pub mod assign {
     //! Devices handed to a guest.
     pub mod config;
+    pub mod intx;
 }
 
 #[path = "../../../src/svm"]
