@@ -191,7 +191,7 @@ fn load_initrd(
 
 /// Loads everything and returns the entry point; `rsi` there has to hold [`layout::ZERO_PAGE`].
 ///
-/// `cpu` gives CPUID leaf 1 (EAX, EDX) for the MP table.
+/// For the MP table `cpu` gives CPUID leaf 1 (EAX, EDX), and `pci` how devices' pins are wired ([`mptable::build`]).
 ///
 /// # Errors
 ///
@@ -202,6 +202,7 @@ pub fn load(
     size: u64,
     cpus: u8,
     cpu: (u32, u32),
+    pci: &[(u8, u8)],
 ) -> Result<Entry> {
     let low = size.min(layout::HOLE_START);
     let kernel = load_kernel(memory, &boot.kernel, low)?;
@@ -256,7 +257,7 @@ pub fn load(
         &paging::identity_map(layout::PAGE_TABLES),
     )?;
     put(layout::GDT, &paging::gdt_bytes(kernel.entry.mode))?;
-    put(layout::MP_TABLE, &mptable::build(cpus, cpu.0, cpu.1))?;
+    put(layout::MP_TABLE, &mptable::build(cpus, cpu.0, cpu.1, pci))?;
     Ok(kernel.entry)
 }
 

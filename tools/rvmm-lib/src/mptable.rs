@@ -27,8 +27,9 @@ fn checksum(bytes: &[u8]) -> u8 {
 /// Floating pointer and configuration table for `cpus` CPUs with APIC ids 0 to `cpus - 1`, to be
 /// placed at [`layout::MP_TABLE`].
 ///
-/// `signature` and `features` are EAX and EDX of CPUID leaf 1. The IOAPIC's id is `cpus`.
-pub fn build(cpus: u8, signature: u32, features: u32) -> Vec<u8> {
+/// `signature` and `features` are EAX and EDX of CPUID leaf 1. The IOAPIC's id is `cpus`. `pci`: devices on PCI bus 0 and the IOAPIC's
+/// pin that their INTA# goes to; without any there is no PCI bus.
+pub fn build(cpus: u8, signature: u32, features: u32, pci: &[(u8, u8)]) -> Vec<u8> {
     let ioapic_id = cpus;
     let mut body = Vec::new();
     let mut entries = 0u16;
@@ -42,7 +43,14 @@ pub fn build(cpus: u8, signature: u32, features: u32) -> Vec<u8> {
         entries += 1;
     }
 
-    body.extend_from_slice(&[1, 0]);
+    // A PCI bus has its own number (D.2); ISA comes last.
+    let isa = u8::from(!pci.is_empty());
+    if !pci.is_empty() {
+        body.extend_from_slice(&[1, 0]);
+        body.extend_from_slice(b"PCI   ");
+        entries += 1;
+    }
+    body.extend_from_slice(&[1, isa]);
     body.extend_from_slice(b"ISA   ");
     entries += 1;
 
@@ -52,13 +60,18 @@ pub fn build(cpus: u8, signature: u32, features: u32) -> Vec<u8> {
 
     // Polarity and trigger 0: as the bus says, which for ISA is active high, edge. GSI n is pin n.
     for irq in (0..16).filter(|irq| *irq != CASCADE) {
-        body.extend_from_slice(&[3, INT, 0, 0, 0, irq, ioapic_id, irq]);
+        body.extend_from_slice(&[3, INT, 0, 0, isa, irq, ioapic_id, irq]);
+        entries += 1;
+    }
+    // Level-triggered, as that bus says; its interrupts are numbered by device and pin (D.3).
+    for (device, pin) in pci {
+        body.extend_from_slice(&[3, INT, 0, 0, 0, device << 2, ioapic_id, *pin]);
         entries += 1;
     }
 
     // LINT0 takes the PIC on the boot CPU, LINT1 the NMI on every CPU (0xff).
-    body.extend_from_slice(&[4, EXT_INT, 0, 0, 0, 0, 0, 0]);
-    body.extend_from_slice(&[4, NMI, 0, 0, 0, 0, 0xff, 1]);
+    body.extend_from_slice(&[4, EXT_INT, 0, 0, isa, 0, 0, 0]);
+    body.extend_from_slice(&[4, NMI, 0, 0, isa, 0, 0xff, 1]);
     entries += 2;
 
     let length = (HEADER_LEN + body.len()) as u16;
@@ -96,7 +109,7 @@ mod tests {
     #[test]
     fn checksums_are_zero() {
         for cpus in [1, 2, 8, 254] {
-            let table = build(cpus, 0x0006_06a6, 0x0783_fbff);
+            let table = build(cpus, 0x0006_06a6, 0x0783_fbff, &crate::pci::wiring(31));
             assert_eq!(sum(&table[..POINTER_LEN]), 0);
             assert_eq!(sum(&table[POINTER_LEN..]), 0);
             assert!(table.len() <= layout::MP_TABLE_MAX);
@@ -105,7 +118,7 @@ mod tests {
 
     #[test]
     fn checksums_lie_where_the_specification_says() {
-        let table = build(2, 0, 0);
+        let table = build(2, 0, 0, &[]);
         assert_eq!(table[8..10], [1, 4]);
         assert_ne!(table[10], 0);
         assert_eq!(
@@ -120,7 +133,7 @@ mod tests {
     #[test]
     fn header_agrees_with_the_entries() {
         let cpus = 4;
-        let table = build(cpus, 1, 2);
+        let table = build(cpus, 1, 2, &[(1, 16), (2, 17)]);
         let header = &table[POINTER_LEN..POINTER_LEN + HEADER_LEN];
         assert_eq!(
             u16::from_le_bytes([header[4], header[5]]) as usize,
@@ -134,7 +147,7 @@ mod tests {
             at += if kind == 0 { 20 } else { 8 };
         }
         assert_eq!(at, table.len());
-        assert_eq!(counts, [u16::from(cpus), 1, 1, 15, 2]);
+        assert_eq!(counts, [u16::from(cpus), 2, 1, 17, 2]);
         assert_eq!(
             u16::from_le_bytes([header[34], header[35]]),
             counts.iter().sum::<u16>()
@@ -143,7 +156,7 @@ mod tests {
 
     #[test]
     fn one_boot_cpu() {
-        let table = build(3, 0, 0);
+        let table = build(3, 0, 0, &[]);
         let first = POINTER_LEN + HEADER_LEN;
         let flags: Vec<u8> = (0..3).map(|cpu| table[first + 20 * cpu + 3]).collect();
         assert_eq!(flags, [3, 1, 1]);
@@ -151,7 +164,7 @@ mod tests {
 
     #[test]
     fn pointer_points_at_the_table() {
-        let table = build(1, 0, 0);
+        let table = build(1, 0, 0, &[]);
         let at = u32::from_le_bytes(table[4..8].try_into().unwrap());
         assert_eq!(u64::from(at), layout::MP_TABLE + POINTER_LEN as u64);
         assert_eq!(&table[POINTER_LEN..POINTER_LEN + 4], b"PCMP");

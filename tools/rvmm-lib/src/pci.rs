@@ -4,7 +4,7 @@
 //!
 //! A device's configuration space is a copy. The guest's writes change the copy only, except for what they mean: decoding maps
 //! the registers into the guest or takes them away, bus mastering is passed on, MSI and MSI-X become routes of the
-//! hypervisor's. The table of MSI-X is emulated. There are no interrupt pins, and no I/O ports.
+//! hypervisor's, and the pin goes to the IOAPIC. The table of MSI-X is emulated. There are no I/O ports.
 
 use std::fmt;
 use std::fs::File;
@@ -21,7 +21,7 @@ use kvm_ioctls::VmFd;
 use crate::bus::Device;
 use crate::error::{Error, Result};
 use crate::layout;
-use crate::sys::{self, DeviceInfo};
+use crate::sys::{self, DeviceInfo, DeviceVector};
 
 /// First port of configuration mechanism 1: address, and data at +4.
 pub const PORT: u64 = 0xcf8;
@@ -42,11 +42,21 @@ const FIRST_GSI: u32 = 64;
 const FIRST_SLOT: u32 = 64;
 /// Pins of the IOAPIC.
 const IOAPIC_PINS: u32 = 24;
+/// The first of its pins that no ISA interrupt has.
+const FIRST_PIN: u8 = 16;
+
+/// How the pins of `functions` functions behind the bridge are wired: device on bus 0, and pin of the IOAPIC.
+pub(crate) fn wiring(functions: usize) -> Vec<(u8, u8)> {
+    (0..functions.min(31) as u8)
+        .map(|n| (n + 1, FIRST_PIN + n % (IOAPIC_PINS as u8 - FIRST_PIN)))
+        .collect()
+}
 const PAGE: u64 = 4096;
 
 /// Registers of configuration space.
 mod reg {
     pub const COMMAND: usize = 0x04;
+    pub const STATUS: usize = 0x06;
     pub const CACHE_LINE: usize = 0x0c;
     pub const BAR0: usize = 0x10;
     pub const ROM: usize = 0x30;
@@ -57,6 +67,10 @@ mod reg {
 /// Bits of the command register.
 const MEMORY: u8 = 1 << 1;
 const MASTER: u8 = 1 << 2;
+/// In its second byte: the pin is off.
+const INTERRUPT_DISABLE: u8 = 1 << 2;
+/// Bit of the status register: the device would assert its pin.
+const INTERRUPT_STATUS: u8 = 1 << 3;
 
 /// Capabilities whose writable bits the copy has.
 mod cap {
@@ -163,6 +177,16 @@ struct Msi {
     active: bool,
 }
 
+/// The interrupt pin.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Pin {
+    /// Not in use: there is none, the device is not, or it sends messages.
+    Unused,
+    /// Switched off by the command register.
+    Off,
+    On,
+}
+
 /// Bit of a table entry's last word.
 const ENTRY_MASKED: u32 = 1;
 
@@ -175,6 +199,9 @@ struct Function {
     msix: Option<MsiX>,
     msi: Option<Msi>,
     gsi: u32,
+    /// GSI of the pin, if there is one.
+    pin_gsi: Option<u32>,
+    pin: Pin,
     master: bool,
 }
 
@@ -199,6 +226,7 @@ impl Function {
         vm: &VmFd,
         address: Address,
         gsi: u32,
+        pin_gsi: u32,
         window: &mut u64,
         slot: &mut u32,
     ) -> Result<Self> {
@@ -222,6 +250,8 @@ impl Function {
             msix: None,
             msi: None,
             gsi,
+            pin_gsi: (info.intx != 0).then_some(pin_gsi),
+            pin: Pin::Unused,
             master: false,
         };
         this.prepare_header();
@@ -237,10 +267,10 @@ impl Function {
         self.writable[reg::CACHE_LINE] = 0xff;
         self.writable[reg::CACHE_LINE + 1] = 0xff;
         put32(&mut self.config, reg::ROM, 0);
-        self.config[reg::IRQ_LINE] = 0;
+        // The IOAPIC's pin, which the MP table has as well; and which of the function's pins: INTA#.
+        self.config[reg::IRQ_LINE] = self.pin_gsi.map_or(0, |gsi| gsi as u8);
         self.writable[reg::IRQ_LINE] = 0xff;
-        // No pin.
-        self.config[reg::IRQ_LINE + 1] = 0;
+        self.config[reg::IRQ_LINE + 1] = u8::from(self.pin_gsi.is_some());
     }
 
     fn prepare_capabilities(&mut self, info: &DeviceInfo) {
@@ -476,7 +506,44 @@ impl Function {
             }
             changed |= on;
         }
+        self.apply_pin();
         changed
+    }
+
+    fn sends_messages(&self) -> bool {
+        self.msix.as_ref().is_some_and(|m| m.active) || self.msi.as_ref().is_some_and(|m| m.active)
+    }
+
+    /// What the pin should be. Messages take its place (PCI 3.0 6.8.1.3).
+    fn wanted_pin(&self) -> Pin {
+        // A guest that has not switched the device on listens to no pin.
+        let used = self.config[reg::COMMAND] & (MEMORY | MASTER) != 0;
+        if self.sends_messages() || !used || self.pin_gsi.is_none() {
+            Pin::Unused
+        } else if self.config[reg::COMMAND + 1] & INTERRUPT_DISABLE != 0 {
+            Pin::Off
+        } else {
+            Pin::On
+        }
+    }
+
+    fn apply_pin(&mut self) {
+        let (Some(gsi), want) = (self.pin_gsi, self.wanted_pin()) else {
+            return;
+        };
+        let before = std::mem::replace(&mut self.pin, want);
+        let gsi = if want == Pin::On { gsi } else { sys::GSI_NONE };
+        let done = match (before, want) {
+            _ if before == want => Ok(()),
+            // Messages have switched it off already.
+            (_, Pin::Unused) if self.sends_messages() => Ok(()),
+            (_, Pin::Unused) => sys::set_irqs(&self.file, sys::IRQ_INTX, &[]),
+            (Pin::Unused, _) => sys::set_irqs(&self.file, sys::IRQ_INTX, &[gsi]),
+            _ => sys::set_vector(&self.file, DeviceVector { vector: 0, gsi }),
+        };
+        if let Err(error) = done {
+            tracing::warn!(%error, "interrupt pin");
+        }
     }
 
     fn write_config(&mut self, at: usize, data: &[u8]) {
@@ -554,8 +621,9 @@ impl Host {
     pub fn new(vm: Arc<VmFd>, addresses: &[Address]) -> Result<Self> {
         let (mut gsi, mut window, mut slot) = (FIRST_GSI, WINDOW, FIRST_SLOT);
         let mut functions = Vec::new();
-        for address in addresses {
-            let function = Function::new(&vm, *address, gsi, &mut window, &mut slot)?;
+        let pins = wiring(addresses.len());
+        for (address, (_, pin)) in addresses.iter().zip(pins) {
+            let function = Function::new(&vm, *address, gsi, pin.into(), &mut window, &mut slot)?;
             gsi += function.msix.as_ref().map_or(1, |m| m.entries.len() as u32);
             functions.push(function);
         }
@@ -644,7 +712,7 @@ impl Host {
         if !msix.active || before == after || before[3] & after[3] & ENTRY_MASKED != 0 {
             return;
         }
-        let vector = sys::DeviceVector {
+        let vector = DeviceVector {
             vector: entry as u32,
             gsi: gsi_of(first, entry, &after),
         };
@@ -684,6 +752,15 @@ impl Device for Host {
         };
         for (i, byte) in data.iter_mut().enumerate() {
             *byte = config.get(at + i).copied().unwrap_or(0xff);
+        }
+        let function = device.checked_sub(1).and_then(|n| self.functions.get(n));
+        if let (Some(function), Some(status)) = (
+            function.filter(|f| f.pin_gsi.is_some()),
+            reg::STATUS.checked_sub(at).and_then(|i| data.get_mut(i)),
+        ) {
+            // The one bit of the hardware that drivers of shared lines look at.
+            let now = sys::config_read(&function.file, reg::COMMAND as u32).unwrap_or(0);
+            *status = *status & !INTERRUPT_STATUS | (now >> 16) as u8 & INTERRUPT_STATUS;
         }
     }
 
@@ -799,6 +876,8 @@ mod tests {
             msix: None,
             msi: None,
             gsi: 64,
+            pin_gsi: Some(17),
+            pin: Pin::Unused,
             master: false,
         };
         let mut info = DeviceInfo::default();
@@ -835,6 +914,27 @@ mod tests {
         f.write_config(0x4c, &[0x41, 0x00]);
         f.msi.as_mut().unwrap().active = true;
         assert_eq!(f.routes(), [(64, 0xfee0_100c, 0x41)]);
+    }
+
+    #[test]
+    fn the_pin_gives_way_to_messages() {
+        let mut f = function(true);
+        assert_eq!((f.config[0x3c], f.config[0x3d]), (17, 1));
+        assert_eq!(f.wanted_pin(), Pin::Unused);
+        f.write_config(4, &[2, 0]);
+        assert_eq!(f.wanted_pin(), Pin::On);
+        f.write_config(4, &[2, 4]);
+        assert_eq!(f.wanted_pin(), Pin::Off);
+        f.msi.as_mut().unwrap().active = true;
+        assert_eq!(f.wanted_pin(), Pin::Unused);
+        f.msi.as_mut().unwrap().active = false;
+        f.pin_gsi = None;
+        assert_eq!(f.wanted_pin(), Pin::Unused);
+        f.prepare_header();
+        assert_eq!((f.config[0x3c], f.config[0x3d]), (0, 0));
+        assert_eq!(wiring(10)[0], (1, 16));
+        assert_eq!(wiring(10)[9], (10, 17));
+        assert_eq!(wiring(100).len(), 31);
     }
 
     #[test]

@@ -97,8 +97,8 @@ pub struct DeviceInfo {
     pub msix: u32,
     /// Base address register with the MSI-X table.
     pub msix_bar: u32,
-    /// Nothing.
-    pub reserved: u32,
+    /// 1: it has an interrupt pin.
+    pub intx: u32,
     /// Where in it.
     pub msix_offset: u64,
     /// Bytes of guest memory that are pinned.
@@ -125,6 +125,8 @@ pub const GSI_NONE: u32 = u32::MAX;
 pub const IRQ_MSI: u32 = 1;
 /// `RVMM_IRQ_MSIX`.
 pub const IRQ_MSIX: u32 = 2;
+/// `RVMM_IRQ_INTX`.
+pub const IRQ_INTX: u32 = 3;
 
 /// `struct rvmm_device_config` of uapi/rvmm.h.
 #[repr(C)]
@@ -217,7 +219,7 @@ pub fn set_master(device: &File, on: bool) -> std::io::Result<()> {
     done(unsafe { ioctl_with_ref(device, RVMM_DEVICE_CONFIG_WRITE(), &request) })
 }
 
-/// Messages and their GSIs; none switches them off.
+/// Messages, or the pin, and their GSIs; none switches them off.
 ///
 /// # Errors
 ///
@@ -229,7 +231,7 @@ pub fn set_irqs(device: &File, kind: u32, gsis: &[u32]) -> std::io::Result<()> {
     done(unsafe { ioctl_with_ptr(device, RVMM_DEVICE_SET_IRQS(), words.as_ptr()) })
 }
 
-/// Another GSI for a message.
+/// Another GSI for a message or the pin.
 ///
 /// # Errors
 ///

@@ -281,7 +281,8 @@ impl Builder {
             .iter()
             .find(|entry| entry.function == 1);
         let signature = leaf1.map_or((0, 0), |entry| (entry.eax, entry.edx));
-        let entry = boot::load(&memory, &boot, self.memory, cpus, signature)?;
+        let pins = pci::wiring(self.assigned.len());
+        let entry = boot::load(&memory, &boot, self.memory, cpus, signature, &pins)?;
         cpu::set_entry(first, entry, layout::ZERO_PAGE)?;
 
         let stats = stats_files(&vm, &vcpus);
