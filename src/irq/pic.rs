@@ -317,6 +317,12 @@ pub struct Pic {
     acked: u16,
 }
 
+impl Default for Pic {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
 impl Pic {
     /// Both chips in reset state.
     pub fn new() -> Self {
