@@ -198,6 +198,7 @@ void rvmm_reload_tss(void);
 void rvmm_invalidate_tss_limit(void);
 void rvmm_load_gs_index(u16 sel);
 bool rvmm_boot_cpu_has(unsigned int bit);
+void rvmm_cpuid_mask(u32 leaf, u32 subleaf, u32 r[4]);
 unsigned int rvmm_cpu_vendor(void);
 void rvmm_cpu_signature(u8 *family, u8 *model, u8 *stepping);
 unsigned int rvmm_phys_bits(void);

@@ -66,6 +66,18 @@ pub fn has(bit: u32) -> bool {
     unsafe { bindings::rvmm_boot_cpu_has(bit) }
 }
 
+/// What CPUID returns for `leaf` and `subleaf` in EAX, EBX, ECX, EDX, without the features that the kernel found unusable on
+/// this machine: by an erratum, a firmware setting, the command line or a missing dependency.
+///
+/// Applies to the leaves that the kernel has a word for in `x86_capability`; others are the processor's.
+pub fn cpuid_in_use(leaf: u32, subleaf: u32) -> [u32; 4] {
+    let r = super::cpuid::cpuid(leaf, subleaf);
+    let mut r = [r.eax, r.ebx, r.ecx, r.edx];
+    // SAFETY: Clears bits of four words.
+    unsafe { bindings::rvmm_cpuid_mask(leaf, subleaf, r.as_mut_ptr()) };
+    r
+}
+
 /// Hardware bugs that software works around (`X86_BUG_*`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u32)]

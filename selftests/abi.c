@@ -154,6 +154,41 @@ TEST(many_slots)
 		OK(try_slot(vm.fd, i, 0, 0, 0, NULL));
 }
 
+/* What the host's kernel does not use, by an erratum, firmware or the command line, is not offered. */
+TEST(cpuid_as_the_kernel)
+{
+	static const struct { const char *name; uint32_t leaf, reg, bit; } features[] = {
+		{ "fma", 1, 2, 12 }, { "pcid", 1, 2, 17 }, { "aes", 1, 2, 25 }, { "avx", 1, 2, 28 }, { "rdrand", 1, 2, 30 },
+		{ "fsgsbase", 7, 1, 0 }, { "avx2", 7, 1, 5 }, { "smep", 7, 1, 7 }, { "erms", 7, 1, 9 }, { "invpcid", 7, 1, 10 },
+		{ "rdseed", 7, 1, 18 }, { "smap", 7, 1, 20 }, { "clflushopt", 7, 1, 23 }, { "umip", 7, 2, 2 }, { "pku", 7, 2, 3 },
+		{ "rdpid", 7, 2, 22 }, { "fsrm", 7, 3, 4 }, { "nx", 0x80000001, 3, 20 }, { "rdtscp", 0x80000001, 3, 27 },
+	};
+	struct kvm_cpuid2 *table = supported_cpuid(device_open());
+	static char line[16384];
+	FILE *f = fopen("/proc/cpuinfo", "r");
+	unsigned int offered = 0;
+
+	REQUIRE(f);
+	do
+		REQUIRE(fgets(line, sizeof(line), f));
+	while (strncmp(line, "flags", 5));
+	fclose(f);
+	line[strcspn(line, "\n")] = ' ';
+	for (unsigned int i = 0; i < sizeof(features) / sizeof(features[0]); i++) {
+		struct kvm_cpuid_entry2 *e = cpuid_entry(table, features[i].leaf, 0);
+		char word[32];
+
+		if (!e || !((&e->eax)[features[i].reg] >> features[i].bit & 1))
+			continue;
+		offered++;
+		snprintf(word, sizeof(word), " %s ", features[i].name);
+		if (!strstr(line, word))
+			FAIL("%s is offered, and the kernel does not use it", features[i].name);
+	}
+	CHECK(offered > 5);
+	free(table);
+}
+
 TEST(cpuid)
 {
 	struct kvm_cpuid2 *table;

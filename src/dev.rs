@@ -28,13 +28,13 @@ pub(crate) const MCE_BANKS: u64 = 32;
 /// MCG_CAP that KVM_X86_SETUP_MCE may set: bank count, MCG_CTL_P, MCG_SER_P.
 pub(crate) const MCE_CAP: u64 = 1 << 24 | 1 << 8 | MCE_BANKS;
 
-/// The host's CPUID instruction.
+/// The host's CPUID instruction as far as its kernel agrees: what an erratum, firmware or the command line took from the
+/// kernel is kept from guests as well, as KVM does.
 struct Host;
 
 impl HostCpuid for Host {
     fn cpuid(&self, leaf: u32, subleaf: u32) -> [u32; 4] {
-        let r = host::cpuid(leaf, subleaf);
-        [r.eax, r.ebx, r.ecx, r.edx]
+        boot_cpu::cpuid_in_use(leaf, subleaf)
     }
 }
 

@@ -778,6 +778,32 @@ bool rvmm_boot_cpu_has(unsigned int bit)
 	return bit < (NCAPINTS + NBUGINTS) * 32 && test_bit(bit, (unsigned long *)boot_cpu_data.x86_capability);
 }
 
+/* EAX, EBX, ECX, EDX of a CPUID leaf without the features that the kernel does not use: those that it keeps a word for. */
+void rvmm_cpuid_mask(u32 leaf, u32 subleaf, u32 r[4])
+{
+	const u32 *caps = boot_cpu_data.x86_capability;
+
+	if (leaf == 1) {
+		r[2] &= caps[CPUID_1_ECX];
+		r[3] &= caps[CPUID_1_EDX];
+	} else if (leaf == 7 && subleaf == 0) {
+		r[1] &= caps[CPUID_7_0_EBX];
+		r[2] &= caps[CPUID_7_ECX];
+		r[3] &= caps[CPUID_7_EDX];
+	} else if (leaf == 7 && subleaf == 1) {
+		r[0] &= caps[CPUID_7_1_EAX];
+	} else if (leaf == 0xd && subleaf == 1) {
+		r[0] &= caps[CPUID_D_1_EAX];
+	} else if (leaf == 0x80000001) {
+		r[2] &= caps[CPUID_8000_0001_ECX];
+		r[3] &= caps[CPUID_8000_0001_EDX];
+	} else if (leaf == 0x80000008) {
+		r[1] &= caps[CPUID_8000_0008_EBX];
+	} else if (leaf == 0x80000021) {
+		r[0] &= caps[CPUID_8000_0021_EAX];
+	}
+}
+
 unsigned int rvmm_cpu_vendor(void)
 {
 	return boot_cpu_data.x86_vendor;
