@@ -178,6 +178,33 @@ impl Mmu {
     }
 }
 
+/// How a page comes into the nested table.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Mapped {
+    /// By one leaf.
+    Leaf(Level),
+    /// 2 MiB by 512 leaves.
+    Parts,
+}
+
+impl Mapped {
+    /// Level of the leaves.
+    const fn level(self) -> Level {
+        match self {
+            Self::Leaf(level) => level,
+            Self::Parts => Level::L1,
+        }
+    }
+
+    /// Level whose pages have the size of what gets mapped.
+    const fn span(self) -> Level {
+        match self {
+            Self::Leaf(level) => level,
+            Self::Parts => Level::L2,
+        }
+    }
+}
+
 /// What a nested fault turned out to be.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum FaultOutcome {
@@ -605,18 +632,30 @@ impl GuestMemory {
         Ok(())
     }
 
-    /// Whether a huge leaf may map `gpa`, as far as the slot and the processor go.
-    ///
-    /// A huge page that code runs from can machine-check the host on some CPUs when the guest changes it under a
-    /// fetch (CVE-2018-12207): there code is mapped by 4 KiB, and huge pages are for data only.
+    /// Whether a huge page may be behind `gpa`, as far as the slot and the processor go.
     #[inline]
-    fn may_be_huge(&self, slot: &Slot, gpa: Gpa, fetch: bool) -> bool {
-        self.caps.nested_2m
-            && !(self.nx_huge.load(Ordering::Relaxed) && fetch)
-            && slot.max_level(gpa) != Level::L1
+    fn may_be_huge(&self, slot: &Slot, gpa: Gpa) -> bool {
+        self.caps.nested_2m && slot.max_level(gpa) != Level::L1
     }
 
-    /// What remains of `perm` in a leaf of `level`; see [`GuestMemory::may_be_huge`].
+    /// How to map the huge page behind `gpa`.
+    ///
+    /// A huge page that code runs from can machine-check the host on some CPUs when the guest changes it under a
+    /// fetch (CVE-2018-12207): there huge leaves are for data only, and from the first fetch on the page is mapped in parts.
+    #[inline]
+    fn huge(&self, table: &NestedTable, pool: &TablePool, gpa: Gpa, fetch: bool) -> Mapped {
+        if !self.nx_huge.load(Ordering::Relaxed) {
+            Mapped::Leaf(Level::L2)
+        } else if table.has_parts(pool, gpa) {
+            Mapped::Leaf(Level::L1)
+        } else if fetch {
+            Mapped::Parts
+        } else {
+            Mapped::Leaf(Level::L2)
+        }
+    }
+
+    /// What remains of `perm` in a leaf of `level`; see [`GuestMemory::huge`].
     #[inline]
     fn perm_at(&self, level: Level, perm: Perm) -> Perm {
         if self.nx_huge.load(Ordering::Relaxed) && level != Level::L1 {
@@ -663,23 +702,26 @@ impl GuestMemory {
         let Some((pfn, host)) = (unsafe { gup::mapped_anon(hva as usize) }) else {
             return false;
         };
-        let level = if host != gup::MappingLevel::L4K && self.may_be_huge(slot, gpa, fetch) {
-            Level::L2
+        let Mmu { table, pool, .. } = &mut *mmu;
+        let how = if host != gup::MappingLevel::L4K && self.may_be_huge(slot, gpa) {
+            self.huge(table, pool, gpa, fetch)
         } else {
-            Level::L1
+            Mapped::Leaf(Level::L1)
         };
+        let span = how.span();
         let leaf = Leaf {
-            hpa: Hpa(pfn << 12).align_down(level),
-            perm: self.perm_at(level, Perm::RWX),
+            hpa: Hpa(pfn << 12).align_down(span),
+            perm: self.perm_at(how.level(), Perm::RWX),
             mem_type: MemType::Wb,
             ignore_pat: true,
             accessed: true,
             dirty: true,
         };
-        let Mmu { table, pool, .. } = &mut *mmu;
-        table
-            .map_new(pool, gpa.align_down(level), level, &leaf)
-            .is_ok()
+        let gpa = gpa.align_down(span);
+        match how {
+            Mapped::Leaf(level) => table.map_new(pool, gpa, level, &leaf).is_ok(),
+            Mapped::Parts => table.map_parts(pool, gpa, &leaf, true).is_ok(),
+        }
     }
 
     /// Handles a nested fault at `gpa`. Runs in the VM's own mm, may sleep.
@@ -739,26 +781,31 @@ impl GuestMemory {
         if mmu.must_retry(seen, hva_page as u64) {
             return Ok(FaultOutcome::Resume);
         }
-        let level = if page.is_ok() && !logging && self.may_be_huge(slot, gpa, fetch) {
+        let Mmu { table, pool, .. } = &mut *mmu;
+        let how = if page.is_ok() && !logging && self.may_be_huge(slot, gpa) {
             match gup::host_mapping_level(mm, hva_page) {
-                gup::MappingLevel::L4K => Level::L1,
-                _ => Level::L2,
+                gup::MappingLevel::L4K => Mapped::Leaf(Level::L1),
+                _ => self.huge(table, pool, gpa, fetch),
             }
         } else {
-            Level::L1
+            Mapped::Leaf(Level::L1)
         };
         let perm = if writable { Perm::RWX } else { Perm::RX };
-        let perm = self.perm_at(level, perm);
+        let span = how.span();
         let leaf = Leaf {
-            hpa: Hpa(pfn << 12).align_down(level),
-            perm,
+            hpa: Hpa(pfn << 12).align_down(span),
+            perm: self.perm_at(how.level(), perm),
             mem_type: if ram { MemType::Wb } else { MemType::Uc },
             ignore_pat: ram,
             accessed: true,
             dirty: writable && !logging,
         };
-        let Mmu { table, pool, .. } = &mut *mmu;
-        match table.map(pool, gpa.align_down(level), level, &leaf) {
+        let start = gpa.align_down(span);
+        let mapped = match how {
+            Mapped::Leaf(level) => table.map(pool, start, level, &leaf),
+            Mapped::Parts => table.map_parts(pool, start, &leaf, false),
+        };
+        match mapped {
             Ok(change) => {
                 if change.needs_flush() {
                     self.flush();

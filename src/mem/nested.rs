@@ -205,6 +205,23 @@ impl NestedTable {
         dispatch!(self, t => t.map_new(pool, gpa, level, leaf))
     }
 
+    /// [`PageTable::map_parts`].
+    #[inline(never)]
+    pub(crate) fn map_parts(
+        &self,
+        pool: &mut TablePool,
+        gpa: Gpa,
+        leaf: &Leaf,
+        only_new: bool,
+    ) -> Result<Change, MapError> {
+        dispatch!(self, t => t.map_parts(pool, gpa, leaf, only_new))
+    }
+
+    /// [`PageTable::has_parts`].
+    pub(crate) fn has_parts(&self, pool: &TablePool, gpa: Gpa) -> bool {
+        dispatch!(self, t => t.has_parts(pool, gpa))
+    }
+
     /// [`PageTable::unmap_some`].
     pub(crate) fn unmap_some(
         &self,

@@ -568,6 +568,65 @@ impl<F: Format> PageTable<F> {
         Ok(())
     }
 
+    /// Maps the 2 MiB at `gpa` as `leaf` says, in 512 leaves of 4 KiB: where a huge leaf must not have its rights. With
+    /// `only_new` only where nothing is mapped yet, so that nothing has to be flushed.
+    ///
+    /// A leaf of 2 MiB there is replaced; a table is left alone.
+    ///
+    /// # Errors
+    ///
+    /// See [`MapError`]; [`MapError::Present`] where there is a table already. No translation has changed then.
+    pub fn map_parts<T: Tables>(
+        &self,
+        t: &mut T,
+        gpa: Gpa,
+        leaf: &Leaf,
+        only_new: bool,
+    ) -> Result<Change, MapError> {
+        self.check_leaf(gpa, Level::L2, leaf)?;
+        let mut table = self.root;
+        let mut at = self.top;
+        while at > Level::L2 {
+            let index = at.index(gpa.0);
+            let entry = t.load(table, index);
+            table = if !F::present(entry) {
+                let child = t.alloc().ok_or(MapError::NoMemory { flush: false })?;
+                t.store(table, index, F::table(child));
+                child
+            } else if F::is_leaf(entry, at) {
+                return Err(MapError::Present);
+            } else {
+                F::child(entry)
+            };
+            let Some(down) = at.down() else { break };
+            at = down;
+        }
+        let index = Level::L2.index(gpa.0);
+        let old = t.load(table, index);
+        if F::present(old) && (only_new || !F::is_leaf(old, Level::L2)) {
+            return Err(MapError::Present);
+        }
+        let child = t.alloc().ok_or(MapError::NoMemory { flush: false })?;
+        let mut part = *leaf;
+        for i in 0..TABLE_ENTRIES {
+            t.store(child, i, F::leaf(Level::L1, &part));
+            part.hpa = part.hpa.wrapping_add(Level::L1.size());
+        }
+        if !F::present(old) {
+            t.store(table, index, F::table(child));
+            return Ok(Change::New);
+        }
+        let old = t.swap(table, index, F::table(child));
+        t.removed(&Self::describe(old, Level::L2, gpa));
+        Ok(Change::Replaced)
+    }
+
+    /// Whether `gpa` lies in 2 MiB that have a table of 4 KiB leaves.
+    #[inline]
+    pub fn has_parts<T: Tables>(&self, t: &T, gpa: Gpa) -> bool {
+        gpa < self.limit() && self.find_table(t, gpa.0, Level::L2).is_some()
+    }
+
     /// Puts `child`, filled with the 512 parts of the huge leaf `entry`, in its place.
     fn split<T: Tables>(
         t: &mut T,

@@ -483,6 +483,94 @@ fn huge<F: Format>(bad: fn(u64, Level) -> bool) {
     assert_eq!(m.held(), 0);
 }
 
+fn parts<F: Format>(bad: fn(u64, Level) -> bool) {
+    let mut m = Mem::<F>::new();
+    let pt = PageTable::<F>::create(&mut m, 4).unwrap();
+    let g = 0x8000_0000;
+    let big = leaf(0x40_0020_0000, Perm::RW);
+    let all = leaf(0x40_0020_0000, Perm::RWX);
+    let small = leaf(0x9000, Perm::RW);
+    let whole = |m: &Mem<F>, perm: Perm| {
+        for off in [0, 0x1000, 0x12_3000, 0x1f_f000] {
+            let at = pt.lookup(m, Gpa(g + off + 0x10)).unwrap();
+            assert_eq!(at.hpa, Hpa(0x40_0020_0010 + off));
+            assert_eq!((at.level, at.perm), (Level::L1, perm));
+        }
+        assert_eq!(pt.lookup(m, Gpa(g - 1)), None);
+        assert_eq!(pt.lookup(m, Gpa(g + 0x20_0000)), None);
+    };
+    assert!(!pt.has_parts(&m, Gpa(g)));
+    assert_eq!(pt.map_parts(&mut m, Gpa(g), &all, true), Ok(Change::New));
+    whole(&m, Perm::RWX);
+    assert!(pt.has_parts(&m, Gpa(g + 0x5000)) && !pt.has_parts(&m, Gpa(g + 0x20_0000)));
+    assert_eq!(m.live(), 4);
+    check_entries(&m, pt.root(), pt.top(), &bad);
+    // There is a table already.
+    for only_new in [true, false] {
+        assert_eq!(
+            pt.map_parts(&mut m, Gpa(g), &all, only_new),
+            Err(MapError::Present)
+        );
+    }
+    assert!(pt.unmap(&mut m, range(g, 0x20_0000)));
+    m.flush();
+    // A huge leaf is there: it goes, and is reported.
+    m.removed.clear();
+    assert_eq!(pt.map(&mut m, Gpa(g), Level::L2, &big), Ok(Change::New));
+    assert_eq!(
+        pt.map_parts(&mut m, Gpa(g), &all, true),
+        Err(MapError::Present)
+    );
+    assert_eq!(pt.lookup(&m, Gpa(g)).unwrap().level, Level::L2);
+    assert_eq!(
+        pt.map_parts(&mut m, Gpa(g), &all, false),
+        Ok(Change::Replaced)
+    );
+    whole(&m, Perm::RWX);
+    assert_eq!(m.removed.len(), 1);
+    assert_eq!((m.removed[0].gpa, m.removed[0].level), (Gpa(g), Level::L2));
+    check_entries(&m, pt.root(), pt.top(), &bad);
+    // Nonsense, and no memory.
+    let h = Gpa(g + 0x4000_0000);
+    assert_eq!(
+        pt.map_parts(&mut m, Gpa(g + 0x1000), &all, true),
+        Err(MapError::Misaligned)
+    );
+    assert_eq!(
+        pt.map_parts(&mut m, h, &small, true),
+        Err(MapError::Misaligned)
+    );
+    for quota in 0..2 {
+        m.quota = quota;
+        assert!(matches!(
+            pt.map_parts(&mut m, h, &all, false),
+            Err(MapError::NoMemory { flush: false })
+        ));
+        assert_eq!(pt.lookup(&m, h), None);
+    }
+    m.quota = 1;
+    assert_eq!(pt.map_parts(&mut m, h, &all, false), Ok(Change::New));
+    // Parts of a page of 1 GiB do not exist.
+    let giant = leaf(0x80_0000_0000, Perm::RW);
+    m.quota = u64::MAX;
+    pt.map(&mut m, Gpa(0x1_0000_0000), Level::L3, &giant)
+        .unwrap();
+    assert_eq!(
+        pt.map_parts(&mut m, Gpa(0x1_0000_0000), &all, false),
+        Err(MapError::Present)
+    );
+    pt.destroy(&mut m, false);
+    m.flush();
+    assert_eq!(m.held(), 0);
+}
+
+#[test]
+fn huge_pages_in_parts() {
+    parts::<Ept>(ept_bad);
+    parts::<EptNoAd>(ept_bad);
+    parts::<Npt>(npt_bad);
+}
+
 #[test]
 fn huge_leaves() {
     huge::<Ept>(ept_bad);
@@ -826,6 +914,20 @@ fn random<F: Format>(seed: u64, levels: u8, bad: fn(u64, Level) -> bool, failure
                     rng.below(1 << 10) << 21
                 };
                 let before = pt.lookup(&m, Gpa(w)).filter(|b| b.level == Level::L2);
+                if rng.below(3) == 0 {
+                    match pt.map_parts(&mut m, Gpa(w), &leaf(hpa, perm), false) {
+                        Ok(c) => {
+                            assert_eq!(c == Change::New, before.is_none());
+                            for i in (0..512).map(|i| i * 0x1000) {
+                                model.insert(w + i, Page { hpa: hpa + i, perm });
+                            }
+                        }
+                        Err(MapError::Present) => assert!(pt.has_parts(&m, Gpa(w))),
+                        Err(MapError::NoMemory { .. }) if failures => {}
+                        Err(e) => panic!("{e:?}"),
+                    }
+                    continue;
+                }
                 match pt.map(&mut m, Gpa(w), Level::L2, &leaf(hpa, perm)) {
                     Ok(_) => {
                         let p = match before {
