@@ -171,6 +171,39 @@ TEST(halted)
 	alarm(60);
 }
 
+/*
+ * An interrupt that waits for RFLAGS.IF goes on waiting while others leave the guest: for the host's timer, for signals. (CLI again and
+ * again: Bochs takes none of them in a guest that was entered with IF clear, before it has seen an instruction that writes the flag.)
+ */
+GUEST64(held_back,
+	APIC "cli; out %al, $0x10\n"
+	"1: cli; cmpl $0, " STR(G_CELLS) "; je 1b\n"
+	"mov " STR(G_LOG) ", %eax; out %eax, $0x11\n"
+	"sti; nop; cli; out %al, $0x12\n");
+
+TEST(held_back_by_if)
+{
+	struct sigaction action = { .sa_handler = on_alarm };
+	struct itimerval timer = { .it_value.tv_usec = 20000, .it_interval.tv_usec = 20000 };
+	struct kvm_msi msi = { .address_lo = 0xfee00000, .data = 0x71 };
+	struct vm vm;
+
+	NEW(&vm, held_back);
+	vm_expect_out(&vm, 0x10);
+	CHECK(OK(ioctl(vm.fd, KVM_SIGNAL_MSI, &msi)) > 0);
+	sigaction(SIGALRM, &action, NULL);
+	setitimer(ITIMER_REAL, &timer, NULL);
+	for (int i = 0; i < 3; i++) {
+		CHECK_EQ(vm_try_run(&vm), EINTR);
+		CHECK_EQ(vm_log(&vm)->count, 0);
+	}
+	alarm(60);
+	vm_cells(&vm)[0] = 1;
+	CHECK_EQ(vm_expect_out(&vm, 0x11), 0);
+	vm_expect_out(&vm, 0x12);
+	VECTORS(&vm, 0x71);
+}
+
 /* TPR and CR8 hold lower interrupts back; the higher one comes first. */
 GUEST64(priorities,
 	APIC "cli\n"

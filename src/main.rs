@@ -61,8 +61,8 @@ module! {
             description: "1: re-run the manual's entry checks in software before every entry",
         },
         enable_apicv: bool {
-            default: false,
-            description: "let the processor virtualise local APICs where it can (VMX); a guest's console can hang with it",
+            default: true,
+            description: "let the processor virtualise local APICs where it can (VMX)",
         },
         allow_unsafe_interrupts: u8 {
             default: 0,
