@@ -1250,13 +1250,8 @@ impl<'a> Runner<'a> {
             if self.vm.chip.pio_event(io.port, io.width, value) {
                 return self.skip(atomic, &Known::OUT);
             }
-            let _ = self.run.copy_in(
-                PIO_PAGE,
-                value
-                    .to_le_bytes()
-                    .get(..usize::from(io.width))
-                    .unwrap_or(&[]),
-            );
+            // In one piece: user space looks at the first `width` bytes only, and the rest is zero.
+            let _ = self.run.write(PIO_PAGE, value);
         }
         if !io.input && io.port == 0x7e && self.vm.caps.quirk(k::KVM_X86_QUIRK_OUT_7E_INC_RIP) {
             // The BIOS's port: the instruction is over before user space sees it.
