@@ -17,7 +17,6 @@
 
 use core::fmt::Write;
 use core::ptr::{null_mut, NonNull};
-use core::sync::atomic::{AtomicU64, Ordering};
 
 use kernel::error::{from_err_ptr, to_result};
 use kernel::ffi::{c_int, c_ulong, c_void};
@@ -26,6 +25,7 @@ use kernel::page::{PAGE_SHIFT, PAGE_SIZE};
 use kernel::prelude::*;
 use kernel::str::CStr;
 use kernel::sync::aref::ARef;
+use kernel::sync::Arc;
 
 use super::bindings;
 use super::pci::{Device, Locked};
@@ -207,54 +207,89 @@ struct Mapping {
 /// # Invariants
 ///
 /// Every page with a translation in `domain` is pinned by a run of `mappings`. `attached` are attached to `domain`.
-pub struct Domain {
+pub struct Domain<R: Refusals> {
     domain: NonNull<bindings::iommu_domain>,
     mm: ARef<Mm>,
     mappings: KVVec<Mapping>,
     attached: KVec<Ownership>,
     batch: KVec<*mut bindings::page>,
-    faults: NonNull<AtomicU64>,
+    /// The IOMMU's driver has a pointer to it.
+    refusals: Arc<R>,
 }
 
 // SAFETY: The domain belongs to no task; the pointers in `batch` are used within calls only.
-unsafe impl Send for Domain {}
+unsafe impl<R: Refusals> Send for Domain<R> {}
 // SAFETY: Shared references only read numbers.
-unsafe impl Sync for Domain {}
+unsafe impl<R: Refusals> Sync for Domain<R> {}
+
+/// Which device: only for comparisons.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub struct Source(usize);
+
+impl From<&Device> for Source {
+    fn from(device: &Device) -> Self {
+        Self(device.dev() as usize)
+    }
+}
+
+/// An access that the IOMMU refused.
+#[derive(Clone, Copy, Default)]
+pub struct Refusal {
+    /// DMA address.
+    pub iova: u64,
+    /// A write.
+    pub write: bool,
+}
+
+/// Who is told of the refused accesses of a domain's devices, where the IOMMU's driver tells: AMD's does, Intel's only logs them.
+pub trait Refusals: Send + Sync + 'static {
+    /// The device `source`, called `name`, was refused. It is not logged by anybody else. Called by the threaded interrupt
+    /// handler of the IOMMU's driver; must not sleep.
+    fn refused(&self, source: Source, name: &CStr, what: Refusal);
+}
 
 /// # Safety
 ///
-/// Called by the IOMMU driver with the counter of a live [`Domain`].
-unsafe extern "C" fn count_fault(
+/// Called by the IOMMU's driver with a live device, and with the `R` of a live [`Domain`].
+unsafe extern "C" fn on_fault<R: Refusals>(
     _domain: *mut bindings::iommu_domain,
-    _dev: *mut bindings::device,
-    _iova: c_ulong,
-    _flags: c_int,
+    dev: *mut bindings::device,
+    iova: c_ulong,
+    flags: c_int,
     token: *mut c_void,
 ) -> c_int {
+    let what = Refusal {
+        iova: iova as u64,
+        write: flags & bindings::IOMMU_FAULT_WRITE as c_int != 0,
+    };
     // SAFETY: As above.
-    unsafe { &*token.cast::<AtomicU64>() }.fetch_add(1, Ordering::Relaxed);
-    // Not handled: the driver logs it, at its own bounded rate.
-    -(bindings::ENOSYS as c_int)
+    let (refusals, name) = unsafe {
+        (
+            &*token.cast::<R>(),
+            CStr::from_char_ptr(bindings::rvmm_dev_name(dev)),
+        )
+    };
+    refusals.refused(Source(dev as usize), name, what);
+    // Dealt with: the driver does not log it.
+    0
 }
 
-impl Domain {
+impl<R: Refusals> Domain<R> {
     /// An empty domain of the kind that `device` needs, for memory of `mm`.
     ///
     /// Errors: `ENODEV` and others when the IOMMU has none.
-    pub fn new(device: &Device, mm: &Mm) -> Result<Self> {
+    pub fn new(device: &Device, mm: &Mm, refusals: Arc<R>) -> Result<Self> {
         let mut batch = KVec::with_capacity(BATCH, GFP_KERNEL_ACCOUNT)?;
         batch.resize(BATCH, null_mut(), GFP_KERNEL_ACCOUNT)?;
-        let faults = KBox::new(AtomicU64::new(0), GFP_KERNEL_ACCOUNT)?;
         // SAFETY: The device lives.
         let domain = unsafe { bindings::iommu_paging_domain_alloc_flags(device.dev(), 0) };
         let domain = NonNull::new(from_err_ptr(domain)?).ok_or(ENODEV)?;
-        let faults = NonNull::from(KBox::leak(faults));
-        // SAFETY: The domain is new; the counter lives longer.
+        // SAFETY: The domain is new; what the handler gets lives longer.
         unsafe {
             bindings::iommu_set_fault_handler(
                 domain.as_ptr(),
-                Some(count_fault),
-                faults.as_ptr().cast(),
+                Some(on_fault::<R>),
+                Arc::as_ptr(&refusals).cast_mut().cast(),
             );
         }
         Ok(Self {
@@ -263,14 +298,13 @@ impl Domain {
             mappings: KVVec::new(),
             attached: KVec::new(),
             batch,
-            faults,
+            refusals,
         })
     }
 
-    /// DMA that was refused, as far as the IOMMU's driver tells (Intel's only logs it).
-    pub fn faults(&self) -> u64 {
-        // SAFETY: Freed with the value.
-        unsafe { self.faults.as_ref() }.load(Ordering::Relaxed)
+    /// Who is told of refused accesses.
+    pub fn refusals(&self) -> &R {
+        &self.refusals
     }
 
     /// Bytes pinned.
@@ -532,7 +566,7 @@ impl Domain {
     }
 }
 
-impl Drop for Domain {
+impl<R: Refusals> Drop for Domain<R> {
     fn drop(&mut self) {
         while let Some(device) = self.attached.first().map(|o| o.device.clone()) {
             drop(self.detach(&device));
@@ -541,10 +575,7 @@ impl Drop for Domain {
             self.unmap(start);
         }
         // SAFETY: No device is attached and nothing is mapped; the handler is not called after this.
-        unsafe {
-            bindings::iommu_domain_free(self.domain.as_ptr());
-            drop(KBox::from_raw(self.faults.as_ptr()));
-        }
+        unsafe { bindings::iommu_domain_free(self.domain.as_ptr()) };
     }
 }
 

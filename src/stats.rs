@@ -251,6 +251,8 @@ counters! {
     Invalidations = cumulative("mmu_invalidations"),
     /// Translations flushed on all vCPUs.
     RemoteFlushes = cumulative("remote_tlb_flush"),
+    /// DMA of assigned devices that the IOMMU refused, as far as its driver tells.
+    DmaFaults = cumulative("dma_faults"),
 }
 
 const fn concat_descs<const N: usize>(parts: &[&[Desc]]) -> [Desc; N] {

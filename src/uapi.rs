@@ -114,10 +114,13 @@ pub(crate) struct DeviceInfo {
     pub(crate) msix_offset: u64,
     pub(crate) pinned: u64,
     pub(crate) dma_faults: u64,
+    pub(crate) dma_fault_address: u64,
+    pub(crate) dma_fault_flags: u32,
+    pub(crate) reserved: u32,
     pub(crate) regions: [DeviceRegion; 6],
 }
 
-const _: () = assert!(size_of::<DeviceInfo>() == 200);
+const _: () = assert!(size_of::<DeviceInfo>() == 216);
 
 /// `struct rvmm_device_vector`.
 #[repr(C)]

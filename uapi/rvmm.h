@@ -74,6 +74,9 @@ struct rvmm_device_region {
 /* rvmm_device_info.flags */
 #define RVMM_DEVICE_CAN_RESET	1	/* else it keeps its state from one owner to the next */
 
+/* rvmm_device_info.dma_fault_flags */
+#define RVMM_DMA_FAULT_WRITE	1	/* else a read */
+
 struct rvmm_device_info {
 	__u32 flags;
 	__u16 vendor;
@@ -86,7 +89,10 @@ struct rvmm_device_info {
 	__u32 intx;		/* 1: it has an interrupt pin */
 	__u64 msix_offset;
 	__u64 pinned;		/* as above */
-	__u64 dma_faults;	/* of the VM's devices, as far as the IOMMU's driver tells; Intel's only logs them */
+	__u64 dma_faults;	/* DMA that was refused, as far as the IOMMU's driver tells: Intel's only logs it */
+	__u64 dma_fault_address;	/* the last one's DMA address */
+	__u32 dma_fault_flags;		/* of the last one */
+	__u32 reserved;
 	struct rvmm_device_region regions[6];
 };
 

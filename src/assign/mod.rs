@@ -17,10 +17,13 @@
 //! under the device lock, so it excludes binding and unbinding.
 
 #[allow(unreachable_pub)]
+pub(crate) mod burst;
+#[allow(unreachable_pub)]
 pub(crate) mod config;
 #[allow(unreachable_pub)]
 pub(crate) mod intx;
 mod pin;
+pub(crate) mod refused;
 pub(crate) mod space;
 pub(crate) mod vfio;
 
@@ -271,7 +274,7 @@ impl Assigned {
         let mut pinned = 0;
         let mut saved = None;
         this.vm.memory.with_dma(|dma, slots| {
-            let result = Space::attach(dma, this.vm.mm(), device, &group, slots, reason, || {
+            let result = Space::attach(dma, &this.vm, device, &group, slots, reason, || {
                 // Its group's DMA is blocked now.
                 device.forbid_no_snoop();
                 device.silence_pin();
@@ -386,7 +389,10 @@ impl Assigned {
         self.vm.memory.with_dma(|dma, _| {
             if let Some(space) = dma {
                 info.pinned = space.pinned();
-                info.dma_faults = space.faults();
+                let (count, last) = space.refused(device);
+                info.dma_faults = count;
+                info.dma_fault_address = last.iova;
+                info.dma_fault_flags = u32::from(last.write);
             }
         });
         for (i, region) in info.regions.iter_mut().enumerate() {

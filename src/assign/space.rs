@@ -9,12 +9,13 @@
 //! Not in the domain: read-only slots, and slots over device memory (registers of this or another assigned device): no device
 //! writes to ROM or to another device. DMA does not appear in dirty logs.
 
-use crate::linux::iommu::{Domain, Group, Range};
+use crate::assign::refused::Refused;
+use crate::linux::iommu::{Domain, Group, Range, Refusal};
 use crate::linux::pci::{Device, Locked};
 use crate::mem::slots::Slot;
 use crate::uapi::Reason;
+use crate::vm::Vm;
 use core::fmt::Write;
-use kernel::mm::Mm;
 use kernel::prelude::*;
 
 /// `KVM_MEM_READONLY`.
@@ -22,7 +23,7 @@ const READONLY: u32 = 2;
 
 /// The domain of a VM that has devices.
 pub(crate) struct Space {
-    domain: Domain,
+    domain: Domain<Refused>,
     /// Addresses that some attached device's IOMMU treats by itself.
     reserved: KVec<Range>,
 }
@@ -39,7 +40,7 @@ impl Space {
     /// fails everything is as before, and `reason` may say why.
     pub(crate) fn attach(
         this: &mut Option<Self>,
-        mm: &Mm,
+        vm: &Vm,
         device: &Locked<'_>,
         group: &Group,
         slots: &[Slot],
@@ -51,7 +52,7 @@ impl Space {
         let space = match this {
             Some(space) => space,
             None => new.insert(Self {
-                domain: Domain::new(device, mm)
+                domain: Domain::new(device, vm.mm(), Refused::new(vm.stats.clone())?)
                     .map_err(|e| say(reason, e, format_args!("its IOMMU offers no translation")))?,
                 reserved: KVec::new(),
             }),
@@ -101,7 +102,9 @@ impl Space {
         space
             .reserved
             .extend_from_slice(&reserved, GFP_KERNEL_ACCOUNT)?;
+        space.domain.refusals().begin(device)?;
         if let Err(e) = space.domain.attach(ownership) {
+            space.domain.refusals().end(device);
             space.reserved.truncate(known);
             return Err(say(
                 reason,
@@ -120,6 +123,7 @@ impl Space {
         let Some(space) = this else { return };
         // The device's DMA is blocked before its group goes back to the host.
         drop(space.domain.detach(device));
+        space.domain.refusals().end(device);
         if space.domain.is_idle() {
             *this = None;
         }
@@ -130,9 +134,9 @@ impl Space {
         self.domain.pinned()
     }
 
-    /// DMA that was refused, as far as the IOMMU's driver tells.
-    pub(crate) fn faults(&self) -> u64 {
-        self.domain.faults()
+    /// How often DMA of the device was refused, as far as the IOMMU's driver tells, and what was the last time.
+    pub(crate) fn refused(&self, device: &Device) -> (u64, Refusal) {
+        self.domain.refusals().of(device)
     }
 
     /// Whether devices see the slot.

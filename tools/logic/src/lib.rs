@@ -18,6 +18,7 @@ pub mod stats;
 #[path = "../../../src/assign"]
 pub mod assign {
     //! Devices handed to a guest.
+    pub mod burst;
     pub mod config;
     pub mod intx;
 }

@@ -105,6 +105,12 @@ pub struct DeviceInfo {
     pub pinned: u64,
     /// Refused DMA, as far as known.
     pub dma_faults: u64,
+    /// DMA address of the last one.
+    pub dma_fault_address: u64,
+    /// Of the last one; bit 0: a write.
+    pub dma_fault_flags: u32,
+    /// Nothing.
+    pub reserved: u32,
     /// Base address registers.
     pub regions: [DeviceRegion; 6],
 }
