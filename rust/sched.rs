@@ -5,6 +5,9 @@
 //! C headers: [`include/linux/sched.h`](srctree/include/linux/sched.h),
 //! [`include/linux/entry-virt.h`](srctree/include/linux/entry-virt.h)
 
+use core::ptr::null_mut;
+use core::sync::atomic::{AtomicPtr, Ordering};
+
 use kernel::error::to_result;
 use kernel::prelude::*;
 
@@ -13,6 +16,7 @@ use kernel::sync::aref::ARef;
 
 use super::bindings;
 use super::irqflags::IrqGuard;
+use super::spin_irq::RawSpin;
 
 /// The address space of the current task, or `None` for a kernel thread.
 ///
@@ -68,11 +72,83 @@ pub fn run_delay() -> u64 {
     unsafe { bindings::rvmm_run_delay() }
 }
 
-/// Lets other tasks run first. Sleeps.
-#[inline]
-pub fn yield_cpu() {
-    // SAFETY: The caller may sleep.
-    unsafe { bindings::rvmm_yield() };
+/// A reference to a thread's `struct pid`; null for none.
+struct PidRef(*mut bindings::pid);
+
+// SAFETY: Reference counts of `struct pid` may be used from any thread.
+unsafe impl Send for PidRef {}
+
+impl Drop for PidRef {
+    fn drop(&mut self) {
+        // SAFETY: Our own reference, or null, which is allowed.
+        unsafe { bindings::put_pid(self.0) };
+    }
+}
+
+/// The thread that does something now and then, for others that want to give it their turn.
+#[pin_data]
+pub struct Worker {
+    /// The same pointer as in `pid`, for a comparison without the lock.
+    current: AtomicPtr<bindings::pid>,
+    #[pin]
+    pid: RawSpin<PidRef>,
+}
+
+impl Worker {
+    /// No thread yet.
+    pub fn new() -> impl PinInit<Self> {
+        pin_init!(Self {
+            current: AtomicPtr::new(null_mut()),
+            pid <- RawSpin::new(PidRef(null_mut())),
+        })
+    }
+
+    /// It is the calling thread from now on.
+    #[inline]
+    pub fn set_current(&self) {
+        // SAFETY: A pointer of the current task. It is only compared; what `current` points to is kept by `pid`, so the same
+        // address means the same thread.
+        if self.current.load(Ordering::Relaxed) != unsafe { bindings::rvmm_current_pid() } {
+            self.change();
+        }
+    }
+
+    #[cold]
+    fn change(&self) {
+        // SAFETY: Takes a reference to a structure of the current task.
+        let new = unsafe { bindings::rvmm_get_current_pid() };
+        let old = {
+            let mut pid = self.pid.lock();
+            self.current.store(new, Ordering::Relaxed);
+            core::mem::replace(&mut *pid, PidRef(new))
+        };
+        drop(old);
+    }
+
+    /// Has the thread run in place of the calling one, if it is runnable and does not run. Sleeps.
+    ///
+    /// `Some(true)`: it will. `Some(false)`: not now. `None`: there is no use in trying others (`ESRCH` of `yield_to()`: this
+    /// CPU and that one have nothing else to do).
+    pub fn yield_to(&self) -> Option<bool> {
+        let task = {
+            let Some(pid) = self.pid.try_lock() else {
+                return Some(false);
+            };
+            if pid.0.is_null() {
+                return Some(false);
+            }
+            // SAFETY: The reference is ours while the lock is held.
+            unsafe { bindings::rvmm_get_pid_task(pid.0) }
+        };
+        if task.is_null() {
+            return Some(false);
+        }
+        // SAFETY: The reference to the task goes to the callee; the caller may sleep.
+        match unsafe { bindings::rvmm_yield_to_and_put(task) } {
+            n if n < 0 => None,
+            n => Some(n > 0),
+        }
+    }
 }
 
 /// Lets another task run if one should. Sleeps.

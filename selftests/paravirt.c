@@ -3,15 +3,22 @@
 #define _GNU_SOURCE
 #include "vm.h"
 #include <pthread.h>
+#include <sched.h>
 #include <time.h>
 
 #define MSR_STEAL_TIME	0x4b564d03
 #define MSR_PV_EOI_EN	0x4b564d04
+#define MSR_POLL_CONTROL	0x4b564d05
 
 #define HC_VAPIC_POLL_IRQ	1
 #define HC_KICK_CPU		5
 #define HC_CLOCK_PAIRING	9
 #define HC_SEND_IPI		10
+#define HC_SCHED_YIELD		11
+
+#define FEATURE_PV_TLB_FLUSH	(1 << 9)
+#define FEATURE_POLL_CONTROL	(1 << 12)
+#define FEATURE_PV_SCHED_YIELD	(1 << 13)
 
 #define EOI 0xfee000b0
 
@@ -183,13 +190,15 @@ TEST(enforced_features)
 	CHECK_EQ(call_next(&vm, HC_KICK_CPU, 0, 7, 0, 0), 0);
 }
 
+struct steal_time {
+	uint64_t steal;
+	uint32_t version, flags;
+	uint8_t preempted;
+};
+
 TEST(steal_time)
 {
-	struct {
-		uint64_t steal;
-		uint32_t version, flags;
-		uint8_t preempted;
-	} *st;
+	struct steal_time *st;
 	struct kvm_regs r;
 	uint32_t version;
 	uint64_t v, steal;
@@ -274,4 +283,167 @@ TEST(eoi_in_memory)
 	CHECK(get_msr(&vm, MSR_PV_EOI_EN, &v) && v == (G_DATA | 1));
 	CHECK(!set_msr(&vm, MSR_PV_EOI_EN, (G_DATA + 2) | 1));
 	CHECK(set_msr(&vm, MSR_PV_EOI_EN, 0));
+}
+
+static struct kvm_cpuid_entry2 *features(struct kvm_cpuid2 *table)
+{
+	return cpuid_entry(table, 0x40000001, 0);
+}
+
+static void without_feature(struct vm *vm, uint32_t feature)
+{
+	struct kvm_enable_cap cap = { .cap = KVM_CAP_ENFORCE_PV_FEATURE_CPUID, .args = { 1 } };
+	struct kvm_cpuid2 *table = supported_cpuid(vm->kvm);
+
+	features(table)->eax &= ~feature;
+	OK(ioctl(vm->vcpu, KVM_SET_CPUID2, table));
+	OK(ioctl(vm->vcpu, KVM_ENABLE_CAP, &cap));
+}
+
+/* A statistic of the vCPU (api.rst 4.133); 0 if there is none of that name. */
+static uint64_t statistic(struct vm *vm, const char *name)
+{
+	struct kvm_stats_header h;
+	struct {
+		struct kvm_stats_desc d;
+		char name[256];
+	} desc;
+	uint64_t value = 0;
+	int fd = OK(ioctl(vm->vcpu, KVM_GET_STATS_FD, NULL));
+
+	REQUIRE(pread(fd, &h, sizeof(h), 0) == sizeof(h) && h.name_size <= sizeof(desc.name));
+	for (unsigned int i = 0; i < h.num_desc; i++) {
+		size_t bytes = sizeof(desc.d) + h.name_size;
+
+		REQUIRE(pread(fd, &desc, bytes, h.desc_offset + i * bytes) == (ssize_t)bytes);
+		if (!strcmp(desc.name, name))
+			REQUIRE(pread(fd, &value, 8, h.data_offset + desc.d.offset) == 8);
+	}
+	close(fd);
+	return value;
+}
+
+/*
+ * What a vCPU that does not run is left in `preempted`: before it runs again its translations are gone. The guest reads a page; its
+ * page tables change behind its back.
+ */
+#define FLUSHED 0x200000
+GUEST64(reader, "1: mov " STR(FLUSHED) ", %eax; out %eax, $0x10; jmp 1b\n");
+
+TEST(tlb_flush)
+{
+	volatile uint64_t *pd;
+	struct steal_time *st;
+	uint64_t flushes;
+	cpu_set_t one;
+	struct vm vm;
+
+	VM_NEW_LONG(&vm, reader);
+	if (!OK(ioctl(vm.kvm, KVM_CHECK_EXTENSION, KVM_CAP_STEAL_TIME)))
+		skip("not kept by this kernel");
+	CHECK(features(supported_cpuid(vm.kvm))->eax & FEATURE_PV_TLB_FLUSH);
+	st = (void *)(vm.mem + G_DATA);
+	pd = (void *)(vm.mem + G_PD0);
+	*(uint32_t *)vm.mem = 2;
+	*(uint32_t *)(vm.mem + FLUSHED) = 1;
+	CHECK(set_msr(&vm, MSR_STEAL_TIME, G_DATA | 1));
+	CPU_ZERO(&one);
+	CPU_SET(0, &one);
+	OK(sched_setaffinity(0, sizeof(one), &one));
+	for (int i = 0; i < 20; i++) {
+		CHECK_EQ(vm_expect_out(&vm, 0x10), 1);
+		CHECK_EQ(st->preempted & 2, 0);
+		pd[1] = 0xe7;
+		flushes = statistic(&vm, "tlb_flush");
+		st->preempted = 3;
+		CHECK_EQ(vm_expect_out(&vm, 0x10), 2);
+		/* Emulators flush more often than they have to, so the page alone proves nothing. */
+		CHECK(statistic(&vm, "tlb_flush") > flushes);
+		CHECK_EQ(st->preempted & 2, 0);
+		pd[1] = FLUSHED | 0xe7;
+		st->preempted = 2;
+	}
+}
+
+static void *spin(void *argument)
+{
+	vm_expect_out(argument, 0x11);
+	return NULL;
+}
+
+GUEST64(spinner, "sti; 1: pause; cmpq $0, " STR(G_CELLS) "; je 1b; out %al, $0x11\n");
+
+/* A vCPU whose CPU another thread has is marked as preempted; after it has run on, no longer. */
+TEST(preempted)
+{
+	volatile struct steal_time *st;
+	cpu_set_t one;
+	pthread_t thread;
+	struct vm vm;
+	int seen = 0;
+
+	NEW(&vm, spinner);
+	if (!OK(ioctl(vm.kvm, KVM_CHECK_EXTENSION, KVM_CAP_STEAL_TIME)))
+		skip("not kept by this kernel");
+	st = (void *)(vm.mem + G_DATA);
+	CHECK(set_msr(&vm, MSR_STEAL_TIME, G_DATA | 1));
+	CPU_ZERO(&one);
+	CPU_SET(0, &one);
+	OK(sched_setaffinity(0, sizeof(one), &one));
+	REQUIRE(!pthread_create(&thread, NULL, spin, &vm));
+	/* This thread runs, so the other does not. */
+	for (int i = 0; i < 10000 && !seen; i++) {
+		usleep(1000);
+		seen = st->preempted == 1;
+	}
+	vm_cells(&vm)[0] = 1;
+	pthread_join(thread, NULL);
+	CHECK(seen);
+	CHECK_EQ(st->preempted, 0);
+}
+
+TEST(sched_yield_call)
+{
+	struct vm vm, ap;
+
+	NEW(&vm, call);
+	ap = vm_second_vcpu(&vm, 1);
+	CHECK(features(supported_cpuid(vm.kvm))->eax & FEATURE_PV_SCHED_YIELD);
+	start(&vm);
+	/* The caller itself, another one, nobody. */
+	for (uint64_t id = 0; id < 3; id++)
+		CHECK_EQ(call_next(&vm, HC_SCHED_YIELD, id, 0, 0, 0), 0);
+	CHECK_EQ(call_next(&vm, HC_SCHED_YIELD, ~0ull, 0, 0, 0), 0);
+	close(ap.vcpu);
+	NEW(&vm, call);
+	without_feature(&vm, FEATURE_PV_SCHED_YIELD);
+	start(&vm);
+	CHECK_EQ(call_next(&vm, HC_SCHED_YIELD, 1, 0, 0, 0), -1000);
+}
+
+TEST(poll_control)
+{
+	struct kvm_regs r;
+	struct vm vm;
+	uint64_t v;
+
+	VM_NEW_LONG(&vm, wrmsrs);
+	CHECK(features(supported_cpuid(vm.kvm))->eax & FEATURE_POLL_CONTROL);
+	CHECK(get_msr(&vm, MSR_POLL_CONTROL, &v) && v == 1);
+	for (uint64_t value = 0; value < 2; value++) {
+		CHECK(set_msr(&vm, MSR_POLL_CONTROL, value));
+		CHECK(get_msr(&vm, MSR_POLL_CONTROL, &v) && v == value);
+	}
+	CHECK(!set_msr(&vm, MSR_POLL_CONTROL, 2));
+	CHECK(!set_msr(&vm, MSR_POLL_CONTROL, 1ull << 63));
+	/* By the guest. */
+	r = vm_regs(&vm);
+	r.rcx = MSR_POLL_CONTROL;
+	r.rax = r.rdx = 0;
+	vm_set_regs(&vm, &r);
+	vm_expect_out(&vm, 0x10);
+	CHECK(get_msr(&vm, MSR_POLL_CONTROL, &v) && v == 0);
+	VM_NEW_LONG(&vm, wrmsrs);
+	without_feature(&vm, FEATURE_POLL_CONTROL);
+	CHECK(!set_msr(&vm, MSR_POLL_CONTROL, 1));
 }

@@ -187,6 +187,7 @@ impl<'a> Runner<'a> {
             self.stats.add(VcpuCounter::Apicv, self.s.apicv.into());
         }
         self.s.pv.steal_stale = true;
+        self.vcpu.shared.worker.set_current();
         loop {
             if self.vcpu.shared.requests() != 0 && !self.handle_requests() {
                 return self.triple_fault();
@@ -230,7 +231,7 @@ impl<'a> Runner<'a> {
                 }
             }
             // Signals are among the work.
-            if sched::xfer_to_guest_maybe_pending() && sched::xfer_to_guest_handle().is_err() {
+            if sched::xfer_to_guest_maybe_pending() && !self.give_way() {
                 return self.interrupted();
             }
             if self.s.pv.clock_stale {
@@ -266,6 +267,14 @@ impl<'a> Runner<'a> {
                 Step::Slow => return Err(EFAULT),
             }
         }
+    }
+
+    /// Does what the kernel wants of the thread, and perhaps lets others run first. False if a signal waits.
+    #[cold]
+    fn give_way(&mut self) -> bool {
+        paravirt::set_preempted(self.vm, self.s);
+        self.vcpu.shared.set_ready();
+        sched::xfer_to_guest_handle().is_ok()
     }
 
     /// KVM_RUN ends for a signal.
@@ -854,7 +863,7 @@ impl<'a> Runner<'a> {
             Exit::Pause if atomic => Step::Slow,
             Exit::Pause => {
                 let step = self.skip(false, &Known::PAUSE);
-                sched::yield_cpu();
+                self.vm.memory.vcpus.yield_from(&self.vcpu.shared);
                 step
             }
             Exit::MonitorMwait if self.mwait_is_nop() => self.skip(atomic, &Known::MWAIT),
@@ -1121,7 +1130,7 @@ impl<'a> Runner<'a> {
     /// VMCALL, VMMCALL.
     fn hypercall(&mut self, atomic: bool) -> Step {
         let number = self.s.cpu.regs.get(Gpr::Rax);
-        if atomic && number as u32 == hypercall::CLOCK_PAIRING {
+        if atomic && hypercall::may_sleep(number) {
             return Step::Slow;
         }
         if self.vm.caps.hypercall_exits(number & 0xffff_ffff) && self.s.cpl() == 0 {

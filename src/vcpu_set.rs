@@ -11,6 +11,7 @@
 use crate::irq::msg::{ApicAddr, MsiFormat};
 use crate::linux::page::AtomicPage;
 use crate::linux::preempt;
+use crate::linux::sched::Worker;
 use crate::linux::smp;
 use crate::linux::wait::WaitCell;
 use core::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
@@ -94,6 +95,13 @@ pub(crate) struct VcpuShared {
     apic_addr: AtomicU64,
     /// What LINT0 lets in: bits of [`lint0`].
     lint0: AtomicU32,
+    /// The thread in KVM_RUN.
+    #[pin]
+    pub(crate) worker: Worker,
+    /// It could run the guest, but another thread has its CPU.
+    ready: AtomicBool,
+    /// It looks for somebody to give its turn to, because its guest does nothing but wait.
+    spinning: AtomicBool,
     /// Where the vCPU's thread sleeps in HLT or waiting for SIPI.
     #[pin]
     pub(crate) wait: WaitCell,
@@ -115,6 +123,9 @@ impl VcpuShared {
                 sipi: AtomicU32::new(0),
                 apic_addr: AtomicU64::new(0),
                 lint0: AtomicU32::new(0),
+                worker <- Worker::new(),
+                ready: AtomicBool::new(false),
+                spinning: AtomicBool::new(false),
                 wait <- WaitCell::new(),
             }),
             GFP_KERNEL_ACCOUNT,
@@ -125,6 +136,7 @@ impl VcpuShared {
     #[inline]
     pub(crate) fn enter_stay(&self, cpu: u32) {
         self.cpu.store(cpu, Ordering::Relaxed);
+        self.ready.store(false, Ordering::Relaxed);
         // After the number of the CPU: who sees the announcement sends its IPI there.
         self.mode.store(IN_STAY, Ordering::Release);
         // Orders the announcement before all that is read from now on; pairs with the fences of `kick` and `stop_running`.
@@ -203,7 +215,24 @@ impl VcpuShared {
                 send(cpu);
             }
         } else {
-            self.wait.wake();
+            if self.wait.wake() {
+                self.set_ready();
+            }
+        }
+    }
+
+    /// The vCPU's thread has something to do, but not yet a CPU. A hint; a stay ends it.
+    #[inline]
+    pub(crate) fn set_ready(&self) {
+        self.ready.store(true, Ordering::Relaxed);
+    }
+
+    /// Gives the calling thread's turn to this vCPU, if it waits for a CPU. Sleeps. As [`Worker::yield_to`].
+    pub(crate) fn take_turn(&self) -> Option<bool> {
+        if self.ready.load(Ordering::Relaxed) {
+            self.worker.yield_to()
+        } else {
+            Some(false)
         }
     }
 
@@ -303,6 +332,8 @@ pub(crate) struct VcpuSet {
     list: KVec<SetOnce<Arc<VcpuShared>>>,
     len: AtomicU32,
     x2apic_api: AtomicU32,
+    /// Index of the last one that was given a turn.
+    boosted: AtomicU32,
 }
 
 impl VcpuSet {
@@ -317,6 +348,7 @@ impl VcpuSet {
             list,
             len: AtomicU32::new(0),
             x2apic_api: AtomicU32::new(0),
+            boosted: AtomicU32::new(0),
         })
     }
 
@@ -385,6 +417,32 @@ impl VcpuSet {
                 let _ = smp::call_on_cpu(v.cpu.load(Ordering::Relaxed), || {});
             }
         }
+    }
+
+    /// `spinner` waits in a loop, perhaps for one that has no CPU: gives its turn to the next vCPU of which that may be so. One that
+    /// waits in a loop itself is not it. Sleeps.
+    pub(crate) fn yield_from(&self, spinner: &VcpuShared) {
+        let n = self.len();
+        let last = self.boosted.load(Ordering::Relaxed);
+        spinner.spinning.store(true, Ordering::Relaxed);
+        let mut futile = 0;
+        for k in 1..=n {
+            let index = last.wrapping_add(k).checked_rem(n).unwrap_or(0);
+            let Some(v) = self.get(index) else { continue };
+            if core::ptr::eq(&**v, spinner) || v.spinning.load(Ordering::Relaxed) {
+                continue;
+            }
+            match v.take_turn() {
+                Some(true) => {
+                    self.boosted.store(index, Ordering::Relaxed);
+                    break;
+                }
+                Some(false) => {}
+                None if futile == 2 => break,
+                None => futile += 1,
+            }
+        }
+        spinner.spinning.store(false, Ordering::Relaxed);
     }
 
     /// Makes every vCPU notice `bits`.

@@ -64,9 +64,27 @@ unsigned long long rvmm_run_delay(void)
 	return current->sched_info.run_delay;
 }
 
-void rvmm_yield(void)
+struct pid *rvmm_current_pid(void)
 {
-	yield();
+	return task_pid(current);
+}
+
+struct pid *rvmm_get_current_pid(void)
+{
+	return get_task_pid(current, PIDTYPE_PID);
+}
+
+struct task_struct *rvmm_get_pid_task(struct pid *pid)
+{
+	return get_pid_task(pid, PIDTYPE_PID);
+}
+
+int rvmm_yield_to_and_put(struct task_struct *task)
+{
+	int yielded = yield_to(task, true);
+
+	put_task_struct(task);
+	return yielded;
 }
 
 void rvmm_cond_resched(void)

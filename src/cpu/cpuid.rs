@@ -467,6 +467,7 @@ pub mod kvm_feature {
     pub const STEAL_TIME: u32 = 1 << 5;
     pub const PV_EOI: u32 = 1 << 6;
     pub const PV_UNHALT: u32 = 1 << 7;
+    pub const PV_TLB_FLUSH: u32 = 1 << 9;
     pub const PV_SEND_IPI: u32 = 1 << 11;
     pub const POLL_CONTROL: u32 = 1 << 12;
     pub const PV_SCHED_YIELD: u32 = 1 << 13;

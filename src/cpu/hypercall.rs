@@ -14,9 +14,15 @@ use crate::vm::Vm;
 /// Numbers, in RAX.
 const VAPIC_POLL_IRQ: u32 = 1;
 const KICK_CPU: u32 = 5;
-/// Writes guest memory, so it is to be called outside stays.
-pub(crate) const CLOCK_PAIRING: u32 = 9;
+const CLOCK_PAIRING: u32 = 9;
 const SEND_IPI: u32 = 10;
+const SCHED_YIELD: u32 = 11;
+
+/// Whether a hypercall has to be made outside stays: it writes guest memory, or lets another thread run.
+#[inline]
+pub(crate) fn may_sleep(number: u64) -> bool {
+    matches!(number as u32, CLOCK_PAIRING | SCHED_YIELD)
+}
 
 /// Results, in RAX.
 pub(crate) mod error {
@@ -31,7 +37,7 @@ pub(crate) mod error {
 pub(crate) fn call(vm: &Vm, caller: &VcpuShared, s: &mut State, number: u64) -> i64 {
     match number as u32 {
         VAPIC_POLL_IRQ => 0,
-        KICK_CPU | CLOCK_PAIRING | SEND_IPI => known(vm, caller, s, number),
+        KICK_CPU | CLOCK_PAIRING | SEND_IPI | SCHED_YIELD => known(vm, caller, s, number),
         _ => error::NOSYS,
     }
 }
@@ -55,7 +61,24 @@ fn known(vm: &Vm, caller: &VcpuShared, s: &mut State, number: u64) -> i64 {
         SEND_IPI if s.pv.has(&s.features, kvm_feature::PV_SEND_IPI) => {
             send_ipi(vm, caller, [a, b], c as u32, d, if long { 64 } else { 32 })
         }
+        SCHED_YIELD if s.pv.has(&s.features, kvm_feature::PV_SCHED_YIELD) => {
+            sched_yield(vm, caller, a as u32);
+            0
+        }
         _ => error::NOSYS,
+    }
+}
+
+/// The caller has sent an interrupt to the vCPU with this APIC ID, which has no CPU, and waits for what it does: that one may go first.
+fn sched_yield(vm: &Vm, caller: &VcpuShared, apic_id: u32) {
+    let to = Message::fixed(apic_id, Vector(0));
+    let target = vm
+        .memory
+        .vcpus
+        .iter()
+        .find(|v| to.matches(None, &v.apic_addr()));
+    if let Some(v) = target.filter(|v| v.id != caller.id) {
+        let _ = v.take_turn();
     }
 }
 

@@ -23,6 +23,9 @@ pub(crate) const KVM_FEATURES: u32 = {
         | f::STEAL_TIME
         | f::PV_EOI
         | f::PV_UNHALT
+        | f::PV_TLB_FLUSH
         | f::PV_SEND_IPI
+        | f::POLL_CONTROL
+        | f::PV_SCHED_YIELD
         | f::CLOCKSOURCE_STABLE
 };

@@ -4,7 +4,7 @@
 //!
 //! Pages are written outside stays, on [`request::CLOCK`]. An address without memory is nobody's error: nothing is written.
 
-use crate::cpu::cpuid::GuestFeatures;
+use crate::cpu::cpuid::{kvm_feature, GuestFeatures};
 use crate::cpu::msr::index as ix;
 use crate::cpu::pvclock::{self, TimeInfo};
 use crate::cpu::tsc;
@@ -35,6 +35,10 @@ pub(crate) struct Paravirt {
     steal_told: u64,
     /// To be told whether or not the thread has waited.
     pub(crate) steal_stale: bool,
+    /// The guest has been told that this vCPU does not run, and may have left a flush of its translations to the next entry.
+    preempted: bool,
+    /// MSR_KVM_POLL_CONTROL. No halted vCPU polls, so it is only kept.
+    no_poll: bool,
     /// KVM_HC_KICK_CPU came: the next HLT, or the present one, is over.
     pub(crate) unhalted: bool,
     /// MSR_KVM_PV_EOI_EN.
@@ -48,6 +52,7 @@ impl Paravirt {
     pub(crate) fn reset(&mut self) {
         *self = Self {
             enforce: self.enforce,
+            no_poll: self.no_poll,
             ..Self::default()
         };
     }
@@ -60,7 +65,8 @@ impl Paravirt {
     /// Whether the guest is to be told of stolen time. (The processor's time, that is: nothing to do with the TSC.)
     #[inline]
     pub(crate) fn steal_wanted(&self) -> bool {
-        self.steal_time & 1 != 0 && (self.steal_stale || sched::run_delay() != self.steal_told)
+        self.steal_time & 1 != 0
+            && (self.steal_stale || self.preempted || sched::run_delay() != self.steal_told)
     }
 
     /// Whether the guest would like to end interrupts in memory.
@@ -73,6 +79,11 @@ impl Paravirt {
     #[inline]
     pub(crate) fn eoi_offered(&self) -> bool {
         self.eoi_offered
+    }
+
+    /// The `struct kvm_steal_time`: where, if it is switched on.
+    fn steal_page(&self) -> Gpa {
+        Gpa(self.steal_time & !0x3f)
     }
 
     /// The clock's page: where, if it is switched on.
@@ -102,6 +113,7 @@ pub(crate) fn read(vm: &Vm, s: &State, index: u32) -> Option<u64> {
         ix::KVM_SYSTEM_TIME | ix::KVM_SYSTEM_TIME_NEW => Some(s.pv.system_time),
         ix::KVM_STEAL_TIME => Some(s.pv.steal_time),
         ix::KVM_PV_EOI_EN => Some(s.pv.eoi),
+        ix::KVM_POLL_CONTROL => Some((!s.pv.no_poll).into()),
         _ => None,
     }
 }
@@ -134,6 +146,15 @@ pub(crate) fn write(vm: &Vm, s: &mut State, index: u32, value: u64, by_host: boo
             }
             s.pv.steal_time = value;
             s.pv.steal_stale = true;
+            if core::mem::take(&mut s.pv.preempted) {
+                s.tlb_seen = 0;
+            }
+        }
+        ix::KVM_POLL_CONTROL => {
+            if value & !1 != 0 {
+                return false;
+            }
+            s.pv.no_poll = value == 0;
         }
         ix::KVM_PV_EOI_EN => {
             let gpa = value & !1;
@@ -162,17 +183,56 @@ pub(crate) fn update_steal_time(vm: &Vm, s: &mut State) {
     // Another thread may run the vCPU now: it has no common past with the last one.
     let stolen = now.saturating_sub(s.pv.steal_told);
     s.pv.steal_told = now;
-    let _ = write_steal_time(&vm.memory.view(), Gpa(s.pv.steal_time & !0x3f), stolen);
+    let told = core::mem::take(&mut s.pv.preempted);
+    let flush = match write_steal_time(&vm.memory.view(), s.pv.steal_page(), stolen) {
+        Ok(preempted) => preempted & FLUSH_TLB != 0,
+        // What was left there cannot be read.
+        Err(_) => told,
+    };
+    if flush && s.pv.has(&s.features, kvm_feature::PV_TLB_FLUSH) {
+        s.tlb_seen = 0;
+    }
 }
 
-fn write_steal_time(view: &MemoryView<'_>, gpa: Gpa, stolen: u64) -> Result {
+/// Offset of `preempted` in `struct kvm_steal_time`.
+const PREEMPTED: usize = 16;
+/// Its bits: the vCPU does not run; another vCPU wants its translations flushed before it does.
+const VCPU_PREEMPTED: u8 = 1;
+const FLUSH_TLB: u8 = 2;
+
+/// The vCPU's thread is about to wait: tells the guest that this vCPU does not run, so that others need not wait for it.
+///
+/// To be called between instructions only: from now on the guest may count on a flush before the next one, and what has been
+/// translated for an instruction that is half done would survive that. Not for a halted vCPU: an interrupt to that one is as good
+/// as to one that runs, and the guest's scheduler would take its CPU for a bad choice.
+pub(crate) fn set_preempted(vm: &Vm, s: &mut State) {
+    if s.pv.steal_time & 1 == 0 || s.pv.preempted {
+        return;
+    }
+    let (view, gpa) = (vm.memory.view(), s.pv.steal_page());
+    let Ok(hva) = view.hva(gpa, true) else { return };
+    // Aligned to 64 bytes, so the sum is in the same page.
+    if uaccess::put_u8(hva.wrapping_add(PREEMPTED), VCPU_PREEMPTED).is_ok() {
+        s.pv.preempted = true;
+        view.mark_dirty(gpa);
+    }
+}
+
+/// What `preempted` was.
+fn write_steal_time(view: &MemoryView<'_>, gpa: Gpa, stolen: u64) -> Result<u8> {
     const VERSION: usize = 8;
-    const PREEMPTED: usize = 16;
     // Aligned to its size of 64 bytes: in one page.
     let hva = view.hva(gpa, true)?;
     let field = |o: usize| hva.checked_add(o).ok_or(EFAULT);
     let (version_at, preempted_at) = (field(VERSION)?, field(PREEMPTED)?);
-    resident(hva, || uaccess::put_u8(preempted_at, 0))?;
+    // Other vCPUs add to it until it is zero.
+    let preempted = resident(hva, || {
+        let mut old = uaccess::get_u8(preempted_at)?;
+        while let Err(found) = uaccess::cmpxchg_u8(preempted_at, old, 0)? {
+            old = found;
+        }
+        Ok(old)
+    })?;
     let version = pvclock::writing(resident(hva, || uaccess::get_u32(version_at))?);
     resident(hva, || uaccess::put_u32(version_at, version))?;
     let steal = resident(hva, || uaccess::get_u64(hva))?.wrapping_add(stolen);
@@ -181,7 +241,7 @@ fn write_steal_time(view: &MemoryView<'_>, gpa: Gpa, stolen: u64) -> Result {
         uaccess::put_u32(version_at, version.wrapping_add(1))
     })?;
     view.mark_dirty(gpa);
-    Ok(())
+    Ok(preempted)
 }
 
 /// The entry delivers `vector` of the local APIC: lets the guest end it by clearing a bit, without an exit, if nothing else hangs on
