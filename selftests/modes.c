@@ -227,6 +227,35 @@ TEST(protected_mode)
 	OUTPUTS(&vm, KVM_EXIT_HLT, 0x1234 & 0xfffc, 0x666, 7);
 }
 
+/* EFER.LME first: paging stays off until CR4.PAE is there (APM 2 14.6.1). */
+GUEST32(lme_first,
+	"lidt " LIN(lme_first, 8f) "\n"
+	"mov $0xc0000080, %ecx; rdmsr; or $0x100, %eax; wrmsr\n"
+	"rdmsr; out %eax, $0x10\n"
+	"mov %cr0, %eax; or $0x80000000, %eax; mov %eax, %cr0; hlt\n"	/* #GP */
+	"13: pop %eax; out %eax, $0x10; mov %cr0, %eax; shr $31, %eax; out %eax, $0x10\n"
+	"clts; mov $1, %eax; lmsw %ax; mov %cr0, %eax; and $0xf, %eax; out %eax, $0x10\n"
+	"mov %cr4, %eax; or $0x20, %eax; mov %eax, %cr4; rdmsr; out %eax, $0x10; hlt\n"
+	".balign 8\n"
+	"8: .word 14*8-1; .long " STR(G_DATA) "\n"
+	".globl lme_gp\n.set lme_gp, 13b\n");
+extern const unsigned char lme_gp[];
+
+TEST(lme_before_pae)
+{
+	struct vm vm;
+	uint64_t *idt, gp = G_CODE + (lme_gp - lme_first);
+
+	if (!is_rvmm() && is_amd())
+		skip("QEMU's emulation of SVM ends a host that does not hide LME");
+	vm_new(&vm, MIB);
+	VM_PROT(&vm, lme_first);
+	idt = (uint64_t *)(vm.mem + G_DATA);
+	memset(idt, 0, 14 * 8);
+	idt[13] = (gp & 0xffff) | (uint64_t)SEL_CODE32 << 16 | 0x8e00ull << 32 | (gp >> 16) << 48;
+	OUTPUTS(&vm, KVM_EXIT_HLT, 0x100, 0, 0, 1, 0x100);
+}
+
 /* Virtual-8086 mode: port I/O by bitmap, INT n to the monitor. */
 GUEST32(vm86,
 	"mov $" STR(SEL_TSS) ", %eax; ltr %ax\n"

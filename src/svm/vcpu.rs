@@ -10,7 +10,7 @@ use crate::backend::{
 };
 use crate::cpu::control;
 use crate::cpu::events::interrupt_event;
-use crate::cpu::regs::{cr4, efer, rflags, DescTable, Gpr, Seg};
+use crate::cpu::regs::{cr0, cr4, efer, rflags, DescTable, Gpr, Seg};
 use crate::exit::{CrAccess, CrOp, Event, EventKind, Exception, Exit, Io, NestedFault};
 use crate::linux::irqflags;
 use crate::linux::page::Pages;
@@ -31,7 +31,8 @@ const DR7_ENABLES: u64 = 0xff;
 /// PAT after RESET (SDM 3A table 12-12, APM 2 7.8.2).
 const PAT_RESET: u64 = 0x0007_0406_0007_0406;
 
-/// Intercept of CR8 writes (APM 2 15.8.1).
+/// Intercepts of CR0 and CR8 writes (APM 2 15.8.1).
+const CR0_WRITE: u32 = 1 << 16;
 const CR8_WRITE: u32 = 1 << (16 + 8);
 /// A virtual interrupt as soon as the guest can take one, whatever its task priority (APM 2 15.21.4).
 const VIRTUAL_IRQ: u64 = vintr::V_IRQ | vintr::V_INTR_PRIO_MAX | vintr::V_IGN_TPR;
@@ -90,6 +91,8 @@ pub(crate) struct SvmVcpu {
     host_debug: HostDebug,
     /// CR4.MCE as the guest set it.
     guest_mce: u64,
+    /// EFER.LME while it is kept from the processor ([`State::hide_lme`]).
+    hidden_lme: u64,
     extra_exceptions: u32,
     /// Vector of a virtual interrupt that the last exit came before.
     undelivered: Option<u8>,
@@ -204,9 +207,16 @@ impl SvmVcpu {
         if dirty.intersects(Groups::CTRL) {
             self.guest_mce = cpu.sregs.cr4 & cr4::MCE;
         }
-        let tsc_scaled_efer = cpu.sregs.efer | efer::SVME;
-        let save = &mut self.vmcb_mut().save;
         let s = &cpu.sregs;
+        if self.state.hide_lme && dirty.intersects(Groups::CTRL) {
+            let hide = s.efer & efer::LME != 0 && s.cr0 & cr0::PG == 0 && s.cr4 & cr4::PAE == 0;
+            self.hidden_lme = if hide { efer::LME } else { 0 };
+            let c = &mut self.vmcb_mut().control;
+            // In this state paging may not be enabled (#GP, APM 2 14.6.1), which the processor no longer sees.
+            c.intercept_cr = c.intercept_cr & !CR0_WRITE | if hide { CR0_WRITE } else { 0 };
+        }
+        let efer = (s.efer | efer::SVME) & !self.hidden_lme;
+        let save = &mut self.vmcb_mut().save;
         if dirty.intersects(Groups::CODE) {
             save.cs = VmcbSegment::from_neutral(s.seg(Seg::Cs));
             save.ss = VmcbSegment::from_neutral(s.seg(Seg::Ss));
@@ -227,7 +237,7 @@ impl SvmVcpu {
             // With MCE clear a machine check would shut the processor down instead of exiting (APM 2 15.12.14). The guest does not
             // see the bit: reads of CR4 are intercepted.
             save.cr4 = s.cr4 | host_mce;
-            save.efer = tsc_scaled_efer;
+            save.efer = efer;
         }
         if dirty.intersects(Groups::TABLES) {
             save.gdtr.base = s.gdt.base;
@@ -437,6 +447,7 @@ impl VcpuBackend for SvmVcpu {
                 dr: None,
             },
             guest_mce: 0,
+            hidden_lme: 0,
             extra_exceptions: 0,
             undelivered: None,
             insn_len: 0,
@@ -672,7 +683,7 @@ impl VcpuBackend for SvmVcpu {
             s.cr0 = save.cr0;
             s.cr3 = save.cr3;
             s.cr4 = save.cr4 & !cr4::MCE | self.guest_mce;
-            s.efer = save.efer & !efer::SVME;
+            s.efer = save.efer & !efer::SVME | self.hidden_lme;
         }
         if want.intersects(Groups::TABLES) {
             s.gdt = DescTable {
