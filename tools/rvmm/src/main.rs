@@ -4,6 +4,7 @@
 mod bench;
 mod check;
 mod pci;
+mod refused;
 mod run;
 mod stat;
 mod status;

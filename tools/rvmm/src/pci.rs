@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 
 use rvmm_vm::pci::Address;
 
+use crate::refused;
 use crate::status::Status;
 
 /// The driver of the module.
@@ -22,7 +23,8 @@ pub struct Args {
 
 #[derive(clap::Subcommand)]
 enum Command {
-    /// Show devices, their IOMMU groups and drivers, and why one cannot be given to a guest.
+    /// Show devices, their IOMMU groups and drivers, and why one cannot be given to a guest; and which of them the IOMMU has
+    /// refused accesses, as far as the kernel's log tells.
     List,
     /// Take a device from its driver, for guests.
     Bind {
@@ -39,7 +41,18 @@ enum Command {
 /// Runs the command.
 pub fn main(args: &Args) -> Status {
     let done = match &args.command {
-        Command::List => list(Path::new(BUS)).map(|text| print!("{text}")),
+        Command::List => list(Path::new(BUS)).map(|text| {
+            print!("{text}");
+            // The log may be root's.
+            for (device, what) in refused::by_device().unwrap_or_default() {
+                println!(
+                    "{device}: DMA refused, lines in the kernel's log: {}; the last one: {} {:#x}",
+                    what.lines,
+                    if what.write { "write to" } else { "read of" },
+                    what.address
+                );
+            }
+        }),
         Command::Bind { address } => bind(Path::new(BUS), &address.to_string()),
         Command::Unbind { address } => unbind(Path::new(BUS), &address.to_string()),
     };
