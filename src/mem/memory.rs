@@ -703,25 +703,33 @@ impl GuestMemory {
             return false;
         };
         let Mmu { table, pool, .. } = &mut *mmu;
-        let how = if host != gup::MappingLevel::L4K && self.may_be_huge(slot, gpa) {
-            self.huge(table, pool, gpa, fetch)
-        } else {
-            Mapped::Leaf(Level::L1)
-        };
-        let span = how.span();
         let leaf = Leaf {
-            hpa: Hpa(pfn << 12).align_down(span),
-            perm: self.perm_at(how.level(), Perm::RWX),
+            hpa: Hpa(pfn << 12),
+            perm: Perm::RWX,
             mem_type: MemType::Wb,
             ignore_pat: true,
             accessed: true,
             dirty: true,
         };
-        let gpa = gpa.align_down(span);
-        match how {
-            Mapped::Leaf(level) => table.map_new(pool, gpa, level, &leaf).is_ok(),
-            Mapped::Parts => table.map_parts(pool, gpa, &leaf, true).is_ok(),
+        if host != gup::MappingLevel::L4K && self.may_be_huge(slot, gpa) {
+            let nx = self.nx_huge.load(Ordering::Relaxed);
+            let base = gpa.align_down(Level::L2);
+            let whole = Leaf {
+                hpa: leaf.hpa.align_down(Level::L2),
+                perm: if nx && !fetch { Perm::RW } else { Perm::RWX },
+                ..leaf
+            };
+            // As in `huge`, which asks the table first.
+            let done = if nx && fetch {
+                table.map_parts(pool, base, &whole, true).is_ok()
+            } else {
+                table.map_new(pool, base, Level::L2, &whole).is_ok()
+            };
+            if done || !nx {
+                return done;
+            }
         }
+        table.map_new(pool, gpa.page(), Level::L1, &leaf).is_ok()
     }
 
     /// Handles a nested fault at `gpa`. Runs in the VM's own mm, may sleep.
