@@ -395,8 +395,8 @@ impl MsrFile {
         // Locked with VMX off: firmware has decided.
         self.feature_control = 1;
         self.ucode_rev = match c.vendor {
-            // A revision higher than any that Linux's lists of defective microcode name.
-            Vendor::Intel => 0xffff_ffff << 32,
+            // KVM's values: no guest takes the revision of a hypervisor seriously.
+            Vendor::Intel => 1 << 32,
             Vendor::Amd => 0x0100_0065,
         };
         self.platform_info = c.platform_info;
@@ -566,6 +566,8 @@ impl MsrFile {
                 *self.mtrr_variable.get(i).ok_or(MsrError::Unknown)?
             }
             ix::MCG_CAP => self.mcg_cap,
+            // KVM has it for both vendors.
+            ix::HWCR => self.hwcr,
             ix::MCG_STATUS => self.mcg_status,
             ix::MCG_CTL if self.mcg_cap & (1 << 8) != 0 || a.host_initiated => self.mcg_ctl,
             _ => match (Self::fixed_of(msr), self.bank_of(msr)) {
@@ -587,7 +589,6 @@ impl MsrFile {
     #[cold]
     fn get_amd(&self, msr: u32, a: &Access<'_>) -> Result<u64, MsrError> {
         match msr {
-            ix::HWCR => Ok(self.hwcr),
             ix::DE_CFG => Ok(self.de_cfg),
             ix::VM_CR => Ok(VM_CR_DISABLED),
             ix::OSVW_ID_LENGTH if a.features().osvw => Ok(self.osvw_id_length),
@@ -627,6 +628,12 @@ impl MsrFile {
             }
             // Microcode updates are the host's business: accepted without effect.
             ix::UCODE_WRITE => {}
+            ix::HWCR => {
+                if value & !(HWCR_KEPT | HWCR_IGNORED) != 0 {
+                    return Err(MsrError::Invalid);
+                }
+                self.hwcr = value & HWCR_KEPT;
+            }
             ix::PLATFORM_INFO => {
                 if value & PLATFORM_CPUID_FAULT == 0 && self.misc_features & 1 != 0 {
                     return Err(MsrError::Invalid);
@@ -753,12 +760,6 @@ impl MsrFile {
     #[cold]
     fn set_amd(&mut self, msr: u32, value: u64, a: &Access<'_>) -> Result<Written, MsrError> {
         match msr {
-            ix::HWCR => {
-                if value & !(HWCR_KEPT | HWCR_IGNORED) != 0 {
-                    return Err(MsrError::Invalid);
-                }
-                self.hwcr = value & HWCR_KEPT;
-            }
             ix::DE_CFG => {
                 if value & !self.de_cfg_allowed != 0 {
                     return Err(MsrError::Invalid);
@@ -910,7 +911,7 @@ pub const fn pat_valid(pat: u64) -> bool {
 }
 
 /// MSRs that are always listed.
-const LISTED: [u32; 19] = [
+const LISTED: [u32; 20] = [
     ix::TSC,
     ix::SYSENTER_CS,
     ix::SYSENTER_ESP,
@@ -930,6 +931,7 @@ const LISTED: [u32; 19] = [
     ix::MISC_FEATURES_ENABLES,
     ix::POWER_CTL,
     ix::MTRR_DEF_TYPE,
+    ix::HWCR,
 ];
 
 /// MSRs that say what there is, as CPUID does: for KVM_GET_MSR_FEATURE_INDEX_LIST and KVM_GET_MSRS on the device, which give what a
@@ -986,7 +988,6 @@ pub fn index_list(host: &GuestFeatures, out: &mut [u32]) -> Result<usize, usize>
         (ix::SPEC_CTRL, host.spec_ctrl != 0),
         (ix::ARCH_CAPABILITIES, host.arch_capabilities),
         (ix::XSS, host.xsaves),
-        (ix::HWCR, host.vendor == Vendor::Amd),
         (ix::FEATURE_CONTROL, host.vendor == Vendor::Intel),
     ] {
         if on {
