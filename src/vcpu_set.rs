@@ -214,10 +214,8 @@ impl VcpuShared {
             if cpu != preempt::raw_cpu() {
                 send(cpu);
             }
-        } else {
-            if self.wait.wake() {
-                self.set_ready();
-            }
+        } else if self.wait.wake() {
+            self.set_ready();
         }
     }
 
