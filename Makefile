@@ -37,14 +37,15 @@ endef
 KMAKE = mkdir -p $(1) && flock $(1).lock $(MODULE_RUN) $(MAKE) -s -C $(KOBJ) M=$(CURDIR) MO=$(1) CONFIG_DEBUG_INFO_BTF_MODULES=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup modules tools guest run test test-kvm test-qemu test-iommu bench check fmt clippy imports clean distclean
+.PHONY: help setup modules tools guest run test test-kvm test-qemu test-iommu test-long bench check fmt clippy imports clean distclean
 
 help:
 	@echo 'make run            boot a Linux guest through /dev/rvmm in the AMD bed (BED=intel: on VMX)'
 	@echo 'make test           unit tests, checks, selftests in both beds; ends with "N passed, M failed"'
 	@echo 'make test-kvm       the selftests of the kernel for KVM, on KVM and on rvmm'
 	@echo 'make test-qemu      guests of unmodified QEMU in all its combinations, in both beds'
-	@echo 'make test-iommu     the part with devices handed to guests'
+	@echo 'make test-iommu     everything with devices handed to guests'
+	@echo 'make test-long      what takes long: ten thousand attempts to break out by DMA'
 	@echo 'make bench          rvmm beside stock KVM, ticks per operation'
 	@echo 'make modules        rvmm.ko for the stock Debian kernel (KDIR=DIR: for another one)'
 	@echo 'make tools          the launcher and its companions, statically linked ($(RELEASE)/)'
@@ -83,9 +84,13 @@ test-kvm: setup modules
 test-qemu: setup
 	@tools/test --qemu $(TESTS)
 
-# Devices handed to guests, on a machine with an IOMMU; `make test` runs it as well.
+# Devices handed to guests, on a machine with an IOMMU: more than `make test` runs.
 test-iommu: setup
-	@tools/test iommu
+	@tools/test --iommu $(TESTS)
+
+# The same attacks ten times as long.
+test-long: setup
+	@tools/test --long $(TESTS)
 
 bench: modules tools guest
 	@tools/bench $(BENCH_FLAGS)
