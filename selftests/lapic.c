@@ -142,6 +142,54 @@ TEST(timer_deadline)
 	VECTORS(&vm, 0x60, 0x60);
 }
 
+/* Deadlines RDI ticks away, one after the other, waited for in a loop and in HLT by turns; how late each came is in the first cell. */
+GUEST64(deadlines,
+	APIC "movl $0x40060, 0x320(%rbx); mov $0x6e0, %ecx; mov $1, %r9d\n"
+	"1: rdtsc; shl $32, %rdx; or %rax, %rdx; add %rdi, %rdx; mov %rdx, %r8; mov %edx, %eax; shr $32, %rdx; wrmsr; sti\n"
+	"2: cmp %r9, " STR(G_LOG) "; jae 3f; test $1, %r9b; jnz 2b\n"
+	"cli; cmp %r9, " STR(G_LOG) "; jae 3f; sti; hlt; jmp 2b\n"
+	"3: rdtsc; shl $32, %rdx; or %rax, %rdx; sub %r8, %rdx; mov %rdx, " STR(G_CELLS) "; out %al, $0x10; inc %r9; jmp 1b\n");
+
+/* Deadlines are in the guest's ticks, whatever their rate: never early, and, others being quiet, not late. */
+TEST(timer_deadline_scaled)
+{
+	uint64_t host, khz, late, best[2];
+	struct kvm_regs r;
+	struct vm vm;
+
+	for (int i = 0; i < 3; i++) {
+		NEW(&vm, deadlines);
+		if (!has_extension(vm.kvm, KVM_CAP_TSC_DEADLINE_TIMER))
+			skip("no TSC-deadline mode");
+		struct kvm_cpuid2 *table = supported_cpuid(vm.kvm);
+
+		cpuid_entry(table, 1, 0)->ecx |= 1 << 24;
+		OK(ioctl(vm.vcpu, KVM_SET_CPUID2, table));
+		host = OK(ioctl(vm.vcpu, KVM_GET_TSC_KHZ, 0));
+		khz = i == 0 ? host : i == 1 ? host * 3 : host / 4;
+		if (khz != host && !OK(ioctl(vm.kvm, KVM_CHECK_EXTENSION, KVM_CAP_TSC_CONTROL)))
+			break;
+		OK(ioctl(vm.vcpu, KVM_SET_TSC_KHZ, khz));
+		r = vm_regs(&vm);
+		r.rdi = khz * 10;
+		vm_set_regs(&vm, &r);
+		best[0] = best[1] = ~0ull;
+		for (int n = 0; n < 20; n++) {
+			vm_expect_out(&vm, 0x10);
+			CHECK_EQ(vm_log(&vm)->count, n + 1);
+			late = vm_cells(&vm)[0];
+			if ((int64_t)late < 0)
+				FAIL("%llu ticks early at %llu kHz", -(unsigned long long)late, (unsigned long long)khz);
+			if (late < best[n & 1])
+				best[n & 1] = late;
+		}
+		note("at %llu kHz late by %llu ticks in a loop, %llu in HLT", (unsigned long long)khz, (unsigned long long)best[0],
+		     (unsigned long long)best[1]);
+		CHECK(best[0] < khz * 5 && best[1] < khz * 5);
+		vm_free(&vm);
+	}
+}
+
 /* HLT does not leave the kernel: signals and state changes do end it. */
 GUEST64(sleeper, APIC "sti; 1: hlt; incq " STR(G_CELLS) "; jmp 1b\n");
 

@@ -204,6 +204,8 @@ pub struct HwCaps {
     pub apicv: bool,
     /// A running guest takes interrupts from its posted-interrupt descriptor when its CPU is notified.
     pub posted: bool,
+    /// A deadline can end a stay ([`VcpuBackend::set_deadline`]).
+    pub guest_timer: bool,
     /// Guest-physical address width of the nested page tables' root level (4 levels: 48).
     pub nested_levels: u8,
 }
@@ -285,6 +287,10 @@ pub trait VcpuBackend: Sized {
 
     /// The ratio by which the host's TSC is scaled; only where [`HwCaps::tsc_fraction`] is not 0. *Any*.
     fn set_tsc_ratio(&mut self, _ratio: u64) {}
+
+    /// Exit with [`Exit::PreemptionTimer`] when the host's TSC comes to this value while the guest runs, and at every entry after that;
+    /// `u64::MAX`: never. Only where [`HwCaps::guest_timer`]. *Any*.
+    fn set_deadline(&mut self, _host_tsc: u64) {}
 
     /// Exceptions to intercept besides #DB, #AC and #MC: bit per vector. *Any*.
     fn set_exception_intercepts(&mut self, vectors: u32);

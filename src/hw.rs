@@ -199,6 +199,10 @@ impl VcpuBackend for Hw {
         dispatch!(self, v => v.set_tsc_ratio(ratio))
     }
 
+    fn set_deadline(&mut self, host_tsc: u64) {
+        dispatch!(self, v => v.set_deadline(host_tsc))
+    }
+
     fn set_exception_intercepts(&mut self, vectors: u32) {
         dispatch!(self, v => v.set_exception_intercepts(vectors))
     }

@@ -380,8 +380,10 @@ impl<'a> Runner<'a> {
     fn halt(&mut self) -> bool {
         let shared = &self.vcpu.shared;
         if !self.wakes() {
+            self.vcpu.sleep_timer(self.s);
             // A rise of the 8259s' INTR is a request as well.
             let woken = shared.wait.wait_interruptible(|| shared.requests() != 0);
+            self.vcpu.wake_timer(self.s);
             if woken.is_err() {
                 return false;
             }
@@ -460,7 +462,7 @@ impl<'a> Runner<'a> {
         }
         if r & request::TIMER != 0 {
             let tsc = self.s.tsc();
-            let advance = self.s.timer_advance;
+            let advance = self.s.timer_advance.max(self.s.exit_advance);
             if let Some(l) = &mut self.s.lapic {
                 let now = hrtimer::ktime_get_ns();
                 let deadline = l.tsc_deadline();
@@ -485,17 +487,23 @@ impl<'a> Runner<'a> {
     fn await_deadline(&mut self, deadline: u64) {
         let s = &mut *self.s;
         let limit = MAX_ADVANCE_NS * u64::from(s.tsc_khz) / 1_000_000;
+        let exited = core::mem::take(&mut s.timer_exited);
         let early = deadline.wrapping_sub(s.tsc()) as i64;
         let by = early.unsigned_abs();
         // Later than any advance could make up for: the host was busy, which says nothing about the way here.
         if by > limit {
             return;
         }
+        let advance = if exited {
+            &mut s.exit_advance
+        } else {
+            &mut s.timer_advance
+        };
         if early <= 0 {
-            s.timer_advance = s.timer_advance.saturating_add(by / 2).min(limit);
+            *advance = advance.saturating_add(by / 2).min(limit);
             return;
         }
-        s.timer_advance = s.timer_advance.saturating_sub(by / 8);
+        *advance = advance.saturating_sub(by / 8);
         while (deadline.wrapping_sub(s.tsc()) as i64) > 0 {
             core::hint::spin_loop();
         }
@@ -846,7 +854,12 @@ impl<'a> Runner<'a> {
     #[inline(never)]
     fn handle(&mut self, exit: &Exit, atomic: bool) -> Step {
         match exit {
-            Exit::HostInterrupt | Exit::PreemptionTimer => Step::Leave,
+            Exit::HostInterrupt => Step::Leave,
+            Exit::PreemptionTimer => {
+                self.s.timer_exited = true;
+                self.take_interrupts(request::TIMER);
+                Step::Again
+            }
             Exit::HostNmi | Exit::HostMachineCheck => Step::Again,
             Exit::IrqWindow if self.vm.chip.has_pic() => Step::Again,
             // User space may have asked for it.

@@ -159,6 +159,14 @@ pub(crate) struct State {
     /// How much earlier than a TSC deadline the host's timer is set, in ticks: the time from its interrupt to the entry, as
     /// measured.
     pub(crate) timer_advance: u64,
+    /// The same for the timer that ends the guest's turn, where there is one ([`VcpuBackend::set_deadline`]).
+    pub(crate) exit_advance: u64,
+    /// That one brought the interrupt that is due.
+    pub(crate) timer_exited: bool,
+    /// There is one. It counts TSC deadlines while the vCPU is not halted.
+    pub(crate) guest_timer: bool,
+    /// The host's timer may be set.
+    pub(crate) host_timer: bool,
     /// The deadline of a timer interrupt that was posted, perhaps early: not to be reached by the guest before that.
     pub(crate) timer_due: Option<u64>,
     /// Identity for the mitigations.
@@ -325,6 +333,10 @@ impl State {
             tlb_seen: 0,
             last_cpu: u32::MAX,
             timer_advance: FIRST_ADVANCE_NS * u64::from(boot_cpu::tsc_khz()) / 1_000_000,
+            exit_advance: 0,
+            timer_exited: false,
+            guest_timer: crate::hw::caps().is_some_and(|c| c.guest_timer),
+            host_timer: false,
             timer_due: None,
             token: crate::mitigate::token(),
             has_run: false,

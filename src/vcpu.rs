@@ -4,12 +4,14 @@
 //! All state is behind one mutex, which KVM_RUN holds for as long as it runs: an ioctl from another thread waits until it returns,
 //! or until it is killed.
 
+use crate::backend::VcpuBackend;
 use crate::cpu::cpuid::CpuidEntry;
 use crate::cpu::xsave;
 use crate::irq::lapic::Action;
 use crate::irq::lapic_timer::TimerArm;
 use crate::ledger::{self, VcpuLedger};
 use crate::linux::anon_inode::FileOperations;
+use crate::linux::boot_cpu;
 use crate::linux::hrtimer::{self, Timer, TimerCallback};
 use crate::linux::killable_mutex::KillableMutex;
 use crate::linux::mmap::SharedPages;
@@ -103,13 +105,50 @@ impl Vcpu {
     }
 
     /// Arms the APIC timer as the local APIC wants it.
-    pub(crate) fn arm_timer(&self, s: &State) {
+    pub(crate) fn arm_timer(&self, s: &mut State) {
         let Some(l) = &s.lapic else { return };
-        match l.timer_arm() {
-            TimerArm::Off => {
-                let _ = self.timer.try_cancel();
+        let arm = l.timer_arm();
+        if s.guest_timer {
+            if let TimerArm::AtTsc(deadline) = arm {
+                self.stop_host_timer(s);
+                let left = deadline
+                    .saturating_sub(s.tsc())
+                    .saturating_sub(s.exit_advance);
+                if left == 0 {
+                    s.hw.set_deadline(u64::MAX);
+                    self.shared.request_self(request::TIMER);
+                } else {
+                    let now = boot_cpu::rdtsc();
+                    let left = Self::scaled(left, s.tsc_rate_khz(), boot_cpu::tsc_khz().into());
+                    s.hw.set_deadline(now.saturating_add(left));
+                }
+                return;
             }
-            TimerArm::AtNs(ns) => self.timer.start_abs_ns(ns),
+            s.hw.set_deadline(u64::MAX);
+        }
+        self.arm_host_timer(s, arm);
+    }
+
+    /// `count` ticks of a clock of `khz`, counted by one of `other` per millisecond, without a product that overflows.
+    fn scaled(count: u64, khz: u32, other: u64) -> u64 {
+        let khz = u64::from(khz).max(1);
+        if khz == other {
+            return count;
+        }
+        // The remainder is below 2^32, as the other rate is.
+        (count / khz)
+            .saturating_mul(other)
+            .saturating_add((count % khz).saturating_mul(other) / khz)
+    }
+
+    /// Arms the host's timer.
+    fn arm_host_timer(&self, s: &mut State, arm: TimerArm) {
+        match arm {
+            TimerArm::Off => self.stop_host_timer(s),
+            TimerArm::AtNs(ns) => {
+                s.host_timer = true;
+                self.timer.start_abs_ns(ns);
+            }
             TimerArm::AtTsc(deadline) => {
                 // Early by what the way from the timer's interrupt to the guest takes.
                 let left = deadline
@@ -119,14 +158,36 @@ impl Vcpu {
                     self.shared.request_self(request::TIMER);
                     return;
                 }
-                let khz = u64::from(s.tsc_rate_khz()).max(1);
-                // left / khz milliseconds, without a product that overflows: the remainder is below 2^32.
-                let ns = (left / khz)
-                    .saturating_mul(1_000_000)
-                    .saturating_add(left % khz * 1_000_000 / khz);
+                let ns = Self::scaled(left, s.tsc_rate_khz(), 1_000_000);
+                s.host_timer = true;
                 self.timer
                     .start_abs_ns(hrtimer::ktime_get_ns().saturating_add(ns.min(u64::MAX / 4)));
             }
+        }
+    }
+
+    /// The host's timer is not needed. If it fires meanwhile the vCPU finds that its own has not.
+    fn stop_host_timer(&self, s: &mut State) {
+        if core::mem::take(&mut s.host_timer) {
+            let _ = self.timer.try_cancel();
+        }
+    }
+
+    /// The vCPU is about to sleep in HLT: a deadline that would end the guest's turn has to wake it.
+    pub(crate) fn sleep_timer(&self, s: &mut State) {
+        let arm = match &s.lapic {
+            Some(l) if s.guest_timer => l.timer_arm(),
+            _ => return,
+        };
+        if let TimerArm::AtTsc(_) = arm {
+            self.arm_host_timer(s, arm);
+        }
+    }
+
+    /// It has woken.
+    pub(crate) fn wake_timer(&self, s: &mut State) {
+        if s.guest_timer && s.lapic.as_ref().is_some_and(|l| l.tsc_deadline() != 0) {
+            self.stop_host_timer(s);
         }
     }
 

@@ -219,6 +219,7 @@ impl Platform for Svm {
             pause_exit: l.edx & feature::PAUSE_FILTER != 0,
             apicv: false,
             posted: false,
+            guest_timer: false,
             nested_levels: if boot_cpu::la57() { 5 } else { 4 },
         };
         let mut msrpm = Pages::alloc(1)?;

@@ -13,6 +13,7 @@ use kernel::prelude::*;
 const IA32_FEATURE_CONTROL: u32 = 0x3a;
 const IA32_MISC_ENABLE: u32 = 0x1a0;
 const IA32_VMX_BASIC: u32 = 0x480;
+const IA32_VMX_MISC: u32 = 0x485;
 const IA32_VMX_CR0_FIXED0: u32 = 0x486;
 const IA32_VMX_CR0_FIXED1: u32 = 0x487;
 const IA32_VMX_CR4_FIXED0: u32 = 0x488;
@@ -73,6 +74,8 @@ pub(super) struct Caps {
     /// The processor can virtualise local APICs, in memory and by MSRs, and deliver their interrupts (SDM 3C 30), and the
     /// module parameter lets it.
     pub(super) apicv: bool,
+    /// The preemption timer counts once in two to this power ticks of the TSC (SDM 3D A.6), where there is one.
+    pub(super) timer_rate: Option<u32>,
     /// With it the processor can take posted interrupts, notified by this vector.
     pub(super) posted: Option<u8>,
     /// Bits of CR0 that must be 1 in VMX operation; PE and PG are exempt in the guest.
@@ -306,6 +309,8 @@ impl Caps {
                 && may(IA32_VMX_TRUE_PINBASED_CTLS, pin::POSTED_INTERRUPTS)
                 && may(IA32_VMX_TRUE_EXIT_CTLS, exit::ACK_INTERRUPT)
         });
+        let timer_rate = may(IA32_VMX_TRUE_PINBASED_CTLS, pin::PREEMPTION_TIMER)
+            .then(|| capability(IA32_VMX_MISC) as u32 & 31);
         let exit = choose(
             &EXIT,
             IA32_VMX_TRUE_EXIT_CTLS,
@@ -346,6 +351,7 @@ impl Caps {
             entry,
             apicv,
             posted,
+            timer_rate,
             cr0_fixed0: capability(IA32_VMX_CR0_FIXED0),
             cr0_fixed1: capability(IA32_VMX_CR0_FIXED1),
             cr4_fixed0: capability(IA32_VMX_CR4_FIXED0),
@@ -458,6 +464,7 @@ impl Caps {
             pause_exit: self.proc2 & proc2::PAUSE_LOOP_EXITING != 0,
             apicv: self.apicv,
             posted: self.posted.is_some(),
+            guest_timer: self.timer_rate.is_some(),
             nested_levels: 4,
         }
     }

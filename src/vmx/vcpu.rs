@@ -27,6 +27,7 @@ use crate::backend::{
 };
 use crate::cpu::regs::{efer, rflags, Gpr};
 use crate::exit::{Event, EventKind, Exit};
+use crate::linux::boot_cpu;
 use crate::linux::irqflags::IrqGuard;
 use crate::linux::page::Pages;
 use crate::linux::{cr, msr, preempt, smp};
@@ -137,6 +138,13 @@ pub(crate) struct VmxVcpu {
     insn_len: u8,
     /// The last entry delivered an event.
     injected: bool,
+    /// Pin-based controls but for the preemption timer.
+    pin: u32,
+    /// Host TSC at which the preemption timer is to end the guest's turn; `u64::MAX`: none.
+    deadline: u64,
+    /// The timer has been switched on at some time; it has a deadline in the VMCS.
+    timer_used: bool,
+    timer_set: bool,
     interrupted: Option<Event>,
 }
 
@@ -295,7 +303,8 @@ impl VmxVcpu {
                 unsafe {
                     vm.write_control(POSTED_VECTOR, vector.into());
                     vm.write_control(POSTED_DESCRIPTOR, apic.pages.descriptor.as_u64());
-                    vm.write_control(PIN_CONTROLS, caps.pin | pin::POSTED_INTERRUPTS);
+                    self.pin = caps.pin | pin::POSTED_INTERRUPTS;
+                    vm.write_control(PIN_CONTROLS, self.pin);
                     vm.write_control(EXIT_CONTROLS, caps.exit | exit::ACK_INTERRUPT);
                 }
             }
@@ -557,6 +566,29 @@ impl VmxVcpu {
         }
     }
 
+    /// Sets the preemption timer (SDM 3C 26.5.1, 27.7.4) to what is left until the deadline. Later than that rather than earlier, by
+    /// less than one count; a value that is too large for it ends in an exit on the way.
+    #[inline]
+    fn write_timer(&mut self, vm: Current) {
+        let Some(rate) = self.caps().timer_rate else {
+            return;
+        };
+        self.timer_set = self.deadline != u64::MAX;
+        let mut counts = u32::MAX;
+        if self.timer_set {
+            let left = self.deadline.saturating_sub(boot_cpu::rdtsc());
+            let whole = left.wrapping_shr(rate);
+            let more = u64::from(whole.wrapping_shl(rate) != left);
+            counts = u32::try_from(whole.saturating_add(more)).unwrap_or(u32::MAX);
+        }
+        if !self.timer_used {
+            self.timer_used = true;
+            // SAFETY: One more reason to exit.
+            unsafe { vm.write_control(PIN_CONTROLS, self.pin | pin::PREEMPTION_TIMER) };
+        }
+        vm.write(PREEMPTION_TIMER_VALUE, counts);
+    }
+
     /// Reads them after an exit.
     #[inline(always)]
     fn read_regs(&mut self, vm: Current, cpu: &mut CpuState) {
@@ -801,6 +833,10 @@ impl VcpuBackend for VmxVcpu {
             activity_dirty: false,
             insn_len: 0,
             injected: false,
+            pin: shared.caps.pin,
+            deadline: u64::MAX,
+            timer_used: false,
+            timer_set: false,
             interrupted: None,
         })
     }
@@ -875,6 +911,9 @@ impl VcpuBackend for VmxVcpu {
                 self.write_regs(vm, cpu);
                 self.injected = false;
             }
+        }
+        if self.timer_set | (self.deadline != u64::MAX) {
+            self.write_timer(vm);
         }
         if cr::cr2() != cpu.sregs.cr2 {
             // SAFETY: The kernel reads CR2 only at the begin of its page-fault handler.
@@ -1083,6 +1122,11 @@ impl VcpuBackend for VmxVcpu {
     fn set_tsc_offset(&mut self, offset: u64) {
         self.tsc_offset = offset;
         self.stale = true;
+    }
+
+    #[inline]
+    fn set_deadline(&mut self, host_tsc: u64) {
+        self.deadline = host_tsc;
     }
 
     fn set_tsc_ratio(&mut self, ratio: u64) {
