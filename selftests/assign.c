@@ -1141,6 +1141,11 @@ TEST(registers)
 		CHECK_ERRNO(ioctl(device, RVMM_DEVICE_RESET, 0), ENOTTY);
 }
 
+/* Reads a register, and writes a message into the MSI-X table. */
+GUEST64(table_guest,
+	"mov $" STR(G_BAR) ", %ebx; mov 8(%rbx), %eax; out %eax, $0x10\n"
+	"mov " STR(G_CELLS) ", %rax; movl $0xfee00000, (%rax); movl $0xfd, 8(%rax); out %al, $0x11\n");
+
 /* The MSI-X table is not the guest's; a function that can be reset is. */
 TEST(msix)
 {
@@ -1170,6 +1175,17 @@ TEST(msix)
 	bar = mmap(NULL, table, PROT_READ, MAP_SHARED, device, info.regions[info.msix_bar].offset);
 	REQUIRE(bar != MAP_FAILED);
 	CHECK(read32(bar, 8) >> 16 != 0);	/* VS: version */
+	/* What the guest writes there is for its VMM. */
+	VM_LONG(&vm, table_guest);
+	vm_slot(&vm, 1, 0, G_BAR, table, (void *)bar);
+	vm_cells(&vm)[0] = G_BAR + info.msix_offset;
+	CHECK_EQ(vm_expect_out(&vm, 0x10), read32(bar, 8));
+	for (unsigned int i = 0; i < 2; i++) {
+		vm_expect(&vm, KVM_EXIT_MMIO);
+		CHECK_EQ(vm.run->mmio.is_write, 1);
+		CHECK_EQ(vm.run->mmio.phys_addr, G_BAR + info.msix_offset + 8 * i);
+	}
+	vm_expect_out(&vm, 0x11);
 	OK(set_irqs(device, RVMM_IRQ_MSIX, 2, GSI));
 	OK(set_irqs(device, RVMM_IRQ_MSIX, info.msix, RVMM_GSI_NONE));
 	CHECK_ERRNO(set_irqs(device, RVMM_IRQ_MSIX, info.msix + 1, GSI), ENOSPC);
