@@ -779,6 +779,39 @@ TEST(line_status_pic)
 	CHECK_EQ(line(vm.fd, 5, 1), NOBODY);
 }
 
+/*
+ * What KVM_IRQ_LINE_STATUS says of the clock's line, GSI 8: 0 until the guest has ended the last interrupt, and that edge is lost, for
+ * user space to make up for.
+ */
+TEST(line_status_rtc)
+{
+	struct routing r = { .header.nr = 1, .entry = { pin(8, KVM_IRQCHIP_IOAPIC, 8) } };
+	struct kvm_msi msi = { .address_lo = 0xfee00000, .data = 0x71 };
+	struct vm vm;
+
+	full(&vm);
+	start(&vm, count_levels, count_levels_end);
+	vm_log(&vm)->eoi = 0;
+	OK(ioctl(vm.fd, KVM_SET_GSI_ROUTING, &r));
+	set_pin(&vm, 8, 0x62);
+	for (int i = 0; i < 3; i++) {
+		CHECK_EQ(line(vm.fd, 8, 1), 1);
+		CHECK_EQ(line(vm.fd, 8, 0), 1);
+		/* On its way. */
+		CHECK_EQ(line(vm.fd, 8, 1), 0);
+		CHECK_EQ(line(vm.fd, 8, 0), 1);
+		CHECK_EQ(vm_expect_out(&vm, 0x10), 2 * i + 1);
+		/* In service. */
+		CHECK_EQ(line(vm.fd, 8, 1), 0);
+		CHECK_EQ(line(vm.fd, 8, 0), 1);
+		/* Ended, and then this one. */
+		CHECK_EQ(OK(ioctl(vm.fd, KVM_SIGNAL_MSI, &msi)), 1);
+		CHECK_EQ(vm_expect_out(&vm, 0x10), 2 * i + 2);
+		CHECK_EQ(vm_log(&vm)->event[2 * i].vector, 0x62);
+		CHECK_EQ(vm_log(&vm)->event[2 * i + 1].vector, 0x71);
+	}
+}
+
 /* A level-triggered line that nobody lowers: the guest ends the interrupt again and again. It goes on, with pauses. */
 TEST_SECONDS(level_storm, 120)
 {

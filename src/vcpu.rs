@@ -356,6 +356,7 @@ fn ioctl(vm: &Arc<Vm>, vcpu: &Arc<Vcpu>, cmd: u32, arg: usize) -> Result<isize> 
                     hrtimer::ktime_get_ns(),
                 )
                 .map_err(|_| EINVAL)?;
+            vm.chip.forget_rtc();
             vcpu.act(vm, s, &action);
         }
         uapi::KVM_SET_CPUID => {

@@ -271,6 +271,13 @@ impl IrqChip {
         }
     }
 
+    /// A local APIC has another state: what was in service there may never end.
+    pub(crate) fn forget_rtc(&self) {
+        if let Some(c) = self.controllers() {
+            c.forget_rtc();
+        }
+    }
+
     /// Vectors `32 * word` to `32 * word + 31` whose edge-triggered end somebody waits for ([`IrqChip::edge_eoi`]).
     pub(crate) fn edge_eoi_vectors(&self, word: usize) -> u32 {
         self.controllers().map_or(0, |c| c.eoi_vectors(word))
@@ -387,9 +394,11 @@ impl IrqChip {
         // `struct kvm_irq_level`: the GSI, which the status replaces, and the level.
         let request = uapi::get::<u64>(arg)?;
         let controllers = self.controllers().ok_or(ENXIO)?;
-        let status = controllers.set_irq(request as u32, Source::USER, request >> 32 != 0);
+        let (gsi, level) = (request as u32, request >> 32 != 0);
         if tell {
-            uapi::put(arg, &status)?;
+            uapi::put(arg, &controllers.set_irq_status(gsi, level))?;
+        } else {
+            let _ = controllers.set_irq(gsi, Source::USER, level);
         }
         Ok(())
     }

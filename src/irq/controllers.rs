@@ -90,7 +90,13 @@ struct Core {
     pit: Option<KBox<Pit>>,
     /// For each pin the ends of interrupts in a row that left its line up.
     ends: [u32; ioapic::PINS],
+    /// How many vCPUs have not ended the last interrupt of [`RTC_PIN`] that user space wanted to hear of, and its vector.
+    rtc: (i32, u8),
 }
+
+/// The IOAPIC's pin of the real-time clock. Though it is edge-triggered, user space is told whether the last interrupt has been ended
+/// (as by KVM): one that comes before that is made up for later.
+const RTC_PIN: u32 = 8;
 
 /// The interrupt controllers of one VM outside its local APICs.
 #[pin_data]
@@ -138,6 +144,7 @@ impl Controllers {
             pic: Some(KBox::new(Pic::new(), GFP_KERNEL_ACCOUNT)?),
             pit: None,
             ends: [0; ioapic::PINS],
+            rtc: (0, 0),
         };
         Self::new(memory, 0, Table::new_default()?, core)
     }
@@ -153,6 +160,7 @@ impl Controllers {
                 pic: None,
                 pit: None,
                 ends: [0; ioapic::PINS],
+                rtc: (0, 0),
             },
         )
     }
@@ -190,6 +198,7 @@ impl Controllers {
             core: self.core.lock_irqsave(),
             pins: 0,
             irqs: 0,
+            tells: false,
         };
         let result = f(&mut s);
         s.update_intr();
@@ -220,6 +229,23 @@ impl Controllers {
             Some(result) => result,
             None => self.with(|s| s.drive(gsi, source, level)),
         }
+    }
+
+    /// As [`Controllers::set_irq`] for user space that wants the result (KVM_IRQ_LINE_STATUS).
+    pub(crate) fn set_irq_status(&self, gsi: u32, level: bool) -> i32 {
+        let Some(gsi) = Gsi::new(gsi) else { return -1 };
+        match self.set_msi(gsi, level) {
+            Some(result) => result,
+            None => self.with(|s| {
+                s.tells = true;
+                s.drive(gsi, Source::USER, level)
+            }),
+        }
+    }
+
+    /// Local APICs have another state: no end is waited for any more.
+    pub(crate) fn forget_rtc(&self) {
+        self.core.lock_irqsave().rtc = (0, 0);
     }
 
     /// `source` drives `gsi` up and down again.
@@ -349,6 +375,7 @@ impl Controllers {
                 return;
             };
             let up = ioapic.set_state(state);
+            s.core.rtc = (0, 0);
             self.ioapic_base
                 .store(state.base_address, Ordering::Release);
             s.publish();
@@ -502,6 +529,8 @@ struct Session<'a> {
     pins: u32,
     /// Likewise 8259 lines.
     irqs: u32,
+    /// User space asks what comes of it.
+    tells: bool,
 }
 
 impl Session<'_> {
@@ -548,6 +577,10 @@ impl Session<'_> {
     }
 
     fn drive_pin(&mut self, pin: Pin, source: Source, level: bool) -> i32 {
+        let rtc = self.tells && level && pin.number() == RTC_PIN;
+        if rtc && self.core.rtc.0 > 0 {
+            return 0;
+        }
         let Some(ioapic) = &mut self.core.ioapic else {
             return -1;
         };
@@ -557,7 +590,13 @@ impl Session<'_> {
             ioapic::Raised::Coalesced if ioapic.trigger(pin) == TriggerMode::Level => -1,
             ioapic::Raised::Coalesced => 0,
             ioapic::Raised::Masked => -1,
-            ioapic::Raised::Message(m) => self.fire(pin, &m),
+            ioapic::Raised::Message(m) => {
+                let accepted = self.fire(pin, &m);
+                if rtc {
+                    self.core.rtc = (accepted, m.vector.0);
+                }
+                accepted
+            }
         }
     }
 
@@ -600,6 +639,10 @@ impl Session<'_> {
     }
 
     fn eoi(&mut self, vector: Vector, level: bool) {
+        let rtc = &mut self.core.rtc;
+        if rtc.0 > 0 && rtc.1 == vector.0 {
+            rtc.0 -= 1;
+        }
         let pins = self
             .core
             .ioapic
@@ -705,7 +748,10 @@ impl Session<'_> {
         let mut listened = 0u32;
         for pin in (0..ioapic::PINS as u32).filter_map(Pin::new) {
             let gsi = self.config.table.gsi_of_pin(pin);
-            if has_pit && gsi.is_some() && gsi == PIT_GSI || self.config.is_resampled(gsi) {
+            if has_pit && gsi.is_some() && gsi == PIT_GSI
+                || self.config.is_resampled(gsi)
+                || pin.number() == RTC_PIN
+            {
                 listened |= 1 << (pin.number() & 31);
             }
         }
