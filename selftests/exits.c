@@ -549,6 +549,31 @@ TEST(fail_entry_segment)
 	vm_expect(&vm, KVM_EXIT_HLT);
 }
 
+/* Refused as often as it is tried, without losing the state; then mended. */
+GUEST16(halt16, "hlt\n");
+
+TEST(fail_entry_again)
+{
+	struct kvm_sregs sregs, again;
+	struct vm vm;
+
+	vm_new(&vm, MIB);
+	VM_REAL(&vm, halt16);
+	OK(ioctl(vm.vcpu, KVM_GET_SREGS, &sregs));
+	sregs.cr3 = 1ull << 60;
+	OK(ioctl(vm.vcpu, KVM_SET_SREGS, &sregs));
+	if (!is_rvmm())
+		skip("KVM's answer depends on the vendor");
+	for (int i = 0; i < 3; i++) {
+		refused_entry(&vm);
+		OK(ioctl(vm.vcpu, KVM_GET_SREGS, &again));
+		CHECK(!memcmp(&again, &sregs, sizeof(sregs)));
+	}
+	sregs.cr3 = 0;
+	OK(ioctl(vm.vcpu, KVM_SET_SREGS, &sregs));
+	vm_expect(&vm, KVM_EXIT_HLT);
+}
+
 /* AMD: an exception to inject whose vector is none (APM 2 15.20). */
 TEST(fail_entry_event)
 {

@@ -111,6 +111,12 @@ fn check_state(v: &VmcbView, caps: &SvmCaps) -> Result<(), Violation> {
         v.cr0,
     )?;
     require(
+        v.cr3 & phys_reserved(caps) == 0,
+        "CR3 must not have bits set above the physical address width",
+        STATE,
+        v.cr3,
+    )?;
+    require(
         v.cr4 & !caps.cr4_mask == 0,
         "CR4 must not have must-be-zero bits set",
         STATE,
@@ -153,12 +159,6 @@ fn check_state(v: &VmcbView, caps: &SvmCaps) -> Result<(), Violation> {
             "CS.L and CS.D must not both be set in long mode",
             STATE,
             v.cs_attrib as u64,
-        )?;
-        require(
-            v.cr3 & phys_reserved(caps) == 0,
-            "CR3 must not have must-be-zero bits set in long mode",
-            STATE,
-            v.cr3,
         )?;
     }
     Ok(())
@@ -366,6 +366,10 @@ mod tests {
         breaks("CR0.PE", |v| v.cr0 &= !cr0::PE);
         breaks("CS.L and CS.D", |v| v.cs_attrib |= ATTRIB_D);
         breaks("CR3", |v| v.cr3 = 1 << 40);
+        breaks("CR3", |v| {
+            v.cr0 = 0x10;
+            v.cr3 = 1 << 40;
+        });
         breaks("VMRUN intercept", |v| v.intercept_misc2 &= !1);
         breaks("ASID must not be zero", |v| v.asid = 0);
         breaks("number of ASIDs", |v| v.asid = 16);

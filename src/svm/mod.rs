@@ -97,9 +97,13 @@ struct State {
     /// VMRUN has delivered it, and delivers it again when it is asked to run another of its CPUs before the next exit
     /// (`helper_vmrun`: `exception_index`; `cpu_handle_interrupt`). With one CPU nobody asks.
     virtual_injection: bool,
-    /// A guest with EFER.LME and neither CR0.PG nor CR4.PAE runs without LME. QEMU's TCG loads the host's CR0 while the
-    /// guest's EFER and CR4 are still there (`do_vmexit`: `cpu_x86_update_cr0` refuses), which ends the host.
-    hide_lme: bool,
+    /// This CPU is QEMU's TCG:
+    ///
+    /// - A guest with EFER.LME and neither CR0.PG nor CR4.PAE runs without LME. TCG loads the host's CR0 while the guest's
+    ///   EFER and CR4 are still there (`do_vmexit`: `cpu_x86_update_cr0` refuses), which ends the host.
+    /// - System registers that were written are checked before the entry. TCG saves the registers of the moment, the
+    ///   host's, into a VMCB that it refuses: nobody could say what was wrong with it, and they would become the guest's.
+    tcg: bool,
     msrpm: Pages,
     /// Every MSR exits.
     msrpm_all: Pages,
@@ -254,7 +258,7 @@ impl Platform for Svm {
             pause_threshold: l.edx & feature::PAUSE_FILTER_THRESHOLD != 0,
             // Possible ones: they may come online later.
             virtual_injection: is_tcg() && smp::nr_cpu_ids() > 1,
-            hide_lme: is_tcg(),
+            tcg: is_tcg(),
             msrpm,
             msrpm_all,
             iopm,

@@ -91,7 +91,9 @@ pub(crate) struct SvmVcpu {
     host_debug: HostDebug,
     /// CR4.MCE as the guest set it.
     guest_mce: u64,
-    /// EFER.LME while it is kept from the processor ([`State::hide_lme`]).
+    /// System registers were written since the last check, where that matters ([`State::tcg`]).
+    unchecked: bool,
+    /// EFER.LME while it is kept from the processor ([`State::tcg`]).
     hidden_lme: u64,
     extra_exceptions: u32,
     /// Vector of a virtual interrupt that the last exit came before.
@@ -208,7 +210,7 @@ impl SvmVcpu {
             self.guest_mce = cpu.sregs.cr4 & cr4::MCE;
         }
         let s = &cpu.sregs;
-        if self.state.hide_lme && dirty.intersects(Groups::CTRL) {
+        if self.state.tcg && dirty.intersects(Groups::CTRL) {
             let hide = s.efer & efer::LME != 0 && s.cr0 & cr0::PG == 0 && s.cr4 & cr4::PAE == 0;
             self.hidden_lme = if hide { efer::LME } else { 0 };
             let c = &mut self.vmcb_mut().control;
@@ -447,6 +449,7 @@ impl VcpuBackend for SvmVcpu {
                 dr: None,
             },
             guest_mce: 0,
+            unchecked: false,
             hidden_lme: 0,
             extra_exceptions: 0,
             undelivered: None,
@@ -556,6 +559,7 @@ impl VcpuBackend for SvmVcpu {
     fn enter(&mut self, cpu: &mut CpuState, params: Option<&EntryParams>) -> Exit {
         if !cpu.dirty.is_empty() {
             self.write_dirty(cpu);
+            self.unchecked = self.state.tcg;
         }
         let Some((this_cpu, id)) = self.stay else {
             return Exit::EntryFailure(0);
@@ -580,9 +584,12 @@ impl VcpuBackend for SvmVcpu {
         s.dr7 = cpu.dr7;
 
         if let Some(params) = params {
-            if params.check && self.refuses(cpu, params) {
-                self.drop_asids(this_cpu);
-                return Exit::EntryFailure(exit::INVALID);
+            if params.check || self.unchecked {
+                if self.refuses(cpu, params) {
+                    self.drop_asids(this_cpu);
+                    return Exit::EntryFailure(exit::INVALID);
+                }
+                self.unchecked = false;
             }
         }
         let (vmcb, host) = (self.page.phys(), self.host_extra);
