@@ -2,6 +2,7 @@
 /* Debugging of guests from user space: KVM_SET_GUEST_DEBUG and KVM_EXIT_DEBUG (api.rst 4.87). */
 #define _GNU_SOURCE
 #include "vm.h"
+#include <pthread.h>
 
 #define CONTROLS (KVM_GUESTDBG_ENABLE | KVM_GUESTDBG_SINGLESTEP | KVM_GUESTDBG_USE_HW_BP | KVM_GUESTDBG_USE_SW_BP | \
 		  KVM_GUESTDBG_INJECT_BP | KVM_GUESTDBG_INJECT_DB | KVM_GUESTDBG_BLOCKIRQ)
@@ -219,6 +220,47 @@ TEST(block_interrupts_of_apic)
 	CHECK_EQ(vm_log(&vm)->count, 1);
 	CHECK_EQ(vm_log(&vm)->event[0].vector, 0x51);
 	CHECK_EQ(vm_log(&vm)->event[0].rip, G_CODE + 4);
+}
+
+/* And those that come while the guest runs. */
+GUEST64(busy, "sti; 1: incq " STR(G_CELLS) "; cmpq $0, " STR(G_CELLS) "+8; je 1b; out %al, $0x10; nop; nop; out %al, $0x11\n");
+
+static void *run_busy(void *argument)
+{
+	vm_expect_out(argument, 0x10);
+	return NULL;
+}
+
+TEST(block_interrupts_while_running)
+{
+	struct kvm_msi msi = { .address_lo = 0xfee00000, .data = 0x51 };
+	struct kvm_lapic_state s;
+	pthread_t thread;
+	struct vm vm;
+
+	vm_init(&vm, 4 * MIB);
+	OK(ioctl(vm.fd, KVM_CREATE_IRQCHIP, 0));
+	vm_add_vcpu(&vm, 0);
+	VM_LONG(&vm, busy);
+	OK(ioctl(vm.vcpu, KVM_GET_LAPIC, &s));
+	*(uint32_t *)(s.regs + 0xf0) = 0x1ff;
+	OK(ioctl(vm.vcpu, KVM_SET_LAPIC, &s));
+	vm_log(&vm)->eoi = 0xfee000b0;
+	debug_set(&vm, KVM_GUESTDBG_ENABLE | KVM_GUESTDBG_BLOCKIRQ, 0, 0);
+	REQUIRE(!pthread_create(&thread, NULL, run_busy, &vm));
+	for (int i = 0; i < 5; i++) {
+		uint64_t turns = vm_cells(&vm)[0];
+
+		while (vm_cells(&vm)[0] < turns + 1000)
+			usleep(1000);
+		REQUIRE(OK(ioctl(vm.fd, KVM_SIGNAL_MSI, &msi)) >= 0);
+	}
+	vm_cells(&vm)[1] = 1;
+	pthread_join(thread, NULL);
+	CHECK_EQ(vm_log(&vm)->count, 0);
+	debug_off(&vm);
+	vm_expect_out(&vm, 0x11);
+	CHECK_EQ(vm_log(&vm)->count, 1);
 }
 
 /* Breakpoints in debug registers: code and data. The guest's own registers are not touched. */

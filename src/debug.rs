@@ -63,6 +63,11 @@ impl Debug {
         self.control & k::KVM_GUESTDBG_SINGLESTEP != 0
     }
 
+    /// KVM_GUESTDBG_BLOCKIRQ.
+    pub(crate) fn blocks_interrupts(&self) -> bool {
+        self.control & k::KVM_GUESTDBG_BLOCKIRQ != 0
+    }
+
     /// Interrupts and NMIs are held back at `rip`.
     pub(crate) fn holds_interrupts(&self, rip: u64) -> bool {
         self.control & k::KVM_GUESTDBG_BLOCKIRQ != 0 || self.active() && self.shadow_at == Some(rip)

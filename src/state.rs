@@ -165,6 +165,8 @@ pub(crate) struct State {
     pub(crate) timer_exited: bool,
     /// There is one. It counts TSC deadlines while the vCPU is not halted.
     pub(crate) guest_timer: bool,
+    /// The processor can take interrupts from the vCPU's posted-interrupt descriptor.
+    pub(crate) posted: bool,
     /// The host's timer may be set.
     pub(crate) host_timer: bool,
     /// The deadline of a timer interrupt that was posted, perhaps early: not to be reached by the guest before that.
@@ -286,9 +288,8 @@ impl State {
             }
             _ => false,
         };
-        if apicv && crate::hw::caps().is_some_and(|c| c.posted) {
-            shared.set_direct();
-        }
+        let posted = apicv && crate::hw::caps().is_some_and(|c| c.posted);
+        shared.set_direct(posted);
         let mut fpu = XsaveArea::new()?;
         // Fresh pages are zero.
         xsave::init_image(fpu.as_mut_slice(), model.mxcsr_mask);
@@ -335,6 +336,7 @@ impl State {
             timer_advance: FIRST_ADVANCE_NS * u64::from(boot_cpu::tsc_khz()) / 1_000_000,
             exit_advance: 0,
             timer_exited: false,
+            posted,
             guest_timer: crate::hw::caps().is_some_and(|c| c.guest_timer),
             host_timer: false,
             timer_due: None,

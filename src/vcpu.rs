@@ -440,7 +440,12 @@ fn ioctl(vm: &Arc<Vm>, vcpu: &Arc<Vcpu>, cmd: u32, arg: usize) -> Result<isize> 
             device_attr(vm, vcpu, s, cmd, &uapi::get(arg)?)?;
         }
         uapi::KVM_GET_TSC_KHZ => return Ok(s.tsc_khz as isize),
-        uapi::KVM_SET_GUEST_DEBUG => s.set_guest_debug(vm, &uapi::get(arg)?)?,
+        uapi::KVM_SET_GUEST_DEBUG => {
+            s.set_guest_debug(vm, &uapi::get(arg)?)?;
+            // The processor would deliver what is posted while the guest runs, held or not.
+            vcpu.shared
+                .set_direct(s.posted && !s.debug.blocks_interrupts());
+        }
         uapi::KVM_SET_TSC_KHZ => {
             s.set_tsc_khz(state::wanted_tsc_khz(arg)?)?;
             vcpu.arm_timer(s);

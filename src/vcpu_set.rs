@@ -160,9 +160,9 @@ impl VcpuShared {
         self.descriptor.phys()
     }
 
-    /// The processor takes interrupts from the descriptor from now on.
-    pub(crate) fn set_direct(&self) {
-        self.direct.store(true, Ordering::Relaxed);
+    /// Whether the processor takes interrupts from the descriptor from now on.
+    pub(crate) fn set_direct(&self, on: bool) {
+        self.direct.store(on, Ordering::Relaxed);
     }
 
     /// Requests that wait.
