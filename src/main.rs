@@ -60,9 +60,9 @@ module! {
             default: 0,
             description: "1: re-run the manual's entry checks in software before every entry",
         },
-        enable_apicv: bool {
-            default: true,
-            description: "let the processor virtualise local APICs where it can (VMX)",
+        enable_apicv: u8 {
+            default: 2,
+            description: "let the processor virtualise local APICs where it can (VMX): 0 no, 1 yes, 2 unless it is an emulator",
         },
         allow_unsafe_interrupts: u8 {
             default: 0,
@@ -173,9 +173,13 @@ impl kernel::Module for RvmmModule {
     }
 }
 
-/// Whether `enable_apicv` is on.
-pub(crate) fn enable_apicv() -> bool {
-    module_parameters::enable_apicv.value()
+/// `enable_apicv`: whether the processor virtualises local APICs; `None` where that depends on the processor.
+pub(crate) fn enable_apicv() -> Option<bool> {
+    match module_parameters::enable_apicv.value() {
+        0 => Some(false),
+        1 => Some(true),
+        _ => None,
+    }
 }
 
 /// Whether `check_entry` is on.

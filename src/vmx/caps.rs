@@ -11,6 +11,7 @@ use crate::linux::{boot_cpu, cpuid, cr, msr, smp};
 use kernel::prelude::*;
 
 const IA32_FEATURE_CONTROL: u32 = 0x3a;
+const IA32_BIOS_SIGN_ID: u32 = 0x8b;
 const IA32_MISC_ENABLE: u32 = 0x1a0;
 const IA32_VMX_BASIC: u32 = 0x480;
 const IA32_VMX_MISC: u32 = 0x485;
@@ -230,6 +231,12 @@ fn capability(index: u32) -> u64 {
     msr::read_safe(index).unwrap_or(0)
 }
 
+/// Whether no microcode was ever loaded: no processor of silicon with VMX runs without (SDM 3A 10.11.7). Bochs does, and
+/// its release 3.0 delivers virtual interrupts while RFLAGS.IF is clear when one for the host arrives.
+fn is_emulated() -> bool {
+    msr::read_safe(IA32_BIOS_SIGN_ID).is_ok_and(|v| v >> 32 == 0)
+}
+
 impl Caps {
     /// Reads the calling CPU's abilities and chooses the controls.
     pub(super) fn of_this_cpu() -> Result<Self, Refusal> {
@@ -301,7 +308,7 @@ impl Caps {
             "VMX lacks WBINVD exiting or forces a secondary control that is not supported",
         )?;
         let may = |index, bits: u32| (capability(index) >> 32) as u32 & bits == bits;
-        let apicv = crate::enable_apicv()
+        let apicv = crate::enable_apicv().unwrap_or_else(|| !is_emulated())
             && may(IA32_VMX_TRUE_PROCBASED_CTLS, proc::TPR_SHADOW)
             && may(IA32_VMX_PROCBASED_CTLS2, APICV);
         let posted = smp::posted_vector().filter(|_| {
