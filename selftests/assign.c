@@ -858,17 +858,6 @@ static unsigned long interrupts_of(const char *row)
 	return count;
 }
 
-static bool remaps_interrupts(void)
-{
-	char text[2] = "";
-	int fd = open("/sys/module/rvmm/parameters/allow_unsafe_interrupts", O_RDONLY);
-
-	if (fd < 0 || read(fd, text, 1) != 1)
-		text[0] = 0;
-	close(fd);
-	return text[0] != 'Y';
-}
-
 /* The victim's local APIC takes what comes, and remembers it. */
 static void listen_at(struct vm *vm)
 {
@@ -955,19 +944,17 @@ TEST_SECONDS(messages, 3600)
 	vm_slot(&vm, 1, 0, G_BAR, 0, (void *)bar);
 	close(device);
 	/* By DMA to the window of messages, in the remappable format; handles from 1000 on, of which a host this small has none. */
-	if (remaps_interrupts()) {
-		attacker_init(&vm, &address);
-		*(uint32_t *)(vm.mem + G_PAYLOAD) = 0;
-		transfer(G_PAYLOAD, 4, false);
-		for (unsigned int h = 1000; h < 1000 + handles; h++)
-			transfer(0xfee00010 | (h & 0x7fff) << 5 | (h & 1) << 3, 4, true);
-		look_at_interrupts(before);
-		attack(&vm);
-		check_interrupts(before, log);
-		check_heard_nothing(&other);
-		for (unsigned int i = 0; i < 100 && i < vm_log(&vm)->count; i++)
-			CHECK_EQ(vm_log(&vm)->event[i].vector, VECTOR);
-	}
+	attacker_init(&vm, &address);
+	*(uint32_t *)(vm.mem + G_PAYLOAD) = 0;
+	transfer(G_PAYLOAD, 4, false);
+	for (unsigned int h = 1000; h < 1000 + handles; h++)
+		transfer(0xfee00010 | (h & 0x7fff) << 5 | (h & 1) << 3, 4, true);
+	look_at_interrupts(before);
+	attack(&vm);
+	check_interrupts(before, log);
+	check_heard_nothing(&other);
+	for (unsigned int i = 0; i < 100 && i < vm_log(&vm)->count; i++)
+		CHECK_EQ(vm_log(&vm)->event[i].vector, VECTOR);
 	victim_end(victim, &nvme);
 }
 
@@ -984,8 +971,6 @@ TEST_NAMED(forged_messages)
 	struct vm vm, other;
 	int victim, log;
 
-	if (!remaps_interrupts())
-		skip("no interrupt remapping");
 	if (sysconf(_SC_NPROCESSORS_ONLN) != 1)
 		skip("CPUs that send each other interrupts");
 	victim = victim_init(&other, &nvme);

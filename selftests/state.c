@@ -78,7 +78,10 @@ TEST(feature_msrs)
 	} m;
 	unsigned int n;
 	int kvm = device_open();
+	struct vm vm;
+	uint64_t v;
 
+	VM_NEW_LONG(&vm, halt64);
 	CHECK_EQ(OK(ioctl(kvm, KVM_CHECK_EXTENSION, KVM_CAP_GET_MSR_FEATURES)), 1);
 	CHECK_ERRNO(ioctl(kvm, KVM_GET_MSR_FEATURE_INDEX_LIST, &list), E2BIG);
 	n = list.header.nmsrs;
@@ -90,6 +93,8 @@ TEST(feature_msrs)
 		m.header.nmsrs = 1;
 		m.entry[0].index = list.index[i];
 		CHECK_EQ(OK(ioctl(kvm, KVM_GET_MSRS, &m)), 1);
+		if (!get_msr(&vm, list.index[i], &v))
+			FAIL("MSR %#x is a feature, and no vCPU has it", list.index[i]);
 	}
 	m.header.nmsrs = 2;
 	m.entry[0].index = list.index[0];

@@ -308,9 +308,11 @@ fn put_msr_list(arg: usize, list: &[u32]) -> Result<isize> {
     Ok(0)
 }
 
-/// Whether KVM_GET_MSR_INDEX_LIST names the MSR.
+/// Whether KVM_GET_MSR_INDEX_LIST or KVM_GET_MSR_FEATURE_INDEX_LIST names the MSR.
 pub(crate) fn lists_msr(index: u32) -> bool {
-    model().is_ok_and(|m| m.msrs.contains(&index))
+    model().is_ok_and(|m| {
+        m.msrs.contains(&index) || msr::feature_list(&m.features).contains(&index)
+    })
 }
 
 /// KVM_GET_MSRS on the device: MSRs that tell features (api.rst 4.18).
@@ -332,7 +334,7 @@ fn get_feature_msrs(arg: usize) -> Result<isize> {
             true
         }
         // As vCPUs read those that they do not have; and the features that no vCPU has are none.
-        _ if listed.contains(&e.index) || lists_msr(e.index) => {
+        _ if lists_msr(e.index) => {
             e.data = 0;
             true
         }
