@@ -252,6 +252,24 @@ TEST(held_back_by_if)
 	VECTORS(&vm, 0x71);
 }
 
+/*
+ * The delivery of an interrupt writes to a page of the stack that is not mapped yet. What is delivered then is that interrupt, and not
+ * the exception before it (SDM 3C 28.2.4).
+ */
+GUEST64(to_new_stack,
+	APIC "cli; lea 1f(%rip), %rax; mov %rax, " STR(G_LOG) " + 8; mov $0x12345, %ecx; rdmsr\n"
+	"1: mov $0x301000, %esp; movl $0x40071, 0x300(%rbx); sti; nop; cli; out %al, $0x10\n");
+
+TEST(delivered_to_new_stack)
+{
+	struct vm vm;
+
+	NEW(&vm, to_new_stack);
+	vm_expect_out(&vm, 0x10);
+	VECTORS(&vm, 13, 0x71);
+	CHECK_EQ(vm_log(&vm)->event[1].rsp, 0x301000);
+}
+
 /* TPR and CR8 hold lower interrupts back; the higher one comes first. */
 GUEST64(priorities,
 	APIC "cli\n"

@@ -310,9 +310,8 @@ fn put_msr_list(arg: usize, list: &[u32]) -> Result<isize> {
 
 /// Whether KVM_GET_MSR_INDEX_LIST or KVM_GET_MSR_FEATURE_INDEX_LIST names the MSR.
 pub(crate) fn lists_msr(index: u32) -> bool {
-    model().is_ok_and(|m| {
-        m.msrs.contains(&index) || msr::feature_list(&m.features).contains(&index)
-    })
+    model()
+        .is_ok_and(|m| m.msrs.contains(&index) || msr::feature_list(&m.features).contains(&index))
 }
 
 /// KVM_GET_MSRS on the device: MSRs that tell features (api.rst 4.18).

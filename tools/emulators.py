@@ -22,6 +22,13 @@ BOCHS_RUN_TRACE = re.compile(rb"\x80\x7c\x24\x0b\0\x8b\x6c\x24\x04\x74.\xe8(....
 BOCHS_DEBUGGER = re.compile(rb"\xf3\x0f\x1e\xfa(?=\x41\x56\x31\xc0\x41\x54\x55\x53\x48\x83\xec\x18\x66\x89\x87)", re.DOTALL)
 # In BX_CPU_C::cpu_loop, the main loop for one CPU: prev_rip = RIP; speculative_rsp = false.
 BOCHS_COMMIT = re.compile(rb"\x48\x8b\x82(....)\x80\xba....\0\xc6\x82(....)\0\x48\x89\x82(....)\x0f\x85", re.DOTALL)
+# In BX_CPU_C::VMX_Deliver_Virtual_Interrupt (cpu/vapic.cc): the call of bx_instr_hwinterrupt, which does nothing, before the delivery of
+# the vector in R13.
+BOCHS_VIRTUAL_HOOK = re.compile(
+    rb"(\x48\x8b\x8b....\x0f\xb7\x93....\x44\x89\xee\x8b\x7b\x30\xe8....)\x45\x31\xc0\x31\xc9\x31\xd2\x44\x89\xee\x48\x89\xdf\xe8",
+    re.DOTALL)
+# In BX_CPU_C::VMexit_Event (cpu/vmx.cc): idt_vector_info = vector | (type << 8) | (errcode_valid << 11).
+BOCHS_VECTORING = re.compile(rb"\x44\x09\xf3\xc1\xe5\x0b\x09\xeb\x41\x89\x9c\x24(....)", re.DOTALL)
 
 
 def corrected(source, copy, corrections):
@@ -48,7 +55,7 @@ def corrected_qemu(source):
 def corrected_bochs(source, directory):
     """`source` itself, or a copy in `directory`."""
     copy = directory / f"bochs-{int(source.stat().st_mtime)}"
-    return corrected(source, copy, [host_interrupts_first, commit_after_exceptions])
+    return corrected(source, copy, [host_interrupts_first, note_virtual_interrupts, commit_after_exceptions])
 
 
 def inject_once(binary):
@@ -76,6 +83,20 @@ def host_interrupts_first(binary):
         return False
     end = found[0].end()
     binary[end - 3], binary[end - 1] = 0x0C, 0x84
+    return True
+
+
+def note_virtual_interrupts(binary):
+    """When the delivery of a virtual interrupt causes a VM exit, Bochs' IDT-vectoring information (SDM 3C 28.2.4) is the event that was
+    delivered before, which may be an exception of another guest, and is then delivered again. Corrected, the interrupt is noted
+    (type 0, external interrupt). selftests/lapic.c: delivered_to_new_stack.
+    """
+    hook, info = (list(p.finditer(binary)) for p in (BOCHS_VIRTUAL_HOOK, BOCHS_VECTORING))
+    if len(hook) != 1 or len(info) != 1:
+        return False
+    start, end = hook[0].span(1)
+    code = b"\x44\x89\xab" + info[0].group(1)  # mov %r13d, idt_vector_info(%rbx)
+    binary[start:end] = code.ljust(end - start, b"\x90")
     return True
 
 

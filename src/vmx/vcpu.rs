@@ -136,8 +136,6 @@ pub(crate) struct VmxVcpu {
     /// The activity state may not be "active".
     activity_dirty: bool,
     insn_len: u8,
-    /// The last entry delivered an event.
-    injected: bool,
     /// Pin-based controls but for the preemption timer.
     pin: u32,
     /// Host TSC at which the preemption timer is to end the guest's turn; `u64::MAX`: none.
@@ -330,7 +328,6 @@ impl VmxVcpu {
         }
         self.write_params(vm, cpu, params);
         self.write_regs(vm, cpu);
-        self.injected = params.inject.is_some();
         if let Some(e) = &params.inject {
             if e.kind == EventKind::Nmi && self.blocking_state(vm) & blocking::NMI != 0 {
                 // An NMI whose delivery was interrupted: blocking by NMI must be clear (SDM 3C 27.3.1.5).
@@ -656,13 +653,13 @@ impl VmxVcpu {
             Exceptional::Nmi => {
                 // SAFETY: This was an NMI exit; interrupts are off; `probe` refused FRED.
                 unsafe { world::deliver_nmi() };
-                self.interrupted = self.interrupted_event(vm);
+                self.interrupted = event::interrupted(vm);
                 Exit::HostNmi
             }
             Exceptional::MachineCheck => {
                 // SAFETY: This was a machine-check exit; interrupts are off; `probe` refused FRED.
                 unsafe { world::deliver_machine_check() };
-                self.interrupted = self.interrupted_event(vm);
+                self.interrupted = event::interrupted(vm);
                 Exit::HostMachineCheck
             }
             Exceptional::Guest {
@@ -671,7 +668,7 @@ impl VmxVcpu {
                 software,
                 nmi_unblocked,
             } => {
-                self.interrupted = self.interrupted_event(vm);
+                self.interrupted = event::interrupted(vm);
                 if nmi_unblocked && self.interrupted.is_none() {
                     self.block_nmi(vm);
                 }
@@ -703,7 +700,7 @@ impl VmxVcpu {
         let (exit, class) = decode::decode(vm, reason & 0xffff);
         match class {
             Class::Instruction => self.insn_len = vm.read(EXIT_INSTRUCTION_LEN) as u8,
-            Class::Delivery => self.interrupted = self.interrupted_event(vm),
+            Class::Delivery => self.interrupted = event::interrupted(vm),
             Class::Other => {
                 if matches!(exit, Exit::TripleFault) {
                     self.activity_dirty = true;
@@ -714,25 +711,13 @@ impl VmxVcpu {
         exit
     }
 
-    /// The event whose delivery the exit interrupted.
-    ///
-    /// A virtual interrupt is in service by then (SDM 3C 30.2.2). Its vector is taken from there, because Bochs 3.0 leaves the
-    /// IDT-vectoring information as it was before.
-    fn interrupted_event(&self, vm: Current) -> Option<Event> {
-        let mut event = event::interrupted(vm)?;
-        if self.apic.is_some() && !self.injected && event.kind == EventKind::ExternalInterrupt {
-            event.vector = (vm.read(GUEST_INTERRUPT_STATUS) >> 8) as u8;
-        }
-        Some(event)
-    }
-
     /// EPT violation.
     #[inline(never)]
     fn nested_fault(&mut self, vm: Current) -> Exit {
         let q = vm.read(EXIT_QUALIFICATION);
         let info = vm.read(IDT_VECTORING_INFO);
         if info & intr::VALID != 0 {
-            self.interrupted = self.interrupted_event(vm);
+            self.interrupted = event::interrupted(vm);
         } else if q & decode::QUAL_NMI_UNBLOCKED != 0 {
             self.block_nmi(vm);
         }
@@ -832,7 +817,6 @@ impl VcpuBackend for VmxVcpu {
             blocking_dirty: false,
             activity_dirty: false,
             insn_len: 0,
-            injected: false,
             pin: shared.caps.pin,
             deadline: u64::MAX,
             timer_used: false,
@@ -909,7 +893,6 @@ impl VcpuBackend for VmxVcpu {
                     self.write_stale(vm, cpu);
                 }
                 self.write_regs(vm, cpu);
-                self.injected = false;
             }
         }
         if self.timer_set | (self.deadline != u64::MAX) {
