@@ -95,7 +95,8 @@ struct State {
     pause_threshold: bool,
     /// Interrupts go in as V_IRQ with their vector instead of EVENTINJ. QEMU's TCG forgets to clear the event after
     /// VMRUN has delivered it, and delivers it again when it is asked to run another of its CPUs before the next exit
-    /// (`helper_vmrun`: `exception_index`; `cpu_handle_interrupt`). With one CPU nobody asks.
+    /// (`helper_vmrun`: `exception_index`; `cpu_handle_interrupt`). With one CPU nobody asks, unless instructions are counted
+    /// (`tools/emulators.py`).
     virtual_injection: bool,
     /// This CPU is QEMU's TCG:
     ///
