@@ -182,18 +182,14 @@ impl Runner<'_> {
     }
 
     pub(super) fn decode_and_emulate(&mut self, expected: impl Fn(Op) -> bool) -> Step {
-        let fetched = {
-            let view = self.vm.memory.view();
-            self.s.fetch(&view, false).copied()
-        };
-        match fetched {
+        match self.fetch(false) {
             Ok(insn) if expected(insn.op) => {
                 self.s.replay.clear();
                 self.emulate(&insn)
             }
             // Another instruction than the one that exited: it was changed meanwhile, or it is not one of ours.
             Ok(insn) => self.not_emulated(&insn),
-            Err(e) => self.fetch_failed(e),
+            Err(step) => step,
         }
     }
 

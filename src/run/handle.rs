@@ -5,8 +5,9 @@ use super::{off, Runner, Step};
 use crate::backend::{EntryParams, Groups, VcpuBackend};
 use crate::caps::{Direction, HC_MAP_GPA_RANGE};
 use crate::cpu::msr as msrs;
-use crate::cpu::regs::Gpr;
+use crate::cpu::regs::{Gpr, Mode};
 use crate::cpu::{cpuid, events, hypercall, paravirt};
+use crate::emul::Insn;
 use crate::emulate::{FetchError, Known};
 use crate::exit::{EventKind, Exception, Exit};
 use crate::irq::lapic::{Action, Eoi};
@@ -155,7 +156,21 @@ impl Runner<'_> {
         }
     }
 
-    pub(super) fn fetch_failed(&mut self, e: FetchError) -> Step {
+    /// Whether the guest runs 64-bit code; [`Groups::CODE`] and [`Groups::CTRL`] are loaded.
+    pub(super) fn in_64_bit_code(&self) -> bool {
+        self.s.cpu.sregs.mode(self.s.cpu.regs.rflags) == Mode::Long
+    }
+
+    /// The instruction at RIP; else what its fetch comes to.
+    pub(super) fn fetch(&mut self, atomic: bool) -> Result<Insn, Step> {
+        let fetched = {
+            let view = self.vm.memory.view();
+            self.s.fetch(&view, atomic).copied()
+        };
+        fetched.map_err(|e| self.fetch_failed(e))
+    }
+
+    fn fetch_failed(&mut self, e: FetchError) -> Step {
         match e {
             FetchError::Sleep => Step::Slow,
             FetchError::Reenter => Step::Again,
@@ -365,7 +380,7 @@ impl Runner<'_> {
     #[cold]
     pub(super) fn map_gpa_range(&mut self) -> Option<Step> {
         self.s.load(Groups::CTRL.union(Groups::CODE));
-        let long = self.s.cpu.sregs.mode(self.s.cpu.regs.rflags) == crate::cpu::regs::Mode::Long;
+        let long = self.in_64_bit_code();
         let regs = &self.s.cpu.regs;
         let mask = if long { u64::MAX } else { 0xffff_ffff };
         let [nr, gpa, pages, attributes] =

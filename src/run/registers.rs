@@ -41,13 +41,9 @@ impl Runner<'_> {
         self.s.load(Groups::CTRL.union(Groups::CODE));
         let (cr, write, op, gpr) = match c.op {
             CrOp::Decode => {
-                let fetched = {
-                    let view = self.vm.memory.view();
-                    self.s.fetch(&view, atomic).copied()
-                };
-                let insn = match fetched {
+                let insn = match self.fetch(atomic) {
                     Ok(i) => i,
-                    Err(e) => return self.fetch_failed(e),
+                    Err(step) => return step,
                 };
                 match (insn.op, insn.dst, insn.src) {
                     (Op::MovCr, Operand::Cr(n), Operand::Reg(g)) => (n, true, CrOp::Mov, Some(g)),
@@ -63,7 +59,7 @@ impl Runner<'_> {
             }
             op => (c.cr, c.write, op, c.gpr),
         };
-        let long = self.s.cpu.sregs.mode(self.s.cpu.regs.rflags) == crate::cpu::regs::Mode::Long;
+        let long = self.in_64_bit_code();
         if !write {
             let value = match cr {
                 0 => self.s.cpu.sregs.cr0,
@@ -193,13 +189,9 @@ impl Runner<'_> {
 
     /// MOV DR (SDM 3B 19.2).
     pub(super) fn dr_access(&mut self, atomic: bool) -> Step {
-        let fetched = {
-            let view = self.vm.memory.view();
-            self.s.fetch(&view, atomic).copied()
-        };
-        let insn = match fetched {
+        let insn = match self.fetch(atomic) {
             Ok(i) => i,
-            Err(e) => return self.fetch_failed(e),
+            Err(step) => return step,
         };
         let (n, g, write) = match (insn.op, insn.dst, insn.src) {
             (Op::MovDr, Operand::Dr(n), Operand::Reg(g)) => (n, g, true),
@@ -234,7 +226,7 @@ impl Runner<'_> {
             4 | 5 => n + 2,
             n => n & 7,
         };
-        let long = self.s.cpu.sregs.mode(self.s.cpu.regs.rflags) == crate::cpu::regs::Mode::Long;
+        let long = self.in_64_bit_code();
         let cpu = &mut self.s.cpu;
         if write {
             let v = cpu.regs.get(g);
