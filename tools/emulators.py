@@ -32,12 +32,12 @@ BOCHS_VECTORING = re.compile(rb"\x44\x09\xf3\xc1\xe5\x0b\x09\xeb\x41\x89\x9c\x24
 
 
 def corrected(source, copy, corrections):
-    """`copy`, which is the program `source` after all `corrections`; `source` if one of them says False."""
+    """`copy`, which is the program `source` after all `corrections`; None if one of them says False."""
     if copy.exists() and copy.stat().st_mtime >= Path(__file__).stat().st_mtime:
         return copy
     binary = bytearray(source.read_bytes())
     if not all(correct(binary) for correct in corrections):
-        return source
+        return None
     copy.parent.mkdir(parents=True, exist_ok=True)
     temporary = copy.with_suffix(f".{os.getpid()}")
     temporary.write_bytes(binary)
@@ -47,13 +47,13 @@ def corrected(source, copy, corrections):
 
 
 def corrected_qemu(source):
-    """`source` itself, or a copy beside it: QEMU finds its files from its own place."""
+    """The copy, or None, beside `source`: QEMU finds its files from its own place."""
     copy = source.with_name(f"{source.name}-corrected-{int(source.stat().st_mtime)}")
     return corrected(source, copy, [inject_once])
 
 
 def corrected_bochs(source, directory):
-    """`source` itself, or a copy in `directory`."""
+    """The copy, or None, in `directory`."""
     copy = directory / f"bochs-{int(source.stat().st_mtime)}"
     return corrected(source, copy, [host_interrupts_first, note_virtual_interrupts, commit_after_exceptions])
 
