@@ -86,6 +86,7 @@ static const gfp_t RVMM_GFP_KERNEL_ACCOUNT = GFP_KERNEL_ACCOUNT;
 static const unsigned int RVMM_FOLL_HWPOISON = FOLL_HWPOISON;
 static const unsigned int RVMM_FOLL_INTERRUPTIBLE = FOLL_INTERRUPTIBLE;
 static const unsigned int RVMM_VM_FAULT_SIGBUS = VM_FAULT_SIGBUS;
+static const unsigned int RVMM_VM_FAULT_OOM = VM_FAULT_OOM;
 static const unsigned int RVMM_EPOLLIN = EPOLLIN;
 static const unsigned int RVMM_EPOLLHUP = EPOLLHUP;
 static const unsigned int RVMM_MMU_NOTIFIER_RANGE_BLOCKABLE = MMU_NOTIFIER_RANGE_BLOCKABLE;

@@ -64,7 +64,7 @@ pub struct KillableMutex<T> {
 
 impl<T> KillableMutex<T> {
     /// A free lock around `data`.
-    pub fn new(data: T, key: Pin<&'static LockClassKey>) -> impl PinInit<Self> {
+    pub fn new(data: impl PinInit<T>, key: Pin<&'static LockClassKey>) -> impl PinInit<Self> {
         pin_init!(Self {
             lock <- Lock::new(data, c_str!("KillableMutex"), key),
         })

@@ -13,115 +13,53 @@ use kernel::sync::Arc;
 use kernel::transmute::{AsBytes, FromBytes};
 
 use super::bindings;
-use super::page::Pages;
-use super::vm_area::{serve, Backing, SIGBUS};
+use super::page::{page_of, LazyPage, Pages};
+use super::vm_area::{serve, Backing, OOM, SIGBUS};
 
-/// A number of zeroed kernel pages that user space may map and write at any time.
+/// Zeroed kernel pages that user space may map and write at any time.
 ///
 /// The kernel's own accesses are volatile and bounds-checked. User space changes the memory behind them:
 /// a value read twice may differ, so every value is read once and checked after that.
-pub struct SharedPages {
-    /// Address of the first of `pages`.
-    first: NonNull<u8>,
-    pages: KVec<Pages>,
-    /// Pages of another object that mappings show behind these.
-    tail: Option<Arc<SharedPages>>,
-}
-
-// SAFETY: `first` is an address of memory that belongs to `pages`.
-unsafe impl Send for SharedPages {}
-// SAFETY: As above; shared references only hand out addresses.
-unsafe impl Sync for SharedPages {}
-
-impl SharedPages {
-    /// Allocates `count` zeroed pages, charged to the current memory cgroup.
-    ///
-    /// Errors: `EINVAL` for none, `ENOMEM`.
-    pub fn new(count: usize) -> Result<Arc<Self>> {
-        Self::with_tail(count, None)
-    }
-
-    /// As [`SharedPages::new`], with the pages of `tail` behind these in every mapping. They are not reached by the other
-    /// functions, and `tail`'s own tail is not mapped.
-    ///
-    /// Errors: as for [`SharedPages::new`].
-    pub fn with_tail(count: usize, tail: Option<Arc<Self>>) -> Result<Arc<Self>> {
-        if count == 0 {
-            return Err(EINVAL);
-        }
-        let mut pages = KVec::with_capacity(count, GFP_KERNEL)?;
-        for _ in 0..count {
-            pages.push(Pages::alloc(0)?, GFP_KERNEL)?;
-        }
-        let first = pages
-            .first()
-            .and_then(|p| NonNull::new(p.as_ptr()))
-            .ok_or(EINVAL)?;
-        Ok(Arc::new(Self { first, pages, tail }, GFP_KERNEL)?)
-    }
-
-    /// Number of pages.
-    pub fn count(&self) -> usize {
-        self.pages.len()
-    }
-
-    /// Size in bytes.
-    pub fn len(&self) -> usize {
-        self.pages.len() * PAGE_SIZE
-    }
-
-    /// Never: there is at least one page.
-    pub fn is_empty(&self) -> bool {
-        false
-    }
-
+///
+/// # Safety
+///
+/// What [`Shared::page`] gives has to be a page of memory from then on until `self` is dropped.
+pub unsafe trait Shared {
     /// Address of page `index`, valid for one page while `self` lives.
-    #[inline]
-    pub fn page_ptr(&self, index: usize) -> Option<*mut u8> {
-        self.pages.get(index).map(Pages::as_ptr)
-    }
-
-    /// Physical address of page `index`.
-    #[inline]
-    pub fn phys(&self, index: usize) -> Option<u64> {
-        self.pages.get(index).map(Pages::phys)
-    }
+    ///
+    /// Errors: `EINVAL` when there is none, `ENOMEM` when it has not been allocated yet.
+    fn page(&self, index: usize) -> Result<NonNull<u8>>;
 
     /// Address of a `T` at byte `offset`, valid while `self` lives.
     ///
     /// User space writes to the memory at any time: use volatile or atomic accesses of plain integers, and
-    /// never make a reference to it. Errors: `EINVAL` when the `T` is misaligned or crosses a page.
+    /// never make a reference to it. Errors: `EINVAL` when the `T` is misaligned or crosses a page,
+    /// and those of [`Shared::page`].
     #[inline]
-    pub fn ptr<T>(&self, offset: usize) -> Result<NonNull<T>> {
+    fn ptr<T>(&self, offset: usize) -> Result<NonNull<T>> {
         let within = offset % PAGE_SIZE;
-        let page = if offset < PAGE_SIZE {
-            self.first.as_ptr()
-        } else {
-            let page = self.pages.get(offset / PAGE_SIZE).ok_or(EINVAL)?;
-            page.as_ptr::<u8>()
-        };
+        let page = self.page(offset / PAGE_SIZE)?;
         if core::mem::size_of::<T>() > PAGE_SIZE - within
             || within % core::mem::align_of::<T>() != 0
         {
             return Err(EINVAL);
         }
         // SAFETY: `within` is less than the page's size.
-        let ptr = unsafe { page.add(within) };
-        NonNull::new(ptr.cast()).ok_or(EINVAL)
+        Ok(unsafe { page.add(within) }.cast())
     }
 
-    /// Reads a `T` at byte `offset`. Errors: `EINVAL` as for [`SharedPages::ptr`].
+    /// Reads a `T` at byte `offset`. Errors: `EINVAL` as for [`Shared::ptr`].
     #[inline]
-    pub fn read<T: FromBytes + Copy>(&self, offset: usize) -> Result<T> {
+    fn read<T: FromBytes + Copy>(&self, offset: usize) -> Result<T> {
         let ptr = self.ptr::<T>(offset)?;
         // SAFETY: `ptr` is aligned and in bounds, and any bytes make a `T`. Volatile, since user space may
         // write at the same time.
         Ok(unsafe { ptr.as_ptr().read_volatile() })
     }
 
-    /// Writes a `T` at byte `offset`. Errors: `EINVAL` as for [`SharedPages::ptr`].
+    /// Writes a `T` at byte `offset`. Errors: `EINVAL` as for [`Shared::ptr`].
     #[inline]
-    pub fn write<T: AsBytes + Copy>(&self, offset: usize, value: T) -> Result {
+    fn write<T: AsBytes + Copy>(&self, offset: usize, value: T) -> Result {
         let ptr = self.ptr::<T>(offset)?;
         // SAFETY: `ptr` is aligned and in bounds; `AsBytes` has no padding that could leak. Volatile, since
         // user space may access it at the same time.
@@ -129,80 +67,135 @@ impl SharedPages {
         Ok(())
     }
 
-    /// Copies `dst.len()` bytes from byte `offset` on; may cross pages. Errors: `EINVAL` out of bounds.
-    pub fn copy_out(&self, offset: usize, dst: &mut [u8]) -> Result {
-        self.check(offset, dst.len())?;
+    /// Copies `dst.len()` bytes from byte `offset` on; may cross pages. Errors: those of [`Shared::page`], with what lies before it copied.
+    fn copy_out(&self, offset: usize, dst: &mut [u8]) -> Result {
         let mut at = offset;
         for byte in dst {
             *byte = self.read(at)?;
-            at += 1;
+            at = at.wrapping_add(1);
         }
         Ok(())
     }
 
-    /// Copies `src` to byte `offset` on; may cross pages. Errors: `EINVAL` out of bounds.
-    pub fn copy_in(&self, offset: usize, src: &[u8]) -> Result {
-        self.check(offset, src.len())?;
+    /// Copies `src` to byte `offset` on; may cross pages. Errors: those of [`Shared::page`], with what lies before it copied.
+    fn copy_in(&self, offset: usize, src: &[u8]) -> Result {
         let mut at = offset;
         for byte in src {
             self.write(at, *byte)?;
-            at += 1;
+            at = at.wrapping_add(1);
         }
         Ok(())
     }
+}
 
-    fn check(&self, offset: usize, len: usize) -> Result {
-        match offset.checked_add(len) {
-            Some(end) if end <= self.len() => Ok(()),
-            _ => Err(EINVAL),
+/// One page, allocated when user space touches it or [`SharedPage::allocate`] is called.
+pub struct SharedPage(LazyPage);
+
+impl SharedPage {
+    /// The page to be.
+    pub const fn new() -> Self {
+        Self(LazyPage::new())
+    }
+
+    /// Makes sure that the page is there. May sleep.
+    ///
+    /// Errors: `ENOMEM`.
+    pub fn allocate(&self) -> Result {
+        self.0.get_or_alloc().map(|_| ())
+    }
+}
+
+// SAFETY: The page stays once it is there.
+unsafe impl Shared for SharedPage {
+    #[inline]
+    fn page(&self, index: usize) -> Result<NonNull<u8>> {
+        if index != 0 {
+            return Err(EINVAL);
         }
+        self.0.get().ok_or(ENOMEM)
+    }
+}
+
+/// A page and `MORE` others behind it, which are allocated when user space touches them or [`SharedPages::allocate`] is called.
+pub struct SharedPages<const MORE: usize> {
+    first: Pages,
+    more: [LazyPage; MORE],
+    /// What mappings show behind these.
+    tail: Arc<SharedPage>,
+}
+
+impl<const MORE: usize> SharedPages<MORE> {
+    /// Allocates the first page, charged to the current memory cgroup. `tail` is behind all pages in every mapping, but not
+    /// reached by this object's other functions.
+    ///
+    /// Errors: `ENOMEM`.
+    pub fn new(tail: Arc<SharedPage>) -> Result<Arc<Self>> {
+        let pages = Self {
+            first: Pages::alloc(0)?,
+            more: [const { LazyPage::new() }; MORE],
+            tail,
+        };
+        Ok(Arc::new(pages, GFP_KERNEL_ACCOUNT)?)
+    }
+
+    /// Makes sure that all pages but the tail are there. May sleep.
+    ///
+    /// Errors: `ENOMEM`.
+    pub fn allocate(&self) -> Result {
+        for page in &self.more {
+            page.get_or_alloc()?;
+        }
+        Ok(())
     }
 
     /// Serves `vma` from these pages: file page 0 is page 0.
     ///
     /// Pages appear on first access; an access beyond the last page is SIGBUS. The area cannot grow and
-    /// holds a reference to the pages, so it may outlive the file's object.
+    /// holds a reference to the pages, so it may outlive the file's object. Errors: `EINVAL` when it is private and writable.
     pub fn map(self: &Arc<Self>, vma: &VmaNew) -> Result {
-        self.map_at(vma, 0)
-    }
-
-    /// As [`SharedPages::map`], with page 0 at file page `first`.
-    ///
-    /// Errors: `EINVAL` when the area starts below `first`, or is private and writable.
-    pub fn map_at(self: &Arc<Self>, vma: &VmaNew, first: usize) -> Result {
-        let area = vma.as_ptr();
-        // SAFETY: The area is being set up by this task, nobody else looks at it.
-        let pgoff = unsafe { (*area).vm_pgoff };
-        let start = pgoff.checked_sub(first).ok_or(EINVAL)?;
         if vma.flags() & vm_flags::SHARED == 0 && vma.writable() {
             // A private writable copy would silently part from the kernel's pages.
             return Err(EINVAL);
         }
         vma.set_dontexpand();
         vma.set_dontdump();
-        // SAFETY: As above. File page `first` is taken off for good, so that `fault` need not know it.
-        unsafe { (*area).vm_pgoff = start };
         serve(self.clone(), vma);
         Ok(())
     }
 }
 
-impl Backing for SharedPages {
+// SAFETY: The first page is there from the beginning, the others stay once they are there.
+unsafe impl<const MORE: usize> Shared for SharedPages<MORE> {
+    #[inline]
+    fn page(&self, index: usize) -> Result<NonNull<u8>> {
+        match index.checked_sub(1) {
+            None => Ok(self.first.address()),
+            Some(n) => self.more.get(n).ok_or(EINVAL)?.get().ok_or(ENOMEM),
+        }
+    }
+}
+
+impl<const MORE: usize> Backing for SharedPages<MORE> {
     unsafe fn fault(&self, vmf: *mut bindings::vm_fault) -> bindings::vm_fault_t {
         // SAFETY: As the caller promises.
         let pgoff = unsafe { (*vmf).__bindgen_anon_1.pgoff };
-        let page = match (self.pages.get(pgoff), &self.tail) {
-            (None, Some(tail)) => tail.pages.get(pgoff.wrapping_sub(self.pages.len())),
-            (page, _) => page,
+        let found = match pgoff.checked_sub(1) {
+            None => Ok(self.first.address()),
+            Some(n) if n == MORE => self.tail.0.get_or_alloc(),
+            Some(n) => match self.more.get(n) {
+                Some(page) => page.get_or_alloc(),
+                None => return SIGBUS,
+            },
         };
-        let Some(page) = page else {
-            return SIGBUS;
+        let Ok(address) = found else {
+            return OOM;
         };
-        // SAFETY: The page is owned by `self`; the mapping takes a reference of its own, so that the memory lives as
+        // SAFETY: The page is owned by `self` or its tail; the mapping takes a reference of its own, so that the memory lives as
         // long as any mapping of it.
         unsafe {
-            bindings::rvmm_get_page(page.page());
-            (*vmf).page = page.page();
+            let page = page_of(address);
+            bindings::rvmm_get_page(page);
+            (*vmf).page = page;
         }
         0
     }

@@ -5,7 +5,7 @@
 //! C header: [`include/linux/gfp.h`](srctree/include/linux/gfp.h)
 
 use core::ptr::NonNull;
-use core::sync::atomic::AtomicU32;
+use core::sync::atomic::{AtomicPtr, AtomicU32, Ordering};
 
 use kernel::page::{PAGE_SHIFT, PAGE_SIZE};
 use kernel::prelude::*;
@@ -92,6 +92,12 @@ impl Pages {
         virt_to_phys(self.addr.as_ptr())
     }
 
+    /// Address of the first byte, as [`Pages::as_ptr`].
+    #[inline(always)]
+    pub fn address(&self) -> NonNull<u8> {
+        self.addr
+    }
+
     /// The first page's structure.
     #[inline(always)]
     pub(super) fn page(&self) -> *mut bindings::page {
@@ -117,16 +123,11 @@ impl Pages {
     ///
     /// `phys` came from `into_phys` of pages of order `order`, and is taken back only once.
     pub unsafe fn from_phys(phys: u64, order: u32) -> Self {
-        let addr = phys_to_virt(phys);
-        // SAFETY: The frame is RAM that we own, so it has a page structure.
-        let page = unsafe { bindings::rvmm_pfn_to_page((phys >> PAGE_SHIFT) as usize) };
-        Self {
-            // SAFETY: Neither the page structure nor the address of an allocated page is null.
-            page: unsafe { NonNull::new_unchecked(page) },
-            // SAFETY: As above.
-            addr: unsafe { NonNull::new_unchecked(addr) },
-            order,
-        }
+        // SAFETY: The address of an allocated page is not null.
+        let addr = unsafe { NonNull::new_unchecked(phys_to_virt(phys)) };
+        // SAFETY: The frame is RAM that we own, so it has a page structure, which is not at null.
+        let page = unsafe { NonNull::new_unchecked(page_of(addr)) };
+        Self { page, addr, order }
     }
 }
 
@@ -137,29 +138,120 @@ impl Drop for Pages {
     }
 }
 
-/// A zeroed page of atomic words, which CPUs and hardware share.
-pub struct AtomicPage(Pages);
+/// One zeroed page that is allocated when it is first needed.
+pub struct LazyPage(AtomicPtr<u8>);
 
-impl AtomicPage {
-    /// All words zero. May sleep.
+impl LazyPage {
+    /// No page yet.
+    pub const fn new() -> Self {
+        Self(AtomicPtr::new(core::ptr::null_mut()))
+    }
+
+    /// Address of the page, which stays while `self` lives; `None` before it is there.
+    #[inline]
+    pub fn get(&self) -> Option<NonNull<u8>> {
+        NonNull::new(self.0.load(Ordering::Acquire))
+    }
+
+    /// Address of the page, allocated now if there was none and charged to the current memory cgroup. May sleep.
     ///
     /// Errors: `ENOMEM`.
-    pub fn new() -> Result<Self> {
-        Ok(Self(Pages::new(0)?))
+    pub fn get_or_alloc(&self) -> Result<NonNull<u8>> {
+        if let Some(page) = self.get() {
+            return Ok(page);
+        }
+        let new = phys_to_virt(Pages::alloc(0)?.into_phys());
+        let none = core::ptr::null_mut();
+        match self
+            .0
+            .compare_exchange(none, new, Ordering::AcqRel, Ordering::Acquire)
+        {
+            Ok(_) => NonNull::new(new).ok_or(ENOMEM),
+            Err(other) => {
+                // SAFETY: From `into_phys` above; the page came into nobody's hands.
+                drop(unsafe { Pages::from_phys(virt_to_phys(new), 0) });
+                NonNull::new(other).ok_or(ENOMEM)
+            }
+        }
+    }
+}
+
+impl Drop for LazyPage {
+    fn drop(&mut self) {
+        if let Some(page) = self.get() {
+            // SAFETY: From `into_phys` of one page in `get_or_alloc`; nobody uses it any more.
+            drop(unsafe { Pages::from_phys(virt_to_phys(page.as_ptr()), 0) });
+        }
+    }
+}
+
+/// Number of words of an [`AtomicLine`].
+const LINE: usize = 16;
+
+/// A zeroed and aligned cache line of atomic words, which CPUs and hardware share.
+pub struct AtomicLine {
+    words: NonNull<[AtomicU32; LINE]>,
+    /// The page that holds the words; without it they are an allocation of their own.
+    page: Option<Pages>,
+}
+
+// SAFETY: The words belong to no CPU or task.
+unsafe impl Send for AtomicLine {}
+// SAFETY: Shared references only give atomic accesses.
+unsafe impl Sync for AtomicLine {}
+
+impl AtomicLine {
+    /// All words zero, on a page of their own if `own_page`. May sleep.
+    ///
+    /// Errors: `ENOMEM`.
+    pub fn new(own_page: bool) -> Result<Self> {
+        if own_page {
+            let page = Pages::new(0)?;
+            let words = NonNull::new(page.as_ptr()).ok_or(ENOMEM)?;
+            return Ok(Self {
+                words,
+                page: Some(page),
+            });
+        }
+        let words = KBox::new([const { AtomicU32::new(0) }; LINE], GFP_KERNEL_ACCOUNT)?;
+        Ok(Self {
+            words: NonNull::new(KBox::into_raw(words)).ok_or(ENOMEM)?,
+            page: None,
+        })
     }
 
     /// The words.
     #[inline(always)]
-    pub fn words(&self) -> &[AtomicU32; PAGE_SIZE / 4] {
-        // SAFETY: The page is owned, initialised and aligned; everybody uses it by atomic accesses only, as this type gives
+    pub fn words(&self) -> &[AtomicU32; LINE] {
+        // SAFETY: The memory is owned, initialised and aligned; everybody uses it by atomic accesses only, as this type gives
         // no other.
-        unsafe { &*self.0.as_ptr() }
+        unsafe { self.words.as_ref() }
     }
 
     /// Physical address.
     pub fn phys(&self) -> u64 {
-        self.0.phys()
+        // Both a page and memory of this size from kmalloc are in the direct map, the latter aligned to its size.
+        virt_to_phys(self.words.as_ptr())
     }
+}
+
+impl Drop for AtomicLine {
+    fn drop(&mut self) {
+        if self.page.is_none() {
+            // SAFETY: From `into_raw` in `new`, and not used any more.
+            drop(unsafe { KBox::from_raw(self.words.as_ptr()) });
+        }
+    }
+}
+
+/// The page structure of the page at `addr`.
+///
+/// # Safety
+///
+/// `addr` is in an allocated page in the direct map.
+pub(super) unsafe fn page_of(addr: NonNull<u8>) -> *mut bindings::page {
+    // SAFETY: The frame is RAM, as the caller promises.
+    unsafe { bindings::rvmm_pfn_to_page((virt_to_phys(addr.as_ptr()) >> PAGE_SHIFT) as usize) }
 }
 
 /// Address of the kernel's direct map.

@@ -11,6 +11,8 @@ use super::bindings;
 
 /// What an access beyond the object's pages gets.
 pub const SIGBUS: bindings::vm_fault_t = bindings::RVMM_VM_FAULT_SIGBUS;
+/// What an access gets when there is no memory for its page.
+pub const OOM: bindings::vm_fault_t = bindings::RVMM_VM_FAULT_OOM;
 
 /// An object that serves areas.
 pub trait Backing: Send + Sync + Sized {

@@ -115,7 +115,8 @@ impl Clock {
     pub(crate) fn set(&self, vcpus: &VcpuSet, mut ns: u64, real_ns: Option<u64>) {
         let mut inner = self.inner.lock();
         Self::stop(vcpus);
-        self.choose(&mut inner, vcpus);
+        let common = Self::wants_common(&inner, vcpus);
+        self.choose(&mut inner, common);
         let s = clock::snapshot();
         if let Some(then) = real_ns {
             // Never back.
@@ -183,14 +184,14 @@ impl Clock {
 
     /// Goes over to a common point or away from it, if that is to be.
     fn change(&self, inner: &mut Inner, vcpus: &VcpuSet) {
-        if Self::wants_common(inner, vcpus) != inner.clock.is_common() {
+        let common = Self::wants_common(inner, vcpus);
+        if common != inner.clock.is_common() {
             Self::stop(vcpus);
-            self.choose(inner, vcpus);
+            self.choose(inner, common);
         }
     }
 
-    fn choose(&self, inner: &mut Inner, vcpus: &VcpuSet) {
-        let common = Self::wants_common(inner, vcpus);
+    fn choose(&self, inner: &mut Inner, common: bool) {
         inner
             .clock
             .set_common(common, point(&clock::snapshot()), host_rate());

@@ -14,12 +14,13 @@ use crate::emul::{
 use crate::exit::{Exception, NestedFault};
 use crate::irq::lapic::Action;
 use crate::irq::local_apic::LocalApic;
-use crate::linux::mmap::SharedPages;
+use crate::linux::mmap::Shared;
 use crate::linux::{hrtimer, uaccess};
 use crate::mem::addr::{Gpa, Gva};
 use crate::mem::gwalk::{self, GuestRead, Paging, WalkError};
 use crate::mem::memory::{MemError, MemoryView};
 use crate::state::State;
+use crate::vcpu::RunPages;
 use crate::vm::Vm;
 use core::ops::{Deref, DerefMut};
 use kernel::prelude::*;
@@ -577,7 +578,7 @@ struct GuestBus<'a, 'b> {
     cpl: u8,
     ac: bool,
     lapic: Option<&'a mut LocalApic>,
-    run: &'a SharedPages,
+    run: &'a RunPages,
     /// Port and width of the I/O exit under emulation.
     port: Option<(u16, u8)>,
     /// What accesses to the local APIC ask for.
@@ -807,7 +808,7 @@ impl State {
         &mut self,
         vm: &Vm,
         view: &MemoryView<'_>,
-        run: &SharedPages,
+        run: &RunPages,
         insn: &Insn,
     ) -> (Emulated, [Action; 2]) {
         self.load(Groups::ALL);

@@ -6,40 +6,47 @@ use crate::stats::{
     id_string, Desc, StatsFile, Values, VcpuStats, VmStats, NAME_SIZE, VCPU_DESCS, VM_DESCS,
 };
 use crate::vm::{self, Vm};
-use core::ops::Deref;
 use kernel::fs::File;
 use kernel::prelude::*;
-use kernel::sync::{Arc, ArcBorrow};
+use kernel::sync::{Arc, ArcBorrow, SetOnce};
 use kernel::uaccess::UserSliceWriter;
 
 /// A vCPU's statistics, too large for the stack.
 pub(crate) struct VcpuLedger {
     id: u32,
-    stats: KVBox<VcpuStats>,
+    /// There from the first KVM_RUN on, and zero until then.
+    stats: SetOnce<KVBox<VcpuStats>>,
 }
 
 impl VcpuLedger {
     /// All zeros.
     pub(crate) fn new(id: u32) -> Result<Arc<Self>> {
-        let stats = KVBox::<VcpuStats>::new_uninit(GFP_KERNEL_ACCOUNT | __GFP_ZERO)?;
-        // SAFETY: The memory is zeroed, and the type consists of atomic integers, for which zero is a value.
-        let stats = unsafe { stats.assume_init() };
+        let stats = SetOnce::new();
         Ok(Arc::new(Self { id, stats }, GFP_KERNEL_ACCOUNT)?)
     }
-}
 
-impl Deref for VcpuLedger {
-    type Target = VcpuStats;
-
+    /// The counters, for the one who runs the vCPU. Errors: ENOMEM.
     #[inline]
-    fn deref(&self) -> &VcpuStats {
-        &self.stats
+    pub(crate) fn counters(&self) -> Result<&VcpuStats> {
+        match self.stats.as_ref() {
+            Some(stats) => Ok(stats),
+            None => self.make(),
+        }
+    }
+
+    #[cold]
+    fn make(&self) -> Result<&VcpuStats> {
+        let stats = KVBox::<VcpuStats>::new_uninit(GFP_KERNEL_ACCOUNT | __GFP_ZERO)?;
+        // SAFETY: The memory is zeroed, and the type consists of atomic integers, for which zero is a value.
+        self.stats.populate(unsafe { stats.assume_init() });
+        // Only one thread runs a vCPU at a time, so nobody else was about to populate it.
+        Ok(self.stats.as_ref().ok_or(ENOMEM)?)
     }
 }
 
 impl Values for VcpuLedger {
     fn value(&self, word: usize) -> u64 {
-        self.stats.value(word)
+        self.stats.as_ref().map_or(0, |s| s.value(word))
     }
 }
 

@@ -237,8 +237,8 @@ pub(crate) fn reset_sregs(cr0_value: u64) -> Sregs {
 }
 
 impl State {
-    /// A vCPU after RESET.
-    pub(crate) fn new(vm: &Vm, shared: &VcpuShared) -> Result<Self> {
+    /// A vCPU after RESET, to be made where it stays: it is large.
+    pub(crate) fn new<'a>(vm: &'a Vm, shared: &'a VcpuShared) -> Result<impl Init<Self> + 'a> {
         let model = dev::model()?;
         let id = shared.id;
         let bsp = id == vm.boot_cpu();
@@ -293,7 +293,10 @@ impl State {
         let mut fpu = XsaveArea::new()?;
         // Fresh pages are zero.
         xsave::init_image(fpu.as_mut_slice(), model.mxcsr_mask);
-        let mut this = Self {
+        let cpuid_index = KBox::new(CpuidIndex::empty(), GFP_KERNEL_ACCOUNT)?;
+        let replay = KBox::new(Replay::new(), GFP_KERNEL_ACCOUNT)?;
+        let insn_cache = KBox::new(DecodeCache::new(), GFP_KERNEL_ACCOUNT)?;
+        let fresh = init!(Self {
             id,
             hw,
             cpu: CpuState::default(),
@@ -301,7 +304,7 @@ impl State {
             xcr0: xsave::X87,
             pkru: 0,
             cpuid: KVec::new(),
-            cpuid_index: KBox::new(CpuidIndex::empty(), GFP_KERNEL_ACCOUNT)?,
+            cpuid_index,
             features,
             host_features,
             dynamic: Dynamic::default(),
@@ -320,9 +323,9 @@ impl State {
             } else {
                 MpState::Runnable
             },
-            replay: KBox::new(Replay::new(), GFP_KERNEL_ACCOUNT)?,
+            replay,
             insn: None,
-            insn_cache: KBox::new(DecodeCache::new(), GFP_KERNEL_ACCOUNT)?,
+            insn_cache,
             io_port: None,
             completion: Completion::Nothing,
             tsc_offset: 0,
@@ -346,15 +349,17 @@ impl State {
             signal_mask: None,
             entry_failure: None,
             model,
-        };
-        this.reset_registers(false);
-        this.take_exits(vm);
-        this.refresh_dynamic();
-        if let Some(l) = &this.lapic {
-            shared.set_apic_addr(l.addr());
-            shared.set_lint0(l.lint0_accepts_extint(), l.lint0_is_nmi());
-        }
-        Ok(this)
+        });
+        Ok(fresh.chain(move |this| {
+            this.reset_registers(false);
+            this.take_exits(vm);
+            this.refresh_dynamic();
+            if let Some(l) = &this.lapic {
+                shared.set_apic_addr(l.addr());
+                shared.set_lint0(l.lint0_accepts_extint(), l.lint0_is_nmi());
+            }
+            Ok(())
+        }))
     }
 
     /// Takes over what the VM says about optional exits and MSR accesses.

@@ -35,6 +35,8 @@ use kernel::sync::{Arc, ArcBorrow};
 pub(crate) const MMAP_BYTES: usize = (OWN_PAGES + 1) * 4096;
 /// Of these the pages of one vCPU; the ring is the VM's.
 const OWN_PAGES: usize = 2;
+/// They: `kvm_run`, and the data of port accesses, which is there from the first KVM_RUN on.
+pub(crate) type RunPages = SharedPages<{ OWN_PAGES - 1 }>;
 const _: () = assert!(k::KVM_COALESCED_MMIO_PAGE_OFFSET as usize == OWN_PAGES);
 
 const _: () = {
@@ -67,7 +69,7 @@ pub(crate) struct Vcpu {
     /// What other CPUs may touch.
     pub(crate) shared: Arc<VcpuShared>,
     /// `kvm_run` and the other pages that user space maps.
-    pub(crate) run: Arc<SharedPages>,
+    pub(crate) run: Arc<RunPages>,
     /// Exit ledger.
     pub(crate) stats: Arc<VcpuLedger>,
     timer: Timer<ApicTimer>,
@@ -80,7 +82,7 @@ impl Vcpu {
     #[inline(never)]
     pub(crate) fn new(vm: &Vm, id: u32) -> Result<Arc<Self>> {
         let shared = VcpuShared::new(id)?;
-        let run = SharedPages::with_tail(OWN_PAGES, Some(vm.chip.ring()))?;
+        let run = RunPages::new(vm.chip.ring())?;
         let stats = VcpuLedger::new(id)?;
         let timer = Timer::new(ApicTimer(shared.clone()))?;
         Arc::pin_init(
@@ -254,7 +256,7 @@ fn run(vm: &Arc<Vm>, vcpu: &Arc<Vcpu>, arg: usize) -> Result<isize> {
     }
     let mut s = vcpu.state.lock()?;
     let _mask = s.signal_mask.map(SignalMaskGuard::new);
-    Runner::new(vm, vcpu, &mut s).run()
+    Runner::new(vm, vcpu, &mut s)?.run()
 }
 
 /// The other vcpu ioctls. EINVAL is KVM's answer to a number that it does not know.
@@ -275,7 +277,7 @@ fn ioctl(vm: &Arc<Vm>, vcpu: &Arc<Vcpu>, cmd: u32, arg: usize) -> Result<isize> 
         cmd,
         uapi::KVM_GET_LAPIC | uapi::KVM_GET_VCPU_EVENTS | uapi::KVM_GET_MP_STATE
     ) {
-        Runner::new(vm, vcpu, s).settle();
+        Runner::new(vm, vcpu, s)?.settle();
     }
     match cmd {
         uapi::KVM_GET_REGS => uapi::put(arg, &get_regs(s))?,

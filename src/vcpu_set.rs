@@ -9,7 +9,7 @@
 //! its own: the vCPU does not enter, or it gets an IPI, which makes it exit.
 
 use crate::irq::msg::{ApicAddr, MsiFormat};
-use crate::linux::page::AtomicPage;
+use crate::linux::page::AtomicLine;
 use crate::linux::preempt;
 use crate::linux::sched::Worker;
 use crate::linux::smp;
@@ -78,8 +78,8 @@ pub(crate) struct VcpuShared {
     mode: AtomicU32,
     cpu: AtomicU32,
     /// Posted-interrupt descriptor (SDM 3C table 30-1): PIR, then the word with bit ON, whose other bits the processor leaves to
-    /// software: all of them are the requests.
-    descriptor: AtomicPage,
+    /// software: all of them are the requests. On a page of its own where the processor uses it.
+    descriptor: AtomicLine,
     /// The processor takes interrupts from the descriptor while the guest runs, when it is notified.
     direct: AtomicBool,
     /// Interrupt requests by vector, not yet taken into IRR: those that the vCPU has to look at before the guest gets them,
@@ -115,7 +115,7 @@ impl VcpuShared {
                 id,
                 mode: AtomicU32::new(OUTSIDE),
                 cpu: AtomicU32::new(0),
-                descriptor: AtomicPage::new()?,
+                descriptor: AtomicLine::new(crate::hw::caps().is_some_and(|c| c.posted))?,
                 direct: AtomicBool::new(false),
                 posted: [const { AtomicU32::new(0) }; 8],
                 posted_level: [const { AtomicU32::new(0) }; 8],

@@ -12,13 +12,13 @@ use crate::cpu::xsave;
 use crate::dev;
 use crate::exit::{Event, EventKind, Exception};
 use crate::irq::lapic::Action;
-use crate::linux::mmap::SharedPages;
+use crate::linux::mmap::Shared;
 use crate::mem::addr::Gva;
 use crate::mem::gwalk;
 use crate::run::{self, off};
 use crate::state::{Completion, MpState, State};
 use crate::uapi::{self, k, Uapi};
-use crate::vcpu::Vcpu;
+use crate::vcpu::{RunPages, Vcpu};
 use crate::vcpu_set::request;
 use crate::vm::Vm;
 use core::mem::offset_of;
@@ -710,7 +710,7 @@ const REGS_AT: usize = off::SYNC_REGS + offset_of!(k::kvm_sync_regs, regs);
 const SREGS_AT: usize = off::SYNC_REGS + offset_of!(k::kvm_sync_regs, sregs);
 const EVENTS_AT: usize = off::SYNC_REGS + offset_of!(k::kvm_sync_regs, events);
 
-fn read<T: Uapi>(run: &SharedPages, at: usize) -> Result<T> {
+fn read<T: Uapi>(run: &RunPages, at: usize) -> Result<T> {
     let mut v = uapi::zeroed::<T>();
     run.copy_out(at, uapi::bytes_of_mut(&mut v))?;
     Ok(v)

@@ -388,7 +388,7 @@ impl MsrFile {
         osvw_status: 0,
     };
 
-    /// Power-up values. INIT leaves all of these alone (SDM 3A table 11-1).
+    /// Power-up values, of a file that is all zeros. INIT leaves all of these alone (SDM 3A table 11-1).
     pub fn reset(&mut self, c: &Config) {
         // KVM's value; firmware, or whoever takes its place, allows fast strings.
         self.misc_enable = MISC_BTS_PEBS_UNAVAILABLE;
@@ -400,20 +400,8 @@ impl MsrFile {
             Vendor::Amd => 0x0100_0065,
         };
         self.platform_info = c.platform_info;
-        self.misc_features = 0;
-        self.power_ctl = 0;
         self.arch_capabilities = c.arch_capabilities & ARCH_CAPABILITIES_ALLOWED;
-        self.xss = 0;
-        self.mtrr_def_type = 0;
-        self.mtrr_fixed.fill(0);
-        self.mtrr_variable.fill(0);
         self.mcg_cap = MCE_BANKS as u64;
-        self.mcg_status = 0;
-        self.mcg_ctl = 0;
-        for b in &mut self.banks {
-            b.fill(0);
-        }
-        self.hwcr = 0;
         self.de_cfg_allowed = if c.lfence_serializing {
             DE_CFG_LFENCE
         } else {
@@ -422,7 +410,6 @@ impl MsrFile {
         self.de_cfg = self.de_cfg_allowed;
         // Errata 0 to 3 are known and fixed.
         self.osvw_id_length = 4;
-        self.osvw_status = 0;
     }
 
     /// CPUID faults above CPL 0 (CPUID faulting, SDM 3B 2.8 "MISC_FEATURES_ENABLES").

@@ -2,7 +2,7 @@
 //! Writes to device registers that wait in a ring for user space's next exit (api.rst 4.116, KVM_REGISTER_COALESCED_MMIO).
 
 use crate::irq::ioeventfd::Bus;
-use crate::linux::mmap::SharedPages;
+use crate::linux::mmap::{Shared, SharedPage};
 use crate::linux::spin_irq::RawSpin;
 use crate::linux::srcu_cell::SrcuCell;
 use crate::uapi::{self, k};
@@ -73,8 +73,8 @@ type Zones = KVVec<Zone>;
 /// The ring of a VM and the zones that fill it.
 #[pin_data]
 pub(crate) struct Coalesced {
-    /// One page, which user space maps behind every vCPU's.
-    ring: Arc<SharedPages>,
+    /// One page, which user space maps behind every vCPU's; there with the first zone.
+    ring: Arc<SharedPage>,
     /// Writers of the ring exclude each other.
     #[pin]
     lock: RawSpin<()>,
@@ -89,7 +89,7 @@ impl Coalesced {
     /// An empty ring, no zones.
     pub(crate) fn new() -> impl PinInit<Self, Error> {
         try_pin_init!(Self {
-            ring: SharedPages::new(1)?,
+            ring: Arc::new(SharedPage::new(), GFP_KERNEL_ACCOUNT)?,
             lock <- RawSpin::new(()),
             zones: SetOnce::new(),
             mmio: AtomicU32::new(0),
@@ -98,7 +98,7 @@ impl Coalesced {
     }
 
     /// The page of the ring.
-    pub(crate) fn page(&self) -> &Arc<SharedPages> {
+    pub(crate) fn page(&self) -> &Arc<SharedPage> {
         &self.ring
     }
 
@@ -166,6 +166,7 @@ impl Coalesced {
         if number.saturating_add(devices(zone.bus)) >= MAX_DEVICES {
             return Err(ENOSPC);
         }
+        self.ring.allocate()?;
         let cell = match self.zones.as_ref() {
             Some(cell) => cell,
             None => {

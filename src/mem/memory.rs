@@ -271,26 +271,14 @@ impl GuestMemory {
     /// No slots, an empty table.
     pub(crate) fn new(caps: HwCaps, stats: Arc<VmStats>) -> Result<Arc<Self>> {
         // The root; the first fault fetches more.
-        let mut pool = TablePool::new();
-        pool.add()?;
-        let table = NestedTable::create(&mut pool, &caps)?;
-        let root = table.root();
-        let mut mmu = Some(Mmu {
-            table,
-            pool,
-            invalidations: 0,
-            invalidating: 0,
-            hull: (0, 0),
-            leaving: None,
-        });
+        let root = page::Pages::alloc(0)?;
+        let table = NestedTable::with_root(Hpa(root.phys()), &caps)?;
         Arc::pin_init(
             try_pin_init!(Self {
                 update <- new_mutex!(None),
                 slots <- SrcuCell::new(SlotTable::empty()),
-                mmu <- new_spinlock!(mmu.take().ok_or(EINVAL)?),
                 tlb_generation: AtomicU64::new(1),
                 vcpus: VcpuSet::new()?,
-                root,
                 apic_page: SetOnce::new(),
                 apic_state: AtomicU32::new(APIC_UNMAPPED),
                 nx_huge: AtomicBool::new(
@@ -306,6 +294,16 @@ impl GuestMemory {
                     gpa_end: 1 << crate::linux::boot_cpu::phys_bits().min(48),
                     hva_end: (1 << (crate::linux::boot_cpu::virt_bits().clamp(48, 57) - 1)) - 4096,
                 },
+                // Last: nothing fails any more, and the root is freed with the table.
+                root: Hpa(root.into_phys()),
+                mmu <- new_spinlock!(init!(Mmu {
+                    table,
+                    pool: TablePool::new(),
+                    invalidations: 0,
+                    invalidating: 0,
+                    hull: (0, 0),
+                    leaving: None,
+                })),
             }),
             GFP_KERNEL_ACCOUNT,
         )

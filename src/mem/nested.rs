@@ -166,14 +166,15 @@ macro_rules! dispatch {
 }
 
 impl NestedTable {
-    /// An empty table of the format that `caps` asks for.
-    pub(crate) fn create(pool: &mut TablePool, caps: &HwCaps) -> Result<Self> {
+    /// An empty table of the format that `caps` asks for, whose root is the zeroed page `root`.
+    pub(crate) fn with_root(root: Hpa, caps: &HwCaps) -> Result<Self> {
+        let levels = caps.nested_levels;
         let t = match (caps.name, caps.nested_ad) {
-            ("vmx", true) => PageTable::create(pool, caps.nested_levels).map(Self::Ept),
-            ("vmx", false) => PageTable::create(pool, caps.nested_levels).map(Self::EptNoAd),
-            _ => PageTable::create(pool, caps.nested_levels).map(Self::Npt),
+            ("vmx", true) => PageTable::with_root(root, levels).map(Self::Ept),
+            ("vmx", false) => PageTable::with_root(root, levels).map(Self::EptNoAd),
+            _ => PageTable::with_root(root, levels).map(Self::Npt),
         };
-        t.map_err(|_| ENOMEM)
+        t.map_err(|_| EINVAL)
     }
 
     /// Physical address of the root table.

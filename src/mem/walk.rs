@@ -381,12 +381,23 @@ impl<F: Format> PageTable<F> {
     ///
     /// [`MapError::NoMemory`] without a root page, [`MapError::OutOfRange`] for another number of levels.
     pub fn create<T: Tables>(t: &mut T, levels: u8) -> Result<Self, MapError> {
+        // The levels are looked at before anything is allocated.
+        Self::with_root(Hpa(0), levels)?;
+        let root = t.alloc().ok_or(MapError::NoMemory { flush: false })?;
+        Self::with_root(root, levels)
+    }
+
+    /// An empty table of 4 or 5 levels whose root is the zeroed table `root`.
+    ///
+    /// # Errors
+    ///
+    /// [`MapError::OutOfRange`] for another number of levels.
+    pub const fn with_root(root: Hpa, levels: u8) -> Result<Self, MapError> {
         let top = match levels {
             4 => Level::L4,
             5 => Level::L5,
             _ => return Err(MapError::OutOfRange),
         };
-        let root = t.alloc().ok_or(MapError::NoMemory { flush: false })?;
         Ok(Self {
             root,
             top,

@@ -8,6 +8,7 @@ use crate::emul::{Op, Pending};
 use crate::emulate::{Accessed, Emulated, Known, PIO_PAGE};
 use crate::exit::{Io, NestedFault};
 use crate::irq::lapic::base;
+use crate::linux::mmap::Shared;
 use crate::mem::memory::FaultOutcome;
 use crate::state::Completion;
 use crate::stats::{ExitClass, VcpuCounter};

@@ -13,6 +13,7 @@ use crate::exit::{EventKind, Exception, Exit};
 use crate::irq::lapic::{Action, Eoi};
 use crate::irq::msg::Vector;
 use crate::linux::hrtimer;
+use crate::linux::mmap::Shared;
 use crate::state::{Completion, MpState};
 use crate::stats::ExitClass;
 use crate::uapi::k;

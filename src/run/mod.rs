@@ -14,15 +14,14 @@ use crate::cpu::regs::{rflags, Gpr, Seg};
 use crate::cpu::{events, paravirt, xsave};
 use crate::emulate::{Known, PIO_PAGE};
 use crate::exit::{EventKind, Exception, Exit};
-use crate::ledger::VcpuLedger;
 use crate::linux::fpu::KernelFpu;
 use crate::linux::irqflags::IrqGuard;
-use crate::linux::mmap::SharedPages;
+use crate::linux::mmap::Shared;
 use crate::linux::{boot_cpu, cr, fpu, hrtimer, msr, preempt, sched};
 use crate::state::{Completion, MpState, State, MAX_ADVANCE_NS};
-use crate::stats::{ExitClass, VcpuCounter};
+use crate::stats::{ExitClass, VcpuCounter, VcpuStats};
 use crate::uapi::k;
-use crate::vcpu::Vcpu;
+use crate::vcpu::{RunPages, Vcpu};
 use crate::vcpu_set::request;
 use crate::vm::Vm;
 use crate::{debug, mitigate, vcpu_state};
@@ -80,22 +79,24 @@ pub(crate) struct Runner<'a> {
     vm: &'a Vm,
     vcpu: &'a Vcpu,
     s: &'a mut State,
-    run: &'a SharedPages,
-    stats: &'a VcpuLedger,
+    run: &'a RunPages,
+    stats: &'a VcpuStats,
     /// Event of the entry that the processor refused.
     refused: Option<crate::exit::Event>,
 }
 
 impl<'a> Runner<'a> {
-    pub(crate) fn new(vm: &'a Vm, vcpu: &'a Vcpu, s: &'a mut State) -> Self {
-        Self {
+    /// Errors: ENOMEM.
+    #[inline]
+    pub(crate) fn new(vm: &'a Vm, vcpu: &'a Vcpu, s: &'a mut State) -> Result<Self> {
+        Ok(Self {
             vm,
             vcpu,
             s,
             run: &vcpu.run,
-            stats: &vcpu.stats,
+            stats: vcpu.stats.counters()?,
             refused: None,
-        }
+        })
     }
 
     /// KVM_RUN. Not inlined: its stack frame is not for the other ioctls.
@@ -176,6 +177,7 @@ impl<'a> Runner<'a> {
         }
         self.set_exit(k::KVM_EXIT_UNKNOWN);
         if !self.s.has_run {
+            self.run.allocate()?;
             self.s.has_run = true;
             self.stats.add(VcpuCounter::Apicv, self.s.apicv.into());
         }
