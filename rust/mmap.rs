@@ -4,6 +4,7 @@
 //!
 //! C header: [`include/linux/mm.h`](srctree/include/linux/mm.h)
 
+use core::marker::PhantomData;
 use core::ptr::NonNull;
 
 use kernel::mm::virt::{flags as vm_flags, VmaNew};
@@ -138,6 +139,12 @@ impl<const MORE: usize> SharedPages<MORE> {
         Ok(Arc::new(pages, GFP_KERNEL_ACCOUNT)?)
     }
 
+    /// The first page alone, for several accesses.
+    #[inline(always)]
+    pub fn first(&self) -> FirstPage<'_> {
+        FirstPage(self.first.address(), PhantomData)
+    }
+
     /// Makes sure that all pages but the tail are there. May sleep.
     ///
     /// Errors: `ENOMEM`.
@@ -172,6 +179,21 @@ unsafe impl<const MORE: usize> Shared for SharedPages<MORE> {
             None => Ok(self.first.address()),
             Some(n) => self.more.get(n).ok_or(EINVAL)?.get().ok_or(ENOMEM),
         }
+    }
+}
+
+/// The first page of [`SharedPages`].
+#[derive(Clone, Copy)]
+pub struct FirstPage<'a>(NonNull<u8>, PhantomData<&'a ()>);
+
+// SAFETY: The page lives as long as the pages that it was borrowed from.
+unsafe impl Shared for FirstPage<'_> {
+    #[inline(always)]
+    fn page(&self, index: usize) -> Result<NonNull<u8>> {
+        if index != 0 {
+            return Err(EINVAL);
+        }
+        Ok(self.0)
     }
 }
 

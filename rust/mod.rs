@@ -33,6 +33,7 @@ pub mod misc;
 pub mod mmap;
 pub mod mmu_notifier;
 pub mod msr;
+pub mod once;
 pub mod page;
 pub mod pci;
 pub mod pci_irq;

@@ -217,8 +217,8 @@ pub trait VcpuBackend: Sized {
     /// Called in process context. `id` is the vCPU's id, for messages and VPID choice.
     fn new(id: u32) -> Result<Self>;
 
-    /// Starts a stay on this CPU. Interrupts are off. Fails with a clear log line when root mode cannot be had.
-    fn begin_stay(&mut self) -> Result;
+    /// Starts a stay on this CPU, whose number is `cpu`. Interrupts are off. Fails with a clear log line when root mode cannot be had.
+    fn begin_stay(&mut self, cpu: u32) -> Result;
 
     /// Ends the stay; host state of this vendor is as before. Interrupts are still off.
     fn end_stay(&mut self);

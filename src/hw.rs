@@ -111,8 +111,8 @@ impl VcpuBackend for Hw {
     }
 
     #[inline]
-    fn begin_stay(&mut self) -> Result {
-        dispatch!(self, v => v.begin_stay())
+    fn begin_stay(&mut self, cpu: u32) -> Result {
+        dispatch!(self, v => v.begin_stay(cpu))
     }
 
     #[inline]

@@ -2,33 +2,34 @@
 //! The exit ledger: statistics of VMs and vCPUs, read through KVM_GET_STATS_FD (api.rst 4.133).
 
 use crate::linux::anon_inode::FileOperations;
+use crate::linux::once::Once;
 use crate::stats::{
     id_string, Desc, StatsFile, Values, VcpuStats, VmStats, NAME_SIZE, VCPU_DESCS, VM_DESCS,
 };
 use crate::vm::{self, Vm};
 use kernel::fs::File;
 use kernel::prelude::*;
-use kernel::sync::{Arc, ArcBorrow, SetOnce};
+use kernel::sync::{Arc, ArcBorrow};
 use kernel::uaccess::UserSliceWriter;
 
 /// A vCPU's statistics, too large for the stack.
 pub(crate) struct VcpuLedger {
     id: u32,
     /// There from the first KVM_RUN on, and zero until then.
-    stats: SetOnce<KVBox<VcpuStats>>,
+    stats: Once<KVBox<VcpuStats>>,
 }
 
 impl VcpuLedger {
     /// All zeros.
     pub(crate) fn new(id: u32) -> Result<Arc<Self>> {
-        let stats = SetOnce::new();
+        let stats = Once::new();
         Ok(Arc::new(Self { id, stats }, GFP_KERNEL_ACCOUNT)?)
     }
 
     /// The counters, for the one who runs the vCPU. Errors: ENOMEM.
     #[inline]
     pub(crate) fn counters(&self) -> Result<&VcpuStats> {
-        match self.stats.as_ref() {
+        match self.stats.get() {
             Some(stats) => Ok(stats),
             None => self.make(),
         }
@@ -38,15 +39,15 @@ impl VcpuLedger {
     fn make(&self) -> Result<&VcpuStats> {
         let stats = KVBox::<VcpuStats>::new_uninit(GFP_KERNEL_ACCOUNT | __GFP_ZERO)?;
         // SAFETY: The memory is zeroed, and the type consists of atomic integers, for which zero is a value.
-        self.stats.populate(unsafe { stats.assume_init() });
+        self.stats.set(unsafe { stats.assume_init() });
         // Only one thread runs a vCPU at a time, so nobody else was about to populate it.
-        Ok(self.stats.as_ref().ok_or(ENOMEM)?)
+        self.stats.get().ok_or(ENOMEM)
     }
 }
 
 impl Values for VcpuLedger {
     fn value(&self, word: usize) -> u64 {
-        self.stats.as_ref().map_or(0, |s| s.value(word))
+        self.stats.get().map_or(0, |s| s.value(word))
     }
 }
 

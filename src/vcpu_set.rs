@@ -9,6 +9,7 @@
 //! its own: the vCPU does not enter, or it gets an IPI, which makes it exit.
 
 use crate::irq::msg::{ApicAddr, MsiFormat};
+use crate::linux::once::Once;
 use crate::linux::page::AtomicLine;
 use crate::linux::preempt;
 use crate::linux::sched::Worker;
@@ -16,7 +17,7 @@ use crate::linux::smp;
 use crate::linux::wait::WaitCell;
 use core::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use kernel::prelude::*;
-use kernel::sync::{Arc, SetOnce};
+use kernel::sync::{Arc, ArcBorrow};
 
 /// vCPUs that a VM may have.
 pub(crate) const MAX_VCPUS: usize = 64;
@@ -327,7 +328,7 @@ impl VcpuShared {
 
 /// The vCPUs of a VM, in order of creation. Grows only.
 pub(crate) struct VcpuSet {
-    list: KVec<SetOnce<Arc<VcpuShared>>>,
+    list: KVec<Once<Arc<VcpuShared>>>,
     len: AtomicU32,
     x2apic_api: AtomicU32,
     /// Index of the last one that was given a turn.
@@ -339,8 +340,7 @@ impl VcpuSet {
     pub(crate) fn new() -> Result<Self> {
         let mut list = KVec::with_capacity(MAX_VCPUS, GFP_KERNEL_ACCOUNT)?;
         for _ in 0..MAX_VCPUS {
-            list.push_within_capacity(SetOnce::new())
-                .map_err(|_| ENOMEM)?;
+            list.push_within_capacity(Once::new()).map_err(|_| ENOMEM)?;
         }
         Ok(Self {
             list,
@@ -383,7 +383,7 @@ impl VcpuSet {
     pub(crate) fn push(&self, v: Arc<VcpuShared>) -> Result {
         let n = self.len.load(Ordering::Relaxed);
         let slot = self.list.get(n as usize).ok_or(EINVAL)?;
-        if !slot.populate(v) {
+        if !slot.set(v) {
             return Err(EINVAL);
         }
         self.len.store(n + 1, Ordering::Release);
@@ -392,17 +392,17 @@ impl VcpuSet {
 
     /// All of them.
     #[inline]
-    pub(crate) fn iter(&self) -> impl Iterator<Item = &Arc<VcpuShared>> {
+    pub(crate) fn iter(&self) -> impl Iterator<Item = ArcBorrow<'_, VcpuShared>> {
         self.list
             .iter()
             .take(self.len() as usize)
-            .filter_map(SetOnce::as_ref)
+            .filter_map(Once::get)
     }
 
     /// The one that was created as number `index`, which is the id of most.
     #[inline]
-    pub(crate) fn get(&self, index: u32) -> Option<&Arc<VcpuShared>> {
-        self.list.get(index as usize)?.as_ref()
+    pub(crate) fn get(&self, index: u32) -> Option<ArcBorrow<'_, VcpuShared>> {
+        self.list.get(index as usize)?.get()
     }
 
     /// Returns after every vCPU that was in the guest has left it. Interrupts are on; may be called under a spin lock.
@@ -427,7 +427,7 @@ impl VcpuSet {
         for k in 1..=n {
             let index = last.wrapping_add(k).checked_rem(n).unwrap_or(0);
             let Some(v) = self.get(index) else { continue };
-            if core::ptr::eq(&**v, spinner) || v.spinning.load(Ordering::Relaxed) {
+            if core::ptr::eq(&*v, spinner) || v.spinning.load(Ordering::Relaxed) {
                 continue;
             }
             match v.take_turn() {

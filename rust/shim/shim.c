@@ -780,7 +780,7 @@ void rvmm_reload_tss(void)
 }
 
 /* The TSS limit of this CPU no longer covers the I/O bitmap; the kernel reloads TR when it matters. */
-void rvmm_invalidate_tss_limit(void)
+__no_stack_protector void rvmm_invalidate_tss_limit(void)
 {
 	invalidate_tss_limit();
 }

@@ -9,12 +9,13 @@
 use crate::assign::intx::{self, Switch};
 use crate::irq::controllers::{AckListener, Controllers, Resampler};
 use crate::irq::line::Source;
+use crate::linux::once::Once;
 use crate::linux::pci::Locked;
 use crate::linux::pci_irq::{PinHandler, PinLine, PinSwitch};
 use crate::linux::spin_irq::RawSpin;
 use crate::vm::Vm;
 use kernel::prelude::*;
-use kernel::sync::{Arc, SetOnce};
+use kernel::sync::Arc;
 
 impl Switch for PinSwitch {
     fn silence(&self) {
@@ -64,14 +65,14 @@ impl AckListener for Shared {
 struct Handler {
     shared: Arc<Shared>,
     /// Set before the pin is first switched on.
-    controllers: SetOnce<Arc<Controllers>>,
+    controllers: Once<Arc<Controllers>>,
 }
 
 impl PinHandler for Handler {
     fn handle(&self) -> bool {
         self.controllers
-            .as_ref()
-            .is_some_and(|c| self.shared.with(c, |pin, switch| pin.interrupt(switch)))
+            .get()
+            .is_some_and(|c| self.shared.with(&c, |pin, switch| pin.interrupt(switch)))
     }
 }
 
@@ -96,7 +97,7 @@ impl Wire {
         )?;
         let handler = Handler {
             shared,
-            controllers: SetOnce::new(),
+            controllers: Once::new(),
         };
         let handler = Arc::new(handler, GFP_KERNEL_ACCOUNT)?;
         Ok(Self {
@@ -112,10 +113,7 @@ impl Wire {
     /// To this GSI from now on; `None`: off. EINVAL: no interrupt controllers in the kernel.
     pub(crate) fn route(&mut self, vm: &Vm, gsi: Option<u32>) -> Result {
         let controllers = vm.chip.target().ok_or(EINVAL)?;
-        self.line
-            .handler()
-            .controllers
-            .populate(controllers.clone());
+        self.line.handler().controllers.set(controllers.clone());
         let known = self.listener.as_ref().map(|l| l.gsi);
         if gsi != known {
             // Off, and its GSI is lowered, before it goes elsewhere.
@@ -157,7 +155,7 @@ impl Wire {
                 return;
             }
             let raise = pin.release(&self.shared().switch);
-            if let (Some(gsi), Some(c)) = (raise, self.line.handler().controllers.as_ref()) {
+            if let (Some(gsi), Some(c)) = (raise, self.line.handler().controllers.get()) {
                 c.set_irq(gsi, Source::RESAMPLE, true);
             }
         };

@@ -19,11 +19,12 @@ use crate::irq::routing::Table;
 use crate::linux::eventfd::EventFdCtx;
 use crate::linux::hrtimer::{ktime_get_ns, Timer, TimerCallback};
 use crate::linux::mmap::SharedPage;
+use crate::linux::once::Once;
 use crate::mem::memory::GuestMemory;
 use crate::uapi::{self, k};
 use core::sync::atomic::{AtomicU32, Ordering};
 use kernel::prelude::*;
-use kernel::sync::{new_mutex, Arc, Mutex, SetOnce};
+use kernel::sync::{new_mutex, Arc, ArcBorrow, Mutex};
 use kernel::uaccess::{UserPtr, UserSlice};
 
 /// No interrupt controller in the kernel.
@@ -64,10 +65,10 @@ pub(crate) struct IrqChip {
     memory: Arc<GuestMemory>,
     mode: AtomicU32,
     /// Set before `mode` says that they are there.
-    controllers: SetOnce<Arc<Controllers>>,
-    pit: SetOnce<PitTimer>,
+    controllers: Once<Arc<Controllers>>,
+    pit: Once<KBox<PitTimer>>,
     /// Runs while an interrupt storm is held back.
-    storm: SetOnce<Timer<Resume>>,
+    storm: Once<KBox<Timer<Resume>>>,
     events: IoEventFds,
     #[pin]
     coalesced: Coalesced,
@@ -82,9 +83,9 @@ impl IrqChip {
             try_pin_init!(Self {
                 memory,
                 mode: AtomicU32::new(NONE),
-                controllers: SetOnce::new(),
-                pit: SetOnce::new(),
-                storm: SetOnce::new(),
+                controllers: Once::new(),
+                pit: Once::new(),
+                storm: Once::new(),
                 events: IoEventFds::new(),
                 coalesced <- Coalesced::new(),
                 config <- new_mutex!(Irqfds::new()),
@@ -112,7 +113,7 @@ impl IrqChip {
 
     /// Where interrupts of assigned devices go, if there are controllers in the kernel.
     pub(crate) fn target(&self) -> Option<Arc<Controllers>> {
-        self.controllers().cloned()
+        self.controllers().map(Into::into)
     }
 
     /// Adds somebody who is told of the ends of interrupts. Sleeps.
@@ -132,8 +133,8 @@ impl IrqChip {
 
     /// The controllers, if any are in the kernel.
     #[inline]
-    fn controllers(&self) -> Option<&Arc<Controllers>> {
-        self.controllers.as_ref()
+    fn controllers(&self) -> Option<ArcBorrow<'_, Controllers>> {
+        self.controllers.get()
     }
 
     /// KVM_CAP_X2APIC_API (api.rst 7.7). EINVAL: unknown flags, suppression on and off, or on with an IOAPIC in the kernel, which has no
@@ -176,7 +177,7 @@ impl IrqChip {
 
     /// IOAPIC and 8259s, if they are in the kernel.
     #[inline]
-    fn full(&self) -> Option<&Arc<Controllers>> {
+    fn full(&self) -> Option<ArcBorrow<'_, Controllers>> {
         if self.has_pic() {
             self.controllers()
         } else {
@@ -185,7 +186,7 @@ impl IrqChip {
     }
 
     fn install(&self, controllers: Arc<Controllers>, mode: u32) -> Result {
-        if !self.controllers.populate(controllers) {
+        if !self.controllers.set(controllers) {
             return Err(EEXIST);
         }
         self.mode.store(mode, Ordering::Release);
@@ -201,9 +202,9 @@ impl IrqChip {
             return Err(EINVAL);
         }
         let controllers = Controllers::new_full(self.memory.clone())?;
-        let timer = Timer::new(Resume(controllers.clone()))?;
+        let timer = KBox::new(Timer::new(Resume(controllers.clone()))?, GFP_KERNEL_ACCOUNT)?;
         self.install(controllers, FULL)?;
-        self.storm.populate(timer);
+        self.storm.set(timer);
         Ok(())
     }
 
@@ -221,13 +222,13 @@ impl IrqChip {
 
     /// KVM_CREATE_PIT2. EEXIST, ENOENT. The caller excludes other creations.
     pub(crate) fn create_pit(&self, config: k::kvm_pit_config) -> Result {
-        if self.pit.as_ref().is_some() {
+        if self.pit.get().is_some() {
             return Err(EEXIST);
         }
         let controllers = self.full().ok_or(ENOENT)?;
         let speaker = config.flags & k::KVM_PIT_SPEAKER_DUMMY != 0;
-        self.pit
-            .populate(PitTimer::new(controllers.clone(), speaker)?);
+        let pit = PitTimer::new(controllers.into(), speaker)?;
+        self.pit.set(KBox::new(pit, GFP_KERNEL_ACCOUNT)?);
         Ok(())
     }
 
@@ -258,7 +259,7 @@ impl IrqChip {
     /// Lets what an interrupt storm has held back go on after a while.
     #[cold]
     fn delay(&self) {
-        if let Some(timer) = self.storm.as_ref() {
+        if let Some(timer) = self.storm.get() {
             timer.start_abs_ns(ktime_get_ns().saturating_add(STORM_DELAY_NS));
         }
     }
@@ -328,7 +329,7 @@ impl IrqChip {
                 0
             });
         }
-        let pit = self.pit.as_ref()?;
+        let pit = self.pit.get()?;
         pit.claims(port, width).then(|| pit.read(port).into())
     }
 
@@ -336,7 +337,7 @@ impl IrqChip {
     pub(crate) fn claims_port(&self, port: u16, width: u8) -> bool {
         self.has_pic()
             && (Self::is_pic_port(port, width)
-                || self.pit.as_ref().is_some_and(|p| p.claims(port, width)))
+                || self.pit.get().is_some_and(|p| p.claims(port, width)))
     }
 
     /// Signals an ioeventfd that matches, or puts the write into the ring. Any context.
@@ -357,7 +358,7 @@ impl IrqChip {
                 }
                 return true;
             }
-            if let Some(pit) = self.pit.as_ref().filter(|p| p.claims(port, width)) {
+            if let Some(pit) = self.pit.get().filter(|p| p.claims(port, width)) {
                 pit.write(port, value as u8);
                 return true;
             }
@@ -420,14 +421,14 @@ impl IrqChip {
     /// KVM_GET_PIT2 (api.rst 4.72).
     #[inline(never)]
     fn get_pit(&self, arg: usize) -> Result {
-        uapi::put(arg, &self.pit.as_ref().ok_or(ENXIO)?.get()?)
+        uapi::put(arg, &self.pit.get().ok_or(ENXIO)?.get()?)
     }
 
     /// KVM_GET_PIT: without flags.
     #[inline(never)]
     fn get_old_pit(&self, arg: usize) -> Result {
         let mut state = uapi::get::<k::kvm_pit_state>(arg)?;
-        state.channels = self.pit.as_ref().ok_or(ENXIO)?.get()?.channels;
+        state.channels = self.pit.get().ok_or(ENXIO)?.get()?.channels;
         uapi::put(arg, &state)
     }
 
@@ -436,7 +437,7 @@ impl IrqChip {
     fn set_old_pit(&self, arg: usize) -> Result {
         let old = uapi::get::<k::kvm_pit_state>(arg)?;
         let _config = self.config.lock();
-        let pit = self.pit.as_ref().ok_or(ENXIO)?;
+        let pit = self.pit.get().ok_or(ENXIO)?;
         let mut state = pit.get()?;
         state.channels = old.channels;
         pit.set(&state);
@@ -448,7 +449,7 @@ impl IrqChip {
     fn set_pit(&self, arg: usize) -> Result {
         let state = uapi::get::<k::kvm_pit_state2>(arg)?;
         let _config = self.config.lock();
-        self.pit.as_ref().ok_or(ENXIO)?.set(&state);
+        self.pit.get().ok_or(ENXIO)?.set(&state);
         Ok(())
     }
 
@@ -457,7 +458,7 @@ impl IrqChip {
     fn reinject_control(&self, arg: usize) -> Result {
         let control = uapi::get::<k::kvm_reinject_control>(arg)?;
         let reinject = control.pit_reinject != 0;
-        self.pit.as_ref().ok_or(ENXIO)?.set_reinject(reinject);
+        self.pit.get().ok_or(ENXIO)?.set_reinject(reinject);
         Ok(())
     }
 
@@ -480,7 +481,7 @@ impl IrqChip {
         self.coalesced.register(&zone, |bus| match bus {
             Bus::Mmio => u32::from(self.has_pic()),
             // Two 8259s, their ELCRs, the 8254 and port 61h.
-            _ if self.has_pic() => 3 + self.pit.as_ref().map_or(0, |p| p.devices()),
+            _ if self.has_pic() => 3 + self.pit.get().map_or(0, |p| p.devices()),
             _ => 0,
         })
     }
@@ -583,12 +584,12 @@ impl IrqChip {
         };
         let mut irqfds = self.config.lock();
         if deassign {
-            return irqfds.deassign(controllers, args);
+            return irqfds.deassign(&controllers, args);
         }
         if args.flags & k::KVM_IRQFD_FLAG_RESAMPLE != 0 && !self.has_pic() {
             return Err(EINVAL);
         }
-        irqfds.assign(controllers, args)
+        irqfds.assign(&controllers.into(), args)
     }
 
     /// The VM's file was closed: irqfds are taken down.
@@ -598,10 +599,10 @@ impl IrqChip {
 
     /// The VM is going: stop timers.
     pub(crate) fn shutdown(&self) {
-        if let Some(pit) = self.pit.as_ref() {
+        if let Some(pit) = self.pit.get() {
             pit.stop();
         }
-        if let Some(timer) = self.storm.as_ref() {
+        if let Some(timer) = self.storm.get() {
             timer.cancel();
         }
     }

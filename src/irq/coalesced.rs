@@ -3,6 +3,7 @@
 
 use crate::irq::ioeventfd::Bus;
 use crate::linux::mmap::{Shared, SharedPage};
+use crate::linux::once::Once;
 use crate::linux::spin_irq::RawSpin;
 use crate::linux::srcu_cell::SrcuCell;
 use crate::uapi::{self, k};
@@ -10,7 +11,7 @@ use core::mem::{offset_of, size_of};
 use core::sync::atomic::{fence, AtomicU32, Ordering};
 use kernel::page::PAGE_SIZE;
 use kernel::prelude::*;
-use kernel::sync::{Arc, SetOnce};
+use kernel::sync::Arc;
 
 /// Devices that a bus may have, those of the kernel included (KVM's NR_IOBUS_DEVS).
 const MAX_DEVICES: u32 = 1000;
@@ -79,7 +80,7 @@ pub(crate) struct Coalesced {
     #[pin]
     lock: RawSpin<()>,
     /// Made with the first zone.
-    zones: SetOnce<Pin<KBox<SrcuCell<Zones>>>>,
+    zones: Once<Pin<KBox<SrcuCell<Zones>>>>,
     /// Numbers of zones: most VMs have none.
     mmio: AtomicU32,
     pio: AtomicU32,
@@ -91,7 +92,7 @@ impl Coalesced {
         try_pin_init!(Self {
             ring: Arc::new(SharedPage::new(), GFP_KERNEL_ACCOUNT)?,
             lock <- RawSpin::new(()),
-            zones: SetOnce::new(),
+            zones: Once::new(),
             mmio: AtomicU32::new(0),
             pio: AtomicU32::new(0),
         })
@@ -117,7 +118,7 @@ impl Coalesced {
 
     #[inline(never)]
     fn find_and_write(&self, bus: Bus, addr: u64, data: &[u8]) -> bool {
-        let Some(zones) = self.zones.as_ref() else {
+        let Some(zones) = self.zones.get() else {
             return false;
         };
         let len = data.len();
@@ -167,14 +168,14 @@ impl Coalesced {
             return Err(ENOSPC);
         }
         self.ring.allocate()?;
-        let cell = match self.zones.as_ref() {
+        let cell = match self.zones.get() {
             Some(cell) => cell,
             None => {
-                self.zones.populate(KBox::pin_init(
+                self.zones.set(KBox::pin_init(
                     SrcuCell::new(Zones::new()),
                     GFP_KERNEL_ACCOUNT,
                 )?);
-                self.zones.as_ref().ok_or(ENOMEM)?
+                self.zones.get().ok_or(ENOMEM)?
             }
         };
         let mut new = Zones::new();
@@ -184,14 +185,14 @@ impl Coalesced {
             new.extend_from_slice(&old, GFP_KERNEL_ACCOUNT)?;
         }
         new.push_within_capacity(zone).map_err(|_| ENOMEM)?;
-        self.replace(cell, new)
+        self.replace(&cell, new)
     }
 
     /// KVM_UNREGISTER_COALESCED_MMIO: removes the zones that hold all of this one. None is no error. The caller excludes other calls.
     /// EINVAL.
     pub(crate) fn unregister(&self, args: &k::kvm_coalesced_mmio_zone) -> Result {
         let zone = Zone::from_user(args)?;
-        let Some(cell) = self.zones.as_ref() else {
+        let Some(cell) = self.zones.get() else {
             return Ok(());
         };
         // The length is signed in KVM's comparison.
@@ -209,7 +210,7 @@ impl Coalesced {
                 new.push_within_capacity(*z).map_err(|_| ENOMEM)?;
             }
         }
-        self.replace(cell, new)
+        self.replace(&cell, new)
     }
 
     fn replace(&self, cell: &SrcuCell<Zones>, new: Zones) -> Result {

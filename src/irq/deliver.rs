@@ -25,7 +25,7 @@ pub(crate) fn deliver(
     if let Some(v) = one.and_then(|id| vcpus.get(id)) {
         let addr = v.apic_addr();
         if message.matches(source, &addr) {
-            return accept(v, &addr, message, watched).into();
+            return accept(&v, &addr, message, watched).into();
         }
     }
     if message.to_one_only() {
@@ -35,7 +35,7 @@ pub(crate) fn deliver(
     for v in vcpus.iter() {
         let addr = v.apic_addr();
         if message.matches(source, &addr) {
-            accepted = accepted.wrapping_add(accept(v, &addr, message, watched).into());
+            accepted = accepted.wrapping_add(accept(&v, &addr, message, watched).into());
         }
     }
     accepted
@@ -54,7 +54,7 @@ fn deliver_to_one(vcpus: &VcpuSet, message: &Message, source: Option<u32>, watch
     let winner = arbiter
         .winner()
         .and_then(|i| vcpus.get(u32::try_from(i).ok()?));
-    winner.map_or(0, |v| accept(v, &v.apic_addr(), message, watched).into())
+    winner.map_or(0, |v| accept(&v, &v.apic_addr(), message, watched).into())
 }
 
 /// Gives `message` to a local APIC that it addresses. Returns whether that takes it.

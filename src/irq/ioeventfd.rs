@@ -2,11 +2,12 @@
 //! Eventfds that are signalled by the guest's writes (api.rst 4.59, KVM_IOEVENTFD).
 
 use crate::linux::eventfd::EventFdCtx;
+use crate::linux::once::Once;
 use crate::linux::srcu_cell::SrcuCell;
 use crate::uapi::k;
 use core::sync::atomic::{AtomicU32, Ordering};
 use kernel::prelude::*;
-use kernel::sync::{Arc, SetOnce};
+use kernel::sync::Arc;
 
 /// `KVM_IOEVENTFD_FLAG_*`.
 mod flag {
@@ -89,7 +90,7 @@ fn position(list: &List, key: (Bus, u64)) -> usize {
 /// The ioeventfds of a VM.
 pub(crate) struct IoEventFds {
     /// Made with the first one.
-    list: SetOnce<Pin<KBox<SrcuCell<List>>>>,
+    list: Once<Pin<KBox<SrcuCell<List>>>>,
     /// Numbers of MMIO and port events: most VMs have few, most exits need not look for them.
     mmio: AtomicU32,
     pio: AtomicU32,
@@ -99,14 +100,14 @@ impl IoEventFds {
     /// None.
     pub(crate) fn new() -> Self {
         Self {
-            list: SetOnce::new(),
+            list: Once::new(),
             mmio: AtomicU32::new(0),
             pio: AtomicU32::new(0),
         }
     }
 
     /// Signals the eventfd that a write to `addr` hits. Any context. Returns whether there is one.
-    #[inline]
+    #[inline(always)]
     pub(crate) fn signal(&self, bus: Bus, addr: u64, data: &[u8]) -> bool {
         let number = match bus {
             Bus::Mmio => &self.mmio,
@@ -115,8 +116,9 @@ impl IoEventFds {
         number.load(Ordering::Acquire) != 0 && self.find_and_signal(bus, addr, data)
     }
 
+    #[inline(never)]
     fn find_and_signal(&self, bus: Bus, addr: u64, data: &[u8]) -> bool {
-        let Some(list) = self.list.as_ref() else {
+        let Some(list) = self.list.get() else {
             return false;
         };
         let mut bytes = [0; 8];
@@ -156,14 +158,14 @@ impl IoEventFds {
     }
 
     fn add(&self, event: Event) -> Result {
-        let cell = match self.list.as_ref() {
+        let cell = match self.list.get() {
             Some(cell) => cell,
             None => {
-                self.list.populate(KBox::pin_init(
+                self.list.set(KBox::pin_init(
                     SrcuCell::new(List::new()),
                     GFP_KERNEL_ACCOUNT,
                 )?);
-                self.list.as_ref().ok_or(ENOMEM)?
+                self.list.get().ok_or(ENOMEM)?
             }
         };
         let mut new = List::new();
@@ -179,11 +181,11 @@ impl IoEventFds {
         }
         let at = position(&new, event.key());
         new.insert_within_capacity(at, event).map_err(|_| ENOMEM)?;
-        self.replace(cell, new)
+        self.replace(&cell, new)
     }
 
     fn remove(&self, event: &Event) -> Result {
-        let cell = self.list.as_ref().ok_or(ENOENT)?;
+        let cell = self.list.get().ok_or(ENOENT)?;
         let mut new = List::new();
         {
             let old = cell.read();
@@ -193,7 +195,7 @@ impl IoEventFds {
                 new.push_within_capacity(e.clone()).map_err(|_| ENOMEM)?;
             }
         }
-        self.replace(cell, new)
+        self.replace(&cell, new)
     }
 
     fn replace(&self, cell: &SrcuCell<List>, new: List) -> Result {

@@ -15,6 +15,17 @@ use crate::stats::{ExitClass, VcpuCounter};
 use crate::uapi::k;
 use kernel::prelude::*;
 
+/// A mask of the first `width` bytes, 1 to 4.
+#[inline]
+const fn low_bytes(width: u8) -> u32 {
+    match width {
+        0 | 1 => 0xff,
+        2 => 0xffff,
+        3 => 0xff_ffff,
+        _ => u32::MAX,
+    }
+}
+
 impl Runner<'_> {
     pub(super) fn io(&mut self, io: &Io, atomic: bool) -> Step {
         if io.string {
@@ -33,8 +44,7 @@ impl Runner<'_> {
                 return step;
             }
         } else {
-            let value = self.s.cpu.regs.get(Gpr::Rax) as u32
-                & (u32::MAX >> (32 - 8 * u32::from(io.width.clamp(1, 4))));
+            let value = self.s.cpu.regs.get(Gpr::Rax) as u32 & low_bytes(io.width);
             // RIP moves only after the write, but the fetch that may have to sleep comes first.
             let claimed = self.vm.chip.claims_port(io.port, io.width);
             if claimed {
@@ -76,11 +86,12 @@ impl Runner<'_> {
         } else {
             k::KVM_EXIT_IO_OUT
         } as u8;
-        let _ = self.run.write(off::UNION, direction);
-        let _ = self.run.write(off::UNION + 1, width);
-        let _ = self.run.write(off::UNION + 2, port);
-        let _ = self.run.write(off::UNION + 4, count);
-        let _ = self.run.write(off::UNION + 8, PIO_PAGE as u64);
+        let run = self.run.first();
+        let _ = run.write(off::UNION, direction);
+        let _ = run.write(off::UNION + 1, width);
+        let _ = run.write(off::UNION + 2, port);
+        let _ = run.write(off::UNION + 4, count);
+        let _ = run.write(off::UNION + 8, PIO_PAGE as u64);
     }
 
     /// The short ways of a nested fault, in a stay: resident memory, and a device access by a plain move. `None` where they do not

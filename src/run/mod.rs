@@ -121,11 +121,12 @@ impl<'a> Runner<'a> {
             .map_or(self.s.apic_base, |l| l.apic_base());
         let gate = self.s.gate();
         let ready = self.vm.chip.has_pic() || self.ready_for_injection(&gate);
-        let _ = self.run.write(off::IF_FLAG, u8::from(gate.if_flag));
-        let _ = self.run.write(off::FLAGS, 0u16);
-        let _ = self.run.write(off::CR8, u64::from(cr8));
-        let _ = self.run.write(off::APIC_BASE, apic_base);
-        let _ = self.run.write(off::READY_FOR_INTERRUPT, u8::from(ready));
+        let run = self.run.first();
+        let _ = run.write(off::IF_FLAG, u8::from(gate.if_flag));
+        let _ = run.write(off::FLAGS, 0u16);
+        let _ = run.write(off::CR8, u64::from(cr8));
+        let _ = run.write(off::APIC_BASE, apic_base);
+        let _ = run.write(off::READY_FOR_INTERRUPT, u8::from(ready));
     }
 
     /// User space may use KVM_INTERRUPT now and the guest will take it at once.
@@ -225,10 +226,6 @@ impl<'a> Runner<'a> {
                     return Ok(0);
                 }
             }
-            // Signals are among the work.
-            if sched::xfer_to_guest_maybe_pending() && !self.give_way() {
-                return self.interrupted();
-            }
             if self.s.pv.clock_stale {
                 paravirt::update_clock(self.vm, self.s);
             }
@@ -261,6 +258,10 @@ impl<'a> Runner<'a> {
                 // A handler outside the stay that still wants to sleep has met memory that cannot be had.
                 Step::Slow => return Err(EFAULT),
             }
+            // A stay ends before the guest is entered when there is such work; signals are among it.
+            if sched::xfer_to_guest_maybe_pending() && !self.give_way() {
+                return self.interrupted();
+            }
         }
     }
 
@@ -288,14 +289,10 @@ impl<'a> Runner<'a> {
             Completion::PortIn(width) => {
                 let step = self.skip(false, &Known::IN);
                 if matches!(step, Step::Again) {
-                    let mut b = [0u8; 4];
-                    let n = usize::from(width).min(4);
-                    if let Some(part) = b.get_mut(..n) {
-                        if self.run.copy_out(PIO_PAGE, part).is_err() {
-                            return Step::Fail(EFAULT);
-                        }
-                    }
-                    self.set_accumulator(width, u32::from_le_bytes(b));
+                    let Ok(value) = self.run.read::<u32>(PIO_PAGE) else {
+                        return Step::Fail(EFAULT);
+                    };
+                    self.set_accumulator(width, value);
                 }
                 step
             }
@@ -590,7 +587,7 @@ impl<'a> Runner<'a> {
     fn stay_inner(&mut self, cpu: u32) -> Result<Stayed> {
         let shared = &self.vcpu.shared;
         shared.enter_stay(cpu);
-        if let Err(e) = self.s.hw.begin_stay() {
+        if let Err(e) = self.s.hw.begin_stay(cpu) {
             shared.leave_stay();
             return Err(e);
         }

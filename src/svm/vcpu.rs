@@ -14,7 +14,7 @@ use crate::cpu::regs::{cr0, cr4, efer, rflags, DescTable, Gpr, Seg};
 use crate::exit::{CrAccess, CrOp, Event, EventKind, Exception, Exit, Io, NestedFault};
 use crate::linux::irqflags;
 use crate::linux::page::Pages;
-use crate::linux::{boot_cpu, cr, msr, preempt};
+use crate::linux::{boot_cpu, cr, msr};
 use crate::mem::addr::Gpa;
 use crate::mitigate;
 use crate::pr_warn_ratelimited;
@@ -501,8 +501,7 @@ impl VcpuBackend for SvmVcpu {
         Ok(this)
     }
 
-    fn begin_stay(&mut self) -> Result {
-        let id = preempt::raw_cpu();
+    fn begin_stay(&mut self, id: u32) -> Result {
         let cpu = self.state.cpus.of(id).ok_or(EINVAL)?;
         if cpu.enabled.load(Ordering::Relaxed) == 0 {
             return Err(EBUSY);

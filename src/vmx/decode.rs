@@ -40,14 +40,13 @@ pub(super) fn frequent(code: u32) -> Option<Exit> {
     TABLE.get(code as usize).copied().flatten()
 }
 
-/// Decodes basic exit reason `code`, but for those of [`frequent`], [`nested_fault`] and [`exception`] (reason 0).
+/// Decodes basic exit reason `code`, but for those of [`frequent`], [`nested_fault`], [`io`] and [`exception`] (reason 0).
 #[inline]
 pub(super) fn decode(vm: Current, code: u32) -> (Exit, Class) {
     let insn = |exit| (exit, Class::Instruction);
     let other = |exit| (exit, Class::Other);
     match code {
         reason::EXTERNAL_INTERRUPT => other(Exit::HostInterrupt),
-        reason::IO => insn(io(vm.read(EXIT_QUALIFICATION))),
         reason::CR_ACCESS => insn(cr_access(vm.read(EXIT_QUALIFICATION))),
         reason::INTERRUPT_WINDOW => other(Exit::IrqWindow),
         reason::NMI_WINDOW => other(Exit::NmiWindow),
@@ -107,8 +106,9 @@ const fn apic_access(q: u64) -> Exit {
     })
 }
 
-/// Port access (SDM 3C table 28-5).
-const fn io(q: u64) -> Exit {
+/// Port access with exit qualification `q` (SDM 3C table 28-5). An instruction's, like those of [`frequent`].
+#[inline(always)]
+pub(super) const fn io(q: u64) -> Exit {
     Exit::Io(Io {
         port: (q >> 16) as u16,
         width: (q & 7) as u8 + 1,

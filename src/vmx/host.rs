@@ -328,8 +328,9 @@ impl HostState {
             // SAFETY: The value found at the begin.
             unsafe { msr::write(index::PEBS_ENABLE, self.pebs_enable) };
         }
-        if let Some(dr) = self.dr.take() {
-            write_breakpoints(&dr);
+        if let Some(dr) = &self.dr {
+            write_breakpoints(dr);
+            self.dr = None;
             // SAFETY: The value found at the begin, after its addresses.
             unsafe { cr::write_dr7(self.dr7) };
         } else if entered && self.dr7 & DR7_ENABLES != 0 {

@@ -17,19 +17,16 @@ pub(super) enum VmxError {
 
 /// An [`asm!`] of one VMX instruction with an exception-table entry.
 ///
-/// Expands to 0 when the instruction worked, 1 for a fault, 2 for CF, 3 for ZF. The table entry's type is
+/// LAHF, which every processor with EPT has in 64-bit mode, takes the flags into AH: CF is bit 8 of EAX, ZF bit 14, and bit 9 is
+/// always 1 (SDM 1 3.4.3), so that a fault, after which EAX has CF alone, differs. The table entry's type is
 /// `EX_TYPE_DEFAULT` (1) of `asm/extable_fixup_types.h`: continue at the fixup and do nothing else.
 macro_rules! vmx_insn {
     ($insn:literal, $($operand:tt)*) => {{
-        let code: u32;
+        let flags: u32;
         asm!(
-            "mov {code:e}, 1",
+            "mov eax, 0x100",
             concat!("2: ", $insn),
-            "mov {code:e}, 2",
-            "jc 3f",
-            "mov {code:e}, 3",
-            "jz 3f",
-            "xor {code:e}, {code:e}",
+            "lahf",
             "3:",
             ".pushsection __ex_table, \"a\"",
             ".balign 4",
@@ -37,14 +34,17 @@ macro_rules! vmx_insn {
             ".long 3b - .",
             ".long 1",
             ".popsection",
-            code = out(reg) code,
+            out("eax") flags,
             $($operand)*
         );
-        match code {
-            0 => Ok(()),
-            1 => Err(VmxError::Fault),
-            2 => Err(VmxError::Invalid),
-            _ => Err(VmxError::Valid),
+        if flags & 0x4100 == 0 {
+            Ok(())
+        } else {
+            Err(match (flags & 0x200 != 0, flags & 0x100 != 0) {
+                (false, _) => VmxError::Fault,
+                (true, true) => VmxError::Invalid,
+                (true, false) => VmxError::Valid,
+            })
         }
     }};
 }
@@ -57,7 +57,7 @@ macro_rules! vmx_insn {
 /// and stays untouched until VMXOFF; interrupts stay off until VMXOFF.
 pub(super) unsafe fn vmxon(region: u64) -> Result<(), VmxError> {
     // SAFETY: The caller answers for the region; a fault ends at the fixup. The label before the fixup is
-    // reached with unchanged registers except `code`, as the operands tell the compiler.
+    // reached with unchanged registers except EAX, as the operands tell the compiler.
     unsafe { vmx_insn!("vmxon qword ptr [{p}]", p = in(reg) &region) }
 }
 

@@ -825,8 +825,7 @@ impl VcpuBackend for VmxVcpu {
         })
     }
 
-    fn begin_stay(&mut self) -> Result {
-        let cpu = preempt::raw_cpu();
+    fn begin_stay(&mut self, cpu: u32) -> Result {
         // SAFETY: Interrupts are off until `end_stay`, by the contract of this method.
         let root = unsafe { self.enter_root(cpu) }?;
         // SAFETY: `root` has just made the VMCS current; when it moves into `stay` below that stays true.
@@ -933,6 +932,10 @@ impl VcpuBackend for VmxVcpu {
         }
         if reason == reason::EPT_VIOLATION {
             return self.nested_fault(vm);
+        }
+        if reason == reason::IO {
+            self.insn_len = vm.read(EXIT_INSTRUCTION_LEN) as u8;
+            return decode::io(vm.read(EXIT_QUALIFICATION));
         }
         self.decode(vm, cpu, reason)
     }

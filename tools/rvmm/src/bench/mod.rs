@@ -39,7 +39,7 @@ pub struct Args {
     #[arg(long)]
     json: bool,
     /// Iterations per row (the timer and large-page rows use fewer).
-    #[arg(long, value_name = "N", default_value_t = 200, value_parser = clap::value_parser!(u32).range(1..=10_000))]
+    #[arg(long, value_name = "N", default_value_t = 2000, value_parser = clap::value_parser!(u32).range(1..=10_000))]
     iterations: u32,
     /// Measure machines without interrupt controllers in the kernel (skips the timer's row).
     #[arg(long)]
