@@ -53,6 +53,7 @@ pub mod index {
     pub const MC0_CTL: u32 = 0x400;
     pub const TSC_DEADLINE: u32 = 0x6e0;
     pub const X2APIC_FIRST: u32 = 0x800;
+    pub const X2APIC_EOI: u32 = 0x80b;
     pub const X2APIC_LAST: u32 = 0x8ff;
     pub const XSS: u32 = 0xda0;
     pub const KVM_FIRST: u32 = 0x4b56_4d00;

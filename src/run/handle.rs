@@ -313,6 +313,22 @@ impl Runner<'_> {
         if !matches!(step, Step::Again) {
             return step;
         }
+        // What guests write most needs no look at what all the other MSRs are.
+        if let Some(l) = &mut self.s.lapic {
+            match index {
+                msrs::index::X2APIC_EOI if value == 0 && l.is_x2apic() => {
+                    let action = l.eoi();
+                    return self.act(&action);
+                }
+                msrs::index::TSC_DEADLINE if self.s.features.tsc_deadline => {
+                    if l.set_tsc_deadline(value).timer {
+                        self.vcpu.arm_timer(self.s);
+                    }
+                    return Step::Again;
+                }
+                _ => {}
+            }
+        }
         match self.s.write_msr(self.vm, index, value, false) {
             Some(action) => self.act(&action),
             None => {
