@@ -112,6 +112,35 @@ TEST(full)
 	}
 }
 
+/* The pages behind kvm_run are the same ones whether user space touches them before the kernel needs them or after. */
+TEST(touched_first)
+{
+	struct vm vm, other;
+	uint64_t *data, *spare, *same;
+
+	VM_NEW_LONG(&vm, writes);
+	other = vm_second_vcpu(&vm, 1);
+	data = (void *)((uint8_t *)vm.run + 4096 * KVM_PIO_PAGE_OFFSET + 2048);
+	spare = (uint64_t *)((uint8_t *)ring(&vm) + 4096) - 1;
+	same = (uint64_t *)((uint8_t *)ring(&other) + 4096) - 1;
+	CHECK_EQ(*data, 0);
+	CHECK_EQ(*spare, 0);
+	*data = 0x1122334455667788;
+	*spare = 0x99aabbccddeeff00;
+	CHECK_EQ(*same, 0x99aabbccddeeff00);
+	OK(add(&vm, G_MMIO, 32, 0));
+	OK(add(&vm, 0x500, 2, 1));
+	/* The read. */
+	vm_expect(&vm, KVM_EXIT_MMIO);
+	CHECK_EQ(ring(&other)->last, 5);
+	expect(&other, 0, G_MMIO, 4, 0x11223344, 0);
+	vm_expect(&vm, KVM_EXIT_IO);
+	CHECK_EQ(vm.run->io.data_offset, 4096 * KVM_PIO_PAGE_OFFSET);
+	CHECK_EQ(*(uint16_t *)((uint8_t *)vm.run + vm.run->io.data_offset), 0x4344);
+	CHECK_EQ(*data, 0x1122334455667788);
+	CHECK_EQ(*spare, 0x99aabbccddeeff00);
+}
+
 TEST(errors)
 {
 	struct vm vm;
