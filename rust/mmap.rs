@@ -68,7 +68,9 @@ pub unsafe trait Shared {
         Ok(())
     }
 
-    /// Copies `dst.len()` bytes from byte `offset` on; may cross pages. Errors: those of [`Shared::page`], with what lies before it copied.
+    /// Copies `dst.len()` bytes from byte `offset` on; may cross pages.
+    ///
+    /// Errors: those of [`Shared::page`], with what lies before the page copied.
     fn copy_out(&self, offset: usize, dst: &mut [u8]) -> Result {
         let mut at = offset;
         for byte in dst {
@@ -78,7 +80,9 @@ pub unsafe trait Shared {
         Ok(())
     }
 
-    /// Copies `src` to byte `offset` on; may cross pages. Errors: those of [`Shared::page`], with what lies before it copied.
+    /// Copies `src` to byte `offset` on; may cross pages.
+    ///
+    /// Errors: those of [`Shared::page`], with what lies before the page copied.
     fn copy_in(&self, offset: usize, src: &[u8]) -> Result {
         let mut at = offset;
         for byte in src {
