@@ -161,23 +161,34 @@ pub fn cond_resched() {
 /// Whether signals, rescheduling or task work wait, which have to be handled before a long stay away from
 /// the kernel. The last look is with interrupts off: what comes later raises an interrupt.
 #[inline]
-pub fn xfer_to_guest_pending(_irqs_off: &IrqGuard) -> bool {
+pub fn xfer_to_guest_pending() -> bool {
     // SAFETY: Reads the task's flags.
     unsafe { bindings::rvmm_xfer_to_guest_pending() }
 }
 
-/// As [`xfer_to_guest_pending`] without the promise: the answer may be stale.
+/// The current task's time is a guest's from now on, until [`guest_exit`] (`guest` and `guest_nice` of `/proc/stat`).
 #[inline]
-pub fn xfer_to_guest_maybe_pending() -> bool {
-    // SAFETY: Reads the task's flags.
-    unsafe { bindings::rvmm_xfer_to_guest_pending() }
-}
-
-/// Last preparation before [`xfer_to_guest_pending`] on CPUs without a tick (deferred RCU wake-ups).
-#[inline]
-pub fn xfer_to_guest_prepare(_irqs_off: &IrqGuard) {
+pub fn guest_enter(_irqs_off: &IrqGuard) {
     // SAFETY: Interrupts are off.
-    unsafe { bindings::rvmm_xfer_to_guest_prepare() };
+    unsafe { bindings::rvmm_guest_enter() };
+}
+
+/// Tells RCU that a guest ran, in which the CPU held on to nothing.
+///
+/// # Safety
+///
+/// Interrupts are off, and the task is in no read-side section of RCU.
+#[inline]
+pub unsafe fn guest_quiescent() {
+    // SAFETY: As the caller promises.
+    unsafe { bindings::rvmm_guest_quiescent() };
+}
+
+/// The end of [`guest_enter`], after the interrupt that ended the guest's time.
+#[inline]
+pub fn guest_exit() {
+    // SAFETY: Writes the current task's flags and times.
+    unsafe { bindings::rvmm_guest_exit() };
 }
 
 /// Handles rescheduling and task work. Sleeps. Errors: `EINTR` when a signal is pending.

@@ -141,6 +141,47 @@ TEST(timer_signal)
 	alarm(60);
 }
 
+/* Clock ticks that this process' guests have run: field 43 of /proc/self/stat (proc(5)). */
+static unsigned long guest_time(void)
+{
+	char line[1024] = "", *field;
+	FILE *file = fopen("/proc/self/stat", "r");
+
+	REQUIRE(file && fgets(line, sizeof(line), file));
+	fclose(file);
+	/* The second field, a name in parentheses, may have blanks. */
+	field = strrchr(line, ')');
+	for (int i = 2; field && i < 43; i++)
+		field = strchr(field + 1, ' ');
+	REQUIRE(field);
+	return strtoul(field, NULL, 10);
+}
+
+/* The time of a guest is accounted as such, and that of the task outside is not. */
+TEST(guest_time)
+{
+	struct itimerval timer = { .it_value.tv_usec = 50000 };
+	unsigned long before, after;
+	struct vm vm;
+
+	VM_NEW_LONG(&vm, spin);
+	handle(SIGALRM);
+	for (int i = 0; i < 400 && guest_time() < 5; i++) {
+		setitimer(ITIMER_REAL, &timer, NULL);
+		CHECK_EQ(vm_try_run(&vm), EINTR);
+	}
+	CHECK(guest_time() >= 5);
+	before = guest_time();
+	signals = 0;
+	timer.it_value.tv_usec = 500000;
+	setitimer(ITIMER_REAL, &timer, NULL);
+	while (!signals)
+		;
+	after = guest_time();
+	CHECK_EQ(after, before);
+	alarm(60);
+}
+
 static void *spin_thread(void *argument)
 {
 	struct vm *vm = argument;

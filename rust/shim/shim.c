@@ -9,6 +9,7 @@
 #include "../bindings_helper.h"
 #include <asm/apic.h>
 #include <linux/mm_inline.h>
+#include <linux/vtime.h>
 
 /* --- preemption, interrupts, scheduling ------------------------------------------------------- */
 
@@ -97,9 +98,31 @@ bool rvmm_xfer_to_guest_pending(void)
 	return __xfer_to_guest_mode_work_pending();
 }
 
-void rvmm_xfer_to_guest_prepare(void)
+/* The time from here on is the guest's. On a CPU without a tick deferred RCU work is sent on its way first. Interrupts are off. */
+void rvmm_guest_enter(void)
 {
 	xfer_to_guest_mode_prepare();
+	vtime_account_guest_enter();
+}
+
+/* A guest ran: this CPU holds no reference to anything under RCU. Interrupts are off. */
+void rvmm_guest_quiescent(void)
+{
+	rcu_virt_note_context_switch();
+}
+
+/* The time from here on is the task's again: after the interrupt that ended the guest's time has seen whose it was. */
+void rvmm_guest_exit(void)
+{
+	unsigned long flags;
+
+	if (!vtime_accounting_enabled()) {
+		current->flags &= ~PF_VCPU;
+		return;
+	}
+	local_irq_save(flags);
+	vtime_account_guest_exit();
+	local_irq_restore(flags);
 }
 
 void rvmm_set_task_interruptible(void)

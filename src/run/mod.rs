@@ -259,7 +259,7 @@ impl<'a> Runner<'a> {
                 Step::Slow => return Err(EFAULT),
             }
             // A stay ends before the guest is entered when there is such work; signals are among it.
-            if sched::xfer_to_guest_maybe_pending() && !self.give_way() {
+            if sched::xfer_to_guest_pending() && !self.give_way() {
                 return self.interrupted();
             }
         }
@@ -560,6 +560,7 @@ impl<'a> Runner<'a> {
             // SAFETY: As above. In force for the stay only; accesses to user memory that it forbids fail and are done outside.
             unsafe { fpu::wrpkru(self.s.pkru) };
         }
+        sched::guest_enter(&irq);
         let result = self.stay_inner(preempt::raw_cpu());
         if self.s.model.pku {
             // SAFETY: As above.
@@ -579,8 +580,14 @@ impl<'a> Runner<'a> {
         }
         fpu_guard.save(&mut self.s.fpu, self.s.model.host_xcr0 & !xsave::PKRU);
         drop(fpu_guard);
+        if matches!(result, Ok(Stayed::Ended(Step::Leave))) {
+            // Each tick of the host comes by here, and so a guest that does not leave by itself keeps no grace period waiting.
+            // SAFETY: `irq` keeps interrupts off, and whoever calls KVM_RUN reads nothing under RCU.
+            unsafe { sched::guest_quiescent() };
+        }
         self.s.hw.after_stay();
         drop(irq);
+        sched::guest_exit();
         result
     }
 
@@ -618,7 +625,7 @@ impl<'a> Runner<'a> {
                 let taken = shared.take_requests(QUICK);
                 self.take_interrupts(taken);
             }
-            if sched::xfer_to_guest_maybe_pending() {
+            if sched::xfer_to_guest_pending() {
                 return Stayed::Ended(Step::Leave);
             }
             if let Some(deadline) = self.s.timer_due.take() {
@@ -740,7 +747,7 @@ impl<'a> Runner<'a> {
     #[inline(always)]
     fn undisturbed(&self, generation: u64) -> bool {
         self.vcpu.shared.requests() == 0
-            && !sched::xfer_to_guest_maybe_pending()
+            && !sched::xfer_to_guest_pending()
             && self.vm.memory.tlb_generation() == generation
             && self.s.events.exception.is_none()
             && self.s.events.interrupted.is_none()
