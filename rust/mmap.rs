@@ -93,31 +93,14 @@ pub unsafe trait Shared {
     }
 }
 
-/// One page, allocated when user space touches it or [`SharedPage::allocate`] is called.
-pub struct SharedPage(LazyPage);
-
-impl SharedPage {
-    /// The page to be.
-    pub const fn new() -> Self {
-        Self(LazyPage::new())
-    }
-
-    /// Makes sure that the page is there. May sleep.
-    ///
-    /// Errors: `ENOMEM`.
-    pub fn allocate(&self) -> Result {
-        self.0.get_or_alloc().map(|_| ())
-    }
-}
-
 // SAFETY: The page stays once it is there.
-unsafe impl Shared for SharedPage {
+unsafe impl Shared for LazyPage {
     #[inline]
     fn page(&self, index: usize) -> Result<NonNull<u8>> {
         if index != 0 {
             return Err(EINVAL);
         }
-        self.0.get().ok_or(ENOMEM)
+        self.get().ok_or(ENOMEM)
     }
 }
 
@@ -126,7 +109,7 @@ pub struct SharedPages<const MORE: usize> {
     first: Pages,
     more: [LazyPage; MORE],
     /// What mappings show behind these.
-    tail: Arc<SharedPage>,
+    tail: Arc<LazyPage>,
 }
 
 impl<const MORE: usize> SharedPages<MORE> {
@@ -134,7 +117,7 @@ impl<const MORE: usize> SharedPages<MORE> {
     /// reached by this object's other functions.
     ///
     /// Errors: `ENOMEM`.
-    pub fn new(tail: Arc<SharedPage>) -> Result<Arc<Self>> {
+    pub fn new(tail: Arc<LazyPage>) -> Result<Arc<Self>> {
         let pages = Self {
             first: Pages::alloc(0)?,
             more: [const { LazyPage::new() }; MORE],
@@ -207,7 +190,7 @@ impl<const MORE: usize> Backing for SharedPages<MORE> {
         let pgoff = unsafe { (*vmf).__bindgen_anon_1.pgoff };
         let found = match pgoff.checked_sub(1) {
             None => Ok(self.first.address()),
-            Some(n) if n == MORE => self.tail.0.get_or_alloc(),
+            Some(n) if n == MORE => self.tail.get_or_alloc(),
             Some(n) => match self.more.get(n) {
                 Some(page) => page.get_or_alloc(),
                 None => return SIGBUS,

@@ -9,6 +9,7 @@ use core::marker::PhantomData;
 use core::ptr::null_mut;
 use core::sync::atomic::{AtomicPtr, Ordering};
 
+use kernel::prelude::*;
 use kernel::types::ForeignOwnable;
 
 /// A [`KBox`](kernel::alloc::KBox) or an [`Arc`](kernel::sync::Arc) that may not be there yet. Once it is there it stays.
@@ -48,6 +49,16 @@ impl<P: ForeignOwnable> Once<P> {
             drop(unsafe { P::from_foreign(new) });
         }
         old.is_ok()
+    }
+
+    /// What has been set, or else what `make` gives, which is set now. Errors: those of `make`.
+    #[inline]
+    pub fn get_or_make(&self, make: impl FnOnce() -> Result<P>) -> Result<P::Borrowed<'_>> {
+        if let Some(value) = self.get() {
+            return Ok(value);
+        }
+        self.set(make()?);
+        self.get().ok_or(ENOMEM)
     }
 }
 

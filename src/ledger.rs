@@ -29,19 +29,14 @@ impl VcpuLedger {
     /// The counters, for the one who runs the vCPU. Errors: ENOMEM.
     #[inline]
     pub(crate) fn counters(&self) -> Result<&VcpuStats> {
-        match self.stats.get() {
-            Some(stats) => Ok(stats),
-            None => self.make(),
-        }
+        self.stats.get_or_make(Self::zeros)
     }
 
     #[cold]
-    fn make(&self) -> Result<&VcpuStats> {
+    fn zeros() -> Result<KVBox<VcpuStats>> {
         let stats = KVBox::<VcpuStats>::new_uninit(GFP_KERNEL_ACCOUNT | __GFP_ZERO)?;
         // SAFETY: The memory is zeroed, and the type consists of atomic integers, for which zero is a value.
-        self.stats.set(unsafe { stats.assume_init() });
-        // Only one thread runs a vCPU at a time, so nobody else was about to populate it.
-        self.stats.get().ok_or(ENOMEM)
+        Ok(unsafe { stats.assume_init() })
     }
 }
 

@@ -36,5 +36,5 @@ pub use env::{Env, Outcome, PortRequest, Stop};
 pub use exec::{advance, execute};
 pub use insn::{DecodeError, Insn, Mem, Op, Operand, Rep, MAX_LEN};
 pub use moves::Move;
-pub use operand::{read_reg, write_reg};
+pub use operand::{mask, read_reg, write_reg};
 pub use replay::{emulate, Answer, Bus, Fragment, Kind, Next, Pending, Replay, Replaying, Swap};

@@ -6,7 +6,8 @@ use super::insn::Operand;
 use crate::cpu::regs::{Gpr, Regs};
 
 /// The low `width` bytes set: 1, 2, 4 bytes, else all 64 bits.
-pub(super) const fn mask(width: u8) -> u64 {
+#[inline]
+pub const fn mask(width: u8) -> u64 {
     match width {
         1 => 0xff,
         2 => 0xffff,

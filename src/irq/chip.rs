@@ -18,8 +18,8 @@ use crate::irq::route::{Chips, Route, MAX_ROUTES};
 use crate::irq::routing::Table;
 use crate::linux::eventfd::EventFdCtx;
 use crate::linux::hrtimer::{ktime_get_ns, Timer, TimerCallback};
-use crate::linux::mmap::SharedPage;
 use crate::linux::once::Once;
+use crate::linux::page::LazyPage;
 use crate::mem::memory::GuestMemory;
 use crate::uapi::{self, k};
 use core::sync::atomic::{AtomicU32, Ordering};
@@ -487,7 +487,7 @@ impl IrqChip {
     }
 
     /// The ring that user space maps behind every vCPU's pages.
-    pub(crate) fn ring(&self) -> Arc<SharedPage> {
+    pub(crate) fn ring(&self) -> Arc<LazyPage> {
         self.coalesced.page().clone()
     }
 

@@ -2,8 +2,9 @@
 //! Writes to device registers that wait in a ring for user space's next exit (api.rst 4.116, KVM_REGISTER_COALESCED_MMIO).
 
 use crate::irq::ioeventfd::Bus;
-use crate::linux::mmap::{Shared, SharedPage};
+use crate::linux::mmap::Shared;
 use crate::linux::once::Once;
+use crate::linux::page::LazyPage;
 use crate::linux::spin_irq::RawSpin;
 use crate::linux::srcu_cell::SrcuCell;
 use crate::uapi::{self, k};
@@ -75,7 +76,7 @@ type Zones = KVVec<Zone>;
 #[pin_data]
 pub(crate) struct Coalesced {
     /// One page, which user space maps behind every vCPU's; there with the first zone.
-    ring: Arc<SharedPage>,
+    ring: Arc<LazyPage>,
     /// Writers of the ring exclude each other.
     #[pin]
     lock: RawSpin<()>,
@@ -90,7 +91,7 @@ impl Coalesced {
     /// An empty ring, no zones.
     pub(crate) fn new() -> impl PinInit<Self, Error> {
         try_pin_init!(Self {
-            ring: Arc::new(SharedPage::new(), GFP_KERNEL_ACCOUNT)?,
+            ring: Arc::new(LazyPage::new(), GFP_KERNEL_ACCOUNT)?,
             lock <- RawSpin::new(()),
             zones: Once::new(),
             mmio: AtomicU32::new(0),
@@ -99,7 +100,7 @@ impl Coalesced {
     }
 
     /// The page of the ring.
-    pub(crate) fn page(&self) -> &Arc<SharedPage> {
+    pub(crate) fn page(&self) -> &Arc<LazyPage> {
         &self.ring
     }
 
@@ -167,17 +168,10 @@ impl Coalesced {
         if number.saturating_add(devices(zone.bus)) >= MAX_DEVICES {
             return Err(ENOSPC);
         }
-        self.ring.allocate()?;
-        let cell = match self.zones.get() {
-            Some(cell) => cell,
-            None => {
-                self.zones.set(KBox::pin_init(
-                    SrcuCell::new(Zones::new()),
-                    GFP_KERNEL_ACCOUNT,
-                )?);
-                self.zones.get().ok_or(ENOMEM)?
-            }
-        };
+        self.ring.get_or_alloc()?;
+        let cell = self
+            .zones
+            .get_or_make(|| KBox::pin_init(SrcuCell::new(Zones::new()), GFP_KERNEL_ACCOUNT))?;
         let mut new = Zones::new();
         {
             let old = cell.read();

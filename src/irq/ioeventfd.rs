@@ -158,16 +158,9 @@ impl IoEventFds {
     }
 
     fn add(&self, event: Event) -> Result {
-        let cell = match self.list.get() {
-            Some(cell) => cell,
-            None => {
-                self.list.set(KBox::pin_init(
-                    SrcuCell::new(List::new()),
-                    GFP_KERNEL_ACCOUNT,
-                )?);
-                self.list.get().ok_or(ENOMEM)?
-            }
-        };
+        let cell = self
+            .list
+            .get_or_make(|| KBox::pin_init(SrcuCell::new(List::new()), GFP_KERNEL_ACCOUNT))?;
         let mut new = List::new();
         {
             let old = cell.read();

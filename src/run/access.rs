@@ -4,7 +4,7 @@
 use super::{off, Runner, Step};
 use crate::cpu::events;
 use crate::cpu::regs::Gpr;
-use crate::emul::{Op, Pending};
+use crate::emul::{mask, Op, Pending};
 use crate::emulate::{Accessed, Emulated, Known, PIO_PAGE};
 use crate::exit::{Io, NestedFault};
 use crate::irq::lapic::base;
@@ -14,17 +14,6 @@ use crate::state::Completion;
 use crate::stats::{ExitClass, VcpuCounter};
 use crate::uapi::k;
 use kernel::prelude::*;
-
-/// A mask of the first `width` bytes, 1 to 4.
-#[inline]
-const fn low_bytes(width: u8) -> u32 {
-    match width {
-        0 | 1 => 0xff,
-        2 => 0xffff,
-        3 => 0xff_ffff,
-        _ => u32::MAX,
-    }
-}
 
 impl Runner<'_> {
     pub(super) fn io(&mut self, io: &Io, atomic: bool) -> Step {
@@ -44,7 +33,7 @@ impl Runner<'_> {
                 return step;
             }
         } else {
-            let value = self.s.cpu.regs.get(Gpr::Rax) as u32 & low_bytes(io.width);
+            let value = (self.s.cpu.regs.get(Gpr::Rax) & mask(io.width)) as u32;
             // RIP moves only after the write, but the fetch that may have to sleep comes first.
             let claimed = self.vm.chip.claims_port(io.port, io.width);
             if claimed {
