@@ -10,37 +10,60 @@ mod linux;
 mod assign;
 // The vendors state more than the core acts on.
 #[allow(dead_code)]
+#[path = "x86/vendor/mod.rs"]
 mod backend;
+#[path = "x86/enabled.rs"]
 mod caps;
+#[path = "x86/pv/clock.rs"]
 mod clock;
+#[path = "x86/vcpu/debug.rs"]
 mod debug;
+#[path = "kvm/device.rs"]
 mod dev;
+#[path = "x86/vcpu/emulate.rs"]
 mod emulate;
 #[allow(dead_code)]
+#[path = "x86/exit.rs"]
 mod exit;
+#[path = "x86/vendor/choose.rs"]
 mod hw;
+#[path = "kvm/stats.rs"]
 mod ledger;
+#[path = "x86/mitigate.rs"]
 mod mitigate;
+#[path = "x86/run/mod.rs"]
 mod run;
+#[path = "x86/vcpu/state.rs"]
 mod state;
+#[path = "x86/svm/mod.rs"]
 mod svm;
+#[path = "abi/uapi.rs"]
 mod uapi;
+#[path = "kvm/vcpu.rs"]
 mod vcpu;
+#[path = "bus/set.rs"]
 mod vcpu_set;
+#[path = "x86/vcpu/abi.rs"]
 mod vcpu_state;
+#[path = "kvm/vm.rs"]
 mod vm;
+#[path = "x86/vmx/mod.rs"]
 mod vmx;
 
 // Shared with the host build of the pure logic, which uses more of it and sees it from another crate.
 #[allow(dead_code, unreachable_pub, unused_imports)]
+#[path = "x86/cpu/mod.rs"]
 mod cpu;
 #[allow(dead_code, unreachable_pub, unused_imports)]
+#[path = "x86/emul/mod.rs"]
 mod emul;
 #[allow(dead_code, unreachable_pub, unused_imports)]
+#[path = "x86/irqchip/mod.rs"]
 mod irq;
 #[allow(dead_code, unreachable_pub)]
 mod mem;
 #[allow(dead_code, unreachable_pub)]
+#[path = "abi/stats.rs"]
 mod stats;
 
 use dev::{KvmNode, RvmmDevice};

@@ -22,6 +22,7 @@ pub(crate) mod burst;
 pub(crate) mod config;
 #[allow(unreachable_pub)]
 pub(crate) mod intx;
+#[path = "wire.rs"]
 mod pin;
 pub(crate) mod refused;
 pub(crate) mod space;

@@ -9,10 +9,10 @@
 #[cfg(test)]
 extern crate std;
 
-#[path = "../../../src/exit.rs"]
+#[path = "../../../src/x86/exit.rs"]
 pub mod exit;
 
-#[path = "../../../src/stats.rs"]
+#[path = "../../../src/abi/stats.rs"]
 pub mod stats;
 
 #[path = "../../../src/assign"]
@@ -23,19 +23,19 @@ pub mod assign {
     pub mod intx;
 }
 
-#[path = "../../../src/svm"]
+#[path = "../../../src/x86/svm"]
 pub mod svm {
     //! AMD-V.
     pub mod check;
 }
 
-#[path = "../../../src/vmx"]
+#[path = "../../../src/x86/vmx"]
 pub mod vmx {
     //! VT-x.
     pub mod check;
 }
 
-#[path = "../../../src/cpu"]
+#[path = "../../../src/x86/cpu"]
 pub mod cpu {
     //! CPU model: registers, CPUID and MSR policy.
     pub mod canonical;
@@ -43,6 +43,7 @@ pub mod cpu {
     pub mod cpuid;
     pub mod events;
     pub mod msr;
+    #[path = "../pv/kvmclock.rs"]
     pub mod pvclock;
     pub mod regs;
     pub mod tsc;
@@ -55,28 +56,38 @@ pub mod mem {
     //! Guest-physical memory: addresses, page-table formats, walkers.
     pub mod addr;
     pub mod dirty;
+    #[path = "../x86/paging/fmt_ept.rs"]
     pub mod fmt_ept;
+    #[path = "../x86/paging/fmt_npt.rs"]
     pub mod fmt_npt;
+    #[path = "../x86/paging/gwalk.rs"]
     pub mod gwalk;
     pub mod slots;
     pub mod walk;
 }
 
-#[path = "../../../src/irq"]
+#[path = "../../../src/x86/irqchip"]
 pub mod irq {
     //! Interrupt controllers.
     pub mod ioapic;
+    #[path = "lapic/mod.rs"]
     pub mod lapic;
+    #[path = "lapic/defs.rs"]
     pub mod lapic_defs;
+    #[path = "lapic/regs.rs"]
     pub mod lapic_reg;
+    #[path = "lapic/timer.rs"]
     pub mod lapic_timer;
+    #[path = "../../bus/line.rs"]
     pub mod line;
     pub mod msg;
     pub mod pic;
+    #[path = "pit/mod.rs"]
     pub mod pit;
+    #[path = "pit/channel.rs"]
     pub mod pit_channel;
     pub mod route;
 }
 
-#[path = "../../../src/emul/mod.rs"]
+#[path = "../../../src/x86/emul/mod.rs"]
 pub mod emul;
