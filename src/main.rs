@@ -1,76 +1,33 @@
 // SPDX-License-Identifier: GPL-2.0
 //! rvmm: a Type-2 hypervisor with KVM's interface.
 //!
-//! `dev`, `vm` and `vcpu` are the three kinds of file; `run` is the loop; `vmx` and `svm` are the vendors behind
-//! `backend`; `mem`, `irq`, `cpu` and `emul` are what a guest sees. `linux` wraps kernel interfaces.
+//! Three storeys, and arrows between them that only go down. The face: `kvm`, the files and ioctls of user space, and
+//! `assign`, devices handed to guests. Below it the architecture, `x86`. Below that the ground, which knows no registers:
+//! `abi`, `mem` and `bus`. `linux` wraps kernel interfaces and knows nothing of hypervisors.
 
 #[path = "../rust/mod.rs"]
 mod linux;
 
+// The files below are shared with the host build of the pure logic, which uses more of them and sees them from another
+// crate.
+#[allow(dead_code, unreachable_pub)]
+mod abi;
 mod assign;
-// The vendors state more than the core acts on.
 #[allow(dead_code)]
-#[path = "x86/vendor/mod.rs"]
-mod backend;
-#[path = "x86/enabled.rs"]
-mod caps;
-#[path = "x86/pv/clock.rs"]
-mod clock;
-#[path = "x86/vcpu/debug.rs"]
-mod debug;
-#[path = "kvm/device.rs"]
-mod dev;
-#[path = "x86/vcpu/emulate.rs"]
-mod emulate;
-#[allow(dead_code)]
-#[path = "x86/exit.rs"]
-mod exit;
-#[path = "x86/vendor/choose.rs"]
-mod hw;
-#[path = "kvm/stats.rs"]
-mod ledger;
-#[path = "x86/mitigate.rs"]
-mod mitigate;
-#[path = "x86/run/mod.rs"]
-mod run;
-#[path = "x86/vcpu/state.rs"]
-mod state;
-#[path = "x86/svm/mod.rs"]
-mod svm;
-#[path = "abi/uapi.rs"]
-mod uapi;
-#[path = "kvm/vcpu.rs"]
-mod vcpu;
-#[path = "bus/set.rs"]
-mod vcpu_set;
-#[path = "x86/vcpu/abi.rs"]
-mod vcpu_state;
-#[path = "kvm/vm.rs"]
-mod vm;
-#[path = "x86/vmx/mod.rs"]
-mod vmx;
-
-// Shared with the host build of the pure logic, which uses more of it and sees it from another crate.
-#[allow(dead_code, unreachable_pub, unused_imports)]
-#[path = "x86/cpu/mod.rs"]
-mod cpu;
-#[allow(dead_code, unreachable_pub, unused_imports)]
-#[path = "x86/emul/mod.rs"]
-mod emul;
-#[allow(dead_code, unreachable_pub, unused_imports)]
-#[path = "x86/irqchip/mod.rs"]
-mod irq;
+mod bus;
+mod kvm;
 #[allow(dead_code, unreachable_pub)]
 mod mem;
-#[allow(dead_code, unreachable_pub)]
-#[path = "abi/stats.rs"]
-mod stats;
+#[allow(dead_code, unreachable_pub, unused_imports)]
+mod x86;
 
-use dev::{KvmNode, RvmmDevice};
 use kernel::miscdevice::MiscDeviceRegistration;
 use kernel::prelude::*;
+use kvm::device::{self, KvmNode, RvmmDevice};
 use linux::cpuhp::{self, CpuHotplug};
 use linux::syscore::{self, SyscoreOps};
+use x86::mitigate;
+use x86::vendor::choose;
 
 module! {
     type: RvmmModule,
@@ -103,11 +60,11 @@ struct Hotplug;
 
 impl CpuHotplug for Hotplug {
     fn online(&self, _cpu: u32) -> Result {
-        hw::cpu_up()
+        choose::cpu_up()
     }
 
     fn offline(&self, _cpu: u32) {
-        hw::cpu_down();
+        choose::cpu_down();
     }
 }
 
@@ -118,18 +75,18 @@ struct Power;
 
 impl SyscoreOps for Power {
     fn suspend(&self) -> Result {
-        hw::cpu_down();
+        choose::cpu_down();
         Ok(())
     }
 
     fn resume(&self) {
-        if hw::cpu_up().is_err() {
+        if choose::cpu_up().is_err() {
             pr_err!("virtualisation could not be switched on after resume; guests will not run\n");
         }
     }
 
     fn shutdown(&self) {
-        hw::cpu_down();
+        choose::cpu_down();
     }
 }
 
@@ -142,9 +99,9 @@ impl Drop for HwOwner {
         // SAFETY: The module's fields are dropped in order: devices are gone, so no VM is left (each pins the module),
         // and the hotplug state's removal has run `cpu_down` on every CPU.
         unsafe {
-            dev::exit();
+            device::exit();
             mitigate::exit();
-            hw::exit();
+            choose::exit();
         }
     }
 }
@@ -161,21 +118,24 @@ struct RvmmModule {
 
 impl kernel::Module for RvmmModule {
     fn init(module: &'static ThisModule) -> Result<Self> {
-        let caps = hw::probe()?;
+        let caps = choose::probe()?;
         let hw = HwOwner;
         mitigate::init()?;
-        dev::init()?;
+        device::init()?;
         let hotplug = cpuhp::State::register(c"virt/rvmm:online", Hotplug, true)?;
         let power = syscore::Registration::register(Power)?;
-        let device = KBox::pin_init(MiscDeviceRegistration::register(dev::options()), GFP_KERNEL)?;
+        let device = KBox::pin_init(
+            MiscDeviceRegistration::register(device::options()),
+            GFP_KERNEL,
+        )?;
         let kvm_node = if module_parameters::kvm_node.value() != 0 {
-            Some(KBox::pin_init(dev::register_kvm_node(), GFP_KERNEL)?)
+            Some(KBox::pin_init(device::register_kvm_node(), GFP_KERNEL)?)
         } else {
             None
         };
         let assign = assign::init(module);
         // From here on nothing fails: a VM would outlive a module that does not come to be.
-        dev::set_ready();
+        device::set_ready();
         pr_info!(
             "ready on {}, nested pages of {}\n",
             caps.name,

@@ -6,7 +6,7 @@
 //! from live counters.
 #![forbid(unsafe_code)]
 
-use crate::exit::Exit;
+use crate::x86::exit::Exit;
 use core::sync::atomic::{AtomicU64, Ordering};
 
 /// Bytes of a name, and of the id string (`name_size` of the header).

@@ -5,8 +5,8 @@
 //! sequence numbers with other sizes.
 #![allow(missing_docs)]
 
-use crate::cpu::cpuid::CpuidEntry;
 pub(crate) use crate::linux::bindings as k;
+use crate::x86::cpu::cpuid::CpuidEntry;
 use core::mem::MaybeUninit;
 use kernel::ioctl::{_IO, _IOR, _IOW, _IOWR};
 use kernel::prelude::*;

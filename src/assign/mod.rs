@@ -22,14 +22,15 @@ pub(crate) mod burst;
 pub(crate) mod config;
 #[allow(unreachable_pub)]
 pub(crate) mod intx;
-#[path = "wire.rs"]
-mod pin;
 pub(crate) mod refused;
 pub(crate) mod space;
 pub(crate) mod vfio;
+mod wire;
 
-use crate::irq::controllers::Controllers;
-use crate::irq::line::Source;
+use crate::abi::uapi;
+use crate::abi::uapi::{AssignDevice, DeviceConfig, DeviceInfo, DeviceVector, Reason};
+use crate::bus::line::Source;
+use crate::kvm::vm::Vm;
 use crate::linux::anon_inode::{FileOperations, NewFile};
 use crate::linux::global::Global;
 use crate::linux::io_window::{IoWindow, Part};
@@ -38,8 +39,7 @@ use crate::linux::pci::{self, Device, Enabled, Locked, Registration, Saved, BARS
 use crate::linux::pci_irq::{self, Handler, Kind, Vectors};
 use crate::linux::sched;
 use crate::mem::addr::PAGE_SIZE;
-use crate::uapi::{self, AssignDevice, DeviceConfig, DeviceInfo, DeviceVector, Reason};
-use crate::vm::Vm;
+use crate::x86::irqchip::controllers::Controllers;
 use config::Write;
 use core::fmt::Write as _;
 use core::sync::atomic::{AtomicBool, AtomicU32, Ordering};
@@ -47,8 +47,8 @@ use kernel::fs::File;
 use kernel::mm::virt::VmaNew;
 use kernel::prelude::*;
 use kernel::sync::{new_mutex, Arc, ArcBorrow, Mutex};
-use pin::Wire;
 use space::Space;
+use wire::Wire;
 
 /// The driver, while the module is loaded, if there is a PCI bus.
 static DRIVER: Global<Registration<Bound>> = Global::new();
@@ -546,7 +546,7 @@ impl Assigned {
 }
 
 fn check_gsi(gsi: u32) -> Result {
-    if gsi == Vector::NONE || gsi < crate::dev::GSIS {
+    if gsi == Vector::NONE || gsi < crate::kvm::device::GSIS {
         Ok(())
     } else {
         Err(EINVAL)

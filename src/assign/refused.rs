@@ -2,11 +2,11 @@
 //! DMA of a VM's devices that the IOMMU has refused: counted, per device and in the VM's ledger, and logged once per
 //! burst. Intel's driver does not tell of it, but logs it by itself (docs/design.md, 15).
 
+use crate::abi::stats::{VmCounter, VmStats};
 use crate::assign::burst::Burst;
 use crate::linux::hrtimer::ktime_get_ns;
 use crate::linux::iommu::{Refusal, Refusals, Source};
 use crate::linux::pci::Device;
-use crate::stats::{VmCounter, VmStats};
 use kernel::prelude::*;
 use kernel::sync::{new_spinlock, Arc, SpinLock};
 

@@ -9,12 +9,12 @@
 //! Not in the domain: read-only slots, and slots over device memory (registers of this or another assigned device): no device
 //! writes to ROM or to another device. DMA does not appear in dirty logs.
 
+use crate::abi::uapi::Reason;
 use crate::assign::refused::Refused;
+use crate::kvm::vm::Vm;
 use crate::linux::iommu::{Domain, Group, Range, Refusal};
 use crate::linux::pci::{Device, Locked};
 use crate::mem::slots::Slot;
-use crate::uapi::Reason;
-use crate::vm::Vm;
 use core::fmt::Write;
 use kernel::prelude::*;
 

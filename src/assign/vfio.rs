@@ -7,10 +7,11 @@
 //! `struct kvm`, which there is none of here, and guests' cache control needs no change for devices whose DMA is coherent. The files
 //! are kept and checked as KVM does.
 
+use crate::abi::uapi;
+use crate::abi::uapi::k;
+use crate::kvm::vm::Vm;
 use crate::linux::anon_inode::{FileOperations, NewFile};
 use crate::linux::file_ref::FileRef;
-use crate::uapi::{self, k};
-use crate::vm::Vm;
 use core::sync::atomic::Ordering;
 use kernel::fs::File;
 use kernel::prelude::*;

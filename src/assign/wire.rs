@@ -7,13 +7,13 @@
 //! without `core`.
 
 use crate::assign::intx::{self, Switch};
-use crate::irq::controllers::{AckListener, Controllers, Resampler};
-use crate::irq::line::Source;
+use crate::bus::line::Source;
+use crate::kvm::vm::Vm;
 use crate::linux::once::Once;
 use crate::linux::pci::Locked;
 use crate::linux::pci_irq::{PinHandler, PinLine, PinSwitch};
 use crate::linux::spin_irq::RawSpin;
-use crate::vm::Vm;
+use crate::x86::irqchip::controllers::{AckListener, Controllers, Resampler};
 use kernel::prelude::*;
 use kernel::sync::Arc;
 

@@ -1,13 +1,14 @@
 // SPDX-License-Identifier: GPL-2.0
 //! Writes to device registers that wait in a ring for user space's next exit (api.rst 4.116, KVM_REGISTER_COALESCED_MMIO).
 
-use crate::irq::ioeventfd::Bus;
+use crate::abi::uapi;
+use crate::abi::uapi::k;
+use crate::bus::ioeventfd::Bus;
 use crate::linux::mmap::Shared;
 use crate::linux::once::Once;
 use crate::linux::page::LazyPage;
 use crate::linux::spin_irq::RawSpin;
 use crate::linux::srcu_cell::SrcuCell;
-use crate::uapi::{self, k};
 use core::mem::{offset_of, size_of};
 use core::sync::atomic::{fence, AtomicU32, Ordering};
 use kernel::page::PAGE_SIZE;

@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: GPL-2.0
 //! Eventfds that are signalled by the guest's writes (api.rst 4.59, KVM_IOEVENTFD).
 
+use crate::abi::uapi::k;
 use crate::linux::eventfd::EventFdCtx;
 use crate::linux::once::Once;
 use crate::linux::srcu_cell::SrcuCell;
-use crate::uapi::k;
 use core::sync::atomic::{AtomicU32, Ordering};
 use kernel::prelude::*;
 use kernel::sync::Arc;

@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: GPL-2.0
 //! Eventfds that raise interrupts (api.rst 4.75, KVM_IRQFD).
 
-use crate::irq::controllers::{Controllers, Resampler};
-use crate::irq::line::Source;
+use crate::abi::uapi::k;
+use crate::bus::line::Source;
 use crate::linux::eventfd::{EventFdCtx, EventFdHook, Hook};
-use crate::uapi::k;
+use crate::x86::irqchip::controllers::{Controllers, Resampler};
 use core::sync::atomic::{AtomicBool, Ordering};
 use kernel::prelude::*;
 use kernel::sync::Arc;

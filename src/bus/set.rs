@@ -8,13 +8,13 @@
 //! have a sequentially consistent fence. Fences have one order, and the side whose fence comes second loads what the other stored before
 //! its own: the vCPU does not enter, or it gets an IPI, which makes it exit.
 
-use crate::irq::msg::{ApicAddr, MsiFormat};
 use crate::linux::once::Once;
 use crate::linux::page::AtomicLine;
 use crate::linux::preempt;
 use crate::linux::sched::Worker;
 use crate::linux::smp;
 use crate::linux::wait::WaitCell;
+use crate::x86::irqchip::msg::{ApicAddr, MsiFormat};
 use core::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use kernel::prelude::*;
 use kernel::sync::{Arc, ArcBorrow};
@@ -116,7 +116,7 @@ impl VcpuShared {
                 id,
                 mode: AtomicU32::new(OUTSIDE),
                 cpu: AtomicU32::new(0),
-                descriptor: AtomicLine::new(crate::hw::caps().is_some_and(|c| c.posted))?,
+                descriptor: AtomicLine::new(crate::x86::vendor::choose::caps().is_some_and(|c| c.posted))?,
                 direct: AtomicBool::new(false),
                 posted: [const { AtomicU32::new(0) }; 8],
                 posted_level: [const { AtomicU32::new(0) }; 8],

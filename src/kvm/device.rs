@@ -1,16 +1,18 @@
 // SPDX-License-Identifier: GPL-2.0
 //! The device: /dev/rvmm and, on request, /dev/kvm. System ioctls (api.rst 4, "system ioctls").
 
-use crate::caps;
-use crate::cpu::cpuid::{self, CpuidEntry, CpuidIndex, GuestFeatures, HostCpuid, Policy, Vendor};
-use crate::cpu::{msr, xsave};
-use crate::hw;
+use crate::abi::uapi;
+use crate::abi::uapi::k;
+use crate::bus::set::{MAX_VCPUS, MAX_VCPU_ID};
+use crate::kvm::vm::{Vm, VmFile};
 use crate::linux::anon_inode;
 use crate::linux::global::Global;
 use crate::linux::{boot_cpu, cpuid as host, cr, misc};
-use crate::uapi::{self, k};
-use crate::vcpu_set::{MAX_VCPUS, MAX_VCPU_ID};
-use crate::vm::{Vm, VmFile};
+use crate::x86::cpu::cpuid;
+use crate::x86::cpu::cpuid::{CpuidEntry, CpuidIndex, GuestFeatures, HostCpuid, Policy, Vendor};
+use crate::x86::cpu::{msr, xsave};
+use crate::x86::enabled;
+use crate::x86::vendor::choose;
 use core::sync::atomic::{AtomicBool, Ordering};
 use kernel::fs::File;
 use kernel::miscdevice::{MiscDevice, MiscDeviceOptions, MiscDeviceRegistration};
@@ -125,7 +127,7 @@ fn arch_capabilities(spec_ctrl: bool) -> u64 {
 
 /// Finds out what guests may see.
 pub(crate) fn init() -> Result {
-    let caps = hw::caps().ok_or(ENODEV)?;
+    let caps = choose::caps().ok_or(ENODEV)?;
     let has_xsave = host::cpuid(1, 0).ecx & 1 << 27 != 0;
     let host_xcr0 = if has_xsave { cr::xgetbv(0) } else { 0 };
     // The kernel sets it once, from CPUID, and never changes it.
@@ -147,7 +149,7 @@ pub(crate) fn init() -> Result {
             && Host.cpuid(0x8000_0021, 0)[0] & 1 << 2 != 0
             || crate::linux::msr::read_safe(msr::index::DE_CFG).is_ok_and(|v| v & 2 != 0));
     // SVM guests run with the host's value: no emulated processor has the MSR beside SVM.
-    let spec_ctrl = vendor == Vendor::Intel && crate::mitigate::has_spec_ctrl();
+    let spec_ctrl = vendor == Vendor::Intel && crate::x86::mitigate::has_spec_ctrl();
     let policy = Policy {
         vendor,
         xcr0,
@@ -166,7 +168,7 @@ pub(crate) fn init() -> Result {
         lfence_serializing,
         tsc_khz: boot_cpu::tsc_khz(),
         apic_hz: 1_000_000_000,
-        kvm_features: crate::cpu::KVM_FEATURES,
+        kvm_features: crate::x86::cpu::KVM_FEATURES,
         kvm_hints: 0,
     };
     let mut supported = KVec::with_capacity(MAX_CPUID_ENTRIES, GFP_KERNEL)?;
@@ -268,11 +270,11 @@ pub(crate) fn check_extension(cap: usize) -> isize {
         | k::KVM_CAP_COALESCED_PIO
         | uapi::RVMM_CAP_ENTRY_FAILURE => 1,
         uapi::RVMM_CAP_ASSIGN_DEVICE | k::KVM_CAP_DEVICE_CTRL => 1,
-        k::KVM_CAP_SET_GUEST_DEBUG2 => crate::debug::CONTROLS as isize,
-        k::KVM_CAP_SYNC_REGS => crate::vcpu_state::SYNC_REGS as isize,
+        k::KVM_CAP_SET_GUEST_DEBUG2 => crate::x86::vcpu::debug::CONTROLS as isize,
+        k::KVM_CAP_SYNC_REGS => crate::x86::vcpu::abi::SYNC_REGS as isize,
         k::KVM_CAP_XSAVE2 => 4096,
         k::KVM_CAP_TSC_CONTROL | k::KVM_CAP_VM_TSC_CONTROL => {
-            hw::caps().is_some_and(|c| c.tsc_fraction != 0).into()
+            choose::caps().is_some_and(|c| c.tsc_fraction != 0).into()
         }
         k::KVM_CAP_XCRS => model().is_ok_and(|m| m.has_xsave).into(),
         k::KVM_CAP_ADJUST_CLOCK => {
@@ -287,9 +289,9 @@ pub(crate) fn check_extension(cap: usize) -> isize {
             (k::KVM_DIRTY_LOG_MANUAL_PROTECT_ENABLE | k::KVM_DIRTY_LOG_INITIALLY_SET) as isize
         }
         k::KVM_CAP_MCE => MCE_BANKS as isize,
-        k::KVM_CAP_X2APIC_API => crate::vcpu_set::x2apic_api::VALID as isize,
+        k::KVM_CAP_X2APIC_API => crate::bus::set::x2apic_api::VALID as isize,
         k::KVM_CAP_COALESCED_MMIO => k::KVM_COALESCED_MMIO_PAGE_OFFSET as isize,
-        other => caps::check_extension(other).unwrap_or(0),
+        other => enabled::check_extension(other).unwrap_or(0),
     }
 }
 
@@ -327,7 +329,7 @@ fn get_feature_msrs(arg: usize) -> Result<isize> {
         enforce_pv: false,
     };
     let listed = msr::feature_list(&m.features);
-    crate::vcpu_state::each_msr(arg, true, |e| match file.get(e.index, &access) {
+    crate::x86::vcpu::abi::each_msr(arg, true, |e| match file.get(e.index, &access) {
         Ok(msr::Read::Value(v)) if listed.contains(&e.index) => {
             e.data = v;
             true
@@ -410,7 +412,7 @@ fn ioctl(cmd: u32, arg: usize) -> Result<isize> {
         uapi::KVM_GET_API_VERSION if arg == 0 => Ok(k::KVM_API_VERSION as isize),
         uapi::KVM_CREATE_VM => create_vm(arg),
         uapi::KVM_CHECK_EXTENSION => Ok(check_extension(arg)),
-        uapi::KVM_GET_VCPU_MMAP_SIZE if arg == 0 => Ok(crate::vcpu::MMAP_BYTES as isize),
+        uapi::KVM_GET_VCPU_MMAP_SIZE if arg == 0 => Ok(crate::kvm::vcpu::MMAP_BYTES as isize),
         uapi::KVM_GET_SUPPORTED_CPUID => get_supported_cpuid(arg),
         uapi::KVM_GET_EMULATED_CPUID => get_emulated_cpuid(arg),
         uapi::KVM_GET_MSR_INDEX_LIST => put_msr_list(arg, &model()?.msrs),

@@ -1,12 +1,13 @@
 // SPDX-License-Identifier: GPL-2.0
 //! The exit ledger: statistics of VMs and vCPUs, read through KVM_GET_STATS_FD (api.rst 4.133).
 
-use crate::linux::anon_inode::FileOperations;
-use crate::linux::once::Once;
-use crate::stats::{
+use crate::abi::stats::{
     id_string, Desc, StatsFile, Values, VcpuStats, VmStats, NAME_SIZE, VCPU_DESCS, VM_DESCS,
 };
-use crate::vm::{self, Vm};
+use crate::kvm::vm;
+use crate::kvm::vm::Vm;
+use crate::linux::anon_inode::FileOperations;
+use crate::linux::once::Once;
 use kernel::fs::File;
 use kernel::prelude::*;
 use kernel::sync::{Arc, ArcBorrow};

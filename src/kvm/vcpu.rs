@@ -4,12 +4,12 @@
 //! All state is behind one mutex, which KVM_RUN holds for as long as it runs: an ioctl from another thread waits until it returns,
 //! or until it is killed.
 
-use crate::backend::VcpuBackend;
-use crate::cpu::cpuid::CpuidEntry;
-use crate::cpu::xsave;
-use crate::irq::lapic::Action;
-use crate::irq::lapic_timer::TimerArm;
-use crate::ledger::{self, VcpuLedger};
+use crate::abi::uapi;
+use crate::abi::uapi::k;
+use crate::bus::set::{request, VcpuShared};
+use crate::kvm::stats;
+use crate::kvm::stats::VcpuLedger;
+use crate::kvm::vm::Vm;
 use crate::linux::anon_inode::FileOperations;
 use crate::linux::boot_cpu;
 use crate::linux::hrtimer::{self, Timer, TimerCallback};
@@ -17,12 +17,16 @@ use crate::linux::killable_mutex::KillableMutex;
 use crate::linux::mmap::SharedPages;
 use crate::linux::sched::{self, SignalMask, SignalMaskGuard};
 use crate::mem::memory::FaultOutcome;
-use crate::run::{self, Runner};
-use crate::state::{self, MpState, State};
-use crate::uapi::{self, k};
-use crate::vcpu_set::{request, VcpuShared};
-use crate::vcpu_state::*;
-use crate::vm::Vm;
+use crate::x86::cpu::cpuid::CpuidEntry;
+use crate::x86::cpu::xsave;
+use crate::x86::irqchip::lapic::timer::TimerArm;
+use crate::x86::irqchip::lapic::Action;
+use crate::x86::run;
+use crate::x86::run::Runner;
+use crate::x86::vcpu::abi::*;
+use crate::x86::vcpu::state;
+use crate::x86::vcpu::state::{MpState, State};
+use crate::x86::vendor::VcpuBackend;
 use core::mem::offset_of;
 use core::sync::atomic::Ordering;
 use kernel::fs::File;
@@ -268,7 +272,7 @@ fn ioctl(vm: &Arc<Vm>, vcpu: &Arc<Vcpu>, cmd: u32, arg: usize) -> Result<isize> 
             let irq = uapi::get::<k::kvm_interrupt>(arg)?;
             return interrupt(vm, vcpu, irq.irq);
         }
-        uapi::KVM_GET_STATS_FD => return ledger::vcpu_stats_fd(vm, &vcpu.stats),
+        uapi::KVM_GET_STATS_FD => return stats::vcpu_stats_fd(vm, &vcpu.stats),
         _ => {}
     }
     let mut guard = vcpu.state.lock()?;
@@ -435,7 +439,7 @@ fn ioctl(vm: &Arc<Vm>, vcpu: &Arc<Vcpu>, cmd: u32, arg: usize) -> Result<isize> 
             s.set_guest_breakpoints(d.db, d.dr7 & 0xffff_2bff | 0x400);
             s.cpu.dr6 = d.dr6 & 0x1e00f | 0xffff_0ff0;
         }
-        uapi::KVM_KVMCLOCK_CTRL => crate::cpu::paravirt::guest_stopped(s)?,
+        uapi::KVM_KVMCLOCK_CTRL => crate::x86::pv::paravirt::guest_stopped(s)?,
         uapi::KVM_ENABLE_CAP => enable_cap(s, &uapi::get(arg)?)?,
         uapi::KVM_PRE_FAULT_MEMORY => return pre_fault(vm, arg),
         uapi::KVM_SET_DEVICE_ATTR | uapi::KVM_GET_DEVICE_ATTR | uapi::KVM_HAS_DEVICE_ATTR => {

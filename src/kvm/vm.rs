@@ -10,20 +10,21 @@
 //!
 //! `setup` (creation of vCPUs and interrupt controllers) > a vCPU's `state` > `memory.update` > the interrupt controllers' spin locks.
 
-use crate::caps::VmCaps;
-use crate::clock::Clock;
-use crate::dev;
-use crate::hw;
-use crate::irq::chip::IrqChip;
+use crate::abi::stats::VmStats;
+use crate::abi::uapi;
+use crate::abi::uapi::k;
+use crate::bus::set::{MAX_VCPUS, MAX_VCPU_ID};
+use crate::kvm::device;
+use crate::kvm::vcpu::{Vcpu, VcpuFile};
 use crate::linux::anon_inode::{self, FileOperations, NewFile};
 use crate::linux::mmu_notifier::MmuNotifier;
 use crate::mem::addr::{Gpa, Hva};
 use crate::mem::memory::{GuestMemory, Notifier};
 use crate::mem::slots::Slot;
-use crate::stats::VmStats;
-use crate::uapi::{self, k};
-use crate::vcpu::{Vcpu, VcpuFile};
-use crate::vcpu_set::{MAX_VCPUS, MAX_VCPU_ID};
+use crate::x86::enabled::VmCaps;
+use crate::x86::irqchip::chip::IrqChip;
+use crate::x86::pv::clock::Clock;
+use crate::x86::vendor::choose;
 use core::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use kernel::fs::File;
 use kernel::mm::Mm;
@@ -74,7 +75,7 @@ pub(crate) struct Vm {
 impl Vm {
     /// A VM of the calling process, with no memory and no vCPU.
     pub(crate) fn new() -> Result<Arc<Self>> {
-        let caps = hw::caps().ok_or(ENODEV)?;
+        let caps = choose::caps().ok_or(ENODEV)?;
         let mm = crate::linux::sched::current_mm().ok_or(ESRCH)?;
         let stats = Arc::new(VmStats::ZERO, GFP_KERNEL_ACCOUNT)?;
         let memory = GuestMemory::new(*caps, stats.clone())?;
@@ -164,7 +165,7 @@ fn ioctl(vm: &Arc<Vm>, cmd: u32, arg: usize) -> Result<isize> {
         uapi::KVM_CHECK_EXTENSION if arg == k::KVM_CAP_X2APIC_API as usize => {
             Ok(vm.chip.x2apic_api_flags() as isize)
         }
-        uapi::KVM_CHECK_EXTENSION => Ok(dev::check_extension(arg)),
+        uapi::KVM_CHECK_EXTENSION => Ok(device::check_extension(arg)),
         uapi::KVM_SET_USER_MEMORY_REGION => {
             let r = uapi::get::<k::kvm_userspace_memory_region>(arg)?;
             set_memory(
@@ -189,7 +190,7 @@ fn ioctl(vm: &Arc<Vm>, cmd: u32, arg: usize) -> Result<isize> {
         }
         uapi::KVM_GET_DIRTY_LOG => {
             let log = uapi::get::<k::kvm_dirty_log>(arg)?;
-            if log.slot >= dev::MAX_SLOTS {
+            if log.slot >= device::MAX_SLOTS {
                 return Err(EINVAL);
             }
             // The user address is in the last eight bytes, in a union.
@@ -199,7 +200,7 @@ fn ioctl(vm: &Arc<Vm>, cmd: u32, arg: usize) -> Result<isize> {
         }
         uapi::KVM_CLEAR_DIRTY_LOG => {
             let log = uapi::get::<k::kvm_clear_dirty_log>(arg)?;
-            if log.slot >= dev::MAX_SLOTS {
+            if log.slot >= device::MAX_SLOTS {
                 return Err(EINVAL);
             }
             // As above.
@@ -279,7 +280,7 @@ fn ioctl(vm: &Arc<Vm>, cmd: u32, arg: usize) -> Result<isize> {
         }
         uapi::KVM_GET_TSC_KHZ => Ok(vm.tsc_khz.load(Ordering::Relaxed) as isize),
         uapi::KVM_SET_TSC_KHZ => {
-            let khz = crate::state::wanted_tsc_khz(arg)?;
+            let khz = crate::x86::vcpu::state::wanted_tsc_khz(arg)?;
             let setup = vm.setup.lock();
             if !setup.ids.is_empty() {
                 return Err(EINVAL);
@@ -293,10 +294,10 @@ fn ioctl(vm: &Arc<Vm>, cmd: u32, arg: usize) -> Result<isize> {
             vm.caps.set_msr_filter(arg)?;
             vm.memory
                 .vcpus
-                .request_all(crate::vcpu_set::request::MSR_FILTER);
+                .request_all(crate::bus::set::request::MSR_FILTER);
             Ok(0)
         }
-        uapi::KVM_GET_STATS_FD => crate::ledger::vm_stats_fd(vm),
+        uapi::KVM_GET_STATS_FD => crate::kvm::stats::vm_stats_fd(vm),
         _ => vm.chip.ioctl(cmd, arg),
     }
 }
@@ -356,7 +357,7 @@ fn enable_cap(vm: &Vm, cap: &k::kvm_enable_cap) -> Result<isize> {
 #[inline(never)]
 fn set_memory(vm: &Vm, slot: u32, flags: u32, gpa: u64, size: u64, hva: u64) -> Result<isize> {
     // Address space in the upper half: there is one.
-    if slot >> 16 != 0 || slot >= dev::MAX_SLOTS {
+    if slot >> 16 != 0 || slot >= device::MAX_SLOTS {
         return Err(EINVAL);
     }
     if size & 0xfff != 0 {

@@ -21,8 +21,9 @@
 //!
 //! `update` (mutex) > SRCU read section > `mmu` (spin lock). User memory is never touched under `mmu`.
 
+use crate::abi::stats::{VmCounter, VmStats};
 use crate::assign::space::Space;
-use crate::backend::HwCaps;
+use crate::bus::set::VcpuSet;
 use crate::linux::boot_cpu;
 use crate::linux::gup;
 use crate::linux::mmu_notifier::{MmuNotifierOps, Range};
@@ -31,11 +32,10 @@ use crate::linux::srcu_cell::{SrcuCell, SrcuRef};
 use crate::linux::uaccess;
 use crate::mem::addr::{Gpa, GpaRange, Hpa, Hva, Level, PAGE_SIZE};
 use crate::mem::dirty;
-use crate::mem::nested::{NestedTable, TablePool};
 use crate::mem::slots::{self, Change, Limits, Slot};
 use crate::mem::walk::{Cursor, Leaf, MapError, MemType, Perm};
-use crate::stats::{VmCounter, VmStats};
-use crate::vcpu_set::VcpuSet;
+use crate::x86::paging::nested::{NestedTable, TablePool};
+use crate::x86::vendor::HwCaps;
 use core::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use kernel::mm::Mm;
 use kernel::prelude::*;
@@ -46,7 +46,7 @@ use kernel::uaccess::{UserPtr, UserSlice};
 const BUDGET: u32 = 16 * 1024;
 
 /// Guest-physical address of the local APIC after reset.
-const APIC_PAGE: u64 = crate::irq::lapic::base::DEFAULT_ADDRESS;
+const APIC_PAGE: u64 = crate::x86::irqchip::lapic::base::DEFAULT_ADDRESS;
 
 /// `KVM_MEM_LOG_DIRTY_PAGES`.
 const LOG_DIRTY: u32 = 1;
@@ -289,7 +289,7 @@ impl GuestMemory {
                 stats,
                 caps,
                 limits: Limits {
-                    slots: crate::dev::MAX_SLOTS,
+                    slots: crate::kvm::device::MAX_SLOTS,
                     address_spaces: 1,
                     gpa_end: 1 << crate::linux::boot_cpu::phys_bits().min(48),
                     hva_end: (1 << (crate::linux::boot_cpu::virt_bits().clamp(48, 57) - 1)) - 4096,
@@ -1100,6 +1100,6 @@ impl Notifier {
 }
 
 /// Kernel address of a page-table page.
-pub(super) fn table_ptr(table: Hpa) -> *mut u64 {
+pub(crate) fn table_ptr(table: Hpa) -> *mut u64 {
     page::phys_to_virt(table.0).cast()
 }

@@ -1,9 +1,10 @@
 // SPDX-License-Identifier: GPL-2.0
 //! What KVM_ENABLE_CAP and KVM_X86_SET_MSR_FILTER have set for a VM (api.rst 4.37, 4.97, 7, 8).
 
+use crate::abi::uapi;
+use crate::abi::uapi::k;
+use crate::bus::set::MAX_VCPU_ID;
 use crate::linux::cred;
-use crate::uapi::{self, k};
-use crate::vcpu_set::MAX_VCPU_ID;
 use core::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use kernel::prelude::*;
 use kernel::sync::{new_mutex, Arc, Mutex};

@@ -3,10 +3,10 @@
 //!
 //! The run loop matches it exhaustively, so an exit that nobody handles does not compile.
 
-use crate::cpu::regs::Gpr;
 use crate::mem::addr::Gpa;
+use crate::x86::cpu::regs::Gpr;
 
-/// Why the guest stopped running. Raw vendor reasons never leave `src/vmx` and `src/svm`, except inside
+/// Why the guest stopped running. Raw vendor reasons never leave `src/x86/vmx` and `src/x86/svm`, except inside
 /// [`Exit::Unknown`] and [`Exit::EntryFailure`], which are reported to user space.
 #[derive(Clone, Copy, Debug)]
 pub enum Exit {

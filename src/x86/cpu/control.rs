@@ -3,8 +3,8 @@
 //! (SDM 3A 2.5, 4.1.1, 4.10.1, 10.8.5; SDM 2B MOV-control registers; APM 2 3.1, 14.6).
 #![forbid(unsafe_code)]
 
-use crate::cpu::cpuid::GuestFeatures;
-use crate::cpu::regs::{cr0, cr4, efer, Seg, Sregs};
+use crate::x86::cpu::cpuid::GuestFeatures;
+use crate::x86::cpu::regs::{cr0, cr4, efer, Seg, Sregs};
 
 /// The instruction faults with #GP(0).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

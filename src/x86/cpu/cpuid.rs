@@ -7,8 +7,8 @@
 //! has thought about the state it adds.
 #![forbid(unsafe_code)]
 
-use crate::cpu::regs::cr4;
-use crate::cpu::xsave;
+use crate::x86::cpu::regs::cr4;
+use crate::x86::cpu::xsave;
 
 /// KVM_CPUID_FLAG_SIGNIFCANT_INDEX: the entry answers only for its own sub-leaf.
 pub const FLAG_SIGNIFICANT_INDEX: u32 = 1;
@@ -1335,9 +1335,9 @@ impl GuestFeatures {
     #[inline]
     pub const fn linear_width(&self) -> u8 {
         if self.la57 {
-            crate::cpu::canonical::WIDTH_5LEVEL
+            crate::x86::cpu::canonical::WIDTH_5LEVEL
         } else {
-            crate::cpu::canonical::WIDTH_4LEVEL
+            crate::x86::cpu::canonical::WIDTH_4LEVEL
         }
     }
 

@@ -3,7 +3,7 @@
 //! (SDM 3A 7.3, 7.9, 7.15 and table 7-5; APM 2 8.2, 8.4, 8.5).
 #![forbid(unsafe_code)]
 
-use crate::exit::{Event, EventKind, Exception};
+use crate::x86::exit::{Event, EventKind, Exception};
 
 /// Exception vectors (SDM 3A table 7-1).
 #[allow(missing_docs)]

@@ -5,13 +5,7 @@ pub(crate) mod canonical;
 pub(crate) mod control;
 pub(crate) mod cpuid;
 pub(crate) mod events;
-#[path = "../pv/hypercall.rs"]
-pub(crate) mod hypercall;
 pub(crate) mod msr;
-#[path = "../pv/msrs.rs"]
-pub(crate) mod paravirt;
-#[path = "../pv/kvmclock.rs"]
-pub(crate) mod pvclock;
 pub(crate) mod regs;
 pub(crate) mod tsc;
 pub(crate) mod violation;

@@ -6,8 +6,8 @@
 //! (local APIC, TSC, the vendor's control structure) are validated here and delegated by [`Class`].
 #![forbid(unsafe_code)]
 
-use crate::cpu::canonical::{is_canonical, sign_extend};
-use crate::cpu::cpuid::{kvm_feature, GuestFeatures, Vendor};
+use crate::x86::cpu::canonical::{is_canonical, sign_extend};
+use crate::x86::cpu::cpuid::{kvm_feature, GuestFeatures, Vendor};
 
 /// MSR indices (SDM 4 table 2-2, APM 2 appendix A, kernel document virt/kvm/x86/msr.rst).
 #[allow(missing_docs)]
@@ -103,7 +103,7 @@ use index as ix;
 /// Who keeps an MSR that does not live in [`MsrFile`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Class {
-    /// EFER: a register of the vCPU; check a write with [`crate::cpu::control::efer_write_check`].
+    /// EFER: a register of the vCPU; check a write with [`crate::x86::cpu::control::efer_write_check`].
     Efer,
     /// IA32_APIC_BASE: the local APIC (or a variable where user space has the APIC).
     ApicBase,

@@ -5,7 +5,7 @@
 use super::env::{vector, Stop};
 use super::insn::Insn;
 use super::operand::{mask, sign_extend};
-use crate::cpu::regs::{cr4, Mode, Regs, Seg, Segment, Sregs};
+use crate::x86::cpu::regs::{cr4, Mode, Regs, Seg, Segment, Sregs};
 
 /// Kind of memory access, for segment checks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -4,7 +4,7 @@
 
 use super::insn::Op;
 use super::operand::mask;
-use crate::cpu::regs::rflags::{AF, CF, OF, PF, SF, ZF};
+use crate::x86::cpu::regs::rflags::{AF, CF, OF, PF, SF, ZF};
 
 /// The six status flags.
 pub(super) const STATUS: u64 = CF | PF | AF | ZF | SF | OF;

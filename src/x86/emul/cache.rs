@@ -4,7 +4,7 @@
 
 use super::decode::decode;
 use super::insn::{DecodeError, Insn};
-use crate::cpu::regs::Mode;
+use crate::x86::cpu::regs::Mode;
 
 /// Direct-mapped, a power of two.
 const SLOTS: usize = 8;

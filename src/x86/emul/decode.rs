@@ -6,7 +6,7 @@ use super::insn::{DecodeError, Insn, Mem, Op, Operand, MAX_LEN};
 use super::modrm::ModRm;
 use super::prefix::{Cursor, Prefixes};
 use super::{oneb, twob};
-use crate::cpu::regs::{Gpr, Mode, Seg};
+use crate::x86::cpu::regs::{Gpr, Mode, Seg};
 
 /// Decodes the instruction at the start of `bytes` for a processor in `mode`.
 ///

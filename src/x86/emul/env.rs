@@ -4,8 +4,8 @@
 
 /// Vector numbers used here (SDM 3A table 6-1).
 pub(super) mod vector {
-    pub(in crate::emul) const SS: u8 = 12;
-    pub(in crate::emul) const GP: u8 = 13;
+    pub(in crate::x86::emul) const SS: u8 = 12;
+    pub(in crate::x86::emul) const GP: u8 = 13;
 }
 
 /// Why an instruction was not completed. Registers hold the state of the last completed iteration (REP) or are unchanged.

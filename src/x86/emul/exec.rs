@@ -8,7 +8,7 @@ use super::env::{Env, Outcome, Stop};
 use super::insn::{Insn, Op, Operand};
 use super::operand::{gpr, mask, merge, merge_high, read_reg, set_gpr, sign_extend, write_reg};
 use super::string;
-use crate::cpu::regs::{rflags, Gpr, Mode, Regs, Seg, Sregs};
+use crate::x86::cpu::regs::{rflags, Gpr, Mode, Regs, Seg, Sregs};
 
 /// Executes `insn`, which was decoded at `regs.rip`, at privilege level `cpl`.
 ///

@@ -2,7 +2,7 @@
 //! A decoded instruction: operation, operands, effective-address form (SDM 2A 2.1, APM 3 1.2).
 #![forbid(unsafe_code)]
 
-use crate::cpu::regs::{Gpr, Seg};
+use crate::x86::cpu::regs::{Gpr, Seg};
 
 /// Longest legal instruction in bytes (SDM 2A 2.3.11).
 pub const MAX_LEN: usize = 15;

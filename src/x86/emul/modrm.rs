@@ -4,7 +4,7 @@
 
 use super::insn::{DecodeError, Mem};
 use super::prefix::{Cursor, Prefixes};
-use crate::cpu::regs::{Gpr, Seg};
+use crate::x86::cpu::regs::{Gpr, Seg};
 
 /// A parsed ModRM byte with the memory form that follows it.
 #[derive(Clone, Copy)]

@@ -8,7 +8,7 @@
 use super::exec::advance;
 use super::insn::{Insn, Op, Operand};
 use super::operand::{mask, read_reg, sign_extend, write_reg};
-use crate::cpu::regs::{Mode, Regs};
+use crate::x86::cpu::regs::{Mode, Regs};
 
 /// A move between a register or immediate and one memory operand.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -87,8 +87,8 @@ impl Move {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::cpu::regs::{rflags, Gpr};
-    use crate::emul::decode;
+    use crate::x86::cpu::regs::{rflags, Gpr};
+    use crate::x86::emul::decode;
 
     fn of(bytes: &[u8]) -> Option<(Move, Insn)> {
         let insn = decode(bytes, Mode::Long).unwrap();

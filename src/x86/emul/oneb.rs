@@ -4,7 +4,7 @@
 
 use super::decode::Decoder;
 use super::insn::{DecodeError, Op, Operand, Rep};
-use crate::cpu::regs::{Gpr, Seg};
+use crate::x86::cpu::regs::{Gpr, Seg};
 use DecodeError::{Undefined, Unsupported};
 
 /// Group 1 and the opcode rows 00-3F, in the order of bits 5:3.

@@ -3,7 +3,7 @@
 #![forbid(unsafe_code)]
 
 use super::insn::Operand;
-use crate::cpu::regs::{Gpr, Regs};
+use crate::x86::cpu::regs::{Gpr, Regs};
 
 /// The low `width` bytes set: 1, 2, 4 bytes, else all 64 bits.
 #[inline]

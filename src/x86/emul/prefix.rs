@@ -3,7 +3,7 @@
 #![forbid(unsafe_code)]
 
 use super::insn::{DecodeError, Rep, MAX_LEN};
-use crate::cpu::regs::{Mode, Seg};
+use crate::x86::cpu::regs::{Mode, Seg};
 
 /// Reads instruction bytes one after the other, never past [`MAX_LEN`].
 pub(super) struct Cursor<'a> {

@@ -11,7 +11,7 @@ use super::addr::Access;
 use super::env::{Env, Outcome, PortRequest, Stop};
 use super::exec::{execute, finish_move, is_move};
 use super::insn::{Insn, Operand};
-use crate::cpu::regs::{Regs, Sregs};
+use crate::x86::cpu::regs::{Regs, Sregs};
 
 /// Accesses one iteration of one instruction can need: two operands, each read or written once, each split at a page boundary;
 /// read-modify-write counts twice.

@@ -8,7 +8,7 @@ use super::env::{Env, Outcome, PortRequest, Stop};
 use super::exec::{advance, read, write};
 use super::insn::{Insn, Op, Operand, Rep};
 use super::operand::{mask, merge, read_reg, write_reg};
-use crate::cpu::regs::{rflags, Gpr, Mode, Regs, Seg, Sregs};
+use crate::x86::cpu::regs::{rflags, Gpr, Mode, Regs, Seg, Sregs};
 
 /// Iterations of a repeated instruction per call, so that a call stays short and interrupts get their turn.
 const BUDGET: u32 = 64;

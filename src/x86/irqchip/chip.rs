@@ -4,24 +4,26 @@
 //! The controllers come into being with KVM_CREATE_IRQCHIP (all of them) or KVM_CAP_SPLIT_IRQCHIP (local APICs only, the rest is in
 //! user space), before the first vCPU. `config` serialises changes of what user space configures.
 
-use crate::irq::coalesced::Coalesced;
-use crate::irq::controllers::{Controllers, Resampler};
-use crate::irq::deliver::deliver;
-use crate::irq::ioapic;
-use crate::irq::ioeventfd::{Bus, IoEventFds};
-use crate::irq::irqfd::Irqfds;
-use crate::irq::line::Source;
-use crate::irq::msg::Message;
-use crate::irq::pic::{self, Chip};
-use crate::irq::pit_timer::PitTimer;
-use crate::irq::route::{Chips, Route, MAX_ROUTES};
-use crate::irq::routing::Table;
+use crate::abi::uapi;
+use crate::abi::uapi::k;
+use crate::bus::coalesced::Coalesced;
+use crate::bus::ioeventfd::{Bus, IoEventFds};
+use crate::bus::irqfd::Irqfds;
+use crate::bus::line::Source;
 use crate::linux::eventfd::EventFdCtx;
 use crate::linux::hrtimer::{ktime_get_ns, Timer, TimerCallback};
 use crate::linux::once::Once;
 use crate::linux::page::LazyPage;
 use crate::mem::memory::GuestMemory;
-use crate::uapi::{self, k};
+use crate::x86::irqchip::controllers::{Controllers, Resampler};
+use crate::x86::irqchip::deliver::deliver;
+use crate::x86::irqchip::ioapic;
+use crate::x86::irqchip::msg::Message;
+use crate::x86::irqchip::pic;
+use crate::x86::irqchip::pic::Chip;
+use crate::x86::irqchip::pit_timer::PitTimer;
+use crate::x86::irqchip::route::{Chips, Route, MAX_ROUTES};
+use crate::x86::irqchip::routing::Table;
 use core::sync::atomic::{AtomicU32, Ordering};
 use kernel::prelude::*;
 use kernel::sync::{new_mutex, Arc, ArcBorrow, Mutex};
@@ -140,7 +142,7 @@ impl IrqChip {
     /// KVM_CAP_X2APIC_API (api.rst 7.7). EINVAL: unknown flags, suppression on and off, or on with an IOAPIC in the kernel, which has no
     /// EOI register.
     pub(crate) fn enable_x2apic_api(&self, flags: u64) -> Result {
-        use crate::vcpu_set::x2apic_api as api;
+        use crate::bus::set::x2apic_api as api;
         const EOI: u32 = api::SUPPRESS_EOI | api::NO_SUPPRESS_EOI;
         let flags = u32::try_from(flags)
             .ok()
@@ -156,7 +158,7 @@ impl IrqChip {
 
     /// The flags that [`IrqChip::enable_x2apic_api`] takes now.
     pub(crate) fn x2apic_api_flags(&self) -> u32 {
-        use crate::vcpu_set::x2apic_api as api;
+        use crate::bus::set::x2apic_api as api;
         if self.mode() == SPLIT {
             api::VALID
         } else {
@@ -167,7 +169,7 @@ impl IrqChip {
     /// EOI broadcast suppression of local APICs: whether it is offered, and whether it takes effect. Without a word from user space it is
     /// offered where the IOAPIC is not in the kernel, but has no effect, as in KVM, whose clients count on every EOI.
     pub(crate) fn eoi_suppression(&self) -> (bool, bool) {
-        use crate::vcpu_set::x2apic_api as api;
+        use crate::bus::set::x2apic_api as api;
         match self.memory.vcpus.x2apic_api() & (api::SUPPRESS_EOI | api::NO_SUPPRESS_EOI) {
             api::SUPPRESS_EOI => (true, true),
             0 => (self.mode() == SPLIT, self.mode() == FULL),

@@ -8,19 +8,21 @@
 //! SRCU read section of `config` > `core` > scheduler and timer locks. No [`AckListener`] is called under `core`: it may raise the GSI
 //! again, itself or as an eventfd that an irqfd of this VM waits for.
 
-use crate::irq::deliver::deliver;
-use crate::irq::ioapic::{self, Ioapic, Pin, Pins, Written};
-use crate::irq::line::Source;
-use crate::irq::msg::{Message, TriggerMode, Vector};
-use crate::irq::pic::{self, Chip, Irq, Pic};
-use crate::irq::pit::Pit;
-use crate::irq::route::{Entry, Gsi, Route};
-use crate::irq::routing::Table;
+use crate::bus::line::Source;
+use crate::bus::set::request;
 use crate::linux::eventfd::EventFdCtx;
 use crate::linux::spin_irq::{Guard, RawSpin};
 use crate::linux::srcu_cell::SrcuCell;
 use crate::mem::memory::GuestMemory;
-use crate::vcpu_set::request;
+use crate::x86::irqchip::deliver::deliver;
+use crate::x86::irqchip::ioapic;
+use crate::x86::irqchip::ioapic::{Ioapic, Pin, Pins, Written};
+use crate::x86::irqchip::msg::{Message, TriggerMode, Vector};
+use crate::x86::irqchip::pic;
+use crate::x86::irqchip::pic::{Chip, Irq, Pic};
+use crate::x86::irqchip::pit::Pit;
+use crate::x86::irqchip::route::{Entry, Gsi, Route};
+use crate::x86::irqchip::routing::Table;
 use core::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use kernel::prelude::*;
 use kernel::sync::Arc;

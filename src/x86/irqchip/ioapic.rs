@@ -7,8 +7,8 @@
 //! Linux ends an interrupt that way when there is no EOI register).
 #![forbid(unsafe_code)]
 
-use crate::irq::line::{Lines, Source};
-use crate::irq::msg::{Message, TriggerMode, Vector};
+use crate::bus::line::{Lines, Source};
+use crate::x86::irqchip::msg::{Message, TriggerMode, Vector};
 
 /// Number of pins.
 pub const PINS: usize = 24;

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0
 //! The local APIC of a vCPU, with its registers in a page of its own, as a processor that virtualises it wants them (SDM 3C 30.1).
 
-use crate::irq::lapic::{Lapic, Registers};
 use crate::linux::page::Pages;
+use crate::x86::irqchip::lapic::{Lapic, Registers};
 use kernel::prelude::*;
 
 /// A local APIC whose registers are in a page.

@@ -2,33 +2,14 @@
 //! Interrupt controllers: models without locks, and `chip`, which owns and connects them.
 
 pub(crate) mod chip;
-#[path = "../../bus/coalesced.rs"]
-pub(crate) mod coalesced;
 pub(crate) mod controllers;
 pub(crate) mod deliver;
 pub(crate) mod ioapic;
-#[path = "../../bus/ioeventfd.rs"]
-pub(crate) mod ioeventfd;
-#[path = "../../bus/irqfd.rs"]
-pub(crate) mod irqfd;
-#[path = "lapic/mod.rs"]
 pub(crate) mod lapic;
-#[path = "lapic/defs.rs"]
-pub(crate) mod lapic_defs;
-#[path = "lapic/regs.rs"]
-pub(crate) mod lapic_reg;
-#[path = "lapic/timer.rs"]
-pub(crate) mod lapic_timer;
-#[path = "../../bus/line.rs"]
-pub(crate) mod line;
-#[path = "lapic_page.rs"]
-pub(crate) mod local_apic;
+pub(crate) mod lapic_page;
 pub(crate) mod msg;
 pub(crate) mod pic;
-#[path = "pit/mod.rs"]
 pub(crate) mod pit;
-#[path = "pit/channel.rs"]
-pub(crate) mod pit_channel;
 pub(crate) mod pit_timer;
 pub(crate) mod route;
 pub(crate) mod routing;

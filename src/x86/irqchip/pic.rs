@@ -7,8 +7,8 @@
 //! on IR2.
 #![forbid(unsafe_code)]
 
-use crate::irq::line::{Lines, Source};
-use crate::irq::msg::Vector;
+use crate::bus::line::{Lines, Source};
+use crate::x86::irqchip::msg::Vector;
 
 /// Number of lines of both chips.
 pub const LINES: usize = 16;

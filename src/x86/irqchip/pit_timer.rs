@@ -1,10 +1,12 @@
 // SPDX-License-Identifier: GPL-2.0
 //! The host timer that drives the 8254.
 
-use crate::irq::controllers::Controllers;
-use crate::irq::pit::{self, State};
+use crate::abi::uapi;
+use crate::abi::uapi::k;
 use crate::linux::hrtimer::{ktime_get_ns, Timer, TimerCallback};
-use crate::uapi::{self, k};
+use crate::x86::irqchip::controllers::Controllers;
+use crate::x86::irqchip::pit;
+use crate::x86::irqchip::pit::State;
 use kernel::prelude::*;
 use kernel::sync::Arc;
 

@@ -4,9 +4,9 @@
 //! A table is a slice of [`Entry`] sorted by GSI; the owner keeps the memory.
 #![forbid(unsafe_code)]
 
-use crate::irq::ioapic;
-use crate::irq::msg::{Message, MsiFormat};
-use crate::irq::pic;
+use crate::x86::irqchip::ioapic;
+use crate::x86::irqchip::msg::{Message, MsiFormat};
+use crate::x86::irqchip::pic;
 
 /// Number of GSIs and upper bound of table entries (KVM_CAP_IRQ_ROUTING).
 pub const MAX_ROUTES: u32 = 4096;

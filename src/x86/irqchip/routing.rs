@@ -1,10 +1,12 @@
 // SPDX-License-Identifier: GPL-2.0
 //! The GSI routing table of a VM (api.rst 4.52, KVM_SET_GSI_ROUTING).
 
-use crate::irq::msg::{MsiFormat, TriggerMode};
-use crate::irq::route::{self, Chips, Entry, Gsi, MAX_ROUTES, RAW_WORDS};
-use crate::irq::{ioapic, pic};
-use crate::uapi::{self, k};
+use crate::abi::uapi;
+use crate::abi::uapi::k;
+use crate::x86::irqchip::msg::{MsiFormat, TriggerMode};
+use crate::x86::irqchip::route;
+use crate::x86::irqchip::route::{Chips, Entry, Gsi, MAX_ROUTES, RAW_WORDS};
+use crate::x86::irqchip::{ioapic, pic};
 use kernel::prelude::*;
 use kernel::uaccess::{UserPtr, UserSlice};
 

@@ -7,8 +7,8 @@
 //! value that was checked.
 #![forbid(unsafe_code)]
 
-use crate::cpu::regs::{cr0, cr4, efer};
 use crate::mem::addr::{Gpa, Gva, Level, MAX_PHYS_BITS, PAGE_OFFSET_MASK};
+use crate::x86::cpu::regs::{cr0, cr4, efer};
 
 const PRESENT: u64 = 1 << 0;
 const WRITE: u64 = 1 << 1;

@@ -1,15 +1,15 @@
 // SPDX-License-Identifier: GPL-2.0
 //! A nested page table in the machine's own format, and the pages that it is made of.
 
-use crate::backend::HwCaps;
 use crate::linux::page::Pages;
 use crate::mem::addr::{Gpa, GpaRange, Hpa, Level};
-use crate::mem::fmt_ept::{Ept, EptNoAd};
-use crate::mem::fmt_npt::Npt;
 use crate::mem::memory::table_ptr;
 use crate::mem::walk::{
     Aged, Change, Cursor, Leaf, MapError, PageTable, Tables, MAX_ALLOC_PER_MAP,
 };
+use crate::x86::paging::fmt_ept::{Ept, EptNoAd};
+use crate::x86::paging::fmt_npt::Npt;
+use crate::x86::vendor::HwCaps;
 use core::sync::atomic::{AtomicU64, Ordering};
 use kernel::prelude::*;
 

@@ -3,11 +3,12 @@
 //!
 //! All of it is used in process context with interrupts on.
 
-use crate::cpu::pvclock::{Point, VmClock};
-use crate::cpu::tsc::{self, TscGroup, TscWrite};
+use crate::bus::set::{request, VcpuSet};
 use crate::linux::boot_cpu;
 use crate::linux::clock::{self, Snapshot};
-use crate::vcpu_set::{request, VcpuSet};
+use crate::x86::cpu::tsc;
+use crate::x86::cpu::tsc::{TscGroup, TscWrite};
+use crate::x86::pv::kvmclock::{Point, VmClock};
 use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use kernel::new_spinlock;
 use kernel::prelude::*;

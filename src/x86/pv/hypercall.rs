@@ -1,15 +1,15 @@
 // SPDX-License-Identifier: GPL-2.0
 //! KVM's hypercalls (kernel document virt/kvm/x86/hypercalls.rst).
 
-use crate::cpu::cpuid::kvm_feature;
-use crate::cpu::pvclock;
-use crate::cpu::regs::{Gpr, Mode};
-use crate::irq::msg::{DeliveryMode, Message, TriggerMode, Vector};
+use crate::bus::set::{request, VcpuShared};
+use crate::kvm::vm::Vm;
 use crate::linux::clock;
 use crate::mem::addr::Gpa;
-use crate::state::State;
-use crate::vcpu_set::{request, VcpuShared};
-use crate::vm::Vm;
+use crate::x86::cpu::cpuid::kvm_feature;
+use crate::x86::cpu::regs::{Gpr, Mode};
+use crate::x86::irqchip::msg::{DeliveryMode, Message, TriggerMode, Vector};
+use crate::x86::pv::kvmclock;
+use crate::x86::vcpu::state::State;
 
 /// Numbers, in RAX.
 const VAPIC_POLL_IRQ: u32 = 1;
@@ -43,7 +43,7 @@ pub(crate) fn call(vm: &Vm, caller: &VcpuShared, s: &mut State, number: u64) -> 
 }
 
 fn known(vm: &Vm, caller: &VcpuShared, s: &mut State, number: u64) -> i64 {
-    use crate::backend::Groups;
+    use crate::x86::vendor::Groups;
     s.load(Groups::CTRL.union(Groups::CODE));
     let long = s.cpu.sregs.mode(s.cpu.regs.rflags) == Mode::Long;
     let mask = if long { u64::MAX } else { 0xffff_ffff };
@@ -120,7 +120,7 @@ fn send_ipi(
             let Some(dest) = first
                 .wrapping_add(base)
                 .checked_add(bit)
-                .filter(|n| *n < crate::vcpu_set::MAX_VCPU_ID)
+                .filter(|n| *n < crate::bus::set::MAX_VCPU_ID)
             else {
                 continue;
             };
@@ -143,7 +143,7 @@ fn clock_pairing(vm: &Vm, s: &State, gpa: u64, kind: u64) -> i64 {
     if kind != WALLCLOCK || !now.tsc_based {
         return error::OPNOTSUPP;
     }
-    let bytes = pvclock::clock_pairing(now.real_ns, s.tsc_at(now.tsc));
+    let bytes = kvmclock::clock_pairing(now.real_ns, s.tsc_at(now.tsc));
     match vm.memory.view().write(Gpa(gpa), &bytes) {
         Ok(()) => 0,
         Err(_) => error::FAULT,

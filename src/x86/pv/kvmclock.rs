@@ -6,7 +6,7 @@
 //! it was written, and guests have to keep time from going back between vCPUs themselves.
 #![forbid(unsafe_code)]
 
-use crate::cpu::tsc::Rate;
+use crate::x86::cpu::tsc::Rate;
 
 /// The pages of all vCPUs are one clock (PVCLOCK_TSC_STABLE_BIT).
 pub const TSC_STABLE: u8 = 1 << 0;

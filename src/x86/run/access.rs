@@ -2,17 +2,17 @@
 //! Exits for ports and memory: devices, and guest memory that is not mapped.
 
 use super::{off, Runner, Step};
-use crate::cpu::events;
-use crate::cpu::regs::Gpr;
-use crate::emul::{mask, Op, Pending};
-use crate::emulate::{Accessed, Emulated, Known, PIO_PAGE};
-use crate::exit::{Io, NestedFault};
-use crate::irq::lapic::base;
+use crate::abi::stats::{ExitClass, VcpuCounter};
+use crate::abi::uapi::k;
 use crate::linux::mmap::Shared;
 use crate::mem::memory::FaultOutcome;
-use crate::state::Completion;
-use crate::stats::{ExitClass, VcpuCounter};
-use crate::uapi::k;
+use crate::x86::cpu::events;
+use crate::x86::cpu::regs::Gpr;
+use crate::x86::emul::{mask, Op, Pending};
+use crate::x86::exit::{Io, NestedFault};
+use crate::x86::irqchip::lapic::base;
+use crate::x86::vcpu::emulate::{Accessed, Emulated, Known, PIO_PAGE};
+use crate::x86::vcpu::state::Completion;
 use kernel::prelude::*;
 
 impl Runner<'_> {
@@ -194,7 +194,7 @@ impl Runner<'_> {
         }
     }
 
-    pub(super) fn emulate(&mut self, insn: &crate::emul::Insn) -> Step {
+    pub(super) fn emulate(&mut self, insn: &crate::x86::emul::Insn) -> Step {
         self.stats.add(VcpuCounter::Emulations, 1);
         let (result, actions) = {
             let view = self.vm.memory.view();
@@ -223,7 +223,7 @@ impl Runner<'_> {
                         let _ = self.run.write(off::UNION + 16, u32::from(f.len));
                         let _ = self.run.write(
                             off::UNION + 20,
-                            u8::from(f.kind == crate::emul::Kind::Write),
+                            u8::from(f.kind == crate::x86::emul::Kind::Write),
                         );
                         self.set_exit(k::KVM_EXIT_MMIO);
                     }
@@ -243,7 +243,7 @@ impl Runner<'_> {
     }
 
     /// [`Runner::emulation_failed`] for an instruction that was decoded.
-    pub(super) fn not_emulated(&mut self, insn: &crate::emul::Insn) -> Step {
+    pub(super) fn not_emulated(&mut self, insn: &crate::x86::emul::Insn) -> Step {
         let mut bytes = [0; 15];
         for (to, from) in bytes.iter_mut().zip(insn.bytes()) {
             *to = *from;

@@ -2,23 +2,25 @@
 //! What each exit does.
 
 use super::{off, Runner, Step};
-use crate::backend::{EntryParams, Groups, VcpuBackend};
-use crate::caps::{Direction, HC_MAP_GPA_RANGE};
-use crate::cpu::msr as msrs;
-use crate::cpu::regs::{Gpr, Mode};
-use crate::cpu::{cpuid, events, hypercall, paravirt};
-use crate::emul::Insn;
-use crate::emulate::{FetchError, Known};
-use crate::exit::{EventKind, Exception, Exit};
-use crate::irq::lapic::{Action, Eoi};
-use crate::irq::msg::Vector;
+use crate::abi::stats::ExitClass;
+use crate::abi::uapi::k;
+use crate::bus::set::request;
 use crate::linux::hrtimer;
 use crate::linux::mmap::Shared;
-use crate::state::{Completion, MpState};
-use crate::stats::ExitClass;
-use crate::uapi::k;
-use crate::vcpu_set::request;
-use crate::{debug, pr_warn_ratelimited};
+use crate::pr_warn_ratelimited;
+use crate::x86::cpu::msr as msrs;
+use crate::x86::cpu::regs::{Gpr, Mode};
+use crate::x86::cpu::{cpuid, events};
+use crate::x86::emul::Insn;
+use crate::x86::enabled::{Direction, HC_MAP_GPA_RANGE};
+use crate::x86::exit::{EventKind, Exception, Exit};
+use crate::x86::irqchip::lapic::{Action, Eoi};
+use crate::x86::irqchip::msg::Vector;
+use crate::x86::pv::{hypercall, paravirt};
+use crate::x86::vcpu::debug;
+use crate::x86::vcpu::emulate::{FetchError, Known};
+use crate::x86::vcpu::state::{Completion, MpState};
+use crate::x86::vendor::{EntryParams, Groups, VcpuBackend};
 use kernel::prelude::*;
 
 impl Runner<'_> {
@@ -522,7 +524,7 @@ impl Runner<'_> {
             inject: self.refused,
             check: true,
         };
-        let mut f = crate::uapi::EntryFailure {
+        let mut f = crate::abi::uapi::EntryFailure {
             reason,
             value: 0,
             rule: [0; 240],

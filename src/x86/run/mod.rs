@@ -7,24 +7,26 @@
 //! Handlers are the same for both: called with `atomic` they return [`Step::Slow`] before any side effect when they would have to
 //! sleep, and are called again outside.
 
-use crate::backend::{EntryParams, Groups, Interruptibility, VcpuBackend};
-use crate::cpu::events::Inject;
-use crate::cpu::msr as msrs;
-use crate::cpu::regs::{rflags, Gpr, Seg};
-use crate::cpu::{events, paravirt, xsave};
-use crate::emulate::{Known, PIO_PAGE};
-use crate::exit::{EventKind, Exception, Exit};
+use crate::abi::stats::{ExitClass, VcpuCounter, VcpuStats};
+use crate::abi::uapi::k;
+use crate::bus::set::request;
+use crate::kvm::vcpu::{RunPages, Vcpu};
+use crate::kvm::vm::Vm;
 use crate::linux::fpu::KernelFpu;
 use crate::linux::irqflags::IrqGuard;
 use crate::linux::mmap::Shared;
 use crate::linux::{boot_cpu, cr, fpu, hrtimer, msr, preempt, sched};
-use crate::state::{Completion, MpState, State, MAX_ADVANCE_NS};
-use crate::stats::{ExitClass, VcpuCounter, VcpuStats};
-use crate::uapi::k;
-use crate::vcpu::{RunPages, Vcpu};
-use crate::vcpu_set::request;
-use crate::vm::Vm;
-use crate::{debug, mitigate, vcpu_state};
+use crate::x86::cpu::events::Inject;
+use crate::x86::cpu::msr as msrs;
+use crate::x86::cpu::regs::{rflags, Gpr, Seg};
+use crate::x86::cpu::{events, xsave};
+use crate::x86::exit::{EventKind, Exception, Exit};
+use crate::x86::mitigate;
+use crate::x86::pv::paravirt;
+use crate::x86::vcpu::emulate::{Known, PIO_PAGE};
+use crate::x86::vcpu::state::{Completion, MpState, State, MAX_ADVANCE_NS};
+use crate::x86::vcpu::{abi, debug};
+use crate::x86::vendor::{EntryParams, Groups, Interruptibility, VcpuBackend};
 use kernel::prelude::*;
 
 mod access;
@@ -82,7 +84,7 @@ pub(crate) struct Runner<'a> {
     run: &'a RunPages,
     stats: &'a VcpuStats,
     /// Event of the entry that the processor refused.
-    refused: Option<crate::exit::Event>,
+    refused: Option<crate::x86::exit::Event>,
 }
 
 impl<'a> Runner<'a> {
@@ -106,7 +108,7 @@ impl<'a> Runner<'a> {
         self.stats.add(VcpuCounter::UserExits, 1);
         self.publish();
         if let Ok(valid @ 1..) = self.run.read::<u64>(off::VALID_REGS) {
-            vcpu_state::sync_to(self.vm, self.vcpu, self.s, valid);
+            abi::sync_to(self.vm, self.vcpu, self.s, valid);
         }
         result
     }
@@ -158,7 +160,7 @@ impl<'a> Runner<'a> {
         let valid = self.run.read::<u64>(off::VALID_REGS)?;
         let dirty = self.run.read::<u64>(off::DIRTY_REGS)?;
         if valid | dirty != 0 {
-            vcpu_state::sync_from(self.vm, self.vcpu, self.s, valid, dirty)?;
+            abi::sync_from(self.vm, self.vcpu, self.s, valid, dirty)?;
         }
         if self.s.lapic.is_none() {
             let cr8 = self.run.read::<u64>(off::CR8)?;
@@ -754,7 +756,7 @@ impl<'a> Runner<'a> {
     }
 
     /// What the entry delivers, and the windows it asks for.
-    fn choose_event(&mut self) -> (Option<crate::exit::Event>, bool, bool) {
+    fn choose_event(&mut self) -> (Option<crate::x86::exit::Event>, bool, bool) {
         let interrupt = self.s.has_interrupt(self.vm);
         // A window of no use to user space would open at every entry.
         let user_window = !self.vm.chip.has_pic()

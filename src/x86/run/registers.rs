@@ -2,16 +2,16 @@
 //! Exits for control and debug registers and XCR0.
 
 use super::{Runner, Step};
-use crate::backend::{Groups, VcpuBackend};
-use crate::cpu::regs::{cr4, Gpr, Seg};
-use crate::cpu::{control, events, xsave};
-use crate::debug;
-use crate::emul::{Op, Operand};
-use crate::emulate::Known;
-use crate::exit::{CrAccess, CrOp, Exception};
+use crate::abi::uapi::k;
 use crate::linux::cr;
 use crate::mem::memory::MemError;
-use crate::uapi::k;
+use crate::x86::cpu::regs::{cr4, Gpr, Seg};
+use crate::x86::cpu::{control, events, xsave};
+use crate::x86::emul::{Op, Operand};
+use crate::x86::exit::{CrAccess, CrOp, Exception};
+use crate::x86::vcpu::debug;
+use crate::x86::vcpu::emulate::Known;
+use crate::x86::vendor::{Groups, VcpuBackend};
 
 impl Runner<'_> {
     pub(super) fn xsetbv(&mut self, atomic: bool) -> Step {
@@ -82,7 +82,7 @@ impl Runner<'_> {
         let source = if long { source } else { source & 0xffff_ffff };
         let old = self.s.cpu.sregs;
         let new_value = match op {
-            CrOp::Clts => old.cr0 & !crate::cpu::regs::cr0::TS,
+            CrOp::Clts => old.cr0 & !crate::x86::cpu::regs::cr0::TS,
             // LMSW cannot clear PE.
             CrOp::Lmsw(v) => old.cr0 & !0xe | u64::from(v & 0xf),
             _ => source,

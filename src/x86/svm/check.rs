@@ -4,9 +4,9 @@
 //! Emulators accept more states than processors do; this check refuses what the manual refuses.
 #![forbid(unsafe_code)]
 
-use crate::cpu::msr::pat_valid;
-use crate::cpu::regs::{cr0, cr4, efer};
-use crate::cpu::violation::{require, Violation};
+use crate::x86::cpu::msr::pat_valid;
+use crate::x86::cpu::regs::{cr0, cr4, efer};
+use crate::x86::cpu::violation::{require, Violation};
 
 /// What the processor has.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

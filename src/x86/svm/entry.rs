@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 //! The world switch: VMRUN with the registers that it does not switch (APM 2 15.5).
 
-use crate::cpu::regs::Regs;
+use crate::x86::cpu::regs::Regs;
 use core::arch::asm;
 use core::mem::offset_of;
 

@@ -10,14 +10,14 @@ mod entry;
 mod vcpu;
 mod vmcb;
 
-use crate::backend::{HwCaps, Platform};
-use crate::cpu::regs::efer;
 use crate::linux::global::Global;
 use crate::linux::irqflags::IrqGuard;
 use crate::linux::page::Pages;
 use crate::linux::percpu::PerCpu;
 use crate::linux::{boot_cpu, cpuid, msr, smp};
-use crate::mem::fmt_npt::HOST_PAT;
+use crate::x86::cpu::regs::efer;
+use crate::x86::paging::fmt_npt::HOST_PAT;
+use crate::x86::vendor::{HwCaps, Platform};
 use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use kernel::prelude::*;
 

@@ -5,19 +5,19 @@ use super::check;
 use super::entry;
 use super::vmcb::{exit, misc1, misc2, vintr, Vmcb, VmcbSegment};
 use super::{Cpu, State, MSR_PAT, MSR_TSC_AUX, MSR_TSC_RATIO, STATE, TSC_RATIO_ONE};
-use crate::backend::{
-    CpuState, EntryParams, EntryViolation, Exits, Groups, Interruptibility, LongCode, VcpuBackend,
-};
-use crate::cpu::control;
-use crate::cpu::events::interrupt_event;
-use crate::cpu::regs::{cr0, cr4, efer, rflags, DescTable, Gpr, Seg};
-use crate::exit::{CrAccess, CrOp, Event, EventKind, Exception, Exit, Io, NestedFault};
 use crate::linux::irqflags;
 use crate::linux::page::Pages;
 use crate::linux::{boot_cpu, cr, msr};
 use crate::mem::addr::Gpa;
-use crate::mitigate;
 use crate::pr_warn_ratelimited;
+use crate::x86::cpu::control;
+use crate::x86::cpu::events::interrupt_event;
+use crate::x86::cpu::regs::{cr0, cr4, efer, rflags, DescTable, Gpr, Seg};
+use crate::x86::exit::{CrAccess, CrOp, Event, EventKind, Exception, Exit, Io, NestedFault};
+use crate::x86::mitigate;
+use crate::x86::vendor::{
+    CpuState, EntryParams, EntryViolation, Exits, Groups, Interruptibility, LongCode, VcpuBackend,
+};
 use core::ptr::NonNull;
 use core::sync::atomic::Ordering;
 use kernel::prelude::*;
@@ -874,7 +874,7 @@ impl VcpuBackend for SvmVcpu {
         _cpu: &mut CpuState,
         params: &EntryParams,
     ) -> Result<(), EntryViolation> {
-        let model = crate::dev::model().map_err(|_| EntryViolation {
+        let model = crate::kvm::device::model().map_err(|_| EntryViolation {
             rule: "The CPU model must be known before a guest is entered",
             manual: "",
             value: 0,

@@ -2,25 +2,28 @@
 //! The state of a vCPU as user space reads and writes it: by the ioctls, and by the shared page (api.rst 5,
 //! KVM_CAP_SYNC_REGS).
 
-use crate::backend::{Groups, Interruptibility, VcpuBackend};
-use crate::cpu::control;
-use crate::cpu::cpuid::{self, CpuidEntry};
-use crate::cpu::events;
-use crate::cpu::msr::{MachineCheck, MachineCheckEffect};
-use crate::cpu::regs::{cr0, cr4, DescTable, Seg, Segment};
-use crate::cpu::xsave;
-use crate::dev;
-use crate::exit::{Event, EventKind, Exception};
-use crate::irq::lapic::Action;
+use crate::abi::uapi;
+use crate::abi::uapi::{k, Uapi};
+use crate::bus::set::request;
+use crate::kvm::device;
+use crate::kvm::vcpu::{RunPages, Vcpu};
+use crate::kvm::vm::Vm;
 use crate::linux::mmap::Shared;
 use crate::mem::addr::Gva;
-use crate::mem::gwalk;
-use crate::run::{self, off};
-use crate::state::{Completion, MpState, State};
-use crate::uapi::{self, k, Uapi};
-use crate::vcpu::{RunPages, Vcpu};
-use crate::vcpu_set::request;
-use crate::vm::Vm;
+use crate::x86::cpu::control;
+use crate::x86::cpu::cpuid;
+use crate::x86::cpu::cpuid::CpuidEntry;
+use crate::x86::cpu::events;
+use crate::x86::cpu::msr::{MachineCheck, MachineCheckEffect};
+use crate::x86::cpu::regs::{cr0, cr4, DescTable, Seg, Segment};
+use crate::x86::cpu::xsave;
+use crate::x86::exit::{Event, EventKind, Exception};
+use crate::x86::irqchip::lapic::Action;
+use crate::x86::paging::gwalk;
+use crate::x86::run;
+use crate::x86::run::off;
+use crate::x86::vcpu::state::{Completion, MpState, State};
+use crate::x86::vendor::{Groups, Interruptibility, VcpuBackend};
 use core::mem::offset_of;
 use core::sync::atomic::Ordering;
 use kernel::prelude::*;
@@ -300,7 +303,7 @@ pub(crate) fn get_msrs(vm: &Vm, s: &mut State, arg: usize) -> Result<isize> {
             true
         }
         // What is listed can be read, and zero written, also by a vCPU that does not have it (as in KVM).
-        None if dev::lists_msr(e.index) => {
+        None if device::lists_msr(e.index) => {
             e.data = 0;
             true
         }
@@ -315,7 +318,7 @@ pub(crate) fn set_msrs(vm: &Vm, vcpu: &Vcpu, s: &mut State, arg: usize) -> Resul
                 vcpu.act(vm, s, &action);
                 true
             }
-            None => e.data == 0 && dev::lists_msr(e.index),
+            None => e.data == 0 && device::lists_msr(e.index),
         }
     })
 }
@@ -403,7 +406,7 @@ pub(crate) fn read_cpuid(arg: usize, subleaves: bool) -> Result<KVec<CpuidEntry>
     /// `struct kvm_cpuid_entry`: function, EAX to EDX, padding.
     type Plain = [u32; 6];
     let n = uapi::get::<u64>(arg)? as u32 as usize;
-    if n > dev::MAX_CPUID_ENTRIES {
+    if n > device::MAX_CPUID_ENTRIES {
         return Err(E2BIG);
     }
     let mut table = KVec::with_capacity(n, GFP_KERNEL_ACCOUNT)?;
@@ -667,9 +670,9 @@ pub(crate) fn set_sregs2(vm: &Vm, vcpu: &Vcpu, s: &mut State, arg: usize) -> Res
     let from = uapi::get::<k::kvm_sregs2>(arg)?;
     let mut r = uapi::zeroed::<k::kvm_sregs>();
     copy_common(&from, &mut r);
-    let pae = from.cr0 & crate::cpu::regs::cr0::PG != 0
+    let pae = from.cr0 & crate::x86::cpu::regs::cr0::PG != 0
         && from.cr4 & cr4::PAE != 0
-        && from.efer & crate::cpu::regs::efer::LMA == 0;
+        && from.efer & crate::x86::cpu::regs::efer::LMA == 0;
     let pdptes = (from.flags & VALID != 0).then_some(from.pdptrs);
     if from.flags & !VALID != 0 || pdptes.is_some() && !pae {
         return Err(EINVAL);

@@ -5,13 +5,14 @@
 //! of its own, the debug registers that the guest reads and writes are kept apart from those in force.
 #![forbid(unsafe_code)]
 
-use crate::backend::{Groups, Interruptibility, VcpuBackend};
-use crate::cpu::events::{self, vector};
-use crate::cpu::regs::{rflags, Mode, Seg};
-use crate::exit::EventKind;
-use crate::state::State;
-use crate::uapi::k;
-use crate::vm::Vm;
+use crate::abi::uapi::k;
+use crate::kvm::vm::Vm;
+use crate::x86::cpu::events;
+use crate::x86::cpu::events::vector;
+use crate::x86::cpu::regs::{rflags, Mode, Seg};
+use crate::x86::exit::EventKind;
+use crate::x86::vcpu::state::State;
+use crate::x86::vendor::{Groups, Interruptibility, VcpuBackend};
 use kernel::prelude::*;
 
 /// DR6 without any condition (SDM 3B figure 19-1).
@@ -147,7 +148,7 @@ impl State {
     /// KVM_SET_GUEST_DEBUG. EBUSY: something is to be injected, and an exception is pending already.
     pub(crate) fn set_guest_debug(&mut self, vm: &Vm, d: &k::kvm_guest_debug) -> Result {
         if d.control & (k::KVM_GUESTDBG_INJECT_DB | k::KVM_GUESTDBG_INJECT_BP) != 0 {
-            let delivering = |e: crate::exit::Event| {
+            let delivering = |e: crate::x86::exit::Event| {
                 !matches!(e.kind, EventKind::ExternalInterrupt | EventKind::Nmi)
             };
             if self.events.exception.is_some() || self.events.interrupted.is_some_and(delivering) {

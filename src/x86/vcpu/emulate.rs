@@ -4,24 +4,26 @@
 //! An instruction's bytes are fetched once per exit; what is decoded is what is executed, whatever another vCPU does to the
 //! code meanwhile.
 
-use crate::backend::{Groups, LongCode, VcpuBackend};
-use crate::cpu::events;
-use crate::cpu::regs::{cr4, rflags, Gpr, Mode, Regs, Seg};
-use crate::debug;
-use crate::emul::{
-    self, Access, Answer, Bus, DecodeError, Insn, Move, Op, Outcome, PortRequest, Stop, Swap,
-};
-use crate::exit::{Exception, NestedFault};
-use crate::irq::lapic::Action;
-use crate::irq::local_apic::LocalApic;
+use crate::kvm::vcpu::RunPages;
+use crate::kvm::vm::Vm;
 use crate::linux::mmap::Shared;
 use crate::linux::{hrtimer, uaccess};
 use crate::mem::addr::{Gpa, Gva};
-use crate::mem::gwalk::{self, GuestRead, Paging, WalkError};
 use crate::mem::memory::{MemError, MemoryView};
-use crate::state::State;
-use crate::vcpu::RunPages;
-use crate::vm::Vm;
+use crate::x86::cpu::events;
+use crate::x86::cpu::regs::{cr4, rflags, Gpr, Mode, Regs, Seg};
+use crate::x86::emul;
+use crate::x86::emul::{
+    Access, Answer, Bus, DecodeError, Insn, Move, Op, Outcome, PortRequest, Stop, Swap,
+};
+use crate::x86::exit::{Exception, NestedFault};
+use crate::x86::irqchip::lapic::Action;
+use crate::x86::irqchip::lapic_page::LocalApic;
+use crate::x86::paging::gwalk;
+use crate::x86::paging::gwalk::{GuestRead, Paging, WalkError};
+use crate::x86::vcpu::debug;
+use crate::x86::vcpu::state::State;
+use crate::x86::vendor::{Groups, LongCode, VcpuBackend};
 use core::ops::{Deref, DerefMut};
 use kernel::prelude::*;
 

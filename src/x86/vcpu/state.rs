@@ -3,32 +3,39 @@
 //!
 //! All of it is behind the vCPU's mutex. Other CPUs reach a vCPU only through [`VcpuShared`].
 
-use crate::backend::{ApicMode, ApicPages, CpuState, Exits, Groups, Interruptibility, VcpuBackend};
-use crate::caps::MsrFilter;
-use crate::cpu::control;
-use crate::cpu::cpuid::{CpuidEntry, CpuidIndex, Dynamic, GuestFeatures};
-use crate::cpu::events::{self, Gate};
-use crate::cpu::msr::{self as msrs, Access, Class, MsrFile, Read, Written};
-use crate::cpu::paravirt::Paravirt;
-use crate::cpu::regs::{cr0, cr4, rflags, DescTable, Gpr, Seg, Segment, Sregs};
-use crate::cpu::tsc::{self, Scale};
-use crate::cpu::xsave;
-use crate::debug::{self, Debug};
-use crate::dev::{self, Model};
-use crate::emul::Replay;
-use crate::emul::{DecodeCache, Insn, Move};
-use crate::exit::{Event, Exception};
-use crate::hw::Hw;
-use crate::irq::lapic::{base, Action, Features as LapicFeatures};
-use crate::irq::local_apic::{LocalApic, RegisterPage};
+use crate::abi::uapi::k;
+use crate::bus::set::VcpuShared;
+use crate::kvm::device;
+use crate::kvm::device::Model;
+use crate::kvm::vm::Vm;
 use crate::linux::fpu::XsaveArea;
 use crate::linux::sched::SignalMask;
 use crate::linux::{boot_cpu, hrtimer};
 use crate::mem::addr::{Gpa, Hpa};
 use crate::mem::memory::MemError;
-use crate::uapi::k;
-use crate::vcpu_set::VcpuShared;
-use crate::vm::Vm;
+use crate::x86::cpu::control;
+use crate::x86::cpu::cpuid::{CpuidEntry, CpuidIndex, Dynamic, GuestFeatures};
+use crate::x86::cpu::events;
+use crate::x86::cpu::events::Gate;
+use crate::x86::cpu::msr as msrs;
+use crate::x86::cpu::msr::{Access, Class, MsrFile, Read, Written};
+use crate::x86::cpu::regs::{cr0, cr4, rflags, DescTable, Gpr, Seg, Segment, Sregs};
+use crate::x86::cpu::tsc;
+use crate::x86::cpu::tsc::Scale;
+use crate::x86::cpu::xsave;
+use crate::x86::emul::Replay;
+use crate::x86::emul::{DecodeCache, Insn, Move};
+use crate::x86::enabled::MsrFilter;
+use crate::x86::exit::{Event, Exception};
+use crate::x86::irqchip::lapic::{base, Action, Features as LapicFeatures};
+use crate::x86::irqchip::lapic_page::{LocalApic, RegisterPage};
+use crate::x86::pv::paravirt::Paravirt;
+use crate::x86::vcpu::debug;
+use crate::x86::vcpu::debug::Debug;
+use crate::x86::vendor::choose::Hw;
+use crate::x86::vendor::{
+    ApicMode, ApicPages, CpuState, Exits, Groups, Interruptibility, VcpuBackend,
+};
 use kernel::prelude::*;
 use kernel::sync::Arc;
 
@@ -180,7 +187,7 @@ pub(crate) struct State {
     /// Signals that are blocked during KVM_RUN (KVM_SET_SIGNAL_MASK).
     pub(crate) signal_mask: Option<SignalMask>,
     /// RVMM_GET_ENTRY_FAILURE's answer.
-    pub(crate) entry_failure: Option<crate::uapi::EntryFailure>,
+    pub(crate) entry_failure: Option<crate::abi::uapi::EntryFailure>,
     /// What guests may see on this host.
     pub(crate) model: &'static Model,
 }
@@ -191,7 +198,7 @@ pub(crate) fn tsc_scale(khz: u32) -> Result<Scale> {
     if tsc::within_tolerance(khz, host) {
         return Ok(Scale::ONE);
     }
-    let caps = crate::hw::caps().ok_or(ENODEV)?;
+    let caps = crate::x86::vendor::choose::caps().ok_or(ENODEV)?;
     Scale::new(khz, host, caps.tsc_fraction, caps.tsc_ratio_max).ok_or(EINVAL)
 }
 
@@ -239,7 +246,7 @@ pub(crate) fn reset_sregs(cr0_value: u64) -> Sregs {
 impl State {
     /// A vCPU after RESET, to be made where it stays: it is large.
     pub(crate) fn new<'a>(vm: &'a Vm, shared: &'a VcpuShared) -> Result<impl Init<Self> + 'a> {
-        let model = dev::model()?;
+        let model = device::model()?;
         let id = shared.id;
         let bsp = id == vm.boot_cpu();
         let mut hw = Hw::new(id)?;
@@ -279,16 +286,15 @@ impl State {
             None
         };
         let apicv = match &lapic {
-            Some(l) if crate::hw::caps().is_some_and(|c| c.apicv) => {
-                hw.virtualize_apic(&ApicPages {
+            Some(l) if crate::x86::vendor::choose::caps().is_some_and(|c| c.apicv) => hw
+                .virtualize_apic(&ApicPages {
                     registers: Hpa(l.registers().phys()),
                     access: vm.memory.apic_page()?,
                     descriptor: Hpa(shared.descriptor()),
-                })
-            }
+                }),
             _ => false,
         };
-        let posted = apicv && crate::hw::caps().is_some_and(|c| c.posted);
+        let posted = apicv && crate::x86::vendor::choose::caps().is_some_and(|c| c.posted);
         shared.set_direct(posted);
         let mut fpu = XsaveArea::new()?;
         // Fresh pages are zero.
@@ -340,10 +346,10 @@ impl State {
             exit_advance: 0,
             timer_exited: false,
             posted,
-            guest_timer: crate::hw::caps().is_some_and(|c| c.guest_timer),
+            guest_timer: crate::x86::vendor::choose::caps().is_some_and(|c| c.guest_timer),
             host_timer: false,
             timer_due: None,
-            token: crate::mitigate::token(),
+            token: crate::x86::mitigate::token(),
             has_run: false,
             check_entry: crate::check_entry(),
             signal_mask: None,
@@ -531,7 +537,7 @@ impl State {
         self.tsc_khz = khz;
         if scale != self.tsc_scale {
             self.tsc_scale = scale;
-            let fraction = crate::hw::caps().map_or(0, |c| c.tsc_fraction);
+            let fraction = crate::x86::vendor::choose::caps().map_or(0, |c| c.tsc_fraction);
             self.hw.set_tsc_ratio(scale.ratio(fraction));
         }
         self.pv.clock_stale = true;
@@ -621,7 +627,7 @@ impl State {
             Class::TscAdjust => Some(self.tsc_adjust),
             Class::Backend => self.backend_msr(index),
             Class::PredictionBarrier => None,
-            Class::Paravirt => crate::cpu::paravirt::read(vm, self, index),
+            Class::Paravirt => crate::x86::pv::paravirt::read(vm, self, index),
         }
     }
 
@@ -686,10 +692,11 @@ impl State {
                 });
                 let new = if by_host {
                     // LMA follows LME and PG, in whatever order user space restores them.
-                    if value & !(allowed | crate::cpu::regs::efer::LMA) != 0 {
+                    if value & !(allowed | crate::x86::cpu::regs::efer::LMA) != 0 {
                         return None;
                     }
-                    value & !crate::cpu::regs::efer::LMA | s.efer & crate::cpu::regs::efer::LMA
+                    value & !crate::x86::cpu::regs::efer::LMA
+                        | s.efer & crate::x86::cpu::regs::efer::LMA
                 } else {
                     control::efer_write_check(s.efer, value, s.cr0, allowed).ok()?
                 };
@@ -760,13 +767,12 @@ impl State {
             }
             Class::PredictionBarrier => {
                 if value & 1 != 0 {
-                    crate::mitigate::guest_barrier();
+                    crate::x86::mitigate::guest_barrier();
                 }
                 Some(Action::NONE)
             }
-            Class::Paravirt => {
-                crate::cpu::paravirt::write(vm, self, index, value, by_host).then_some(Action::NONE)
-            }
+            Class::Paravirt => crate::x86::pv::paravirt::write(vm, self, index, value, by_host)
+                .then_some(Action::NONE),
         }
     }
 
@@ -912,12 +918,12 @@ impl State {
     /// Whether IA32_APIC_BASE may have this value.
     pub(crate) fn check_apic_base(&self, value: u64) -> Option<()> {
         let f = &self.features;
-        crate::irq::lapic::base::valid(value, f.maxphyaddr, f.x2apic).then_some(())
+        crate::x86::irqchip::lapic::base::valid(value, f.maxphyaddr, f.x2apic).then_some(())
     }
 
     /// CPUID leaf 1, ECX, as the guest reads it.
     pub(crate) fn cpuid_leaf1_ecx(&self) -> u32 {
-        crate::cpu::cpuid::lookup(&self.cpuid, &self.cpuid_index, 1, 0, &self.dynamic)[2]
+        crate::x86::cpu::cpuid::lookup(&self.cpuid, &self.cpuid_index, 1, 0, &self.dynamic)[2]
     }
 
     /// Why an access to this MSR failed (KVM_MSR_EXIT_REASON_*).
@@ -932,7 +938,8 @@ impl State {
     /// XCR0 bits that the guest may set.
     pub(crate) fn allowed_xcr0(&self) -> u64 {
         // User space sets the x87 bit of a vCPU without XSAVE too (as KVM allows).
-        crate::cpu::cpuid::guest_xcr0(&self.cpuid, &self.cpuid_index, self.model.xcr0) | xsave::X87
+        crate::x86::cpu::cpuid::guest_xcr0(&self.cpuid, &self.cpuid_index, self.model.xcr0)
+            | xsave::X87
     }
 
     /// Reads the PDPTEs at `cr3` (SDM 3A 4.4.1). `NotRam` also when reserved bits of a present one are set, which is #GP(0).

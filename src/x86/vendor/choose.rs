@@ -1,14 +1,14 @@
 // SPDX-License-Identifier: GPL-2.0
 //! The vendor that this machine has, chosen once at load.
 
-use crate::backend::{
+use crate::linux::global::Global;
+use crate::x86::exit::{Event, Exit};
+use crate::x86::svm::{Svm, SvmVcpu};
+use crate::x86::vendor::{
     ApicMode, ApicPages, CpuState, EntryParams, EntryViolation, Exits, Groups, HwCaps,
     Interruptibility, LongCode, Platform, VcpuBackend,
 };
-use crate::exit::{Event, Exit};
-use crate::linux::global::Global;
-use crate::svm::{Svm, SvmVcpu};
-use crate::vmx::{Vmx, VmxVcpu};
+use crate::x86::vmx::{Vmx, VmxVcpu};
 use kernel::prelude::*;
 
 /// Which of the two.

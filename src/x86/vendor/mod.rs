@@ -13,10 +13,12 @@
 //! `CpuState::regs` is exact after every [`VcpuBackend::enter`]. `CpuState::sregs` is cached by [`Groups`]: a group not in
 //! `avail` must be fetched by [`VcpuBackend::load`]; a group in `dirty` is written back by the next `enter`.
 
-use crate::cpu::regs::{Regs, Sregs};
-pub use crate::cpu::violation::Violation as EntryViolation;
-use crate::exit::{Event, Exit};
+pub(crate) mod choose;
+
 use crate::mem::addr::Hpa;
+use crate::x86::cpu::regs::{Regs, Sregs};
+pub use crate::x86::cpu::violation::Violation as EntryViolation;
+use crate::x86::exit::{Event, Exit};
 use kernel::prelude::*;
 
 /// Sets of system registers that are cached together.

@@ -5,9 +5,9 @@
 //! bits that must be 1 and whose high half those that may be 1 (SDM 3D A.2).
 
 use super::vmcs::{entry, exit, pin, proc, proc2};
-use crate::backend::{ApicMode, HwCaps};
-use crate::cpu::regs::{cr4, efer};
 use crate::linux::{boot_cpu, cpuid, cr, msr, smp};
+use crate::x86::cpu::regs::{cr4, efer};
+use crate::x86::vendor::{ApicMode, HwCaps};
 use kernel::prelude::*;
 
 const IA32_FEATURE_CONTROL: u32 = 0x3a;

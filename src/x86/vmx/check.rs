@@ -8,10 +8,10 @@
 //! PKRS, FRED) are refused outright, so their fields need no rules here.
 #![forbid(unsafe_code)]
 
-use crate::cpu::canonical::is_canonical;
-use crate::cpu::msr::pat_valid;
-use crate::cpu::regs::{cr0, cr4, efer, rflags};
-use crate::cpu::violation::{require, Violation};
+use crate::x86::cpu::canonical::is_canonical;
+use crate::x86::cpu::msr::pat_valid;
+use crate::x86::cpu::regs::{cr0, cr4, efer, rflags};
+use crate::x86::cpu::violation::{require, Violation};
 
 /// Pin-based VM-execution controls (SDM 3C table 25-5).
 #[allow(missing_docs)]

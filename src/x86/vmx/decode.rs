@@ -3,9 +3,9 @@
 
 use super::insn::Current;
 use super::vmcs::*;
-use crate::cpu::regs::Gpr;
-use crate::exit::{CrAccess, CrOp, Exception, Exit, Io, NestedFault};
 use crate::mem::addr::Gpa;
+use crate::x86::cpu::regs::Gpr;
+use crate::x86::exit::{CrAccess, CrOp, Exception, Exit, Io, NestedFault};
 
 /// What else an exit tells, besides [`Exit`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -97,7 +97,7 @@ pub(super) fn nested_fault(vm: Current, q: u64) -> Exit {
 const fn apic_access(q: u64) -> Exit {
     let kind = (q >> 12) & 15;
     Exit::NestedFault(NestedFault {
-        gpa: Gpa::new(crate::irq::lapic::base::DEFAULT_ADDRESS | q & 0xfff),
+        gpa: Gpa::new(crate::x86::irqchip::lapic::base::DEFAULT_ADDRESS | q & 0xfff),
         write: kind == 1,
         fetch: kind == 2,
         present: true,

@@ -2,7 +2,7 @@
 //! The world switch: general registers, VMLAUNCH or VMRESUME, and back (SDM 3C 27.1, 28.1).
 
 use super::vmcs;
-use crate::cpu::regs::Regs;
+use crate::x86::cpu::regs::Regs;
 use core::arch::asm;
 use core::mem::offset_of;
 

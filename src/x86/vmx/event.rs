@@ -4,7 +4,7 @@
 
 use super::insn::Current;
 use super::vmcs::*;
-use crate::exit::{Event, EventKind};
+use crate::x86::exit::{Event, EventKind};
 
 /// Writes an event for the next entry. `protected` is the guest's CR0.PE.
 pub(super) fn inject(vm: Current, event: &Event, protected: bool) {

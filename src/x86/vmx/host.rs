@@ -24,21 +24,21 @@ use crate::linux::{cr, msr};
 /// MSR numbers (SDM 4 table 2-2).
 #[allow(missing_docs)]
 pub(super) mod index {
-    pub(in crate::vmx) const SPEC_CTRL: u32 = 0x48;
-    pub(in crate::vmx) const SYSENTER_CS: u32 = 0x174;
-    pub(in crate::vmx) const SYSENTER_ESP: u32 = 0x175;
-    pub(in crate::vmx) const SYSENTER_EIP: u32 = 0x176;
-    pub(in crate::vmx) const DEBUGCTL: u32 = 0x1d9;
-    pub(in crate::vmx) const PAT: u32 = 0x277;
-    pub(in crate::vmx) const PEBS_ENABLE: u32 = 0x3f1;
-    pub(in crate::vmx) const STAR: u32 = 0xc000_0081;
-    pub(in crate::vmx) const LSTAR: u32 = 0xc000_0082;
-    pub(in crate::vmx) const CSTAR: u32 = 0xc000_0083;
-    pub(in crate::vmx) const FMASK: u32 = 0xc000_0084;
-    pub(in crate::vmx) const FS_BASE: u32 = 0xc000_0100;
-    pub(in crate::vmx) const GS_BASE: u32 = 0xc000_0101;
-    pub(in crate::vmx) const KERNEL_GS_BASE: u32 = 0xc000_0102;
-    pub(in crate::vmx) const TSC_AUX: u32 = 0xc000_0103;
+    pub(in crate::x86::vmx) const SPEC_CTRL: u32 = 0x48;
+    pub(in crate::x86::vmx) const SYSENTER_CS: u32 = 0x174;
+    pub(in crate::x86::vmx) const SYSENTER_ESP: u32 = 0x175;
+    pub(in crate::x86::vmx) const SYSENTER_EIP: u32 = 0x176;
+    pub(in crate::x86::vmx) const DEBUGCTL: u32 = 0x1d9;
+    pub(in crate::x86::vmx) const PAT: u32 = 0x277;
+    pub(in crate::x86::vmx) const PEBS_ENABLE: u32 = 0x3f1;
+    pub(in crate::x86::vmx) const STAR: u32 = 0xc000_0081;
+    pub(in crate::x86::vmx) const LSTAR: u32 = 0xc000_0082;
+    pub(in crate::x86::vmx) const CSTAR: u32 = 0xc000_0083;
+    pub(in crate::x86::vmx) const FMASK: u32 = 0xc000_0084;
+    pub(in crate::x86::vmx) const FS_BASE: u32 = 0xc000_0100;
+    pub(in crate::x86::vmx) const GS_BASE: u32 = 0xc000_0101;
+    pub(in crate::x86::vmx) const KERNEL_GS_BASE: u32 = 0xc000_0102;
+    pub(in crate::x86::vmx) const TSC_AUX: u32 = 0xc000_0103;
 }
 
 /// The kernel's data segment selector (`__KERNEL_DS`). SS itself may hold a null selector in kernel mode.
@@ -72,7 +72,7 @@ fn pass(bitmap: &mut [u8], msr: u32, write: bool) {
 /// formats differ from xAPIC mode, and not the current count. Writes pass that the processor virtualises; all others would
 /// reach the host's own APIC.
 pub(super) fn fill_x2apic_bitmap(bitmap: &mut [u8], only: bool) {
-    use crate::irq::lapic::reg;
+    use crate::x86::irqchip::lapic::reg;
     if only {
         bitmap.fill(0xff);
     } else {

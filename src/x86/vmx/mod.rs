@@ -11,9 +11,9 @@
 //! | `entry` | world switch |
 //! | `state` | guest state to and from the VMCS |
 //! | `event` | injection and interrupted events |
-//! | `decode` | exit reasons to [`crate::exit::Exit`] |
+//! | `decode` | exit reasons to [`crate::x86::exit::Exit`] |
 //! | `check`, `view` | the entry checks in software, and the VMCS as they see it |
-//! | `vcpu` | all of it as [`crate::backend::VcpuBackend`] |
+//! | `vcpu` | all of it as [`crate::x86::vendor::VcpuBackend`] |
 
 mod caps;
 #[allow(dead_code)] // The tables are complete; the host tests use the rest.
@@ -29,10 +29,10 @@ mod vcpu;
 mod view;
 mod vmcs;
 
-use crate::backend::{HwCaps, Platform};
 use crate::linux::global::Global;
 use crate::linux::page::Pages;
 use crate::linux::smp;
+use crate::x86::vendor::{HwCaps, Platform};
 use caps::Caps;
 use kernel::prelude::*;
 

@@ -29,9 +29,9 @@
 //! flush rules in `super::vcpu` do not depend on it.
 
 use super::insn::{self, VmxError};
-use crate::cpu::regs::cr4;
 use crate::linux::cr;
 use crate::pr_err_ratelimited;
+use crate::x86::cpu::regs::cr4;
 use kernel::prelude::*;
 
 /// How the CPU came into VMX root operation.

@@ -4,9 +4,9 @@
 use super::caps::Caps;
 use super::insn::Current;
 use super::vmcs::*;
-use crate::backend::Groups;
-use crate::cpu::regs::{cr0, cr4, efer, DescTable, Seg, Segment, Sregs};
 use crate::linux::cr;
+use crate::x86::cpu::regs::{cr0, cr4, efer, DescTable, Seg, Segment, Sregs};
+use crate::x86::vendor::Groups;
 
 /// CR0 bits that the guest changes without an exit; all others are the host's, with the guest's view in the
 /// read shadow (SDM 3C 25.6.6). PE and PG change the mode, CD and NW must not reach the caches.

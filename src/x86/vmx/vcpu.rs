@@ -21,18 +21,19 @@ use super::root::RootStay;
 use super::state::{self, ControlState, RightsCache};
 use super::vmcs::*;
 use super::{check, event, revision_page, view, Shared, SHARED};
-use crate::backend::{
-    ApicMode, ApicPages, CpuState, EntryParams, EntryViolation, Exits, Groups, Interruptibility,
-    VcpuBackend,
-};
-use crate::cpu::regs::{efer, rflags, Gpr};
-use crate::exit::{Event, EventKind, Exit};
 use crate::linux::boot_cpu;
 use crate::linux::irqflags::IrqGuard;
 use crate::linux::page::Pages;
 use crate::linux::{cr, msr, preempt, smp};
-use crate::mitigate::{self, SpecCtrl};
 use crate::pr_err_ratelimited;
+use crate::x86::cpu::regs::{efer, rflags, Gpr};
+use crate::x86::exit::{Event, EventKind, Exit};
+use crate::x86::mitigate;
+use crate::x86::mitigate::SpecCtrl;
+use crate::x86::vendor::{
+    ApicMode, ApicPages, CpuState, EntryParams, EntryViolation, Exits, Groups, Interruptibility,
+    VcpuBackend,
+};
 use kernel::prelude::*;
 
 /// Exceptions that are always intercepted: #DB, #AC (endless loops in microcode otherwise), #MC.
@@ -980,7 +981,10 @@ impl VcpuBackend for VmxVcpu {
     #[inline]
     fn cpl(&self) -> Option<u8> {
         let vm = self.current()?;
-        Some((vm.read(GUEST_ES_ACCESS_RIGHTS.nth(crate::cpu::regs::Seg::Ss as u32)) >> 5) as u8 & 3)
+        Some(
+            (vm.read(GUEST_ES_ACCESS_RIGHTS.nth(crate::x86::cpu::regs::Seg::Ss as u32)) >> 5) as u8
+                & 3,
+        )
     }
 
     #[inline]

@@ -4,7 +4,7 @@
 use super::check::{Allowed, Controls, Guest, GuestSegment, Host, MsrArea, VmcsView, VmxCaps};
 use super::insn::Current;
 use super::vmcs::*;
-use crate::cpu::regs::Seg;
+use crate::x86::cpu::regs::Seg;
 
 /// Reads every field that an entry of this backend depends on. Fields of controls that are never set stay zero.
 ///

@@ -257,9 +257,9 @@ pub(super) const GUEST_FS_BASE: Field<Guest, Nat> = GUEST_ES_BASE.nth(4);
 pub(super) const GUEST_GS_BASE: Field<Guest, Nat> = GUEST_ES_BASE.nth(5);
 
 // The groups indexed by segment register run ES, CS, SS, DS, FS, GS, LDTR, TR, which is the order of
-// `crate::cpu::regs::Seg` (SDM 3D B.1.2, B.3.3, B.4.3).
+// `crate::x86::cpu::regs::Seg` (SDM 3D B.1.2, B.3.3, B.4.3).
 const _: () = {
-    assert!(crate::cpu::regs::Seg::Tr as u32 == 7);
+    assert!(crate::x86::cpu::regs::Seg::Tr as u32 == 7);
     assert!(GUEST_ES_SELECTOR.nth(7).encoding() == 0x080e);
     assert!(GUEST_ES_LIMIT.nth(7).encoding() == 0x480e);
     assert!(GUEST_ES_ACCESS_RIGHTS.nth(7).encoding() == 0x4822);
@@ -269,113 +269,113 @@ const _: () = {
 
 /// Bits of the pin-based VM-execution controls (SDM 3C table 25-5).
 pub(super) mod pin {
-    pub(in crate::vmx) const EXTERNAL_INTERRUPT_EXITING: u32 = 1 << 0;
-    pub(in crate::vmx) const NMI_EXITING: u32 = 1 << 3;
-    pub(in crate::vmx) const VIRTUAL_NMIS: u32 = 1 << 5;
-    pub(in crate::vmx) const PREEMPTION_TIMER: u32 = 1 << 6;
-    pub(in crate::vmx) const POSTED_INTERRUPTS: u32 = 1 << 7;
+    pub(in crate::x86::vmx) const EXTERNAL_INTERRUPT_EXITING: u32 = 1 << 0;
+    pub(in crate::x86::vmx) const NMI_EXITING: u32 = 1 << 3;
+    pub(in crate::x86::vmx) const VIRTUAL_NMIS: u32 = 1 << 5;
+    pub(in crate::x86::vmx) const PREEMPTION_TIMER: u32 = 1 << 6;
+    pub(in crate::x86::vmx) const POSTED_INTERRUPTS: u32 = 1 << 7;
 }
 
 /// Bits of the primary processor-based VM-execution controls (SDM 3C table 25-6).
 pub(super) mod proc {
-    pub(in crate::vmx) const INTERRUPT_WINDOW: u32 = 1 << 2;
-    pub(in crate::vmx) const TSC_OFFSETTING: u32 = 1 << 3;
-    pub(in crate::vmx) const HLT_EXITING: u32 = 1 << 7;
-    pub(in crate::vmx) const INVLPG_EXITING: u32 = 1 << 9;
-    pub(in crate::vmx) const MWAIT_EXITING: u32 = 1 << 10;
-    pub(in crate::vmx) const RDPMC_EXITING: u32 = 1 << 11;
-    pub(in crate::vmx) const RDTSC_EXITING: u32 = 1 << 12;
-    pub(in crate::vmx) const CR3_LOAD_EXITING: u32 = 1 << 15;
-    pub(in crate::vmx) const CR3_STORE_EXITING: u32 = 1 << 16;
-    pub(in crate::vmx) const TERTIARY: u32 = 1 << 17;
-    pub(in crate::vmx) const CR8_LOAD_EXITING: u32 = 1 << 19;
-    pub(in crate::vmx) const CR8_STORE_EXITING: u32 = 1 << 20;
-    pub(in crate::vmx) const TPR_SHADOW: u32 = 1 << 21;
-    pub(in crate::vmx) const NMI_WINDOW: u32 = 1 << 22;
-    pub(in crate::vmx) const MOV_DR_EXITING: u32 = 1 << 23;
-    pub(in crate::vmx) const UNCONDITIONAL_IO: u32 = 1 << 24;
-    pub(in crate::vmx) const IO_BITMAPS: u32 = 1 << 25;
-    pub(in crate::vmx) const MONITOR_TRAP: u32 = 1 << 27;
-    pub(in crate::vmx) const MSR_BITMAPS: u32 = 1 << 28;
-    pub(in crate::vmx) const MONITOR_EXITING: u32 = 1 << 29;
-    pub(in crate::vmx) const PAUSE_EXITING: u32 = 1 << 30;
-    pub(in crate::vmx) const SECONDARY: u32 = 1 << 31;
+    pub(in crate::x86::vmx) const INTERRUPT_WINDOW: u32 = 1 << 2;
+    pub(in crate::x86::vmx) const TSC_OFFSETTING: u32 = 1 << 3;
+    pub(in crate::x86::vmx) const HLT_EXITING: u32 = 1 << 7;
+    pub(in crate::x86::vmx) const INVLPG_EXITING: u32 = 1 << 9;
+    pub(in crate::x86::vmx) const MWAIT_EXITING: u32 = 1 << 10;
+    pub(in crate::x86::vmx) const RDPMC_EXITING: u32 = 1 << 11;
+    pub(in crate::x86::vmx) const RDTSC_EXITING: u32 = 1 << 12;
+    pub(in crate::x86::vmx) const CR3_LOAD_EXITING: u32 = 1 << 15;
+    pub(in crate::x86::vmx) const CR3_STORE_EXITING: u32 = 1 << 16;
+    pub(in crate::x86::vmx) const TERTIARY: u32 = 1 << 17;
+    pub(in crate::x86::vmx) const CR8_LOAD_EXITING: u32 = 1 << 19;
+    pub(in crate::x86::vmx) const CR8_STORE_EXITING: u32 = 1 << 20;
+    pub(in crate::x86::vmx) const TPR_SHADOW: u32 = 1 << 21;
+    pub(in crate::x86::vmx) const NMI_WINDOW: u32 = 1 << 22;
+    pub(in crate::x86::vmx) const MOV_DR_EXITING: u32 = 1 << 23;
+    pub(in crate::x86::vmx) const UNCONDITIONAL_IO: u32 = 1 << 24;
+    pub(in crate::x86::vmx) const IO_BITMAPS: u32 = 1 << 25;
+    pub(in crate::x86::vmx) const MONITOR_TRAP: u32 = 1 << 27;
+    pub(in crate::x86::vmx) const MSR_BITMAPS: u32 = 1 << 28;
+    pub(in crate::x86::vmx) const MONITOR_EXITING: u32 = 1 << 29;
+    pub(in crate::x86::vmx) const PAUSE_EXITING: u32 = 1 << 30;
+    pub(in crate::x86::vmx) const SECONDARY: u32 = 1 << 31;
 }
 
 /// Bits of the secondary processor-based VM-execution controls (SDM 3C table 25-7).
 pub(super) mod proc2 {
-    pub(in crate::vmx) const APIC_ACCESSES: u32 = 1 << 0;
-    pub(in crate::vmx) const EPT: u32 = 1 << 1;
-    pub(in crate::vmx) const RDTSCP: u32 = 1 << 3;
-    pub(in crate::vmx) const X2APIC_MODE: u32 = 1 << 4;
-    pub(in crate::vmx) const VPID: u32 = 1 << 5;
-    pub(in crate::vmx) const WBINVD_EXITING: u32 = 1 << 6;
-    pub(in crate::vmx) const UNRESTRICTED_GUEST: u32 = 1 << 7;
-    pub(in crate::vmx) const APIC_REGISTERS: u32 = 1 << 8;
-    pub(in crate::vmx) const VIRTUAL_INTERRUPTS: u32 = 1 << 9;
-    pub(in crate::vmx) const PAUSE_LOOP_EXITING: u32 = 1 << 10;
-    pub(in crate::vmx) const INVPCID: u32 = 1 << 12;
-    pub(in crate::vmx) const ENCLS_EXITING: u32 = 1 << 15;
-    pub(in crate::vmx) const XSAVES: u32 = 1 << 20;
-    pub(in crate::vmx) const TSC_SCALING: u32 = 1 << 25;
+    pub(in crate::x86::vmx) const APIC_ACCESSES: u32 = 1 << 0;
+    pub(in crate::x86::vmx) const EPT: u32 = 1 << 1;
+    pub(in crate::x86::vmx) const RDTSCP: u32 = 1 << 3;
+    pub(in crate::x86::vmx) const X2APIC_MODE: u32 = 1 << 4;
+    pub(in crate::x86::vmx) const VPID: u32 = 1 << 5;
+    pub(in crate::x86::vmx) const WBINVD_EXITING: u32 = 1 << 6;
+    pub(in crate::x86::vmx) const UNRESTRICTED_GUEST: u32 = 1 << 7;
+    pub(in crate::x86::vmx) const APIC_REGISTERS: u32 = 1 << 8;
+    pub(in crate::x86::vmx) const VIRTUAL_INTERRUPTS: u32 = 1 << 9;
+    pub(in crate::x86::vmx) const PAUSE_LOOP_EXITING: u32 = 1 << 10;
+    pub(in crate::x86::vmx) const INVPCID: u32 = 1 << 12;
+    pub(in crate::x86::vmx) const ENCLS_EXITING: u32 = 1 << 15;
+    pub(in crate::x86::vmx) const XSAVES: u32 = 1 << 20;
+    pub(in crate::x86::vmx) const TSC_SCALING: u32 = 1 << 25;
 }
 
 /// Bits of the primary VM-exit controls (SDM 3C table 25-14).
 pub(super) mod exit {
-    pub(in crate::vmx) const SAVE_DEBUG: u32 = 1 << 2;
-    pub(in crate::vmx) const HOST_64BIT: u32 = 1 << 9;
-    pub(in crate::vmx) const LOAD_PERF_GLOBAL: u32 = 1 << 12;
-    pub(in crate::vmx) const ACK_INTERRUPT: u32 = 1 << 15;
-    pub(in crate::vmx) const SAVE_PAT: u32 = 1 << 18;
-    pub(in crate::vmx) const LOAD_PAT: u32 = 1 << 19;
-    pub(in crate::vmx) const SAVE_EFER: u32 = 1 << 20;
-    pub(in crate::vmx) const LOAD_EFER: u32 = 1 << 21;
-    pub(in crate::vmx) const SAVE_PREEMPTION_TIMER: u32 = 1 << 22;
-    pub(in crate::vmx) const CLEAR_BNDCFGS: u32 = 1 << 23;
-    pub(in crate::vmx) const CLEAR_RTIT: u32 = 1 << 25;
-    pub(in crate::vmx) const CLEAR_LBR: u32 = 1 << 26;
-    pub(in crate::vmx) const LOAD_CET: u32 = 1 << 28;
-    pub(in crate::vmx) const LOAD_PKRS: u32 = 1 << 29;
-    pub(in crate::vmx) const SAVE_PERF_GLOBAL: u32 = 1 << 30;
-    pub(in crate::vmx) const SECONDARY: u32 = 1 << 31;
+    pub(in crate::x86::vmx) const SAVE_DEBUG: u32 = 1 << 2;
+    pub(in crate::x86::vmx) const HOST_64BIT: u32 = 1 << 9;
+    pub(in crate::x86::vmx) const LOAD_PERF_GLOBAL: u32 = 1 << 12;
+    pub(in crate::x86::vmx) const ACK_INTERRUPT: u32 = 1 << 15;
+    pub(in crate::x86::vmx) const SAVE_PAT: u32 = 1 << 18;
+    pub(in crate::x86::vmx) const LOAD_PAT: u32 = 1 << 19;
+    pub(in crate::x86::vmx) const SAVE_EFER: u32 = 1 << 20;
+    pub(in crate::x86::vmx) const LOAD_EFER: u32 = 1 << 21;
+    pub(in crate::x86::vmx) const SAVE_PREEMPTION_TIMER: u32 = 1 << 22;
+    pub(in crate::x86::vmx) const CLEAR_BNDCFGS: u32 = 1 << 23;
+    pub(in crate::x86::vmx) const CLEAR_RTIT: u32 = 1 << 25;
+    pub(in crate::x86::vmx) const CLEAR_LBR: u32 = 1 << 26;
+    pub(in crate::x86::vmx) const LOAD_CET: u32 = 1 << 28;
+    pub(in crate::x86::vmx) const LOAD_PKRS: u32 = 1 << 29;
+    pub(in crate::x86::vmx) const SAVE_PERF_GLOBAL: u32 = 1 << 30;
+    pub(in crate::x86::vmx) const SECONDARY: u32 = 1 << 31;
 }
 
 /// Bits of the VM-entry controls (SDM 3C table 25-17).
 pub(super) mod entry {
-    pub(in crate::vmx) const LOAD_DEBUG: u32 = 1 << 2;
-    pub(in crate::vmx) const IA32E_GUEST: u32 = 1 << 9;
-    pub(in crate::vmx) const SMM: u32 = 1 << 10;
-    pub(in crate::vmx) const DUAL_MONITOR: u32 = 1 << 11;
-    pub(in crate::vmx) const LOAD_PERF_GLOBAL: u32 = 1 << 13;
-    pub(in crate::vmx) const LOAD_PAT: u32 = 1 << 14;
-    pub(in crate::vmx) const LOAD_EFER: u32 = 1 << 15;
-    pub(in crate::vmx) const LOAD_BNDCFGS: u32 = 1 << 16;
-    pub(in crate::vmx) const LOAD_RTIT: u32 = 1 << 18;
-    pub(in crate::vmx) const LOAD_CET: u32 = 1 << 20;
-    pub(in crate::vmx) const LOAD_LBR: u32 = 1 << 21;
-    pub(in crate::vmx) const LOAD_PKRS: u32 = 1 << 22;
+    pub(in crate::x86::vmx) const LOAD_DEBUG: u32 = 1 << 2;
+    pub(in crate::x86::vmx) const IA32E_GUEST: u32 = 1 << 9;
+    pub(in crate::x86::vmx) const SMM: u32 = 1 << 10;
+    pub(in crate::x86::vmx) const DUAL_MONITOR: u32 = 1 << 11;
+    pub(in crate::x86::vmx) const LOAD_PERF_GLOBAL: u32 = 1 << 13;
+    pub(in crate::x86::vmx) const LOAD_PAT: u32 = 1 << 14;
+    pub(in crate::x86::vmx) const LOAD_EFER: u32 = 1 << 15;
+    pub(in crate::x86::vmx) const LOAD_BNDCFGS: u32 = 1 << 16;
+    pub(in crate::x86::vmx) const LOAD_RTIT: u32 = 1 << 18;
+    pub(in crate::x86::vmx) const LOAD_CET: u32 = 1 << 20;
+    pub(in crate::x86::vmx) const LOAD_LBR: u32 = 1 << 21;
+    pub(in crate::x86::vmx) const LOAD_PKRS: u32 = 1 << 22;
 }
 
 /// Interruption information: entry, exit and IDT-vectoring (SDM 3C tables 25-18, 25-20, 25-21).
 pub(super) mod intr {
-    pub(in crate::vmx) const VALID: u32 = 1 << 31;
-    pub(in crate::vmx) const ERROR_CODE: u32 = 1 << 11;
+    pub(in crate::x86::vmx) const VALID: u32 = 1 << 31;
+    pub(in crate::x86::vmx) const ERROR_CODE: u32 = 1 << 11;
     /// Exit information only: the exit came in the course of an IRET that had unblocked NMIs.
-    pub(in crate::vmx) const NMI_UNBLOCKED: u32 = 1 << 12;
-    pub(in crate::vmx) const TYPE_SHIFT: u32 = 8;
-    pub(in crate::vmx) const EXTERNAL: u32 = 0;
-    pub(in crate::vmx) const NMI: u32 = 2;
-    pub(in crate::vmx) const HARDWARE_EXCEPTION: u32 = 3;
-    pub(in crate::vmx) const SOFTWARE_INTERRUPT: u32 = 4;
-    pub(in crate::vmx) const PRIVILEGED_SOFTWARE_EXCEPTION: u32 = 5;
-    pub(in crate::vmx) const SOFTWARE_EXCEPTION: u32 = 6;
+    pub(in crate::x86::vmx) const NMI_UNBLOCKED: u32 = 1 << 12;
+    pub(in crate::x86::vmx) const TYPE_SHIFT: u32 = 8;
+    pub(in crate::x86::vmx) const EXTERNAL: u32 = 0;
+    pub(in crate::x86::vmx) const NMI: u32 = 2;
+    pub(in crate::x86::vmx) const HARDWARE_EXCEPTION: u32 = 3;
+    pub(in crate::x86::vmx) const SOFTWARE_INTERRUPT: u32 = 4;
+    pub(in crate::x86::vmx) const PRIVILEGED_SOFTWARE_EXCEPTION: u32 = 5;
+    pub(in crate::x86::vmx) const SOFTWARE_EXCEPTION: u32 = 6;
 }
 
 /// Guest interruptibility state (SDM 3C table 25-3).
 pub(super) mod blocking {
-    pub(in crate::vmx) const STI: u32 = 1 << 0;
-    pub(in crate::vmx) const MOV_SS: u32 = 1 << 1;
-    pub(in crate::vmx) const NMI: u32 = 1 << 3;
+    pub(in crate::x86::vmx) const STI: u32 = 1 << 0;
+    pub(in crate::x86::vmx) const MOV_SS: u32 = 1 << 1;
+    pub(in crate::x86::vmx) const NMI: u32 = 1 << 3;
 }
 
 /// Pending debug exceptions, bit BS: a single-step trap (SDM 3C table 25-4).
@@ -383,45 +383,45 @@ pub(super) const PENDING_DEBUG_BS: u64 = 1 << 14;
 
 /// Basic exit reasons (SDM 3D table C-1).
 pub(super) mod reason {
-    pub(in crate::vmx) const EXCEPTION_OR_NMI: u32 = 0;
-    pub(in crate::vmx) const EXTERNAL_INTERRUPT: u32 = 1;
-    pub(in crate::vmx) const TRIPLE_FAULT: u32 = 2;
-    pub(in crate::vmx) const INTERRUPT_WINDOW: u32 = 7;
-    pub(in crate::vmx) const NMI_WINDOW: u32 = 8;
-    pub(in crate::vmx) const TASK_SWITCH: u32 = 9;
-    pub(in crate::vmx) const CPUID: u32 = 10;
-    pub(in crate::vmx) const GETSEC: u32 = 11;
-    pub(in crate::vmx) const HLT: u32 = 12;
-    pub(in crate::vmx) const INVD: u32 = 13;
-    pub(in crate::vmx) const RDPMC: u32 = 15;
-    pub(in crate::vmx) const VMCALL: u32 = 18;
-    pub(in crate::vmx) const VMCLEAR: u32 = 19;
-    pub(in crate::vmx) const VMXON: u32 = 27;
-    pub(in crate::vmx) const CR_ACCESS: u32 = 28;
-    pub(in crate::vmx) const DR_ACCESS: u32 = 29;
-    pub(in crate::vmx) const IO: u32 = 30;
-    pub(in crate::vmx) const RDMSR: u32 = 31;
-    pub(in crate::vmx) const WRMSR: u32 = 32;
-    pub(in crate::vmx) const MWAIT: u32 = 36;
-    pub(in crate::vmx) const MONITOR: u32 = 39;
-    pub(in crate::vmx) const PAUSE: u32 = 40;
-    pub(in crate::vmx) const MACHINE_CHECK_ENTRY: u32 = 41;
-    pub(in crate::vmx) const TPR_BELOW_THRESHOLD: u32 = 43;
-    pub(in crate::vmx) const APIC_ACCESS: u32 = 44;
-    pub(in crate::vmx) const VIRTUAL_EOI: u32 = 45;
-    pub(in crate::vmx) const INVALID_GUEST_STATE: u32 = 33;
-    pub(in crate::vmx) const EPT_VIOLATION: u32 = 48;
-    pub(in crate::vmx) const EPT_MISCONFIG: u32 = 49;
-    pub(in crate::vmx) const INVEPT: u32 = 50;
-    pub(in crate::vmx) const PREEMPTION_TIMER: u32 = 52;
-    pub(in crate::vmx) const INVVPID: u32 = 53;
-    pub(in crate::vmx) const WBINVD: u32 = 54;
-    pub(in crate::vmx) const XSETBV: u32 = 55;
-    pub(in crate::vmx) const APIC_WRITE: u32 = 56;
-    pub(in crate::vmx) const INVPCID: u32 = 58;
-    pub(in crate::vmx) const VMFUNC: u32 = 59;
-    pub(in crate::vmx) const ENCLS: u32 = 60;
-    pub(in crate::vmx) const PML_FULL: u32 = 62;
+    pub(in crate::x86::vmx) const EXCEPTION_OR_NMI: u32 = 0;
+    pub(in crate::x86::vmx) const EXTERNAL_INTERRUPT: u32 = 1;
+    pub(in crate::x86::vmx) const TRIPLE_FAULT: u32 = 2;
+    pub(in crate::x86::vmx) const INTERRUPT_WINDOW: u32 = 7;
+    pub(in crate::x86::vmx) const NMI_WINDOW: u32 = 8;
+    pub(in crate::x86::vmx) const TASK_SWITCH: u32 = 9;
+    pub(in crate::x86::vmx) const CPUID: u32 = 10;
+    pub(in crate::x86::vmx) const GETSEC: u32 = 11;
+    pub(in crate::x86::vmx) const HLT: u32 = 12;
+    pub(in crate::x86::vmx) const INVD: u32 = 13;
+    pub(in crate::x86::vmx) const RDPMC: u32 = 15;
+    pub(in crate::x86::vmx) const VMCALL: u32 = 18;
+    pub(in crate::x86::vmx) const VMCLEAR: u32 = 19;
+    pub(in crate::x86::vmx) const VMXON: u32 = 27;
+    pub(in crate::x86::vmx) const CR_ACCESS: u32 = 28;
+    pub(in crate::x86::vmx) const DR_ACCESS: u32 = 29;
+    pub(in crate::x86::vmx) const IO: u32 = 30;
+    pub(in crate::x86::vmx) const RDMSR: u32 = 31;
+    pub(in crate::x86::vmx) const WRMSR: u32 = 32;
+    pub(in crate::x86::vmx) const MWAIT: u32 = 36;
+    pub(in crate::x86::vmx) const MONITOR: u32 = 39;
+    pub(in crate::x86::vmx) const PAUSE: u32 = 40;
+    pub(in crate::x86::vmx) const MACHINE_CHECK_ENTRY: u32 = 41;
+    pub(in crate::x86::vmx) const TPR_BELOW_THRESHOLD: u32 = 43;
+    pub(in crate::x86::vmx) const APIC_ACCESS: u32 = 44;
+    pub(in crate::x86::vmx) const VIRTUAL_EOI: u32 = 45;
+    pub(in crate::x86::vmx) const INVALID_GUEST_STATE: u32 = 33;
+    pub(in crate::x86::vmx) const EPT_VIOLATION: u32 = 48;
+    pub(in crate::x86::vmx) const EPT_MISCONFIG: u32 = 49;
+    pub(in crate::x86::vmx) const INVEPT: u32 = 50;
+    pub(in crate::x86::vmx) const PREEMPTION_TIMER: u32 = 52;
+    pub(in crate::x86::vmx) const INVVPID: u32 = 53;
+    pub(in crate::x86::vmx) const WBINVD: u32 = 54;
+    pub(in crate::x86::vmx) const XSETBV: u32 = 55;
+    pub(in crate::x86::vmx) const APIC_WRITE: u32 = 56;
+    pub(in crate::x86::vmx) const INVPCID: u32 = 58;
+    pub(in crate::x86::vmx) const VMFUNC: u32 = 59;
+    pub(in crate::x86::vmx) const ENCLS: u32 = 60;
+    pub(in crate::x86::vmx) const PML_FULL: u32 = 62;
     /// Bit 31 of the exit reason: the entry failed (SDM 3C 25.9.1).
-    pub(in crate::vmx) const ENTRY_FAILURE: u32 = 1 << 31;
+    pub(in crate::x86::vmx) const ENTRY_FAILURE: u32 = 1 << 31;
 }

@@ -3,8 +3,8 @@
 //!
 //! Shared by the libFuzzer target and by the bounded random test.
 
-use rvmm_logic::cpu::regs::{Mode, Regs, Segment, Sregs};
-use rvmm_logic::emul::{
+use rvmm_logic::x86::cpu::regs::{Mode, Regs, Segment, Sregs};
+use rvmm_logic::x86::emul::{
     decode, effective_address, emulate, Access, Answer, Bus, DecodeError, Op, Outcome, Pending,
     PortRequest, Rep, Replay, Stop, Swap, MAX_LEN,
 };

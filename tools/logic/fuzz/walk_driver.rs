@@ -8,12 +8,12 @@ use std::cell::Cell;
 use std::collections::BTreeMap;
 
 use rvmm_logic::mem::addr::{Gpa, GpaRange, Gva, Hpa, Level};
-use rvmm_logic::mem::fmt_ept::{misconfigured, Caps, Ept, EptNoAd};
-use rvmm_logic::mem::fmt_npt::{reserved_bits, Npt};
-use rvmm_logic::mem::gwalk::{Access, Features, GuestRead, Paging, WalkError};
 use rvmm_logic::mem::walk::{
     Cursor, Format, Leaf, MapError, MemType, PageTable, Perm, Removed, Tables,
 };
+use rvmm_logic::x86::paging::fmt_ept::{misconfigured, Caps, Ept, EptNoAd};
+use rvmm_logic::x86::paging::fmt_npt::{reserved_bits, Npt};
+use rvmm_logic::x86::paging::gwalk::{Access, Features, GuestRead, Paging, WalkError};
 
 /// Values drawn from the input; zeroes when it is used up.
 struct Input<'a>(&'a [u8]);

@@ -9,11 +9,11 @@
 #[cfg(test)]
 extern crate std;
 
-#[path = "../../../src/x86/exit.rs"]
-pub mod exit;
-
-#[path = "../../../src/abi/stats.rs"]
-pub mod stats;
+#[path = "../../../src/abi"]
+pub mod abi {
+    //! What user space sees.
+    pub mod stats;
+}
 
 #[path = "../../../src/assign"]
 pub mod assign {
@@ -23,71 +23,69 @@ pub mod assign {
     pub mod intx;
 }
 
-#[path = "../../../src/x86/svm"]
-pub mod svm {
-    //! AMD-V.
-    pub mod check;
-}
-
-#[path = "../../../src/x86/vmx"]
-pub mod vmx {
-    //! VT-x.
-    pub mod check;
-}
-
-#[path = "../../../src/x86/cpu"]
-pub mod cpu {
-    //! CPU model: registers, CPUID and MSR policy.
-    pub mod canonical;
-    pub mod control;
-    pub mod cpuid;
-    pub mod events;
-    pub mod msr;
-    #[path = "../pv/kvmclock.rs"]
-    pub mod pvclock;
-    pub mod regs;
-    pub mod tsc;
-    pub mod violation;
-    pub mod xsave;
+#[path = "../../../src/bus"]
+pub mod bus {
+    //! What reaches a VM from outside its vCPUs.
+    pub mod line;
 }
 
 #[path = "../../../src/mem"]
 pub mod mem {
-    //! Guest-physical memory: addresses, page-table formats, walkers.
+    //! Guest-physical memory: addresses, slots, the walker of nested page tables.
     pub mod addr;
     pub mod dirty;
-    #[path = "../x86/paging/fmt_ept.rs"]
-    pub mod fmt_ept;
-    #[path = "../x86/paging/fmt_npt.rs"]
-    pub mod fmt_npt;
-    #[path = "../x86/paging/gwalk.rs"]
-    pub mod gwalk;
     pub mod slots;
     pub mod walk;
 }
 
-#[path = "../../../src/x86/irqchip"]
-pub mod irq {
-    //! Interrupt controllers.
-    pub mod ioapic;
-    #[path = "lapic/mod.rs"]
-    pub mod lapic;
-    #[path = "lapic/defs.rs"]
-    pub mod lapic_defs;
-    #[path = "lapic/regs.rs"]
-    pub mod lapic_reg;
-    #[path = "lapic/timer.rs"]
-    pub mod lapic_timer;
-    #[path = "../../bus/line.rs"]
-    pub mod line;
-    pub mod msg;
-    pub mod pic;
-    #[path = "pit/mod.rs"]
-    pub mod pit;
-    #[path = "pit/channel.rs"]
-    pub mod pit_channel;
-    pub mod route;
-}
+#[path = "../../../src/x86"]
+pub mod x86 {
+    //! Processors of Intel and AMD, and the machine around them.
+    pub mod emul;
+    pub mod exit;
 
-#[path = "../../../src/x86/emul/mod.rs"]
-pub mod emul;
+    pub mod cpu {
+        //! CPU model: registers, CPUID and MSR policy.
+        pub mod canonical;
+        pub mod control;
+        pub mod cpuid;
+        pub mod events;
+        pub mod msr;
+        pub mod regs;
+        pub mod tsc;
+        pub mod violation;
+        pub mod xsave;
+    }
+
+    pub mod irqchip {
+        //! Interrupt controllers.
+        pub mod ioapic;
+        pub mod lapic;
+        pub mod msg;
+        pub mod pic;
+        pub mod pit;
+        pub mod route;
+    }
+
+    pub mod paging {
+        //! Page-table formats, and the guest's own page tables.
+        pub mod fmt_ept;
+        pub mod fmt_npt;
+        pub mod gwalk;
+    }
+
+    pub mod pv {
+        //! Paravirtual clocks.
+        pub mod kvmclock;
+    }
+
+    pub mod svm {
+        //! AMD-V.
+        pub mod check;
+    }
+
+    pub mod vmx {
+        //! VT-x.
+        pub mod check;
+    }
+}

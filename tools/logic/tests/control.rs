@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: GPL-2.0
 //! Control-register and EFER rules: one test per rule.
 
-use rvmm_logic::cpu::control::*;
-use rvmm_logic::cpu::cpuid::GuestFeatures;
-use rvmm_logic::cpu::regs::{cr0, cr4, efer, Seg, Sregs};
+use rvmm_logic::x86::cpu::control::*;
+use rvmm_logic::x86::cpu::cpuid::GuestFeatures;
+use rvmm_logic::x86::cpu::regs::{cr0, cr4, efer, Seg, Sregs};
 
 fn full() -> GuestFeatures {
     GuestFeatures {

@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: GPL-2.0
 //! CPUID policy: what is shown, what is hidden, how look-ups behave.
 
-use rvmm_logic::cpu::cpuid::*;
-use rvmm_logic::cpu::regs::cr4;
-use rvmm_logic::cpu::xsave;
+use rvmm_logic::x86::cpu::cpuid::*;
+use rvmm_logic::x86::cpu::regs::cr4;
+use rvmm_logic::x86::cpu::xsave;
 
 /// A host whose every feature bit is set.
 struct Full {

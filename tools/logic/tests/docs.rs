@@ -31,7 +31,7 @@ fn abi() -> String {
 #[test]
 fn every_ioctl_is_described() {
     let described = names(&abi(), "");
-    let missing: Vec<_> = text("src/uapi.rs")
+    let missing: Vec<_> = text("src/abi/uapi.rs")
         .lines()
         .filter_map(|l| {
             let (name, value) = l
@@ -51,7 +51,7 @@ fn every_ioctl_is_described() {
 #[test]
 fn capabilities_are_those_of_the_source() {
     let mut offered = BTreeSet::new();
-    for file in ["src/dev.rs", "src/caps.rs"] {
+    for file in ["src/kvm/device.rs", "src/x86/enabled.rs"] {
         let source = text(file);
         let function = source
             .split("fn check_extension")
@@ -73,7 +73,7 @@ fn capabilities_are_those_of_the_source() {
         .collect();
     assert_eq!(
         offered, described,
-        "src/dev.rs and src/caps.rs (left) and docs/abi.md (right) name other capabilities"
+        "src/kvm/device.rs and src/x86/enabled.rs (left) and docs/abi.md (right) name other capabilities"
     );
 }
 
@@ -81,14 +81,14 @@ fn capabilities_are_those_of_the_source() {
 fn what_is_not_there_is_not_in_the_source() {
     let abi = text("docs/abi.md");
     let absent = abi.split("\n## Not there").nth(1).unwrap();
-    let source = text("src/uapi.rs");
+    let source = text("src/abi/uapi.rs");
     let known = names(&source, "KVM_");
     // Commands that exist on another file than the one meant.
     let elsewhere = ["KVM_GET_MSRS"];
     for name in names(absent, "KVM_") {
         assert!(
             !known.contains(&name) || elsewhere.contains(&name.as_str()),
-            "docs/abi.md says that {name} is not there, but src/uapi.rs has it"
+            "docs/abi.md says that {name} is not there, but src/abi/uapi.rs has it"
         );
     }
 }

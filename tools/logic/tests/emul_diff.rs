@@ -2,8 +2,8 @@
 //! The decoder against iced-x86: length, operation, operands and memory form, over opcode sweeps and random bytes.
 
 use iced_x86::{Decoder, DecoderOptions, Instruction, Mnemonic, OpKind, Register};
-use rvmm_logic::cpu::regs::{Mode, Seg};
-use rvmm_logic::emul::{decode, DecodeError, Insn, Op, Operand, Rep};
+use rvmm_logic::x86::cpu::regs::{Mode, Seg};
+use rvmm_logic::x86::emul::{decode, DecodeError, Insn, Op, Operand, Rep};
 
 const IP: u64 = 0x1000;
 

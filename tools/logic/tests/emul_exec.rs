@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0
 //! Execution: segmentation in every mode, faults, string instructions, port batches, what is committed when.
 
-use rvmm_logic::cpu::regs::{cr0, cr4, efer, rflags, Gpr, Mode, Regs, Seg, Segment, Sregs};
-use rvmm_logic::emul::{
+use rvmm_logic::x86::cpu::regs::{cr0, cr4, efer, rflags, Gpr, Mode, Regs, Seg, Segment, Sregs};
+use rvmm_logic::x86::emul::{
     advance, decode, execute, read_reg, write_reg, Env, Insn, Operand, Outcome, PortRequest, Stop,
 };
 

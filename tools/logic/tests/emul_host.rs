@@ -7,8 +7,10 @@
 
 use std::arch::asm;
 
-use rvmm_logic::cpu::regs::{cr0, cr4, efer, rflags, Gpr, Mode, Regs, Seg, Segment, Sregs};
-use rvmm_logic::emul::{decode, execute, Env, Insn, Op, Operand, Outcome, PortRequest, Rep, Stop};
+use rvmm_logic::x86::cpu::regs::{cr0, cr4, efer, rflags, Gpr, Mode, Regs, Seg, Segment, Sregs};
+use rvmm_logic::x86::emul::{
+    decode, execute, Env, Insn, Op, Operand, Outcome, PortRequest, Rep, Stop,
+};
 
 const STATUS: u64 = rflags::CF | rflags::PF | rflags::AF | rflags::ZF | rflags::SF | rflags::OF;
 const SIZE: usize = 16384;

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0
 //! Instructions that wait for user space: every access happens once, in order, with the data of the first time.
 
-use rvmm_logic::cpu::regs::{cr0, cr4, efer, rflags, Gpr, Mode, Regs, Seg, Segment, Sregs};
-use rvmm_logic::emul::{
+use rvmm_logic::x86::cpu::regs::{cr0, cr4, efer, rflags, Gpr, Mode, Regs, Seg, Segment, Sregs};
+use rvmm_logic::x86::emul::{
     decode, emulate, Access, Answer, Bus, Fragment, Insn, Kind, Next, Outcome, Pending,
     PortRequest, Replay, Stop, Swap,
 };

@@ -1,11 +1,14 @@
 // SPDX-License-Identifier: GPL-2.0
 //! Decoder against hand-written entries from the manuals (SDM 2A-2D, APM 3).
 
-use rvmm_logic::cpu::regs::Gpr::{self, *};
-use rvmm_logic::cpu::regs::Mode::{self, *};
-use rvmm_logic::cpu::regs::Seg;
-use rvmm_logic::emul::Operand::{self, Cr, Dr, Dx, High, Imm, Reg, StrDst, StrSrc};
-use rvmm_logic::emul::{decode, DecodeCache, DecodeError, Insn, Op, Rep};
+use rvmm_logic::x86::cpu::regs::Gpr;
+use rvmm_logic::x86::cpu::regs::Gpr::*;
+use rvmm_logic::x86::cpu::regs::Mode;
+use rvmm_logic::x86::cpu::regs::Mode::*;
+use rvmm_logic::x86::cpu::regs::Seg;
+use rvmm_logic::x86::emul::Operand;
+use rvmm_logic::x86::emul::Operand::{Cr, Dr, Dx, High, Imm, Reg, StrDst, StrSrc};
+use rvmm_logic::x86::emul::{decode, DecodeCache, DecodeError, Insn, Op, Rep};
 
 const NONE: Operand = Operand::None;
 const M: Operand = Operand::Mem;

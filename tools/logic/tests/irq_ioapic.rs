@@ -2,9 +2,9 @@
 //! I/O APIC against the 82093AA data sheet.
 #![forbid(unsafe_code)]
 
-use rvmm_logic::irq::ioapic::*;
-use rvmm_logic::irq::line::Source;
-use rvmm_logic::irq::msg::*;
+use rvmm_logic::bus::line::Source;
+use rvmm_logic::x86::irqchip::ioapic::*;
+use rvmm_logic::x86::irqchip::msg::*;
 
 const MASK: u32 = 1 << 16;
 const LEVEL: u32 = 1 << 15;

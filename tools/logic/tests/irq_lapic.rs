@@ -2,10 +2,10 @@
 //! Local APIC against SDM 3A chapter 11, and a random walk over its interface.
 #![forbid(unsafe_code)]
 
-use rvmm_logic::irq::lapic::*;
-use rvmm_logic::irq::lapic_reg::BadState;
-use rvmm_logic::irq::lapic_timer::{TimerArm, MIN_PERIOD_NS};
-use rvmm_logic::irq::msg::*;
+use rvmm_logic::x86::irqchip::lapic::regs::BadState;
+use rvmm_logic::x86::irqchip::lapic::timer::{TimerArm, MIN_PERIOD_NS};
+use rvmm_logic::x86::irqchip::lapic::*;
+use rvmm_logic::x86::irqchip::msg::*;
 
 const FEATURES: Features = Features {
     x2apic: true,
@@ -930,7 +930,7 @@ fn virtualised() {
 #[derive(Clone)]
 struct Shared(std::rc::Rc<std::cell::RefCell<[u32; 64]>>);
 
-impl rvmm_logic::irq::lapic::Registers for Shared {
+impl rvmm_logic::x86::irqchip::lapic::Registers for Shared {
     fn get(&self, n: usize) -> u32 {
         self.0.borrow()[n]
     }

@@ -2,7 +2,7 @@
 //! Interrupt messages: decoding and destination matching (SDM 3A 11.6.2, 11.11, 11.12.10).
 #![forbid(unsafe_code)]
 
-use rvmm_logic::irq::msg::*;
+use rvmm_logic::x86::irqchip::msg::*;
 
 fn xapic(id: u8, ldr: u8, dfr: Dfr) -> ApicAddr {
     ApicAddr {

@@ -2,9 +2,9 @@
 //! Cascaded 8259A pair against the data sheet.
 #![forbid(unsafe_code)]
 
-use rvmm_logic::irq::line::Source;
-use rvmm_logic::irq::msg::Vector;
-use rvmm_logic::irq::pic::*;
+use rvmm_logic::bus::line::Source;
+use rvmm_logic::x86::irqchip::msg::Vector;
+use rvmm_logic::x86::irqchip::pic::*;
 
 fn irq(n: u32) -> Irq {
     Irq::new(n).unwrap()

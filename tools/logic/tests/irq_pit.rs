@@ -2,7 +2,7 @@
 //! Interval timer against the 8254 data sheet.
 #![forbid(unsafe_code)]
 
-use rvmm_logic::irq::pit::*;
+use rvmm_logic::x86::irqchip::pit::*;
 
 /// First nanosecond at which `ticks` ticks are complete.
 fn ns(ticks: u64) -> u64 {

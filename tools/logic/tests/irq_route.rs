@@ -2,9 +2,9 @@
 //! GSI routing rules (api.rst 4.52).
 #![forbid(unsafe_code)]
 
-use rvmm_logic::irq::msg::{MsiFormat, Vector};
-use rvmm_logic::irq::route::*;
-use rvmm_logic::irq::{ioapic, pic};
+use rvmm_logic::x86::irqchip::msg::{MsiFormat, Vector};
+use rvmm_logic::x86::irqchip::route::*;
+use rvmm_logic::x86::irqchip::{ioapic, pic};
 
 const FULL: Chips = Chips {
     full: true,

@@ -4,9 +4,11 @@
 
 use std::collections::BTreeMap;
 
-use rvmm_logic::cpu::regs::{cr0, cr4, efer};
 use rvmm_logic::mem::addr::{Gpa, Gva};
-use rvmm_logic::mem::gwalk::{pfec, Access, Features, GuestRead, Paging, Translation, WalkError};
+use rvmm_logic::x86::cpu::regs::{cr0, cr4, efer};
+use rvmm_logic::x86::paging::gwalk::{
+    pfec, Access, Features, GuestRead, Paging, Translation, WalkError,
+};
 
 const P: u64 = 1;
 const W: u64 = 2;

@@ -6,11 +6,13 @@ use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, BTreeSet};
 
 use rvmm_logic::mem::addr::{Gpa, GpaRange, Hpa, Level};
-use rvmm_logic::mem::fmt_ept::{self, Caps, Ept, EptNoAd};
-use rvmm_logic::mem::fmt_npt::{self, Npt};
 use rvmm_logic::mem::walk::{
     Change, Cursor, Format, Leaf, MapError, MemType, PageTable, Perm, Removed, Tables,
 };
+use rvmm_logic::x86::paging::fmt_ept;
+use rvmm_logic::x86::paging::fmt_ept::{Caps, Ept, EptNoAd};
+use rvmm_logic::x86::paging::fmt_npt;
+use rvmm_logic::x86::paging::fmt_npt::Npt;
 
 /// xorshift64*: reproducible, no dependency.
 struct Rng(u64);

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0
 //! MSR policy: existence, ownership, value checks.
 
-use rvmm_logic::cpu::cpuid::{GuestFeatures, Vendor};
-use rvmm_logic::cpu::msr::{index as ix, *};
+use rvmm_logic::x86::cpu::cpuid::{GuestFeatures, Vendor};
+use rvmm_logic::x86::cpu::msr::{index as ix, *};
 
 const GP: Result<Written, MsrError> = Err(MsrError::Invalid);
 const NONE: Result<Written, MsrError> = Err(MsrError::Unknown);

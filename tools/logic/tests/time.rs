@@ -1,8 +1,10 @@
 // SPDX-License-Identifier: GPL-2.0
 //! Clock arithmetic, the paravirtual clock, synchronised TSCs.
 
-use rvmm_logic::cpu::pvclock::{self, Point, TimeInfo, VmClock};
-use rvmm_logic::cpu::tsc::{self, Rate, TscGroup, TscWrite};
+use rvmm_logic::x86::cpu::tsc;
+use rvmm_logic::x86::cpu::tsc::{Rate, TscGroup, TscWrite};
+use rvmm_logic::x86::pv::kvmclock;
+use rvmm_logic::x86::pv::kvmclock::{Point, TimeInfo, VmClock};
 
 const NS: u64 = 1_000_000_000;
 
@@ -226,20 +228,20 @@ fn layouts() {
             0x15, 0x16, 0x17, 0x18, 0x21, 0x22, 0x23, 0x24, 0xfe, 3, 0, 0
         ]
     );
-    assert_eq!(b[pvclock::TIME_INFO_FLAGS], 3);
-    assert_eq!(pvclock::writing(0), 1);
-    assert_eq!(pvclock::writing(1), 3);
-    assert_eq!(pvclock::writing(2), 3);
-    assert_eq!(pvclock::writing(u32::MAX), 1);
+    assert_eq!(b[kvmclock::TIME_INFO_FLAGS], 3);
+    assert_eq!(kvmclock::writing(0), 1);
+    assert_eq!(kvmclock::writing(1), 3);
+    assert_eq!(kvmclock::writing(2), 3);
+    assert_eq!(kvmclock::writing(u32::MAX), 1);
     assert_eq!(
-        pvclock::wall_clock(1_700_000_000_123_456_789),
+        kvmclock::wall_clock(1_700_000_000_123_456_789),
         (1_700_000_000, 123_456_789)
     );
 }
 
 #[test]
 fn clock_pairing_layout() {
-    let b = pvclock::clock_pairing(5 * NS + 7, 0x0102_0304);
+    let b = kvmclock::clock_pairing(5 * NS + 7, 0x0102_0304);
     assert_eq!(b[..8], 5u64.to_le_bytes());
     assert_eq!(b[8..16], 7u64.to_le_bytes());
     assert_eq!(b[16..24], 0x0102_0304u64.to_le_bytes());
@@ -248,7 +250,7 @@ fn clock_pairing_layout() {
 
 #[test]
 fn scales() {
-    use rvmm_logic::cpu::tsc::Scale;
+    use rvmm_logic::x86::cpu::tsc::Scale;
     assert_eq!(Scale::ONE.apply(u64::MAX), u64::MAX);
     assert_eq!(Scale::ONE.ratio(48), 1 << 48);
     for (fraction, max) in [(48, u64::MAX), (32, (1 << 40) - 1)] {

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0
 //! VM-entry checks: a valid baseline, then one broken thing per rule.
 
-use rvmm_logic::cpu::regs::{cr0, cr4, efer, rflags};
-use rvmm_logic::vmx::check::*;
+use rvmm_logic::x86::cpu::regs::{cr0, cr4, efer, rflags};
+use rvmm_logic::x86::vmx::check::*;
 
 fn allowed(must: u32, may: u32) -> Allowed {
     Allowed((u64::from(may) << 32) | u64::from(must))

@@ -2,19 +2,23 @@
 //! One local APIC: interrupt acceptance, priorities, EOI, local vector table, reset and modes (SDM 3A ch. 11).
 //!
 //! A pure state machine without locks or clocks: the owner (the vCPU's thread) passes the time in and carries
-//! out the returned [`Action`]. Register access is in [`crate::irq::lapic_reg`], the timer in
-//! [`crate::irq::lapic_timer`].
+//! out the returned [`Action`]. Register access is in [`crate::x86::irqchip::lapic::regs`], the timer in
+//! [`crate::x86::irqchip::lapic::timer`].
 //!
 //! Deviation from the SDM, as in KVM: the ID register is writable in xAPIC mode.
 #![forbid(unsafe_code)]
 
-pub use crate::irq::lapic_defs::{base, esr, reg};
-use crate::irq::lapic_defs::{
+pub use crate::x86::irqchip::lapic::defs::{base, esr, reg};
+pub mod defs;
+pub mod regs;
+pub mod timer;
+
+use crate::x86::irqchip::lapic::defs::{
     LVTS, LVT_LEVEL, LVT_MASKED, LVT_REMOTE_IRR, SVR_ENABLE, SVR_SUPPRESS_EOI, VERSION,
     VERSION_SUPPRESS_EOI,
 };
-use crate::irq::lapic_timer::{Timer, TimerArm, TimerMode};
-use crate::irq::msg::{ApicAddr, DeliveryMode, Dfr, Message, TriggerMode, Vector};
+use crate::x86::irqchip::lapic::timer::{Timer, TimerArm, TimerMode};
+use crate::x86::irqchip::msg::{ApicAddr, DeliveryMode, Dfr, Message, TriggerMode, Vector};
 
 /// The access raises #GP(0) in the guest.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -2,12 +2,12 @@
 //! Register access to a local APIC: xAPIC page, x2APIC MSRs, saved state (SDM 3A 11.4.1, 11.12.1; api.rst 4.57, 4.58).
 #![forbid(unsafe_code)]
 
-use crate::irq::lapic::{idx, Action, Gp, Lapic, Registers};
-use crate::irq::lapic_defs::{
+use crate::x86::irqchip::lapic::defs::{
     esr, reg, LVTS, LVT_LEVEL, LVT_MASKED, LVT_REMOTE_IRR, SVR_ENABLE, SVR_SUPPRESS_EOI,
 };
-use crate::irq::lapic_timer::TimerMode;
-use crate::irq::msg::{x2apic_ldr, Message, Shorthand, TriggerMode, Vector};
+use crate::x86::irqchip::lapic::timer::TimerMode;
+use crate::x86::irqchip::lapic::{idx, Action, Gp, Lapic, Registers};
+use crate::x86::irqchip::msg::{x2apic_ldr, Message, Shorthand, TriggerMode, Vector};
 
 /// First x2APIC MSR.
 pub const X2APIC_MSR_FIRST: u32 = 0x800;

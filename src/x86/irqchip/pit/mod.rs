@@ -8,8 +8,10 @@
 //! running period first.
 #![forbid(unsafe_code)]
 
-use crate::irq::pit_channel::Channel;
-pub use crate::irq::pit_channel::{ChannelState, HZ};
+pub mod channel;
+
+use crate::x86::irqchip::pit::channel::Channel;
+pub use crate::x86::irqchip::pit::channel::{ChannelState, HZ};
 
 /// Shortest interval between two interrupts in nanoseconds; protects the host against interrupt storms.
 pub const MIN_INTERVAL_NS: u64 = 200_000;

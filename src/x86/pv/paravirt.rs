@@ -4,17 +4,18 @@
 //!
 //! Pages are written outside stays, on [`request::CLOCK`]. An address without memory is nobody's error: nothing is written.
 
-use crate::cpu::cpuid::{kvm_feature, GuestFeatures};
-use crate::cpu::msr::index as ix;
-use crate::cpu::pvclock::{self, TimeInfo};
-use crate::cpu::tsc;
-use crate::irq::msg::Vector;
+use crate::bus::set::request;
+use crate::kvm::vm::Vm;
 use crate::linux::{gup, sched, uaccess};
 use crate::mem::addr::{Gpa, PAGE_SIZE};
 use crate::mem::memory::MemoryView;
-use crate::state::State;
-use crate::vcpu_set::request;
-use crate::vm::Vm;
+use crate::x86::cpu::cpuid::{kvm_feature, GuestFeatures};
+use crate::x86::cpu::msr::index as ix;
+use crate::x86::cpu::tsc;
+use crate::x86::irqchip::msg::Vector;
+use crate::x86::pv::kvmclock;
+use crate::x86::pv::kvmclock::TimeInfo;
+use crate::x86::vcpu::state::State;
 use core::sync::atomic::Ordering;
 use kernel::prelude::*;
 
@@ -89,7 +90,7 @@ impl Paravirt {
     /// The clock's page: where, if it is switched on.
     fn clock_page(&self) -> Option<Gpa> {
         let gpa = self.system_time & !1;
-        let inside = gpa & (PAGE_SIZE - 1) <= PAGE_SIZE - pvclock::TIME_INFO as u64;
+        let inside = gpa & (PAGE_SIZE - 1) <= PAGE_SIZE - kvmclock::TIME_INFO as u64;
         (self.system_time & 1 != 0 && inside).then_some(Gpa(gpa))
     }
 }
@@ -233,7 +234,7 @@ fn write_steal_time(view: &MemoryView<'_>, gpa: Gpa, stolen: u64) -> Result<u8> 
         }
         Ok(old)
     })?;
-    let version = pvclock::writing(resident(hva, || uaccess::get_u32(version_at))?);
+    let version = kvmclock::writing(resident(hva, || uaccess::get_u32(version_at))?);
     resident(hva, || uaccess::put_u32(version_at, version))?;
     let steal = resident(hva, || uaccess::get_u64(hva))?.wrapping_add(stolen);
     resident(hva, || uaccess::put_u64(hva, steal))?;
@@ -314,10 +315,10 @@ pub(crate) fn update_clock(vm: &Vm, s: &mut State) {
     let r = vm.clock.reference();
     let mut flags = 0;
     if r.common {
-        flags |= pvclock::TSC_STABLE;
+        flags |= kvmclock::TSC_STABLE;
     }
     if core::mem::take(&mut s.pv.stopped) {
-        flags |= pvclock::GUEST_STOPPED;
+        flags |= kvmclock::GUEST_STOPPED;
     }
     let info = TimeInfo {
         tsc: s.tsc_at(r.host_tsc),
@@ -342,13 +343,13 @@ fn resident<T>(hva: usize, mut f: impl FnMut() -> Result<T>) -> Result<T> {
 
 fn write_time_info(view: &MemoryView<'_>, gpa: Gpa, mut info: TimeInfo) -> Result {
     let hva = view.hva(gpa, true)?;
-    let at = hva.checked_add(pvclock::TIME_INFO_FLAGS).ok_or(EFAULT)?;
+    let at = hva.checked_add(kvmclock::TIME_INFO_FLAGS).ok_or(EFAULT)?;
     // Another vCPU may read the page meanwhile: the version is odd from the first write to the last. Each is one call out of this
     // language, which keeps their order, as the processor does.
-    let version = pvclock::writing(resident(hva, || uaccess::get_u32(hva))?);
+    let version = kvmclock::writing(resident(hva, || uaccess::get_u32(hva))?);
     resident(hva, || uaccess::put_u32(hva, version))?;
     // The guest clears it when it has seen it.
-    info.flags |= resident(hva, || uaccess::get_u8(at))? & pvclock::GUEST_STOPPED;
+    info.flags |= resident(hva, || uaccess::get_u8(at))? & kvmclock::GUEST_STOPPED;
     let bytes = info.to_bytes(version);
     resident(hva, || uaccess::copy_to(hva, &bytes))?;
     resident(hva, || uaccess::put_u32(hva, version.wrapping_add(1)))?;
@@ -361,9 +362,9 @@ fn write_wall_clock(vm: &Vm, gpa: Gpa) -> Result {
     let view = vm.memory.view();
     let mut old = [0; 4];
     view.read(gpa, &mut old)?;
-    let version = pvclock::writing(u32::from_le_bytes(old));
+    let version = kvmclock::writing(u32::from_le_bytes(old));
     view.write(gpa, &version.to_le_bytes())?;
-    let (seconds, ns) = pvclock::wall_clock(vm.clock.epoch_ns());
+    let (seconds, ns) = kvmclock::wall_clock(vm.clock.epoch_ns());
     view.write(gpa.wrapping_add(4), &seconds.to_le_bytes())?;
     view.write(gpa.wrapping_add(8), &ns.to_le_bytes())?;
     view.write(gpa, &version.wrapping_add(1).to_le_bytes())?;

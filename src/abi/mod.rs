@@ -1,0 +1,5 @@
+// SPDX-License-Identifier: GPL-2.0
+//! What user space sees: numbers, structures and counters, without behaviour.
+
+pub(crate) mod stats;
+pub(crate) mod uapi;

@@ -1,0 +1,7 @@
+// SPDX-License-Identifier: GPL-2.0
+//! What guests know of the hypervisor: clocks, hypercalls and the memory that they share with it.
+
+pub(crate) mod clock;
+pub(crate) mod hypercall;
+pub(crate) mod kvmclock;
+pub(crate) mod paravirt;
