@@ -10,6 +10,7 @@ use crate::linux::global::Global;
 use crate::linux::{boot_cpu, cpuid as host, cr, misc};
 use crate::x86::cpu::cpuid;
 use crate::x86::cpu::cpuid::{CpuidEntry, CpuidIndex, GuestFeatures, HostCpuid, Policy, Vendor};
+use crate::x86::cpu::index;
 use crate::x86::cpu::{msr, xsave};
 use crate::x86::enabled;
 use crate::x86::vendor::choose;
@@ -102,7 +103,7 @@ pub(crate) fn model() -> Result<&'static Model> {
 fn arch_capabilities(spec_ctrl: bool) -> u64 {
     use crate::linux::boot_cpu::{bug, Bug};
     use msr::arch_capabilities as bit;
-    let mut v = crate::linux::msr::read_safe(msr::index::ARCH_CAPABILITIES).unwrap_or(0);
+    let mut v = crate::linux::msr::read_safe(index::ARCH_CAPABILITIES).unwrap_or(0);
     for (flaw, no) in [
         (Bug::Meltdown, bit::RDCL_NO),
         (Bug::L1tf, bit::SKIP_L1DFL_VMENTRY),
@@ -132,7 +133,7 @@ pub(crate) fn init() -> Result {
     let host_xcr0 = if has_xsave { cr::xgetbv(0) } else { 0 };
     // The kernel sets it once, from CPUID, and never changes it.
     let host_xss = if has_xsave && Host.cpuid(0xd, 1)[0] & 1 << 3 != 0 {
-        crate::linux::msr::read_safe(msr::index::XSS).unwrap_or(0)
+        crate::linux::msr::read_safe(index::XSS).unwrap_or(0)
     } else {
         0
     };
@@ -147,7 +148,7 @@ pub(crate) fn init() -> Result {
     let lfence_serializing = vendor == Vendor::Amd
         && (Host.cpuid(0x8000_0000, 0)[0] >= 0x8000_0021
             && Host.cpuid(0x8000_0021, 0)[0] & 1 << 2 != 0
-            || crate::linux::msr::read_safe(msr::index::DE_CFG).is_ok_and(|v| v & 2 != 0));
+            || crate::linux::msr::read_safe(index::DE_CFG).is_ok_and(|v| v & 2 != 0));
     // SVM guests run with the host's value: no emulated processor has the MSR beside SVM.
     let spec_ctrl = vendor == Vendor::Intel && crate::x86::mitigate::has_spec_ctrl();
     let policy = Policy {

@@ -11,6 +11,7 @@
 
 use crate::linux::bindings as b;
 use crate::linux::{boot_cpu, msr, smp};
+use crate::x86::cpu::index;
 use core::arch::asm;
 use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use kernel::prelude::*;
@@ -27,10 +28,6 @@ const IBPB_EXIT: u32 = 1 << 3;
 const RSB_FILL: u32 = 1 << 4;
 /// One entry on the return stack after each exit: enough for post-barrier return-stack predictions.
 const RSB_ONE: u32 = 1 << 5;
-
-const MSR_SPEC_CTRL: u32 = 0x48;
-const MSR_PRED_CMD: u32 = 0x49;
-const MSR_FLUSH_CMD: u32 = 0x10b;
 
 static NEEDED: AtomicU32 = AtomicU32::new(0);
 /// Source of vCPU tokens for `begin_stay`.
@@ -104,7 +101,7 @@ pub(crate) fn begin_stay(token: u64, cpu: u32) {
     }
     if needed & L1D_FLUSH != 0 {
         // SAFETY: The CPU has IA32_FLUSH_CMD (CPUID.7:EDX[28]); bit 0 flushes L1D (SDM 4, table 2-2).
-        unsafe { msr::write(MSR_FLUSH_CMD, 1) };
+        unsafe { msr::write(index::FLUSH_CMD, 1) };
     }
 }
 
@@ -186,7 +183,7 @@ impl SpecCtrl {
     pub(crate) fn begin_stay(&mut self) {
         if self.used {
             // SAFETY: The CPU has the MSR: it was offered, else the guest could not have set it.
-            self.host = unsafe { msr::read(MSR_SPEC_CTRL) };
+            self.host = unsafe { msr::read(index::SPEC_CTRL) };
         }
     }
 
@@ -195,7 +192,7 @@ impl SpecCtrl {
     pub(crate) fn before_enter(&self) {
         if self.used && self.guest != self.host {
             // SAFETY: As in `begin_stay`; the value was checked against the CPU's features.
-            unsafe { msr::write(MSR_SPEC_CTRL, self.guest) };
+            unsafe { msr::write(index::SPEC_CTRL, self.guest) };
         }
     }
 
@@ -205,7 +202,7 @@ impl SpecCtrl {
         if self.used {
             if self.guest != self.host {
                 // SAFETY: As in `begin_stay`; the value was read from the MSR.
-                unsafe { msr::write(MSR_SPEC_CTRL, self.host) };
+                unsafe { msr::write(index::SPEC_CTRL, self.host) };
             }
             // Nothing is predicted past a comparison that went the wrong way.
             // SAFETY: A fence.
@@ -217,5 +214,5 @@ impl SpecCtrl {
 #[inline]
 fn ibpb() {
     // SAFETY: The CPU has IA32_PRED_CMD (X86_FEATURE_IBPB); bit 0 is the barrier (SDM 4, table 2-2).
-    unsafe { msr::write(MSR_PRED_CMD, 1) };
+    unsafe { msr::write(index::PRED_CMD, 1) };
 }

@@ -5,6 +5,7 @@ pub(crate) mod canonical;
 pub(crate) mod control;
 pub(crate) mod cpuid;
 pub(crate) mod events;
+pub(crate) mod index;
 pub(crate) mod msr;
 pub(crate) mod regs;
 pub(crate) mod tsc;

@@ -10,7 +10,7 @@ use crate::linux::{gup, sched, uaccess};
 use crate::mem::addr::{Gpa, PAGE_SIZE};
 use crate::mem::memory::MemoryView;
 use crate::x86::cpu::cpuid::{kvm_feature, GuestFeatures};
-use crate::x86::cpu::msr::index as ix;
+use crate::x86::cpu::index as ix;
 use crate::x86::cpu::tsc;
 use crate::x86::irqchip::msg::Vector;
 use crate::x86::pv::kvmclock;

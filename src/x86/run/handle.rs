@@ -8,6 +8,7 @@ use crate::bus::set::request;
 use crate::linux::hrtimer;
 use crate::linux::mmap::Shared;
 use crate::pr_warn_ratelimited;
+use crate::x86::cpu::index;
 use crate::x86::cpu::msr as msrs;
 use crate::x86::cpu::regs::{Gpr, Mode};
 use crate::x86::cpu::{cpuid, events};
@@ -272,8 +273,7 @@ impl Runner<'_> {
         if self.filtered(index, Direction::Read) {
             return self.refuse_msr(Direction::Read, index, 0, k::KVM_MSR_EXIT_REASON_FILTER);
         }
-        let value = if index != msrs::index::PLATFORM_INFO || self.vm.caps.platform_info_readable()
-        {
+        let value = if index != index::PLATFORM_INFO || self.vm.caps.platform_info_readable() {
             self.s.read_msr(self.vm, index, false)
         } else {
             None
@@ -302,7 +302,7 @@ impl Runner<'_> {
             return Step::Slow;
         }
         // Moving the local APIC may change the nested page tables.
-        if atomic && self.s.apicv && index == msrs::index::APIC_BASE {
+        if atomic && self.s.apicv && index == index::APIC_BASE {
             return Step::Slow;
         }
         // Fetch first: the write may change what the address translates to.
@@ -318,11 +318,11 @@ impl Runner<'_> {
         // What guests write most needs no look at what all the other MSRs are.
         if let Some(l) = &mut self.s.lapic {
             match index {
-                msrs::index::X2APIC_EOI if value == 0 && l.is_x2apic() => {
+                index::X2APIC_EOI if value == 0 && l.is_x2apic() => {
                     let action = l.eoi();
                     return self.act(&action);
                 }
-                msrs::index::TSC_DEADLINE if self.s.features.tsc_deadline => {
+                index::TSC_DEADLINE if self.s.features.tsc_deadline => {
                     if l.set_tsc_deadline(value).timer {
                         self.vcpu.arm_timer(self.s);
                     }

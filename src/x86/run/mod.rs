@@ -17,6 +17,7 @@ use crate::linux::irqflags::IrqGuard;
 use crate::linux::mmap::Shared;
 use crate::linux::{boot_cpu, cr, fpu, hrtimer, msr, preempt, sched};
 use crate::x86::cpu::events::Inject;
+use crate::x86::cpu::index;
 use crate::x86::cpu::msr as msrs;
 use crate::x86::cpu::regs::{rflags, Gpr, Seg};
 use crate::x86::cpu::{events, xsave};
@@ -556,7 +557,7 @@ impl<'a> Runner<'a> {
         if swap_xss {
             // SAFETY: The MSR exists if the host's value is not zero, and the guest's is a subset of what the CPU has (none, up to
             // now). The kernel does not use XSAVES with interrupts off in a stay.
-            unsafe { msr::write(msrs::index::XSS, self.s.msrs.xss) };
+            unsafe { msr::write(index::XSS, self.s.msrs.xss) };
         }
         if self.s.model.pku && self.s.pkru != host_pkru {
             // SAFETY: As above. In force for the stay only; accesses to user memory that it forbids fail and are done outside.
@@ -578,7 +579,7 @@ impl<'a> Runner<'a> {
         }
         if swap_xss || self.s.model.host_xss != self.s.msrs.xss {
             // SAFETY: The value in force before the stay.
-            unsafe { msr::write(msrs::index::XSS, self.s.model.host_xss) };
+            unsafe { msr::write(index::XSS, self.s.model.host_xss) };
         }
         fpu_guard.save(&mut self.s.fpu, self.s.model.host_xcr0 & !xsave::PKRU);
         drop(fpu_guard);

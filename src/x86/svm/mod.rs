@@ -15,6 +15,7 @@ use crate::linux::irqflags::IrqGuard;
 use crate::linux::page::Pages;
 use crate::linux::percpu::PerCpu;
 use crate::linux::{boot_cpu, cpuid, msr, smp};
+use crate::x86::cpu::index;
 use crate::x86::cpu::regs::efer;
 use crate::x86::paging::fmt_npt::HOST_PAT;
 use crate::x86::vendor::{HwCaps, Platform};
@@ -23,17 +24,10 @@ use kernel::prelude::*;
 
 pub(crate) use vcpu::SvmVcpu;
 
-const MSR_PAT: u32 = 0x277;
-const MSR_EFER: u32 = 0xc000_0080;
-const MSR_TSC_AUX: u32 = 0xc000_0103;
-/// TSC_RATIO, by which guests' TSCs are scaled (APM 2 15.30.5): 8 bits before the point, 32 behind.
-const MSR_TSC_RATIO: u32 = 0xc000_0104;
 const TSC_FRACTION: u32 = 32;
 const TSC_RATIO_MAX: u64 = (1 << 40) - 1;
 /// No scaling; the value of RESET.
 const TSC_RATIO_ONE: u64 = 1 << TSC_FRACTION;
-const MSR_VM_CR: u32 = 0xc001_0114;
-const MSR_VM_HSAVE_PA: u32 = 0xc001_0117;
 /// VM_CR.SVMDIS (APM 2 15.30.1).
 const VM_CR_SVMDIS: u64 = 1 << 4;
 
@@ -55,16 +49,16 @@ const IOPM_BYTES: usize = 12288;
 
 /// MSRs that VMLOAD and VMSAVE switch, which the guest may therefore access directly (APM 2 15.5.2).
 const SWITCHED_MSRS: [u32; 10] = [
-    0x174,
-    0x175,
-    0x176,
-    0xc000_0081,
-    0xc000_0082,
-    0xc000_0083,
-    0xc000_0084,
-    0xc000_0100,
-    0xc000_0101,
-    0xc000_0102,
+    index::SYSENTER_CS,
+    index::SYSENTER_ESP,
+    index::SYSENTER_EIP,
+    index::STAR,
+    index::LSTAR,
+    index::CSTAR,
+    index::FMASK,
+    index::FS_BASE,
+    index::GS_BASE,
+    index::KERNEL_GS_BASE,
 ];
 
 /// State of one CPU.
@@ -170,7 +164,7 @@ impl Platform for Svm {
             pr_err!("this CPU has no AMD SVM\n");
             return Err(ENODEV);
         }
-        if let Ok(v) = msr::read_safe(MSR_VM_CR) {
+        if let Ok(v) = msr::read_safe(index::VM_CR) {
             if v & VM_CR_SVMDIS != 0 {
                 pr_err!("SVM is switched off by the firmware (VM_CR.SVMDIS): enable SVM or AMD-V in the firmware set-up\n");
                 return Err(ENODEV);
@@ -189,7 +183,7 @@ impl Platform for Svm {
             pr_err!("this CPU's SVM has no ASIDs for guests\n");
             return Err(EOPNOTSUPP);
         }
-        if msr::read_safe(MSR_PAT) != Ok(HOST_PAT) {
+        if msr::read_safe(index::PAT) != Ok(HOST_PAT) {
             pr_err!("IA32_PAT of this host is not Linux's usual one, by which nested pages choose memory types\n");
             return Err(EOPNOTSUPP);
         }
@@ -272,14 +266,14 @@ impl Platform for Svm {
         let guard = IrqGuard::new();
         let cpu = state.cpus.this(&guard).ok_or(ENODEV)?;
         // SAFETY: EFER exists on every 64-bit CPU.
-        let old = unsafe { msr::read(MSR_EFER) };
+        let old = unsafe { msr::read(index::EFER) };
         if old & efer::SVME != 0 {
             pr_err!("EFER.SVME is already set: another hypervisor (kvm_amd?) owns SVM on this machine; unload it first\n");
             return Err(EBUSY);
         }
         if state.caps.rdtscp {
             // SAFETY: RDTSCP implies TSC_AUX.
-            let aux = unsafe { msr::read(MSR_TSC_AUX) };
+            let aux = unsafe { msr::read(index::TSC_AUX) };
             cpu.tsc_aux.store(aux, Ordering::Relaxed);
         }
         // A new generation: whatever this CPU's TLB held before it went down is not trusted.
@@ -288,8 +282,8 @@ impl Platform for Svm {
         // SAFETY: The CPU has SVM and SVMDIS is clear; setting SVME changes nothing until VMRUN. The save area is a page
         // of ours that lives until `exit`.
         unsafe {
-            msr::write(MSR_EFER, old | efer::SVME);
-            msr::write(MSR_VM_HSAVE_PA, cpu.hsave.phys());
+            msr::write(index::EFER, old | efer::SVME);
+            msr::write(index::VM_HSAVE_PA, cpu.hsave.phys());
         }
         cpu.enabled.store(1, Ordering::Relaxed);
         Ok(())
@@ -306,8 +300,8 @@ impl Platform for Svm {
         }
         // SAFETY: `cpu_up` set these; no stay is open on this CPU, since interrupts were on before.
         unsafe {
-            msr::write(MSR_VM_HSAVE_PA, 0);
-            msr::write(MSR_EFER, msr::read(MSR_EFER) & !efer::SVME);
+            msr::write(index::VM_HSAVE_PA, 0);
+            msr::write(index::EFER, msr::read(index::EFER) & !efer::SVME);
         }
     }
 }

@@ -4,7 +4,7 @@
 use super::check;
 use super::entry;
 use super::vmcb::{exit, misc1, misc2, vintr, Vmcb, VmcbSegment};
-use super::{Cpu, State, MSR_PAT, MSR_TSC_AUX, MSR_TSC_RATIO, STATE, TSC_RATIO_ONE};
+use super::{Cpu, State, STATE, TSC_RATIO_ONE};
 use crate::linux::irqflags;
 use crate::linux::page::Pages;
 use crate::linux::{boot_cpu, cr, msr};
@@ -12,6 +12,7 @@ use crate::mem::addr::Gpa;
 use crate::pr_warn_ratelimited;
 use crate::x86::cpu::control;
 use crate::x86::cpu::events::interrupt_event;
+use crate::x86::cpu::index;
 use crate::x86::cpu::regs::{cr0, cr4, efer, rflags, DescTable, Gpr, Seg};
 use crate::x86::exit::{CrAccess, CrOp, Event, EventKind, Exception, Exit, Io, NestedFault};
 use crate::x86::mitigate;
@@ -517,11 +518,11 @@ impl VcpuBackend for SvmVcpu {
         }
         if self.state.caps.rdtscp && self.tsc_aux != cpu.tsc_aux.load(Ordering::Relaxed) {
             // SAFETY: TSC_AUX is read by user-space RDTSCP and RDPID only; `end_stay` puts the host's value back.
-            unsafe { msr::write(MSR_TSC_AUX, self.tsc_aux) };
+            unsafe { msr::write(index::TSC_AUX, self.tsc_aux) };
         }
         if self.tsc_ratio != TSC_RATIO_ONE {
             // SAFETY: The core sets it only where CPUID has the MSR; in force in guests only, and `end_stay` puts it back.
-            unsafe { msr::write(MSR_TSC_RATIO, self.tsc_ratio) };
+            unsafe { msr::write(index::TSC_RATIO, self.tsc_ratio) };
         }
         Ok(())
     }
@@ -533,11 +534,11 @@ impl VcpuBackend for SvmVcpu {
         let aux = cpu.tsc_aux.load(Ordering::Relaxed);
         if self.state.caps.rdtscp && self.tsc_aux != aux {
             // SAFETY: The value that this CPU had before the stay.
-            unsafe { msr::write(MSR_TSC_AUX, aux) };
+            unsafe { msr::write(index::TSC_AUX, aux) };
         }
         if self.tsc_ratio != TSC_RATIO_ONE {
             // SAFETY: As in `begin_stay`.
-            unsafe { msr::write(MSR_TSC_RATIO, TSC_RATIO_ONE) };
+            unsafe { msr::write(index::TSC_RATIO, TSC_RATIO_ONE) };
         }
         // SAFETY: The values that the registers had before the stay, addresses before enables.
         unsafe {
@@ -792,47 +793,47 @@ impl VcpuBackend for SvmVcpu {
     fn msr(&mut self, index: u32) -> Option<u64> {
         let s = &self.vmcb().save;
         Some(match index {
-            0x174 => s.sysenter_cs,
-            0x175 => s.sysenter_esp,
-            0x176 => s.sysenter_eip,
+            index::SYSENTER_CS => s.sysenter_cs,
+            index::SYSENTER_ESP => s.sysenter_esp,
+            index::SYSENTER_EIP => s.sysenter_eip,
             0x1d9 => s.debugctl,
-            MSR_PAT => s.g_pat,
-            0xc000_0081 => s.star,
-            0xc000_0082 => s.lstar,
-            0xc000_0083 => s.cstar,
-            0xc000_0084 => s.sfmask,
-            0xc000_0100 => s.fs.base,
-            0xc000_0101 => s.gs.base,
-            0xc000_0102 => s.kernel_gs_base,
-            MSR_TSC_AUX => self.tsc_aux,
+            index::PAT => s.g_pat,
+            index::STAR => s.star,
+            index::LSTAR => s.lstar,
+            index::CSTAR => s.cstar,
+            index::FMASK => s.sfmask,
+            index::FS_BASE => s.fs.base,
+            index::GS_BASE => s.gs.base,
+            index::KERNEL_GS_BASE => s.kernel_gs_base,
+            index::TSC_AUX => self.tsc_aux,
             _ => return None,
         })
     }
 
     fn set_msr(&mut self, index: u32, value: u64) -> bool {
-        if index == MSR_TSC_AUX {
+        if index == index::TSC_AUX {
             let stay = !irqflags::enabled();
             self.tsc_aux = value;
             if stay && self.state.caps.rdtscp {
                 // SAFETY: In a stay the register holds the guest's value; `end_stay` restores the host's.
-                unsafe { msr::write(MSR_TSC_AUX, value) };
+                unsafe { msr::write(index::TSC_AUX, value) };
             }
             return true;
         }
         let s = &mut self.vmcb_mut().save;
         match index {
-            0x174 => s.sysenter_cs = value,
-            0x175 => s.sysenter_esp = value,
-            0x176 => s.sysenter_eip = value,
+            index::SYSENTER_CS => s.sysenter_cs = value,
+            index::SYSENTER_ESP => s.sysenter_esp = value,
+            index::SYSENTER_EIP => s.sysenter_eip = value,
             0x1d9 => s.debugctl = value,
-            MSR_PAT => s.g_pat = value,
-            0xc000_0081 => s.star = value,
-            0xc000_0082 => s.lstar = value,
-            0xc000_0083 => s.cstar = value,
-            0xc000_0084 => s.sfmask = value,
-            0xc000_0100 => s.fs.base = value,
-            0xc000_0101 => s.gs.base = value,
-            0xc000_0102 => s.kernel_gs_base = value,
+            index::PAT => s.g_pat = value,
+            index::STAR => s.star = value,
+            index::LSTAR => s.lstar = value,
+            index::CSTAR => s.cstar = value,
+            index::FMASK => s.sfmask = value,
+            index::FS_BASE => s.fs.base = value,
+            index::GS_BASE => s.gs.base = value,
+            index::KERNEL_GS_BASE => s.kernel_gs_base = value,
             _ => return false,
         }
         true

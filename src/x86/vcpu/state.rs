@@ -17,6 +17,7 @@ use crate::x86::cpu::control;
 use crate::x86::cpu::cpuid::{CpuidEntry, CpuidIndex, Dynamic, GuestFeatures};
 use crate::x86::cpu::events;
 use crate::x86::cpu::events::Gate;
+use crate::x86::cpu::index;
 use crate::x86::cpu::msr as msrs;
 use crate::x86::cpu::msr::{Access, Class, MsrFile, Read, Written};
 use crate::x86::cpu::regs::{cr0, cr4, rflags, DescTable, Gpr, Seg, Segment, Sregs};
@@ -633,11 +634,11 @@ impl State {
 
     fn backend_msr(&mut self, index: u32) -> Option<u64> {
         match index {
-            msrs::index::FS_BASE => {
+            index::FS_BASE => {
                 self.load(Groups::SEGS);
                 Some(self.cpu.sregs.seg(Seg::Fs).base)
             }
-            msrs::index::GS_BASE => {
+            index::GS_BASE => {
                 self.load(Groups::SEGS);
                 Some(self.cpu.sregs.seg(Seg::Gs).base)
             }
@@ -653,9 +654,7 @@ impl State {
         value: u64,
         by_host: bool,
     ) -> Option<Action> {
-        if index == msrs::index::MISC_ENABLE
-            && (self.msrs.misc_enable ^ value) & msrs::MISC_MWAIT != 0
-        {
+        if index == index::MISC_ENABLE && (self.msrs.misc_enable ^ value) & msrs::MISC_MWAIT != 0 {
             self.mwait_follows = !vm.caps.quirk(k::KVM_X86_QUIRK_MISC_ENABLE_NO_MWAIT);
             // KVM ties the bit to SSE3.
             if self.mwait_follows && self.cpuid_leaf1_ecx() & 1 == 0 {
@@ -670,7 +669,7 @@ impl State {
         );
         let (class, value) = match self.msrs.set(index, value, &a).ok()? {
             Written::Stored | Written::StoredMtrr => {
-                if self.mwait_follows && index == msrs::index::MISC_ENABLE {
+                if self.mwait_follows && index == index::MISC_ENABLE {
                     self.refresh_dynamic();
                 }
                 return Some(Action::NONE);
@@ -753,8 +752,8 @@ impl State {
             }
             Class::Backend => {
                 let seg = match index {
-                    msrs::index::FS_BASE => Some(Seg::Fs),
-                    msrs::index::GS_BASE => Some(Seg::Gs),
+                    index::FS_BASE => Some(Seg::Fs),
+                    index::GS_BASE => Some(Seg::Gs),
                     _ => None,
                 };
                 if let Some(seg) = seg {

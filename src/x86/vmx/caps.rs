@@ -6,28 +6,10 @@
 
 use super::vmcs::{entry, exit, pin, proc, proc2};
 use crate::linux::{boot_cpu, cpuid, cr, msr, smp};
+use crate::x86::cpu::index;
 use crate::x86::cpu::regs::{cr4, efer};
 use crate::x86::vendor::{ApicMode, HwCaps};
 use kernel::prelude::*;
-
-const IA32_FEATURE_CONTROL: u32 = 0x3a;
-const IA32_BIOS_SIGN_ID: u32 = 0x8b;
-const IA32_MISC_ENABLE: u32 = 0x1a0;
-const IA32_VMX_BASIC: u32 = 0x480;
-const IA32_VMX_MISC: u32 = 0x485;
-const IA32_VMX_CR0_FIXED0: u32 = 0x486;
-const IA32_VMX_CR0_FIXED1: u32 = 0x487;
-const IA32_VMX_CR4_FIXED0: u32 = 0x488;
-const IA32_VMX_CR4_FIXED1: u32 = 0x489;
-const IA32_VMX_PROCBASED_CTLS2: u32 = 0x48b;
-const IA32_VMX_EPT_VPID_CAP: u32 = 0x48c;
-const IA32_VMX_TRUE_PINBASED_CTLS: u32 = 0x48d;
-const IA32_VMX_TRUE_PROCBASED_CTLS: u32 = 0x48e;
-const IA32_VMX_TRUE_EXIT_CTLS: u32 = 0x48f;
-const IA32_VMX_TRUE_ENTRY_CTLS: u32 = 0x490;
-
-/// IA32_EFER.
-pub(super) const IA32_EFER: u32 = 0xc000_0080;
 
 /// Bits of IA32_FEATURE_CONTROL (SDM 3C 24.7).
 const FEATURE_CONTROL_LOCK: u64 = 1 << 0;
@@ -234,7 +216,7 @@ fn capability(index: u32) -> u64 {
 /// Whether no microcode was ever loaded: no processor of silicon with VMX runs without (SDM 3A 10.11.7). Bochs does, and
 /// its release 3.0 delivers virtual interrupts while RFLAGS.IF is clear when one for the host arrives.
 fn is_emulated() -> bool {
-    msr::read_safe(IA32_BIOS_SIGN_ID).is_ok_and(|v| v >> 32 == 0)
+    msr::read_safe(index::UCODE_REV).is_ok_and(|v| v >> 32 == 0)
 }
 
 impl Caps {
@@ -256,7 +238,7 @@ impl Caps {
         }
         Self::check_feature_control()?;
 
-        let basic = capability(IA32_VMX_BASIC);
+        let basic = capability(index::VMX_BASIC);
         if basic & (1 << 55) == 0 {
             return Refusal::new(
                 EOPNOTSUPP,
@@ -279,15 +261,15 @@ impl Caps {
         };
         let pin = choose(
             &PIN,
-            IA32_VMX_TRUE_PINBASED_CTLS,
+            index::VMX_TRUE_PINBASED_CTLS,
             "VMX lacks virtual NMIs or another needed pin-based control; a newer processor is needed",
         )?;
         let proc = choose(
             &PROC,
-            IA32_VMX_TRUE_PROCBASED_CTLS,
+            index::VMX_TRUE_PROCBASED_CTLS,
             "VMX lacks MSR bitmaps, secondary controls or another needed processor-based control; a newer processor is needed",
         )?;
-        let proc2 = capability(IA32_VMX_PROCBASED_CTLS2);
+        let proc2 = capability(index::VMX_PROCBASED_CTLS2);
         if (proc2 >> 32) as u32 & proc2::EPT == 0 {
             return Refusal::new(
                 EOPNOTSUPP,
@@ -304,32 +286,32 @@ impl Caps {
         }
         let proc2 = choose(
             &PROC2,
-            IA32_VMX_PROCBASED_CTLS2,
+            index::VMX_PROCBASED_CTLS2,
             "VMX lacks WBINVD exiting or forces a secondary control that is not supported",
         )?;
         let may = |index, bits: u32| (capability(index) >> 32) as u32 & bits == bits;
         let apicv = crate::enable_apicv().unwrap_or_else(|| !is_emulated())
-            && may(IA32_VMX_TRUE_PROCBASED_CTLS, proc::TPR_SHADOW)
-            && may(IA32_VMX_PROCBASED_CTLS2, APICV);
+            && may(index::VMX_TRUE_PROCBASED_CTLS, proc::TPR_SHADOW)
+            && may(index::VMX_PROCBASED_CTLS2, APICV);
         let posted = smp::posted_vector().filter(|_| {
             apicv
-                && may(IA32_VMX_TRUE_PINBASED_CTLS, pin::POSTED_INTERRUPTS)
-                && may(IA32_VMX_TRUE_EXIT_CTLS, exit::ACK_INTERRUPT)
+                && may(index::VMX_TRUE_PINBASED_CTLS, pin::POSTED_INTERRUPTS)
+                && may(index::VMX_TRUE_EXIT_CTLS, exit::ACK_INTERRUPT)
         });
-        let timer_rate = may(IA32_VMX_TRUE_PINBASED_CTLS, pin::PREEMPTION_TIMER)
-            .then(|| capability(IA32_VMX_MISC) as u32 & 31);
+        let timer_rate = may(index::VMX_TRUE_PINBASED_CTLS, pin::PREEMPTION_TIMER)
+            .then(|| capability(index::VMX_MISC) as u32 & 31);
         let exit = choose(
             &EXIT,
-            IA32_VMX_TRUE_EXIT_CTLS,
-            "VMX cannot switch IA32_EFER and IA32_PAT at exits, or lacks another needed exit control; a newer processor is needed",
+            index::VMX_TRUE_EXIT_CTLS,
+            "VMX cannot switch index::EFER and index::PAT at exits, or lacks another needed exit control; a newer processor is needed",
         )?;
         let entry = choose(
             &ENTRY,
-            IA32_VMX_TRUE_ENTRY_CTLS,
-            "VMX cannot switch IA32_EFER and IA32_PAT at entries, or lacks another needed entry control; a newer processor is needed",
+            index::VMX_TRUE_ENTRY_CTLS,
+            "VMX cannot switch index::EFER and index::PAT at entries, or lacks another needed entry control; a newer processor is needed",
         )?;
 
-        let ept_vpid = capability(IA32_VMX_EPT_VPID_CAP);
+        let ept_vpid = capability(index::VMX_EPT_VPID_CAP);
         const EPT_MUST: u64 = ept_cap::LEVELS_4 | ept_cap::WRITE_BACK | ept_cap::INVEPT;
         if ept_vpid & EPT_MUST != EPT_MUST
             || ept_vpid & (ept_cap::INVEPT_SINGLE | ept_cap::INVEPT_ALL) == 0
@@ -359,10 +341,10 @@ impl Caps {
             apicv,
             posted,
             timer_rate,
-            cr0_fixed0: capability(IA32_VMX_CR0_FIXED0),
-            cr0_fixed1: capability(IA32_VMX_CR0_FIXED1),
-            cr4_fixed0: capability(IA32_VMX_CR4_FIXED0),
-            cr4_fixed1: capability(IA32_VMX_CR4_FIXED1),
+            cr0_fixed0: capability(index::VMX_CR0_FIXED0),
+            cr0_fixed1: capability(index::VMX_CR0_FIXED1),
+            cr4_fixed0: capability(index::VMX_CR4_FIXED0),
+            cr4_fixed1: capability(index::VMX_CR4_FIXED1),
             eptp_flags: if ept_vpid & ept_cap::ACCESSED_DIRTY != 0 {
                 EPTP_WB_4_LEVELS | EPTP_ACCESSED_DIRTY
             } else {
@@ -370,8 +352,8 @@ impl Caps {
             },
             // CPUID.1:EDX.DS, IA32_MISC_ENABLE "PEBS unavailable" (SDM 3B 20.6.2.4).
             pebs: cpuid::cpuid_checked(1, 0).edx & (1 << 21) != 0
-                && msr::read_safe(IA32_MISC_ENABLE).is_ok_and(|v| v & (1 << 12) == 0)
-                && msr::read_safe(super::host::index::PEBS_ENABLE).is_ok(),
+                && msr::read_safe(index::MISC_ENABLE).is_ok_and(|v| v & (1 << 12) == 0)
+                && msr::read_safe(index::PEBS_ENABLE).is_ok(),
             ept_vpid,
         })
     }
@@ -380,17 +362,17 @@ impl Caps {
     ///
     /// An unlocked register is left alone: the kernel sets and locks it at boot where it may.
     fn check_feature_control() -> Result<(), Refusal> {
-        let Ok(value) = msr::read_safe(IA32_FEATURE_CONTROL) else {
+        let Ok(value) = msr::read_safe(index::FEATURE_CONTROL) else {
             return Refusal::new(
                 EOPNOTSUPP,
-                "IA32_FEATURE_CONTROL cannot be read; an outer hypervisor hides VMX halfway",
+                "index::FEATURE_CONTROL cannot be read; an outer hypervisor hides VMX halfway",
                 0,
             );
         };
         if value & FEATURE_CONTROL_LOCK == 0 {
             return Refusal::new(
                 EOPNOTSUPP,
-                "IA32_FEATURE_CONTROL is not locked, so VMXON would fault; neither firmware nor kernel has set VT-x up, enable it in the firmware setup",
+                "index::FEATURE_CONTROL is not locked, so VMXON would fault; neither firmware nor kernel has set VT-x up, enable it in the firmware setup",
                 value,
             );
         }

@@ -20,26 +20,7 @@ use super::insn::Current;
 use super::vmcs::*;
 use crate::linux::desc::{self, DescPtr};
 use crate::linux::{cr, msr};
-
-/// MSR numbers (SDM 4 table 2-2).
-#[allow(missing_docs)]
-pub(super) mod index {
-    pub(in crate::x86::vmx) const SPEC_CTRL: u32 = 0x48;
-    pub(in crate::x86::vmx) const SYSENTER_CS: u32 = 0x174;
-    pub(in crate::x86::vmx) const SYSENTER_ESP: u32 = 0x175;
-    pub(in crate::x86::vmx) const SYSENTER_EIP: u32 = 0x176;
-    pub(in crate::x86::vmx) const DEBUGCTL: u32 = 0x1d9;
-    pub(in crate::x86::vmx) const PAT: u32 = 0x277;
-    pub(in crate::x86::vmx) const PEBS_ENABLE: u32 = 0x3f1;
-    pub(in crate::x86::vmx) const STAR: u32 = 0xc000_0081;
-    pub(in crate::x86::vmx) const LSTAR: u32 = 0xc000_0082;
-    pub(in crate::x86::vmx) const CSTAR: u32 = 0xc000_0083;
-    pub(in crate::x86::vmx) const FMASK: u32 = 0xc000_0084;
-    pub(in crate::x86::vmx) const FS_BASE: u32 = 0xc000_0100;
-    pub(in crate::x86::vmx) const GS_BASE: u32 = 0xc000_0101;
-    pub(in crate::x86::vmx) const KERNEL_GS_BASE: u32 = 0xc000_0102;
-    pub(in crate::x86::vmx) const TSC_AUX: u32 = 0xc000_0103;
-}
+use crate::x86::cpu::index;
 
 /// The kernel's data segment selector (`__KERNEL_DS`). SS itself may hold a null selector in kernel mode.
 const KERNEL_DS: u16 = 0x18;
@@ -121,7 +102,7 @@ pub(super) fn fill_msr_bitmap(bitmap: &mut [u8]) {
         index::LSTAR,
         index::FMASK,
         index::PAT,
-        super::caps::IA32_EFER,
+        index::EFER,
     ] {
         pass(msr, false);
     }
@@ -189,7 +170,7 @@ impl HostState {
             vm.write_host(HOST_GS_SELECTOR, 0);
             vm.write_host(HOST_TR_SELECTOR, desc::tr());
             vm.write_host(HOST_PAT, rdmsr(index::PAT));
-            vm.write_host(HOST_EFER, rdmsr(super::caps::IA32_EFER));
+            vm.write_host(HOST_EFER, rdmsr(index::EFER));
             vm.write_host(HOST_FS_BASE, self.fs_base);
         }
     }

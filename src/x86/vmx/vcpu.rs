@@ -15,7 +15,7 @@
 use super::caps::{Caps, TSC_FRACTION};
 use super::decode::{self, Class, Exceptional};
 use super::entry::{self as world, Outcome};
-use super::host::{index, GuestMsrs, HostState, DR7_ENABLES, SWAPPED};
+use super::host::{GuestMsrs, HostState, DR7_ENABLES, SWAPPED};
 use super::insn::{self, Current, InveptType, InvvpidType};
 use super::root::RootStay;
 use super::state::{self, ControlState, RightsCache};
@@ -26,6 +26,7 @@ use crate::linux::irqflags::IrqGuard;
 use crate::linux::page::Pages;
 use crate::linux::{cr, msr, preempt, smp};
 use crate::pr_err_ratelimited;
+use crate::x86::cpu::index;
 use crate::x86::cpu::regs::{efer, rflags, Gpr};
 use crate::x86::exit::{Event, EventKind, Exit};
 use crate::x86::mitigate;

@@ -50,6 +50,7 @@ pub mod x86 {
         pub mod control;
         pub mod cpuid;
         pub mod events;
+        pub mod index;
         pub mod msr;
         pub mod regs;
         pub mod tsc;

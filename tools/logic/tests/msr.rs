@@ -2,7 +2,7 @@
 //! MSR policy: existence, ownership, value checks.
 
 use rvmm_logic::x86::cpu::cpuid::{GuestFeatures, Vendor};
-use rvmm_logic::x86::cpu::msr::{index as ix, *};
+use rvmm_logic::x86::cpu::{index as ix, msr::*};
 
 const GP: Result<Written, MsrError> = Err(MsrError::Invalid);
 const NONE: Result<Written, MsrError> = Err(MsrError::Unknown);
