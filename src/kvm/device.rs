@@ -290,7 +290,7 @@ pub(crate) fn check_extension(cap: usize) -> isize {
             (k::KVM_DIRTY_LOG_MANUAL_PROTECT_ENABLE | k::KVM_DIRTY_LOG_INITIALLY_SET) as isize
         }
         k::KVM_CAP_MCE => MCE_BANKS as isize,
-        k::KVM_CAP_X2APIC_API => crate::bus::set::x2apic_api::VALID as isize,
+        k::KVM_CAP_X2APIC_API => crate::x86::shared::x2apic_api::VALID as isize,
         k::KVM_CAP_COALESCED_MMIO => k::KVM_COALESCED_MMIO_PAGE_OFFSET as isize,
         other => enabled::check_extension(other).unwrap_or(0),
     }

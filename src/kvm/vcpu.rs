@@ -6,7 +6,7 @@
 
 use crate::abi::uapi;
 use crate::abi::uapi::k;
-use crate::bus::set::{request, VcpuShared};
+use crate::x86::shared::{request, VcpuShared};
 use crate::kvm::stats;
 use crate::kvm::stats::VcpuLedger;
 use crate::kvm::vm::Vm;
@@ -85,7 +85,7 @@ impl Vcpu {
     /// A vCPU in RESET state.
     #[inline(never)]
     pub(crate) fn new(vm: &Vm, id: u32) -> Result<Arc<Self>> {
-        let shared = VcpuShared::new(id)?;
+        let shared = VcpuShared::create(id)?;
         let run = RunPages::new(vm.chip.ring())?;
         let stats = VcpuLedger::new(id)?;
         let timer = Timer::new(ApicTimer(shared.clone()))?;
@@ -332,7 +332,7 @@ fn ioctl(vm: &Arc<Vm>, vcpu: &Arc<Vcpu>, cmd: u32, arg: usize) -> Result<isize> 
                 return Err(EINVAL);
             };
             let regs = l.get_state(
-                vm.memory.vcpus.msi_format().ids_32bit,
+                vm.vcpus.msi_format().ids_32bit,
                 hrtimer::ktime_get_ns(),
             );
             let mut state = uapi::zeroed::<k::kvm_lapic_state>();
@@ -358,7 +358,7 @@ fn ioctl(vm: &Arc<Vm>, vcpu: &Arc<Vcpu>, cmd: u32, arg: usize) -> Result<isize> 
             let action = l
                 .set_state(
                     &regs,
-                    vm.memory.vcpus.msi_format().ids_32bit,
+                    vm.vcpus.msi_format().ids_32bit,
                     hrtimer::ktime_get_ns(),
                 )
                 .map_err(|_| EINVAL)?;

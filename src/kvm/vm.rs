@@ -24,6 +24,7 @@ use crate::mem::slots::Slot;
 use crate::x86::enabled::VmCaps;
 use crate::x86::irqchip::chip::IrqChip;
 use crate::x86::pv::clock::Clock;
+use crate::x86::shared::VcpuSet;
 use crate::x86::vendor::choose;
 use core::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use kernel::fs::File;
@@ -46,6 +47,8 @@ pub(crate) struct Vm {
     mm: ARef<Mm>,
     /// Unregistered, and no callback runs any more, before the memory goes.
     _notifier: MmuNotifier<Notifier>,
+    /// Its vCPUs.
+    pub(crate) vcpus: Arc<VcpuSet>,
     /// Guest memory.
     pub(crate) memory: Arc<GuestMemory>,
     /// IOAPIC, 8259s, 8254, routing, irqfds, ioeventfds.
@@ -78,13 +81,15 @@ impl Vm {
         let caps = choose::caps().ok_or(ENODEV)?;
         let mm = crate::linux::sched::current_mm().ok_or(ESRCH)?;
         let stats = Arc::new(VmStats::ZERO, GFP_KERNEL_ACCOUNT)?;
-        let memory = GuestMemory::new(*caps, stats.clone())?;
+        let vcpus = Arc::new(VcpuSet::create()?, GFP_KERNEL_ACCOUNT)?;
+        let memory = GuestMemory::new(*caps, stats.clone(), vcpus.clone())?;
         let notifier = MmuNotifier::register(&mm, Notifier(memory.clone()))?;
-        let chip = IrqChip::new(memory.clone())?;
+        let chip = IrqChip::new(vcpus.clone())?;
         Arc::pin_init(
             try_pin_init!(Self {
                 mm,
                 _notifier: notifier,
+                vcpus,
                 memory,
                 chip,
                 caps <- VmCaps::new(),
@@ -275,7 +280,7 @@ fn ioctl(vm: &Arc<Vm>, cmd: u32, arg: usize) -> Result<isize> {
                 return Err(EINVAL);
             }
             let real_ns = (d.flags & k::KVM_CLOCK_REALTIME != 0).then_some(d.realtime);
-            vm.clock.set(&vm.memory.vcpus, d.clock, real_ns);
+            vm.clock.set(&vm.vcpus, d.clock, real_ns);
             Ok(0)
         }
         uapi::KVM_GET_TSC_KHZ => Ok(vm.tsc_khz.load(Ordering::Relaxed) as isize),
@@ -292,9 +297,8 @@ fn ioctl(vm: &Arc<Vm>, cmd: u32, arg: usize) -> Result<isize> {
         uapi::RVMM_ASSIGN_DEVICE => crate::assign::assign(vm, arg),
         uapi::KVM_X86_SET_MSR_FILTER => {
             vm.caps.set_msr_filter(arg)?;
-            vm.memory
-                .vcpus
-                .request_all(crate::bus::set::request::MSR_FILTER);
+            vm.vcpus
+                .request_all(crate::x86::shared::request::MSR_FILTER);
             Ok(0)
         }
         uapi::KVM_GET_STATS_FD => crate::kvm::stats::vm_stats_fd(vm),
@@ -392,7 +396,7 @@ fn create_vcpu(vm: &Arc<Vm>, id: usize) -> Result<isize> {
     let vcpu = Vcpu::new(vm, id)?;
     let shared = vcpu.shared.clone();
     let file = NewFile::new(VcpuFile::new(vm.clone(), vcpu.clone())?)?;
-    vm.memory.vcpus.push(shared)?;
+    vm.vcpus.push(shared)?;
     // Counts the vCPUs, so it comes after.
     vcpu.start_tsc(vm)?;
     let _ = setup.ids.push_within_capacity(id);

@@ -23,7 +23,6 @@
 
 use crate::abi::stats::{VmCounter, VmStats};
 use crate::assign::space::Space;
-use crate::bus::set::VcpuSet;
 use crate::linux::boot_cpu;
 use crate::linux::gup;
 use crate::linux::mmu_notifier::{MmuNotifierOps, Range};
@@ -32,6 +31,7 @@ use crate::linux::srcu_cell::{SrcuCell, SrcuRef};
 use crate::linux::uaccess;
 use crate::mem::addr::{Gpa, GpaRange, Hpa, Hva, Level, PAGE_SIZE};
 use crate::mem::dirty;
+use crate::mem::ports::StopRunning;
 use crate::mem::slots::{self, Change, Limits, Slot};
 use crate::mem::walk::{Cursor, Leaf, MapError, MemType, Perm};
 use crate::x86::paging::nested::{NestedTable, TablePool};
@@ -250,7 +250,7 @@ pub(crate) struct GuestMemory {
     /// Bumped whenever translations have to go; a vCPU compares it before each entry.
     tlb_generation: AtomicU64,
     /// The vCPUs to be stopped for a flush.
-    pub(crate) vcpus: VcpuSet,
+    vcpus: Arc<dyn StopRunning>,
     root: Hpa,
     /// The page that a processor takes for the local APIC where it is mapped, for VMs that use it.
     apic_page: SetOnce<page::Pages>,
@@ -269,7 +269,7 @@ pub(crate) struct GuestMemory {
 
 impl GuestMemory {
     /// No slots, an empty table.
-    pub(crate) fn new(caps: HwCaps, stats: Arc<VmStats>) -> Result<Arc<Self>> {
+    pub(crate) fn new(caps: HwCaps, stats: Arc<VmStats>, vcpus: Arc<dyn StopRunning>) -> Result<Arc<Self>> {
         // The root; the first fault fetches more.
         let root = page::Pages::alloc(0)?;
         let table = NestedTable::with_root(Hpa(root.phys()), &caps)?;
@@ -278,7 +278,7 @@ impl GuestMemory {
                 update <- new_mutex!(None),
                 slots <- SrcuCell::new(SlotTable::empty()),
                 tlb_generation: AtomicU64::new(1),
-                vcpus: VcpuSet::new()?,
+                vcpus,
                 apic_page: SetOnce::new(),
                 apic_state: AtomicU32::new(APIC_UNMAPPED),
                 nx_huge: AtomicBool::new(

@@ -4,5 +4,6 @@
 pub(crate) mod addr;
 pub(crate) mod dirty;
 pub(crate) mod memory;
+pub(crate) mod ports;
 pub(crate) mod slots;
 pub(crate) mod walk;

@@ -10,6 +10,7 @@ pub(crate) mod mitigate;
 pub(crate) mod paging;
 pub(crate) mod pv;
 pub(crate) mod run;
+pub(crate) mod shared;
 pub(crate) mod svm;
 pub(crate) mod vcpu;
 pub(crate) mod vendor;

@@ -14,7 +14,7 @@ use crate::linux::eventfd::EventFdCtx;
 use crate::linux::hrtimer::{ktime_get_ns, Timer, TimerCallback};
 use crate::linux::once::Once;
 use crate::linux::page::LazyPage;
-use crate::mem::memory::GuestMemory;
+use crate::x86::shared::VcpuSet;
 use crate::x86::irqchip::controllers::{Controllers, Resampler};
 use crate::x86::irqchip::deliver::deliver;
 use crate::x86::irqchip::ioapic;
@@ -64,7 +64,7 @@ impl TimerCallback for Resume {
 /// IOAPIC, 8259s, 8254, GSI routing, irqfds and ioeventfds of one VM.
 #[pin_data]
 pub(crate) struct IrqChip {
-    memory: Arc<GuestMemory>,
+    vcpus: Arc<VcpuSet>,
     mode: AtomicU32,
     /// Set before `mode` says that they are there.
     controllers: Once<Arc<Controllers>>,
@@ -80,10 +80,10 @@ pub(crate) struct IrqChip {
 
 impl IrqChip {
     /// A VM without any interrupt controller in the kernel.
-    pub(crate) fn new(memory: Arc<GuestMemory>) -> Result<Arc<Self>> {
+    pub(crate) fn new(vcpus: Arc<VcpuSet>) -> Result<Arc<Self>> {
         Arc::pin_init(
             try_pin_init!(Self {
-                memory,
+                vcpus,
                 mode: AtomicU32::new(NONE),
                 controllers: Once::new(),
                 pit: Once::new(),
@@ -142,7 +142,7 @@ impl IrqChip {
     /// KVM_CAP_X2APIC_API (api.rst 7.7). EINVAL: unknown flags, suppression on and off, or on with an IOAPIC in the kernel, which has no
     /// EOI register.
     pub(crate) fn enable_x2apic_api(&self, flags: u64) -> Result {
-        use crate::bus::set::x2apic_api as api;
+        use crate::x86::shared::x2apic_api as api;
         const EOI: u32 = api::SUPPRESS_EOI | api::NO_SUPPRESS_EOI;
         let flags = u32::try_from(flags)
             .ok()
@@ -152,13 +152,13 @@ impl IrqChip {
             return Err(EINVAL);
         }
         let clear = if flags & EOI != 0 { EOI } else { 0 };
-        self.memory.vcpus.set_x2apic_api(clear, flags);
+        self.vcpus.set_x2apic_api(clear, flags);
         Ok(())
     }
 
     /// The flags that [`IrqChip::enable_x2apic_api`] takes now.
     pub(crate) fn x2apic_api_flags(&self) -> u32 {
-        use crate::bus::set::x2apic_api as api;
+        use crate::x86::shared::x2apic_api as api;
         if self.mode() == SPLIT {
             api::VALID
         } else {
@@ -169,8 +169,8 @@ impl IrqChip {
     /// EOI broadcast suppression of local APICs: whether it is offered, and whether it takes effect. Without a word from user space it is
     /// offered where the IOAPIC is not in the kernel, but has no effect, as in KVM, whose clients count on every EOI.
     pub(crate) fn eoi_suppression(&self) -> (bool, bool) {
-        use crate::bus::set::x2apic_api as api;
-        match self.memory.vcpus.x2apic_api() & (api::SUPPRESS_EOI | api::NO_SUPPRESS_EOI) {
+        use crate::x86::shared::x2apic_api as api;
+        match self.vcpus.x2apic_api() & (api::SUPPRESS_EOI | api::NO_SUPPRESS_EOI) {
             api::SUPPRESS_EOI => (true, true),
             0 => (self.mode() == SPLIT, self.mode() == FULL),
             _ => (false, false),
@@ -203,7 +203,7 @@ impl IrqChip {
         if vcpus_exist {
             return Err(EINVAL);
         }
-        let controllers = Controllers::new_full(self.memory.clone())?;
+        let controllers = Controllers::new_full(self.vcpus.clone())?;
         let timer = KBox::new(Timer::new(Resume(controllers.clone()))?, GFP_KERNEL_ACCOUNT)?;
         self.install(controllers, FULL)?;
         self.storm.set(timer);
@@ -219,7 +219,7 @@ impl IrqChip {
         if self.has_lapic() || vcpus_exist {
             return Err(EEXIST);
         }
-        self.install(Controllers::new_split(self.memory.clone(), pins)?, SPLIT)
+        self.install(Controllers::new_split(self.vcpus.clone(), pins)?, SPLIT)
     }
 
     /// KVM_CREATE_PIT2. EEXIST, ENOENT. The caller excludes other creations.
@@ -288,7 +288,7 @@ impl IrqChip {
 
     /// Sends an interrupt message; `source` is the sender's APIC id for shorthands. Number of vCPUs that got it. Any context.
     pub(crate) fn deliver(&self, message: &Message, source: u32) -> u32 {
-        deliver(&self.memory.vcpus, message, Some(source), false)
+        deliver(&self.vcpus, message, Some(source), false)
     }
 
     /// Reads a device in the kernel. False if there is none.
@@ -413,7 +413,7 @@ impl IrqChip {
         let controllers = self.controllers().ok_or(EINVAL)?;
         let chips = Chips {
             full: self.has_pic(),
-            ids_32bit: self.memory.vcpus.msi_format().ids_32bit,
+            ids_32bit: self.vcpus.msi_format().ids_32bit,
         };
         let table = Table::from_user(arg, header, chips)?;
         let _config = self.config.lock();
@@ -506,7 +506,7 @@ impl IrqChip {
             address_hi: msi.address_hi,
             data: msi.data,
         };
-        let format = self.memory.vcpus.msi_format();
+        let format = self.vcpus.msi_format();
         if format.ids_32bit && msi.address_hi & 0xff != 0 {
             return Err(EINVAL);
         }

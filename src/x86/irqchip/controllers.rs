@@ -9,11 +9,11 @@
 //! again, itself or as an eventfd that an irqfd of this VM waits for.
 
 use crate::bus::line::Source;
-use crate::bus::set::request;
+use crate::x86::shared::request;
 use crate::linux::eventfd::EventFdCtx;
 use crate::linux::spin_irq::{Guard, RawSpin};
 use crate::linux::srcu_cell::SrcuCell;
-use crate::mem::memory::GuestMemory;
+use crate::x86::shared::VcpuSet;
 use crate::x86::irqchip::deliver::deliver;
 use crate::x86::irqchip::ioapic;
 use crate::x86::irqchip::ioapic::{Ioapic, Pin, Pins, Written};
@@ -103,7 +103,7 @@ const RTC_PIN: u32 = 8;
 /// The interrupt controllers of one VM outside its local APICs.
 #[pin_data]
 pub(crate) struct Controllers {
-    memory: Arc<GuestMemory>,
+    vcpus: Arc<VcpuSet>,
     /// GSIs below this belong to an IOAPIC in user space (split irqchip).
     user_pins: u32,
     #[pin]
@@ -140,7 +140,7 @@ fn contains(set: &[AtomicU32; 8], vector: u8) -> bool {
 
 impl Controllers {
     /// IOAPIC and 8259s in reset state, with the default routes.
-    pub(crate) fn new_full(memory: Arc<GuestMemory>) -> Result<Arc<Self>> {
+    pub(crate) fn new_full(vcpus: Arc<VcpuSet>) -> Result<Arc<Self>> {
         let core = Core {
             ioapic: Some(KBox::new(Ioapic::new(false), GFP_KERNEL_ACCOUNT)?),
             pic: Some(KBox::new(Pic::new(), GFP_KERNEL_ACCOUNT)?),
@@ -148,13 +148,13 @@ impl Controllers {
             ends: [0; ioapic::PINS],
             rtc: (0, 0),
         };
-        Self::new(memory, 0, Table::new_default()?, core)
+        Self::new(vcpus, 0, Table::new_default()?, core)
     }
 
     /// No controllers and no routes; user space has an IOAPIC with `user_pins` pins, which are the first GSIs.
-    pub(crate) fn new_split(memory: Arc<GuestMemory>, user_pins: u32) -> Result<Arc<Self>> {
+    pub(crate) fn new_split(vcpus: Arc<VcpuSet>, user_pins: u32) -> Result<Arc<Self>> {
         Self::new(
-            memory,
+            vcpus,
             user_pins,
             Table::empty(),
             Core {
@@ -168,7 +168,7 @@ impl Controllers {
     }
 
     fn new(
-        memory: Arc<GuestMemory>,
+        vcpus: Arc<VcpuSet>,
         user_pins: u32,
         table: Table,
         core: Core,
@@ -177,7 +177,7 @@ impl Controllers {
         let base = core.ioapic.as_ref().map_or(NO_IOAPIC, |i| i.base_address());
         Arc::pin_init(
             try_pin_init!(Self {
-                memory,
+                vcpus,
                 user_pins,
                 config <- SrcuCell::new(Config { table, resamplers: KVec::new() }),
                 core <- RawSpin::new(core),
@@ -220,7 +220,7 @@ impl Controllers {
     /// Sends a message that no local APIC sends. Returns how many vCPUs accepted it.
     pub(crate) fn send(&self, message: &Message) -> i32 {
         let watched = contains(&self.eoi_vectors, message.vector.0);
-        deliver(&self.memory.vcpus, message, None, watched) as i32
+        deliver(&self.vcpus, message, None, watched) as i32
     }
 
     /// `source` drives `gsi` to `level`. Returns as KVM_IRQ_LINE_STATUS reports: the number of vCPUs reached, 0 when
@@ -264,7 +264,7 @@ impl Controllers {
         match config.table.routes(gsi) {
             [] => Some(-1),
             [Entry { route, .. }] => {
-                let message = route.message(self.memory.vcpus.msi_format())?;
+                let message = route.message(self.vcpus.msi_format())?;
                 Some(if level { self.send(&message) } else { -1 })
             }
             _ => None,
@@ -449,7 +449,7 @@ impl Controllers {
         self.with(|s| {
             if s.core.pit.as_mut()?.timer_fired(now) {
                 s.pulse(PIT_GSI?, Source::PIT);
-                for v in self.memory.vcpus.iter() {
+                for v in self.vcpus.iter() {
                     v.watchdog_tick();
                 }
             }
@@ -545,7 +545,7 @@ impl Session<'_> {
                 Route::Pic(irq) => self.drive_irq(irq, source, level),
                 Route::Ioapic(pin) => self.drive_pin(pin, source, level),
                 // The route has changed since the caller looked.
-                Route::Msi { .. } => match e.route.message(self.owner.memory.vcpus.msi_format()) {
+                Route::Msi { .. } => match e.route.message(self.owner.vcpus.msi_format()) {
                     Some(m) if level => self.owner.send(&m),
                     _ => -1,
                 },
@@ -606,7 +606,7 @@ impl Session<'_> {
     fn fire(&mut self, pin: Pin, message: &Message) -> i32 {
         let message = Message {
             // The destination has 8 bits; whether 0xff means everybody is for user space to say.
-            dest_is_8bit: !self.owner.memory.vcpus.msi_format().no_broadcast_quirk,
+            dest_is_8bit: !self.owner.vcpus.msi_format().no_broadcast_quirk,
             ..*message
         };
         let accepted = self.owner.send(&message);
@@ -776,7 +776,7 @@ impl Session<'_> {
             self.owner.intr.store(now, Ordering::SeqCst);
         }
         if now && !before {
-            for v in self.owner.memory.vcpus.iter() {
+            for v in self.owner.vcpus.iter() {
                 v.intr_rises();
             }
         }

@@ -4,7 +4,7 @@
 //! Nothing is locked: a sender matches the message against the addresses that vCPUs publish, and posts. It works in any
 //! context, also with spin locks held.
 
-use crate::bus::set::{request, VcpuSet, VcpuShared};
+use crate::x86::shared::{request, VcpuSet, VcpuShared};
 use crate::x86::irqchip::msg::{ApicAddr, Arbiter, DeliveryMode, Message, Shorthand, TriggerMode};
 use core::sync::atomic::Ordering;
 
@@ -72,13 +72,13 @@ fn accept(v: &VcpuShared, addr: &ApicAddr, message: &Message, watched: bool) -> 
             let _ = v.post(message.vector.0, level, watched);
         }
         DeliveryMode::Nmi => {
-            v.nmi.fetch_add(1, Ordering::SeqCst);
+            v.arch.nmi.fetch_add(1, Ordering::SeqCst);
             v.request(request::NMI);
         }
         DeliveryMode::Init if message.is_init_deassert() => return false,
         DeliveryMode::Init => v.request_init(),
         DeliveryMode::StartUp => {
-            v.sipi.store(message.vector.0.into(), Ordering::SeqCst);
+            v.arch.sipi.store(message.vector.0.into(), Ordering::SeqCst);
             v.request(request::SIPI);
         }
         DeliveryMode::ExtInt => v.request(request::EXTINT),

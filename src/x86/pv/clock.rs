@@ -3,7 +3,8 @@
 //!
 //! All of it is used in process context with interrupts on.
 
-use crate::bus::set::{request, VcpuSet};
+use crate::mem::ports::StopRunning;
+use crate::x86::shared::{request, VcpuSet};
 use crate::linux::boot_cpu;
 use crate::linux::clock::{self, Snapshot};
 use crate::x86::cpu::tsc;

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 //! KVM's hypercalls (kernel document virt/kvm/x86/hypercalls.rst).
 
-use crate::bus::set::{request, VcpuShared};
+use crate::x86::shared::{request, VcpuShared};
 use crate::kvm::vm::Vm;
 use crate::linux::clock;
 use crate::mem::addr::Gpa;
@@ -72,9 +72,7 @@ fn known(vm: &Vm, caller: &VcpuShared, s: &mut State, number: u64) -> i64 {
 /// The caller has sent an interrupt to the vCPU with this APIC ID, which has no CPU, and waits for what it does: that one may go first.
 fn sched_yield(vm: &Vm, caller: &VcpuShared, apic_id: u32) {
     let to = Message::fixed(apic_id, Vector(0));
-    let target = vm
-        .memory
-        .vcpus
+    let target = vm.vcpus
         .iter()
         .find(|v| to.matches(None, &v.apic_addr()));
     if let Some(v) = target.filter(|v| v.id != caller.id) {
@@ -85,7 +83,7 @@ fn sched_yield(vm: &Vm, caller: &VcpuShared, apic_id: u32) {
 /// Ends the HLT of the vCPU with this APIC ID, or its next one.
 fn kick(vm: &Vm, apic_id: u32) {
     let to = Message::fixed(apic_id, Vector(0));
-    for v in vm.memory.vcpus.iter() {
+    for v in vm.vcpus.iter() {
         if to.matches(None, &v.apic_addr()) {
             v.request(request::UNHALT);
         }

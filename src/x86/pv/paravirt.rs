@@ -4,7 +4,7 @@
 //!
 //! Pages are written outside stays, on [`request::CLOCK`]. An address without memory is nobody's error: nothing is written.
 
-use crate::bus::set::request;
+use crate::x86::shared::request;
 use crate::kvm::vm::Vm;
 use crate::linux::{gup, sched, uaccess};
 use crate::mem::addr::{Gpa, PAGE_SIZE};
@@ -129,7 +129,7 @@ pub(crate) fn write(vm: &Vm, s: &mut State, index: u32, value: u64, by_host: boo
             }
         }
         ix::KVM_SYSTEM_TIME | ix::KVM_SYSTEM_TIME_NEW => {
-            let vcpus = &vm.memory.vcpus;
+            let vcpus = &vm.vcpus;
             if s.id == 0 && !by_host {
                 vm.clock.set_old_msr(vcpus, index == ix::KVM_SYSTEM_TIME);
             }

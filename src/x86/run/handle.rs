@@ -4,7 +4,7 @@
 use super::{off, Runner, Step};
 use crate::abi::stats::ExitClass;
 use crate::abi::uapi::k;
-use crate::bus::set::request;
+use crate::x86::shared::request;
 use crate::linux::hrtimer;
 use crate::linux::mmap::Shared;
 use crate::pr_warn_ratelimited;
@@ -70,7 +70,7 @@ impl Runner<'_> {
             Exit::Pause if atomic => Step::Slow,
             Exit::Pause => {
                 let step = self.skip(false, &Known::PAUSE);
-                self.vm.memory.vcpus.yield_from(&self.vcpu.shared);
+                self.vm.vcpus.yield_from(&self.vcpu.shared);
                 step
             }
             Exit::MonitorMwait if self.mwait_is_nop() => self.skip(atomic, &Known::MWAIT),

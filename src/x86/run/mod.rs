@@ -9,7 +9,7 @@
 
 use crate::abi::stats::{ExitClass, VcpuCounter, VcpuStats};
 use crate::abi::uapi::k;
-use crate::bus::set::request;
+use crate::x86::shared::request;
 use crate::kvm::vcpu::{RunPages, Vcpu};
 use crate::kvm::vm::Vm;
 use crate::linux::fpu::KernelFpu;
@@ -253,7 +253,7 @@ impl<'a> Runner<'a> {
                 Step::Leave => {
                     // The host may have found out that its TSC is no clock.
                     if self.vm.clock.is_common() && !boot_cpu::tsc_stable() {
-                        self.vm.clock.update(&self.vm.memory.vcpus);
+                        self.vm.clock.update(&self.vm.vcpus);
                     }
                 }
                 Step::User => return Ok(0),
@@ -452,7 +452,7 @@ impl<'a> Runner<'a> {
             self.s.pv.unhalted = true;
         }
         if r & request::NMI != 0 {
-            let n = shared.nmi.swap(0, core::sync::atomic::Ordering::Relaxed);
+            let n = shared.arch.nmi.swap(0, core::sync::atomic::Ordering::Relaxed);
             self.s.events.nmis = self.s.events.nmis.saturating_add(n.min(2) as u8).min(2);
         }
         if r & request::TIMER != 0 {
@@ -521,7 +521,7 @@ impl<'a> Runner<'a> {
             };
         }
         if r & request::SIPI != 0 && self.s.mp_state == MpState::InitReceived {
-            let vector = shared.sipi.load(core::sync::atomic::Ordering::Relaxed) as u8;
+            let vector = shared.arch.sipi.load(core::sync::atomic::Ordering::Relaxed) as u8;
             self.s.load(Groups::CODE);
             let cs = self.s.cpu.sregs.seg_mut(Seg::Cs);
             cs.selector = u16::from(vector) << 8;

@@ -4,7 +4,7 @@
 
 use crate::abi::uapi;
 use crate::abi::uapi::{k, Uapi};
-use crate::bus::set::request;
+use crate::x86::shared::request;
 use crate::kvm::device;
 use crate::kvm::vcpu::{RunPages, Vcpu};
 use crate::kvm::vm::Vm;
@@ -540,7 +540,7 @@ pub(crate) fn get_events(vm: &Vm, vcpu: &Vcpu, s: &mut State) -> k::kvm_vcpu_eve
     e.nmi.pending = s
         .events
         .nmis
-        .saturating_add(vcpu.shared.nmi.load(Ordering::Relaxed).min(2) as u8)
+        .saturating_add(vcpu.shared.arch.nmi.load(Ordering::Relaxed).min(2) as u8)
         .min(2);
     e.nmi.masked = i.nmi.into();
     e.flags = k::KVM_VCPUEVENT_VALID_NMI_PENDING
@@ -626,11 +626,11 @@ pub(crate) fn set_events(vm: &Vm, vcpu: &Vcpu, s: &mut State, e: &k::kvm_vcpu_ev
         nmi: i.nmi,
     });
     if e.flags & k::KVM_VCPUEVENT_VALID_NMI_PENDING != 0 {
-        vcpu.shared.nmi.store(0, Ordering::Relaxed);
+        vcpu.shared.arch.nmi.store(0, Ordering::Relaxed);
         s.events.nmis = e.nmi.pending.min(2);
     }
     if e.flags & k::KVM_VCPUEVENT_VALID_SIPI_VECTOR != 0 && s.lapic.is_some() {
-        vcpu.shared.sipi.store(e.sipi_vector, Ordering::Relaxed);
+        vcpu.shared.arch.sipi.store(e.sipi_vector, Ordering::Relaxed);
     }
     Ok(())
 }

@@ -4,7 +4,7 @@
 //! All of it is behind the vCPU's mutex. Other CPUs reach a vCPU only through [`VcpuShared`].
 
 use crate::abi::uapi::k;
-use crate::bus::set::VcpuShared;
+use crate::x86::shared::VcpuShared;
 use crate::kvm::device;
 use crate::kvm::device::Model;
 use crate::kvm::vm::Vm;
@@ -547,7 +547,7 @@ impl State {
 
     /// User space writes IA32_TSC, or the vCPU is new: the vCPU's TSC runs together with the others' if it seems meant to.
     pub(crate) fn synchronize_tsc(&mut self, vm: &Vm, value: u64, by_user: bool) {
-        let vcpus = &vm.memory.vcpus;
+        let vcpus = &vm.vcpus;
         let scale = self.tsc_scale;
         let offset = vm.clock.write_tsc(
             vcpus,
@@ -564,7 +564,7 @@ impl State {
     pub(crate) fn restore_tsc_offset(&mut self, vm: &Vm, offset: u64) {
         let scale = self.tsc_scale;
         vm.clock.set_tsc_offset(
-            &vm.memory.vcpus,
+            &vm.vcpus,
             &mut self.tsc_member,
             offset,
             self.tsc_khz,

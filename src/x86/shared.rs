@@ -1,0 +1,238 @@
+// SPDX-License-Identifier: GPL-2.0
+//! What other CPUs may touch of an x86 vCPU: the interrupts that wait for it, and how messages find its local APIC.
+//!
+//! The request word and the words before it are a posted-interrupt descriptor (SDM 3C table 30-1): PIR, then the word with
+//! bit ON, whose other bits the processor leaves to software; all of them are requests.
+
+use crate::bus::set;
+use crate::linux::smp;
+use crate::x86::irqchip::msg::{ApicAddr, MsiFormat};
+use crate::x86::vendor::choose;
+use core::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+use kernel::prelude::*;
+use kernel::sync::Arc;
+
+/// What other CPUs may touch of a vCPU.
+pub(crate) type VcpuShared = set::VcpuShared<Posted>;
+
+/// The vCPUs of a VM.
+pub(crate) type VcpuSet = set::VcpuSet<Posted, ApicIds>;
+
+/// How APIC ids are written, chosen by user space (KVM_CAP_X2APIC_API); bits of [`VcpuSet::x2apic_api`].
+pub(crate) mod x2apic_api {
+    /// KVM_X2APIC_API_USE_32BIT_IDS.
+    pub(crate) const IDS_32BIT: u32 = 1 << 0;
+    /// KVM_X2APIC_API_DISABLE_BROADCAST_QUIRK.
+    pub(crate) const NO_BROADCAST_QUIRK: u32 = 1 << 1;
+    /// KVM_X2APIC_ENABLE_SUPPRESS_EOI_BROADCAST.
+    pub(crate) const SUPPRESS_EOI: u32 = 1 << 2;
+    /// KVM_X2APIC_DISABLE_SUPPRESS_EOI_BROADCAST.
+    pub(crate) const NO_SUPPRESS_EOI: u32 = 1 << 3;
+    pub(crate) const VALID: u32 = IDS_32BIT | NO_BROADCAST_QUIRK | SUPPRESS_EOI | NO_SUPPRESS_EOI;
+}
+
+/// Requests to a vCPU, handled before it enters the guest.
+#[allow(missing_docs)]
+pub(crate) mod request {
+    /// Vectors wait in the descriptor's PIR. This is the descriptor's bit ON, which the processor clears when it takes them.
+    pub(crate) const NOTIFIED: u32 = 1 << 0;
+    /// An NMI waits in `nmi`.
+    pub(crate) const NMI: u32 = 1 << 1;
+    /// INIT arrived.
+    pub(crate) const INIT: u32 = 1 << 2;
+    /// SIPI arrived; the vector is in `sipi`.
+    pub(crate) const SIPI: u32 = 1 << 3;
+    /// The APIC timer fired.
+    pub(crate) const TIMER: u32 = 1 << 4;
+    /// The 8259s' INTR line may be up.
+    pub(crate) const EXTINT: u32 = 1 << 5;
+    /// Vectors wait in the posted bitmaps.
+    pub(crate) const POSTED: u32 = 1 << 6;
+    /// The filter of MSR accesses changed.
+    pub(crate) const MSR_FILTER: u32 = 1 << 16;
+    /// The VM's clock changed: write the pvclock page again.
+    pub(crate) const CLOCK: u32 = 1 << 8;
+    /// Another vCPU asks this one to go on after its HLT (KVM_HC_KICK_CPU).
+    pub(crate) const UNHALT: u32 = 1 << 9;
+}
+
+/// What LINT0 of a local APIC is connected to.
+mod lint0 {
+    pub(super) const EXTINT: u32 = 1 << 0;
+    pub(super) const NMI: u32 = 1 << 1;
+}
+
+/// Interrupts that were sent to a vCPU and not yet taken, and what senders need to know.
+pub(crate) struct Posted {
+    /// The processor takes interrupts from the descriptor while the guest runs, when it is notified.
+    direct: AtomicBool,
+    /// Interrupt requests by vector, not yet taken into IRR: those that the vCPU has to look at before the guest gets them,
+    /// because they are level-triggered or somebody waits for their end; where interrupts are not taken directly all of them.
+    posted: [AtomicU32; 8],
+    /// Of those the level-triggered ones.
+    posted_level: [AtomicU32; 8],
+    /// NMIs not yet taken (at most two matter).
+    pub(crate) nmi: AtomicU32,
+    /// Last SIPI vector.
+    pub(crate) sipi: AtomicU32,
+    /// Where the local APIC can be reached, as `ApicAddr` bits.
+    apic_addr: AtomicU64,
+    /// What LINT0 lets in: bits of [`lint0`].
+    lint0: AtomicU32,
+}
+
+impl VcpuShared {
+    /// Outside the guest, nothing asked for.
+    pub(crate) fn create(id: u32) -> Result<Arc<Self>> {
+        let posted = Posted {
+            direct: AtomicBool::new(false),
+            posted: [const { AtomicU32::new(0) }; 8],
+            posted_level: [const { AtomicU32::new(0) }; 8],
+            nmi: AtomicU32::new(0),
+            sipi: AtomicU32::new(0),
+            apic_addr: AtomicU64::new(0),
+            lint0: AtomicU32::new(0),
+        };
+        Self::new(id, choose::caps().is_some_and(|c| c.posted), posted)
+    }
+
+    /// Physical address of the posted-interrupt descriptor.
+    pub(crate) fn descriptor(&self) -> u64 {
+        self.line().phys()
+    }
+
+    /// Whether the processor takes interrupts from the descriptor from now on.
+    pub(crate) fn set_direct(&self, on: bool) {
+        self.arch.direct.store(on, Ordering::Relaxed);
+    }
+
+    /// INIT: what a start-up message before it asked for is void.
+    pub(crate) fn request_init(&self) {
+        self.clear_requests(request::SIPI);
+        self.request(request::INIT);
+    }
+
+    /// Posts a vector for the local APIC; `watched`: somebody waits for its end. Returns whether it was not posted already.
+    pub(crate) fn post(&self, vector: u8, level: bool, watched: bool) -> bool {
+        let (word, bit) = (usize::from(vector >> 5), 1u32 << (vector & 31));
+        if !level && !watched && self.arch.direct.load(Ordering::Relaxed) {
+            return self.post_directly(word, bit);
+        }
+        let (Some(p), Some(l)) = (self.arch.posted.get(word), self.arch.posted_level.get(word)) else {
+            return false;
+        };
+        if level {
+            l.fetch_or(bit, Ordering::SeqCst);
+        } else {
+            l.fetch_and(!bit, Ordering::SeqCst);
+        }
+        let new = p.fetch_or(bit, Ordering::SeqCst) & bit == 0;
+        self.request(request::POSTED);
+        new
+    }
+
+    /// Posts by the descriptor. A CPU that runs the guest takes the vector without an exit.
+    fn post_directly(&self, word: usize, bit: u32) -> bool {
+        let new = self.line().words()[word & 7].fetch_or(bit, Ordering::SeqCst) & bit == 0;
+        // Whoever finds ON set before has no need to notify: that was done, and PIR has not been read since.
+        if self.set_requests(request::NOTIFIED) == 0 {
+            self.interrupt(smp::send_posted);
+        }
+        new
+    }
+
+    /// Takes all vectors of the descriptor, after [`request::NOTIFIED`] has been taken.
+    pub(crate) fn take_direct(&self) -> [u32; 8] {
+        let mut irr = [0; 8];
+        for (to, from) in irr.iter_mut().zip(self.line().words()) {
+            if from.load(Ordering::Relaxed) != 0 {
+                *to = from.swap(0, Ordering::SeqCst);
+            }
+        }
+        irr
+    }
+
+    /// Takes all posted vectors: (requests, level-triggered among them).
+    pub(crate) fn take_posted(&self) -> ([u32; 8], [u32; 8]) {
+        let mut irr = [0; 8];
+        let mut level = [0; 8];
+        for ((p, l), (i, m)) in self
+            .arch
+            .posted
+            .iter()
+            .zip(self.arch.posted_level.iter())
+            .zip(irr.iter_mut().zip(level.iter_mut()))
+        {
+            if p.load(Ordering::Relaxed) != 0 {
+                *i = p.swap(0, Ordering::SeqCst);
+                *m = l.load(Ordering::SeqCst) & *i;
+            }
+        }
+        (irr, level)
+    }
+
+    /// The local APIC's address for message routing.
+    #[inline]
+    pub(crate) fn apic_addr(&self) -> ApicAddr {
+        ApicAddr::from_bits(self.arch.apic_addr.load(Ordering::Acquire))
+    }
+
+    /// Publishes what the local APIC's LINT0 lets in: the 8259s' interrupts, the 8254 as NMI.
+    pub(crate) fn set_lint0(&self, extint: bool, nmi: bool) {
+        let wires = u32::from(extint) * lint0::EXTINT | u32::from(nmi) * lint0::NMI;
+        self.arch.lint0.store(wires, Ordering::SeqCst);
+    }
+
+    /// The 8259s' INTR rises. Any context.
+    pub(crate) fn intr_rises(&self) {
+        if self.arch.lint0.load(Ordering::SeqCst) & lint0::EXTINT != 0 {
+            self.request(request::EXTINT);
+        }
+    }
+
+    /// The 8254 ticks: an NMI where LINT0 is wired that way, for watchdogs. Any context.
+    pub(crate) fn watchdog_tick(&self) {
+        if self.arch.lint0.load(Ordering::SeqCst) & lint0::NMI != 0 {
+            self.arch.nmi.fetch_add(1, Ordering::SeqCst);
+            self.request(request::NMI);
+        }
+    }
+
+    /// Publishes the local APIC's address.
+    pub(crate) fn set_apic_addr(&self, a: ApicAddr) {
+        self.arch.apic_addr.store(a.to_bits(), Ordering::Release);
+    }
+}
+
+/// How APIC ids are written: bits of [`x2apic_api`].
+pub(crate) struct ApicIds(AtomicU32);
+
+impl VcpuSet {
+    /// No vCPU, and KVM's defaults.
+    pub(crate) fn create() -> Result<Self> {
+        Self::new(ApicIds(AtomicU32::new(0)))
+    }
+
+    /// How APIC ids are written: bits of [`x2apic_api`].
+    #[inline]
+    pub(crate) fn x2apic_api(&self) -> u32 {
+        self.arch.0.load(Ordering::Acquire)
+    }
+
+    /// Sets bits of [`x2apic_api`]; what `clear` has is taken back first.
+    pub(crate) fn set_x2apic_api(&self, clear: u32, set: u32) {
+        self.arch.0.fetch_and(!clear, Ordering::AcqRel);
+        self.arch.0.fetch_or(set, Ordering::AcqRel);
+    }
+
+    /// How MSI addresses are read.
+    #[inline]
+    pub(crate) fn msi_format(&self) -> MsiFormat {
+        let api = self.x2apic_api();
+        MsiFormat {
+            ids_32bit: api & x2apic_api::IDS_32BIT != 0,
+            no_broadcast_quirk: api & x2apic_api::NO_BROADCAST_QUIRK != 0,
+            ext_dest_id: false,
+        }
+    }
+}
