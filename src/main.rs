@@ -26,6 +26,7 @@ use kernel::prelude::*;
 use kvm::device::{self, KvmNode, RvmmDevice};
 use linux::cpuhp::{self, CpuHotplug};
 use linux::syscore::{self, SyscoreOps};
+use x86::cpu::model;
 use x86::mitigate;
 use x86::vendor::choose;
 
@@ -99,7 +100,7 @@ impl Drop for HwOwner {
         // SAFETY: The module's fields are dropped in order: devices are gone, so no VM is left (each pins the module),
         // and the hotplug state's removal has run `cpu_down` on every CPU.
         unsafe {
-            device::exit();
+            model::exit();
             mitigate::exit();
             choose::exit();
         }
@@ -121,7 +122,7 @@ impl kernel::Module for RvmmModule {
         let caps = choose::probe()?;
         let hw = HwOwner;
         mitigate::init()?;
-        device::init()?;
+        model::init()?;
         let hotplug = cpuhp::State::register(c"virt/rvmm:online", Hotplug, true)?;
         let power = syscore::Registration::register(Power)?;
         let device = KBox::pin_init(

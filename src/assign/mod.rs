@@ -30,7 +30,6 @@ mod wire;
 use crate::abi::uapi;
 use crate::abi::uapi::{AssignDevice, DeviceConfig, DeviceInfo, DeviceVector, Reason};
 use crate::bus::line::Source;
-use crate::kvm::vm::Vm;
 use crate::linux::anon_inode::{FileOperations, NewFile};
 use crate::linux::global::Global;
 use crate::linux::io_window::{IoWindow, Part};
@@ -40,6 +39,7 @@ use crate::linux::pci_irq::{self, Handler, Kind, Vectors};
 use crate::linux::sched;
 use crate::mem::addr::PAGE_SIZE;
 use crate::x86::irqchip::controllers::Controllers;
+use crate::x86::vm::Vm;
 use config::Write;
 use core::fmt::Write as _;
 use core::sync::atomic::{AtomicBool, AtomicU32, Ordering};
@@ -546,7 +546,7 @@ impl Assigned {
 }
 
 fn check_gsi(gsi: u32) -> Result {
-    if gsi == Vector::NONE || gsi < crate::kvm::device::GSIS {
+    if gsi == Vector::NONE || gsi < crate::x86::irqchip::route::MAX_ROUTES {
         Ok(())
     } else {
         Err(EINVAL)

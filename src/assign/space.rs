@@ -11,10 +11,10 @@
 
 use crate::abi::uapi::Reason;
 use crate::assign::refused::Refused;
-use crate::kvm::vm::Vm;
 use crate::linux::iommu::{Domain, Group, Range, Refusal};
 use crate::linux::pci::{Device, Locked};
 use crate::mem::slots::Slot;
+use crate::x86::vm::Vm;
 use core::fmt::Write;
 use kernel::prelude::*;
 

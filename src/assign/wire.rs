@@ -8,12 +8,12 @@
 
 use crate::assign::intx::{self, Switch};
 use crate::bus::line::Source;
-use crate::kvm::vm::Vm;
 use crate::linux::once::Once;
 use crate::linux::pci::Locked;
 use crate::linux::pci_irq::{PinHandler, PinLine, PinSwitch};
 use crate::linux::spin_irq::RawSpin;
 use crate::x86::irqchip::controllers::{AckListener, Controllers, Resampler};
+use crate::x86::vm::Vm;
 use kernel::prelude::*;
 use kernel::sync::Arc;
 

@@ -175,7 +175,6 @@ impl<A> VcpuShared<A> {
             Some(false)
         }
     }
-
 }
 
 /// The vCPUs of a VM, in order of creation. Grows only.

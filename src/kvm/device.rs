@@ -4,86 +4,23 @@
 use crate::abi::uapi;
 use crate::abi::uapi::k;
 use crate::bus::set::{MAX_VCPUS, MAX_VCPU_ID};
-use crate::kvm::vm::{Vm, VmFile};
+use crate::kvm::vm::VmFile;
 use crate::linux::anon_inode;
-use crate::linux::global::Global;
-use crate::linux::{boot_cpu, cpuid as host, cr, misc};
+use crate::linux::misc;
+use crate::mem::slots::MAX_SLOTS;
 use crate::x86::cpu::cpuid;
-use crate::x86::cpu::cpuid::{CpuidEntry, CpuidIndex, GuestFeatures, HostCpuid, Policy, Vendor};
-use crate::x86::cpu::index;
-use crate::x86::cpu::{msr, xsave};
+use crate::x86::cpu::cpuid::CpuidEntry;
+use crate::x86::cpu::model::{lists_msr, model};
+use crate::x86::cpu::msr;
 use crate::x86::enabled;
+use crate::x86::irqchip::route::MAX_ROUTES;
 use crate::x86::vendor::choose;
+use crate::x86::vm::Vm;
 use core::sync::atomic::{AtomicBool, Ordering};
 use kernel::fs::File;
 use kernel::miscdevice::{MiscDevice, MiscDeviceOptions, MiscDeviceRegistration};
 use kernel::prelude::*;
 use kernel::uaccess::{UserPtr, UserSlice};
-
-/// Number of GSIs (KVM_CAP_IRQ_ROUTING).
-pub(crate) const GSIS: u32 = 4096;
-/// Slots that user space may have (as many as KVM offers).
-pub(crate) const MAX_SLOTS: u32 = 32764;
-/// Most CPUID entries that a vCPU may have.
-pub(crate) const MAX_CPUID_ENTRIES: usize = 256;
-/// Machine-check banks (KVM_CAP_MCE).
-pub(crate) const MCE_BANKS: u64 = 32;
-/// MCG_CAP that KVM_X86_SETUP_MCE may set: bank count, MCG_CTL_P, MCG_SER_P.
-pub(crate) const MCE_CAP: u64 = 1 << 24 | 1 << 8 | MCE_BANKS;
-
-/// The host's CPUID instruction as far as its kernel agrees: what an erratum, firmware or the command line took from the
-/// kernel is kept from guests as well, as KVM does.
-struct Host;
-
-impl HostCpuid for Host {
-    fn cpuid(&self, leaf: u32, subleaf: u32) -> [u32; 4] {
-        boot_cpu::cpuid_in_use(leaf, subleaf)
-    }
-}
-
-/// What guests may see, found once at load.
-pub(crate) struct Model {
-    /// KVM_GET_SUPPORTED_CPUID.
-    pub(crate) supported: KVec<CpuidEntry>,
-    /// The same as features: what the hypervisor carries on this host.
-    pub(crate) features: GuestFeatures,
-    /// KVM_GET_MSR_INDEX_LIST.
-    pub(crate) msrs: KVec<u32>,
-    /// Host vendor.
-    pub(crate) vendor: Vendor,
-    /// XCR0 bits that guests may set.
-    pub(crate) xcr0: u64,
-    /// Host's XCR0, in force outside the guest.
-    pub(crate) host_xcr0: u64,
-    /// Host's IA32_XSS, likewise; 0 where there is none.
-    pub(crate) host_xss: u64,
-    /// Offsets and sizes of the standard XSAVE format.
-    pub(crate) layout: xsave::Layout,
-    /// MXCSR bits that exist.
-    pub(crate) mxcsr_mask: u32,
-    /// PKRU is switched.
-    pub(crate) pku: bool,
-    /// IA32_ARCH_CAPABILITIES of a fresh vCPU.
-    pub(crate) arch_capabilities: u64,
-    /// LFENCE serialises dispatch.
-    pub(crate) lfence_serializing: bool,
-    /// The host runs with CR4.OSXSAVE.
-    pub(crate) has_xsave: bool,
-}
-
-impl Model {
-    /// What a fresh vCPU's MSRs start with.
-    pub(crate) fn msr_config(&self) -> msr::Config {
-        msr::Config {
-            arch_capabilities: self.arch_capabilities,
-            platform_info: msr::PLATFORM_CPUID_FAULT,
-            lfence_serializing: self.lfence_serializing,
-            vendor: self.vendor,
-        }
-    }
-}
-
-static MODEL: Global<Model> = Global::new();
 
 /// The module's init has succeeded.
 static READY: AtomicBool = AtomicBool::new(false);
@@ -91,122 +28,6 @@ static READY: AtomicBool = AtomicBool::new(false);
 /// Lets files be opened.
 pub(crate) fn set_ready() {
     READY.store(true, Ordering::Release);
-}
-
-/// The CPU model. Set by `init` before any file can be opened.
-pub(crate) fn model() -> Result<&'static Model> {
-    MODEL.get().ok_or(ENODEV)
-}
-
-/// What a guest need not fear on this CPU (SDM 4 table 2-2): what the CPU says of itself, and what the kernel knows of CPUs that came
-/// before the MSR. Without SPEC_CTRL nothing is offered that is used through it.
-fn arch_capabilities(spec_ctrl: bool) -> u64 {
-    use crate::linux::boot_cpu::{bug, Bug};
-    use msr::arch_capabilities as bit;
-    let mut v = crate::linux::msr::read_safe(index::ARCH_CAPABILITIES).unwrap_or(0);
-    for (flaw, no) in [
-        (Bug::Meltdown, bit::RDCL_NO),
-        (Bug::L1tf, bit::SKIP_L1DFL_VMENTRY),
-        (Bug::SpecStoreBypass, bit::SSB_NO),
-        (Bug::Mds, bit::MDS_NO),
-        (Bug::Taa, bit::TAA_NO),
-        (Bug::Gds, bit::GDS_NO),
-        (Bug::Rfds, bit::RFDS_NO),
-        (Bug::Its, bit::ITS_NO),
-    ] {
-        if !bug(flaw) {
-            v |= no;
-        }
-    }
-    // The host keeps guests from the page-size machine check (see `GuestMemory::fault`).
-    v |= bit::IF_PSCHANGE_MC_NO;
-    if !spec_ctrl {
-        v &= !(bit::IBRS_ALL | bit::RSBA | bit::RRSBA);
-    }
-    v & msr::ARCH_CAPABILITIES_ALLOWED
-}
-
-/// Finds out what guests may see.
-pub(crate) fn init() -> Result {
-    let caps = choose::caps().ok_or(ENODEV)?;
-    let has_xsave = host::cpuid(1, 0).ecx & 1 << 27 != 0;
-    let host_xcr0 = if has_xsave { cr::xgetbv(0) } else { 0 };
-    // The kernel sets it once, from CPUID, and never changes it.
-    let host_xss = if has_xsave && Host.cpuid(0xd, 1)[0] & 1 << 3 != 0 {
-        crate::linux::msr::read_safe(index::XSS).unwrap_or(0)
-    } else {
-        0
-    };
-    let l0 = Host.cpuid(0, 0);
-    let pku = crate::linux::fpu::pku_enabled() && host_xcr0 & xsave::PKRU != 0;
-    let mut xcr0 = host_xcr0 & xsave::CARRIED;
-    if !pku {
-        xcr0 &= !xsave::PKRU;
-    }
-    let vendor = Vendor::from_leaf0(l0);
-    // APM 3 E.4.22 (Fn8000_0021), or the MSR bit that the kernel sets on older CPUs (DE_CFG).
-    let lfence_serializing = vendor == Vendor::Amd
-        && (Host.cpuid(0x8000_0000, 0)[0] >= 0x8000_0021
-            && Host.cpuid(0x8000_0021, 0)[0] & 1 << 2 != 0
-            || crate::linux::msr::read_safe(index::DE_CFG).is_ok_and(|v| v & 2 != 0));
-    // SVM guests run with the host's value: no emulated processor has the MSR beside SVM.
-    let spec_ctrl = vendor == Vendor::Intel && crate::x86::mitigate::has_spec_ctrl();
-    let policy = Policy {
-        vendor,
-        xcr0,
-        xss: 0,
-        max_phys_bits: 0,
-        apic: true,
-        x2apic: true,
-        tsc_deadline: true,
-        tsc_adjust: true,
-        rdtscp: caps.rdtscp,
-        invpcid: caps.invpcid,
-        xsaves: caps.xsaves,
-        pku,
-        spec_ctrl,
-        arch_capabilities: vendor == Vendor::Intel,
-        lfence_serializing,
-        tsc_khz: boot_cpu::tsc_khz(),
-        apic_hz: 1_000_000_000,
-        kvm_features: crate::x86::cpu::KVM_FEATURES,
-        kvm_hints: 0,
-    };
-    let mut supported = KVec::with_capacity(MAX_CPUID_ENTRIES, GFP_KERNEL)?;
-    let mut buf: KVec<CpuidEntry> =
-        KVec::from_elem(CpuidEntry::default(), MAX_CPUID_ENTRIES, GFP_KERNEL)?;
-    let n = cpuid::supported(&Host, &policy, &mut buf).map_err(|_| E2BIG)?;
-    supported.extend_from_slice(buf.get(..n).ok_or(EINVAL)?, GFP_KERNEL)?;
-    let features = GuestFeatures::from_table(&supported, &CpuidIndex::new(&supported));
-    let mut list = KVec::from_elem(0u32, 256, GFP_KERNEL)?;
-    let n = msr::index_list(&features, &mut list).map_err(|_| E2BIG)?;
-    let mut msrs = KVec::with_capacity(n, GFP_KERNEL)?;
-    msrs.extend_from_slice(list.get(..n).ok_or(EINVAL)?, GFP_KERNEL)?;
-    MODEL.set(Model {
-        supported,
-        msrs,
-        features,
-        vendor,
-        xcr0,
-        host_xcr0,
-        host_xss,
-        layout: xsave::Layout::from_host(&Host, host_xcr0),
-        mxcsr_mask: crate::linux::fpu::mxcsr_mask(),
-        pku,
-        has_xsave,
-        lfence_serializing,
-        arch_capabilities: arch_capabilities(spec_ctrl),
-    })
-}
-
-/// Drops the model.
-///
-/// # Safety
-///
-/// No VM is left and the devices are gone.
-pub(crate) unsafe fn exit() {
-    // SAFETY: By the contract.
-    unsafe { MODEL.clear() };
 }
 
 /// KVM_CHECK_EXTENSION, the same on every file. What is not listed is not there.
@@ -285,11 +106,11 @@ pub(crate) fn check_extension(cap: usize) -> isize {
         k::KVM_CAP_MAX_VCPUS => MAX_VCPUS as isize,
         k::KVM_CAP_MAX_VCPU_ID => MAX_VCPU_ID as isize,
         k::KVM_CAP_NR_MEMSLOTS => MAX_SLOTS as isize,
-        k::KVM_CAP_IRQ_ROUTING => GSIS as isize,
+        k::KVM_CAP_IRQ_ROUTING => MAX_ROUTES as isize,
         k::KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2 => {
             (k::KVM_DIRTY_LOG_MANUAL_PROTECT_ENABLE | k::KVM_DIRTY_LOG_INITIALLY_SET) as isize
         }
-        k::KVM_CAP_MCE => MCE_BANKS as isize,
+        k::KVM_CAP_MCE => msr::MCE_BANKS as isize,
         k::KVM_CAP_X2APIC_API => crate::x86::shared::x2apic_api::VALID as isize,
         k::KVM_CAP_COALESCED_MMIO => k::KVM_COALESCED_MMIO_PAGE_OFFSET as isize,
         other => enabled::check_extension(other).unwrap_or(0),
@@ -309,12 +130,6 @@ fn put_msr_list(arg: usize, list: &[u32]) -> Result<isize> {
         out.write(v)?;
     }
     Ok(0)
-}
-
-/// Whether KVM_GET_MSR_INDEX_LIST or KVM_GET_MSR_FEATURE_INDEX_LIST names the MSR.
-pub(crate) fn lists_msr(index: u32) -> bool {
-    model()
-        .is_ok_and(|m| m.msrs.contains(&index) || msr::feature_list(&m.features).contains(&index))
 }
 
 /// KVM_GET_MSRS on the device: MSRs that tell features (api.rst 4.18).
@@ -380,7 +195,7 @@ fn get_emulated_cpuid(arg: usize) -> Result<isize> {
         leaf(1, 0, 0),
         leaf(7, 0, cpuid::FLAG_SIGNIFICANT_INDEX),
     ];
-    let room = (uapi::get::<u32>(arg)? as usize).min(MAX_CPUID_ENTRIES);
+    let room = (uapi::get::<u32>(arg)? as usize).min(cpuid::MAX_ENTRIES);
     if room == 0 {
         return Err(E2BIG);
     }
@@ -413,7 +228,7 @@ fn ioctl(cmd: u32, arg: usize) -> Result<isize> {
         uapi::KVM_GET_API_VERSION if arg == 0 => Ok(k::KVM_API_VERSION as isize),
         uapi::KVM_CREATE_VM => create_vm(arg),
         uapi::KVM_CHECK_EXTENSION => Ok(check_extension(arg)),
-        uapi::KVM_GET_VCPU_MMAP_SIZE if arg == 0 => Ok(crate::kvm::vcpu::MMAP_BYTES as isize),
+        uapi::KVM_GET_VCPU_MMAP_SIZE if arg == 0 => Ok(crate::x86::vcpu::MMAP_BYTES as isize),
         uapi::KVM_GET_SUPPORTED_CPUID => get_supported_cpuid(arg),
         uapi::KVM_GET_EMULATED_CPUID => get_emulated_cpuid(arg),
         uapi::KVM_GET_MSR_INDEX_LIST => put_msr_list(arg, &model()?.msrs),
@@ -422,7 +237,9 @@ fn ioctl(cmd: u32, arg: usize) -> Result<isize> {
         }
         uapi::KVM_GET_MSRS => get_feature_msrs(arg),
         uapi::KVM_GET_DEVICE_ATTR | uapi::KVM_HAS_DEVICE_ATTR => device_attr(cmd, &uapi::get(arg)?),
-        uapi::KVM_X86_GET_MCE_CAP_SUPPORTED => uapi::put(arg, &MCE_CAP).map(|()| 0),
+        uapi::KVM_X86_GET_MCE_CAP_SUPPORTED => {
+            uapi::put(arg, &(msr::MCE_CAP_SUPPORTED | msr::MCE_BANKS as u64)).map(|()| 0)
+        }
         uapi::KVM_GET_API_VERSION | uapi::KVM_GET_VCPU_MMAP_SIZE => Err(EINVAL),
         // KVM's answer to a number that it does not know.
         _ => Err(EINVAL),

@@ -1,51 +1,17 @@
 // SPDX-License-Identifier: GPL-2.0
 //! The exit ledger: statistics of VMs and vCPUs, read through KVM_GET_STATS_FD (api.rst 4.133).
 
+use crate::abi::ledger::VcpuLedger;
 use crate::abi::stats::{
-    id_string, Desc, StatsFile, Values, VcpuStats, VmStats, NAME_SIZE, VCPU_DESCS, VM_DESCS,
+    id_string, Desc, StatsFile, Values, VmStats, NAME_SIZE, VCPU_DESCS, VM_DESCS,
 };
 use crate::kvm::vm;
-use crate::kvm::vm::Vm;
 use crate::linux::anon_inode::FileOperations;
-use crate::linux::once::Once;
+use crate::x86::vm::Vm;
 use kernel::fs::File;
 use kernel::prelude::*;
 use kernel::sync::{Arc, ArcBorrow};
 use kernel::uaccess::UserSliceWriter;
-
-/// A vCPU's statistics, too large for the stack.
-pub(crate) struct VcpuLedger {
-    id: u32,
-    /// There from the first KVM_RUN on, and zero until then.
-    stats: Once<KVBox<VcpuStats>>,
-}
-
-impl VcpuLedger {
-    /// All zeros.
-    pub(crate) fn new(id: u32) -> Result<Arc<Self>> {
-        let stats = Once::new();
-        Ok(Arc::new(Self { id, stats }, GFP_KERNEL_ACCOUNT)?)
-    }
-
-    /// The counters, for the one who runs the vCPU. Errors: ENOMEM.
-    #[inline]
-    pub(crate) fn counters(&self) -> Result<&VcpuStats> {
-        self.stats.get_or_make(Self::zeros)
-    }
-
-    #[cold]
-    fn zeros() -> Result<KVBox<VcpuStats>> {
-        let stats = KVBox::<VcpuStats>::new_uninit(GFP_KERNEL_ACCOUNT | __GFP_ZERO)?;
-        // SAFETY: The memory is zeroed, and the type consists of atomic integers, for which zero is a value.
-        Ok(unsafe { stats.assume_init() })
-    }
-}
-
-impl Values for VcpuLedger {
-    fn value(&self, word: usize) -> u64 {
-        self.stats.get().map_or(0, |s| s.value(word))
-    }
-}
 
 /// A statistics file. It keeps the VM alive, as KVM's does.
 struct StatsFd<V> {

@@ -269,7 +269,11 @@ pub(crate) struct GuestMemory {
 
 impl GuestMemory {
     /// No slots, an empty table.
-    pub(crate) fn new(caps: HwCaps, stats: Arc<VmStats>, vcpus: Arc<dyn StopRunning>) -> Result<Arc<Self>> {
+    pub(crate) fn new(
+        caps: HwCaps,
+        stats: Arc<VmStats>,
+        vcpus: Arc<dyn StopRunning>,
+    ) -> Result<Arc<Self>> {
         // The root; the first fault fetches more.
         let root = page::Pages::alloc(0)?;
         let table = NestedTable::with_root(Hpa(root.phys()), &caps)?;
@@ -289,7 +293,7 @@ impl GuestMemory {
                 stats,
                 caps,
                 limits: Limits {
-                    slots: crate::kvm::device::MAX_SLOTS,
+                    slots: crate::mem::slots::MAX_SLOTS,
                     address_spaces: 1,
                     gpa_end: 1 << crate::linux::boot_cpu::phys_bits().min(48),
                     hva_end: (1 << (crate::linux::boot_cpu::virt_bits().clamp(48, 57) - 1)) - 4096,

@@ -10,6 +10,9 @@ use core::cmp;
 
 use crate::mem::addr::{Gpa, GpaRange, Hva, Level, PAGE_OFFSET_MASK, PAGE_SHIFT, PAGE_SIZE};
 
+/// Slots that user space may have (KVM_CAP_NR_MEMSLOTS; as many as KVM offers).
+pub const MAX_SLOTS: u32 = 32764;
+
 /// KVM_MEM_LOG_DIRTY_PAGES.
 pub const LOG_DIRTY_PAGES: u32 = 1 << 0;
 /// KVM_MEM_READONLY.

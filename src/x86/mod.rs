@@ -14,4 +14,5 @@ pub(crate) mod shared;
 pub(crate) mod svm;
 pub(crate) mod vcpu;
 pub(crate) mod vendor;
+pub(crate) mod vm;
 pub(crate) mod vmx;

@@ -118,7 +118,8 @@ impl VcpuShared {
         if !level && !watched && self.arch.direct.load(Ordering::Relaxed) {
             return self.post_directly(word, bit);
         }
-        let (Some(p), Some(l)) = (self.arch.posted.get(word), self.arch.posted_level.get(word)) else {
+        let (Some(p), Some(l)) = (self.arch.posted.get(word), self.arch.posted_level.get(word))
+        else {
             return false;
         };
         if level {

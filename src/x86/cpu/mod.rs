@@ -6,6 +6,7 @@ pub(crate) mod control;
 pub(crate) mod cpuid;
 pub(crate) mod events;
 pub(crate) mod index;
+pub(crate) mod model;
 pub(crate) mod msr;
 pub(crate) mod regs;
 pub(crate) mod tsc;

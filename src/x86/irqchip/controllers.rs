@@ -9,11 +9,9 @@
 //! again, itself or as an eventfd that an irqfd of this VM waits for.
 
 use crate::bus::line::Source;
-use crate::x86::shared::request;
 use crate::linux::eventfd::EventFdCtx;
 use crate::linux::spin_irq::{Guard, RawSpin};
 use crate::linux::srcu_cell::SrcuCell;
-use crate::x86::shared::VcpuSet;
 use crate::x86::irqchip::deliver::deliver;
 use crate::x86::irqchip::ioapic;
 use crate::x86::irqchip::ioapic::{Ioapic, Pin, Pins, Written};
@@ -23,6 +21,8 @@ use crate::x86::irqchip::pic::{Chip, Irq, Pic};
 use crate::x86::irqchip::pit::Pit;
 use crate::x86::irqchip::route::{Entry, Gsi, Route};
 use crate::x86::irqchip::routing::Table;
+use crate::x86::shared::request;
+use crate::x86::shared::VcpuSet;
 use core::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use kernel::prelude::*;
 use kernel::sync::Arc;
@@ -167,12 +167,7 @@ impl Controllers {
         )
     }
 
-    fn new(
-        vcpus: Arc<VcpuSet>,
-        user_pins: u32,
-        table: Table,
-        core: Core,
-    ) -> Result<Arc<Self>> {
+    fn new(vcpus: Arc<VcpuSet>, user_pins: u32, table: Table, core: Core) -> Result<Arc<Self>> {
         let table = Arc::new(table, GFP_KERNEL_ACCOUNT)?;
         let base = core.ioapic.as_ref().map_or(NO_IOAPIC, |i| i.base_address());
         Arc::pin_init(

@@ -4,8 +4,8 @@
 //! Nothing is locked: a sender matches the message against the addresses that vCPUs publish, and posts. It works in any
 //! context, also with spin locks held.
 
-use crate::x86::shared::{request, VcpuSet, VcpuShared};
 use crate::x86::irqchip::msg::{ApicAddr, Arbiter, DeliveryMode, Message, Shorthand, TriggerMode};
+use crate::x86::shared::{request, VcpuSet, VcpuShared};
 use core::sync::atomic::Ordering;
 
 /// Sends `message`; `source` is the x2APIC ID of the local APIC that sends it, if one does; `watched`: somebody waits for the

@@ -3,13 +3,13 @@
 //!
 //! All of it is used in process context with interrupts on.
 
-use crate::mem::ports::StopRunning;
-use crate::x86::shared::{request, VcpuSet};
 use crate::linux::boot_cpu;
 use crate::linux::clock::{self, Snapshot};
+use crate::mem::ports::StopRunning;
 use crate::x86::cpu::tsc;
 use crate::x86::cpu::tsc::{TscGroup, TscWrite};
 use crate::x86::pv::kvmclock::{Point, VmClock};
+use crate::x86::shared::{request, VcpuSet};
 use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use kernel::new_spinlock;
 use kernel::prelude::*;

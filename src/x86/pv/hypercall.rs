@@ -1,15 +1,15 @@
 // SPDX-License-Identifier: GPL-2.0
 //! KVM's hypercalls (kernel document virt/kvm/x86/hypercalls.rst).
 
-use crate::x86::shared::{request, VcpuShared};
-use crate::kvm::vm::Vm;
 use crate::linux::clock;
 use crate::mem::addr::Gpa;
 use crate::x86::cpu::cpuid::kvm_feature;
 use crate::x86::cpu::regs::{Gpr, Mode};
 use crate::x86::irqchip::msg::{DeliveryMode, Message, TriggerMode, Vector};
 use crate::x86::pv::kvmclock;
+use crate::x86::shared::{request, VcpuShared};
 use crate::x86::vcpu::state::State;
+use crate::x86::vm::Vm;
 
 /// Numbers, in RAX.
 const VAPIC_POLL_IRQ: u32 = 1;
@@ -72,9 +72,7 @@ fn known(vm: &Vm, caller: &VcpuShared, s: &mut State, number: u64) -> i64 {
 /// The caller has sent an interrupt to the vCPU with this APIC ID, which has no CPU, and waits for what it does: that one may go first.
 fn sched_yield(vm: &Vm, caller: &VcpuShared, apic_id: u32) {
     let to = Message::fixed(apic_id, Vector(0));
-    let target = vm.vcpus
-        .iter()
-        .find(|v| to.matches(None, &v.apic_addr()));
+    let target = vm.vcpus.iter().find(|v| to.matches(None, &v.apic_addr()));
     if let Some(v) = target.filter(|v| v.id != caller.id) {
         let _ = v.take_turn();
     }

@@ -4,8 +4,6 @@
 //!
 //! Pages are written outside stays, on [`request::CLOCK`]. An address without memory is nobody's error: nothing is written.
 
-use crate::x86::shared::request;
-use crate::kvm::vm::Vm;
 use crate::linux::{gup, sched, uaccess};
 use crate::mem::addr::{Gpa, PAGE_SIZE};
 use crate::mem::memory::MemoryView;
@@ -15,7 +13,9 @@ use crate::x86::cpu::tsc;
 use crate::x86::irqchip::msg::Vector;
 use crate::x86::pv::kvmclock;
 use crate::x86::pv::kvmclock::TimeInfo;
+use crate::x86::shared::request;
 use crate::x86::vcpu::state::State;
+use crate::x86::vm::Vm;
 use core::sync::atomic::Ordering;
 use kernel::prelude::*;
 

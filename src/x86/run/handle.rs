@@ -4,7 +4,6 @@
 use super::{off, Runner, Step};
 use crate::abi::stats::ExitClass;
 use crate::abi::uapi::k;
-use crate::x86::shared::request;
 use crate::linux::hrtimer;
 use crate::linux::mmap::Shared;
 use crate::pr_warn_ratelimited;
@@ -18,6 +17,7 @@ use crate::x86::exit::{EventKind, Exception, Exit};
 use crate::x86::irqchip::lapic::{Action, Eoi};
 use crate::x86::irqchip::msg::Vector;
 use crate::x86::pv::{hypercall, paravirt};
+use crate::x86::shared::request;
 use crate::x86::vcpu::debug;
 use crate::x86::vcpu::emulate::{FetchError, Known};
 use crate::x86::vcpu::state::{Completion, MpState};

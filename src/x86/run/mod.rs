@@ -9,9 +9,6 @@
 
 use crate::abi::stats::{ExitClass, VcpuCounter, VcpuStats};
 use crate::abi::uapi::k;
-use crate::x86::shared::request;
-use crate::kvm::vcpu::{RunPages, Vcpu};
-use crate::kvm::vm::Vm;
 use crate::linux::fpu::KernelFpu;
 use crate::linux::irqflags::IrqGuard;
 use crate::linux::mmap::Shared;
@@ -24,10 +21,13 @@ use crate::x86::cpu::{events, xsave};
 use crate::x86::exit::{EventKind, Exception, Exit};
 use crate::x86::mitigate;
 use crate::x86::pv::paravirt;
+use crate::x86::shared::request;
 use crate::x86::vcpu::emulate::{Known, PIO_PAGE};
 use crate::x86::vcpu::state::{Completion, MpState, State, MAX_ADVANCE_NS};
 use crate::x86::vcpu::{abi, debug};
+use crate::x86::vcpu::{RunPages, Vcpu};
 use crate::x86::vendor::{EntryParams, Groups, Interruptibility, VcpuBackend};
+use crate::x86::vm::Vm;
 use kernel::prelude::*;
 
 mod access;
@@ -452,7 +452,10 @@ impl<'a> Runner<'a> {
             self.s.pv.unhalted = true;
         }
         if r & request::NMI != 0 {
-            let n = shared.arch.nmi.swap(0, core::sync::atomic::Ordering::Relaxed);
+            let n = shared
+                .arch
+                .nmi
+                .swap(0, core::sync::atomic::Ordering::Relaxed);
             self.s.events.nmis = self.s.events.nmis.saturating_add(n.min(2) as u8).min(2);
         }
         if r & request::TIMER != 0 {

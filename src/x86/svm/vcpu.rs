@@ -875,7 +875,7 @@ impl VcpuBackend for SvmVcpu {
         _cpu: &mut CpuState,
         params: &EntryParams,
     ) -> Result<(), EntryViolation> {
-        let model = crate::kvm::device::model().map_err(|_| EntryViolation {
+        let model = crate::x86::cpu::model::model().map_err(|_| EntryViolation {
             rule: "The CPU model must be known before a guest is entered",
             manual: "",
             value: 0,

@@ -4,16 +4,13 @@
 
 use crate::abi::uapi;
 use crate::abi::uapi::{k, Uapi};
-use crate::x86::shared::request;
-use crate::kvm::device;
-use crate::kvm::vcpu::{RunPages, Vcpu};
-use crate::kvm::vm::Vm;
 use crate::linux::mmap::Shared;
 use crate::mem::addr::Gva;
 use crate::x86::cpu::control;
 use crate::x86::cpu::cpuid;
 use crate::x86::cpu::cpuid::CpuidEntry;
 use crate::x86::cpu::events;
+use crate::x86::cpu::model;
 use crate::x86::cpu::msr::{MachineCheck, MachineCheckEffect};
 use crate::x86::cpu::regs::{cr0, cr4, DescTable, Seg, Segment};
 use crate::x86::cpu::xsave;
@@ -22,8 +19,11 @@ use crate::x86::irqchip::lapic::Action;
 use crate::x86::paging::gwalk;
 use crate::x86::run;
 use crate::x86::run::off;
+use crate::x86::shared::request;
 use crate::x86::vcpu::state::{Completion, MpState, State};
+use crate::x86::vcpu::{RunPages, Vcpu};
 use crate::x86::vendor::{Groups, Interruptibility, VcpuBackend};
+use crate::x86::vm::Vm;
 use core::mem::offset_of;
 use core::sync::atomic::Ordering;
 use kernel::prelude::*;
@@ -303,7 +303,7 @@ pub(crate) fn get_msrs(vm: &Vm, s: &mut State, arg: usize) -> Result<isize> {
             true
         }
         // What is listed can be read, and zero written, also by a vCPU that does not have it (as in KVM).
-        None if device::lists_msr(e.index) => {
+        None if model::lists_msr(e.index) => {
             e.data = 0;
             true
         }
@@ -318,7 +318,7 @@ pub(crate) fn set_msrs(vm: &Vm, vcpu: &Vcpu, s: &mut State, arg: usize) -> Resul
                 vcpu.act(vm, s, &action);
                 true
             }
-            None => e.data == 0 && device::lists_msr(e.index),
+            None => e.data == 0 && model::lists_msr(e.index),
         }
     })
 }
@@ -406,7 +406,7 @@ pub(crate) fn read_cpuid(arg: usize, subleaves: bool) -> Result<KVec<CpuidEntry>
     /// `struct kvm_cpuid_entry`: function, EAX to EDX, padding.
     type Plain = [u32; 6];
     let n = uapi::get::<u64>(arg)? as u32 as usize;
-    if n > device::MAX_CPUID_ENTRIES {
+    if n > cpuid::MAX_ENTRIES {
         return Err(E2BIG);
     }
     let mut table = KVec::with_capacity(n, GFP_KERNEL_ACCOUNT)?;
@@ -630,7 +630,10 @@ pub(crate) fn set_events(vm: &Vm, vcpu: &Vcpu, s: &mut State, e: &k::kvm_vcpu_ev
         s.events.nmis = e.nmi.pending.min(2);
     }
     if e.flags & k::KVM_VCPUEVENT_VALID_SIPI_VECTOR != 0 && s.lapic.is_some() {
-        vcpu.shared.arch.sipi.store(e.sipi_vector, Ordering::Relaxed);
+        vcpu.shared
+            .arch
+            .sipi
+            .store(e.sipi_vector, Ordering::Relaxed);
     }
     Ok(())
 }

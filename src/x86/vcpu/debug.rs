@@ -6,13 +6,13 @@
 #![forbid(unsafe_code)]
 
 use crate::abi::uapi::k;
-use crate::kvm::vm::Vm;
 use crate::x86::cpu::events;
 use crate::x86::cpu::events::vector;
 use crate::x86::cpu::regs::{rflags, Mode, Seg};
 use crate::x86::exit::EventKind;
 use crate::x86::vcpu::state::State;
 use crate::x86::vendor::{Groups, Interruptibility, VcpuBackend};
+use crate::x86::vm::Vm;
 use kernel::prelude::*;
 
 /// DR6 without any condition (SDM 3B figure 19-1).

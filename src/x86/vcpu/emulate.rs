@@ -4,8 +4,6 @@
 //! An instruction's bytes are fetched once per exit; what is decoded is what is executed, whatever another vCPU does to the
 //! code meanwhile.
 
-use crate::kvm::vcpu::RunPages;
-use crate::kvm::vm::Vm;
 use crate::linux::mmap::Shared;
 use crate::linux::{hrtimer, uaccess};
 use crate::mem::addr::{Gpa, Gva};
@@ -23,7 +21,9 @@ use crate::x86::paging::gwalk;
 use crate::x86::paging::gwalk::{GuestRead, Paging, WalkError};
 use crate::x86::vcpu::debug;
 use crate::x86::vcpu::state::State;
+use crate::x86::vcpu::RunPages;
 use crate::x86::vendor::{Groups, LongCode, VcpuBackend};
+use crate::x86::vm::Vm;
 use core::ops::{Deref, DerefMut};
 use kernel::prelude::*;
 

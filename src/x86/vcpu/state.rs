@@ -4,10 +4,6 @@
 //! All of it is behind the vCPU's mutex. Other CPUs reach a vCPU only through [`VcpuShared`].
 
 use crate::abi::uapi::k;
-use crate::x86::shared::VcpuShared;
-use crate::kvm::device;
-use crate::kvm::device::Model;
-use crate::kvm::vm::Vm;
 use crate::linux::fpu::XsaveArea;
 use crate::linux::sched::SignalMask;
 use crate::linux::{boot_cpu, hrtimer};
@@ -18,6 +14,7 @@ use crate::x86::cpu::cpuid::{CpuidEntry, CpuidIndex, Dynamic, GuestFeatures};
 use crate::x86::cpu::events;
 use crate::x86::cpu::events::Gate;
 use crate::x86::cpu::index;
+use crate::x86::cpu::model::{self, Model};
 use crate::x86::cpu::msr as msrs;
 use crate::x86::cpu::msr::{Access, Class, MsrFile, Read, Written};
 use crate::x86::cpu::regs::{cr0, cr4, rflags, DescTable, Gpr, Seg, Segment, Sregs};
@@ -31,12 +28,14 @@ use crate::x86::exit::{Event, Exception};
 use crate::x86::irqchip::lapic::{base, Action, Features as LapicFeatures};
 use crate::x86::irqchip::lapic_page::{LocalApic, RegisterPage};
 use crate::x86::pv::paravirt::Paravirt;
+use crate::x86::shared::VcpuShared;
 use crate::x86::vcpu::debug;
 use crate::x86::vcpu::debug::Debug;
 use crate::x86::vendor::choose::Hw;
 use crate::x86::vendor::{
     ApicMode, ApicPages, CpuState, Exits, Groups, Interruptibility, VcpuBackend,
 };
+use crate::x86::vm::Vm;
 use kernel::prelude::*;
 use kernel::sync::Arc;
 
@@ -247,7 +246,7 @@ pub(crate) fn reset_sregs(cr0_value: u64) -> Sregs {
 impl State {
     /// A vCPU after RESET, to be made where it stays: it is large.
     pub(crate) fn new<'a>(vm: &'a Vm, shared: &'a VcpuShared) -> Result<impl Init<Self> + 'a> {
-        let model = device::model()?;
+        let model = model::model()?;
         let id = shared.id;
         let bsp = id == vm.boot_cpu();
         let mut hw = Hw::new(id)?;

@@ -1,0 +1,187 @@
+// SPDX-License-Identifier: GPL-2.0
+//! What guests may see of this processor, found once at load.
+
+use crate::linux::global::Global;
+use crate::linux::{boot_cpu, cpuid as host, cr};
+use crate::x86::cpu::cpuid::{
+    self, CpuidEntry, CpuidIndex, GuestFeatures, HostCpuid, Policy, Vendor,
+};
+use crate::x86::cpu::{index, msr, xsave};
+use crate::x86::vendor::choose;
+use kernel::prelude::*;
+
+/// The host's CPUID instruction as far as its kernel agrees: what an erratum, firmware or the command line took from the
+/// kernel is kept from guests as well, as KVM does.
+struct Host;
+
+impl HostCpuid for Host {
+    fn cpuid(&self, leaf: u32, subleaf: u32) -> [u32; 4] {
+        boot_cpu::cpuid_in_use(leaf, subleaf)
+    }
+}
+
+/// What guests may see, found once at load.
+pub(crate) struct Model {
+    /// KVM_GET_SUPPORTED_CPUID.
+    pub(crate) supported: KVec<CpuidEntry>,
+    /// The same as features: what the hypervisor carries on this host.
+    pub(crate) features: GuestFeatures,
+    /// KVM_GET_MSR_INDEX_LIST.
+    pub(crate) msrs: KVec<u32>,
+    /// Host vendor.
+    pub(crate) vendor: Vendor,
+    /// XCR0 bits that guests may set.
+    pub(crate) xcr0: u64,
+    /// Host's XCR0, in force outside the guest.
+    pub(crate) host_xcr0: u64,
+    /// Host's IA32_XSS, likewise; 0 where there is none.
+    pub(crate) host_xss: u64,
+    /// Offsets and sizes of the standard XSAVE format.
+    pub(crate) layout: xsave::Layout,
+    /// MXCSR bits that exist.
+    pub(crate) mxcsr_mask: u32,
+    /// PKRU is switched.
+    pub(crate) pku: bool,
+    /// IA32_ARCH_CAPABILITIES of a fresh vCPU.
+    pub(crate) arch_capabilities: u64,
+    /// LFENCE serialises dispatch.
+    pub(crate) lfence_serializing: bool,
+    /// The host runs with CR4.OSXSAVE.
+    pub(crate) has_xsave: bool,
+}
+
+impl Model {
+    /// What a fresh vCPU's MSRs start with.
+    pub(crate) fn msr_config(&self) -> msr::Config {
+        msr::Config {
+            arch_capabilities: self.arch_capabilities,
+            platform_info: msr::PLATFORM_CPUID_FAULT,
+            lfence_serializing: self.lfence_serializing,
+            vendor: self.vendor,
+        }
+    }
+}
+
+static MODEL: Global<Model> = Global::new();
+
+/// The CPU model. Set by `init` before any file can be opened.
+pub(crate) fn model() -> Result<&'static Model> {
+    MODEL.get().ok_or(ENODEV)
+}
+
+/// What a guest need not fear on this CPU (SDM 4 table 2-2): what the CPU says of itself, and what the kernel knows of CPUs that came
+/// before the MSR. Without SPEC_CTRL nothing is offered that is used through it.
+fn arch_capabilities(spec_ctrl: bool) -> u64 {
+    use crate::linux::boot_cpu::{bug, Bug};
+    use msr::arch_capabilities as bit;
+    let mut v = crate::linux::msr::read_safe(index::ARCH_CAPABILITIES).unwrap_or(0);
+    for (flaw, no) in [
+        (Bug::Meltdown, bit::RDCL_NO),
+        (Bug::L1tf, bit::SKIP_L1DFL_VMENTRY),
+        (Bug::SpecStoreBypass, bit::SSB_NO),
+        (Bug::Mds, bit::MDS_NO),
+        (Bug::Taa, bit::TAA_NO),
+        (Bug::Gds, bit::GDS_NO),
+        (Bug::Rfds, bit::RFDS_NO),
+        (Bug::Its, bit::ITS_NO),
+    ] {
+        if !bug(flaw) {
+            v |= no;
+        }
+    }
+    // The host keeps guests from the page-size machine check (see `GuestMemory::fault`).
+    v |= bit::IF_PSCHANGE_MC_NO;
+    if !spec_ctrl {
+        v &= !(bit::IBRS_ALL | bit::RSBA | bit::RRSBA);
+    }
+    v & msr::ARCH_CAPABILITIES_ALLOWED
+}
+
+/// Finds out what guests may see.
+pub(crate) fn init() -> Result {
+    let caps = choose::caps().ok_or(ENODEV)?;
+    let has_xsave = host::cpuid(1, 0).ecx & 1 << 27 != 0;
+    let host_xcr0 = if has_xsave { cr::xgetbv(0) } else { 0 };
+    // The kernel sets it once, from CPUID, and never changes it.
+    let host_xss = if has_xsave && Host.cpuid(0xd, 1)[0] & 1 << 3 != 0 {
+        crate::linux::msr::read_safe(index::XSS).unwrap_or(0)
+    } else {
+        0
+    };
+    let l0 = Host.cpuid(0, 0);
+    let pku = crate::linux::fpu::pku_enabled() && host_xcr0 & xsave::PKRU != 0;
+    let mut xcr0 = host_xcr0 & xsave::CARRIED;
+    if !pku {
+        xcr0 &= !xsave::PKRU;
+    }
+    let vendor = Vendor::from_leaf0(l0);
+    // APM 3 E.4.22 (Fn8000_0021), or the MSR bit that the kernel sets on older CPUs (DE_CFG).
+    let lfence_serializing = vendor == Vendor::Amd
+        && (Host.cpuid(0x8000_0000, 0)[0] >= 0x8000_0021
+            && Host.cpuid(0x8000_0021, 0)[0] & 1 << 2 != 0
+            || crate::linux::msr::read_safe(index::DE_CFG).is_ok_and(|v| v & 2 != 0));
+    // SVM guests run with the host's value: no emulated processor has the MSR beside SVM.
+    let spec_ctrl = vendor == Vendor::Intel && crate::x86::mitigate::has_spec_ctrl();
+    let policy = Policy {
+        vendor,
+        xcr0,
+        xss: 0,
+        max_phys_bits: 0,
+        apic: true,
+        x2apic: true,
+        tsc_deadline: true,
+        tsc_adjust: true,
+        rdtscp: caps.rdtscp,
+        invpcid: caps.invpcid,
+        xsaves: caps.xsaves,
+        pku,
+        spec_ctrl,
+        arch_capabilities: vendor == Vendor::Intel,
+        lfence_serializing,
+        tsc_khz: boot_cpu::tsc_khz(),
+        apic_hz: 1_000_000_000,
+        kvm_features: crate::x86::cpu::KVM_FEATURES,
+        kvm_hints: 0,
+    };
+    let mut supported = KVec::with_capacity(cpuid::MAX_ENTRIES, GFP_KERNEL)?;
+    let mut buf: KVec<CpuidEntry> =
+        KVec::from_elem(CpuidEntry::default(), cpuid::MAX_ENTRIES, GFP_KERNEL)?;
+    let n = cpuid::supported(&Host, &policy, &mut buf).map_err(|_| E2BIG)?;
+    supported.extend_from_slice(buf.get(..n).ok_or(EINVAL)?, GFP_KERNEL)?;
+    let features = GuestFeatures::from_table(&supported, &CpuidIndex::new(&supported));
+    let mut list = KVec::from_elem(0u32, 256, GFP_KERNEL)?;
+    let n = msr::index_list(&features, &mut list).map_err(|_| E2BIG)?;
+    let mut msrs = KVec::with_capacity(n, GFP_KERNEL)?;
+    msrs.extend_from_slice(list.get(..n).ok_or(EINVAL)?, GFP_KERNEL)?;
+    MODEL.set(Model {
+        supported,
+        msrs,
+        features,
+        vendor,
+        xcr0,
+        host_xcr0,
+        host_xss,
+        layout: xsave::Layout::from_host(&Host, host_xcr0),
+        mxcsr_mask: crate::linux::fpu::mxcsr_mask(),
+        pku,
+        has_xsave,
+        lfence_serializing,
+        arch_capabilities: arch_capabilities(spec_ctrl),
+    })
+}
+
+/// Drops the model.
+///
+/// # Safety
+///
+/// No VM is left and the devices are gone.
+pub(crate) unsafe fn exit() {
+    // SAFETY: By the contract.
+    unsafe { MODEL.clear() };
+}
+
+/// Whether KVM_GET_MSR_INDEX_LIST or KVM_GET_MSR_FEATURE_INDEX_LIST names the MSR.
+pub(crate) fn lists_msr(index: u32) -> bool {
+    model()
+        .is_ok_and(|m| m.msrs.contains(&index) || msr::feature_list(&m.features).contains(&index))
+}
