@@ -5,9 +5,8 @@ use crate::abi::ledger::VcpuLedger;
 use crate::abi::stats::{
     id_string, Desc, StatsFile, Values, VmStats, NAME_SIZE, VCPU_DESCS, VM_DESCS,
 };
-use crate::kvm::vm;
-use crate::linux::anon_inode::FileOperations;
-use crate::x86::vm::Vm;
+use crate::linux::anon_inode::{self, FileOperations};
+use crate::x86::Vm;
 use kernel::fs::File;
 use kernel::prelude::*;
 use kernel::sync::{Arc, ArcBorrow};
@@ -87,7 +86,7 @@ pub(crate) fn vm_stats_fd(vm: &Arc<Vm>) -> Result<isize> {
         descs: &VM_DESCS,
         values,
     };
-    vm::install(Arc::new(file, GFP_KERNEL_ACCOUNT)?)
+    Ok(anon_inode::install(Arc::new(file, GFP_KERNEL_ACCOUNT)?)? as isize)
 }
 
 /// KVM_GET_STATS_FD on a vCPU.
@@ -99,5 +98,5 @@ pub(crate) fn vcpu_stats_fd(vm: &Arc<Vm>, ledger: &Arc<VcpuLedger>) -> Result<is
         descs: &VCPU_DESCS,
         values,
     };
-    vm::install(Arc::new(file, GFP_KERNEL_ACCOUNT)?)
+    Ok(anon_inode::install(Arc::new(file, GFP_KERNEL_ACCOUNT)?)? as isize)
 }

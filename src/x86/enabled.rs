@@ -5,6 +5,7 @@ use crate::abi::uapi;
 use crate::abi::uapi::k;
 use crate::bus::set::MAX_VCPU_ID;
 use crate::linux::cred;
+use crate::x86::vm::Setup;
 use core::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use kernel::prelude::*;
 use kernel::sync::{new_mutex, Arc, Mutex};
@@ -234,113 +235,104 @@ impl VmCaps {
         id <= MAX_VCPU_ID && (limit == 0 || id <= limit)
     }
 
-    /// KVM_ENABLE_CAP on a VM, but for what belongs to the interrupt controllers and the memory. `has_vcpus`: vCPUs exist;
-    /// `has_lapic`: the local APICs are in the kernel; `boot_cpu`: id of the BSP. The caller holds the lock of creation.
-    pub(crate) fn enable(
-        &self,
-        cap: &k::kvm_enable_cap,
-        has_vcpus: bool,
-        has_lapic: bool,
-        boot_cpu: u32,
-    ) -> Result {
-        let value = cap.args[0];
-        let known = |valid: u64| {
-            if value & !valid == 0 {
-                Ok(())
-            } else {
-                Err(EINVAL)
-            }
-        };
-        match cap.cap {
-            k::KVM_CAP_DISABLE_QUIRKS | k::KVM_CAP_DISABLE_QUIRKS2 => {
-                if cap.cap == k::KVM_CAP_DISABLE_QUIRKS2 {
-                    known(QUIRKS)?;
-                }
-                self.quirks_off.fetch_or(value & QUIRKS, Ordering::Relaxed);
-            }
-            k::KVM_CAP_X86_USER_SPACE_MSR => {
-                known(USER_SPACE_MSR)?;
-                self.user_space_msr.store(value as u32, Ordering::Relaxed);
-            }
-            k::KVM_CAP_EXIT_ON_EMULATION_FAILURE => {
-                known(1)?;
-                self.exit_on_emulation_failure
-                    .store(value != 0, Ordering::Relaxed);
-            }
-            k::KVM_CAP_MSR_PLATFORM_INFO => {
-                self.hide_platform_info.store(value == 0, Ordering::Relaxed);
-            }
-            k::KVM_CAP_EXIT_HYPERCALL => {
-                known(HYPERCALL_EXITS)?;
-                self.hypercall_exits.store(value, Ordering::Relaxed);
-            }
-            // How long a halted vCPU may poll at most before it sleeps: none does.
-            k::KVM_CAP_HALT_POLL => known(u64::from(u32::MAX))?,
-            k::KVM_CAP_X86_DISABLE_EXITS => {
-                known(DISABLE_EXITS)?;
-                if has_vcpus {
-                    return Err(EINVAL);
-                }
-                self.disabled_exits.fetch_or(value, Ordering::Relaxed);
-            }
-            k::KVM_CAP_MAX_VCPU_ID => {
-                if value > u64::from(MAX_VCPU_ID) || u64::from(boot_cpu) > value {
-                    return Err(EINVAL);
-                }
-                match u64::from(self.max_vcpu_ids.load(Ordering::Relaxed)) {
-                    0 => self.max_vcpu_ids.store(value as u32, Ordering::Relaxed),
-                    n if n == value => {}
-                    _ => return Err(EINVAL),
-                }
-            }
-            k::KVM_CAP_VM_DISABLE_NX_HUGE_PAGES => {
-                if !cred::may_reboot() {
-                    return Err(EPERM);
-                }
-                if value != 0 || has_vcpus {
-                    return Err(EINVAL);
-                }
-            }
-            k::KVM_CAP_X86_APIC_BUS_CYCLES_NS => {
-                // The longest programmable time must not overflow: 2^32 - 1 counts, divided by 128.
-                if value == 0 || (u64::from(u32::MAX) * 128).checked_mul(value).is_none() {
-                    return Err(EINVAL);
-                }
-                if !has_lapic {
-                    return Err(ENXIO);
-                }
-                if has_vcpus {
-                    return Err(EINVAL);
-                }
-                self.bus_cycle_ns.store(value as u32, Ordering::Relaxed);
-            }
+    /// KVM_CAP_DISABLE_QUIRKS; unknown ones are passed over.
+    pub(crate) fn disable_quirks(&self, quirks: u64) -> Result {
+        self.quirks_off.fetch_or(quirks & QUIRKS, Ordering::Relaxed);
+        Ok(())
+    }
+
+    /// KVM_CAP_X86_USER_SPACE_MSR. EINVAL: unknown causes.
+    pub(crate) fn set_user_space_msr(&self, causes: u64) -> Result {
+        within(causes, USER_SPACE_MSR)?;
+        self.user_space_msr.store(causes as u32, Ordering::Relaxed);
+        Ok(())
+    }
+
+    /// KVM_CAP_EXIT_ON_EMULATION_FAILURE. EINVAL: neither 0 nor 1.
+    pub(crate) fn set_exit_on_emulation_failure(&self, on: u64) -> Result {
+        within(on, 1)?;
+        self.exit_on_emulation_failure
+            .store(on != 0, Ordering::Relaxed);
+        Ok(())
+    }
+
+    /// KVM_CAP_MSR_PLATFORM_INFO.
+    pub(crate) fn set_platform_info(&self, readable: u64) -> Result {
+        self.hide_platform_info
+            .store(readable == 0, Ordering::Relaxed);
+        Ok(())
+    }
+
+    /// KVM_CAP_EXIT_HYPERCALL. EINVAL: one that cannot go to user space.
+    pub(crate) fn set_hypercall_exits(&self, numbers: u64) -> Result {
+        within(numbers, HYPERCALL_EXITS)?;
+        self.hypercall_exits.store(numbers, Ordering::Relaxed);
+        Ok(())
+    }
+
+    /// KVM_CAP_X86_DISABLE_EXITS. EINVAL: unknown exits, or there are vCPUs.
+    pub(crate) fn disable_exits(&self, exits: u64, setup: &Setup) -> Result {
+        within(exits, DISABLE_EXITS)?;
+        if setup.has_vcpus() {
+            return Err(EINVAL);
+        }
+        self.disabled_exits.fetch_or(exits, Ordering::Relaxed);
+        Ok(())
+    }
+
+    /// KVM_CAP_MAX_VCPU_ID. EINVAL: too many, not enough for the BSP, or fixed before.
+    pub(crate) fn limit_vcpu_ids(&self, limit: u64, boot_cpu: u32) -> Result {
+        if limit > u64::from(MAX_VCPU_ID) || u64::from(boot_cpu) > limit {
+            return Err(EINVAL);
+        }
+        match u64::from(self.max_vcpu_ids.load(Ordering::Relaxed)) {
+            0 => self.max_vcpu_ids.store(limit as u32, Ordering::Relaxed),
+            n if n == limit => {}
             _ => return Err(EINVAL),
         }
         Ok(())
     }
+
+    /// KVM_CAP_X86_APIC_BUS_CYCLES_NS. EINVAL: 0, so long that the longest programmable time (2^32 - 1 counts, divided by 128)
+    /// overflows, or there are vCPUs. ENXIO: no local APICs in the kernel.
+    pub(crate) fn set_bus_cycle(&self, ns: u64, setup: &Setup, has_lapic: bool) -> Result {
+        if ns == 0 || (u64::from(u32::MAX) * 128).checked_mul(ns).is_none() {
+            return Err(EINVAL);
+        }
+        if !has_lapic {
+            return Err(ENXIO);
+        }
+        if setup.has_vcpus() {
+            return Err(EINVAL);
+        }
+        self.bus_cycle_ns.store(ns as u32, Ordering::Relaxed);
+        Ok(())
+    }
+}
+
+/// EINVAL unless all bits of `value` are in `valid`.
+pub(crate) fn within(value: u64, valid: u64) -> Result {
+    if value & !valid == 0 {
+        Ok(())
+    } else {
+        Err(EINVAL)
+    }
+}
+
+/// KVM_CAP_VM_DISABLE_NX_HUGE_PAGES. EPERM: who may not reboot the machine may not risk it. EINVAL.
+pub(crate) fn may_disable_nx_huge_pages(value: u64, setup: &Setup) -> Result {
+    if !cred::may_reboot() {
+        return Err(EPERM);
+    }
+    if value != 0 || setup.has_vcpus() {
+        return Err(EINVAL);
+    }
+    Ok(())
 }
 
 /// KVM_HC_MAP_GPA_RANGE (Documentation/virt/kvm/x86/hypercalls.rst).
 pub(crate) const HC_MAP_GPA_RANGE: u64 = 12;
 /// Hypercalls that can go to user space.
 pub(crate) const HYPERCALL_EXITS: u64 = 1 << HC_MAP_GPA_RANGE;
-
-/// KVM_CHECK_EXTENSION of what this file keeps; `None` for others.
-pub(crate) fn check_extension(cap: u32) -> Option<isize> {
-    Some(match cap {
-        k::KVM_CAP_DISABLE_QUIRKS
-        | k::KVM_CAP_X86_USER_SPACE_MSR
-        | k::KVM_CAP_X86_MSR_FILTER
-        | k::KVM_CAP_EXIT_ON_EMULATION_FAILURE
-        | k::KVM_CAP_MSR_PLATFORM_INFO
-        | k::KVM_CAP_HALT_POLL
-        | k::KVM_CAP_VM_DISABLE_NX_HUGE_PAGES
-        | k::KVM_CAP_X86_APIC_BUS_CYCLES_NS => 1,
-        k::KVM_CAP_DISABLE_QUIRKS2 => QUIRKS as isize,
-        k::KVM_CAP_X86_DISABLE_EXITS => DISABLE_EXITS as isize,
-        k::KVM_CAP_EXIT_HYPERCALL => HYPERCALL_EXITS as isize,
-        _ => return None,
-    })
-}
 
 const _: () = assert!(uapi::KVM_X86_SET_MSR_FILTER == 0x4188_aec6);

@@ -31,6 +31,13 @@ pub(crate) struct Setup {
     pub(crate) ids: KVec<u32>,
 }
 
+impl Setup {
+    /// Whether there is a vCPU, after which much is fixed.
+    pub(crate) fn has_vcpus(&self) -> bool {
+        !self.ids.is_empty()
+    }
+}
+
 /// A virtual machine.
 #[pin_data(PinnedDrop)]
 pub(crate) struct Vm {

@@ -223,7 +223,7 @@ impl IrqChip {
     }
 
     /// KVM_CREATE_PIT2. EEXIST, ENOENT. The caller excludes other creations.
-    pub(crate) fn create_pit(&self, config: k::kvm_pit_config) -> Result {
+    pub(crate) fn create_pit(&self, config: &k::kvm_pit_config) -> Result {
         if self.pit.get().is_some() {
             return Err(EEXIST);
         }
@@ -368,32 +368,8 @@ impl IrqChip {
         self.pio_event(port, width, value)
     }
 
-    /// The remaining vm ioctls: ENOTTY for those that are not known.
-    pub(crate) fn ioctl(&self, cmd: u32, arg: usize) -> Result<isize> {
-        // Each in a function of its own, so that their structures do not share a stack frame.
-        match cmd {
-            uapi::KVM_IRQ_LINE => self.irq_line(arg, false)?,
-            uapi::KVM_IRQ_LINE_STATUS => self.irq_line(arg, true)?,
-            uapi::KVM_SIGNAL_MSI => return self.signal_msi(arg),
-            uapi::KVM_SET_GSI_ROUTING => self.set_gsi_routing(arg)?,
-            uapi::KVM_GET_IRQCHIP => self.get_irqchip(arg)?,
-            uapi::KVM_SET_IRQCHIP => self.set_irqchip(arg)?,
-            uapi::KVM_GET_PIT => self.get_old_pit(arg)?,
-            uapi::KVM_SET_PIT => self.set_old_pit(arg)?,
-            uapi::KVM_GET_PIT2 => self.get_pit(arg)?,
-            uapi::KVM_SET_PIT2 => self.set_pit(arg)?,
-            uapi::KVM_REINJECT_CONTROL => self.reinject_control(arg)?,
-            uapi::KVM_IRQFD => self.irqfd(arg)?,
-            uapi::KVM_IOEVENTFD => self.ioeventfd(arg)?,
-            uapi::KVM_REGISTER_COALESCED_MMIO => self.coalesce(arg, true)?,
-            uapi::KVM_UNREGISTER_COALESCED_MMIO => self.coalesce(arg, false)?,
-            _ => return Err(ENOTTY),
-        }
-        Ok(0)
-    }
-
     /// KVM_IRQ_LINE (api.rst 4.25); KVM_IRQ_LINE_STATUS tells what came of it.
-    fn irq_line(&self, arg: usize, tell: bool) -> Result {
+    pub(crate) fn irq_line(&self, arg: usize, tell: bool) -> Result {
         // `struct kvm_irq_level`: the GSI, which the status replaces, and the level.
         let request = uapi::get::<u64>(arg)?;
         let controllers = self.controllers().ok_or(ENXIO)?;
@@ -408,7 +384,7 @@ impl IrqChip {
 
     /// KVM_SET_GSI_ROUTING (api.rst 4.52).
     #[inline(never)]
-    fn set_gsi_routing(&self, arg: usize) -> Result {
+    pub(crate) fn set_gsi_routing(&self, arg: usize) -> Result {
         let header = uapi::get::<u64>(arg)?;
         let controllers = self.controllers().ok_or(EINVAL)?;
         let chips = Chips {
@@ -421,22 +397,19 @@ impl IrqChip {
     }
 
     /// KVM_GET_PIT2 (api.rst 4.72).
-    #[inline(never)]
-    fn get_pit(&self, arg: usize) -> Result {
-        uapi::put(arg, &self.pit.get().ok_or(ENXIO)?.get()?)
+    pub(crate) fn get_pit(&self) -> Result<k::kvm_pit_state2> {
+        self.pit.get().ok_or(ENXIO)?.get()
     }
 
     /// KVM_GET_PIT: without flags.
-    #[inline(never)]
-    fn get_old_pit(&self, arg: usize) -> Result {
-        let mut state = uapi::get::<k::kvm_pit_state>(arg)?;
+    pub(crate) fn get_old_pit(&self, state: &mut k::kvm_pit_state) -> Result {
         state.channels = self.pit.get().ok_or(ENXIO)?.get()?.channels;
-        uapi::put(arg, &state)
+        Ok(())
     }
 
     /// KVM_SET_PIT: the flags stay.
     #[inline(never)]
-    fn set_old_pit(&self, arg: usize) -> Result {
+    pub(crate) fn set_old_pit(&self, arg: usize) -> Result {
         let old = uapi::get::<k::kvm_pit_state>(arg)?;
         let _config = self.config.lock();
         let pit = self.pit.get().ok_or(ENXIO)?;
@@ -447,40 +420,32 @@ impl IrqChip {
     }
 
     /// KVM_SET_PIT2 (api.rst 4.73).
-    #[inline(never)]
-    fn set_pit(&self, arg: usize) -> Result {
-        let state = uapi::get::<k::kvm_pit_state2>(arg)?;
+    pub(crate) fn set_pit(&self, state: &k::kvm_pit_state2) -> Result {
         let _config = self.config.lock();
-        self.pit.get().ok_or(ENXIO)?.set(&state);
+        self.pit.get().ok_or(ENXIO)?.set(state);
         Ok(())
     }
 
     /// KVM_REINJECT_CONTROL (`struct kvm_reinject_control`).
-    #[inline(never)]
-    fn reinject_control(&self, arg: usize) -> Result {
-        let control = uapi::get::<k::kvm_reinject_control>(arg)?;
+    pub(crate) fn reinject_control(&self, control: &k::kvm_reinject_control) -> Result {
         let reinject = control.pit_reinject != 0;
         self.pit.get().ok_or(ENXIO)?.set_reinject(reinject);
         Ok(())
     }
 
     /// KVM_IOEVENTFD (api.rst 4.59).
-    #[inline(never)]
-    fn ioeventfd(&self, arg: usize) -> Result {
-        let args = uapi::get::<k::kvm_ioeventfd>(arg)?;
+    pub(crate) fn ioeventfd(&self, args: &k::kvm_ioeventfd) -> Result {
         let _config = self.config.lock();
-        self.events.ioctl(&args)
+        self.events.ioctl(args)
     }
 
     /// KVM_REGISTER_COALESCED_MMIO and KVM_UNREGISTER_COALESCED_MMIO (api.rst 4.116).
-    #[inline(never)]
-    fn coalesce(&self, arg: usize, add: bool) -> Result {
-        let zone = uapi::get::<k::kvm_coalesced_mmio_zone>(arg)?;
+    pub(crate) fn coalesce(&self, zone: &k::kvm_coalesced_mmio_zone, add: bool) -> Result {
         let _config = self.config.lock();
         if !add {
-            return self.coalesced.unregister(&zone);
+            return self.coalesced.unregister(zone);
         }
-        self.coalesced.register(&zone, |bus| match bus {
+        self.coalesced.register(zone, |bus| match bus {
             Bus::Mmio => u32::from(self.has_pic()),
             // Two 8259s, their ELCRs, the 8254 and port 61h.
             _ if self.has_pic() => 3 + self.pit.get().map_or(0, |p| p.devices()),
@@ -494,9 +459,7 @@ impl IrqChip {
     }
 
     /// KVM_SIGNAL_MSI (api.rst 4.71): the number of vCPUs that accepted it.
-    #[inline(never)]
-    fn signal_msi(&self, arg: usize) -> Result<isize> {
-        let msi = uapi::get::<k::kvm_msi>(arg)?;
+    pub(crate) fn signal_msi(&self, msi: &k::kvm_msi) -> Result<isize> {
         let controllers = self.controllers().ok_or(EINVAL)?;
         if msi.flags & !k::KVM_MSI_VALID_DEVID != 0 {
             return Err(EINVAL);
@@ -516,7 +479,7 @@ impl IrqChip {
 
     /// KVM_GET_IRQCHIP (api.rst 4.26).
     #[inline(never)]
-    fn get_irqchip(&self, arg: usize) -> Result {
+    pub(crate) fn get_irqchip(&self, arg: usize) -> Result {
         let mut whole = irqchip_from_user(arg)?;
         let id = chip_id(&whole);
         let controllers = self.full().ok_or(ENXIO)?;
@@ -543,7 +506,7 @@ impl IrqChip {
 
     /// KVM_SET_IRQCHIP (api.rst 4.27).
     #[inline(never)]
-    fn set_irqchip(&self, arg: usize) -> Result {
+    pub(crate) fn set_irqchip(&self, arg: usize) -> Result {
         let whole = irqchip_from_user(arg)?;
         let id = chip_id(&whole);
         let controllers = self.full().ok_or(ENXIO)?;
@@ -570,9 +533,7 @@ impl IrqChip {
     }
 
     /// KVM_IRQFD (api.rst 4.75).
-    #[inline(never)]
-    fn irqfd(&self, arg: usize) -> Result {
-        let args = &uapi::get::<k::kvm_irqfd>(arg)?;
+    pub(crate) fn irqfd(&self, args: &k::kvm_irqfd) -> Result {
         if args.flags & !(k::KVM_IRQFD_FLAG_DEASSIGN | k::KVM_IRQFD_FLAG_RESAMPLE) != 0 {
             return Err(EINVAL);
         }

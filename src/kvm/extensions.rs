@@ -1,0 +1,60 @@
+// SPDX-License-Identifier: GPL-2.0
+//! Extensions: what is there, and what has to be enabled (api.rst 4.4 KVM_CHECK_EXTENSION, 4.37 KVM_ENABLE_CAP, 7, 8).
+//!
+//! An extension that is an ioctl stands in that ioctl's row. What stands nowhere is not there.
+
+use crate::abi::uapi::{self, k};
+use crate::bus::set::{MAX_VCPUS, MAX_VCPU_ID};
+use crate::kvm::table::extensions;
+use crate::kvm::{device, vcpu, vm, x86};
+use crate::linux::smp;
+use crate::mem::slots::MAX_SLOTS;
+use crate::x86::{Setup, Vm, MAX_ROUTES};
+use kernel::prelude::*;
+
+extensions! {
+    (vm, setup, value) else x86::extensions::check, x86::extensions::enable;
+    k::KVM_CAP_CHECK_EXTENSION_VM: 1;
+    k::KVM_CAP_DESTROY_MEMORY_REGION_WORKS: 1;
+    k::KVM_CAP_JOIN_MEMORY_REGIONS_WORKS: 1;
+    k::KVM_CAP_SYNC_MMU: 1;
+    k::KVM_CAP_READONLY_MEM: 1;
+    k::KVM_CAP_NR_MEMSLOTS: MAX_SLOTS;
+    k::KVM_CAP_MEMORY_FAULT_INFO: 1;
+    k::KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2: k::KVM_DIRTY_LOG_MANUAL_PROTECT_ENABLE | k::KVM_DIRTY_LOG_INITIALLY_SET,
+        enable vm::enable_manual_protect(vm, value);
+    k::KVM_CAP_NR_VCPUS: (smp::num_online() as usize).min(MAX_VCPUS);
+    k::KVM_CAP_MAX_VCPUS: MAX_VCPUS;
+    k::KVM_CAP_MAX_VCPU_ID: MAX_VCPU_ID,
+        enable vm.caps.limit_vcpu_ids(value, vm.boot_cpu());
+    k::KVM_CAP_IMMEDIATE_EXIT: 1;
+    // How long a halted vCPU may poll at most before it sleeps: none does.
+    k::KVM_CAP_HALT_POLL: 1,
+        enable u32::try_from(value).map(|_| ()).map_err(|_| EINVAL);
+    k::KVM_CAP_INTERNAL_ERROR_DATA: 1;
+    k::KVM_CAP_IRQFD_RESAMPLE: 1;
+    k::KVM_CAP_IOEVENTFD_NO_LENGTH: 1;
+    k::KVM_CAP_IOEVENTFD_ANY_LENGTH: 1;
+    k::KVM_CAP_COALESCED_MMIO: k::KVM_COALESCED_MMIO_PAGE_OFFSET;
+    k::KVM_CAP_COALESCED_PIO: 1;
+    k::KVM_CAP_IRQ_ROUTING: MAX_ROUTES;
+    uapi::RVMM_CAP_ENTRY_FAILURE: 1;
+    uapi::RVMM_CAP_ASSIGN_DEVICE: 1;
+}
+
+/// KVM_CHECK_EXTENSION, on the device and (`vm`) on a VM.
+pub(super) fn check_extension(vm: Option<&Vm>, capability: usize) -> isize {
+    const PROMISED: [&[u32]; 6] = [
+        device::PROMISED,
+        vm::PROMISED,
+        vcpu::PROMISED,
+        x86::system::PROMISED,
+        x86::vm::PROMISED,
+        x86::vcpu::PROMISED,
+    ];
+    match u32::try_from(capability) {
+        Ok(c) if PROMISED.iter().any(|list| list.contains(&c)) => 1,
+        Ok(c) => check(vm, c),
+        Err(_) => 0,
+    }
+}

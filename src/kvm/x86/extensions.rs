@@ -1,0 +1,73 @@
+// SPDX-License-Identifier: GPL-2.0
+//! The extensions that only x86 has.
+
+use crate::abi::uapi::k;
+use crate::kvm::table::extensions;
+use crate::x86::{abi, debug, enabled, hardware, model, msr, x2apic_api, Setup, Vm};
+use core::sync::atomic::Ordering;
+use kernel::prelude::*;
+
+/// Nothing more is there.
+fn none(_vm: Option<&Vm>, _capability: u32) -> isize {
+    0
+}
+
+/// Nothing more can be enabled.
+fn unknown(_vm: &Vm, _setup: &mut Setup, _capability: u32, _value: u64) -> Result {
+    Err(EINVAL)
+}
+
+extensions! {
+    (vm, setup, value) else none, unknown;
+    // Processors and their state.
+    k::KVM_CAP_HLT: 1;
+    k::KVM_CAP_NOP_IO_DELAY: 1;
+    k::KVM_CAP_VM_TYPES: 1;
+    k::KVM_CAP_XSAVE2: 4096;
+    k::KVM_CAP_XCRS: model().is_ok_and(|m| m.has_xsave);
+    k::KVM_CAP_MCE: msr::MCE_BANKS;
+    k::KVM_CAP_SET_GUEST_DEBUG2: debug::CONTROLS;
+    k::KVM_CAP_X86_ROBUST_SINGLESTEP: 1;
+    k::KVM_CAP_SYNC_REGS: abi::SYNC_REGS;
+    k::KVM_CAP_STEAL_TIME: 1;
+    k::KVM_CAP_EXCEPTION_PAYLOAD: 1,
+        enable {
+            vm.exception_payload.store(value != 0, Ordering::Relaxed);
+            Ok(())
+        };
+    k::KVM_CAP_X86_TRIPLE_FAULT_EVENT: 1,
+        enable {
+            vm.triple_fault_event.store(value != 0, Ordering::Relaxed);
+            Ok(())
+        };
+    k::KVM_CAP_DISABLE_QUIRKS: 1,
+        enable vm.caps.disable_quirks(value);
+    k::KVM_CAP_DISABLE_QUIRKS2: enabled::QUIRKS,
+        enable enabled::within(value, enabled::QUIRKS).and_then(|()| vm.caps.disable_quirks(value));
+    k::KVM_CAP_EXIT_ON_EMULATION_FAILURE: 1,
+        enable vm.caps.set_exit_on_emulation_failure(value);
+    k::KVM_CAP_X86_DISABLE_EXITS: enabled::DISABLE_EXITS,
+        enable vm.caps.disable_exits(value, setup);
+    k::KVM_CAP_EXIT_HYPERCALL: enabled::HYPERCALL_EXITS,
+        enable vm.caps.set_hypercall_exits(value);
+    k::KVM_CAP_VM_DISABLE_NX_HUGE_PAGES: 1,
+        enable enabled::may_disable_nx_huge_pages(value, setup).map(|()| vm.memory.allow_executable_huge_pages());
+    // MSRs.
+    k::KVM_CAP_X86_USER_SPACE_MSR: 1,
+        enable vm.caps.set_user_space_msr(value);
+    k::KVM_CAP_MSR_PLATFORM_INFO: 1,
+        enable vm.caps.set_platform_info(value);
+    // Interrupt controllers.
+    k::KVM_CAP_SPLIT_IRQCHIP: 1,
+        enable vm.chip.create_split(value, setup.has_vcpus());
+    k::KVM_CAP_X2APIC_API: vm.map_or(x2apic_api::VALID, |vm| vm.chip.x2apic_api_flags()),
+        enable vm.chip.enable_x2apic_api(value);
+    k::KVM_CAP_X86_APIC_BUS_CYCLES_NS: vm.map_or(1, |vm| vm.caps.bus_cycle_ns()),
+        enable vm.caps.set_bus_cycle(value, setup, vm.chip.has_lapic());
+    // Time.
+    k::KVM_CAP_TSC_CONTROL: hardware().is_some_and(|h| h.tsc_fraction != 0);
+    k::KVM_CAP_VM_TSC_CONTROL: hardware().is_some_and(|h| h.tsc_fraction != 0);
+    k::KVM_CAP_TSC_DEADLINE_TIMER: 1;
+    k::KVM_CAP_CLOCKSOURCE: 1;
+    k::KVM_CAP_ADJUST_CLOCK: k::KVM_CLOCK_TSC_STABLE | k::KVM_CLOCK_REALTIME | k::KVM_CLOCK_HOST_TSC;
+}

@@ -1,0 +1,297 @@
+// SPDX-License-Identifier: GPL-2.0
+//! The vcpu ioctls that only x86 has. Most hand on to [`abi`], which knows a vCPU's state as user space sees it.
+
+use crate::abi::uapi::{self, k};
+use crate::kvm::table::ioctls;
+use crate::linux::hrtimer;
+use crate::mem::addr::Gpa;
+use crate::x86::{
+    abi, guest_stopped, wanted_tsc_khz, xsave, CpuidEntry, MpState, Runner, State, Vcpu, Vm,
+};
+use kernel::prelude::*;
+use kernel::sync::Arc;
+
+ioctls! {
+    /// The vcpu ioctls of x86 (api.rst 4). EINVAL is KVM's answer to a number that it does not know.
+    fn ioctl(vm: &Arc<Vm>, vcpu: &Arc<Vcpu>; cmd, arg) else Err(EINVAL);
+    lock s = vcpu.state.lock()?;
+
+    // Registers.
+    KVM_GET_REGS:           held, get(Ok(abi::get_regs(s)));
+    KVM_SET_REGS:           held, set(r => abi::set_regs(s, r));
+    KVM_GET_SREGS:          held, get(Ok(abi::get_sregs(s)));
+    KVM_SET_SREGS:          held, set(r => set_sregs(vm, vcpu, s, r));
+    KVM_GET_SREGS2:         held, call(abi::get_sregs2(vm, s, arg)), KVM_CAP_SREGS2;
+    KVM_SET_SREGS2:         held, call(abi::set_sregs2(vm, vcpu, s, arg));
+    KVM_GET_FPU:            held, get(get_fpu(s));
+    KVM_SET_FPU:            held, set(r => set_fpu(s, r));
+    KVM_GET_XSAVE:          held, call(abi::get_xsave(s, arg)), KVM_CAP_XSAVE;
+    KVM_GET_XSAVE2:         held, call(abi::get_xsave(s, arg));
+    KVM_SET_XSAVE:          held, call(abi::set_xsave(s, arg));
+    KVM_GET_XCRS:           held, [s.model.has_xsave => EINVAL] get(get_xcrs(s));
+    KVM_SET_XCRS:           held, [s.model.has_xsave => EINVAL] set(r => abi::set_xcrs(s, r));
+    KVM_GET_DEBUGREGS:      held, get(get_debugregs(s)), KVM_CAP_DEBUGREGS;
+    KVM_SET_DEBUGREGS:      held, set(r => set_debugregs(s, r));
+    KVM_TRANSLATE:          held, swap(r => translate(vm, s, r));
+    KVM_SET_GUEST_DEBUG:    held, set(r => set_guest_debug(vm, vcpu, s, r)), KVM_CAP_SET_GUEST_DEBUG;
+
+    // CPUID and MSRs.
+    KVM_SET_CPUID:          held, call(set_cpuid(vm, s, arg, false));
+    KVM_SET_CPUID2:         held, call(set_cpuid(vm, s, arg, true));
+    KVM_GET_CPUID2:         held, call(get_cpuid(s, arg));
+    KVM_GET_MSRS:           held, call(abi::get_msrs(vm, s, arg));
+    KVM_SET_MSRS:           held, call(abi::set_msrs(vm, vcpu, s, arg));
+    KVM_X86_SETUP_MCE:      held, set(r => setup_mce(s, r));
+    KVM_X86_SET_MCE:        held, set(r => abi::set_mce(s, r));
+
+    // Events and interrupts. What is on its way to the vCPU counts as arrived when user space looks.
+    KVM_INTERRUPT:          -,    set(r => interrupt(vm, vcpu, r)), KVM_CAP_IRQCHIP;
+    KVM_NMI:                held, call(nmi(s)), KVM_CAP_USER_NMI;
+    KVM_GET_VCPU_EVENTS:    held, get(Ok(abi::get_events(vm, vcpu, settled(vm, vcpu, s)?))), KVM_CAP_VCPU_EVENTS;
+    KVM_SET_VCPU_EVENTS:    held, set(r => abi::set_events(vm, vcpu, s, r));
+    KVM_GET_MP_STATE:       held, get(Ok(get_mp_state(settled(vm, vcpu, s)?))), KVM_CAP_MP_STATE;
+    KVM_SET_MP_STATE:       held, set(r => set_mp_state(vcpu, s, r));
+    KVM_GET_LAPIC:          held, get(get_lapic(vm, settled(vm, vcpu, s)?));
+    KVM_SET_LAPIC:          held, [s.lapic.is_some() => EINVAL] set(r => set_lapic(vm, vcpu, s, r));
+    KVM_SET_VAPIC_ADDR:     held, [s.lapic.is_some() => EINVAL] set(r => set_vapic_addr(vm, r));
+
+    // Time and paravirtualisation.
+    KVM_GET_TSC_KHZ:        held, call(s.tsc_khz as isize);
+    KVM_SET_TSC_KHZ:        held, call(set_tsc_khz(vcpu, s, arg));
+    KVM_KVMCLOCK_CTRL:      held, call(guest_stopped(s)), KVM_CAP_KVMCLOCK_CTRL;
+    KVM_ENABLE_CAP:         held, set(r => enable_cap(s, r)), KVM_CAP_ENABLE_CAP, KVM_CAP_ENFORCE_PV_FEATURE_CPUID;
+    KVM_HAS_DEVICE_ATTR:    held, set(r => device_attr(r)), KVM_CAP_VCPU_ATTRIBUTES;
+    KVM_GET_DEVICE_ATTR:    held, set(r => get_device_attr(s, r));
+    KVM_SET_DEVICE_ATTR:    held, set(r => set_device_attr(vm, vcpu, s, r));
+
+    RVMM_GET_ENTRY_FAILURE: held, get(s.entry_failure.ok_or(ENODATA));
+}
+
+/// The state with all that has been sent to the vCPU taken in.
+fn settled<'a>(vm: &Arc<Vm>, vcpu: &Arc<Vcpu>, s: &'a mut State) -> Result<&'a mut State> {
+    Runner::new(vm, vcpu, s)?.settle();
+    Ok(s)
+}
+
+/// KVM_SET_SREGS (api.rst 4.14).
+fn set_sregs(vm: &Vm, vcpu: &Vcpu, s: &mut State, r: &k::kvm_sregs) -> Result {
+    let action = abi::set_sregs(vm, vcpu, s, r, None)?;
+    vcpu.act(vm, s, &action);
+    Ok(())
+}
+
+/// KVM_GET_FPU (api.rst 4.22).
+fn get_fpu(s: &mut State) -> Result<k::kvm_fpu> {
+    let mut f = uapi::zeroed::<k::kvm_fpu>();
+    let bytes: &mut [u8; xsave::KVM_FPU] =
+        uapi::bytes_of_mut(&mut f).try_into().map_err(|_| EINVAL)?;
+    xsave::materialize(s.fpu.as_mut_slice(), &s.model.layout, xsave::X87_SSE);
+    xsave::to_kvm_fpu(s.fpu.as_slice(), bytes);
+    Ok(f)
+}
+
+/// KVM_SET_FPU (api.rst 4.23).
+fn set_fpu(s: &mut State, f: &k::kvm_fpu) -> Result {
+    let bytes: &[u8; xsave::KVM_FPU] = uapi::bytes_of(f).try_into().map_err(|_| EINVAL)?;
+    xsave::materialize(s.fpu.as_mut_slice(), &s.model.layout, xsave::X87_SSE);
+    xsave::from_kvm_fpu(s.fpu.as_mut_slice(), bytes, s.model.mxcsr_mask);
+    Ok(())
+}
+
+/// KVM_GET_XCRS (api.rst 4.43).
+fn get_xcrs(s: &State) -> Result<k::kvm_xcrs> {
+    let mut x = uapi::zeroed::<k::kvm_xcrs>();
+    x.nr_xcrs = 1;
+    x.xcrs[0].value = s.xcr0;
+    Ok(x)
+}
+
+/// KVM_GET_DEBUGREGS (api.rst 4.33).
+fn get_debugregs(s: &State) -> Result<k::kvm_debugregs> {
+    let mut d = uapi::zeroed::<k::kvm_debugregs>();
+    (d.db, d.dr7) = s.guest_breakpoints();
+    d.dr6 = s.cpu.dr6;
+    Ok(d)
+}
+
+/// KVM_SET_DEBUGREGS (api.rst 4.34). EINVAL: flags, or upper halves.
+fn set_debugregs(s: &mut State, d: &k::kvm_debugregs) -> Result {
+    if d.flags != 0 || d.dr6 >> 32 != 0 || d.dr7 >> 32 != 0 {
+        return Err(EINVAL);
+    }
+    s.set_guest_breakpoints(d.db, d.dr7 & 0xffff_2bff | 0x400);
+    s.cpu.dr6 = d.dr6 & 0x1e00f | 0xffff_0ff0;
+    Ok(())
+}
+
+/// KVM_TRANSLATE (api.rst 4.15).
+fn translate(vm: &Vm, s: &mut State, t: &mut k::kvm_translation) -> Result {
+    abi::translate(vm, s, t);
+    Ok(())
+}
+
+/// KVM_SET_GUEST_DEBUG (api.rst 4.87).
+fn set_guest_debug(vm: &Vm, vcpu: &Vcpu, s: &mut State, d: &k::kvm_guest_debug) -> Result {
+    s.set_guest_debug(vm, d)?;
+    // The processor would deliver what is posted while the guest runs, held or not.
+    vcpu.shared
+        .set_direct(s.posted && !s.debug.blocks_interrupts());
+    Ok(())
+}
+
+/// KVM_SET_CPUID and (`subleaves`) KVM_SET_CPUID2 (api.rst 4.20).
+fn set_cpuid(vm: &Vm, s: &mut State, arg: usize, subleaves: bool) -> Result {
+    let table = abi::read_cpuid(arg, subleaves)?;
+    abi::set_cpuid(vm, s, table)
+}
+
+/// KVM_GET_CPUID2: the table, with the bits that follow registers as they are now. E2BIG.
+fn get_cpuid(s: &State, arg: usize) -> Result {
+    let room = uapi::get::<u32>(arg)? as usize;
+    if room < s.cpuid.len() {
+        return Err(E2BIG);
+    }
+    let mut live = KVec::with_capacity(s.cpuid.len(), GFP_KERNEL_ACCOUNT)?;
+    for e in s.cpuid.iter() {
+        let [eax, ebx, ecx, edx] = s.dynamic.apply(e);
+        let entry = CpuidEntry {
+            eax,
+            ebx,
+            ecx,
+            edx,
+            ..*e
+        };
+        live.push_within_capacity(entry).map_err(|_| ENOMEM)?;
+    }
+    uapi::put_cpuid(arg, &live)
+}
+
+/// KVM_X86_SETUP_MCE (api.rst 4.105).
+fn setup_mce(s: &mut State, capabilities: &u64) -> Result {
+    s.msrs
+        .setup_mce(*capabilities, s.model.vendor)
+        .map_err(|_| EINVAL)
+}
+
+/// KVM_INTERRUPT (api.rst 4.16): a vector from an interrupt controller in user space.
+fn interrupt(vm: &Vm, vcpu: &Vcpu, r: &k::kvm_interrupt) -> Result {
+    let vector = u8::try_from(r.irq).map_err(|_| EINVAL)?;
+    if vm.chip.has_pic() {
+        return Err(ENXIO);
+    }
+    let mut s = vcpu.state.lock()?;
+    if s.lapic.is_some() && s.events.external.is_some() {
+        return Err(EEXIST);
+    }
+    s.events.external = Some(vector);
+    Ok(())
+}
+
+/// KVM_NMI (api.rst 4.64): at most two are kept.
+fn nmi(s: &mut State) {
+    s.events.nmis = s.events.nmis.saturating_add(1).min(2);
+}
+
+/// KVM_GET_MP_STATE (api.rst 4.38).
+fn get_mp_state(s: &State) -> k::kvm_mp_state {
+    let state = match s.mp_state {
+        MpState::Halted if s.pv.unhalted => MpState::Runnable,
+        state => state,
+    };
+    k::kvm_mp_state {
+        mp_state: state as u32,
+    }
+}
+
+/// KVM_SET_MP_STATE (api.rst 4.39).
+fn set_mp_state(vcpu: &Vcpu, s: &mut State, r: &k::kvm_mp_state) -> Result {
+    abi::set_mp_state(vcpu, s, r.mp_state)
+}
+
+/// KVM_GET_LAPIC (api.rst 4.57). EINVAL: it is in user space.
+fn get_lapic(vm: &Vm, s: &State) -> Result<k::kvm_lapic_state> {
+    let l = s.lapic.as_ref().ok_or(EINVAL)?;
+    let regs = l.get_state(vm.vcpus.msi_format().ids_32bit, hrtimer::ktime_get_ns());
+    let mut state = uapi::zeroed::<k::kvm_lapic_state>();
+    for (to, from) in uapi::bytes_of_mut(&mut state)
+        .chunks_exact_mut(16)
+        .zip(regs)
+    {
+        if let Some(word) = to.get_mut(..4) {
+            word.copy_from_slice(&from.to_le_bytes());
+        }
+    }
+    Ok(state)
+}
+
+/// KVM_SET_LAPIC (api.rst 4.58). EINVAL: it is in user space, or has another id.
+fn set_lapic(vm: &Vm, vcpu: &Vcpu, s: &mut State, state: &k::kvm_lapic_state) -> Result {
+    let mut regs = [0u32; 64];
+    for (to, from) in regs.iter_mut().zip(uapi::bytes_of(state).chunks_exact(16)) {
+        if let Some(Ok(w)) = from.get(..4).map(TryInto::try_into) {
+            *to = u32::from_le_bytes(w);
+        }
+    }
+    let ids_32bit = vm.vcpus.msi_format().ids_32bit;
+    let l = s.lapic.as_mut().ok_or(EINVAL)?;
+    let action = l
+        .set_state(&regs, ids_32bit, hrtimer::ktime_get_ns())
+        .map_err(|_| EINVAL)?;
+    vm.chip.forget_rtc();
+    vcpu.act(vm, s, &action);
+    Ok(())
+}
+
+/// KVM_SET_VAPIC_ADDR: a hint for CPUs without TPR shadow, not needed here; zero switches it off. EINVAL: no memory there.
+fn set_vapic_addr(vm: &Vm, r: &k::kvm_vapic_addr) -> Result {
+    if r.vapic_addr != 0 {
+        vm.memory
+            .view()
+            .hva(Gpa(r.vapic_addr), false)
+            .map_err(|_| EINVAL)?;
+    }
+    Ok(())
+}
+
+/// KVM_SET_TSC_KHZ (api.rst 4.55).
+fn set_tsc_khz(vcpu: &Vcpu, s: &mut State, khz: usize) -> Result {
+    s.set_tsc_khz(wanted_tsc_khz(khz)?)?;
+    vcpu.arm_timer(s);
+    Ok(())
+}
+
+/// KVM_ENABLE_CAP (api.rst 7.1).
+fn enable_cap(s: &mut State, cap: &k::kvm_enable_cap) -> Result {
+    if cap.flags != 0 {
+        return Err(EINVAL);
+    }
+    match cap.cap {
+        k::KVM_CAP_ENFORCE_PV_FEATURE_CPUID => s.pv.enforce = cap.args[0] != 0,
+        _ => return Err(EINVAL),
+    }
+    Ok(())
+}
+
+/// KVM_HAS_DEVICE_ATTR on a vCPU (kernel document virt/kvm/devices/vcpu.rst 4): it has the TSC's offset. ENXIO.
+fn device_attr(a: &k::kvm_device_attr) -> Result {
+    if a.group == k::KVM_VCPU_TSC_CTRL && a.attr == u64::from(k::KVM_VCPU_TSC_OFFSET) {
+        Ok(())
+    } else {
+        Err(ENXIO)
+    }
+}
+
+/// KVM_GET_DEVICE_ATTR.
+fn get_device_attr(s: &State, a: &k::kvm_device_attr) -> Result {
+    device_attr(a)?;
+    uapi::put(a.addr as usize, &s.tsc_offset)
+}
+
+/// KVM_SET_DEVICE_ATTR.
+fn set_device_attr(vm: &Vm, vcpu: &Vcpu, s: &mut State, a: &k::kvm_device_attr) -> Result {
+    device_attr(a)?;
+    s.restore_tsc_offset(vm, uapi::get(a.addr as usize)?);
+    // The timer's deadline is in guest TSC.
+    vcpu.arm_timer(s);
+    Ok(())
+}
