@@ -8,11 +8,12 @@
 
 use crate::assign::intx::{self, Switch};
 use crate::bus::line::Source;
+use crate::bus::ports::AckListener;
 use crate::linux::once::Once;
 use crate::linux::pci::Locked;
 use crate::linux::pci_irq::{PinHandler, PinLine, PinSwitch};
 use crate::linux::spin_irq::RawSpin;
-use crate::x86::irqchip::controllers::{AckListener, Controllers, Resampler};
+use crate::x86::irqchip::controllers::{Controllers, Resampler};
 use crate::x86::vm::Vm;
 use kernel::prelude::*;
 use kernel::sync::Arc;
@@ -55,7 +56,7 @@ impl Shared {
     }
 }
 
-impl AckListener for Shared {
+impl AckListener<Controllers> for Shared {
     fn ended(&self, controllers: &Controllers) {
         self.with(controllers, |pin, switch| ((), pin.ended(switch)));
     }

@@ -3,15 +3,15 @@
 
 use crate::abi::uapi::k;
 use crate::bus::line::Source;
+use crate::bus::ports::{IrqLines, Resampler};
 use crate::linux::eventfd::{EventFdCtx, EventFdHook, Hook};
-use crate::x86::irqchip::controllers::{Controllers, Resampler};
 use core::sync::atomic::{AtomicBool, Ordering};
 use kernel::prelude::*;
 use kernel::sync::Arc;
 
 /// What a signal of the eventfd does.
-struct Trigger {
-    controllers: Arc<Controllers>,
+struct Trigger<C> {
+    controllers: Arc<C>,
     gsi: u32,
     /// The line stays up until the guest's EOI.
     resampled: bool,
@@ -19,7 +19,7 @@ struct Trigger {
     closed: AtomicBool,
 }
 
-impl EventFdHook for Trigger {
+impl<C: IrqLines> EventFdHook for Trigger<C> {
     fn wake(&self) {
         if self.closed.load(Ordering::Relaxed) {
             return;
@@ -37,24 +37,24 @@ impl EventFdHook for Trigger {
     }
 }
 
-struct Irqfd {
-    hook: Hook<Trigger>,
-    resampler: Option<Resampler>,
+struct Irqfd<C: IrqLines> {
+    hook: Hook<Trigger<C>>,
+    resampler: Option<Resampler<C>>,
 }
 
 /// The irqfds of a VM. They keep the controllers, which know nothing of them.
-pub(crate) struct Irqfds {
-    list: KVec<Irqfd>,
+pub(crate) struct Irqfds<C: IrqLines> {
+    list: KVec<Irqfd<C>>,
 }
 
-impl Irqfds {
+impl<C: IrqLines> Irqfds<C> {
     /// None.
     pub(crate) fn new() -> Self {
         Self { list: KVec::new() }
     }
 
     /// Takes down those that `unwanted` says, and those that user space has closed.
-    fn remove(&mut self, controllers: &Controllers, unwanted: impl Fn(&Irqfd) -> bool) {
+    fn remove(&mut self, controllers: &C, unwanted: impl Fn(&Irqfd<C>) -> bool) {
         self.list.retain(|i| {
             if !unwanted(i) && !i.hook.hook().closed.load(Ordering::Relaxed) {
                 return true;
@@ -68,7 +68,7 @@ impl Irqfds {
     }
 
     /// Connects an eventfd to a GSI. EBADF, EINVAL, EBUSY when the eventfd is connected already.
-    pub(crate) fn assign(&mut self, controllers: &Arc<Controllers>, args: &k::kvm_irqfd) -> Result {
+    pub(crate) fn assign(&mut self, controllers: &Arc<C>, args: &k::kvm_irqfd) -> Result {
         let fd = args.fd as i32;
         let eventfd = EventFdCtx::from_fd(fd)?;
         let resampler = if args.flags & k::KVM_IRQFD_FLAG_RESAMPLE != 0 {
@@ -114,7 +114,7 @@ impl Irqfds {
     }
 
     /// Disconnects an eventfd from a GSI. When it returns no interrupt comes from it any more. EBADF, EINVAL.
-    pub(crate) fn deassign(&mut self, controllers: &Controllers, args: &k::kvm_irqfd) -> Result {
+    pub(crate) fn deassign(&mut self, controllers: &C, args: &k::kvm_irqfd) -> Result {
         let eventfd = EventFdCtx::from_fd(args.fd as i32)?;
         self.remove(controllers, |i| {
             *i.hook.eventfd() == eventfd && i.hook.hook().gsi == args.gsi

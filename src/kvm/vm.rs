@@ -68,9 +68,9 @@ ioctls! {
     KVM_SIGNAL_MSI:                 -,    set(r => vm.chip.signal_msi(r)), KVM_CAP_SIGNAL_MSI;
     KVM_SET_GSI_ROUTING:            -,    call(vm.chip.set_gsi_routing(arg));
     KVM_IRQFD:                      -,    set(r => vm.chip.irqfd(r)), KVM_CAP_IRQFD;
-    KVM_IOEVENTFD:                  -,    set(r => vm.chip.ioeventfd(r)), KVM_CAP_IOEVENTFD;
-    KVM_REGISTER_COALESCED_MMIO:    -,    set(r => vm.chip.coalesce(r, true));
-    KVM_UNREGISTER_COALESCED_MMIO:  -,    set(r => vm.chip.coalesce(r, false));
+    KVM_IOEVENTFD:                  -,    set(r => vm.bus.ioeventfd(r)), KVM_CAP_IOEVENTFD;
+    KVM_REGISTER_COALESCED_MMIO:    -,    set(r => vm.bus.coalesce(r, |bus| vm.chip.devices(bus)));
+    KVM_UNREGISTER_COALESCED_MMIO:  -,    set(r => vm.bus.uncoalesce(r));
 }
 
 /// KVM_ENABLE_CAP (api.rst 4.37).

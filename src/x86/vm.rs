@@ -12,6 +12,8 @@
 //! controllers' spin locks.
 
 use crate::abi::stats::VmStats;
+use crate::bus::ioeventfd::Bus;
+use crate::bus::EventBus;
 use crate::linux::mmu_notifier::MmuNotifier;
 use crate::mem::memory::{GuestMemory, Notifier};
 use crate::x86::enabled::VmCaps;
@@ -49,7 +51,10 @@ pub(crate) struct Vm {
     pub(crate) vcpus: Arc<VcpuSet>,
     /// Guest memory.
     pub(crate) memory: Arc<GuestMemory>,
-    /// IOAPIC, 8259s, 8254, routing, irqfds, ioeventfds.
+    /// ioeventfds and coalesced zones.
+    #[pin]
+    pub(crate) bus: EventBus,
+    /// IOAPIC, 8259s, 8254, routing, irqfds.
     pub(crate) chip: Arc<IrqChip>,
     /// What KVM_ENABLE_CAP has set.
     #[pin]
@@ -89,6 +94,7 @@ impl Vm {
                 _notifier: notifier,
                 vcpus,
                 memory,
+                bus <- EventBus::new(),
                 chip,
                 caps <- VmCaps::new(),
                 setup <- new_mutex!(Setup { ids: KVec::new() }),
@@ -116,6 +122,24 @@ impl Vm {
         } else {
             Err(EIO)
         }
+    }
+
+    /// A write to memory that is none: to a device in the kernel, or to who waits for it. False: to user space.
+    pub(crate) fn mmio_write(&self, gpa: u64, data: &[u8]) -> bool {
+        self.chip.mmio_write(gpa, data) || self.bus.write(Bus::Mmio, gpa, data)
+    }
+
+    /// A write to a port that no device in the kernel has: to who waits for it. False: to user space. Any context.
+    #[inline]
+    pub(crate) fn pio_event(&self, port: u16, width: u8, value: u32) -> bool {
+        let data = value.to_le_bytes();
+        let data = data.get(..width.into()).unwrap_or(&data);
+        self.bus.write(Bus::Pio, port.into(), data)
+    }
+
+    /// A write to a port: to a device in the kernel, or to who waits for it. False: to user space. Any context.
+    pub(crate) fn pio_write(&self, port: u16, width: u8, value: u32) -> bool {
+        self.chip.pio_write(port, width, value) || self.pio_event(port, width, value)
     }
 
     /// Id of the vCPU that starts as BSP.

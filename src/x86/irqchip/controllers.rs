@@ -5,11 +5,11 @@
 //!
 //! # Lock order
 //!
-//! SRCU read section of `config` > `core` > scheduler and timer locks. No [`AckListener`] is called under `core`: it may raise the GSI
+//! SRCU read section of `config` > `core` > scheduler and timer locks. No [`ports::AckListener`] is called under `core`: it may raise the GSI
 //! again, itself or as an eventfd that an irqfd of this VM waits for.
 
 use crate::bus::line::Source;
-use crate::linux::eventfd::EventFdCtx;
+use crate::bus::ports;
 use crate::linux::spin_irq::{Guard, RawSpin};
 use crate::linux::srcu_cell::SrcuCell;
 use crate::x86::irqchip::deliver::deliver;
@@ -33,26 +33,8 @@ const PIT_GSI: Option<Gsi> = Gsi::new(0);
 /// No IOAPIC window begins here.
 const NO_IOAPIC: u64 = u64::MAX - 0xfff;
 
-/// Somebody who asserts a GSI until its interrupt ends, and then looks whether to do it again.
-pub(crate) trait AckListener: Send + Sync {
-    /// The interrupt has ended, and the GSI is down. Any context, `Controllers::core` not held.
-    fn ended(&self, controllers: &Controllers);
-}
-
-impl AckListener for EventFdCtx {
-    fn ended(&self, _controllers: &Controllers) {
-        self.signal();
-    }
-}
-
 /// Who is told when the interrupt of a GSI ends.
-#[derive(Clone)]
-pub(crate) struct Resampler {
-    /// The GSI.
-    pub(crate) gsi: u32,
-    /// An eventfd, or the pin of an assigned device.
-    pub(crate) listener: Arc<dyn AckListener>,
-}
+pub(crate) type Resampler = ports::Resampler<Controllers>;
 
 /// What user space configures; replaced as a whole.
 struct Config {
@@ -136,6 +118,24 @@ fn contains(set: &[AtomicU32; 8], vector: u8) -> bool {
     let (word, bit) = Vector(vector).word_bit();
     set.get(word)
         .is_some_and(|w| w.load(Ordering::Acquire) & bit != 0)
+}
+
+impl ports::IrqLines for Controllers {
+    fn set_irq(&self, gsi: u32, source: Source, level: bool) -> i32 {
+        self.set_irq(gsi, source, level)
+    }
+
+    fn pulse(&self, gsi: u32, source: Source) {
+        self.pulse(gsi, source);
+    }
+
+    fn add_resampler(&self, new: Resampler) -> Result {
+        self.add_resampler(new)
+    }
+
+    fn remove_resampler(&self, old: &Resampler) -> Result {
+        self.remove_resampler(old)
+    }
 }
 
 impl Controllers {

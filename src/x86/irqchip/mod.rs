@@ -5,6 +5,7 @@ pub(crate) mod chip;
 pub(crate) mod controllers;
 pub(crate) mod deliver;
 pub(crate) mod ioapic;
+pub(crate) mod ioctl;
 pub(crate) mod lapic;
 pub(crate) mod lapic_page;
 pub(crate) mod msg;

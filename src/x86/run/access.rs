@@ -39,11 +39,11 @@ impl Runner<'_> {
             if claimed {
                 let step = self.skip(atomic, &Known::OUT);
                 if matches!(step, Step::Again) {
-                    let _ = self.vm.chip.pio_write(io.port, io.width, value);
+                    let _ = self.vm.pio_write(io.port, io.width, value);
                 }
                 return step;
             }
-            if self.vm.chip.pio_event(io.port, io.width, value) {
+            if self.vm.pio_event(io.port, io.width, value) {
                 return self.skip(atomic, &Known::OUT);
             }
             // In one piece: user space looks at the first `width` bytes only, and the rest is zero.

@@ -4,6 +4,7 @@
 //! An instruction's bytes are fetched once per exit; what is decoded is what is executed, whatever another vCPU does to the
 //! code meanwhile.
 
+use crate::bus::ioeventfd::Bus as EventSpace;
 use crate::linux::mmap::Shared;
 use crate::linux::{hrtimer, uaccess};
 use crate::mem::addr::{Gpa, Gva};
@@ -341,11 +342,11 @@ impl State {
             let data = bytes.get(..size)?;
             match lapic_offset(&self.lapic, gpa) {
                 Some(offset) => action = lapic_write(&mut self.lapic, offset, data),
-                None if vm.chip.mmio_signal(gpa, data) => {
+                None if vm.bus.signal(EventSpace::Mmio, gpa, data) => {
                     self.finish_move(&m, 0);
                     return Some(Accessed::Signalled);
                 }
-                None if vm.chip.mmio_write(gpa, data) => {}
+                None if vm.mmio_write(gpa, data) => {}
                 None => {
                     return Some(Accessed::User(DeviceAccess {
                         completion: m,
@@ -672,7 +673,7 @@ impl Bus for GuestBus<'_, '_> {
         match self.view.write(Gpa(gpa), data) {
             Ok(()) => Ok(Answer::Done),
             Err(MemError::Fault) => Err(Stop::Unsupported),
-            Err(MemError::NotRam) if self.vm.chip.mmio_write(gpa, data) => Ok(Answer::Done),
+            Err(MemError::NotRam) if self.vm.mmio_write(gpa, data) => Ok(Answer::Done),
             Err(MemError::NotRam) => Ok(Answer::User),
         }
     }
@@ -793,7 +794,6 @@ impl Bus for GuestBus<'_, '_> {
                 .map_err(|_| Stop::Unsupported)?;
             if !self
                 .vm
-                .chip
                 .pio_write(req.port, req.width, u32::from_le_bytes(b))
             {
                 return Ok(Answer::User);

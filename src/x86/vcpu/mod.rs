@@ -79,7 +79,7 @@ impl Vcpu {
     #[inline(never)]
     pub(crate) fn new(vm: &Vm, id: u32) -> Result<Arc<Self>> {
         let shared = VcpuShared::create(id)?;
-        let run = RunPages::new(vm.chip.ring())?;
+        let run = RunPages::new(vm.bus.ring())?;
         let stats = VcpuLedger::new(id)?;
         let timer = Timer::new(ApicTimer(shared.clone()))?;
         Arc::pin_init(
