@@ -18,6 +18,7 @@ mod bus;
 mod kvm;
 #[allow(dead_code, unreachable_pub)]
 mod mem;
+mod params;
 #[allow(dead_code, unreachable_pub, unused_imports)]
 mod x86;
 
@@ -155,23 +156,4 @@ impl kernel::Module for RvmmModule {
             _hw: hw,
         })
     }
-}
-
-/// `enable_apicv`: whether the processor virtualises local APICs; `None` where that depends on the processor.
-pub(crate) fn enable_apicv() -> Option<bool> {
-    match module_parameters::enable_apicv.value() {
-        0 => Some(false),
-        1 => Some(true),
-        _ => None,
-    }
-}
-
-/// Whether `check_entry` is on.
-pub(crate) fn check_entry() -> bool {
-    module_parameters::check_entry.value() != 0
-}
-
-/// Whether devices may be assigned without interrupt remapping.
-pub(crate) fn allow_unsafe_interrupts() -> bool {
-    module_parameters::allow_unsafe_interrupts.value() != 0
 }

@@ -245,7 +245,7 @@ impl Assigned {
         if !iommu::is_coherent(device) {
             return Err(reason.refuse(EOPNOTSUPP, format_args!("its DMA bypasses the caches")));
         }
-        if !group.has_isolated_msi() && !crate::allow_unsafe_interrupts() {
+        if !group.has_isolated_msi() && !crate::params::allow_unsafe_interrupts() {
             return Err(reason.refuse(
                 EPERM,
                 format_args!(

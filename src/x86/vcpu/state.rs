@@ -351,7 +351,7 @@ impl State {
             timer_due: None,
             token: crate::x86::mitigate::token(),
             has_run: false,
-            check_entry: crate::check_entry(),
+            check_entry: crate::params::check_entry(),
             signal_mask: None,
             entry_failure: None,
             model,

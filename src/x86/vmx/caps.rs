@@ -290,7 +290,7 @@ impl Caps {
             "VMX lacks WBINVD exiting or forces a secondary control that is not supported",
         )?;
         let may = |index, bits: u32| (capability(index) >> 32) as u32 & bits == bits;
-        let apicv = crate::enable_apicv().unwrap_or_else(|| !is_emulated())
+        let apicv = crate::params::enable_apicv().unwrap_or_else(|| !is_emulated())
             && may(index::VMX_TRUE_PROCBASED_CTLS, proc::TPR_SHADOW)
             && may(index::VMX_PROCBASED_CTLS2, APICV);
         let posted = smp::posted_vector().filter(|_| {

@@ -1,0 +1,21 @@
+// SPDX-License-Identifier: GPL-2.0
+//! The module's parameters, as `module!` declares them in `main`.
+
+/// `enable_apicv`: whether the processor virtualises local APICs; `None` where that depends on the processor.
+pub(crate) fn enable_apicv() -> Option<bool> {
+    match crate::module_parameters::enable_apicv.value() {
+        0 => Some(false),
+        1 => Some(true),
+        _ => None,
+    }
+}
+
+/// Whether `check_entry` is on.
+pub(crate) fn check_entry() -> bool {
+    crate::module_parameters::check_entry.value() != 0
+}
+
+/// Whether devices may be assigned without interrupt remapping.
+pub(crate) fn allow_unsafe_interrupts() -> bool {
+    crate::module_parameters::allow_unsafe_interrupts.value() != 0
+}
