@@ -3,7 +3,7 @@
 
 use crate::abi::uapi::k;
 use crate::kvm::table::extensions;
-use crate::x86::{abi, debug, enabled, hardware, model, msr, x2apic_api, Setup, Vm};
+use crate::x86::{abi, debug, enabled, hardware, mce, model, x2apic_api, Setup, Vm};
 use core::sync::atomic::Ordering;
 use kernel::prelude::*;
 
@@ -25,7 +25,7 @@ extensions! {
     k::KVM_CAP_VM_TYPES: 1;
     k::KVM_CAP_XSAVE2: 4096;
     k::KVM_CAP_XCRS: model().is_ok_and(|m| m.has_xsave);
-    k::KVM_CAP_MCE: msr::MCE_BANKS;
+    k::KVM_CAP_MCE: mce::MCE_BANKS;
     k::KVM_CAP_SET_GUEST_DEBUG2: debug::CONTROLS;
     k::KVM_CAP_X86_ROBUST_SINGLESTEP: 1;
     k::KVM_CAP_SYNC_REGS: abi::SYNC_REGS;

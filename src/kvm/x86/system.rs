@@ -3,7 +3,7 @@
 
 use crate::abi::uapi::{self, k};
 use crate::kvm::table::ioctls;
-use crate::x86::{abi, cpuid, lists_msr, model, msr, CpuidEntry};
+use crate::x86::{abi, cpuid, lists_msr, mce, model, msr, CpuidEntry};
 use kernel::prelude::*;
 use kernel::uaccess::{UserPtr, UserSlice};
 
@@ -19,7 +19,7 @@ ioctls! {
     KVM_GET_MSRS:                   -, call(get_feature_msrs(arg)), KVM_CAP_GET_MSR_FEATURES;
     KVM_HAS_DEVICE_ATTR:            -, set(r => device_attr(r)), KVM_CAP_SYS_ATTRIBUTES;
     KVM_GET_DEVICE_ATTR:            -, set(r => get_device_attr(r));
-    KVM_X86_GET_MCE_CAP_SUPPORTED:  -, get(Ok(msr::MCE_CAP_SUPPORTED | msr::MCE_BANKS as u64));
+    KVM_X86_GET_MCE_CAP_SUPPORTED:  -, get(Ok(mce::MCE_CAP));
 }
 
 /// Copies a `struct kvm_msr_list` out: the count is updated first, then E2BIG when there is no room (api.rst 4.3).
@@ -40,8 +40,7 @@ fn put_msr_list(arg: usize, list: &[u32]) -> Result<isize> {
 /// KVM_GET_MSRS on the device: MSRs that tell features (api.rst 4.18).
 fn get_feature_msrs(arg: usize) -> Result<isize> {
     let m = model()?;
-    let mut file = KBox::new(msr::MsrFile::ZERO, GFP_KERNEL)?;
-    file.reset(&m.msr_config());
+    let file = KBox::new(msr::MsrFile::new(&m.msr_config()), GFP_KERNEL)?;
     let access = msr::Access {
         guest: &m.features,
         host: &m.features,

@@ -169,7 +169,8 @@ fn get_cpuid(s: &State, arg: usize) -> Result {
 /// KVM_X86_SETUP_MCE (api.rst 4.105).
 fn setup_mce(s: &mut State, capabilities: &u64) -> Result {
     s.msrs
-        .setup_mce(*capabilities, s.model.vendor)
+        .mce
+        .setup(*capabilities, s.model.vendor)
         .map_err(|_| EINVAL)
 }
 

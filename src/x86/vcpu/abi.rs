@@ -10,8 +10,8 @@ use crate::x86::cpu::control;
 use crate::x86::cpu::cpuid;
 use crate::x86::cpu::cpuid::CpuidEntry;
 use crate::x86::cpu::events;
+use crate::x86::cpu::mce::{MachineCheck, MachineCheckEffect};
 use crate::x86::cpu::model;
-use crate::x86::cpu::msr::{MachineCheck, MachineCheckEffect};
 use crate::x86::cpu::regs::{cr0, cr4, DescTable, Seg, Segment};
 use crate::x86::cpu::xsave;
 use crate::x86::exit::{Event, EventKind, Exception};
@@ -696,7 +696,7 @@ pub(crate) fn set_mce(s: &mut State, m: &k::kvm_x86_mce) -> Result {
         mcg_status: m.mcg_status,
         bank: m.bank,
     };
-    match s.msrs.machine_check(&m, enabled).map_err(|_| EINVAL)? {
+    match s.msrs.mce.report(&m, enabled).map_err(|_| EINVAL)? {
         MachineCheckEffect::Recorded => {}
         MachineCheckEffect::Exception => {
             if !s.raise(events::exception(events::vector::MC, None)) {

@@ -250,8 +250,7 @@ impl State {
         let id = shared.id;
         let bsp = id == vm.boot_cpu();
         let mut hw = Hw::new(id)?;
-        let mut msr_file = KBox::new(MsrFile::ZERO, GFP_KERNEL_ACCOUNT)?;
-        msr_file.reset(&model.msr_config());
+        let mut msr_file = KBox::new(MsrFile::new(&model.msr_config()), GFP_KERNEL_ACCOUNT)?;
         if !vm.caps.quirk(k::KVM_X86_QUIRK_STUFF_FEATURE_MSRS) {
             // User space fills them in from what the device says.
             msr_file.arch_capabilities = 0;
@@ -667,7 +666,7 @@ impl State {
             self.pv.enforce,
         );
         let (class, value) = match self.msrs.set(index, value, &a).ok()? {
-            Written::Stored | Written::StoredMtrr => {
+            Written::Stored => {
                 if self.mwait_follows && index == index::MISC_ENABLE {
                     self.refresh_dynamic();
                 }

@@ -51,8 +51,10 @@ pub mod x86 {
         pub mod cpuid;
         pub mod events;
         pub mod index;
+        pub mod mce;
         pub mod msr;
         pub mod regs;
+        pub mod reset;
         pub mod tsc;
         pub mod violation;
         pub mod xsave;

@@ -2,7 +2,7 @@
 //! MSR policy: existence, ownership, value checks.
 
 use rvmm_logic::x86::cpu::cpuid::{GuestFeatures, Vendor};
-use rvmm_logic::x86::cpu::{index as ix, msr::*};
+use rvmm_logic::x86::cpu::{index as ix, mce::*, msr::*, reset};
 
 const GP: Result<Written, MsrError> = Err(MsrError::Invalid);
 const NONE: Result<Written, MsrError> = Err(MsrError::Unknown);
@@ -33,8 +33,7 @@ fn features(vendor: Vendor) -> GuestFeatures {
 }
 
 fn new(vendor: Vendor) -> T {
-    let mut file = MsrFile::ZERO;
-    file.reset(&Config {
+    let file = MsrFile::new(&Config {
         arch_capabilities: !0,
         platform_info: 0,
         lfence_serializing: true,
@@ -260,7 +259,7 @@ fn canonical_addresses() {
 #[test]
 fn backend_values() {
     let mut t = new(Vendor::Intel);
-    assert_eq!(t.set(ix::PAT, PAT_RESET), to(Class::Backend, PAT_RESET));
+    assert_eq!(t.set(ix::PAT, reset::PAT), to(Class::Backend, reset::PAT));
     for bad in [2u64, 3, 8, 0x80] {
         for byte in 0..8 {
             assert_eq!(t.set(ix::PAT, bad << (8 * byte)), GP, "{bad} in {byte}");
@@ -290,8 +289,7 @@ fn mtrrs() {
     assert_eq!(t.value(ix::MTRR_CAP), 0x508);
     assert_eq!(t.set(ix::MTRR_CAP, 0x508), GP);
     assert_eq!(t.host_set(ix::MTRR_CAP, 0x508), OK);
-    let mtrr = Ok(Written::StoredMtrr);
-    assert_eq!(t.set(ix::MTRR_DEF_TYPE, 0xc06), mtrr);
+    assert_eq!(t.set(ix::MTRR_DEF_TYPE, 0xc06), OK);
     assert_eq!(t.value(ix::MTRR_DEF_TYPE), 0xc06);
     for bad in [2, 3, 7, 0x100, 0x1000] {
         assert_eq!(t.set(ix::MTRR_DEF_TYPE, bad), GP, "{bad:x}");
@@ -302,7 +300,7 @@ fn mtrrs() {
         .enumerate()
     {
         let v = 0x0606_0606_0606_0000 | if i % 2 == 0 { 0x0505 } else { 0x0404 };
-        assert_eq!(t.set(msr, v), mtrr);
+        assert_eq!(t.set(msr, v), OK);
         assert_eq!(t.value(msr), v);
         assert_eq!(t.set(msr, 2 << 24), GP);
     }
@@ -310,7 +308,7 @@ fn mtrrs() {
     for msr in 0x200..=0x20f {
         let v = 0x10_0000_0800 | if msr & 1 == 0 { 6 } else { 0 };
         let v = if msr & 1 == 0 { v & !0x800 } else { v };
-        assert_eq!(t.set(msr, v), mtrr, "{msr:x}");
+        assert_eq!(t.set(msr, v), OK, "{msr:x}");
         assert_eq!(t.value(msr), v);
         assert_eq!(t.set(msr, 1 << 40), GP, "above MAXPHYADDR");
     }
@@ -320,7 +318,7 @@ fn mtrrs() {
     assert_eq!(t.get(0x210), Err(MsrError::Unknown));
     t.guest.maxphyaddr = 36;
     assert_eq!(t.set(0x201, 1 << 37), GP);
-    assert_eq!(t.host_set(0x201, 1 << 37), mtrr);
+    assert_eq!(t.host_set(0x201, 1 << 37), OK);
 }
 
 #[test]
@@ -330,12 +328,12 @@ fn machine_check() {
     assert_eq!(t.get(ix::MCG_CTL), Err(MsrError::Unknown), "no MCG_CTL_P");
     for bad in [0, 33, 0x100_0000_000a, 0x20a] {
         assert_eq!(
-            t.file.setup_mce(bad, Vendor::Intel),
-            Err(MsrError::Invalid),
+            t.file.mce.setup(bad, Vendor::Intel),
+            Err(Refused),
             "{bad:x}"
         );
     }
-    t.file.setup_mce(0x100_010a, Vendor::Intel).unwrap();
+    t.file.mce.setup(0x100_010a, Vendor::Intel).unwrap();
     assert_eq!(t.value(ix::MCG_CAP), 0x100_010a);
     assert_eq!(t.value(ix::MCG_CTL), !0);
     assert_eq!(t.value(0x400), !0);
@@ -456,7 +454,7 @@ fn machine_checks() {
     const MCIP: u64 = 1 << 2;
     use MachineCheckEffect::*;
     let mut t = new(Vendor::Intel);
-    t.file.setup_mce(4 | 1 << 8, Vendor::Intel).unwrap();
+    t.file.mce.setup(4 | 1 << 8, Vendor::Intel).unwrap();
     let report = |t: &mut T, bank, status, mcg_status, enabled| {
         let m = MachineCheck {
             status,
@@ -465,15 +463,15 @@ fn machine_checks() {
             mcg_status,
             bank,
         };
-        t.file.machine_check(&m, enabled)
+        t.file.mce.report(&m, enabled)
     };
     let status = |t: &T, bank: u32| match t.host_get(0x401 + 4 * bank) {
         Ok(Read::Value(v)) => v,
         r => panic!("{r:?}"),
     };
-    assert_eq!(report(&mut t, 4, VAL, 0, true), Err(MsrError::Invalid));
-    assert_eq!(report(&mut t, 255, VAL, 0, true), Err(MsrError::Invalid));
-    assert_eq!(report(&mut t, 0, UC, 0, true), Err(MsrError::Invalid));
+    assert_eq!(report(&mut t, 4, VAL, 0, true), Err(Refused));
+    assert_eq!(report(&mut t, 255, VAL, 0, true), Err(Refused));
+    assert_eq!(report(&mut t, 0, UC, 0, true), Err(Refused));
     // Corrected.
     assert_eq!(report(&mut t, 0, VAL | 7, 0, false), Ok(Recorded));
     assert_eq!(status(&t, 0), VAL | 7);
@@ -499,6 +497,6 @@ fn machine_checks() {
     assert_eq!(t.host_set(ix::MCG_CTL, 0), OK);
     assert_eq!(report(&mut t, 2, VAL | UC | PCC, MCIP, true), Ok(Recorded));
     // AMD's register is smaller.
-    assert!(t.file.setup_mce(4 | 1 << 8 | 1 << 24, Vendor::Amd).is_ok());
+    assert!(t.file.mce.setup(4 | 1 << 8 | 1 << 24, Vendor::Amd).is_ok());
     assert_eq!(t.value(ix::MCG_CAP), 0x104);
 }
