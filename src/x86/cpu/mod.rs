@@ -5,6 +5,7 @@ pub(crate) mod canonical;
 pub(crate) mod control;
 pub(crate) mod cpuid;
 pub(crate) mod events;
+pub(crate) mod host;
 pub(crate) mod index;
 pub(crate) mod mce;
 pub(crate) mod model;

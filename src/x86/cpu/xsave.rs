@@ -3,7 +3,7 @@
 //! (SDM 1 13, SDM 2A FXSAVE, APM 2 11.5, api.rst 4.42 KVM_GET_XSAVE and 4.22 KVM_GET_FPU).
 #![forbid(unsafe_code)]
 
-use crate::x86::cpu::cpuid::HostCpuid;
+use crate::x86::cpu::host::HostCpuid;
 
 /// x87 state.
 pub const X87: u64 = 1 << 0;

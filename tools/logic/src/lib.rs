@@ -50,6 +50,7 @@ pub mod x86 {
         pub mod control;
         pub mod cpuid;
         pub mod events;
+        pub mod host;
         pub mod index;
         pub mod mce;
         pub mod msr;

@@ -1,0 +1,447 @@
+// SPDX-License-Identifier: GPL-2.0
+//! What is offered to guests: KVM_GET_SUPPORTED_CPUID (api.rst 4.46).
+#![forbid(unsafe_code)]
+
+use super::bits::*;
+use super::table::{CpuidEntry, Vendor, FLAG_SIGNIFICANT_INDEX};
+use crate::x86::cpu::host::HostCpuid;
+use crate::x86::cpu::xsave;
+
+/// Highest basic leaf offered (0x1f: V2 extended topology).
+const MAX_BASIC: u32 = 0x1f;
+/// Highest extended leaf offered on AMD.
+const MAX_EXT_AMD: u32 = 0x8000_0021;
+/// Highest extended leaf offered on Intel.
+const MAX_EXT_INTEL: u32 = 0x8000_0008;
+
+/// What the hypervisor and its backend can carry, for [`supported`].
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Policy {
+    /// Host vendor: which leaves exist.
+    pub vendor: Vendor,
+    /// XCR0 bits that guests may use (already a subset of the host's); 0 hides XSAVE.
+    pub xcr0: u64,
+    /// IA32_XSS bits that guests may use.
+    pub xss: u64,
+    /// Upper bound of MAXPHYADDR given to guests; 0 means the host's.
+    pub max_phys_bits: u8,
+    /// A local APIC exists in the kernel: offers 1:EDX\[9\].
+    pub apic: bool,
+    /// x2APIC mode of the local APIC is emulated.
+    pub x2apic: bool,
+    /// TSC-deadline mode of the local APIC's timer is emulated.
+    pub tsc_deadline: bool,
+    /// IA32_TSC_ADJUST is emulated.
+    pub tsc_adjust: bool,
+    /// RDTSCP and RDPID work (VMX: "enable RDTSCP"; TSC_AUX is switched).
+    pub rdtscp: bool,
+    /// INVPCID works (VMX: "enable INVPCID").
+    pub invpcid: bool,
+    /// XSAVES/XRSTORS work (VMX: "enable XSAVES/XRSTORS") and IA32_XSS is switched.
+    pub xsaves: bool,
+    /// PKRU is switched.
+    pub pku: bool,
+    /// Speculation-control MSRs (SPEC_CTRL, PRED_CMD) are virtualised.
+    pub spec_ctrl: bool,
+    /// IA32_ARCH_CAPABILITIES is offered (Intel).
+    pub arch_capabilities: bool,
+    /// LFENCE is dispatch serialising on this host (AMD; DE_CFG\[1\]).
+    pub lfence_serializing: bool,
+    /// Guest TSC frequency in kHz when it is known and constant; 0 hides leaves 15H and 16H.
+    pub tsc_khz: u32,
+    /// Frequency of the emulated APIC timer before division, in Hz: the "core crystal clock" of leaf 15H.
+    pub apic_hz: u32,
+    /// KVM paravirtual features (40000001H:EAX). 0: signature only.
+    pub kvm_features: u32,
+    /// KVM hints (40000001H:EDX).
+    pub kvm_hints: u32,
+}
+
+/// Output that counts past its end, so that the caller learns the size it needs.
+struct Sink<'a> {
+    out: &'a mut [CpuidEntry],
+    count: usize,
+}
+
+impl Sink<'_> {
+    fn put(&mut self, function: u32, index: Option<u32>, r: [u32; 4]) {
+        if let Some(slot) = self.out.get_mut(self.count) {
+            *slot = CpuidEntry {
+                function,
+                index: index.unwrap_or(0),
+                flags: if index.is_some() {
+                    FLAG_SIGNIFICANT_INDEX
+                } else {
+                    0
+                },
+                eax: r[0],
+                ebx: r[1],
+                ecx: r[2],
+                edx: r[3],
+                padding: [0; 3],
+            };
+        }
+        self.count = self.count.saturating_add(1);
+    }
+}
+
+/// Fills `out` with the leaves offered to guests (KVM_GET_SUPPORTED_CPUID) and returns how many there are, less than 100.
+///
+/// # Errors
+///
+/// The number of entries needed when `out` is too short (E2BIG); `out` is filled as far as it goes.
+pub fn supported<H: HostCpuid + ?Sized>(
+    host: &H,
+    p: &Policy,
+    out: &mut [CpuidEntry],
+) -> Result<usize, usize> {
+    let room = out.len();
+    let mut s = Sink { out, count: 0 };
+    basic_leaves(host, p, &mut s);
+    s.put(
+        KVM_SIGNATURE_LEAF,
+        None,
+        [
+            KVM_FEATURES_LEAF,
+            KVM_SIGNATURE[0],
+            KVM_SIGNATURE[1],
+            KVM_SIGNATURE[2],
+        ],
+    );
+    s.put(KVM_FEATURES_LEAF, None, [p.kvm_features, 0, 0, p.kvm_hints]);
+    extended_leaves(host, p, &mut s);
+    if s.count > room {
+        Err(s.count)
+    } else {
+        Ok(s.count)
+    }
+}
+
+const fn when(cond: bool, bits: u32) -> u32 {
+    if cond {
+        bits
+    } else {
+        0
+    }
+}
+
+fn basic_leaves<H: HostCpuid + ?Sized>(host: &H, p: &Policy, s: &mut Sink<'_>) {
+    let intel = p.vendor == Vendor::Intel;
+    let l0 = host.cpuid(0, 0);
+    let host_max = l0[0];
+    // Leaf 0DH must be in range when XSAVE is offered; 15H and 16H are ours when the frequency is known.
+    let timing = intel && p.tsc_khz != 0 && p.apic_hz != 0;
+    let max = if timing && host_max < 0x16 {
+        0x16
+    } else {
+        host_max.min(MAX_BASIC)
+    };
+    s.put(0, None, [max, l0[1], l0[2], l0[3]]);
+
+    let xsave = p.xcr0 & xsave::X87_SSE == xsave::X87_SSE;
+    let avx = xsave && p.xcr0 & xsave::AVX != 0;
+    let avx512 = avx && p.xcr0 & xsave::AVX512 == xsave::AVX512;
+
+    let h1 = host.cpuid(1, 0);
+    let mut ecx = h1[2] & leaf1_ecx::ALLOWED;
+    if !xsave {
+        ecx &= !leaf1_ecx::XSAVE;
+    }
+    if !avx || ecx & leaf1_ecx::XSAVE == 0 {
+        ecx &= !(leaf1_ecx::AVX | leaf1_ecx::FMA | leaf1_ecx::F16C);
+    }
+    ecx |= leaf1_ecx::HYPERVISOR
+        | when(p.x2apic, leaf1_ecx::X2APIC)
+        | when(p.tsc_deadline, leaf1_ecx::TSC_DEADLINE);
+    let edx = h1[3] & leaf1_edx::ALLOWED | leaf1_edx::EMULATED | when(p.apic, leaf1_edx::APIC);
+    // EBX: CLFLUSH line size only. APIC id and thread count describe the vCPU: the client sets them.
+    s.put(1, None, [h1[0], h1[1] & 0xff00, ecx, edx]);
+    let avx = ecx & leaf1_ecx::AVX != 0;
+    let avx512 = avx && avx512;
+    let pcid = ecx & leaf1_ecx::PCID != 0;
+
+    if intel {
+        if max >= 2 {
+            let mut l2 = host.cpuid(2, 0);
+            l2[0] = l2[0] & !0xff | 1;
+            s.put(2, None, l2);
+        }
+        if max >= 4 {
+            for i in 0..8 {
+                let l4 = host.cpuid(4, i);
+                s.put(4, Some(i), l4);
+                if l4[0] & 0x1f == 0 {
+                    break;
+                }
+            }
+        }
+    }
+    if max >= 6 {
+        s.put(6, None, [when(p.apic, leaf6_eax::ARAT), 0, 0, 0]);
+    }
+    if max >= 7 {
+        let h7 = host.cpuid(7, 0);
+        let mut ebx = h7[1] & leaf7_ebx::ALLOWED;
+        let mut ecx = h7[2] & leaf7_ecx::ALLOWED;
+        let mut edx = h7[3] & leaf7_edx::ALLOWED;
+        if !avx {
+            ebx &= !leaf7_ebx::AVX2;
+            ecx &= !leaf7_ecx::AVX;
+        }
+        if !avx512 {
+            ebx &= !leaf7_ebx::AVX512;
+            ecx &= !leaf7_ecx::AVX512;
+            edx &= !leaf7_edx::AVX512;
+        }
+        if !(p.invpcid && pcid) {
+            ebx &= !leaf7_ebx::INVPCID;
+        }
+        ebx |= when(p.tsc_adjust, leaf7_ebx::TSC_ADJUST);
+        if !(p.pku && p.xcr0 & xsave::PKRU != 0) {
+            ecx &= !leaf7_ecx::PKU;
+        }
+        if !p.rdtscp {
+            ecx &= !leaf7_ecx::RDPID;
+        }
+        if !p.spec_ctrl {
+            edx &= !leaf7_edx::SPECULATION;
+        }
+        if !(p.arch_capabilities && intel) {
+            edx &= !leaf7_edx::ARCH_CAPABILITIES;
+        }
+        let sub_max = h7[0].min(2);
+        s.put(7, Some(0), [sub_max, ebx, ecx, edx]);
+        if sub_max >= 1 {
+            let h = host.cpuid(7, 1);
+            let mut eax = h[0] & leaf7_1::EAX_ALLOWED;
+            let mut edx = h[3] & leaf7_1::EDX_ALLOWED;
+            if !avx {
+                eax &= !leaf7_1::EAX_AVX;
+                edx &= !leaf7_1::EDX_AVX;
+            }
+            if !avx512 {
+                eax &= !leaf7_1::EAX_AVX512;
+            }
+            s.put(7, Some(1), [eax, 0, 0, edx]);
+        }
+        if sub_max >= 2 {
+            let h = host.cpuid(7, 2)[3];
+            let edx = h & leaf7_2_edx::MCDT_NO | when(p.spec_ctrl, h & leaf7_2_edx::SPECULATION);
+            s.put(7, Some(2), [0, 0, 0, edx]);
+        }
+    }
+    if intel && max >= 0xa {
+        // No performance monitoring: version 0.
+        s.put(0xa, None, [0; 4]);
+    }
+    if max >= 0xb {
+        // One level, nothing in it: the client describes the VM's topology.
+        s.put(0xb, Some(0), [0; 4]);
+    }
+    if max >= 0xd {
+        xsave_leaves(host, p, xsave, s);
+    }
+    if timing {
+        let (num, den) = tsc_ratio(p.tsc_khz, p.apic_hz);
+        s.put(0x15, None, [den, num, p.apic_hz, 0]);
+        let mhz = p.tsc_khz / 1000;
+        s.put(0x16, None, [mhz & 0xffff, mhz & 0xffff, 0, 0]);
+    }
+    if intel && max >= 0x1f {
+        s.put(0x1f, Some(0), [0; 4]);
+    }
+}
+
+fn xsave_leaves<H: HostCpuid + ?Sized>(host: &H, p: &Policy, xsave: bool, s: &mut Sink<'_>) {
+    let xcr0 = if xsave { p.xcr0 } else { 0 };
+    if xcr0 == 0 {
+        return;
+    }
+    let d1 = host.cpuid(0xd, 1);
+    let mut eax1 = d1[0] & leafd_1_eax::ALLOWED;
+    if !p.xsaves {
+        eax1 &= !leafd_1_eax::XSAVES;
+    }
+    let xss = if eax1 & leafd_1_eax::XSAVES != 0 {
+        p.xss
+    } else {
+        0
+    };
+    let mut layout = xsave::Layout::default();
+    for i in 2..xsave::MAX_COMPONENTS {
+        if (xcr0 | xss) & (1 << i) != 0 {
+            let r = host.cpuid(0xd, i);
+            layout.set(i, r[0], r[1], r[2]);
+        }
+    }
+    let size = layout.standard_size(xcr0);
+    s.put(
+        0xd,
+        Some(0),
+        [
+            xcr0 as u32,
+            xsave::LEGACY_AND_HEADER,
+            size,
+            (xcr0 >> 32) as u32,
+        ],
+    );
+    let compact = if eax1 & (leafd_1_eax::XSAVEC | leafd_1_eax::XSAVES) != 0 {
+        xsave::LEGACY_AND_HEADER
+    } else {
+        0
+    };
+    s.put(
+        0xd,
+        Some(1),
+        [eax1, compact, xss as u32, (xss >> 32) as u32],
+    );
+    for i in 2..xsave::MAX_COMPONENTS {
+        if (xcr0 | xss) & (1 << i) != 0 {
+            let mut r = host.cpuid(0xd, i);
+            // Bit 0 of ECX says "supervisor", bit 1 "aligned to 64 in compacted form"; XFD (bit 2) is hidden.
+            r[2] &= 3;
+            r[3] = 0;
+            s.put(0xd, Some(i), r);
+        }
+    }
+}
+
+fn extended_leaves<H: HostCpuid + ?Sized>(host: &H, p: &Policy, s: &mut Sink<'_>) {
+    let intel = p.vendor == Vendor::Intel;
+    let host_max = host.cpuid(0x8000_0000, 0);
+    let cap = if intel { MAX_EXT_INTEL } else { MAX_EXT_AMD };
+    let max = host_max[0].clamp(0x8000_0000, cap).max(0x8000_0008);
+    // AMD's bits of 80000021H describe the vCPU even on a host that is too old for the leaf.
+    let max = if !intel && p.lfence_serializing {
+        MAX_EXT_AMD
+    } else {
+        max
+    };
+    let in_host = |leaf: u32| host_max[0] >= leaf && host_max[0] & 0xffff_0000 == 0x8000_0000;
+    let get = |leaf: u32, sub: u32| {
+        if in_host(leaf) {
+            host.cpuid(leaf, sub)
+        } else {
+            [0; 4]
+        }
+    };
+    s.put(
+        0x8000_0000,
+        None,
+        if intel {
+            [max, 0, 0, 0]
+        } else {
+            [max, host_max[1], host_max[2], host_max[3]]
+        },
+    );
+    let h1 = get(0x8000_0001, 0);
+    let xsave = p.xcr0 & xsave::X87_SSE == xsave::X87_SSE;
+    let mut ecx = h1[2] & ext1_ecx::ALLOWED;
+    if !(xsave && p.xcr0 & xsave::AVX != 0) {
+        ecx &= !(ext1_ecx::XOP | ext1_ecx::FMA4);
+    }
+    let mut edx = h1[3] & ext1_edx::ALLOWED;
+    if !p.rdtscp {
+        edx &= !ext1_edx::RDTSCP;
+    }
+    if !intel {
+        let l1 = host.cpuid(1, 0)[3] & leaf1_edx::ALLOWED
+            | leaf1_edx::EMULATED
+            | when(p.apic, leaf1_edx::APIC);
+        edx |= l1 & ext1_edx::COMMON;
+    }
+    s.put(
+        0x8000_0001,
+        None,
+        [when(!intel, h1[0]), when(!intel, h1[1]), ecx, edx],
+    );
+    for leaf in 0x8000_0002..=0x8000_0004 {
+        s.put(leaf, None, get(leaf, 0));
+    }
+    s.put(0x8000_0005, None, get(0x8000_0005, 0));
+    s.put(0x8000_0006, None, get(0x8000_0006, 0));
+    let edx = get(0x8000_0007, 0)[3] & ext7_edx::INVARIANT_TSC;
+    s.put(0x8000_0007, None, [0, 0, 0, edx]);
+
+    let h8 = get(0x8000_0008, 0);
+    let host_phys = if h8[0] & 0xff != 0 { h8[0] & 0xff } else { 36 };
+    let phys = match p.max_phys_bits {
+        0 => host_phys,
+        n => host_phys.min(n as u32),
+    };
+    let mut ebx = when(!intel, h8[1] & ext8_ebx::ALLOWED);
+    if intel && h8[1] & ext8_ebx::WBNOINVD != 0 {
+        ebx |= ext8_ebx::WBNOINVD;
+    }
+    if !p.spec_ctrl {
+        ebx &= !ext8_ebx::SPECULATION;
+    }
+    // LA57 is hidden: 48 linear-address bits.
+    s.put(0x8000_0008, None, [phys | (48 << 8), ebx, 0, 0]);
+
+    if intel {
+        return;
+    }
+    // 8000000AH (SVM) and everything not named here reads as zeros, being in range.
+    if max >= 0x8000_0019 {
+        s.put(0x8000_0019, None, get(0x8000_0019, 0));
+    }
+    if max >= 0x8000_001a {
+        let r = get(0x8000_001a, 0);
+        s.put(0x8000_001a, None, [r[0] & 7, 0, 0, 0]);
+    }
+    if max >= 0x8000_001d && ecx & ext1_ecx::TOPOEXT != 0 {
+        for i in 0..8 {
+            let r = get(0x8000_001d, i);
+            s.put(0x8000_001d, Some(i), [r[0], r[1], r[2], r[3] & 3]);
+            if r[0] & 0x1f == 0 {
+                break;
+            }
+        }
+        // Identifiers describe the vCPU: the client sets them.
+        s.put(0x8000_001e, None, [0; 4]);
+    }
+    if max >= 0x8000_0021 {
+        let r = get(0x8000_0021, 0);
+        let mut eax = r[0] & ext21_eax::ALLOWED;
+        if !p.spec_ctrl {
+            eax &= !ext21_eax::SPECULATION;
+        }
+        eax |= when(p.lfence_serializing, ext21_eax::LFENCE_SERIALIZING);
+        // ECX[2:1]: not affected by transient scheduler attacks (TSA-SQ, TSA-L1).
+        s.put(0x8000_0021, None, [eax, 0, r[2] & 6, 0]);
+    }
+}
+
+/// Numerator and denominator for leaf 15H, such that `crystal * num / den` is the TSC frequency.
+///
+/// Guests compute in 32 bits with the crystal in kHz, so the numerator is bounded by 2^32 / kHz; within that bound this is the
+/// best approximation (continued fraction), exact whenever an exact one exists. The slower the crystal, the better.
+fn tsc_ratio(tsc_khz: u32, crystal_hz: u32) -> (u32, u32) {
+    let (tsc, crystal) = (tsc_khz as u64, (crystal_hz / 1000).max(1) as u64);
+    let bound = u32::MAX as u64 / crystal;
+    let (mut a, mut b) = (tsc, crystal);
+    // Consecutive convergents h/k of a/b. All stay below 2^32: k is at most `crystal`, h is checked.
+    let (mut h0, mut h1, mut k0, mut k1) = (0u64, 1u64, 1u64, 0u64);
+    while b != 0 {
+        let q = a / b;
+        let h2 = q.wrapping_mul(h1).wrapping_add(h0);
+        let k2 = q.wrapping_mul(k1).wrapping_add(k0);
+        if h2 > bound {
+            // The last step only part of the way: a semiconvergent, if it is nearer than the last convergent.
+            let m = bound.wrapping_sub(h0) / h1.max(1);
+            let h = m.wrapping_mul(h1).wrapping_add(h0);
+            let k = m.wrapping_mul(k1).wrapping_add(k0);
+            let error = |h: u64, k: u64| tsc.wrapping_mul(k).abs_diff(h.wrapping_mul(crystal));
+            if k1 == 0
+                || (error(h, k) as u128) * (k1 as u128) < (error(h1, k1) as u128) * (k as u128)
+            {
+                (h1, k1) = (h, k);
+            }
+            break;
+        }
+        (h0, h1, k0, k1) = (h1, h2, k1, k2);
+        (a, b) = (b, a % b);
+    }
+    (h1 as u32, k1.max(1) as u32)
+}
