@@ -29,38 +29,6 @@ pub const fn is_canonical48(va: u64) -> bool {
     is_canonical(va, WIDTH_4LEVEL)
 }
 
-/// A linear address known to be canonical, so that loading it into a base register or a VMCS field cannot fault.
-///
-/// # Invariants
-///
-/// The value is canonical for the width it was made with.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Default)]
-pub struct Canonical(u64);
-
-impl Canonical {
-    /// Checks `va` against `width`; `None` when it is not canonical.
-    #[inline]
-    pub const fn new(va: u64, width: u8) -> Option<Self> {
-        if is_canonical(va, width) {
-            Some(Self(va))
-        } else {
-            None
-        }
-    }
-
-    /// Makes `va` canonical by sign extension.
-    #[inline]
-    pub const fn truncate(va: u64, width: u8) -> Self {
-        Self(sign_extend(va, width))
-    }
-
-    /// The address.
-    #[inline]
-    pub const fn get(self) -> u64 {
-        self.0
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -76,10 +44,6 @@ mod tests {
         assert!(!is_canonical(0x0100_0000_0000_0000, WIDTH_5LEVEL));
         assert!(is_canonical(0x1234_5678_9abc_def0, 64));
         assert!(is_canonical(0x1234_5678_9abc_def0, 0));
-        assert_eq!(Canonical::new(1 << 47, 48), None);
-        assert_eq!(
-            Canonical::truncate(1 << 47, 48).get(),
-            0xffff_8000_0000_0000
-        );
+        assert_eq!(sign_extend(1 << 47, 48), 0xffff_8000_0000_0000);
     }
 }

@@ -4,48 +4,125 @@
 
 use super::bits::*;
 use super::table::{find, CpuidEntry, CpuidIndex, Vendor};
+use crate::x86::cpu::canonical;
 
-/// Features of a vCPU that change the behaviour of the hypervisor, taken from its CPUID table.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[allow(missing_docs)]
-pub struct GuestFeatures {
-    /// Vendor that the guest believes in (not the host's).
-    pub vendor: Vendor,
-    /// Physical-address width.
-    pub maxphyaddr: u8,
-    pub pcid: bool,
-    pub x2apic: bool,
-    pub tsc_deadline: bool,
-    pub xsave: bool,
-    pub mtrr: bool,
-    pub pat: bool,
-    pub mca: bool,
-    pub sep: bool,
-    pub fsgsbase: bool,
-    pub tsc_adjust: bool,
-    pub smep: bool,
-    pub smap: bool,
-    pub invpcid: bool,
-    pub umip: bool,
-    pub pku: bool,
-    pub la57: bool,
-    pub rdpid: bool,
-    pub xsaves: bool,
-    pub nx: bool,
-    pub lm: bool,
-    pub gbpages: bool,
-    pub rdtscp: bool,
-    pub syscall: bool,
-    pub fxsr_opt: bool,
-    pub auto_ibrs: bool,
-    pub osvw: bool,
-    pub arch_capabilities: bool,
-    /// IA32_SPEC_CTRL bits the guest may set; 0: the MSR does not exist for it.
-    pub spec_ctrl: u64,
-    /// IA32_PRED_CMD bits the guest may set; 0: the MSR does not exist for it.
-    pub pred_cmd: u64,
-    /// KVM paravirtual features (40000001H:EAX), 0 without KVM's signature.
-    pub kvm_features: u32,
+/// Makes the features that are bits of a leaf: the type, its derivation from a table, and what two have in common.
+macro_rules! features {
+    ($($(#[$doc:meta])* $name:ident: $leaf:expr, $sub:expr, $reg:ident, $bit:expr;)*) => {
+        /// Features of a vCPU that change the behaviour of the hypervisor, taken from its CPUID table.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+        #[allow(missing_docs)]
+        pub struct GuestFeatures {
+            /// Vendor that the guest believes in (not the host's).
+            pub vendor: Vendor,
+            /// Physical-address width.
+            pub maxphyaddr: u8,
+            $(pub $name: bool,)*
+            /// IA32_SPEC_CTRL bits the guest may set; 0: the MSR does not exist for it.
+            pub spec_ctrl: u64,
+            /// IA32_PRED_CMD bits the guest may set; 0: the MSR does not exist for it.
+            pub pred_cmd: u64,
+            /// KVM paravirtual features (40000001H:EAX), 0 without KVM's signature.
+            pub kvm_features: u32,
+        }
+
+        impl GuestFeatures {
+            /// Derives the features from a vCPU's table.
+            pub fn from_table(table: &[CpuidEntry], index: &CpuidIndex) -> Self {
+                let get = |leaf, sub| find(table, index, leaf, sub).map_or([0; 4], |e| e.values());
+                Self {
+                    vendor: index.vendor(),
+                    maxphyaddr: match (get(0x8000_0008, 0)[0] & 0xff) as u8 {
+                        0 => 36,
+                        n => n.min(52),
+                    },
+                    $($name: get($leaf, $sub)[Reg::$reg as usize] & $bit != 0,)*
+                    spec_ctrl: spec_ctrl(get),
+                    pred_cmd: pred_cmd(get),
+                    kvm_features: match get(KVM_SIGNATURE_LEAF, 0) {
+                        [_, b, c, d] if [b, c, d] == KVM_SIGNATURE => get(KVM_FEATURES_LEAF, 0)[0],
+                        _ => 0,
+                    },
+                }
+            }
+
+            /// Removes what the hypervisor does not carry on this host: a client may put any bit into CPUID, but it must
+            /// not be able to make the hypervisor load a reserved bit. `host` is derived from the table of
+            /// [`supported`](super::supported).
+            #[must_use]
+            pub fn restrict(self, host: &Self) -> Self {
+                Self {
+                    vendor: self.vendor,
+                    maxphyaddr: self.maxphyaddr.min(host.maxphyaddr),
+                    $($name: self.$name & host.$name,)*
+                    spec_ctrl: self.spec_ctrl & host.spec_ctrl,
+                    pred_cmd: self.pred_cmd & host.pred_cmd,
+                    kvm_features: self.kvm_features & host.kvm_features,
+                }
+            }
+        }
+    };
+}
+
+/// Registers that CPUID returns, in order.
+enum Reg {
+    Eax,
+    Ebx,
+    Ecx,
+    Edx,
+}
+
+features! {
+    pcid: 1, 0, Ecx, leaf1_ecx::PCID;
+    x2apic: 1, 0, Ecx, leaf1_ecx::X2APIC;
+    tsc_deadline: 1, 0, Ecx, leaf1_ecx::TSC_DEADLINE;
+    xsave: 1, 0, Ecx, leaf1_ecx::XSAVE;
+    pat: 1, 0, Edx, leaf1_edx::PAT;
+    fsgsbase: 7, 0, Ebx, leaf7_ebx::FSGSBASE;
+    tsc_adjust: 7, 0, Ebx, leaf7_ebx::TSC_ADJUST;
+    smep: 7, 0, Ebx, leaf7_ebx::SMEP;
+    smap: 7, 0, Ebx, leaf7_ebx::SMAP;
+    invpcid: 7, 0, Ebx, leaf7_ebx::INVPCID;
+    umip: 7, 0, Ecx, leaf7_ecx::UMIP;
+    pku: 7, 0, Ecx, leaf7_ecx::PKU;
+    la57: 7, 0, Ecx, leaf7_ecx::LA57;
+    rdpid: 7, 0, Ecx, leaf7_ecx::RDPID;
+    arch_capabilities: 7, 0, Edx, leaf7_edx::ARCH_CAPABILITIES;
+    xsaves: 0xd, 1, Eax, leafd_1_eax::XSAVES;
+    osvw: 0x8000_0001, 0, Ecx, ext1_ecx::OSVW;
+    nx: 0x8000_0001, 0, Edx, ext1_edx::NX;
+    lm: 0x8000_0001, 0, Edx, ext1_edx::LM;
+    gbpages: 0x8000_0001, 0, Edx, ext1_edx::PDPE1GB;
+    rdtscp: 0x8000_0001, 0, Edx, ext1_edx::RDTSCP;
+    fxsr_opt: 0x8000_0001, 0, Edx, ext1_edx::FXSR_OPT;
+    auto_ibrs: 0x8000_0021, 0, Eax, ext21_eax::AUTO_IBRS;
+}
+
+/// IA32_SPEC_CTRL bits of the leaves that `get` gives.
+fn spec_ctrl(get: impl Fn(u32, u32) -> [u32; 4]) -> u64 {
+    let (l7, l7_2, amd) = (get(7, 0)[3], get(7, 2)[3], get(0x8000_0008, 0)[1]);
+    [
+        (l7 & leaf7_edx::SPEC_CTRL | amd & ext8_ebx::IBRS, 1 << 0),
+        (l7 & leaf7_edx::STIBP | amd & ext8_ebx::STIBP, 1 << 1),
+        (l7 & leaf7_edx::SSBD | amd & ext8_ebx::SSBD, 1 << 2),
+        (l7_2 & leaf7_2_edx::IPRED_CTRL, 3 << 3),
+        (l7_2 & leaf7_2_edx::RRSBA_CTRL, 3 << 5),
+        (l7_2 & leaf7_2_edx::PSFD | amd & ext8_ebx::PSFD, 1 << 7),
+        (l7_2 & leaf7_2_edx::DDPD_U, 1 << 8),
+        (l7_2 & leaf7_2_edx::BHI_CTRL, 1 << 10),
+    ]
+    .into_iter()
+    .fold(
+        0,
+        |all, (has, bits)| if has != 0 { all | bits } else { all },
+    )
+}
+
+/// IA32_PRED_CMD bits of the leaves that `get` gives: IBPB, SBPB.
+fn pred_cmd(get: impl Fn(u32, u32) -> [u32; 4]) -> u64 {
+    let ibpb = get(7, 0)[3] & leaf7_edx::SPEC_CTRL | get(0x8000_0008, 0)[1] & ext8_ebx::IBPB;
+    let sbpb = get(0x8000_0021, 0)[0] & ext21_eax::SBPB;
+    u64::from(ibpb != 0) | u64::from(sbpb != 0) << 7
 }
 
 impl Default for GuestFeatures {
@@ -56,132 +133,13 @@ impl Default for GuestFeatures {
 }
 
 impl GuestFeatures {
-    /// Derives the features from a vCPU's table.
-    pub fn from_table(table: &[CpuidEntry], index: &CpuidIndex) -> Self {
-        let get = |leaf, sub| find(table, index, leaf, sub).map_or([0; 4], |e| e.values());
-        let l1 = get(1, 0);
-        let l7 = get(7, 0);
-        let l7_2 = get(7, 2);
-        let ld1 = get(0xd, 1);
-        let kvm = get(KVM_SIGNATURE_LEAF, 0);
-        let e1 = get(0x8000_0001, 0);
-        let e8 = get(0x8000_0008, 0);
-        let e21 = get(0x8000_0021, 0);
-        let c1 = |b| l1[2] & b != 0;
-        let d1 = |b| l1[3] & b != 0;
-        let b7 = |b| l7[1] & b != 0;
-        let c7 = |b| l7[2] & b != 0;
-        let has = |v: u32, b: u32| v & b != 0;
-
-        let bit = |on: bool, n: u32| if on { 1u64 << n } else { 0 };
-        let ibrs = has(l7[3], leaf7_edx::SPEC_CTRL) || has(e8[1], ext8_ebx::IBRS);
-        let stibp = has(l7[3], leaf7_edx::STIBP) || has(e8[1], ext8_ebx::STIBP);
-        let ssbd = has(l7[3], leaf7_edx::SSBD) || has(e8[1], ext8_ebx::SSBD);
-        let psfd = has(l7_2[3], leaf7_2_edx::PSFD) || has(e8[1], ext8_ebx::PSFD);
-        let ipred = has(l7_2[3], leaf7_2_edx::IPRED_CTRL);
-        let rrsba = has(l7_2[3], leaf7_2_edx::RRSBA_CTRL);
-        let spec_ctrl = bit(ibrs, 0)
-            | bit(stibp, 1)
-            | bit(ssbd, 2)
-            | bit(ipred, 3)
-            | bit(ipred, 4)
-            | bit(rrsba, 5)
-            | bit(rrsba, 6)
-            | bit(psfd, 7)
-            | bit(has(l7_2[3], leaf7_2_edx::DDPD_U), 8)
-            | bit(has(l7_2[3], leaf7_2_edx::BHI_CTRL), 10);
-        let ibpb = has(l7[3], leaf7_edx::SPEC_CTRL) || has(e8[1], ext8_ebx::IBPB);
-        let pred_cmd = bit(ibpb, 0) | bit(has(e21[0], ext21_eax::SBPB), 7);
-
-        let maxphyaddr = match (e8[0] & 0xff) as u8 {
-            0 => 36,
-            n => n.min(52),
-        };
-        Self {
-            vendor: index.vendor(),
-            maxphyaddr,
-            pcid: c1(leaf1_ecx::PCID),
-            x2apic: c1(leaf1_ecx::X2APIC),
-            tsc_deadline: c1(leaf1_ecx::TSC_DEADLINE),
-            xsave: c1(leaf1_ecx::XSAVE),
-            mtrr: d1(leaf1_edx::MTRR),
-            pat: d1(leaf1_edx::PAT),
-            mca: d1(leaf1_edx::MCA),
-            sep: d1(leaf1_edx::SEP),
-            fsgsbase: b7(leaf7_ebx::FSGSBASE),
-            tsc_adjust: b7(leaf7_ebx::TSC_ADJUST),
-            smep: b7(leaf7_ebx::SMEP),
-            smap: b7(leaf7_ebx::SMAP),
-            invpcid: b7(leaf7_ebx::INVPCID),
-            umip: c7(leaf7_ecx::UMIP),
-            pku: c7(leaf7_ecx::PKU),
-            la57: c7(leaf7_ecx::LA57),
-            rdpid: c7(leaf7_ecx::RDPID),
-            xsaves: has(ld1[0], leafd_1_eax::XSAVES),
-            nx: has(e1[3], ext1_edx::NX),
-            lm: has(e1[3], ext1_edx::LM),
-            gbpages: has(e1[3], ext1_edx::PDPE1GB),
-            rdtscp: has(e1[3], ext1_edx::RDTSCP),
-            syscall: has(e1[3], ext1_edx::SYSCALL),
-            fxsr_opt: has(e1[3], ext1_edx::FXSR_OPT),
-            auto_ibrs: has(e21[0], ext21_eax::AUTO_IBRS),
-            osvw: has(e1[2], ext1_ecx::OSVW),
-            arch_capabilities: has(l7[3], leaf7_edx::ARCH_CAPABILITIES),
-            spec_ctrl,
-            pred_cmd,
-            kvm_features: if [kvm[1], kvm[2], kvm[3]] == KVM_SIGNATURE {
-                get(KVM_FEATURES_LEAF, 0)[0]
-            } else {
-                0
-            },
-        }
-    }
-
-    /// Removes what the hypervisor does not carry on this host: a client may put any bit into CPUID, but it must not be able to make
-    /// the hypervisor load a reserved bit. `host` is derived from the table of [`supported`].
-    #[must_use]
-    pub fn restrict(mut self, host: &Self) -> Self {
-        self.maxphyaddr = self.maxphyaddr.min(host.maxphyaddr);
-        self.pcid &= host.pcid;
-        self.x2apic &= host.x2apic;
-        self.tsc_deadline &= host.tsc_deadline;
-        self.xsave &= host.xsave;
-        self.mtrr &= host.mtrr;
-        self.pat &= host.pat;
-        self.mca &= host.mca;
-        self.sep &= host.sep;
-        self.fsgsbase &= host.fsgsbase;
-        self.tsc_adjust &= host.tsc_adjust;
-        self.smep &= host.smep;
-        self.smap &= host.smap;
-        self.invpcid &= host.invpcid;
-        self.umip &= host.umip;
-        self.pku &= host.pku;
-        self.la57 &= host.la57;
-        self.rdpid &= host.rdpid;
-        self.xsaves &= host.xsaves;
-        self.nx &= host.nx;
-        self.lm &= host.lm;
-        self.gbpages &= host.gbpages;
-        self.rdtscp &= host.rdtscp;
-        self.syscall &= host.syscall;
-        self.fxsr_opt &= host.fxsr_opt;
-        self.auto_ibrs &= host.auto_ibrs;
-        self.osvw &= host.osvw;
-        self.arch_capabilities &= host.arch_capabilities;
-        self.spec_ctrl &= host.spec_ctrl;
-        self.pred_cmd &= host.pred_cmd;
-        self.kvm_features &= host.kvm_features;
-        self
-    }
-
     /// Width of linear addresses: base registers are checked against it (SDM 4 "canonicality"; LA57 by CPUID, not CR4).
     #[inline]
     pub const fn linear_width(&self) -> u8 {
         if self.la57 {
-            crate::x86::cpu::canonical::WIDTH_5LEVEL
+            canonical::WIDTH_5LEVEL
         } else {
-            crate::x86::cpu::canonical::WIDTH_4LEVEL
+            canonical::WIDTH_4LEVEL
         }
     }
 

@@ -161,74 +161,13 @@ fn basic_leaves<H: HostCpuid + ?Sized>(host: &H, p: &Policy, s: &mut Sink<'_>) {
     let pcid = ecx & leaf1_ecx::PCID != 0;
 
     if intel {
-        if max >= 2 {
-            let mut l2 = host.cpuid(2, 0);
-            l2[0] = l2[0] & !0xff | 1;
-            s.put(2, None, l2);
-        }
-        if max >= 4 {
-            for i in 0..8 {
-                let l4 = host.cpuid(4, i);
-                s.put(4, Some(i), l4);
-                if l4[0] & 0x1f == 0 {
-                    break;
-                }
-            }
-        }
+        cache_leaves(host, max, s);
     }
     if max >= 6 {
         s.put(6, None, [when(p.apic, leaf6_eax::ARAT), 0, 0, 0]);
     }
     if max >= 7 {
-        let h7 = host.cpuid(7, 0);
-        let mut ebx = h7[1] & leaf7_ebx::ALLOWED;
-        let mut ecx = h7[2] & leaf7_ecx::ALLOWED;
-        let mut edx = h7[3] & leaf7_edx::ALLOWED;
-        if !avx {
-            ebx &= !leaf7_ebx::AVX2;
-            ecx &= !leaf7_ecx::AVX;
-        }
-        if !avx512 {
-            ebx &= !leaf7_ebx::AVX512;
-            ecx &= !leaf7_ecx::AVX512;
-            edx &= !leaf7_edx::AVX512;
-        }
-        if !(p.invpcid && pcid) {
-            ebx &= !leaf7_ebx::INVPCID;
-        }
-        ebx |= when(p.tsc_adjust, leaf7_ebx::TSC_ADJUST);
-        if !(p.pku && p.xcr0 & xsave::PKRU != 0) {
-            ecx &= !leaf7_ecx::PKU;
-        }
-        if !p.rdtscp {
-            ecx &= !leaf7_ecx::RDPID;
-        }
-        if !p.spec_ctrl {
-            edx &= !leaf7_edx::SPECULATION;
-        }
-        if !(p.arch_capabilities && intel) {
-            edx &= !leaf7_edx::ARCH_CAPABILITIES;
-        }
-        let sub_max = h7[0].min(2);
-        s.put(7, Some(0), [sub_max, ebx, ecx, edx]);
-        if sub_max >= 1 {
-            let h = host.cpuid(7, 1);
-            let mut eax = h[0] & leaf7_1::EAX_ALLOWED;
-            let mut edx = h[3] & leaf7_1::EDX_ALLOWED;
-            if !avx {
-                eax &= !leaf7_1::EAX_AVX;
-                edx &= !leaf7_1::EDX_AVX;
-            }
-            if !avx512 {
-                eax &= !leaf7_1::EAX_AVX512;
-            }
-            s.put(7, Some(1), [eax, 0, 0, edx]);
-        }
-        if sub_max >= 2 {
-            let h = host.cpuid(7, 2)[3];
-            let edx = h & leaf7_2_edx::MCDT_NO | when(p.spec_ctrl, h & leaf7_2_edx::SPECULATION);
-            s.put(7, Some(2), [0, 0, 0, edx]);
-        }
+        leaf7(host, p, [avx, avx512, pcid], s);
     }
     if intel && max >= 0xa {
         // No performance monitoring: version 0.
@@ -249,6 +188,82 @@ fn basic_leaves<H: HostCpuid + ?Sized>(host: &H, p: &Policy, s: &mut Sink<'_>) {
     }
     if intel && max >= 0x1f {
         s.put(0x1f, Some(0), [0; 4]);
+    }
+}
+
+/// Leaves 2 and 4 of Intel.
+fn cache_leaves<H: HostCpuid + ?Sized>(host: &H, max: u32, s: &mut Sink<'_>) {
+    if max >= 2 {
+        let mut l2 = host.cpuid(2, 0);
+        l2[0] = l2[0] & !0xff | 1;
+        s.put(2, None, l2);
+    }
+    if max >= 4 {
+        for i in 0..8 {
+            let l4 = host.cpuid(4, i);
+            s.put(4, Some(i), l4);
+            if l4[0] & 0x1f == 0 {
+                break;
+            }
+        }
+    }
+}
+
+/// Leaf 7, as far as AVX, AVX-512 and PCIDs are offered.
+fn leaf7<H: HostCpuid + ?Sized>(
+    host: &H,
+    p: &Policy,
+    [avx, avx512, pcid]: [bool; 3],
+    s: &mut Sink<'_>,
+) {
+    let h7 = host.cpuid(7, 0);
+    let mut ebx = h7[1] & leaf7_ebx::ALLOWED;
+    let mut ecx = h7[2] & leaf7_ecx::ALLOWED;
+    let mut edx = h7[3] & leaf7_edx::ALLOWED;
+    if !avx {
+        ebx &= !leaf7_ebx::AVX2;
+        ecx &= !leaf7_ecx::AVX;
+    }
+    if !avx512 {
+        ebx &= !leaf7_ebx::AVX512;
+        ecx &= !leaf7_ecx::AVX512;
+        edx &= !leaf7_edx::AVX512;
+    }
+    if !(p.invpcid && pcid) {
+        ebx &= !leaf7_ebx::INVPCID;
+    }
+    ebx |= when(p.tsc_adjust, leaf7_ebx::TSC_ADJUST);
+    if !(p.pku && p.xcr0 & xsave::PKRU != 0) {
+        ecx &= !leaf7_ecx::PKU;
+    }
+    if !p.rdtscp {
+        ecx &= !leaf7_ecx::RDPID;
+    }
+    if !p.spec_ctrl {
+        edx &= !leaf7_edx::SPECULATION;
+    }
+    if !(p.arch_capabilities && p.vendor == Vendor::Intel) {
+        edx &= !leaf7_edx::ARCH_CAPABILITIES;
+    }
+    let sub_max = h7[0].min(2);
+    s.put(7, Some(0), [sub_max, ebx, ecx, edx]);
+    if sub_max >= 1 {
+        let h = host.cpuid(7, 1);
+        let mut eax = h[0] & leaf7_1::EAX_ALLOWED;
+        let mut edx = h[3] & leaf7_1::EDX_ALLOWED;
+        if !avx {
+            eax &= !leaf7_1::EAX_AVX;
+            edx &= !leaf7_1::EDX_AVX;
+        }
+        if !avx512 {
+            eax &= !leaf7_1::EAX_AVX512;
+        }
+        s.put(7, Some(1), [eax, 0, 0, edx]);
+    }
+    if sub_max >= 2 {
+        let h = host.cpuid(7, 2)[3];
+        let edx = h & leaf7_2_edx::MCDT_NO | when(p.spec_ctrl, h & leaf7_2_edx::SPECULATION);
+        s.put(7, Some(2), [0, 0, 0, edx]);
     }
 }
 
@@ -379,9 +394,19 @@ fn extended_leaves<H: HostCpuid + ?Sized>(host: &H, p: &Policy, s: &mut Sink<'_>
     // LA57 is hidden: 48 linear-address bits.
     s.put(0x8000_0008, None, [phys | (48 << 8), ebx, 0, 0]);
 
-    if intel {
-        return;
+    if !intel {
+        amd_leaves(get, max, ecx, p, s);
     }
+}
+
+/// Leaves from 80000009H on, which AMD has. `ecx` is that of 80000001H as offered.
+fn amd_leaves(
+    get: impl Fn(u32, u32) -> [u32; 4],
+    max: u32,
+    ecx: u32,
+    p: &Policy,
+    s: &mut Sink<'_>,
+) {
     // 8000000AH (SVM) and everything not named here reads as zeros, being in range.
     if max >= 0x8000_0019 {
         s.put(0x8000_0019, None, get(0x8000_0019, 0));
