@@ -39,6 +39,7 @@ pub(crate) use shared::{request, x2apic_api};
 /// The CPU that guests may see: CPUID, MSRs, XSAVE.
 pub(crate) use cpu::cpuid::CpuidEntry;
 pub(crate) use cpu::model::{lists_msr, model};
+pub(crate) use cpu::regs::{dr6, dr7};
 pub(crate) use cpu::{cpuid, mce, msr, xsave};
 
 /// Time.

@@ -6,7 +6,8 @@ use crate::kvm::table::ioctls;
 use crate::linux::hrtimer;
 use crate::mem::addr::Gpa;
 use crate::x86::{
-    abi, guest_stopped, wanted_tsc_khz, xsave, CpuidEntry, MpState, Runner, State, Vcpu, Vm,
+    abi, dr6, dr7, guest_stopped, wanted_tsc_khz, xsave, CpuidEntry, MpState, Runner, State, Vcpu,
+    Vm,
 };
 use kernel::prelude::*;
 use kernel::sync::Arc;
@@ -119,8 +120,8 @@ fn set_debugregs(s: &mut State, d: &k::kvm_debugregs) -> Result {
     if d.flags != 0 || d.dr6 >> 32 != 0 || d.dr7 >> 32 != 0 {
         return Err(EINVAL);
     }
-    s.set_guest_breakpoints(d.db, d.dr7 & 0xffff_2bff | 0x400);
-    s.cpu.dr6 = d.dr6 & 0x1e00f | 0xffff_0ff0;
+    s.set_guest_breakpoints(d.db, dr7::loaded(d.dr7));
+    s.cpu.dr6 = dr6::loaded(d.dr6);
     Ok(())
 }
 

@@ -157,6 +157,42 @@ pub mod efer {
     pub const AUTOIBRS: u64 = 1 << 21;
 }
 
+/// DR6 bits, and what a load leaves there (SDM 3B 19.2.3).
+#[allow(missing_docs)]
+pub mod dr6 {
+    /// Bits that read as one; no condition is reported. The value after RESET.
+    pub const RESET: u64 = 0xffff_0ff0;
+    /// Debug-register access detected.
+    pub const BD: u64 = 1 << 13;
+    /// Single step.
+    pub const BS: u64 = 1 << 14;
+    /// B0 to B3, BD, BS, BT, RTM.
+    const WRITABLE: u64 = 0x1e00f;
+
+    /// DR6 after `value` is loaded.
+    pub const fn loaded(value: u64) -> u64 {
+        value & WRITABLE | RESET
+    }
+}
+
+/// DR7 bits, and what a load leaves there (SDM 3B 19.2.4).
+#[allow(missing_docs)]
+pub mod dr7 {
+    /// The bit that reads as one: no breakpoint is enabled. The value after RESET.
+    pub const RESET: u64 = 1 << 10;
+    /// L0 to L3 and G0 to G3.
+    pub const ENABLES: u64 = 0xff;
+    /// General detect.
+    pub const GD: u64 = 1 << 13;
+    /// Bits 12, 14 and 15 read as zero.
+    const WRITABLE: u64 = 0xffff_2bff;
+
+    /// DR7 after `value` is loaded.
+    pub const fn loaded(value: u64) -> u64 {
+        value & WRITABLE | RESET
+    }
+}
+
 /// A segment register with its hidden part (SDM 3A 3.4.3). Field meaning as in `struct kvm_segment`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[allow(missing_docs)]

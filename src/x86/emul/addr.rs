@@ -2,9 +2,11 @@
 //! Effective and linear addresses, segment checks (SDM 1 3.7.5, SDM 3A 3.4 and 5.3-5.5, APM 2 4.12).
 #![forbid(unsafe_code)]
 
-use super::env::{vector, Stop};
+use super::env::Stop;
 use super::insn::Insn;
 use super::operand::{mask, sign_extend};
+use crate::x86::cpu::canonical::{is_canonical, WIDTH_4LEVEL, WIDTH_5LEVEL};
+use crate::x86::cpu::events::vector;
 use crate::x86::cpu::regs::{cr4, Mode, Regs, Seg, Segment, Sregs};
 
 /// Kind of memory access, for segment checks.
@@ -68,8 +70,12 @@ pub fn linear_address(
     let last = u64::from(len.max(1)) - 1;
     let la = segment_base(seg, mode, sregs).wrapping_add(ea);
     if mode == Mode::Long {
-        let la57 = sregs.cr4 & cr4::LA57 != 0;
-        if canonical(la, la57) && canonical(la.wrapping_add(last), la57) {
+        let width = if sregs.cr4 & cr4::LA57 != 0 {
+            WIDTH_5LEVEL
+        } else {
+            WIDTH_4LEVEL
+        };
+        if is_canonical(la, width) && is_canonical(la.wrapping_add(last), width) {
             return Ok(la);
         }
         return Err(fault(seg, mode));
@@ -105,12 +111,6 @@ fn accessible(s: &Segment, access: Access) -> bool {
             Access::Read => !code || rw,
             Access::Write => !code && rw,
         }
-}
-
-/// Bits 63:47 (63:56 with 5-level paging) all equal.
-fn canonical(la: u64, la57: bool) -> bool {
-    let shift = if la57 { 64 - 57 } else { 64 - 48 };
-    ((la << shift) as i64 >> shift) as u64 == la
 }
 
 fn fault(seg: Seg, mode: Mode) -> Stop {

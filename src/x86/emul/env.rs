@@ -2,12 +2,6 @@
 //! What an instruction under emulation needs from the outside, and how its execution can end.
 #![forbid(unsafe_code)]
 
-/// Vector numbers used here (SDM 3A table 6-1).
-pub(super) mod vector {
-    pub(in crate::x86::emul) const SS: u8 = 12;
-    pub(in crate::x86::emul) const GP: u8 = 13;
-}
-
 /// Why an instruction was not completed. Registers hold the state of the last completed iteration (REP) or are unchanged.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Stop {

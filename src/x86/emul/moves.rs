@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: GPL-2.0
 //! Loads and stores by MOV, MOVNTI, MOVZX and MOVSX in a form small enough to keep while user space completes the access.
 //!
-//! Drivers reach their registers by these alone, as good as always. They have one access and no flags, so none of what
-//! [`execute()`](super::execute()) does for restarts is needed.
+//! Drivers use hardly anything else to reach their registers. Such a move has one access and no flags, so none of what
+//! [`execute()`](super::execute()) does for restarts is needed. That both do the same is the test
+//! `a_move_is_what_execute_does` in tools/logic/tests/emul_moves.rs.
 #![forbid(unsafe_code)]
 
 use super::exec::advance;

@@ -172,7 +172,8 @@ impl Replay {
         }
     }
 
-    /// The data of the only access that a plain move makes, once user space has completed all of it.
+    /// The data of the only access that a plain move makes, once user space has completed all of it. That the move then ends
+    /// as [`execute()`] would end it is the test `a_completed_move_is_not_executed_again` in tools/logic/tests/emul_moves.rs.
     fn whole(&self, insn: &Insn) -> Option<u64> {
         if self.done != 1 || self.pending.is_some() || !is_move(insn) {
             return None;

@@ -282,7 +282,8 @@ impl Paging {
     }
 
     /// The common case in a straight line: 4-level paging, a page of 4 KiB or 2 MiB, access allowed, nothing to
-    /// be marked. `None` says no more than that it is not this case.
+    /// be marked. `None` says no more than that it is not this case. That it agrees with the general walk is the test
+    /// `straight_line_is_the_general_walk` in tools/logic/tests/mem_gwalk.rs.
     #[inline]
     fn translate_long4<R: GuestRead>(
         &self,

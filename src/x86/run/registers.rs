@@ -5,7 +5,7 @@ use super::{Runner, Step};
 use crate::abi::uapi::k;
 use crate::linux::cr;
 use crate::mem::memory::MemError;
-use crate::x86::cpu::regs::{cr4, Gpr, Seg};
+use crate::x86::cpu::regs::{cr4, dr6, dr7, Gpr, Seg};
 use crate::x86::cpu::{control, events, xsave};
 use crate::x86::emul::{Op, Operand};
 use crate::x86::exit::{CrAccess, CrOp, Exception};
@@ -235,8 +235,8 @@ impl Runner<'_> {
                 return self.raise_gp();
             }
             match n {
-                6 => cpu.dr6 = v & 0x1e00f | 0xffff_0ff0,
-                7 => dr7 = v & 0xffff_2bff | 0x400,
+                6 => cpu.dr6 = dr6::loaded(v),
+                7 => dr7 = dr7::loaded(v),
                 n => {
                     if let Some(d) = dr.get_mut(usize::from(n)) {
                         *d = v;

@@ -11,9 +11,12 @@ use crate::linux::{boot_cpu, cr, msr};
 use crate::mem::addr::Gpa;
 use crate::pr_warn_ratelimited;
 use crate::x86::cpu::control;
-use crate::x86::cpu::events::interrupt_event;
+use crate::x86::cpu::events::{interrupt_event, vector as exceptions};
 use crate::x86::cpu::index;
+use crate::x86::cpu::regs::dr6::RESET as DR6_RESET;
+use crate::x86::cpu::regs::dr7::{ENABLES as DR7_ENABLES, RESET as DR7_RESET};
 use crate::x86::cpu::regs::{cr0, cr4, efer, rflags, DescTable, Gpr, Seg};
+use crate::x86::cpu::reset::PAT as PAT_RESET;
 use crate::x86::exit::{CrAccess, CrOp, Event, EventKind, Exception, Exit, Io, NestedFault};
 use crate::x86::mitigate;
 use crate::x86::vendor::{
@@ -22,15 +25,6 @@ use crate::x86::vendor::{
 use core::ptr::NonNull;
 use core::sync::atomic::Ordering;
 use kernel::prelude::*;
-
-/// DR7 after RESET, and after every #VMEXIT: no breakpoint is enabled.
-const DR7_RESET: u64 = 0x400;
-/// DR6 after RESET.
-const DR6_RESET: u64 = 0xffff_0ff0;
-/// DR7 L0-3 and G0-3.
-const DR7_ENABLES: u64 = 0xff;
-/// PAT after RESET (SDM 3A table 12-12, APM 2 7.8.2).
-const PAT_RESET: u64 = 0x0007_0406_0007_0406;
 
 /// Intercepts of CR0 and CR8 writes (APM 2 15.8.1).
 const CR0_WRITE: u32 = 1 << 16;
@@ -380,7 +374,7 @@ impl SvmVcpu {
             exit::DR_READ..=exit::DR_WRITE_LAST => Exit::DrAccess,
             exit::EXCEPTION..=exit::EXCEPTION_LAST => {
                 let vector = (code - exit::EXCEPTION) as u8;
-                if vector == 18 {
+                if vector == exceptions::MC {
                     // SAFETY: In `enter`, interrupts off, after a #MC intercept; FRED was refused by `probe`.
                     unsafe { entry::host_machine_check() };
                     return Exit::HostMachineCheck;
@@ -850,7 +844,8 @@ impl VcpuBackend for SvmVcpu {
     fn set_exception_intercepts(&mut self, vectors: u32) {
         self.extra_exceptions = vectors;
         // #DB and #AC against endless delivery (CVE-2015-8104, CVE-2015-5307), #MC for the host.
-        self.vmcb_mut().control.intercept_exception = vectors | 1 << 1 | 1 << 17 | 1 << 18;
+        self.vmcb_mut().control.intercept_exception =
+            vectors | 1 << exceptions::DB | 1 << exceptions::AC | 1 << exceptions::MC;
     }
 
     fn set_exits(&mut self, exits: Exits) {

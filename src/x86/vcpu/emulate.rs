@@ -10,7 +10,7 @@ use crate::linux::{hrtimer, uaccess};
 use crate::mem::addr::{Gpa, Gva};
 use crate::mem::memory::{MemError, MemoryView};
 use crate::x86::cpu::events;
-use crate::x86::cpu::regs::{cr4, rflags, Gpr, Mode, Regs, Seg};
+use crate::x86::cpu::regs::{rflags, Gpr, Mode, Regs, Seg};
 use crate::x86::emul;
 use crate::x86::emul::{
     Access, Answer, Bus, DecodeError, Insn, Move, Op, Outcome, PortRequest, Stop, Swap,
@@ -18,6 +18,7 @@ use crate::x86::emul::{
 use crate::x86::exit::{Exception, NestedFault};
 use crate::x86::irqchip::lapic::Action;
 use crate::x86::irqchip::lapic_page::LocalApic;
+use crate::x86::paging::fetch::Fetch;
 use crate::x86::paging::gwalk;
 use crate::x86::paging::gwalk::{GuestRead, Paging, WalkError};
 use crate::x86::vcpu::debug;
@@ -214,60 +215,18 @@ impl State {
         })
     }
 
-    /// User address of the code at linear address `la` in the common case: 64-bit code, 4-level paging, pages of 4 KiB or 2 MiB, and
-    /// entries that the processor would not have to change. `None` says no more than that it is not this case. Never sleeps.
-    ///
-    /// As [`Paging::translate`], which decides about all others.
+    /// User address of the code at linear address `la`, in the common case of [`Fetch::translate`]. Never sleeps.
     #[inline]
     fn code_hva(&self, view: &MemoryView<'_>, c: &LongCode, la: u64) -> Option<usize> {
-        const PRESENT: u64 = 1 << 0;
-        const USER: u64 = 1 << 2;
-        const ACCESSED: u64 = 1 << 5;
-        const LARGE: u64 = 1 << 7;
-        const NO_EXEC: u64 = 1 << 63;
-        const ADDR: u64 = 0x000f_ffff_ffff_f000;
-        const WANT: u64 = PRESENT | ACCESSED;
-        /// Address bits of a 2 MiB page; below them only the PAT bit may be set.
-        const ADDR_2M: u64 = 0x000f_ffff_ffe0_0000;
-        const LOW_2M: u64 = 0x1f_e000;
-
-        if c.cr4 & cr4::LA57 != 0 || (la << 16) as i64 >> 16 != la as i64 {
-            return None;
-        }
-        let bad = self.features.reserved_phys_bits() & ADDR | NO_EXEC | WANT;
+        let fetch = Fetch {
+            cpl: c.cpl,
+            cr3: c.cr3,
+            cr4: c.cr4,
+            reserved: self.features.reserved_phys_bits(),
+        };
         let mut near = view.near();
-        // One step: `bits` of the address select the entry of `table`.
-        let mut entry = |table: u64, bits: u64| -> Option<u64> {
-            let hva = near.hva(Gpa(table & ADDR | (bits & 511) << 3))?;
-            let e = uaccess::get_u64(hva).ok()?;
-            ((e ^ WANT) & bad == 0).then_some(e)
-        };
-        let e4 = entry(c.cr3, la >> 39)?;
-        let e3 = entry(e4, la >> 30)?;
-        if e3 & LARGE != 0 {
-            return None;
-        }
-        let e2 = entry(e3, la >> 21)?;
-        let mut user = e4 & e3 & e2;
-        let gpa = if e2 & LARGE != 0 {
-            if e2 & LOW_2M != 0 {
-                return None;
-            }
-            e2 & ADDR_2M | la & 0x1f_ffff
-        } else {
-            let e1 = entry(e2, la >> 12)?;
-            user &= e1;
-            e1 & ADDR | la & 0xfff
-        };
-        let allowed = if c.cpl == 3 {
-            user & USER != 0
-        } else {
-            user & USER == 0 || c.cr4 & cr4::SMEP == 0
-        };
-        if !allowed {
-            return None;
-        }
-        near.hva(Gpa(gpa))
+        let gpa = fetch.translate(la, |at| uaccess::get_u64(near.hva(at)?).ok())?;
+        near.hva(gpa)
     }
 
     /// The first four bytes of the current instruction, if they can be had in a hurry.

@@ -4,6 +4,7 @@
 use super::insn::Current;
 use super::vmcs::*;
 use crate::mem::addr::Gpa;
+use crate::x86::cpu::events::vector::{DF as DOUBLE_FAULT, MC as MACHINE_CHECK};
 use crate::x86::cpu::regs::Gpr;
 use crate::x86::exit::{CrAccess, CrOp, Exception, Exit, Io, NestedFault};
 
@@ -167,8 +168,6 @@ pub(super) enum Exceptional {
 
 /// Decodes exit reason 0 (SDM 3C table 25-20).
 pub(super) fn exception(vm: Current) -> Exceptional {
-    const MACHINE_CHECK: u8 = 18;
-    const DOUBLE_FAULT: u8 = 8;
     let info = vm.read(EXIT_INTR_INFO);
     let kind = (info >> intr::TYPE_SHIFT) & 7;
     let vector = info as u8;

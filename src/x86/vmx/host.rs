@@ -21,14 +21,10 @@ use super::vmcs::*;
 use crate::linux::desc::{self, DescPtr};
 use crate::linux::{cr, msr};
 use crate::x86::cpu::index;
+use crate::x86::cpu::regs::dr7::{ENABLES as DR7_ENABLES, RESET as DR7_CLEAR};
 
 /// The kernel's data segment selector (`__KERNEL_DS`). SS itself may hold a null selector in kernel mode.
 const KERNEL_DS: u16 = 0x18;
-
-/// DR7 after a VM exit: nothing enabled (SDM 3C 28.5.1).
-const DR7_CLEAR: u64 = 0x400;
-/// DR7: local and global enables of the four breakpoints.
-pub(super) const DR7_ENABLES: u64 = 0xff;
 
 /// MSRs that are swapped at the ends of a stay. The guest reads them freely, its writes exit, so the guest's
 /// values are known without reading them back.

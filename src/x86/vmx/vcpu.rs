@@ -15,7 +15,7 @@
 use super::caps::{Caps, TSC_FRACTION};
 use super::decode::{self, Class, Exceptional};
 use super::entry::{self as world, Outcome};
-use super::host::{GuestMsrs, HostState, DR7_ENABLES, SWAPPED};
+use super::host::{GuestMsrs, HostState, SWAPPED};
 use super::insn::{self, Current, InveptType, InvvpidType};
 use super::root::RootStay;
 use super::state::{self, ControlState, RightsCache};
@@ -26,8 +26,12 @@ use crate::linux::irqflags::IrqGuard;
 use crate::linux::page::Pages;
 use crate::linux::{cr, msr, preempt, smp};
 use crate::pr_err_ratelimited;
+use crate::x86::cpu::events::vector;
 use crate::x86::cpu::index;
-use crate::x86::cpu::regs::{efer, rflags, Gpr};
+use crate::x86::cpu::regs::dr7::ENABLES as DR7_ENABLES;
+use crate::x86::cpu::regs::{cr0, efer, rflags, Gpr};
+use crate::x86::cpu::reset;
+use crate::x86::cpu::reset::PAT as PAT_RESET;
 use crate::x86::exit::{Event, EventKind, Exit};
 use crate::x86::mitigate;
 use crate::x86::mitigate::SpecCtrl;
@@ -38,7 +42,7 @@ use crate::x86::vendor::{
 use kernel::prelude::*;
 
 /// Exceptions that are always intercepted: #DB, #AC (endless loops in microcode otherwise), #MC.
-const ALWAYS_INTERCEPTED: u32 = 1 << 1 | 1 << 17 | 1 << 18;
+const ALWAYS_INTERCEPTED: u32 = 1 << vector::DB | 1 << vector::AC | 1 << vector::MC;
 
 /// Vector of #DB.
 const DEBUG_EXCEPTION: u8 = 1;
@@ -48,9 +52,6 @@ const DEBUGCTL_BTF: u64 = 1 << 1;
 
 /// RFLAGS bits that may be set; bit 1 has to be (SDM 3C 27.3.1.4).
 const RFLAGS_ALLOWED: u64 = 0x3f_7fd5;
-
-/// PAT after RESET (SDM 3A 12.12.4).
-const PAT_RESET: u64 = 0x0007_0406_0007_0406;
 
 /// No CPU.
 const NOWHERE: u32 = u32::MAX;
@@ -287,7 +288,13 @@ impl VmxVcpu {
         vm.write(GUEST_RSP, 0);
         vm.write(GUEST_RFLAGS, rflags::FIXED);
         vm.write(GUEST_DR7, self.written.dr7);
-        state::write(vm, caps, &mut self.control, &state::reset(), Groups::ALL);
+        state::write(
+            vm,
+            caps,
+            &mut self.control,
+            &reset::sregs(cr0::CD | cr0::NW | cr0::ET),
+            Groups::ALL,
+        );
         let mut proc2 = caps.proc2;
         if let Some(apic) = &mut self.apic {
             // SAFETY: The pages are the vCPU's and the VM's, and live as long as they do. No exit depends on the TPR.

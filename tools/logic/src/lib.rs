@@ -73,6 +73,7 @@ pub mod x86 {
 
     pub mod paging {
         //! Page-table formats, and the guest's own page tables.
+        pub mod fetch;
         pub mod fmt_ept;
         pub mod fmt_npt;
         pub mod gwalk;

@@ -6,6 +6,7 @@ use std::collections::BTreeMap;
 
 use rvmm_logic::mem::addr::{Gpa, Gva};
 use rvmm_logic::x86::cpu::regs::{cr0, cr4, efer};
+use rvmm_logic::x86::paging::fetch::Fetch;
 use rvmm_logic::x86::paging::gwalk::{
     pfec, Access, Features, GuestRead, Paging, Translation, WalkError,
 };
@@ -717,4 +718,137 @@ fn every_level_counts() {
             }
         }
     }
+}
+
+/// Random numbers (xorshift).
+struct Random(u64);
+
+impl Random {
+    fn next(&mut self) -> u64 {
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        self.0
+    }
+
+    fn one_in(&mut self, n: u64) -> bool {
+        self.next() % n == 0
+    }
+
+    /// A machine with 4-level tables (5-level ones now and then) whose bits are mostly, but not always, harmless.
+    fn machine(&mut self) -> Machine {
+        let mode = if self.one_in(16) { Long5 } else { Long4 };
+        let half = if self.one_in(2) { 0 } else { !0 << 47 };
+        let gva = self.next() & 0x7fff_ffff_ffff | half;
+        let leaf = [1, 1, 2, 2, 3][(self.next() % 5) as usize];
+        let target = self.next() & 0x000f_ffff_ffff_f000 & !((1 << mode.shift(leaf)) - 1);
+        let target = if self.one_in(8) {
+            target
+        } else {
+            target & 0x3fff_ffff_ffff
+        };
+        let mut flags = [P | W | U | A | D; 6];
+        for (level, f) in flags.iter_mut().enumerate() {
+            if level == leaf && leaf > 1 {
+                *f |= PS;
+            }
+            for bit in [
+                P,
+                W,
+                U,
+                A,
+                D,
+                PS,
+                G,
+                XD,
+                1 << 12,
+                1 << 13,
+                1 << 20,
+                1 << 50,
+                1 << 59,
+            ] {
+                if self.one_in(64) {
+                    *f ^= bit;
+                }
+            }
+        }
+        let mut m = Machine::new(mode, gva, leaf, target, flags);
+        for bit in [cr4::SMEP, cr4::SMAP, cr4::PKE, cr4::PCIDE, cr4::PGE] {
+            if self.one_in(2) {
+                m.cr4 ^= bit;
+            }
+        }
+        if self.one_in(2) {
+            m.cr0 ^= cr0::WP;
+        }
+        if self.one_in(4) {
+            m.efer ^= efer::NX;
+        }
+        m.cr3 |= self.next() & 0xfff;
+        m.pkru = self.next() as u32;
+        m.features.max_phys_bits = [36, 40, 46, 52][(self.next() % 4) as usize];
+        m.features.pages_1g = self.one_in(2);
+        if self.one_in(64) {
+            m.gva ^= 1 << 50;
+        }
+        m
+    }
+}
+
+#[test]
+fn straight_line_is_the_general_walk() {
+    let mut r = Random(0x9e37_79b9_7f4a_7c15);
+    let mut same = 0;
+    for _ in 0..20_000 {
+        let m = r.machine();
+        let bits = r.next();
+        let access = Access {
+            write: bits & 1 != 0,
+            fetch: bits & 3 == 2,
+            user: bits & 4 != 0,
+            ac: bits & 8 != 0,
+        };
+        let p = m.paging();
+        // `probe` never takes the straight line.
+        let (mut general, mut fast) = (m.mem.clone(), m.mem.clone());
+        let want = p.probe(&mut general, Gva(m.gva), access);
+        assert_eq!(
+            p.translate(&mut fast, Gva(m.gva), access),
+            want,
+            "{access:?}"
+        );
+        same += usize::from(want.is_ok() && fast.words == general.words);
+    }
+    assert!(same > 2_000, "{same}");
+}
+
+#[test]
+fn fast_fetch_is_the_general_walk() {
+    let mut r = Random(0x2545_f491_4f6c_dd1d);
+    let (mut hits, mut others) = (0, 0);
+    for _ in 0..20_000 {
+        let m = r.machine();
+        let cpl = if r.one_in(2) { 3 } else { 0 };
+        let fetch = Fetch {
+            cpl,
+            cr3: m.cr3,
+            cr4: m.cr4,
+            reserved: !0 << m.features.max_phys_bits,
+        };
+        let mut mem = m.mem.clone();
+        let got = fetch.translate(m.gva, |at| mem.read_u64(at).ok());
+        let p = m.paging();
+        let mut mem = m.mem.clone();
+        let want = p.translate(&mut mem, Gva(m.gva), Access::fetch(cpl));
+        if let Some(gpa) = got {
+            assert_eq!(want.map(|t| t.gpa), Ok(gpa));
+            assert_eq!(mem.words, m.mem.words, "nothing had to be marked");
+            hits += 1;
+        } else if let Ok(t) = want {
+            // What it leaves to the general walk: marking, pages of 1 GiB, five levels.
+            assert!(mem.words != m.mem.words || t.page_shift == 30 || m.mode == Long5);
+            others += 1;
+        }
+    }
+    assert!(hits > 2_000 && others > 200, "{hits} {others}");
 }
