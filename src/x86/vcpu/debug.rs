@@ -8,19 +8,15 @@
 use crate::abi::uapi::k;
 use crate::x86::cpu::events;
 use crate::x86::cpu::events::vector;
+pub(crate) use crate::x86::cpu::regs::dr6::{
+    BD as GENERAL_DETECT, BS as SINGLE_STEP, RESET as DR6_NONE,
+};
 use crate::x86::cpu::regs::{rflags, Mode, Seg};
 use crate::x86::exit::EventKind;
 use crate::x86::vcpu::state::State;
 use crate::x86::vendor::{Groups, Interruptibility, VcpuBackend};
 use crate::x86::vm::Vm;
 use kernel::prelude::*;
-
-/// DR6 without any condition (SDM 3B figure 19-1).
-pub(crate) const DR6_NONE: u64 = 0xffff_0ff0;
-/// DR6.BD and DR7.GD.
-pub(crate) const GENERAL_DETECT: u64 = 1 << 13;
-/// DR6.BS.
-pub(crate) const SINGLE_STEP: u64 = 1 << 14;
 
 /// Bits of `kvm_guest_debug.control` (KVM_CAP_SET_GUEST_DEBUG2).
 pub(crate) const CONTROLS: u32 = k::KVM_GUESTDBG_ENABLE

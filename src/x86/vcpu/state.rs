@@ -17,7 +17,8 @@ use crate::x86::cpu::index;
 use crate::x86::cpu::model::{self, Model};
 use crate::x86::cpu::msr as msrs;
 use crate::x86::cpu::msr::{Access, Class, MsrFile, Read, Written};
-use crate::x86::cpu::regs::{cr0, cr4, rflags, DescTable, Gpr, Seg, Segment, Sregs};
+use crate::x86::cpu::regs::{cr0, cr4, rflags, Gpr, Seg};
+use crate::x86::cpu::reset;
 use crate::x86::cpu::tsc;
 use crate::x86::cpu::tsc::Scale;
 use crate::x86::cpu::xsave;
@@ -211,38 +212,6 @@ pub(crate) fn wanted_tsc_khz(arg: usize) -> Result<u32> {
     tsc_scale(khz).map(|_| khz)
 }
 
-/// A segment after RESET or INIT (SDM 3A table 10-1).
-fn reset_segment(selector: u16, base: u64, typ: u8, s: bool) -> Segment {
-    Segment {
-        base,
-        limit: 0xffff,
-        selector,
-        typ,
-        s,
-        present: true,
-        ..Segment::default()
-    }
-}
-
-/// System registers after RESET or INIT. `cr0` keeps CD and NW on INIT.
-pub(crate) fn reset_sregs(cr0_value: u64) -> Sregs {
-    let data = reset_segment(0, 0, 3, true);
-    let mut s = Sregs {
-        seg: [data; 8],
-        cr0: cr0_value,
-        ..Sregs::default()
-    };
-    *s.seg_mut(Seg::Cs) = reset_segment(0xf000, 0xffff_0000, 11, true);
-    *s.seg_mut(Seg::Ldtr) = reset_segment(0, 0, 2, false);
-    *s.seg_mut(Seg::Tr) = reset_segment(0, 0, 11, false);
-    s.gdt = DescTable {
-        base: 0,
-        limit: 0xffff,
-    };
-    s.idt = s.gdt;
-    s
-}
-
 impl State {
     /// A vCPU after RESET, to be made where it stays: it is large.
     pub(crate) fn new<'a>(vm: &'a Vm, shared: &'a VcpuShared) -> Result<impl Init<Self> + 'a> {
@@ -390,7 +359,7 @@ impl State {
         self.cpu.regs.rflags = rflags::FIXED;
         // Family, model, stepping in EDX.
         self.cpu.regs.gpr[Gpr::Rdx as usize] = 0x600;
-        self.cpu.sregs = reset_sregs(cr0_value);
+        self.cpu.sregs = reset::sregs(cr0_value);
         self.cpu.avail = Groups::ALL;
         self.cpu.dirty = Groups::ALL;
         self.set_guest_breakpoints([0; 4], 0x400);
