@@ -13,23 +13,17 @@ pub mod vector {
     pub const NMI: u8 = 2;
     pub const BP: u8 = 3;
     pub const OF: u8 = 4;
-    pub const BR: u8 = 5;
     pub const UD: u8 = 6;
-    pub const NM: u8 = 7;
     pub const DF: u8 = 8;
     pub const TS: u8 = 10;
     pub const NP: u8 = 11;
     pub const SS: u8 = 12;
     pub const GP: u8 = 13;
     pub const PF: u8 = 14;
-    pub const MF: u8 = 16;
     pub const AC: u8 = 17;
     pub const MC: u8 = 18;
-    pub const XM: u8 = 19;
     pub const VE: u8 = 20;
     pub const CP: u8 = 21;
-    /// AMD: hypervisor injection.
-    pub const HV: u8 = 28;
     /// AMD: VMM communication.
     pub const VC: u8 = 29;
     /// AMD: security exception.

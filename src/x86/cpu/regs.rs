@@ -89,13 +89,9 @@ pub mod rflags {
     pub const DF: u64 = 1 << 10;
     pub const OF: u64 = 1 << 11;
     pub const IOPL: u64 = 3 << 12;
-    pub const NT: u64 = 1 << 14;
     pub const RF: u64 = 1 << 16;
     pub const VM: u64 = 1 << 17;
     pub const AC: u64 = 1 << 18;
-    pub const VIF: u64 = 1 << 19;
-    pub const VIP: u64 = 1 << 20;
-    pub const ID: u64 = 1 << 21;
 }
 
 /// CR0 bits (SDM 3A 2.5).
@@ -131,7 +127,6 @@ pub mod cr4 {
     pub const UMIP: u64 = 1 << 11;
     pub const LA57: u64 = 1 << 12;
     pub const VMXE: u64 = 1 << 13;
-    pub const SMXE: u64 = 1 << 14;
     pub const FSGSBASE: u64 = 1 << 16;
     pub const PCIDE: u64 = 1 << 17;
     pub const OSXSAVE: u64 = 1 << 18;
@@ -139,7 +134,6 @@ pub mod cr4 {
     pub const SMAP: u64 = 1 << 21;
     pub const PKE: u64 = 1 << 22;
     pub const CET: u64 = 1 << 23;
-    pub const PKS: u64 = 1 << 24;
     pub const FRED: u64 = 1 << 32;
 }
 
@@ -151,9 +145,7 @@ pub mod efer {
     pub const LMA: u64 = 1 << 10;
     pub const NX: u64 = 1 << 11;
     pub const SVME: u64 = 1 << 12;
-    pub const LMSLE: u64 = 1 << 13;
     pub const FFXSR: u64 = 1 << 14;
-    pub const TCE: u64 = 1 << 15;
     pub const AUTOIBRS: u64 = 1 << 21;
 }
 
@@ -182,8 +174,6 @@ pub mod dr7 {
     pub const RESET: u64 = 1 << 10;
     /// L0 to L3 and G0 to G3.
     pub const ENABLES: u64 = 0xff;
-    /// General detect.
-    pub const GD: u64 = 1 << 13;
     /// Bits 12, 14 and 15 read as zero.
     const WRITABLE: u64 = 0xffff_2bff;
 

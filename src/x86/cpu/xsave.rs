@@ -196,15 +196,9 @@ pub fn check_image(
 /// Components with which user space's MXCSR is valid: x87, SSE, AVX.
 pub const MXCSR_COMPONENTS: u64 = 7;
 
-/// Writes the state of a fresh vCPU into `image`: every component in its initial configuration.
+/// Writes the state of a fresh vCPU into `image`, which is all zeros: every component in its initial configuration.
 ///
 /// XSTATE_BV is zero, so XRSTOR initialises all components; MXCSR is loaded from memory whatever XSTATE_BV says.
-pub fn reset_image(image: &mut [u8], mxcsr_mask: u32) {
-    image.fill(0);
-    init_image(image, mxcsr_mask);
-}
-
-/// As [`reset_image`] for an image that is all zeros.
 pub fn init_image(image: &mut [u8], mxcsr_mask: u32) {
     write(image, OFF_FCW, &FCW_INIT.to_le_bytes());
     write(image, OFF_MXCSR, &MXCSR_INIT.to_le_bytes());
@@ -370,7 +364,7 @@ mod tests {
     fn image_rules() {
         let l = icl();
         let mut img = [0u8; 4096];
-        reset_image(&mut img, 0);
+        init_image(&mut img, 0);
         assert_eq!(check_image(&img, &l, 7, 0), Ok(()));
         assert_eq!(check_image(&img[..575], &l, 7, 0), Err(ImageError::Short));
         set_xstate_bv(&mut img, 0xe7);
@@ -402,7 +396,7 @@ mod tests {
     #[test]
     fn kvm_fpu_round_trip() {
         let mut img = [0u8; 832];
-        reset_image(&mut img, 0xffff);
+        init_image(&mut img, 0xffff);
         let mut fpu = [0u8; KVM_FPU];
         to_kvm_fpu(&img, &mut fpu);
         assert_eq!(&fpu[128..130], &[0x7f, 3]);

@@ -411,7 +411,7 @@ fn amd_only() {
         ix::VM_CR,
         ix::DE_CFG,
         ix::OSVW_STATUS,
-        ix::PSTATE0,
+        ix::PSTATE_LIMIT,
         ix::PSTATE7,
         ix::TSEG_ADDR,
     ] {

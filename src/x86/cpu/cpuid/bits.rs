@@ -12,7 +12,6 @@ pub mod leaf1_ecx {
     pub const SSE3: u32 = 1 << 0;
     pub const PCLMULQDQ: u32 = 1 << 1;
     pub const MONITOR: u32 = 1 << 3;
-    pub const VMX: u32 = 1 << 5;
     pub const SSSE3: u32 = 1 << 9;
     pub const FMA: u32 = 1 << 12;
     pub const CMPXCHG16B: u32 = 1 << 13;
@@ -76,7 +75,6 @@ pub mod leaf1_edx {
     pub const SSE: u32 = 1 << 25;
     pub const SSE2: u32 = 1 << 26;
     pub const SS: u32 = 1 << 27;
-    pub const HTT: u32 = 1 << 28;
 
     /// Hidden: PSN, DS, ACPI and TM (thermal MSRs), PBE. HTT describes the VM's topology: the client sets it.
     pub const ALLOWED: u32 = FPU
@@ -262,8 +260,6 @@ pub mod leafd_1_eax {
 #[allow(missing_docs)]
 pub mod ext1_ecx {
     pub const LAHF_LM: u32 = 1 << 0;
-    pub const CMP_LEGACY: u32 = 1 << 1;
-    pub const SVM: u32 = 1 << 2;
     pub const CR8_LEGACY: u32 = 1 << 4;
     pub const ABM: u32 = 1 << 5;
     pub const SSE4A: u32 = 1 << 6;

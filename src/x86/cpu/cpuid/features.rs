@@ -154,14 +154,3 @@ impl GuestFeatures {
 pub fn guest_xcr0(table: &[CpuidEntry], index: &CpuidIndex, supported: u64) -> u64 {
     find(table, index, 0xd, 0).map_or(0, |e| (e.eax as u64 | ((e.edx as u64) << 32)) & supported)
 }
-
-/// IA32_XSS bits that the guest may set.
-pub fn guest_xss(table: &[CpuidEntry], index: &CpuidIndex, supported: u64) -> u64 {
-    find(table, index, 0xd, 1).map_or(0, |e| {
-        if e.eax & leafd_1_eax::XSAVES == 0 {
-            0
-        } else {
-            (e.ecx as u64 | ((e.edx as u64) << 32)) & supported
-        }
-    })
-}
