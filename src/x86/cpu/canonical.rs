@@ -7,7 +7,8 @@ pub const WIDTH_4LEVEL: u8 = 48;
 /// Linear-address width with 5-level paging (CR4.LA57).
 pub const WIDTH_5LEVEL: u8 = 57;
 
-/// Sign-extends `va` from bit `width - 1`: what AMD does to addresses that it does not check. Widths outside 1 to 64 count as 64.
+/// Sign-extends `va` from bit `width - 1`: what AMD does to addresses that it does not check. Widths outside 1 to 64
+/// count as 64.
 #[inline]
 pub const fn sign_extend(va: u64, width: u8) -> u64 {
     if width == 0 || width >= 64 {

@@ -71,8 +71,8 @@ pub const fn efer_allowed(f: &GuestFeatures) -> u64 {
         | bits(f.auto_ibrs, efer::AUTOIBRS)
 }
 
-/// CR3 bits that must be zero when it is loaded in long mode: those above MAXPHYADDR (SDM 3A 4.5). Bit 63 of the source operand
-/// is the no-flush hint with PCIDs and is never stored.
+/// CR3 bits that must be zero when it is loaded in long mode: those above MAXPHYADDR (SDM 3A 4.5). Bit 63 of the
+/// source operand is the no-flush hint with PCIDs and is never stored.
 pub const fn cr3_reserved_bits(f: &GuestFeatures) -> u64 {
     f.reserved_phys_bits()
 }
@@ -222,8 +222,8 @@ pub fn cr3_write_check(new: u64, cr4: u64, efer: u64, f: &GuestFeatures) -> Resu
     Ok(Cr3Write { cr3: value, flush })
 }
 
-/// Checks a write of `value` to EFER and returns what to store. `allowed`: [`efer_allowed`] of the guest, or of the host for a write
-/// by user space.
+/// Checks a write of `value` to EFER and returns what to store. `allowed`: [`efer_allowed`] of the guest, or of the
+/// host for a write by user space.
 ///
 /// # Errors
 ///
@@ -238,8 +238,8 @@ pub const fn efer_write_check(old: u64, value: u64, cr0: u64, allowed: u64) -> R
     Ok(value & !efer::LMA | old & efer::LMA)
 }
 
-/// Checks system registers given by user space (KVM_SET_SREGS, EINVAL) as KVM does: control registers, and what they have to do
-/// with each other. An entry can still fail on the rest.
+/// Checks system registers given by user space (KVM_SET_SREGS, EINVAL) as KVM does: control registers, and what they
+/// have to do with each other. An entry can still fail on the rest.
 ///
 /// # Errors
 ///

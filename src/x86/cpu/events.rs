@@ -164,7 +164,8 @@ pub fn raise_during(interrupted: Option<Event>, new: Exception) -> Result<Except
     }
 }
 
-/// The event that delivers `e`: the error code is made to fit the vector and the mode, so that the entry checks accept it.
+/// The event that delivers `e`: the error code is made to fit the vector and the mode, so that the entry checks accept
+/// it.
 pub const fn exception_event(e: Exception, protected: bool) -> Event {
     let error_code = match (has_error_code(e.vector, protected), e.error_code) {
         (false, _) => None,

@@ -10,8 +10,8 @@ use crate::x86::cpu::{index, msr, xsave};
 use crate::x86::vendor::choose;
 use kernel::prelude::*;
 
-/// The host's CPUID instruction as far as its kernel agrees: what an erratum, firmware or the command line took from the
-/// kernel is kept from guests as well, as KVM does.
+/// The host's CPUID instruction as far as its kernel agrees: what an erratum, firmware or the command line took from
+/// the kernel is kept from guests as well, as KVM does.
 struct Host;
 
 impl HostCpuid for Host {
@@ -69,8 +69,8 @@ pub(crate) fn model() -> Result<&'static Model> {
     MODEL.get().ok_or(ENODEV)
 }
 
-/// What a guest need not fear on this CPU (SDM 4 table 2-2): what the CPU says of itself, and what the kernel knows of CPUs that came
-/// before the MSR. Without SPEC_CTRL nothing is offered that is used through it.
+/// What a guest need not fear on this CPU (SDM 4 table 2-2): what the CPU says of itself, and what the kernel knows of
+/// CPUs that came before the MSR. Without SPEC_CTRL nothing is offered that is used through it.
 fn arch_capabilities(spec_ctrl: bool) -> u64 {
     use crate::linux::boot_cpu::{bug, Bug};
     use msr::arch_capabilities as bit;

@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: GPL-2.0
-//! Arithmetic of clocks: rates, TSC scaling (SDM 3C 26.3, APM 2 15.30.5), and which vCPUs' TSCs run together (api.rst 4.35 KVM_GET_CLOCK;
-//! kernel document virt/kvm/devices/vcpu.rst 4).
+//! Arithmetic of clocks: rates, TSC scaling (SDM 3C 26.3, APM 2 15.30.5), and which vCPUs' TSCs run together (api.rst
+//! 4.35 KVM_GET_CLOCK; kernel document virt/kvm/devices/vcpu.rst 4).
 #![forbid(unsafe_code)]
 
-/// Conversion of a count from one rate to another, as guests do it with a pvclock page: shift, then multiply by `mul` / 2^32
-/// (kernel document virt/kvm/x86/msr.rst, MSR_KVM_SYSTEM_TIME_NEW).
+/// Conversion of a count from one rate to another, as guests do it with a pvclock page: shift, then multiply by `mul`
+/// / 2^32 (kernel document virt/kvm/x86/msr.rst, MSR_KVM_SYSTEM_TIME_NEW).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Rate {
     /// Fraction, times 2^32; from 2^31 on.
@@ -90,8 +90,8 @@ impl Scale {
         fraction: 0,
     };
 
-    /// For a TSC of `khz` on a host of `host_khz`, where the processor has `fraction` bits behind the point and ratios up to `max`.
-    /// `None`: it cannot.
+    /// For a TSC of `khz` on a host of `host_khz`, where the processor has `fraction` bits behind the point and ratios
+    /// up to `max`. `None`: it cannot.
     pub fn new(khz: u32, host_khz: u32, fraction: u32, max: u64) -> Option<Self> {
         let ratio = ratio(khz, host_khz, fraction).filter(|r| *r < max)?;
         // KVM_SET_TSC_KHZ takes no more.
@@ -118,7 +118,8 @@ impl Scale {
     }
 }
 
-/// The ratio that makes a TSC of `host_khz` count at `khz`, with 32 to 48 bits behind the point. `None` when it is zero or does not fit.
+/// The ratio that makes a TSC of `host_khz` count at `khz`, with 32 to 48 bits behind the point. `None` when it is
+/// zero or does not fit.
 pub fn ratio(khz: u32, host_khz: u32, fraction: u32) -> Option<u64> {
     let host = u64::from(host_khz);
     let more = fraction.checked_sub(32).filter(|m| *m <= 16)?;
@@ -187,8 +188,8 @@ impl TscGroup {
 
     /// Offset for a vCPU that belongs to generation `member` (0: none), which is updated.
     ///
-    /// User space restores vCPUs one after the other, each with the value that it read a while ago: one within a second of
-    /// where the TSC that was written last stands now is meant to be the same TSC.
+    /// User space restores vCPUs one after the other, each with the value that it read a while ago: one within a
+    /// second of where the TSC that was written last stands now is meant to be the same TSC.
     pub fn write(&mut self, member: &mut u64, w: &TscWrite) -> u64 {
         let elapsed = ns_to_tsc(w.khz).apply(w.now_ns.wrapping_sub(self.last_ns));
         let together = w.khz == self.last_khz

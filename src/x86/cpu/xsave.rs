@@ -155,7 +155,8 @@ pub enum ImageError {
     Mxcsr,
 }
 
-/// Checks an image in standard form before XRSTOR may load it (SDM 1 13.8.1): an image that passes cannot make XRSTOR fault.
+/// Checks an image in standard form before XRSTOR may load it (SDM 1 13.8.1): an image that passes cannot make XRSTOR
+/// fault.
 ///
 /// # Errors
 ///
@@ -276,8 +277,8 @@ pub fn to_kvm_fpu(image: &[u8], fpu: &mut [u8; KVM_FPU]) {
     }
 }
 
-/// Loads a `struct kvm_fpu` into an image and marks x87 and SSE as in use. Reserved MXCSR bits are dropped, since XRSTOR would
-/// fault on them.
+/// Loads a `struct kvm_fpu` into an image and marks x87 and SSE as in use. Reserved MXCSR bits are dropped, since
+/// XRSTOR would fault on them.
 pub fn from_kvm_fpu(image: &mut [u8], fpu: &[u8; KVM_FPU], mxcsr_mask: u32) {
     for (from, to, len) in FPU_FIELDS {
         if let (Some(d), Some(s)) = (image.get_mut(to..to + len), fpu.get(from..from + len)) {

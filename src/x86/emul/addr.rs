@@ -36,8 +36,8 @@ pub fn effective_address(insn: &Insn, regs: &Regs) -> u64 {
     ea & mask(insn.addr_size)
 }
 
-/// Effective address of a bit-string operand: displaced by the operand-size units that the signed bit offset `bit` (of `insn.width` bytes)
-/// selects (SDM 2A BT, SDM 1 3.1.1.9).
+/// Effective address of a bit-string operand: displaced by the operand-size units that the signed bit offset `bit` (of
+/// `insn.width` bytes) selects (SDM 2A BT, SDM 1 3.1.1.9).
 pub(super) fn bit_string_address(insn: &Insn, regs: &Regs, bit: u64) -> u64 {
     let width = insn.width;
     let bits = sign_extend(bit, width) as i64;
@@ -57,8 +57,8 @@ pub fn segment_base(seg: Seg, mode: Mode, sregs: &Sregs) -> u64 {
 
 /// Linear address of a `len`-byte access (`len` at least 1) at offset `ea` of `seg`.
 ///
-/// Checks canonical form in 64-bit mode and type, presence and limit of the segment elsewhere. Errors: #SS(0) for SS, else #GP(0), without
-/// error code in real mode.
+/// Checks canonical form in 64-bit mode and type, presence and limit of the segment elsewhere. Errors: #SS(0) for SS,
+/// else #GP(0), without error code in real mode.
 pub fn linear_address(
     seg: Seg,
     ea: u64,

@@ -59,8 +59,9 @@ fn logic(r: u64, width: u8) -> (u64, u64) {
     (r & mask(width), result_flags(r, width))
 }
 
-/// Result and new RFLAGS of `op` on operands of `width` bytes, for the operations of opcode rows 00-3F, TEST, XADD (as ADD), INC, DEC, NOT
-/// and NEG (which ignore `b`). CMP and TEST return the result although it is not stored. `None` for any other operation.
+/// Result and new RFLAGS of `op` on operands of `width` bytes, for the operations of opcode rows 00-3F, TEST, XADD (as
+/// ADD), INC, DEC, NOT and NEG (which ignore `b`). CMP and TEST return the result although it is not stored. `None`
+/// for any other operation.
 pub(super) fn arithmetic(op: Op, a: u64, b: u64, width: u8, rflags: u64) -> Option<(u64, u64)> {
     let carry = rflags & CF != 0;
     let (r, f) = match op {
@@ -86,8 +87,8 @@ pub(super) fn arithmetic(op: Op, a: u64, b: u64, width: u8, rflags: u64) -> Opti
     Some((r, rflags & !STATUS | f))
 }
 
-/// Result and new RFLAGS of BT, BTS, BTR and BTC on bit `bit` (modulo the width). Only CF changes; the flags that the manuals call
-/// undefined keep their value as on processors. `None` for any other operation.
+/// Result and new RFLAGS of BT, BTS, BTR and BTC on bit `bit` (modulo the width). Only CF changes; the flags that the
+/// manuals call undefined keep their value as on processors. `None` for any other operation.
 pub(super) fn bit(op: Op, a: u64, bit: u64, width: u8, rflags: u64) -> Option<(u64, u64)> {
     let m = 1u64 << (bit & (u64::from(width) * 8).wrapping_sub(1) & 63);
     let r = match op {

@@ -11,8 +11,8 @@ const SLOTS: usize = 8;
 
 /// Decoded instructions of one vCPU, found by RIP and checked against the bytes.
 ///
-/// Decoding depends on nothing but mode and bytes, and not on bytes after the instruction: a hit is right whatever the guest
-/// has changed meanwhile.
+/// Decoding depends on nothing but mode and bytes, and not on bytes after the instruction: a hit is right whatever the
+/// guest has changed meanwhile.
 #[derive(Clone, Copy, Debug)]
 pub struct DecodeCache {
     slots: [(Insn, Mode); SLOTS],

@@ -2,7 +2,8 @@
 //! What an instruction under emulation needs from the outside, and how its execution can end.
 #![forbid(unsafe_code)]
 
-/// Why an instruction was not completed. Registers hold the state of the last completed iteration (REP) or are unchanged.
+/// Why an instruction was not completed. Registers hold the state of the last completed iteration (REP) or are
+/// unchanged.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Stop {
     /// The instruction faults; RIP points at it.
@@ -23,12 +24,13 @@ pub enum Stop {
 /// How a call that raised nothing ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Outcome {
-    /// Instruction completed: RIP is advanced, RFLAGS.RF is clear. The interrupt shadow ends here, and a single-step trap is due
-    /// if RFLAGS.TF was set when the instruction began.
+    /// Instruction completed: RIP is advanced, RFLAGS.RF is clear. The interrupt shadow ends here, and a single-step
+    /// trap is due if RFLAGS.TF was set when the instruction began.
     Done,
-    /// Not completed: the iteration budget is used up, or a locked update lost a race. RIP is unchanged; call again or let the guest
-    /// execute it again. With RFLAGS.TF set a single-step trap is due after each iteration of a repeated string instruction,
-    /// so one call executes one iteration and an `Again` with changed registers is a trap boundary.
+    /// Not completed: the iteration budget is used up, or a locked update lost a race. RIP is unchanged; call again or
+    /// let the guest execute it again. With RFLAGS.TF set a single-step trap is due after each iteration of a repeated
+    /// string instruction, so one call executes one iteration and an `Again` with changed registers is a trap
+    /// boundary.
     Again,
 }
 
@@ -47,8 +49,8 @@ pub struct PortRequest {
 
 /// Memory and ports seen by an instruction.
 ///
-/// `la` is a linear address after segmentation checks; paging and page crossing are the implementation's business. Accesses are at
-/// most 8 bytes. Outside 64-bit mode no access reaches beyond 4 GiB.
+/// `la` is a linear address after segmentation checks; paging and page crossing are the implementation's business.
+/// Accesses are at most 8 bytes. Outside 64-bit mode no access reaches beyond 4 GiB.
 pub trait Env {
     /// Reads `buf.len()` bytes.
     fn read(&mut self, la: u64, buf: &mut [u8]) -> Result<(), Stop>;
@@ -56,15 +58,17 @@ pub trait Env {
     /// Writes `data`, all of it or (on a fault) nothing.
     fn write(&mut self, la: u64, data: &[u8]) -> Result<(), Stop>;
 
-    /// Raises the fault that a write of `len` bytes would raise. Called before a read with side effects that a write follows.
+    /// Raises the fault that a write of `len` bytes would raise. Called before a read with side effects that a write
+    /// follows.
     fn probe_write(&mut self, la: u64, len: u8) -> Result<(), Stop>;
 
-    /// Atomically replaces `old` by `new`; false when memory no longer holds `old`. For MMIO, where `old` was just read, this is a
-    /// plain write.
+    /// Atomically replaces `old` by `new`; false when memory no longer holds `old`. For MMIO, where `old` was just
+    /// read, this is a plain write.
     fn cmpxchg(&mut self, la: u64, old: u64, new: u64, width: u8) -> Result<bool, Stop>;
 
-    /// Called for INS and OUTS when CPL is above IOPL or in virtual-8086 mode: raises #GP(0) unless the I/O permission bitmap allows the
-    /// access (SDM 1 19.5.2). A processor that exits for I/O has already checked this for the port of the exit.
+    /// Called for INS and OUTS when CPL is above IOPL or in virtual-8086 mode: raises #GP(0) unless the I/O permission
+    /// bitmap allows the access (SDM 1 19.5.2). A processor that exits for I/O has already checked this for the port
+    /// of the exit.
     fn check_port(&mut self, port: u16, width: u8) -> Result<(), Stop>;
 
     /// Upper bound of `count * width` in one port request.
@@ -79,7 +83,7 @@ pub trait Env {
     /// Loads items from memory and writes them to the port; returns how many were done, 1 to `count`.
     fn port_out(&mut self, req: &PortRequest) -> Result<u32, Stop>;
 
-    /// The instruction or one iteration of it is over, its results are in the registers: whatever was recorded for a repetition of the
-    /// attempt is obsolete.
+    /// The instruction or one iteration of it is over, its results are in the registers: whatever was recorded for a
+    /// repetition of the attempt is obsolete.
     fn commit(&mut self);
 }

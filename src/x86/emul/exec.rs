@@ -12,8 +12,9 @@ use crate::x86::cpu::regs::{rflags, Gpr, Mode, Regs, Seg, Sregs};
 
 /// Executes `insn`, which was decoded at `regs.rip`, at privilege level `cpl`.
 ///
-/// On `Err` and on [`Outcome::Again`] registers hold the last completed iteration (REP) or are unchanged; RIP is unchanged then.
-/// Operations that have no emulation (those listed in [`Op`] as decoded only, and 16-byte CMPXCHG16B) give [`Stop::Unsupported`].
+/// On `Err` and on [`Outcome::Again`] registers hold the last completed iteration (REP) or are unchanged; RIP is
+/// unchanged then. Operations that have no emulation (those listed in [`Op`] as decoded only, and 16-byte CMPXCHG16B)
+/// give [`Stop::Unsupported`].
 pub fn execute<E: Env + ?Sized>(
     insn: &Insn,
     regs: &mut Regs,
@@ -57,7 +58,8 @@ pub fn execute<E: Env + ?Sized>(
     })
 }
 
-/// Completes an instruction of `len` bytes: RIP moves on (32 bits outside 64-bit mode), RFLAGS.RF is cleared (SDM 3B 18.3.1.1).
+/// Completes an instruction of `len` bytes: RIP moves on (32 bits outside 64-bit mode), RFLAGS.RF is cleared (SDM 3B
+/// 18.3.1.1).
 pub fn advance(regs: &mut Regs, len: u8, mode: Mode) {
     let rip = regs.rip.wrapping_add(u64::from(len));
     regs.rip = if mode == Mode::Long {
@@ -89,8 +91,8 @@ pub(super) fn finish_move(insn: &Insn, regs: &mut Regs, mode: Mode, data: u64) {
 /// Most register writes of one instruction: XCHG, XADD, CMPXCHG8B and POP make two.
 const UNDO: usize = 2;
 
-/// One attempt at one instruction. Registers are written in place and put back if the attempt does not succeed; a copy of all of them
-/// would cost more than the rest.
+/// One attempt at one instruction. Registers are written in place and put back if the attempt does not succeed; a copy
+/// of all of them would cost more than the rest.
 struct Context<'a, E: ?Sized> {
     insn: &'a Insn,
     regs: &'a mut Regs,
@@ -270,7 +272,8 @@ impl<E: Env + ?Sized> Context<'_, E> {
         Ok(true)
     }
 
-    /// A memory destination is written in both cases, with its old value when the comparison fails (SDM 2A CMPXCHG); a register is not.
+    /// A memory destination is written in both cases, with its old value when the comparison fails (SDM 2A CMPXCHG); a
+    /// register is not.
     fn cmpxchg(&mut self) -> Result<bool, Stop> {
         let insn = self.insn;
         let width = insn.width;
@@ -358,8 +361,8 @@ impl<E: Env + ?Sized> Context<'_, E> {
         }
     }
 
-    /// PUSH r/m. The address uses RSP before the push (SDM 2B PUSH); the stack is probed first so that a fault there cannot
-    /// follow a device read.
+    /// PUSH r/m. The address uses RSP before the push (SDM 2B PUSH); the stack is probed first so that a fault there
+    /// cannot follow a device read.
     fn push(&mut self) -> Result<(), Stop> {
         let (insn, width, sw) = (self.insn, self.insn.width, self.stack_width());
         let rsp = self.regs.get(Gpr::Rsp);

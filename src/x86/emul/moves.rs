@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
-//! Loads and stores by MOV, MOVNTI, MOVZX and MOVSX in a form small enough to keep while user space completes the access.
+//! Loads and stores by MOV, MOVNTI, MOVZX and MOVSX in a form small enough to keep while user space completes the
+//! access.
 //!
 //! Drivers use hardly anything else to reach their registers. Such a move has one access and no flags, so none of what
 //! [`execute()`](super::execute()) does for restarts is needed. That both do the same is the test

@@ -50,7 +50,8 @@ pub(super) fn set_gpr(regs: &mut Regs, r: Gpr, value: u64) {
     regs.gpr[r as usize & 15] = value;
 }
 
-/// Value of a register operand, zero-extended from `width` bytes; `None` if the operand is not a general-purpose register.
+/// Value of a register operand, zero-extended from `width` bytes; `None` if the operand is not a general-purpose
+/// register.
 pub fn read_reg(regs: &Regs, operand: Operand, width: u8) -> Option<u64> {
     match operand {
         Operand::Reg(r) => Some(gpr(regs, r) & mask(width)),
@@ -59,8 +60,8 @@ pub fn read_reg(regs: &Regs, operand: Operand, width: u8) -> Option<u64> {
     }
 }
 
-/// Writes the low `width` bytes of a register operand: 8- and 16-bit writes keep the other bits, 32-bit writes clear the upper half.
-/// False, and nothing written, if the operand is not a general-purpose register.
+/// Writes the low `width` bytes of a register operand: 8- and 16-bit writes keep the other bits, 32-bit writes clear
+/// the upper half. False, and nothing written, if the operand is not a general-purpose register.
 pub fn write_reg(regs: &mut Regs, operand: Operand, width: u8, value: u64) -> bool {
     match operand {
         Operand::Reg(r) => set_gpr(regs, r, merge(gpr(regs, r), value, width)),

@@ -1,10 +1,11 @@
 // SPDX-License-Identifier: GPL-2.0
 //! Repetition of a suspended instruction without repeating its completed accesses (api.rst 5, KVM_EXIT_MMIO).
 //!
-//! An instruction may need several accesses that only user space can complete: MOVS from MMIO to MMIO, a write that crosses from RAM
-//! into MMIO, the read and the write of `ADD [mmio], reg`. [`execute()`](super::execute()) is therefore called again from the start after each
-//! answer. [`Replay`] keeps every completed access of the attempt, to RAM as well, in order: a repeated attempt gets the same data
-//! although other processors may have changed memory or page tables meanwhile, and writes happen once.
+//! An instruction may need several accesses that only user space can complete: MOVS from MMIO to MMIO, a write that
+//! crosses from RAM into MMIO, the read and the write of `ADD [mmio], reg`. [`execute()`](super::execute()) is
+//! therefore called again from the start after each answer. [`Replay`] keeps every completed access of the attempt, to
+//! RAM as well, in order: a repeated attempt gets the same data although other processors may have changed memory or
+//! page tables meanwhile, and writes happen once.
 #![forbid(unsafe_code)]
 
 use super::addr::Access;
@@ -13,8 +14,8 @@ use super::exec::{execute, finish_move, is_move};
 use super::insn::{Insn, Operand};
 use crate::x86::cpu::regs::{Regs, Sregs};
 
-/// Accesses one iteration of one instruction can need: two operands, each read or written once, each split at a page boundary;
-/// read-modify-write counts twice.
+/// Accesses one iteration of one instruction can need: two operands, each read or written once, each split at a page
+/// boundary; read-modify-write counts twice.
 const CAPACITY: usize = 8;
 
 const PAGE: u64 = 4096;
@@ -149,7 +150,8 @@ impl Replay {
         }
     }
 
-    /// Takes user space's answer: for a memory read the data, whose missing bytes read as 0; ignored otherwise. False if nothing is pending.
+    /// Takes user space's answer: for a memory read the data, whose missing bytes read as 0; ignored otherwise. False
+    /// if nothing is pending.
     pub fn complete(&mut self, data: &[u8]) -> bool {
         match self.pending {
             Some(Pending::Memory(mut f)) => {
@@ -172,8 +174,9 @@ impl Replay {
         }
     }
 
-    /// The data of the only access that a plain move makes, once user space has completed all of it. That the move then ends
-    /// as [`execute()`] would end it is the test `a_completed_move_is_not_executed_again` in tools/logic/tests/emul_moves.rs.
+    /// The data of the only access that a plain move makes, once user space has completed all of it. That the move
+    /// then ends as [`execute()`] would end it is the test `a_completed_move_is_not_executed_again` in
+    /// tools/logic/tests/emul_moves.rs.
     fn whole(&self, insn: &Insn) -> Option<u64> {
         if self.done != 1 || self.pending.is_some() || !is_move(insn) {
             return None;
@@ -238,7 +241,8 @@ pub trait Bus {
         4096
     }
 
-    /// Checks that the items' memory is writable, then inputs them: [`Answer::Done`] with the items in memory, or [`Answer::User`].
+    /// Checks that the items' memory is writable, then inputs them: [`Answer::Done`] with the items in memory, or
+    /// [`Answer::User`].
     fn port_in(&mut self, req: &PortRequest) -> Result<Answer, Stop>;
 
     /// Stores to memory the items that user space has input.
@@ -256,8 +260,8 @@ pub struct Replaying<'a, B: ?Sized> {
 
 /// Executes `insn` on `bus`, continuing the attempts recorded in `log`.
 ///
-/// After [`Stop::Suspend`], [`Replay::pending`] tells what user space has to do; hand its answer to [`Replay::complete`] and call again with the same
-/// `insn` and registers. After any other result the log is empty.
+/// After [`Stop::Suspend`], [`Replay::pending`] tells what user space has to do; hand its answer to
+/// [`Replay::complete`] and call again with the same `insn` and registers. After any other result the log is empty.
 pub fn emulate<B: Bus + ?Sized>(
     insn: &Insn,
     regs: &mut Regs,
@@ -287,8 +291,8 @@ impl<'a, B: Bus + ?Sized> Replaying<'a, B> {
         Self { bus, log }
     }
 
-    /// Guest-physical address of the fragment at `la`. `rest` is the part of the access on the next page, whose fault has to come before any
-    /// side effect.
+    /// Guest-physical address of the fragment at `la`. `rest` is the part of the access on the next page, whose fault
+    /// has to come before any side effect.
     fn locate(&mut self, la: u64, rest: Option<u64>, access: Access) -> Result<u64, Stop> {
         let gpa = self.bus.translate(la, access)?;
         if let Some(rest) = rest {

@@ -130,7 +130,8 @@ impl Strings<'_> {
         regs.set(index, merge(old, new, self.insn.addr_size));
     }
 
-    /// One iteration without the count. Registers change after the last access, so that a failing access leaves them alone.
+    /// One iteration without the count. Registers change after the last access, so that a failing access leaves them
+    /// alone.
     fn iterate<E: Env + ?Sized>(&self, regs: &mut Regs, env: &mut E) -> Result<(), Stop> {
         let (mode, width) = (self.mode, self.insn.width);
         let acc = Operand::Reg(Gpr::Rax);
@@ -184,7 +185,8 @@ impl Strings<'_> {
         Ok(())
     }
 
-    /// INS and OUTS: one port request of as many items as one page, the address size, the segment and the environment permit.
+    /// INS and OUTS: one port request of as many items as one page, the address size, the segment and the environment
+    /// permit.
     fn port<E: Env + ?Sized>(
         &self,
         regs: &mut Regs,

@@ -2,9 +2,9 @@
 //! The walk for the fetch of 64-bit code in a straight line (SDM 3A 4.5, APM 2 5.3): what most exits need, to step over
 //! their instruction.
 //!
-//! It wants no [`Paging`](super::gwalk::Paging) to be worked out first. That it agrees with the general walk is the test
-//! `fast_fetch_is_the_general_walk` in tools/logic/tests/mem_gwalk.rs. The vCPU's thread calls it, with interrupts off
-//! or on: it never sleeps if `read` does not.
+//! It wants no [`Paging`](super::gwalk::Paging) to be worked out first. That it agrees with the general walk is the
+//! test `fast_fetch_is_the_general_walk` in tools/logic/tests/mem_gwalk.rs. The vCPU's thread calls it, with
+//! interrupts off or on: it never sleeps if `read` does not.
 #![forbid(unsafe_code)]
 
 use crate::mem::addr::Gpa;

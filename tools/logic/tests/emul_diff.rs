@@ -133,8 +133,8 @@ fn op_of(i: &Instruction) -> Option<Op> {
     })
 }
 
-/// Forms of supported operations that never touch memory and are left out on purpose: accumulator with immediate, short register
-/// encodings, segment registers.
+/// Forms of supported operations that never touch memory and are left out on purpose: accumulator with immediate,
+/// short register encodings, segment registers.
 fn left_out(i: &Instruction) -> bool {
     let op = i.op_code().op_code();
     let one_byte = i.op_code().table() == iced_x86::OpCodeTableKind::Normal;

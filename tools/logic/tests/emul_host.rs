@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0
 //! Execution against the host's processor: the same random instruction on the same registers, flags and memory.
 //!
-//! The instruction runs from an executable page in 64-bit mode; registers, RFLAGS and the data buffer afterwards must equal what the
-//! emulator left behind.
+//! The instruction runs from an executable page in 64-bit mode; registers, RFLAGS and the data buffer afterwards must
+//! equal what the emulator left behind.
 #![cfg(all(target_arch = "x86_64", target_os = "linux"))]
 
 use std::arch::asm;
@@ -19,8 +19,8 @@ const SIZE: usize = 16384;
 fn map(len: usize, exec: bool) -> *mut u8 {
     let prot = if exec { 7 } else { 3 };
     let ret: isize;
-    // SAFETY: mmap(NULL, len, prot, MAP_PRIVATE | MAP_ANONYMOUS | MAP_32BIT, -1, 0) creates a mapping and touches no existing memory;
-    // the syscall instruction changes RAX, RCX and R11 only, all declared.
+    // SAFETY: mmap(NULL, len, prot, MAP_PRIVATE | MAP_ANONYMOUS | MAP_32BIT, -1, 0) creates a mapping and touches no
+    // existing memory; the syscall instruction changes RAX, RCX and R11 only, all declared.
     unsafe {
         asm!("syscall", inlateout("rax") 9isize => ret, in("rdi") 0, in("rsi") len, in("rdx") prot,
              in("r10") 0x62, in("r8") -1isize, in("r9") 0, out("rcx") _, out("r11") _);
@@ -34,8 +34,8 @@ fn map(len: usize, exec: bool) -> *mut u8 {
 /// # Safety
 /// The instruction must leave RSP and system state alone and touch no memory other than the test's buffer.
 unsafe fn run(ctx: &mut [u64; 17], code: *const u8) {
-    // SAFETY: all registers but RSP are saved or declared as clobbered, RSP is balanced, DF is cleared at the end; the caller vouches
-    // for the instruction.
+    // SAFETY: all registers but RSP are saved or declared as clobbered, RSP is balanced, DF is cleared at the end; the
+    // caller vouches for the instruction.
     unsafe {
         asm!(
             "push rbx", "push rbp", "push rsi", "push rdi",
@@ -301,8 +301,8 @@ fn same_as_the_processor() {
             };
             model.mem[at..at + 8].copy_from_slice(&v.to_le_bytes());
         }
-        // SAFETY: both mappings exist for the whole test, are that long and private to this thread; the instruction only uses
-        // memory around the middle of the buffer, see `registers`.
+        // SAFETY: both mappings exist for the whole test, are that long and private to this thread; the instruction
+        // only uses memory around the middle of the buffer, see `registers`.
         let (ctx, after) = unsafe {
             std::ptr::copy_nonoverlapping(model.mem.as_ptr(), data, SIZE);
             let n = insn.len() as usize;

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
-//! The short ways of plain moves against the general emulator: [`Move`], which keeps a move while user space completes its
-//! access, and the end of a [`Replay`] whose only access is complete.
+//! The short ways of plain moves against the general emulator: [`Move`], which keeps a move while user space completes
+//! its access, and the end of a [`Replay`] whose only access is complete.
 
 use rvmm_logic::x86::cpu::regs::{cr0, cr4, efer, rflags, Mode, Regs, Seg, Segment, Sregs};
 use rvmm_logic::x86::emul::{

@@ -9,8 +9,8 @@ use rvmm_logic::x86::emul::{
 
 const MMIO: u64 = 0x8000;
 
-/// 64 KiB of guest-physical space: RAM below [`MMIO`], above it registers that only user space knows. Linear pages are mapped one to one
-/// except those in `holes` and, for writing, `read_only`.
+/// 64 KiB of guest-physical space: RAM below [`MMIO`], above it registers that only user space knows. Linear pages are
+/// mapped one to one except those in `holes` and, for writing, `read_only`.
 struct Board {
     ram: Vec<u8>,
     /// Accesses to RAM, in order.

@@ -30,8 +30,8 @@ pub mod leaf1_ecx {
     pub const RDRAND: u32 = 1 << 30;
     pub const HYPERVISOR: u32 = 1 << 31;
 
-    /// Hidden: DTES64, DS-CPL, PDCM (performance monitoring and debug store are not virtualised), MONITOR (guest MWAIT would hold
-    /// the CPU), VMX (no nesting), SMX, EST, TM2, CNXT-ID, SDBG, xTPR, DCA (platform controls).
+    /// Hidden: DTES64, DS-CPL, PDCM (performance monitoring and debug store are not virtualised), MONITOR (guest MWAIT
+    /// would hold the CPU), VMX (no nesting), SMX, EST, TM2, CNXT-ID, SDBG, xTPR, DCA (platform controls).
     pub const ALLOWED: u32 = SSE3
         | PCLMULQDQ
         | SSSE3
@@ -135,7 +135,8 @@ pub mod leaf7_ebx {
 
     /// Bits that make sense only with all of AVX-512's state.
     pub const AVX512: u32 = AVX512F | AVX512DQ | AVX512IFMA | AVX512CD | AVX512BW | AVX512VL;
-    /// Hidden: SGX, HLE and RTM (TSX control MSR not virtualised), MPX (removed from Linux), resource director, processor trace.
+    /// Hidden: SGX, HLE and RTM (TSX control MSR not virtualised), MPX (removed from Linux), resource director,
+    /// processor trace.
     pub const ALLOWED: u32 = FSGSBASE
         | BMI1
         | AVX2
@@ -176,8 +177,8 @@ pub mod leaf7_ecx {
 
     pub const AVX: u32 = VAES | VPCLMULQDQ;
     pub const AVX512: u32 = AVX512VBMI | AVX512VBMI2 | AVX512VNNI | AVX512BITALG | AVX512VPOPCNTDQ;
-    /// Hidden: WAITPKG (UMWAIT would hold the CPU), CET, PKS, key locker (new state), LA57 (4-level guests only), TME, bus-lock
-    /// detection, ENQCMD, SGX launch control.
+    /// Hidden: WAITPKG (UMWAIT would hold the CPU), CET, PKS, key locker (new state), LA57 (4-level guests only), TME,
+    /// bus-lock detection, ENQCMD, SGX launch control.
     pub const ALLOWED: u32 =
         UMIP | PKU | GFNI | RDPID | CLDEMOTE | MOVDIRI | MOVDIR64B | AVX | AVX512;
 }
@@ -199,8 +200,8 @@ pub mod leaf7_edx {
 
     pub const AVX512: u32 = AVX512_4VNNIW | AVX512_4FMAPS | AVX512_VP2INTERSECT | AVX512_FP16;
     pub const SPECULATION: u32 = SPEC_CTRL | STIBP | SSBD;
-    /// Hidden: user interrupts, TSX variants, hybrid, PCONFIG, architectural LBR, CET-IBT, AMX (state too large to switch for now),
-    /// L1D_FLUSH (the hypervisor flushes by itself), core capabilities.
+    /// Hidden: user interrupts, TSX variants, hybrid, PCONFIG, architectural LBR, CET-IBT, AMX (state too large to
+    /// switch for now), L1D_FLUSH (the hypervisor flushes by itself), core capabilities.
     pub const ALLOWED: u32 = FSRM | MD_CLEAR | SERIALIZE | ARCH_CAPABILITIES | SPECULATION | AVX512;
 }
 
@@ -271,8 +272,8 @@ pub mod ext1_ecx {
     pub const TBM: u32 = 1 << 21;
     pub const TOPOEXT: u32 = 1 << 22;
 
-    /// Hidden: SVM (no nesting), ExtApicSpace, IBS, SKINIT, WDT, LWP, TCE, performance counters, data breakpoint extension,
-    /// MONITORX. CMP_LEGACY describes the VM's topology: the client sets it.
+    /// Hidden: SVM (no nesting), ExtApicSpace, IBS, SKINIT, WDT, LWP, TCE, performance counters, data breakpoint
+    /// extension, MONITORX. CMP_LEGACY describes the VM's topology: the client sets it.
     pub const ALLOWED: u32 = LAHF_LM
         | CR8_LEGACY
         | ABM

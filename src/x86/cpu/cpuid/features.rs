@@ -46,8 +46,8 @@ macro_rules! features {
                 }
             }
 
-            /// Removes what the hypervisor does not carry on this host: a client may put any bit into CPUID, but it must
-            /// not be able to make the hypervisor load a reserved bit. `host` is derived from the table of
+            /// Removes what the hypervisor does not carry on this host: a client may put any bit into CPUID, but it
+            /// must not be able to make the hypervisor load a reserved bit. `host` is derived from the table of
             /// [`supported`](super::supported).
             #[must_use]
             pub fn restrict(self, host: &Self) -> Self {

@@ -85,7 +85,8 @@ impl Sink<'_> {
     }
 }
 
-/// Fills `out` with the leaves offered to guests (KVM_GET_SUPPORTED_CPUID) and returns how many there are, less than 100.
+/// Fills `out` with the leaves offered to guests (KVM_GET_SUPPORTED_CPUID) and returns how many there are, less than
+/// 100.
 ///
 /// # Errors
 ///
@@ -440,8 +441,9 @@ fn amd_leaves(
 
 /// Numerator and denominator for leaf 15H, such that `crystal * num / den` is the TSC frequency.
 ///
-/// Guests compute in 32 bits with the crystal in kHz, so the numerator is bounded by 2^32 / kHz; within that bound this is the
-/// best approximation (continued fraction), exact whenever an exact one exists. The slower the crystal, the better.
+/// Guests compute in 32 bits with the crystal in kHz, so the numerator is bounded by 2^32 / kHz; within that bound
+/// this is the best approximation (continued fraction), exact whenever an exact one exists. The slower the crystal,
+/// the better.
 fn tsc_ratio(tsc_khz: u32, crystal_hz: u32) -> (u32, u32) {
     let (tsc, crystal) = (tsc_khz as u64, (crystal_hz / 1000).max(1) as u64);
     let bound = u32::MAX as u64 / crystal;

@@ -239,8 +239,8 @@ pub fn find<'a>(
 
 /// What CPUID returns to a guest: EAX, EBX, ECX, EDX.
 ///
-/// A leaf beyond the limit of its class reads as the highest basic leaf on Intel (SDM 2A CPUID, "information returned") and as
-/// zeros on AMD; a leaf within the limits that has no entry reads as zeros.
+/// A leaf beyond the limit of its class reads as the highest basic leaf on Intel (SDM 2A CPUID, "information
+/// returned") and as zeros on AMD; a leaf within the limits that has no entry reads as zeros.
 #[inline]
 pub fn lookup(
     table: &[CpuidEntry],
