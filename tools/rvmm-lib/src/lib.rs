@@ -18,14 +18,15 @@
 //! ```
 //!
 //! The machine has a local APIC per CPU, IOAPIC, PIC and PIT in the kernel, one serial port, a CMOS
-//! clock, and a keyboard controller that can only reset. It has no ACPI, and PCI only when it is given devices of the host
-//! ([`Builder::pci`]); an MP table describes the CPUs.
+//! clock, and a keyboard controller that can only reset. It has no ACPI, and PCI only when it is given
+//! devices of the host ([`Builder::pci`]); an MP table describes the CPUs.
 //!
 //! - Power off: bit 13 written to port 0x604 (as 16 bits, or bit 5 of a byte to port 0x605).
 //! - Reset: 0xfe written to port 0x64.
 
 #![warn(missing_docs)]
 
+mod address;
 pub mod boot;
 pub mod bus;
 mod console;

@@ -6,7 +6,7 @@ use std::os::fd::{AsRawFd, FromRawFd};
 
 use vmm_sys_util::ioctl::{ioctl, ioctl_with_mut_ref, ioctl_with_ptr, ioctl_with_ref};
 
-use crate::pci::{file_of, Address};
+use crate::address::Address;
 
 pub use numbers::*;
 
@@ -172,6 +172,13 @@ pub fn assign_device(vm: &impl AsRawFd, address: Address) -> Result<File, (i32, 
     Ok(file_of(fd))
 }
 
+/// A file from a descriptor that an ioctl has made.
+fn file_of(fd: libc::c_int) -> File {
+    // SAFETY: the ioctl returned a new descriptor that nobody else owns.
+    unsafe { File::from_raw_fd(fd) }
+}
+
+/// The error of a call that failed.
 fn done(result: libc::c_int) -> std::io::Result<()> {
     if result < 0 {
         Err(std::io::Error::last_os_error())
@@ -258,8 +265,7 @@ pub fn stats_fd(fd: &impl AsRawFd) -> std::io::Result<File> {
     if raw < 0 {
         return Err(std::io::Error::last_os_error());
     }
-    // SAFETY: `raw` was just returned as a new descriptor that nobody else owns.
-    Ok(unsafe { File::from_raw_fd(raw) })
+    Ok(file_of(raw))
 }
 
 /// The sentence for the vCPU's last failed entry, if the hypervisor is rvmm and has one.
