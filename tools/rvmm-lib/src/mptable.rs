@@ -27,8 +27,8 @@ fn checksum(bytes: &[u8]) -> u8 {
 /// Floating pointer and configuration table for `cpus` CPUs with APIC ids 0 to `cpus - 1`, to be
 /// placed at [`layout::MP_TABLE`].
 ///
-/// `signature` and `features` are EAX and EDX of CPUID leaf 1. The IOAPIC's id is `cpus`. `pci`: devices on PCI bus 0 and the IOAPIC's
-/// pin that their INTA# goes to; without any there is no PCI bus.
+/// `signature` and `features` are EAX and EDX of CPUID leaf 1. The IOAPIC's id is `cpus`. `pci` has the
+/// devices on PCI bus 0 and the pin of the IOAPIC that their INTA# goes to; without any there is no PCI bus.
 pub fn build(cpus: u8, signature: u32, features: u32, pci: &[(u8, u8)]) -> Vec<u8> {
     let ioapic_id = cpus;
     let mut body = Vec::new();

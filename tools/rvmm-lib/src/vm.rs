@@ -10,10 +10,10 @@ use std::sync::{Arc, Mutex};
 
 use event_manager::{EventManager, EventOps, Events, MutEventSubscriber, SubscriberOps};
 use kvm_bindings::{
-    kvm_pit_config, kvm_userspace_memory_region, KVM_API_VERSION, KVM_CAP_BINARY_STATS_FD,
-    KVM_MAX_CPUID_ENTRIES, KVM_PIT_SPEAKER_DUMMY,
+    kvm_cpuid_entry2, kvm_pit_config, kvm_userspace_memory_region, KVM_API_VERSION,
+    KVM_CAP_BINARY_STATS_FD, KVM_MAX_CPUID_ENTRIES, KVM_PIT_SPEAKER_DUMMY,
 };
-use kvm_ioctls::{Cap, Kvm, VmFd};
+use kvm_ioctls::{Cap, Kvm, VcpuFd, VmFd};
 use vm_memory::{
     GuestAddress, GuestMemory, GuestMemoryMmap, GuestMemoryRegion, MemoryRegionAddress,
 };
@@ -146,142 +146,47 @@ impl Builder {
     pub fn build(self) -> Result<Vm> {
         let kvm = open(&self.device)?;
         check_abilities(&kvm, &self.device)?;
-        let most = kvm.get_max_vcpus().min(MOST_CPUS);
-        if !(1..=most).contains(&self.cpus) {
-            return Err(Error::Cpus {
-                path: self.device,
-                wanted: self.cpus,
-                most,
-            });
-        }
-        if self.memory < LEAST_MEMORY || self.memory % 4096 != 0 {
-            let cause = format!("not a multiple of 4K of at least {LEAST_MEMORY:#x}");
-            return Err(Error::Memory {
-                size: self.memory,
-                cause,
-            });
-        }
-        let cpus = self.cpus as u8;
-
+        let cpus = self.check(&kvm)?;
         let vm = Arc::new(create_vm(&kvm)?);
-        if vm.check_extension(Cap::SetTssAddr) {
-            vm.set_tss_address(layout::TSS as usize)
-                .map_err(Error::ioctl("KVM_SET_TSS_ADDR"))?;
-        }
-        if vm.check_extension(Cap::SetIdentityMapAddr) {
-            vm.set_identity_map_address(layout::IDENTITY_MAP)
-                .map_err(Error::ioctl("KVM_SET_IDENTITY_MAP_ADDR"))?;
-        }
-        vm.create_irq_chip()
-            .map_err(Error::ioctl("KVM_CREATE_IRQCHIP"))?;
-        // A guest with a TSC-deadline timer and a known TSC frequency does without.
-        if vm.check_extension(Cap::Pit2) {
-            let pit = kvm_pit_config {
-                flags: KVM_PIT_SPEAKER_DUMMY,
-                ..Default::default()
-            };
-            vm.create_pit2(pit)
-                .map_err(Error::ioctl("KVM_CREATE_PIT2"))?;
-        }
+        add_platform(&vm)?;
         let memory = allocate(self.memory)?;
         // SAFETY: the `Vm` owns the memory and joins every vCPU thread before it drops it.
         unsafe { map(&vm, &memory) }?;
 
+        let Self {
+            console,
+            mut boot,
+            cmdline,
+            append,
+            devices,
+            assigned,
+            ..
+        } = self;
         let control = Arc::new(Control::new().map_err(Error::os("eventfd"))?);
-        let console = self
-            .console
-            .unwrap_or_else(|| Console::output(std::io::sink()));
+        let console = console.unwrap_or_else(|| Console::output(std::io::sink()));
         let (input, escape, output, terminal) = console.split();
         let drained =
             EventFd::new(libc::EFD_NONBLOCK | libc::EFD_CLOEXEC).map_err(Error::os("eventfd"))?;
         let irq = serial_irq(&vm)?;
         let wake = drained.try_clone().map_err(Error::os("eventfd"))?;
         let serial = Arc::new(Mutex::new(SerialPort::new(irq, wake, output)));
-
-        let (mut ports, mut mmio) = (Bus::default(), Bus::default());
-        ports.insert(serial::PORT, serial::PORTS, serial.clone());
-        let line = ResetLine(control.clone());
-        ports.insert(
-            platform::I8042_PORT,
-            5,
-            Arc::new(Mutex::new(platform::I8042::new(line))),
-        );
-        ports.insert(platform::CMOS_PORT, 2, Arc::new(Mutex::new(Cmos::new())));
-        ports.insert(
-            platform::POWER_PORT,
-            2,
-            Arc::new(Mutex::new(Power(control.clone()))),
-        );
-        for placed in self.devices {
-            let bus = if placed.on_ports {
-                &mut ports
-            } else {
-                &mut mmio
-            };
-            bus.insert(placed.first, placed.length, placed.device);
-        }
-        if !self.assigned.is_empty() {
-            let host = Arc::new(Mutex::new(pci::Host::new(vm.clone(), &self.assigned)?));
-            ports.insert(pci::PORT, pci::PORTS, host.clone());
-            let window = Arc::new(Mutex::new(pci::Window(host)));
-            mmio.insert(
-                layout::HOLE_START,
-                pci::WINDOW_END - layout::HOLE_START,
-                window,
-            );
-        }
-        let (ports, mmio) = (Arc::new(ports), Arc::new(mmio));
+        let mut buses = Buses::new(&serial, &control, devices);
+        buses.add_pci(&vm, &assigned)?;
 
         let supported = kvm
             .get_supported_cpuid(KVM_MAX_CPUID_ENTRIES)
             .map_err(Error::ioctl("KVM_GET_SUPPORTED_CPUID"))?;
-        let tsc_deadline = vm.check_extension(Cap::TscDeadlineTimer);
-        let mut vcpus = Vec::with_capacity(self.cpus);
-        for id in 0..cpus {
-            let fd = vm
-                .create_vcpu(id.into())
-                .map_err(Error::ioctl("KVM_CREATE_VCPU"))?;
-            let topology = Topology { id, cpus };
-            cpu::set_cpuid(
-                &fd,
-                &cpu::cpuid(supported.as_slice(), topology, tsc_deadline),
-            )?;
-            cpu::set_common(&fd)?;
-            cpu::set_lapic_inputs(&fd, id == 0)?;
-            vcpus.push(Vcpu {
-                id: id.into(),
-                fd,
-                ports: ports.clone(),
-                memory: mmio.clone(),
-                control: control.clone(),
-            });
-        }
+        let supported = supported.as_slice();
+        let vcpus = create_vcpus(&vm, cpus, supported, buses, &control)?;
         let first = &vcpus[0].fd;
-
-        let mut boot = self.boot;
-        boot.cmdline = self.cmdline.unwrap_or_else(|| {
-            let mut text = boot::DEFAULT_CMDLINE.to_owned();
-            if !self.assigned.is_empty() {
-                text = text.replace("pci=off", "pci=conf1");
-            }
-            if vm.check_extension(Cap::GetTscKhz) {
-                // Saves the guest a calibration against the PIT.
-                if let Ok(khz) = first.get_tsc_khz() {
-                    text.push_str(&format!(" tsc_early_khz={khz}"));
-                }
-            }
-            text
-        });
-        if let Some(more) = self.append {
+        boot.cmdline = cmdline.unwrap_or_else(|| default_cmdline(&vm, first, !assigned.is_empty()));
+        if let Some(more) = append {
             boot.cmdline.push(' ');
             boot.cmdline.push_str(&more);
         }
-        let leaf1 = supported
-            .as_slice()
-            .iter()
-            .find(|entry| entry.function == 1);
+        let leaf1 = supported.iter().find(|entry| entry.function == 1);
         let signature = leaf1.map_or((0, 0), |entry| (entry.eax, entry.edx));
-        let pins = pci::wiring(self.assigned.len());
+        let pins = pci::wiring(assigned.len());
         let entry = boot::load(&memory, &boot, self.memory, cpus, signature, &pins)?;
         cpu::set_entry(first, entry, layout::ZERO_PAGE)?;
 
@@ -299,6 +204,135 @@ impl Builder {
             terminal,
         })
     }
+
+    /// Checks the numbers of CPUs and of bytes, and gives that of CPUs.
+    fn check(&self, kvm: &Kvm) -> Result<u8> {
+        let most = kvm.get_max_vcpus().min(MOST_CPUS);
+        if !(1..=most).contains(&self.cpus) {
+            return Err(Error::Cpus {
+                path: self.device.clone(),
+                wanted: self.cpus,
+                most,
+            });
+        }
+        if self.memory < LEAST_MEMORY || self.memory % 4096 != 0 {
+            let cause = format!("not a multiple of 4K of at least {LEAST_MEMORY:#x}");
+            return Err(Error::Memory {
+                size: self.memory,
+                cause,
+            });
+        }
+        Ok(self.cpus as u8)
+    }
+}
+
+/// Adds to an empty VM what the hypervisor emulates: the pages that VMX wants, interrupt controllers, and PIT.
+fn add_platform(vm: &VmFd) -> Result<()> {
+    if vm.check_extension(Cap::SetTssAddr) {
+        vm.set_tss_address(layout::TSS as usize)
+            .map_err(Error::ioctl("KVM_SET_TSS_ADDR"))?;
+    }
+    if vm.check_extension(Cap::SetIdentityMapAddr) {
+        vm.set_identity_map_address(layout::IDENTITY_MAP)
+            .map_err(Error::ioctl("KVM_SET_IDENTITY_MAP_ADDR"))?;
+    }
+    vm.create_irq_chip()
+        .map_err(Error::ioctl("KVM_CREATE_IRQCHIP"))?;
+    // A guest with a TSC-deadline timer and a known TSC frequency does without a PIT.
+    if vm.check_extension(Cap::Pit2) {
+        let pit = kvm_pit_config {
+            flags: KVM_PIT_SPEAKER_DUMMY,
+            ..Default::default()
+        };
+        vm.create_pit2(pit)
+            .map_err(Error::ioctl("KVM_CREATE_PIT2"))?;
+    }
+    Ok(())
+}
+
+/// What the launcher answers to accesses of the guest.
+struct Buses {
+    ports: Bus,
+    mmio: Bus,
+}
+
+impl Buses {
+    /// Puts the launcher's own devices on their ports, and those of the caller where it wants them.
+    fn new(serial: &Arc<Mutex<SerialPort>>, control: &Arc<Control>, devices: Vec<Placed>) -> Self {
+        let (mut ports, mut mmio) = (Bus::default(), Bus::default());
+        ports.insert(serial::PORT, serial::PORTS, serial.clone());
+        let reset = platform::I8042::new(ResetLine(control.clone()));
+        ports.insert(platform::I8042_PORT, 5, Arc::new(Mutex::new(reset)));
+        ports.insert(platform::CMOS_PORT, 2, Arc::new(Mutex::new(Cmos::new())));
+        let power = Arc::new(Mutex::new(Power(control.clone())));
+        ports.insert(platform::POWER_PORT, 2, power);
+        for placed in devices {
+            let bus = if placed.on_ports {
+                &mut ports
+            } else {
+                &mut mmio
+            };
+            bus.insert(placed.first, placed.length, placed.device);
+        }
+        Self { ports, mmio }
+    }
+
+    /// Hands devices of the host to the VM, if there are any, behind a host bridge.
+    fn add_pci(&mut self, vm: &Arc<VmFd>, assigned: &[pci::Address]) -> Result<()> {
+        if assigned.is_empty() {
+            return Ok(());
+        }
+        let host = Arc::new(Mutex::new(pci::Host::new(vm.clone(), assigned)?));
+        self.ports.insert(pci::PORT, pci::PORTS, host.clone());
+        let window = Arc::new(Mutex::new(pci::Window(host)));
+        let length = pci::WINDOW_END - layout::HOLE_START;
+        self.mmio.insert(layout::HOLE_START, length, window);
+        Ok(())
+    }
+}
+
+/// Creates the vCPUs, whose accesses go to `buses`.
+fn create_vcpus(
+    vm: &VmFd,
+    cpus: u8,
+    supported: &[kvm_cpuid_entry2],
+    buses: Buses,
+    control: &Arc<Control>,
+) -> Result<Vec<Vcpu>> {
+    let (ports, mmio) = (Arc::new(buses.ports), Arc::new(buses.mmio));
+    let tsc_deadline = vm.check_extension(Cap::TscDeadlineTimer);
+    let create = |id: u8| {
+        let fd = vm
+            .create_vcpu(id.into())
+            .map_err(Error::ioctl("KVM_CREATE_VCPU"))?;
+        let topology = Topology { id, cpus };
+        cpu::set_cpuid(&fd, &cpu::cpuid(supported, topology, tsc_deadline))?;
+        cpu::set_common(&fd)?;
+        cpu::set_lapic_inputs(&fd, id == 0)?;
+        Ok(Vcpu {
+            id: id.into(),
+            fd,
+            ports: ports.clone(),
+            memory: mmio.clone(),
+            control: control.clone(),
+        })
+    };
+    (0..cpus).map(create).collect()
+}
+
+/// The command line of a guest whose owner gives none.
+fn default_cmdline(vm: &VmFd, first: &VcpuFd, has_pci: bool) -> String {
+    let mut text = boot::DEFAULT_CMDLINE.to_owned();
+    if has_pci {
+        text = text.replace("pci=off", "pci=conf1");
+    }
+    if vm.check_extension(Cap::GetTscKhz) {
+        // It saves the guest a calibration against the PIT.
+        if let Ok(khz) = first.get_tsc_khz() {
+            text.push_str(&format!(" tsc_early_khz={khz}"));
+        }
+    }
+    text
 }
 
 /// Checks that a hypervisor has what [`Vm`] needs.
