@@ -23,8 +23,8 @@ pub struct Args {
 
 #[derive(clap::Subcommand)]
 enum Command {
-    /// Show devices, their IOMMU groups and drivers, and why one cannot be given to a guest; and which of them the IOMMU has
-    /// refused accesses, as far as the kernel's log tells.
+    /// Show devices, their IOMMU groups and drivers, and why one cannot be given to a guest; and which of
+    /// them the IOMMU has refused accesses, as far as the kernel's log tells.
     List,
     /// Take a device from its driver, for guests.
     Bind {

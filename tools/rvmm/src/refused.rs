@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0 OR MIT
-//! DMA that the IOMMU has refused, as far as the kernel's log tells: whose, how often, and the last one. The log holds back
-//! what comes in quick succession, so that the counts are the least there was.
+//! DMA that the IOMMU has refused, as far as the kernel's log tells: whose, how often, and the last one. The
+//! log holds back what comes in quick succession, so that the counts are the least there was.
 
 use std::collections::BTreeMap;
 use std::fs::OpenOptions;
@@ -101,8 +101,10 @@ mod tests {
     fn lines_of_each_driver() {
         let log = "\
 DMAR: DRHD: handling fault status reg 2
-DMAR: [DMA Write NO_PASID] Request device [0000:00:01.0] fault addr 0x8000 [fault reason 0x05] PTE Write access is not set
-DMAR: [DMA Read NO_PASID] Request device [0000:00:01.0] fault addr 0x41234000 [fault reason 0x06] PTE Read access is not set
+DMAR: [DMA Write NO_PASID] Request device [0000:00:01.0] fault addr 0x8000 \
+[fault reason 0x05] PTE Write access is not set
+DMAR: [DMA Read NO_PASID] Request device [0000:00:01.0] fault addr 0x41234000 \
+[fault reason 0x06] PTE Read access is not set
 rvmm 0000:00:02.0: AMD-Vi: Event logged [IO_PAGE_FAULT domain=0x0012 address=0x5000 flags=0x0020]
 AMD-Vi: Event logged [IO_PAGE_FAULT device=0000:00:03.0 domain=0x0012 address=0x6000 flags=0x0000]
 rvmm: 0000:00:04.0: DMA to 0x7000 refused (write)

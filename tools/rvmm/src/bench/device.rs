@@ -28,7 +28,7 @@ use vfio_bindings::bindings::vfio::{
 use vmm_sys_util::eventfd::{EventFd, EFD_NONBLOCK};
 use vmm_sys_util::ioctl::{ioctl_with_mut_ref, ioctl_with_ptr, ioctl_with_ref, ioctl_with_val};
 
-use super::machine::Region;
+use super::region::Region;
 
 #[allow(missing_docs)]
 mod numbers {
@@ -178,8 +178,8 @@ impl Device {
             iova,
             size: region.length() as u64,
         };
-        // SAFETY: the ioctl reads the structure; the region belongs to this process, and is accessed by volatile reads and
-        // copies only.
+        // SAFETY: the ioctl reads the structure; the region belongs to this process, and is accessed by
+        // volatile reads and copies only.
         let result = unsafe { ioctl_with_ref(&vfio.container, VFIO_IOMMU_MAP_DMA(), &request) };
         check(result, "VFIO_IOMMU_MAP_DMA").map(drop)
     }

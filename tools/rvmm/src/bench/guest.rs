@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0 OR MIT
 //! The guest that measures: 64-bit code without an operating system, one routine per row.
 //!
-//! A routine takes r10 = iterations (not zero), r9 = array of that many u64 for the ticks of each,
-//! and what its row needs: rdi = an address without memory (or the local APIC, or the word that ends
-//! an echo, or a device's registers), rbp = the next page to touch, r13 = timer delay in ticks. It ends with an `out` to
+//! A routine takes r10 = iterations (not zero), r9 = array of that many u64 for the ticks of each, and what
+//! its row needs: rdi = an address without memory (or the local APIC, or the word that ends an echo, or a
+//! device's registers), rbp = the next page to touch, r13 = timer delay in ticks. It ends with an `out` to
 //! [`DONE`].
 
 use std::ptr;
@@ -277,7 +277,8 @@ rvmm_bench_raise:
     jnz     3b
     jmp     rvmm_bench_done
 
-    // A device with its registers at rdi (QEMU's edu): the register that raises its interrupt, and the one that ends it.
+    // A device with its registers at rdi (QEMU's edu): the register that raises its interrupt, and the one
+    // that ends it.
     .globl  rvmm_bench_device_irq
 rvmm_bench_device_irq:
     x2apic
@@ -299,8 +300,9 @@ rvmm_bench_device_irq:
     jnz     3b
     jmp     rvmm_bench_done
 
-    // Reads of 4 KiB by NVMe at random: registers at rdi, submission queue at rsi, completion queue at rbp. The time that
-    // the device takes is not counted: it is what passes between the doorbell and the last look before the interrupt.
+    // Reads of 4 KiB by NVMe at random: registers at rdi, submission queue at rsi, completion queue at rbp.
+    // The time that the device takes is not counted: it is what passes between the doorbell and the last look
+    // before the interrupt.
     .globl  rvmm_bench_nvme_read
 rvmm_bench_nvme_read:
     x2apic

@@ -4,7 +4,6 @@
 
 use std::io;
 use std::mem;
-use std::ptr;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc;
 use std::thread;
@@ -24,6 +23,7 @@ use rvmm_vm::{layout, paging, vm};
 use super::device::Registers;
 use super::guest::{self, Routine};
 use super::nvme;
+use super::region::Region;
 
 /// Guest-physical address of the guest's code.
 const CODE: u64 = 0x2_0000;
@@ -42,124 +42,8 @@ pub const NOTHING: u64 = 0x8000_0000;
 /// Of registers of a device.
 const DEVICE: u64 = 0xe000_0000;
 
-/// An anonymous mapping, aligned to 2 MiB.
-pub struct Region {
-    base: *mut u8,
-    length: usize,
-    mapped: (*mut libc::c_void, usize),
-}
-
-impl Region {
-    const ALIGN: usize = 2 << 20;
-
-    /// Maps `length` bytes, small pages only or large ones wherever possible, all resident.
-    pub fn new(length: usize, large: bool) -> io::Result<Self> {
-        let total = length + Self::ALIGN;
-        // SAFETY: a new anonymous mapping at an address of the kernel's choice.
-        let mapped = unsafe {
-            libc::mmap(
-                ptr::null_mut(),
-                total,
-                libc::PROT_READ | libc::PROT_WRITE,
-                libc::MAP_PRIVATE | libc::MAP_ANONYMOUS,
-                -1,
-                0,
-            )
-        };
-        if mapped == libc::MAP_FAILED {
-            return Err(io::Error::last_os_error());
-        }
-        let pad = (mapped as usize).next_multiple_of(Self::ALIGN) - mapped as usize;
-        // SAFETY: `pad` is less than `ALIGN`, by which the mapping is longer than `length`.
-        let base = unsafe { mapped.cast::<u8>().add(pad) };
-        let region = Self {
-            base,
-            length,
-            mapped: (mapped, total),
-        };
-        let advice = if large {
-            libc::MADV_HUGEPAGE
-        } else {
-            libc::MADV_NOHUGEPAGE
-        };
-        for advice in [advice, libc::MADV_POPULATE_WRITE] {
-            // SAFETY: the range lies within the mapping made above; neither advice discards data.
-            if unsafe { libc::madvise(base.cast(), length, advice) } != 0 {
-                return Err(io::Error::last_os_error());
-            }
-        }
-        Ok(region)
-    }
-
-    /// Whether the kernel really gave large pages for all of it.
-    pub fn is_large(&self) -> bool {
-        let Ok(maps) = std::fs::read_to_string("/proc/self/smaps") else {
-            return false;
-        };
-        large_bytes(
-            &maps,
-            self.base as u64,
-            self.base as u64 + self.length as u64,
-        ) >= self.length as u64
-    }
-
-    /// Where it is in this process.
-    pub fn address(&self) -> u64 {
-        self.base as u64
-    }
-
-    /// Its bytes.
-    pub fn length(&self) -> usize {
-        self.length
-    }
-
-    /// Copies bytes to an offset.
-    pub fn write(&mut self, at: u64, bytes: &[u8]) {
-        let at = at as usize;
-        assert!(at + bytes.len() <= self.length, "beyond the region");
-        // SAFETY: the range was just checked, and no reference into the region exists.
-        unsafe { ptr::copy_nonoverlapping(bytes.as_ptr(), self.base.add(at), bytes.len()) };
-    }
-
-    /// Eight bytes at an offset.
-    pub fn read_u64(&self, at: u64) -> u64 {
-        let at = at as usize;
-        assert!(at + 8 <= self.length, "beyond the region");
-        // SAFETY: in range by the check; volatile because a guest wrote it.
-        unsafe { self.base.add(at).cast::<u64>().read_volatile() }
-    }
-}
-
-impl Drop for Region {
-    fn drop(&mut self) {
-        // SAFETY: this is the mapping made in `new`, which nothing refers to any more: the VM that
-        // used it is closed before (field order in `Machine`), and a hypervisor follows unmapping.
-        unsafe { libc::munmap(self.mapped.0, self.mapped.1) };
-    }
-}
-
-/// Bytes in large pages of the mappings that overlap `start..end`, from the text of a `smaps` file.
-fn large_bytes(maps: &str, start: u64, end: u64) -> u64 {
-    let mut inside = false;
-    let mut total = 0;
-    for line in maps.lines() {
-        let first = line.split_whitespace().next().unwrap_or_default();
-        if let Some((from, to)) = first.split_once('-') {
-            let range = (u64::from_str_radix(from, 16), u64::from_str_radix(to, 16));
-            inside = matches!(range, (Ok(from), Ok(to)) if from < end && to > start);
-        } else if inside && first == "AnonHugePages:" {
-            let kib = line
-                .split_whitespace()
-                .nth(1)
-                .and_then(|text| text.parse::<u64>().ok());
-            total += kib.unwrap_or(0) << 10;
-        }
-    }
-    total
-}
-
 fn slot(vm: &VmFd, number: u32, at: u64, region: &Region) -> rvmm_vm::Result<()> {
-    set_slot(vm, number, at, region.base as u64, region.length as u64)
+    set_slot(vm, number, at, region.address(), region.length() as u64)
 }
 
 /// The memory at `host`, accessed by copies and volatile accesses only, becomes a slot that lasts no longer than the
@@ -204,6 +88,18 @@ pub struct Work {
     pub count: usize,
     /// Ticks until the timer fires.
     pub delay: u64,
+}
+
+impl Work {
+    /// `count` iterations of a routine, after a tenth as many to warm up.
+    pub fn new(routine: Routine, count: usize) -> Self {
+        Self {
+            routine,
+            warm: count / 10 + 1,
+            count,
+            delay: 0,
+        }
+    }
 }
 
 /// What user space does at the port [`guest::RAISE`] (true) and at [`guest::LOWER`] (false).
@@ -534,23 +430,5 @@ mod tests {
         let bytes = gate(0x1122_3344_5566_7788);
         assert_eq!(bytes[..8], [0x88, 0x77, 0x10, 0, 0, 0x8e, 0x66, 0x55]);
         assert_eq!(bytes[8..12], [0x44, 0x33, 0x22, 0x11]);
-    }
-
-    #[test]
-    fn smaps_are_summed_by_range() {
-        let maps = "1000-3000 rw-p 0 0 0\nSize: 8 kB\nAnonHugePages:   2048 kB\n\
-                    3000-4000 rw-p 0 0 0\nAnonHugePages:   4096 kB\n";
-        assert_eq!(large_bytes(maps, 0x1000, 0x3000), 2 << 20);
-        assert_eq!(large_bytes(maps, 0x2000, 0x3800), 6 << 20);
-        assert_eq!(large_bytes(maps, 0x4000, 0x5000), 0);
-    }
-
-    #[test]
-    fn regions_are_aligned_and_resident() {
-        let mut region = Region::new(1 << 20, false).unwrap();
-        assert_eq!(region.base as usize % Region::ALIGN, 0);
-        region.write(8, &7u64.to_le_bytes());
-        assert_eq!(region.read_u64(8), 7);
-        assert!(!region.is_large());
     }
 }

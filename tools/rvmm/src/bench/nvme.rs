@@ -5,7 +5,7 @@
 use std::time::{Duration, Instant};
 
 use super::device::Registers;
-use super::machine::Region;
+use super::region::Region;
 
 /// Bytes of registers: the controller's, and the doorbells.
 pub const REGISTERS: usize = 0x2000;

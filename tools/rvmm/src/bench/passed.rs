@@ -6,10 +6,11 @@ use rvmm_vm::pci::Address;
 
 use super::device::{self, Device, Messages};
 use super::guest::{self, Routine};
-use super::machine::{Machine, Region, Work, PAGES};
+use super::machine::{Machine, Work, PAGES};
 use super::nvme;
+use super::region::Region;
 use super::report::Ticks;
-use super::{ticks, Bench};
+use super::rows::{ticks, Bench};
 use crate::pci::Taken;
 
 /// QEMU's edu, whose registers raise an interrupt: vendor and device.
@@ -114,12 +115,7 @@ fn dma(bench: &Bench, address: Address, large: bool) -> anyhow::Result<(Ticks, T
 fn read(bench: &Bench, address: Address, overhead: u64) -> anyhow::Result<Ticks> {
     let (machine, device) = machine(bench, address)?;
     let mut machine = machine.with_registers(device.registers(4096)?)?;
-    let work = Work {
-        routine: Routine::MmioRead,
-        warm: bench.count() / 10 + 1,
-        count: bench.count(),
-        delay: 0,
-    };
+    let work = Work::new(Routine::MmioRead, bench.count());
     machine.run(work)?;
     let before = machine.exits()?;
     let samples = machine.run(work)?;
@@ -139,12 +135,7 @@ fn interrupt(bench: &Bench, address: Address) -> anyhow::Result<Ticks> {
     device.set_message(&machine.vm, Messages::Msi, guest::VECTOR_X2)?;
     device.set_master()?;
     let mut machine = machine.with_registers(device.registers(4096)?)?;
-    let samples = machine.run(Work {
-        routine: Routine::DeviceIrq,
-        warm: bench.count() / 10 + 1,
-        count: bench.count(),
-        delay: 0,
-    })?;
+    let samples = machine.run(Work::new(Routine::DeviceIrq, bench.count()))?;
     Ticks::of(&samples, 0).context("no samples")
 }
 
@@ -158,10 +149,8 @@ fn nvme(bench: &Bench, address: Address) -> anyhow::Result<Ticks> {
         nvme::start(registers, memory)?;
     }
     let samples = machine.run(Work {
-        routine: Routine::NvmeRead,
-        warm: bench.count() / 10 + 1,
-        count: bench.count(),
         delay: 1,
+        ..Work::new(Routine::NvmeRead, bench.count())
     });
     if let (_, Some(registers)) = machine.memory() {
         nvme::stop(registers)?;
