@@ -99,7 +99,8 @@ TEST(memory_regions)
 	CHECK_ERRNO(try_slot(vm.fd, 32767, 0, 0, 0x1000, m), EINVAL);
 	if (OK(ioctl(vm.kvm, KVM_CHECK_EXTENSION, KVM_CAP_MULTI_ADDRESS_SPACE)) <= 1)
 		CHECK_ERRNO(try_slot(vm.fd, 1 << 16, 0, 0, 0x1000, m), EINVAL);
-	CHECK_ERRNO(try_slot(vm.fd, OK(ioctl(vm.kvm, KVM_CHECK_EXTENSION, KVM_CAP_NR_MEMSLOTS)), 0, 0, 0x1000, m), EINVAL);
+	CHECK_ERRNO(try_slot(vm.fd, OK(ioctl(vm.kvm, KVM_CHECK_EXTENSION, KVM_CAP_NR_MEMSLOTS)), 0, 0, 0x1000, m),
+		    EINVAL);
 	/* Nothing to delete. */
 	CHECK_ERRNO(try_slot(vm.fd, 3, 0, 0, 0, m), EINVAL);
 
@@ -158,10 +159,11 @@ TEST(many_slots)
 TEST(cpuid_as_the_kernel)
 {
 	static const struct { const char *name; uint32_t leaf, reg, bit; } features[] = {
-		{ "fma", 1, 2, 12 }, { "pcid", 1, 2, 17 }, { "aes", 1, 2, 25 }, { "avx", 1, 2, 28 }, { "rdrand", 1, 2, 30 },
-		{ "fsgsbase", 7, 1, 0 }, { "avx2", 7, 1, 5 }, { "smep", 7, 1, 7 }, { "erms", 7, 1, 9 }, { "invpcid", 7, 1, 10 },
-		{ "rdseed", 7, 1, 18 }, { "smap", 7, 1, 20 }, { "clflushopt", 7, 1, 23 }, { "umip", 7, 2, 2 }, { "pku", 7, 2, 3 },
-		{ "rdpid", 7, 2, 22 }, { "fsrm", 7, 3, 4 }, { "nx", 0x80000001, 3, 20 }, { "rdtscp", 0x80000001, 3, 27 },
+		{ "fma", 1, 2, 12 }, { "pcid", 1, 2, 17 }, { "aes", 1, 2, 25 }, { "avx", 1, 2, 28 },
+		{ "rdrand", 1, 2, 30 }, { "fsgsbase", 7, 1, 0 }, { "avx2", 7, 1, 5 }, { "smep", 7, 1, 7 },
+		{ "erms", 7, 1, 9 }, { "invpcid", 7, 1, 10 }, { "rdseed", 7, 1, 18 }, { "smap", 7, 1, 20 },
+		{ "clflushopt", 7, 1, 23 }, { "umip", 7, 2, 2 }, { "pku", 7, 2, 3 }, { "rdpid", 7, 2, 22 },
+		{ "fsrm", 7, 3, 4 }, { "nx", 0x80000001, 3, 20 }, { "rdtscp", 0x80000001, 3, 27 },
 	};
 	struct kvm_cpuid2 *table = supported_cpuid(device_open());
 	static char line[16384];
@@ -200,7 +202,8 @@ TEST(cpuid)
 	n = table->nent;
 	CHECK(n > 5 && n < 100);
 	CHECK(cpuid_entry(table, 0, 0) && cpuid_entry(table, 1, 0) && cpuid_entry(table, 7, 0));
-	CHECK(cpuid_entry(table, 0x80000000, 0) && cpuid_entry(table, 0x80000001, 0) && cpuid_entry(table, 0x80000008, 0));
+	CHECK(cpuid_entry(table, 0x80000000, 0) && cpuid_entry(table, 0x80000001, 0) &&
+	      cpuid_entry(table, 0x80000008, 0));
 	/* Too small. */
 	table->nent = n - 1;
 	CHECK_ERRNO(ioctl(vm.kvm, KVM_GET_SUPPORTED_CPUID, table), E2BIG);
@@ -268,7 +271,8 @@ TEST(msr_list)
 		if (!get_msr(&vm, list.index[i], &v))
 			FAIL("MSR %#x of the list cannot be read", list.index[i]);
 		else if (!set_msr(&vm, list.index[i], v))
-			FAIL("MSR %#x of the list cannot be written back its value %#llx", list.index[i], (unsigned long long)v);
+			FAIL("MSR %#x of the list cannot be written back its value %#llx", list.index[i],
+			     (unsigned long long)v);
 	}
 }
 
@@ -313,17 +317,17 @@ TEST(bad_pointers)
 		const char *name;
 	} vm_calls[] = {
 		{ KVM_SET_USER_MEMORY_REGION, "SET_USER_MEMORY_REGION" }, { KVM_GET_DIRTY_LOG, "GET_DIRTY_LOG" },
-		{ KVM_GET_CLOCK, "GET_CLOCK" },
-		{ KVM_SET_CLOCK, "SET_CLOCK" }, { KVM_ENABLE_CAP, "ENABLE_CAP" }, { KVM_IRQFD, "IRQFD" },
-		{ KVM_IOEVENTFD, "IOEVENTFD" }, { KVM_SET_GSI_ROUTING, "SET_GSI_ROUTING" }, { KVM_SIGNAL_MSI, "SIGNAL_MSI" },
-		{ KVM_IRQ_LINE, "IRQ_LINE" }, { KVM_CREATE_PIT2, "CREATE_PIT2" },
+		{ KVM_GET_CLOCK, "GET_CLOCK" }, { KVM_SET_CLOCK, "SET_CLOCK" }, { KVM_ENABLE_CAP, "ENABLE_CAP" },
+		{ KVM_IRQFD, "IRQFD" }, { KVM_IOEVENTFD, "IOEVENTFD" }, { KVM_SET_GSI_ROUTING, "SET_GSI_ROUTING" },
+		{ KVM_SIGNAL_MSI, "SIGNAL_MSI" }, { KVM_IRQ_LINE, "IRQ_LINE" }, { KVM_CREATE_PIT2, "CREATE_PIT2" },
 	}, vcpu_calls[] = {
 		{ KVM_GET_REGS, "GET_REGS" }, { KVM_SET_REGS, "SET_REGS" }, { KVM_GET_SREGS, "GET_SREGS" },
 		{ KVM_SET_SREGS, "SET_SREGS" }, { KVM_GET_FPU, "GET_FPU" }, { KVM_SET_FPU, "SET_FPU" },
 		{ KVM_GET_XSAVE, "GET_XSAVE" }, { KVM_SET_XSAVE, "SET_XSAVE" }, { KVM_GET_XCRS, "GET_XCRS" },
-		{ KVM_SET_XCRS, "SET_XCRS" }, { KVM_GET_DEBUGREGS, "GET_DEBUGREGS" }, { KVM_SET_DEBUGREGS, "SET_DEBUGREGS" },
-		{ KVM_GET_VCPU_EVENTS, "GET_VCPU_EVENTS" }, { KVM_SET_VCPU_EVENTS, "SET_VCPU_EVENTS" },
-		{ KVM_GET_MP_STATE, "GET_MP_STATE" }, { KVM_SET_MP_STATE, "SET_MP_STATE" }, { KVM_INTERRUPT, "INTERRUPT" },
+		{ KVM_SET_XCRS, "SET_XCRS" }, { KVM_GET_DEBUGREGS, "GET_DEBUGREGS" },
+		{ KVM_SET_DEBUGREGS, "SET_DEBUGREGS" }, { KVM_GET_VCPU_EVENTS, "GET_VCPU_EVENTS" },
+		{ KVM_SET_VCPU_EVENTS, "SET_VCPU_EVENTS" }, { KVM_GET_MP_STATE, "GET_MP_STATE" },
+		{ KVM_SET_MP_STATE, "SET_MP_STATE" }, { KVM_INTERRUPT, "INTERRUPT" },
 		{ KVM_TRANSLATE, "TRANSLATE" }, { KVM_GET_LAPIC, "GET_LAPIC" }, { KVM_SET_LAPIC, "SET_LAPIC" },
 		{ KVM_X86_SETUP_MCE, "X86_SETUP_MCE" },
 	};
@@ -453,10 +457,11 @@ TEST(mmap_ranges)
 TEST(extensions)
 {
 	static const uint32_t booleans[] = {
-		KVM_CAP_IRQCHIP, KVM_CAP_HLT, KVM_CAP_USER_MEMORY, KVM_CAP_SET_TSS_ADDR, KVM_CAP_EXT_CPUID, KVM_CAP_MP_STATE,
-		KVM_CAP_SYNC_MMU, KVM_CAP_DESTROY_MEMORY_REGION_WORKS, KVM_CAP_JOIN_MEMORY_REGIONS_WORKS, KVM_CAP_IRQFD,
-		KVM_CAP_PIT2, KVM_CAP_IOEVENTFD, KVM_CAP_SET_IDENTITY_MAP_ADDR, KVM_CAP_VCPU_EVENTS, KVM_CAP_DEBUGREGS,
-		KVM_CAP_XSAVE, KVM_CAP_SIGNAL_MSI, KVM_CAP_GET_TSC_KHZ, KVM_CAP_IMMEDIATE_EXIT, KVM_CAP_SPLIT_IRQCHIP,
+		KVM_CAP_IRQCHIP, KVM_CAP_HLT, KVM_CAP_USER_MEMORY, KVM_CAP_SET_TSS_ADDR, KVM_CAP_EXT_CPUID,
+		KVM_CAP_MP_STATE, KVM_CAP_SYNC_MMU, KVM_CAP_DESTROY_MEMORY_REGION_WORKS,
+		KVM_CAP_JOIN_MEMORY_REGIONS_WORKS, KVM_CAP_IRQFD, KVM_CAP_PIT2, KVM_CAP_IOEVENTFD,
+		KVM_CAP_SET_IDENTITY_MAP_ADDR, KVM_CAP_VCPU_EVENTS, KVM_CAP_DEBUGREGS, KVM_CAP_XSAVE,
+		KVM_CAP_SIGNAL_MSI, KVM_CAP_GET_TSC_KHZ, KVM_CAP_IMMEDIATE_EXIT, KVM_CAP_SPLIT_IRQCHIP,
 		KVM_CAP_IRQ_INJECT_STATUS, KVM_CAP_INTERNAL_ERROR_DATA, KVM_CAP_USER_NMI, KVM_CAP_READONLY_MEM,
 	};
 	struct vm vm;
@@ -465,7 +470,10 @@ TEST(extensions)
 	vm_init(&vm, MIB);
 	kvm = vm.kvm;
 	fd = vm.fd;
-	/* Same answer on both files (but for flags that depend on the VM's irqchip), never an error; unknown ones are 0. */
+	/*
+	 * Same answer on both files (but for flags that depend on the VM's irqchip), never an error; unknown ones
+	 * are 0.
+	 */
 	for (unsigned int cap = 0; cap < 300; cap++) {
 		int a = ioctl(kvm, KVM_CHECK_EXTENSION, cap), b = ioctl(fd, KVM_CHECK_EXTENSION, cap);
 
@@ -477,7 +485,8 @@ TEST(extensions)
 	/* Clients compare with 1. */
 	for (size_t i = 0; i < ARRAY_SIZE(booleans); i++)
 		if (ioctl(kvm, KVM_CHECK_EXTENSION, booleans[i]) != 1)
-			FAIL("extension %u is %d, 1 expected", booleans[i], ioctl(kvm, KVM_CHECK_EXTENSION, booleans[i]));
+			FAIL("extension %u is %d, 1 expected", booleans[i],
+			     ioctl(kvm, KVM_CHECK_EXTENSION, booleans[i]));
 	CHECK_EQ(ioctl(kvm, KVM_CHECK_EXTENSION, KVM_CAP_IRQ_ROUTING), 4096);
 	CHECK(ioctl(kvm, KVM_CHECK_EXTENSION, KVM_CAP_ADJUST_CLOCK) & KVM_CLOCK_TSC_STABLE);
 	CHECK(ioctl(kvm, KVM_CHECK_EXTENSION, KVM_CAP_MCE) >= 10);
@@ -496,7 +505,8 @@ TEST(extensions_hold)
 	struct kvm_msi msi = { .address_lo = 0xfee00000, .data = 0x40 };
 	struct kvm_irq_level line = { .irq = 4, .level = 1 };
 	struct kvm_irqfd irqfd = { .fd = eventfd(0, 0), .gsi = 5 };
-	struct kvm_ioeventfd ioeventfd = { .addr = 0x500, .len = 2, .fd = eventfd(0, 0), .flags = KVM_IOEVENTFD_FLAG_PIO };
+	struct kvm_ioeventfd ioeventfd = { .addr = 0x500, .len = 2, .fd = eventfd(0, 0),
+					   .flags = KVM_IOEVENTFD_FLAG_PIO };
 	struct {
 		struct kvm_irq_routing header;
 		struct kvm_irq_routing_entry entry;

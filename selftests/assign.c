@@ -16,14 +16,19 @@ GUEST64(edu_guest,
 	"mov 0x00(%rbx), %eax; out %eax, $0x10\n"
 	"movl $0x12345678, 0x04(%rbx); mov 0x04(%rbx), %eax; out %eax, $0x11\n"
 	/* 10!, with an interrupt at the end. */
-	"mov $0xfee00000, %ecx; movl $0x1ff, 0xf0(%rcx); movl $0x80, 0x20(%rbx); movl $10, 0x08(%rbx)\n"
+	"mov $0xfee00000, %ecx; movl $0x1ff, 0xf0(%rcx)\n"
+	"movl $0x80, 0x20(%rbx); movl $10, 0x08(%rbx)\n"
 	"7: cli; cmpq $1, " STR(G_LOG) "; jae 8f; sti; hlt; jmp 7b\n8: cli\n"
 	"mov 0x24(%rbx), %eax; mov %eax, 0x64(%rbx); out %eax, $0x12\n"
 	"mov 0x08(%rbx), %eax; out %eax, $0x13\n"
 	/* 4 KiB from G_DATA to the device; back to the page after it. The second raises an interrupt. */
-	"movq $" STR(G_DATA) ", 0x80(%rbx); movq $0x40000, 0x88(%rbx); movq $4096, 0x90(%rbx); movl $1, 0x98(%rbx)\n"
+	"movq $" STR(G_DATA) ", 0x80(%rbx)\n"
+	"movq $0x40000, 0x88(%rbx); movq $4096, 0x90(%rbx)\n"
+	"movl $1, 0x98(%rbx)\n"
 	"sti; 1: pause; testl $1, 0x98(%rbx); jnz 1b; cli\n"
-	"movq $0x40000, 0x80(%rbx); movq $" STR(G_DATA) "+4096, 0x88(%rbx); movq $4096, 0x90(%rbx); movl $7, 0x98(%rbx)\n"
+	"movq $0x40000, 0x80(%rbx)\n"
+	"movq $" STR(G_DATA) "+4096, 0x88(%rbx); movq $4096, 0x90(%rbx)\n"
+	"movl $7, 0x98(%rbx)\n"
 	"7: cli; cmpq $2, " STR(G_LOG) "; jae 8f; sti; hlt; jmp 7b\n8: cli\n"
 	"mov 0x24(%rbx), %eax; mov %eax, 0x64(%rbx); out %eax, $0x14\n"
 	"1: out %al, $0x15; jmp 1b\n");
@@ -117,7 +122,8 @@ TEST(registers)
 /* Reads a register, and writes a message into the MSI-X table. */
 GUEST64(table_guest,
 	"mov $" STR(G_BAR) ", %ebx; mov 8(%rbx), %eax; out %eax, $0x10\n"
-	"mov " STR(G_CELLS) ", %rax; movl $0xfee00000, (%rax); movl $0xfd, 8(%rax); out %al, $0x11\n");
+	"mov " STR(G_CELLS) ", %rax; movl $0xfee00000, (%rax)\n"
+	"movl $0xfd, 8(%rax); out %al, $0x11\n");
 
 /* The MSI-X table is not the guest's; a function that can be reset is. */
 TEST(msix)
@@ -144,7 +150,8 @@ TEST(msix)
 	table = info.msix_offset & ~(PAGE - 1);
 	CHECK_ERRNO(mmap(NULL, info.regions[info.msix_bar].size, PROT_READ, MAP_SHARED, device,
 			 info.regions[info.msix_bar].offset), EINVAL);
-	CHECK_ERRNO(mmap(NULL, PAGE, PROT_READ, MAP_SHARED, device, info.regions[info.msix_bar].offset + table), EINVAL);
+	CHECK_ERRNO(mmap(NULL, PAGE, PROT_READ, MAP_SHARED, device, info.regions[info.msix_bar].offset + table),
+		    EINVAL);
 	bar = mmap(NULL, table, PROT_READ, MAP_SHARED, device, info.regions[info.msix_bar].offset);
 	REQUIRE(bar != MAP_FAILED);
 	CHECK(read32(bar, 8) >> 16 != 0);	/* VS: version */
@@ -292,7 +299,8 @@ TEST(vfio_device)
 {
 	struct kvm_create_device request = { .type = KVM_DEV_TYPE_VFIO, .flags = KVM_CREATE_DEVICE_TEST };
 	int kvm = device_open(), file = OK(memfd_create("no group", 0)), bad = -1, device;
-	struct kvm_device_attr attr = { .group = KVM_DEV_VFIO_FILE, .attr = KVM_DEV_VFIO_FILE_ADD, .addr = (uintptr_t)&file };
+	struct kvm_device_attr attr = { .group = KVM_DEV_VFIO_FILE, .attr = KVM_DEV_VFIO_FILE_ADD,
+					.addr = (uintptr_t)&file };
 	struct vm vm;
 
 	CHECK_EQ(ioctl(kvm, KVM_CHECK_EXTENSION, KVM_CAP_DEVICE_CTRL), 1);

@@ -120,7 +120,10 @@ static uint64_t first_address(const struct address *address)
 	return strtoull(text, NULL, 0);
 }
 
-/* The address of attempt `i`: a page of the host (each another one), of the other VM, anything at all, or a register. */
+/*
+ * The address of attempt `i`: a page of the host (each another one), of the other VM, anything at all, or a
+ * register.
+ */
 static uint64_t target_of(unsigned int i, const struct vm *vm, const struct vm *other, const uint8_t *canary,
 			  const uint64_t *registers, unsigned int count)
 {
@@ -294,8 +297,8 @@ static void check_interrupts(const unsigned long *before, int log)
 }
 
 /*
- * Interrupts that are not the guest's own: messages with the host's vectors for everybody, and messages for entries of the
- * host's remapping table that nobody has. None arrives anywhere else.
+ * Interrupts that are not the guest's own: messages with the host's vectors for everybody, and messages for entries
+ * of the host's remapping table that nobody has. None arrives anywhere else.
  */
 TEST_SECONDS(messages, 3600)
 {
@@ -312,7 +315,10 @@ TEST_SECONDS(messages, 3600)
 	victim = victim_init(&other, &nvme);
 	listen_at(&other);
 	log = log_open();
-	/* By the capability: the guest chooses the message, KVM_SET_GSI_ROUTING takes it, and the hardware's stays the host's. */
+	/*
+	 * By the capability: the guest chooses the message, KVM_SET_GSI_ROUTING takes it, and the hardware's stays
+	 * the host's.
+	 */
 	device = attacker_init(&vm, &address);
 	bar = map_bar(device, 0);
 	listen_at(&vm);
@@ -323,7 +329,8 @@ TEST_SECONDS(messages, 3600)
 
 		table->nr = 1;
 		table->entries[0] = (struct kvm_irq_routing_entry) {
-			.gsi = GSI, .type = KVM_IRQ_ROUTING_MSI, .u.msi = { .address_lo = 0xfeeff000, .data = vectors[i] },
+			.gsi = GSI, .type = KVM_IRQ_ROUTING_MSI,
+			.u.msi = { .address_lo = 0xfeeff000, .data = vectors[i] },
 		};
 		OK(ioctl(vm.fd, KVM_SET_GSI_ROUTING, table));
 		free(table);
@@ -338,7 +345,10 @@ TEST_SECONDS(messages, 3600)
 	OK(ioctl(device, RVMM_DEVICE_DEASSIGN, 0));
 	vm_slot(&vm, 1, 0, G_BAR, 0, (void *)bar);
 	close(device);
-	/* By DMA to the window of messages, in the remappable format; handles from 1000 on, of which a host this small has none. */
+	/*
+	 * By DMA to the window of messages, in the remappable format; handles from 1000 on, of which a host this
+	 * small has none.
+	 */
 	attacker_init(&vm, &address);
 	*(uint32_t *)(vm.mem + G_PAYLOAD) = 0;
 	transfer(G_PAYLOAD, 4, false);
@@ -354,10 +364,10 @@ TEST_SECONDS(messages, 3600)
 }
 
 /*
- * Messages by DMA that only the interrupt remapping unit can tell from the host's own: vectors in the format without remapping
- * (VT-d 5.1.4: blocked while GSTS.CFIS is clear), and entries of the remapping table that belong to others (VT-d 9.9: the
- * source-id). QEMU 11.1 checks neither for writes that a device does by DMA, so this fails in the bed; on real machines it
- * must not. The reboot vector is left out.
+ * Messages by DMA that only the interrupt remapping unit can tell from the host's own: vectors in the format
+ * without remapping (VT-d 5.1.4: blocked while GSTS.CFIS is clear), and entries of the remapping table that belong
+ * to others (VT-d 9.9: the source-id). QEMU 11.1 checks neither for writes that a device does by DMA, so this fails
+ * in the bed; on real machines it must not. The reboot vector is left out.
  */
 TEST_NAMED(forged_messages)
 {

@@ -174,7 +174,8 @@ void set_master(int device, bool on)
 volatile uint8_t *map_bar(int device, unsigned int bar)
 {
 	struct rvmm_device_info info = info_of(device);
-	void *p = mmap(NULL, info.regions[bar].size, PROT_READ | PROT_WRITE, MAP_SHARED, device, info.regions[bar].offset);
+	void *p = mmap(NULL, info.regions[bar].size, PROT_READ | PROT_WRITE, MAP_SHARED, device,
+		       info.regions[bar].offset);
 
 	REQUIRE(p != MAP_FAILED);
 	return p;
@@ -254,7 +255,8 @@ unsigned int log_lines(int fd, const char *word, const char *other)
 		ssize_t n = read(fd, line, sizeof(line) - 1);
 
 		if (n < 0 && errno == EPIPE)
-			DIE("the host's log was overwritten before it was read: too many lines, or too little log_buf_len");
+			DIE("the host's log was overwritten before it was read: "
+			    "too many lines, or too little log_buf_len");
 		if (n <= 0)
 			return found;
 		line[n] = 0;

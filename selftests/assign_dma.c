@@ -104,9 +104,10 @@ static uint64_t dma_faults_of_vm(const struct vm *vm)
 }
 
 /*
- * What a device is refused is logged with device, address and direction: by rvmm, once per burst and counted, where the IOMMU's driver
- * tells it, else by the kernel, ten lines in five seconds. (Intel's driver never tells; QEMU's amd-iommu marks refused DMA as
- * refused interrupts and leaves the address out, so Linux's driver for it does not either.)
+ * What a device is refused is logged with device, address and direction: by rvmm, once per burst and counted, where
+ * the IOMMU's driver tells it, else by the kernel, ten lines in five seconds. (Intel's driver never tells; QEMU's
+ * amd-iommu marks refused DMA as refused interrupts and leaves the address out, so Linux's driver for it does not
+ * either.)
  */
 TEST(refused_dma)
 {

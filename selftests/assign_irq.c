@@ -108,7 +108,9 @@ TEST(interrupts)
 GUEST64(pin_guest,
 	"mov $" STR(G_BAR) ", %ebx; mov $0xfee00000, %ecx; movl $0x1ff, 0xf0(%rcx)\n"
 	/* The IOAPIC's entry: level-triggered, to APIC 0. */
-	"mov $0xfec00000, %edx; movl $0x10 + 2 * " STR(PIN_GSI) " + 1, (%rdx); movl $0, 0x10(%rdx)\n"
+	"mov $0xfec00000, %edx\n"
+	"movl $0x10 + 2 * " STR(PIN_GSI) " + 1, (%rdx)\n"
+	"movl $0, 0x10(%rdx)\n"
 	"movl $0x10 + 2 * " STR(PIN_GSI) ", (%rdx); movl $0x8000 + " STR(VECTOR) ", 0x10(%rdx)\n"
 	"out %eax, $0x10\n"
 	"movl $5, 0x60(%rbx)\n" PIN_WAIT(1)
@@ -130,7 +132,10 @@ GUEST64(pin_guest,
 	PIN_EOI PIN_IDLE PIN_COUNT(0x19)
 	"1: jmp 1b\n");
 
-/* The guest's next OUT. With the IOAPIC in user space its registers exit, and so do EOIs, which the device has to be told. */
+/*
+ * The guest's next OUT. With the IOAPIC in user space its registers exit, and so do EOIs, which the device has to
+ * be told.
+ */
 static uint32_t pin_out(struct vm *vm, int device, bool split, unsigned int port)
 {
 	for (;;) {

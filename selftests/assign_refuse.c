@@ -88,7 +88,8 @@ TEST(group)
 			snprintf(neighbour.name, sizeof(neighbour.name), "%.31s", other->d_name);
 			if (access(bus_path(&neighbour, "driver"), F_OK))
 				continue;
-			sscanf(member.name, "%x:%x:%x.%x", &member.segment, &member.bus, &member.slot, &member.function);
+			sscanf(member.name, "%x:%x:%x.%x", &member.segment, &member.bus, &member.slot,
+			       &member.function);
 			bind_device(&member);
 			check_refused(vm.fd, &member, EBUSY, neighbour.name);
 			give_back(&member);

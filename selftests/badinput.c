@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0
 /*
- * Wrong input: every ioctl on every file, with bad pointers, with every field wrong, in every state of a VM. Prints what came of it, one
- * line per field; tools/badinput runs this on KVM and on rvmm and compares. By itself it only finds out whether all of it is survived.
+ * Wrong input: every ioctl on every file, with bad pointers, with every field wrong, in every state of a VM. Prints
+ * what came of it, one line per field; tools/badinput runs this on KVM and on rvmm and compares. By itself it only
+ * finds out whether all of it is survived.
  */
 #define _GNU_SOURCE
 #include "vm.h"
@@ -112,7 +113,8 @@ static void fill_dirty(uint8_t *p)
 
 static void fill_clear(uint8_t *p)
 {
-	*(struct kvm_clear_dirty_log *)p = (struct kvm_clear_dirty_log){ .slot = 1, .num_pages = 64, .dirty_bitmap = t.memory };
+	*(struct kvm_clear_dirty_log *)p = (struct kvm_clear_dirty_log){ .slot = 1, .num_pages = 64,
+									 .dirty_bitmap = t.memory };
 }
 
 static void fill_irqchip(uint8_t *p)
@@ -159,7 +161,8 @@ static void fill_irqfd(uint8_t *p) { *(struct kvm_irqfd *)p = (struct kvm_irqfd)
 
 static void fill_irqfd_resample(uint8_t *p)
 {
-	*(struct kvm_irqfd *)p = (struct kvm_irqfd){ .fd = t.event, .gsi = 6, .flags = KVM_IRQFD_FLAG_RESAMPLE, .resamplefd = t.timer };
+	*(struct kvm_irqfd *)p = (struct kvm_irqfd){ .fd = t.event, .gsi = 6, .flags = KVM_IRQFD_FLAG_RESAMPLE,
+						     .resamplefd = t.timer };
 }
 
 static void fill_ioeventfd(uint8_t *p)
@@ -170,7 +173,8 @@ static void fill_ioeventfd(uint8_t *p)
 static void fill_ioeventfd_pio(uint8_t *p)
 {
 	*(struct kvm_ioeventfd *)p = (struct kvm_ioeventfd){
-		.addr = 0x510, .len = 2, .fd = t.event, .flags = KVM_IOEVENTFD_FLAG_PIO | KVM_IOEVENTFD_FLAG_DATAMATCH, .datamatch = 7,
+		.addr = 0x510, .len = 2, .fd = t.event,
+		.flags = KVM_IOEVENTFD_FLAG_PIO | KVM_IOEVENTFD_FLAG_DATAMATCH, .datamatch = 7,
 	};
 }
 
@@ -196,7 +200,8 @@ static void fill_filter(uint8_t *p)
 {
 	struct kvm_msr_filter *f = (void *)p;
 
-	f->ranges[0] = (struct kvm_msr_filter_range){ .flags = KVM_MSR_FILTER_READ, .nmsrs = 8, .base = 0x174, .bitmap = t.memory };
+	f->ranges[0] = (struct kvm_msr_filter_range){ .flags = KVM_MSR_FILTER_READ, .nmsrs = 8, .base = 0x174,
+						      .bitmap = t.memory };
 }
 
 static void fill_interrupt(uint8_t *p) { ((struct kvm_interrupt *)p)->irq = 0x31; }
@@ -224,18 +229,23 @@ static const struct call calls[] = {
 	{ "KVM_CREATE_VM", KVM_CREATE_VM, DEVICE },
 	{ "KVM_GET_VCPU_MMAP_SIZE", KVM_GET_VCPU_MMAP_SIZE, DEVICE },
 	{ "KVM_GET_SUPPORTED_CPUID", KVM_GET_SUPPORTED_CPUID, DEVICE, 8 + 256 * 40, fill_cpuid_get, 2 },
-	{ "KVM_GET_EMULATED_CPUID", KVM_GET_EMULATED_CPUID, DEVICE, 8 + 256 * 40, fill_cpuid_get, 2, KVM_CAP_EXT_EMUL_CPUID },
+	{ "KVM_GET_EMULATED_CPUID", KVM_GET_EMULATED_CPUID, DEVICE, 8 + 256 * 40, fill_cpuid_get, 2,
+	  KVM_CAP_EXT_EMUL_CPUID },
 	{ "KVM_GET_MSR_INDEX_LIST", KVM_GET_MSR_INDEX_LIST, DEVICE, 4 + 1024 * 4, fill_msr_list, 1 },
-	{ "KVM_GET_MSR_FEATURE_INDEX_LIST", KVM_GET_MSR_FEATURE_INDEX_LIST, DEVICE, 4 + 1024 * 4, fill_msr_list, 1, KVM_CAP_GET_MSR_FEATURES },
+	{ "KVM_GET_MSR_FEATURE_INDEX_LIST", KVM_GET_MSR_FEATURE_INDEX_LIST, DEVICE, 4 + 1024 * 4, fill_msr_list, 1,
+	  KVM_CAP_GET_MSR_FEATURES },
 	{ "KVM_GET_MSRS (device)", KVM_GET_MSRS, DEVICE, 24, fill_msrs, 3, KVM_CAP_GET_MSR_FEATURES },
 	{ "KVM_X86_GET_MCE_CAP_SUPPORTED", KVM_X86_GET_MCE_CAP_SUPPORTED, DEVICE, 8, .get = true },
-	{ "KVM_GET_DEVICE_ATTR (device)", KVM_GET_DEVICE_ATTR, DEVICE, 24, fill_device_attr, 6, KVM_CAP_SYS_ATTRIBUTES },
-	{ "KVM_HAS_DEVICE_ATTR (device)", KVM_HAS_DEVICE_ATTR, DEVICE, 24, fill_device_attr, 6, KVM_CAP_SYS_ATTRIBUTES },
+	{ "KVM_GET_DEVICE_ATTR (device)", KVM_GET_DEVICE_ATTR, DEVICE, 24, fill_device_attr, 6,
+	  KVM_CAP_SYS_ATTRIBUTES },
+	{ "KVM_HAS_DEVICE_ATTR (device)", KVM_HAS_DEVICE_ATTR, DEVICE, 24, fill_device_attr, 6,
+	  KVM_CAP_SYS_ATTRIBUTES },
 
 	V(KVM_SET_USER_MEMORY_REGION, struct kvm_userspace_memory_region, VM, .fill = fill_region),
 	{ "KVM_SET_USER_MEMORY_REGION2", _IOW(KVMIO, 0x49, uint8_t[160]), VM, 160, fill_region, 14 },
 	V(KVM_GET_DIRTY_LOG, struct kvm_dirty_log, VM, .fill = fill_dirty),
-	V(KVM_CLEAR_DIRTY_LOG, struct kvm_clear_dirty_log, VM, .fill = fill_clear, .cap = KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2),
+	V(KVM_CLEAR_DIRTY_LOG, struct kvm_clear_dirty_log, VM, .fill = fill_clear,
+	  .cap = KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2),
 	{ "KVM_SET_TSS_ADDR", KVM_SET_TSS_ADDR, VM },
 	V(KVM_SET_IDENTITY_MAP_ADDR, uint64_t, VM),
 	{ "KVM_SET_NR_MMU_PAGES", KVM_SET_NR_MMU_PAGES, VM },
@@ -261,17 +271,26 @@ static const struct call calls[] = {
 	V(KVM_SET_CLOCK, struct kvm_clock_data, VM, .fill = fill_clock),
 	{ "KVM_GET_TSC_KHZ (VM)", KVM_GET_TSC_KHZ, VM },
 	V(KVM_ENABLE_CAP, struct kvm_enable_cap, VM, .fill = fill_enable, .words = 8),
-	{ "KVM_ENABLE_CAP (quirks)", KVM_ENABLE_CAP, VM, sizeof(struct kvm_enable_cap), fill_enable_quirks, 8, KVM_CAP_DISABLE_QUIRKS2 },
+	{ "KVM_ENABLE_CAP (quirks)", KVM_ENABLE_CAP, VM, sizeof(struct kvm_enable_cap), fill_enable_quirks, 8,
+	  KVM_CAP_DISABLE_QUIRKS2 },
 	{ "KVM_ENABLE_CAP (split)", KVM_ENABLE_CAP, VM, sizeof(struct kvm_enable_cap), fill_enable_split, 8 },
-	{ "KVM_ENABLE_CAP (MSR)", KVM_ENABLE_CAP, VM, sizeof(struct kvm_enable_cap), fill_enable_msr, 8, KVM_CAP_X86_USER_SPACE_MSR },
-	{ "KVM_ENABLE_CAP (log)", KVM_ENABLE_CAP, VM, sizeof(struct kvm_enable_cap), fill_enable_log, 8, KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2 },
+	{ "KVM_ENABLE_CAP (MSR)", KVM_ENABLE_CAP, VM, sizeof(struct kvm_enable_cap), fill_enable_msr, 8,
+	  KVM_CAP_X86_USER_SPACE_MSR },
+	{ "KVM_ENABLE_CAP (log)", KVM_ENABLE_CAP, VM, sizeof(struct kvm_enable_cap), fill_enable_log, 8,
+	  KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2 },
 	{ "KVM_ENABLE_CAP (ids)", KVM_ENABLE_CAP, VM, sizeof(struct kvm_enable_cap), fill_enable_ids, 8 },
-	{ "KVM_ENABLE_CAP (poll)", KVM_ENABLE_CAP, VM, sizeof(struct kvm_enable_cap), fill_enable_poll, 8, KVM_CAP_HALT_POLL },
-	{ "KVM_ENABLE_CAP (hypercall)", KVM_ENABLE_CAP, VM, sizeof(struct kvm_enable_cap), fill_enable_hypercall, 8, KVM_CAP_EXIT_HYPERCALL },
-	{ "KVM_ENABLE_CAP (bus)", KVM_ENABLE_CAP, VM, sizeof(struct kvm_enable_cap), fill_enable_bus, 8, KVM_CAP_X86_APIC_BUS_CYCLES_NS },
-	V(KVM_X86_SET_MSR_FILTER, struct kvm_msr_filter, VM, .fill = fill_filter, .words = 14, .cap = KVM_CAP_X86_MSR_FILTER),
-	V(KVM_REGISTER_COALESCED_MMIO, struct kvm_coalesced_mmio_zone, VM, .fill = fill_zone, .cap = KVM_CAP_COALESCED_MMIO),
-	V(KVM_UNREGISTER_COALESCED_MMIO, struct kvm_coalesced_mmio_zone, VM, .fill = fill_zone, .cap = KVM_CAP_COALESCED_MMIO),
+	{ "KVM_ENABLE_CAP (poll)", KVM_ENABLE_CAP, VM, sizeof(struct kvm_enable_cap), fill_enable_poll, 8,
+	  KVM_CAP_HALT_POLL },
+	{ "KVM_ENABLE_CAP (hypercall)", KVM_ENABLE_CAP, VM, sizeof(struct kvm_enable_cap), fill_enable_hypercall, 8,
+	  KVM_CAP_EXIT_HYPERCALL },
+	{ "KVM_ENABLE_CAP (bus)", KVM_ENABLE_CAP, VM, sizeof(struct kvm_enable_cap), fill_enable_bus, 8,
+	  KVM_CAP_X86_APIC_BUS_CYCLES_NS },
+	V(KVM_X86_SET_MSR_FILTER, struct kvm_msr_filter, VM, .fill = fill_filter, .words = 14,
+	  .cap = KVM_CAP_X86_MSR_FILTER),
+	V(KVM_REGISTER_COALESCED_MMIO, struct kvm_coalesced_mmio_zone, VM, .fill = fill_zone,
+	  .cap = KVM_CAP_COALESCED_MMIO),
+	V(KVM_UNREGISTER_COALESCED_MMIO, struct kvm_coalesced_mmio_zone, VM, .fill = fill_zone,
+	  .cap = KVM_CAP_COALESCED_MMIO),
 	{ "KVM_GET_STATS_FD (VM)", KVM_GET_STATS_FD, VM },
 	{ "KVM_CREATE_VCPU", KVM_CREATE_VCPU, VM },
 
@@ -314,12 +333,14 @@ static const struct call calls[] = {
 	V(KVM_SET_DEVICE_ATTR, struct kvm_device_attr, VCPU, .fill = fill_attr, .cap = KVM_CAP_VCPU_ATTRIBUTES),
 	V(KVM_HAS_DEVICE_ATTR, struct kvm_device_attr, VCPU, .fill = fill_attr, .cap = KVM_CAP_VCPU_ATTRIBUTES),
 	{ "KVM_GET_TSC_KHZ", KVM_GET_TSC_KHZ, VCPU },
-	{ "KVM_PRE_FAULT_MEMORY", _IOWR(KVMIO, 0xd5, uint64_t[8]), VCPU, 64, fill_pre_fault, 8, KVM_CAP_PRE_FAULT_MEMORY },
+	{ "KVM_PRE_FAULT_MEMORY", _IOWR(KVMIO, 0xd5, uint64_t[8]), VCPU, 64, fill_pre_fault, 8,
+	  KVM_CAP_PRE_FAULT_MEMORY },
 };
 
 /* Numbers of a VM or a vCPU that are given as the argument itself. */
 static const unsigned long numbers[] = {
-	0, 1, 2, 63, 64, 1000, 4096, 0xffffc000, 0xffffd000, 0xffffe000, 0x7fffffff, 0x80000000, 0xffffffff, 1ul << 32, ~0ul,
+	0, 1, 2, 63, 64, 1000, 4096, 0xffffc000, 0xffffd000, 0xffffe000, 0x7fffffff, 0x80000000, 0xffffffff,
+	1ul << 32, ~0ul,
 };
 
 /* What a field is spoilt with. */
@@ -511,7 +532,8 @@ static long meminfo(const char *name)
 /* Nothing of it stays: after a first round the next ones, or one of them, take no memory. */
 TEST_SECONDS(leak, 300)
 {
-	static const char *const kinds[] = { "SUnreclaim", "VmallocUsed", "SecPageTables", "PageTables", "KernelStack" };
+	static const char *const kinds[] = { "SUnreclaim", "VmallocUsed", "SecPageTables", "PageTables",
+					     "KernelStack" };
 	long grown = 0;
 
 	if (!is_rvmm())
@@ -577,8 +599,9 @@ TEST(files)
 	say();
 	begin("files", "mmap");
 	static const struct { int pages, offset, prot, flags; } maps[] = {
-		{ 1, 0, PROT_READ, MAP_SHARED }, { 3, 0, PROT_READ | PROT_WRITE, MAP_SHARED }, { 1, 2, PROT_READ, MAP_SHARED },
-		{ 1, 0, PROT_READ | PROT_WRITE, MAP_PRIVATE }, { 1, 0, PROT_READ, MAP_PRIVATE },
+		{ 1, 0, PROT_READ, MAP_SHARED }, { 3, 0, PROT_READ | PROT_WRITE, MAP_SHARED },
+		{ 1, 2, PROT_READ, MAP_SHARED }, { 1, 0, PROT_READ | PROT_WRITE, MAP_PRIVATE },
+		{ 1, 0, PROT_READ, MAP_PRIVATE },
 	};
 	for (size_t i = 0; i < ARRAY_SIZE(maps); i++) {
 		p = mmap(NULL, maps[i].pages * 4096, maps[i].prot, maps[i].flags, t.vcpu, maps[i].offset * 4096l);

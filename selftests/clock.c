@@ -30,7 +30,9 @@ struct wall_clock {
 };
 
 /* WRMSR with the registers as the test set them, then the TSC goes to a cell. */
-GUEST64(clock_guest, "wrmsr; 1: rdtsc; shl $32, %rdx; or %rdx, %rax; mov %rax, " STR(G_CELLS) "; hlt; jmp 1b\n");
+GUEST64(clock_guest,
+	"wrmsr; 1: rdtsc; shl $32, %rdx; or %rdx, %rax\n"
+	"mov %rax, " STR(G_CELLS) "; hlt; jmp 1b\n");
 
 static void guest_msr(struct vm *vm, uint32_t index, uint64_t value)
 {
@@ -291,7 +293,8 @@ TEST(bad_addresses)
 	}
 	/* The memory goes away under the page, and comes back. */
 	guest_msr(&vm, MSR_SYSTEM_TIME, 0x50000001);
-	vm_slot(&vm, 4, 0, 0x50000000, 4096, mmap(NULL, 4096, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0));
+	vm_slot(&vm, 4, 0, 0x50000000, 4096,
+		mmap(NULL, 4096, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0));
 	struct kvm_clock_data d = { .clock = 3 * NS };
 	OK(ioctl(vm.fd, KVM_SET_CLOCK, &d));
 	vm_expect(&vm, KVM_EXIT_HLT);
@@ -369,7 +372,8 @@ TEST(vcpus_together)
 TEST(tsc_offset)
 {
 	uint64_t offset = 0, before, after, tsc;
-	struct kvm_device_attr a = { .group = KVM_VCPU_TSC_CTRL, .attr = KVM_VCPU_TSC_OFFSET, .addr = (uintptr_t)&offset };
+	struct kvm_device_attr a = { .group = KVM_VCPU_TSC_CTRL, .attr = KVM_VCPU_TSC_OFFSET,
+				     .addr = (uintptr_t)&offset };
 	struct vm vm, second;
 
 	vm_new(&vm, MIB);

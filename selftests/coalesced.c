@@ -44,7 +44,8 @@ GUEST64(writes,
 	"mov $0x0123456789abcdef, %rax; mov %rax, 8(%rbx)\n"
 	"movl $0x99, 14(%rbx)\n"
 	"mov (%rbx), %eax\n"
-	"mov $0x500, %edx; mov $0x42, %al; out %al, %dx; inc %edx; mov $0x4344, %eax; out %ax, %dx\n"
+	"mov $0x500, %edx; mov $0x42, %al; out %al, %dx\n"
+	"inc %edx; mov $0x4344, %eax; out %ax, %dx\n"
 	"dec %edx; mov $" STR(G_DATA) ", %esi; mov $3, %ecx; rep outsb\n"
 	"mov $0x50f, %edx; out %ax, %dx\n"
 	"out %al, $0x10\n");
@@ -84,9 +85,14 @@ TEST(ring)
 	vm_expect_out(&vm, 0x10);
 }
 
-GUEST64(endless, "mov $" STR(G_MMIO) ", %ebx; xor %eax, %eax; 1: mov %eax, (%rbx); inc %eax; jmp 1b\n");
+GUEST64(endless,
+	"mov $" STR(G_MMIO) ", %ebx; xor %eax, %eax\n"
+	"1: mov %eax, (%rbx); inc %eax; jmp 1b\n");
 
-/* A full ring: user space gets the write itself; an index that makes no sense likewise. Each vCPU's mapping shows the same ring. */
+/*
+ * A full ring: user space gets the write itself; an index that makes no sense likewise. Each vCPU's mapping shows
+ * the same ring.
+ */
 TEST(full)
 {
 	struct vm vm, other;

@@ -223,7 +223,9 @@ TEST(block_interrupts_of_apic)
 }
 
 /* And those that come while the guest runs. */
-GUEST64(busy, "sti; 1: incq " STR(G_CELLS) "; cmpq $0, " STR(G_CELLS) "+8; je 1b; out %al, $0x10; nop; nop; out %al, $0x11\n");
+GUEST64(busy,
+	"sti; 1: incq " STR(G_CELLS) "; cmpq $0, " STR(G_CELLS) "+8\n"
+	"je 1b; out %al, $0x10; nop; nop; out %al, $0x11\n");
 
 static void *run_busy(void *argument)
 {
@@ -408,7 +410,9 @@ TEST(inject)
 }
 
 /* The guest single-steps itself, nobody debugs it: nothing of this is seen. */
-GUEST64(own_step, "pushf; orl $0x100, (%rsp); popf; nop; cpuid; pushf; andl $~0x100, (%rsp); popf; hlt\n");
+GUEST64(own_step,
+	"pushf; orl $0x100, (%rsp); popf; nop; cpuid\n"
+	"pushf; andl $~0x100, (%rsp); popf; hlt\n");
 
 TEST(guest_steps_itself)
 {

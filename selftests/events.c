@@ -88,7 +88,9 @@ TEST(interrupt_window)
 
 /* STI and MOV SS hold interrupts back for one instruction. */
 GUEST64(sti_shadow, "cli; out %al, $0x10; sti; out %al, $0x11; nop; hlt\n");
-GUEST64(mov_ss_shadow, "mov %ss, %eax; cli; out %al, $0x10; sti; nop; mov %eax, %ss; out %al, $0x11; nop; hlt\n");
+GUEST64(mov_ss_shadow,
+	"mov %ss, %eax; cli; out %al, $0x10; sti; nop\n"
+	"mov %eax, %ss; out %al, $0x11; nop; hlt\n");
 
 TEST(sti_shadow)
 {
@@ -149,7 +151,10 @@ TEST(cold_delivery)
 	vm_expect(&vm, KVM_EXIT_HLT);
 	madvise(pages, 16 * 4096, MADV_NOHUGEPAGE);
 	vm_slot(&vm, 1, 0, 0x800000, 16 * 4096, pages);
-	/* Page 8 holds a copy of the IDT, page 4 of the handlers' stubs: untouched by the guest until the event comes. */
+	/*
+	 * Page 8 holds a copy of the IDT, page 4 of the handlers' stubs: untouched by the guest until the event
+	 * comes.
+	 */
 	memcpy(pages + 8 * 4096, vm.mem + G_IDT, 4096);
 	for (unsigned int i = 0; i < 3; i++) {
 		struct kvm_vcpu_events e;
@@ -193,7 +198,8 @@ TEST(cold_delivery)
 		check_event(&vm, i, i == 0 ? 0x70 : i == 1 ? 2 : 13, i == 2 ? 0x1234 : 0, G_CODE);
 		CHECK_EQ(vm_regs(&vm).rsp, 0x802020);
 		e = vm_events(&vm);
-		CHECK(!e.exception.injected && !e.interrupt.injected && !e.nmi.injected && !e.nmi.pending && !e.nmi.masked);
+		CHECK(!e.exception.injected && !e.interrupt.injected && !e.nmi.injected && !e.nmi.pending &&
+		      !e.nmi.masked);
 	}
 }
 
@@ -293,7 +299,8 @@ TEST(nmi_and_interrupt)
 
 /* Exceptions that the guest causes: vector, error code, address. */
 
-static void faults(const char *what, const char *bytes, size_t n, struct kvm_regs r, unsigned int vector, uint64_t error, uint64_t cr2,
+static void faults(const char *what, const char *bytes, size_t n, struct kvm_regs r, unsigned int vector,
+		   uint64_t error, uint64_t cr2,
 		   int after)
 {
 	struct guest_log *log;
@@ -315,9 +322,11 @@ static void faults(const char *what, const char *bytes, size_t n, struct kvm_reg
 	r.rflags = 2;
 	vm_set_regs(&vm, &r);
 	vm_expect(&vm, KVM_EXIT_HLT);
-	if (log->count != 1 || log->event[0].vector != vector || log->event[0].error != error || log->event[0].rip != G_CODE + after ||
+	if (log->count != 1 || log->event[0].vector != vector || log->event[0].error != error ||
+	    log->event[0].rip != G_CODE + after ||
 	    (vector == 14 && log->event[0].cr2 != cr2))
-		FAIL("%s: %llu events, vector %llu, error %#llx, rip %#llx, cr2 %#llx", what, (unsigned long long)log->count,
+		FAIL("%s: %llu events, vector %llu, error %#llx, rip %#llx, cr2 %#llx", what,
+		     (unsigned long long)log->count,
 		     (unsigned long long)log->event[0].vector, (unsigned long long)log->event[0].error,
 		     (unsigned long long)log->event[0].rip, (unsigned long long)log->event[0].cr2);
 	vm_free(&vm);
@@ -349,7 +358,8 @@ TEST(exceptions)
 /* #AC: ring 3, CR0.AM, EFLAGS.AC. */
 GUEST64(alignment,
 	"mov $" STR(SEL_TSS) ", %eax; ltr %ax\n"
-	"push $" STR(SEL_USER_DATA) "; push $" STR(G_STACK) "-0x2000; push $0x40002; push $" STR(SEL_USER_CODE64) "\n"
+	"push $" STR(SEL_USER_DATA) "; push $" STR(G_STACK) "-0x2000\n"
+	"push $0x40002; push $" STR(SEL_USER_CODE64) "\n"
 	"lea 1f(%rip), %rax; push %rax; iretq\n"
 	"1: mov " STR(G_DATA) "+1, %eax; 2: jmp 2b\n");
 
@@ -492,7 +502,10 @@ TEST(breakpoints)
 	CHECK_EQ(log->event[2].dr6 & 4, 4);
 }
 
-/* #DB and #AC that repeat during delivery must not hold the host up (CVE-2015-5307, CVE-2015-8104): a signal still ends KVM_RUN. */
+/*
+ * #DB and #AC that repeat during delivery must not hold the host up (CVE-2015-5307, CVE-2015-8104): a signal still
+ * ends KVM_RUN.
+ */
 #include <signal.h>
 #include <sys/time.h>
 

@@ -85,7 +85,8 @@ GUEST64(port_strings,
 	"cld\n"
 	"mov $" STR(G_DATA) ", %esi; mov $300, %ecx; mov $0x20, %edx; rep outsb\n"
 	"mov %rcx, %r8; mov %rsi, %r9\n"
-	"mov $" STR(G_DATA) "+0x2ff0, %edi; mov $100, %ecx; mov $0x22, %edx; rep insl\n"	/* over a page boundary */
+	/* over a page boundary */
+	"mov $" STR(G_DATA) "+0x2ff0, %edi; mov $100, %ecx; mov $0x22, %edx; rep insl\n"
 	"mov %rcx, %r10; mov %rdi, %r11\n"
 	"std\n"
 	"mov $" STR(G_DATA) "+0x5010, %edi; mov $20, %ecx; rep insw\n"

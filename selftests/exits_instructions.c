@@ -66,21 +66,24 @@ TEST(msr_instructions)
 		unsigned int vector;
 	} table[] = {
 		{ 0xc0000081, 0x0013000800000000, 256 }, { 0xc0000082, 0xffff800000001000, 256 },
-		{ 0xc0000084, 0x47700, 256 }, { 0xc0000100, 0x7f0000001000, 256 }, { 0xc0000101, 0xffff888000000000, 256 },
-		{ 0xc0000102, 0x7f0000002000, 256 }, { 0x174, 0x10, 256 }, { 0x175, 0x12345000, 256 }, { 0x176, 0x12346000, 256 },
-		{ 0x277, 0x0007040600010406, 256 }, { 0x277, 0x0007040600020406, 13 },
-		{ 0xc0000080, 0xd01, 256 }, { 0xc0000080, 0x400000d01, 13 }, { 0xc0000080, 0x401, 13 /* LME with paging on */ },
-		{ 0x1b, 0xfee00900, 256 }, { 0x2ff, 0xc06, 256 }, { 0x10, 0x100000000, 256 },
+		{ 0xc0000084, 0x47700, 256 }, { 0xc0000100, 0x7f0000001000, 256 },
+		{ 0xc0000101, 0xffff888000000000, 256 }, { 0xc0000102, 0x7f0000002000, 256 }, { 0x174, 0x10, 256 },
+		{ 0x175, 0x12345000, 256 }, { 0x176, 0x12346000, 256 }, { 0x277, 0x0007040600010406, 256 },
+		{ 0x277, 0x0007040600020406, 13 }, { 0xc0000080, 0xd01, 256 }, { 0xc0000080, 0x400000d01, 13 },
+		{ 0xc0000080, 0x401, 13 /* LME with paging on */ }, { 0x1b, 0xfee00900, 256 },
+		{ 0x2ff, 0xc06, 256 }, { 0x10, 0x100000000, 256 },
 		/* The emulated AMD CPU accepts any address. */
 		{ 0xc0000082, 0x0080000000000000, 13 }, { 0xc0000102, 0x8000000000000000, 13 },
 	};
 	for (size_t i = 0; i < ARRAY_SIZE(table) - 2 * is_tcg(); i++) {
 		unsigned int have;
 
-		r = (struct kvm_regs) { .rcx = table[i].index, .rax = table[i].value & 0xffffffff, .rdx = table[i].value >> 32 };
+		r = (struct kvm_regs) { .rcx = table[i].index, .rax = table[i].value & 0xffffffff,
+					.rdx = table[i].value >> 32 };
 		have = ONE(&vm, WRMSR, &r);
 		if (have != table[i].vector)
-			FAIL("WRMSR %#x, %#llx: vector %u, %u expected", table[i].index, (unsigned long long)table[i].value, have,
+			FAIL("WRMSR %#x, %#llx: vector %u, %u expected", table[i].index,
+			     (unsigned long long)table[i].value, have,
 			     table[i].vector);
 		if (have != 256 || table[i].index == 0x10)
 			continue;
@@ -163,11 +166,12 @@ TEST(xsetbv)
 		uint32_t index;
 		unsigned int vector;
 	} table[] = {
-		{ 1, 0, 256 }, { 3, 0, 256 }, { 0, 0, 13 }, { 2, 0, 13 }, { 5, 0, 13 }, { 1ull << 63 | 1, 0, 13 }, { 3, 1, 13 },
-		{ 1ull << 40 | 3, 0, 13 }, { 0x23, 0, 13 }, { 0xb, 0, 13 }, { 3, 0, 256 },
+		{ 1, 0, 256 }, { 3, 0, 256 }, { 0, 0, 13 }, { 2, 0, 13 }, { 5, 0, 13 }, { 1ull << 63 | 1, 0, 13 },
+		{ 3, 1, 13 }, { 1ull << 40 | 3, 0, 13 }, { 0x23, 0, 13 }, { 0xb, 0, 13 }, { 3, 0, 256 },
 	};
 	for (size_t i = 0; i < ARRAY_SIZE(table); i++) {
-		r = (struct kvm_regs) { .rax = table[i].value & 0xffffffff, .rdx = table[i].value >> 32, .rcx = table[i].index };
+		r = (struct kvm_regs) { .rax = table[i].value & 0xffffffff, .rdx = table[i].value >> 32,
+					.rcx = table[i].index };
 		if (ONE(&vm, "\x0f\x01\xd1", &r) != table[i].vector)
 			FAIL("XSETBV %u, %#llx", table[i].index, (unsigned long long)table[i].value);
 	}
@@ -215,7 +219,8 @@ TEST(control_registers)
 	CHECK_EQ(ONE(&vm, "\x0f\x20\xc0", &r), 256);		/* mov %cr0, %rax */
 	CHECK_EQ(r.rax, 0x80010033);
 	CHECK_EQ(ONE(&vm, "\x0f\x20\xe0", &r), 256);		/* mov %cr4, %rax */
-	CHECK_EQ(r.rax & ~(is_rvmm() && !is_tcg() ? 0 : 0x40ull), 0x220);	/* KVM on SVM lets the host's MCE shine through; TCG reads CR4 without an exit */
+	/* KVM on SVM lets the host's MCE shine through; TCG reads CR4 without an exit */
+	CHECK_EQ(r.rax & ~(is_rvmm() && !is_tcg() ? 0 : 0x40ull), 0x220);
 	CHECK_EQ(ONE(&vm, "\x0f\x20\xd8", &r), 256);		/* mov %cr3, %rax */
 	CHECK_EQ(r.rax, G_PML4);
 	/* CR0: bits, and combinations that fault. */
@@ -347,13 +352,16 @@ TEST(debug_registers)
 /* Ring 3 may do none of it. */
 GUEST64(user_mode,
 	"mov $" STR(SEL_TSS) ", %eax; ltr %ax\n"
-	"push $" STR(SEL_USER_DATA) "; push $" STR(G_STACK) "-0x2000; push $2; push $" STR(SEL_USER_CODE64) "\n"
+	"push $" STR(SEL_USER_DATA) "\n"
+	"push $" STR(G_STACK) "-0x2000; push $2\n"
+	"push $" STR(SEL_USER_CODE64) "\n"
 	"push $" STR(G_CODE) "+0x800; iretq\n");
 
 TEST(user_mode)
 {
 	static const char *const forbidden[] = {
-		"\xf4", "\x0f\x32", "\x0f\x30", "\x0f\x20\xd8", "\x0f\x22\xd8", "\x0f\x21\xf8", "\x0f\x06", "\xe4\x10", "\xfa",
+		"\xf4", "\x0f\x32", "\x0f\x30", "\x0f\x20\xd8", "\x0f\x22\xd8", "\x0f\x21\xf8", "\x0f\x06",
+		"\xe4\x10", "\xfa",
 		"\x0f\x01\xd1",
 		/* The emulated AMD CPU lets these two pass. */
 		"\x0f\x08", "\x0f\x09",
@@ -376,7 +384,10 @@ TEST(user_mode)
 			vm_set_sregs(&vm, &s);
 		}
 		memcpy(vm.mem + G_CODE + 0x800, forbidden[i], n);
-		/* The handler's return goes to an HLT, whose fault ends it: resume is spent, so it would repeat for ever. */
+		/*
+		 * The handler's return goes to an HLT, whose fault ends it: resume is spent, so it would repeat
+		 * for ever.
+		 */
 		memcpy(vm.mem + G_CODE + 0x800 + n, "\x0f\x05", 2);	/* SYSCALL, to kernel's HLT */
 		CHECK(set_msr(&vm, 0xc0000081, (uint64_t)SEL_CODE64 << 32 | (uint64_t)0x33 << 48));
 		CHECK(set_msr(&vm, 0xc0000082, G_CODE + 0x900));

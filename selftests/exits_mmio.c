@@ -194,7 +194,8 @@ TEST(mmio_crossing)
 
 /* Half memory, half not. */
 GUEST64(mmio_edge,
-	"mov $0x400000, %ebx; mov $0x1122334455667788, %rax; mov %rax, -4(%rbx); mov -2(%rbx), %ecx; hlt\n");
+	"mov $0x400000, %ebx; mov $0x1122334455667788, %rax\n"
+	"mov %rax, -4(%rbx); mov -2(%rbx), %ecx; hlt\n");
 
 TEST(mmio_edge)
 {

@@ -24,8 +24,9 @@ static bool host_pku(void)
 }
 
 /*
- * KVM_RUN with a pattern in all vector registers, x87, MXCSR and the x87 control word on the way in. Gives back what is there
- * afterwards. Everything in one piece of assembly: the compiler must not use these registers in between.
+ * KVM_RUN with a pattern in all vector registers, x87, MXCSR and the x87 control word on the way in. Gives back
+ * what is there afterwards. Everything in one piece of assembly: the compiler must not use these registers in
+ * between.
  */
 struct pattern {
 	uint8_t vector[16][32];
@@ -56,24 +57,31 @@ static long run_with(int vcpu, const struct pattern *in, struct pattern *out, bo
 	if (avx)
 		asm volatile(EACH(LOAD_Y) TAIL(EACH(SAVE_Y)) "vzeroupper\n"
 			     : "=a"(result) : "0"(16), "D"(vcpu), "S"(KVM_RUN), "d"(0), "r"(a), "r"(b)
-			     : "rcx", "r11", "memory", "xmm0", "xmm1", "xmm2", "xmm3", "xmm4", "xmm5", "xmm6", "xmm7", "xmm8", "xmm9",
-			       "xmm10", "xmm11", "xmm12", "xmm13", "xmm14", "xmm15", "st");
+			     : "rcx", "r11", "memory", "xmm0", "xmm1", "xmm2", "xmm3", "xmm4", "xmm5", "xmm6",
+			       "xmm7", "xmm8", "xmm9", "xmm10", "xmm11", "xmm12", "xmm13", "xmm14", "xmm15", "st");
 	else
 		asm volatile(EACH(LOAD_X) TAIL(EACH(SAVE_X))
 			     : "=a"(result) : "0"(16), "D"(vcpu), "S"(KVM_RUN), "d"(0), "r"(a), "r"(b)
-			     : "rcx", "r11", "memory", "xmm0", "xmm1", "xmm2", "xmm3", "xmm4", "xmm5", "xmm6", "xmm7", "xmm8", "xmm9",
-			       "xmm10", "xmm11", "xmm12", "xmm13", "xmm14", "xmm15", "st");
+			     : "rcx", "r11", "memory", "xmm0", "xmm1", "xmm2", "xmm3", "xmm4", "xmm5", "xmm6",
+			       "xmm7", "xmm8", "xmm9", "xmm10", "xmm11", "xmm12", "xmm13", "xmm14", "xmm15", "st");
 	return result;
 }
 
 /*
- * The guest fills its registers from the block at RSI, lets others run (an exit to user space and one to the kernel), and compares.
- * RDI: 1 with AVX. RDX: how often. Ends with HLT; RAX: number of differences.
+ * The guest fills its registers from the block at RSI, lets others run (an exit to user space and one to the
+ * kernel), and compares. RDI: 1 with AVX. RDX: how often. Ends with HLT; RAX: number of differences.
  */
 #define GY_LOAD(n) "vmovups 32*" #n "(%rsi), %ymm" #n "\n"
-#define GY_CHECK(n) "vxorps 32*" #n "(%rsi), %ymm" #n ", %ymm" #n "; vptest %ymm" #n ", %ymm" #n "; jz 1f; inc %r8\n1:\n"
+#define GY_CHECK(n)						\
+	"vxorps 32*" #n "(%rsi), %ymm" #n ", %ymm" #n "\n"	\
+	"vptest %ymm" #n ", %ymm" #n "; jz 1f; inc %r8\n"	\
+	"1:\n"
 #define GX_LOAD(n) "movups 32*" #n "(%rsi), %xmm" #n "\n"
-#define GX_CHECK(n) "movups 32*" #n "(%rsi), %xmm15; pcmpeqb %xmm" #n ", %xmm15; pmovmskb %xmm15, %eax; cmp $0xffff, %eax; je 1f; inc %r8\n1:\n"
+#define GX_CHECK(n)						\
+	"movups 32*" #n "(%rsi), %xmm15\n"			\
+	"pcmpeqb %xmm" #n ", %xmm15; pmovmskb %xmm15, %eax\n"	\
+	"cmp $0xffff, %eax; je 1f; inc %r8\n"			\
+	"1:\n"
 GUEST64(vectors,
 	"sti; xor %r8d, %r8d; mov %rdx, %r9; mov %rdi, %r10\n"
 	"2: ldmxcsr 512(%rsi); fninit; fldcw 516(%rsi); fildll 520(%rsi)\n"
@@ -318,7 +326,8 @@ TEST(fork_after_run)
 	if (pid == 0) {
 		/* EIO, and no state of the guest. */
 		memset(&again, 0, sizeof(again));
-		_exit(run_with(vm.vcpu, &in, &again, host_avx()) == -EIO && !memcmp(in.vector, again.vector, host_avx() ? sizeof(in.vector) : 16) ? 0 : 2);
+		_exit(run_with(vm.vcpu, &in, &again, host_avx()) == -EIO &&
+		      !memcmp(in.vector, again.vector, host_avx() ? sizeof(in.vector) : 16) ? 0 : 2);
 	}
 	REQUIRE(waitpid(pid, &status, 0) == pid);
 	CHECK_EQ(status, 0);

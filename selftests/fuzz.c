@@ -1,8 +1,10 @@
 // SPDX-License-Identifier: GPL-2.0
 /*
- * Random ioctls, guests, memory changes and closes from several threads at once: the host has to survive them. Nothing else is checked.
+ * Random ioctls, guests, memory changes and closes from several threads at once: the host has to survive them.
+ * Nothing else is checked.
  *
- * FUZZ_SEED=N chooses another walk (printed), FUZZ_STEPS=N its length per thread. Threads race, so a seed does not repeat a run exactly.
+ * FUZZ_SEED=N chooses another walk (printed), FUZZ_STEPS=N its length per thread. Threads race, so a seed does not
+ * repeat a run exactly.
  */
 #define _GNU_SOURCE
 #include "vm.h"
@@ -129,23 +131,27 @@ static const struct { unsigned long get, set; unsigned int bytes; } pairs[] = {
 };
 
 static const uint32_t msrs[] = {
-	0, 1, 0x10, 0x11, 0x12, 0x17, 0x1b, 0x2a, 0x3a, 0x3b, 0x48, 0x49, 0x79, 0x8b, 0xce, 0xfe, 0x10a, 0x140, 0x174, 0x175, 0x176, 0x179, 0x17a,
-	0x17b, 0x1a0, 0x1d9, 0x1fc, 0x200, 0x201, 0x20f, 0x250, 0x268, 0x277, 0x2ff, 0x400, 0x401, 0x403, 0x47f, 0x480, 0x6e0, 0x800, 0x802, 0x808,
-	0x80b, 0x80d, 0x80f, 0x828, 0x830, 0x832, 0x838, 0x839, 0x83e, 0x83f, 0xda0, 0x4b564d00, 0x4b564d01, 0x4b564d02, 0x4b564d03, 0x4b564d04,
-	0x4b564d05, 0xc0000080, 0xc0000081, 0xc0000082, 0xc0000083, 0xc0000084, 0xc0000100, 0xc0000101, 0xc0000102, 0xc0000103, 0xc0000104,
-	0xc0010015, 0xc0010114, 0xc0010117, 0xc0011029,
+	0, 1, 0x10, 0x11, 0x12, 0x17, 0x1b, 0x2a, 0x3a, 0x3b, 0x48, 0x49, 0x79, 0x8b, 0xce, 0xfe, 0x10a, 0x140,
+	0x174, 0x175, 0x176, 0x179, 0x17a, 0x17b, 0x1a0, 0x1d9, 0x1fc, 0x200, 0x201, 0x20f, 0x250, 0x268, 0x277,
+	0x2ff, 0x400, 0x401, 0x403, 0x47f, 0x480, 0x6e0, 0x800, 0x802, 0x808, 0x80b, 0x80d, 0x80f, 0x828, 0x830,
+	0x832, 0x838, 0x839, 0x83e, 0x83f, 0xda0, 0x4b564d00, 0x4b564d01, 0x4b564d02, 0x4b564d03, 0x4b564d04,
+	0x4b564d05, 0xc0000080, 0xc0000081, 0xc0000082, 0xc0000083, 0xc0000084, 0xc0000100, 0xc0000101, 0xc0000102,
+	0xc0000103, 0xc0000104, 0xc0010015, 0xc0010114, 0xc0010117, 0xc0011029,
 };
 
 /* Guest code: things that exit, in 16-bit code that decodes in other modes as well. */
 static const uint8_t snippets[][8] = {
-	{ 0x0f, 0xa2 }, { 0xf4 }, { 0xfb, 0xf4 }, { 0xe6, 0x20 }, { 0xe4, 0x40 }, { 0xec }, { 0xee }, { 0xed }, { 0xef }, { 0x6c }, { 0x6e },
-	{ 0xf3, 0x6c }, { 0xf3, 0x6e }, { 0xf3, 0xa4 }, { 0xf3, 0xaa }, { 0xf3, 0xab }, { 0xf3, 0xac }, { 0xf2, 0xae }, { 0x0f, 0x32 },
-	{ 0x0f, 0x30 }, { 0x0f, 0x01, 0xc1 }, { 0x0f, 0x01, 0xd9 }, { 0x0f, 0x01, 0xd8 }, { 0x0f, 0x01, 0xd1 }, { 0x0f, 0x22, 0xc0 },
-	{ 0x0f, 0x20, 0xc0 }, { 0x0f, 0x22, 0xe0 }, { 0x0f, 0x20, 0xe0 }, { 0x0f, 0x22, 0xd8 }, { 0x0f, 0x23, 0xf8 }, { 0x0f, 0x21, 0xf0 },
-	{ 0x0f, 0x23, 0xc0 }, { 0xcc }, { 0xcd, 0x21 }, { 0xf1 }, { 0x0f, 0x0b }, { 0x9d }, { 0x9c }, { 0x0f, 0x09 }, { 0x0f, 0x08 },
-	{ 0x0f, 0x33 }, { 0x0f, 0x31 }, { 0x0f, 0x01, 0xc8 }, { 0x0f, 0x01, 0xc9 }, { 0x8b, 0x07 }, { 0x89, 0x07 }, { 0xf0, 0x87, 0x07 },
-	{ 0x0f, 0xc7, 0x0f }, { 0xeb, 0xfe }, { 0xe2, 0xfe }, { 0x0f, 0x06 }, { 0x0f, 0x01, 0xf0 }, { 0xfa }, { 0xfb }, { 0x0f, 0xae, 0x2f },
-	{ 0x0f, 0xae, 0x27 }, { 0x0f, 0xc7, 0x2f }, { 0x0f, 0x01, 0xd0 }, { 0x0f, 0x01, 0xef }, { 0x0f, 0x01, 0xee }, { 0x8e, 0xd0 }, { 0x17 },
+	{ 0x0f, 0xa2 }, { 0xf4 }, { 0xfb, 0xf4 }, { 0xe6, 0x20 }, { 0xe4, 0x40 }, { 0xec }, { 0xee }, { 0xed },
+	{ 0xef }, { 0x6c }, { 0x6e }, { 0xf3, 0x6c }, { 0xf3, 0x6e }, { 0xf3, 0xa4 }, { 0xf3, 0xaa },
+	{ 0xf3, 0xab }, { 0xf3, 0xac }, { 0xf2, 0xae }, { 0x0f, 0x32 }, { 0x0f, 0x30 }, { 0x0f, 0x01, 0xc1 },
+	{ 0x0f, 0x01, 0xd9 }, { 0x0f, 0x01, 0xd8 }, { 0x0f, 0x01, 0xd1 }, { 0x0f, 0x22, 0xc0 },
+	{ 0x0f, 0x20, 0xc0 }, { 0x0f, 0x22, 0xe0 }, { 0x0f, 0x20, 0xe0 }, { 0x0f, 0x22, 0xd8 },
+	{ 0x0f, 0x23, 0xf8 }, { 0x0f, 0x21, 0xf0 }, { 0x0f, 0x23, 0xc0 }, { 0xcc }, { 0xcd, 0x21 }, { 0xf1 },
+	{ 0x0f, 0x0b }, { 0x9d }, { 0x9c }, { 0x0f, 0x09 }, { 0x0f, 0x08 }, { 0x0f, 0x33 }, { 0x0f, 0x31 },
+	{ 0x0f, 0x01, 0xc8 }, { 0x0f, 0x01, 0xc9 }, { 0x8b, 0x07 }, { 0x89, 0x07 }, { 0xf0, 0x87, 0x07 },
+	{ 0x0f, 0xc7, 0x0f }, { 0xeb, 0xfe }, { 0xe2, 0xfe }, { 0x0f, 0x06 }, { 0x0f, 0x01, 0xf0 }, { 0xfa },
+	{ 0xfb }, { 0x0f, 0xae, 0x2f }, { 0x0f, 0xae, 0x27 }, { 0x0f, 0xc7, 0x2f }, { 0x0f, 0x01, 0xd0 },
+	{ 0x0f, 0x01, 0xef }, { 0x0f, 0x01, 0xee }, { 0x8e, 0xd0 }, { 0x17 },
 };
 
 static void plant(void)
@@ -219,7 +225,8 @@ static void make_vcpu(int i)
 static void set_state(int fd)
 {
 	const struct kvm_segment code = { .limit = ~0u, .selector = 8, .type = 11, .present = 1, .s = 1, .g = 1 };
-	const struct kvm_segment data = { .limit = ~0u, .selector = 16, .type = 3, .present = 1, .s = 1, .db = 1, .g = 1 };
+	const struct kvm_segment data = { .limit = ~0u, .selector = 16, .type = 3, .present = 1, .s = 1,
+					  .db = 1, .g = 1 };
 	struct kvm_sregs s;
 	struct kvm_regs r;
 	uint64_t *table;
@@ -230,7 +237,8 @@ static void set_state(int fd)
 	case 0:
 		s.cr0 = 0x10;
 		s.efer = s.cr4 = 0;
-		s.cs = (struct kvm_segment){ .selector = 0x100, .base = 0x1000 * below(256), .limit = 0xffff, .type = 11, .s = 1, .present = 1 };
+		s.cs = (struct kvm_segment){ .selector = 0x100, .base = 0x1000 * below(256), .limit = 0xffff,
+					     .type = 11, .s = 1, .present = 1 };
 		r.rip = below(0xf000);
 		break;
 	case 1:
@@ -387,7 +395,8 @@ static void memory_step(int fd)
 	};
 
 	if (below(2))
-		r = (struct kvm_userspace_memory_region){ 0, below(2), below(4) * 0x200000, below(3) ? MEM : 0, (uintptr_t)mem };
+		r = (struct kvm_userspace_memory_region){ 0, below(2), below(4) * 0x200000, below(3) ? MEM : 0,
+							  (uintptr_t)mem };
 	/* The shared page of a vCPU as guest memory. */
 	if (!below(10) && runs[0])
 		r = (struct kvm_userspace_memory_region){ 4, 0, 0x1000000, 0x1000, (uintptr_t)runs[0] };
@@ -397,8 +406,9 @@ static void memory_step(int fd)
 static void enable_step(int fd)
 {
 	static const uint32_t caps[] = {
-		KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2, KVM_CAP_X86_USER_SPACE_MSR, KVM_CAP_EXIT_ON_EMULATION_FAILURE, KVM_CAP_MSR_PLATFORM_INFO,
-		KVM_CAP_EXIT_HYPERCALL, KVM_CAP_DISABLE_QUIRKS2, KVM_CAP_X2APIC_API, KVM_CAP_EXCEPTION_PAYLOAD, KVM_CAP_X86_TRIPLE_FAULT_EVENT,
+		KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2, KVM_CAP_X86_USER_SPACE_MSR, KVM_CAP_EXIT_ON_EMULATION_FAILURE,
+		KVM_CAP_MSR_PLATFORM_INFO, KVM_CAP_EXIT_HYPERCALL, KVM_CAP_DISABLE_QUIRKS2, KVM_CAP_X2APIC_API,
+		KVM_CAP_EXCEPTION_PAYLOAD, KVM_CAP_X86_TRIPLE_FAULT_EVENT,
 	};
 	struct kvm_enable_cap c = { .cap = caps[below(ARRAY_SIZE(caps))], .args = { below(2) ? below(4) : value() } };
 	static uint8_t allow[64], none[64];
@@ -408,127 +418,151 @@ static void enable_step(int fd)
 	memset(allow, 0xff, sizeof(allow));
 	for (int i = 0; i < 4; i++)
 		f.ranges[i] = (struct kvm_msr_filter_range){
-			.flags = below(4), .nmsrs = below(512), .base = msrs[below(ARRAY_SIZE(msrs))], .bitmap = below(2) ? allow : none,
+			.flags = below(4), .nmsrs = below(512), .base = msrs[below(ARRAY_SIZE(msrs))],
+			.bitmap = below(2) ? allow : none,
 		};
 	if (!below(3))
 		try(fd, KVM_X86_SET_MSR_FILTER, &f);
 }
 
-static void vm_step(void)
+static __thread uint8_t buf[8192] __attribute__((aligned(16)));
+
+static void dirty_log_step(int fd)
 {
-	static __thread uint8_t buf[8192] __attribute__((aligned(16)));
-	int fd = vms[below(VMS)], k;
-	struct kvm_irq_routing *routing = (void *)buf;
+	struct kvm_dirty_log d = { .slot = below(4), .dirty_bitmap = below(4) ? buf : (void *)value() };
+	struct kvm_clear_dirty_log c = { .slot = below(4), .num_pages = below(40) * 64,
+					 .first_page = below(8) * 64, .dirty_bitmap = buf };
+
+	if (below(2)) {
+		try(fd, KVM_GET_DIRTY_LOG, &d);
+	} else {
+		fill(buf, 512);
+		try(fd, KVM_CLEAR_DIRTY_LOG, &c);
+	}
+}
+
+/* State of the interrupt controllers or of the 8254, from the VM or random, with changes. */
+static void chip_step(int fd)
+{
 	struct kvm_irqchip *chip = (void *)buf;
 
-	switch (below(20)) {
-	case 0:
+	memset(chip, 0, sizeof(*chip));
+	chip->chip_id = below(4);
+	if (below(3))
+		try(fd, KVM_GET_IRQCHIP, chip);
+	else
+		fill(chip, sizeof(*chip));
+	chip->chip_id = below(4);
+	mutate(buf + 8, sizeof(*chip) - 8);
+	try(fd, KVM_SET_IRQCHIP, chip);
+}
+
+static void pit_step(int fd)
+{
+	if (below(3))
+		try(fd, KVM_GET_PIT2, buf);
+	else
+		fill(buf, sizeof(struct kvm_pit_state2));
+	mutate(buf, sizeof(struct kvm_pit_state2));
+	try(fd, KVM_SET_PIT2, buf);
+}
+
+static void irqfd_step(int fd)
+{
+	struct kvm_irqfd q = {
+		.fd = events[below(8)], .gsi = below(24), .flags = below(3) ? below(2) : below(4),
+		.resamplefd = events[below(8)],
+	};
+
+	try(fd, KVM_IRQFD, &q);
+}
+
+static void ioeventfd_step(int fd)
+{
+	struct kvm_ioeventfd q = {
+		.datamatch = below(4), .addr = below(3) ? below(64) : value(),
+		.len = below(2) ? 1 << below(4) : value(),
+		.fd = events[below(8)], .flags = below(8),
+	};
+
+	try(fd, KVM_IOEVENTFD, &q);
+}
+
+static void irq_step(int fd)
+{
+	struct kvm_irq_level l = { { below(30) ? below(24) : value() }, below(2) };
+
+	try(fd, below(2) ? KVM_IRQ_LINE : KVM_IRQ_LINE_STATUS, &l);
+}
+
+static void msi_step(int fd)
+{
+	struct kvm_msi m = { .address_lo = 0xfee00000 | below(0x100000), .data = value() };
+
+	if (!below(4))
+		fill(&m, sizeof(m));
+	try(fd, KVM_SIGNAL_MSI, &m);
+}
+
+static void routing_step(int fd)
+{
+	struct kvm_irq_routing *routing = (void *)buf;
+
+	fill(buf, 4096);
+	routing->nr = below(3) ? below(20) : value();
+	routing->flags = 0;
+	for (int i = 0; i < 20; i++) {
+		routing->entries[i].gsi = below(3) ? below(32) : value();
+		routing->entries[i].type = 1 + below(2);
+		routing->entries[i].flags = routing->entries[i].pad = 0;
+		routing->entries[i].u.irqchip.irqchip = below(3);
+		routing->entries[i].u.irqchip.pin = below(24);
+	}
+	try(fd, KVM_SET_GSI_ROUTING, routing);
+}
+
+static void stats_step(int fd)
+{
+	int k;
+
+	k = try(fd, KVM_GET_STATS_FD, 0);
+	if (k >= 0) {
+		if (pread(k, buf, below(sizeof(buf)), value() & INT64_MAX) < 0)
+			errno = 0;
+		close(k);
+	}
+}
+
+static void signal_step(int fd)
+{
+	if (write(events[below(8)], &(uint64_t){ 1 }, 8) < 0)
+		errno = 0;
+}
+
+static void clock_step(int fd)
+{
+	struct kvm_clock_data c = { .clock = value() };
+
+	try(fd, KVM_SET_CLOCK, &c);
+	try(fd, KVM_GET_CLOCK, &c);
+}
+
+static void vm_step(void)
+{
+	static void (*const steps[])(int) = {
+		memory_step, memory_step, memory_step, dirty_log_step, irq_step, chip_step, pit_step, irqfd_step,
+		ioeventfd_step, msi_step, routing_step, clock_step, signal_step, stats_step, enable_step, enable_step,
+	};
+	int fd = vms[below(VMS)];
+	uint32_t step = below(20);
+
+	if (step == 0) {
 		make_vm(below(VMS));
-		break;
-	case 1 ... 2:
+	} else if (step <= 2) {
 		make_vcpu(below(VCPUS));
-		break;
-	case 3 ... 5:
-		memory_step(fd);
-		break;
-	case 6: {
-		struct kvm_dirty_log d = { .slot = below(4), .dirty_bitmap = below(4) ? buf : (void *)value() };
-		struct kvm_clear_dirty_log c = { .slot = below(4), .num_pages = below(40) * 64, .first_page = below(8) * 64, .dirty_bitmap = buf };
-
-		if (below(2)) {
-			try(fd, KVM_GET_DIRTY_LOG, &d);
-		} else {
-			fill(buf, 512);
-			try(fd, KVM_CLEAR_DIRTY_LOG, &c);
-		}
-		break;
-	}
-	case 7: {
-		struct kvm_irq_level l = { { below(30) ? below(24) : value() }, below(2) };
-
-		try(fd, below(2) ? KVM_IRQ_LINE : KVM_IRQ_LINE_STATUS, &l);
-		break;
-	}
-	case 8:
-		memset(chip, 0, sizeof(*chip));
-		chip->chip_id = below(4);
-		if (below(3))
-			try(fd, KVM_GET_IRQCHIP, chip);
-		else
-			fill(chip, sizeof(*chip));
-		chip->chip_id = below(4);
-		mutate(buf + 8, sizeof(*chip) - 8);
-		try(fd, KVM_SET_IRQCHIP, chip);
-		break;
-	case 9:
-		if (below(3))
-			try(fd, KVM_GET_PIT2, buf);
-		else
-			fill(buf, sizeof(struct kvm_pit_state2));
-		mutate(buf, sizeof(struct kvm_pit_state2));
-		try(fd, KVM_SET_PIT2, buf);
-		break;
-	case 10: {
-		struct kvm_irqfd q = {
-			.fd = events[below(8)], .gsi = below(24), .flags = below(3) ? below(2) : below(4), .resamplefd = events[below(8)],
-		};
-
-		try(fd, KVM_IRQFD, &q);
-		break;
-	}
-	case 11: {
-		struct kvm_ioeventfd q = {
-			.datamatch = below(4), .addr = below(3) ? below(64) : value(), .len = below(2) ? 1 << below(4) : value(),
-			.fd = events[below(8)], .flags = below(8),
-		};
-
-		try(fd, KVM_IOEVENTFD, &q);
-		break;
-	}
-	case 12: {
-		struct kvm_msi m = { .address_lo = 0xfee00000 | below(0x100000), .data = value() };
-
-		if (!below(4))
-			fill(&m, sizeof(m));
-		try(fd, KVM_SIGNAL_MSI, &m);
-		break;
-	}
-	case 13:
-		fill(buf, 4096);
-		routing->nr = below(3) ? below(20) : value();
-		routing->flags = 0;
-		for (int i = 0; i < 20; i++) {
-			routing->entries[i].gsi = below(3) ? below(32) : value();
-			routing->entries[i].type = 1 + below(2);
-			routing->entries[i].flags = routing->entries[i].pad = 0;
-			routing->entries[i].u.irqchip.irqchip = below(3);
-			routing->entries[i].u.irqchip.pin = below(24);
-		}
-		try(fd, KVM_SET_GSI_ROUTING, routing);
-		break;
-	case 14: {
-		struct kvm_clock_data c = { .clock = value() };
-
-		try(fd, KVM_SET_CLOCK, &c);
-		try(fd, KVM_GET_CLOCK, &c);
-		break;
-	}
-	case 15:
-		if (write(events[below(8)], &(uint64_t){ 1 }, 8) < 0)
-			break;
-		break;
-	case 16:
-		k = try(fd, KVM_GET_STATS_FD, 0);
-		if (k >= 0) {
-			if (pread(k, buf, below(sizeof(buf)), value() & INT64_MAX) < 0)
-				errno = 0;
-			close(k);
-		}
-		break;
-	case 17 ... 18:
-		enable_step(fd);
-		break;
-	default:
+	} else if (step - 3 < ARRAY_SIZE(steps)) {
+		steps[step - 3](fd);
+	} else {
 		fill(buf, sizeof(buf));
 		try(below(3) ? fd : kvm, any_command(0xae00, 0xd0), below(4) ? buf : (void *)value());
 	}
@@ -551,7 +585,8 @@ static void host_step(void)
 		mprotect(mem + at, n, PROT_READ | PROT_WRITE | (below(2) ? PROT_EXEC : 0));
 		break;
 	case 2:
-		if (mmap(mem + at, n, PROT_READ | PROT_WRITE, MAP_FIXED | MAP_PRIVATE | MAP_ANONYMOUS, -1, 0) == MAP_FAILED)
+		if (mmap(mem + at, n, PROT_READ | PROT_WRITE, MAP_FIXED | MAP_PRIVATE | MAP_ANONYMOUS, -1,
+			 0) == MAP_FAILED)
 			abort();
 		break;
 	case 3:

@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: GPL-2.0 */
 /*
- * Guests of the tests: their memory map, and macros for code that is assembled into the test and copied to guest memory.
+ * Guests of the tests: their memory map, and macros for code that is assembled into the test and copied to guest
+ * memory.
  */
 #ifndef GUEST_H
 #define GUEST_H
@@ -52,7 +53,10 @@ struct guest_log {
 #define STR_(x) #x
 #define STR(x) STR_(x)
 
-/* Code of a guest: `name` to `name`_end. Labels are the assembler's; code runs at G_CODE (real mode: at offset 0 of segment G_CODE >> 4). */
+/*
+ * Code of a guest: `name` to `name`_end. Labels are the assembler's; code runs at G_CODE (real mode: at offset 0 of
+ * segment G_CODE >> 4).
+ */
 #define GUEST(name, mode, body)						\
 	extern const unsigned char name[], name##_end[];		\
 	asm(".pushsection .rodata\n.balign 16\n" #name ":\n" mode "\n"	\

@@ -101,7 +101,8 @@ static int run(struct test *test)
 	if (waitpid(pid, &status, 0) != pid)
 		return FAILED;
 	if (WIFSIGNALED(status)) {
-		printf("# ended by signal %d%s\n", WTERMSIG(status), WTERMSIG(status) == SIGALRM ? ", out of time" : "");
+		printf("# ended by signal %d%s\n", WTERMSIG(status),
+		       WTERMSIG(status) == SIGALRM ? ", out of time" : "");
 		return FAILED;
 	}
 	status = WEXITSTATUS(status);

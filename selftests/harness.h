@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: GPL-2.0 */
 /*
- * A small test harness: each TEST() of a program runs in a process of its own, under a time limit, and gives one line of KTAP.
+ * A small test harness: each TEST() of a program runs in a process of its own, under a time limit, and gives one
+ * line of KTAP.
  */
 #ifndef HARNESS_H
 #define HARNESS_H
@@ -54,7 +55,10 @@ pid_t fork_child(void);
 #define DIE(...) do { harness_fail(__FILE__, __LINE__, true, __VA_ARGS__); __builtin_unreachable(); } while (0)
 
 #define CHECK(condition) do { if (!(condition)) FAIL("%s", #condition); } while (0)
-#define REQUIRE(condition) do { if (!(condition)) DIE("%s (errno %d, %s)", #condition, errno, strerror(errno)); } while (0)
+#define REQUIRE(condition) do {								\
+	if (!(condition))								\
+		DIE("%s (errno %d, %s)", #condition, errno, strerror(errno));		\
+} while (0)
 
 /* Equality of integers; both values are shown. */
 #define CHECK_EQ(have, want) do {								\

@@ -3,12 +3,17 @@
 #define _GNU_SOURCE
 #include "irqchip.h"
 
-/* As count_interrupts after programming the 8259s (automatic EOI, vectors from 0x20, line 0 open unless %edi) and the 8254 (100 Hz). */
+/*
+ * As count_interrupts after programming the 8259s (automatic EOI, vectors from 0x20, line 0 open unless %edi) and
+ * the 8254 (100 Hz).
+ */
 GUEST64(count_ticks,
-	"mov $0x11, %al; out %al, $0x20; mov $0x20, %al; out %al, $0x21; mov $4, %al; out %al, $0x21\n"
+	"mov $0x11, %al; out %al, $0x20; mov $0x20, %al\n"
+	"out %al, $0x21; mov $4, %al; out %al, $0x21\n"
 	"mov $3, %al; out %al, $0x21\n"
 	"mov $0xfe, %al; or %dil, %al; out %al, $0x21\n"
-	"mov $0x34, %al; out %al, $0x43; mov $0x9c, %al; out %al, $0x40; mov $0x2e, %al; out %al, $0x40\n"
+	"mov $0x34, %al; out %al, $0x43; mov $0x9c, %al\n"
+	"out %al, $0x40; mov $0x2e, %al; out %al, $0x40\n"
 	"mov $" STR(G_LOG) ", %ebx; xor %edx, %edx\n"
 	"1: cli; cmp %rdx, (%rbx); jne 2f\n"
 	"sti; hlt; jmp 1b\n"
@@ -16,8 +21,13 @@ GUEST64(count_ticks,
 	"jmp 1b\n");
 
 /* Counts interrupts of vector 0x61 in R8 (the handler: see storm_handler), and its own turns. */
-GUEST64(storm, "xor %r8d, %r8d; sti; 1: incq " STR(G_CELLS) "; cmp $25000, %r8d; jb 1b; cli; mov %r8d, %eax; out %eax, $0x10\n");
-GUEST64(storm_handler, "inc %r8d; push %rax; mov $0xfee000b0, %eax; movl $0, (%rax); pop %rax; iretq\n");
+GUEST64(storm,
+	"xor %r8d, %r8d; sti; 1: incq " STR(G_CELLS) "\n"
+	"cmp $25000, %r8d; jb 1b; cli; mov %r8d, %eax\n"
+	"out %eax, $0x10\n");
+GUEST64(storm_handler,
+	"inc %r8d; push %rax; mov $0xfee000b0, %eax\n"
+	"movl $0, (%rax); pop %rax; iretq\n");
 
 TEST(creation)
 {
@@ -375,8 +385,8 @@ TEST(line_status_pic)
 }
 
 /*
- * What KVM_IRQ_LINE_STATUS says of the clock's line, GSI 8: 0 until the guest has ended the last interrupt, and that edge is lost, for
- * user space to make up for.
+ * What KVM_IRQ_LINE_STATUS says of the clock's line, GSI 8: 0 until the guest has ended the last interrupt, and
+ * that edge is lost, for user space to make up for.
  */
 TEST(line_status_rtc)
 {
@@ -449,10 +459,14 @@ TEST(old_pit)
 	CHECK_ERRNO(ioctl(vm.fd, KVM_GET_PIT, 1), EFAULT);
 }
 
-/* LINT0 in NMI mode: ticks of the 8254 come as NMIs (the watchdog of old kernels), whatever the 8259 and the IOAPIC let in. */
+/*
+ * LINT0 in NMI mode: ticks of the 8254 come as NMIs (the watchdog of old kernels), whatever the 8259 and the IOAPIC
+ * let in.
+ */
 GUEST64(watchdog,
 	"mov $0xfee00000, %ebx; movl $0x1ff, 0xf0(%rbx); movl $0x400, 0x350(%rbx)\n"
-	"mov $0xff, %al; out %al, $0x21; mov $0x34, %al; out %al, $0x43; mov $0x9c, %al; out %al, $0x40; mov $0x2e, %al; out %al, $0x40\n"
+	"mov $0xff, %al; out %al, $0x21; mov $0x34, %al; out %al, $0x43\n"
+	"mov $0x9c, %al; out %al, $0x40; mov $0x2e, %al; out %al, $0x40\n"
 	"sti; 1: pause; cmpq $3, " STR(G_LOG) "; jb 1b; out %al, $0x10\n");
 
 TEST(nmi_watchdog)

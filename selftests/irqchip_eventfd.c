@@ -7,7 +7,8 @@
 /* Writes to ports and memory that ioeventfds may catch; ends with OUT to port 0x10. */
 GUEST64(write_events,
 	"mov $0x1234, %edx; mov $7, %eax; out %al, %dx; mov $8, %eax; out %al, %dx; out %ax, %dx\n"
-	"mov $" STR(G_MMIO) ", %ebx; movl $1, (%rbx); movl $2, (%rbx); movb $1, (%rbx); movb $9, 16(%rbx); movq $9, 16(%rbx)\n"
+	"mov $" STR(G_MMIO) ", %ebx; movl $1, (%rbx); movl $2, (%rbx)\n"
+	"movb $1, (%rbx); movb $9, 16(%rbx); movq $9, 16(%rbx)\n"
 	"out %al, $0x10\n");
 
 TEST(irqfd_errors)

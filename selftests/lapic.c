@@ -32,7 +32,8 @@ static void check_vectors(struct vm *vm, unsigned int n, const uint8_t *vectors)
 	CHECK_EQ(log->count, n);
 	for (unsigned int i = 0; i < n && i < log->count; i++)
 		if (log->event[i].vector != vectors[i])
-			FAIL("event %u is vector %#llx, %#x expected", i, (unsigned long long)log->event[i].vector, vectors[i]);
+			FAIL("event %u is vector %#llx, %#x expected", i, (unsigned long long)log->event[i].vector,
+			     vectors[i]);
 }
 
 #define VECTORS(vm, ...) do {									\
@@ -48,7 +49,8 @@ GUEST64(one_shot,
 	/* Nothing more comes. */
 	"sti; mov $100000, %ecx; 1: dec %ecx; jnz 1b; cli\n"
 	/* Masked: the count runs, nothing is delivered. */
-	"movl $0x10041, 0x320(%rbx); movl $1000, 0x380(%rbx); sti; mov $100000, %ecx; 1: dec %ecx; jnz 1b; cli\n"
+	"movl $0x10041, 0x320(%rbx); movl $1000, 0x380(%rbx); sti; mov $100000, %ecx\n"
+	"1: dec %ecx; jnz 1b; cli\n"
 	"mov 0x390(%rbx), %eax; out %eax, $0x12\n");
 
 TEST(timer_one_shot)
@@ -82,11 +84,20 @@ TEST(timer_periodic)
 		CHECK_EQ(vm_log(&vm)->event[i].vector, 0x50);
 }
 
+/* What the timer counts down during a loop, with this divide configuration. */
+#define DIVIDED(divide)						\
+	"movl $" STR(divide) ", 0x3e0(%rbx)\n"			\
+	"movl $-1, 0x380(%rbx)\n"				\
+	"mov $200000, %ecx\n"					\
+	"1: dec %ecx; jnz 1b\n"					\
+	"mov 0x390(%rbx), %eax; not %eax\n"			\
+	"out %eax, $0x10\n"
+
 /* The divide configuration, against the TSC: 16 times slower. */
 GUEST64(divided,
 	APIC "movl $0x10000, 0x320(%rbx)\n"
-	"movl $0xb, 0x3e0(%rbx); movl $-1, 0x380(%rbx); mov $200000, %ecx; 1: dec %ecx; jnz 1b; mov 0x390(%rbx), %eax; not %eax; out %eax, $0x10\n"
-	"movl $0x3, 0x3e0(%rbx); movl $-1, 0x380(%rbx); mov $200000, %ecx; 1: dec %ecx; jnz 1b; mov 0x390(%rbx), %eax; not %eax; out %eax, $0x10\n");
+	DIVIDED(0xb)
+	DIVIDED(0x3));
 
 TEST(timer_divide)
 {
@@ -102,20 +113,35 @@ TEST(timer_divide)
 	note("%u ticks at 1, %u at 16", fast, slow);
 }
 
+#define TICKS_IN_RDX "rdtsc; shl $32, %rdx; or %rax, %rdx\n"
+#define TICKS_IN_RAX "rdtsc; shl $32, %rdx; or %rdx, %rax\n"
+
 GUEST64(deadline,
 	APIC "movl $0x40060, 0x320(%rbx); mov $0x6e0, %ecx\n"
-	"rdtsc; shl $32, %rdx; or %rax, %rdx; add $50000000, %rdx; mov %rdx, %r8; mov %edx, %eax; shr $32, %rdx; wrmsr\n"
-	"rdmsr; mov %eax, %eax; shl $32, %rdx; or %rdx, %rax; sub %r8, %rax; out %eax, $0x10\n"
+	/* The deadline, 50 million ticks away, is what the register says. */
+	TICKS_IN_RDX
+	"add $50000000, %rdx; mov %rdx, %r8\n"
+	"mov %edx, %eax; shr $32, %rdx; wrmsr\n"
+	"rdmsr; mov %eax, %eax; shl $32, %rdx; or %rdx, %rax\n"
+	"sub %r8, %rax; out %eax, $0x10\n"
+	/* The interrupt does not come before; then the timer is disarmed. */
 	SLEEP_UNTIL(1)
-	"rdtsc; shl $32, %rdx; or %rax, %rdx; cmp %r8, %rdx; setae %al; movzbl %al, %eax; out %eax, $0x11\n"
-	"rdmsr; or %edx, %eax; out %eax, $0x12\n"			/* disarmed */
-	/* In the past: at once. */
+	TICKS_IN_RDX
+	"cmp %r8, %rdx; setae %al; movzbl %al, %eax; out %eax, $0x11\n"
+	"rdmsr; or %edx, %eax; out %eax, $0x12\n"
+	/* A deadline in the past comes at once. */
 	"mov $1, %eax; xor %edx, %edx; wrmsr\n"
 	SLEEP_UNTIL(2)
-	/* Armed and taken back. */
-	"rdtsc; shl $32, %rdx; or %rdx, %rax; lea (%rax, %rdi), %r8; mov %r8, %rax; mov %r8, %rdx; shr $32, %rdx; wrmsr\n"
+	/* One that is armed, RDI ticks away, and taken back does not come. */
+	TICKS_IN_RAX
+	"lea (%rax, %rdi), %r8\n"
+	"mov %r8, %rax; mov %r8, %rdx; shr $32, %rdx; wrmsr\n"
 	"xor %eax, %eax; xor %edx, %edx; wrmsr\n"
-	"sti; 1: rdtsc; shl $32, %rdx; or %rdx, %rax; cmp %r8, %rax; jb 1b; mov $4000000, %ecx; 1: sub $1, %ecx; jnz 1b; cli; out %al, $0x13\n");
+	"sti\n"
+	"1: rdtsc; shl $32, %rdx; or %rdx, %rax; cmp %r8, %rax; jb 1b\n"
+	"mov $4000000, %ecx\n"
+	"1: sub $1, %ecx; jnz 1b\n"
+	"cli; out %al, $0x13\n");
 
 TEST(timer_deadline)
 {
@@ -142,13 +168,21 @@ TEST(timer_deadline)
 	VECTORS(&vm, 0x60, 0x60);
 }
 
-/* Deadlines RDI ticks away, one after the other, waited for in a loop and in HLT by turns; how late each came is in the first cell. */
+/*
+ * Deadlines RDI ticks away, one after the other, waited for in a loop and in HLT by turns; how late each came is in
+ * the first cell.
+ */
 GUEST64(deadlines,
 	APIC "movl $0x40060, 0x320(%rbx); mov $0x6e0, %ecx; mov $1, %r9d\n"
-	"1: rdtsc; shl $32, %rdx; or %rax, %rdx; add %rdi, %rdx; mov %rdx, %r8; mov %edx, %eax; shr $32, %rdx; wrmsr; sti\n"
+	"1:\n" TICKS_IN_RDX
+	"add %rdi, %rdx; mov %rdx, %r8\n"
+	"mov %edx, %eax; shr $32, %rdx; wrmsr\n"
+	"sti\n"
 	"2: cmp %r9, " STR(G_LOG) "; jae 3f; test $1, %r9b; jnz 2b\n"
 	"cli; cmp %r9, " STR(G_LOG) "; jae 3f; sti; hlt; jmp 2b\n"
-	"3: rdtsc; shl $32, %rdx; or %rax, %rdx; sub %r8, %rdx; mov %rdx, " STR(G_CELLS) "; out %al, $0x10; inc %r9; jmp 1b\n");
+	"3:\n" TICKS_IN_RDX
+	"sub %r8, %rdx; mov %rdx, " STR(G_CELLS) "\n"
+	"out %al, $0x10; inc %r9; jmp 1b\n");
 
 /* Deadlines are in the guest's ticks, whatever their rate: never early, and, others being quiet, not late. */
 TEST(timer_deadline_scaled)
@@ -179,11 +213,13 @@ TEST(timer_deadline_scaled)
 			CHECK_EQ(vm_log(&vm)->count, n + 1);
 			late = vm_cells(&vm)[0];
 			if ((int64_t)late < 0)
-				FAIL("%llu ticks early at %llu kHz", -(unsigned long long)late, (unsigned long long)khz);
+				FAIL("%llu ticks early at %llu kHz", -(unsigned long long)late,
+				     (unsigned long long)khz);
 			if (late < best[n & 1])
 				best[n & 1] = late;
 		}
-		note("at %llu kHz late by %llu ticks in a loop, %llu in HLT", (unsigned long long)khz, (unsigned long long)best[0],
+		note("at %llu kHz late by %llu ticks in a loop, %llu in HLT", (unsigned long long)khz,
+		     (unsigned long long)best[0],
 		     (unsigned long long)best[1]);
 		CHECK(best[0] < khz * 5 && best[1] < khz * 5);
 		vm_free(&vm);
@@ -220,8 +256,9 @@ TEST(halted)
 }
 
 /*
- * An interrupt that waits for RFLAGS.IF goes on waiting while others leave the guest: for the host's timer, for signals. (CLI again and
- * again: Bochs takes none of them in a guest that was entered with IF clear, before it has seen an instruction that writes the flag.)
+ * An interrupt that waits for RFLAGS.IF goes on waiting while others leave the guest: for the host's timer, for
+ * signals. (CLI again and again: Bochs takes none of them in a guest that was entered with IF clear, before it has
+ * seen an instruction that writes the flag.)
  */
 GUEST64(held_back,
 	APIC "cli; out %al, $0x10\n"
@@ -253,8 +290,8 @@ TEST(held_back_by_if)
 }
 
 /*
- * The delivery of an interrupt writes to a page of the stack that is not mapped yet. What is delivered then is that interrupt, and not
- * the exception before it (SDM 3C 28.2.4).
+ * The delivery of an interrupt writes to a page of the stack that is not mapped yet. What is delivered then is that
+ * interrupt, and not the exception before it (SDM 3C 28.2.4).
  */
 GUEST64(to_new_stack,
 	APIC "cli; lea 1f(%rip), %rax; mov %rax, " STR(G_LOG) " + 8; mov $0x12345, %ecx; rdmsr\n"
@@ -273,8 +310,9 @@ TEST(delivered_to_new_stack)
 /* TPR and CR8 hold lower interrupts back; the higher one comes first. */
 GUEST64(priorities,
 	APIC "cli\n"
-	"movl $0x40041, 0x300(%rbx); movl $0x40081, 0x300(%rbx); movl $0x40061, 0x300(%rbx)\n"		/* to itself */
-	"mov 0x220(%rbx), %eax; out %eax, $0x10\n"							/* IRR 0x40 to 0x5f */
+	"movl $0x40041, 0x300(%rbx); movl $0x40081, 0x300(%rbx)\n"
+	"movl $0x40061, 0x300(%rbx)\n"	/* to itself */
+	"mov 0x220(%rbx), %eax; out %eax, $0x10\n"	/* IRR 0x40 to 0x5f */
 	"movl $0x50, 0x80(%rbx); sti; nop; nop; cli\n"
 	"mov %cr8, %rax; out %eax, $0x11\n"
 	"xor %eax, %eax; mov %rax, %cr8; sti; nop; nop; cli\n"
@@ -297,7 +335,7 @@ GUEST64(cr8,
 	APIC "sti; mov $5, %eax; mov %rax, %cr8\n"
 	"movl $0x40041, 0x300(%rbx); nop\n"
 	"mov 0x80(%rbx), %eax; out %eax, $0x10\n"
-	"mov $4, %eax; mov %rax, %cr8; nop; mov 0xa0(%rbx), %eax; out %eax, $0x11\n"			/* PPR */
+	"mov $4, %eax; mov %rax, %cr8; nop; mov 0xa0(%rbx), %eax; out %eax, $0x11\n"	/* PPR */
 	"mov $3, %eax; mov %rax, %cr8; nop; mov %cr8, %rax; out %eax, $0x12\n"
 	"mov $9, %eax; mov %rax, %cr8; mov %cr8, %rax; out %eax, $0x13\n");
 
@@ -319,10 +357,15 @@ TEST(cr8)
 
 /* Without EOI nothing of the same or a lower class comes. */
 GUEST64(no_eoi,
-	APIC "sti; movl $0x40065, 0x300(%rbx); nop; movl $0x40060, 0x300(%rbx); movl $0x40041, 0x300(%rbx); nop; movl $0x40091, 0x300(%rbx); nop\n"
+	APIC "sti\n"
+	"movl $0x40065, 0x300(%rbx); nop\n"
+	"movl $0x40060, 0x300(%rbx); movl $0x40041, 0x300(%rbx); nop\n"
+	"movl $0x40091, 0x300(%rbx); nop\n"
 	"mov 0x130(%rbx), %eax; out %eax, $0x10\n"	/* ISR 0x60 to 0x7f */
 	"mov 0xa0(%rbx), %eax; out %eax, $0x11\n"	/* PPR */
-	"movl $0, 0xb0(%rbx); movl $0, 0xb0(%rbx); nop; movl $0, 0xb0(%rbx); nop; movl $0, 0xb0(%rbx); out %al, $0x12\n");
+	"movl $0, 0xb0(%rbx); movl $0, 0xb0(%rbx); nop\n"
+	"movl $0, 0xb0(%rbx); nop\n"
+	"movl $0, 0xb0(%rbx); out %al, $0x12\n");
 
 TEST(end_of_interrupt)
 {
@@ -349,9 +392,11 @@ GUEST64(x2apic,
 	"sti; mov $0x830, %ecx; mov $0x78, %eax; xor %edx, %edx; wrmsr; nop; cli\n"	/* ICR, to id 0 */
 	"mov $0x80b, %ecx; xor %eax, %eax; wrmsr\n"
 	"out %al, $0x12\n"
-	"mov $0x831, %ecx; rdmsr\n.globl x2apic_1\nx2apic_1: out %al, $0x13\n"				/* no such */
-	"mov $0x1b, %ecx; rdmsr; and $~0x800, %eax; wrmsr\n.globl x2apic_2\nx2apic_2: out %al, $0x14\n"	/* invalid change */
-	"mov $0x80b, %ecx; mov $1, %eax; xor %edx, %edx; wrmsr\n.globl x2apic_3\nx2apic_3: out %al, $0x15\n");	/* EOI takes only 0 */
+	"mov $0x831, %ecx; rdmsr\n.globl x2apic_1\nx2apic_1: out %al, $0x13\n"	/* no such */
+	"mov $0x1b, %ecx; rdmsr; and $~0x800, %eax\n"
+	"wrmsr\n.globl x2apic_2\nx2apic_2: out %al, $0x14\n"	/* invalid change */
+	"mov $0x80b, %ecx; mov $1, %eax; xor %edx, %edx\n"
+	"wrmsr\n.globl x2apic_3\nx2apic_3: out %al, $0x15\n");	/* EOI takes only 0 */
 extern const unsigned char x2apic_1[], x2apic_2[], x2apic_3[];
 
 TEST(x2apic)
@@ -394,8 +439,8 @@ static void *ap_thread(void *argument)
 }
 
 /*
- * Guests that wait in a loop do so with interrupts on: the emulated Intel CPU does not leave them for an external interrupt otherwise.
- * INIT and SIPI start it in real mode at the vector's page.
+ * Guests that wait in a loop do so with interrupts on: the emulated Intel CPU does not leave them for an external
+ * interrupt otherwise. INIT and SIPI start it in real mode at the vector's page.
  */
 GUEST64(starter,
 	APIC "sti; mov $1 << 24, %eax; mov %eax, 0x310(%rbx)\n"
@@ -404,7 +449,8 @@ GUEST64(starter,
 	"1: pause; cmpl $0x1234, " STR(G_CELLS) "; jne 1b\n"
 	"out %al, $0x10\n");
 GUEST16(started,
-	"mov %cs, %ax; out %ax, $0x50; xor %bx, %bx; mov %bx, %ds; movl $0x1234, %ds:(" STR(G_CELLS) ")\n"
+	"mov %cs, %ax; out %ax, $0x50; xor %bx, %bx; mov %bx, %ds\n"
+	"movl $0x1234, %ds:(" STR(G_CELLS) ")\n"
 	"mov %cr0, %eax; out %eax, $0x51\n");
 
 static void *bsp_thread(void *argument)
@@ -465,8 +511,10 @@ GUEST64(ping,
 	"dec %ecx; jnz 1b\n"
 	"movl $1, " STR(G_CELLS) "; movl $0x4056, 0x300(%rbx)\n"
 	"out %al, $0x10\n");
-GUEST64(pong, APIC "incq " STR(G_CELLS) "+8; 1: sti; hlt; cli; cmpl $0, " STR(G_CELLS) "; je 1b; out %al, $0x11\n");
-GUEST64(pong_busy, APIC "incq " STR(G_CELLS) "+8; sti; 1: cmpl $0, " STR(G_CELLS) "; je 1b; out %al, $0x11\n");
+GUEST64(pong, APIC "incq " STR(G_CELLS) "+8\n"
+	"1: sti; hlt; cli; cmpl $0, " STR(G_CELLS) "; je 1b; out %al, $0x11\n");
+GUEST64(pong_busy, APIC "incq " STR(G_CELLS) "+8; sti\n"
+	"1: cmpl $0, " STR(G_CELLS) "; je 1b; out %al, $0x11\n");
 
 static void ping_pong(const unsigned char *code, const unsigned char *end)
 {
@@ -524,7 +572,8 @@ TEST(nmi_message)
 }
 
 /* The APIC switched off takes nothing; KVM_GET_LAPIC shows what the guest wrote. */
-GUEST64(configure, APIC "movl $0x1000000, 0xd0(%rbx); movl $0xfee, 0x350(%rbx); movl $0x30, 0x80(%rbx); out %al, $0x10\n");
+GUEST64(configure, APIC "movl $0x1000000, 0xd0(%rbx); movl $0xfee, 0x350(%rbx)\n"
+	"movl $0x30, 0x80(%rbx); out %al, $0x10\n");
 
 TEST(state)
 {

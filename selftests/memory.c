@@ -123,8 +123,14 @@ TEST(remap)
 	CHECK_EQ(guest_read(&vm, TEST_GPA + 4096), 0);
 }
 
-/* The same while the guest runs on another CPU, or between its time slices. cells: 0 address, 3 last value seen, 4 stop. */
-/* Interrupts on: the emulated Intel CPU does not leave a guest for an external interrupt while the guest has them off. */
+/*
+ * The same while the guest runs on another CPU, or between its time slices. cells: 0 address, 3 last value seen, 4
+ * stop.
+ */
+/*
+ * Interrupts on: the emulated Intel CPU does not leave a guest for an external interrupt while the guest has them
+ * off.
+ */
 GUEST64(spin_read,
 	"sti; mov $" STR(G_CELLS) ", %ebx; mov (%rbx), %rsi\n"
 	"1: mov (%rsi), %rax; mov %rax, 24(%rbx); incq 40(%rbx); cmpq $0, 32(%rbx); je 1b\n"
@@ -230,7 +236,8 @@ TEST(unmapped)
 	CHECK_EQ(vm_try_run(&vm), EFAULT);
 	CHECK_EQ(vm_try_run(&vm), EFAULT);
 	/* Neighbours are fine, and a new mapping cures it: the same instruction runs. */
-	REQUIRE(mmap(m + 0x1000, 0x1000, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED, -1, 0) == m + 0x1000);
+	REQUIRE(mmap(m + 0x1000, 0x1000, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED, -1,
+		     0) == m + 0x1000);
 	*(volatile uint64_t *)(m + 0x1000) = 66;
 	vm_expect_out(&vm, 0x10);
 	CHECK_EQ(vm_cells(&vm)[3], 66);
@@ -436,7 +443,13 @@ TEST(dirty_log)
 	uint8_t *m = with_slot(&vm, MIB, 0);
 
 #define DIRTY() do { memset(bitmap, 0xff, sizeof(bitmap)); OK(ioctl(vm.fd, KVM_GET_DIRTY_LOG, &log)); } while (0)
-#define CHECK_DIRTY(a, b, c, d) do { DIRTY(); CHECK_EQ(bitmap[0], a); CHECK_EQ(bitmap[1], b); CHECK_EQ(bitmap[2], c); CHECK_EQ(bitmap[3], d); } while (0)
+#define CHECK_DIRTY(a, b, c, d) do {								\
+	DIRTY();										\
+	CHECK_EQ(bitmap[0], a);									\
+	CHECK_EQ(bitmap[1], b);									\
+	CHECK_EQ(bitmap[2], c);									\
+	CHECK_EQ(bitmap[3], d);									\
+} while (0)
 	/* Not logged. */
 	CHECK_ERRNO(ioctl(vm.fd, KVM_GET_DIRTY_LOG, &log), ENOENT);
 	log.slot = 99;
@@ -476,7 +489,9 @@ TEST(dirty_log)
 	CHECK_EQ(guest_read(&vm, TEST_GPA + 0x3000), 3);
 }
 
-GUEST64(insert_string, "cld; mov $" STR(TEST_ADDRESS) ", %edi; mov $0x22, %edx; mov $4, %ecx; rep insb; hlt\n");
+GUEST64(insert_string,
+	"cld; mov $" STR(TEST_ADDRESS) ", %edi\n"
+	"mov $0x22, %edx; mov $4, %ecx; rep insb; hlt\n");
 
 /* What the kernel writes for the guest is dirty too. */
 TEST(dirty_log_emulator)

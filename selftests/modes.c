@@ -116,7 +116,8 @@ GUEST16(way_up,
 	"mov %cr0, %eax; or $1, %al; mov %eax, %cr0\n"
 	"ljmpl $0x18, $" LIN(way_up, prot) "\n"
 	".code32\n"
-	"prot: mov $0x10, %eax; mov %eax, %ds; mov %eax, %es; mov %eax, %ss; mov $" STR(G_STACK) ", %esp\n"
+	"prot: mov $0x10, %eax; mov %eax, %ds; mov %eax, %es\n"
+	"mov %eax, %ss; mov $" STR(G_STACK) ", %esp\n"
 	"mov $0x2222, %eax; out %eax, $0x10\n"
 	/* 32-bit paging, and an address that only paging gives */
 	"mov $" STR(P32) ", %eax; mov %eax, %cr3\n"
@@ -142,7 +143,7 @@ GUEST16(way_up,
 	"mov $" STR(P64) ", %eax; mov %eax, %cr3\n"
 	"mov $0xc0000080, %ecx; rdmsr; or $0x100, %eax; wrmsr\n"
 	"mov %cr0, %eax; or $0x80000000, %eax; mov %eax, %cr0\n"
-	"rdmsr; out %eax, $0x10\n"				/* LMA is on; this is compatibility mode */
+	"rdmsr; out %eax, $0x10\n"	/* LMA is on; this is compatibility mode */
 	"ljmp $0x08, $" LIN(way_up, long_) "\n"
 	".code64\n"
 	"long_: mov $0x3333, %eax; out %eax, $0x10\n"
@@ -163,7 +164,8 @@ GUEST16(way_up,
 	".balign 8\n"
 	"gdtr: .word 55; .long " LIN(way_up, gdt) "\n"
 	/* null, code64, data, code32, code16 with base, unused, data16 */
-	"gdt: .quad 0, 0x00af9b000000ffff, 0x00cf93000000ffff, 0x00cf9b000000ffff, 0x00009b010000ffff, 0, 0x000093000000ffff\n");
+	"gdt: .quad 0, 0x00af9b000000ffff, 0x00cf93000000ffff, 0x00cf9b000000ffff\n"
+	".quad 0x00009b010000ffff, 0, 0x000093000000ffff\n");
 
 TEST(way_up)
 {
@@ -195,7 +197,8 @@ TEST(way_up)
 	p64[512] = (P64 + 0x2000) | 3;
 	p64[1024] = 0x83;
 	*(uint32_t *)vm.mem = 0xfee1;
-	OUTPUTS(&vm, KVM_EXIT_HLT, 0x1111, 0x2222, 0xda7a1, 0xda7a, 0xfee1, 0xda7a, 0x500, 0x3333, 0xda7a, 0x4444, 0, 0x5555, 0x6666);
+	OUTPUTS(&vm, KVM_EXIT_HLT, 0x1111, 0x2222, 0xda7a1, 0xda7a, 0xfee1, 0xda7a, 0x500, 0x3333, 0xda7a, 0x4444, 0,
+		0x5555, 0x6666);
 }
 
 /* Protected mode: exceptions with error codes through a 32-bit IDT. */
@@ -260,7 +263,8 @@ TEST(lme_before_pae)
 GUEST32(vm86,
 	"mov $" STR(SEL_TSS) ", %eax; ltr %ax\n"
 	"lidt " LIN(vm86, 8f) "\n"
-	"push $0; push $0; push $0; push $0; push $0x1000; push $0x1000; push $0x20002; push $" STR(G_CODE) ">>4; push $" OFF(vm86, 1f) "\n"
+	"push $0; push $0; push $0; push $0; push $0x1000; push $0x1000\n"
+	"push $0x20002; push $" STR(G_CODE) ">>4; push $" OFF(vm86, 1f) "\n"
 	"iret\n"
 	".code16\n"
 	"1: mov $0x8686, %ax; out %ax, $0x10\n"
@@ -269,7 +273,8 @@ GUEST32(vm86,
 	"hlt\n"
 	".code32\n"
 	/* #GP from INT n with IOPL 0: say so, and stop */
-	"2: mov $0x9999, %eax; out %eax, $0x10; pop %eax; out %eax, $0x10; mov 8(%esp), %eax; shr $16, %eax; out %eax, $0x10; hlt\n"
+	"2: mov $0x9999, %eax; out %eax, $0x10; pop %eax; out %eax, $0x10\n"
+	"mov 8(%esp), %eax; shr $16, %eax; out %eax, $0x10; hlt\n"
 	".balign 8\n"
 	"8: .word 14*8-1; .long " STR(G_DATA) "\n"
 	".globl vm86_gp\n.set vm86_gp, 2b\n");
@@ -300,7 +305,8 @@ TEST(vm86)
 /* 64-bit: SYSCALL and SYSRET, SWAPGS, and the registers that they use. */
 GUEST64(system_call,
 	"mov $" STR(SEL_TSS) ", %eax; ltr %ax\n"
-	"mov $" STR(G_CODE) "+" OFF(system_call, 2f) ", %ecx; mov $0x202, %r11d; and $~0x200, %r11d\n"
+	"mov $" STR(G_CODE) "+" OFF(system_call, 2f) ", %ecx\n"
+	"mov $0x202, %r11d; and $~0x200, %r11d\n"
 	"sysretq\n"
 	"2: mov $0x1111, %eax; mov %gs:0, %ebx\n"		/* ring 3 */
 	"mov $0x77, %edi; syscall\n"

@@ -9,7 +9,10 @@
 #include <sys/wait.h>
 
 GUEST64(counter, "1: incq " STR(G_DATA) "; mov " STR(G_DATA) ", %rax; out %eax, $0x10; jmp 1b\n");
-GUEST64(busy, "sti; mov $200000, %ecx; 1: dec %ecx; jnz 1b; mov " STR(G_DATA) ", %rax; mov %rax, " STR(G_DATA) "+8; hlt\n");
+GUEST64(busy,
+	"sti; mov $200000, %ecx\n"
+	"1: dec %ecx; jnz 1b; mov " STR(G_DATA) ", %rax\n"
+	"mov %rax, " STR(G_DATA) "+8; hlt\n");
 
 /* Two VMs with different memory in turn on the same CPU: no translation of one serves the other. */
 TEST(two_vms)
@@ -165,7 +168,10 @@ static void cycle(int kind)
 	vm_free(&vm);
 }
 
-/* 200 VMs, with and without interrupt controllers, run and not: no page table, no vmalloc area is left, and memory comes back. */
+/*
+ * 200 VMs, with and without interrupt controllers, run and not: no page table, no vmalloc area is left, and memory
+ * comes back.
+ */
 TEST_SECONDS(two_hundred_vms, 300)
 {
 	long vmalloc, secondary, memory, slab;

@@ -244,8 +244,8 @@ TEST(steal_time)
 }
 
 /*
- * Interrupts to itself, each ended by clearing the bit if it is set, else by the register: all arrive, one after the other. G_CELLS counts
- * those ended in memory, G_CELLS+8 the others. Before every second end there is an exit.
+ * Interrupts to itself, each ended by clearing the bit if it is set, else by the register: all arrive, one after
+ * the other. G_CELLS counts those ended in memory, G_CELLS+8 the others. Before every second end there is an exit.
  */
 GUEST64(pv_eoi,
 	APIC "mov $0x4b564d04, %ecx; mov $" STR(G_DATA) "+1, %eax; xor %edx, %edx; wrmsr\n"
@@ -324,8 +324,8 @@ static uint64_t statistic(struct vm *vm, const char *name)
 }
 
 /*
- * What a vCPU that does not run is left in `preempted`: before it runs again its translations are gone. The guest reads a page; its
- * page tables change behind its back.
+ * What a vCPU that does not run is left in `preempted`: before it runs again its translations are gone. The guest
+ * reads a page; its page tables change behind its back.
  */
 #define FLUSHED 0x200000
 GUEST64(reader, "1: mov " STR(FLUSHED) ", %eax; out %eax, $0x10; jmp 1b\n");

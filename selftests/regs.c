@@ -106,8 +106,10 @@ TEST(regs_in_guest)
 
 	VM_NEW_LONG(&vm, exchange);
 	r = (struct kvm_regs) {
-		.rax = 0x1111111122222222, .rbx = 0x3333333344444444, .rcx = 5, .rdx = 0x8000000000000000, .rsi = 1, .rdi = 2,
-		.rbp = 0xff, .r8 = 0x0102030405060708, .r9 = 1, .r10 = ~0ull, .r11 = 0, .r12 = 12, .r13 = 13, .r14 = 14, .r15 = 15,
+		.rax = 0x1111111122222222, .rbx = 0x3333333344444444, .rcx = 5, .rdx = 0x8000000000000000,
+		.rsi = 1, .rdi = 2,
+		.rbp = 0xff, .r8 = 0x0102030405060708, .r9 = 1, .r10 = ~0ull, .r11 = 0, .r12 = 12, .r13 = 13,
+		.r14 = 14, .r15 = 15,
 		.rsp = 0x7000, .rip = G_CODE, .rflags = 0xad6,	/* everything but CF, DF clear */
 	};
 	r.rflags &= ~0x300ull;
@@ -314,9 +316,11 @@ TEST(cpuid_in_guest)
 		CHECK_EQ((r.rax | r.rbx | r.rcx | r.rdx) >> 32, 0);
 		if (e->function == 0xd || e->function == 7 || e->function == 0x80000001 || e->function >= 0x40000000)
 			continue;	/* depends on registers, or on the hypervisor */
-		if ((uint32_t)r.rax != e->eax || (uint32_t)r.rbx != e->ebx || ((r.rcx ^ e->ecx) & ~osxsave & 0xffffffff) ||
+		if ((uint32_t)r.rax != e->eax || (uint32_t)r.rbx != e->ebx ||
+		    ((r.rcx ^ e->ecx) & ~osxsave & 0xffffffff) ||
 		    ((r.rdx ^ e->edx) & ~apic & 0xffffffff))
-			FAIL("leaf %#x.%u: %#llx %#llx %#llx %#llx in the guest, %#x %#x %#x %#x set", e->function, e->index,
+			FAIL("leaf %#x.%u: %#llx %#llx %#llx %#llx in the guest, %#x %#x %#x %#x set",
+			     e->function, e->index,
 			     r.rax, r.rbx, r.rcx, r.rdx, e->eax, e->ebx, e->ecx, e->edx);
 	}
 	/* A leaf of neither range. */
@@ -455,7 +459,8 @@ TEST(xcrs)
 		uint64_t value;
 		int error;
 	} table[] = {
-		{ 0, EINVAL }, { 2, EINVAL }, { 5, EINVAL }, { 1ull << 62 | 1, EINVAL }, { 0x21, EINVAL }, { 9, EINVAL }, { 1, 0 }, { 3, 0 },
+		{ 0, EINVAL }, { 2, EINVAL }, { 5, EINVAL }, { 1ull << 62 | 1, EINVAL }, { 0x21, EINVAL },
+		{ 9, EINVAL }, { 1, 0 }, { 3, 0 },
 	};
 
 	for (size_t i = 0; i < ARRAY_SIZE(table); i++) {
@@ -487,8 +492,8 @@ TEST(msrs)
 		{ 0xc0000081, 0x0023001000000000, true }, { 0xc0000082, 0xffffffff81000000, true },
 		{ 0xc0000083, 0xffffffff81001000, true }, { 0xc0000084, 0x47700, true },
 		{ 0xc0000100, 0x7f1234567000, true }, { 0xc0000101, 0xffff888000000000, true },
-		{ 0xc0000102, 0x7f7654321000, true }, { 0x277, 0x0007010600070106, false }, { 0x277, 0x0000000000000006, false },
-		{ 0x1a0, 1, false }, { 0x3b, 0, false },
+		{ 0xc0000102, 0x7f7654321000, true }, { 0x277, 0x0007010600070106, false },
+		{ 0x277, 0x0000000000000006, false }, { 0x1a0, 1, false }, { 0x3b, 0, false },
 		{ 0x2ff, 0xc06, false }, { 0x250, 0x0606060606060606, false }, { 0x258, 0x0505050505050505, false },
 		{ 0x26f, 0x0404040404040404, false }, { 0x200, 0x80000006, false }, { 0x201, 0xff80000800, false },
 		{ 0x20e, 0x6, false }, { 0x17a, 0, false }, { 0xc0000103, 0x1234, true },
@@ -499,10 +504,12 @@ TEST(msrs)
 	VM_NEW_LONG(&vm, halt64);
 	for (int round = 0; round < 2; round++) {
 		for (size_t i = 0; i < ARRAY_SIZE(table); i++) {
-			if (table[i].index == 0xc0000103 && !(cpuid_entry(supported_cpuid(vm.kvm), 0x80000001, 0)->edx & 1 << 27))
+			if (table[i].index == 0xc0000103 &&
+			    !(cpuid_entry(supported_cpuid(vm.kvm), 0x80000001, 0)->edx & 1 << 27))
 				continue;
 			if (!set_msr(&vm, table[i].index, table[i].value))
-				FAIL("MSR %#x cannot be set to %#llx", table[i].index, (unsigned long long)table[i].value);
+				FAIL("MSR %#x cannot be set to %#llx", table[i].index,
+				     (unsigned long long)table[i].value);
 			else if (!get_msr(&vm, table[i].index, &v) || v != table[i].value)
 				FAIL("MSR %#x is %#llx after %#llx", table[i].index, (unsigned long long)v,
 				     (unsigned long long)table[i].value);
@@ -542,7 +549,8 @@ TEST(tsc)
 
 TEST(debugregs)
 {
-	struct kvm_debugregs in = { .db = { 0x1000, 0x2000, 0xffff800000000000, 4 }, .dr6 = 0xffff4ff1, .dr7 = 0x455 }, out;
+	struct kvm_debugregs in = { .db = { 0x1000, 0x2000, 0xffff800000000000, 4 }, .dr6 = 0xffff4ff1,
+				    .dr7 = 0x455 }, out;
 	struct vm vm;
 
 	vm_new(&vm, MIB);

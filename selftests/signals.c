@@ -6,10 +6,17 @@
 #include <signal.h>
 #include <sys/time.h>
 
-/* Interrupts on: the emulated Intel CPU does not leave a guest for an external interrupt while the guest has them off. */
+/*
+ * Interrupts on: the emulated Intel CPU does not leave a guest for an external interrupt while the guest has them
+ * off.
+ */
 GUEST64(spin, "sti; 1: incq " STR(G_CELLS) "; jmp 1b\n");
-GUEST64(port_in, "mov $-1, %eax; in $0x40, %al; mov %eax, %ebx; in $0x41, %ax; mov %eax, %ecx; hlt\n");
-GUEST64(mmio_ops, "mov $" STR(G_MMIO) ", %ebx; mov (%rbx), %ecx; add %ecx, 8(%rbx); mov 0xffe(%rbx), %edx; hlt\n");
+GUEST64(port_in,
+	"mov $-1, %eax; in $0x40, %al; mov %eax, %ebx\n"
+	"in $0x41, %ax; mov %eax, %ecx; hlt\n");
+GUEST64(mmio_ops,
+	"mov $" STR(G_MMIO) ", %ebx; mov (%rbx), %ecx\n"
+	"add %ecx, 8(%rbx); mov 0xffe(%rbx), %edx; hlt\n");
 GUEST64(port_out, "mov $0x77, %al; out %al, $0x40; hlt\n");
 
 static volatile sig_atomic_t signals;

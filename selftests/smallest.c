@@ -51,6 +51,7 @@ int main(int argc, char **argv)
 	CHECK(ioctl(vcpu, KVM_RUN, 0));
 	const char *data = (const char *)run + run->io.data_offset;
 	int good = run->exit_reason == KVM_EXIT_IO && run->io.port == 0x10 && *data == 'A';
-	printf("# exit %u, port %#x, '%c'\n%s 1 smallest\n", run->exit_reason, run->io.port, *data, good ? "ok" : "not ok");
+	printf("# exit %u, port %#x, '%c'\n%s 1 smallest\n", run->exit_reason, run->io.port, *data,
+	       good ? "ok" : "not ok");
 	return !good;
 }

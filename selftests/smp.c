@@ -22,10 +22,12 @@ GUEST64(smp_handler,
 	"1: incq (%r15); movl $0, 0xb0(%rbx); iretq\n");
 
 /*
- * RDI: rounds. R14: ICR destination of the next vCPU. R13: 1 for who begins. Sleeps until the token comes, passes it on.
+ * RDI: rounds. R14: ICR destination of the next vCPU. R13: 1 for who begins. Sleeps until the token comes, passes
+ * it on.
  */
 GUEST64(token,
-	"mov $0xfee00000, %ebx; movl $0x1ff, 0xf0(%rbx); xor %esi, %esi; lock incq " STR(G_CELLS) "\n"
+	"mov $0xfee00000, %ebx; movl $0x1ff, 0xf0(%rbx)\n"
+	"xor %esi, %esi; lock incq " STR(G_CELLS) "\n"
 	/* Everybody has to be there: an APIC that is off takes nothing. */
 	"sti; 1: pause; mov " STR(G_CELLS) ", %rax; cmp " STR(G_CELLS) "+8, %rax; jb 1b\n"
 	"test %r13, %r13; jnz 3f\n"
@@ -37,7 +39,9 @@ GUEST64(token,
 
 /* RDI: interrupts to take from the APIC timer, RSI: its initial count; spins with interrupts on. */
 GUEST64(ticking,
-	"mov $0xfee00000, %ebx; movl $0x1ff, 0xf0(%rbx); movl $0xb, 0x3e0(%rbx); movl $0x20055, 0x320(%rbx); mov %esi, 0x380(%rbx)\n"
+	"mov $0xfee00000, %ebx; movl $0x1ff, 0xf0(%rbx)\n"
+	"movl $0xb, 0x3e0(%rbx); movl $0x20055, 0x320(%rbx)\n"
+	"mov %esi, 0x380(%rbx)\n"
 	"sti; 1: pause; cmp %rdi, (%r15); jb 1b\n"
 	"cli; movl $0x10000, 0x320(%rbx); out %al, $0x10\n");
 
@@ -50,7 +54,8 @@ static void smp_vm(struct vm *vm, struct vm *vcpus, unsigned int n, const unsign
 	OK(ioctl(vm->fd, KVM_CREATE_IRQCHIP, 0));
 	vm_long_memory(vm);
 	idt = (uint64_t *)(vm->mem + G_IDT);
-	idt[2 * VECTOR] = (G_SMP_HANDLER & 0xffff) | (uint64_t)SEL_CODE64 << 16 | 0x8e00ull << 32 | (uint64_t)(G_SMP_HANDLER >> 16) << 48;
+	idt[2 * VECTOR] = (G_SMP_HANDLER & 0xffff) | (uint64_t)SEL_CODE64 << 16 | 0x8e00ull << 32 |
+			  (uint64_t)(G_SMP_HANDLER >> 16) << 48;
 	memcpy(vm->mem + G_SMP_CODE, code, end - code);
 	memcpy(vm->mem + G_SMP_HANDLER, smp_handler, smp_handler_end - smp_handler);
 	for (unsigned int i = 0; i < n; i++) {
@@ -131,8 +136,8 @@ TEST_SECONDS(token_of_four, 240)
 }
 
 /*
- * Every vCPU has its timer. An interrupt is taken once, and with interrupts on. (Under KVM on several CPUs of QEMU's TCG it fails: TCG
- * delivers injected interrupts twice at times, and KVM does nothing against that.)
+ * Every vCPU has its timer. An interrupt is taken once, and with interrupts on. (Under KVM on several CPUs of
+ * QEMU's TCG it fails: TCG delivers injected interrupts twice at times, and KVM does nothing against that.)
  */
 static void tick_all(unsigned int n, uint64_t ticks, uint64_t period)
 {
@@ -162,7 +167,9 @@ TEST_SECONDS(timers, 240)
 GUEST64(start_all,
 	"mov $0xfee00000, %ebx; movl $0x1ff, 0xf0(%rbx)\n"
 	"movl $0xc4500, 0x300(%rbx); movl $0xc4632, 0x300(%rbx)\n"
-	"sti; 1: pause; mov " STR(G_CELLS) ", %rax; cmp " STR(G_CELLS) "+8, %rax; jb 1b; out %al, $0x10\n");
+	"sti; 1: pause; mov " STR(G_CELLS) ", %rax\n"
+	"cmp " STR(G_CELLS) "+8, %rax; jb 1b\n"
+	"out %al, $0x10\n");
 GUEST16(start_one,
 	"xor %ax, %ax; mov %ax, %ds; lock incl %ds:(" STR(G_CELLS) "); out %al, $0x11\n");
 

@@ -294,7 +294,8 @@ TEST(sync_regs)
 
 static int set_mce(struct vm *vm, unsigned int bank, uint64_t status, uint64_t mcg_status)
 {
-	struct kvm_x86_mce m = { .status = status, .addr = 0x1234, .misc = 0x5678, .mcg_status = mcg_status, .bank = bank };
+	struct kvm_x86_mce m = { .status = status, .addr = 0x1234, .misc = 0x5678, .mcg_status = mcg_status,
+				 .bank = bank };
 
 	return ioctl(vm->vcpu, KVM_X86_SET_MCE, &m);
 }

@@ -3,7 +3,9 @@
 #define _GNU_SOURCE
 #include "vm.h"
 
-GUEST64(work, "mov $5, %r8d; 1: xor %eax, %eax; cpuid; dec %r8d; jnz 1b; out %al, $0x10; mov $0x12345678, %ecx; hlt\n");
+GUEST64(work,
+	"mov $5, %r8d; 1: xor %eax, %eax; cpuid; dec %r8d; jnz 1b\n"
+	"out %al, $0x10; mov $0x12345678, %ecx; hlt\n");
 
 struct stats {
 	int fd;
@@ -158,22 +160,24 @@ TEST(counts)
 }
 
 /*
- * What a virtualised local APIC does without an exit: EOI, self-IPI with its delivery, TPR and CR8, reads. In rounds, between two
- * exits; first by MSRs, then by memory.
+ * What a virtualised local APIC does without an exit: EOI, self-IPI with its delivery, TPR and CR8, reads. In
+ * rounds, between two exits; first by MSRs, then by memory.
  */
 #define SET "xor %edx, %edx; wrmsr\n"
 GUEST64(quiet_x2apic,
 	"mov $0x1b, %ecx; rdmsr; or $0xc00, %eax; wrmsr\n"
 	"mov $0x80f, %ecx; mov $0x1ff, %eax; " SET "out %al, $0x10\n"
 	"mov $20, %r8d\n"
-	"1: mov $0x808, %ecx; mov $0x20, %eax; " SET "rdmsr; mov %cr8, %rax; xor %eax, %eax; mov %rax, %cr8\n"
+	"1: mov $0x808, %ecx; mov $0x20, %eax; " SET "rdmsr\n"
+	"mov %cr8, %rax; xor %eax, %eax; mov %rax, %cr8\n"
 	"sti; mov $0x83f, %ecx; mov $0x77, %eax; " SET "nop; cli\n"
 	"mov $0x80f, %ecx; rdmsr; mov $0x80b, %ecx; xor %eax, %eax; " SET
 	"dec %r8d; jnz 1b; out %al, $0x11\n");
 GUEST64(quiet_xapic,
 	"mov $0xfee00000, %ebx; movl $0x1ff, 0xf0(%rbx); out %al, $0x10\n"
 	"mov $20, %r8d\n"
-	"1: movl $0x20, 0x80(%rbx); mov 0x80(%rbx), %eax; mov %cr8, %rax; xor %eax, %eax; mov %rax, %cr8\n"
+	"1: movl $0x20, 0x80(%rbx); mov 0x80(%rbx), %eax\n"
+	"mov %cr8, %rax; xor %eax, %eax; mov %rax, %cr8\n"
 	"sti; movl $0x44077, 0x300(%rbx); nop; cli\n"
 	"mov 0xf0(%rbx), %eax; mov 0x20(%rbx), %eax; movl $0, 0xb0(%rbx)\n"
 	"dec %r8d; jnz 1b; out %al, $0x11\n");
@@ -196,7 +200,8 @@ static void check_quiet(const unsigned char *code, const unsigned char *end)
 		skip("local APICs are not virtualised");
 	before = value(&s, "exits") - value(&s, "exit_external_interrupt") - value(&s, "exit_nested_fault");
 	vm_expect_out(&vm, 0x11);
-	CHECK_EQ(value(&s, "exits") - value(&s, "exit_external_interrupt") - value(&s, "exit_nested_fault"), before + 1);
+	CHECK_EQ(value(&s, "exits") - value(&s, "exit_external_interrupt") - value(&s, "exit_nested_fault"),
+		 before + 1);
 	CHECK_EQ(vm_log(&vm)->count, 20);
 	CHECK_EQ(vm_log(&vm)->event[19].vector, 0x77);
 	CHECK_EQ(value(&s, "irq_injections"), 0);

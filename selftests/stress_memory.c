@@ -1,5 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0
-/* User memory goes in several threads at once while guests use it: no page of it may be reached by a guest afterwards. */
+/*
+ * User memory goes in several threads at once while guests use it: no page of it may be reached by a guest
+ * afterwards.
+ */
 #define _GNU_SOURCE
 #include "vm.h"
 #include <linux/userfaultfd.h>
@@ -17,8 +20,9 @@
 #define PATTERN 0x5a5a5a5a5a5a5a5aull
 
 /*
- * Writes to each page of the slot, over and over. Without the slot a write is an MMIO exit, which is ignored. Interrupts are on, although
- * none comes: Bochs does not leave a guest that masks them for the host's interrupts (nor with KVM).
+ * Writes to each page of the slot, over and over. Without the slot a write is an MMIO exit, which is ignored.
+ * Interrupts are on, although none comes: Bochs does not leave a guest that masks them for the host's interrupts
+ * (nor with KVM).
  */
 GUEST64(writer,
 	"sti; xor %eax, %eax\n"
@@ -99,8 +103,8 @@ static void *move_slot(void *argument)
 }
 
 /*
- * munmap() in the middle of a slot's removal. A second vCPU waits in a fault for a page that we hold back: while it reads the old
- * slots, their removal cannot end.
+ * munmap() in the middle of a slot's removal. A second vCPU waits in a fault for a page that we hold back: while it
+ * reads the old slots, their removal cannot end.
  */
 static void leave(void *(*change)(void *))
 {
@@ -146,7 +150,8 @@ static void leave(void *(*change)(void *))
 	usleep(50000);
 
 	/* As munmap(), but nothing else comes to that address. */
-	REQUIRE(mmap(remove_memory, TEST_BYTES, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED, -1, 0) != MAP_FAILED);
+	REQUIRE(mmap(remove_memory, TEST_BYTES, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED, -1,
+		     0) != MAP_FAILED);
 	/* Very likely the same pages, in other use. */
 	other = (uint64_t *)map(TEST_BYTES);
 	for (size_t i = 0; i < TEST_BYTES / 8; i++)
@@ -173,6 +178,52 @@ TEST_SECONDS(memory_of_a_deleted_slot, 60)
 TEST_SECONDS(memory_of_a_moved_slot, 60)
 {
 	leave(move_slot);
+}
+
+/* What the parent's guest writes after a fork() is not the child's. */
+static void check_child(uint8_t *memory)
+{
+	pid_t child = fork_child();
+	int status;
+
+	if (child == 0) {
+		volatile uint64_t *cell = (uint64_t *)memory;
+		uint64_t before = *cell;
+
+		usleep(2000);
+		_exit(*cell == before ? 0 : 1);
+	}
+	if (child > 0) {
+		waitpid(child, &status, 0);
+		CHECK_EQ(status, 0);
+	}
+}
+
+static void read_log(struct vm *vm)
+{
+	uint64_t bitmap[TEST_BYTES / 4096 / 64];
+	struct kvm_dirty_log log = { .slot = TEST_SLOT };
+
+	log.dirty_bitmap = bitmap;
+	OK(ioctl(vm->fd, KVM_GET_DIRTY_LOG, &log));
+}
+
+/* The guest writes to each page still. */
+static void check_writes(uint8_t *memory)
+{
+	for (size_t at = 0; at < TEST_BYTES; at += 4096)
+		*(volatile uint64_t *)(memory + at) = ~0ull;
+	for (int wait = 0; wait < 2000; wait++) {
+		size_t at;
+
+		for (at = 0; at < TEST_BYTES && *(volatile uint64_t *)(memory + at) != ~0ull; at += 4096)
+			;
+		if (at == TEST_BYTES)
+			break;
+		usleep(1000);
+		if (wait == 1999)
+			FAIL("page %#zx is not written by the guest any more", at);
+	}
 }
 
 /* Everything that changes user memory, under two running vCPUs; then the guest's writes still arrive. */
@@ -205,36 +256,16 @@ TEST_SECONDS(everything_at_once, 120)
 			mprotect(memory + at, bytes, PROT_READ | PROT_WRITE);
 			break;
 		case 2:
-			REQUIRE(mmap(memory + at, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED, -1, 0) !=
-				MAP_FAILED);
+			REQUIRE(mmap(memory + at, bytes, PROT_READ | PROT_WRITE,
+				     MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED, -1, 0) != MAP_FAILED);
 			break;
-		case 3: {
-			pid_t child = rand_r(&seed) % 4 ? -1 : fork_child();
-			int status;
-
-			if (child == 0) {
-				/* What the parent's guest writes from now on is not the child's. */
-				volatile uint64_t *cell = (uint64_t *)memory;
-				uint64_t before = *cell;
-
-				usleep(2000);
-				_exit(*cell == before ? 0 : 1);
-			}
-			if (child > 0) {
-				waitpid(child, &status, 0);
-				CHECK_EQ(status, 0);
-			}
+		case 3:
+			if (rand_r(&seed) % 4 == 0)
+				check_child(memory);
 			break;
-		}
 		case 4:
 			vm_slot(&vm, TEST_SLOT, KVM_MEM_LOG_DIRTY_PAGES, TEST_GPA, TEST_BYTES, memory);
-			{
-				uint64_t bitmap[TEST_BYTES / 4096 / 64];
-				struct kvm_dirty_log log = { .slot = TEST_SLOT };
-
-				log.dirty_bitmap = bitmap;
-				OK(ioctl(vm.fd, KVM_GET_DIRTY_LOG, &log));
-			}
+			read_log(&vm);
 			vm_slot(&vm, TEST_SLOT, 0, TEST_GPA, TEST_BYTES, memory);
 			break;
 		case 5:
@@ -248,20 +279,7 @@ TEST_SECONDS(everything_at_once, 120)
 			pthread_kill(guest[rand_r(&seed) & 1], SIGUSR1);
 		}
 	}
-	/* The guest writes to each page still. */
-	for (size_t at = 0; at < TEST_BYTES; at += 4096)
-		*(volatile uint64_t *)(memory + at) = ~0ull;
-	for (int wait = 0; wait < 2000; wait++) {
-		size_t at;
-
-		for (at = 0; at < TEST_BYTES && *(volatile uint64_t *)(memory + at) != ~0ull; at += 4096)
-			;
-		if (at == TEST_BYTES)
-			break;
-		usleep(1000);
-		if (wait == 1999)
-			FAIL("page %#zx is not written by the guest any more", at);
-	}
+	check_writes(memory);
 	done = true;
 	stop_thread(guest[0]);
 	stop_thread(guest[1]);

@@ -63,7 +63,8 @@ bool is_bochs(void)
 int try_slot(int fd, unsigned int slot, unsigned int flags, uint64_t gpa, uint64_t bytes, void *memory)
 {
 	struct kvm_userspace_memory_region r = {
-		.slot = slot, .flags = flags, .guest_phys_addr = gpa, .memory_size = bytes, .userspace_addr = (uintptr_t)memory,
+		.slot = slot, .flags = flags, .guest_phys_addr = gpa, .memory_size = bytes,
+		.userspace_addr = (uintptr_t)memory,
 	};
 
 	return ioctl(fd, KVM_SET_USER_MEMORY_REGION, &r);
@@ -296,7 +297,8 @@ GUEST64(guest_handler,
 
 static bool pushes_error(unsigned int vector)
 {
-	return vector == 8 || (vector >= 10 && vector <= 14) || vector == 17 || vector == 21 || vector == 29 || vector == 30;
+	return vector == 8 || (vector >= 10 && vector <= 14) || vector == 17 || vector == 21 ||
+	vector == 29 || vector == 30;
 }
 
 void vm_long_memory(struct vm *vm)
@@ -384,7 +386,8 @@ unsigned int vm_run(struct vm *vm)
 const char *exit_name(unsigned int reason)
 {
 	static const char *const names[] = {
-		"UNKNOWN", "EXCEPTION", "IO", "HYPERCALL", "DEBUG", "HLT", "MMIO", "IRQ_WINDOW_OPEN", "SHUTDOWN", "FAIL_ENTRY",
+		"UNKNOWN", "EXCEPTION", "IO", "HYPERCALL", "DEBUG", "HLT", "MMIO", "IRQ_WINDOW_OPEN",
+		"SHUTDOWN", "FAIL_ENTRY",
 		"INTR", "SET_TPR", "TPR_ACCESS", "?", "?", "?", "NMI", "INTERNAL_ERROR", "?", "?", "?", "?", "?", "?",
 		"SYSTEM_EVENT", "?", "IOAPIC_EOI",
 	};
@@ -398,17 +401,20 @@ static void describe(struct vm *vm)
 	struct kvm_regs r = vm_regs(vm);
 	struct guest_log *log = vm_log(vm);
 
-	note("exit %s, rip %#llx rax %#llx rsp %#llx rflags %#llx", exit_name(run->exit_reason), r.rip, r.rax, r.rsp, r.rflags);
+	note("exit %s, rip %#llx rax %#llx rsp %#llx rflags %#llx", exit_name(run->exit_reason), r.rip, r.rax,
+	     r.rsp, r.rflags);
 	switch (run->exit_reason) {
 	case KVM_EXIT_UNKNOWN:
 		note("hardware exit reason %#llx", run->hw.hardware_exit_reason);
 		break;
 	case KVM_EXIT_IO:
-		note("port %#x, %s, size %u, count %u, data %#x", run->io.port, run->io.direction ? "out" : "in", run->io.size,
+		note("port %#x, %s, size %u, count %u, data %#x", run->io.port,
+		     run->io.direction ? "out" : "in", run->io.size,
 		     run->io.count, *(uint32_t *)io_data(vm));
 		break;
 	case KVM_EXIT_MMIO:
-		note("%s %#llx, %u bytes, data %#llx", run->mmio.is_write ? "write" : "read", run->mmio.phys_addr, run->mmio.len,
+		note("%s %#llx, %u bytes, data %#llx", run->mmio.is_write ? "write" : "read",
+		     run->mmio.phys_addr, run->mmio.len,
 		     *(unsigned long long *)run->mmio.data);
 		break;
 	case KVM_EXIT_FAIL_ENTRY:
@@ -437,6 +443,19 @@ void vm_expect(struct vm *vm, unsigned int reason)
 	DIE("KVM_RUN ended with %s (%u), %s expected", exit_name(have), have, exit_name(reason));
 }
 
+/* What the guest wrote to a port. */
+static uint32_t io_value(struct vm *vm)
+{
+	switch (vm->run->io.size) {
+	case 1:
+		return *(uint8_t *)io_data(vm);
+	case 2:
+		return *(uint16_t *)io_data(vm);
+	default:
+		return *(uint32_t *)io_data(vm);
+	}
+}
+
 uint32_t vm_expect_out(struct vm *vm, unsigned int port)
 {
 	struct kvm_run *run = vm->run;
@@ -446,14 +465,7 @@ uint32_t vm_expect_out(struct vm *vm, unsigned int port)
 		describe(vm);
 		DIE("an OUT to port %#x was expected", port);
 	}
-	switch (run->io.size) {
-	case 1:
-		return *(uint8_t *)io_data(vm);
-	case 2:
-		return *(uint16_t *)io_data(vm);
-	default:
-		return *(uint32_t *)io_data(vm);
-	}
+	return io_value(vm);
 }
 
 unsigned int vm_collect(struct vm *vm, uint32_t *values, size_t max, size_t *count)
@@ -468,7 +480,6 @@ unsigned int vm_collect(struct vm *vm, uint32_t *values, size_t max, size_t *cou
 			return reason;
 		if (*count == max)
 			DIE("the guest writes more than %zu values", max);
-		values[(*count)++] = run->io.size == 1 ? *(uint8_t *)io_data(vm) : run->io.size == 2 ? *(uint16_t *)io_data(vm) :
-			*(uint32_t *)io_data(vm);
+		values[(*count)++] = io_value(vm);
 	}
 }

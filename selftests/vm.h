@@ -53,7 +53,10 @@ struct kvm_cpuid2 *supported_cpuid(int kvm);
 struct kvm_cpuid_entry2 *cpuid_entry(struct kvm_cpuid2 *table, uint32_t function, uint32_t index);
 void set_supported_cpuid(int kvm, int vcpu);
 
-/* Copies code to G_CODE and puts the vCPU in front of it: real mode, flat 32-bit protected mode, 64-bit mode with handlers. */
+/*
+ * Copies code to G_CODE and puts the vCPU in front of it: real mode, flat 32-bit protected mode, 64-bit mode with
+ * handlers.
+ */
 void vm_real(struct vm *vm, const unsigned char *code, const unsigned char *end);
 void vm_prot(struct vm *vm, const unsigned char *code, const unsigned char *end);
 void vm_long(struct vm *vm, const unsigned char *code, const unsigned char *end);

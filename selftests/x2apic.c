@@ -1,5 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0
-/* x2APIC ids beyond 8 bits and what user space chooses with KVM_CAP_X2APIC_API (api.rst 7.7); EOI broadcast suppression. */
+/*
+ * x2APIC ids beyond 8 bits and what user space chooses with KVM_CAP_X2APIC_API (api.rst 7.7); EOI broadcast
+ * suppression.
+ */
 #define _GNU_SOURCE
 #include "vm.h"
 #include <pthread.h>
@@ -56,7 +59,9 @@ TEST(api_flags)
 	CHECK_ERRNO(enable(&vm, KVM_CAP_X2APIC_API, 1 << 4), EINVAL);
 	CHECK_ERRNO(enable(&vm, KVM_CAP_X2APIC_API, 1ull << 32), EINVAL);
 	CHECK_ERRNO(enable(&vm, KVM_CAP_X2APIC_API, KVM_X2APIC_ENABLE_SUPPRESS_EOI_BROADCAST), EINVAL);
-	CHECK_ERRNO(enable(&vm, KVM_CAP_X2APIC_API, KVM_X2APIC_ENABLE_SUPPRESS_EOI_BROADCAST | KVM_X2APIC_DISABLE_SUPPRESS_EOI_BROADCAST), EINVAL);
+	CHECK_ERRNO(enable(&vm, KVM_CAP_X2APIC_API,
+			   KVM_X2APIC_ENABLE_SUPPRESS_EOI_BROADCAST | KVM_X2APIC_DISABLE_SUPPRESS_EOI_BROADCAST),
+			EINVAL);
 	OK(enable(&vm, KVM_CAP_X2APIC_API, 0));
 	OK(enable(&vm, KVM_CAP_X2APIC_API, 3));
 	CHECK(ioctl(vm.kvm, KVM_CHECK_EXTENSION, KVM_CAP_MAX_VCPU_ID) > HIGH_ID);
@@ -124,13 +129,15 @@ TEST(ids)
 static struct kvm_irq_routing_entry msi(unsigned int gsi, uint32_t hi, uint32_t lo, uint32_t data)
 {
 	return (struct kvm_irq_routing_entry) {
-		.gsi = gsi, .type = KVM_IRQ_ROUTING_MSI, .u.msi = { .address_hi = hi, .address_lo = 0xfee00000 | lo, .data = data },
+		.gsi = gsi, .type = KVM_IRQ_ROUTING_MSI,
+		.u.msi = { .address_hi = hi, .address_lo = 0xfee00000 | lo, .data = data },
 	};
 }
 
 static int route(struct vm *vm, struct kvm_irq_routing_entry e)
 {
-	struct { struct kvm_irq_routing header; struct kvm_irq_routing_entry entry; } r = { .header.nr = 1, .entry = e };
+	struct { struct kvm_irq_routing header; struct kvm_irq_routing_entry entry; } r = { .header.nr = 1,
+											    .entry = e };
 
 	return ioctl(vm->fd, KVM_SET_GSI_ROUTING, &r);
 }
@@ -154,8 +161,11 @@ TEST(routes)
 
 /* INIT and SIPI by the 64-bit ICR to an APIC that is still an xAPIC, whose id does not fit there. */
 GUEST64(starter,
-	"mov $0x1b, %ecx; rdmsr; or $0xc00, %eax; wrmsr; mov $0x80f, %ecx; mov $0x1ff, %eax; xor %edx, %edx; wrmsr\n"
-	"mov $0x830, %ecx; mov $" STR(HIGH_ID) ", %edx; mov $0x4500, %eax; wrmsr; mov $0x4632, %eax; wrmsr\n"
+	"mov $0x1b, %ecx; rdmsr; or $0xc00, %eax; wrmsr\n"
+	"mov $0x80f, %ecx; mov $0x1ff, %eax; xor %edx, %edx\n"
+	"wrmsr\n"
+	"mov $0x830, %ecx; mov $" STR(HIGH_ID) ", %edx\n"
+	"mov $0x4500, %eax; wrmsr; mov $0x4632, %eax; wrmsr\n"
 	"sti; 1: pause; cmpl $1, " STR(G_CELLS) "; jne 1b\n"
 	"out %al, $0x10\n");
 GUEST16(started, "xor %ax, %ax; mov %ax, %ds; movl $1, %ds:(" STR(G_CELLS) "); out %al, $0x11\n");
@@ -191,7 +201,8 @@ TEST(start_up)
 
 /* Suppression: what the version register says, and whether EOIs of a split irqchip come. */
 GUEST64(eoi,
-	"mov $0x1b, %ecx; rdmsr; or $0xc00, %eax; wrmsr; mov $0x80f, %ecx; mov $0x1ff, %eax; or %edi, %eax; xor %edx, %edx; wrmsr\n"
+	"mov $0x1b, %ecx; rdmsr; or $0xc00, %eax; wrmsr; mov $0x80f, %ecx\n"
+	"mov $0x1ff, %eax; or %edi, %eax; xor %edx, %edx; wrmsr\n"
 	"mov $0x803, %ecx; rdmsr; shr $24, %eax; out %eax, $0x10\n"
 	"1: sti; hlt; jmp 1b\n");
 
