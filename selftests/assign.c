@@ -40,11 +40,7 @@ TEST(guest)
 	struct vm vm;
 	int device;
 
-	vm_init(&vm, 4 * MIB);
-	OK(ioctl(vm.fd, KVM_CREATE_IRQCHIP, 0));
-	vm_add_vcpu(&vm, 0);
-	VM_LONG(&vm, edu_guest);
-	vm_log(&vm)->eoi = 0xfee000b0;
+	VM_NEW_LONG_IRQCHIP(&vm, edu_guest);
 	route_message(&vm, GSI, VECTOR);
 	device = assign(&vm, &address);
 	CHECK_EQ(info_of(device).pinned, 4 * MIB);
@@ -138,9 +134,7 @@ TEST(msix)
 	if (!find_device(NVME_VENDOR, NVME_DEVICE, &nvme))
 		skip("no nvme device");
 	bind_device(&nvme);
-	vm_init(&vm, 4 * MIB);
-	OK(ioctl(vm.fd, KVM_CREATE_IRQCHIP, 0));
-	vm_add_vcpu(&vm, 0);
+	vm_new_irqchip(&vm, 4 * MIB);
 	/* Two devices of one VM share its memory: it is pinned once. */
 	assign(&vm, &address);
 	device = assign(&vm, &nvme);
@@ -189,9 +183,7 @@ TEST(taken_away)
 		struct vm vm;
 		int device;
 
-		vm_init(&vm, 4 * MIB);
-		OK(ioctl(vm.fd, KVM_CREATE_IRQCHIP, 0));
-		vm_add_vcpu(&vm, 0);
+		vm_new_irqchip(&vm, 4 * MIB);
 		device = assign(&vm, &address);
 		bar = map_bar(device, 0);
 		vm_slot(&vm, 1, 0, G_BAR, MIB, (void *)bar);

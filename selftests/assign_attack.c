@@ -58,11 +58,9 @@ static int attacker_init(struct vm *vm, const struct address *address)
 {
 	int device;
 
-	vm_init(vm, 8 * MIB);
-	OK(ioctl(vm->fd, KVM_CREATE_IRQCHIP, 0));
-	vm_add_vcpu(vm, 0);
+	vm_new_irqchip(vm, 8 * MIB);
 	VM_LONG(vm, attacker);
-	vm_log(vm)->eoi = 0xfee000b0;
+	vm_log(vm)->eoi = LAPIC_EOI;
 	route_message(vm, GSI, VECTOR);
 	device = assign(vm, address);
 	vm_slot(vm, 1, 0, G_BAR, MIB, (void *)map_bar(device, 0));
@@ -90,9 +88,7 @@ static int victim_init(struct vm *vm, struct address *nvme)
 {
 	int device = -1;
 
-	vm_init(vm, 4 * MIB);
-	OK(ioctl(vm->fd, KVM_CREATE_IRQCHIP, 0));
-	vm_add_vcpu(vm, 0);
+	vm_new_irqchip(vm, 4 * MIB);
 	memset(vm->mem, 0x3c, vm->bytes);
 	if (!getenv("ONE_DEVICE") && find_device(NVME_VENDOR, NVME_DEVICE, nvme)) {
 		bind_device(nvme);
@@ -256,23 +252,13 @@ static unsigned long interrupts_of(const char *row)
 	return count;
 }
 
-/* The victim's local APIC takes what comes, and remembers it. */
-static void listen_at(struct vm *vm)
-{
-	struct kvm_lapic_state lapic;
-
-	OK(ioctl(vm->vcpu, KVM_GET_LAPIC, &lapic));
-	*(uint32_t *)(lapic.regs + 0xf0) = 0x1ff;
-	OK(ioctl(vm->vcpu, KVM_SET_LAPIC, &lapic));
-}
-
 static void check_heard_nothing(struct vm *vm)
 {
 	struct kvm_lapic_state lapic;
 
 	OK(ioctl(vm->vcpu, KVM_GET_LAPIC, &lapic));
 	for (unsigned int i = 0; i < 8; i++)
-		CHECK_EQ(*(uint32_t *)(lapic.regs + 0x200 + 16 * i), 0);
+		CHECK_EQ(*(uint32_t *)(lapic.regs + LAPIC_IRR + 16 * i), 0);
 }
 
 /* Interrupts that one CPU of its own accord does not get. */
@@ -313,7 +299,8 @@ TEST_SECONDS(messages, 3600)
 	if (sysconf(_SC_NPROCESSORS_ONLN) != 1)
 		skip("CPUs that send each other interrupts");
 	victim = victim_init(&other, &nvme);
-	listen_at(&other);
+	/* The victim's local APIC takes what comes, and remembers it. */
+	vm_enable_lapic(&other);
 	log = log_open();
 	/*
 	 * By the capability: the guest chooses the message, KVM_SET_GSI_ROUTING takes it, and the hardware's stays
@@ -321,7 +308,7 @@ TEST_SECONDS(messages, 3600)
 	 */
 	device = attacker_init(&vm, &address);
 	bar = map_bar(device, 0);
-	listen_at(&vm);
+	vm_enable_lapic(&vm);
 	look_at_interrupts(before);
 	for (unsigned int i = 0; i < sizeof(vectors); i++) {
 		struct kvm_irq_routing *table = calloc(1, sizeof(*table) + sizeof(table->entries[0]));
@@ -338,7 +325,7 @@ TEST_SECONDS(messages, 3600)
 		write32(bar, EDU_ACK, 1);
 		usleep(20000);
 		OK(ioctl(vm.vcpu, KVM_GET_LAPIC, &lapic));
-		CHECK(*(uint32_t *)(lapic.regs + 0x200 + vectors[i] / 32 * 16) >> vectors[i] % 32 & 1);
+		CHECK(*(uint32_t *)(lapic.regs + LAPIC_IRR + vectors[i] / 32 * 16) >> vectors[i] % 32 & 1);
 	}
 	check_interrupts(before, log);
 	check_heard_nothing(&other);
@@ -379,7 +366,8 @@ TEST_NAMED(forged_messages)
 	if (sysconf(_SC_NPROCESSORS_ONLN) != 1)
 		skip("CPUs that send each other interrupts");
 	victim = victim_init(&other, &nvme);
-	listen_at(&other);
+	/* The victim's local APIC takes what comes, and remembers it. */
+	vm_enable_lapic(&other);
 	route_message(&other, GSI, VECTOR);
 	if (victim >= 0)
 		OK(set_irqs(victim, RVMM_IRQ_MSIX, 2, GSI));

@@ -16,7 +16,7 @@ static bool requested(struct vm *vm)
 {
 	struct kvm_lapic_state lapic = lapic_of(vm);
 
-	return *(uint32_t *)(lapic.regs + 0x200 + VECTOR / 32 * 16) >> VECTOR % 32 & 1;
+	return *(uint32_t *)(lapic.regs + LAPIC_IRR + VECTOR / 32 * 16) >> VECTOR % 32 & 1;
 }
 
 /* Clears the IRR. */
@@ -24,7 +24,7 @@ static void forget(struct vm *vm)
 {
 	struct kvm_lapic_state lapic = lapic_of(vm);
 
-	memset(lapic.regs + 0x200, 0, 0x80);
+	memset(lapic.regs + LAPIC_IRR, 0, 0x80);
 	OK(ioctl(vm->vcpu, KVM_SET_LAPIC, &lapic));
 }
 
@@ -42,7 +42,6 @@ TEST(interrupts)
 	struct address address = edu();
 	struct rvmm_device_vector vector = { .vector = 0, .gsi = GSI };
 	volatile uint8_t *bar;
-	struct kvm_lapic_state lapic;
 	struct vm vm;
 	int device;
 
@@ -68,10 +67,7 @@ TEST(interrupts)
 	OK(set_irqs(device, RVMM_IRQ_MSI, 1, RVMM_GSI_NONE));
 	set_master(device, true);
 
-	/* A local APIC that is not software-enabled takes nothing. */
-	lapic = lapic_of(&vm);
-	*(uint32_t *)(lapic.regs + 0xf0) = 0x1ff;
-	OK(ioctl(vm.vcpu, KVM_SET_LAPIC, &lapic));
+	vm_enable_lapic(&vm);
 	raise_interrupt(bar);
 	CHECK_EQ(requested(&vm), 0);
 	vector.gsi = 4096;

@@ -197,17 +197,10 @@ GUEST64(interruptible_apic, "sti; nop; nop; nop; out %al, $0x10; hlt\n");
 TEST(block_interrupts_of_apic)
 {
 	struct kvm_msi msi = { .address_lo = 0xfee00000, .data = 0x51 };
-	struct kvm_lapic_state s;
 	struct vm vm;
 
-	vm_init(&vm, 4 * MIB);
-	OK(ioctl(vm.fd, KVM_CREATE_IRQCHIP, 0));
-	vm_add_vcpu(&vm, 0);
-	VM_LONG(&vm, interruptible_apic);
-	OK(ioctl(vm.vcpu, KVM_GET_LAPIC, &s));
-	*(uint32_t *)(s.regs + 0xf0) = 0x1ff;	/* enabled */
-	OK(ioctl(vm.vcpu, KVM_SET_LAPIC, &s));
-	vm_log(&vm)->eoi = 0xfee000b0;
+	VM_NEW_LONG_IRQCHIP(&vm, interruptible_apic);
+	vm_enable_lapic(&vm);
 	debug_set(&vm, KVM_GUESTDBG_ENABLE | KVM_GUESTDBG_SINGLESTEP | KVM_GUESTDBG_BLOCKIRQ, 0, 0);
 	expect_step(&vm, G_CODE + 1);
 	expect_step(&vm, G_CODE + 2);
@@ -236,18 +229,11 @@ static void *run_busy(void *argument)
 TEST(block_interrupts_while_running)
 {
 	struct kvm_msi msi = { .address_lo = 0xfee00000, .data = 0x51 };
-	struct kvm_lapic_state s;
 	pthread_t thread;
 	struct vm vm;
 
-	vm_init(&vm, 4 * MIB);
-	OK(ioctl(vm.fd, KVM_CREATE_IRQCHIP, 0));
-	vm_add_vcpu(&vm, 0);
-	VM_LONG(&vm, busy);
-	OK(ioctl(vm.vcpu, KVM_GET_LAPIC, &s));
-	*(uint32_t *)(s.regs + 0xf0) = 0x1ff;
-	OK(ioctl(vm.vcpu, KVM_SET_LAPIC, &s));
-	vm_log(&vm)->eoi = 0xfee000b0;
+	VM_NEW_LONG_IRQCHIP(&vm, busy);
+	vm_enable_lapic(&vm);
 	debug_set(&vm, KVM_GUESTDBG_ENABLE | KVM_GUESTDBG_BLOCKIRQ, 0, 0);
 	REQUIRE(!pthread_create(&thread, NULL, run_busy, &vm));
 	for (int i = 0; i < 5; i++) {

@@ -205,7 +205,7 @@ TEST(signal_msi)
 	vm_log(&vm)->eoi = LAPIC_EOI;
 	/* Disabled in SVR. */
 	CHECK_EQ(ioctl(vm.fd, KVM_SIGNAL_MSI, &m), 0);
-	enable_lapic(&vm);
+	vm_enable_lapic(&vm);
 	m.flags = 2;
 	CHECK_ERRNO(ioctl(vm.fd, KVM_SIGNAL_MSI, &m), EINVAL);
 	m.flags = KVM_MSI_VALID_DEVID;

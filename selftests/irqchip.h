@@ -7,8 +7,6 @@
 #include <signal.h>
 #include <sys/eventfd.h>
 
-#define LAPIC_SVR	0xf0
-#define LAPIC_EOI	0xfee000b0ull
 #define RTE_MASKED	(1ull << 16)
 #define RTE_LEVEL	(1ull << 15)
 #define MSI_LEVEL	(1u << 15 | 1u << 14)
@@ -30,28 +28,18 @@ GUEST64(count_levels,
 	"2: mov (%rbx), %rdx; mov %edx, %eax; out %eax, $0x10\n"
 	"movl $0, (%rsi); jmp 1b\n");
 
-static inline void enable_lapic(struct vm *vm)
-{
-	struct kvm_lapic_state s;
-
-	OK(ioctl(vm->vcpu, KVM_GET_LAPIC, &s));
-	*(uint32_t *)(s.regs + LAPIC_SVR) = 0x1ff;
-	OK(ioctl(vm->vcpu, KVM_SET_LAPIC, &s));
-}
-
 /* 64-bit guest with local APIC enabled; interrupts are ended by the handler. */
 static inline void start(struct vm *vm, const unsigned char *code, const unsigned char *end)
 {
 	vm_add_vcpu(vm, 0);
 	vm_long(vm, code, end);
-	enable_lapic(vm);
+	vm_enable_lapic(vm);
 	vm_log(vm)->eoi = LAPIC_EOI;
 }
 
 static inline void full(struct vm *vm)
 {
-	vm_init(vm, 4 * MIB);
-	OK(ioctl(vm->fd, KVM_CREATE_IRQCHIP, 0));
+	vm_init_irqchip(vm, 4 * MIB);
 }
 
 static inline int enable_split(int fd, uint64_t pins)

@@ -11,9 +11,7 @@
 /* A VM with all interrupt controllers in the kernel and a vCPU in front of the code. */
 static void new_vm(struct vm *vm, const unsigned char *code, const unsigned char *end)
 {
-	vm_init(vm, 4 * MIB);
-	OK(ioctl(vm->fd, KVM_CREATE_IRQCHIP, 0));
-	vm_add_vcpu(vm, 0);
+	vm_new_irqchip(vm, 4 * MIB);
 	vm_long(vm, code, end);
 	vm_log(vm)->eoi = EOI;
 }

@@ -43,9 +43,7 @@ static void patch(struct vm *vm, size_t bytes)
 
 static void new_vm(struct vm *vm, const unsigned char *code, const unsigned char *end)
 {
-	vm_init(vm, 4 * MIB);
-	OK(ioctl(vm->fd, KVM_CREATE_IRQCHIP, 0));
-	vm_add_vcpu(vm, 0);
+	vm_new_irqchip(vm, 4 * MIB);
 	vm_long(vm, code, end);
 	patch(vm, end - code);
 	vm_log(vm)->eoi = EOI;

@@ -639,9 +639,7 @@ TEST(lapic)
 	struct kvm_sregs s;
 	struct vm vm, ap;
 
-	vm_init(&vm, MIB);
-	OK(ioctl(vm.fd, KVM_CREATE_IRQCHIP, 0));
-	vm_add_vcpu(&vm, 0);
+	vm_new_irqchip(&vm, MIB);
 	ap = vm_second_vcpu(&vm, 3);
 	OK(ioctl(ap.vcpu, KVM_GET_LAPIC, &in));
 	CHECK_EQ(*(uint32_t *)(in.regs + 0x20), 3u << 24);	/* id */

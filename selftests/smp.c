@@ -50,8 +50,7 @@ static void smp_vm(struct vm *vm, struct vm *vcpus, unsigned int n, const unsign
 	struct kvm_mp_state mp = { KVM_MP_STATE_RUNNABLE };
 	uint64_t *idt;
 
-	vm_init(vm, 4 * MIB);
-	OK(ioctl(vm->fd, KVM_CREATE_IRQCHIP, 0));
+	vm_init_irqchip(vm, 4 * MIB);
 	vm_long_memory(vm);
 	idt = (uint64_t *)(vm->mem + G_IDT);
 	idt[2 * VECTOR] = (G_SMP_HANDLER & 0xffff) | (uint64_t)SEL_CODE64 << 16 | 0x8e00ull << 32 |

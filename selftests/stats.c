@@ -188,9 +188,7 @@ static void check_quiet(const unsigned char *code, const unsigned char *end)
 	struct stats s;
 	struct vm vm;
 
-	vm_init(&vm, 4 * MIB);
-	OK(ioctl(vm.fd, KVM_CREATE_IRQCHIP, 0));
-	vm_add_vcpu(&vm, 0);
+	vm_new_irqchip(&vm, 4 * MIB);
 	vm_long(&vm, code, end);
 	vm_expect_out(&vm, 0x10);
 	if (!is_rvmm())

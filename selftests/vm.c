@@ -92,6 +92,12 @@ void vm_init(struct vm *vm, uint64_t bytes)
 	vm_slot(vm, 0, 0, 0, bytes, vm->mem);
 }
 
+void vm_init_irqchip(struct vm *vm, uint64_t bytes)
+{
+	vm_init(vm, bytes);
+	OK(ioctl(vm->fd, KVM_CREATE_IRQCHIP, 0));
+}
+
 struct kvm_cpuid2 *supported_cpuid(int kvm)
 {
 	struct kvm_cpuid2 *table = calloc(1, sizeof(*table) + 256 * sizeof(table->entries[0]));
@@ -132,6 +138,21 @@ void vm_new(struct vm *vm, uint64_t bytes)
 {
 	vm_init(vm, bytes);
 	vm_add_vcpu(vm, 0);
+}
+
+void vm_new_irqchip(struct vm *vm, uint64_t bytes)
+{
+	vm_init_irqchip(vm, bytes);
+	vm_add_vcpu(vm, 0);
+}
+
+void vm_enable_lapic(struct vm *vm)
+{
+	struct kvm_lapic_state s;
+
+	OK(ioctl(vm->vcpu, KVM_GET_LAPIC, &s));
+	*(uint32_t *)(s.regs + LAPIC_SVR) = 0x1ff;
+	OK(ioctl(vm->vcpu, KVM_SET_LAPIC, &s));
 }
 
 struct vm vm_second_vcpu(const struct vm *vm, unsigned int id)

@@ -17,6 +17,11 @@
 
 #define MIB (1ull << 20)
 
+/* Registers of the local APIC. */
+#define LAPIC_EOI 0xfee000b0ull
+#define LAPIC_SVR 0xf0
+#define LAPIC_IRR 0x200
+
 struct vm {
 	int kvm, fd, vcpu;
 	struct kvm_run *run;
@@ -38,10 +43,13 @@ bool is_bochs(void);
 
 /* A VM with memory and no vCPU. */
 void vm_init(struct vm *vm, uint64_t bytes);
+/* The same, with interrupt controllers in the kernel. */
+void vm_init_irqchip(struct vm *vm, uint64_t bytes);
 /* vCPU with all supported CPUID. */
 void vm_add_vcpu(struct vm *vm, unsigned int id);
-/* Both. */
+/* A VM with memory and a vCPU, without and with interrupt controllers in the kernel. */
 void vm_new(struct vm *vm, uint64_t bytes);
+void vm_new_irqchip(struct vm *vm, uint64_t bytes);
 /* Another vCPU of the same VM: a copy with its own vcpu and run. */
 struct vm vm_second_vcpu(const struct vm *vm, unsigned int id);
 void vm_free(struct vm *vm);
@@ -68,6 +76,17 @@ void vm_long_memory(struct vm *vm);
 void vm_long_state(struct vm *vm);
 /* A new VM of 4 MiB in 64-bit mode, ready to run the code. */
 #define VM_NEW_LONG(vm, name) do { vm_new(vm, 4 * MIB); VM_LONG(vm, name); } while (0)
+/*
+ * The same, with interrupt controllers in the kernel. The guest's handler ends interrupts, for which the local APIC has
+ * to be software-enabled, by the guest or by vm_enable_lapic().
+ */
+#define VM_NEW_LONG_IRQCHIP(vm, name) do {		\
+	vm_new_irqchip(vm, 4 * MIB);			\
+	VM_LONG(vm, name);				\
+	vm_log(vm)->eoi = LAPIC_EOI;			\
+} while (0)
+/* Sets bit 8 of the spurious-interrupt vector register (SDM 3A 11.9), without which a local APIC takes nothing. */
+void vm_enable_lapic(struct vm *vm);
 
 /* KVM_RUN; 0 or errno. */
 int vm_try_run(struct vm *vm);

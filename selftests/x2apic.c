@@ -92,8 +92,7 @@ TEST(ids)
 	struct kvm_lapic_state l;
 	struct vm vm, low, high, last;
 
-	vm_init(&vm, 4 * MIB);
-	OK(ioctl(vm.fd, KVM_CREATE_IRQCHIP, 0));
+	vm_init_irqchip(&vm, 4 * MIB);
 	low = vm_second_vcpu(&vm, HIGH_ID & 0xff);
 	high = vm_second_vcpu(&vm, HIGH_ID);
 	last = vm_second_vcpu(&vm, 255);
@@ -148,8 +147,7 @@ TEST(routes)
 	struct kvm_irq_level line = { .irq = 40, .level = 1 };
 	struct vm vm, high;
 
-	vm_init(&vm, 4 * MIB);
-	OK(ioctl(vm.fd, KVM_CREATE_IRQCHIP, 0));
+	vm_init_irqchip(&vm, 4 * MIB);
 	high = vm_second_vcpu(&vm, HIGH_ID);
 	x2apic_on(&high);
 	OK(enable(&vm, KVM_CAP_X2APIC_API, 3));
@@ -184,8 +182,7 @@ TEST(start_up)
 	pthread_t thread;
 	struct vm vm, high;
 
-	vm_init(&vm, 4 * MIB);
-	OK(ioctl(vm.fd, KVM_CREATE_IRQCHIP, 0));
+	vm_init_irqchip(&vm, 4 * MIB);
 	OK(enable(&vm, KVM_CAP_X2APIC_API, 3));
 	vm_add_vcpu(&vm, 0);
 	VM_LONG(&vm, starter);
