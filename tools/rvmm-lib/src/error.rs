@@ -50,7 +50,7 @@ pub enum Error {
     Ioctl {
         /// The ioctl's name.
         call: &'static str,
-        /// Its error number.
+        /// The ioctl's error number.
         errno: i32,
     },
     /// The hypervisor took fewer model-specific registers than it was given.
@@ -105,7 +105,7 @@ pub enum Error {
         address: String,
         /// The hypervisor's sentence, empty where it has none.
         reason: String,
-        /// Its error number.
+        /// The hypervisor's error number.
         errno: i32,
     },
     /// Anything the operating system refused.

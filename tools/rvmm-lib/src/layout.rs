@@ -26,7 +26,7 @@ pub const MP_TABLE_MAX: usize = 0x1_0000;
 pub const HIGH_RAM: u64 = 0x10_0000;
 /// Start of the hole below 4 GiB that holds IOAPIC, LAPIC and the hypervisor's own pages.
 pub const HOLE_START: u64 = 0xc000_0000;
-/// End of that hole.
+/// End of the hole below 4 GiB.
 pub const HOLE_END: u64 = 0x1_0000_0000;
 /// Three pages for real mode on CPUs without unrestricted guest (api.rst 4.35).
 pub const TSS: u64 = 0xfffb_d000;

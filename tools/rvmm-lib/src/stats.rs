@@ -44,7 +44,7 @@ pub enum Unit {
 /// One statistic.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Stat {
-    /// Its name.
+    /// The statistic's name.
     pub name: String,
     /// Shape.
     pub kind: Kind,
@@ -63,7 +63,7 @@ pub struct Stat {
 pub struct Stats {
     /// The hypervisor's name for it, such as `kvm-1234/vcpu-0`.
     pub id: String,
-    /// In the hypervisor's order.
+    /// The statistics, in the hypervisor's order.
     pub stats: Vec<Stat>,
 }
 

@@ -20,7 +20,7 @@ mod numbers {
     vmm_sys_util::ioctl_ior_nr!(RVMM_GET_ENTRY_FAILURE, RVMM_IOC, 0x01, RvmmEntryFailure);
     vmm_sys_util::ioctl_iowr_nr!(RVMM_ASSIGN_DEVICE, RVMM_IOC, 0x10, AssignDevice);
     vmm_sys_util::ioctl_ior_nr!(RVMM_DEVICE_GET_INFO, RVMM_IOC, 0x11, DeviceInfo);
-    // The header's size; the GSIs follow.
+    // The number has the header's size; the GSIs follow the header.
     vmm_sys_util::ioctl_iow_nr!(RVMM_DEVICE_SET_IRQS, RVMM_IOC, 0x12, DeviceVector);
     vmm_sys_util::ioctl_iow_nr!(RVMM_DEVICE_SET_VECTOR, RVMM_IOC, 0x13, DeviceVector);
     vmm_sys_util::ioctl_iowr_nr!(RVMM_DEVICE_CONFIG_READ, RVMM_IOC, 0x14, DeviceConfig);
@@ -52,7 +52,7 @@ pub struct AssignDevice {
     pub bus: u8,
     /// Device << 3 | function.
     pub devfn: u8,
-    /// Zero.
+    /// Reserved: zero.
     pub flags: u16,
     /// Bytes of guest memory that are pinned.
     pub pinned: u64,
@@ -70,11 +70,11 @@ pub struct DeviceRegion {
     pub offset: u64,
     /// [`REGION_MEMORY`] and others.
     pub flags: u32,
-    /// Nothing.
+    /// Reserved: zero.
     pub reserved: u32,
 }
 
-/// `RVMM_REGION_MEMORY`: not ports.
+/// `RVMM_REGION_MEMORY`: the region is memory, not ports.
 pub const REGION_MEMORY: u32 = 1;
 
 /// `struct rvmm_device_info` of uapi/rvmm.h.
@@ -99,17 +99,17 @@ pub struct DeviceInfo {
     pub msix_bar: u32,
     /// 1: it has an interrupt pin.
     pub intx: u32,
-    /// Where in it.
+    /// Offset of the MSI-X table in that register's region.
     pub msix_offset: u64,
     /// Bytes of guest memory that are pinned.
     pub pinned: u64,
     /// Refused DMA, as far as known.
     pub dma_faults: u64,
-    /// DMA address of the last one.
+    /// Address of the last refused DMA.
     pub dma_fault_address: u64,
-    /// Of the last one; bit 0: a write.
+    /// Flags of the last refused DMA; bit 0 says that it was a write.
     pub dma_fault_flags: u32,
-    /// Nothing.
+    /// Reserved: zero.
     pub reserved: u32,
     /// Base address registers.
     pub regions: [DeviceRegion; 6],
@@ -121,17 +121,17 @@ pub struct DeviceInfo {
 pub struct DeviceVector {
     /// Number of the message.
     pub vector: u32,
-    /// Its GSI, or [`GSI_NONE`].
+    /// GSI of the message, or [`GSI_NONE`].
     pub gsi: u32,
 }
 
-/// `RVMM_GSI_NONE`: masked.
+/// `RVMM_GSI_NONE`: the message is masked.
 pub const GSI_NONE: u32 = u32::MAX;
-/// `RVMM_IRQ_MSI`.
+/// `RVMM_IRQ_MSI`: the messages of the MSI capability.
 pub const IRQ_MSI: u32 = 1;
-/// `RVMM_IRQ_MSIX`.
+/// `RVMM_IRQ_MSIX`: the messages of the MSI-X capability.
 pub const IRQ_MSIX: u32 = 2;
-/// `RVMM_IRQ_INTX`.
+/// `RVMM_IRQ_INTX`: the interrupt pin.
 pub const IRQ_INTX: u32 = 3;
 
 /// `struct rvmm_device_config` of uapi/rvmm.h.
@@ -143,7 +143,7 @@ pub struct DeviceConfig {
     pub size: u32,
     /// Read or to be written.
     pub value: u32,
-    /// Nothing.
+    /// Reserved: zero.
     pub reserved: u32,
 }
 
@@ -203,7 +203,7 @@ pub fn device_info(device: &File) -> std::io::Result<DeviceInfo> {
 ///
 /// # Errors
 ///
-/// As [`device_info`].
+/// Those of [`device_info`].
 pub fn config_read(device: &File, offset: u32) -> std::io::Result<u32> {
     let mut request = DeviceConfig {
         offset,
@@ -220,7 +220,7 @@ pub fn config_read(device: &File, offset: u32) -> std::io::Result<u32> {
 ///
 /// # Errors
 ///
-/// As [`device_info`].
+/// Those of [`device_info`].
 pub fn set_master(device: &File, on: bool) -> std::io::Result<()> {
     let request = DeviceConfig {
         offset: 4,
@@ -236,7 +236,7 @@ pub fn set_master(device: &File, on: bool) -> std::io::Result<()> {
 ///
 /// # Errors
 ///
-/// As [`device_info`]; ENOSPC when there are not as many.
+/// Those of [`device_info`]; ENOSPC when there are not as many.
 pub fn set_irqs(device: &File, kind: u32, gsis: &[u32]) -> std::io::Result<()> {
     let mut words = vec![kind, gsis.len() as u32];
     words.extend_from_slice(gsis);
@@ -248,7 +248,7 @@ pub fn set_irqs(device: &File, kind: u32, gsis: &[u32]) -> std::io::Result<()> {
 ///
 /// # Errors
 ///
-/// As [`device_info`].
+/// Those of [`device_info`].
 pub fn set_vector(device: &File, vector: DeviceVector) -> std::io::Result<()> {
     // SAFETY: as in `set_master`.
     done(unsafe { ioctl_with_ref(device, RVMM_DEVICE_SET_VECTOR(), &vector) })

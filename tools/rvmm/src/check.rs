@@ -26,7 +26,7 @@ pub struct Args {
 /// What a look at one thing found.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Verdict {
-    /// As it should be.
+    /// All is as it should be.
     Good,
     /// Works without, or cannot be known from here.
     Note,

@@ -14,7 +14,7 @@ use crate::sys::DeviceRegion;
 
 /// Guest-physical addresses for registers of devices.
 pub const WINDOW: u64 = 0xe000_0000;
-/// Their end.
+/// End of the guest-physical addresses for registers of devices.
 pub const WINDOW_END: u64 = 0xfe00_0000;
 
 /// First memory slot of registers, above those of RAM.
@@ -55,7 +55,7 @@ impl Room {
 pub struct Part {
     offset: u64,
     length: u64,
-    /// Where it is mapped in this process.
+    /// Where the part is mapped in this process.
     host: *mut libc::c_void,
     slot: u32,
 }
@@ -113,7 +113,7 @@ impl Drop for Part {
 
 /// A base address register over memory.
 pub struct Bar {
-    /// Its number, 0 to 5.
+    /// The register's number, 0 to 5.
     pub index: usize,
     /// Bytes of registers behind it.
     pub size: u64,
@@ -121,7 +121,7 @@ pub struct Bar {
     pub wide: bool,
     /// What of it the guest reaches without an exit.
     pub parts: Vec<Part>,
-    /// Where the guest has it now.
+    /// Guest-physical address of the registers now, if the guest decodes them.
     pub at: Option<u64>,
 }
 

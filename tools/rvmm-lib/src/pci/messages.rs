@@ -16,11 +16,11 @@ pub struct MsiX {
     pub cap: usize,
     /// Base address register with the table.
     pub bar: usize,
-    /// Where the table is in it.
+    /// Offset of the table behind that register.
     pub offset: u64,
     /// The guest's table.
     pub entries: Vec<[u32; 4]>,
-    /// The host sends messages.
+    /// Whether the host sends messages.
     pub active: bool,
 }
 
@@ -66,7 +66,7 @@ impl MsiX {
 pub struct Msi {
     /// Offset in configuration space.
     pub cap: usize,
-    /// The host sends messages.
+    /// Whether the host sends messages.
     pub active: bool,
 }
 

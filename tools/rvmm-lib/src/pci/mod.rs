@@ -33,7 +33,7 @@ use crate::sys::{self, DeviceVector};
 
 /// First port of configuration mechanism 1: address, and data at +4.
 pub const PORT: u64 = 0xcf8;
-/// Its ports.
+/// Number of ports of configuration mechanism 1.
 pub const PORTS: u64 = 8;
 
 /// Offset of the data port.
@@ -44,7 +44,7 @@ const ENABLE: u32 = 1 << 31;
 const FIRST_GSI: u32 = 64;
 /// Pins of the IOAPIC.
 const IOAPIC_PINS: u32 = 24;
-/// The first of its pins that no ISA interrupt has.
+/// The first of the IOAPIC's pins that no ISA interrupt has.
 const FIRST_PIN: u8 = 16;
 
 /// How the pins of `functions` functions behind the bridge are wired: device on bus 0, and pin of the IOAPIC.

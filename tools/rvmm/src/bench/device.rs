@@ -253,7 +253,7 @@ impl Device {
         Ok(())
     }
 
-    /// Its message raises `vector` on the vCPU with APIC id 0.
+    /// Makes the device's message raise `vector` on the vCPU with APIC id 0.
     pub fn set_message(&self, vm: &VmFd, messages: Messages, vector: u8) -> anyhow::Result<()> {
         let route = kvm_irq_routing_entry {
             gsi: GSI,
@@ -329,7 +329,7 @@ impl Registers {
         Ok(Self { at, length })
     }
 
-    /// Where they are mapped.
+    /// Where the registers are mapped in this process.
     pub fn address(&self) -> u64 {
         self.at as u64
     }

@@ -382,7 +382,8 @@ rvmm_bench_on_device:
     pop     rax
     iretq
 
-    // To APIC 1 and back. There the echo runs, until the byte at rdi is set and one more comes.
+    // An IPI goes to APIC 1 and one comes back. There the echo runs, until the byte at rdi is set and one
+    // more comes.
     .macro  wait_spinning
     pause
     test    r14, r14

@@ -27,19 +27,19 @@ use super::region::Region;
 
 /// Guest-physical address of the guest's code.
 const CODE: u64 = 0x2_0000;
-/// Of its interrupt descriptor table.
+/// Guest-physical address of the interrupt descriptor table.
 const IDT: u64 = 0x3000;
-/// Of the byte that ends an echo.
+/// Guest-physical address of the byte that ends an echo.
 const STOP: u64 = 0x4000;
-/// Of the results.
+/// Guest-physical address of the results.
 const RESULTS: u64 = 0x10_0000;
 /// Bytes of low memory.
 const LOW: usize = 2 << 20;
-/// Of the memory that fault rows touch, and that is mapped for devices.
+/// Guest-physical address of the memory that fault rows touch, and that is mapped for devices.
 pub const PAGES: u64 = 0x4000_0000;
-/// Where there is nothing: accesses go to user space.
+/// Guest-physical address where there is nothing: accesses go to user space.
 pub const NOTHING: u64 = 0x8000_0000;
-/// Of registers of a device.
+/// Guest-physical address of a device's registers.
 const DEVICE: u64 = 0xe000_0000;
 
 fn slot(vm: &VmFd, number: u32, at: u64, region: &Region) -> rvmm_vm::Result<()> {
@@ -223,7 +223,7 @@ impl Machine {
         self.run_with(work, &mut |_, _| Ok(()))
     }
 
-    /// As [`Machine::run`], for a routine that has user space raise something.
+    /// Does what [`Machine::run`] does for a routine that has user space raise something.
     pub fn run_with(&mut self, work: Work, line: &mut Line) -> anyhow::Result<Vec<u64>> {
         let vcpu = self.vcpus.first_mut().context("no CPU")?;
         set_up(vcpu, &work, self.registers.is_some())?;
@@ -346,7 +346,7 @@ fn drive(
     drive_until(vcpu, work, &AtomicBool::new(false), port)
 }
 
-/// As [`drive`], or until a signal comes when `over` is set.
+/// Runs a CPU to the end of its routine, or until a signal comes when `over` is set.
 fn drive_until(
     vcpu: &mut VcpuFd,
     work: &Work,
@@ -398,7 +398,7 @@ impl Affinity {
         }
     }
 
-    /// For the calling thread.
+    /// Makes the calling thread use these processors.
     fn set(&self) -> io::Result<()> {
         // SAFETY: The set is valid, with its size.
         match unsafe { libc::sched_setaffinity(0, size_of::<libc::cpu_set_t>(), &self.0) } {

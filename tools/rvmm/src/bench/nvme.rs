@@ -11,16 +11,16 @@ use super::region::Region;
 pub const REGISTERS: usize = 0x2000;
 /// Guest-physical address of the submission queue of the guest.
 pub const SUBMISSION: u64 = 0x8_2000;
-/// Of its completion queue.
+/// Guest-physical address of the completion queue of the guest.
 pub const COMPLETION: u64 = 0x8_3000;
-/// Entries of each.
+/// Entries of either queue.
 pub const ENTRIES: u32 = 16;
 /// Blocks of 4 KiB that are read.
 pub const BLOCKS: u32 = 0x4000;
 
-/// Of the queues of the administrator.
+/// Guest-physical addresses of the queues of the administrator.
 const ADMIN: [u64; 2] = [0x8_0000, 0x8_1000];
-/// Where the data goes.
+/// Guest-physical address that all data goes to.
 const BUFFER: u64 = 0x8_4000;
 /// Bytes of a block of the namespace.
 const LOGICAL: u32 = 512;

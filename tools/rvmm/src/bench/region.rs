@@ -65,12 +65,12 @@ impl Region {
         ) >= self.length as u64
     }
 
-    /// Where it is in this process.
+    /// Where the region is in this process.
     pub fn address(&self) -> u64 {
         self.base as u64
     }
 
-    /// Its bytes.
+    /// Bytes of the region.
     pub fn length(&self) -> usize {
         self.length
     }

@@ -51,7 +51,7 @@ pub struct Ticks {
 }
 
 impl Ticks {
-    /// Of `samples`, each without the `overhead` of measuring; `None` if there are none.
+    /// Sums up `samples`, each without the `overhead` of measuring; `None` if there are none.
     pub fn of(samples: &[u64], overhead: u64) -> Option<Self> {
         let min = *samples.iter().min()?;
         let sum: u128 = samples.iter().map(|sample| u128::from(*sample)).sum();
