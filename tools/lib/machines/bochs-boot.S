@@ -5,7 +5,7 @@
  * "64-bit Boot Protocol"): long mode, identity mapping, interrupts off, flat selectors 0x10 (code) and 0x18
  * (data), RSI pointing at boot_params. An emulated boot loader and decompressor take ten times as long.
  *
- * tools/bed fills in `entry` and `areas` and puts the page tables and boot_params among what is read.
+ * bochs.py fills in `entry` and `areas` and puts the page tables and boot_params among what is read.
  */
 	.equ	BOOT_PARAMS, 0x20000
 	.equ	PML4, 0x21000

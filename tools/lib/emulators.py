@@ -1,20 +1,22 @@
 # SPDX-License-Identifier: Apache-2.0 OR MIT
-"""Corrected copies of the emulators: faults of the releases known here that end guests, stock KVM's as well.
+"""Corrected copies of the emulators: faults of the releases known here that end guests, stock KVM's as well. Used by machines/.
 
 A correction changes a few bytes of the program, found by the instructions around them. It says False, and changes nothing, if
 the program has no such place or several: then it is another release.
 """
 
-import os
 import re
 import struct
 from pathlib import Path
 
-# In helper_vmrun (target/i386/tcg/system/svm_helper.c) of QEMU 11.1, where an interrupt is injected: exception_index = vector,
-# between the stores of error_code and of exception_is_int and exception_next_eip.
+from .files import replace
+
+# In helper_vmrun (target/i386/tcg/system/svm_helper.c) of QEMU 11.1, where an interrupt is injected: exception_index =
+# vector, between the stores of error_code and of exception_is_int and exception_next_eip.
 QEMU_INJECTED_INTERRUPT = re.compile(
     rb"\x41\x0f\xb6.\x44\x89.....(\x89\xb3....)\xc7\x83....\0\0\0\0\x48\xc7\x83....\xff\xff\xff\xff", re.DOTALL)
-# In BX_CPU_C::HandleExtInterrupt (cpu/event.cc) of Bochs 3.0: whether a virtual interrupt is pending, the jump to its delivery.
+# In BX_CPU_C::HandleExtInterrupt (cpu/event.cc) of Bochs 3.0: whether a virtual interrupt is pending, the jump to its
+# delivery.
 BOCHS_VIRTUAL_FIRST = re.compile(rb"\x48\x89\xdf\xf6\x83..\0\0\x02\x0f\x85", re.DOTALL)
 # In its main loop for several CPUs (bx_begin_simulation, main.cc): the call of BX_CPU_C::cpu_run_trace.
 BOCHS_RUN_TRACE = re.compile(rb"\x80\x7c\x24\x0b\0\x8b\x6c\x24\x04\x74.\xe8(....)\x48\x8b\x35", re.DOTALL)
@@ -22,8 +24,8 @@ BOCHS_RUN_TRACE = re.compile(rb"\x80\x7c\x24\x0b\0\x8b\x6c\x24\x04\x74.\xe8(....
 BOCHS_DEBUGGER = re.compile(rb"\xf3\x0f\x1e\xfa(?=\x41\x56\x31\xc0\x41\x54\x55\x53\x48\x83\xec\x18\x66\x89\x87)", re.DOTALL)
 # In BX_CPU_C::cpu_loop, the main loop for one CPU: prev_rip = RIP; speculative_rsp = false.
 BOCHS_COMMIT = re.compile(rb"\x48\x8b\x82(....)\x80\xba....\0\xc6\x82(....)\0\x48\x89\x82(....)\x0f\x85", re.DOTALL)
-# In BX_CPU_C::VMX_Deliver_Virtual_Interrupt (cpu/vapic.cc): the call of bx_instr_hwinterrupt, which does nothing, before the delivery of
-# the vector in R13.
+# In BX_CPU_C::VMX_Deliver_Virtual_Interrupt (cpu/vapic.cc): the call of bx_instr_hwinterrupt, which does nothing,
+# before the delivery of the vector in R13.
 BOCHS_VIRTUAL_HOOK = re.compile(
     rb"(\x48\x8b\x8b....\x0f\xb7\x93....\x44\x89\xee\x8b\x7b\x30\xe8....)\x45\x31\xc0\x31\xc9\x31\xd2\x44\x89\xee\x48\x89\xdf\xe8",
     re.DOTALL)
@@ -38,11 +40,7 @@ def corrected(source, copy, corrections):
     binary = bytearray(source.read_bytes())
     if not all(correct(binary) for correct in corrections):
         return None
-    copy.parent.mkdir(parents=True, exist_ok=True)
-    temporary = copy.with_suffix(f".{os.getpid()}")
-    temporary.write_bytes(binary)
-    temporary.chmod(0o755)
-    temporary.rename(copy)
+    replace(copy, binary, mode=0o755)
     return copy
 
 

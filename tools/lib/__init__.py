@@ -1,0 +1,25 @@
+# SPDX-License-Identifier: Apache-2.0 OR MIT
+"""What the programs of tools/ share. Python's standard library is all that it takes.
+
+    paths       where things are                                every program
+    report      what is said to the user, and how it fails      every program
+    files       files that are whole or absent                  setup, bed, guest
+    buildroot   programs run inside the build root              setup, bed, imports
+    stamps      steps that are done once                        setup
+    debian      the steps that make the build root              setup
+    kernel      the steps that fetch and prepare the kernel     setup
+    stock       the stock kernel's image and its modules        bed, guest
+    elf         what an ELF file says of itself                 bed, guest
+    initramfs   the cpio archive that a machine starts from     bed, guest
+    emulators   corrected copies of the emulators               bed
+    machines/   the emulated machines                           bed
+    complaints  lines of a kernel's log that fail a run         bed
+    monitor     a machine that runs, watched until its end      bed
+    inbed       a command in a bed, as a child                  badinput, bench, crate-tests, kvm-selftests
+    steps       the kinds of steps that a suite is made of      test
+    runner      steps run side by side, and their report        test
+    results     results in KTAP's and cargo's words             test
+    rustpaths   what the Rust files of a tree name              layers
+
+Shell programs: bed/ has those that run in a bed, guest/ those of the guest, buildroot.sh enters the build root.
+"""

@@ -1,0 +1,110 @@
+# SPDX-License-Identifier: Apache-2.0 OR MIT
+"""The kinds of steps that the suites of tools/test are made of. Used by test alone: its table says which there are."""
+
+import os
+from dataclasses import dataclass, field
+
+from .paths import BED_PROGRAMS, GUEST, RELEASE, REPO, SELFTESTS
+
+IN_ROOT = ["tools/setup", "run", "--"]
+
+
+@dataclass
+class Step:
+    """One line of the report: a command, what its exit status and output have to be, and how long it may take."""
+
+    lane: str  # host, amd, intel or iommu: lanes other than host run side by side
+    name: str
+    command: object  # argument vector, or a function that gives it when the step's turn has come
+    status: int = 0
+    expect: str = ""  # regular expression that has to occur in the output
+    timeout: int = 600
+    vital: bool = False  # without it nothing that follows makes sense
+    result: str = field(default="", compare=False)
+
+
+def add(*paths):
+    """Options of tools/bed that put files into it."""
+    return [word for path in paths for word in ("--add", path)]
+
+
+def bed(kind, *words, command):
+    """A command in a bed."""
+    return ["tools/bed", "--bed", kind, *words, "--", *command]
+
+
+def script(name):
+    """Options of tools/bed that put one of our shell programs into it, under its own name."""
+    return add(BED_PROGRAMS / name)
+
+
+def guest_boot(kind, device, *options, launcher=(), cpus=1, append="rvmm.cmd=console", expect=None, name=None, timeout=900):
+    """A Linux guest up to its own userland and down again, by the launcher, under rvmm or stock KVM."""
+    words = ["--kvm"] if device == "/dev/kvm" else []
+    words += [*add(RELEASE / "rvmm", GUEST / "bzImage", GUEST / "initrd"), *options]
+    run = ["rvmm", "run", "--device", device, "--kernel", "bzImage", "--initrd", "initrd"]
+    run += ["--append", append, *launcher]
+    expect = expect or rf"(?s)rvmm guest: userland is up \({cpus} CPUs.*line 100, with"
+    return Step(kind, name or f"guest boot on {device}", bed(kind, *words, command=run), expect=expect, timeout=timeout)
+
+
+def smp_guest(kind, cpus, *options, name="SMP guest checks itself", append="rvmm.cmd=smpcheck", timeout=900):
+    """The guest's own check of its CPUs: timers, hot-plug, a load that forks, execs and pipes (lib/guest/smpcheck.sh)."""
+    return guest_boot(kind, "/dev/rvmm", *options, launcher=["--cpus", str(cpus)], append=append, name=name,
+                      expect=rf"rvmm guest: smpcheck passed \({cpus} CPUs", timeout=timeout)
+
+
+def selftests(kind, *options, name="selftests", environment=(), leave_out=()):
+    """Every program of selftests/ but those in leave_out, in one boot; each prints KTAP."""
+
+    def command():
+        programs = sorted(p for p in SELFTESTS.glob("*")
+                          if p.is_file() and os.access(p, os.X_OK) and p.name not in leave_out)
+        if not programs:
+            raise FileNotFoundError("build/selftests holds no program")
+        words = add(*programs, REPO / "rvmm.ko", REPO / "tools/run-selftests:/bin/run-selftests")
+        return bed(kind, *words, *options, command=["env", *environment, "run-selftests", *(p.name for p in programs)])
+
+    return Step(kind, name, command, timeout=1500)
+
+
+def nmi_storm(*programs):
+    """Programs of selftests/ while the host's two CPUs get NMIs."""
+    words = add(*(SELFTESTS / p for p in programs), REPO / "tools/run-selftests:/bin/run-selftests",
+                REPO / "tools/nmi-storm:/bin/nmi-storm")
+    return Step("amd", "NMI storm", bed("amd", "--smp", "2", *words, command=["nmi-storm", "run-selftests", *programs]),
+                expect=r"# \d+ NMIs")
+
+
+def qemu(kind, name, *options, machine, cpus=1, expect="disk ok, network ok", limit=600, qemu=()):
+    """A Linux guest up to its own userland and down again, by unmodified QEMU, with a disk and a network card."""
+    devices = ["--devices", "mmio"] if machine.startswith("microvm") else []
+    words = ["tools/qemu", "--bed", kind, *devices, "--bed-arg=--timeout", f"--bed-arg={limit}", *options]
+    words += ["--", "-M", machine, "-smp", str(cpus), *(["-cpu", "host"] if "-cpu" not in qemu else []), *qemu]
+    return Step(kind, name, words, expect=rf"(?s)rvmm guest: userland is up \({cpus} CPUs.*{expect}", timeout=limit + 60)
+
+
+def assign(name, *options, command, **rest):
+    """selftests/assign in the iommu bed."""
+    return Step("iommu", name, bed("iommu", *add(SELFTESTS / "assign"), *options, command=command), **rest)
+
+
+def assigned(name, attempts, *options, command=("assign",)):
+    """selftests/assign with so many attempts. Counting instructions, a bed does not wait for edu's transfers, which take a tenth
+    of a second each."""
+    return assign(name, "--icount", *options, command=["env", f"ATTEMPTS={attempts}", *command], timeout=1200)
+
+
+def guest_with_nvme(name, *options):
+    """Guests of the launcher's that are given the host's disk (lib/bed/nvme.sh)."""
+    found = "nvme has the data of before.*nvme ok"
+    words = add(RELEASE / "rvmm", GUEST / "vmlinux", GUEST / "initrd", GUEST / "nvme.md5")
+    return Step("iommu", name, bed("iommu", *words, *script("nvme.sh"), *options, command=["sh", "nvme.sh"]), timeout=900,
+                expect=rf"(?s)nvme ok.*starting again.*{found}.*here again.*{found}.*the host has the data")
+
+
+def guests_attacked(name, *options):
+    """A guest with the host's disk beside one that attacks (lib/bed/attacked.sh)."""
+    words = add(RELEASE / "rvmm", GUEST / "vmlinux", GUEST / "initrd", GUEST / "probe", GUEST / "nvme.md5")
+    return assign(name, *words, *script("attacked.sh"), *options, command=["sh", "attacked.sh"], timeout=900,
+                  expect="(?s)nvme ok.*the host writes and reads its disk")
