@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0 OR MIT
-"""Programs run inside the build root. Used by setup, which makes it, and by bed, guest and imports, which need its programs.
+"""Programs run inside the build root. Used by setup, which makes it, and by bed, guest and imports.
 
 Mounts are made by buildroot.sh in a private mount namespace: when the command ends, they are gone, however it ended.
 """

@@ -12,6 +12,7 @@ mkdir -p "$root/tmp" "$root$repo"
 mount --bind /tmp "$root/tmp"
 mount --rbind "$repo" "$root$repo"
 if [ -e /etc/resolv.conf ]; then
-    cp -fL /etc/resolv.conf "$root/etc/resolv.conf.new.$$" && mv -f "$root/etc/resolv.conf.new.$$" "$root/etc/resolv.conf"
+    fresh=$root/etc/resolv.conf.new.$$
+    cp -fL /etc/resolv.conf "$fresh" && mv -f "$fresh" "$root/etc/resolv.conf"
 fi
 exec chroot "$root" /usr/bin/env -i --chdir="$dir" "$@"

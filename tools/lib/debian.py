@@ -7,7 +7,6 @@ The docstring of a step is what setup prints for it.
 import os
 import re
 import shutil
-import subprocess
 from pathlib import Path
 
 from .buildroot import in_root, logged
@@ -99,7 +98,8 @@ def tree():
     policy.write_text("#!/bin/sh\nexit 101\n")
     policy.chmod(0o755)
     (fresh / "etc/dpkg/dpkg.cfg.d/rvmm").write_text(
-        "path-exclude=/usr/share/man/*\npath-exclude=/usr/share/doc/*\npath-exclude=/usr/share/locale/*\nforce-unsafe-io\n"
+        "path-exclude=/usr/share/man/*\npath-exclude=/usr/share/doc/*\npath-exclude=/usr/share/locale/*\n"
+        "force-unsafe-io\n"
     )
     (fresh / "etc/apt/apt.conf.d/80rvmm").write_text(
         'Acquire::Retries "4";\nAPT::Install-Recommends "false";\nAcquire::Languages "none";\n'
@@ -139,7 +139,8 @@ def certificates():
     if not own.exists() and inside.exists():
         shutil.copyfile(inside, own)
     texts = [own.read_text()] if own.exists() else []
-    for name in (os.environ.get("SSL_CERT_FILE"), os.environ.get("CURL_CA_BUNDLE"), "/etc/ssl/certs/ca-certificates.crt"):
+    for name in (os.environ.get("SSL_CERT_FILE"), os.environ.get("CURL_CA_BUNDLE"),
+                 "/etc/ssl/certs/ca-certificates.crt"):
         if name and Path(name).is_file():
             texts.append(Path(name).read_text(errors="replace"))
     seen, out = set(), []

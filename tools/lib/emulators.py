@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0 OR MIT
-"""Corrected copies of the emulators: faults of the releases known here that end guests, stock KVM's as well. Used by machines/.
+"""Corrected copies of the emulators: faults of the releases known here that end guests, stock KVM's as well.
+Used by machines/.
 
-A correction changes a few bytes of the program, found by the instructions around them. It says False, and changes nothing, if
-the program has no such place or several: then it is another release.
+A correction changes a few bytes of the program, found by the instructions around them. It says False, and changes
+nothing, if the program has no such place or several: then it is another release.
 """
 
 import re
@@ -21,13 +22,15 @@ BOCHS_VIRTUAL_FIRST = re.compile(rb"\x48\x89\xdf\xf6\x83..\0\0\x02\x0f\x85", re.
 # In its main loop for several CPUs (bx_begin_simulation, main.cc): the call of BX_CPU_C::cpu_run_trace.
 BOCHS_RUN_TRACE = re.compile(rb"\x80\x7c\x24\x0b\0\x8b\x6c\x24\x04\x74.\xe8(....)\x48\x8b\x35", re.DOTALL)
 # BX_CPU_C::cpu_loop_debugger, which only a Bochs in its debugger runs.
-BOCHS_DEBUGGER = re.compile(rb"\xf3\x0f\x1e\xfa(?=\x41\x56\x31\xc0\x41\x54\x55\x53\x48\x83\xec\x18\x66\x89\x87)", re.DOTALL)
+BOCHS_DEBUGGER = re.compile(
+    rb"\xf3\x0f\x1e\xfa(?=\x41\x56\x31\xc0\x41\x54\x55\x53\x48\x83\xec\x18\x66\x89\x87)", re.DOTALL)
 # In BX_CPU_C::cpu_loop, the main loop for one CPU: prev_rip = RIP; speculative_rsp = false.
 BOCHS_COMMIT = re.compile(rb"\x48\x8b\x82(....)\x80\xba....\0\xc6\x82(....)\0\x48\x89\x82(....)\x0f\x85", re.DOTALL)
 # In BX_CPU_C::VMX_Deliver_Virtual_Interrupt (cpu/vapic.cc): the call of bx_instr_hwinterrupt, which does nothing,
 # before the delivery of the vector in R13.
 BOCHS_VIRTUAL_HOOK = re.compile(
-    rb"(\x48\x8b\x8b....\x0f\xb7\x93....\x44\x89\xee\x8b\x7b\x30\xe8....)\x45\x31\xc0\x31\xc9\x31\xd2\x44\x89\xee\x48\x89\xdf\xe8",
+    rb"(\x48\x8b\x8b....\x0f\xb7\x93....\x44\x89\xee\x8b\x7b\x30\xe8....)"
+    rb"\x45\x31\xc0\x31\xc9\x31\xd2\x44\x89\xee\x48\x89\xdf\xe8",
     re.DOTALL)
 # In BX_CPU_C::VMexit_Event (cpu/vmx.cc): idt_vector_info = vector | (type << 8) | (errcode_valid << 11).
 BOCHS_VECTORING = re.compile(rb"\x44\x09\xf3\xc1\xe5\x0b\x09\xeb\x41\x89\x9c\x24(....)", re.DOTALL)
@@ -57,10 +60,10 @@ def corrected_bochs(source, directory):
 
 
 def inject_once(binary):
-    """QEMU's VMRUN delivers an interrupt of EVENTINJ at once and leaves its vector in exception_index as well, as that of an
-    exception still to be delivered. If the CPU's share of instructions ends before the next #VMEXIT (with -icount it does at a
-    timer's deadline), it is delivered again, whatever IF says: a guest's timer interrupt in the middle of its handler, which then
-    waits for a lock that it holds. Corrected, the vector is not left.
+    """QEMU's VMRUN delivers an interrupt of EVENTINJ at once and leaves its vector in exception_index as well, as that
+    of an exception still to be delivered. If the CPU's share of instructions ends before the next #VMEXIT (with
+    -icount it does at a timer's deadline), it is delivered again, whatever IF says: a guest's timer interrupt in the
+    middle of its handler, which then waits for a lock that it holds. Corrected, the vector is not left.
     """
     found = list(QEMU_INJECTED_INTERRUPT.finditer(binary))
     if len(found) != 1:
@@ -71,10 +74,10 @@ def inject_once(binary):
 
 
 def host_interrupts_first(binary):
-    """When an interrupt for the host arrives while a virtual interrupt (SDM 3C 30.2) waits for RFLAGS.IF, Bochs delivers the
-    virtual one: it looks at what is pending and means what is pending and not masked. Corrected, the host's interrupt goes
-    first: a virtual one is delivered unless the 8259s or the local APIC have one for the host (bits 10 and 11 of the word
-    instead of bit 9, in its second byte; the jump inverted). selftests/lapic.c: held_back_by_if.
+    """When an interrupt for the host arrives while a virtual interrupt (SDM 3C 30.2) waits for RFLAGS.IF, Bochs
+    delivers the virtual one: it looks at what is pending and means what is pending and not masked. Corrected, the
+    host's interrupt goes first: a virtual one is delivered unless the 8259s or the local APIC have one for the host (bits 10
+    and 11 of the word instead of bit 9, in its second byte; the jump inverted). selftests/lapic.c: held_back_by_if.
     """
     found = list(BOCHS_VIRTUAL_FIRST.finditer(binary))
     if len(found) != 1:
@@ -85,9 +88,9 @@ def host_interrupts_first(binary):
 
 
 def note_virtual_interrupts(binary):
-    """When the delivery of a virtual interrupt causes a VM exit, Bochs' IDT-vectoring information (SDM 3C 28.2.4) is the event that was
-    delivered before, which may be an exception of another guest, and is then delivered again. Corrected, the interrupt is noted
-    (type 0, external interrupt). selftests/lapic.c: delivered_to_new_stack.
+    """When the delivery of a virtual interrupt causes a VM exit, Bochs' IDT-vectoring information (SDM 3C 28.2.4) is
+    the event that was delivered before, which may be an exception of another guest, and is then delivered again.
+    Corrected, the interrupt is noted (type 0, external interrupt). selftests/lapic.c: delivered_to_new_stack.
     """
     hook, info = (list(p.finditer(binary)) for p in (BOCHS_VIRTUAL_HOOK, BOCHS_VECTORING))
     if len(hook) != 1 or len(info) != 1:
@@ -99,11 +102,11 @@ def note_virtual_interrupts(binary):
 
 
 def commit_after_exceptions(binary):
-    """With more than one CPU Bochs forgets, after an exception or a VM exit, to note that RIP is another one now: the main loop for one
-    CPU does, cpu_run_trace() does not. If the next thing that happens is a VM exit or an exception (an interrupt for the host, a page
-    that is not mapped), RIP goes back to the instruction before: a guest that has just been given a page fault continues at the
-    faulting instruction, with the handler's stack and CPL. Corrected, the call goes by a few instructions that do the same as the
-    loop for one CPU, in place of the debugger's loop.
+    """With more than one CPU Bochs forgets, after an exception or a VM exit, to note that RIP is another one now: the
+    main loop for one CPU does, cpu_run_trace() does not. If the next thing that happens is a VM exit or an exception
+    (an interrupt for the host, a page that is not mapped), RIP goes back to the instruction before: a guest that has
+    just been given a page fault continues at the faulting instruction, with the handler's stack and CPL. Corrected,
+    the call goes by a few instructions that do the same as the loop for one CPU, in place of the debugger's loop.
     """
     call, cave, commit = (list(p.finditer(binary)) for p in (BOCHS_RUN_TRACE, BOCHS_DEBUGGER, BOCHS_COMMIT))
     if len(call) != 1 or len(cave) != 1 or not commit or len({m.groups() for m in commit}) != 1:

@@ -25,6 +25,6 @@ def cached(path, source, make):
 
 
 def remove_tree(path):
-    """Remove a directory of one file system: were a mount left inside by someone else, its content is not ours to delete."""
+    """Remove a directory, on one file system: were a mount left inside by someone else, its content is not ours."""
     if subprocess.run(["rm", "-rf", "--one-file-system", str(path)]).returncode:
         raise Failure(f"{path} could not be removed", "look for mounts below it (findmnt -R) and unmount them")

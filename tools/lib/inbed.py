@@ -9,5 +9,5 @@ from .paths import REPO, TOOLS
 def in_bed(bed, options, command, **kw):
     """Run the command in a bed: the finished process, with its output (text unless kw say otherwise)."""
     words = [TOOLS / "bed", "--bed", bed, *options, "--", *command]
-    kw = {"text": True, "errors": "replace"} | kw
-    return subprocess.run([str(word) for word in words], cwd=REPO, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, **kw)
+    kw = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "text": True, "errors": "replace"} | kw
+    return subprocess.run([str(word) for word in words], cwd=REPO, **kw)

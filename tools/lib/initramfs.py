@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0 OR MIT
 """The cpio archive that a machine starts from, with busybox and the libraries that programs are linked with.
 
-Used by bed, whose options say what goes into it, and by guest. Documentation/driver-api/early-userspace/buffer-format.rst.
+Used by bed, whose options say what goes into it, and by guest. The format is the kernel's
+Documentation/driver-api/early-userspace/buffer-format.rst.
 """
 
 import os
@@ -80,7 +81,7 @@ def busybox_applets():
 
 def base_tree(cpio):
     """Directories, two devices, busybox under all its names."""
-    for name in ("proc", "sys", "dev", "tmp", "root", "add", "bed", "etc", "var", "mnt", "run", "lib", "lib64", "usr/bin"):
+    for name in "proc sys dev tmp root add bed etc var mnt run lib lib64 usr/bin".split():
         cpio.directory(name)
     cpio.node("dev/console", 5, 1)
     cpio.node("dev/null", 1, 3)

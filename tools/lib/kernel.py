@@ -87,7 +87,8 @@ def image():
     if vmlinuz is None:
         raise Failure(f"{places[0]} is not in the kernel package", "report it: the package layout has changed")
     modules = KERNEL / f"image/usr/lib/modules/{release()}"
-    if in_root(["depmod", "-b", KERNEL / "image/usr", release()], "kernel.log") or not (modules / "modules.dep").exists():
+    depmod = ["depmod", "-b", KERNEL / "image/usr", release()]
+    if in_root(depmod, "kernel.log") or not (modules / "modules.dep").exists():
         raise Failure(f"depmod failed for {modules}\n{tail(LOGS / 'kernel.log', 5)}", "run it again")
     link = KERNEL / "vmlinuz"
     link.unlink(missing_ok=True)

@@ -9,7 +9,7 @@ CARGO = re.compile(r"^test result: \w+\. (\d+) passed; (\d+) failed; (\d+) ignor
 
 
 class Results:
-    """How many tests passed, failed and were skipped in a step's output, and whether some that were announced are missing."""
+    """How many tests of a step's output passed, failed and were skipped, and whether announced ones are missing."""
 
     def __init__(self, text):
         self.passed = self.failed = self.skipped = 0

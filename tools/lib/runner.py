@@ -110,13 +110,15 @@ class Runner:
             self.skipped += results.skipped
         numbers = f"{results.passed} passed" + (f", {results.failed} failed" if results.failed else "")
         numbers += f", {results.skipped} skipped" if results.skipped else ""
-        self.say(f"{step.result:4}  {step.lane:5}  {step.name:32} {took:6.1f} s  {numbers}" + (f"  ({why})" if why else ""))
+        numbers += f"  ({why})" if why else ""
+        self.say(f"{step.result:4}  {step.lane:5}  {step.name:32} {took:6.1f} s  {numbers}")
 
     def show(self, log, text):
         """What a failed step said: the results that failed, and the end."""
         lines = text.splitlines()
         bad = [line for line in lines if line.startswith("not ok")][:20]
-        self.say(*(f"      | {line[:300]}" for line in [*bad, *lines[-40:]]), f"      | whole output: {log.relative_to(REPO)}")
+        self.say(*(f"      | {line[:300]}" for line in [*bad, *lines[-40:]]),
+                 f"      | whole output: {log.relative_to(REPO)}")
 
     def run_host(self, steps):
         """The steps of the host up to the first vital one that fails, which is returned."""

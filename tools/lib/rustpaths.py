@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0 OR MIT
-"""What the Rust files of a crate name of each other: its module tree, and every path in code resolved to a file. Used by layers.
+"""What the Rust files of a crate name of each other: every path in code, resolved to a file. Used by layers.
 
-It reads tokens, not types: comments and strings are left out, `use` trees are taken apart, `mod` and `#[path]` are followed
-from the crate's root file, and a path is walked through modules, re-exports and aliases to the file that defines what it
-names. What a macro makes is taken to be defined in the file of the module that is said to hold it.
+It reads tokens, not types: comments and strings are left out, `use` trees are taken apart, `mod` and `#[path]` are
+followed from the crate's root file, and a path is walked through modules, re-exports and aliases to the file that
+defines what it names. What a macro makes is taken to be defined in the file of the module that is said to hold it.
 """
 
 import re

@@ -38,7 +38,8 @@ def script(name):
     return add(BED_PROGRAMS / name)
 
 
-def guest_boot(kind, device, *options, launcher=(), cpus=1, append="rvmm.cmd=console", expect=None, name=None, timeout=900):
+def guest_boot(kind, device, *options, launcher=(), cpus=1, append="rvmm.cmd=console", expect=None, name=None,
+               timeout=900):
     """A Linux guest up to its own userland and down again, by the launcher, under rvmm or stock KVM."""
     words = ["--kvm"] if device == "/dev/kvm" else []
     words += [*add(RELEASE / "rvmm", GUEST / "bzImage", GUEST / "initrd"), *options]
@@ -49,7 +50,7 @@ def guest_boot(kind, device, *options, launcher=(), cpus=1, append="rvmm.cmd=con
 
 
 def smp_guest(kind, cpus, *options, name="SMP guest checks itself", append="rvmm.cmd=smpcheck", timeout=900):
-    """The guest's own check of its CPUs: timers, hot-plug, a load that forks, execs and pipes (lib/guest/smpcheck.sh)."""
+    """The guest's own check of its CPUs: timers, hot-plug, a load that forks and pipes (lib/guest/smpcheck.sh)."""
     return guest_boot(kind, "/dev/rvmm", *options, launcher=["--cpus", str(cpus)], append=append, name=name,
                       expect=rf"rvmm guest: smpcheck passed \({cpus} CPUs", timeout=timeout)
 
@@ -81,7 +82,8 @@ def qemu(kind, name, *options, machine, cpus=1, expect="disk ok, network ok", li
     devices = ["--devices", "mmio"] if machine.startswith("microvm") else []
     words = ["tools/qemu", "--bed", kind, *devices, "--bed-arg=--timeout", f"--bed-arg={limit}", *options]
     words += ["--", "-M", machine, "-smp", str(cpus), *(["-cpu", "host"] if "-cpu" not in qemu else []), *qemu]
-    return Step(kind, name, words, expect=rf"(?s)rvmm guest: userland is up \({cpus} CPUs.*{expect}", timeout=limit + 60)
+    return Step(kind, name, words, expect=rf"(?s)rvmm guest: userland is up \({cpus} CPUs.*{expect}",
+                timeout=limit + 60)
 
 
 def assign(name, *options, command, **rest):
@@ -90,8 +92,8 @@ def assign(name, *options, command, **rest):
 
 
 def assigned(name, attempts, *options, command=("assign",)):
-    """selftests/assign with so many attempts. Counting instructions, a bed does not wait for edu's transfers, which take a tenth
-    of a second each."""
+    """selftests/assign with so many attempts. Counting instructions, a bed does not wait for edu's transfers, which
+    take a tenth of a second each."""
     return assign(name, "--icount", *options, command=["env", f"ATTEMPTS={attempts}", *command], timeout=1200)
 
 
@@ -99,8 +101,9 @@ def guest_with_nvme(name, *options):
     """Guests of the launcher's that are given the host's disk (lib/bed/nvme.sh)."""
     found = "nvme has the data of before.*nvme ok"
     words = add(RELEASE / "rvmm", GUEST / "vmlinux", GUEST / "initrd", GUEST / "nvme.md5")
-    return Step("iommu", name, bed("iommu", *words, *script("nvme.sh"), *options, command=["sh", "nvme.sh"]), timeout=900,
-                expect=rf"(?s)nvme ok.*starting again.*{found}.*here again.*{found}.*the host has the data")
+    return Step("iommu", name, bed("iommu", *words, *script("nvme.sh"), *options, command=["sh", "nvme.sh"]),
+                expect=rf"(?s)nvme ok.*starting again.*{found}.*here again.*{found}.*the host has the data",
+                timeout=900)
 
 
 def guests_attacked(name, *options):

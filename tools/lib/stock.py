@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0 OR MIT
-"""The stock Debian kernel as setup left it below build/kernel: release, image, modules. Used by setup, bed and guest."""
+"""The stock Debian kernel below build/kernel: its release, image and modules. Used by setup, bed and guest."""
 
 import gzip
 import lzma

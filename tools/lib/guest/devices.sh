@@ -58,5 +58,6 @@ fi
 tried=
 has 0x0002 && { disk && tried="disk ok" || tried="disk FAILED"; }
 has 0x0001 && { network && tried="${tried:+$tried, }network ok" || tried="${tried:+$tried, }network FAILED"; }
-grep -qs 0x010802 /sys/bus/pci/devices/*/class && { nvme && tried="${tried:+$tried, }nvme ok" || tried="${tried:+$tried, }nvme FAILED"; }
+grep -qs 0x010802 /sys/bus/pci/devices/*/class &&
+    { nvme && tried="${tried:+$tried, }nvme ok" || tried="${tried:+$tried, }nvme FAILED"; }
 [ -z "$tried" ] || echo "rvmm guest: $tried"

@@ -62,7 +62,9 @@ done
 [ $(nproc) = $cpus ] || fail "$(nproc) CPUs after $cycles hot-plug cycles"
 ticking
 
-dmesg | grep -iE 'clocksource.*(unstable|skew|watchdog on)|tsc.*unstable|soft lockup|hard lockup|rcu.*stall|BUG:|WARNING:|spurious.*vector|No irq handler' && fail "the kernel complains"
+clocks='clocksource.*(unstable|skew|watchdog on)|tsc.*unstable'
+stalls='soft lockup|hard lockup|rcu.*stall'
+dmesg | grep -iE "$clocks|$stalls|BUG:|WARNING:|spurious.*vector|No irq handler" && fail "the kernel complains"
 clock=$(cat /sys/devices/system/clocksource/clocksource0/current_clocksource)
 if [ "$failed" ]; then
     cat /proc/interrupts

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0 OR MIT
 """The intel bed: Bochs, which has VMX. Used by bed.
 
-The unpacked kernel is booted from a disk of our own making, by bochs-boot.S; --packed, and machines with more memory than
-its plain map describes, boot the packed one by isolinux from a CD.
+The unpacked kernel is booted from a disk of our own making, by bochs-boot.S; --packed, and machines with more memory
+than its plain map describes, boot the packed one by isolinux from a CD.
 """
 
 import os
@@ -195,8 +195,8 @@ def start(options, run, initramfs):
     medium = boot(options, run, initramfs)
     program = corrected()
     if not program:
-        note("this Bochs is not the 3.0 that is known here: APIC virtualisation stays off (--modparam enable_apicv=1); if it loses RIP "
-             "after exceptions, as 3.0 does with more than one CPU, guests crash now and then")
+        note("this Bochs is not the 3.0 that is known here: APIC virtualisation stays off (--modparam enable_apicv=1); "
+             "if it loses RIP after exceptions, as 3.0 does with more than one CPU, guests crash now and then")
     ours, theirs = pty.openpty()
     tty.setraw(theirs)
     (run / "bochsrc").write_text(

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0 OR MIT
-"""The amd and iommu beds: QEMU's interpreter (TCG), which has SVM, an emulated VT-d or AMD-Vi, edu and an NVMe disk. Used by bed."""
+"""The amd and iommu beds: QEMU's interpreter (TCG), with SVM, VT-d or AMD-Vi, edu and an NVMe disk. Used by bed."""
 
 import shlex
 import subprocess
@@ -19,8 +19,8 @@ def corrected():
     source = ROOT / "usr/bin/qemu-system-x86_64"
     program = emulators.corrected_qemu(source)
     if not program:
-        note("this QEMU is not the 11.1 that is known here; if it delivers injected interrupts twice, as 11.1 does, a Linux guest "
-             "may stand still with --icount")
+        note("this QEMU is not the 11.1 that is known here; if it delivers injected interrupts twice, as 11.1 does, "
+             "a Linux guest may stand still with --icount")
     return (program or source).name
 
 
