@@ -3,7 +3,8 @@
 
 It reads tokens, not types: comments and strings are left out, `use` trees are taken apart, `mod` and `#[path]` are
 followed from the crate's root file, and a path is walked through modules, re-exports and aliases to the file that
-defines what it names. What a macro makes is taken to be defined in the file of the module that is said to hold it.
+defines what it names. What a macro makes is taken to be defined in the file of the module that is said to hold it; the
+call of a method names nothing.
 """
 
 import re
@@ -92,6 +93,18 @@ class Module:
     globs: list = field(default_factory=list)
     references: list = field(default_factory=list)
     words: set = field(default_factory=set)
+
+    def is_below(self, ancestor):
+        """Whether this is that module or a part of it."""
+        module = self
+        while module is not None and module is not ancestor:
+            module = module.parent
+        return module is ancestor
+
+    def names_for(self, user):
+        """Names that this module has for another one: its private imports are for its own parts."""
+        inside = user.is_below(self)
+        return self.items | set(self.children) | {n for n, leaf in self.imports.items() if leaf.public or inside}
 
     def walk(self):
         """This module and all below it."""
@@ -324,7 +337,7 @@ class Crate:
         source = target.module if target else None
         if source is None or source is module:
             return None
-        return source if name in source.children or name in source.items or name in source.imports else None
+        return source if name in source.names_for(module) else None
 
     def walk(self, module, at, rest, depth):
         """From the module `at` on; `module` is where the path is written."""
