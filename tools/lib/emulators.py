@@ -76,8 +76,9 @@ def inject_once(binary):
 def host_interrupts_first(binary):
     """When an interrupt for the host arrives while a virtual interrupt (SDM 3C 30.2) waits for RFLAGS.IF, Bochs
     delivers the virtual one: it looks at what is pending and means what is pending and not masked. Corrected, the
-    host's interrupt goes first: a virtual one is delivered unless the 8259s or the local APIC have one for the host (bits 10
-    and 11 of the word instead of bit 9, in its second byte; the jump inverted). selftests/lapic.c: held_back_by_if.
+    host's interrupt goes first: a virtual one is delivered unless the 8259s or the local APIC have one for the host
+    (bits 10 and 11 of the word instead of bit 9, in its second byte; the jump inverted).
+    selftests/lapic.c: held_back_by_if.
     """
     found = list(BOCHS_VIRTUAL_FIRST.finditer(binary))
     if len(found) != 1:
