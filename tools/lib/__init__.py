@@ -2,9 +2,9 @@
 """What the programs of tools/ share. Python's standard library is all that it takes.
 
     paths       where things are                                every program
-    report      what is said to the user, and how it fails      every program
+    report      what is said to the user, and how it fails      setup, bed, guest
     files       files that are whole or absent                  setup, bed, guest
-    buildroot   programs run inside the build root              setup, bed, imports
+    buildroot   programs run inside the build root              setup, bed, guest, imports
     stamps      steps that are done once                        setup
     debian      the steps that make the build root              setup
     kernel      the steps that fetch and prepare the kernel     setup

@@ -20,14 +20,17 @@ class Segment(NamedTuple):
 
 
 def is_elf(data):
+    """Whether the bytes are those of such a file."""
     return data[:6] == b"\x7fELF\x02\x01"
 
 
 def entry_point(data):
+    """Where execution begins."""
     return struct.unpack_from("<Q", data, 24)[0]
 
 
 def segments(data):
+    """The program header table."""
     (start,) = struct.unpack_from("<Q", data, 32)
     size, count = struct.unpack_from("<HH", data, 54)
     return [Segment(*struct.unpack_from("<IIQQQQ", data, start + index * size)) for index in range(count)]

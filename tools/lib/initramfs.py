@@ -36,6 +36,7 @@ class Cpio:
         self.seen.add(name)
 
     def directory(self, path):
+        """A directory, and those that it is in."""
         path = path.strip("/")
         if not path or path in self.seen:
             return
@@ -43,6 +44,7 @@ class Cpio:
         self._entry(path, stat.S_IFDIR | 0o755)
 
     def file(self, path, data, mode=0o755):
+        """A regular file; of several of one name the first one stays."""
         path = path.strip("/")
         if path in self.seen:
             return
@@ -50,6 +52,7 @@ class Cpio:
         self._entry(path, stat.S_IFREG | mode, data)
 
     def link(self, path, target):
+        """A symbolic link."""
         path = path.strip("/")
         if path in self.seen:
             return
@@ -57,10 +60,12 @@ class Cpio:
         self._entry(path, stat.S_IFLNK | 0o777, target.encode())
 
     def node(self, path, major, minor):
+        """A character device."""
         self.directory(os.path.dirname(path.strip("/")))
         self._entry(path.strip("/"), stat.S_IFCHR | 0o600, rdev=(major, minor))
 
     def bytes(self):
+        """The whole archive; nothing can be added afterwards."""
         self._entry("TRAILER!!!", 0)
         out = b"".join(self.parts)
         return out + b"\0" * (-len(out) % 512)
