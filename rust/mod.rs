@@ -11,16 +11,11 @@
 pub mod bindings;
 
 pub mod anon_inode;
-pub mod boot_cpu;
 pub mod clock;
 pub mod cpuhp;
-pub mod cpuid;
-pub mod cr;
 pub mod cred;
-pub mod desc;
 pub mod eventfd;
 pub mod file_ref;
-pub mod fpu;
 pub mod global;
 pub mod gup;
 pub mod hrtimer;
@@ -32,7 +27,6 @@ pub mod log;
 pub mod misc;
 pub mod mmap;
 pub mod mmu_notifier;
-pub mod msr;
 pub mod once;
 pub mod page;
 pub mod pci;
@@ -48,3 +42,7 @@ pub mod syscore;
 pub mod uaccess;
 pub mod vm_area;
 pub mod wait;
+pub mod x86;
+
+// Users name these by `crate::linux` alone, like the wrappers that every architecture has.
+pub use x86::{boot_cpu, cpuid, cr, desc, fpu, msr};

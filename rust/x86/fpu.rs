@@ -10,11 +10,11 @@ use core::marker::PhantomData;
 use kernel::page::PAGE_SIZE;
 use kernel::prelude::*;
 
-use super::bindings;
+use crate::linux::bindings;
 use super::cpuid::cpuid;
-use super::irqflags;
-use super::page::Pages;
-use super::preempt::{PinsCpu, PreemptGuard};
+use crate::linux::irqflags;
+use crate::linux::page::Pages;
+use crate::linux::preempt::{PinsCpu, PreemptGuard};
 
 /// The FPU belongs to the kernel while the guard lives (`kernel_fpu_begin_mask` … `kernel_fpu_end`).
 ///

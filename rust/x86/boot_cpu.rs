@@ -4,7 +4,7 @@
 //!
 //! C header: [`arch/x86/include/asm/processor.h`](srctree/arch/x86/include/asm/processor.h)
 
-use super::bindings;
+use crate::linux::bindings;
 
 pub use super::cr::rdtsc;
 

@@ -4,7 +4,7 @@
 
 use core::arch::asm;
 
-use super::bindings;
+use crate::linux::bindings;
 
 /// Operand of LGDT, LIDT, SGDT and SIDT in 64-bit mode (SDM 3A 3.5.1).
 #[repr(C, packed)]

@@ -8,7 +8,7 @@ use core::arch::asm;
 
 use kernel::prelude::*;
 
-use super::bindings;
+use crate::linux::bindings;
 
 /// Reads MSR `msr`.
 ///

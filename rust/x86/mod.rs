@@ -1,0 +1,10 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Wrappers that only x86 has: registers, descriptor tables, extended state, and what the kernel knows of the CPU.
+
+pub mod boot_cpu;
+pub mod cpuid;
+pub mod cr;
+pub mod desc;
+pub mod fpu;
+pub mod msr;
