@@ -5,14 +5,13 @@
 //! C headers: [`include/linux/anon_inodes.h`](srctree/include/linux/anon_inodes.h),
 //! [`include/linux/fs.h`](srctree/include/linux/fs.h)
 
-use core::any::TypeId;
 use core::marker::PhantomData;
 use core::ptr::NonNull;
 
 use kernel::error::{from_err_ptr, VTABLE_DEFAULT_ERROR};
 use kernel::ffi::{c_char, c_int, c_long, c_uint, c_ulong};
 use kernel::fs::file::{flags, FileDescriptorReservation};
-use kernel::fs::{File, LocalFile};
+use kernel::fs::File;
 use kernel::mm::virt::VmaNew;
 use kernel::prelude::*;
 use kernel::sync::aref::ARef;
@@ -79,21 +78,6 @@ pub trait FileOperations: Sized + Send + Sync + 'static {
     }
 }
 
-/// A `file_operations` with the type of its file's object behind it.
-///
-/// # Invariants
-///
-/// A `file_operations` whose `open` is [`bindings::rvmm_anon_open`] is the first field of a `Table`, and
-/// `private_data` of its files is an `Arc` of the type that `type_id` tells.
-#[repr(C)]
-struct Table {
-    fops: bindings::file_operations,
-    type_id: fn() -> TypeId,
-}
-
-// SAFETY: The table is never written after compile time.
-unsafe impl Sync for Table {}
-
 struct Operations<T: FileOperations>(PhantomData<T>);
 
 impl<T: FileOperations> Operations<T> {
@@ -110,7 +94,7 @@ impl<T: FileOperations> Operations<T> {
 
     /// # Safety
     ///
-    /// Called by the kernel as its entry of [`Table`], for a file of that table.
+    /// Called by the kernel as its entry of `TABLE`, for a file of that table.
     unsafe extern "C" fn release(_inode: *mut bindings::inode, file: *mut bindings::file) -> c_int {
         // SAFETY: `release` is called once and takes the file's reference over.
         T::release(unsafe { Arc::from_raw((*file).private_data.cast::<T>()) });
@@ -119,7 +103,7 @@ impl<T: FileOperations> Operations<T> {
 
     /// # Safety
     ///
-    /// Called by the kernel as its entry of [`Table`], for a file of that table.
+    /// Called by the kernel as its entry of `TABLE`, for a file of that table.
     unsafe extern "C" fn ioctl(file: *mut bindings::file, cmd: c_uint, arg: c_ulong) -> c_long {
         // SAFETY: The caller holds the file for the length of the call.
         let (this, file) = unsafe { (Self::object(file), File::from_raw_file(file)) };
@@ -131,7 +115,7 @@ impl<T: FileOperations> Operations<T> {
 
     /// # Safety
     ///
-    /// Called by the kernel as its entry of [`Table`], for a file of that table.
+    /// Called by the kernel as its entry of `TABLE`, for a file of that table.
     unsafe extern "C" fn compat_ioctl(
         file: *mut bindings::file,
         cmd: c_uint,
@@ -153,7 +137,7 @@ impl<T: FileOperations> Operations<T> {
 
     /// # Safety
     ///
-    /// Called by the kernel as its entry of [`Table`], for a file of that table.
+    /// Called by the kernel as its entry of `TABLE`, for a file of that table.
     unsafe extern "C" fn mmap(
         file: *mut bindings::file,
         vma: *mut bindings::vm_area_struct,
@@ -168,7 +152,7 @@ impl<T: FileOperations> Operations<T> {
 
     /// # Safety
     ///
-    /// Called by the kernel as its entry of [`Table`], for a file of that table.
+    /// Called by the kernel as its entry of `TABLE`, for a file of that table.
     unsafe extern "C" fn read(
         file: *mut bindings::file,
         buf: *mut c_char,
@@ -198,7 +182,7 @@ impl<T: FileOperations> Operations<T> {
 
     /// # Safety
     ///
-    /// Called by the kernel as its entry of [`Table`], for a file of that table.
+    /// Called by the kernel as its entry of `TABLE`, for a file of that table.
     unsafe extern "C" fn poll(
         file: *mut bindings::file,
         table: *mut bindings::poll_table_struct,
@@ -209,33 +193,30 @@ impl<T: FileOperations> Operations<T> {
         T::poll(this, file, unsafe { PollTable::from_raw(table) })
     }
 
-    const TABLE: Table = Table {
-        fops: bindings::file_operations {
-            owner: kernel::module::this_module::<T::OwnerModule>().as_ptr(),
-            open: Some(bindings::rvmm_anon_open),
-            release: Some(Self::release),
-            llseek: Some(bindings::noop_llseek),
-            unlocked_ioctl: if T::HAS_IOCTL {
-                Some(Self::ioctl)
-            } else {
-                None
-            },
-            #[cfg(CONFIG_COMPAT)]
-            compat_ioctl: if T::HAS_IOCTL || T::HAS_COMPAT_IOCTL {
-                Some(Self::compat_ioctl)
-            } else {
-                None
-            },
-            mmap: if T::HAS_MMAP { Some(Self::mmap) } else { None },
-            read: if T::HAS_READ { Some(Self::read) } else { None },
-            poll: if T::HAS_POLL { Some(Self::poll) } else { None },
-            ..pin_init::zeroed()
+    const TABLE: bindings::file_operations = bindings::file_operations {
+        owner: kernel::module::this_module::<T::OwnerModule>().as_ptr(),
+        open: Some(bindings::rvmm_anon_open),
+        release: Some(Self::release),
+        llseek: Some(bindings::noop_llseek),
+        unlocked_ioctl: if T::HAS_IOCTL {
+            Some(Self::ioctl)
+        } else {
+            None
         },
-        type_id: TypeId::of::<T>,
+        #[cfg(CONFIG_COMPAT)]
+        compat_ioctl: if T::HAS_IOCTL || T::HAS_COMPAT_IOCTL {
+            Some(Self::compat_ioctl)
+        } else {
+            None
+        },
+        mmap: if T::HAS_MMAP { Some(Self::mmap) } else { None },
+        read: if T::HAS_READ { Some(Self::read) } else { None },
+        poll: if T::HAS_POLL { Some(Self::poll) } else { None },
+        ..pin_init::zeroed()
     };
 
     /// The table, in static memory.
-    fn table() -> &'static Table {
+    fn table() -> &'static bindings::file_operations {
         &Self::TABLE
     }
 }
@@ -250,7 +231,7 @@ pub fn file<T: FileOperations>(object: Arc<T>) -> Result<ARef<File>> {
         let result = from_err_ptr(unsafe {
             bindings::anon_inode_create_getfile(
                 T::NAME.as_char_ptr(),
-                &Operations::<T>::table().fops,
+                Operations::<T>::table(),
                 private.cast_mut().cast(),
                 flags::O_RDWR as c_int,
                 core::ptr::null(),
@@ -262,7 +243,7 @@ pub fn file<T: FileOperations>(object: Arc<T>) -> Result<ARef<File>> {
     let result = from_err_ptr(unsafe {
         bindings::anon_inode_getfile_fmode(
             T::NAME.as_char_ptr(),
-            &Operations::<T>::table().fops,
+            Operations::<T>::table(),
             private.cast_mut().cast(),
             flags::O_RDWR as c_int,
             // Without a position to seek, `pread` has to be asked for.
@@ -331,33 +312,4 @@ impl NewFile {
 /// [`NewFile::new`] and [`NewFile::install`] in one.
 pub fn install<T: FileOperations>(object: Arc<T>) -> Result<i32> {
     Ok(NewFile::new(object)?.install())
-}
-
-/// The object behind descriptor `fd` of the current process.
-///
-/// Errors: `EBADF` when there is no such descriptor, `EINVAL` when its file is not one of type `T`.
-pub fn from_fd<T: FileOperations>(fd: i32) -> Result<Arc<T>> {
-    let fd = u32::try_from(fd).map_err(|_| EBADF)?;
-    let file = LocalFile::fget(fd)?;
-    from_file::<T>(&file).ok_or(EINVAL)
-}
-
-/// The object behind `file`, if the file is one of type `T`.
-pub fn from_file<T: FileOperations>(file: &LocalFile) -> Option<Arc<T>> {
-    // SAFETY: A file's operations and private data do not change after its creation.
-    let (fops, private) = unsafe { ((*file.as_ptr()).f_op, (*file.as_ptr()).private_data) };
-    // SAFETY: The file is live, so its table is.
-    let open = unsafe { (*fops).open }?;
-    let marker: unsafe extern "C" fn(*mut bindings::inode, *mut bindings::file) -> c_int =
-        bindings::rvmm_anon_open;
-    if open as usize != marker as usize {
-        return None;
-    }
-    // SAFETY: By the invariant of `Table` the marker says that there is one around `fops`.
-    let type_id = unsafe { (*fops.cast::<Table>()).type_id };
-    if type_id() != TypeId::of::<T>() {
-        return None;
-    }
-    // SAFETY: By the same invariant this is an `Arc<T>` that the live file holds.
-    Some(unsafe { ArcBorrow::from_raw(private.cast::<T>()) }.into())
 }

@@ -53,32 +53,15 @@
 #ifdef __BINDGEN__
 /* Constants that bindgen cannot evaluate from their macros. */
 static const unsigned int RVMM_BUG_CPU_MELTDOWN = X86_BUG_CPU_MELTDOWN;
-static const unsigned int RVMM_BUG_SPECTRE_V1 = X86_BUG_SPECTRE_V1;
 static const unsigned int RVMM_BUG_SPECTRE_V2 = X86_BUG_SPECTRE_V2;
 static const unsigned int RVMM_BUG_SPEC_STORE_BYPASS = X86_BUG_SPEC_STORE_BYPASS;
 static const unsigned int RVMM_BUG_L1TF = X86_BUG_L1TF;
 static const unsigned int RVMM_BUG_MDS = X86_BUG_MDS;
-static const unsigned int RVMM_BUG_MSBDS_ONLY = X86_BUG_MSBDS_ONLY;
 static const unsigned int RVMM_BUG_TAA = X86_BUG_TAA;
 static const unsigned int RVMM_BUG_ITLB_MULTIHIT = X86_BUG_ITLB_MULTIHIT;
-static const unsigned int RVMM_BUG_SRBDS = X86_BUG_SRBDS;
-static const unsigned int RVMM_BUG_MMIO_STALE_DATA = X86_BUG_MMIO_STALE_DATA;
-static const unsigned int RVMM_BUG_RETBLEED = X86_BUG_RETBLEED;
-static const unsigned int RVMM_BUG_EIBRS_PBRSB = X86_BUG_EIBRS_PBRSB;
-static const unsigned int RVMM_BUG_SMT_RSB = X86_BUG_SMT_RSB;
 static const unsigned int RVMM_BUG_GDS = X86_BUG_GDS;
 static const unsigned int RVMM_BUG_RFDS = X86_BUG_RFDS;
-static const unsigned int RVMM_BUG_BHI = X86_BUG_BHI;
-static const unsigned int RVMM_BUG_SRSO = X86_BUG_SRSO;
-static const unsigned int RVMM_BUG_IBPB_NO_RET = X86_BUG_IBPB_NO_RET;
 static const unsigned int RVMM_BUG_ITS = X86_BUG_ITS;
-static const unsigned int RVMM_BUG_TSA = X86_BUG_TSA;
-static const unsigned int RVMM_BUG_VMSCAPE = X86_BUG_VMSCAPE;
-static const unsigned int RVMM_VENDOR_INTEL = X86_VENDOR_INTEL;
-static const unsigned int RVMM_VENDOR_AMD = X86_VENDOR_AMD;
-static const unsigned int RVMM_VENDOR_HYGON = X86_VENDOR_HYGON;
-static const unsigned int RVMM_VENDOR_CENTAUR = X86_VENDOR_CENTAUR;
-static const unsigned int RVMM_VENDOR_ZHAOXIN = X86_VENDOR_ZHAOXIN;
 static const unsigned int RVMM_FMODE_PREAD = FMODE_PREAD;
 static const unsigned int RVMM_FOLL_WRITE = FOLL_WRITE;
 static const unsigned int RVMM_FOLL_LONGTERM = FOLL_LONGTERM;
@@ -89,7 +72,6 @@ static const unsigned int RVMM_VM_FAULT_SIGBUS = VM_FAULT_SIGBUS;
 static const unsigned int RVMM_VM_FAULT_OOM = VM_FAULT_OOM;
 static const unsigned int RVMM_EPOLLIN = EPOLLIN;
 static const unsigned int RVMM_EPOLLHUP = EPOLLHUP;
-static const unsigned int RVMM_MMU_NOTIFIER_RANGE_BLOCKABLE = MMU_NOTIFIER_RANGE_BLOCKABLE;
 #endif
 
 /* shim/shim.c */
@@ -99,7 +81,6 @@ unsigned int rvmm_raw_cpu(void);
 void rvmm_trace_hardirqs_on(void);
 void rvmm_trace_hardirqs_off(void);
 struct mm_struct *rvmm_current_mm(void);
-bool rvmm_need_resched(void);
 bool rvmm_signal_pending(void);
 bool rvmm_fatal_signal_pending(void);
 unsigned long long rvmm_run_delay(void);
@@ -123,57 +104,39 @@ bool rvmm_raw_spin_trylock(raw_spinlock_t *lock);
 void rvmm_raw_spin_unlock(raw_spinlock_t *lock);
 unsigned long rvmm_raw_spin_lock_irqsave(raw_spinlock_t *lock);
 void rvmm_raw_spin_unlock_irqrestore(raw_spinlock_t *lock, unsigned long flags);
-void rvmm_rwlock_init(rwlock_t *lock);
-void rvmm_read_lock(rwlock_t *lock);
-void rvmm_read_unlock(rwlock_t *lock);
-void rvmm_write_lock(rwlock_t *lock);
-void rvmm_write_unlock(rwlock_t *lock);
-bool rvmm_rwlock_needbreak(rwlock_t *lock);
 
 void rvmm_send_reschedule(unsigned int cpu);
 unsigned int rvmm_nr_cpu_ids(void);
 unsigned int rvmm_num_online_cpus(void);
-bool rvmm_cpu_possible(unsigned int cpu);
 bool rvmm_cpu_online(unsigned int cpu);
-const struct cpumask *rvmm_cpu_online_mask(void);
-const struct cpumask *rvmm_cpumask_of(unsigned int cpu);
 
 int rvmm_anon_open(struct inode *inode, struct file *file);
 __poll_t rvmm_vfs_poll(struct file *file, poll_table *pt);
 void rvmm_init_poll_funcptr(poll_table *pt, poll_queue_proc proc);
 void rvmm_init_waitqueue_func(wait_queue_entry_t *entry, wait_queue_func_t func);
-bool rvmm_eventfd_signal_allowed(void);
 
 int rvmm_get_user_u8(u8 *dst, unsigned long addr);
-int rvmm_get_user_u16(u16 *dst, unsigned long addr);
 int rvmm_get_user_u32(u32 *dst, unsigned long addr);
 int rvmm_get_user_u64(u64 *dst, unsigned long addr);
 int rvmm_put_user_u8(unsigned long addr, u8 val);
-int rvmm_put_user_u16(unsigned long addr, u16 val);
 int rvmm_put_user_u32(unsigned long addr, u32 val);
 int rvmm_put_user_u64(unsigned long addr, u64 val);
 int rvmm_cmpxchg_user_u8(unsigned long addr, u8 *old, u8 new_val);
 int rvmm_cmpxchg_user_u16(unsigned long addr, u16 *old, u16 new_val);
 int rvmm_cmpxchg_user_u32(unsigned long addr, u32 *old, u32 new_val);
 int rvmm_cmpxchg_user_u64(unsigned long addr, u64 *old, u64 new_val);
-int rvmm_cmpxchg_user_u128(unsigned long addr, u64 old[2], u64 new_lo, u64 new_hi);
 int rvmm_copy_from_user_nofault(void *dst, unsigned long src, size_t len);
 int rvmm_copy_to_user_nofault(unsigned long dst, const void *src, size_t len);
-bool rvmm_access_ok(unsigned long addr, size_t len);
 
 void *rvmm_page_address(struct page *page);
 unsigned long rvmm_page_to_pfn(struct page *page);
 /* Pages from the first one on that lie one behind the other; count is not 0. */
 size_t rvmm_pages_contiguous(struct page **pages, size_t count);
 struct page *rvmm_pfn_to_page(unsigned long pfn);
-bool rvmm_pfn_valid(unsigned long pfn);
 bool rvmm_pfn_is_ram(unsigned long pfn);
-bool rvmm_is_zero_pfn(unsigned long pfn);
 void rvmm_get_page(struct page *page);
 void rvmm_put_page(struct page *page);
 void rvmm_set_page_dirty(struct page *page);
-void rvmm_set_page_accessed(struct page *page);
-void rvmm_vm_flags_set(struct vm_area_struct *vma, unsigned long flags);
 int rvmm_host_mapping_level(struct mm_struct *mm, unsigned long addr);
 int rvmm_mapped_anon(unsigned long addr, unsigned long *pfn);
 int rvmm_follow_pfnmap(struct mm_struct *mm, unsigned long addr, bool write,
@@ -196,17 +159,11 @@ void rvmm_pci_forbid_no_snoop(struct pci_dev *pdev);
 void rvmm_iommu_aperture(struct iommu_domain *domain, u64 *start, u64 *end);
 
 int rvmm_rdmsr_safe(u32 msr, u64 *val);
-int rvmm_wrmsr_safe(u32 msr, u64 val);
-unsigned long rvmm_cpu_tss(unsigned int cpu);
-unsigned long rvmm_cpu_gdt_rw(unsigned int cpu);
 unsigned long rvmm_tss_from_gdt(u16 tr);
-void rvmm_reload_tss(void);
 void rvmm_invalidate_tss_limit(void);
 void rvmm_load_gs_index(u16 sel);
 bool rvmm_boot_cpu_has(unsigned int bit);
 void rvmm_cpuid_mask(u32 leaf, u32 subleaf, u32 r[4]);
-unsigned int rvmm_cpu_vendor(void);
-void rvmm_cpu_signature(u8 *family, u8 *model, u8 *stepping);
 unsigned int rvmm_phys_bits(void);
 unsigned int rvmm_virt_bits(void);
 bool rvmm_fred_enabled(void);

@@ -34,18 +34,6 @@ impl PageRef {
         unsafe { bindings::rvmm_page_to_pfn(self.page.as_ptr()) as u64 }
     }
 
-    /// Physical address of the page.
-    #[inline]
-    pub fn phys(&self) -> u64 {
-        self.pfn() << kernel::page::PAGE_SHIFT
-    }
-
-    /// Address of the page in the kernel's direct map, valid while `self` lives.
-    #[inline]
-    pub fn as_ptr(&self) -> *mut u8 {
-        super::page::pfn_to_virt(self.pfn())
-    }
-
     /// Whether the user mapping allowed writing (nothing was left to copy).
     #[inline]
     pub fn writable(&self) -> bool {
@@ -57,13 +45,6 @@ impl PageRef {
     pub fn set_dirty(&self) {
         // SAFETY: The reference keeps the page.
         unsafe { bindings::rvmm_set_page_dirty(self.page.as_ptr()) };
-    }
-
-    /// Marks the page accessed, for the kernel's page aging.
-    #[inline]
-    pub fn set_accessed(&self) {
-        // SAFETY: The reference keeps the page.
-        unsafe { bindings::rvmm_set_page_accessed(self.page.as_ptr()) };
     }
 }
 
@@ -216,10 +197,4 @@ pub fn fault_in(hva: usize, write: bool) -> Result {
 pub fn is_ram(pfn: u64) -> bool {
     // SAFETY: The shim checks the number before it looks at the page.
     unsafe { bindings::rvmm_pfn_is_ram(pfn as usize) }
-}
-
-/// Whether `pfn` is the shared page of zeroes.
-pub fn is_zero_page(pfn: u64) -> bool {
-    // SAFETY: Compares numbers.
-    unsafe { bindings::rvmm_is_zero_pfn(pfn as usize) }
 }

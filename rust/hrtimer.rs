@@ -90,12 +90,6 @@ impl<C: TimerCallback> Timer<C> {
             active => Some(active == 1),
         }
     }
-
-    /// Whether the timer is set or its callback runs.
-    pub fn active(&self) -> bool {
-        // SAFETY: The timer is set up and lives as long as `self`.
-        unsafe { bindings::hrtimer_active(self.inner.timer.get()) }
-    }
 }
 
 impl<C: TimerCallback> Deref for Timer<C> {

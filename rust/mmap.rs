@@ -119,7 +119,7 @@ impl<const MORE: usize> SharedPages<MORE> {
     /// Errors: `ENOMEM`.
     pub fn new(tail: Arc<LazyPage>) -> Result<Arc<Self>> {
         let pages = Self {
-            first: Pages::alloc(0)?,
+            first: Pages::new(0)?,
             more: [const { LazyPage::new() }; MORE],
             tail,
         };

@@ -22,10 +22,6 @@ pub struct Range {
     pub start: usize,
     /// One past the last byte.
     pub end: usize,
-    /// Whether the callback may sleep (it is called from the OOM reaper otherwise).
-    pub blockable: bool,
-    /// Why: `enum mmu_notifier_event`.
-    pub event: u32,
 }
 
 /// Callbacks of an address space.
@@ -34,7 +30,7 @@ pub struct Range {
 pub trait MmuNotifierOps: Send + Sync + 'static {
     /// Translations in `range` go away: when this returns, nobody uses or creates any until the matching
     /// [`MmuNotifierOps::invalidate_range_end`]. Several ranges may be open at a time, also overlapping
-    /// ones. It must not sleep unless `range.blockable`, and it cannot fail.
+    /// ones. It must not sleep (the OOM reaper may call it), and it cannot fail.
     fn invalidate_range_start(&self, range: &Range);
 
     /// The change that [`MmuNotifierOps::invalidate_range_start`] announced is done.
@@ -117,16 +113,6 @@ impl<T: MmuNotifierOps> MmuNotifier<T> {
             _owns: PhantomData,
         })
     }
-
-    /// Unregisters without waiting: callbacks may run for a moment more, then `data` is dropped.
-    ///
-    /// [`MmuNotifierOps::release`] is not called by this. `data` is dropped in a context that cannot sleep.
-    /// Whoever uses this calls [`synchronize`] before the module goes away.
-    pub fn retire(self) {
-        // SAFETY: By the invariant it is registered; `free_notifier` takes the allocation over.
-        unsafe { bindings::mmu_notifier_put((*self.inner.as_ptr()).notifier.get()) };
-        core::mem::forget(self);
-    }
 }
 
 impl<T: MmuNotifierOps> Deref for MmuNotifier<T> {
@@ -152,12 +138,6 @@ impl<T: MmuNotifierOps> Drop for MmuNotifier<T> {
     }
 }
 
-/// Waits until all [retired](MmuNotifier::retire) notifiers are freed.
-pub fn synchronize() {
-    // SAFETY: Only sleeps.
-    unsafe { bindings::mmu_notifier_synchronize() };
-}
-
 struct Ops<T>(PhantomData<T>);
 
 impl<T: MmuNotifierOps> Ops<T> {
@@ -180,8 +160,6 @@ impl<T: MmuNotifierOps> Ops<T> {
         Range {
             start: range.start,
             end: range.end,
-            blockable: range.flags & bindings::RVMM_MMU_NOTIFIER_RANGE_BLOCKABLE != 0,
-            event: range.event,
         }
     }
 
@@ -257,14 +235,6 @@ impl<T: MmuNotifierOps> Ops<T> {
         unsafe { Self::data(notifier) }.release();
     }
 
-    /// # Safety
-    ///
-    /// Called by the kernel with the notifier of a registered `Inner<T>`.
-    unsafe extern "C" fn free(notifier: *mut bindings::mmu_notifier) {
-        // SAFETY: `retire` gave the box up, and this is the last use of it.
-        drop(unsafe { KBox::from_raw(notifier.cast::<Inner<T>>()) });
-    }
-
     const TABLE: bindings::mmu_notifier_ops = bindings::mmu_notifier_ops {
         release: Some(Self::release),
         clear_flush_young: Some(Self::clear_flush_young),
@@ -272,7 +242,6 @@ impl<T: MmuNotifierOps> Ops<T> {
         test_young: Some(Self::test_young),
         invalidate_range_start: Some(Self::start),
         invalidate_range_end: Some(Self::end),
-        free_notifier: Some(Self::free),
         ..pin_init::zeroed()
     };
 

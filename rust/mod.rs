@@ -5,9 +5,6 @@
 //! Nothing here knows of hypervisors; each file stands for a C header and could go into the `kernel` crate
 //! one day. `shim/shim.c` holds functions for what C offers only as inline or macro.
 
-// A library: not every wrapper has a user in every configuration, and none is for other crates.
-#![allow(dead_code, unreachable_pub)]
-
 pub mod bindings;
 
 pub mod anon_inode;
@@ -33,7 +30,6 @@ pub mod pci;
 pub mod pci_irq;
 pub mod percpu;
 pub mod preempt;
-pub mod rwlock;
 pub mod sched;
 pub mod smp;
 pub mod spin_irq;

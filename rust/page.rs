@@ -34,29 +34,10 @@ impl Pages {
     /// Allocates `1 << order` zeroed pages, charged to the current memory cgroup. May sleep.
     ///
     /// Errors: `ENOMEM`.
-    pub fn alloc(order: u32) -> Result<Self> {
-        Self::with_flags(order, bindings::GFP_KERNEL_ACCOUNT)
-    }
-
-    /// The same as [`Pages::alloc`].
     pub fn new(order: u32) -> Result<Self> {
-        Self::with_flags(order, bindings::GFP_KERNEL_ACCOUNT)
-    }
-
-    /// Allocates one zeroed page without sleeping.
-    pub fn alloc_atomic() -> Result<Self> {
-        Self::with_flags(0, bindings::GFP_ATOMIC)
-    }
-
-    /// Allocates `1 << order` zeroed pages, charged to nobody: for what belongs to the whole system. May
-    /// sleep.
-    pub fn alloc_unaccounted(order: u32) -> Result<Self> {
-        Self::with_flags(order, bindings::GFP_KERNEL)
-    }
-
-    fn with_flags(order: u32, flags: bindings::gfp_t) -> Result<Self> {
-        // SAFETY: There are no requirements beyond a context that suits the flags.
-        let page = unsafe { bindings::alloc_pages(flags | bindings::__GFP_ZERO, order) };
+        let flags = bindings::GFP_KERNEL_ACCOUNT | bindings::__GFP_ZERO;
+        // SAFETY: There are no requirements beyond a context that may sleep.
+        let page = unsafe { bindings::alloc_pages(flags, order) };
         let page = NonNull::new(page).ok_or(ENOMEM)?;
         // SAFETY: The page was just allocated.
         let addr = unsafe { bindings::rvmm_page_address(page.as_ptr()) };
@@ -73,11 +54,6 @@ impl Pages {
     #[inline(always)]
     pub fn len(&self) -> usize {
         PAGE_SIZE << self.order
-    }
-
-    /// Never: there is at least one page.
-    pub fn is_empty(&self) -> bool {
-        false
     }
 
     /// Address of the first byte; valid for [`Pages::len`] bytes while `self` lives.
@@ -98,16 +74,12 @@ impl Pages {
         self.addr
     }
 
-    /// The first page's structure.
-    #[inline(always)]
-    pub(super) fn page(&self) -> *mut bindings::page {
-        self.page.as_ptr()
-    }
-
-    /// The bytes, for a phase in which neither hardware nor another CPU uses them.
-    pub fn as_mut_slice(&mut self) -> &mut [u8] {
-        // SAFETY: The memory is owned, initialised, and `&mut self` keeps other Rust users out.
-        unsafe { core::slice::from_raw_parts_mut(self.addr.as_ptr(), self.len()) }
+    /// Allocates as [`Pages::new`] does, and has `fill` write the bytes before anybody else can have the address.
+    pub fn filled(order: u32, fill: impl FnOnce(&mut [u8])) -> Result<Self> {
+        let pages = Self::new(order)?;
+        // SAFETY: The memory is owned and initialised, and nobody has been given its address yet.
+        fill(unsafe { core::slice::from_raw_parts_mut(pages.addr.as_ptr(), pages.len()) });
+        Ok(pages)
     }
 
     /// Gives the pages away as their physical address; [`Pages::from_phys`] takes them back.
@@ -160,7 +132,7 @@ impl LazyPage {
         if let Some(page) = self.get() {
             return Ok(page);
         }
-        let new = phys_to_virt(Pages::alloc(0)?.into_phys());
+        let new = phys_to_virt(Pages::new(0)?.into_phys());
         let none = core::ptr::null_mut();
         match self
             .0
@@ -272,10 +244,4 @@ pub fn phys_to_virt(phys: u64) -> *mut u8 {
 #[inline(always)]
 pub fn virt_to_phys<T>(addr: *const T) -> u64 {
     (addr as u64).wrapping_sub(direct_map())
-}
-
-/// Address of page frame `pfn` in the direct map. Only RAM is mapped there (see [`super::gup::is_ram`]).
-#[inline(always)]
-pub fn pfn_to_virt(pfn: u64) -> *mut u8 {
-    phys_to_virt(pfn.wrapping_shl(PAGE_SHIFT as u32))
 }

@@ -51,15 +51,4 @@ impl<T> PerCpu<T> {
     {
         self.of(pinned.cpu())
     }
-
-    /// All values with their CPU numbers.
-    pub fn iter(&self) -> impl Iterator<Item = (u32, &T)>
-    where
-        T: Sync,
-    {
-        self.values
-            .iter()
-            .enumerate()
-            .map(|(i, v)| (i as u32, &v.0))
-    }
 }

@@ -44,13 +44,6 @@ pub fn capable_rawio() -> bool {
     unsafe { bindings::capable(bindings::CAP_SYS_RAWIO as i32) }
 }
 
-/// Whether another task should run on this CPU.
-#[inline]
-pub fn need_resched() -> bool {
-    // SAFETY: Reads the task's flags.
-    unsafe { bindings::rvmm_need_resched() }
-}
-
 /// Whether a signal waits for the current task.
 #[inline]
 pub fn signal_pending() -> bool {

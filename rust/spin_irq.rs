@@ -76,12 +76,6 @@ impl<T> RawSpin<T> {
             _not_send: PhantomData,
         }
     }
-
-    /// The data, without locking: nobody else has the lock.
-    pub fn get_mut(self: Pin<&mut Self>) -> &mut T {
-        // SAFETY: The data is not structurally pinned.
-        unsafe { self.get_unchecked_mut() }.data.get_mut()
-    }
 }
 
 /// The lock is held while the guard lives.

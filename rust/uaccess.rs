@@ -13,7 +13,7 @@ use kernel::prelude::*;
 use super::bindings;
 
 macro_rules! access {
-    ($get:ident, $put:ident, $cmpxchg:ident, $ty:ty, $cget:ident, $cput:ident, $ccmpxchg:ident) => {
+    ($get:ident, $put:ident, $ty:ty, $cget:ident, $cput:ident) => {
         /// Reads one value at user address `addr`, in a single access. Errors: `EFAULT`.
         #[inline(always)]
         pub fn $get(addr: usize) -> Result<$ty> {
@@ -34,7 +34,11 @@ macro_rules! access {
                 _ => Err(EFAULT),
             }
         }
+    };
+}
 
+macro_rules! exchange {
+    ($cmpxchg:ident, $ty:ty, $ccmpxchg:ident) => {
         /// Atomically replaces `old` by `new` at user address `addr`.
         ///
         /// `Ok(Ok(old))` when it was replaced, `Ok(Err(found))` when something else was there. Errors:
@@ -55,58 +59,13 @@ macro_rules! access {
     };
 }
 
-access!(
-    get_u8,
-    put_u8,
-    cmpxchg_u8,
-    u8,
-    rvmm_get_user_u8,
-    rvmm_put_user_u8,
-    rvmm_cmpxchg_user_u8
-);
-access!(
-    get_u16,
-    put_u16,
-    cmpxchg_u16,
-    u16,
-    rvmm_get_user_u16,
-    rvmm_put_user_u16,
-    rvmm_cmpxchg_user_u16
-);
-access!(
-    get_u32,
-    put_u32,
-    cmpxchg_u32,
-    u32,
-    rvmm_get_user_u32,
-    rvmm_put_user_u32,
-    rvmm_cmpxchg_user_u32
-);
-access!(
-    get_u64,
-    put_u64,
-    cmpxchg_u64,
-    u64,
-    rvmm_get_user_u64,
-    rvmm_put_user_u64,
-    rvmm_cmpxchg_user_u64
-);
-
-/// As [`cmpxchg_u64`] for 16 bytes; the CPU has CMPXCHG16B (CPUID.1:ECX[13]).
-pub fn cmpxchg_u128(addr: usize, old: u128, new: u128) -> Result<core::result::Result<u128, u128>> {
-    if addr % 16 != 0 {
-        return Err(EINVAL);
-    }
-    let mut found = [old as u64, (old >> 64) as u64];
-    // SAFETY: The shim checks the address and catches the fault; `found` has room.
-    match unsafe {
-        bindings::rvmm_cmpxchg_user_u128(addr, found.as_mut_ptr(), new as u64, (new >> 64) as u64)
-    } {
-        0 => Ok(Ok(old)),
-        1 => Ok(Err(u128::from(found[1]) << 64 | u128::from(found[0]))),
-        _ => Err(EFAULT),
-    }
-}
+access!(get_u8, put_u8, u8, rvmm_get_user_u8, rvmm_put_user_u8);
+access!(get_u32, put_u32, u32, rvmm_get_user_u32, rvmm_put_user_u32);
+access!(get_u64, put_u64, u64, rvmm_get_user_u64, rvmm_put_user_u64);
+exchange!(cmpxchg_u8, u8, rvmm_cmpxchg_user_u8);
+exchange!(cmpxchg_u16, u16, rvmm_cmpxchg_user_u16);
+exchange!(cmpxchg_u32, u32, rvmm_cmpxchg_user_u32);
+exchange!(cmpxchg_u64, u64, rvmm_cmpxchg_user_u64);
 
 /// Copies from user address `addr`. On `EFAULT` part of `dst` may have been written.
 pub fn copy_from(addr: usize, dst: &mut [u8]) -> Result {
@@ -120,10 +79,4 @@ pub fn copy_from(addr: usize, dst: &mut [u8]) -> Result {
 pub fn copy_to(addr: usize, src: &[u8]) -> Result {
     // SAFETY: The shim checks the user range.
     to_result(unsafe { bindings::rvmm_copy_to_user_nofault(addr, src.as_ptr().cast(), src.len()) })
-}
-
-/// Whether `addr..addr + len` lies in the user half of the address space.
-pub fn access_ok(addr: usize, len: usize) -> bool {
-    // SAFETY: Compares numbers.
-    unsafe { bindings::rvmm_access_ok(addr, len) }
 }

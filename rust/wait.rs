@@ -73,12 +73,6 @@ impl WaitCell {
         // SAFETY: The structure is valid; C protects the task by RCU.
         unsafe { bindings::rcuwait_wake_up(self.inner.get()) != 0 }
     }
-
-    /// Whether a task waits here; may change at once.
-    #[inline]
-    pub fn is_waiting(&self) -> bool {
-        self.waiting.load(Ordering::Relaxed)
-    }
 }
 
 impl Default for WaitCell {

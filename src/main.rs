@@ -97,7 +97,6 @@ struct HwOwner;
 
 impl Drop for HwOwner {
     fn drop(&mut self) {
-        linux::mmu_notifier::synchronize();
         // SAFETY: The module's fields are dropped in order: devices are gone, so no VM is left (each pins the module),
         // and the hotplug state's removal has run `cpu_down` on every CPU.
         unsafe {

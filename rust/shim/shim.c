@@ -45,11 +45,6 @@ struct mm_struct *rvmm_current_mm(void)
 	return current->mm;
 }
 
-bool rvmm_need_resched(void)
-{
-	return need_resched();
-}
-
 bool rvmm_signal_pending(void)
 {
 	return signal_pending(current);
@@ -182,36 +177,6 @@ void rvmm_raw_spin_unlock_irqrestore(raw_spinlock_t *lock, unsigned long flags)
 	raw_spin_unlock_irqrestore(lock, flags);
 }
 
-void rvmm_rwlock_init(rwlock_t *lock)
-{
-	rwlock_init(lock);
-}
-
-void rvmm_read_lock(rwlock_t *lock)
-{
-	read_lock(lock);
-}
-
-void rvmm_read_unlock(rwlock_t *lock)
-{
-	read_unlock(lock);
-}
-
-void rvmm_write_lock(rwlock_t *lock)
-{
-	write_lock(lock);
-}
-
-void rvmm_write_unlock(rwlock_t *lock)
-{
-	write_unlock(lock);
-}
-
-bool rvmm_rwlock_needbreak(rwlock_t *lock)
-{
-	return need_resched() || rwlock_needbreak(lock);
-}
-
 /* --- other CPUs ------------------------------------------------------------------------------- */
 
 void rvmm_send_reschedule(unsigned int cpu)
@@ -258,24 +223,9 @@ unsigned int rvmm_num_online_cpus(void)
 	return num_online_cpus();
 }
 
-bool rvmm_cpu_possible(unsigned int cpu)
-{
-	return cpu < nr_cpu_ids && cpu_possible(cpu);
-}
-
 bool rvmm_cpu_online(unsigned int cpu)
 {
 	return cpu < nr_cpu_ids && cpu_online(cpu);
-}
-
-const struct cpumask *rvmm_cpu_online_mask(void)
-{
-	return cpu_online_mask;
-}
-
-const struct cpumask *rvmm_cpumask_of(unsigned int cpu)
-{
-	return cpumask_of(cpu);
 }
 
 /* --- files ------------------------------------------------------------------------------------ */
@@ -302,11 +252,6 @@ void rvmm_init_poll_funcptr(poll_table *pt, poll_queue_proc proc)
 void rvmm_init_waitqueue_func(wait_queue_entry_t *entry, wait_queue_func_t func)
 {
 	init_waitqueue_func_entry(entry, func);
-}
-
-bool rvmm_eventfd_signal_allowed(void)
-{
-	return eventfd_signal_allowed();
 }
 
 bool rvmm_file_is_of_module(const struct file *file, const char *name)
@@ -340,7 +285,6 @@ efault:										\
 }
 
 RVMM_GET_USER(8)
-RVMM_GET_USER(16)
 RVMM_GET_USER(32)
 RVMM_GET_USER(64)
 
@@ -360,7 +304,6 @@ efault:										\
 }
 
 RVMM_PUT_USER(8)
-RVMM_PUT_USER(16)
 RVMM_PUT_USER(32)
 RVMM_PUT_USER(64)
 
@@ -390,27 +333,6 @@ RVMM_CMPXCHG_USER(16)
 RVMM_CMPXCHG_USER(32)
 RVMM_CMPXCHG_USER(64)
 
-/* As above for 16 bytes; the caller has checked CX16 and the alignment. */
-int rvmm_cmpxchg_user_u128(unsigned long addr, u64 old[2], u64 new_lo, u64 new_hi)
-{
-	int err = 0;
-	bool done;
-
-	if (!access_ok((void __user *)addr, 16))
-		return -EFAULT;
-	pagefault_disable();
-	__uaccess_begin_nospec();
-	asm volatile("1: lock cmpxchg16b (%[ptr])\n"
-		     "2:\n"
-		     _ASM_EXTABLE_TYPE_REG(1b, 2b, EX_TYPE_EFAULT_REG, %[err])
-		     : "=@ccz" (done), [err] "+r" (err), "+a" (old[0]), "+d" (old[1])
-		     : [ptr] "r" (addr), "b" (new_lo), "c" (new_hi)
-		     : "memory");
-	__uaccess_end();
-	pagefault_enable();
-	return err ? -EFAULT : done ? 0 : 1;
-}
-
 int rvmm_copy_from_user_nofault(void *dst, unsigned long src, size_t len)
 {
 	unsigned long left;
@@ -435,11 +357,6 @@ int rvmm_copy_to_user_nofault(unsigned long dst, const void *src, size_t len)
 	return left ? -EFAULT : 0;
 }
 
-bool rvmm_access_ok(unsigned long addr, size_t len)
-{
-	return access_ok((const void __user *)addr, len);
-}
-
 /* --- pages and address spaces ----------------------------------------------------------------- */
 
 void *rvmm_page_address(struct page *page)
@@ -462,19 +379,9 @@ struct page *rvmm_pfn_to_page(unsigned long pfn)
 	return pfn_to_page(pfn);
 }
 
-bool rvmm_pfn_valid(unsigned long pfn)
-{
-	return pfn_valid(pfn);
-}
-
 bool rvmm_pfn_is_ram(unsigned long pfn)
 {
 	return pfn_valid(pfn) && !PageReserved(pfn_to_page(pfn));
-}
-
-bool rvmm_is_zero_pfn(unsigned long pfn)
-{
-	return is_zero_pfn(pfn);
 }
 
 void rvmm_get_page(struct page *page)
@@ -491,17 +398,6 @@ void rvmm_set_page_dirty(struct page *page)
 {
 	if (!PageReserved(page))
 		SetPageDirty(page);
-}
-
-void rvmm_set_page_accessed(struct page *page)
-{
-	if (!PageReserved(page))
-		mark_page_accessed(page);
-}
-
-void rvmm_vm_flags_set(struct vm_area_struct *vma, unsigned long flags)
-{
-	vm_flags_set(vma, flags);
 }
 
 /*
@@ -754,21 +650,6 @@ int rvmm_rdmsr_safe(u32 msr, u64 *val)
 	return rdmsrq_safe(msr, val);
 }
 
-int rvmm_wrmsr_safe(u32 msr, u64 val)
-{
-	return wrmsrq_safe(msr, val);
-}
-
-unsigned long rvmm_cpu_tss(unsigned int cpu)
-{
-	return rvmm_cpu_possible(cpu) ? (unsigned long)&per_cpu(cpu_tss_rw, cpu).x86_tss : 0;
-}
-
-unsigned long rvmm_cpu_gdt_rw(unsigned int cpu)
-{
-	return rvmm_cpu_possible(cpu) ? (unsigned long)get_cpu_gdt_rw(cpu) : 0;
-}
-
 unsigned long rvmm_tss_from_gdt(u16 tr)
 {
 	const struct ldttss_desc *desc;
@@ -779,27 +660,6 @@ unsigned long rvmm_tss_from_gdt(u16 tr)
 		return 0;
 	desc = (const struct ldttss_desc *)(gdt.address + (tr & ~7));
 	return desc->base0 | desc->base1 << 16 | desc->base2 << 24 | (unsigned long)desc->base3 << 32;
-}
-
-/*
- * Clears the busy bit of this CPU's TSS descriptor and reloads TR from it. LTR sets that bit, so the GDT
- * has to be the writable one meanwhile, not its read-only alias. Interrupts are off.
- */
-void rvmm_reload_tss(void)
-{
-	struct desc_struct *gdt = get_current_gdt_rw();
-	struct desc_ptr rw = { .size = GDT_SIZE - 1, .address = (unsigned long)gdt };
-	struct desc_ptr old;
-	tss_desc tss;
-
-	memcpy(&tss, &gdt[GDT_ENTRY_TSS], sizeof(tss));
-	tss.type = DESC_TSS; /* available */
-	memcpy(&gdt[GDT_ENTRY_TSS], &tss, sizeof(tss));
-
-	native_store_gdt(&old);
-	native_load_gdt(&rw);
-	asm volatile("ltr %w0" : : "q" (GDT_ENTRY_TSS * 8));
-	native_load_gdt(&old);
 }
 
 /* The TSS limit of this CPU no longer covers the I/O bitmap; the kernel reloads TR when it matters. */
@@ -843,18 +703,6 @@ void rvmm_cpuid_mask(u32 leaf, u32 subleaf, u32 r[4])
 	} else if (leaf == 0x80000021) {
 		r[0] &= caps[CPUID_8000_0021_EAX];
 	}
-}
-
-unsigned int rvmm_cpu_vendor(void)
-{
-	return boot_cpu_data.x86_vendor;
-}
-
-void rvmm_cpu_signature(u8 *family, u8 *model, u8 *stepping)
-{
-	*family = boot_cpu_data.x86;
-	*model = boot_cpu_data.x86_model;
-	*stepping = boot_cpu_data.x86_stepping;
 }
 
 unsigned int rvmm_phys_bits(void)

@@ -8,56 +8,6 @@ use crate::linux::bindings;
 
 pub use super::cr::rdtsc;
 
-/// CPU vendors that matter here.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Vendor {
-    /// GenuineIntel.
-    Intel,
-    /// AuthenticAMD.
-    Amd,
-    /// HygonGenuine.
-    Hygon,
-    /// CentaurHauls or Shanghai (VIA, Zhaoxin).
-    Zhaoxin,
-    /// Any other.
-    Other,
-}
-
-/// The vendor of the boot CPU.
-pub fn vendor() -> Vendor {
-    // X86_VENDOR_* in asm/processor.h. SAFETY: Reads data that is constant after boot.
-    match unsafe { bindings::rvmm_cpu_vendor() } {
-        bindings::RVMM_VENDOR_INTEL => Vendor::Intel,
-        bindings::RVMM_VENDOR_AMD => Vendor::Amd,
-        bindings::RVMM_VENDOR_HYGON => Vendor::Hygon,
-        bindings::RVMM_VENDOR_CENTAUR | bindings::RVMM_VENDOR_ZHAOXIN => Vendor::Zhaoxin,
-        _ => Vendor::Other,
-    }
-}
-
-/// Family, model and stepping of the boot CPU as the vendors' documents count them.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Signature {
-    /// Display family.
-    pub family: u8,
-    /// Display model.
-    pub model: u8,
-    /// Stepping.
-    pub stepping: u8,
-}
-
-/// The boot CPU's signature.
-pub fn signature() -> Signature {
-    let (mut family, mut model, mut stepping) = (0, 0, 0);
-    // SAFETY: The three results have room.
-    unsafe { bindings::rvmm_cpu_signature(&mut family, &mut model, &mut stepping) };
-    Signature {
-        family,
-        model,
-        stepping,
-    }
-}
-
 /// Whether the kernel considers feature `bit` (`X86_FEATURE_*`) present and in use.
 ///
 /// Features that the command line or a missing dependency turned off are absent here, whatever CPUID says.
@@ -84,27 +34,15 @@ pub fn cpuid_in_use(leaf: u32, subleaf: u32) -> [u32; 4] {
 #[allow(missing_docs)] // Named as in asm/cpufeatures.h, which describes them.
 pub enum Bug {
     Meltdown = bindings::RVMM_BUG_CPU_MELTDOWN,
-    SpectreV1 = bindings::RVMM_BUG_SPECTRE_V1,
     SpectreV2 = bindings::RVMM_BUG_SPECTRE_V2,
     SpecStoreBypass = bindings::RVMM_BUG_SPEC_STORE_BYPASS,
     L1tf = bindings::RVMM_BUG_L1TF,
     Mds = bindings::RVMM_BUG_MDS,
-    MsbdsOnly = bindings::RVMM_BUG_MSBDS_ONLY,
     Taa = bindings::RVMM_BUG_TAA,
     ItlbMultihit = bindings::RVMM_BUG_ITLB_MULTIHIT,
-    Srbds = bindings::RVMM_BUG_SRBDS,
-    MmioStaleData = bindings::RVMM_BUG_MMIO_STALE_DATA,
-    Retbleed = bindings::RVMM_BUG_RETBLEED,
-    EibrsPbrsb = bindings::RVMM_BUG_EIBRS_PBRSB,
-    SmtRsb = bindings::RVMM_BUG_SMT_RSB,
     Gds = bindings::RVMM_BUG_GDS,
     Rfds = bindings::RVMM_BUG_RFDS,
-    Bhi = bindings::RVMM_BUG_BHI,
-    Srso = bindings::RVMM_BUG_SRSO,
-    IbpbNoRet = bindings::RVMM_BUG_IBPB_NO_RET,
     Its = bindings::RVMM_BUG_ITS,
-    Tsa = bindings::RVMM_BUG_TSA,
-    Vmscape = bindings::RVMM_BUG_VMSCAPE,
 }
 
 /// Whether the kernel found `bug` in this CPU.
@@ -146,11 +84,6 @@ pub fn fred_enabled() -> bool {
 pub fn la57() -> bool {
     // SAFETY: Reads a constant.
     unsafe { bindings::rvmm_la57_enabled() }
-}
-
-/// Whether the kernel is a Xen PV guest, which owns neither control registers nor descriptor tables.
-pub fn xen_pv() -> bool {
-    has(bindings::X86_FEATURE_XENPV)
 }
 
 /// Fills the return-stack buffer with entries that lead nowhere, as the kernel does where a less trusted

@@ -6,65 +6,74 @@ use core::arch::asm;
 
 use super::cpuid::cpuid_checked;
 
-macro_rules! reg {
-    ($(#[$doc:meta])* $read:ident, $r:literal, $write:ident, $w:literal) => {
+macro_rules! read {
+    ($($(#[$doc:meta])* $name:ident, $insn:literal;)*) => {$(
         $(#[$doc])*
         #[inline(always)]
-        pub fn $read() -> u64 {
+        pub fn $name() -> u64 {
             let value: u64;
             // SAFETY: Reading the register at CPL 0 has no side effect.
-            unsafe { asm!($r, out(reg) value, options(nomem, nostack, preserves_flags)) };
+            unsafe { asm!($insn, out(reg) value, options(nomem, nostack, preserves_flags)) };
             value
         }
+    )*};
+}
 
+macro_rules! write {
+    ($($(#[$doc:meta])* $name:ident, $insn:literal;)*) => {$(
         $(#[$doc])*
         ///
         /// # Safety
         ///
         /// The CPU accepts `value`, and the kernel keeps working with it until the old value is back.
         #[inline(always)]
-        pub unsafe fn $write(value: u64) {
-            // SAFETY: The caller answers for the value. Not `nomem`: the register can change what memory
-            // means.
-            unsafe { asm!($w, in(reg) value, options(nostack, preserves_flags)) };
+        pub unsafe fn $name(value: u64) {
+            // SAFETY: The caller answers for the value. The block is not `nomem`: the register can change what memory means.
+            unsafe { asm!($insn, in(reg) value, options(nostack, preserves_flags)) };
         }
-    };
+    )*};
 }
 
-reg!(
-    /// CR0.
-    cr0, "mov {}, cr0", write_cr0, "mov cr0, {}");
-reg!(
-    /// CR2, the last page-fault address.
-    cr2, "mov {}, cr2", write_cr2, "mov cr2, {}");
-reg!(
-    /// CR3 with its PCID bits.
-    cr3, "mov {}, cr3", write_cr3, "mov cr3, {}");
-reg!(
-    /// CR4, from the register itself. The kernel keeps a shadow that it writes back from: a change made
-    /// here must be gone before interrupts are on again.
-    cr4, "mov {}, cr4", write_cr4, "mov cr4, {}");
-reg!(
-    /// CR8, the task-priority register.
-    cr8, "mov {}, cr8", write_cr8, "mov cr8, {}");
-reg!(
-    /// Debug register 0.
-    dr0, "mov {}, dr0", write_dr0, "mov dr0, {}");
-reg!(
-    /// Debug register 1.
-    dr1, "mov {}, dr1", write_dr1, "mov dr1, {}");
-reg!(
-    /// Debug register 2.
-    dr2, "mov {}, dr2", write_dr2, "mov dr2, {}");
-reg!(
-    /// Debug register 3.
-    dr3, "mov {}, dr3", write_dr3, "mov dr3, {}");
-reg!(
-    /// Debug status register.
-    dr6, "mov {}, dr6", write_dr6, "mov dr6, {}");
-reg!(
-    /// Debug control register.
-    dr7, "mov {}, dr7", write_dr7, "mov dr7, {}");
+read! {
+    /// Reads CR0.
+    cr0, "mov {}, cr0";
+    /// Reads CR2, the last page-fault address.
+    cr2, "mov {}, cr2";
+    /// Reads CR3 with its PCID bits.
+    cr3, "mov {}, cr3";
+    /// Reads CR4 from the register itself, not from the kernel's shadow.
+    cr4, "mov {}, cr4";
+    /// Reads debug register 0.
+    dr0, "mov {}, dr0";
+    /// Reads debug register 1.
+    dr1, "mov {}, dr1";
+    /// Reads debug register 2.
+    dr2, "mov {}, dr2";
+    /// Reads debug register 3.
+    dr3, "mov {}, dr3";
+    /// Reads the debug control register.
+    dr7, "mov {}, dr7";
+}
+
+write! {
+    /// Writes CR2.
+    write_cr2, "mov cr2, {}";
+    /// Writes CR4. The kernel keeps a shadow that it writes back from: a change made here must be gone before interrupts are
+    /// on again.
+    write_cr4, "mov cr4, {}";
+    /// Writes debug register 0.
+    write_dr0, "mov dr0, {}";
+    /// Writes debug register 1.
+    write_dr1, "mov dr1, {}";
+    /// Writes debug register 2.
+    write_dr2, "mov dr2, {}";
+    /// Writes debug register 3.
+    write_dr3, "mov dr3, {}";
+    /// Writes the debug status register.
+    write_dr6, "mov dr6, {}";
+    /// Writes the debug control register.
+    write_dr7, "mov dr7, {}";
+}
 
 /// Reads extended control register `index` (XGETBV): 0 is XCR0, 1 is XCR0 without the components in their
 /// initial configuration. Returns 0 when the register does not exist or CR4.OSXSAVE is clear.
@@ -120,17 +129,6 @@ pub unsafe fn write_dr0123(dr: [u64; 4]) {
         write_dr2(dr[2]);
         write_dr3(dr[3]);
     }
-}
-
-/// Clears CR0.TS (CLTS).
-///
-/// # Safety
-///
-/// The kernel expects no #NM on the next FPU instruction.
-#[inline(always)]
-pub unsafe fn clts() {
-    // SAFETY: The caller answers for it.
-    unsafe { asm!("clts", options(nostack, preserves_flags)) };
 }
 
 /// Reads the time-stamp counter (RDTSC), not serialised.

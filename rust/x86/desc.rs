@@ -20,7 +20,7 @@ const _: () = assert!(core::mem::size_of::<DescPtr>() == 10);
 
 /// The GDT register.
 ///
-/// The base is the read-only remapping that the kernel runs on, not the writable [`gdt_rw`].
+/// The base is the read-only remapping that the kernel runs on, not the writable table.
 #[inline(always)]
 pub fn gdt() -> DescPtr {
     let mut p = DescPtr::default();
@@ -106,9 +106,6 @@ selector!(
     /// CS.
     cs, "mov {:e}, cs");
 selector!(
-    /// SS.
-    ss, "mov {:e}, ss");
-selector!(
     /// DS.
     ds, "mov {:e}, ds");
 selector!(
@@ -146,40 +143,11 @@ load_selector!(
     /// Loads FS, which clears or reloads its base.
     load_fs, "mov fs, {:e}");
 
-/// Address of CPU `cpu`'s TSS (`cpu_tss_rw`), or `None` when there is no such CPU.
-pub fn tss_base(cpu: u32) -> Option<u64> {
-    // SAFETY: The shim checks `cpu`.
-    match unsafe { bindings::rvmm_cpu_tss(cpu) } {
-        0 => None,
-        base => Some(base as u64),
-    }
-}
-
 /// The TSS as the CPU sees it: the base held in the GDT's descriptor that TR selects, i.e. the alias in
 /// the CPU entry area (SDM 3A 7.2.3).
 pub fn tss_base_from_gdt() -> u64 {
     // SAFETY: The shim reads the running CPU's own GDT.
     unsafe { bindings::rvmm_tss_from_gdt(tr()) as u64 }
-}
-
-/// Address of CPU `cpu`'s writable GDT (`gdt_page`), or `None` when there is no such CPU.
-pub fn gdt_rw(cpu: u32) -> Option<u64> {
-    // SAFETY: The shim checks `cpu`.
-    match unsafe { bindings::rvmm_cpu_gdt_rw(cpu) } {
-        0 => None,
-        base => Some(base as u64),
-    }
-}
-
-/// Makes the TSS descriptor that TR selects available again and reloads TR (SDM 3C 28.5.2: a VM exit
-/// sets the limit to 67H; LTR wants a non-busy descriptor).
-///
-/// # Safety
-///
-/// Interrupts are off and the task register holds the kernel's own selector.
-pub unsafe fn reload_tss() {
-    // SAFETY: The caller promises the context that the shim needs.
-    unsafe { bindings::rvmm_reload_tss() };
 }
 
 /// Loads the selector that user space sees in GS, together with the hidden base that SWAPGS exchanges; the

@@ -10,8 +10,8 @@ use core::marker::PhantomData;
 use kernel::page::PAGE_SIZE;
 use kernel::prelude::*;
 
-use crate::linux::bindings;
 use super::cpuid::cpuid;
+use crate::linux::bindings;
 use crate::linux::irqflags;
 use crate::linux::page::Pages;
 use crate::linux::preempt::{PinsCpu, PreemptGuard};
@@ -151,9 +151,6 @@ const PKRU: u64 = 1 << 9;
 const MXCSR: usize = 24;
 /// Byte offset of the FCW in the legacy region.
 const FCW: usize = 0;
-/// Byte offset of XSTATE_BV in the XSAVE header (SDM 1 13.4.2).
-const XSTATE_BV: usize = 512;
-
 impl XsaveArea {
     /// Allocates an area in the initial configuration: FCW 037FH, MXCSR 1F80H, all else zero, no component
     /// marked in use (SDM 1 13.6).
@@ -173,18 +170,12 @@ impl XsaveArea {
             order += 1;
         }
         let mut area = Self {
-            pages: Pages::alloc(order)?,
+            pages: Pages::new(order)?,
             len,
             method,
         };
         area.set_defaults();
         Ok(area)
-    }
-
-    /// Back to the initial configuration.
-    pub fn reset(&mut self) {
-        self.as_mut_slice().fill(0);
-        self.set_defaults();
     }
 
     /// The registers whose initial value is not zero.
@@ -201,24 +192,14 @@ impl XsaveArea {
     /// The image. Its length is what CPUID.(EAX=0DH,ECX=0):EBX reports for the host's XCR0 (512 without
     /// XSAVE).
     pub fn as_mut_slice(&mut self) -> &mut [u8] {
-        let len = self.len;
-        let bytes = self.pages.as_mut_slice();
-        let len = len.min(bytes.len());
-        &mut bytes[..len]
+        // SAFETY: The pages are owned, initialised and `len` bytes at least; what else uses them has `&mut` too.
+        unsafe { core::slice::from_raw_parts_mut(self.pages.as_ptr::<u8>(), self.len) }
     }
 
     /// As [`XsaveArea::as_mut_slice`], to read.
     pub fn as_slice(&self) -> &[u8] {
         // SAFETY: The pages are owned, initialised and `len` bytes at least; `save` wants `&mut`.
         unsafe { core::slice::from_raw_parts(self.pages.as_ptr::<u8>(), self.len) }
-    }
-
-    /// The components that the image holds (XSTATE_BV); the others are in their initial configuration.
-    pub fn xstate_bv(&self) -> u64 {
-        match self.as_slice().get(XSTATE_BV..XSTATE_BV + 8) {
-            Some(&[a, b, c, d, e, f, g, h]) => u64::from_le_bytes([a, b, c, d, e, f, g, h]),
-            _ => 0,
-        }
     }
 }
 
@@ -249,7 +230,7 @@ const MXCSR_MASK_WORD: usize = 7;
 fn probe_mxcsr_mask() -> Result<u32> {
     // Not on the stack: the kernel aligns it to 8 bytes only, which Rust does not know, so that a local with
     // a larger alignment is misaligned.
-    let image = Pages::alloc(0)?;
+    let image = Pages::new(0)?;
     let ptr = image.as_ptr::<u32>();
     let fpu = KernelFpu::begin();
     // SAFETY: The image is a page, more than the 512 bytes that are written and aligned to 16; the FPU is

@@ -55,16 +55,3 @@ pub fn read_safe(msr: u32) -> Result<u64> {
         _ => Err(EIO),
     }
 }
-
-/// Writes `value` to MSR `msr`, or returns `EIO` when the CPU answers with #GP.
-///
-/// # Safety
-///
-/// As for [`write`], except that the CPU may refuse the value or the register.
-pub unsafe fn write_safe(msr: u32, value: u64) -> Result {
-    // SAFETY: The shim catches the fault; the caller answers for the effect of the value.
-    match unsafe { bindings::rvmm_wrmsr_safe(msr, value) } {
-        0 => Ok(()),
-        _ => Err(EIO),
-    }
-}

@@ -275,7 +275,7 @@ impl GuestMemory {
         vcpus: Arc<dyn StopRunning>,
     ) -> Result<Arc<Self>> {
         // The root; the first fault fetches more.
-        let root = page::Pages::alloc(0)?;
+        let root = page::Pages::new(0)?;
         let table = NestedTable::with_root(Hpa(root.phys()), &caps)?;
         Arc::pin_init(
             try_pin_init!(Self {

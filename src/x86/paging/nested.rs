@@ -48,7 +48,7 @@ impl TablePool {
 
     /// Allocates one table. Sleeps.
     pub(crate) fn add(&mut self) -> Result {
-        self.put_spare(Pages::alloc(0)?.into_phys());
+        self.put_spare(Pages::new(0)?.into_phys());
         Ok(())
     }
 

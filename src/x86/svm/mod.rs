@@ -43,9 +43,9 @@ mod feature {
 }
 
 /// Bits of an MSR-permission map: two per MSR, read then write (APM 2 15.11).
-const MSRPM_BYTES: usize = 8192;
+const MSRPM_ORDER: u32 = 1;
 /// Bits of the I/O-permission map: one per port, and three more (APM 2 15.10.1).
-const IOPM_BYTES: usize = 12288;
+const IOPM_ORDER: u32 = 2;
 
 /// MSRs that VMLOAD and VMSAVE switch, which the guest may therefore access directly (APM 2 15.5.2).
 const SWITCHED_MSRS: [u32; 10] = [
@@ -221,23 +221,10 @@ impl Platform for Svm {
             guest_timer: false,
             nested_levels: if boot_cpu::la57() { 5 } else { 4 },
         };
-        let mut msrpm = Pages::alloc(1)?;
-        fill_msrpm(msrpm.as_mut_slice().get_mut(..MSRPM_BYTES).ok_or(EINVAL)?);
-        let mut msrpm_all = Pages::alloc(1)?;
-        msrpm_all
-            .as_mut_slice()
-            .get_mut(..MSRPM_BYTES)
-            .ok_or(EINVAL)?
-            .fill(0xff);
-        let mut iopm = Pages::alloc(2)?;
-        iopm.as_mut_slice()
-            .get_mut(..IOPM_BYTES)
-            .ok_or(EINVAL)?
-            .fill(0xff);
         let cpus = PerCpu::new(|_| {
             Ok(Cpu {
-                hsave: Pages::alloc(0)?,
-                host_extra: Pages::alloc(0)?,
+                hsave: Pages::new(0)?,
+                host_extra: Pages::new(0)?,
                 tsc_aux: AtomicU64::new(0),
                 enabled: AtomicU32::new(0),
                 generation: AtomicU64::new(1),
@@ -254,9 +241,9 @@ impl Platform for Svm {
             // Possible ones: they may come online later.
             virtual_injection: is_tcg() && smp::nr_cpu_ids() > 1,
             tcg: is_tcg(),
-            msrpm,
-            msrpm_all,
-            iopm,
+            msrpm: Pages::filled(MSRPM_ORDER, fill_msrpm)?,
+            msrpm_all: Pages::filled(MSRPM_ORDER, |map| map.fill(0xff))?,
+            iopm: Pages::filled(IOPM_ORDER, |map| map.fill(0xff))?,
         })?;
         Ok(caps)
     }

@@ -425,7 +425,7 @@ impl SvmVcpu {
 impl VcpuBackend for SvmVcpu {
     fn new(_id: u32) -> Result<Self> {
         let state = STATE.get().ok_or(ENODEV)?;
-        let page = Pages::alloc(0)?;
+        let page = Pages::new(0)?;
         let vmcb = NonNull::new(page.as_ptr::<Vmcb>()).ok_or(ENOMEM)?;
         let mut this = Self {
             page,

@@ -58,12 +58,6 @@ static SHARED: Global<Shared> = Global::new();
 
 impl Shared {
     fn new(caps: Caps) -> Result<Self> {
-        let mut msr_bitmap = Pages::new(0)?;
-        host::fill_msr_bitmap(msr_bitmap.as_mut_slice());
-        let mut x2apic_bitmap = Pages::new(0)?;
-        host::fill_x2apic_bitmap(x2apic_bitmap.as_mut_slice(), false);
-        let mut x2apic_only_bitmap = Pages::new(0)?;
-        host::fill_x2apic_bitmap(x2apic_only_bitmap.as_mut_slice(), true);
         let cpus = smp::nr_cpu_ids();
         let mut vmxon = KVec::with_capacity(cpus as usize, GFP_KERNEL)?;
         for _ in 0..cpus {
@@ -72,9 +66,9 @@ impl Shared {
         Ok(Self {
             rules: caps.rules(),
             caps,
-            msr_bitmap,
-            x2apic_bitmap,
-            x2apic_only_bitmap,
+            msr_bitmap: Pages::filled(0, host::fill_msr_bitmap)?,
+            x2apic_bitmap: Pages::filled(0, |map| host::fill_x2apic_bitmap(map, false))?,
+            x2apic_only_bitmap: Pages::filled(0, |map| host::fill_x2apic_bitmap(map, true))?,
             vmxon,
         })
     }
@@ -88,11 +82,11 @@ impl Shared {
 
 /// A zeroed page that starts with the VMCS revision identifier: an empty VMCS or a VMXON region.
 fn revision_page(caps: &Caps) -> Result<Pages> {
-    let mut page = Pages::new(0)?;
-    if let Some(head) = page.as_mut_slice().first_chunk_mut::<4>() {
-        *head = caps.revision.to_le_bytes();
-    }
-    Ok(page)
+    Pages::filled(0, |page| {
+        if let Some(head) = page.first_chunk_mut::<4>() {
+            *head = caps.revision.to_le_bytes();
+        }
+    })
 }
 
 /// The calling CPU's abilities, or the refusal in the log.
