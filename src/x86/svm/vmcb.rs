@@ -1,8 +1,11 @@
 // SPDX-License-Identifier: GPL-2.0
 //! The virtual machine control block (APM 2 appendix B).
 
+use crate::linux::page::Pages;
 use crate::x86::cpu::regs::Segment;
 use core::mem::offset_of;
+use core::ops::{Deref, DerefMut};
+use kernel::error::Result;
 
 /// Control area, VMCB offset 0 (APM 2 table B-1).
 #[repr(C)]
@@ -112,6 +115,41 @@ pub(super) struct Vmcb {
     pub(super) save: Save,
 }
 
+/// A VMCB and the page that it is, zeroed at first.
+pub(super) struct VmcbPage(Pages);
+
+impl VmcbPage {
+    /// A VMCB of zeroes. Errors: `ENOMEM`.
+    pub(super) fn new() -> Result<Self> {
+        Pages::new(0).map(Self)
+    }
+
+    /// Physical address, for VMRUN.
+    #[inline(always)]
+    pub(super) fn phys(&self) -> u64 {
+        self.0.phys()
+    }
+}
+
+impl Deref for VmcbPage {
+    type Target = Vmcb;
+
+    #[inline(always)]
+    fn deref(&self) -> &Vmcb {
+        // SAFETY: The page is ours, as large and as aligned as a VMCB, which any bytes are. It is written through `deref_mut` only,
+        // and by VMRUN, whose caller has `&mut` of the vCPU and holds no reference into the VMCB meanwhile.
+        unsafe { &*self.0.as_ptr::<Vmcb>() }
+    }
+}
+
+impl DerefMut for VmcbPage {
+    #[inline(always)]
+    fn deref_mut(&mut self) -> &mut Vmcb {
+        // SAFETY: The page is a VMCB as in `deref`, and `&mut self` says that there is no other reference.
+        unsafe { &mut *self.0.as_ptr::<Vmcb>() }
+    }
+}
+
 const _: () = {
     assert!(size_of::<Vmcb>() == 4096);
     assert!(offset_of!(Control, pause_filter_threshold) == 0x3c);
@@ -138,8 +176,21 @@ const _: () = {
     assert!(offset_of!(Save, g_pat) == 0x268);
 };
 
+/// Intercepts of CR4 reads and writes (APM 2 15.8.1).
+pub(super) const CR4_ACCESS: u32 = 1 << 4 | 1 << (16 + 4);
+/// Intercept of CR0 writes.
+pub(super) const CR0_WRITE: u32 = 1 << 16;
+/// Intercept of CR8 writes.
+pub(super) const CR8_WRITE: u32 = 1 << (16 + 8);
+
+/// TLB_CONTROL (APM 2 15.16.1).
+pub(super) mod tlb_control {
+    pub(in crate::x86::svm) const NOTHING: u8 = 0;
+    pub(in crate::x86::svm) const FLUSH_ALL: u8 = 1;
+    pub(in crate::x86::svm) const FLUSH_GUEST: u8 = 3;
+}
+
 /// Intercept bits of vector 3 (VMCB offset 0xc).
-#[allow(dead_code)]
 pub(super) mod misc1 {
     pub(in crate::x86::svm) const INTR: u32 = 1 << 0;
     pub(in crate::x86::svm) const NMI: u32 = 1 << 1;
@@ -156,7 +207,6 @@ pub(super) mod misc1 {
     pub(in crate::x86::svm) const INVLPGA: u32 = 1 << 26;
     pub(in crate::x86::svm) const IOIO_PROT: u32 = 1 << 27;
     pub(in crate::x86::svm) const MSR_PROT: u32 = 1 << 28;
-    pub(in crate::x86::svm) const TASK_SWITCH: u32 = 1 << 29;
     pub(in crate::x86::svm) const FERR_FREEZE: u32 = 1 << 30;
     pub(in crate::x86::svm) const SHUTDOWN: u32 = 1 << 31;
 }
@@ -181,8 +231,10 @@ pub(super) mod misc2 {
 pub(super) mod vintr {
     pub(in crate::x86::svm) const V_TPR: u64 = 0xf;
     pub(in crate::x86::svm) const V_IRQ: u64 = 1 << 8;
-    pub(in crate::x86::svm) const V_INTR_PRIO_MAX: u64 = 0xf << 16;
-    pub(in crate::x86::svm) const V_IGN_TPR: u64 = 1 << 20;
+    const V_INTR_PRIO_MAX: u64 = 0xf << 16;
+    const V_IGN_TPR: u64 = 1 << 20;
+    /// A virtual interrupt as soon as the guest can take one, whatever its task priority (APM 2 15.21.4).
+    pub(in crate::x86::svm) const PENDING: u64 = V_IRQ | V_INTR_PRIO_MAX | V_IGN_TPR;
     pub(in crate::x86::svm) const V_INTR_MASKING: u64 = 1 << 24;
     pub(in crate::x86::svm) const V_INTR_VECTOR_SHIFT: u32 = 32;
     pub(in crate::x86::svm) const V_INTR_VECTOR: u64 = 0xff << V_INTR_VECTOR_SHIFT;
@@ -222,6 +274,7 @@ pub(super) mod exit {
     pub(in crate::x86::svm) const SKINIT: u64 = 0x86;
     pub(in crate::x86::svm) const WBINVD: u64 = 0x89;
     pub(in crate::x86::svm) const MONITOR: u64 = 0x8a;
+    pub(in crate::x86::svm) const MWAIT: u64 = 0x8b;
     pub(in crate::x86::svm) const MWAIT_CONDITIONAL: u64 = 0x8c;
     pub(in crate::x86::svm) const XSETBV: u64 = 0x8d;
     pub(in crate::x86::svm) const RDPRU: u64 = 0x8e;

@@ -218,7 +218,7 @@ impl State {
         let model = model::model()?;
         let id = shared.id;
         let bsp = id == vm.boot_cpu();
-        let mut hw = Hw::new(id)?;
+        let mut hw = Hw::new(id, &model.features)?;
         let mut msr_file = KBox::new(MsrFile::new(&model.msr_config()), GFP_KERNEL_ACCOUNT)?;
         if !vm.caps.quirk(k::KVM_X86_QUIRK_STUFF_FEATURE_MSRS) {
             // User space fills them in from what the device says.

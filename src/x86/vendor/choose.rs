@@ -2,6 +2,7 @@
 //! The vendor that this machine has, chosen once at load.
 
 use crate::linux::global::Global;
+use crate::x86::cpu::cpuid::GuestFeatures;
 use crate::x86::exit::{Event, Exit};
 use crate::x86::svm::{Svm, SvmVcpu};
 use crate::x86::vendor::{
@@ -103,10 +104,10 @@ macro_rules! dispatch {
 }
 
 impl VcpuBackend for Hw {
-    fn new(id: u32) -> Result<Self> {
+    fn new(id: u32, features: &GuestFeatures) -> Result<Self> {
         Ok(match CHOSEN.get().ok_or(ENODEV)?.0 {
-            Kind::Vmx => Self::Vmx(KBox::new(VmxVcpu::new(id)?, GFP_KERNEL_ACCOUNT)?),
-            Kind::Svm => Self::Svm(KBox::new(SvmVcpu::new(id)?, GFP_KERNEL_ACCOUNT)?),
+            Kind::Vmx => Self::Vmx(KBox::new(VmxVcpu::new(id, features)?, GFP_KERNEL_ACCOUNT)?),
+            Kind::Svm => Self::Svm(KBox::new(SvmVcpu::new(id, features)?, GFP_KERNEL_ACCOUNT)?),
         })
     }
 

@@ -16,6 +16,7 @@
 pub(crate) mod choose;
 
 use crate::mem::addr::Hpa;
+use crate::x86::cpu::cpuid::GuestFeatures;
 use crate::x86::cpu::regs::{Regs, Sregs};
 pub use crate::x86::cpu::violation::Violation as EntryViolation;
 use crate::x86::exit::{Event, Exit};
@@ -216,8 +217,9 @@ pub struct HwCaps {
 pub trait VcpuBackend: Sized {
     /// Allocates the vendor's structures with controls set and guest state as after RESET.
     ///
-    /// Called in process context. `id` is the vCPU's id, for messages and VPID choice.
-    fn new(id: u32) -> Result<Self>;
+    /// Called in process context. `id` is the vCPU's id, for messages and VPID choice; `features` is the most that a guest's
+    /// CPUID may show on this host.
+    fn new(id: u32, features: &GuestFeatures) -> Result<Self>;
 
     /// Starts a stay on this CPU, whose number is `cpu`. Interrupts are off. Fails with a clear log line when root mode cannot be had.
     fn begin_stay(&mut self, cpu: u32) -> Result;

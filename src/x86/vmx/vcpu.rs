@@ -27,6 +27,7 @@ use crate::linux::page::Pages;
 use crate::linux::{cr, msr, preempt, smp};
 use crate::pr_err_ratelimited;
 use crate::x86::cpu::events::vector;
+use crate::x86::cpu::cpuid::GuestFeatures;
 use crate::x86::cpu::index;
 use crate::x86::cpu::regs::dr7::ENABLES as DR7_ENABLES;
 use crate::x86::cpu::regs::{cr0, efer, rflags, Gpr};
@@ -785,7 +786,7 @@ const fn dr7_for_entry(dr7: u64) -> u64 {
 }
 
 impl VcpuBackend for VmxVcpu {
-    fn new(id: u32) -> Result<Self> {
+    fn new(id: u32, _features: &GuestFeatures) -> Result<Self> {
         let shared = SHARED.get().ok_or(ENODEV)?;
         let vmcs = revision_page(&shared.caps)?;
         Ok(Self {

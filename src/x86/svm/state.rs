@@ -1,0 +1,132 @@
+// SPDX-License-Identifier: GPL-2.0
+//! Guest state between `CpuState` and the VMCB (APM 2 15.5.1).
+//!
+//! `vcpu` calls [`enter`] and [`exit`] around each VMRUN in a stay (interrupts off), [`write`] before one if something was
+//! changed, and [`load`] at any time under the vCPU's mutex.
+
+use super::breakpoints::DR6_RESET;
+use super::vmcb::{Save, VmcbSegment};
+use crate::linux::cr;
+use crate::x86::cpu::regs::{cr4, efer, rflags, DescTable, Gpr, Seg};
+use crate::x86::vendor::{CpuState, Groups, LongCode};
+
+/// Bits of the guest's control registers for which the VMCB holds the host's choice.
+#[derive(Default)]
+pub(super) struct Shadow {
+    /// CR4.MCE. With the bit clear a machine check would shut the processor down instead of exiting (APM 2 15.12.14), so the
+    /// VMCB has the host's. The guest does not see it: reads of CR4 are intercepted.
+    mce: u64,
+    /// EFER.LME while it is kept from the processor (`quirks`).
+    pub(super) lme: u64,
+}
+
+/// Writes what VMRUN loads at every entry. A `step` sets RFLAGS.TF.
+#[inline(always)]
+pub(super) fn enter(s: &mut Save, cpu: &CpuState, step: bool) {
+    s.rax = cpu.regs.get(Gpr::Rax);
+    s.rsp = cpu.regs.get(Gpr::Rsp);
+    s.rip = cpu.regs.rip;
+    s.rflags = cpu.regs.rflags | rflags::FIXED | if step { rflags::TF } else { 0 };
+    s.cr2 = cpu.sregs.cr2;
+    // Accesses to DR6 are intercepted: what is here after an exit by #DB are that one's conditions.
+    s.dr6 = DR6_RESET;
+    s.dr7 = cpu.dr7;
+}
+
+/// Reads what #VMEXIT saves at every exit; the rest waits for [`load`].
+#[inline(always)]
+pub(super) fn exit(s: &Save, cpu: &mut CpuState) {
+    cpu.regs.gpr[Gpr::Rax as usize] = s.rax;
+    cpu.regs.gpr[Gpr::Rsp as usize] = s.rsp;
+    cpu.regs.rip = s.rip;
+    cpu.regs.rflags = s.rflags;
+    cpu.sregs.cr2 = s.cr2;
+    cpu.avail = Groups::NONE;
+}
+
+/// Writes the system registers of `cpu.dirty`. `shadow.lme` is up to date.
+pub(super) fn write(save: &mut Save, cpu: &mut CpuState, shadow: &mut Shadow) {
+    let dirty = cpu.dirty;
+    let s = &cpu.sregs;
+    if dirty.intersects(Groups::CODE) {
+        save.cs = VmcbSegment::from_neutral(s.seg(Seg::Cs));
+        save.ss = VmcbSegment::from_neutral(s.seg(Seg::Ss));
+        // The CPL is kept apart from SS.DPL (APM 2 15.5.1).
+        save.cpl = s.seg(Seg::Ss).dpl & 3;
+    }
+    if dirty.intersects(Groups::SEGS) {
+        save.es = VmcbSegment::from_neutral(s.seg(Seg::Es));
+        save.ds = VmcbSegment::from_neutral(s.seg(Seg::Ds));
+        save.fs = VmcbSegment::from_neutral(s.seg(Seg::Fs));
+        save.gs = VmcbSegment::from_neutral(s.seg(Seg::Gs));
+        save.ldtr = VmcbSegment::from_neutral(s.seg(Seg::Ldtr));
+        save.tr = VmcbSegment::from_neutral(s.seg(Seg::Tr));
+    }
+    if dirty.intersects(Groups::CTRL) {
+        shadow.mce = s.cr4 & cr4::MCE;
+        save.cr0 = s.cr0;
+        save.cr3 = s.cr3;
+        save.cr4 = s.cr4 | cr::cr4() & cr4::MCE;
+        save.efer = (s.efer | efer::SVME) & !shadow.lme;
+    }
+    if dirty.intersects(Groups::TABLES) {
+        save.gdtr.base = s.gdt.base;
+        save.gdtr.limit = u32::from(s.gdt.limit);
+        save.idtr.base = s.idt.base;
+        save.idtr.limit = u32::from(s.idt.limit);
+    }
+    cpu.dirty = Groups::NONE;
+}
+
+/// Fetches those system registers of `groups` that are not there yet.
+pub(super) fn load(save: &Save, cpu: &mut CpuState, groups: Groups, shadow: &Shadow) {
+    let want = groups.without(cpu.avail);
+    let s = &mut cpu.sregs;
+    if want.intersects(Groups::CODE) {
+        *s.seg_mut(Seg::Cs) = save.cs.to_neutral();
+        let ss = s.seg_mut(Seg::Ss);
+        *ss = save.ss.to_neutral();
+        // SYSRET sets the CPL but not SS.DPL (APM 2 15.5.1).
+        ss.dpl = save.cpl & 3;
+    }
+    if want.intersects(Groups::SEGS) {
+        *s.seg_mut(Seg::Es) = save.es.to_neutral();
+        *s.seg_mut(Seg::Ds) = save.ds.to_neutral();
+        *s.seg_mut(Seg::Fs) = save.fs.to_neutral();
+        *s.seg_mut(Seg::Gs) = save.gs.to_neutral();
+        *s.seg_mut(Seg::Ldtr) = save.ldtr.to_neutral();
+        let tr = s.seg_mut(Seg::Tr);
+        *tr = save.tr.to_neutral();
+        // SVM does not look at the busy bit; VMX and user space want it set.
+        tr.typ |= 2;
+    }
+    if want.intersects(Groups::CTRL) {
+        s.cr0 = save.cr0;
+        s.cr3 = save.cr3;
+        s.cr4 = save.cr4 & !cr4::MCE | shadow.mce;
+        s.efer = save.efer & !efer::SVME | shadow.lme;
+    }
+    if want.intersects(Groups::TABLES) {
+        s.gdt = DescTable {
+            base: save.gdtr.base,
+            limit: save.gdtr.limit as u16,
+        };
+        s.idt = DescTable {
+            base: save.idtr.base,
+            limit: save.idtr.limit as u16,
+        };
+    }
+    cpu.avail = cpu.avail.union(groups);
+}
+
+/// What decides about fetches, if the guest runs 64-bit code.
+#[inline(always)]
+pub(super) fn long_code(s: &Save) -> Option<LongCode> {
+    /// CS.L as the VMCB keeps attributes (APM 2 15.5.1).
+    const LONG: u16 = 1 << 9;
+    (s.efer & efer::LMA != 0 && s.cs.attrib & LONG != 0).then_some(LongCode {
+        cpl: s.cpl & 3,
+        cr3: s.cr3,
+        cr4: s.cr4,
+    })
+}
