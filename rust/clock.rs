@@ -15,7 +15,8 @@ pub struct Snapshot {
     pub real_ns: u64,
     /// TSC of this CPU.
     pub tsc: u64,
-    /// The kernel's clock is the TSC: all three were read at the same tick of it. Else they were read one after the other.
+    /// The kernel's clock is the TSC: all three were read at the same tick of it. Else they were read one after the
+    /// other.
     pub tsc_based: bool,
 }
 

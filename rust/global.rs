@@ -40,7 +40,8 @@ impl<T: Send + Sync + 'static> Global<T> {
     /// The value, if it is set.
     #[inline]
     pub(crate) fn get(&self) -> Option<&'static T> {
-        // SAFETY: By the invariant null or valid; it stays so until `clear`, whose caller vouches that no reference is left.
+        // SAFETY: By the invariant null or valid; it stays so until `clear`, whose caller vouches that no reference
+        // is left.
         unsafe { self.ptr.load(Ordering::Acquire).as_ref() }
     }
 

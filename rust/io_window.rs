@@ -57,7 +57,8 @@ impl IoWindow {
         })
     }
 
-    /// Serves `vma`, shared, uncached and not inherited by children. The file outlives the area, and is always the same one.
+    /// Serves `vma`, shared, uncached and not inherited by children. The file outlives the area, and is always the
+    /// same one.
     ///
     /// Errors: `EINVAL` when the area is private, or not within one part.
     pub fn map(self: &Arc<Self>, vma: &VmaNew) -> Result {
@@ -110,8 +111,8 @@ impl IoWindow {
     fn zap(&self) {
         let mapping = self.mapping.load(Ordering::Acquire);
         if !mapping.is_null() {
-            // SAFETY: The file that the pointer came from is not released, by the callers' contracts, so its inode lives.
-            // The inode is the file's own: no other file's areas are met.
+            // SAFETY: The file that the pointer came from is not released, by the callers' contracts, so its inode
+            // lives. The inode is the file's own: no other file's areas are met.
             unsafe { bindings::unmap_mapping_range(mapping, 0, 0, 1) };
         }
     }

@@ -9,11 +9,13 @@
 //! A page gets into a [`Domain`] only by [`Domain::map`], which pins it first (long-term, writable) and writes the
 //! translation second; it leaves by [`Domain::unmap`] or with the domain, which remove the translation and flush the
 //! IOMMU's caches first and drop the pin second. So every page that a translation names is pinned. A pinned page
-//! belongs to whoever had it, whatever becomes of the mapping in user space (munmap, exit, swap, migration): it cannot reach
-//! the page allocator. Should a translation fail to go, its pages are never unpinned: they are lost, not shared.
+//! belongs to whoever had it, whatever becomes of the mapping in user space (munmap, exit, swap, migration): it
+//! cannot reach the page allocator. Should a translation fail to go, its pages are never unpinned: they are lost, not
+//! shared.
 //!
-//! A device translates through the domain only while it is attached. Between [`Domain::claim`] and [`Domain::attach`], and
-//! between [`Domain::detach`] and the end of the ownership, the group is in the kernel's blocking domain.
+//! A device translates through the domain only while it is attached. Between [`Domain::claim`] and
+//! [`Domain::attach`], and between [`Domain::detach`] and the end of the ownership, the group is in the kernel's
+//! blocking domain.
 
 use core::fmt::Write;
 use core::ptr::{null_mut, NonNull};
@@ -241,10 +243,11 @@ pub struct Refusal {
     pub write: bool,
 }
 
-/// Who is told of the refused accesses of a domain's devices, where the IOMMU's driver tells: AMD's does, Intel's only logs them.
+/// Who is told of the refused accesses of a domain's devices, where the IOMMU's driver tells: AMD's does, Intel's
+/// only logs them.
 pub trait Refusals: Send + Sync + 'static {
-    /// The device `source`, called `name`, was refused. It is not logged by anybody else. Called by the threaded interrupt
-    /// handler of the IOMMU's driver; must not sleep.
+    /// The device `source`, called `name`, was refused. It is not logged by anybody else. Called by the threaded
+    /// interrupt handler of the IOMMU's driver; must not sleep.
     fn refused(&self, source: Source, name: &CStr, what: Refusal);
 }
 
@@ -328,8 +331,8 @@ impl<R: Refusals> Domain<R> {
     /// Errors: `EPERM` or `EBUSY` when a host driver or another owner uses a device of the group.
     pub fn claim(&self, device: &Locked<'_>) -> Result<Ownership> {
         let group = Group::of(device).ok_or(ENODEV)?;
-        // SAFETY: The device is bound to the caller's driver, and the lock keeps it so. The address of the domain stands for
-        // the owner: it is nobody else's while an ownership exists.
+        // SAFETY: The device is bound to the caller's driver, and the lock keeps it so. The address of the domain
+        // stands for the owner: it is nobody else's while an ownership exists.
         to_result(unsafe {
             bindings::iommu_device_claim_dma_owner(device.dev(), self.domain.as_ptr().cast())
         })?;
@@ -384,7 +387,8 @@ impl<R: Refusals> Domain<R> {
         self.attached.is_empty()
     }
 
-    /// Lets attached devices read and write the user memory from `hva` on at `range`, which is aligned to pages and not mapped.
+    /// Lets attached devices read and write the user memory from `hva` on at `range`, which is aligned to pages and
+    /// not mapped.
     ///
     /// The caller runs in the domain's address space. Pages are charged to its locked memory. Errors: `ENOMEM` beyond
     /// RLIMIT_MEMLOCK or without memory; `EFAULT` when something is not mapped writable, or cannot be pinned; `EINTR`.
@@ -470,8 +474,8 @@ impl<R: Refusals> Domain<R> {
                         run.pages = run.pages.wrapping_add(pages as u64);
                     }
                     _ => {
-                        // The run before is complete. Should it fail, the rest of the batch is noted all the same: it is
-                        // pinned.
+                        // The run before is complete. Should it fail, the rest of the batch is noted all the same: it
+                        // is pinned.
                         if result.is_ok() {
                             result = self.map_open(mapping);
                         }
@@ -498,8 +502,8 @@ impl<R: Refusals> Domain<R> {
             return Ok(());
         };
         let size = (run.pages as usize) << PAGE_SHIFT;
-        // SAFETY: The pages are pinned, and by the type's invariant stay so as long as the translation. Nothing else is mapped
-        // there.
+        // SAFETY: The pages are pinned, and by the type's invariant stay so as long as the translation. Nothing else
+        // is mapped there.
         to_result(unsafe {
             bindings::iommu_map(
                 self.domain.as_ptr(),
@@ -515,8 +519,8 @@ impl<R: Refusals> Domain<R> {
         Ok(())
     }
 
-    /// Undoes [`Domain::map`] of the range that starts at `start`. When it returns no device reaches the memory, and its pages are
-    /// given back. False if there is none. Any task; sleeps.
+    /// Undoes [`Domain::map`] of the range that starts at `start`. When it returns no device reaches the memory, and
+    /// its pages are given back. False if there is none. Any task; sleeps.
     pub fn unmap(&mut self, start: u64) -> bool {
         let Some(at) = self.mappings.iter().position(|m| m.range.start == start) else {
             return false;
@@ -549,7 +553,8 @@ impl<R: Refusals> Domain<R> {
             let mut done = 0;
             while done < run.pages {
                 let pages = (run.pages - done).min(UNPIN_STEP);
-                // SAFETY: Pinned by `fill`, once, and contiguous; no translation is left. The device may have written to them.
+                // SAFETY: Pinned by `fill`, once, and contiguous; no translation is left. The device may have written
+                // to them.
                 unsafe {
                     bindings::unpin_user_page_range_dirty_lock(
                         bindings::rvmm_pfn_to_page(run.pfn.wrapping_add(done) as usize),

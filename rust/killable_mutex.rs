@@ -19,8 +19,8 @@ use super::bindings;
 /// A `struct mutex` whose `try_lock` waits, killably.
 pub struct KillableBackend;
 
-// SAFETY: A `struct mutex` excludes; the functions are those of the kernel crate's backend, but for `try_lock`, which says
-// that it has the lock only when `mutex_lock_killable` has taken it.
+// SAFETY: A `struct mutex` excludes; the functions are those of the kernel crate's backend, but for `try_lock`, which
+// says that it has the lock only when `mutex_lock_killable` has taken it.
 unsafe impl Backend for KillableBackend {
     type State = <MutexBackend as Backend>::State;
     type GuardState = ();

@@ -22,13 +22,14 @@ pub fn register_with_minor<T: MiscDevice>(
         let device = slot.cast::<bindings::miscdevice>();
         let mut raw = options.into_raw::<T>();
         raw.minor = minor;
-        // SAFETY: `slot` is valid for writes, pinned, and its owner's `drop` deregisters the device. After a failure it counts as
-        // uninitialised, which is true of the C structure as well: it is in no list.
+        // SAFETY: `slot` is valid for writes, pinned, and its owner's `drop` deregisters the device. After a failure
+        // it counts as uninitialised, which is true of the C structure as well: it is in no list.
         unsafe {
             device.write(raw);
             to_result(bindings::misc_register(device))
         }
     };
-    // SAFETY: On success the slot holds what the type's invariants ask for: a structure made by `into_raw` and registered.
+    // SAFETY: On success the slot holds what the type's invariants ask for: a structure made by `into_raw` and
+    // registered.
     unsafe { pin_init::pin_init_from_closure(init) }
 }

@@ -104,7 +104,8 @@ unsafe impl Shared for LazyPage {
     }
 }
 
-/// A page and `MORE` others behind it, which are allocated when user space touches them or [`SharedPages::allocate`] is called.
+/// A page and `MORE` others behind it, which are allocated when user space touches them or [`SharedPages::allocate`]
+/// is called.
 pub struct SharedPages<const MORE: usize> {
     first: Pages,
     more: [LazyPage; MORE],
@@ -113,8 +114,8 @@ pub struct SharedPages<const MORE: usize> {
 }
 
 impl<const MORE: usize> SharedPages<MORE> {
-    /// Allocates the first page, charged to the current memory cgroup. `tail` is behind all pages in every mapping, but not
-    /// reached by this object's other functions.
+    /// Allocates the first page, charged to the current memory cgroup. `tail` is behind all pages in every mapping,
+    /// but not reached by this object's other functions.
     ///
     /// Errors: `ENOMEM`.
     pub fn new(tail: Arc<LazyPage>) -> Result<Arc<Self>> {
@@ -145,7 +146,8 @@ impl<const MORE: usize> SharedPages<MORE> {
     /// Serves `vma` from these pages: file page 0 is page 0.
     ///
     /// Pages appear on first access; an access beyond the last page is SIGBUS. The area cannot grow and
-    /// holds a reference to the pages, so it may outlive the file's object. Errors: `EINVAL` when it is private and writable.
+    /// holds a reference to the pages, so it may outlive the file's object. Errors: `EINVAL` when it is private and
+    /// writable.
     pub fn map(self: &Arc<Self>, vma: &VmaNew) -> Result {
         if vma.flags() & vm_flags::SHARED == 0 && vma.writable() {
             // A private writable copy would silently part from the kernel's pages.
@@ -199,8 +201,8 @@ impl<const MORE: usize> Backing for SharedPages<MORE> {
         let Ok(address) = found else {
             return OOM;
         };
-        // SAFETY: The page is owned by `self` or its tail; the mapping takes a reference of its own, so that the memory lives as
-        // long as any mapping of it.
+        // SAFETY: The page is owned by `self` or its tail; the mapping takes a reference of its own, so that the
+        // memory lives as long as any mapping of it.
         unsafe {
             let page = page_of(address);
             bindings::rvmm_get_page(page);

@@ -12,7 +12,8 @@ use core::sync::atomic::{AtomicPtr, Ordering};
 use kernel::prelude::*;
 use kernel::types::ForeignOwnable;
 
-/// A [`KBox`](kernel::alloc::KBox) or an [`Arc`](kernel::sync::Arc) that may not be there yet. Once it is there it stays.
+/// A [`KBox`](kernel::alloc::KBox) or an [`Arc`](kernel::sync::Arc) that may not be there yet. Once it is there it
+/// stays.
 ///
 /// # Invariants
 ///

@@ -195,8 +195,8 @@ impl AtomicLine {
     /// The words.
     #[inline(always)]
     pub fn words(&self) -> &[AtomicU32; LINE] {
-        // SAFETY: The memory is owned, initialised and aligned; everybody uses it by atomic accesses only, as this type gives
-        // no other.
+        // SAFETY: The memory is owned, initialised and aligned; everybody uses it by atomic accesses only, as this
+        // type gives no other.
         unsafe { self.words.as_ref() }
     }
 

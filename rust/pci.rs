@@ -290,7 +290,8 @@ impl Locked<'_> {
         unsafe { bindings::rvmm_pci_pin_can_be_off(self.as_ptr()) }
     }
 
-    /// Switches the function's interrupt pin off, if that works. Its line may be others' as well, and nobody here would answer it.
+    /// Switches the function's interrupt pin off, if that works. Its line may be others' as well, and nobody here
+    /// would answer it.
     pub fn silence_pin(&self) {
         if self.can_silence_pin() {
             // SAFETY: The device lives; a read-modify-write of the command register.

@@ -129,7 +129,8 @@ pub struct PinLine<H: PinHandler> {
 }
 
 impl<H: PinHandler> PinLine<H> {
-    /// Takes the line, together with others or for this function alone; then it is masked, and [`PinSwitch`] unmasks it.
+    /// Takes the line, together with others or for this function alone; then it is masked, and [`PinSwitch`] unmasks
+    /// it.
     ///
     /// Errors: `ENODEV` without a line; `EBUSY` when it cannot be shared.
     pub fn new(device: &Locked<'_>, handler: Arc<H>, shared: bool) -> Result<Self> {
@@ -198,8 +199,8 @@ pub fn has_pin(device: &Device) -> bool {
     irq_of(device).is_some()
 }
 
-/// Switches a function's pin on and off: in the function, or where it cannot do that at the interrupt controller, which is
-/// for lines of its own only. Any context.
+/// Switches a function's pin on and off: in the function, or where it cannot do that at the interrupt controller,
+/// which is for lines of its own only. Any context.
 ///
 /// In the second case whoever has the switch switches off what is on, and on what is off.
 pub struct PinSwitch {
@@ -229,8 +230,8 @@ impl PinSwitch {
         }
     }
 
-    /// Off if the function asserts it (without a switch of its own: always). Whether it does. `on`: it is, as far as the caller
-    /// knows.
+    /// Off if the function asserts it (without a switch of its own: always). Whether it does. `on`: it is, as far as
+    /// the caller knows.
     pub fn silence_if_asserted(&self, on: bool) -> bool {
         // SAFETY: The device lives; the line is the caller's, and is switched off once.
         unsafe {

@@ -99,8 +99,8 @@ impl Worker {
     /// It is the calling thread from now on.
     #[inline]
     pub fn set_current(&self) {
-        // SAFETY: A pointer of the current task. It is only compared; what `current` points to is kept by `pid`, so the same
-        // address means the same thread.
+        // SAFETY: A pointer of the current task. It is only compared; what `current` points to is kept by `pid`, so
+        // the same address means the same thread.
         if self.current.load(Ordering::Relaxed) != unsafe { bindings::rvmm_current_pid() } {
             self.change();
         }
@@ -120,8 +120,8 @@ impl Worker {
 
     /// Has the thread run in place of the calling one, if it is runnable and does not run. Sleeps.
     ///
-    /// `Some(true)`: it will. `Some(false)`: not now. `None`: there is no use in trying others (`ESRCH` of `yield_to()`: this
-    /// CPU and that one have nothing else to do).
+    /// `Some(true)`: it will. `Some(false)`: not now. `None`: there is no use in trying others (`ESRCH` of
+    /// `yield_to()`: this CPU and that one have nothing else to do).
     pub fn yield_to(&self) -> Option<bool> {
         let task = {
             let Some(pid) = self.pid.try_lock() else {

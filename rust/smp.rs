@@ -43,7 +43,8 @@ pub fn send_reschedule(cpu: u32) {
     }
 }
 
-/// The interrupt vector that notifies a processor of posted interrupts, whose handler does nothing, if the kernel has one.
+/// The interrupt vector that notifies a processor of posted interrupts, whose handler does nothing, if the kernel has
+/// one.
 #[inline]
 pub fn posted_vector() -> Option<u8> {
     // SAFETY: Returns a constant.
@@ -70,8 +71,8 @@ pub fn send_posted(cpu: u32) {
 /// Interrupts are off, and the caller is about to enable them.
 #[inline]
 pub unsafe fn host_interrupt(vector: u8) {
-    // SAFETY: The caller's promise: the handler finds what it would find after the processor's own delivery, at a place where
-    // interrupts may be on.
+    // SAFETY: The caller's promise: the handler finds what it would find after the processor's own delivery, at a
+    // place where interrupts may be on.
     unsafe { bindings::rvmm_host_interrupt(vector) };
 }
 

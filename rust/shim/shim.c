@@ -93,7 +93,10 @@ bool rvmm_xfer_to_guest_pending(void)
 	return __xfer_to_guest_mode_work_pending();
 }
 
-/* The time from here on is the guest's. On a CPU without a tick deferred RCU work is sent on its way first. Interrupts are off. */
+/*
+ * The time from here on is the guest's. On a CPU without a tick deferred RCU work is sent on its way first.
+ * Interrupts are off.
+ */
 void rvmm_guest_enter(void)
 {
 	xfer_to_guest_mode_prepare();
@@ -185,8 +188,8 @@ void rvmm_send_reschedule(unsigned int cpu)
 }
 
 /*
- * The vector whose handler does nothing but count: hypervisors notify a processor of posted interrupts by it. The kernel has
- * it when KVM is at least a module. 0: there is none.
+ * The vector whose handler does nothing but count: hypervisors notify a processor of posted interrupts by it. The
+ * kernel has it when KVM is at least a module. 0: there is none.
  */
 unsigned int rvmm_posted_vector(void)
 {
@@ -679,7 +682,10 @@ bool rvmm_boot_cpu_has(unsigned int bit)
 	return bit < (NCAPINTS + NBUGINTS) * 32 && test_bit(bit, (unsigned long *)boot_cpu_data.x86_capability);
 }
 
-/* EAX, EBX, ECX, EDX of a CPUID leaf without the features that the kernel does not use: those that it keeps a word for. */
+/*
+ * EAX, EBX, ECX, EDX of a CPUID leaf without the features that the kernel does not use: those that it keeps a
+ * word for.
+ */
 void rvmm_cpuid_mask(u32 leaf, u32 subleaf, u32 r[4])
 {
 	const u32 *caps = boot_cpu_data.x86_capability;
@@ -731,7 +737,10 @@ bool rvmm_tsc_stable(void)
 	return !check_tsc_unstable();
 }
 
-/* CLOCK_MONOTONIC_RAW with the time that the machine was suspended, CLOCK_REALTIME and TSC, at one moment if possible. */
+/*
+ * CLOCK_MONOTONIC_RAW with the time that the machine was suspended, CLOCK_REALTIME and TSC, at one moment if
+ * possible.
+ */
 void rvmm_read_clocks(struct rvmm_clocks *c)
 {
 	struct system_time_snapshot s = {};

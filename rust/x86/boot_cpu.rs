@@ -16,8 +16,8 @@ pub fn has(bit: u32) -> bool {
     unsafe { bindings::rvmm_boot_cpu_has(bit) }
 }
 
-/// What CPUID returns for `leaf` and `subleaf` in EAX, EBX, ECX, EDX, without the features that the kernel found unusable on
-/// this machine: by an erratum, a firmware setting, the command line or a missing dependency.
+/// What CPUID returns for `leaf` and `subleaf` in EAX, EBX, ECX, EDX, without the features that the kernel found
+/// unusable on this machine: by an erratum, a firmware setting, the command line or a missing dependency.
 ///
 /// Applies to the leaves that the kernel has a word for in `x86_capability`; others are the processor's.
 pub fn cpuid_in_use(leaf: u32, subleaf: u32) -> [u32; 4] {

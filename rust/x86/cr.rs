@@ -28,7 +28,8 @@ macro_rules! write {
         /// The CPU accepts `value`, and the kernel keeps working with it until the old value is back.
         #[inline(always)]
         pub unsafe fn $name(value: u64) {
-            // SAFETY: The caller answers for the value. The block is not `nomem`: the register can change what memory means.
+            // SAFETY: The caller answers for the value. The block is not `nomem`: the register can change what memory
+            // means.
             unsafe { asm!($insn, in(reg) value, options(nostack, preserves_flags)) };
         }
     )*};
@@ -58,8 +59,8 @@ read! {
 write! {
     /// Writes CR2.
     write_cr2, "mov cr2, {}";
-    /// Writes CR4. The kernel keeps a shadow that it writes back from: a change made here must be gone before interrupts are
-    /// on again.
+    /// Writes CR4. The kernel keeps a shadow that it writes back from: a change made here must be gone before
+    /// interrupts are on again.
     write_cr4, "mov cr4, {}";
     /// Writes debug register 0.
     write_dr0, "mov dr0, {}";

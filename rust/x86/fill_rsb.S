@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: GPL-2.0 */
 /*
  * Fills the return-stack buffer with entries that lead nowhere, by the kernel's own sequences, which exist
- * only as assembler macros: all entries, or the one that stops the processors which may otherwise return by an entry of before
- * the exit (X86_FEATURE_RSB_VMEXIT_LITE). The return from here is predicted by one of them and corrected.
+ * only as assembler macros: all entries, or the one that stops the processors which may otherwise return by an entry
+ * of before the exit (X86_FEATURE_RSB_VMEXIT_LITE). The return from here is predicted by one of them and corrected.
  */
 
 #include <linux/linkage.h>

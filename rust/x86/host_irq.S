@@ -1,11 +1,11 @@
 /* SPDX-License-Identifier: GPL-2.0 */
 /*
- * Calls an interrupt handler as the processor's own delivery would have, had interrupts just been enabled: the handler ends with
- * IRET, which takes the frame built here and comes back behind the call, with interrupts on. RDI: the address in the handler's
- * gate. Interrupts are off.
+ * Calls an interrupt handler as the processor's own delivery would have, had interrupts just been enabled: the
+ * handler ends with IRET, which takes the frame built here and comes back behind the call, with interrupts on. RDI:
+ * the address in the handler's gate. Interrupts are off.
  *
- * A frame with interrupts off would be wrong: the kernel leaves work (the rearming of its timers) for the return to where they
- * are on.
+ * A frame with interrupts off would be wrong: the kernel leaves work (the rearming of its timers) for the return to
+ * where they are on.
  */
 
 #include <linux/linkage.h>

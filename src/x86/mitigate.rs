@@ -2,12 +2,13 @@
 //! Speculative-execution mitigations at the boundary between host and guest
 //! (Documentation/admin-guide/hw-vuln of the kernel).
 //!
-//! What is needed on this CPU has been decided by the kernel, from the CPU's bugs and the command line; it left its decision in feature
-//! bits, which are read once at load. On a CPU that needs nothing an entry costs one test.
+//! What is needed on this CPU has been decided by the kernel, from the CPU's bugs and the command line; it left its
+//! decision in feature bits, which are read once at load. On a CPU that needs nothing an entry costs one test.
 //!
-//! SPEC_CTRL: the host's value stays in force in a guest until the guest sets its own, which is then exchanged around every entry
-//! ([`SpecCtrl`]). Not covered, because the kernel's code for it cannot be reached by a module: untraining of return instructions on AMD (retbleed, SRSO), for which an
-//! IBPB after each exit stands in; it is slower and no weaker.
+//! SPEC_CTRL: the host's value stays in force in a guest until the guest sets its own, which is then exchanged around
+//! every entry ([`SpecCtrl`]). Not covered, because the kernel's code for it cannot be reached by a module:
+//! untraining of return instructions on AMD (retbleed, SRSO), for which an IBPB after each exit stands in; it is
+//! slower and no weaker.
 
 use crate::linux::bindings as b;
 use crate::linux::{boot_cpu, msr, smp};

@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: GPL-2.0
 //! Address-space identifiers, and the flushes that stand behind them (APM 2 15.15.2, 15.16).
 //!
-//! Each CPU gives out its ASIDs one after the other; when all are out, a new generation begins with a flush of everything. Called
-//! by `vcpu` before an entry, in a stay (interrupts off): a pool is used on its own CPU only. Its words are atomic because
-//! `platform` shares them by reference.
+//! Each CPU gives out its ASIDs one after the other; when all are out, a new generation begins with a flush of
+//! everything. Called by `vcpu` before an entry, in a stay (interrupts off): a pool is used on its own CPU only. Its
+//! words are atomic because `platform` shares them by reference.
 
 use super::vmcb::{tlb_control, Control};
 use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
@@ -87,8 +87,8 @@ impl Tag {
         c.tlb_control = tlb;
     }
 
-    /// Takes back all ASIDs after an entry that was refused: nobody says whether the flush that it asked for was done before, so
-    /// that none of this generation is trusted.
+    /// Takes back all ASIDs after an entry that was refused: nobody says whether the flush that it asked for was done
+    /// before, so that none of this generation is trusted.
     #[cold]
     pub(super) fn distrust(&mut self, pool: &Pool) {
         pool.renew();

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0
 //! Debug registers: the host's are kept while a guest has breakpoints of its own (APM 2 13.1, 15.5.1).
 //!
-//! VMRUN switches DR6 and DR7; DR0 to DR3 are exchanged here. Called by `vcpu` at the ends of a stay and before an entry, with
-//! interrupts off.
+//! VMRUN switches DR6 and DR7; DR0 to DR3 are exchanged here. Called by `vcpu` at the ends of a stay and before an
+//! entry, with interrupts off.
 
 use crate::linux::cr;
 
@@ -32,7 +32,8 @@ impl HostDebug {
     pub(super) fn begin_stay(&mut self) {
         self.dr7 = cr::dr7();
         if self.dr7 & DR7_ENABLES != 0 {
-            // SAFETY: `end_stay` puts the value back; a host breakpoint must not fire between the loading of guest addresses.
+            // SAFETY: `end_stay` puts the value back; a host breakpoint must not fire between the loading of guest
+            // addresses.
             unsafe { cr::write_dr7(DR7_RESET) };
         }
     }
@@ -44,8 +45,8 @@ impl HostDebug {
             return;
         }
         self.dr = Some([cr::dr0(), cr::dr1(), cr::dr2(), cr::dr3()]);
-        // SAFETY: Host breakpoints are off (`begin_stay` and every #VMEXIT have left DR7 without enables), so these registers take
-        // effect only through the guest's DR7 in the VMCB.
+        // SAFETY: Host breakpoints are off (`begin_stay` and every #VMEXIT have left DR7 without enables), so these
+        // registers take effect only through the guest's DR7 in the VMCB.
         unsafe { cr::write_dr0123(dr) };
     }
 
@@ -60,7 +61,8 @@ impl HostDebug {
             if self.dr7 != DR7_RESET {
                 cr::write_dr7(self.dr7);
             }
-            // VMRUN loads DR6 and #VMEXIT keeps it; its bits stick, and the host's next #DB would take the guest's for its own.
+            // VMRUN loads DR6 and #VMEXIT keeps it; its bits stick, and the host's next #DB would take the guest's
+            // for its own.
             if dr6 != DR6_RESET {
                 cr::write_dr6(DR6_RESET);
             }

@@ -45,8 +45,8 @@ const fn insn_len(next: u64, rip: u64) -> u8 {
     }
 }
 
-/// What the exit means. The frequent ones are compared one by one, most frequent first: the kernel is built without jump tables,
-/// and a search in all codes costs more. `assists` says that the processor has decode assists.
+/// What the exit means. The frequent ones are compared one by one, most frequent first: the kernel is built without
+/// jump tables, and a search in all codes costs more. `assists` says that the processor has decode assists.
 #[inline(always)]
 pub(super) fn decode(v: &mut Vmcb, told: &mut Told, nmi: &mut Nmi, assists: bool) -> Exit {
     let c = &v.control;
@@ -144,8 +144,8 @@ fn rare(v: &mut Vmcb, nmi: &mut Nmi, assists: bool) -> Exit {
     }
 }
 
-/// An access of control register `cr`. With decode assists bit 63 says that it was a MOV, whose general register is in bits 3:0
-/// (APM 2 15.33.1).
+/// An access of control register `cr`. With decode assists bit 63 says that it was a MOV, whose general register is
+/// in bits 3:0 (APM 2 15.33.1).
 fn cr_access(cr: u64, write: bool, info1: u64, assists: bool) -> Exit {
     let mov = assists && info1 >> 63 != 0;
     Exit::CrAccess(CrAccess {
@@ -156,11 +156,12 @@ fn cr_access(cr: u64, write: bool, info1: u64, assists: bool) -> Exit {
     })
 }
 
-/// An intercepted exception; a machine check goes to the host. `dr6` is the guest's: accesses are intercepted and each entry loads
-/// the value of RESET, so that it tells this exception's conditions.
+/// An intercepted exception; a machine check goes to the host. `dr6` is the guest's: accesses are intercepted and
+/// each entry loads the value of RESET, so that it tells this exception's conditions.
 fn exception(vector: u8, info1: u64, info2: u64, dr6: u64) -> Exit {
     if vector == 18 {
-        // SAFETY: `vcpu` decodes with interrupts off, here after a #MC intercept; FRED was refused by `platform::probe`.
+        // SAFETY: `vcpu` decodes with interrupts off, here after a #MC intercept; FRED was refused by
+        // `platform::probe`.
         unsafe { entry::host_machine_check() };
         return Exit::HostMachineCheck;
     }

@@ -15,9 +15,9 @@ use core::mem::offset_of;
 /// # Safety
 ///
 /// EFER.SVME is set and VM_HSAVE_PA points to a save area of this CPU; interrupts are off; `vmcb` is the physical
-/// address of a VMCB whose intercepts keep the guest contained (INTR, NMI, SMI-neutral, SHUTDOWN, VMRUN, all ports, all MSRs
-/// that are not switched) and whose nested page tables map only memory of this guest; `host` is a page
-/// that VMSAVE filled on this CPU in this stay.
+/// address of a VMCB whose intercepts keep the guest contained (INTR, NMI, SMI-neutral, SHUTDOWN, VMRUN, all ports,
+/// all MSRs that are not switched) and whose nested page tables map only memory of this guest; `host` is a page that
+/// VMSAVE filled on this CPU in this stay.
 #[inline]
 pub(super) unsafe fn vmrun(vmcb: u64, host: u64, regs: &mut Regs) {
     // SAFETY: By the contract above. The asm block saves RBX and RBP itself, declares every other register as

@@ -18,7 +18,8 @@ pub(super) fn inject(event: Option<&Event>) -> u64 {
     let kind = match ev.kind {
         EventKind::ExternalInterrupt => INTR,
         EventKind::Nmi => NMI,
-        // Software events are not re-injected (see `interrupted`); one from user space goes in as the exception that it is.
+        // Software events are not re-injected (see `interrupted`); one from user space goes in as the exception that
+        // it is.
         _ => EXCEPTION,
     };
     let mut v = VALID | kind << 8 | u64::from(ev.vector);

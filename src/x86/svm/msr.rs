@@ -2,8 +2,8 @@
 //! MSRs: the permission maps, the registers that VMLOAD, VMSAVE and the VMCB switch, and the two that a stay switches
 //! (APM 2 15.5.2, 15.11, 15.30.5).
 //!
-//! `platform` makes the maps. `vcpu` calls the rest: registers at any time under the vCPU's mutex, the ends of a stay with
-//! interrupts off.
+//! `platform` makes the maps. `vcpu` calls the rest: registers at any time under the vCPU's mutex, the ends of a stay
+//! with interrupts off.
 
 use super::vmcb::Save;
 use crate::linux::msr;
@@ -91,7 +91,8 @@ impl Stayed {
             unsafe { msr::write(index::TSC_AUX, self.tsc_aux) };
         }
         if self.tsc_ratio != TSC_RATIO_ONE {
-            // SAFETY: The core sets it only where CPUID has the MSR; in force in guests only, and `end_stay` puts it back.
+            // SAFETY: The core sets it only where CPUID has the MSR; in force in guests only, and `end_stay` puts it
+            // back.
             unsafe { msr::write(index::TSC_RATIO, self.tsc_ratio) };
         }
     }
@@ -113,7 +114,8 @@ impl Stayed {
     pub(super) fn set_tsc_aux(&mut self, value: u64, live: bool) {
         self.tsc_aux = value;
         if live {
-            // SAFETY: By `live` the CPU has the register and a stay is open, whose `end_stay` restores the host's value.
+            // SAFETY: By `live` the CPU has the register and a stay is open, whose `end_stay` restores the host's
+            // value.
             unsafe { msr::write(index::TSC_AUX, value) };
         }
     }

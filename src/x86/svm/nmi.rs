@@ -1,9 +1,10 @@
 // SPDX-License-Identifier: GPL-2.0
-//! NMI blocking, which SVM without virtual NMIs leaves to software: from an NMI's injection to the completion of the IRET that ends
-//! its handler (APM 2 15.20, 15.9 "IRET").
+//! NMI blocking, which SVM without virtual NMIs leaves to software: from an NMI's injection to the completion of the
+//! IRET that ends its handler (APM 2 15.20, 15.9 "IRET").
 //!
-//! IRET is intercepted while NMIs are blocked. The exit comes before the instruction has run, so blocking ends when another
-//! instruction is reached; who cannot wait for that steps over it by RFLAGS.TF. `vcpu` calls this before entries and after exits.
+//! IRET is intercepted while NMIs are blocked. The exit comes before the instruction has run, so blocking ends when
+//! another instruction is reached; who cannot wait for that steps over it by RFLAGS.TF. `vcpu` calls this before
+//! entries and after exits.
 
 use super::vmcb::{misc1, Control};
 
@@ -47,7 +48,8 @@ impl Nmi {
     pub(super) fn want_window(&mut self, c: &mut Control) {
         match self.mask {
             Mask::Blocked => intercept_iret(c, true),
-            // The IRET is the next instruction, or there is the shadow of STI or MOV SS: a single step tells when it is over.
+            // The IRET is the next instruction, or there is the shadow of STI or MOV SS: a single step tells when it
+            // is over.
             Mask::Iret(_) | Mask::Open => self.stepping = true,
         }
     }

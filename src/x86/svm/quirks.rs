@@ -1,14 +1,17 @@
 // SPDX-License-Identifier: GPL-2.0
 //! What exists only for an emulator: QEMU's TCG. No processor needs anything of this file.
 //!
-//! - *Double injection.* TCG forgets to clear the event after VMRUN has delivered it, and delivers it again when it is asked to run
-//!   another of its CPUs before the next exit (`helper_vmrun`: `exception_index`; `cpu_handle_interrupt`). Interrupts go in as V_IRQ
-//!   with their vector instead of EVENTINJ. With one CPU nobody asks, unless instructions are counted (`tools/emulators.py`).
-//! - *CR8.* TCG asserts when CR8 is written while V_IRQ is set (`helper_write_crN`, without its lock): such writes exit.
-//! - *EFER.LME.* A guest with EFER.LME and neither CR0.PG nor CR4.PAE runs without LME. TCG loads the host's CR0 while the
-//!   guest's EFER and CR4 are still there (`do_vmexit`: `cpu_x86_update_cr0` refuses), which ends the host.
-//! - *Refused entries.* System registers that were written are checked before the entry. TCG saves the registers of the moment,
-//!   the host's, into a VMCB that it refuses: nobody could say what was wrong with it, and they would become the guest's.
+//! - *Double injection.* TCG forgets to clear the event after VMRUN has delivered it, and delivers it again when it
+//!   is asked to run another of its CPUs before the next exit (`helper_vmrun`: `exception_index`;
+//!   `cpu_handle_interrupt`). Interrupts go in as V_IRQ with their vector instead of EVENTINJ. With one CPU nobody
+//!   asks, unless instructions are counted (`tools/emulators.py`).
+//! - *CR8.* TCG asserts when CR8 is written while V_IRQ is set (`helper_write_crN`, without its lock): such writes
+//!   exit.
+//! - *EFER.LME.* A guest with EFER.LME and neither CR0.PG nor CR4.PAE runs without LME. TCG loads the host's CR0
+//!   while the guest's EFER and CR4 are still there (`do_vmexit`: `cpu_x86_update_cr0` refuses), which ends the host.
+//! - *Refused entries.* System registers that were written are checked before the entry. TCG saves the registers of
+//!   the moment, the host's, into a VMCB that it refuses: nobody could say what was wrong with it, and they would
+//!   become the guest's.
 //!
 //! Called by `vcpu` before an entry and after an exit, with interrupts off.
 
@@ -38,8 +41,8 @@ impl Quirks {
         }
     }
 
-    /// The vector of `params.inject` if it has to be delivered as a virtual interrupt. Where an exit is wanted as soon as another
-    /// interrupt can be delivered, V_IRQ is taken.
+    /// The vector of `params.inject` if it has to be delivered as a virtual interrupt. Where an exit is wanted as
+    /// soon as another interrupt can be delivered, V_IRQ is taken.
     #[inline(always)]
     pub(super) fn virtual_irq(self, params: &EntryParams) -> Option<u8> {
         match params.inject {
@@ -52,8 +55,8 @@ impl Quirks {
         }
     }
 
-    /// EFER.LME of a guest with these registers if it has to be kept from the processor. Writes of CR0 exit meanwhile: in this
-    /// state paging may not be enabled (#GP, APM 2 14.6.1), which the processor no longer sees.
+    /// EFER.LME of a guest with these registers if it has to be kept from the processor. Writes of CR0 exit
+    /// meanwhile: in this state paging may not be enabled (#GP, APM 2 14.6.1), which the processor no longer sees.
     pub(super) fn hidden_lme(self, c: &mut Control, s: &Sregs) -> u64 {
         let hide =
             self.tcg && s.efer & efer::LME != 0 && s.cr0 & cr0::PG == 0 && s.cr4 & cr4::PAE == 0;

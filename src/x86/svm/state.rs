@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0
 //! Guest state between `CpuState` and the VMCB (APM 2 15.5.1).
 //!
-//! `vcpu` calls [`enter`] and [`exit`] around each VMRUN in a stay (interrupts off), [`write`] before one if something was
-//! changed, and [`load`] at any time under the vCPU's mutex.
+//! `vcpu` calls [`enter`] and [`exit`] around each VMRUN in a stay (interrupts off), [`write`] before one if
+//! something was changed, and [`load`] at any time under the vCPU's mutex.
 
 use super::breakpoints::DR6_RESET;
 use super::vmcb::{Save, VmcbSegment};
@@ -13,8 +13,8 @@ use crate::x86::vendor::{CpuState, Groups, LongCode};
 /// Bits of the guest's control registers for which the VMCB holds the host's choice.
 #[derive(Default)]
 pub(super) struct Shadow {
-    /// CR4.MCE. With the bit clear a machine check would shut the processor down instead of exiting (APM 2 15.12.14), so the
-    /// VMCB has the host's. The guest does not see it: reads of CR4 are intercepted.
+    /// CR4.MCE. With the bit clear a machine check would shut the processor down instead of exiting (APM 2 15.12.14),
+    /// so the VMCB has the host's. The guest does not see it: reads of CR4 are intercepted.
     mce: u64,
     /// EFER.LME while it is kept from the processor (`quirks`).
     pub(super) lme: u64,

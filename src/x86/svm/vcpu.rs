@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0
 //! One vCPU under SVM: its controls, stays and entries.
 //!
-//! `run` and `vcpu` call this through `vendor::choose`, always under the vCPU's mutex (`&mut self`); from `begin_stay` to
-//! `end_stay` on one CPU with interrupts off. APM 2 15.5 is the entry, 15.6 the exit.
+//! `run` and `vcpu` call this through `vendor::choose`, always under the vCPU's mutex (`&mut self`); from
+//! `begin_stay` to `end_stay` on one CPU with interrupts off. APM 2 15.5 is the entry, 15.6 the exit.
 
 use super::asid::Tag;
 use super::breakpoints::HostDebug;
@@ -149,7 +149,8 @@ impl SvmVcpu {
         has.then(|| cpu.tsc_aux.load(Ordering::Relaxed))
     }
 
-    /// Exits of loops of PAUSE (APM 2 15.14.4), as many PAUSEs apart as in KVM. Without a filter every PAUSE would exit: none does.
+    /// Exits of loops of PAUSE (APM 2 15.14.4), as many PAUSEs apart as in KVM. Without a filter every PAUSE would
+    /// exit: none does.
     fn set_pause_exits(&mut self, on: bool) {
         const COUNT: u16 = 3000;
         const THRESHOLD: u16 = 128;
@@ -281,8 +282,8 @@ impl VcpuBackend for SvmVcpu {
         }
         let (vmcb, host) = (self.vmcb.phys(), self.host_extra);
         mitigate::before_enter();
-        // SAFETY: `stay` says that a stay is open: SVME is set, interrupts are off, and `begin_stay` filled `host`. The intercepts
-        // that `set_up` sets contain the guest; the nested root comes from the VM's page tables.
+        // SAFETY: `stay` says that a stay is open: SVME is set, interrupts are off, and `begin_stay` filled `host`.
+        // The intercepts that `set_up` sets contain the guest; the nested root comes from the VM's page tables.
         unsafe { entry::vmrun(vmcb, host, &mut cpu.regs) };
         mitigate::after_exit();
 

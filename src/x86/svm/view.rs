@@ -8,8 +8,8 @@ use crate::x86::cpu::control;
 use crate::x86::cpu::cpuid::GuestFeatures;
 use crate::x86::cpu::regs::efer;
 
-/// What an entry with this VMCB and EVENTINJ depends on. The processor clears EVENTINJ on #VMEXIT, a refused entry included, so
-/// the field itself does not tell it.
+/// What an entry with this VMCB and EVENTINJ depends on. The processor clears EVENTINJ on #VMEXIT, a refused entry
+/// included, so the field itself does not tell it.
 pub(super) fn read(v: &Vmcb, event_inj: u64) -> VmcbView {
     VmcbView {
         intercept_misc2: v.control.intercept_misc2,

@@ -136,8 +136,9 @@ impl Deref for VmcbPage {
 
     #[inline(always)]
     fn deref(&self) -> &Vmcb {
-        // SAFETY: The page is ours, as large and as aligned as a VMCB, which any bytes are. It is written through `deref_mut` only,
-        // and by VMRUN, whose caller has `&mut` of the vCPU and holds no reference into the VMCB meanwhile.
+        // SAFETY: The page is ours, as large and as aligned as a VMCB, which any bytes are. It is written through
+        // `deref_mut` only, and by VMRUN, whose caller has `&mut` of the vCPU and holds no reference into the VMCB
+        // meanwhile.
         unsafe { &*self.0.as_ptr::<Vmcb>() }
     }
 }
