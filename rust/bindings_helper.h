@@ -74,7 +74,7 @@ static const unsigned int RVMM_EPOLLIN = EPOLLIN;
 static const unsigned int RVMM_EPOLLHUP = EPOLLHUP;
 #endif
 
-/* shim/shim.c */
+/* shim/shim.c, x86/shim.c and the .S files in x86/ */
 void rvmm_preempt_disable(void);
 void rvmm_preempt_enable(void);
 unsigned int rvmm_raw_cpu(void);

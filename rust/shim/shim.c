@@ -7,7 +7,6 @@
  */
 
 #include "../bindings_helper.h"
-#include <asm/apic.h>
 #include <linux/mm_inline.h>
 #include <linux/vtime.h>
 
@@ -185,35 +184,6 @@ void rvmm_raw_spin_unlock_irqrestore(raw_spinlock_t *lock, unsigned long flags)
 void rvmm_send_reschedule(unsigned int cpu)
 {
 	arch_smp_send_reschedule(cpu);
-}
-
-/*
- * The vector whose handler does nothing but count: hypervisors notify a processor of posted interrupts by it. The
- * kernel has it when KVM is at least a module. 0: there is none.
- */
-unsigned int rvmm_posted_vector(void)
-{
-#if IS_ENABLED(CONFIG_KVM)
-	return POSTED_INTR_VECTOR;
-#else
-	return 0;
-#endif
-}
-
-void rvmm_send_posted(unsigned int cpu)
-{
-#if IS_ENABLED(CONFIG_KVM)
-	__apic_send_IPI_mask(cpumask_of(cpu), POSTED_INTR_VECTOR);
-#endif
-}
-
-/* Interrupts are off, and the processor has acknowledged the interrupt. They are on when it returns. */
-void rvmm_host_interrupt(u8 vector)
-{
-	struct desc_ptr idt;
-
-	store_idt(&idt);
-	rvmm_call_gate(gate_offset((const gate_desc *)idt.address + vector));
 }
 
 unsigned int rvmm_nr_cpu_ids(void)
@@ -644,138 +614,4 @@ void rvmm_iommu_aperture(struct iommu_domain *domain, u64 *start, u64 *end)
 {
 	*start = domain->geometry.aperture_start;
 	*end = domain->geometry.aperture_end;
-}
-
-/* --- CPU state -------------------------------------------------------------------------------- */
-
-int rvmm_rdmsr_safe(u32 msr, u64 *val)
-{
-	return rdmsrq_safe(msr, val);
-}
-
-unsigned long rvmm_tss_from_gdt(u16 tr)
-{
-	const struct ldttss_desc *desc;
-	struct desc_ptr gdt;
-
-	native_store_gdt(&gdt);
-	if ((tr | 7) + 8ul > gdt.size)
-		return 0;
-	desc = (const struct ldttss_desc *)(gdt.address + (tr & ~7));
-	return desc->base0 | desc->base1 << 16 | desc->base2 << 24 | (unsigned long)desc->base3 << 32;
-}
-
-/* The TSS limit of this CPU no longer covers the I/O bitmap; the kernel reloads TR when it matters. */
-__no_stack_protector void rvmm_invalidate_tss_limit(void)
-{
-	invalidate_tss_limit();
-}
-
-/* Loads the user's GS and with it the hidden base that SWAPGS exchanges. A bad selector becomes null. */
-void rvmm_load_gs_index(u16 sel)
-{
-	load_gs_index(sel);
-}
-
-bool rvmm_boot_cpu_has(unsigned int bit)
-{
-	return bit < (NCAPINTS + NBUGINTS) * 32 && test_bit(bit, (unsigned long *)boot_cpu_data.x86_capability);
-}
-
-/*
- * EAX, EBX, ECX, EDX of a CPUID leaf without the features that the kernel does not use: those that it keeps a
- * word for.
- */
-void rvmm_cpuid_mask(u32 leaf, u32 subleaf, u32 r[4])
-{
-	const u32 *caps = boot_cpu_data.x86_capability;
-
-	if (leaf == 1) {
-		r[2] &= caps[CPUID_1_ECX];
-		r[3] &= caps[CPUID_1_EDX];
-	} else if (leaf == 7 && subleaf == 0) {
-		r[1] &= caps[CPUID_7_0_EBX];
-		r[2] &= caps[CPUID_7_ECX];
-		r[3] &= caps[CPUID_7_EDX];
-	} else if (leaf == 7 && subleaf == 1) {
-		r[0] &= caps[CPUID_7_1_EAX];
-	} else if (leaf == 0xd && subleaf == 1) {
-		r[0] &= caps[CPUID_D_1_EAX];
-	} else if (leaf == 0x80000001) {
-		r[2] &= caps[CPUID_8000_0001_ECX];
-		r[3] &= caps[CPUID_8000_0001_EDX];
-	} else if (leaf == 0x80000008) {
-		r[1] &= caps[CPUID_8000_0008_EBX];
-	} else if (leaf == 0x80000021) {
-		r[0] &= caps[CPUID_8000_0021_EAX];
-	}
-}
-
-unsigned int rvmm_phys_bits(void)
-{
-	return boot_cpu_data.x86_phys_bits;
-}
-
-unsigned int rvmm_virt_bits(void)
-{
-	return boot_cpu_data.x86_virt_bits;
-}
-
-/* What the kernel runs with, alternatives and command line applied. */
-bool rvmm_fred_enabled(void)
-{
-	return cpu_feature_enabled(X86_FEATURE_FRED);
-}
-
-bool rvmm_la57_enabled(void)
-{
-	return pgtable_l5_enabled();
-}
-
-bool rvmm_tsc_stable(void)
-{
-	return !check_tsc_unstable();
-}
-
-/*
- * CLOCK_MONOTONIC_RAW with the time that the machine was suspended, CLOCK_REALTIME and TSC, at one moment if
- * possible.
- */
-void rvmm_read_clocks(struct rvmm_clocks *c)
-{
-	struct system_time_snapshot s = {};
-
-	ktime_get_snapshot_id(CLOCK_REALTIME, &s);
-	c->base_ns = ktime_to_ns(s.monoraw) + ktime_to_ns(ktime_mono_to_any(0, TK_OFFS_BOOT));
-	c->real_ns = ktime_to_ns(s.systime);
-	c->tsc_based = s.valid && (s.cs_id == CSID_X86_TSC || s.cs_id == CSID_X86_TSC_EARLY);
-	c->tsc = c->tsc_based ? s.cycles : rdtsc_ordered();
-}
-
-/* --- extended state ---------------------------------------------------------------------------- */
-
-int rvmm_xrstor64(const void *area, u64 mask)
-{
-	int err = 0;
-
-	asm volatile("1: xrstor64 (%[area])\n"
-		     "2:\n"
-		     _ASM_EXTABLE_TYPE_REG(1b, 2b, EX_TYPE_EFAULT_REG, %[err])
-		     : [err] "+r" (err)
-		     : [area] "r" (area), "a" ((u32)mask), "d" ((u32)(mask >> 32))
-		     : "memory");
-	return err;
-}
-
-int rvmm_fxrstor64(const void *area)
-{
-	int err = 0;
-
-	asm volatile("1: fxrstor64 (%[area])\n"
-		     "2:\n"
-		     _ASM_EXTABLE_TYPE_REG(1b, 2b, EX_TYPE_EFAULT_REG, %[err])
-		     : [err] "+r" (err)
-		     : [area] "r" (area)
-		     : "memory");
-	return err;
 }
