@@ -171,7 +171,7 @@ impl<T: FileOperations> Operations<T> {
         match T::read(this, &mut writer, &mut position) {
             Ok(count) => {
                 if !pos.is_null() {
-                    // SAFETY: As above.
+                    // SAFETY: `pos` is not null, and the position is this call's.
                     unsafe { *pos = position };
                 }
                 count as isize
@@ -227,7 +227,7 @@ impl<T: FileOperations> Operations<T> {
 pub fn file<T: FileOperations>(object: Arc<T>) -> Result<ARef<File>> {
     let private = Arc::into_raw(object);
     if T::OWN_INODE {
-        // SAFETY: As below.
+        // SAFETY: The name and the table are static; `private` is what the table's functions expect.
         let result = from_err_ptr(unsafe {
             bindings::anon_inode_create_getfile(
                 T::NAME.as_char_ptr(),

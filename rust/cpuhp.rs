@@ -152,7 +152,7 @@ unsafe extern "C" fn online<T: CpuHotplug>(cpu: c_uint, node: *mut bindings::hli
 ///
 /// Called by the kernel with the node of a registered `Inner<T>`.
 unsafe extern "C" fn offline<T: CpuHotplug>(cpu: c_uint, node: *mut bindings::hlist_node) -> c_int {
-    // SAFETY: As for `online`.
+    // SAFETY: `Inner` starts with the node and lives while it is an instance.
     unsafe { &*node.cast::<c_void>().cast::<Inner<T>>() }
         .data
         .offline(cpu);

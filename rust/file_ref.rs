@@ -16,7 +16,7 @@ pub struct FileRef(NonNull<bindings::file>);
 
 // SAFETY: The count is atomic, and nothing else of the file is touched.
 unsafe impl Send for FileRef {}
-// SAFETY: As above.
+// SAFETY: Shared references only compare the address or read what no file changes.
 unsafe impl Sync for FileRef {}
 
 impl FileRef {

@@ -151,7 +151,7 @@ pub fn host_mapping_level(mm: &Mm, hva: usize) -> MappingLevel {
 #[inline]
 pub unsafe fn mapped_anon(hva: usize) -> Option<(u64, MappingLevel)> {
     let mut pfn = 0;
-    // SAFETY: By the contract; with interrupts off page tables cannot be freed, as for GUP-fast.
+    // SAFETY: The caller holds off the unmapping; with interrupts off page tables cannot be freed, as for GUP-fast.
     let level = match unsafe { bindings::rvmm_mapped_anon(hva, &mut pfn) } {
         1 => MappingLevel::L4K,
         2 => MappingLevel::L2M,

@@ -83,7 +83,7 @@ impl IoWindow {
             return Err(EINVAL);
         }
         self.mapping.store(mapping, Ordering::Release);
-        // SAFETY: As above.
+        // SAFETY: The area is being set up by this call alone.
         unsafe { bindings::rvmm_vma_set_device(area) };
         serve(self.clone(), vma);
         Ok(())
@@ -122,7 +122,7 @@ impl IoWindow {
 ///
 /// `area` is live and not changing.
 unsafe fn vma_start(area: *mut bindings::vm_area_struct) -> usize {
-    // SAFETY: As the caller promises.
+    // SAFETY: The caller promises a live area.
     unsafe { (*area).__bindgen_anon_1.__bindgen_anon_1.vm_start }
 }
 
@@ -130,13 +130,13 @@ unsafe fn vma_start(area: *mut bindings::vm_area_struct) -> usize {
 ///
 /// As for `vma_start`.
 unsafe fn vma_end(area: *mut bindings::vm_area_struct) -> usize {
-    // SAFETY: As the caller promises.
+    // SAFETY: The caller promises a live area.
     unsafe { (*area).__bindgen_anon_1.__bindgen_anon_1.vm_end }
 }
 
 impl Backing for IoWindow {
     unsafe fn fault(&self, vmf: *mut bindings::vm_fault) -> bindings::vm_fault_t {
-        // SAFETY: As the caller promises.
+        // SAFETY: The caller promises a fault that is being served.
         let at = unsafe { &(*vmf).__bindgen_anon_1 };
         let open = self.open.lock();
         let (true, Some(pfn)) = (*open, self.pfn(at.pgoff)) else {

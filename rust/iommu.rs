@@ -142,7 +142,7 @@ impl Group {
         ///
         /// Called by `iommu_group_for_each_dev` with a live device and the `List` that it was given.
         unsafe extern "C" fn one(dev: *mut bindings::device, data: *mut c_void) -> c_int {
-            // SAFETY: As above; a driver's name is valid while it is bound or being unbound (RCU is not needed for a
+            // SAFETY: Device and list are live by the contract; a driver's name is valid while it is bound or being unbound (RCU is not needed for a
             // diagnostic: the kernel prints it in the same way).
             let (list, name, driver) = unsafe {
                 (
@@ -265,7 +265,7 @@ unsafe extern "C" fn on_fault<R: Refusals>(
         iova: iova as u64,
         write: flags & bindings::IOMMU_FAULT_WRITE as c_int != 0,
     };
-    // SAFETY: As above.
+    // SAFETY: The IOMMU's core passes a live device and the token that was registered, which lives as long as the domain.
     let (refusals, name) = unsafe {
         (
             &*token.cast::<R>(),

@@ -30,17 +30,17 @@ unsafe impl Backend for KillableBackend {
         name: *const c_char,
         key: *mut kernel::bindings::lock_class_key,
     ) {
-        // SAFETY: As the caller promises.
+        // SAFETY: The caller keeps the contract of this trait, which is that of the kernel crate's backend.
         unsafe { MutexBackend::init(ptr, name, key) }
     }
 
     unsafe fn lock(ptr: *mut Self::State) -> Self::GuardState {
-        // SAFETY: As the caller promises.
+        // SAFETY: The caller keeps the contract of this trait, which is that of the kernel crate's backend.
         unsafe { MutexBackend::lock(ptr) }
     }
 
     unsafe fn unlock(ptr: *mut Self::State, guard: &Self::GuardState) {
-        // SAFETY: As the caller promises.
+        // SAFETY: The caller keeps the contract of this trait, which is that of the kernel crate's backend.
         unsafe { MutexBackend::unlock(ptr, guard) }
     }
 
@@ -50,7 +50,7 @@ unsafe impl Backend for KillableBackend {
     }
 
     unsafe fn assert_is_held(ptr: *mut Self::State) {
-        // SAFETY: As the caller promises.
+        // SAFETY: The caller keeps the contract of this trait, which is that of the kernel crate's backend.
         unsafe { MutexBackend::assert_is_held(ptr) }
     }
 }

@@ -188,7 +188,7 @@ unsafe impl Shared for FirstPage<'_> {
 
 impl<const MORE: usize> Backing for SharedPages<MORE> {
     unsafe fn fault(&self, vmf: *mut bindings::vm_fault) -> bindings::vm_fault_t {
-        // SAFETY: As the caller promises.
+        // SAFETY: The caller promises a fault that is being served.
         let pgoff = unsafe { (*vmf).__bindgen_anon_1.pgoff };
         let found = match pgoff.checked_sub(1) {
             None => Ok(self.first.address()),

@@ -98,7 +98,7 @@ impl<T: MmuNotifierOps> MmuNotifier<T> {
         let raw = KBox::into_raw(inner);
         // SAFETY: `raw` is ours alone until the registration below.
         let notifier = unsafe { (*raw).notifier.get() };
-        // SAFETY: As above.
+        // SAFETY: `raw` is still ours alone.
         unsafe { addr_of_mut!((*notifier).ops).write(Ops::<T>::table()) };
         // SAFETY: `mm` has a user, the current task, and the notifier stays where it is until it is unregistered.
         let code = unsafe { bindings::mmu_notifier_register(notifier, mm.as_raw()) };
@@ -182,7 +182,7 @@ impl<T: MmuNotifierOps> Ops<T> {
         notifier: *mut bindings::mmu_notifier,
         range: *const bindings::mmu_notifier_range,
     ) {
-        // SAFETY: As for `start`.
+        // SAFETY: The kernel calls with a registered notifier of this table and a valid range.
         unsafe { Self::data(notifier).invalidate_range_end(&Self::range(range)) };
     }
 
@@ -208,7 +208,7 @@ impl<T: MmuNotifierOps> Ops<T> {
         start: c_ulong,
         end: c_ulong,
     ) -> bool {
-        // SAFETY: As above.
+        // SAFETY: The kernel calls with a registered notifier of this table.
         unsafe { Self::data(notifier) }.clear_young(start, end)
     }
 
@@ -220,7 +220,7 @@ impl<T: MmuNotifierOps> Ops<T> {
         _mm: *mut bindings::mm_struct,
         addr: c_ulong,
     ) -> bool {
-        // SAFETY: As above.
+        // SAFETY: The kernel calls with a registered notifier of this table.
         unsafe { Self::data(notifier) }.test_young(addr)
     }
 
@@ -231,7 +231,7 @@ impl<T: MmuNotifierOps> Ops<T> {
         notifier: *mut bindings::mmu_notifier,
         _mm: *mut bindings::mm_struct,
     ) {
-        // SAFETY: As above.
+        // SAFETY: The kernel calls with a registered notifier of this table.
         unsafe { Self::data(notifier) }.release();
     }
 

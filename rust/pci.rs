@@ -70,7 +70,7 @@ impl Device {
     ///
     /// `raw` is live for the length of the call.
     unsafe fn from_raw(raw: *mut bindings::pci_dev) -> Result<Self> {
-        // SAFETY: As the caller promises.
+        // SAFETY: The caller promises a live device.
         unsafe { bindings::pci_dev_get(raw) };
         NonNull::new(raw).map(Self).ok_or(EINVAL)
     }
@@ -257,7 +257,7 @@ impl Locked<'_> {
         }
         // SAFETY: The device is bound to this module's driver, whoever has the lock; undone by `Enabled`.
         to_result(unsafe { bindings::pci_enable_device(self.as_ptr()) })?;
-        // SAFETY: As above; the name is static.
+        // SAFETY: The device is bound to this module's driver and enabled; the name is static.
         let code = unsafe {
             bindings::pci_request_selected_regions(self.as_ptr(), mask, c"rvmm".as_char_ptr())
         };
@@ -416,7 +416,7 @@ pub struct Registration<T: Driver> {
 
 // SAFETY: The kernel locks what it keeps in the driver.
 unsafe impl<T: Driver> Send for Registration<T> {}
-// SAFETY: As above; shared references read only the address.
+// SAFETY: Shared references read only the address of what the kernel locks.
 unsafe impl<T: Driver> Sync for Registration<T> {}
 
 impl<T: Driver> Registration<T> {
@@ -459,7 +459,7 @@ unsafe extern "C" fn probe<T: Driver>(
     raw: *mut bindings::pci_dev,
     _id: *const bindings::pci_device_id,
 ) -> c_int {
-    // SAFETY: As the bus promises.
+    // SAFETY: The bus calls with a live device.
     let data = unsafe { Device::from_raw(raw) }.and_then(T::probe);
     match data {
         Ok(data) => {
@@ -475,7 +475,7 @@ unsafe extern "C" fn probe<T: Driver>(
 ///
 /// Called by the bus with a device that `probe` accepted, its lock held.
 unsafe extern "C" fn remove<T: Driver>(raw: *mut bindings::pci_dev) {
-    // SAFETY: As the bus promises.
+    // SAFETY: The bus calls with a live device.
     let Ok(device) = (unsafe { Device::from_raw(raw) }) else {
         return;
     };

@@ -27,7 +27,7 @@ pub fn current_mm() -> Option<ARef<Mm>> {
     if mm.is_null() {
         return None;
     }
-    // SAFETY: As above; the result takes its own reference.
+    // SAFETY: The address space is live as said above, and the result takes its own reference.
     Some(unsafe { Mm::from_raw(mm) }.into())
 }
 
@@ -173,7 +173,7 @@ pub fn guest_enter(_irqs_off: &IrqGuard) {
 /// Interrupts are off, and the task is in no read-side section of RCU.
 #[inline]
 pub unsafe fn guest_quiescent() {
-    // SAFETY: As the caller promises.
+    // SAFETY: The caller promises the context that RCU needs.
     unsafe { bindings::rvmm_guest_quiescent() };
 }
 

@@ -93,7 +93,7 @@ unsafe extern "C" fn suspend<T: SyscoreOps>(data: *mut c_void) -> c_int {
 ///
 /// Called by the kernel with the pointer that [`Registration::register`] set.
 unsafe extern "C" fn resume<T: SyscoreOps>(data: *mut c_void) {
-    // SAFETY: As above.
+    // SAFETY: `register` set the pointer to data that lives while it is registered.
     unsafe { &*data.cast::<T>() }.resume();
 }
 
@@ -101,6 +101,6 @@ unsafe extern "C" fn resume<T: SyscoreOps>(data: *mut c_void) {
 ///
 /// Called by the kernel with the pointer that [`Registration::register`] set.
 unsafe extern "C" fn shutdown<T: SyscoreOps>(data: *mut c_void) {
-    // SAFETY: As above.
+    // SAFETY: `register` set the pointer to data that lives while it is registered.
     unsafe { &*data.cast::<T>() }.shutdown();
 }

@@ -5,6 +5,8 @@
 //! What is needed on this CPU has been decided by the kernel, from the CPU's bugs and the command line; it left its
 //! decision in feature bits, which are read once at load. On a CPU that needs nothing an entry costs one test.
 //!
+//! `main` calls [`init`] and [`exit`]; the run loop and the vendors call the rest, in a stay (interrupts off).
+//!
 //! SPEC_CTRL: the host's value stays in force in a guest until the guest sets its own, which is then exchanged around
 //! every entry ([`SpecCtrl`]). Not covered, because the kernel's code for it cannot be reached by a module:
 //! untraining of return instructions on AMD (retbleed, SRSO), for which an IBPB after each exit stands in; it is
@@ -80,7 +82,7 @@ pub(crate) fn init() -> Result {
 ///
 /// No vCPU is left.
 pub(crate) unsafe fn exit() {
-    // SAFETY: By the contract.
+    // SAFETY: The caller promises that no vCPU is left, so nobody uses the list.
     unsafe { LAST.clear() };
 }
 
@@ -89,7 +91,7 @@ pub(crate) fn token() -> u64 {
     NEXT_TOKEN.fetch_add(1, Ordering::Relaxed)
 }
 
-/// At the start of a stay of the vCPU `token` on `cpu`, interrupts off.
+/// Does what the start of a stay of the vCPU `token` on `cpu` needs. Interrupts are off.
 #[inline]
 pub(crate) fn begin_stay(token: u64, cpu: u32) {
     let needed = NEEDED.load(Ordering::Relaxed);
@@ -106,7 +108,7 @@ pub(crate) fn begin_stay(token: u64, cpu: u32) {
     }
 }
 
-/// Right before an entry.
+/// Clears the CPU's buffers right before an entry, where that is needed.
 #[inline(always)]
 pub(crate) fn before_enter() {
     if NEEDED.load(Ordering::Relaxed) & VERW != 0 {
@@ -119,7 +121,7 @@ pub(crate) fn before_enter() {
     }
 }
 
-/// Right after an exit, before a RET that is not paired with a call made since: inlined into the function that enters.
+/// Mends the branch predictors right after an exit, before a RET that is not paired with a call made since: inlined into the function that enters.
 #[inline(always)]
 pub(crate) fn after_exit() {
     let needed = NEEDED.load(Ordering::Relaxed);
@@ -179,7 +181,7 @@ impl SpecCtrl {
         self.begin_stay();
     }
 
-    /// At the start of a stay, interrupts off.
+    /// Reads the host's value at the start of a stay. Interrupts are off.
     #[inline]
     pub(crate) fn begin_stay(&mut self) {
         if self.used {
@@ -188,25 +190,25 @@ impl SpecCtrl {
         }
     }
 
-    /// Right before an entry.
+    /// Loads the guest's value right before an entry.
     #[inline(always)]
     pub(crate) fn before_enter(&self) {
         if self.used && self.guest != self.host {
-            // SAFETY: As in `begin_stay`; the value was checked against the CPU's features.
+            // SAFETY: The CPU has the MSR, since the guest could set it; the value was checked against the CPU's features.
             unsafe { msr::write(index::SPEC_CTRL, self.guest) };
         }
     }
 
-    /// Right after an exit: inlined, like [`after_exit`], and after it.
+    /// Loads the host's value right after an exit: inlined, like [`after_exit`], and after it.
     #[inline(always)]
     pub(crate) fn after_exit(&self) {
         if self.used {
             if self.guest != self.host {
-                // SAFETY: As in `begin_stay`; the value was read from the MSR.
+                // SAFETY: The CPU has the MSR, since the guest could set it; the value was read from it.
                 unsafe { msr::write(index::SPEC_CTRL, self.host) };
             }
             // Nothing is predicted past a comparison that went the wrong way.
-            // SAFETY: A fence.
+            // SAFETY: LFENCE changes no register and no memory.
             unsafe { asm!("lfence", options(nostack, nomem, preserves_flags)) };
         }
     }
