@@ -142,8 +142,8 @@ impl Group {
         ///
         /// Called by `iommu_group_for_each_dev` with a live device and the `List` that it was given.
         unsafe extern "C" fn one(dev: *mut bindings::device, data: *mut c_void) -> c_int {
-            // SAFETY: Device and list are live by the contract; a driver's name is valid while it is bound or being unbound (RCU is not needed for a
-            // diagnostic: the kernel prints it in the same way).
+            // SAFETY: Device and list are live by the contract; a driver's name is valid while it is bound or being
+            // unbound (RCU is not needed for a diagnostic: the kernel prints it in the same way).
             let (list, name, driver) = unsafe {
                 (
                     &mut *data.cast::<List<'_>>(),
@@ -265,7 +265,8 @@ unsafe extern "C" fn on_fault<R: Refusals>(
         iova: iova as u64,
         write: flags & bindings::IOMMU_FAULT_WRITE as c_int != 0,
     };
-    // SAFETY: The IOMMU's core passes a live device and the token that was registered, which lives as long as the domain.
+    // SAFETY: The IOMMU's core passes a live device and the token that was registered, which lives as long as the
+    // domain.
     let (refusals, name) = unsafe {
         (
             &*token.cast::<R>(),

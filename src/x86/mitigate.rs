@@ -121,7 +121,8 @@ pub(crate) fn before_enter() {
     }
 }
 
-/// Mends the branch predictors right after an exit, before a RET that is not paired with a call made since: inlined into the function that enters.
+/// Mends the branch predictors right after an exit, before a RET that is not paired with a call made since: inlined
+/// into the function that enters.
 #[inline(always)]
 pub(crate) fn after_exit() {
     let needed = NEEDED.load(Ordering::Relaxed);
@@ -194,7 +195,8 @@ impl SpecCtrl {
     #[inline(always)]
     pub(crate) fn before_enter(&self) {
         if self.used && self.guest != self.host {
-            // SAFETY: The CPU has the MSR, since the guest could set it; the value was checked against the CPU's features.
+            // SAFETY: The CPU has the MSR, since the guest could set it; the value was checked against the CPU's
+            // features.
             unsafe { msr::write(index::SPEC_CTRL, self.guest) };
         }
     }

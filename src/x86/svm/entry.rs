@@ -1,5 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 //! The world switch: VMRUN with the registers that it does not switch (APM 2 15.5).
+//!
+//! `vcpu` calls [`vmrun`] for each entry and [`vmsave`] once per stay, with interrupts off.
 
 use crate::x86::cpu::regs::Regs;
 use core::arch::asm;
@@ -20,8 +22,8 @@ use core::mem::offset_of;
 /// VMSAVE filled on this CPU in this stay.
 #[inline]
 pub(super) unsafe fn vmrun(vmcb: u64, host: u64, regs: &mut Regs) {
-    // SAFETY: By the contract above. The asm block saves RBX and RBP itself, declares every other register as
-    // clobbered, restores the stack pointer, and leaves GIF set and IF clear, as found.
+    // SAFETY: The caller promises a VMCB that contains the guest. The asm block saves RBX and RBP itself, declares
+    // every other register as clobbered, restores the stack pointer, and leaves GIF set and IF clear, as found.
     unsafe {
         asm!(
             "push rbp",
@@ -122,7 +124,7 @@ pub(super) unsafe fn vmrun(vmcb: u64, host: u64, regs: &mut Regs) {
 /// EFER.SVME is set; `host` is the physical address of a page that nothing else uses.
 #[inline]
 pub(super) unsafe fn vmsave(host: u64) {
-    // SAFETY: By the contract above; VMSAVE writes that page only.
+    // SAFETY: The caller promises SVME and the page, which is all that VMSAVE writes.
     unsafe { asm!("vmsave rax", in("rax") host, options(nostack, preserves_flags)) }
 }
 

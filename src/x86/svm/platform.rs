@@ -222,6 +222,6 @@ pub(super) fn cpu_down() {
 ///
 /// `cpu_down` has run everywhere and no vCPU is left.
 pub(super) unsafe fn exit() {
-    // SAFETY: By the contract no reference is left.
+    // SAFETY: The caller promises that no vCPU is left, so no reference is.
     unsafe { SHARED.clear() };
 }
