@@ -1,10 +1,14 @@
 // SPDX-License-Identifier: GPL-2.0
 //! Exit reasons and qualifications to the neutral [`Exit`] (SDM 3C 28.2, SDM 3D appendix C).
+//!
+//! `VmxVcpu::enter` calls this right after the exit, with interrupts off and the VMCS current; nothing here changes
+//! state.
 
+use super::bits::{intr, reason};
 use super::insn::Current;
 use super::vmcs::*;
 use crate::mem::addr::Gpa;
-use crate::x86::cpu::events::vector::{DF as DOUBLE_FAULT, MC as MACHINE_CHECK};
+use crate::x86::cpu::events::vector;
 use crate::x86::cpu::regs::Gpr;
 use crate::x86::exit::{CrAccess, CrOp, Exception, Exit, Io, NestedFault};
 
@@ -41,7 +45,8 @@ pub(super) fn frequent(code: u32) -> Option<Exit> {
     TABLE.get(code as usize).copied().flatten()
 }
 
-/// Decodes basic exit reason `code`, but for those of [`frequent`], [`nested_fault`], [`io`] and [`exception`] (reason 0).
+/// Decodes basic exit reason `code`, but for those of [`frequent`], [`nested_fault`], [`io`] and [`exception`] (reason
+/// 0).
 #[inline]
 pub(super) fn decode(vm: Current, code: u32) -> (Exit, Class) {
     let insn = |exit| (exit, Class::Instruction);
@@ -174,7 +179,7 @@ pub(super) fn exception(vm: Current) -> Exceptional {
     if kind == intr::NMI {
         return Exceptional::Nmi;
     }
-    if vector == MACHINE_CHECK && kind == intr::HARDWARE_EXCEPTION {
+    if vector == vector::MC && kind == intr::HARDWARE_EXCEPTION {
         return Exceptional::MachineCheck;
     }
     Exceptional::Guest {
@@ -190,7 +195,7 @@ pub(super) fn exception(vm: Current) -> Exceptional {
             0
         },
         software: kind == intr::SOFTWARE_EXCEPTION,
-        nmi_unblocked: info & intr::NMI_UNBLOCKED != 0 && vector != DOUBLE_FAULT,
+        nmi_unblocked: info & intr::NMI_UNBLOCKED != 0 && vector != vector::DF,
     }
 }
 

@@ -1,5 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 //! The world switch: general registers, VMLAUNCH or VMRESUME, and back (SDM 3C 27.1, 28.1).
+//!
+//! `VmxVcpu::enter` alone calls it, in a stay: interrupts are off, and the vCPU's mutex is held.
 
 use super::vmcs;
 use crate::x86::cpu::regs::Regs;
@@ -24,8 +26,8 @@ const _: () = assert!(offset_of!(Regs, gpr) == 0);
 /// VMCS), and stores them after the exit.
 ///
 /// `host_rsp` caches HOST_RSP: it and HOST_RIP are written only when the stack depth differs from last time.
-/// The cache starts as 0, which no stack pointer equals. HOST_RIP needs no cache of its own as long as there is one copy of
-/// the code: the only caller is `VmxVcpu::enter`, which is not inlined and calls it once.
+/// The cache starts as 0, which no stack pointer equals. HOST_RIP needs no cache of its own as long as there is one
+/// copy of the code: the only caller is `VmxVcpu::enter`, which is not inlined and calls it once.
 ///
 /// # Safety
 ///

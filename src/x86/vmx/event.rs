@@ -1,7 +1,10 @@
 // SPDX-License-Identifier: GPL-2.0
 //! Events: the VM-entry interruption-information field and what exits tell about interrupted deliveries
 //! (SDM 3C 25.8.3, 25.9.2, 25.9.3, 27.6).
+//!
+//! `VmxVcpu::enter` calls this before an entry and after an exit, with interrupts off and the VMCS current.
 
+use super::bits::intr;
 use super::insn::Current;
 use super::vmcs::*;
 use crate::x86::exit::{Event, EventKind};

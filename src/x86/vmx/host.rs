@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0
 //! The host's own state around a stay: host-state area, MSRs that VMX does not switch, debug registers.
 //!
-//! What a VM exit changes (SDM 3C 28.5) and who repairs it:
+//! `VmxVcpu::begin_stay` and `end_stay` call this, with interrupts off from the one to the other; each vCPU has a
+//! [`HostState`] of its own under its mutex. What a VM exit changes (SDM 3C 28.5) and who repairs it:
 //!
 //! | state | repaired by |
 //! |---|---|
@@ -10,108 +11,22 @@
 //! | limits of GDTR, IDTR (FFFFH) and TR (67H), LDTR (null) | [`HostState::leave`] |
 //! | DS, ES, FS, GS selectors (null here; compatibility tasks have others) | [`HostState::leave`] |
 //! | IA32_PEBS_ENABLE, which would store records at guest addresses | [`HostState::leave`] |
-//! | STAR, LSTAR, FMASK, KERNEL_GS_BASE, TSC_AUX | [`HostState::leave`]; the guest's are loaded by [`HostState::enter`] |
+//! | STAR, LSTAR, FMASK, KERNEL_GS_BASE, TSC_AUX (loaded by [`HostState::enter`]) | [`HostState::leave`] |
 //!
 //! Between two exits of one stay all these are the guest's or cleared: the kernel does not need them
 //! with interrupts off. NMI and machine-check handlers run on the GS base, which every exit loads.
 
-use super::caps::Caps;
+use super::bits::dr7;
+use super::config::VmcsConfig;
 use super::insn::Current;
+use super::msr::{GuestMsrs, SWAPPED};
 use super::vmcs::*;
 use crate::linux::desc::{self, DescPtr};
 use crate::linux::{cr, msr};
 use crate::x86::cpu::index;
-use crate::x86::cpu::regs::dr7::{ENABLES as DR7_ENABLES, RESET as DR7_CLEAR};
 
 /// The kernel's data segment selector (`__KERNEL_DS`). SS itself may hold a null selector in kernel mode.
 const KERNEL_DS: u16 = 0x18;
-
-/// MSRs that are swapped at the ends of a stay. The guest reads them freely, its writes exit, so the guest's
-/// values are known without reading them back.
-pub(super) const SWAPPED: [u32; 4] = [index::STAR, index::LSTAR, index::FMASK, index::TSC_AUX];
-
-/// Lets the guest reach `msr` for reading or writing.
-fn pass(bitmap: &mut [u8], msr: u32, write: bool) {
-    let (base, n) = if msr >= 0xc000_0000 {
-        (0x400, msr & 0x1fff)
-    } else {
-        (0, msr & 0x1fff)
-    };
-    let offset = base + if write { 0x800 } else { 0 } + (n / 8) as usize;
-    if let Some(byte) = bitmap.get_mut(offset) {
-        *byte &= !(1 << (n % 8));
-    }
-}
-
-/// [`fill_msr_bitmap`] for a guest whose local APIC is in x2APIC mode and virtualised (SDM 3C 30.5). `only`: all other MSRs exit.
-///
-/// Reads come from the page of registers, so those pass that hold there what RDMSR has to give: not ID, LDR and ICR, whose
-/// formats differ from xAPIC mode, and not the current count. Writes pass that the processor virtualises; all others would
-/// reach the host's own APIC.
-pub(super) fn fill_x2apic_bitmap(bitmap: &mut [u8], only: bool) {
-    use crate::x86::irqchip::lapic::reg;
-    if only {
-        bitmap.fill(0xff);
-    } else {
-        fill_msr_bitmap(bitmap);
-    }
-    let msr = |offset: u32| 0x800 + (offset >> 4);
-    for offset in [
-        reg::VERSION,
-        reg::TPR,
-        reg::PPR,
-        reg::SVR,
-        reg::ESR,
-        reg::INITIAL_COUNT,
-        reg::DIVIDE,
-    ] {
-        pass(bitmap, msr(offset), false);
-    }
-    for index in
-        (msr(reg::ISR)..msr(reg::ISR) + 24).chain(msr(reg::LVT_TIMER)..=msr(reg::LVT_ERROR))
-    {
-        pass(bitmap, index, false);
-    }
-    for offset in [reg::TPR, reg::EOI, reg::SELF_IPI] {
-        pass(bitmap, msr(offset), true);
-    }
-}
-
-/// Sets the bits of a 4 KiB MSR bitmap so that all MSRs exit but those the guest may reach directly
-/// (SDM 3C 25.6.9).
-pub(super) fn fill_msr_bitmap(bitmap: &mut [u8]) {
-    bitmap.fill(0xff);
-    let mut pass = |msr: u32, write: bool| pass(bitmap, msr, write);
-    for msr in [
-        index::SYSENTER_CS,
-        index::SYSENTER_ESP,
-        index::SYSENTER_EIP,
-        index::FS_BASE,
-        index::GS_BASE,
-        index::KERNEL_GS_BASE,
-    ] {
-        pass(msr, false);
-        pass(msr, true);
-    }
-    for msr in [
-        index::STAR,
-        index::LSTAR,
-        index::FMASK,
-        index::PAT,
-        index::EFER,
-    ] {
-        pass(msr, false);
-    }
-}
-
-/// Guest values of what is swapped by hand.
-#[derive(Clone, Copy, Debug, Default)]
-pub(super) struct GuestMsrs {
-    /// In the order of [`SWAPPED`].
-    pub(super) swapped: [u64; SWAPPED.len()],
-    /// Exact outside a stay; inside, the MSR itself holds it.
-    pub(super) kernel_gs_base: u64,
-}
 
 /// What was written to the host-state area, and what has to come back at the end of a stay.
 #[derive(Debug, Default)]
@@ -176,11 +91,11 @@ impl HostState {
     /// # Safety
     ///
     /// Interrupts are off.
-    pub(super) unsafe fn move_to_this_cpu(&mut self, vm: Current, caps: &Caps) {
+    pub(super) unsafe fn move_to_this_cpu(&mut self, vm: Current, config: &VmcsConfig) {
         self.gdt = desc::gdt();
         self.idt = desc::idt();
-        self.tsc_aux = caps.hw().rdtscp;
-        self.pebs = caps.pebs;
+        self.tsc_aux = config.hw().rdtscp;
+        self.pebs = config.pebs;
         self.read_swapped();
         // SAFETY: The values in force on this CPU, which stay the same as long as the kernel runs. All the MSRs
         // exist with VMX.
@@ -198,8 +113,8 @@ impl HostState {
 
     /// Reads what the swapped MSRs hold on this CPU, to put it back at the end of the stay.
     ///
-    /// The kernel never changes them. KVM does: it leaves its guest's values there until the CPU returns to user mode, and remembers
-    /// what it has left, so that its guest would run with the kernel's after a stay that put those back.
+    /// The kernel never changes them. KVM does: it leaves its guest's values there until the CPU returns to user mode,
+    /// and remembers what it has left, so that its guest would run with the kernel's after a stay that put those back.
     pub(super) fn read_swapped(&mut self) {
         for (value, index) in self.swapped.iter_mut().zip(SWAPPED) {
             if index != index::TSC_AUX || self.tsc_aux {
@@ -243,7 +158,7 @@ impl HostState {
         // SAFETY: As above.
         self.debugctl = unsafe { rdmsr(index::DEBUGCTL) };
         if self.pebs {
-            // SAFETY: `caps` found the MSR.
+            // SAFETY: `config` found the MSR.
             self.pebs_enable = unsafe { rdmsr(index::PEBS_ENABLE) };
             if self.pebs_enable != 0 {
                 // SAFETY: Host profiling pauses until the end of the stay; its records cannot be stored
@@ -283,7 +198,7 @@ impl HostState {
         }
         // SAFETY: DR7 is clear in root operation after the first exit, and before it the host's own
         // breakpoints are off from here on, so that no host access can hit a guest's address.
-        unsafe { cr::write_dr7(DR7_CLEAR) };
+        unsafe { cr::write_dr7(dr7::FIXED) };
         write_breakpoints(dr);
     }
 
@@ -310,7 +225,7 @@ impl HostState {
             self.dr = None;
             // SAFETY: The value found at the begin, after its addresses.
             unsafe { cr::write_dr7(self.dr7) };
-        } else if entered && self.dr7 & DR7_ENABLES != 0 {
+        } else if entered && self.dr7 & dr7::ENABLES != 0 {
             // SAFETY: The value found at the begin.
             unsafe { cr::write_dr7(self.dr7) };
         }

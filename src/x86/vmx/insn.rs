@@ -17,9 +17,9 @@ pub(super) enum VmxError {
 
 /// An [`asm!`] of one VMX instruction with an exception-table entry.
 ///
-/// LAHF, which every processor with EPT has in 64-bit mode, takes the flags into AH: CF is bit 8 of EAX, ZF bit 14, and bit 9 is
-/// always 1 (SDM 1 3.4.3), so that a fault, after which EAX has CF alone, differs. The table entry's type is
-/// `EX_TYPE_DEFAULT` (1) of `asm/extable_fixup_types.h`: continue at the fixup and do nothing else.
+/// LAHF, which every processor with EPT has in 64-bit mode, takes the flags into AH: CF is bit 8 of EAX, ZF bit 14,
+/// and bit 9 is always 1 (SDM 1 3.4.3), so that a fault, after which EAX has CF alone, differs. The table entry's type
+/// is `EX_TYPE_DEFAULT` (1) of `asm/extable_fixup_types.h`: continue at the fixup and do nothing else.
 macro_rules! vmx_insn {
     ($insn:literal, $($operand:tt)*) => {{
         let flags: u32;
@@ -194,7 +194,7 @@ impl Current {
     ///
     /// # Safety
     ///
-    /// The value keeps the guest confined: every control of `super::caps` that the host depends on
+    /// The value keeps the guest confined: every control of `super::config` that the host depends on
     /// stays set and every address is that of a structure of ours.
     #[inline(always)]
     pub(super) unsafe fn write_control<W: Width>(self, field: Field<Control, W>, value: W::Value) {

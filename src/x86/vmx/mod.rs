@@ -3,95 +3,64 @@
 //!
 //! | file | what |
 //! |---|---|
-//! | `vmcs` | fields and control bits |
+//! | `bits` | bits of fields and capability MSRs, exit reasons |
+//! | `vmcs` | fields |
 //! | `insn` | VMX instructions |
-//! | `caps` | capability MSRs, the controls chosen |
+//! | `check` | the entry checks in software |
+//! | `quirks` | what exists for emulators only |
+//! | `config` | capability MSRs, the controls chosen |
+//! | `msr` | MSRs of the guest |
+//! | `shared` | what all vCPUs share |
+//! | `setup` | a VMCS's first use |
 //! | `root` | private and shared root operation |
 //! | `host` | host state around a stay |
 //! | `entry` | world switch |
 //! | `state` | guest state to and from the VMCS |
+//! | `interruptibility` | blocking by STI, MOV SS and NMI |
+//! | `timer` | preemption timer |
+//! | `apic` | APIC virtualisation |
+//! | `flush` | cached translations |
 //! | `event` | injection and interrupted events |
 //! | `decode` | exit reasons to [`crate::x86::exit::Exit`] |
-//! | `check`, `view` | the entry checks in software, and the VMCS as they see it |
+//! | `exits` | the exits that need more than decoding |
+//! | `view` | the VMCS as `check` looks at it |
 //! | `vcpu` | all of it as [`crate::x86::vendor::VcpuBackend`] |
+//!
+//! A file imports only from files above it in this table.
 
-mod caps;
-#[allow(dead_code)] // The tables are complete; the host tests use the rest.
-pub(crate) mod check;
+mod apic;
+mod bits;
+mod check;
+mod config;
 mod decode;
 mod entry;
 mod event;
+mod exits;
+mod flush;
 mod host;
 mod insn;
+mod interruptibility;
+mod msr;
+mod quirks;
 mod root;
+mod setup;
+mod shared;
 mod state;
+mod timer;
 mod vcpu;
 mod view;
 mod vmcs;
 
-use crate::linux::global::Global;
-use crate::linux::page::Pages;
-use crate::linux::smp;
 use crate::x86::vendor::{HwCaps, Platform};
-use caps::Caps;
+use config::VmcsConfig;
 use kernel::prelude::*;
+use shared::{Shared, SHARED};
 
 pub(crate) use vcpu::VmxVcpu;
 
-/// What all vCPUs share, there from `probe` to `exit`.
-struct Shared {
-    /// Controls and abilities of the CPU that probed; every other CPU has to agree.
-    caps: Caps,
-    /// The same, for the software entry checks.
-    rules: check::VmxCaps,
-    /// MSR bitmap (SDM 3C 25.6.9).
-    msr_bitmap: Pages,
-    /// The same for guests whose virtualised local APIC is in x2APIC mode.
-    x2apic_bitmap: Pages,
-    /// The same where every other MSR exits.
-    x2apic_only_bitmap: Pages,
-    /// VMXON regions by CPU number (SDM 3C 25.11.5).
-    vmxon: KVec<Pages>,
-}
-
-static SHARED: Global<Shared> = Global::new();
-
-impl Shared {
-    fn new(caps: Caps) -> Result<Self> {
-        let cpus = smp::nr_cpu_ids();
-        let mut vmxon = KVec::with_capacity(cpus as usize, GFP_KERNEL)?;
-        for _ in 0..cpus {
-            vmxon.push(revision_page(&caps)?, GFP_KERNEL)?;
-        }
-        Ok(Self {
-            rules: caps.rules(),
-            caps,
-            msr_bitmap: Pages::filled(0, host::fill_msr_bitmap)?,
-            x2apic_bitmap: Pages::filled(0, |map| host::fill_x2apic_bitmap(map, false))?,
-            x2apic_only_bitmap: Pages::filled(0, |map| host::fill_x2apic_bitmap(map, true))?,
-            vmxon,
-        })
-    }
-
-    /// Physical address of the VMXON region of CPU `cpu`.
-    #[inline]
-    fn vmxon_region(&self, cpu: u32) -> Option<u64> {
-        self.vmxon.get(cpu as usize).map(Pages::phys)
-    }
-}
-
-/// A zeroed page that starts with the VMCS revision identifier: an empty VMCS or a VMXON region.
-fn revision_page(caps: &Caps) -> Result<Pages> {
-    Pages::filled(0, |page| {
-        if let Some(head) = page.first_chunk_mut::<4>() {
-            *head = caps.revision.to_le_bytes();
-        }
-    })
-}
-
 /// The calling CPU's abilities, or the refusal in the log.
-fn caps_of_this_cpu() -> Result<Caps> {
-    Caps::of_this_cpu().map_err(|refusal| {
+fn config_of_this_cpu() -> Result<VmcsConfig> {
+    VmcsConfig::of_this_cpu().map_err(|refusal| {
         pr_err!("{} (detail {:#x})\n", refusal.text, refusal.detail);
         refusal.errno
     })
@@ -116,15 +85,16 @@ impl Platform for Vmx {
     type Vcpu = VmxVcpu;
 
     fn probe() -> Result<HwCaps> {
-        let caps = caps_of_this_cpu()?;
-        SHARED.set(Shared::new(caps)?)?;
-        Ok(caps.hw())
+        let config = config_of_this_cpu()?;
+        SHARED.set(Shared::new(config)?)?;
+        Ok(config.hw())
     }
 
     fn cpu_up() -> Result {
         let shared = SHARED.get().ok_or(ENODEV)?;
-        if caps_of_this_cpu()? != shared.caps {
-            pr_err!("this CPU's VMX differs from that of the CPU that loaded the module; guests cannot move between them\n");
+        if config_of_this_cpu()? != shared.config {
+            pr_err!("this CPU's VMX differs from that of the CPU that loaded the module; guests cannot move \
+                 between them\n");
             return Err(EIO);
         }
         // VMX operation lasts for a stay only, so there is nothing to turn on.

@@ -1,5 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
-//! VMX root operation for the length of a stay: [`RootStay`].
+//! VMX root operation for the length of a stay: [`RootStay`] (SDM 3C 24.6 to 24.8).
+//!
+//! `VmxVcpu` enters it with interrupts off, which stay off until it has been left.
 //!
 //! # Private and shared root
 //!
@@ -26,7 +28,7 @@
 //! and reported as EBUSY.
 //!
 //! Translations tagged with our VPIDs and EPT pointers may survive VMXOFF (SDM 3C 29.4.3.4); the
-//! flush rules in `super::vcpu` do not depend on it.
+//! flush rules in `super::flush` do not depend on it.
 
 use super::insn::{self, VmxError};
 use crate::linux::cr;
@@ -89,7 +91,8 @@ impl RootStay {
             match insn::vmptrst() {
                 Ok(old) => Kind::Shared(old),
                 Err(_) => {
-                    complain("CR4.VMXE is set but the CPU is not in VMX operation: another hypervisor is half loaded; unload it");
+                    complain("CR4.VMXE is set but the CPU is not in VMX operation: another hypervisor is half \
+                         loaded; unload it");
                     return Err(EBUSY);
                 }
             }
@@ -141,7 +144,8 @@ fn complain(what: &str) {
 fn vmxon_failed(e: VmxError) {
     match e {
         VmxError::Fault => pr_err_ratelimited!(
-            "VMXON faulted: locked by the firmware, or Intel PT is tracing on a CPU that cannot trace in VMX; stop the trace (perf -e intel_pt)\n"
+            "VMXON faulted: locked by the firmware, or Intel PT is tracing on a CPU that cannot trace in VMX; stop \
+            the trace (perf -e intel_pt)\n"
         ),
         _ => pr_err_ratelimited!("VMXON failed ({e:?}): the VMXON region was refused\n"),
     }

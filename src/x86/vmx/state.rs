@@ -1,7 +1,11 @@
 // SPDX-License-Identifier: GPL-2.0
 //! Guest state between `Sregs` and the VMCS (SDM 3C 25.4, 27.3.1).
+//!
+//! The vCPU calls this under its mutex, with interrupts off and the VMCS current, for the groups of registers that an
+//! entry or the core asks for.
 
-use super::caps::Caps;
+use super::bits::rights;
+use super::config::VmcsConfig;
 use super::insn::Current;
 use super::vmcs::*;
 use crate::linux::cr;
@@ -18,9 +22,6 @@ const CR4_GUEST_OWNED: u64 = cr4::TSD | cr4::DE | cr4::PGE | cr4::OSFXSR | cr4::
 
 /// CR0 bits that VM entry does not load (SDM 3C 27.3.2.1); kept out of the field.
 const CR0_NOT_LOADED: u64 = cr0::CD | cr0::NW;
-
-/// Access-rights bit: the segment is unusable (SDM 3C table 25-2).
-const UNUSABLE: u32 = 1 << 16;
 
 /// Type of a busy 64-bit TSS, of a busy 16-bit TSS, and the bit that makes a TSS busy.
 const TSS_BUSY_64: u8 = 11;
@@ -48,7 +49,7 @@ impl ControlState {
 /// Access rights in the VMCS's format (SDM 3C table 25-2).
 ///
 /// An unusable segment keeps its other bits: SS.DPL is the CPL in any case.
-pub(super) fn access_rights(s: &Segment) -> u32 {
+fn access_rights(s: &Segment) -> u32 {
     u32::from(s.typ & 15)
         | u32::from(s.s) << 4
         | u32::from(s.dpl & 3) << 5
@@ -58,7 +59,7 @@ pub(super) fn access_rights(s: &Segment) -> u32 {
         | u32::from(s.db) << 14
         | u32::from(s.g) << 15
         | if s.unusable || !s.present {
-            UNUSABLE
+            rights::UNUSABLE
         } else {
             0
         }
@@ -66,17 +67,17 @@ pub(super) fn access_rights(s: &Segment) -> u32 {
 
 /// The inverse of [`access_rights`]; base, limit and selector are left to the caller.
 fn from_access_rights(ar: u32) -> Segment {
-    let unusable = ar & UNUSABLE != 0;
+    let unusable = ar & rights::UNUSABLE != 0;
     Segment {
-        typ: (ar & 15) as u8,
-        s: ar & 1 << 4 != 0,
+        typ: (ar & rights::TYPE) as u8,
+        s: ar & rights::S != 0,
         dpl: ((ar >> 5) & 3) as u8,
         // KVM's view: an unusable segment is not present, however the processor left the bit.
-        present: ar & 1 << 7 != 0 && !unusable,
-        avl: ar & 1 << 12 != 0,
-        l: ar & 1 << 13 != 0,
-        db: ar & 1 << 14 != 0,
-        g: ar & 1 << 15 != 0,
+        present: ar & rights::P != 0 && !unusable,
+        avl: ar & rights::AVL != 0,
+        l: ar & rights::L != 0,
+        db: ar & rights::DB != 0,
+        g: ar & rights::G != 0,
         unusable,
         ..Segment::default()
     }
@@ -84,7 +85,7 @@ fn from_access_rights(ar: u32) -> Segment {
 
 /// A segment as the entry checks want it (SDM 3C 27.3.1.2): usable code and data segments are accessed, and
 /// TR holds a busy TSS, a 64-bit one in IA-32e mode. Loading the register would have set the same bits.
-pub(super) fn entry_segment(seg: Seg, s: &Segment, long: bool) -> Segment {
+fn entry_segment(seg: Seg, s: &Segment, long: bool) -> Segment {
     let mut out = *s;
     match seg {
         Seg::Ldtr => {}
@@ -147,16 +148,16 @@ fn load_segment(vm: Current, n: u32, cached: &mut (u32, Segment), s: &mut Segmen
 }
 
 /// CR0 as the processor gets it for the guest's `value`.
-pub(super) const fn real_cr0(caps: &Caps, value: u64) -> u64 {
+const fn real_cr0(config: &VmcsConfig, value: u64) -> u64 {
     // With unrestricted guest PE and PG may be clear (SDM 3C 27.3.1.1).
-    let fixed = caps.cr0_fixed0 & !(cr0::PE | cr0::PG);
+    let fixed = config.cr0_fixed0 & !(cr0::PE | cr0::PG);
     (value & !CR0_NOT_LOADED) | fixed | cr0::ET
 }
 
 /// CR4 as the processor gets it for the guest's `value`. Machine checks stay enabled as on the host: with
 /// CR4.MCE clear one would shut the processor down instead of exiting.
-pub(super) fn real_cr4(caps: &Caps, value: u64) -> u64 {
-    value | caps.cr4_fixed0 | (cr::cr4() & cr4::MCE)
+fn real_cr4(config: &VmcsConfig, value: u64) -> u64 {
+    value | config.cr4_fixed0 | (cr::cr4() & cr4::MCE)
 }
 
 /// Writes the groups in `groups` to the VMCS.
@@ -164,7 +165,7 @@ pub(super) fn real_cr4(caps: &Caps, value: u64) -> u64 {
 /// With [`Groups::CTRL`] the entry control "IA-32e mode guest" has to follow EFER.LMA: the caller writes it.
 pub(super) fn write(
     vm: Current,
-    caps: &Caps,
+    config: &VmcsConfig,
     control: &mut ControlState,
     sregs: &Sregs,
     groups: Groups,
@@ -175,8 +176,8 @@ pub(super) fn write(
             cr4_shadow: sregs.cr4,
             efer: sregs.efer,
         };
-        vm.write(GUEST_CR0, real_cr0(caps, sregs.cr0));
-        vm.write(GUEST_CR4, real_cr4(caps, sregs.cr4));
+        vm.write(GUEST_CR0, real_cr0(config, sregs.cr0));
+        vm.write(GUEST_CR4, real_cr4(config, sregs.cr4));
         vm.write(GUEST_CR3, sregs.cr3);
         vm.write(GUEST_EFER, sregs.efer);
         // SAFETY: Read shadows only decide what the guest reads and which of its writes exit.
@@ -199,7 +200,7 @@ pub(super) fn write(
         // A guest may enter IA-32e mode with the TSS of before still in TR.
         let tr = Seg::Tr as u32;
         let ar = vm.read(GUEST_ES_ACCESS_RIGHTS.nth(tr));
-        let fixed = (ar & !15) | u32::from(TSS_BUSY_64);
+        let fixed = (ar & !rights::TYPE) | u32::from(TSS_BUSY_64);
         if ar != fixed {
             vm.write(GUEST_ES_ACCESS_RIGHTS.nth(tr), fixed);
         }

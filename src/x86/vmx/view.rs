@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0
-//! The current VMCS as the plain view that `super::check` judges.
+//! The current VMCS as the plain view that `super::check` judges. The vCPU asks for it before an entry that is checked.
 
-use super::check::{Allowed, Controls, Guest, GuestSegment, Host, MsrArea, VmcsView, VmxCaps};
+use super::bits::{pin, proc, proc2};
+use super::check::{Controls, Guest, GuestSegment, Host, MsrArea, VmcsView, VmxCaps};
 use super::insn::Current;
 use super::vmcs::*;
 use crate::x86::cpu::regs::Seg;
@@ -121,33 +122,5 @@ fn guest(vm: Current, g: &mut Guest) {
     g.link_pointer = vm.read(VMCS_LINK_POINTER);
     for (n, value) in (0..).zip(&mut g.pdpte) {
         *value = vm.read(GUEST_PDPTE0.nth(n));
-    }
-}
-
-/// The processor's side of the rules, from the capability MSRs that `read_msr` gives.
-pub(super) fn rules(
-    read_msr: impl Fn(u32) -> u64,
-    phys_bits: u8,
-    linear_bits: u8,
-    efer_mask: u64,
-) -> VmxCaps {
-    /// LBR, BTF, TR, BTS, BTINT, BTS_OFF_OS, BTS_OFF_USR, the freezes, RTM (SDM 3B figure 18-3).
-    const DEBUGCTL_MASK: u64 = 0xdfc3;
-    VmxCaps {
-        basic: read_msr(0x480),
-        pin: Allowed(read_msr(0x48d)),
-        proc1: Allowed(read_msr(0x48e)),
-        proc2: Allowed(read_msr(0x48b)),
-        exit: Allowed(read_msr(0x48f)),
-        entry: Allowed(read_msr(0x490)),
-        misc: read_msr(0x485),
-        ept_vpid: read_msr(0x48c),
-        vmfunc: read_msr(0x491),
-        cr0_fixed: [read_msr(0x486), read_msr(0x487)],
-        cr4_fixed: [read_msr(0x488), read_msr(0x489)],
-        phys_bits,
-        linear_bits,
-        efer_mask,
-        debugctl_mask: DEBUGCTL_MASK,
     }
 }

@@ -91,6 +91,7 @@ pub mod x86 {
 
     pub mod vmx {
         //! VT-x.
+        pub mod bits;
         pub mod check;
     }
 }

@@ -2,7 +2,13 @@
 //! VM-entry checks: a valid baseline, then one broken thing per rule.
 
 use rvmm_logic::x86::cpu::regs::{cr0, cr4, efer, rflags};
-use rvmm_logic::x86::vmx::check::*;
+use rvmm_logic::x86::cpu::violation::Violation;
+use rvmm_logic::x86::vmx::bits::{activity, blocking, entry, exit, pin, proc, proc2, rights};
+use rvmm_logic::x86::vmx::check::{self, *};
+
+fn check(v: &VmcsView, caps: &VmxCaps) -> Result<(), Violation> {
+    check::check(v, caps, true)
+}
 
 fn allowed(must: u32, may: u32) -> Allowed {
     Allowed((u64::from(may) << 32) | u64::from(must))
@@ -42,22 +48,19 @@ fn seg(selector: u16, rights: u32) -> GuestSegment {
 fn long() -> VmcsView {
     VmcsView {
         controls: Controls {
-            pin: 0x16 | pin::EXTERNAL_INTERRUPT | pin::NMI | pin::VIRTUAL_NMI,
+            pin: 0x16 | pin::EXTERNAL_INTERRUPT_EXITING | pin::NMI_EXITING | pin::VIRTUAL_NMIS,
             proc1: 0x0400_6172
-                | proc1::HLT
-                | proc1::IO_BITMAPS
-                | proc1::MSR_BITMAPS
-                | proc1::SECONDARY,
+                | proc::HLT_EXITING
+                | proc::IO_BITMAPS
+                | proc::MSR_BITMAPS
+                | proc::SECONDARY,
             proc2: proc2::EPT | proc2::VPID | proc2::UNRESTRICTED_GUEST,
-            exit: 0x0003_6dfb
-                | exit_ctl::HOST_ADDRESS_SPACE
-                | exit_ctl::LOAD_EFER
-                | exit_ctl::LOAD_PAT,
+            exit: 0x0003_6dfb | exit::HOST_64BIT | exit::LOAD_EFER | exit::LOAD_PAT,
             entry: 0x0000_11fb
-                | entry_ctl::IA32E_GUEST
-                | entry_ctl::LOAD_EFER
-                | entry_ctl::LOAD_PAT
-                | entry_ctl::LOAD_DEBUG,
+                | entry::IA32E_GUEST
+                | entry::LOAD_EFER
+                | entry::LOAD_PAT
+                | entry::LOAD_DEBUG,
             io_bitmap_a: 0x1000,
             io_bitmap_b: 0x2000,
             msr_bitmap: 0x3000,
@@ -118,7 +121,7 @@ fn long() -> VmcsView {
 /// An unrestricted guest as after RESET.
 fn real() -> VmcsView {
     let mut v = long();
-    v.controls.entry &= !entry_ctl::IA32E_GUEST;
+    v.controls.entry &= !entry::IA32E_GUEST;
     let data = GuestSegment {
         selector: 0,
         base: 0,
@@ -159,7 +162,7 @@ fn real() -> VmcsView {
 /// 32-bit protected mode with PAE paging, CPL 3.
 fn user32() -> VmcsView {
     let mut v = long();
-    v.controls.entry &= !entry_ctl::IA32E_GUEST;
+    v.controls.entry &= !entry::IA32E_GUEST;
     v.guest.efer = 0;
     v.guest.rip = 0x40_0000;
     v.guest.cs = seg(0x23, 0xc0fb);
@@ -247,7 +250,7 @@ fn tertiary_controls() {
     let mut c = caps();
     c.proc1 = allowed(0x0400_6172, !0);
     let mut v = long();
-    v.controls.proc1 |= proc1::TERTIARY;
+    v.controls.proc1 |= proc::TERTIARY;
     assert!(check(&v, &c).unwrap_err().rule.contains("tertiary"));
 }
 
@@ -259,27 +262,27 @@ fn bitmaps() {
         breaks("I/O-bitmap", |v| v.controls.io_bitmap_b = bad);
         breaks("MSR-bitmap", |v| v.controls.msr_bitmap = bad);
     }
-    breaks("virtual NMIs", |v| v.controls.pin &= !pin::NMI);
+    breaks("virtual NMIs", |v| v.controls.pin &= !pin::NMI_EXITING);
     breaks("NMI-window", |v| {
-        v.controls.pin &= !pin::VIRTUAL_NMI;
-        v.controls.proc1 |= proc1::NMI_WINDOW;
+        v.controls.pin &= !pin::VIRTUAL_NMIS;
+        v.controls.proc1 |= proc::NMI_WINDOW;
     });
 }
 
 /// APIC virtualisation complete: TPR shadow, registers, delivery, posted interrupts.
 fn apicv() -> VmcsView {
     let mut v = long();
-    v.controls.proc1 |= proc1::TPR_SHADOW;
-    v.controls.proc2 |= proc2::APIC_ACCESS | proc2::APIC_REGISTERS | proc2::VIRTUAL_INTERRUPTS;
+    v.controls.proc1 |= proc::TPR_SHADOW;
+    v.controls.proc2 |= proc2::APIC_ACCESSES | proc2::APIC_REGISTERS | proc2::VIRTUAL_INTERRUPTS;
     v.controls.pin |= pin::POSTED_INTERRUPTS;
-    v.controls.exit |= exit_ctl::ACK_INTERRUPT;
+    v.controls.exit |= exit::ACK_INTERRUPT;
     v
 }
 
 #[test]
 fn apic_controls() {
     let no_delivery = |v: &mut VmcsView| {
-        v.controls.proc2 &= !(proc2::VIRTUAL_INTERRUPTS | proc2::APIC_ACCESS);
+        v.controls.proc2 &= !(proc2::VIRTUAL_INTERRUPTS | proc2::APIC_ACCESSES);
         v.controls.pin &= !pin::POSTED_INTERRUPTS;
     };
     breaks_from(apicv(), "virtual-APIC", |v| {
@@ -295,20 +298,20 @@ fn apic_controls() {
         v.controls.vtpr = 0x2f;
     });
     breaks_from(apicv(), "need \"use TPR shadow\"", |v| {
-        v.controls.proc1 &= !proc1::TPR_SHADOW
+        v.controls.proc1 &= !proc::TPR_SHADOW
     });
     breaks_from(apicv(), "APIC-access", |v| v.controls.apic_access = 1 << 40);
     breaks_from(apicv(), "excludes", |v| {
         v.controls.proc2 |= proc2::X2APIC_MODE
     });
     breaks_from(apicv(), "external-interrupt", |v| {
-        v.controls.pin &= !pin::EXTERNAL_INTERRUPT;
+        v.controls.pin &= !pin::EXTERNAL_INTERRUPT_EXITING;
     });
     breaks_from(apicv(), "need virtual-interrupt delivery", |v| {
         v.controls.proc2 &= !proc2::VIRTUAL_INTERRUPTS;
     });
     breaks_from(apicv(), "acknowledge interrupt", |v| {
-        v.controls.exit &= !exit_ctl::ACK_INTERRUPT;
+        v.controls.exit &= !exit::ACK_INTERRUPT;
     });
     breaks_from(apicv(), "notification vector", |v| {
         v.controls.posted_vector = 256
@@ -390,9 +393,9 @@ fn memory_controls() {
     });
     // Without "activate secondary controls" their field does not count.
     let mut v = user32();
-    v.controls.proc1 &= !proc1::SECONDARY;
+    v.controls.proc1 &= !proc::SECONDARY;
     v.controls.proc2 = !0;
-    assert_eq!(check_controls(&v.controls, &v.guest, &caps()), Ok(()));
+    assert_eq!(check(&v, &caps()), Ok(()));
 }
 
 #[test]
@@ -400,7 +403,7 @@ fn exit_controls() {
     breaks("VM-exit controls must be set", |v| v.controls.exit &= !1);
     breaks("does not keep", |v| v.controls.exit |= 1 << 12);
     breaks("preemption timer", |v| {
-        v.controls.exit |= exit_ctl::SAVE_PREEMPTION_TIMER
+        v.controls.exit |= exit::SAVE_PREEMPTION_TIMER
     });
     type Area = fn(&mut Controls) -> &mut MsrArea;
     let areas: [(&str, Area); 3] = [
@@ -429,10 +432,8 @@ fn exit_controls() {
 fn entry_controls() {
     breaks("VM-entry controls must be set", |v| v.controls.entry &= !1);
     breaks("does not keep", |v| v.controls.entry |= 1 << 13);
-    breaks("SMM", |v| v.controls.entry |= entry_ctl::ENTRY_TO_SMM);
-    breaks("SMM", |v| {
-        v.controls.entry |= entry_ctl::DEACTIVATE_DUAL_MONITOR
-    });
+    breaks("SMM", |v| v.controls.entry |= entry::SMM);
+    breaks("SMM", |v| v.controls.entry |= entry::DUAL_MONITOR);
 }
 
 #[test]
@@ -518,11 +519,11 @@ fn host_state() {
     breaks("host RIP", |v| v.host.rip = bad);
     breaks("host CR4.PAE", |v| v.host.cr4 &= !cr4::PAE);
     breaks("must be 1 when the processor", |v| {
-        v.controls.exit &= !exit_ctl::HOST_ADDRESS_SPACE;
+        v.controls.exit &= !exit::HOST_64BIT;
         v.host.efer = 0;
     });
     breaks("host SS", |v| {
-        v.controls.exit &= !exit_ctl::HOST_ADDRESS_SPACE;
+        v.controls.exit &= !exit::HOST_64BIT;
         v.host.efer = 0;
         v.host.ss = 0;
     });
@@ -742,7 +743,7 @@ fn guest_tables_and_flags() {
         v.guest.rflags = 2;
     });
     breaks_from(v86(), "RFLAGS.VM must be clear", |v| {
-        v.controls.entry |= entry_ctl::IA32E_GUEST;
+        v.controls.entry |= entry::IA32E_GUEST;
         v.guest.efer = efer::LME | efer::LMA;
     });
 }
@@ -762,7 +763,7 @@ fn guest_activity() {
     breaks_from(user32(), "HLT needs", |v| v.guest.activity = activity::HLT);
     breaks("needs activity state active", |v| {
         v.guest.activity = activity::HLT;
-        v.guest.interruptibility = interruptibility::STI;
+        v.guest.interruptibility = blocking::STI;
     });
     let events = [
         0x30,
@@ -799,7 +800,7 @@ fn guest_activity() {
 
 #[test]
 fn guest_interruptibility() {
-    use interruptibility::{MOV_SS, NMI, SMI, STI};
+    use blocking::{MOV_SS, NMI, SMI, STI};
     breaks("reserved interruptibility", |v| {
         v.guest.interruptibility = 1 << 5
     });
@@ -838,11 +839,11 @@ fn guest_pending_debug() {
     }
     const BS: u64 = 1 << 14;
     breaks("BS must reflect", |v| {
-        v.guest.interruptibility = interruptibility::STI;
+        v.guest.interruptibility = blocking::STI;
         v.guest.rflags |= rflags::TF;
     });
     breaks("BS must reflect", |v| {
-        v.guest.interruptibility = interruptibility::MOV_SS;
+        v.guest.interruptibility = blocking::MOV_SS;
         v.guest.pending_debug = BS;
     });
     breaks("BS must reflect", |v| {
@@ -852,7 +853,7 @@ fn guest_pending_debug() {
         v.guest.pending_debug = BS;
     });
     let mut v = long();
-    v.guest.interruptibility = interruptibility::STI;
+    v.guest.interruptibility = blocking::STI;
     v.guest.rflags |= rflags::TF;
     v.guest.pending_debug = BS;
     assert_eq!(check(&v, &caps()), Ok(()));

@@ -4,7 +4,9 @@
 //! Every group of controls is computed by masks against its capability MSR, whose low half names the
 //! bits that must be 1 and whose high half those that may be 1 (SDM 3D A.2).
 
-use super::vmcs::{entry, exit, pin, proc, proc2};
+use super::bits::{entry, ept_cap, exit, pin, proc, proc2};
+use super::check::{Allowed, VmxCaps};
+use super::quirks;
 use crate::linux::{boot_cpu, cpuid, cr, msr, smp};
 use crate::x86::cpu::index;
 use crate::x86::cpu::regs::{cr4, efer};
@@ -14,22 +16,6 @@ use kernel::prelude::*;
 /// Bits of IA32_FEATURE_CONTROL (SDM 3C 24.7).
 const FEATURE_CONTROL_LOCK: u64 = 1 << 0;
 const FEATURE_CONTROL_VMX: u64 = 1 << 2;
-
-/// Bits of IA32_VMX_EPT_VPID_CAP (SDM 3D A.10).
-mod ept_cap {
-    pub(super) const EXECUTE_ONLY: u64 = 1 << 0;
-    pub(super) const LEVELS_4: u64 = 1 << 6;
-    pub(super) const WRITE_BACK: u64 = 1 << 14;
-    pub(super) const PAGES_2M: u64 = 1 << 16;
-    pub(super) const PAGES_1G: u64 = 1 << 17;
-    pub(super) const INVEPT: u64 = 1 << 20;
-    pub(super) const ACCESSED_DIRTY: u64 = 1 << 21;
-    pub(super) const INVEPT_SINGLE: u64 = 1 << 25;
-    pub(super) const INVEPT_ALL: u64 = 1 << 26;
-    pub(super) const INVVPID: u64 = 1 << 32;
-    pub(super) const INVVPID_SINGLE: u64 = 1 << 41;
-    pub(super) const INVVPID_ALL: u64 = 1 << 42;
-}
 
 /// EPTP: write-back memory type and a page walk of four levels (SDM 3C table 25-9).
 const EPTP_WB_4_LEVELS: u64 = 6 | 3 << 3;
@@ -41,7 +27,7 @@ const EPTP_ACCESSED_DIRTY: u64 = 1 << 6;
 
 /// What probing found: the controls to use and the abilities that vary.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Caps {
+pub(super) struct VmcsConfig {
     /// VMCS revision identifier.
     pub(super) revision: u32,
     /// Pin-based controls.
@@ -54,8 +40,8 @@ pub(super) struct Caps {
     pub(super) exit: u32,
     /// VM-entry controls, without "IA-32e mode guest".
     pub(super) entry: u32,
-    /// The processor can virtualise local APICs, in memory and by MSRs, and deliver their interrupts (SDM 3C 30), and the
-    /// module parameter lets it.
+    /// The processor can virtualise local APICs, in memory and by MSRs, and deliver their interrupts (SDM 3C 30), and
+    /// the module parameter lets it.
     pub(super) apicv: bool,
     /// The preemption timer counts once in two to this power ticks of the TSC (SDM 3D A.6), where there is one.
     pub(super) timer_rate: Option<u32>,
@@ -150,25 +136,18 @@ const PROC: Wanted = Wanted {
         | proc::PAUSE_EXITING,
 };
 
+const PROC2_MUST: u32 = proc2::EPT | proc2::UNRESTRICTED_GUEST | proc2::WBINVD_EXITING;
+const PROC2_WISH: u32 = proc2::VPID
+    | proc2::RDTSCP
+    | proc2::INVPCID
+    | proc2::ENCLS_EXITING
+    | proc2::XSAVES
+    | proc2::TSC_SCALING
+    | proc2::PAUSE_LOOP_EXITING;
 const PROC2: Wanted = Wanted {
-    must: proc2::EPT | proc2::UNRESTRICTED_GUEST | proc2::WBINVD_EXITING,
-    wish: proc2::VPID
-        | proc2::RDTSCP
-        | proc2::INVPCID
-        | proc2::ENCLS_EXITING
-        | proc2::XSAVES
-        | proc2::TSC_SCALING
-        | proc2::PAUSE_LOOP_EXITING,
-    off: !(proc2::EPT
-        | proc2::UNRESTRICTED_GUEST
-        | proc2::WBINVD_EXITING
-        | proc2::VPID
-        | proc2::RDTSCP
-        | proc2::INVPCID
-        | proc2::ENCLS_EXITING
-        | proc2::XSAVES
-        | proc2::TSC_SCALING
-        | proc2::PAUSE_LOOP_EXITING),
+    must: PROC2_MUST,
+    wish: PROC2_WISH,
+    off: !(PROC2_MUST | PROC2_WISH),
 };
 
 /// Secondary controls that APIC virtualisation takes turns with: registers and delivery always, the accesses by mode.
@@ -213,52 +192,131 @@ fn capability(index: u32) -> u64 {
     msr::read_safe(index).unwrap_or(0)
 }
 
-/// Whether no microcode was ever loaded: no processor of silicon with VMX runs without (SDM 3A 10.11.7). Bochs does, and
-/// its release 3.0 delivers virtual interrupts while RFLAGS.IF is clear when one for the host arrives.
-fn is_emulated() -> bool {
-    msr::read_safe(index::UCODE_REV).is_ok_and(|v| v >> 32 == 0)
+/// Whether the controls of capability MSR `index` may all be 1 that `bits` has.
+fn may(index: u32, bits: u32) -> bool {
+    (capability(index) >> 32) as u32 & bits == bits
 }
 
-impl Caps {
+/// The controls that are wanted, chosen by capability MSR `index`, or the refusal in the words of `text`.
+fn choose(wanted: &Wanted, index: u32, text: &'static str) -> Result<u32, Refusal> {
+    wanted
+        .choose(capability(index))
+        .or_else(|bits| Refusal::new(EOPNOTSUPP, text, u64::from(bits)))
+}
+
+/// Whether the processor shows VMX and the host leaves it to us.
+fn check_vmx() -> Result<(), Refusal> {
+    if cpuid::cpuid_checked(1, 0).ecx & (1 << 5) == 0 {
+        return Refusal::new(
+            ENODEV,
+            "this processor shows no VMX; under another hypervisor, enable nested virtualisation there",
+            0,
+        );
+    }
+    if cr::cr4() & cr4::FRED != 0 {
+        return Refusal::new(
+            EOPNOTSUPP,
+            "FRED is on, with which host NMIs cannot be handed on yet; boot the host with fred=off",
+            0,
+        );
+    }
+    Ok(())
+}
+
+/// Whether the firmware lets VMXON work (SDM 3C 24.7).
+///
+/// An unlocked register is left alone: the kernel sets and locks it at boot where it may.
+fn check_feature_control() -> Result<(), Refusal> {
+    let Ok(value) = msr::read_safe(index::FEATURE_CONTROL) else {
+        return Refusal::new(
+            EOPNOTSUPP,
+            "IA32_FEATURE_CONTROL cannot be read; an outer hypervisor hides VMX halfway",
+            0,
+        );
+    };
+    if value & FEATURE_CONTROL_LOCK == 0 {
+        return Refusal::new(
+            EOPNOTSUPP,
+            "IA32_FEATURE_CONTROL is not locked, so VMXON would fault; neither firmware nor kernel has set VT-x \
+            up, enable it in the firmware setup",
+            value,
+        );
+    }
+    if value & FEATURE_CONTROL_VMX == 0 {
+        return Refusal::new(
+            EOPNOTSUPP,
+            "VMX is switched off by the firmware; enable Intel Virtualization Technology (VT-x) in the firmware \
+            setup and power-cycle",
+            value,
+        );
+    }
+    Ok(())
+}
+
+/// IA32_VMX_BASIC (SDM 3D A.1).
+fn basic() -> Result<u64, Refusal> {
+    let basic = capability(index::VMX_BASIC);
+    if basic & (1 << 55) == 0 {
+        return Refusal::new(
+            EOPNOTSUPP,
+            "VMX lacks the TRUE capability MSRs, so CR3 accesses cannot be left to guests; a newer processor is needed",
+            basic,
+        );
+    }
+    if (basic >> 50) & 15 != 6 || (basic >> 32) & 0x1fff > 4096 {
+        return Refusal::new(
+            EOPNOTSUPP,
+            "VMX asks for a VMCS that is not one write-back page; this processor is not supported",
+            basic,
+        );
+    }
+    Ok(basic)
+}
+
+/// The secondary processor-based controls.
+fn secondary() -> Result<u32, Refusal> {
+    let needs = |bit, text| {
+        if may(index::VMX_PROCBASED_CTLS2, bit) {
+            return Ok(());
+        }
+        Refusal::new(EOPNOTSUPP, text, capability(index::VMX_PROCBASED_CTLS2))
+    };
+    needs(
+        proc2::EPT,
+        "VMX lacks EPT (nested page tables); a processor with EPT is needed, or an outer hypervisor that shows it",
+    )?;
+    needs(
+        proc2::UNRESTRICTED_GUEST,
+        "VMX lacks unrestricted guest (real mode in guests); a processor with it is needed, or an outer hypervisor \
+        that shows it",
+    )?;
+    choose(
+        &PROC2,
+        index::VMX_PROCBASED_CTLS2,
+        "VMX lacks WBINVD exiting or forces a secondary control that is not supported",
+    )
+}
+
+/// IA32_VMX_EPT_VPID_CAP (SDM 3D A.10).
+fn ept_vpid() -> Result<u64, Refusal> {
+    const MUST: u64 = ept_cap::LEVELS_4 | ept_cap::WRITE_BACK | ept_cap::INVEPT;
+    let ept_vpid = capability(index::VMX_EPT_VPID_CAP);
+    if ept_vpid & MUST != MUST || ept_vpid & (ept_cap::INVEPT_SINGLE | ept_cap::INVEPT_ALL) == 0 {
+        return Refusal::new(
+            EOPNOTSUPP,
+            "EPT lacks four-level walks, write-back tables or INVEPT; a newer processor is needed",
+            ept_vpid,
+        );
+    }
+    Ok(ept_vpid)
+}
+
+impl VmcsConfig {
     /// Reads the calling CPU's abilities and chooses the controls.
     pub(super) fn of_this_cpu() -> Result<Self, Refusal> {
-        if cpuid::cpuid_checked(1, 0).ecx & (1 << 5) == 0 {
-            return Refusal::new(
-                ENODEV,
-                "this processor shows no VMX; under another hypervisor, enable nested virtualisation there",
-                0,
-            );
-        }
-        if cr::cr4() & cr4::FRED != 0 {
-            return Refusal::new(
-                EOPNOTSUPP,
-                "FRED is on, with which host NMIs cannot be handed on yet; boot the host with fred=off",
-                0,
-            );
-        }
-        Self::check_feature_control()?;
-
-        let basic = capability(index::VMX_BASIC);
-        if basic & (1 << 55) == 0 {
-            return Refusal::new(
-                EOPNOTSUPP,
-                "VMX lacks the TRUE capability MSRs, so CR3 accesses cannot be left to guests; a newer processor is needed",
-                basic,
-            );
-        }
-        if (basic >> 50) & 15 != 6 || (basic >> 32) & 0x1fff > 4096 {
-            return Refusal::new(
-                EOPNOTSUPP,
-                "VMX asks for a VMCS that is not one write-back page; this processor is not supported",
-                basic,
-            );
-        }
-
-        let choose = |wanted: &Wanted, index, text| {
-            wanted
-                .choose(capability(index))
-                .or_else(|bits| Refusal::new(EOPNOTSUPP, text, u64::from(bits)))
-        };
+        check_vmx()?;
+        check_feature_control()?;
+        let basic = basic()?;
         let pin = choose(
             &PIN,
             index::VMX_TRUE_PINBASED_CTLS,
@@ -267,70 +325,32 @@ impl Caps {
         let proc = choose(
             &PROC,
             index::VMX_TRUE_PROCBASED_CTLS,
-            "VMX lacks MSR bitmaps, secondary controls or another needed processor-based control; a newer processor is needed",
+            "VMX lacks MSR bitmaps, secondary controls or another needed processor-based control; a newer \
+            processor is needed",
         )?;
-        let proc2 = capability(index::VMX_PROCBASED_CTLS2);
-        if (proc2 >> 32) as u32 & proc2::EPT == 0 {
-            return Refusal::new(
-                EOPNOTSUPP,
-                "VMX lacks EPT (nested page tables); a processor with EPT is needed, or an outer hypervisor that shows it",
-                proc2,
-            );
-        }
-        if (proc2 >> 32) as u32 & proc2::UNRESTRICTED_GUEST == 0 {
-            return Refusal::new(
-                EOPNOTSUPP,
-                "VMX lacks unrestricted guest (real mode in guests); a processor with it is needed, or an outer hypervisor that shows it",
-                proc2,
-            );
-        }
-        let proc2 = choose(
-            &PROC2,
-            index::VMX_PROCBASED_CTLS2,
-            "VMX lacks WBINVD exiting or forces a secondary control that is not supported",
-        )?;
-        let may = |index, bits: u32| (capability(index) >> 32) as u32 & bits == bits;
-        let apicv = crate::params::enable_apicv().unwrap_or_else(|| !is_emulated())
-            && may(index::VMX_TRUE_PROCBASED_CTLS, proc::TPR_SHADOW)
-            && may(index::VMX_PROCBASED_CTLS2, APICV);
-        let posted = smp::posted_vector().filter(|_| {
-            apicv
-                && may(index::VMX_TRUE_PINBASED_CTLS, pin::POSTED_INTERRUPTS)
-                && may(index::VMX_TRUE_EXIT_CTLS, exit::ACK_INTERRUPT)
-        });
-        let timer_rate = may(index::VMX_TRUE_PINBASED_CTLS, pin::PREEMPTION_TIMER)
-            .then(|| capability(index::VMX_MISC) as u32 & 31);
+        let mut proc2 = secondary()?;
         let exit = choose(
             &EXIT,
             index::VMX_TRUE_EXIT_CTLS,
-            "VMX cannot switch index::EFER and index::PAT at exits, or lacks another needed exit control; a newer processor is needed",
+            "VMX cannot switch IA32_EFER and IA32_PAT at exits, or lacks another needed exit control; a newer \
+            processor is needed",
         )?;
         let entry = choose(
             &ENTRY,
             index::VMX_TRUE_ENTRY_CTLS,
-            "VMX cannot switch index::EFER and index::PAT at entries, or lacks another needed entry control; a newer processor is needed",
+            "VMX cannot switch IA32_EFER and IA32_PAT at entries, or lacks another needed entry control; a newer \
+            processor is needed",
         )?;
-
-        let ept_vpid = capability(index::VMX_EPT_VPID_CAP);
-        const EPT_MUST: u64 = ept_cap::LEVELS_4 | ept_cap::WRITE_BACK | ept_cap::INVEPT;
-        if ept_vpid & EPT_MUST != EPT_MUST
-            || ept_vpid & (ept_cap::INVEPT_SINGLE | ept_cap::INVEPT_ALL) == 0
-        {
-            return Refusal::new(
-                EOPNOTSUPP,
-                "EPT lacks four-level walks, write-back tables or INVEPT; a newer processor is needed",
-                ept_vpid,
-            );
-        }
+        let ept_vpid = ept_vpid()?;
         // A VPID without a way to flush it would be worse than none.
-        let vpid_flush = ept_vpid & ept_cap::INVVPID != 0
-            && ept_vpid & (ept_cap::INVVPID_SINGLE | ept_cap::INVVPID_ALL) != 0;
-        let proc2 = if vpid_flush {
-            proc2
-        } else {
-            proc2 & !proc2::VPID
-        };
-
+        if ept_vpid & ept_cap::INVVPID == 0
+            || ept_vpid & (ept_cap::INVVPID_SINGLE | ept_cap::INVVPID_ALL) == 0
+        {
+            proc2 &= !proc2::VPID;
+        }
+        let apicv = crate::params::enable_apicv().unwrap_or_else(quirks::apicv_by_default)
+            && may(index::VMX_TRUE_PROCBASED_CTLS, proc::TPR_SHADOW)
+            && may(index::VMX_PROCBASED_CTLS2, APICV);
         Ok(Self {
             revision: basic as u32 & 0x7fff_ffff,
             pin,
@@ -339,8 +359,13 @@ impl Caps {
             exit,
             entry,
             apicv,
-            posted,
-            timer_rate,
+            posted: smp::posted_vector().filter(|_| {
+                apicv
+                    && may(index::VMX_TRUE_PINBASED_CTLS, pin::POSTED_INTERRUPTS)
+                    && may(index::VMX_TRUE_EXIT_CTLS, exit::ACK_INTERRUPT)
+            }),
+            timer_rate: may(index::VMX_TRUE_PINBASED_CTLS, pin::PREEMPTION_TIMER)
+                .then(|| capability(index::VMX_MISC) as u32 & 31),
             cr0_fixed0: capability(index::VMX_CR0_FIXED0),
             cr0_fixed1: capability(index::VMX_CR0_FIXED1),
             cr4_fixed0: capability(index::VMX_CR4_FIXED0),
@@ -358,36 +383,8 @@ impl Caps {
         })
     }
 
-    /// Whether the firmware lets VMXON work (SDM 3C 24.7).
-    ///
-    /// An unlocked register is left alone: the kernel sets and locks it at boot where it may.
-    fn check_feature_control() -> Result<(), Refusal> {
-        let Ok(value) = msr::read_safe(index::FEATURE_CONTROL) else {
-            return Refusal::new(
-                EOPNOTSUPP,
-                "index::FEATURE_CONTROL cannot be read; an outer hypervisor hides VMX halfway",
-                0,
-            );
-        };
-        if value & FEATURE_CONTROL_LOCK == 0 {
-            return Refusal::new(
-                EOPNOTSUPP,
-                "index::FEATURE_CONTROL is not locked, so VMXON would fault; neither firmware nor kernel has set VT-x up, enable it in the firmware setup",
-                value,
-            );
-        }
-        if value & FEATURE_CONTROL_VMX == 0 {
-            return Refusal::new(
-                EOPNOTSUPP,
-                "VMX is switched off by the firmware; enable Intel Virtualization Technology (VT-x) in the firmware setup and power-cycle",
-                value,
-            );
-        }
-        Ok(())
-    }
-
-    /// The primary and secondary processor-based controls for a vCPU whose local APIC is virtualised, reached as `mode` says.
-    /// TPR accesses need no exit then: they reach the virtual one.
+    /// The primary and secondary processor-based controls for a vCPU whose local APIC is virtualised, reached as
+    /// `mode` says. TPR accesses need no exit then: they reach the virtual one.
     pub(super) const fn apicv_controls(&self, mode: ApicMode) -> (u32, u32) {
         let accesses = match mode {
             ApicMode::Xapic => proc2::APIC_ACCESSES,
@@ -421,14 +418,28 @@ impl Caps {
     }
 
     /// The processor's side of the software entry checks.
-    pub(super) fn rules(&self) -> super::check::VmxCaps {
+    pub(super) fn rules(&self) -> VmxCaps {
+        /// LBR, BTF, TR, BTS, BTINT, BTS_OFF_OS, BTS_OFF_USR, the freezes, RTM (SDM 3B figure 18-3).
+        const DEBUGCTL_MASK: u64 = 0xdfc3;
+        let allowed = |index| Allowed(capability(index));
         let narrow = |bits: u32| u8::try_from(bits).unwrap_or(0);
-        super::view::rules(
-            capability,
-            narrow(boot_cpu::phys_bits()),
-            narrow(boot_cpu::virt_bits()),
-            self.efer_mask(),
-        )
+        VmxCaps {
+            basic: capability(index::VMX_BASIC),
+            pin: allowed(index::VMX_TRUE_PINBASED_CTLS),
+            proc1: allowed(index::VMX_TRUE_PROCBASED_CTLS),
+            proc2: allowed(index::VMX_PROCBASED_CTLS2),
+            exit: allowed(index::VMX_TRUE_EXIT_CTLS),
+            entry: allowed(index::VMX_TRUE_ENTRY_CTLS),
+            misc: capability(index::VMX_MISC),
+            ept_vpid: self.ept_vpid,
+            vmfunc: capability(index::VMX_VMFUNC),
+            cr0_fixed: [self.cr0_fixed0, self.cr0_fixed1],
+            cr4_fixed: [self.cr4_fixed0, self.cr4_fixed1],
+            phys_bits: narrow(boot_cpu::phys_bits()),
+            linear_bits: narrow(boot_cpu::virt_bits()),
+            efer_mask: self.efer_mask(),
+            debugctl_mask: DEBUGCTL_MASK,
+        }
     }
 
     /// The part that the neutral core uses.

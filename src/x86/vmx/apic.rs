@@ -1,0 +1,82 @@
+// SPDX-License-Identifier: GPL-2.0
+//! APIC virtualisation (SDM 3C 30): the processor keeps the vCPU's local APIC registers in a page, delivers their
+//! interrupts and takes posted ones.
+//!
+//! The vCPU calls this under its mutex; a function that takes [`Current`] touches the VMCS, with interrupts off.
+
+use super::bits::{exit, pin};
+use super::config::VmcsConfig;
+use super::insn::Current;
+use super::shared::Shared;
+use super::vmcs::*;
+use crate::x86::vendor::{ApicMode, ApicPages};
+
+/// How a local APIC is virtualised.
+pub(super) struct Apic {
+    pages: ApicPages,
+    pub(super) mode: ApicMode,
+    pub(super) eoi_exits: [u32; 8],
+    /// `mode` or `eoi_exits` has to be written.
+    pub(super) dirty: bool,
+}
+
+impl Apic {
+    /// A local APIC in xAPIC mode whose registers are in `pages`.
+    pub(super) const fn new(pages: ApicPages) -> Self {
+        Self {
+            pages,
+            mode: ApicMode::Xapic,
+            eoi_exits: [0; 8],
+            dirty: true,
+        }
+    }
+
+    /// Writes the fields that never change, once per VMCS. Returns the pin-based controls.
+    pub(super) fn set_up(&self, vm: Current, config: &VmcsConfig) -> u32 {
+        // SAFETY: The pages are the vCPU's and the VM's, and live as long as they do. No exit depends on the TPR.
+        unsafe {
+            vm.write_control(VIRTUAL_APIC_ADDR, self.pages.registers.as_u64());
+            vm.write_control(APIC_ACCESS_ADDR, self.pages.access.as_u64());
+            vm.write_control(TPR_THRESHOLD, 0);
+        }
+        vm.write(GUEST_INTERRUPT_STATUS, 0);
+        let Some(vector) = config.posted else {
+            return config.pin;
+        };
+        let pin = config.pin | pin::POSTED_INTERRUPTS;
+        // SAFETY: The descriptor is the vCPU's and lives as long. Exits by interrupts acknowledge them now, and
+        // `VmxVcpu::after_stay` hands them on.
+        unsafe {
+            vm.write_control(POSTED_VECTOR, vector.into());
+            vm.write_control(POSTED_DESCRIPTOR, self.pages.descriptor.as_u64());
+            vm.write_control(PIN_CONTROLS, pin);
+            vm.write_control(EXIT_CONTROLS, config.exit | exit::ACK_INTERRUPT);
+        }
+        pin
+    }
+
+    /// Writes the fields that depend on the mode and on `all_msrs`, which makes every MSR access exit. Returns the
+    /// secondary processor-based controls.
+    pub(super) fn write(&mut self, vm: Current, shared: &Shared, all_msrs: bool) -> u32 {
+        self.dirty = false;
+        let (_, proc2) = shared.config.apicv_controls(self.mode);
+        let bitmap = match self.mode {
+            ApicMode::X2apic if all_msrs => &shared.x2apic_only_bitmap,
+            ApicMode::X2apic => &shared.x2apic_bitmap,
+            _ => &shared.msr_bitmap,
+        };
+        let [a, b, c, d, e, f, g, h] = self.eoi_exits.map(u64::from);
+        // SAFETY: The controls of the configuration; with them the guest reaches its own registers only. The
+        // APIC-access page is mapped only while every vCPU of the VM virtualises accesses to it: the core's promise.
+        // More exits by EOI do no harm.
+        unsafe {
+            vm.write_control(PROC2_CONTROLS, proc2);
+            vm.write_control(MSR_BITMAP, bitmap.phys());
+            vm.write_control(EOI_EXIT_BITMAP0, a | b << 32);
+            vm.write_control(EOI_EXIT_BITMAP1, c | d << 32);
+            vm.write_control(EOI_EXIT_BITMAP2, e | f << 32);
+            vm.write_control(EOI_EXIT_BITMAP3, g | h << 32);
+        }
+        proc2
+    }
+}

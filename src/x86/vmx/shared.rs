@@ -1,0 +1,61 @@
+// SPDX-License-Identifier: GPL-2.0
+//! What all vCPUs share: the VMCS configuration, MSR bitmaps, VMXON regions. It is made at module load and read only.
+
+use super::check::VmxCaps;
+use super::config::VmcsConfig;
+use super::msr;
+use crate::linux::global::Global;
+use crate::linux::page::Pages;
+use crate::linux::smp;
+use kernel::prelude::*;
+
+/// What all vCPUs share, there from `probe` to `exit`.
+pub(super) struct Shared {
+    /// Controls and abilities of the CPU that probed; every other CPU has to agree.
+    pub(super) config: VmcsConfig,
+    /// The same, for the software entry checks.
+    pub(super) rules: VmxCaps,
+    /// MSR bitmap (SDM 3C 25.6.9).
+    pub(super) msr_bitmap: Pages,
+    /// The same for guests whose virtualised local APIC is in x2APIC mode.
+    pub(super) x2apic_bitmap: Pages,
+    /// The same where every other MSR exits.
+    pub(super) x2apic_only_bitmap: Pages,
+    /// VMXON regions by CPU number (SDM 3C 25.11.5).
+    vmxon: KVec<Pages>,
+}
+
+pub(super) static SHARED: Global<Shared> = Global::new();
+
+impl Shared {
+    pub(super) fn new(config: VmcsConfig) -> Result<Self> {
+        let cpus = smp::nr_cpu_ids();
+        let mut vmxon = KVec::with_capacity(cpus as usize, GFP_KERNEL)?;
+        for _ in 0..cpus {
+            vmxon.push(revision_page(&config)?, GFP_KERNEL)?;
+        }
+        Ok(Self {
+            rules: config.rules(),
+            config,
+            msr_bitmap: Pages::filled(0, msr::fill_bitmap)?,
+            x2apic_bitmap: Pages::filled(0, |map| msr::fill_x2apic_bitmap(map, false))?,
+            x2apic_only_bitmap: Pages::filled(0, |map| msr::fill_x2apic_bitmap(map, true))?,
+            vmxon,
+        })
+    }
+
+    /// Physical address of the VMXON region of CPU `cpu`.
+    #[inline]
+    pub(super) fn vmxon_region(&self, cpu: u32) -> Option<u64> {
+        self.vmxon.get(cpu as usize).map(Pages::phys)
+    }
+}
+
+/// A zeroed page that starts with the VMCS revision identifier: an empty VMCS or a VMXON region.
+pub(super) fn revision_page(config: &VmcsConfig) -> Result<Pages> {
+    Pages::filled(0, |page| {
+        if let Some(head) = page.first_chunk_mut::<4>() {
+            *head = config.revision.to_le_bytes();
+        }
+    })
+}
