@@ -43,8 +43,8 @@ pub(crate) use cpu::regs::{dr6, dr7};
 pub(crate) use cpu::{cpuid, mce, msr, xsave};
 
 /// Time.
-pub(crate) use pv::paravirt::guest_stopped;
-pub(crate) use vcpu::state::wanted_tsc_khz;
+pub(crate) use pv::clock_page::guest_stopped;
+pub(crate) use vcpu::tsc::wanted_tsc_khz;
 
 /// GSIs that a VM has.
 pub(crate) use irqchip::route::MAX_ROUTES;

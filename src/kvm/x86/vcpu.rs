@@ -21,7 +21,7 @@ ioctls! {
     KVM_GET_REGS:           held, get(Ok(abi::get_regs(s)));
     KVM_SET_REGS:           held, set(r => abi::set_regs(s, r));
     KVM_GET_SREGS:          held, get(Ok(abi::get_sregs(s)));
-    KVM_SET_SREGS:          held, set(r => set_sregs(vm, vcpu, s, r));
+    KVM_SET_SREGS:          held, set(r => abi::set_sregs(vm, vcpu, s, r, None));
     KVM_GET_SREGS2:         held, call(abi::get_sregs2(vm, s, arg)), KVM_CAP_SREGS2;
     KVM_SET_SREGS2:         held, call(abi::set_sregs2(vm, vcpu, s, arg));
     KVM_GET_FPU:            held, get(get_fpu(s));
@@ -53,11 +53,11 @@ ioctls! {
     KVM_GET_MP_STATE:       held, get(Ok(get_mp_state(settled(vm, vcpu, s)?))), KVM_CAP_MP_STATE;
     KVM_SET_MP_STATE:       held, set(r => set_mp_state(vcpu, s, r));
     KVM_GET_LAPIC:          held, get(get_lapic(vm, settled(vm, vcpu, s)?));
-    KVM_SET_LAPIC:          held, [s.lapic.is_some() => EINVAL] set(r => set_lapic(vm, vcpu, s, r));
-    KVM_SET_VAPIC_ADDR:     held, [s.lapic.is_some() => EINVAL] set(r => set_vapic_addr(vm, r));
+    KVM_SET_LAPIC:          held, [s.apic.lapic.is_some() => EINVAL] set(r => set_lapic(vm, vcpu, s, r));
+    KVM_SET_VAPIC_ADDR:     held, [s.apic.lapic.is_some() => EINVAL] set(r => set_vapic_addr(vm, r));
 
     // Time and paravirtualisation.
-    KVM_GET_TSC_KHZ:        held, call(s.tsc_khz as isize);
+    KVM_GET_TSC_KHZ:        held, call(s.tsc.khz as isize);
     KVM_SET_TSC_KHZ:        held, call(set_tsc_khz(vcpu, s, arg));
     KVM_KVMCLOCK_CTRL:      held, call(guest_stopped(s)), KVM_CAP_KVMCLOCK_CTRL;
     KVM_ENABLE_CAP:         held, set(r => enable_cap(s, r)), KVM_CAP_ENABLE_CAP, KVM_CAP_ENFORCE_PV_FEATURE_CPUID;
@@ -74,28 +74,21 @@ fn settled<'a>(vm: &Arc<Vm>, vcpu: &Arc<Vcpu>, s: &'a mut State) -> Result<&'a m
     Ok(s)
 }
 
-/// KVM_SET_SREGS (api.rst 4.14).
-fn set_sregs(vm: &Vm, vcpu: &Vcpu, s: &mut State, r: &k::kvm_sregs) -> Result {
-    let action = abi::set_sregs(vm, vcpu, s, r, None)?;
-    vcpu.act(vm, s, &action);
-    Ok(())
-}
-
 /// KVM_GET_FPU (api.rst 4.22).
 fn get_fpu(s: &mut State) -> Result<k::kvm_fpu> {
     let mut f = uapi::zeroed::<k::kvm_fpu>();
     let bytes: &mut [u8; xsave::KVM_FPU] =
         uapi::bytes_of_mut(&mut f).try_into().map_err(|_| EINVAL)?;
-    xsave::materialize(s.fpu.as_mut_slice(), &s.model.layout, xsave::X87_SSE);
-    xsave::to_kvm_fpu(s.fpu.as_slice(), bytes);
+    xsave::materialize(s.xstate.area.as_mut_slice(), &s.model.layout, xsave::X87_SSE);
+    xsave::to_kvm_fpu(s.xstate.area.as_slice(), bytes);
     Ok(f)
 }
 
 /// KVM_SET_FPU (api.rst 4.23).
 fn set_fpu(s: &mut State, f: &k::kvm_fpu) -> Result {
     let bytes: &[u8; xsave::KVM_FPU] = uapi::bytes_of(f).try_into().map_err(|_| EINVAL)?;
-    xsave::materialize(s.fpu.as_mut_slice(), &s.model.layout, xsave::X87_SSE);
-    xsave::from_kvm_fpu(s.fpu.as_mut_slice(), bytes, s.model.mxcsr_mask);
+    xsave::materialize(s.xstate.area.as_mut_slice(), &s.model.layout, xsave::X87_SSE);
+    xsave::from_kvm_fpu(s.xstate.area.as_mut_slice(), bytes, s.model.mxcsr_mask);
     Ok(())
 }
 
@@ -103,7 +96,7 @@ fn set_fpu(s: &mut State, f: &k::kvm_fpu) -> Result {
 fn get_xcrs(s: &State) -> Result<k::kvm_xcrs> {
     let mut x = uapi::zeroed::<k::kvm_xcrs>();
     x.nr_xcrs = 1;
-    x.xcrs[0].value = s.xcr0;
+    x.xcrs[0].value = s.xstate.xcr0;
     Ok(x)
 }
 
@@ -136,7 +129,7 @@ fn set_guest_debug(vm: &Vm, vcpu: &Vcpu, s: &mut State, d: &k::kvm_guest_debug) 
     s.set_guest_debug(vm, d)?;
     // The processor would deliver what is posted while the guest runs, held or not.
     vcpu.shared
-        .set_direct(s.posted && !s.debug.blocks_interrupts());
+        .set_direct(s.apic.posted && !s.debug.blocks_interrupts());
     Ok(())
 }
 
@@ -149,12 +142,12 @@ fn set_cpuid(vm: &Vm, s: &mut State, arg: usize, subleaves: bool) -> Result {
 /// KVM_GET_CPUID2: the table, with the bits that follow registers as they are now. E2BIG.
 fn get_cpuid(s: &State, arg: usize) -> Result {
     let room = uapi::get::<u32>(arg)? as usize;
-    if room < s.cpuid.len() {
+    if room < s.cpuid.table.len() {
         return Err(E2BIG);
     }
-    let mut live = KVec::with_capacity(s.cpuid.len(), GFP_KERNEL_ACCOUNT)?;
-    for e in s.cpuid.iter() {
-        let [eax, ebx, ecx, edx] = s.dynamic.apply(e);
+    let mut live = KVec::with_capacity(s.cpuid.table.len(), GFP_KERNEL_ACCOUNT)?;
+    for e in s.cpuid.table.iter() {
+        let [eax, ebx, ecx, edx] = s.cpuid.dynamic.apply(e);
         let entry = CpuidEntry {
             eax,
             ebx,
@@ -182,7 +175,7 @@ fn interrupt(vm: &Vm, vcpu: &Vcpu, r: &k::kvm_interrupt) -> Result {
         return Err(ENXIO);
     }
     let mut s = vcpu.state.lock()?;
-    if s.lapic.is_some() && s.events.external.is_some() {
+    if s.apic.lapic.is_some() && s.events.external.is_some() {
         return Err(EEXIST);
     }
     s.events.external = Some(vector);
@@ -212,7 +205,7 @@ fn set_mp_state(vcpu: &Vcpu, s: &mut State, r: &k::kvm_mp_state) -> Result {
 
 /// KVM_GET_LAPIC (api.rst 4.57). EINVAL: it is in user space.
 fn get_lapic(vm: &Vm, s: &State) -> Result<k::kvm_lapic_state> {
-    let l = s.lapic.as_ref().ok_or(EINVAL)?;
+    let l = s.apic.lapic.as_ref().ok_or(EINVAL)?;
     let regs = l.get_state(vm.vcpus.msi_format().ids_32bit, hrtimer::ktime_get_ns());
     let mut state = uapi::zeroed::<k::kvm_lapic_state>();
     for (to, from) in uapi::bytes_of_mut(&mut state)
@@ -235,12 +228,12 @@ fn set_lapic(vm: &Vm, vcpu: &Vcpu, s: &mut State, state: &k::kvm_lapic_state) ->
         }
     }
     let ids_32bit = vm.vcpus.msi_format().ids_32bit;
-    let l = s.lapic.as_mut().ok_or(EINVAL)?;
+    let l = s.apic.lapic.as_mut().ok_or(EINVAL)?;
     let action = l
         .set_state(&regs, ids_32bit, hrtimer::ktime_get_ns())
         .map_err(|_| EINVAL)?;
     vm.chip.forget_rtc();
-    vcpu.act(vm, s, &action);
+    vcpu.apply(vm, s, action);
     Ok(())
 }
 
@@ -258,7 +251,7 @@ fn set_vapic_addr(vm: &Vm, r: &k::kvm_vapic_addr) -> Result {
 /// KVM_SET_TSC_KHZ (api.rst 4.55).
 fn set_tsc_khz(vcpu: &Vcpu, s: &mut State, khz: usize) -> Result {
     s.set_tsc_khz(wanted_tsc_khz(khz)?)?;
-    vcpu.arm_timer(s);
+    vcpu.timer.arm(s);
     Ok(())
 }
 
@@ -286,7 +279,7 @@ fn device_attr(a: &k::kvm_device_attr) -> Result {
 /// KVM_GET_DEVICE_ATTR.
 fn get_device_attr(s: &State, a: &k::kvm_device_attr) -> Result {
     device_attr(a)?;
-    uapi::put(a.addr as usize, &s.tsc_offset)
+    uapi::put(a.addr as usize, &s.tsc.offset)
 }
 
 /// KVM_SET_DEVICE_ATTR.
@@ -294,6 +287,6 @@ fn set_device_attr(vm: &Vm, vcpu: &Vcpu, s: &mut State, a: &k::kvm_device_attr) 
     device_attr(a)?;
     s.restore_tsc_offset(vm, uapi::get(a.addr as usize)?);
     // The timer's deadline is in guest TSC.
-    vcpu.arm_timer(s);
+    vcpu.timer.arm(s);
     Ok(())
 }

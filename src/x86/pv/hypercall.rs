@@ -37,12 +37,13 @@ pub(crate) mod error {
 pub(crate) fn call(vm: &Vm, caller: &VcpuShared, s: &mut State, number: u64) -> i64 {
     match number as u32 {
         VAPIC_POLL_IRQ => 0,
-        KICK_CPU | CLOCK_PAIRING | SEND_IPI | SCHED_YIELD => known(vm, caller, s, number),
+        KICK_CPU | CLOCK_PAIRING | SEND_IPI | SCHED_YIELD => serve(vm, caller, s, number),
         _ => error::NOSYS,
     }
 }
 
-fn known(vm: &Vm, caller: &VcpuShared, s: &mut State, number: u64) -> i64 {
+/// A call that is offered, unless CPUID hides it; its arguments are in RBX, RCX, RDX and RSI.
+fn serve(vm: &Vm, caller: &VcpuShared, s: &mut State, number: u64) -> i64 {
     use crate::x86::vendor::Groups;
     s.load(Groups::CTRL.union(Groups::CODE));
     let long = s.cpu.sregs.mode(s.cpu.regs.rflags) == Mode::Long;
@@ -53,15 +54,15 @@ fn known(vm: &Vm, caller: &VcpuShared, s: &mut State, number: u64) -> i64 {
         return error::NOSYS;
     }
     match number as u32 {
-        KICK_CPU if s.pv.has(&s.features, kvm_feature::PV_UNHALT) => {
+        KICK_CPU if s.pv.has(&s.cpuid.features, kvm_feature::PV_UNHALT) => {
             kick(vm, b as u32);
             0
         }
         CLOCK_PAIRING => clock_pairing(vm, s, a, b),
-        SEND_IPI if s.pv.has(&s.features, kvm_feature::PV_SEND_IPI) => {
+        SEND_IPI if s.pv.has(&s.cpuid.features, kvm_feature::PV_SEND_IPI) => {
             send_ipi(vm, caller, [a, b], c as u32, d, if long { 64 } else { 32 })
         }
-        SCHED_YIELD if s.pv.has(&s.features, kvm_feature::PV_SCHED_YIELD) => {
+        SCHED_YIELD if s.pv.has(&s.cpuid.features, kvm_feature::PV_SCHED_YIELD) => {
             sched_yield(vm, caller, a as u32);
             0
         }

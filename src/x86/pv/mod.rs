@@ -2,6 +2,11 @@
 //! What guests know of the hypervisor: clocks, hypercalls and the memory that they share with it.
 
 pub(crate) mod clock;
+pub(crate) mod clock_page;
+pub(crate) mod eoi;
 pub(crate) mod hypercall;
 pub(crate) mod kvmclock;
+pub(crate) mod msrs;
+mod page;
 pub(crate) mod paravirt;
+pub(crate) mod steal;

@@ -11,7 +11,8 @@ use crate::x86::cpu::regs::Gpr;
 use crate::x86::emul::{mask, Op, Pending};
 use crate::x86::exit::{Io, NestedFault};
 use crate::x86::irqchip::lapic::base;
-use crate::x86::vcpu::emulate::{Accessed, Emulated, Known, PIO_PAGE};
+use crate::x86::vcpu::fetch::Known;
+use crate::x86::vcpu::mmio::{Accessed, Emulated, PIO_PAGE};
 use crate::x86::vcpu::state::Completion;
 use kernel::prelude::*;
 
@@ -21,7 +22,7 @@ impl Runner<'_> {
             if atomic {
                 return Step::Slow;
             }
-            self.s.io_port = Some((io.port, io.width));
+            self.s.pending.io_port = Some((io.port, io.width));
             return self.decode_and_emulate(|op| matches!(op, Op::Ins | Op::Outs));
         }
         if io.input {
@@ -61,7 +62,7 @@ impl Runner<'_> {
         }
         self.set_exit(k::KVM_EXIT_IO);
         self.fill_io(io.input, io.width, io.port, 1);
-        self.s.completion = if io.input {
+        self.s.pending.completion = if io.input {
             Completion::PortIn(io.width)
         } else {
             Completion::PortOut
@@ -107,7 +108,7 @@ impl Runner<'_> {
             Accessed::Other => None,
             Accessed::Done(action) => {
                 self.stats.exit(ExitClass::Mmio, 0);
-                Some(self.act(&action))
+                Some(self.apply(action))
             }
             // Whom that woke asks by a request.
             Accessed::Signalled => {
@@ -125,7 +126,7 @@ impl Runner<'_> {
                     .run
                     .write(off::UNION + 20, u8::from(d.completion.is_store()));
                 self.set_exit(k::KVM_EXIT_MMIO);
-                self.s.completion = Completion::Move(d.completion);
+                self.s.pending.completion = Completion::Move(d.completion);
                 Some(Step::User)
             }
         }
@@ -140,7 +141,7 @@ impl Runner<'_> {
             .write(off::UNION, k::KVM_INTERNAL_ERROR_DELIVERY_EV);
         let _ = self.run.write(off::UNION + 4, 5u32);
         // KVM's order: second and first piece of information about the exit with its reason between them, address, CPU.
-        for (i, v) in [0, 0, 0, f.gpa.0, u64::from(self.s.last_cpu)]
+        for (i, v) in [0, 0, 0, f.gpa.0, u64::from(self.s.last_stay.cpu)]
             .into_iter()
             .enumerate()
         {
@@ -175,7 +176,7 @@ impl Runner<'_> {
             }
             Ok(FaultOutcome::Mmio) => {
                 self.stats.exit(ExitClass::Mmio, 0);
-                self.s.io_port = None;
+                self.s.pending.io_port = None;
                 self.decode_and_emulate(|op| !matches!(op, Op::Ins | Op::Outs))
             }
             Err(e) => Step::Fail(e),
@@ -185,7 +186,7 @@ impl Runner<'_> {
     pub(super) fn decode_and_emulate(&mut self, expected: impl Fn(Op) -> bool) -> Step {
         match self.fetch(false) {
             Ok(insn) if expected(insn.op) => {
-                self.s.replay.clear();
+                self.s.pending.replay.clear();
                 self.emulate(&insn)
             }
             // Another instruction than the one that exited: it was changed meanwhile, or it is not one of ours.
@@ -201,8 +202,8 @@ impl Runner<'_> {
             self.s.emulate(self.vm, &view, self.run, insn)
         };
         let mut step = Step::Again;
-        for a in &actions {
-            if let Step::User = self.act(a) {
+        for action in actions {
+            if let Step::User = self.apply(action) {
                 step = Step::User;
             }
         }
@@ -214,9 +215,9 @@ impl Runner<'_> {
             }
             Emulated::Unsupported => self.not_emulated(insn),
             Emulated::User => {
-                self.s.insn = Some(*insn);
-                self.s.completion = Completion::Emulate;
-                match self.s.replay.pending() {
+                self.s.pending.insn = Some(*insn);
+                self.s.pending.completion = Completion::Emulate;
+                match self.s.pending.replay.pending() {
                     Some(Pending::Memory(f)) => {
                         let _ = self.run.write(off::UNION, f.gpa);
                         let _ = self.run.copy_in(off::UNION + 8, &f.data);
@@ -235,7 +236,7 @@ impl Runner<'_> {
                         self.set_exit(k::KVM_EXIT_IO);
                         self.fill_io(false, r.width, r.port, r.count);
                     }
-                    None => self.s.completion = Completion::Nothing,
+                    None => self.s.pending.completion = Completion::Nothing,
                 }
                 Step::User
             }
@@ -257,7 +258,7 @@ impl Runner<'_> {
         if !self.vm.caps.exit_on_emulation_failure() {
             let step = self.raise(events::exception(events::vector::UD, None));
             if self.s.cpl() != 0 {
-                self.s.replay.clear();
+                self.s.pending.replay.clear();
                 return step;
             }
         }
@@ -270,7 +271,7 @@ impl Runner<'_> {
         );
         let _ = self.run.write(off::UNION + 16, len);
         let _ = self.run.copy_in(off::UNION + 17, bytes);
-        self.s.replay.clear();
+        self.s.pending.replay.clear();
         Step::User
     }
 }

@@ -16,10 +16,10 @@ use crate::x86::enabled::{Direction, HC_MAP_GPA_RANGE};
 use crate::x86::exit::{EventKind, Exception, Exit};
 use crate::x86::irqchip::lapic::{Action, Eoi};
 use crate::x86::irqchip::msg::Vector;
-use crate::x86::pv::{hypercall, paravirt};
+use crate::x86::pv::{self, hypercall};
 use crate::x86::shared::request;
 use crate::x86::vcpu::debug;
-use crate::x86::vcpu::emulate::{FetchError, Known};
+use crate::x86::vcpu::fetch::{FetchError, Known};
 use crate::x86::vcpu::state::{Completion, MpState};
 use crate::x86::vendor::{EntryParams, Groups, VcpuBackend};
 use kernel::prelude::*;
@@ -50,7 +50,7 @@ impl Runner<'_> {
         match exit {
             Exit::HostInterrupt => Step::Leave,
             Exit::PreemptionTimer => {
-                self.s.timer_exited = true;
+                self.s.timer.exited = true;
                 self.take_interrupts(request::TIMER);
                 Step::Again
             }
@@ -97,18 +97,18 @@ impl Runner<'_> {
             }
             Exit::TaskSwitch => self.unhandled(atomic, k::KVM_INTERNAL_ERROR_EMULATION),
             Exit::VirtualEoi(vector) => {
-                let action = match &mut self.s.lapic {
+                let action = match &mut self.s.apic.lapic {
                     Some(l) => l.ended(Vector(*vector)),
                     None => Action::NONE,
                 };
-                self.act(&action)
+                self.apply(action)
             }
             Exit::ApicWrite(offset) => {
-                let action = match &mut self.s.lapic {
+                let action = match &mut self.s.apic.lapic {
                     Some(l) => l.write_stored((*offset).into(), hrtimer::ktime_get_ns()),
                     None => Action::NONE,
                 };
-                self.act(&action)
+                self.apply(action)
             }
             // Not switched on by any vendor code: virtual interrupts need no threshold.
             Exit::TprBelowThreshold => {
@@ -224,7 +224,8 @@ impl Runner<'_> {
         let s = &mut *self.s;
         let leaf = s.cpu.regs.get(Gpr::Rax) as u32;
         let sub = s.cpu.regs.get(Gpr::Rcx) as u32;
-        let [eax, ebx, ecx, edx] = cpuid::lookup(&s.cpuid, &s.cpuid_index, leaf, sub, &s.dynamic);
+        let [eax, ebx, ecx, edx] =
+            cpuid::lookup(&s.cpuid.table, &s.cpuid.index, leaf, sub, &s.cpuid.dynamic);
         s.cpu.regs.set(Gpr::Rax, eax.into());
         s.cpu.regs.set(Gpr::Rbx, ebx.into());
         s.cpu.regs.set(Gpr::Rcx, ecx.into());
@@ -264,7 +265,7 @@ impl Runner<'_> {
         let _ = self.run.write(off::UNION + 12, index);
         let _ = self.run.write(off::UNION + 16, data);
         self.set_exit(exit);
-        self.s.completion = completion;
+        self.s.pending.completion = completion;
         Step::User
     }
 
@@ -298,11 +299,11 @@ impl Runner<'_> {
             let reason = k::KVM_MSR_EXIT_REASON_FILTER;
             return self.refuse_msr(Direction::Write, index, value, reason);
         }
-        if atomic && paravirt::may_sleep(index) {
+        if atomic && pv::msrs::may_sleep(index) {
             return Step::Slow;
         }
         // Moving the local APIC may change the nested page tables.
-        if atomic && self.s.apicv && index == index::APIC_BASE {
+        if atomic && self.s.apic.virtualized && index == index::APIC_BASE {
             return Step::Slow;
         }
         // Fetch first: the write may change what the address translates to.
@@ -316,15 +317,15 @@ impl Runner<'_> {
             return step;
         }
         // What guests write most needs no look at what all the other MSRs are.
-        if let Some(l) = &mut self.s.lapic {
+        if let Some(l) = &mut self.s.apic.lapic {
             match index {
                 index::X2APIC_EOI if value == 0 && l.is_x2apic() => {
                     let action = l.eoi();
-                    return self.act(&action);
+                    return self.apply(action);
                 }
-                index::TSC_DEADLINE if self.s.features.tsc_deadline => {
+                index::TSC_DEADLINE if self.s.cpuid.features.tsc_deadline => {
                     if l.set_tsc_deadline(value).timer {
-                        self.vcpu.arm_timer(self.s);
+                        self.vcpu.timer.arm(self.s);
                     }
                     return Step::Again;
                 }
@@ -332,7 +333,7 @@ impl Runner<'_> {
             }
         }
         match self.s.write_msr(self.vm, index, value, false) {
-            Some(action) => self.act(&action),
+            Some(action) => self.apply(action),
             None => {
                 self.s.cpu.regs.rip = before.0;
                 self.s.cpu.regs.rflags = before.1;
@@ -345,12 +346,13 @@ impl Runner<'_> {
     }
 
     /// Carries out what the local APIC asks for.
-    pub(super) fn act(&mut self, action: &Action) -> Step {
+    pub(super) fn apply(&mut self, action: Action) -> Step {
         if action.is_none() {
             return Step::Again;
         }
-        self.vcpu.act(self.vm, self.s, action);
-        match action.eoi {
+        let eoi = action.eoi;
+        self.vcpu.apply(self.vm, self.s, action);
+        match eoi {
             Some(eoi) => self.eoi(&eoi),
             None => Step::Again,
         }
@@ -426,7 +428,7 @@ impl Runner<'_> {
         // KVM_EXIT_HYPERCALL_LONG_MODE.
         let _ = self.run.write(off::HYPERCALL_RET + 8, u64::from(long));
         self.set_exit(k::KVM_EXIT_HYPERCALL);
-        self.s.completion = Completion::Hypercall;
+        self.s.pending.completion = Completion::Hypercall;
         Some(Step::User)
     }
 
@@ -435,7 +437,7 @@ impl Runner<'_> {
         if !matches!(step, Step::Again) {
             return step;
         }
-        if self.s.lapic.is_some() {
+        if self.s.apic.lapic.is_some() {
             if !self.wakes() {
                 self.s.mp_state = MpState::Halted;
                 return Step::Leave;
@@ -563,7 +565,7 @@ impl Runner<'_> {
         self.s.entry_failure = Some(f);
         self.set_exit(k::KVM_EXIT_FAIL_ENTRY);
         let _ = self.run.write(off::UNION, reason);
-        let _ = self.run.write(off::UNION + 8, self.s.last_cpu);
+        let _ = self.run.write(off::UNION + 8, self.s.last_stay.cpu);
         Step::User
     }
 }

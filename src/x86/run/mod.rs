@@ -20,9 +20,10 @@ use crate::x86::cpu::regs::{rflags, Gpr, Seg};
 use crate::x86::cpu::{events, xsave};
 use crate::x86::exit::{EventKind, Exception, Exit};
 use crate::x86::mitigate;
-use crate::x86::pv::paravirt;
+use crate::x86::pv::{clock_page, eoi, steal};
 use crate::x86::shared::request;
-use crate::x86::vcpu::emulate::{Known, PIO_PAGE};
+use crate::x86::vcpu::fetch::Known;
+use crate::x86::vcpu::mmio::PIO_PAGE;
 use crate::x86::vcpu::state::{Completion, MpState, State, MAX_ADVANCE_NS};
 use crate::x86::vcpu::{abi, debug};
 use crate::x86::vcpu::{RunPages, Vcpu};
@@ -119,9 +120,10 @@ impl<'a> Runner<'a> {
         let cr8 = self.s.cr8();
         let apic_base = self
             .s
+            .apic
             .lapic
             .as_ref()
-            .map_or(self.s.apic_base, |l| l.apic_base());
+            .map_or(self.s.apic.base, |l| l.apic_base());
         let gate = self.s.gate();
         let ready = self.vm.chip.has_pic() || self.ready_for_injection(&gate);
         let run = self.run.first();
@@ -163,12 +165,12 @@ impl<'a> Runner<'a> {
         if valid | dirty != 0 {
             abi::sync_from(self.vm, self.vcpu, self.s, valid, dirty)?;
         }
-        if self.s.lapic.is_none() {
+        if self.s.apic.lapic.is_none() {
             let cr8 = self.run.read::<u64>(off::CR8)?;
             if cr8 > 15 {
                 return Err(EINVAL);
             }
-            self.s.cr8 = cr8 as u8;
+            self.s.apic.cr8 = cr8 as u8;
         }
         match self.complete() {
             Step::User => return Ok(0),
@@ -183,7 +185,8 @@ impl<'a> Runner<'a> {
         if !self.s.has_run {
             self.run.allocate()?;
             self.s.has_run = true;
-            self.stats.add(VcpuCounter::Apicv, self.s.apicv.into());
+            self.stats
+                .add(VcpuCounter::Apicv, self.s.apic.virtualized.into());
         }
         self.s.pv.steal_stale = true;
         self.vcpu.shared.worker.set_current();
@@ -230,17 +233,17 @@ impl<'a> Runner<'a> {
                 }
             }
             if self.s.pv.clock_stale {
-                paravirt::update_clock(self.vm, self.s);
+                clock_page::update(self.vm, self.s);
             }
             if self.s.pv.steal_wanted() {
-                paravirt::update_steal_time(self.vm, self.s);
+                steal::update(self.vm, self.s);
             }
             let step = match self.stay()? {
                 Stayed::Ended(step) => step,
                 Stayed::Slow(exit) => {
                     let start = boot_cpu::rdtsc();
                     if self.s.pv.eoi_offered() {
-                        let _ = paravirt::take_eoi(self.vm, self.s, false);
+                        let _ = eoi::take(self.vm, self.s, false);
                     }
                     let step = self.handle(&exit, false);
                     self.stats
@@ -271,7 +274,7 @@ impl<'a> Runner<'a> {
     /// Does what the kernel wants of the thread, and perhaps lets others run first. False if a signal waits.
     #[cold]
     fn give_way(&mut self) -> bool {
-        paravirt::set_preempted(self.vm, self.s);
+        steal::set_preempted(self.vm, self.s);
         self.vcpu.shared.set_ready();
         sched::xfer_to_guest_handle().is_ok()
     }
@@ -286,7 +289,7 @@ impl<'a> Runner<'a> {
 
     /// Finishes what the last exit to user space left open.
     fn complete(&mut self) -> Step {
-        match core::mem::replace(&mut self.s.completion, Completion::Nothing) {
+        match core::mem::replace(&mut self.s.pending.completion, Completion::Nothing) {
             Completion::Nothing => Step::Again,
             Completion::PortOut => self.skip(false, &Known::OUT),
             Completion::PortIn(width) => {
@@ -341,10 +344,10 @@ impl<'a> Runner<'a> {
                 if self.run.copy_out(off::UNION + 8, &mut data).is_err() {
                     return Step::Fail(EFAULT);
                 }
-                if !self.s.replay.complete(&data) {
+                if !self.s.pending.replay.complete(&data) {
                     return Step::Again;
                 }
-                match self.s.insn {
+                match self.s.pending.insn {
                     Some(insn) => self.emulate(&insn),
                     None => Step::Again,
                 }
@@ -375,10 +378,10 @@ impl<'a> Runner<'a> {
     fn halt(&mut self) -> bool {
         let shared = &self.vcpu.shared;
         if !self.wakes() {
-            self.vcpu.sleep_timer(self.s);
+            self.vcpu.timer.sleep(self.s);
             // A rise of the 8259s' INTR is a request as well.
             let woken = shared.wait.wait_interruptible(|| shared.requests() != 0);
-            self.vcpu.wake_timer(self.s);
+            self.vcpu.timer.wake(self.s);
             if woken.is_err() {
                 return false;
             }
@@ -420,7 +423,7 @@ impl<'a> Runner<'a> {
             self.s.take_exits(self.vm);
         }
         if r & request::CLOCK != 0 {
-            paravirt::update_clock(self.vm, self.s);
+            clock_page::update(self.vm, self.s);
         }
         true
     }
@@ -435,16 +438,16 @@ impl<'a> Runner<'a> {
         let shared = &self.vcpu.shared;
         if r & request::NOTIFIED != 0 {
             let irr = shared.take_direct();
-            if let Some(l) = &mut self.s.lapic {
+            if let Some(l) = &mut self.s.apic.lapic {
                 let _ = l.accept_bitmap(&irr, &[0; 8]);
             }
         }
         if r & request::POSTED != 0 {
             let (irr, level) = shared.take_posted();
-            if let Some(l) = &mut self.s.lapic {
+            if let Some(l) = &mut self.s.apic.lapic {
                 let _ = l.accept_bitmap(&irr, &level);
             }
-            if self.s.apicv {
+            if self.s.apic.virtualized {
                 self.s.refresh_eoi_exits(self.vm, &irr);
             }
         }
@@ -460,8 +463,8 @@ impl<'a> Runner<'a> {
         }
         if r & request::TIMER != 0 {
             let tsc = self.s.tsc();
-            let advance = self.s.timer_advance.max(self.s.exit_advance);
-            if let Some(l) = &mut self.s.lapic {
+            let advance = self.s.timer.advance.max(self.s.timer.exit_advance);
+            if let Some(l) = &mut self.s.apic.lapic {
                 let now = hrtimer::ktime_get_ns();
                 let deadline = l.tsc_deadline();
                 if deadline == 0 {
@@ -469,11 +472,11 @@ impl<'a> Runner<'a> {
                 } else if deadline.wrapping_sub(tsc) <= advance {
                     // Early on purpose: the entry waits for the rest.
                     let _ = l.timer_expired(now, deadline);
-                    self.s.timer_due = Some(deadline);
+                    self.s.timer.due = Some(deadline);
                 } else if l.timer_expired(now, tsc) {
-                    self.s.timer_due = Some(deadline);
+                    self.s.timer.due = Some(deadline);
                 }
-                self.vcpu.arm_timer(self.s);
+                self.vcpu.timer.arm(self.s);
             }
         }
     }
@@ -484,8 +487,8 @@ impl<'a> Runner<'a> {
     #[inline(never)]
     fn await_deadline(&mut self, deadline: u64) {
         let s = &mut *self.s;
-        let limit = MAX_ADVANCE_NS * u64::from(s.tsc_khz) / 1_000_000;
-        let exited = core::mem::take(&mut s.timer_exited);
+        let limit = MAX_ADVANCE_NS * u64::from(s.tsc.khz) / 1_000_000;
+        let exited = core::mem::take(&mut s.timer.exited);
         let early = deadline.wrapping_sub(s.tsc()) as i64;
         let by = early.unsigned_abs();
         // Later than any advance could make up for: the host was busy, which says nothing about the way here.
@@ -493,9 +496,9 @@ impl<'a> Runner<'a> {
             return;
         }
         let advance = if exited {
-            &mut s.exit_advance
+            &mut s.timer.exit_advance
         } else {
-            &mut s.timer_advance
+            &mut s.timer.advance
         };
         if early <= 0 {
             *advance = advance.saturating_add(by / 2).min(limit);
@@ -513,9 +516,9 @@ impl<'a> Runner<'a> {
         if r & request::INIT != 0 {
             self.s.reset_registers(true);
             let bsp = shared.id == self.vm.boot_cpu();
-            if let Some(l) = &mut self.s.lapic {
+            if let Some(l) = &mut self.s.apic.lapic {
                 let action = l.init(false);
-                self.vcpu.act(self.vm, self.s, &action);
+                self.vcpu.apply(self.vm, self.s, action);
             }
             self.s.mp_state = if bsp {
                 MpState::Runnable
@@ -548,12 +551,12 @@ impl<'a> Runner<'a> {
             0
         };
         // The image has been checked when it came from user space; a torn one is refused here.
-        fpu_guard.restore(&self.s.fpu, self.s.model.host_xcr0 & !xsave::PKRU)?;
-        let swap_xcr0 = self.s.model.has_xsave && self.s.xcr0 != self.s.model.host_xcr0;
+        fpu_guard.restore(&self.s.xstate.area, self.s.model.host_xcr0 & !xsave::PKRU)?;
+        let swap_xcr0 = self.s.model.has_xsave && self.s.xstate.xcr0 != self.s.model.host_xcr0;
         if swap_xcr0 {
             // SAFETY: A value that XSETBV accepts: checked against the host's when the guest or user space set it. Restored below, with
             // interrupts off throughout.
-            unsafe { cr::xsetbv(0, self.s.xcr0) };
+            unsafe { cr::xsetbv(0, self.s.xstate.xcr0) };
         }
         // XSAVES and XRSTORS cannot be intercepted everywhere, and would reach the host's supervisor state (shadow stacks, PASID).
         let swap_xss = self.s.model.host_xss != self.s.msrs.xss;
@@ -562,21 +565,21 @@ impl<'a> Runner<'a> {
             // now). The kernel does not use XSAVES with interrupts off in a stay.
             unsafe { msr::write(index::XSS, self.s.msrs.xss) };
         }
-        if self.s.model.pku && self.s.pkru != host_pkru {
+        if self.s.model.pku && self.s.xstate.pkru != host_pkru {
             // SAFETY: As above. In force for the stay only; accesses to user memory that it forbids fail and are done outside.
-            unsafe { fpu::wrpkru(self.s.pkru) };
+            unsafe { fpu::wrpkru(self.s.xstate.pkru) };
         }
         sched::guest_enter(&irq);
         let result = self.stay_inner(preempt::raw_cpu());
         if self.s.model.pku {
             // SAFETY: As above.
-            self.s.pkru = unsafe { fpu::rdpkru() };
-            if self.s.pkru != host_pkru {
+            self.s.xstate.pkru = unsafe { fpu::rdpkru() };
+            if self.s.xstate.pkru != host_pkru {
                 // SAFETY: As above; the value that the task had.
                 unsafe { fpu::wrpkru(host_pkru) };
             }
         }
-        if self.s.model.has_xsave && self.s.xcr0 != self.s.model.host_xcr0 {
+        if self.s.model.has_xsave && self.s.xstate.xcr0 != self.s.model.host_xcr0 {
             // SAFETY: The value in force before the stay.
             unsafe { cr::xsetbv(0, self.s.model.host_xcr0) };
         }
@@ -584,7 +587,10 @@ impl<'a> Runner<'a> {
             // SAFETY: The value in force before the stay.
             unsafe { msr::write(index::XSS, self.s.model.host_xss) };
         }
-        fpu_guard.save(&mut self.s.fpu, self.s.model.host_xcr0 & !xsave::PKRU);
+        fpu_guard.save(
+            &mut self.s.xstate.area,
+            self.s.model.host_xcr0 & !xsave::PKRU,
+        );
         drop(fpu_guard);
         if matches!(result, Ok(Stayed::Ended(Step::Leave))) {
             // Each tick of the host comes by here, and so a guest that does not leave by itself keeps no grace period waiting.
@@ -634,14 +640,15 @@ impl<'a> Runner<'a> {
             if sched::xfer_to_guest_pending() {
                 return Stayed::Ended(Step::Leave);
             }
-            if let Some(deadline) = self.s.timer_due.take() {
+            if let Some(deadline) = self.s.timer.due.take() {
                 self.await_deadline(deadline);
             }
             if self.s.debug.active() && !self.s.prepare_debug() {
                 return Stayed::Ended(Step::Leave);
             }
             let generation = self.vm.memory.tlb_generation();
-            let flush = generation != self.s.tlb_seen || cpu != self.s.last_cpu;
+            let flush =
+                generation != self.s.last_stay.tlb_generation || cpu != self.s.last_stay.cpu;
             let (inject, irq_window, nmi_window) = self.choose_event();
             let params = EntryParams {
                 nested_root: self.vm.memory.root(),
@@ -661,7 +668,7 @@ impl<'a> Runner<'a> {
             self.stats.add(VcpuCounter::Entries, 1);
             if flush {
                 self.stats.add(VcpuCounter::TlbFlushes, 1);
-                if cpu != self.s.last_cpu {
+                if cpu != self.s.last_stay.cpu {
                     self.stats.add(VcpuCounter::Migrations, 1);
                 }
             }
@@ -670,12 +677,12 @@ impl<'a> Runner<'a> {
                 && !(irq_window | nmi_window | params.check)
                 && !self.s.debug.active();
             let mut exit = self.s.hw.enter(&mut self.s.cpu, Some(&params));
-            self.s.tlb_seen = generation;
-            self.s.last_cpu = cpu;
+            self.s.last_stay.tlb_generation = generation;
+            self.s.last_stay.cpu = cpu;
             if matches!(exit, Exit::EntryFailure(_)) {
                 self.refused = inject;
                 // The flush that the entry was to bring has perhaps not happened either.
-                self.s.tlb_seen = 0;
+                self.s.last_stay.tlb_generation = 0;
             }
             loop {
                 let start = boot_cpu::rdtsc();
@@ -692,7 +699,7 @@ impl<'a> Runner<'a> {
                     _ => {}
                 }
                 if self.s.pv.eoi_offered() {
-                    if !paravirt::take_eoi(self.vm, self.s, true) {
+                    if !eoi::take(self.vm, self.s, true) {
                         return Stayed::Slow(exit);
                     }
                     calm = false;
@@ -712,7 +719,7 @@ impl<'a> Runner<'a> {
                         exit = self.s.hw.enter(&mut self.s.cpu, None);
                         if matches!(exit, Exit::EntryFailure(_)) {
                             self.refused = None;
-                            self.s.tlb_seen = 0;
+                            self.s.last_stay.tlb_generation = 0;
                         }
                     }
                     Step::Again | Step::Resume => {
@@ -827,7 +834,7 @@ impl<'a> Runner<'a> {
                 self.stats.add(VcpuCounter::IrqInjections, 1);
                 let vector = self.s.acknowledge(self.vm);
                 if let (true, Some(v)) = (self.s.pv.eoi_wanted(), vector) {
-                    paravirt::offer_eoi(self.vm, self.s, v);
+                    eoi::offer(self.vm, self.s, v);
                 }
                 vector.map(events::interrupt_event)
             }

@@ -10,7 +10,7 @@ use crate::x86::cpu::{control, events, xsave};
 use crate::x86::emul::{Op, Operand};
 use crate::x86::exit::{CrAccess, CrOp, Exception};
 use crate::x86::vcpu::debug;
-use crate::x86::vcpu::emulate::Known;
+use crate::x86::vcpu::fetch::Known;
 use crate::x86::vendor::{Groups, VcpuBackend};
 
 impl Runner<'_> {
@@ -26,7 +26,7 @@ impl Runner<'_> {
         }
         let step = self.skip(atomic, &Known::XSETBV);
         if matches!(step, Step::Again) {
-            self.s.xcr0 = value;
+            self.s.xstate.xcr0 = value;
             self.s.refresh_dynamic();
             if atomic {
                 // SAFETY: In a stay, whose end restores the host's value; checked above.
@@ -109,20 +109,23 @@ impl Runner<'_> {
                 }
                 Err(_) => return self.raise_gp(),
             },
-            3 => match control::cr3_write_check(new_value, old.cr4, old.efer, &self.s.features) {
-                Ok(w) => {
-                    load_pdptes = old.pae_paging().then_some(w.cr3);
-                    New::Cr3(w.cr3)
+            3 => {
+                match control::cr3_write_check(new_value, old.cr4, old.efer, &self.s.cpuid.features)
+                {
+                    Ok(w) => {
+                        load_pdptes = old.pae_paging().then_some(w.cr3);
+                        New::Cr3(w.cr3)
+                    }
+                    Err(_) => return self.raise_gp(),
                 }
-                Err(_) => return self.raise_gp(),
-            },
+            }
             4 => match control::cr4_write_check(
                 old.cr4,
                 new_value,
                 old.cr0,
                 old.cr3,
                 old.efer,
-                &self.s.features,
+                &self.s.cpuid.features,
             ) {
                 Ok(w) => {
                     load_pdptes = w.load_pdptes.then_some(old.cr3);
@@ -152,30 +155,30 @@ impl Runner<'_> {
                 self.s.cpu.sregs.cr0 = cr0;
                 self.s.cpu.sregs.efer = efer;
                 self.s.dirty(Groups::CTRL);
-                self.s.tlb_seen = 0;
+                self.s.last_stay.tlb_generation = 0;
             }
             New::Cr3(cr3) => {
                 self.s.cpu.sregs.cr3 = cr3;
                 self.s.dirty(Groups::CTRL);
-                self.s.tlb_seen = 0;
+                self.s.last_stay.tlb_generation = 0;
             }
             New::Cr4(value, flush, cpuid_changed) => {
                 self.s.cpu.sregs.cr4 = value;
                 self.s.dirty(Groups::CTRL);
                 if flush {
-                    self.s.tlb_seen = 0;
+                    self.s.last_stay.tlb_generation = 0;
                 }
                 if cpuid_changed || (value ^ old.cr4) & cr4::OSXSAVE != 0 {
                     self.s.refresh_dynamic();
                 } else {
-                    self.s.dynamic.cr4 = value;
+                    self.s.cpuid.dynamic.cr4 = value;
                 }
             }
-            New::Cr8(v) => match &mut self.s.lapic {
+            New::Cr8(v) => match &mut self.s.apic.lapic {
                 Some(l) => l.set_cr8(v),
                 None => {
-                    let lower = v < self.s.cr8;
-                    self.s.cr8 = v;
+                    let lower = v < self.s.apic.cr8;
+                    self.s.apic.cr8 = v;
                     if lower {
                         // User space's local APIC has to look whether something can be delivered now.
                         self.set_exit(k::KVM_EXIT_SET_TPR);

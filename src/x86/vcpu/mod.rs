@@ -5,22 +5,29 @@
 //! returns, or until it is killed.
 
 pub(crate) mod abi;
+mod apic;
+mod cpuid;
 pub(crate) mod debug;
-pub(crate) mod emulate;
+mod events;
+pub(crate) mod fetch;
+mod guest_debug;
+mod guest_mem;
+pub(crate) mod mmio;
+mod msr;
+mod regs;
 pub(crate) mod state;
+mod timer;
+pub(crate) mod tsc;
 
 use crate::abi::ledger::VcpuLedger;
 use crate::abi::uapi::k;
-use crate::linux::boot_cpu;
-use crate::linux::hrtimer::{self, Timer, TimerCallback};
 use crate::linux::killable_mutex::KillableMutex;
 use crate::linux::mmap::SharedPages;
-use crate::x86::irqchip::lapic::timer::TimerArm;
 use crate::x86::irqchip::lapic::Action;
 use crate::x86::run;
-use crate::x86::shared::{request, VcpuShared};
+use crate::x86::shared::VcpuShared;
 use crate::x86::vcpu::state::State;
-use crate::x86::vendor::VcpuBackend;
+use crate::x86::vcpu::timer::ApicTimer;
 use crate::x86::vm::Vm;
 use core::mem::offset_of;
 use core::sync::atomic::Ordering;
@@ -50,16 +57,6 @@ const _: () = {
     assert!(offset_of!(k::kvm_run, s) == run::off::SYNC_REGS);
 };
 
-/// The APIC timer of a vCPU: asks the vCPU to look at its local APIC.
-pub(crate) struct ApicTimer(Arc<VcpuShared>);
-
-impl TimerCallback for ApicTimer {
-    fn expired(&self) -> Option<u64> {
-        self.0.request(request::TIMER);
-        None
-    }
-}
-
 /// A vCPU.
 #[pin_data]
 pub(crate) struct Vcpu {
@@ -69,7 +66,8 @@ pub(crate) struct Vcpu {
     pub(crate) run: Arc<RunPages>,
     /// Exit ledger.
     pub(crate) stats: Arc<VcpuLedger>,
-    timer: Timer<ApicTimer>,
+    /// The timer of the local APIC.
+    pub(crate) timer: ApicTimer,
     #[pin]
     pub(crate) state: KillableMutex<State>,
 }
@@ -81,7 +79,7 @@ impl Vcpu {
         let shared = VcpuShared::create(id)?;
         let run = RunPages::new(vm.bus.ring())?;
         let stats = VcpuLedger::new(id)?;
-        let timer = Timer::new(ApicTimer(shared.clone()))?;
+        let timer = ApicTimer::new(shared.clone())?;
         Arc::pin_init(
             try_pin_init!(Self {
                 state <- KillableMutex::new(State::new(vm, &shared)?, static_lock_class!()),
@@ -103,99 +101,13 @@ impl Vcpu {
         Ok(())
     }
 
-    /// Arms the APIC timer as the local APIC wants it.
-    pub(crate) fn arm_timer(&self, s: &mut State) {
-        let Some(l) = &s.lapic else { return };
-        let arm = l.timer_arm();
-        if s.guest_timer {
-            if let TimerArm::AtTsc(deadline) = arm {
-                self.stop_host_timer(s);
-                let left = deadline
-                    .saturating_sub(s.tsc())
-                    .saturating_sub(s.exit_advance);
-                if left == 0 {
-                    s.hw.set_deadline(u64::MAX);
-                    self.shared.request_self(request::TIMER);
-                } else {
-                    let now = boot_cpu::rdtsc();
-                    let left = Self::scaled(left, s.tsc_rate_khz(), boot_cpu::tsc_khz().into());
-                    s.hw.set_deadline(now.saturating_add(left));
-                }
-                return;
-            }
-            s.hw.set_deadline(u64::MAX);
-        }
-        self.arm_host_timer(s, arm);
-    }
-
-    /// `count` ticks of a clock of `khz`, counted by one of `other` per millisecond, without a product that overflows.
-    fn scaled(count: u64, khz: u32, other: u64) -> u64 {
-        let khz = u64::from(khz).max(1);
-        if khz == other {
-            return count;
-        }
-        // The remainder is below 2^32, as the other rate is.
-        (count / khz)
-            .saturating_mul(other)
-            .saturating_add((count % khz).saturating_mul(other) / khz)
-    }
-
-    /// Arms the host's timer.
-    fn arm_host_timer(&self, s: &mut State, arm: TimerArm) {
-        match arm {
-            TimerArm::Off => self.stop_host_timer(s),
-            TimerArm::AtNs(ns) => {
-                s.host_timer = true;
-                self.timer.start_abs_ns(ns);
-            }
-            TimerArm::AtTsc(deadline) => {
-                // Early by what the way from the timer's interrupt to the guest takes.
-                let left = deadline
-                    .saturating_sub(s.tsc())
-                    .saturating_sub(s.timer_advance);
-                if left == 0 {
-                    self.shared.request_self(request::TIMER);
-                    return;
-                }
-                let ns = Self::scaled(left, s.tsc_rate_khz(), 1_000_000);
-                s.host_timer = true;
-                self.timer
-                    .start_abs_ns(hrtimer::ktime_get_ns().saturating_add(ns.min(u64::MAX / 4)));
-            }
-        }
-    }
-
-    /// The host's timer is not needed. If it fires meanwhile the vCPU finds that its own has not.
-    fn stop_host_timer(&self, s: &mut State) {
-        if core::mem::take(&mut s.host_timer) {
-            let _ = self.timer.try_cancel();
-        }
-    }
-
-    /// The vCPU is about to sleep in HLT: a deadline that would end the guest's turn has to wake it.
-    pub(crate) fn sleep_timer(&self, s: &mut State) {
-        let arm = match &s.lapic {
-            Some(l) if s.guest_timer => l.timer_arm(),
-            _ => return,
-        };
-        if let TimerArm::AtTsc(_) = arm {
-            self.arm_host_timer(s, arm);
-        }
-    }
-
-    /// It has woken.
-    pub(crate) fn wake_timer(&self, s: &mut State) {
-        if s.guest_timer && s.lapic.as_ref().is_some_and(|l| l.tsc_deadline() != 0) {
-            self.stop_host_timer(s);
-        }
-    }
-
-    /// Carries out what the local APIC asks for, but for EOIs.
-    pub(crate) fn act(&self, vm: &Vm, s: &mut State, action: &Action) {
+    /// Carries out what the local APIC asks for, but for EOIs, which may have to go to user space. All that an [`Action`] comes from
+    /// ends here.
+    pub(crate) fn apply(&self, vm: &Vm, s: &mut State, action: Action) {
         if action.timer {
-            self.arm_timer(s);
+            self.timer.arm(s);
         }
-        let Some(l) = &s.lapic else { return };
+        let Some(l) = &s.apic.lapic else { return };
         if action.addr || action.base {
             self.shared.set_apic_addr(l.addr());
         }

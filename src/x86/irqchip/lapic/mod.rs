@@ -51,7 +51,7 @@ pub struct Eoi {
 }
 
 /// What the owner has to do after an access. Empty in the common case.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 #[must_use]
 pub struct Action {
     /// Re-arm the timer from [`Lapic::timer_arm`].

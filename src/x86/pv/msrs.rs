@@ -1,0 +1,94 @@
+// SPDX-License-Identifier: GPL-2.0
+//! KVM's paravirtual MSRs (kernel document virt/kvm/x86/msr.rst).
+//!
+//! `State::read_msr` and `State::write_msr` call [`read`] and [`write`], under the vCPU's mutex.
+
+use crate::linux::gup;
+use crate::mem::addr::Gpa;
+use crate::x86::cpu::index as ix;
+use crate::x86::pv::clock_page;
+use crate::x86::shared::request;
+use crate::x86::vcpu::state::State;
+use crate::x86::vm::Vm;
+use core::sync::atomic::Ordering;
+
+/// Whether a write of this MSR may have to touch guest memory: pages are written with user accesses that may sleep, and the clock's
+/// page follows the TSC.
+pub(crate) fn may_sleep(index: u32) -> bool {
+    matches!(
+        index,
+        ix::TSC | ix::TSC_ADJUST | ix::KVM_WALL_CLOCK | ix::KVM_SYSTEM_TIME | ix::KVM_FIRST
+            ..=ix::KVM_MIGRATION_CONTROL
+    )
+}
+
+/// RDMSR.
+pub(crate) fn read(vm: &Vm, s: &State, index: u32) -> Option<u64> {
+    match index {
+        ix::KVM_WALL_CLOCK | ix::KVM_WALL_CLOCK_NEW => {
+            Some(vm.clock.wall_clock.load(Ordering::Relaxed))
+        }
+        ix::KVM_SYSTEM_TIME | ix::KVM_SYSTEM_TIME_NEW => Some(s.pv.system_time),
+        ix::KVM_STEAL_TIME => Some(s.pv.steal_time),
+        ix::KVM_PV_EOI_EN => Some(s.pv.eoi),
+        ix::KVM_POLL_CONTROL => Some((!s.pv.no_poll).into()),
+        _ => None,
+    }
+}
+
+/// WRMSR; false raises #GP.
+pub(crate) fn write(vm: &Vm, s: &mut State, index: u32, value: u64, by_host: bool) -> bool {
+    match index {
+        ix::KVM_WALL_CLOCK | ix::KVM_WALL_CLOCK_NEW => {
+            vm.clock.wall_clock.store(value, Ordering::Relaxed);
+            if value != 0 {
+                let _ = clock_page::write_wall_clock(vm, Gpa(value));
+            }
+        }
+        ix::KVM_SYSTEM_TIME | ix::KVM_SYSTEM_TIME_NEW => {
+            let vcpus = &vm.vcpus;
+            if s.id == 0 && !by_host {
+                vm.clock.set_old_msr(vcpus, index == ix::KVM_SYSTEM_TIME);
+            }
+            s.pv.system_time = value;
+            s.pv.clock_stale = true;
+            if !vm.clock.is_common() {
+                // Points that are apart in time say different times: all take a new one.
+                vcpus.request_all(request::CLOCK);
+            }
+        }
+        ix::KVM_STEAL_TIME => {
+            const RESERVED: u64 = 0x3e;
+            if value & RESERVED != 0 {
+                return false;
+            }
+            s.pv.steal_time = value;
+            s.pv.steal_stale = true;
+            if core::mem::take(&mut s.pv.preempted) {
+                s.last_stay.tlb_generation = 0;
+            }
+        }
+        ix::KVM_POLL_CONTROL => {
+            if value & !1 != 0 {
+                return false;
+            }
+            s.pv.no_poll = value == 0;
+        }
+        ix::KVM_PV_EOI_EN => {
+            let gpa = value & !1;
+            if gpa & 3 != 0 {
+                return false;
+            }
+            if value & 1 != 0 {
+                let Ok(hva) = vm.memory.view().hva(Gpa(gpa), false) else {
+                    return false;
+                };
+                // Inside stays it is written only when it is there.
+                let _ = gup::fault_in(hva, true);
+            }
+            s.pv.eoi = value;
+        }
+        _ => return false,
+    }
+    true
+}

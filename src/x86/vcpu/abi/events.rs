@@ -1,0 +1,202 @@
+// SPDX-License-Identifier: GPL-2.0
+//! Events and the state of running (api.rst 4.31, 4.32, 4.39).
+//!
+//! The vCPU's ioctls call it under the vCPU's mutex, outside stays.
+
+use crate::abi::uapi;
+use crate::abi::uapi::k;
+use crate::x86::cpu::events;
+use crate::x86::exit::{Event, EventKind, Exception};
+use crate::x86::shared::request;
+use crate::x86::vcpu::state::{MpState, State};
+use crate::x86::vcpu::Vcpu;
+use crate::x86::vendor::VcpuBackend;
+use crate::x86::vm::Vm;
+use core::sync::atomic::Ordering;
+use kernel::prelude::*;
+
+/// KVM_SET_MP_STATE (api.rst 4.39).
+pub(crate) fn set_mp_state(vcpu: &Vcpu, s: &mut State, value: u32) -> Result {
+    let state = match value {
+        k::KVM_MP_STATE_RUNNABLE => MpState::Runnable,
+        // The others exist only with a local APIC in the kernel (api.rst 4.39).
+        _ if s.apic.lapic.is_none() => return Err(EINVAL),
+        k::KVM_MP_STATE_UNINITIALIZED => MpState::Uninitialized,
+        k::KVM_MP_STATE_INIT_RECEIVED => MpState::InitReceived,
+        k::KVM_MP_STATE_HALTED => MpState::Halted,
+        k::KVM_MP_STATE_SIPI_RECEIVED => {
+            s.mp_state = MpState::InitReceived;
+            vcpu.shared.request_self(request::SIPI);
+            return Ok(());
+        }
+        _ => return Err(EINVAL),
+    };
+    s.mp_state = state;
+    Ok(())
+}
+
+/// KVM_GET_VCPU_EVENTS (api.rst 4.31).
+pub(crate) fn get_events(vm: &Vm, vcpu: &Vcpu, s: &mut State) -> k::kvm_vcpu_events {
+    let i = s.hw.interruptibility();
+    let mut e = uapi::zeroed::<k::kvm_vcpu_events>();
+    let payloads = vm.exception_payload.load(Ordering::Relaxed);
+    if !payloads {
+        s.deliver_payload();
+    }
+    let exception = s.events.exception.map(|x| (x.vector, x.error_code));
+    let (mut injected, mut interrupt) = (exception, None);
+    match s.events.interrupted {
+        Some(Event {
+            kind: EventKind::ExternalInterrupt,
+            vector,
+            ..
+        }) => interrupt = Some((vector, false)),
+        Some(Event {
+            kind: EventKind::SoftwareInterrupt,
+            vector,
+            ..
+        }) => interrupt = Some((vector, true)),
+        Some(Event {
+            kind: EventKind::Nmi,
+            ..
+        }) => e.nmi.injected = 1,
+        Some(Event {
+            vector, error_code, ..
+        }) => injected = Some((vector, error_code)),
+        None => {}
+    }
+    if let Some((nr, code)) = injected {
+        // Where payloads are asked for, an exception that is yet to be delivered is told apart from one whose delivery was
+        // interrupted.
+        let pending = payloads && s.events.interrupted.is_none();
+        e.exception.injected = u8::from(!pending);
+        e.exception.pending = pending.into();
+        if let (true, Some(x)) = (pending, s.events.exception) {
+            e.exception_has_payload = x.has_payload().into();
+            e.exception_payload = x.payload;
+        }
+        e.exception.nr = nr;
+        e.exception.has_error_code = code.is_some().into();
+        e.exception.error_code = code.unwrap_or(0);
+    }
+    if let Some((nr, soft)) = interrupt {
+        e.interrupt.injected = u8::from(!soft);
+        e.interrupt.soft = soft.into();
+        e.interrupt.nr = nr;
+    }
+    e.interrupt.shadow = u8::from(i.sti) * k::KVM_X86_SHADOW_INT_STI as u8
+        | u8::from(i.mov_ss) * k::KVM_X86_SHADOW_INT_MOV_SS as u8;
+    e.nmi.pending = s
+        .events
+        .nmis
+        .saturating_add(vcpu.shared.arch.nmi.load(Ordering::Relaxed).min(2) as u8)
+        .min(2);
+    e.nmi.masked = i.nmi.into();
+    e.flags = k::KVM_VCPUEVENT_VALID_NMI_PENDING
+        | k::KVM_VCPUEVENT_VALID_SHADOW
+        | k::KVM_VCPUEVENT_VALID_SMM;
+    if payloads {
+        e.flags |= k::KVM_VCPUEVENT_VALID_PAYLOAD;
+    }
+    if vm.triple_fault_event.load(Ordering::Relaxed) {
+        e.flags |= k::KVM_VCPUEVENT_VALID_TRIPLE_FAULT;
+        e.triple_fault.pending = s.events.triple_fault.into();
+    }
+    e
+}
+
+/// Whether an exception is yet to be delivered, for a user space that tells it apart from one whose delivery was interrupted.
+fn has_pending_exception(e: &k::kvm_vcpu_events) -> bool {
+    e.flags & k::KVM_VCPUEVENT_VALID_PAYLOAD != 0 && e.exception.pending != 0
+}
+
+/// EINVAL: unknown flags, flags of capabilities that are not enabled, SMM, or an exception that does not exist.
+fn check_events(vm: &Vm, e: &k::kvm_vcpu_events) -> Result {
+    const KNOWN: u32 = k::KVM_VCPUEVENT_VALID_NMI_PENDING
+        | k::KVM_VCPUEVENT_VALID_SIPI_VECTOR
+        | k::KVM_VCPUEVENT_VALID_SHADOW
+        | k::KVM_VCPUEVENT_VALID_SMM
+        | k::KVM_VCPUEVENT_VALID_PAYLOAD
+        | k::KVM_VCPUEVENT_VALID_TRIPLE_FAULT;
+    let flag = |f: u32| e.flags & f != 0;
+    let smm = e.smi.smm | e.smi.pending | e.smi.smm_inside_nmi != 0;
+    if flag(!KNOWN)
+        || flag(k::KVM_VCPUEVENT_VALID_PAYLOAD) && !vm.exception_payload.load(Ordering::Relaxed)
+        || flag(k::KVM_VCPUEVENT_VALID_TRIPLE_FAULT)
+            && !vm.triple_fault_event.load(Ordering::Relaxed)
+        || flag(k::KVM_VCPUEVENT_VALID_SMM) && smm
+    {
+        return Err(EINVAL);
+    }
+    let exception = e.exception.injected != 0 || has_pending_exception(e);
+    if exception && (e.exception.nr > 31 || e.exception.nr == events::vector::NMI) {
+        return Err(EINVAL);
+    }
+    Ok(())
+}
+
+/// The event whose delivery was interrupted, and the exception, of KVM_SET_VCPU_EVENTS.
+fn set_exception(s: &mut State, e: &k::kvm_vcpu_events) {
+    let pending = has_pending_exception(e);
+    let exception = e.exception.injected != 0 || pending;
+    s.events.interrupted = if exception {
+        None
+    } else if e.interrupt.injected != 0 {
+        Some(events::interrupt_event(e.interrupt.nr))
+    } else if e.nmi.injected != 0 {
+        Some(events::nmi_event())
+    } else {
+        None
+    };
+    s.events.exception = exception.then(|| Exception {
+        vector: e.exception.nr,
+        error_code: (e.exception.has_error_code != 0).then_some(e.exception.error_code),
+        payload: match e.exception.nr {
+            _ if pending && e.exception_has_payload != 0 => e.exception_payload,
+            events::vector::PF => s.cpu.sregs.cr2,
+            _ => 0,
+        },
+    });
+    if let Some(x) = s
+        .events
+        .exception
+        .filter(|x| x.vector == events::vector::PF)
+    {
+        s.cpu.sregs.cr2 = x.payload;
+    }
+}
+
+/// KVM_SET_VCPU_EVENTS (api.rst 4.32).
+pub(crate) fn set_events(vm: &Vm, vcpu: &Vcpu, s: &mut State, e: &k::kvm_vcpu_events) -> Result {
+    check_events(vm, e)?;
+    let flag = |f: u32| e.flags & f != 0;
+    let mut i = s.hw.interruptibility();
+    set_exception(s, e);
+    if flag(k::KVM_VCPUEVENT_VALID_TRIPLE_FAULT) {
+        s.events.triple_fault = e.triple_fault.pending != 0;
+    }
+    if flag(k::KVM_VCPUEVENT_VALID_SMM) && s.apic.lapic.is_some() {
+        if e.smi.latched_init != 0 {
+            vcpu.shared.request_self(request::INIT);
+        } else {
+            let _ = vcpu.shared.take_requests(request::INIT);
+        }
+    }
+    if flag(k::KVM_VCPUEVENT_VALID_SHADOW) {
+        i.sti = u32::from(e.interrupt.shadow) & k::KVM_X86_SHADOW_INT_STI != 0;
+        i.mov_ss = u32::from(e.interrupt.shadow) & k::KVM_X86_SHADOW_INT_MOV_SS != 0;
+    }
+    i.nmi = e.nmi.masked != 0;
+    s.hw.set_interruptibility(i);
+    if flag(k::KVM_VCPUEVENT_VALID_NMI_PENDING) {
+        vcpu.shared.arch.nmi.store(0, Ordering::Relaxed);
+        s.events.nmis = e.nmi.pending.min(2);
+    }
+    if flag(k::KVM_VCPUEVENT_VALID_SIPI_VECTOR) && s.apic.lapic.is_some() {
+        vcpu.shared
+            .arch
+            .sipi
+            .store(e.sipi_vector, Ordering::Relaxed);
+    }
+    Ok(())
+}

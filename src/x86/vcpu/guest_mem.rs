@@ -1,0 +1,100 @@
+// SPDX-License-Identifier: GPL-2.0
+//! Guest memory as an instruction of the guest sees it: through the guest's own page tables.
+//!
+//! This file adds [`State::paging`] to [`State`]. The vCPU's thread calls it under the vCPU's mutex; what is translated with it walks
+//! the tables in guest memory (SDM 3A chapter 5, APM 2 chapter 5), which may sleep unless `atomic` is set.
+
+use crate::linux::uaccess;
+use crate::mem::addr::Gpa;
+use crate::mem::memory::{MemError, MemoryView};
+use crate::x86::paging::gwalk;
+use crate::x86::paging::gwalk::{GuestRead, Paging};
+use crate::x86::vcpu::state::State;
+use crate::x86::vendor::Groups;
+use kernel::prelude::*;
+
+/// Guest page-table entries as the walker reads them.
+pub(super) struct Tables<'a, 'b> {
+    pub(super) view: &'a MemoryView<'b>,
+    /// Never sleep: interrupts may be off.
+    pub(super) atomic: bool,
+}
+
+impl Tables<'_, '_> {
+    fn read<const N: usize>(&self, gpa: Gpa) -> Result<[u8; N], MemError> {
+        let mut b = [0; N];
+        if self.atomic {
+            self.view.try_read(gpa, &mut b)?;
+        } else {
+            self.view.read(gpa, &mut b)?;
+        }
+        Ok(b)
+    }
+}
+
+impl GuestRead for Tables<'_, '_> {
+    type Error = MemError;
+
+    #[inline]
+    fn read_u32(&mut self, gpa: Gpa) -> Result<u32, MemError> {
+        self.read(gpa).map(u32::from_le_bytes)
+    }
+
+    #[inline]
+    fn read_u64(&mut self, gpa: Gpa) -> Result<u64, MemError> {
+        if self.atomic {
+            return self.view.try_read_u64(gpa);
+        }
+        self.read(gpa).map(u64::from_le_bytes)
+    }
+
+    fn set_ad(&mut self, gpa: Gpa, old: u64, new: u64, bytes: u8) -> Result<bool, MemError> {
+        let done = exchange(self.view, gpa, old, new, bytes, self.atomic)?;
+        Ok(done)
+    }
+}
+
+/// Atomic compare-and-exchange of guest memory inside a page.
+pub(super) fn exchange(
+    view: &MemoryView<'_>,
+    gpa: Gpa,
+    old: u64,
+    new: u64,
+    bytes: u8,
+    atomic: bool,
+) -> Result<bool, MemError> {
+    let hva = view.hva(gpa, true)?;
+    let attempt = || -> Result<bool> {
+        Ok(match bytes {
+            1 => uaccess::cmpxchg_u8(hva, old as u8, new as u8)?.is_ok(),
+            2 => uaccess::cmpxchg_u16(hva, old as u16, new as u16)?.is_ok(),
+            4 => uaccess::cmpxchg_u32(hva, old as u32, new as u32)?.is_ok(),
+            _ => uaccess::cmpxchg_u64(hva, old, new)?.is_ok(),
+        })
+    };
+    let done = match attempt() {
+        Ok(d) => d,
+        Err(_) if atomic => return Err(MemError::Fault),
+        Err(_) => {
+            crate::linux::gup::fault_in(hva, true).map_err(|_| MemError::Fault)?;
+            attempt().map_err(|_| MemError::Fault)?
+        }
+    };
+    if done {
+        view.mark_dirty(gpa);
+    }
+    Ok(done)
+}
+
+impl State {
+    /// The paging in force.
+    pub(crate) fn paging(&mut self) -> Paging {
+        self.load(Groups::CTRL);
+        let s = &self.cpu.sregs;
+        let f = gwalk::Features {
+            max_phys_bits: self.cpuid.features.maxphyaddr,
+            pages_1g: self.cpuid.features.gbpages,
+        };
+        Paging::new(s.cr0, s.cr3, s.cr4, s.efer, self.xstate.pkru, f)
+    }
+}
