@@ -3,7 +3,12 @@
 
 pub(crate) mod addr;
 pub(crate) mod dirty;
+mod fault;
 pub(crate) mod memory;
+mod notifier;
 pub(crate) mod ports;
+mod regions;
+mod slot_table;
 pub(crate) mod slots;
+mod view;
 pub(crate) mod walk;

@@ -1,0 +1,110 @@
+// SPDX-License-Identifier: GPL-2.0
+//! The slots of a VM with their dirty bitmaps, as one value that is replaced as a whole.
+//!
+//! Readers hold it under SRCU; `GuestMemory.update` serialises those who publish a new one.
+
+use crate::mem::addr::{Gpa, PAGE_SIZE};
+use crate::mem::dirty;
+use crate::mem::slots::{self, Slot};
+use core::sync::atomic::{AtomicU64, Ordering};
+use kernel::prelude::*;
+use kernel::sync::Arc;
+
+/// One bit per page of a slot.
+pub(crate) struct DirtyBitmap {
+    pub(super) words: KVVec<AtomicU64>,
+}
+
+impl DirtyBitmap {
+    pub(super) fn new(npages: u64) -> Result<Arc<Self>> {
+        let n = usize::try_from(npages.div_ceil(64))?;
+        let mut words = KVVec::with_capacity(n, GFP_KERNEL_ACCOUNT)?;
+        for _ in 0..n {
+            words
+                .push_within_capacity(AtomicU64::new(0))
+                .map_err(|_| ENOMEM)?;
+        }
+        Ok(Arc::new(Self { words }, GFP_KERNEL)?)
+    }
+
+    /// All pages dirty.
+    pub(super) fn fill(&self, npages: u64) {
+        for (w, mask) in dirty::masks(0..npages) {
+            if let Some(word) = usize::try_from(w).ok().and_then(|i| self.words.get(i)) {
+                word.fetch_or(mask, Ordering::Relaxed);
+            }
+        }
+    }
+
+    pub(super) fn set(&self, page: u64) {
+        if let Some(w) = usize::try_from(page / 64)
+            .ok()
+            .and_then(|i| self.words.get(i))
+        {
+            let bit = 1u64 << (page % 64);
+            if w.load(Ordering::Relaxed) & bit == 0 {
+                w.fetch_or(bit, Ordering::Relaxed);
+            }
+        }
+    }
+}
+
+/// The slots, sorted by guest-physical address.
+pub(crate) struct SlotTable {
+    pub(super) slots: KVVec<Slot>,
+    /// Same index as `slots`.
+    pub(super) dirty: KVVec<Option<Arc<DirtyBitmap>>>,
+}
+
+impl SlotTable {
+    pub(super) const fn empty() -> Self {
+        Self {
+            slots: KVVec::new(),
+            dirty: KVVec::new(),
+        }
+    }
+
+    pub(super) fn copy_with_room(&self) -> Result<Self> {
+        let mut slots = KVVec::with_capacity(self.slots.len() + 1, GFP_KERNEL_ACCOUNT)?;
+        let mut dirty = KVVec::with_capacity(self.slots.len() + 1, GFP_KERNEL_ACCOUNT)?;
+        for (s, d) in self.slots.iter().zip(self.dirty.iter()) {
+            slots.push_within_capacity(*s).map_err(|_| ENOMEM)?;
+            dirty.push_within_capacity(d.clone()).map_err(|_| ENOMEM)?;
+        }
+        Ok(Self { slots, dirty })
+    }
+
+    pub(super) fn remove_id(&mut self, id: u32) {
+        if let Some(i) = self.slots.iter().position(|s| s.id == id) {
+            let _ = self.slots.remove(i);
+            let _ = self.dirty.remove(i);
+        }
+    }
+
+    /// Inserts in order; there is room.
+    pub(super) fn insert(&mut self, slot: Slot, dirty: Option<Arc<DirtyBitmap>>) -> Result {
+        let at = self
+            .slots
+            .iter()
+            .position(|s| s.gpa.0 > slot.gpa.0)
+            .unwrap_or(self.slots.len());
+        self.slots
+            .insert_within_capacity(at, slot)
+            .map_err(|_| ENOMEM)?;
+        self.dirty
+            .insert_within_capacity(at, dirty)
+            .map_err(|_| ENOMEM)?;
+        Ok(())
+    }
+
+    pub(super) fn find(&self, gpa: Gpa) -> Option<(usize, &Slot)> {
+        let i = slots::find_index(&self.slots, gpa)?;
+        Some((i, self.slots.get(i)?))
+    }
+
+    pub(super) fn mark_dirty(&self, index: usize, slot: &Slot, gpa: Gpa) {
+        if let Some(Some(d)) = self.dirty.get(index) {
+            d.set(gpa.0.wrapping_sub(slot.gpa.0) / PAGE_SIZE);
+        }
+    }
+}

@@ -1,0 +1,179 @@
+// SPDX-License-Identifier: GPL-2.0
+//! Guest memory read and written by the kernel, through the user addresses behind it.
+//!
+//! Called by vCPU threads, in a stay (what does not sleep) and outside of one, and by ioctls.
+
+use crate::linux::srcu_cell::SrcuRef;
+use crate::linux::uaccess;
+use crate::mem::addr::{Gpa, PAGE_SIZE};
+use crate::mem::slot_table::SlotTable;
+use crate::mem::slots::{self, Slot, READONLY};
+use kernel::prelude::*;
+use kernel::uaccess::{UserPtr, UserSlice};
+
+/// Why guest memory could not be read or written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum MemError {
+    /// No slot, or a write to a read-only one.
+    NotRam,
+    /// The slot's user memory is not there.
+    Fault,
+}
+
+impl From<MemError> for Error {
+    fn from(_: MemError) -> Self {
+        EFAULT
+    }
+}
+
+/// Guest memory as one set of slots shows it; a read-side section.
+pub(crate) struct MemoryView<'a> {
+    pub(super) slots: SrcuRef<'a, SlotTable>,
+}
+
+impl MemoryView<'_> {
+    /// User address of `gpa` and how many bytes follow it in the same page.
+    #[inline]
+    fn resolve(&self, gpa: Gpa, write: bool) -> Result<(usize, usize, usize), MemError> {
+        let (i, slot) = self.slots.find(gpa).ok_or(MemError::NotRam)?;
+        if write && slot.flags & READONLY != 0 {
+            return Err(MemError::NotRam);
+        }
+        let hva = slot.hva_of(gpa).ok_or(MemError::NotRam)?;
+        let room = (PAGE_SIZE - gpa.page_offset()) as usize;
+        Ok((
+            usize::try_from(hva.0).map_err(|_| MemError::Fault)?,
+            room,
+            i,
+        ))
+    }
+
+    /// For several look-ups that probably fall into one slot.
+    #[inline]
+    pub(crate) fn near(&self) -> Near<'_> {
+        Near {
+            slots: &self.slots.slots,
+            slot: Slot::default(),
+        }
+    }
+
+    /// Whether an access to `gpa` is one to a device: no slot, or a write to a read-only one.
+    #[inline]
+    pub(crate) fn is_device(&self, gpa: Gpa, write: bool) -> bool {
+        self.slots
+            .find(gpa)
+            .is_none_or(|(_, s)| write && s.flags & READONLY != 0)
+    }
+
+    /// User address that backs `gpa`, for reading or writing within its page.
+    #[inline]
+    pub(crate) fn hva(&self, gpa: Gpa, write: bool) -> Result<usize, MemError> {
+        self.resolve(gpa, write).map(|r| r.0)
+    }
+
+    /// Reads an aligned 64-bit word, without sleeping.
+    #[inline]
+    pub(crate) fn try_read_u64(&self, gpa: Gpa) -> Result<u64, MemError> {
+        let (hva, _, _) = self.resolve(gpa, false)?;
+        uaccess::get_u64(hva).map_err(|_| MemError::Fault)
+    }
+
+    /// Reads 16 bytes inside a page, without sleeping.
+    #[inline]
+    pub(crate) fn try_read_16(&self, gpa: Gpa) -> Result<[u8; 16], MemError> {
+        let (hva, _, _) = self.resolve(gpa, false)?;
+        let low = uaccess::get_u64(hva).map_err(|_| MemError::Fault)?;
+        let high = uaccess::get_u64(hva.wrapping_add(8)).map_err(|_| MemError::Fault)?;
+        Ok((u128::from(high) << 64 | u128::from(low)).to_le_bytes())
+    }
+
+    /// Reads within the slots, without sleeping: fails with `Fault` where the host's page is not resident.
+    pub(crate) fn try_read(&self, gpa: Gpa, buf: &mut [u8]) -> Result<(), MemError> {
+        self.read_with(gpa, buf, |hva, part| {
+            uaccess::copy_from(hva, part).map_err(|_| MemError::Fault)
+        })
+    }
+
+    /// Reads within the slots, sleeping where it must.
+    pub(crate) fn read(&self, gpa: Gpa, buf: &mut [u8]) -> Result<(), MemError> {
+        self.read_with(gpa, buf, |hva, part| {
+            if uaccess::copy_from(hva, part).is_ok() {
+                return Ok(());
+            }
+            UserSlice::new(UserPtr::from_addr(hva), part.len())
+                .reader()
+                .read_slice(part)
+                .map_err(|_| MemError::Fault)
+        })
+    }
+
+    fn read_with(
+        &self,
+        gpa: Gpa,
+        buf: &mut [u8],
+        mut copy: impl FnMut(usize, &mut [u8]) -> Result<(), MemError>,
+    ) -> Result<(), MemError> {
+        let mut at = gpa;
+        let mut rest = buf;
+        while !rest.is_empty() {
+            let (hva, room, _) = self.resolve(at, false)?;
+            let n = room.min(rest.len());
+            let (part, tail) = rest.split_at_mut(n);
+            copy(hva, part)?;
+            rest = tail;
+            at = at.wrapping_add(n as u64);
+        }
+        Ok(())
+    }
+
+    /// Writes within the slots, sleeping where it must, and marks the pages dirty.
+    pub(crate) fn write(&self, gpa: Gpa, data: &[u8]) -> Result<(), MemError> {
+        let mut at = gpa;
+        let mut rest = data;
+        while !rest.is_empty() {
+            let (hva, room, index) = self.resolve(at, true)?;
+            let n = room.min(rest.len());
+            let (part, tail) = rest.split_at(n);
+            if uaccess::copy_to(hva, part).is_err() {
+                UserSlice::new(UserPtr::from_addr(hva), n)
+                    .writer()
+                    .write_slice(part)
+                    .map_err(|_| MemError::Fault)?;
+            }
+            if let Some(slot) = self.slots.slots.get(index) {
+                self.slots.mark_dirty(index, slot, at);
+            }
+            rest = tail;
+            at = at.wrapping_add(n as u64);
+        }
+        Ok(())
+    }
+
+    /// Marks the page at `gpa` dirty after an access by its user address.
+    pub(crate) fn mark_dirty(&self, gpa: Gpa) {
+        if let Some((i, slot)) = self.slots.find(gpa) {
+            self.slots.mark_dirty(i, slot, gpa);
+        }
+    }
+}
+
+/// Look-ups that remember the last slot.
+pub(crate) struct Near<'a> {
+    slots: &'a [Slot],
+    /// Empty at first.
+    slot: Slot,
+}
+
+impl Near<'_> {
+    /// User address that backs `gpa`, for reading within its page.
+    #[inline(always)]
+    pub(crate) fn hva(&mut self, gpa: Gpa) -> Option<usize> {
+        if !self.slot.contains(gpa) {
+            let i = slots::find_index(self.slots, gpa)?;
+            self.slot = *self.slots.get(i)?;
+        }
+        let offset = gpa.0.wrapping_sub(self.slot.gpa.0);
+        // User addresses have 64 bits here.
+        Some(self.slot.hva.0.wrapping_add(offset) as usize)
+    }
+}
