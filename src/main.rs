@@ -27,6 +27,7 @@ use kernel::prelude::*;
 use kvm::device::{self, KvmNode, RvmmDevice};
 use linux::cpuhp::{self, CpuHotplug};
 use linux::syscore::{self, SyscoreOps};
+use x86 as arch;
 use x86::cpu::model;
 use x86::mitigate;
 use x86::vendor::choose;

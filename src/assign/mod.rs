@@ -13,7 +13,7 @@
 //!
 //! # Locks
 //!
-//! The device lock (the kernel's) > `current` > `live` > `GuestMemory.update`, `IoWindow.open`, `IrqChip.config`. Every change of an assignment is made
+//! The device lock (the kernel's) > `current` > `live` > `GuestMemory.update` > `Space.mapped`, `IoWindow.open`, `IrqChip.config`. Every change of an assignment is made
 //! under the device lock, so it excludes binding and unbinding.
 
 #[allow(unreachable_pub)]
@@ -29,6 +29,7 @@ mod wire;
 
 use crate::abi::uapi;
 use crate::abi::uapi::{AssignDevice, DeviceConfig, DeviceInfo, DeviceVector, Reason};
+use crate::arch::{Controllers, Vm};
 use crate::bus::line::Source;
 use crate::linux::anon_inode::{FileOperations, NewFile};
 use crate::linux::global::Global;
@@ -38,8 +39,6 @@ use crate::linux::pci::{self, Device, Enabled, Locked, Registration, Saved, BARS
 use crate::linux::pci_irq::{self, Handler, Kind, Vectors};
 use crate::linux::sched;
 use crate::mem::addr::PAGE_SIZE;
-use crate::x86::irqchip::controllers::Controllers;
-use crate::x86::vm::Vm;
 use config::Write;
 use core::fmt::Write as _;
 use core::sync::atomic::{AtomicBool, AtomicU32, Ordering};
@@ -170,6 +169,7 @@ impl Live {
 pub(crate) struct Assigned {
     device: Device,
     vm: Arc<Vm>,
+    space: Arc<Space>,
     window: Arc<IoWindow>,
     /// None before the beginning and after the end.
     #[pin]
@@ -209,13 +209,67 @@ fn parts(device: &Device) -> Result<KVec<Part>> {
     Ok(parts)
 }
 
+/// The device's group, if an IOMMU confines what the device does.
+fn confined_group(device: &Locked<'_>, reason: &mut Reason) -> Result<Group> {
+    let Some(group) = Group::of(device) else {
+        return Err(reason.refuse(
+            ENODEV,
+            format_args!("no IOMMU translates its DMA (intel_iommu=on, amd_iommu=on)"),
+        ));
+    };
+    if !iommu::is_coherent(device) {
+        return Err(reason.refuse(EOPNOTSUPP, format_args!("its DMA bypasses the caches")));
+    }
+    if !group.has_isolated_msi() && !crate::params::allow_unsafe_interrupts() {
+        return Err(reason.refuse(
+            EPERM,
+            format_args!(
+                "the IOMMU does not remap interrupts, so a guest could raise any interrupt of the host; \
+                 the module parameter allow_unsafe_interrupts=1 accepts that"
+            ),
+        ));
+    }
+    Ok(group)
+}
+
+/// Claims the device's registers and, if its pin cannot be switched off at the device, the pin's line. The device masters
+/// the bus neither before nor after: no DMA and no messages come from an earlier use.
+fn take_hold(device: &Locked<'_>, reason: &mut Reason) -> Result<(Enabled, Option<Wire>)> {
+    device.set_master(false);
+    let enabled = device
+        .enable()
+        .map_err(|e| reason.refuse(e, format_args!("its memory or ports cannot be claimed")))?;
+    device.set_master(false);
+    if device.can_silence_pin() {
+        return Ok((enabled, None));
+    }
+    let text = "its interrupt pin cannot be switched off, and its line is not its own";
+    let wire = Wire::new(device).map_err(|e| reason.refuse(e, format_args!("{text}")))?;
+    Ok((enabled, Some(wire)))
+}
+
+/// Resets the device, whose group's DMA is blocked, and returns its registers as they are then.
+fn make_quiet(device: &Locked<'_>) -> Result<Saved> {
+    device.forbid_no_snoop();
+    device.silence_pin();
+    if let Err(e) = device.reset() {
+        if e != ENOTTY {
+            return Err(e);
+        }
+    }
+    device.set_master(false);
+    device.silence_pin();
+    Ok(device.save())
+}
+
 impl Assigned {
-    fn new(device: Device, vm: Arc<Vm>) -> Result<Arc<Self>> {
+    fn new(device: Device, vm: Arc<Vm>, space: Arc<Space>) -> Result<Arc<Self>> {
         let window = IoWindow::new(parts(&device)?)?;
         Arc::pin_init(
             try_pin_init!(Self {
                 device,
                 vm,
+                space,
                 window,
                 live <- new_mutex!(None),
             }),
@@ -236,61 +290,14 @@ impl Assigned {
         if current.is_some() {
             return Err(reason.refuse(EBUSY, format_args!("it is assigned already")));
         }
-        let Some(group) = Group::of(device) else {
-            return Err(reason.refuse(
-                ENODEV,
-                format_args!("no IOMMU translates its DMA (intel_iommu=on, amd_iommu=on)"),
-            ));
-        };
-        if !iommu::is_coherent(device) {
-            return Err(reason.refuse(EOPNOTSUPP, format_args!("its DMA bypasses the caches")));
-        }
-        if !group.has_isolated_msi() && !crate::params::allow_unsafe_interrupts() {
-            return Err(reason.refuse(
-                EPERM,
-                format_args!(
-                    "the IOMMU does not remap interrupts, so a guest could raise any interrupt of the host; \
-                     the module parameter allow_unsafe_interrupts=1 accepts that"
-                ),
-            ));
-        }
-        // Neither DMA nor messages from before.
-        device.set_master(false);
-        let enabled = device
-            .enable()
-            .map_err(|e| reason.refuse(e, format_args!("its memory or ports cannot be claimed")))?;
-        device.set_master(false);
-        let wire = if device.can_silence_pin() {
-            None
-        } else {
-            Some(Wire::new(device).map_err(|e| {
-                reason.refuse(
-                    e,
-                    format_args!(
-                        "its interrupt pin cannot be switched off, and its line is not its own"
-                    ),
-                )
-            })?)
-        };
-        let mut pinned = 0;
+        let group = confined_group(device, reason)?;
+        let (enabled, wire) = take_hold(device, reason)?;
         let mut saved = None;
-        this.vm.memory.with_dma(|dma, slots| {
-            let result = Space::attach(dma, &this.vm, device, &group, slots, reason, || {
-                // Its group's DMA is blocked now.
-                device.forbid_no_snoop();
-                device.silence_pin();
-                if let Err(e) = device.reset() {
-                    if e != ENOTTY {
-                        return Err(e);
-                    }
-                }
-                device.set_master(false);
-                device.silence_pin();
-                saved = Some(device.save());
+        let pinned = this.vm.memory.with_slots(|slots| {
+            this.space.attach(device, &group, slots, reason, || {
+                saved = Some(make_quiet(device)?);
                 Ok(())
-            });
-            pinned = dma.as_ref().map_or(0, Space::pinned);
-            result
+            })
         })?;
         *this.live.lock() = Some(Live {
             vectors: None,
@@ -332,7 +339,7 @@ impl Assigned {
         } = live;
         drop(vectors);
         if let Some(wire) = &mut wire {
-            wire.cut(&self.vm);
+            wire.cut(&self.vm.chip);
         }
         // Switching messages off has switched it on.
         device.silence_pin();
@@ -343,7 +350,7 @@ impl Assigned {
         device.set_master(false);
         drop(wire);
         drop(enabled);
-        self.vm.memory.with_dma(|dma, _| Space::detach(dma, device));
+        self.vm.memory.with_slots(|_| self.space.detach(device));
     }
 
     /// Runs `f` on the assignment, with the device locked. ENODEV when it has ended.
@@ -387,15 +394,12 @@ impl Assigned {
             info.msix_bar = bar as u32;
             info.msix_offset = offset;
         }
-        self.vm.memory.with_dma(|dma, _| {
-            if let Some(space) = dma {
-                info.pinned = space.pinned();
-                let (count, last) = space.refused(device);
-                info.dma_faults = count;
-                info.dma_fault_address = last.iova;
-                info.dma_fault_flags = u32::from(last.write);
-            }
-        });
+        if let Some((pinned, refused, last)) = self.space.state_of(device) {
+            info.pinned = pinned;
+            info.dma_faults = refused;
+            info.dma_fault_address = last.iova;
+            info.dma_fault_flags = u32::from(last.write);
+        }
         for (i, region) in info.regions.iter_mut().enumerate() {
             let bar = device.bar(i);
             region.size = bar.len;
@@ -450,7 +454,7 @@ impl Assigned {
     fn switch_off(&self, device: &Locked<'_>, live: &mut Live) {
         live.vectors = None;
         if let Some(wire) = &mut live.wire {
-            wire.cut(&self.vm);
+            wire.cut(&self.vm.chip);
         }
         live.pin = false;
         if device.can_silence_pin() {
@@ -478,7 +482,7 @@ impl Assigned {
                 none => none.insert(Wire::new(device)?),
             };
             live.pin = true;
-            wire.route(&self.vm, (gsi != Vector::NONE).then_some(gsi))
+            wire.route(&self.vm.chip, (gsi != Vector::NONE).then_some(gsi))
         })
     }
 
@@ -490,7 +494,7 @@ impl Assigned {
             .as_ref()
             .filter(|_| live.pin)
             .ok_or(EINVAL)?
-            .resample(&self.vm)
+            .resample(&self.vm.chip)
     }
 
     fn set_vector(&self, arg: usize) -> Result {
@@ -500,7 +504,7 @@ impl Assigned {
         let live = (*live).as_mut().ok_or(ENODEV)?;
         if let (Some(wire), true, 0) = (&mut live.wire, live.pin, request.vector) {
             return wire.route(
-                &self.vm,
+                &self.vm.chip,
                 (request.gsi != Vector::NONE).then_some(request.gsi),
             );
         }
@@ -538,7 +542,7 @@ impl Assigned {
             let done = live.quietly(|| self.window.without(|| device.reset()));
             if let (Some(wire), true) = (&live.wire, live.pin) {
                 // What it asserted before is gone.
-                let _ = wire.resample(&self.vm);
+                let _ = wire.resample(&self.vm.chip);
             }
             done
         })
@@ -546,7 +550,7 @@ impl Assigned {
 }
 
 fn check_gsi(gsi: u32) -> Result {
-    if gsi == Vector::NONE || gsi < crate::x86::irqchip::route::MAX_ROUTES {
+    if gsi == Vector::NONE || gsi < crate::arch::MAX_ROUTES {
         Ok(())
     } else {
         Err(EINVAL)
@@ -585,16 +589,16 @@ impl FileOperations for Assigned {
 }
 
 /// RVMM_ASSIGN_DEVICE on a VM: a file for the device. When it fails, `reason` says why.
-pub(crate) fn assign(vm: &Arc<Vm>, arg: usize) -> Result<isize> {
+pub(crate) fn assign(vm: &Arc<Vm>, space: &Arc<Space>, arg: usize) -> Result<isize> {
     let mut request = KBox::new(uapi::get::<AssignDevice>(arg)?, GFP_KERNEL)?;
     request.reason = Reason::empty();
-    let result = prepare(vm, &mut request);
+    let result = prepare(vm, space, &mut request);
     uapi::put(arg, &*request)?;
     Ok(result?.install() as isize)
 }
 
 #[inline(never)]
-fn prepare(vm: &Arc<Vm>, request: &mut AssignDevice) -> Result<NewFile> {
+fn prepare(vm: &Arc<Vm>, space: &Arc<Space>, request: &mut AssignDevice) -> Result<NewFile> {
     if request.flags != 0 {
         return Err(EINVAL);
     }
@@ -606,7 +610,7 @@ fn prepare(vm: &Arc<Vm>, request: &mut AssignDevice) -> Result<NewFile> {
     let Some(device) = Device::find(request.segment, request.bus, request.devfn) else {
         return Err(reason.refuse(ENODEV, format_args!("there is no such PCI function")));
     };
-    let assigned = Assigned::new(device.clone(), vm.clone())?;
+    let assigned = Assigned::new(device.clone(), vm.clone(), space.clone())?;
     let file = NewFile::new(assigned.clone())?;
     let result = {
         let locked = device.lock();

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 //! What assigned devices see of a VM's memory: its slots, at their guest-physical addresses.
 //!
-//! All of it is protected by `GuestMemory.update`, so it follows slot changes one by one. A new slot is pinned and mapped before it
+//! It follows slot changes one by one, called under `GuestMemory.update`. A new slot is pinned and mapped before it
 //! is published: nothing has been promised yet when that fails. A deleted slot leaves the domain after the vCPUs have lost it, and
 //! before the ioctl returns: from then on no device reaches it either. `linux::iommu` says why a page cannot
 //! go back earlier.
@@ -9,20 +9,32 @@
 //! Not in the domain: read-only slots, and slots over device memory (registers of this or another assigned device): no device
 //! writes to ROM or to another device. DMA does not appear in dirty logs.
 
+use crate::abi::stats::VmStats;
 use crate::abi::uapi::Reason;
 use crate::assign::refused::Refused;
 use crate::linux::iommu::{Domain, Group, Range, Refusal};
 use crate::linux::pci::{Device, Locked};
+use crate::mem::ports::DmaView;
 use crate::mem::slots::Slot;
-use crate::x86::vm::Vm;
 use core::fmt::Write;
+use kernel::mm::Mm;
 use kernel::prelude::*;
+use kernel::sync::aref::ARef;
+use kernel::sync::{new_mutex, Arc, Mutex};
 
-/// `KVM_MEM_READONLY`.
-const READONLY: u32 = 2;
+/// What the devices of a VM see of its memory.
+#[pin_data]
+pub(crate) struct Space {
+    /// The address space that the slots' memory is in.
+    mm: ARef<Mm>,
+    stats: Arc<VmStats>,
+    /// While there are devices.
+    #[pin]
+    mapped: Mutex<Option<Mapped>>,
+}
 
 /// The domain of a VM that has devices.
-pub(crate) struct Space {
+struct Mapped {
     domain: Domain<Refused>,
     /// Addresses that some attached device's IOMMU treats by itself.
     reserved: KVec<Range>,
@@ -36,30 +48,111 @@ fn range_of(slot: &Slot) -> Option<Range> {
 }
 
 impl Space {
-    /// Attaches `device`; with the first one the slots are mapped. `blocked` runs when the device's DMA is blocked. When it
-    /// fails everything is as before, and `reason` may say why.
-    pub(crate) fn attach(
-        this: &mut Option<Self>,
-        vm: &Vm,
+    /// Of a VM without devices.
+    pub(crate) fn new(mm: ARef<Mm>, stats: Arc<VmStats>) -> Result<Arc<Self>> {
+        Arc::pin_init(
+            pin_init!(Self {
+                mm,
+                stats,
+                mapped <- new_mutex!(None),
+            }),
+            GFP_KERNEL_ACCOUNT,
+        )
+    }
+
+    /// Attaches `device` and returns the number of bytes pinned; with the first one the slots are mapped. `slots` do not change
+    /// meanwhile. `blocked` runs when the device's DMA is blocked. When it fails everything is as before, and `reason` may
+    /// say why.
+    pub(super) fn attach(
+        &self,
         device: &Locked<'_>,
         group: &Group,
         slots: &[Slot],
         reason: &mut Reason,
         blocked: impl FnOnce() -> Result,
-    ) -> Result {
-        let mut new = None;
-        let first = this.is_none();
-        let space = match this {
-            Some(space) => space,
-            None => new.insert(Self {
-                domain: Domain::new(device, vm.mm(), Refused::new(vm.stats.clone())?)
-                    .map_err(|e| say(reason, e, format_args!("its IOMMU offers no translation")))?,
-                reserved: KVec::new(),
-            }),
+    ) -> Result<u64> {
+        let mut mapped = self.mapped.lock();
+        if let Some(mapped) = &mut *mapped {
+            mapped.attach(device, group, slots, false, reason, blocked)?;
+            return Ok(mapped.domain.pinned());
+        }
+        let domain = Domain::new(device, &self.mm, Refused::new(self.stats.clone())?)
+            .map_err(|e| say(reason, e, format_args!("its IOMMU offers no translation")))?;
+        let mut new = Mapped {
+            domain,
+            reserved: KVec::new(),
         };
+        new.attach(device, group, slots, true, reason, blocked)?;
+        Ok(mapped.insert(new).domain.pinned())
+    }
+
+    /// Detaches `device`. With the last one the slots' memory is unmapped and unpinned. Slots do not change meanwhile.
+    pub(super) fn detach(&self, device: &Device) {
+        let mut mapped = self.mapped.lock();
+        let Some(space) = &mut *mapped else { return };
+        // The device's DMA is blocked before its group goes back to the host.
+        drop(space.domain.detach(device));
+        space.domain.refusals().end(device);
+        if space.domain.is_idle() {
+            *mapped = None;
+        }
+    }
+
+    /// Bytes pinned; how often DMA of the device was refused, as far as the IOMMU's driver tells, and what was the last time.
+    pub(super) fn state_of(&self, device: &Device) -> Option<(u64, u64, Refusal)> {
+        let mapped = self.mapped.lock();
+        let domain = &mapped.as_ref()?.domain;
+        let (refused, last) = domain.refusals().of(device);
+        Some((domain.pinned(), refused, last))
+    }
+}
+
+impl DmaView for Space {
+    /// EINVAL at reserved addresses; ENOMEM, EFAULT, EINTR when the slot's memory cannot be pinned.
+    fn add(&self, slot: &Slot) -> Result {
+        let mut mapped = self.mapped.lock();
+        let Some(space) = &mut *mapped else {
+            return Ok(());
+        };
+        space.check(slot, &space.reserved)?;
+        space.map(slot)
+    }
+
+    fn remove(&self, slot: &Slot) {
+        if let Some(space) = &mut *self.mapped.lock() {
+            space.domain.unmap(slot.gpa.0);
+        }
+    }
+
+    fn relocate(&self, old: &Slot, new: &Slot) -> Result {
+        let mut mapped = self.mapped.lock();
+        let Some(space) = &mut *mapped else {
+            return Ok(());
+        };
+        space.check(new, &space.reserved)?;
+        space.domain.unmap(old.gpa.0);
+        space.map(new).inspect_err(|_| {
+            if space.map(old).is_err() {
+                pr_warn!("a memory slot is lost to assigned devices\n");
+            }
+        })
+    }
+}
+
+impl Mapped {
+    /// See [`Space::attach`]; `first`: no device has been attached yet, and nothing is mapped.
+    fn attach(
+        &mut self,
+        device: &Locked<'_>,
+        group: &Group,
+        slots: &[Slot],
+        first: bool,
+        reason: &mut Reason,
+        blocked: impl FnOnce() -> Result,
+    ) -> Result {
         let reserved = group.reserved()?;
         for slot in slots {
-            space.check(slot, &reserved).map_err(|e| {
+            self.check(slot, &reserved).map_err(|e| {
                 let at = slot.gpa.0;
                 say(
                     reason,
@@ -70,7 +163,7 @@ impl Space {
                 )
             })?;
         }
-        let ownership = match space.domain.claim(device) {
+        let ownership = match self.domain.claim(device) {
             Ok(ownership) => ownership,
             Err(e) => {
                 let _ = write!(
@@ -84,7 +177,7 @@ impl Space {
         };
         if first {
             for slot in slots {
-                space.map(slot).map_err(|e| match e {
+                self.map(slot).map_err(|e| match e {
                     e if e == ENOMEM => say(
                         reason,
                         e,
@@ -98,50 +191,25 @@ impl Space {
             }
         }
         blocked().map_err(|e| say(reason, e, format_args!("it could not be reset")))?;
-        let known = space.reserved.len();
-        space
-            .reserved
+        let known = self.reserved.len();
+        self.reserved
             .extend_from_slice(&reserved, GFP_KERNEL_ACCOUNT)?;
-        space.domain.refusals().begin(device)?;
-        if let Err(e) = space.domain.attach(ownership) {
-            space.domain.refusals().end(device);
-            space.reserved.truncate(known);
+        self.domain.refusals().begin(device)?;
+        if let Err(e) = self.domain.attach(ownership) {
+            self.domain.refusals().end(device);
+            self.reserved.truncate(known);
             return Err(say(
                 reason,
                 e,
                 format_args!("its IOMMU cannot use the translations of the VM's other devices"),
             ));
         }
-        if new.is_some() {
-            *this = new;
-        }
         Ok(())
-    }
-
-    /// Detaches `device`. With the last one the slots' memory is unmapped and unpinned.
-    pub(crate) fn detach(this: &mut Option<Self>, device: &Device) {
-        let Some(space) = this else { return };
-        // The device's DMA is blocked before its group goes back to the host.
-        drop(space.domain.detach(device));
-        space.domain.refusals().end(device);
-        if space.domain.is_idle() {
-            *this = None;
-        }
-    }
-
-    /// Bytes pinned.
-    pub(crate) fn pinned(&self) -> u64 {
-        self.domain.pinned()
-    }
-
-    /// How often DMA of the device was refused, as far as the IOMMU's driver tells, and what was the last time.
-    pub(crate) fn refused(&self, device: &Device) -> (u64, Refusal) {
-        self.domain.refusals().of(device)
     }
 
     /// Whether devices see the slot.
     fn is_mapped(&self, slot: &Slot) -> bool {
-        slot.flags & READONLY == 0 && !self.domain.is_device_memory(slot.hva.0)
+        !slot.is_readonly() && !self.domain.is_device_memory(slot.hva.0)
     }
 
     fn check(&self, slot: &Slot, reserved: &[Range]) -> Result {
@@ -160,28 +228,6 @@ impl Space {
         }
         self.domain
             .map(usize::try_from(slot.hva.0)?, range_of(slot).ok_or(EINVAL)?)
-    }
-
-    /// A slot is going to be published. EINVAL at reserved addresses; ENOMEM, EFAULT, EINTR when its memory cannot be pinned.
-    pub(crate) fn add(&mut self, slot: &Slot) -> Result {
-        self.check(slot, &self.reserved)?;
-        self.map(slot)
-    }
-
-    /// A slot has been taken from the guest.
-    pub(crate) fn remove(&mut self, slot: &Slot) {
-        self.domain.unmap(slot.gpa.0);
-    }
-
-    /// A slot is going to another place, which may overlap the old one. When it fails it is where it was.
-    pub(crate) fn relocate(&mut self, old: &Slot, new: &Slot) -> Result {
-        self.check(new, &self.reserved)?;
-        self.remove(old);
-        self.map(new).inspect_err(|_| {
-            if self.map(old).is_err() {
-                pr_warn!("a memory slot is lost to assigned devices\n");
-            }
-        })
     }
 }
 

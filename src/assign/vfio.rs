@@ -9,9 +9,9 @@
 
 use crate::abi::uapi;
 use crate::abi::uapi::k;
+use crate::arch::Vm;
 use crate::linux::anon_inode::{FileOperations, NewFile};
 use crate::linux::file_ref::FileRef;
-use crate::x86::vm::Vm;
 use core::sync::atomic::Ordering;
 use kernel::fs::File;
 use kernel::prelude::*;

@@ -6,6 +6,7 @@
 //! `Shared.pin` > `Controllers.core`: whoever decides to raise the GSI raises it before the next one decides. Listeners are called
 //! without `core`.
 
+use crate::arch::{Controllers, IrqChip, Resampler};
 use crate::assign::intx::{self, Switch};
 use crate::bus::line::Source;
 use crate::bus::ports::AckListener;
@@ -13,8 +14,6 @@ use crate::linux::once::Once;
 use crate::linux::pci::Locked;
 use crate::linux::pci_irq::{PinHandler, PinLine, PinSwitch};
 use crate::linux::spin_irq::RawSpin;
-use crate::x86::irqchip::controllers::{Controllers, Resampler};
-use crate::x86::vm::Vm;
 use kernel::prelude::*;
 use kernel::sync::Arc;
 
@@ -112,8 +111,8 @@ impl Wire {
     }
 
     /// To this GSI from now on; `None`: off. EINVAL: no interrupt controllers in the kernel.
-    pub(crate) fn route(&mut self, vm: &Vm, gsi: Option<u32>) -> Result {
-        let controllers = vm.chip.target().ok_or(EINVAL)?;
+    pub(crate) fn route(&mut self, chip: &IrqChip, gsi: Option<u32>) -> Result {
+        let controllers = chip.target().ok_or(EINVAL)?;
         self.line.handler().controllers.set(controllers.clone());
         let known = self.listener.as_ref().map(|l| l.gsi);
         if gsi != known {
@@ -126,12 +125,12 @@ impl Wire {
         }
         let Some(gsi) = gsi else { return Ok(()) };
         if known != Some(gsi) {
-            self.unlisten(vm);
+            self.unlisten(chip);
             let new = Resampler {
                 gsi,
                 listener: self.shared().clone(),
             };
-            vm.chip.listen(new.clone())?;
+            chip.listen(new.clone())?;
             self.listener = Some(new);
         }
         self.shared().with(&controllers, |pin, switch| {
@@ -141,9 +140,9 @@ impl Wire {
     }
 
     /// The GSI down, and up again if the device still asserts its pin. ENODATA when it goes nowhere.
-    pub(crate) fn resample(&self, vm: &Vm) -> Result {
+    pub(crate) fn resample(&self, chip: &IrqChip) -> Result {
         let listener = self.listener.as_ref().ok_or(ENODATA)?;
-        vm.chip.target().ok_or(EINVAL)?.resample(listener.gsi);
+        chip.target().ok_or(EINVAL)?.resample(listener.gsi);
         Ok(())
     }
 
@@ -166,16 +165,16 @@ impl Wire {
         result
     }
 
-    fn unlisten(&mut self, vm: &Vm) {
+    fn unlisten(&mut self, chip: &IrqChip) {
         if let Some(old) = self.listener.take() {
-            vm.chip.unlisten(&old);
+            chip.unlisten(&old);
         }
     }
 
     /// Off for good, and its GSI down.
-    pub(crate) fn cut(&mut self, vm: &Vm) {
-        if self.route(vm, None).is_ok() {
-            self.unlisten(vm);
+    pub(crate) fn cut(&mut self, chip: &IrqChip) {
+        if self.route(chip, None).is_ok() {
+            self.unlisten(chip);
         }
     }
 }

@@ -1,17 +1,20 @@
 // SPDX-License-Identifier: GPL-2.0
 //! The device: /dev/rvmm and, on request, /dev/kvm. System ioctls (api.rst 4, "system ioctls").
 
+use crate::abi::stats::VmStats;
 use crate::abi::uapi::{self, k};
+use crate::assign::space::Space;
 use crate::kvm::extensions::check_extension;
 use crate::kvm::table::ioctls;
 use crate::kvm::vm::VmFile;
 use crate::kvm::x86;
-use crate::linux::{anon_inode, misc};
+use crate::linux::{anon_inode, misc, sched};
 use crate::x86::{Vm, MMAP_BYTES};
 use core::sync::atomic::{AtomicBool, Ordering};
 use kernel::fs::File;
 use kernel::miscdevice::{MiscDevice, MiscDeviceOptions, MiscDeviceRegistration};
 use kernel::prelude::*;
+use kernel::sync::Arc;
 
 /// The module's init has succeeded.
 static READY: AtomicBool = AtomicBool::new(false);
@@ -23,8 +26,11 @@ pub(crate) fn set_ready() {
 
 /// KVM_CREATE_VM (api.rst 4.2).
 fn create_vm() -> Result<isize> {
-    let vm = Vm::new()?;
-    Ok(anon_inode::install(VmFile::new(vm)?)? as isize)
+    let mm = sched::current_mm().ok_or(ESRCH)?;
+    let stats = Arc::new(VmStats::ZERO, GFP_KERNEL_ACCOUNT)?;
+    let space = Space::new(mm.clone(), stats.clone())?;
+    let vm = Vm::new(mm, stats, space.clone())?;
+    Ok(anon_inode::install(VmFile::new(vm, space)?)? as isize)
 }
 
 ioctls! {

@@ -2,14 +2,13 @@
 //! The file of a virtual machine (api.rst 4, "vm ioctls").
 
 use crate::abi::uapi::{self, k};
-use crate::assign;
+use crate::assign::{self, space::Space};
 use crate::bus::set::{MAX_VCPUS, MAX_VCPU_ID};
 use crate::kvm::extensions::{self, check_extension};
 use crate::kvm::table::ioctls;
 use crate::kvm::vcpu::VcpuFile;
 use crate::kvm::{stats, x86};
 use crate::linux::anon_inode::{FileOperations, NewFile};
-use crate::mem::addr::{Gpa, Hva};
 use crate::mem::slots::{Slot, MAX_SLOTS};
 use crate::x86::{Setup, Vcpu, Vm};
 use kernel::fs::File;
@@ -20,12 +19,14 @@ use kernel::uaccess::UserPtr;
 /// The file of a VM.
 pub(crate) struct VmFile {
     vm: Arc<Vm>,
+    /// What its devices see of its memory.
+    space: Arc<Space>,
 }
 
 impl VmFile {
     /// What a new file of `vm` refers to.
-    pub(crate) fn new(vm: Arc<Vm>) -> Result<Arc<Self>> {
-        Ok(Arc::new(Self { vm }, GFP_KERNEL_ACCOUNT)?)
+    pub(crate) fn new(vm: Arc<Vm>, space: Arc<Space>) -> Result<Arc<Self>> {
+        Ok(Arc::new(Self { vm, space }, GFP_KERNEL_ACCOUNT)?)
     }
 }
 
@@ -35,7 +36,7 @@ impl FileOperations for VmFile {
 
     fn ioctl(this: ArcBorrow<'_, Self>, _file: &File, cmd: u32, arg: usize) -> Result<isize> {
         this.vm.check_mm()?;
-        ioctl(&this.vm, cmd, arg)
+        ioctl(&this.vm, &this.space, cmd, arg)
     }
 
     fn release(this: Arc<Self>) {
@@ -46,7 +47,7 @@ impl FileOperations for VmFile {
 
 ioctls! {
     /// The vm ioctls of every architecture (api.rst 4), then those of this one.
-    fn ioctl(vm: &Arc<Vm>; cmd, arg) else x86::vm::ioctl(vm, cmd, arg);
+    fn ioctl(vm: &Arc<Vm>, space: &Arc<Space>; cmd, arg) else x86::vm::ioctl(vm, cmd, arg);
     lock setup = vm.setup.lock();
 
     KVM_CREATE_VCPU:                held, call(create_vcpu(vm, setup, arg));
@@ -54,7 +55,7 @@ ioctls! {
     KVM_ENABLE_CAP:                 held, set(r => enable_cap(vm, setup, r)), KVM_CAP_ENABLE_CAP_VM;
     KVM_GET_STATS_FD:               -,    call(stats::vm_stats_fd(vm)), KVM_CAP_BINARY_STATS_FD;
     KVM_CREATE_DEVICE:              -,    call(assign::vfio::create_device(vm, arg)), KVM_CAP_DEVICE_CTRL;
-    RVMM_ASSIGN_DEVICE:             -,    call(assign::assign(vm, arg));
+    RVMM_ASSIGN_DEVICE:             -,    call(assign::assign(vm, space, arg));
 
     // Memory.
     KVM_SET_USER_MEMORY_REGION:     -,    set(r => set_memory(vm, r)), KVM_CAP_USER_MEMORY;
@@ -128,16 +129,12 @@ fn set_memory2(vm: &Vm, r: &k::kvm_userspace_memory_region2) -> Result {
 /// KVM_SET_USER_MEMORY_REGION (api.rst 4.35).
 fn set_memory(vm: &Vm, r: &k::kvm_userspace_memory_region) -> Result {
     // The upper half numbers address spaces: there is one.
-    if r.slot >= MAX_SLOTS || r.memory_size & 0xfff != 0 {
+    if r.slot >= MAX_SLOTS {
         return Err(EINVAL);
     }
-    vm.memory.set_slot(Slot {
-        id: r.slot,
-        gpa: Gpa(r.guest_phys_addr),
-        npages: r.memory_size >> 12,
-        hva: Hva(r.userspace_addr),
-        flags: r.flags,
-    })
+    let (gpa, size) = (r.guest_phys_addr, r.memory_size);
+    let slot = Slot::from_region(r.slot, r.flags, gpa, size, r.userspace_addr);
+    vm.memory.set_slot(slot.map_err(|_| EINVAL)?)
 }
 
 /// KVM_CREATE_VCPU (api.rst 4.7).

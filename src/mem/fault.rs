@@ -3,13 +3,15 @@
 //!
 //! Called by vCPU threads: [`GuestMemory::fault_resident`] in a stay, with interrupts off, [`GuestMemory::fault`] outside of one.
 
+use crate::arch::NestedTable;
 use crate::linux::gup;
 use crate::mem::addr::{Gpa, Hpa, Level};
-use crate::mem::memory::{GuestMemory, Mmu};
-use crate::mem::slots::{Slot, READONLY};
+use crate::mem::format::{Leaf, MemType, Perm};
+use crate::mem::memory::GuestMemory;
+use crate::mem::mmu::{InOwnMm, Mmu, TablePool};
+use crate::mem::slots::Slot;
 use crate::mem::view::MemoryView;
-use crate::mem::walk::{Leaf, MapError, MemType, Perm};
-use crate::x86::paging::nested::{NestedTable, TablePool};
+use crate::mem::walk::MapError;
 use core::sync::atomic::Ordering;
 use kernel::mm::Mm;
 use kernel::prelude::*;
@@ -100,48 +102,37 @@ impl GuestMemory {
     ///
     /// `mmu` is only tried: its holder may be waiting for this CPU to leave the guest. Holding it keeps invalidations from beginning,
     /// so that what the host's page tables say now is so until there is a mapping for the invalidation to find.
-    ///
-    /// # Safety
-    ///
-    /// Interrupts are off. Runs in the VM's own mm.
-    pub(crate) unsafe fn fault_resident(
+    pub(crate) fn fault_resident(
         &self,
         view: &MemoryView<'_>,
         gpa: Gpa,
         fetch: bool,
+        inside: &InOwnMm<'_>,
     ) -> bool {
         let Some((index, slot)) = view.slots.find(gpa) else {
             return false;
         };
-        let logging = view.slots.dirty.get(index).is_some_and(Option::is_some);
-        if logging || slot.flags & READONLY != 0 {
+        if view.slots.bitmap(index).is_some() || slot.is_readonly() {
             return false;
         }
         let Some(hva) = slot.hva_of(gpa) else {
             return false;
         };
-        let hva = hva.page().0;
         let Some(mut mmu) = self.mmu.try_lock() else {
             return false;
         };
-        if mmu.is_invalidating(hva) {
-            return false;
-        }
-        // SAFETY: Interrupts are off and the address space is the VM's, by the contract. `Notifier` is registered for that one and
-        // takes `mmu` at the beginning of an invalidation; none of this address is under way.
-        let Some((pfn, host)) = (unsafe { gup::mapped_anon(hva as usize) }) else {
+        let Some((hpa, host_huge)) = mmu.resident(hva.page().0, inside) else {
             return false;
         };
         let Mmu { table, pool, .. } = &mut *mmu;
         let leaf = Leaf {
-            hpa: Hpa(pfn << 12),
+            hpa,
             perm: Perm::RWX,
-            mem_type: MemType::Wb,
-            ignore_pat: true,
+            mem_type: MemType::Ram,
             accessed: true,
             dirty: true,
         };
-        if host != gup::MappingLevel::L4K && self.may_be_huge(slot, gpa) {
+        if host_huge && self.may_be_huge(slot, gpa) {
             let nx = self.nx_huge.load(Ordering::Relaxed);
             let base = gpa.align_down(Level::L2);
             let whole = Leaf {
@@ -174,101 +165,152 @@ impl GuestMemory {
         let Some((index, slot)) = slots.find(gpa) else {
             return Ok(FaultOutcome::Mmio);
         };
-        let readonly = slot.flags & READONLY != 0;
-        if write && readonly {
+        if write && slot.is_readonly() {
             return Ok(FaultOutcome::Mmio);
         }
         let Some(hva) = slot.hva_of(gpa) else {
             return Ok(FaultOutcome::Mmio);
         };
-        let hva_page = usize::try_from(hva.page().0)?;
-        let logging = slots.dirty.get(index).is_some_and(Option::is_some);
-
-        let seen = {
-            let mut mmu = self.mmu.lock();
-            if mmu.pool.is_low() {
-                drop(mmu);
-                self.refill()?;
-                mmu = self.mmu.lock();
+        let hva = usize::try_from(hva.page().0)?;
+        let seen = self.prepare()?;
+        let page = match HostPage::find(mm, hva, write, slot.is_readonly()) {
+            Ok(page) => page,
+            Err(outcome) => return Ok(outcome),
+        };
+        let fault = Fault {
+            gpa,
+            fetch,
+            hva,
+            slot,
+            logging: slots.bitmap(index).is_some(),
+        };
+        let mapped = self.map_page(mm, &fault, &page, seen);
+        if mapped.is_ok() && page.writable {
+            slots.mark_dirty(index, slot, gpa);
+            if let Some(p) = &page.counted {
+                p.set_dirty();
             }
-            mmu.invalidations
-        };
+        }
+        Ok(mapped.err().unwrap_or(FaultOutcome::Resume))
+    }
 
-        // A page that is writable anyway is mapped so on a read too: no second fault. Where writes are logged it counts as dirty
-        // then, as in KVM: programs rely on the page of code that ran being in the log.
-        let want_write = write || !readonly;
-        let fast = if want_write {
-            gup::get_user_page_fast_only(hva_page, true)
-        } else {
-            None
-        };
-        let page = match fast {
-            Some(p) => Ok(p),
-            None => gup::get_user_page(hva_page, write),
-        };
-        let (pfn, writable, ram) = match &page {
-            Ok(p) => (p.pfn(), p.writable() && want_write, true),
-            Err(e) if *e == EINTR => return Ok(FaultOutcome::Resume),
-            Err(_) => match gup::follow_pfnmap(mm, hva_page, write) {
-                Ok(m) => (m.pfn, m.writable && want_write, gup::is_ram(m.pfn)),
-                Err(_) => return Ok(FaultOutcome::BadUserMemory),
-            },
-        };
-
+    /// Sees to it that there are spare tables, and counts the invalidations that have ended.
+    #[inline]
+    fn prepare(&self) -> Result<u64> {
         let mut mmu = self.mmu.lock();
-        if mmu.must_retry(seen, hva_page as u64) {
-            return Ok(FaultOutcome::Resume);
+        if mmu.pool.is_low() {
+            drop(mmu);
+            self.refill()?;
+            mmu = self.mmu.lock();
+        }
+        Ok(mmu.invalidations)
+    }
+
+    /// Maps the page that was found, unless the host has changed its mind since `seen` was counted.
+    #[inline]
+    fn map_page(
+        &self,
+        mm: &Mm,
+        fault: &Fault<'_>,
+        page: &HostPage,
+        seen: u64,
+    ) -> Result<(), FaultOutcome> {
+        let Fault { gpa, logging, .. } = *fault;
+        let mut mmu = self.mmu.lock();
+        if mmu.must_retry(seen, fault.hva as u64) {
+            return Err(FaultOutcome::Resume);
         }
         let Mmu { table, pool, .. } = &mut *mmu;
-        let how = if page.is_ok() && !logging && self.may_be_huge(slot, gpa) {
-            match gup::host_mapping_level(mm, hva_page) {
+        let how = if page.counted.is_some() && !logging && self.may_be_huge(fault.slot, gpa) {
+            match gup::host_mapping_level(mm, fault.hva) {
                 gup::MappingLevel::L4K => Mapped::Leaf(Level::L1),
-                _ => self.huge(table, pool, gpa, fetch),
+                _ => self.huge(table, pool, gpa, fault.fetch),
             }
         } else {
             Mapped::Leaf(Level::L1)
         };
-        let perm = if writable { Perm::RWX } else { Perm::RX };
+        let perm = if page.writable { Perm::RWX } else { Perm::RX };
         let span = how.span();
         let leaf = Leaf {
-            hpa: Hpa(pfn << 12).align_down(span),
+            hpa: page.hpa.align_down(span),
             perm: self.perm_at(how.level(), perm),
-            mem_type: if ram { MemType::Wb } else { MemType::Uc },
-            ignore_pat: ram,
+            mem_type: page.mem_type,
             accessed: true,
-            dirty: writable && !logging,
+            dirty: page.writable && !logging,
         };
         let start = gpa.align_down(span);
         let mapped = match how {
             Mapped::Leaf(level) => table.map(pool, start, level, &leaf),
             Mapped::Parts => table.map_parts(pool, start, &leaf, false),
         };
-        match mapped {
-            Ok(change) => {
-                if change.needs_flush() {
-                    self.flush();
-                }
-            }
-            Err(MapError::NoMemory { flush }) => {
-                // Another vCPU used the pool up: again, with a fresh one.
-                if flush {
-                    self.flush();
-                }
-                pool.release();
-                return Ok(FaultOutcome::Resume);
-            }
-            Err(_) => {
-                pool.release();
-                return Ok(FaultOutcome::BadUserMemory);
-            }
+        let (flush, result) = match mapped {
+            Ok(change) => (change.needs_flush(), Ok(())),
+            // Another vCPU used the pool up: again, with a fresh one.
+            Err(MapError::NoMemory { flush }) => (flush, Err(FaultOutcome::Resume)),
+            Err(_) => (false, Err(FaultOutcome::BadUserMemory)),
+        };
+        if flush {
+            self.flush();
         }
         pool.release();
-        if writable {
-            slots.mark_dirty(index, slot, gpa);
-            if let Ok(p) = &page {
-                p.set_dirty();
+        result
+    }
+}
+
+/// A nested fault on memory.
+struct Fault<'a> {
+    gpa: Gpa,
+    fetch: bool,
+    /// User address of the page.
+    hva: usize,
+    slot: &'a Slot,
+    /// Writes to the slot are logged.
+    logging: bool,
+}
+
+/// What the host has at a user address.
+struct HostPage {
+    /// The reference to memory that has one.
+    counted: Option<gup::PageRef>,
+    hpa: Hpa,
+    /// May be mapped writable.
+    writable: bool,
+    mem_type: MemType,
+}
+
+impl HostPage {
+    /// Finds the page, as a write by user space would if `write`. Otherwise the fault is over. Sleeps.
+    ///
+    /// A page that is writable anyway is mapped so on a read too: no second fault. Where writes are logged it counts as dirty
+    /// then, as in KVM: programs rely on the page of code that ran being in the log.
+    #[inline]
+    fn find(mm: &Mm, hva: usize, write: bool, readonly: bool) -> Result<Self, FaultOutcome> {
+        let want_write = write || !readonly;
+        let fast = if want_write {
+            gup::get_user_page_fast_only(hva, true)
+        } else {
+            None
+        };
+        let page = match fast {
+            Some(p) => Ok(p),
+            None => gup::get_user_page(hva, write),
+        };
+        let (counted, pfn, writable, ram) = match page {
+            Ok(p) => {
+                let (pfn, writable) = (p.pfn(), p.writable());
+                (Some(p), pfn, writable, true)
             }
-        }
-        Ok(FaultOutcome::Resume)
+            Err(e) if e == EINTR => return Err(FaultOutcome::Resume),
+            Err(_) => match gup::follow_pfnmap(mm, hva, write) {
+                Ok(m) => (None, m.pfn, m.writable, gup::is_ram(m.pfn)),
+                Err(_) => return Err(FaultOutcome::BadUserMemory),
+            },
+        };
+        Ok(Self {
+            counted,
+            hpa: Hpa(pfn << 12),
+            writable: writable && want_write,
+            mem_type: if ram { MemType::Ram } else { MemType::Device },
+        })
     }
 }

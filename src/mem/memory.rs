@@ -22,20 +22,19 @@
 //! `update` (mutex) > SRCU read section > `mmu` (spin lock). User memory is never touched under `mmu`.
 
 use crate::abi::stats::{VmCounter, VmStats};
-use crate::assign::space::Space;
-use crate::linux::boot_cpu;
+use crate::arch::{address_limits, HwCaps, NestedTable};
 use crate::linux::page;
 use crate::linux::srcu_cell::SrcuCell;
 use crate::mem::addr::{Gpa, GpaRange, Hpa, Hva, Level, PAGE_SIZE};
 pub(crate) use crate::mem::fault::FaultOutcome;
+use crate::mem::format::{Leaf, MemType, Perm};
+use crate::mem::mmu::Mmu;
 pub(crate) use crate::mem::notifier::Notifier;
-use crate::mem::ports::StopRunning;
+use crate::mem::ports::{DmaView, StopRunning};
 use crate::mem::slot_table::SlotTable;
-use crate::mem::slots::{self, Limits, Slot};
+use crate::mem::slots::{self, Limits, Slot, MAX_SLOTS};
 pub(crate) use crate::mem::view::{MemError, MemoryView};
-use crate::mem::walk::{Cursor, Leaf, MapError, MemType, Perm};
-use crate::x86::paging::nested::{NestedTable, TablePool};
-use crate::x86::vendor::HwCaps;
+use crate::mem::walk::{Cursor, MapError};
 use core::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use kernel::prelude::*;
 use kernel::sync::{new_mutex, new_spinlock, Arc, Mutex, SetOnce, SpinLock};
@@ -43,47 +42,26 @@ use kernel::sync::{new_mutex, new_spinlock, Arc, Mutex, SetOnce, SpinLock};
 /// Entries visited between two chances to reschedule while unmapping.
 pub(super) const BUDGET: u32 = 16 * 1024;
 
-/// Guest-physical address of the local APIC after reset.
-pub(super) const APIC_PAGE: u64 = crate::x86::irqchip::lapic::base::DEFAULT_ADDRESS;
-
-/// Nested page tables and the state of invalidations.
-pub(super) struct Mmu {
-    pub(super) table: NestedTable,
-    /// Tables that were unlinked and wait for the flush.
-    pub(super) pool: TablePool,
-    /// Invalidations that ended.
-    pub(super) invalidations: u64,
-    /// Invalidations under way, and the hull of their ranges.
-    pub(super) invalidating: u32,
-    pub(super) hull: (u64, u64),
-    /// The slot that is being deleted or moved away, as it was: perhaps no longer in the table, but still mapped.
-    pub(super) leaving: Option<Slot>,
-}
-
-impl Mmu {
-    pub(super) fn must_retry(&self, seen: u64, hva: u64) -> bool {
-        self.invalidations != seen || self.is_invalidating(hva)
-    }
-
-    /// An invalidation that may concern `hva` is under way.
-    #[inline]
-    pub(super) fn is_invalidating(&self, hva: u64) -> bool {
-        self.invalidating != 0 && self.hull.0 <= hva && hva < self.hull.1
-    }
-}
-
-/// The APIC-access page is neither mapped nor excluded.
-const APIC_UNMAPPED: u32 = 0;
+/// The VM's own page is neither mapped nor barred.
+const UNPINNED: u32 = 0;
 /// It is mapped.
-const APIC_MAPPED: u32 = 1;
+const PINNED: u32 = 1;
 /// It is never mapped again.
-const APIC_EXCLUDED: u32 = 2;
+const BARRED: u32 = 2;
+
+/// What `GuestMemory.update` protects.
+pub(super) struct Update {
+    /// What assigned devices see of the memory; it follows slot changes.
+    pub(super) dma: Arc<dyn DmaView>,
+    /// Where the VM's own page is mapped, or was to be.
+    pinned_at: Option<Gpa>,
+}
 
 /// All of a VM's guest memory.
 #[pin_data(PinnedDrop)]
 pub(crate) struct GuestMemory {
     #[pin]
-    pub(super) update: Mutex<Option<Space>>,
+    pub(super) update: Mutex<Update>,
     #[pin]
     pub(super) slots: SrcuCell<SlotTable>,
     #[pin]
@@ -93,10 +71,10 @@ pub(crate) struct GuestMemory {
     /// The vCPUs to be stopped for a flush.
     vcpus: Arc<dyn StopRunning>,
     root: Hpa,
-    /// The page that a processor takes for the local APIC where it is mapped, for VMs that use it.
-    apic_page: SetOnce<page::Pages>,
+    /// A page of the VM that is in no slot, for VMs that use it.
+    own_page: SetOnce<page::Pages>,
     /// Changes under `update`.
-    apic_state: AtomicU32,
+    pin_state: AtomicU32,
     /// No huge leaf may be executable.
     pub(super) nx_huge: AtomicBool,
     /// KVM_GET_DIRTY_LOG leaves the log alone, KVM_CLEAR_DIRTY_LOG starts it afresh.
@@ -114,41 +92,32 @@ impl GuestMemory {
         caps: HwCaps,
         stats: Arc<VmStats>,
         vcpus: Arc<dyn StopRunning>,
+        dma: Arc<dyn DmaView>,
     ) -> Result<Arc<Self>> {
-        // The root; the first fault fetches more.
-        let root = page::Pages::new(0)?;
-        let table = NestedTable::with_root(Hpa(root.phys()), &caps)?;
+        // The root alone; the first fault fetches more.
+        let table = NestedTable::new(&caps)?;
+        let (gpa_end, hva_end) = address_limits();
         Arc::pin_init(
             try_pin_init!(Self {
-                update <- new_mutex!(None),
+                update <- new_mutex!(Update { dma, pinned_at: None }),
                 slots <- SrcuCell::new(SlotTable::empty()),
                 tlb_generation: AtomicU64::new(1),
                 vcpus,
-                apic_page: SetOnce::new(),
-                apic_state: AtomicU32::new(APIC_UNMAPPED),
-                nx_huge: AtomicBool::new(
-                    caps.name == "vmx" && boot_cpu::bug(boot_cpu::Bug::ItlbMultihit),
-                ),
+                own_page: SetOnce::new(),
+                pin_state: AtomicU32::new(UNPINNED),
+                nx_huge: AtomicBool::new(caps.nx_huge),
                 manual_protect: AtomicBool::new(false),
                 initially_set: AtomicBool::new(false),
                 stats,
                 caps,
                 limits: Limits {
-                    slots: crate::mem::slots::MAX_SLOTS,
+                    slots: MAX_SLOTS,
                     address_spaces: 1,
-                    gpa_end: 1 << crate::linux::boot_cpu::phys_bits().min(48),
-                    hva_end: (1 << (crate::linux::boot_cpu::virt_bits().clamp(48, 57) - 1)) - 4096,
+                    gpa_end,
+                    hva_end,
                 },
-                // Last: nothing fails any more, and the root is freed with the table.
-                root: Hpa(root.into_phys()),
-                mmu <- new_spinlock!(init!(Mmu {
-                    table,
-                    pool: TablePool::new(),
-                    invalidations: 0,
-                    invalidating: 0,
-                    hull: (0, 0),
-                    leaving: None,
-                })),
+                root: table.root(),
+                mmu <- new_spinlock!(Mmu::new(table)),
             }),
             GFP_KERNEL_ACCOUNT,
         )
@@ -200,31 +169,33 @@ impl GuestMemory {
         done
     }
 
-    /// The APIC-access page of this VM (SDM 3C 30.4). The caller excludes other callers.
-    pub(crate) fn apic_page(&self) -> Result<Hpa> {
-        if self.apic_page.as_ref().is_none() {
-            self.apic_page.populate(page::Pages::new(0)?);
+    /// The physical address of the VM's own page, which lives as long as the VM and holds zeroes at first. The caller excludes
+    /// other callers.
+    pub(crate) fn own_page(&self) -> Result<Hpa> {
+        if self.own_page.as_ref().is_none() {
+            self.own_page.populate(page::Pages::new(0)?);
         }
-        self.apic_page.as_ref().map(|p| Hpa(p.phys())).ok_or(ENOMEM)
+        self.own_page.as_ref().map(|p| Hpa(p.phys())).ok_or(ENOMEM)
     }
 
-    /// Whether the APIC-access page may be mapped and is not.
+    /// Whether [`GuestMemory::pin_page`] has something to do.
     #[inline]
-    pub(crate) fn apic_page_missing(&self) -> bool {
-        self.apic_state.load(Ordering::Relaxed) == APIC_UNMAPPED
+    pub(crate) fn may_pin_page(&self) -> bool {
+        self.pin_state.load(Ordering::Relaxed) == UNPINNED
     }
 
-    /// Maps the APIC-access page at the APIC's default address, unless there is memory or [`GuestMemory::exclude_apic_page`]
-    /// was called. Every vCPU of the VM has to virtualise accesses to it.
-    pub(crate) fn map_apic_page(&self) -> Result {
-        let _update = self.update.lock();
-        if !self.apic_page_missing() {
+    /// Maps the VM's own page at `gpa`, always the same, unless there is memory or [`GuestMemory::unpin_page`] was called. It
+    /// goes when a slot comes there.
+    pub(crate) fn pin_page(&self, gpa: Gpa) -> Result {
+        let mut update = self.update.lock();
+        if !self.may_pin_page() {
             return Ok(());
         }
-        let hpa = match self.apic_page.as_ref() {
-            Some(p) if self.view().is_device(Gpa(APIC_PAGE), false) => Hpa(p.phys()),
+        update.pinned_at = Some(gpa);
+        let hpa = match self.own_page.as_ref() {
+            Some(p) if self.view().is_device(gpa, false) => Hpa(p.phys()),
             _ => {
-                self.apic_state.store(APIC_EXCLUDED, Ordering::Relaxed);
+                self.pin_state.store(BARRED, Ordering::Relaxed);
                 return Ok(());
             }
         };
@@ -232,47 +203,49 @@ impl GuestMemory {
         let leaf = Leaf {
             hpa,
             perm: Perm::RW,
-            mem_type: MemType::Wb,
-            ignore_pat: true,
+            mem_type: MemType::Ram,
             accessed: true,
             dirty: true,
         };
         let mut mmu = self.mmu.lock();
         let Mmu { table, pool, .. } = &mut *mmu;
-        match table.map(pool, Gpa(APIC_PAGE), Level::L1, &leaf) {
+        match table.map(pool, gpa, Level::L1, &leaf) {
             Ok(change) => {
                 if change.needs_flush() {
                     self.flush();
                 }
-                self.apic_state.store(APIC_MAPPED, Ordering::Relaxed);
+                self.pin_state.store(PINNED, Ordering::Relaxed);
             }
             Err(MapError::NoMemory { flush }) => {
                 if flush {
                     self.flush();
                 }
             }
-            Err(_) => self.apic_state.store(APIC_EXCLUDED, Ordering::Relaxed),
+            Err(_) => self.pin_state.store(BARRED, Ordering::Relaxed),
         }
         pool.release();
         Ok(())
     }
 
-    /// Unmaps the APIC-access page for good: not all vCPUs virtualise accesses to it from now on. When it returns no vCPU
-    /// reaches the page.
-    pub(crate) fn exclude_apic_page(&self) {
-        if self.apic_state.load(Ordering::Relaxed) == APIC_EXCLUDED {
-            return;
+    /// Unmaps the VM's own page for good. When it returns no vCPU reaches the page.
+    pub(crate) fn unpin_page(&self) {
+        if self.pin_state.load(Ordering::Relaxed) != BARRED {
+            self.unpin_locked(&self.update.lock());
         }
-        let _update = self.update.lock();
-        self.exclude_apic_locked();
     }
 
-    /// [`GuestMemory::exclude_apic_page`] under `update`.
-    pub(super) fn exclude_apic_locked(&self) {
-        if self.apic_state.swap(APIC_EXCLUDED, Ordering::Relaxed) == APIC_MAPPED {
-            if let Some(range) = GpaRange::new(Gpa(APIC_PAGE), PAGE_SIZE) {
-                self.unmap(range, true);
-            }
+    fn unpin_locked(&self, update: &Update) {
+        let old = self.pin_state.swap(BARRED, Ordering::Relaxed);
+        let range = update.pinned_at.and_then(|at| GpaRange::new(at, PAGE_SIZE));
+        if let (PINNED, Some(range)) = (old, range) {
+            self.unmap(range, true);
+        }
+    }
+
+    /// `slot` is about to come: the VM's own page makes room.
+    pub(super) fn make_room(&self, update: &Update, slot: &Slot) {
+        if update.pinned_at.is_some_and(|at| slot.contains(at)) {
+            self.unpin_locked(update);
         }
     }
 
@@ -304,11 +277,6 @@ impl PinnedDrop for GuestMemory {
         // Nobody runs and nobody else has a reference: no flush is needed before tables are freed.
         let mut mmu = self.mmu.lock();
         let Mmu { table, pool, .. } = &mut *mmu;
-        table.destroy(pool);
+        table.clear(pool);
     }
-}
-
-/// Kernel address of a page-table page.
-pub(crate) fn table_ptr(table: Hpa) -> *mut u64 {
-    page::phys_to_virt(table.0).cast()
 }

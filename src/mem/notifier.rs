@@ -6,7 +6,8 @@
 use crate::abi::stats::VmCounter;
 use crate::linux::mmu_notifier::{MmuNotifierOps, Range};
 use crate::mem::addr::{Gpa, GpaRange, Hva};
-use crate::mem::memory::{GuestMemory, Mmu};
+use crate::mem::memory::GuestMemory;
+use crate::mem::mmu::Mmu;
 use crate::mem::slots;
 use kernel::sync::Arc;
 
@@ -17,15 +18,7 @@ impl MmuNotifierOps for Notifier {
     fn invalidate_range_start(&self, range: &Range) {
         self.0.stats.add(VmCounter::Invalidations, 1);
         let (start, end) = (range.start as u64, range.end as u64);
-        {
-            let mut mmu = self.0.mmu.lock();
-            mmu.hull = if mmu.invalidating == 0 {
-                (start, end)
-            } else {
-                (mmu.hull.0.min(start), mmu.hull.1.max(end))
-            };
-            mmu.invalidating = mmu.invalidating.saturating_add(1);
-        }
+        self.0.mmu.lock().begin_invalidation(start, end);
         // Work is bounded per lock hold and never sleeps, so a range that is not blockable needs no other path.
         self.0
             .for_each_range(start, end, |r| self.0.unmap(r, false));
@@ -39,9 +32,7 @@ impl MmuNotifierOps for Notifier {
     }
 
     fn invalidate_range_end(&self, _range: &Range) {
-        let mut mmu = self.0.mmu.lock();
-        mmu.invalidations = mmu.invalidations.wrapping_add(1);
-        mmu.invalidating = mmu.invalidating.saturating_sub(1);
+        self.0.mmu.lock().end_invalidation();
     }
 
     fn clear_flush_young(&self, start: usize, end: usize) -> bool {

@@ -1,8 +1,23 @@
 // SPDX-License-Identifier: GPL-2.0
 //! What guest memory asks of others. It names none of them; they come in through these traits.
 
+use crate::mem::slots::Slot;
+use kernel::prelude::*;
+
 /// The vCPUs whose translations guest memory changes.
 pub(crate) trait StopRunning: Send + Sync {
     /// Returns after every vCPU that was in the guest has left it. Interrupts are on; may be called under a spin lock.
     fn stop_running(&self);
+}
+
+/// What devices of the VM see of guest memory. Called under `GuestMemory.update`, so in the order of slot changes.
+pub(crate) trait DmaView: Send + Sync {
+    /// A slot is going to be published. When it fails nothing has changed.
+    fn add(&self, slot: &Slot) -> Result;
+
+    /// A slot has been taken from the guest.
+    fn remove(&self, slot: &Slot);
+
+    /// A slot is going to another place, which may overlap the old one. When it fails it is where it was.
+    fn relocate(&self, old: &Slot, new: &Slot) -> Result;
 }

@@ -3,98 +3,109 @@
 //!
 //! Called by ioctls of the VM's file. Each takes `GuestMemory.update`, so they run one after the other.
 
-use crate::assign::space::Space;
-use crate::mem::addr::{Gpa, GpaRange, PAGE_SIZE};
+use crate::mem::addr::{GpaRange, PAGE_SIZE};
 use crate::mem::dirty;
-use crate::mem::memory::{GuestMemory, Mmu, APIC_PAGE, BUDGET};
-use crate::mem::slot_table::DirtyBitmap;
-use crate::mem::slots::{self, Change, Slot, LOG_DIRTY_PAGES};
+use crate::mem::memory::{GuestMemory, BUDGET};
+use crate::mem::mmu::Mmu;
+use crate::mem::slot_table::{DirtyBitmap, SlotTable};
+use crate::mem::slots::{self, Change, Slot, SlotError};
 use crate::mem::walk::Cursor;
 use core::sync::atomic::Ordering;
 use kernel::prelude::*;
 use kernel::uaccess::{UserPtr, UserSlice};
 
+/// A change of slots that has been checked and prepared.
+struct Plan {
+    next: KBox<SlotTable>,
+    /// The slot that is deleted or moved away.
+    leaving: Option<Slot>,
+    /// The slot is new, or new at its place.
+    arrives: bool,
+    /// Logging begins where pages are mapped writable already.
+    protect: Option<GpaRange>,
+}
+
 impl GuestMemory {
     /// KVM_SET_USER_MEMORY_REGION (api.rst 4.35). `wanted.npages == 0` deletes.
     pub(crate) fn set_slot(&self, wanted: Slot) -> Result {
-        let mut update = self.update.lock();
-        if wanted.contains(Gpa(APIC_PAGE)) {
-            self.exclude_apic_locked();
-        }
-        let (next, leaving, created, protect) =
-            {
-                let current = self.slots.read();
-                let change = slots::validate(&current.slots, &wanted, &self.limits)
-                    .map_err(|e| if e.errno() == 17 { EEXIST } else { EINVAL })?;
-                let old = current.slots.iter().position(|s| s.id == wanted.id);
-                let old_slot = old.and_then(|i| current.slots.get(i)).copied();
-                let mut next = current.copy_with_room()?;
-                match change {
-                    Change::None => return Ok(()),
-                    Change::Delete => {
-                        next.remove_id(wanted.id);
-                        (next, old_slot, false, None)
-                    }
-                    Change::Create | Change::Move | Change::FlagsOnly => {
-                        let kept = old
-                            .and_then(|i| current.dirty.get(i))
-                            .and_then(Clone::clone);
-                        let starts = kept.is_none();
-                        let dirty = match (wanted.flags & LOG_DIRTY_PAGES != 0, kept) {
-                            (false, _) => None,
-                            (true, Some(d)) => Some(d),
-                            (true, None) => Some(DirtyBitmap::new(wanted.npages)?),
-                        };
-                        // Pages whose bits are set already are protected when the bits are cleared.
-                        let full = self.initially_set.load(Ordering::Relaxed);
-                        if let (true, Some(d), true) = (full, &dirty, starts) {
-                            d.fill(wanted.npages);
-                        }
-                        let starts_logging =
-                            dirty.is_some() && !full && matches!(change, Change::FlagsOnly);
-                        next.remove_id(wanted.id);
-                        next.insert(wanted, dirty)?;
-                        let leaving = if matches!(change, Change::Move) {
-                            old_slot
-                        } else {
-                            None
-                        };
-                        (
-                            next,
-                            leaving,
-                            !matches!(change, Change::FlagsOnly),
-                            if starts_logging { wanted.range() } else { None },
-                        )
-                    }
-                }
-            };
-        let next = KBox::new(next, GFP_KERNEL_ACCOUNT)?;
-        // From here on nothing else fails.
-        if let (Some(dma), true) = ((*update).as_mut(), created) {
-            match &leaving {
-                Some(old) => dma.relocate(old, &wanted)?,
-                None => dma.add(&wanted)?,
+        let update = self.update.lock();
+        self.make_room(&update, &wanted);
+        let Some(plan) = self.plan(&wanted)? else {
+            return Ok(());
+        };
+        // When the devices have followed, nothing else fails.
+        if plan.arrives {
+            match &plan.leaving {
+                Some(old) => update.dma.relocate(old, &wanted)?,
+                None => update.dma.add(&wanted)?,
             }
         }
-        self.mmu.lock().leaving = leaving;
-        drop(self.slots.replace(next));
-        if let Some(range) = leaving.as_ref().and_then(Slot::range) {
+        self.mmu.lock().leaving = plan.leaving;
+        drop(self.slots.replace(plan.next));
+        if let Some(range) = plan.leaving.as_ref().and_then(Slot::range) {
             self.unmap(range, true);
         }
         self.mmu.lock().leaving = None;
-        if let (Some(dma), Some(old), false) = ((*update).as_mut(), &leaving, created) {
-            dma.remove(old);
+        if let (Some(old), false) = (&plan.leaving, plan.arrives) {
+            update.dma.remove(old);
         }
-        if let Some(range) = protect {
+        if let Some(range) = plan.protect {
             self.write_protect(range);
         }
         Ok(())
     }
 
-    /// Runs `f` with what assigned devices see of the memory and with the slots, which do not change meanwhile.
-    pub(crate) fn with_dma<R>(&self, f: impl FnOnce(&mut Option<Space>, &[Slot]) -> R) -> R {
-        let mut dma = self.update.lock();
-        f(&mut dma, &self.slots.read().slots)
+    /// What [`GuestMemory::set_slot`] has to do; `None`: nothing.
+    fn plan(&self, wanted: &Slot) -> Result<Option<Plan>> {
+        let current = self.slots.read();
+        let change =
+            slots::validate(&current.slots, wanted, &self.limits).map_err(|e| match e {
+                SlotError::Overlap => EEXIST,
+                _ => EINVAL,
+            })?;
+        if matches!(change, Change::None) {
+            return Ok(None);
+        }
+        let old = slots::index_of(&current.slots, wanted.id);
+        let old_slot = old.and_then(|i| current.slots.get(i)).copied();
+        let mut next = current.copy_with_room()?;
+        next.remove_id(wanted.id);
+        let mut plan = Plan {
+            next: KBox::new(next, GFP_KERNEL_ACCOUNT)?,
+            leaving: old_slot.filter(|_| matches!(change, Change::Delete | Change::Move)),
+            arrives: matches!(change, Change::Create | Change::Move),
+            protect: None,
+        };
+        if matches!(change, Change::Delete) {
+            return Ok(Some(plan));
+        }
+        let kept = old
+            .and_then(|i| current.dirty.get(i))
+            .and_then(Clone::clone);
+        // Pages whose bits are set already are protected when the bits are cleared.
+        let full = self.initially_set.load(Ordering::Relaxed);
+        let dirty = match (wanted.is_logging(), kept) {
+            (false, _) => None,
+            (true, Some(log)) => Some(log),
+            (true, None) => {
+                let log = DirtyBitmap::new(wanted.npages)?;
+                if full {
+                    log.fill(wanted.npages);
+                }
+                Some(log)
+            }
+        };
+        if dirty.is_some() && !full && matches!(change, Change::FlagsOnly) {
+            plan.protect = wanted.range();
+        }
+        plan.next.insert(*wanted, dirty)?;
+        Ok(Some(plan))
+    }
+
+    /// Runs `f` with the slots, which do not change meanwhile.
+    pub(crate) fn with_slots<R>(&self, f: impl FnOnce(&[Slot]) -> R) -> R {
+        let _update = self.update.lock();
+        f(&self.slots.read().slots)
     }
 
     fn write_protect(&self, range: GpaRange) {
@@ -117,44 +128,30 @@ impl GuestMemory {
         }
     }
 
+    /// Write-protects the pages of `slot` that are set in `bits`, word `w` of a bitmap. The bits are taken out of the log before:
+    /// a write in between sets its bit again.
+    fn protect_word(&self, slot: &Slot, w: u64, bits: u64) {
+        for (page, n) in dirty::runs(w, bits) {
+            let start = slot.gpa.wrapping_add(page.wrapping_mul(PAGE_SIZE));
+            if let Some(range) = GpaRange::new(start, n.wrapping_mul(PAGE_SIZE)) {
+                self.write_protect(range);
+            }
+        }
+    }
+
     /// KVM_GET_DIRTY_LOG (api.rst 4.8): copies slot `id`'s bitmap to `user` and starts afresh.
     pub(crate) fn dirty_log(&self, id: u32, user: UserPtr) -> Result {
         let _update = self.update.lock();
         let slots = self.slots.read();
-        let i = slots.slots.iter().position(|s| s.id == id).ok_or(ENOENT)?;
-        let slot = slots.slots.get(i).ok_or(ENOENT)?;
-        let bitmap = slots.dirty.get(i).and_then(Option::as_ref).ok_or(ENOENT)?;
+        let (slot, bitmap) = slots.log_of(id)?;
         let manual = self.manual_protect.load(Ordering::Relaxed);
         let mut out = UserSlice::new(user, bitmap.words.len() * 8).writer();
         for (w, word) in bitmap.words.iter().enumerate() {
-            let bits = if word.load(Ordering::Relaxed) == 0 {
-                0
-            } else if manual {
-                word.load(Ordering::Relaxed)
-            } else {
-                // The pages are write-protected after the bits are taken: a write in between sets its bit again.
-                let bits = word.swap(0, Ordering::SeqCst);
-                let first = slot
-                    .gpa
-                    .0
-                    .wrapping_add((w as u64).wrapping_mul(64 * PAGE_SIZE));
-                let mut rest = bits;
-                while rest != 0 {
-                    let n = u64::from(rest.trailing_zeros());
-                    let run = u64::from((rest >> n).trailing_ones());
-                    if let Some(r) =
-                        GpaRange::new(Gpa(first.wrapping_add(n * PAGE_SIZE)), run * PAGE_SIZE)
-                    {
-                        self.write_protect(r);
-                    }
-                    rest &= if n + run >= 64 {
-                        0
-                    } else {
-                        u64::MAX << (n + run)
-                    };
-                }
-                bits
-            };
+            let mut bits = word.load(Ordering::Relaxed);
+            if bits != 0 && !manual {
+                bits = word.swap(0, Ordering::SeqCst);
+                self.protect_word(slot, w as u64, bits);
+            }
             out.write(&bits)?;
         }
         Ok(())
@@ -167,9 +164,7 @@ impl GuestMemory {
         }
         let _update = self.update.lock();
         let slots = self.slots.read();
-        let i = slots.slots.iter().position(|s| s.id == id).ok_or(ENOENT)?;
-        let slot = slots.slots.get(i).ok_or(ENOENT)?;
-        let bitmap = slots.dirty.get(i).and_then(Option::as_ref).ok_or(ENOENT)?;
+        let (slot, bitmap) = slots.log_of(id)?;
         let range = dirty::clear_range(first, count, slot.npages).ok_or(EINVAL)?;
         let at = range.start / dirty::WORD_PAGES;
         let words = dirty::words(range.end.saturating_sub(range.start));
@@ -182,14 +177,9 @@ impl GuestMemory {
             if mask == 0 || word.load(Ordering::Relaxed) & mask == 0 {
                 continue;
             }
-            // As in `dirty_log`. Bits beyond the slot's end are never set.
+            // Bits beyond the slot's end are never set.
             let bits = word.fetch_and(!mask, Ordering::SeqCst) & mask;
-            for (page, n) in dirty::runs(w, bits) {
-                let start = slot.gpa.wrapping_add(page.wrapping_mul(PAGE_SIZE));
-                if let Some(r) = GpaRange::new(start, n.wrapping_mul(PAGE_SIZE)) {
-                    self.write_protect(r);
-                }
-            }
+            self.protect_word(slot, w, bits);
         }
         Ok(())
     }

@@ -3,7 +3,7 @@
 //!
 //! Readers hold it under SRCU; `GuestMemory.update` serialises those who publish a new one.
 
-use crate::mem::addr::{Gpa, PAGE_SIZE};
+use crate::mem::addr::Gpa;
 use crate::mem::dirty;
 use crate::mem::slots::{self, Slot};
 use core::sync::atomic::{AtomicU64, Ordering};
@@ -17,7 +17,7 @@ pub(crate) struct DirtyBitmap {
 
 impl DirtyBitmap {
     pub(super) fn new(npages: u64) -> Result<Arc<Self>> {
-        let n = usize::try_from(npages.div_ceil(64))?;
+        let n = usize::try_from(dirty::words(npages))?;
         let mut words = KVVec::with_capacity(n, GFP_KERNEL_ACCOUNT)?;
         for _ in 0..n {
             words
@@ -37,11 +37,8 @@ impl DirtyBitmap {
     }
 
     pub(super) fn set(&self, page: u64) {
-        if let Some(w) = usize::try_from(page / 64)
-            .ok()
-            .and_then(|i| self.words.get(i))
-        {
-            let bit = 1u64 << (page % 64);
+        let (word, bit) = dirty::bit(page);
+        if let Some(w) = usize::try_from(word).ok().and_then(|i| self.words.get(i)) {
             if w.load(Ordering::Relaxed) & bit == 0 {
                 w.fetch_or(bit, Ordering::Relaxed);
             }
@@ -75,7 +72,7 @@ impl SlotTable {
     }
 
     pub(super) fn remove_id(&mut self, id: u32) {
-        if let Some(i) = self.slots.iter().position(|s| s.id == id) {
+        if let Some(i) = slots::index_of(&self.slots, id) {
             let _ = self.slots.remove(i);
             let _ = self.dirty.remove(i);
         }
@@ -83,11 +80,7 @@ impl SlotTable {
 
     /// Inserts in order; there is room.
     pub(super) fn insert(&mut self, slot: Slot, dirty: Option<Arc<DirtyBitmap>>) -> Result {
-        let at = self
-            .slots
-            .iter()
-            .position(|s| s.gpa.0 > slot.gpa.0)
-            .unwrap_or(self.slots.len());
+        let at = slots::insert_position(&self.slots, slot.gpa);
         self.slots
             .insert_within_capacity(at, slot)
             .map_err(|_| ENOMEM)?;
@@ -103,8 +96,21 @@ impl SlotTable {
     }
 
     pub(super) fn mark_dirty(&self, index: usize, slot: &Slot, gpa: Gpa) {
-        if let Some(Some(d)) = self.dirty.get(index) {
-            d.set(gpa.0.wrapping_sub(slot.gpa.0) / PAGE_SIZE);
+        if let (Some(d), Some(page)) = (self.bitmap(index), slot.page_index(gpa)) {
+            d.set(page);
         }
+    }
+
+    /// The log of the slot at `index`, if its writes are logged.
+    #[inline]
+    pub(super) fn bitmap(&self, index: usize) -> Option<&DirtyBitmap> {
+        self.dirty.get(index)?.as_deref()
+    }
+
+    /// The slot with number `id` and its log. ENOENT without one.
+    pub(super) fn log_of(&self, id: u32) -> Result<(&Slot, &DirtyBitmap)> {
+        let i = slots::index_of(&self.slots, id).ok_or(ENOENT)?;
+        let slot = self.slots.get(i).ok_or(ENOENT)?;
+        Ok((slot, self.bitmap(i).ok_or(ENOENT)?))
     }
 }

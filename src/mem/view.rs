@@ -7,7 +7,7 @@ use crate::linux::srcu_cell::SrcuRef;
 use crate::linux::uaccess;
 use crate::mem::addr::{Gpa, PAGE_SIZE};
 use crate::mem::slot_table::SlotTable;
-use crate::mem::slots::{self, Slot, READONLY};
+use crate::mem::slots::{self, Slot};
 use kernel::prelude::*;
 use kernel::uaccess::{UserPtr, UserSlice};
 
@@ -36,7 +36,7 @@ impl MemoryView<'_> {
     #[inline]
     fn resolve(&self, gpa: Gpa, write: bool) -> Result<(usize, usize, usize), MemError> {
         let (i, slot) = self.slots.find(gpa).ok_or(MemError::NotRam)?;
-        if write && slot.flags & READONLY != 0 {
+        if write && slot.is_readonly() {
             return Err(MemError::NotRam);
         }
         let hva = slot.hva_of(gpa).ok_or(MemError::NotRam)?;
@@ -62,7 +62,7 @@ impl MemoryView<'_> {
     pub(crate) fn is_device(&self, gpa: Gpa, write: bool) -> bool {
         self.slots
             .find(gpa)
-            .is_none_or(|(_, s)| write && s.flags & READONLY != 0)
+            .is_none_or(|(_, s)| write && s.is_readonly())
     }
 
     /// User address that backs `gpa`, for reading or writing within its page.

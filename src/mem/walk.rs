@@ -1,190 +1,100 @@
 // SPDX-License-Identifier: GPL-2.0
-//! Nested page tables: one walker for every entry format (SDM 3C 29.3, APM 2 15.25).
+//! Nested page tables: one walker for every entry format and every architecture.
 //!
 //! The walker knows levels, ranges and the life of tables; a [`Format`] knows the bits of one entry; a
-//! [`Tables`] reads, writes, allocates and frees tables. The owner serialises all calls that take
-//! `&mut impl Tables`. The processor is the only other writer: it may set the accessed and dirty bits of a
-//! present entry at any time, therefore present entries are only ever changed by `cmpxchg` and `swap`.
+//! [`Tables`] reads, writes, allocates and frees tables. What changes a tree takes it by `&mut`, so that one
+//! caller at a time does; its owner keeps it under a lock. The processor is the only other writer: it may set
+//! the accessed and dirty bits of a present entry at any time, therefore present entries are only ever changed
+//! by `cmpxchg` and `swap`.
+//!
+//! ```text
+//!   address      | index | index | index | offset |      one index of 9 bits for each level
+//!                    |       |       |
+//!   root ---------> [.] --> [.] --> [.] --> 4 KiB page    an entry points to a table or, as a leaf, to memory;
+//!   (1 or more         \       \                           leaves of 2 MiB and 1 GiB end the walk early
+//!    tables in a row)   1 GiB   2 MiB
+//! ```
 //!
 //! A page table is a cache of what the owner's address space maps. Nothing is lost when more than asked is
 //! removed: the next access faults and the owner maps again. `unmap` uses this for huge leaves.
 #![forbid(unsafe_code)]
 
-use core::{fmt, marker::PhantomData};
+mod visitors;
 
-use crate::mem::addr::{Gpa, GpaRange, Hpa, Level, MAX_PHYS_BITS, TABLE_ENTRIES};
+use core::marker::PhantomData;
 
-/// Access rights of a mapping.
-#[derive(Clone, Copy, Default, PartialEq, Eq)]
-pub struct Perm(u8);
+use crate::mem::addr::{Gpa, GpaRange, Hpa, Level, MAX_PHYS_BITS, PAGE_SIZE, TABLE_ENTRIES};
+use crate::mem::format::{Format, Leaf, Perm, Replace};
+use visitors::{Age, TestAccessed, Unmap, WriteProtect};
 
-impl Perm {
-    /// No access.
-    pub const NONE: Self = Self(0);
-    /// Read.
-    pub const R: Self = Self(1);
-    /// Write.
-    pub const W: Self = Self(2);
-    /// Instruction fetch.
-    pub const X: Self = Self(4);
-    /// Read and write.
-    pub const RW: Self = Self(3);
-    /// Read and fetch.
-    pub const RX: Self = Self(5);
-    /// Read, write and fetch.
-    pub const RWX: Self = Self(7);
-
-    /// Rights from bits 0 (read), 1 (write) and 2 (fetch); other bits are ignored.
+/// Memory that a table is made of: a zeroed page that its owner gives away.
+pub trait Page {
+    /// How many tables find room, one behind the other.
     #[inline]
-    pub const fn from_bits(bits: u8) -> Self {
-        Self(bits & 7)
+    fn tables(&self) -> u64 {
+        1
     }
 
-    /// Bits 0 (read), 1 (write) and 2 (fetch).
+    /// Physical address of the first; the memory stays allocated while `self` lives.
+    fn hpa(&self) -> Hpa;
+
+    /// Gives the memory away for its physical address. As a [`Table`] it comes back to [`Tables::free`].
+    fn into_hpa(self) -> Hpa;
+}
+
+/// A page table: 512 entries in a page that was a `P`.
+///
+/// # Invariants
+///
+/// The page is allocated. Only this file makes tables: of a root, of what [`Tables::alloc`] gave, and of a
+/// present entry of another table that is no leaf. [`Tables::free`] takes the last handle of a table, after
+/// the entry that pointed to it has gone.
+pub struct Table<P>(Hpa, PhantomData<fn() -> P>);
+
+impl<P> Table<P> {
+    /// Where the table lies.
     #[inline]
-    pub const fn bits(self) -> u8 {
+    pub const fn hpa(&self) -> Hpa {
         self.0
     }
 
-    /// Whether all rights of `other` are included.
     #[inline]
-    pub const fn contains(self, other: Self) -> bool {
-        self.0 & other.0 == other.0
-    }
-
-    /// Rights of either.
-    #[inline]
-    pub const fn union(self, other: Self) -> Self {
-        Self(self.0 | other.0)
-    }
-
-    /// These rights less those of `other`.
-    #[inline]
-    pub const fn without(self, other: Self) -> Self {
-        Self(self.0 & !other.0)
+    const fn at(hpa: Hpa) -> Self {
+        Self(hpa, PhantomData)
     }
 }
 
-impl fmt::Debug for Perm {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self.0 {
-            0 => "---",
-            1 => "r--",
-            2 => "-w-",
-            3 => "rw-",
-            4 => "--x",
-            5 => "r-x",
-            6 => "-wx",
-            _ => "rwx",
-        })
-    }
-}
-
-/// Memory type of a mapping, in the encoding of MTRRs, PAT and EPT (SDM 3A 13.11.2).
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[repr(u8)]
-pub enum MemType {
-    /// Uncacheable.
-    Uc = 0,
-    /// Write-combining.
-    Wc = 1,
-    /// Write-through.
-    Wt = 4,
-    /// Write-protected.
-    Wp = 5,
-    /// Write-back.
-    Wb = 6,
-}
-
-/// What a leaf entry shall say.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Leaf {
-    /// Host-physical address, aligned to the leaf's level.
-    pub hpa: Hpa,
-    /// Access rights.
-    pub perm: Perm,
-    /// Memory type given by the nested tables.
-    pub mem_type: MemType,
-    /// Whether `mem_type` overrides the guest's PAT; only EPT can say so, NPT always combines.
-    pub ignore_pat: bool,
-    /// Initial accessed bit: set it when the guest is about to touch the page, this spares the processor a
-    /// locked update.
-    pub accessed: bool,
-    /// Initial dirty bit: set it for a write access.
-    pub dirty: bool,
-}
-
-/// Bits of one kind of nested page table. Functions on an entry are pure; `entry` is any 64-bit value.
-pub trait Format {
-    /// Whether the processor maintains accessed and dirty bits. Without, a leaf counts as accessed, and as
-    /// dirty if writable, from the moment it is mapped.
-    const HAS_AD: bool;
-
-    /// Value of an entry that maps nothing; also the content of a fresh table, hence zero.
-    const NON_PRESENT: u64 = 0;
-
-    /// Entry that points to the next table, with all rights, so that leaves alone decide.
-    fn table(child: Hpa) -> u64;
-
-    /// Leaf entry of `level`; `level` is [`Level::L1`], `L2` or `L3` and the address is aligned to it.
-    fn leaf(level: Level, leaf: &Leaf) -> u64;
-
-    /// Whether the format has a leaf with exactly these rights.
-    fn can_express(perm: Perm) -> bool;
-
-    /// Whether `entry` maps something or points to a table.
-    fn present(entry: u64) -> bool;
-
-    /// Whether a present `entry` of `level` is a leaf.
-    fn is_leaf(entry: u64, level: Level) -> bool;
-
-    /// Table that a present non-leaf `entry` points to.
-    fn child(entry: u64) -> Hpa;
-
-    /// Address of the page that a leaf `entry` of `level` maps.
-    fn addr(entry: u64, level: Level) -> Hpa;
-
-    /// Rights given by `entry` itself.
-    fn perm(entry: u64) -> Perm;
-
-    /// `entry` with other rights, which [`Format::can_express`].
-    fn set_perm(entry: u64, perm: Perm) -> u64;
-
-    /// Memory type of a leaf and whether it overrides the guest's PAT.
-    fn mem_type(entry: u64, level: Level) -> (MemType, bool);
-
-    /// Accessed bit.
-    fn accessed(entry: u64) -> bool;
-
-    /// Dirty bit of a leaf.
-    fn dirty(entry: u64) -> bool;
-
-    /// `entry` with the accessed and dirty bits set where the argument is true, unchanged where false.
-    fn set_ad(entry: u64, accessed: bool, dirty: bool) -> u64;
-
-    /// `entry` with the accessed bit clear.
-    fn clear_accessed(entry: u64) -> u64;
-
-    /// `entry` with the dirty bit clear.
-    fn clear_dirty(entry: u64) -> u64;
-}
-
-/// Access to table memory. A table is a 4 KiB page of 512 entries; `index` is always below 512 and `table` is
-/// the root or was given by `alloc`.
+/// Access to table memory; `index` is always below 512.
 pub trait Tables {
+    /// What tables are made of.
+    type Page: Page;
+
+    /// Whether [`Tables::flush`] does what it says: needed for [`Replace::BreakFirst`].
+    const FLUSHES: bool = false;
+
+    /// Returns after every processor has forgotten what it had cached of entries that are not present any more.
+    #[inline]
+    fn flush(&mut self) {}
+
     /// Reads an entry once (a relaxed atomic load).
-    fn load(&self, table: Hpa, index: usize) -> u64;
+    fn load(&self, table: &Table<Self::Page>, index: usize) -> u64;
 
     /// Writes an entry that is not present or belongs to a table the processor cannot see, with release
     /// ordering: a table's content has to be visible before the entry that points to it.
-    fn store(&self, table: Hpa, index: usize, value: u64);
+    fn store(&self, table: &Table<Self::Page>, index: usize, value: u64);
 
     /// Replaces `old` by `new` atomically, or returns the value that is there instead.
-    fn cmpxchg(&self, table: Hpa, index: usize, old: u64, new: u64) -> Result<(), u64>;
+    fn cmpxchg(
+        &self,
+        table: &Table<Self::Page>,
+        index: usize,
+        old: u64,
+        new: u64,
+    ) -> Result<(), u64>;
 
     /// Replaces an entry atomically and returns what was there.
     #[inline]
-    fn swap(&self, table: Hpa, index: usize, new: u64) -> u64 {
+    fn swap(&self, table: &Table<Self::Page>, index: usize, new: u64) -> u64 {
         let mut old = self.load(table, index);
         loop {
             match self.cmpxchg(table, index, old, new) {
@@ -194,15 +104,15 @@ pub trait Tables {
         }
     }
 
-    /// A zeroed table, or `None`. One `map` asks for at most [`MAX_ALLOC_PER_MAP`].
-    fn alloc(&mut self) -> Option<Hpa>;
+    /// Memory for a table, or `None`. One `map` asks for at most [`MAX_ALLOC_PER_MAP`].
+    fn alloc(&mut self) -> Option<Self::Page>;
 
     /// Gives a table back. Processors may still walk it: the memory must not be reused before the
     /// translations have been flushed.
-    fn free(&mut self, table: Hpa);
+    fn free(&mut self, table: Table<Self::Page>);
 
     /// Told about each leaf that goes away, for example to mark the host page dirty. Not called by
-    /// [`PageTable::destroy`] without `report`.
+    /// [`PageTable::clear_some`].
     #[inline]
     fn removed(&mut self, _leaf: &Removed) {}
 }
@@ -210,7 +120,8 @@ pub trait Tables {
 /// Tables that one [`PageTable::map`] may allocate: one for each level below the root of a 5-level tree.
 pub const MAX_ALLOC_PER_MAP: usize = 4;
 
-/// A leaf that has been taken out of the table.
+/// A leaf that has been taken out of the table. The module has no use for it: what it maps writable it takes for
+/// dirty at once. The tests follow every page by it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Removed {
     /// First guest-physical address.
@@ -267,19 +178,6 @@ pub enum MapError {
     Perm,
 }
 
-/// Result of [`PageTable::lookup`].
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Mapping {
-    /// Host-physical address of the very byte asked for.
-    pub hpa: Hpa,
-    /// Size of the page.
-    pub level: Level,
-    /// Rights.
-    pub perm: Perm,
-    /// The leaf entry.
-    pub raw: u64,
-}
-
 /// Progress through a range: lets the owner drop its lock between pieces of bounded work.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Cursor {
@@ -333,9 +231,8 @@ impl Cursor {
 }
 
 /// A present entry seen by a scan.
-#[derive(Clone, Copy)]
-struct Entry {
-    table: Hpa,
+struct Entry<P> {
+    table: Table<P>,
     index: usize,
     value: u64,
     level: Level,
@@ -346,11 +243,11 @@ struct Entry {
 /// What to do with the entries of a range.
 trait Visitor<T: Tables> {
     /// A leaf; it may begin before the range or end after it.
-    fn leaf(&mut self, t: &mut T, cur: &mut Cursor, at: Entry);
+    fn leaf(&mut self, t: &mut T, cur: &mut Cursor, at: &Entry<T::Page>);
 
     /// A pointer to a table of 4 KiB leaves that the range covers; true when done with it.
     #[inline]
-    fn table(&mut self, _t: &mut T, _cur: &mut Cursor, _at: Entry) -> bool {
+    fn table(&mut self, _t: &mut T, _cur: &mut Cursor, _at: &Entry<T::Page>) -> bool {
         false
     }
 
@@ -362,47 +259,38 @@ trait Visitor<T: Tables> {
 /// Budget used by a visit to a whole table.
 const TABLE_COST: u32 = TABLE_ENTRIES as u32;
 
-/// A nested page table of format `F`.
+/// A nested page table of format `F`, made of the tables of `T`.
 ///
 /// # Invariants
 ///
-/// `root` is a table of the owner's [`Tables`]; every present non-leaf entry points to one that nothing else
-/// points to.
-pub struct PageTable<F: Format> {
+/// `root` is the address of `page`, which holds [`Format::ROOT_TABLES`] tables; every present non-leaf entry
+/// points to a table that nothing else points to.
+pub struct PageTable<F: Format, T: Tables> {
     root: Hpa,
     top: Level,
+    /// Goes with the value, when no processor uses the tables any more.
+    _page: T::Page,
     format: PhantomData<fn() -> F>,
 }
 
-impl<F: Format> PageTable<F> {
-    /// An empty table of 4 or 5 levels.
+impl<F: Format, T: Tables> PageTable<F, T> {
+    /// An empty table whose root is `page`.
     ///
     /// # Errors
     ///
-    /// [`MapError::NoMemory`] without a root page, [`MapError::OutOfRange`] for another number of levels.
-    pub fn create<T: Tables>(t: &mut T, levels: u8) -> Result<Self, MapError> {
-        // The levels are looked at before anything is allocated.
-        Self::with_root(Hpa(0), levels)?;
-        let root = t.alloc().ok_or(MapError::NoMemory { flush: false })?;
-        Self::with_root(root, levels)
-    }
-
-    /// An empty table of 4 or 5 levels whose root is the zeroed table `root`.
-    ///
-    /// # Errors
-    ///
-    /// [`MapError::OutOfRange`] for another number of levels.
-    pub const fn with_root(root: Hpa, levels: u8) -> Result<Self, MapError> {
-        let top = match levels {
-            4 => Level::L4,
-            5 => Level::L5,
-            _ => return Err(MapError::OutOfRange),
-        };
-        Ok(Self {
-            root,
-            top,
-            format: PhantomData,
-        })
+    /// [`MapError::OutOfRange`] for a number of levels that the format does not have, or too small a root.
+    pub fn with_root(page: T::Page, levels: u8) -> Result<Self, MapError> {
+        const { assert!(T::FLUSHES || matches!(F::REPLACE, Replace::Direct)) };
+        let fits = F::LEVELS.0 <= levels && levels <= F::LEVELS.1;
+        match Level::from_u8(levels) {
+            Some(top) if fits && page.tables() >= F::ROOT_TABLES => Ok(Self {
+                root: page.hpa(),
+                top,
+                _page: page,
+                format: PhantomData,
+            }),
+            _ => Err(MapError::OutOfRange),
+        }
     }
 
     /// Address of the root table, for EPTP or nested CR3.
@@ -411,43 +299,84 @@ impl<F: Format> PageTable<F> {
         self.root
     }
 
-    /// Level of the root's entries: [`Level::L4`] or [`Level::L5`].
-    #[inline]
-    pub const fn top(&self) -> Level {
-        self.top
-    }
-
     /// First guest-physical address that the table cannot map.
     #[inline]
     pub const fn limit(&self) -> Gpa {
-        Gpa(self.top.table_size())
+        Gpa(self.top.table_size().wrapping_mul(F::ROOT_TABLES))
     }
 
-    /// The leaf that maps `gpa`, if there is one.
+    /// The table of the root's level that maps `address`, which is below the limit.
     #[inline]
-    pub fn lookup<T: Tables>(&self, t: &T, gpa: Gpa) -> Option<Mapping> {
-        if gpa >= self.limit() {
-            return None;
-        }
-        let mut table = self.root;
-        let mut level = self.top;
-        loop {
-            let raw = t.load(table, level.index(gpa.0));
-            if !F::present(raw) {
-                return None;
+    fn first_table(&self, address: u64) -> Table<T::Page> {
+        let nth = if F::ROOT_TABLES > 1 {
+            address / self.top.table_size()
+        } else {
+            0
+        };
+        Table::at(self.root.wrapping_add(nth.wrapping_mul(PAGE_SIZE)))
+    }
+
+    /// The table that `entry` points to: present, no leaf, of a table of this tree.
+    #[inline]
+    fn child(entry: u64) -> Table<T::Page> {
+        Table::at(F::child(entry))
+    }
+
+    /// A new table.
+    #[inline]
+    fn alloc(t: &mut T) -> Result<Table<T::Page>, MapError> {
+        let page = t.alloc().ok_or(MapError::NoMemory { flush: false })?;
+        Ok(Table::at(page.into_hpa()))
+    }
+
+    /// Replaces the present entry by the present `new`, which has another address or size. Returns what was there.
+    #[inline]
+    fn replace(t: &mut T, table: &Table<T::Page>, index: usize, new: u64) -> u64 {
+        match F::REPLACE {
+            Replace::Direct => t.swap(table, index, new),
+            Replace::BreakFirst => {
+                let old = t.swap(table, index, F::NON_PRESENT);
+                t.flush();
+                t.store(table, index, new);
+                old
             }
-            if F::is_leaf(raw, level) {
-                let hpa = F::addr(raw, level).wrapping_add(gpa.offset_in(level));
-                return Some(Mapping {
-                    hpa,
-                    level,
-                    perm: F::perm(raw),
-                    raw,
-                });
-            }
-            table = F::child(raw);
-            level = level.down()?;
         }
+    }
+
+    /// Goes down to the table of `level` for `gpa` and adds tables where there are none. A leaf in the way is
+    /// handed to `on_leaf` with its table, index and level; the table that takes its place is the way on.
+    #[inline]
+    fn descend(
+        &self,
+        t: &mut T,
+        gpa: Gpa,
+        level: Level,
+        mut on_leaf: impl FnMut(
+            &mut T,
+            &Table<T::Page>,
+            usize,
+            Level,
+            u64,
+        ) -> Result<Table<T::Page>, MapError>,
+    ) -> Result<Table<T::Page>, MapError> {
+        let mut table = self.first_table(gpa.0);
+        let mut at = self.top;
+        while at > level {
+            let index = at.index(gpa.0);
+            let entry = t.load(&table, index);
+            table = if !F::present(entry) {
+                let child = Self::alloc(t)?;
+                t.store(&table, index, F::table(child.hpa()));
+                child
+            } else if F::is_leaf(entry, at) {
+                on_leaf(t, &table, index, at, entry)?
+            } else {
+                Self::child(entry)
+            };
+            let Some(down) = at.down() else { break };
+            at = down;
+        }
+        Ok(table)
     }
 
     /// Whether the format can hold `leaf` of size `level` at `gpa`.
@@ -476,8 +405,8 @@ impl<F: Format> PageTable<F> {
     ///
     /// See [`MapError`]; no translation has changed then.
     #[inline]
-    pub fn map<T: Tables>(
-        &self,
+    pub fn map(
+        &mut self,
         t: &mut T,
         gpa: Gpa,
         level: Level,
@@ -485,31 +414,21 @@ impl<F: Format> PageTable<F> {
     ) -> Result<Change, MapError> {
         self.check_leaf(gpa, level, leaf)?;
         let mut split = false;
-        let mut table = self.root;
-        let mut at = self.top;
-        while at > level {
-            let index = at.index(gpa.0);
-            let entry = t.load(table, index);
-            table = if !F::present(entry) {
-                let child = t.alloc().ok_or(MapError::NoMemory { flush: split })?;
-                t.store(table, index, F::table(child));
-                child
-            } else if F::is_leaf(entry, at) {
-                let child = t.alloc().ok_or(MapError::NoMemory { flush: split })?;
-                Self::split(t, table, index, at, entry, child);
-                split = true;
-                child
-            } else {
-                F::child(entry)
-            };
-            let Some(down) = at.down() else { break };
-            at = down;
-        }
+        let table = self.descend(t, gpa, level, |t, table, index, at, entry| {
+            let child = Self::alloc(t)?;
+            Self::split(t, table, index, at, entry, &child);
+            split = true;
+            Ok(child)
+        });
+        let table = table.map_err(|e| match e {
+            MapError::NoMemory { .. } => MapError::NoMemory { flush: split },
+            e => e,
+        })?;
         let index = level.index(gpa.0);
         let new = F::leaf(level, leaf);
-        let old = t.load(table, index);
+        let old = t.load(&table, index);
         if !F::present(old) {
-            t.store(table, index, new);
+            t.store(&table, index, new);
             return Ok(Change::New);
         }
         if !F::is_leaf(old, level) {
@@ -517,14 +436,17 @@ impl<F: Format> PageTable<F> {
             if let Some(range) = GpaRange::new(gpa, level.size()) {
                 self.unmap(t, range);
             }
-            t.store(table, index, new);
+            if matches!(F::REPLACE, Replace::BreakFirst) {
+                t.flush();
+            }
+            t.store(&table, index, new);
             return Ok(Change::Replaced);
         }
         if F::addr(old, level) == leaf.hpa && F::mem_type(old, level) == F::mem_type(new, level) {
             let have = F::perm(old);
             let more = !have.contains(leaf.perm);
             if more {
-                update(t, table, index, old, |e| {
+                update(t, &table, index, old, |e| {
                     F::set_ad(new, F::accessed(e), F::dirty(e))
                 });
             }
@@ -535,7 +457,7 @@ impl<F: Format> PageTable<F> {
                 (false, true) => Change::Replaced,
             });
         }
-        let old = t.swap(table, index, new);
+        let old = Self::replace(t, &table, index, new);
         t.removed(&Self::describe(old, level, gpa));
         Ok(Change::Replaced)
     }
@@ -546,36 +468,20 @@ impl<F: Format> PageTable<F> {
     ///
     /// See [`MapError`]; no translation has changed then.
     #[inline]
-    pub fn map_new<T: Tables>(
-        &self,
+    pub fn map_new(
+        &mut self,
         t: &mut T,
         gpa: Gpa,
         level: Level,
         leaf: &Leaf,
     ) -> Result<(), MapError> {
         self.check_leaf(gpa, level, leaf)?;
-        let mut table = self.root;
-        let mut at = self.top;
-        while at > level {
-            let index = at.index(gpa.0);
-            let entry = t.load(table, index);
-            table = if !F::present(entry) {
-                let child = t.alloc().ok_or(MapError::NoMemory { flush: false })?;
-                t.store(table, index, F::table(child));
-                child
-            } else if F::is_leaf(entry, at) {
-                return Err(MapError::Present);
-            } else {
-                F::child(entry)
-            };
-            let Some(down) = at.down() else { break };
-            at = down;
-        }
+        let table = self.descend(t, gpa, level, |_, _, _, _, _| Err(MapError::Present))?;
         let index = level.index(gpa.0);
-        if F::present(t.load(table, index)) {
+        if F::present(t.load(&table, index)) {
             return Err(MapError::Present);
         }
-        t.store(table, index, F::leaf(level, leaf));
+        t.store(&table, index, F::leaf(level, leaf));
         Ok(())
     }
 
@@ -587,92 +493,82 @@ impl<F: Format> PageTable<F> {
     /// # Errors
     ///
     /// See [`MapError`]; [`MapError::Present`] where there is a table already. No translation has changed then.
-    pub fn map_parts<T: Tables>(
-        &self,
+    pub fn map_parts(
+        &mut self,
         t: &mut T,
         gpa: Gpa,
         leaf: &Leaf,
         only_new: bool,
     ) -> Result<Change, MapError> {
         self.check_leaf(gpa, Level::L2, leaf)?;
-        let mut table = self.root;
-        let mut at = self.top;
-        while at > Level::L2 {
-            let index = at.index(gpa.0);
-            let entry = t.load(table, index);
-            table = if !F::present(entry) {
-                let child = t.alloc().ok_or(MapError::NoMemory { flush: false })?;
-                t.store(table, index, F::table(child));
-                child
-            } else if F::is_leaf(entry, at) {
-                return Err(MapError::Present);
-            } else {
-                F::child(entry)
-            };
-            let Some(down) = at.down() else { break };
-            at = down;
-        }
+        let table = self.descend(t, gpa, Level::L2, |_, _, _, _, _| Err(MapError::Present))?;
         let index = Level::L2.index(gpa.0);
-        let old = t.load(table, index);
+        let old = t.load(&table, index);
         if F::present(old) && (only_new || !F::is_leaf(old, Level::L2)) {
             return Err(MapError::Present);
         }
-        let child = t.alloc().ok_or(MapError::NoMemory { flush: false })?;
-        let mut part = *leaf;
-        for i in 0..TABLE_ENTRIES {
-            t.store(child, i, F::leaf(Level::L1, &part));
-            part.hpa = part.hpa.wrapping_add(Level::L1.size());
-        }
+        let child = Self::alloc(t)?;
+        Self::fill(t, &child, Level::L1, *leaf);
         if !F::present(old) {
-            t.store(table, index, F::table(child));
+            t.store(&table, index, F::table(child.hpa()));
             return Ok(Change::New);
         }
-        let old = t.swap(table, index, F::table(child));
+        let old = Self::replace(t, &table, index, F::table(child.hpa()));
         t.removed(&Self::describe(old, Level::L2, gpa));
         Ok(Change::Replaced)
     }
 
+    /// Fills `child` with leaves of `level` that follow each other in memory, the first of them `leaf`.
+    #[inline]
+    fn fill(t: &T, child: &Table<T::Page>, level: Level, mut leaf: Leaf) {
+        for i in 0..TABLE_ENTRIES {
+            t.store(child, i, F::leaf(level, &leaf));
+            leaf.hpa = leaf.hpa.wrapping_add(level.size());
+        }
+    }
+
     /// Whether `gpa` lies in 2 MiB that have a table of 4 KiB leaves.
     #[inline]
-    pub fn has_parts<T: Tables>(&self, t: &T, gpa: Gpa) -> bool {
+    pub fn has_parts(&self, t: &T, gpa: Gpa) -> bool {
         gpa < self.limit() && self.find_table(t, gpa.0, Level::L2).is_some()
     }
 
     /// Puts `child`, filled with the 512 parts of the huge leaf `entry`, in its place.
-    fn split<T: Tables>(
+    fn split(
         t: &mut T,
-        table: Hpa,
+        table: &Table<T::Page>,
         index: usize,
         level: Level,
         mut entry: u64,
-        child: Hpa,
+        child: &Table<T::Page>,
     ) {
         let Some(below) = level.down() else { return };
+        let mut there = entry;
+        if matches!(F::REPLACE, Replace::BreakFirst) {
+            entry = t.swap(table, index, F::NON_PRESENT);
+            t.flush();
+            there = F::NON_PRESENT;
+        }
         loop {
-            let (mem_type, ignore_pat) = F::mem_type(entry, level);
-            let mut part = Leaf {
+            let part = Leaf {
                 hpa: F::addr(entry, level),
                 perm: F::perm(entry),
-                mem_type,
-                ignore_pat,
+                mem_type: F::mem_type(entry, level),
                 accessed: F::accessed(entry),
                 dirty: F::dirty(entry),
             };
-            for i in 0..TABLE_ENTRIES {
-                t.store(child, i, F::leaf(below, &part));
-                part.hpa = part.hpa.wrapping_add(below.size());
-            }
+            Self::fill(t, child, below, part);
             // The processor may have set the accessed or dirty bit meanwhile: the parts inherit it.
-            match t.cmpxchg(table, index, entry, F::table(child)) {
+            match t.cmpxchg(table, index, there, F::table(child.hpa())) {
                 Ok(()) => return,
-                Err(now) => entry = now,
+                Err(now) => (entry, there) = (now, now),
             }
         }
     }
 
     /// Removes all that is mapped in `range`, and the tables that it covers. Returns whether translations have
     /// to be flushed. A huge leaf that is partly in the range goes as a whole.
-    pub fn unmap<T: Tables>(&self, t: &mut T, range: GpaRange) -> bool {
+    pub fn unmap(&mut self, t: &mut T, range: GpaRange) -> bool {
         let mut cur = Cursor::new(range);
         while !self.unmap_some(t, &mut cur, u32::MAX) {}
         cur.flush
@@ -681,22 +577,14 @@ impl<F: Format> PageTable<F> {
     /// Like [`PageTable::unmap`] from where `cur` stands, for about `budget` entries (each table freed counts
     /// 512). Returns true at the end of the range. Sets `cur.flush`, and `cur.hit` if a leaf was removed.
     #[inline]
-    pub fn unmap_some<T: Tables>(&self, t: &mut T, cur: &mut Cursor, budget: u32) -> bool {
-        self.scan(
-            t,
-            cur,
-            budget,
-            &mut Unmap {
-                pt: self,
-                report: true,
-            },
-        )
+    pub fn unmap_some(&mut self, t: &mut T, cur: &mut Cursor, budget: u32) -> bool {
+        self.remove_some(t, cur, budget, true)
     }
 
     /// Reports whether a page in the range was accessed since mapped or last aged, and makes it count as not
     /// accessed. Where the processor keeps no accessed bits the leaves are removed instead and the caller
     /// has to flush; with them a flush is not needed, a stale translation only makes the page look idle.
-    pub fn age<T: Tables>(&self, t: &mut T, range: GpaRange) -> Aged {
+    pub fn age(&mut self, t: &mut T, range: GpaRange) -> Aged {
         let mut cur = Cursor::new(range);
         while !self.age_some(t, &mut cur, u32::MAX) {}
         Aged {
@@ -708,44 +596,23 @@ impl<F: Format> PageTable<F> {
     /// Like [`PageTable::age`] from where `cur` stands, for about `budget` entries; `cur.hit` accumulates
     /// "accessed". Returns true at the end of the range.
     #[inline]
-    pub fn age_some<T: Tables>(&self, t: &mut T, cur: &mut Cursor, budget: u32) -> bool {
+    pub fn age_some(&mut self, t: &mut T, cur: &mut Cursor, budget: u32) -> bool {
         self.scan(t, cur, budget, &mut Age::<F>(PhantomData))
     }
 
     /// Whether a page in the range was accessed since mapped or last aged. Changes nothing; stops at the first.
-    pub fn test_accessed<T: Tables>(&self, t: &mut T, range: GpaRange) -> bool {
+    pub fn test_accessed(&self, t: &mut T, range: GpaRange) -> bool {
         let mut cur = Cursor::new(range);
         while !self.scan(t, &mut cur, u32::MAX, &mut TestAccessed::<F>(PhantomData)) {}
         cur.hit
     }
 
     /// Takes the write right from all leaves in the range, also from a huge leaf that is partly in it: mapping
-    /// a smaller page on the next write splits it. Dirty bits stay. Returns whether a flush is needed.
-    pub fn write_protect<T: Tables>(&self, t: &mut T, range: GpaRange) -> bool {
-        let mut cur = Cursor::new(range);
-        while !self.write_protect_some(t, &mut cur, u32::MAX) {}
-        cur.flush
-    }
-
-    /// Like [`PageTable::write_protect`] from where `cur` stands, for about `budget` entries. Returns true at
-    /// the end of the range.
+    /// a smaller page on the next write splits it. Dirty bits stay. From where `cur` stands, for about `budget`
+    /// entries. Returns true at the end of the range and sets `cur.flush` if a flush is needed.
     #[inline]
-    pub fn write_protect_some<T: Tables>(&self, t: &mut T, cur: &mut Cursor, budget: u32) -> bool {
+    pub fn write_protect_some(&mut self, t: &mut T, cur: &mut Cursor, budget: u32) -> bool {
         self.scan(t, cur, budget, &mut WriteProtect::<F>(PhantomData))
-    }
-
-    /// Clears dirty bits in the range and calls `dirty(gpa, level)` for each leaf that had it set, from where
-    /// `cur` stands, for about `budget` entries. Sets `cur.flush`: without a flush later writes go unnoticed.
-    /// Returns true at the end of the range. Needs [`Format::HAS_AD`].
-    #[inline]
-    pub fn clear_dirty_some<T: Tables>(
-        &self,
-        t: &mut T,
-        cur: &mut Cursor,
-        budget: u32,
-        dirty: impl FnMut(Gpa, Level),
-    ) -> bool {
-        self.scan(t, cur, budget, &mut ClearDirty::<F, _>(dirty, PhantomData))
     }
 
     /// All that the table can map.
@@ -754,76 +621,52 @@ impl<F: Format> PageTable<F> {
         GpaRange::new(Gpa(0), self.limit().0).unwrap_or_default()
     }
 
-    /// Frees every table, the root included. No processor may use them any more. With `report`,
-    /// [`Tables::removed`] hears of each leaf; without, tables of 4 KiB leaves are not even read.
-    pub fn destroy<T: Tables>(self, t: &mut T, report: bool) {
-        let mut cur = Cursor::new(self.all());
-        if report {
-            while !self.unmap_some(t, &mut cur, u32::MAX) {}
-            cur = Cursor::new(self.all());
-        }
-        while !self.destroy_some(t, &mut cur, u32::MAX) {}
+    /// Frees every table but the root, without a word to [`Tables::removed`]: tables of 4 KiB leaves are not even
+    /// read. No processor may use them any more. From where `cur` stands in [`PageTable::all`], for about
+    /// `budget` entries (each table freed counts 512). Returns true when nothing is left.
+    pub fn clear_some(&mut self, t: &mut T, cur: &mut Cursor, budget: u32) -> bool {
+        self.remove_some(t, cur, budget, false)
     }
 
-    /// Like [`PageTable::destroy`] without `report`, from where `cur` stands in [`PageTable::all`], for about
-    /// `budget` entries (each table freed counts 512). Returns true when the root has been freed too: the
-    /// table must not be used after that.
-    pub fn destroy_some<T: Tables>(&self, t: &mut T, cur: &mut Cursor, budget: u32) -> bool {
-        let done = self.scan(
-            t,
-            cur,
-            budget,
-            &mut Unmap {
-                pt: self,
-                report: false,
-            },
-        );
-        if done {
-            t.free(self.root);
-        }
-        done
+    #[inline]
+    fn remove_some(&self, t: &mut T, cur: &mut Cursor, budget: u32, report: bool) -> bool {
+        self.scan(t, cur, budget, &mut Unmap { pt: self, report })
     }
 
     /// Calls the visitor for the entries of the range until the end or until `budget` is used up. Each turn of
     /// the outer loop walks down from the root once, the inner one stays in a table as long as it can.
     #[inline]
-    fn scan<T: Tables, V: Visitor<T>>(
-        &self,
-        t: &mut T,
-        cur: &mut Cursor,
-        budget: u32,
-        v: &mut V,
-    ) -> bool {
+    fn scan<V: Visitor<T>>(&self, t: &mut T, cur: &mut Cursor, budget: u32, v: &mut V) -> bool {
         cur.end = cur.end.min(self.limit().0);
         let mut left = budget;
         while cur.pos < cur.end {
             if left == 0 {
                 return false;
             }
-            let mut table = self.root;
-            let mut level = self.top;
+            let mut at = Entry {
+                table: self.first_table(cur.pos),
+                index: 0,
+                value: 0,
+                level: self.top,
+                base: 0,
+            };
             loop {
-                let index = level.index(cur.pos);
-                let value = t.load(table, index);
-                let base = cur.pos & !level.offset_mask();
-                let at = Entry {
-                    table,
-                    index,
-                    value,
-                    level,
-                    base,
-                };
+                let level = at.level;
+                at.index = level.index(cur.pos);
+                at.value = t.load(&at.table, at.index);
+                at.base = cur.pos & !level.offset_mask();
+                let (value, base) = (at.value, at.base);
                 if F::present(value) {
                     if F::is_leaf(value, level) {
-                        v.leaf(t, cur, at);
+                        v.leaf(t, cur, &at);
                     } else {
                         let covered = level == Level::L2 && cur.covers(base, level.size());
-                        if !(covered && v.table(t, cur, at)) {
+                        if !(covered && v.table(t, cur, &at)) {
                             let Some(down) = level.down() else {
                                 return true;
                             };
-                            table = F::child(value);
-                            level = down;
+                            at.table = Self::child(value);
+                            at.level = down;
                             continue;
                         }
                         left = left.saturating_sub(TABLE_COST);
@@ -842,7 +685,7 @@ impl<F: Format> PageTable<F> {
     }
 
     /// Frees the tables that end at the position, are covered by the range, and are empty.
-    fn free_ended<T: Tables>(&self, t: &mut T, cur: &mut Cursor) {
+    fn free_ended(&self, t: &mut T, cur: &mut Cursor) {
         let mut level = Level::L2;
         while level < self.top {
             let Some(above) = level.up() else { return };
@@ -852,12 +695,13 @@ impl<F: Format> PageTable<F> {
             if base & above.offset_mask() != 0 || !cur.covers(base, above.size()) {
                 return;
             }
-            if let Some((table, index, child)) = self.find_table(t, base, above) {
+            if let Some(at) = self.find_table(t, base, above) {
+                let child = Self::child(at.value);
                 // Another mapping may have come since the range's earlier part was done.
-                if (0..TABLE_ENTRIES).any(|i| F::present(t.load(child, i))) {
+                if (0..TABLE_ENTRIES).any(|i| F::present(t.load(&child, i))) {
                     return;
                 }
-                t.swap(table, index, F::NON_PRESENT);
+                t.swap(&at.table, at.index, F::NON_PRESENT);
                 t.free(child);
                 cur.flush = true;
             }
@@ -865,20 +709,26 @@ impl<F: Format> PageTable<F> {
         }
     }
 
-    /// The entry of `level` for `base` that points to a table: its table and index, and the table it points to.
-    fn find_table<T: Tables>(&self, t: &T, base: u64, level: Level) -> Option<(Hpa, usize, Hpa)> {
-        let mut table = self.root;
+    /// The entry of `level` for `base` that points to a table.
+    fn find_table(&self, t: &T, base: u64, level: Level) -> Option<Entry<T::Page>> {
+        let mut table = self.first_table(base);
         let mut at = self.top;
         loop {
             let index = at.index(base);
-            let entry = t.load(table, index);
-            if !F::present(entry) || F::is_leaf(entry, at) {
+            let value = t.load(&table, index);
+            if !F::present(value) || F::is_leaf(value, at) {
                 return None;
             }
             if at == level {
-                return Some((table, index, F::child(entry)));
+                return Some(Entry {
+                    table,
+                    index,
+                    value,
+                    level,
+                    base,
+                });
             }
-            table = F::child(entry);
+            table = Self::child(value);
             at = at.down()?;
         }
     }
@@ -909,110 +759,17 @@ pub struct Aged {
 /// Changes a present entry by `f`, which is applied again if the processor set a bit meanwhile. Returns the
 /// entry that was replaced.
 #[inline]
-fn update<T: Tables>(t: &T, table: Hpa, index: usize, mut old: u64, f: impl Fn(u64) -> u64) -> u64 {
+fn update<T: Tables>(
+    t: &T,
+    table: &Table<T::Page>,
+    index: usize,
+    mut old: u64,
+    f: impl Fn(u64) -> u64,
+) -> u64 {
     loop {
         match t.cmpxchg(table, index, old, f(old)) {
             Ok(()) => return old,
             Err(now) => old = now,
-        }
-    }
-}
-
-struct Unmap<'a, F: Format> {
-    pt: &'a PageTable<F>,
-    report: bool,
-}
-
-impl<F: Format, T: Tables> Visitor<T> for Unmap<'_, F> {
-    #[inline]
-    fn leaf(&mut self, t: &mut T, cur: &mut Cursor, at: Entry) {
-        let old = t.swap(at.table, at.index, F::NON_PRESENT);
-        cur.flush = true;
-        cur.hit = true;
-        if self.report {
-            t.removed(&PageTable::<F>::describe(old, at.level, Gpa(at.base)));
-        }
-    }
-
-    fn table(&mut self, t: &mut T, cur: &mut Cursor, at: Entry) -> bool {
-        let child = F::child(t.swap(at.table, at.index, F::NON_PRESENT));
-        cur.flush = true;
-        if self.report {
-            for i in 0..TABLE_ENTRIES {
-                if F::present(t.load(child, i)) {
-                    // A processor may hold the table in its paging-structure cache and still set a dirty bit:
-                    // only the exchange tells the last word.
-                    let old = t.swap(child, i, F::NON_PRESENT);
-                    let gpa = Gpa(at.base | (i as u64).wrapping_shl(Level::L1.shift()));
-                    cur.hit = true;
-                    t.removed(&PageTable::<F>::describe(old, Level::L1, gpa));
-                }
-            }
-        }
-        t.free(child);
-        true
-    }
-
-    #[inline]
-    fn left_table(&mut self, t: &mut T, cur: &mut Cursor) {
-        self.pt.free_ended(t, cur);
-    }
-}
-
-struct Age<F>(PhantomData<F>);
-
-impl<F: Format, T: Tables> Visitor<T> for Age<F> {
-    #[inline]
-    fn leaf(&mut self, t: &mut T, cur: &mut Cursor, at: Entry) {
-        if !F::HAS_AD {
-            let old = t.swap(at.table, at.index, F::NON_PRESENT);
-            cur.flush = true;
-            cur.hit = true;
-            t.removed(&PageTable::<F>::describe(old, at.level, Gpa(at.base)));
-        } else if F::accessed(at.value) {
-            update(t, at.table, at.index, at.value, F::clear_accessed);
-            cur.hit = true;
-        }
-    }
-}
-
-struct TestAccessed<F>(PhantomData<F>);
-
-impl<F: Format, T: Tables> Visitor<T> for TestAccessed<F> {
-    #[inline]
-    fn leaf(&mut self, _t: &mut T, cur: &mut Cursor, at: Entry) {
-        if F::accessed(at.value) {
-            cur.hit = true;
-            cur.pos = cur.end;
-        }
-    }
-}
-
-struct WriteProtect<F>(PhantomData<F>);
-
-impl<F: Format, T: Tables> Visitor<T> for WriteProtect<F> {
-    #[inline]
-    fn leaf(&mut self, t: &mut T, cur: &mut Cursor, at: Entry) {
-        let perm = F::perm(at.value);
-        if perm.contains(Perm::W) {
-            let less = perm.without(Perm::W);
-            update(t, at.table, at.index, at.value, |e| F::set_perm(e, less));
-            cur.flush = true;
-            cur.hit = true;
-        }
-    }
-}
-
-struct ClearDirty<F, D>(D, PhantomData<F>);
-
-impl<F: Format, D: FnMut(Gpa, Level), T: Tables> Visitor<T> for ClearDirty<F, D> {
-    #[inline]
-    fn leaf(&mut self, t: &mut T, cur: &mut Cursor, at: Entry) {
-        if F::dirty(at.value) {
-            update(t, at.table, at.index, at.value, F::clear_dirty);
-            cur.flush = true;
-            cur.hit = true;
-            (self.0)(Gpa(at.base), at.level);
         }
     }
 }

@@ -49,5 +49,13 @@ pub(crate) use vcpu::tsc::wanted_tsc_khz;
 /// GSIs that a VM has.
 pub(crate) use irqchip::route::MAX_ROUTES;
 
+/// Interrupt controllers, as those see them who raise interrupts.
+pub(crate) use irqchip::chip::IrqChip;
+pub(crate) use irqchip::controllers::{Controllers, Resampler};
+
+/// Nested page tables, and what addresses there are.
+pub(crate) use paging::nested::{address_limits, NestedTable};
+pub(crate) use vendor::HwCaps;
+
 /// What the processor offers.
 pub(crate) use vendor::choose::caps as hardware;

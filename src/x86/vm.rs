@@ -16,6 +16,7 @@ use crate::bus::ioeventfd::Bus;
 use crate::bus::EventBus;
 use crate::linux::mmu_notifier::MmuNotifier;
 use crate::mem::memory::{GuestMemory, Notifier};
+use crate::mem::ports::DmaView;
 use crate::x86::enabled::VmCaps;
 use crate::x86::irqchip::chip::IrqChip;
 use crate::x86::pv::clock::Clock;
@@ -79,13 +80,15 @@ pub(crate) struct Vm {
 }
 
 impl Vm {
-    /// A VM of the calling process, with no memory and no vCPU.
-    pub(crate) fn new() -> Result<Arc<Self>> {
+    /// A VM of the calling process, whose address space is `mm`, with no memory and no vCPU.
+    pub(crate) fn new(
+        mm: ARef<Mm>,
+        stats: Arc<VmStats>,
+        dma: Arc<dyn DmaView>,
+    ) -> Result<Arc<Self>> {
         let caps = choose::caps().ok_or(ENODEV)?;
-        let mm = crate::linux::sched::current_mm().ok_or(ESRCH)?;
-        let stats = Arc::new(VmStats::ZERO, GFP_KERNEL_ACCOUNT)?;
         let vcpus = Arc::new(VcpuSet::create()?, GFP_KERNEL_ACCOUNT)?;
-        let memory = GuestMemory::new(*caps, stats.clone(), vcpus.clone())?;
+        let memory = GuestMemory::new(*caps, stats.clone(), vcpus.clone(), dma)?;
         let notifier = MmuNotifier::register(&mm, Notifier(memory.clone()))?;
         let chip = IrqChip::new(vcpus.clone())?;
         Arc::pin_init(

@@ -79,7 +79,11 @@ fn get_fpu(s: &mut State) -> Result<k::kvm_fpu> {
     let mut f = uapi::zeroed::<k::kvm_fpu>();
     let bytes: &mut [u8; xsave::KVM_FPU] =
         uapi::bytes_of_mut(&mut f).try_into().map_err(|_| EINVAL)?;
-    xsave::materialize(s.xstate.area.as_mut_slice(), &s.model.layout, xsave::X87_SSE);
+    xsave::materialize(
+        s.xstate.area.as_mut_slice(),
+        &s.model.layout,
+        xsave::X87_SSE,
+    );
     xsave::to_kvm_fpu(s.xstate.area.as_slice(), bytes);
     Ok(f)
 }
@@ -87,7 +91,11 @@ fn get_fpu(s: &mut State) -> Result<k::kvm_fpu> {
 /// KVM_SET_FPU (api.rst 4.23).
 fn set_fpu(s: &mut State, f: &k::kvm_fpu) -> Result {
     let bytes: &[u8; xsave::KVM_FPU] = uapi::bytes_of(f).try_into().map_err(|_| EINVAL)?;
-    xsave::materialize(s.xstate.area.as_mut_slice(), &s.model.layout, xsave::X87_SSE);
+    xsave::materialize(
+        s.xstate.area.as_mut_slice(),
+        &s.model.layout,
+        xsave::X87_SSE,
+    );
     xsave::from_kvm_fpu(s.xstate.area.as_mut_slice(), bytes, s.model.mxcsr_mask);
     Ok(())
 }

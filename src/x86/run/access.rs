@@ -6,6 +6,7 @@ use crate::abi::stats::{ExitClass, VcpuCounter};
 use crate::abi::uapi::k;
 use crate::linux::mmap::Shared;
 use crate::mem::memory::FaultOutcome;
+use crate::mem::mmu::InOwnMm;
 use crate::x86::cpu::events;
 use crate::x86::cpu::regs::Gpr;
 use crate::x86::emul::{mask, Op, Pending};
@@ -95,7 +96,11 @@ impl Runner<'_> {
             let view = self.vm.memory.view();
             if !view.is_device(f.gpa, f.write) {
                 // SAFETY: In a stay interrupts are off; KVM_RUN is refused outside the VM's mm.
-                let mapped = unsafe { self.vm.memory.fault_resident(&view, f.gpa, f.fetch) };
+                let inside = unsafe { InOwnMm::new() };
+                let mapped = self
+                    .vm
+                    .memory
+                    .fault_resident(&view, f.gpa, f.fetch, &inside);
                 return mapped.then_some(Step::Resume);
             }
             if self.s.events.interrupted.is_some() {
@@ -152,7 +157,7 @@ impl Runner<'_> {
 
     pub(super) fn nested_fault(&mut self, f: &NestedFault) -> Step {
         if f.gpa.page().0 == base::DEFAULT_ADDRESS && self.s.wants_apic_page(self.vm) {
-            if let Err(e) = self.vm.memory.map_apic_page() {
+            if let Err(e) = self.vm.memory.pin_page(f.gpa.page()) {
                 return Step::Fail(e);
             }
             return Step::Again;

@@ -18,7 +18,7 @@ use crate::linux::{boot_cpu, cpuid, msr};
 use crate::x86::cpu::index;
 use crate::x86::cpu::regs::efer;
 use crate::x86::paging::fmt_npt::HOST_PAT;
-use crate::x86::vendor::HwCaps;
+use crate::x86::vendor::{HwCaps, NestedFormat};
 use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use kernel::prelude::*;
 
@@ -148,7 +148,9 @@ fn caps(svm: &cpuid::Leaf) -> HwCaps {
     let l7 = cpuid::cpuid_checked(7, 0);
     HwCaps {
         name: "svm",
+        nested_format: NestedFormat::Npt,
         nested_2m: true,
+        nx_huge: false,
         nested_1g: ext.edx & 1 << 26 != 0,
         nested_ad: true,
         nested_exec_only: false,

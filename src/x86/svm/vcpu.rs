@@ -18,8 +18,8 @@ use crate::pr_warn_ratelimited;
 use crate::x86::cpu::cpuid::GuestFeatures;
 use crate::x86::cpu::events::interrupt_event;
 use crate::x86::cpu::index;
-use crate::x86::cpu::reset::PAT as PAT_RESET;
 use crate::x86::cpu::regs::{efer, rflags};
+use crate::x86::cpu::reset::PAT as PAT_RESET;
 use crate::x86::exit::{Event, EventKind, Exception, Exit};
 use crate::x86::mitigate;
 use crate::x86::vendor::{

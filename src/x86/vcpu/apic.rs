@@ -73,7 +73,7 @@ impl State {
         }
         let mode = self.apic_mode();
         if mode != ApicMode::Xapic {
-            vm.memory.exclude_apic_page();
+            vm.memory.unpin_page();
         }
         self.hw.set_apic_mode(mode);
         self.refresh_eoi_exits(vm, &[u32::MAX; 8]);
@@ -82,9 +82,7 @@ impl State {
     /// Whether the nested page tables should map the APIC-access page for this vCPU.
     #[inline]
     pub(crate) fn wants_apic_page(&self, vm: &Vm) -> bool {
-        self.apic.virtualized
-            && vm.memory.apic_page_missing()
-            && self.apic_mode() == ApicMode::Xapic
+        self.apic.virtualized && vm.memory.may_pin_page() && self.apic_mode() == ApicMode::Xapic
     }
 
     /// Vectors in `irr` were accepted, or state was set: decides anew which of them exit at their end. Those do that are

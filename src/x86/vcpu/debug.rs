@@ -5,8 +5,10 @@
 //! of its own, the debug registers that the guest reads and writes are kept apart from those in force.
 #![forbid(unsafe_code)]
 
-pub(crate) use crate::x86::cpu::regs::dr6::{BD as GENERAL_DETECT, BS as SINGLE_STEP, RESET as DR6_NONE};
 use crate::abi::uapi::k;
+pub(crate) use crate::x86::cpu::regs::dr6::{
+    BD as GENERAL_DETECT, BS as SINGLE_STEP, RESET as DR6_NONE,
+};
 
 /// Bits of `kvm_guest_debug.control` (KVM_CAP_SET_GUEST_DEBUG2).
 pub(crate) const CONTROLS: u32 = k::KVM_GUESTDBG_ENABLE

@@ -12,8 +12,8 @@ use crate::x86::cpu::cpuid::{CpuidEntry, CpuidIndex, Dynamic, GuestFeatures};
 use crate::x86::cpu::model::{self, Model};
 use crate::x86::cpu::msr::{Access, MsrFile};
 use crate::x86::cpu::regs::{cr0, rflags, DescTable, Gpr, Seg, Segment, Sregs};
-use crate::x86::cpu::tsc::Scale;
 use crate::x86::cpu::reset;
+use crate::x86::cpu::tsc::Scale;
 use crate::x86::cpu::xsave;
 use crate::x86::emul::Replay;
 use crate::x86::emul::{DecodeCache, Insn, Move};
@@ -264,7 +264,7 @@ impl Apic {
         let virtualized = match &lapic {
             Some(l) if caps.is_some_and(|c| c.apicv) => hw.virtualize_apic(&ApicPages {
                 registers: Hpa(l.registers().phys()),
-                access: vm.memory.apic_page()?,
+                access: vm.memory.own_page()?,
                 descriptor: Hpa(shared.descriptor()),
             }),
             _ => false,

@@ -174,13 +174,26 @@ pub struct EntryParams {
     pub check: bool,
 }
 
+/// Format of nested page tables.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum NestedFormat {
+    /// SDM 3C 29.3.
+    Ept,
+    /// APM 2 15.25.
+    Npt,
+}
+
 /// What the processor and the backend offer, found at load.
 #[derive(Clone, Copy, Debug)]
 pub struct HwCaps {
     /// "vmx" or "svm".
     pub name: &'static str,
+    /// Entries of nested page tables.
+    pub nested_format: NestedFormat,
     /// Nested page tables may have 2 MiB leaves.
     pub nested_2m: bool,
+    /// A huge leaf that code runs from can machine-check the host when the guest changes it (CVE-2018-12207).
+    pub nx_huge: bool,
     /// Nested page tables may have 1 GiB leaves.
     pub nested_1g: bool,
     /// Nested page tables have accessed and dirty flags.

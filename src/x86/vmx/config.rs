@@ -10,7 +10,7 @@ use super::quirks;
 use crate::linux::{boot_cpu, cpuid, cr, msr, smp};
 use crate::x86::cpu::index;
 use crate::x86::cpu::regs::{cr4, efer};
-use crate::x86::vendor::{ApicMode, HwCaps};
+use crate::x86::vendor::{ApicMode, HwCaps, NestedFormat};
 use kernel::prelude::*;
 
 /// Bits of IA32_FEATURE_CONTROL (SDM 3C 24.7).
@@ -443,10 +443,12 @@ impl VmcsConfig {
     }
 
     /// The part that the neutral core uses.
-    pub(super) const fn hw(&self) -> HwCaps {
+    pub(super) fn hw(&self) -> HwCaps {
         HwCaps {
             name: "vmx",
+            nested_format: NestedFormat::Ept,
             nested_2m: self.ept_vpid & ept_cap::PAGES_2M != 0,
+            nx_huge: boot_cpu::bug(boot_cpu::Bug::ItlbMultihit),
             nested_1g: self.ept_vpid & ept_cap::PAGES_1G != 0,
             nested_ad: self.ept_vpid & ept_cap::ACCESSED_DIRTY != 0,
             nested_exec_only: self.ept_vpid & ept_cap::EXECUTE_ONLY != 0,

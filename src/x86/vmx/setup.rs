@@ -10,8 +10,8 @@ use super::shared::Shared;
 use super::vmcs::*;
 use crate::pr_err_ratelimited;
 use crate::x86::cpu::events::vector;
-use crate::x86::cpu::reset::PAT as PAT_RESET;
 use crate::x86::cpu::regs::rflags;
+use crate::x86::cpu::reset::PAT as PAT_RESET;
 use kernel::prelude::*;
 
 /// Exceptions that are always intercepted: #DB, #AC (endless loops in microcode otherwise), #MC.

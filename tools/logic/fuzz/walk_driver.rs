@@ -4,15 +4,16 @@
 //!
 //! Shared by the libFuzzer target and by the bounded random test.
 
-use std::cell::Cell;
 use std::collections::BTreeMap;
 
-use rvmm_logic::mem::addr::{Gpa, GpaRange, Gva, Hpa, Level};
-use rvmm_logic::mem::walk::{
-    Cursor, Format, Leaf, MapError, MemType, PageTable, Perm, Removed, Tables,
-};
-use rvmm_logic::x86::paging::fmt_ept::{misconfigured, Caps, Ept, EptNoAd};
-use rvmm_logic::x86::paging::fmt_npt::{reserved_bits, Npt};
+use rvmm_logic::mem::addr::Level;
+use rvmm_logic::mem::addr::{Gpa, GpaRange, Gva, Hpa};
+use rvmm_logic::mem::format::{Format, Leaf, MemType, Perm};
+use rvmm_logic::mem::walk::{Cursor, MapError};
+use rvmm_logic::null::{self, Stage2};
+use rvmm_logic::tables::{ept_malformed, npt_malformed, Mem};
+use rvmm_logic::x86::paging::fmt_ept::{Ept, EptNoAd};
+use rvmm_logic::x86::paging::fmt_npt::Npt;
 use rvmm_logic::x86::paging::gwalk::{Access, Features, GuestRead, Paging, WalkError};
 
 /// Values drawn from the input; zeroes when it is used up.
@@ -34,90 +35,11 @@ impl Input<'_> {
     }
 }
 
-/// Table `n` lies at `(n + 1) * 4096`.
-#[derive(Default)]
-struct Mem {
-    tables: Vec<Option<Box<[Cell<u64>; 512]>>>,
-    freed: Vec<Hpa>,
-    quota: u32,
-    removed: Vec<Removed>,
-}
-
-impl Mem {
-    fn table(&self, table: Hpa) -> &[Cell<u64>; 512] {
-        let n = (table.0 >> 12) as usize - 1;
-        self.tables[n]
-            .as_ref()
-            .expect("access to a table that is gone")
-    }
-
-    fn flush(&mut self) {
-        for t in self.freed.drain(..) {
-            let gone = self.tables[(t.0 >> 12) as usize - 1].take();
-            assert!(gone.is_some(), "freed twice");
-        }
-    }
-
-    fn held(&self) -> usize {
-        self.tables.iter().flatten().count()
-    }
-}
-
-impl Tables for Mem {
-    fn load(&self, table: Hpa, index: usize) -> u64 {
-        self.table(table)[index].get()
-    }
-
-    fn store(&self, table: Hpa, index: usize, value: u64) {
-        self.table(table)[index].set(value);
-    }
-
-    fn cmpxchg(&self, table: Hpa, index: usize, old: u64, new: u64) -> Result<(), u64> {
-        let now = self.load(table, index);
-        if now != old {
-            return Err(now);
-        }
-        self.store(table, index, new);
-        Ok(())
-    }
-
-    fn alloc(&mut self) -> Option<Hpa> {
-        self.quota = self.quota.checked_sub(1)?;
-        self.tables
-            .push(Some(Box::new([const { Cell::new(0) }; 512])));
-        Some(Hpa((self.tables.len() as u64) << 12))
-    }
-
-    fn free(&mut self, table: Hpa) {
-        self.freed.push(table);
-    }
-
-    fn removed(&mut self, leaf: &Removed) {
-        self.removed.push(*leaf);
-    }
-}
-
-/// Counts the tables below `table` and checks every entry.
-fn check<F: Format>(m: &Mem, table: Hpa, level: Level, bad: fn(u64, Level) -> bool) -> usize {
-    assert!(!m.freed.contains(&table), "a freed table is linked");
-    let mut tables = 1;
-    for c in m.table(table) {
-        let e = c.get();
-        assert!(!bad(e, level), "entry {e:#x} of {level:?}");
-        if F::present(e) && !F::is_leaf(e, level) {
-            tables += check::<F>(m, F::child(e), level.down().expect("a leaf"), bad);
-        }
-    }
-    tables
-}
-
 fn nested<F: Format>(input: &mut Input<'_>, bad: fn(u64, Level) -> bool) {
-    let levels = 4 + (input.u8() & 1);
-    let mut m = Mem {
-        quota: u32::MAX,
-        ..Mem::default()
-    };
-    let pt = PageTable::<F>::create(&mut m, levels).expect("memory is there");
+    let (fewest, most) = F::LEVELS;
+    let levels = fewest + (input.u8() & 1) % (most - fewest + 1);
+    let mut m = Mem::<F>::new();
+    let mut pt = m.create(levels).expect("the format has that many levels");
     let windows = [0, 0x3fe0_0000, 0x4000_0000, pt.limit().0 - 0x20_0000];
     // (first page of the mapping at that level, rights)
     let mut model: BTreeMap<u64, (u64, Perm)> = BTreeMap::new();
@@ -133,19 +55,18 @@ fn nested<F: Format>(input: &mut Input<'_>, bad: fn(u64, Level) -> bool) {
         let gpa = Gpa(window + page * 0x1000);
         let perm = [Perm::R, Perm::RW, Perm::RX, Perm::RWX][usize::from(what & 3)];
         m.quota = if op & 0x80 != 0 {
-            u32::from(op >> 4 & 7)
+            u64::from(op >> 4 & 7)
         } else {
-            u32::MAX
+            u64::MAX
         };
         let leaf = |hpa| Leaf {
             hpa: Hpa(hpa),
             perm,
             mem_type: if what & 4 == 0 {
-                MemType::Wb
+                MemType::Ram
             } else {
-                MemType::Uc
+                MemType::Device
             },
-            ignore_pat: what & 8 != 0,
             accessed: what & 16 != 0,
             dirty: what & 32 != 0,
         };
@@ -165,7 +86,7 @@ fn nested<F: Format>(input: &mut Input<'_>, bad: fn(u64, Level) -> bool) {
             let hpa = (u64::from(what >> 6) << 36) + gpa.0 % (1 << 36);
             match pt.map(&mut m, gpa, level, &leaf(hpa)) {
                 Ok(_) => {
-                    let now = pt.lookup(&m, gpa).expect("just mapped");
+                    let now = m.lookup(&pt, gpa).expect("just mapped");
                     assert!(now.level == level && now.hpa.0 == hpa && now.perm.contains(perm));
                 }
                 Err(MapError::NoMemory { .. }) if m.quota == 0 => {}
@@ -181,12 +102,11 @@ fn nested<F: Format>(input: &mut Input<'_>, bad: fn(u64, Level) -> bool) {
                     while !pt.unmap_some(&mut m, &mut cur, budget) {}
                     assert!(cur.flush || m.removed.is_empty());
                     for off in [0, len / 2, len - 1] {
-                        assert_eq!(pt.lookup(&m, Gpa(gpa.0.saturating_add(off))), None);
+                        assert_eq!(m.lookup(&pt, Gpa(gpa.0.saturating_add(off))), None);
                     }
                 }
                 13 => while !pt.write_protect_some(&mut m, &mut cur, budget) {},
-                14 => while !pt.age_some(&mut m, &mut cur, budget) {},
-                _ => while !pt.clear_dirty_some(&mut m, &mut cur, budget, |_, _| {}) {},
+                _ => while !pt.age_some(&mut m, &mut cur, budget) {},
             }
         }
         for r in &m.removed {
@@ -196,7 +116,7 @@ fn nested<F: Format>(input: &mut Input<'_>, bad: fn(u64, Level) -> bool) {
         for w in windows {
             for page in [0, 1, 255, 256, 510, 511] {
                 let g = w + page * 0x1000;
-                let now = pt.lookup(&m, Gpa(g)).map(|x| (x.hpa.0, x.perm));
+                let now = m.lookup(&pt, Gpa(g)).map(|x| (x.hpa.0, x.perm));
                 let before = model.get(&g).copied();
                 let gone = m
                     .removed
@@ -217,15 +137,10 @@ fn nested<F: Format>(input: &mut Input<'_>, bad: fn(u64, Level) -> bool) {
                 };
             }
         }
-        assert_eq!(
-            check::<F>(&m, pt.root(), pt.top(), bad),
-            m.held() - m.freed.len()
-        );
-        m.flush();
+        m.check(&pt, &bad);
+        m.flush_all();
     }
-    pt.destroy(&mut m, input.u8() & 1 != 0);
-    m.flush();
-    assert_eq!(m.held(), 0, "tables leaked");
+    m.destroy(pt, input.u8() & 1 != 0);
 }
 
 /// Guest memory: the input, over and over; an entry's value depends on its address.
@@ -305,25 +220,14 @@ fn guest(input: &mut Input<'_>) {
     }
 }
 
-fn ept_bad(e: u64, l: Level) -> bool {
-    let caps = Caps {
-        ept_vpid_cap: Caps::PAGE_2M | Caps::PAGE_1G,
-        max_phys_bits: 52,
-    };
-    misconfigured(e, l, &caps)
-}
-
-fn npt_bad(e: u64, l: Level) -> bool {
-    reserved_bits(e, l, 52, true)
-}
-
 /// Does what `data` says; panics when something is wrong.
 pub fn drive(data: &[u8]) {
     let mut input = Input(data);
-    match input.u8() & 3 {
-        0 => nested::<Ept>(&mut input, ept_bad),
-        1 => nested::<Npt>(&mut input, npt_bad),
-        2 => nested::<EptNoAd>(&mut input, ept_bad),
+    match input.u8() % 5 {
+        0 => nested::<Ept>(&mut input, ept_malformed),
+        1 => nested::<Npt>(&mut input, npt_malformed),
+        2 => nested::<EptNoAd>(&mut input, ept_malformed),
+        3 => nested::<Stage2>(&mut input, null::malformed),
         _ => guest(&mut input),
     }
 }

@@ -2,12 +2,16 @@
 //! Host build of the hypervisor's pure logic.
 //!
 //! Every module below is the very file that is compiled into `rvmm.ko`; it uses only `core`, so the same
-//! source is unit-tested and fuzzed here. Module paths are the same as in the kernel module's crate.
+//! source is unit-tested and fuzzed here. Module paths are the same as in the kernel module's crate. Only `null`, an
+//! architecture that shows the ground to be neutral, and `tables`, memory for its page tables, are the host's own.
 #![no_std]
 #![forbid(unsafe_code)]
 
 #[cfg(test)]
 extern crate std;
+
+pub mod null;
+pub mod tables;
 
 #[path = "../../../src/abi"]
 pub mod abi {
@@ -34,6 +38,7 @@ pub mod mem {
     //! Guest-physical memory: addresses, slots, the walker of nested page tables.
     pub mod addr;
     pub mod dirty;
+    pub mod format;
     pub mod slots;
     pub mod walk;
 }

@@ -6,8 +6,8 @@
 use crate::abi::uapi;
 use crate::abi::uapi::k;
 use crate::x86::cpu::events;
-use crate::x86::cpu::model;
 use crate::x86::cpu::mce::{MachineCheck, MachineCheckEffect};
+use crate::x86::cpu::model;
 use crate::x86::cpu::regs::cr4;
 use crate::x86::vcpu::state::State;
 use crate::x86::vcpu::Vcpu;

@@ -1,0 +1,98 @@
+// SPDX-License-Identifier: GPL-2.0
+//! What [`PageTable`] does to the entries of a range.
+#![forbid(unsafe_code)]
+
+use core::marker::PhantomData;
+
+use super::{update, Cursor, Entry, PageTable, Tables, Visitor, TABLE_ENTRIES};
+use crate::mem::addr::{Gpa, Level};
+use crate::mem::format::{Format, Perm};
+
+/// Takes leaves and tables away.
+pub(super) struct Unmap<'a, F: Format, T: Tables> {
+    pub(super) pt: &'a PageTable<F, T>,
+    pub(super) report: bool,
+}
+
+impl<F: Format, T: Tables> Visitor<T> for Unmap<'_, F, T> {
+    #[inline]
+    fn leaf(&mut self, t: &mut T, cur: &mut Cursor, at: &Entry<T::Page>) {
+        let old = t.swap(&at.table, at.index, F::NON_PRESENT);
+        cur.flush = true;
+        cur.hit = true;
+        if self.report {
+            t.removed(&PageTable::<F, T>::describe(old, at.level, Gpa(at.base)));
+        }
+    }
+
+    fn table(&mut self, t: &mut T, cur: &mut Cursor, at: &Entry<T::Page>) -> bool {
+        let child = PageTable::<F, T>::child(t.swap(&at.table, at.index, F::NON_PRESENT));
+        cur.flush = true;
+        if self.report {
+            for i in 0..TABLE_ENTRIES {
+                if F::present(t.load(&child, i)) {
+                    // A processor may hold the table in its paging-structure cache and still set a dirty bit:
+                    // only the exchange tells the last word.
+                    let old = t.swap(&child, i, F::NON_PRESENT);
+                    let gpa = Gpa(at.base | (i as u64).wrapping_shl(Level::L1.shift()));
+                    cur.hit = true;
+                    t.removed(&PageTable::<F, T>::describe(old, Level::L1, gpa));
+                }
+            }
+        }
+        t.free(child);
+        true
+    }
+
+    #[inline]
+    fn left_table(&mut self, t: &mut T, cur: &mut Cursor) {
+        self.pt.free_ended(t, cur);
+    }
+}
+
+/// Clears accessed bits; leaves go where there are none.
+pub(super) struct Age<F>(pub(super) PhantomData<F>);
+
+impl<F: Format, T: Tables> Visitor<T> for Age<F> {
+    #[inline]
+    fn leaf(&mut self, t: &mut T, cur: &mut Cursor, at: &Entry<T::Page>) {
+        if !F::HAS_AD {
+            let old = t.swap(&at.table, at.index, F::NON_PRESENT);
+            cur.flush = true;
+            cur.hit = true;
+            t.removed(&PageTable::<F, T>::describe(old, at.level, Gpa(at.base)));
+        } else if F::accessed(at.value) {
+            update(t, &at.table, at.index, at.value, F::clear_accessed);
+            cur.hit = true;
+        }
+    }
+}
+
+/// Looks for an accessed leaf.
+pub(super) struct TestAccessed<F>(pub(super) PhantomData<F>);
+
+impl<F: Format, T: Tables> Visitor<T> for TestAccessed<F> {
+    #[inline]
+    fn leaf(&mut self, _t: &mut T, cur: &mut Cursor, at: &Entry<T::Page>) {
+        if F::accessed(at.value) {
+            cur.hit = true;
+            cur.pos = cur.end;
+        }
+    }
+}
+
+/// Takes the write right away.
+pub(super) struct WriteProtect<F>(pub(super) PhantomData<F>);
+
+impl<F: Format, T: Tables> Visitor<T> for WriteProtect<F> {
+    #[inline]
+    fn leaf(&mut self, t: &mut T, cur: &mut Cursor, at: &Entry<T::Page>) {
+        let perm = F::perm(at.value);
+        if perm.contains(Perm::W) {
+            let less = perm.without(Perm::W);
+            update(t, &at.table, at.index, at.value, |e| F::set_perm(e, less));
+            cur.flush = true;
+            cur.hit = true;
+        }
+    }
+}
