@@ -5,6 +5,16 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
 
+const DOCUMENTS: [&str; 7] = [
+    "README.md",
+    "docs/abi.md",
+    "docs/design.md",
+    "docs/figures.md",
+    "docs/hacking.md",
+    "docs/launcher.md",
+    "docs/limits.md",
+];
+
 fn repository() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../..")
 }
@@ -98,7 +108,7 @@ fn what_is_not_there_is_not_in_the_source() {
 
 #[test]
 fn links_lead_somewhere() {
-    for document in ["README.md", "docs/abi.md", "docs/design.md"] {
+    for document in DOCUMENTS {
         let folder = repository().join(document).parent().unwrap().to_path_buf();
         for part in text(document).split("](").skip(1) {
             let link = part.split(')').next().unwrap();
@@ -135,7 +145,7 @@ fn make_targets_and_tools_exist() {
             "README.md names `make {target}`, which the Makefile does not have"
         );
     }
-    for document in ["README.md", "docs/design.md", "docs/abi.md"] {
+    for document in DOCUMENTS {
         let text = text(document);
         for part in text.split('`').skip(1).step_by(2) {
             let word = part.split([' ', ':', '(', '{', ',']).next().unwrap();
