@@ -220,6 +220,7 @@ fn huge<F: Format>(levels: u8, bad: fn(u64, Level) -> bool) {
     // A page out of a huge leaf takes the leaf with it.
     m.removed.clear();
     assert!(pt.unmap(&mut m, range(hole, 0x1000)));
+    m.flush_all();
     assert_eq!(m.removed.len(), 1);
     assert_eq!((m.removed[0].gpa, m.removed[0].level), (Gpa(g), Level::L3));
     assert_eq!(m.lookup(&pt, Gpa(g)), None);
