@@ -1,0 +1,77 @@
+// SPDX-License-Identifier: GPL-2.0
+//! VMCALL and VMMCALL (the kernel's Documentation/virt/kvm/x86/hypercalls.rst), and KVM_EXIT_HYPERCALL.
+//!
+//! Dispatch calls, with the vCPU's mutex held, inside a stay or outside.
+
+use super::{off, Runner, Step};
+use crate::abi::uapi::k;
+use crate::linux::mmap::Shared;
+use crate::x86::cpu::regs::Gpr;
+use crate::x86::enabled::HC_MAP_GPA_RANGE;
+use crate::x86::pv::hypercall;
+use crate::x86::vcpu::fetch::Known;
+use crate::x86::vcpu::state::Completion;
+use crate::x86::vendor::Groups;
+
+impl Runner<'_> {
+    /// VMCALL, VMMCALL.
+    pub(super) fn hypercall(&mut self, atomic: bool) -> Step {
+        let number = self.s.cpu.regs.get(Gpr::Rax);
+        if atomic && hypercall::may_sleep(number) {
+            return Step::Slow;
+        }
+        if self.vm.caps.hypercall_exits(number & 0xffff_ffff) && self.s.cpl() == 0 {
+            if atomic {
+                return Step::Slow;
+            }
+            if let Some(step) = self.map_gpa_range() {
+                return step;
+            }
+        }
+        let step = self.skip(atomic, &Known::HYPERCALL);
+        if matches!(step, Step::Again) {
+            let result = if self.s.cpl() == 0 {
+                hypercall::call(self.vm, &self.vcpu.shared, self.s, number)
+            } else {
+                hypercall::error::PERM
+            };
+            self.s.cpu.regs.set(Gpr::Rax, result as u64);
+        }
+        step
+    }
+
+    /// KVM_HC_MAP_GPA_RANGE, which user space answers (KVM_CAP_EXIT_HYPERCALL). `None`: the arguments are wrong.
+    #[cold]
+    fn map_gpa_range(&mut self) -> Option<Step> {
+        self.s.load(Groups::CTRL.union(Groups::CODE));
+        let long = self.in_64_bit_code();
+        let regs = &self.s.cpu.regs;
+        let mask = if long { u64::MAX } else { 0xffff_ffff };
+        let [nr, gpa, pages, attributes] =
+            [Gpr::Rax, Gpr::Rbx, Gpr::Rcx, Gpr::Rdx].map(|g| regs.get(g) & mask);
+        if nr != HC_MAP_GPA_RANGE {
+            return None;
+        }
+        if gpa & 0xfff != 0 || pages == 0 || (gpa >> 12).checked_add(pages).is_none() {
+            const KVM_EINVAL: i64 = 22;
+            let step = self.skip(false, &Known::HYPERCALL);
+            if matches!(step, Step::Again) {
+                self.s
+                    .cpu
+                    .regs
+                    .set(Gpr::Rax, KVM_EINVAL.wrapping_neg() as u64 & mask);
+            }
+            return Some(step);
+        }
+        let _ = self.run.write(off::UNION, nr);
+        for (i, v) in [gpa, pages, attributes, 0, 0, 0].into_iter().enumerate() {
+            let _ = self.run.write(off::UNION + 8 + 8 * i, v);
+        }
+        let _ = self.run.write(off::HYPERCALL_RET, 0u64);
+        // KVM_EXIT_HYPERCALL_LONG_MODE.
+        let _ = self.run.write(off::HYPERCALL_RET + 8, u64::from(long));
+        self.set_exit(k::KVM_EXIT_HYPERCALL);
+        self.s.pending.completion = Completion::Hypercall;
+        Some(Step::User)
+    }
+}

@@ -1,0 +1,122 @@
+// SPDX-License-Identifier: GPL-2.0
+//! RDMSR and WRMSR (SDM 4; APM 2 15.11), and KVM_EXIT_X86_RDMSR and KVM_EXIT_X86_WRMSR.
+//!
+//! Dispatch calls, with the vCPU's mutex held, inside a stay or outside.
+
+use super::{off, Runner, Step};
+use crate::abi::uapi::k;
+use crate::linux::mmap::Shared;
+use crate::x86::cpu::index;
+use crate::x86::cpu::regs::Gpr;
+use crate::x86::enabled::Direction;
+use crate::x86::pv;
+use crate::x86::vcpu::fetch::Known;
+use crate::x86::vcpu::state::Completion;
+
+impl Runner<'_> {
+    /// User space wants a say in this access.
+    #[inline]
+    fn filtered(&self, index: u32, direction: Direction) -> bool {
+        self.s
+            .msr_filter
+            .as_ref()
+            .is_some_and(|f| !f.allows(index, direction))
+    }
+
+    /// A guest's access to an MSR that fails, for `reason` (KVM_MSR_EXIT_REASON_*): #GP, or user space's decision
+    /// (KVM_CAP_X86_USER_SPACE_MSR).
+    #[cold]
+    fn refuse_msr(&mut self, direction: Direction, index: u32, data: u64, reason: u32) -> Step {
+        if !self.vm.caps.user_space_msr(reason) {
+            return self.raise_gp();
+        }
+        let (exit, completion) = match direction {
+            Direction::Read => (k::KVM_EXIT_X86_RDMSR, Completion::Rdmsr),
+            Direction::Write => (k::KVM_EXIT_X86_WRMSR, Completion::Wrmsr),
+        };
+        // error and padding, reason, index, data.
+        let _ = self.run.write(off::UNION, 0u64);
+        let _ = self.run.write(off::UNION + 8, reason);
+        let _ = self.run.write(off::UNION + 12, index);
+        let _ = self.run.write(off::UNION + 16, data);
+        self.set_exit(exit);
+        self.s.pending.completion = completion;
+        Step::User
+    }
+
+    pub(super) fn rdmsr(&mut self, atomic: bool) -> Step {
+        let index = self.s.cpu.regs.get(Gpr::Rcx) as u32;
+        if self.filtered(index, Direction::Read) {
+            return self.refuse_msr(Direction::Read, index, 0, k::KVM_MSR_EXIT_REASON_FILTER);
+        }
+        let value = if index != index::PLATFORM_INFO || self.vm.caps.platform_info_readable() {
+            self.s.read_msr(self.vm, index, false)
+        } else {
+            None
+        };
+        let Some(v) = value else {
+            let reason = self.s.msr_failure(index);
+            return self.refuse_msr(Direction::Read, index, 0, reason);
+        };
+        let step = self.skip(atomic, &Known::RDMSR);
+        if matches!(step, Step::Again) {
+            self.s.cpu.regs.set(Gpr::Rax, v & 0xffff_ffff);
+            self.s.cpu.regs.set(Gpr::Rdx, v >> 32);
+        }
+        step
+    }
+
+    pub(super) fn wrmsr(&mut self, atomic: bool) -> Step {
+        let regs = &self.s.cpu.regs;
+        let index = regs.get(Gpr::Rcx) as u32;
+        let value = regs.get(Gpr::Rdx) << 32 | regs.get(Gpr::Rax) & 0xffff_ffff;
+        if self.filtered(index, Direction::Write) {
+            let reason = k::KVM_MSR_EXIT_REASON_FILTER;
+            return self.refuse_msr(Direction::Write, index, value, reason);
+        }
+        if atomic && pv::msrs::may_sleep(index) {
+            return Step::Slow;
+        }
+        // Moving the local APIC may change the nested page tables.
+        if atomic && self.s.apic.virtualized && index == index::APIC_BASE {
+            return Step::Slow;
+        }
+        // Fetch first: the write may change what the address translates to.
+        let before = (
+            self.s.cpu.regs.rip,
+            self.s.cpu.regs.rflags,
+            self.s.events.exception,
+        );
+        let step = self.skip(atomic, &Known::WRMSR);
+        if !matches!(step, Step::Again) {
+            return step;
+        }
+        // What guests write most needs no look at what all the other MSRs are.
+        if let Some(l) = &mut self.s.apic.lapic {
+            match index {
+                index::X2APIC_EOI if value == 0 && l.is_x2apic() => {
+                    let action = l.eoi();
+                    return self.apply(action);
+                }
+                index::TSC_DEADLINE if self.s.cpuid.features.tsc_deadline => {
+                    if l.set_tsc_deadline(value).timer {
+                        self.vcpu.timer.arm(self.s);
+                    }
+                    return Step::Again;
+                }
+                _ => {}
+            }
+        }
+        match self.s.write_msr(self.vm, index, value, false) {
+            Some(action) => self.apply(action),
+            None => {
+                self.s.cpu.regs.rip = before.0;
+                self.s.cpu.regs.rflags = before.1;
+                self.s.events.exception = before.2;
+                self.s.debug.reported();
+                let reason = self.s.msr_failure(index);
+                self.refuse_msr(Direction::Write, index, value, reason)
+            }
+        }
+    }
+}

@@ -1,0 +1,122 @@
+// SPDX-License-Identifier: GPL-2.0
+//! Nested-paging faults: guest memory that is not mapped, and devices (SDM 3C 30.3.3; APM 2 15.25.6).
+//!
+//! Dispatch calls, with the vCPU's mutex held: [`Runner::short_fault`] in a stay, [`Runner::nested_fault`] outside.
+
+use super::{off, Runner, Step};
+use crate::abi::stats::ExitClass;
+use crate::abi::uapi::k;
+use crate::linux::mmap::Shared;
+use crate::mem::memory::FaultOutcome;
+use crate::mem::mmu::InOwnMm;
+use crate::x86::emul::Op;
+use crate::x86::exit::NestedFault;
+use crate::x86::irqchip::lapic::base;
+use crate::x86::vcpu::mmio::Accessed;
+use crate::x86::vcpu::state::Completion;
+use kernel::prelude::*;
+
+impl Runner<'_> {
+    /// The short ways of a nested fault, in a stay: resident memory, and a device access by a plain move. `None` where they do not
+    /// go.
+    #[inline]
+    pub(super) fn short_fault(&mut self, f: &NestedFault) -> Option<Step> {
+        if f.gpa.page().0 == base::DEFAULT_ADDRESS && self.s.wants_apic_page(self.vm) {
+            return None;
+        }
+        let accessed = {
+            let view = self.vm.memory.view();
+            if !view.is_device(f.gpa, f.write) {
+                // SAFETY: In a stay interrupts are off; KVM_RUN is refused outside the VM's mm.
+                let inside = unsafe { InOwnMm::new() };
+                let mapped = self
+                    .vm
+                    .memory
+                    .fault_resident(&view, f.gpa, f.fetch, &inside);
+                return mapped.then_some(Step::Resume);
+            }
+            if self.s.events.interrupted.is_some() {
+                drop(view);
+                return Some(self.vectoring_failed(f));
+            }
+            self.s.access_device(self.vm, &view, f)
+        };
+        match accessed {
+            Accessed::Other => None,
+            Accessed::Done(action) => {
+                self.stats.exit(ExitClass::Mmio, 0);
+                Some(self.apply(action))
+            }
+            // Whom that woke asks by a request.
+            Accessed::Signalled => {
+                self.stats.exit(ExitClass::Mmio, 0);
+                Some(Step::Resume)
+            }
+            Accessed::User(d) => {
+                self.stats.exit(ExitClass::Mmio, 0);
+                let _ = self.run.write(off::UNION, f.gpa.0);
+                let _ = self.run.write(off::UNION + 8, d.value);
+                let _ = self
+                    .run
+                    .write(off::UNION + 16, u32::from(d.completion.size()));
+                let _ = self
+                    .run
+                    .write(off::UNION + 20, u8::from(d.completion.is_store()));
+                self.set_exit(k::KVM_EXIT_MMIO);
+                self.s.pending.completion = Completion::Move(d.completion);
+                Some(Step::User)
+            }
+        }
+    }
+
+    pub(super) fn nested_fault(&mut self, f: &NestedFault) -> Step {
+        if f.gpa.page().0 == base::DEFAULT_ADDRESS && self.s.wants_apic_page(self.vm) {
+            if let Err(e) = self.vm.memory.pin_page(f.gpa.page()) {
+                return Step::Fail(e);
+            }
+            return Step::Again;
+        }
+        match self.vm.memory.fault(self.vm.mm(), f.gpa, f.write, f.fetch) {
+            Ok(FaultOutcome::Resume) => Step::Again,
+            Ok(FaultOutcome::BadUserMemory) => {
+                self.set_exit(k::KVM_EXIT_MEMORY_FAULT);
+                // Flags, address, size.
+                let _ = self.run.write(off::UNION, 0u64);
+                let _ = self.run.write(off::UNION + 8, f.gpa.page().0);
+                let _ = self.run.write(off::UNION + 16, 4096u64);
+                Step::Fail(EFAULT)
+            }
+            // A page table in MMIO space has no meaning; KVM fails likewise.
+            Ok(FaultOutcome::Mmio) if f.walk && f.write => {
+                self.unhandled(false, k::KVM_INTERNAL_ERROR_EMULATION)
+            }
+            Ok(FaultOutcome::Mmio) if self.s.events.interrupted.is_some() => {
+                self.vectoring_failed(f)
+            }
+            Ok(FaultOutcome::Mmio) => {
+                self.stats.exit(ExitClass::Mmio, 0);
+                self.s.pending.io_port = None;
+                self.decode_and_emulate(|op| !matches!(op, Op::Ins | Op::Outs))
+            }
+            Err(e) => Step::Fail(e),
+        }
+    }
+
+    /// The IDT, a descriptor or the stack of an event's delivery is in device memory: no instruction stands for the access.
+    #[cold]
+    fn vectoring_failed(&mut self, f: &NestedFault) -> Step {
+        self.set_exit(k::KVM_EXIT_INTERNAL_ERROR);
+        let _ = self
+            .run
+            .write(off::UNION, k::KVM_INTERNAL_ERROR_DELIVERY_EV);
+        let _ = self.run.write(off::UNION + 4, 5u32);
+        // KVM's order: second and first piece of information about the exit with its reason between them, address, CPU.
+        for (i, v) in [0, 0, 0, f.gpa.0, u64::from(self.s.last_stay.cpu)]
+            .into_iter()
+            .enumerate()
+        {
+            let _ = self.run.write(off::UNION + 8 + 8 * i, v);
+        }
+        Step::User
+    }
+}

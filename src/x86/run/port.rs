@@ -1,0 +1,92 @@
+// SPDX-License-Identifier: GPL-2.0
+//! IN and OUT (SDM 1 19, SDM 3C 28.2.1 table 28-5; APM 2 15.10.2), and KVM_EXIT_IO.
+//!
+//! Dispatch calls, with the vCPU's mutex held, inside a stay or outside.
+
+use super::{off, Runner, Step};
+use crate::abi::uapi::k;
+use crate::linux::mmap::Shared;
+use crate::x86::cpu::regs::Gpr;
+use crate::x86::emul::{mask, Op};
+use crate::x86::exit::Io;
+use crate::x86::vcpu::fetch::Known;
+use crate::x86::vcpu::mmio::PIO_PAGE;
+use crate::x86::vcpu::state::Completion;
+
+impl Runner<'_> {
+    pub(super) fn io(&mut self, io: &Io, atomic: bool) -> Step {
+        if io.string {
+            if atomic {
+                return Step::Slow;
+            }
+            self.s.pending.io_port = Some((io.port, io.width));
+            return self.decode_and_emulate(|op| matches!(op, Op::Ins | Op::Outs));
+        }
+        if io.input {
+            if let Some(value) = self.vm.chip.pio_read(io.port, io.width) {
+                let step = self.skip(atomic, &Known::IN);
+                if matches!(step, Step::Again) {
+                    self.set_accumulator(io.width, value);
+                }
+                return step;
+            }
+        } else {
+            let value = (self.s.cpu.regs.get(Gpr::Rax) & mask(io.width)) as u32;
+            // RIP moves only after the write, but the fetch that may have to sleep comes first.
+            let claimed = self.vm.chip.claims_port(io.port, io.width);
+            if claimed {
+                let step = self.skip(atomic, &Known::OUT);
+                if matches!(step, Step::Again) {
+                    let _ = self.vm.pio_write(io.port, io.width, value);
+                }
+                return step;
+            }
+            if self.vm.pio_event(io.port, io.width, value) {
+                return self.skip(atomic, &Known::OUT);
+            }
+            // In one piece: user space looks at the first `width` bytes only, and the rest is zero.
+            let _ = self.run.write(PIO_PAGE, value);
+        }
+        if !io.input && io.port == 0x7e && self.vm.caps.quirk(k::KVM_X86_QUIRK_OUT_7E_INC_RIP) {
+            // The BIOS's port: the instruction is over before user space sees it.
+            let step = self.skip(atomic, &Known::OUT);
+            if !matches!(step, Step::Again) {
+                return step;
+            }
+            self.set_exit(k::KVM_EXIT_IO);
+            self.fill_io(false, io.width, io.port, 1);
+            return Step::User;
+        }
+        self.set_exit(k::KVM_EXIT_IO);
+        self.fill_io(io.input, io.width, io.port, 1);
+        self.s.pending.completion = if io.input {
+            Completion::PortIn(io.width)
+        } else {
+            Completion::PortOut
+        };
+        Step::User
+    }
+
+    pub(super) fn fill_io(&self, input: bool, width: u8, port: u16, count: u32) {
+        let direction = if input {
+            k::KVM_EXIT_IO_IN
+        } else {
+            k::KVM_EXIT_IO_OUT
+        } as u8;
+        let run = self.run.first();
+        let _ = run.write(off::UNION, direction);
+        let _ = run.write(off::UNION + 1, width);
+        let _ = run.write(off::UNION + 2, port);
+        let _ = run.write(off::UNION + 4, count);
+        let _ = run.write(off::UNION + 8, PIO_PAGE as u64);
+    }
+
+    pub(super) fn set_accumulator(&mut self, width: u8, value: u32) {
+        let rax = &mut self.s.cpu.regs.gpr[Gpr::Rax as usize];
+        *rax = match width {
+            1 => *rax & !0xff | u64::from(value & 0xff),
+            2 => *rax & !0xffff | u64::from(value & 0xffff),
+            _ => u64::from(value),
+        };
+    }
+}

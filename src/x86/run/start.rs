@@ -1,0 +1,51 @@
+// SPDX-License-Identifier: GPL-2.0
+//! Start-up of processors by INIT and SIPI (SDM 3A 9.4).
+//!
+//! The outer loop calls, with the vCPU's mutex held and interrupts on.
+
+use super::Runner;
+use crate::x86::cpu::regs::Seg;
+use crate::x86::shared::request;
+use crate::x86::vcpu::state::MpState;
+use crate::x86::vendor::Groups;
+use kernel::prelude::*;
+
+impl Runner<'_> {
+    /// Blocks an AP until INIT and SIPI have come. EINTR.
+    pub(super) fn wait_for_start(&mut self) -> Result {
+        let shared = &self.vcpu.shared;
+        shared
+            .wait
+            .wait_interruptible(|| shared.requests() & (request::INIT | request::SIPI) != 0)?;
+        let _ = self.handle_requests();
+        Ok(())
+    }
+
+    /// INIT and SIPI (SDM 3A 9.4).
+    pub(super) fn start_up(&mut self, r: u32) {
+        let shared = &self.vcpu.shared;
+        if r & request::INIT != 0 {
+            self.s.reset_registers(true);
+            let bsp = shared.id == self.vm.boot_cpu();
+            if let Some(l) = &mut self.s.apic.lapic {
+                let action = l.init(false);
+                self.vcpu.apply(self.vm, self.s, action);
+            }
+            self.s.mp_state = if bsp {
+                MpState::Runnable
+            } else {
+                MpState::InitReceived
+            };
+        }
+        if r & request::SIPI != 0 && self.s.mp_state == MpState::InitReceived {
+            let vector = shared.arch.sipi.load(core::sync::atomic::Ordering::Relaxed) as u8;
+            self.s.load(Groups::CODE);
+            let cs = self.s.cpu.sregs.seg_mut(Seg::Cs);
+            cs.selector = u16::from(vector) << 8;
+            cs.base = u64::from(vector) << 12;
+            self.s.cpu.regs.rip = 0;
+            self.s.dirty(Groups::CODE);
+            self.s.mp_state = MpState::Runnable;
+        }
+    }
+}
