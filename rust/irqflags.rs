@@ -49,6 +49,18 @@ impl IrqGuard {
     }
 }
 
+/// Says that an [`IrqGuard`] lives, and is nothing at run time.
+#[derive(Clone, Copy)]
+pub struct IrqsOff<'a>(PhantomData<&'a IrqGuard>);
+
+impl IrqGuard {
+    /// What says so to those who are not handed the guard.
+    #[inline(always)]
+    pub fn token(&self) -> IrqsOff<'_> {
+        IrqsOff(PhantomData)
+    }
+}
+
 impl Default for IrqGuard {
     #[inline(always)]
     fn default() -> Self {

@@ -133,6 +133,18 @@ impl<const MORE: usize> SharedPages<MORE> {
         FirstPage(self.first.address(), PhantomData)
     }
 
+    /// Reads a field of the first page, as [`FirstPage::get`].
+    #[inline(always)]
+    pub fn get<T: FromBytes + Copy>(&self, field: Field<T>) -> T {
+        self.first().get(field)
+    }
+
+    /// Writes a field of the first page.
+    #[inline(always)]
+    pub fn put<T: AsBytes + Copy>(&self, field: Field<T>, value: T) {
+        self.first().put(field, value);
+    }
+
     /// Makes sure that all pages but the tail are there. May sleep.
     ///
     /// Errors: `ENOMEM`.
@@ -175,14 +187,38 @@ unsafe impl<const MORE: usize> Shared for SharedPages<MORE> {
 #[derive(Clone, Copy)]
 pub struct FirstPage<'a>(NonNull<u8>, PhantomData<&'a ()>);
 
-// SAFETY: The page lives as long as the pages that it was borrowed from.
-unsafe impl Shared for FirstPage<'_> {
+impl FirstPage<'_> {
+    /// Reads a field. User space may write at the same time: what is read once is checked after that.
     #[inline(always)]
-    fn page(&self, index: usize) -> Result<NonNull<u8>> {
-        if index != 0 {
-            return Err(EINVAL);
-        }
-        Ok(self.0)
+    pub fn get<T: FromBytes + Copy>(self, field: Field<T>) -> T {
+        // SAFETY: By the invariant of `Field` the `T` is aligned and in the page, which lives as long as the pages
+        // that it was borrowed from; any bytes make a `T`.
+        unsafe { self.0.add(field.0).cast::<T>().read_volatile() }
+    }
+
+    /// Writes a field.
+    #[inline(always)]
+    pub fn put<T: AsBytes + Copy>(self, field: Field<T>, value: T) {
+        // SAFETY: As for `get`; `AsBytes` has no padding that could leak.
+        unsafe { self.0.add(field.0).cast::<T>().write_volatile(value) };
+    }
+}
+
+/// Where a `T` is in [`FirstPage`].
+///
+/// # Invariants
+///
+/// The `T` is aligned and ends within the page.
+#[derive(Clone, Copy)]
+pub struct Field<T>(usize, PhantomData<T>);
+
+impl<T> Field<T> {
+    /// The field at byte `offset`. A constant that does not fit the page does not compile.
+    pub const fn at(offset: usize) -> Self {
+        assert!(offset % align_of::<T>() == 0);
+        assert!(offset < PAGE_SIZE && size_of::<T>() <= PAGE_SIZE - offset);
+        // INVARIANT: Just checked.
+        Self(offset, PhantomData)
     }
 }
 

@@ -168,12 +168,10 @@ pub fn guest_enter(_irqs_off: &IrqGuard) {
 
 /// Tells RCU that a guest ran, in which the CPU held on to nothing.
 ///
-/// # Safety
-///
-/// Interrupts are off, and the task is in no read-side section of RCU.
+/// Like a function that sleeps, it ends read-side sections of RCU where the kernel is not preemptible: call it in none.
 #[inline]
-pub unsafe fn guest_quiescent() {
-    // SAFETY: The caller promises the context that RCU needs.
+pub fn guest_quiescent(_irqs_off: &IrqGuard) {
+    // SAFETY: Interrupts are off.
     unsafe { bindings::rvmm_guest_quiescent() };
 }
 

@@ -10,9 +10,12 @@ use core::marker::PhantomData;
 use kernel::page::PAGE_SIZE;
 use kernel::prelude::*;
 
+use super::boot_cpu;
 use super::cpuid::cpuid;
+use super::cr;
+use super::msr;
 use crate::linux::bindings;
-use crate::linux::irqflags;
+use crate::linux::irqflags::{self, IrqGuard};
 use crate::linux::page::Pages;
 use crate::linux::preempt::{PinsCpu, PreemptGuard};
 
@@ -20,20 +23,20 @@ use crate::linux::preempt::{PinsCpu, PreemptGuard};
 ///
 /// The user's state was saved and comes back before the task returns to user space, so every register that
 /// XSAVE manages may change, except PKRU, which the kernel leaves loaded: neither [`KernelFpu::restore`] nor
-/// [`KernelFpu::save`] touches it, see [`rdpkru`]. Preemption is
+/// [`KernelFpu::save`] touches it, but [`KernelFpu::with_controls`] does. Preemption is
 /// off. Not in hard-interrupt context.
 ///
 /// # Invariants
 ///
 /// `kernel_fpu_begin_mask` was called on this CPU and not yet ended.
 #[must_use = "the guard gives the FPU back when dropped"]
-pub struct KernelFpu {
+pub struct KernelFpu<'a> {
     /// Only when interrupts were off: then the kernel leaves the preemption count alone.
     _preempt: Option<PreemptGuard>,
-    _not_send: PhantomData<*mut ()>,
+    _not_send: PhantomData<(*mut (), &'a IrqGuard)>,
 }
 
-impl KernelFpu {
+impl<'a> KernelFpu<'a> {
     /// Takes the FPU, leaving the registers as they are: for those who load their own state anyway.
     ///
     /// Interrupts are on or off, and are so again when the guard is dropped: with interrupts on the kernel
@@ -51,12 +54,8 @@ impl KernelFpu {
     }
 
     /// As [`KernelFpu::begin`], without asking and without counting.
-    ///
-    /// # Safety
-    ///
-    /// Interrupts are off until the guard is dropped.
     #[inline]
-    pub unsafe fn begin_irqs_off() -> Self {
+    pub fn begin_irqs_off(_irqs_off: &'a IrqGuard) -> Self {
         // SAFETY: The context is a task's, where the FPU is usable; `drop` ends it.
         unsafe { bindings::kernel_fpu_begin_mask(0) };
         // INVARIANT: Just begun. With interrupts off there is no preemption.
@@ -113,7 +112,115 @@ impl KernelFpu {
     }
 }
 
-impl Drop for KernelFpu {
+impl KernelFpu<'_> {
+    /// Runs `body` with `own` in force in place of what the host has. What `body` leaves in PKRU is in `own`
+    /// afterwards.
+    ///
+    /// `body` accesses user memory only where it may fail: PKRU can forbid it. The CPU has to accept the values: one
+    /// that it refuses is a fault (#GP) of the kernel.
+    #[inline(always)]
+    pub fn with_controls<R>(
+        &self,
+        host: &HostControls,
+        own: &mut Controls,
+        body: impl FnOnce() -> R,
+    ) -> R {
+        let swap_xcr0 = host.xcr0 != 0 && own.xcr0 != host.xcr0;
+        let swap_xss = own.xss != host.xss;
+        if swap_xcr0 {
+            // SAFETY: The host's XCR0 is not zero, so CR4.OSXSAVE is set. The kernel does not use extended state while
+            // `self` lives but by `restore` and `save`, which cannot be called before the host's value is back.
+            unsafe { cr::xsetbv(0, own.xcr0) };
+        }
+        if swap_xss {
+            // SAFETY: As for XCR0: only XSAVES and XRSTORS of the kernel look at it.
+            unsafe { msr::write(MSR_XSS, own.xss) };
+        }
+        let pkru = if host.pku {
+            // SAFETY: `pku` says that CR4.PKE is set.
+            unsafe { rdpkru() }
+        } else {
+            0
+        };
+        if host.pku && own.pkru != pkru {
+            // SAFETY: CR4.PKE is set, and the task's value comes back below.
+            unsafe { wrpkru(own.pkru) };
+        }
+        let result = body();
+        if host.pku {
+            // SAFETY: CR4.PKE is set.
+            own.pkru = unsafe { rdpkru() };
+            if own.pkru != pkru {
+                // SAFETY: The value that the task had.
+                unsafe { wrpkru(pkru) };
+            }
+        }
+        if swap_xcr0 {
+            // SAFETY: The host's value.
+            unsafe { cr::xsetbv(0, host.xcr0) };
+        }
+        if swap_xss {
+            // SAFETY: The host's value.
+            unsafe { msr::write(MSR_XSS, host.xss) };
+        }
+        result
+    }
+}
+
+/// IA32_XSS (SDM 4 2.1).
+const MSR_XSS: u32 = 0xda0;
+
+/// The registers that XSAVE obeys, and PKRU, which the kernel leaves loaded.
+#[derive(Clone, Copy)]
+pub struct Controls {
+    /// XCR0; not looked at where the host does not use XSAVE.
+    pub xcr0: u64,
+    /// IA32_XSS; the host's where there is no such MSR.
+    pub xss: u64,
+    /// PKRU; not looked at where the host does not use protection keys.
+    pub pkru: u32,
+}
+
+/// What the host has in [`Controls`], on all CPUs and for as long as it runs.
+#[derive(Clone, Copy)]
+pub struct HostControls {
+    /// Zero without XSAVE.
+    xcr0: u64,
+    /// Zero without the MSR.
+    xss: u64,
+    pku: bool,
+}
+
+impl HostControls {
+    /// Asks the running CPU.
+    pub fn probe() -> Self {
+        /// CPUID.(EAX=0DH,ECX=1):EAX bit 3: XSAVES and IA32_XSS.
+        const XSAVES: u32 = 1 << 3;
+
+        let xcr0 = host_xcr0();
+        // The kernel sets it once, from CPUID, and never changes it.
+        let xss = if xcr0 != 0 && boot_cpu::cpuid_in_use(0xd, 1)[0] & XSAVES != 0 {
+            msr::read_safe(MSR_XSS).unwrap_or(0)
+        } else {
+            0
+        };
+        let pku = pku_enabled() && xcr0 & PKRU != 0;
+        Self { xcr0, xss, pku }
+    }
+
+    /// XCR0, or 0 when the host does not use XSAVE.
+    #[inline(always)]
+    pub fn xcr0(&self) -> u64 {
+        self.xcr0
+    }
+
+    /// Whether the host uses protection keys.
+    pub fn pku(&self) -> bool {
+        self.pku
+    }
+}
+
+impl Drop for KernelFpu<'_> {
     #[inline]
     fn drop(&mut self) {
         // SAFETY: By the invariant it was begun on this CPU.
@@ -121,9 +228,9 @@ impl Drop for KernelFpu {
     }
 }
 
-// SAFETY: Preemption is off, by `kernel_fpu_begin_mask` with interrupts on, else by `_preempt` or the contract of
-// `begin_irqs_off`.
-unsafe impl PinsCpu for KernelFpu {}
+// SAFETY: Preemption is off, by `kernel_fpu_begin_mask` with interrupts on, else by `_preempt` or the guard
+// that `begin_irqs_off` was given.
+unsafe impl PinsCpu for KernelFpu<'_> {}
 
 /// Memory for one image of extended state in standard (not compacted) form, large enough for every
 /// component that the host's XCR0 enables, page-aligned.
@@ -204,17 +311,17 @@ impl XsaveArea {
 }
 
 /// The host's XCR0, or 0 when the host does not use XSAVE.
-pub fn host_xcr0() -> u64 {
+fn host_xcr0() -> u64 {
     /// CPUID.1:ECX.OSXSAVE (SDM 2A CPUID).
     const OSXSAVE: u32 = 1 << 27;
     if cpuid(1, 0).ecx & OSXSAVE == 0 {
         return 0;
     }
-    super::cr::xgetbv(0)
+    cr::xgetbv(0)
 }
 
 /// Whether the host uses protection keys, so that PKRU is live (CPUID.7:ECX.OSPKE).
-pub fn pku_enabled() -> bool {
+fn pku_enabled() -> bool {
     const OSPKE: u32 = 1 << 4;
     super::cpuid::cpuid_checked(7, 0).ecx & OSPKE != 0
 }
@@ -256,7 +363,7 @@ pub fn mxcsr_mask() -> u32 {
 ///
 /// CR4.PKE is set (see [`pku_enabled`]).
 #[inline(always)]
-pub unsafe fn rdpkru() -> u32 {
+unsafe fn rdpkru() -> u32 {
     let value: u32;
     // SAFETY: The caller promises CR4.PKE.
     unsafe {
@@ -272,7 +379,7 @@ pub unsafe fn rdpkru() -> u32 {
 ///
 /// CR4.PKE is set, and the user's value is put back before user memory is accessed or the task returns.
 #[inline(always)]
-pub unsafe fn wrpkru(value: u32) {
+unsafe fn wrpkru(value: u32) {
     // SAFETY: The caller promises CR4.PKE.
     unsafe {
         asm!("wrpkru", in("ecx") 0, in("eax") value, in("edx") 0, options(nostack, preserves_flags))

@@ -2,11 +2,10 @@
 //! Statistics in KVM's binary format, and the exit ledger: how often each kind of exit happened and how long it took
 //! (api.rst 4.133 KVM_GET_STATS_FD).
 //!
-//! The statistics file is never built as a whole: [`StatsFile::read`] computes the bytes asked for from constant descriptors and
-//! from live counters.
+//! The statistics file is never built as a whole: [`StatsFile::read`] computes the bytes asked for from constant
+//! descriptors and from live counters.
 #![forbid(unsafe_code)]
 
-use crate::x86::exit::Exit;
 use core::sync::atomic::{AtomicU64, Ordering};
 
 /// Bytes of a name, and of the id string (`name_size` of the header).
@@ -158,45 +157,6 @@ exit_classes! {
     Other = "other",
 }
 
-impl ExitClass {
-    /// Class of an exit. The handler of a nested fault turns it into [`ExitClass::Mmio`] when it finds a device there.
-    #[inline(always)]
-    pub const fn of(exit: &Exit) -> Self {
-        match exit {
-            Exit::HostInterrupt => Self::ExternalInterrupt,
-            Exit::HostNmi | Exit::HostMachineCheck => Self::Nmi,
-            Exit::IrqWindow => Self::IrqWindow,
-            Exit::NmiWindow => Self::NmiWindow,
-            Exit::Cpuid => Self::Cpuid,
-            Exit::Rdmsr => Self::Rdmsr,
-            Exit::Wrmsr => Self::Wrmsr,
-            Exit::Hypercall => Self::Hypercall,
-            Exit::Hlt => Self::Hlt,
-            Exit::Pause => Self::Pause,
-            Exit::CacheInvalidate => Self::Wbinvd,
-            Exit::Xsetbv => Self::Xsetbv,
-            Exit::Rdpmc => Self::Rdtsc,
-            Exit::MonitorMwait => Self::Mwait,
-            Exit::Io(io) => {
-                if io.string {
-                    Self::IoString
-                } else {
-                    Self::Io
-                }
-            }
-            Exit::NestedFault(_) => Self::NestedFault,
-            Exit::CrAccess(_) => Self::CrAccess,
-            Exit::DrAccess => Self::DrAccess,
-            Exit::Exception(_) => Self::Exception,
-            Exit::TaskSwitch => Self::TaskSwitch,
-            Exit::TripleFault => Self::TripleFault,
-            Exit::VirtualEoi(_) | Exit::ApicWrite(_) | Exit::TprBelowThreshold => Self::Apic,
-            Exit::EntryFailure(_) => Self::EntryFailure,
-            Exit::Undefined | Exit::PreemptionTimer | Exit::Unknown(_) => Self::Other,
-        }
-    }
-}
-
 macro_rules! counters {
     ($(#[$outer:meta])* $ty:ident, $descs:ident: $($(#[$doc:meta])* $variant:ident = $kind:ident($name:literal),)*) => {
         $(#[$outer])*
@@ -324,7 +284,8 @@ pub trait Values {
 /// Bucket of `cycles`: 0 holds 0, bucket n holds 2^(n-1) to 2^n - 1, the last one also everything beyond.
 #[inline]
 pub const fn bucket(cycles: u64) -> usize {
-    // One bit more than the value has, without the case of zero; `>> 1` keeps the length where the shift would lose a bit.
+    // One bit more than the value has, without the case of zero; `>> 1` keeps the length where the shift would lose a
+    // bit.
     let b = ((cycles | (cycles >> 1)) << 1 | 1).ilog2() as usize;
     if b < BUCKETS {
         b
@@ -336,9 +297,9 @@ pub const fn bucket(cycles: u64) -> usize {
 /// Statistics of one vCPU. One thread writes (the one that runs the vCPU); any may read at any time.
 #[derive(Debug)]
 pub struct VcpuStats {
-    counters: [AtomicU64; VcpuCounter::COUNT],
-    exits: [AtomicU64; ExitClass::COUNT],
-    cycles: [[AtomicU64; BUCKETS]; ExitClass::COUNT],
+    pub(crate) counters: [AtomicU64; VcpuCounter::COUNT],
+    pub(crate) exits: [AtomicU64; ExitClass::COUNT],
+    pub(crate) cycles: [[AtomicU64; BUCKETS]; ExitClass::COUNT],
 }
 
 /// Adds without a locked instruction: there is only one writer.
@@ -542,7 +503,8 @@ impl<V: Values + ?Sized> StatsFile<'_, V> {
         done
     }
 
-    /// Fills `b` with the block (header, id, one descriptor or one value) that holds position `at`; returns its start and size.
+    /// Fills `b` with the block (header, id, one descriptor or one value) that holds position `at`; returns its start
+    /// and size.
     fn block(&self, at: usize, b: &mut [u8; DESC_SIZE]) -> (usize, usize) {
         let data = self.data_offset();
         if at < HEADER_SIZE {

@@ -16,8 +16,8 @@ use kernel::uaccess::{UserPtr, UserSlice};
 ///
 /// # Safety
 ///
-/// `repr(C)`, made of integers, arrays and unions of such, without padding between fields (the interface's structures name
-/// theirs), so that every byte is initialised in a zeroed or copied-in value.
+/// `repr(C)`, made of integers, arrays and unions of such, without padding between fields (the interface's structures
+/// name theirs), so that every byte is initialised in a zeroed or copied-in value.
 pub(crate) unsafe trait Uapi: Sized {}
 
 macro_rules! uapi {
@@ -30,12 +30,12 @@ macro_rules! uapi {
 uapi! {
     u8, u32, u64, u128, i32,
     k::kvm_regs, k::kvm_sregs, k::kvm_fpu, k::kvm_userspace_memory_region, k::kvm_userspace_memory_region2,
-    k::kvm_cpuid_entry2, k::kvm_msr_entry, k::kvm_lapic_state, k::kvm_mp_state, k::kvm_vcpu_events, k::kvm_debugregs,
-    k::kvm_xcrs, k::kvm_interrupt, k::kvm_irq_level, k::kvm_pit_config, k::kvm_pit_state, k::kvm_pit_state2, k::kvm_irqchip, k::kvm_msi,
-    k::kvm_enable_cap, k::kvm_pre_fault_memory, k::kvm_clock_data, k::kvm_dirty_log, k::kvm_clear_dirty_log, k::kvm_translation, k::kvm_guest_debug, k::kvm_irqfd,
-    k::kvm_ioeventfd, k::kvm_irq_routing_entry, k::kvm_vapic_addr, k::kvm_coalesced_mmio_zone, k::kvm_reinject_control,
-    k::kvm_device_attr, k::kvm_sregs2, k::kvm_x86_mce,
-    k::kvm_create_device,
+    k::kvm_cpuid_entry2, k::kvm_msr_entry, k::kvm_lapic_state, k::kvm_mp_state, k::kvm_vcpu_events,
+    k::kvm_debugregs, k::kvm_xcrs, k::kvm_interrupt, k::kvm_irq_level, k::kvm_pit_config, k::kvm_pit_state,
+    k::kvm_pit_state2, k::kvm_irqchip, k::kvm_msi, k::kvm_enable_cap, k::kvm_pre_fault_memory, k::kvm_clock_data,
+    k::kvm_dirty_log, k::kvm_clear_dirty_log, k::kvm_translation, k::kvm_guest_debug, k::kvm_irqfd,
+    k::kvm_ioeventfd, k::kvm_irq_routing_entry, k::kvm_vapic_addr, k::kvm_coalesced_mmio_zone,
+    k::kvm_reinject_control, k::kvm_device_attr, k::kvm_sregs2, k::kvm_x86_mce, k::kvm_create_device,
     EntryFailure, AssignDevice, DeviceInfo, DeviceVector, DeviceConfig,
 }
 

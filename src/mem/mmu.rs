@@ -7,12 +7,15 @@
 
 use crate::arch::NestedTable;
 use crate::linux::gup;
+use crate::linux::irqflags::IrqsOff;
 use crate::linux::page::{self, Pages};
+use crate::linux::sched::is_current_mm;
 use crate::mem::addr::Hpa;
 use crate::mem::slots::Slot;
 use crate::mem::walk::{Page, Table, Tables, MAX_ALLOC_PER_MAP};
 use core::marker::PhantomData;
 use core::sync::atomic::{AtomicU64, Ordering};
+use kernel::mm::Mm;
 use kernel::prelude::*;
 
 /// Spare tables kept ready: enough for one `map` of each of a few vCPUs.
@@ -246,14 +249,12 @@ impl Mmu {
 }
 
 /// A proof that, for `'a`, interrupts are off and the current address space is that of the VM at hand.
-pub(crate) struct InOwnMm<'a>(PhantomData<&'a ()>);
+pub(crate) struct InOwnMm<'a>(PhantomData<IrqsOff<'a>>);
 
-impl InOwnMm<'_> {
-    /// # Safety
-    ///
-    /// What the type says is so while the value lives. The VM is the one whose memory it is shown to.
+impl<'a> InOwnMm<'a> {
+    /// `mm` is that of the VM whose memory the proof is shown to. `None`: the caller runs in another one.
     #[inline(always)]
-    pub(crate) const unsafe fn new() -> Self {
-        Self(PhantomData)
+    pub(crate) fn new(mm: &Mm, _irqs_off: IrqsOff<'a>) -> Option<Self> {
+        is_current_mm(mm).then_some(Self(PhantomData))
     }
 }

@@ -3,6 +3,7 @@
 //!
 //! The run loop matches it exhaustively, so an exit that nobody handles does not compile.
 
+use crate::abi::stats::ExitClass;
 use crate::mem::addr::Gpa;
 use crate::x86::cpu::regs::Gpr;
 
@@ -68,6 +69,45 @@ pub enum Exit {
     EntryFailure(u64),
     /// A reason that is not known. The value is `hardware_exit_reason`.
     Unknown(u64),
+}
+
+impl Exit {
+    /// Class for the statistics. The handler of a nested fault counts [`ExitClass::Mmio`] as well when it finds a device there.
+    #[inline(always)]
+    pub const fn class(&self) -> ExitClass {
+        match self {
+            Self::HostInterrupt => ExitClass::ExternalInterrupt,
+            Self::HostNmi | Self::HostMachineCheck => ExitClass::Nmi,
+            Self::IrqWindow => ExitClass::IrqWindow,
+            Self::NmiWindow => ExitClass::NmiWindow,
+            Self::Cpuid => ExitClass::Cpuid,
+            Self::Rdmsr => ExitClass::Rdmsr,
+            Self::Wrmsr => ExitClass::Wrmsr,
+            Self::Hypercall => ExitClass::Hypercall,
+            Self::Hlt => ExitClass::Hlt,
+            Self::Pause => ExitClass::Pause,
+            Self::CacheInvalidate => ExitClass::Wbinvd,
+            Self::Xsetbv => ExitClass::Xsetbv,
+            Self::Rdpmc => ExitClass::Rdtsc,
+            Self::MonitorMwait => ExitClass::Mwait,
+            Self::Io(io) => {
+                if io.string {
+                    ExitClass::IoString
+                } else {
+                    ExitClass::Io
+                }
+            }
+            Self::NestedFault(_) => ExitClass::NestedFault,
+            Self::CrAccess(_) => ExitClass::CrAccess,
+            Self::DrAccess => ExitClass::DrAccess,
+            Self::Exception(_) => ExitClass::Exception,
+            Self::TaskSwitch => ExitClass::TaskSwitch,
+            Self::TripleFault => ExitClass::TripleFault,
+            Self::VirtualEoi(_) | Self::ApicWrite(_) | Self::TprBelowThreshold => ExitClass::Apic,
+            Self::EntryFailure(_) => ExitClass::EntryFailure,
+            Self::Undefined | Self::PreemptionTimer | Self::Unknown(_) => ExitClass::Other,
+        }
+    }
 }
 
 /// A port access (SDM 3C 28.2.1 table 28-5, APM 2 15.10.2).

@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: GPL-2.0
 //! What guests may see of this processor, found once at load.
 
+use crate::linux::fpu::HostControls;
 use crate::linux::global::Global;
-use crate::linux::{boot_cpu, cpuid as host, cr};
+use crate::linux::{boot_cpu, cpuid as host};
 use crate::x86::cpu::cpuid::{
     self, CpuidEntry, CpuidIndex, GuestFeatures, HostCpuid, Policy, Vendor,
 };
@@ -32,10 +33,8 @@ pub(crate) struct Model {
     pub(crate) vendor: Vendor,
     /// XCR0 bits that guests may set.
     pub(crate) xcr0: u64,
-    /// Host's XCR0, in force outside the guest.
-    pub(crate) host_xcr0: u64,
-    /// Host's IA32_XSS, likewise; 0 where there is none.
-    pub(crate) host_xss: u64,
+    /// XCR0, IA32_XSS and PKRU outside the guest.
+    pub(crate) host: HostControls,
     /// Offsets and sizes of the standard XSAVE format.
     pub(crate) layout: xsave::Layout,
     /// MXCSR bits that exist.
@@ -101,15 +100,10 @@ fn arch_capabilities(spec_ctrl: bool) -> u64 {
 pub(crate) fn init() -> Result {
     let caps = choose::caps().ok_or(ENODEV)?;
     let has_xsave = host::cpuid(1, 0).ecx & 1 << 27 != 0;
-    let host_xcr0 = if has_xsave { cr::xgetbv(0) } else { 0 };
-    // The kernel sets it once, from CPUID, and never changes it.
-    let host_xss = if has_xsave && Host.cpuid(0xd, 1)[0] & 1 << 3 != 0 {
-        crate::linux::msr::read_safe(index::XSS).unwrap_or(0)
-    } else {
-        0
-    };
+    let host_controls = HostControls::probe();
+    let host_xcr0 = host_controls.xcr0();
     let l0 = Host.cpuid(0, 0);
-    let pku = crate::linux::fpu::pku_enabled() && host_xcr0 & xsave::PKRU != 0;
+    let pku = host_controls.pku();
     let mut xcr0 = host_xcr0 & xsave::CARRIED;
     if !pku {
         xcr0 &= !xsave::PKRU;
@@ -159,8 +153,7 @@ pub(crate) fn init() -> Result {
         features,
         vendor,
         xcr0,
-        host_xcr0,
-        host_xss,
+        host: host_controls,
         layout: xsave::Layout::from_host(&Host, host_xcr0),
         mxcsr_mask: crate::linux::fpu::mxcsr_mask(),
         pku,

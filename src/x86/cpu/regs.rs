@@ -94,6 +94,12 @@ pub mod rflags {
     pub const AC: u64 = 1 << 18;
 }
 
+/// RFLAGS as a guest may have them, of what user space sets.
+pub const fn clean_rflags(v: u64) -> u64 {
+    const DEFINED: u64 = 0x003f_7fd5;
+    v & DEFINED | rflags::FIXED
+}
+
 /// CR0 bits (SDM 3A 2.5).
 #[allow(missing_docs)]
 pub mod cr0 {

@@ -1,14 +1,41 @@
 // SPDX-License-Identifier: GPL-2.0
-//! What an access to the local APIC entails (SDM 3A 12), and KVM_EXIT_IOAPIC_EOI.
+//! Exits of a virtualised local APIC, and what any access to it entails (SDM 3A 12, SDM 3C 30; APM 2 15.29), and
+//! KVM_EXIT_IOAPIC_EOI.
 //!
-//! Handlers call, with the vCPU's mutex held, inside a stay or outside. Nothing here sleeps.
+//! Dispatch and handlers call, with the vCPU's mutex held, inside a stay or outside. Nothing here sleeps.
 
-use super::{off, Runner, Step};
-use crate::abi::uapi::k;
-use crate::linux::mmap::Shared;
+use super::{Runner, Step};
+use crate::abi::exits;
+use crate::linux::hrtimer;
 use crate::x86::irqchip::lapic::{Action, Eoi};
+use crate::x86::irqchip::msg::Vector;
+
+exits::exits! {
+    /// An EOI that the IOAPIC of user space waits for.
+    IoapicEoi = KVM_EXIT_IOAPIC_EOI, eoi: kvm_run__bindgen_ty_1__bindgen_ty_21 {
+        vector: u8 = vector,
+    }
+}
 
 impl Runner<'_> {
+    /// An EOI that the processor carried out (SDM 3C 30.1.4).
+    pub(super) fn virtual_eoi(&mut self, vector: u8) -> Step {
+        let action = match &mut self.s.apic.lapic {
+            Some(l) => l.ended(Vector(vector)),
+            None => Action::NONE,
+        };
+        self.apply(action)
+    }
+
+    /// A write that the processor carried out, at this offset of the page (SDM 3C 30.4.3.3).
+    pub(super) fn apic_write(&mut self, offset: u16) -> Step {
+        let action = match &mut self.s.apic.lapic {
+            Some(l) => l.write_stored(offset.into(), hrtimer::ktime_get_ns()),
+            None => Action::NONE,
+        };
+        self.apply(action)
+    }
+
     /// Carries out what the local APIC asks for.
     pub(super) fn apply(&mut self, action: Action) -> Step {
         if action.is_none() {
@@ -22,15 +49,14 @@ impl Runner<'_> {
         }
     }
 
-    /// Passes an EOI on to the IOAPIC, in the kernel or in user space (KVM_EXIT_IOAPIC_EOI).
+    /// Passes an EOI on to the IOAPIC, in the kernel or in user space.
     fn eoi(&mut self, eoi: &Eoi) -> Step {
+        let vector = eoi.vector.0;
         if !eoi.level {
-            self.vm.chip.edge_eoi(eoi.vector.0);
+            self.vm.chip.edge_eoi(vector);
         }
-        if eoi.broadcast && self.vm.chip.eoi(eoi.vector.0) {
-            self.set_exit(k::KVM_EXIT_IOAPIC_EOI);
-            let _ = self.run.write(off::UNION, eoi.vector.0);
-            return Step::User;
+        if eoi.broadcast && self.vm.chip.eoi(vector) {
+            return self.ask(&IoapicEoi { vector });
         }
         Step::Again
     }

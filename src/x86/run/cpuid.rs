@@ -9,11 +9,12 @@ use crate::x86::cpu::regs::Gpr;
 use crate::x86::vcpu::fetch::Known;
 
 impl Runner<'_> {
+    /// CPUID.
     pub(super) fn cpuid(&mut self, atomic: bool) -> Step {
         if self.s.msrs.cpuid_faults() && self.s.cpl() != 0 {
             return self.raise_gp();
         }
-        let step = self.skip(atomic, &Known::CPUID);
+        let step = self.skip(&Known::CPUID, atomic);
         if !matches!(step, Step::Again) {
             return step;
         }

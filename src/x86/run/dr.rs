@@ -12,7 +12,7 @@ use crate::x86::vcpu::debug;
 use crate::x86::vendor::Groups;
 
 impl Runner<'_> {
-    /// MOV DR (SDM 3B 19.2).
+    /// MOV DR.
     pub(super) fn dr_access(&mut self, atomic: bool) -> Step {
         let insn = match self.fetch(atomic) {
             Ok(i) => i,
@@ -21,9 +21,7 @@ impl Runner<'_> {
         let (n, g, write) = match (insn.op, insn.dst, insn.src) {
             (Op::MovDr, Operand::Dr(n), Operand::Reg(g)) => (n, g, true),
             (Op::MovDr, Operand::Reg(g), Operand::Dr(n)) => (n, g, false),
-            _ => {
-                return self.not_emulated(&insn);
-            }
+            _ => return self.not_emulated(&insn),
         };
         self.s.load(Groups::CTRL.union(Groups::CODE));
         // The instruction's own faults come before the intercept (CPL, CR4.DE) on VMX and SVM, but DR7.GD is ours.
@@ -45,17 +43,14 @@ impl Runner<'_> {
             return self.raise_gp();
         }
         let n = match n {
-            4 | 5 if self.s.cpu.sregs.cr4 & cr4::DE != 0 => {
-                return self.raise(events::exception(events::vector::UD, None));
-            }
+            4 | 5 if self.s.cpu.sregs.cr4 & cr4::DE != 0 => return self.raise_ud(),
             4 | 5 => n + 2,
             n => n & 7,
         };
-        let long = self.in_64_bit_code();
+        let mask = self.operand_mask();
         let cpu = &mut self.s.cpu;
         if write {
-            let v = cpu.regs.get(g);
-            let v = if long { v } else { v & 0xffff_ffff };
+            let v = cpu.regs.get(g) & mask;
             if n >= 6 && v >> 32 != 0 {
                 return self.raise_gp();
             }
@@ -75,10 +70,10 @@ impl Runner<'_> {
                 7 => dr7,
                 n => dr.get(usize::from(n)).copied().unwrap_or(0),
             };
-            cpu.regs.set(g, if long { v } else { v & 0xffff_ffff });
+            cpu.regs.set(g, v & mask);
         }
         self.s.advance(insn.len());
-        // Breakpoint registers are loaded at the start of a stay.
+        // The beginning of a stay loads the breakpoint registers.
         Step::Leave
     }
 }

@@ -3,15 +3,17 @@
 //!
 //! Dispatch calls, with the vCPU's mutex held and interrupts on.
 
-use super::{off, Runner, Step};
-use crate::abi::uapi::k;
-use crate::linux::mmap::Shared;
+use super::{Runner, Step};
+use crate::abi::exits;
 use crate::pr_warn_ratelimited;
 use crate::x86::vendor::{EntryParams, VcpuBackend};
 
 impl Runner<'_> {
     /// KVM_EXIT_FAIL_ENTRY, with the rule that the state breaks, if the manual has one.
-    pub(super) fn entry_failure(&mut self, reason: u64) -> Step {
+    pub(super) fn entry_failure(&mut self, reason: u64, atomic: bool) -> Step {
+        if atomic {
+            return Step::Slow;
+        }
         let params = EntryParams {
             nested_root: self.vm.memory.root(),
             flush: false,
@@ -60,9 +62,7 @@ impl Runner<'_> {
             *to = *from;
         }
         self.s.entry_failure = Some(f);
-        self.set_exit(k::KVM_EXIT_FAIL_ENTRY);
-        let _ = self.run.write(off::UNION, reason);
-        let _ = self.run.write(off::UNION + 8, self.s.last_stay.cpu);
-        Step::User
+        let cpu = self.s.last_stay.cpu;
+        self.ask(&exits::FailEntry { reason, cpu })
     }
 }

@@ -1,13 +1,13 @@
 // SPDX-License-Identifier: GPL-2.0
 //! Events on their way to the guest (SDM 3A 7, 12; SDM 3C 27.6; APM 2 15.20).
 //!
-//! The outer loop calls with interrupts on, [`Runner::enter_loop`] with interrupts off; both hold the vCPU's mutex. Nothing here
-//! sleeps but the requests that [`Runner::handle_requests`] alone takes.
+//! The outer loop calls with interrupts on, [`Runner::enter_loop`] with interrupts off; both hold the vCPU's mutex.
+//! Nothing here sleeps but the requests that [`Runner::handle_requests`] alone takes.
 
-use super::{off, Runner};
+use super::{Runner, Step};
+use crate::abi::exits;
 use crate::abi::stats::VcpuCounter;
 use crate::linux::hrtimer;
-use crate::linux::mmap::Shared;
 use crate::x86::cpu::events;
 use crate::x86::cpu::events::Inject;
 use crate::x86::exit::EventKind;
@@ -17,12 +17,28 @@ use crate::x86::vcpu::state::MAX_ADVANCE_NS;
 use crate::x86::vendor::{Interruptibility, VcpuBackend};
 
 impl Runner<'_> {
-    /// Takes what others asked for. False when the vCPU was shut down.
-    pub(super) fn handle_requests(&mut self) -> bool {
+    /// The VMX preemption timer ran out: the guest's own timer is due.
+    pub(super) fn preemption_timer(&mut self) -> Step {
+        self.s.timer.exited = true;
+        self.take_interrupts(request::TIMER);
+        Step::Again
+    }
+
+    /// The guest can be interrupted, as [`Runner::choose_event`] wished to know, perhaps for user space.
+    pub(super) fn irq_window(&mut self) -> Step {
+        if self.vm.chip.has_pic() {
+            Step::Again
+        } else {
+            Step::Leave
+        }
+    }
+
+    /// Takes what others asked for.
+    pub(super) fn handle_requests(&mut self) {
         let shared = &self.vcpu.shared;
         let mut r = shared.take_requests(!0);
         if r == 0 {
-            return true;
+            return;
         }
         if r & (request::INIT | request::SIPI) != 0 {
             self.start_up(r);
@@ -35,7 +51,6 @@ impl Runner<'_> {
         if r & request::CLOCK != 0 {
             clock_page::update(self.vm, self.s);
         }
-        true
     }
 
     /// Interrupt requests; also inside a stay.
@@ -86,8 +101,8 @@ impl Runner<'_> {
         }
     }
 
-    /// Holds the entry until `deadline`, whose interrupt has been posted already, and learns how early the next timer has to be.
-    /// Short: the timer was early by [`State::timer_advance`] at most.
+    /// Holds the entry until `deadline`, whose interrupt has been posted already, and learns how early the next timer
+    /// has to be. Short: the timer was early by [`State::timer_advance`] at most.
     #[cold]
     #[inline(never)]
     pub(super) fn await_deadline(&mut self, deadline: u64) {
@@ -121,10 +136,7 @@ impl Runner<'_> {
         // A window of no use to user space would open at every entry.
         let user_window = !self.vm.chip.has_pic()
             && self.s.accepts_external()
-            && self
-                .run
-                .read::<u8>(off::REQUEST_INTERRUPT_WINDOW)
-                .is_ok_and(|v| v != 0);
+            && self.run.get(exits::REQUEST_INTERRUPT_WINDOW) != 0;
         let e = &self.s.events;
         if !interrupt
             && !user_window

@@ -3,32 +3,45 @@
 //!
 //! Handlers call, with the vCPU's mutex held, inside a stay or outside. Nothing here sleeps.
 
-use super::{off, Runner, Step};
-use crate::abi::uapi::k;
-use crate::linux::mmap::Shared;
+use super::{Runner, Step};
+use crate::abi::exits;
 use crate::x86::cpu::events;
 use crate::x86::exit::{EventKind, Exception};
 use crate::x86::vcpu::debug;
-use kernel::prelude::*;
+
+exits::exits! {
+    /// An exception that user space wants to see, because it debugs the guest.
+    Debug = KVM_EXIT_DEBUG, debug: kvm_run__bindgen_ty_1__bindgen_ty_5 {
+        exception: u32 = arch.exception,
+        pc: u64 = arch.pc,
+        dr6: u64 = arch.dr6,
+        dr7: u64 = arch.dr7,
+    }
+}
 
 impl Runner<'_> {
+    /// The guest meets `e` at its next entry, combined with what it was about to meet.
     pub(super) fn raise(&mut self, e: Exception) -> Step {
         if self.s.raise(e) {
             Step::Again
         } else {
-            let _ = self.triple_fault();
-            Step::User
+            self.shutdown()
         }
     }
 
+    /// #UD.
+    pub(super) fn raise_ud(&mut self) -> Step {
+        self.raise(events::exception(events::vector::UD, None))
+    }
+
+    /// #GP(0).
     pub(super) fn raise_gp(&mut self) -> Step {
         self.raise(events::exception(events::vector::GP, Some(0)))
     }
 
     /// KVM_EXIT_SHUTDOWN.
-    pub(super) fn triple_fault(&mut self) -> Result<isize> {
-        self.set_exit(k::KVM_EXIT_SHUTDOWN);
-        Ok(0)
+    pub(super) fn shutdown(&mut self) -> Step {
+        self.ask(&exits::Shutdown)
     }
 
     /// An intercepted exception goes to the guest, combined with what was being delivered.
@@ -57,10 +70,7 @@ impl Runner<'_> {
                 }
                 Step::Again
             }
-            Err(events::TripleFault) => {
-                let _ = self.triple_fault();
-                Step::User
-            }
+            Err(events::TripleFault) => self.shutdown(),
         }
     }
 
@@ -71,16 +81,12 @@ impl Runner<'_> {
             self.s.breakpoint_reported();
         }
         self.s.debug.reported();
-        let (dr6, dr7) = (
-            e.payload & !debug::DR6_NONE | debug::DR6_NONE,
-            self.s.cpu.dr7,
-        );
         let pc = self.s.linear_rip();
-        self.set_exit(k::KVM_EXIT_DEBUG);
-        let _ = self.run.write(off::UNION, u32::from(e.vector));
-        let _ = self.run.write(off::UNION + 8, pc);
-        let _ = self.run.write(off::UNION + 16, dr6);
-        let _ = self.run.write(off::UNION + 24, dr7);
-        Step::User
+        self.ask(&Debug {
+            exception: e.vector.into(),
+            pc,
+            dr6: e.payload & !debug::DR6_NONE | debug::DR6_NONE,
+            dr7: self.s.cpu.dr7,
+        })
     }
 }

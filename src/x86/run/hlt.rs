@@ -1,17 +1,20 @@
 // SPDX-License-Identifier: GPL-2.0
 //! Instructions that wait: HLT, MONITOR, MWAIT (SDM 2A, 2B; SDM 3A 10.10).
 //!
-//! Dispatch calls, with the vCPU's mutex held, inside a stay or outside; [`Runner::halt`] is the outer loop's and sleeps.
+//! Dispatch calls, with the vCPU's mutex held, inside a stay or outside; [`Runner::halt`] is the outer loop's and
+//! sleeps.
 
 use super::{Runner, Step};
+use crate::abi::exits;
 use crate::abi::stats::VcpuCounter;
 use crate::abi::uapi::k;
 use crate::x86::vcpu::fetch::Known;
 use crate::x86::vcpu::state::MpState;
 
 impl Runner<'_> {
+    /// HLT.
     pub(super) fn hlt(&mut self, atomic: bool) -> Step {
-        let step = self.skip(atomic, &Known::HLT);
+        let step = self.skip(&Known::HLT, atomic);
         if !matches!(step, Step::Again) {
             return step;
         }
@@ -24,8 +27,7 @@ impl Runner<'_> {
             return Step::Again;
         }
         self.s.debug.reported();
-        self.set_exit(k::KVM_EXIT_HLT);
-        Step::User
+        self.ask(&exits::Hlt)
     }
 
     /// HLT: sleeps until there is something to do. False if a signal or request has to be looked at first.
@@ -39,9 +41,7 @@ impl Runner<'_> {
             if woken.is_err() {
                 return false;
             }
-            if !self.handle_requests() {
-                return false;
-            }
+            self.handle_requests();
         }
         if self.wakes() {
             self.s.mp_state = MpState::Runnable;
@@ -61,9 +61,28 @@ impl Runner<'_> {
             || gate.if_flag && self.s.interrupt_pending(self.vm)
     }
 
+    /// PAUSE in a loop that waits, perhaps for a vCPU whose turn it is not.
+    pub(super) fn pause(&mut self, atomic: bool) -> Step {
+        if atomic {
+            return Step::Slow;
+        }
+        let step = self.skip(&Known::PAUSE, atomic);
+        self.vm.vcpus.yield_from(&self.vcpu.shared);
+        step
+    }
+
+    /// MONITOR, MWAIT.
+    pub(super) fn monitor_mwait(&mut self, atomic: bool) -> Step {
+        if self.mwait_is_nop() {
+            self.skip(&Known::MWAIT, atomic)
+        } else {
+            self.raise_ud()
+        }
+    }
+
     /// MONITOR and MWAIT do nothing, which is always a correct way to wait; they fault only when user space wants that
     /// (KVM_X86_QUIRK_MWAIT_NEVER_UD_FAULTS).
-    pub(super) fn mwait_is_nop(&self) -> bool {
+    fn mwait_is_nop(&self) -> bool {
         let caps = &self.vm.caps;
         caps.quirk(k::KVM_X86_QUIRK_MWAIT_NEVER_UD_FAULTS)
             || if caps.quirk(k::KVM_X86_QUIRK_MISC_ENABLE_NO_MWAIT) {

@@ -3,9 +3,8 @@
 //!
 //! Dispatch calls, with the vCPU's mutex held, inside a stay or outside.
 
-use super::{off, Runner, Step};
-use crate::abi::uapi::k;
-use crate::linux::mmap::Shared;
+use super::{Runner, Step};
+use crate::abi::exits;
 use crate::x86::cpu::regs::Gpr;
 use crate::x86::enabled::HC_MAP_GPA_RANGE;
 use crate::x86::pv::hypercall;
@@ -28,7 +27,7 @@ impl Runner<'_> {
                 return step;
             }
         }
-        let step = self.skip(atomic, &Known::HYPERCALL);
+        let step = self.skip(&Known::HYPERCALL, atomic);
         if matches!(step, Step::Again) {
             let result = if self.s.cpl() == 0 {
                 hypercall::call(self.vm, &self.vcpu.shared, self.s, number)
@@ -44,9 +43,8 @@ impl Runner<'_> {
     #[cold]
     fn map_gpa_range(&mut self) -> Option<Step> {
         self.s.load(Groups::CTRL.union(Groups::CODE));
-        let long = self.in_64_bit_code();
+        let mask = self.operand_mask();
         let regs = &self.s.cpu.regs;
-        let mask = if long { u64::MAX } else { 0xffff_ffff };
         let [nr, gpa, pages, attributes] =
             [Gpr::Rax, Gpr::Rbx, Gpr::Rcx, Gpr::Rdx].map(|g| regs.get(g) & mask);
         if nr != HC_MAP_GPA_RANGE {
@@ -54,7 +52,7 @@ impl Runner<'_> {
         }
         if gpa & 0xfff != 0 || pages == 0 || (gpa >> 12).checked_add(pages).is_none() {
             const KVM_EINVAL: i64 = 22;
-            let step = self.skip(false, &Known::HYPERCALL);
+            let step = self.skip(&Known::HYPERCALL, false);
             if matches!(step, Step::Again) {
                 self.s
                     .cpu
@@ -63,15 +61,23 @@ impl Runner<'_> {
             }
             return Some(step);
         }
-        let _ = self.run.write(off::UNION, nr);
-        for (i, v) in [gpa, pages, attributes, 0, 0, 0].into_iter().enumerate() {
-            let _ = self.run.write(off::UNION + 8 + 8 * i, v);
-        }
-        let _ = self.run.write(off::HYPERCALL_RET, 0u64);
-        // KVM_EXIT_HYPERCALL_LONG_MODE.
-        let _ = self.run.write(off::HYPERCALL_RET + 8, u64::from(long));
-        self.set_exit(k::KVM_EXIT_HYPERCALL);
         self.s.pending.completion = Completion::Hypercall;
-        Some(Step::User)
+        Some(self.ask(&exits::Hypercall {
+            nr,
+            args: [gpa, pages, attributes, 0, 0, 0],
+            ret: 0,
+            // KVM_EXIT_HYPERCALL_LONG_MODE.
+            flags: u64::from(mask == u64::MAX),
+        }))
+    }
+
+    /// User space has answered a hypercall.
+    pub(super) fn hypercall_done(&mut self) -> Step {
+        let result = self.run.get(exits::Hypercall::RET);
+        let step = self.skip(&Known::HYPERCALL, false);
+        if matches!(step, Step::Again) {
+            self.s.cpu.regs.set(Gpr::Rax, result);
+        }
+        step
     }
 }

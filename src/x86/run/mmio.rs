@@ -3,12 +3,11 @@
 //!
 //! Dispatch calls, with the vCPU's mutex held and interrupts on: guest memory may have to be faulted in.
 
-use super::{off, Runner, Step};
+use super::{Runner, Step};
+use crate::abi::exits;
 use crate::abi::stats::VcpuCounter;
 use crate::abi::uapi::k;
-use crate::linux::mmap::Shared;
-use crate::x86::cpu::events;
-use crate::x86::emul::{Op, Pending};
+use crate::x86::emul::{Insn, Kind, Move, Op, Pending};
 use crate::x86::vcpu::mmio::Emulated;
 use crate::x86::vcpu::state::Completion;
 
@@ -25,7 +24,7 @@ impl Runner<'_> {
         }
     }
 
-    pub(super) fn emulate(&mut self, insn: &crate::x86::emul::Insn) -> Step {
+    pub(super) fn emulate(&mut self, insn: &Insn) -> Step {
         self.stats.add(VcpuCounter::Emulations, 1);
         let (result, actions) = {
             let view = self.vm.memory.view();
@@ -39,69 +38,89 @@ impl Runner<'_> {
         }
         match result {
             Emulated::Done => step,
-            Emulated::TripleFault => {
-                let _ = self.triple_fault();
-                Step::User
-            }
+            Emulated::TripleFault => self.shutdown(),
             Emulated::Unsupported => self.not_emulated(insn),
             Emulated::User => {
                 self.s.pending.insn = Some(*insn);
-                self.s.pending.completion = Completion::Emulate;
-                match self.s.pending.replay.pending() {
-                    Some(Pending::Memory(f)) => {
-                        let _ = self.run.write(off::UNION, f.gpa);
-                        let _ = self.run.copy_in(off::UNION + 8, &f.data);
-                        let _ = self.run.write(off::UNION + 16, u32::from(f.len));
-                        let _ = self.run.write(
-                            off::UNION + 20,
-                            u8::from(f.kind == crate::x86::emul::Kind::Write),
-                        );
-                        self.set_exit(k::KVM_EXIT_MMIO);
-                    }
-                    Some(Pending::PortIn(r)) => {
-                        self.set_exit(k::KVM_EXIT_IO);
-                        self.fill_io(true, r.width, r.port, r.count);
-                    }
-                    Some(Pending::PortOut(r)) => {
-                        self.set_exit(k::KVM_EXIT_IO);
-                        self.fill_io(false, r.width, r.port, r.count);
-                    }
-                    None => self.s.pending.completion = Completion::Nothing,
-                }
+                self.ask_access()
+            }
+        }
+    }
+
+    /// Asks user space for the access that the emulation waits for.
+    fn ask_access(&mut self) -> Step {
+        self.s.pending.completion = Completion::Emulate;
+        match self.s.pending.replay.pending() {
+            Some(Pending::Memory(f)) => {
+                let mmio = exits::Mmio {
+                    gpa: f.gpa,
+                    data: f.data,
+                    len: f.len.into(),
+                    is_write: (f.kind == Kind::Write).into(),
+                };
+                self.ask(&mmio)
+            }
+            Some(Pending::PortIn(r)) => {
+                let (width, port, count) = (r.width, r.port, r.count);
+                self.ask_io(true, width, port, count)
+            }
+            Some(Pending::PortOut(r)) => {
+                let (width, port, count) = (r.width, r.port, r.count);
+                self.ask_io(false, width, port, count)
+            }
+            None => {
+                self.s.pending.completion = Completion::Nothing;
                 Step::User
             }
+        }
+    }
+
+    /// User space has carried out the access of a plain move.
+    pub(super) fn move_done(&mut self, m: &Move) -> Step {
+        let data = self.run.get(exits::Mmio::DATA);
+        self.s.finish_move(m, u64::from_le_bytes(data));
+        Step::Again
+    }
+
+    /// User space has carried out an access of an emulated instruction, which goes on.
+    pub(super) fn access_done(&mut self) -> Step {
+        let data = self.run.get(exits::Mmio::DATA);
+        if !self.s.pending.replay.complete(&data) {
+            return Step::Again;
+        }
+        match self.s.pending.insn {
+            Some(insn) => self.emulate(&insn),
+            None => Step::Again,
         }
     }
 
     /// [`Runner::emulation_failed`] for an instruction that was decoded.
-    pub(super) fn not_emulated(&mut self, insn: &crate::x86::emul::Insn) -> Step {
-        let mut bytes = [0; 15];
-        for (to, from) in bytes.iter_mut().zip(insn.bytes()) {
-            *to = *from;
-        }
-        self.emulation_failed(&bytes, insn.len())
+    pub(super) fn not_emulated(&mut self, insn: &Insn) -> Step {
+        self.emulation_failed(insn.bytes(), insn.len())
     }
 
     /// The guest gets #UD; KVM_EXIT_INTERNAL_ERROR with the instruction's bytes
-    /// (KVM_INTERNAL_ERROR_EMULATION_FLAG_INSTRUCTION_BYTES) instead or before, unless it is the fault of an application alone.
-    pub(super) fn emulation_failed(&mut self, bytes: &[u8; 15], len: u8) -> Step {
+    /// (KVM_INTERNAL_ERROR_EMULATION_FLAG_INSTRUCTION_BYTES) instead or before, unless it is the fault of an
+    /// application alone.
+    pub(super) fn emulation_failed(&mut self, bytes: &[u8], len: u8) -> Step {
         if !self.vm.caps.exit_on_emulation_failure() {
-            let step = self.raise(events::exception(events::vector::UD, None));
+            let step = self.raise_ud();
             if self.s.cpl() != 0 {
                 self.s.pending.replay.clear();
                 return step;
             }
         }
-        self.set_exit(k::KVM_EXIT_INTERNAL_ERROR);
-        let _ = self.run.write(off::UNION, k::KVM_INTERNAL_ERROR_EMULATION);
-        let _ = self.run.write(off::UNION + 4, 4u32);
-        let _ = self.run.write(
-            off::UNION + 8,
-            u64::from(k::KVM_INTERNAL_ERROR_EMULATION_FLAG_INSTRUCTION_BYTES),
-        );
-        let _ = self.run.write(off::UNION + 16, len);
-        let _ = self.run.copy_in(off::UNION + 17, bytes);
+        // The length, then the bytes.
+        let mut insn = [len; 16];
+        for (i, to) in insn.iter_mut().skip(1).enumerate() {
+            *to = bytes.get(i).copied().unwrap_or(0);
+        }
         self.s.pending.replay.clear();
-        Step::User
+        self.ask(&exits::EmulationFailure {
+            suberror: k::KVM_INTERNAL_ERROR_EMULATION,
+            ndata: 4,
+            flags: k::KVM_INTERNAL_ERROR_EMULATION_FLAG_INSTRUCTION_BYTES.into(),
+            insn,
+        })
     }
 }

@@ -1,20 +1,18 @@
 // SPDX-License-Identifier: GPL-2.0
 //! KVM_RUN: enter the guest, handle what it exits for, until user space is needed (api.rst 4.10, 5).
 //!
-//! Two loops. The inner one, [`Runner::stay`], keeps interrupts off and the guest's FPU loaded, and goes around for everything that needs
-//! neither sleep nor host interrupts. The outer one handles the rest with interrupts on.
+//! Two loops. The inner one, [`Runner::stay`], keeps interrupts off and the guest's FPU loaded, and goes around for
+//! everything that needs neither sleep nor host interrupts. The outer one handles the rest with interrupts on.
 //!
-//! Handlers are the same for both: called with `atomic` they return [`Step::Slow`] before any side effect when they would have to
-//! sleep, and are called again outside.
+//! Handlers are the same for both: called with `atomic` they return [`Step::Slow`] before any side effect when they
+//! would have to sleep, and are called again outside.
 
-use crate::abi::stats::{ExitClass, VcpuCounter, VcpuStats};
+use crate::abi::exits;
+use crate::abi::stats::{VcpuCounter, VcpuStats};
 use crate::abi::uapi::k;
-use crate::linux::mmap::Shared;
 use crate::linux::{boot_cpu, sched};
 use crate::x86::cpu::events;
-use crate::x86::cpu::regs::rflags;
-use crate::x86::exit::Exception;
-use crate::x86::exit::Exit;
+use crate::x86::exit::{Exception, Exit};
 use crate::x86::pv::{clock_page, eoi, steal};
 use crate::x86::vcpu::state::{MpState, State};
 use crate::x86::vcpu::{abi, debug, RunPages, Vcpu};
@@ -37,24 +35,6 @@ mod nested_fault;
 mod port;
 mod start;
 mod stay;
-
-/// Offsets in `struct kvm_run` (api.rst 5), asserted against the header in `vcpu`.
-pub(crate) mod off {
-    pub(crate) const REQUEST_INTERRUPT_WINDOW: usize = 0;
-    pub(crate) const IMMEDIATE_EXIT: usize = 1;
-    pub(crate) const EXIT_REASON: usize = 8;
-    pub(crate) const READY_FOR_INTERRUPT: usize = 12;
-    pub(crate) const IF_FLAG: usize = 13;
-    pub(crate) const FLAGS: usize = 14;
-    pub(crate) const CR8: usize = 16;
-    pub(crate) const APIC_BASE: usize = 24;
-    pub(crate) const UNION: usize = 32;
-    /// `hypercall.ret`.
-    pub(crate) const HYPERCALL_RET: usize = UNION + 56;
-    pub(crate) const VALID_REGS: usize = 288;
-    pub(crate) const DIRTY_REGS: usize = 296;
-    pub(crate) const SYNC_REGS: usize = 304;
-}
 
 /// What a handler achieved.
 #[derive(Clone, Copy, Debug)]
@@ -112,7 +92,8 @@ impl<'a> Runner<'a> {
         let result = self.run_inner();
         self.stats.add(VcpuCounter::UserExits, 1);
         self.publish();
-        if let Ok(valid @ 1..) = self.run.read::<u64>(off::VALID_REGS) {
+        let valid = self.run.get(exits::VALID_REGS);
+        if valid != 0 {
             abi::sync_to(self.vm, self.vcpu, self.s, valid);
         }
         result
@@ -129,12 +110,12 @@ impl<'a> Runner<'a> {
             .map_or(self.s.apic.base, |l| l.apic_base());
         let gate = self.s.gate();
         let ready = self.vm.chip.has_pic() || self.ready_for_injection(&gate);
-        let run = self.run.first();
-        let _ = run.write(off::IF_FLAG, u8::from(gate.if_flag));
-        let _ = run.write(off::FLAGS, 0u16);
-        let _ = run.write(off::CR8, u64::from(cr8));
-        let _ = run.write(off::APIC_BASE, apic_base);
-        let _ = run.write(off::READY_FOR_INTERRUPT, u8::from(ready));
+        let page = self.run.first();
+        page.put(exits::IF_FLAG, gate.if_flag.into());
+        page.put(exits::FLAGS, 0);
+        page.put(exits::CR8, cr8.into());
+        page.put(exits::APIC_BASE, apic_base);
+        page.put(exits::READY_FOR_INTERRUPT, ready.into());
     }
 
     /// User space may use KVM_INTERRUPT now and the guest will take it at once.
@@ -146,35 +127,21 @@ impl<'a> Runner<'a> {
             && self.s.accepts_external()
     }
 
-    fn set_exit(&self, reason: u32) {
-        let _ = self.run.write(off::EXIT_REASON, reason);
-    }
-
     fn run_inner(&mut self) -> Result<isize> {
         // Read once: it decides both whether the vCPU waits for its start and whether it enters.
-        let immediate_exit = self.run.read::<u8>(off::IMMEDIATE_EXIT)? != 0;
+        let immediate_exit = self.run.get(exits::IMMEDIATE_EXIT) != 0;
         if self.s.mp_state == MpState::Uninitialized {
             if immediate_exit {
                 return Err(EINTR);
             }
             if self.wait_for_start().is_err() {
-                return self.interrupted();
+                let _ = self.interrupted();
+                return Err(EINTR);
             }
             // KVM returns to user space between start-up and the first entry.
             return Err(EAGAIN);
         }
-        let valid = self.run.read::<u64>(off::VALID_REGS)?;
-        let dirty = self.run.read::<u64>(off::DIRTY_REGS)?;
-        if valid | dirty != 0 {
-            abi::sync_from(self.vm, self.vcpu, self.s, valid, dirty)?;
-        }
-        if self.s.apic.lapic.is_none() {
-            let cr8 = self.run.read::<u64>(off::CR8)?;
-            if cr8 > 15 {
-                return Err(EINVAL);
-            }
-            self.s.apic.cr8 = cr8 as u8;
-        }
+        self.take_page()?;
         match self.complete() {
             Step::User => return Ok(0),
             Step::Fail(e) => return Err(e),
@@ -184,7 +151,7 @@ impl<'a> Runner<'a> {
             // The last exit's reason and data stay readable.
             return Err(EINTR);
         }
-        self.set_exit(k::KVM_EXIT_UNKNOWN);
+        self.run.put(exits::EXIT_REASON, k::KVM_EXIT_UNKNOWN);
         if !self.s.has_run {
             self.run.allocate()?;
             self.s.has_run = true;
@@ -194,65 +161,9 @@ impl<'a> Runner<'a> {
         self.s.pv.steal_stale = true;
         self.vcpu.shared.worker.set_current();
         loop {
-            if self.vcpu.shared.requests() != 0 && !self.handle_requests() {
-                return self.triple_fault();
-            }
-            if core::mem::take(&mut self.s.events.triple_fault) {
-                return self.triple_fault();
-            }
-            if self.s.debug.is_due() {
-                let _ = self.debug_exit(&Exception {
-                    vector: events::vector::DB,
-                    error_code: None,
-                    payload: debug::SINGLE_STEP,
-                });
-                return Ok(0);
-            }
-            match self.s.mp_state {
-                MpState::Runnable => {}
-                MpState::Halted => {
-                    if !self.halt() {
-                        if sched::signal_pending() {
-                            return self.interrupted();
-                        }
-                        // Requests that wake nobody may come without end.
-                        sched::cond_resched();
-                        continue;
-                    }
-                }
-                MpState::Uninitialized | MpState::InitReceived => {
-                    if self.wait_for_start().is_err() {
-                        return self.interrupted();
-                    }
-                    continue;
-                }
-            }
-            // Where the 8259s are in user space it may want to know that the guest can be interrupted.
-            if !self.vm.chip.has_pic() && self.run.read::<u8>(off::REQUEST_INTERRUPT_WINDOW)? != 0 {
-                let gate = self.s.gate();
-                if self.ready_for_injection(&gate) {
-                    self.set_exit(k::KVM_EXIT_IRQ_WINDOW_OPEN);
-                    return Ok(0);
-                }
-            }
-            if self.s.pv.clock_stale {
-                clock_page::update(self.vm, self.s);
-            }
-            if self.s.pv.steal_wanted() {
-                steal::update(self.vm, self.s);
-            }
-            let step = match self.stay()? {
-                Stayed::Ended(step) => step,
-                Stayed::Slow(exit) => {
-                    let start = boot_cpu::rdtsc();
-                    if self.s.pv.eoi_offered() {
-                        let _ = eoi::take(self.vm, self.s, false);
-                    }
-                    let step = self.handle(&exit, false);
-                    self.stats
-                        .exit(ExitClass::of(&exit), boot_cpu::rdtsc().wrapping_sub(start));
-                    step
-                }
+            let step = match self.prepare() {
+                Some(step) => step,
+                None => self.enter()?,
             };
             match step {
                 Step::Again | Step::Resume => {}
@@ -269,9 +180,92 @@ impl<'a> Runner<'a> {
             }
             // A stay ends before the guest is entered when there is such work; signals are among it.
             if sched::xfer_to_guest_pending() && !self.give_way() {
-                return self.interrupted();
+                let _ = self.interrupted();
+                return Err(EINTR);
             }
         }
+    }
+
+    /// Takes what user space has put into the page for this KVM_RUN. EINVAL.
+    fn take_page(&mut self) -> Result {
+        let page = self.run.first();
+        let valid = page.get(exits::VALID_REGS);
+        let dirty = page.get(exits::DIRTY_REGS);
+        if valid | dirty != 0 {
+            abi::sync_from(self.vm, self.vcpu, self.s, valid, dirty)?;
+        }
+        if self.s.apic.lapic.is_none() {
+            let cr8 = page.get(exits::CR8);
+            if cr8 > 15 {
+                return Err(EINVAL);
+            }
+            self.s.apic.cr8 = cr8 as u8;
+        }
+        Ok(())
+    }
+
+    /// Does what is due before the guest runs, and sleeps while the vCPU is halted. `Some`: KVM_RUN ends instead.
+    #[inline(always)]
+    fn prepare(&mut self) -> Option<Step> {
+        loop {
+            if self.vcpu.shared.requests() != 0 {
+                self.handle_requests();
+            }
+            if core::mem::take(&mut self.s.events.triple_fault) {
+                return Some(self.shutdown());
+            }
+            if self.s.debug.is_due() {
+                return Some(self.debug_exit(&Exception {
+                    vector: events::vector::DB,
+                    error_code: None,
+                    payload: debug::SINGLE_STEP,
+                }));
+            }
+            let state = self.s.mp_state;
+            match state {
+                MpState::Runnable => break,
+                MpState::Halted if self.halt() => break,
+                MpState::Halted if sched::signal_pending() => return Some(self.interrupted()),
+                // Requests that wake nobody may come without end.
+                MpState::Halted => sched::cond_resched(),
+                MpState::Uninitialized | MpState::InitReceived => {
+                    if self.wait_for_start().is_err() {
+                        return Some(self.interrupted());
+                    }
+                }
+            }
+        }
+        // Where the 8259s are in user space it may want to know that the guest can be interrupted.
+        if !self.vm.chip.has_pic() && self.run.get(exits::REQUEST_INTERRUPT_WINDOW) != 0 {
+            let gate = self.s.gate();
+            if self.ready_for_injection(&gate) {
+                return Some(self.ask(&exits::IrqWindowOpen));
+            }
+        }
+        if self.s.pv.clock_stale {
+            clock_page::update(self.vm, self.s);
+        }
+        if self.s.pv.steal_wanted() {
+            steal::update(self.vm, self.s);
+        }
+        None
+    }
+
+    /// One stay, and the exit that it left to be handled outside.
+    #[inline(always)]
+    fn enter(&mut self) -> Result<Step> {
+        let exit = match self.stay()? {
+            Stayed::Ended(step) => return Ok(step),
+            Stayed::Slow(exit) => exit,
+        };
+        let start = boot_cpu::rdtsc();
+        if self.s.pv.eoi_offered() {
+            let _ = eoi::take(self.vm, self.s, false);
+        }
+        let step = self.handle(&exit, false);
+        let cycles = boot_cpu::rdtsc().wrapping_sub(start);
+        self.stats.exit(exit.class(), cycles);
+        Ok(step)
     }
 
     /// Does what the kernel wants of the thread, and perhaps lets others run first. False if a signal waits.
@@ -284,20 +278,14 @@ impl<'a> Runner<'a> {
 
     /// KVM_RUN ends for a signal.
     #[cold]
-    fn interrupted(&mut self) -> Result<isize> {
-        self.set_exit(k::KVM_EXIT_INTR);
+    fn interrupted(&mut self) -> Step {
         self.stats.add(VcpuCounter::SignalExits, 1);
-        Err(EINTR)
+        let _ = self.ask(&exits::Intr);
+        Step::Fail(EINTR)
     }
 
     /// Takes what others asked for outside KVM_RUN, so that the state user space reads is complete.
     pub(crate) fn settle(&mut self) {
-        let _ = self.handle_requests();
+        self.handle_requests();
     }
-}
-
-/// RFLAGS bits that KVM_SET_REGS may set.
-pub(crate) fn clean_rflags(v: u64) -> u64 {
-    const DEFINED: u64 = 0x003f_7fd5;
-    v & DEFINED | rflags::FIXED
 }

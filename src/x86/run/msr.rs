@@ -3,15 +3,42 @@
 //!
 //! Dispatch calls, with the vCPU's mutex held, inside a stay or outside.
 
-use super::{off, Runner, Step};
+use super::{Runner, Step};
+use crate::abi::exits;
 use crate::abi::uapi::k;
-use crate::linux::mmap::Shared;
+use crate::linux::mmap::Field;
 use crate::x86::cpu::index;
 use crate::x86::cpu::regs::Gpr;
 use crate::x86::enabled::Direction;
 use crate::x86::pv;
 use crate::x86::vcpu::fetch::Known;
 use crate::x86::vcpu::state::Completion;
+
+exits::exits! {
+    /// An RDMSR that user space answers.
+    Rdmsr = KVM_EXIT_X86_RDMSR, msr: kvm_run__bindgen_ty_1__bindgen_ty_23 {
+        error: u8 = error,
+        pad: [u8; 7] = pad,
+        reason: u32 = reason,
+        index: u32 = index,
+        data: u64 = data,
+    }
+    /// A WRMSR that user space carries out.
+    Wrmsr = KVM_EXIT_X86_WRMSR, msr: kvm_run__bindgen_ty_1__bindgen_ty_23 {
+        error: u8 = error,
+        pad: [u8; 7] = pad,
+        reason: u32 = reason,
+        index: u32 = index,
+        data: u64 = data,
+    }
+}
+
+impl Rdmsr {
+    /// Not zero: the access fails. The same for a WRMSR.
+    const ERROR: Field<u8> = exits::union_field!(kvm_run__bindgen_ty_1__bindgen_ty_23, error);
+    /// The value that was read.
+    const DATA: Field<u64> = exits::union_field!(kvm_run__bindgen_ty_1__bindgen_ty_23, data);
+}
 
 impl Runner<'_> {
     /// User space wants a say in this access.
@@ -30,18 +57,29 @@ impl Runner<'_> {
         if !self.vm.caps.user_space_msr(reason) {
             return self.raise_gp();
         }
-        let (exit, completion) = match direction {
-            Direction::Read => (k::KVM_EXIT_X86_RDMSR, Completion::Rdmsr),
-            Direction::Write => (k::KVM_EXIT_X86_WRMSR, Completion::Wrmsr),
-        };
-        // error and padding, reason, index, data.
-        let _ = self.run.write(off::UNION, 0u64);
-        let _ = self.run.write(off::UNION + 8, reason);
-        let _ = self.run.write(off::UNION + 12, index);
-        let _ = self.run.write(off::UNION + 16, data);
-        self.set_exit(exit);
-        self.s.pending.completion = completion;
-        Step::User
+        let (error, pad) = (0, [0; 7]);
+        match direction {
+            Direction::Read => {
+                self.s.pending.completion = Completion::Rdmsr;
+                self.ask(&Rdmsr {
+                    error,
+                    pad,
+                    reason,
+                    index,
+                    data,
+                })
+            }
+            Direction::Write => {
+                self.s.pending.completion = Completion::Wrmsr;
+                self.ask(&Wrmsr {
+                    error,
+                    pad,
+                    reason,
+                    index,
+                    data,
+                })
+            }
+        }
     }
 
     pub(super) fn rdmsr(&mut self, atomic: bool) -> Step {
@@ -58,12 +96,38 @@ impl Runner<'_> {
             let reason = self.s.msr_failure(index);
             return self.refuse_msr(Direction::Read, index, 0, reason);
         };
-        let step = self.skip(atomic, &Known::RDMSR);
+        let step = self.skip(&Known::RDMSR, atomic);
         if matches!(step, Step::Again) {
-            self.s.cpu.regs.set(Gpr::Rax, v & 0xffff_ffff);
-            self.s.cpu.regs.set(Gpr::Rdx, v >> 32);
+            self.set_edx_eax(v);
         }
         step
+    }
+
+    /// User space has answered an RDMSR.
+    pub(super) fn rdmsr_done(&mut self) -> Step {
+        if self.run.get(Rdmsr::ERROR) != 0 {
+            return self.raise_gp();
+        }
+        let value = self.run.get(Rdmsr::DATA);
+        let step = self.skip(&Known::RDMSR, false);
+        if matches!(step, Step::Again) {
+            self.set_edx_eax(value);
+        }
+        step
+    }
+
+    /// User space has carried out a WRMSR, or refused to.
+    pub(super) fn wrmsr_done(&mut self) -> Step {
+        if self.run.get(Rdmsr::ERROR) != 0 {
+            return self.raise_gp();
+        }
+        self.skip(&Known::WRMSR, false)
+    }
+
+    #[inline(always)]
+    fn set_edx_eax(&mut self, value: u64) {
+        self.s.cpu.regs.set(Gpr::Rax, value & 0xffff_ffff);
+        self.s.cpu.regs.set(Gpr::Rdx, value >> 32);
     }
 
     pub(super) fn wrmsr(&mut self, atomic: bool) -> Step {
@@ -87,7 +151,7 @@ impl Runner<'_> {
             self.s.cpu.regs.rflags,
             self.s.events.exception,
         );
-        let step = self.skip(atomic, &Known::WRMSR);
+        let step = self.skip(&Known::WRMSR, atomic);
         if !matches!(step, Step::Again) {
             return step;
         }

@@ -3,10 +3,11 @@
 //!
 //! Dispatch calls, with the vCPU's mutex held: [`Runner::short_fault`] in a stay, [`Runner::nested_fault`] outside.
 
-use super::{off, Runner, Step};
+use super::{Runner, Step};
+use crate::abi::exits;
 use crate::abi::stats::ExitClass;
 use crate::abi::uapi::k;
-use crate::linux::mmap::Shared;
+use crate::linux::irqflags::IrqsOff;
 use crate::mem::memory::FaultOutcome;
 use crate::mem::mmu::InOwnMm;
 use crate::x86::emul::Op;
@@ -17,22 +18,19 @@ use crate::x86::vcpu::state::Completion;
 use kernel::prelude::*;
 
 impl Runner<'_> {
-    /// The short ways of a nested fault, in a stay: resident memory, and a device access by a plain move. `None` where they do not
-    /// go.
+    /// The short ways of a nested fault, in a stay: resident memory, and a device access by a plain move. `None` where
+    /// they do not go.
     #[inline]
-    pub(super) fn short_fault(&mut self, f: &NestedFault) -> Option<Step> {
+    pub(super) fn short_fault(&mut self, f: &NestedFault, irqs_off: IrqsOff<'_>) -> Option<Step> {
         if f.gpa.page().0 == base::DEFAULT_ADDRESS && self.s.wants_apic_page(self.vm) {
             return None;
         }
         let accessed = {
             let view = self.vm.memory.view();
             if !view.is_device(f.gpa, f.write) {
-                // SAFETY: In a stay interrupts are off; KVM_RUN is refused outside the VM's mm.
-                let inside = unsafe { InOwnMm::new() };
-                let mapped = self
-                    .vm
-                    .memory
-                    .fault_resident(&view, f.gpa, f.fetch, &inside);
+                let inside = InOwnMm::new(self.vm.mm(), irqs_off)?;
+                let memory = &self.vm.memory;
+                let mapped = memory.fault_resident(&view, f.gpa, f.fetch, &inside);
                 return mapped.then_some(Step::Resume);
             }
             if self.s.events.interrupted.is_some() {
@@ -54,22 +52,22 @@ impl Runner<'_> {
             }
             Accessed::User(d) => {
                 self.stats.exit(ExitClass::Mmio, 0);
-                let _ = self.run.write(off::UNION, f.gpa.0);
-                let _ = self.run.write(off::UNION + 8, d.value);
-                let _ = self
-                    .run
-                    .write(off::UNION + 16, u32::from(d.completion.size()));
-                let _ = self
-                    .run
-                    .write(off::UNION + 20, u8::from(d.completion.is_store()));
-                self.set_exit(k::KVM_EXIT_MMIO);
                 self.s.pending.completion = Completion::Move(d.completion);
-                Some(Step::User)
+                Some(self.ask(&exits::Mmio {
+                    gpa: f.gpa.0,
+                    data: d.value.to_le_bytes(),
+                    len: d.completion.size().into(),
+                    is_write: d.completion.is_store().into(),
+                }))
             }
         }
     }
 
-    pub(super) fn nested_fault(&mut self, f: &NestedFault) -> Step {
+    /// A fault in the nested page tables. The stay's loop tries the short ways by itself.
+    pub(super) fn nested_fault(&mut self, f: &NestedFault, atomic: bool) -> Step {
+        if atomic {
+            return Step::Slow;
+        }
         if f.gpa.page().0 == base::DEFAULT_ADDRESS && self.s.wants_apic_page(self.vm) {
             if let Err(e) = self.vm.memory.pin_page(f.gpa.page()) {
                 return Step::Fail(e);
@@ -79,16 +77,16 @@ impl Runner<'_> {
         match self.vm.memory.fault(self.vm.mm(), f.gpa, f.write, f.fetch) {
             Ok(FaultOutcome::Resume) => Step::Again,
             Ok(FaultOutcome::BadUserMemory) => {
-                self.set_exit(k::KVM_EXIT_MEMORY_FAULT);
-                // Flags, address, size.
-                let _ = self.run.write(off::UNION, 0u64);
-                let _ = self.run.write(off::UNION + 8, f.gpa.page().0);
-                let _ = self.run.write(off::UNION + 16, 4096u64);
+                let _ = self.ask(&exits::MemoryFault {
+                    flags: 0,
+                    gpa: f.gpa.page().0,
+                    size: 4096,
+                });
                 Step::Fail(EFAULT)
             }
             // A page table in MMIO space has no meaning; KVM fails likewise.
             Ok(FaultOutcome::Mmio) if f.walk && f.write => {
-                self.unhandled(false, k::KVM_INTERNAL_ERROR_EMULATION)
+                self.unhandled(k::KVM_INTERNAL_ERROR_EMULATION, atomic)
             }
             Ok(FaultOutcome::Mmio) if self.s.events.interrupted.is_some() => {
                 self.vectoring_failed(f)
@@ -102,21 +100,13 @@ impl Runner<'_> {
         }
     }
 
-    /// The IDT, a descriptor or the stack of an event's delivery is in device memory: no instruction stands for the access.
+    /// The IDT, a descriptor or the stack of an event's delivery is in device memory: no instruction stands for the
+    /// access.
     #[cold]
     fn vectoring_failed(&mut self, f: &NestedFault) -> Step {
-        self.set_exit(k::KVM_EXIT_INTERNAL_ERROR);
-        let _ = self
-            .run
-            .write(off::UNION, k::KVM_INTERNAL_ERROR_DELIVERY_EV);
-        let _ = self.run.write(off::UNION + 4, 5u32);
         // KVM's order: second and first piece of information about the exit with its reason between them, address, CPU.
-        for (i, v) in [0, 0, 0, f.gpa.0, u64::from(self.s.last_stay.cpu)]
-            .into_iter()
-            .enumerate()
-        {
-            let _ = self.run.write(off::UNION + 8 + 8 * i, v);
-        }
-        Step::User
+        let known = [0, 0, 0, f.gpa.0, self.s.last_stay.cpu.into()];
+        let suberror = k::KVM_INTERNAL_ERROR_DELIVERY_EV;
+        self.ask(&exits::InternalError::new(suberror, &known))
     }
 }

@@ -3,17 +3,20 @@
 //!
 //! Dispatch calls, with the vCPU's mutex held, inside a stay or outside.
 
-use super::{off, Runner, Step};
+use super::{Runner, Step};
+use crate::abi::exits;
+use crate::abi::exits::PIO_PAGE;
 use crate::abi::uapi::k;
 use crate::linux::mmap::Shared;
 use crate::x86::cpu::regs::Gpr;
 use crate::x86::emul::{mask, Op};
 use crate::x86::exit::Io;
 use crate::x86::vcpu::fetch::Known;
-use crate::x86::vcpu::mmio::PIO_PAGE;
 use crate::x86::vcpu::state::Completion;
+use kernel::prelude::*;
 
 impl Runner<'_> {
+    /// IN, OUT, INS, OUTS.
     pub(super) fn io(&mut self, io: &Io, atomic: bool) -> Step {
         if io.string {
             if atomic {
@@ -24,7 +27,7 @@ impl Runner<'_> {
         }
         if io.input {
             if let Some(value) = self.vm.chip.pio_read(io.port, io.width) {
-                let step = self.skip(atomic, &Known::IN);
+                let step = self.skip(&Known::IN, atomic);
                 if matches!(step, Step::Again) {
                     self.set_accumulator(io.width, value);
                 }
@@ -35,53 +38,65 @@ impl Runner<'_> {
             // RIP moves only after the write, but the fetch that may have to sleep comes first.
             let claimed = self.vm.chip.claims_port(io.port, io.width);
             if claimed {
-                let step = self.skip(atomic, &Known::OUT);
+                let step = self.skip(&Known::OUT, atomic);
                 if matches!(step, Step::Again) {
                     let _ = self.vm.pio_write(io.port, io.width, value);
                 }
                 return step;
             }
             if self.vm.pio_event(io.port, io.width, value) {
-                return self.skip(atomic, &Known::OUT);
+                return self.skip(&Known::OUT, atomic);
             }
-            // In one piece: user space looks at the first `width` bytes only, and the rest is zero.
+            // In one piece: user space looks at the first `width` bytes only, and the rest is zero. KVM_RUN has
+            // allocated the page.
             let _ = self.run.write(PIO_PAGE, value);
         }
         if !io.input && io.port == 0x7e && self.vm.caps.quirk(k::KVM_X86_QUIRK_OUT_7E_INC_RIP) {
             // The BIOS's port: the instruction is over before user space sees it.
-            let step = self.skip(atomic, &Known::OUT);
+            let step = self.skip(&Known::OUT, atomic);
             if !matches!(step, Step::Again) {
                 return step;
             }
-            self.set_exit(k::KVM_EXIT_IO);
-            self.fill_io(false, io.width, io.port, 1);
-            return Step::User;
+            return self.ask_io(false, io.width, io.port, 1);
         }
-        self.set_exit(k::KVM_EXIT_IO);
-        self.fill_io(io.input, io.width, io.port, 1);
         self.s.pending.completion = if io.input {
             Completion::PortIn(io.width)
         } else {
             Completion::PortOut
         };
-        Step::User
+        self.ask_io(io.input, io.width, io.port, 1)
     }
 
-    pub(super) fn fill_io(&self, input: bool, width: u8, port: u16, count: u32) {
+    /// KVM_EXIT_IO.
+    #[inline]
+    pub(super) fn ask_io(&mut self, input: bool, width: u8, port: u16, count: u32) -> Step {
         let direction = if input {
             k::KVM_EXIT_IO_IN
         } else {
             k::KVM_EXIT_IO_OUT
-        } as u8;
-        let run = self.run.first();
-        let _ = run.write(off::UNION, direction);
-        let _ = run.write(off::UNION + 1, width);
-        let _ = run.write(off::UNION + 2, port);
-        let _ = run.write(off::UNION + 4, count);
-        let _ = run.write(off::UNION + 8, PIO_PAGE as u64);
+        };
+        self.ask(&exits::Io {
+            direction: direction as u8,
+            width,
+            port,
+            count,
+            data_offset: PIO_PAGE as u64,
+        })
     }
 
-    pub(super) fn set_accumulator(&mut self, width: u8, value: u32) {
+    /// User space has answered an IN of `width` bytes.
+    pub(super) fn port_in_done(&mut self, width: u8) -> Step {
+        let step = self.skip(&Known::IN, false);
+        if matches!(step, Step::Again) {
+            let Ok(value) = self.run.read::<u32>(PIO_PAGE) else {
+                return Step::Fail(EFAULT);
+            };
+            self.set_accumulator(width, value);
+        }
+        step
+    }
+
+    fn set_accumulator(&mut self, width: u8, value: u32) {
         let rax = &mut self.s.cpu.regs.gpr[Gpr::Rax as usize];
         *rax = match width {
             1 => *rax & !0xff | u64::from(value & 0xff),

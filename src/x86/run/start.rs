@@ -17,7 +17,7 @@ impl Runner<'_> {
         shared
             .wait
             .wait_interruptible(|| shared.requests() & (request::INIT | request::SIPI) != 0)?;
-        let _ = self.handle_requests();
+        self.handle_requests();
         Ok(())
     }
 

@@ -5,6 +5,7 @@
 //! emulation of an instruction ([`State::emulate`]), whose accesses go through a [`Bus`] and are kept in a replay log while user space
 //! completes them. The run loop calls both under the vCPU's mutex; only the first one in a stay.
 
+use crate::abi::exits::PIO_PAGE;
 use crate::bus::ioeventfd::Bus as EventSpace;
 use crate::linux::mmap::Shared;
 use crate::linux::{hrtimer, uaccess};
@@ -27,9 +28,6 @@ use crate::x86::vendor::Groups;
 use crate::x86::vm::Vm;
 use core::ops::{Deref, DerefMut};
 use kernel::prelude::*;
-
-/// Offset of the port data page in the vCPU's mapping (KVM_PIO_PAGE_OFFSET).
-pub(crate) const PIO_PAGE: usize = 4096;
 
 /// What a device access by a plain move came to.
 pub(crate) enum Accessed {

@@ -24,12 +24,10 @@ use crate::abi::uapi::k;
 use crate::linux::killable_mutex::KillableMutex;
 use crate::linux::mmap::SharedPages;
 use crate::x86::irqchip::lapic::Action;
-use crate::x86::run;
 use crate::x86::shared::VcpuShared;
 use crate::x86::vcpu::state::State;
 use crate::x86::vcpu::timer::ApicTimer;
 use crate::x86::vm::Vm;
-use core::mem::offset_of;
 use core::sync::atomic::Ordering;
 use kernel::prelude::*;
 use kernel::static_lock_class;
@@ -42,20 +40,6 @@ const OWN_PAGES: usize = 2;
 /// They: `kvm_run`, and the data of port accesses, which is there from the first KVM_RUN on.
 pub(crate) type RunPages = SharedPages<{ OWN_PAGES - 1 }>;
 const _: () = assert!(k::KVM_COALESCED_MMIO_PAGE_OFFSET as usize == OWN_PAGES);
-
-const _: () = {
-    assert!(offset_of!(k::kvm_run, immediate_exit__unsafe) == run::off::IMMEDIATE_EXIT);
-    assert!(offset_of!(k::kvm_run, exit_reason) == run::off::EXIT_REASON);
-    assert!(offset_of!(k::kvm_run, ready_for_interrupt_injection) == run::off::READY_FOR_INTERRUPT);
-    assert!(offset_of!(k::kvm_run, if_flag) == run::off::IF_FLAG);
-    assert!(offset_of!(k::kvm_run, flags) == run::off::FLAGS);
-    assert!(offset_of!(k::kvm_run, cr8) == run::off::CR8);
-    assert!(offset_of!(k::kvm_run, apic_base) == run::off::APIC_BASE);
-    assert!(offset_of!(k::kvm_run, __bindgen_anon_1) == run::off::UNION);
-    assert!(offset_of!(k::kvm_run, kvm_valid_regs) == run::off::VALID_REGS);
-    assert!(offset_of!(k::kvm_run, kvm_dirty_regs) == run::off::DIRTY_REGS);
-    assert!(offset_of!(k::kvm_run, s) == run::off::SYNC_REGS);
-};
 
 /// A vCPU.
 #[pin_data]

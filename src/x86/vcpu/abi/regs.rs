@@ -9,11 +9,10 @@ use crate::mem::addr::{Gpa, Gva};
 use crate::mem::memory::MemoryView;
 use crate::x86::cpu::control;
 use crate::x86::cpu::events;
-use crate::x86::cpu::regs::{cr0, cr4, efer, DescTable, Seg, Segment, Sregs};
+use crate::x86::cpu::regs::{clean_rflags, cr0, cr4, efer, DescTable, Seg, Segment, Sregs};
 use crate::x86::exit::{Event, EventKind};
 use crate::x86::irqchip::lapic::Action;
 use crate::x86::paging::gwalk;
-use crate::x86::run;
 use crate::x86::vcpu::state::{MpState, State};
 use crate::x86::vcpu::Vcpu;
 use crate::x86::vendor::{Groups, VcpuBackend};
@@ -62,7 +61,7 @@ pub(crate) fn set_regs(s: &mut State, r: &k::kvm_regs) {
         r.r13, r.r14, r.r15,
     ];
     s.cpu.regs.rip = r.rip;
-    s.set_visible_rflags(run::clean_rflags(r.rflags));
+    s.set_visible_rflags(clean_rflags(r.rflags));
     // An exception that has not been delivered belongs to the state that is gone (as in KVM).
     s.events.exception = None;
 }

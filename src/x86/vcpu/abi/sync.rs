@@ -3,10 +3,10 @@
 //!
 //! KVM_RUN calls these under the vCPU's mutex, before its first stay and after its last one.
 
+use crate::abi::exits;
 use crate::abi::uapi;
 use crate::abi::uapi::{k, Uapi};
 use crate::linux::mmap::Shared;
-use crate::x86::run::off;
 use crate::x86::vcpu::abi::events::{get_events, set_events};
 use crate::x86::vcpu::abi::regs::{get_regs, get_sregs, set_regs, set_sregs};
 use crate::x86::vcpu::state::State;
@@ -19,11 +19,11 @@ use kernel::prelude::*;
 pub(crate) const SYNC_REGS: u32 =
     k::KVM_SYNC_X86_REGS | k::KVM_SYNC_X86_SREGS | k::KVM_SYNC_X86_EVENTS;
 
-const REGS_AT: usize = off::SYNC_REGS + offset_of!(k::kvm_sync_regs, regs);
+const REGS_AT: usize = exits::SYNC_REGS + offset_of!(k::kvm_sync_regs, regs);
 
-const SREGS_AT: usize = off::SYNC_REGS + offset_of!(k::kvm_sync_regs, sregs);
+const SREGS_AT: usize = exits::SYNC_REGS + offset_of!(k::kvm_sync_regs, sregs);
 
-const EVENTS_AT: usize = off::SYNC_REGS + offset_of!(k::kvm_sync_regs, events);
+const EVENTS_AT: usize = exits::SYNC_REGS + offset_of!(k::kvm_sync_regs, events);
 
 /// One structure of the shared page.
 fn read<T: Uapi>(run: &RunPages, at: usize) -> Result<T> {
@@ -44,19 +44,19 @@ pub(crate) fn sync_from(vm: &Vm, vcpu: &Vcpu, s: &mut State, valid: u64, mut dir
     let marked = dirty;
     let mut done = |bit: u32| {
         dirty &= !u64::from(bit);
-        run.write(off::DIRTY_REGS, dirty)
+        run.put(exits::DIRTY_REGS, dirty);
     };
     if has(marked, k::KVM_SYNC_X86_REGS) {
         set_regs(s, &read(run, REGS_AT)?);
-        done(k::KVM_SYNC_X86_REGS)?;
+        done(k::KVM_SYNC_X86_REGS);
     }
     if has(marked, k::KVM_SYNC_X86_SREGS) {
         set_sregs(vm, vcpu, s, &read(run, SREGS_AT)?, None)?;
-        done(k::KVM_SYNC_X86_SREGS)?;
+        done(k::KVM_SYNC_X86_SREGS);
     }
     if has(marked, k::KVM_SYNC_X86_EVENTS) {
         set_events(vm, vcpu, s, &read(run, EVENTS_AT)?)?;
-        done(k::KVM_SYNC_X86_EVENTS)?;
+        done(k::KVM_SYNC_X86_EVENTS);
     }
     Ok(())
 }
