@@ -1,10 +1,12 @@
 // SPDX-License-Identifier: GPL-2.0
-//! Where a vCPU's counters are.
+//! Where a vCPU's counters are. KVM_RUN makes them and writes them; the statistics file reads them without a lock.
 
 use crate::abi::stats::{Values, VcpuStats};
 use crate::linux::once::Once;
+use core::sync::atomic::AtomicU64;
 use kernel::prelude::*;
 use kernel::sync::Arc;
+use pin_init::init_array_from_fn;
 
 /// A vCPU's statistics, too large for the stack.
 pub(crate) struct VcpuLedger {
@@ -26,11 +28,16 @@ impl VcpuLedger {
         self.stats.get_or_make(Self::zeros)
     }
 
+    /// Built in place: the stack is too small for it.
     #[cold]
     fn zeros() -> Result<KVBox<VcpuStats>> {
-        let stats = KVBox::<VcpuStats>::new_uninit(GFP_KERNEL_ACCOUNT | __GFP_ZERO)?;
-        // SAFETY: The memory is zeroed, and the type consists of atomic integers, for which zero is a value.
-        Ok(unsafe { stats.assume_init() })
+        let zero = |_| AtomicU64::new(0);
+        let zeros = init!(VcpuStats {
+            counters <- init_array_from_fn(zero),
+            exits <- init_array_from_fn(zero),
+            cycles <- init_array_from_fn(|_| init_array_from_fn(|_| AtomicU64::new(0))),
+        });
+        KVBox::init(zeros, GFP_KERNEL_ACCOUNT)
     }
 }
 
