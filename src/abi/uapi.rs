@@ -6,7 +6,6 @@
 #![allow(missing_docs)]
 
 pub(crate) use crate::linux::bindings as k;
-use crate::x86::cpu::cpuid::CpuidEntry;
 use core::mem::MaybeUninit;
 use kernel::ioctl::{_IO, _IOR, _IOW, _IOWR};
 use kernel::prelude::*;
@@ -178,23 +177,6 @@ pub(crate) fn element<T: Uapi>(addr: usize, header: usize, i: usize) -> Result<u
         .and_then(|o| o.checked_add(header))
         .and_then(|o| o.checked_add(addr))
         .ok_or(EFAULT)
-}
-
-/// Copies CPUID entries out behind their count (`struct kvm_cpuid2`).
-pub(crate) fn put_cpuid(addr: usize, table: &[CpuidEntry]) -> Result {
-    put(addr, &(table.len() as u32))?;
-    for (i, e) in table.iter().enumerate() {
-        let mut out = zeroed::<k::kvm_cpuid_entry2>();
-        out.function = e.function;
-        out.index = e.index;
-        out.flags = e.flags;
-        out.eax = e.eax;
-        out.ebx = e.ebx;
-        out.ecx = e.ecx;
-        out.edx = e.edx;
-        put(element::<k::kvm_cpuid_entry2>(addr, 8, i)?, &out)?;
-    }
-    Ok(())
 }
 
 /// `KVMIO`.

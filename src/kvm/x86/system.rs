@@ -86,8 +86,25 @@ fn get_supported_cpuid(arg: usize) -> Result<isize> {
     if room < n {
         return Err(E2BIG);
     }
-    uapi::put_cpuid(arg, &model.supported)?;
+    put_cpuid(arg, &model.supported)?;
     Ok(0)
+}
+
+/// Copies CPUID entries out behind their count (`struct kvm_cpuid2`).
+pub(super) fn put_cpuid(addr: usize, table: &[CpuidEntry]) -> Result {
+    uapi::put(addr, &(table.len() as u32))?;
+    for (i, e) in table.iter().enumerate() {
+        let mut out = uapi::zeroed::<k::kvm_cpuid_entry2>();
+        out.function = e.function;
+        out.index = e.index;
+        out.flags = e.flags;
+        out.eax = e.eax;
+        out.ebx = e.ebx;
+        out.ecx = e.ecx;
+        out.edx = e.edx;
+        uapi::put(uapi::element::<k::kvm_cpuid_entry2>(addr, 8, i)?, &out)?;
+    }
+    Ok(())
 }
 
 /// KVM_GET_EMULATED_CPUID (api.rst 4.88): features that only the instruction emulator has. There are none: the leaves
@@ -119,6 +136,6 @@ fn get_emulated_cpuid(arg: usize) -> Result<isize> {
     if room <= table.len() {
         return Err(E2BIG);
     }
-    uapi::put_cpuid(arg, &table)?;
+    put_cpuid(arg, &table)?;
     Ok(0)
 }

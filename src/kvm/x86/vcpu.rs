@@ -3,6 +3,7 @@
 
 use crate::abi::uapi::{self, k};
 use crate::kvm::table::ioctls;
+use crate::kvm::x86::system::put_cpuid;
 use crate::linux::hrtimer;
 use crate::mem::addr::Gpa;
 use crate::x86::{
@@ -165,7 +166,7 @@ fn get_cpuid(s: &State, arg: usize) -> Result {
         };
         live.push_within_capacity(entry).map_err(|_| ENOMEM)?;
     }
-    uapi::put_cpuid(arg, &live)
+    put_cpuid(arg, &live)
 }
 
 /// KVM_X86_SETUP_MCE (api.rst 4.105).
