@@ -107,7 +107,7 @@ impl GuestMemory {
         view: &MemoryView<'_>,
         gpa: Gpa,
         fetch: bool,
-        inside: &InOwnMm<'_>,
+        inside: InOwnMm<'_>,
     ) -> bool {
         let Some((index, slot)) = view.slots.find(gpa) else {
             return false;

@@ -236,7 +236,7 @@ impl Mmu {
     /// The frame of anonymous memory that the host maps writable at `hva`, unless the mapping is being invalidated, and
     /// whether a huge leaf maps it. The frame stays there while the lock is held.
     #[inline]
-    pub(super) fn resident(&mut self, hva: u64, _inside: &InOwnMm<'_>) -> Option<(Hpa, bool)> {
+    pub(super) fn resident(&mut self, hva: u64, _inside: InOwnMm<'_>) -> Option<(Hpa, bool)> {
         if self.is_invalidating(hva) {
             return None;
         }
@@ -249,6 +249,7 @@ impl Mmu {
 }
 
 /// A proof that, for `'a`, interrupts are off and the current address space is that of the VM at hand.
+#[derive(Clone, Copy)]
 pub(crate) struct InOwnMm<'a>(PhantomData<IrqsOff<'a>>);
 
 impl<'a> InOwnMm<'a> {

@@ -9,7 +9,7 @@ use crate::abi::exits;
 use crate::abi::exits::Ask;
 use crate::abi::stats::ExitClass;
 use crate::abi::uapi::k;
-use crate::linux::irqflags::IrqsOff;
+use crate::mem::mmu::InOwnMm;
 use crate::pr_warn_ratelimited;
 use crate::x86::cpu::regs::Mode;
 use crate::x86::emul::Insn;
@@ -25,7 +25,7 @@ impl Runner<'_> {
     pub(super) fn handle_frequent(
         &mut self,
         exit: &Exit,
-        irqs_off: IrqsOff<'_>,
+        inside: InOwnMm<'_>,
     ) -> (ExitClass, Step) {
         match exit {
             Exit::HostInterrupt => (ExitClass::ExternalInterrupt, Step::Leave),
@@ -36,7 +36,7 @@ impl Runner<'_> {
             Exit::Hlt => (ExitClass::Hlt, self.hlt(true)),
             Exit::Io(io) if !io.string => (ExitClass::Io, self.io(io, true)),
             Exit::NestedFault(f) => {
-                let step = self.short_fault(f, irqs_off).unwrap_or(Step::Slow);
+                let step = self.short_fault(f, inside).unwrap_or(Step::Slow);
                 (ExitClass::NestedFault, step)
             }
             other => (other.class(), self.handle(other, true)),

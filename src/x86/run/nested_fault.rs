@@ -7,7 +7,6 @@ use super::{Runner, Step};
 use crate::abi::exits;
 use crate::abi::stats::ExitClass;
 use crate::abi::uapi::k;
-use crate::linux::irqflags::IrqsOff;
 use crate::mem::memory::FaultOutcome;
 use crate::mem::mmu::InOwnMm;
 use crate::x86::emul::Op;
@@ -21,16 +20,15 @@ impl Runner<'_> {
     /// The short ways of a nested fault, in a stay: resident memory, and a device access by a plain move. `None` where
     /// they do not go.
     #[inline]
-    pub(super) fn short_fault(&mut self, f: &NestedFault, irqs_off: IrqsOff<'_>) -> Option<Step> {
+    pub(super) fn short_fault(&mut self, f: &NestedFault, inside: InOwnMm<'_>) -> Option<Step> {
         if f.gpa.page().0 == base::DEFAULT_ADDRESS && self.s.wants_apic_page(self.vm) {
             return None;
         }
         let accessed = {
             let view = self.vm.memory.view();
             if !view.is_device(f.gpa, f.write) {
-                let inside = InOwnMm::new(self.vm.mm(), irqs_off)?;
                 let memory = &self.vm.memory;
-                let mapped = memory.fault_resident(&view, f.gpa, f.fetch, &inside);
+                let mapped = memory.fault_resident(&view, f.gpa, f.fetch, inside);
                 return mapped.then_some(Step::Resume);
             }
             if self.s.events.interrupted.is_some() {

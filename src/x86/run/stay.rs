@@ -7,8 +7,9 @@
 use super::{Runner, Stayed, Step};
 use crate::abi::stats::{ExitClass, VcpuCounter};
 use crate::linux::fpu::{Controls, KernelFpu};
-use crate::linux::irqflags::{IrqGuard, IrqsOff};
+use crate::linux::irqflags::IrqGuard;
 use crate::linux::{boot_cpu, preempt, sched};
+use crate::mem::mmu::InOwnMm;
 use crate::x86::exit::Exit;
 use crate::x86::mitigate;
 use crate::x86::pv::eoi;
@@ -21,6 +22,7 @@ impl Runner<'_> {
     pub(super) fn stay(&mut self) -> Result<Stayed> {
         // Interrupts first: what the FPU's owner has to keep out is then kept out already.
         let irq = IrqGuard::new();
+        let inside = InOwnMm::new(self.vm.mm(), irq.token()).ok_or(EIO)?;
         let fpu = KernelFpu::begin_irqs_off(&irq);
         let host = &self.s.model.host;
         // The image has been checked when it came from user space; a torn one is refused here.
@@ -35,7 +37,7 @@ impl Runner<'_> {
         };
         let result = fpu.with_controls(host, &mut own, || {
             sched::guest_enter(&irq);
-            self.stay_inner(preempt::raw_cpu(), irq.token())
+            self.stay_inner(preempt::raw_cpu(), inside)
         });
         self.s.xstate.pkru = own.pkru;
         fpu.save(&mut self.s.xstate.area, self.s.model.host.xcr0());
@@ -51,7 +53,7 @@ impl Runner<'_> {
         result
     }
 
-    fn stay_inner(&mut self, cpu: u32, irqs_off: IrqsOff<'_>) -> Result<Stayed> {
+    fn stay_inner(&mut self, cpu: u32, inside: InOwnMm<'_>) -> Result<Stayed> {
         let shared = &self.vcpu.shared;
         shared.enter_stay(cpu);
         if let Err(e) = self.s.hw.begin_stay(cpu) {
@@ -59,7 +61,7 @@ impl Runner<'_> {
             return Err(e);
         }
         mitigate::begin_stay(self.s.token, cpu);
-        let exit = self.enter_loop(cpu, irqs_off);
+        let exit = self.enter_loop(cpu, inside);
         self.s.hw.end_stay();
         shared.leave_stay();
         Ok(exit)
@@ -67,7 +69,7 @@ impl Runner<'_> {
 
     /// The inner loop.
     #[inline(never)]
-    fn enter_loop(&mut self, cpu: u32, irqs_off: IrqsOff<'_>) -> Stayed {
+    fn enter_loop(&mut self, cpu: u32, inside: InOwnMm<'_>) -> Stayed {
         let mut since: Option<(ExitClass, u64)> = None;
         // Every iteration but the first enters with the exit before it handled.
         loop {
@@ -101,7 +103,7 @@ impl Runner<'_> {
                 // The flush that the entry was to bring has perhaps not happened either.
                 self.s.last_stay.tlb_generation = 0;
             }
-            match self.go_around(exit, &params, plain, generation, irqs_off) {
+            match self.go_around(exit, &params, plain, generation, inside) {
                 Ok(handled) => since = Some(handled),
                 Err(end) => return end,
             }
@@ -117,7 +119,7 @@ impl Runner<'_> {
         params: &EntryParams,
         plain: bool,
         generation: u64,
-        irqs_off: IrqsOff<'_>,
+        inside: InOwnMm<'_>,
     ) -> Result<(ExitClass, u64), Stayed> {
         loop {
             let start = boot_cpu::rdtsc();
@@ -139,7 +141,7 @@ impl Runner<'_> {
                 }
                 calm = false;
             }
-            let (class, step) = self.handle_frequent(&exit, irqs_off);
+            let (class, step) = self.handle_frequent(&exit, inside);
             let resume = match step {
                 Step::Again => Self::is_quiet(class),
                 Step::Resume => true,
