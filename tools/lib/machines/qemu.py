@@ -15,19 +15,20 @@ IOMMUS = {"intel": "intel-iommu,intremap=on,caching-mode=on", "amd": "amd-iommu,
 
 
 def corrected():
-    """QEMU that delivers an injected interrupt once (emulators.py): counting instructions brings the fault out."""
+    """QEMU that delivers an injected interrupt once (emulators.py): counting instructions brings the fault out most."""
     source = ROOT / "usr/bin/qemu-system-x86_64"
     program = emulators.corrected_qemu(source)
     if not program:
         note("this QEMU is not the 11.1 that is known here; if it delivers injected interrupts twice, as 11.1 does, "
-             "a Linux guest may stand still with --icount")
+             "a Linux guest may stand still with --icount, and a test of interrupts fail on stock KVM")
     return (program or source).name
 
 
 def command(options, run):
     """QEMU's arguments."""
     machine = {"amd": "pc", "iommu": "q35,kernel-irqchip=split"}[options.bed]
-    program = corrected() if options.icount else "qemu-system-x86_64"
+    # rvmm lives with the fault (x86/svm/quirks.rs) and has to go on doing so; stock KVM does not.
+    program = corrected() if options.icount or options.kvm else "qemu-system-x86_64"
     argv = [program, "-nodefaults", "-no-user-config", "-display", "none", "-no-reboot"]
     argv += ["-M", machine, "-accel", "tcg,thread=single", "-cpu", "max"]
     argv += ["-smp", str(options.smp), "-m", f"{options.mem}M"]
