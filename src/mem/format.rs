@@ -124,6 +124,12 @@ pub trait Format {
     /// dirty if writable, from the moment it is mapped.
     const HAS_AD: bool;
 
+    /// Accessed bit of an entry.
+    const ACCESSED: u64;
+
+    /// Dirty bit of a leaf.
+    const DIRTY: u64;
+
     /// Value of an entry that maps nothing; also the content of a fresh table, hence zero.
     const NON_PRESENT: u64 = 0;
 
@@ -157,15 +163,28 @@ pub trait Format {
     /// What [`Format::leaf`] was told to be behind the leaf.
     fn mem_type(entry: u64, level: Level) -> MemType;
 
-    /// Accessed bit.
-    fn accessed(entry: u64) -> bool;
+    /// Whether the accessed bit of `entry` is set.
+    #[inline]
+    fn accessed(entry: u64) -> bool {
+        entry & Self::ACCESSED != 0
+    }
 
-    /// Dirty bit of a leaf.
-    fn dirty(entry: u64) -> bool;
+    /// Whether the dirty bit of a leaf is set.
+    #[inline]
+    fn dirty(entry: u64) -> bool {
+        entry & Self::DIRTY != 0
+    }
 
     /// `entry` with the accessed and dirty bits set where the argument is true, unchanged where false.
-    fn set_ad(entry: u64, accessed: bool, dirty: bool) -> u64;
+    #[inline]
+    fn set_ad(entry: u64, accessed: bool, dirty: bool) -> u64 {
+        let a = if accessed { Self::ACCESSED } else { 0 };
+        entry | a | if dirty { Self::DIRTY } else { 0 }
+    }
 
     /// `entry` with the accessed bit clear.
-    fn clear_accessed(entry: u64) -> u64;
+    #[inline]
+    fn clear_accessed(entry: u64) -> u64 {
+        entry & !Self::ACCESSED
+    }
 }

@@ -42,6 +42,8 @@ impl Format for Npt {
     const HAS_AD: bool = true;
     const REPLACE: Replace = Replace::Direct;
     const LEVELS: (u8, u8) = (4, 5);
+    const ACCESSED: u64 = ACCESSED;
+    const DIRTY: u64 = DIRTY;
 
     #[inline]
     fn table(child: Hpa) -> u64 {
@@ -116,26 +118,6 @@ impl Format for Npt {
         } else {
             MemType::Device
         }
-    }
-
-    #[inline]
-    fn accessed(entry: u64) -> bool {
-        entry & ACCESSED != 0
-    }
-
-    #[inline]
-    fn dirty(entry: u64) -> bool {
-        entry & DIRTY != 0
-    }
-
-    #[inline]
-    fn set_ad(entry: u64, accessed: bool, dirty: bool) -> u64 {
-        entry | if accessed { ACCESSED } else { 0 } | if dirty { DIRTY } else { 0 }
-    }
-
-    #[inline]
-    fn clear_accessed(entry: u64) -> u64 {
-        entry & !ACCESSED
     }
 }
 

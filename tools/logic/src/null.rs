@@ -36,6 +36,8 @@ impl Format for Stage2 {
     const REPLACE: Replace = Replace::BreakFirst;
     const LEVELS: (u8, u8) = (3, 3);
     const ROOT_TABLES: u64 = 4;
+    const ACCESSED: u64 = ACCESSED;
+    const DIRTY: u64 = DIRTY;
 
     fn table(child: Hpa) -> u64 {
         (child.0 & ADDR) | TABLE | VALID
@@ -91,22 +93,6 @@ impl Format for Stage2 {
         } else {
             MemType::Device
         }
-    }
-
-    fn accessed(entry: u64) -> bool {
-        entry & ACCESSED != 0
-    }
-
-    fn dirty(entry: u64) -> bool {
-        entry & DIRTY != 0
-    }
-
-    fn set_ad(entry: u64, accessed: bool, dirty: bool) -> u64 {
-        entry | if accessed { ACCESSED } else { 0 } | if dirty { DIRTY } else { 0 }
-    }
-
-    fn clear_accessed(entry: u64) -> u64 {
-        entry & !ACCESSED
     }
 }
 
