@@ -119,19 +119,14 @@ impl<A> VcpuShared<A> {
 
     /// Asks for something and makes the vCPU notice. From any context.
     pub(crate) fn request(&self, bits: u32) {
-        self.control().fetch_or(bits, Ordering::SeqCst);
+        self.request_self(bits);
         self.kick();
     }
 
-    /// Asks for something of the calling thread's own vCPU, which looks before it enters.
+    /// Asks for something of the calling thread's own vCPU, which looks before it enters: nobody is told. Returns which
+    /// of `bits` were asked for before.
     #[inline]
-    pub(crate) fn request_self(&self, bits: u32) {
-        self.control().fetch_or(bits, Ordering::SeqCst);
-    }
-
-    /// Sets `bits` and returns which of them were set before; whoever waits is not told.
-    #[inline]
-    pub(crate) fn set_requests(&self, bits: u32) -> u32 {
+    pub(crate) fn request_self(&self, bits: u32) -> u32 {
         self.control().fetch_or(bits, Ordering::SeqCst) & bits
     }
 

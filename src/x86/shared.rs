@@ -136,7 +136,7 @@ impl VcpuShared {
     fn post_directly(&self, word: usize, bit: u32) -> bool {
         let new = self.line().words()[word & 7].fetch_or(bit, Ordering::SeqCst) & bit == 0;
         // Whoever finds ON set before has no need to notify: that was done, and PIR has not been read since.
-        if self.set_requests(request::NOTIFIED) == 0 {
+        if self.request_self(request::NOTIFIED) == 0 {
             self.interrupt(smp::send_posted);
         }
         new
