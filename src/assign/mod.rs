@@ -31,6 +31,7 @@ use crate::abi::uapi;
 use crate::abi::uapi::{AssignDevice, DeviceConfig, DeviceInfo, DeviceVector, Reason};
 use crate::arch::{Controllers, Vm};
 use crate::bus::line::Source;
+use crate::bus::ports::IrqLines;
 use crate::linux::anon_inode::{FileOperations, NewFile};
 use crate::linux::global::Global;
 use crate::linux::io_window::{IoWindow, Part};

@@ -9,7 +9,7 @@
 use crate::arch::{Controllers, IrqChip, Resampler};
 use crate::assign::intx::{self, Switch};
 use crate::bus::line::Source;
-use crate::bus::ports::AckListener;
+use crate::bus::ports::{AckListener, IrqLines};
 use crate::linux::once::Once;
 use crate::linux::pci::Locked;
 use crate::linux::pci_irq::{PinHandler, PinLine, PinSwitch};

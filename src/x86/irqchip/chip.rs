@@ -10,6 +10,7 @@ use crate::bus::coalesced::Coalesced;
 use crate::bus::ioeventfd::{Bus, IoEventFds};
 use crate::bus::irqfd::Irqfds;
 use crate::bus::line::Source;
+use crate::bus::ports::IrqLines;
 use crate::linux::eventfd::EventFdCtx;
 use crate::linux::hrtimer::{ktime_get_ns, Timer, TimerCallback};
 use crate::linux::once::Once;

@@ -9,7 +9,7 @@
 //! again, itself or as an eventfd that an irqfd of this VM waits for.
 
 use crate::bus::line::Source;
-use crate::bus::ports;
+use crate::bus::ports::{self, IrqLines};
 use crate::linux::spin_irq::{Guard, RawSpin};
 use crate::linux::srcu_cell::SrcuCell;
 use crate::x86::irqchip::deliver::deliver;
@@ -120,21 +120,49 @@ fn contains(set: &[AtomicU32; 8], vector: u8) -> bool {
         .is_some_and(|w| w.load(Ordering::Acquire) & bit != 0)
 }
 
-impl ports::IrqLines for Controllers {
+impl IrqLines for Controllers {
+    /// `source` drives `gsi` to `level`. Returns as KVM_IRQ_LINE_STATUS reports: the number of vCPUs reached, 0 when
+    /// a request was pending already, negative when the interrupt is masked or has no route.
     fn set_irq(&self, gsi: u32, source: Source, level: bool) -> i32 {
-        self.set_irq(gsi, source, level)
+        let Some(gsi) = Gsi::new(gsi) else { return -1 };
+        match self.set_msi(gsi, level) {
+            Some(result) => result,
+            None => self.with(|s| s.drive(gsi, source, level)),
+        }
     }
 
+    /// `source` drives `gsi` up and down again.
     fn pulse(&self, gsi: u32, source: Source) {
-        self.pulse(gsi, source);
+        let Some(gsi) = Gsi::new(gsi) else { return };
+        if self.set_msi(gsi, true).is_none() {
+            self.with(|s| s.pulse(gsi, source));
+        }
     }
 
+    /// Adds a listener to the end of interrupts of its GSI. As [`Controllers::set_table`].
     fn add_resampler(&self, new: Resampler) -> Result {
-        self.add_resampler(new)
+        let mut resamplers = self.copy_resamplers(|_| true, 1)?;
+        let at = resamplers.partition_point(|r| r.gsi <= new.gsi);
+        resamplers
+            .insert_within_capacity(at, new)
+            .map_err(|_| ENOMEM)?;
+        let table = self.config.read().table.clone();
+        self.replace(Config { table, resamplers })
     }
 
+    /// Removes what [`Controllers::add_resampler`] added. The line goes down if it was the last one of its GSI.
     fn remove_resampler(&self, old: &Resampler) -> Result {
-        self.remove_resampler(old)
+        let resamplers = self.copy_resamplers(
+            |r| r.gsi != old.gsi || !Arc::ptr_eq(&r.listener, &old.listener),
+            0,
+        )?;
+        let last = !resamplers.iter().any(|r| r.gsi == old.gsi);
+        let table = self.config.read().table.clone();
+        self.replace(Config { table, resamplers })?;
+        if last {
+            self.set_irq(old.gsi, Source::RESAMPLE, false);
+        }
+        Ok(())
     }
 }
 
@@ -218,16 +246,6 @@ impl Controllers {
         deliver(&self.vcpus, message, None, watched) as i32
     }
 
-    /// `source` drives `gsi` to `level`. Returns as KVM_IRQ_LINE_STATUS reports: the number of vCPUs reached, 0 when
-    /// a request was pending already, negative when the interrupt is masked or has no route.
-    pub(crate) fn set_irq(&self, gsi: u32, source: Source, level: bool) -> i32 {
-        let Some(gsi) = Gsi::new(gsi) else { return -1 };
-        match self.set_msi(gsi, level) {
-            Some(result) => result,
-            None => self.with(|s| s.drive(gsi, source, level)),
-        }
-    }
-
     /// As [`Controllers::set_irq`] for user space that wants the result (KVM_IRQ_LINE_STATUS).
     pub(crate) fn set_irq_status(&self, gsi: u32, level: bool) -> i32 {
         let Some(gsi) = Gsi::new(gsi) else { return -1 };
@@ -243,14 +261,6 @@ impl Controllers {
     /// Local APICs have another state: no end is waited for any more.
     pub(crate) fn forget_rtc(&self) {
         self.core.lock_irqsave().rtc = (0, 0);
-    }
-
-    /// `source` drives `gsi` up and down again.
-    pub(crate) fn pulse(&self, gsi: u32, source: Source) {
-        let Some(gsi) = Gsi::new(gsi) else { return };
-        if self.set_msi(gsi, true).is_none() {
-            self.with(|s| s.pulse(gsi, source));
-        }
     }
 
     /// As [`Controllers::set_irq`] if `gsi` is an MSI or goes nowhere; `None` if it goes to controllers.
@@ -465,32 +475,6 @@ impl Controllers {
         let table = Arc::new(table, GFP_KERNEL_ACCOUNT)?;
         let resamplers = self.copy_resamplers(|_| true, 0)?;
         self.replace(Config { table, resamplers })
-    }
-
-    /// Adds a listener to the end of interrupts of its GSI. As [`Controllers::set_table`].
-    pub(crate) fn add_resampler(&self, new: Resampler) -> Result {
-        let mut resamplers = self.copy_resamplers(|_| true, 1)?;
-        let at = resamplers.partition_point(|r| r.gsi <= new.gsi);
-        resamplers
-            .insert_within_capacity(at, new)
-            .map_err(|_| ENOMEM)?;
-        let table = self.config.read().table.clone();
-        self.replace(Config { table, resamplers })
-    }
-
-    /// Removes what [`Controllers::add_resampler`] added. The line goes down if it was the last one of its GSI.
-    pub(crate) fn remove_resampler(&self, old: &Resampler) -> Result {
-        let resamplers = self.copy_resamplers(
-            |r| r.gsi != old.gsi || !Arc::ptr_eq(&r.listener, &old.listener),
-            0,
-        )?;
-        let last = !resamplers.iter().any(|r| r.gsi == old.gsi);
-        let table = self.config.read().table.clone();
-        self.replace(Config { table, resamplers })?;
-        if last {
-            self.set_irq(old.gsi, Source::RESAMPLE, false);
-        }
-        Ok(())
     }
 
     fn copy_resamplers(

@@ -3,6 +3,7 @@
 
 use crate::abi::uapi::{self, k};
 use crate::bus::line::Source;
+use crate::bus::ports::IrqLines;
 use crate::linux::eventfd::EventFdCtx;
 use crate::x86::irqchip::chip::IrqChip;
 use crate::x86::irqchip::ioapic;
