@@ -18,6 +18,17 @@ impl TimerCallback for Tick {
     }
 }
 
+/// Copies a channel's state from one of its two types, the model's and the ABI's, to the other: their fields are the
+/// same.
+macro_rules! copy_channel {
+    ($to:ident, $from:ident) => {
+        copy_channel!(@ $to, $from, count, latched_count, count_latched, status_latched, status, read_state, write_state, write_latch, rw_mode, mode, bcd, gate, count_load_time)
+    };
+    (@ $to:ident, $from:ident, $($field:ident),*) => {
+        $($to.$field = $from.$field;)*
+    };
+}
+
 /// An 8254 with its timer.
 pub(crate) struct PitTimer {
     controllers: Arc<Controllers>,
@@ -85,19 +96,7 @@ impl PitTimer {
         let state = self.controllers.with_pit(|p| p.get_state()).ok_or(ENXIO)?;
         let mut out = uapi::zeroed::<k::kvm_pit_state2>();
         for (to, from) in out.channels.iter_mut().zip(&state.channels) {
-            to.count = from.count;
-            to.latched_count = from.latched_count;
-            to.count_latched = from.count_latched;
-            to.status_latched = from.status_latched;
-            to.status = from.status;
-            to.read_state = from.read_state;
-            to.write_state = from.write_state;
-            to.write_latch = from.write_latch;
-            to.rw_mode = from.rw_mode;
-            to.mode = from.mode;
-            to.bcd = from.bcd;
-            to.gate = from.gate;
-            to.count_load_time = from.count_load_time;
+            copy_channel!(to, from);
         }
         out.flags = state.flags;
         Ok(out)
@@ -110,19 +109,7 @@ impl PitTimer {
             ..State::default()
         };
         for (to, from) in state.channels.iter_mut().zip(&saved.channels) {
-            to.count = from.count;
-            to.latched_count = from.latched_count;
-            to.count_latched = from.count_latched;
-            to.status_latched = from.status_latched;
-            to.status = from.status;
-            to.read_state = from.read_state;
-            to.write_state = from.write_state;
-            to.write_latch = from.write_latch;
-            to.rw_mode = from.rw_mode;
-            to.mode = from.mode;
-            to.bcd = from.bcd;
-            to.gate = from.gate;
-            to.count_load_time = from.count_load_time;
+            copy_channel!(to, from);
         }
         self.controllers
             .with_pit(|p| p.set_state(&state, ktime_get_ns()));
