@@ -216,6 +216,29 @@ impl GuestBus<'_, '_> {
     }
 }
 
+/// Most bytes in a piece of [`pieces`].
+const PIECE: usize = 64;
+
+/// Bytes of INS or OUTS that the port data page takes.
+fn data_bytes(req: &PortRequest) -> usize {
+    (req.count as usize)
+        .saturating_mul(usize::from(req.width))
+        .min(4096)
+}
+
+/// The data of INS or OUTS in pieces that lie in one page each: offset in the port data page, linear address, length.
+fn pieces(req: &PortRequest) -> impl Iterator<Item = (usize, u64, usize)> {
+    let total = data_bytes(req);
+    let first = req.la;
+    let mut done = 0;
+    core::iter::from_fn(move || {
+        let (at, la) = (done, first.wrapping_add(done as u64));
+        let n = (total - at).min(PIECE).min((4096 - (la & 0xfff)) as usize);
+        done += n;
+        (n != 0).then_some((at, la, n))
+    })
+}
+
 impl Bus for GuestBus<'_, '_> {
     fn translate(&mut self, la: u64, access: Access) -> Result<u64, Stop> {
         let mut tables = Tables {
@@ -320,16 +343,8 @@ impl Bus for GuestBus<'_, '_> {
     }
 
     fn port_in_finish(&mut self, req: &PortRequest) -> Result<(), Stop> {
-        let total = (req.count as usize)
-            .saturating_mul(usize::from(req.width))
-            .min(4096);
-        let mut at = 0usize;
-        let mut item = [0u8; 64];
-        while at < total {
-            let la = req.la.wrapping_add(at as u64);
-            let n = (total - at)
-                .min(item.len())
-                .min((4096 - (la & 0xfff)) as usize);
+        let mut item = [0u8; PIECE];
+        for (at, la, n) in pieces(req) {
             let part = item.get_mut(..n).ok_or(Stop::Unsupported)?;
             self.run
                 .copy_out(PIO_PAGE + at, part)
@@ -345,22 +360,13 @@ impl Bus for GuestBus<'_, '_> {
                 .map_err(|_| Stop::Unsupported)?
                 .gpa;
             self.view.write(gpa, part).map_err(|_| Stop::Unsupported)?;
-            at += n;
         }
         Ok(())
     }
 
     fn port_out(&mut self, req: &PortRequest) -> Result<Answer, Stop> {
-        let total = (req.count as usize)
-            .saturating_mul(usize::from(req.width))
-            .min(4096);
-        let mut at = 0usize;
-        let mut item = [0u8; 64];
-        while at < total {
-            let la = req.la.wrapping_add(at as u64);
-            let n = (total - at)
-                .min(item.len())
-                .min((4096 - (la & 0xfff)) as usize);
+        let mut item = [0u8; PIECE];
+        for (at, la, n) in pieces(req) {
             let gpa = self.translate(la, Access::Read)?;
             let part = item.get_mut(..n).ok_or(Stop::Unsupported)?;
             self.view
@@ -369,12 +375,11 @@ impl Bus for GuestBus<'_, '_> {
             self.run
                 .copy_in(PIO_PAGE + at, part)
                 .map_err(|_| Stop::Unsupported)?;
-            at += n;
         }
         // Devices in the kernel take the items one by one; the first answer speaks for all.
         let width = usize::from(req.width).clamp(1, 4);
         let mut i = 0usize;
-        while i < total {
+        while i < data_bytes(req) {
             let mut b = [0u8; 4];
             let part = b.get_mut(..width).ok_or(Stop::Unsupported)?;
             self.run
