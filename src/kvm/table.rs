@@ -60,10 +60,11 @@ pub(super) fn set<T: Uapi, A: Answer>(arg: usize, f: impl FnOnce(&T) -> A) -> Re
 
 /// The same, and copies back what `f` has made of it.
 #[inline(never)]
-pub(super) fn swap<T: Uapi>(arg: usize, f: impl FnOnce(&mut T) -> Result) -> Result<isize> {
+pub(super) fn swap<T: Uapi, A: Answer>(arg: usize, f: impl FnOnce(&mut T) -> A) -> Result<isize> {
     let mut value = uapi::get(arg)?;
-    f(&mut value)?;
-    uapi::put(arg, &value).answer()
+    let answer = f(&mut value).answer()?;
+    uapi::put(arg, &value)?;
+    Ok(answer)
 }
 
 /// Declares a function that carries out ioctls, and the list of extensions that its rows promise.

@@ -24,7 +24,7 @@ extensions! {
     k::KVM_CAP_NOP_IO_DELAY: 1;
     k::KVM_CAP_VM_TYPES: 1;
     k::KVM_CAP_XSAVE2: 4096;
-    k::KVM_CAP_XCRS: model().is_ok_and(|m| m.has_xsave);
+    k::KVM_CAP_XCRS: model().is_ok_and(|m| m.has_xsave());
     k::KVM_CAP_MCE: mce::MCE_BANKS;
     k::KVM_CAP_SET_GUEST_DEBUG2: debug::CONTROLS;
     k::KVM_CAP_X86_ROBUST_SINGLESTEP: 1;

@@ -30,11 +30,11 @@ ioctls! {
     KVM_GET_XSAVE:          held, call(abi::get_xsave(s, arg)), KVM_CAP_XSAVE;
     KVM_GET_XSAVE2:         held, call(abi::get_xsave(s, arg));
     KVM_SET_XSAVE:          held, call(abi::set_xsave(s, arg));
-    KVM_GET_XCRS:           held, [s.model.has_xsave => EINVAL] get(get_xcrs(s));
-    KVM_SET_XCRS:           held, [s.model.has_xsave => EINVAL] set(r => abi::set_xcrs(s, r));
+    KVM_GET_XCRS:           held, [s.model.has_xsave() => EINVAL] get(get_xcrs(s));
+    KVM_SET_XCRS:           held, [s.model.has_xsave() => EINVAL] set(r => abi::set_xcrs(s, r));
     KVM_GET_DEBUGREGS:      held, get(get_debugregs(s)), KVM_CAP_DEBUGREGS;
     KVM_SET_DEBUGREGS:      held, set(r => set_debugregs(s, r));
-    KVM_TRANSLATE:          held, swap(r => translate(vm, s, r));
+    KVM_TRANSLATE:          held, swap(r => abi::translate(vm, s, r));
     KVM_SET_GUEST_DEBUG:    held, set(r => set_guest_debug(vm, vcpu, s, r)), KVM_CAP_SET_GUEST_DEBUG;
 
     // CPUID and MSRs.
@@ -124,12 +124,6 @@ fn set_debugregs(s: &mut State, d: &k::kvm_debugregs) -> Result {
     }
     s.set_guest_breakpoints(d.db, dr7::loaded(d.dr7));
     s.cpu.dr6 = dr6::loaded(d.dr6);
-    Ok(())
-}
-
-/// KVM_TRANSLATE (api.rst 4.15).
-fn translate(vm: &Vm, s: &mut State, t: &mut k::kvm_translation) -> Result {
-    abi::translate(vm, s, t);
     Ok(())
 }
 

@@ -39,17 +39,18 @@ pub(crate) struct Model {
     pub(crate) layout: xsave::Layout,
     /// MXCSR bits that exist.
     pub(crate) mxcsr_mask: u32,
-    /// PKRU is switched.
-    pub(crate) pku: bool,
     /// IA32_ARCH_CAPABILITIES of a fresh vCPU.
     pub(crate) arch_capabilities: u64,
     /// LFENCE serialises dispatch.
     pub(crate) lfence_serializing: bool,
-    /// The host runs with CR4.OSXSAVE.
-    pub(crate) has_xsave: bool,
 }
 
 impl Model {
+    /// The host runs with CR4.OSXSAVE, and so may guests.
+    pub(crate) fn has_xsave(&self) -> bool {
+        self.host.xcr0() != 0
+    }
+
     /// What a fresh vCPU's MSRs start with.
     pub(crate) fn msr_config(&self) -> msr::Config {
         msr::Config {
@@ -99,7 +100,6 @@ fn arch_capabilities(spec_ctrl: bool) -> u64 {
 /// Finds out what guests may see.
 pub(crate) fn init() -> Result {
     let caps = choose::caps().ok_or(ENODEV)?;
-    let has_xsave = host::cpuid(1, 0).ecx & 1 << 27 != 0;
     let host_controls = HostControls::probe();
     let host_xcr0 = host_controls.xcr0();
     let l0 = Host.cpuid(0, 0);
@@ -156,8 +156,6 @@ pub(crate) fn init() -> Result {
         host: host_controls,
         layout: xsave::Layout::from_host(&Host, host_xcr0),
         mxcsr_mask: crate::linux::fpu::mxcsr_mask(),
-        pku,
-        has_xsave,
         lfence_serializing,
         arch_capabilities: arch_capabilities(spec_ctrl),
     })

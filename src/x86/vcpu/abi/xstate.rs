@@ -14,7 +14,7 @@ fn pkru_offset(s: &State) -> Option<usize> {
     s.model
         .layout
         .component(9)
-        .filter(|_| s.model.pku)
+        .filter(|_| s.model.host.pku())
         .map(|(offset, _)| offset as usize)
 }
 
