@@ -2,6 +2,7 @@
 //! The short ways of plain moves against the general emulator: [`Move`], which keeps a move while user space completes
 //! its access, and the end of a [`Replay`] whose only access is complete.
 
+use rvmm_logic::tables::Rng;
 use rvmm_logic::x86::cpu::regs::{cr0, cr4, efer, rflags, Mode, Regs, Seg, Segment, Sregs};
 use rvmm_logic::x86::emul::{
     decode, effective_address, emulate, execute, Access, Answer, Bus, Env, Insn, Move, Outcome,
@@ -76,79 +77,67 @@ impl Bus for Below {
     }
 }
 
-/// Random numbers (xorshift).
-struct Random(u64);
-
-impl Random {
-    fn next(&mut self) -> u64 {
-        self.0 ^= self.0 << 13;
-        self.0 ^= self.0 >> 7;
-        self.0 ^= self.0 << 17;
-        self.0
-    }
-
-    /// Calls `f` with moves in 64-bit code that access one page, and with registers and data for them.
-    fn moves(&mut self, mut f: impl FnMut(&Insn, &Move, &Regs, Device)) {
-        const OPCODES: [&[u8]; 14] = [
-            &[0x88],
-            &[0x89],
-            &[0x8a],
-            &[0x8b],
-            &[0xc6],
-            &[0xc7],
-            &[0xa0],
-            &[0xa1],
-            &[0xa2],
-            &[0xa3],
-            &[0x0f, 0xb6],
-            &[0x0f, 0xb7],
-            &[0x0f, 0xbe],
-            &[0x0f, 0xc3],
-        ];
-        let mut found = 0;
-        for _ in 0..60_000 {
-            let mut bytes = Vec::new();
-            if self.next() % 3 == 0 {
-                bytes.push(0x66);
-            }
-            if self.next() % 8 == 0 {
-                bytes.push(0x67);
-            }
-            if self.next() % 2 == 0 {
-                bytes.push(0x40 | (self.next() & 15) as u8);
-            }
-            let extra: [&[u8]; 2] = [&[0x0f, 0xbf], &[0x63]];
-            match self.next() % 16 {
-                n @ 0..14 => bytes.extend(OPCODES[n as usize]),
-                n => bytes.extend(extra[n as usize - 14]),
-            }
-            bytes.extend(self.next().to_le_bytes());
-            bytes.truncate(15);
-            let Ok(insn) = decode(&bytes, Mode::Long) else {
-                continue;
-            };
-            let mut regs = Regs {
-                rip: 0x1000,
-                rflags: rflags::FIXED | rflags::RF | self.next() & rflags::CF,
-                ..Regs::default()
-            };
-            for r in &mut regs.gpr {
-                *r = self.next() & 0x3fff_ffff_ffff;
-            }
-            let Some(m) = Move::of(&insn) else { continue };
-            let la = effective_address(&insn, &regs);
-            if la & 0xfff > 0xff8 || (la << 16) as i64 >> 16 != la as i64 {
-                continue;
-            }
-            found += 1;
-            let device = Device {
-                data: self.next().to_le_bytes(),
-                ..Device::default()
-            };
-            f(&insn, &m, &regs, device);
+/// Calls `f` with moves in 64-bit code that access one page, and with registers and data for them.
+fn moves(seed: u64, mut f: impl FnMut(&Insn, &Move, &Regs, Device)) {
+    const OPCODES: [&[u8]; 14] = [
+        &[0x88],
+        &[0x89],
+        &[0x8a],
+        &[0x8b],
+        &[0xc6],
+        &[0xc7],
+        &[0xa0],
+        &[0xa1],
+        &[0xa2],
+        &[0xa3],
+        &[0x0f, 0xb6],
+        &[0x0f, 0xb7],
+        &[0x0f, 0xbe],
+        &[0x0f, 0xc3],
+    ];
+    let (mut random, mut found) = (Rng(seed), 0);
+    for _ in 0..60_000 {
+        let mut bytes = Vec::new();
+        if random.next() % 3 == 0 {
+            bytes.push(0x66);
         }
-        assert!(found > 5_000, "{found}");
+        if random.next() % 8 == 0 {
+            bytes.push(0x67);
+        }
+        if random.next() % 2 == 0 {
+            bytes.push(0x40 | (random.next() & 15) as u8);
+        }
+        let extra: [&[u8]; 2] = [&[0x0f, 0xbf], &[0x63]];
+        match random.next() % 16 {
+            n @ 0..14 => bytes.extend(OPCODES[n as usize]),
+            n => bytes.extend(extra[n as usize - 14]),
+        }
+        bytes.extend(random.next().to_le_bytes());
+        bytes.truncate(15);
+        let Ok(insn) = decode(&bytes, Mode::Long) else {
+            continue;
+        };
+        let mut regs = Regs {
+            rip: 0x1000,
+            rflags: rflags::FIXED | rflags::RF | random.next() & rflags::CF,
+            ..Regs::default()
+        };
+        for r in &mut regs.gpr {
+            *r = random.next() & 0x3fff_ffff_ffff;
+        }
+        let Some(m) = Move::of(&insn) else { continue };
+        let la = effective_address(&insn, &regs);
+        if la & 0xfff > 0xff8 || (la << 16) as i64 >> 16 != la as i64 {
+            continue;
+        }
+        found += 1;
+        let device = Device {
+            data: random.next().to_le_bytes(),
+            ..Device::default()
+        };
+        f(&insn, &m, &regs, device);
     }
+    assert!(found > 5_000, "{found}");
 }
 
 fn long() -> Sregs {
@@ -169,7 +158,7 @@ fn long() -> Sregs {
 #[test]
 fn a_move_is_what_execute_does() {
     let sregs = long();
-    Random(0x9e37_79b9).moves(|insn, m, regs, device| {
+    moves(0x9e37_79b9, |insn, m, regs, device| {
         let (mut want, mut env) = (*regs, device.clone());
         assert_eq!(
             execute(insn, &mut want, &sregs, 0, &mut env),
@@ -193,7 +182,7 @@ fn a_move_is_what_execute_does() {
 #[test]
 fn a_completed_move_is_not_executed_again() {
     let sregs = long();
-    Random(0x2545_f491).moves(|insn, m, regs, device| {
+    moves(0x2545_f491, |insn, m, regs, device| {
         let (mut want, mut env) = (*regs, device.clone());
         execute(insn, &mut want, &sregs, 0, &mut env).unwrap();
         let (mut got, mut bus, mut log) = (*regs, Below(Device::default()), Replay::new());

@@ -5,6 +5,7 @@
 use std::collections::BTreeMap;
 
 use rvmm_logic::mem::addr::{Gpa, Gva};
+use rvmm_logic::tables::Rng;
 use rvmm_logic::x86::cpu::regs::{cr0, cr4, efer};
 use rvmm_logic::x86::paging::fetch::Fetch;
 use rvmm_logic::x86::paging::gwalk::{
@@ -720,87 +721,75 @@ fn every_level_counts() {
     }
 }
 
-/// Random numbers (xorshift).
-struct Random(u64);
+fn one_in(random: &mut Rng, n: u64) -> bool {
+    random.below(n) == 0
+}
 
-impl Random {
-    fn next(&mut self) -> u64 {
-        self.0 ^= self.0 << 13;
-        self.0 ^= self.0 >> 7;
-        self.0 ^= self.0 << 17;
-        self.0
-    }
-
-    fn one_in(&mut self, n: u64) -> bool {
-        self.next() % n == 0
-    }
-
-    /// A machine with 4-level tables (5-level ones now and then) whose bits are mostly, but not always, harmless.
-    fn machine(&mut self) -> Machine {
-        let mode = if self.one_in(16) { Long5 } else { Long4 };
-        let half = if self.one_in(2) { 0 } else { !0 << 47 };
-        let gva = self.next() & 0x7fff_ffff_ffff | half;
-        let leaf = [1, 1, 2, 2, 3][(self.next() % 5) as usize];
-        let target = self.next() & 0x000f_ffff_ffff_f000 & !((1 << mode.shift(leaf)) - 1);
-        let target = if self.one_in(8) {
-            target
-        } else {
-            target & 0x3fff_ffff_ffff
-        };
-        let mut flags = [P | W | U | A | D; 6];
-        for (level, f) in flags.iter_mut().enumerate() {
-            if level == leaf && leaf > 1 {
-                *f |= PS;
-            }
-            for bit in [
-                P,
-                W,
-                U,
-                A,
-                D,
-                PS,
-                G,
-                XD,
-                1 << 12,
-                1 << 13,
-                1 << 20,
-                1 << 50,
-                1 << 59,
-            ] {
-                if self.one_in(64) {
-                    *f ^= bit;
-                }
+/// A machine with 4-level tables (5-level ones now and then) whose bits are mostly, but not always, harmless.
+fn machine(random: &mut Rng) -> Machine {
+    let mode = if one_in(random, 16) { Long5 } else { Long4 };
+    let half = if one_in(random, 2) { 0 } else { !0 << 47 };
+    let gva = random.next() & 0x7fff_ffff_ffff | half;
+    let leaf = [1, 1, 2, 2, 3][(random.next() % 5) as usize];
+    let target = random.next() & 0x000f_ffff_ffff_f000 & !((1 << mode.shift(leaf)) - 1);
+    let target = if one_in(random, 8) {
+        target
+    } else {
+        target & 0x3fff_ffff_ffff
+    };
+    let mut flags = [P | W | U | A | D; 6];
+    for (level, f) in flags.iter_mut().enumerate() {
+        if level == leaf && leaf > 1 {
+            *f |= PS;
+        }
+        for bit in [
+            P,
+            W,
+            U,
+            A,
+            D,
+            PS,
+            G,
+            XD,
+            1 << 12,
+            1 << 13,
+            1 << 20,
+            1 << 50,
+            1 << 59,
+        ] {
+            if one_in(random, 64) {
+                *f ^= bit;
             }
         }
-        let mut m = Machine::new(mode, gva, leaf, target, flags);
-        for bit in [cr4::SMEP, cr4::SMAP, cr4::PKE, cr4::PCIDE, cr4::PGE] {
-            if self.one_in(2) {
-                m.cr4 ^= bit;
-            }
-        }
-        if self.one_in(2) {
-            m.cr0 ^= cr0::WP;
-        }
-        if self.one_in(4) {
-            m.efer ^= efer::NX;
-        }
-        m.cr3 |= self.next() & 0xfff;
-        m.pkru = self.next() as u32;
-        m.features.max_phys_bits = [36, 40, 46, 52][(self.next() % 4) as usize];
-        m.features.pages_1g = self.one_in(2);
-        if self.one_in(64) {
-            m.gva ^= 1 << 50;
-        }
-        m
     }
+    let mut m = Machine::new(mode, gva, leaf, target, flags);
+    for bit in [cr4::SMEP, cr4::SMAP, cr4::PKE, cr4::PCIDE, cr4::PGE] {
+        if one_in(random, 2) {
+            m.cr4 ^= bit;
+        }
+    }
+    if one_in(random, 2) {
+        m.cr0 ^= cr0::WP;
+    }
+    if one_in(random, 4) {
+        m.efer ^= efer::NX;
+    }
+    m.cr3 |= random.next() & 0xfff;
+    m.pkru = random.next() as u32;
+    m.features.max_phys_bits = [36, 40, 46, 52][(random.next() % 4) as usize];
+    m.features.pages_1g = one_in(random, 2);
+    if one_in(random, 64) {
+        m.gva ^= 1 << 50;
+    }
+    m
 }
 
 #[test]
 fn straight_line_is_the_general_walk() {
-    let mut r = Random(0x9e37_79b9_7f4a_7c15);
+    let mut r = Rng(0x9e37_79b9_7f4a_7c15);
     let mut same = 0;
     for _ in 0..20_000 {
-        let m = r.machine();
+        let m = machine(&mut r);
         let bits = r.next();
         let access = Access {
             write: bits & 1 != 0,
@@ -824,11 +813,11 @@ fn straight_line_is_the_general_walk() {
 
 #[test]
 fn fast_fetch_is_the_general_walk() {
-    let mut r = Random(0x2545_f491_4f6c_dd1d);
+    let mut r = Rng(0x2545_f491_4f6c_dd1d);
     let (mut hits, mut others) = (0, 0);
     for _ in 0..20_000 {
-        let m = r.machine();
-        let cpl = if r.one_in(2) { 3 } else { 0 };
+        let m = machine(&mut r);
+        let cpl = if one_in(&mut r, 2) { 3 } else { 0 };
         let fetch = Fetch {
             cpl,
             cr3: m.cr3,
