@@ -13,25 +13,17 @@ pub struct Violation {
     pub value: u64,
 }
 
-/// Fails with a [`Violation`] unless `ok`.
-///
-/// # Errors
-///
-/// The violation of `rule` by `value`.
-#[inline]
-pub const fn require(
-    ok: bool,
-    rule: &'static str,
-    manual: &'static str,
-    value: u64,
-) -> Result<(), Violation> {
-    if ok {
-        Ok(())
-    } else {
-        Err(Violation {
-            rule,
-            manual,
-            value,
-        })
-    }
+/// Fails with a [`Violation`] at the first rule that does not hold. A rule is what section `manual` demands, whether
+/// that is so, and the value that it is about.
+macro_rules! rules {
+    ($manual:expr; $($rule:expr => $ok:expr, $value:expr;)+) => {
+        $(if !$ok {
+            return Err($crate::x86::cpu::violation::Violation {
+                rule: $rule,
+                manual: $manual,
+                value: $value.into(),
+            });
+        })+
+    };
 }
+pub(crate) use rules;

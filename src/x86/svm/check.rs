@@ -6,7 +6,7 @@
 
 use crate::x86::cpu::msr::pat_valid;
 use crate::x86::cpu::regs::{cr0, cr4, efer};
-use crate::x86::cpu::violation::{require, Violation};
+use crate::x86::cpu::violation::{rules, Violation};
 
 /// What the processor has.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -86,146 +86,71 @@ pub fn check(v: &VmcbView, caps: &SvmCaps) -> Result<(), Violation> {
 }
 
 fn check_state(v: &VmcbView, caps: &SvmCaps) -> Result<(), Violation> {
-    require(
-        v.efer & efer::SVME != 0,
-        "EFER.SVME must be set in the guest's EFER",
-        STATE,
-        v.efer,
-    )?;
-    require(
-        v.efer & !caps.efer_mask == 0,
-        "EFER must not have must-be-zero bits set",
-        STATE,
-        v.efer,
-    )?;
-    require(
-        v.cr0 & cr0::CD != 0 || v.cr0 & cr0::NW == 0,
-        "CR0.NW must not be set while CR0.CD is clear",
-        STATE,
-        v.cr0,
-    )?;
-    require(
-        v.cr0 >> 32 == 0,
-        "CR0 bits 63:32 must be zero",
-        STATE,
-        v.cr0,
-    )?;
-    require(
-        v.cr3 & phys_reserved(caps) == 0,
-        "CR3 must not have bits set above the physical address width",
-        STATE,
-        v.cr3,
-    )?;
-    require(
-        v.cr4 & !caps.cr4_mask == 0,
-        "CR4 must not have must-be-zero bits set",
-        STATE,
-        v.cr4,
-    )?;
-    require(
-        v.cr4 & cr4::CET == 0 || v.cr0 & cr0::WP != 0,
-        "CR4.CET must not be set while CR0.WP is clear",
-        STATE,
-        v.cr4,
-    )?;
-    require(
-        v.dr6 >> 32 == 0,
-        "DR6 bits 63:32 must be zero",
-        STATE,
-        v.dr6,
-    )?;
-    require(
-        v.dr7 >> 32 == 0,
-        "DR7 bits 63:32 must be zero",
-        STATE,
-        v.dr7,
-    )?;
+    rules! { STATE;
+        "EFER.SVME must be set in the guest's EFER" => v.efer & efer::SVME != 0, v.efer;
+        "EFER must not have must-be-zero bits set" => v.efer & !caps.efer_mask == 0, v.efer;
+        "CR0.NW must not be set while CR0.CD is clear" =>
+            v.cr0 & cr0::CD != 0 || v.cr0 & cr0::NW == 0, v.cr0;
+        "CR0 bits 63:32 must be zero" => v.cr0 >> 32 == 0, v.cr0;
+        "CR3 must not have bits set above the physical address width" =>
+            v.cr3 & phys_reserved(caps) == 0, v.cr3;
+        "CR4 must not have must-be-zero bits set" => v.cr4 & !caps.cr4_mask == 0, v.cr4;
+        "CR4.CET must not be set while CR0.WP is clear" =>
+            v.cr4 & cr4::CET == 0 || v.cr0 & cr0::WP != 0, v.cr4;
+        "DR6 bits 63:32 must be zero" => v.dr6 >> 32 == 0, v.dr6;
+        "DR7 bits 63:32 must be zero" => v.dr7 >> 32 == 0, v.dr7;
+    }
     let long = v.efer & efer::LME != 0 && v.cr0 & cr0::PG != 0;
     if long {
-        require(
-            v.cr4 & cr4::PAE != 0,
-            "CR4.PAE must be set when EFER.LME and CR0.PG are set",
-            STATE,
-            v.cr4,
-        )?;
-        require(
-            v.cr0 & cr0::PE != 0,
-            "CR0.PE must be set when EFER.LME and CR0.PG are set",
-            STATE,
-            v.cr0,
-        )?;
-        require(
-            v.cs_attrib & ATTRIB_L == 0 || v.cs_attrib & ATTRIB_D == 0,
-            "CS.L and CS.D must not both be set in long mode",
-            STATE,
-            v.cs_attrib as u64,
-        )?;
+        rules! { STATE;
+            "CR4.PAE must be set when EFER.LME and CR0.PG are set" => v.cr4 & cr4::PAE != 0, v.cr4;
+            "CR0.PE must be set when EFER.LME and CR0.PG are set" => v.cr0 & cr0::PE != 0, v.cr0;
+            "CS.L and CS.D must not both be set in long mode" =>
+                v.cs_attrib & ATTRIB_L == 0 || v.cs_attrib & ATTRIB_D == 0, v.cs_attrib;
+        }
     }
     Ok(())
 }
 
 fn check_control(v: &VmcbView, caps: &SvmCaps) -> Result<(), Violation> {
-    require(
-        v.intercept_misc2 & VMRUN_INTERCEPT != 0,
-        "the VMRUN intercept must be set",
-        STATE,
-        v.intercept_misc2 as u64,
-    )?;
-    require(v.asid != 0, "ASID must not be zero", STATE, 0)?;
-    require(
-        v.asid < caps.asids,
-        "ASID must be below the number of ASIDs that CPUID 8000000AH reports",
-        "APM 2 15.16",
-        v.asid as u64,
-    )?;
-    require(
-        !v.ioio_prot || within(v.iopm_base_pa, IOPM_SIZE, caps),
-        "the I/O permission map must lie below the maximum physical address",
-        STATE,
-        v.iopm_base_pa,
-    )?;
-    require(
-        !v.msr_prot || within(v.msrpm_base_pa, MSRPM_SIZE, caps),
-        "the MSR permission map must lie below the maximum physical address",
-        STATE,
-        v.msrpm_base_pa,
-    )?;
-    require(
-        match v.tlb_control {
-            0 | 1 => true,
-            3 | 7 => caps.flush_by_asid,
-            _ => false,
-        },
-        "TLB_CONTROL must be 0, 1, or, with flush-by-ASID, 3 or 7",
-        TLB,
-        v.tlb_control as u64,
-    )?;
-    require(
-        v.virt_ext & LBR_ENABLE == 0 || caps.lbr_virt,
-        "LBR virtualisation must not be enabled where CPUID does not report it",
-        "APM 2 15.23",
-        v.virt_ext,
-    )?;
+    rules! { STATE;
+        "the VMRUN intercept must be set" =>
+            v.intercept_misc2 & VMRUN_INTERCEPT != 0, v.intercept_misc2;
+        "ASID must not be zero" => v.asid != 0, v.asid;
+    }
+    rules! { "APM 2 15.16";
+        "ASID must be below the number of ASIDs that CPUID 8000000AH reports" =>
+            v.asid < caps.asids, v.asid;
+    }
+    rules! { STATE;
+        "the I/O permission map must lie below the maximum physical address" =>
+            !v.ioio_prot || within(v.iopm_base_pa, IOPM_SIZE, caps), v.iopm_base_pa;
+        "the MSR permission map must lie below the maximum physical address" =>
+            !v.msr_prot || within(v.msrpm_base_pa, MSRPM_SIZE, caps), v.msrpm_base_pa;
+    }
+    rules! { TLB;
+        "TLB_CONTROL must be 0, 1, or, with flush-by-ASID, 3 or 7" =>
+            match v.tlb_control {
+                0 | 1 => true,
+                3 | 7 => caps.flush_by_asid,
+                _ => false,
+            }, v.tlb_control;
+    }
+    rules! { "APM 2 15.23";
+        "LBR virtualisation must not be enabled where CPUID does not report it" =>
+            v.virt_ext & LBR_ENABLE == 0 || caps.lbr_virt, v.virt_ext;
+    }
     if v.nested_control & NP_ENABLE != 0 {
-        require(
-            caps.nested_paging,
-            "nested paging must not be enabled where CPUID does not report it",
-            NESTED,
-            v.nested_control,
-        )?;
-        // The host runs in long mode: bits 11:5 and 2:0 are reserved, ignored; only the address is checked.
-        require(
-            v.n_cr3 & phys_reserved(caps) == 0,
-            "nCR3 must not have must-be-zero bits set",
-            NESTED,
-            v.n_cr3,
-        )?;
-        require(
-            pat_valid(v.g_pat),
-            "G_PAT must hold only defined memory types",
-            "APM 2 15.25.8",
-            v.g_pat,
-        )?;
+        rules! { NESTED;
+            "nested paging must not be enabled where CPUID does not report it" =>
+                caps.nested_paging, v.nested_control;
+            // The host runs in long mode: bits 11:5 and 2:0 are reserved, ignored; only the address is checked.
+            "nCR3 must not have must-be-zero bits set" =>
+                v.n_cr3 & phys_reserved(caps) == 0, v.n_cr3;
+        }
+        rules! { "APM 2 15.25.8";
+            "G_PAT must hold only defined memory types" => pat_valid(v.g_pat), v.g_pat;
+        }
     }
     Ok(())
 }
@@ -242,25 +167,15 @@ pub fn check_event(event_inj: u64) -> Result<(), Violation> {
     }
     let vector = (event_inj & 0xff) as u8;
     let kind = (event_inj >> 8) & 7;
-    require(
-        matches!(kind, 0 | 2 | 3 | 4),
-        "EVENTINJ.TYPE must not be reserved",
-        INJECT,
-        event_inj,
-    )?;
-    require(
-        kind != 3 || is_exception(vector),
-        "EVENTINJ with type 3 must name the vector of an exception",
-        INJECT,
-        event_inj,
-    )?;
-    // Bits 30:12 are reserved; bit 11 (EV) says that the error code in bits 63:32 is valid.
-    require(
-        event_inj & 0x7fff_f000 == 0,
-        "EVENTINJ reserved bits must be zero",
-        INJECT,
-        event_inj,
-    )
+    rules! { INJECT;
+        "EVENTINJ.TYPE must not be reserved" =>
+            matches!(kind, 0 | 2 | 3 | 4), event_inj;
+        "EVENTINJ with type 3 must name the vector of an exception" =>
+            kind != 3 || is_exception(vector), event_inj;
+        // Bits 30:12 are reserved; bit 11 (EV) says that the error code in bits 63:32 is valid.
+        "EVENTINJ reserved bits must be zero" => event_inj & 0x7fff_f000 == 0, event_inj;
+    }
+    Ok(())
 }
 
 /// Vectors that are exceptions (APM 2 table 8-1): not NMI, not the reserved ones.

@@ -2,7 +2,7 @@
 //! What VM entry looks at, and what the processor has.
 #![forbid(unsafe_code)]
 
-use crate::x86::vmx::bits::{proc, proc2, rights};
+use crate::x86::vmx::bits::{entry, proc, proc2, rights};
 
 /// An allowed-0/allowed-1 capability MSR: low half must be set, high half may be set.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -121,6 +121,10 @@ impl Controls {
         } else {
             0
         }
+    }
+
+    pub(super) const fn ia32e(&self) -> bool {
+        self.entry & entry::IA32E_GUEST != 0
     }
 
     pub(super) const fn unrestricted(&self) -> bool {

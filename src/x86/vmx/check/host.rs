@@ -6,7 +6,7 @@ use super::fields::*;
 use crate::x86::cpu::canonical::is_canonical;
 use crate::x86::cpu::msr::pat_valid;
 use crate::x86::cpu::regs::{cr0, cr4, efer};
-use crate::x86::cpu::violation::{require, Violation};
+use crate::x86::cpu::violation::{rules, Violation};
 use crate::x86::vmx::bits::exit;
 
 const HOST_CR: &str = "SDM 3C 27.2.2";
@@ -22,84 +22,38 @@ const HOST_SIZE: &str = "SDM 3C 27.2.4";
 pub(super) fn check(h: &Host, c: &Controls, caps: &VmxCaps) -> Result<(), Violation> {
     host_registers(h, c, caps)?;
     host_segments(h, c, caps)?;
-    require(
-        c.exit & exit::HOST_64BIT != 0,
-        "\"host address-space size\" must be 1 when the processor is in IA-32e mode",
-        HOST_SIZE,
-        c.exit as u64,
-    )?;
-    require(
-        h.cr4 & cr4::PAE != 0,
-        "host CR4.PAE must be set for a 64-bit host",
-        HOST_SIZE,
-        h.cr4,
-    )?;
-    require(
-        is_canonical(h.rip, caps.linear_bits),
-        "host RIP must be canonical",
-        HOST_SIZE,
-        h.rip,
-    )
+    rules! { HOST_SIZE;
+        "\"host address-space size\" must be 1 when the processor is in IA-32e mode" =>
+            c.exit & exit::HOST_64BIT != 0, c.exit;
+        "host CR4.PAE must be set for a 64-bit host" => h.cr4 & cr4::PAE != 0, h.cr4;
+        "host RIP must be canonical" => is_canonical(h.rip, caps.linear_bits), h.rip;
+    }
+    Ok(())
 }
 
 fn host_registers(h: &Host, c: &Controls, caps: &VmxCaps) -> Result<(), Violation> {
     let canonical = |a: u64| is_canonical(a, caps.linear_bits);
-    require(
-        fixed(h.cr0, &caps.cr0_fixed, 0),
-        "host CR0 must not set a bit to a value that VMX does not support",
-        HOST_CR,
-        h.cr0,
-    )?;
-    require(
-        fixed(h.cr4, &caps.cr4_fixed, 0),
-        "host CR4 must not set a bit to a value that VMX does not support",
-        HOST_CR,
-        h.cr4,
-    )?;
-    require(
-        h.cr4 & cr4::CET == 0 || h.cr0 & cr0::WP != 0,
-        "host CR0.WP must be set when host CR4.CET is set",
-        HOST_CR,
-        h.cr0,
-    )?;
-    require(
-        h.cr3 & caps.phys_reserved() == 0,
-        "host CR3 must lie within the physical-address width",
-        HOST_CR,
-        h.cr3,
-    )?;
-    require(
-        canonical(h.sysenter_esp),
-        "host IA32_SYSENTER_ESP must be canonical",
-        HOST_CR,
-        h.sysenter_esp,
-    )?;
-    require(
-        canonical(h.sysenter_eip),
-        "host IA32_SYSENTER_EIP must be canonical",
-        HOST_CR,
-        h.sysenter_eip,
-    )?;
-    require(
-        c.exit & exit::LOAD_PAT == 0 || pat_valid(h.pat),
-        "host IA32_PAT must hold only defined memory types",
-        HOST_CR,
-        h.pat,
-    )?;
+    rules! { HOST_CR;
+        "host CR0 must not set a bit to a value that VMX does not support" =>
+            fixed(h.cr0, &caps.cr0_fixed, 0), h.cr0;
+        "host CR4 must not set a bit to a value that VMX does not support" =>
+            fixed(h.cr4, &caps.cr4_fixed, 0), h.cr4;
+        "host CR0.WP must be set when host CR4.CET is set" =>
+            h.cr4 & cr4::CET == 0 || h.cr0 & cr0::WP != 0, h.cr0;
+        "host CR3 must lie within the physical-address width" =>
+            h.cr3 & caps.phys_reserved() == 0, h.cr3;
+        "host IA32_SYSENTER_ESP must be canonical" => canonical(h.sysenter_esp), h.sysenter_esp;
+        "host IA32_SYSENTER_EIP must be canonical" => canonical(h.sysenter_eip), h.sysenter_eip;
+        "host IA32_PAT must hold only defined memory types" =>
+            c.exit & exit::LOAD_PAT == 0 || pat_valid(h.pat), h.pat;
+    }
     let wide = c.exit & exit::HOST_64BIT != 0;
     if c.exit & exit::LOAD_EFER != 0 {
-        require(
-            h.efer & !caps.efer_mask == 0,
-            "reserved bits of host IA32_EFER must be zero",
-            HOST_CR,
-            h.efer,
-        )?;
-        require(
-            (h.efer & efer::LMA != 0) == wide && (h.efer & efer::LME != 0) == wide,
-            "host EFER.LMA and LME must equal \"host address-space size\"",
-            HOST_CR,
-            h.efer,
-        )?;
+        rules! { HOST_CR;
+            "reserved bits of host IA32_EFER must be zero" => h.efer & !caps.efer_mask == 0, h.efer;
+            "host EFER.LMA and LME must equal \"host address-space size\"" =>
+                (h.efer & efer::LMA != 0) == wide && (h.efer & efer::LME != 0) == wide, h.efer;
+        }
     }
     Ok(())
 }
@@ -107,28 +61,20 @@ fn host_registers(h: &Host, c: &Controls, caps: &VmxCaps) -> Result<(), Violatio
 fn host_segments(h: &Host, c: &Controls, caps: &VmxCaps) -> Result<(), Violation> {
     let wide = c.exit & exit::HOST_64BIT != 0;
     for s in [h.es, h.cs, h.ss, h.ds, h.fs, h.gs, h.tr] {
-        require(
-            s & 7 == 0,
-            "RPL and TI of host selectors must be zero",
-            HOST_SEG,
-            s as u64,
-        )?;
+        rules! { HOST_SEG;
+            "RPL and TI of host selectors must be zero" => s & 7 == 0, s;
+        }
     }
-    require(h.cs != 0, "host CS must not be null", HOST_SEG, 0)?;
-    require(h.tr != 0, "host TR must not be null", HOST_SEG, 0)?;
-    require(
-        wide || h.ss != 0,
-        "host SS must not be null for a 32-bit host",
-        HOST_SEG,
-        0,
-    )?;
+    rules! { HOST_SEG;
+        "host CS must not be null" => h.cs != 0, h.cs;
+        "host TR must not be null" => h.tr != 0, h.tr;
+        "host SS must not be null for a 32-bit host" => wide || h.ss != 0, h.ss;
+    }
     for base in [h.fs_base, h.gs_base, h.gdtr_base, h.idtr_base, h.tr_base] {
-        require(
-            is_canonical(base, caps.linear_bits),
-            "host bases of FS, GS, GDTR, IDTR and TR must be canonical",
-            HOST_SEG,
-            base,
-        )?;
+        rules! { HOST_SEG;
+            "host bases of FS, GS, GDTR, IDTR and TR must be canonical" =>
+                is_canonical(base, caps.linear_bits), base;
+        }
     }
     Ok(())
 }
