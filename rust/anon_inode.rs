@@ -8,7 +8,7 @@
 use core::marker::PhantomData;
 use core::ptr::NonNull;
 
-use kernel::error::{from_err_ptr, VTABLE_DEFAULT_ERROR};
+use kernel::error::{from_err_ptr, from_result, VTABLE_DEFAULT_ERROR};
 use kernel::ffi::{c_char, c_int, c_long, c_uint, c_ulong};
 use kernel::fs::file::{flags, FileDescriptorReservation};
 use kernel::fs::File;
@@ -107,10 +107,7 @@ impl<T: FileOperations> Operations<T> {
     unsafe extern "C" fn ioctl(file: *mut bindings::file, cmd: c_uint, arg: c_ulong) -> c_long {
         // SAFETY: The caller holds the file for the length of the call.
         let (this, file) = unsafe { (Self::object(file), File::from_raw_file(file)) };
-        match T::ioctl(this, file, cmd, arg) {
-            Ok(value) => value as c_long,
-            Err(e) => e.to_errno() as c_long,
-        }
+        from_result(|| T::ioctl(this, file, cmd, arg))
     }
 
     /// # Safety
@@ -124,15 +121,13 @@ impl<T: FileOperations> Operations<T> {
         let arg = arg & 0xffff_ffff;
         // SAFETY: The caller holds the file for the length of the call.
         let (this, file) = unsafe { (Self::object(file), File::from_raw_file(file)) };
-        let result = if T::HAS_COMPAT_IOCTL {
-            T::compat_ioctl(this, file, cmd, arg)
-        } else {
-            T::ioctl(this, file, cmd, arg)
-        };
-        match result {
-            Ok(value) => value as c_long,
-            Err(e) => e.to_errno() as c_long,
-        }
+        from_result(|| {
+            if T::HAS_COMPAT_IOCTL {
+                T::compat_ioctl(this, file, cmd, arg)
+            } else {
+                T::ioctl(this, file, cmd, arg)
+            }
+        })
     }
 
     /// # Safety
@@ -144,10 +139,7 @@ impl<T: FileOperations> Operations<T> {
     ) -> c_int {
         // SAFETY: The caller holds the file, and the area is being set up.
         let (this, vma) = unsafe { (Self::object(file), VmaNew::from_raw(vma)) };
-        match T::mmap(this, vma) {
-            Ok(()) => 0,
-            Err(e) => e.to_errno(),
-        }
+        from_result(|| T::mmap(this, vma).map(|()| 0))
     }
 
     /// # Safety
@@ -195,7 +187,6 @@ impl<T: FileOperations> Operations<T> {
 
     const TABLE: bindings::file_operations = bindings::file_operations {
         owner: kernel::module::this_module::<T::OwnerModule>().as_ptr(),
-        open: Some(bindings::rvmm_anon_open),
         release: Some(Self::release),
         llseek: Some(bindings::noop_llseek),
         unlocked_ioctl: if T::HAS_IOCTL {
@@ -226,42 +217,22 @@ impl<T: FileOperations> Operations<T> {
 /// On failure (`ENOMEM`, `ENFILE`) the reference is dropped and `release` does not run.
 pub fn file<T: FileOperations>(object: Arc<T>) -> Result<ARef<File>> {
     let private = Arc::into_raw(object);
-    if T::OWN_INODE {
-        // SAFETY: The name and the table are static; `private` is what the table's functions expect.
-        let result = from_err_ptr(unsafe {
-            bindings::anon_inode_create_getfile(
-                T::NAME.as_char_ptr(),
-                Operations::<T>::table(),
-                private.cast_mut().cast(),
-                flags::O_RDWR as c_int,
-                core::ptr::null(),
-            )
-        });
-        return take(result, private);
-    }
-    // SAFETY: Name and table are static; `private` is what the table's functions expect.
+    let (name, table) = (T::NAME.as_char_ptr(), Operations::<T>::table());
+    let (data, flags) = (private.cast_mut().cast(), flags::O_RDWR as c_int);
+    // Without a position to seek, `pread` has to be asked for.
+    let mode = if T::HAS_READ {
+        bindings::RVMM_FMODE_PREAD
+    } else {
+        0
+    };
+    // SAFETY: Name and table are static; `data` is what the table's functions expect.
     let result = from_err_ptr(unsafe {
-        bindings::anon_inode_getfile_fmode(
-            T::NAME.as_char_ptr(),
-            Operations::<T>::table(),
-            private.cast_mut().cast(),
-            flags::O_RDWR as c_int,
-            // Without a position to seek, `pread` has to be asked for.
-            if T::HAS_READ {
-                bindings::RVMM_FMODE_PREAD
-            } else {
-                0
-            },
-        )
+        if T::OWN_INODE {
+            bindings::anon_inode_create_getfile(name, table, data, flags, core::ptr::null())
+        } else {
+            bindings::anon_inode_getfile_fmode(name, table, data, flags, mode)
+        }
     });
-    take(result, private)
-}
-
-/// The file that the kernel has made for the object `private`, or else the object's end.
-fn take<T: FileOperations>(
-    result: Result<*mut bindings::file>,
-    private: *const T,
-) -> Result<ARef<File>> {
     match result {
         Ok(file) => {
             // SAFETY: A successful call returns a file with one reference, which is ours; nobody else has

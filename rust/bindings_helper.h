@@ -75,45 +75,19 @@ static const unsigned int RVMM_EPOLLHUP = EPOLLHUP;
 #endif
 
 /* shim/shim.c, x86/shim.c and the .S files in x86/ */
-void rvmm_preempt_disable(void);
-void rvmm_preempt_enable(void);
-unsigned int rvmm_raw_cpu(void);
-void rvmm_trace_hardirqs_on(void);
-void rvmm_trace_hardirqs_off(void);
-struct mm_struct *rvmm_current_mm(void);
-bool rvmm_signal_pending(void);
-bool rvmm_fatal_signal_pending(void);
-unsigned long long rvmm_run_delay(void);
-void rvmm_cond_resched(void);
-struct pid *rvmm_current_pid(void);
-struct pid *rvmm_get_current_pid(void);
-struct task_struct *rvmm_get_pid_task(struct pid *pid);
+#define SHIM(type, name, args, expression) type rvmm_##name args;
+#define SHIM_VOID(name, args, statement) void rvmm_##name args;
+#include "shim/calls.h"
+#include "x86/calls.h"
+#undef SHIM
+#undef SHIM_VOID
+
 int rvmm_yield_to_and_put(struct task_struct *task);
-bool rvmm_xfer_to_guest_pending(void);
 void rvmm_guest_enter(void);
-void rvmm_guest_quiescent(void);
 void rvmm_guest_exit(void);
-void rvmm_set_task_interruptible(void);
-void rvmm_rcuwait_prepare(struct rcuwait *w);
 void rvmm_sigmask_set(const sigset_t *set, sigset_t *old);
 
-int rvmm_mutex_lock_killable(struct mutex *lock);
-void rvmm_raw_spin_lock_init(raw_spinlock_t *lock);
-void rvmm_raw_spin_lock(raw_spinlock_t *lock);
-bool rvmm_raw_spin_trylock(raw_spinlock_t *lock);
-void rvmm_raw_spin_unlock(raw_spinlock_t *lock);
 unsigned long rvmm_raw_spin_lock_irqsave(raw_spinlock_t *lock);
-void rvmm_raw_spin_unlock_irqrestore(raw_spinlock_t *lock, unsigned long flags);
-
-void rvmm_send_reschedule(unsigned int cpu);
-unsigned int rvmm_nr_cpu_ids(void);
-unsigned int rvmm_num_online_cpus(void);
-bool rvmm_cpu_online(unsigned int cpu);
-
-int rvmm_anon_open(struct inode *inode, struct file *file);
-__poll_t rvmm_vfs_poll(struct file *file, poll_table *pt);
-void rvmm_init_poll_funcptr(poll_table *pt, poll_queue_proc proc);
-void rvmm_init_waitqueue_func(wait_queue_entry_t *entry, wait_queue_func_t func);
 
 int rvmm_get_user_u8(u8 *dst, unsigned long addr);
 int rvmm_get_user_u32(u32 *dst, unsigned long addr);
@@ -128,14 +102,6 @@ int rvmm_cmpxchg_user_u64(unsigned long addr, u64 *old, u64 new_val);
 int rvmm_copy_from_user_nofault(void *dst, unsigned long src, size_t len);
 int rvmm_copy_to_user_nofault(unsigned long dst, const void *src, size_t len);
 
-void *rvmm_page_address(struct page *page);
-unsigned long rvmm_page_to_pfn(struct page *page);
-/* Pages from the first one on that lie one behind the other; count is not 0. */
-size_t rvmm_pages_contiguous(struct page **pages, size_t count);
-struct page *rvmm_pfn_to_page(unsigned long pfn);
-bool rvmm_pfn_is_ram(unsigned long pfn);
-void rvmm_get_page(struct page *page);
-void rvmm_put_page(struct page *page);
 void rvmm_set_page_dirty(struct page *page);
 int rvmm_host_mapping_level(struct mm_struct *mm, unsigned long addr);
 int rvmm_mapped_anon(unsigned long addr, unsigned long *pfn);
@@ -147,28 +113,12 @@ bool rvmm_vma_is_device(struct mm_struct *mm, unsigned long addr);
 void rvmm_vma_set_device(struct vm_area_struct *vma);
 
 bool rvmm_file_is_of_module(const struct file *file, const char *name);
-const char *rvmm_dev_name(const struct device *dev);
-void rvmm_device_lock(struct device *dev);
-void rvmm_device_unlock(struct device *dev);
 void rvmm_pci_bar(struct pci_dev *pdev, unsigned int bar, u64 *start, u64 *len, u64 *flags);
-u8 rvmm_pci_msix_cap(struct pci_dev *pdev);
-bool rvmm_pci_reset_supported(struct pci_dev *pdev);
-void rvmm_pci_quiesce(struct pci_dev *pdev);
-bool rvmm_pci_pin_can_be_off(struct pci_dev *pdev);
-void rvmm_pci_forbid_no_snoop(struct pci_dev *pdev);
 void rvmm_iommu_aperture(struct iommu_domain *domain, u64 *start, u64 *end);
 
-int rvmm_rdmsr_safe(u32 msr, u64 *val);
 unsigned long rvmm_tss_from_gdt(u16 tr);
 void rvmm_invalidate_tss_limit(void);
-void rvmm_load_gs_index(u16 sel);
-bool rvmm_boot_cpu_has(unsigned int bit);
 void rvmm_cpuid_mask(u32 leaf, u32 subleaf, u32 r[4]);
-unsigned int rvmm_phys_bits(void);
-unsigned int rvmm_virt_bits(void);
-bool rvmm_fred_enabled(void);
-bool rvmm_la57_enabled(void);
-bool rvmm_tsc_stable(void);
 
 struct rvmm_clocks {
 	u64 base_ns, real_ns, tsc;

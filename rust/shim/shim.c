@@ -2,7 +2,7 @@
 /*
  * Functions for what the kernel offers only as inline function or macro.
  *
- * Each is one call or a few lines; policy lives in the Rust files beside this folder. Every function is
+ * Each is one call (calls.h) or a few lines; policy lives in the Rust files beside this folder. Every function is
  * declared in ../bindings_helper.h, which is where bindgen reads the prototypes.
  */
 
@@ -10,69 +10,11 @@
 #include <linux/mm_inline.h>
 #include <linux/vtime.h>
 
+#define SHIM(type, name, args, expression) type rvmm_##name args { return expression; }
+#define SHIM_VOID(name, args, statement) void rvmm_##name args { statement; }
+#include "calls.h"
+
 /* --- preemption, interrupts, scheduling ------------------------------------------------------- */
-
-void rvmm_preempt_disable(void)
-{
-	preempt_disable();
-}
-
-void rvmm_preempt_enable(void)
-{
-	preempt_enable();
-}
-
-unsigned int rvmm_raw_cpu(void)
-{
-	return raw_smp_processor_id();
-}
-
-#ifdef CONFIG_TRACE_IRQFLAGS
-void rvmm_trace_hardirqs_on(void)
-{
-	trace_hardirqs_on();
-}
-
-void rvmm_trace_hardirqs_off(void)
-{
-	trace_hardirqs_off();
-}
-#endif
-
-struct mm_struct *rvmm_current_mm(void)
-{
-	return current->mm;
-}
-
-bool rvmm_signal_pending(void)
-{
-	return signal_pending(current);
-}
-
-bool rvmm_fatal_signal_pending(void)
-{
-	return fatal_signal_pending(current);
-}
-
-unsigned long long rvmm_run_delay(void)
-{
-	return current->sched_info.run_delay;
-}
-
-struct pid *rvmm_current_pid(void)
-{
-	return task_pid(current);
-}
-
-struct pid *rvmm_get_current_pid(void)
-{
-	return get_task_pid(current, PIDTYPE_PID);
-}
-
-struct task_struct *rvmm_get_pid_task(struct pid *pid)
-{
-	return get_pid_task(pid, PIDTYPE_PID);
-}
 
 int rvmm_yield_to_and_put(struct task_struct *task)
 {
@@ -80,16 +22,6 @@ int rvmm_yield_to_and_put(struct task_struct *task)
 
 	put_task_struct(task);
 	return yielded;
-}
-
-void rvmm_cond_resched(void)
-{
-	cond_resched();
-}
-
-bool rvmm_xfer_to_guest_pending(void)
-{
-	return __xfer_to_guest_mode_work_pending();
 }
 
 /*
@@ -100,12 +32,6 @@ void rvmm_guest_enter(void)
 {
 	xfer_to_guest_mode_prepare();
 	vtime_account_guest_enter();
-}
-
-/* A guest ran: this CPU holds no reference to anything under RCU. Interrupts are off. */
-void rvmm_guest_quiescent(void)
-{
-	rcu_virt_note_context_switch();
 }
 
 /* The time from here on is the task's again: after the interrupt that ended the guest's time has seen whose it was. */
@@ -122,16 +48,6 @@ void rvmm_guest_exit(void)
 	local_irq_restore(flags);
 }
 
-void rvmm_set_task_interruptible(void)
-{
-	set_current_state(TASK_INTERRUPTIBLE);
-}
-
-void rvmm_rcuwait_prepare(struct rcuwait *w)
-{
-	prepare_to_rcuwait(w);
-}
-
 void rvmm_sigmask_set(const sigset_t *set, sigset_t *old)
 {
 	sigset_t tmp = *set;
@@ -141,31 +57,6 @@ void rvmm_sigmask_set(const sigset_t *set, sigset_t *old)
 
 /* --- locks ------------------------------------------------------------------------------------ */
 
-int rvmm_mutex_lock_killable(struct mutex *lock)
-{
-	return mutex_lock_killable(lock);
-}
-
-void rvmm_raw_spin_lock_init(raw_spinlock_t *lock)
-{
-	raw_spin_lock_init(lock);
-}
-
-void rvmm_raw_spin_lock(raw_spinlock_t *lock)
-{
-	raw_spin_lock(lock);
-}
-
-bool rvmm_raw_spin_trylock(raw_spinlock_t *lock)
-{
-	return raw_spin_trylock(lock);
-}
-
-void rvmm_raw_spin_unlock(raw_spinlock_t *lock)
-{
-	raw_spin_unlock(lock);
-}
-
 unsigned long rvmm_raw_spin_lock_irqsave(raw_spinlock_t *lock)
 {
 	unsigned long flags;
@@ -174,58 +65,7 @@ unsigned long rvmm_raw_spin_lock_irqsave(raw_spinlock_t *lock)
 	return flags;
 }
 
-void rvmm_raw_spin_unlock_irqrestore(raw_spinlock_t *lock, unsigned long flags)
-{
-	raw_spin_unlock_irqrestore(lock, flags);
-}
-
-/* --- other CPUs ------------------------------------------------------------------------------- */
-
-void rvmm_send_reschedule(unsigned int cpu)
-{
-	arch_smp_send_reschedule(cpu);
-}
-
-unsigned int rvmm_nr_cpu_ids(void)
-{
-	return nr_cpu_ids;
-}
-
-unsigned int rvmm_num_online_cpus(void)
-{
-	return num_online_cpus();
-}
-
-bool rvmm_cpu_online(unsigned int cpu)
-{
-	return cpu < nr_cpu_ids && cpu_online(cpu);
-}
-
 /* --- files ------------------------------------------------------------------------------------ */
-
-/*
- * Never called: inodes of anonymous files cannot be opened again. Its address in file_operations.open
- * marks the tables that anon_inode.rs made, whatever their type.
- */
-int rvmm_anon_open(struct inode *inode, struct file *file)
-{
-	return -ENXIO;
-}
-
-__poll_t rvmm_vfs_poll(struct file *file, poll_table *pt)
-{
-	return vfs_poll(file, pt);
-}
-
-void rvmm_init_poll_funcptr(poll_table *pt, poll_queue_proc proc)
-{
-	init_poll_funcptr(pt, proc);
-}
-
-void rvmm_init_waitqueue_func(wait_queue_entry_t *entry, wait_queue_func_t func)
-{
-	init_waitqueue_func_entry(entry, func);
-}
 
 bool rvmm_file_is_of_module(const struct file *file, const char *name)
 {
@@ -331,41 +171,6 @@ int rvmm_copy_to_user_nofault(unsigned long dst, const void *src, size_t len)
 }
 
 /* --- pages and address spaces ----------------------------------------------------------------- */
-
-void *rvmm_page_address(struct page *page)
-{
-	return page_address(page);
-}
-
-unsigned long rvmm_page_to_pfn(struct page *page)
-{
-	return page_to_pfn(page);
-}
-
-size_t rvmm_pages_contiguous(struct page **pages, size_t count)
-{
-	return num_pages_contiguous(pages, count);
-}
-
-struct page *rvmm_pfn_to_page(unsigned long pfn)
-{
-	return pfn_to_page(pfn);
-}
-
-bool rvmm_pfn_is_ram(unsigned long pfn)
-{
-	return pfn_valid(pfn) && !PageReserved(pfn_to_page(pfn));
-}
-
-void rvmm_get_page(struct page *page)
-{
-	get_page(page);
-}
-
-void rvmm_put_page(struct page *page)
-{
-	put_page(page);
-}
 
 void rvmm_set_page_dirty(struct page *page)
 {
@@ -558,21 +363,6 @@ void rvmm_vma_set_device(struct vm_area_struct *vma)
 
 /* --- PCI and IOMMU ---------------------------------------------------------------------------- */
 
-const char *rvmm_dev_name(const struct device *dev)
-{
-	return dev_name(dev);
-}
-
-void rvmm_device_lock(struct device *dev)
-{
-	device_lock(dev);
-}
-
-void rvmm_device_unlock(struct device *dev)
-{
-	device_unlock(dev);
-}
-
 void rvmm_pci_bar(struct pci_dev *pdev, unsigned int bar, u64 *start, u64 *len, u64 *flags)
 {
 	*start = pci_resource_start(pdev, bar);
@@ -581,33 +371,6 @@ void rvmm_pci_bar(struct pci_dev *pdev, unsigned int bar, u64 *start, u64 *len, 
 	/* Firmware left it without an address. */
 	if (*flags & IORESOURCE_UNSET)
 		*len = 0;
-}
-
-u8 rvmm_pci_msix_cap(struct pci_dev *pdev)
-{
-	return pdev->msix_cap;
-}
-
-bool rvmm_pci_reset_supported(struct pci_dev *pdev)
-{
-	return pdev->reset_methods[0] != 0;
-}
-
-/* Neither decoding, nor bus mastering, nor a pin. */
-void rvmm_pci_quiesce(struct pci_dev *pdev)
-{
-	pci_write_config_word(pdev, PCI_COMMAND, PCI_COMMAND_INTX_DISABLE);
-}
-
-/* Whether the function has no interrupt pin, or one that can be switched off (PCI 2.3, 6.2.2). */
-bool rvmm_pci_pin_can_be_off(struct pci_dev *pdev)
-{
-	return !pdev->pin || !pdev->broken_intx_masking;
-}
-
-void rvmm_pci_forbid_no_snoop(struct pci_dev *pdev)
-{
-	pcie_capability_clear_word(pdev, PCI_EXP_DEVCTL, PCI_EXP_DEVCTL_NOSNOOP_EN);
 }
 
 void rvmm_iommu_aperture(struct iommu_domain *domain, u64 *start, u64 *end)

@@ -6,6 +6,10 @@
 #include "../bindings_helper.h"
 #include <asm/apic.h>
 
+#define SHIM(type, name, args, expression) type rvmm_##name args { return expression; }
+#define SHIM_VOID(name, args, statement) void rvmm_##name args { statement; }
+#include "calls.h"
+
 /* --- interrupts ------------------------------------------------------------------------------- */
 
 /*
@@ -39,11 +43,6 @@ void rvmm_host_interrupt(u8 vector)
 
 /* --- CPU state -------------------------------------------------------------------------------- */
 
-int rvmm_rdmsr_safe(u32 msr, u64 *val)
-{
-	return rdmsrq_safe(msr, val);
-}
-
 unsigned long rvmm_tss_from_gdt(u16 tr)
 {
 	const struct ldttss_desc *desc;
@@ -60,17 +59,6 @@ unsigned long rvmm_tss_from_gdt(u16 tr)
 __no_stack_protector void rvmm_invalidate_tss_limit(void)
 {
 	invalidate_tss_limit();
-}
-
-/* Loads the user's GS and with it the hidden base that SWAPGS exchanges. A bad selector becomes null. */
-void rvmm_load_gs_index(u16 sel)
-{
-	load_gs_index(sel);
-}
-
-bool rvmm_boot_cpu_has(unsigned int bit)
-{
-	return bit < (NCAPINTS + NBUGINTS) * 32 && test_bit(bit, (unsigned long *)boot_cpu_data.x86_capability);
 }
 
 /*
@@ -100,32 +88,6 @@ void rvmm_cpuid_mask(u32 leaf, u32 subleaf, u32 r[4])
 	} else if (leaf == 0x80000021) {
 		r[0] &= caps[CPUID_8000_0021_EAX];
 	}
-}
-
-unsigned int rvmm_phys_bits(void)
-{
-	return boot_cpu_data.x86_phys_bits;
-}
-
-unsigned int rvmm_virt_bits(void)
-{
-	return boot_cpu_data.x86_virt_bits;
-}
-
-/* What the kernel runs with, alternatives and command line applied. */
-bool rvmm_fred_enabled(void)
-{
-	return cpu_feature_enabled(X86_FEATURE_FRED);
-}
-
-bool rvmm_la57_enabled(void)
-{
-	return pgtable_l5_enabled();
-}
-
-bool rvmm_tsc_stable(void)
-{
-	return !check_tsc_unstable();
 }
 
 /*

@@ -1,0 +1,14 @@
+/* SPDX-License-Identifier: GPL-2.0 */
+/* As ../shim/calls.h, for what is there on x86 only. */
+
+SHIM(int, rdmsr_safe, (u32 msr, u64 *val), rdmsrq_safe(msr, val))
+/* Loads the user's GS and with it the hidden base that SWAPGS exchanges. A bad selector becomes null. */
+SHIM_VOID(load_gs_index, (u16 sel), load_gs_index(sel))
+SHIM(bool, boot_cpu_has, (unsigned int bit),
+      bit < (NCAPINTS + NBUGINTS) * 32 && test_bit(bit, (unsigned long *)boot_cpu_data.x86_capability))
+SHIM(unsigned int, phys_bits, (void), boot_cpu_data.x86_phys_bits)
+SHIM(unsigned int, virt_bits, (void), boot_cpu_data.x86_virt_bits)
+/* What the kernel runs with, alternatives and command line applied. */
+SHIM(bool, fred_enabled, (void), cpu_feature_enabled(X86_FEATURE_FRED))
+SHIM(bool, la57_enabled, (void), pgtable_l5_enabled())
+SHIM(bool, tsc_stable, (void), !check_tsc_unstable())
