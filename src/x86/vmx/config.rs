@@ -63,25 +63,15 @@ pub(super) struct VmcsConfig {
     ept_vpid: u64,
 }
 
-/// Why VMX cannot be used; the text is a sentence with the remedy.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Refusal {
-    /// Errno for the module load.
-    pub(super) errno: Error,
-    /// What is missing and how to get it.
-    pub(super) text: &'static str,
-    /// A number that helps to report it: MSR value or missing control bits.
-    pub(super) detail: u64,
-}
-
-impl Refusal {
-    fn new<T>(errno: Error, text: &'static str, detail: u64) -> Result<T, Self> {
-        Err(Self {
-            errno,
-            text,
-            detail,
-        })
-    }
+/// Fails with `errno` and a line in the log, a sentence with the remedy, at the first demand that is not met. The number
+/// helps to report it: an MSR's value or the missing control bits.
+macro_rules! demand {
+    ($errno:expr; $($text:expr => $met:expr, $number:expr;)+) => {
+        $(if !$met {
+            pr_err!("{} (detail {:#x})\n", $text, $number);
+            return Err($errno);
+        })+
+    };
 }
 
 /// One group of controls: what has to be set, what is set when it can be, what has to be clear.
@@ -92,13 +82,12 @@ struct Wanted {
 }
 
 impl Wanted {
-    /// The value to use. The error holds the bits that cannot be had as they must be.
-    const fn choose(&self, capability: u64) -> Result<u32, u32> {
+    /// The value to use, chosen by capability MSR `index`; refused in the words of `text`.
+    fn choose(&self, index: u32, text: &str) -> Result<u32> {
+        let capability = capability(index);
         let (must_be_1, may_be_1) = (capability as u32, (capability >> 32) as u32);
         let wrong = (self.must & !may_be_1) | (self.off & must_be_1);
-        if wrong != 0 {
-            return Err(wrong);
-        }
+        demand! { EOPNOTSUPP; text => wrong == 0, wrong; }
         Ok((self.must | self.wish | must_be_1) & may_be_1)
     }
 }
@@ -197,28 +186,15 @@ fn may(index: u32, bits: u32) -> bool {
     (capability(index) >> 32) as u32 & bits == bits
 }
 
-/// The controls that are wanted, chosen by capability MSR `index`, or the refusal in the words of `text`.
-fn choose(wanted: &Wanted, index: u32, text: &'static str) -> Result<u32, Refusal> {
-    wanted
-        .choose(capability(index))
-        .or_else(|bits| Refusal::new(EOPNOTSUPP, text, u64::from(bits)))
-}
-
 /// Whether the processor shows VMX and the host leaves it to us.
-fn check_vmx() -> Result<(), Refusal> {
-    if cpuid::cpuid_checked(1, 0).ecx & (1 << 5) == 0 {
-        return Refusal::new(
-            ENODEV,
-            "this processor shows no VMX; under another hypervisor, enable nested virtualisation there",
-            0,
-        );
+fn check_vmx() -> Result {
+    demand! { ENODEV;
+        "this processor shows no VMX; under another hypervisor, enable nested virtualisation there" =>
+            cpuid::cpuid_checked(1, 0).ecx & (1 << 5) != 0, 0;
     }
-    if cr::cr4() & cr4::FRED != 0 {
-        return Refusal::new(
-            EOPNOTSUPP,
-            "FRED is on, with which host NMIs cannot be handed on yet; boot the host with fred=off",
-            0,
-        );
+    demand! { EOPNOTSUPP;
+        "FRED is on, with which host NMIs cannot be handed on yet; boot the host with fred=off" =>
+            cr::cr4() & cr4::FRED == 0, 0;
     }
     Ok(())
 }
@@ -226,117 +202,83 @@ fn check_vmx() -> Result<(), Refusal> {
 /// Whether the firmware lets VMXON work (SDM 3C 24.7).
 ///
 /// An unlocked register is left alone: the kernel sets and locks it at boot where it may.
-fn check_feature_control() -> Result<(), Refusal> {
-    let Ok(value) = msr::read_safe(index::FEATURE_CONTROL) else {
-        return Refusal::new(
-            EOPNOTSUPP,
-            "IA32_FEATURE_CONTROL cannot be read; an outer hypervisor hides VMX halfway",
-            0,
-        );
-    };
-    if value & FEATURE_CONTROL_LOCK == 0 {
-        return Refusal::new(
-            EOPNOTSUPP,
-            "IA32_FEATURE_CONTROL is not locked, so VMXON would fault; neither firmware nor kernel has set VT-x \
-            up, enable it in the firmware setup",
-            value,
-        );
-    }
-    if value & FEATURE_CONTROL_VMX == 0 {
-        return Refusal::new(
-            EOPNOTSUPP,
-            "VMX is switched off by the firmware; enable Intel Virtualization Technology (VT-x) in the firmware \
-            setup and power-cycle",
-            value,
-        );
+fn check_feature_control() -> Result {
+    let read = msr::read_safe(index::FEATURE_CONTROL);
+    let value = read.unwrap_or(0);
+    demand! { EOPNOTSUPP;
+        "IA32_FEATURE_CONTROL cannot be read; an outer hypervisor hides VMX halfway" => read.is_ok(), 0;
+        "IA32_FEATURE_CONTROL is not locked, so VMXON would fault; neither firmware nor kernel has set VT-x up, \
+        enable it in the firmware setup" =>
+            value & FEATURE_CONTROL_LOCK != 0, value;
+        "VMX is switched off by the firmware; enable Intel Virtualization Technology (VT-x) in the firmware setup \
+        and power-cycle" =>
+            value & FEATURE_CONTROL_VMX != 0, value;
     }
     Ok(())
 }
 
 /// IA32_VMX_BASIC (SDM 3D A.1).
-fn basic() -> Result<u64, Refusal> {
+fn basic() -> Result<u64> {
     let basic = capability(index::VMX_BASIC);
-    if basic & (1 << 55) == 0 {
-        return Refusal::new(
-            EOPNOTSUPP,
-            "VMX lacks the TRUE capability MSRs, so CR3 accesses cannot be left to guests; a newer processor is needed",
-            basic,
-        );
-    }
-    if (basic >> 50) & 15 != 6 || (basic >> 32) & 0x1fff > 4096 {
-        return Refusal::new(
-            EOPNOTSUPP,
-            "VMX asks for a VMCS that is not one write-back page; this processor is not supported",
-            basic,
-        );
+    demand! { EOPNOTSUPP;
+        "VMX lacks the TRUE capability MSRs, so CR3 accesses cannot be left to guests; a newer processor is needed" =>
+            basic & (1 << 55) != 0, basic;
+        "VMX asks for a VMCS that is not one write-back page; this processor is not supported" =>
+            (basic >> 50) & 15 == 6 && (basic >> 32) & 0x1fff <= 4096, basic;
     }
     Ok(basic)
 }
 
 /// The secondary processor-based controls.
-fn secondary() -> Result<u32, Refusal> {
-    let needs = |bit, text| {
-        if may(index::VMX_PROCBASED_CTLS2, bit) {
-            return Ok(());
-        }
-        Refusal::new(EOPNOTSUPP, text, capability(index::VMX_PROCBASED_CTLS2))
-    };
-    needs(
-        proc2::EPT,
-        "VMX lacks EPT (nested page tables); a processor with EPT is needed, or an outer hypervisor that shows it",
-    )?;
-    needs(
-        proc2::UNRESTRICTED_GUEST,
+fn secondary() -> Result<u32> {
+    const INDEX: u32 = index::VMX_PROCBASED_CTLS2;
+    demand! { EOPNOTSUPP;
+        "VMX lacks EPT (nested page tables); a processor with EPT is needed, or an outer hypervisor that shows it" =>
+            may(INDEX, proc2::EPT), capability(INDEX);
         "VMX lacks unrestricted guest (real mode in guests); a processor with it is needed, or an outer hypervisor \
-        that shows it",
-    )?;
-    choose(
-        &PROC2,
-        index::VMX_PROCBASED_CTLS2,
+        that shows it" =>
+            may(INDEX, proc2::UNRESTRICTED_GUEST), capability(INDEX);
+    }
+    PROC2.choose(
+        INDEX,
         "VMX lacks WBINVD exiting or forces a secondary control that is not supported",
     )
 }
 
 /// IA32_VMX_EPT_VPID_CAP (SDM 3D A.10).
-fn ept_vpid() -> Result<u64, Refusal> {
+fn ept_vpid() -> Result<u64> {
     const MUST: u64 = ept_cap::LEVELS_4 | ept_cap::WRITE_BACK | ept_cap::INVEPT;
     let ept_vpid = capability(index::VMX_EPT_VPID_CAP);
-    if ept_vpid & MUST != MUST || ept_vpid & (ept_cap::INVEPT_SINGLE | ept_cap::INVEPT_ALL) == 0 {
-        return Refusal::new(
-            EOPNOTSUPP,
-            "EPT lacks four-level walks, write-back tables or INVEPT; a newer processor is needed",
-            ept_vpid,
-        );
+    let invept = ept_vpid & (ept_cap::INVEPT_SINGLE | ept_cap::INVEPT_ALL) != 0;
+    demand! { EOPNOTSUPP;
+        "EPT lacks four-level walks, write-back tables or INVEPT; a newer processor is needed" =>
+            ept_vpid & MUST == MUST && invept, ept_vpid;
     }
     Ok(ept_vpid)
 }
 
 impl VmcsConfig {
-    /// Reads the calling CPU's abilities and chooses the controls.
-    pub(super) fn of_this_cpu() -> Result<Self, Refusal> {
+    /// Reads the calling CPU's abilities and chooses the controls; the log says why there are none.
+    pub(super) fn of_this_cpu() -> Result<Self> {
         check_vmx()?;
         check_feature_control()?;
         let basic = basic()?;
-        let pin = choose(
-            &PIN,
+        let pin = PIN.choose(
             index::VMX_TRUE_PINBASED_CTLS,
             "VMX lacks virtual NMIs or another needed pin-based control; a newer processor is needed",
         )?;
-        let proc = choose(
-            &PROC,
+        let proc = PROC.choose(
             index::VMX_TRUE_PROCBASED_CTLS,
             "VMX lacks MSR bitmaps, secondary controls or another needed processor-based control; a newer \
             processor is needed",
         )?;
         let mut proc2 = secondary()?;
-        let exit = choose(
-            &EXIT,
+        let exit = EXIT.choose(
             index::VMX_TRUE_EXIT_CTLS,
             "VMX cannot switch IA32_EFER and IA32_PAT at exits, or lacks another needed exit control; a newer \
             processor is needed",
         )?;
-        let entry = choose(
-            &ENTRY,
+        let entry = ENTRY.choose(
             index::VMX_TRUE_ENTRY_CTLS,
             "VMX cannot switch IA32_EFER and IA32_PAT at entries, or lacks another needed entry control; a newer \
             processor is needed",

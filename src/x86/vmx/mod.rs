@@ -58,14 +58,6 @@ use shared::{Shared, SHARED};
 
 pub(crate) use vcpu::VmxVcpu;
 
-/// The calling CPU's abilities, or the refusal in the log.
-fn config_of_this_cpu() -> Result<VmcsConfig> {
-    VmcsConfig::of_this_cpu().map_err(|refusal| {
-        pr_err!("{} (detail {:#x})\n", refusal.text, refusal.detail);
-        refusal.errno
-    })
-}
-
 /// Intel VT-x as a platform.
 pub(crate) struct Vmx;
 
@@ -85,14 +77,14 @@ impl Platform for Vmx {
     type Vcpu = VmxVcpu;
 
     fn probe() -> Result<HwCaps> {
-        let config = config_of_this_cpu()?;
+        let config = VmcsConfig::of_this_cpu()?;
         SHARED.set(Shared::new(config)?)?;
         Ok(config.hw())
     }
 
     fn cpu_up() -> Result {
         let shared = SHARED.get().ok_or(ENODEV)?;
-        if config_of_this_cpu()? != shared.config {
+        if VmcsConfig::of_this_cpu()? != shared.config {
             pr_err!("this CPU's VMX differs from that of the CPU that loaded the module; guests cannot move \
                  between them\n");
             return Err(EIO);
