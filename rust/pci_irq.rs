@@ -15,8 +15,9 @@ use super::pci::{Device, Locked};
 
 /// What an interrupt does. Runs in hard-interrupt context.
 pub trait Handler: Send + Sync + 'static {
-    /// The device has sent its message.
-    fn handle(&self);
+    /// The device has sent its message, or the line of its pin is asserted. False: not by this function, since the line
+    /// may be others' as well.
+    fn handle(&self) -> bool;
 }
 
 /// Which capability sends.
@@ -28,14 +29,51 @@ pub enum Kind {
     MsiX,
 }
 
-struct Line<H> {
+/// A Linux interrupt with a handler. Dropping it frees the interrupt; sleeps.
+pub struct Line<H: Handler> {
     irq: u32,
     handler: Arc<H>,
 }
 
-impl<H> Drop for Line<H> {
+impl<H: Handler> Line<H> {
+    /// Takes the interrupt, with `IRQF_*` in `flags`.
+    fn request(irq: u32, handler: Arc<H>, flags: u32) -> Result<Self> {
+        // SAFETY: The cookie is a reference that the value keeps until the handler is freed.
+        to_result(unsafe {
+            bindings::request_threaded_irq(
+                irq,
+                Some(interrupt::<H>),
+                None,
+                flags as usize,
+                c"rvmm".as_char_ptr(),
+                Arc::as_ptr(&handler).cast_mut().cast::<c_void>(),
+            )
+        })?;
+        Ok(Self { irq, handler })
+    }
+
+    /// Takes the line of the function's pin, together with others or for this function alone; then it is masked, and
+    /// [`PinSwitch`] unmasks it.
+    ///
+    /// Errors: `ENODEV` without a line; `EBUSY` when it cannot be shared.
+    pub fn of_pin(device: &Locked<'_>, handler: Arc<H>, shared: bool) -> Result<Self> {
+        let flags = if shared {
+            bindings::IRQF_SHARED
+        } else {
+            bindings::IRQF_NO_AUTOEN
+        };
+        Self::request(irq_of(device).ok_or(ENODEV)?, handler, flags)
+    }
+
+    /// The handler.
+    pub fn handler(&self) -> &Arc<H> {
+        &self.handler
+    }
+}
+
+impl<H: Handler> Drop for Line<H> {
     fn drop(&mut self) {
-        // SAFETY: Requested with this cookie by `Vectors::new`. When it returns the handler does not run any more.
+        // SAFETY: Requested with this cookie by `request`. When it returns the handler does not run any more.
         unsafe {
             bindings::free_irq(
                 self.irq,
@@ -74,22 +112,8 @@ impl<H: Handler> Vectors<H> {
             // SAFETY: The vectors were allocated above.
             let irq = unsafe { bindings::pci_irq_vector(this.device.as_ptr(), i as u32) };
             let irq = u32::try_from(irq).map_err(|_| EINVAL)?;
-            // SAFETY: The cookie is a reference that `Line` keeps until the handler is freed.
-            to_result(unsafe {
-                bindings::request_threaded_irq(
-                    irq,
-                    Some(interrupt::<H>),
-                    None,
-                    0,
-                    c"rvmm".as_char_ptr(),
-                    Arc::as_ptr(handler).cast_mut().cast::<c_void>(),
-                )
-            })?;
             this.lines
-                .push_within_capacity(Line {
-                    irq,
-                    handler: handler.clone(),
-                })
+                .push_within_capacity(Line::request(irq, handler.clone(), 0)?)
                 .map_err(|_| ENOMEM)?;
         }
         Ok(this)
@@ -112,74 +136,6 @@ unsafe extern "C" fn interrupt<H: Handler>(
     cookie: *mut c_void,
 ) -> bindings::irqreturn_t {
     // SAFETY: The `Line` holds a reference until `free_irq` has returned.
-    unsafe { &*cookie.cast::<H>() }.handle();
-    bindings::irqreturn::IRQ_HANDLED
-}
-
-/// What the interrupt of a pin does. Runs in hard-interrupt context.
-pub trait PinHandler: Send + Sync + 'static {
-    /// The line is asserted. Whether by this function: the line may be others' as well.
-    fn handle(&self) -> bool;
-}
-
-/// The line of a function's interrupt pin, with a handler. Dropping it frees the line; sleeps.
-pub struct PinLine<H: PinHandler> {
-    irq: u32,
-    handler: Arc<H>,
-}
-
-impl<H: PinHandler> PinLine<H> {
-    /// Takes the line, together with others or for this function alone; then it is masked, and [`PinSwitch`] unmasks
-    /// it.
-    ///
-    /// Errors: `ENODEV` without a line; `EBUSY` when it cannot be shared.
-    pub fn new(device: &Locked<'_>, handler: Arc<H>, shared: bool) -> Result<Self> {
-        let irq = irq_of(device).ok_or(ENODEV)?;
-        let flags = if shared {
-            bindings::IRQF_SHARED
-        } else {
-            bindings::IRQF_NO_AUTOEN
-        };
-        // SAFETY: The cookie is a reference that the value keeps until the handler is freed.
-        to_result(unsafe {
-            bindings::request_threaded_irq(
-                irq,
-                Some(pin_interrupt::<H>),
-                None,
-                flags as usize,
-                c"rvmm".as_char_ptr(),
-                Arc::as_ptr(&handler).cast_mut().cast::<c_void>(),
-            )
-        })?;
-        Ok(Self { irq, handler })
-    }
-
-    /// The handler.
-    pub fn handler(&self) -> &Arc<H> {
-        &self.handler
-    }
-}
-
-impl<H: PinHandler> Drop for PinLine<H> {
-    fn drop(&mut self) {
-        // SAFETY: Requested with this cookie by `new`. When it returns the handler does not run any more.
-        unsafe {
-            bindings::free_irq(
-                self.irq,
-                Arc::as_ptr(&self.handler).cast_mut().cast::<c_void>(),
-            )
-        };
-    }
-}
-
-/// # Safety
-///
-/// Called by the kernel with the cookie of a live [`PinLine`].
-unsafe extern "C" fn pin_interrupt<H: PinHandler>(
-    _irq: c_int,
-    cookie: *mut c_void,
-) -> bindings::irqreturn_t {
-    // SAFETY: The `PinLine` holds a reference until `free_irq` has returned.
     if unsafe { &*cookie.cast::<H>() }.handle() {
         bindings::irqreturn::IRQ_HANDLED
     } else {

@@ -132,7 +132,7 @@ impl Vector {
 }
 
 impl Handler for Vector {
-    fn handle(&self) {
+    fn handle(&self) -> bool {
         let gsi = self.gsi.load(Ordering::SeqCst);
         if gsi == Self::NONE {
             self.pending.store(true, Ordering::SeqCst);
@@ -140,6 +140,7 @@ impl Handler for Vector {
         } else {
             self.controllers.pulse(gsi, Source::USER);
         }
+        true
     }
 }
 

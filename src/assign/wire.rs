@@ -12,7 +12,7 @@ use crate::bus::line::Source;
 use crate::bus::ports::{AckListener, IrqLines};
 use crate::linux::once::Once;
 use crate::linux::pci::Locked;
-use crate::linux::pci_irq::{PinHandler, PinLine, PinSwitch};
+use crate::linux::pci_irq::{self, Line, PinSwitch};
 use crate::linux::spin_irq::RawSpin;
 use kernel::prelude::*;
 use kernel::sync::Arc;
@@ -68,7 +68,7 @@ struct Handler {
     controllers: Once<Arc<Controllers>>,
 }
 
-impl PinHandler for Handler {
+impl pci_irq::Handler for Handler {
     fn handle(&self) -> bool {
         self.controllers
             .get()
@@ -78,7 +78,7 @@ impl PinHandler for Handler {
 
 /// A pin with its line. Before it is dropped it has to be [`Wire::cut`].
 pub(crate) struct Wire {
-    line: PinLine<Handler>,
+    line: Line<Handler>,
     /// The listener of the GSI that it goes to, or went to when it last went somewhere.
     listener: Option<Resampler>,
 }
@@ -101,7 +101,7 @@ impl Wire {
         };
         let handler = Arc::new(handler, GFP_KERNEL_ACCOUNT)?;
         Ok(Self {
-            line: PinLine::new(device, handler, device.can_silence_pin())?,
+            line: Line::of_pin(device, handler, device.can_silence_pin())?,
             listener: None,
         })
     }
