@@ -4,9 +4,6 @@
 //!
 //! C header: [`include/linux/cpuhotplug.h`](srctree/include/linux/cpuhotplug.h)
 
-use core::marker::PhantomData;
-use core::ptr::NonNull;
-
 use kernel::error::{from_result, to_result};
 use kernel::ffi::{c_int, c_uint, c_void};
 use kernel::prelude::*;
@@ -25,8 +22,10 @@ pub trait CpuHotplug: Send + Sync + 'static {
 }
 
 #[repr(C)]
+#[pin_data]
 struct Inner<T> {
     /// First, so that the C pointer is also the pointer to `Inner`.
+    #[pin]
     node: Opaque<bindings::hlist_node>,
     data: T,
 }
@@ -37,20 +36,16 @@ struct Inner<T> {
 ///
 /// # Invariants
 ///
-/// `inner` came from `KBox::into_raw` and its node is an instance of `state`.
+/// The node of `inner` is an instance of `state`.
 pub struct State<T: CpuHotplug> {
     state: bindings::cpuhp_state,
-    inner: NonNull<Inner<T>>,
-    _owns: PhantomData<Inner<T>>,
+    inner: Pin<KBox<Inner<T>>>,
 }
 
 // SAFETY: Nothing of it belongs to a task; the data is `Send`.
 unsafe impl<T: CpuHotplug> Send for State<T> {}
 // SAFETY: Shared references reach nothing.
 unsafe impl<T: CpuHotplug> Sync for State<T> {}
-
-// The handle only points to what is pinned.
-impl<T: CpuHotplug> Unpin for State<T> {}
 
 impl<T: CpuHotplug> State<T> {
     /// Registers the callbacks of `data` under `name`; with `invoke` it calls [`CpuHotplug::online`] on
@@ -59,33 +54,18 @@ impl<T: CpuHotplug> State<T> {
     /// When one of them fails, the others are called off again and its error is returned. Sleeps.
     /// Without `invoke` nothing is called on drop either.
     pub fn register(name: &'static CStr, data: T, invoke: bool) -> Result<Self> {
-        let inner = KBox::into_raw(KBox::new(
-            Inner {
+        let inner = KBox::pin_init(
+            pin_init!(Inner {
                 node: Opaque::zeroed(),
                 data,
-            },
-            GFP_KERNEL,
-        )?);
-        match Self::add(name, inner, invoke) {
-            Ok(state) => Ok(Self {
-                state,
-                // SAFETY: A box is not null.
-                inner: unsafe { NonNull::new_unchecked(inner) },
-                _owns: PhantomData,
             }),
-            Err(e) => {
-                // SAFETY: It is not registered, so the box is ours alone.
-                drop(unsafe { KBox::from_raw(inner) });
-                Err(e)
-            }
-        }
+            GFP_KERNEL,
+        )?;
+        let state = Self::add(name, &inner, invoke)?;
+        Ok(Self { state, inner })
     }
 
-    fn add(
-        name: &'static CStr,
-        inner: *mut Inner<T>,
-        invoke: bool,
-    ) -> Result<bindings::cpuhp_state> {
+    fn add(name: &'static CStr, inner: &Inner<T>, invoke: bool) -> Result<bindings::cpuhp_state> {
         type Single = unsafe extern "C" fn(c_uint) -> c_int;
         type Multi = unsafe extern "C" fn(c_uint, *mut bindings::hlist_node) -> c_int;
 
@@ -115,7 +95,7 @@ impl<T: CpuHotplug> State<T> {
         let state = state as bindings::cpuhp_state;
         // SAFETY: The node is zeroed memory that stays where it is until it is removed.
         let added = to_result(unsafe {
-            bindings::__cpuhp_state_add_instance(state, (*inner).node.get(), invoke)
+            bindings::__cpuhp_state_add_instance(state, inner.node.get(), invoke)
         });
         if let Err(e) = added {
             // SAFETY: The state is ours and has no instance.
@@ -128,14 +108,11 @@ impl<T: CpuHotplug> State<T> {
 
 impl<T: CpuHotplug> Drop for State<T> {
     fn drop(&mut self) {
-        let inner = self.inner.as_ptr();
-        // SAFETY: By the invariant the node is an instance of the state, which is ours.
+        // SAFETY: By the invariant the node is an instance of the state, which is ours. No callback runs after this.
         unsafe {
-            bindings::__cpuhp_state_remove_instance(self.state, (*inner).node.get(), true);
+            bindings::__cpuhp_state_remove_instance(self.state, self.inner.node.get(), true);
             bindings::__cpuhp_remove_state(self.state, false);
         }
-        // SAFETY: No callback can run any more.
-        drop(unsafe { KBox::from_raw(inner) });
     }
 }
 

@@ -61,17 +61,6 @@ macro_rules! pr_warn_ratelimited {
     }};
 }
 
-/// [`pr_info!`](kernel::pr_info) that passes at most ten messages in five seconds from each place.
-#[macro_export]
-macro_rules! pr_info_ratelimited {
-    ($($arg:tt)*) => {{
-        static LIMIT: $crate::linux::log::RateLimit = $crate::linux::log::RateLimit::new();
-        if LIMIT.allow() {
-            ::kernel::pr_info!($($arg)*);
-        }
-    }};
-}
-
 /// [`pr_err!`](kernel::pr_err) that passes at most ten messages in five seconds from each place.
 #[macro_export]
 macro_rules! pr_err_ratelimited {

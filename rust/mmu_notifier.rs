@@ -6,8 +6,8 @@
 
 use core::marker::PhantomData;
 use core::ops::Deref;
-use core::ptr::{addr_of_mut, NonNull};
 
+use kernel::error::to_result;
 use kernel::ffi::{c_int, c_ulong};
 use kernel::mm::Mm;
 use kernel::prelude::*;
@@ -56,8 +56,10 @@ pub trait MmuNotifierOps: Send + Sync + 'static {
 }
 
 #[repr(C)]
+#[pin_data]
 struct Inner<T> {
     /// First, so that the C pointer is also the pointer to `Inner`.
+    #[pin]
     notifier: Opaque<bindings::mmu_notifier>,
     data: T,
 }
@@ -66,19 +68,15 @@ struct Inner<T> {
 ///
 /// # Invariants
 ///
-/// `inner` came from `KBox::into_raw` and its notifier is registered.
+/// The notifier of `inner` is registered.
 pub struct MmuNotifier<T: MmuNotifierOps> {
-    inner: NonNull<Inner<T>>,
-    _owns: PhantomData<Inner<T>>,
+    inner: Pin<KBox<Inner<T>>>,
 }
 
 // SAFETY: Unregistering works from any task, and the data is `Send`.
 unsafe impl<T: MmuNotifierOps> Send for MmuNotifier<T> {}
 // SAFETY: Shared references only reach the data, which is `Sync`.
 unsafe impl<T: MmuNotifierOps> Sync for MmuNotifier<T> {}
-
-// The handle only points to what is pinned.
-impl<T: MmuNotifierOps> Unpin for MmuNotifier<T> {}
 
 impl<T: MmuNotifierOps> MmuNotifier<T> {
     /// Registers callbacks of `data` with `mm`. Sleeps; the caller does not hold the mmap lock.
@@ -88,30 +86,21 @@ impl<T: MmuNotifierOps> MmuNotifier<T> {
         if !super::sched::is_current_mm(mm) {
             return Err(ESRCH);
         }
-        let inner = KBox::new(
-            Inner {
+        let inner = KBox::pin_init(
+            pin_init!(Inner {
                 notifier: Opaque::zeroed(),
                 data,
-            },
+            }),
             GFP_KERNEL,
         )?;
-        let raw = KBox::into_raw(inner);
-        // SAFETY: `raw` is ours alone until the registration below.
-        let notifier = unsafe { (*raw).notifier.get() };
-        // SAFETY: `raw` is still ours alone.
-        unsafe { addr_of_mut!((*notifier).ops).write(Ops::<T>::table()) };
-        // SAFETY: `mm` has a user, the current task, and the notifier stays where it is until it is unregistered.
-        let code = unsafe { bindings::mmu_notifier_register(notifier, mm.as_raw()) };
-        if code != 0 {
-            // SAFETY: It was not registered, so the allocation is still ours alone.
-            drop(unsafe { KBox::from_raw(raw) });
-            return Err(Error::from_errno(code));
-        }
-        Ok(Self {
-            // SAFETY: A box is not null.
-            inner: unsafe { NonNull::new_unchecked(raw) },
-            _owns: PhantomData,
-        })
+        let notifier = inner.notifier.get();
+        // SAFETY: Nobody else knows the notifier until the registration. `mm` has a user, the current task, and the
+        // notifier stays where it is until it is unregistered.
+        to_result(unsafe {
+            (*notifier).ops = Ops::<T>::table();
+            bindings::mmu_notifier_register(notifier, mm.as_raw())
+        })?;
+        Ok(Self { inner })
     }
 }
 
@@ -119,22 +108,16 @@ impl<T: MmuNotifierOps> Deref for MmuNotifier<T> {
     type Target = T;
 
     fn deref(&self) -> &T {
-        // SAFETY: The allocation lives as long as `self`.
-        unsafe { &(*self.inner.as_ptr()).data }
+        &self.inner.data
     }
 }
 
 impl<T: MmuNotifierOps> Drop for MmuNotifier<T> {
     fn drop(&mut self) {
-        let raw = self.inner.as_ptr();
+        let notifier = self.inner.notifier.get();
         // SAFETY: By the invariant it is registered; the call keeps the `mm_struct` until it is done and
         // returns when no callback runs any more.
-        unsafe {
-            let notifier = (*raw).notifier.get();
-            bindings::mmu_notifier_unregister(notifier, (*notifier).mm);
-        }
-        // SAFETY: Nobody else has the pointer now.
-        drop(unsafe { KBox::from_raw(raw) });
+        unsafe { bindings::mmu_notifier_unregister(notifier, (*notifier).mm) };
     }
 }
 

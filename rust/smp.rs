@@ -76,17 +76,12 @@ pub unsafe fn host_interrupt(vector: u8) {
     unsafe { bindings::rvmm_host_interrupt(vector) };
 }
 
-struct Call<F> {
-    f: Option<F>,
-}
-
 /// # Safety
 ///
-/// `info` points to a `Call<F>` that nobody else uses meanwhile.
+/// `info` points to an `Option<F>` that nobody else uses meanwhile.
 unsafe extern "C" fn call_once<F: FnOnce()>(info: *mut c_void) {
-    // SAFETY: `call_on_cpu` passes a `Call<F>` and waits, so nobody else uses it now.
-    let call = unsafe { &mut *info.cast::<Call<F>>() };
-    if let Some(f) = call.f.take() {
+    // SAFETY: `call_on_cpu` passes an `Option<F>` and waits, so nobody else uses it now.
+    if let Some(f) = unsafe { &mut *info.cast::<Option<F>>() }.take() {
         f();
     }
 }
@@ -96,7 +91,7 @@ unsafe extern "C" fn call_once<F: FnOnce()>(info: *mut c_void) {
 /// Interrupts are on in the caller. `f` must not sleep. Errors: `ENXIO` when the CPU is not online.
 pub fn call_on_cpu<R: Send>(cpu: u32, f: impl FnOnce() -> R + Send) -> Result<R> {
     fn run<G: FnOnce()>(cpu: u32, g: G) -> Result {
-        let mut call = Call { f: Some(g) };
+        let mut call = Some(g);
         // SAFETY: The call waits, so `call` outlives its use on the other CPU.
         to_result(unsafe {
             bindings::smp_call_function_single(
