@@ -116,6 +116,11 @@ pub unsafe fn xsetbv(index: u32, value: u64) {
     };
 }
 
+/// Reads the four breakpoint addresses.
+pub fn dr0123() -> [u64; 4] {
+    [dr0(), dr1(), dr2(), dr3()]
+}
+
 /// Writes the four breakpoint addresses.
 ///
 /// # Safety

@@ -44,7 +44,7 @@ impl HostDebug {
         if dr7 & DR7_ENABLES == 0 || self.dr.is_some() {
             return;
         }
-        self.dr = Some([cr::dr0(), cr::dr1(), cr::dr2(), cr::dr3()]);
+        self.dr = Some(cr::dr0123());
         // SAFETY: Host breakpoints are off (`begin_stay` and every #VMEXIT have left DR7 without enables), so these
         // registers take effect only through the guest's DR7 in the VMCB.
         unsafe { cr::write_dr0123(dr) };

@@ -52,17 +52,6 @@ pub(super) struct HostState {
     ldtr: u16,
 }
 
-/// Reads an MSR of the host.
-///
-/// # Safety
-///
-/// `index` exists on every processor with VMX and 64-bit mode, or has been found by CPUID.
-#[inline(always)]
-unsafe fn rdmsr(index: u32) -> u64 {
-    // SAFETY: The caller answers for the MSR; none of this module's has read side effects.
-    unsafe { msr::read(index) }
-}
-
 impl HostState {
     /// Writes the fields that are the same on every CPU. Once per VMCS.
     ///
@@ -80,8 +69,8 @@ impl HostState {
             vm.write_host(HOST_FS_SELECTOR, 0);
             vm.write_host(HOST_GS_SELECTOR, 0);
             vm.write_host(HOST_TR_SELECTOR, desc::tr());
-            vm.write_host(HOST_PAT, rdmsr(index::PAT));
-            vm.write_host(HOST_EFER, rdmsr(index::EFER));
+            vm.write_host(HOST_PAT, msr::read(index::PAT));
+            vm.write_host(HOST_EFER, msr::read(index::EFER));
             vm.write_host(HOST_FS_BASE, self.fs_base);
         }
     }
@@ -101,13 +90,13 @@ impl HostState {
         // exist with VMX.
         unsafe {
             vm.write_host(HOST_CR0, cr::cr0());
-            vm.write_host(HOST_GS_BASE, rdmsr(index::GS_BASE));
+            vm.write_host(HOST_GS_BASE, msr::read(index::GS_BASE));
             vm.write_host(HOST_TR_BASE, desc::tss_base_from_gdt());
             vm.write_host(HOST_GDTR_BASE, self.gdt.base);
             vm.write_host(HOST_IDTR_BASE, self.idt.base);
-            vm.write_host(HOST_SYSENTER_CS, rdmsr(index::SYSENTER_CS) as u32);
-            vm.write_host(HOST_SYSENTER_ESP, rdmsr(index::SYSENTER_ESP));
-            vm.write_host(HOST_SYSENTER_EIP, rdmsr(index::SYSENTER_EIP));
+            vm.write_host(HOST_SYSENTER_CS, msr::read(index::SYSENTER_CS) as u32);
+            vm.write_host(HOST_SYSENTER_ESP, msr::read(index::SYSENTER_ESP));
+            vm.write_host(HOST_SYSENTER_EIP, msr::read(index::SYSENTER_EIP));
         }
     }
 
@@ -119,7 +108,7 @@ impl HostState {
         for (value, index) in self.swapped.iter_mut().zip(SWAPPED) {
             if index != index::TSC_AUX || self.tsc_aux {
                 // SAFETY: SYSCALL MSRs exist with 64-bit mode, TSC_AUX with RDTSCP.
-                *value = unsafe { rdmsr(index) };
+                *value = unsafe { msr::read(index) };
             }
         }
     }
@@ -143,7 +132,7 @@ impl HostState {
             self.cr4 = cr4;
         }
         // SAFETY: FS_BASE, KERNEL_GS_BASE exist with 64-bit mode, DEBUGCTL with VMX.
-        let fs_base = unsafe { rdmsr(index::FS_BASE) };
+        let fs_base = unsafe { msr::read(index::FS_BASE) };
         if fs_base != self.fs_base {
             // SAFETY: The current task's own.
             unsafe { vm.write_host(HOST_FS_BASE, fs_base) };
@@ -156,10 +145,10 @@ impl HostState {
         self.ldtr = desc::ldtr();
         self.dr7 = cr::dr7();
         // SAFETY: As above.
-        self.debugctl = unsafe { rdmsr(index::DEBUGCTL) };
+        self.debugctl = unsafe { msr::read(index::DEBUGCTL) };
         if self.pebs {
             // SAFETY: `config` found the MSR.
-            self.pebs_enable = unsafe { rdmsr(index::PEBS_ENABLE) };
+            self.pebs_enable = unsafe { msr::read(index::PEBS_ENABLE) };
             if self.pebs_enable != 0 {
                 // SAFETY: Host profiling pauses until the end of the stay; its records cannot be stored
                 // while a guest's page tables are in force.
@@ -167,7 +156,7 @@ impl HostState {
             }
         }
         // SAFETY: As above.
-        self.kernel_gs_base = unsafe { rdmsr(index::KERNEL_GS_BASE) };
+        self.kernel_gs_base = unsafe { msr::read(index::KERNEL_GS_BASE) };
         // SAFETY: Guest values were validated when set (canonical), and the kernel uses none of these MSRs
         // with interrupts off.
         unsafe { msr::write(index::KERNEL_GS_BASE, guest.kernel_gs_base) };
@@ -194,12 +183,14 @@ impl HostState {
     /// Loads the guest's breakpoint addresses, in a stay, keeping the host's for its end.
     pub(super) fn load_breakpoints(&mut self, dr: &[u64; 4]) {
         if self.dr.is_none() {
-            self.dr = Some([cr::dr0(), cr::dr1(), cr::dr2(), cr::dr3()]);
+            self.dr = Some(cr::dr0123());
         }
         // SAFETY: DR7 is clear in root operation after the first exit, and before it the host's own
         // breakpoints are off from here on, so that no host access can hit a guest's address.
-        unsafe { cr::write_dr7(dr7::FIXED) };
-        write_breakpoints(dr);
+        unsafe {
+            cr::write_dr7(dr7::FIXED);
+            cr::write_dr0123(*dr);
+        }
     }
 
     /// Undoes [`HostState::enter`] and what exits destroyed.
@@ -213,18 +204,19 @@ impl HostState {
             self.load(i, guest.swapped[i], self.swapped[i]);
         }
         // SAFETY: KERNEL_GS_BASE exists with 64-bit mode.
-        guest.kernel_gs_base = unsafe { rdmsr(index::KERNEL_GS_BASE) };
+        guest.kernel_gs_base = unsafe { msr::read(index::KERNEL_GS_BASE) };
         // SAFETY: The value found at the begin.
         unsafe { msr::write(index::KERNEL_GS_BASE, self.kernel_gs_base) };
         if self.pebs && self.pebs_enable != 0 {
             // SAFETY: The value found at the begin.
             unsafe { msr::write(index::PEBS_ENABLE, self.pebs_enable) };
         }
-        if let Some(dr) = &self.dr {
-            write_breakpoints(dr);
-            self.dr = None;
-            // SAFETY: The value found at the begin, after its addresses.
-            unsafe { cr::write_dr7(self.dr7) };
+        if let Some(dr) = self.dr.take() {
+            // SAFETY: The values found at the begin, addresses before enables.
+            unsafe {
+                cr::write_dr0123(dr);
+                cr::write_dr7(self.dr7);
+            }
         } else if entered && self.dr7 & dr7::ENABLES != 0 {
             // SAFETY: The value found at the begin.
             unsafe { cr::write_dr7(self.dr7) };
@@ -275,16 +267,5 @@ impl HostState {
                 msr::write(index::KERNEL_GS_BASE, self.kernel_gs_base);
             }
         }
-    }
-}
-
-/// Writes DR0 to DR3.
-fn write_breakpoints(dr: &[u64; 4]) {
-    // SAFETY: Addresses without enables in DR7 do nothing, and the caller sees to DR7.
-    unsafe {
-        cr::write_dr0(dr[0]);
-        cr::write_dr1(dr[1]);
-        cr::write_dr2(dr[2]);
-        cr::write_dr3(dr[3]);
     }
 }

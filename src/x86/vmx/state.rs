@@ -101,32 +101,12 @@ fn entry_segment(seg: Seg, s: &Segment, long: bool) -> Segment {
     out
 }
 
-/// The segment register with number `n`.
-const fn seg_of(n: u32) -> Seg {
-    match n & 7 {
-        0 => Seg::Es,
-        1 => Seg::Cs,
-        2 => Seg::Ss,
-        3 => Seg::Ds,
-        4 => Seg::Fs,
-        5 => Seg::Gs,
-        6 => Seg::Ldtr,
-        _ => Seg::Tr,
-    }
-}
+const CODE_SEGS: [Seg; 2] = [Seg::Cs, Seg::Ss];
+const OTHER_SEGS: [Seg; 6] = [Seg::Es, Seg::Ds, Seg::Fs, Seg::Gs, Seg::Ldtr, Seg::Tr];
 
-const CODE_SEGS: [u32; 2] = [Seg::Cs as u32, Seg::Ss as u32];
-const OTHER_SEGS: [u32; 6] = [
-    Seg::Es as u32,
-    Seg::Ds as u32,
-    Seg::Fs as u32,
-    Seg::Gs as u32,
-    Seg::Ldtr as u32,
-    Seg::Tr as u32,
-];
-
-fn write_segment(vm: Current, n: u32, s: &Segment, long: bool) {
-    let s = entry_segment(seg_of(n), s, long);
+fn write_segment(vm: Current, seg: Seg, sregs: &Sregs, long: bool) {
+    let n = seg as u32;
+    let s = entry_segment(seg, sregs.seg(seg), long);
     vm.write(GUEST_ES_SELECTOR.nth(n), s.selector);
     vm.write(GUEST_ES_BASE.nth(n), s.base);
     vm.write(GUEST_ES_LIMIT.nth(n), s.limit);
@@ -136,7 +116,9 @@ fn write_segment(vm: Current, n: u32, s: &Segment, long: bool) {
 /// Access rights as last read, with their decoded form: they rarely change between two exits.
 pub(super) type RightsCache = [(u32, Segment); 8];
 
-fn load_segment(vm: Current, n: u32, cached: &mut (u32, Segment), s: &mut Segment) {
+fn load_segment(vm: Current, seg: Seg, cache: &mut RightsCache, sregs: &mut Sregs) {
+    let n = seg as u32;
+    let (cached, s) = (&mut cache[seg as usize], sregs.seg_mut(seg));
     let rights = vm.read(GUEST_ES_ACCESS_RIGHTS.nth(n));
     if rights != cached.0 {
         *cached = (rights, from_access_rights(rights));
@@ -188,13 +170,13 @@ pub(super) fn write(
     }
     let long = control.efer & efer::LMA != 0;
     if groups.contains(Groups::CODE) {
-        for n in CODE_SEGS {
-            write_segment(vm, n, sregs.seg(seg_of(n)), long);
+        for seg in CODE_SEGS {
+            write_segment(vm, seg, sregs, long);
         }
     }
     if groups.contains(Groups::SEGS) {
-        for n in OTHER_SEGS {
-            write_segment(vm, n, sregs.seg(seg_of(n)), long);
+        for seg in OTHER_SEGS {
+            write_segment(vm, seg, sregs, long);
         }
     } else if groups.contains(Groups::CTRL) && long {
         // A guest may enter IA-32e mode with the TSS of before still in TR.
@@ -230,13 +212,13 @@ pub(super) fn load(
         sregs.efer = control.efer;
     }
     if groups.contains(Groups::CODE) {
-        for n in CODE_SEGS {
-            load_segment(vm, n, &mut rights[n as usize & 7], sregs.seg_mut(seg_of(n)));
+        for seg in CODE_SEGS {
+            load_segment(vm, seg, rights, sregs);
         }
     }
     if groups.contains(Groups::SEGS) {
-        for n in OTHER_SEGS {
-            load_segment(vm, n, &mut rights[n as usize & 7], sregs.seg_mut(seg_of(n)));
+        for seg in OTHER_SEGS {
+            load_segment(vm, seg, rights, sregs);
         }
     }
     if groups.contains(Groups::TABLES) {
@@ -259,4 +241,9 @@ pub(super) fn set_up(vm: Current) {
         vm.write_control(CR0_MASK, !CR0_GUEST_OWNED);
         vm.write_control(CR4_MASK, !CR4_GUEST_OWNED);
     }
+}
+
+/// Reads the PDPTEs.
+pub(super) fn pdptes(vm: Current) -> [u64; 4] {
+    [0, 1, 2, 3].map(|n| vm.read(GUEST_PDPTE0.nth(n)))
 }

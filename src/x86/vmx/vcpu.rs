@@ -722,13 +722,9 @@ impl VcpuBackend for VmxVcpu {
 
     fn pdptes(&mut self) -> Option<[u64; 4]> {
         if self.pdptes.is_none() {
-            let mut read = [0; 4];
-            self.with_current(|_, vm| {
-                for (n, value) in (0..).zip(&mut read) {
-                    *value = vm.read(GUEST_PDPTE0.nth(n));
-                }
-            });
-            return Some(read);
+            return self
+                .with_current(|_, vm| state::pdptes(vm))
+                .or(Some([0; 4]));
         }
         self.pdptes
     }

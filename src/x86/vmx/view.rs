@@ -4,6 +4,7 @@
 use super::bits::{pin, proc, proc2};
 use super::check::{Controls, Guest, GuestSegment, Host, MsrArea, VmcsView, VmxCaps};
 use super::insn::Current;
+use super::state;
 use super::vmcs::*;
 use crate::x86::cpu::regs::Seg;
 
@@ -42,18 +43,13 @@ fn controls(vm: Current, caps: &VmxCaps, c: &mut Controls) {
         c.posted_descriptor = vm.read(POSTED_DESCRIPTOR);
     }
     c.eptp = vm.read(EPT_POINTER);
-    c.exit_msr_store = MsrArea {
-        count: vm.read(EXIT_MSR_STORE_COUNT),
-        address: vm.read(EXIT_MSR_STORE_ADDR),
+    let area = |count, address| MsrArea {
+        count: vm.read(count),
+        address: vm.read(address),
     };
-    c.exit_msr_load = MsrArea {
-        count: vm.read(EXIT_MSR_LOAD_COUNT),
-        address: vm.read(EXIT_MSR_LOAD_ADDR),
-    };
-    c.entry_msr_load = MsrArea {
-        count: vm.read(ENTRY_MSR_LOAD_COUNT),
-        address: vm.read(ENTRY_MSR_LOAD_ADDR),
-    };
+    c.exit_msr_store = area(EXIT_MSR_STORE_COUNT, EXIT_MSR_STORE_ADDR);
+    c.exit_msr_load = area(EXIT_MSR_LOAD_COUNT, EXIT_MSR_LOAD_ADDR);
+    c.entry_msr_load = area(ENTRY_MSR_LOAD_COUNT, ENTRY_MSR_LOAD_ADDR);
     c.entry_interruption = vm.read(ENTRY_INTR_INFO);
     c.entry_error_code = vm.read(ENTRY_EXCEPTION_ERROR_CODE);
     c.entry_instruction_length = vm.read(ENTRY_INSTRUCTION_LEN);
@@ -120,7 +116,5 @@ fn guest(vm: Current, g: &mut Guest) {
     g.interruptibility = vm.read(GUEST_INTERRUPTIBILITY);
     g.pending_debug = vm.read(GUEST_PENDING_DEBUG);
     g.link_pointer = vm.read(VMCS_LINK_POINTER);
-    for (n, value) in (0..).zip(&mut g.pdpte) {
-        *value = vm.read(GUEST_PDPTE0.nth(n));
-    }
+    g.pdpte = state::pdptes(vm);
 }
