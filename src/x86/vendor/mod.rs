@@ -14,6 +14,7 @@
 //! `avail` must be fetched by [`VcpuBackend::load`]; a group in `dirty` is written back by the next `enter`.
 
 pub(crate) mod choose;
+pub(crate) mod gprs;
 
 use crate::mem::addr::Hpa;
 use crate::x86::cpu::cpuid::GuestFeatures;

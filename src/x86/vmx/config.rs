@@ -190,11 +190,11 @@ fn may(index: u32, bits: u32) -> bool {
 fn check_vmx() -> Result {
     demand! { ENODEV;
         "this processor shows no VMX; under another hypervisor, enable nested virtualisation there" =>
-            cpuid::cpuid_checked(1, 0).ecx & (1 << 5) != 0, 0;
+            cpuid::cpuid_checked(1, 0).ecx & (1 << 5) != 0, 0u64;
     }
     demand! { EOPNOTSUPP;
         "FRED is on, with which host NMIs cannot be handed on yet; boot the host with fred=off" =>
-            cr::cr4() & cr4::FRED == 0, 0;
+            cr::cr4() & cr4::FRED == 0, 0u64;
     }
     Ok(())
 }
@@ -206,7 +206,7 @@ fn check_feature_control() -> Result {
     let read = msr::read_safe(index::FEATURE_CONTROL);
     let value = read.unwrap_or(0);
     demand! { EOPNOTSUPP;
-        "IA32_FEATURE_CONTROL cannot be read; an outer hypervisor hides VMX halfway" => read.is_ok(), 0;
+        "IA32_FEATURE_CONTROL cannot be read; an outer hypervisor hides VMX halfway" => read.is_ok(), 0u64;
         "IA32_FEATURE_CONTROL is not locked, so VMXON would fault; neither firmware nor kernel has set VT-x up, \
         enable it in the firmware setup" =>
             value & FEATURE_CONTROL_LOCK != 0, value;

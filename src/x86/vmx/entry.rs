@@ -5,8 +5,8 @@
 
 use super::vmcs;
 use crate::x86::cpu::regs::Regs;
+use crate::x86::vendor::gprs;
 use core::arch::asm;
-use core::mem::offset_of;
 
 /// How [`switch`] came back.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -18,9 +18,6 @@ pub(super) enum Outcome {
     /// VMfailValid: the VM-instruction error field says why.
     FailValid,
 }
-
-// The assembly addresses registers by their encoding.
-const _: () = assert!(offset_of!(Regs, gpr) == 0);
 
 /// Enters the guest of the current VMCS with the general registers of `regs` (RSP, RIP and RFLAGS are in the
 /// VMCS), and stores them after the exit.
@@ -61,19 +58,7 @@ pub(super) unsafe fn switch(regs: &mut Regs, host_rsp: &mut u64, launched: bool)
             "2:",
             "test edx, edx",
             "mov rax, [rdi]",
-            "mov rcx, [rdi + 8]",
-            "mov rdx, [rdi + 16]",
-            "mov rbx, [rdi + 24]",
-            "mov rbp, [rdi + 40]",
-            "mov rsi, [rdi + 48]",
-            "mov r8, [rdi + 64]",
-            "mov r9, [rdi + 72]",
-            "mov r10, [rdi + 80]",
-            "mov r11, [rdi + 88]",
-            "mov r12, [rdi + 96]",
-            "mov r13, [rdi + 104]",
-            "mov r14, [rdi + 112]",
-            "mov r15, [rdi + 120]",
+            gprs::load!(),
             "mov rdi, [rdi + 56]",
             "jnz 3f",
             "vmlaunch",
@@ -84,36 +69,16 @@ pub(super) unsafe fn switch(regs: &mut Regs, host_rsp: &mut u64, launched: bool)
             "push rdi",
             "mov rdi, [rsp + 8]",
             "mov [rdi], rax",
-            "mov [rdi + 8], rcx",
-            "mov [rdi + 16], rdx",
-            "mov [rdi + 24], rbx",
-            "mov [rdi + 40], rbp",
-            "mov [rdi + 48], rsi",
+            gprs::store!(),
             "pop qword ptr [rdi + 56]",
-            "mov [rdi + 64], r8",
-            "mov [rdi + 72], r9",
-            "mov [rdi + 80], r10",
-            "mov [rdi + 88], r11",
-            "mov [rdi + 96], r12",
-            "mov [rdi + 104], r13",
-            "mov [rdi + 112], r14",
-            "mov [rdi + 120], r15",
             "xor eax, eax",
             "jmp 7f",
             "6: mov eax, 1",
             "jc 7f",
             "mov eax, 2",
-            "7: xor ecx, ecx",
-            "xor edx, edx",
+            "7:",
+            gprs::clear!(),
             "xor esi, esi",
-            "xor r8d, r8d",
-            "xor r9d, r9d",
-            "xor r10d, r10d",
-            "xor r11d, r11d",
-            "xor r12d, r12d",
-            "xor r13d, r13d",
-            "xor r14d, r14d",
-            "xor r15d, r15d",
             "pop rdi",
             "pop rbx",
             "pop rbp",
