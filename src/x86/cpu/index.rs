@@ -62,7 +62,6 @@ pub const VMX_TRUE_PINBASED_CTLS: u32 = 0x48d;
 pub const VMX_TRUE_PROCBASED_CTLS: u32 = 0x48e;
 pub const VMX_TRUE_EXIT_CTLS: u32 = 0x48f;
 pub const VMX_TRUE_ENTRY_CTLS: u32 = 0x490;
-pub const VMX_VMFUNC: u32 = 0x491;
 pub const TSC_DEADLINE: u32 = 0x6e0;
 pub const X2APIC_FIRST: u32 = 0x800;
 pub const X2APIC_EOI: u32 = 0x80b;

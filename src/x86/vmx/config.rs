@@ -374,7 +374,6 @@ impl VmcsConfig {
             entry: allowed(index::VMX_TRUE_ENTRY_CTLS),
             misc: capability(index::VMX_MISC),
             ept_vpid: self.ept_vpid,
-            vmfunc: capability(index::VMX_VMFUNC),
             cr0_fixed: [self.cr0_fixed0, self.cr0_fixed1],
             cr4_fixed: [self.cr4_fixed0, self.cr4_fixed1],
             phys_bits: narrow(boot_cpu::phys_bits()),

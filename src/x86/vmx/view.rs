@@ -2,13 +2,13 @@
 //! The current VMCS as the plain view that `super::check` judges. The vCPU asks for it before an entry that is checked.
 
 use super::bits::{pin, proc, proc2};
-use super::check::{Controls, Guest, GuestSegment, Host, MsrArea, VmcsView, VmxCaps};
+use super::check::{Controls, Guest, GuestSegment, Host, VmcsView, VmxCaps};
 use super::insn::Current;
 use super::state;
 use super::vmcs::*;
 use crate::x86::cpu::regs::Seg;
 
-/// Reads every field that an entry of this backend depends on. Fields of controls that are never set stay zero.
+/// Reads every field that an entry of this backend depends on. Fields of controls that are off stay zero.
 ///
 /// About 800 bytes: not to be copied around.
 pub(super) fn read(vm: Current, caps: &VmxCaps, out: &mut VmcsView) {
@@ -43,13 +43,9 @@ fn controls(vm: Current, caps: &VmxCaps, c: &mut Controls) {
         c.posted_descriptor = vm.read(POSTED_DESCRIPTOR);
     }
     c.eptp = vm.read(EPT_POINTER);
-    let area = |count, address| MsrArea {
-        count: vm.read(count),
-        address: vm.read(address),
-    };
-    c.exit_msr_store = area(EXIT_MSR_STORE_COUNT, EXIT_MSR_STORE_ADDR);
-    c.exit_msr_load = area(EXIT_MSR_LOAD_COUNT, EXIT_MSR_LOAD_ADDR);
-    c.entry_msr_load = area(ENTRY_MSR_LOAD_COUNT, ENTRY_MSR_LOAD_ADDR);
+    c.exit_msr_store_count = vm.read(EXIT_MSR_STORE_COUNT);
+    c.exit_msr_load_count = vm.read(EXIT_MSR_LOAD_COUNT);
+    c.entry_msr_load_count = vm.read(ENTRY_MSR_LOAD_COUNT);
     c.entry_interruption = vm.read(ENTRY_INTR_INFO);
     c.entry_error_code = vm.read(ENTRY_EXCEPTION_ERROR_CODE);
     c.entry_instruction_length = vm.read(ENTRY_INSTRUCTION_LEN);

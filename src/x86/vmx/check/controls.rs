@@ -11,6 +11,18 @@ const EXEC: &str = "SDM 3C 27.2.1.1";
 const EXIT: &str = "SDM 3C 27.2.1.2";
 const ENTRY: &str = "SDM 3C 27.2.1.3";
 
+/// Primary processor-based controls whose fields rvmm does not fill.
+const PROC_UNUSED: u32 = proc::TERTIARY | proc::IO_BITMAPS;
+
+/// Secondary processor-based controls whose fields rvmm does not fill.
+const PROC2_UNUSED: u32 = proc2::VM_FUNCTIONS
+    | proc2::VMCS_SHADOWING
+    | proc2::PML
+    | proc2::EPT_VE
+    | proc2::MODE_BASED_EXECUTE
+    | proc2::SUB_PAGE_WRITE
+    | proc2::PT_GUEST_PHYSICAL;
+
 /// Exit controls that load state which rvmm does not keep in the VMCS.
 const EXIT_UNUSED_LOADS: u32 = exit::LOAD_PERF_GLOBAL | exit::LOAD_CET | exit::LOAD_PKRS;
 
@@ -51,18 +63,12 @@ fn execution_reserved(c: &Controls, caps: &VmxCaps) -> Result<(), Violation> {
             caps.proc1.fits(c.proc1), c.proc1;
         "reserved bits of the secondary processor-based controls must be set properly" =>
             c.proc1 & proc::SECONDARY == 0 || caps.proc2.fits(c.proc2), c.proc2;
-        "tertiary controls must not be activated: rvmm does not fill them" =>
-            c.proc1 & proc::TERTIARY == 0, c.proc1;
+        "primary controls must not be activated whose fields rvmm does not fill" =>
+            c.proc1 & PROC_UNUSED == 0, c.proc1;
+        "secondary controls must not be activated whose fields rvmm does not fill" =>
+            c.secondary() & PROC2_UNUSED == 0, c.proc2;
         "the CR3-target count must not be greater than 4" =>
             c.cr3_target_count <= 4, c.cr3_target_count;
-    }
-    for map in [c.io_bitmap_a, c.io_bitmap_b] {
-        rules! { EXEC;
-            "I/O-bitmap addresses must be page-aligned and within the width" =>
-                c.proc1 & proc::IO_BITMAPS == 0 || page(map, caps), map;
-        }
-    }
-    rules! { EXEC;
         "the MSR-bitmap address must be page-aligned and within the width" =>
             c.proc1 & proc::MSR_BITMAPS == 0 || page(c.msr_bitmap, caps), c.msr_bitmap;
         "\"virtual NMIs\" needs \"NMI exiting\"" =>
@@ -117,54 +123,16 @@ fn execution_apic(c: &Controls, caps: &VmxCaps) -> Result<(), Violation> {
 fn execution_memory(c: &Controls, caps: &VmxCaps) -> Result<(), Violation> {
     let s = c.secondary();
     let ept = s & proc2::EPT != 0;
-    let off = |bits: u32| s & bits == 0;
     rules! { EXEC;
-        "VPID must not be zero" => off(proc2::VPID) || c.vpid != 0, c.vpid;
+        "VPID must not be zero" => s & proc2::VPID == 0 || c.vpid != 0, c.vpid;
+        "\"unrestricted guest\" needs EPT" => ept || s & proc2::UNRESTRICTED_GUEST == 0, s;
+    }
+    rules! { "SDM 3C 25.6.5";
+        "the TSC multiplier must not be zero" =>
+            s & proc2::TSC_SCALING == 0 || c.tsc_multiplier != 0, c.tsc_multiplier;
     }
     if ept {
         check_eptp(c.eptp, caps)?;
-    }
-    rules! { EXEC;
-        "page-modification logging needs EPT" => ept || off(proc2::PML), s;
-        "the PML address must be page-aligned and within the width" =>
-            off(proc2::PML) || page(c.pml_address, caps), c.pml_address;
-        "\"unrestricted guest\" needs EPT" => ept || off(proc2::UNRESTRICTED_GUEST), s;
-        "mode-based execute control needs EPT" => ept || off(proc2::MODE_BASED_EXECUTE), s;
-        "\"Intel PT uses guest physical addresses\" needs EPT" =>
-            ept || off(proc2::PT_GUEST_PHYSICAL), s;
-        "sub-page write permissions need EPT" => ept || off(proc2::SUB_PAGE_WRITE), s;
-        "the sub-page-permission-table pointer must be page-aligned and within the width" =>
-            off(proc2::SUB_PAGE_WRITE) || page(c.sppt_pointer, caps), c.sppt_pointer;
-    }
-    execution_optional(c, caps)?;
-    rules! { "SDM 3C 25.6.5";
-        "the TSC multiplier must not be zero" =>
-            off(proc2::TSC_SCALING) || c.tsc_multiplier != 0, c.tsc_multiplier;
-    }
-    Ok(())
-}
-
-/// Controls of features that rvmm leaves off as yet.
-fn execution_optional(c: &Controls, caps: &VmxCaps) -> Result<(), Violation> {
-    let s = c.secondary();
-    if s & proc2::VM_FUNCTIONS != 0 {
-        let functions = c.vm_function_controls;
-        rules! { EXEC;
-            "reserved VM-function controls must be zero" => functions & !caps.vmfunc == 0, functions;
-            "EPTP switching needs EPT" => functions & 1 == 0 || s & proc2::EPT != 0, s;
-            "the EPTP-list address must be page-aligned and within the width" =>
-                functions & 1 == 0 || page(c.eptp_list, caps), c.eptp_list;
-        }
-    }
-    for map in [c.vmread_bitmap, c.vmwrite_bitmap] {
-        rules! { EXEC;
-            "VMREAD- and VMWRITE-bitmap addresses must be page-aligned and within the width" =>
-                s & proc2::VMCS_SHADOWING == 0 || page(map, caps), map;
-        }
-    }
-    rules! { EXEC;
-        "the virtualization-exception information address must be page-aligned and within the width" =>
-            s & proc2::EPT_VE == 0 || page(c.ve_information, caps), c.ve_information;
     }
     Ok(())
 }
@@ -199,30 +167,6 @@ fn check_eptp(eptp: u64, caps: &VmxCaps) -> Result<(), Violation> {
     Ok(())
 }
 
-fn msr_area(
-    a: &MsrArea,
-    align: &'static str,
-    width: &'static str,
-    manual: &'static str,
-    caps: &VmxCaps,
-) -> Result<(), Violation> {
-    if a.count == 0 {
-        return Ok(());
-    }
-    // 16 bytes for each entry: the last byte must be within the width too.
-    let last = a.address.checked_add((a.count as u64 * 16).wrapping_sub(1));
-    rules! { manual;
-        align => a.address & 15 == 0, a.address;
-        width => last.is_some_and(|l| (l | a.address) & caps.field_reserved() == 0), a.address;
-    }
-    let limit = (((caps.misc >> 25) & 7) + 1) * 512;
-    rules! { "SDM 3C 25.7.2";
-        "an MSR area must not be longer than IA32_VMX_MISC recommends" =>
-            a.count as u64 <= limit, a.count;
-    }
-    Ok(())
-}
-
 fn exit_controls(c: &Controls, caps: &VmxCaps) -> Result<(), Violation> {
     rules! { EXIT;
         "reserved bits of the VM-exit controls must be set properly" =>
@@ -231,21 +175,10 @@ fn exit_controls(c: &Controls, caps: &VmxCaps) -> Result<(), Violation> {
             c.exit & EXIT_UNUSED_LOADS == 0, c.exit;
         "\"save VMX-preemption timer value\" needs \"activate VMX-preemption timer\"" =>
             c.pin & pin::PREEMPTION_TIMER != 0 || c.exit & exit::SAVE_PREEMPTION_TIMER == 0, c.exit;
+        "VM-exit MSR areas must be empty: rvmm does not fill them" =>
+            c.exit_msr_store_count | c.exit_msr_load_count == 0, c.exit_msr_load_count;
     }
-    msr_area(
-        &c.exit_msr_store,
-        "the VM-exit MSR-store address must be 16-byte aligned",
-        "the VM-exit MSR-store area must lie within the width",
-        EXIT,
-        caps,
-    )?;
-    msr_area(
-        &c.exit_msr_load,
-        "the VM-exit MSR-load address must be 16-byte aligned",
-        "the VM-exit MSR-load area must lie within the width",
-        EXIT,
-        caps,
-    )
+    Ok(())
 }
 
 fn entry_controls(c: &Controls, g: &Guest, caps: &VmxCaps) -> Result<(), Violation> {
@@ -256,14 +189,9 @@ fn entry_controls(c: &Controls, g: &Guest, caps: &VmxCaps) -> Result<(), Violati
             c.entry & ENTRY_UNUSED_LOADS == 0, c.entry;
         "SMM entry controls must be zero outside SMM" =>
             c.entry & (entry::SMM | entry::DUAL_MONITOR) == 0, c.entry;
+        "the VM-entry MSR area must be empty: rvmm does not fill it" =>
+            c.entry_msr_load_count == 0, c.entry_msr_load_count;
     }
-    msr_area(
-        &c.entry_msr_load,
-        "the VM-entry MSR-load address must be 16-byte aligned",
-        "the VM-entry MSR-load area must lie within the width",
-        ENTRY,
-        caps,
-    )?;
     entry_event(c, g, caps)
 }
 

@@ -36,8 +36,6 @@ pub struct VmxCaps {
     pub misc: u64,
     /// IA32_VMX_EPT_VPID_CAP.
     pub ept_vpid: u64,
-    /// IA32_VMX_VMFUNC.
-    pub vmfunc: u64,
     /// IA32_VMX_CR0_FIXED0, FIXED1.
     pub cr0_fixed: [u64; 2],
     /// IA32_VMX_CR4_FIXED0, FIXED1.
@@ -67,14 +65,6 @@ impl VmxCaps {
     }
 }
 
-/// A VM-exit or VM-entry MSR area.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-#[allow(missing_docs)]
-pub struct MsrArea {
-    pub count: u32,
-    pub address: u64,
-}
-
 /// Control fields (SDM 3C 25.6 to 25.8).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[allow(missing_docs)]
@@ -85,8 +75,6 @@ pub struct Controls {
     pub exit: u32,
     pub entry: u32,
     pub cr3_target_count: u32,
-    pub io_bitmap_a: u64,
-    pub io_bitmap_b: u64,
     pub msr_bitmap: u64,
     pub virtual_apic: u64,
     pub tpr_threshold: u32,
@@ -97,17 +85,10 @@ pub struct Controls {
     pub posted_descriptor: u64,
     pub vpid: u16,
     pub eptp: u64,
-    pub pml_address: u64,
-    pub sppt_pointer: u64,
-    pub vm_function_controls: u64,
-    pub eptp_list: u64,
-    pub vmread_bitmap: u64,
-    pub vmwrite_bitmap: u64,
-    pub ve_information: u64,
     pub tsc_multiplier: u64,
-    pub exit_msr_store: MsrArea,
-    pub exit_msr_load: MsrArea,
-    pub entry_msr_load: MsrArea,
+    pub exit_msr_store_count: u32,
+    pub exit_msr_load_count: u32,
+    pub entry_msr_load_count: u32,
     pub entry_interruption: u32,
     pub entry_error_code: u32,
     pub entry_instruction_length: u32,

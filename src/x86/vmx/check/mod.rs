@@ -4,8 +4,10 @@
 //!
 //! `controls` has the rules of 27.2.1, `host` those of 27.2.2 to 27.2.4, `guest` those of 27.3.1, each rule a sentence
 //! with its section; `fields` is what they look at. Emulators accept more states than processors do; this check
-//! refuses what the manual refuses. Entry controls for state that rvmm never loads (performance counters, BNDCFGS,
-//! processor trace, CET, LBR, user interrupts, PKRS, FRED) are refused outright, so their fields need no rules here.
+//! refuses what the manual refuses. Controls that rvmm never sets are refused outright, so their fields need no rules
+//! here: entry controls for state that it does not load (performance counters, BNDCFGS, processor trace, CET, LBR, user
+//! interrupts, PKRS, FRED), MSR areas, and execution controls with structures of their own (I/O bitmaps, PML, VM
+//! functions, VMCS shadowing, #VE, sub-page permissions).
 //!
 //! All of it is pure: the caller reads the VMCS (`super::view`) and the capability MSRs (`super::config`).
 #![forbid(unsafe_code)]
