@@ -47,22 +47,14 @@ impl<T> RawSpin<T> {
     pub fn lock(&self) -> Guard<'_, T> {
         // SAFETY: The lock is initialised.
         unsafe { bindings::rvmm_raw_spin_lock(self.lock.get()) };
-        Guard {
-            lock: self,
-            flags: None,
-            _not_send: PhantomData,
-        }
+        self.guard(None)
     }
 
     /// Takes the lock if it is free; the interrupt flag stays as it is.
     #[inline]
     pub fn try_lock(&self) -> Option<Guard<'_, T>> {
         // SAFETY: The lock is initialised.
-        unsafe { bindings::rvmm_raw_spin_trylock(self.lock.get()) }.then(|| Guard {
-            lock: self,
-            flags: None,
-            _not_send: PhantomData,
-        })
+        unsafe { bindings::rvmm_raw_spin_trylock(self.lock.get()) }.then(|| self.guard(None))
     }
 
     /// Turns interrupts off and takes the lock.
@@ -70,9 +62,16 @@ impl<T> RawSpin<T> {
     pub fn lock_irqsave(&self) -> Guard<'_, T> {
         // SAFETY: The lock is initialised.
         let flags = unsafe { bindings::rvmm_raw_spin_lock_irqsave(self.lock.get()) };
+        self.guard(Some(flags))
+    }
+
+    /// The lock has just been taken; `flags` are those from before if interrupts were turned off for it.
+    #[inline(always)]
+    fn guard(&self, flags: Option<usize>) -> Guard<'_, T> {
+        // INVARIANT: As the callers say.
         Guard {
             lock: self,
-            flags: Some(flags),
+            flags,
             _not_send: PhantomData,
         }
     }

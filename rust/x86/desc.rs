@@ -18,64 +18,41 @@ pub struct DescPtr {
 
 const _: () = assert!(core::mem::size_of::<DescPtr>() == 10);
 
-/// The GDT register.
-///
-/// The base is the read-only remapping that the kernel runs on, not the writable table.
-#[inline(always)]
-pub fn gdt() -> DescPtr {
-    let mut p = DescPtr::default();
-    // SAFETY: SGDT stores 10 bytes, the size of `p`.
-    unsafe { asm!("sgdt [{}]", in(reg) &mut p, options(nostack, preserves_flags)) };
-    p
+macro_rules! table {
+    ($($(#[$doc:meta])* $get:ident, $sgdt:literal; $(#[$load_doc:meta])* $load:ident, $lgdt:literal;)*) => {$(
+        $(#[$doc])*
+        #[inline(always)]
+        pub fn $get() -> DescPtr {
+            let mut p = DescPtr::default();
+            // SAFETY: The instruction stores 10 bytes, the size of `p`.
+            unsafe { asm!($sgdt, in(reg) &mut p, options(nostack, preserves_flags)) };
+            p
+        }
+
+        $(#[$load_doc])*
+        ///
+        /// # Safety
+        ///
+        /// `p` describes a table that holds the descriptors the kernel relies on, and stays mapped.
+        #[inline(always)]
+        pub unsafe fn $load(p: &DescPtr) {
+            // SAFETY: The caller answers for the table.
+            unsafe { asm!($lgdt, in(reg) p, options(nostack, preserves_flags)) };
+        }
+    )*};
 }
 
-/// The IDT register.
-#[inline(always)]
-pub fn idt() -> DescPtr {
-    let mut p = DescPtr::default();
-    // SAFETY: SIDT stores 10 bytes, the size of `p`.
-    unsafe { asm!("sidt [{}]", in(reg) &mut p, options(nostack, preserves_flags)) };
-    p
-}
-
-/// Loads the GDT register.
-///
-/// # Safety
-///
-/// `p` describes a GDT that holds the descriptors the kernel relies on, and stays mapped.
-#[inline(always)]
-pub unsafe fn load_gdt(p: &DescPtr) {
-    // SAFETY: The caller answers for the table.
-    unsafe { asm!("lgdt [{}]", in(reg) p, options(nostack, preserves_flags)) };
-}
-
-/// Loads the IDT register.
-///
-/// # Safety
-///
-/// `p` describes the kernel's IDT, and stays mapped.
-#[inline(always)]
-pub unsafe fn load_idt(p: &DescPtr) {
-    // SAFETY: The caller answers for the table.
-    unsafe { asm!("lidt [{}]", in(reg) p, options(nostack, preserves_flags)) };
-}
-
-/// The task register's selector.
-#[inline(always)]
-pub fn tr() -> u16 {
-    let sel: u16;
-    // SAFETY: STR only reads a selector.
-    unsafe { asm!("str {:x}", out(reg) sel, options(nomem, nostack, preserves_flags)) };
-    sel
-}
-
-/// The LDT register's selector.
-#[inline(always)]
-pub fn ldtr() -> u16 {
-    let sel: u16;
-    // SAFETY: SLDT only reads a selector.
-    unsafe { asm!("sldt {:x}", out(reg) sel, options(nomem, nostack, preserves_flags)) };
-    sel
+table! {
+    /// The GDT register.
+    ///
+    /// The base is the read-only remapping that the kernel runs on, not the writable table.
+    gdt, "sgdt [{}]";
+    /// Loads the GDT register.
+    load_gdt, "lgdt [{}]";
+    /// The IDT register.
+    idt, "sidt [{}]";
+    /// Loads the IDT register.
+    load_idt, "lidt [{}]";
 }
 
 /// Loads the LDT register.
@@ -90,36 +67,37 @@ pub unsafe fn load_ldtr(sel: u16) {
 }
 
 macro_rules! selector {
-    ($(#[$doc:meta])* $name:ident, $insn:literal) => {
+    ($($(#[$doc:meta])* $name:ident, $insn:literal;)*) => {$(
         $(#[$doc])*
         #[inline(always)]
         pub fn $name() -> u16 {
             let sel: u32;
-            // SAFETY: Reading a segment selector has no side effect.
+            // SAFETY: Reading a selector has no side effect.
             unsafe { asm!($insn, out(reg) sel, options(nomem, nostack, preserves_flags)) };
             sel as u16
         }
-    };
+    )*};
 }
 
-selector!(
+selector! {
     /// CS.
-    cs, "mov {:e}, cs");
-selector!(
+    cs, "mov {:e}, cs";
     /// DS.
-    ds, "mov {:e}, ds");
-selector!(
+    ds, "mov {:e}, ds";
     /// ES.
-    es, "mov {:e}, es");
-selector!(
+    es, "mov {:e}, es";
     /// FS.
-    fs, "mov {:e}, fs");
-selector!(
+    fs, "mov {:e}, fs";
     /// GS.
-    gs, "mov {:e}, gs");
+    gs, "mov {:e}, gs";
+    /// The task register's selector.
+    tr, "str {:e}";
+    /// The LDT register's selector.
+    ldtr, "sldt {:e}";
+}
 
 macro_rules! load_selector {
-    ($(#[$doc:meta])* $name:ident, $insn:literal) => {
+    ($($(#[$doc:meta])* $name:ident, $insn:literal;)*) => {$(
         $(#[$doc])*
         ///
         /// # Safety
@@ -130,18 +108,17 @@ macro_rules! load_selector {
             // SAFETY: The caller answers for the selector.
             unsafe { asm!($insn, in(reg) u32::from(sel), options(nostack, preserves_flags)) };
         }
-    };
+    )*};
 }
 
-load_selector!(
+load_selector! {
     /// Loads DS.
-    load_ds, "mov ds, {:e}");
-load_selector!(
+    load_ds, "mov ds, {:e}";
     /// Loads ES.
-    load_es, "mov es, {:e}");
-load_selector!(
+    load_es, "mov es, {:e}";
     /// Loads FS, which clears or reloads its base.
-    load_fs, "mov fs, {:e}");
+    load_fs, "mov fs, {:e}";
+}
 
 /// The TSS as the CPU sees it: the base held in the GDT's descriptor that TR selects, i.e. the alias in
 /// the CPU entry area (SDM 3A 7.2.3).
