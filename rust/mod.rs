@@ -3,7 +3,7 @@
 //! Safe wrappers over kernel interfaces that the `kernel` crate lacks.
 //!
 //! Nothing here knows of hypervisors; each file stands for a C header and could go into the `kernel` crate
-//! one day. `shim/shim.c` and `x86/shim.c` hold functions for what C offers only as inline or macro.
+//! one day. The C files in `shim` and `x86` hold functions for what C offers only as inline or macro.
 
 pub mod bindings;
 
