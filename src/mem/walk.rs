@@ -19,124 +19,17 @@
 //! removed: the next access faults and the owner maps again. `unmap` uses this for huge leaves.
 #![forbid(unsafe_code)]
 
+mod table;
 mod visitors;
+
+pub use table::{Cursor, Page, Removed, Table, Tables, MAX_ALLOC_PER_MAP};
 
 use core::marker::PhantomData;
 
 use crate::mem::addr::{Gpa, GpaRange, Hpa, Level, MAX_PHYS_BITS, PAGE_SIZE, TABLE_ENTRIES};
-use crate::mem::format::{Format, Leaf, Perm, Replace};
-use visitors::{Age, TestAccessed, Unmap, WriteProtect};
-
-/// Memory that a table is made of: a zeroed page that its owner gives away.
-pub trait Page {
-    /// How many tables find room, one behind the other.
-    #[inline]
-    fn tables(&self) -> u64 {
-        1
-    }
-
-    /// Physical address of the first; the memory stays allocated while `self` lives.
-    fn hpa(&self) -> Hpa;
-
-    /// Gives the memory away for its physical address. As a [`Table`] it comes back to [`Tables::free`].
-    fn into_hpa(self) -> Hpa;
-}
-
-/// A page table: 512 entries in a page that was a `P`.
-///
-/// # Invariants
-///
-/// The page is allocated. Only this file makes tables: of a root, of what [`Tables::alloc`] gave, and of a
-/// present entry of another table that is no leaf. [`Tables::free`] takes the last handle of a table, after
-/// the entry that pointed to it has gone.
-pub struct Table<P>(Hpa, PhantomData<fn() -> P>);
-
-impl<P> Table<P> {
-    /// Where the table lies.
-    #[inline]
-    pub const fn hpa(&self) -> Hpa {
-        self.0
-    }
-
-    #[inline]
-    const fn at(hpa: Hpa) -> Self {
-        Self(hpa, PhantomData)
-    }
-}
-
-/// Access to table memory; `index` is always below 512.
-pub trait Tables {
-    /// What tables are made of.
-    type Page: Page;
-
-    /// Whether [`Tables::flush`] does what it says: needed for [`Replace::BreakFirst`].
-    const FLUSHES: bool = false;
-
-    /// Returns after every processor has forgotten what it had cached of entries that are not present any more.
-    #[inline]
-    fn flush(&mut self) {}
-
-    /// Reads an entry once (a relaxed atomic load).
-    fn load(&self, table: &Table<Self::Page>, index: usize) -> u64;
-
-    /// Writes an entry that is not present or belongs to a table the processor cannot see, with release
-    /// ordering: a table's content has to be visible before the entry that points to it.
-    fn store(&self, table: &Table<Self::Page>, index: usize, value: u64);
-
-    /// Replaces `old` by `new` atomically, or returns the value that is there instead.
-    fn cmpxchg(
-        &self,
-        table: &Table<Self::Page>,
-        index: usize,
-        old: u64,
-        new: u64,
-    ) -> Result<(), u64>;
-
-    /// Replaces an entry atomically and returns what was there.
-    #[inline]
-    fn swap(&self, table: &Table<Self::Page>, index: usize, new: u64) -> u64 {
-        let mut old = self.load(table, index);
-        loop {
-            match self.cmpxchg(table, index, old, new) {
-                Ok(()) => return old,
-                Err(now) => old = now,
-            }
-        }
-    }
-
-    /// Memory for a table, or `None`. One `map` asks for at most [`MAX_ALLOC_PER_MAP`].
-    fn alloc(&mut self) -> Option<Self::Page>;
-
-    /// Gives a table back. Processors may still walk it: the memory must not be reused before the
-    /// translations have been flushed.
-    fn free(&mut self, table: Table<Self::Page>);
-
-    /// Told about each leaf that goes away, for example to mark the host page dirty. Not called by
-    /// [`PageTable::clear_some`].
-    #[inline]
-    fn removed(&mut self, _leaf: &Removed) {}
-}
-
-/// Tables that one [`PageTable::map`] may allocate: one for each level below the root of a 5-level tree.
-pub const MAX_ALLOC_PER_MAP: usize = 4;
-
-/// A leaf that has been taken out of the table. The module has no use for it: what it maps writable it takes for
-/// dirty at once. The tests follow every page by it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Removed {
-    /// First guest-physical address.
-    pub gpa: Gpa,
-    /// First host-physical address.
-    pub hpa: Hpa,
-    /// Size of the page.
-    pub level: Level,
-    /// Accessed since mapped or last aged.
-    pub accessed: bool,
-    /// Written since mapped or last cleaned.
-    pub dirty: bool,
-    /// Was writable.
-    pub writable: bool,
-}
+use crate::mem::format::{Format, Leaf, Replace};
+use table::update;
+use visitors::{Age, Entry, TestAccessed, Unmap, Visitor, WriteProtect};
 
 /// What [`PageTable::map`] did.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -176,84 +69,6 @@ pub enum MapError {
     OutOfRange,
     /// The format has no such combination of rights.
     Perm,
-}
-
-/// Progress through a range: lets the owner drop its lock between pieces of bounded work.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Cursor {
-    start: u64,
-    pos: u64,
-    end: u64,
-    /// Set when translations have to be flushed; flush (and free the tables) each time before the lock is
-    /// dropped, then call [`Cursor::take_flush`] to clear it.
-    pub flush: bool,
-    /// Set when something was found: a leaf removed, accessed or changed, depending on the operation.
-    pub hit: bool,
-}
-
-impl Cursor {
-    /// At the start of `range`.
-    #[inline]
-    pub const fn new(range: GpaRange) -> Self {
-        Self {
-            start: range.start().0,
-            pos: range.start().0,
-            end: range.end().0,
-            flush: false,
-            hit: false,
-        }
-    }
-
-    /// Whether the whole range has been done.
-    #[inline]
-    pub const fn is_done(&self) -> bool {
-        self.pos >= self.end
-    }
-
-    /// Where the next piece starts.
-    #[inline]
-    pub const fn position(&self) -> Gpa {
-        Gpa(self.pos)
-    }
-
-    /// Returns `flush` and clears it.
-    #[inline]
-    pub fn take_flush(&mut self) -> bool {
-        core::mem::replace(&mut self.flush, false)
-    }
-
-    /// Whether the `size` bytes from `base` lie inside the range.
-    #[inline]
-    const fn covers(&self, base: u64, size: u64) -> bool {
-        // `base` is aligned to `size` and below 2^57: no overflow.
-        self.start <= base && base.wrapping_add(size) <= self.end
-    }
-}
-
-/// A present entry seen by a scan.
-struct Entry<P> {
-    table: Table<P>,
-    index: usize,
-    value: u64,
-    level: Level,
-    /// First address that the entry spans.
-    base: u64,
-}
-
-/// What to do with the entries of a range.
-trait Visitor<T: Tables> {
-    /// A leaf; it may begin before the range or end after it.
-    fn leaf(&mut self, t: &mut T, cur: &mut Cursor, at: &Entry<T::Page>);
-
-    /// A pointer to a table of 4 KiB leaves that the range covers; true when done with it.
-    #[inline]
-    fn table(&mut self, _t: &mut T, _cur: &mut Cursor, _at: &Entry<T::Page>) -> bool {
-        false
-    }
-
-    /// The position has left one table or more.
-    #[inline]
-    fn left_table(&mut self, _t: &mut T, _cur: &mut Cursor) {}
 }
 
 /// Budget used by a visit to a whole table.
@@ -316,12 +131,6 @@ impl<F: Format, T: Tables> PageTable<F, T> {
         Table::at(self.root.wrapping_add(nth.wrapping_mul(PAGE_SIZE)))
     }
 
-    /// The table that `entry` points to: present, no leaf, of a table of this tree.
-    #[inline]
-    fn child(entry: u64) -> Table<T::Page> {
-        Table::at(F::child(entry))
-    }
-
     /// A new table.
     #[inline]
     fn alloc(t: &mut T) -> Result<Table<T::Page>, MapError> {
@@ -371,7 +180,7 @@ impl<F: Format, T: Tables> PageTable<F, T> {
             } else if F::is_leaf(entry, at) {
                 on_leaf(t, &table, index, at, entry)?
             } else {
-                Self::child(entry)
+                Table::child::<F>(entry)
             };
             let Some(down) = at.down() else { break };
             at = down;
@@ -458,7 +267,7 @@ impl<F: Format, T: Tables> PageTable<F, T> {
             });
         }
         let old = Self::replace(t, &table, index, new);
-        t.removed(&Self::describe(old, level, gpa));
+        t.removed(&Removed::of::<F>(old, level, gpa));
         Ok(Change::Replaced)
     }
 
@@ -514,7 +323,7 @@ impl<F: Format, T: Tables> PageTable<F, T> {
             return Ok(Change::New);
         }
         let old = Self::replace(t, &table, index, F::table(child.hpa()));
-        t.removed(&Self::describe(old, Level::L2, gpa));
+        t.removed(&Removed::of::<F>(old, Level::L2, gpa));
         Ok(Change::Replaced)
     }
 
@@ -630,7 +439,15 @@ impl<F: Format, T: Tables> PageTable<F, T> {
 
     #[inline]
     fn remove_some(&self, t: &mut T, cur: &mut Cursor, budget: u32, report: bool) -> bool {
-        self.scan(t, cur, budget, &mut Unmap { pt: self, report })
+        self.scan(
+            t,
+            cur,
+            budget,
+            &mut Unmap::<F> {
+                report,
+                format: PhantomData,
+            },
+        )
     }
 
     /// Calls the visitor for the entries of the range until the end or until `budget` is used up. Each turn of
@@ -665,7 +482,7 @@ impl<F: Format, T: Tables> PageTable<F, T> {
                             let Some(down) = level.down() else {
                                 return true;
                             };
-                            at.table = Self::child(value);
+                            at.table = Table::child::<F>(value);
                             at.level = down;
                             continue;
                         }
@@ -679,7 +496,9 @@ impl<F: Format, T: Tables> PageTable<F, T> {
                     break;
                 }
             }
-            v.left_table(t, cur);
+            if V::UNLINKS {
+                self.free_ended(t, cur);
+            }
         }
         true
     }
@@ -696,7 +515,7 @@ impl<F: Format, T: Tables> PageTable<F, T> {
                 return;
             }
             if let Some(at) = self.find_table(t, base, above) {
-                let child = Self::child(at.value);
+                let child = Table::child::<F>(at.value);
                 // Another mapping may have come since the range's earlier part was done.
                 if (0..TABLE_ENTRIES).any(|i| F::present(t.load(&child, i))) {
                     return;
@@ -728,21 +547,8 @@ impl<F: Format, T: Tables> PageTable<F, T> {
                     base,
                 });
             }
-            table = Self::child(value);
+            table = Table::child::<F>(value);
             at = at.down()?;
-        }
-    }
-
-    /// What to tell about the leaf `entry` that has gone.
-    #[inline]
-    fn describe(entry: u64, level: Level, gpa: Gpa) -> Removed {
-        Removed {
-            gpa,
-            hpa: F::addr(entry, level),
-            level,
-            accessed: F::accessed(entry),
-            dirty: F::dirty(entry),
-            writable: F::perm(entry).contains(Perm::W),
         }
     }
 }
@@ -754,22 +560,4 @@ pub struct Aged {
     pub accessed: bool,
     /// Leaves were removed: translations have to be flushed.
     pub flush: bool,
-}
-
-/// Changes a present entry by `f`, which is applied again if the processor set a bit meanwhile. Returns the
-/// entry that was replaced.
-#[inline]
-fn update<T: Tables>(
-    t: &T,
-    table: &Table<T::Page>,
-    index: usize,
-    mut old: u64,
-    f: impl Fn(u64) -> u64,
-) -> u64 {
-    loop {
-        match t.cmpxchg(table, index, old, f(old)) {
-            Ok(()) => return old,
-            Err(now) => old = now,
-        }
-    }
 }

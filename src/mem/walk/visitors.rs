@@ -1,32 +1,60 @@
 // SPDX-License-Identifier: GPL-2.0
-//! What [`PageTable`] does to the entries of a range.
+//! What [`super::PageTable`] does to the entries of a range.
 #![forbid(unsafe_code)]
 
 use core::marker::PhantomData;
 
-use super::{update, Cursor, Entry, PageTable, Tables, Visitor, TABLE_ENTRIES};
-use crate::mem::addr::{Gpa, Level};
+use super::table::{update, Cursor, Removed, Table, Tables};
+use crate::mem::addr::{Gpa, Level, TABLE_ENTRIES};
 use crate::mem::format::{Format, Perm};
 
-/// Takes leaves and tables away.
-pub(super) struct Unmap<'a, F: Format, T: Tables> {
-    pub(super) pt: &'a PageTable<F, T>,
-    pub(super) report: bool,
+/// A present entry seen by a scan.
+pub(super) struct Entry<P> {
+    pub(super) table: Table<P>,
+    pub(super) index: usize,
+    pub(super) value: u64,
+    pub(super) level: Level,
+    /// First address that the entry spans.
+    pub(super) base: u64,
 }
 
-impl<F: Format, T: Tables> Visitor<T> for Unmap<'_, F, T> {
+/// What to do with the entries of a range.
+pub(super) trait Visitor<T: Tables> {
+    /// It takes entries away, so that tables may be empty when it is done with them.
+    const UNLINKS: bool = false;
+
+    /// A leaf; it may begin before the range or end after it.
+    fn leaf(&mut self, t: &mut T, cur: &mut Cursor, at: &Entry<T::Page>);
+
+    /// A pointer to a table of 4 KiB leaves that the range covers; true when done with it.
+    #[inline]
+    fn table(&mut self, _t: &mut T, _cur: &mut Cursor, _at: &Entry<T::Page>) -> bool {
+        false
+    }
+}
+
+/// Takes leaves and tables away.
+pub(super) struct Unmap<F> {
+    /// Whether [`Tables::removed`] is told.
+    pub(super) report: bool,
+    pub(super) format: PhantomData<F>,
+}
+
+impl<F: Format, T: Tables> Visitor<T> for Unmap<F> {
+    const UNLINKS: bool = true;
+
     #[inline]
     fn leaf(&mut self, t: &mut T, cur: &mut Cursor, at: &Entry<T::Page>) {
         let old = t.swap(&at.table, at.index, F::NON_PRESENT);
         cur.flush = true;
         cur.hit = true;
         if self.report {
-            t.removed(&PageTable::<F, T>::describe(old, at.level, Gpa(at.base)));
+            t.removed(&Removed::of::<F>(old, at.level, Gpa(at.base)));
         }
     }
 
     fn table(&mut self, t: &mut T, cur: &mut Cursor, at: &Entry<T::Page>) -> bool {
-        let child = PageTable::<F, T>::child(t.swap(&at.table, at.index, F::NON_PRESENT));
+        let child = Table::child::<F>(t.swap(&at.table, at.index, F::NON_PRESENT));
         cur.flush = true;
         if self.report {
             for i in 0..TABLE_ENTRIES {
@@ -36,17 +64,12 @@ impl<F: Format, T: Tables> Visitor<T> for Unmap<'_, F, T> {
                     let old = t.swap(&child, i, F::NON_PRESENT);
                     let gpa = Gpa(at.base | (i as u64).wrapping_shl(Level::L1.shift()));
                     cur.hit = true;
-                    t.removed(&PageTable::<F, T>::describe(old, Level::L1, gpa));
+                    t.removed(&Removed::of::<F>(old, Level::L1, gpa));
                 }
             }
         }
         t.free(child);
         true
-    }
-
-    #[inline]
-    fn left_table(&mut self, t: &mut T, cur: &mut Cursor) {
-        self.pt.free_ended(t, cur);
     }
 }
 
@@ -60,7 +83,7 @@ impl<F: Format, T: Tables> Visitor<T> for Age<F> {
             let old = t.swap(&at.table, at.index, F::NON_PRESENT);
             cur.flush = true;
             cur.hit = true;
-            t.removed(&PageTable::<F, T>::describe(old, at.level, Gpa(at.base)));
+            t.removed(&Removed::of::<F>(old, at.level, Gpa(at.base)));
         } else if F::accessed(at.value) {
             update(t, &at.table, at.index, at.value, F::clear_accessed);
             cur.hit = true;

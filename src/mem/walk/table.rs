@@ -1,0 +1,211 @@
+// SPDX-License-Identifier: GPL-2.0
+//! The tables that a page table is made of, how they are read and written, and progress through a range of them.
+#![forbid(unsafe_code)]
+
+use core::marker::PhantomData;
+
+use crate::mem::addr::{Gpa, GpaRange, Hpa, Level};
+use crate::mem::format::{Format, Perm};
+
+/// Memory that a table is made of: a zeroed page that its owner gives away.
+pub trait Page {
+    /// How many tables find room, one behind the other.
+    #[inline]
+    fn tables(&self) -> u64 {
+        1
+    }
+
+    /// Physical address of the first; the memory stays allocated while `self` lives.
+    fn hpa(&self) -> Hpa;
+
+    /// Gives the memory away for its physical address. As a [`Table`] it comes back to [`Tables::free`].
+    fn into_hpa(self) -> Hpa;
+}
+
+/// A page table: 512 entries in a page that was a `P`.
+///
+/// # Invariants
+///
+/// The page is allocated. Only `walk` makes tables: of a root, of what [`Tables::alloc`] gave, and of a
+/// present entry of another table that is no leaf. [`Tables::free`] takes the last handle of a table, after
+/// the entry that pointed to it has gone.
+pub struct Table<P>(Hpa, PhantomData<fn() -> P>);
+
+impl<P> Table<P> {
+    /// Where the table lies.
+    #[inline]
+    pub const fn hpa(&self) -> Hpa {
+        self.0
+    }
+
+    /// The table that lies at `hpa`.
+    #[inline]
+    pub(super) const fn at(hpa: Hpa) -> Self {
+        Self(hpa, PhantomData)
+    }
+
+    /// The table that `entry` points to, which is present and no leaf.
+    #[inline]
+    pub(super) fn child<F: Format>(entry: u64) -> Self {
+        Self::at(F::child(entry))
+    }
+}
+
+/// Access to table memory; `index` is always below 512.
+pub trait Tables {
+    /// What tables are made of.
+    type Page: Page;
+
+    /// Whether [`Tables::flush`] does what it says: needed for [`crate::mem::format::Replace::BreakFirst`].
+    const FLUSHES: bool = false;
+
+    /// Returns after every processor has forgotten what it had cached of entries that are not present any more.
+    #[inline]
+    fn flush(&mut self) {}
+
+    /// Reads an entry once (a relaxed atomic load).
+    fn load(&self, table: &Table<Self::Page>, index: usize) -> u64;
+
+    /// Writes an entry that is not present or belongs to a table the processor cannot see, with release
+    /// ordering: a table's content has to be visible before the entry that points to it.
+    fn store(&self, table: &Table<Self::Page>, index: usize, value: u64);
+
+    /// Replaces `old` by `new` atomically, or returns the value that is there instead.
+    fn cmpxchg(
+        &self,
+        table: &Table<Self::Page>,
+        index: usize,
+        old: u64,
+        new: u64,
+    ) -> Result<(), u64>;
+
+    /// Replaces an entry atomically and returns what was there.
+    #[inline]
+    fn swap(&self, table: &Table<Self::Page>, index: usize, new: u64) -> u64 {
+        let mut old = self.load(table, index);
+        loop {
+            match self.cmpxchg(table, index, old, new) {
+                Ok(()) => return old,
+                Err(now) => old = now,
+            }
+        }
+    }
+
+    /// Memory for a table, or `None`. One `map` asks for at most [`MAX_ALLOC_PER_MAP`].
+    fn alloc(&mut self) -> Option<Self::Page>;
+
+    /// Gives a table back. Processors may still walk it: the memory must not be reused before the
+    /// translations have been flushed.
+    fn free(&mut self, table: Table<Self::Page>);
+
+    /// Told about each leaf that goes away, for example to mark the host page dirty. Not called by
+    /// [`super::PageTable::clear_some`].
+    #[inline]
+    fn removed(&mut self, _leaf: &Removed) {}
+}
+
+/// Tables that one [`super::PageTable::map`] may allocate: one for each level below the root of a 5-level tree.
+pub const MAX_ALLOC_PER_MAP: usize = 4;
+
+/// A leaf that has been taken out of the table. The module has no use for it: what it maps writable it takes for
+/// dirty at once. The tests follow every page by it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Removed {
+    /// First guest-physical address.
+    pub gpa: Gpa,
+    /// First host-physical address.
+    pub hpa: Hpa,
+    /// Size of the page.
+    pub level: Level,
+    /// Accessed since mapped or last aged.
+    pub accessed: bool,
+    /// Written since mapped or last cleaned.
+    pub dirty: bool,
+    /// Was writable.
+    pub writable: bool,
+}
+
+impl Removed {
+    /// The leaf `entry` of `level` that mapped `gpa`.
+    #[inline]
+    pub(super) fn of<F: Format>(entry: u64, level: Level, gpa: Gpa) -> Self {
+        Self {
+            gpa,
+            hpa: F::addr(entry, level),
+            level,
+            accessed: F::accessed(entry),
+            dirty: F::dirty(entry),
+            writable: F::perm(entry).contains(Perm::W),
+        }
+    }
+}
+
+/// Progress through a range: lets the owner drop its lock between pieces of bounded work.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Cursor {
+    start: u64,
+    pub(super) pos: u64,
+    pub(super) end: u64,
+    /// Set when translations have to be flushed; flush (and free the tables) each time before the lock is
+    /// dropped, then call [`Cursor::take_flush`] to clear it.
+    pub flush: bool,
+    /// Set when something was found: a leaf removed, accessed or changed, depending on the operation.
+    pub hit: bool,
+}
+
+impl Cursor {
+    /// At the start of `range`.
+    #[inline]
+    pub const fn new(range: GpaRange) -> Self {
+        Self {
+            start: range.start().0,
+            pos: range.start().0,
+            end: range.end().0,
+            flush: false,
+            hit: false,
+        }
+    }
+
+    /// Whether the whole range has been done.
+    #[inline]
+    pub const fn is_done(&self) -> bool {
+        self.pos >= self.end
+    }
+
+    /// Where the next piece starts.
+    #[inline]
+    pub const fn position(&self) -> Gpa {
+        Gpa(self.pos)
+    }
+
+    /// Returns `flush` and clears it.
+    #[inline]
+    pub fn take_flush(&mut self) -> bool {
+        core::mem::replace(&mut self.flush, false)
+    }
+
+    /// Whether the `size` bytes from `base` lie inside the range.
+    #[inline]
+    pub(super) const fn covers(&self, base: u64, size: u64) -> bool {
+        // `base` is aligned to `size` and below 2^57: no overflow.
+        self.start <= base && base.wrapping_add(size) <= self.end
+    }
+}
+
+/// Changes a present entry by `f`, which is applied again if the processor set a bit meanwhile. Returns the
+/// entry that was replaced.
+#[inline]
+pub(super) fn update<T: Tables>(
+    t: &T,
+    table: &Table<T::Page>,
+    index: usize,
+    mut old: u64,
+    f: impl Fn(u64) -> u64,
+) -> u64 {
+    loop {
+        match t.cmpxchg(table, index, old, f(old)) {
+            Ok(()) => return old,
+            Err(now) => old = now,
+        }
+    }
+}
