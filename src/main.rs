@@ -28,9 +28,7 @@ use kvm::device::{self, KvmNode, RvmmDevice};
 use linux::cpuhp::{self, CpuHotplug};
 use linux::syscore::{self, SyscoreOps};
 use x86 as arch;
-use x86::cpu::model;
-use x86::mitigate;
-use x86::vendor::choose;
+use x86::{choose, cpu_model as model, mitigate};
 
 module! {
     type: RvmmModule,

@@ -1,12 +1,13 @@
 // SPDX-License-Identifier: GPL-2.0
 //! Extensions: what is there, and what has to be enabled (api.rst 4.4 KVM_CHECK_EXTENSION, 4.37 KVM_ENABLE_CAP, 7, 8).
 //!
-//! An extension that is an ioctl stands in that ioctl's row. What stands nowhere is not there.
+//! An extension that is an ioctl stands in that ioctl's row instead, and is looked for there first
+//! ([`super::vm::check_extension`]). What stands nowhere is not there.
 
 use crate::abi::uapi::{self, k};
 use crate::bus::set::{MAX_VCPUS, MAX_VCPU_ID};
 use crate::kvm::table::extensions;
-use crate::kvm::{device, vcpu, vm, x86};
+use crate::kvm::x86;
 use crate::linux::smp;
 use crate::mem::slots::MAX_SLOTS;
 use crate::x86::{Setup, Vm, MAX_ROUTES};
@@ -22,7 +23,7 @@ extensions! {
     k::KVM_CAP_NR_MEMSLOTS: MAX_SLOTS;
     k::KVM_CAP_MEMORY_FAULT_INFO: 1;
     k::KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2: k::KVM_DIRTY_LOG_MANUAL_PROTECT_ENABLE | k::KVM_DIRTY_LOG_INITIALLY_SET,
-        enable vm::enable_manual_protect(vm, value);
+        enable enable_manual_protect(vm, value);
     k::KVM_CAP_NR_VCPUS: (smp::num_online() as usize).min(MAX_VCPUS);
     k::KVM_CAP_MAX_VCPUS: MAX_VCPUS;
     k::KVM_CAP_MAX_VCPU_ID: MAX_VCPU_ID,
@@ -42,19 +43,14 @@ extensions! {
     uapi::RVMM_CAP_ASSIGN_DEVICE: 1;
 }
 
-/// KVM_CHECK_EXTENSION, on the device and (`vm`) on a VM.
-pub(super) fn check_extension(vm: Option<&Vm>, capability: usize) -> isize {
-    const PROMISED: [&[u32]; 6] = [
-        device::PROMISED,
-        vm::PROMISED,
-        vcpu::PROMISED,
-        x86::system::PROMISED,
-        x86::vm::PROMISED,
-        x86::vcpu::PROMISED,
-    ];
-    match u32::try_from(capability) {
-        Ok(c) if PROMISED.iter().any(|list| list.contains(&c)) => 1,
-        Ok(c) => check(vm, c),
-        Err(_) => 0,
+/// KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2 (api.rst 7.18).
+fn enable_manual_protect(vm: &Vm, value: u64) -> Result {
+    const ENABLE: u64 = k::KVM_DIRTY_LOG_MANUAL_PROTECT_ENABLE as u64;
+    const INITIALLY_SET: u64 = k::KVM_DIRTY_LOG_INITIALLY_SET as u64;
+    let (enable, initially_set) = (value & ENABLE != 0, value & INITIALLY_SET != 0);
+    if value & !(ENABLE | INITIALLY_SET) != 0 || initially_set && !enable {
+        return Err(EINVAL);
     }
+    vm.memory.set_manual_protect(enable, initially_set);
+    Ok(())
 }

@@ -7,7 +7,7 @@ use crate::kvm::{stats, x86};
 use crate::linux::anon_inode::FileOperations;
 use crate::linux::sched::{self, SignalMask, SignalMaskGuard};
 use crate::mem::addr::Gpa;
-use crate::mem::memory::FaultOutcome;
+use crate::mem::fault::FaultOutcome;
 use crate::x86::{Runner, State, Vcpu, Vm};
 use kernel::fs::File;
 use kernel::mm::virt::VmaNew;

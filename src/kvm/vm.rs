@@ -4,9 +4,9 @@
 use crate::abi::uapi::{self, k};
 use crate::assign::{self, space::Space};
 use crate::bus::set::{MAX_VCPUS, MAX_VCPU_ID};
-use crate::kvm::extensions::{self, check_extension};
+use crate::kvm::extensions;
 use crate::kvm::table::ioctls;
-use crate::kvm::vcpu::VcpuFile;
+use crate::kvm::vcpu::{self, VcpuFile};
 use crate::kvm::{stats, x86};
 use crate::linux::anon_inode::{FileOperations, NewFile};
 use crate::mem::slots::{Slot, MAX_SLOTS};
@@ -74,24 +74,28 @@ ioctls! {
     KVM_UNREGISTER_COALESCED_MMIO:  -,    set(r => vm.bus.uncoalesce(r));
 }
 
+/// KVM_CHECK_EXTENSION (api.rst 4.4), on the device and (`vm`) on a VM: the extensions that ioctls are, then the others.
+pub(super) fn check_extension(vm: Option<&Vm>, capability: usize) -> isize {
+    const TABLES: [&[u32]; 5] = [
+        PROMISED,
+        vcpu::PROMISED,
+        x86::system::PROMISED,
+        x86::vm::PROMISED,
+        x86::vcpu::PROMISED,
+    ];
+    match u32::try_from(capability) {
+        Ok(c) if TABLES.iter().any(|list| list.contains(&c)) => 1,
+        Ok(c) => extensions::check(vm, c),
+        Err(_) => 0,
+    }
+}
+
 /// KVM_ENABLE_CAP (api.rst 4.37).
 fn enable_cap(vm: &Vm, setup: &mut Setup, r: &k::kvm_enable_cap) -> Result {
     if r.flags != 0 {
         return Err(EINVAL);
     }
     extensions::enable(vm, setup, r.cap, r.args[0])
-}
-
-/// KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2 (api.rst 7.18).
-pub(super) fn enable_manual_protect(vm: &Vm, value: u64) -> Result {
-    const ENABLE: u64 = k::KVM_DIRTY_LOG_MANUAL_PROTECT_ENABLE as u64;
-    const INITIALLY_SET: u64 = k::KVM_DIRTY_LOG_INITIALLY_SET as u64;
-    let (enable, initially_set) = (value & ENABLE != 0, value & INITIALLY_SET != 0);
-    if value & !(ENABLE | INITIALLY_SET) != 0 || initially_set && !enable {
-        return Err(EINVAL);
-    }
-    vm.memory.set_manual_protect(enable, initially_set);
-    Ok(())
 }
 
 /// KVM_GET_DIRTY_LOG (api.rst 4.8). The bitmap's address is in the structure's last eight bytes, in a union.

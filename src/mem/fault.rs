@@ -55,19 +55,10 @@ pub(crate) enum FaultOutcome {
 }
 
 impl GuestMemory {
-    /// Fills up the spare tables. Sleeps. Not in `fault`'s frame, on which host page faults and reclaim are stacked.
-    #[inline(never)]
-    pub(super) fn refill(&self) -> Result {
-        let mut more = TablePool::new();
-        more.top_up()?;
-        self.mmu.lock().pool.take_from(&mut more);
-        Ok(())
-    }
-
     /// Whether a huge page may be behind `gpa`, as far as the slot and the processor go.
     #[inline]
     fn may_be_huge(&self, slot: &Slot, gpa: Gpa) -> bool {
-        self.caps.nested_2m && slot.max_level(gpa) != Level::L1
+        self.huge_pages && slot.max_level(gpa) != Level::L1
     }
 
     /// How to map the huge page behind `gpa`.

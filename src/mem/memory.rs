@@ -22,14 +22,12 @@
 //! `update` (mutex) > SRCU read section > `mmu` (spin lock). User memory is never touched under `mmu`.
 
 use crate::abi::stats::{VmCounter, VmStats};
-use crate::arch::{address_limits, HwCaps, NestedTable};
+use crate::arch::{address_limits, NestedTable};
 use crate::linux::page;
 use crate::linux::srcu_cell::SrcuCell;
 use crate::mem::addr::{Gpa, GpaRange, Hpa, Hva, Level, PAGE_SIZE};
-pub(crate) use crate::mem::fault::FaultOutcome;
 use crate::mem::format::{Leaf, MemType, Perm};
-use crate::mem::mmu::Mmu;
-pub(crate) use crate::mem::notifier::Notifier;
+use crate::mem::mmu::{Mmu, TablePool};
 use crate::mem::ports::{DmaView, StopRunning};
 use crate::mem::slot_table::SlotTable;
 use crate::mem::slots::{self, Limits, Slot, MAX_SLOTS};
@@ -48,6 +46,17 @@ const UNPINNED: u32 = 0;
 const PINNED: u32 = 1;
 /// It is never mapped again.
 const BARRED: u32 = 2;
+
+/// What leaves of 2 MiB may be used for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum HugePages {
+    /// The processor has none.
+    None,
+    /// Data: code that runs from one may machine-check the host (CVE-2018-12207).
+    Data,
+    /// Data and code.
+    All,
+}
 
 /// What `GuestMemory.update` protects.
 pub(super) struct Update {
@@ -82,20 +91,20 @@ pub(crate) struct GuestMemory {
     /// New logs say that all pages are dirty.
     pub(super) initially_set: AtomicBool,
     pub(super) stats: Arc<VmStats>,
-    pub(super) caps: HwCaps,
+    /// The processor has leaves of 2 MiB.
+    pub(super) huge_pages: bool,
     pub(super) limits: Limits,
 }
 
 impl GuestMemory {
-    /// No slots, an empty table.
+    /// No slots; `table` is empty.
     pub(crate) fn new(
-        caps: HwCaps,
+        table: NestedTable,
+        huge: HugePages,
         stats: Arc<VmStats>,
         vcpus: Arc<dyn StopRunning>,
         dma: Arc<dyn DmaView>,
     ) -> Result<Arc<Self>> {
-        // The root alone; the first fault fetches more.
-        let table = NestedTable::new(&caps)?;
         let (gpa_end, hva_end) = address_limits();
         Arc::pin_init(
             try_pin_init!(Self {
@@ -105,11 +114,11 @@ impl GuestMemory {
                 vcpus,
                 own_page: SetOnce::new(),
                 pin_state: AtomicU32::new(UNPINNED),
-                nx_huge: AtomicBool::new(caps.nx_huge),
+                nx_huge: AtomicBool::new(huge == HugePages::Data),
                 manual_protect: AtomicBool::new(false),
                 initially_set: AtomicBool::new(false),
                 stats,
-                caps,
+                huge_pages: huge != HugePages::None,
                 limits: Limits {
                     slots: MAX_SLOTS,
                     address_spaces: 1,
@@ -140,6 +149,15 @@ impl GuestMemory {
         self.stats.add(VmCounter::RemoteFlushes, 1);
         self.tlb_generation.fetch_add(1, Ordering::SeqCst);
         self.vcpus.stop_running();
+    }
+
+    /// Fills up the spare tables. Sleeps. Not in the frame of [`GuestMemory::fault`], on which host page faults and reclaim are stacked.
+    #[inline(never)]
+    pub(super) fn refill(&self) -> Result {
+        let mut more = TablePool::new();
+        more.top_up()?;
+        self.mmu.lock().pool.take_from(&mut more);
+        Ok(())
     }
 
     /// Unmaps `range`, letting others run in between if `may_sleep`.

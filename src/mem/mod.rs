@@ -3,11 +3,11 @@
 
 pub(crate) mod addr;
 pub(crate) mod dirty;
-mod fault;
+pub(crate) mod fault;
 pub(crate) mod format;
 pub(crate) mod memory;
 pub(crate) mod mmu;
-mod notifier;
+pub(crate) mod notifier;
 pub(crate) mod ports;
 mod regions;
 mod slot_table;

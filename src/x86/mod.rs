@@ -1,27 +1,36 @@
 // SPDX-License-Identifier: GPL-2.0
 //! One architecture: processors of Intel and AMD, and the machine around them.
 //!
-//! This file is the seam. What stands in the list below is all that the storeys above and the ground name of x86; the rest is
-//! its own business.
+//! This file is the seam. What it re-exports is all that the face, the ground and the module's root name of x86; the rest
+//! is x86's own business, and private. Another architecture takes this one's place by giving the same names: the ground
+//! and assigned devices say `arch` for it.
 
-pub(crate) mod cpu;
-pub(crate) mod emul;
-pub(crate) mod enabled;
-pub(crate) mod exit;
-pub(crate) mod irqchip;
+mod cpu;
+mod emul;
+mod exit;
+mod irqchip;
 pub(crate) mod mitigate;
-pub(crate) mod paging;
-pub(crate) mod pv;
-pub(crate) mod run;
-pub(crate) mod shared;
-pub(crate) mod svm;
-pub(crate) mod vcpu;
-pub(crate) mod vendor;
-pub(crate) mod vm;
-pub(crate) mod vmx;
+mod paging;
+mod pv;
+mod run;
+mod shared;
+mod svm;
+mod vcpu;
+mod vendor;
+mod vm;
+mod vm_caps;
+mod vmx;
 
-/// What all vCPUs of a VM share; and what is fixed once there is a vCPU.
+// Ground: what guest memory keeps its translations in.
+
+/// The nested page table that the processor walks, and how far guest-physical and user addresses reach.
+pub(crate) use paging::nested::{address_limits, NestedTable};
+
+// Face: what the files of user space and assigned devices are made of.
+
+/// What all vCPUs of a VM share; what is fixed once there is a vCPU; what KVM_ENABLE_CAP enables.
 pub(crate) use vm::{Setup, Vm};
+pub(crate) use vm_caps::VmCaps;
 
 /// A vCPU; the pages that user space maps of it; its registers, events and what else only its thread touches.
 pub(crate) use vcpu::state::{MpState, State};
@@ -30,32 +39,32 @@ pub(crate) use vcpu::{Vcpu, MMAP_BYTES};
 /// KVM_RUN.
 pub(crate) use run::Runner;
 
-/// A vCPU's state as user space reads and writes it; debugging by user space.
+/// A vCPU's state as user space reads and writes it, and debugging by user space: a function for each ioctl.
 pub(crate) use vcpu::{abi, debug};
 
 /// What others ask of a vCPU, and how APIC ids are written.
 pub(crate) use shared::{request, x2apic_api};
 
-/// The CPU that guests may see: CPUID, MSRs, XSAVE.
+/// The CPU that guests may see, for the ioctls of the device: CPUID, MSRs, XSAVE, machine checks.
 pub(crate) use cpu::cpuid::CpuidEntry;
+pub(crate) use cpu::mce::{MCE_BANKS, MCE_CAP};
 pub(crate) use cpu::model::{lists_msr, model};
-pub(crate) use cpu::regs::{dr6, dr7};
-pub(crate) use cpu::{cpuid, mce, msr, xsave};
+pub(crate) use cpu::{cpuid, msr, xsave};
 
-/// Time.
+/// What the host's processor offers.
+pub(crate) use vendor::choose::caps as hardware;
+
+/// Time: the guest has been stopped by user space, and the TSC frequency that user space wants.
 pub(crate) use pv::clock_page::guest_stopped;
 pub(crate) use vcpu::tsc::wanted_tsc_khz;
 
-/// GSIs that a VM has.
-pub(crate) use irqchip::route::MAX_ROUTES;
-
-/// Interrupt controllers, as those see them who raise interrupts.
+/// Interrupt controllers, as those see them who raise interrupts, and how many GSIs there are.
 pub(crate) use irqchip::chip::IrqChip;
 pub(crate) use irqchip::controllers::{Controllers, Resampler};
+pub(crate) use irqchip::route::MAX_ROUTES;
 
-/// Nested page tables, and what addresses there are.
-pub(crate) use paging::nested::{address_limits, NestedTable};
-pub(crate) use vendor::HwCaps;
+// Root: what load, unload and CPU hot-plug call, besides `mitigate` above.
 
-/// What the processor offers.
-pub(crate) use vendor::choose::caps as hardware;
+/// The CPU model that guests get, found once at load; and the vendor that is chosen then.
+pub(crate) use cpu::model as cpu_model;
+pub(crate) use vendor::choose;

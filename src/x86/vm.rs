@@ -3,8 +3,8 @@
 //!
 //! # Lifetime
 //!
-//! A [`Vm`] lives as long as any file of it: its own, its vCPUs', their statistics. Files may be closed in any order. Each
-//! file pins the module.
+//! A [`Vm`] lives as long as any file of it: its own, its vCPUs', their statistics. Files may be closed in any order.
+//! Each file pins the module.
 //!
 //! # Lock order
 //!
@@ -14,14 +14,17 @@
 use crate::abi::stats::VmStats;
 use crate::bus::ioeventfd::Bus;
 use crate::bus::EventBus;
+use crate::linux::cred;
 use crate::linux::mmu_notifier::MmuNotifier;
-use crate::mem::memory::{GuestMemory, Notifier};
+use crate::mem::memory::{GuestMemory, HugePages};
+use crate::mem::notifier::Notifier;
 use crate::mem::ports::DmaView;
-use crate::x86::enabled::VmCaps;
 use crate::x86::irqchip::chip::IrqChip;
+use crate::x86::paging::nested::NestedTable;
 use crate::x86::pv::clock::Clock;
 use crate::x86::shared::VcpuSet;
 use crate::x86::vendor::choose;
+use crate::x86::vm_caps::VmCaps;
 use core::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use kernel::mm::Mm;
 use kernel::prelude::*;
@@ -88,7 +91,14 @@ impl Vm {
     ) -> Result<Arc<Self>> {
         let caps = choose::caps().ok_or(ENODEV)?;
         let vcpus = Arc::new(VcpuSet::create()?, GFP_KERNEL_ACCOUNT)?;
-        let memory = GuestMemory::new(*caps, stats.clone(), vcpus.clone(), dma)?;
+        // The root alone; the first fault fetches more.
+        let table = NestedTable::new(caps)?;
+        let huge = match (caps.nested_2m, caps.nx_huge) {
+            (false, _) => HugePages::None,
+            (true, true) => HugePages::Data,
+            (true, false) => HugePages::All,
+        };
+        let memory = GuestMemory::new(table, huge, stats.clone(), vcpus.clone(), dma)?;
         let notifier = MmuNotifier::register(&mm, Notifier(memory.clone()))?;
         let chip = IrqChip::new(vcpus.clone())?;
         Arc::pin_init(
@@ -125,6 +135,19 @@ impl Vm {
         } else {
             Err(EIO)
         }
+    }
+
+    /// KVM_CAP_VM_DISABLE_NX_HUGE_PAGES. EPERM: who may not reboot the machine may not risk it. EINVAL: a value, or there
+    /// are vCPUs.
+    pub(crate) fn disable_nx_huge_pages(&self, value: u64, setup: &Setup) -> Result {
+        if !cred::may_reboot() {
+            return Err(EPERM);
+        }
+        if value != 0 || setup.has_vcpus() {
+            return Err(EINVAL);
+        }
+        self.memory.allow_executable_huge_pages();
+        Ok(())
     }
 
     /// A write to memory that is none: to a device in the kernel, or to who waits for it. False: to user space.

@@ -4,25 +4,10 @@
 use crate::abi::uapi;
 use crate::abi::uapi::k;
 use crate::bus::set::MAX_VCPU_ID;
-use crate::linux::cred;
-use crate::x86::vm::Setup;
 use core::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use kernel::prelude::*;
 use kernel::sync::{new_mutex, Arc, Mutex};
 use kernel::uaccess::{UserPtr, UserSlice};
-
-/// Quirks that user space may switch off (KVM_CAP_DISABLE_QUIRKS2). CD_NW_CLEARED and SLOT_ZAP_ALL make no difference here.
-pub(crate) const QUIRKS: u64 = (k::KVM_X86_QUIRK_LINT0_REENABLED
-    | k::KVM_X86_QUIRK_CD_NW_CLEARED
-    | k::KVM_X86_QUIRK_OUT_7E_INC_RIP
-    | k::KVM_X86_QUIRK_MISC_ENABLE_NO_MWAIT
-    | k::KVM_X86_QUIRK_MWAIT_NEVER_UD_FAULTS
-    | k::KVM_X86_QUIRK_SLOT_ZAP_ALL
-    | k::KVM_X86_QUIRK_STUFF_FEATURE_MSRS) as u64;
-
-/// Exits that user space may switch off (KVM_CAP_X86_DISABLE_EXITS).
-pub(crate) const DISABLE_EXITS: u64 =
-    (k::KVM_X86_DISABLE_EXITS_HLT | k::KVM_X86_DISABLE_EXITS_PAUSE) as u64;
 
 /// Causes for which a guest's RDMSR or WRMSR may go to user space (KVM_CAP_X86_USER_SPACE_MSR).
 const USER_SPACE_MSR: u64 = (k::KVM_MSR_EXIT_REASON_INVAL
@@ -53,7 +38,8 @@ pub(crate) struct MsrFilter {
 }
 
 impl MsrFilter {
-    /// Whether the guest may do that without asking user space. The x2APIC's registers are never filtered (api.rst 4.97).
+    /// Whether the guest may do that without asking user space. The x2APIC's registers are never filtered (api.rst
+    /// 4.97).
     pub(crate) fn allows(&self, msr: u32, direction: Direction) -> bool {
         if (0x800..=0x8ff).contains(&msr) {
             return true;
@@ -130,7 +116,7 @@ impl MsrFilter {
     }
 }
 
-/// The switches of one VM.
+/// What is enabled, or switched off, on one VM.
 #[pin_data]
 pub(crate) struct VmCaps {
     quirks_off: AtomicU64,
@@ -147,6 +133,24 @@ pub(crate) struct VmCaps {
 }
 
 impl VmCaps {
+    /// Quirks that user space may switch off (KVM_CAP_DISABLE_QUIRKS2). CD_NW_CLEARED and SLOT_ZAP_ALL make no
+    /// difference here.
+    pub(crate) const QUIRKS: u64 = (k::KVM_X86_QUIRK_LINT0_REENABLED
+        | k::KVM_X86_QUIRK_CD_NW_CLEARED
+        | k::KVM_X86_QUIRK_OUT_7E_INC_RIP
+        | k::KVM_X86_QUIRK_MISC_ENABLE_NO_MWAIT
+        | k::KVM_X86_QUIRK_MWAIT_NEVER_UD_FAULTS
+        | k::KVM_X86_QUIRK_SLOT_ZAP_ALL
+        | k::KVM_X86_QUIRK_STUFF_FEATURE_MSRS) as u64;
+
+    /// Exits that user space may switch off (KVM_CAP_X86_DISABLE_EXITS).
+    pub(crate) const EXITS: u64 =
+        (k::KVM_X86_DISABLE_EXITS_HLT | k::KVM_X86_DISABLE_EXITS_PAUSE) as u64;
+
+    /// Hypercalls that can go to user space (KVM_CAP_EXIT_HYPERCALL).
+    pub(crate) const HYPERCALLS: u64 = 1 << HC_MAP_GPA_RANGE;
+
+    /// Nothing is enabled.
     pub(crate) fn new() -> impl PinInit<Self, Error> {
         try_pin_init!(Self {
             quirks_off: AtomicU64::new(0),
@@ -237,8 +241,15 @@ impl VmCaps {
 
     /// KVM_CAP_DISABLE_QUIRKS; unknown ones are passed over.
     pub(crate) fn disable_quirks(&self, quirks: u64) -> Result {
-        self.quirks_off.fetch_or(quirks & QUIRKS, Ordering::Relaxed);
+        self.quirks_off
+            .fetch_or(quirks & Self::QUIRKS, Ordering::Relaxed);
         Ok(())
+    }
+
+    /// KVM_CAP_DISABLE_QUIRKS2. EINVAL: unknown ones.
+    pub(crate) fn disable_known_quirks(&self, quirks: u64) -> Result {
+        within(quirks, Self::QUIRKS)?;
+        self.disable_quirks(quirks)
     }
 
     /// KVM_CAP_X86_USER_SPACE_MSR. EINVAL: unknown causes.
@@ -265,15 +276,15 @@ impl VmCaps {
 
     /// KVM_CAP_EXIT_HYPERCALL. EINVAL: one that cannot go to user space.
     pub(crate) fn set_hypercall_exits(&self, numbers: u64) -> Result {
-        within(numbers, HYPERCALL_EXITS)?;
+        within(numbers, Self::HYPERCALLS)?;
         self.hypercall_exits.store(numbers, Ordering::Relaxed);
         Ok(())
     }
 
     /// KVM_CAP_X86_DISABLE_EXITS. EINVAL: unknown exits, or there are vCPUs.
-    pub(crate) fn disable_exits(&self, exits: u64, setup: &Setup) -> Result {
-        within(exits, DISABLE_EXITS)?;
-        if setup.has_vcpus() {
+    pub(crate) fn disable_exits(&self, exits: u64, has_vcpus: bool) -> Result {
+        within(exits, Self::EXITS)?;
+        if has_vcpus {
             return Err(EINVAL);
         }
         self.disabled_exits.fetch_or(exits, Ordering::Relaxed);
@@ -293,16 +304,16 @@ impl VmCaps {
         Ok(())
     }
 
-    /// KVM_CAP_X86_APIC_BUS_CYCLES_NS. EINVAL: 0, so long that the longest programmable time (2^32 - 1 counts, divided by 128)
-    /// overflows, or there are vCPUs. ENXIO: no local APICs in the kernel.
-    pub(crate) fn set_bus_cycle(&self, ns: u64, setup: &Setup, has_lapic: bool) -> Result {
+    /// KVM_CAP_X86_APIC_BUS_CYCLES_NS. EINVAL: 0, so long that the longest programmable time (2^32 - 1 counts, divided
+    /// by 128) overflows, or there are vCPUs. ENXIO: no local APICs in the kernel.
+    pub(crate) fn set_bus_cycle(&self, ns: u64, has_vcpus: bool, has_lapic: bool) -> Result {
         if ns == 0 || (u64::from(u32::MAX) * 128).checked_mul(ns).is_none() {
             return Err(EINVAL);
         }
         if !has_lapic {
             return Err(ENXIO);
         }
-        if setup.has_vcpus() {
+        if has_vcpus {
             return Err(EINVAL);
         }
         self.bus_cycle_ns.store(ns as u32, Ordering::Relaxed);
@@ -311,7 +322,7 @@ impl VmCaps {
 }
 
 /// EINVAL unless all bits of `value` are in `valid`.
-pub(crate) fn within(value: u64, valid: u64) -> Result {
+fn within(value: u64, valid: u64) -> Result {
     if value & !valid == 0 {
         Ok(())
     } else {
@@ -319,20 +330,7 @@ pub(crate) fn within(value: u64, valid: u64) -> Result {
     }
 }
 
-/// KVM_CAP_VM_DISABLE_NX_HUGE_PAGES. EPERM: who may not reboot the machine may not risk it. EINVAL.
-pub(crate) fn may_disable_nx_huge_pages(value: u64, setup: &Setup) -> Result {
-    if !cred::may_reboot() {
-        return Err(EPERM);
-    }
-    if value != 0 || setup.has_vcpus() {
-        return Err(EINVAL);
-    }
-    Ok(())
-}
-
 /// KVM_HC_MAP_GPA_RANGE (Documentation/virt/kvm/x86/hypercalls.rst).
 pub(crate) const HC_MAP_GPA_RANGE: u64 = 12;
-/// Hypercalls that can go to user space.
-pub(crate) const HYPERCALL_EXITS: u64 = 1 << HC_MAP_GPA_RANGE;
 
 const _: () = assert!(uapi::KVM_X86_SET_MSR_FILTER == 0x4188_aec6);

@@ -3,7 +3,7 @@
 
 use crate::abi::uapi::k;
 use crate::kvm::table::extensions;
-use crate::x86::{abi, debug, enabled, hardware, mce, model, x2apic_api, Setup, Vm};
+use crate::x86::{abi, debug, hardware, model, x2apic_api, Setup, Vm, VmCaps, MCE_BANKS};
 use core::sync::atomic::Ordering;
 use kernel::prelude::*;
 
@@ -25,7 +25,7 @@ extensions! {
     k::KVM_CAP_VM_TYPES: 1;
     k::KVM_CAP_XSAVE2: 4096;
     k::KVM_CAP_XCRS: model().is_ok_and(|m| m.has_xsave());
-    k::KVM_CAP_MCE: mce::MCE_BANKS;
+    k::KVM_CAP_MCE: MCE_BANKS;
     k::KVM_CAP_SET_GUEST_DEBUG2: debug::CONTROLS;
     k::KVM_CAP_X86_ROBUST_SINGLESTEP: 1;
     k::KVM_CAP_SYNC_REGS: abi::SYNC_REGS;
@@ -42,16 +42,16 @@ extensions! {
         };
     k::KVM_CAP_DISABLE_QUIRKS: 1,
         enable vm.caps.disable_quirks(value);
-    k::KVM_CAP_DISABLE_QUIRKS2: enabled::QUIRKS,
-        enable enabled::within(value, enabled::QUIRKS).and_then(|()| vm.caps.disable_quirks(value));
+    k::KVM_CAP_DISABLE_QUIRKS2: VmCaps::QUIRKS,
+        enable vm.caps.disable_known_quirks(value);
     k::KVM_CAP_EXIT_ON_EMULATION_FAILURE: 1,
         enable vm.caps.set_exit_on_emulation_failure(value);
-    k::KVM_CAP_X86_DISABLE_EXITS: enabled::DISABLE_EXITS,
-        enable vm.caps.disable_exits(value, setup);
-    k::KVM_CAP_EXIT_HYPERCALL: enabled::HYPERCALL_EXITS,
+    k::KVM_CAP_X86_DISABLE_EXITS: VmCaps::EXITS,
+        enable vm.caps.disable_exits(value, setup.has_vcpus());
+    k::KVM_CAP_EXIT_HYPERCALL: VmCaps::HYPERCALLS,
         enable vm.caps.set_hypercall_exits(value);
     k::KVM_CAP_VM_DISABLE_NX_HUGE_PAGES: 1,
-        enable enabled::may_disable_nx_huge_pages(value, setup).map(|()| vm.memory.allow_executable_huge_pages());
+        enable vm.disable_nx_huge_pages(value, setup);
     // MSRs.
     k::KVM_CAP_X86_USER_SPACE_MSR: 1,
         enable vm.caps.set_user_space_msr(value);
@@ -63,7 +63,7 @@ extensions! {
     k::KVM_CAP_X2APIC_API: vm.map_or(x2apic_api::VALID, |vm| vm.chip.x2apic_api_flags()),
         enable vm.chip.enable_x2apic_api(value);
     k::KVM_CAP_X86_APIC_BUS_CYCLES_NS: vm.map_or(1, |vm| vm.caps.bus_cycle_ns()),
-        enable vm.caps.set_bus_cycle(value, setup, vm.chip.has_lapic());
+        enable vm.caps.set_bus_cycle(value, setup.has_vcpus(), vm.chip.has_lapic());
     // Time.
     k::KVM_CAP_TSC_CONTROL: hardware().is_some_and(|h| h.tsc_fraction != 0);
     k::KVM_CAP_VM_TSC_CONTROL: hardware().is_some_and(|h| h.tsc_fraction != 0);

@@ -3,7 +3,7 @@
 
 use crate::abi::uapi::{self, k};
 use crate::kvm::table::ioctls;
-use crate::x86::{abi, cpuid, lists_msr, mce, model, msr, CpuidEntry};
+use crate::x86::{abi, cpuid, lists_msr, model, msr, CpuidEntry, MCE_CAP};
 use kernel::prelude::*;
 use kernel::uaccess::{UserPtr, UserSlice};
 
@@ -19,7 +19,7 @@ ioctls! {
     KVM_GET_MSRS:                   -, call(get_feature_msrs(arg)), KVM_CAP_GET_MSR_FEATURES;
     KVM_HAS_DEVICE_ATTR:            -, set(r => device_attr(r)), KVM_CAP_SYS_ATTRIBUTES;
     KVM_GET_DEVICE_ATTR:            -, set(r => get_device_attr(r));
-    KVM_X86_GET_MCE_CAP_SUPPORTED:  -, get(Ok(mce::MCE_CAP));
+    KVM_X86_GET_MCE_CAP_SUPPORTED:  -, get(Ok(MCE_CAP));
 }
 
 /// Copies a `struct kvm_msr_list` out: the count is updated first, then E2BIG when there is no room (api.rst 4.3).

@@ -7,8 +7,7 @@ use crate::kvm::x86::system::put_cpuid;
 use crate::linux::hrtimer;
 use crate::mem::addr::Gpa;
 use crate::x86::{
-    abi, dr6, dr7, guest_stopped, wanted_tsc_khz, xsave, CpuidEntry, MpState, Runner, State, Vcpu,
-    Vm,
+    abi, guest_stopped, wanted_tsc_khz, xsave, CpuidEntry, MpState, Runner, State, Vcpu, Vm,
 };
 use kernel::prelude::*;
 use kernel::sync::Arc;
@@ -32,8 +31,8 @@ ioctls! {
     KVM_SET_XSAVE:          held, call(abi::set_xsave(s, arg));
     KVM_GET_XCRS:           held, [s.model.has_xsave() => EINVAL] get(get_xcrs(s));
     KVM_SET_XCRS:           held, [s.model.has_xsave() => EINVAL] set(r => abi::set_xcrs(s, r));
-    KVM_GET_DEBUGREGS:      held, get(get_debugregs(s)), KVM_CAP_DEBUGREGS;
-    KVM_SET_DEBUGREGS:      held, set(r => set_debugregs(s, r));
+    KVM_GET_DEBUGREGS:      held, get(Ok(abi::get_debugregs(s))), KVM_CAP_DEBUGREGS;
+    KVM_SET_DEBUGREGS:      held, set(r => abi::set_debugregs(s, r));
     KVM_TRANSLATE:          held, swap(r => abi::translate(vm, s, r));
     KVM_SET_GUEST_DEBUG:    held, set(r => set_guest_debug(vm, vcpu, s, r)), KVM_CAP_SET_GUEST_DEBUG;
 
@@ -107,24 +106,6 @@ fn get_xcrs(s: &State) -> Result<k::kvm_xcrs> {
     x.nr_xcrs = 1;
     x.xcrs[0].value = s.xstate.xcr0;
     Ok(x)
-}
-
-/// KVM_GET_DEBUGREGS (api.rst 4.33).
-fn get_debugregs(s: &State) -> Result<k::kvm_debugregs> {
-    let mut d = uapi::zeroed::<k::kvm_debugregs>();
-    (d.db, d.dr7) = s.guest_breakpoints();
-    d.dr6 = s.cpu.dr6;
-    Ok(d)
-}
-
-/// KVM_SET_DEBUGREGS (api.rst 4.34). EINVAL: flags, or upper halves.
-fn set_debugregs(s: &mut State, d: &k::kvm_debugregs) -> Result {
-    if d.flags != 0 || d.dr6 >> 32 != 0 || d.dr7 >> 32 != 0 {
-        return Err(EINVAL);
-    }
-    s.set_guest_breakpoints(d.db, dr7::loaded(d.dr7));
-    s.cpu.dr6 = dr6::loaded(d.dr6);
-    Ok(())
 }
 
 /// KVM_SET_GUEST_DEBUG (api.rst 4.87).

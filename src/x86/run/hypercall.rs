@@ -6,11 +6,11 @@
 use super::{Runner, Step};
 use crate::abi::exits;
 use crate::x86::cpu::regs::Gpr;
-use crate::x86::enabled::HC_MAP_GPA_RANGE;
 use crate::x86::pv::hypercall;
 use crate::x86::vcpu::fetch::Known;
 use crate::x86::vcpu::state::Completion;
 use crate::x86::vendor::Groups;
+use crate::x86::vm_caps::HC_MAP_GPA_RANGE;
 
 impl Runner<'_> {
     /// VMCALL, VMMCALL.

@@ -9,10 +9,10 @@ use crate::abi::uapi::k;
 use crate::linux::mmap::Field;
 use crate::x86::cpu::index;
 use crate::x86::cpu::regs::Gpr;
-use crate::x86::enabled::Direction;
 use crate::x86::pv;
 use crate::x86::vcpu::fetch::Known;
 use crate::x86::vcpu::state::Completion;
+use crate::x86::vm_caps::Direction;
 
 exits::exits! {
     /// An RDMSR that user space answers.

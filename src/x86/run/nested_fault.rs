@@ -7,7 +7,7 @@ use super::{Runner, Step};
 use crate::abi::exits;
 use crate::abi::stats::ExitClass;
 use crate::abi::uapi::k;
-use crate::mem::memory::FaultOutcome;
+use crate::mem::fault::FaultOutcome;
 use crate::mem::mmu::InOwnMm;
 use crate::x86::emul::Op;
 use crate::x86::exit::NestedFault;

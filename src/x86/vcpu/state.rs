@@ -17,7 +17,6 @@ use crate::x86::cpu::tsc::Scale;
 use crate::x86::cpu::xsave;
 use crate::x86::emul::Replay;
 use crate::x86::emul::{DecodeCache, Insn, Move};
-use crate::x86::enabled::MsrFilter;
 use crate::x86::exit::{Event, Exception};
 use crate::x86::irqchip::lapic::Features as LapicFeatures;
 use crate::x86::irqchip::lapic_page::{LocalApic, RegisterPage};
@@ -29,6 +28,7 @@ use crate::x86::vcpu::debug::Debug;
 use crate::x86::vendor::choose::{self, Hw};
 use crate::x86::vendor::{ApicPages, CpuState, Exits, Groups, Interruptibility, VcpuBackend};
 use crate::x86::vm::Vm;
+use crate::x86::vm_caps::MsrFilter;
 use kernel::prelude::*;
 use kernel::sync::Arc;
 

@@ -14,7 +14,8 @@ pub(crate) use cpuid::{read_cpuid, set_cpuid};
 pub(crate) use events::{get_events, set_events, set_mp_state};
 pub(crate) use msrs::{each_msr, get_msrs, set_mce, set_msrs};
 pub(crate) use regs::{
-    get_regs, get_sregs, get_sregs2, set_regs, set_sregs, set_sregs2, translate,
+    get_debugregs, get_regs, get_sregs, get_sregs2, set_debugregs, set_regs, set_sregs, set_sregs2,
+    translate,
 };
 pub(crate) use sync::{sync_from, sync_to, SYNC_REGS};
 pub(crate) use xstate::{get_xsave, set_xcrs, set_xsave};

@@ -9,7 +9,9 @@ use crate::mem::addr::{Gpa, Gva};
 use crate::mem::memory::MemoryView;
 use crate::x86::cpu::control;
 use crate::x86::cpu::events;
-use crate::x86::cpu::regs::{clean_rflags, cr0, cr4, efer, DescTable, Seg, Segment, Sregs};
+use crate::x86::cpu::regs::{
+    clean_rflags, cr0, cr4, dr6, dr7, efer, DescTable, Seg, Segment, Sregs,
+};
 use crate::x86::exit::{Event, EventKind};
 use crate::x86::irqchip::lapic::Action;
 use crate::x86::paging::gwalk;
@@ -291,6 +293,24 @@ pub(crate) fn set_sregs2(vm: &Vm, vcpu: &Vcpu, s: &mut State, arg: usize) -> Res
         return Err(EINVAL);
     }
     set_sregs(vm, vcpu, s, &r, pdptes)
+}
+
+/// KVM_GET_DEBUGREGS (api.rst 4.33).
+pub(crate) fn get_debugregs(s: &State) -> k::kvm_debugregs {
+    let mut d = uapi::zeroed::<k::kvm_debugregs>();
+    (d.db, d.dr7) = s.guest_breakpoints();
+    d.dr6 = s.cpu.dr6;
+    d
+}
+
+/// KVM_SET_DEBUGREGS (api.rst 4.34). EINVAL: flags, or upper halves.
+pub(crate) fn set_debugregs(s: &mut State, d: &k::kvm_debugregs) -> Result {
+    if d.flags != 0 || d.dr6 >> 32 != 0 || d.dr7 >> 32 != 0 {
+        return Err(EINVAL);
+    }
+    s.set_guest_breakpoints(d.db, dr7::loaded(d.dr7));
+    s.cpu.dr6 = dr6::loaded(d.dr6);
+    Ok(())
 }
 
 /// KVM_TRANSLATE (api.rst 4.15).
