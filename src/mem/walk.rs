@@ -489,9 +489,20 @@ impl<F: Format, T: Tables> PageTable<F, T> {
                         left = left.saturating_sub(TABLE_COST);
                     }
                 }
-                left = left.saturating_sub(1);
+                let mut done = 1;
+                if !F::present(value) {
+                    // Empty entries mostly follow each other.
+                    let ahead = cur.end.wrapping_sub(base).wrapping_sub(1) >> level.shift();
+                    let most = left.min((TABLE_ENTRIES - at.index) as u32);
+                    let most = u64::from(most).min(ahead.wrapping_add(1)) as usize;
+                    while done < most && !F::present(t.load(&at.table, at.index + done)) {
+                        done += 1;
+                    }
+                }
+                left = left.saturating_sub(done as u32);
                 // A visitor that is done sets the position to the end. Below 2^57: no overflow.
-                cur.pos = cur.pos.max(base.wrapping_add(level.size()));
+                let next = base.wrapping_add((done as u64) << level.shift());
+                cur.pos = cur.pos.max(next);
                 if level.index(cur.pos) == 0 || cur.pos >= cur.end || left == 0 {
                     break;
                 }
