@@ -36,6 +36,7 @@ use crate::linux::anon_inode::{FileOperations, NewFile};
 use crate::linux::global::Global;
 use crate::linux::io_window::{IoWindow, Part};
 use crate::linux::iommu::{self, Group};
+use crate::linux::once::Once;
 use crate::linux::pci::{self, Device, Enabled, Locked, Registration, Saved, BARS};
 use crate::linux::pci_irq::{self, Handler, Kind, Vectors};
 use crate::linux::sched;
@@ -591,7 +592,7 @@ impl FileOperations for Assigned {
 }
 
 /// RVMM_ASSIGN_DEVICE on a VM: a file for the device. When it fails, `reason` says why.
-pub(crate) fn assign(vm: &Arc<Vm>, space: &Arc<Space>, arg: usize) -> Result<isize> {
+pub(crate) fn assign(vm: &Arc<Vm>, space: &Once<Arc<Space>>, arg: usize) -> Result<isize> {
     let mut request = KBox::new(uapi::get::<AssignDevice>(arg)?, GFP_KERNEL)?;
     request.reason = Reason::empty();
     let result = prepare(vm, space, &mut request);
@@ -600,7 +601,7 @@ pub(crate) fn assign(vm: &Arc<Vm>, space: &Arc<Space>, arg: usize) -> Result<isi
 }
 
 #[inline(never)]
-fn prepare(vm: &Arc<Vm>, space: &Arc<Space>, request: &mut AssignDevice) -> Result<NewFile> {
+fn prepare(vm: &Arc<Vm>, space: &Once<Arc<Space>>, request: &mut AssignDevice) -> Result<NewFile> {
     if request.flags != 0 {
         return Err(EINVAL);
     }
@@ -612,7 +613,12 @@ fn prepare(vm: &Arc<Vm>, space: &Arc<Space>, request: &mut AssignDevice) -> Resu
     let Some(device) = Device::find(request.segment, request.bus, request.devfn) else {
         return Err(reason.refuse(ENODEV, format_args!("there is no such PCI function")));
     };
-    let assigned = Assigned::new(device.clone(), vm.clone(), space.clone())?;
+    let space: Arc<Space> = space
+        .get_or_make(|| Space::new(vm.mm().into(), vm.stats.clone()))?
+        .into();
+    // Before a device is attached: what the slots are by then the space learns with that.
+    vm.memory.set_dma_view(space.clone());
+    let assigned = Assigned::new(device.clone(), vm.clone(), space)?;
     let file = NewFile::new(assigned.clone())?;
     let result = {
         let locked = device.lock();

@@ -174,7 +174,7 @@ impl<A> VcpuShared<A> {
 
 /// The vCPUs of a VM, in order of creation. Grows only.
 pub(crate) struct VcpuSet<A: 'static, S> {
-    list: KVec<Once<Arc<VcpuShared<A>>>>,
+    list: [Once<Arc<VcpuShared<A>>>; MAX_VCPUS],
     len: AtomicU32,
     /// Index of the last one that was given a turn.
     boosted: AtomicU32,
@@ -184,17 +184,14 @@ pub(crate) struct VcpuSet<A: 'static, S> {
 
 impl<A: 'static, S> VcpuSet<A, S> {
     /// No vCPU, room for [`MAX_VCPUS`].
-    pub(crate) fn new(arch: S) -> Result<Self> {
-        let mut list = KVec::with_capacity(MAX_VCPUS, GFP_KERNEL_ACCOUNT)?;
-        for _ in 0..MAX_VCPUS {
-            list.push_within_capacity(Once::new()).map_err(|_| ENOMEM)?;
-        }
-        Ok(Self {
-            list,
+    pub(crate) fn new(arch: S) -> Result<Arc<Self>> {
+        let set = init!(Self {
+            list: [const { Once::new() }; MAX_VCPUS],
             len: AtomicU32::new(0),
             boosted: AtomicU32::new(0),
             arch,
-        })
+        });
+        Arc::init(set, GFP_KERNEL_ACCOUNT)
     }
 
     /// Number of vCPUs.

@@ -1,9 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 //! The device: /dev/rvmm and, on request, /dev/kvm. System ioctls (api.rst 4, "system ioctls").
 
-use crate::abi::stats::VmStats;
 use crate::abi::uapi::{self, k};
-use crate::assign::space::Space;
 use crate::kvm::table::ioctls;
 use crate::kvm::vm::{check_extension, VmFile};
 use crate::kvm::x86;
@@ -13,7 +11,6 @@ use core::sync::atomic::{AtomicBool, Ordering};
 use kernel::fs::File;
 use kernel::miscdevice::{MiscDevice, MiscDeviceOptions, MiscDeviceRegistration};
 use kernel::prelude::*;
-use kernel::sync::Arc;
 
 /// The module's init has succeeded.
 static READY: AtomicBool = AtomicBool::new(false);
@@ -26,10 +23,7 @@ pub(crate) fn set_ready() {
 /// KVM_CREATE_VM (api.rst 4.2).
 fn create_vm() -> Result<isize> {
     let mm = sched::current_mm().ok_or(ESRCH)?;
-    let stats = Arc::new(VmStats::ZERO, GFP_KERNEL_ACCOUNT)?;
-    let space = Space::new(mm.clone(), stats.clone())?;
-    let vm = Vm::new(mm, stats, space.clone())?;
-    Ok(anon_inode::install(VmFile::new(vm, space)?)? as isize)
+    Ok(anon_inode::install(VmFile::new(Vm::new(mm)?)?)? as isize)
 }
 
 /// KVM_CHECK_EXTENSION (api.rst 4.4).

@@ -9,6 +9,7 @@ use crate::kvm::table::ioctls;
 use crate::kvm::vcpu::{self, VcpuFile};
 use crate::kvm::{stats, x86};
 use crate::linux::anon_inode::{FileOperations, NewFile};
+use crate::linux::once::Once;
 use crate::mem::slots::{Slot, MAX_SLOTS};
 use crate::x86::{Setup, Vcpu, Vm};
 use kernel::fs::File;
@@ -19,13 +20,14 @@ use kernel::uaccess::UserPtr;
 /// The file of a VM.
 pub(crate) struct VmFile {
     vm: Arc<Vm>,
-    /// What its devices see of its memory.
-    space: Arc<Space>,
+    /// What its devices see of its memory; made for the first one.
+    space: Once<Arc<Space>>,
 }
 
 impl VmFile {
     /// What a new file of `vm` refers to.
-    pub(crate) fn new(vm: Arc<Vm>, space: Arc<Space>) -> Result<Arc<Self>> {
+    pub(crate) fn new(vm: Arc<Vm>) -> Result<Arc<Self>> {
+        let space = Once::new();
         Ok(Arc::new(Self { vm, space }, GFP_KERNEL_ACCOUNT)?)
     }
 }
@@ -47,7 +49,7 @@ impl FileOperations for VmFile {
 
 ioctls! {
     /// The vm ioctls of every architecture (api.rst 4), then those of this one.
-    fn ioctl(vm: &Arc<Vm>, space: &Arc<Space>; cmd, arg) else x86::vm::ioctl(vm, cmd, arg);
+    fn ioctl(vm: &Arc<Vm>, space: &Once<Arc<Space>>; cmd, arg) else x86::vm::ioctl(vm, cmd, arg);
     lock setup = vm.setup.lock();
 
     KVM_CREATE_VCPU:                held, call(create_vcpu(vm, setup, arg));

@@ -60,8 +60,8 @@ pub(crate) enum HugePages {
 
 /// What `GuestMemory.update` protects.
 pub(super) struct Update {
-    /// What assigned devices see of the memory; it follows slot changes.
-    pub(super) dma: Arc<dyn DmaView>,
+    /// What assigned devices see of the memory, if there have been any; it follows slot changes.
+    pub(super) dma: Option<Arc<dyn DmaView>>,
     /// Where the VM's own page is mapped, or was to be.
     pinned_at: Option<Gpa>,
 }
@@ -103,12 +103,11 @@ impl GuestMemory {
         huge: HugePages,
         stats: Arc<VmStats>,
         vcpus: Arc<dyn StopRunning>,
-        dma: Arc<dyn DmaView>,
     ) -> Result<Arc<Self>> {
         let (gpa_end, hva_end) = address_limits();
         Arc::pin_init(
             try_pin_init!(Self {
-                update <- new_mutex!(Update { dma, pinned_at: None }),
+                update <- new_mutex!(Update { dma: None, pinned_at: None }),
                 slots <- SrcuCell::new(SlotTable::empty()),
                 tlb_generation: AtomicU64::new(1),
                 vcpus,
@@ -265,6 +264,12 @@ impl GuestMemory {
         if update.pinned_at.is_some_and(|at| slot.contains(at)) {
             self.unpin_locked(update);
         }
+    }
+
+    /// From now on `dma` follows slot changes: what is there by now it has to learn by [`GuestMemory::with_slots`]. A VM
+    /// has one for all its devices.
+    pub(crate) fn set_dma_view(&self, dma: Arc<dyn DmaView>) {
+        self.update.lock().dma = Some(dma);
     }
 
     /// KVM_CAP_VM_DISABLE_NX_HUGE_PAGES.

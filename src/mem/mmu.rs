@@ -195,15 +195,15 @@ pub(super) struct Mmu {
 
 impl Mmu {
     /// Nothing is mapped and no invalidation is under way.
-    pub(super) fn new(table: NestedTable) -> Self {
-        Self {
+    pub(super) fn new(table: NestedTable) -> impl Init<Self> {
+        init!(Self {
             table,
             pool: TablePool::new(),
             invalidations: 0,
             invalidating: 0,
             hull: (0, 0),
             leaving: None,
-        }
+        })
     }
 
     /// An invalidation of user addresses `start` to `end` begins.

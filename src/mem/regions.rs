@@ -35,9 +35,10 @@ impl GuestMemory {
         };
         // When the devices have followed, nothing else fails.
         if plan.arrives {
-            match &plan.leaving {
-                Some(old) => update.dma.relocate(old, &wanted)?,
-                None => update.dma.add(&wanted)?,
+            match (&update.dma, &plan.leaving) {
+                (Some(dma), Some(old)) => dma.relocate(old, &wanted)?,
+                (Some(dma), None) => dma.add(&wanted)?,
+                (None, _) => {}
             }
         }
         self.mmu.lock().leaving = plan.leaving;
@@ -46,8 +47,8 @@ impl GuestMemory {
             self.unmap(range, true);
         }
         self.mmu.lock().leaving = None;
-        if let (Some(old), false) = (&plan.leaving, plan.arrives) {
-            update.dma.remove(old);
+        if let (Some(dma), Some(old), false) = (&update.dma, &plan.leaving, plan.arrives) {
+            dma.remove(old);
         }
         if let Some(range) = plan.protect {
             self.write_protect(range);

@@ -210,7 +210,7 @@ pub(crate) struct ApicIds(AtomicU32);
 
 impl VcpuSet {
     /// No vCPU, and KVM's defaults.
-    pub(crate) fn create() -> Result<Self> {
+    pub(crate) fn create() -> Result<Arc<Self>> {
         Self::new(ApicIds(AtomicU32::new(0)))
     }
 

@@ -18,7 +18,6 @@ use crate::linux::cred;
 use crate::linux::mmu_notifier::MmuNotifier;
 use crate::mem::memory::{GuestMemory, HugePages};
 use crate::mem::notifier::Notifier;
-use crate::mem::ports::DmaView;
 use crate::x86::irqchip::chip::IrqChip;
 use crate::x86::paging::nested::NestedTable;
 use crate::x86::pv::clock::Clock;
@@ -59,7 +58,8 @@ pub(crate) struct Vm {
     #[pin]
     pub(crate) bus: EventBus,
     /// IOAPIC, 8259s, 8254, routing, irqfds.
-    pub(crate) chip: Arc<IrqChip>,
+    #[pin]
+    pub(crate) chip: IrqChip,
     /// What KVM_ENABLE_CAP has set.
     #[pin]
     pub(crate) caps: VmCaps,
@@ -84,13 +84,10 @@ pub(crate) struct Vm {
 
 impl Vm {
     /// A VM of the calling process, whose address space is `mm`, with no memory and no vCPU.
-    pub(crate) fn new(
-        mm: ARef<Mm>,
-        stats: Arc<VmStats>,
-        dma: Arc<dyn DmaView>,
-    ) -> Result<Arc<Self>> {
+    pub(crate) fn new(mm: ARef<Mm>) -> Result<Arc<Self>> {
         let caps = choose::caps().ok_or(ENODEV)?;
-        let vcpus = Arc::new(VcpuSet::create()?, GFP_KERNEL_ACCOUNT)?;
+        let stats = Arc::new(VmStats::ZERO, GFP_KERNEL_ACCOUNT)?;
+        let vcpus = VcpuSet::create()?;
         // The root alone; the first fault fetches more.
         let table = NestedTable::new(caps)?;
         let huge = match (caps.nested_2m, caps.nx_huge) {
@@ -98,17 +95,16 @@ impl Vm {
             (true, true) => HugePages::Data,
             (true, false) => HugePages::All,
         };
-        let memory = GuestMemory::new(table, huge, stats.clone(), vcpus.clone(), dma)?;
+        let memory = GuestMemory::new(table, huge, stats.clone(), vcpus.clone())?;
         let notifier = MmuNotifier::register(&mm, Notifier(memory.clone()))?;
-        let chip = IrqChip::new(vcpus.clone())?;
         Arc::pin_init(
             try_pin_init!(Self {
                 mm,
                 _notifier: notifier,
+                chip <- IrqChip::new(vcpus.clone()),
                 vcpus,
                 memory,
                 bus <- EventBus::new(),
-                chip,
                 caps <- VmCaps::new(),
                 setup <- new_mutex!(Setup { ids: KVec::new() }),
                 boot_cpu: AtomicU32::new(0),

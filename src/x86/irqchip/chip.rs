@@ -66,18 +66,15 @@ pub(crate) struct IrqChip {
 
 impl IrqChip {
     /// A VM without any interrupt controller in the kernel.
-    pub(crate) fn new(vcpus: Arc<VcpuSet>) -> Result<Arc<Self>> {
-        Arc::pin_init(
-            try_pin_init!(Self {
-                vcpus,
-                mode: AtomicU32::new(NONE),
-                controllers: Once::new(),
-                pit: Once::new(),
-                storm: Once::new(),
-                config <- new_mutex!(Irqfds::new()),
-            }),
-            GFP_KERNEL_ACCOUNT,
-        )
+    pub(crate) fn new(vcpus: Arc<VcpuSet>) -> impl PinInit<Self> {
+        pin_init!(Self {
+            vcpus,
+            mode: AtomicU32::new(NONE),
+            controllers: Once::new(),
+            pit: Once::new(),
+            storm: Once::new(),
+            config <- new_mutex!(Irqfds::new()),
+        })
     }
 
     #[inline]
