@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
-//! Writes to device registers that wait in a ring for user space's next exit (api.rst 4.116, KVM_REGISTER_COALESCED_MMIO).
+//! Writes to device registers that wait in a ring for user space's next exit (api.rst 4.116,
+//! KVM_REGISTER_COALESCED_MMIO).
 
 use crate::abi::uapi;
 use crate::abi::uapi::k;
@@ -158,7 +159,8 @@ impl Coalesced {
         self.ring.write(ring::LAST, next)
     }
 
-    /// KVM_REGISTER_COALESCED_MMIO; `devices`: what the kernel has on the zone's bus. The caller excludes other calls. EINVAL, ENOSPC.
+    /// KVM_REGISTER_COALESCED_MMIO; `devices`: what the kernel has on the zone's bus. The caller excludes other calls.
+    /// EINVAL, ENOSPC.
     pub(crate) fn register(
         &self,
         args: &k::kvm_coalesced_mmio_zone,
@@ -183,8 +185,8 @@ impl Coalesced {
         self.replace(&cell, new)
     }
 
-    /// KVM_UNREGISTER_COALESCED_MMIO: removes the zones that hold all of this one. None is no error. The caller excludes other calls.
-    /// EINVAL.
+    /// KVM_UNREGISTER_COALESCED_MMIO: removes the zones that hold all of this one. None is no error. The caller
+    /// excludes other calls. EINVAL.
     pub(crate) fn unregister(&self, args: &k::kvm_coalesced_mmio_zone) -> Result {
         let zone = Zone::from_user(args)?;
         let Some(cell) = self.zones.get() else {

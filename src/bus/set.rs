@@ -3,10 +3,11 @@
 //!
 //! # Leaving the guest
 //!
-//! A vCPU announces with [`VcpuShared::enter_stay`] that it is about to enter, and reads requests, posted interrupts and the TLB generation after
-//! that. Whoever wants something sets it first and looks for the announcement second. Between their store and their loads both
-//! have a sequentially consistent fence. Fences have one order, and the side whose fence comes second loads what the other stored before
-//! its own: the vCPU does not enter, or it gets an IPI, which makes it exit.
+//! A vCPU announces with [`VcpuShared::enter_stay`] that it is about to enter, and reads requests, posted interrupts
+//! and the TLB generation after that. Whoever wants something sets it first and looks for the announcement second.
+//! Between their store and their loads both have a sequentially consistent fence. Fences have one order, and the side
+//! whose fence comes second loads what the other stored before its own: the vCPU does not enter, or it gets an IPI,
+//! which makes it exit.
 
 use crate::linux::once::Once;
 use crate::linux::page::AtomicLine;
@@ -43,9 +44,9 @@ pub(crate) struct VcpuShared<A> {
     /// The thread in KVM_RUN.
     #[pin]
     pub(crate) worker: Worker,
-    /// It could run the guest, but another thread has its CPU.
+    /// The vCPU could run the guest, but another thread has its CPU.
     ready: AtomicBool,
-    /// It looks for somebody to give its turn to, because its guest does nothing but wait.
+    /// The vCPU looks for somebody to give its turn to, because its guest does nothing but wait.
     spinning: AtomicBool,
     /// Where the vCPU's thread sleeps in HLT or waiting for SIPI.
     #[pin]
@@ -80,7 +81,8 @@ impl<A> VcpuShared<A> {
         self.ready.store(false, Ordering::Relaxed);
         // After the number of the CPU: who sees the announcement sends its IPI there.
         self.mode.store(IN_STAY, Ordering::Release);
-        // Orders the announcement before all that is read from now on; pairs with the fences of `kick` and `stop_running`.
+        // Orders the announcement before all that is read from now on; pairs with the fences of `kick` and
+        // `stop_running`.
         core::sync::atomic::fence(Ordering::SeqCst);
     }
 
@@ -146,8 +148,8 @@ impl<A> VcpuShared<A> {
         core::sync::atomic::fence(Ordering::SeqCst);
         if self.mode.load(Ordering::SeqCst) == IN_STAY {
             let cpu = self.cpu.load(Ordering::Relaxed);
-            // Interrupts are off during a stay: on its CPU nobody but the stay itself gets here, and it looks at requests
-            // before it enters.
+            // Interrupts are off during a stay: on its CPU nobody but the stay itself gets here, and it looks at
+            // requests before it enters.
             if cpu != preempt::raw_cpu() {
                 send(cpu);
             }
@@ -226,8 +228,8 @@ impl<A: 'static, S> VcpuSet<A, S> {
         self.list.get(index as usize)?.get()
     }
 
-    /// `spinner` waits in a loop, perhaps for one that has no CPU: gives its turn to the next vCPU of which that may be so. One that
-    /// waits in a loop itself is not it. Sleeps.
+    /// `spinner` waits in a loop, perhaps for one that has no CPU: gives its turn to the next vCPU of which that may be
+    /// so. One that waits in a loop itself is not it. Sleeps.
     pub(crate) fn yield_from(&self, spinner: &VcpuShared<A>) {
         let n = self.len();
         let last = self.boosted.load(Ordering::Relaxed);

@@ -48,7 +48,7 @@ ioctls! {
 #[derive(Clone, Copy)]
 pub(crate) struct RvmmDevice;
 
-/// /dev/kvm, the same under another name.
+/// /dev/kvm, another name of /dev/rvmm.
 #[derive(Clone, Copy)]
 pub(crate) struct KvmNode;
 

@@ -1,15 +1,16 @@
 // SPDX-License-Identifier: GPL-2.0
 //! The form of the tables in which ioctls and extensions stand.
 //!
-//! A row of [`ioctls!`] says, from left to right: the number; the lock that is held (`-`: none); what has to hold besides,
-//! with the error where it does not; who carries it out, and how the argument travels; the extensions that promise it.
+//! A row of [`ioctls!`] says, from left to right: the number; the lock that is held (`-`: none); what has to hold
+//! besides, with the error where it does not; who carries it out, and how the argument travels; the extensions that
+//! promise it.
 //!
 //! | word | the argument is |
 //! |---|---|
 //! | `call(f)` | whatever `f` makes of it |
 //! | `get(f)` | the address to which the structure that `f` makes is copied |
 //! | `set(r => f)` | the address of a structure, which is copied in and named `r` |
-//! | `swap(r => f)` | the same, and the structure is copied back when `f` has changed it |
+//! | `swap(r => f)` | that of a structure which is copied in, named `r`, and copied back when `f` has changed it |
 
 use crate::abi::uapi::{self, Uapi};
 use kernel::prelude::*;
@@ -58,7 +59,7 @@ pub(super) fn set<T: Uapi, A: Answer>(arg: usize, f: impl FnOnce(&T) -> A) -> Re
     f(&uapi::get(arg)?).answer()
 }
 
-/// The same, and copies back what `f` has made of it.
+/// Hands `f` a copy of the structure at `arg`, and copies back what `f` has made of it.
 #[inline(never)]
 pub(super) fn swap<T: Uapi, A: Answer>(arg: usize, f: impl FnOnce(&mut T) -> A) -> Result<isize> {
     let mut value = uapi::get(arg)?;
@@ -116,8 +117,9 @@ macro_rules! ioctls {
 }
 pub(super) use ioctls;
 
-/// Declares `check` (KVM_CHECK_EXTENSION) and `enable` (KVM_ENABLE_CAP on a VM, under the lock of creation) as one table. A row
-/// says: the capability; what it answers, on a VM or (`None`) on the device; and what enabling it with a value does.
+/// Declares `check` (KVM_CHECK_EXTENSION) and `enable` (KVM_ENABLE_CAP on a VM, under the lock of creation) as one
+/// table. A row says: the capability; what it answers, on a VM or (`None`) on the device; and what enabling it with a
+/// value does.
 macro_rules! extensions {
     (
         ($vm:ident, $setup:ident, $value:ident) else $check:expr, $enable:expr;

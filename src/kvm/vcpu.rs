@@ -57,8 +57,8 @@ fn run(vm: &Arc<Vm>, vcpu: &Arc<Vcpu>, arg: usize) -> Result<isize> {
 }
 
 ioctls! {
-    /// The vcpu ioctls of every architecture (api.rst 4) but KVM_RUN, then those of this one. What holds the vCPU's lock waits until
-    /// a KVM_RUN under way has returned.
+    /// The vcpu ioctls of every architecture (api.rst 4) but KVM_RUN, then those of this one. What holds the vCPU's
+    /// lock waits until a KVM_RUN under way has returned.
     #[inline(never)]
     fn ioctl(vm: &Arc<Vm>, vcpu: &Arc<Vcpu>; cmd, arg) else x86::vcpu::ioctl(vm, vcpu, cmd, arg);
     lock s = vcpu.state.lock()?;

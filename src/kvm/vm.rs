@@ -76,7 +76,8 @@ ioctls! {
     KVM_UNREGISTER_COALESCED_MMIO:  -,    set(r => vm.bus.uncoalesce(r));
 }
 
-/// KVM_CHECK_EXTENSION (api.rst 4.4), on the device and (`vm`) on a VM: the extensions that ioctls are, then the others.
+/// KVM_CHECK_EXTENSION (api.rst 4.4), on the device and (`vm`) on a VM: the extensions that ioctls are, then the
+/// others.
 pub(super) fn check_extension(vm: Option<&Vm>, capability: usize) -> isize {
     const TABLES: [&[u32]; 5] = [
         PROMISED,
@@ -109,7 +110,7 @@ fn dirty_log(vm: &Vm, arg: usize, log: &k::kvm_dirty_log) -> Result {
     vm.memory.dirty_log(log.slot, UserPtr::from_addr(bitmap))
 }
 
-/// KVM_CLEAR_DIRTY_LOG (api.rst 4.119). As above.
+/// KVM_CLEAR_DIRTY_LOG (api.rst 4.119). The bitmap's address is in the structure's last eight bytes, in a union.
 fn clear_dirty_log(vm: &Vm, arg: usize, log: &k::kvm_clear_dirty_log) -> Result {
     if log.slot >= MAX_SLOTS {
         return Err(EINVAL);

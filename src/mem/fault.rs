@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0
 //! Nested faults: from a guest-physical address to a leaf of the nested page table.
 //!
-//! Called by vCPU threads: [`GuestMemory::fault_resident`] in a stay, with interrupts off, [`GuestMemory::fault`] outside of one.
+//! Called by vCPU threads: [`GuestMemory::fault_resident`] in a stay, with interrupts off, [`GuestMemory::fault`]
+//! outside of one.
 
 use crate::arch::NestedTable;
 use crate::linux::gup;
@@ -63,8 +64,8 @@ impl GuestMemory {
 
     /// How to map the huge page behind `gpa`.
     ///
-    /// A huge page that code runs from can machine-check the host on some CPUs when the guest changes it under a
-    /// fetch (CVE-2018-12207): there huge leaves are for data only, and from the first fetch on the page is mapped in parts.
+    /// A huge page that code runs from can machine-check the host on some CPUs when the guest changes it under a fetch
+    /// (CVE-2018-12207): there huge leaves are for data only, and from the first fetch on the page is mapped in parts.
     #[inline]
     fn huge(&self, table: &NestedTable, pool: &TablePool, gpa: Gpa, fetch: bool) -> Mapped {
         if !self.nx_huge.load(Ordering::Relaxed) {
@@ -88,11 +89,13 @@ impl GuestMemory {
         }
     }
 
-    /// The frequent case of [`GuestMemory::fault`], inside a stay: anonymous memory that is resident and writable, an entry of
-    /// the nested table that is empty, nobody at work on either. False if it is not that; nothing has been done then.
+    /// The frequent case of [`GuestMemory::fault`], inside a stay: anonymous memory that is resident and writable, an
+    /// entry of the nested table that is empty, nobody at work on either. False if it is not that; nothing has been
+    /// done then.
     ///
-    /// `mmu` is only tried: its holder may be waiting for this CPU to leave the guest. Holding it keeps invalidations from beginning,
-    /// so that what the host's page tables say now is so until there is a mapping for the invalidation to find.
+    /// `mmu` is only tried: its holder may be waiting for this CPU to leave the guest. Holding it keeps invalidations
+    /// from beginning, so that what the host's page tables say now is so until there is a mapping for the invalidation
+    /// to find.
     pub(crate) fn fault_resident(
         &self,
         view: &MemoryView<'_>,
@@ -272,8 +275,8 @@ struct HostPage {
 impl HostPage {
     /// Finds the page, as a write by user space would if `write`. Otherwise the fault is over. Sleeps.
     ///
-    /// A page that is writable anyway is mapped so on a read too: no second fault. Where writes are logged it counts as dirty
-    /// then, as in KVM: programs rely on the page of code that ran being in the log.
+    /// A page that is writable anyway is mapped so on a read too: no second fault. Where writes are logged it counts as
+    /// dirty then, as in KVM: programs rely on the page of code that ran being in the log.
     #[inline]
     fn find(mm: &Mm, hva: usize, write: bool, readonly: bool) -> Result<Self, FaultOutcome> {
         let want_write = write || !readonly;

@@ -1,21 +1,21 @@
 // SPDX-License-Identifier: GPL-2.0
 //! Guest memory of one VM: memory slots, nested page tables, and the host's changes underneath them.
 //!
-//! Nothing is pinned. A nested fault takes the page that the host's page tables hold at this moment, and the
-//! MMU notifier takes the translation away before the host changes its mind (munmap, mprotect, COW, swap, KSM, migration).
+//! Nothing is pinned. A nested fault takes the page that the host's page tables hold at this moment, and the MMU
+//! notifier takes the translation away before the host changes its mind (munmap, mprotect, COW, swap, KSM, migration).
 //!
 //! # Ordering
 //!
-//! A fault reads `invalidations`, looks the page up without a lock, then takes `mmu` and maps only if no invalidation of that
-//! address is under way and none has ended since. An invalidation counts itself in and unmaps under the
-//! same lock. So either the fault sees the invalidation and retries, or the invalidation sees the mapping and removes it.
+//! A fault reads `invalidations`, looks the page up without a lock, then takes `mmu` and maps only if no invalidation
+//! of that address is under way and none has ended since. An invalidation counts itself in and unmaps under the same
+//! lock. So either the fault sees the invalidation and retries, or the invalidation sees the mapping and removes it.
 //!
 //! Translations are flushed before `mmu` is released: whoever finds a page unmapped may rely on no CPU using it.
 //!
-//! A slot change publishes the new table, waits for every reader of the old one (a fault that still maps from it), and only
-//! then unmaps. When it returns nothing uses the old slot. Until then an invalidation, which looks into the new table, has to
-//! know the slot that goes: its pages are still mapped. `Mmu::leaving` names it from before the publication to after the unmapping, and
-//! an invalidation looks there after it has looked into the table.
+//! A slot change publishes the new table, waits for every reader of the old one (a fault that still maps from it), and
+//! only then unmaps. When it returns nothing uses the old slot. Until then an invalidation, which looks into the new
+//! table, has to know the slot that goes: its pages are still mapped. `Mmu::leaving` names it from before the
+//! publication to after the unmapping, and an invalidation looks there after it has looked into the table.
 //!
 //! # Lock order
 //!
@@ -42,9 +42,9 @@ pub(super) const BUDGET: u32 = 16 * 1024;
 
 /// The VM's own page is neither mapped nor barred.
 const UNPINNED: u32 = 0;
-/// It is mapped.
+/// The VM's own page is mapped.
 const PINNED: u32 = 1;
-/// It is never mapped again.
+/// The VM's own page is never mapped again.
 const BARRED: u32 = 2;
 
 /// What leaves of 2 MiB may be used for.
@@ -150,7 +150,8 @@ impl GuestMemory {
         self.vcpus.stop_running();
     }
 
-    /// Fills up the spare tables. Sleeps. Not in the frame of [`GuestMemory::fault`], on which host page faults and reclaim are stacked.
+    /// Fills up the spare tables. Sleeps. Not in the frame of [`GuestMemory::fault`], on which host page faults and
+    /// reclaim are stacked.
     #[inline(never)]
     pub(super) fn refill(&self) -> Result {
         let mut more = TablePool::new();
@@ -186,8 +187,8 @@ impl GuestMemory {
         done
     }
 
-    /// The physical address of the VM's own page, which lives as long as the VM and holds zeroes at first. The caller excludes
-    /// other callers.
+    /// The physical address of the VM's own page, which lives as long as the VM and holds zeroes at first. The caller
+    /// excludes other callers.
     pub(crate) fn own_page(&self) -> Result<Hpa> {
         if self.own_page.as_ref().is_none() {
             self.own_page.populate(page::Pages::new(0)?);
@@ -201,8 +202,8 @@ impl GuestMemory {
         self.pin_state.load(Ordering::Relaxed) == UNPINNED
     }
 
-    /// Maps the VM's own page at `gpa`, always the same, unless there is memory or [`GuestMemory::unpin_page`] was called. It
-    /// goes when a slot comes there.
+    /// Maps the VM's own page at `gpa`, always the same, unless there is memory or [`GuestMemory::unpin_page`] was
+    /// called. It goes when a slot comes there.
     pub(crate) fn pin_page(&self, gpa: Gpa) -> Result {
         let mut update = self.update.lock();
         if !self.may_pin_page() {
@@ -266,8 +267,8 @@ impl GuestMemory {
         }
     }
 
-    /// From now on `dma` follows slot changes: what is there by now it has to learn by [`GuestMemory::with_slots`]. A VM
-    /// has one for all its devices.
+    /// From now on `dma` follows slot changes: what is there by now it has to learn by [`GuestMemory::with_slots`]. A
+    /// VM has one for all its devices.
     pub(crate) fn set_dma_view(&self, dma: Arc<dyn DmaView>) {
         self.update.lock().dma = Some(dma);
     }

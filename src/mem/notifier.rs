@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0
 //! The host's changes underneath guest memory: the MMU notifier's callbacks.
 //!
-//! Called by whoever changes the VM's address space, concurrently with each other and with faults; `memory` has the protocol.
+//! Called by whoever changes the VM's address space, concurrently with each other and with faults; `memory` has the
+//! protocol.
 
 use crate::abi::stats::VmCounter;
 use crate::linux::mmu_notifier::{MmuNotifierOps, Range};
@@ -63,8 +64,8 @@ impl MmuNotifierOps for Notifier {
 }
 
 impl Notifier {
-    /// Clears accessed bits. Where there are none the leaves go, and their translations with them also for a caller that needs
-    /// no flush: a later invalidation finds nothing left to flush for.
+    /// Clears accessed bits. Where there are none the leaves go, and their translations with them also for a caller
+    /// that needs no flush: a later invalidation finds nothing left to flush for.
     fn age(&self, start: usize, end: usize) -> bool {
         let mut young = false;
         self.0.for_each_range(start as u64, end as u64, |r| {

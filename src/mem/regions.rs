@@ -129,8 +129,8 @@ impl GuestMemory {
         }
     }
 
-    /// Write-protects the pages of `slot` that are set in `bits`, word `w` of a bitmap. The bits are taken out of the log before:
-    /// a write in between sets its bit again.
+    /// Write-protects the pages of `slot` that are set in `bits`, word `w` of a bitmap. The bits are taken out of the
+    /// log before: a write in between sets its bit again.
     fn protect_word(&self, slot: &Slot, w: u64, bits: u64) {
         for (page, n) in dirty::runs(w, bits) {
             let start = slot.gpa.wrapping_add(page.wrapping_mul(PAGE_SIZE));
@@ -158,7 +158,8 @@ impl GuestMemory {
         Ok(())
     }
 
-    /// KVM_CLEAR_DIRTY_LOG (api.rst 4.117): forgets the pages named in `user`, a bitmap of pages `first` to `first + count`.
+    /// KVM_CLEAR_DIRTY_LOG (api.rst 4.117): forgets the pages named in `user`, a bitmap of pages `first` to `first +
+    /// count`.
     pub(crate) fn clear_dirty_log(&self, id: u32, first: u64, count: u32, user: UserPtr) -> Result {
         if first % dirty::WORD_PAGES != 0 {
             return Err(EINVAL);

@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: GPL-2.0
 //! One architecture: processors of Intel and AMD, and the machine around them.
 //!
-//! This file is the seam. What it re-exports is all that the face, the ground and the module's root name of x86; the rest
-//! is x86's own business, and private. Another architecture takes this one's place by giving the same names: the ground
-//! and assigned devices say `arch` for it.
+//! This file is the seam. What it re-exports is all that the face, the ground and the module's root name of x86; the
+//! rest is x86's own business, and private. Another architecture takes this one's place by giving the same names: the
+//! ground and assigned devices say `arch` for it.
 
 mod cpu;
 mod emul;

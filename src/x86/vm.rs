@@ -133,8 +133,8 @@ impl Vm {
         }
     }
 
-    /// KVM_CAP_VM_DISABLE_NX_HUGE_PAGES. EPERM: who may not reboot the machine may not risk it. EINVAL: a value, or there
-    /// are vCPUs.
+    /// KVM_CAP_VM_DISABLE_NX_HUGE_PAGES. EPERM: who may not reboot the machine may not risk it. EINVAL: a value, or
+    /// there are vCPUs.
     pub(crate) fn disable_nx_huge_pages(&self, value: u64, setup: &Setup) -> Result {
         if !cred::may_reboot() {
             return Err(EPERM);

@@ -221,7 +221,8 @@ fn set_lapic(vm: &Vm, vcpu: &Vcpu, s: &mut State, state: &k::kvm_lapic_state) ->
     Ok(())
 }
 
-/// KVM_SET_VAPIC_ADDR: a hint for CPUs without TPR shadow, not needed here; zero switches it off. EINVAL: no memory there.
+/// KVM_SET_VAPIC_ADDR: a hint for CPUs without TPR shadow, not needed here; zero switches it off. EINVAL: no memory
+/// there.
 fn set_vapic_addr(vm: &Vm, r: &k::kvm_vapic_addr) -> Result {
     if r.vapic_addr != 0 {
         vm.memory

@@ -13,12 +13,14 @@ ioctls! {
     fn ioctl(vm: &Arc<Vm>; cmd, arg) else Err(ENOTTY);
     lock setup = vm.setup.lock();
 
-    // Both matter only to a CPU without unrestricted guest; checked, and otherwise ignored.
+    // The pages that these two place matter only to a CPU without unrestricted guest. The address is checked, and
+    // otherwise ignored.
     KVM_SET_TSS_ADDR:           -,    [arg <= 0xffff_d000 => EINVAL] call(()), KVM_CAP_SET_TSS_ADDR;
     KVM_SET_IDENTITY_MAP_ADDR:  held, [!setup.has_vcpus() => EINVAL] set(r => ignore(r)),
         KVM_CAP_SET_IDENTITY_MAP_ADDR;
     KVM_SET_NR_MMU_PAGES:       -,    [arg >= 64 => EINVAL] call(());
-    KVM_SET_BOOT_CPU_ID:        held, [!setup.has_vcpus() => EBUSY] call(set_boot_cpu(vm, arg)), KVM_CAP_SET_BOOT_CPU_ID;
+    KVM_SET_BOOT_CPU_ID:        held, [!setup.has_vcpus() => EBUSY] call(set_boot_cpu(vm, arg)),
+        KVM_CAP_SET_BOOT_CPU_ID;
     KVM_X86_SET_MSR_FILTER:     -,    call(set_msr_filter(vm, arg)), KVM_CAP_X86_MSR_FILTER;
 
     // Interrupt controllers.

@@ -20,7 +20,7 @@ pub(super) struct Entry<P> {
 
 /// What to do with the entries of a range.
 pub(super) trait Visitor<T: Tables> {
-    /// It takes entries away, so that tables may be empty when it is done with them.
+    /// The visitor takes entries away, so that tables may be empty when it is done with them.
     const UNLINKS: bool = false;
 
     /// A leaf; it may begin before the range or end after it.
