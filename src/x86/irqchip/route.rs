@@ -189,7 +189,10 @@ fn sift_down(heap: &mut [Entry], mut at: usize) {
 /// # Errors
 /// [`Invalid`] if a GSI goes to one chip twice, or to an MSI and anything else.
 pub fn build(entries: &mut [Entry]) -> Result<(), Invalid> {
-    sort(entries);
+    // The default routes are in order, and those of user space mostly.
+    if !entries.is_sorted_by_key(|e| e.gsi) {
+        sort(entries);
+    }
     let mut group: Option<(Gsi, u8)> = None;
     for entry in entries.iter() {
         // One bit per chip; an MSI excludes all.
