@@ -49,7 +49,7 @@ impl DirtyBitmap {
 /// The slots, sorted by guest-physical address.
 pub(crate) struct SlotTable {
     pub(super) slots: KVVec<Slot>,
-    /// Same index as `slots`.
+    /// Same index as `slots`; none at all while no slot is logged.
     pub(super) dirty: KVVec<Option<Arc<DirtyBitmap>>>,
 }
 
@@ -63,12 +63,25 @@ impl SlotTable {
 
     pub(super) fn copy_with_room(&self) -> Result<Self> {
         let mut slots = KVVec::with_capacity(self.slots.len() + 1, GFP_KERNEL_ACCOUNT)?;
-        let mut dirty = KVVec::with_capacity(self.slots.len() + 1, GFP_KERNEL_ACCOUNT)?;
-        for (s, d) in self.slots.iter().zip(self.dirty.iter()) {
-            slots.push_within_capacity(*s).map_err(|_| ENOMEM)?;
-            dirty.push_within_capacity(d.clone()).map_err(|_| ENOMEM)?;
+        slots.extend_from_slice(&self.slots, GFP_KERNEL_ACCOUNT)?;
+        let mut table = Self {
+            slots,
+            dirty: KVVec::new(),
+        };
+        if !self.dirty.is_empty() {
+            table.make_logs(self.dirty.iter().cloned())?;
         }
-        Ok(Self { slots, dirty })
+        Ok(table)
+    }
+
+    /// Fills `dirty`, with room for one more.
+    fn make_logs(&mut self, logs: impl Iterator<Item = Option<Arc<DirtyBitmap>>>) -> Result {
+        self.dirty
+            .reserve(self.slots.len() + 1, GFP_KERNEL_ACCOUNT)?;
+        for log in logs {
+            self.dirty.push_within_capacity(log).map_err(|_| ENOMEM)?;
+        }
+        Ok(())
     }
 
     pub(super) fn remove_id(&mut self, id: u32) {
@@ -80,14 +93,18 @@ impl SlotTable {
 
     /// Inserts in order; there is room.
     pub(super) fn insert(&mut self, slot: Slot, dirty: Option<Arc<DirtyBitmap>>) -> Result {
+        if self.dirty.is_empty() && dirty.is_some() {
+            self.make_logs((0..self.slots.len()).map(|_| None))?;
+        }
         let at = slots::insert_position(&self.slots, slot.gpa);
+        if dirty.is_some() || !self.dirty.is_empty() {
+            self.dirty
+                .insert_within_capacity(at, dirty)
+                .map_err(|_| ENOMEM)?;
+        }
         self.slots
             .insert_within_capacity(at, slot)
-            .map_err(|_| ENOMEM)?;
-        self.dirty
-            .insert_within_capacity(at, dirty)
-            .map_err(|_| ENOMEM)?;
-        Ok(())
+            .map_err(|_| ENOMEM)
     }
 
     pub(super) fn find(&self, gpa: Gpa) -> Option<(usize, &Slot)> {
