@@ -11,6 +11,7 @@ use kernel::mm::Mm;
 use kernel::prelude::*;
 
 use super::bindings;
+use super::irqflags::IrqsOff;
 
 /// A counted reference to a page of user memory, dropped with the value.
 ///
@@ -145,11 +146,11 @@ pub fn host_mapping_level(mm: &Mm, hva: usize) -> MappingLevel {
 ///
 /// # Safety
 ///
-/// Interrupts are off. The caller holds the lock that the [notifier](super::mmu_notifier)'s callbacks for this
-/// address space take, and no invalidation of `hva` is under way: then nothing is unmapped, and no frame freed,
-/// until the lock is released, after which the notifier tells.
+/// The caller holds the lock that the [notifier](super::mmu_notifier)'s callbacks for this address space take, and no
+/// invalidation of `hva` is under way: then nothing is unmapped, and no frame freed, until the lock is released, after
+/// which the notifier tells.
 #[inline]
-pub unsafe fn mapped_anon(hva: usize) -> Option<(u64, MappingLevel)> {
+pub unsafe fn mapped_anon(hva: usize, _irqs_off: IrqsOff<'_>) -> Option<(u64, MappingLevel)> {
     let mut pfn = 0;
     // SAFETY: The caller holds off the unmapping; with interrupts off page tables cannot be freed, as for GUP-fast.
     let level = match unsafe { bindings::rvmm_mapped_anon(hva, &mut pfn) } {

@@ -10,7 +10,7 @@
 use core::arch::asm;
 use core::marker::PhantomData;
 
-use super::preempt::PinsCpu;
+use super::preempt::{raw_cpu, PinsCpu};
 
 /// RFLAGS.IF (SDM 1 3.4.3).
 const FLAG_IF: u64 = 1 << 9;
@@ -58,6 +58,41 @@ impl IrqGuard {
     #[inline(always)]
     pub fn token(&self) -> IrqsOff<'_> {
         IrqsOff(PhantomData)
+    }
+
+    /// The same, with the number of the CPU.
+    #[inline(always)]
+    pub fn this_cpu(&self) -> ThisCpu<'_> {
+        // INVARIANT: By the invariant of `self` the task stays on the CPU that runs this.
+        ThisCpu {
+            number: raw_cpu(),
+            irqs_off: self.token(),
+        }
+    }
+}
+
+/// The CPU that runs the task for `'a`, in which interrupts are off.
+///
+/// # Invariants
+///
+/// `number` is the number of that CPU.
+#[derive(Clone, Copy)]
+pub struct ThisCpu<'a> {
+    number: u32,
+    irqs_off: IrqsOff<'a>,
+}
+
+impl<'a> ThisCpu<'a> {
+    /// Its number.
+    #[inline(always)]
+    pub fn number(self) -> u32 {
+        self.number
+    }
+
+    /// What says so without the number.
+    #[inline(always)]
+    pub fn irqs_off(self) -> IrqsOff<'a> {
+        self.irqs_off
     }
 }
 

@@ -11,6 +11,7 @@ use kernel::ffi::c_void;
 use kernel::prelude::*;
 
 use super::bindings;
+use super::irqflags::IrqGuard;
 
 /// One more than the highest CPU number that can exist.
 #[inline]
@@ -63,17 +64,18 @@ pub fn send_posted(cpu: u32) {
     }
 }
 
-/// Enables interrupts, and has interrupt `vector` arrive there and then.
+/// Ends `irqs`, and has interrupt `vector` arrive there and then.
 ///
 /// # Safety
 ///
 /// The processor has taken this interrupt from its local APIC and not delivered it; the kernel uses its IDT (not FRED).
-/// Interrupts are off, and the caller is about to enable them.
+/// Interrupts were on when `irqs` was made.
 #[inline]
-pub unsafe fn host_interrupt(vector: u8) {
-    // SAFETY: The caller's promise: the handler finds what it would find after the processor's own delivery, at a
-    // place where interrupts may be on.
+pub unsafe fn host_interrupt(vector: u8, irqs: IrqGuard) {
+    // SAFETY: The caller's promise: the handler finds what it would find after the processor's own delivery. Interrupts
+    // are off until now by the guard, which is at its end, so that this is a place where they may be on.
     unsafe { bindings::rvmm_host_interrupt(vector) };
+    drop(irqs);
 }
 
 /// # Safety

@@ -9,6 +9,7 @@
 //! whose fence comes second loads what the other stored before its own: the vCPU does not enter, or it gets an IPI,
 //! which makes it exit.
 
+use crate::linux::irqflags::ThisCpu;
 use crate::linux::once::Once;
 use crate::linux::page::AtomicLine;
 use crate::linux::preempt;
@@ -74,10 +75,10 @@ impl<A> VcpuShared<A> {
         )
     }
 
-    /// Announces a stay on `cpu`. Interrupts are off. Requests and generations have to be read after this.
+    /// Announces a stay on this CPU. Requests and generations have to be read after this.
     #[inline]
-    pub(crate) fn enter_stay(&self, cpu: u32) {
-        self.cpu.store(cpu, Ordering::Relaxed);
+    pub(crate) fn enter_stay(&self, this_cpu: ThisCpu<'_>) {
+        self.cpu.store(this_cpu.number(), Ordering::Relaxed);
         self.ready.store(false, Ordering::Relaxed);
         // After the number of the CPU: who sees the announcement sends its IPI there.
         self.mode.store(IN_STAY, Ordering::Release);

@@ -13,7 +13,6 @@ use crate::linux::sched::is_current_mm;
 use crate::mem::addr::Hpa;
 use crate::mem::slots::Slot;
 use crate::mem::walk::{Page, Table, Tables, MAX_ALLOC_PER_MAP};
-use core::marker::PhantomData;
 use core::sync::atomic::{AtomicU64, Ordering};
 use kernel::mm::Mm;
 use kernel::prelude::*;
@@ -236,26 +235,26 @@ impl Mmu {
     /// The frame of anonymous memory that the host maps writable at `hva`, unless the mapping is being invalidated, and
     /// whether a huge leaf maps it. The frame stays there while the lock is held.
     #[inline]
-    pub(super) fn resident(&mut self, hva: u64, _inside: InOwnMm<'_>) -> Option<(Hpa, bool)> {
+    pub(super) fn resident(&mut self, hva: u64, inside: InOwnMm<'_>) -> Option<(Hpa, bool)> {
         if self.is_invalidating(hva) {
             return None;
         }
-        // SAFETY: `InOwnMm` says that interrupts are off and that the address space is the VM's. `Notifier` is registered for
-        // that one and takes the lock, which `&mut self` shows to be held, at the beginning of an invalidation; none of this
-        // address is under way.
-        let (pfn, level) = unsafe { gup::mapped_anon(hva as usize) }?;
+        // SAFETY: `inside` says that the address space is the VM's. `Notifier` is registered for that one and takes the
+        // lock, which `&mut self` shows to be held, at the beginning of an invalidation; none of this address is under
+        // way.
+        let (pfn, level) = unsafe { gup::mapped_anon(hva as usize, inside.0) }?;
         Some((Hpa(pfn << 12), level != gup::MappingLevel::L4K))
     }
 }
 
 /// A proof that, for `'a`, interrupts are off and the current address space is that of the VM at hand.
 #[derive(Clone, Copy)]
-pub(crate) struct InOwnMm<'a>(PhantomData<IrqsOff<'a>>);
+pub(crate) struct InOwnMm<'a>(IrqsOff<'a>);
 
 impl<'a> InOwnMm<'a> {
     /// `mm` is that of the VM whose memory the proof is shown to. `None`: the caller runs in another one.
     #[inline(always)]
-    pub(crate) fn new(mm: &Mm, _irqs_off: IrqsOff<'a>) -> Option<Self> {
-        is_current_mm(mm).then_some(Self(PhantomData))
+    pub(crate) fn new(mm: &Mm, irqs_off: IrqsOff<'a>) -> Option<Self> {
+        is_current_mm(mm).then_some(Self(irqs_off))
     }
 }

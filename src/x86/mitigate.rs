@@ -13,6 +13,7 @@
 //! slower and no weaker.
 
 use crate::linux::bindings as b;
+use crate::linux::irqflags::ThisCpu;
 use crate::linux::{boot_cpu, msr, smp};
 use crate::x86::cpu::index;
 use core::arch::asm;
@@ -91,14 +92,14 @@ pub(crate) fn token() -> u64 {
     NEXT_TOKEN.fetch_add(1, Ordering::Relaxed)
 }
 
-/// Does what the start of a stay of the vCPU `token` on `cpu` needs. Interrupts are off.
+/// Does what the start of a stay of the vCPU `token` on this CPU needs.
 #[inline]
-pub(crate) fn begin_stay(token: u64, cpu: u32) {
+pub(crate) fn begin_stay(token: u64, this_cpu: ThisCpu<'_>) {
     let needed = NEEDED.load(Ordering::Relaxed);
     if needed & (IBPB_SWITCH | L1D_FLUSH) == 0 {
         return;
     }
-    let last = LAST.get().and_then(|l| l.get(cpu as usize));
+    let last = LAST.get().and_then(|l| l.get(this_cpu.number() as usize));
     if last.is_none_or(|l| l.swap(token, Ordering::Relaxed) != token) && needed & IBPB_SWITCH != 0 {
         ibpb();
     }

@@ -8,6 +8,7 @@ use crate::mem::addr::Gpa;
 use crate::x86::irqchip::msg::Vector;
 use crate::x86::pv::page::resident;
 use crate::x86::vcpu::state::State;
+use crate::x86::vendor::Stay;
 use crate::x86::vm::Vm;
 use kernel::prelude::*;
 
@@ -34,7 +35,7 @@ pub(crate) fn offer(vm: &Vm, s: &mut State, vector: u8) {
 }
 
 /// After an exit: ends the interrupt if the guest has cleared the bit, else takes the offer back. False if that has to sleep.
-pub(crate) fn take(vm: &Vm, s: &mut State, atomic: bool) -> bool {
+pub(crate) fn take(vm: &Vm, s: &mut State, stay: Option<&Stay<'_>>) -> bool {
     let ended = {
         let view = vm.memory.view();
         let gpa = Gpa(s.pv.eoi & !1);
@@ -46,12 +47,12 @@ pub(crate) fn take(vm: &Vm, s: &mut State, atomic: bool) -> bool {
             Ok(ended)
         };
         match view.hva(gpa, true) {
-            Ok(hva) if atomic => swap(hva).ok(),
+            Ok(hva) if stay.is_some() => swap(hva).ok(),
             Ok(hva) => resident(hva, || swap(hva)).ok(),
             Err(_) => Some(false),
         }
     };
-    if ended.is_none() && atomic {
+    if ended.is_none() && stay.is_some() {
         return false;
     }
     s.pv.eoi_offered = false;

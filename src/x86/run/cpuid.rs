@@ -7,14 +7,15 @@ use super::{Runner, Step};
 use crate::x86::cpu::cpuid;
 use crate::x86::cpu::regs::Gpr;
 use crate::x86::vcpu::fetch::Known;
+use crate::x86::vendor::Stay;
 
 impl Runner<'_> {
     /// CPUID.
-    pub(super) fn cpuid(&mut self, atomic: bool) -> Step {
+    pub(super) fn cpuid(&mut self, stay: Option<&Stay<'_>>) -> Step {
         if self.s.msrs.cpuid_faults() && self.s.cpl() != 0 {
             return self.raise_gp();
         }
-        let step = self.skip(&Known::CPUID, atomic);
+        let step = self.skip(&Known::CPUID, stay);
         if !matches!(step, Step::Again) {
             return step;
         }

@@ -11,7 +11,7 @@ use crate::x86::cpu::{control, xsave};
 use crate::x86::emul::{Op, Operand};
 use crate::x86::exit::{CrAccess, CrOp};
 use crate::x86::vcpu::fetch::Known;
-use crate::x86::vendor::{Groups, VcpuBackend};
+use crate::x86::vendor::{Groups, Stay, VcpuBackend};
 use kernel::prelude::*;
 
 exits::exits! {
@@ -21,37 +21,37 @@ exits::exits! {
 
 impl Runner<'_> {
     /// MOV CR, CLTS, LMSW.
-    pub(super) fn cr_access(&mut self, c: &CrAccess, atomic: bool) -> Step {
+    pub(super) fn cr_access(&mut self, c: &CrAccess, stay: Option<&Stay<'_>>) -> Step {
         self.s.load(Groups::CTRL.union(Groups::CODE));
-        let c = match self.cr_instruction(c, atomic) {
+        let c = match self.cr_instruction(c, stay) {
             Ok(c) => c,
             Err(step) => return step,
         };
         let old = self.s.cpu.sregs.cr0;
         match c.op {
-            CrOp::Clts => return self.write_cr0(old & !cr0::TS, atomic),
+            CrOp::Clts => return self.write_cr0(old & !cr0::TS, stay),
             // LMSW cannot clear PE.
-            CrOp::Lmsw(v) => return self.write_cr0(old & !0xe | u64::from(v & 0xf), atomic),
-            _ if !c.write => return self.mov_from_cr(c.cr, c.gpr, atomic),
+            CrOp::Lmsw(v) => return self.write_cr0(old & !0xe | u64::from(v & 0xf), stay),
+            _ if !c.write => return self.mov_from_cr(c.cr, c.gpr, stay),
             _ => {}
         }
         let value = c.gpr.map_or(0, |g| self.s.cpu.regs.get(g));
         let value = value & self.operand_mask();
         match c.cr {
-            0 => self.write_cr0(value, atomic),
-            3 => self.write_cr3(value, atomic),
-            4 => self.write_cr4(value, atomic),
-            8 => self.write_cr8(value, atomic),
+            0 => self.write_cr0(value, stay),
+            3 => self.write_cr3(value, stay),
+            4 => self.write_cr4(value, stay),
+            8 => self.write_cr8(value, stay),
             _ => self.raise_ud(),
         }
     }
 
     /// What the processor says of the access, or else the instruction itself.
-    fn cr_instruction(&mut self, c: &CrAccess, atomic: bool) -> Result<CrAccess, Step> {
+    fn cr_instruction(&mut self, c: &CrAccess, stay: Option<&Stay<'_>>) -> Result<CrAccess, Step> {
         if c.op != CrOp::Decode {
             return Ok(*c);
         }
-        let insn = self.fetch(atomic)?;
+        let insn = self.fetch(stay)?;
         let (cr, write, op, gpr) = match (insn.op, insn.dst, insn.src) {
             (Op::MovCr, Operand::Cr(n), Operand::Reg(g)) => (n, true, CrOp::Mov, Some(g)),
             (Op::MovCr, Operand::Reg(g), Operand::Cr(n)) => (n, false, CrOp::Mov, Some(g)),
@@ -65,7 +65,7 @@ impl Runner<'_> {
         Ok(CrAccess { cr, write, gpr, op })
     }
 
-    fn mov_from_cr(&mut self, cr: u8, gpr: Option<Gpr>, atomic: bool) -> Step {
+    fn mov_from_cr(&mut self, cr: u8, gpr: Option<Gpr>, stay: Option<&Stay<'_>>) -> Step {
         let mask = self.operand_mask();
         let value = match cr {
             0 => self.s.cpu.sregs.cr0,
@@ -73,7 +73,7 @@ impl Runner<'_> {
             4 => self.s.cpu.sregs.cr4,
             _ => u64::from(self.s.cr8()),
         };
-        let step = self.skip(&Known::CR, atomic);
+        let step = self.skip(&Known::CR, stay);
         if let (Step::Again, Some(g)) = (step, gpr) {
             self.s.cpu.regs.set(g, value & mask);
         }
@@ -82,14 +82,14 @@ impl Runner<'_> {
 
     /// Ends the instruction of a write that is valid: what may have to sleep comes first, so that nothing has changed
     /// by then. The PDPTEs are loaded from what `cr3` points to (SDM 3A 5.4.1).
-    fn end_cr_write(&mut self, cr3: Option<u64>, atomic: bool) -> Result<(), Step> {
-        let pdptes = match cr3.map(|cr3| self.s.read_pdptes(self.vm, cr3, atomic)) {
+    fn end_cr_write(&mut self, cr3: Option<u64>, stay: Option<&Stay<'_>>) -> Result<(), Step> {
+        let pdptes = match cr3.map(|cr3| self.s.read_pdptes(self.vm, cr3, stay)) {
             None => None,
             Some(Ok(p)) => Some(p),
-            Some(Err(MemError::Fault)) if atomic => return Err(Step::Slow),
+            Some(Err(MemError::Fault)) if stay.is_some() => return Err(Step::Slow),
             Some(Err(_)) => return Err(self.raise_gp()),
         };
-        let step = self.skip(&Known::CR, atomic);
+        let step = self.skip(&Known::CR, stay);
         if !matches!(step, Step::Again) {
             return Err(step);
         }
@@ -99,14 +99,14 @@ impl Runner<'_> {
         Ok(())
     }
 
-    fn write_cr0(&mut self, value: u64, atomic: bool) -> Step {
+    fn write_cr0(&mut self, value: u64, stay: Option<&Stay<'_>>) -> Step {
         let old = &self.s.cpu.sregs;
         let cs_l = old.seg(Seg::Cs).l;
         let Ok(w) = control::cr0_write_check(old.cr0, value, old.cr4, old.efer, cs_l) else {
             return self.raise_gp();
         };
         let cr3 = w.load_pdptes.then_some(old.cr3);
-        if let Err(step) = self.end_cr_write(cr3, atomic) {
+        if let Err(step) = self.end_cr_write(cr3, stay) {
             return step;
         }
         self.s.cpu.sregs.cr0 = w.cr0;
@@ -116,14 +116,14 @@ impl Runner<'_> {
         Step::Again
     }
 
-    fn write_cr3(&mut self, value: u64, atomic: bool) -> Step {
+    fn write_cr3(&mut self, value: u64, stay: Option<&Stay<'_>>) -> Step {
         let old = &self.s.cpu.sregs;
         let Ok(w) = control::cr3_write_check(value, old.cr4, old.efer, &self.s.cpuid.features)
         else {
             return self.raise_gp();
         };
         let cr3 = old.pae_paging().then_some(w.cr3);
-        if let Err(step) = self.end_cr_write(cr3, atomic) {
+        if let Err(step) = self.end_cr_write(cr3, stay) {
             return step;
         }
         self.s.cpu.sregs.cr3 = w.cr3;
@@ -132,7 +132,7 @@ impl Runner<'_> {
         Step::Again
     }
 
-    fn write_cr4(&mut self, value: u64, atomic: bool) -> Step {
+    fn write_cr4(&mut self, value: u64, stay: Option<&Stay<'_>>) -> Step {
         let old = &self.s.cpu.sregs;
         let (before, features) = (old.cr4, &self.s.cpuid.features);
         let Ok(w) = control::cr4_write_check(before, value, old.cr0, old.cr3, old.efer, features)
@@ -140,7 +140,7 @@ impl Runner<'_> {
             return self.raise_gp();
         };
         let cr3 = w.load_pdptes.then_some(old.cr3);
-        if let Err(step) = self.end_cr_write(cr3, atomic) {
+        if let Err(step) = self.end_cr_write(cr3, stay) {
             return step;
         }
         self.s.cpu.sregs.cr4 = w.cr4;
@@ -156,11 +156,11 @@ impl Runner<'_> {
         Step::Again
     }
 
-    fn write_cr8(&mut self, value: u64, atomic: bool) -> Step {
+    fn write_cr8(&mut self, value: u64, stay: Option<&Stay<'_>>) -> Step {
         if value >> 4 != 0 {
             return self.raise_gp();
         }
-        if let Err(step) = self.end_cr_write(None, atomic) {
+        if let Err(step) = self.end_cr_write(None, stay) {
             return step;
         }
         match &mut self.s.apic.lapic {
@@ -176,7 +176,7 @@ impl Runner<'_> {
     }
 
     /// XSETBV.
-    pub(super) fn xsetbv(&mut self, atomic: bool) -> Step {
+    pub(super) fn xsetbv(&mut self, stay: Option<&Stay<'_>>) -> Step {
         let regs = &self.s.cpu.regs;
         let index = regs.get(Gpr::Rcx) as u32;
         let value = regs.get(Gpr::Rdx) << 32 | regs.get(Gpr::Rax) & 0xffff_ffff;
@@ -186,7 +186,7 @@ impl Runner<'_> {
         if self.s.cpl() != 0 || index != 0 || !xsave::xcr0_valid(value, self.s.allowed_xcr0()) {
             return self.raise_gp();
         }
-        let step = self.skip(&Known::XSETBV, atomic);
+        let step = self.skip(&Known::XSETBV, stay);
         if !matches!(step, Step::Again) {
             return step;
         }

@@ -9,12 +9,12 @@ use crate::x86::cpu::regs::{cr4, dr6, dr7};
 use crate::x86::emul::{Op, Operand};
 use crate::x86::exit::Exception;
 use crate::x86::vcpu::debug;
-use crate::x86::vendor::Groups;
+use crate::x86::vendor::{Groups, Stay};
 
 impl Runner<'_> {
     /// MOV DR.
-    pub(super) fn dr_access(&mut self, atomic: bool) -> Step {
-        let insn = match self.fetch(atomic) {
+    pub(super) fn dr_access(&mut self, stay: Option<&Stay<'_>>) -> Step {
+        let insn = match self.fetch(stay) {
             Ok(i) => i,
             Err(step) => return step,
         };

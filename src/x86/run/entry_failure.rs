@@ -6,12 +6,12 @@
 use super::{Runner, Step};
 use crate::abi::exits;
 use crate::pr_warn_ratelimited;
-use crate::x86::vendor::{EntryParams, VcpuBackend};
+use crate::x86::vendor::{EntryParams, Stay, VcpuBackend};
 
 impl Runner<'_> {
     /// KVM_EXIT_FAIL_ENTRY, with the rule that the state breaks, if the manual has one.
-    pub(super) fn entry_failure(&mut self, reason: u64, atomic: bool) -> Step {
-        if atomic {
+    pub(super) fn entry_failure(&mut self, reason: u64, stay: Option<&Stay<'_>>) -> Step {
+        if stay.is_some() {
             return Step::Slow;
         }
         let params = EntryParams {

@@ -1,84 +1,79 @@
 // SPDX-License-Identifier: GPL-2.0
 //! Dispatch: each exit to the function of its name, and what handlers have in common.
 //!
-//! The stay's loop and the outer loop call, with the vCPU's mutex held; `atomic` says that it is the stay's, where
-//! interrupts are off.
+//! The stay's loop and the outer loop call, with the vCPU's mutex held. The stay's hands its [`Stay`] down, with which
+//! nothing may sleep.
 
 use super::{Runner, Step};
 use crate::abi::exits;
 use crate::abi::exits::Ask;
 use crate::abi::stats::ExitClass;
 use crate::abi::uapi::k;
-use crate::mem::mmu::InOwnMm;
 use crate::pr_warn_ratelimited;
 use crate::x86::cpu::regs::Mode;
 use crate::x86::emul::Insn;
 use crate::x86::exit::Exit;
 use crate::x86::vcpu::fetch::{FetchError, Known};
 use crate::x86::vcpu::state::Completion;
-use crate::x86::vendor::VcpuBackend;
+use crate::x86::vendor::{Stay, VcpuBackend};
 use kernel::prelude::*;
 
 impl Runner<'_> {
     /// Handles an exit inside the stay, the frequent ones without searching all kinds twice.
     #[inline(always)]
-    pub(super) fn handle_frequent(
-        &mut self,
-        exit: &Exit,
-        inside: InOwnMm<'_>,
-    ) -> (ExitClass, Step) {
+    pub(super) fn handle_frequent(&mut self, exit: &Exit, stay: &Stay<'_>) -> (ExitClass, Step) {
         match exit {
             Exit::HostInterrupt => (ExitClass::ExternalInterrupt, Step::Leave),
-            Exit::Cpuid => (ExitClass::Cpuid, self.cpuid(true)),
-            Exit::Rdmsr => (ExitClass::Rdmsr, self.rdmsr(true)),
-            Exit::Wrmsr => (ExitClass::Wrmsr, self.wrmsr(true)),
-            Exit::Hypercall => (ExitClass::Hypercall, self.hypercall(true)),
-            Exit::Hlt => (ExitClass::Hlt, self.hlt(true)),
-            Exit::Io(io) if !io.string => (ExitClass::Io, self.io(io, true)),
+            Exit::Cpuid => (ExitClass::Cpuid, self.cpuid(Some(stay))),
+            Exit::Rdmsr => (ExitClass::Rdmsr, self.rdmsr(Some(stay))),
+            Exit::Wrmsr => (ExitClass::Wrmsr, self.wrmsr(Some(stay))),
+            Exit::Hypercall => (ExitClass::Hypercall, self.hypercall(Some(stay))),
+            Exit::Hlt => (ExitClass::Hlt, self.hlt(Some(stay))),
+            Exit::Io(io) if !io.string => (ExitClass::Io, self.io(io, Some(stay))),
             Exit::NestedFault(f) => {
-                let step = self.short_fault(f, inside).unwrap_or(Step::Slow);
+                let step = self.short_fault(f, stay).unwrap_or(Step::Slow);
                 (ExitClass::NestedFault, step)
             }
-            other => (other.class(), self.handle(other, true)),
+            other => (other.class(), self.handle(other, Some(stay))),
         }
     }
 
     /// Handles an exit, whichever it is: one without an arm does not compile.
     #[inline(never)]
-    pub(super) fn handle(&mut self, exit: &Exit, atomic: bool) -> Step {
+    pub(super) fn handle(&mut self, exit: &Exit, stay: Option<&Stay<'_>>) -> Step {
         match exit {
             Exit::HostInterrupt => Step::Leave,
             Exit::HostNmi | Exit::HostMachineCheck | Exit::NmiWindow => Step::Again,
             Exit::PreemptionTimer => self.preemption_timer(),
             Exit::IrqWindow => self.irq_window(),
-            Exit::Cpuid => self.cpuid(atomic),
-            Exit::Rdmsr => self.rdmsr(atomic),
-            Exit::Wrmsr => self.wrmsr(atomic),
-            Exit::Hypercall => self.hypercall(atomic),
-            Exit::Hlt => self.hlt(atomic),
-            Exit::Pause => self.pause(atomic),
+            Exit::Cpuid => self.cpuid(stay),
+            Exit::Rdmsr => self.rdmsr(stay),
+            Exit::Wrmsr => self.wrmsr(stay),
+            Exit::Hypercall => self.hypercall(stay),
+            Exit::Hlt => self.hlt(stay),
+            Exit::Pause => self.pause(stay),
             // Caches are coherent and the guest has no device that is not: nothing to write back.
-            Exit::CacheInvalidate => self.skip(&Known::INVALIDATE, atomic),
-            Exit::MonitorMwait => self.monitor_mwait(atomic),
+            Exit::CacheInvalidate => self.skip(&Known::INVALIDATE, stay),
+            Exit::MonitorMwait => self.monitor_mwait(stay),
             // VMX and SVM instructions do not exist for the guest.
             Exit::Undefined => self.raise_ud(),
             Exit::Rdpmc => self.raise_gp(),
-            Exit::Xsetbv => self.xsetbv(atomic),
-            Exit::Io(io) => self.io(io, atomic),
-            Exit::NestedFault(f) => self.nested_fault(f, atomic),
-            Exit::CrAccess(c) => self.cr_access(c, atomic),
-            Exit::DrAccess => self.dr_access(atomic),
+            Exit::Xsetbv => self.xsetbv(stay),
+            Exit::Io(io) => self.io(io, stay),
+            Exit::NestedFault(f) => self.nested_fault(f, stay),
+            Exit::CrAccess(c) => self.cr_access(c, stay),
+            Exit::DrAccess => self.dr_access(stay),
             Exit::Exception(e) => self.exception(e),
             Exit::TripleFault => self.shutdown(),
-            Exit::TaskSwitch => self.unhandled(k::KVM_INTERNAL_ERROR_EMULATION, atomic),
+            Exit::TaskSwitch => self.unhandled(k::KVM_INTERNAL_ERROR_EMULATION, stay),
             Exit::VirtualEoi(vector) => self.virtual_eoi(*vector),
             Exit::ApicWrite(offset) => self.apic_write(*offset),
             // No vendor's code switches it on: virtual interrupts need no threshold.
             Exit::TprBelowThreshold => {
-                self.unhandled(k::KVM_INTERNAL_ERROR_UNEXPECTED_EXIT_REASON, atomic)
+                self.unhandled(k::KVM_INTERNAL_ERROR_UNEXPECTED_EXIT_REASON, stay)
             }
-            Exit::EntryFailure(reason) => self.entry_failure(*reason, atomic),
-            Exit::Unknown(reason) => self.unknown(*reason, atomic),
+            Exit::EntryFailure(reason) => self.entry_failure(*reason, stay),
+            Exit::Unknown(reason) => self.unknown(*reason, stay),
         }
     }
 
@@ -86,7 +81,7 @@ impl Runner<'_> {
     pub(super) fn complete(&mut self) -> Step {
         match core::mem::replace(&mut self.s.pending.completion, Completion::Nothing) {
             Completion::Nothing => Step::Again,
-            Completion::PortOut => self.skip(&Known::OUT, false),
+            Completion::PortOut => self.skip(&Known::OUT, None),
             Completion::PortIn(width) => self.port_in_done(width),
             Completion::Move(m) => self.move_done(&m),
             Completion::Rdmsr => self.rdmsr_done(),
@@ -107,8 +102,8 @@ impl Runner<'_> {
 
     /// KVM_EXIT_INTERNAL_ERROR: an exit that is not handled, for the reason `suberror`.
     #[cold]
-    pub(super) fn unhandled(&mut self, suberror: u32, atomic: bool) -> Step {
-        if atomic {
+    pub(super) fn unhandled(&mut self, suberror: u32, stay: Option<&Stay<'_>>) -> Step {
+        if stay.is_some() {
             return Step::Slow;
         }
         self.ask(&exits::InternalError::new(suberror, &[]))
@@ -116,8 +111,8 @@ impl Runner<'_> {
 
     /// KVM_EXIT_UNKNOWN.
     #[cold]
-    fn unknown(&mut self, reason: u64, atomic: bool) -> Step {
-        if atomic {
+    fn unknown(&mut self, reason: u64, stay: Option<&Stay<'_>>) -> Step {
+        if stay.is_some() {
             return Step::Slow;
         }
         let id = self.vcpu.shared.id;
@@ -127,18 +122,18 @@ impl Runner<'_> {
 
     /// Steps over the current instruction, which is one of those that `known` describes.
     #[inline(always)]
-    pub(super) fn skip(&mut self, known: &Known, atomic: bool) -> Step {
+    pub(super) fn skip(&mut self, known: &Known, stay: Option<&Stay<'_>>) -> Step {
         if let Some(n) = self.s.hw.insn_len() {
             self.s.advance(n);
             return Step::Again;
         }
-        self.skip_decoded(known, atomic)
+        self.skip_decoded(known, stay)
     }
 
     #[inline(never)]
-    fn skip_decoded(&mut self, known: &Known, atomic: bool) -> Step {
+    fn skip_decoded(&mut self, known: &Known, stay: Option<&Stay<'_>>) -> Step {
         let view = self.vm.memory.view();
-        match self.s.skip(&view, atomic, known) {
+        match self.s.skip(&view, stay, known) {
             Ok(()) => Step::Again,
             Err(e) => {
                 drop(view);
@@ -157,10 +152,10 @@ impl Runner<'_> {
     }
 
     /// The instruction at RIP; else what its fetch comes to.
-    pub(super) fn fetch(&mut self, atomic: bool) -> Result<Insn, Step> {
+    pub(super) fn fetch(&mut self, stay: Option<&Stay<'_>>) -> Result<Insn, Step> {
         let fetched = {
             let view = self.vm.memory.view();
-            self.s.fetch(&view, atomic).copied()
+            self.s.fetch(&view, stay).copied()
         };
         fetched.map_err(|e| self.fetch_failed(e))
     }

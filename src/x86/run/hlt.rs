@@ -10,11 +10,12 @@ use crate::abi::stats::VcpuCounter;
 use crate::abi::uapi::k;
 use crate::x86::vcpu::fetch::Known;
 use crate::x86::vcpu::state::MpState;
+use crate::x86::vendor::Stay;
 
 impl Runner<'_> {
     /// HLT.
-    pub(super) fn hlt(&mut self, atomic: bool) -> Step {
-        let step = self.skip(&Known::HLT, atomic);
+    pub(super) fn hlt(&mut self, stay: Option<&Stay<'_>>) -> Step {
+        let step = self.skip(&Known::HLT, stay);
         if !matches!(step, Step::Again) {
             return step;
         }
@@ -62,19 +63,19 @@ impl Runner<'_> {
     }
 
     /// PAUSE in a loop that waits, perhaps for a vCPU whose turn it is not.
-    pub(super) fn pause(&mut self, atomic: bool) -> Step {
-        if atomic {
+    pub(super) fn pause(&mut self, stay: Option<&Stay<'_>>) -> Step {
+        if stay.is_some() {
             return Step::Slow;
         }
-        let step = self.skip(&Known::PAUSE, atomic);
+        let step = self.skip(&Known::PAUSE, stay);
         self.vm.vcpus.yield_from(&self.vcpu.shared);
         step
     }
 
     /// MONITOR, MWAIT.
-    pub(super) fn monitor_mwait(&mut self, atomic: bool) -> Step {
+    pub(super) fn monitor_mwait(&mut self, stay: Option<&Stay<'_>>) -> Step {
         if self.mwait_is_nop() {
-            self.skip(&Known::MWAIT, atomic)
+            self.skip(&Known::MWAIT, stay)
         } else {
             self.raise_ud()
         }

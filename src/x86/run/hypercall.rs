@@ -9,25 +9,25 @@ use crate::x86::cpu::regs::Gpr;
 use crate::x86::pv::hypercall;
 use crate::x86::vcpu::fetch::Known;
 use crate::x86::vcpu::state::Completion;
-use crate::x86::vendor::Groups;
+use crate::x86::vendor::{Groups, Stay};
 use crate::x86::vm_caps::HC_MAP_GPA_RANGE;
 
 impl Runner<'_> {
     /// VMCALL, VMMCALL.
-    pub(super) fn hypercall(&mut self, atomic: bool) -> Step {
+    pub(super) fn hypercall(&mut self, stay: Option<&Stay<'_>>) -> Step {
         let number = self.s.cpu.regs.get(Gpr::Rax);
-        if atomic && hypercall::may_sleep(number) {
+        if stay.is_some() && hypercall::may_sleep(number) {
             return Step::Slow;
         }
         if self.vm.caps.hypercall_exits(number & 0xffff_ffff) && self.s.cpl() == 0 {
-            if atomic {
+            if stay.is_some() {
                 return Step::Slow;
             }
             if let Some(step) = self.map_gpa_range() {
                 return step;
             }
         }
-        let step = self.skip(&Known::HYPERCALL, atomic);
+        let step = self.skip(&Known::HYPERCALL, stay);
         if matches!(step, Step::Again) {
             let result = if self.s.cpl() == 0 {
                 hypercall::call(self.vm, &self.vcpu.shared, self.s, number)
@@ -52,7 +52,7 @@ impl Runner<'_> {
         }
         if gpa & 0xfff != 0 || pages == 0 || (gpa >> 12).checked_add(pages).is_none() {
             const KVM_EINVAL: i64 = 22;
-            let step = self.skip(&Known::HYPERCALL, false);
+            let step = self.skip(&Known::HYPERCALL, None);
             if matches!(step, Step::Again) {
                 self.s
                     .cpu
@@ -74,7 +74,7 @@ impl Runner<'_> {
     /// User space has answered a hypercall.
     pub(super) fn hypercall_done(&mut self) -> Step {
         let result = self.run.get(exits::Hypercall::RET);
-        let step = self.skip(&Known::HYPERCALL, false);
+        let step = self.skip(&Known::HYPERCALL, None);
         if matches!(step, Step::Again) {
             self.s.cpu.regs.set(Gpr::Rax, result);
         }

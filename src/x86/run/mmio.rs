@@ -13,7 +13,7 @@ use crate::x86::vcpu::state::Completion;
 
 impl Runner<'_> {
     pub(super) fn decode_and_emulate(&mut self, expected: impl Fn(Op) -> bool) -> Step {
-        match self.fetch(false) {
+        match self.fetch(None) {
             Ok(insn) if expected(insn.op) => {
                 self.s.pending.replay.clear();
                 self.emulate(&insn)

@@ -4,8 +4,8 @@
 //! Two loops. The inner one, [`Runner::stay`], keeps interrupts off and the guest's FPU loaded, and goes around for
 //! everything that needs neither sleep nor host interrupts. The outer one handles the rest with interrupts on.
 //!
-//! Handlers are the same for both: called with `atomic` they return [`Step::Slow`] before any side effect when they
-//! would have to sleep, and are called again outside.
+//! Handlers are the same for both: called with the [`Stay`](crate::x86::vendor::Stay) that goes on they return
+//! [`Step::Slow`] before any side effect when they would have to sleep, and are called again without, outside.
 
 use crate::abi::exits;
 use crate::abi::stats::{VcpuCounter, VcpuStats};
@@ -260,9 +260,9 @@ impl<'a> Runner<'a> {
         };
         let start = boot_cpu::rdtsc();
         if self.s.pv.eoi_offered() {
-            let _ = eoi::take(self.vm, self.s, false);
+            let _ = eoi::take(self.vm, self.s, None);
         }
-        let step = self.handle(&exit, false);
+        let step = self.handle(&exit, None);
         let cycles = boot_cpu::rdtsc().wrapping_sub(start);
         self.stats.exit(exit.class(), cycles);
         Ok(step)

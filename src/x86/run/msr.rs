@@ -12,6 +12,7 @@ use crate::x86::cpu::regs::Gpr;
 use crate::x86::pv;
 use crate::x86::vcpu::fetch::Known;
 use crate::x86::vcpu::state::Completion;
+use crate::x86::vendor::Stay;
 use crate::x86::vm_caps::Direction;
 
 exits::exits! {
@@ -82,7 +83,7 @@ impl Runner<'_> {
         }
     }
 
-    pub(super) fn rdmsr(&mut self, atomic: bool) -> Step {
+    pub(super) fn rdmsr(&mut self, stay: Option<&Stay<'_>>) -> Step {
         let index = self.s.cpu.regs.get(Gpr::Rcx) as u32;
         if self.filtered(index, Direction::Read) {
             return self.refuse_msr(Direction::Read, index, 0, k::KVM_MSR_EXIT_REASON_FILTER);
@@ -96,7 +97,7 @@ impl Runner<'_> {
             let reason = self.s.msr_failure(index);
             return self.refuse_msr(Direction::Read, index, 0, reason);
         };
-        let step = self.skip(&Known::RDMSR, atomic);
+        let step = self.skip(&Known::RDMSR, stay);
         if matches!(step, Step::Again) {
             self.set_edx_eax(v);
         }
@@ -109,7 +110,7 @@ impl Runner<'_> {
             return self.raise_gp();
         }
         let value = self.run.get(Rdmsr::DATA);
-        let step = self.skip(&Known::RDMSR, false);
+        let step = self.skip(&Known::RDMSR, None);
         if matches!(step, Step::Again) {
             self.set_edx_eax(value);
         }
@@ -121,7 +122,7 @@ impl Runner<'_> {
         if self.run.get(Rdmsr::ERROR) != 0 {
             return self.raise_gp();
         }
-        self.skip(&Known::WRMSR, false)
+        self.skip(&Known::WRMSR, None)
     }
 
     #[inline(always)]
@@ -130,7 +131,7 @@ impl Runner<'_> {
         self.s.cpu.regs.set(Gpr::Rdx, value >> 32);
     }
 
-    pub(super) fn wrmsr(&mut self, atomic: bool) -> Step {
+    pub(super) fn wrmsr(&mut self, stay: Option<&Stay<'_>>) -> Step {
         let regs = &self.s.cpu.regs;
         let index = regs.get(Gpr::Rcx) as u32;
         let value = regs.get(Gpr::Rdx) << 32 | regs.get(Gpr::Rax) & 0xffff_ffff;
@@ -138,11 +139,11 @@ impl Runner<'_> {
             let reason = k::KVM_MSR_EXIT_REASON_FILTER;
             return self.refuse_msr(Direction::Write, index, value, reason);
         }
-        if atomic && pv::msrs::may_sleep(index) {
+        if stay.is_some() && pv::msrs::may_sleep(index) {
             return Step::Slow;
         }
         // Moving the local APIC may change the nested page tables.
-        if atomic && self.s.apic.virtualized && index == index::APIC_BASE {
+        if stay.is_some() && self.s.apic.virtualized && index == index::APIC_BASE {
             return Step::Slow;
         }
         // Fetch first: the write may change what the address translates to.
@@ -151,7 +152,7 @@ impl Runner<'_> {
             self.s.cpu.regs.rflags,
             self.s.events.exception,
         );
-        let step = self.skip(&Known::WRMSR, atomic);
+        let step = self.skip(&Known::WRMSR, stay);
         if !matches!(step, Step::Again) {
             return step;
         }

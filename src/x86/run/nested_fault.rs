@@ -8,19 +8,19 @@ use crate::abi::exits;
 use crate::abi::stats::ExitClass;
 use crate::abi::uapi::k;
 use crate::mem::fault::FaultOutcome;
-use crate::mem::mmu::InOwnMm;
 use crate::x86::emul::Op;
 use crate::x86::exit::NestedFault;
 use crate::x86::irqchip::lapic::base;
 use crate::x86::vcpu::mmio::Accessed;
 use crate::x86::vcpu::state::Completion;
+use crate::x86::vendor::Stay;
 use kernel::prelude::*;
 
 impl Runner<'_> {
     /// The short ways of a nested fault, in a stay: resident memory, and a device access by a plain move. `None` where
     /// they do not go.
     #[inline]
-    pub(super) fn short_fault(&mut self, f: &NestedFault, inside: InOwnMm<'_>) -> Option<Step> {
+    pub(super) fn short_fault(&mut self, f: &NestedFault, stay: &Stay<'_>) -> Option<Step> {
         if f.gpa.page().0 == base::DEFAULT_ADDRESS && self.s.wants_apic_page(self.vm) {
             return None;
         }
@@ -28,7 +28,7 @@ impl Runner<'_> {
             let view = self.vm.memory.view();
             if !view.is_device(f.gpa, f.write) {
                 let memory = &self.vm.memory;
-                let mapped = memory.fault_resident(&view, f.gpa, f.fetch, inside);
+                let mapped = memory.fault_resident(&view, f.gpa, f.fetch, stay.own_mm());
                 return mapped.then_some(Step::Resume);
             }
             if self.s.events.interrupted.is_some() {
@@ -62,8 +62,8 @@ impl Runner<'_> {
     }
 
     /// A fault in the nested page tables. The stay's loop tries the short ways by itself.
-    pub(super) fn nested_fault(&mut self, f: &NestedFault, atomic: bool) -> Step {
-        if atomic {
+    pub(super) fn nested_fault(&mut self, f: &NestedFault, stay: Option<&Stay<'_>>) -> Step {
+        if stay.is_some() {
             return Step::Slow;
         }
         if f.gpa.page().0 == base::DEFAULT_ADDRESS && self.s.wants_apic_page(self.vm) {
@@ -84,7 +84,7 @@ impl Runner<'_> {
             }
             // A page table in MMIO space has no meaning; KVM fails likewise.
             Ok(FaultOutcome::Mmio) if f.walk && f.write => {
-                self.unhandled(k::KVM_INTERNAL_ERROR_EMULATION, atomic)
+                self.unhandled(k::KVM_INTERNAL_ERROR_EMULATION, None)
             }
             Ok(FaultOutcome::Mmio) if self.s.events.interrupted.is_some() => {
                 self.vectoring_failed(f)

@@ -13,13 +13,14 @@ use crate::x86::emul::{mask, Op};
 use crate::x86::exit::Io;
 use crate::x86::vcpu::fetch::Known;
 use crate::x86::vcpu::state::Completion;
+use crate::x86::vendor::Stay;
 use kernel::prelude::*;
 
 impl Runner<'_> {
     /// IN, OUT, INS, OUTS.
-    pub(super) fn io(&mut self, io: &Io, atomic: bool) -> Step {
+    pub(super) fn io(&mut self, io: &Io, stay: Option<&Stay<'_>>) -> Step {
         if io.string {
-            if atomic {
+            if stay.is_some() {
                 return Step::Slow;
             }
             self.s.pending.io_port = Some((io.port, io.width));
@@ -27,7 +28,7 @@ impl Runner<'_> {
         }
         if io.input {
             if let Some(value) = self.vm.chip.pio_read(io.port, io.width) {
-                let step = self.skip(&Known::IN, atomic);
+                let step = self.skip(&Known::IN, stay);
                 if matches!(step, Step::Again) {
                     self.set_accumulator(io.width, value);
                 }
@@ -38,14 +39,14 @@ impl Runner<'_> {
             // RIP moves only after the write, but the fetch that may have to sleep comes first.
             let claimed = self.vm.chip.claims_port(io.port, io.width);
             if claimed {
-                let step = self.skip(&Known::OUT, atomic);
+                let step = self.skip(&Known::OUT, stay);
                 if matches!(step, Step::Again) {
                     let _ = self.vm.pio_write(io.port, io.width, value);
                 }
                 return step;
             }
             if self.vm.pio_event(io.port, io.width, value) {
-                return self.skip(&Known::OUT, atomic);
+                return self.skip(&Known::OUT, stay);
             }
             // In one piece: user space looks at the first `width` bytes only, and the rest is zero. KVM_RUN has
             // allocated the page.
@@ -53,7 +54,7 @@ impl Runner<'_> {
         }
         if !io.input && io.port == 0x7e && self.vm.caps.quirk(k::KVM_X86_QUIRK_OUT_7E_INC_RIP) {
             // The BIOS's port: the instruction is over before user space sees it.
-            let step = self.skip(&Known::OUT, atomic);
+            let step = self.skip(&Known::OUT, stay);
             if !matches!(step, Step::Again) {
                 return step;
             }
@@ -86,7 +87,7 @@ impl Runner<'_> {
 
     /// User space has answered an IN of `width` bytes.
     pub(super) fn port_in_done(&mut self, width: u8) -> Step {
-        let step = self.skip(&Known::IN, false);
+        let step = self.skip(&Known::IN, None);
         if matches!(step, Step::Again) {
             let Ok(value) = self.run.read::<u32>(PIO_PAGE) else {
                 return Step::Fail(EFAULT);

@@ -7,14 +7,14 @@
 use super::{Runner, Stayed, Step};
 use crate::abi::stats::{ExitClass, VcpuCounter};
 use crate::linux::fpu::{Controls, KernelFpu};
-use crate::linux::irqflags::IrqGuard;
-use crate::linux::{boot_cpu, preempt, sched};
+use crate::linux::irqflags::{IrqGuard, ThisCpu};
+use crate::linux::{boot_cpu, sched};
 use crate::mem::mmu::InOwnMm;
 use crate::x86::exit::Exit;
 use crate::x86::mitigate;
 use crate::x86::pv::eoi;
 use crate::x86::shared::request;
-use crate::x86::vendor::{EntryParams, VcpuBackend};
+use crate::x86::vendor::{EntryParams, Stay, VcpuBackend};
 use kernel::prelude::*;
 
 impl Runner<'_> {
@@ -22,7 +22,7 @@ impl Runner<'_> {
     pub(super) fn stay(&mut self) -> Result<Stayed> {
         // Interrupts first: what the FPU's owner has to keep out is then kept out already.
         let irq = IrqGuard::new();
-        let inside = InOwnMm::new(self.vm.mm(), irq.token()).ok_or(EIO)?;
+        let own_mm = InOwnMm::new(self.vm.mm(), irq.token()).ok_or(EIO)?;
         let fpu = KernelFpu::begin_irqs_off(&irq);
         let host = &self.s.model.host;
         // The image has been checked when it came from user space; a torn one is refused here.
@@ -37,7 +37,7 @@ impl Runner<'_> {
         };
         let result = fpu.with_controls(host, &mut own, || {
             sched::guest_enter(&irq);
-            self.stay_inner(preempt::raw_cpu(), inside)
+            self.stay_inner(irq.this_cpu(), own_mm)
         });
         self.s.xstate.pkru = own.pkru;
         fpu.save(&mut self.s.xstate.area, self.s.model.host.xcr0());
@@ -47,29 +47,34 @@ impl Runner<'_> {
             // waiting. Whoever calls KVM_RUN reads nothing under RCU.
             sched::guest_quiescent(&irq);
         }
-        self.s.hw.after_stay();
-        drop(irq);
+        self.s.hw.after_stay(irq);
         sched::guest_exit();
         result
     }
 
-    fn stay_inner(&mut self, cpu: u32, inside: InOwnMm<'_>) -> Result<Stayed> {
-        let shared = &self.vcpu.shared;
-        shared.enter_stay(cpu);
-        if let Err(e) = self.s.hw.begin_stay(cpu) {
-            shared.leave_stay();
-            return Err(e);
-        }
-        mitigate::begin_stay(self.s.token, cpu);
-        let exit = self.enter_loop(cpu, inside);
-        self.s.hw.end_stay();
-        shared.leave_stay();
-        Ok(exit)
+    fn stay_inner<'irq>(
+        &mut self,
+        this_cpu: ThisCpu<'irq>,
+        own_mm: InOwnMm<'irq>,
+    ) -> Result<Stayed> {
+        self.vcpu.shared.enter_stay(this_cpu);
+        let result = Stay::hold(
+            this_cpu,
+            own_mm,
+            self,
+            |r| &mut r.s.hw,
+            |r, stay| {
+                mitigate::begin_stay(r.s.token, this_cpu);
+                r.enter_loop(stay, this_cpu.number())
+            },
+        );
+        self.vcpu.shared.leave_stay();
+        result
     }
 
-    /// The inner loop.
+    /// The inner loop, on CPU `cpu`.
     #[inline(never)]
-    fn enter_loop(&mut self, cpu: u32, inside: InOwnMm<'_>) -> Stayed {
+    fn enter_loop(&mut self, stay: &Stay<'_>, cpu: u32) -> Stayed {
         let mut since: Option<(ExitClass, u64)> = None;
         // Every iteration but the first enters with the exit before it handled.
         loop {
@@ -95,7 +100,7 @@ impl Runner<'_> {
             let plain = params.inject.is_none()
                 && !(params.irq_window | params.nmi_window | params.check)
                 && !self.s.debug.active();
-            let exit = self.s.hw.enter(&mut self.s.cpu, Some(&params));
+            let exit = self.s.hw.enter(stay, &mut self.s.cpu, Some(&params));
             self.s.last_stay.tlb_generation = generation;
             self.s.last_stay.cpu = cpu;
             if matches!(exit, Exit::EntryFailure(_)) {
@@ -103,7 +108,7 @@ impl Runner<'_> {
                 // The flush that the entry was to bring has perhaps not happened either.
                 self.s.last_stay.tlb_generation = 0;
             }
-            match self.go_around(exit, &params, plain, generation, inside) {
+            match self.go_around(stay, exit, &params, plain, generation) {
                 Ok(handled) => since = Some(handled),
                 Err(end) => return end,
             }
@@ -115,11 +120,11 @@ impl Runner<'_> {
     #[inline(always)]
     fn go_around(
         &mut self,
+        stay: &Stay<'_>,
         mut exit: Exit,
         params: &EntryParams,
         plain: bool,
         generation: u64,
-        inside: InOwnMm<'_>,
     ) -> Result<(ExitClass, u64), Stayed> {
         loop {
             let start = boot_cpu::rdtsc();
@@ -136,12 +141,12 @@ impl Runner<'_> {
                 _ => {}
             }
             if self.s.pv.eoi_offered() {
-                if !eoi::take(self.vm, self.s, true) {
+                if !eoi::take(self.vm, self.s, Some(stay)) {
                     return Err(Stayed::Slow(exit));
                 }
                 calm = false;
             }
-            let (class, step) = self.handle_frequent(&exit, inside);
+            let (class, step) = self.handle_frequent(&exit, stay);
             let resume = match step {
                 Step::Again => Self::is_quiet(class),
                 Step::Resume => true,
@@ -153,7 +158,7 @@ impl Runner<'_> {
                     let cycles = boot_cpu::rdtsc().wrapping_sub(start);
                     self.stats.exit(class, cycles);
                     self.stats.add(VcpuCounter::Entries, 1);
-                    exit = self.s.hw.enter(&mut self.s.cpu, None);
+                    exit = self.s.hw.enter(stay, &mut self.s.cpu, None);
                     if matches!(exit, Exit::EntryFailure(_)) {
                         self.refused = None;
                         self.s.last_stay.tlb_generation = 0;

@@ -3,6 +3,7 @@
 //!
 //! `vcpu` calls [`vmrun`] for each entry and [`vmsave`] once per stay, with interrupts off.
 
+use crate::linux::irqflags::IrqsOff;
 use crate::x86::cpu::regs::Regs;
 use crate::x86::vendor::gprs;
 use core::arch::asm;
@@ -16,12 +17,12 @@ use core::arch::asm;
 ///
 /// # Safety
 ///
-/// EFER.SVME is set and VM_HSAVE_PA points to a save area of this CPU; interrupts are off; `vmcb` is the physical
-/// address of a VMCB whose intercepts keep the guest contained (INTR, NMI, SMI-neutral, SHUTDOWN, VMRUN, all ports,
-/// all MSRs that are not switched) and whose nested page tables map only memory of this guest; `host` is a page that
-/// VMSAVE filled on this CPU in this stay.
+/// EFER.SVME is set and VM_HSAVE_PA points to a save area of this CPU; `vmcb` is the physical address of a VMCB whose
+/// intercepts keep the guest contained (INTR, NMI, SMI-neutral, SHUTDOWN, VMRUN, all ports, all MSRs that are not
+/// switched) and whose nested page tables map only memory of this guest; `host` is a page that VMSAVE filled on this
+/// CPU in this stay.
 #[inline]
-pub(super) unsafe fn vmrun(vmcb: u64, host: u64, regs: &mut Regs) {
+pub(super) unsafe fn vmrun(_irqs_off: IrqsOff<'_>, vmcb: u64, host: u64, regs: &mut Regs) {
     // SAFETY: The caller promises a VMCB that contains the guest. The asm block saves RBX and RBP itself, declares
     // every other register as clobbered, restores the stack pointer, and leaves GIF set and IF clear, as found.
     unsafe {
@@ -84,9 +85,9 @@ pub(super) unsafe fn vmsave(host: u64) {
 ///
 /// # Safety
 ///
-/// The IDT is in use (not FRED), interrupts are off, and a #MC intercept was the reason of the last #VMEXIT.
+/// The IDT is in use (not FRED), and a #MC intercept was the reason of the last #VMEXIT.
 #[inline]
-pub(super) unsafe fn host_machine_check() {
+pub(super) unsafe fn host_machine_check(_irqs_off: IrqsOff<'_>) {
     // SAFETY: Vector 18 is the host's machine-check gate, reachable by INT from CPL 0; its handler reads the banks.
     unsafe { asm!("int 18") }
 }

@@ -23,7 +23,8 @@ use crate::x86::cpu::reset::PAT as PAT_RESET;
 use crate::x86::exit::{Event, EventKind, Exception, Exit};
 use crate::x86::mitigate;
 use crate::x86::vendor::{
-    CpuState, EntryParams, EntryViolation, Exits, Groups, Interruptibility, LongCode, VcpuBackend,
+    Begin, CpuState, EntryParams, EntryViolation, Exits, Groups, Interruptibility, LongCode, Stay,
+    VcpuBackend,
 };
 use core::sync::atomic::Ordering;
 use kernel::prelude::*;
@@ -236,21 +237,23 @@ impl VcpuBackend for SvmVcpu {
         Ok(this)
     }
 
-    fn begin_stay(&mut self, id: u32) -> Result {
+    fn begin_stay(&mut self, begin: Begin<'_>) -> Result {
+        let id = begin.this_cpu().number();
         let cpu = self.shared.cpus.of(id).ok_or(EINVAL)?;
         if cpu.enabled.load(Ordering::Relaxed) == 0 {
             return Err(EBUSY);
         }
         self.stay = Some((cpu, id));
         self.host_extra = cpu.host_extra.phys();
-        // SAFETY: SVME is set on this CPU, and the page belongs to it; interrupts are off, so nobody else is using it.
+        // SAFETY: SVME is set on this CPU, and the page belongs to it; by `begin` interrupts are off here until the
+        // stay is over, so nobody else is using it.
         unsafe { entry::vmsave(self.host_extra) };
         self.host_debug.begin_stay();
         self.msrs.begin_stay(self.host_tsc_aux(cpu));
         Ok(())
     }
 
-    fn end_stay(&mut self) {
+    fn end_stay(&mut self, _stay: Stay<'_>) {
         let Some((cpu, _)) = self.stay.take() else {
             return;
         };
@@ -259,7 +262,7 @@ impl VcpuBackend for SvmVcpu {
     }
 
     #[inline(never)]
-    fn enter(&mut self, cpu: &mut CpuState, params: Option<&EntryParams>) -> Exit {
+    fn enter(&mut self, stay: &Stay<'_>, cpu: &mut CpuState, params: Option<&EntryParams>) -> Exit {
         if !cpu.dirty.is_empty() {
             self.write_dirty(cpu);
         }
@@ -282,9 +285,9 @@ impl VcpuBackend for SvmVcpu {
         }
         let (vmcb, host) = (self.vmcb.phys(), self.host_extra);
         mitigate::before_enter();
-        // SAFETY: `stay` says that a stay is open: SVME is set, interrupts are off, and `begin_stay` filled `host`.
+        // SAFETY: `self.stay` is what `begin_stay` found on the CPU of the stay: SVME is set there, and `host` filled.
         // The intercepts that `set_up` sets contain the guest; the nested root comes from the VM's page tables.
-        unsafe { entry::vmrun(vmcb, host, &mut cpu.regs) };
+        unsafe { entry::vmrun(stay.irqs_off(), vmcb, host, &mut cpu.regs) };
         mitigate::after_exit();
 
         let v = &mut *self.vmcb;
@@ -296,7 +299,7 @@ impl VcpuBackend for SvmVcpu {
         self.told = Told::by_nrip(&v.control, caps.insn_len, cpu.regs.rip);
         self.nmi.reached(cpu.regs.rip);
         let assists = self.shared.decode_assists;
-        let mut exit = decode(v, &mut self.told, &mut self.nmi, assists);
+        let mut exit = decode(v, &mut self.told, &mut self.nmi, assists, stay.irqs_off());
         if stepping {
             exit = self.end_step(cpu, guest_tf, exit);
         }

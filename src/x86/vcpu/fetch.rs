@@ -2,8 +2,8 @@
 //! Fetching the instruction that caused an exit, and stepping over it.
 //!
 //! This file adds to [`State`] what finds code bytes and moves RIP. The run loop calls it for exits without an instruction length and
-//! for instructions to emulate, under the vCPU's mutex and with `atomic` set in a stay. An instruction's bytes are fetched once per
-//! exit; what is decoded is what is executed, whatever another vCPU does to the code meanwhile.
+//! for instructions to emulate, under the vCPU's mutex, in a stay or outside. An instruction's bytes are fetched once
+//! per exit; what is decoded is what is executed, whatever another vCPU does to the code meanwhile.
 
 use crate::linux::uaccess;
 use crate::mem::addr::{Gpa, Gva};
@@ -19,7 +19,7 @@ use crate::x86::paging::gwalk::{Paging, WalkError};
 use crate::x86::vcpu::debug;
 use crate::x86::vcpu::guest_mem::Tables;
 use crate::x86::vcpu::state::State;
-use crate::x86::vendor::{Groups, LongCode, VcpuBackend};
+use crate::x86::vendor::{Groups, LongCode, Stay, VcpuBackend};
 use kernel::prelude::*;
 
 /// Why the current instruction could not be fetched or stepped over.
@@ -135,12 +135,14 @@ impl State {
         cpl: u8,
         la: u64,
         bytes: &mut [u8],
-        atomic: bool,
+        stay: Option<&Stay<'_>>,
     ) -> Result<usize, FetchError> {
-        let mut tables = Tables { view, atomic };
+        let mut tables = Tables { view, stay };
         let gpa = match paging.translate(&mut tables, Gva(la), gwalk::Access::fetch(cpl)) {
             Ok(t) => t.gpa,
-            Err(WalkError::Access(MemError::Fault)) if atomic => return Err(FetchError::Sleep),
+            Err(WalkError::Access(MemError::Fault)) if stay.is_some() => {
+                return Err(FetchError::Sleep)
+            }
             Err(_) => return Err(FetchError::Reenter),
         };
         let room = (4096 - (la & 0xfff)) as usize;
@@ -152,14 +154,14 @@ impl State {
         }
         let n = room.min(bytes.len());
         let part = bytes.get_mut(..n).ok_or(FetchError::Reenter)?;
-        let read = if atomic {
+        let read = if stay.is_some() {
             view.try_read(gpa, part)
         } else {
             view.read(gpa, part)
         };
         match read {
             Ok(()) => Ok(n),
-            Err(MemError::Fault) if atomic => Err(FetchError::Sleep),
+            Err(MemError::Fault) if stay.is_some() => Err(FetchError::Sleep),
             // Code in a device: nothing that could be fetched.
             Err(_) => Err(FetchError::Unsupported([0; 15], 0)),
         }
@@ -171,7 +173,7 @@ impl State {
         let cpl = self.cpl();
         let paging = self.paging();
         let mut byte = [0u8; 1];
-        self.read_code(view, &paging, cpl, la, &mut byte, false)
+        self.read_code(view, &paging, cpl, la, &mut byte, None)
             .ok()?;
         Some(byte[0])
     }
@@ -180,7 +182,7 @@ impl State {
     pub(crate) fn fetch(
         &mut self,
         view: &MemoryView<'_>,
-        atomic: bool,
+        stay: Option<&Stay<'_>>,
     ) -> Result<&Insn, FetchError> {
         self.load(Groups::CODE.union(Groups::CTRL));
         let mode = self.cpu.sregs.mode(self.cpu.regs.rflags);
@@ -209,7 +211,7 @@ impl State {
             };
             let start = base.wrapping_add(rip) & limit;
             have = self
-                .read_code(view, &paging, cpl, start, &mut bytes, atomic)?
+                .read_code(view, &paging, cpl, start, &mut bytes, stay)?
                 .min(15);
             if have < 15
                 && matches!(
@@ -221,7 +223,7 @@ impl State {
                 let Some(rest) = bytes.get_mut(have..15) else {
                     return Err(FetchError::Reenter);
                 };
-                have += self.read_code(view, &paging, cpl, next, rest, atomic)?;
+                have += self.read_code(view, &paging, cpl, next, rest, stay)?;
             }
         }
         match self.insn_cache.decode(rip, first_bytes(&bytes, have), mode) {
@@ -243,14 +245,14 @@ impl State {
     pub(crate) fn skip(
         &mut self,
         view: &MemoryView<'_>,
-        atomic: bool,
+        stay: Option<&Stay<'_>>,
         known: &Known,
     ) -> Result<(), FetchError> {
         if let Some(len) = self.peek(view).and_then(|b| known.length(b)) {
             self.advance(len);
             return Ok(());
         }
-        let insn = self.fetch(view, atomic)?;
+        let insn = self.fetch(view, stay)?;
         if !known.ops.contains(&insn.op) {
             return Err(FetchError::Reenter);
         }

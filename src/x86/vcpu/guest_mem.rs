@@ -2,7 +2,7 @@
 //! Guest memory as an instruction of the guest sees it: through the guest's own page tables.
 //!
 //! This file adds [`State::paging`] to [`State`]. The vCPU's thread calls it under the vCPU's mutex; what is translated with it walks
-//! the tables in guest memory (SDM 3A chapter 5, APM 2 chapter 5), which may sleep unless `atomic` is set.
+//! the tables in guest memory (SDM 3A chapter 5, APM 2 chapter 5), which may sleep outside a stay.
 
 use crate::linux::uaccess;
 use crate::mem::addr::Gpa;
@@ -10,20 +10,20 @@ use crate::mem::memory::{MemError, MemoryView};
 use crate::x86::paging::gwalk;
 use crate::x86::paging::gwalk::{GuestRead, Paging};
 use crate::x86::vcpu::state::State;
-use crate::x86::vendor::Groups;
+use crate::x86::vendor::{Groups, Stay};
 use kernel::prelude::*;
 
 /// Guest page-table entries as the walker reads them.
 pub(super) struct Tables<'a, 'b> {
     pub(super) view: &'a MemoryView<'b>,
-    /// Never sleep: interrupts may be off.
-    pub(super) atomic: bool,
+    /// The stay that goes on, if one does: then nothing sleeps.
+    pub(super) stay: Option<&'a Stay<'a>>,
 }
 
 impl Tables<'_, '_> {
     fn read<const N: usize>(&self, gpa: Gpa) -> Result<[u8; N], MemError> {
         let mut b = [0; N];
-        if self.atomic {
+        if self.stay.is_some() {
             self.view.try_read(gpa, &mut b)?;
         } else {
             self.view.read(gpa, &mut b)?;
@@ -42,14 +42,14 @@ impl GuestRead for Tables<'_, '_> {
 
     #[inline]
     fn read_u64(&mut self, gpa: Gpa) -> Result<u64, MemError> {
-        if self.atomic {
+        if self.stay.is_some() {
             return self.view.try_read_u64(gpa);
         }
         self.read(gpa).map(u64::from_le_bytes)
     }
 
     fn set_ad(&mut self, gpa: Gpa, old: u64, new: u64, bytes: u8) -> Result<bool, MemError> {
-        let done = exchange(self.view, gpa, old, new, bytes, self.atomic)?;
+        let done = exchange(self.view, gpa, old, new, bytes, self.stay)?;
         Ok(done)
     }
 }
@@ -61,7 +61,7 @@ pub(super) fn exchange(
     old: u64,
     new: u64,
     bytes: u8,
-    atomic: bool,
+    stay: Option<&Stay<'_>>,
 ) -> Result<bool, MemError> {
     let hva = view.hva(gpa, true)?;
     let attempt = || -> Result<bool> {
@@ -74,7 +74,7 @@ pub(super) fn exchange(
     };
     let done = match attempt() {
         Ok(d) => d,
-        Err(_) if atomic => return Err(MemError::Fault),
+        Err(_) if stay.is_some() => return Err(MemError::Fault),
         Err(_) => {
             crate::linux::gup::fault_in(hva, true).map_err(|_| MemError::Fault)?;
             attempt().map_err(|_| MemError::Fault)?

@@ -243,7 +243,7 @@ impl Bus for GuestBus<'_, '_> {
     fn translate(&mut self, la: u64, access: Access) -> Result<u64, Stop> {
         let mut tables = Tables {
             view: self.view,
-            atomic: false,
+            stay: None,
         };
         let a = gwalk::Access::data(access == Access::Write, self.cpl, self.ac);
         match self.paging.translate(&mut tables, Gva(la), a) {
@@ -293,7 +293,7 @@ impl Bus for GuestBus<'_, '_> {
         if lapic_offset(&self.lapic, gpa).is_some() {
             return Ok(Swap::NotRam);
         }
-        match exchange(self.view, Gpa(gpa), old, new, width, false) {
+        match exchange(self.view, Gpa(gpa), old, new, width, None) {
             Ok(true) => Ok(Swap::Done),
             Ok(false) => Ok(Swap::Differs),
             Err(MemError::NotRam) => Ok(Swap::NotRam),
@@ -351,7 +351,7 @@ impl Bus for GuestBus<'_, '_> {
                 .map_err(|_| Stop::Unsupported)?;
             let mut tables = Tables {
                 view: self.view,
-                atomic: false,
+                stay: None,
             };
             let a = gwalk::Access::data(true, self.cpl, self.ac);
             let gpa = self

@@ -8,7 +8,7 @@ use crate::mem::addr::Gpa;
 use crate::mem::memory::MemError;
 use crate::x86::cpu::regs::cr0;
 use crate::x86::vcpu::state::State;
-use crate::x86::vendor::{Groups, VcpuBackend};
+use crate::x86::vendor::{Groups, Stay, VcpuBackend};
 use crate::x86::vm::Vm;
 use kernel::prelude::*;
 
@@ -48,12 +48,12 @@ impl State {
         &self,
         vm: &Vm,
         cr3: u64,
-        atomic: bool,
+        stay: Option<&Stay<'_>>,
     ) -> Result<[u64; 4], MemError> {
         let view = vm.memory.view();
         let mut bytes = [0u8; 32];
         let gpa = Gpa(cr3 & 0xffff_ffe0);
-        if atomic {
+        if stay.is_some() {
             view.try_read(gpa, &mut bytes)?;
         } else {
             view.read(gpa, &mut bytes)?;

@@ -2,12 +2,13 @@
 //! The vendor that this machine has, chosen once at load.
 
 use crate::linux::global::Global;
+use crate::linux::irqflags::IrqGuard;
 use crate::x86::cpu::cpuid::GuestFeatures;
 use crate::x86::exit::{Event, Exit};
 use crate::x86::svm::{Svm, SvmVcpu};
 use crate::x86::vendor::{
-    ApicMode, ApicPages, CpuState, EntryParams, EntryViolation, Exits, Groups, HwCaps,
-    Interruptibility, LongCode, Platform, VcpuBackend,
+    ApicMode, ApicPages, Begin, CpuState, EntryParams, EntryViolation, Exits, Groups, HwCaps,
+    Interruptibility, LongCode, Platform, Stay, VcpuBackend,
 };
 use crate::x86::vmx::{Vmx, VmxVcpu};
 use kernel::prelude::*;
@@ -112,23 +113,23 @@ impl VcpuBackend for Hw {
     }
 
     #[inline]
-    fn begin_stay(&mut self, cpu: u32) -> Result {
-        dispatch!(self, v => v.begin_stay(cpu))
+    fn begin_stay(&mut self, begin: Begin<'_>) -> Result {
+        dispatch!(self, v => v.begin_stay(begin))
     }
 
     #[inline]
-    fn end_stay(&mut self) {
-        dispatch!(self, v => v.end_stay())
+    fn end_stay(&mut self, stay: Stay<'_>) {
+        dispatch!(self, v => v.end_stay(stay))
     }
 
     #[inline]
-    fn after_stay(&mut self) {
-        dispatch!(self, v => v.after_stay())
+    fn after_stay(&mut self, irqs: IrqGuard) {
+        dispatch!(self, v => v.after_stay(irqs))
     }
 
     #[inline]
-    fn enter(&mut self, cpu: &mut CpuState, params: Option<&EntryParams>) -> Exit {
-        dispatch!(self, v => v.enter(cpu, params))
+    fn enter(&mut self, stay: &Stay<'_>, cpu: &mut CpuState, params: Option<&EntryParams>) -> Exit {
+        dispatch!(self, v => v.enter(stay, cpu, params))
     }
 
     #[inline]

@@ -6,6 +6,7 @@
 //! The guest runs only inside a *stay*: from [`VcpuBackend::begin_stay`] to [`VcpuBackend::end_stay`] on one CPU with
 //! interrupts off. VMX is in root operation only there (private root) or borrows it (shared root), so nothing
 //! of the vendor's state survives outside a stay that the host could disturb.
+//! A [`Stay`] is a value: whoever has a reference to one is inside, and [`Stay::hold`] alone begins and ends one.
 //! Operations marked *any* may be called outside a stay too; the backend opens a short one where it must.
 //!
 //! # Register caching
@@ -16,7 +17,9 @@
 pub(crate) mod choose;
 pub(crate) mod gprs;
 
+use crate::linux::irqflags::{IrqGuard, IrqsOff, ThisCpu};
 use crate::mem::addr::Hpa;
+use crate::mem::mmu::InOwnMm;
 use crate::x86::cpu::cpuid::GuestFeatures;
 use crate::x86::cpu::regs::{Regs, Sregs};
 pub use crate::x86::cpu::violation::Violation as EntryViolation;
@@ -227,6 +230,60 @@ pub struct HwCaps {
     pub nested_levels: u8,
 }
 
+/// A stay that goes on: until it is over, the task runs on one CPU with interrupts off and must not sleep, and the
+/// processor has the state of one vCPU's guest. It is nothing at run time.
+///
+/// Handlers of exits take an `Option<&Stay<'_>>`, which is `None` outside.
+pub struct Stay<'irq> {
+    irqs_off: IrqsOff<'irq>,
+    own_mm: InOwnMm<'irq>,
+}
+
+/// The right to begin a stay on this CPU, once: [`Stay::hold`] ends it before interrupts come on.
+pub struct Begin<'irq>(ThisCpu<'irq>);
+
+impl<'irq> Stay<'irq> {
+    /// Runs `body` in a stay of the vCPU whose vendor part `hw` finds in `owner`. The current address space is that of
+    /// the vCPU's VM. Errors: those of [`VcpuBackend::begin_stay`].
+    #[inline(always)]
+    pub(crate) fn hold<O, V: VcpuBackend, R>(
+        this_cpu: ThisCpu<'irq>,
+        own_mm: InOwnMm<'irq>,
+        owner: &mut O,
+        hw: impl Fn(&mut O) -> &mut V,
+        body: impl FnOnce(&mut O, &Self) -> R,
+    ) -> Result<R> {
+        hw(owner).begin_stay(Begin(this_cpu))?;
+        let stay = Self {
+            irqs_off: this_cpu.irqs_off(),
+            own_mm,
+        };
+        let result = body(owner, &stay);
+        hw(owner).end_stay(stay);
+        Ok(result)
+    }
+
+    /// What says that interrupts are off.
+    #[inline(always)]
+    pub fn irqs_off(&self) -> IrqsOff<'_> {
+        self.irqs_off
+    }
+
+    /// What says whose address space it is.
+    #[inline(always)]
+    pub(crate) fn own_mm(&self) -> InOwnMm<'_> {
+        self.own_mm
+    }
+}
+
+impl<'irq> Begin<'irq> {
+    /// The CPU of the stay.
+    #[inline(always)]
+    pub fn this_cpu(&self) -> ThisCpu<'irq> {
+        self.0
+    }
+}
+
 /// One vCPU's vendor part. Everything here runs under the vCPU's mutex; `&mut` makes it impossible to enter twice.
 pub trait VcpuBackend: Sized {
     /// Allocates the vendor's structures with controls set and guest state as after RESET.
@@ -235,22 +292,24 @@ pub trait VcpuBackend: Sized {
     /// CPUID may show on this host.
     fn new(id: u32, features: &GuestFeatures) -> Result<Self>;
 
-    /// Starts a stay on this CPU, whose number is `cpu`. Interrupts are off. Fails with a clear log line when root mode cannot be had.
-    fn begin_stay(&mut self, cpu: u32) -> Result;
+    /// Starts a stay. Fails with a clear log line when root mode cannot be had.
+    fn begin_stay(&mut self, begin: Begin<'_>) -> Result;
 
-    /// Ends the stay; host state of this vendor is as before. Interrupts are still off.
-    fn end_stay(&mut self);
+    /// Ends the stay; host state of this vendor is as before.
+    fn end_stay(&mut self, stay: Stay<'_>);
 
-    /// Carries out what a stay left for when the host's state is complete. Interrupts are off as they were in the stay, and the
-    /// caller enables them next; this may have done so when it returns.
-    fn after_stay(&mut self) {}
+    /// Carries out what a stay left for when the host's state is complete, and enables interrupts, which have been off
+    /// since before the stay.
+    fn after_stay(&mut self, irqs: IrqGuard) {
+        drop(irqs);
+    }
 
-    /// Writes dirty state, enters the guest, and brings back `regs` and `cr2`. In a stay.
+    /// Writes dirty state, enters the guest, and brings back `regs` and `cr2`.
     /// On return `avail` and `dirty` are both empty, except after [`Exit::EntryFailure`].
     ///
     /// Without `params`: with those of the last entry of this stay, which delivered nothing, asked for no window and no
     /// flush, and was not checked.
-    fn enter(&mut self, cpu: &mut CpuState, params: Option<&EntryParams>) -> Exit;
+    fn enter(&mut self, stay: &Stay<'_>, cpu: &mut CpuState, params: Option<&EntryParams>) -> Exit;
 
     /// Fetches groups of system registers into `cpu.sregs` and adds them to `avail`. *Any*.
     fn load(&mut self, cpu: &mut CpuState, groups: Groups);

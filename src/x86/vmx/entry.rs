@@ -3,6 +3,7 @@
 //!
 //! `VmxVcpu::enter` alone calls it, in a stay: interrupts are off, and the vCPU's mutex is held.
 
+use super::insn::Current;
 use super::vmcs;
 use crate::x86::cpu::regs::Regs;
 use crate::x86::vendor::gprs;
@@ -28,11 +29,16 @@ pub(super) enum Outcome {
 ///
 /// # Safety
 ///
-/// Interrupts are off, the current VMCS is a complete one of ours whose launch state `launched` tells, its
-/// controls confine the guest, its host state (but RSP and RIP) is what this CPU's kernel needs, and every
-/// register that the switch does not cover (MSRs, FPU, debug registers) is the guest's or harmless.
+/// The current VMCS is a complete one whose launch state `launched` tells, its controls confine the guest, its host
+/// state (but RSP and RIP) is what this CPU's kernel needs, and every register that the switch does not
+/// cover (MSRs, FPU, debug registers) is the guest's or harmless.
 #[inline(always)]
-pub(super) unsafe fn switch(regs: &mut Regs, host_rsp: &mut u64, launched: bool) -> Outcome {
+pub(super) unsafe fn switch(
+    _: Current,
+    regs: &mut Regs,
+    host_rsp: &mut u64,
+    launched: bool,
+) -> Outcome {
     let outcome: u64;
     // SAFETY: The caller answers for the VMCS. All registers are declared as changed or, RBX and RBP, pushed.
     // The stack is balanced on both ways out: HOST_RSP is RSP after the three pushes. RFLAGS after an exit
@@ -112,9 +118,9 @@ pub(super) unsafe fn switch(regs: &mut Regs, host_rsp: &mut u64, launched: bool)
 ///
 /// # Safety
 ///
-/// The last exit of this CPU was an NMI exit, interrupts are off, and the kernel's IDT (not FRED) is in use.
+/// The last exit of this CPU was an NMI exit, and the kernel's IDT (not FRED) is in use.
 #[inline]
-pub(super) unsafe fn deliver_nmi() {
+pub(super) unsafe fn deliver_nmi(_: Current) {
     // SAFETY: Gate 2 is the kernel's NMI handler, which works from any context; the kernel has no red zone.
     unsafe { asm!("int 2") };
 }
@@ -123,10 +129,9 @@ pub(super) unsafe fn deliver_nmi() {
 ///
 /// # Safety
 ///
-/// The last exit or failed entry of this CPU was a machine check, interrupts are off, and the kernel's IDT (not
-/// FRED) is in use.
+/// The last exit or failed entry of this CPU was a machine check, and the kernel's IDT (not FRED) is in use.
 #[cold]
-pub(super) unsafe fn deliver_machine_check() {
+pub(super) unsafe fn deliver_machine_check(_: Current) {
     // SAFETY: Gate 18 is the kernel's machine-check handler, which works from any context.
     unsafe { asm!("int 18") };
 }

@@ -66,14 +66,14 @@ impl LastExit {
     ) -> Exit {
         match decode::exception(vm) {
             Exceptional::Nmi => {
-                // SAFETY: This was an NMI exit; interrupts are off; `probe` refused FRED.
-                unsafe { entry::deliver_nmi() };
+                // SAFETY: This was an NMI exit; `probe` refused FRED.
+                unsafe { entry::deliver_nmi(vm) };
                 self.interrupted = event::interrupted(vm);
                 Exit::HostNmi
             }
             Exceptional::MachineCheck => {
-                // SAFETY: This was a machine-check exit; interrupts are off; `probe` refused FRED.
-                unsafe { entry::deliver_machine_check() };
+                // SAFETY: This was a machine-check exit; `probe` refused FRED.
+                unsafe { entry::deliver_machine_check(vm) };
                 self.interrupted = event::interrupted(vm);
                 Exit::HostMachineCheck
             }
@@ -143,8 +143,8 @@ pub(super) fn entry_failed(vm: Current, outcome: Outcome) -> Exit {
 pub(super) fn failed_late(vm: Current, reason: u32) -> Exit {
     event::withdraw(vm);
     if reason & 0xffff == reason::MACHINE_CHECK_ENTRY {
-        // SAFETY: A machine check during the entry; interrupts are off; `probe` refused FRED.
-        unsafe { entry::deliver_machine_check() };
+        // SAFETY: A machine check during the entry; `probe` refused FRED.
+        unsafe { entry::deliver_machine_check(vm) };
         return Exit::HostMachineCheck;
     }
     pr_err_ratelimited!(

@@ -20,6 +20,7 @@ use super::bits::dr7;
 use super::config::VmcsConfig;
 use super::insn::Current;
 use super::msr::{GuestMsrs, SWAPPED};
+use super::root::RootStay;
 use super::vmcs::*;
 use crate::linux::desc::{self, DescPtr};
 use crate::linux::{cr, msr};
@@ -76,18 +77,14 @@ impl HostState {
     }
 
     /// Writes the fields that depend on the CPU only. When a stay begins on another CPU than the last.
-    ///
-    /// # Safety
-    ///
-    /// Interrupts are off.
-    pub(super) unsafe fn move_to_this_cpu(&mut self, vm: Current, config: &VmcsConfig) {
+    pub(super) fn move_to_this_cpu(&mut self, vm: Current, config: &VmcsConfig) {
         self.gdt = desc::gdt();
         self.idt = desc::idt();
         self.tsc_aux = config.hw().rdtscp;
         self.pebs = config.pebs;
         self.read_swapped();
-        // SAFETY: The values in force on this CPU, which stay the same as long as the kernel runs. All the MSRs
-        // exist with VMX.
+        // SAFETY: The values in force on this CPU, which stay the same as long as the kernel runs; by `vm` interrupts
+        // are off. All the MSRs exist with VMX.
         unsafe {
             vm.write_host(HOST_CR0, cr::cr0());
             vm.write_host(HOST_GS_BASE, msr::read(index::GS_BASE));
@@ -117,15 +114,16 @@ impl HostState {
     ///
     /// # Safety
     ///
-    /// Interrupts are off until [`HostState::leave`]; `cr4` is CR4 in force during the stay.
+    /// [`HostState::leave`] follows before `root` is left.
     #[inline]
-    pub(super) unsafe fn enter(&mut self, vm: Current, cr4: u64, guest: &GuestMsrs) {
+    pub(super) unsafe fn enter(&mut self, vm: Current, root: &RootStay<'_>, guest: &GuestMsrs) {
         let cr3 = cr::cr3();
         if cr3 != self.cr3 {
-            // SAFETY: The address space in force, which stays while interrupts are off.
+            // SAFETY: The address space in force, which stays while interrupts are off, as they are by `vm`.
             unsafe { vm.write_host(HOST_CR3, cr3) };
             self.cr3 = cr3;
         }
+        let cr4 = root.cr4();
         if cr4 != self.cr4 {
             // SAFETY: The value in force during the stay.
             unsafe { vm.write_host(HOST_CR4, cr4) };

@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0
 //! VMX root operation for the length of a stay: [`RootStay`] (SDM 3C 24.6 to 24.8).
 //!
-//! `VmxVcpu` enters it with interrupts off, which stay off until it has been left.
+//! `VmxVcpu` enters it with interrupts off, which stay off until it has been left: a [`RootStay`] cannot
+//! outlive the guard that keeps them off.
 //!
 //! # Private and shared root
 //!
@@ -32,6 +33,7 @@
 
 use super::insn::{self, VmxError};
 use crate::linux::cr;
+use crate::linux::irqflags::IrqsOff;
 use crate::pr_err_ratelimited;
 use crate::x86::cpu::regs::cr4;
 use kernel::prelude::*;
@@ -48,20 +50,26 @@ enum Kind {
 /// "No VMCS is current" in VMPTRST's words.
 const NO_VMCS: u64 = u64::MAX;
 
+/// VMX root operation as a CPU was brought into it, and what it takes to leave it.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Root {
+    kind: Kind,
+    vmcs: u64,
+    /// CR4 in force meanwhile, which VM exits have to bring back.
+    cr4: u64,
+}
+
 /// The calling CPU in VMX root operation with one VMCS of ours current; dropping it ends both.
 ///
 /// # Invariants
 ///
-/// Interrupts are off and stay off on the CPU that created the value, which is also the one that drops it.
-/// The CPU is in VMX root operation and `vmcs` is current.
-pub(super) struct RootStay {
-    kind: Kind,
-    vmcs: u64,
-    /// CR4 in force during the stay, which VM exits have to bring back.
-    cr4: u64,
+/// Interrupts are off for `'irq`. The CPU is in VMX root operation and the VMCS is current.
+pub(super) struct RootStay<'irq> {
+    root: Root,
+    _irqs_off: IrqsOff<'irq>,
 }
 
-impl RootStay {
+impl<'irq> RootStay<'irq> {
     /// Enters VMX root operation and makes the VMCS at `vmcs` current.
     ///
     /// `clear` asks for a VMCLEAR first, which a VMCS needs once before its first use.
@@ -70,16 +78,21 @@ impl RootStay {
     ///
     /// # Safety
     ///
-    /// Interrupts are off and stay off until the value has been dropped on the same CPU. `region` is this
-    /// CPU's VMXON region and `vmcs` a VMCS of ours that is active on no other CPU, both as physical
-    /// addresses with the revision identifier in place.
+    /// `region` is this CPU's VMXON region and `vmcs` a VMCS of ours that is active on no other CPU, both as physical
+    /// addresses with the revision identifier in place. They live, and nobody else uses them, until the value has been
+    /// dropped or [`Root::leave`] been called.
     #[inline(always)]
-    pub(super) unsafe fn enter(region: u64, vmcs: u64, clear: bool) -> Result<Self> {
+    pub(super) unsafe fn enter(
+        irqs_off: IrqsOff<'irq>,
+        region: u64,
+        vmcs: u64,
+        clear: bool,
+    ) -> Result<Self> {
         let old_cr4 = cr::cr4();
         let kind = if old_cr4 & cr4::VMXE == 0 {
             // SAFETY: `of_this_cpu` found VMX, so CR4 has VMXE; it is clear again before interrupts are on.
             unsafe { cr::write_cr4(old_cr4 | cr4::VMXE) };
-            // SAFETY: The caller answers for the region and the interrupts.
+            // SAFETY: The caller answers for the region.
             if let Err(e) = unsafe { insn::vmxon(region) } {
                 // SAFETY: Not in VMX operation: the old value is fine.
                 unsafe { cr::write_cr4(old_cr4) };
@@ -99,9 +112,12 @@ impl RootStay {
         };
         // INVARIANT: The CPU is in VMX root operation; `vmcs` becomes current below, or the value is dropped.
         let stay = Self {
-            kind,
-            vmcs,
-            cr4: old_cr4 | cr4::VMXE,
+            root: Root {
+                kind,
+                vmcs,
+                cr4: old_cr4 | cr4::VMXE,
+            },
+            _irqs_off: irqs_off,
         };
         if clear {
             // SAFETY: The caller answers for the VMCS.
@@ -121,13 +137,21 @@ impl RootStay {
     /// VMX is another's, who runs guests of its own on this CPU.
     #[inline(always)]
     pub(super) const fn is_shared(&self) -> bool {
-        matches!(self.kind, Kind::Shared(_))
+        matches!(self.root.kind, Kind::Shared(_))
     }
 
     /// CR4 that a VM exit has to load.
     #[inline(always)]
     pub(super) const fn cr4(&self) -> u64 {
-        self.cr4
+        self.root.cr4
+    }
+
+    /// Leaves it to the caller to call [`Root::leave`].
+    #[inline(always)]
+    pub(super) fn keep(self) -> Root {
+        let root = self.root;
+        core::mem::forget(self);
+        root
     }
 }
 
@@ -151,13 +175,27 @@ fn vmxon_failed(e: VmxError) {
     }
 }
 
-impl Drop for RootStay {
+impl Drop for RootStay<'_> {
     #[inline(always)]
     fn drop(&mut self) {
+        // SAFETY: By the type invariant; `keep`, which gives `root` away, does not come by here.
+        unsafe { self.root.leave() };
+    }
+}
+
+impl Root {
+    /// Leaves VMX root operation, or gives it back.
+    ///
+    /// # Safety
+    ///
+    /// It comes from [`RootStay::keep`] on this CPU, interrupts have been off since [`RootStay::enter`], and it has not
+    /// been left yet.
+    #[inline(always)]
+    pub(super) unsafe fn leave(self) {
         // VMCLEAR puts the VMCS into memory, so that another CPU can load it next time, and leaves this
         // CPU without a current VMCS.
         //
-        // SAFETY: By the type invariant `vmcs` is ours and active here only, and the CPU is in VMX root.
+        // SAFETY: `vmcs` is ours and active here only, and the CPU is in VMX root, since `enter`.
         if unsafe { insn::vmclear(self.vmcs) }.is_err() {
             complain("VMCLEAR failed at the end of a stay");
         }

@@ -5,6 +5,7 @@ use super::check::VmxCaps;
 use super::config::VmcsConfig;
 use super::msr;
 use crate::linux::global::Global;
+use crate::linux::irqflags::ThisCpu;
 use crate::linux::page::Pages;
 use crate::linux::smp;
 use kernel::prelude::*;
@@ -44,10 +45,11 @@ impl Shared {
         })
     }
 
-    /// Physical address of the VMXON region of CPU `cpu`.
+    /// Physical address of this CPU's VMXON region.
     #[inline]
-    pub(super) fn vmxon_region(&self, cpu: u32) -> Option<u64> {
-        self.vmxon.get(cpu as usize).map(Pages::phys)
+    pub(super) fn vmxon_region(&self, this_cpu: ThisCpu<'_>) -> Option<u64> {
+        let region = self.vmxon.get(this_cpu.number() as usize);
+        region.map(Pages::phys)
     }
 }
 

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0
 //! One vCPU on VMX: its VMCS, stays, entries and exits (SDM 3C 25 to 28).
 //!
-//! `vendor::choose` calls this for the vCPU's own thread, which holds the vCPU's mutex. `begin_stay`, `end_stay`,
-//! `after_stay` and `enter` run with interrupts off; all else may be called in a stay or outside, where reaching the
+//! `vendor::choose` calls this for the vCPU's own thread, which holds the vCPU's mutex. `begin_stay`, `end_stay` and
+//! `enter` run in a stay, whose value they take; all else may be called in a stay or outside, where reaching the
 //! VMCS takes a short stay of its own. What the next entry has to write is kept here; `enter` writes only what
 //! differs.
 
@@ -16,24 +16,24 @@ use super::host::HostState;
 use super::insn::Current;
 use super::interruptibility::Blocking;
 use super::msr::{self, GuestMsrs};
-use super::root::RootStay;
+use super::root::{Root, RootStay};
 use super::setup::{self, Written, ALWAYS_INTERCEPTED};
 use super::shared::{revision_page, Shared, SHARED};
 use super::state::{self, ControlState, RightsCache};
 use super::timer::Timer;
 use super::vmcs::*;
 use super::{check, decode, event, view};
-use crate::linux::irqflags::IrqGuard;
+use crate::linux::irqflags::{IrqGuard, ThisCpu};
 use crate::linux::page::Pages;
-use crate::linux::{cr, preempt, smp};
+use crate::linux::{cr, smp};
 use crate::pr_err_ratelimited;
 use crate::x86::cpu::cpuid::GuestFeatures;
 use crate::x86::cpu::regs::{efer, rflags, Gpr, Seg};
 use crate::x86::exit::{Event, EventKind, Exit};
 use crate::x86::mitigate;
 use crate::x86::vendor::{
-    ApicMode, ApicPages, CpuState, EntryParams, EntryViolation, Exits, Groups, Interruptibility,
-    VcpuBackend,
+    ApicMode, ApicPages, Begin, CpuState, EntryParams, EntryViolation, Exits, Groups,
+    Interruptibility, Stay, VcpuBackend,
 };
 use kernel::prelude::*;
 
@@ -50,7 +50,7 @@ pub(crate) struct VmxVcpu {
     _vmcs: Pages,
     vmcs_phys: u64,
     /// Present during a stay.
-    stay: Option<RootStay>,
+    stay: Option<Root>,
     /// The VMCS has been set up, in the first stay.
     ready: bool,
     /// The launch state is "launched".
@@ -103,8 +103,9 @@ impl VmxVcpu {
     /// Access to the VMCS during a stay.
     #[inline(always)]
     fn current(&self) -> Option<Current> {
-        // SAFETY: While `stay` is present the VMCS is current on this CPU with interrupts off, and `&self`
-        // makes the caller its owner.
+        // SAFETY: `begin_stay`, which takes a `Begin`, makes the VMCS current and fills `stay`; `end_stay`, which takes
+        // the `Stay`, empties it. Only `Stay::hold` has these values, and calls the one after the other with interrupts
+        // off from before to after. `&self` makes the caller the VMCS's owner.
         self.stay.as_ref().map(|_| unsafe { Current::assume() })
     }
 
@@ -114,9 +115,8 @@ impl VmxVcpu {
         if let Some(vm) = self.current() {
             return Some(f(self, vm));
         }
-        let _irq = IrqGuard::new();
-        // SAFETY: Interrupts are off until after `root` is dropped (reverse order of declaration).
-        let root = unsafe { self.enter_short() }.ok()?;
+        let irq = IrqGuard::new();
+        let root = self.enter_short(irq.this_cpu()).ok()?;
         // SAFETY: `root` makes the VMCS current, and lives until the end of the function.
         let vm = unsafe { Current::assume() };
         let result = f(self, vm);
@@ -125,30 +125,26 @@ impl VmxVcpu {
     }
 
     /// Root operation for a moment, with a VMCS that has been set up.
-    ///
-    /// # Safety
-    ///
-    /// As for [`RootStay::enter`].
     #[inline(never)]
-    unsafe fn enter_short(&mut self) -> Result<RootStay> {
-        // SAFETY: The caller answers for the interrupts.
-        let root = unsafe { self.enter_root(preempt::raw_cpu()) }?;
+    fn enter_short<'irq>(&mut self, this_cpu: ThisCpu<'irq>) -> Result<RootStay<'irq>> {
+        let root = self.enter_root(this_cpu)?;
         // SAFETY: `root` makes the VMCS current.
         self.set_up(unsafe { Current::assume() })?;
         Ok(root)
     }
 
     /// Root operation with this VMCS current.
-    ///
-    /// # Safety
-    ///
-    /// As for [`RootStay::enter`]; `cpu` is the CPU that runs this.
     #[inline(always)]
-    unsafe fn enter_root(&self, cpu: u32) -> Result<RootStay> {
-        let region = self.shared.vmxon_region(cpu).ok_or(EIO)?;
-        // SAFETY: The region is that CPU's own; the VMCS is ours, and `&mut` vCPUs plus VMCLEAR at the end of every
-        // stay make sure that it is active nowhere. The caller answers for the interrupts.
-        unsafe { RootStay::enter(region, self.vmcs_phys, !self.ready) }
+    fn enter_root<'irq>(&mut self, this_cpu: ThisCpu<'irq>) -> Result<RootStay<'irq>> {
+        if self.stay.is_some() {
+            // The core never does that.
+            return Err(EBUSY);
+        }
+        let region = self.shared.vmxon_region(this_cpu).ok_or(EIO)?;
+        let irqs_off = this_cpu.irqs_off();
+        // SAFETY: The region is this CPU's own. The VMCS is ours and active nowhere: there is no stay, and whatever
+        // ends root operation does VMCLEAR.
+        unsafe { RootStay::enter(irqs_off, region, self.vmcs_phys, !self.ready) }
     }
 
     /// Sets up the VMCS in its first use.
@@ -452,52 +448,62 @@ impl VcpuBackend for VmxVcpu {
         })
     }
 
-    fn begin_stay(&mut self, cpu: u32) -> Result {
-        // SAFETY: Interrupts are off until `end_stay`, by the contract of this method.
-        let root = unsafe { self.enter_root(cpu) }?;
+    fn begin_stay(&mut self, begin: Begin<'_>) -> Result {
+        let this_cpu = begin.this_cpu();
+        let root = self.enter_root(this_cpu)?;
         // SAFETY: `root` has just made the VMCS current; when it moves into `stay` below that stays true.
         let vm = unsafe { Current::assume() };
         self.set_up(vm)?;
-        if cpu != self.last_cpu {
-            // SAFETY: Interrupts are off.
-            unsafe { self.host.move_to_this_cpu(vm, self.config()) };
-            self.last_cpu = cpu;
+        if this_cpu.number() != self.last_cpu {
+            self.host.move_to_this_cpu(vm, self.config());
+            self.last_cpu = this_cpu.number();
             self.flush.root = true;
             self.stale = true;
         } else if root.is_shared() | self.root_was_shared {
             self.host.read_swapped();
         }
         self.root_was_shared = root.is_shared();
-        // SAFETY: Interrupts are off until `end_stay` has called `leave`.
-        unsafe { self.host.enter(vm, root.cr4(), &self.msrs) };
+        // SAFETY: Nothing fails from here on, so that `end_stay` follows, which calls `leave` first and leaves `root`
+        // then.
+        unsafe { self.host.enter(vm, &root, &self.msrs) };
         self.msrs.spec_ctrl.begin_stay();
         self.launched = false;
         self.entered = false;
         self.written.dr = None;
-        self.stay = Some(root);
+        self.stay = Some(root.keep());
         Ok(())
     }
 
-    fn end_stay(&mut self) {
-        let Some(vm) = self.current() else { return };
+    fn end_stay(&mut self, _stay: Stay<'_>) {
+        let (Some(vm), Some(root)) = (self.current(), self.stay) else {
+            return;
+        };
         // For callers after the stay, which would have to open one to ask.
         self.blocking.get(vm);
-        // SAFETY: Same CPU as `begin_stay`, interrupts off all along, by the contract of the two.
-        unsafe { self.host.leave(&mut self.msrs, self.entered) };
         self.stay = None;
+        // SAFETY: A stay has one CPU, with interrupts off all along; its beginning called `enter` and filled `stay`.
+        unsafe {
+            self.host.leave(&mut self.msrs, self.entered);
+            root.leave();
+        }
     }
 
     #[inline]
-    fn after_stay(&mut self) {
+    fn after_stay(&mut self, irqs: IrqGuard) {
         if let Some(vector) = self.last_exit.host_vector.take() {
-            // SAFETY: An exit acknowledged it, nobody else has delivered it, and interrupts have been off since then;
-            // FRED was refused by `probe`; the stay is over, and the caller is about to enable interrupts.
-            unsafe { smp::host_interrupt(vector) };
+            // SAFETY: An exit of the stay acknowledged it, and nobody else has delivered it; FRED was refused by
+            // `probe`. KVM_RUN, which sleeps, made `irqs` with interrupts on.
+            unsafe { smp::host_interrupt(vector, irqs) };
         }
     }
 
     #[inline(never)] // See `world::switch`.
-    fn enter(&mut self, cpu: &mut CpuState, params: Option<&EntryParams>) -> Exit {
+    fn enter(
+        &mut self,
+        _stay: &Stay<'_>,
+        cpu: &mut CpuState,
+        params: Option<&EntryParams>,
+    ) -> Exit {
         let Some(vm) = self.current() else {
             // The core never does that.
             return Exit::EntryFailure(u64::MAX);
@@ -533,9 +539,10 @@ impl VcpuBackend for VmxVcpu {
 
         self.msrs.spec_ctrl.before_enter();
         mitigate::before_enter();
-        // SAFETY: In a stay interrupts are off and host state and MSRs are set; `launched` follows the processor's
+        // SAFETY: In a stay host state and MSRs are set; `launched` follows the processor's
         // launch state; the VMCS was set up and its controls are those of `config`.
-        let outcome = unsafe { world::switch(&mut cpu.regs, &mut self.host_rsp, self.launched) };
+        let outcome =
+            unsafe { world::switch(vm, &mut cpu.regs, &mut self.host_rsp, self.launched) };
         mitigate::after_exit();
         self.msrs.spec_ctrl.after_exit();
 

@@ -231,7 +231,7 @@ pub(crate) fn set_sregs(
     if s.cpu.sregs.pae_paging() {
         // User space may set the registers before memory: what cannot be read now is taken as not present.
         let pdptes = pdptes
-            .or_else(|| s.read_pdptes(vm, s.cpu.sregs.cr3, false).ok())
+            .or_else(|| s.read_pdptes(vm, s.cpu.sregs.cr3, None).ok())
             .unwrap_or([0; 4]);
         s.hw.set_pdptes(pdptes);
     }
@@ -259,7 +259,7 @@ pub(crate) fn get_sregs2(vm: &Vm, s: &mut State, arg: usize) -> Result {
     if s.cpu.sregs.pae_paging() {
         let pdptes = match s.hw.pdptes() {
             Some(p) => p,
-            None => s.read_pdptes(vm, r.cr3, false).unwrap_or([0; 4]),
+            None => s.read_pdptes(vm, r.cr3, None).unwrap_or([0; 4]),
         };
         out.pdptrs = pdptes;
         out.flags = u64::from(k::KVM_SREGS2_FLAGS_PDPTRS_VALID);
