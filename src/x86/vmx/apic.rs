@@ -32,7 +32,7 @@ impl Apic {
     }
 
     /// Writes the fields that never change, once per VMCS. Returns the pin-based controls.
-    pub(super) fn set_up(&self, vm: Current, config: &VmcsConfig) -> u32 {
+    pub(super) fn set_up(&self, vm: Current<'_>, config: &VmcsConfig) -> u32 {
         // SAFETY: The pages are the vCPU's and the VM's, and live as long as they do. No exit depends on the TPR.
         unsafe {
             vm.write_control(VIRTUAL_APIC_ADDR, self.pages.registers.as_u64());
@@ -57,7 +57,7 @@ impl Apic {
 
     /// Writes the fields that depend on the mode and on `all_msrs`, which makes every MSR access exit. Returns the
     /// secondary processor-based controls.
-    pub(super) fn write(&mut self, vm: Current, shared: &Shared, all_msrs: bool) -> u32 {
+    pub(super) fn write(&mut self, vm: Current<'_>, shared: &Shared, all_msrs: bool) -> u32 {
         self.dirty = false;
         let (_, proc2) = shared.config.apicv_controls(self.mode);
         let bitmap = match self.mode {

@@ -48,7 +48,7 @@ pub(super) fn frequent(code: u32) -> Option<Exit> {
 /// Decodes basic exit reason `code`, but for those of [`frequent`], [`nested_fault`], [`io`] and [`exception`] (reason
 /// 0).
 #[inline]
-pub(super) fn decode(vm: Current, code: u32) -> (Exit, Class) {
+pub(super) fn decode(vm: Current<'_>, code: u32) -> (Exit, Class) {
     let insn = |exit| (exit, Class::Instruction);
     let other = |exit| (exit, Class::Other);
     match code {
@@ -87,7 +87,7 @@ pub(super) fn decode(vm: Current, code: u32) -> (Exit, Class) {
 
 /// The fault behind an EPT violation with exit qualification `q` (SDM 3C table 28-7).
 #[inline(always)]
-pub(super) fn nested_fault(vm: Current, q: u64) -> Exit {
+pub(super) fn nested_fault(vm: Current<'_>, q: u64) -> Exit {
     Exit::NestedFault(NestedFault {
         gpa: Gpa::new(vm.read(GUEST_PHYSICAL_ADDRESS)),
         write: q & (1 << 1) != 0,
@@ -172,7 +172,7 @@ pub(super) enum Exceptional {
 }
 
 /// Decodes exit reason 0 (SDM 3C table 25-20).
-pub(super) fn exception(vm: Current) -> Exceptional {
+pub(super) fn exception(vm: Current<'_>) -> Exceptional {
     let info = vm.read(EXIT_INTR_INFO);
     let kind = (info >> intr::TYPE_SHIFT) & 7;
     let vector = info as u8;

@@ -34,7 +34,7 @@ pub(super) enum Outcome {
 /// cover (MSRs, FPU, debug registers) is the guest's or harmless.
 #[inline(always)]
 pub(super) unsafe fn switch(
-    _: Current,
+    _: Current<'_>,
     regs: &mut Regs,
     host_rsp: &mut u64,
     launched: bool,
@@ -120,7 +120,7 @@ pub(super) unsafe fn switch(
 ///
 /// The last exit of this CPU was an NMI exit, and the kernel's IDT (not FRED) is in use.
 #[inline]
-pub(super) unsafe fn deliver_nmi(_: Current) {
+pub(super) unsafe fn deliver_nmi(_: Current<'_>) {
     // SAFETY: Gate 2 is the kernel's NMI handler, which works from any context; the kernel has no red zone.
     unsafe { asm!("int 2") };
 }
@@ -131,7 +131,7 @@ pub(super) unsafe fn deliver_nmi(_: Current) {
 ///
 /// The last exit or failed entry of this CPU was a machine check, and the kernel's IDT (not FRED) is in use.
 #[cold]
-pub(super) unsafe fn deliver_machine_check(_: Current) {
+pub(super) unsafe fn deliver_machine_check(_: Current<'_>) {
     // SAFETY: Gate 18 is the kernel's machine-check handler, which works from any context.
     unsafe { asm!("int 18") };
 }

@@ -10,7 +10,7 @@ use super::vmcs::*;
 use crate::x86::exit::{Event, EventKind};
 
 /// Writes an event for the next entry. `protected` is the guest's CR0.PE.
-pub(super) fn inject(vm: Current, event: &Event, protected: bool) {
+pub(super) fn inject(vm: Current<'_>, event: &Event, protected: bool) {
     let kind = match event.kind {
         EventKind::ExternalInterrupt => intr::EXTERNAL,
         EventKind::Nmi => intr::NMI,
@@ -44,13 +44,13 @@ pub(super) fn inject(vm: Current, event: &Event, protected: bool) {
 
 /// Withdraws an event that an entry which failed has not delivered.
 #[cold]
-pub(super) fn withdraw(vm: Current) {
+pub(super) fn withdraw(vm: Current<'_>) {
     // SAFETY: Nothing is delivered.
     unsafe { vm.write_control(ENTRY_INTR_INFO, 0) };
 }
 
 /// The event whose delivery the last exit interrupted, from the IDT-vectoring fields.
-pub(super) fn interrupted(vm: Current) -> Option<Event> {
+pub(super) fn interrupted(vm: Current<'_>) -> Option<Event> {
     let info = vm.read(IDT_VECTORING_INFO);
     if info & intr::VALID == 0 {
         return None;

@@ -31,7 +31,7 @@ impl LastExit {
     #[inline(always)]
     pub(super) fn decode(
         &mut self,
-        vm: Current,
+        vm: Current<'_>,
         cpu: &mut CpuState,
         reason: u32,
         blocking: &mut Blocking,
@@ -59,7 +59,7 @@ impl LastExit {
     #[inline(never)]
     fn exceptional(
         &mut self,
-        vm: Current,
+        vm: Current<'_>,
         cpu: &mut CpuState,
         blocking: &mut Blocking,
         msrs: &GuestMsrs,
@@ -102,7 +102,7 @@ impl LastExit {
 
     /// EPT violation.
     #[inline(never)]
-    pub(super) fn nested_fault(&mut self, vm: Current, blocking: &mut Blocking) -> Exit {
+    pub(super) fn nested_fault(&mut self, vm: Current<'_>, blocking: &mut Blocking) -> Exit {
         let q = vm.read(EXIT_QUALIFICATION);
         let info = vm.read(IDT_VECTORING_INFO);
         if info & intr::VALID != 0 {
@@ -117,7 +117,7 @@ impl LastExit {
 /// The entry did not happen.
 #[cold]
 #[inline(never)]
-pub(super) fn entry_failed(vm: Current, outcome: Outcome) -> Exit {
+pub(super) fn entry_failed(vm: Current<'_>, outcome: Outcome) -> Exit {
     event::withdraw(vm);
     // The code after a failed entry runs with the stack as written, but nothing else is certain.
     match outcome {
@@ -140,7 +140,7 @@ pub(super) fn entry_failed(vm: Current, outcome: Outcome) -> Exit {
 /// loaded as by an exit, but the guest's is as before, and the launch state too.
 #[cold]
 #[inline(never)]
-pub(super) fn failed_late(vm: Current, reason: u32) -> Exit {
+pub(super) fn failed_late(vm: Current<'_>, reason: u32) -> Exit {
     event::withdraw(vm);
     if reason & 0xffff == reason::MACHINE_CHECK_ENTRY {
         // SAFETY: A machine check during the entry; `probe` refused FRED.

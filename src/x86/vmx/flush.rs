@@ -36,7 +36,7 @@ impl Flush {
     }
 
     /// Carries out what is owed, in a stay, with the EPT pointer that the entry uses.
-    pub(super) fn carry_out(&mut self, vm: Current, config: &VmcsConfig, eptp: u64) {
+    pub(super) fn carry_out(&mut self, vm: Current<'_>, config: &VmcsConfig, eptp: u64) {
         if self.root {
             self.invalidate_root(vm, config, eptp);
         } else if self.linear {
@@ -47,7 +47,7 @@ impl Flush {
     }
 
     /// INVEPT of this vCPU's root. It covers the combined mappings of every VPID too.
-    fn invalidate_root(&self, _: Current, config: &VmcsConfig, eptp: u64) {
+    fn invalidate_root(&self, _: Current<'_>, config: &VmcsConfig, eptp: u64) {
         let kind = if config.invept_single() {
             InveptType::SingleContext
         } else {
@@ -60,7 +60,7 @@ impl Flush {
     }
 
     /// INVVPID of this vCPU. Without VPIDs every entry flushes.
-    fn invalidate_vpid(&self, _: Current, config: &VmcsConfig) {
+    fn invalidate_vpid(&self, _: Current<'_>, config: &VmcsConfig) {
         if !config.vpid() {
             return;
         }

@@ -59,7 +59,7 @@ impl HostState {
     /// # Safety
     ///
     /// Called by the kernel in process context of any kind, with the kernel's own selectors in CS and TR.
-    pub(super) unsafe fn set_up(&mut self, vm: Current) {
+    pub(super) unsafe fn set_up(&mut self, vm: Current<'_>) {
         // SAFETY: The selectors that the kernel runs on. DS, ES, FS and GS selectors are null: the
         // processor demands RPL 0 (SDM 3C 27.2.3), and 64-bit kernel code does not use them.
         unsafe {
@@ -77,7 +77,7 @@ impl HostState {
     }
 
     /// Writes the fields that depend on the CPU only. When a stay begins on another CPU than the last.
-    pub(super) fn move_to_this_cpu(&mut self, vm: Current, config: &VmcsConfig) {
+    pub(super) fn move_to_this_cpu(&mut self, vm: Current<'_>, config: &VmcsConfig) {
         self.gdt = desc::gdt();
         self.idt = desc::idt();
         self.tsc_aux = config.hw().rdtscp;
@@ -116,7 +116,7 @@ impl HostState {
     ///
     /// [`HostState::leave`] follows before `root` is left.
     #[inline]
-    pub(super) unsafe fn enter(&mut self, vm: Current, root: &RootStay<'_>, guest: &GuestMsrs) {
+    pub(super) unsafe fn enter(&mut self, vm: Current<'_>, root: &RootStay<'_>, guest: &GuestMsrs) {
         let cr3 = cr::cr3();
         if cr3 != self.cr3 {
             // SAFETY: The address space in force, which stays while interrupts are off, as they are by `vm`.

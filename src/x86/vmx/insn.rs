@@ -3,6 +3,7 @@
 
 use super::vmcs::{Area, Control, Field, Guest, Host, Width};
 use core::arch::asm;
+use core::marker::PhantomData;
 
 /// How a VMX instruction can fail (SDM 3C 31.2).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -149,25 +150,25 @@ pub(super) unsafe fn invvpid(kind: InvvpidType, vpid: u16) -> Result<(), VmxErro
     }
 }
 
-/// Proof that a VMCS of ours is current on this CPU.
+/// Proof that, for `'a`, a VMCS of ours is current on this CPU.
 ///
 /// # Invariants
 ///
-/// While a value is used, interrupts are off, the CPU is in VMX root operation and its current VMCS is one
-/// of ours whose owner is the one using the value.
+/// For `'a` interrupts are off, the CPU is in VMX root operation and its current VMCS is one of ours whose owner is the
+/// one using the value.
 #[derive(Clone, Copy)]
-pub(super) struct Current(());
+pub(super) struct Current<'a>(PhantomData<&'a ()>);
 
-impl Current {
+impl Current<'_> {
     /// Asserts it.
     ///
     /// # Safety
     ///
-    /// The invariants hold as long as the value is used.
+    /// The invariants hold for the lifetime of the result.
     #[inline(always)]
     pub(super) const unsafe fn assume() -> Self {
         // INVARIANT: The caller promises it.
-        Self(())
+        Self(PhantomData)
     }
 
     /// Reads a field. A field that the processor lacks reads as an unspecified value; which ones it has

@@ -34,7 +34,7 @@ impl Blocking {
 
     /// The state.
     #[inline(always)]
-    pub(super) fn get(&mut self, vm: Current) -> u32 {
+    pub(super) fn get(&mut self, vm: Current<'_>) -> u32 {
         match self.state {
             Some(b) => b,
             None => {
@@ -48,7 +48,7 @@ impl Blocking {
     /// The state in a stay, whose VMCS is `stay`, or outside, where it is known at the latest since the end of the
     /// last.
     #[inline]
-    fn known(&mut self, stay: Option<Current>) -> u32 {
+    fn known(&mut self, stay: Option<Current<'_>>) -> u32 {
         match (self.state, stay) {
             (Some(b), _) => b,
             (None, Some(vm)) => self.get(vm),
@@ -58,7 +58,7 @@ impl Blocking {
 
     /// The state in neutral terms.
     #[inline]
-    pub(super) fn neutral(&mut self, stay: Option<Current>) -> Interruptibility {
+    pub(super) fn neutral(&mut self, stay: Option<Current<'_>>) -> Interruptibility {
         let state = self.known(stay);
         Interruptibility {
             sti: state & blocking::STI != 0,
@@ -87,7 +87,7 @@ impl Blocking {
 
     /// Ends blocking by STI and MOV SS. Returns whether there was any, so that [`Blocking::write`] has to be called.
     #[inline]
-    pub(super) fn end_shadow(&mut self, stay: Option<Current>) -> bool {
+    pub(super) fn end_shadow(&mut self, stay: Option<Current<'_>>) -> bool {
         let state = self.known(stay);
         let shadow = state & (blocking::STI | blocking::MOV_SS) != 0;
         if shadow {
@@ -100,7 +100,7 @@ impl Blocking {
     /// Sets blocking by NMI, after an exit that came with NMIs unblocked by an IRET that did not complete.
     #[cold]
     #[inline(never)]
-    pub(super) fn block_nmi(&mut self, vm: Current) {
+    pub(super) fn block_nmi(&mut self, vm: Current<'_>) {
         let state = self.get(vm) | blocking::NMI;
         self.state = Some(state);
         vm.write(GUEST_INTERRUPTIBILITY, state);
@@ -108,7 +108,7 @@ impl Blocking {
 
     /// Makes the injection of an NMI possible whose delivery was interrupted: blocking by NMI must be clear (SDM 3C
     /// 27.3.1.5). The delivery sets it again.
-    pub(super) fn allow_nmi(&mut self, vm: Current) {
+    pub(super) fn allow_nmi(&mut self, vm: Current<'_>) {
         let state = self.get(vm);
         if state & blocking::NMI != 0 {
             vm.write(GUEST_INTERRUPTIBILITY, state & !blocking::NMI);
@@ -116,7 +116,7 @@ impl Blocking {
     }
 
     /// Writes a state set from outside.
-    pub(super) fn write(&mut self, vm: Current, flags: u64, msrs: &GuestMsrs) {
+    pub(super) fn write(&mut self, vm: Current<'_>, flags: u64, msrs: &GuestMsrs) {
         if self.dirty {
             vm.write(GUEST_INTERRUPTIBILITY, self.state.unwrap_or(0));
             self.dirty = false;
@@ -127,7 +127,7 @@ impl Blocking {
     /// While STI or MOV SS blocks, a single-step trap has to be pending exactly when RFLAGS.TF is set and
     /// DEBUGCTL.BTF is not (SDM 3C 27.3.1.5). Exits leave it so, except those by #DB; state set from outside
     /// may break it.
-    pub(super) fn match_pending_step(&mut self, vm: Current, flags: u64, msrs: &GuestMsrs) {
+    pub(super) fn match_pending_step(&mut self, vm: Current<'_>, flags: u64, msrs: &GuestMsrs) {
         let blocked = self.get(vm) & (blocking::STI | blocking::MOV_SS) != 0;
         let pending = vm.read(GUEST_PENDING_DEBUG);
         let wanted = if blocked && flags & rflags::TF != 0 && msrs.debugctl & DEBUGCTL_BTF == 0 {

@@ -117,7 +117,7 @@ impl GuestMsrs {
     };
 
     /// An MSR of these. `stay` is the VMCS of the stay that goes on, if one does.
-    pub(super) fn get(&self, index: u32, stay: Option<Current>) -> Option<u64> {
+    pub(super) fn get(&self, index: u32, stay: Option<Current<'_>>) -> Option<u64> {
         if let Some(i) = swapped_slot(index) {
             return self.swapped.get(i).copied();
         }
@@ -134,7 +134,7 @@ impl GuestMsrs {
     }
 
     /// Sets one of these but for the swapped ones; false for any other. The core has validated `value`.
-    pub(super) fn set(&mut self, index: u32, value: u64, stay: Option<Current>) -> bool {
+    pub(super) fn set(&mut self, index: u32, value: u64, stay: Option<Current<'_>>) -> bool {
         match index {
             index::CSTAR => self.cstar = value,
             index::PAT => self.pat = value,
@@ -168,7 +168,7 @@ pub(super) const fn has_field(index: u32) -> bool {
 }
 
 /// Reads an MSR from its field in the guest-state area.
-pub(super) fn read_field(vm: Current, index: u32) -> Option<u64> {
+pub(super) fn read_field(vm: Current<'_>, index: u32) -> Option<u64> {
     Some(match index {
         index::SYSENTER_CS => u64::from(vm.read(GUEST_SYSENTER_CS)),
         index::SYSENTER_ESP => vm.read(GUEST_SYSENTER_ESP),
@@ -182,7 +182,7 @@ pub(super) fn read_field(vm: Current, index: u32) -> Option<u64> {
 }
 
 /// Writes an MSR to its field in the guest-state area.
-pub(super) fn write_field(vm: Current, index: u32, value: u64) {
+pub(super) fn write_field(vm: Current<'_>, index: u32, value: u64) {
     match index {
         index::SYSENTER_CS => vm.write(GUEST_SYSENTER_CS, value as u32),
         index::SYSENTER_ESP => vm.write(GUEST_SYSENTER_ESP, value),

@@ -31,7 +31,7 @@
 //! Translations tagged with our VPIDs and EPT pointers may survive VMXOFF (SDM 3C 29.4.3.4); the
 //! flush rules in `super::flush` do not depend on it.
 
-use super::insn::{self, VmxError};
+use super::insn::{self, Current, VmxError};
 use crate::linux::cr;
 use crate::linux::irqflags::IrqsOff;
 use crate::pr_err_ratelimited;
@@ -144,6 +144,13 @@ impl<'irq> RootStay<'irq> {
     #[inline(always)]
     pub(super) const fn cr4(&self) -> u64 {
         self.root.cr4
+    }
+
+    /// Access to the VMCS.
+    #[inline(always)]
+    pub(super) fn current(&self) -> Current<'_> {
+        // SAFETY: By the type invariant, which holds as long as the value lives.
+        unsafe { Current::assume() }
     }
 
     /// Leaves it to the caller to call [`Root::leave`].

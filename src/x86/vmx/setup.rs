@@ -18,7 +18,7 @@ use kernel::prelude::*;
 pub(super) const ALWAYS_INTERCEPTED: u32 = 1 << vector::DB | 1 << vector::AC | 1 << vector::MC;
 
 /// Writes the control fields. `proc` are the primary processor-based controls; `pause` makes loops of PAUSE exit.
-pub(super) fn controls(vm: Current, shared: &Shared, proc: u32, vpid: u16, pause: bool) {
+pub(super) fn controls(vm: Current<'_>, shared: &Shared, proc: u32, vpid: u16, pause: bool) {
     let config = &shared.config;
     // SAFETY: The controls are those of the configuration, computed to confine the guest; the address is of a page
     // of ours; zero counts refer to nothing.
@@ -72,7 +72,7 @@ pub(super) fn controls(vm: Current, shared: &Shared, proc: u32, vpid: u16, pause
 
 /// Writes the guest-state fields that [`CpuState`](crate::x86::vendor::CpuState) does not hold, and those that the vCPU
 /// writes when they differ from [`Written::RESET`].
-pub(super) fn guest(vm: Current) {
+pub(super) fn guest(vm: Current<'_>) {
     vm.write(VMCS_LINK_POINTER, u64::MAX);
     vm.write(GUEST_DEBUGCTL, 0);
     vm.write(GUEST_PAT, PAT_RESET);
@@ -98,7 +98,7 @@ pub(super) fn guest(vm: Current) {
 
 /// Refuses a processor that has not taken the fields: such a one would read back wrong, and the last one of each kind
 /// stands for all. `proc2` are the secondary controls that were written.
-pub(super) fn verify(vm: Current, proc2: u32) -> Result {
+pub(super) fn verify(vm: Current<'_>, proc2: u32) -> Result {
     if vm.read(PROC2_CONTROLS) != proc2 || vm.read(VMCS_LINK_POINTER) != u64::MAX {
         pr_err_ratelimited!(
             "the processor does not take the VMCS fields that its capability MSRs promise\n"

@@ -104,7 +104,7 @@ fn entry_segment(seg: Seg, s: &Segment, long: bool) -> Segment {
 const CODE_SEGS: [Seg; 2] = [Seg::Cs, Seg::Ss];
 const OTHER_SEGS: [Seg; 6] = [Seg::Es, Seg::Ds, Seg::Fs, Seg::Gs, Seg::Ldtr, Seg::Tr];
 
-fn write_segment(vm: Current, seg: Seg, sregs: &Sregs, long: bool) {
+fn write_segment(vm: Current<'_>, seg: Seg, sregs: &Sregs, long: bool) {
     let n = seg as u32;
     let s = entry_segment(seg, sregs.seg(seg), long);
     vm.write(GUEST_ES_SELECTOR.nth(n), s.selector);
@@ -116,7 +116,7 @@ fn write_segment(vm: Current, seg: Seg, sregs: &Sregs, long: bool) {
 /// Access rights as last read, with their decoded form: they rarely change between two exits.
 pub(super) type RightsCache = [(u32, Segment); 8];
 
-fn load_segment(vm: Current, seg: Seg, cache: &mut RightsCache, sregs: &mut Sregs) {
+fn load_segment(vm: Current<'_>, seg: Seg, cache: &mut RightsCache, sregs: &mut Sregs) {
     let n = seg as u32;
     let (cached, s) = (&mut cache[seg as usize], sregs.seg_mut(seg));
     let rights = vm.read(GUEST_ES_ACCESS_RIGHTS.nth(n));
@@ -146,7 +146,7 @@ fn real_cr4(config: &VmcsConfig, value: u64) -> u64 {
 ///
 /// With [`Groups::CTRL`] the entry control "IA-32e mode guest" has to follow EFER.LMA: the caller writes it.
 pub(super) fn write(
-    vm: Current,
+    vm: Current<'_>,
     config: &VmcsConfig,
     control: &mut ControlState,
     sregs: &Sregs,
@@ -197,7 +197,7 @@ pub(super) fn write(
 
 /// Reads the groups in `groups` from the VMCS.
 pub(super) fn load(
-    vm: Current,
+    vm: Current<'_>,
     control: &ControlState,
     rights: &mut RightsCache,
     sregs: &mut Sregs,
@@ -234,7 +234,7 @@ pub(super) fn load(
 }
 
 /// Writes the guest/host masks, once per VMCS.
-pub(super) fn set_up(vm: Current) {
+pub(super) fn set_up(vm: Current<'_>) {
     // SAFETY: More bits of the host's are never less confining; the bits left to the guest have no effect
     // outside it.
     unsafe {
@@ -244,6 +244,6 @@ pub(super) fn set_up(vm: Current) {
 }
 
 /// Reads the PDPTEs.
-pub(super) fn pdptes(vm: Current) -> [u64; 4] {
+pub(super) fn pdptes(vm: Current<'_>) -> [u64; 4] {
     [0, 1, 2, 3].map(|n| vm.read(GUEST_PDPTE0.nth(n)))
 }

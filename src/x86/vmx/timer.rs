@@ -37,7 +37,7 @@ impl Timer {
     /// ends later than that rather than earlier, by less than one count; a value that is too large for it ends in an
     /// exit on the way. `pin` are the other pin-based controls.
     #[inline]
-    pub(super) fn write(&mut self, vm: Current, rate: u32, pin: u32) {
+    pub(super) fn write(&mut self, vm: Current<'_>, rate: u32, pin: u32) {
         self.set = self.deadline != u64::MAX;
         let mut counts = u32::MAX;
         if self.set {

@@ -102,34 +102,30 @@ impl VmxVcpu {
 
     /// Access to the VMCS during a stay.
     #[inline(always)]
-    fn current(&self) -> Option<Current> {
+    fn current<'a>(&self) -> Option<Current<'a>> {
         // SAFETY: `begin_stay`, which takes a `Begin`, makes the VMCS current and fills `stay`; `end_stay`, which takes
         // the `Stay`, empties it. Only `Stay::hold` has these values, and calls the one after the other with interrupts
-        // off from before to after. `&self` makes the caller the VMCS's owner.
+        // off from before to after. No function called between the two keeps the result for later. `&self` makes the
+        // caller the VMCS's owner.
         self.stay.as_ref().map(|_| unsafe { Current::assume() })
     }
 
     /// Runs `f` with the VMCS current: at once in a stay, else in a short one of its own. `None` when root
     /// operation cannot be had, which has been logged.
-    fn with_current<R>(&mut self, f: impl FnOnce(&mut Self, Current) -> R) -> Option<R> {
+    fn with_current<R>(&mut self, f: impl FnOnce(&mut Self, Current<'_>) -> R) -> Option<R> {
         if let Some(vm) = self.current() {
             return Some(f(self, vm));
         }
         let irq = IrqGuard::new();
         let root = self.enter_short(irq.this_cpu()).ok()?;
-        // SAFETY: `root` makes the VMCS current, and lives until the end of the function.
-        let vm = unsafe { Current::assume() };
-        let result = f(self, vm);
-        drop(root);
-        Some(result)
+        Some(f(self, root.current()))
     }
 
     /// Root operation for a moment, with a VMCS that has been set up.
     #[inline(never)]
     fn enter_short<'irq>(&mut self, this_cpu: ThisCpu<'irq>) -> Result<RootStay<'irq>> {
         let root = self.enter_root(this_cpu)?;
-        // SAFETY: `root` makes the VMCS current.
-        self.set_up(unsafe { Current::assume() })?;
+        self.set_up(root.current())?;
         Ok(root)
     }
 
@@ -149,7 +145,7 @@ impl VmxVcpu {
 
     /// Sets up the VMCS in its first use.
     #[inline(always)]
-    fn set_up(&mut self, vm: Current) -> Result {
+    fn set_up(&mut self, vm: Current<'_>) -> Result {
         if self.ready {
             return Ok(());
         }
@@ -158,7 +154,7 @@ impl VmxVcpu {
 
     #[cold]
     #[inline(never)]
-    fn set_up_first(&mut self, vm: Current) -> Result {
+    fn set_up_first(&mut self, vm: Current<'_>) -> Result {
         let config = self.config();
         setup::controls(
             vm,
@@ -184,7 +180,7 @@ impl VmxVcpu {
 
     /// Brings the VMCS up to date for an entry.
     #[inline(always)]
-    fn prepare(&mut self, vm: Current, cpu: &CpuState, params: &EntryParams) {
+    fn prepare(&mut self, vm: Current<'_>, cpu: &CpuState, params: &EntryParams) {
         if !cpu.dirty.is_empty() {
             self.write_dirty(vm, cpu);
         }
@@ -200,7 +196,7 @@ impl VmxVcpu {
 
     /// Runs the entry checks over the VMCS as it is.
     #[inline(never)]
-    fn check(&self, vm: Current) -> Result<(), EntryViolation> {
+    fn check(&self, vm: Current<'_>) -> Result<(), EntryViolation> {
         let rules = &self.shared.rules;
         let mut v = check::VmcsView::default();
         view::read(vm, rules, &mut v);
@@ -211,7 +207,7 @@ impl VmxVcpu {
     /// The failure that the entry checks find, as the processor would report it.
     #[cold]
     #[inline(never)]
-    fn refuse(&self, vm: Current) -> Option<Exit> {
+    fn refuse(&self, vm: Current<'_>) -> Option<Exit> {
         let v = self.check(vm).err()?;
         pr_err_ratelimited!(
             "entry refused: {} ({}), value {:#x}\n",
@@ -227,7 +223,7 @@ impl VmxVcpu {
 
     /// Writes dirty system registers.
     #[inline(never)]
-    fn write_dirty(&mut self, vm: Current, cpu: &CpuState) {
+    fn write_dirty(&mut self, vm: Current<'_>, cpu: &CpuState) {
         let config = self.config();
         state::write(vm, config, &mut self.control, &cpu.sregs, cpu.dirty);
         if cpu.dirty.contains(Groups::CTRL) {
@@ -246,7 +242,7 @@ impl VmxVcpu {
 
     /// Writes what the parameters of an entry ask for, where it differs from the last one.
     #[inline(always)]
-    fn write_params(&mut self, vm: Current, cpu: &CpuState, params: &EntryParams) {
+    fn write_params(&mut self, vm: Current<'_>, cpu: &CpuState, params: &EntryParams) {
         let mut proc = self.proc & !self.proc_off;
         if params.irq_window {
             proc |= proc::INTERRUPT_WINDOW;
@@ -282,7 +278,7 @@ impl VmxVcpu {
     /// Writes DR7, and the breakpoint addresses when it enables some.
     #[cold]
     #[inline(never)]
-    fn write_debug(&mut self, vm: Current, cpu: &CpuState) {
+    fn write_debug(&mut self, vm: Current<'_>, cpu: &CpuState) {
         if cpu.dr7 != self.written.dr7 {
             vm.write(GUEST_DR7, dr7_for_entry(cpu.dr7));
             self.written.dr7 = cpu.dr7;
@@ -296,7 +292,7 @@ impl VmxVcpu {
     /// Writes what has been set since the last entry, and flushes translations.
     #[cold]
     #[inline(never)]
-    fn write_stale(&mut self, vm: Current, cpu: &CpuState) {
+    fn write_stale(&mut self, vm: Current<'_>, cpu: &CpuState) {
         self.stale = false;
         let exceptions = self.exceptions | ALWAYS_INTERCEPTED;
         if exceptions != self.written.exceptions {
@@ -337,7 +333,7 @@ impl VmxVcpu {
 
     /// Writes the instruction pointer, stack pointer and flags that changed since the last exit.
     #[inline(always)]
-    fn write_regs(&mut self, vm: Current, cpu: &CpuState) {
+    fn write_regs(&mut self, vm: Current<'_>, cpu: &CpuState) {
         let regs = &cpu.regs;
         if regs.rip != self.written.rip {
             vm.write(GUEST_RIP, regs.rip);
@@ -360,7 +356,7 @@ impl VmxVcpu {
 
     /// Reads instruction pointer, stack pointer and flags after an exit.
     #[inline(always)]
-    fn read_regs(&mut self, vm: Current, cpu: &mut CpuState) {
+    fn read_regs(&mut self, vm: Current<'_>, cpu: &mut CpuState) {
         let (rip, rsp, flags) = (
             vm.read(GUEST_RIP),
             vm.read(GUEST_RSP),
@@ -376,7 +372,7 @@ impl VmxVcpu {
 
     /// Turns the exit that just happened into its neutral form.
     #[inline(never)]
-    fn decode(&mut self, vm: Current, cpu: &mut CpuState, reason: u32) -> Exit {
+    fn decode(&mut self, vm: Current<'_>, cpu: &mut CpuState, reason: u32) -> Exit {
         let exit = self
             .last_exit
             .decode(vm, cpu, reason, &mut self.blocking, &self.msrs);
@@ -451,8 +447,7 @@ impl VcpuBackend for VmxVcpu {
     fn begin_stay(&mut self, begin: Begin<'_>) -> Result {
         let this_cpu = begin.this_cpu();
         let root = self.enter_root(this_cpu)?;
-        // SAFETY: `root` has just made the VMCS current; when it moves into `stay` below that stays true.
-        let vm = unsafe { Current::assume() };
+        let vm = root.current();
         self.set_up(vm)?;
         if this_cpu.number() != self.last_cpu {
             self.host.move_to_this_cpu(vm, self.config());

@@ -11,13 +11,13 @@ use crate::x86::cpu::regs::Seg;
 /// Reads every field that an entry of this backend depends on. Fields of controls that are off stay zero.
 ///
 /// About 800 bytes: not to be copied around.
-pub(super) fn read(vm: Current, caps: &VmxCaps, out: &mut VmcsView) {
+pub(super) fn read(vm: Current<'_>, caps: &VmxCaps, out: &mut VmcsView) {
     controls(vm, caps, &mut out.controls);
     host(vm, &mut out.host);
     guest(vm, &mut out.guest);
 }
 
-fn controls(vm: Current, caps: &VmxCaps, c: &mut Controls) {
+fn controls(vm: Current<'_>, caps: &VmxCaps, c: &mut Controls) {
     c.pin = vm.read(PIN_CONTROLS);
     c.proc1 = vm.read(PROC_CONTROLS);
     c.proc2 = vm.read(PROC2_CONTROLS);
@@ -51,7 +51,7 @@ fn controls(vm: Current, caps: &VmxCaps, c: &mut Controls) {
     c.entry_instruction_length = vm.read(ENTRY_INSTRUCTION_LEN);
 }
 
-fn host(vm: Current, h: &mut Host) {
+fn host(vm: Current<'_>, h: &mut Host) {
     h.cr0 = vm.read(HOST_CR0);
     h.cr3 = vm.read(HOST_CR3);
     h.cr4 = vm.read(HOST_CR4);
@@ -74,7 +74,7 @@ fn host(vm: Current, h: &mut Host) {
     h.efer = vm.read(HOST_EFER);
 }
 
-fn segment(vm: Current, seg: Seg) -> GuestSegment {
+fn segment(vm: Current<'_>, seg: Seg) -> GuestSegment {
     let n = seg as u32;
     GuestSegment {
         selector: vm.read(GUEST_ES_SELECTOR.nth(n)),
@@ -84,7 +84,7 @@ fn segment(vm: Current, seg: Seg) -> GuestSegment {
     }
 }
 
-fn guest(vm: Current, g: &mut Guest) {
+fn guest(vm: Current<'_>, g: &mut Guest) {
     g.cr0 = vm.read(GUEST_CR0);
     g.cr3 = vm.read(GUEST_CR3);
     g.cr4 = vm.read(GUEST_CR4);
