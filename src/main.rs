@@ -26,6 +26,7 @@ use kernel::miscdevice::MiscDeviceRegistration;
 use kernel::prelude::*;
 use kvm::device::{self, KvmNode, RvmmDevice};
 use linux::cpuhp::{self, CpuHotplug};
+use linux::global::Owner;
 use linux::syscore::{self, SyscoreOps};
 use x86 as arch;
 use x86::{choose, cpu_model as model, mitigate};
@@ -91,37 +92,21 @@ impl SyscoreOps for Power {
     }
 }
 
-/// The vendor's state; dropped after everything that uses it.
-struct HwOwner;
-
-impl Drop for HwOwner {
-    fn drop(&mut self) {
-        // SAFETY: The module's fields are dropped in order: devices are gone, so no VM is left (each pins the module),
-        // and the hotplug state's removal has run `cpu_down` on every CPU.
-        unsafe {
-            model::exit();
-            mitigate::exit();
-            choose::exit();
-        }
-    }
-}
-
 /// Everything that lives as long as the module. Dropped from first to last.
 struct RvmmModule {
     _kvm_node: Option<Pin<KBox<MiscDeviceRegistration<KvmNode>>>>,
     _device: Pin<KBox<MiscDeviceRegistration<RvmmDevice>>>,
-    _assign: assign::Owner,
+    _assign: Option<Owner>,
     _power: syscore::Registration<Power>,
     _hotplug: cpuhp::State<Hotplug>,
-    _hw: HwOwner,
+    /// What VMs and vCPUs find; the vendor's part also CPUs that come and go, so it is last.
+    _state: [Owner; 3],
 }
 
 impl kernel::Module for RvmmModule {
     fn init(module: &'static ThisModule) -> Result<Self> {
-        let caps = choose::probe()?;
-        let hw = HwOwner;
-        mitigate::init()?;
-        model::init()?;
+        let (caps, vendor) = choose::probe()?;
+        let state = [model::init()?, mitigate::init()?, vendor];
         let hotplug = cpuhp::State::register(c"virt/rvmm:online", Hotplug, true)?;
         let power = syscore::Registration::register(Power)?;
         let device = KBox::pin_init(
@@ -151,7 +136,7 @@ impl kernel::Module for RvmmModule {
             _assign: assign,
             _power: power,
             _hotplug: hotplug,
-            _hw: hw,
+            _state: state,
         })
     }
 }

@@ -33,7 +33,7 @@ use crate::arch::{Controllers, Vm};
 use crate::bus::line::Source;
 use crate::bus::ports::IrqLines;
 use crate::linux::anon_inode::{FileOperations, NewFile};
-use crate::linux::global::Global;
+use crate::linux::global::{Global, Owner};
 use crate::linux::io_window::{IoWindow, Part};
 use crate::linux::iommu::{self, Group};
 use crate::linux::once::Once;
@@ -60,22 +60,14 @@ const MAX_VECTORS: u32 = 2048;
 /// Part `i` of the file is base address register `i`, from this many bytes times `i` on (`RVMM_DEVICE_REGION_SHIFT`).
 const REGION_SHIFT: u32 = 40;
 
-/// The driver's registration; dropped when no VM is left.
-pub(crate) struct Owner(());
-
 /// Registers the driver. Without a PCI bus devices cannot be assigned, and nothing else changes.
-pub(crate) fn init(module: &'static ThisModule) -> Owner {
-    if let Err(e) = Registration::register(module).and_then(|r| DRIVER.set(r)) {
-        pr_info!("no devices can be assigned: PCI driver not registered ({e:?})\n");
-    }
-    Owner(())
-}
-
-impl Drop for Owner {
-    fn drop(&mut self) {
-        // SAFETY: The module goes: no file is left, so nobody assigns.
-        unsafe { DRIVER.clear() };
-    }
+pub(crate) fn init(module: &'static ThisModule) -> Option<Owner> {
+    Registration::register(module)
+        .and_then(|r| DRIVER.set(r))
+        .inspect_err(|e| {
+            pr_info!("no devices can be assigned: PCI driver not registered ({e:?})\n");
+        })
+        .ok()
 }
 
 /// A function that is bound to the driver.
@@ -283,7 +275,7 @@ impl Assigned {
     /// Hands the device over. The VM's mm is the caller's.
     fn begin(this: &Arc<Self>, device: &Locked<'_>, reason: &mut Reason) -> Result<u64> {
         let driver = DRIVER.get().ok_or(ENODEV)?;
-        let Some(bound) = device.driver_data(driver) else {
+        let Some(bound) = device.driver_data(&driver) else {
             return Err(match device.driver_name() {
                 Some(name) => reason.refuse(EBUSY, format_args!("it belongs to the driver {name}")),
                 None => reason.refuse(ENODEV, format_args!("it is not bound to the driver rvmm")),
@@ -366,7 +358,7 @@ impl Assigned {
     /// Ends the assignment, by its own wish or because its file goes.
     fn give_back(&self) {
         let device = self.device.lock();
-        if let Some(bound) = DRIVER.get().and_then(|d| device.driver_data(d)) {
+        if let Some(bound) = DRIVER.get().and_then(|d| device.driver_data(&d)) {
             let mut current = bound.current.lock();
             if current
                 .as_ref()

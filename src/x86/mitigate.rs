@@ -5,7 +5,7 @@
 //! What is needed on this CPU has been decided by the kernel, from the CPU's bugs and the command line; it left its
 //! decision in feature bits, which are read once at load. On a CPU that needs nothing an entry costs one test.
 //!
-//! `main` calls [`init`] and [`exit`]; the run loop and the vendors call the rest, in a stay (interrupts off).
+//! `main` calls [`init`]; the run loop and the vendors call the rest, in a stay (interrupts off).
 //!
 //! SPEC_CTRL: the host's value stays in force in a guest until the guest sets its own, which is then exchanged around
 //! every entry ([`SpecCtrl`]). Not covered, because the kernel's code for it cannot be reached by a module:
@@ -13,12 +13,14 @@
 //! slower and no weaker.
 
 use crate::linux::bindings as b;
+use crate::linux::global::{Global, Owner};
 use crate::linux::irqflags::ThisCpu;
 use crate::linux::{boot_cpu, msr, smp};
 use crate::x86::cpu::index;
 use core::arch::asm;
 use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use kernel::prelude::*;
+use kernel::sync::Arc;
 
 /// VERW before entry: MDS, TAA, MMIO stale data, RFDS, TSA.
 const VERW: u32 = 1 << 0;
@@ -34,14 +36,16 @@ const RSB_FILL: u32 = 1 << 4;
 const RSB_ONE: u32 = 1 << 5;
 
 static NEEDED: AtomicU32 = AtomicU32::new(0);
-/// Source of vCPU tokens for `begin_stay`.
+/// Source of the identities in [`Token`].
 static NEXT_TOKEN: AtomicU64 = AtomicU64::new(1);
 
 /// The vCPU that each CPU ran last.
-static LAST: crate::linux::global::Global<KVVec<AtomicU64>> = crate::linux::global::Global::new();
+type Last = KVVec<AtomicU64>;
 
-/// Reads the kernel's decisions.
-pub(crate) fn init() -> Result {
+static LAST: Global<Last> = Global::new();
+
+/// Reads the kernel's decisions. New vCPUs find who ran last as long as the owner lives.
+pub(crate) fn init() -> Result<Owner> {
     let has = boot_cpu::has;
     let mut needed = 0;
     if has(b::X86_FEATURE_CLEAR_CPU_BUF_VM) || has(b::X86_FEATURE_CLEAR_CPU_BUF_VM_MMIO) {
@@ -72,35 +76,36 @@ pub(crate) fn init() -> Result {
         last.push_within_capacity(AtomicU64::new(0))
             .map_err(|_| ENOMEM)?;
     }
-    LAST.set(last)?;
+    let owner = LAST.set(last)?;
     NEEDED.store(needed, Ordering::Relaxed);
-    Ok(())
+    Ok(owner)
 }
 
-/// Frees what `init` made.
-///
-/// # Safety
-///
-/// No vCPU is left.
-pub(crate) unsafe fn exit() {
-    // SAFETY: The caller promises that no vCPU is left, so nobody uses the list.
-    unsafe { LAST.clear() };
+/// A vCPU, for [`begin_stay`] to know it from others.
+pub(crate) struct Token {
+    /// Never used again.
+    id: u64,
+    last: Arc<Last>,
 }
 
-/// An identity for a new vCPU, never used again.
-pub(crate) fn token() -> u64 {
-    NEXT_TOKEN.fetch_add(1, Ordering::Relaxed)
+/// A token for a new vCPU.
+pub(crate) fn token() -> Result<Token> {
+    Ok(Token {
+        id: NEXT_TOKEN.fetch_add(1, Ordering::Relaxed),
+        last: LAST.get().ok_or(ENODEV)?,
+    })
 }
 
 /// Does what the start of a stay of the vCPU `token` on this CPU needs.
 #[inline]
-pub(crate) fn begin_stay(token: u64, this_cpu: ThisCpu<'_>) {
+pub(crate) fn begin_stay(token: &Token, this_cpu: ThisCpu<'_>) {
     let needed = NEEDED.load(Ordering::Relaxed);
     if needed & (IBPB_SWITCH | L1D_FLUSH) == 0 {
         return;
     }
-    let last = LAST.get().and_then(|l| l.get(this_cpu.number() as usize));
-    if last.is_none_or(|l| l.swap(token, Ordering::Relaxed) != token) && needed & IBPB_SWITCH != 0 {
+    let last = token.last.get(this_cpu.number() as usize);
+    let turns = last.is_none_or(|l| l.swap(token.id, Ordering::Relaxed) != token.id);
+    if turns && needed & IBPB_SWITCH != 0 {
         ibpb();
     }
     if needed & L1D_FLUSH != 0 {

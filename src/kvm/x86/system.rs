@@ -3,7 +3,7 @@
 
 use crate::abi::uapi::{self, k};
 use crate::kvm::table::ioctls;
-use crate::x86::{abi, cpuid, lists_msr, model, msr, CpuidEntry, MCE_CAP};
+use crate::x86::{abi, cpuid, lists, lists_msr, model, msr, CpuidEntry, MCE_CAP};
 use kernel::prelude::*;
 use kernel::uaccess::{UserPtr, UserSlice};
 
@@ -14,7 +14,7 @@ ioctls! {
 
     KVM_GET_SUPPORTED_CPUID:        -, call(get_supported_cpuid(arg)), KVM_CAP_EXT_CPUID;
     KVM_GET_EMULATED_CPUID:         -, call(get_emulated_cpuid(arg)), KVM_CAP_EXT_EMUL_CPUID;
-    KVM_GET_MSR_INDEX_LIST:         -, call(put_msr_list(arg, &model()?.msrs));
+    KVM_GET_MSR_INDEX_LIST:         -, call(put_msr_list(arg, &lists()?.msrs));
     KVM_GET_MSR_FEATURE_INDEX_LIST: -, call(put_msr_list(arg, msr::feature_list(&model()?.features)));
     KVM_GET_MSRS:                   -, call(get_feature_msrs(arg)), KVM_CAP_GET_MSR_FEATURES;
     KVM_HAS_DEVICE_ATTR:            -, set(r => device_attr(r)), KVM_CAP_SYS_ATTRIBUTES;
@@ -80,13 +80,12 @@ fn get_device_attr(a: &k::kvm_device_attr) -> Result {
 
 /// KVM_GET_SUPPORTED_CPUID (api.rst 4.46). E2BIG.
 fn get_supported_cpuid(arg: usize) -> Result<isize> {
-    let model = model()?;
+    let lists = lists()?;
     let room = uapi::get::<u32>(arg)? as usize;
-    let n = model.supported.len();
-    if room < n {
+    if room < lists.supported.len() {
         return Err(E2BIG);
     }
-    put_cpuid(arg, &model.supported)?;
+    put_cpuid(arg, &lists.supported)?;
     Ok(0)
 }
 

@@ -2,7 +2,7 @@
 //! What guests may see of this processor, found once at load.
 
 use crate::linux::fpu::HostControls;
-use crate::linux::global::Global;
+use crate::linux::global::{Global, Owner};
 use crate::linux::{boot_cpu, cpuid as host};
 use crate::x86::cpu::cpuid::{
     self, CpuidEntry, CpuidIndex, GuestFeatures, HostCpuid, Policy, Vendor,
@@ -10,6 +10,7 @@ use crate::x86::cpu::cpuid::{
 use crate::x86::cpu::{index, msr, xsave};
 use crate::x86::vendor::choose;
 use kernel::prelude::*;
+use kernel::sync::{Arc, SetOnce};
 
 /// The host's CPUID instruction as far as its kernel agrees: what an erratum, firmware or the command line took from
 /// the kernel is kept from guests as well, as KVM does.
@@ -23,12 +24,8 @@ impl HostCpuid for Host {
 
 /// What guests may see, found once at load.
 pub(crate) struct Model {
-    /// KVM_GET_SUPPORTED_CPUID.
-    pub(crate) supported: KVec<CpuidEntry>,
-    /// The same as features: what the hypervisor carries on this host.
+    /// What the hypervisor carries on this host.
     pub(crate) features: GuestFeatures,
-    /// KVM_GET_MSR_INDEX_LIST.
-    pub(crate) msrs: KVec<u32>,
     /// Host vendor.
     pub(crate) vendor: Vendor,
     /// XCR0 bits that guests may set.
@@ -62,11 +59,26 @@ impl Model {
     }
 }
 
-static MODEL: Global<Model> = Global::new();
+static MODEL: SetOnce<Model> = SetOnce::new();
 
 /// The CPU model. Set by `init` before any file can be opened.
 pub(crate) fn model() -> Result<&'static Model> {
-    MODEL.get().ok_or(ENODEV)
+    MODEL.as_ref().ok_or(ENODEV)
+}
+
+/// The same as user space asks for it.
+pub(crate) struct Lists {
+    /// KVM_GET_SUPPORTED_CPUID.
+    pub(crate) supported: KVec<CpuidEntry>,
+    /// KVM_GET_MSR_INDEX_LIST.
+    pub(crate) msrs: KVec<u32>,
+}
+
+static LISTS: Global<Lists> = Global::new();
+
+/// The lists. Set by `init` before any file can be opened.
+pub(crate) fn lists() -> Result<Arc<Lists>> {
+    LISTS.get().ok_or(ENODEV)
 }
 
 /// What a guest need not fear on this CPU (SDM 4 table 2-2): what the CPU says of itself, and what the kernel knows of
@@ -97,8 +109,8 @@ fn arch_capabilities(spec_ctrl: bool) -> u64 {
     v & msr::ARCH_CAPABILITIES_ALLOWED
 }
 
-/// Finds out what guests may see.
-pub(crate) fn init() -> Result {
+/// Finds out what guests may see. The lists are found as long as the owner lives.
+pub(crate) fn init() -> Result<Owner> {
     let caps = choose::caps().ok_or(ENODEV)?;
     let host_controls = HostControls::probe();
     let host_xcr0 = host_controls.xcr0();
@@ -147,9 +159,7 @@ pub(crate) fn init() -> Result {
     let n = msr::index_list(&features, &mut list).map_err(|_| E2BIG)?;
     let mut msrs = KVec::with_capacity(n, GFP_KERNEL)?;
     msrs.extend_from_slice(list.get(..n).ok_or(EINVAL)?, GFP_KERNEL)?;
-    MODEL.set(Model {
-        supported,
-        msrs,
+    let model = Model {
         features,
         vendor,
         xcr0,
@@ -158,21 +168,15 @@ pub(crate) fn init() -> Result {
         mxcsr_mask: crate::linux::fpu::mxcsr_mask(),
         lfence_serializing,
         arch_capabilities: arch_capabilities(spec_ctrl),
-    })
-}
-
-/// Drops the model.
-///
-/// # Safety
-///
-/// No VM is left and the devices are gone.
-pub(crate) unsafe fn exit() {
-    // SAFETY: By the contract.
-    unsafe { MODEL.clear() };
+    };
+    if !MODEL.populate(model) {
+        return Err(EBUSY);
+    }
+    LISTS.set(Lists { supported, msrs })
 }
 
 /// Whether KVM_GET_MSR_INDEX_LIST or KVM_GET_MSR_FEATURE_INDEX_LIST names the MSR.
 pub(crate) fn lists_msr(index: u32) -> bool {
-    model()
-        .is_ok_and(|m| m.msrs.contains(&index) || msr::feature_list(&m.features).contains(&index))
+    lists().is_ok_and(|l| l.msrs.contains(&index))
+        || model().is_ok_and(|m| msr::feature_list(&m.features).contains(&index))
 }

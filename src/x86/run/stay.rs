@@ -64,7 +64,7 @@ impl Runner<'_> {
             self,
             |r| &mut r.s.hw,
             |r, stay| {
-                mitigate::begin_stay(r.s.token, this_cpu);
+                mitigate::begin_stay(&r.s.token, this_cpu);
                 r.enter_loop(stay, this_cpu.number())
             },
         );

@@ -32,6 +32,7 @@ mod vcpu;
 mod view;
 mod vmcb;
 
+use crate::linux::global::Owner;
 use crate::x86::vendor::{HwCaps, Platform};
 use kernel::prelude::*;
 
@@ -45,22 +46,12 @@ impl Svm {
     pub(crate) fn present() -> bool {
         platform::present()
     }
-
-    /// Frees the module-wide state.
-    ///
-    /// # Safety
-    ///
-    /// `cpu_down` has run everywhere and no vCPU is left.
-    pub(crate) unsafe fn exit() {
-        // SAFETY: The contract is the same.
-        unsafe { platform::exit() };
-    }
 }
 
 impl Platform for Svm {
     type Vcpu = SvmVcpu;
 
-    fn probe() -> Result<HwCaps> {
+    fn probe() -> Result<(HwCaps, Owner)> {
         platform::probe()
     }
 

@@ -10,7 +10,7 @@
 use super::asid::Pool;
 use super::msr::{fill_map, MAP_ORDER, TSC_FRACTION, TSC_RATIO_MAX};
 use super::quirks::Quirks;
-use crate::linux::global::Global;
+use crate::linux::global::{Global, Owner};
 use crate::linux::irqflags::IrqGuard;
 use crate::linux::page::Pages;
 use crate::linux::percpu::PerCpu;
@@ -21,6 +21,7 @@ use crate::x86::paging::fmt_npt::HOST_PAT;
 use crate::x86::vendor::{HwCaps, NestedFormat};
 use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use kernel::prelude::*;
+use kernel::sync::Arc;
 
 /// VM_CR.SVMDIS (APM 2 15.30.1).
 const VM_CR_SVMDIS: u64 = 1 << 4;
@@ -53,7 +54,7 @@ pub(super) struct Cpu {
     pub(super) asids: Pool,
 }
 
-/// What all vCPUs share, there from `probe` to `exit`.
+/// What all vCPUs share. They hold it; new ones, and CPUs that come and go, find it from `probe` to the module's exit.
 pub(super) struct Shared {
     pub(super) caps: HwCaps,
     pub(super) cpus: PerCpu<Cpu>,
@@ -74,7 +75,7 @@ pub(super) struct Shared {
 static SHARED: Global<Shared> = Global::new();
 
 /// What all vCPUs share. Errors: `ENODEV` before `probe`.
-pub(super) fn shared() -> Result<&'static Shared> {
+pub(super) fn shared() -> Result<Arc<Shared>> {
     SHARED.get().ok_or(ENODEV)
 }
 
@@ -84,7 +85,7 @@ pub(super) fn present() -> bool {
 }
 
 /// As [`crate::x86::vendor::Platform::probe`].
-pub(super) fn probe() -> Result<HwCaps> {
+pub(super) fn probe() -> Result<(HwCaps, Owner)> {
     if !present() {
         pr_err!("this CPU has no AMD SVM\n");
         return Err(ENODEV);
@@ -92,7 +93,7 @@ pub(super) fn probe() -> Result<HwCaps> {
     let svm = cpuid::cpuid(0x8000_000a, 0);
     refuse(&svm)?;
     let caps = caps(&svm);
-    SHARED.set(Shared {
+    let owner = SHARED.set(Shared {
         caps,
         cpus: PerCpu::new(|_| {
             Ok(Cpu {
@@ -112,7 +113,7 @@ pub(super) fn probe() -> Result<HwCaps> {
         msrpm_all: Pages::filled(MAP_ORDER, |map| map.fill(0xff))?,
         iopm: Pages::filled(IOPM_ORDER, |map| map.fill(0xff))?,
     })?;
-    Ok(caps)
+    Ok((caps, owner))
 }
 
 /// Refuses a machine that cannot run guests, with a line in the log. `svm` is CPUID 8000_000A.
@@ -191,8 +192,8 @@ pub(super) fn cpu_up() -> Result {
     }
     // Whatever this CPU's TLB held before it went down is not trusted.
     cpu.asids.renew();
-    // SAFETY: The CPU has SVM and SVMDIS is clear; setting SVME changes nothing until VMRUN. The save area is a page
-    // of ours that lives until `exit`.
+    // SAFETY: The CPU has SVM and SVMDIS is clear; setting SVME changes nothing until VMRUN. The save area is
+    // written by VMRUN only, for a vCPU, which holds `Shared` and with it the page.
     unsafe {
         msr::write(index::EFER, old | efer::SVME);
         msr::write(index::VM_HSAVE_PA, cpu.hsave.phys());
@@ -216,14 +217,4 @@ pub(super) fn cpu_down() {
         msr::write(index::VM_HSAVE_PA, 0);
         msr::write(index::EFER, msr::read(index::EFER) & !efer::SVME);
     }
-}
-
-/// Frees what `probe` made.
-///
-/// # Safety
-///
-/// `cpu_down` has run everywhere and no vCPU is left.
-pub(super) unsafe fn exit() {
-    // SAFETY: The caller promises that no vCPU is left, so no reference is.
-    unsafe { SHARED.clear() };
 }

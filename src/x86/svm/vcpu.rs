@@ -28,16 +28,17 @@ use crate::x86::vendor::{
 };
 use core::sync::atomic::Ordering;
 use kernel::prelude::*;
+use kernel::sync::Arc;
 
 /// The SVM part of a vCPU.
 pub(crate) struct SvmVcpu {
     vmcb: VmcbPage,
-    shared: &'static Shared,
+    shared: Arc<Shared>,
     /// What the software entry checks go by.
     rules: SvmCaps,
     asid: Tag,
-    /// The CPU of the current stay, and its number; none outside.
-    stay: Option<(&'static Cpu, u32)>,
+    /// The number of the current stay's CPU; none outside.
+    stay: Option<u32>,
     /// Value of `host_extra` of this CPU for the current stay.
     host_extra: u64,
     nmi: Nmi,
@@ -54,16 +55,9 @@ pub(crate) struct SvmVcpu {
 impl SvmVcpu {
     /// Brings the VMCB's controls in line with `params`. Returns the vector that goes in as a virtual interrupt.
     #[inline(always)]
-    fn prepare(
-        &mut self,
-        this_cpu: &Cpu,
-        id: u32,
-        cpu: &CpuState,
-        params: &EntryParams,
-    ) -> Option<u8> {
+    fn prepare(&mut self, cpu: &CpuState, params: &EntryParams) -> Option<u8> {
         let virtual_irq = self.shared.quirks.virtual_irq(params);
         let c = &mut self.vmcb.control;
-        self.asid.assign(c, &this_cpu.asids, id, params.flush);
         self.host_debug.load(cpu.dr7, cpu.dr);
         if params.nmi_window {
             self.nmi.want_window(c);
@@ -112,12 +106,12 @@ impl SvmVcpu {
     /// The entry checks before an entry on `this_cpu`, with a line in the log. True when they refuse it.
     #[cold]
     #[inline(never)]
-    fn refuses(&mut self, this_cpu: &Cpu, cpu: &mut CpuState, params: &EntryParams) -> bool {
+    fn refuses(&mut self, this_cpu: u32, cpu: &mut CpuState, params: &EntryParams) -> bool {
         let Err(v) = self.check_entry(cpu, params) else {
             self.unchecked = false;
             return false;
         };
-        self.asid.distrust(&this_cpu.asids);
+        self.distrust_asids(this_cpu);
         pr_warn_ratelimited!(
             "entry check: {} ({}), value {:#x}\n",
             v.rule,
@@ -141,6 +135,14 @@ impl SvmVcpu {
                 Exit::NmiWindow
             }
             _ => exit,
+        }
+    }
+
+    /// Takes back the ASIDs of CPU `id`.
+    #[cold]
+    fn distrust_asids(&mut self, id: u32) {
+        if let Some(cpu) = self.shared.cpus.of(id) {
+            self.asid.distrust(&cpu.asids);
         }
     }
 
@@ -216,11 +218,11 @@ impl VcpuBackend for SvmVcpu {
     fn new(_id: u32, features: &GuestFeatures) -> Result<Self> {
         let shared = shared()?;
         let mut vmcb = VmcbPage::new()?;
-        set_up(&mut vmcb, shared);
+        set_up(&mut vmcb, &shared);
         let mut this = Self {
             vmcb,
-            shared,
             rules: view::rules(shared.asids, shared.flush_by_asid, features),
+            shared,
             asid: Tag::NONE,
             stay: None,
             host_extra: 0,
@@ -243,21 +245,24 @@ impl VcpuBackend for SvmVcpu {
         if cpu.enabled.load(Ordering::Relaxed) == 0 {
             return Err(EBUSY);
         }
-        self.stay = Some((cpu, id));
+        self.stay = Some(id);
         self.host_extra = cpu.host_extra.phys();
         // SAFETY: SVME is set on this CPU, and the page belongs to it; by `begin` interrupts are off here until the
         // stay is over, so nobody else is using it.
         unsafe { entry::vmsave(self.host_extra) };
         self.host_debug.begin_stay();
-        self.msrs.begin_stay(self.host_tsc_aux(cpu));
+        let tsc_aux = self.host_tsc_aux(cpu);
+        self.msrs.begin_stay(tsc_aux);
         Ok(())
     }
 
     fn end_stay(&mut self, _stay: Stay<'_>) {
-        let Some((cpu, _)) = self.stay.take() else {
+        let cpus = &self.shared.cpus;
+        let Some(cpu) = self.stay.take().and_then(|id| cpus.of(id)) else {
             return;
         };
-        self.msrs.end_stay(self.host_tsc_aux(cpu));
+        let tsc_aux = self.host_tsc_aux(cpu);
+        self.msrs.end_stay(tsc_aux);
         self.host_debug.end_stay(self.vmcb.save.dr6);
     }
 
@@ -266,11 +271,18 @@ impl VcpuBackend for SvmVcpu {
         if !cpu.dirty.is_empty() {
             self.write_dirty(cpu);
         }
-        let Some((this_cpu, id)) = self.stay else {
+        let Some(this_cpu) = self.stay else {
             return Exit::EntryFailure(0);
         };
         let virtual_irq = match params {
-            Some(params) => self.prepare(this_cpu, id, cpu, params),
+            Some(params) => {
+                let Some(Cpu { asids, .. }) = self.shared.cpus.of(this_cpu) else {
+                    return Exit::EntryFailure(0);
+                };
+                let c = &mut self.vmcb.control;
+                self.asid.assign(c, asids, this_cpu, params.flush);
+                self.prepare(cpu, params)
+            }
             None => {
                 self.vmcb.control.tlb_control = tlb_control::NOTHING;
                 None
@@ -305,7 +317,7 @@ impl VcpuBackend for SvmVcpu {
         }
         if matches!(exit, Exit::EntryFailure(_)) {
             // The VMCB still holds what was refused; the caller may want to look at it.
-            self.asid.distrust(&this_cpu.asids);
+            self.distrust_asids(this_cpu);
         }
         exit
     }

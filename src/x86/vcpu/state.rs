@@ -216,7 +216,7 @@ pub(crate) struct State {
     /// The last stay.
     pub(crate) last_stay: LastStay,
     /// Identity for the mitigations.
-    pub(crate) token: u64,
+    pub(crate) token: mitigate::Token,
     /// KVM_RUN came as far as an entry: the CPUID table is fixed.
     pub(crate) has_run: bool,
     /// Module parameter `check_entry`.
@@ -380,6 +380,7 @@ impl State {
         let xstate = Xstate::new(model)?;
         let cpuid = Cpuid::new(vm, model)?;
         let pending = Pending::new()?;
+        let token = mitigate::token()?;
         let insn_cache = KBox::new(DecodeCache::new(), GFP_KERNEL_ACCOUNT)?;
         let fresh = init!(Self {
             id,
@@ -406,7 +407,7 @@ impl State {
                 tlb_generation: 0,
                 cpu: u32::MAX,
             },
-            token: mitigate::token(),
+            token,
             has_run: false,
             check_entry: crate::params::check_entry(),
             signal_mask: None,

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 //! The vendor that this machine has, chosen once at load.
 
-use crate::linux::global::Global;
+use crate::linux::global::Owner;
 use crate::linux::irqflags::IrqGuard;
 use crate::x86::cpu::cpuid::GuestFeatures;
 use crate::x86::exit::{Event, Exit};
@@ -12,6 +12,7 @@ use crate::x86::vendor::{
 };
 use crate::x86::vmx::{Vmx, VmxVcpu};
 use kernel::prelude::*;
+use kernel::sync::SetOnce;
 
 /// Which of the two.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -20,31 +21,30 @@ enum Kind {
     Svm,
 }
 
-static CHOSEN: Global<(Kind, HwCaps)> = Global::new();
+static CHOSEN: SetOnce<(Kind, HwCaps)> = SetOnce::new();
 
-/// Finds the vendor and probes it. The errors are those of [`Platform::probe`].
-pub(crate) fn probe() -> Result<HwCaps> {
-    let (kind, caps) = if Svm::present() {
+/// Finds the vendor and probes it. What all vCPUs share is found as long as the owner lives. The errors are those of
+/// [`Platform::probe`].
+pub(crate) fn probe() -> Result<(HwCaps, Owner)> {
+    let (kind, (caps, owner)) = if Svm::present() {
         (Kind::Svm, Svm::probe()?)
     } else {
         (Kind::Vmx, Vmx::probe()?)
     };
-    if let Err(e) = CHOSEN.set((kind, caps)) {
-        // SAFETY: `probe` set the state above and nothing has used it.
-        unsafe { exit_kind(kind) };
-        return Err(e);
+    if !CHOSEN.populate((kind, caps)) {
+        return Err(EBUSY);
     }
-    Ok(caps)
+    Ok((caps, owner))
 }
 
 /// Capabilities; `None` before `probe`.
 pub(crate) fn caps() -> Option<&'static HwCaps> {
-    CHOSEN.get().map(|c| &c.1)
+    CHOSEN.as_ref().map(|c| &c.1)
 }
 
 /// [`Platform::cpu_up`] of the vendor.
 pub(crate) fn cpu_up() -> Result {
-    match CHOSEN.get().ok_or(ENODEV)?.0 {
+    match CHOSEN.as_ref().ok_or(ENODEV)?.0 {
         Kind::Vmx => Vmx::cpu_up(),
         Kind::Svm => Svm::cpu_up(),
     }
@@ -52,38 +52,10 @@ pub(crate) fn cpu_up() -> Result {
 
 /// [`Platform::cpu_down`] of the vendor.
 pub(crate) fn cpu_down() {
-    match CHOSEN.get().map(|c| c.0) {
+    match CHOSEN.as_ref().map(|c| c.0) {
         Some(Kind::Vmx) => Vmx::cpu_down(),
         Some(Kind::Svm) => Svm::cpu_down(),
         None => {}
-    }
-}
-
-/// Frees what `probe` made.
-///
-/// # Safety
-///
-/// `cpu_down` has run on every CPU and no vCPU is left.
-pub(crate) unsafe fn exit() {
-    if let Some((kind, _)) = CHOSEN.get() {
-        // SAFETY: By the contract.
-        unsafe {
-            exit_kind(*kind);
-            CHOSEN.clear();
-        }
-    }
-}
-
-/// # Safety
-///
-/// As for [`exit`].
-unsafe fn exit_kind(kind: Kind) {
-    // SAFETY: By the contract.
-    unsafe {
-        match kind {
-            Kind::Vmx => Vmx::exit(),
-            Kind::Svm => Svm::exit(),
-        }
     }
 }
 
@@ -106,7 +78,7 @@ macro_rules! dispatch {
 
 impl VcpuBackend for Hw {
     fn new(id: u32, features: &GuestFeatures) -> Result<Self> {
-        Ok(match CHOSEN.get().ok_or(ENODEV)?.0 {
+        Ok(match CHOSEN.as_ref().ok_or(ENODEV)?.0 {
             Kind::Vmx => Self::Vmx(KBox::new(VmxVcpu::new(id, features)?, GFP_KERNEL_ACCOUNT)?),
             Kind::Svm => Self::Svm(KBox::new(SvmVcpu::new(id, features)?, GFP_KERNEL_ACCOUNT)?),
         })

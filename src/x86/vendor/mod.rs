@@ -17,6 +17,7 @@
 pub(crate) mod choose;
 pub(crate) mod gprs;
 
+use crate::linux::global::Owner;
 use crate::linux::irqflags::{IrqGuard, IrqsOff, ThisCpu};
 use crate::mem::addr::Hpa;
 use crate::mem::mmu::InOwnMm;
@@ -413,7 +414,9 @@ pub trait Platform {
 
     /// Finds out whether this machine can run guests. On failure logs a sentence that names what is missing and how
     /// to get it, and returns ENODEV (no such feature), EOPNOTSUPP (feature lacks a part), or EBUSY (taken).
-    fn probe() -> Result<HwCaps>;
+    ///
+    /// What all vCPUs share is found as long as the owner lives.
+    fn probe() -> Result<(HwCaps, Owner)>;
 
     /// Prepares the calling CPU (per-CPU areas, SVME …). Runs on each CPU at load and when a CPU comes up. Interrupts off.
     fn cpu_up() -> Result;

@@ -51,6 +51,7 @@ mod vcpu;
 mod view;
 mod vmcs;
 
+use crate::linux::global::Owner;
 use crate::x86::vendor::{HwCaps, Platform};
 use config::VmcsConfig;
 use kernel::prelude::*;
@@ -61,25 +62,13 @@ pub(crate) use vcpu::VmxVcpu;
 /// Intel VT-x as a platform.
 pub(crate) struct Vmx;
 
-impl Vmx {
-    /// Frees the module-wide state.
-    ///
-    /// # Safety
-    ///
-    /// No vCPU is left.
-    pub(crate) unsafe fn exit() {
-        // SAFETY: By the contract no reference is left.
-        unsafe { SHARED.clear() };
-    }
-}
-
 impl Platform for Vmx {
     type Vcpu = VmxVcpu;
 
-    fn probe() -> Result<HwCaps> {
+    fn probe() -> Result<(HwCaps, Owner)> {
         let config = VmcsConfig::of_this_cpu()?;
-        SHARED.set(Shared::new(config)?)?;
-        Ok(config.hw())
+        let owner = SHARED.set(Shared::new(config)?)?;
+        Ok((config.hw(), owner))
     }
 
     fn cpu_up() -> Result {

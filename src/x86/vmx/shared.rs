@@ -10,7 +10,7 @@ use crate::linux::page::Pages;
 use crate::linux::smp;
 use kernel::prelude::*;
 
-/// What all vCPUs share, there from `probe` to `exit`.
+/// What all vCPUs share. They hold it; new ones, and CPUs that come, find it from `probe` to the module's exit.
 pub(super) struct Shared {
     /// Controls and abilities of the CPU that probed; every other CPU has to agree.
     pub(super) config: VmcsConfig,

@@ -36,6 +36,7 @@ use crate::x86::vendor::{
     Interruptibility, Stay, VcpuBackend,
 };
 use kernel::prelude::*;
+use kernel::sync::Arc;
 
 /// RFLAGS bits that may be set; bit 1 has to be (SDM 3C 27.3.1.4).
 const RFLAGS_ALLOWED: u64 = 0x3f_7fd5;
@@ -45,7 +46,7 @@ const NOWHERE: u32 = u32::MAX;
 
 /// The vendor part of a vCPU.
 pub(crate) struct VmxVcpu {
-    shared: &'static Shared,
+    shared: Arc<Shared>,
     /// The VMCS region; its physical address is in `vmcs_phys`.
     _vmcs: Pages,
     vmcs_phys: u64,
@@ -96,7 +97,7 @@ pub(crate) struct VmxVcpu {
 
 impl VmxVcpu {
     #[inline(always)]
-    fn config(&self) -> &'static VmcsConfig {
+    fn config(&self) -> &VmcsConfig {
         &self.shared.config
     }
 
@@ -155,10 +156,10 @@ impl VmxVcpu {
     #[cold]
     #[inline(never)]
     fn set_up_first(&mut self, vm: Current<'_>) -> Result {
-        let config = self.config();
+        let config = &self.shared.config;
         setup::controls(
             vm,
-            self.shared,
+            &self.shared,
             self.proc,
             self.flush.vpid,
             self.exits.pause,
@@ -171,7 +172,7 @@ impl VmxVcpu {
         let mut proc2 = config.proc2;
         if let Some(apic) = &mut self.apic {
             self.pin = apic.set_up(vm, config);
-            proc2 = apic.write(vm, self.shared, self.exits.all_msrs);
+            proc2 = apic.write(vm, &self.shared, self.exits.all_msrs);
         }
         setup::verify(vm, proc2)?;
         self.ready = true;
@@ -224,7 +225,7 @@ impl VmxVcpu {
     /// Writes dirty system registers.
     #[inline(never)]
     fn write_dirty(&mut self, vm: Current<'_>, cpu: &CpuState) {
-        let config = self.config();
+        let config = &self.shared.config;
         state::write(vm, config, &mut self.control, &cpu.sregs, cpu.dirty);
         if cpu.dirty.contains(Groups::CTRL) {
             let mode = if self.control.efer & efer::LMA != 0 {
@@ -311,7 +312,7 @@ impl VmxVcpu {
             self.written.tsc_ratio = self.tsc_ratio;
         }
         if let Some(apic) = self.apic.as_mut().filter(|a| a.dirty) {
-            apic.write(vm, self.shared, self.exits.all_msrs);
+            apic.write(vm, &self.shared, self.exits.all_msrs);
         }
         self.blocking.write(vm, cpu.regs.rflags, &self.msrs);
         if let Some(pdptes) = self.pdptes.take() {
@@ -327,7 +328,8 @@ impl VmxVcpu {
             // Only checking: the entry may come on another CPU, and that one has to flush.
             self.stale |= self.flush.root | self.flush.linear;
         } else {
-            self.flush.carry_out(vm, self.config(), self.written.eptp);
+            self.flush
+                .carry_out(vm, &self.shared.config, self.written.eptp);
         }
     }
 
@@ -411,7 +413,6 @@ impl VcpuBackend for VmxVcpu {
         let shared = SHARED.get().ok_or(ENODEV)?;
         let vmcs = revision_page(&shared.config)?;
         Ok(Self {
-            shared,
             vmcs_phys: vmcs.phys(),
             _vmcs: vmcs,
             stay: None,
@@ -441,6 +442,7 @@ impl VcpuBackend for VmxVcpu {
             last_exit: LastExit::default(),
             pin: shared.config.pin,
             timer: Timer::OFF,
+            shared,
         })
     }
 
@@ -450,7 +452,7 @@ impl VcpuBackend for VmxVcpu {
         let vm = root.current();
         self.set_up(vm)?;
         if this_cpu.number() != self.last_cpu {
-            self.host.move_to_this_cpu(vm, self.config());
+            self.host.move_to_this_cpu(vm, &self.shared.config);
             self.last_cpu = this_cpu.number();
             self.flush.root = true;
             self.stale = true;
