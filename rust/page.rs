@@ -110,6 +110,49 @@ impl Drop for Pages {
     }
 }
 
+/// One zeroed page of 32-bit words, which belongs to its owner but while the owner lets hardware have it.
+///
+/// # Invariants
+///
+/// Nothing but this value and what got its physical address knows the page.
+pub struct WordPage(Pages);
+
+impl WordPage {
+    /// Number of words.
+    const LEN: usize = PAGE_SIZE / size_of::<u32>();
+
+    /// All words zero. May sleep. Errors: `ENOMEM`.
+    pub fn new() -> Result<Self> {
+        Ok(Self(Pages::new(0)?))
+    }
+
+    /// Physical address.
+    pub fn phys(&self) -> u64 {
+        self.0.phys()
+    }
+
+    #[inline(always)]
+    fn word(&self, index: usize) -> *mut u32 {
+        self.0.as_ptr::<u32>().wrapping_add(index % Self::LEN)
+    }
+
+    /// The word at `index`, counted around at the end of the page.
+    #[inline(always)]
+    pub fn get(&self, index: usize) -> u32 {
+        // SAFETY: The remainder is within the page, which this value owns, which was zeroed, and whose words are aligned.
+        // By the invariant other code writes it only by `set`, which `&self` excludes; hardware may, and the access is
+        // volatile.
+        unsafe { self.word(index).read_volatile() }
+    }
+
+    /// Sets the word at `index`, counted around at the end of the page.
+    #[inline(always)]
+    pub fn set(&mut self, index: usize, value: u32) {
+        // SAFETY: As for `get`; `&mut self` excludes all other accesses of code.
+        unsafe { self.word(index).write_volatile(value) }
+    }
+}
+
 /// One zeroed page that is allocated when it is first needed.
 pub struct LazyPage(AtomicPtr<u8>);
 
