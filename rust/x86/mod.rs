@@ -8,3 +8,4 @@ pub mod cr;
 pub mod desc;
 pub mod fpu;
 pub mod msr;
+pub mod nospec;

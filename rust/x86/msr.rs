@@ -10,34 +10,57 @@ use kernel::prelude::*;
 
 use crate::linux::bindings;
 
-/// Reads MSR `msr`.
+/// Assembler for "an exception at label 2 goes on at label 3, by the handler for `{kind}`": `_ASM_EXTABLE_TYPE` of asm/asm.h.
+macro_rules! extable {
+    () => {
+        ".pushsection __ex_table, \"a\"\n\
+         .balign 4\n\
+         .long 2b - .\n\
+         .long 3b - .\n\
+         .long {kind}\n\
+         .popsection"
+    };
+}
+
+/// Reads MSR `msr`; 0, with a warning in the log, where the CPU answers with #GP.
 ///
 /// # Safety
 ///
-/// The running CPU implements `msr` (else #GP kills the kernel), and the read has no side effect that
-/// the kernel does not expect.
+/// The read has no side effect that the kernel does not expect.
 #[inline(always)]
 pub unsafe fn read(msr: u32) -> u64 {
     let (lo, hi): (u32, u32);
-    // SAFETY: The caller promises that the MSR exists.
+    // SAFETY: The instruction changes the two registers; its #GP is fixed up. The caller answers for side effects.
     unsafe {
-        asm!("rdmsr", in("ecx") msr, out("eax") lo, out("edx") hi, options(nostack, preserves_flags))
+        asm!(
+            "2: rdmsr",
+            "3:",
+            extable!(),
+            kind = const bindings::EX_TYPE_RDMSR,
+            in("ecx") msr,
+            out("eax") lo,
+            out("edx") hi,
+            options(nostack, preserves_flags),
+        )
     };
     u64::from(hi) << 32 | u64::from(lo)
 }
 
-/// Writes `value` to MSR `msr`.
+/// Writes `value` to MSR `msr`; not done, with a warning in the log, where the CPU answers with #GP.
 ///
 /// # Safety
 ///
-/// The running CPU implements `msr` and accepts `value`, and the kernel keeps working with the new
-/// value until the old one is put back.
+/// The kernel keeps working with the new value until the old one is put back.
 #[inline(always)]
 pub unsafe fn write(msr: u32, value: u64) {
-    // SAFETY: The caller promises that the CPU accepts the value and that the kernel survives it.
+    // SAFETY: The instruction changes no register and its #GP is fixed up. The caller promises that the kernel survives
+    // what the value does.
     unsafe {
         asm!(
-            "wrmsr",
+            "2: wrmsr",
+            "3:",
+            extable!(),
+            kind = const bindings::EX_TYPE_WRMSR,
             in("ecx") msr,
             in("eax") value as u32,
             in("edx") (value >> 32) as u32,

@@ -15,9 +15,7 @@
 use crate::linux::bindings as b;
 use crate::linux::global::{Global, Owner};
 use crate::linux::irqflags::ThisCpu;
-use crate::linux::{boot_cpu, msr, smp};
-use crate::x86::cpu::index;
-use core::arch::asm;
+use crate::linux::{boot_cpu, nospec, smp};
 use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use kernel::prelude::*;
 use kernel::sync::Arc;
@@ -106,11 +104,10 @@ pub(crate) fn begin_stay(token: &Token, this_cpu: ThisCpu<'_>) {
     let last = token.last.get(this_cpu.number() as usize);
     let turns = last.is_none_or(|l| l.swap(token.id, Ordering::Relaxed) != token.id);
     if turns && needed & IBPB_SWITCH != 0 {
-        ibpb();
+        nospec::ibpb();
     }
     if needed & L1D_FLUSH != 0 {
-        // SAFETY: The CPU has IA32_FLUSH_CMD (CPUID.7:EDX[28]); bit 0 flushes L1D (SDM 4, table 2-2).
-        unsafe { msr::write(index::FLUSH_CMD, 1) };
+        nospec::flush_l1d();
     }
 }
 
@@ -118,12 +115,7 @@ pub(crate) fn begin_stay(token: &Token, this_cpu: ThisCpu<'_>) {
 #[inline(always)]
 pub(crate) fn before_enter() {
     if NEEDED.load(Ordering::Relaxed) & VERW != 0 {
-        /// A selector that VERW accepts: the kernel's data segment.
-        static SELECTOR: u16 = b::__KERNEL_DS as u16;
-        // SAFETY: VERW reads the selector, changes ZF, and on CPUs with MD_CLEAR overwrites the buffers.
-        unsafe {
-            asm!("verw word ptr [{}]", in(reg) &raw const SELECTOR, options(nostack, readonly))
-        };
+        nospec::clear_cpu_buffers();
     }
 }
 
@@ -142,7 +134,7 @@ pub(crate) fn after_exit() {
         boot_cpu::fill_rsb();
     }
     if needed & IBPB_EXIT != 0 {
-        ibpb();
+        nospec::ibpb();
     }
 }
 
@@ -154,7 +146,7 @@ pub(crate) fn has_spec_ctrl() -> bool {
 /// A guest's prediction barrier (IA32_PRED_CMD.IBPB), on this CPU.
 pub(crate) fn guest_barrier() {
     if has_spec_ctrl() {
-        ibpb();
+        nospec::ibpb();
     }
 }
 
@@ -192,8 +184,7 @@ impl SpecCtrl {
     #[inline]
     pub(crate) fn begin_stay(&mut self) {
         if self.used {
-            // SAFETY: The CPU has the MSR: it was offered, else the guest could not have set it.
-            self.host = unsafe { msr::read(index::SPEC_CTRL) };
+            self.host = nospec::spec_ctrl();
         }
     }
 
@@ -201,9 +192,7 @@ impl SpecCtrl {
     #[inline(always)]
     pub(crate) fn before_enter(&self) {
         if self.used && self.guest != self.host {
-            // SAFETY: The CPU has the MSR, since the guest could set it; the value was checked against the CPU's
-            // features.
-            unsafe { msr::write(index::SPEC_CTRL, self.guest) };
+            nospec::set_spec_ctrl(self.guest);
         }
     }
 
@@ -212,18 +201,10 @@ impl SpecCtrl {
     pub(crate) fn after_exit(&self) {
         if self.used {
             if self.guest != self.host {
-                // SAFETY: The CPU has the MSR, since the guest could set it; the value was read from it.
-                unsafe { msr::write(index::SPEC_CTRL, self.host) };
+                nospec::set_spec_ctrl(self.host);
             }
             // Nothing is predicted past a comparison that went the wrong way.
-            // SAFETY: LFENCE changes no register and no memory.
-            unsafe { asm!("lfence", options(nostack, nomem, preserves_flags)) };
+            nospec::speculation_barrier();
         }
     }
-}
-
-#[inline]
-fn ibpb() {
-    // SAFETY: The CPU has IA32_PRED_CMD (X86_FEATURE_IBPB); bit 0 is the barrier (SDM 4, table 2-2).
-    unsafe { msr::write(index::PRED_CMD, 1) };
 }

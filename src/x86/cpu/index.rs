@@ -24,7 +24,6 @@ pub const P6_PERFCTR1: u32 = 0xc2;
 pub const PLATFORM_INFO: u32 = 0xce;
 pub const MTRR_CAP: u32 = 0xfe;
 pub const ARCH_CAPABILITIES: u32 = 0x10a;
-pub const FLUSH_CMD: u32 = 0x10b;
 pub const MISC_FEATURES_ENABLES: u32 = 0x140;
 pub const SYSENTER_CS: u32 = 0x174;
 pub const SYSENTER_ESP: u32 = 0x175;

@@ -1,0 +1,62 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! What keeps speculation from crossing a boundary, on the running CPU.
+//!
+//! All of it is safe anywhere: the instructions and MSRs change what is predicted and what caches hold, never what the
+//! program computes, and an MSR or value that the CPU lacks is passed over (see [`msr::write`]).
+//!
+//! C header: [`arch/x86/include/asm/nospec-branch.h`](srctree/arch/x86/include/asm/nospec-branch.h)
+
+use core::arch::asm;
+
+use super::msr;
+use crate::linux::bindings;
+
+// SDM 4 table 2-2.
+const SPEC_CTRL: u32 = 0x48;
+const PRED_CMD: u32 = 0x49;
+const FLUSH_CMD: u32 = 0x10b;
+
+/// Forgets indirect branch predictions (IA32_PRED_CMD.IBPB; X86_FEATURE_IBPB).
+#[inline(always)]
+pub fn ibpb() {
+    // SAFETY: The bit is a command that empties predictors.
+    unsafe { msr::write(PRED_CMD, 1) };
+}
+
+/// Writes back and empties the L1 data cache (IA32_FLUSH_CMD.L1D_FLUSH; X86_FEATURE_FLUSH_L1D).
+#[inline(always)]
+pub fn flush_l1d() {
+    // SAFETY: The bit is a command that empties a cache, which stays coherent.
+    unsafe { msr::write(FLUSH_CMD, 1) };
+}
+
+/// IA32_SPEC_CTRL (X86_FEATURE_MSR_SPEC_CTRL).
+#[inline(always)]
+pub fn spec_ctrl() -> u64 {
+    // SAFETY: Reading it has no side effect.
+    unsafe { msr::read(SPEC_CTRL) }
+}
+
+/// Sets IA32_SPEC_CTRL. The kernel remembers its own value per CPU: it has to be put back before interrupts come on.
+#[inline(always)]
+pub fn set_spec_ctrl(value: u64) {
+    // SAFETY: The value restricts speculation more or less; what is computed does not depend on it.
+    unsafe { msr::write(SPEC_CTRL, value) };
+}
+
+/// Overwrites the CPU's buffers where VERW does so (X86_FEATURE_CLEAR_CPU_BUF).
+#[inline(always)]
+pub fn clear_cpu_buffers() {
+    /// A selector that VERW accepts: the kernel's data segment.
+    static SELECTOR: u16 = bindings::__KERNEL_DS as u16;
+    // SAFETY: VERW reads the selector and changes ZF, which is not declared preserved.
+    unsafe { asm!("verw word ptr [{}]", in(reg) &raw const SELECTOR, options(nostack, readonly)) };
+}
+
+/// Nothing after it is executed, not even speculatively, before everything in front of it has been (LFENCE).
+#[inline(always)]
+pub fn speculation_barrier() {
+    // SAFETY: LFENCE changes no register and no memory.
+    unsafe { asm!("lfence", options(nostack, nomem, preserves_flags)) };
+}
