@@ -25,6 +25,7 @@
 
 use kernel::ffi;
 use pin_init::MaybeZeroable;
+use zerocopy_derive::{FromBytes, Immutable, IntoBytes};
 
 pub use kernel::bindings::*;
 

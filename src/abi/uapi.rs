@@ -6,40 +6,64 @@
 #![allow(missing_docs)]
 
 pub(crate) use crate::linux::bindings as k;
-use core::mem::MaybeUninit;
+use core::mem::{offset_of, size_of};
 use kernel::ioctl::{_IO, _IOR, _IOW, _IOWR};
 use kernel::prelude::*;
 use kernel::uaccess::{UserPtr, UserSlice};
+use zerocopy::Immutable;
+use zerocopy_derive::Immutable;
 
-/// A structure of the interface: plain bytes, every bit pattern valid.
-///
-/// # Safety
-///
-/// `repr(C)`, made of integers, arrays and unions of such, without padding between fields (the interface's structures
-/// name theirs), so that every byte is initialised in a zeroed or copied-in value.
-pub(crate) unsafe trait Uapi: Sized {}
+/// A structure of the interface: integers, without padding that has no name, so that it may be taken for its bytes and any
+/// bytes for it. The compiler checks that where the traits are derived: for the header's structures in
+/// `rust/bindgen_flags`, for others below.
+pub(crate) trait Uapi: FromBytes + IntoBytes + Immutable {}
 
-macro_rules! uapi {
-    ($($t:ty),* $(,)?) => { $(
-        // SAFETY: Defined by `<linux/kvm.h>` or `uapi/rvmm.h` with fixed-width integers and named padding.
-        unsafe impl Uapi for $t {}
-    )* };
+impl<T: FromBytes + IntoBytes + Immutable> Uapi for T {}
+
+/// `struct kvm_dirty_log`, whose union holds a pointer in the header.
+#[derive(FromBytes, Immutable, IntoBytes)]
+#[repr(C)]
+pub(crate) struct DirtyLog {
+    pub(crate) slot: u32,
+    pub(crate) padding: u32,
+    pub(crate) bitmap: u64,
 }
 
-uapi! {
-    u8, u32, u64, u128, i32,
-    k::kvm_regs, k::kvm_sregs, k::kvm_fpu, k::kvm_userspace_memory_region, k::kvm_userspace_memory_region2,
-    k::kvm_cpuid_entry2, k::kvm_msr_entry, k::kvm_lapic_state, k::kvm_mp_state, k::kvm_vcpu_events,
-    k::kvm_debugregs, k::kvm_xcrs, k::kvm_interrupt, k::kvm_irq_level, k::kvm_pit_config, k::kvm_pit_state,
-    k::kvm_pit_state2, k::kvm_irqchip, k::kvm_msi, k::kvm_enable_cap, k::kvm_pre_fault_memory, k::kvm_clock_data,
-    k::kvm_dirty_log, k::kvm_clear_dirty_log, k::kvm_translation, k::kvm_guest_debug, k::kvm_irqfd,
-    k::kvm_ioeventfd, k::kvm_irq_routing_entry, k::kvm_vapic_addr, k::kvm_coalesced_mmio_zone,
-    k::kvm_reinject_control, k::kvm_device_attr, k::kvm_sregs2, k::kvm_x86_mce, k::kvm_create_device,
-    EntryFailure, AssignDevice, DeviceInfo, DeviceVector, DeviceConfig,
+const _: () = assert!(size_of::<DirtyLog>() == size_of::<k::kvm_dirty_log>());
+
+/// `struct kvm_clear_dirty_log`, likewise.
+#[derive(FromBytes, Immutable, IntoBytes)]
+#[repr(C)]
+pub(crate) struct ClearDirtyLog {
+    pub(crate) slot: u32,
+    pub(crate) num_pages: u32,
+    pub(crate) first_page: u64,
+    pub(crate) bitmap: u64,
 }
+
+const _: () = {
+    assert!(size_of::<ClearDirtyLog>() == size_of::<k::kvm_clear_dirty_log>());
+    assert!(
+        offset_of!(ClearDirtyLog, first_page) == offset_of!(k::kvm_clear_dirty_log, first_page)
+    );
+};
+
+/// `struct kvm_coalesced_mmio_zone`, whose union is the padding of an older interface.
+#[derive(FromBytes, Immutable, IntoBytes)]
+#[repr(C)]
+pub(crate) struct CoalescedZone {
+    pub(crate) addr: u64,
+    pub(crate) size: u32,
+    pub(crate) pio: u32,
+}
+
+const _: () = {
+    assert!(size_of::<CoalescedZone>() == size_of::<k::kvm_coalesced_mmio_zone>());
+    assert!(offset_of!(CoalescedZone, size) == offset_of!(k::kvm_coalesced_mmio_zone, size));
+};
 
 /// `struct rvmm_entry_failure`.
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, FromBytes, Immutable, IntoBytes)]
 #[repr(C)]
 pub(crate) struct EntryFailure {
     /// As in `kvm_run`.
@@ -53,7 +77,7 @@ pub(crate) struct EntryFailure {
 const _: () = assert!(size_of::<EntryFailure>() == 256);
 
 /// A sentence for user space, zero-terminated and cut where it does not fit.
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, FromBytes, Immutable, IntoBytes)]
 #[repr(transparent)]
 pub(crate) struct Reason([u8; 240]);
 
@@ -77,6 +101,7 @@ impl core::fmt::Write for Reason {
 }
 
 /// `struct rvmm_assign_device`.
+#[derive(FromBytes, Immutable, IntoBytes)]
 #[repr(C)]
 pub(crate) struct AssignDevice {
     pub(crate) segment: u32,
@@ -90,6 +115,7 @@ pub(crate) struct AssignDevice {
 const _: () = assert!(size_of::<AssignDevice>() == 256);
 
 /// `struct rvmm_device_region`.
+#[derive(FromBytes, Immutable, IntoBytes)]
 #[repr(C)]
 pub(crate) struct DeviceRegion {
     pub(crate) size: u64,
@@ -99,6 +125,7 @@ pub(crate) struct DeviceRegion {
 }
 
 /// `struct rvmm_device_info`.
+#[derive(FromBytes, Immutable, IntoBytes)]
 #[repr(C)]
 pub(crate) struct DeviceInfo {
     pub(crate) flags: u32,
@@ -122,6 +149,7 @@ pub(crate) struct DeviceInfo {
 const _: () = assert!(size_of::<DeviceInfo>() == 216);
 
 /// `struct rvmm_device_vector`.
+#[derive(FromBytes, Immutable, IntoBytes)]
 #[repr(C)]
 pub(crate) struct DeviceVector {
     pub(crate) vector: u32,
@@ -129,6 +157,7 @@ pub(crate) struct DeviceVector {
 }
 
 /// `struct rvmm_device_config`.
+#[derive(FromBytes, Immutable, IntoBytes)]
 #[repr(C)]
 pub(crate) struct DeviceConfig {
     pub(crate) offset: u32,
@@ -139,20 +168,17 @@ pub(crate) struct DeviceConfig {
 
 /// A zeroed structure.
 pub(crate) fn zeroed<T: Uapi>() -> T {
-    // SAFETY: By `Uapi` every bit pattern is valid.
-    unsafe { MaybeUninit::<T>::zeroed().assume_init() }
+    T::new_zeroed()
 }
 
 /// The bytes of a structure.
 pub(crate) fn bytes_of<T: Uapi>(v: &T) -> &[u8] {
-    // SAFETY: By `Uapi` all bytes are initialised.
-    unsafe { core::slice::from_raw_parts(core::ptr::from_ref(v).cast(), size_of::<T>()) }
+    v.as_bytes()
 }
 
 /// The bytes of a structure, for writing.
 pub(crate) fn bytes_of_mut<T: Uapi>(v: &mut T) -> &mut [u8] {
-    // SAFETY: By `Uapi` every bit pattern is valid.
-    unsafe { core::slice::from_raw_parts_mut(core::ptr::from_mut(v).cast(), size_of::<T>()) }
+    v.as_mut_bytes()
 }
 
 /// Copies a structure in. EFAULT.
@@ -195,7 +221,7 @@ pub(crate) const KVM_GET_MSR_FEATURE_INDEX_LIST: u32 = _IOWR::<k::kvm_msr_list>(
 pub(crate) const KVM_X86_GET_MCE_CAP_SUPPORTED: u32 = _IOR::<u64>(K, 0x9d);
 
 pub(crate) const KVM_CREATE_VCPU: u32 = _IO(K, 0x41);
-pub(crate) const KVM_GET_DIRTY_LOG: u32 = _IOW::<k::kvm_dirty_log>(K, 0x42);
+pub(crate) const KVM_GET_DIRTY_LOG: u32 = _IOW::<DirtyLog>(K, 0x42);
 pub(crate) const KVM_SET_NR_MMU_PAGES: u32 = _IO(K, 0x44);
 pub(crate) const KVM_SET_USER_MEMORY_REGION: u32 = _IOW::<k::kvm_userspace_memory_region>(K, 0x46);
 pub(crate) const KVM_SET_TSS_ADDR: u32 = _IO(K, 0x47);
@@ -210,8 +236,8 @@ pub(crate) const KVM_CREATE_PIT: u32 = _IO(K, 0x64);
 pub(crate) const KVM_GET_PIT: u32 = _IOWR::<k::kvm_pit_state>(K, 0x65);
 pub(crate) const KVM_SET_PIT: u32 = _IOR::<k::kvm_pit_state>(K, 0x66);
 pub(crate) const KVM_IRQ_LINE_STATUS: u32 = _IOWR::<k::kvm_irq_level>(K, 0x67);
-pub(crate) const KVM_REGISTER_COALESCED_MMIO: u32 = _IOW::<k::kvm_coalesced_mmio_zone>(K, 0x67);
-pub(crate) const KVM_UNREGISTER_COALESCED_MMIO: u32 = _IOW::<k::kvm_coalesced_mmio_zone>(K, 0x68);
+pub(crate) const KVM_REGISTER_COALESCED_MMIO: u32 = _IOW::<CoalescedZone>(K, 0x67);
+pub(crate) const KVM_UNREGISTER_COALESCED_MMIO: u32 = _IOW::<CoalescedZone>(K, 0x68);
 pub(crate) const KVM_SET_GSI_ROUTING: u32 = _IOW::<k::kvm_irq_routing>(K, 0x6a);
 pub(crate) const KVM_REINJECT_CONTROL: u32 = _IO(K, 0x71);
 pub(crate) const KVM_IRQFD: u32 = _IOW::<k::kvm_irqfd>(K, 0x76);
@@ -226,7 +252,7 @@ pub(crate) const KVM_SET_TSC_KHZ: u32 = _IO(K, 0xa2);
 pub(crate) const KVM_GET_TSC_KHZ: u32 = _IO(K, 0xa3);
 pub(crate) const KVM_ENABLE_CAP: u32 = _IOW::<k::kvm_enable_cap>(K, 0xa3);
 pub(crate) const KVM_SIGNAL_MSI: u32 = _IOW::<k::kvm_msi>(K, 0xa5);
-pub(crate) const KVM_CLEAR_DIRTY_LOG: u32 = _IOWR::<k::kvm_clear_dirty_log>(K, 0xc0);
+pub(crate) const KVM_CLEAR_DIRTY_LOG: u32 = _IOWR::<ClearDirtyLog>(K, 0xc0);
 pub(crate) const KVM_X86_SET_MSR_FILTER: u32 = _IOW::<k::kvm_msr_filter>(K, 0xc6);
 pub(crate) const KVM_GET_STATS_FD: u32 = _IO(K, 0xce);
 

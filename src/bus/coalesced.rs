@@ -47,13 +47,10 @@ struct Zone {
 
 impl Zone {
     /// `pio` decides between ports and memory. EINVAL.
-    fn from_user(args: &k::kvm_coalesced_mmio_zone) -> Result<Self> {
-        // A union: the padding of an older interface.
-        let pio =
-            uapi::bytes_of(args).get(offset_of!(k::kvm_coalesced_mmio_zone, __bindgen_anon_1)..);
-        let bus = match pio {
-            Some([0, 0, 0, 0]) => Bus::Mmio,
-            Some([1, 0, 0, 0]) => Bus::Pio,
+    fn from_user(args: &uapi::CoalescedZone) -> Result<Self> {
+        let bus = match args.pio {
+            0 => Bus::Mmio,
+            1 => Bus::Pio,
             _ => return Err(EINVAL),
         };
         Ok(Self {
@@ -163,7 +160,7 @@ impl Coalesced {
     /// EINVAL, ENOSPC.
     pub(crate) fn register(
         &self,
-        args: &k::kvm_coalesced_mmio_zone,
+        args: &uapi::CoalescedZone,
         devices: impl Fn(Bus) -> u32,
     ) -> Result {
         let zone = Zone::from_user(args)?;
@@ -187,7 +184,7 @@ impl Coalesced {
 
     /// KVM_UNREGISTER_COALESCED_MMIO: removes the zones that hold all of this one. None is no error. The caller
     /// excludes other calls. EINVAL.
-    pub(crate) fn unregister(&self, args: &k::kvm_coalesced_mmio_zone) -> Result {
+    pub(crate) fn unregister(&self, args: &uapi::CoalescedZone) -> Result {
         let zone = Zone::from_user(args)?;
         let Some(cell) = self.zones.get() else {
             return Ok(());

@@ -8,7 +8,7 @@ pub(crate) mod line;
 pub(crate) mod ports;
 pub(crate) mod set;
 
-use crate::abi::uapi::k;
+use crate::abi::uapi::{self, k};
 use crate::linux::page::LazyPage;
 use coalesced::Coalesced;
 use ioeventfd::{Bus, IoEventFds};
@@ -56,7 +56,7 @@ impl EventBus {
     /// KVM_REGISTER_COALESCED_MMIO (api.rst 4.116); `devices`: how many are on a bus.
     pub(crate) fn coalesce(
         &self,
-        zone: &k::kvm_coalesced_mmio_zone,
+        zone: &uapi::CoalescedZone,
         devices: impl Fn(Bus) -> u32,
     ) -> Result {
         let _config = self.config.lock();
@@ -64,7 +64,7 @@ impl EventBus {
     }
 
     /// KVM_UNREGISTER_COALESCED_MMIO.
-    pub(crate) fn uncoalesce(&self, zone: &k::kvm_coalesced_mmio_zone) -> Result {
+    pub(crate) fn uncoalesce(&self, zone: &uapi::CoalescedZone) -> Result {
         let _config = self.config.lock();
         self.coalesced.unregister(zone)
     }

@@ -62,8 +62,8 @@ ioctls! {
     // Memory.
     KVM_SET_USER_MEMORY_REGION:     -,    set(r => set_memory(vm, r)), KVM_CAP_USER_MEMORY;
     KVM_SET_USER_MEMORY_REGION2:    -,    set(r => set_memory2(vm, r)), KVM_CAP_USER_MEMORY2;
-    KVM_GET_DIRTY_LOG:              -,    set(r => dirty_log(vm, arg, r));
-    KVM_CLEAR_DIRTY_LOG:            -,    set(r => clear_dirty_log(vm, arg, r));
+    KVM_GET_DIRTY_LOG:              -,    set(r => dirty_log(vm, r));
+    KVM_CLEAR_DIRTY_LOG:            -,    set(r => clear_dirty_log(vm, r));
 
     // Interrupts and events from outside.
     KVM_IRQ_LINE:                   -,    call(vm.chip.irq_line(arg, false)), KVM_CAP_IRQCHIP;
@@ -101,22 +101,21 @@ fn enable_cap(vm: &Vm, setup: &mut Setup, r: &k::kvm_enable_cap) -> Result {
     extensions::enable(vm, setup, r.cap, r.args[0])
 }
 
-/// KVM_GET_DIRTY_LOG (api.rst 4.8). The bitmap's address is in the structure's last eight bytes, in a union.
-fn dirty_log(vm: &Vm, arg: usize, log: &k::kvm_dirty_log) -> Result {
+/// KVM_GET_DIRTY_LOG (api.rst 4.8).
+fn dirty_log(vm: &Vm, log: &uapi::DirtyLog) -> Result {
     if log.slot >= MAX_SLOTS {
         return Err(EINVAL);
     }
-    let bitmap = uapi::get::<u64>(uapi::element::<u64>(arg, 0, 1)?)? as usize;
-    vm.memory.dirty_log(log.slot, UserPtr::from_addr(bitmap))
+    let bitmap = UserPtr::from_addr(log.bitmap as usize);
+    vm.memory.dirty_log(log.slot, bitmap)
 }
 
-/// KVM_CLEAR_DIRTY_LOG (api.rst 4.119). The bitmap's address is in the structure's last eight bytes, in a union.
-fn clear_dirty_log(vm: &Vm, arg: usize, log: &k::kvm_clear_dirty_log) -> Result {
+/// KVM_CLEAR_DIRTY_LOG (api.rst 4.119).
+fn clear_dirty_log(vm: &Vm, log: &uapi::ClearDirtyLog) -> Result {
     if log.slot >= MAX_SLOTS {
         return Err(EINVAL);
     }
-    let bitmap = uapi::get::<u64>(uapi::element::<u64>(arg, 0, 2)?)? as usize;
-    let bitmap = UserPtr::from_addr(bitmap);
+    let bitmap = UserPtr::from_addr(log.bitmap as usize);
     vm.memory
         .clear_dirty_log(log.slot, log.first_page, log.num_pages, bitmap)
 }
