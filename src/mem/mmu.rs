@@ -2,8 +2,8 @@
 //! What guest memory's spin lock protects: the nested page table, the pages it is made of, and which of the host's
 //! changes are under way.
 //!
-//! The only file of the ground with unsafe code: page tables are memory that hardware reads, and resident pages are
-//! used without a reference. Called by faults, slot changes and notifier callbacks, always under `GuestMemory.mmu`.
+//! The only file outside of `rust/` and the vendors with unsafe code: page tables are memory that hardware reads, and
+//! resident pages are used without a reference. Called by faults, slot changes and notifier callbacks, always under `GuestMemory.mmu`.
 
 use crate::arch::NestedTable;
 use crate::linux::gup;

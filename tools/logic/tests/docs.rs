@@ -159,3 +159,50 @@ fn make_targets_and_tools_exist() {
         }
     }
 }
+
+/// Files below `folder` with the keyword `unsafe` outside of comments.
+fn unsafe_files(folder: &str, found: &mut BTreeSet<String>) {
+    for entry in fs::read_dir(repository().join(folder)).unwrap() {
+        let entry = entry.unwrap();
+        let path = format!("{folder}/{}", entry.file_name().to_str().unwrap());
+        if entry.file_type().unwrap().is_dir() {
+            unsafe_files(&path, found);
+        } else if path.ends_with(".rs") && text(&path).lines().any(has_unsafe) {
+            found.insert(path);
+        }
+    }
+}
+
+fn has_unsafe(line: &str) -> bool {
+    line.split("//")
+        .next()
+        .unwrap()
+        .split(|c: char| !(c.is_ascii_alphanumeric() || c == '_'))
+        .any(|word| word == "unsafe")
+}
+
+#[test]
+fn unsafe_code_is_where_the_design_says() {
+    const FOLDERS: [&str; 2] = ["src/x86/vmx", "src/x86/svm"];
+    const FILES: [&str; 1] = ["src/mem/mmu.rs"];
+    let design = text("docs/design.md");
+    let said = design
+        .split("\n*Unsafe code* is in")
+        .nth(1)
+        .and_then(|s| s.split("\n\n").next())
+        .unwrap();
+    for place in FOLDERS.iter().chain(&FILES) {
+        assert!(
+            said.contains(&format!("`{place}`")),
+            "docs/design.md does not name {place}"
+        );
+    }
+    let mut found = BTreeSet::new();
+    unsafe_files("src", &mut found);
+    found.retain(|f| !FOLDERS.iter().any(|d| f.starts_with(&format!("{d}/"))));
+    let allowed: BTreeSet<_> = FILES.iter().map(|f| f.to_string()).collect();
+    assert_eq!(
+        found, allowed,
+        "files of src/ with unsafe code (left) and those that may have it (right)"
+    );
+}
