@@ -70,19 +70,11 @@ pub enum Op {
     Cpuid,
     Rdmsr,
     Wrmsr,
-    Rdtsc,
-    Rdtscp,
-    Rdpmc,
     Hlt,
     Pause,
     Invd,
     /// WBINVD and WBNOINVD.
     Wbinvd,
-    Invlpg,
-    Invlpga,
-    Invlpgb,
-    Tlbsync,
-    Invpcid,
     /// MOV to or from a control register; the CR operand tells the direction.
     MovCr,
     /// MOV to or from a debug register; the DR operand tells the direction.
@@ -90,55 +82,11 @@ pub enum Op {
     Clts,
     Lmsw,
     Smsw,
-    Xgetbv,
     Xsetbv,
     Monitor,
     Mwait,
-    Monitorx,
-    Mwaitx,
-    Rdpru,
-    Rdrand,
-    Rdseed,
-    Xsaves,
-    Xrstors,
-    /// INT n; `imm` is the vector.
-    Int,
-    Int3,
-    Into,
-    Icebp,
-    Iret,
-    Pushf,
-    Popf,
-    Rsm,
-    Sgdt,
-    Sidt,
-    Lgdt,
-    Lidt,
-    Sldt,
-    Str,
-    Lldt,
-    Ltr,
     Vmcall,
-    Vmlaunch,
-    Vmresume,
-    Vmxoff,
-    Vmxon,
-    Vmclear,
-    Vmptrld,
-    Vmptrst,
-    Vmread,
-    Vmwrite,
-    Vmfunc,
-    Invept,
-    Invvpid,
-    Getsec,
-    Vmrun,
     Vmmcall,
-    Vmload,
-    Vmsave,
-    Stgi,
-    Clgi,
-    Skinit,
 }
 
 impl Op {
@@ -235,7 +183,7 @@ pub struct Mem {
 /// A decoded instruction.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Insn {
-    /// Immediate operand, sign-extended to 64 bits (zero-extended for port numbers, vectors and bit offsets).
+    /// Immediate operand, sign-extended to 64 bits (zero-extended for port numbers and bit offsets).
     pub imm: u64,
     /// Memory operand form. For string instructions only `seg` (the source segment) has a meaning.
     pub mem: Mem,
@@ -302,14 +250,5 @@ impl Insn {
     pub(super) fn begins(&self, bytes: &[u8]) -> bool {
         let own = self.bytes();
         !own.is_empty() && own.len() <= bytes.len() && own.iter().zip(bytes).all(|(a, b)| a == b)
-    }
-
-    /// The explicit memory operand, if there is one.
-    pub fn mem_operand(&self) -> Option<&Mem> {
-        if self.dst == Operand::Mem || self.src == Operand::Mem {
-            Some(&self.mem)
-        } else {
-            None
-        }
     }
 }

@@ -3,39 +3,37 @@
 //!
 //! Three layers, none of which knows the hypervisor around it:
 //!
-//! * [`decode()`] turns at most fifteen instruction bytes into an [`Insn`];
-//! * [`execute()`] carries out an [`Insn`] that reads or writes memory, on a [`Regs`](crate::x86::cpu::regs::Regs),
-//!   through an [`Env`];
-//! * [`Replaying`] is an [`Env`] over a [`Bus`] of guest-physical memory that survives exits to user space: every
+//! * [`decode()`](decode::decode) turns at most fifteen instruction bytes into an [`Insn`];
+//! * [`execute()`](exec::execute) carries out an [`Insn`] that reads or writes memory, on a [`Regs`](crate::x86::cpu::regs::Regs),
+//!   through an [`Env`](env::Env);
+//! * [`Replaying`](replay::Replaying) is an [`Env`](env::Env) over a [`Bus`] of guest-physical memory that survives exits to user space: every
 //!   completed access is kept in a [`Replay`] and answered from there when the instruction is executed again.
 //!
 //! The set of instructions is closed: what is not listed in [`Op`] is [`DecodeError::Unsupported`], what is listed but
 //! has no memory semantics (CPUID, MOV CR ...) is decoded for its length and operands and is [`Stop::Unsupported`] in
-//! [`execute()`].
+//! [`execute()`](exec::execute).
 #![forbid(unsafe_code)]
 
-mod addr;
+pub mod addr;
 mod alu;
 mod cache;
-mod decode;
-mod env;
-mod exec;
-mod insn;
+pub mod decode;
+pub mod env;
+pub mod exec;
+pub mod insn;
 mod modrm;
 mod moves;
 mod oneb;
-mod operand;
+pub mod operand;
 mod prefix;
-mod replay;
+pub mod replay;
 mod string;
 mod twob;
 
-pub use addr::{effective_address, linear_address, segment_base, Access};
+pub use addr::{effective_address, segment_base, Access};
 pub use cache::DecodeCache;
-pub use decode::decode;
-pub use env::{Env, Outcome, PortRequest, Stop};
-pub use exec::{advance, execute};
-pub use insn::{DecodeError, Insn, Mem, Op, Operand, Rep, MAX_LEN};
+pub use env::{Outcome, PortRequest, Stop};
+pub use insn::{DecodeError, Insn, Op, Operand};
 pub use moves::Move;
-pub use operand::{mask, read_reg, write_reg};
-pub use replay::{emulate, Answer, Bus, Fragment, Kind, Next, Pending, Replay, Replaying, Swap};
+pub use operand::mask;
+pub use replay::{emulate, Answer, Bus, Kind, Pending, Replay, Swap};

@@ -90,7 +90,7 @@ impl Move {
 mod tests {
     use super::*;
     use crate::x86::cpu::regs::{rflags, Gpr};
-    use crate::x86::emul::decode;
+    use crate::x86::emul::decode::decode;
 
     fn of(bytes: &[u8]) -> Option<(Move, Insn)> {
         let insn = decode(bytes, Mode::Long).unwrap();

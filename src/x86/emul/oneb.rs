@@ -41,8 +41,6 @@ pub(super) fn decode(d: &mut Decoder<'_>, opcode: u8) -> Result<(), DecodeError>
             stack(d, &m, Op::Pop)
         }
         0x90 if d.pfx.rep == Rep::Rep && d.pfx.rex_b() == 0 => d.plain(Op::Pause),
-        0x9c => d.plain(Op::Pushf),
-        0x9d => d.plain(Op::Popf),
         0xa0..=0xa3 => {
             let width = d.bv(opcode);
             d.moffs()?;
@@ -66,21 +64,7 @@ pub(super) fn decode(d: &mut Decoder<'_>, opcode: u8) -> Result<(), DecodeError>
             d.set(Op::Mov, dst, Operand::Imm, width);
             d.immediate(width)
         }
-        0xcc => d.plain(Op::Int3),
-        0xcd => {
-            d.set(Op::Int, Operand::Imm, Operand::None, 0);
-            d.insn.imm = d.cur.unsigned(1)?;
-            Ok(())
-        }
-        0xce if d.long() => Err(Undefined),
-        0xce => d.plain(Op::Into),
-        0xcf => {
-            let width = d.opsize();
-            d.set(Op::Iret, Operand::None, Operand::None, width);
-            Ok(())
-        }
         0xe4..=0xe7 | 0xec..=0xef => port(d, opcode),
-        0xf1 => d.plain(Op::Icebp),
         0xf4 => d.plain(Op::Hlt),
         0xf6 | 0xf7 => group3(d, opcode),
         0xfe | 0xff => group45(d, opcode),

@@ -102,11 +102,6 @@ impl Replay {
         self.answered = false;
     }
 
-    /// True while an instruction is under way: something is pending or completed but not committed.
-    pub fn is_active(&self) -> bool {
-        self.done != 0 || self.pending.is_some()
-    }
-
     /// The attempt's next memory access. An access that differs from the logged one (registers were changed meanwhile)
     /// drops the log from here on.
     pub fn next(&mut self, kind: Kind, la: u64, len: usize) -> Next {

@@ -11,22 +11,16 @@ use DecodeError::{Undefined, Unsupported};
 pub(super) fn decode(d: &mut Decoder<'_>) -> Result<(), DecodeError> {
     let opcode = d.cur.u8()?;
     match opcode {
-        0x00 => group6(d),
         0x01 => group7(d),
         0x06 => d.plain(Op::Clts),
         0x08 => d.plain(Op::Invd),
         0x09 => d.plain(Op::Wbinvd),
         0x20..=0x23 => mov_cr_dr(d, opcode),
         0x30 => d.plain(Op::Wrmsr),
-        0x31 => d.plain(Op::Rdtsc),
         0x32 => d.plain(Op::Rdmsr),
-        0x33 => d.plain(Op::Rdpmc),
-        0x37 => np(d, Op::Getsec),
-        0x38 => three_byte(d),
-        0x78 | 0x79 => vmread_vmwrite(d, opcode),
+        0x38 => movbe(d),
         0xa2 => d.plain(Op::Cpuid),
         0xa3 => bit_reg(d, Op::Bt),
-        0xaa => d.plain(Op::Rsm),
         0xab => bit_reg(d, Op::Bts),
         0xb0 | 0xb1 => rm_reg(d, opcode, Op::Cmpxchg),
         0xb3 => bit_reg(d, Op::Btr),
@@ -74,12 +68,6 @@ fn extend(d: &mut Decoder<'_>, opcode: u8, op: Op) -> Result<(), DecodeError> {
     Ok(())
 }
 
-/// A single memory operand of `width` bytes; 0 when the instruction defines its size.
-fn mem_only(d: &mut Decoder<'_>, op: Op, width: u8) -> Result<(), DecodeError> {
-    d.set(op, Operand::Mem, Operand::None, width);
-    Ok(())
-}
-
 fn movnti(d: &mut Decoder<'_>) -> Result<(), DecodeError> {
     if !d.pfx.none() {
         return Err(Unsupported);
@@ -111,74 +99,27 @@ fn group8(d: &mut Decoder<'_>) -> Result<(), DecodeError> {
     Ok(())
 }
 
-fn group6(d: &mut Decoder<'_>) -> Result<(), DecodeError> {
-    let m = d.modrm()?;
-    match m.ext() {
-        0 => store_word(d, &m, Op::Sldt),
-        1 => store_word(d, &m, Op::Str),
-        2 => load_word(d, &m, Op::Lldt),
-        3 => load_word(d, &m, Op::Ltr),
-        _ => Err(Unsupported),
-    }
-}
-
-/// SLDT, STR and SMSW: 16 bits to memory, the operand size to a register.
-fn store_word(d: &mut Decoder<'_>, m: &ModRm, op: Op) -> Result<(), DecodeError> {
-    let width = if m.mem.is_some() { 2 } else { d.opsize() };
-    let dst = d.rm(m, width);
-    d.set(op, dst, Operand::None, width);
-    Ok(())
-}
-
-/// LLDT, LTR and LMSW: 16 bits.
-fn load_word(d: &mut Decoder<'_>, m: &ModRm, op: Op) -> Result<(), DecodeError> {
-    let src = d.rm(m, 2);
-    d.set(op, Operand::None, src, 2);
-    Ok(())
-}
-
 fn group7(d: &mut Decoder<'_>) -> Result<(), DecodeError> {
     let m = d.modrm()?;
-    match m.ext() {
-        4 => return store_word(d, &m, Op::Smsw),
-        6 => return load_word(d, &m, Op::Lmsw),
-        _ => {}
-    }
-    if m.mem.is_some() {
-        return match m.ext() {
-            0 => mem_only(d, Op::Sgdt, 0),
-            1 => mem_only(d, Op::Sidt, 0),
-            2 => mem_only(d, Op::Lgdt, 0),
-            3 => mem_only(d, Op::Lidt, 0),
-            7 => mem_only(d, Op::Invlpg, 0),
-            _ => Err(Unsupported),
-        };
-    }
-    match m.byte {
-        0xc1 => np(d, Op::Vmcall),
-        0xc2 => np(d, Op::Vmlaunch),
-        0xc3 => np(d, Op::Vmresume),
-        0xc4 => np(d, Op::Vmxoff),
-        0xc8 => np(d, Op::Monitor),
-        0xc9 => np(d, Op::Mwait),
-        0xd0 => np(d, Op::Xgetbv),
-        0xd1 => np(d, Op::Xsetbv),
-        0xd4 => np(d, Op::Vmfunc),
-        0xd8 => d.plain(Op::Vmrun),
+    match (m.ext(), m.byte) {
+        (4, _) => {
+            // 16 bits to memory, the operand size to a register.
+            let width = if m.mem.is_some() { 2 } else { d.opsize() };
+            let dst = d.rm(&m, width);
+            d.set(Op::Smsw, dst, Operand::None, width);
+            Ok(())
+        }
+        (6, _) => {
+            let src = d.rm(&m, 2);
+            d.set(Op::Lmsw, Operand::None, src, 2);
+            Ok(())
+        }
+        (_, 0xc1) => np(d, Op::Vmcall),
+        (_, 0xc8) => np(d, Op::Monitor),
+        (_, 0xc9) => np(d, Op::Mwait),
+        (_, 0xd1) => np(d, Op::Xsetbv),
         // With F2 or F3 this is VMGEXIT, which is VMMCALL in a guest without SEV-ES (APM 3 VMGEXIT).
-        0xd9 => d.plain(Op::Vmmcall),
-        0xda => d.plain(Op::Vmload),
-        0xdb => d.plain(Op::Vmsave),
-        0xdc => d.plain(Op::Stgi),
-        0xdd => d.plain(Op::Clgi),
-        0xde => d.plain(Op::Skinit),
-        0xdf => d.plain(Op::Invlpga),
-        0xf9 => d.plain(Op::Rdtscp),
-        0xfa => np(d, Op::Monitorx),
-        0xfb => np(d, Op::Mwaitx),
-        0xfd => np(d, Op::Rdpru),
-        0xfe => np(d, Op::Invlpgb),
-        0xff => np(d, Op::Tlbsync),
+        (_, 0xd9) => d.plain(Op::Vmmcall),
         _ => Err(Unsupported),
     }
 }
@@ -216,76 +157,21 @@ fn mov_cr_dr(d: &mut Decoder<'_>, opcode: u8) -> Result<(), DecodeError> {
     Ok(())
 }
 
-fn vmread_vmwrite(d: &mut Decoder<'_>, opcode: u8) -> Result<(), DecodeError> {
-    if !d.pfx.none() {
-        // EXTRQ and INSERTQ.
-        return Err(Unsupported);
-    }
-    let m = d.modrm()?;
-    let width = if d.long() { 8 } else { 4 };
-    let (rm, reg) = (d.rm(&m, width), d.reg(&m, width));
-    if opcode == 0x78 {
-        d.set(Op::Vmread, rm, reg, width);
-    } else {
-        d.set(Op::Vmwrite, reg, rm, width);
-    }
-    Ok(())
-}
-
+/// CMPXCHG8B and CMPXCHG16B.
 fn group9(d: &mut Decoder<'_>) -> Result<(), DecodeError> {
     let m = d.modrm()?;
-    let p = d.pfx;
-    if m.mem.is_some() {
-        return match (m.ext(), p.rep, p.opsize) {
-            (1, _, _) => {
-                let width = if p.rex_w() { 16 } else { 8 };
-                mem_only(d, Op::Cmpxchg8b, width)
-            }
-            (3, Rep::None, false) => mem_only(d, Op::Xrstors, 0),
-            (5, Rep::None, false) => mem_only(d, Op::Xsaves, 0),
-            (6, Rep::None, false) => mem_only(d, Op::Vmptrld, 8),
-            (6, Rep::None, true) => mem_only(d, Op::Vmclear, 8),
-            (6, Rep::Rep, _) => mem_only(d, Op::Vmxon, 8),
-            (7, Rep::None, false) => mem_only(d, Op::Vmptrst, 8),
-            _ => Err(Unsupported),
-        };
-    }
-    let op = match (m.ext(), p.rep) {
-        (6, Rep::None) => Op::Rdrand,
-        (7, Rep::None) => Op::Rdseed,
-        _ => return Err(Unsupported),
-    };
-    let width = d.opsize();
-    let dst = d.rm(&m, width);
-    d.set(op, dst, Operand::None, width);
-    Ok(())
-}
-
-fn three_byte(d: &mut Decoder<'_>) -> Result<(), DecodeError> {
-    let opcode = d.cur.u8()?;
-    let op = match opcode {
-        0x80 => Op::Invept,
-        0x81 => Op::Invvpid,
-        0x82 => Op::Invpcid,
-        0xf0 | 0xf1 => return movbe(d, opcode),
-        _ => return Err(Unsupported),
-    };
-    if !d.pfx.opsize || d.pfx.rep != Rep::None {
+    if m.mem.is_none() || m.ext() != 1 {
         return Err(Unsupported);
     }
-    let m = d.modrm()?;
-    if m.mem.is_none() {
-        return Err(Undefined);
-    }
-    let reg = d.reg(&m, if d.long() { 8 } else { 4 });
-    // The width is that of the descriptor.
-    d.set(op, reg, Operand::Mem, 16);
+    let width = if d.pfx.rex_w() { 16 } else { 8 };
+    d.set(Op::Cmpxchg8b, Operand::Mem, Operand::None, width);
     Ok(())
 }
 
 /// MOVBE; F2 makes it CRC32.
-fn movbe(d: &mut Decoder<'_>, opcode: u8) -> Result<(), DecodeError> {
-    if d.pfx.rep != Rep::None {
+fn movbe(d: &mut Decoder<'_>) -> Result<(), DecodeError> {
+    let opcode = d.cur.u8()?;
+    if opcode & !1 != 0xf0 || d.pfx.rep != Rep::None {
         return Err(Unsupported);
     }
     let m = d.modrm()?;

@@ -4,9 +4,11 @@
 //! Shared by the libFuzzer target and by the bounded random test.
 
 use rvmm_logic::x86::cpu::regs::{Mode, Regs, Segment, Sregs};
+use rvmm_logic::x86::emul::decode::decode;
+use rvmm_logic::x86::emul::insn::{Rep, MAX_LEN};
 use rvmm_logic::x86::emul::{
-    decode, effective_address, emulate, Access, Answer, Bus, DecodeError, Op, Outcome, Pending,
-    PortRequest, Rep, Replay, Stop, Swap, MAX_LEN,
+    effective_address, emulate, Access, Answer, Bus, DecodeError, Op, Outcome, Pending,
+    PortRequest, Replay, Stop, Swap,
 };
 
 /// Values drawn from the input; zeroes when it is used up.
@@ -244,7 +246,7 @@ pub fn drive(data: &[u8]) -> bool {
             }
             Err(Stop::Exception { .. } | Stop::Unsupported) => {
                 assert!(repeated && regs.rip == before.rip || regs == before);
-                assert!(!log.is_active());
+                assert!(log.pending().is_none());
                 return false;
             }
         }

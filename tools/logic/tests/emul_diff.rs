@@ -3,7 +3,9 @@
 
 use iced_x86::{Decoder, DecoderOptions, Instruction, Mnemonic, OpKind, Register};
 use rvmm_logic::x86::cpu::regs::{Mode, Seg};
-use rvmm_logic::x86::emul::{decode, DecodeError, Insn, Op, Operand, Rep};
+use rvmm_logic::x86::emul::decode::decode;
+use rvmm_logic::x86::emul::insn::Rep;
+use rvmm_logic::x86::emul::{DecodeError, Insn, Op, Operand};
 
 const IP: u64 = 0x1000;
 
@@ -65,70 +67,19 @@ fn op_of(i: &Instruction) -> Option<Op> {
         M::Cpuid => Op::Cpuid,
         M::Rdmsr => Op::Rdmsr,
         M::Wrmsr => Op::Wrmsr,
-        M::Rdtsc => Op::Rdtsc,
-        M::Rdtscp => Op::Rdtscp,
-        M::Rdpmc => Op::Rdpmc,
         M::Hlt => Op::Hlt,
         M::Pause => Op::Pause,
         M::Invd => Op::Invd,
         M::Wbinvd | M::Wbnoinvd => Op::Wbinvd,
-        M::Invlpg => Op::Invlpg,
-        M::Invlpga => Op::Invlpga,
-        M::Invlpgb => Op::Invlpgb,
-        M::Tlbsync => Op::Tlbsync,
-        M::Invpcid => Op::Invpcid,
         M::Clts => Op::Clts,
         M::Lmsw => Op::Lmsw,
         M::Smsw => Op::Smsw,
-        M::Xgetbv => Op::Xgetbv,
         M::Xsetbv => Op::Xsetbv,
         M::Monitor => Op::Monitor,
         M::Mwait => Op::Mwait,
-        M::Monitorx => Op::Monitorx,
-        M::Mwaitx => Op::Mwaitx,
-        M::Rdpru => Op::Rdpru,
-        M::Rdrand => Op::Rdrand,
-        M::Rdseed => Op::Rdseed,
-        M::Xsaves | M::Xsaves64 => Op::Xsaves,
-        M::Xrstors | M::Xrstors64 => Op::Xrstors,
-        M::Int => Op::Int,
-        M::Int3 => Op::Int3,
-        M::Into => Op::Into,
-        M::Int1 => Op::Icebp,
-        M::Iret | M::Iretd | M::Iretq => Op::Iret,
-        M::Pushf | M::Pushfd | M::Pushfq => Op::Pushf,
-        M::Popf | M::Popfd | M::Popfq => Op::Popf,
-        M::Rsm => Op::Rsm,
-        M::Sgdt => Op::Sgdt,
-        M::Sidt => Op::Sidt,
-        M::Lgdt => Op::Lgdt,
-        M::Lidt => Op::Lidt,
-        M::Sldt => Op::Sldt,
-        M::Str => Op::Str,
-        M::Lldt => Op::Lldt,
-        M::Ltr => Op::Ltr,
         M::Vmcall => Op::Vmcall,
-        M::Vmlaunch => Op::Vmlaunch,
-        M::Vmresume => Op::Vmresume,
-        M::Vmxoff => Op::Vmxoff,
-        M::Vmxon => Op::Vmxon,
-        M::Vmclear => Op::Vmclear,
-        M::Vmptrld => Op::Vmptrld,
-        M::Vmptrst => Op::Vmptrst,
-        M::Vmread => Op::Vmread,
-        M::Vmwrite => Op::Vmwrite,
-        M::Vmfunc => Op::Vmfunc,
-        M::Invept => Op::Invept,
-        M::Invvpid => Op::Invvpid,
-        M::Getsec | M::Getsecq => Op::Getsec,
-        M::Vmrun => Op::Vmrun,
         // VMGEXIT is VMMCALL outside SEV-ES.
         M::Vmmcall | M::Vmgexit => Op::Vmmcall,
-        M::Vmload => Op::Vmload,
-        M::Vmsave => Op::Vmsave,
-        M::Stgi => Op::Stgi,
-        M::Clgi => Op::Clgi,
-        M::Skinit => Op::Skinit,
         _ => return None,
     })
 }
@@ -263,19 +214,10 @@ fn check_operands(mode: Mode, ours: &Insn, i: &Instruction) -> Result<(), String
         let kind = i.op_kind(n);
         match (op, kind) {
             // 16 bits of the register count; iced names the register by operand size.
-            (Operand::Reg(g), OpKind::Register)
-                if matches!(ours.op, Op::Lldt | Op::Ltr | Op::Lmsw) =>
-            {
+            (Operand::Reg(g), OpKind::Register) if ours.op == Op::Lmsw => {
                 if i.op_register(n).number() != g as usize {
                     return Err("register".into());
                 }
-            }
-            // The width is that of the descriptor in memory.
-            (Operand::Reg(_), OpKind::Register)
-                if matches!(ours.op, Op::Invept | Op::Invvpid | Op::Invpcid) =>
-            {
-                let width = if mode == Mode::Long { 8 } else { 4 };
-                check_register(op, i.op_register(n), width)?;
             }
             (_, OpKind::Register) => check_register(op, i.op_register(n), width)?,
             (Operand::Mem, OpKind::Memory) => check_memory(mode, ours, i, width)?,

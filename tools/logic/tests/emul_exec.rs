@@ -2,9 +2,11 @@
 //! Execution: segmentation in every mode, faults, string instructions, port batches, what is committed when.
 
 use rvmm_logic::x86::cpu::regs::{cr0, cr4, efer, rflags, Gpr, Mode, Regs, Seg, Segment, Sregs};
-use rvmm_logic::x86::emul::{
-    advance, decode, execute, read_reg, write_reg, Env, Insn, Operand, Outcome, PortRequest, Stop,
-};
+use rvmm_logic::x86::emul::decode::decode;
+use rvmm_logic::x86::emul::env::Env;
+use rvmm_logic::x86::emul::exec::{advance, execute};
+use rvmm_logic::x86::emul::operand::{read_reg, write_reg};
+use rvmm_logic::x86::emul::{Insn, Operand, Outcome, PortRequest, Stop};
 
 const GP0: Stop = Stop::Exception {
     vector: 13,
@@ -800,7 +802,6 @@ fn decoded_only_is_unsupported() {
     for bytes in [
         &[0x0f, 0xa2][..],
         &[0x0f, 0x20, 0xc0],
-        &[0xcf],
         &[0x48, 0x0f, 0xc7, 0x0f],
         &[0xe4, 0],
     ] {

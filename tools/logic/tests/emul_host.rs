@@ -8,9 +8,11 @@
 use std::arch::asm;
 
 use rvmm_logic::x86::cpu::regs::{cr0, cr4, efer, rflags, Gpr, Mode, Regs, Seg, Segment, Sregs};
-use rvmm_logic::x86::emul::{
-    decode, execute, Env, Insn, Op, Operand, Outcome, PortRequest, Rep, Stop,
-};
+use rvmm_logic::x86::emul::decode::decode;
+use rvmm_logic::x86::emul::env::Env;
+use rvmm_logic::x86::emul::exec::execute;
+use rvmm_logic::x86::emul::insn::Rep;
+use rvmm_logic::x86::emul::{Insn, Op, Operand, Outcome, PortRequest, Stop};
 
 const STATUS: u64 = rflags::CF | rflags::PF | rflags::AF | rflags::ZF | rflags::SF | rflags::OF;
 const SIZE: usize = 16384;
@@ -191,6 +193,10 @@ fn generate(r: &mut Random) -> Vec<u8> {
 }
 
 /// Registers that bring all of the instruction's accesses into the buffer at `base`; `None` if that is impossible.
+fn has_memory(insn: &Insn) -> bool {
+    [insn.dst, insn.src].contains(&Operand::Mem)
+}
+
 fn registers(r: &mut Random, insn: &Insn, base: u64) -> Option<Regs> {
     let mut regs = Regs::default();
     for g in &mut regs.gpr {
@@ -225,7 +231,10 @@ fn registers(r: &mut Random, insn: &Insn, base: u64) -> Option<Regs> {
             return None;
         }
     }
-    let m = insn.mem_operand()?;
+    if !has_memory(insn) {
+        return None;
+    }
+    let m = &insn.mem;
     let b = m.base?;
     if m.rip_relative || m.seg == Seg::Fs || m.seg == Seg::Gs || b == Gpr::Rsp || m.index == Some(b)
     {
@@ -276,7 +285,7 @@ fn same_as_the_processor() {
         {
             continue;
         }
-        let register_form = insn.mem_operand().is_none() && !insn.op.is_string();
+        let register_form = !has_memory(&insn) && !insn.op.is_string();
         let Some(start) = (if register_form {
             let ok = ![insn.dst, insn.src].contains(&Operand::Reg(Gpr::Rsp));
             ok.then(|| {

@@ -4,9 +4,12 @@
 
 use rvmm_logic::tables::Rng;
 use rvmm_logic::x86::cpu::regs::{cr0, cr4, efer, rflags, Mode, Regs, Seg, Segment, Sregs};
+use rvmm_logic::x86::emul::decode::decode;
+use rvmm_logic::x86::emul::env::Env;
+use rvmm_logic::x86::emul::exec::execute;
 use rvmm_logic::x86::emul::{
-    decode, effective_address, emulate, execute, Access, Answer, Bus, Env, Insn, Move, Outcome,
-    PortRequest, Replay, Stop, Swap,
+    effective_address, emulate, Access, Answer, Bus, Insn, Move, Outcome, PortRequest, Replay,
+    Stop, Swap,
 };
 
 /// Memory that reads as `data` everywhere and keeps what is written last.
@@ -193,7 +196,7 @@ fn a_completed_move_is_not_executed_again() {
         let data = if m.is_store() { [0; 8] } else { device.data };
         assert!(log.complete(&data));
         assert_eq!(step(&mut got, &mut log), Ok(Outcome::Done));
-        assert!(!log.is_active());
+        assert!(log.pending().is_none());
         assert_eq!(got, want, "{insn:?}");
         assert_eq!(bus.0.written, env.written, "{insn:?}");
     });
