@@ -8,18 +8,16 @@
 #[path = "../rust/mod.rs"]
 mod linux;
 
-// The files below are shared with the host build of the pure logic, which uses more of them and sees them from another
-// crate.
-#[allow(dead_code, unreachable_pub)]
+// Files below are shared with the host build of the pure logic, which sees them from another crate.
+#[allow(unreachable_pub)]
 mod abi;
 mod assign;
-#[allow(dead_code)]
 mod bus;
 mod kvm;
-#[allow(dead_code, unreachable_pub)]
+#[allow(unreachable_pub)]
 mod mem;
 mod params;
-#[allow(dead_code, unreachable_pub, unused_imports)]
+#[allow(unreachable_pub)]
 mod x86;
 
 use kernel::miscdevice::MiscDeviceRegistration;

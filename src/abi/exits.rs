@@ -100,11 +100,11 @@ macro_rules! exits {
         pub(crate) struct $name {
             $(pub(crate) $field: $t,)*
         }
-        const _: () = $crate::abi::exits::is_member::<$crate::abi::uapi::k::$layout>(|u| &u.$member);
         impl $crate::abi::exits::Ask for $name {
             const REASON: u32 = $crate::abi::uapi::k::$reason;
             #[inline(always)]
             fn put(&self, page: $crate::linux::mmap::FirstPage<'_>) {
+                const { $crate::abi::exits::is_member::<$crate::abi::uapi::k::$layout>(|u| &u.$member) };
                 $(page.put(const { $crate::abi::exits::union_field!($layout, $($path).+) }, self.$field);)*
             }
         }

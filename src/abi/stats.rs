@@ -6,6 +6,7 @@
 //! descriptors and from live counters.
 #![forbid(unsafe_code)]
 
+use core::fmt::{self, Write};
 use core::sync::atomic::{AtomicU64, Ordering};
 
 /// Bytes of a name, and of the id string (`name_size` of the header).
@@ -59,17 +60,6 @@ impl Desc {
     }
 }
 
-/// Number of 64-bit values that `descs` describe.
-pub const fn data_words(descs: &[Desc]) -> usize {
-    let mut sum = 0;
-    let mut i = 0;
-    while i < descs.len() {
-        sum += descs[i].size as usize;
-        i += 1;
-    }
-    sum
-}
-
 macro_rules! exit_classes {
     ($($(#[$doc:meta])* $variant:ident = $name:literal,)*) => {
         /// Kind of an exit, for statistics.
@@ -84,13 +74,6 @@ macro_rules! exit_classes {
             pub const ALL: &'static [Self] = &[$(Self::$variant,)*];
             /// Number of classes.
             pub const COUNT: usize = Self::ALL.len();
-
-            /// Name as in the statistics (`exit_` is put before it).
-            pub const fn name(self) -> &'static str {
-                match self {
-                    $(Self::$variant => $name,)*
-                }
-            }
         }
 
         const EXIT_COUNTS: [Desc; ExitClass::COUNT] =
@@ -233,34 +216,25 @@ const fn concat_descs<const N: usize>(parts: &[&[Desc]]) -> [Desc; N] {
 }
 
 /// Counters by the names that KVM gives them, computed when they are read.
-const KVM_NAMES: [(Desc, &[ExitClass]); 8] = [
-    (Desc::cumulative("exits"), ExitClass::ALL),
-    (
-        Desc::cumulative("io_exits"),
-        &[ExitClass::Io, ExitClass::IoString],
-    ),
-    (Desc::cumulative("mmio_exits"), &[ExitClass::Mmio]),
-    (
-        Desc::cumulative("irq_exits"),
-        &[ExitClass::ExternalInterrupt],
-    ),
-    (
-        Desc::cumulative("irq_window_exits"),
-        &[ExitClass::IrqWindow],
-    ),
-    (
-        Desc::cumulative("nmi_window_exits"),
-        &[ExitClass::NmiWindow],
-    ),
-    (Desc::cumulative("halt_exits"), &[ExitClass::Hlt]),
-    (Desc::cumulative("hypercalls"), &[ExitClass::Hypercall]),
-];
+const KVM_NAMES: [(&str, &[ExitClass]); 8] = {
+    use ExitClass::*;
+    [
+        ("exits", ExitClass::ALL),
+        ("io_exits", &[Io, IoString]),
+        ("mmio_exits", &[Mmio]),
+        ("irq_exits", &[ExternalInterrupt]),
+        ("irq_window_exits", &[IrqWindow]),
+        ("nmi_window_exits", &[NmiWindow]),
+        ("halt_exits", &[Hlt]),
+        ("hypercalls", &[Hypercall]),
+    ]
+};
 
 const KVM_NAME_DESCS: [Desc; KVM_NAMES.len()] = {
     let mut out = [Desc::cumulative(""); KVM_NAMES.len()];
     let mut i = 0;
     while i < out.len() {
-        out[i] = KVM_NAMES[i].0;
+        out[i] = Desc::cumulative(KVM_NAMES[i].0);
         i += 1;
     }
     out
@@ -294,7 +268,8 @@ pub const fn bucket(cycles: u64) -> usize {
     }
 }
 
-/// Statistics of one vCPU. One thread writes (the one that runs the vCPU); any may read at any time.
+/// Statistics of one vCPU. One thread writes (the one that runs the vCPU); any may read at any time. About 14 KiB, so
+/// build it in place.
 #[derive(Debug)]
 pub struct VcpuStats {
     pub(crate) counters: [AtomicU64; VcpuCounter::COUNT],
@@ -315,18 +290,6 @@ fn load(c: Option<&AtomicU64>) -> u64 {
 }
 
 impl VcpuStats {
-    /// All zeros; about 14 KiB, so build it in place (an all-zero allocation is valid).
-    #[allow(clippy::declare_interior_mutable_const)]
-    pub const ZERO: Self = {
-        const Z: AtomicU64 = AtomicU64::new(0);
-        const H: [AtomicU64; BUCKETS] = [Z; BUCKETS];
-        Self {
-            counters: [Z; VcpuCounter::COUNT],
-            exits: [Z; ExitClass::COUNT],
-            cycles: [H; ExitClass::COUNT],
-        }
-    };
-
     /// Records one exit of `class` whose handling took `cycles` TSC cycles.
     #[inline]
     pub fn exit(&self, class: ExitClass, cycles: u64) {
@@ -392,11 +355,6 @@ impl VmStats {
             c.fetch_add(n as u64, Ordering::Relaxed);
         }
     }
-
-    /// The present value.
-    pub fn get(&self, counter: VmCounter) -> u64 {
-        load(self.counters.get(counter as usize))
-    }
 }
 
 impl Values for VmStats {
@@ -405,39 +363,29 @@ impl Values for VmStats {
     }
 }
 
+/// A name or id, padded with zeros, and its length.
+struct Padded([u8; NAME_SIZE], usize);
+
+impl Write for Padded {
+    fn write_str(&mut self, s: &str) -> fmt::Result {
+        let room = self.0.get_mut(self.1..).ok_or(fmt::Error)?;
+        room.get_mut(..s.len())
+            .ok_or(fmt::Error)?
+            .copy_from_slice(s.as_bytes());
+        self.1 += s.len();
+        Ok(())
+    }
+}
+
 /// An id string: "kvm-PID" for a VM, "kvm-PID/vcpu-N" for a vCPU, padded with zeros to [`NAME_SIZE`].
 pub fn id_string(pid: u32, vcpu: Option<u32>) -> [u8; NAME_SIZE] {
-    let mut out = [0u8; NAME_SIZE];
-    let mut at = 0usize;
-    put_str(&mut out, &mut at, b"kvm-");
-    put_dec(&mut out, &mut at, pid);
-    if let Some(n) = vcpu {
-        put_str(&mut out, &mut at, b"/vcpu-");
-        put_dec(&mut out, &mut at, n);
-    }
-    out
-}
-
-fn put_str(out: &mut [u8; NAME_SIZE], at: &mut usize, s: &[u8]) {
-    for &b in s {
-        if let Some(slot) = out.get_mut(*at) {
-            *slot = b;
-            *at = at.saturating_add(1);
-        }
-    }
-}
-
-fn put_dec(out: &mut [u8; NAME_SIZE], at: &mut usize, n: u32) {
-    let mut div = 1_000_000_000u32;
-    let mut started = false;
-    while div != 0 {
-        let d = (n / div % 10) as u8;
-        if d != 0 || started || div == 1 {
-            started = true;
-            put_str(out, at, &[b'0'.wrapping_add(d)]);
-        }
-        div /= 10;
-    }
+    let mut id = Padded([0; NAME_SIZE], 0);
+    // Both numbers fit.
+    let _ = match vcpu {
+        None => write!(id, "kvm-{pid}"),
+        Some(n) => write!(id, "kvm-{pid}/vcpu-{n}"),
+    };
+    id.0
 }
 
 /// The bytes of a statistics file: header, id, descriptors, values.
@@ -457,7 +405,7 @@ impl<V: Values + ?Sized> StatsFile<'_, V> {
     }
 
     /// Bytes of the whole file.
-    pub fn len(&self) -> usize {
+    pub fn size(&self) -> usize {
         let words = self
             .descs
             .iter()
@@ -465,37 +413,22 @@ impl<V: Values + ?Sized> StatsFile<'_, V> {
         self.data_offset().saturating_add(words.saturating_mul(8))
     }
 
-    /// Never: the header is always there.
-    pub fn is_empty(&self) -> bool {
-        false
-    }
-
     /// Copies from position `pos` into `buf`; returns how many bytes, 0 at the end of the file.
     pub fn read(&self, pos: u64, buf: &mut [u8]) -> usize {
-        let len = self.len();
+        let len = self.size();
         let mut at = match usize::try_from(pos) {
             Ok(p) if p < len => p,
             _ => return 0,
         };
         let mut done = 0usize;
         while at < len {
-            let Some(room) = buf.get_mut(done..) else {
-                break;
-            };
-            if room.is_empty() {
-                break;
-            }
             let mut block = [0u8; DESC_SIZE];
             let (start, size) = self.block(at, &mut block);
-            let Some(src) = block.get(at.saturating_sub(start)..size) else {
-                break;
-            };
-            let n = src.len().min(room.len());
+            let room = buf.iter_mut().skip(done);
+            let part = block.iter().take(size).skip(at.saturating_sub(start));
+            let n = room.zip(part).map(|(to, from)| *to = *from).count();
             if n == 0 {
                 break;
-            }
-            if let (Some(d), Some(s)) = (room.get_mut(..n), src.get(..n)) {
-                d.copy_from_slice(s);
             }
             at = at.saturating_add(n);
             done = done.saturating_add(n);
@@ -508,12 +441,13 @@ impl<V: Values + ?Sized> StatsFile<'_, V> {
     fn block(&self, at: usize, b: &mut [u8; DESC_SIZE]) -> (usize, usize) {
         let data = self.data_offset();
         if at < HEADER_SIZE {
-            put(b, 0, &0u32.to_le_bytes());
-            put(b, 4, &(NAME_SIZE as u32).to_le_bytes());
-            put(b, 8, &(self.descs.len() as u32).to_le_bytes());
-            put(b, 12, &(HEADER_SIZE as u32).to_le_bytes());
-            put(b, 16, &(DESC_OFFSET as u32).to_le_bytes());
-            put(b, 20, &(data as u32).to_le_bytes());
+            let count = self.descs.len();
+            for (i, field) in [0, NAME_SIZE, count, HEADER_SIZE, DESC_OFFSET, data]
+                .into_iter()
+                .enumerate()
+            {
+                put(b, 4 * i, &(field as u32).to_le_bytes());
+            }
             (0, HEADER_SIZE)
         } else if at < DESC_OFFSET {
             put(b, 0, self.id);
@@ -527,12 +461,10 @@ impl<V: Values + ?Sized> StatsFile<'_, V> {
                 .fold(0u32, |n, d| n.saturating_add(d.size as u32));
             if let Some(d) = self.descs.get(i) {
                 put(b, 0, &d.flags.to_le_bytes());
-                // Exponent 0: values are in units of one.
-                put(b, 4, &0i16.to_le_bytes());
+                // The exponent before the size is 0: values are in units of one.
                 put(b, 6, &d.size.to_le_bytes());
+                // bucket_size, which follows, is for linear histograms only.
                 put(b, 8, &before.saturating_mul(8).to_le_bytes());
-                // bucket_size is for linear histograms only.
-                put(b, 12, &0u32.to_le_bytes());
                 put(b, 16, d.name.as_bytes());
             }
             (
@@ -559,10 +491,24 @@ mod tests {
     use std::vec;
     use std::vec::Vec;
 
+    /// All zeros.
+    fn zeros() -> VcpuStats {
+        VcpuStats {
+            counters: [const { AtomicU64::new(0) }; VcpuCounter::COUNT],
+            exits: [const { AtomicU64::new(0) }; ExitClass::COUNT],
+            cycles: [const { [const { AtomicU64::new(0) }; BUCKETS] }; ExitClass::COUNT],
+        }
+    }
+
+    /// Number of 64-bit values that `descs` describe.
+    fn data_words(descs: &[Desc]) -> usize {
+        descs.iter().map(|d| usize::from(d.size)).sum()
+    }
+
     fn whole<V: Values>(f: &StatsFile<'_, V>) -> Vec<u8> {
-        let mut out = vec![0xee; f.len() + 10];
+        let mut out = vec![0xee; f.size() + 10];
         let n = f.read(0, &mut out);
-        assert_eq!(n, f.len());
+        assert_eq!(n, f.size());
         out.truncate(n);
         out
     }
@@ -602,7 +548,7 @@ mod tests {
 
     #[test]
     fn vcpu_file() {
-        let s = VcpuStats::ZERO;
+        let s = zeros();
         s.exit(ExitClass::Cpuid, 700);
         s.exit(ExitClass::Cpuid, 0);
         s.exit(ExitClass::Other, u64::MAX);
@@ -636,9 +582,9 @@ mod tests {
                 .bytes()
                 .all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || c == b'_'));
         }
-        for c in ExitClass::ALL {
-            let _ = get(&std::format!("exit_{}", c.name()));
-            let _ = get(&std::format!("exit_{}_cycles", c.name()));
+        for d in EXIT_COUNTS {
+            let _ = get(d.name);
+            let _ = get(&std::format!("{}_cycles", d.name));
         }
     }
 
@@ -662,7 +608,7 @@ mod tests {
 
     #[test]
     fn pieces_make_the_whole() {
-        let s = VcpuStats::ZERO;
+        let s = zeros();
         for (i, c) in ExitClass::ALL.iter().enumerate() {
             s.exit(*c, 1 << i);
         }
@@ -709,7 +655,7 @@ mod tests {
             data_words(&VCPU_DESCS),
             VcpuCounter::COUNT + ExitClass::COUNT * (1 + BUCKETS) + KVM_NAMES.len()
         );
-        let s = VcpuStats::ZERO;
+        let s = zeros();
         assert_eq!(s.value(data_words(&VCPU_DESCS)), 0);
         assert_eq!(s.value(usize::MAX), 0);
     }

@@ -13,15 +13,6 @@ impl Source {
     pub const RESAMPLE: Self = Self(1);
     /// The programmable interval timer.
     pub const PIT: Self = Self(2);
-
-    /// Source number `n` (0 to 63).
-    pub const fn new(n: u8) -> Option<Self> {
-        if n < 64 {
-            Some(Self(n))
-        } else {
-            None
-        }
-    }
 }
 
 /// Levels of `N` lines, at most 32.
@@ -47,10 +38,5 @@ impl<const N: usize> Lines<N> {
             *held &= !bit;
         }
         Some(*held != 0)
-    }
-
-    /// Level of `line`; a line that does not exist is down.
-    pub fn level(&self, line: usize) -> bool {
-        self.held.get(line).is_some_and(|held| *held != 0)
     }
 }

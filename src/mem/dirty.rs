@@ -16,13 +16,6 @@ pub const fn words(npages: u64) -> u64 {
     npages.div_ceil(WORD_PAGES)
 }
 
-/// Bytes of the bitmap for `npages` pages.
-#[inline]
-pub const fn bytes(npages: u64) -> u64 {
-    // At most 2^58 words: no overflow.
-    words(npages).wrapping_mul(8)
-}
-
 /// Word and mask of page `n`.
 #[inline]
 pub const fn bit(n: u64) -> (u64, u64) {
@@ -76,13 +69,6 @@ pub fn runs(index: u64, word: u64) -> impl Iterator<Item = (u64, u64)> {
     })
 }
 
-/// Pages marked in `bitmap`.
-pub fn count(bitmap: &[u64]) -> u64 {
-    bitmap
-        .iter()
-        .fold(0, |n, w| n.wrapping_add(w.count_ones() as u64))
-}
-
 /// Page range of KVM_CLEAR_DIRTY_LOG in a slot of `npages`: starts at a multiple of 64 and ends at another or
 /// at the slot's end. `None` stands for EINVAL.
 #[inline]
@@ -99,7 +85,7 @@ pub const fn clear_range(first_page: u64, num_pages: u32, npages: u64) -> Option
 }
 
 const _: () = {
-    assert!(bytes(0) == 0 && bytes(1) == 8 && bytes(64) == 8 && bytes(65) == 16);
+    assert!(words(0) == 0 && words(1) == 1 && words(64) == 1 && words(65) == 2);
     assert!(mask(0, 64) == !0 && mask(3, 5) == 0x18 && mask(64, 64) == 0);
 };
 
@@ -137,7 +123,8 @@ mod tests {
                 by_bit[w as usize] |= m;
             }
             assert_eq!(by_mask, by_bit, "{r:?}");
-            assert_eq!(count(&by_mask), r.end.saturating_sub(r.start));
+            let count: u32 = by_mask.iter().map(|w| w.count_ones()).sum();
+            assert_eq!(u64::from(count), r.end.saturating_sub(r.start));
         }
         let got: Vec<_> = runs(2, 0xf000_0000_0000_00e5).collect();
         assert_eq!(got, [(128, 1), (130, 1), (133, 3), (188, 4)]);
@@ -148,7 +135,7 @@ mod tests {
             masks(u64::MAX - 1..u64::MAX).collect::<Vec<_>>(),
             [(u64::MAX / 64, 1 << 62)]
         );
-        assert_eq!(bytes(u64::MAX), 1 << 61);
+        assert_eq!(words(u64::MAX), 1 << 58);
     }
 
     #[test]

@@ -11,8 +11,6 @@ use crate::mem::addr::{Hpa, Level};
 pub struct Perm(u8);
 
 impl Perm {
-    /// No access.
-    pub const NONE: Self = Self(0);
     /// Read.
     pub const R: Self = Self(1);
     /// Write.
@@ -42,12 +40,6 @@ impl Perm {
     #[inline]
     pub const fn contains(self, other: Self) -> bool {
         self.0 & other.0 == other.0
-    }
-
-    /// Rights of either.
-    #[inline]
-    pub const fn union(self, other: Self) -> Self {
-        Self(self.0 | other.0)
     }
 
     /// These rights less those of `other`.
@@ -97,22 +89,13 @@ pub struct Leaf {
     pub dirty: bool,
 }
 
-/// How one present entry gives way to another that has another address or size. Rights may always be changed in
-/// place.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Replace {
-    /// By one write.
-    Direct,
-    /// The entry is made invalid and every processor forgets what it has cached of it; only then it is written
-    /// ("break before make"). In between the guest may fault on what the entry maps.
-    BreakFirst,
-}
-
 /// Bits of one kind of nested page table. Functions on an entry are pure; `entry` is any 64-bit value.
 /// [`Format::child`] of [`Format::table`] is the table's address.
 pub trait Format {
-    /// How a present entry is replaced.
-    const REPLACE: Replace;
+    /// How one present entry gives way to another that has another address or size: by one write, or, if this is set, it
+    /// is made invalid, every processor forgets what it has cached of it, and only then it is written ("break before
+    /// make"). In between the guest may fault on what the entry maps. Rights may always be changed in place.
+    const BREAK_FIRST: bool = false;
 
     /// Fewest levels and most levels, the root's included.
     const LEVELS: (u8, u8);

@@ -126,13 +126,6 @@ impl Slot {
         }
     }
 
-    /// Bytes from `gpa` to the end of the slot; 0 if `gpa` lies outside.
-    #[inline]
-    pub const fn bytes_from(&self, gpa: Gpa) -> u64 {
-        let offset = gpa.0.wrapping_sub(self.gpa.0);
-        self.len().saturating_sub(offset)
-    }
-
     /// Largest leaf that may map `gpa`: its page lies in the slot as a whole and is aligned in guest-physical
     /// and host-virtual space alike; 4 KiB while writes are logged.
     #[inline]
@@ -201,16 +194,6 @@ pub enum SlotError {
     Immutable,
     /// The guest-physical range overlaps another slot.
     Overlap,
-}
-
-impl SlotError {
-    /// Error number for user space, positive (EINVAL or EEXIST).
-    pub const fn errno(self) -> i32 {
-        match self {
-            Self::Overlap => 17,
-            _ => 22,
-        }
-    }
 }
 
 /// Checks `new` against the slots of its address space and says what it means.
@@ -293,24 +276,6 @@ pub fn find_index<S: AsRef<Slot>>(slots: &[S], gpa: Gpa) -> Option<usize> {
     let after = slots.partition_point(|s| s.as_ref().gpa <= gpa);
     let index = after.checked_sub(1)?;
     slots.get(index)?.as_ref().contains(gpa).then_some(index)
-}
-
-/// The slot that holds `gpa`. `hint` is the position of the last hit, of this or another slice: one comparison
-/// when the same slot is hit again.
-#[inline]
-pub fn find_cached<'a, S: AsRef<Slot>>(
-    slots: &'a [S],
-    gpa: Gpa,
-    hint: &mut usize,
-) -> Option<&'a S> {
-    if let Some(s) = slots.get(*hint) {
-        if s.as_ref().contains(gpa) {
-            return Some(s);
-        }
-    }
-    let index = find_index(slots, gpa)?;
-    *hint = index;
-    slots.get(index)
 }
 
 /// Guest-physical ranges that user addresses `start` (included) to `end` (excluded) back, with the position of
@@ -437,7 +402,6 @@ mod tests {
         for (r, want) in table {
             assert_eq!(request(&s, r), want, "{r:x?}");
         }
-        assert_eq!((Overlap.errno(), Absent.errno()), (17, 22));
         for (gpa, at) in [(0, 0), (0x1000, 0), (0x5000, 2), (0x20_0000, 3)] {
             assert_eq!(insert_position(&s, Gpa(gpa)), at);
         }
@@ -446,26 +410,21 @@ mod tests {
     #[test]
     fn look_up() {
         let s = set();
-        let mut hint = 99;
         for page in 0..0x300u64 {
             let gpa = Gpa(page << 12 | 0x234);
-            let want = s.iter().position(|x| x.range().unwrap().contains(gpa));
+            let mut ranges = s.iter().map(|x| x.range().unwrap());
+            let want = ranges.position(|r| r.start() <= gpa && gpa < r.end());
             assert_eq!(find_index(&s, gpa), want);
-            assert_eq!(find_cached(&s, gpa, &mut hint), want.map(|i| &s[i]));
             if let Some(i) = want {
-                assert_eq!(hint, i);
                 assert_eq!(
                     s[i].hva_of(gpa),
                     Some(Hva(s[i].hva.0 + (gpa.0 - s[i].gpa.0)))
                 );
                 assert_eq!(s[i].page_index(gpa), Some((gpa.0 - s[i].gpa.0) >> 12));
-                assert_eq!(s[i].bytes_from(gpa), s[i].range().unwrap().end().0 - gpa.0);
             }
         }
         assert_eq!(s[0].hva_of(Gpa(0xfff)), None);
         assert_eq!(s[0].hva_of(Gpa(0x4000)), None);
-        assert_eq!(s[0].bytes_from(Gpa(0x4000)), 0);
-        assert_eq!(s[0].bytes_from(Gpa(0)), 0);
         assert_eq!(find_index(&s, Gpa(!0)), None);
         assert_eq!(find_index::<Slot>(&[], Gpa(0)), None);
         assert_eq!(index_of(&s, 7), Some(2));

@@ -5,7 +5,7 @@
 
 use crate::linux::srcu_cell::SrcuRef;
 use crate::linux::uaccess;
-use crate::mem::addr::{Gpa, PAGE_SIZE};
+use crate::mem::addr::{Gpa, PAGE_OFFSET_MASK, PAGE_SIZE};
 use crate::mem::slot_table::SlotTable;
 use crate::mem::slots::{self, Slot};
 use kernel::prelude::*;
@@ -40,7 +40,7 @@ impl MemoryView<'_> {
             return Err(MemError::NotRam);
         }
         let hva = slot.hva_of(gpa).ok_or(MemError::NotRam)?;
-        let room = (PAGE_SIZE - gpa.page_offset()) as usize;
+        let room = (PAGE_SIZE - (gpa.0 & PAGE_OFFSET_MASK)) as usize;
         Ok((
             usize::try_from(hva.0).map_err(|_| MemError::Fault)?,
             room,

@@ -27,7 +27,7 @@ pub use table::{Cursor, Page, Removed, Table, Tables, MAX_ALLOC_PER_MAP};
 use core::marker::PhantomData;
 
 use crate::mem::addr::{Gpa, GpaRange, Hpa, Level, MAX_PHYS_BITS, PAGE_SIZE, TABLE_ENTRIES};
-use crate::mem::format::{Format, Leaf, Replace};
+use crate::mem::format::{Format, Leaf};
 use table::update;
 use visitors::{Age, Entry, TestAccessed, Unmap, Visitor, WriteProtect};
 
@@ -95,7 +95,7 @@ impl<F: Format, T: Tables> PageTable<F, T> {
     ///
     /// [`MapError::OutOfRange`] for a number of levels that the format does not have, or too small a root.
     pub fn with_root(page: T::Page, levels: u8) -> Result<Self, MapError> {
-        const { assert!(T::FLUSHES || matches!(F::REPLACE, Replace::Direct)) };
+        const { assert!(T::FLUSHES || !F::BREAK_FIRST) };
         let fits = F::LEVELS.0 <= levels && levels <= F::LEVELS.1;
         match Level::from_u8(levels) {
             Some(top) if fits && page.tables() >= F::ROOT_TABLES => Ok(Self {
@@ -128,7 +128,8 @@ impl<F: Format, T: Tables> PageTable<F, T> {
         } else {
             0
         };
-        Table::at(self.root.wrapping_add(nth.wrapping_mul(PAGE_SIZE)))
+        let at = self.root.0.wrapping_add(nth.wrapping_mul(PAGE_SIZE));
+        Table::at(Hpa(at))
     }
 
     /// A new table.
@@ -141,15 +142,13 @@ impl<F: Format, T: Tables> PageTable<F, T> {
     /// Replaces the present entry by the present `new`, which has another address or size. Returns what was there.
     #[inline]
     fn replace(t: &mut T, table: &Table<T::Page>, index: usize, new: u64) -> u64 {
-        match F::REPLACE {
-            Replace::Direct => t.swap(table, index, new),
-            Replace::BreakFirst => {
-                let old = t.swap(table, index, F::NON_PRESENT);
-                t.flush();
-                t.store(table, index, new);
-                old
-            }
+        if !F::BREAK_FIRST {
+            return t.swap(table, index, new);
         }
+        let old = t.swap(table, index, F::NON_PRESENT);
+        t.flush();
+        t.store(table, index, new);
+        old
     }
 
     /// Goes down to the table of `level` for `gpa` and adds tables where there are none. A leaf in the way is
@@ -245,7 +244,7 @@ impl<F: Format, T: Tables> PageTable<F, T> {
             if let Some(range) = GpaRange::new(gpa, level.size()) {
                 self.unmap(t, range);
             }
-            if matches!(F::REPLACE, Replace::BreakFirst) {
+            if F::BREAK_FIRST {
                 t.flush();
             }
             t.store(&table, index, new);
@@ -332,7 +331,7 @@ impl<F: Format, T: Tables> PageTable<F, T> {
     fn fill(t: &T, child: &Table<T::Page>, level: Level, mut leaf: Leaf) {
         for i in 0..TABLE_ENTRIES {
             t.store(child, i, F::leaf(level, &leaf));
-            leaf.hpa = leaf.hpa.wrapping_add(level.size());
+            leaf.hpa = Hpa(leaf.hpa.0.wrapping_add(level.size()));
         }
     }
 
@@ -353,7 +352,7 @@ impl<F: Format, T: Tables> PageTable<F, T> {
     ) {
         let Some(below) = level.down() else { return };
         let mut there = entry;
-        if matches!(F::REPLACE, Replace::BreakFirst) {
+        if F::BREAK_FIRST {
             entry = t.swap(table, index, F::NON_PRESENT);
             t.flush();
             there = F::NON_PRESENT;

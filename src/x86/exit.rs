@@ -132,8 +132,6 @@ pub struct NestedFault {
     pub write: bool,
     /// Instruction fetch.
     pub fetch: bool,
-    /// The translation was present, the permission lacked.
-    pub present: bool,
     /// The access was to a guest page table, in the course of a guest-linear walk.
     pub walk: bool,
 }

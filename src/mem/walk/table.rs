@@ -56,7 +56,7 @@ pub trait Tables {
     /// What tables are made of.
     type Page: Page;
 
-    /// Whether [`Tables::flush`] does what it says: needed for [`crate::mem::format::Replace::BreakFirst`].
+    /// Whether [`Tables::flush`] does what it says: needed for [`Format::BREAK_FIRST`].
     const FLUSHES: bool = false;
 
     /// Returns after every processor has forgotten what it had cached of entries that are not present any more.
@@ -164,18 +164,6 @@ impl Cursor {
             flush: false,
             hit: false,
         }
-    }
-
-    /// Whether the whole range has been done.
-    #[inline]
-    pub const fn is_done(&self) -> bool {
-        self.pos >= self.end
-    }
-
-    /// Where the next piece starts.
-    #[inline]
-    pub const fn position(&self) -> Gpa {
-        Gpa(self.pos)
     }
 
     /// Returns `flush` and clears it.

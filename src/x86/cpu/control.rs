@@ -84,8 +84,6 @@ pub struct Cr0Write {
     pub cr0: u64,
     /// EFER with LMA following CR0.PG (SDM 3A 10.8.5).
     pub efer: u64,
-    /// Paging goes on or off, or WP, CD/NW change: guest translations and the mode of the MMU change.
-    pub mmu_changed: bool,
     /// PAE paging (not long mode) goes on: the caller has to load the PDPTEs and may fault.
     pub load_pdptes: bool,
 }
@@ -138,7 +136,6 @@ pub fn cr0_write_check(
     Ok(Cr0Write {
         cr0: new,
         efer: new_efer,
-        mmu_changed: (old ^ new) & (cr0::PG | cr0::WP | cr0::PE) != 0,
         load_pdptes,
     })
 }

@@ -2,8 +2,8 @@
 //! What guests may see of this processor, found once at load.
 
 use crate::linux::fpu::HostControls;
+use crate::linux::boot_cpu;
 use crate::linux::global::{Global, Owner};
-use crate::linux::{boot_cpu, cpuid as host};
 use crate::x86::cpu::cpuid::{
     self, CpuidEntry, CpuidIndex, GuestFeatures, HostCpuid, Policy, Vendor,
 };

@@ -178,8 +178,6 @@ pub mod dr6 {
 pub mod dr7 {
     /// The bit that reads as one: no breakpoint is enabled. The value after RESET.
     pub const RESET: u64 = 1 << 10;
-    /// L0 to L3 and G0 to G3.
-    pub const ENABLES: u64 = 0xff;
     /// Bits 12, 14 and 15 read as zero.
     const WRITABLE: u64 = 0xffff_2bff;
 

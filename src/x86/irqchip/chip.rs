@@ -4,31 +4,22 @@
 //! The controllers come into being with KVM_CREATE_IRQCHIP (all of them) or KVM_CAP_SPLIT_IRQCHIP (local APICs only, the rest is in
 //! user space), before the first vCPU. `config` serialises changes of what user space configures.
 
-use crate::abi::uapi;
 use crate::abi::uapi::k;
-use crate::bus::coalesced::Coalesced;
-use crate::bus::ioeventfd::{Bus, IoEventFds};
+use crate::bus::ioeventfd::Bus;
 use crate::bus::irqfd::Irqfds;
-use crate::bus::line::Source;
 use crate::bus::ports::IrqLines;
-use crate::linux::eventfd::EventFdCtx;
 use crate::linux::hrtimer::{ktime_get_ns, Timer, TimerCallback};
 use crate::linux::once::Once;
-use crate::linux::page::LazyPage;
 use crate::x86::irqchip::controllers::{Controllers, Resampler};
 use crate::x86::irqchip::deliver::deliver;
-use crate::x86::irqchip::ioapic;
 use crate::x86::irqchip::msg::Message;
 use crate::x86::irqchip::pic;
-use crate::x86::irqchip::pic::Chip;
 use crate::x86::irqchip::pit_timer::PitTimer;
-use crate::x86::irqchip::route::{Chips, Route, MAX_ROUTES};
-use crate::x86::irqchip::routing::Table;
+use crate::x86::irqchip::route::MAX_ROUTES;
 use crate::x86::shared::VcpuSet;
 use core::sync::atomic::{AtomicU32, Ordering};
 use kernel::prelude::*;
 use kernel::sync::{new_mutex, Arc, ArcBorrow, Mutex};
-use kernel::uaccess::{UserPtr, UserSlice};
 
 /// No interrupt controller in the kernel.
 const NONE: u32 = 0;

@@ -21,7 +21,6 @@ use crate::x86::irqchip::pic::{Chip, Irq, Pic};
 use crate::x86::irqchip::pit::Pit;
 use crate::x86::irqchip::route::{Entry, Gsi, Route};
 use crate::x86::irqchip::routing::Table;
-use crate::x86::shared::request;
 use crate::x86::shared::VcpuSet;
 use core::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use kernel::prelude::*;
@@ -170,7 +169,7 @@ impl Controllers {
     /// IOAPIC and 8259s in reset state, with the default routes.
     pub(crate) fn new_full(vcpus: Arc<VcpuSet>) -> Result<Arc<Self>> {
         let core = Core {
-            ioapic: Some(KBox::new(Ioapic::new(false), GFP_KERNEL_ACCOUNT)?),
+            ioapic: Some(KBox::new(Ioapic::new(), GFP_KERNEL_ACCOUNT)?),
             pic: Some(KBox::new(Pic::new(), GFP_KERNEL_ACCOUNT)?),
             pit: None,
             ends: [0; ioapic::PINS],
@@ -695,7 +694,6 @@ impl Session<'_> {
         };
         match ioapic.write(offset, value) {
             Written::Nothing => {}
-            Written::Eoi(vector) => self.eoi(vector, true),
             Written::Entry {
                 pin,
                 mask_changed,

@@ -22,8 +22,6 @@ pub const WINDOW: u64 = 0x100;
 pub mod mmio {
     pub const REGSEL: u32 = 0x00;
     pub const WIN: u32 = 0x10;
-    /// Only in version 0x20 and later.
-    pub const EOI: u32 = 0x40;
 }
 
 /// Redirection table entry bits (82093AA 3.2.4).
@@ -120,8 +118,6 @@ pub enum Written {
         /// The pin is unmasked now, level-triggered and up.
         waiting: bool,
     },
-    /// The EOI register was written: go on as after an EOI broadcast of this vector.
-    Eoi(Vector),
 }
 
 /// An I/O APIC.
@@ -136,13 +132,11 @@ pub struct Ioapic {
     delivered: u32,
     redirtbl: [u64; PINS],
     lines: Lines<PINS>,
-    /// Version 0x20 with an EOI register, instead of 0x11.
-    has_eoi_register: bool,
 }
 
 impl Ioapic {
     /// An I/O APIC in reset state.
-    pub fn new(has_eoi_register: bool) -> Self {
+    pub fn new() -> Self {
         Self {
             base_address: DEFAULT_ADDRESS,
             ioregsel: 0,
@@ -151,17 +145,7 @@ impl Ioapic {
             delivered: 0,
             redirtbl: [rte::MASK; PINS],
             lines: Lines::default(),
-            has_eoi_register,
         }
-    }
-
-    /// Reset; lines keep the level that their sources hold.
-    pub fn reset(&mut self) {
-        let lines = core::mem::take(&mut self.lines);
-        *self = Self {
-            lines,
-            ..Self::new(self.has_eoi_register)
-        };
     }
 
     /// Guest-physical address of the window.
@@ -178,11 +162,6 @@ impl Ioapic {
 
     fn entry_mut(&mut self, pin: Pin) -> Option<&mut u64> {
         self.redirtbl.get_mut(usize::from(pin.0))
-    }
-
-    /// Redirection entry of `pin`.
-    pub fn redirection(&self, pin: Pin) -> u64 {
-        self.entry(pin)
     }
 
     /// `source` drives the line of `pin` up or down.
@@ -287,7 +266,7 @@ impl Ioapic {
             // Identification and arbitration ID.
             0 | 2 => self.id << 24,
             // Version and highest entry.
-            1 => (PINS as u32 - 1) << 16 | if self.has_eoi_register { 0x20 } else { 0x11 },
+            1 => (PINS as u32 - 1) << 16 | 0x11,
             select => match selected_pin(select) {
                 Some((pin, true)) => (self.entry(pin) >> 32) as u32,
                 Some((pin, false)) => self.entry(pin) as u32,
@@ -304,7 +283,6 @@ impl Ioapic {
                 Written::Nothing
             }
             mmio::WIN => self.write_selected(value),
-            mmio::EOI if self.has_eoi_register => Written::Eoi(Vector(value as u8)),
             _ => Written::Nothing,
         }
     }
@@ -348,11 +326,6 @@ impl Ioapic {
             }
         }
         vectors
-    }
-
-    /// What the entry of `pin` sends, masked or not: to find the local APICs concerned by its EOI.
-    pub fn message(&self, pin: Pin) -> Message {
-        Message::from_rte(self.entry(pin))
     }
 
     /// Whether `pin` is masked.

@@ -333,19 +333,6 @@ impl Pic {
         }
     }
 
-    /// Reset; ELCR and line levels stay as their sources hold them.
-    pub fn reset(&mut self) {
-        for chip in &mut self.chips {
-            *chip = Pic8259 {
-                last_irr: chip.last_irr,
-                irr: chip.last_irr & chip.elcr,
-                elcr: chip.elcr,
-                ..Pic8259::new(chip.elcr_mask)
-            };
-        }
-        self.cascade();
-    }
-
     /// Carries the slave's INT over to the master's IR2.
     fn cascade(&mut self) {
         let [master, slave] = &mut self.chips;

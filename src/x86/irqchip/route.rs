@@ -217,18 +217,6 @@ pub fn lookup(table: &[Entry], gsi: Gsi) -> &[Entry] {
     rest.get(..len).unwrap_or(&[])
 }
 
-/// GSI that is routed to `pin` of the I/O APIC, for its ack and mask listeners.
-pub fn gsi_of_pin(table: &[Entry], pin: ioapic::Pin) -> Option<Gsi> {
-    let route = Route::Ioapic(pin);
-    table.iter().find(|e| e.route == route).map(|e| e.gsi)
-}
-
-/// GSI that is routed to line `irq` of the 8259A pair.
-pub fn gsi_of_irq(table: &[Entry], irq: pic::Irq) -> Option<Gsi> {
-    let route = Route::Pic(irq);
-    table.iter().find(|e| e.route == route).map(|e| e.gsi)
-}
-
 /// Entries of the table that KVM_CREATE_IRQCHIP sets up.
 pub const DEFAULT_LEN: usize = 40;
 

@@ -4,7 +4,7 @@
 
 use crate::mem::{
     addr::{Hpa, Level, MAX_PHYS_BITS},
-    format::{Format, Leaf, MemType, Perm, Replace},
+    format::{Format, Leaf, MemType, Perm},
 };
 
 /// Read access.
@@ -42,7 +42,6 @@ pub type EptNoAd = EptFormat<false>;
 
 impl<const AD: bool> Format for EptFormat<AD> {
     const HAS_AD: bool = AD;
-    const REPLACE: Replace = Replace::Direct;
     const LEVELS: (u8, u8) = (4, 5);
     const ACCESSED: u64 = ACCESSED;
     const DIRTY: u64 = DIRTY;

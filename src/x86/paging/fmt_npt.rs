@@ -5,7 +5,7 @@
 
 use crate::mem::{
     addr::{Hpa, Level, MAX_PHYS_BITS},
-    format::{Format, Leaf, MemType, Perm, Replace},
+    format::{Format, Leaf, MemType, Perm},
 };
 
 /// Present; also the right to read.
@@ -40,7 +40,6 @@ pub struct Npt;
 
 impl Format for Npt {
     const HAS_AD: bool = true;
-    const REPLACE: Replace = Replace::Direct;
     const LEVELS: (u8, u8) = (4, 5);
     const ACCESSED: u64 = ACCESSED;
     const DIRTY: u64 = DIRTY;

@@ -16,7 +16,6 @@ const USER: u64 = 1 << 2;
 const ACCESSED: u64 = 1 << 5;
 const DIRTY: u64 = 1 << 6;
 const PAGE: u64 = 1 << 7;
-const GLOBAL: u64 = 1 << 8;
 /// Address bit 12 of a large leaf is its PAT bit.
 const PAT_LARGE: u64 = 1 << 12;
 const NO_EXEC: u64 = 1 << 63;
@@ -102,23 +101,6 @@ impl Access {
     }
 }
 
-/// Where a linear address leads.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Translation {
-    /// Guest-physical address of the very byte.
-    pub gpa: Gpa,
-    /// Binary logarithm of the page's size: 12, 21, 22 or 30; 32 without paging.
-    pub page_shift: u8,
-    /// Writable by its entries' R/W bits.
-    pub writable: bool,
-    /// A user-mode page: U/S is set in all entries.
-    pub user: bool,
-    /// Instruction fetch is disabled by an entry.
-    pub no_exec: bool,
-    /// Global.
-    pub global: bool,
-}
-
 /// Why there is no translation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum WalkError<E> {
@@ -180,7 +162,7 @@ pub struct Paging {
 
 /// Result of one pass over the tables.
 struct Pass {
-    translation: Translation,
+    gpa: Gpa,
     /// An accessed bit, or the dirty bit for a write, is not set yet.
     stale: bool,
 }
@@ -274,7 +256,7 @@ impl Paging {
         r: &mut R,
         gva: Gva,
         access: Access,
-    ) -> Result<Translation, WalkError<R::Error>> {
+    ) -> Result<Gpa, WalkError<R::Error>> {
         if let Some(t) = self.translate_long4(r, gva, access) {
             return Ok(t);
         }
@@ -285,12 +267,7 @@ impl Paging {
     /// be marked. `None` says no more than that it is not this case. That it agrees with the general walk is the test
     /// `straight_line_is_the_general_walk` in tools/logic/tests/mem_gwalk.rs.
     #[inline]
-    fn translate_long4<R: GuestRead>(
-        &self,
-        r: &mut R,
-        gva: Gva,
-        access: Access,
-    ) -> Option<Translation> {
+    fn translate_long4<R: GuestRead>(&self, r: &mut R, gva: Gva, access: Access) -> Option<Gpa> {
         const WANT: u64 = PRESENT | ACCESSED;
         if self.mode != Mode::Long4 || !self.is_canonical(gva) {
             return None;
@@ -338,14 +315,7 @@ impl Paging {
             return None;
         }
         let mask = level.offset_mask();
-        Some(Translation {
-            gpa: Gpa((leaf & ADDR & !mask) | (a & mask)),
-            page_shift: level.shift() as u8,
-            writable: all & WRITE != 0,
-            user: all & USER != 0,
-            no_exec: any & NO_EXEC != 0,
-            global: leaf & GLOBAL != 0,
-        })
+        Some(Gpa((leaf & ADDR & !mask) | (a & mask)))
     }
 
     /// Translates `gva` for `access` and leaves the tables alone (KVM_TRANSLATE, debuggers).
@@ -359,9 +329,9 @@ impl Paging {
         r: &mut R,
         gva: Gva,
         access: Access,
-    ) -> Result<Translation, WalkError<R::Error>> {
+    ) -> Result<Gpa, WalkError<R::Error>> {
         match self.pass::<R, false>(r, gva, access) {
-            Ok(p) => Ok(p.translation),
+            Ok(p) => Ok(p.gpa),
             Err(Stop::Changed) => Err(WalkError::Busy),
             Err(Stop::Error(e)) => Err(e),
         }
@@ -374,15 +344,15 @@ impl Paging {
         r: &mut R,
         gva: Gva,
         access: Access,
-    ) -> Result<Translation, WalkError<R::Error>> {
+    ) -> Result<Gpa, WalkError<R::Error>> {
         match self.pass::<R, false>(r, gva, access) {
-            Ok(p) if !p.stale => return Ok(p.translation),
+            Ok(p) if !p.stale => return Ok(p.gpa),
             Ok(_) | Err(Stop::Changed) => {}
             Err(Stop::Error(e)) => return Err(e),
         }
         for _ in 0..PASSES {
             match self.pass::<R, true>(r, gva, access) {
-                Ok(p) => return Ok(p.translation),
+                Ok(p) => return Ok(p.gpa),
                 Err(Stop::Changed) => {}
                 Err(Stop::Error(e)) => return Err(e),
             }
@@ -412,14 +382,7 @@ impl Paging {
             Mode::Pae => self.pass_pae::<R, MARK>(r, gva.0 & 0xffff_ffff, access),
             Mode::Bits32 => self.pass_32::<R, MARK>(r, gva.0 & 0xffff_ffff, access),
             Mode::Off => Ok(Pass {
-                translation: Translation {
-                    gpa: Gpa(gva.0 & 0xffff_ffff),
-                    page_shift: 32,
-                    writable: true,
-                    user: true,
-                    no_exec: false,
-                    global: false,
-                },
+                gpa: Gpa(gva.0 & 0xffff_ffff),
                 stale: false,
             }),
         }
@@ -466,8 +429,7 @@ impl Paging {
                 self.check(all, any, key, access)?;
                 let mask = level.offset_mask();
                 let gpa = Gpa((entry & ADDR & !mask) | (gva & mask));
-                let shift = level.shift() as u8;
-                return self.leaf::<R, MARK>(r, at, entry, 8, all, any, access, gpa, shift);
+                return Self::leaf::<R, MARK>(r, at, entry, 8, all, access, gpa);
             }
             if MARK && entry & ACCESSED == 0 {
                 Self::mark(r, at, entry, entry | ACCESSED, 8)?;
@@ -525,7 +487,7 @@ impl Paging {
             }
             self.check(pde, 0, 0, access)?;
             let gpa = Gpa(high | (pde & 0xffc0_0000) | (gva & 0x3f_ffff));
-            return self.leaf::<R, MARK>(r, at, pde, 4, pde, 0, access, gpa, 22);
+            return Self::leaf::<R, MARK>(r, at, pde, 4, pde, access, gpa);
         }
         if MARK && pde & ACCESSED == 0 {
             Self::mark(r, at, pde, pde | ACCESSED, 4)?;
@@ -538,23 +500,19 @@ impl Paging {
         let all = pde & pte;
         self.check(all, 0, 0, access)?;
         let gpa = Gpa((pte & 0xffff_f000) | (gva & PAGE_OFFSET_MASK));
-        self.leaf::<R, MARK>(r, at, pte, 4, all, 0, access, gpa, 12)
+        Self::leaf::<R, MARK>(r, at, pte, 4, all, access, gpa)
     }
 
     /// The end of a pass: bits of the leaf, and the result.
     #[inline(always)]
-    #[allow(clippy::too_many_arguments)]
     fn leaf<R: GuestRead, const MARK: bool>(
-        &self,
         r: &mut R,
         at: Gpa,
         entry: u64,
         bytes: u8,
         all: u64,
-        any: u64,
         access: Access,
         gpa: Gpa,
-        page_shift: u8,
     ) -> Result<Pass, Stop<R::Error>> {
         let dirty = if access.write { DIRTY } else { 0 };
         if MARK {
@@ -564,14 +522,7 @@ impl Paging {
             }
         }
         Ok(Pass {
-            translation: Translation {
-                gpa,
-                page_shift,
-                writable: all & WRITE != 0,
-                user: all & USER != 0,
-                no_exec: any & NO_EXEC != 0,
-                global: entry & GLOBAL != 0,
-            },
+            gpa,
             stale: all & ACCESSED == 0 || dirty & !entry != 0,
         })
     }

@@ -62,7 +62,6 @@ pub(super) fn decode(
         told.nested = true;
         return Exit::NestedFault(NestedFault {
             gpa: Gpa(info2),
-            present: info1 & 1 != 0,
             write: info1 & 2 != 0,
             fetch: info1 & 0x10 != 0,
             walk: info1 & (1 << 33) != 0,

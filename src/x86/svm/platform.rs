@@ -152,14 +152,11 @@ fn caps(svm: &cpuid::Leaf) -> HwCaps {
         nested_format: NestedFormat::Npt,
         nested_2m: true,
         nx_huge: false,
-        nested_1g: ext.edx & 1 << 26 != 0,
         nested_ad: true,
-        nested_exec_only: false,
         insn_len: svm.edx & feature::NRIPS != 0,
         rdtscp: ext.edx & 1 << 27 != 0,
         invpcid: l7.ebx & 1 << 10 != 0,
         xsaves: cpuid::cpuid_checked(0xd, 1).eax & 8 != 0,
-        umip: l7.ecx & 4 != 0,
         tsc_fraction: if svm.edx & feature::TSC_RATE_MSR != 0 {
             TSC_FRACTION
         } else {

@@ -6,10 +6,10 @@
 //! per exit; what is decoded is what is executed, whatever another vCPU does to the code meanwhile.
 
 use crate::linux::uaccess;
-use crate::mem::addr::{Gpa, Gva};
+use crate::mem::addr::Gva;
 use crate::mem::memory::{MemError, MemoryView};
 use crate::x86::cpu::events;
-use crate::x86::cpu::regs::{cr4, rflags, Mode, Seg};
+use crate::x86::cpu::regs::{rflags, Mode, Seg};
 use crate::x86::emul;
 use crate::x86::emul::{DecodeError, Insn, Op};
 use crate::x86::exit::Exception;
@@ -139,7 +139,7 @@ impl State {
     ) -> Result<usize, FetchError> {
         let mut tables = Tables { view, stay };
         let gpa = match paging.translate(&mut tables, Gva(la), gwalk::Access::fetch(cpl)) {
-            Ok(t) => t.gpa,
+            Ok(gpa) => gpa,
             Err(WalkError::Access(MemError::Fault)) if stay.is_some() => {
                 return Err(FetchError::Sleep)
             }

@@ -247,7 +247,7 @@ impl Bus for GuestBus<'_, '_> {
         };
         let a = gwalk::Access::data(access == Access::Write, self.cpl, self.ac);
         match self.paging.translate(&mut tables, Gva(la), a) {
-            Ok(t) => Ok(t.gpa.0),
+            Ok(gpa) => Ok(gpa.0),
             Err(WalkError::PageFault { error_code }) => Err(Stop::Exception {
                 vector: events::vector::PF,
                 error_code: Some(error_code),
@@ -357,8 +357,7 @@ impl Bus for GuestBus<'_, '_> {
             let gpa = self
                 .paging
                 .translate(&mut tables, Gva(la), a)
-                .map_err(|_| Stop::Unsupported)?
-                .gpa;
+                .map_err(|_| Stop::Unsupported)?;
             self.view.write(gpa, part).map_err(|_| Stop::Unsupported)?;
         }
         Ok(())

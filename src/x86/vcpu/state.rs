@@ -11,7 +11,7 @@ use crate::mem::addr::Hpa;
 use crate::x86::cpu::cpuid::{CpuidEntry, CpuidIndex, Dynamic, GuestFeatures};
 use crate::x86::cpu::model::{self, Model};
 use crate::x86::cpu::msr::{Access, MsrFile};
-use crate::x86::cpu::regs::{cr0, rflags, DescTable, Gpr, Seg, Segment, Sregs};
+use crate::x86::cpu::regs::{cr0, rflags, Gpr};
 use crate::x86::cpu::reset;
 use crate::x86::cpu::tsc::Scale;
 use crate::x86::cpu::xsave;

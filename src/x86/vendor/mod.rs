@@ -199,12 +199,8 @@ pub struct HwCaps {
     pub nested_2m: bool,
     /// A huge leaf that code runs from can machine-check the host when the guest changes it (CVE-2018-12207).
     pub nx_huge: bool,
-    /// Nested page tables may have 1 GiB leaves.
-    pub nested_1g: bool,
     /// Nested page tables have accessed and dirty flags.
     pub nested_ad: bool,
-    /// Nested entries can allow fetches without reads (EPT only).
-    pub nested_exec_only: bool,
     /// The processor gives instruction lengths for instruction exits.
     pub insn_len: bool,
     /// RDTSCP and RDPID may be shown to guests.
@@ -213,8 +209,6 @@ pub struct HwCaps {
     pub invpcid: bool,
     /// XSAVES may be shown to guests.
     pub xsaves: bool,
-    /// UMIP may be shown to guests.
-    pub umip: bool,
     /// The guest's TSC can be scaled: bits behind the point of the ratio, and the highest ratio. 0: it cannot.
     pub tsc_fraction: u32,
     #[allow(missing_docs)]

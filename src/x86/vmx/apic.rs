@@ -35,8 +35,8 @@ impl Apic {
     pub(super) fn set_up(&self, vm: Current<'_>, config: &VmcsConfig) -> u32 {
         // SAFETY: The pages are the vCPU's and the VM's, and live as long as they do. No exit depends on the TPR.
         unsafe {
-            vm.write_control(VIRTUAL_APIC_ADDR, self.pages.registers.as_u64());
-            vm.write_control(APIC_ACCESS_ADDR, self.pages.access.as_u64());
+            vm.write_control(VIRTUAL_APIC_ADDR, self.pages.registers.0);
+            vm.write_control(APIC_ACCESS_ADDR, self.pages.access.0);
             vm.write_control(TPR_THRESHOLD, 0);
         }
         vm.write(GUEST_INTERRUPT_STATUS, 0);
@@ -48,7 +48,7 @@ impl Apic {
         // `VmxVcpu::after_stay` hands them on.
         unsafe {
             vm.write_control(POSTED_VECTOR, vector.into());
-            vm.write_control(POSTED_DESCRIPTOR, self.pages.descriptor.as_u64());
+            vm.write_control(POSTED_DESCRIPTOR, self.pages.descriptor.0);
             vm.write_control(PIN_CONTROLS, pin);
             vm.write_control(EXIT_CONTROLS, config.exit | exit::ACK_INTERRUPT);
         }

@@ -203,13 +203,11 @@ pub mod rights {
 
 /// Bits of IA32_VMX_EPT_VPID_CAP (SDM 3D A.10).
 pub mod ept_cap {
-    pub const EXECUTE_ONLY: u64 = 1 << 0;
     pub const LEVELS_4: u64 = 1 << 6;
     pub const LEVELS_5: u64 = 1 << 7;
     pub const UNCACHEABLE: u64 = 1 << 8;
     pub const WRITE_BACK: u64 = 1 << 14;
     pub const PAGES_2M: u64 = 1 << 16;
-    pub const PAGES_1G: u64 = 1 << 17;
     pub const INVEPT: u64 = 1 << 20;
     pub const ACCESSED_DIRTY: u64 = 1 << 21;
     pub const SHADOW_STACK: u64 = 1 << 23;

@@ -390,14 +390,11 @@ impl VmcsConfig {
             nested_format: NestedFormat::Ept,
             nested_2m: self.ept_vpid & ept_cap::PAGES_2M != 0,
             nx_huge: boot_cpu::bug(boot_cpu::Bug::ItlbMultihit),
-            nested_1g: self.ept_vpid & ept_cap::PAGES_1G != 0,
             nested_ad: self.ept_vpid & ept_cap::ACCESSED_DIRTY != 0,
-            nested_exec_only: self.ept_vpid & ept_cap::EXECUTE_ONLY != 0,
             insn_len: true,
             rdtscp: self.proc2 & proc2::RDTSCP != 0,
             invpcid: self.proc2 & proc2::INVPCID != 0,
             xsaves: self.proc2 & proc2::XSAVES != 0,
-            umip: self.cr4_fixed1 & cr4::UMIP != 0,
             tsc_fraction: if self.proc2 & proc2::TSC_SCALING != 0 {
                 TSC_FRACTION
             } else {

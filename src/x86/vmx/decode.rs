@@ -89,10 +89,9 @@ pub(super) fn decode(vm: Current<'_>, code: u32) -> (Exit, Class) {
 #[inline(always)]
 pub(super) fn nested_fault(vm: Current<'_>, q: u64) -> Exit {
     Exit::NestedFault(NestedFault {
-        gpa: Gpa::new(vm.read(GUEST_PHYSICAL_ADDRESS)),
+        gpa: Gpa(vm.read(GUEST_PHYSICAL_ADDRESS)),
         write: q & (1 << 1) != 0,
         fetch: q & (1 << 2) != 0,
-        present: q & (7 << 3) != 0,
         // Bit 8 tells the access of a linear address from one to its page tables; valid with bit 7.
         walk: q & (3 << 7) == 1 << 7,
     })
@@ -103,10 +102,9 @@ pub(super) fn nested_fault(vm: Current<'_>, q: u64) -> Exit {
 const fn apic_access(q: u64) -> Exit {
     let kind = (q >> 12) & 15;
     Exit::NestedFault(NestedFault {
-        gpa: Gpa::new(crate::x86::irqchip::lapic::base::DEFAULT_ADDRESS | q & 0xfff),
+        gpa: Gpa(crate::x86::irqchip::lapic::base::DEFAULT_ADDRESS | q & 0xfff),
         write: kind == 1,
         fetch: kind == 2,
-        present: true,
         // Guest-physical accesses: page walks, and fetches or deliveries that needed one.
         walk: kind == 10 || kind == 15,
     })

@@ -259,7 +259,7 @@ impl VmxVcpu {
         if let Some(status) = params.apic_status {
             vm.write(GUEST_INTERRUPT_STATUS, status);
         }
-        let eptp = params.nested_root.as_u64() | self.config().eptp_flags;
+        let eptp = params.nested_root.0 | self.config().eptp_flags;
         if eptp != self.written.eptp {
             // SAFETY: The core's nested page table with the flags of `config`.
             unsafe { vm.write_control(EPT_POINTER, eptp) };

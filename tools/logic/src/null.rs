@@ -4,7 +4,7 @@
 //! broken before another is made (D8.16.1).
 
 use crate::mem::addr::{Hpa, Level};
-use crate::mem::format::{Format, Leaf, MemType, Perm, Replace};
+use crate::mem::format::{Format, Leaf, MemType, Perm};
 
 /// Bit 0 of every entry that is there.
 pub const VALID: u64 = 1 << 0;
@@ -33,7 +33,7 @@ pub struct Stage2;
 
 impl Format for Stage2 {
     const HAS_AD: bool = false;
-    const REPLACE: Replace = Replace::BreakFirst;
+    const BREAK_FIRST: bool = true;
     const LEVELS: (u8, u8) = (3, 3);
     const ROOT_TABLES: u64 = 4;
     const ACCESSED: u64 = ACCESSED;

@@ -9,7 +9,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::{vec, vec::Vec};
 
 use crate::mem::addr::{Gpa, GpaRange, Hpa, Level};
-use crate::mem::format::{Format, Perm, Replace};
+use crate::mem::format::{Format, Perm};
 use crate::mem::walk::{Cursor, MapError, Page, PageTable, Removed, Table, Tables};
 
 /// xorshift64*: reproducible, no dependency.
@@ -172,7 +172,7 @@ impl<F: Format> Mem<F> {
     /// Holds a write against "break before make": an entry that is present, or was so since the last flush, becomes another
     /// present one only if rights and marks alone differ.
     fn observe(&self, table: Hpa, index: usize, old: u64, new: u64) {
-        if F::REPLACE == Replace::Direct {
+        if !F::BREAK_FIRST {
             return;
         }
         let mut stale = self.stale.borrow_mut();
@@ -220,7 +220,7 @@ impl<F: Format> Mem<F> {
         let top = Self::top(pt);
         let (_, _, raw, level) = self.walk(pt.root(), top, gpa.0)?;
         Some(Mapping {
-            hpa: F::addr(raw, level).wrapping_add(gpa.offset_in(level)),
+            hpa: Hpa(F::addr(raw, level).0 + (gpa.0 & level.offset_mask())),
             level,
             perm: F::perm(raw),
             raw,

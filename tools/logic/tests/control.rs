@@ -39,8 +39,6 @@ fn cr0_values() {
         cr0::ET,
         "reserved bits are dropped"
     );
-    assert!(ok(cr0::PE).unwrap().mmu_changed);
-    assert!(!ok(cr0::TS).unwrap().mmu_changed);
     assert_eq!(cr0_write_check(PROT, PROT, cr4::CET, 0, false), Err(Gp));
 }
 
@@ -51,7 +49,7 @@ fn entering_and_leaving_long_mode() {
     assert_eq!(on(cr4::PAE, true), Err(Gp), "CS.L must be 0");
     let w = on(cr4::PAE, false).unwrap();
     assert_eq!(w.efer, LONG);
-    assert!(w.mmu_changed && !w.load_pdptes);
+    assert!(!w.load_pdptes);
     let off = |c4, cs_l| cr0_write_check(PAGED, PROT, c4, LONG, cs_l);
     assert_eq!(off(cr4::PAE, true), Err(Gp), "from 64-bit code");
     assert_eq!(off(cr4::PAE | cr4::PCIDE, false), Err(Gp), "PCIDE");

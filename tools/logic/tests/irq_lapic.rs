@@ -17,19 +17,36 @@ const FEATURES: Features = Features {
 const BASE: u64 = base::DEFAULT_ADDRESS | base::ENABLE;
 const MASKED: u32 = 1 << 16;
 
-fn fresh() -> Lapic {
-    Lapic::new(1, false, false, FEATURES, 1)
+/// Registers in memory of their own.
+#[derive(Clone)]
+struct Image([u32; 64]);
+
+impl Registers for Image {
+    fn get(&self, n: usize) -> u32 {
+        self.0[n]
+    }
+    fn set(&mut self, n: usize, value: u32) {
+        self.0[n] = value;
+    }
+}
+
+fn new(id: u32, bsp: bool, lint0: bool, features: Features, bus_ns: u32) -> Lapic<Image> {
+    Lapic::with_registers(Image([0; 64]), id, bsp, lint0, features, bus_ns)
+}
+
+fn fresh() -> Lapic<Image> {
+    new(1, false, false, FEATURES, 1)
 }
 
 /// Software-enabled, in xAPIC mode.
-fn xapic() -> Lapic {
+fn xapic() -> Lapic<Image> {
     let mut a = fresh();
     assert!(a.write(reg::SVR, 0x1ff, 0).addr);
     a
 }
 
 /// Software-enabled, in x2APIC mode.
-fn x2apic() -> Lapic {
+fn x2apic() -> Lapic<Image> {
     let mut a = xapic();
     assert!(a.set_apic_base(BASE | base::EXTD, false).unwrap().base);
     a
@@ -41,7 +58,7 @@ fn eoi_of(action: Action) -> Option<(u8, bool, bool)> {
 
 #[test]
 fn reset_state() {
-    let mut a = Lapic::new(3, true, true, FEATURES, 1);
+    let mut a = new(3, true, true, FEATURES, 1);
     assert_eq!(a.apic_base(), 0xfee0_0900);
     assert_eq!(a.page(), Some(0xfee0_0000));
     for (offset, value) in [
@@ -142,8 +159,6 @@ fn disabling_loses_state() {
     assert_eq!(a.pending(), None);
     assert!(!a.accept(Vector(0x51), TriggerMode::Edge));
     assert!(a.lint0_accepts_extint());
-    assert_eq!(a.deliver_local(LocalSource::Lint0), LocalEvent::ExtInt);
-    assert_eq!(a.deliver_local(LocalSource::Lint1), LocalEvent::Nmi);
     let _ = a.set_apic_base(BASE, false).unwrap();
     assert_eq!(a.read(reg::SVR, 0), 0xff);
     assert_eq!(a.highest_irr(), None);
@@ -219,7 +234,7 @@ fn level_eoi_and_suppression() {
     // An edge on the same vector takes the TMR bit back.
     assert!(a.accept(Vector(0x61), TriggerMode::Edge));
     assert_eq!(a.tmr()[3], 0);
-    let mut a = Lapic::new(
+    let mut a = new(
         1,
         false,
         false,
@@ -390,7 +405,7 @@ fn icr_sends() {
 
 #[test]
 fn x2apic_registers() {
-    let mut a = Lapic::new(0x123, false, false, FEATURES, 1);
+    let mut a = new(0x123, false, false, FEATURES, 1);
     assert_eq!(a.rdmsr(0x802, 0), Err(Gp));
     assert_eq!(a.wrmsr(0x80b, 0, 0), Err(Gp));
     let _ = a.set_apic_base(BASE | base::EXTD, false).unwrap();
@@ -545,7 +560,7 @@ fn divide_configuration() {
         (10, 128),
         (11, 1),
     ] {
-        let mut a = Lapic::new(0, false, false, FEATURES, 10);
+        let mut a = new(0, false, false, FEATURES, 10);
         let _ = a.write(reg::SVR, 0x1ff, 0);
         let _ = a.write(reg::LVT_TIMER, 0x40, 0);
         let _ = a.write(reg::DIVIDE, dcr, 0);
@@ -643,7 +658,7 @@ fn tsc_deadline() {
 
 #[test]
 fn timer_extremes_do_not_overflow() {
-    let mut a = Lapic::new(0, false, false, FEATURES, u32::MAX);
+    let mut a = new(0, false, false, FEATURES, u32::MAX);
     let _ = a.write(reg::SVR, 0x1ff, 0);
     let _ = a.write(reg::LVT_TIMER, 0x2_0040, 0);
     let _ = a.write(reg::DIVIDE, 0b1010, 0);
@@ -652,7 +667,7 @@ fn timer_extremes_do_not_overflow() {
     let _ = a.timer_expired(u64::MAX, u64::MAX);
     let _ = a.read(reg::CURRENT_COUNT, 0);
     let _ = a.read(reg::CURRENT_COUNT, u64::MAX);
-    let mut a = Lapic::new(0, false, false, FEATURES, 0);
+    let mut a = new(0, false, false, FEATURES, 0);
     let _ = a.write(reg::SVR, 0x1ff, 0);
     let _ = a.write(reg::LVT_TIMER, 0x2_0040, 0);
     let _ = a.write(reg::INITIAL_COUNT, u32::MAX, 5);
@@ -660,40 +675,30 @@ fn timer_extremes_do_not_overflow() {
     let _ = a.read(reg::CURRENT_COUNT, 7);
 }
 
+/// What LINT0 lets through to the processor.
 #[test]
-fn local_sources() {
+fn lint0() {
     let mut a = xapic();
-    assert_eq!(a.deliver_local(LocalSource::Lint1), LocalEvent::None);
-    let _ = a.write(reg::LVT_LINT1, 0x400, 0);
-    assert_eq!(a.deliver_local(LocalSource::Lint1), LocalEvent::Nmi);
     let _ = a.write(reg::LVT_LINT0, 0x700, 0);
-    assert_eq!(a.deliver_local(LocalSource::Lint0), LocalEvent::ExtInt);
-    assert!(!a.lint0_is_nmi());
+    assert!(a.lint0_accepts_extint() && !a.lint0_is_nmi());
     let _ = a.write(reg::LVT_LINT0, 0x400, 0);
     assert!(a.lint0_is_nmi() && !a.lint0_accepts_extint());
-    assert_eq!(a.deliver_local(LocalSource::Lint0), LocalEvent::Nmi);
-    let _ = a.write(reg::LVT_LINT0, 0x500, 0);
-    assert_eq!(a.deliver_local(LocalSource::Lint0), LocalEvent::Init);
-    let _ = a.write(reg::LVT_LINT0, 0x200, 0);
-    assert_eq!(a.deliver_local(LocalSource::Lint0), LocalEvent::None);
-    // Level-triggered fixed: remote IRR holds back until the EOI.
     let _ = a.write(reg::LVT_LINT0, 0x8055, 0);
-    assert_eq!(a.deliver_local(LocalSource::Lint0), LocalEvent::Posted);
-    assert_eq!(a.read(reg::LVT_LINT0, 0), 0xc055);
-    assert_eq!(a.deliver_local(LocalSource::Lint0), LocalEvent::None);
+    assert!(!a.lint0_is_nmi() && !a.lint0_accepts_extint());
+}
+
+/// Remote IRR of a level-triggered LINT0, which a state may bring, ends with the EOI.
+#[test]
+fn remote_irr() {
+    let mut a = xapic();
+    assert!(a.accept(Vector(0x55), TriggerMode::Level));
     a.ack(Vector(0x55));
+    let mut image = a.get_state(false, 0);
+    image[0x35] = 0xc055;
+    let _ = a.set_state(&image, false, 0).unwrap();
+    assert_eq!(a.read(reg::LVT_LINT0, 0), 0xc055);
     let _ = a.eoi();
     assert_eq!(a.read(reg::LVT_LINT0, 0), 0x8055);
-    assert_eq!(a.deliver_local(LocalSource::Lint0), LocalEvent::Posted);
-    // A performance-monitoring interrupt masks itself (SDM 3A 11.5.1).
-    let _ = a.write(reg::LVT_PERF, 0x400, 0);
-    assert_eq!(a.deliver_local(LocalSource::Perf), LocalEvent::Nmi);
-    assert_eq!(a.read(reg::LVT_PERF, 0), 0x400 | MASKED);
-    assert_eq!(a.deliver_local(LocalSource::Perf), LocalEvent::None);
-    let _ = a.write(reg::LVT_THERMAL, 0x0e, 0);
-    assert_eq!(a.deliver_local(LocalSource::Thermal), LocalEvent::None);
-    let _ = a.write(reg::ESR, 0, 0);
-    assert_eq!(a.read(reg::ESR, 0), esr::RECEIVE_ILLEGAL_VECTOR);
 }
 
 #[test]
@@ -729,7 +734,7 @@ fn state_round_trip() {
 
 #[test]
 fn state_id_formats() {
-    let mut a = Lapic::new(0x123, false, false, FEATURES, 1);
+    let mut a = new(0x123, false, false, FEATURES, 1);
     assert_eq!(a.get_state(true, 0)[2], 0x2300_0000);
     let _ = a.set_apic_base(BASE | base::EXTD, false).unwrap();
     let wide = a.get_state(true, 0);
@@ -756,7 +761,7 @@ fn state_of_disabled_apic_keeps_extint() {
     image[0x36] = 0x400;
     let _ = a.set_state(&image, false, 0).unwrap();
     assert!(a.lint0_accepts_extint());
-    assert_eq!(a.deliver_local(LocalSource::Lint1), LocalEvent::Nmi);
+    assert_eq!(a.get_state(false, 0)[0x36], 0x400);
 }
 
 #[test]
@@ -792,7 +797,7 @@ fn naive_highest(words: [u32; 8]) -> Option<Vector> {
         .map(Vector)
 }
 
-fn check(a: &Lapic) {
+fn check(a: &Lapic<Image>) {
     assert_eq!(a.highest_irr(), naive_highest(a.irr()));
     assert_eq!(a.highest_isr(), naive_highest(a.isr()));
     let isr = a.highest_isr().map_or(0, |v| v.0);
@@ -821,7 +826,7 @@ fn random_walk() {
             tsc_deadline: seed & 2 != 0,
             ..FEATURES
         };
-        let mut a = Lapic::new(seed as u32, seed & 4 != 0, false, features, 1);
+        let mut a = new(seed as u32, seed & 4 != 0, false, features, 1);
         let mut now = 0u64;
         for _ in 0..20_000 {
             let x = r.next();
@@ -874,7 +879,7 @@ fn random_walk() {
                     let _ = a.set_apic_base(y & 0xfd00 | base::DEFAULT_ADDRESS, x & 1 != 0);
                     let _ = a.write(reg::SVR, 0x1ff, now);
                 }
-                14 => drop(a.deliver_local(LocalSource::Lint0)),
+                14 => drop(a.eoi()),
                 _ => {
                     let image = a.get_state(x & 1 != 0, now);
                     if x & 0xff00 == 0 {

@@ -2,6 +2,7 @@
 //! Interval timer against the 8254 data sheet.
 #![forbid(unsafe_code)]
 
+use rvmm_logic::x86::irqchip::pit::channel::HZ;
 use rvmm_logic::x86::irqchip::pit::*;
 
 /// First nanosecond at which `ticks` ticks are complete.

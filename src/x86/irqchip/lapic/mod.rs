@@ -14,10 +14,9 @@ pub mod regs;
 pub mod timer;
 
 use crate::x86::irqchip::lapic::defs::{
-    LVTS, LVT_LEVEL, LVT_MASKED, LVT_REMOTE_IRR, SVR_ENABLE, SVR_SUPPRESS_EOI, VERSION,
-    VERSION_SUPPRESS_EOI,
+    LVTS, LVT_MASKED, LVT_REMOTE_IRR, SVR_ENABLE, SVR_SUPPRESS_EOI, VERSION, VERSION_SUPPRESS_EOI,
 };
-use crate::x86::irqchip::lapic::timer::{Timer, TimerArm, TimerMode};
+use crate::x86::irqchip::lapic::timer::{Timer, TimerArm};
 use crate::x86::irqchip::msg::{ApicAddr, DeliveryMode, Dfr, Message, TriggerMode, Vector};
 
 /// The access raises #GP(0) in the guest.
@@ -99,34 +98,6 @@ impl Action {
     };
 }
 
-/// A local interrupt source with an LVT entry that others trigger.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum LocalSource {
-    /// LINT0 pin (8259A INTR, PIT as NMI watchdog).
-    Lint0,
-    /// LINT1 pin (NMI).
-    Lint1,
-    /// Performance-monitoring counters; delivery sets the mask bit.
-    Perf,
-    /// Thermal sensor.
-    Thermal,
-}
-
-/// What became of a local interrupt.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum LocalEvent {
-    /// Masked, or nothing to do (SMI, reserved modes).
-    None,
-    /// The vector is in IRR now.
-    Posted,
-    /// The owner delivers an NMI.
-    Nmi,
-    /// The owner takes the vector from the 8259A.
-    ExtInt,
-    /// The owner delivers an INIT.
-    Init,
-}
-
 /// Where the registers are kept: the register at page offset `o` is number `o / 16`, as in `struct kvm_lapic_state`.
 ///
 /// Numbers are below 64. Where a processor virtualises the APIC the registers lie in a page that it changes while the
@@ -138,24 +109,13 @@ pub trait Registers {
     fn set(&mut self, n: usize, value: u32);
 }
 
-impl Registers for [u32; 64] {
-    #[inline]
-    fn get(&self, n: usize) -> u32 {
-        self[n & 63]
-    }
-    #[inline]
-    fn set(&mut self, n: usize, value: u32) {
-        self[n & 63] = value;
-    }
-}
-
 /// What is known of a 256-bit register: bit `w` is clear only if word `w` is zero.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct Summary(u8);
 
 /// A local APIC.
 #[derive(Clone, Debug)]
-pub struct Lapic<R = [u32; 64]> {
+pub struct Lapic<R> {
     pub(super) regs: R,
     /// The registers as the model stored them last: what a write that the processor carried out has replaced.
     pub(super) stored: [u32; 64],
@@ -199,13 +159,6 @@ impl Summary {
 #[inline]
 pub(super) const fn idx(offset: u32) -> usize {
     (offset >> 4) as usize & 63
-}
-
-impl Lapic {
-    /// [`Lapic::with_registers`] in memory of its own.
-    pub fn new(id: u32, bsp: bool, lint0_extint: bool, features: Features, bus_ns: u32) -> Self {
-        Self::with_registers([0; 64], id, bsp, lint0_extint, features, bus_ns)
-    }
 }
 
 impl<R: Registers> Lapic<R> {
@@ -658,12 +611,12 @@ impl<R: Registers> Lapic<R> {
         self.esr_pending |= bit;
         let lvt = self.reg(reg::LVT_ERROR);
         if first && lvt & LVT_MASKED == 0 {
-            self.request_local(lvt, TriggerMode::Edge);
+            self.request_local(lvt);
         }
     }
 
     /// Posts the vector of an LVT entry; an illegal one is noted in ESR.
-    fn request_local(&mut self, lvt: u32, trigger: TriggerMode) -> bool {
+    fn request_local(&mut self, lvt: u32) -> bool {
         let vector = Vector(lvt as u8);
         if !self.hw_enabled() {
             return false;
@@ -672,7 +625,7 @@ impl<R: Registers> Lapic<R> {
             self.esr_pending |= esr::RECEIVE_ILLEGAL_VECTOR;
             return false;
         }
-        self.request(vector, trigger);
+        self.request(vector, TriggerMode::Edge);
         true
     }
 
@@ -684,58 +637,12 @@ impl<R: Registers> Lapic<R> {
             || lvt & LVT_MASKED == 0 && DeliveryMode::from_bits(lvt >> 8) == DeliveryMode::ExtInt
     }
 
-    /// Whether LINT0 is unmasked with delivery mode NMI: PIT ticks are passed to [`Lapic::deliver_local`] then (NMI
-    /// watchdog).
+    /// Whether LINT0 is unmasked with delivery mode NMI: PIT ticks are NMIs then (watchdog).
     pub fn lint0_is_nmi(&self) -> bool {
         let lvt = self.reg(reg::LVT_LINT0);
         self.hw_enabled()
             && lvt & LVT_MASKED == 0
             && DeliveryMode::from_bits(lvt >> 8) == DeliveryMode::Nmi
-    }
-
-    /// A local source became active (SDM 3A 11.5.1).
-    pub fn deliver_local(&mut self, source: LocalSource) -> LocalEvent {
-        let offset = match source {
-            LocalSource::Lint0 => reg::LVT_LINT0,
-            LocalSource::Lint1 => reg::LVT_LINT1,
-            LocalSource::Perf => reg::LVT_PERF,
-            LocalSource::Thermal => reg::LVT_THERMAL,
-        };
-        if !self.hw_enabled() {
-            // Without a local APIC the pins are INTR and NMI (SDM 3A 11.4.3).
-            return match source {
-                LocalSource::Lint0 => LocalEvent::ExtInt,
-                LocalSource::Lint1 => LocalEvent::Nmi,
-                _ => LocalEvent::None,
-            };
-        }
-        let lvt = self.reg(offset);
-        if lvt & LVT_MASKED != 0 {
-            return LocalEvent::None;
-        }
-        if source == LocalSource::Perf {
-            self.set_reg(offset, lvt | LVT_MASKED);
-        }
-        match DeliveryMode::from_bits(lvt >> 8) {
-            DeliveryMode::Fixed => {
-                // Only LINT0 supports level (SDM 3A 11.5.1).
-                let level = source == LocalSource::Lint0 && lvt & LVT_LEVEL != 0;
-                if level && lvt & LVT_REMOTE_IRR != 0 {
-                    return LocalEvent::None;
-                }
-                if !self.request_local(lvt, TriggerMode::from_bit(level)) {
-                    return LocalEvent::None;
-                }
-                if level {
-                    self.set_reg(offset, lvt | LVT_REMOTE_IRR);
-                }
-                LocalEvent::Posted
-            }
-            DeliveryMode::Nmi => LocalEvent::Nmi,
-            DeliveryMode::ExtInt => LocalEvent::ExtInt,
-            DeliveryMode::Init => LocalEvent::Init,
-            _ => LocalEvent::None,
-        }
     }
 
     /// When to call [`Lapic::timer_expired`].
@@ -750,9 +657,7 @@ impl<R: Registers> Lapic<R> {
     /// unless masked and returns whether it did; re-arm from [`Lapic::timer_arm`] afterwards.
     pub fn timer_expired(&mut self, now: u64, tsc: u64) -> bool {
         let lvt = self.reg(reg::LVT_TIMER);
-        self.timer.expired(now, tsc)
-            && lvt & LVT_MASKED == 0
-            && self.request_local(lvt, TriggerMode::Edge)
+        self.timer.expired(now, tsc) && lvt & LVT_MASKED == 0 && self.request_local(lvt)
     }
 
     /// IA32_TSC_DEADLINE (SDM 3A 11.5.4.1); 0 unless armed.
@@ -768,10 +673,5 @@ impl<R: Registers> Lapic<R> {
             timer,
             ..Action::NONE
         }
-    }
-
-    /// Mode of the timer.
-    pub const fn timer_mode(&self) -> TimerMode {
-        self.timer.mode()
     }
 }

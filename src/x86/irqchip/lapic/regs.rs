@@ -7,13 +7,10 @@ use crate::x86::irqchip::lapic::defs::{
 };
 use crate::x86::irqchip::lapic::timer::TimerMode;
 use crate::x86::irqchip::lapic::{idx, Action, Gp, Lapic, Registers};
-use crate::x86::irqchip::msg::{x2apic_ldr, Message, Shorthand, TriggerMode, Vector};
+use crate::x86::irqchip::msg::{x2apic_ldr, Message, Shorthand, TriggerMode};
 
 /// First x2APIC MSR.
 pub const X2APIC_MSR_FIRST: u32 = 0x800;
-/// Last x2APIC MSR.
-pub const X2APIC_MSR_LAST: u32 = 0x8ff;
-
 /// LVT delivery status: read-only, always idle here.
 const LVT_STATUS: u32 = 1 << 12;
 /// ICR bits that hold something; bit 12 (delivery status) is read-only.
@@ -414,10 +411,5 @@ impl<R: Registers> Lapic<R> {
         }
         self.refresh();
         Ok(Action::ALL)
-    }
-
-    /// Vector that the spurious-interrupt register selects (SDM 3A 11.9).
-    pub fn spurious_vector(&self) -> Vector {
-        Vector(self.reg(reg::SVR) as u8)
     }
 }

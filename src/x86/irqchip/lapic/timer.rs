@@ -71,16 +71,6 @@ impl Timer {
         *self = Self::new(self.bus_ns);
     }
 
-    /// Period of the bus clock in nanoseconds.
-    pub const fn bus_ns(&self) -> u32 {
-        self.bus_ns
-    }
-
-    /// Current mode.
-    pub const fn mode(&self) -> TimerMode {
-        self.mode
-    }
-
     /// Armed TSC deadline; 0 if disarmed or in another mode.
     pub const fn tsc_deadline(&self) -> u64 {
         self.tsc_deadline

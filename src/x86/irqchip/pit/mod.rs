@@ -11,7 +11,7 @@
 pub mod channel;
 
 use crate::x86::irqchip::pit::channel::Channel;
-pub use crate::x86::irqchip::pit::channel::{ChannelState, HZ};
+pub use crate::x86::irqchip::pit::channel::ChannelState;
 
 /// Shortest interval between two interrupts in nanoseconds; protects the host against interrupt storms.
 pub const MIN_INTERVAL_NS: u64 = 200_000;
@@ -133,11 +133,6 @@ impl Pit {
             self.reset_reinject();
             self.reinject = reinject;
         }
-    }
-
-    /// Whether missed ticks are re-injected.
-    pub fn reinject(&self) -> bool {
-        self.reinject
     }
 
     fn restart_irq(&mut self, now: u64) {

@@ -340,7 +340,7 @@ pub(crate) fn translate(vm: &Vm, s: &mut State, t: &mut k::kvm_translation) {
         let view = vm.memory.view();
         let access = gwalk::Access::implicit(false);
         let found = paging.probe(&mut Reader(&view), Gva(t.linear_address), access);
-        found.map_or(u64::MAX, |x| x.gpa.0)
+        found.map_or(u64::MAX, |gpa| gpa.0)
     };
     t.valid = (t.physical_address != u64::MAX).into();
     t.writeable = 1;
