@@ -45,7 +45,6 @@ fn get_feature_msrs(arg: usize) -> Result<isize> {
         guest: &m.features,
         host: &m.features,
         host_initiated: true,
-        xss_allowed: 0,
         enforce_pv: false,
     };
     let listed = msr::feature_list(&m.features);

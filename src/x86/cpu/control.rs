@@ -10,32 +10,6 @@ use crate::x86::cpu::regs::{cr0, cr4, efer, Seg, Sregs};
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Gp;
 
-/// CR0 bits that exist; writes to others of the low 32 are ignored (SDM 3A 2.5).
-pub const CR0_DEFINED: u64 = cr0::PE
-    | cr0::MP
-    | cr0::EM
-    | cr0::TS
-    | cr0::ET
-    | cr0::NE
-    | cr0::WP
-    | cr0::AM
-    | cr0::NW
-    | cr0::CD
-    | cr0::PG;
-
-/// CR4 bits that every 64-bit CPU has.
-pub const CR4_BASE: u64 = cr4::VME
-    | cr4::PVI
-    | cr4::TSD
-    | cr4::DE
-    | cr4::PSE
-    | cr4::PAE
-    | cr4::MCE
-    | cr4::PGE
-    | cr4::PCE
-    | cr4::OSFXSR
-    | cr4::OSXMMEXCPT;
-
 const fn bits(on: bool, mask: u64) -> u64 {
     if on {
         mask
@@ -46,7 +20,7 @@ const fn bits(on: bool, mask: u64) -> u64 {
 
 /// CR4 bits that this vCPU may set.
 pub const fn cr4_allowed(f: &GuestFeatures) -> u64 {
-    CR4_BASE
+    cr4::BASE
         | bits(f.umip, cr4::UMIP)
         | bits(f.la57, cr4::LA57)
         | bits(f.fsgsbase, cr4::FSGSBASE)
@@ -103,7 +77,7 @@ pub fn cr0_write_check(
     if new >> 32 != 0 {
         return Err(Gp);
     }
-    let new = new & CR0_DEFINED | cr0::ET;
+    let new = new & cr0::DEFINED | cr0::ET;
     if new & cr0::PG != 0 && new & cr0::PE == 0 {
         return Err(Gp);
     }

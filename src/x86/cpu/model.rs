@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0
 //! What guests may see of this processor, found once at load.
 
-use crate::linux::fpu::HostControls;
 use crate::linux::boot_cpu;
+use crate::linux::fpu::HostControls;
 use crate::linux::global::{Global, Owner};
 use crate::x86::cpu::cpuid::{
     self, CpuidEntry, CpuidIndex, GuestFeatures, HostCpuid, Policy, Vendor,
@@ -106,7 +106,7 @@ fn arch_capabilities(spec_ctrl: bool) -> u64 {
     if !spec_ctrl {
         v &= !(bit::IBRS_ALL | bit::RSBA | bit::RRSBA);
     }
-    v & msr::ARCH_CAPABILITIES_ALLOWED
+    v & bit::ALLOWED
 }
 
 /// Finds out what guests may see. The lists are found as long as the owner lives.
@@ -131,23 +131,15 @@ pub(crate) fn init() -> Result<Owner> {
     let policy = Policy {
         vendor,
         xcr0,
-        xss: 0,
-        max_phys_bits: 0,
-        apic: true,
-        x2apic: true,
-        tsc_deadline: true,
-        tsc_adjust: true,
         rdtscp: caps.rdtscp,
         invpcid: caps.invpcid,
         xsaves: caps.xsaves,
         pku,
         spec_ctrl,
-        arch_capabilities: vendor == Vendor::Intel,
         lfence_serializing,
         tsc_khz: boot_cpu::tsc_khz(),
         apic_hz: 1_000_000_000,
-        kvm_features: crate::x86::cpu::KVM_FEATURES,
-        kvm_hints: 0,
+        kvm_features: cpuid::kvm_feature::OFFERED,
     };
     let mut supported = KVec::with_capacity(cpuid::MAX_ENTRIES, GFP_KERNEL)?;
     let mut buf: KVec<CpuidEntry> =

@@ -61,8 +61,6 @@ pub enum Read {
 pub enum Written {
     /// Done.
     Stored,
-    /// Done; IA32_XSS changed: CPUID leaf 0DH and the state to switch.
-    StoredXss,
     /// Hand this (validated, sanitised) value to the keeper.
     Delegate(Class, u64),
 }
@@ -76,8 +74,6 @@ pub struct Access<'a> {
     pub host: &'a GuestFeatures,
     /// KVM_GET_MSRS and KVM_SET_MSRS: may write read-only values and does not need the guest's CPUID bits.
     pub host_initiated: bool,
-    /// IA32_XSS bits that may be set.
-    pub xss_allowed: u64,
     /// Paravirtual MSRs need the guest's CPUID bits, also for user space (KVM_CAP_ENFORCE_PV_FEATURE_CPUID); else it
     /// is enough that they are offered.
     pub enforce_pv: bool,
@@ -149,7 +145,7 @@ impl Access<'_> {
 /// What an MSR file starts with at power-up.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Config {
-    /// IA32_ARCH_CAPABILITIES of the host, reduced to [`ARCH_CAPABILITIES_ALLOWED`] by [`MsrFile::new`].
+    /// IA32_ARCH_CAPABILITIES of the host, reduced to [`arch_capabilities::ALLOWED`] by [`MsrFile::new`].
     pub arch_capabilities: u64,
     /// MSR_PLATFORM_INFO: 0 or [`PLATFORM_CPUID_FAULT`].
     pub platform_info: u64,
@@ -178,51 +174,36 @@ impl Config {
     }
 }
 
-/// Bits of IA32_ARCH_CAPABILITIES that state a fact or a control that a guest can use. Hidden: TSX_CTRL,
-/// MISC_PACKAGE_CTLS, energy filtering, DOITM, MCU control, overclocking, xAPIC disable (their MSRs are not
-/// virtualised).
-pub const ARCH_CAPABILITIES_ALLOWED: u64 = arch_capabilities::RDCL_NO
-    | arch_capabilities::IBRS_ALL
-    | arch_capabilities::RSBA
-    | arch_capabilities::SKIP_L1DFL_VMENTRY
-    | arch_capabilities::SSB_NO
-    | arch_capabilities::MDS_NO
-    | arch_capabilities::IF_PSCHANGE_MC_NO
-    | arch_capabilities::TAA_NO
-    | arch_capabilities::SBDR_SSDP_NO
-    | arch_capabilities::FBSDP_NO
-    | arch_capabilities::PSDP_NO
-    | arch_capabilities::FB_CLEAR
-    | arch_capabilities::RRSBA
-    | arch_capabilities::BHI_NO
-    | arch_capabilities::PBRSB_NO
-    | arch_capabilities::GDS_NO
-    | arch_capabilities::RFDS_NO
-    | arch_capabilities::RFDS_CLEAR
-    | arch_capabilities::ITS_NO;
-
 /// Bits of IA32_ARCH_CAPABILITIES (SDM 4 table 2-2).
 #[allow(missing_docs)]
 pub mod arch_capabilities {
-    pub const RDCL_NO: u64 = 1 << 0;
-    pub const IBRS_ALL: u64 = 1 << 1;
-    pub const RSBA: u64 = 1 << 2;
-    pub const SKIP_L1DFL_VMENTRY: u64 = 1 << 3;
-    pub const SSB_NO: u64 = 1 << 4;
-    pub const MDS_NO: u64 = 1 << 5;
-    pub const IF_PSCHANGE_MC_NO: u64 = 1 << 6;
-    pub const TAA_NO: u64 = 1 << 8;
-    pub const SBDR_SSDP_NO: u64 = 1 << 13;
-    pub const FBSDP_NO: u64 = 1 << 14;
-    pub const PSDP_NO: u64 = 1 << 15;
-    pub const FB_CLEAR: u64 = 1 << 17;
-    pub const RRSBA: u64 = 1 << 19;
-    pub const BHI_NO: u64 = 1 << 20;
-    pub const PBRSB_NO: u64 = 1 << 24;
-    pub const GDS_NO: u64 = 1 << 26;
-    pub const RFDS_NO: u64 = 1 << 27;
-    pub const RFDS_CLEAR: u64 = 1 << 28;
-    pub const ITS_NO: u64 = 1 << 62;
+    use crate::x86::cpu::masks::bits;
+
+    bits! { u64;
+        /// They state a fact or a control that a guest can use. Hidden: TSX_CTRL, MISC_PACKAGE_CTLS, energy filtering, DOITM,
+        /// MCU control, overclocking, xAPIC disable (their MSRs are not virtualised).
+        ALLOWED {
+            RDCL_NO = 0;
+            IBRS_ALL = 1;
+            RSBA = 2;
+            SKIP_L1DFL_VMENTRY = 3;
+            SSB_NO = 4;
+            MDS_NO = 5;
+            IF_PSCHANGE_MC_NO = 6;
+            TAA_NO = 8;
+            SBDR_SSDP_NO = 13;
+            FBSDP_NO = 14;
+            PSDP_NO = 15;
+            FB_CLEAR = 17;
+            RRSBA = 19;
+            BHI_NO = 20;
+            PBRSB_NO = 24;
+            GDS_NO = 26;
+            RFDS_NO = 27;
+            RFDS_CLEAR = 28;
+            ITS_NO = 62;
+        }
+    }
 }
 
 /// IA32_MTRRCAP: 8 variable ranges, fixed ranges, write-combining.
@@ -263,7 +244,6 @@ pub struct MsrFile {
     misc_features: u64,
     power_ctl: u64,
     pub arch_capabilities: u64,
-    pub xss: u64,
     mtrr_def_type: u64,
     mtrr_fixed: [u64; MTRR_FIXED],
     /// Base, mask, base, mask …
@@ -287,7 +267,6 @@ impl MsrFile {
         misc_features: 0,
         power_ctl: 0,
         arch_capabilities: 0,
-        xss: 0,
         mtrr_def_type: 0,
         mtrr_fixed: [0; MTRR_FIXED],
         mtrr_variable: [0; MTRR_VARIABLE],
@@ -429,10 +408,10 @@ macro_rules! read {
     ($s:ident, command($class:ident)) => { Err(MsrError::Invalid) };
     ($s:ident, constant($value:expr)) => { Ok(Read::Value($value)) };
     ($s:ident, discarded()) => { Err(MsrError::Unknown) };
-    ($s:ident, $file:ident($($field:ident).+ [$i:expr])) => {
+    ($s:ident, file($($field:ident).+ [$i:expr])) => {
         $s.$($field).+.get(($i) as usize).map_or(Err(MsrError::Unknown), |v| Ok(Read::Value(*v)))
     };
-    ($s:ident, $file:ident($($field:ident).+ $(= $reset:expr)?)) => { Ok(Read::Value($s.$($field).+)) };
+    ($s:ident, file($($field:ident).+ $(= $reset:expr)?)) => { Ok(Read::Value($s.$($field).+)) };
 }
 
 /// Puts a checked value where a row's MSR is.
@@ -447,7 +426,6 @@ macro_rules! store {
         Ok(Written::Stored)
     }};
     ($s:ident, $v:expr, file($($field:ident).+ $(= $reset:expr)?)) => {{ $s.$($field).+ = $v; Ok(Written::Stored) }};
-    ($s:ident, $v:expr, xss_file($field:ident)) => {{ $s.$field = $v; Ok(Written::StoredXss) }};
 }
 
 /// Gives a row's MSR its power-up value, if that is not zero.
@@ -513,8 +491,7 @@ macro_rules! msrs {
 // A row has the MSR or MSRs; who has it; where it is kept; what a write of `v` leaves there, or an error; which lists
 // name it. `a` is the access, `f` the features that govern it, `c` the configuration at power-up.
 //
-// An MSR is kept by a `keeper` elsewhere, is in the `file` (with a power-up value if that is not zero; of `xss_file`
-// the caller is told), or is a `constant`. A write of a `command` acts, a read faults. A write of a `discarded` one
+// An MSR is kept by a `keeper` elsewhere, is in the `file` (with a power-up value if that is not zero)// the caller is told), or is a `constant`. A write of a `command` acts, a read faults. A write of a `discarded` one
 // has no effect, and a read does not find it.
 #[rustfmt::skip]
 msrs! { (self, a, f, msr, v, c)
@@ -545,8 +522,8 @@ msrs! { (self, a, f, msr, v, c)
     MTRR_CAP                if true                 => constant(MTRR_CAP_VALUE),
                                                        ok(a.host_initiated && v == MTRR_CAP_VALUE, v), No;
     ARCH_CAPABILITIES       if f.arch_capabilities
-                            => file(arch_capabilities = c.arch_capabilities & ARCH_CAPABILITIES_ALLOWED),
-                               ok(a.host_initiated && v & !ARCH_CAPABILITIES_ALLOWED == 0, v), Both;
+                            => file(arch_capabilities = c.arch_capabilities & arch_capabilities::ALLOWED),
+                               ok(a.host_initiated && v & !arch_capabilities::ALLOWED == 0, v), Both;
     MISC_FEATURES_ENABLES   if true                 => file(misc_features),
                                                        only(v, self.misc_features_allowed()), Index;
     SYSENTER_CS             if true                 => keeper(Backend), Ok(v & 0xffff_ffff), Index;
@@ -580,7 +557,8 @@ msrs! { (self, a, f, msr, v, c)
     MC0_CTL..=MC31_MISC     if self.mce.has(msr)    => file(mce.banks[msr - ix::MC0_CTL]),
                                                        self.bank_write(msr, v, a), No;
     TSC_DEADLINE            if f.tsc_deadline       => keeper(TscDeadline), Ok(v), Index;
-    XSS                     if f.xsaves             => xss_file(xss), only(v, a.xss_allowed), Index;
+    // No state of XSAVES is offered.
+    XSS                     if f.xsaves             => constant(0), only(v, 0), Index;
 
     KVM_WALL_CLOCK_NEW      if a.offers(CLOCKSOURCE2) => keeper(Paravirt), Ok(v), Index;
     KVM_SYSTEM_TIME_NEW     if a.offers(CLOCKSOURCE2) => keeper(Paravirt), Ok(v), Index;
@@ -667,7 +645,6 @@ pub fn index_list(host: &GuestFeatures, out: &mut [u32]) -> Result<usize, usize>
         guest: host,
         host,
         host_initiated: true,
-        xss_allowed: 0,
         enforce_pv: false,
     };
     let mut count = 0usize;

@@ -103,44 +103,60 @@ pub const fn clean_rflags(v: u64) -> u64 {
 /// CR0 bits (SDM 3A 2.5).
 #[allow(missing_docs)]
 pub mod cr0 {
-    pub const PE: u64 = 1 << 0;
-    pub const MP: u64 = 1 << 1;
-    pub const EM: u64 = 1 << 2;
-    pub const TS: u64 = 1 << 3;
-    pub const ET: u64 = 1 << 4;
-    pub const NE: u64 = 1 << 5;
-    pub const WP: u64 = 1 << 16;
-    pub const AM: u64 = 1 << 18;
-    pub const NW: u64 = 1 << 29;
-    pub const CD: u64 = 1 << 30;
-    pub const PG: u64 = 1 << 31;
+    use crate::x86::cpu::masks::bits;
+
+    bits! { u64;
+        /// The bits that exist; writes to others of the low 32 are ignored.
+        DEFINED {
+            PE = 0;
+            MP = 1;
+            EM = 2;
+            TS = 3;
+            ET = 4;
+            NE = 5;
+            WP = 16;
+            AM = 18;
+            NW = 29;
+            CD = 30;
+            PG = 31;
+        }
+    }
 }
 
 /// CR4 bits (SDM 3A 2.5).
 #[allow(missing_docs)]
 pub mod cr4 {
-    pub const VME: u64 = 1 << 0;
-    pub const PVI: u64 = 1 << 1;
-    pub const TSD: u64 = 1 << 2;
-    pub const DE: u64 = 1 << 3;
-    pub const PSE: u64 = 1 << 4;
-    pub const PAE: u64 = 1 << 5;
-    pub const MCE: u64 = 1 << 6;
-    pub const PGE: u64 = 1 << 7;
-    pub const PCE: u64 = 1 << 8;
-    pub const OSFXSR: u64 = 1 << 9;
-    pub const OSXMMEXCPT: u64 = 1 << 10;
-    pub const UMIP: u64 = 1 << 11;
-    pub const LA57: u64 = 1 << 12;
-    pub const VMXE: u64 = 1 << 13;
-    pub const FSGSBASE: u64 = 1 << 16;
-    pub const PCIDE: u64 = 1 << 17;
-    pub const OSXSAVE: u64 = 1 << 18;
-    pub const SMEP: u64 = 1 << 20;
-    pub const SMAP: u64 = 1 << 21;
-    pub const PKE: u64 = 1 << 22;
-    pub const CET: u64 = 1 << 23;
-    pub const FRED: u64 = 1 << 32;
+    use crate::x86::cpu::masks::bits;
+
+    bits! { u64;
+        /// Bits that every 64-bit CPU has.
+        BASE {
+            VME = 0;
+            PVI = 1;
+            TSD = 2;
+            DE = 3;
+            PSE = 4;
+            PAE = 5;
+            MCE = 6;
+            PGE = 7;
+            PCE = 8;
+            OSFXSR = 9;
+            OSXMMEXCPT = 10;
+        }
+        {
+            UMIP = 11;
+            LA57 = 12;
+            VMXE = 13;
+            FSGSBASE = 16;
+            PCIDE = 17;
+            OSXSAVE = 18;
+            SMEP = 20;
+            SMAP = 21;
+            PKE = 22;
+            CET = 23;
+            FRED = 32;
+        }
+    }
 }
 
 /// IA32_EFER bits (SDM 3A 2.2.1, APM 2 3.1.7).

@@ -117,7 +117,7 @@ impl Layout {
         end
     }
 
-    /// Bytes of an area in compacted form that holds the components of `bv` = XCR0 | IA32_XSS (0DH.1:EBX).
+    /// Bytes of an area in compacted form that holds the components of `bv` (0DH.1:EBX).
     pub fn compacted_size(&self, bv: u64) -> u32 {
         let mut end = LEGACY_AND_HEADER;
         for (i, c) in self.components.iter().enumerate().skip(2) {

@@ -32,7 +32,7 @@ impl Runner<'_> {
         // host's supervisor state (shadow stacks, PASID).
         let mut own = Controls {
             xcr0: self.s.xstate.xcr0,
-            xss: self.s.msrs.xss,
+            xss: 0,
             pkru: self.s.xstate.pkru,
         };
         let result = fpu.with_controls(host, &mut own, || {

@@ -40,10 +40,7 @@ impl State {
             apic_enabled: self.apic.lapic.as_ref().map(|l| l.hw_enabled()),
             mwait: self.cpuid.mwait_follows.then(|| self.msrs.mwait()),
             xsave_size: self.model.layout.standard_size(self.xstate.xcr0),
-            xsave_compacted_size: self
-                .model
-                .layout
-                .compacted_size(self.xstate.xcr0 | self.msrs.xss),
+            xsave_compacted_size: self.model.layout.compacted_size(self.xstate.xcr0),
         };
     }
 

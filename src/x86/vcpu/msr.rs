@@ -95,10 +95,6 @@ impl State {
                 }
                 return Some(Action::NONE);
             }
-            Written::StoredXss => {
-                self.refresh_dynamic();
-                return Some(Action::NONE);
-            }
             Written::Delegate(class, value) => (class, value),
         };
         match class {

@@ -328,7 +328,6 @@ impl Cpuid {
             guest: &self.features,
             host: &self.host_features,
             host_initiated,
-            xss_allowed: 0,
             enforce_pv,
         }
     }

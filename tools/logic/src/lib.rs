@@ -57,6 +57,7 @@ pub mod x86 {
         pub mod events;
         pub mod host;
         pub mod index;
+        pub mod masks;
         pub mod mce;
         pub mod msr;
         pub mod regs;

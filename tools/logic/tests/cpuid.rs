@@ -44,23 +44,15 @@ fn policy(vendor: Vendor) -> Policy {
     Policy {
         vendor,
         xcr0: xsave::CARRIED,
-        xss: 0,
-        max_phys_bits: 46,
-        apic: true,
-        x2apic: true,
-        tsc_deadline: true,
-        tsc_adjust: true,
         rdtscp: true,
         invpcid: true,
         xsaves: true,
         pku: true,
         spec_ctrl: true,
-        arch_capabilities: true,
         lfence_serializing: false,
         tsc_khz: 0,
         apic_hz: 1_000_000_000,
         kvm_features: 9,
-        kvm_hints: 0,
     }
 }
 
@@ -89,10 +81,7 @@ fn everything_named_is_shown_and_nothing_else() {
         l1[2],
         leaf1_ecx::ALLOWED | leaf1_ecx::HYPERVISOR | leaf1_ecx::X2APIC | leaf1_ecx::TSC_DEADLINE
     );
-    assert_eq!(
-        l1[3],
-        leaf1_edx::ALLOWED | leaf1_edx::EMULATED | leaf1_edx::APIC
-    );
+    assert_eq!(l1[3], leaf1_edx::ALLOWED | leaf1_edx::EMULATED);
     assert_eq!(l1[1], 0xff00, "no host APIC id");
     let hidden = [
         (1, 2, 1 << 5 | leaf1_ecx::MONITOR | (1 << 15)),
@@ -208,10 +197,6 @@ fn features_follow_the_backend() {
     assert_eq!(get(&t, 0xd, 1)[0] & leafd_1_eax::XSAVES, 0);
     let t = without(&|p| p.pku = false);
     assert_eq!(get(&t, 7, 0)[2] & leaf7_ecx::PKU, 0);
-    let t = without(&|p| p.x2apic = false);
-    assert_eq!(get(&t, 1, 0)[2] & leaf1_ecx::X2APIC, 0);
-    let t = without(&|p| p.tsc_deadline = false);
-    assert_eq!(get(&t, 1, 0)[2] & leaf1_ecx::TSC_DEADLINE, 0);
     let t = without(&|p| p.xcr0 = 3);
     assert_eq!(get(&t, 1, 0)[2] & (leaf1_ecx::AVX | leaf1_ecx::FMA), 0);
     assert_eq!(get(&t, 7, 0)[1] & (leaf7_ebx::AVX2 | leaf7_ebx::AVX512), 0);
@@ -254,12 +239,7 @@ fn too_small_a_buffer_tells_the_size() {
 
 #[test]
 fn physical_width() {
-    let mut p = policy(Vendor::Intel);
-    assert_eq!(
-        get(&table(Vendor::Intel, &p), 0x8000_0008, 0)[0],
-        (48 << 8) | 46
-    );
-    p.max_phys_bits = 0;
+    let p = policy(Vendor::Intel);
     assert_eq!(
         get(&table(Vendor::Intel, &p), 0x8000_0008, 0)[0],
         (48 << 8) | 52
@@ -507,11 +487,11 @@ fn features() {
         host.lm && host.nx && host.pcid && host.smep && host.umip && host.xsaves && host.rdtscp
     );
     assert!(!host.la57);
-    assert_eq!(host.maxphyaddr, 46);
+    assert_eq!(host.maxphyaddr, 52);
     assert_eq!(host.spec_ctrl, 0x5ff);
     assert_eq!(host.pred_cmd, 1);
     assert_eq!(host.kvm_features, 9);
-    assert_eq!(host.reserved_phys_bits(), !0 << 46);
+    assert_eq!(host.reserved_phys_bits(), !0 << 52);
     // A client that invents LA57 and a wider address does not get them.
     let mut c = t.clone();
     for x in &mut c {

@@ -52,7 +52,6 @@ impl T {
             guest: &self.guest,
             host: &self.host,
             host_initiated,
-            xss_allowed: 0x800,
             enforce_pv: false,
         }
     }
@@ -381,13 +380,13 @@ fn storage() {
     assert_eq!(t.host_set(ix::UCODE_REV, 5), OK);
     assert_eq!(t.value(ix::UCODE_REV), 5);
     assert_eq!(t.set(ix::UCODE_WRITE, 0x1234), OK);
-    assert_eq!(t.value(ix::ARCH_CAPABILITIES), ARCH_CAPABILITIES_ALLOWED);
+    assert_eq!(t.value(ix::ARCH_CAPABILITIES), arch_capabilities::ALLOWED);
     assert_eq!(t.set(ix::ARCH_CAPABILITIES, 1), GP);
     assert_eq!(t.host_set(ix::ARCH_CAPABILITIES, 1), OK);
     assert_eq!(t.host_set(ix::ARCH_CAPABILITIES, 1 << 7), GP, "TSX_CTRL");
-    assert_eq!(t.set(ix::XSS, 0x800), Ok(Written::StoredXss));
+    assert_eq!(t.set(ix::XSS, 0), Ok(Written::Stored));
     assert_eq!(t.set(ix::XSS, 0x100), GP);
-    assert_eq!(t.value(ix::XSS), 0x800);
+    assert_eq!(t.value(ix::XSS), 0);
     assert_eq!(t.set(ix::PLATFORM_INFO, 0), GP);
     assert_eq!(t.set(ix::MISC_FEATURES_ENABLES, 1), GP, "no CPUID faulting");
     assert_eq!(t.host_set(ix::PLATFORM_INFO, 1 << 31), OK);

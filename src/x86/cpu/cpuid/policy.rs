@@ -21,18 +21,6 @@ pub struct Policy {
     pub vendor: Vendor,
     /// XCR0 bits that guests may use (already a subset of the host's); 0 hides XSAVE.
     pub xcr0: u64,
-    /// IA32_XSS bits that guests may use.
-    pub xss: u64,
-    /// Upper bound of MAXPHYADDR given to guests; 0 means the host's.
-    pub max_phys_bits: u8,
-    /// A local APIC exists in the kernel: offers 1:EDX\[9\].
-    pub apic: bool,
-    /// x2APIC mode of the local APIC is emulated.
-    pub x2apic: bool,
-    /// TSC-deadline mode of the local APIC's timer is emulated.
-    pub tsc_deadline: bool,
-    /// IA32_TSC_ADJUST is emulated.
-    pub tsc_adjust: bool,
     /// RDTSCP and RDPID work (VMX: "enable RDTSCP"; TSC_AUX is switched).
     pub rdtscp: bool,
     /// INVPCID works (VMX: "enable INVPCID").
@@ -43,8 +31,6 @@ pub struct Policy {
     pub pku: bool,
     /// Speculation-control MSRs (SPEC_CTRL, PRED_CMD) are virtualised.
     pub spec_ctrl: bool,
-    /// IA32_ARCH_CAPABILITIES is offered (Intel).
-    pub arch_capabilities: bool,
     /// LFENCE is dispatch serialising on this host (AMD; DE_CFG\[1\]).
     pub lfence_serializing: bool,
     /// Guest TSC frequency in kHz when it is known and constant; 0 hides leaves 15H and 16H.
@@ -53,8 +39,6 @@ pub struct Policy {
     pub apic_hz: u32,
     /// KVM paravirtual features (40000001H:EAX). 0: signature only.
     pub kvm_features: u32,
-    /// KVM hints (40000001H:EDX).
-    pub kvm_hints: u32,
 }
 
 /// Output that counts past its end, so that the caller learns the size it needs.
@@ -64,20 +48,16 @@ struct Sink<'a> {
 }
 
 impl Sink<'_> {
-    fn put(&mut self, function: u32, index: Option<u32>, r: [u32; 4]) {
+    fn put(&mut self, function: u32, index: Option<u32>, [eax, ebx, ecx, edx]: [u32; 4]) {
         if let Some(slot) = self.out.get_mut(self.count) {
             *slot = CpuidEntry {
                 function,
                 index: index.unwrap_or(0),
-                flags: if index.is_some() {
-                    FLAG_SIGNIFICANT_INDEX
-                } else {
-                    0
-                },
-                eax: r[0],
-                ebx: r[1],
-                ecx: r[2],
-                edx: r[3],
+                flags: index.map_or(0, |_| FLAG_SIGNIFICANT_INDEX),
+                eax,
+                ebx,
+                ecx,
+                edx,
                 padding: [0; 3],
             };
         }
@@ -99,17 +79,9 @@ pub fn supported<H: HostCpuid + ?Sized>(
     let room = out.len();
     let mut s = Sink { out, count: 0 };
     basic_leaves(host, p, &mut s);
-    s.put(
-        KVM_SIGNATURE_LEAF,
-        None,
-        [
-            KVM_FEATURES_LEAF,
-            KVM_SIGNATURE[0],
-            KVM_SIGNATURE[1],
-            KVM_SIGNATURE[2],
-        ],
-    );
-    s.put(KVM_FEATURES_LEAF, None, [p.kvm_features, 0, 0, p.kvm_hints]);
+    let [b, c, d] = KVM_SIGNATURE;
+    s.put(KVM_SIGNATURE_LEAF, None, [KVM_FEATURES_LEAF, b, c, d]);
+    s.put(KVM_FEATURES_LEAF, None, [p.kvm_features, 0, 0, 0]);
     extended_leaves(host, p, &mut s);
     if s.count > room {
         Err(s.count)
@@ -124,6 +96,11 @@ const fn when(cond: bool, bits: u32) -> u32 {
     } else {
         0
     }
+}
+
+/// All bits, but for `bits` where `cond` does not hold.
+const fn only_if(cond: bool, bits: u32) -> u32 {
+    !when(!cond, bits)
 }
 
 fn basic_leaves<H: HostCpuid + ?Sized>(host: &H, p: &Policy, s: &mut Sink<'_>) {
@@ -144,17 +121,11 @@ fn basic_leaves<H: HostCpuid + ?Sized>(host: &H, p: &Policy, s: &mut Sink<'_>) {
     let avx512 = avx && p.xcr0 & xsave::AVX512 == xsave::AVX512;
 
     let h1 = host.cpuid(1, 0);
-    let mut ecx = h1[2] & leaf1_ecx::ALLOWED;
-    if !xsave {
-        ecx &= !leaf1_ecx::XSAVE;
-    }
-    if !avx || ecx & leaf1_ecx::XSAVE == 0 {
-        ecx &= !(leaf1_ecx::AVX | leaf1_ecx::FMA | leaf1_ecx::F16C);
-    }
-    ecx |= leaf1_ecx::HYPERVISOR
-        | when(p.x2apic, leaf1_ecx::X2APIC)
-        | when(p.tsc_deadline, leaf1_ecx::TSC_DEADLINE);
-    let edx = h1[3] & leaf1_edx::ALLOWED | leaf1_edx::EMULATED | when(p.apic, leaf1_edx::APIC);
+    let mut ecx = h1[2] & leaf1_ecx::ALLOWED & only_if(xsave, leaf1_ecx::XSAVE);
+    let avx = avx && ecx & leaf1_ecx::XSAVE != 0;
+    ecx &= only_if(avx, leaf1_ecx::AVX | leaf1_ecx::FMA | leaf1_ecx::F16C);
+    ecx |= leaf1_ecx::HYPERVISOR | leaf1_ecx::X2APIC | leaf1_ecx::TSC_DEADLINE;
+    let edx = h1[3] & leaf1_edx::ALLOWED | leaf1_edx::EMULATED;
     // EBX: CLFLUSH line size only. APIC id and thread count describe the vCPU: the client sets them.
     s.put(1, None, [h1[0], h1[1] & 0xff00, ecx, edx]);
     let avx = ecx & leaf1_ecx::AVX != 0;
@@ -165,7 +136,7 @@ fn basic_leaves<H: HostCpuid + ?Sized>(host: &H, p: &Policy, s: &mut Sink<'_>) {
         cache_leaves(host, max, s);
     }
     if max >= 6 {
-        s.put(6, None, [when(p.apic, leaf6_eax::ARAT), 0, 0, 0]);
+        s.put(6, None, [leaf6_eax::ARAT, 0, 0, 0]);
     }
     if max >= 7 {
         leaf7(host, p, [avx, avx512, pcid], s);
@@ -218,47 +189,35 @@ fn leaf7<H: HostCpuid + ?Sized>(
     s: &mut Sink<'_>,
 ) {
     let h7 = host.cpuid(7, 0);
-    let mut ebx = h7[1] & leaf7_ebx::ALLOWED;
-    let mut ecx = h7[2] & leaf7_ecx::ALLOWED;
-    let mut edx = h7[3] & leaf7_edx::ALLOWED;
-    if !avx {
-        ebx &= !leaf7_ebx::AVX2;
-        ecx &= !leaf7_ecx::AVX;
-    }
-    if !avx512 {
-        ebx &= !leaf7_ebx::AVX512;
-        ecx &= !leaf7_ecx::AVX512;
-        edx &= !leaf7_edx::AVX512;
-    }
-    if !(p.invpcid && pcid) {
-        ebx &= !leaf7_ebx::INVPCID;
-    }
-    ebx |= when(p.tsc_adjust, leaf7_ebx::TSC_ADJUST);
-    if !(p.pku && p.xcr0 & xsave::PKRU != 0) {
-        ecx &= !leaf7_ecx::PKU;
-    }
-    if !p.rdtscp {
-        ecx &= !leaf7_ecx::RDPID;
-    }
-    if !p.spec_ctrl {
-        edx &= !leaf7_edx::SPECULATION;
-    }
-    if !(p.arch_capabilities && p.vendor == Vendor::Intel) {
-        edx &= !leaf7_edx::ARCH_CAPABILITIES;
-    }
+    let invpcid = p.invpcid && pcid;
+    let pku = p.pku && p.xcr0 & xsave::PKRU != 0;
+    let intel = p.vendor == Vendor::Intel;
+    let ebx = h7[1]
+        & leaf7_ebx::ALLOWED
+        & only_if(avx, leaf7_ebx::AVX2)
+        & only_if(avx512, leaf7_ebx::AVX512)
+        & only_if(invpcid, leaf7_ebx::INVPCID)
+        | leaf7_ebx::TSC_ADJUST;
+    let ecx = h7[2]
+        & leaf7_ecx::ALLOWED
+        & only_if(avx, leaf7_ecx::AVX)
+        & only_if(avx512, leaf7_ecx::AVX512)
+        & only_if(pku, leaf7_ecx::PKU)
+        & only_if(p.rdtscp, leaf7_ecx::RDPID);
+    let edx = h7[3]
+        & leaf7_edx::ALLOWED
+        & only_if(avx512, leaf7_edx::AVX512)
+        & only_if(p.spec_ctrl, leaf7_edx::SPECULATION)
+        & only_if(intel, leaf7_edx::ARCH_CAPABILITIES);
     let sub_max = h7[0].min(2);
     s.put(7, Some(0), [sub_max, ebx, ecx, edx]);
     if sub_max >= 1 {
         let h = host.cpuid(7, 1);
-        let mut eax = h[0] & leaf7_1::EAX_ALLOWED;
-        let mut edx = h[3] & leaf7_1::EDX_ALLOWED;
-        if !avx {
-            eax &= !leaf7_1::EAX_AVX;
-            edx &= !leaf7_1::EDX_AVX;
-        }
-        if !avx512 {
-            eax &= !leaf7_1::EAX_AVX512;
-        }
+        let eax = h[0]
+            & leaf7_1::EAX_ALLOWED
+            & only_if(avx, leaf7_1::EAX_AVX)
+            & only_if(avx512, leaf7_1::EAX_AVX512);
+        let edx = h[3] & leaf7_1::EDX_ALLOWED & only_if(avx, leaf7_1::EDX_AVX);
         s.put(7, Some(1), [eax, 0, 0, edx]);
     }
     if sub_max >= 2 {
@@ -273,51 +232,18 @@ fn xsave_leaves<H: HostCpuid + ?Sized>(host: &H, p: &Policy, xsave: bool, s: &mu
     if xcr0 == 0 {
         return;
     }
-    let d1 = host.cpuid(0xd, 1);
-    let mut eax1 = d1[0] & leafd_1_eax::ALLOWED;
-    if !p.xsaves {
-        eax1 &= !leafd_1_eax::XSAVES;
-    }
-    let xss = if eax1 & leafd_1_eax::XSAVES != 0 {
-        p.xss
-    } else {
-        0
-    };
-    let mut layout = xsave::Layout::default();
+    let eax1 =
+        host.cpuid(0xd, 1)[0] & leafd_1_eax::ALLOWED & only_if(p.xsaves, leafd_1_eax::XSAVES);
+    let size = xsave::Layout::from_host(host, xcr0).standard_size(xcr0);
+    let head = xsave::LEGACY_AND_HEADER;
+    s.put(0xd, Some(0), [xcr0 as u32, head, size, (xcr0 >> 32) as u32]);
+    let compacts = eax1 & (leafd_1_eax::XSAVEC | leafd_1_eax::XSAVES) != 0;
+    s.put(0xd, Some(1), [eax1, when(compacts, head), 0, 0]);
     for i in 2..xsave::MAX_COMPONENTS {
-        if (xcr0 | xss) & (1 << i) != 0 {
+        if xcr0 & (1 << i) != 0 {
             let r = host.cpuid(0xd, i);
-            layout.set(i, r[0], r[1], r[2]);
-        }
-    }
-    let size = layout.standard_size(xcr0);
-    s.put(
-        0xd,
-        Some(0),
-        [
-            xcr0 as u32,
-            xsave::LEGACY_AND_HEADER,
-            size,
-            (xcr0 >> 32) as u32,
-        ],
-    );
-    let compact = if eax1 & (leafd_1_eax::XSAVEC | leafd_1_eax::XSAVES) != 0 {
-        xsave::LEGACY_AND_HEADER
-    } else {
-        0
-    };
-    s.put(
-        0xd,
-        Some(1),
-        [eax1, compact, xss as u32, (xss >> 32) as u32],
-    );
-    for i in 2..xsave::MAX_COMPONENTS {
-        if (xcr0 | xss) & (1 << i) != 0 {
-            let mut r = host.cpuid(0xd, i);
             // Bit 0 of ECX says "supervisor", bit 1 "aligned to 64 in compacted form"; XFD (bit 2) is hidden.
-            r[2] &= 3;
-            r[3] = 0;
-            s.put(0xd, Some(i), r);
+            s.put(0xd, Some(i), [r[0], r[1], r[2] & 3, 0]);
         }
     }
 }
@@ -341,57 +267,32 @@ fn extended_leaves<H: HostCpuid + ?Sized>(host: &H, p: &Policy, s: &mut Sink<'_>
             [0; 4]
         }
     };
-    s.put(
-        0x8000_0000,
-        None,
-        if intel {
-            [max, 0, 0, 0]
-        } else {
-            [max, host_max[1], host_max[2], host_max[3]]
-        },
-    );
+    let [_, b, c, d] = host_max.map(|r| when(!intel, r));
+    s.put(0x8000_0000, None, [max, b, c, d]);
     let h1 = get(0x8000_0001, 0);
     let xsave = p.xcr0 & xsave::X87_SSE == xsave::X87_SSE;
-    let mut ecx = h1[2] & ext1_ecx::ALLOWED;
-    if !(xsave && p.xcr0 & xsave::AVX != 0) {
-        ecx &= !(ext1_ecx::XOP | ext1_ecx::FMA4);
-    }
-    let mut edx = h1[3] & ext1_edx::ALLOWED;
-    if !p.rdtscp {
-        edx &= !ext1_edx::RDTSCP;
-    }
+    let avx = xsave && p.xcr0 & xsave::AVX != 0;
+    let ecx = h1[2] & ext1_ecx::ALLOWED & only_if(avx, ext1_ecx::XOP | ext1_ecx::FMA4);
+    let mut edx = h1[3] & ext1_edx::ALLOWED & only_if(p.rdtscp, ext1_edx::RDTSCP);
     if !intel {
-        let l1 = host.cpuid(1, 0)[3] & leaf1_edx::ALLOWED
-            | leaf1_edx::EMULATED
-            | when(p.apic, leaf1_edx::APIC);
-        edx |= l1 & ext1_edx::COMMON;
+        edx |= host.cpuid(1, 0)[3] & leaf1_edx::REPEATED | leaf1_edx::EMULATED;
     }
-    s.put(
-        0x8000_0001,
-        None,
-        [when(!intel, h1[0]), when(!intel, h1[1]), ecx, edx],
-    );
-    for leaf in 0x8000_0002..=0x8000_0004 {
+    let [eax, ebx, ..] = h1.map(|r| when(!intel, r));
+    s.put(0x8000_0001, None, [eax, ebx, ecx, edx]);
+    for leaf in 0x8000_0002..=0x8000_0006 {
         s.put(leaf, None, get(leaf, 0));
     }
-    s.put(0x8000_0005, None, get(0x8000_0005, 0));
-    s.put(0x8000_0006, None, get(0x8000_0006, 0));
     let edx = get(0x8000_0007, 0)[3] & ext7_edx::INVARIANT_TSC;
     s.put(0x8000_0007, None, [0, 0, 0, edx]);
 
     let h8 = get(0x8000_0008, 0);
-    let host_phys = if h8[0] & 0xff != 0 { h8[0] & 0xff } else { 36 };
-    let phys = match p.max_phys_bits {
-        0 => host_phys,
-        n => host_phys.min(n as u32),
+    let phys = if h8[0] & 0xff != 0 { h8[0] & 0xff } else { 36 };
+    let allowed = if intel {
+        ext8_ebx::WBNOINVD
+    } else {
+        ext8_ebx::ALLOWED
     };
-    let mut ebx = when(!intel, h8[1] & ext8_ebx::ALLOWED);
-    if intel && h8[1] & ext8_ebx::WBNOINVD != 0 {
-        ebx |= ext8_ebx::WBNOINVD;
-    }
-    if !p.spec_ctrl {
-        ebx &= !ext8_ebx::SPECULATION;
-    }
+    let ebx = h8[1] & allowed & only_if(p.spec_ctrl, ext8_ebx::SPECULATION);
     // LA57 is hidden: 48 linear-address bits.
     s.put(0x8000_0008, None, [phys | (48 << 8), ebx, 0, 0]);
 
@@ -429,11 +330,8 @@ fn amd_leaves(
     }
     if max >= 0x8000_0021 {
         let r = get(0x8000_0021, 0);
-        let mut eax = r[0] & ext21_eax::ALLOWED;
-        if !p.spec_ctrl {
-            eax &= !ext21_eax::SPECULATION;
-        }
-        eax |= when(p.lfence_serializing, ext21_eax::LFENCE_SERIALIZING);
+        let eax = r[0] & ext21_eax::ALLOWED & only_if(p.spec_ctrl, ext21_eax::SPECULATION)
+            | when(p.lfence_serializing, ext21_eax::LFENCE_SERIALIZING);
         // ECX[2:1]: not affected by transient scheduler attacks (TSA-SQ, TSA-L1).
         s.put(0x8000_0021, None, [eax, 0, r[2] & 6, 0]);
     }

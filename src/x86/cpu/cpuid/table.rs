@@ -87,7 +87,7 @@ pub struct Dynamic {
     pub mwait: Option<bool>,
     /// Bytes of a standard-format XSAVE area for the current XCR0 ([`xsave::Layout::standard_size`]).
     pub xsave_size: u32,
-    /// Bytes of a compacted XSAVE area for the current XCR0 | IA32_XSS ([`xsave::Layout::compacted_size`]).
+    /// Bytes of a compacted XSAVE area for the current XCR0 ([`xsave::Layout::compacted_size`]).
     pub xsave_compacted_size: u32,
 }
 
