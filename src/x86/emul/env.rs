@@ -71,11 +71,6 @@ pub trait Env {
     /// of the exit.
     fn check_port(&mut self, port: u16, width: u8) -> Result<(), Stop>;
 
-    /// Upper bound of `count * width` in one port request.
-    fn max_port_bytes(&self) -> u32 {
-        4096
-    }
-
     /// Reads items from the port and stores them to memory; returns how many were done, 1 to `count`. Memory has to be
     /// checked for writability before the port is read.
     fn port_in(&mut self, req: &PortRequest) -> Result<u32, Stop>;

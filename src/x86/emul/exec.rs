@@ -6,7 +6,7 @@ use super::addr::{bit_string_address, effective_address, linear_address, Access}
 use super::alu;
 use super::env::{Env, Outcome, Stop};
 use super::insn::{Insn, Op, Operand};
-use super::operand::{gpr, mask, merge, merge_high, read_reg, set_gpr, sign_extend, write_reg};
+use super::operand::{gpr, mask, merge, merge_high, read_reg, set_gpr, sign_extend};
 use super::string;
 use crate::x86::cpu::regs::{rflags, Gpr, Mode, Regs, Seg, Sregs};
 
@@ -68,24 +68,6 @@ pub fn advance(regs: &mut Regs, len: u8, mode: Mode) {
         rip & 0xffff_ffff
     };
     regs.rflags &= !rflags::RF;
-}
-
-/// True for a load or store of MOV, MOVNTI, MOVZX or MOVSX: one memory access and no flags.
-pub(super) fn is_move(insn: &Insn) -> bool {
-    matches!(insn.op, Op::Mov | Op::Movnti | Op::Movzx | Op::Movsx)
-        && (insn.dst == Operand::Mem || insn.src == Operand::Mem)
-}
-
-/// Completes a move (see [`is_move`]) whose memory access is done; `data` is what a load has read, zero-extended.
-pub(super) fn finish_move(insn: &Insn, regs: &mut Regs, mode: Mode, data: u64) {
-    let value = if insn.op == Op::Movsx {
-        sign_extend(data, insn.src_width)
-    } else {
-        data
-    };
-    // The destination of a store is memory, which this leaves alone.
-    write_reg(regs, insn.dst, insn.width, value);
-    advance(regs, insn.len(), mode);
 }
 
 /// Most register writes of one instruction: XCHG, XADD, CMPXCHG8B and POP make two.

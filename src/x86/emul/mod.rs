@@ -4,10 +4,11 @@
 //! Three layers, none of which knows the hypervisor around it:
 //!
 //! * [`decode()`](decode::decode) turns at most fifteen instruction bytes into an [`Insn`];
-//! * [`execute()`](exec::execute) carries out an [`Insn`] that reads or writes memory, on a [`Regs`](crate::x86::cpu::regs::Regs),
-//!   through an [`Env`](env::Env);
-//! * [`Replaying`](replay::Replaying) is an [`Env`](env::Env) over a [`Bus`] of guest-physical memory that survives exits to user space: every
-//!   completed access is kept in a [`Replay`] and answered from there when the instruction is executed again.
+//! * [`execute()`](exec::execute) carries out an [`Insn`] that reads or writes memory, on a
+//!   [`Regs`](crate::x86::cpu::regs::Regs), through an [`Env`](env::Env);
+//! * [`Replaying`](replay::Replaying) is an [`Env`](env::Env) over a [`Bus`] of guest-physical memory that survives
+//!   exits to user space: every completed access is kept in a [`Replay`] and answered from there when the instruction
+//!   is executed again.
 //!
 //! The set of instructions is closed: what is not listed in [`Op`] is [`DecodeError::Unsupported`], what is listed but
 //! has no memory semantics (CPUID, MOV CR ...) is decoded for its length and operands and is [`Stop::Unsupported`] in

@@ -3,7 +3,7 @@
 //! access.
 //!
 //! Drivers use hardly anything else to reach their registers. Such a move has one access and no flags, so none of what
-//! [`execute()`](super::execute()) does for restarts is needed. That both do the same is the test
+//! [`execute()`](super::exec::execute) does for restarts is needed. That both do the same is the test
 //! `a_move_is_what_execute_does` in tools/logic/tests/emul_moves.rs.
 #![forbid(unsafe_code)]
 

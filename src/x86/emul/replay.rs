@@ -2,7 +2,7 @@
 //! Repetition of a suspended instruction without repeating its completed accesses (api.rst 5, KVM_EXIT_MMIO).
 //!
 //! An instruction may need several accesses that only user space can complete: MOVS from MMIO to MMIO, a write that
-//! crosses from RAM into MMIO, the read and the write of `ADD [mmio], reg`. [`execute()`](super::execute()) is
+//! crosses from RAM into MMIO, the read and the write of `ADD [mmio], reg`. [`execute()`](super::exec::execute) is
 //! therefore called again from the start after each answer. [`Replay`] keeps every completed access of the attempt, to
 //! RAM as well, in order: a repeated attempt gets the same data although other processors may have changed memory or
 //! page tables meanwhile, and writes happen once.
@@ -10,8 +10,9 @@
 
 use super::addr::Access;
 use super::env::{Env, Outcome, PortRequest, Stop};
-use super::exec::{execute, finish_move, is_move};
-use super::insn::{Insn, Operand};
+use super::exec::execute;
+use super::insn::Insn;
+use super::moves::Move;
 use crate::x86::cpu::regs::{Regs, Sregs};
 
 /// Accesses one iteration of one instruction can need: two operands, each read or written once, each split at a page
@@ -130,10 +131,12 @@ impl Replay {
         }
     }
 
-    /// Makes an access wait for user space; the attempt has to end with [`Stop::Suspend`].
-    pub fn suspend(&mut self, pending: Pending) {
+    /// Makes an access wait for user space, and says how the attempt has to end.
+    #[must_use]
+    pub fn suspend(&mut self, pending: Pending) -> Stop {
         self.pending = Some(pending);
         self.answered = false;
+        Stop::Suspend
     }
 
     /// What user space has to complete, if anything.
@@ -169,20 +172,20 @@ impl Replay {
         }
     }
 
-    /// The data of the only access that a plain move makes, once user space has completed all of it. That the move
-    /// then ends as [`execute()`] would end it is the test `a_completed_move_is_not_executed_again` in
+    /// A plain move, and the data of the only access that it makes, once user space has completed all of it. That the
+    /// move then ends as [`execute()`] would end it is the test `a_completed_move_is_not_executed_again` in
     /// tools/logic/tests/emul_moves.rs.
-    fn whole(&self, insn: &Insn) -> Option<u64> {
-        if self.done != 1 || self.pending.is_some() || !is_move(insn) {
+    fn whole(&self, insn: &Insn) -> Option<(Move, u64)> {
+        if self.done != 1 || self.pending.is_some() {
             return None;
         }
-        let f = self.log.first()?;
-        let (kind, len) = if insn.dst == Operand::Mem {
-            (Kind::Write, insn.width)
+        let (m, f) = (Move::of(insn)?, self.log.first()?);
+        let kind = if m.is_store() {
+            Kind::Write
         } else {
-            (Kind::Read, insn.src_width)
+            Kind::Read
         };
-        (f.kind == kind && f.len == len).then(|| u64::from_le_bytes(f.data))
+        (f.kind == kind && f.len == m.size()).then(|| (m, u64::from_le_bytes(f.data)))
     }
 
     /// True, once, if `request` is the port request that user space has answered.
@@ -231,11 +234,6 @@ pub trait Bus {
     /// See [`Env::check_port`].
     fn check_port(&mut self, port: u16, width: u8) -> Result<(), Stop>;
 
-    /// See [`Env::max_port_bytes`].
-    fn max_port_bytes(&self) -> u32 {
-        4096
-    }
-
     /// Checks that the items' memory is writable, then inputs them: [`Answer::Done`] with the items in memory, or
     /// [`Answer::User`].
     fn port_in(&mut self, req: &PortRequest) -> Result<Answer, Stop>;
@@ -265,9 +263,9 @@ pub fn emulate<B: Bus + ?Sized>(
     bus: &mut B,
     log: &mut Replay,
 ) -> Result<Outcome, Stop> {
-    if let Some(data) = log.whole(insn) {
+    if let Some((m, data)) = log.whole(insn) {
         let mode = sregs.mode(regs.rflags);
-        finish_move(insn, regs, mode, data);
+        m.finish(regs, mode, data);
         log.clear();
         return Ok(Outcome::Done);
     }
@@ -324,10 +322,7 @@ impl<'a, B: Bus + ?Sized> Replaying<'a, B> {
                 self.log.record(fragment);
                 Ok(())
             }
-            Answer::User => {
-                self.log.suspend(Pending::Memory(fragment));
-                Err(Stop::Suspend)
-            }
+            Answer::User => Err(self.log.suspend(Pending::Memory(fragment))),
         }
     }
 
@@ -344,10 +339,7 @@ impl<'a, B: Bus + ?Sized> Replaying<'a, B> {
                 self.log.record(fragment);
                 Ok(())
             }
-            Answer::User => {
-                self.log.suspend(Pending::Memory(fragment));
-                Err(Stop::Suspend)
-            }
+            Answer::User => Err(self.log.suspend(Pending::Memory(fragment))),
         }
     }
 }
@@ -436,10 +428,6 @@ impl<B: Bus + ?Sized> Env for Replaying<'_, B> {
         self.bus.check_port(port, width)
     }
 
-    fn max_port_bytes(&self) -> u32 {
-        self.bus.max_port_bytes()
-    }
-
     fn port_in(&mut self, req: &PortRequest) -> Result<u32, Stop> {
         let pending = Pending::PortIn(*req);
         if self.log.take_answer(pending) {
@@ -448,10 +436,7 @@ impl<B: Bus + ?Sized> Env for Replaying<'_, B> {
         }
         match self.bus.port_in(req)? {
             Answer::Done => Ok(req.count),
-            Answer::User => {
-                self.log.suspend(pending);
-                Err(Stop::Suspend)
-            }
+            Answer::User => Err(self.log.suspend(pending)),
         }
     }
 
@@ -462,10 +447,7 @@ impl<B: Bus + ?Sized> Env for Replaying<'_, B> {
         }
         match self.bus.port_out(req)? {
             Answer::Done => Ok(req.count),
-            Answer::User => {
-                self.log.suspend(pending);
-                Err(Stop::Suspend)
-            }
+            Answer::User => Err(self.log.suspend(pending)),
         }
     }
 

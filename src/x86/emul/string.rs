@@ -185,8 +185,7 @@ impl Strings<'_> {
         Ok(())
     }
 
-    /// INS and OUTS: one port request of as many items as one page, the address size, the segment and the environment
-    /// permit.
+    /// INS and OUTS: one port request of as many items as one page, the address size and the segment permit.
     fn port<E: Env + ?Sized>(
         &self,
         regs: &mut Regs,
@@ -209,7 +208,7 @@ impl Strings<'_> {
         if self.mode != Mode::Long && la.wrapping_add(u64::from(width)) > 1 << 32 {
             return Err(Stop::Unsupported);
         }
-        let count = self.batch(regs, la, index, access, env.max_port_bytes());
+        let count = self.batch(regs, la, index, access);
         let req = PortRequest {
             la,
             count,
@@ -232,16 +231,14 @@ impl Strings<'_> {
     }
 
     /// Number of items, at least 1, that ascend from `la` and may go into one request.
-    fn batch(&self, regs: &Regs, la: u64, index: Gpr, access: Access, max_bytes: u32) -> u32 {
+    fn batch(&self, regs: &Regs, la: u64, index: Gpr, access: Access) -> u32 {
         let single = regs.rflags & (rflags::DF | rflags::TF) != 0;
         let width = u64::from(self.insn.width.max(1));
         if !self.repeated() || single {
             return 1;
         }
         let ea = regs.get(index) & self.amask;
-        let bytes = (4096 - (la & 4095))
-            .min(u64::from(max_bytes))
-            .min(self.amask.wrapping_sub(ea));
+        let bytes = (4096 - (la & 4095)).min(self.amask.wrapping_sub(ea));
         let n = (bytes / width).min(self.count(regs)).max(1) as u32;
         let len = n.wrapping_mul(width as u32);
         match self.linear(self.segment(index), ea, len, access) {

@@ -109,9 +109,6 @@ impl Bus for Hostile<'_> {
         }
         Ok(())
     }
-    fn max_port_bytes(&self) -> u32 {
-        [0, 1, 64, 4096, u32::MAX][usize::from(self.input.0.first().copied().unwrap_or(0) % 5)]
-    }
     fn port_in(&mut self, req: &PortRequest) -> Result<Answer, Stop> {
         self.port(req)
     }
