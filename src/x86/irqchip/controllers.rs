@@ -67,6 +67,7 @@ impl Config {
 const STORM: u32 = 10_000;
 
 /// The models. IOAPIC and 8259s exist together, or not at all (split irqchip).
+#[derive(Default)]
 struct Core {
     ioapic: Option<KBox<Ioapic>>,
     pic: Option<KBox<Pic>>,
@@ -171,27 +172,14 @@ impl Controllers {
         let core = Core {
             ioapic: Some(KBox::new(Ioapic::new(), GFP_KERNEL_ACCOUNT)?),
             pic: Some(KBox::new(Pic::new(), GFP_KERNEL_ACCOUNT)?),
-            pit: None,
-            ends: [0; ioapic::PINS],
-            rtc: (0, 0),
+            ..Core::default()
         };
         Self::new(vcpus, 0, Table::new_default()?, core)
     }
 
     /// No controllers and no routes; user space has an IOAPIC with `user_pins` pins, which are the first GSIs.
     pub(crate) fn new_split(vcpus: Arc<VcpuSet>, user_pins: u32) -> Result<Arc<Self>> {
-        Self::new(
-            vcpus,
-            user_pins,
-            Table::empty(),
-            Core {
-                ioapic: None,
-                pic: None,
-                pit: None,
-                ends: [0; ioapic::PINS],
-                rtc: (0, 0),
-            },
-        )
+        Self::new(vcpus, user_pins, Table::empty(), Core::default())
     }
 
     fn new(vcpus: Arc<VcpuSet>, user_pins: u32, table: Table, core: Core) -> Result<Arc<Self>> {

@@ -8,7 +8,7 @@
 #![forbid(unsafe_code)]
 
 use crate::bus::line::{Lines, Source};
-use crate::x86::irqchip::msg::{Message, TriggerMode, Vector};
+use crate::x86::irqchip::msg::{number, Message, TriggerMode, Vector};
 
 /// Number of pins.
 pub const PINS: usize = 24;
@@ -34,25 +34,12 @@ mod rte {
     pub const VALID: u64 = 0xff00_0000_0001_ffff;
 }
 
-/// Number of a pin, 0 to 23.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Pin(u8);
+number! {
+    /// Number of a pin.
+    Pin(u8), below PINS
+}
 
 impl Pin {
-    /// The pin `n`, if there is one.
-    pub const fn new(n: u32) -> Option<Self> {
-        if n < PINS as u32 {
-            Some(Self(n as u8))
-        } else {
-            None
-        }
-    }
-
-    /// Number of the pin, below [`PINS`].
-    pub const fn number(self) -> u32 {
-        self.0 as u32
-    }
-
     const fn bit(self) -> u32 {
         1 << (self.0 & 31)
     }

@@ -2,6 +2,32 @@
 //! Interrupt messages and their destination matching (SDM 3A 11.6, 11.11, 11.12.9; api.rst 4.71, KVM_CAP_X2APIC_API).
 #![forbid(unsafe_code)]
 
+/// Makes a type of the numbers below a limit.
+macro_rules! number {
+    ($(#[$doc:meta])* $name:ident($t:ty), below $limit:expr) => {
+        $(#[$doc])*
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+        pub struct $name($t);
+
+        impl $name {
+            /// The one with number `n`, if there is one.
+            pub const fn new(n: u32) -> Option<Self> {
+                if n < $limit as u32 {
+                    Some(Self(n as $t))
+                } else {
+                    None
+                }
+            }
+
+            /// Its number.
+            pub const fn number(self) -> u32 {
+                self.0 as u32
+            }
+        }
+    };
+}
+pub(super) use number;
+
 /// Interrupt vector.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Vector(pub u8);
@@ -200,6 +226,16 @@ impl Message {
         }
     }
 
+    /// What MSI data, redirection entries and the ICR have in common: vector, delivery mode and trigger mode in `bits`.
+    const fn decoded(dest: u32, logical: bool, bits: u32) -> Self {
+        Self {
+            dest_mode: DestMode::from_bit(logical),
+            delivery: DeliveryMode::from_bits(bits >> 8),
+            trigger: TriggerMode::from_bit(bits & (1 << 15) != 0),
+            ..Self::fixed(dest, Vector(bits as u8))
+        }
+    }
+
     /// Decodes an MSI (SDM 3A 11.11.1, 11.11.2). `address_hi` is ignored unless `format` says otherwise.
     pub const fn from_msi(address_lo: u32, address_hi: u32, data: u32, format: MsiFormat) -> Self {
         let mut dest = (address_lo >> 12) & 0xff;
@@ -209,18 +245,12 @@ impl Message {
         if format.ids_32bit {
             dest |= address_hi & 0xffff_ff00;
         }
+        // Devices signal an MSI by one write; level-triggered MSIs are asserts (the IOAPIC of a split irqchip sends
+        // them that way, without setting bit 14).
         Self {
-            dest,
-            dest_mode: DestMode::from_bit(address_lo & (1 << 2) != 0),
             dest_is_8bit: !format.no_broadcast_quirk,
-            shorthand: Shorthand::None,
-            delivery: DeliveryMode::from_bits(data >> 8),
-            trigger: TriggerMode::from_bit(data & (1 << 15) != 0),
-            // Devices signal an MSI by one write; level-triggered MSIs are asserts (the IOAPIC of a
-            // split irqchip sends them that way, without setting bit 14).
-            level: true,
-            vector: Vector(data as u8),
             redirection_hint: address_lo & (1 << 3) != 0,
+            ..Self::decoded(dest, address_lo & (1 << 2) != 0, data)
         }
     }
 
@@ -228,31 +258,20 @@ impl Message {
     pub const fn from_rte(rte: u64) -> Self {
         let low = rte as u32;
         Self {
-            dest: (rte >> 56) as u32,
-            dest_mode: DestMode::from_bit(low & (1 << 11) != 0),
             dest_is_8bit: true,
-            shorthand: Shorthand::None,
-            delivery: DeliveryMode::from_bits(low >> 8),
-            trigger: TriggerMode::from_bit(low & (1 << 15) != 0),
-            level: true,
-            vector: Vector(low as u8),
-            redirection_hint: false,
+            ..Self::decoded((rte >> 56) as u32, low & (1 << 11) != 0, low)
         }
     }
 
     /// Decodes the interrupt command register (SDM 3A 11.6.1, 11.12.9). `high` is ICR bits 63:32, whose top
     /// byte is the destination in xAPIC mode and which is the destination as a whole in x2APIC mode.
     pub const fn from_icr(low: u32, high: u32, x2apic: bool) -> Self {
+        let dest = if x2apic { high } else { high >> 24 };
         Self {
-            dest: if x2apic { high } else { high >> 24 },
-            dest_mode: DestMode::from_bit(low & (1 << 11) != 0),
             dest_is_8bit: !x2apic,
             shorthand: Shorthand::from_bits(low >> 18),
-            delivery: DeliveryMode::from_bits(low >> 8),
-            trigger: TriggerMode::from_bit(low & (1 << 15) != 0),
             level: low & (1 << 14) != 0,
-            vector: Vector(low as u8),
-            redirection_hint: false,
+            ..Self::decoded(dest, low & (1 << 11) != 0, low)
         }
     }
 

@@ -8,7 +8,7 @@
 #![forbid(unsafe_code)]
 
 use crate::bus::line::{Lines, Source};
-use crate::x86::irqchip::msg::Vector;
+use crate::x86::irqchip::msg::{number, Vector};
 
 /// Number of lines of both chips.
 pub const LINES: usize = 16;
@@ -28,24 +28,9 @@ pub mod port {
     pub const SLAVE_ELCR: u16 = 0x4d1;
 }
 
-/// Number of a line, 0 to 15.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Irq(u8);
-
-impl Irq {
-    /// The line `n`, if there is one.
-    pub const fn new(n: u32) -> Option<Self> {
-        if n < LINES as u32 {
-            Some(Self(n as u8))
-        } else {
-            None
-        }
-    }
-
-    /// Number of the line, below 16.
-    pub const fn number(self) -> u32 {
-        self.0 as u32
-    }
+number! {
+    /// Number of a line.
+    Irq(u8), below LINES
 }
 
 /// Which of the two chips.
@@ -86,7 +71,7 @@ enum Init {
     Icw4,
 }
 
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 struct Pic8259 {
     /// Line levels, for edge detection.
     last_irr: u8,
@@ -111,28 +96,6 @@ struct Pic8259 {
 }
 
 impl Pic8259 {
-    /// In reset state.
-    const fn new(elcr_mask: u8) -> Self {
-        Self {
-            last_irr: 0,
-            irr: 0,
-            imr: 0,
-            isr: 0,
-            priority_add: 0,
-            irq_base: 0,
-            read_isr: false,
-            poll: false,
-            special_mask: false,
-            init: Init::Done,
-            auto_eoi: false,
-            rotate_on_auto_eoi: false,
-            special_fully_nested: false,
-            init4: false,
-            elcr: 0,
-            elcr_mask,
-        }
-    }
-
     /// Vector of a line. ICW2 leaves the low bits clear, user space need not.
     fn vector(&self, line: u8) -> u8 {
         self.irq_base.wrapping_add(line)
@@ -327,7 +290,10 @@ impl Pic {
     /// Both chips in reset state.
     pub fn new() -> Self {
         Self {
-            chips: ELCR_MASK.map(Pic8259::new),
+            chips: ELCR_MASK.map(|elcr_mask| Pic8259 {
+                elcr_mask,
+                ..Pic8259::default()
+            }),
             lines: Lines::default(),
             acked: 0,
         }

@@ -5,7 +5,7 @@
 #![forbid(unsafe_code)]
 
 use crate::x86::irqchip::ioapic;
-use crate::x86::irqchip::msg::{Message, MsiFormat};
+use crate::x86::irqchip::msg::{number, Message, MsiFormat};
 use crate::x86::irqchip::pic;
 
 /// Number of GSIs and upper bound of table entries (KVM_CAP_IRQ_ROUTING).
@@ -21,24 +21,9 @@ pub const TYPE_MSI: u32 = 2;
 /// Entry `flags`: `devid` is valid. There is no device ID on x86, so that it changes nothing.
 const FLAG_MSI_DEVID: u32 = 1;
 
-/// Global system interrupt: index into the routing table.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Gsi(u16);
-
-impl Gsi {
-    /// GSI number `n`, below [`MAX_ROUTES`].
-    pub const fn new(n: u32) -> Option<Self> {
-        if n < MAX_ROUTES {
-            Some(Self(n as u16))
-        } else {
-            None
-        }
-    }
-
-    /// The number.
-    pub const fn number(self) -> u32 {
-        self.0 as u32
-    }
+number! {
+    /// Global system interrupt: index into the routing table.
+    Gsi(u16), below MAX_ROUTES
 }
 
 /// Where an interrupt goes.

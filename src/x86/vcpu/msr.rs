@@ -18,12 +18,6 @@ use crate::x86::vcpu::state::State;
 use crate::x86::vendor::{Groups, VcpuBackend};
 use crate::x86::vm::Vm;
 
-/// The local APIC's timer is to be armed anew.
-const TIMER: Action = Action {
-    timer: true,
-    ..Action::NONE
-};
-
 impl State {
     /// RDMSR, or KVM_GET_MSRS with `by_host`. `None` raises #GP or ends the list.
     pub(crate) fn read_msr(&mut self, vm: &Vm, index: u32, by_host: bool) -> Option<u64> {
@@ -111,11 +105,11 @@ impl State {
             // The timer's deadline is in guest TSC.
             Class::Tsc => {
                 self.write_tsc(vm, value, by_host);
-                return Some(TIMER);
+                return Some(Action::TIMER);
             }
             Class::TscAdjust => {
                 self.write_tsc_adjust(value, by_host);
-                return Some(TIMER);
+                return Some(Action::TIMER);
             }
             Class::Backend => self.write_backend_msr(index, value)?,
             Class::PredictionBarrier => {

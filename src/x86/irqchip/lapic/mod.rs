@@ -81,10 +81,23 @@ impl Action {
         eoi: None,
     };
 
-    /// Whether there is nothing to do.
-    pub fn is_none(&self) -> bool {
-        *self == Self::NONE
-    }
+    /// The timer alone.
+    pub const TIMER: Self = Self {
+        timer: true,
+        ..Self::NONE
+    };
+
+    /// The address alone.
+    pub(super) const ADDR: Self = Self {
+        addr: true,
+        ..Self::NONE
+    };
+
+    /// The pending interrupt alone.
+    pub(super) const PENDING: Self = Self {
+        pending: true,
+        ..Self::NONE
+    };
 
     /// Everything may have changed.
     pub(super) const ALL: Self = Self {
@@ -93,9 +106,13 @@ impl Action {
         base: true,
         lint0: true,
         pending: true,
-        ipi: None,
-        eoi: None,
+        ..Self::NONE
     };
+
+    /// Whether there is nothing to do.
+    pub fn is_none(&self) -> bool {
+        *self == Self::NONE
+    }
 }
 
 /// Where the registers are kept: the register at page offset `o` is number `o / 16`, as in `struct kvm_lapic_state`.

@@ -67,10 +67,7 @@ impl<R: Registers> Lapic<R> {
         match offset {
             reg::TPR => {
                 self.set_tpr(value);
-                Action {
-                    pending: true,
-                    ..Action::NONE
-                }
+                Action::PENDING
             }
             reg::EOI => self.eoi(),
             reg::SVR => self.write_svr(value, now),
@@ -98,10 +95,7 @@ impl<R: Registers> Lapic<R> {
                 }
                 self.set_reg(reg::DIVIDE, dcr);
                 self.timer.set_divide(dcr, now);
-                Action {
-                    timer: true,
-                    ..Action::NONE
-                }
+                Action::TIMER
             }
             _ => Action::NONE,
         }
@@ -164,10 +158,7 @@ impl<R: Registers> Lapic<R> {
         message.level = true;
         if message.delivery.has_vector() && !message.vector.is_legal() {
             self.error(esr::SEND_ILLEGAL_VECTOR);
-            return Action {
-                pending: true,
-                ..Action::NONE
-            };
+            return Action::PENDING;
         }
         if message.shorthand == Shorthand::Myself && message.delivery.has_vector() {
             return Action {
@@ -206,22 +197,14 @@ impl<R: Registers> Lapic<R> {
         if self.page().is_none() {
             return Action::NONE;
         }
-        let addressed = Action {
-            addr: true,
-            ..Action::NONE
-        };
         match offset {
-            reg::ID => {
-                self.set_reg(reg::ID, value & 0xff00_0000);
-                addressed
-            }
-            reg::LDR => {
-                self.set_reg(reg::LDR, value & 0xff00_0000);
-                addressed
+            reg::ID | reg::LDR => {
+                self.set_reg(offset, value & 0xff00_0000);
+                Action::ADDR
             }
             reg::DFR => {
                 self.set_reg(reg::DFR, value | 0x0fff_ffff);
-                addressed
+                Action::ADDR
             }
             reg::ICR2 => {
                 self.set_reg(reg::ICR2, value & 0xff00_0000);
@@ -238,18 +221,20 @@ impl<R: Registers> Lapic<R> {
             | reg::RRD
             | reg::CURRENT_COUNT
             | reg::ISR..=0x27f => Action::NONE,
-            reg::EOI | reg::TPR | reg::SVR | reg::ESR | reg::INITIAL_COUNT | reg::DIVIDE => {
-                self.write_common(offset, value, now)
-            }
-            reg::LVT_TIMER..=reg::LVT_ERROR if offset & 15 == 0 => {
+            reg::EOI
+            | reg::TPR
+            | reg::SVR
+            | reg::ESR
+            | reg::INITIAL_COUNT
+            | reg::DIVIDE
+            | reg::LVT_TIMER..=reg::LVT_ERROR
+                if offset & 15 == 0 =>
+            {
                 self.write_common(offset, value, now)
             }
             _ => {
                 self.error(esr::ILLEGAL_REGISTER);
-                Action {
-                    pending: true,
-                    ..Action::NONE
-                }
+                Action::PENDING
             }
         }
     }

@@ -54,7 +54,7 @@ pub struct ChannelState {
 }
 
 /// A counter.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub(super) struct Channel {
     count: u32,
     latched_count: u16,
@@ -80,24 +80,12 @@ pub(super) struct Channel {
 
 impl Channel {
     /// A counter in reset state with its gate at `gate`.
-    pub(super) const fn new(gate: bool) -> Self {
+    pub(super) fn new(gate: bool) -> Self {
         Self {
             count: 0x10000,
-            latched_count: 0,
-            count_latched: rw::NONE,
-            status_latched: false,
-            status: 0,
-            read_state: rw::NONE,
-            write_state: rw::NONE,
-            write_latch: 0,
-            rw_mode: rw::NONE,
             mode: UNPROGRAMMED,
-            bcd: false,
             gate,
-            loaded_at: 0,
-            running: false,
-            has_count: false,
-            stopped: None,
+            ..Self::default()
         }
     }
 
