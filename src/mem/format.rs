@@ -92,8 +92,8 @@ pub struct Leaf {
 /// Bits of one kind of nested page table. Functions on an entry are pure; `entry` is any 64-bit value.
 /// [`Format::child`] of [`Format::table`] is the table's address.
 pub trait Format {
-    /// How one present entry gives way to another that has another address or size: by one write, or, if this is set, it
-    /// is made invalid, every processor forgets what it has cached of it, and only then it is written ("break before
+    /// How one present entry gives way to another that has another address or size: by one write, or, if this is set,
+    /// it is made invalid, every processor forgets what it has cached of it, and only then it is written ("break before
     /// make"). In between the guest may fault on what the entry maps. Rights may always be changed in place.
     const BREAK_FIRST: bool = false;
 
@@ -112,6 +112,9 @@ pub trait Format {
 
     /// Dirty bit of a leaf.
     const DIRTY: u64;
+
+    /// Address of a table or page in an entry.
+    const ADDR: u64;
 
     /// Value of an entry that maps nothing; also the content of a fresh table, hence zero.
     const NON_PRESENT: u64 = 0;
@@ -132,10 +135,16 @@ pub trait Format {
     fn is_leaf(entry: u64, level: Level) -> bool;
 
     /// Table that a present non-leaf `entry` points to.
-    fn child(entry: u64) -> Hpa;
+    #[inline]
+    fn child(entry: u64) -> Hpa {
+        Hpa(entry & Self::ADDR)
+    }
 
     /// Address of the page that a leaf `entry` of `level` maps.
-    fn addr(entry: u64, level: Level) -> Hpa;
+    #[inline]
+    fn addr(entry: u64, level: Level) -> Hpa {
+        Hpa(entry & Self::ADDR & !level.offset_mask())
+    }
 
     /// Rights given by `entry` itself.
     fn perm(entry: u64) -> Perm;

@@ -43,6 +43,7 @@ impl Format for Npt {
     const LEVELS: (u8, u8) = (4, 5);
     const ACCESSED: u64 = ACCESSED;
     const DIRTY: u64 = DIRTY;
+    const ADDR: u64 = ADDR;
 
     #[inline]
     fn table(child: Hpa) -> u64 {
@@ -80,16 +81,6 @@ impl Format for Npt {
             Level::L2 | Level::L3 => entry & PAGE != 0,
             Level::L4 | Level::L5 => false,
         }
-    }
-
-    #[inline]
-    fn child(entry: u64) -> Hpa {
-        Hpa(entry & ADDR)
-    }
-
-    #[inline]
-    fn addr(entry: u64, level: Level) -> Hpa {
-        Hpa(entry & ADDR & !level.offset_mask())
     }
 
     #[inline]

@@ -38,6 +38,7 @@ impl Format for Stage2 {
     const ROOT_TABLES: u64 = 4;
     const ACCESSED: u64 = ACCESSED;
     const DIRTY: u64 = DIRTY;
+    const ADDR: u64 = ADDR;
 
     fn table(child: Hpa) -> u64 {
         (child.0 & ADDR) | TABLE | VALID
@@ -66,14 +67,6 @@ impl Format for Stage2 {
 
     fn is_leaf(entry: u64, level: Level) -> bool {
         level == Level::L1 || entry & TABLE == 0
-    }
-
-    fn child(entry: u64) -> Hpa {
-        Hpa(entry & ADDR)
-    }
-
-    fn addr(entry: u64, level: Level) -> Hpa {
-        Hpa(entry & ADDR & !level.offset_mask())
     }
 
     fn perm(entry: u64) -> Perm {
