@@ -14,9 +14,6 @@ pub struct Burst {
 }
 
 impl Burst {
-    /// None so far.
-    pub const NONE: Self = Self { count: 0, last: 0 };
-
     /// One more, at `now` nanoseconds of a clock that does not run backwards. Whether a burst begins with it.
     pub fn another(&mut self, now: u64) -> bool {
         let begins = self.count == 0 || now.saturating_sub(self.last) > QUIET;
@@ -37,7 +34,7 @@ mod tests {
 
     #[test]
     fn the_first_of_a_burst() {
-        let mut burst = Burst::NONE;
+        let mut burst = Burst::default();
         assert!(burst.another(5));
         // However long it goes on.
         for n in 1..100 {

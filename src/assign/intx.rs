@@ -18,7 +18,7 @@ pub trait Switch {
     fn sound_unless_asserted(&self) -> bool;
 }
 
-/// A pin between hardware and guest.
+/// A pin between hardware and guest. By default it is off and goes nowhere.
 #[derive(Debug, Default)]
 pub struct Pin {
     /// Where it goes; `None` while the guest has it switched off.
@@ -30,15 +30,6 @@ pub struct Pin {
 }
 
 impl Pin {
-    /// A pin that is off and goes nowhere.
-    pub const fn new() -> Self {
-        Self {
-            gsi: None,
-            sounding: false,
-            held: false,
-        }
-    }
-
     /// The line was asserted, by this device or another one. Whether it was this one, and the GSI to raise.
     pub fn interrupt(&mut self, switch: &impl Switch) -> (bool, Option<u32>) {
         // Looked at even when it should be off: somebody may have written back an older command register.
@@ -124,7 +115,7 @@ mod tests {
 
     #[test]
     fn one_interrupt_until_its_end() {
-        let (device, mut pin) = (Device::default(), Pin::new());
+        let (device, mut pin) = (Device::default(), Pin::default());
         assert_eq!(pin.route(&device, Some(5)), None);
         assert!(device.on.get());
         device.asserts.set(true);
@@ -144,7 +135,7 @@ mod tests {
 
     #[test]
     fn what_comes_while_it_goes_nowhere_waits() {
-        let (device, mut pin) = (Device::default(), Pin::new());
+        let (device, mut pin) = (Device::default(), Pin::default());
         device.asserts.set(true);
         assert_eq!(pin.ended(&device), None);
         assert_eq!(pin.route(&device, None), None);
@@ -159,7 +150,7 @@ mod tests {
 
     #[test]
     fn held_is_off() {
-        let (device, mut pin) = (Device::default(), Pin::new());
+        let (device, mut pin) = (Device::default(), Pin::default());
         pin.route(&device, Some(1));
         pin.hold(&device);
         assert!(!device.on.get());

@@ -623,7 +623,7 @@ fn prepare(vm: &Arc<Vm>, space: &Once<Arc<Space>>, request: &mut AssignDevice) -
 
 impl Reason {
     /// Writes the sentence and gives the error back.
-    fn refuse(&mut self, error: Error, text: core::fmt::Arguments<'_>) -> Error {
+    pub(super) fn refuse(&mut self, error: Error, text: core::fmt::Arguments<'_>) -> Error {
         let _ = self.write_fmt(text);
         error
     }

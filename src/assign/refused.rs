@@ -47,7 +47,7 @@ impl Refused {
         }
         let _ = more.push_within_capacity(Record {
             source: device.into(),
-            burst: Burst::NONE,
+            burst: Burst::default(),
             last: Refusal::default(),
         });
         core::mem::swap(&mut *records, &mut more);

@@ -77,7 +77,7 @@ impl Space {
             return Ok(mapped.domain.pinned());
         }
         let domain = Domain::new(device, &self.mm, Refused::new(self.stats.clone())?)
-            .map_err(|e| say(reason, e, format_args!("its IOMMU offers no translation")))?;
+            .map_err(|e| reason.refuse(e, format_args!("its IOMMU offers no translation")))?;
         let mut new = Mapped {
             domain,
             reserved: KVec::new(),
@@ -154,8 +154,7 @@ impl Mapped {
         for slot in slots {
             self.check(slot, &reserved).map_err(|e| {
                 let at = slot.gpa.0;
-                say(
-                    reason,
+                reason.refuse(
                     e,
                     format_args!(
                         "the memory slot at {at:#x} lies at addresses that the IOMMU reserves"
@@ -178,19 +177,17 @@ impl Mapped {
         if first {
             for slot in slots {
                 self.map(slot).map_err(|e| match e {
-                    e if e == ENOMEM => say(
-                        reason,
-                        e,
+                    e if e == ENOMEM => reason.refuse(e,
                         format_args!("the guest's memory cannot be pinned: RLIMIT_MEMLOCK is too small, or memory is short"),
                     ),
                     e => {
                         let at = slot.gpa.0;
-                        say(reason, e, format_args!("the memory slot at {at:#x} cannot be pinned"))
+                        reason.refuse(e, format_args!("the memory slot at {at:#x} cannot be pinned"))
                     }
                 })?;
             }
         }
-        blocked().map_err(|e| say(reason, e, format_args!("it could not be reset")))?;
+        blocked().map_err(|e| reason.refuse(e, format_args!("it could not be reset")))?;
         let known = self.reserved.len();
         self.reserved
             .extend_from_slice(&reserved, GFP_KERNEL_ACCOUNT)?;
@@ -198,8 +195,7 @@ impl Mapped {
         if let Err(e) = self.domain.attach(ownership) {
             self.domain.refusals().end(device);
             self.reserved.truncate(known);
-            return Err(say(
-                reason,
+            return Err(reason.refuse(
                 e,
                 format_args!("its IOMMU cannot use the translations of the VM's other devices"),
             ));
@@ -229,9 +225,4 @@ impl Mapped {
         self.domain
             .map(usize::try_from(slot.hva.0)?, range_of(slot).ok_or(EINVAL)?)
     }
-}
-
-fn say(reason: &mut Reason, error: Error, text: core::fmt::Arguments<'_>) -> Error {
-    let _ = reason.write_fmt(text);
-    error
 }

@@ -91,7 +91,7 @@ impl Wire {
         let shared = Arc::pin_init(
             pin_init!(Shared {
                 switch,
-                pin <- RawSpin::new(intx::Pin::new()),
+                pin <- RawSpin::new(intx::Pin::default()),
             }),
             GFP_KERNEL_ACCOUNT,
         )?;
