@@ -165,32 +165,21 @@ pub fn cr4_write_check(
     })
 }
 
-/// What MOV to CR3 leads to.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Cr3Write {
-    /// The value to store (bit 63 dropped).
-    pub cr3: u64,
-    /// Translations of the new address space go too (no "no-flush" hint).
-    pub flush: bool,
-}
-
-/// Checks a guest's write of `new` to CR3.
+/// Checks a guest's write of `new` to CR3 and returns what to store: bit 63, the hint "no flush", is dropped.
 ///
 /// # Errors
 ///
 /// [`Gp`] when reserved bits are set. In PAE paging without long mode the caller must also load the PDPTEs.
-pub fn cr3_write_check(new: u64, cr4: u64, efer: u64, f: &GuestFeatures) -> Result<Cr3Write, Gp> {
+pub fn cr3_write_check(new: u64, cr4: u64, efer: u64, f: &GuestFeatures) -> Result<u64, Gp> {
     const NO_FLUSH: u64 = 1 << 63;
     let mut value = new;
-    let mut flush = true;
     if cr4 & cr4::PCIDE != 0 {
-        flush = value & NO_FLUSH == 0;
         value &= !NO_FLUSH;
     }
     if efer & efer::LMA != 0 && value & cr3_reserved_bits(f) != 0 {
         return Err(Gp);
     }
-    Ok(Cr3Write { cr3: value, flush })
+    Ok(value)
 }
 
 /// Checks a write of `value` to EFER and returns what to store. `allowed`: [`efer_allowed`] of the guest, or of the

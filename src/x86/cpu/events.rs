@@ -164,6 +164,16 @@ pub fn raise_during(interrupted: Option<Event>, new: Exception) -> Result<Except
     }
 }
 
+/// An event without an instruction.
+const fn event(kind: EventKind, vector: u8, error_code: Option<u32>) -> Event {
+    Event {
+        kind,
+        vector,
+        error_code,
+        insn_len: 0,
+    }
+}
+
 /// The event that delivers `e`: the error code is made to fit the vector and the mode, so that the entry checks accept
 /// it.
 pub const fn exception_event(e: Exception, protected: bool) -> Event {
@@ -172,32 +182,17 @@ pub const fn exception_event(e: Exception, protected: bool) -> Event {
         (true, Some(c)) => Some(c),
         (true, None) => Some(0),
     };
-    Event {
-        kind: EventKind::Exception,
-        vector: e.vector,
-        error_code,
-        insn_len: 0,
-    }
+    event(EventKind::Exception, e.vector, error_code)
 }
 
 /// The event that delivers an external interrupt.
 pub const fn interrupt_event(vector: u8) -> Event {
-    Event {
-        kind: EventKind::ExternalInterrupt,
-        vector,
-        error_code: None,
-        insn_len: 0,
-    }
+    event(EventKind::ExternalInterrupt, vector, None)
 }
 
 /// The event that delivers an NMI.
 pub const fn nmi_event() -> Event {
-    Event {
-        kind: EventKind::Nmi,
-        vector: vector::NMI,
-        error_code: None,
-        insn_len: 0,
-    }
+    event(EventKind::Nmi, vector::NMI, None)
 }
 
 /// What holds events back (SDM 3A 7.8.1, 7.8.3, 7.7.1).

@@ -12,6 +12,7 @@ use crate::x86::cpu::canonical::{is_canonical, sign_extend};
 use crate::x86::cpu::cpuid::kvm_feature::*;
 use crate::x86::cpu::cpuid::{GuestFeatures, Vendor};
 use crate::x86::cpu::index as ix;
+use crate::x86::cpu::masks::bits;
 use crate::x86::cpu::mce::{Mce, MCE_BANKS};
 
 /// Who keeps an MSR that does not live in [`MsrFile`].
@@ -177,11 +178,9 @@ impl Config {
 /// Bits of IA32_ARCH_CAPABILITIES (SDM 4 table 2-2).
 #[allow(missing_docs)]
 pub mod arch_capabilities {
-    use crate::x86::cpu::masks::bits;
-
-    bits! { u64;
-        /// They state a fact or a control that a guest can use. Hidden: TSX_CTRL, MISC_PACKAGE_CTLS, energy filtering, DOITM,
-        /// MCU control, overclocking, xAPIC disable (their MSRs are not virtualised).
+    super::bits! { u64;
+        /// They state a fact or a control that a guest can use. Hidden: TSX_CTRL, MISC_PACKAGE_CTLS, energy filtering,
+        /// DOITM, MCU control, overclocking, xAPIC disable (their MSRs are not virtualised).
         ALLOWED {
             RDCL_NO = 0;
             IBRS_ALL = 1;
@@ -491,8 +490,9 @@ macro_rules! msrs {
 // A row has the MSR or MSRs; who has it; where it is kept; what a write of `v` leaves there, or an error; which lists
 // name it. `a` is the access, `f` the features that govern it, `c` the configuration at power-up.
 //
-// An MSR is kept by a `keeper` elsewhere, is in the `file` (with a power-up value if that is not zero)// the caller is told), or is a `constant`. A write of a `command` acts, a read faults. A write of a `discarded` one
-// has no effect, and a read does not find it.
+// An MSR is kept by a `keeper` elsewhere, is in the `file` (with a power-up value if that is not zero), or is a
+// `constant`. A write of a `command` acts, a read faults. A write of a `discarded` one has no effect, and a read does
+// not find it.
 #[rustfmt::skip]
 msrs! { (self, a, f, msr, v, c)
     // The first range is found first, and these are written most.

@@ -2,6 +2,8 @@
 //! Architectural register state of one vCPU in a vendor-neutral form (SDM 1 3.4, SDM 3A 2.1).
 #![forbid(unsafe_code)]
 
+use crate::x86::cpu::masks::bits;
+
 /// Index of a general-purpose register, in the encoding of ModRM/REX (SDM 2A 2.1.5).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
@@ -103,9 +105,7 @@ pub const fn clean_rflags(v: u64) -> u64 {
 /// CR0 bits (SDM 3A 2.5).
 #[allow(missing_docs)]
 pub mod cr0 {
-    use crate::x86::cpu::masks::bits;
-
-    bits! { u64;
+    super::bits! { u64;
         /// The bits that exist; writes to others of the low 32 are ignored.
         DEFINED {
             PE = 0;
@@ -126,9 +126,7 @@ pub mod cr0 {
 /// CR4 bits (SDM 3A 2.5).
 #[allow(missing_docs)]
 pub mod cr4 {
-    use crate::x86::cpu::masks::bits;
-
-    bits! { u64;
+    super::bits! { u64;
         /// Bits that every 64-bit CPU has.
         BASE {
             VME = 0;

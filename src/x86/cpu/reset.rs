@@ -8,20 +8,13 @@ use crate::x86::cpu::regs::{DescTable, Seg, Segment, Sregs};
 pub const PAT: u64 = 0x0007_0406_0007_0406;
 
 /// A segment that begins at zero and has 64 KiB.
-const fn segment(typ: u8, s: bool) -> Segment {
+fn segment(typ: u8, s: bool) -> Segment {
     Segment {
-        base: 0,
         limit: 0xffff,
-        selector: 0,
         typ,
         s,
-        dpl: 0,
         present: true,
-        avl: false,
-        l: false,
-        db: false,
-        g: false,
-        unusable: false,
+        ..Segment::default()
     }
 }
 

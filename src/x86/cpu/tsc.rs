@@ -159,7 +159,8 @@ pub struct TscWrite {
     pub by_user: bool,
 }
 
-/// Which vCPUs' TSCs are one. vCPUs belong to *generations*: those of one generation have the same offset.
+/// Which vCPUs' TSCs are one. vCPUs belong to *generations*: those of one generation have the same offset. By default
+/// there is no vCPU yet.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct TscGroup {
     last_ns: u64,
@@ -174,18 +175,6 @@ pub struct TscGroup {
 }
 
 impl TscGroup {
-    /// No vCPU yet.
-    pub const EMPTY: Self = Self {
-        last_ns: 0,
-        last_value: 0,
-        last_khz: 0,
-        last_offset: 0,
-        generation: 0,
-        offset: 0,
-        matched: 0,
-        user_set: false,
-    };
-
     /// Offset for a vCPU that belongs to generation `member` (0: none), which is updated.
     ///
     /// User space restores vCPUs one after the other, each with the value that it read a while ago: one within a

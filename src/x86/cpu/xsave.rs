@@ -4,6 +4,7 @@
 #![forbid(unsafe_code)]
 
 use crate::x86::cpu::host::HostCpuid;
+use core::ops::Range;
 
 /// x87 state.
 pub const X87: u64 = 1 << 0;
@@ -180,18 +181,21 @@ pub fn check_image(
     if header.iter().skip(16).any(|&b| b != 0) {
         return Err(ImageError::Header);
     }
-    let mask = if mxcsr_mask == 0 {
-        MXCSR_MASK_DEFAULT
-    } else {
-        mxcsr_mask
-    };
-    if read_u32(image, OFF_MXCSR).ok_or(ImageError::Short)? & !mask != 0 {
+    if read_u32(image, OFF_MXCSR).ok_or(ImageError::Short)? & !mxcsr_allowed(mxcsr_mask) != 0 {
         return Err(ImageError::Mxcsr);
     }
     if (layout.standard_size(bv) as usize) > image.len() {
         return Err(ImageError::Short);
     }
     Ok(())
+}
+
+/// MXCSR bits that exist where MXCSR_MASK is `mask`.
+const fn mxcsr_allowed(mask: u32) -> u32 {
+    match mask {
+        0 => MXCSR_MASK_DEFAULT,
+        mask => mask,
+    }
 }
 
 /// Components with which user space's MXCSR is valid: x87, SSE, AVX.
@@ -222,18 +226,12 @@ pub fn set_xstate_bv(image: &mut [u8], bv: u64) {
 pub fn materialize(image: &mut [u8], layout: &Layout, components: u64) {
     let bv = xstate_bv(image);
     if bv & X87 == 0 {
-        if let Some(x) = image.get_mut(..OFF_MXCSR) {
-            x.fill(0);
-        }
-        if let Some(x) = image.get_mut(OFF_ST..OFF_XMM) {
-            x.fill(0);
-        }
+        zero(image, 0..OFF_MXCSR);
+        zero(image, OFF_ST..OFF_XMM);
         write(image, OFF_FCW, &FCW_INIT.to_le_bytes());
     }
     if bv & SSE == 0 {
-        if let Some(x) = image.get_mut(OFF_XMM..OFF_XMM + 256) {
-            x.fill(0);
-        }
+        zero(image, OFF_XMM..OFF_XMM + 256);
         // XSAVE writes MXCSR with SSE or AVX requested, so the field is exact only if one of them is in use.
         if bv & AVX == 0 {
             write(image, OFF_MXCSR, &MXCSR_INIT.to_le_bytes());
@@ -243,11 +241,15 @@ pub fn materialize(image: &mut [u8], layout: &Layout, components: u64) {
         if components & !bv & (1 << i) != 0 {
             if let Some((offset, size)) = layout.component(i) {
                 let end = (offset as usize).saturating_add(size as usize);
-                if let Some(x) = image.get_mut(offset as usize..end) {
-                    x.fill(0);
-                }
+                zero(image, offset as usize..end);
             }
         }
+    }
+}
+
+fn zero(image: &mut [u8], bytes: Range<usize>) {
+    if let Some(x) = image.get_mut(bytes) {
+        x.fill(0);
     }
 }
 
@@ -271,9 +273,7 @@ const FPU_FIELDS: [(usize, usize, usize); 9] = [
 pub fn to_kvm_fpu(image: &[u8], fpu: &mut [u8; KVM_FPU]) {
     fpu.fill(0);
     for (to, from, len) in FPU_FIELDS {
-        if let (Some(d), Some(s)) = (fpu.get_mut(to..to + len), image.get(from..from + len)) {
-            d.copy_from_slice(s);
-        }
+        write(fpu, to, image.get(from..from + len).unwrap_or(&[]));
     }
 }
 
@@ -281,16 +281,9 @@ pub fn to_kvm_fpu(image: &[u8], fpu: &mut [u8; KVM_FPU]) {
 /// XRSTOR would fault on them.
 pub fn from_kvm_fpu(image: &mut [u8], fpu: &[u8; KVM_FPU], mxcsr_mask: u32) {
     for (from, to, len) in FPU_FIELDS {
-        if let (Some(d), Some(s)) = (image.get_mut(to..to + len), fpu.get(from..from + len)) {
-            d.copy_from_slice(s);
-        }
+        write(image, to, fpu.get(from..from + len).unwrap_or(&[]));
     }
-    let mask = if mxcsr_mask == 0 {
-        MXCSR_MASK_DEFAULT
-    } else {
-        mxcsr_mask
-    };
-    let mxcsr = read_u32(image, OFF_MXCSR).unwrap_or(MXCSR_INIT) & mask;
+    let mxcsr = read_u32(image, OFF_MXCSR).unwrap_or(MXCSR_INIT) & mxcsr_allowed(mxcsr_mask);
     write(image, OFF_MXCSR, &mxcsr.to_le_bytes());
     let bv = xstate_bv(image) | X87_SSE;
     set_xstate_bv(image, bv);

@@ -70,7 +70,7 @@ impl Clock {
         pin_init!(Self {
             inner <- new_spinlock!(Inner {
                 clock: VmClock::new(point(&now)),
-                tscs: TscGroup::EMPTY,
+                tscs: TscGroup::default(),
                 old_msr: false,
             }),
             common: AtomicBool::new(false),

@@ -118,15 +118,15 @@ impl Runner<'_> {
 
     fn write_cr3(&mut self, value: u64, stay: Option<&Stay<'_>>) -> Step {
         let old = &self.s.cpu.sregs;
-        let Ok(w) = control::cr3_write_check(value, old.cr4, old.efer, &self.s.cpuid.features)
+        let Ok(new) = control::cr3_write_check(value, old.cr4, old.efer, &self.s.cpuid.features)
         else {
             return self.raise_gp();
         };
-        let cr3 = old.pae_paging().then_some(w.cr3);
+        let cr3 = old.pae_paging().then_some(new);
         if let Err(step) = self.end_cr_write(cr3, stay) {
             return step;
         }
-        self.s.cpu.sregs.cr3 = w.cr3;
+        self.s.cpu.sregs.cr3 = new;
         self.s.dirty(Groups::CTRL);
         self.s.last_stay.tlb_generation = 0;
         Step::Again

@@ -103,7 +103,7 @@ fn write(value: u64, now_ns: u64, by_user: bool) -> TscWrite {
 
 #[test]
 fn vcpus_are_created_together() {
-    let mut g = TscGroup::EMPTY;
+    let mut g = TscGroup::default();
     let (mut a, mut b, mut c) = (0, 0, 0);
     let offset = g.write(&mut a, &write(0, 100, false));
     assert_eq!(offset, 5100u64.wrapping_neg());
@@ -121,7 +121,7 @@ fn vcpus_are_created_together() {
 
 #[test]
 fn a_second_of_slack_once_user_space_has_written() {
-    let mut g = TscGroup::EMPTY;
+    let mut g = TscGroup::default();
     let (mut a, mut b) = (0, 0);
     let start = g.write(&mut a, &write(0, 0, false));
     g.write(&mut b, &write(0, 0, false));
@@ -145,7 +145,7 @@ fn a_second_of_slack_once_user_space_has_written() {
 
 #[test]
 fn an_unstable_host_gets_the_time_that_passed() {
-    let mut g = TscGroup::EMPTY;
+    let mut g = TscGroup::default();
     let (mut a, mut b) = (0, 0);
     let w = |value, now| TscWrite {
         stable: false,
@@ -160,7 +160,7 @@ fn an_unstable_host_gets_the_time_that_passed() {
 
 #[test]
 fn offsets_set_as_such() {
-    let mut g = TscGroup::EMPTY;
+    let mut g = TscGroup::default();
     let (mut a, mut b) = (0, 0);
     g.write(&mut a, &write(0, 0, false));
     g.write(&mut b, &write(0, 0, false));

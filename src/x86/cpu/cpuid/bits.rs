@@ -5,15 +5,15 @@
 //! mask, that is, provided by the hypervisor whatever the host has. A feature of a future CPU is therefore hidden until
 //! somebody has thought about the state it adds.
 #![forbid(unsafe_code)]
+#![allow(missing_docs)]
+
+use crate::x86::cpu::masks::bits;
 
 /// CPUID.01H:ECX.
-#[allow(missing_docs)]
 pub mod leaf1_ecx {
-    use crate::x86::cpu::masks::bits;
-
-    bits! { u32;
-        /// Hidden: DTES64, DS-CPL, PDCM (performance monitoring and debug store are not virtualised), MONITOR (guest MWAIT
-        /// would hold the CPU), VMX (no nesting), SMX, EST, TM2, CNXT-ID, SDBG, xTPR, DCA (platform controls).
+    super::bits! { u32;
+        /// Hidden: DTES64, DS-CPL, PDCM (performance monitoring and debug store are not virtualised), MONITOR (guest
+        /// MWAIT would hold the CPU), VMX (no nesting), SMX, EST, TM2, CNXT-ID, SDBG, xTPR, DCA (platform controls).
         ALLOWED {
             SSE3 = 0;
             PCLMULQDQ = 1;
@@ -42,11 +42,8 @@ pub mod leaf1_ecx {
 }
 
 /// CPUID.01H:EDX.
-#[allow(missing_docs)]
 pub mod leaf1_edx {
-    use crate::x86::cpu::masks::bits;
-
-    bits! { u32;
+    super::bits! { u32;
         /// Allowed ones that 80000001H:EDX repeats on AMD.
         REPEATED {
             FPU = 0;
@@ -83,18 +80,14 @@ pub mod leaf1_edx {
 }
 
 /// CPUID.06H:EAX.
-#[allow(missing_docs)]
 pub mod leaf6_eax {
     /// The emulated APIC timer never stops. All the rest (thermal, turbo, HWP) belongs to the host.
     pub const ARAT: u32 = 1 << 2;
 }
 
 /// CPUID.(07H,0):EBX.
-#[allow(missing_docs)]
 pub mod leaf7_ebx {
-    use crate::x86::cpu::masks::bits;
-
-    bits! { u32;
+    super::bits! { u32;
         /// Bits that make sense only with all of AVX-512's state.
         AVX512 {
             AVX512F = 16;
@@ -130,11 +123,8 @@ pub mod leaf7_ebx {
 }
 
 /// CPUID.(07H,0):ECX.
-#[allow(missing_docs)]
 pub mod leaf7_ecx {
-    use crate::x86::cpu::masks::bits;
-
-    bits! { u32;
+    super::bits! { u32;
         AVX {
             VAES = 9;
             VPCLMULQDQ = 10;
@@ -146,8 +136,8 @@ pub mod leaf7_ecx {
             AVX512BITALG = 12;
             AVX512VPOPCNTDQ = 14;
         }
-        /// Hidden: WAITPKG (UMWAIT would hold the CPU), CET, PKS, key locker (new state), LA57 (4-level guests only), TME,
-        /// bus-lock detection, ENQCMD, SGX launch control.
+        /// Hidden: WAITPKG (UMWAIT would hold the CPU), CET, PKS, key locker (new state), LA57 (4-level guests only),
+        /// TME, bus-lock detection, ENQCMD, SGX launch control.
         ALLOWED | AVX | AVX512 {
             UMIP = 2;
             PKU = 3;
@@ -165,11 +155,8 @@ pub mod leaf7_ecx {
 }
 
 /// CPUID.(07H,0):EDX.
-#[allow(missing_docs)]
 pub mod leaf7_edx {
-    use crate::x86::cpu::masks::bits;
-
-    bits! { u32;
+    super::bits! { u32;
         AVX512 {
             AVX512_4VNNIW = 2;
             AVX512_4FMAPS = 3;
@@ -193,7 +180,6 @@ pub mod leaf7_edx {
 }
 
 /// CPUID.(07H,1).
-#[allow(missing_docs)]
 pub mod leaf7_1 {
     pub const SHA512: u32 = 1 << 0;
     pub const SM3: u32 = 1 << 1;
@@ -221,11 +207,8 @@ pub mod leaf7_1 {
 }
 
 /// CPUID.(07H,2):EDX: further speculation controls in IA32_SPEC_CTRL.
-#[allow(missing_docs)]
 pub mod leaf7_2_edx {
-    use crate::x86::cpu::masks::bits;
-
-    bits! { u32;
+    super::bits! { u32;
         SPECULATION {
             PSFD = 0;
             IPRED_CTRL = 1;
@@ -241,11 +224,8 @@ pub mod leaf7_2_edx {
 }
 
 /// CPUID.(0DH,1):EAX.
-#[allow(missing_docs)]
 pub mod leafd_1_eax {
-    use crate::x86::cpu::masks::bits;
-
-    bits! { u32;
+    super::bits! { u32;
         /// Hidden: XFD (only AMX uses it).
         ALLOWED {
             XSAVEOPT = 0;
@@ -257,11 +237,8 @@ pub mod leafd_1_eax {
 }
 
 /// CPUID.80000001H:ECX.
-#[allow(missing_docs)]
 pub mod ext1_ecx {
-    use crate::x86::cpu::masks::bits;
-
-    bits! { u32;
+    super::bits! { u32;
         /// Hidden: SVM (no nesting), ExtApicSpace, IBS, SKINIT, WDT, LWP, TCE, performance counters, data breakpoint
         /// extension, MONITORX. CMP_LEGACY describes the VM's topology: the client sets it.
         ALLOWED {
@@ -281,11 +258,8 @@ pub mod ext1_ecx {
 }
 
 /// CPUID.80000001H:EDX, but for the bits that repeat leaf 1 on AMD.
-#[allow(missing_docs)]
 pub mod ext1_edx {
-    use crate::x86::cpu::masks::bits;
-
-    bits! { u32;
+    super::bits! { u32;
         ALLOWED {
             SYSCALL = 11;
             NX = 20;
@@ -301,17 +275,13 @@ pub mod ext1_edx {
 }
 
 /// CPUID.80000007H:EDX.
-#[allow(missing_docs)]
 pub mod ext7_edx {
     pub const INVARIANT_TSC: u32 = 1 << 8;
 }
 
 /// CPUID.80000008H:EBX (AMD).
-#[allow(missing_docs)]
 pub mod ext8_ebx {
-    use crate::x86::cpu::masks::bits;
-
-    bits! { u32;
+    super::bits! { u32;
         SPECULATION {
             IBPB = 12;
             IBRS = 14;
@@ -334,17 +304,15 @@ pub mod ext8_ebx {
 }
 
 /// CPUID.80000021H:EAX (AMD).
-#[allow(missing_docs)]
 pub mod ext21_eax {
-    use crate::x86::cpu::masks::bits;
-
-    bits! { u32;
+    super::bits! { u32;
         SPECULATION {
             AUTO_IBRS = 8;
             SBPB = 27;
             IBPB_BRTYPE = 28;
         }
-        /// Hidden: UpperAddressIgnore (EFER bit), prefetch control MSR, CPUID user disable, workload classification, ERAPS.
+        /// Hidden: UpperAddressIgnore (EFER bit), prefetch control MSR, CPUID user disable, workload classification,
+        /// ERAPS.
         ALLOWED | SPECULATION {
             NO_NESTED_DATA_BP = 0;
             FSGS_BASE_NON_SERIALIZING = 1;
@@ -365,11 +333,8 @@ pub const KVM_FEATURES_LEAF: u32 = 0x4000_0001;
 pub const KVM_SIGNATURE: [u32; 3] = [0x4b4d_564b, 0x564b_4d56, 0x0000_004d];
 
 /// KVM_FEATURE_*: bits of 40000001H:EAX (kernel document virt/kvm/x86/cpuid.rst).
-#[allow(missing_docs)]
 pub mod kvm_feature {
-    use crate::x86::cpu::masks::bits;
-
-    bits! { u32;
+    super::bits! { u32;
         /// What guests are offered.
         OFFERED {
             CLOCKSOURCE = 0;

@@ -5,8 +5,7 @@
 
 use crate::abi::uapi;
 use crate::abi::uapi::{k, Uapi};
-use crate::mem::addr::{Gpa, Gva};
-use crate::mem::memory::MemoryView;
+use crate::mem::addr::Gva;
 use crate::x86::cpu::control;
 use crate::x86::cpu::events;
 use crate::x86::cpu::regs::{
@@ -15,6 +14,7 @@ use crate::x86::cpu::regs::{
 use crate::x86::exit::{Event, EventKind};
 use crate::x86::irqchip::lapic::Action;
 use crate::x86::paging::gwalk;
+use crate::x86::vcpu::guest_mem::Tables;
 use crate::x86::vcpu::state::{MpState, State};
 use crate::x86::vcpu::Vcpu;
 use crate::x86::vendor::{Groups, VcpuBackend};
@@ -315,31 +315,17 @@ pub(crate) fn set_debugregs(s: &mut State, d: &k::kvm_debugregs) -> Result {
 
 /// KVM_TRANSLATE (api.rst 4.15).
 pub(crate) fn translate(vm: &Vm, s: &mut State, t: &mut k::kvm_translation) {
-    struct Reader<'a, 'b>(&'a MemoryView<'b>);
-    impl gwalk::GuestRead for Reader<'_, '_> {
-        type Error = ();
-        fn read_u32(&mut self, gpa: crate::mem::addr::Gpa) -> Result<u32, ()> {
-            let mut b = [0; 4];
-            self.0.read(gpa, &mut b).map_err(|_| ())?;
-            Ok(u32::from_le_bytes(b))
-        }
-        fn read_u64(&mut self, gpa: crate::mem::addr::Gpa) -> Result<u64, ()> {
-            let mut b = [0; 8];
-            self.0.read(gpa, &mut b).map_err(|_| ())?;
-            Ok(u64::from_le_bytes(b))
-        }
-        fn set_ad(&mut self, _: Gpa, _: u64, _: u64, _: u8) -> Result<bool, ()> {
-            Err(())
-        }
-    }
     let paging = s.paging();
     // All ones are KVM's word for none, also without paging, where every other address is found.
     t.physical_address = if s.cpu.sregs.cr0 & cr0::PG == 0 {
         t.linear_address
     } else {
-        let view = vm.memory.view();
+        let mut tables = Tables {
+            view: &vm.memory.view(),
+            atomic: false,
+        };
         let access = gwalk::Access::implicit(false);
-        let found = paging.probe(&mut Reader(&view), Gva(t.linear_address), access);
+        let found = paging.probe(&mut tables, Gva(t.linear_address), access);
         found.map_or(u64::MAX, |gpa| gpa.0)
     };
     t.valid = (t.physical_address != u64::MAX).into();
