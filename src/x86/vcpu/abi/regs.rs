@@ -322,7 +322,7 @@ pub(crate) fn translate(vm: &Vm, s: &mut State, t: &mut k::kvm_translation) {
     } else {
         let mut tables = Tables {
             view: &vm.memory.view(),
-            atomic: false,
+            stay: None,
         };
         let access = gwalk::Access::implicit(false);
         let found = paging.probe(&mut tables, Gva(t.linear_address), access);
