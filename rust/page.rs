@@ -139,9 +139,9 @@ impl WordPage {
     /// The word at `index`, counted around at the end of the page.
     #[inline(always)]
     pub fn get(&self, index: usize) -> u32 {
-        // SAFETY: The remainder is within the page, which this value owns, which was zeroed, and whose words are aligned.
-        // By the invariant other code writes it only by `set`, which `&self` excludes; hardware may, and the access is
-        // volatile.
+        // SAFETY: The remainder is within the page, which this value owns, which was zeroed, and whose words are
+        // aligned. By the invariant other code writes it only by `set`, which `&self` excludes; hardware may, and the
+        // access is volatile.
         unsafe { self.word(index).read_volatile() }
     }
 

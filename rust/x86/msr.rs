@@ -10,7 +10,8 @@ use kernel::prelude::*;
 
 use crate::linux::bindings;
 
-/// Assembler for "an exception at label 2 goes on at label 3, by the handler for `{kind}`": `_ASM_EXTABLE_TYPE` of asm/asm.h.
+/// Assembler for "an exception at label 2 goes on at label 3, by the handler for `{kind}`": `_ASM_EXTABLE_TYPE` of
+/// asm/asm.h.
 macro_rules! extable {
     () => {
         ".pushsection __ex_table, \"a\"\n\

@@ -13,8 +13,8 @@ use kernel::uaccess::{UserPtr, UserSlice};
 use zerocopy::Immutable;
 use zerocopy_derive::Immutable;
 
-/// A structure of the interface: integers, without padding that has no name, so that it may be taken for its bytes and any
-/// bytes for it. The compiler checks that where the traits are derived: for the header's structures in
+/// A structure of the interface: integers, without padding that has no name, so that it may be taken for its bytes and
+/// any bytes for it. The compiler checks that where the traits are derived: for the header's structures in
 /// `rust/bindgen_flags`, for others below.
 pub(crate) trait Uapi: FromBytes + IntoBytes + Immutable {}
 
