@@ -509,7 +509,7 @@ fn features() {
     assert!(g.la57);
     let g = g.restrict(&host);
     assert!(!g.la57 && !g.pcid && g.smep);
-    assert_eq!(g.maxphyaddr, 46);
+    assert_eq!(g.maxphyaddr, 52);
     let x = CpuidIndex::new(&t);
     assert_eq!(guest_xcr0(&t, &x, !0), 0x2e7);
     assert_eq!(guest_xcr0(&t, &x, 7), 7);
