@@ -7,8 +7,8 @@ use crate::abi::stats::ExitClass;
 use crate::mem::addr::Gpa;
 use crate::x86::cpu::regs::Gpr;
 
-/// Why the guest stopped running. Raw vendor reasons never leave `src/x86/vmx` and `src/x86/svm`, except inside
-/// [`Exit::Unknown`] and [`Exit::EntryFailure`], which are reported to user space.
+/// Why the guest stopped running. The vendors' own reasons stop here, except inside [`Exit::Unknown`] and
+/// [`Exit::EntryFailure`], which are reported to user space.
 #[derive(Clone, Copy, Debug)]
 pub enum Exit {
     /// A host interrupt is pending; it is delivered when the host enables interrupts.
@@ -109,6 +109,34 @@ impl Exit {
         }
     }
 }
+
+/// A row of [`INSTRUCTIONS`]: the exit, its basic exit reasons on VMX, its exit codes on SVM.
+pub type Instruction = (Exit, &'static [u32], &'static [u64]);
+
+/// The exits that say no more than that one of certain instructions was met, with the numbers that the vendors have for
+/// them (SDM 3D table C-1, APM 2 appendix C). Both vendors' `decode` make a table of their own numbers from it.
+///
+/// On VMX the processor tells the instruction's length (SDM 3C 28.2.5), and many of these exits want a control in
+/// `src/x86/vmx/config.rs`. On SVM a code from 60H to 9FH is intercepted because it stands here.
+pub const INSTRUCTIONS: &[Instruction] = &[
+    (Exit::Cpuid, &[10], &[0x72]),
+    (Exit::Hlt, &[12], &[0x78]),
+    // SVM has one code for both, which `decode` tells apart.
+    (Exit::Rdmsr, &[31], &[]),
+    (Exit::Wrmsr, &[32], &[]),
+    (Exit::Hypercall, &[18], &[0x81]),
+    (Exit::Rdpmc, &[15], &[0x6f]),
+    (Exit::CacheInvalidate, &[13, 54], &[0x76, 0x89]),
+    (Exit::Pause, &[40], &[0x77]),
+    (Exit::MonitorMwait, &[39, 36], &[0x8a, 0x8b]),
+    (Exit::Xsetbv, &[55], &[0x8d]),
+    // GETSEC, VMCLEAR to VMXON, INVEPT, INVVPID, INVPCID, VMFUNC, ENCLS; RSM, INVLPGA, VMRUN, VMLOAD to SKINIT, RDPRU.
+    (
+        Exit::Undefined,
+        &[11, 19, 20, 21, 22, 23, 24, 25, 26, 27, 50, 53, 58, 59, 60],
+        &[0x73, 0x7a, 0x80, 0x82, 0x83, 0x84, 0x85, 0x86, 0x8e],
+    ),
+];
 
 /// A port access (SDM 3C 28.2.1 table 28-5, APM 2 15.10.2).
 #[derive(Clone, Copy, Debug)]

@@ -10,7 +10,7 @@ use super::vmcb::{exit, misc1, vintr, Control, Vmcb};
 use crate::linux::irqflags::IrqsOff;
 use crate::mem::addr::Gpa;
 use crate::x86::cpu::regs::Gpr;
-use crate::x86::exit::{CrAccess, CrOp, Exception, Exit, Io, NestedFault};
+use crate::x86::exit::{CrAccess, CrOp, Exception, Exit, Io, NestedFault, INSTRUCTIONS};
 
 /// What else an exit tells, besides [`Exit`].
 pub(super) struct Told {
@@ -136,20 +136,48 @@ fn rare(v: &mut Vmcb, nmi: &mut Nmi, assists: bool, irqs_off: IrqsOff<'_>) -> Ex
             exception(vector, info1, info2, v.save.dr6, irqs_off)
         }
         exit::SHUTDOWN => Exit::TripleFault,
-        exit::INVD | exit::WBINVD => Exit::CacheInvalidate,
-        exit::RDPMC => Exit::Rdpmc,
-        exit::PAUSE => Exit::Pause,
-        exit::XSETBV => Exit::Xsetbv,
-        exit::MONITOR | exit::MWAIT | exit::MWAIT_CONDITIONAL => Exit::MonitorMwait,
         exit::TASK_SWITCH => Exit::TaskSwitch,
-        exit::RSM | exit::INVLPGA | exit::VMRUN | exit::VMLOAD..=exit::SKINIT | exit::RDPRU => {
-            Exit::Undefined
-        }
         exit::SMI | exit::INIT | exit::FERR_FREEZE => Exit::HostInterrupt,
         exit::INVALID | exit::INVALID32 => Exit::EntryFailure(exit::INVALID),
-        other => Exit::Unknown(other),
+        other => instruction(other).unwrap_or(Exit::Unknown(other)),
     }
 }
+
+/// The rows of [`INSTRUCTIONS`] by exit code, for the intercepts of vectors 3 and 4: codes 60H to 9FH.
+const BY_CODE: [Option<Exit>; 64] = {
+    let mut table = [None; 64];
+    let mut row = 0;
+    while row < INSTRUCTIONS.len() {
+        let (exit, _, codes) = INSTRUCTIONS[row];
+        let mut i = 0;
+        while i < codes.len() {
+            let slot = &mut table[(codes[i] - exit::VECTOR_3) as usize];
+            assert!(slot.is_none(), "two exits have this code");
+            *slot = Some(exit);
+            i += 1;
+        }
+        row += 1;
+    }
+    table
+};
+
+/// What exit code `code` means when an instruction is all there is to say.
+fn instruction(code: u64) -> Option<Exit> {
+    static TABLE: [Option<Exit>; 64] = BY_CODE;
+    let i = code.wrapping_sub(exit::VECTOR_3) as usize;
+    TABLE.get(i).copied().flatten()
+}
+
+/// The bits of intercept vectors 3 and 4 that [`INSTRUCTIONS`] ask for: the bits of a vector have consecutive codes.
+pub(super) const INTERCEPTS: [u32; 2] = {
+    let mut vectors = [0; 2];
+    let mut i = 0;
+    while i < BY_CODE.len() {
+        vectors[i / 32] |= (BY_CODE[i].is_some() as u32) << (i % 32);
+        i += 1;
+    }
+    vectors
+};
 
 /// An access of control register `cr`. With decode assists bit 63 says that it was a MOV, whose general register is
 /// in bits 3:0 (APM 2 15.33.1).

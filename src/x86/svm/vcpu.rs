@@ -7,12 +7,12 @@
 use super::asid::Tag;
 use super::breakpoints::HostDebug;
 use super::check::{check, SvmCaps};
-use super::decode::{decode, Told};
+use super::decode::{decode, Told, INTERCEPTS};
 use super::msr::{field, Stayed};
 use super::nmi::Nmi;
 use super::platform::{shared, Cpu, Shared};
 use super::state::{self, Shadow};
-use super::vmcb::{exit, misc1, misc2, tlb_control, vintr, Vmcb, VmcbPage, CR4_ACCESS, CR8_WRITE};
+use super::vmcb::{exit, misc1, tlb_control, vintr, Vmcb, VmcbPage, CR4_ACCESS, CR8_WRITE};
 use super::{entry, event, quirks, view};
 use crate::pr_warn_ratelimited;
 use crate::x86::cpu::cpuid::GuestFeatures;
@@ -180,32 +180,18 @@ fn set_up(v: &mut Vmcb, shared: &Shared) {
     // reads get V_TPR, and writes go there while no interrupt waits for a lower one (APM 2 15.21.1).
     c.intercept_cr = CR4_ACCESS | CR8_WRITE;
     c.intercept_dr = 0xffff_ffff;
-    c.intercept_misc1 = misc1::INTR
+    // Whether PAUSE exits is `set_pause_exits`' to say.
+    let [vector_3, vector_4] = INTERCEPTS;
+    c.intercept_misc1 = vector_3 & !misc1::PAUSE
+        | misc1::INTR
         | misc1::NMI
         | misc1::SMI
         | misc1::INIT
-        | misc1::RDPMC
-        | misc1::CPUID
-        | misc1::RSM
-        | misc1::INVD
-        | misc1::HLT
-        | misc1::INVLPGA
         | misc1::IOIO_PROT
         | misc1::MSR_PROT
         | misc1::FERR_FREEZE
         | misc1::SHUTDOWN;
-    c.intercept_misc2 = misc2::VMRUN
-        | misc2::VMMCALL
-        | misc2::VMLOAD
-        | misc2::VMSAVE
-        | misc2::STGI
-        | misc2::CLGI
-        | misc2::SKINIT
-        | misc2::WBINVD
-        | misc2::MONITOR
-        | misc2::MWAIT
-        | misc2::XSETBV
-        | misc2::RDPRU;
+    c.intercept_misc2 = vector_4;
     c.iopm_base_pa = shared.iopm.phys();
     c.msrpm_base_pa = shared.msrpm.phys();
     c.vintr = vintr::V_INTR_MASKING;

@@ -191,41 +191,20 @@ pub(super) mod tlb_control {
     pub(in crate::x86::svm) const FLUSH_GUEST: u8 = 3;
 }
 
-/// Intercept bits of vector 3 (VMCB offset 0xc).
+/// Intercept bits of vector 3 (VMCB offset 0xc) that are no instruction's, or change.
 pub(super) mod misc1 {
     pub(in crate::x86::svm) const INTR: u32 = 1 << 0;
     pub(in crate::x86::svm) const NMI: u32 = 1 << 1;
     pub(in crate::x86::svm) const SMI: u32 = 1 << 2;
     pub(in crate::x86::svm) const INIT: u32 = 1 << 3;
     pub(in crate::x86::svm) const VINTR: u32 = 1 << 4;
-    pub(in crate::x86::svm) const RDPMC: u32 = 1 << 15;
-    pub(in crate::x86::svm) const CPUID: u32 = 1 << 18;
-    pub(in crate::x86::svm) const RSM: u32 = 1 << 19;
     pub(in crate::x86::svm) const IRET: u32 = 1 << 20;
-    pub(in crate::x86::svm) const INVD: u32 = 1 << 22;
     pub(in crate::x86::svm) const PAUSE: u32 = 1 << 23;
     pub(in crate::x86::svm) const HLT: u32 = 1 << 24;
-    pub(in crate::x86::svm) const INVLPGA: u32 = 1 << 26;
     pub(in crate::x86::svm) const IOIO_PROT: u32 = 1 << 27;
     pub(in crate::x86::svm) const MSR_PROT: u32 = 1 << 28;
     pub(in crate::x86::svm) const FERR_FREEZE: u32 = 1 << 30;
     pub(in crate::x86::svm) const SHUTDOWN: u32 = 1 << 31;
-}
-
-/// Intercept bits of vector 4 (VMCB offset 0x10).
-pub(super) mod misc2 {
-    pub(in crate::x86::svm) const VMRUN: u32 = 1 << 0;
-    pub(in crate::x86::svm) const VMMCALL: u32 = 1 << 1;
-    pub(in crate::x86::svm) const VMLOAD: u32 = 1 << 2;
-    pub(in crate::x86::svm) const VMSAVE: u32 = 1 << 3;
-    pub(in crate::x86::svm) const STGI: u32 = 1 << 4;
-    pub(in crate::x86::svm) const CLGI: u32 = 1 << 5;
-    pub(in crate::x86::svm) const SKINIT: u32 = 1 << 6;
-    pub(in crate::x86::svm) const WBINVD: u32 = 1 << 9;
-    pub(in crate::x86::svm) const MONITOR: u32 = 1 << 10;
-    pub(in crate::x86::svm) const MWAIT: u32 = 1 << 11;
-    pub(in crate::x86::svm) const XSETBV: u32 = 1 << 13;
-    pub(in crate::x86::svm) const RDPRU: u32 = 1 << 14;
 }
 
 /// Fields of `vintr` (VMCB offset 0x60).
@@ -241,7 +220,7 @@ pub(super) mod vintr {
     pub(in crate::x86::svm) const V_INTR_VECTOR: u64 = 0xff << V_INTR_VECTOR_SHIFT;
 }
 
-/// Exit codes (APM 2 appendix C).
+/// Exit codes (APM 2 appendix C); those of mere instructions stand in `src/x86/exit.rs`.
 pub(super) mod exit {
     pub(in crate::x86::svm) const CR_READ: u64 = 0x00;
     pub(in crate::x86::svm) const CR_READ_LAST: u64 = 0x0f;
@@ -251,34 +230,22 @@ pub(super) mod exit {
     pub(in crate::x86::svm) const DR_WRITE_LAST: u64 = 0x3f;
     pub(in crate::x86::svm) const EXCEPTION: u64 = 0x40;
     pub(in crate::x86::svm) const EXCEPTION_LAST: u64 = 0x5f;
+    /// Where the codes of intercept vector 3 begin; those of vector 4 follow.
+    pub(in crate::x86::svm) const VECTOR_3: u64 = 0x60;
     pub(in crate::x86::svm) const INTR: u64 = 0x60;
     pub(in crate::x86::svm) const NMI: u64 = 0x61;
     pub(in crate::x86::svm) const SMI: u64 = 0x62;
     pub(in crate::x86::svm) const INIT: u64 = 0x63;
     pub(in crate::x86::svm) const VINTR: u64 = 0x64;
-    pub(in crate::x86::svm) const RDPMC: u64 = 0x6f;
     pub(in crate::x86::svm) const CPUID: u64 = 0x72;
-    pub(in crate::x86::svm) const RSM: u64 = 0x73;
     pub(in crate::x86::svm) const IRET: u64 = 0x74;
-    pub(in crate::x86::svm) const INVD: u64 = 0x76;
-    pub(in crate::x86::svm) const PAUSE: u64 = 0x77;
     pub(in crate::x86::svm) const HLT: u64 = 0x78;
-    pub(in crate::x86::svm) const INVLPGA: u64 = 0x7a;
     pub(in crate::x86::svm) const IOIO: u64 = 0x7b;
     pub(in crate::x86::svm) const MSR: u64 = 0x7c;
     pub(in crate::x86::svm) const TASK_SWITCH: u64 = 0x7d;
     pub(in crate::x86::svm) const FERR_FREEZE: u64 = 0x7e;
     pub(in crate::x86::svm) const SHUTDOWN: u64 = 0x7f;
-    pub(in crate::x86::svm) const VMRUN: u64 = 0x80;
     pub(in crate::x86::svm) const VMMCALL: u64 = 0x81;
-    pub(in crate::x86::svm) const VMLOAD: u64 = 0x82;
-    pub(in crate::x86::svm) const SKINIT: u64 = 0x86;
-    pub(in crate::x86::svm) const WBINVD: u64 = 0x89;
-    pub(in crate::x86::svm) const MONITOR: u64 = 0x8a;
-    pub(in crate::x86::svm) const MWAIT: u64 = 0x8b;
-    pub(in crate::x86::svm) const MWAIT_CONDITIONAL: u64 = 0x8c;
-    pub(in crate::x86::svm) const XSETBV: u64 = 0x8d;
-    pub(in crate::x86::svm) const RDPRU: u64 = 0x8e;
     pub(in crate::x86::svm) const NPF: u64 = 0x400;
     /// VMEXIT_INVALID, -1.
     pub(in crate::x86::svm) const INVALID: u64 = u64::MAX;

@@ -134,7 +134,7 @@ pub const PENDING_DEBUG_BS: u64 = 1 << 14;
 /// IA32_DEBUGCTL: single-step on branches.
 pub const DEBUGCTL_BTF: u64 = 1 << 1;
 
-/// Basic exit reasons (SDM 3D table C-1).
+/// Basic exit reasons (SDM 3D table C-1); those of mere instructions stand in `src/x86/exit.rs`.
 pub mod reason {
     pub const EXCEPTION_OR_NMI: u32 = 0;
     pub const EXTERNAL_INTERRUPT: u32 = 1;
@@ -142,22 +142,9 @@ pub mod reason {
     pub const INTERRUPT_WINDOW: u32 = 7;
     pub const NMI_WINDOW: u32 = 8;
     pub const TASK_SWITCH: u32 = 9;
-    pub const CPUID: u32 = 10;
-    pub const GETSEC: u32 = 11;
-    pub const HLT: u32 = 12;
-    pub const INVD: u32 = 13;
-    pub const RDPMC: u32 = 15;
-    pub const VMCALL: u32 = 18;
-    pub const VMCLEAR: u32 = 19;
-    pub const VMXON: u32 = 27;
     pub const CR_ACCESS: u32 = 28;
     pub const DR_ACCESS: u32 = 29;
     pub const IO: u32 = 30;
-    pub const RDMSR: u32 = 31;
-    pub const WRMSR: u32 = 32;
-    pub const MWAIT: u32 = 36;
-    pub const MONITOR: u32 = 39;
-    pub const PAUSE: u32 = 40;
     pub const MACHINE_CHECK_ENTRY: u32 = 41;
     pub const TPR_BELOW_THRESHOLD: u32 = 43;
     pub const APIC_ACCESS: u32 = 44;
@@ -165,15 +152,8 @@ pub mod reason {
     pub const INVALID_GUEST_STATE: u32 = 33;
     pub const EPT_VIOLATION: u32 = 48;
     pub const EPT_MISCONFIG: u32 = 49;
-    pub const INVEPT: u32 = 50;
     pub const PREEMPTION_TIMER: u32 = 52;
-    pub const INVVPID: u32 = 53;
-    pub const WBINVD: u32 = 54;
-    pub const XSETBV: u32 = 55;
     pub const APIC_WRITE: u32 = 56;
-    pub const INVPCID: u32 = 58;
-    pub const VMFUNC: u32 = 59;
-    pub const ENCLS: u32 = 60;
     pub const PML_FULL: u32 = 62;
     /// Bit 31 of the exit reason: the entry failed (SDM 3C 25.9.1).
     pub const ENTRY_FAILURE: u32 = 1 << 31;

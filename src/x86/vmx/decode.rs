@@ -10,7 +10,7 @@ use super::vmcs::*;
 use crate::mem::addr::Gpa;
 use crate::x86::cpu::events::vector;
 use crate::x86::cpu::regs::Gpr;
-use crate::x86::exit::{CrAccess, CrOp, Exception, Exit, Io, NestedFault};
+use crate::x86::exit::{CrAccess, CrOp, Exception, Exit, Io, NestedFault, INSTRUCTIONS};
 
 /// What else an exit tells, besides [`Exit`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -27,26 +27,32 @@ pub(super) enum Class {
 /// qualification (SDM 3C 28.2.3).
 pub(super) const QUAL_NMI_UNBLOCKED: u64 = 1 << 12;
 
-/// The exits without qualification that a busy guest causes most, by basic reason; all are instructions'.
-const FREQUENT: [Option<Exit>; 64] = {
+/// The rows of [`INSTRUCTIONS`] by basic exit reason.
+const BY_REASON: [Option<Exit>; 64] = {
     let mut table = [None; 64];
-    table[reason::CPUID as usize] = Some(Exit::Cpuid);
-    table[reason::HLT as usize] = Some(Exit::Hlt);
-    table[reason::VMCALL as usize] = Some(Exit::Hypercall);
-    table[reason::RDMSR as usize] = Some(Exit::Rdmsr);
-    table[reason::WRMSR as usize] = Some(Exit::Wrmsr);
+    let mut row = 0;
+    while row < INSTRUCTIONS.len() {
+        let (exit, reasons, _) = INSTRUCTIONS[row];
+        let mut i = 0;
+        while i < reasons.len() {
+            let slot = &mut table[reasons[i] as usize];
+            assert!(slot.is_none(), "two exits have this reason");
+            *slot = Some(exit);
+            i += 1;
+        }
+        row += 1;
+    }
     table
 };
 
-/// The neutral form of exit reason `code` when that is all there is to say and the instruction length is valid.
+/// The neutral form of exit reason `code` when an instruction is all there is to say; its length is valid then.
 #[inline(always)]
-pub(super) fn frequent(code: u32) -> Option<Exit> {
-    static TABLE: [Option<Exit>; 64] = FREQUENT;
+pub(super) fn instruction(code: u32) -> Option<Exit> {
+    static TABLE: [Option<Exit>; 64] = BY_REASON;
     TABLE.get(code as usize).copied().flatten()
 }
 
-/// Decodes basic exit reason `code`, but for those of [`frequent`], [`nested_fault`], [`io`] and [`exception`] (reason
-/// 0).
+/// Decodes basic exit reason `code`, but for those of [`nested_fault`], [`io`] and [`exception`] (reason 0).
 #[inline]
 pub(super) fn decode(vm: Current<'_>, code: u32) -> (Exit, Class) {
     let insn = |exit| (exit, Class::Instruction);
@@ -56,21 +62,9 @@ pub(super) fn decode(vm: Current<'_>, code: u32) -> (Exit, Class) {
         reason::CR_ACCESS => insn(cr_access(vm.read(EXIT_QUALIFICATION))),
         reason::INTERRUPT_WINDOW => other(Exit::IrqWindow),
         reason::NMI_WINDOW => other(Exit::NmiWindow),
-        reason::PAUSE => insn(Exit::Pause),
         reason::DR_ACCESS => insn(Exit::DrAccess),
-        reason::XSETBV => insn(Exit::Xsetbv),
-        reason::RDPMC => insn(Exit::Rdpmc),
-        reason::WBINVD | reason::INVD => insn(Exit::CacheInvalidate),
-        reason::MONITOR | reason::MWAIT => insn(Exit::MonitorMwait),
         reason::TRIPLE_FAULT => other(Exit::TripleFault),
         reason::TASK_SWITCH => (Exit::TaskSwitch, Class::Delivery),
-        reason::GETSEC
-        | reason::VMCLEAR..=reason::VMXON
-        | reason::INVEPT
-        | reason::INVVPID
-        | reason::INVPCID
-        | reason::VMFUNC
-        | reason::ENCLS => insn(Exit::Undefined),
         reason::PREEMPTION_TIMER => other(Exit::PreemptionTimer),
         reason::TPR_BELOW_THRESHOLD => insn(Exit::TprBelowThreshold),
         reason::APIC_ACCESS => (apic_access(vm.read(EXIT_QUALIFICATION)), Class::Delivery),
@@ -81,7 +75,8 @@ pub(super) fn decode(vm: Current<'_>, code: u32) -> (Exit, Class) {
         reason::EPT_MISCONFIG | reason::PML_FULL => {
             (Exit::Unknown(u64::from(code)), Class::Delivery)
         }
-        _ => other(Exit::Unknown(u64::from(code))),
+        // The exit reason had bits beside its number.
+        _ => instruction(code).map_or(other(Exit::Unknown(u64::from(code))), insn),
     }
 }
 
@@ -110,7 +105,7 @@ const fn apic_access(q: u64) -> Exit {
     })
 }
 
-/// Port access with exit qualification `q` (SDM 3C table 28-5). An instruction's, like those of [`frequent`].
+/// Port access with exit qualification `q` (SDM 3C table 28-5). An instruction's, like those of [`instruction`].
 #[inline(always)]
 pub(super) const fn io(q: u64) -> Exit {
     Exit::Io(Io {

@@ -559,7 +559,7 @@ impl VcpuBackend for VmxVcpu {
         cpu.avail = Groups::NONE;
         cpu.dirty = Groups::NONE;
         self.read_regs(vm, cpu);
-        if let Some(exit) = decode::frequent(reason) {
+        if let Some(exit) = decode::instruction(reason) {
             self.last_exit.insn_len = vm.read(EXIT_INSTRUCTION_LEN) as u8;
             return exit;
         }
