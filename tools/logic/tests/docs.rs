@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
-//! The documents against the source: every ioctl and capability is described, every link and make target exists.
+//! The documents against the source: every ioctl and capability is described, every link and make target exists, and
+//! what `hacking.md` shows of the tree is there.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -205,4 +206,55 @@ fn unsafe_code_is_where_the_design_says() {
         found, allowed,
         "files of src/ with unsafe code (left) and those that may have it (right)"
     );
+}
+
+/// The runs of consecutive lines that the hunks of a diff add.
+fn added(hunks: &str) -> Vec<Vec<&str>> {
+    let mut runs = vec![Vec::new()];
+    for line in hunks.lines() {
+        match line.strip_prefix('+') {
+            Some(line) => runs.last_mut().unwrap().push(line),
+            None => runs.push(Vec::new()),
+        }
+    }
+    runs.retain(|r| !r.is_empty());
+    runs
+}
+
+#[test]
+fn examples_of_how_to_add_stand_in_the_tree() {
+    let hacking = text("docs/hacking.md");
+    let how = hacking
+        .split("\n## How to add an ioctl, an exit or an MSR\n")
+        .nth(1)
+        .and_then(|s| s.split("\n## ").next())
+        .unwrap();
+    let sections: Vec<_> = how.split("\n### ").skip(1).collect();
+    assert_eq!(sections.len(), 3, "an ioctl, an exit, an MSR");
+    for section in sections {
+        let title = section.lines().next().unwrap();
+        let mut files = BTreeSet::new();
+        for diff in section.split("\n```diff\n").skip(1) {
+            let diff = diff.split("\n```").next().unwrap();
+            let (file, hunks) = diff
+                .strip_prefix("+++ b/")
+                .and_then(|d| d.split_once('\n'))
+                .unwrap_or_else(|| panic!("{title}: a diff that names no file"));
+            files.insert(file);
+            let source = text(file);
+            let lines: Vec<_> = source.lines().collect();
+            for run in added(hunks) {
+                assert!(
+                    lines.windows(run.len()).any(|w| w == run),
+                    "docs/hacking.md, {title}: {file} has no longer\n{}",
+                    run.join("\n")
+                );
+            }
+        }
+        assert!(
+            (1..=3).contains(&files.len()),
+            "docs/hacking.md, {title}: {} files, three are promised",
+            files.len()
+        );
+    }
 }

@@ -395,6 +395,8 @@ fn storage() {
     assert!(t.file.cpuid_faults());
     assert_eq!(t.host_set(ix::PLATFORM_INFO, 0), GP, "in use");
     assert_eq!(t.set(ix::MISC_FEATURES_ENABLES, 0), OK);
+    assert_eq!(t.set(ix::POWER_CTL, 2), OK);
+    assert_eq!(t.value(ix::POWER_CTL), 2, "kept, without effect");
     assert_eq!(t.value(ix::PLATFORM_ID), 0);
     assert_eq!(t.set(ix::P5_MC_TYPE, 0), OK);
     assert_eq!(t.set(ix::P5_MC_TYPE, 1), GP);
