@@ -2,8 +2,9 @@
 /*
  * The contract of /dev/rvmm with user space.
  *
- * /dev/rvmm speaks the ioctl interface of /dev/kvm: same numbers, same structures, same meaning (Documentation/virt/kvm/api.rst),
- * for what KVM_CHECK_EXTENSION claims. What rvmm adds lives here, under an ioctl type of its own.
+ * /dev/rvmm speaks the ioctl interface of /dev/kvm: same numbers, same structures, same meaning
+ * (Documentation/virt/kvm/api.rst), for what KVM_CHECK_EXTENSION claims. What rvmm adds lives here, under an ioctl type
+ * of its own.
  */
 #ifndef _UAPI_RVMM_H
 #define _UAPI_RVMM_H
@@ -38,10 +39,10 @@ struct rvmm_entry_failure {
 #define RVMM_CAP_ASSIGN_DEVICE	(RVMM_CAP_BASE + 1)
 
 /*
- * A PCI function, bound to the driver "rvmm" (driver_override), for this VM. Its IOMMU group becomes the VM's, the writable memory
- * slots are pinned (charged to RLIMIT_MEMLOCK) and are from now on what the device reaches, at guest-physical
- * addresses. Slots over device memory and read-only slots are not reached by DMA; slots at addresses that the IOMMU
- * reserves (0xfee00000 to 0xfeefffff) are refused.
+ * A PCI function, bound to the driver "rvmm" (driver_override), for this VM. Its IOMMU group becomes the VM's, the
+ * writable memory slots are pinned (charged to RLIMIT_MEMLOCK) and are from now on what the device reaches, at
+ * guest-physical addresses. Slots over device memory and read-only slots are not reached by DMA; slots at addresses
+ * that the IOMMU reserves (0xfee00000 to 0xfeefffff) are refused.
  */
 struct rvmm_assign_device {
 	__u32 segment;
@@ -53,9 +54,9 @@ struct rvmm_assign_device {
 };
 
 /*
- * On a VM: a file descriptor for the device, close-on-exec. Closing it (and unmapping what was mapped by it) gives the device back.
- * The driver's unbinding, or the device's removal, does the same at once: then everything below is ENODEV, and an access to mapped
- * registers is SIGBUS.
+ * On a VM: a file descriptor for the device, close-on-exec. Closing it (and unmapping what was mapped by it) gives the
+ * device back. The driver's unbinding, or the device's removal, does the same at once: then everything below is ENODEV,
+ * and an access to mapped registers is SIGBUS.
  */
 #define RVMM_ASSIGN_DEVICE	_IOWR(RVMM_IOC, 0x10, struct rvmm_assign_device)
 
@@ -63,7 +64,9 @@ struct rvmm_assign_device {
 #define RVMM_REGION_MEMORY	1	/* not ports */
 #define RVMM_REGION_PREFETCH	2
 
-/* A base address register. Memory is mapped by mmap() of the device file at offset; not the pages of the MSI-X table. */
+/*
+ * A base address register. Memory is mapped by mmap() of the device file at offset; not the pages of the MSI-X table.
+ */
 struct rvmm_device_region {
 	__u64 size;		/* 0: there is none */
 	__u64 offset;		/* the register's number << 40 */
@@ -99,12 +102,14 @@ struct rvmm_device_info {
 #define RVMM_DEVICE_GET_INFO	_IOR(RVMM_IOC, 0x11, struct rvmm_device_info)
 
 /*
- * Messages 0 to count - 1 of the capability raise these GSIs, which KVM_SET_GSI_ROUTING routes; all others are off. One that comes
- * while its GSI is RVMM_GSI_NONE is kept, and delivered when it gets one. count 0 switches them off: none comes after that.
+ * Messages 0 to count - 1 of the capability raise these GSIs, which KVM_SET_GSI_ROUTING routes; all others are off. One
+ * that comes while its GSI is RVMM_GSI_NONE is kept, and delivered when it gets one. count 0 switches them off: none
+ * comes after that.
  *
- * The pin (INTx; count 0 or 1) holds its GSI up until the guest's EOI at the IOAPIC or the 8259s, and longer if the device still
- * asserts it then. While its GSI is RVMM_GSI_NONE (the guest has set Interrupt Disable) it waits. With an IOAPIC in user space,
- * RVMM_DEVICE_RESAMPLE tells the EOI, after KVM_EXIT_IOAPIC_EOI; while the pin is masked there, it has to have RVMM_GSI_NONE.
+ * The pin (INTx; count 0 or 1) holds its GSI up until the guest's EOI at the IOAPIC or the 8259s, and longer if the
+ * device still asserts it then. While its GSI is RVMM_GSI_NONE (the guest has set Interrupt Disable) it waits. With an
+ * IOAPIC in user space, RVMM_DEVICE_RESAMPLE tells the EOI, after KVM_EXIT_IOAPIC_EOI; while the pin is masked there,
+ * it has to have RVMM_GSI_NONE.
  *
  * One kind at a time: the others are switched off.
  */
