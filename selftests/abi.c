@@ -35,7 +35,7 @@ TEST(unknown_ioctls)
 	CHECK_ERRNO(ioctl(vm.kvm, _IOW(KVMIO, 0x00, int), 0), EINVAL);
 	CHECK_ERRNO(ioctl(vm.fd, _IOW(KVMIO, 0x46, int), 0), ENOTTY);
 	CHECK_ERRNO(ioctl(vm.vcpu, _IOR(KVMIO, 0x81, int), 0), EINVAL);
-	/* On the wrong file. */
+	/* The other kinds of file do not know a vCPU's ioctl. */
 	CHECK_ERRNO(ioctl(vm.kvm, KVM_RUN, 0), EINVAL);
 	CHECK_ERRNO(ioctl(vm.fd, KVM_RUN, 0), ENOTTY);
 	CHECK_ERRNO(ioctl(vm.vcpu, KVM_CREATE_VM, 0), EINVAL);
@@ -84,7 +84,7 @@ TEST(memory_regions)
 	vm_init(&vm, 0);
 	m = mmap(NULL, 16 * MIB, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
 	REQUIRE(m != MAP_FAILED);
-	/* Alignment. */
+	/* Address, size and user address have to be aligned. */
 	CHECK_ERRNO(try_slot(vm.fd, 0, 0, 0, 0x1800, m), EINVAL);
 	CHECK_ERRNO(try_slot(vm.fd, 0, 0, 0x800, 0x1000, m), EINVAL);
 	CHECK_ERRNO(try_slot(vm.fd, 0, 0, 0, 0x1000, m + 0x800), EINVAL);
@@ -105,7 +105,7 @@ TEST(memory_regions)
 	CHECK_ERRNO(try_slot(vm.fd, 3, 0, 0, 0, m), EINVAL);
 
 	OK(try_slot(vm.fd, 0, 0, 0x10000, 0x4000, m));
-	/* The same again is no change. */
+	/* A slot that is set again as it is does not change. */
 	OK(try_slot(vm.fd, 0, 0, 0x10000, 0x4000, m));
 	/* Neither size, nor user address, nor READONLY can change. */
 	CHECK_ERRNO(try_slot(vm.fd, 0, 0, 0x10000, 0x3000, m), EINVAL);
@@ -127,7 +127,7 @@ TEST(memory_regions)
 	/* Flags only. */
 	OK(try_slot(vm.fd, 0, KVM_MEM_LOG_DIRTY_PAGES, 0x22000, 0x4000, m));
 	OK(try_slot(vm.fd, 0, 0, 0x22000, 0x4000, m));
-	/* Delete, and again. */
+	/* A slot can be deleted once. */
 	OK(try_slot(vm.fd, 0, 0, 0x22000, 0, m));
 	CHECK_ERRNO(try_slot(vm.fd, 0, 0, 0x22000, 0, m), EINVAL);
 	OK(try_slot(vm.fd, 0, KVM_MEM_READONLY, 0x22000, 0x4000, m));
@@ -204,14 +204,14 @@ TEST(cpuid)
 	CHECK(cpuid_entry(table, 0, 0) && cpuid_entry(table, 1, 0) && cpuid_entry(table, 7, 0));
 	CHECK(cpuid_entry(table, 0x80000000, 0) && cpuid_entry(table, 0x80000001, 0) &&
 	      cpuid_entry(table, 0x80000008, 0));
-	/* Too small. */
+	/* The table is one entry too small. */
 	table->nent = n - 1;
 	CHECK_ERRNO(ioctl(vm.kvm, KVM_GET_SUPPORTED_CPUID, table), E2BIG);
 	table->nent = 0;
 	CHECK_ERRNO(ioctl(vm.kvm, KVM_GET_SUPPORTED_CPUID, table), E2BIG);
 	table->nent = 1;
 	CHECK_ERRNO(ioctl(vm.kvm, KVM_GET_SUPPORTED_CPUID, table), E2BIG);
-	/* Just right. */
+	/* The table is just large enough. */
 	table->nent = n;
 	OK(ioctl(vm.kvm, KVM_GET_SUPPORTED_CPUID, table));
 	CHECK_EQ(table->nent, n);
@@ -230,7 +230,7 @@ TEST(cpuid)
 	OK(ioctl(vm.vcpu, KVM_SET_CPUID2, table));
 	table->nent = n;
 	OK(ioctl(vm.vcpu, KVM_SET_CPUID2, table));
-	/* And back. */
+	/* KVM_GET_CPUID2 gives the table back. */
 	big->nent = 256;
 	OK(ioctl(vm.vcpu, KVM_GET_CPUID2, big));
 	CHECK_EQ(big->nent, n);
@@ -440,7 +440,7 @@ TEST(mmap_ranges)
 	}
 	again = mmap(NULL, vm.run_bytes, PROT_READ, MAP_SHARED, dup(vm.vcpu), 0);
 	CHECK(again != MAP_FAILED && again[4096 + 4000] == 0x56);
-	/* Not beyond the end: refused at once, or by SIGBUS. */
+	/* A mapping beyond the end is refused at once, or by SIGBUS. */
 	page = mmap(NULL, 4096, PROT_READ | PROT_WRITE, MAP_SHARED, vm.vcpu, 200 * 4096);
 	if (page != MAP_FAILED) {
 		signal(SIGBUS, on_bus);
@@ -596,6 +596,6 @@ TEST(without_irqchip)
 	CHECK_ERRNO(ioctl(vm.vcpu, KVM_INTERRUPT, &irq), EINVAL);
 	irq.irq = 255;
 	OK(ioctl(vm.vcpu, KVM_INTERRUPT, &irq));
-	/* Too late for an interrupt controller. */
+	/* It is too late for an interrupt controller. */
 	CHECK(ioctl(vm.fd, KVM_CREATE_IRQCHIP, 0) < 0);
 }

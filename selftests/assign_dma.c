@@ -22,7 +22,7 @@ TEST(slots)
 	set_master(device, true);
 	memset(vm.mem, 0x55, PAGE);
 	dma(bar, 0, 4096, false);
-	/* Not there yet. */
+	/* The device does not reach an address without slot. */
 	dma(bar, 0x8000000, 16, true);
 	CHECK_EQ(extra[0], 0);
 	vm_slot(&vm, 2, 0, 0x8000000, 4 * MIB, extra);

@@ -121,7 +121,7 @@ GUEST64(pin_guest,
 	/* Interrupt Disable is set now: what comes waits. */
 	"movl $1, 0x60(%rbx)\n" PIN_IDLE PIN_COUNT(0x14)
 	PIN_WAIT(5) PIN_SERVE PIN_EOI PIN_IDLE PIN_COUNT(0x15)
-	/* And is forgotten when the device gives it up. */
+	/* An interrupt that waits is forgotten when the device gives it up. */
 	"movl $1, 0x60(%rbx)\n" PIN_SERVE PIN_COUNT(0x16) PIN_IDLE PIN_COUNT(0x17)
 	/* The last one is not served before the pin is given up. */
 	"movl $1, 0x60(%rbx)\n" PIN_WAIT(6) PIN_COUNT(0x18)

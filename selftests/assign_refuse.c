@@ -51,12 +51,12 @@ TEST(refusals)
 		_exit(0);
 	}
 	wait(NULL);
-	/* And it still works. */
+	/* The device can still be assigned. */
 	device = assign(&other, &address);
 	close(device);
 }
 
-/* A group with somebody else's device in it. */
+/* A group is refused that has somebody else's device in it. */
 TEST(group)
 {
 	struct address address = edu(), member;

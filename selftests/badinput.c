@@ -644,7 +644,7 @@ TEST(foreign)
 	tear_down();
 }
 
-/* In the wrong order, or twice. */
+/* Calls come in the wrong order, or twice. */
 TEST(order)
 {
 	struct kvm_enable_cap split = { .cap = KVM_CAP_SPLIT_IRQCHIP, .args = { 24 } };

@@ -184,7 +184,7 @@ TEST(kvmclock)
 		vm_expect(&vm, KVM_EXIT_HLT);
 		CHECK(t->system_time < 100 * NS);
 		check_page(&vm, t);
-		/* Off. */
+		/* A clock that is off leaves the page alone. */
 		guest_msr(&vm, msrs[i], G_DATA + 0x40);
 		memset(t, 0x55, sizeof(*t));
 		OK(ioctl(vm.fd, KVM_SET_CLOCK, &d));
@@ -349,7 +349,7 @@ TEST(vcpus_together)
 	CHECK(a->flags & TSC_STABLE && b->flags & TSC_STABLE);
 	CHECK_EQ(a->tsc, b->tsc);
 	CHECK_EQ(a->system_time, b->system_time);
-	/* One of them elsewhere: not one clock any more. */
+	/* When one TSC is elsewhere the vCPUs no longer have one clock. */
 	CHECK(set_msr(&second, MSR_TSC, 1ull << 50));
 	vm_expect(&vm, KVM_EXIT_HLT);
 	vm_expect(&second, KVM_EXIT_HLT);
@@ -461,7 +461,7 @@ TEST(tsc_scaling)
 		check_page(&vm, t);
 	}
 	vm_free(&vm);
-	/* From the VM. */
+	/* A vCPU gets the frequency that its VM has. */
 	vm_init(&vm, MIB);
 	OK(ioctl(vm.fd, KVM_SET_TSC_KHZ, host / 2));
 	CHECK_EQ(OK(ioctl(vm.fd, KVM_GET_TSC_KHZ, 0)), host / 2);

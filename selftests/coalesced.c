@@ -60,7 +60,7 @@ TEST(ring)
 	memcpy(vm.mem + G_DATA, "abc", 3);
 	OK(add(&vm, G_MMIO, 16, 0));
 	OK(add(&vm, 0x500, 16, 1));
-	/* Not all of it is in the zone. */
+	/* A write that is only partly in the zone exits. */
 	vm_expect(&vm, KVM_EXIT_MMIO);
 	CHECK_EQ(vm.run->mmio.phys_addr, G_MMIO + 14);
 	CHECK_EQ(ring(&vm)->first, 0);
@@ -105,7 +105,7 @@ TEST(full)
 	CHECK_EQ(ring(&vm)->last, RING_MAX - 1);
 	expect(&vm, RING_MAX - 2, G_MMIO, 4, RING_MAX - 2, 0);
 	CHECK_EQ(ring(&other)->last, RING_MAX - 1);
-	/* Around the end. */
+	/* The ring goes on at its beginning after its end. */
 	ring(&other)->first = 3;
 	vm_expect(&vm, KVM_EXIT_MMIO);
 	CHECK_EQ(*(uint32_t *)vm.run->mmio.data, RING_MAX + 3);
@@ -136,7 +136,7 @@ TEST(touched_first)
 	CHECK_EQ(*same, 0x99aabbccddeeff00);
 	OK(add(&vm, G_MMIO, 32, 0));
 	OK(add(&vm, 0x500, 2, 1));
-	/* The read. */
+	/* A read exits. */
 	vm_expect(&vm, KVM_EXIT_MMIO);
 	CHECK_EQ(ring(&other)->last, 5);
 	expect(&other, 0, G_MMIO, 4, 0x11223344, 0);

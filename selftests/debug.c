@@ -191,7 +191,7 @@ TEST(block_interrupts)
 	CHECK_EQ(vm_log(&vm)->count, 2);
 }
 
-/* Those of the local APIC as well, which the processor may deliver by itself. */
+/* Held interrupts are also those of the local APIC, which the processor may deliver by itself. */
 GUEST64(interruptible_apic, "sti; nop; nop; nop; out %al, $0x10; hlt\n");
 
 TEST(block_interrupts_of_apic)
@@ -215,7 +215,7 @@ TEST(block_interrupts_of_apic)
 	CHECK_EQ(vm_log(&vm)->event[0].rip, G_CODE + 4);
 }
 
-/* And those that come while the guest runs. */
+/* Held interrupts are also those that come while the guest runs. */
 GUEST64(busy,
 	"sti; 1: incq " STR(G_CELLS) "; cmpq $0, " STR(G_CELLS) "+8\n"
 	"je 1b; out %al, $0x10; nop; nop; out %al, $0x11\n");
@@ -350,7 +350,9 @@ TEST(software_breakpoint_32)
 	software(&vm);
 }
 
-/* Not ours: back to the guest, by KVM_GUESTDBG_INJECT_BP or by KVM_SET_VCPU_EVENTS; it is a trap. */
+/*
+ * A breakpoint of the guest's own goes back to it, by KVM_GUESTDBG_INJECT_BP or by KVM_SET_VCPU_EVENTS; it is a trap.
+ */
 TEST(breakpoint_of_the_guest)
 {
 	struct kvm_vcpu_events e;

@@ -410,7 +410,7 @@ TEST(double_fault)
 	CHECK_EQ(*(uint64_t *)(vm.mem + G_IST - 40), G_CODE + 5);
 }
 
-/* Without that stack: triple fault. */
+/* Without a stack for #DF there is a triple fault. */
 TEST(triple_fault)
 {
 	struct vm vm;

@@ -272,7 +272,7 @@ TEST(control_registers)
 	r.rax = G_PML4 | 0x18;
 	CHECK_EQ(ONE(&vm, "\x0f\x22\xd8", &r), 256);
 	CHECK_EQ(vm_sregs(&vm).cr3, G_PML4 | 0x18);
-	/* No such register. */
+	/* CR1 and CR7 do not exist. */
 	FAULTS("\x0f\x20\xc8", 6);				/* mov %cr1, %rax */
 	FAULTS("\x0f\x20\xf8", 6);				/* mov %cr7, %rax */
 	/* CR2 */
@@ -339,7 +339,7 @@ TEST(debug_registers)
 	r.rax = 0x228;
 	CHECK_EQ(ONE(&vm, "\x0f\x22\xe0", &r), 256);
 	CHECK_EQ(ONE(&vm, "\x0f\x21\xeb", &r), 6);
-	/* General detect. */
+	/* General detect makes the next access of a debug register fault. */
 	r.rax = 0x2400;
 	CHECK_EQ(ONE(&vm, "\x0f\x23\xf8", &r), 256);
 	r = (struct kvm_regs) { 0 };

@@ -192,7 +192,7 @@ TEST(mmio_crossing)
 	CHECK_EQ(r.rdx & 0xffff, 0xabcd);
 }
 
-/* Half memory, half not. */
+/* An access is half to memory, half to a device. */
 GUEST64(mmio_edge,
 	"mov $0x400000, %ebx; mov $0x1122334455667788, %rax\n"
 	"mov %rax, -4(%rbx); mov -2(%rbx), %ecx; hlt\n");
@@ -291,7 +291,7 @@ TEST(internal_error)
 	CHECK_EQ(vm_regs(&vm).rip, G_CODE + 5);
 }
 
-/* Code in the middle of nowhere. */
+/* The guest jumps where there is no memory. */
 GUEST64(jump_nowhere, "mov $" M ", %eax; jmp *%rax\n");
 
 TEST(fetch_from_nowhere)

@@ -270,7 +270,7 @@ TEST(xcr0_off_and_on)
 	CHECK(!memcmp(vm.mem + G_DATA, vm.mem + G_DATA + 64, 32));
 }
 
-/* PKRU: the guest's and the host's. */
+/* Guest and host each have a PKRU of their own. */
 GUEST64(pkru_guest,
 	"xor %ecx, %ecx; xor %edx, %edx; mov $0x55555550, %eax; wrpkru; out %al, $0x10\n"
 	"rdpkru; mov %eax, %ebx; hlt\n");
@@ -324,7 +324,7 @@ TEST(fork_after_run)
 	REQUIRE_EQ(run_with(vm.vcpu, &in, &out, host_avx()), 0);
 	pid = fork_child();
 	if (pid == 0) {
-		/* EIO, and no state of the guest. */
+		/* Another process gets EIO, and no state of the guest. */
 		memset(&again, 0, sizeof(again));
 		_exit(run_with(vm.vcpu, &in, &again, host_avx()) == -EIO &&
 		      !memcmp(in.vector, again.vector, host_avx() ? sizeof(in.vector) : 16) ? 0 : 2);

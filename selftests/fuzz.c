@@ -221,7 +221,7 @@ static void make_vcpu(int i)
 		munmap((char *)before + 0x2000, 0x1000);
 }
 
-/* A mode by hand, with something wrong now and then. */
+/* Sets up a mode by hand, with something wrong now and then. */
 static void set_state(int fd)
 {
 	const struct kvm_segment code = { .limit = ~0u, .selector = 8, .type = 11, .present = 1, .s = 1, .g = 1 };

@@ -214,7 +214,7 @@ TEST(signal_msi)
 	/* To an APIC that does not exist. */
 	m.address_lo = 0xfee05000;
 	CHECK_EQ(ioctl(vm.fd, KVM_SIGNAL_MSI, &m), 0);
-	/* To all. */
+	/* A message to all APICs reaches them. */
 	m.address_lo = 0xfeeff000;
 	m.data = 0x46;
 	CHECK_EQ(ioctl(vm.fd, KVM_SIGNAL_MSI, &m), 1);
@@ -231,16 +231,16 @@ TEST(level_line)
 	start(&vm, count_levels, count_levels_end);
 	vm_log(&vm)->eoi = 0;
 	OK(irqfd(vm.fd, fd, 22, KVM_IRQFD_FLAG_RESAMPLE, resample));
-	/* Waits until it is unmasked. */
+	/* The line waits until its pin is unmasked. */
 	set_pin(&vm, 22, RTE_MASKED | RTE_LEVEL | 0x53);
 	CHECK_EQ(line(vm.fd, 22, 1), NOBODY);
 	set_pin(&vm, 22, RTE_LEVEL | 0x53);
 	expect_interrupt(&vm, 1, 0x53);
-	/* In service: no other meanwhile. */
+	/* While the interrupt is in service no other comes. */
 	CHECK(get_chip(&vm, KVM_IRQCHIP_IOAPIC).chip.ioapic.redirtbl[22].bits & 1 << 14);
 	CHECK_EQ(line(vm.fd, 22, 1), NOBODY);
 	signal_event(fd);
-	/* Comes again as long as somebody holds it up; the irqfd does until the end of the interrupt. */
+	/* The interrupt comes again while somebody holds the line up, as the irqfd does until the interrupt ends. */
 	for (unsigned int i = 2; i <= 5; i++) {
 		expect_interrupt(&vm, i, 0x53);
 		CHECK_EQ(take_event(resample), 1);
@@ -265,7 +265,7 @@ TEST(split_eoi)
 	CHECK_EQ(line(vm.fd, 6, 1), 1);
 	expect_interrupt(&vm, 2, 0x62);
 	CHECK_EQ(line(vm.fd, 6, 0), NOBODY);
-	/* Here KVM forgets. */
+	/* KVM forgets the end of an interrupt whose route goes. */
 	if (!is_rvmm()) {
 		vm_free(&vm);
 		return;
@@ -406,7 +406,7 @@ TEST(line_status_rtc)
 		CHECK_EQ(line(vm.fd, 8, 1), 0);
 		CHECK_EQ(line(vm.fd, 8, 0), 1);
 		CHECK_EQ(vm_expect_out(&vm, 0x10), 2 * i + 1);
-		/* In service. */
+		/* While the interrupt is in service another one is told as lost. */
 		CHECK_EQ(line(vm.fd, 8, 1), 0);
 		CHECK_EQ(line(vm.fd, 8, 0), 1);
 		/* Ended, and then this one. */
@@ -425,7 +425,7 @@ TEST_SECONDS(level_storm, 120)
 
 	full(&vm);
 	start(&vm, storm, storm_end);
-	/* In the place of the stub. */
+	/* The handler takes the place of the stub. */
 	memcpy(vm.mem + G_STUBS + 16 * 0x61, storm_handler, storm_handler_end - storm_handler);
 	set_pin(&vm, 10, RTE_LEVEL | 0x61);
 	OK(ioctl(vm.fd, KVM_IRQ_LINE, &line));
@@ -477,7 +477,7 @@ TEST(nmi_watchdog)
 
 	full(&vm);
 	OK(ioctl(vm.fd, KVM_CREATE_PIT2, &config));
-	/* Else a tick waits for the end of the interrupt of the one before. */
+	/* With reinjection a tick waits for the end of the interrupt of the one before. */
 	OK(ioctl(vm.fd, KVM_REINJECT_CONTROL, &no_reinject));
 	start(&vm, watchdog, watchdog_end);
 	vm_expect_out(&vm, 0x10);

@@ -20,7 +20,10 @@ GUEST64(count_interrupts,
 	"2: mov (%rbx), %rdx; mov %edx, %eax; out %eax, $0x10\n"
 	"jmp 1b\n");
 
-/* The same, with the end of the interrupt outside the handler, when the count has been told: for lines that stay up. */
+/*
+ * Tells how many interrupts there have been, after each, and ends the interrupt only then, outside the handler: for
+ * lines that stay up.
+ */
 GUEST64(count_levels,
 	"mov $" STR(G_LOG) ", %ebx; xor %edx, %edx; mov $0xfee000b0, %esi\n"
 	"1: cli; cmp %rdx, (%rbx); jne 2f\n"

@@ -58,7 +58,7 @@ TEST(irqfd_msi)
 	OK(irqfd(vm.fd, fd, 100, 0, 0));
 	start(&vm, count_interrupts, count_interrupts_end);
 	signal_event(fd);
-	/* It is taken at once. */
+	/* The irqfd takes the signal at once. */
 	CHECK_EQ(take_event(fd), 0);
 	expect_interrupt(&vm, 1, 0x41);
 	/* What was signalled before counts. */
@@ -222,7 +222,7 @@ TEST(ioeventfd_hits)
 	CHECK_EQ(take_event(port7), 0);
 	CHECK_EQ(take_event(mem1), 0);
 
-	/* Gone at once. */
+	/* An ioeventfd is gone as soon as it is removed. */
 	OK(ioeventfd(vm.fd, port7, 0x1234, 1, pio | match | deassign, 7));
 	vm_long_state(&vm);
 	vm.run->exit_reason = 0;

@@ -83,7 +83,7 @@ TEST(demand)
 	CHECK_EQ(*(uint64_t *)(m + 0x9000), 5);
 	CHECK_EQ(guest_read(&vm, TEST_GPA + 0xa000), 0);
 	CHECK_EQ(*(volatile uint64_t *)(m + 0xb000), 0);
-	/* Both ways, often. */
+	/* Host and guest each see what the other has written. */
 	for (uint64_t i = 0; i < 50; i++) {
 		*(volatile uint64_t *)(m + 0x100000 + i * 4096) = i;
 		CHECK_EQ(guest_read(&vm, TEST_GPA + 0x100000 + i * 4096), i);
@@ -114,7 +114,7 @@ TEST(remap)
 	guest_write(&vm, TEST_GPA + 4096, 99);
 	REQUIRE(pread(fd, &word, 8, 4096) == 8);
 	CHECK_EQ(word, 99);
-	/* And truncated under the guest. */
+	/* A file may be truncated under the guest. */
 	REQUIRE(ftruncate(fd, 4096) == 0);
 	vm_cells(&vm)[0] = TEST_GPA + 4096;
 	vm_cells(&vm)[1] = 1;
@@ -124,8 +124,8 @@ TEST(remap)
 }
 
 /*
- * The same while the guest runs on another CPU, or between its time slices. cells: 0 address, 3 last value seen, 4
- * stop.
+ * Memory is remapped while the guest runs on another CPU, or between its time slices. cells: 0 address, 3 last value
+ * seen, 4 stop.
  */
 /*
  * Interrupts on: the emulated Intel CPU does not leave a guest for an external interrupt while the guest has them
@@ -209,7 +209,7 @@ TEST(copy_on_write)
 	CHECK_EQ(guest_read(&vm, TEST_GPA + 0x2000), 0);
 	*(volatile uint64_t *)(m + 0x2000) = 9;
 	CHECK_EQ(guest_read(&vm, TEST_GPA + 0x2000), 9);
-	/* After a fork, written by user space: likewise. */
+	/* The guest also sees what user space writes after a fork. */
 	CHECK_EQ(guest_read(&vm, TEST_GPA), 2);
 	pid = fork_child();
 	if (pid == 0) {
@@ -348,7 +348,7 @@ TEST(slot_changes)
 	*(uint64_t *)vm.run->mmio.data = 0x5555;
 	vm_expect_out(&vm, 0x10);
 	CHECK_EQ(vm_cells(&vm)[3], 0x5555);
-	/* Something else in the old place. */
+	/* Another slot may take the old place. */
 	*(uint64_t *)other = 2;
 	vm_slot(&vm, 6, 0, TEST_GPA, MIB, other);
 	CHECK_EQ(guest_read(&vm, TEST_GPA), 2);
@@ -362,7 +362,7 @@ TEST(slot_changes)
 	vm_slot(&vm, TEST_SLOT, 0, 0, 0, m);
 	vm_slot(&vm, TEST_SLOT, 0, TEST_GPA + 0x1000000, MIB, other);
 	CHECK_EQ(guest_read(&vm, TEST_GPA + 0x1000000), 2);
-	/* The same memory at two places. */
+	/* Memory may be at two places of the guest. */
 	vm_slot(&vm, 7, 0, TEST_GPA, MIB, other);
 	guest_write(&vm, TEST_GPA + 0x4000, 44);
 	CHECK_EQ(guest_read(&vm, TEST_GPA + 0x1004000), 44);
@@ -423,7 +423,7 @@ TEST(huge_pages)
 		guest_write(&vm, TEST_GPA + at, i);
 		CHECK_EQ(*(volatile uint64_t *)(base + at), i);
 	}
-	/* One page out of a huge one. */
+	/* One page of a huge one can go. */
 	REQUIRE(!madvise(base + 0x5000, 0x1000, MADV_DONTNEED));
 	CHECK_EQ(guest_read(&vm, TEST_GPA + 0x5000), 0);
 	CHECK_EQ(guest_read(&vm, TEST_GPA + 0x4000), 0x1111111111111111);
@@ -450,7 +450,7 @@ TEST(dirty_log)
 	CHECK_EQ(bitmap[2], c);									\
 	CHECK_EQ(bitmap[3], d);									\
 } while (0)
-	/* Not logged. */
+	/* A slot that does not log has no dirty log. */
 	CHECK_ERRNO(ioctl(vm.fd, KVM_GET_DIRTY_LOG, &log), ENOENT);
 	log.slot = 99;
 	CHECK_ERRNO(ioctl(vm.fd, KVM_GET_DIRTY_LOG, &log), ENOENT);
@@ -480,7 +480,7 @@ TEST(dirty_log)
 	log.dirty_bitmap = NULL;
 	CHECK_ERRNO(ioctl(vm.fd, KVM_GET_DIRTY_LOG, &log), EFAULT);
 	log.dirty_bitmap = bitmap;
-	/* Off and on: nothing left over. */
+	/* A log that is switched off and on again has nothing left over. */
 	guest_write(&vm, TEST_GPA + 0x3000, 3);
 	vm_slot(&vm, TEST_SLOT, 0, TEST_GPA, MIB, m);
 	CHECK_ERRNO(ioctl(vm.fd, KVM_GET_DIRTY_LOG, &log), ENOENT);
@@ -536,7 +536,7 @@ TEST(guest_accessed_dirty)
 	guest_write(&vm, 100 * 2 * MIB + 0x2000, 7);
 	CHECK_EQ(pt[2], (G_DATA + 0x1000) | 0x63);
 	CHECK_EQ(*(uint64_t *)(vm.mem + G_DATA + 0x1000), 7);
-	/* Read-only for the guest (CR0.WP): #PF with write and present. */
+	/* A page that is read-only for the guest (CR0.WP) gives #PF with write and present. */
 	vm_cells(&vm)[0] = 100 * 2 * MIB + 0x3000;
 	vm_cells(&vm)[1] = 2;
 	vm_log(&vm)->resume = G_CODE + (accessor_stop - accessor);

@@ -35,7 +35,7 @@ static void outputs(struct vm *vm, const uint32_t *want, size_t n, unsigned int 
 	outputs(vm, want_, ARRAY_SIZE(want_), end);						\
 } while (0)
 
-/* From the reset vector, with nothing set by user space. */
+/* The guest starts at the reset vector, with nothing set by user space. */
 GUEST16(from_reset, "ljmp $0x1000, $0\n");
 GUEST16(first_steps, "mov %cs, %ax; out %ax, $0x10; mov $0x1234, %ax; out %ax, $0x10; hlt\n");
 
@@ -128,7 +128,7 @@ GUEST16(way_up,
 	"mov %cr4, %eax; or $0x10, %eax; mov %eax, %cr4\n"
 	"movl $0x83, " STR(P32) "+4*16; mov %cr3, %eax; mov %eax, %cr3\n"
 	"mov 0x4000000+" STR(G_DATA) ", %eax; out %eax, $0x10\n"
-	/* Off, then PAE */
+	/* Paging goes off, then PAE comes on. */
 	"mov %cr0, %eax; and $0x7fffffff, %eax; mov %eax, %cr0; jmp 1f\n1:\n"
 	"mov $" STR(PAE) ", %eax; mov %eax, %cr3\n"
 	"mov %cr4, %eax; and $~0x10, %eax; or $0x20, %eax; mov %eax, %cr4\n"
@@ -138,7 +138,7 @@ GUEST16(way_up,
 	"movl $" STR(PAE) "+0x1001, " STR(PAE) "+16; movl $0, " STR(PAE) "+20\n"
 	"mov %cr3, %eax; mov %eax, %cr3\n"
 	"mov 0x80000000+" STR(G_DATA) ", %eax; out %eax, $0x10\n"
-	/* Off, then long mode */
+	/* Paging goes off, then long mode comes on. */
 	"mov %cr0, %eax; and $0x7fffffff, %eax; mov %eax, %cr0; jmp 1f\n1:\n"
 	"mov $" STR(P64) ", %eax; mov %eax, %cr3\n"
 	"mov $0xc0000080, %ecx; rdmsr; or $0x100, %eax; wrmsr\n"
@@ -148,7 +148,7 @@ GUEST16(way_up,
 	".code64\n"
 	"long_: mov $0x3333, %eax; out %eax, $0x10\n"
 	"mov $0xffff800000000000+" STR(G_DATA) ", %rbx; mov (%rbx), %eax; out %eax, $0x10\n"
-	/* To compatibility mode and out of long mode */
+	/* The guest goes to compatibility mode and out of long mode. */
 	"push $0x18; push $" LIN(way_up, compat) "; lretq\n"
 	".code32\n"
 	"compat: mov $0x4444, %eax; out %eax, $0x10\n"

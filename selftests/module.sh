@@ -1,7 +1,7 @@
 #!/bin/sh
 # SPDX-License-Identifier: GPL-2.0
-# The module itself: loaded and unloaded, busy, on CPUs that go and come. Wants root, rvmm.ko beside it (or $RVMM_KO), and nobody
-# else using the module. Leaves it loaded as it found it.
+# The module itself: loaded and unloaded, busy, on CPUs that go and come. Wants root, rvmm.ko beside it (or $RVMM_KO),
+# and nobody else using the module. Leaves it loaded as it found it.
 here=$(dirname "$0")
 ko=${RVMM_KO:-$here/rvmm.ko}
 number=0

@@ -115,7 +115,7 @@ TEST(vcpu_outlives_vm)
 	close(vm.kvm);
 	CHECK_EQ(vm_expect_out(&vm, 0x10), 2);
 	CHECK_EQ(vm_regs(&vm).rax, 2);
-	/* And without its process's own mapping of kvm_run. */
+	/* A vCPU also runs without its process's own mapping of kvm_run. */
 	munmap(vm.run, vm.run_bytes);
 	CHECK_EQ(vm_try_run(&vm) == 0, 1);
 	close(vm.vcpu);
@@ -192,7 +192,7 @@ TEST_SECONDS(two_hundred_vms, 300)
 		memory -= meminfo("MemFree");
 		slab -= meminfo("SUnreclaim");
 		note("lost: %ld KiB, slabs %ld KiB", memory, -slab);
-		/* Far below one page for each vCPU. */
+		/* What was lost is far below one page for each vCPU. */
 		if (memory < 200 * 4 && -slab < 200)
 			break;
 	}

@@ -65,7 +65,10 @@ static int64_t hypercall(struct vm *vm, uint64_t nr, uint64_t a, uint64_t b, uin
 	return vm_regs(vm).rax;
 }
 
-/* As above. OUT has not been stepped over at the exit, so the registers are set after a KVM_RUN that only does that. */
+/*
+ * Runs the guest to its first hypercall. OUT has not been stepped over at the exit, so the registers are set after a
+ * KVM_RUN that only does that.
+ */
 static void start(struct vm *vm)
 {
 	vm_expect_out(vm, 0x0f);
@@ -97,7 +100,7 @@ TEST(send_ipi)
 	CHECK_EQ(call_next(&vm, HC_SEND_IPI, 0, 1, (uint32_t)-64, 0x45), 1);
 	CHECK_EQ(call_next(&vm, HC_SEND_IPI, 1ull << 3, 0, (uint32_t)-3, 0x46), 0);
 	CHECK_EQ(call_next(&vm, HC_SEND_IPI, ~1ull, ~0ull, 0, 0x47), 0);
-	/* NMI. */
+	/* An IPI can be an NMI. */
 	CHECK_EQ(call_next(&vm, HC_SEND_IPI, 1, 0, 0, 0x400), 1);
 	CHECK_EQ(vm_log(&vm)->event[vm_log(&vm)->count - 1].vector, 2);
 	/* Logical destinations and shorthands have no place here. */
@@ -389,7 +392,7 @@ TEST(preempted)
 	CPU_SET(0, &one);
 	OK(sched_setaffinity(0, sizeof(one), &one));
 	REQUIRE(!pthread_create(&thread, NULL, spin, &vm));
-	/* This thread runs, so the other does not. */
+	/* While this thread runs the other one, on the same CPU, does not. */
 	for (int i = 0; i < 10000 && !seen; i++) {
 		usleep(1000);
 		seen = st->preempted == 1;
@@ -408,7 +411,7 @@ TEST(sched_yield_call)
 	ap = vm_second_vcpu(&vm, 1);
 	CHECK(features(supported_cpuid(vm.kvm))->eax & FEATURE_PV_SCHED_YIELD);
 	start(&vm);
-	/* The caller itself, another one, nobody. */
+	/* The hypercall names the caller itself, another one, nobody. */
 	for (uint64_t id = 0; id < 3; id++)
 		CHECK_EQ(call_next(&vm, HC_SCHED_YIELD, id, 0, 0, 0), 0);
 	CHECK_EQ(call_next(&vm, HC_SCHED_YIELD, ~0ull, 0, 0, 0), 0);
@@ -434,7 +437,7 @@ TEST(poll_control)
 	}
 	CHECK(!set_msr(&vm, MSR_POLL_CONTROL, 2));
 	CHECK(!set_msr(&vm, MSR_POLL_CONTROL, 1ull << 63));
-	/* By the guest. */
+	/* The guest writes the MSR as user space does. */
 	r = vm_regs(&vm);
 	r.rcx = MSR_POLL_CONTROL;
 	r.rax = r.rdx = 0;

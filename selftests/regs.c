@@ -189,7 +189,7 @@ TEST(sregs)
 	out = vm_sregs(&vm);
 	CHECK(out.fs.unusable && !out.fs.present);
 	CHECK_EQ(out.fs.base, in.fs.base);
-	/* And after a run, which loads and stores all of it. */
+	/* The registers are still the same after a run, which loads and stores all of them. */
 	in.gdt.limit = 0xff;
 	in.gdt.base = G_GDT;
 	vm_set_sregs(&vm, &in);
@@ -272,7 +272,7 @@ TEST(cpuid_after_run)
 	VM_REAL(&vm, halt);
 	table = supported_cpuid(vm.kvm);
 	vm_expect(&vm, KVM_EXIT_HLT);
-	/* The same is accepted, another is not. */
+	/* After the first run the table that is there is accepted, another one is not. */
 	OK(ioctl(vm.vcpu, KVM_SET_CPUID2, table));
 	cpuid_entry(table, 1, 0)->ecx ^= 1 << 19;
 	CHECK_ERRNO(ioctl(vm.vcpu, KVM_SET_CPUID2, table), EINVAL);
@@ -323,7 +323,7 @@ TEST(cpuid_in_guest)
 			     e->function, e->index,
 			     r.rax, r.rbx, r.rcx, r.rdx, e->eax, e->ebx, e->ecx, e->edx);
 	}
-	/* A leaf of neither range. */
+	/* A leaf is in neither range. */
 	r = guest_cpuid(&vm, 0x20000000, 0);
 	if (!is_amd()) {
 		/* The highest basic leaf answers on Intel. */
@@ -436,7 +436,7 @@ TEST(xsave)
 	CHECK(!memcmp(&in->region[40], &again->region[40], 64 * 4));
 	if (all & 4)
 		CHECK(!memcmp(&in->region[144], &again->region[144], 64 * 4));
-	/* What no CPU could load. */
+	/* A state is refused that no CPU could load. */
 	in->region[6] = 0xffff0000;
 	CHECK_ERRNO(ioctl(vm.vcpu, KVM_SET_XSAVE, in), EINVAL);
 	in->region[6] = 0x1f80;
@@ -516,7 +516,7 @@ TEST(msrs)
 		}
 		vm_expect(&vm, KVM_EXIT_HLT);
 	}
-	/* All together after a run. */
+	/* All MSRs are read together after a run. */
 	for (size_t i = 0; i < ARRAY_SIZE(table); i++) {
 		if (i == 10 || table[i].index == 0xc0000103)
 			continue;

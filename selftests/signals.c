@@ -61,7 +61,7 @@ TEST(completion)
 	r = vm_regs(&vm);
 	CHECK_EQ(r.rax, 0xffffff12);
 	CHECK_EQ(r.rip, G_CODE + 7);
-	/* Once only. */
+	/* The data is taken once only. */
 	*(uint8_t *)io_data(&vm) = 0x99;
 	CHECK_EQ(vm_try_run(&vm), EINTR);
 	CHECK_EQ(vm_regs(&vm).rax, 0xffffff12);
@@ -103,7 +103,7 @@ TEST(completion_mmio)
 	CHECK_EQ(r.rcx, 7);
 	CHECK_EQ(r.rip, G_CODE + 7);
 	run->immediate_exit = 0;
-	/* Read and write of ADD. */
+	/* ADD exits for its read and for its write. */
 	vm_expect(&vm, KVM_EXIT_MMIO);
 	CHECK(!run->mmio.is_write);
 	*(uint32_t *)run->mmio.data = 100;
@@ -114,7 +114,7 @@ TEST(completion_mmio)
 	CHECK_EQ(vm_try_run(&vm), EINTR);
 	CHECK_EQ(vm_regs(&vm).rip, G_CODE + 10);
 	run->immediate_exit = 0;
-	/* Both halves of a read across pages. */
+	/* A read across pages exits once for each half. */
 	vm_expect(&vm, KVM_EXIT_MMIO);
 	CHECK_EQ(run->mmio.len, 2);
 	*(uint16_t *)run->mmio.data = 0x1111;
@@ -285,7 +285,7 @@ TEST(blocked_signal)
 	vm_expect(&vm, KVM_EXIT_HLT);
 }
 
-/* Not a test, and run only by name: a guest that spins until it is killed. For module.sh. */
+/* A guest that spins until it is killed, for module.sh: this is no test, and runs only by name. */
 TEST_NAMED(hold)
 {
 	struct vm vm;

@@ -76,7 +76,7 @@ static struct counts *counts(struct vm *vm)
 	return (struct counts *)(vm->mem + G_COUNTS);
 }
 
-/* Until an exit other than the start of an AP. */
+/* Runs a vCPU until an exit other than the start of an AP. */
 static void *run_vcpu(void *argument)
 {
 	struct vm *vcpu = argument;

@@ -386,7 +386,7 @@ TEST(exception_payload)
 	CHECK_EQ(e.exception.nr, 1);
 	CHECK_EQ(e.exception_has_payload, 1);
 	CHECK_EQ(e.exception_payload, 1 << 2);
-	/* Not in DR6 before it is delivered. */
+	/* The payload is not in DR6 before the exception is delivered. */
 	OK(ioctl(vm.vcpu, KVM_GET_DEBUGREGS, &d));
 	CHECK_EQ(d.dr6 & 15, 0);
 	vm_expect(&vm, KVM_EXIT_HLT);

@@ -43,7 +43,7 @@ bool is_bochs(void);
 
 /* A VM with memory and no vCPU. */
 void vm_init(struct vm *vm, uint64_t bytes);
-/* The same, with interrupt controllers in the kernel. */
+/* A VM with memory and interrupt controllers in the kernel, and no vCPU. */
 void vm_init_irqchip(struct vm *vm, uint64_t bytes);
 /* vCPU with all supported CPUID. */
 void vm_add_vcpu(struct vm *vm, unsigned int id);
@@ -77,8 +77,8 @@ void vm_long_state(struct vm *vm);
 /* A new VM of 4 MiB in 64-bit mode, ready to run the code. */
 #define VM_NEW_LONG(vm, name) do { vm_new(vm, 4 * MIB); VM_LONG(vm, name); } while (0)
 /*
- * The same, with interrupt controllers in the kernel. The guest's handler ends interrupts, for which the local APIC has
- * to be software-enabled, by the guest or by vm_enable_lapic().
+ * A new VM of 4 MiB in 64-bit mode with interrupt controllers in the kernel, ready to run the code. The guest's handler
+ * ends interrupts, for which the local APIC has to be software-enabled, by the guest or by vm_enable_lapic().
  */
 #define VM_NEW_LONG_IRQCHIP(vm, name) do {		\
 	vm_new_irqchip(vm, 4 * MIB);			\

@@ -106,7 +106,7 @@ TEST(ids)
 	CHECK(in_irr(&low, 0x41) && !in_irr(&high, 0x41));
 	/* 0xff is everybody. */
 	CHECK_EQ(send_msi(&vm, 0, 0xff << 12, 0x42), 3);
-	/* The new one. */
+	/* The new format has 32-bit ids. */
 	OK(enable(&vm, KVM_CAP_X2APIC_API, KVM_X2APIC_API_USE_32BIT_IDS));
 	CHECK_EQ(lapic_word(&high, 0x20), HIGH_ID);
 	CHECK_EQ(lapic_word(&low, 0x20), HIGH_ID & 0xff);
@@ -118,7 +118,7 @@ TEST(ids)
 	OK(ioctl(high.vcpu, KVM_SET_LAPIC, &l));
 	*(uint32_t *)(l.regs + 0x20) = 1;
 	CHECK_ERRNO(ioctl(high.vcpu, KVM_SET_LAPIC, &l), EINVAL);
-	/* And 0xff is an id like others. */
+	/* Without the broadcast quirk 0xff is an id like others. */
 	OK(enable(&vm, KVM_CAP_X2APIC_API, KVM_X2APIC_API_DISABLE_BROADCAST_QUIRK));
 	CHECK_EQ(send_msi(&vm, 0xffffff00, 0xff << 12, 0x46), 3);
 	CHECK_EQ(send_msi(&vm, 0, 0xff << 12, 0x47), 1);
@@ -141,7 +141,7 @@ static int route(struct vm *vm, struct kvm_irq_routing_entry e)
 	return ioctl(vm->fd, KVM_SET_GSI_ROUTING, &r);
 }
 
-/* By a route. */
+/* Messages also come by a route. */
 TEST(routes)
 {
 	struct kvm_irq_level line = { .irq = 40, .level = 1 };
@@ -203,7 +203,7 @@ GUEST64(eoi,
 	"mov $0x803, %ecx; rdmsr; shr $24, %eax; out %eax, $0x10\n"
 	"1: sti; hlt; jmp 1b\n");
 
-/* In the place of the handlers of 0x61 and its neighbours. */
+/* Takes the place of the handlers of 0x61 and its neighbours. */
 GUEST64(ended, "mov $0x80b, %ecx; xor %eax, %eax; xor %edx, %edx; wrmsr; out %al, $0x11; iretq\n");
 
 static void eoi_case(uint64_t flags, unsigned int svr, bool offered, bool exits)
