@@ -34,10 +34,12 @@ define timed
 endef
 
 # One at a time in a build tree, whoever calls.
-KMAKE = mkdir -p $(1) && flock $(1).lock $(MODULE_RUN) $(MAKE) -s -C $(KOBJ) M=$(CURDIR) MO=$(1) CONFIG_DEBUG_INFO_BTF_MODULES=
+KMAKE = mkdir -p $(1) && flock $(1).lock $(MODULE_RUN) \
+	$(MAKE) -s -C $(KOBJ) M=$(CURDIR) MO=$(1) CONFIG_DEBUG_INFO_BTF_MODULES=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup modules tools guest run test test-kvm test-qemu test-iommu test-long bench check fmt clippy imports clean distclean
+.PHONY: help setup modules tools guest run bench check fmt clippy imports clean distclean
+.PHONY: test test-kvm test-qemu test-iommu test-long
 
 help:
 	@echo 'make run            boot a Linux guest through /dev/rvmm in the AMD bed (BED=intel: on VMX)'
@@ -70,7 +72,8 @@ guest: setup
 
 run: modules tools guest
 	@[ -t 0 ] && [ -t 1 ] || alone='--append rvmm.cmd=poweroff'; \
-	tools/bed --bed $(BED) --smp $(SMP) --mem $(MEM) --add $(RELEASE)/rvmm --add build/guest/bzImage --add build/guest/initrd -- \
+	tools/bed --bed $(BED) --smp $(SMP) --mem $(MEM) \
+		--add $(RELEASE)/rvmm --add build/guest/bzImage --add build/guest/initrd -- \
 		rvmm run --kernel bzImage --initrd initrd $$alone $(RUN_FLAGS)
 
 test: setup

@@ -20,7 +20,7 @@ hostname bed
 # pending, as SIGCHLD is here whenever an orphan of the command ends.
 exec 3> /dev/ttyS0
 finish() {
-    # Not by the terminal's line discipline: the command may have left it in any mode.
+    # The terminal's line discipline cannot do it: the command may have left it in any mode.
     printf '\036%s end %s\036' "$TOKEN" "$1" >&3
     sleep 2
     poweroff -f

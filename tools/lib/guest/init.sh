@@ -19,10 +19,10 @@ for word in $(cat /proc/cmdline); do
         reboot -f
         ;;
     rvmm.cmd=reboot)
-        # Once; the second time there is something on the disk.
+        # The guest resets once; the second time there is something on the disk.
         [ -e /tmp/known ] || reboot -f
         echo "rvmm guest: here again"
-        # SLP_EN of a machine with ACPI.
+        # This sets SLP_EN of a machine with ACPI.
         printf '\040' | dd of=/dev/port bs=1 seek=$((0x605)) conv=notrunc
         ;;
     rvmm.cmd=smpcheck)

@@ -134,8 +134,8 @@ fn segment(i: &mut Input<'_>) -> Segment {
     }
 }
 
-/// One run: the first byte chooses the mode, up to 15 the instruction, the rest state and answers. Panics when a rule is broken;
-/// returns whether an instruction was executed to its end.
+/// One run: the first byte chooses the mode, up to 15 the instruction, the rest state and answers. Panics when a rule
+/// is broken; returns whether an instruction was executed to its end.
 pub fn drive(data: &[u8]) -> bool {
     let Some((&select, data)) = data.split_first() else {
         return false;

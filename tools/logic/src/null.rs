@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 //! An architecture without processors, to show that the ground needs none of x86: nested page tables in the format of
-//! Arm's stage 2 (Arm ARM D8.3, 4 KiB granule, three levels, four concatenated tables at the root), where an entry has to be
-//! broken before another is made (D8.16.1).
+//! Arm's stage 2 (Arm ARM D8.3, 4 KiB granule, three levels, four concatenated tables at the root), where an entry has
+//! to be broken before another is made (D8.16.1).
 
 use crate::mem::addr::{Hpa, Level};
 use crate::mem::format::{Format, Leaf, MemType, Perm};

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
-//! Table memory for the tests of the walker: a processor that sets accessed and dirty bits in between, allocation failures
-//! on demand, and an observer that holds every write against the rules of the format.
+//! Table memory for the tests of the walker: a processor that sets accessed and dirty bits in between, allocation
+//! failures on demand, and an observer that holds every write against the rules of the format.
 
 extern crate std;
 
@@ -90,8 +90,8 @@ pub struct Mem<F> {
     tables: Vec<Option<Vec<Cell<u64>>>>,
     /// Freed tables: their content must stay until the next flush.
     freed: BTreeSet<u64>,
-    /// Entries that were present when translations were flushed last or have become so since, with what they were when they
-    /// were broken: a processor may still have that in its TLB.
+    /// Entries that were present when translations were flushed last or have become so since, with what they were when
+    /// they were broken: a processor may still have that in its TLB.
     stale: RefCell<BTreeMap<(u64, usize), u64>>,
     /// Allocations left before failure.
     pub quota: u64,
@@ -169,8 +169,8 @@ impl<F: Format> Mem<F> {
         }
     }
 
-    /// Holds a write against "break before make": an entry that is present, or was so since the last flush, becomes another
-    /// present one only if rights and marks alone differ.
+    /// Holds a write against "break before make": an entry that is present, or was so since the last flush, becomes
+    /// another present one only if rights and marks alone differ.
     fn observe(&self, table: Hpa, index: usize, old: u64, new: u64) {
         if !F::BREAK_FIRST {
             return;

@@ -49,7 +49,7 @@ impl Env for Device {
     fn commit(&mut self) {}
 }
 
-/// The same below a [`Replay`].
+/// The same device, below a [`Replay`].
 struct Below(Device);
 
 impl Bus for Below {

@@ -172,7 +172,7 @@ fn nesting_by_priority() {
     assert_eq!(a.pending(), Some(Vector(0x35)));
     a.ack(Vector(0x35));
     assert_eq!(a.ppr(), 0x30);
-    // Same class: waits.
+    // A vector of the class in service waits.
     assert_eq!(a.pending(), None);
     assert!(a.accept(Vector(0x40), TriggerMode::Edge));
     assert_eq!(a.pending(), Some(Vector(0x40)));
@@ -250,7 +250,7 @@ fn level_eoi_and_suppression() {
     assert!(a.accept(Vector(0x61), TriggerMode::Level));
     a.ack(Vector(0x61));
     assert_eq!(eoi_of(a.eoi()), Some((0x61, true, false)));
-    // Not offered: the bit does not stick.
+    // Where suppression is not offered the bit does not stick.
     let mut a = fresh();
     let _ = a.write(reg::SVR, 0xffff_ffff, 0);
     assert_eq!(a.read(reg::SVR, 0), 0x3ff);
@@ -269,7 +269,7 @@ fn bitmap_accept() {
     assert_eq!(a.irr(), irr);
     assert_eq!(a.tmr()[1], 1 << 3);
     assert_eq!(a.pending(), Some(Vector(255)));
-    // The same vector as an edge: its EOI stays inside again.
+    // When a vector comes as an edge, its EOI stays inside again.
     assert!(a.accept_bitmap(&irr, &[0; 8]));
     assert_eq!(a.tmr(), [0; 8]);
     let mut low = [0u32; 8];
@@ -328,7 +328,7 @@ fn esr_write_then_read() {
     let mut a = xapic();
     let _ = a.write(reg::LVT_ERROR, 0x44, 0);
     assert_eq!(a.read(0x40, 0), 0);
-    // Not visible before a write; the error interrupt is there at once.
+    // An error is not visible in ESR before a write; the error interrupt is there at once.
     assert_eq!(a.read(reg::ESR, 0), 0);
     assert_eq!(a.pending(), Some(Vector(0x44)));
     a.ack(Vector(0x44));

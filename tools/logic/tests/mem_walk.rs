@@ -289,7 +289,7 @@ fn parts<F: Format>(levels: u8, bad: fn(u64, Level) -> bool) {
     assert!(pt.has_parts(&m, Gpa(g + 0x5000)) && !pt.has_parts(&m, Gpa(g + 0x20_0000)));
     assert_eq!(m.live(), levels as usize - 1);
     m.check(&pt, &bad);
-    // There is a table already.
+    // Parts are not mapped where there is a table already.
     for only_new in [true, false] {
         assert_eq!(
             pt.map_parts(&mut m, Gpa(g), &all, only_new),

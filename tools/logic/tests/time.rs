@@ -266,6 +266,6 @@ fn scales() {
     // 256 times: more than AMD's ratio holds.
     assert_eq!(Scale::new(256_000_000, 1_000_000, 32, (1 << 40) - 1), None);
     assert!(Scale::new(255_000_000, 1_000_000, 32, (1 << 40) - 1).is_some());
-    // Not there.
+    // A processor without scaling has no ratio.
     assert_eq!(Scale::new(1_000_000, 2_000_000, 0, 0), None);
 }

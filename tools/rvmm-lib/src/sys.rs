@@ -203,7 +203,7 @@ pub fn device_info(device: &File) -> std::io::Result<DeviceInfo> {
 ///
 /// # Errors
 ///
-/// Those of [`device_info`].
+/// The errors are those of [`device_info`].
 pub fn config_read(device: &File, offset: u32) -> std::io::Result<u32> {
     let mut request = DeviceConfig {
         offset,
@@ -220,7 +220,7 @@ pub fn config_read(device: &File, offset: u32) -> std::io::Result<u32> {
 ///
 /// # Errors
 ///
-/// Those of [`device_info`].
+/// The errors are those of [`device_info`].
 pub fn set_master(device: &File, on: bool) -> std::io::Result<()> {
     let request = DeviceConfig {
         offset: 4,
@@ -236,7 +236,7 @@ pub fn set_master(device: &File, on: bool) -> std::io::Result<()> {
 ///
 /// # Errors
 ///
-/// Those of [`device_info`]; ENOSPC when there are not as many.
+/// The errors are those of [`device_info`]; ENOSPC when there are not as many.
 pub fn set_irqs(device: &File, kind: u32, gsis: &[u32]) -> std::io::Result<()> {
     let mut words = vec![kind, gsis.len() as u32];
     words.extend_from_slice(gsis);
@@ -248,7 +248,7 @@ pub fn set_irqs(device: &File, kind: u32, gsis: &[u32]) -> std::io::Result<()> {
 ///
 /// # Errors
 ///
-/// Those of [`device_info`].
+/// The errors are those of [`device_info`].
 pub fn set_vector(device: &File, vector: DeviceVector) -> std::io::Result<()> {
     // SAFETY: as in `set_master`.
     done(unsafe { ioctl_with_ref(device, RVMM_DEVICE_SET_VECTOR(), &vector) })

@@ -327,7 +327,7 @@ fn default_cmdline(vm: &VmFd, first: &VcpuFd, has_pci: bool) -> String {
         text = text.replace("pci=off", "pci=conf1");
     }
     if vm.check_extension(Cap::GetTscKhz) {
-        // It saves the guest a calibration against the PIT.
+        // The parameter saves the guest a calibration against the PIT.
         if let Ok(khz) = first.get_tsc_khz() {
             text.push_str(&format!(" tsc_early_khz={khz}"));
         }

@@ -16,7 +16,7 @@ pub struct Args {
     /// Process that runs the machine; every process that has statistics open if not given.
     #[arg(value_name = "PID")]
     pid: Option<u32>,
-    /// The same as a positional PID.
+    /// Process that runs the machine, as by a positional PID.
     #[arg(long = "pid", value_name = "PID", conflicts_with = "pid")]
     pid_option: Option<u32>,
 }

@@ -15,7 +15,7 @@ use crate::sys::{self, DeviceInfo, DeviceVector};
 /// The interrupt pin.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Pin {
-    /// Not in use: there is none, the device is not, or it sends messages.
+    /// The pin is not in use: there is none, the device is not in use, or it sends messages.
     Unused,
     /// Switched off by the command register.
     Off,

@@ -162,7 +162,7 @@ impl Machine {
             sregs.idt.limit = 0xfff;
             vcpu.set_sregs(&sregs).map_err(failed("KVM_SET_SREGS"))?;
             if id != 0 {
-                // It does not wait for INIT and SIPI.
+                // This vCPU does not wait for INIT and SIPI.
                 let state = kvm_mp_state {
                     mp_state: KVM_MP_STATE_RUNNABLE,
                 };
