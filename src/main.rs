@@ -2,8 +2,8 @@
 //! rvmm: a Type-2 hypervisor with KVM's interface.
 //!
 //! Three storeys, and arrows between them that only go down. The face: `kvm`, the files and ioctls of user space, and
-//! `assign`, devices handed to guests. Below it the architecture, `x86`. Below that the ground, which knows no registers:
-//! `abi`, `mem` and `bus`. `linux` wraps kernel interfaces and knows nothing of hypervisors.
+//! `assign`, devices handed to guests. Below it the architecture, `x86`. Below that the ground, which knows no
+//! registers: `abi`, `mem` and `bus`. `linux` wraps kernel interfaces and knows nothing of hypervisors.
 
 #[path = "../rust/mod.rs"]
 mod linux;
@@ -42,7 +42,7 @@ module! {
         },
         enable_apicv: u8 {
             default: 2,
-            description: "let the processor virtualise local APICs where it can (VMX): 0 no, 1 yes, 2 unless it is an emulator",
+            description: "let the processor virtualise local APICs (VMX): 0 no, 1 where it can, 2 not in an emulator",
         },
         allow_unsafe_interrupts: u8 {
             default: 0,
@@ -68,9 +68,9 @@ impl CpuHotplug for Hotplug {
     }
 }
 
-/// Suspend, resume, reboot. At a suspend only the boot CPU is left, with interrupts off; the others went through [`Hotplug`].
-/// At a reboot they are still online and keep SVME until INIT or the next kernel resets it: that harms nobody, since
-/// GIF is set outside stays and the reboot stops them there.
+/// Suspend, resume, reboot. At a suspend only the boot CPU is left, with interrupts off; the others went through
+/// [`Hotplug`]. At a reboot they are still online and keep SVME until INIT or the next kernel resets it: that harms
+/// nobody, since GIF is set outside stays and the reboot stops them there.
 struct Power;
 
 impl SyscoreOps for Power {

@@ -1,10 +1,11 @@
 // SPDX-License-Identifier: GPL-2.0
 //! What user space may write to the configuration space of a device that it has been given (PCI 3.0 6.2).
 //!
-//! The guest's configuration space is an emulation in user space; the hardware's is read through it. Of the hardware's registers
-//! only bus mastering changes at the guest's wish. Everything else is the kernel's business: base addresses would let the
-//! device answer for others' memory, MSI and MSI-X are set up by RVMM_DEVICE_SET_IRQS, decoding stays on so that an access to
-//! mapped registers cannot end in a bus error, power and link states are shared with what is around the device.
+//! The guest's configuration space is an emulation in user space; the hardware's is read through it. Of the hardware's
+//! registers only bus mastering changes at the guest's wish. Everything else is the kernel's business: base addresses
+//! would let the device answer for others' memory, MSI and MSI-X are set up by RVMM_DEVICE_SET_IRQS, decoding stays on
+//! so that an access to mapped registers cannot end in a bus error, power and link states are shared with what is
+//! around the device.
 #![forbid(unsafe_code)]
 
 /// Offset of the command register.

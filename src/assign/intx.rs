@@ -1,9 +1,10 @@
 // SPDX-License-Identifier: GPL-2.0
-//! The interrupt pin of an assigned device (PCI 3.0 2.2.6, 6.2.2): level-triggered, and silent from its interrupt to the guest's EOI.
+//! The interrupt pin of an assigned device (PCI 3.0 2.2.6, 6.2.2): level-triggered, and silent from its interrupt to
+//! the guest's EOI.
 //!
-//! The host cannot let the device assert its line until the guest has served it: the line may be others' as well. So the first
-//! interrupt switches the pin off and raises the guest's GSI. The guest's EOI lowers the GSI and switches the pin on again, unless the
-//! device still asserts it: then it stays off, and the GSI goes up once more.
+//! The host cannot let the device assert its line until the guest has served it: the line may be others' as well. So
+//! the first interrupt switches the pin off and raises the guest's GSI. The guest's EOI lowers the GSI and switches the
+//! pin on again, unless the device still asserts it: then it stays off, and the GSI goes up once more.
 #![forbid(unsafe_code)]
 
 /// What can be done to the hardware's pin.

@@ -1,20 +1,21 @@
 // SPDX-License-Identifier: GPL-2.0
 //! Devices handed to a guest (`uapi/rvmm.h`, RVMM_ASSIGN_DEVICE).
 //!
-//! A PCI function is bound to the driver `rvmm` by its `driver_override`, then assigned to a VM: a file stands for it. The file's
-//! end, the function's removal from the driver or from the bus, and RVMM_DEVICE_DEASSIGN all end the assignment by [`Assigned::end`].
+//! A PCI function is bound to the driver `rvmm` by its `driver_override`, then assigned to a VM: a file stands for it.
+//! The file's end, the function's removal from the driver or from the bus, and RVMM_DEVICE_DEASSIGN all end the
+//! assignment by [`Assigned::end`].
 //!
 //! # Order
 //!
-//! Begin: bus mastering off; the group is claimed, which blocks its DMA; the VM's memory is pinned and mapped; reset; attach; only
-//! now may user space switch bus mastering on. End: user mappings of the device go, bus mastering off, interrupts freed, reset, the
-//! registers as they were, detach, ownership back, and with the VM's last device the memory is unmapped and unpinned. While a
-//! device is attached memory slots follow: see `space`.
+//! Begin: bus mastering off; the group is claimed, which blocks its DMA; the VM's memory is pinned and mapped; reset;
+//! attach; only now may user space switch bus mastering on. End: user mappings of the device go, bus mastering off,
+//! interrupts freed, reset, the registers as they were, detach, ownership back, and with the VM's last device the
+//! memory is unmapped and unpinned. While a device is attached memory slots follow: see `space`.
 //!
 //! # Locks
 //!
-//! The device lock (the kernel's) > `current` > `live` > `GuestMemory.update` > `Space.mapped`, `IoWindow.open`, `IrqChip.config`. Every change of an assignment is made
-//! under the device lock, so it excludes binding and unbinding.
+//! The device lock (the kernel's) > `current` > `live` > `GuestMemory.update` > `Space.mapped`, `IoWindow.open`,
+//! `IrqChip.config`. Every change of an assignment is made under the device lock, so it excludes binding and unbinding.
 
 #[allow(unreachable_pub)]
 pub(crate) mod burst;
@@ -141,7 +142,8 @@ impl Handler for Vector {
 struct Live {
     vectors: Option<Vectors<Vector>>,
     handlers: KVec<Arc<Vector>>,
-    /// The pin while it is in use, and one that can only be switched off at the host's interrupt controller: that needs its line.
+    /// The pin while it is in use, and one that can only be switched off at the host's interrupt controller: that needs
+    /// its line.
     wire: Option<Wire>,
     /// The pin is in use.
     pin: bool,
@@ -227,8 +229,8 @@ fn confined_group(device: &Locked<'_>, reason: &mut Reason) -> Result<Group> {
     Ok(group)
 }
 
-/// Claims the device's registers and, if its pin cannot be switched off at the device, the pin's line. The device masters
-/// the bus neither before nor after: no DMA and no messages come from an earlier use.
+/// Claims the device's registers and, if its pin cannot be switched off at the device, the pin's line. The device
+/// masters the bus neither before nor after: no DMA and no messages come from an earlier use.
 fn take_hold(device: &Locked<'_>, reason: &mut Reason) -> Result<(Enabled, Option<Wire>)> {
     device.set_master(false);
     let enabled = device

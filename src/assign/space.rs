@@ -2,12 +2,12 @@
 //! What assigned devices see of a VM's memory: its slots, at their guest-physical addresses.
 //!
 //! It follows slot changes one by one, called under `GuestMemory.update`. A new slot is pinned and mapped before it
-//! is published: nothing has been promised yet when that fails. A deleted slot leaves the domain after the vCPUs have lost it, and
-//! before the ioctl returns: from then on no device reaches it either. `linux::iommu` says why a page cannot
-//! go back earlier.
+//! is published: nothing has been promised yet when that fails. A deleted slot leaves the domain after the vCPUs have
+//! lost it, and before the ioctl returns: from then on no device reaches it either. `linux::iommu` says why a page
+//! cannot go back earlier.
 //!
-//! Not in the domain: read-only slots, and slots over device memory (registers of this or another assigned device): no device
-//! writes to ROM or to another device. DMA does not appear in dirty logs.
+//! Not in the domain: read-only slots, and slots over device memory (registers of this or another assigned device): no
+//! device writes to ROM or to another device. DMA does not appear in dirty logs.
 
 use crate::abi::stats::VmStats;
 use crate::abi::uapi::Reason;
@@ -60,9 +60,9 @@ impl Space {
         )
     }
 
-    /// Attaches `device` and returns the number of bytes pinned; with the first one the slots are mapped. `slots` do not change
-    /// meanwhile. `blocked` runs when the device's DMA is blocked. When it fails everything is as before, and `reason` may
-    /// say why.
+    /// Attaches `device` and returns the number of bytes pinned; with the first one the slots are mapped. `slots` do
+    /// not change meanwhile. `blocked` runs when the device's DMA is blocked. When it fails everything is as before,
+    /// and `reason` may say why.
     pub(super) fn attach(
         &self,
         device: &Locked<'_>,
@@ -98,7 +98,8 @@ impl Space {
         }
     }
 
-    /// Bytes pinned; how often DMA of the device was refused, as far as the IOMMU's driver tells, and what was the last time.
+    /// Bytes pinned; how often DMA of the device was refused, as far as the IOMMU's driver tells, and what was the last
+    /// time.
     pub(super) fn state_of(&self, device: &Device) -> Option<(u64, u64, Refusal)> {
         let mapped = self.mapped.lock();
         let domain = &mapped.as_ref()?.domain;
@@ -177,12 +178,19 @@ impl Mapped {
         if first {
             for slot in slots {
                 self.map(slot).map_err(|e| match e {
-                    e if e == ENOMEM => reason.refuse(e,
-                        format_args!("the guest's memory cannot be pinned: RLIMIT_MEMLOCK is too small, or memory is short"),
+                    e if e == ENOMEM => reason.refuse(
+                        e,
+                        format_args!(
+                            "the guest's memory cannot be pinned: RLIMIT_MEMLOCK is too small, \
+                             or memory is short"
+                        ),
                     ),
                     e => {
                         let at = slot.gpa.0;
-                        reason.refuse(e, format_args!("the memory slot at {at:#x} cannot be pinned"))
+                        reason.refuse(
+                            e,
+                            format_args!("the memory slot at {at:#x} cannot be pinned"),
+                        )
                     }
                 })?;
             }

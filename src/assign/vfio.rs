@@ -1,11 +1,11 @@
 // SPDX-License-Identifier: GPL-2.0
-//! KVM_CREATE_DEVICE with KVM_DEV_TYPE_VFIO (kernel document virt/kvm/devices/vfio.rst): how a VMM tells which VFIO groups or
-//! devices its guest has.
+//! KVM_CREATE_DEVICE with KVM_DEV_TYPE_VFIO (kernel document virt/kvm/devices/vfio.rst): how a VMM tells which VFIO
+//! groups or devices its guest has.
 //!
-//! VFIO does everything for such a device: translation by its container, registers and interrupts by its files, mmap and
-//! eventfds. What KVM does with the files is nothing that this hypervisor has to do: a driver of a mediated device would ask for its
-//! `struct kvm`, which there is none of here, and guests' cache control needs no change for devices whose DMA is coherent. The files
-//! are kept and checked as KVM does.
+//! VFIO does everything for such a device: translation by its container, registers and interrupts by its files, mmap
+//! and eventfds. What KVM does with the files is nothing that this hypervisor has to do: a driver of a mediated device
+//! would ask for its `struct kvm`, which there is none of here, and guests' cache control needs no change for devices
+//! whose DMA is coherent. The files are kept and checked as KVM does.
 
 use crate::abi::uapi;
 use crate::abi::uapi::k;

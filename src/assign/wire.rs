@@ -3,8 +3,8 @@
 //!
 //! # Locks
 //!
-//! `Shared.pin` > `Controllers.core`: whoever decides to raise the GSI raises it before the next one decides. Listeners are called
-//! without `core`.
+//! `Shared.pin` > `Controllers.core`: whoever decides to raise the GSI raises it before the next one decides. Listeners
+//! are called without `core`.
 
 use crate::arch::{Controllers, IrqChip, Resampler};
 use crate::assign::intx::{self, Switch};
@@ -84,8 +84,8 @@ pub(crate) struct Wire {
 }
 
 impl Wire {
-    /// Takes the line of the device's pin, which is off. ENODEV: no pin; EBUSY: the pin cannot be switched off, and the line is not
-    /// its own.
+    /// Takes the line of the device's pin, which is off. ENODEV: no pin; EBUSY: the pin cannot be switched off, and the
+    /// line is not its own.
     pub(crate) fn new(device: &Locked<'_>) -> Result<Self> {
         let switch = PinSwitch::new(device).ok_or(ENODEV)?;
         let shared = Arc::pin_init(
