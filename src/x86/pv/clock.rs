@@ -207,8 +207,8 @@ impl Clock {
             && clock::snapshot().tsc_based
     }
 
-    /// No vCPU shall see the new time while another still sees the old one. All are stopped, and before they enter again they
-    /// have to take the lock, which the caller holds, to write their pages.
+    /// No vCPU shall see the new time while another still sees the old one. All are stopped, and before they enter
+    /// again they have to take the lock, which the caller holds, to write their pages.
     fn stop(vcpus: &VcpuSet) {
         vcpus.request_all(request::CLOCK);
         vcpus.stop_running();

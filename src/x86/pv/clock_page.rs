@@ -2,7 +2,8 @@
 //! The pages in which the hypervisor tells a guest the time (MSR_KVM_SYSTEM_TIME, MSR_KVM_WALL_CLOCK; kernel document
 //! virt/kvm/x86/msr.rst).
 //!
-//! The run loop writes them outside stays, on [`crate::x86::shared::request::CLOCK`], under the vCPU's mutex; it may sleep.
+//! The run loop writes them outside stays, on [`crate::x86::shared::request::CLOCK`], under the vCPU's mutex; it may
+//! sleep.
 
 use crate::linux::uaccess;
 use crate::mem::addr::Gpa;
@@ -50,8 +51,8 @@ pub(crate) fn update(vm: &Vm, s: &mut State) {
 fn write_time_info(view: &MemoryView<'_>, gpa: Gpa, mut info: TimeInfo) -> Result {
     let hva = view.hva(gpa, true)?;
     let at = hva.checked_add(kvmclock::TIME_INFO_FLAGS).ok_or(EFAULT)?;
-    // Another vCPU may read the page meanwhile: the version is odd from the first write to the last. Each is one call out of this
-    // language, which keeps their order, as the processor does.
+    // Another vCPU may read the page meanwhile: the version is odd from the first write to the last. Each is one call
+    // out of this language, which keeps their order, as the processor does.
     let version = kvmclock::writing(resident(hva, || uaccess::get_u32(hva))?);
     resident(hva, || uaccess::put_u32(hva, version))?;
     // The guest clears it when it has seen it.

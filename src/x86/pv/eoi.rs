@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0
 //! Ending interrupts in memory, without an exit (MSR_KVM_PV_EOI_EN; kernel document virt/kvm/x86/msr.rst).
 //!
-//! The run loop offers it at an entry and takes it back after the exit, in the stay if the page is there, under the vCPU's mutex.
+//! The run loop offers it at an entry and takes it back after the exit, in the stay if the page is there, under the
+//! vCPU's mutex.
 
 use crate::linux::uaccess;
 use crate::mem::addr::Gpa;
@@ -12,8 +13,9 @@ use crate::x86::vendor::Stay;
 use crate::x86::vm::Vm;
 use kernel::prelude::*;
 
-/// The entry delivers `vector` of the local APIC: lets the guest end it by clearing a bit, without an exit, if nothing else hangs on
-/// its end. That is so if no other interrupt is in service or waits, and nobody outside of the local APIC watches the vector.
+/// The entry delivers `vector` of the local APIC: lets the guest end it by clearing a bit, without an exit, if nothing
+/// else hangs on its end. That is so if no other interrupt is in service or waits, and nobody outside of the local APIC
+/// watches the vector.
 pub(crate) fn offer(vm: &Vm, s: &mut State, vector: u8) {
     let Some(l) = &s.apic.lapic else { return };
     let (word, bit) = Vector(vector).word_bit();

@@ -70,7 +70,8 @@ fn serve(vm: &Vm, caller: &VcpuShared, s: &mut State, number: u64) -> i64 {
     }
 }
 
-/// The caller has sent an interrupt to the vCPU with this APIC ID, which has no CPU, and waits for what it does: that one may go first.
+/// The caller has sent an interrupt to the vCPU with this APIC ID, which has no CPU, and waits for what it does: that
+/// one may go first.
 fn sched_yield(vm: &Vm, caller: &VcpuShared, apic_id: u32) {
     let to = Message::fixed(apic_id, Vector(0));
     let target = vm.vcpus.iter().find(|v| to.matches(None, &v.apic_addr()));
@@ -89,8 +90,8 @@ fn kick(vm: &Vm, apic_id: u32) {
     }
 }
 
-/// Sends an interrupt to the APIC IDs `first`, `first + 1` ... whose bits are set; `icr` gives vector and delivery mode.
-/// The number of vCPUs that accepted it.
+/// Sends an interrupt to the APIC IDs `first`, `first + 1` ... whose bits are set; `icr` gives vector and delivery
+/// mode. The number of vCPUs that accepted it.
 fn send_ipi(
     vm: &Vm,
     caller: &VcpuShared,

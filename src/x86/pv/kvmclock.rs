@@ -1,9 +1,10 @@
 // SPDX-License-Identifier: GPL-2.0
-//! KVM's paravirtual clock: a VM's time, and the pages by which guests read it (kernel document virt/kvm/x86/msr.rst, api.rst 4.35).
+//! KVM's paravirtual clock: a VM's time, and the pages by which guests read it (kernel document virt/kvm/x86/msr.rst,
+//! api.rst 4.35).
 //!
-//! A VM's clock counts nanoseconds. When the host's clock is its TSC and all vCPUs' TSCs run together, it is a function of the TSC
-//! from one common point, so that all vCPUs read the same time at the same moment. Else each page has a point of its own, taken when
-//! it was written, and guests have to keep time from going back between vCPUs themselves.
+//! A VM's clock counts nanoseconds. When the host's clock is its TSC and all vCPUs' TSCs run together, it is a function
+//! of the TSC from one common point, so that all vCPUs read the same time at the same moment. Else each page has a
+//! point of its own, taken when it was written, and guests have to keep time from going back between vCPUs themselves.
 #![forbid(unsafe_code)]
 
 use crate::x86::cpu::tsc::Rate;
@@ -100,8 +101,8 @@ impl VmClock {
         (p.tsc, p.base_ns.wrapping_add(self.offset))
     }
 
-    /// Goes over to a common point, or away from it, at `now`. The VM's time goes on without a step: TSC and host clock are not
-    /// exactly of one rate.
+    /// Goes over to a common point, or away from it, at `now`. The VM's time goes on without a step: TSC and host clock
+    /// are not exactly of one rate.
     pub fn set_common(&mut self, common: bool, now: Point, rate: Rate) {
         if common != self.common.is_some() {
             let time = self.at(now, rate);

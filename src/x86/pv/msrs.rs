@@ -12,8 +12,8 @@ use crate::x86::vcpu::state::State;
 use crate::x86::vm::Vm;
 use core::sync::atomic::Ordering;
 
-/// Whether a write of this MSR may have to touch guest memory: pages are written with user accesses that may sleep, and the clock's
-/// page follows the TSC.
+/// Whether a write of this MSR may have to touch guest memory: pages are written with user accesses that may sleep, and
+/// the clock's page follows the TSC.
 pub(crate) fn may_sleep(index: u32) -> bool {
     matches!(
         index,

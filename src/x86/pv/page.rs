@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
-//! Touching the pages that guests share with the hypervisor. An address without memory is nobody's error: nothing is written.
+//! Touching the pages that guests share with the hypervisor. An address without memory is nobody's error: nothing is
+//! written.
 
 use crate::linux::gup;
 use kernel::prelude::*;

@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0
 //! What a vCPU's KVM MSRs have set up, and what its guest has been told (kernel document virt/kvm/x86/msr.rst).
 //!
-//! This is data; what is done with it stands in `clock_page`, `steal`, `eoi` and `msrs`, above the vCPU's state, which holds it.
+//! This is data; what is done with it stands in `clock_page`, `steal`, `eoi` and `msrs`, above the vCPU's state, which
+//! holds it.
 
 use crate::linux::sched;
 use crate::mem::addr::{Gpa, PAGE_SIZE};
@@ -25,7 +26,8 @@ pub(crate) struct Paravirt {
     pub(super) steal_told: u64,
     /// To be told whether or not the thread has waited.
     pub(crate) steal_stale: bool,
-    /// The guest has been told that this vCPU does not run, and may have left a flush of its translations to the next entry.
+    /// The guest has been told that this vCPU does not run, and may have left a flush of its translations to the next
+    /// entry.
     pub(super) preempted: bool,
     /// MSR_KVM_POLL_CONTROL. No halted vCPU polls, so it is only kept.
     pub(super) no_poll: bool,

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
-//! Stolen time: how long a vCPU's thread has waited for a CPU, and whether it runs (MSR_KVM_STEAL_TIME, `struct kvm_steal_time`;
-//! kernel document virt/kvm/x86/msr.rst).
+//! Stolen time: how long a vCPU's thread has waited for a CPU, and whether it runs (MSR_KVM_STEAL_TIME,
+//! `struct kvm_steal_time`; kernel document virt/kvm/x86/msr.rst).
 //!
 //! The run loop calls these outside stays, under the vCPU's mutex.
 
@@ -39,11 +39,12 @@ const PREEMPTED: usize = 16;
 const VCPU_PREEMPTED: u8 = 1;
 const FLUSH_TLB: u8 = 2;
 
-/// The vCPU's thread is about to wait: tells the guest that this vCPU does not run, so that others need not wait for it.
+/// The vCPU's thread is about to wait: tells the guest that this vCPU does not run, so that others need not wait for
+/// it.
 ///
-/// To be called between instructions only: from now on the guest may count on a flush before the next one, and what has been
-/// translated for an instruction that is half done would survive that. Not for a halted vCPU: an interrupt to that one is as good
-/// as to one that runs, and the guest's scheduler would take its CPU for a bad choice.
+/// To be called between instructions only: from now on the guest may count on a flush before the next one, and what has
+/// been translated for an instruction that is half done would survive that. Not for a halted vCPU: an interrupt to that
+/// one is as good as to one that runs, and the guest's scheduler would take its CPU for a bad choice.
 pub(crate) fn set_preempted(vm: &Vm, s: &mut State) {
     if s.pv.steal_time & 1 == 0 || s.pv.preempted {
         return;
