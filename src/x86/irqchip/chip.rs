@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0
 //! The interrupt controllers of a VM and the ways into them: ports and memory, irqfds, ioeventfds, ioctls.
 //!
-//! The controllers come into being with KVM_CREATE_IRQCHIP (all of them) or KVM_CAP_SPLIT_IRQCHIP (local APICs only, the rest is in
-//! user space), before the first vCPU. `config` serialises changes of what user space configures.
+//! The controllers come into being with KVM_CREATE_IRQCHIP (all of them) or KVM_CAP_SPLIT_IRQCHIP (local APICs only,
+//! the rest is in user space), before the first vCPU. `config` serialises changes of what user space configures.
 
 use crate::abi::uapi::k;
 use crate::bus::ioeventfd::Bus;
@@ -111,8 +111,8 @@ impl IrqChip {
         self.controllers.get()
     }
 
-    /// KVM_CAP_X2APIC_API (api.rst 7.7). EINVAL: unknown flags, suppression on and off, or on with an IOAPIC in the kernel, which has no
-    /// EOI register.
+    /// KVM_CAP_X2APIC_API (api.rst 7.7). EINVAL: unknown flags, suppression on and off, or on with an IOAPIC in the
+    /// kernel, which has no EOI register.
     pub(crate) fn enable_x2apic_api(&self, flags: u64) -> Result {
         use crate::x86::shared::x2apic_api as api;
         const EOI: u32 = api::SUPPRESS_EOI | api::NO_SUPPRESS_EOI;
@@ -138,8 +138,9 @@ impl IrqChip {
         }
     }
 
-    /// EOI broadcast suppression of local APICs: whether it is offered, and whether it takes effect. Without a word from user space it is
-    /// offered where the IOAPIC is not in the kernel, but has no effect, as in KVM, whose clients count on every EOI.
+    /// EOI broadcast suppression of local APICs: whether it is offered, and whether it takes effect. Without a word
+    /// from user space it is offered where the IOAPIC is not in the kernel, but has no effect, as in KVM, whose clients
+    /// count on every EOI.
     pub(crate) fn eoi_suppression(&self) -> (bool, bool) {
         use crate::x86::shared::x2apic_api as api;
         match self.vcpus.x2apic_api() & (api::SUPPRESS_EOI | api::NO_SUPPRESS_EOI) {
@@ -258,7 +259,8 @@ impl IrqChip {
         self.controllers().map_or(0, |c| c.eoi_vectors(word))
     }
 
-    /// Sends an interrupt message; `source` is the sender's APIC id for shorthands. Number of vCPUs that got it. Any context.
+    /// Sends an interrupt message; `source` is the sender's APIC id for shorthands. Number of vCPUs that got it. Any
+    /// context.
     pub(crate) fn deliver(&self, message: &Message, source: u32) -> u32 {
         deliver(&self.vcpus, message, Some(source), false)
     }

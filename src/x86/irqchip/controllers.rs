@@ -5,8 +5,8 @@
 //!
 //! # Lock order
 //!
-//! SRCU read section of `config` > `core` > scheduler and timer locks. No [`ports::AckListener`] is called under `core`: it may raise the GSI
-//! again, itself or as an eventfd that an irqfd of this VM waits for.
+//! SRCU read section of `config` > `core` > scheduler and timer locks. No [`ports::AckListener`] is called under
+//! `core`: it may raise the GSI again, itself or as an eventfd that an irqfd of this VM waits for.
 
 use crate::bus::line::Source;
 use crate::bus::ports::{self, IrqLines};
@@ -74,12 +74,13 @@ struct Core {
     pit: Option<KBox<Pit>>,
     /// For each pin the ends of interrupts in a row that left its line up.
     ends: [u32; ioapic::PINS],
-    /// How many vCPUs have not ended the last interrupt of [`RTC_PIN`] that user space wanted to hear of, and its vector.
+    /// How many vCPUs have not ended the last interrupt of [`RTC_PIN`] that user space wanted to hear of, and its
+    /// vector.
     rtc: (i32, u8),
 }
 
-/// The IOAPIC's pin of the real-time clock. Though it is edge-triggered, user space is told whether the last interrupt has been ended
-/// (as by KVM): one that comes before that is made up for later.
+/// The IOAPIC's pin of the real-time clock. Though it is edge-triggered, user space is told whether the last interrupt
+/// has been ended (as by KVM): one that comes before that is made up for later.
 const RTC_PIN: u32 = 8;
 
 /// The interrupt controllers of one VM outside its local APICs.
@@ -263,8 +264,8 @@ impl Controllers {
         }
     }
 
-    /// Somebody who drives `gsi` as [`Source::RESAMPLE`] gives up, or user space has seen its interrupt's end: the GSI goes down,
-    /// and up again if one of the listeners still wants it.
+    /// Somebody who drives `gsi` as [`Source::RESAMPLE`] gives up, or user space has seen its interrupt's end: the GSI
+    /// goes down, and up again if one of the listeners still wants it.
     pub(crate) fn resample(&self, gsi: u32) {
         self.set_irq(gsi, Source::RESAMPLE, false);
         self.config.read().signal(self, Gsi::new(gsi));
@@ -285,7 +286,8 @@ impl Controllers {
             .map_or(0, |w| w.load(Ordering::Acquire))
     }
 
-    /// Whether an interrupt storm was stopped since the last call: [`Controllers::resume`] has to be called after a while.
+    /// Whether an interrupt storm was stopped since the last call: [`Controllers::resume`] has to be called after a
+    /// while.
     #[inline]
     pub(crate) fn take_storm(&self) -> bool {
         self.storm.load(Ordering::Relaxed) && self.storm.swap(false, Ordering::Relaxed)
@@ -695,7 +697,8 @@ impl Session<'_> {
                 }
                 if waiting {
                     // The device may have lowered the line while it was masked, and nobody asked it (a one-shot
-                    // interrupt whose handler ran after the EOI). Ask it now; if it still wants the interrupt it asserts.
+                    // interrupt whose handler ran after the EOI). Ask it now; if it still wants the interrupt it
+                    // asserts.
                     if let (Some(gsi), true) = (gsi, self.config.is_resampled(gsi)) {
                         self.drive(gsi, Source::RESAMPLE, false);
                         self.pins |= 1 << (pin.number() & 31);

@@ -8,9 +8,8 @@ use crate::x86::irqchip::msg::{ApicAddr, Arbiter, DeliveryMode, Message, Shortha
 use crate::x86::shared::{request, VcpuSet, VcpuShared};
 use core::sync::atomic::Ordering;
 
-/// Sends `message`; `source` is the x2APIC ID of the local APIC that sends it, if one does; `watched`: somebody waits for the
-/// end of the interrupt, although it is edge-triggered. Returns how many vCPUs
-/// accepted it.
+/// Sends `message`; `source` is the x2APIC ID of the local APIC that sends it, if one does; `watched`: somebody waits
+/// for the end of the interrupt, although it is edge-triggered. Returns how many vCPUs accepted it.
 pub(crate) fn deliver(
     vcpus: &VcpuSet,
     message: &Message,

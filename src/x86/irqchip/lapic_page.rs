@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
-//! The local APIC of a vCPU, with its registers in a page of its own, as a processor that virtualises it wants them (SDM 3C 30.1).
+//! The local APIC of a vCPU, with its registers in a page of its own, as a processor that virtualises it wants them
+//! (SDM 3C 30.1).
 
 use crate::linux::page::WordPage;
 use crate::x86::irqchip::lapic::{Lapic, Registers};

@@ -440,8 +440,9 @@ impl Pic {
 
     /// Loads the state of a chip; values that no register holds are reduced to ones that do.
     pub fn set_state(&mut self, chip: Chip, state: &[u8; 16]) {
-        let [last_irr, irr, imr, isr, priority_add, irq_base, read_isr, poll, special_mask, init, auto_eoi, rotate, nested, init4, elcr, elcr_mask] =
-            *state;
+        let &[last_irr, irr, imr, isr, priority_add, irq_base, read_isr, poll, ref rest @ ..] =
+            state;
+        let [special_mask, init, auto_eoi, rotate, nested, init4, elcr, elcr_mask] = *rest;
         let [master, slave] = &mut self.chips;
         let target = match chip {
             Chip::Master => master,

@@ -22,7 +22,8 @@ impl TimerCallback for Tick {
 /// same.
 macro_rules! copy_channel {
     ($to:ident, $from:ident) => {
-        copy_channel!(@ $to, $from, count, latched_count, count_latched, status_latched, status, read_state, write_state, write_latch, rw_mode, mode, bcd, gate, count_load_time)
+        copy_channel!(@ $to, $from, count, latched_count, count_latched, status_latched, status, read_state,
+            write_state, write_latch, rw_mode, mode, bcd, gate, count_load_time)
     };
     (@ $to:ident, $from:ident, $($field:ident),*) => {
         $($to.$field = $from.$field;)*

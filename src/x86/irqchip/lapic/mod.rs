@@ -288,16 +288,16 @@ impl<R: Registers> Lapic<R> {
         &self.regs
     }
 
-    /// A processor that virtualises this APIC ran the guest, and may have changed the registers that it keeps by itself:
-    /// IRR, ISR, TPR, PPR, and what the guest wrote without an exit.
+    /// A processor that virtualises this APIC ran the guest, and may have changed the registers that it keeps by
+    /// itself: IRR, ISR, TPR, PPR, and what the guest wrote without an exit.
     #[inline]
     pub fn guest_ran(&mut self) {
         self.irr_words = Summary::UNKNOWN;
         self.isr_words = Summary::UNKNOWN;
     }
 
-    /// The guest interrupt status for a processor that virtualises this APIC (SDM 3C 25.4.2), if the model changed it: the
-    /// highest vector requested (RVI) in the low byte, the highest in service (SVI) in the high byte.
+    /// The guest interrupt status for a processor that virtualises this APIC (SDM 3C 25.4.2), if the model changed it:
+    /// the highest vector requested (RVI) in the low byte, the highest in service (SVI) in the high byte.
     #[inline]
     pub fn take_status(&mut self) -> Option<u16> {
         if !core::mem::replace(&mut self.moved, false) {
@@ -307,8 +307,8 @@ impl<R: Registers> Lapic<R> {
         Some(of(self.highest_irr()) | of(self.highest_isr()) << 8)
     }
 
-    /// [`Lapic::take_status`] for a guest that is to get no interrupt in its next run, whatever is requested. What it did not get is
-    /// in the status after that.
+    /// [`Lapic::take_status`] for a guest that is to get no interrupt in its next run, whatever is requested. What it
+    /// did not get is in the status after that.
     #[cold]
     pub fn hold_status(&mut self) -> u16 {
         self.moved = true;

@@ -173,8 +173,8 @@ impl<R: Registers> Lapic<R> {
     }
 
     /// Reads the register at `offset` (0 to 0xff0, a multiple of 16) of the xAPIC page. Reserved registers read
-    /// as zero and are noted in ESR; `now` is the time in nanoseconds. Outside xAPIC mode (see [`Lapic::page`]) there is
-    /// no page: all ones.
+    /// as zero and are noted in ESR; `now` is the time in nanoseconds. Outside xAPIC mode (see [`Lapic::page`]) there
+    /// is no page: all ones.
     pub fn read(&mut self, offset: u32, now: u64) -> u32 {
         if self.page().is_none() {
             return u32::MAX;
@@ -239,8 +239,8 @@ impl<R: Registers> Lapic<R> {
         }
     }
 
-    /// A processor that virtualises this APIC stored what the guest wrote to the register at `offset`, and exited after the
-    /// instruction (SDM 3C 30.4.3.2, 30.5): the effects of the write.
+    /// A processor that virtualises this APIC stored what the guest wrote to the register at `offset`, and exited after
+    /// the instruction (SDM 3C 30.4.3.2, 30.5): the effects of the write.
     pub fn write_stored(&mut self, offset: u32, now: u64) -> Action {
         let offset = offset & 0xff0;
         let value = self.reg(offset);

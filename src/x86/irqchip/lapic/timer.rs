@@ -195,7 +195,8 @@ impl Timer {
         self.catch_up(now);
     }
 
-    /// The armed time was reached, or perhaps not: returns whether the timer really expired, and prepares the next period.
+    /// The armed time was reached, or perhaps not: returns whether the timer really expired, and prepares the next
+    /// period.
     pub fn expired(&mut self, now: u64, tsc: u64) -> bool {
         if self.mode != TimerMode::TscDeadline {
             return self.catch_up(now);
