@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: GPL-2.0
-//! The local APIC of a vCPU as its thread uses it: CR8, APIC virtualisation, and where the APIC's page is (SDM 3A 12, 3C 31).
+//! The local APIC of a vCPU as its thread uses it: CR8, APIC virtualisation, and where the APIC's page is (SDM 3A 12,
+//! 3C 31).
 //!
-//! This file adds to [`State`] what the run loop and the handlers of exits call under the vCPU's mutex. The model itself is
-//! [`crate::x86::irqchip::lapic`].
+//! This file adds to [`State`] what the run loop and the handlers of exits call under the vCPU's mutex. The model
+//! itself is [`crate::x86::irqchip::lapic`].
 
 use crate::x86::irqchip::lapic::base;
 use crate::x86::vcpu::state::State;
@@ -85,8 +86,8 @@ impl State {
         self.apic.virtualized && vm.memory.may_pin_page() && self.apic_mode() == ApicMode::Xapic
     }
 
-    /// Vectors in `irr` were accepted, or state was set: decides anew which of them exit at their end. Those do that are
-    /// level-triggered, and those for whose end somebody waits.
+    /// Vectors in `irr` were accepted, or state was set: decides anew which of them exit at their end. Those do that
+    /// are level-triggered, and those for whose end somebody waits.
     pub(crate) fn refresh_eoi_exits(&mut self, vm: &Vm, irr: &[u32; 8]) {
         let Some(l) = &self.apic.lapic else { return };
         let tmr = l.tmr();

@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0
 //! The CPUID table that user space gave a vCPU, and what follows from it (api.rst 4.20, 4.88).
 //!
-//! This file adds to [`State`] what the vCPU's ioctls and the exits of CPUID, XSETBV and CR4 use under the vCPU's mutex.
+//! This file adds to [`State`] what the vCPU's ioctls and the exits of CPUID, XSETBV and CR4 use under the vCPU's
+//! mutex.
 
 use crate::x86::cpu::cpuid::{self, CpuidEntry, CpuidIndex, Dynamic, GuestFeatures};
 use crate::x86::cpu::regs::cr4;

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0
 //! What KVM_SET_GUEST_DEBUG has asked for, and what it has come to (api.rst 4.87).
 //!
-//! As in KVM, a single step is RFLAGS.TF in the guest's own register, hidden from KVM_GET_REGS; and while user space has breakpoints
-//! of its own, the debug registers that the guest reads and writes are kept apart from those in force.
+//! As in KVM, a single step is RFLAGS.TF in the guest's own register, hidden from KVM_GET_REGS; and while user space
+//! has breakpoints of its own, the debug registers that the guest reads and writes are kept apart from those in force.
 #![forbid(unsafe_code)]
 
 use crate::abi::uapi::k;

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0
 //! Events of a vCPU: what is pending, what holds it back, and raising exceptions (SDM 3A 7.8, 7.9, APM 2 8.5).
 //!
-//! This file adds to [`State`] what the run loop asks for before an entry and what handlers of exits raise, under the vCPU's mutex. None
-//! of it sleeps.
+//! This file adds to [`State`] what the run loop asks for before an entry and what handlers of exits raise, under the
+//! vCPU's mutex. None of it sleeps.
 
 use crate::x86::cpu::events;
 use crate::x86::cpu::events::Gate;
@@ -42,7 +42,8 @@ impl State {
         }
     }
 
-    /// A #DB that waits changes DR6 now instead of at its delivery: for a user space that saves exceptions without payload.
+    /// A #DB that waits changes DR6 now instead of at its delivery: for a user space that saves exceptions without
+    /// payload.
     pub(crate) fn deliver_payload(&mut self) {
         if let Some(x) = &mut self.events.exception {
             if x.vector == events::vector::DB {

@@ -35,7 +35,8 @@ pub(crate) enum FetchError {
 
 /// An instruction that exits: how to recognise it.
 pub(crate) struct Known {
-    /// Without prefixes: mask and value of the first four bytes, and the length. Not for instructions whose length depends on more.
+    /// Without prefixes: mask and value of the first four bytes, and the length. Not for instructions whose length
+    /// depends on more.
     plain: &'static [(u32, u32, u8)],
     /// As the decoder sees it.
     ops: &'static [Op],
@@ -240,8 +241,8 @@ impl State {
         }
     }
 
-    /// Steps over the instruction that caused the exit, whose length the processor did not give. Where the bytes are not the
-    /// instruction that `known` describes they have been changed since, and the guest runs them.
+    /// Steps over the instruction that caused the exit, whose length the processor did not give. Where the bytes are
+    /// not the instruction that `known` describes they have been changed since, and the guest runs them.
     pub(crate) fn skip(
         &mut self,
         view: &MemoryView<'_>,

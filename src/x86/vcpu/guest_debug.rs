@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0
 //! Guest debugging by user space: KVM_SET_GUEST_DEBUG and what becomes KVM_EXIT_DEBUG (api.rst 4.87).
 //!
-//! This file adds to [`State`] what acts on [`crate::x86::vcpu::debug::Debug`]. The vCPU's ioctls and the run loop call it under the
-//! vCPU's mutex; [`State::set_guest_debug`] may sleep, the others may be called in a stay.
+//! This file adds to [`State`] what acts on [`crate::x86::vcpu::debug::Debug`]. The vCPU's ioctls and the run loop call
+//! it under the vCPU's mutex; [`State::set_guest_debug`] may sleep, the others may be called in a stay.
 #![forbid(unsafe_code)]
 
 use crate::abi::uapi::k;
@@ -59,7 +59,8 @@ impl State {
         }
     }
 
-    /// A #DB reaches the guest: conditions of DR6 are those of `payload`, the others stay; DR7.GD goes (SDM 3B 19.2.3, 19.2.4).
+    /// A #DB reaches the guest: conditions of DR6 are those of `payload`, the others stay; DR7.GD goes (SDM 3B 19.2.3,
+    /// 19.2.4).
     pub(crate) fn deliver_debug(&mut self, payload: u64) {
         // Without conditions it comes from user space, which has set DR6 itself.
         if payload != 0 {
@@ -127,8 +128,8 @@ impl State {
         if self.debug.shadow_at != Some(self.cpu.regs.rip) {
             self.debug.shadow_at = None;
         }
-        // With an interrupt shadow VMX takes the trap of the instruction before, and wants it pending (SDM 3C 27.3.1.5). Here there
-        // was none. Interrupts still wait for the instruction to be stepped over.
+        // With an interrupt shadow VMX takes the trap of the instruction before, and wants it pending (SDM 3C
+        // 27.3.1.5). Here there was none. Interrupts still wait for the instruction to be stepped over.
         let i = self.hw.interruptibility();
         if self.debug.stepping() && self.cpu.regs.rflags & rflags::TF != 0 && (i.sti || i.mov_ss) {
             self.debug.shadow_at = Some(self.cpu.regs.rip);

@@ -1,9 +1,10 @@
 // SPDX-License-Identifier: GPL-2.0
 //! Accesses of emulated instructions to memory, to devices and to ports.
 //!
-//! This file adds to [`State`] the plain move that a nested fault on a device asks for ([`State::access_device`]) and the general
-//! emulation of an instruction ([`State::emulate`]), whose accesses go through a [`Bus`] and are kept in a replay log while user space
-//! completes them. The run loop calls both under the vCPU's mutex; only the first one in a stay.
+//! This file adds to [`State`] the plain move that a nested fault on a device asks for ([`State::access_device`]) and
+//! the general emulation of an instruction ([`State::emulate`]), whose accesses go through a [`Bus`] and are kept in a
+//! replay log while user space completes them. The run loop calls both under the vCPU's mutex; only the first one in a
+//! stay.
 
 use crate::abi::exits::PIO_PAGE;
 use crate::bus::ioeventfd::Bus as EventSpace;
@@ -50,11 +51,12 @@ pub(crate) struct DeviceAccess {
 }
 
 impl State {
-    /// Carries out the device access that caused nested fault `f` if it is a plain move by 64-bit code, which is all but all of them.
+    /// Carries out the device access that caused nested fault `f` if it is a plain move by 64-bit code, which is all
+    /// but all of them.
     ///
-    /// The operand's guest-physical address is the fault's: the processor has translated it, for this kind of access at this privilege.
-    /// That the instruction fetched now has the same kind and the same place in the page guards against one that was put there
-    /// meanwhile. Never sleeps.
+    /// The operand's guest-physical address is the fault's: the processor has translated it, for this kind of access at
+    /// this privilege. That the instruction fetched now has the same kind and the same place in the page guards against
+    /// one that was put there meanwhile. Never sleeps.
     pub(crate) fn access_device(
         &mut self,
         vm: &Vm,
@@ -182,7 +184,8 @@ fn lapic_offset(lapic: &Option<impl Deref<Target = LocalApic>>, gpa: u64) -> Opt
     (gpa & !0xfff == page).then_some((gpa & 0xfff) as u32)
 }
 
-/// Reads the local APIC by MMIO. Registers are 32 bits wide on 16-byte boundaries; other accesses are undefined and read as zero.
+/// Reads the local APIC by MMIO. Registers are 32 bits wide on 16-byte boundaries; other accesses are undefined and
+/// read as zero.
 fn lapic_read(lapic: &mut Option<impl DerefMut<Target = LocalApic>>, offset: u32, buf: &mut [u8]) {
     let value = match lapic {
         Some(l) if offset & 3 == 0 && buf.len() <= 4 => l.read(offset, hrtimer::ktime_get_ns()),
@@ -302,8 +305,8 @@ impl Bus for GuestBus<'_, '_> {
     }
 
     fn check_port(&mut self, port: u16, width: u8) -> Result<(), Stop> {
-        // The exit came after the processor's own check (SDM 3C 26.1.1, APM 2 15.10.2), but only for the port of the exit: other
-        // code may have been put there meanwhile.
+        // The exit came after the processor's own check (SDM 3C 26.1.1, APM 2 15.10.2), but only for the port of the
+        // exit: other code may have been put there meanwhile.
         if self.port == Some((port, width)) {
             Ok(())
         } else {

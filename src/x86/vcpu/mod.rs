@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0
 //! A virtual CPU.
 //!
-//! All state is behind one mutex, which KVM_RUN holds for as long as it runs: an ioctl from another thread waits until it
-//! returns, or until it is killed.
+//! All state is behind one mutex, which KVM_RUN holds for as long as it runs: an ioctl from another thread waits until
+//! it returns, or until it is killed.
 
 pub(crate) mod abi;
 mod apic;
@@ -85,8 +85,8 @@ impl Vcpu {
         Ok(())
     }
 
-    /// Carries out what the local APIC asks for, but for EOIs, which may have to go to user space. All that an [`Action`] comes from
-    /// ends here.
+    /// Carries out what the local APIC asks for, but for EOIs, which may have to go to user space. All that an
+    /// [`Action`] comes from ends here.
     pub(crate) fn apply(&self, vm: &Vm, s: &mut State, action: Action) {
         if action.timer {
             self.timer.arm(s);

@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: GPL-2.0
 //! RDMSR and WRMSR, by the guest and by KVM_GET_MSRS and KVM_SET_MSRS (SDM 4, APM 2 appendix A).
 //!
-//! This file adds to [`State`] the two accesses and what each class of MSRs does on them. Handlers of exits and the vCPU's ioctls call
-//! them under the vCPU's mutex; [`crate::x86::pv::msrs::may_sleep`] names those that a stay has to be left for.
+//! This file adds to [`State`] the two accesses and what each class of MSRs does on them. Handlers of exits and the
+//! vCPU's ioctls call them under the vCPU's mutex; [`crate::x86::pv::msrs::may_sleep`] names those that a stay has to
+//! be left for.
 
 use crate::abi::uapi::k;
 use crate::linux::hrtimer;
@@ -66,7 +67,8 @@ impl State {
         }
     }
 
-    /// WRMSR, or KVM_SET_MSRS with `by_host`. `None` raises #GP or ends the list; an [`Action`] is to be carried out by the caller.
+    /// WRMSR, or KVM_SET_MSRS with `by_host`. `None` raises #GP or ends the list; an [`Action`] is to be carried out by
+    /// the caller.
     pub(crate) fn write_msr(
         &mut self,
         vm: &Vm,

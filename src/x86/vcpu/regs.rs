@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0
 //! Registers of a vCPU: loading and marking groups of system registers, and what follows from them.
 //!
-//! This file adds to [`State`] what the run loop, the emulator and the vCPU's ioctls use under the vCPU's mutex, in a stay or outside.
-//! System registers stay in the VMCS or VMCB until a [`Groups`] of them is loaded.
+//! This file adds to [`State`] what the run loop, the emulator and the vCPU's ioctls use under the vCPU's mutex, in a
+//! stay or outside. System registers stay in the VMCS or VMCB until a [`Groups`] of them is loaded.
 
 use crate::mem::addr::Gpa;
 use crate::mem::memory::MemError;
@@ -43,7 +43,8 @@ impl State {
         self.cpu.sregs.cr0 & cr0::PE != 0
     }
 
-    /// Reads the PDPTEs at `cr3` (SDM 3A 4.4.1). `NotRam` also when reserved bits of a present one are set, which is #GP(0).
+    /// Reads the PDPTEs at `cr3` (SDM 3A 4.4.1). `NotRam` also when reserved bits of a present one are set, which is
+    /// #GP(0).
     pub(crate) fn read_pdptes(
         &self,
         vm: &Vm,

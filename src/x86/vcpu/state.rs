@@ -115,8 +115,8 @@ pub(crate) struct Cpuid {
 pub(crate) struct Apic {
     /// The model, if it is in the kernel.
     pub(crate) lapic: Option<KBox<LocalApic>>,
-    /// The processor virtualises it: interrupts in its IRR need no injection, and its registers are the guest's own business
-    /// but for what exits.
+    /// The processor virtualises it: interrupts in its IRR need no injection, and its registers are the guest's own
+    /// business but for what exits.
     pub(crate) virtualized: bool,
     /// Vectors whose EOI exits then.
     pub(super) eoi_exits: [u32; 8],
@@ -156,8 +156,8 @@ pub(crate) struct Tsc {
 
 /// The local APIC's timer, as far as the vCPU's thread has to know of it.
 pub(crate) struct Timer {
-    /// How much earlier than a TSC deadline the host's timer is set, in ticks: the time from its interrupt to the entry, as
-    /// measured.
+    /// How much earlier than a TSC deadline the host's timer is set, in ticks: the time from its interrupt to the
+    /// entry, as measured.
     pub(crate) advance: u64,
     /// The same for the timer that ends the guest's turn, where there is one ([`VcpuBackend::set_deadline`]).
     pub(crate) exit_advance: u64,

@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: GPL-2.0
-//! The timer of a vCPU's local APIC (SDM 3A 12.5.4, APM 2 16.4.1), counted by the host's high-resolution timer, or by one of the
-//! processor that ends the guest's turn.
+//! The timer of a vCPU's local APIC (SDM 3A 12.5.4, APM 2 16.4.1), counted by the host's high-resolution timer, or by
+//! one of the processor that ends the guest's turn.
 //!
-//! The vCPU's thread arms it under the vCPU's mutex, in a stay or outside. Its expiry comes in interrupt context and takes no lock.
+//! The vCPU's thread arms it under the vCPU's mutex, in a stay or outside. Its expiry comes in interrupt context and
+//! takes no lock.
 
 use crate::linux::boot_cpu;
 use crate::linux::hrtimer::{self, Timer, TimerCallback};

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0
 //! The time stamp counter of a vCPU: offset, scale and frequency (SDM 3B 19.17, 3C 27.3; api.rst 4.55, 4.56).
 //!
-//! This file adds to [`State`] what exits and the vCPU's ioctls call under the vCPU's mutex. What [`Vm::clock`] synchronises takes the
-//! clock's spin lock below it and is called outside stays only.
+//! This file adds to [`State`] what exits and the vCPU's ioctls call under the vCPU's mutex. What [`Vm::clock`]
+//! synchronises takes the clock's spin lock below it and is called outside stays only.
 
 use crate::linux::boot_cpu;
 use crate::x86::cpu::tsc;
@@ -63,7 +63,8 @@ impl State {
         Ok(())
     }
 
-    /// User space writes IA32_TSC, or the vCPU is new: the vCPU's TSC runs together with the others' if it seems meant to.
+    /// User space writes IA32_TSC, or the vCPU is new: the vCPU's TSC runs together with the others' if it seems meant
+    /// to.
     pub(crate) fn synchronize_tsc(&mut self, vm: &Vm, value: u64, by_user: bool) {
         let vcpus = &vm.vcpus;
         let scale = self.tsc.scale;

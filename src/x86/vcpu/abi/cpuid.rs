@@ -53,7 +53,8 @@ pub(crate) fn read_cpuid(arg: usize, subleaves: bool) -> Result<KVec<CpuidEntry>
     Ok(table)
 }
 
-/// KVM_SET_CPUID and KVM_SET_CPUID2 (api.rst 4.20, 4.88). EINVAL also where a vCPU that has run would see another table.
+/// KVM_SET_CPUID and KVM_SET_CPUID2 (api.rst 4.20, 4.88). EINVAL also where a vCPU that has run would see another
+/// table.
 pub(crate) fn set_cpuid(vm: &Vm, s: &mut State, mut table: KVec<CpuidEntry>) -> Result {
     cpuid::check_table(&table).map_err(|e| match e {
         cpuid::TableError::TooMany => E2BIG,

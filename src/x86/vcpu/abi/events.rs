@@ -66,8 +66,8 @@ pub(crate) fn get_events(vm: &Vm, vcpu: &Vcpu, s: &mut State) -> k::kvm_vcpu_eve
         None => {}
     }
     if let Some((nr, code)) = injected {
-        // Where payloads are asked for, an exception that is yet to be delivered is told apart from one whose delivery was
-        // interrupted.
+        // Where payloads are asked for, an exception that is yet to be delivered is told apart from one whose delivery
+        // was interrupted.
         let pending = payloads && s.events.interrupted.is_none();
         e.exception.injected = u8::from(!pending);
         e.exception.pending = pending.into();
@@ -105,7 +105,8 @@ pub(crate) fn get_events(vm: &Vm, vcpu: &Vcpu, s: &mut State) -> k::kvm_vcpu_eve
     e
 }
 
-/// Whether an exception is yet to be delivered, for a user space that tells it apart from one whose delivery was interrupted.
+/// Whether an exception is yet to be delivered, for a user space that tells it apart from one whose delivery was
+/// interrupted.
 fn has_pending_exception(e: &k::kvm_vcpu_events) -> bool {
     e.flags & k::KVM_VCPUEVENT_VALID_PAYLOAD != 0 && e.exception.pending != 0
 }

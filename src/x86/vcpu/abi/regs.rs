@@ -47,8 +47,8 @@ pub(crate) fn get_regs(s: &State) -> k::kvm_regs {
     }
 }
 
-/// User space moved the vCPU elsewhere: what its last exit left open belongs to an instruction that it is not at any more. A
-/// reset that an OUT asked for comes this way. (KVM compares the linear address as well.)
+/// User space moved the vCPU elsewhere: what its last exit left open belongs to an instruction that it is not at any
+/// more. A reset that an OUT asked for comes this way. (KVM compares the linear address as well.)
 fn abandon_instruction(s: &mut State) {
     s.pending.clear();
 }
@@ -207,7 +207,8 @@ fn pending_interrupt(r: &k::kvm_sregs) -> Option<u8> {
     Some((i * 64 + w.trailing_zeros()) as u8)
 }
 
-/// KVM_SET_SREGS (api.rst 4.14), with the PDPTEs of KVM_SET_SREGS2 if user space gave any. EINVAL: values that no processor takes.
+/// KVM_SET_SREGS (api.rst 4.14), with the PDPTEs of KVM_SET_SREGS2 if user space gave any. EINVAL: values that no
+/// processor takes.
 pub(crate) fn set_sregs(
     vm: &Vm,
     vcpu: &Vcpu,

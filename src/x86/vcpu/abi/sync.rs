@@ -32,8 +32,9 @@ fn read<T: Uapi>(run: &RunPages, at: usize) -> Result<T> {
     Ok(v)
 }
 
-/// Before the guest runs: takes the registers that user space has marked dirty in the shared page, and takes the marks away.
-/// `valid` and `dirty` are what the page says. EINVAL: unknown kinds, values that KVM_SET_SREGS or KVM_SET_VCPU_EVENTS would refuse.
+/// Before the guest runs: takes the registers that user space has marked dirty in the shared page, and takes the marks
+/// away. `valid` and `dirty` are what the page says. EINVAL: unknown kinds, values that KVM_SET_SREGS or
+/// KVM_SET_VCPU_EVENTS would refuse.
 #[cold]
 #[inline(never)]
 pub(crate) fn sync_from(vm: &Vm, vcpu: &Vcpu, s: &mut State, valid: u64, mut dirty: u64) -> Result {
