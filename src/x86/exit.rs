@@ -72,7 +72,8 @@ pub enum Exit {
 }
 
 impl Exit {
-    /// Class for the statistics. The handler of a nested fault counts [`ExitClass::Mmio`] as well when it finds a device there.
+    /// Class for the statistics. The handler of a nested fault counts [`ExitClass::Mmio`] as well when it finds a
+    /// device there.
     #[inline(always)]
     pub const fn class(&self) -> ExitClass {
         match self {

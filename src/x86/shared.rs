@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0
 //! What other CPUs may touch of an x86 vCPU: the interrupts that wait for it, and how messages find its local APIC.
 //!
-//! The request word and the words before it are a posted-interrupt descriptor (SDM 3C table 30-1): PIR, then the word with
-//! bit ON, whose other bits the processor leaves to software; all of them are requests.
+//! The request word and the words before it are a posted-interrupt descriptor (SDM 3C table 30-1): PIR, then the word
+//! with bit ON, whose other bits the processor leaves to software; all of them are requests.
 
 use crate::bus::set;
 use crate::linux::smp;
@@ -34,7 +34,8 @@ pub(crate) mod x2apic_api {
 /// Requests to a vCPU, handled before it enters the guest.
 #[allow(missing_docs)]
 pub(crate) mod request {
-    /// Vectors wait in the descriptor's PIR. This is the descriptor's bit ON, which the processor clears when it takes them.
+    /// Vectors wait in the descriptor's PIR. This is the descriptor's bit ON, which the processor clears when it takes
+    /// them.
     pub(crate) const NOTIFIED: u32 = 1 << 0;
     /// An NMI waits in `nmi`.
     pub(crate) const NMI: u32 = 1 << 1;
@@ -66,8 +67,9 @@ mod lint0 {
 pub(crate) struct Posted {
     /// The processor takes interrupts from the descriptor while the guest runs, when it is notified.
     direct: AtomicBool,
-    /// Interrupt requests by vector, not yet taken into IRR: those that the vCPU has to look at before the guest gets them,
-    /// because they are level-triggered or somebody waits for their end; where interrupts are not taken directly all of them.
+    /// Interrupt requests by vector, not yet taken into IRR: those that the vCPU has to look at before the guest gets
+    /// them, because they are level-triggered or somebody waits for their end; where interrupts are not taken directly
+    /// all of them.
     posted: [AtomicU32; 8],
     /// Of those the level-triggered ones.
     posted_level: [AtomicU32; 8],
@@ -112,7 +114,8 @@ impl VcpuShared {
         self.request(request::INIT);
     }
 
-    /// Posts a vector for the local APIC; `watched`: somebody waits for its end. Returns whether it was not posted already.
+    /// Posts a vector for the local APIC; `watched`: somebody waits for its end. Returns whether it was not posted
+    /// already.
     pub(crate) fn post(&self, vector: u8, level: bool, watched: bool) -> bool {
         let (word, bit) = (usize::from(vector >> 5), 1u32 << (vector & 31));
         if !level && !watched && self.arch.direct.load(Ordering::Relaxed) {

@@ -11,8 +11,8 @@
 //!
 //! # Register caching
 //!
-//! `CpuState::regs` is exact after every [`VcpuBackend::enter`]. `CpuState::sregs` is cached by [`Groups`]: a group not in
-//! `avail` must be fetched by [`VcpuBackend::load`]; a group in `dirty` is written back by the next `enter`.
+//! `CpuState::regs` is exact after every [`VcpuBackend::enter`]. `CpuState::sregs` is cached by [`Groups`]: a group not
+//! in `avail` must be fetched by [`VcpuBackend::load`]; a group in `dirty` is written back by the next `enter`.
 
 pub(crate) mod choose;
 pub(crate) mod gprs;
@@ -138,7 +138,8 @@ pub struct LongCode {
 pub struct ApicPages {
     /// The page that holds the vCPU's APIC registers; it stays where it is as long as the vCPU lives.
     pub registers: Hpa,
-    /// The page that the nested page tables may map at the APIC's default address to have accesses virtualised; one per VM.
+    /// The page that the nested page tables may map at the APIC's default address to have accesses virtualised; one per
+    /// VM.
     pub access: Hpa,
     /// The vCPU's posted-interrupt descriptor, on a page of its own.
     pub descriptor: Hpa,
@@ -168,10 +169,11 @@ pub struct EntryParams {
     pub nmi_window: bool,
     /// CR8 as the guest reads it, where reads do not exit.
     pub tpr: u8,
-    /// CR8 writes of less than this have to exit: an interrupt waits for a lower priority. 0: none waits; 16: all writes.
+    /// CR8 writes of less than this have to exit: an interrupt waits for a lower priority. 0: none waits; 16: all
+    /// writes.
     pub tpr_threshold: u8,
-    /// Guest interrupt status to load where the local APIC is virtualised: highest vector requested in the low byte, highest
-    /// in service in the high byte (SDM 3C 25.4.2).
+    /// Guest interrupt status to load where the local APIC is virtualised: highest vector requested in the low byte,
+    /// highest in service in the high byte (SDM 3C 25.4.2).
     pub apic_status: Option<u16>,
     /// Event to deliver.
     pub inject: Option<Event>,
@@ -283,8 +285,8 @@ impl<'irq> Begin<'irq> {
 pub trait VcpuBackend: Sized {
     /// Allocates the vendor's structures with controls set and guest state as after RESET.
     ///
-    /// Called in process context. `id` is the vCPU's id, for messages and VPID choice; `features` is the most that a guest's
-    /// CPUID may show on this host.
+    /// Called in process context. `id` is the vCPU's id, for messages and VPID choice; `features` is the most that a
+    /// guest's CPUID may show on this host.
     fn new(id: u32, features: &GuestFeatures) -> Result<Self>;
 
     /// Starts a stay. Fails with a clear log line when root mode cannot be had.
@@ -315,8 +317,8 @@ pub trait VcpuBackend: Sized {
         None
     }
 
-    /// Current privilege level, where it can be had in a stay for less than [`VcpuBackend::load`]. Of the state that the last exit
-    /// left: nothing is dirty.
+    /// Current privilege level, where it can be had in a stay for less than [`VcpuBackend::load`]. Of the state that
+    /// the last exit left: nothing is dirty.
     fn cpl(&self) -> Option<u8> {
         None
     }
@@ -360,15 +362,15 @@ pub trait VcpuBackend: Sized {
     /// The ratio by which the host's TSC is scaled; only where [`HwCaps::tsc_fraction`] is not 0. *Any*.
     fn set_tsc_ratio(&mut self, _ratio: u64) {}
 
-    /// Exit with [`Exit::PreemptionTimer`] when the host's TSC comes to this value while the guest runs, and at every entry after that;
-    /// `u64::MAX`: never. Only where [`HwCaps::guest_timer`]. *Any*.
+    /// Exit with [`Exit::PreemptionTimer`] when the host's TSC comes to this value while the guest runs, and at every
+    /// entry after that; `u64::MAX`: never. Only where [`HwCaps::guest_timer`]. *Any*.
     fn set_deadline(&mut self, _host_tsc: u64) {}
 
     /// Exceptions to intercept besides #DB, #AC and #MC: bit per vector. *Any*.
     fn set_exception_intercepts(&mut self, vectors: u32);
 
-    /// Has the processor virtualise the local APIC from now on: it delivers what IRR holds and carries out the guest's plain
-    /// register accesses and EOIs. Before the first stay. False where it cannot.
+    /// Has the processor virtualise the local APIC from now on: it delivers what IRR holds and carries out the guest's
+    /// plain register accesses and EOIs. Before the first stay. False where it cannot.
     fn virtualize_apic(&mut self, _pages: &ApicPages) -> bool {
         false
     }
@@ -412,7 +414,8 @@ pub trait Platform {
     /// What all vCPUs share is found as long as the owner lives.
     fn probe() -> Result<(HwCaps, Owner)>;
 
-    /// Prepares the calling CPU (per-CPU areas, SVME …). Runs on each CPU at load and when a CPU comes up. Interrupts off.
+    /// Prepares the calling CPU (per-CPU areas, SVME …). Runs on each CPU at load and when a CPU comes up. Interrupts
+    /// off.
     fn cpu_up() -> Result;
 
     /// Undoes [`Platform::cpu_up`] on the calling CPU. Interrupts off.
