@@ -124,9 +124,9 @@ impl Drop for TablePool {
 #[inline]
 fn entry(table: &Table<TablePage>, index: usize) -> &AtomicU64 {
     let first = page::phys_to_virt(table.hpa().0).cast::<u64>();
-    // SAFETY: By its invariant a `Table<TablePage>` is a page that came from `TablePage::into_hpa` and has not come back
-    // to `free`, which takes the last handle; the reference lives no longer than the handle. The index is cut to the page.
-    // Hardware and software access tables by atomic 64-bit accesses only.
+    // SAFETY: By its invariant a `Table<TablePage>` is a page that came from `TablePage::into_hpa` and has not come
+    // back to `free`, which takes the last handle; the reference lives no longer than the handle. The index is cut to
+    // the page. Hardware and software access tables by atomic 64-bit accesses only.
     unsafe { AtomicU64::from_ptr(first.add(index & 511)) }
 }
 
