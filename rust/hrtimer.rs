@@ -131,7 +131,7 @@ unsafe extern "C" fn run<C: TimerCallback>(
     // SAFETY: `Inner` starts with the timer and lives at least until the callback has returned.
     let inner = unsafe { &*timer.cast::<Inner<C>>() };
     if let Some(next) = inner.callback.expired() {
-        // Not by HRTIMER_RESTART: that writes the expiry without the base's lock, while another CPU may
+        // HRTIMER_RESTART cannot be used: it writes the expiry without the base's lock, while another CPU may
         // start the timer at the same time.
         // SAFETY: The timer is live, and starting it from its callback is allowed.
         unsafe { start(timer, next) };

@@ -88,7 +88,7 @@ pub struct Worker {
 }
 
 impl Worker {
-    /// No thread yet.
+    /// A worker that has no thread yet.
     pub fn new() -> impl PinInit<Self> {
         pin_init!(Self {
             current: AtomicPtr::new(null_mut()),
@@ -96,7 +96,7 @@ impl Worker {
         })
     }
 
-    /// It is the calling thread from now on.
+    /// The worker is the calling thread from now on.
     #[inline]
     pub fn set_current(&self) {
         // SAFETY: A pointer of the current task. It is only compared; what `current` points to is kept by `pid`, so

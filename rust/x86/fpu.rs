@@ -335,8 +335,8 @@ const MXCSR_MASK_WORD: usize = 7;
 ///
 /// Errors: `ENOMEM`.
 fn probe_mxcsr_mask() -> Result<u32> {
-    // Not on the stack: the kernel aligns it to 8 bytes only, which Rust does not know, so that a local with
-    // a larger alignment is misaligned.
+    // The image cannot be on the stack: the kernel aligns it to 8 bytes only, which Rust does not know, so that a local
+    // with a larger alignment is misaligned.
     let image = Pages::new(0)?;
     let ptr = image.as_ptr::<u32>();
     let fpu = KernelFpu::begin();
