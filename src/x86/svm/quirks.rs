@@ -31,7 +31,7 @@ pub(super) struct Quirks {
 }
 
 impl Quirks {
-    /// Those of this machine.
+    /// The quirks of this machine.
     pub(super) fn find() -> Self {
         let tcg = is_tcg();
         Self {

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0
-//! The VMCB as the plain view that `super::check` judges.
+//! The VMCB as the plain view that `super::check` judges. The vCPU asks for it before an entry that is checked.
 
 use super::check::{SvmCaps, VmcbView};
 use super::vmcb::{misc1, Vmcb};

@@ -59,12 +59,12 @@ impl Groups {
     pub const fn union(self, o: Self) -> Self {
         Self(self.0 | o.0)
     }
-    /// These less those of `o`.
+    /// These groups less those of `o`.
     #[inline]
     pub const fn without(self, o: Self) -> Self {
         Self(self.0 & !o.0)
     }
-    /// None is in.
+    /// Whether no group is in.
     #[inline]
     pub const fn is_empty(self) -> bool {
         self.0 == 0

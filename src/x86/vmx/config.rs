@@ -3,6 +3,8 @@
 //!
 //! Every group of controls is computed by masks against its capability MSR, whose low half names the
 //! bits that must be 1 and whose high half those that may be 1 (SDM 3D A.2).
+//!
+//! It is made at module load and on each CPU that comes, which has to agree; after that it is only read.
 
 use super::bits::{entry, ept_cap, exit, pin, proc, proc2};
 use super::check::{Allowed, VmxCaps};

@@ -9,6 +9,8 @@
 //! - The core asks for a flush, the root changes, or the vCPU runs on another CPU than last time (where older
 //!   translations may survive, even from an earlier owner of the root's page): INVEPT of the root.
 //! - Control registers are written from outside the guest: INVVPID, because the guest's own MOV would have flushed.
+//!
+//! `vcpu` calls before an entry, in the stay (interrupts off).
 
 use super::config::VmcsConfig;
 use super::insn::{self, Current, InveptType, InvvpidType};

@@ -1,5 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0
 //! The VMX instructions (SDM 3C chapter 31) with their error results.
+//!
+//! Whoever calls has interrupts off, in a stay or where one begins and ends; [`Current`] stands for a VMCS that is
+//! current.
 
 use super::vmcs::{Area, Control, Field, Guest, Host, Width};
 use core::arch::asm;

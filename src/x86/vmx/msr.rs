@@ -1,5 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 //! MSRs of the guest: which it reaches without an exit (SDM 3C 25.6.9), and where the vCPU keeps those of the vendor.
+//!
+//! The bitmaps are filled at module load; the rest is called under the vCPU's mutex, in a stay or outside.
 
 use super::insn::Current;
 use super::vmcs::*;

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0
-//! What exists for emulators of VMX processors only. None of it is needed on silicon.
+//! What exists for emulators of VMX processors only: it is not needed on silicon, and asked for at module load.
 
 use crate::linux::msr;
 use crate::x86::cpu::index;

@@ -41,9 +41,9 @@ use kernel::prelude::*;
 /// How the CPU came into VMX root operation.
 #[derive(Clone, Copy, Debug)]
 enum Kind {
-    /// By our own VMXON; CR4 was this.
+    /// Our own VMXON entered it; CR4 was this.
     Private(u64),
-    /// It was there; this VMCS was current (all ones: none).
+    /// The CPU was in it already; this VMCS was current (all ones: none).
     Shared(u64),
 }
 

@@ -14,13 +14,13 @@ use kernel::prelude::*;
 pub(super) struct Shared {
     /// Controls and abilities of the CPU that probed; every other CPU has to agree.
     pub(super) config: VmcsConfig,
-    /// The same, for the software entry checks.
+    /// Controls and abilities as the software entry checks want them.
     pub(super) rules: VmxCaps,
     /// MSR bitmap (SDM 3C 25.6.9).
     pub(super) msr_bitmap: Pages,
-    /// The same for guests whose virtualised local APIC is in x2APIC mode.
+    /// MSR bitmap of guests whose virtualised local APIC is in x2APIC mode.
     pub(super) x2apic_bitmap: Pages,
-    /// The same where every other MSR exits.
+    /// MSR bitmap of such guests where every other MSR exits.
     pub(super) x2apic_only_bitmap: Pages,
     /// VMXON regions by CPU number (SDM 3C 25.11.5).
     vmxon: KVec<Pages>,

@@ -15,7 +15,7 @@ pub(super) struct Timer {
     pub(super) deadline: u64,
     /// The timer has been switched on at some time.
     used: bool,
-    /// It has a deadline in the VMCS.
+    /// The timer has a deadline in the VMCS.
     set: bool,
 }
 
