@@ -41,7 +41,7 @@ mod stay;
 enum Step {
     /// Enter the guest again.
     Again,
-    /// The same, and there is no event or interrupt that there was not before.
+    /// Enter the guest again: there is no event or interrupt that there was not before.
     Resume,
     /// Leave the stay, look at requests, then enter again.
     Leave,

@@ -3,6 +3,8 @@
 //!
 //! As in KVM, a single step is RFLAGS.TF in the guest's own register, hidden from KVM_GET_REGS; and while user space
 //! has breakpoints of its own, the debug registers that the guest reads and writes are kept apart from those in force.
+//!
+//! It is part of the vCPU's state: its ioctls and the handlers of exits use it, under its mutex.
 #![forbid(unsafe_code)]
 
 use crate::abi::uapi::k;

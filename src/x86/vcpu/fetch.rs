@@ -25,11 +25,11 @@ use kernel::prelude::*;
 /// Why the current instruction could not be fetched or stepped over.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum FetchError {
-    /// It needs memory that is not resident: try again outside the stay.
+    /// The fetch needs memory that is not resident: try again outside the stay.
     Sleep,
     /// The guest has to meet the fault, or a changed instruction, itself.
     Reenter,
-    /// It is not one that the emulator knows.
+    /// The emulator does not know the instruction.
     Unsupported([u8; 15], u8),
 }
 

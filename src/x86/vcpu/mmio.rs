@@ -38,7 +38,7 @@ pub(crate) enum Accessed {
     Signalled,
     /// User space has to do it.
     User(DeviceAccess),
-    /// Not such an access, or not recognised in a hurry: nothing has been done.
+    /// It is no such access, or was not recognised in a hurry: nothing has been done.
     Other,
 }
 
@@ -156,7 +156,7 @@ pub(crate) enum Emulated {
     Done,
     /// User space has to complete an access; it is in the replay log.
     User,
-    /// Not emulated.
+    /// The instruction is not emulated.
     Unsupported,
     /// The exception shut the guest down.
     TripleFault,

@@ -159,7 +159,8 @@ pub(crate) struct Timer {
     /// How much earlier than a TSC deadline the host's timer is set, in ticks: the time from its interrupt to the
     /// entry, as measured.
     pub(crate) advance: u64,
-    /// The same for the timer that ends the guest's turn, where there is one ([`VcpuBackend::set_deadline`]).
+    /// How much earlier the timer is set that ends the guest's turn, where there is one
+    /// ([`VcpuBackend::set_deadline`]).
     pub(crate) exit_advance: u64,
     /// The timer that ends the guest's turn brought the interrupt that is due.
     pub(crate) exited: bool,
@@ -334,7 +335,7 @@ impl Cpuid {
 }
 
 impl Xstate {
-    /// That of RESET.
+    /// The state after RESET.
     fn new(model: &Model) -> Result<Self> {
         let mut area = XsaveArea::new()?;
         // Fresh pages are zero.

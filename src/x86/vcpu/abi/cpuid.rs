@@ -61,7 +61,8 @@ pub(crate) fn set_cpuid(vm: &Vm, s: &mut State, mut table: KVec<CpuidEntry>) -> 
         cpuid::TableError::LinearWidth => EINVAL,
     })?;
     if s.has_run {
-        // The same again is allowed, with the bits that follow registers as they were or as they are now.
+        // The table that is there may be set again, with the bits that follow registers as they were or as they are
+        // now.
         let same = |(a, b): (&CpuidEntry, &CpuidEntry)| {
             (a.function, a.index, a.flags) == (b.function, b.index, b.flags)
                 && s.cpuid.dynamic.apply(a) == s.cpuid.dynamic.apply(b)

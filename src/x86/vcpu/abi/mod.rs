@@ -2,8 +2,8 @@
 //! The state of a vCPU as user space reads and writes it: KVM_GET_* and KVM_SET_* (api.rst 4), and the shared page
 //! (api.rst 5).
 //!
-//! One file for each chapter. Values of user space are checked here; what they are set to is
-//! [`crate::x86::vcpu::state::State`].
+//! One file for each chapter. The vCPU's ioctls call, under its mutex and outside stays. Values of user space are
+//! checked here; what they are set to is [`crate::x86::vcpu::state::State`].
 
 mod cpuid;
 mod events;
