@@ -366,7 +366,7 @@ fn mtrr_fixed(value: u64) -> Result<u64, MsrError> {
 /// Whether KVM_GET_MSR_INDEX_LIST and KVM_GET_MSR_FEATURE_INDEX_LIST name an MSR.
 #[derive(Clone, Copy)]
 enum Listed {
-    /// Neither.
+    /// Neither list names it.
     No,
     /// The first, where the host has it.
     Index,

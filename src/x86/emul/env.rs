@@ -17,20 +17,20 @@ pub enum Stop {
     },
     /// User space has to complete an access first. Call again with the same instruction and unchanged registers.
     Suspend,
-    /// Not emulated.
+    /// The instruction is not emulated.
     Unsupported,
 }
 
 /// How a call that raised nothing ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Outcome {
-    /// Instruction completed: RIP is advanced, RFLAGS.RF is clear. The interrupt shadow ends here, and a single-step
-    /// trap is due if RFLAGS.TF was set when the instruction began.
+    /// The instruction is completed: RIP is advanced, RFLAGS.RF is clear. The interrupt shadow ends here, and a
+    /// single-step trap is due if RFLAGS.TF was set when the instruction began.
     Done,
-    /// Not completed: the iteration budget is used up, or a locked update lost a race. RIP is unchanged; call again or
-    /// let the guest execute it again. With RFLAGS.TF set a single-step trap is due after each iteration of a repeated
-    /// string instruction, so one call executes one iteration and an `Again` with changed registers is a trap
-    /// boundary.
+    /// The instruction is not completed: the iteration budget is used up, or a locked update lost a race. RIP is
+    /// unchanged; call again or let the guest execute it again. With RFLAGS.TF set a single-step trap is due after each
+    /// iteration of a repeated string instruction, so one call executes one iteration and an `Again` with changed
+    /// registers is a trap boundary.
     Again,
 }
 

@@ -200,7 +200,7 @@ impl Replay {
 /// Who completes an access.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Answer {
-    /// It is done.
+    /// The access is done.
     Done,
     /// User space has to do it.
     User,
@@ -213,7 +213,7 @@ pub enum Swap {
     Done,
     /// Memory holds another value.
     Differs,
-    /// Not RAM: to be done as a plain write.
+    /// The address is not RAM: the update has to be done as a plain write.
     NotRam,
 }
 

@@ -497,7 +497,7 @@ struct Session<'a> {
     core: Guard<'a, Core>,
     /// IOAPIC pins whose resampling eventfds are to be signalled.
     pins: u32,
-    /// Likewise 8259 lines.
+    /// 8259 lines whose resampling eventfds are to be signalled.
     irqs: u32,
     /// User space asks what comes of it.
     tells: bool,

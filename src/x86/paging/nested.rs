@@ -21,9 +21,9 @@ pub(crate) fn address_limits() -> (u64, u64) {
 
 /// EPT or NPT, as the processor wants it.
 pub(crate) enum NestedTable {
-    /// SDM 3C 29.3.
+    /// EPT with accessed and dirty flags (SDM 3C 29.3).
     Ept(PageTable<Ept, TablePool>),
-    /// The same without accessed and dirty flags.
+    /// EPT without accessed and dirty flags.
     EptNoAd(PageTable<EptNoAd, TablePool>),
     /// APM 2 15.25.
     Npt(PageTable<Npt, TablePool>),

@@ -32,7 +32,7 @@ pub struct Features {
     pub tsc_deadline: bool,
     /// EOI-broadcast suppression is offered (version register bit 24).
     pub suppress_eoi: bool,
-    /// It takes effect: an EOI goes nowhere while SVR asks for that.
+    /// EOI-broadcast suppression takes effect: an EOI goes nowhere while SVR asks for that.
     pub honour_suppress_eoi: bool,
     /// MAXPHYADDR, for reserved bits of IA32_APIC_BASE.
     pub phys_bits: u8,
@@ -43,7 +43,7 @@ pub struct Features {
 pub struct Eoi {
     /// The vector that ended.
     pub vector: Vector,
-    /// It was level-triggered.
+    /// The interrupt was level-triggered.
     pub level: bool,
     /// An EOI message goes to the I/O APICs (level-triggered and not suppressed).
     pub broadcast: bool,
