@@ -134,6 +134,53 @@ fn segment(i: &mut Input<'_>) -> Segment {
     }
 }
 
+/// Registers of a vCPU in `mode`, and its CPL.
+fn state(i: &mut Input<'_>, mode: Mode) -> (Regs, Sregs, u8) {
+    let mut sregs = Sregs::default();
+    // Half of the runs have flat segments, so that most accesses get through.
+    let flat = i.bool();
+    for s in &mut sregs.seg {
+        *s = if flat {
+            Segment {
+                limit: u32::MAX,
+                typ: 3,
+                s: true,
+                present: true,
+                ..Default::default()
+            }
+        } else {
+            segment(i)
+        };
+    }
+    sregs.cr0 = u64::from(mode != Mode::Real);
+    sregs.cr4 = i.u64();
+    sregs.efer = if mode == Mode::Long { 1 << 10 } else { 0 };
+    sregs.seg[1].l = mode == Mode::Long;
+    sregs.seg[1].db = mode == Mode::Prot32;
+    let mut regs = Regs::default();
+    for r in &mut regs.gpr {
+        *r = i.u64();
+    }
+    regs.rip = i.u64();
+    regs.rflags = i.u64() & !(1 << 17) | if mode == Mode::Vm86 { 1 << 17 } else { 0 } | 2;
+    assert_eq!(sregs.mode(regs.rflags), mode);
+    (regs, sregs, i.u8() & 3)
+}
+
+/// Holds the registers after an instruction of `n` bytes, executed to its end, against those before.
+fn check_done(mode: Mode, n: usize, before: &Regs, regs: &Regs) {
+    let next = before.rip.wrapping_add(n as u64);
+    let next = if mode == Mode::Long {
+        next
+    } else {
+        next & 0xffff_ffff
+    };
+    assert_eq!(regs.rip, next);
+    assert_eq!(regs.rflags & (1 << 16), 0);
+    let status = 0x8d5 | (1 << 16);
+    assert_eq!((regs.rflags ^ before.rflags) & !status, 0, "flags");
+}
+
 /// One run: the first byte chooses the mode, up to 15 the instruction, the rest state and answers. Panics when a rule
 /// is broken; returns whether an instruction was executed to its end.
 pub fn drive(data: &[u8]) -> bool {
@@ -160,36 +207,7 @@ pub fn drive(data: &[u8]) -> bool {
     assert_eq!(decode(&data[..n - 1], mode), Err(DecodeError::Truncated));
 
     let mut i = Input(&data[n..]);
-    let mut sregs = Sregs::default();
-    // Half of the runs have flat segments, so that most accesses get through.
-    let flat = i.bool();
-    for s in &mut sregs.seg {
-        *s = if flat {
-            Segment {
-                limit: u32::MAX,
-                typ: 3,
-                s: true,
-                present: true,
-                ..Default::default()
-            }
-        } else {
-            segment(&mut i)
-        };
-    }
-    sregs.cr0 = u64::from(mode != Mode::Real);
-    sregs.cr4 = i.u64();
-    sregs.efer = if mode == Mode::Long { 1 << 10 } else { 0 };
-    sregs.seg[1].l = mode == Mode::Long;
-    sregs.seg[1].db = mode == Mode::Prot32;
-    let mut regs = Regs::default();
-    for r in &mut regs.gpr {
-        *r = i.u64();
-    }
-    regs.rip = i.u64();
-    regs.rflags = i.u64() & !(1 << 17) | if mode == Mode::Vm86 { 1 << 17 } else { 0 } | 2;
-    assert_eq!(sregs.mode(regs.rflags), mode);
-    let cpl = i.u8() & 3;
-
+    let (mut regs, sregs, cpl) = state(&mut i, mode);
     let width_mask = match insn.addr_size {
         2 => 0xffff,
         4 => 0xffff_ffff,
@@ -214,16 +232,7 @@ pub fn drive(data: &[u8]) -> bool {
         let repeated = insn.op.is_string() && insn.rep != Rep::None;
         match result {
             Ok(Outcome::Done) => {
-                let next = before.rip.wrapping_add(n as u64);
-                let next = if mode == Mode::Long {
-                    next
-                } else {
-                    next & 0xffff_ffff
-                };
-                assert_eq!(regs.rip, next);
-                assert_eq!(regs.rflags & (1 << 16), 0);
-                let status = 0x8d5 | (1 << 16);
-                assert_eq!((regs.rflags ^ before.rflags) & !status, 0, "flags");
+                check_done(mode, n, &before, &regs);
                 return true;
             }
             Ok(Outcome::Again) => assert!(repeated && regs.rip == before.rip || regs == before),

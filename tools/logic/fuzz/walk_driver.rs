@@ -9,7 +9,7 @@ use std::collections::BTreeMap;
 use rvmm_logic::mem::addr::Level;
 use rvmm_logic::mem::addr::{Gpa, GpaRange, Gva, Hpa};
 use rvmm_logic::mem::format::{Format, Leaf, MemType, Perm};
-use rvmm_logic::mem::walk::{Cursor, MapError};
+use rvmm_logic::mem::walk::{Cursor, MapError, PageTable};
 use rvmm_logic::null::{self, Stage2};
 use rvmm_logic::tables::{ept_malformed, npt_malformed, Mem};
 use rvmm_logic::x86::paging::fmt_ept::{Ept, EptNoAd};
@@ -35,14 +35,80 @@ impl Input<'_> {
     }
 }
 
+/// For each page of interest that is mapped, where to, and with which rights.
+type Model = BTreeMap<u64, (u64, Perm)>;
+
+/// Unmaps, protects or ages the range at `gpa` that `what` says.
+fn change_range<F: Format>(
+    m: &mut Mem<F>,
+    pt: &mut PageTable<F, Mem<F>>,
+    gpa: Gpa,
+    op: u8,
+    what: u8,
+) {
+    let len = [0x1000, 0x3000, 0x20_0000, 0x4000_0000, 1 << 39][usize::from(what % 5)];
+    let range = GpaRange::new(gpa, len).expect("far from the end");
+    let mut cur = Cursor::new(range);
+    let budget = 1 + u32::from(what) * 8;
+    match op & 15 {
+        10..=12 => {
+            while !pt.unmap_some(m, &mut cur, budget) {}
+            assert!(cur.flush || m.removed.is_empty());
+            for off in [0, len / 2, len - 1] {
+                assert_eq!(m.lookup(pt, Gpa(gpa.0.saturating_add(off))), None);
+            }
+        }
+        13 => while !pt.write_protect_some(m, &mut cur, budget) {},
+        _ => while !pt.age_some(m, &mut cur, budget) {},
+    }
+}
+
+/// Holds what is mapped now against `model`, which is what was mapped before, and brings that up to date. `mapped`: the
+/// change was a mapping.
+fn compare<F: Format>(
+    m: &Mem<F>,
+    pt: &PageTable<F, Mem<F>>,
+    windows: [u64; 4],
+    mapped: bool,
+    model: &mut Model,
+) {
+    for r in &m.removed {
+        assert!(r.gpa.is_aligned(r.level) && r.hpa.is_aligned(r.level));
+    }
+    // What is mapped now, at the places of interest, was there before, or has just come, or has gone.
+    for w in windows {
+        for page in [0, 1, 255, 256, 510, 511] {
+            let g = w + page * 0x1000;
+            let now = m.lookup(pt, Gpa(g)).map(|x| (x.hpa.0, x.perm));
+            let before = model.get(&g).copied();
+            let gone = m
+                .removed
+                .iter()
+                .any(|r| g.wrapping_sub(r.gpa.0) < r.level.size());
+            match (before, now) {
+                (Some(b), None) => assert!(gone, "{g:#x} {b:?} went unreported"),
+                (None, Some(_)) => assert!(mapped, "{g:#x} came from nowhere"),
+                (Some(b), Some(n)) if b.0 != n.0 => assert!(mapped && gone),
+                (Some(b), Some(n)) if b.1 != n.1 => {
+                    assert!(mapped || b.1.contains(n.1))
+                }
+                _ => {}
+            }
+            match now {
+                Some(n) => model.insert(g, n),
+                None => model.remove(&g),
+            };
+        }
+    }
+}
+
 fn nested<F: Format>(input: &mut Input<'_>, bad: fn(u64, Level) -> bool) {
     let (fewest, most) = F::LEVELS;
     let levels = fewest + (input.u8() & 1) % (most - fewest + 1);
     let mut m = Mem::<F>::new();
     let mut pt = m.create(levels).expect("the format has that many levels");
     let windows = [0, 0x3fe0_0000, 0x4000_0000, pt.limit().0 - 0x20_0000];
-    // (first page of the mapping at that level, rights)
-    let mut model: BTreeMap<u64, (u64, Perm)> = BTreeMap::new();
+    let mut model = Model::new();
     let mut ops = 0;
     while !input.0.is_empty() && ops < 64 {
         ops += 1;
@@ -93,50 +159,9 @@ fn nested<F: Format>(input: &mut Input<'_>, bad: fn(u64, Level) -> bool) {
                 Err(e) => panic!("{e:?}"),
             }
         } else {
-            let len = [0x1000, 0x3000, 0x20_0000, 0x4000_0000, 1 << 39][usize::from(what % 5)];
-            let range = GpaRange::new(gpa, len).expect("far from the end");
-            let mut cur = Cursor::new(range);
-            let budget = 1 + u32::from(what) * 8;
-            match op & 15 {
-                10..=12 => {
-                    while !pt.unmap_some(&mut m, &mut cur, budget) {}
-                    assert!(cur.flush || m.removed.is_empty());
-                    for off in [0, len / 2, len - 1] {
-                        assert_eq!(m.lookup(&pt, Gpa(gpa.0.saturating_add(off))), None);
-                    }
-                }
-                13 => while !pt.write_protect_some(&mut m, &mut cur, budget) {},
-                _ => while !pt.age_some(&mut m, &mut cur, budget) {},
-            }
+            change_range(&mut m, &mut pt, gpa, op, what);
         }
-        for r in &m.removed {
-            assert!(r.gpa.is_aligned(r.level) && r.hpa.is_aligned(r.level));
-        }
-        // What is mapped now, at the places of interest, was there before, or has just come, or has gone.
-        for w in windows {
-            for page in [0, 1, 255, 256, 510, 511] {
-                let g = w + page * 0x1000;
-                let now = m.lookup(&pt, Gpa(g)).map(|x| (x.hpa.0, x.perm));
-                let before = model.get(&g).copied();
-                let gone = m
-                    .removed
-                    .iter()
-                    .any(|r| g.wrapping_sub(r.gpa.0) < r.level.size());
-                match (before, now) {
-                    (Some(b), None) => assert!(gone, "{g:#x} {b:?} went unreported"),
-                    (None, Some(_)) => assert!(level.is_some(), "{g:#x} came from nowhere"),
-                    (Some(b), Some(n)) if b.0 != n.0 => assert!(level.is_some() && gone),
-                    (Some(b), Some(n)) if b.1 != n.1 => {
-                        assert!(level.is_some() || b.1.contains(n.1))
-                    }
-                    _ => {}
-                }
-                match now {
-                    Some(n) => model.insert(g, n),
-                    None => model.remove(&g),
-                };
-            }
-        }
+        compare(&m, &pt, windows, level.is_some(), &mut model);
         m.check(&pt, &bad);
         m.flush_all();
     }
