@@ -540,7 +540,7 @@ msrs! { (self, a, f, msr, v, c)
                                                        self.misc_enable_write(v, a), Index;
     // LBR and BTF may be set; the rest needs facilities that are hidden.
     DEBUGCTL                if true                 => keeper(Backend), only(v, 3), Index;
-    // It is kept and has no effect.
+    // The value is kept and has no effect.
     POWER_CTL               if true                 => file(power_ctl), Ok(v), Index;
     MTRR_PHYS_BASE0..=MTRR_PHYS_LAST if true        => file(mtrr_variable[msr - ix::MTRR_PHYS_BASE0]),
                                                        a.mtrr_variable(msr, v), Index;
