@@ -3,7 +3,8 @@
 //! changes are under way.
 //!
 //! The only file outside of `rust/` and the vendors with unsafe code: page tables are memory that hardware reads, and
-//! resident pages are used without a reference. Called by faults, slot changes and notifier callbacks, always under `GuestMemory.mmu`.
+//! resident pages are used without a reference. Called by faults, slot changes and notifier callbacks, always under
+//! `GuestMemory.mmu`.
 
 use crate::arch::NestedTable;
 use crate::linux::gup;

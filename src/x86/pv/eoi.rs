@@ -36,7 +36,8 @@ pub(crate) fn offer(vm: &Vm, s: &mut State, vector: u8) {
     }
 }
 
-/// After an exit: ends the interrupt if the guest has cleared the bit, else takes the offer back. False if that has to sleep.
+/// After an exit: ends the interrupt if the guest has cleared the bit, else takes the offer back. False if that has to
+/// sleep.
 pub(crate) fn take(vm: &Vm, s: &mut State, stay: Option<&Stay<'_>>) -> bool {
     let ended = {
         let view = vm.memory.view();

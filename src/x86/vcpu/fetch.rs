@@ -1,9 +1,10 @@
 // SPDX-License-Identifier: GPL-2.0
 //! Fetching the instruction that caused an exit, and stepping over it.
 //!
-//! This file adds to [`State`] what finds code bytes and moves RIP. The run loop calls it for exits without an instruction length and
-//! for instructions to emulate, under the vCPU's mutex, in a stay or outside. An instruction's bytes are fetched once
-//! per exit; what is decoded is what is executed, whatever another vCPU does to the code meanwhile.
+//! This file adds to [`State`] what finds code bytes and moves RIP. The run loop calls it for exits without an
+//! instruction length and for instructions to emulate, under the vCPU's mutex, in a stay or outside. An instruction's
+//! bytes are fetched once per exit; what is decoded is what is executed, whatever another vCPU does to the code
+//! meanwhile.
 
 use crate::linux::uaccess;
 use crate::mem::addr::Gva;

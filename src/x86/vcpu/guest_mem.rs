@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0
 //! Guest memory as an instruction of the guest sees it: through the guest's own page tables.
 //!
-//! This file adds [`State::paging`] to [`State`]. The vCPU's thread calls it under the vCPU's mutex; what is translated with it walks
-//! the tables in guest memory (SDM 3A chapter 5, APM 2 chapter 5), which may sleep outside a stay.
+//! This file adds [`State::paging`] to [`State`]. The vCPU's thread calls it under the vCPU's mutex; what is translated
+//! with it walks the tables in guest memory (SDM 3A chapter 5, APM 2 chapter 5), which may sleep outside a stay.
 
 use crate::linux::uaccess;
 use crate::mem::addr::Gpa;

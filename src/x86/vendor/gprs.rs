@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
-//! What both world switches do with general registers, as text for their [`asm!`](core::arch::asm): all but RAX and RSP,
-//! for which each has a place of its own, and RDI, which points to [`Regs`].
+//! What both world switches do with general registers, as text for their [`asm!`](core::arch::asm): all but RAX and
+//! RSP, for which each has a place of its own, and RDI, which points to [`Regs`].
 
 use crate::x86::cpu::regs::Regs;
 

@@ -65,8 +65,8 @@ pub(super) struct VmcsConfig {
     ept_vpid: u64,
 }
 
-/// Fails with `errno` and a line in the log, a sentence with the remedy, at the first demand that is not met. The number
-/// helps to report it: an MSR's value or the missing control bits.
+/// Fails with `errno` and a line in the log, a sentence with the remedy, at the first demand that is not met. The
+/// number helps to report it: an MSR's value or the missing control bits.
 macro_rules! demand {
     ($errno:expr; $($text:expr => $met:expr, $number:expr;)+) => {
         $(if !$met {
