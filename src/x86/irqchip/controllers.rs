@@ -171,7 +171,7 @@ impl Controllers {
     /// IOAPIC and 8259s in reset state, with the default routes.
     pub(crate) fn new_full(vcpus: Arc<VcpuSet>) -> Result<Arc<Self>> {
         let core = Core {
-            ioapic: Some(KBox::new(Ioapic::new(), GFP_KERNEL_ACCOUNT)?),
+            ioapic: Some(KBox::new(Ioapic::default(), GFP_KERNEL_ACCOUNT)?),
             pic: Some(KBox::new(Pic::new(), GFP_KERNEL_ACCOUNT)?),
             ..Core::default()
         };

@@ -121,9 +121,9 @@ pub struct Ioapic {
     lines: Lines<PINS>,
 }
 
-impl Ioapic {
+impl Default for Ioapic {
     /// An I/O APIC in reset state.
-    pub fn new() -> Self {
+    fn default() -> Self {
         Self {
             base_address: DEFAULT_ADDRESS,
             ioregsel: 0,
@@ -134,7 +134,9 @@ impl Ioapic {
             lines: Lines::default(),
         }
     }
+}
 
+impl Ioapic {
     /// Guest-physical address of the window.
     pub const fn base_address(&self) -> u64 {
         self.base_address

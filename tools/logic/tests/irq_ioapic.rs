@@ -37,7 +37,7 @@ fn down(io: &mut Ioapic, n: u32) {
 
 #[test]
 fn registers() {
-    let mut io = Ioapic::new();
+    let mut io = Ioapic::default();
     assert_eq!(io.base_address(), 0xfec0_0000);
     assert_eq!(get(&mut io, 1), 0x0017_0011);
     let _ = set(&mut io, 0, 0xff00_0000);
@@ -67,7 +67,7 @@ fn registers() {
 
 #[test]
 fn edge() {
-    let mut io = Ioapic::new();
+    let mut io = Ioapic::default();
     let _ = set(&mut io, 0x19, 0x0200_0000);
     assert_eq!(
         set(&mut io, 0x18, 0x0831),
@@ -107,7 +107,7 @@ fn edge() {
 
 #[test]
 fn level() {
-    let mut io = Ioapic::new();
+    let mut io = Ioapic::default();
     let _ = set(&mut io, 0x1a, 0x42 | LEVEL);
     assert_eq!(up(&mut io, 5).unwrap().trigger, TriggerMode::Level);
     assert_ne!(get(&mut io, 0x1a) & REMOTE_IRR, 0);
@@ -133,7 +133,7 @@ fn level() {
 
 #[test]
 fn level_waits_for_unmasking() {
-    let mut io = Ioapic::new();
+    let mut io = Ioapic::default();
     let _ = set(&mut io, 0x1a, 0x42 | LEVEL | MASK);
     assert_eq!(io.set_irq(pin(5), Source::USER, true), Raised::Masked);
     assert_eq!(io.service(pin(5)), None);
@@ -170,7 +170,7 @@ fn level_waits_for_unmasking() {
 
 #[test]
 fn shared_line() {
-    let mut io = Ioapic::new();
+    let mut io = Ioapic::default();
     let _ = set(&mut io, 0x10, 0x42 | LEVEL);
     assert!(up(&mut io, 0).is_some());
     assert_eq!(
@@ -187,7 +187,7 @@ fn shared_line() {
 
 #[test]
 fn vectors_of_interest() {
-    let mut io = Ioapic::new();
+    let mut io = Ioapic::default();
     let _ = set(&mut io, 0x10, 0x42 | LEVEL);
     let _ = set(&mut io, 0x12, 0x63);
     assert_eq!(io.vectors(Pins(0)), [0, 0, 4, 0, 0, 0, 0, 0]);
@@ -200,14 +200,14 @@ fn vectors_of_interest() {
 
 #[test]
 fn state() {
-    let mut io = Ioapic::new();
+    let mut io = Ioapic::default();
     let _ = set(&mut io, 0x1a, 0x42 | LEVEL);
     let _ = set(&mut io, 0x18, 0x31);
     assert!(up(&mut io, 5).is_some() && up(&mut io, 4).is_some());
     let saved = io.get_state();
     assert_eq!(saved.irr, 1 << 5, "a delivered edge is not pending");
     assert_eq!(saved.ioregsel, 0x18);
-    let mut copy = Ioapic::new();
+    let mut copy = Ioapic::default();
     let pins: Vec<_> = copy.set_state(&saved).collect();
     assert_eq!(pins, [pin(5)]);
     // Level in service: nothing to send now.
@@ -225,7 +225,7 @@ fn state() {
 fn hostile() {
     assert_eq!(Pin::new(24), None);
     assert_eq!(Pin::new(u32::MAX), None);
-    let mut io = Ioapic::new();
+    let mut io = Ioapic::default();
     let state = State {
         base_address: u64::MAX,
         ioregsel: u32::MAX,
