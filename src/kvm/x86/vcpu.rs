@@ -48,11 +48,11 @@ ioctls! {
     // Events and interrupts. What is on its way to the vCPU counts as arrived when user space looks.
     KVM_INTERRUPT:          -,    set(r => interrupt(vm, vcpu, r)), KVM_CAP_IRQCHIP;
     KVM_NMI:                held, call(nmi(s)), KVM_CAP_USER_NMI;
-    KVM_GET_VCPU_EVENTS:    held, get(Ok(abi::get_events(vm, vcpu, settled(vm, vcpu, s)?))), KVM_CAP_VCPU_EVENTS;
+    KVM_GET_VCPU_EVENTS:    held, get(Ok(abi::get_events(vm, vcpu, up_to_date(vm, vcpu, s)?))), KVM_CAP_VCPU_EVENTS;
     KVM_SET_VCPU_EVENTS:    held, set(r => abi::set_events(vm, vcpu, s, r));
-    KVM_GET_MP_STATE:       held, get(Ok(get_mp_state(settled(vm, vcpu, s)?))), KVM_CAP_MP_STATE;
+    KVM_GET_MP_STATE:       held, get(Ok(get_mp_state(up_to_date(vm, vcpu, s)?))), KVM_CAP_MP_STATE;
     KVM_SET_MP_STATE:       held, set(r => set_mp_state(vcpu, s, r));
-    KVM_GET_LAPIC:          held, get(get_lapic(vm, settled(vm, vcpu, s)?));
+    KVM_GET_LAPIC:          held, get(get_lapic(vm, up_to_date(vm, vcpu, s)?));
     KVM_SET_LAPIC:          held, [s.apic.lapic.is_some() => EINVAL] set(r => set_lapic(vm, vcpu, s, r));
     KVM_SET_VAPIC_ADDR:     held, [s.apic.lapic.is_some() => EINVAL] set(r => set_vapic_addr(vm, r));
 
@@ -69,8 +69,8 @@ ioctls! {
 }
 
 /// The state with all that has been sent to the vCPU taken in.
-fn settled<'a>(vm: &Arc<Vm>, vcpu: &Arc<Vcpu>, s: &'a mut State) -> Result<&'a mut State> {
-    Runner::new(vm, vcpu, s)?.settle();
+fn up_to_date<'a>(vm: &Arc<Vm>, vcpu: &Arc<Vcpu>, s: &'a mut State) -> Result<&'a mut State> {
+    Runner::new(vm, vcpu, s)?.handle_requests();
     Ok(s)
 }
 

@@ -33,8 +33,8 @@ impl Runner<'_> {
         }
     }
 
-    /// Takes what others asked for.
-    pub(super) fn handle_requests(&mut self) {
+    /// Takes what others asked for; also outside KVM_RUN, before user space reads the state.
+    pub(crate) fn handle_requests(&mut self) {
         let shared = &self.vcpu.shared;
         let mut r = shared.take_requests(!0);
         if r == 0 {

@@ -283,9 +283,4 @@ impl<'a> Runner<'a> {
         let _ = self.ask(&exits::Intr);
         Step::Fail(EINTR)
     }
-
-    /// Takes what others asked for outside KVM_RUN, so that the state user space reads is complete.
-    pub(crate) fn settle(&mut self) {
-        self.handle_requests();
-    }
 }

@@ -180,15 +180,15 @@ impl Runner<'_> {
     /// end.
     #[inline(always)]
     fn may_enter(&mut self) -> bool {
-        const QUICK: u32 =
+        const IN_STAY: u32 =
             request::NOTIFIED | request::POSTED | request::NMI | request::TIMER | request::UNHALT;
         let shared = &self.vcpu.shared;
         let r = shared.requests();
         if r != 0 {
-            if r & !QUICK != 0 {
+            if r & !IN_STAY != 0 {
                 return false;
             }
-            let taken = shared.take_requests(QUICK);
+            let taken = shared.take_requests(IN_STAY);
             self.take_interrupts(taken);
         }
         if sched::xfer_to_guest_pending() {

@@ -25,7 +25,7 @@ use crate::x86::pv::paravirt::Paravirt;
 use crate::x86::shared::VcpuShared;
 use crate::x86::vcpu::debug;
 use crate::x86::vcpu::debug::Debug;
-use crate::x86::vendor::choose::{self, Hw};
+use crate::x86::vendor::choose::{self, Backend};
 use crate::x86::vendor::{ApicPages, CpuState, Exits, Groups, Interruptibility, VcpuBackend};
 use crate::x86::vm::Vm;
 use crate::x86::vm_caps::MsrFilter;
@@ -185,7 +185,7 @@ pub(crate) struct State {
     /// The vCPU's id.
     pub(crate) id: u32,
     /// The vendor's part.
-    pub(crate) hw: Hw,
+    pub(crate) hw: Backend,
     /// Registers; system registers are cached by groups, see [`State::load`].
     pub(crate) cpu: CpuState,
     /// FPU, vector registers and what else XSAVE saves.
@@ -245,7 +245,7 @@ fn new_msrs(vm: &Vm, model: &Model) -> Result<KBox<MsrFile>> {
 
 impl Apic {
     /// The local APIC of a new vCPU. `hw` learns of it if the processor can virtualise it.
-    fn new(vm: &Vm, shared: &VcpuShared, hw: &mut Hw, bsp: bool) -> Result<Self> {
+    fn new(vm: &Vm, shared: &VcpuShared, hw: &mut Backend, bsp: bool) -> Result<Self> {
         let lapic = if vm.chip.has_lapic() {
             let f = LapicFeatures {
                 x2apic: false,
@@ -373,7 +373,7 @@ impl State {
         let model = model::model()?;
         let id = shared.id;
         let bsp = id == vm.boot_cpu();
-        let mut hw = Hw::new(id, &model.features)?;
+        let mut hw = Backend::new(id, &model.features)?;
         let msrs = new_msrs(vm, model)?;
         let apic = Apic::new(vm, shared, &mut hw, bsp)?;
         let waits = apic.lapic.is_some() && !bsp;

@@ -60,7 +60,7 @@ pub(crate) fn cpu_down() {
 }
 
 /// The vendor part of a vCPU.
-pub(crate) enum Hw {
+pub(crate) enum Backend {
     /// Intel.
     Vmx(KBox<VmxVcpu>),
     /// AMD.
@@ -76,7 +76,7 @@ macro_rules! dispatch {
     };
 }
 
-impl VcpuBackend for Hw {
+impl VcpuBackend for Backend {
     fn new(id: u32, features: &GuestFeatures) -> Result<Self> {
         Ok(match CHOSEN.as_ref().ok_or(ENODEV)?.0 {
             Kind::Vmx => Self::Vmx(KBox::new(VmxVcpu::new(id, features)?, GFP_KERNEL_ACCOUNT)?),
