@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0
 /*
- * Wrong input: every ioctl on every file, with bad pointers, with every field wrong, in every state of a VM. Prints
- * what came of it, one line per field; tools/badinput runs this on KVM and on rvmm and compares. By itself it only
- * finds out whether all of it is survived.
+ * Wrong input: every ioctl on every file, with bad pointers, with every field wrong, in every state of a VM. With -v
+ * it prints what came of it, one line per field; tools/badinput runs that on KVM and on rvmm and compares. By itself
+ * it only finds out whether all of it is survived.
  */
 #define _GNU_SOURCE
 #include "vm.h"
@@ -403,11 +403,12 @@ static void add(const char *text)
 		used += snprintf(line + used, sizeof(line) - used, " %s", text);
 }
 
+/* What follows repeats what has been said. */
 static bool quiet;
 
 static void say(void)
 {
-	if (!quiet)
+	if (verbose && !quiet)
 		note("%s", line);
 }
 

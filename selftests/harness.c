@@ -11,6 +11,7 @@
 enum { PASSED, FAILED, SKIPPED = 4 };
 
 const char *device = "/dev/rvmm";
+bool verbose;
 
 static struct test *first, **last = &first;
 /* Shared between a test's process and the harness. */
@@ -124,17 +125,20 @@ int main(int argc, char **argv)
 
 	if (environment && *environment)
 		device = environment;
-	while ((option = getopt(argc, argv, "d:l")) != -1) {
+	while ((option = getopt(argc, argv, "d:lv")) != -1) {
 		switch (option) {
 		case 'd':
 			device = optarg;
+			break;
+		case 'v':
+			verbose = true;
 			break;
 		case 'l':
 			for (struct test *t = first; t; t = t->next)
 				puts(t->name);
 			return 0;
 		default:
-			fprintf(stderr, "usage: %s [-d DEVICE] [-l] [NAME...]\n", argv[0]);
+			fprintf(stderr, "usage: %s [-d DEVICE] [-l] [-v] [NAME...]\n", argv[0]);
 			return 2;
 		}
 	}

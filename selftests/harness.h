@@ -28,6 +28,9 @@ void harness_add(struct test *test);
 /* The device under test: -d, else $DEVICE, else /dev/rvmm. */
 extern const char *device;
 
+/* -v: a test prints all that it finds. */
+extern bool verbose;
+
 #define TEST_FULL(id, limit, named)							\
 	static void test_##id(void);							\
 	__attribute__((constructor)) static void add_##id(void)				\
