@@ -587,3 +587,76 @@ TEST(state)
 	CHECK_EQ(vm.run->cr8, 3);
 	CHECK_EQ(*(uint32_t *)(l.regs + 0x30) & 0xff, 0x14);
 }
+
+/*
+ * HLT that does not exit (api.rst 7.13): the processor waits, and user space is not told. (In a loop: in Bochs an exit
+ * ends it.)
+ */
+GUEST64(native_sleeper, APIC "sti; 1: hlt; jmp 1b; out %al, $0x10\n");
+#define AWAKE (G_CODE + (native_sleeper_end - native_sleeper) - 2)
+
+/* Puts the vCPU in front of the HLT and lets it wait there until a signal comes. */
+static void sleep_natively(struct vm *vm)
+{
+	struct itimerval timer = { .it_value.tv_usec = 50000 };
+
+	VM_LONG(vm, native_sleeper);
+	setitimer(ITIMER_REAL, &timer, NULL);
+	REQUIRE_EQ(vm_try_run(vm), EINTR);
+}
+
+TEST(native_hlt)
+{
+	struct kvm_enable_cap cap = { .cap = KVM_CAP_X86_DISABLE_EXITS, .args = { KVM_X86_DISABLE_EXITS_HLT } };
+	struct kvm_msi init = { .address_lo = 0xfee01000, .data = 0x500 };
+	struct kvm_msi sipi = { .address_lo = 0xfee01000, .data = 0x630 };
+	struct sigaction action = { .sa_handler = on_alarm };
+	struct kvm_mp_state mp = { KVM_MP_STATE_RUNNABLE };
+	struct kvm_vcpu_events e;
+	struct kvm_regs r;
+	struct vm vm;
+	int error;
+
+	vm_init_irqchip(&vm, 4 * MIB);
+	if (!(OK(ioctl(vm.fd, KVM_CHECK_EXTENSION, cap.cap)) & KVM_X86_DISABLE_EXITS_HLT))
+		skip("HLT has to exit here");
+	OK(ioctl(vm.fd, KVM_ENABLE_CAP, &cap));
+	vm_add_vcpu(&vm, 0);
+	vm = vm_second_vcpu(&vm, 1);
+	OK(ioctl(vm.vcpu, KVM_SET_MP_STATE, &mp));
+	sigaction(SIGALRM, &action, NULL);
+
+	/* An exception that user space injects. Its handler goes on behind the loop. */
+	sleep_natively(&vm);
+	vm_log(&vm)->resume = AWAKE;
+	e = vm_events(&vm);
+	e.exception.injected = 1;
+	e.exception.nr = 6;
+	OK(ioctl(vm.vcpu, KVM_SET_VCPU_EVENTS, &e));
+	vm_expect_out(&vm, 0x10);
+	VECTORS(&vm, 6);
+
+	/* INIT and SIPI. */
+	sleep_natively(&vm);
+	memcpy(vm.mem + 0x30000, started, started_end - started);
+	CHECK(OK(ioctl(vm.fd, KVM_SIGNAL_MSI, &init)) > 0);
+	CHECK(OK(ioctl(vm.fd, KVM_SIGNAL_MSI, &sipi)) > 0);
+	alarm(10);
+	while ((error = vm_try_run(&vm)) == EAGAIN)
+		;
+	REQUIRE_EQ(error, 0);
+	CHECK_EQ(vm.run->exit_reason, KVM_EXIT_IO);
+	CHECK_EQ(vm.run->io.port, 0x50);
+	vm_expect_out(&vm, 0x51);
+
+	/* Other registers. Stock KVM on Intel goes on waiting then. */
+	if (is_rvmm() || is_amd()) {
+		sleep_natively(&vm);
+		r = vm_regs(&vm);
+		r.rip = AWAKE;
+		vm_set_regs(&vm, &r);
+		alarm(10);
+		vm_expect_out(&vm, 0x10);
+	}
+	alarm(60);
+}

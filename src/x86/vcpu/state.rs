@@ -457,6 +457,7 @@ impl State {
         self.events = Events::default();
         self.pv.reset();
         self.hw.set_interruptibility(Interruptibility::default());
+        self.hw.wake();
         self.apic.cr8 = 0;
         self.pending.clear();
         if !init {

@@ -153,6 +153,10 @@ impl VcpuBackend for Backend {
     }
 
     #[inline]
+    fn wake(&mut self) {
+        dispatch!(self, v => v.wake())
+    }
+
     fn set_interruptibility(&mut self, i: Interruptibility) {
         dispatch!(self, v => v.set_interruptibility(i))
     }

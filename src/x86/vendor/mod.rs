@@ -384,6 +384,10 @@ pub trait VcpuBackend: Sized {
     /// Chooses the optional exits. *Any*.
     fn set_exits(&mut self, exits: Exits);
 
+    /// The guest runs after the next entry, also where it has executed a HLT that does not exit ([`Exits::hlt`]) and
+    /// its processor waits. *Any*.
+    fn wake(&mut self) {}
+
     /// Page-directory-pointer-table entries of a guest in PAE paging (CR0.PG, CR4.PAE, not EFER.LMA). The core reads
     /// them from guest memory at CR3 and calls this after it changed CR0, CR3, CR4 or EFER to end in that mode; the
     /// processor does not load them at entry (SDM 3C 27.3.2.4). SVM needs nothing: NPT guests load them on

@@ -188,6 +188,10 @@ impl VmxVcpu {
         self.write_params(vm, cpu, params);
         self.write_regs(vm, cpu);
         if let Some(e) = &params.inject {
+            if !self.exits.hlt {
+                // In the state HLT an entry takes interrupts, NMIs, #DB and #MC only (SDM 3C 27.3.1.5).
+                vm.write(GUEST_ACTIVITY_STATE, activity::ACTIVE);
+            }
             if e.kind == EventKind::Nmi {
                 self.blocking.allow_nmi(vm);
             }
@@ -632,6 +636,10 @@ impl VcpuBackend for VmxVcpu {
     }
 
     fn set_interruptibility(&mut self, i: Interruptibility) {
+        if i.sti | i.mov_ss {
+            // An entry refuses both with the state HLT (SDM 3C 27.3.1.5).
+            self.wake();
+        }
         self.stale |= self.blocking.set(i);
     }
 
@@ -717,6 +725,13 @@ impl VcpuBackend for VmxVcpu {
             self.stale = true;
         }
         self.choose_controls();
+    }
+
+    fn wake(&mut self) {
+        if !self.exits.hlt {
+            self.activity_dirty = true;
+            self.stale = true;
+        }
     }
 
     fn set_pdptes(&mut self, pdptes: [u64; 4]) {

@@ -26,12 +26,14 @@ pub(crate) fn set_mp_state(vcpu: &Vcpu, s: &mut State, value: u32) -> Result {
         k::KVM_MP_STATE_HALTED => MpState::Halted,
         k::KVM_MP_STATE_SIPI_RECEIVED => {
             s.mp_state = MpState::InitReceived;
+            s.hw.wake();
             vcpu.shared.request_self(request::SIPI);
             return Ok(());
         }
         _ => return Err(EINVAL),
     };
     s.mp_state = state;
+    s.hw.wake();
     Ok(())
 }
 

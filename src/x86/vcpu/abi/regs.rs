@@ -66,6 +66,7 @@ pub(crate) fn set_regs(s: &mut State, r: &k::kvm_regs) {
     s.set_visible_rflags(clean_rflags(r.rflags));
     // An exception that has not been delivered belongs to the state that is gone (as in KVM).
     s.events.exception = None;
+    s.hw.wake();
 }
 
 /// A segment as `struct kvm_segment` has it.
@@ -228,6 +229,7 @@ pub(crate) fn set_sregs(
     s.cpu.avail = Groups::ALL;
     s.cpu.dirty = Groups::ALL;
     s.last_stay.tlb_generation = 0;
+    s.hw.wake();
     s.refresh_dynamic();
     if s.cpu.sregs.pae_paging() {
         // User space may set the registers before memory: what cannot be read now is taken as not present.
