@@ -242,6 +242,24 @@ TEST(cpuid)
 	CHECK_ERRNO(ioctl(vm.vcpu, KVM_GET_CPUID2, big), E2BIG);
 }
 
+/* GuestPhysAddrSize of CPUID.80000008H:EAX[23:16] is how far memory reaches, which may be less than PhysAddrSize. */
+TEST(guest_physical_width)
+{
+	struct kvm_cpuid2 *table;
+	struct kvm_cpuid_entry2 *widths;
+	unsigned int bits;
+	struct vm vm;
+
+	vm_init(&vm, 4096);
+	table = supported_cpuid(vm.kvm);
+	widths = cpuid_entry(table, 0x80000008, 0);
+	REQUIRE(widths);
+	bits = widths->eax >> 16 & 0xff;
+	CHECK(bits >= 32 && bits <= (widths->eax & 0xff));
+	CHECK_EQ(try_slot(vm.fd, 1, 0, (1ull << (bits & 63)) - 4096, 4096, vm.mem), 0);
+	free(table);
+}
+
 TEST(msr_list)
 {
 	struct {

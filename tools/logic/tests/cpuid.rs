@@ -242,7 +242,7 @@ fn physical_width() {
     let p = policy(Vendor::Intel);
     assert_eq!(
         get(&table(Vendor::Intel, &p), 0x8000_0008, 0)[0],
-        (48 << 8) | 52
+        (48 << 16) | (48 << 8) | 52
     );
 }
 
@@ -300,7 +300,7 @@ fn a_small_host() {
     assert!(!has(t, 7) && !has(t, 0xd));
     assert_eq!(get(t, 0x8000_0000, 0), [0x8000_0008, 0, 0, 0]);
     assert_eq!(get(t, 0x8000_0001, 0), [0; 4]);
-    assert_eq!(get(t, 0x8000_0008, 0)[0], (48 << 8) | 36);
+    assert_eq!(get(t, 0x8000_0008, 0)[0], (36 << 16) | (48 << 8) | 36);
 }
 
 #[test]

@@ -293,8 +293,10 @@ fn extended_leaves<H: HostCpuid + ?Sized>(host: &H, p: &Policy, s: &mut Sink<'_>
         ext8_ebx::ALLOWED
     };
     let ebx = h8[1] & allowed & only_if(p.spec_ctrl, ext8_ebx::SPECULATION);
-    // LA57 is hidden: 48 linear-address bits.
-    s.put(0x8000_0008, None, [phys | (48 << 8), ebx, 0, 0]);
+    // GuestPhysAddrSize: memory slots end where nested page tables of four levels do, while the guest's own page tables
+    // may hold addresses as wide as the processor's. LA57 is hidden: 48 linear-address bits.
+    let eax = phys | (48 << 8) | (phys.min(48) << 16);
+    s.put(0x8000_0008, None, [eax, ebx, 0, 0]);
 
     if !intel {
         amd_leaves(get, max, ecx, p, s);
