@@ -131,10 +131,13 @@ pub const INSTRUCTIONS: &[Instruction] = &[
     (Exit::Pause, &[40], &[0x77]),
     (Exit::MonitorMwait, &[39, 36], &[0x8a, 0x8b]),
     (Exit::Xsetbv, &[55], &[0x8d]),
-    // GETSEC, VMCLEAR to VMXON, INVEPT, INVVPID, INVPCID, VMFUNC, ENCLS; RSM, INVLPGA, VMRUN, VMLOAD to SKINIT, RDPRU.
+    // GETSEC, VMCLEAR to VMXON, INVEPT, INVVPID, INVPCID, VMFUNC, ENCLS, SEAMCALL, TDCALL; RSM, INVLPGA, VMRUN, VMLOAD
+    // to SKINIT, RDPRU.
     (
         Exit::Undefined,
-        &[11, 19, 20, 21, 22, 23, 24, 25, 26, 27, 50, 53, 58, 59, 60],
+        &[
+            11, 19, 20, 21, 22, 23, 24, 25, 26, 27, 50, 53, 58, 59, 60, 76, 77,
+        ],
         &[0x73, 0x7a, 0x80, 0x82, 0x83, 0x84, 0x85, 0x86, 0x8e],
     ),
 ];

@@ -139,6 +139,7 @@ pub mod reason {
     pub const EXCEPTION_OR_NMI: u32 = 0;
     pub const EXTERNAL_INTERRUPT: u32 = 1;
     pub const TRIPLE_FAULT: u32 = 2;
+    pub const INIT: u32 = 3;
     pub const INTERRUPT_WINDOW: u32 = 7;
     pub const NMI_WINDOW: u32 = 8;
     pub const TASK_SWITCH: u32 = 9;

@@ -28,8 +28,8 @@ pub(super) enum Class {
 pub(super) const QUAL_NMI_UNBLOCKED: u64 = 1 << 12;
 
 /// The rows of [`INSTRUCTIONS`] by basic exit reason.
-const BY_REASON: [Option<Exit>; 64] = {
-    let mut table = [None; 64];
+const BY_REASON: [Option<Exit>; 128] = {
+    let mut table = [None; 128];
     let mut row = 0;
     while row < INSTRUCTIONS.len() {
         let (exit, reasons, _) = INSTRUCTIONS[row];
@@ -48,7 +48,7 @@ const BY_REASON: [Option<Exit>; 64] = {
 /// The neutral form of exit reason `code` when an instruction is all there is to say; its length is valid then.
 #[inline(always)]
 pub(super) fn instruction(code: u32) -> Option<Exit> {
-    static TABLE: [Option<Exit>; 64] = BY_REASON;
+    static TABLE: [Option<Exit>; 128] = BY_REASON;
     TABLE.get(code as usize).copied().flatten()
 }
 
@@ -59,6 +59,8 @@ pub(super) fn decode(vm: Current<'_>, code: u32) -> (Exit, Class) {
     let other = |exit| (exit, Class::Other);
     match code {
         reason::EXTERNAL_INTERRUPT => other(Exit::HostInterrupt),
+        // Blocked in VMX operation, an INIT goes on waiting until that ends (SDM 3C 24.8).
+        reason::INIT => other(Exit::HostInterrupt),
         reason::CR_ACCESS => insn(cr_access(vm.read(EXIT_QUALIFICATION))),
         reason::INTERRUPT_WINDOW => other(Exit::IrqWindow),
         reason::NMI_WINDOW => other(Exit::NmiWindow),
