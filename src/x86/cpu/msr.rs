@@ -31,7 +31,7 @@ pub enum Class {
     /// IA32_TSC_ADJUST: the TSC offset; a guest's write moves the TSC.
     TscAdjust,
     /// The vendor's control structure: SYSENTER, STAR, LSTAR, CSTAR, FMASK, FS/GS/KERNEL_GS base, PAT, TSC_AUX,
-    /// DEBUGCTL, SPEC_CTRL. A value to write is valid for the hardware.
+    /// SPEC_CTRL. A value to write is valid for the hardware.
     Backend,
     /// IA32_PRED_CMD, write-only: do these barriers on the vCPU's behalf.
     PredictionBarrier,
@@ -538,8 +538,9 @@ msrs! { (self, a, f, msr, v, c)
     // The value is KVM's; firmware, or whoever takes its place, allows fast strings.
     MISC_ENABLE             if true                 => file(misc_enable = MISC_BTS_PEBS_UNAVAILABLE),
                                                        self.misc_enable_write(v, a), Index;
-    // LBR and BTF may be set; the rest needs facilities that are hidden.
-    DEBUGCTL                if true                 => keeper(Backend), only(v, 3), Index;
+    // LBR and BTF may be written without effect, as in KVM: branch records and branch steps are the host's. The rest
+    // needs facilities that are hidden.
+    DEBUGCTL                if true                 => constant(0), only(v, 3), Index;
     // The value is kept and has no effect.
     POWER_CTL               if true                 => file(power_ctl), Ok(v), Index;
     MTRR_PHYS_BASE0..=MTRR_PHYS_LAST if true        => file(mtrr_variable[msr - ix::MTRR_PHYS_BASE0]),

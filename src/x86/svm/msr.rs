@@ -55,7 +55,6 @@ pub(super) fn field(s: &mut Save, index: u32) -> Option<&mut u64> {
         index::SYSENTER_CS => &mut s.sysenter_cs,
         index::SYSENTER_ESP => &mut s.sysenter_esp,
         index::SYSENTER_EIP => &mut s.sysenter_eip,
-        index::DEBUGCTL => &mut s.debugctl,
         index::PAT => &mut s.g_pat,
         index::STAR => &mut s.star,
         index::LSTAR => &mut s.lstar,

@@ -350,7 +350,7 @@ pub trait VcpuBackend: Sized {
     fn set_interruptibility(&mut self, i: Interruptibility);
 
     /// Reads an MSR that lives in the vendor's structure or is swapped by it (SYSENTER, STAR, LSTAR, CSTAR, FMASK,
-    /// FS/GS/KERNEL_GS base, PAT, TSC_AUX, DEBUGCTL, SPEC_CTRL); `None` for one it does not keep. *Any*.
+    /// FS/GS/KERNEL_GS base, PAT, TSC_AUX, SPEC_CTRL); `None` for one it does not keep. *Any*.
     fn msr(&mut self, index: u32) -> Option<u64>;
 
     /// Writes such an MSR; the value has been validated. False for one it does not keep. *Any*.

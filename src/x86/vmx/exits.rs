@@ -8,7 +8,6 @@ use super::entry::{self, Outcome};
 use super::event;
 use super::insn::Current;
 use super::interruptibility::Blocking;
-use super::msr::GuestMsrs;
 use super::vmcs::*;
 use crate::pr_err_ratelimited;
 use crate::x86::cpu::events::vector;
@@ -35,10 +34,9 @@ impl LastExit {
         cpu: &mut CpuState,
         reason: u32,
         blocking: &mut Blocking,
-        msrs: &GuestMsrs,
     ) -> Exit {
         if reason == reason::EXCEPTION_OR_NMI {
-            return self.exceptional(vm, cpu, blocking, msrs);
+            return self.exceptional(vm, cpu, blocking);
         }
         if reason == reason::EXTERNAL_INTERRUPT {
             let info = vm.read(EXIT_INTR_INFO);
@@ -62,7 +60,6 @@ impl LastExit {
         vm: Current<'_>,
         cpu: &mut CpuState,
         blocking: &mut Blocking,
-        msrs: &GuestMsrs,
     ) -> Exit {
         match decode::exception(vm) {
             Exceptional::Nmi => {
@@ -90,7 +87,7 @@ impl LastExit {
                 // INT1 exits with RIP at itself, but its #DB is a trap.
                 cpu.regs.rip = cpu.regs.rip.wrapping_add(u64::from(trap_len));
                 if exception.vector == vector::DB {
-                    blocking.match_pending_step(vm, cpu.regs.rflags, msrs);
+                    blocking.match_pending_step(vm, cpu.regs.rflags);
                 }
                 if software {
                     self.insn_len = vm.read(EXIT_INSTRUCTION_LEN) as u8;

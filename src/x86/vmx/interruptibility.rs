@@ -3,9 +3,8 @@
 //!
 //! The vCPU calls this under its mutex; a function that takes [`Current`] touches the VMCS, with interrupts off.
 
-use super::bits::{blocking, DEBUGCTL_BTF, PENDING_DEBUG_BS};
+use super::bits::{blocking, PENDING_DEBUG_BS};
 use super::insn::Current;
-use super::msr::GuestMsrs;
 use super::vmcs::*;
 use crate::x86::cpu::regs::rflags;
 use crate::x86::vendor::Interruptibility;
@@ -116,21 +115,21 @@ impl Blocking {
     }
 
     /// Writes a state set from outside.
-    pub(super) fn write(&mut self, vm: Current<'_>, flags: u64, msrs: &GuestMsrs) {
+    pub(super) fn write(&mut self, vm: Current<'_>, flags: u64) {
         if self.dirty {
             vm.write(GUEST_INTERRUPTIBILITY, self.state.unwrap_or(0));
             self.dirty = false;
-            self.match_pending_step(vm, flags, msrs);
+            self.match_pending_step(vm, flags);
         }
     }
 
-    /// While STI or MOV SS blocks, a single-step trap has to be pending exactly when RFLAGS.TF is set and
-    /// DEBUGCTL.BTF is not (SDM 3C 27.3.1.5). Exits leave it so, except those by #DB; state set from outside
-    /// may break it.
-    pub(super) fn match_pending_step(&mut self, vm: Current<'_>, flags: u64, msrs: &GuestMsrs) {
+    /// While STI or MOV SS blocks, a single-step trap has to be pending exactly when RFLAGS.TF is set, because
+    /// DEBUGCTL.BTF is clear in guests (SDM 3C 27.3.1.5). Exits leave it so, except those by #DB; state set from
+    /// outside may break it.
+    pub(super) fn match_pending_step(&mut self, vm: Current<'_>, flags: u64) {
         let blocked = self.get(vm) & (blocking::STI | blocking::MOV_SS) != 0;
         let pending = vm.read(GUEST_PENDING_DEBUG);
-        let wanted = if blocked && flags & rflags::TF != 0 && msrs.debugctl & DEBUGCTL_BTF == 0 {
+        let wanted = if blocked && flags & rflags::TF != 0 {
             pending | PENDING_DEBUG_BS
         } else {
             pending & !PENDING_DEBUG_BS

@@ -103,7 +103,6 @@ pub(super) struct GuestMsrs {
     /// SYSCALL needs 64-bit mode on Intel, so that this one can be read back and does nothing.
     cstar: u64,
     pat: u64,
-    pub(super) debugctl: u64,
     pub(super) spec_ctrl: SpecCtrl,
 }
 
@@ -114,7 +113,6 @@ impl GuestMsrs {
         kernel_gs_base: 0,
         cstar: 0,
         pat: PAT_RESET,
-        debugctl: 0,
         spec_ctrl: SpecCtrl::RESET,
     };
 
@@ -126,7 +124,6 @@ impl GuestMsrs {
         Some(match index {
             index::CSTAR => self.cstar,
             index::PAT => self.pat,
-            index::DEBUGCTL => self.debugctl,
             index::SPEC_CTRL => self.spec_ctrl.get(),
             // SAFETY: The MSR exists with 64-bit mode, and holds the guest's value in a stay.
             index::KERNEL_GS_BASE if stay.is_some() => unsafe { msr::read(index) },
@@ -140,7 +137,6 @@ impl GuestMsrs {
         match index {
             index::CSTAR => self.cstar = value,
             index::PAT => self.pat = value,
-            index::DEBUGCTL => self.debugctl = value,
             index::SPEC_CTRL => self.spec_ctrl.set(value),
             index::KERNEL_GS_BASE => {
                 if stay.is_some() {
@@ -165,7 +161,6 @@ pub(super) const fn has_field(index: u32) -> bool {
             | index::FS_BASE
             | index::GS_BASE
             | index::PAT
-            | index::DEBUGCTL
     )
 }
 
@@ -178,7 +173,6 @@ pub(super) fn read_field(vm: Current<'_>, index: u32) -> Option<u64> {
         index::FS_BASE => vm.read(GUEST_FS_BASE),
         index::GS_BASE => vm.read(GUEST_GS_BASE),
         index::PAT => vm.read(GUEST_PAT),
-        index::DEBUGCTL => vm.read(GUEST_DEBUGCTL),
         _ => return None,
     })
 }
@@ -192,7 +186,6 @@ pub(super) fn write_field(vm: Current<'_>, index: u32, value: u64) {
         index::FS_BASE => vm.write(GUEST_FS_BASE, value),
         index::GS_BASE => vm.write(GUEST_GS_BASE, value),
         index::PAT => vm.write(GUEST_PAT, value),
-        index::DEBUGCTL => vm.write(GUEST_DEBUGCTL, value),
         _ => {}
     }
 }

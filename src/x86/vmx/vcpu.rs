@@ -318,7 +318,7 @@ impl VmxVcpu {
         if let Some(apic) = self.apic.as_mut().filter(|a| a.dirty) {
             apic.write(vm, &self.shared, self.exits.all_msrs);
         }
-        self.blocking.write(vm, cpu.regs.rflags, &self.msrs);
+        self.blocking.write(vm, cpu.regs.rflags);
         if let Some(pdptes) = self.pdptes.take() {
             for (n, value) in (0..).zip(pdptes) {
                 vm.write(GUEST_PDPTE0.nth(n), value);
@@ -354,7 +354,7 @@ impl VmxVcpu {
             vm.write(GUEST_RFLAGS, (regs.rflags & RFLAGS_ALLOWED) | rflags::FIXED);
             if (regs.rflags ^ self.written.rflags) & rflags::TF != 0 {
                 self.blocking
-                    .match_pending_step(vm, regs.rflags, &self.msrs);
+                    .match_pending_step(vm, regs.rflags);
             }
             self.written.rflags = regs.rflags;
         }
@@ -381,7 +381,7 @@ impl VmxVcpu {
     fn decode(&mut self, vm: Current<'_>, cpu: &mut CpuState, reason: u32) -> Exit {
         let exit = self
             .last_exit
-            .decode(vm, cpu, reason, &mut self.blocking, &self.msrs);
+            .decode(vm, cpu, reason, &mut self.blocking);
         if matches!(exit, Exit::TripleFault) {
             self.activity_dirty = true;
             self.stale = true;
