@@ -178,6 +178,26 @@ const ENTRY: Wanted = Wanted {
         | entry::LOAD_PKRS,
 };
 
+/// Processors whose preemption timer does not run as it should (CPUID.1:EAX without its reserved bits), by their
+/// specification updates; KVM has the same list.
+const TIMER_ERRATA: [u32; 9] = [
+    0x2_06e6, // Xeon 7500 (BA86)
+    0x2_0652, // Xeon L3406 (AAX65), Core i3 to i7, 300 to 600 series (AAT59, AAU65)
+    0x2_0655, // Core i3 and i5, 500 and 600 series (AAU65)
+    0x1_06e5, // Xeon 3400 (AAO95), Core i5 and i7, 700 to 900 series (AAN92, AAP86)
+    0x1_06a0, // Xeon 3500 (AAM126)
+    0x1_06a1, // Xeon 3500 (AAM126)
+    0x1_06a4, // Core i7, 900 series (AAJ124)
+    0x1_06a5, // Xeon 3500 and 5500 (AAM126, AAK139), Core i7, 900 series (AAJ124)
+    0x3_06a8, // Xeon E3-1220 v2
+];
+
+/// Whether the processor has a preemption timer that can be relied on.
+fn has_timer() -> bool {
+    may(index::VMX_TRUE_PINBASED_CTLS, pin::PREEMPTION_TIMER)
+        && !TIMER_ERRATA.contains(&(cpuid::cpuid(1, 0).eax & 0x0fff_3fff))
+}
+
 /// Reads a VMX capability MSR; zero when it does not exist, which the masks then refuse.
 fn capability(index: u32) -> u64 {
     msr::read_safe(index).unwrap_or(0)
@@ -308,8 +328,7 @@ impl VmcsConfig {
                     && may(index::VMX_TRUE_PINBASED_CTLS, pin::POSTED_INTERRUPTS)
                     && may(index::VMX_TRUE_EXIT_CTLS, exit::ACK_INTERRUPT)
             }),
-            timer_rate: may(index::VMX_TRUE_PINBASED_CTLS, pin::PREEMPTION_TIMER)
-                .then(|| capability(index::VMX_MISC) as u32 & 31),
+            timer_rate: has_timer().then(|| capability(index::VMX_MISC) as u32 & 31),
             cr0_fixed0: capability(index::VMX_CR0_FIXED0),
             cr0_fixed1: capability(index::VMX_CR0_FIXED1),
             cr4_fixed0: capability(index::VMX_CR4_FIXED0),
