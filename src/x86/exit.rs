@@ -51,6 +51,8 @@ pub enum Exit {
     DrAccess,
     /// An exception that is intercepted.
     Exception(Exception),
+    /// A split lock met the host's detection of them, which is off for this vCPU from now on.
+    SplitLock,
     /// An instruction that does not exist for this guest (VMX and SVM instructions): #UD.
     Undefined,
     /// A hardware task switch, which is not emulated.
@@ -101,7 +103,7 @@ impl Exit {
             Self::NestedFault(_) => ExitClass::NestedFault,
             Self::CrAccess(_) => ExitClass::CrAccess,
             Self::DrAccess => ExitClass::DrAccess,
-            Self::Exception(_) => ExitClass::Exception,
+            Self::Exception(_) | Self::SplitLock => ExitClass::Exception,
             Self::TaskSwitch => ExitClass::TaskSwitch,
             Self::TripleFault => ExitClass::TripleFault,
             Self::VirtualEoi(_) | Self::ApicWrite(_) | Self::TprBelowThreshold => ExitClass::Apic,

@@ -12,6 +12,7 @@ pub const KVM_SYSTEM_TIME: u32 = 0x12;
 pub const PLATFORM_ID: u32 = 0x17;
 pub const APIC_BASE: u32 = 0x1b;
 pub const EBL_CR_POWERON: u32 = 0x2a;
+pub const TEST_CTRL: u32 = 0x33;
 pub const FEATURE_CONTROL: u32 = 0x3a;
 pub const TSC_ADJUST: u32 = 0x3b;
 pub const SPEC_CTRL: u32 = 0x48;

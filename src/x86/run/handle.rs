@@ -43,7 +43,9 @@ impl Runner<'_> {
     pub(super) fn handle(&mut self, exit: &Exit, stay: Option<&Stay<'_>>) -> Step {
         match exit {
             Exit::HostInterrupt => Step::Leave,
-            Exit::HostNmi | Exit::HostMachineCheck | Exit::NmiWindow => Step::Again,
+            Exit::HostNmi | Exit::HostMachineCheck | Exit::NmiWindow | Exit::SplitLock => {
+                Step::Again
+            }
             Exit::PreemptionTimer => self.preemption_timer(),
             Exit::IrqWindow => self.irq_window(),
             Exit::Cpuid => self.cpuid(stay),

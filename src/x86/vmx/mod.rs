@@ -18,6 +18,7 @@
 //! | `state` | guest state to and from the VMCS |
 //! | `interruptibility` | blocking by STI, MOV SS and NMI |
 //! | `timer` | preemption timer |
+//! | `split_lock` | the host's detection of split locks |
 //! | `apic` | APIC virtualisation |
 //! | `flush` | cached translations |
 //! | `event` | injection and interrupted events |
@@ -45,6 +46,7 @@ mod quirks;
 mod root;
 mod setup;
 mod shared;
+mod split_lock;
 mod state;
 mod timer;
 mod vcpu;

@@ -19,6 +19,7 @@ use super::msr::{self, GuestMsrs};
 use super::root::{Root, RootStay};
 use super::setup::{self, Written, ALWAYS_INTERCEPTED};
 use super::shared::{revision_page, Shared, SHARED};
+use super::split_lock::{self, SplitLock};
 use super::state::{self, ControlState, RightsCache};
 use super::timer::Timer;
 use super::vmcs::*;
@@ -28,6 +29,7 @@ use crate::linux::page::Pages;
 use crate::linux::{cr, smp};
 use crate::pr_err_ratelimited;
 use crate::x86::cpu::cpuid::GuestFeatures;
+use crate::x86::cpu::events::vector;
 use crate::x86::cpu::regs::{efer, rflags, Gpr, Seg};
 use crate::x86::exit::{Event, EventKind, Exit};
 use crate::x86::mitigate;
@@ -93,6 +95,7 @@ pub(crate) struct VmxVcpu {
     /// Pin-based controls but for the preemption timer.
     pin: u32,
     timer: Timer,
+    split_lock: SplitLock,
 }
 
 impl VmxVcpu {
@@ -353,8 +356,7 @@ impl VmxVcpu {
         if regs.rflags != self.written.rflags {
             vm.write(GUEST_RFLAGS, (regs.rflags & RFLAGS_ALLOWED) | rflags::FIXED);
             if (regs.rflags ^ self.written.rflags) & rflags::TF != 0 {
-                self.blocking
-                    .match_pending_step(vm, regs.rflags);
+                self.blocking.match_pending_step(vm, regs.rflags);
             }
             self.written.rflags = regs.rflags;
         }
@@ -379,12 +381,20 @@ impl VmxVcpu {
     /// Turns the exit that just happened into its neutral form.
     #[inline(never)]
     fn decode(&mut self, vm: Current<'_>, cpu: &mut CpuState, reason: u32) -> Exit {
-        let exit = self
-            .last_exit
-            .decode(vm, cpu, reason, &mut self.blocking);
-        if matches!(exit, Exit::TripleFault) {
-            self.activity_dirty = true;
-            self.stale = true;
+        let exit = self.last_exit.decode(vm, cpu, reason, &mut self.blocking);
+        match exit {
+            Exit::TripleFault => {
+                self.activity_dirty = true;
+                self.stale = true;
+            }
+            Exit::Exception(e) if e.vector == vector::AC => {
+                let cpl = self.cpl().unwrap_or(0);
+                if split_lock::is_cause(vm, cpu.regs.rflags, cpl) {
+                    self.split_lock.allow();
+                    return Exit::SplitLock;
+                }
+            }
+            _ => {}
         }
         exit
     }
@@ -446,6 +456,7 @@ impl VcpuBackend for VmxVcpu {
             last_exit: LastExit::default(),
             pin: shared.config.pin,
             timer: Timer::OFF,
+            split_lock: SplitLock::default(),
             shared,
         })
     }
@@ -468,6 +479,7 @@ impl VcpuBackend for VmxVcpu {
         // then.
         unsafe { self.host.enter(vm, &root, &self.msrs) };
         self.msrs.spec_ctrl.begin_stay();
+        self.split_lock.begin_stay();
         self.launched = false;
         self.entered = false;
         self.written.dr = None;
@@ -482,6 +494,7 @@ impl VcpuBackend for VmxVcpu {
         // For callers after the stay, which would have to open one to ask.
         self.blocking.get(vm);
         self.stay = None;
+        self.split_lock.end_stay();
         // SAFETY: A stay has one CPU, with interrupts off all along; its beginning called `enter` and filled `stay`.
         unsafe {
             self.host.leave(&mut self.msrs, self.entered);
