@@ -47,6 +47,7 @@ pub const MTRR_FIX4K_F8000: u32 = 0x26f;
 pub const PAT: u32 = 0x277;
 pub const MTRR_DEF_TYPE: u32 = 0x2ff;
 pub const PERF_CAPABILITIES: u32 = 0x345;
+pub const PERF_GLOBAL_CTRL: u32 = 0x38f;
 pub const PEBS_ENABLE: u32 = 0x3f1;
 pub const MC0_CTL: u32 = 0x400;
 pub const MC31_MISC: u32 = 0x47f;

@@ -59,10 +59,41 @@ pub(super) struct VmcsConfig {
     pub(super) cr4_fixed1: u64,
     /// Low bits of every EPT pointer.
     pub(super) eptp_flags: u64,
-    /// IA32_PEBS_ENABLE exists.
-    pub(super) pebs: bool,
+    /// What there is to hold the host's PEBS, where the processor has that.
+    pub(super) pebs: Option<PebsCaps>,
     /// IA32_VMX_EPT_VPID_CAP.
     ept_vpid: u64,
+}
+
+/// A processor with PEBS (SDM 3B 20.6.2.4).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct PebsCaps {
+    /// VM entries and exits can load IA32_PERF_GLOBAL_CTRL.
+    pub(super) loads: bool,
+    /// A counter that stands still in a guest stores no record there.
+    pub(super) isolated: bool,
+}
+
+impl PebsCaps {
+    /// Those of the calling CPU: CPUID.1:EDX.DS and not IA32_MISC_ENABLE "PEBS unavailable".
+    fn of_this_cpu() -> Option<Self> {
+        /// Models (CPUID.1:EAX without stepping) whose exits may clear bits 34:32 of IA32_PERF_GLOBAL_CTRL: Nehalem and
+        /// Westmere (AAK155, AAP115, AAT100, BC86, AAY89, BD102, BA97).
+        const LOAD_ERRATA: [u32; 5] = [0x1_06a0, 0x1_06e0, 0x2_0650, 0x2_06c0, 0x2_06e0];
+        let features = cpuid::cpuid_checked(1, 0);
+        let version = cpuid::cpuid_checked(0xa, 0).eax & 0xff;
+        let exists = features.edx & (1 << 21) != 0
+            && msr::read_safe(index::MISC_ENABLE).is_ok_and(|v| v & (1 << 12) == 0)
+            && msr::read_safe(index::PEBS_ENABLE).is_ok();
+        exists.then(|| Self {
+            loads: version >= 2
+                && may(index::VMX_TRUE_EXIT_CTLS, exit::LOAD_PERF_GLOBAL)
+                && may(index::VMX_TRUE_ENTRY_CTLS, entry::LOAD_PERF_GLOBAL)
+                && !LOAD_ERRATA.contains(&(features.eax & 0x0fff_3ff0)),
+            // As the kernel decides, which knows microcode for some older processors as well.
+            isolated: version >= 5,
+        })
+    }
 }
 
 /// Fails with `errno` and a line in the log, a sentence with the remedy, at the first demand that is not met. The
@@ -338,10 +369,7 @@ impl VmcsConfig {
             } else {
                 EPTP_WB_4_LEVELS
             },
-            // CPUID.1:EDX.DS, IA32_MISC_ENABLE "PEBS unavailable" (SDM 3B 20.6.2.4).
-            pebs: cpuid::cpuid_checked(1, 0).edx & (1 << 21) != 0
-                && msr::read_safe(index::MISC_ENABLE).is_ok_and(|v| v & (1 << 12) == 0)
-                && msr::read_safe(index::PEBS_ENABLE).is_ok(),
+            pebs: PebsCaps::of_this_cpu(),
             ept_vpid,
         })
     }

@@ -10,7 +10,7 @@
 //! | DR7, DEBUGCTL (cleared), DR0-DR3 | [`HostState::leave`] |
 //! | limits of GDTR, IDTR (FFFFH) and TR (67H), LDTR (null) | [`HostState::leave`] |
 //! | DS, ES, FS, GS selectors (null here; compatibility tasks have others) | [`HostState::leave`] |
-//! | IA32_PEBS_ENABLE, which would store records at guest addresses | [`HostState::leave`] |
+//! | IA32_PEBS_ENABLE, IA32_PERF_GLOBAL_CTRL | [`HostPebs`] |
 //! | STAR, LSTAR, FMASK, KERNEL_GS_BASE, TSC_AUX (loaded by [`HostState::enter`]) | [`HostState::leave`] |
 //!
 //! Between two exits of one stay all these are the guest's or cleared: the kernel does not need them
@@ -20,6 +20,7 @@ use super::bits::dr7;
 use super::config::VmcsConfig;
 use super::insn::Current;
 use super::msr::{GuestMsrs, SWAPPED};
+use super::pebs::HostPebs;
 use super::root::RootStay;
 use super::vmcs::*;
 use crate::linux::desc::{self, DescPtr};
@@ -39,8 +40,7 @@ pub(super) struct HostState {
     idt: DescPtr,
     swapped: [u64; SWAPPED.len()],
     tsc_aux: bool,
-    pebs: bool,
-    pebs_enable: u64,
+    pub(super) pebs: HostPebs,
     kernel_gs_base: u64,
     debugctl: u64,
     dr7: u64,
@@ -81,7 +81,7 @@ impl HostState {
         self.gdt = desc::gdt();
         self.idt = desc::idt();
         self.tsc_aux = config.hw().rdtscp;
-        self.pebs = config.pebs;
+        self.pebs.move_to_this_cpu(config.pebs);
         self.read_swapped();
         // SAFETY: The values in force on this CPU, which stay the same as long as the kernel runs; by `vm` interrupts
         // are off. All the MSRs exist with VMX.
@@ -144,15 +144,7 @@ impl HostState {
         self.dr7 = cr::dr7();
         // SAFETY: As above.
         self.debugctl = unsafe { msr::read(index::DEBUGCTL) };
-        if self.pebs {
-            // SAFETY: `config` found the MSR.
-            self.pebs_enable = unsafe { msr::read(index::PEBS_ENABLE) };
-            if self.pebs_enable != 0 {
-                // SAFETY: Host profiling pauses until the end of the stay; its records cannot be stored
-                // while a guest's page tables are in force.
-                unsafe { msr::write(index::PEBS_ENABLE, 0) };
-            }
-        }
+        self.pebs.begin_stay(vm);
         // SAFETY: As above.
         self.kernel_gs_base = unsafe { msr::read(index::KERNEL_GS_BASE) };
         // SAFETY: Guest values were validated when set (canonical), and the kernel uses none of these MSRs
@@ -205,10 +197,7 @@ impl HostState {
         guest.kernel_gs_base = unsafe { msr::read(index::KERNEL_GS_BASE) };
         // SAFETY: The value found at the begin.
         unsafe { msr::write(index::KERNEL_GS_BASE, self.kernel_gs_base) };
-        if self.pebs && self.pebs_enable != 0 {
-            // SAFETY: The value found at the begin.
-            unsafe { msr::write(index::PEBS_ENABLE, self.pebs_enable) };
-        }
+        self.pebs.end_stay();
         if let Some(dr) = self.dr.take() {
             // SAFETY: The values found at the begin, addresses before enables.
             unsafe {

@@ -13,6 +13,7 @@
 //! | `shared` | what all vCPUs share |
 //! | `setup` | a VMCS's first use |
 //! | `root` | private and shared root operation |
+//! | `pebs` | the host's PEBS around a stay |
 //! | `host` | host state around a stay |
 //! | `entry` | world switch |
 //! | `state` | guest state to and from the VMCS |
@@ -42,6 +43,7 @@ mod host;
 mod insn;
 mod interruptibility;
 mod msr;
+mod pebs;
 mod quirks;
 mod root;
 mod setup;

@@ -240,8 +240,9 @@ impl VmxVcpu {
             } else {
                 0
             };
-            // SAFETY: The controls of `config` and the guest's mode.
-            unsafe { vm.write_control(ENTRY_CONTROLS, config.entry | mode) };
+            let controls = config.entry | mode | self.host.pebs.entry_controls();
+            // SAFETY: The controls of `config`, the guest's mode, and what holds the host's PEBS.
+            unsafe { vm.write_control(ENTRY_CONTROLS, controls) };
             // The guest's own write would have flushed what depends on the changed bits.
             self.flush.linear = true;
             self.stale = true;
@@ -381,7 +382,11 @@ impl VmxVcpu {
     /// Turns the exit that just happened into its neutral form.
     #[inline(never)]
     fn decode(&mut self, vm: Current<'_>, cpu: &mut CpuState, reason: u32) -> Exit {
+        let paused = reason == reason::EXCEPTION_OR_NMI && self.host.pebs.resume();
         let exit = self.last_exit.decode(vm, cpu, reason, &mut self.blocking);
+        if paused {
+            self.host.pebs.pause();
+        }
         match exit {
             Exit::TripleFault => {
                 self.activity_dirty = true;

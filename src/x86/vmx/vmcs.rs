@@ -160,11 +160,13 @@ fields! { Guest, W64:
     GUEST_DEBUGCTL = 0x2802,
     GUEST_PAT = 0x2804,
     GUEST_EFER = 0x2806,
+    GUEST_PERF_GLOBAL_CTRL = 0x2808,
     GUEST_PDPTE0 = 0x280a,
 }
 fields! { Host, W64:
     HOST_PAT = 0x2c00,
     HOST_EFER = 0x2c02,
+    HOST_PERF_GLOBAL_CTRL = 0x2c04,
 }
 
 // B.3 32-bit fields.

@@ -21,7 +21,7 @@ fn caps() -> VmxCaps {
         pin: allowed(0x16, 0xff),
         proc1: allowed(0x0400_6172, 0xfff9_fffe),
         proc2: allowed(0, 0x7fff_ffff),
-        exit: allowed(0x0003_6dfb, 0x01ff_ffff),
+        exit: allowed(0x0003_6dfb, 0x11ff_ffff),
         entry: allowed(0x0000_11fb, 0x003f_ffff),
         misc: 0x0004_01e0,
         ept_vpid: (1 << 6) | (1 << 8) | (1 << 14) | (1 << 16) | (1 << 17) | (1 << 21),
@@ -369,7 +369,7 @@ fn memory_controls() {
 #[test]
 fn exit_controls() {
     breaks("VM-exit controls must be set", |v| v.controls.exit &= !1);
-    breaks("does not keep", |v| v.controls.exit |= 1 << 12);
+    breaks("does not keep", |v| v.controls.exit |= 1 << 28);
     breaks("preemption timer", |v| {
         v.controls.exit |= exit::SAVE_PREEMPTION_TIMER
     });
@@ -378,7 +378,7 @@ fn exit_controls() {
 #[test]
 fn entry_controls() {
     breaks("VM-entry controls must be set", |v| v.controls.entry &= !1);
-    breaks("does not keep", |v| v.controls.entry |= 1 << 13);
+    breaks("does not keep", |v| v.controls.entry |= 1 << 16);
     breaks("SMM", |v| v.controls.entry |= entry::SMM);
     breaks("SMM", |v| v.controls.entry |= entry::DUAL_MONITOR);
 }

@@ -24,11 +24,10 @@ const PROC2_UNUSED: u32 = proc2::VM_FUNCTIONS
     | proc2::PT_GUEST_PHYSICAL;
 
 /// Exit controls that load state which rvmm does not keep in the VMCS.
-const EXIT_UNUSED_LOADS: u32 = exit::LOAD_PERF_GLOBAL | exit::LOAD_CET | exit::LOAD_PKRS;
+const EXIT_UNUSED_LOADS: u32 = exit::LOAD_CET | exit::LOAD_PKRS;
 
 /// Entry controls that load state which rvmm does not keep in the VMCS.
-const ENTRY_UNUSED_LOADS: u32 = entry::LOAD_PERF_GLOBAL
-    | entry::LOAD_BNDCFGS
+const ENTRY_UNUSED_LOADS: u32 = entry::LOAD_BNDCFGS
     | entry::LOAD_RTIT
     | entry::LOAD_UINV
     | entry::LOAD_CET
