@@ -27,7 +27,11 @@ pub(super) const TSC_FRACTION: u32 = 48;
 /// EPTP: accessed and dirty flags (SDM 3C table 25-9).
 const EPTP_ACCESSED_DIRTY: u64 = 1 << 6;
 
-/// What probing found: the controls to use and the abilities that vary.
+/// Abilities of IA32_VMX_EPT_VPID_CAP that are made use of where they exist.
+const EPT_VPID_USED: u64 =
+    ept_cap::PAGES_2M | ept_cap::ACCESSED_DIRTY | ept_cap::INVEPT_SINGLE | ept_cap::INVVPID_SINGLE;
+
+/// What probing found: the controls to use and the abilities that vary, but for those that nothing depends on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct VmcsConfig {
     /// VMCS revision identifier.
@@ -51,17 +55,13 @@ pub(super) struct VmcsConfig {
     pub(super) posted: Option<u8>,
     /// Bits of CR0 that must be 1 in VMX operation; PE and PG are exempt in the guest.
     pub(super) cr0_fixed0: u64,
-    /// Bits of CR0 that may be 1.
-    pub(super) cr0_fixed1: u64,
     /// Bits of CR4 that must be 1 in VMX operation.
     pub(super) cr4_fixed0: u64,
-    /// Bits of CR4 that may be 1.
-    pub(super) cr4_fixed1: u64,
     /// Low bits of every EPT pointer.
     pub(super) eptp_flags: u64,
     /// What there is to hold the host's PEBS, where the processor has that.
     pub(super) pebs: Option<PebsCaps>,
-    /// IA32_VMX_EPT_VPID_CAP.
+    /// IA32_VMX_EPT_VPID_CAP, in the bits of [`EPT_VPID_USED`].
     ept_vpid: u64,
 }
 
@@ -361,16 +361,14 @@ impl VmcsConfig {
             }),
             timer_rate: has_timer().then(|| capability(index::VMX_MISC) as u32 & 31),
             cr0_fixed0: capability(index::VMX_CR0_FIXED0),
-            cr0_fixed1: capability(index::VMX_CR0_FIXED1),
             cr4_fixed0: capability(index::VMX_CR4_FIXED0),
-            cr4_fixed1: capability(index::VMX_CR4_FIXED1),
             eptp_flags: if ept_vpid & ept_cap::ACCESSED_DIRTY != 0 {
                 EPTP_WB_4_LEVELS | EPTP_ACCESSED_DIRTY
             } else {
                 EPTP_WB_4_LEVELS
             },
             pebs: PebsCaps::of_this_cpu(),
-            ept_vpid,
+            ept_vpid: ept_vpid & EPT_VPID_USED,
         })
     }
 
@@ -422,9 +420,9 @@ impl VmcsConfig {
             exit: allowed(index::VMX_TRUE_EXIT_CTLS),
             entry: allowed(index::VMX_TRUE_ENTRY_CTLS),
             misc: capability(index::VMX_MISC),
-            ept_vpid: self.ept_vpid,
-            cr0_fixed: [self.cr0_fixed0, self.cr0_fixed1],
-            cr4_fixed: [self.cr4_fixed0, self.cr4_fixed1],
+            ept_vpid: capability(index::VMX_EPT_VPID_CAP),
+            cr0_fixed: [self.cr0_fixed0, capability(index::VMX_CR0_FIXED1)],
+            cr4_fixed: [self.cr4_fixed0, capability(index::VMX_CR4_FIXED1)],
             phys_bits: narrow(boot_cpu::phys_bits()),
             linear_bits: narrow(boot_cpu::virt_bits()),
             efer_mask: self.efer_mask(),
