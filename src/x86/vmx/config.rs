@@ -9,6 +9,7 @@
 use super::bits::{entry, ept_cap, exit, pin, proc, proc2};
 use super::check::{Allowed, VmxCaps};
 use super::quirks;
+use crate::linux::bindings::X86_FEATURE_INTEL_PT;
 use crate::linux::{boot_cpu, cpuid, cr, msr, smp};
 use crate::x86::cpu::index;
 use crate::x86::cpu::regs::{cr4, efer};
@@ -23,6 +24,9 @@ const FEATURE_CONTROL_VMX: u64 = 1 << 2;
 const EPTP_WB_4_LEVELS: u64 = 6 | 3 << 3;
 /// Bits of the TSC multiplier behind the point (SDM 3C 25.6.5).
 pub(super) const TSC_FRACTION: u32 = 48;
+
+/// IA32_VMX_MISC: Intel PT can be used in VMX operation (SDM 3D A.6).
+const MISC_PT_IN_VMX: u64 = 1 << 14;
 
 /// EPTP: accessed and dirty flags (SDM 3C table 25-9).
 const EPTP_ACCESSED_DIRTY: u64 = 1 << 6;
@@ -59,6 +63,8 @@ pub(super) struct VmcsConfig {
     pub(super) cr4_fixed0: u64,
     /// Low bits of every EPT pointer.
     pub(super) eptp_flags: u64,
+    /// Root operation may be our own: it does not stop the host's Intel PT, of which only KVM can tell the kernel.
+    pub(super) own_root: bool,
     /// What there is to hold the host's PEBS, where the processor has that.
     pub(super) pebs: Option<PebsCaps>,
     /// IA32_VMX_EPT_VPID_CAP, in the bits of [`EPT_VPID_USED`].
@@ -367,6 +373,8 @@ impl VmcsConfig {
             } else {
                 EPTP_WB_4_LEVELS
             },
+            own_root: !boot_cpu::has(X86_FEATURE_INTEL_PT)
+                || capability(index::VMX_MISC) & MISC_PT_IN_VMX != 0,
             pebs: PebsCaps::of_this_cpu(),
             ept_vpid: ept_vpid & EPT_VPID_USED,
         })

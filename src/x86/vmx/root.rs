@@ -18,6 +18,9 @@
 //!   in memory which VMCS it believes to be current, so the pointer found (VMPTRST) is loaded again at the end
 //!   (VMPTRLD), unless it was the invalid pointer. Never VMXOFF.
 //!
+//! A processor that cannot trace in VMX operation (IA32_VMX_MISC, bit 14) has VMXON end the traces of Intel PT. KVM
+//! tells the kernel (`intel_pt_handle_vmx`), which modules cannot: there a private root is refused.
+//!
 //! # Why looking at CR4.VMXE per stay is enough
 //!
 //! Others change VMX operation of a CPU only from code that runs on that CPU: `x86_virt_get_ref` and `put_ref` in
@@ -74,7 +77,8 @@ impl<'irq> RootStay<'irq> {
     ///
     /// `clear` asks for a VMCLEAR first, which a VMCS needs once before its first use.
     ///
-    /// EBUSY when another owner holds VMX in a way that cannot be shared, EIO when the processor refuses.
+    /// EBUSY when another owner holds VMX in a way that cannot be shared, or when nobody holds it and `own` is false;
+    /// EIO when the processor refuses.
     ///
     /// # Safety
     ///
@@ -87,9 +91,15 @@ impl<'irq> RootStay<'irq> {
         region: u64,
         vmcs: u64,
         clear: bool,
+        own: bool,
     ) -> Result<Self> {
         let old_cr4 = cr::cr4();
         let kind = if old_cr4 & cr4::VMXE == 0 {
+            if !own {
+                complain("VMX operation would stop Intel PT on this processor behind the kernel's back; load \
+                     kvm_intel, which keeps VMX on and tells the kernel");
+                return Err(EBUSY);
+            }
             // SAFETY: `of_this_cpu` found VMX, so CR4 has VMXE; it is clear again before interrupts are on.
             unsafe { cr::write_cr4(old_cr4 | cr4::VMXE) };
             // SAFETY: The caller answers for the region.
@@ -174,10 +184,7 @@ fn complain(what: &str) {
 #[inline(never)]
 fn vmxon_failed(e: VmxError) {
     match e {
-        VmxError::Fault => pr_err_ratelimited!(
-            "VMXON faulted: locked by the firmware, or Intel PT is tracing on a CPU that cannot trace in VMX; stop \
-            the trace (perf -e intel_pt)\n"
-        ),
+        VmxError::Fault => pr_err_ratelimited!("VMXON faulted: locked by the firmware\n"),
         _ => pr_err_ratelimited!("VMXON failed ({e:?}): the VMXON region was refused\n"),
     }
 }

@@ -142,9 +142,10 @@ impl VmxVcpu {
         }
         let region = self.shared.vmxon_region(this_cpu).ok_or(EIO)?;
         let irqs_off = this_cpu.irqs_off();
+        let own = self.config().own_root;
         // SAFETY: The region is this CPU's own. The VMCS is ours and active nowhere: there is no stay, and whatever
         // ends root operation does VMCLEAR.
-        unsafe { RootStay::enter(irqs_off, region, self.vmcs_phys, !self.ready) }
+        unsafe { RootStay::enter(irqs_off, region, self.vmcs_phys, !self.ready, own) }
     }
 
     /// Sets up the VMCS in its first use.
