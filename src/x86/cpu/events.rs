@@ -185,6 +185,16 @@ pub const fn exception_event(e: Exception, protected: bool) -> Event {
     event(EventKind::Exception, e.vector, error_code)
 }
 
+/// The event that delivers #BP of the INT3 at RIP, which is `insn_len` bytes long.
+pub const fn breakpoint_event(insn_len: u8) -> Event {
+    Event {
+        kind: EventKind::SoftwareException,
+        vector: vector::BP,
+        error_code: None,
+        insn_len,
+    }
+}
+
 /// The event that delivers an external interrupt.
 pub const fn interrupt_event(vector: u8) -> Event {
     event(EventKind::ExternalInterrupt, vector, None)

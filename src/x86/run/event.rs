@@ -180,7 +180,11 @@ impl Runner<'_> {
                 self.s.events.exception.take().map(|x| {
                     match x.vector {
                         events::vector::DB => self.s.deliver_debug(x.payload),
-                        events::vector::BP => self.s.deliver_breakpoint(),
+                        events::vector::BP => {
+                            if let Some(len) = self.s.take_breakpoint() {
+                                return events::breakpoint_event(len);
+                            }
+                        }
                         _ => {}
                     }
                     events::exception_event(x, protected)

@@ -3,6 +3,7 @@
 //!
 //! `vcpu` calls this before an entry and after an exit whose cause came in the delivery of an event.
 
+use crate::x86::cpu::events::vector::{BP, OF};
 use crate::x86::exit::{Event, EventKind};
 
 const VALID: u64 = 1 << 31;
@@ -18,8 +19,7 @@ pub(super) fn inject(event: Option<&Event>) -> u64 {
     let kind = match ev.kind {
         EventKind::ExternalInterrupt => INTR,
         EventKind::Nmi => NMI,
-        // Software events are not re-injected (see `interrupted`); one from user space goes in as the exception that
-        // it is.
+        // INT n is not re-injected (see `interrupted`). #BP and #OF are exceptions, INT3 and INTO included.
         _ => EXCEPTION,
     };
     let mut v = VALID | kind << 8 | u64::from(ev.vector);
@@ -29,15 +29,26 @@ pub(super) fn inject(event: Option<&Event>) -> u64 {
     v
 }
 
+/// Whether `event` is #BP or #OF. For these the processor pushes the RIP of the next instruction, as INT3 and INTO do
+/// (APM 2 15.20).
+#[inline]
+pub(super) const fn is_trap(event: &Event) -> bool {
+    matches!(
+        event.kind,
+        EventKind::Exception | EventKind::SoftwareException
+    ) && matches!(event.vector, BP | OF)
+}
+
 /// Whether EXITINTINFO `info` names an event.
 #[inline]
 pub(super) const fn valid(info: u64) -> bool {
     info & VALID != 0
 }
 
-/// The event whose delivery the last exit interrupted, from EXITINTINFO.
+/// The event whose delivery the last exit interrupted, from EXITINTINFO. `trap` is the #BP or #OF that the entry was
+/// to deliver, if RIP is still where it was then.
 #[inline]
-pub(super) fn interrupted(info: u64) -> Option<Event> {
+pub(super) fn interrupted(info: u64, trap: Option<Event>) -> Option<Event> {
     if !valid(info) {
         return None;
     }
@@ -45,8 +56,10 @@ pub(super) fn interrupted(info: u64) -> Option<Event> {
     let kind = match info >> 8 & 7 {
         INTR => EventKind::ExternalInterrupt,
         NMI => EventKind::Nmi,
-        // RIP is still at the INT3, INTO or INT n, which simply runs again.
-        EXCEPTION if vector != 3 && vector != 4 => EventKind::Exception,
+        // RIP is still at the INT3, INTO or INT n, which simply runs again; if the guest was at one, for it need not be
+        // behind an event of ours.
+        EXCEPTION if matches!(vector, BP | OF) => return trap.filter(|t| t.vector == vector),
+        EXCEPTION => EventKind::Exception,
         _ => return None,
     };
     Some(Event {

@@ -43,22 +43,30 @@ impl Nmi {
         self.stepping
     }
 
-    /// Has the guest exit when it can take an NMI.
+    /// Has the guest exit when it can take an NMI. True: nothing tells when, so the entry has to end as soon as it has
+    /// delivered its event; there is one if `delivers`, which [`Self::inject`] knows of.
     #[inline]
-    pub(super) fn want_window(&mut self, c: &mut Control) {
+    #[must_use]
+    pub(super) fn want_window(&mut self, c: &mut Control, delivers: bool) -> bool {
         match self.mask {
             Mask::Blocked => intercept_iret(c, true),
+            // A single step would put its RFLAGS.TF into the event's frame.
+            _ if delivers => return true,
             // The IRET is the next instruction, or there is the shadow of STI or MOV SS: a single step tells when it
             // is over.
             Mask::Iret(_) | Mask::Open => self.stepping = true,
         }
+        false
     }
 
-    /// An NMI is delivered by the next entry.
+    /// An event is delivered by the next entry, an NMI if `nmi`. Another one comes before the IRET that was about to
+    /// run: NMIs stay blocked until the next IRET, whichever that is.
     #[inline]
-    pub(super) fn inject(&mut self, c: &mut Control) {
-        self.mask = Mask::Blocked;
-        intercept_iret(c, true);
+    pub(super) fn inject(&mut self, c: &mut Control, nmi: bool) {
+        if nmi || matches!(self.mask, Mask::Iret(_)) {
+            self.mask = Mask::Blocked;
+            intercept_iret(c, true);
+        }
     }
 
     /// The delivery of an NMI was interrupted. It had blocked NMIs; the injection at the next entry does so again.

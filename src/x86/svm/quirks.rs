@@ -42,7 +42,8 @@ impl Quirks {
     }
 
     /// The vector of `params.inject` if it has to be delivered as a virtual interrupt. Where an exit is wanted as
-    /// soon as another interrupt can be delivered, V_IRQ is taken.
+    /// soon as another interrupt can be delivered, V_IRQ is taken. Where one is wanted right behind the delivery, for
+    /// an NMI, an interrupt of the host is there, which would go first.
     #[inline(always)]
     pub(super) fn virtual_irq(self, params: &EntryParams) -> Option<u8> {
         match params.inject {
@@ -50,7 +51,9 @@ impl Quirks {
                 kind: EventKind::ExternalInterrupt,
                 vector,
                 ..
-            }) if self.virtual_injection && !params.irq_window => Some(vector),
+            }) if self.virtual_injection && !params.irq_window && !params.nmi_window => {
+                Some(vector)
+            }
             _ => None,
         }
     }

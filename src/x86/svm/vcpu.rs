@@ -14,6 +14,7 @@ use super::platform::{shared, Cpu, Shared};
 use super::state::{self, Shadow};
 use super::vmcb::{exit, misc1, tlb_control, vintr, Vmcb, VmcbPage, CR4_ACCESS, CR8_WRITE};
 use super::{entry, event, quirks, view};
+use crate::linux::smp;
 use crate::pr_warn_ratelimited;
 use crate::x86::cpu::cpuid::GuestFeatures;
 use crate::x86::cpu::events::interrupt_event;
@@ -42,6 +43,8 @@ pub(crate) struct SvmVcpu {
     /// Value of `host_extra` of this CPU for the current stay.
     host_extra: u64,
     nmi: Nmi,
+    /// The #BP or #OF that the last entry was to deliver, as another one would have to, and RIP at that entry.
+    trap: Option<(Event, u64)>,
     msrs: Stayed,
     host_debug: HostDebug,
     shadow: Shadow,
@@ -53,14 +56,20 @@ pub(crate) struct SvmVcpu {
 }
 
 impl SvmVcpu {
-    /// Brings the VMCB's controls in line with `params`. Returns the vector that goes in as a virtual interrupt.
+    /// Brings the VMCB's controls in line with `params`, for an entry on `this_cpu`. Returns the vector that goes in as
+    /// a virtual interrupt.
     #[inline(always)]
-    fn prepare(&mut self, cpu: &CpuState, params: &EntryParams) -> Option<u8> {
+    fn prepare(&mut self, this_cpu: u32, cpu: &mut CpuState, params: &EntryParams) -> Option<u8> {
         let virtual_irq = self.shared.quirks.virtual_irq(params);
+        self.trap = match &params.inject {
+            Some(event) => self.prepare_event(cpu, event),
+            None => None,
+        };
         let c = &mut self.vmcb.control;
         self.host_debug.load(cpu.dr7, cpu.dr);
-        if params.nmi_window {
-            self.nmi.want_window(c);
+        if params.nmi_window && self.nmi.want_window(c, params.inject.is_some()) {
+            // The entry delivers its event and then meets this interrupt: until VMRUN there is none.
+            smp::send_reschedule(this_cpu);
         }
         c.n_cr3 = params.nested_root.0;
         c.event_inj = event::inject(params.inject.as_ref());
@@ -81,16 +90,29 @@ impl SvmVcpu {
             c.vintr &= !vintr::PENDING;
             c.intercept_misc1 &= !misc1::VINTR;
         }
-        if matches!(
-            params.inject,
-            Some(Event {
-                kind: EventKind::Nmi,
-                ..
-            })
-        ) {
-            self.nmi.inject(c);
-        }
         virtual_irq
+    }
+
+    /// Prepares for the delivery of `event`. Returns it as [`SvmVcpu::trap`] wants it.
+    #[inline]
+    fn prepare_event(&mut self, cpu: &mut CpuState, event: &Event) -> Option<(Event, u64)> {
+        let c = &mut self.vmcb.control;
+        self.nmi.inject(c, event.kind == EventKind::Nmi);
+        if !event::is_trap(event) {
+            return None;
+        }
+        let next = cpu.regs.rip.wrapping_add(event.insn_len.into());
+        if self.shared.caps.insn_len {
+            // What is pushed is this field, and not RIP, to which a fault in the delivery returns.
+            c.next_rip = next;
+            return Some((*event, cpu.regs.rip));
+        }
+        cpu.regs.rip = next;
+        let behind = Event {
+            insn_len: 0,
+            ..*event
+        };
+        Some((behind, next))
     }
 
     /// Writes the system registers that the core has changed.
@@ -213,6 +235,7 @@ impl VcpuBackend for SvmVcpu {
             stay: None,
             host_extra: 0,
             nmi: Nmi::RESET,
+            trap: None,
             msrs: Stayed::RESET,
             host_debug: HostDebug::NONE,
             shadow: Shadow::default(),
@@ -267,7 +290,7 @@ impl VcpuBackend for SvmVcpu {
                 };
                 let c = &mut self.vmcb.control;
                 self.asid.assign(c, asids, this_cpu, params.flush);
-                self.prepare(cpu, params)
+                self.prepare(this_cpu, cpu, params)
             }
             None => {
                 self.vmcb.control.tlb_control = tlb_control::NOTHING;
@@ -352,7 +375,9 @@ impl VcpuBackend for SvmVcpu {
         if let Some(vector) = self.undelivered.take() {
             return Some(interrupt_event(vector));
         }
-        let event = event::interrupted(self.vmcb.control.exit_int_info)?;
+        let rip = self.vmcb.save.rip;
+        let trap = self.trap.take().filter(|t| t.1 == rip).map(|t| t.0);
+        let event = event::interrupted(self.vmcb.control.exit_int_info, trap)?;
         if event.kind == EventKind::Nmi {
             self.nmi.interrupted(&mut self.vmcb.control);
         }

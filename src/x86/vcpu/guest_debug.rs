@@ -160,12 +160,9 @@ impl State {
         self.debug.breakpoint = Some((self.cpu.regs.rip, self.hw.insn_len().unwrap_or(1)));
     }
 
-    /// #BP from user space reaches the guest: it is a trap, so RIP moves past the INT3 behind it.
-    pub(crate) fn deliver_breakpoint(&mut self) {
-        if let Some((rip, len)) = self.debug.breakpoint.take() {
-            if rip == self.cpu.regs.rip {
-                self.cpu.regs.rip = rip.wrapping_add(u64::from(len));
-            }
-        }
+    /// #BP from user space reaches the guest: the length of the INT3 behind it, if there is one at RIP.
+    pub(crate) fn take_breakpoint(&mut self) -> Option<u8> {
+        let (rip, len) = self.debug.breakpoint.take()?;
+        (rip == self.cpu.regs.rip).then_some(len)
     }
 }
