@@ -259,6 +259,58 @@ TEST(lme_before_pae)
 	OUTPUTS(&vm, KVM_EXIT_HLT, 0x100, 0, 0, 1, 0x100);
 }
 
+/*
+ * CR0.CD and NW, set as after RESET: every way to read CR0 shows them, whatever the processor runs with, until the
+ * guest clears them. And when it sets CD again.
+ */
+GUEST64(cache_disable,
+	"mov %cr0, %rax; mov $-1, %rcx; smsw %rcx; mov $-1, %rdx; smsw %edx; mov $-1, %rsi; smsw %si\n"
+	"smsw " STR(G_CELLS) "; clts; lmsw %si; mov %cr0, %rdi; out %al, $0x10\n"
+	"mov %rax, %cr0; mov %cr0, %rdi; out %al, $0x10\n"
+	"btr $29, %rax; btr $30, %rax; mov %rax, %cr0; mov %cr0, %rdi; smsw %edx; out %al, $0x10\n"
+	"bts $30, %rax; mov %rax, %cr0; mov %cr0, %rdi; smsw %edx; out %al, $0x10; hlt\n");
+
+TEST(cache_disable)
+{
+	static const uint64_t bits[] = { 3 << 29, 3 << 29, 0, 1 << 30 };
+
+	for (int quirk = 1; quirk >= 0; quirk--) {
+		struct kvm_sregs s;
+		struct kvm_regs r;
+		uint64_t cr0;
+		struct vm vm;
+
+		vm_new(&vm, 4 * MIB);
+		if (!quirk) {
+			struct kvm_enable_cap c = { .cap = KVM_CAP_DISABLE_QUIRKS2,
+						    .args[0] = KVM_X86_QUIRK_CD_NW_CLEARED };
+
+			OK(ioctl(vm.fd, KVM_ENABLE_CAP, &c));
+		}
+		VM_LONG(&vm, cache_disable);
+		s = vm_sregs(&vm);
+		cr0 = s.cr0;
+		s.cr0 |= bits[0];
+		vm_set_sregs(&vm, &s);
+		for (unsigned int i = 0; i < 4; i++) {
+			uint64_t want = cr0 | bits[i];
+
+			vm_expect_out(&vm, 0x10);
+			r = vm_regs(&vm);
+			CHECK_EQ(vm_sregs(&vm).cr0, want);
+			CHECK_EQ(r.rdi, want);
+			if (i == 0) {
+				CHECK_EQ(r.rax, want);
+				CHECK_EQ(r.rcx, want);
+				CHECK_EQ(r.rsi, -1ull << 16 | (want & 0xffff));
+				CHECK_EQ(vm_cells(&vm)[0] & 0xffff, want & 0xffff);
+			}
+			CHECK_EQ(r.rdx, want);
+		}
+		vm_free(&vm);
+	}
+}
+
 /* Virtual-8086 mode: port I/O by bitmap, INT n to the monitor. */
 GUEST32(vm86,
 	"mov $" STR(SEL_TSS) ", %eax; ltr %ax\n"

@@ -49,8 +49,8 @@ pub(crate) mod request {
     pub(crate) const EXTINT: u32 = 1 << 5;
     /// Vectors wait in the posted bitmaps.
     pub(crate) const POSTED: u32 = 1 << 6;
-    /// The filter of MSR accesses changed.
-    pub(crate) const MSR_FILTER: u32 = 1 << 16;
+    /// What the VM says about optional exits, MSR accesses or CR0.CD changed.
+    pub(crate) const EXITS: u32 = 1 << 16;
     /// The VM's clock changed: write the pvclock page again.
     pub(crate) const CLOCK: u32 = 1 << 8;
     /// Another vCPU asks this one to go on after its HLT (KVM_HC_KICK_CPU).

@@ -133,8 +133,8 @@ pub(crate) struct VmCaps {
 }
 
 impl VmCaps {
-    /// Quirks that user space may switch off (KVM_CAP_DISABLE_QUIRKS2). CD_NW_CLEARED and SLOT_ZAP_ALL make no
-    /// difference here.
+    /// Quirks that user space may switch off (KVM_CAP_DISABLE_QUIRKS2). SLOT_ZAP_ALL makes no difference here, and
+    /// CD_NW_CLEARED none on Intel.
     pub(crate) const QUIRKS: u64 = (k::KVM_X86_QUIRK_LINT0_REENABLED
         | k::KVM_X86_QUIRK_CD_NW_CLEARED
         | k::KVM_X86_QUIRK_OUT_7E_INC_RIP
@@ -240,16 +240,16 @@ impl VmCaps {
     }
 
     /// KVM_CAP_DISABLE_QUIRKS; unknown ones are passed over.
-    pub(crate) fn disable_quirks(&self, quirks: u64) -> Result {
+    pub(crate) fn disable_quirks(&self, quirks: u64) {
         self.quirks_off
             .fetch_or(quirks & Self::QUIRKS, Ordering::Relaxed);
-        Ok(())
     }
 
     /// KVM_CAP_DISABLE_QUIRKS2. EINVAL: unknown ones.
     pub(crate) fn disable_known_quirks(&self, quirks: u64) -> Result {
         within(quirks, Self::QUIRKS)?;
-        self.disable_quirks(quirks)
+        self.disable_quirks(quirks);
+        Ok(())
     }
 
     /// KVM_CAP_X86_USER_SPACE_MSR. EINVAL: unknown causes.

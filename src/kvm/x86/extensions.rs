@@ -3,7 +3,7 @@
 
 use crate::abi::uapi::k;
 use crate::kvm::table::extensions;
-use crate::x86::{abi, debug, hardware, model, x2apic_api, Setup, Vm, VmCaps, MCE_BANKS};
+use crate::x86::{abi, debug, hardware, model, request, x2apic_api, Setup, Vm, VmCaps, MCE_BANKS};
 use core::sync::atomic::Ordering;
 use kernel::prelude::*;
 
@@ -41,9 +41,17 @@ extensions! {
             Ok(())
         };
     k::KVM_CAP_DISABLE_QUIRKS: 1,
-        enable vm.caps.disable_quirks(value);
+        enable {
+            vm.caps.disable_quirks(value);
+            vm.vcpus.request_all(request::EXITS);
+            Ok(())
+        };
     k::KVM_CAP_DISABLE_QUIRKS2: VmCaps::QUIRKS,
-        enable vm.caps.disable_known_quirks(value);
+        enable {
+            vm.caps.disable_known_quirks(value)?;
+            vm.vcpus.request_all(request::EXITS);
+            Ok(())
+        };
     k::KVM_CAP_EXIT_ON_EMULATION_FAILURE: 1,
         enable vm.caps.set_exit_on_emulation_failure(value);
     k::KVM_CAP_X86_DISABLE_EXITS: VmCaps::EXITS,

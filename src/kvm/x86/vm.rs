@@ -58,7 +58,7 @@ fn set_boot_cpu(vm: &Vm, id: usize) -> Result {
 /// KVM_X86_SET_MSR_FILTER (api.rst 4.97).
 fn set_msr_filter(vm: &Vm, arg: usize) -> Result {
     vm.caps.set_msr_filter(arg)?;
-    vm.vcpus.request_all(request::MSR_FILTER);
+    vm.vcpus.request_all(request::EXITS);
     Ok(())
 }
 

@@ -20,8 +20,9 @@ const PAGE: u64 = 1 << 7;
 const PAT_LARGE: u64 = 1 << 12;
 const NO_EXEC: u64 = 1 << 63;
 const ADDR: u64 = ((1 << MAX_PHYS_BITS) - 1) & !PAGE_OFFSET_MASK;
-/// Reserved in a PDPTE of PAE paging, beside the address bits that do not exist (SDM 3A table 4-8).
-const PAE_PDPTE_RESERVED: u64 = 0x1e6;
+/// Reserved in a PDPTE of PAE paging, beside the address bits that do not exist (SDM 3A table 4-8). Bit 5 is as well,
+/// but QEMU's TCG sets it, as an accessed flag, in each PDPTE that a guest uses under SVM.
+const PAE_PDPTE_RESERVED: u64 = 0x1c6;
 /// Position of the protection key in a leaf.
 const KEY_SHIFT: u32 = 59;
 
@@ -611,7 +612,7 @@ impl Paging {
 
 const _: () = {
     assert!(ADDR == 0x000f_ffff_ffff_f000);
-    // PAE PDPTE: bits 2:1 and 8:5.
-    assert!(PAE_PDPTE_RESERVED == (0b11 << 1 | 0b1111 << 5));
+    // PAE PDPTE: bits 2:1 and 8:6.
+    assert!(PAE_PDPTE_RESERVED == (0b11 << 1 | 0b111 << 6));
     assert!(Level::L1.shift() == 12 && Level::L3.shift() == 30);
 };

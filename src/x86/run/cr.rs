@@ -8,7 +8,7 @@ use crate::abi::exits;
 use crate::mem::memory::MemError;
 use crate::x86::cpu::regs::{cr0, cr4, Gpr, Seg};
 use crate::x86::cpu::{control, xsave};
-use crate::x86::emul::{Op, Operand};
+use crate::x86::emul::{Insn, Op, Operand};
 use crate::x86::exit::{CrAccess, CrOp};
 use crate::x86::vcpu::fetch::Known;
 use crate::x86::vendor::{Groups, Stay, VcpuBackend};
@@ -20,7 +20,7 @@ exits::exits! {
 }
 
 impl Runner<'_> {
-    /// MOV CR, CLTS, LMSW.
+    /// MOV CR, CLTS, LMSW, SMSW.
     pub(super) fn cr_access(&mut self, c: &CrAccess, stay: Option<&Stay<'_>>) -> Step {
         self.s.load(Groups::CTRL.union(Groups::CODE));
         let c = match self.cr_instruction(c, stay) {
@@ -39,6 +39,7 @@ impl Runner<'_> {
         let value = value & self.operand_mask();
         match c.cr {
             0 => self.write_cr0(value, stay),
+            2 => self.write_cr2(value, stay),
             3 => self.write_cr3(value, stay),
             4 => self.write_cr4(value, stay),
             8 => self.write_cr8(value, stay),
@@ -52,6 +53,9 @@ impl Runner<'_> {
             return Ok(*c);
         }
         let insn = self.fetch(stay)?;
+        if insn.op == Op::Smsw {
+            return Err(self.smsw(insn, stay));
+        }
         let (cr, write, op, gpr) = match (insn.op, insn.dst, insn.src) {
             (Op::MovCr, Operand::Cr(n), Operand::Reg(g)) => (n, true, CrOp::Mov, Some(g)),
             (Op::MovCr, Operand::Reg(g), Operand::Cr(n)) => (n, false, CrOp::Mov, Some(g)),
@@ -65,10 +69,22 @@ impl Runner<'_> {
         Ok(CrAccess { cr, write, gpr, op })
     }
 
+    /// SMSW stores the low bits of CR0, to a register or to memory.
+    fn smsw(&mut self, mut insn: Insn, stay: Option<&Stay<'_>>) -> Step {
+        if stay.is_some() {
+            return Step::Slow;
+        }
+        (insn.op, insn.src) = (Op::Mov, Operand::Imm);
+        insn.imm = self.s.cpu.sregs.cr0;
+        self.s.pending.replay.clear();
+        self.emulate(&insn)
+    }
+
     fn mov_from_cr(&mut self, cr: u8, gpr: Option<Gpr>, stay: Option<&Stay<'_>>) -> Step {
         let mask = self.operand_mask();
         let value = match cr {
             0 => self.s.cpu.sregs.cr0,
+            2 => self.s.cpu.sregs.cr2,
             3 => self.s.cpu.sregs.cr3,
             4 => self.s.cpu.sregs.cr4,
             _ => u64::from(self.s.cr8()),
@@ -113,6 +129,15 @@ impl Runner<'_> {
         self.s.cpu.sregs.efer = w.efer;
         self.s.dirty(Groups::CTRL);
         self.s.last_stay.tlb_generation = 0;
+        Step::Again
+    }
+
+    /// No processor exits for CR2, but QEMU's TCG does where CR0 is intercepted.
+    fn write_cr2(&mut self, value: u64, stay: Option<&Stay<'_>>) -> Step {
+        if let Err(step) = self.end_cr_write(None, stay) {
+            return step;
+        }
+        self.s.cpu.sregs.cr2 = value;
         Step::Again
     }
 

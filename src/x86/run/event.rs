@@ -45,7 +45,7 @@ impl Runner<'_> {
             r &= !(request::INIT | request::SIPI);
         }
         self.take_interrupts(r);
-        if r & request::MSR_FILTER != 0 {
+        if r & request::EXITS != 0 {
             self.s.take_exits(self.vm);
         }
         if r & request::CLOCK != 0 {

@@ -130,6 +130,7 @@ fn rare(v: &mut Vmcb, nmi: &mut Nmi, assists: bool, irqs_off: IrqsOff<'_>) -> Ex
         exit::CR_WRITE..=exit::CR_WRITE_LAST => {
             cr_access(code - exit::CR_WRITE, true, info1, assists)
         }
+        exit::CR0_SEL_WRITE => cr_access(0, true, info1, assists),
         exit::DR_READ..=exit::DR_WRITE_LAST => Exit::DrAccess,
         exit::EXCEPTION..=exit::EXCEPTION_LAST => {
             let vector = (code - exit::EXCEPTION) as u8;

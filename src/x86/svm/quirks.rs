@@ -15,7 +15,7 @@
 //!
 //! Called by `vcpu` before an entry and after an exit, with interrupts off.
 
-use super::vmcb::{misc1, vintr, Control, CR0_WRITE};
+use super::vmcb::{misc1, vintr, Control};
 use crate::linux::{cpuid, smp};
 use crate::x86::cpu::regs::{cr0, cr4, efer, Sregs};
 use crate::x86::exit::{Event, EventKind};
@@ -58,17 +58,16 @@ impl Quirks {
         }
     }
 
-    /// EFER.LME of a guest with these registers if it has to be kept from the processor. Writes of CR0 exit
+    /// EFER.LME of a guest with these registers if it has to be kept from the processor. Writes of CR0 have to exit
     /// meanwhile: in this state paging may not be enabled (#GP, APM 2 14.6.1), which the processor no longer sees.
-    pub(super) fn hidden_lme(self, c: &mut Control, s: &Sregs) -> u64 {
+    pub(super) fn hidden_lme(self, s: &Sregs) -> u64 {
         let hide =
             self.tcg && s.efer & efer::LME != 0 && s.cr0 & cr0::PG == 0 && s.cr4 & cr4::PAE == 0;
         if hide {
-            c.intercept_cr |= CR0_WRITE;
-            return efer::LME;
+            efer::LME
+        } else {
+            0
         }
-        c.intercept_cr &= !CR0_WRITE;
-        0
     }
 }
 

@@ -16,6 +16,10 @@ pub(super) struct Shadow {
     /// CR4.MCE. With the bit clear a machine check would shut the processor down instead of exiting (APM 2 15.12.14),
     /// so the VMCB has the host's. The guest does not see it: reads of CR4 are intercepted.
     mce: u64,
+    /// CR0.CD and NW, as far as they are [`Shadow::hidden`]; then accesses to CR0 are intercepted.
+    pub(super) cr0: u64,
+    /// The bits of CR0 that are kept from the processor.
+    pub(super) hidden: u64,
     /// EFER.LME while it is kept from the processor (`quirks`).
     pub(super) lme: u64,
 }
@@ -44,7 +48,7 @@ pub(super) fn exit(s: &Save, cpu: &mut CpuState) {
     cpu.avail = Groups::NONE;
 }
 
-/// Writes the system registers of `cpu.dirty`. `shadow.lme` is up to date.
+/// Writes the system registers of `cpu.dirty`. `shadow.cr0` and `shadow.lme` are up to date.
 pub(super) fn write(save: &mut Save, cpu: &mut CpuState, shadow: &mut Shadow) {
     let dirty = cpu.dirty;
     let s = &cpu.sregs;
@@ -64,7 +68,7 @@ pub(super) fn write(save: &mut Save, cpu: &mut CpuState, shadow: &mut Shadow) {
     }
     if dirty.intersects(Groups::CTRL) {
         shadow.mce = s.cr4 & cr4::MCE;
-        save.cr0 = s.cr0;
+        save.cr0 = s.cr0 & !shadow.cr0;
         save.cr3 = s.cr3;
         save.cr4 = s.cr4 | cr::cr4() & cr4::MCE;
         save.efer = (s.efer | efer::SVME) & !shadow.lme;
@@ -101,7 +105,7 @@ pub(super) fn load(save: &Save, cpu: &mut CpuState, groups: Groups, shadow: &Sha
         tr.typ |= 2;
     }
     if want.intersects(Groups::CTRL) {
-        s.cr0 = save.cr0;
+        s.cr0 = save.cr0 | shadow.cr0;
         s.cr3 = save.cr3;
         s.cr4 = save.cr4 & !cr4::MCE | shadow.mce;
         s.efer = save.efer & !efer::SVME | shadow.lme;

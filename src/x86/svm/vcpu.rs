@@ -12,14 +12,17 @@ use super::msr::{field, Stayed};
 use super::nmi::Nmi;
 use super::platform::{shared, Cpu, Shared};
 use super::state::{self, Shadow};
-use super::vmcb::{exit, misc1, tlb_control, vintr, Vmcb, VmcbPage, CR4_ACCESS, CR8_WRITE};
+use super::vmcb::{
+    exit, misc1, tlb_control, vintr, Vmcb, VmcbPage, CR0_READ, CR0_WRITE, CR4_ACCESS,
+    CR8_WRITE,
+};
 use super::{entry, event, quirks, view};
 use crate::linux::smp;
 use crate::pr_warn_ratelimited;
 use crate::x86::cpu::cpuid::GuestFeatures;
 use crate::x86::cpu::events::interrupt_event;
 use crate::x86::cpu::index;
-use crate::x86::cpu::regs::{efer, rflags};
+use crate::x86::cpu::regs::{cr0, efer, rflags};
 use crate::x86::cpu::reset::PAT as PAT_RESET;
 use crate::x86::exit::{Event, EventKind, Exception, Exit};
 use crate::x86::mitigate;
@@ -118,8 +121,18 @@ impl SvmVcpu {
     /// Writes the system registers that the core has changed.
     fn write_dirty(&mut self, cpu: &mut CpuState) {
         if cpu.dirty.intersects(Groups::CTRL) {
-            let quirks = self.shared.quirks;
-            self.shadow.lme = quirks.hidden_lme(&mut self.vmcb.control, &cpu.sregs);
+            let shadow = &mut self.shadow;
+            shadow.lme = self.shared.quirks.hidden_lme(&cpu.sregs);
+            shadow.cr0 = cpu.sregs.cr0 & shadow.hidden;
+            let mut exits = 0;
+            if shadow.cr0 != 0 {
+                exits |= CR0_READ | CR0_WRITE;
+            }
+            if shadow.lme != 0 {
+                exits |= CR0_WRITE;
+            }
+            let c = &mut self.vmcb.control;
+            c.intercept_cr = c.intercept_cr & !(CR0_READ | CR0_WRITE) | exits;
         }
         state::write(&mut self.vmcb.save, cpu, &mut self.shadow);
         self.unchecked = self.shared.quirks.tcg;
@@ -441,6 +454,14 @@ impl VcpuBackend for SvmVcpu {
             c.intercept_misc1 |= misc1::HLT;
         } else {
             c.intercept_misc1 &= !misc1::HLT;
+        }
+        // What the VMCB has now stays until the next write of CR0, as in KVM.
+        if exits.caches_on {
+            self.shadow.hidden = cr0::CD | cr0::NW;
+            c.intercept_misc1 |= misc1::CR0_SEL_WRITE;
+        } else {
+            self.shadow.hidden = 0;
+            c.intercept_misc1 &= !misc1::CR0_SEL_WRITE;
         }
         self.set_pause_exits(exits.pause);
     }

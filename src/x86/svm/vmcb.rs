@@ -179,7 +179,9 @@ const _: () = {
 
 /// Intercepts of CR4 reads and writes (APM 2 15.8.1).
 pub(super) const CR4_ACCESS: u32 = 1 << 4 | 1 << (16 + 4);
-/// Intercept of CR0 writes.
+/// Intercepts of CR0 reads and writes.
+pub(super) const CR0_READ: u32 = 1 << 0;
+#[allow(missing_docs)]
 pub(super) const CR0_WRITE: u32 = 1 << 16;
 /// Intercept of CR8 writes.
 pub(super) const CR8_WRITE: u32 = 1 << (16 + 8);
@@ -198,6 +200,8 @@ pub(super) mod misc1 {
     pub(in crate::x86::svm) const SMI: u32 = 1 << 2;
     pub(in crate::x86::svm) const INIT: u32 = 1 << 3;
     pub(in crate::x86::svm) const VINTR: u32 = 1 << 4;
+    /// CR0 writes that change other bits than TS and MP (APM 2 15.9).
+    pub(in crate::x86::svm) const CR0_SEL_WRITE: u32 = 1 << 5;
     pub(in crate::x86::svm) const IRET: u32 = 1 << 20;
     pub(in crate::x86::svm) const PAUSE: u32 = 1 << 23;
     pub(in crate::x86::svm) const HLT: u32 = 1 << 24;
@@ -237,6 +241,7 @@ pub(super) mod exit {
     pub(in crate::x86::svm) const SMI: u64 = 0x62;
     pub(in crate::x86::svm) const INIT: u64 = 0x63;
     pub(in crate::x86::svm) const VINTR: u64 = 0x64;
+    pub(in crate::x86::svm) const CR0_SEL_WRITE: u64 = 0x65;
     pub(in crate::x86::svm) const CPUID: u64 = 0x72;
     pub(in crate::x86::svm) const IRET: u64 = 0x74;
     pub(in crate::x86::svm) const HLT: u64 = 0x78;

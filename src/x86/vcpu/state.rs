@@ -426,13 +426,14 @@ impl State {
         }))
     }
 
-    /// Takes over what the VM says about optional exits and MSR accesses.
+    /// Takes over what the VM says about optional exits, MSR accesses and CR0.CD.
     pub(crate) fn take_exits(&mut self, vm: &Vm) {
         self.msr_filter = vm.caps.msr_filter();
         self.hw.set_exits(Exits {
             all_msrs: self.msr_filter.is_some(),
             hlt: vm.caps.disabled_exits() & u64::from(k::KVM_X86_DISABLE_EXITS_HLT) == 0,
             pause: vm.caps.disabled_exits() & u64::from(k::KVM_X86_DISABLE_EXITS_PAUSE) == 0,
+            caches_on: vm.caps.quirk(k::KVM_X86_QUIRK_CD_NW_CLEARED),
         });
     }
 

@@ -110,6 +110,8 @@ pub struct Exits {
     pub hlt: bool,
     /// Loops of PAUSE, where the processor can tell them.
     pub pause: bool,
+    /// CR0.CD and CR0.NW of the guest are kept from the processor. (VMX entries never load them, SDM 3C 27.3.2.1.)
+    pub caches_on: bool,
 }
 
 impl Default for Exits {
@@ -118,6 +120,7 @@ impl Default for Exits {
             all_msrs: false,
             hlt: true,
             pause: true,
+            caches_on: true,
         }
     }
 }
