@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0
-//! MSRs: the permission maps, the registers that VMLOAD, VMSAVE and the VMCB switch, and the two that a stay switches
+//! MSRs: the permission maps, the registers that VMLOAD, VMSAVE and the VMCB switch, and the three that a stay switches
 //! (APM 2 15.5.2, 15.11, 15.30.5).
 //!
 //! `platform` makes the maps. `vcpu` calls the rest: registers at any time under the vCPU's mutex, the ends of a stay
@@ -67,12 +67,22 @@ pub(super) fn field(s: &mut Save, index: u32) -> Option<&mut u64> {
     })
 }
 
-/// The guest's values of MSRs that are loaded for a whole stay.
+/// DEBUGCTL as the processor has it for a guest whose value is `guest`. VMRUN switches the register only with LBR
+/// virtualisation. Without it the guest's LBR would record the host as well, and guests cannot read what is recorded.
+const fn loaded_debugctl(guest: u64) -> u64 {
+    /// Single-step on branches (APM 2 13.1.1).
+    const BTF: u64 = 1 << 1;
+    guest & BTF
+}
+
+/// The guest's values of MSRs that are loaded for a whole stay, and the host's meanwhile.
 pub(super) struct Stayed {
     /// TSC_AUX.
     pub(super) tsc_aux: u64,
     /// The ratio by which the guest's TSC is scaled.
     pub(super) tsc_ratio: u64,
+    /// The host's DEBUGCTL. In a guest its bus-lock traps and branch records have no place.
+    host_debugctl: u64,
 }
 
 impl Stayed {
@@ -80,11 +90,15 @@ impl Stayed {
     pub(super) const RESET: Self = Self {
         tsc_aux: 0,
         tsc_ratio: TSC_RATIO_ONE,
+        host_debugctl: 0,
     };
 
-    /// Loads the guest's values. `host_aux` is this CPU's TSC_AUX, if it has one.
+    /// Loads the guest's values, of which `debugctl` is one. `host_aux` is this CPU's TSC_AUX, if it has one.
     #[inline]
-    pub(super) fn begin_stay(&self, host_aux: Option<u64>) {
+    pub(super) fn begin_stay(&mut self, host_aux: Option<u64>, debugctl: u64) {
+        // SAFETY: Every 64-bit processor has DEBUGCTL.
+        self.host_debugctl = unsafe { msr::read(index::DEBUGCTL) };
+        self.load_debugctl(debugctl, self.host_debugctl);
         if host_aux.is_some_and(|aux| aux != self.tsc_aux) {
             // SAFETY: TSC_AUX is read by user-space RDTSCP and RDPID only; `end_stay` puts the host's value back.
             unsafe { msr::write(index::TSC_AUX, self.tsc_aux) };
@@ -96,9 +110,29 @@ impl Stayed {
         }
     }
 
-    /// Puts the host's values back; `host_aux` as in `begin_stay`.
+    /// Loads DEBUGCTL for a guest whose value is `guest`; the processor has `now`.
     #[inline]
-    pub(super) fn end_stay(&self, host_aux: Option<u64>) {
+    fn load_debugctl(&self, guest: u64, now: u64) {
+        let value = loaded_debugctl(guest);
+        if value != now {
+            // SAFETY: BTF alone, which matters where RFLAGS.TF is set, so not to the host in a stay; `end_stay` puts
+            // the host's value back.
+            unsafe { msr::write(index::DEBUGCTL, value) };
+        }
+    }
+
+    /// In a stay the guest's DEBUGCTL, which was `old`, has become `new`.
+    pub(super) fn change_debugctl(&self, old: u64, new: u64) {
+        self.load_debugctl(new, loaded_debugctl(old));
+    }
+
+    /// Puts the host's values back; `host_aux` and `debugctl` as in `begin_stay`.
+    #[inline]
+    pub(super) fn end_stay(&self, host_aux: Option<u64>, debugctl: u64) {
+        if self.host_debugctl != loaded_debugctl(debugctl) {
+            // SAFETY: The value is the one that this CPU had before the stay.
+            unsafe { msr::write(index::DEBUGCTL, self.host_debugctl) };
+        }
         if let Some(aux) = host_aux.filter(|aux| *aux != self.tsc_aux) {
             // SAFETY: The value is the one that this CPU had before the stay.
             unsafe { msr::write(index::TSC_AUX, aux) };
