@@ -15,7 +15,8 @@
 use crate::linux::bindings as b;
 use crate::linux::global::{Global, Owner};
 use crate::linux::irqflags::ThisCpu;
-use crate::linux::{boot_cpu, nospec, smp};
+use crate::linux::percpu::PerCpu;
+use crate::linux::{boot_cpu, nospec};
 use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use kernel::prelude::*;
 use kernel::sync::Arc;
@@ -37,8 +38,8 @@ static NEEDED: AtomicU32 = AtomicU32::new(0);
 /// Source of the identities in [`Token`].
 static NEXT_TOKEN: AtomicU64 = AtomicU64::new(1);
 
-/// The vCPU that each CPU ran last.
-type Last = KVVec<AtomicU64>;
+/// The vCPU that each CPU ran last. Only that CPU writes it, with interrupts off.
+type Last = PerCpu<AtomicU64>;
 
 static LAST: Global<Last> = Global::new();
 
@@ -69,12 +70,7 @@ pub(crate) fn init() -> Result<Owner> {
     } else if has(b::X86_FEATURE_RSB_VMEXIT_LITE) {
         needed |= RSB_ONE;
     }
-    let mut last = KVVec::with_capacity(smp::nr_cpu_ids() as usize, GFP_KERNEL)?;
-    for _ in 0..smp::nr_cpu_ids() {
-        last.push_within_capacity(AtomicU64::new(0))
-            .map_err(|_| ENOMEM)?;
-    }
-    let owner = LAST.set(last)?;
+    let owner = LAST.set(PerCpu::new(|_| Ok(AtomicU64::new(0)))?)?;
     NEEDED.store(needed, Ordering::Relaxed);
     Ok(owner)
 }
@@ -101,10 +97,14 @@ pub(crate) fn begin_stay(token: &Token, this_cpu: ThisCpu<'_>) {
     if needed & (IBPB_SWITCH | L1D_FLUSH) == 0 {
         return;
     }
-    let last = token.last.get(this_cpu.number() as usize);
-    let turns = last.is_none_or(|l| l.swap(token.id, Ordering::Relaxed) != token.id);
-    if turns && needed & IBPB_SWITCH != 0 {
-        nospec::ibpb();
+    let last = token.last.of(this_cpu.number());
+    if last.is_none_or(|l| l.load(Ordering::Relaxed) != token.id) {
+        if let Some(last) = last {
+            last.store(token.id, Ordering::Relaxed);
+        }
+        if needed & IBPB_SWITCH != 0 {
+            nospec::ibpb();
+        }
     }
     if needed & L1D_FLUSH != 0 {
         nospec::flush_l1d();
