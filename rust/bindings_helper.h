@@ -45,6 +45,7 @@
 #include <asm/cpufeature.h>
 #include <asm/desc.h>
 #include <asm/fpu/api.h>
+#include <asm/mem_encrypt.h>
 #include <asm/msr.h>
 #include <asm/processor.h>
 #include <asm/smp.h>

@@ -80,6 +80,13 @@ pub fn fred_enabled() -> bool {
     unsafe { bindings::rvmm_fred_enabled() }
 }
 
+/// Whether the kernel's memory is encrypted by AMD's SME or SEV, which everything that the processor addresses
+/// physically would have to say by a bit of the address.
+pub fn memory_encrypted() -> bool {
+    // SAFETY: Reads a word that is constant after boot.
+    unsafe { bindings::rvmm_memory_encrypted() }
+}
+
 /// Whether the kernel runs with five-level page tables.
 pub fn la57() -> bool {
     // SAFETY: Reads a constant.

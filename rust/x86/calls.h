@@ -11,4 +11,6 @@ SHIM(unsigned int, virt_bits, (void), boot_cpu_data.x86_virt_bits)
 /* What the kernel runs with, alternatives and command line applied. */
 SHIM(bool, fred_enabled, (void), cpu_feature_enabled(X86_FEATURE_FRED))
 SHIM(bool, la57_enabled, (void), pgtable_l5_enabled())
+/* SME, or a guest with encrypted memory: physical addresses in page tables need the encryption bit. */
+SHIM(bool, memory_encrypted, (void), sme_get_me_mask() != 0)
 SHIM(bool, tsc_stable, (void), !check_tsc_unstable())

@@ -128,6 +128,10 @@ fn refuse(svm: &cpuid::Leaf) -> Result {
         pr_err!("FRED event delivery is on, which is not supported: boot with fred=off\n");
         return Err(EOPNOTSUPP);
     }
+    if boot_cpu::memory_encrypted() {
+        pr_err!("memory encryption (SME or SEV) is on, which is not supported: boot with mem_encrypt=off\n");
+        return Err(EOPNOTSUPP);
+    }
     if svm.edx & feature::NP == 0 {
         pr_err!("this CPU's SVM lacks nested paging\n");
         return Err(EOPNOTSUPP);
