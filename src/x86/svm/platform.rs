@@ -10,6 +10,7 @@
 use super::asid::Pool;
 use super::msr::{fill_map, MAP_ORDER, TSC_FRACTION, TSC_RATIO_MAX};
 use super::quirks::Quirks;
+use super::vmcb::HwPage;
 use crate::linux::global::{Global, Owner};
 use crate::linux::irqflags::IrqGuard;
 use crate::linux::page::Pages;
@@ -43,7 +44,7 @@ const IOPM_ORDER: u32 = 2;
 /// State of one CPU.
 pub(super) struct Cpu {
     /// VM_HSAVE_PA: where VMRUN keeps the host's state. Opaque.
-    hsave: Pages,
+    hsave: HwPage,
     /// Where VMSAVE keeps the rest of it.
     pub(super) host_extra: Pages,
     /// The host's TSC_AUX, constant per CPU.
@@ -97,7 +98,7 @@ pub(super) fn probe() -> Result<(HwCaps, Owner)> {
         caps,
         cpus: PerCpu::new(|_| {
             Ok(Cpu {
-                hsave: Pages::new(0)?,
+                hsave: HwPage::new()?,
                 host_extra: Pages::new(0)?,
                 tsc_aux: AtomicU64::new(0),
                 enabled: AtomicU32::new(0),

@@ -5,7 +5,8 @@ use crate::linux::page::Pages;
 use crate::x86::cpu::regs::Segment;
 use core::mem::offset_of;
 use core::ops::{Deref, DerefMut};
-use kernel::error::Result;
+use kernel::page::PAGE_SIZE;
+use kernel::prelude::*;
 
 /// Control area, VMCB offset 0 (APM 2 table B-1).
 #[repr(C)]
@@ -115,13 +116,38 @@ pub(super) struct Vmcb {
     pub(super) save: Save,
 }
 
-/// A VMCB and the page that it is, zeroed at first.
-pub(super) struct VmcbPage(Pages);
+/// A page, zeroed at first, that the processor uses itself while guests run: a VMCB, or what VM_HSAVE_PA points to. It
+/// is not aligned to 2 MiB: with SEV-SNP enabled the processor would take a huge page there for one of its own, and
+/// faults on it (erratum; `snp_alloc_vmsa_page` of the kernel).
+pub(super) struct HwPage(Pages);
+
+impl HwPage {
+    /// A page of zeroes. Errors: `ENOMEM`.
+    pub(super) fn new() -> Result<Self> {
+        // The second page of two, which are aligned as a pair.
+        Pages::new(1).map(Self)
+    }
+
+    /// Physical address.
+    #[inline(always)]
+    pub(super) fn phys(&self) -> u64 {
+        self.0.phys() + PAGE_SIZE as u64
+    }
+
+    /// Address, as that of a `T`.
+    #[inline(always)]
+    fn as_ptr<T>(&self) -> *mut T {
+        self.0.as_ptr::<u8>().wrapping_add(PAGE_SIZE).cast()
+    }
+}
+
+/// A VMCB and the page that it is.
+pub(super) struct VmcbPage(HwPage);
 
 impl VmcbPage {
     /// A VMCB of zeroes. Errors: `ENOMEM`.
     pub(super) fn new() -> Result<Self> {
-        Pages::new(0).map(Self)
+        HwPage::new().map(Self)
     }
 
     /// Physical address, for VMRUN.
