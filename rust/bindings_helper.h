@@ -13,6 +13,7 @@
 
 #include <linux/anon_inodes.h>
 #include <linux/capability.h>
+#include <linux/cpu_smt.h>
 #include <linux/cpuhotplug.h>
 #include <linux/entry-virt.h>
 #include <linux/eventfd.h>
@@ -63,6 +64,8 @@ static const unsigned int RVMM_BUG_ITLB_MULTIHIT = X86_BUG_ITLB_MULTIHIT;
 static const unsigned int RVMM_BUG_GDS = X86_BUG_GDS;
 static const unsigned int RVMM_BUG_RFDS = X86_BUG_RFDS;
 static const unsigned int RVMM_BUG_ITS = X86_BUG_ITS;
+static const unsigned int RVMM_BUG_SMT_RSB = X86_BUG_SMT_RSB;
+static const unsigned int RVMM_BUG_DIV0 = X86_BUG_DIV0;
 static const unsigned int RVMM_FMODE_PREAD = FMODE_PREAD;
 static const unsigned int RVMM_FOLL_WRITE = FOLL_WRITE;
 static const unsigned int RVMM_FOLL_LONGTERM = FOLL_LONGTERM;

@@ -43,11 +43,19 @@ pub enum Bug {
     Gds = bindings::RVMM_BUG_GDS,
     Rfds = bindings::RVMM_BUG_RFDS,
     Its = bindings::RVMM_BUG_ITS,
+    SmtRsb = bindings::RVMM_BUG_SMT_RSB,
+    Div0 = bindings::RVMM_BUG_DIV0,
 }
 
 /// Whether the kernel found `bug` in this CPU.
 pub fn bug(bug: Bug) -> bool {
     has(bug as u32)
+}
+
+/// Whether two threads can share a core, now or later.
+pub fn smt_possible() -> bool {
+    // SAFETY: Reads the kernel's setting.
+    unsafe { bindings::rvmm_smt_possible() }
 }
 
 /// Physical-address width in bits, as the kernel uses it (memory encryption subtracted).

@@ -25,6 +25,8 @@ use kernel::sync::Arc;
 const VERW: u32 = 1 << 0;
 /// L1D flush before the first entry of a stay: L1TF.
 const L1D_FLUSH: u32 = 1 << 1;
+/// A division before entry: DIV0, the divider keeps the last quotient.
+const DIVIDE: u32 = 1 << 6;
 /// IBPB when a CPU turns to another vCPU: Spectre v2 between guests.
 const IBPB_SWITCH: u32 = 1 << 2;
 /// IBPB after each exit.
@@ -52,6 +54,9 @@ pub(crate) fn init() -> Result<Owner> {
     }
     if boot_cpu::bug(boot_cpu::Bug::L1tf) && has(b::X86_FEATURE_FLUSH_L1D) {
         needed |= L1D_FLUSH;
+    }
+    if boot_cpu::bug(boot_cpu::Bug::Div0) {
+        needed |= DIVIDE;
     }
     let ibpb = has(b::X86_FEATURE_IBPB);
     if ibpb && boot_cpu::bug(boot_cpu::Bug::SpectreV2) {
@@ -111,10 +116,17 @@ pub(crate) fn begin_stay(token: &Token, this_cpu: ThisCpu<'_>) {
     }
 }
 
-/// Clears the CPU's buffers right before an entry, where that is needed.
+/// Clears the CPU's buffers and its divider right before an entry, where that is needed.
 #[inline(always)]
 pub(crate) fn before_enter() {
-    if NEEDED.load(Ordering::Relaxed) & VERW != 0 {
+    let needed = NEEDED.load(Ordering::Relaxed);
+    if needed & (VERW | DIVIDE) == 0 {
+        return;
+    }
+    if needed & DIVIDE != 0 {
+        nospec::clear_divider();
+    }
+    if needed & VERW != 0 {
         nospec::clear_cpu_buffers();
     }
 }

@@ -4,6 +4,8 @@
 use crate::abi::uapi;
 use crate::abi::uapi::k;
 use crate::bus::set::MAX_VCPU_ID;
+use crate::linux::boot_cpu;
+use crate::pr_warn_ratelimited;
 use core::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use kernel::prelude::*;
 use kernel::sync::{new_mutex, Arc, Mutex};
@@ -286,6 +288,14 @@ impl VmCaps {
         within(exits, Self::EXITS)?;
         if has_vcpus {
             return Err(EINVAL);
+        }
+        let idle = exits & !u64::from(k::KVM_X86_DISABLE_EXITS_PAUSE) != 0;
+        if idle && boot_cpu::bug(boot_cpu::Bug::SmtRsb) && boot_cpu::smt_possible() {
+            // A thread that goes idle leaves its return predictions to its sibling.
+            pr_warn_ratelimited!(
+                "KVM_CAP_X86_DISABLE_EXITS on a CPU with cross-thread return predictions: \
+                 only with SMT off (nosmt) or trusted guests\n"
+            );
         }
         self.disabled_exits.fetch_or(exits, Ordering::Relaxed);
         Ok(())
