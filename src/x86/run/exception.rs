@@ -8,6 +8,7 @@ use crate::abi::exits;
 use crate::x86::cpu::events;
 use crate::x86::exit::{EventKind, Exception};
 use crate::x86::vcpu::debug;
+use crate::x86::vendor::{Stay, VcpuBackend};
 
 exits::exits! {
     /// An exception that user space wants to see, because it debugs the guest.
@@ -37,6 +38,18 @@ impl Runner<'_> {
     /// #GP(0).
     pub(super) fn raise_gp(&mut self) -> Step {
         self.raise(events::exception(events::vector::GP, Some(0)))
+    }
+
+    /// The processor has shut down. Where it has not kept the guest's state, that is the state of INIT, as in KVM.
+    #[cold]
+    pub(super) fn processor_shutdown(&mut self, stay: Option<&Stay<'_>>) -> Step {
+        if stay.is_some() {
+            return Step::Slow;
+        }
+        if self.s.hw.lost_state() {
+            self.s.reset_registers(true);
+        }
+        self.shutdown()
     }
 
     /// KVM_EXIT_SHUTDOWN.

@@ -66,7 +66,7 @@ impl Runner<'_> {
             Exit::CrAccess(c) => self.cr_access(c, stay),
             Exit::DrAccess => self.dr_access(stay),
             Exit::Exception(e) => self.exception(e),
-            Exit::TripleFault => self.shutdown(),
+            Exit::TripleFault => self.processor_shutdown(stay),
             Exit::TaskSwitch => self.unhandled(k::KVM_INTERNAL_ERROR_EMULATION, stay),
             Exit::VirtualEoi(vector) => self.virtual_eoi(*vector),
             Exit::ApicWrite(offset) => self.apic_write(*offset),

@@ -13,7 +13,7 @@ use super::nmi::Nmi;
 use super::platform::{shared, Cpu, Shared};
 use super::state::{self, Shadow};
 use super::vmcb::{
-    exit, misc1, tlb_control, vintr, Vmcb, VmcbPage, CR0_READ, CR0_WRITE, CR4_ACCESS,
+    exit, misc1, tlb_control, vintr, Save, Vmcb, VmcbPage, CR0_READ, CR0_WRITE, CR4_ACCESS,
     CR8_WRITE,
 };
 use super::{entry, event, quirks, view};
@@ -231,8 +231,13 @@ fn set_up(v: &mut Vmcb, shared: &Shared) {
     c.msrpm_base_pa = shared.msrpm.phys();
     c.vintr = vintr::V_INTR_MASKING;
     c.nested_control = 1;
-    v.save.g_pat = PAT_RESET;
-    v.save.efer = efer::SVME;
+    set_up_save(&mut v.save);
+}
+
+/// Sets the state of RESET that is not zero.
+fn set_up_save(s: &mut Save) {
+    s.g_pat = PAT_RESET;
+    s.efer = efer::SVME;
 }
 
 impl VcpuBackend for SvmVcpu {
@@ -347,6 +352,13 @@ impl VcpuBackend for SvmVcpu {
     #[inline]
     fn was_interrupted(&self) -> bool {
         event::valid(self.vmcb.control.exit_int_info) || self.undelivered.is_some()
+    }
+
+    fn lost_state(&mut self) -> bool {
+        // What #VMEXIT saves on shutdown is undefined (APM 2 15.14.3).
+        self.vmcb.save = pin_init::zeroed();
+        set_up_save(&mut self.vmcb.save);
+        true
     }
 
     #[inline]

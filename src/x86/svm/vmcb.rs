@@ -54,7 +54,7 @@ pub(super) struct Control {
 }
 
 /// A segment register as saved in the VMCB.
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, Zeroable)]
 #[repr(C)]
 pub(super) struct VmcbSegment {
     pub(super) selector: u16,
@@ -67,6 +67,7 @@ pub(super) struct VmcbSegment {
 /// State-save area, VMCB offset 0x400 (APM 2 table B-2).
 #[repr(C)]
 #[allow(missing_docs)]
+#[derive(Zeroable)]
 pub(super) struct Save {
     pub(super) es: VmcbSegment,
     pub(super) cs: VmcbSegment,

@@ -109,6 +109,10 @@ impl VcpuBackend for Backend {
         dispatch!(self, v => v.was_interrupted())
     }
 
+    fn lost_state(&mut self) -> bool {
+        dispatch!(self, v => v.lost_state())
+    }
+
     #[inline]
     fn end_shadow(&mut self) {
         dispatch!(self, v => v.end_shadow())

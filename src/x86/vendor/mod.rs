@@ -343,6 +343,12 @@ pub trait VcpuBackend: Sized {
     /// Whether [`VcpuBackend::take_interrupted`] has something to take.
     fn was_interrupted(&self) -> bool;
 
+    /// After [`Exit::TripleFault`]: true if the processor has not kept the guest's state. Then MSRs are those of RESET,
+    /// and all else has to be written anew. *Any*.
+    fn lost_state(&mut self) -> bool {
+        false
+    }
+
     /// An instruction was completed in software: the shadow of the one before it is over. *Any*.
     fn end_shadow(&mut self);
 
