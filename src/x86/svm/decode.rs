@@ -138,7 +138,7 @@ fn rare(v: &mut Vmcb, nmi: &mut Nmi, assists: bool, irqs_off: IrqsOff<'_>) -> Ex
         }
         exit::SHUTDOWN => Exit::TripleFault,
         exit::TASK_SWITCH => Exit::TaskSwitch,
-        exit::SMI | exit::INIT | exit::FERR_FREEZE => Exit::HostInterrupt,
+        exit::SMI | exit::INIT => Exit::HostInterrupt,
         exit::INVALID | exit::INVALID32 => Exit::EntryFailure(exit::INVALID),
         other => instruction(other).unwrap_or(Exit::Unknown(other)),
     }

@@ -14,7 +14,7 @@ pub(super) const TSC_FRACTION: u32 = 32;
 /// The highest TSC ratio.
 pub(super) const TSC_RATIO_MAX: u64 = (1 << 40) - 1;
 /// No scaling; the value of RESET.
-const TSC_RATIO_ONE: u64 = 1 << TSC_FRACTION;
+pub(super) const TSC_RATIO_ONE: u64 = 1 << TSC_FRACTION;
 
 /// Pages of an MSR-permission map, 8 KiB: two bits per MSR, read then write (APM 2 15.11).
 pub(super) const MAP_ORDER: u32 = 1;

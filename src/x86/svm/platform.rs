@@ -8,7 +8,7 @@
 //! The functions run at load and unload, and on a CPU that comes or goes with interrupts off.
 
 use super::asid::Pool;
-use super::msr::{fill_map, MAP_ORDER, TSC_FRACTION, TSC_RATIO_MAX};
+use super::msr::{fill_map, MAP_ORDER, TSC_FRACTION, TSC_RATIO_MAX, TSC_RATIO_ONE};
 use super::quirks::Quirks;
 use super::vmcb::HwPage;
 use crate::linux::global::{Global, Owner};
@@ -199,6 +199,10 @@ pub(super) fn cpu_up() -> Result {
     unsafe {
         msr::write(index::EFER, old | efer::SVME);
         msr::write(index::VM_HSAVE_PA, cpu.hsave.phys());
+    }
+    if shared.caps.tsc_fraction != 0 {
+        // SAFETY: CPUID has the MSR. Stays begin with no scaling; who had SVM before may have left another value.
+        unsafe { msr::write(index::TSC_RATIO, TSC_RATIO_ONE) };
     }
     cpu.enabled.store(1, Ordering::Relaxed);
     Ok(())

@@ -224,7 +224,6 @@ fn set_up(v: &mut Vmcb, shared: &Shared) {
         | misc1::INIT
         | misc1::IOIO_PROT
         | misc1::MSR_PROT
-        | misc1::FERR_FREEZE
         | misc1::SHUTDOWN;
     c.intercept_misc2 = vector_4;
     c.iopm_base_pa = shared.iopm.phys();

@@ -234,7 +234,6 @@ pub(super) mod misc1 {
     pub(in crate::x86::svm) const HLT: u32 = 1 << 24;
     pub(in crate::x86::svm) const IOIO_PROT: u32 = 1 << 27;
     pub(in crate::x86::svm) const MSR_PROT: u32 = 1 << 28;
-    pub(in crate::x86::svm) const FERR_FREEZE: u32 = 1 << 30;
     pub(in crate::x86::svm) const SHUTDOWN: u32 = 1 << 31;
 }
 
@@ -275,7 +274,6 @@ pub(super) mod exit {
     pub(in crate::x86::svm) const IOIO: u64 = 0x7b;
     pub(in crate::x86::svm) const MSR: u64 = 0x7c;
     pub(in crate::x86::svm) const TASK_SWITCH: u64 = 0x7d;
-    pub(in crate::x86::svm) const FERR_FREEZE: u64 = 0x7e;
     pub(in crate::x86::svm) const SHUTDOWN: u64 = 0x7f;
     pub(in crate::x86::svm) const VMMCALL: u64 = 0x81;
     pub(in crate::x86::svm) const NPF: u64 = 0x400;
