@@ -58,6 +58,14 @@ pub fn fatal_signal_pending() -> bool {
     unsafe { bindings::rvmm_fatal_signal_pending() }
 }
 
+/// Sends the current task SIGBUS with BUS_MCEERR_AR, as for an access of its own: the memory behind the page at user
+/// address `hva` is broken.
+#[cold]
+pub fn signal_poisoned(hva: usize) {
+    // SAFETY: Queues a signal; the address is only told.
+    unsafe { bindings::rvmm_signal_poisoned(hva) };
+}
+
 /// How long the current task has waited for a CPU since it began, in nanoseconds.
 #[inline]
 pub fn run_delay() -> u64 {

@@ -244,6 +244,67 @@ TEST(unmapped)
 	CHECK_EQ(guest_read(&vm, TEST_GPA + 0x2000), 0);
 }
 
+static struct {
+	int count, code, lsb;
+	uint8_t *at;
+} bus;
+
+static void on_bus(int signal, siginfo_t *info, void *context)
+{
+	bus.count++;
+	bus.code = info->si_code;
+	bus.lsb = info->si_addr_lsb;
+	bus.at = info->si_addr;
+}
+
+/* KVM_PRE_FAULT_MEMORY of a page; 0 or errno. */
+static int pre_fault(struct vm *vm, uint64_t gpa)
+{
+	uint64_t range[8] = { gpa, 4096 };
+
+	return ioctl(vm->vcpu, _IOWR(KVMIO, 0xd5, uint64_t[8]), range) ? errno : 0;
+}
+
+/* The host finds that memory is broken. */
+TEST(poisoned)
+{
+	struct sigaction action = { .sa_sigaction = on_bus, .sa_flags = SA_SIGINFO };
+	struct vm vm;
+	uint8_t *m;
+
+	if (!is_tcg() && !is_bochs())
+		skip("takes a page of memory from the host until it is booted again: in a bed only");
+	m = with_slot(&vm, MIB, 0);
+	REQUIRE(!madvise(m, MIB, MADV_NOHUGEPAGE));
+	guest_write(&vm, TEST_GPA + 0x1008, 5);
+	CHECK_EQ(guest_read(&vm, TEST_GPA + 0x1008), 5);
+	REQUIRE(!sigaction(SIGBUS, &action, NULL));
+	/* Whoever poisons a page of its own is sent a signal for that. */
+	if (madvise(m + 0x1000, 0x1000, MADV_HWPOISON))
+		skip("MADV_HWPOISON: %s", strerrorname(errno));
+	/* The thread is told, as often as the guest comes there, and where. */
+	vm_cells(&vm)[0] = TEST_GPA + 0x1008;
+	vm_cells(&vm)[1] = 1;
+	for (int i = 0; i < 2; i++) {
+		memset(&bus, 0, sizeof(bus));
+		CHECK_EQ(vm_try_run(&vm), EINTR);
+		CHECK_EQ(vm.run->exit_reason, KVM_EXIT_INTR);
+		CHECK_EQ(bus.count, 1);
+		CHECK_EQ(bus.code, BUS_MCEERR_AR);
+		CHECK_EQ(bus.at - m, 0x1000);
+		CHECK_EQ(bus.lsb, 12);
+	}
+	memset(&bus, 0, sizeof(bus));
+	CHECK_EQ(pre_fault(&vm, TEST_GPA + 0x1000), EINTR);
+	CHECK_EQ(bus.count, 1);
+	/* Neighbours are fine, and a new page cures it: the same instruction runs. */
+	REQUIRE(mmap(m + 0x1000, 0x1000, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED, -1,
+		     0) == m + 0x1000);
+	vm_expect_out(&vm, 0x10);
+	CHECK_EQ(guest_read(&vm, TEST_GPA + 0x2000), 0);
+	CHECK_EQ(bus.count, 1);
+}
+
 TEST(protection)
 {
 	struct vm vm;

@@ -15,6 +15,9 @@ SHIM_VOID(trace_hardirqs_off, (void), trace_hardirqs_off())
 SHIM(struct mm_struct *, current_mm, (void), current->mm)
 SHIM(bool, signal_pending, (void), signal_pending(current))
 SHIM(bool, fatal_signal_pending, (void), fatal_signal_pending(current))
+/* As an access of the task's own to memory that is broken. */
+SHIM_VOID(signal_poisoned, (unsigned long address),
+      send_sig_mceerr(BUS_MCEERR_AR, (void __user *)address, PAGE_SHIFT, current))
 SHIM(unsigned long long, run_delay, (void), current->sched_info.run_delay)
 SHIM(struct pid *, current_pid, (void), task_pid(current))
 SHIM(struct pid *, get_current_pid, (void), get_task_pid(current, PIDTYPE_PID))

@@ -89,6 +89,7 @@ fn pre_fault(vm: &Vm, _state: &State, arg: usize) -> Result<isize> {
             Ok(FaultOutcome::Resume) => {}
             Ok(FaultOutcome::Mmio) => result = Err(ENOENT),
             Ok(FaultOutcome::BadUserMemory) => result = Err(EFAULT),
+            Ok(FaultOutcome::Poisoned) => result = Err(EINTR),
             Err(e) => result = Err(e),
         }
         if result.is_err() {

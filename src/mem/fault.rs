@@ -5,7 +5,7 @@
 //! outside of one.
 
 use crate::arch::NestedTable;
-use crate::linux::gup;
+use crate::linux::{gup, sched};
 use crate::mem::addr::{Gpa, Hpa, Level};
 use crate::mem::format::{Leaf, MemType, Perm};
 use crate::mem::memory::GuestMemory;
@@ -53,6 +53,8 @@ pub(crate) enum FaultOutcome {
     Mmio,
     /// The slot's user memory is not there: KVM_RUN fails with EFAULT.
     BadUserMemory,
+    /// The memory behind the page is broken: the thread has been sent SIGBUS, which tells where.
+    Poisoned,
 }
 
 impl GuestMemory {
@@ -295,6 +297,10 @@ impl HostPage {
                 (Some(p), pfn, writable, true)
             }
             Err(e) if e == EINTR => return Err(FaultOutcome::Resume),
+            Err(e) if e == EHWPOISON => {
+                sched::signal_poisoned(hva);
+                return Err(FaultOutcome::Poisoned);
+            }
             Err(_) => match gup::follow_pfnmap(mm, hva, write) {
                 Ok(m) => (None, m.pfn, m.writable, gup::is_ram(m.pfn)),
                 Err(_) => return Err(FaultOutcome::BadUserMemory),
