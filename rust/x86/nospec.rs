@@ -11,6 +11,7 @@ use core::arch::asm;
 
 use super::msr;
 use crate::linux::bindings;
+use crate::linux::irqflags::IrqsOff;
 
 // SDM 4 table 2-2.
 const SPEC_CTRL: u32 = 0x48;
@@ -22,6 +23,13 @@ const FLUSH_CMD: u32 = 0x10b;
 pub fn ibpb() {
     // SAFETY: The bit is a command that empties predictors.
     unsafe { msr::write(PRED_CMD, 1) };
+}
+
+/// Has the kernel do [`ibpb`] before this CPU runs user space again (X86_FEATURE_IBPB_EXIT_TO_USER).
+#[inline]
+pub fn ibpb_exit_to_user(_irqs_off: IrqsOff<'_>) {
+    // SAFETY: Sets a flag of this CPU, which interrupts that are off keep.
+    unsafe { bindings::rvmm_ibpb_exit_to_user() };
 }
 
 /// Writes back and empties the L1 data cache (IA32_FLUSH_CMD.L1D_FLUSH; X86_FEATURE_FLUSH_L1D).

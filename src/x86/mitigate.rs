@@ -14,7 +14,7 @@
 
 use crate::linux::bindings as b;
 use crate::linux::global::{Global, Owner};
-use crate::linux::irqflags::ThisCpu;
+use crate::linux::irqflags::{IrqsOff, ThisCpu};
 use crate::linux::percpu::PerCpu;
 use crate::linux::{boot_cpu, nospec};
 use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
@@ -35,6 +35,8 @@ const IBPB_EXIT: u32 = 1 << 3;
 const RSB_FILL: u32 = 1 << 4;
 /// One entry on the return stack after each exit: enough for post-barrier return-stack predictions.
 const RSB_ONE: u32 = 1 << 5;
+/// IBPB before user space runs on this CPU again: VMSCAPE.
+const IBPB_USER: u32 = 1 << 6;
 
 static NEEDED: AtomicU32 = AtomicU32::new(0);
 /// Source of the identities in [`Token`].
@@ -69,6 +71,9 @@ pub(crate) fn init() -> Result<Owner> {
             || has(b::X86_FEATURE_SRSO_ALIAS))
     {
         needed |= IBPB_EXIT;
+    }
+    if has(b::X86_FEATURE_IBPB_EXIT_TO_USER) {
+        needed |= IBPB_USER;
     }
     if has(b::X86_FEATURE_RSB_VMEXIT) {
         needed |= RSB_FILL;
@@ -113,6 +118,15 @@ pub(crate) fn begin_stay(token: &Token, this_cpu: ThisCpu<'_>) {
     }
     if needed & L1D_FLUSH != 0 {
         nospec::flush_l1d();
+    }
+}
+
+/// Does what the end of a stay in which a guest ran needs: what it has taught the branch predictors must not steer the
+/// VMM.
+#[inline]
+pub(crate) fn end_stay(irqs_off: IrqsOff<'_>) {
+    if NEEDED.load(Ordering::Relaxed) & IBPB_USER != 0 {
+        nospec::ibpb_exit_to_user(irqs_off);
     }
 }
 

@@ -65,7 +65,9 @@ impl Runner<'_> {
             |r| &mut r.s.hw,
             |r, stay| {
                 mitigate::begin_stay(&r.s.token, this_cpu);
-                r.enter_loop(stay, this_cpu.number())
+                let stayed = r.enter_loop(stay, this_cpu.number());
+                mitigate::end_stay(this_cpu.irqs_off());
+                stayed
             },
         );
         self.vcpu.shared.leave_stay();
