@@ -138,6 +138,7 @@ void rvmm_fill_rsb_one(void);
 unsigned int rvmm_posted_vector(void);
 void rvmm_send_posted(unsigned int cpu);
 void rvmm_host_interrupt(u8 vector);
+void rvmm_machine_check_from_user(void);
 void rvmm_call_gate(unsigned long handler);
 
 #endif /* RVMM_BINDINGS_HELPER_H */

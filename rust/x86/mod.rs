@@ -7,5 +7,6 @@ pub mod cpuid;
 pub mod cr;
 pub mod desc;
 pub mod fpu;
+pub mod mce;
 pub mod msr;
 pub mod nospec;

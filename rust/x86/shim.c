@@ -5,6 +5,7 @@
 
 #include "../bindings_helper.h"
 #include <asm/apic.h>
+#include <asm/mce.h>
 
 #define SHIM(type, name, args, expression) type rvmm_##name args { return expression; }
 #define SHIM_VOID(name, args, statement) void rvmm_##name args { statement; }
@@ -39,6 +40,16 @@ void rvmm_host_interrupt(u8 vector)
 
 	store_idt(&idt);
 	rvmm_call_gate(gate_offset((const gate_desc *)idt.address + vector));
+}
+
+/* The registers tell no more than user mode, which is what the kernel asks them for. Interrupts are off. */
+void rvmm_machine_check_from_user(void)
+{
+#ifdef CONFIG_X86_MCE
+	struct pt_regs regs = { .cs = __USER_CS, .flags = X86_EFLAGS_IF };
+
+	do_machine_check(&regs);
+#endif
 }
 
 /* --- CPU state -------------------------------------------------------------------------------- */

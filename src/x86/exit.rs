@@ -15,7 +15,7 @@ pub enum Exit {
     HostInterrupt,
     /// A host NMI arrived and has been delivered.
     HostNmi,
-    /// A machine check arrived in the guest and has been handed to the host's handler.
+    /// A machine check arrived in the guest; the kernel handles it when the stay has ended.
     HostMachineCheck,
     /// The guest can now take an external interrupt (a window had been requested).
     IrqWindow,

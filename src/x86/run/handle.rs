@@ -43,9 +43,10 @@ impl Runner<'_> {
     pub(super) fn handle(&mut self, exit: &Exit, stay: Option<&Stay<'_>>) -> Step {
         match exit {
             Exit::HostInterrupt => Step::Leave,
-            Exit::HostNmi | Exit::HostMachineCheck | Exit::NmiWindow | Exit::SplitLock => {
-                Step::Again
-            }
+            Exit::HostNmi | Exit::NmiWindow | Exit::SplitLock => Step::Again,
+            // The end of the stay is where the kernel handles it; its task work comes next.
+            Exit::HostMachineCheck if stay.is_some() => Step::Slow,
+            Exit::HostMachineCheck => Step::Leave,
             Exit::PreemptionTimer => self.preemption_timer(),
             Exit::IrqWindow => self.irq_window(),
             Exit::Cpuid => self.cpuid(stay),

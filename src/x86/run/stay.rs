@@ -8,7 +8,7 @@ use super::{Runner, Stayed, Step};
 use crate::abi::stats::{ExitClass, VcpuCounter};
 use crate::linux::fpu::{Controls, KernelFpu};
 use crate::linux::irqflags::{IrqGuard, ThisCpu};
-use crate::linux::{boot_cpu, sched};
+use crate::linux::{boot_cpu, mce, sched};
 use crate::mem::mmu::InOwnMm;
 use crate::x86::exit::Exit;
 use crate::x86::mitigate;
@@ -46,6 +46,10 @@ impl Runner<'_> {
             // Each tick of the host comes by here, and so a guest that does not leave by itself keeps no grace period
             // waiting. Whoever calls KVM_RUN reads nothing under RCU.
             sched::guest_quiescent(&irq);
+        }
+        if matches!(result, Ok(Stayed::Slow(Exit::HostMachineCheck))) {
+            // An error in the guest's memory costs this thread no more than a signal.
+            mce::from_user(&irq);
         }
         self.s.hw.after_stay(irq);
         sched::guest_exit();

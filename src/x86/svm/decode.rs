@@ -4,10 +4,8 @@
 //! `vcpu` calls this after each exit, in the stay (interrupts off) and under the vCPU's mutex.
 
 use super::breakpoints::DR6_RESET;
-use super::entry;
 use super::nmi::Nmi;
 use super::vmcb::{exit, misc1, vintr, Control, Vmcb};
-use crate::linux::irqflags::IrqsOff;
 use crate::mem::addr::Gpa;
 use crate::x86::cpu::regs::Gpr;
 use crate::x86::exit::{CrAccess, CrOp, Exception, Exit, Io, NestedFault, INSTRUCTIONS};
@@ -49,13 +47,7 @@ const fn insn_len(next: u64, rip: u64) -> u8 {
 /// What the exit means. The frequent ones are compared one by one, most frequent first: the kernel is built without
 /// jump tables, and a search in all codes costs more. `assists` says that the processor has decode assists.
 #[inline(always)]
-pub(super) fn decode(
-    v: &mut Vmcb,
-    told: &mut Told,
-    nmi: &mut Nmi,
-    assists: bool,
-    irqs_off: IrqsOff<'_>,
-) -> Exit {
+pub(super) fn decode(v: &mut Vmcb, told: &mut Told, nmi: &mut Nmi, assists: bool) -> Exit {
     let c = &v.control;
     let (code, info1, info2) = (c.exit_code, c.exit_info1, c.exit_info2);
     if code == exit::NPF {
@@ -104,12 +96,12 @@ pub(super) fn decode(
     if code == exit::VMMCALL {
         return Exit::Hypercall;
     }
-    rare(v, nmi, assists, irqs_off)
+    rare(v, nmi, assists)
 }
 
 /// The exits that are not in [`decode`].
 #[inline(never)]
-fn rare(v: &mut Vmcb, nmi: &mut Nmi, assists: bool, irqs_off: IrqsOff<'_>) -> Exit {
+fn rare(v: &mut Vmcb, nmi: &mut Nmi, assists: bool) -> Exit {
     let c = &mut v.control;
     let (code, info1, info2) = (c.exit_code, c.exit_info1, c.exit_info2);
     match code {
@@ -134,7 +126,7 @@ fn rare(v: &mut Vmcb, nmi: &mut Nmi, assists: bool, irqs_off: IrqsOff<'_>) -> Ex
         exit::DR_READ..=exit::DR_WRITE_LAST => Exit::DrAccess,
         exit::EXCEPTION..=exit::EXCEPTION_LAST => {
             let vector = (code - exit::EXCEPTION) as u8;
-            exception(vector, info1, info2, v.save.dr6, irqs_off)
+            exception(vector, info1, info2, v.save.dr6)
         }
         exit::SHUTDOWN => Exit::TripleFault,
         exit::TASK_SWITCH => Exit::TaskSwitch,
@@ -192,12 +184,10 @@ fn cr_access(cr: u64, write: bool, info1: u64, assists: bool) -> Exit {
     })
 }
 
-/// An intercepted exception; a machine check goes to the host. `dr6` is the guest's: accesses are intercepted and
+/// An intercepted exception; a machine check is the host's. `dr6` is the guest's: accesses are intercepted and
 /// each entry loads the value of RESET, so that it tells this exception's conditions.
-fn exception(vector: u8, info1: u64, info2: u64, dr6: u64, irqs_off: IrqsOff<'_>) -> Exit {
+fn exception(vector: u8, info1: u64, info2: u64, dr6: u64) -> Exit {
     if vector == 18 {
-        // SAFETY: This is the exit of a #MC intercept; FRED was refused by `platform::probe`.
-        unsafe { entry::host_machine_check(irqs_off) };
         return Exit::HostMachineCheck;
     }
     Exit::Exception(Exception {

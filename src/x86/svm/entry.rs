@@ -80,14 +80,3 @@ pub(super) unsafe fn vmsave(host: u64) {
     // SAFETY: The caller promises SVME and the page, which is all that VMSAVE writes.
     unsafe { asm!("vmsave rax", in("rax") host, options(nostack, preserves_flags)) }
 }
-
-/// Hands a machine check that the guest was stopped by to the host's handler.
-///
-/// # Safety
-///
-/// The IDT is in use (not FRED), and a #MC intercept was the reason of the last #VMEXIT.
-#[inline]
-pub(super) unsafe fn host_machine_check(_irqs_off: IrqsOff<'_>) {
-    // SAFETY: Vector 18 is the host's machine-check gate, reachable by INT from CPL 0; its handler reads the banks.
-    unsafe { asm!("int 18") }
-}

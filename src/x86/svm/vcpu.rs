@@ -337,7 +337,7 @@ impl VcpuBackend for SvmVcpu {
         self.told = Told::by_nrip(&v.control, caps.insn_len, cpu.regs.rip);
         self.nmi.reached(cpu.regs.rip);
         let assists = self.shared.decode_assists;
-        let mut exit = decode(v, &mut self.told, &mut self.nmi, assists, stay.irqs_off());
+        let mut exit = decode(v, &mut self.told, &mut self.nmi, assists);
         if stepping {
             exit = self.end_step(cpu, guest_tf, exit);
         }

@@ -124,14 +124,3 @@ pub(super) unsafe fn deliver_nmi(_: Current<'_>) {
     // SAFETY: Gate 2 is the kernel's NMI handler, which works from any context; the kernel has no red zone.
     unsafe { asm!("int 2") };
 }
-
-/// Hands a machine check to the kernel's handler.
-///
-/// # Safety
-///
-/// The last exit or failed entry of this CPU was a machine check, and the kernel's IDT (not FRED) is in use.
-#[cold]
-pub(super) unsafe fn deliver_machine_check(_: Current<'_>) {
-    // SAFETY: Gate 18 is the kernel's machine-check handler, which works from any context.
-    unsafe { asm!("int 18") };
-}

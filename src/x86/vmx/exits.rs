@@ -69,8 +69,6 @@ impl LastExit {
                 Exit::HostNmi
             }
             Exceptional::MachineCheck => {
-                // SAFETY: This was a machine-check exit; `probe` refused FRED.
-                unsafe { entry::deliver_machine_check(vm) };
                 self.interrupted = event::interrupted(vm);
                 Exit::HostMachineCheck
             }
@@ -140,8 +138,6 @@ pub(super) fn entry_failed(vm: Current<'_>, outcome: Outcome) -> Exit {
 pub(super) fn failed_late(vm: Current<'_>, reason: u32) -> Exit {
     event::withdraw(vm);
     if reason & 0xffff == reason::MACHINE_CHECK_ENTRY {
-        // SAFETY: A machine check during the entry; `probe` refused FRED.
-        unsafe { entry::deliver_machine_check(vm) };
         return Exit::HostMachineCheck;
     }
     pr_err_ratelimited!(
