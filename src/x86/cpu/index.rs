@@ -109,3 +109,4 @@ pub const TW_CFG: u32 = 0xc001_1023;
 pub const DE_CFG: u32 = 0xc001_1029;
 pub const BU_CFG2: u32 = 0xc001_102a;
 pub const EX_CFG: u32 = 0xc001_102c;
+pub const BP_CFG: u32 = 0xc001_102e;

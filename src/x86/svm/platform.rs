@@ -11,6 +11,7 @@ use super::asid::Pool;
 use super::msr::{fill_map, MAP_ORDER, TSC_FRACTION, TSC_RATIO_MAX, TSC_RATIO_ONE};
 use super::quirks::Quirks;
 use super::vmcb::HwPage;
+use crate::linux::bindings;
 use crate::linux::global::{Global, Owner};
 use crate::linux::irqflags::IrqGuard;
 use crate::linux::page::Pages;
@@ -204,8 +205,23 @@ pub(super) fn cpu_up() -> Result {
         // SAFETY: CPUID has the MSR. Stays begin with no scaling; who had SVM before may have left another value.
         unsafe { msr::write(index::TSC_RATIO, TSC_RATIO_ONE) };
     }
+    reduce_speculation(true);
     cpu.enabled.store(1, Ordering::Relaxed);
     Ok(())
+}
+
+/// Sets or clears BP_CFG.BpSpecReduce on this CPU where the kernel's answer to SRSO is that a hypervisor does so: guests
+/// then cannot steer the host's return predictions.
+fn reduce_speculation(on: bool) {
+    const BP_SPEC_REDUCE: u64 = 1 << 4;
+    if boot_cpu::has(bindings::X86_FEATURE_SRSO_BP_SPEC_REDUCE) {
+        // SAFETY: The feature says that there is such a bit. It restricts what is predicted, not what is computed, and
+        // it is a hypervisor's: the kernel alone sets others of the MSR, before modules run.
+        unsafe {
+            let old = msr::read(index::BP_CFG) & !BP_SPEC_REDUCE;
+            msr::write(index::BP_CFG, old | if on { BP_SPEC_REDUCE } else { 0 });
+        }
+    }
 }
 
 /// As [`crate::x86::vendor::Platform::cpu_down`].
@@ -223,4 +239,5 @@ pub(super) fn cpu_down() {
         msr::write(index::VM_HSAVE_PA, 0);
         msr::write(index::EFER, msr::read(index::EFER) & !efer::SVME);
     }
+    reduce_speculation(false);
 }
