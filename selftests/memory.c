@@ -305,6 +305,50 @@ TEST(poisoned)
 	CHECK_EQ(bus.count, 1);
 }
 
+/* The host-physical address of something in memory. */
+static uint64_t physical(const void *at)
+{
+	int fd = OK(open("/proc/self/pagemap", O_RDONLY));
+	uint64_t entry = 0;
+
+	REQUIRE(pread(fd, &entry, 8, (uintptr_t)at / 4096 * 8) == 8);
+	close(fd);
+	REQUIRE(entry >> 63);
+	return (entry & ((1ull << 55) - 1)) * 4096 + (uintptr_t)at % 4096;
+}
+
+/* Memory breaks while the guest reads it: tools/machine-check does that when it is told where. */
+TEST_NAMED(machine_check)
+{
+	struct sigaction action = { .sa_sigaction = on_bus, .sa_flags = SA_SIGINFO };
+	uint8_t *m = map(MIB);
+	pthread_t thread;
+	struct vm vm;
+	void *end;
+
+	REQUIRE(!madvise(m, MIB, MADV_NOHUGEPAGE));
+	VM_NEW_LONG(&vm, spin_read);
+	vm_slot(&vm, TEST_SLOT, 0, TEST_GPA, MIB, m);
+	vm_cells(&vm)[0] = TEST_GPA + 8;
+	*(volatile uint64_t *)(m + 8) = 1;
+	REQUIRE(!sigaction(SIGBUS, &action, NULL));
+	REQUIRE(!pthread_create(&thread, NULL, runner, &vm));
+	CHECK(wait_for(&vm_cells(&vm)[3], 1));
+	note("break %#llx", (unsigned long long)physical(m));
+	REQUIRE(!pthread_join(thread, &end));
+	CHECK_EQ((intptr_t)end, EINTR);
+	CHECK_EQ(vm_log(&vm)->count, 0);
+	CHECK_EQ(bus.count, 1);
+	CHECK_EQ(bus.code, BUS_MCEERR_AR);
+	CHECK_EQ(bus.at - m, 0);
+	/* The host has given the page up. A new one cures it. */
+	CHECK_EQ(vm_try_run(&vm), EINTR);
+	CHECK_EQ(bus.count, 2);
+	REQUIRE(mmap(m, 0x1000, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED, -1, 0) == m);
+	vm_cells(&vm)[4] = 1;
+	vm_expect(&vm, KVM_EXIT_HLT);
+}
+
 TEST(protection)
 {
 	struct vm vm;

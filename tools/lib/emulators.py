@@ -16,6 +16,13 @@ from .files import replace
 # vector, between the stores of error_code and of exception_is_int and exception_next_eip.
 QEMU_INJECTED_INTERRUPT = re.compile(
     rb"\x41\x0f\xb6.\x44\x89.....(\x89\xb3....)\xc7\x83....\0\0\0\0\x48\xc7\x83....\xff\xff\xff\xff", re.DOTALL)
+# In x86_cpu_exec_interrupt (target/i386/tcg/system/seg_helper.c): cpu_reset_interrupt(cs, CPU_INTERRUPT_MCE), then the
+# call of do_interrupt_x86_hardirq(env, EXCP12_MCHK, 0).
+QEMU_MACHINE_CHECK = re.compile(
+    rb"\xbe\0\x10\0\0\xe8....\x31\xd2\xbe\x12\0\0\0\x4c\x89\xe7\xe8(....)", re.DOTALL)
+# raise_exception (target/i386/tcg/excp_helper.c).
+QEMU_RAISE = re.compile(
+    rb"\xf3\x0f\x1e\xfa\x50\x58\x45\x31\xc9\x45\x31\xc0\x31\xc9\x31\xd2\x48\x83\xec\x08\xe8", re.DOTALL)
 # In BX_CPU_C::HandleExtInterrupt (cpu/event.cc) of Bochs 3.0: whether a virtual interrupt is pending, the jump to its
 # delivery.
 BOCHS_VIRTUAL_FIRST = re.compile(rb"\x48\x89\xdf\xf6\x83..\0\0\x02\x0f\x85", re.DOTALL)
@@ -50,7 +57,7 @@ def corrected(source, copy, corrections):
 def corrected_qemu(source):
     """The copy, or None, beside `source`: QEMU finds its files from its own place."""
     copy = source.with_name(f"{source.name}-corrected-{int(source.stat().st_mtime)}")
-    return corrected(source, copy, [inject_once])
+    return corrected(source, copy, [inject_once, machine_checks_intercepted])
 
 
 def corrected_bochs(source, directory):
@@ -70,6 +77,18 @@ def inject_once(binary):
         return False
     start, end = found[0].span(1)
     binary[start:end] = b"\x90" * (end - start)
+    return True
+
+
+def machine_checks_intercepted(binary):
+    """QEMU delivers a machine check (`mce` of its monitor) that comes while a guest runs by the guest's IDT, whether #MC
+    is intercepted or not. Corrected, it is raised like every other exception, which looks at the intercepts.
+    """
+    found, raising = (list(p.finditer(binary)) for p in (QEMU_MACHINE_CHECK, QEMU_RAISE))
+    if len(found) != 1 or len(raising) != 1:
+        return False
+    start, end = found[0].span(1)
+    binary[start:end] = struct.pack("<i", raising[0].start() - end)
     return True
 
 

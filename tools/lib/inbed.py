@@ -1,13 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0 OR MIT
-"""A command in a bed, as a child of ours. Used by badinput, bench, crate-tests and kvm-selftests."""
+"""A command in a bed, as a child of ours. Used by badinput, bench, crate-tests, kvm-selftests and machine-check."""
 
 import subprocess
 
 from .paths import REPO, TOOLS
 
 
-def in_bed(bed, options, command, **kw):
-    """Run the command in a bed: the finished process, with its output (text unless kw say otherwise)."""
+def start_in_bed(bed, options, command, start=subprocess.Popen, **kw):
+    """Start the command in a bed: the process, with its output (text unless kw say otherwise)."""
     words = [TOOLS / "bed", "--bed", bed, *options, "--", *command]
     kw = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "text": True, "errors": "replace"} | kw
-    return subprocess.run([str(word) for word in words], cwd=REPO, **kw)
+    return start([str(word) for word in words], cwd=REPO, **kw)
+
+
+def in_bed(bed, options, command, **kw):
+    """Run the command in a bed: the finished process, with its output."""
+    return start_in_bed(bed, options, command, subprocess.run, **kw)

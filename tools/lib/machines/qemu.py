@@ -15,7 +15,8 @@ IOMMUS = {"intel": "intel-iommu,intremap=on,caching-mode=on", "amd": "amd-iommu,
 
 
 def corrected():
-    """QEMU that delivers an injected interrupt once (emulators.py): counting instructions brings the fault out most."""
+    """QEMU that delivers an injected interrupt once, and a machine check to the hypervisor (emulators.py): counting
+    instructions brings the first fault out most."""
     source = ROOT / "usr/bin/qemu-system-x86_64"
     program = emulators.corrected_qemu(source)
     if not program:
@@ -28,7 +29,8 @@ def command(options, run):
     """QEMU's arguments."""
     machine = {"amd": "pc", "iommu": "q35,kernel-irqchip=split"}[options.bed]
     # rvmm lives with the fault (x86/svm/quirks.rs) and has to go on doing so; stock KVM does not.
-    program = corrected() if options.icount or options.kvm else "qemu-system-x86_64"
+    correct = options.corrected or options.icount or options.kvm
+    program = corrected() if correct else "qemu-system-x86_64"
     argv = [program, "-nodefaults", "-no-user-config", "-display", "none", "-no-reboot"]
     argv += ["-M", machine, "-accel", "tcg,thread=single", "-cpu", "max"]
     argv += ["-smp", str(options.smp), "-m", f"{options.mem}M"]
