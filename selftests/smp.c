@@ -2,7 +2,9 @@
 /* Several vCPUs at once: interrupts between them, to sleepers and to runners, timers on all, start-up of many. */
 #define _GNU_SOURCE
 #include "vm.h"
+#include <elf.h>
 #include <pthread.h>
+#include <sched.h>
 
 #define MAX_VCPUS	64
 #define VECTOR		0x55
@@ -184,4 +186,89 @@ TEST_SECONDS(start_many, 120)
 		OK(ioctl(vcpus[i].vcpu, KVM_SET_MP_STATE, &mp));
 	run_all(vcpus, MAX_VCPUS);
 	CHECK_EQ(vm_cells(&vm)[0], MAX_VCPUS - 1);
+}
+
+/* Address of a symbol of the host kernel's. */
+static uint64_t symbol(const char *name)
+{
+	FILE *f = fopen("/proc/kallsyms", "r");
+	uint64_t found = 0;
+	char line[512];
+
+	REQUIRE(f);
+	while (!found && fgets(line, sizeof(line), f)) {
+		unsigned long long at;
+		char which[256];
+
+		if (sscanf(line, "%llx %*c %255s", &at, which) == 2 && !strcmp(which, name))
+			found = at;
+	}
+	fclose(f);
+	if (!found)
+		skip("no symbol %s", name);
+	return found;
+}
+
+/* Reads the host kernel's memory. */
+static void kernel_read(uint64_t from, void *to, size_t bytes)
+{
+	int fd = OK(open("/proc/kcore", O_RDONLY));
+	Elf64_Phdr part;
+	Elf64_Ehdr head;
+
+	REQUIRE(pread(fd, &head, sizeof(head), 0) == sizeof(head));
+	for (unsigned int i = 0; i < head.e_phnum; i++) {
+		REQUIRE(pread(fd, &part, sizeof(part), head.e_phoff + i * sizeof(part)) == sizeof(part));
+		if (part.p_type == PT_LOAD && from >= part.p_vaddr && from - part.p_vaddr < part.p_memsz) {
+			REQUIRE(pread(fd, to, bytes, part.p_offset + (from - part.p_vaddr)) == (ssize_t)bytes);
+			close(fd);
+			return;
+		}
+	}
+	DIE("%#llx is not in /proc/kcore", (unsigned long long)from);
+}
+
+GUEST64(count_up,
+	"sti; 1: incq " STR(G_CELLS) "; cmpq $0, " STR(G_CELLS) "+8; je 1b; hlt\n");
+
+static void *run_on_cpu1(void *argument)
+{
+	struct vm *vm = argument;
+	cpu_set_t cpu;
+
+	CPU_ZERO(&cpu);
+	CPU_SET(1, &cpu);
+	REQUIRE(!sched_setaffinity(0, sizeof(cpu), &cpu));
+	vm_expect(vm, KVM_EXIT_HLT);
+	return NULL;
+}
+
+/*
+ * Where the host needs it (VMSCAPE), a CPU on which a guest has run does not come back to user space without an IBPB.
+ * The bed has been booted with vmscape=force and two CPUs.
+ */
+TEST_NAMED(ibpb_before_user)
+{
+	uint64_t flag = symbol("x86_ibpb_exit_to_user"), offsets = symbol("__per_cpu_offset"), offset;
+	pthread_t thread;
+	bool set = false;
+	cpu_set_t cpu;
+	struct vm vm;
+
+	CPU_ZERO(&cpu);
+	CPU_SET(0, &cpu);
+	REQUIRE(!sched_setaffinity(0, sizeof(cpu), &cpu));
+	kernel_read(offsets + 8, &offset, sizeof(offset));
+	VM_NEW_LONG(&vm, count_up);
+	REQUIRE(!pthread_create(&thread, NULL, run_on_cpu1, &vm));
+	while (!vm_cells(&vm)[0])
+		usleep(1000);
+	/* Ticks of the host end stays; other programs of that CPU take the flag down again. */
+	for (int i = 0; i < 1000 && !set; i++) {
+		usleep(2000);
+		kernel_read(flag + offset, &set, sizeof(set));
+	}
+	CHECK(set);
+	vm_cells(&vm)[1] = 1;
+	REQUIRE(!pthread_join(thread, NULL));
 }
