@@ -58,6 +58,12 @@ pub fn smt_possible() -> bool {
     unsafe { bindings::rvmm_smt_possible() }
 }
 
+/// Whether the command line turned all mitigations of speculative execution off (`mitigations=off`).
+pub fn mitigations_off() -> bool {
+    // SAFETY: Reads a constant.
+    unsafe { bindings::rvmm_mitigations_off() }
+}
+
 /// Physical-address width in bits, as the kernel uses it (memory encryption subtracted).
 pub fn phys_bits() -> u32 {
     // SAFETY: Reads data that is constant after boot.

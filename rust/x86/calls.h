@@ -8,6 +8,7 @@ SHIM(bool, boot_cpu_has, (unsigned int bit),
       bit < (NCAPINTS + NBUGINTS) * 32 && test_bit(bit, (unsigned long *)boot_cpu_data.x86_capability))
 SHIM(unsigned int, phys_bits, (void), boot_cpu_data.x86_phys_bits)
 SHIM(unsigned int, virt_bits, (void), boot_cpu_data.x86_virt_bits)
+SHIM(bool, mitigations_off, (void), cpu_mitigations_off())
 SHIM_VOID(ibpb_exit_to_user, (void), this_cpu_write(x86_ibpb_exit_to_user, true))
 /* What the kernel runs with, alternatives and command line applied. */
 SHIM(bool, fred_enabled, (void), cpu_feature_enabled(X86_FEATURE_FRED))

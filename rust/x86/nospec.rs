@@ -12,6 +12,9 @@ use core::arch::asm;
 use super::msr;
 use crate::linux::bindings;
 use crate::linux::irqflags::IrqsOff;
+use crate::linux::page::Pages;
+use kernel::page::PAGE_SIZE;
+use kernel::prelude::*;
 
 // SDM 4 table 2-2.
 const SPEC_CTRL: u32 = 0x48;
@@ -37,6 +40,40 @@ pub fn ibpb_exit_to_user(_irqs_off: IrqsOff<'_>) {
 pub fn flush_l1d() {
     // SAFETY: The bit is a command that empties a cache, which stays coherent.
     unsafe { msr::write(FLUSH_CMD, 1) };
+}
+
+/// What an L1 data cache is filled with where it cannot be told to empty itself ([`flush_l1d`]).
+pub struct L1dFiller(Pages);
+
+impl L1dFiller {
+    /// 64 KiB, which is twice such a processor's cache. May sleep. Errors: `ENOMEM`.
+    pub fn new() -> Result<Self> {
+        // Alike pages might be one under a hypervisor that merges them.
+        let pages = Pages::filled(4, |bytes| {
+            for (page, i) in bytes.chunks_mut(PAGE_SIZE).zip(1..) {
+                page.fill(i);
+            }
+        })?;
+        Ok(Self(pages))
+    }
+
+    /// Drives out what the cache held.
+    #[cold]
+    pub fn fill_l1d(&self) {
+        // The translations first, whose look-up would bring in something else.
+        self.read(PAGE_SIZE);
+        // Serialises.
+        super::cpuid::cpuid(0, 0);
+        self.read(64);
+        speculation_barrier();
+    }
+
+    fn read(&self, step: usize) {
+        for at in (0..self.0.len()).step_by(step) {
+            // SAFETY: The byte is in the pages, which are ours and never written again.
+            unsafe { self.0.as_ptr::<u8>().add(at).read_volatile() };
+        }
+    }
 }
 
 /// IA32_SPEC_CTRL (X86_FEATURE_MSR_SPEC_CTRL).

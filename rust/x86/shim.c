@@ -4,6 +4,7 @@
  */
 
 #include "../bindings_helper.h"
+#include <linux/cpu.h>
 #include <asm/apic.h>
 #include <asm/mce.h>
 

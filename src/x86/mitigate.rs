@@ -15,15 +15,17 @@
 use crate::linux::bindings as b;
 use crate::linux::global::{Global, Owner};
 use crate::linux::irqflags::{IrqsOff, ThisCpu};
+use crate::linux::nospec::{self, L1dFiller};
 use crate::linux::percpu::PerCpu;
-use crate::linux::{boot_cpu, nospec};
+use crate::linux::{boot_cpu, msr};
+use crate::x86::cpu::index;
 use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use kernel::prelude::*;
 use kernel::sync::Arc;
 
 /// VERW before entry: MDS, TAA, MMIO stale data, RFDS, TSA.
 const VERW: u32 = 1 << 0;
-/// L1D flush before the first entry of a stay: L1TF.
+/// L1D flush, or filling, before the first entry of a stay: L1TF.
 const L1D_FLUSH: u32 = 1 << 1;
 /// A division before entry: DIV0, the divider keeps the last quotient.
 const DIVIDE: u32 = 1 << 6;
@@ -42,10 +44,15 @@ static NEEDED: AtomicU32 = AtomicU32::new(0);
 /// Source of the identities in [`Token`].
 static NEXT_TOKEN: AtomicU64 = AtomicU64::new(1);
 
-/// The vCPU that each CPU ran last. Only that CPU writes it, with interrupts off.
-type Last = PerCpu<AtomicU64>;
+/// What all vCPUs share.
+struct Shared {
+    /// The vCPU that each CPU ran last. Only that CPU writes it, with interrupts off.
+    last: PerCpu<AtomicU64>,
+    /// For processors without the command that flushes the L1 data cache.
+    filler: Option<L1dFiller>,
+}
 
-static LAST: Global<Last> = Global::new();
+static SHARED: Global<Shared> = Global::new();
 
 /// Reads the kernel's decisions. New vCPUs find who ran last as long as the owner lives.
 pub(crate) fn init() -> Result<Owner> {
@@ -54,8 +61,12 @@ pub(crate) fn init() -> Result<Owner> {
     if has(b::X86_FEATURE_CLEAR_CPU_BUF_VM) || has(b::X86_FEATURE_CLEAR_CPU_BUF_VM_MMIO) {
         needed |= VERW;
     }
-    if boot_cpu::bug(boot_cpu::Bug::L1tf) && has(b::X86_FEATURE_FLUSH_L1D) {
+    let mut filler = None;
+    if leaks_l1d() {
         needed |= L1D_FLUSH;
+        if !has(b::X86_FEATURE_FLUSH_L1D) {
+            filler = Some(L1dFiller::new()?);
+        }
     }
     if boot_cpu::bug(boot_cpu::Bug::Div0) {
         needed |= DIVIDE;
@@ -80,23 +91,33 @@ pub(crate) fn init() -> Result<Owner> {
     } else if has(b::X86_FEATURE_RSB_VMEXIT_LITE) {
         needed |= RSB_ONE;
     }
-    let owner = LAST.set(PerCpu::new(|_| Ok(AtomicU64::new(0)))?)?;
+    let last = PerCpu::new(|_| Ok(AtomicU64::new(0)))?;
+    let owner = SHARED.set(Shared { last, filler })?;
     NEEDED.store(needed, Ordering::Relaxed);
     Ok(owner)
+}
+
+/// Whether a guest could read what the L1 data cache holds (L1TF). For `l1tf=off` the kernel leaves no feature bit.
+fn leaks_l1d() -> bool {
+    // IA32_ARCH_CAPABILITIES.SKIP_L1DFL_VMENTRY: the hypervisor below does it (SDM 4 table 2-2).
+    const SKIP: u64 = 1 << 3;
+    boot_cpu::bug(boot_cpu::Bug::L1tf)
+        && !boot_cpu::mitigations_off()
+        && msr::read_safe(index::ARCH_CAPABILITIES).unwrap_or(0) & SKIP == 0
 }
 
 /// A vCPU, for [`begin_stay`] to know it from others.
 pub(crate) struct Token {
     /// Never used again.
     id: u64,
-    last: Arc<Last>,
+    shared: Arc<Shared>,
 }
 
 /// A token for a new vCPU.
 pub(crate) fn token() -> Result<Token> {
     Ok(Token {
         id: NEXT_TOKEN.fetch_add(1, Ordering::Relaxed),
-        last: LAST.get().ok_or(ENODEV)?,
+        shared: SHARED.get().ok_or(ENODEV)?,
     })
 }
 
@@ -107,7 +128,8 @@ pub(crate) fn begin_stay(token: &Token, this_cpu: ThisCpu<'_>) {
     if needed & (IBPB_SWITCH | L1D_FLUSH) == 0 {
         return;
     }
-    let last = token.last.of(this_cpu.number());
+    let shared = &token.shared;
+    let last = shared.last.of(this_cpu.number());
     if last.is_none_or(|l| l.load(Ordering::Relaxed) != token.id) {
         if let Some(last) = last {
             last.store(token.id, Ordering::Relaxed);
@@ -117,7 +139,10 @@ pub(crate) fn begin_stay(token: &Token, this_cpu: ThisCpu<'_>) {
         }
     }
     if needed & L1D_FLUSH != 0 {
-        nospec::flush_l1d();
+        match &shared.filler {
+            Some(filler) => filler.fill_l1d(),
+            None => nospec::flush_l1d(),
+        }
     }
 }
 
