@@ -81,8 +81,8 @@ def inject_once(binary):
 
 
 def machine_checks_intercepted(binary):
-    """QEMU delivers a machine check (`mce` of its monitor) that comes while a guest runs by the guest's IDT, whether #MC
-    is intercepted or not. Corrected, it is raised like every other exception, which looks at the intercepts.
+    """QEMU delivers a machine check (`mce` of its monitor) that comes while a guest runs by the guest's IDT, whether
+    #MC is intercepted or not. Corrected, it is raised like every other exception, which looks at the intercepts.
     """
     found, raising = (list(p.finditer(binary)) for p in (QEMU_MACHINE_CHECK, QEMU_RAISE))
     if len(found) != 1 or len(raising) != 1:
