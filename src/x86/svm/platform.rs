@@ -210,8 +210,8 @@ pub(super) fn cpu_up() -> Result {
     Ok(())
 }
 
-/// Sets or clears BP_CFG.BpSpecReduce on this CPU where the kernel's answer to SRSO is that a hypervisor does so: guests
-/// then cannot steer the host's return predictions.
+/// Sets or clears BP_CFG.BpSpecReduce on this CPU where the kernel's answer to SRSO is that a hypervisor does so:
+/// guests then cannot steer the host's return predictions.
 fn reduce_speculation(on: bool) {
     const BP_SPEC_REDUCE: u64 = 1 << 4;
     if boot_cpu::has(bindings::X86_FEATURE_SRSO_BP_SPEC_REDUCE) {
