@@ -67,21 +67,14 @@ pub(super) fn field(s: &mut Save, index: u32) -> Option<&mut u64> {
     })
 }
 
-/// DEBUGCTL as the processor has it for a guest whose value is `guest`. VMRUN switches the register only with LBR
-/// virtualisation. Without it the guest's LBR would record the host as well, and guests cannot read what is recorded.
-const fn loaded_debugctl(guest: u64) -> u64 {
-    /// Single-step on branches (APM 2 13.1.1).
-    const BTF: u64 = 1 << 1;
-    guest & BTF
-}
-
 /// The guest's values of MSRs that are loaded for a whole stay, and the host's meanwhile.
 pub(super) struct Stayed {
     /// TSC_AUX.
     pub(super) tsc_aux: u64,
     /// The ratio by which the guest's TSC is scaled.
     pub(super) tsc_ratio: u64,
-    /// The host's DEBUGCTL. In a guest its bus-lock traps and branch records have no place.
+    /// The host's DEBUGCTL. VMRUN switches the register only with LBR virtualisation; in a guest the host's bus-lock
+    /// traps and branch records have no place.
     host_debugctl: u64,
 }
 
@@ -93,12 +86,15 @@ impl Stayed {
         host_debugctl: 0,
     };
 
-    /// Loads the guest's values, of which `debugctl` is one. `host_aux` is this CPU's TSC_AUX, if it has one.
+    /// Loads the guest's values; its DEBUGCTL is 0. `host_aux` is this CPU's TSC_AUX, if it has one.
     #[inline]
-    pub(super) fn begin_stay(&mut self, host_aux: Option<u64>, debugctl: u64) {
+    pub(super) fn begin_stay(&mut self, host_aux: Option<u64>) {
         // SAFETY: Every 64-bit processor has DEBUGCTL.
         self.host_debugctl = unsafe { msr::read(index::DEBUGCTL) };
-        self.load_debugctl(debugctl, self.host_debugctl);
+        if self.host_debugctl != 0 {
+            // SAFETY: The kernel needs neither traps nor records of a stay; `end_stay` puts the host's value back.
+            unsafe { msr::write(index::DEBUGCTL, 0) };
+        }
         if host_aux.is_some_and(|aux| aux != self.tsc_aux) {
             // SAFETY: TSC_AUX is read by user-space RDTSCP and RDPID only; `end_stay` puts the host's value back.
             unsafe { msr::write(index::TSC_AUX, self.tsc_aux) };
@@ -110,26 +106,10 @@ impl Stayed {
         }
     }
 
-    /// Loads DEBUGCTL for a guest whose value is `guest`; the processor has `now`.
+    /// Puts the host's values back; `host_aux` as in `begin_stay`.
     #[inline]
-    fn load_debugctl(&self, guest: u64, now: u64) {
-        let value = loaded_debugctl(guest);
-        if value != now {
-            // SAFETY: BTF alone, which matters where RFLAGS.TF is set, so not to the host in a stay; `end_stay` puts
-            // the host's value back.
-            unsafe { msr::write(index::DEBUGCTL, value) };
-        }
-    }
-
-    /// In a stay the guest's DEBUGCTL, which was `old`, has become `new`.
-    pub(super) fn change_debugctl(&self, old: u64, new: u64) {
-        self.load_debugctl(new, loaded_debugctl(old));
-    }
-
-    /// Puts the host's values back; `host_aux` and `debugctl` as in `begin_stay`.
-    #[inline]
-    pub(super) fn end_stay(&self, host_aux: Option<u64>, debugctl: u64) {
-        if self.host_debugctl != loaded_debugctl(debugctl) {
+    pub(super) fn end_stay(&self, host_aux: Option<u64>) {
+        if self.host_debugctl != 0 {
             // SAFETY: The value is the one that this CPU had before the stay.
             unsafe { msr::write(index::DEBUGCTL, self.host_debugctl) };
         }

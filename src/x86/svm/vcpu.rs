@@ -278,7 +278,7 @@ impl VcpuBackend for SvmVcpu {
         unsafe { entry::vmsave(self.host_extra) };
         self.host_debug.begin_stay();
         let tsc_aux = self.host_tsc_aux(cpu);
-        self.msrs.begin_stay(tsc_aux, self.vmcb.save.debugctl);
+        self.msrs.begin_stay(tsc_aux);
         Ok(())
     }
 
@@ -288,7 +288,7 @@ impl VcpuBackend for SvmVcpu {
             return;
         };
         let tsc_aux = self.host_tsc_aux(cpu);
-        self.msrs.end_stay(tsc_aux, self.vmcb.save.debugctl);
+        self.msrs.end_stay(tsc_aux);
         self.host_debug.end_stay(self.vmcb.save.dr6);
     }
 
@@ -436,14 +436,8 @@ impl VcpuBackend for SvmVcpu {
             self.msrs.set_tsc_aux(value, live);
             return true;
         }
-        let Some(field) = field(&mut self.vmcb.save, index) else {
-            return false;
-        };
-        let old = core::mem::replace(field, value);
-        if index == index::DEBUGCTL && self.stay.is_some() {
-            self.msrs.change_debugctl(old, value);
-        }
-        true
+        let field = field(&mut self.vmcb.save, index);
+        field.map(|f| *f = value).is_some()
     }
 
     fn set_tsc_offset(&mut self, offset: u64) {
