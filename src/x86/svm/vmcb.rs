@@ -2,10 +2,10 @@
 //! The virtual machine control block (APM 2 appendix B).
 
 use crate::linux::page::Pages;
+use crate::mem::addr::Level;
 use crate::x86::cpu::regs::Segment;
 use core::mem::offset_of;
 use core::ops::{Deref, DerefMut};
-use kernel::page::PAGE_SIZE;
 use kernel::prelude::*;
 
 /// Control area, VMCB offset 0 (APM 2 table B-1).
@@ -125,20 +125,28 @@ pub(super) struct HwPage(Pages);
 impl HwPage {
     /// A page of zeroes. Errors: `ENOMEM`.
     pub(super) fn new() -> Result<Self> {
-        // The second page of two, which are aligned as a pair.
-        Pages::new(1).map(Self)
+        // Those that are aligned so are held until there is another one, or else the next one would be the same.
+        let mut aligned = [const { None }; 8];
+        for held in &mut aligned {
+            let page = Pages::new(0)?;
+            if page.phys() % Level::L2.size() != 0 {
+                return Ok(Self(page));
+            }
+            *held = Some(page);
+        }
+        Err(ENOMEM)
     }
 
     /// Physical address.
     #[inline(always)]
     pub(super) fn phys(&self) -> u64 {
-        self.0.phys() + PAGE_SIZE as u64
+        self.0.phys()
     }
 
     /// Address, as that of a `T`.
     #[inline(always)]
     fn as_ptr<T>(&self) -> *mut T {
-        self.0.as_ptr::<u8>().wrapping_add(PAGE_SIZE).cast()
+        self.0.as_ptr()
     }
 }
 
