@@ -8,9 +8,8 @@
 //! `main` calls [`init`]; the run loop and the vendors call the rest, in a stay (interrupts off).
 //!
 //! SPEC_CTRL: the host's value stays in force in a guest until the guest sets its own, which is then exchanged around
-//! every entry ([`SpecCtrl`]). Not covered, because the kernel's code for it cannot be reached by a module:
-//! untraining of return instructions on AMD (retbleed, SRSO), for which an IBPB after each exit stands in; it is
-//! slower and no weaker.
+//! every entry ([`SpecCtrl`]). For the untraining of return instructions on AMD (retbleed, SRSO) an IBPB after each exit
+//! stands in, which is slower and comes after a return: docs/silicon.md lists what is open.
 
 use crate::linux::bindings as b;
 use crate::linux::global::{Global, Owner};
@@ -27,8 +26,6 @@ use kernel::sync::Arc;
 const VERW: u32 = 1 << 0;
 /// L1D flush, or filling, before the first entry of a stay: L1TF.
 const L1D_FLUSH: u32 = 1 << 1;
-/// A division before entry: DIV0, the divider keeps the last quotient.
-const DIVIDE: u32 = 1 << 6;
 /// IBPB when a CPU turns to another vCPU: Spectre v2 between guests.
 const IBPB_SWITCH: u32 = 1 << 2;
 /// IBPB after each exit.
@@ -39,6 +36,13 @@ const RSB_FILL: u32 = 1 << 4;
 const RSB_ONE: u32 = 1 << 5;
 /// IBPB before user space runs on this CPU again: VMSCAPE.
 const IBPB_USER: u32 = 1 << 6;
+/// A division before entry: DIV0, the divider keeps the last quotient.
+const DIVIDE: u32 = 1 << 7;
+
+// Each has a bit of its own.
+const _: () = assert!(
+    VERW | L1D_FLUSH | IBPB_SWITCH | IBPB_EXIT | RSB_FILL | RSB_ONE | IBPB_USER | DIVIDE == 0xff
+);
 
 static NEEDED: AtomicU32 = AtomicU32::new(0);
 /// Source of the identities in [`Token`].
