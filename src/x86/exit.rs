@@ -114,10 +114,11 @@ impl Exit {
 }
 
 /// A row of [`INSTRUCTIONS`]: the exit, its basic exit reasons on VMX, its exit codes on SVM.
-pub type Instruction = (Exit, &'static [u32], &'static [u64]);
+pub type Instruction = (Exit, &'static [u32], &'static [u32]);
 
 /// The exits that say no more than that one of certain instructions was met, with the numbers that the vendors have for
-/// them (SDM 3D table C-1, APM 2 appendix C). Both vendors' `decode` make a table of their own numbers from it.
+/// them (SDM 3D table C-1, APM 2 appendix C). Both vendors' `decode` make a table of their own numbers from it, by
+/// [`by_number`].
 ///
 /// On VMX the processor tells the instruction's length (SDM 3C 28.2.5), and many of these exits want a control in
 /// `src/x86/vmx/config.rs`. On SVM a code from 60H to 9FH is intercepted because it stands here.
@@ -143,6 +144,38 @@ pub const INSTRUCTIONS: &[Instruction] = &[
         &[0x73, 0x7a, 0x80, 0x82, 0x83, 0x84, 0x85, 0x86, 0x8e],
     ),
 ];
+
+/// Which numbers of [`INSTRUCTIONS`] are meant.
+#[derive(Clone, Copy, Debug)]
+pub enum Numbers {
+    /// Basic exit reasons (VMX).
+    Reasons,
+    /// Exit codes (SVM).
+    Codes,
+}
+
+/// The exits of [`INSTRUCTIONS`] by number: `N` of them, from `first` on. For constants: a number outside of these, or
+/// one that two exits have, does not compile there.
+pub const fn by_number<const N: usize>(numbers: Numbers, first: u32) -> [Option<Exit>; N] {
+    let mut table = [None; N];
+    let mut row = 0;
+    while row < INSTRUCTIONS.len() {
+        let (exit, reasons, codes) = INSTRUCTIONS[row];
+        let list = match numbers {
+            Numbers::Reasons => reasons,
+            Numbers::Codes => codes,
+        };
+        let mut i = 0;
+        while i < list.len() {
+            let slot = &mut table[(list[i] - first) as usize];
+            assert!(slot.is_none(), "two exits have this number");
+            *slot = Some(exit);
+            i += 1;
+        }
+        row += 1;
+    }
+    table
+}
 
 /// A port access (SDM 3C 28.2.1 table 28-5, APM 2 15.10.2).
 #[derive(Clone, Copy, Debug)]

@@ -8,8 +8,8 @@
 //! `main` calls [`init`]; the run loop and the vendors call the rest, in a stay (interrupts off).
 //!
 //! SPEC_CTRL: the host's value stays in force in a guest until the guest sets its own, which is then exchanged around
-//! every entry ([`SpecCtrl`]). For the untraining of return instructions on AMD (retbleed, SRSO) an IBPB after each exit
-//! stands in, which is slower and comes after a return: docs/silicon.md lists what is open.
+//! every entry ([`SpecCtrl`]). For the untraining of return instructions on AMD (retbleed, SRSO) an IBPB after each
+//! exit stands in, which is slower and comes after a return: docs/silicon.md lists what is open.
 
 use crate::linux::bindings as b;
 use crate::linux::global::{Global, Owner};

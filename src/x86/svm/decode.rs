@@ -8,7 +8,7 @@ use super::nmi::Nmi;
 use super::vmcb::{exit, misc1, vintr, Control, Vmcb};
 use crate::mem::addr::Gpa;
 use crate::x86::cpu::regs::Gpr;
-use crate::x86::exit::{CrAccess, CrOp, Exception, Exit, Io, NestedFault, INSTRUCTIONS};
+use crate::x86::exit::{by_number, CrAccess, CrOp, Exception, Exit, Io, NestedFault, Numbers};
 
 /// What else an exit tells, besides [`Exit`].
 pub(super) struct Told {
@@ -136,23 +136,8 @@ fn rare(v: &mut Vmcb, nmi: &mut Nmi, assists: bool) -> Exit {
     }
 }
 
-/// The rows of [`INSTRUCTIONS`] by exit code, for the intercepts of vectors 3 and 4: codes 60H to 9FH.
-const BY_CODE: [Option<Exit>; 64] = {
-    let mut table = [None; 64];
-    let mut row = 0;
-    while row < INSTRUCTIONS.len() {
-        let (exit, _, codes) = INSTRUCTIONS[row];
-        let mut i = 0;
-        while i < codes.len() {
-            let slot = &mut table[(codes[i] - exit::VECTOR_3) as usize];
-            assert!(slot.is_none(), "two exits have this code");
-            *slot = Some(exit);
-            i += 1;
-        }
-        row += 1;
-    }
-    table
-};
+/// The exits by exit code, for the intercepts of vectors 3 and 4: codes 60H to 9FH.
+const BY_CODE: [Option<Exit>; 64] = by_number(Numbers::Codes, exit::VECTOR_3 as u32);
 
 /// What exit code `code` means when an instruction is all there is to say.
 fn instruction(code: u64) -> Option<Exit> {
@@ -161,7 +146,7 @@ fn instruction(code: u64) -> Option<Exit> {
     TABLE.get(i).copied().flatten()
 }
 
-/// The bits of intercept vectors 3 and 4 that [`INSTRUCTIONS`] ask for: the bits of a vector have consecutive codes.
+/// The bits of intercept vectors 3 and 4 that these exits ask for: the bits of a vector have consecutive codes.
 pub(super) const INTERCEPTS: [u32; 2] = {
     let mut vectors = [0; 2];
     let mut i = 0;

@@ -10,7 +10,7 @@ use super::vmcs::*;
 use crate::mem::addr::Gpa;
 use crate::x86::cpu::events::vector;
 use crate::x86::cpu::regs::Gpr;
-use crate::x86::exit::{CrAccess, CrOp, Exception, Exit, Io, NestedFault, INSTRUCTIONS};
+use crate::x86::exit::{by_number, CrAccess, CrOp, Exception, Exit, Io, NestedFault, Numbers};
 
 /// What else an exit tells, besides [`Exit`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -27,23 +27,8 @@ pub(super) enum Class {
 /// qualification (SDM 3C 28.2.3).
 pub(super) const QUAL_NMI_UNBLOCKED: u64 = 1 << 12;
 
-/// The rows of [`INSTRUCTIONS`] by basic exit reason.
-const BY_REASON: [Option<Exit>; 128] = {
-    let mut table = [None; 128];
-    let mut row = 0;
-    while row < INSTRUCTIONS.len() {
-        let (exit, reasons, _) = INSTRUCTIONS[row];
-        let mut i = 0;
-        while i < reasons.len() {
-            let slot = &mut table[reasons[i] as usize];
-            assert!(slot.is_none(), "two exits have this reason");
-            *slot = Some(exit);
-            i += 1;
-        }
-        row += 1;
-    }
-    table
-};
+/// The exits by basic exit reason.
+const BY_REASON: [Option<Exit>; 128] = by_number(Numbers::Reasons, 0);
 
 /// The neutral form of exit reason `code` when an instruction is all there is to say; its length is valid then.
 #[inline(always)]
