@@ -2,26 +2,27 @@
 //! The documents against the source: every ioctl and capability is described, every link and make target exists, and
 //! what `hacking.md` shows of the tree is there.
 
+mod tree;
+
 use std::collections::BTreeSet;
 use std::fs;
-use std::path::{Path, PathBuf};
+use tree::{files, repository};
 
-const DOCUMENTS: [&str; 7] = [
-    "README.md",
-    "docs/abi.md",
-    "docs/design.md",
-    "docs/figures.md",
-    "docs/hacking.md",
-    "docs/launcher.md",
-    "docs/limits.md",
-];
-
-fn repository() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("../..")
+/// The documents: the README, and what is in docs/.
+fn documents() -> Vec<String> {
+    let mut documents = files("docs");
+    documents.retain(|d| d.ends_with(".md"));
+    documents.push("README.md".to_owned());
+    assert!(documents.len() >= 8, "only {documents:?} found");
+    documents
 }
 
 fn text(path: &str) -> String {
     fs::read_to_string(repository().join(path)).unwrap_or_else(|e| panic!("{path}: {e}"))
+}
+
+fn rust_files(folder: &str) -> impl Iterator<Item = String> {
+    files(folder).into_iter().filter(|f| f.ends_with(".rs"))
 }
 
 /// The words of `text` that begin with `prefix` and go on in capitals, digits and underscores.
@@ -31,6 +32,14 @@ fn names(text: &str, prefix: &str) -> BTreeSet<String> {
         .filter(|w| !w.contains(|c: char| c.is_ascii_lowercase()))
         .map(str::to_owned)
         .collect()
+}
+
+/// What stands in `text` behind the first `start`, up to `end` or to the end of it all.
+fn between<'a>(text: &'a str, start: &str, end: &str) -> &'a str {
+    let (_, rest) = text
+        .split_once(start)
+        .unwrap_or_else(|| panic!("no {start:?}"));
+    rest.split(end).next().unwrap()
 }
 
 /// `abi.md` without what it says is not there.
@@ -62,25 +71,15 @@ fn every_ioctl_is_described() {
 #[test]
 fn capabilities_are_those_of_the_source() {
     let mut offered = BTreeSet::new();
-    for folder in ["src/kvm", "src/kvm/x86"] {
-        for file in fs::read_dir(repository().join(folder)).unwrap() {
-            let path = file.unwrap().path();
-            if path.extension().is_none_or(|e| e != "rs") {
-                continue;
-            }
-            for line in fs::read_to_string(path).unwrap().lines() {
-                let code = line.split("//").next().unwrap();
-                offered.extend(names(code, "KVM_CAP_"));
-                offered.extend(names(code, "RVMM_CAP_"));
-            }
+    for file in rust_files("src/kvm") {
+        for line in text(&file).lines() {
+            let code = line.split("//").next().unwrap();
+            offered.extend(names(code, "KVM_CAP_"));
+            offered.extend(names(code, "RVMM_CAP_"));
         }
     }
     let abi = abi();
-    let table = abi
-        .split("\n## Capabilities")
-        .nth(1)
-        .and_then(|s| s.split("\n## ").next())
-        .unwrap();
+    let table = between(&abi, "\n## Capabilities", "\n## ");
     let described: BTreeSet<_> = names(table, "KVM_CAP_")
         .union(&names(table, "RVMM_CAP_"))
         .cloned()
@@ -109,9 +108,9 @@ fn what_is_not_there_is_not_in_the_source() {
 
 #[test]
 fn links_lead_somewhere() {
-    for document in DOCUMENTS {
-        let folder = repository().join(document).parent().unwrap().to_path_buf();
-        for part in text(document).split("](").skip(1) {
+    for document in documents() {
+        let folder = repository().join(&document).parent().unwrap().to_path_buf();
+        for part in text(&document).split("](").skip(1) {
             let link = part.split(')').next().unwrap();
             if link.contains("://") || link.starts_with('#') {
                 continue;
@@ -146,8 +145,8 @@ fn make_targets_and_tools_exist() {
             "README.md names `make {target}`, which the Makefile does not have"
         );
     }
-    for document in DOCUMENTS {
-        let text = text(document);
+    for document in documents() {
+        let text = text(&document);
         for part in text.split('`').skip(1).step_by(2) {
             let word = part.split([' ', ':', '(', '{', ',']).next().unwrap();
             let ours = ["src/", "rust/", "tools/", "selftests/", "uapi/", "docs/"];
@@ -161,19 +160,7 @@ fn make_targets_and_tools_exist() {
     }
 }
 
-/// Files below `folder` with the keyword `unsafe` outside of comments.
-fn unsafe_files(folder: &str, found: &mut BTreeSet<String>) {
-    for entry in fs::read_dir(repository().join(folder)).unwrap() {
-        let entry = entry.unwrap();
-        let path = format!("{folder}/{}", entry.file_name().to_str().unwrap());
-        if entry.file_type().unwrap().is_dir() {
-            unsafe_files(&path, found);
-        } else if path.ends_with(".rs") && text(&path).lines().any(has_unsafe) {
-            found.insert(path);
-        }
-    }
-}
-
+/// Whether a line has the keyword `unsafe` outside of a comment.
 fn has_unsafe(line: &str) -> bool {
     line.split("//")
         .next()
@@ -187,20 +174,17 @@ fn unsafe_code_is_where_the_design_says() {
     const FOLDERS: [&str; 2] = ["src/x86/vmx", "src/x86/svm"];
     const FILES: [&str; 1] = ["src/mem/mmu.rs"];
     let design = text("docs/design.md");
-    let said = design
-        .split("\n*Unsafe code* is in")
-        .nth(1)
-        .and_then(|s| s.split("\n\n").next())
-        .unwrap();
+    let said = between(&design, "\n*Unsafe code* is in", "\n\n");
     for place in FOLDERS.iter().chain(&FILES) {
         assert!(
             said.contains(&format!("`{place}`")),
             "docs/design.md does not name {place}"
         );
     }
-    let mut found = BTreeSet::new();
-    unsafe_files("src", &mut found);
-    found.retain(|f| !FOLDERS.iter().any(|d| f.starts_with(&format!("{d}/"))));
+    let found: BTreeSet<_> = rust_files("src")
+        .filter(|f| !FOLDERS.iter().any(|d| f.starts_with(&format!("{d}/"))))
+        .filter(|f| text(f).lines().any(has_unsafe))
+        .collect();
     let allowed: BTreeSet<_> = FILES.iter().map(|f| f.to_string()).collect();
     assert_eq!(
         found, allowed,
@@ -224,11 +208,11 @@ fn added(hunks: &str) -> Vec<Vec<&str>> {
 #[test]
 fn examples_of_how_to_add_stand_in_the_tree() {
     let hacking = text("docs/hacking.md");
-    let how = hacking
-        .split("\n## How to add an ioctl, an exit or an MSR\n")
-        .nth(1)
-        .and_then(|s| s.split("\n## ").next())
-        .unwrap();
+    let how = between(
+        &hacking,
+        "\n## How to add an ioctl, an exit or an MSR\n",
+        "\n## ",
+    );
     let sections: Vec<_> = how.split("\n### ").skip(1).collect();
     assert_eq!(sections.len(), 3, "an ioctl, an exit, an MSR");
     for section in sections {
