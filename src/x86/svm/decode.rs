@@ -7,6 +7,7 @@ use super::breakpoints::DR6_RESET;
 use super::nmi::Nmi;
 use super::vmcb::{exit, misc1, vintr, Control, Vmcb};
 use crate::mem::addr::Gpa;
+use crate::x86::cpu::events::vector;
 use crate::x86::cpu::regs::Gpr;
 use crate::x86::exit::{by_number, CrAccess, CrOp, Exception, Exit, Io, NestedFault, Numbers};
 
@@ -172,7 +173,7 @@ fn cr_access(cr: u64, write: bool, info1: u64, assists: bool) -> Exit {
 /// An intercepted exception; a machine check is the host's. `dr6` is the guest's: accesses are intercepted and
 /// each entry loads the value of RESET, so that it tells this exception's conditions.
 fn exception(vector: u8, info1: u64, info2: u64, dr6: u64) -> Exit {
-    if vector == 18 {
+    if vector == vector::MC {
         return Exit::HostMachineCheck;
     }
     Exit::Exception(Exception {
