@@ -65,7 +65,6 @@ static const unsigned int RVMM_BUG_GDS = X86_BUG_GDS;
 static const unsigned int RVMM_BUG_RFDS = X86_BUG_RFDS;
 static const unsigned int RVMM_BUG_ITS = X86_BUG_ITS;
 static const unsigned int RVMM_BUG_SMT_RSB = X86_BUG_SMT_RSB;
-static const unsigned int RVMM_BUG_DIV0 = X86_BUG_DIV0;
 static const unsigned int RVMM_FMODE_PREAD = FMODE_PREAD;
 static const unsigned int RVMM_FOLL_WRITE = FOLL_WRITE;
 static const unsigned int RVMM_FOLL_LONGTERM = FOLL_LONGTERM;
@@ -133,8 +132,7 @@ void rvmm_read_clocks(struct rvmm_clocks *c);
 
 int rvmm_xrstor64(const void *area, u64 mask);
 int rvmm_fxrstor64(const void *area);
-void rvmm_fill_rsb(void);
-void rvmm_fill_rsb_one(void);
+void rvmm_ibpb(void);
 unsigned int rvmm_posted_vector(void);
 void rvmm_send_posted(unsigned int cpu);
 void rvmm_host_interrupt(u8 vector);

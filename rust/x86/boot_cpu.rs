@@ -44,7 +44,6 @@ pub enum Bug {
     Rfds = bindings::RVMM_BUG_RFDS,
     Its = bindings::RVMM_BUG_ITS,
     SmtRsb = bindings::RVMM_BUG_SMT_RSB,
-    Div0 = bindings::RVMM_BUG_DIV0,
 }
 
 /// Whether the kernel found `bug` in this CPU.
@@ -105,19 +104,4 @@ pub fn memory_encrypted() -> bool {
 pub fn la57() -> bool {
     // SAFETY: Reads a constant.
     unsafe { bindings::rvmm_la57_enabled() }
-}
-
-/// Fills the return-stack buffer with entries that lead nowhere, as the kernel does where a less trusted
-/// return stack must not steer it (asm/nospec-branch.h).
-#[inline]
-pub fn fill_rsb() {
-    // SAFETY: Balanced on the stack, no other effect.
-    unsafe { bindings::rvmm_fill_rsb() };
-}
-
-/// Puts one entry on the return stack, which is enough where the kernel says so (X86_FEATURE_RSB_VMEXIT_LITE).
-#[inline]
-pub fn fill_rsb_one() {
-    // SAFETY: The stack is as before when it returns.
-    unsafe { bindings::rvmm_fill_rsb_one() };
 }

@@ -17,15 +17,13 @@ use kernel::page::PAGE_SIZE;
 use kernel::prelude::*;
 
 // SDM 4 table 2-2.
-const SPEC_CTRL: u32 = 0x48;
-const PRED_CMD: u32 = 0x49;
 const FLUSH_CMD: u32 = 0x10b;
 
-/// Forgets indirect branch predictions (IA32_PRED_CMD.IBPB; X86_FEATURE_IBPB).
+/// Forgets branch predictions, the return stack's too (IA32_PRED_CMD.IBPB; X86_FEATURE_IBPB).
 #[inline(always)]
 pub fn ibpb() {
-    // SAFETY: The bit is a command that empties predictors.
-    unsafe { msr::write(PRED_CMD, 1) };
+    // SAFETY: A command that empties predictors, by the C calling convention.
+    unsafe { bindings::rvmm_ibpb() };
 }
 
 /// Has the kernel do [`ibpb`] before this CPU runs user space again (X86_FEATURE_IBPB_EXIT_TO_USER).
@@ -76,36 +74,21 @@ impl L1dFiller {
     }
 }
 
-/// IA32_SPEC_CTRL (X86_FEATURE_MSR_SPEC_CTRL).
-#[inline(always)]
-pub fn spec_ctrl() -> u64 {
-    // SAFETY: Reading it has no side effect.
-    unsafe { msr::read(SPEC_CTRL) }
+extern "C" {
+    /// Per CPU (asm/nospec-branch.h).
+    static x86_spec_ctrl_current: u64;
 }
 
-/// Sets IA32_SPEC_CTRL. The kernel remembers its own value per CPU: it has to be put back before interrupts come on.
+/// What the kernel has in IA32_SPEC_CTRL on this CPU while it runs this thread; 0 where there is no such MSR.
 #[inline(always)]
-pub fn set_spec_ctrl(value: u64) {
-    // SAFETY: The value restricts speculation more or less; what is computed does not depend on it.
-    unsafe { msr::write(SPEC_CTRL, value) };
-}
-
-/// Overwrites the CPU's buffers where VERW does so (X86_FEATURE_CLEAR_CPU_BUF).
-#[inline(always)]
-pub fn clear_cpu_buffers() {
-    /// A selector that VERW accepts: the kernel's data segment.
-    static SELECTOR: u16 = bindings::__KERNEL_DS as u16;
-    // SAFETY: VERW reads the selector and changes ZF, which is not declared preserved.
-    unsafe { asm!("verw word ptr [{}]", in(reg) &raw const SELECTOR, options(nostack, readonly)) };
-}
-
-/// Overwrites what a division has left in the divider (X86_BUG_DIV0).
-#[inline(always)]
-pub fn clear_divider() {
-    // SAFETY: 0 divided by 1: no #DE, no memory, and RFLAGS is not declared preserved.
+pub fn spec_ctrl_current(_irqs_off: IrqsOff<'_>) -> u64 {
+    let value;
+    // SAFETY: In the kernel GS is the base of this CPU's variables, of which this is one (asm/percpu.h).
     unsafe {
-        asm!("div {:e}", in(reg) 1u32, inout("eax") 0u32 => _, inout("edx") 0u32 => _, options(nostack, nomem));
+        asm!("mov {}, gs:[rip + {}]", out(reg) value, sym x86_spec_ctrl_current,
+            options(nostack, readonly, preserves_flags));
     }
+    value
 }
 
 /// Nothing after it is executed, not even speculatively, before everything in front of it has been (LFENCE).

@@ -5,11 +5,9 @@
 //! What is needed on this CPU has been decided by the kernel, from the CPU's bugs and the command line; it left its
 //! decision in feature bits, which are read once at load. On a CPU that needs nothing an entry costs one test.
 //!
-//! `main` calls [`init`]; the run loop and the vendors call the rest, in a stay (interrupts off).
-//!
-//! SPEC_CTRL: the host's value stays in force in a guest until the guest sets its own, which is then exchanged around
-//! every entry ([`SpecCtrl`]). For the untraining of return instructions on AMD (retbleed, SRSO) an IBPB after each
-//! exit stands in, which is slower and comes after a return: docs/silicon.md lists what is open.
+//! `main` calls [`init`]; the run loop and the vendors call the rest, in a stay (interrupts off). What has to happen
+//! between an entry and the code around it stands in the vendors' world switches (`switch.S`), where the kernel's
+//! alternatives decide.
 
 use crate::linux::bindings as b;
 use crate::linux::global::{Global, Owner};
@@ -22,27 +20,15 @@ use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use kernel::prelude::*;
 use kernel::sync::Arc;
 
-/// VERW before entry: MDS, TAA, MMIO stale data, RFDS, TSA.
-const VERW: u32 = 1 << 0;
-/// L1D flush, or filling, before the first entry of a stay: L1TF.
-const L1D_FLUSH: u32 = 1 << 1;
+/// L1D flush, or filling, before an entry: L1TF.
+const L1D_FLUSH: u32 = 1 << 0;
 /// IBPB when a CPU turns to another vCPU: Spectre v2 between guests.
-const IBPB_SWITCH: u32 = 1 << 2;
-/// IBPB after each exit.
-const IBPB_EXIT: u32 = 1 << 3;
-/// Return-stack filling after each exit.
-const RSB_FILL: u32 = 1 << 4;
-/// One entry on the return stack after each exit: enough for post-barrier return-stack predictions.
-const RSB_ONE: u32 = 1 << 5;
+const IBPB_SWITCH: u32 = 1 << 1;
 /// IBPB before user space runs on this CPU again: VMSCAPE.
-const IBPB_USER: u32 = 1 << 6;
-/// A division before entry: DIV0, the divider keeps the last quotient.
-const DIVIDE: u32 = 1 << 7;
+const IBPB_USER: u32 = 1 << 2;
 
 // Each has a bit of its own.
-const _: () = assert!(
-    VERW | L1D_FLUSH | IBPB_SWITCH | IBPB_EXIT | RSB_FILL | RSB_ONE | IBPB_USER | DIVIDE == 0xff
-);
+const _: () = assert!(L1D_FLUSH | IBPB_SWITCH | IBPB_USER == 7);
 
 static NEEDED: AtomicU32 = AtomicU32::new(0);
 /// Source of the identities in [`Token`].
@@ -62,9 +48,6 @@ static SHARED: Global<Shared> = Global::new();
 pub(crate) fn init() -> Result<Owner> {
     let has = boot_cpu::has;
     let mut needed = 0;
-    if has(b::X86_FEATURE_CLEAR_CPU_BUF_VM) || has(b::X86_FEATURE_CLEAR_CPU_BUF_VM_MMIO) {
-        needed |= VERW;
-    }
     let mut filler = None;
     if leaks_l1d() {
         needed |= L1D_FLUSH;
@@ -72,28 +55,11 @@ pub(crate) fn init() -> Result<Owner> {
             filler = Some(L1dFiller::new()?);
         }
     }
-    if boot_cpu::bug(boot_cpu::Bug::Div0) {
-        needed |= DIVIDE;
-    }
-    let ibpb = has(b::X86_FEATURE_IBPB);
-    if ibpb && boot_cpu::bug(boot_cpu::Bug::SpectreV2) {
+    if has(b::X86_FEATURE_IBPB) && boot_cpu::bug(boot_cpu::Bug::SpectreV2) {
         needed |= IBPB_SWITCH;
-    }
-    if ibpb
-        && (has(b::X86_FEATURE_IBPB_ON_VMEXIT)
-            || has(b::X86_FEATURE_UNRET)
-            || has(b::X86_FEATURE_SRSO)
-            || has(b::X86_FEATURE_SRSO_ALIAS))
-    {
-        needed |= IBPB_EXIT;
     }
     if has(b::X86_FEATURE_IBPB_EXIT_TO_USER) {
         needed |= IBPB_USER;
-    }
-    if has(b::X86_FEATURE_RSB_VMEXIT) {
-        needed |= RSB_FILL;
-    } else if has(b::X86_FEATURE_RSB_VMEXIT_LITE) {
-        needed |= RSB_ONE;
     }
     let last = PerCpu::new(|_| Ok(AtomicU64::new(0)))?;
     let owner = SHARED.set(Shared { last, filler })?;
@@ -143,10 +109,25 @@ pub(crate) fn begin_stay(token: &Token, this_cpu: ThisCpu<'_>) {
         }
     }
     if needed & L1D_FLUSH != 0 {
-        match &shared.filler {
-            Some(filler) => filler.fill_l1d(),
-            None => nospec::flush_l1d(),
-        }
+        flush_l1d(token);
+    }
+}
+
+/// Does what the next entry of a stay needs after an exit whose handling has read more than the vCPU's own state: page
+/// tables, other memory of the guest's, what devices and other vCPUs share.
+#[inline(always)]
+pub(crate) fn handled_exit(token: &Token) {
+    if NEEDED.load(Ordering::Relaxed) & L1D_FLUSH != 0 {
+        flush_l1d(token);
+    }
+}
+
+#[cold]
+#[inline(never)]
+fn flush_l1d(token: &Token) {
+    match &token.shared.filler {
+        Some(filler) => filler.fill_l1d(),
+        None => nospec::flush_l1d(),
     }
 }
 
@@ -156,40 +137,6 @@ pub(crate) fn begin_stay(token: &Token, this_cpu: ThisCpu<'_>) {
 pub(crate) fn end_stay(irqs_off: IrqsOff<'_>) {
     if NEEDED.load(Ordering::Relaxed) & IBPB_USER != 0 {
         nospec::ibpb_exit_to_user(irqs_off);
-    }
-}
-
-/// Clears the CPU's buffers and its divider right before an entry, where that is needed.
-#[inline(always)]
-pub(crate) fn before_enter() {
-    let needed = NEEDED.load(Ordering::Relaxed);
-    if needed & (VERW | DIVIDE) == 0 {
-        return;
-    }
-    if needed & DIVIDE != 0 {
-        nospec::clear_divider();
-    }
-    if needed & VERW != 0 {
-        nospec::clear_cpu_buffers();
-    }
-}
-
-/// Mends the branch predictors right after an exit, before a RET that is not paired with a call made since: inlined
-/// into the function that enters.
-#[inline(always)]
-pub(crate) fn after_exit() {
-    let needed = NEEDED.load(Ordering::Relaxed);
-    if needed & (RSB_FILL | RSB_ONE | IBPB_EXIT) == 0 {
-        return;
-    }
-    if needed & RSB_ONE != 0 {
-        boot_cpu::fill_rsb_one();
-    }
-    if needed & RSB_FILL != 0 {
-        boot_cpu::fill_rsb();
-    }
-    if needed & IBPB_EXIT != 0 {
-        nospec::ibpb();
     }
 }
 
@@ -205,61 +152,70 @@ pub(crate) fn guest_barrier() {
     }
 }
 
-/// A vCPU's IA32_SPEC_CTRL (SDM 4 table 2-2). The MSR's writes are intercepted, so what the guest has is known.
+/// After so many writes the MSR is the guest's to reach: an exit each costs more than to read it after every exit.
+const WRITES_TO_PASS: u8 = 8;
+
+/// A vCPU's IA32_SPEC_CTRL (SDM 4 table 2-2; APM 2 3.2.9), which world switches exchange with the host's where the two
+/// differ (SPEC_CTRL_TO_GUEST and SPEC_CTRL_TO_HOST of `rust/x86/speculation.h`).
+#[repr(C)]
 pub(crate) struct SpecCtrl {
-    guest: u64,
-    /// What the host has during this stay; it follows the thread.
-    host: u64,
-    /// The guest has set it.
-    used: bool,
+    /// What is in force in the guest.
+    in_guest: u64,
+    /// The guest may be able to write the MSR without an exit.
+    passed: bool,
+    /// The guest has chosen a value. Before that the host's value stays in force, which protects at least as well as
+    /// the 0 that the guest sees.
+    chosen: bool,
+    writes: u8,
 }
+
+const _: () = {
+    assert!(core::mem::offset_of!(SpecCtrl, in_guest) == 0);
+    assert!(core::mem::offset_of!(SpecCtrl, passed) == 8);
+};
 
 impl SpecCtrl {
     /// Of a CPU after RESET.
-    pub(crate) const RESET: Self = Self {
-        guest: 0,
-        host: 0,
-        used: false,
-    };
+    pub(crate) fn new() -> Self {
+        Self {
+            in_guest: 0,
+            passed: false,
+            // Legacy IBRS in force slows a guest down that has not asked for it, and is written after exits anyway.
+            chosen: boot_cpu::has(b::X86_FEATURE_KERNEL_IBRS),
+            writes: 0,
+        }
+    }
 
     /// The guest's value.
     pub(crate) fn get(&self) -> u64 {
-        self.guest
+        if self.chosen {
+            self.in_guest
+        } else {
+            0
+        }
     }
 
-    /// Sets the guest's value, which the processor takes: the MSR policy has checked it.
+    /// Sets the guest's value, which the processor takes: the MSR policy has checked it. The next entry loads it.
     pub(crate) fn set(&mut self, value: u64) {
-        self.guest = value;
-        // The host's value protects at least as well as the 0 of a guest that has never chosen.
-        self.used |= value != 0;
-        self.begin_stay();
+        self.chosen |= value != 0;
+        if self.chosen {
+            self.in_guest = value;
+            self.writes = self.writes.saturating_add(1);
+            self.passed |= self.writes >= WRITES_TO_PASS;
+        }
     }
 
-    /// Reads the host's value at the start of a stay. Interrupts are off.
+    /// Whether the MSR need not be intercepted any more.
     #[inline]
-    pub(crate) fn begin_stay(&mut self) {
-        if self.used {
-            self.host = nospec::spec_ctrl();
-        }
+    pub(crate) fn is_passed(&self) -> bool {
+        self.passed
     }
 
-    /// Loads the guest's value right before an entry.
-    #[inline(always)]
-    pub(crate) fn before_enter(&self) {
-        if self.used && self.guest != self.host {
-            nospec::set_spec_ctrl(self.guest);
-        }
-    }
-
-    /// Loads the host's value right after an exit: inlined, like [`after_exit`], and after it.
-    #[inline(always)]
-    pub(crate) fn after_exit(&self) {
-        if self.used {
-            if self.guest != self.host {
-                nospec::set_spec_ctrl(self.host);
-            }
-            // Nothing is predicted past a comparison that went the wrong way.
-            nospec::speculation_barrier();
+    /// At the start of a stay, in which the host's value stays as it is.
+    #[inline]
+    pub(crate) fn begin_stay(&mut self, irqs_off: IrqsOff<'_>) {
+        if !self.chosen {
+            self.in_guest = nospec::spec_ctrl_current(irqs_off);
         }
     }
 }

@@ -158,6 +158,9 @@ impl Runner<'_> {
                 Step::Resume => true,
                 _ => false,
             };
+            if matches!(step, Step::Again | Step::Resume) && !Self::is_quiet(class) {
+                mitigate::handled_exit(&self.s.token);
+            }
             match step {
                 // The frequent ways around: neither event nor interrupt controller nor host has anything new to say.
                 _ if resume && calm && self.undisturbed(generation) => {

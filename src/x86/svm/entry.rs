@@ -1,19 +1,28 @@
 // SPDX-License-Identifier: GPL-2.0
-//! The world switch: VMRUN with the registers that it does not switch (APM 2 15.5).
+//! The world switch, `switch.S`: VMRUN with the registers that it does not switch (APM 2 15.5).
 //!
 //! `vcpu` calls [`vmrun`] for each entry and [`vmsave`] once per stay, with interrupts off.
 
 use crate::linux::irqflags::IrqsOff;
 use crate::x86::cpu::regs::Regs;
-use crate::x86::vendor::gprs;
+use crate::x86::mitigate::SpecCtrl;
 use core::arch::asm;
+
+extern "C" {
+    fn rvmm_svm_switch();
+}
+
+// `switch.h` addresses registers by their encoding.
+const _: () = assert!(core::mem::offset_of!(Regs, gpr) == 0);
 
 /// Runs the guest described by the VMCB at `vmcb` until the next #VMEXIT.
 ///
-/// All general registers but RAX and RSP, which live in the VMCB, come from and go to `regs`.
-/// FS, GS, TR, LDTR and the SYSCALL and SYSENTER MSRs are exchanged by VMLOAD and VMSAVE; the host's come back from
-/// `host`, where VMSAVE has put them at the start of the stay. NMIs and interrupts that were held back by GIF are
-/// delivered (NMI) or pending (interrupts, since RFLAGS.IF is clear) on return.
+/// All general registers but RAX and RSP, which live in the VMCB, come from and go to `regs`; IA32_SPEC_CTRL those of
+/// `spec_ctrl`, where the processor does not virtualise it. FS, GS, TR, LDTR and the SYSCALL and SYSENTER MSRs are
+/// exchanged by VMLOAD and VMSAVE; the host's come back from `host`, where VMSAVE has put them at the start of the stay.
+/// NMIs and interrupts that were held back by GIF are delivered (NMI) or pending (interrupts, since RFLAGS.IF is clear)
+/// on return, when no value of the guest's is left in a register and what the guest has taught the predictors does not
+/// reach the host.
 ///
 /// # Safety
 ///
@@ -22,44 +31,27 @@ use core::arch::asm;
 /// switched) and whose nested page tables map only memory of this guest; `host` is a page that VMSAVE filled on this
 /// CPU in this stay.
 #[inline]
-pub(super) unsafe fn vmrun(_irqs_off: IrqsOff<'_>, vmcb: u64, host: u64, regs: &mut Regs) {
-    // SAFETY: The caller promises a VMCB that contains the guest. The asm block saves RBX and RBP itself, declares
-    // every other register as clobbered, restores the stack pointer, and leaves GIF set and IF clear, as found.
+pub(super) unsafe fn vmrun(
+    _irqs_off: IrqsOff<'_>,
+    vmcb: u64,
+    host: u64,
+    regs: &mut Regs,
+    spec_ctrl: &mut SpecCtrl,
+) {
+    // SAFETY: The caller promises a VMCB that contains the guest. The function takes these registers, keeps RBX, RBP
+    // and RSP, and leaves GIF set and IF clear, as found; all other registers are declared as changed, so that it need
+    // not save them. It reads and writes the two references only.
     unsafe {
         asm!(
-            "push rbp",
-            "push rbx",
-            "push rsi",
-            "push rdi",
-            // From here on NMIs wait too. With GIF clear, IF = 1 only means that a host interrupt causes #VMEXIT.
-            "clgi",
-            "sti",
-            "vmload rax",
-            gprs::load!(),
-            "mov rdi, [rdi + 56]",
-            "vmrun rax",
-            "vmsave rax",
-            "push rdi",
-            "mov rdi, [rsp + 8]",
-            gprs::store!(),
-            "pop rcx",
-            "mov [rdi + 56], rcx",
-            "mov rax, [rsp + 8]",
-            "vmload rax",
-            "cli",
-            gprs::clear!(),
-            "pop rdi",
-            "pop rsi",
-            "pop rbx",
-            "pop rbp",
-            "stgi",
-            inout("rax") vmcb => _,
+            "call {}",
+            sym rvmm_svm_switch,
             inout("rdi") core::ptr::from_mut(regs) => _,
-            inout("rsi") host => _,
+            inout("rsi") core::ptr::from_mut(spec_ctrl) => _,
+            inout("r8") vmcb => _,
+            inout("r9") host => _,
+            out("rax") _,
             out("rcx") _,
             out("rdx") _,
-            out("r8") _,
-            out("r9") _,
             out("r10") _,
             out("r11") _,
             out("r12") _,

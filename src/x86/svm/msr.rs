@@ -36,7 +36,18 @@ const SWITCHED: [u32; 10] = [
 /// Fills an MSR-permission map that intercepts everything but [`SWITCHED`].
 pub(super) fn fill_map(map: &mut [u8]) {
     map.fill(0xff);
-    for msr in SWITCHED {
+    pass(map, &SWITCHED);
+}
+
+/// As [`fill_map`], and the guest reaches SPEC_CTRL, which entries load and exits store.
+pub(super) fn fill_map_spec_ctrl(map: &mut [u8]) {
+    fill_map(map);
+    pass(map, &[index::SPEC_CTRL]);
+}
+
+/// Lets the guest reach `msrs`.
+fn pass(map: &mut [u8], msrs: &[u32]) {
+    for &msr in msrs {
         let (base, first) = match msr {
             0..=0x1fff => (0usize, 0u32),
             0xc000_0000..=0xc000_1fff => (0x800, 0xc000_0000),
@@ -56,6 +67,7 @@ pub(super) fn field(s: &mut Save, index: u32) -> Option<&mut u64> {
         index::SYSENTER_ESP => &mut s.sysenter_esp,
         index::SYSENTER_EIP => &mut s.sysenter_eip,
         index::PAT => &mut s.g_pat,
+        index::SPEC_CTRL => &mut s.spec_ctrl,
         index::STAR => &mut s.star,
         index::LSTAR => &mut s.lstar,
         index::CSTAR => &mut s.cstar,

@@ -8,7 +8,9 @@
 //! The functions run at load and unload, and on a CPU that comes or goes with interrupts off.
 
 use super::asid::Pool;
-use super::msr::{fill_map, MAP_ORDER, TSC_FRACTION, TSC_RATIO_MAX, TSC_RATIO_ONE};
+use super::msr::{
+    fill_map, fill_map_spec_ctrl, MAP_ORDER, TSC_FRACTION, TSC_RATIO_MAX, TSC_RATIO_ONE,
+};
 use super::quirks::Quirks;
 use super::vmcb::HwPage;
 use crate::linux::bindings;
@@ -68,7 +70,10 @@ pub(super) struct Shared {
     pub(super) pause_threshold: bool,
     /// What is done for an emulator only.
     pub(super) quirks: Quirks,
-    pub(super) msrpm: Pages,
+    /// The processor switches SPEC_CTRL itself.
+    pub(super) v_spec_ctrl: bool,
+    /// The second one lets the guest reach SPEC_CTRL.
+    pub(super) msrpms: [Pages; 2],
     /// Every MSR exits.
     pub(super) msrpm_all: Pages,
     pub(super) iopm: Pages,
@@ -111,7 +116,11 @@ pub(super) fn probe() -> Result<(HwCaps, Owner)> {
         decode_assists: svm.edx & feature::DECODE_ASSISTS != 0,
         pause_threshold: svm.edx & feature::PAUSE_FILTER_THRESHOLD != 0,
         quirks: Quirks::find(),
-        msrpm: Pages::filled(MAP_ORDER, fill_map)?,
+        v_spec_ctrl: boot_cpu::has(bindings::X86_FEATURE_V_SPEC_CTRL),
+        msrpms: [
+            Pages::filled(MAP_ORDER, fill_map)?,
+            Pages::filled(MAP_ORDER, fill_map_spec_ctrl)?,
+        ],
         msrpm_all: Pages::filled(MAP_ORDER, |map| map.fill(0xff))?,
         iopm: Pages::filled(IOPM_ORDER, |map| map.fill(0xff))?,
     })?;

@@ -25,7 +25,7 @@ use crate::x86::cpu::index;
 use crate::x86::cpu::regs::{cr0, efer, rflags};
 use crate::x86::cpu::reset::PAT as PAT_RESET;
 use crate::x86::exit::{Event, EventKind, Exception, Exit};
-use crate::x86::mitigate;
+use crate::x86::mitigate::SpecCtrl;
 use crate::x86::vendor::{
     Begin, CpuState, EntryParams, EntryViolation, Exits, Groups, Interruptibility, LongCode, Stay,
     VcpuBackend,
@@ -49,6 +49,10 @@ pub(crate) struct SvmVcpu {
     /// The #BP or #OF that the last entry was to deliver, as another one would have to, and RIP at that entry.
     trap: Option<(Event, u64)>,
     msrs: Stayed,
+    /// Where the processor does not virtualise it; else the VMCB has the value.
+    spec_ctrl: SpecCtrl,
+    /// Every MSR access exits.
+    all_msrs: bool,
     host_debug: HostDebug,
     shadow: Shadow,
     /// System registers were written since the last check, where that matters (`quirks`).
@@ -187,6 +191,16 @@ impl SvmVcpu {
         has.then(|| cpu.tsc_aux.load(Ordering::Relaxed))
     }
 
+    /// Sets which MSRs exit.
+    fn choose_msr_map(&mut self) {
+        let map = if self.all_msrs {
+            &self.shared.msrpm_all
+        } else {
+            &self.shared.msrpms[usize::from(self.spec_ctrl.is_passed())]
+        };
+        self.vmcb.control.msrpm_base_pa = map.phys();
+    }
+
     /// Exits of loops of PAUSE (APM 2 15.14.4), as many PAUSEs apart as in KVM. Without a filter every PAUSE would
     /// exit: none does.
     fn set_pause_exits(&mut self, on: bool) {
@@ -227,7 +241,7 @@ fn set_up(v: &mut Vmcb, shared: &Shared) {
         | misc1::SHUTDOWN;
     c.intercept_misc2 = vector_4;
     c.iopm_base_pa = shared.iopm.phys();
-    c.msrpm_base_pa = shared.msrpm.phys();
+    c.msrpm_base_pa = shared.msrpms[0].phys();
     c.vintr = vintr::V_INTR_MASKING;
     c.nested_control = 1;
     set_up_save(&mut v.save);
@@ -254,6 +268,8 @@ impl VcpuBackend for SvmVcpu {
             nmi: Nmi::RESET,
             trap: None,
             msrs: Stayed::RESET,
+            spec_ctrl: SpecCtrl::new(),
+            all_msrs: false,
             host_debug: HostDebug::NONE,
             shadow: Shadow::default(),
             unchecked: false,
@@ -279,6 +295,7 @@ impl VcpuBackend for SvmVcpu {
         self.host_debug.begin_stay();
         let tsc_aux = self.host_tsc_aux(cpu);
         self.msrs.begin_stay(tsc_aux);
+        self.spec_ctrl.begin_stay(begin.this_cpu().irqs_off());
         Ok(())
     }
 
@@ -322,11 +339,17 @@ impl VcpuBackend for SvmVcpu {
             }
         }
         let (vmcb, host) = (self.vmcb.phys(), self.host_extra);
-        mitigate::before_enter();
         // SAFETY: `self.stay` is what `begin_stay` found on the CPU of the stay: SVME is set there, and `host` filled.
         // The intercepts that `set_up` sets contain the guest; the nested root comes from the VM's page tables.
-        unsafe { entry::vmrun(stay.irqs_off(), vmcb, host, &mut cpu.regs) };
-        mitigate::after_exit();
+        unsafe {
+            entry::vmrun(
+                stay.irqs_off(),
+                vmcb,
+                host,
+                &mut cpu.regs,
+                &mut self.spec_ctrl,
+            )
+        };
 
         let v = &mut *self.vmcb;
         if let Some(vector) = virtual_irq {
@@ -427,6 +450,9 @@ impl VcpuBackend for SvmVcpu {
         if index == index::TSC_AUX {
             return Some(self.msrs.tsc_aux);
         }
+        if index == index::SPEC_CTRL && !self.shared.v_spec_ctrl {
+            return Some(self.spec_ctrl.get());
+        }
         field(&mut self.vmcb.save, index).copied()
     }
 
@@ -435,6 +461,13 @@ impl VcpuBackend for SvmVcpu {
             let live = self.stay.is_some() && self.shared.caps.rdtscp;
             self.msrs.set_tsc_aux(value, live);
             return true;
+        }
+        if index == index::SPEC_CTRL {
+            self.spec_ctrl.set(value);
+            self.choose_msr_map();
+            if !self.shared.v_spec_ctrl {
+                return true;
+            }
         }
         let field = field(&mut self.vmcb.save, index);
         field.map(|f| *f = value).is_some()
@@ -454,13 +487,9 @@ impl VcpuBackend for SvmVcpu {
     }
 
     fn set_exits(&mut self, exits: Exits) {
-        let map = if exits.all_msrs {
-            &self.shared.msrpm_all
-        } else {
-            &self.shared.msrpm
-        };
+        self.all_msrs = exits.all_msrs;
+        self.choose_msr_map();
         let c = &mut self.vmcb.control;
-        c.msrpm_base_pa = map.phys();
         if exits.hlt {
             c.intercept_misc1 |= misc1::HLT;
         } else {

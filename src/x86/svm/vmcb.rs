@@ -107,7 +107,10 @@ pub(super) struct Save {
     _r5: [u8; 0x268 - 0x248],
     pub(super) g_pat: u64,
     pub(super) debugctl: u64,
-    _r6: [u8; 0xc00 - 0x278],
+    _r6: [u8; 0x2e0 - 0x278],
+    /// In force with the host's, where the processor virtualises it (APM 2 15.35.1).
+    pub(super) spec_ctrl: u64,
+    _r7: [u8; 0xc00 - 0x2e8],
 }
 
 /// One VMCB: a page.
@@ -210,6 +213,7 @@ const _: () = {
     assert!(offset_of!(Save, sysenter_eip) == 0x238);
     assert!(offset_of!(Save, cr2) == 0x240);
     assert!(offset_of!(Save, g_pat) == 0x268);
+    assert!(offset_of!(Save, spec_ctrl) == 0x2e0);
 };
 
 /// Intercepts of CR4 reads and writes (APM 2 15.8.1).

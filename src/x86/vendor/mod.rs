@@ -15,7 +15,6 @@
 //! in `avail` must be fetched by [`VcpuBackend::load`]; a group in `dirty` is written back by the next `enter`.
 
 pub(crate) mod choose;
-pub(crate) mod gprs;
 
 use crate::linux::global::Owner;
 use crate::linux::irqflags::{IrqGuard, IrqsOff, ThisCpu};

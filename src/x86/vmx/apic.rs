@@ -55,23 +55,16 @@ impl Apic {
         pin
     }
 
-    /// Writes the fields that depend on the mode and on `all_msrs`, which makes every MSR access exit. Returns the
-    /// secondary processor-based controls.
-    pub(super) fn write(&mut self, vm: Current<'_>, shared: &Shared, all_msrs: bool) -> u32 {
+    /// Writes the fields that depend on the mode, but for the MSR bitmap. Returns the secondary processor-based controls.
+    pub(super) fn write(&mut self, vm: Current<'_>, shared: &Shared) -> u32 {
         self.dirty = false;
         let (_, proc2) = shared.config.apicv_controls(self.mode);
-        let bitmap = match self.mode {
-            ApicMode::X2apic if all_msrs => &shared.x2apic_only_bitmap,
-            ApicMode::X2apic => &shared.x2apic_bitmap,
-            _ => &shared.msr_bitmap,
-        };
         let [a, b, c, d, e, f, g, h] = self.eoi_exits.map(u64::from);
         // SAFETY: The controls of the configuration; with them the guest reaches its own registers only. The
         // APIC-access page is mapped only while every vCPU of the VM virtualises accesses to it: the core's promise.
         // More exits by EOI do no harm.
         unsafe {
             vm.write_control(PROC2_CONTROLS, proc2);
-            vm.write_control(MSR_BITMAP, bitmap.phys());
             vm.write_control(EOI_EXIT_BITMAP0, a | b << 32);
             vm.write_control(EOI_EXIT_BITMAP1, c | d << 32);
             vm.write_control(EOI_EXIT_BITMAP2, e | f << 32);

@@ -1,13 +1,26 @@
 // SPDX-License-Identifier: GPL-2.0
-//! The world switch: general registers, VMLAUNCH or VMRESUME, and back (SDM 3C 27.1, 28.1).
+//! The world switch, `switch.S`: VMLAUNCH or VMRESUME, and back (SDM 3C 27.1, 28.1).
 //!
 //! `VmxVcpu::enter` alone calls it, in a stay: interrupts are off, and the vCPU's mutex is held.
 
 use super::insn::Current;
-use super::vmcs;
 use crate::x86::cpu::regs::Regs;
-use crate::x86::vendor::gprs;
+use crate::x86::mitigate::SpecCtrl;
 use core::arch::asm;
+
+extern "C" {
+    fn rvmm_vmx_switch();
+    /// Where VM exits come back, in the middle of `rvmm_vmx_switch`.
+    fn rvmm_vmx_exit();
+}
+
+// `switch.h` addresses registers by their encoding.
+const _: () = assert!(core::mem::offset_of!(Regs, gpr) == 0);
+
+/// HOST_RIP, the same for every VMCS.
+pub(super) fn host_rip() -> u64 {
+    rvmm_vmx_exit as usize as u64
+}
 
 /// How [`switch`] came back.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -21,82 +34,39 @@ pub(super) enum Outcome {
 }
 
 /// Enters the guest of the current VMCS with the general registers of `regs` (RSP, RIP and RFLAGS are in the
-/// VMCS), and stores them after the exit.
+/// VMCS), and stores them after the exit; so with IA32_SPEC_CTRL. No value of the guest's is left in a register, and
+/// what the guest has taught the predictors does not reach the host.
 ///
-/// `host_rsp` caches HOST_RSP: it and HOST_RIP are written only when the stack depth differs from last time.
-/// The cache starts as 0, which no stack pointer equals. HOST_RIP needs no cache of its own as long as there is one
-/// copy of the code: the only caller is `VmxVcpu::enter`, which is not inlined and calls it once.
+/// `host_rsp` caches HOST_RSP, which is written when the stack depth differs from last time only. The cache starts as 0,
+/// which no stack pointer equals.
 ///
 /// # Safety
 ///
 /// The current VMCS is a complete one whose launch state `launched` tells, its controls confine the guest, its host
-/// state (but RSP and RIP) is what this CPU's kernel needs, and every register that the switch does not
+/// state (but RSP) is what this CPU's kernel needs, with [`host_rip`], and every register that the switch does not
 /// cover (MSRs, FPU, debug registers) is the guest's or harmless.
 #[inline(always)]
 pub(super) unsafe fn switch(
     _: Current<'_>,
     regs: &mut Regs,
+    spec_ctrl: &mut SpecCtrl,
     host_rsp: &mut u64,
     launched: bool,
 ) -> Outcome {
-    let outcome: u64;
-    // SAFETY: The caller answers for the VMCS. All registers are declared as changed or, RBX and RBP, pushed.
-    // The stack is balanced on both ways out: HOST_RSP is RSP after the three pushes. RFLAGS after an exit
-    // has DF clear (SDM 3C 28.5.3). VMfail leaves CF or ZF set, so the JBE after the two instructions is always
-    // taken when reached from them; label 5, HOST_RIP, is the only way to the code after it. ENDBR there
-    // is for the tools that want a landing pad at every address taken.
-    //
-    // Between exit and return no register still holds a guest value: the stores come first, then zeroes, so
-    // that the host cannot be steered by them under speculation.
+    let outcome: u32;
+    // SAFETY: The caller answers for the VMCS. The function takes these registers and keeps RBX, RBP and RSP; all
+    // others are declared as changed, so that it need not save them. It reads and writes the three references only.
     unsafe {
         asm!(
-            "push rbp",
-            "push rbx",
-            "push rdi",
-            "cmp rsp, [rsi]",
-            "je 2f",
-            "mov [rsi], rsp",
-            "mov eax, {host_rsp}",
-            "vmwrite rax, rsp",
-            "mov eax, {host_rip}",
-            "lea rcx, [rip + 5f]",
-            "vmwrite rax, rcx",
-            "2:",
-            "test edx, edx",
-            "mov rax, [rdi]",
-            gprs::load!(),
-            "mov rdi, [rdi + 56]",
-            "jnz 3f",
-            "vmlaunch",
-            "jmp 4f",
-            "3: vmresume",
-            "4: jbe 6f",
-            "5: endbr64",
-            "push rdi",
-            "mov rdi, [rsp + 8]",
-            "mov [rdi], rax",
-            gprs::store!(),
-            "pop qword ptr [rdi + 56]",
-            "xor eax, eax",
-            "jmp 7f",
-            "6: mov eax, 1",
-            "jc 7f",
-            "mov eax, 2",
-            "7:",
-            gprs::clear!(),
-            "xor esi, esi",
-            "pop rdi",
-            "pop rbx",
-            "pop rbp",
-            host_rsp = const vmcs::HOST_RSP.encoding(),
-            host_rip = const vmcs::HOST_RIP.encoding(),
+            "call {}",
+            sym rvmm_vmx_switch,
             inout("rdi") core::ptr::from_mut(regs) => _,
-            inout("rsi") core::ptr::from_mut(host_rsp) => _,
-            inout("rdx") u64::from(launched) => _,
-            out("rax") outcome,
+            inout("rsi") core::ptr::from_mut(spec_ctrl) => _,
+            inout("r8") core::ptr::from_mut(host_rsp) => _,
+            inout("r9d") u32::from(launched) => _,
+            out("eax") outcome,
             out("rcx") _,
-            out("r8") _,
-            out("r9") _,
+            out("rdx") _,
             out("r10") _,
             out("r11") _,
             out("r12") _,

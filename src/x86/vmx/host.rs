@@ -18,6 +18,7 @@
 
 use super::bits::dr7;
 use super::config::VmcsConfig;
+use super::entry;
 use super::insn::Current;
 use super::msr::{GuestMsrs, SWAPPED};
 use super::pebs::HostPebs;
@@ -73,6 +74,7 @@ impl HostState {
             vm.write_host(HOST_PAT, msr::read(index::PAT));
             vm.write_host(HOST_EFER, msr::read(index::EFER));
             vm.write_host(HOST_FS_BASE, self.fs_base);
+            vm.write_host(HOST_RIP, entry::host_rip());
         }
     }
 

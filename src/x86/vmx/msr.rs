@@ -28,18 +28,30 @@ fn pass(bitmap: &mut [u8], msr: u32, write: bool) {
     }
 }
 
-/// [`fill_bitmap`] for a guest whose local APIC is in x2APIC mode and virtualised (SDM 3C 30.5). `only`: all other
-/// MSRs exit.
+/// Lets the guest reach SPEC_CTRL, which entries load and exits store.
+pub(super) fn pass_spec_ctrl(bitmap: &mut [u8]) {
+    pass(bitmap, index::SPEC_CTRL, false);
+    pass(bitmap, index::SPEC_CTRL, true);
+}
+
+/// [`fill_bitmap`] for a guest whose local APIC is in x2APIC mode and virtualised.
+pub(super) fn fill_x2apic_bitmap(bitmap: &mut [u8]) {
+    fill_bitmap(bitmap);
+    pass_x2apic(bitmap);
+}
+
+/// As [`fill_x2apic_bitmap`], but all other MSRs exit.
+pub(super) fn fill_x2apic_only_bitmap(bitmap: &mut [u8]) {
+    bitmap.fill(0xff);
+    pass_x2apic(bitmap);
+}
+
+/// Lets the guest reach the registers of its local APIC that the processor virtualises (SDM 3C 30.5).
 ///
 /// Reads come from the page of registers, so those pass that hold there what RDMSR has to give: not ID, LDR and ICR,
 /// whose formats differ from xAPIC mode, and not the current count. Writes pass that the processor virtualises; all
 /// others would reach the host's own APIC.
-pub(super) fn fill_x2apic_bitmap(bitmap: &mut [u8], only: bool) {
-    if only {
-        bitmap.fill(0xff);
-    } else {
-        fill_bitmap(bitmap);
-    }
+fn pass_x2apic(bitmap: &mut [u8]) {
     let msr = |offset: u32| 0x800 + (offset >> 4);
     for offset in [
         reg::VERSION,
@@ -108,13 +120,15 @@ pub(super) struct GuestMsrs {
 
 impl GuestMsrs {
     /// The values after RESET.
-    pub(super) const RESET: Self = Self {
-        swapped: [0; SWAPPED.len()],
-        kernel_gs_base: 0,
-        cstar: 0,
-        pat: PAT_RESET,
-        spec_ctrl: SpecCtrl::RESET,
-    };
+    pub(super) fn new() -> Self {
+        Self {
+            swapped: [0; SWAPPED.len()],
+            kernel_gs_base: 0,
+            cstar: 0,
+            pat: PAT_RESET,
+            spec_ctrl: SpecCtrl::new(),
+        }
+    }
 
     /// An MSR of these. `stay` is the VMCS of the stay that goes on, if one does.
     pub(super) fn get(&self, index: u32, stay: Option<Current<'_>>) -> Option<u64> {

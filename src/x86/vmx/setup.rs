@@ -53,7 +53,6 @@ pub(super) fn controls(vm: Current<'_>, shared: &Shared, proc: u32, vpid: u16, p
         ] {
             vm.write_control(field, 0);
         }
-        vm.write_control(MSR_BITMAP, shared.msr_bitmap.phys());
         if config.proc2 & proc2::TSC_SCALING != 0 {
             vm.write_control(TSC_MULTIPLIER, 1 << TSC_FRACTION);
         }
@@ -120,12 +119,13 @@ pub(super) struct Written {
     pub(super) tsc_ratio: u64,
     pub(super) eptp: u64,
     pub(super) dr7: u64,
+    pub(super) msr_bitmap: u64,
     /// Breakpoint addresses in the processor, in this stay.
     pub(super) dr: Option<[u64; 4]>,
 }
 
 impl Written {
-    /// After [`controls`] and [`guest`]; `proc` is zero, which no control word is.
+    /// After [`controls`] and [`guest`]; `proc` is zero, which no control word is, and `msr_bitmap`, where none is.
     pub(super) const RESET: Self = Self {
         rip: 0xfff0,
         rsp: 0,
@@ -136,6 +136,7 @@ impl Written {
         tsc_ratio: 1 << TSC_FRACTION,
         eptp: 0,
         dr7: dr7::FIXED,
+        msr_bitmap: 0,
         dr: None,
     };
 }

@@ -16,10 +16,10 @@ pub(super) struct Shared {
     pub(super) config: VmcsConfig,
     /// Controls and abilities as the software entry checks want them.
     pub(super) rules: VmxCaps,
-    /// MSR bitmap (SDM 3C 25.6.9).
-    pub(super) msr_bitmap: Pages,
-    /// MSR bitmap of guests whose virtualised local APIC is in x2APIC mode.
-    pub(super) x2apic_bitmap: Pages,
+    /// MSR bitmaps (SDM 3C 25.6.9): the second one lets the guest reach SPEC_CTRL.
+    pub(super) msr_bitmaps: [Pages; 2],
+    /// MSR bitmaps of guests whose virtualised local APIC is in x2APIC mode, so too.
+    pub(super) x2apic_bitmaps: [Pages; 2],
     /// MSR bitmap of such guests where every other MSR exits.
     pub(super) x2apic_only_bitmap: Pages,
     /// VMXON regions by CPU number (SDM 3C 25.11.5).
@@ -35,12 +35,24 @@ impl Shared {
         for _ in 0..cpus {
             vmxon.push(revision_page(&config)?, GFP_KERNEL)?;
         }
+        let bitmap = |fill: fn(&mut [u8]), spec_ctrl| {
+            Pages::filled(0, |map| {
+                fill(map);
+                if spec_ctrl {
+                    msr::pass_spec_ctrl(map);
+                }
+            })
+        };
+        let x2apic = msr::fill_x2apic_bitmap;
         Ok(Self {
             rules: config.rules(),
             config,
-            msr_bitmap: Pages::filled(0, msr::fill_bitmap)?,
-            x2apic_bitmap: Pages::filled(0, |map| msr::fill_x2apic_bitmap(map, false))?,
-            x2apic_only_bitmap: Pages::filled(0, |map| msr::fill_x2apic_bitmap(map, true))?,
+            msr_bitmaps: [
+                bitmap(msr::fill_bitmap, false)?,
+                bitmap(msr::fill_bitmap, true)?,
+            ],
+            x2apic_bitmaps: [bitmap(x2apic, false)?, bitmap(x2apic, true)?],
+            x2apic_only_bitmap: Pages::filled(0, msr::fill_x2apic_only_bitmap)?,
             vmxon,
         })
     }

@@ -30,9 +30,9 @@ use crate::linux::{cr, smp};
 use crate::pr_err_ratelimited;
 use crate::x86::cpu::cpuid::GuestFeatures;
 use crate::x86::cpu::events::vector;
+use crate::x86::cpu::index;
 use crate::x86::cpu::regs::{efer, rflags, Gpr, Seg};
 use crate::x86::exit::{Event, EventKind, Exit};
-use crate::x86::mitigate;
 use crate::x86::vendor::{
     ApicMode, ApicPages, Begin, CpuState, EntryParams, EntryViolation, Exits, Groups,
     Interruptibility, Stay, VcpuBackend,
@@ -176,7 +176,7 @@ impl VmxVcpu {
         let mut proc2 = config.proc2;
         if let Some(apic) = &mut self.apic {
             self.pin = apic.set_up(vm, config);
-            proc2 = apic.write(vm, &self.shared, self.exits.all_msrs);
+            proc2 = apic.write(vm, &self.shared);
         }
         setup::verify(vm, proc2)?;
         self.ready = true;
@@ -321,8 +321,9 @@ impl VmxVcpu {
             self.written.tsc_ratio = self.tsc_ratio;
         }
         if let Some(apic) = self.apic.as_mut().filter(|a| a.dirty) {
-            apic.write(vm, &self.shared, self.exits.all_msrs);
+            apic.write(vm, &self.shared);
         }
+        self.write_msr_bitmap(vm);
         self.blocking.write(vm, cpu.regs.rflags);
         if let Some(pdptes) = self.pdptes.take() {
             for (n, value) in (0..).zip(pdptes) {
@@ -339,6 +340,25 @@ impl VmxVcpu {
         } else {
             self.flush
                 .carry_out(vm, &self.shared.config, self.written.eptp);
+        }
+    }
+
+    /// Writes which MSRs exit.
+    fn write_msr_bitmap(&mut self, vm: Current<'_>) {
+        let passed = usize::from(self.msrs.spec_ctrl.is_passed());
+        let shared = &self.shared;
+        let x2apic = matches!(&self.apic, Some(a) if a.mode == ApicMode::X2apic);
+        let bitmap = match x2apic {
+            true if self.exits.all_msrs => &shared.x2apic_only_bitmap,
+            true => &shared.x2apic_bitmaps[passed],
+            false => &shared.msr_bitmaps[passed],
+        }
+        .phys();
+        if bitmap != self.written.msr_bitmap {
+            // SAFETY: The bitmap is ours and lives as long as the vCPU. The guest reaches MSRs that are switched, and
+            // those of its virtualised local APIC while the controls say so: they have been written before.
+            unsafe { vm.write_control(MSR_BITMAP, bitmap) };
+            self.written.msr_bitmap = bitmap;
         }
     }
 
@@ -443,7 +463,7 @@ impl VcpuBackend for VmxVcpu {
             last_cpu: NOWHERE,
             host_rsp: 0,
             host: HostState::default(),
-            msrs: GuestMsrs::RESET,
+            msrs: GuestMsrs::new(),
             control: ControlState::default(),
             written: Written::RESET,
             rights: RightsCache::default(),
@@ -484,7 +504,7 @@ impl VcpuBackend for VmxVcpu {
         // SAFETY: Nothing fails from here on, so that `end_stay` follows, which calls `leave` first and leaves `root`
         // then.
         unsafe { self.host.enter(vm, &root, &self.msrs) };
-        self.msrs.spec_ctrl.begin_stay();
+        self.msrs.spec_ctrl.begin_stay(this_cpu.irqs_off());
         self.split_lock.begin_stay();
         self.launched = false;
         self.entered = false;
@@ -517,7 +537,7 @@ impl VcpuBackend for VmxVcpu {
         }
     }
 
-    #[inline(never)] // See `world::switch`.
+    #[inline(never)]
     fn enter(
         &mut self,
         _stay: &Stay<'_>,
@@ -557,14 +577,11 @@ impl VcpuBackend for VmxVcpu {
             unsafe { cr::write_cr2(cpu.sregs.cr2) };
         }
 
-        self.msrs.spec_ctrl.before_enter();
-        mitigate::before_enter();
+        let (regs, spec_ctrl) = (&mut cpu.regs, &mut self.msrs.spec_ctrl);
         // SAFETY: In a stay host state and MSRs are set; `launched` follows the processor's
         // launch state; the VMCS was set up and its controls are those of `config`.
         let outcome =
-            unsafe { world::switch(vm, &mut cpu.regs, &mut self.host_rsp, self.launched) };
-        mitigate::after_exit();
-        self.msrs.spec_ctrl.after_exit();
+            unsafe { world::switch(vm, regs, spec_ctrl, &mut self.host_rsp, self.launched) };
 
         cpu.sregs.cr2 = cr::cr2();
         self.last_exit.insn_len = 0;
@@ -680,6 +697,7 @@ impl VcpuBackend for VmxVcpu {
             }
             return true;
         }
+        self.stale |= index == index::SPEC_CTRL;
         let stay = self.current();
         let kept = self.msrs.set(index, value, stay);
         if !msr::has_field(index) {
