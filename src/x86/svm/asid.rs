@@ -64,6 +64,10 @@ impl Tag {
             c.tlb_control = tlb_control::FLUSH_GUEST;
             return;
         }
+        if !known {
+            // Another CPU, or one that was off meanwhile, or the first entry of a VMCB where another has been.
+            c.clean.nothing();
+        }
         self.renew(c, pool, cpu_id, generation);
     }
 
@@ -83,7 +87,7 @@ impl Tag {
         pool.next.store(asid + 1, Ordering::Relaxed);
         self.cpu = cpu_id;
         self.generation = generation;
-        c.asid = asid;
+        c.asid.set(&mut c.clean, asid);
         c.tlb_control = tlb;
     }
 

@@ -31,6 +31,10 @@ pub struct SvmCaps {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[allow(missing_docs)]
 pub struct VmcbView {
+    /// Clean bits (offset 0C0h).
+    pub clean: u64,
+    /// Groups of fields, by clean bit, that the processor has not kept, or not with the values that they have now.
+    pub stale: u64,
     /// Intercept vector 4 (offset 010h); bit 0 is VMRUN.
     pub intercept_misc2: u32,
     pub iopm_base_pa: u64,
@@ -74,7 +78,8 @@ const IOPM_SIZE: u64 = 12 << 10;
 /// Bytes of the MSR permission map.
 const MSRPM_SIZE: u64 = 8 << 10;
 
-/// Checks everything that makes VMRUN exit with VMEXIT_INVALID.
+/// Checks everything that makes VMRUN exit with VMEXIT_INVALID, and that it will not use old values instead of those
+/// that the VMCB has.
 ///
 /// # Errors
 ///
@@ -82,7 +87,12 @@ const MSRPM_SIZE: u64 = 8 << 10;
 pub fn check(v: &VmcbView, caps: &SvmCaps) -> Result<(), Violation> {
     check_state(v, caps)?;
     check_control(v, caps)?;
-    check_event(v.event_inj)
+    check_event(v.event_inj)?;
+    rules! { "APM 2 15.15.3";
+        "a group of fields that has been written must not be marked clean" =>
+            v.clean & v.stale == 0, v.clean & v.stale;
+    }
+    Ok(())
 }
 
 fn check_state(v: &VmcbView, caps: &SvmCaps) -> Result<(), Violation> {
@@ -213,6 +223,8 @@ mod tests {
 
     fn valid() -> VmcbView {
         VmcbView {
+            clean: 0x1fdf,
+            stale: 1 << 5,
             intercept_misc2: 0x27ff,
             iopm_base_pa: 0x10_0000,
             msrpm_base_pa: 0x20_0000,
@@ -302,6 +314,8 @@ mod tests {
         for byte in 0..8 {
             breaks("G_PAT", |v| v.g_pat |= 0x0a << (8 * byte));
         }
+        breaks("marked clean", |v| v.stale |= 1 << 2);
+        breaks("marked clean", |v| v.clean |= 1 << 5);
         breaks("EVENTINJ.TYPE", |v| v.event_inj = (1 << 31) | (1 << 8));
         breaks("vector of an exception", |v| {
             v.event_inj = (1 << 31) | (3 << 8) | 2;

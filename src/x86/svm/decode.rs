@@ -108,8 +108,8 @@ fn rare(v: &mut Vmcb, nmi: &mut Nmi, assists: bool) -> Exit {
     match code {
         exit::NMI => Exit::HostNmi,
         exit::VINTR => {
-            c.vintr &= !vintr::PENDING;
-            c.intercept_misc1 &= !misc1::VINTR;
+            c.vintr.set(&mut c.clean, c.vintr.get() & !vintr::PENDING);
+            c.intercept_misc1(misc1::VINTR, false);
             Exit::IrqWindow
         }
         exit::IRET => {
@@ -127,7 +127,7 @@ fn rare(v: &mut Vmcb, nmi: &mut Nmi, assists: bool) -> Exit {
         exit::DR_READ..=exit::DR_WRITE_LAST => Exit::DrAccess,
         exit::EXCEPTION..=exit::EXCEPTION_LAST => {
             let vector = (code - exit::EXCEPTION) as u8;
-            exception(vector, info1, info2, v.save.dr6)
+            exception(vector, info1, info2, v.save.dr6.get())
         }
         exit::SHUTDOWN => Exit::TripleFault,
         exit::TASK_SWITCH => Exit::TaskSwitch,

@@ -60,13 +60,12 @@ fn pass(map: &mut [u8], msrs: &[u32]) {
     }
 }
 
-/// Where the VMCB keeps MSR `index`.
+/// Where the VMCB keeps an MSR of [`SWITCHED`].
 pub(super) fn field(s: &mut Save, index: u32) -> Option<&mut u64> {
     Some(match index {
         index::SYSENTER_CS => &mut s.sysenter_cs,
         index::SYSENTER_ESP => &mut s.sysenter_esp,
         index::SYSENTER_EIP => &mut s.sysenter_eip,
-        index::PAT => &mut s.g_pat,
         index::SPEC_CTRL => &mut s.spec_ctrl,
         index::STAR => &mut s.star,
         index::LSTAR => &mut s.lstar,

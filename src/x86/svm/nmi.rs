@@ -113,9 +113,5 @@ impl Nmi {
 }
 
 fn intercept_iret(c: &mut Control, on: bool) {
-    if on {
-        c.intercept_misc1 |= misc1::IRET;
-    } else {
-        c.intercept_misc1 &= !misc1::IRET;
-    }
+    c.intercept_misc1(misc1::IRET, on);
 }

@@ -88,15 +88,16 @@ fn is_tcg() -> bool {
 #[inline(always)]
 pub(super) fn inject_virtually(c: &mut Control, vector: u8) {
     c.event_inj = 0;
-    c.vintr &= !vintr::V_INTR_VECTOR;
-    c.vintr |= vintr::PENDING | u64::from(vector) << vintr::V_INTR_VECTOR_SHIFT;
-    c.intercept_misc1 &= !misc1::VINTR;
+    let vintr = c.vintr.get() & !vintr::V_INTR_VECTOR;
+    let pending = vintr::PENDING | u64::from(vector) << vintr::V_INTR_VECTOR_SHIFT;
+    c.vintr.set(&mut c.clean, vintr | pending);
+    c.intercept_misc1(misc1::VINTR, false);
 }
 
 /// After the exit from an entry with virtual interrupt `vector`: returns it if it was not delivered.
 #[inline(always)]
 pub(super) fn undelivered(c: &mut Control, vector: u8) -> Option<u8> {
-    let waits = c.vintr & vintr::V_IRQ != 0;
-    c.vintr &= !vintr::PENDING;
+    let waits = c.vintr.get() & vintr::V_IRQ != 0;
+    c.vintr.set(&mut c.clean, c.vintr.get() & !vintr::PENDING);
     waits.then_some(vector)
 }

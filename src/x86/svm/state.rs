@@ -5,9 +5,9 @@
 //! something was changed, and [`load`] at any time under the vCPU's mutex.
 
 use super::breakpoints::DR6_RESET;
-use super::vmcb::{Save, VmcbSegment};
+use super::vmcb::{Save, Vmcb, VmcbSegment};
 use crate::linux::cr;
-use crate::x86::cpu::regs::{cr4, efer, rflags, DescTable, Gpr, Seg};
+use crate::x86::cpu::regs::{cr4, efer, rflags, Gpr, Seg};
 use crate::x86::vendor::{CpuState, Groups, LongCode};
 
 /// Bits of the guest's control registers for which the VMCB holds the host's choice.
@@ -26,15 +26,16 @@ pub(super) struct Shadow {
 
 /// Writes what VMRUN loads at every entry. A `step` sets RFLAGS.TF.
 #[inline(always)]
-pub(super) fn enter(s: &mut Save, cpu: &CpuState, step: bool) {
+pub(super) fn enter(v: &mut Vmcb, cpu: &CpuState, step: bool) {
+    let (s, clean) = (&mut v.save, &mut v.control.clean);
     s.rax = cpu.regs.get(Gpr::Rax);
     s.rsp = cpu.regs.get(Gpr::Rsp);
     s.rip = cpu.regs.rip;
     s.rflags = cpu.regs.rflags | rflags::FIXED | if step { rflags::TF } else { 0 };
-    s.cr2 = cpu.sregs.cr2;
+    s.cr2.set(clean, cpu.sregs.cr2);
     // Accesses to DR6 are intercepted: what is here after an exit by #DB are that one's conditions.
-    s.dr6 = DR6_RESET;
-    s.dr7 = cpu.dr7;
+    s.dr6.set(clean, DR6_RESET);
+    s.dr7.set(clean, cpu.dr7);
 }
 
 /// Reads what #VMEXIT saves at every exit; the rest waits for [`load`].
@@ -44,23 +45,28 @@ pub(super) fn exit(s: &Save, cpu: &mut CpuState) {
     cpu.regs.gpr[Gpr::Rsp as usize] = s.rsp;
     cpu.regs.rip = s.rip;
     cpu.regs.rflags = s.rflags;
-    cpu.sregs.cr2 = s.cr2;
+    cpu.sregs.cr2 = s.cr2.get();
     cpu.avail = Groups::NONE;
 }
 
 /// Writes the system registers of `cpu.dirty`. `shadow.cr0` and `shadow.lme` are up to date.
-pub(super) fn write(save: &mut Save, cpu: &mut CpuState, shadow: &mut Shadow) {
+pub(super) fn write(v: &mut Vmcb, cpu: &mut CpuState, shadow: &mut Shadow) {
+    let (save, clean) = (&mut v.save, &mut v.control.clean);
     let dirty = cpu.dirty;
     let s = &cpu.sregs;
     if dirty.intersects(Groups::CODE) {
-        save.cs = VmcbSegment::from_neutral(s.seg(Seg::Cs));
-        save.ss = VmcbSegment::from_neutral(s.seg(Seg::Ss));
+        save.cs
+            .set(clean, VmcbSegment::from_neutral(s.seg(Seg::Cs)));
+        save.ss
+            .set(clean, VmcbSegment::from_neutral(s.seg(Seg::Ss)));
         // The CPL is kept apart from SS.DPL (APM 2 15.5.1).
-        save.cpl = s.seg(Seg::Ss).dpl & 3;
+        save.cpl.set(clean, s.seg(Seg::Ss).dpl & 3);
     }
     if dirty.intersects(Groups::SEGS) {
-        save.es = VmcbSegment::from_neutral(s.seg(Seg::Es));
-        save.ds = VmcbSegment::from_neutral(s.seg(Seg::Ds));
+        save.es
+            .set(clean, VmcbSegment::from_neutral(s.seg(Seg::Es)));
+        save.ds
+            .set(clean, VmcbSegment::from_neutral(s.seg(Seg::Ds)));
         save.fs = VmcbSegment::from_neutral(s.seg(Seg::Fs));
         save.gs = VmcbSegment::from_neutral(s.seg(Seg::Gs));
         save.ldtr = VmcbSegment::from_neutral(s.seg(Seg::Ldtr));
@@ -68,16 +74,14 @@ pub(super) fn write(save: &mut Save, cpu: &mut CpuState, shadow: &mut Shadow) {
     }
     if dirty.intersects(Groups::CTRL) {
         shadow.mce = s.cr4 & cr4::MCE;
-        save.cr0 = s.cr0 & !shadow.cr0;
-        save.cr3 = s.cr3;
-        save.cr4 = s.cr4 | cr::cr4() & cr4::MCE;
-        save.efer = (s.efer | efer::SVME) & !shadow.lme;
+        save.cr0.set(clean, s.cr0 & !shadow.cr0);
+        save.cr3.set(clean, s.cr3);
+        save.cr4.set(clean, s.cr4 | cr::cr4() & cr4::MCE);
+        save.efer.set(clean, (s.efer | efer::SVME) & !shadow.lme);
     }
     if dirty.intersects(Groups::TABLES) {
-        save.gdtr.base = s.gdt.base;
-        save.gdtr.limit = u32::from(s.gdt.limit);
-        save.idtr.base = s.idt.base;
-        save.idtr.limit = u32::from(s.idt.limit);
+        save.gdtr.set(clean, VmcbSegment::from_table(&s.gdt));
+        save.idtr.set(clean, VmcbSegment::from_table(&s.idt));
     }
     cpu.dirty = Groups::NONE;
 }
@@ -87,15 +91,15 @@ pub(super) fn load(save: &Save, cpu: &mut CpuState, groups: Groups, shadow: &Sha
     let want = groups.without(cpu.avail);
     let s = &mut cpu.sregs;
     if want.intersects(Groups::CODE) {
-        *s.seg_mut(Seg::Cs) = save.cs.to_neutral();
+        *s.seg_mut(Seg::Cs) = save.cs.get().to_neutral();
         let ss = s.seg_mut(Seg::Ss);
-        *ss = save.ss.to_neutral();
+        *ss = save.ss.get().to_neutral();
         // SYSRET sets the CPL but not SS.DPL (APM 2 15.5.1).
-        ss.dpl = save.cpl & 3;
+        ss.dpl = save.cpl.get() & 3;
     }
     if want.intersects(Groups::SEGS) {
-        *s.seg_mut(Seg::Es) = save.es.to_neutral();
-        *s.seg_mut(Seg::Ds) = save.ds.to_neutral();
+        *s.seg_mut(Seg::Es) = save.es.get().to_neutral();
+        *s.seg_mut(Seg::Ds) = save.ds.get().to_neutral();
         *s.seg_mut(Seg::Fs) = save.fs.to_neutral();
         *s.seg_mut(Seg::Gs) = save.gs.to_neutral();
         *s.seg_mut(Seg::Ldtr) = save.ldtr.to_neutral();
@@ -105,20 +109,14 @@ pub(super) fn load(save: &Save, cpu: &mut CpuState, groups: Groups, shadow: &Sha
         tr.typ |= 2;
     }
     if want.intersects(Groups::CTRL) {
-        s.cr0 = save.cr0 | shadow.cr0;
-        s.cr3 = save.cr3;
-        s.cr4 = save.cr4 & !cr4::MCE | shadow.mce;
-        s.efer = save.efer & !efer::SVME | shadow.lme;
+        s.cr0 = save.cr0.get() | shadow.cr0;
+        s.cr3 = save.cr3.get();
+        s.cr4 = save.cr4.get() & !cr4::MCE | shadow.mce;
+        s.efer = save.efer.get() & !efer::SVME | shadow.lme;
     }
     if want.intersects(Groups::TABLES) {
-        s.gdt = DescTable {
-            base: save.gdtr.base,
-            limit: save.gdtr.limit as u16,
-        };
-        s.idt = DescTable {
-            base: save.idtr.base,
-            limit: save.idtr.limit as u16,
-        };
+        s.gdt = save.gdtr.get().to_table();
+        s.idt = save.idtr.get().to_table();
     }
     cpu.avail = cpu.avail.union(groups);
 }
@@ -128,9 +126,9 @@ pub(super) fn load(save: &Save, cpu: &mut CpuState, groups: Groups, shadow: &Sha
 pub(super) fn long_code(s: &Save) -> Option<LongCode> {
     /// CS.L as the VMCB keeps attributes (APM 2 15.5.1).
     const LONG: u16 = 1 << 9;
-    (s.efer & efer::LMA != 0 && s.cs.attrib & LONG != 0).then_some(LongCode {
-        cpl: s.cpl & 3,
-        cr3: s.cr3,
-        cr4: s.cr4,
+    (s.efer.get() & efer::LMA != 0 && s.cs.get().attrib & LONG != 0).then_some(LongCode {
+        cpl: s.cpl.get() & 3,
+        cr3: s.cr3.get(),
+        cr4: s.cr4.get(),
     })
 }

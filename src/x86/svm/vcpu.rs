@@ -12,11 +12,11 @@ use super::msr::{field, Stayed};
 use super::nmi::Nmi;
 use super::platform::{shared, Cpu, Shared};
 use super::state::{self, Shadow};
+use super::view::{self, Kept};
 use super::vmcb::{
-    exit, misc1, tlb_control, vintr, Save, Vmcb, VmcbPage, CR0_READ, CR0_WRITE, CR4_ACCESS,
-    CR8_WRITE,
+    exit, misc1, tlb_control, vintr, Vmcb, VmcbPage, CR0_READ, CR0_WRITE, CR4_ACCESS, CR8_WRITE,
 };
-use super::{entry, event, quirks, view};
+use super::{entry, event, quirks};
 use crate::linux::smp;
 use crate::pr_warn_ratelimited;
 use crate::x86::cpu::cpuid::GuestFeatures;
@@ -60,6 +60,8 @@ pub(crate) struct SvmVcpu {
     /// Vector of a virtual interrupt that the last exit came before (`quirks`).
     undelivered: Option<u8>,
     told: Told,
+    /// For the entry checks.
+    kept: Kept,
 }
 
 impl SvmVcpu {
@@ -78,24 +80,27 @@ impl SvmVcpu {
             // The entry delivers its event and then meets this interrupt: until VMRUN there is none.
             smp::send_reschedule(this_cpu);
         }
-        c.n_cr3 = params.nested_root.0;
+        c.n_cr3.set(&mut c.clean, params.nested_root.0);
         c.event_inj = event::inject(params.inject.as_ref());
-        c.vintr = c.vintr & !vintr::V_TPR | u64::from(params.tpr) & vintr::V_TPR;
+        let mut vintr = c.vintr.get() & !vintr::V_TPR | u64::from(params.tpr) & vintr::V_TPR;
         // A V_IRQ makes writes exit for the emulator's sake (`quirks`).
         let v_irq = params.irq_window || virtual_irq.is_some();
-        c.intercept_cr = if params.tpr_threshold == 0 && !v_irq {
-            c.intercept_cr & !CR8_WRITE
+        let exits = if params.tpr_threshold == 0 && !v_irq {
+            c.intercept_cr.get() & !CR8_WRITE
         } else {
-            c.intercept_cr | CR8_WRITE
+            c.intercept_cr.get() | CR8_WRITE
         };
+        c.intercept_cr.set(&mut c.clean, exits);
+        if params.irq_window {
+            vintr |= vintr::PENDING;
+            c.intercept_misc1(misc1::VINTR, true);
+        } else if c.intercept_misc1.get() & misc1::VINTR != 0 {
+            vintr &= !vintr::PENDING;
+            c.intercept_misc1(misc1::VINTR, false);
+        }
+        c.vintr.set(&mut c.clean, vintr);
         if let Some(vector) = virtual_irq {
             quirks::inject_virtually(c, vector);
-        } else if params.irq_window {
-            c.vintr |= vintr::PENDING;
-            c.intercept_misc1 |= misc1::VINTR;
-        } else if c.intercept_misc1 & misc1::VINTR != 0 {
-            c.vintr &= !vintr::PENDING;
-            c.intercept_misc1 &= !misc1::VINTR;
         }
         virtual_irq
     }
@@ -136,9 +141,10 @@ impl SvmVcpu {
                 exits |= CR0_WRITE;
             }
             let c = &mut self.vmcb.control;
-            c.intercept_cr = c.intercept_cr & !(CR0_READ | CR0_WRITE) | exits;
+            let others = c.intercept_cr.get() & !(CR0_READ | CR0_WRITE);
+            c.intercept_cr.set(&mut c.clean, others | exits);
         }
-        state::write(&mut self.vmcb.save, cpu, &mut self.shadow);
+        state::write(&mut self.vmcb, cpu, &mut self.shadow);
         self.unchecked = self.shared.quirks.tcg;
     }
 
@@ -183,6 +189,7 @@ impl SvmVcpu {
         if let Some(cpu) = self.shared.cpus.of(id) {
             self.asid.distrust(&cpu.asids);
         }
+        self.vmcb.control.clean.nothing();
     }
 
     /// The host's TSC_AUX on `cpu`, if it has one.
@@ -198,7 +205,8 @@ impl SvmVcpu {
         } else {
             &self.shared.msrpms[usize::from(self.spec_ctrl.is_passed())]
         };
-        self.vmcb.control.msrpm_base_pa = map.phys();
+        let c = &mut self.vmcb.control;
+        c.msrpm_base_pa.set(&mut c.clean, map.phys());
     }
 
     /// Exits of loops of PAUSE (APM 2 15.14.4), as many PAUSEs apart as in KVM. Without a filter every PAUSE would
@@ -212,13 +220,9 @@ impl SvmVcpu {
             0
         };
         let c = &mut self.vmcb.control;
-        if on && self.shared.caps.pause_exit {
-            c.intercept_misc1 |= misc1::PAUSE;
-            c.pause_filter_count = COUNT;
-            c.pause_filter_threshold = threshold;
-        } else {
-            c.intercept_misc1 &= !misc1::PAUSE;
-        }
+        c.intercept_misc1(misc1::PAUSE, on && self.shared.caps.pause_exit);
+        c.pause_filter_count.set(&mut c.clean, COUNT);
+        c.pause_filter_threshold.set(&mut c.clean, threshold);
     }
 }
 
@@ -227,11 +231,12 @@ fn set_up(v: &mut Vmcb, shared: &Shared) {
     let c = &mut v.control;
     // CR4: writes are checked against the guest's features, reads do not show MCE. CR8 is the local APIC's TPR:
     // reads get V_TPR, and writes go there while no interrupt waits for a lower one (APM 2 15.21.1).
-    c.intercept_cr = CR4_ACCESS | CR8_WRITE;
-    c.intercept_dr = 0xffff_ffff;
+    let clean = &mut c.clean;
+    c.intercept_cr.set(clean, CR4_ACCESS | CR8_WRITE);
+    c.intercept_dr.set(clean, 0xffff_ffff);
     // Whether PAUSE exits is `set_pause_exits`' to say.
     let [vector_3, vector_4] = INTERCEPTS;
-    c.intercept_misc1 = vector_3 & !misc1::PAUSE
+    let exits = vector_3 & !misc1::PAUSE
         | misc1::INTR
         | misc1::NMI
         | misc1::SMI
@@ -239,18 +244,20 @@ fn set_up(v: &mut Vmcb, shared: &Shared) {
         | misc1::IOIO_PROT
         | misc1::MSR_PROT
         | misc1::SHUTDOWN;
-    c.intercept_misc2 = vector_4;
-    c.iopm_base_pa = shared.iopm.phys();
-    c.msrpm_base_pa = shared.msrpms[0].phys();
-    c.vintr = vintr::V_INTR_MASKING;
-    c.nested_control = 1;
-    set_up_save(&mut v.save);
+    c.intercept_misc1.set(clean, exits);
+    c.intercept_misc2.set(clean, vector_4);
+    c.iopm_base_pa.set(clean, shared.iopm.phys());
+    c.msrpm_base_pa.set(clean, shared.msrpms[0].phys());
+    c.vintr.set(clean, vintr::V_INTR_MASKING);
+    c.nested_control.set(clean, 1);
+    set_up_save(v);
 }
 
 /// Sets the state of RESET that is not zero.
-fn set_up_save(s: &mut Save) {
-    s.g_pat = PAT_RESET;
-    s.efer = efer::SVME;
+fn set_up_save(v: &mut Vmcb) {
+    let (s, clean) = (&mut v.save, &mut v.control.clean);
+    s.g_pat.set(clean, PAT_RESET);
+    s.efer.set(clean, efer::SVME);
 }
 
 impl VcpuBackend for SvmVcpu {
@@ -275,6 +282,7 @@ impl VcpuBackend for SvmVcpu {
             unchecked: false,
             undelivered: None,
             told: Told::NOTHING,
+            kept: Kept::NOTHING,
         };
         this.set_exception_intercepts(0);
         this.set_pause_exits(true);
@@ -306,7 +314,7 @@ impl VcpuBackend for SvmVcpu {
         };
         let tsc_aux = self.host_tsc_aux(cpu);
         self.msrs.end_stay(tsc_aux);
-        self.host_debug.end_stay(self.vmcb.save.dr6);
+        self.host_debug.end_stay(self.vmcb.save.dr6.get());
     }
 
     #[inline(never)]
@@ -332,7 +340,7 @@ impl VcpuBackend for SvmVcpu {
             }
         };
         let (stepping, guest_tf) = (self.nmi.stepping(), cpu.regs.rflags & rflags::TF);
-        state::enter(&mut self.vmcb.save, cpu, stepping);
+        state::enter(&mut self.vmcb, cpu, stepping);
         if let Some(params) = params {
             if (params.check || self.unchecked) && self.refuses(this_cpu, cpu, params) {
                 return Exit::EntryFailure(exit::INVALID);
@@ -352,6 +360,12 @@ impl VcpuBackend for SvmVcpu {
         };
 
         let v = &mut *self.vmcb;
+        v.control.clean.all();
+        if let Some(params) = params {
+            if params.check {
+                self.kept = Kept::of(v, this_cpu);
+            }
+        }
         if let Some(vector) = virtual_irq {
             self.undelivered = quirks::undelivered(&mut v.control, vector);
         }
@@ -378,8 +392,8 @@ impl VcpuBackend for SvmVcpu {
 
     fn lost_state(&mut self) -> bool {
         // What #VMEXIT saves on shutdown is undefined (APM 2 15.14.3).
-        self.vmcb.save = pin_init::zeroed();
-        set_up_save(&mut self.vmcb.save);
+        self.vmcb.clear_save();
+        set_up_save(&mut self.vmcb);
         true
     }
 
@@ -399,12 +413,12 @@ impl VcpuBackend for SvmVcpu {
 
     #[inline]
     fn cpl(&self) -> Option<u8> {
-        Some(self.vmcb.save.cpl & 3)
+        Some(self.vmcb.save.cpl.get() & 3)
     }
 
     #[inline]
     fn tpr(&self) -> Option<u8> {
-        Some((self.vmcb.control.vintr & vintr::V_TPR) as u8)
+        Some((self.vmcb.control.vintr.get() & vintr::V_TPR) as u8)
     }
 
     #[inline]
@@ -447,34 +461,34 @@ impl VcpuBackend for SvmVcpu {
     }
 
     fn msr(&mut self, index: u32) -> Option<u64> {
-        if index == index::TSC_AUX {
-            return Some(self.msrs.tsc_aux);
+        let save = &mut self.vmcb.save;
+        match index {
+            index::TSC_AUX => Some(self.msrs.tsc_aux),
+            index::SPEC_CTRL if !self.shared.v_spec_ctrl => Some(self.spec_ctrl.get()),
+            index::PAT => Some(save.g_pat.get()),
+            _ => field(save, index).copied(),
         }
-        if index == index::SPEC_CTRL && !self.shared.v_spec_ctrl {
-            return Some(self.spec_ctrl.get());
-        }
-        field(&mut self.vmcb.save, index).copied()
     }
 
     fn set_msr(&mut self, index: u32, value: u64) -> bool {
-        if index == index::TSC_AUX {
-            let live = self.stay.is_some() && self.shared.caps.rdtscp;
-            self.msrs.set_tsc_aux(value, live);
-            return true;
-        }
+        let live = self.stay.is_some() && self.shared.caps.rdtscp;
         if index == index::SPEC_CTRL {
             self.spec_ctrl.set(value);
             self.choose_msr_map();
-            if !self.shared.v_spec_ctrl {
-                return true;
-            }
         }
-        let field = field(&mut self.vmcb.save, index);
-        field.map(|f| *f = value).is_some()
+        let v = &mut *self.vmcb;
+        match index {
+            index::TSC_AUX => self.msrs.set_tsc_aux(value, live),
+            index::SPEC_CTRL if !self.shared.v_spec_ctrl => {}
+            index::PAT => v.save.g_pat.set(&mut v.control.clean, value),
+            _ => return field(&mut v.save, index).map(|f| *f = value).is_some(),
+        }
+        true
     }
 
     fn set_tsc_offset(&mut self, offset: u64) {
-        self.vmcb.control.tsc_offset = offset;
+        let c = &mut self.vmcb.control;
+        c.tsc_offset.set(&mut c.clean, offset);
     }
 
     fn set_tsc_ratio(&mut self, ratio: u64) {
@@ -483,26 +497,20 @@ impl VcpuBackend for SvmVcpu {
 
     fn set_exception_intercepts(&mut self, vectors: u32) {
         // #DB and #AC against endless delivery (CVE-2015-8104, CVE-2015-5307), #MC for the host.
-        self.vmcb.control.intercept_exception = vectors | 1 << 1 | 1 << 17 | 1 << 18;
+        let all = vectors | 1 << 1 | 1 << 17 | 1 << 18;
+        let c = &mut self.vmcb.control;
+        c.intercept_exception.set(&mut c.clean, all);
     }
 
     fn set_exits(&mut self, exits: Exits) {
         self.all_msrs = exits.all_msrs;
         self.choose_msr_map();
         let c = &mut self.vmcb.control;
-        if exits.hlt {
-            c.intercept_misc1 |= misc1::HLT;
-        } else {
-            c.intercept_misc1 &= !misc1::HLT;
-        }
+        c.intercept_misc1(misc1::HLT, exits.hlt);
         // What the VMCB has now stays until the next write of CR0, as in KVM.
-        if exits.caches_on {
-            self.shadow.hidden = cr0::CD | cr0::NW;
-            c.intercept_misc1 |= misc1::CR0_SEL_WRITE;
-        } else {
-            self.shadow.hidden = 0;
-            c.intercept_misc1 &= !misc1::CR0_SEL_WRITE;
-        }
+        let hidden = cr0::CD | cr0::NW;
+        self.shadow.hidden = if exits.caches_on { hidden } else { 0 };
+        c.intercept_misc1(misc1::CR0_SEL_WRITE, exits.caches_on);
         self.set_pause_exits(exits.pause);
     }
 
@@ -512,6 +520,8 @@ impl VcpuBackend for SvmVcpu {
         params: &EntryParams,
     ) -> Result<(), EntryViolation> {
         let event = event::inject(params.inject.as_ref());
-        check(&view::read(&self.vmcb, event), &self.rules)
+        // Outside a stay, after a refused entry, there are no clean bits.
+        let cpu = self.stay.unwrap_or(u32::MAX);
+        check(&view::read(&self.vmcb, event, &self.kept, cpu), &self.rules)
     }
 }

@@ -8,29 +8,61 @@ use crate::x86::cpu::control;
 use crate::x86::cpu::cpuid::GuestFeatures;
 use crate::x86::cpu::regs::efer;
 
-/// What an entry with this VMCB and EVENTINJ depends on. The processor clears EVENTINJ on #VMEXIT, a refused entry
+/// What the processor may have kept of a VMCB at the last #VMEXIT (APM 2 15.15.3).
+pub(super) struct Kept {
+    cpu: u32,
+    /// By [`Vmcb::groups`].
+    groups: [u64; 11],
+}
+
+impl Kept {
+    /// Nothing.
+    pub(super) const NOTHING: Self = Self {
+        cpu: u32::MAX,
+        groups: [0; 11],
+    };
+
+    /// What CPU `cpu` may keep after a #VMEXIT of `v`.
+    pub(super) fn of(v: &Vmcb, cpu: u32) -> Self {
+        let groups = v.groups();
+        Self { cpu, groups }
+    }
+
+    /// The groups, by clean bit, that CPU `cpu` has not kept as `v` has them.
+    fn stale(&self, v: &Vmcb, cpu: u32) -> u64 {
+        if cpu != self.cpu {
+            return u64::MAX;
+        }
+        let differ = v.groups().into_iter().zip(self.groups).rev();
+        differ.fold(0, |bits, (now, kept)| bits << 1 | u64::from(now != kept))
+    }
+}
+
+/// What an entry on CPU `cpu` with this VMCB and EVENTINJ depends on, where the processor has `kept` some of it. The processor clears EVENTINJ on #VMEXIT, a refused entry
 /// included, so the field itself does not tell it.
-pub(super) fn read(v: &Vmcb, event_inj: u64) -> VmcbView {
+pub(super) fn read(v: &Vmcb, event_inj: u64, kept: &Kept, cpu: u32) -> VmcbView {
     VmcbView {
-        intercept_misc2: v.control.intercept_misc2,
-        iopm_base_pa: v.control.iopm_base_pa,
-        msrpm_base_pa: v.control.msrpm_base_pa,
-        ioio_prot: v.control.intercept_misc1 & misc1::IOIO_PROT != 0,
-        msr_prot: v.control.intercept_misc1 & misc1::MSR_PROT != 0,
-        asid: v.control.asid,
+        clean: v.control.clean.bits(),
+        stale: kept.stale(v, cpu),
+        intercept_misc2: v.control.intercept_misc2.get(),
+        iopm_base_pa: v.control.iopm_base_pa.get(),
+        msrpm_base_pa: v.control.msrpm_base_pa.get(),
+        ioio_prot: v.control.intercept_misc1.get() & misc1::IOIO_PROT != 0,
+        msr_prot: v.control.intercept_misc1.get() & misc1::MSR_PROT != 0,
+        asid: v.control.asid.get(),
         tlb_control: v.control.tlb_control,
-        nested_control: v.control.nested_control,
-        n_cr3: v.control.n_cr3,
-        virt_ext: v.control.virt_ext,
+        nested_control: v.control.nested_control.get(),
+        n_cr3: v.control.n_cr3.get(),
+        virt_ext: v.control.virt_ext.get(),
         event_inj,
-        cr0: v.save.cr0,
-        cr3: v.save.cr3,
-        cr4: v.save.cr4,
-        dr6: v.save.dr6,
-        dr7: v.save.dr7,
-        efer: v.save.efer,
-        g_pat: v.save.g_pat,
-        cs_attrib: v.save.cs.attrib,
+        cr0: v.save.cr0.get(),
+        cr3: v.save.cr3.get(),
+        cr4: v.save.cr4.get(),
+        dr6: v.save.dr6.get(),
+        dr7: v.save.dr7.get(),
+        efer: v.save.efer.get(),
+        g_pat: v.save.g_pat.get(),
+        cs_attrib: v.save.cs.get().attrib,
     }
 }
 

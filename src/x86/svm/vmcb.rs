@@ -3,35 +3,99 @@
 
 use crate::linux::page::Pages;
 use crate::mem::addr::Level;
-use crate::x86::cpu::regs::Segment;
+use crate::x86::cpu::regs::{DescTable, Segment};
 use core::mem::offset_of;
-use core::ops::{Deref, DerefMut};
+use core::ops::{Deref, DerefMut, Range};
 use kernel::prelude::*;
+
+/// Clean bits: the groups of fields that a processor may keep between entries (APM 2 15.15.3).
+mod group {
+    /// Intercepts, PAUSE filter, TSC offset.
+    pub(super) const INTERCEPTS: u32 = 0;
+    pub(super) const MAPS: u32 = 1;
+    pub(super) const ASID: u32 = 2;
+    pub(super) const VINTR: u32 = 3;
+    /// Nested paging, with the guest's PAT.
+    pub(super) const NESTED: u32 = 4;
+    /// CR0, CR3, CR4, EFER.
+    pub(super) const CONTROL: u32 = 5;
+    pub(super) const DEBUG: u32 = 6;
+    /// GDTR and IDTR.
+    pub(super) const TABLES: u32 = 7;
+    /// ES, CS, SS, DS and the CPL.
+    pub(super) const SEGMENTS: u32 = 8;
+    pub(super) const CR2: u32 = 9;
+    pub(super) const LBR: u32 = 10;
+}
+
+/// A field that the processor may keep from the last entry with this VMCB if the group's clean bit says that it has not
+/// been written since. There is no other way to write it than [`Self::set`].
+#[repr(transparent)]
+pub(super) struct Cached<T, const GROUP: u32>(T);
+
+impl<T: Copy + PartialEq, const GROUP: u32> Cached<T, GROUP> {
+    /// The field's value.
+    #[inline(always)]
+    pub(super) const fn get(&self) -> T {
+        self.0
+    }
+
+    /// Writes the field of the VMCB whose clean bits are `clean`.
+    #[inline(always)]
+    pub(super) fn set(&mut self, clean: &mut Clean, value: T) {
+        if self.0 != value {
+            self.0 = value;
+            clean.0 &= !(1 << GROUP);
+        }
+    }
+}
+
+/// The clean bits of a VMCB; 0: everything is loaded.
+#[repr(transparent)]
+pub(super) struct Clean(u64);
+
+impl Clean {
+    /// All groups are as #VMEXIT has left them. AVIC's and shadow stacks' are among them, which are never written.
+    #[inline(always)]
+    pub(super) fn all(&mut self) {
+        self.0 = (1 << 13) - 1;
+    }
+
+    /// The processor has nothing of this VMCB.
+    pub(super) fn nothing(&mut self) {
+        self.0 = 0;
+    }
+
+    /// The bits.
+    pub(super) const fn bits(&self) -> u64 {
+        self.0
+    }
+}
 
 /// Control area, VMCB offset 0 (APM 2 table B-1).
 #[repr(C)]
 #[allow(missing_docs)]
 pub(super) struct Control {
     /// Bit n: read of CRn; bit 16+n: write of CRn.
-    pub(super) intercept_cr: u32,
+    pub(super) intercept_cr: Cached<u32, { group::INTERCEPTS }>,
     /// Bit n: read of DRn; bit 16+n: write of DRn.
-    pub(super) intercept_dr: u32,
+    pub(super) intercept_dr: Cached<u32, { group::INTERCEPTS }>,
     /// Bit per exception vector.
-    pub(super) intercept_exception: u32,
-    pub(super) intercept_misc1: u32,
-    pub(super) intercept_misc2: u32,
-    pub(super) intercept_misc3: u32,
+    pub(super) intercept_exception: Cached<u32, { group::INTERCEPTS }>,
+    pub(super) intercept_misc1: Cached<u32, { group::INTERCEPTS }>,
+    pub(super) intercept_misc2: Cached<u32, { group::INTERCEPTS }>,
+    pub(super) intercept_misc3: Cached<u32, { group::INTERCEPTS }>,
     _r0: [u8; 0x3c - 0x18],
-    pub(super) pause_filter_threshold: u16,
-    pub(super) pause_filter_count: u16,
-    pub(super) iopm_base_pa: u64,
-    pub(super) msrpm_base_pa: u64,
-    pub(super) tsc_offset: u64,
-    pub(super) asid: u32,
+    pub(super) pause_filter_threshold: Cached<u16, { group::INTERCEPTS }>,
+    pub(super) pause_filter_count: Cached<u16, { group::INTERCEPTS }>,
+    pub(super) iopm_base_pa: Cached<u64, { group::MAPS }>,
+    pub(super) msrpm_base_pa: Cached<u64, { group::MAPS }>,
+    pub(super) tsc_offset: Cached<u64, { group::INTERCEPTS }>,
+    pub(super) asid: Cached<u32, { group::ASID }>,
     pub(super) tlb_control: u8,
     _r1: [u8; 3],
     /// V_TPR, V_IRQ, V_INTR_PRIO, V_IGN_TPR, V_INTR_MASKING, V_INTR_VECTOR.
-    pub(super) vintr: u64,
+    pub(super) vintr: Cached<u64, { group::VINTR }>,
     /// Bit 0: interrupt shadow.
     pub(super) interrupt_state: u64,
     pub(super) exit_code: u64,
@@ -39,14 +103,13 @@ pub(super) struct Control {
     pub(super) exit_info2: u64,
     pub(super) exit_int_info: u64,
     /// Bit 0: NP_ENABLE.
-    pub(super) nested_control: u64,
+    pub(super) nested_control: Cached<u64, { group::NESTED }>,
     _avic_bar: u64,
     _ghcb: u64,
     pub(super) event_inj: u64,
-    pub(super) n_cr3: u64,
-    pub(super) virt_ext: u64,
-    /// VMCB clean bits (APM 2 15.15.3); zero = load everything.
-    pub(super) clean: u64,
+    pub(super) n_cr3: Cached<u64, { group::NESTED }>,
+    pub(super) virt_ext: Cached<u64, { group::LBR }>,
+    pub(super) clean: Clean,
     pub(super) next_rip: u64,
     pub(super) insn_len: u8,
     pub(super) insn_bytes: [u8; 15],
@@ -54,7 +117,7 @@ pub(super) struct Control {
 }
 
 /// A segment register as saved in the VMCB.
-#[derive(Clone, Copy, Zeroable)]
+#[derive(Clone, Copy, PartialEq)]
 #[repr(C)]
 pub(super) struct VmcbSegment {
     pub(super) selector: u16,
@@ -67,28 +130,27 @@ pub(super) struct VmcbSegment {
 /// State-save area, VMCB offset 0x400 (APM 2 table B-2).
 #[repr(C)]
 #[allow(missing_docs)]
-#[derive(Zeroable)]
 pub(super) struct Save {
-    pub(super) es: VmcbSegment,
-    pub(super) cs: VmcbSegment,
-    pub(super) ss: VmcbSegment,
-    pub(super) ds: VmcbSegment,
+    pub(super) es: Cached<VmcbSegment, { group::SEGMENTS }>,
+    pub(super) cs: Cached<VmcbSegment, { group::SEGMENTS }>,
+    pub(super) ss: Cached<VmcbSegment, { group::SEGMENTS }>,
+    pub(super) ds: Cached<VmcbSegment, { group::SEGMENTS }>,
     pub(super) fs: VmcbSegment,
     pub(super) gs: VmcbSegment,
-    pub(super) gdtr: VmcbSegment,
+    pub(super) gdtr: Cached<VmcbSegment, { group::TABLES }>,
     pub(super) ldtr: VmcbSegment,
-    pub(super) idtr: VmcbSegment,
+    pub(super) idtr: Cached<VmcbSegment, { group::TABLES }>,
     pub(super) tr: VmcbSegment,
     _r0: [u8; 0xcb - 0xa0],
-    pub(super) cpl: u8,
+    pub(super) cpl: Cached<u8, { group::SEGMENTS }>,
     _r1: u32,
-    pub(super) efer: u64,
+    pub(super) efer: Cached<u64, { group::CONTROL }>,
     _r2: [u8; 0x148 - 0xd8],
-    pub(super) cr4: u64,
-    pub(super) cr3: u64,
-    pub(super) cr0: u64,
-    pub(super) dr7: u64,
-    pub(super) dr6: u64,
+    pub(super) cr4: Cached<u64, { group::CONTROL }>,
+    pub(super) cr3: Cached<u64, { group::CONTROL }>,
+    pub(super) cr0: Cached<u64, { group::CONTROL }>,
+    pub(super) dr7: Cached<u64, { group::DEBUG }>,
+    pub(super) dr6: Cached<u64, { group::DEBUG }>,
     pub(super) rflags: u64,
     pub(super) rip: u64,
     _r3: [u8; 0x1d8 - 0x180],
@@ -103,11 +165,10 @@ pub(super) struct Save {
     pub(super) sysenter_cs: u64,
     pub(super) sysenter_esp: u64,
     pub(super) sysenter_eip: u64,
-    pub(super) cr2: u64,
+    pub(super) cr2: Cached<u64, { group::CR2 }>,
     _r5: [u8; 0x268 - 0x248],
-    pub(super) g_pat: u64,
-    pub(super) debugctl: u64,
-    _r6: [u8; 0x2e0 - 0x278],
+    pub(super) g_pat: Cached<u64, { group::NESTED }>,
+    _r6: [u8; 0x2e0 - 0x270],
     /// In force with the host's, where the processor virtualises it (APM 2 15.35.1).
     pub(super) spec_ctrl: u64,
     _r7: [u8; 0xc00 - 0x2e8],
@@ -119,6 +180,56 @@ pub(super) struct Vmcb {
     pub(super) control: Control,
     pub(super) save: Save,
 }
+
+impl Control {
+    /// Has what `bits` of intercept vector 3 stand for exit, or not.
+    #[inline]
+    pub(super) fn intercept_misc1(&mut self, bits: u32, on: bool) {
+        let others = self.intercept_misc1.get() & !bits;
+        let bits = if on { bits } else { 0 };
+        self.intercept_misc1.set(&mut self.clean, others | bits);
+    }
+}
+
+impl Vmcb {
+    /// Makes the guest's state zeroes.
+    pub(super) fn clear_save(&mut self) {
+        // SAFETY: `self.save` is ours alone, and zeroes are valid for its integers.
+        unsafe { core::ptr::from_mut(&mut self.save).write_bytes(0, 1) };
+        self.control.clean.nothing();
+    }
+
+    /// A digest of each group, for the entry checks. Which bytes these are is said here once more, by the manual.
+    pub(super) fn groups(&self) -> [u64; GROUPS.len()] {
+        // SAFETY: A VMCB has no padding, and every byte of its page has been written.
+        let bytes =
+            unsafe { core::slice::from_raw_parts(core::ptr::from_ref(self).cast::<u8>(), 4096) };
+        GROUPS.map(|ranges| {
+            let mut digest = 0xcbf2_9ce4_8422_2325_u64;
+            for range in ranges {
+                for b in bytes.get(range.clone()).unwrap_or_default() {
+                    digest = (digest ^ u64::from(*b)).wrapping_mul(0x100_0000_01b3);
+                }
+            }
+            digest
+        })
+    }
+}
+
+/// The bytes of the groups, by clean bit (APM 2 15.15.3, tables B-1 and B-2).
+const GROUPS: [&[Range<usize>]; 11] = [
+    &[0..0x18, 0x3c..0x40, 0x50..0x58],
+    &[0x40..0x50],
+    &[0x58..0x5c],
+    &[0x60..0x68],
+    &[0x90..0x98, 0xb0..0xb8, 0x668..0x670],
+    &[0x4d0..0x4d8, 0x548..0x560],
+    &[0x560..0x570],
+    &[0x460..0x470, 0x480..0x490],
+    &[0x400..0x440, 0x4cb..0x4cc],
+    &[0x640..0x648],
+    &[0xb8..0xc0, 0x670..0x698],
+];
 
 /// A page, zeroed at first, that the processor uses itself while guests run: a VMCB, or what VM_HSAVE_PA points to. It
 /// is not aligned to 2 MiB: with SEV-SNP enabled the processor would take a huge page there for one of its own, and
@@ -311,6 +422,24 @@ impl VmcbSegment {
             attrib,
             limit: s.limit,
             base: s.base,
+        }
+    }
+
+    /// GDTR or IDTR from the neutral form.
+    pub(super) fn from_table(t: &DescTable) -> Self {
+        Self {
+            selector: 0,
+            attrib: 0,
+            limit: t.limit.into(),
+            base: t.base,
+        }
+    }
+
+    /// GDTR or IDTR to the neutral form.
+    pub(super) fn to_table(self) -> DescTable {
+        DescTable {
+            base: self.base,
+            limit: self.limit as u16,
         }
     }
 
