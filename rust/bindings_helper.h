@@ -65,6 +65,7 @@ static const unsigned int RVMM_BUG_GDS = X86_BUG_GDS;
 static const unsigned int RVMM_BUG_RFDS = X86_BUG_RFDS;
 static const unsigned int RVMM_BUG_ITS = X86_BUG_ITS;
 static const unsigned int RVMM_BUG_SMT_RSB = X86_BUG_SMT_RSB;
+static const unsigned int RVMM_BUG_NULL_SEG = X86_BUG_NULL_SEG;
 static const unsigned int RVMM_FMODE_PREAD = FMODE_PREAD;
 static const unsigned int RVMM_FOLL_WRITE = FOLL_WRITE;
 static const unsigned int RVMM_FOLL_LONGTERM = FOLL_LONGTERM;

@@ -44,6 +44,7 @@ pub enum Bug {
     Rfds = bindings::RVMM_BUG_RFDS,
     Its = bindings::RVMM_BUG_ITS,
     SmtRsb = bindings::RVMM_BUG_SMT_RSB,
+    NullSeg = bindings::RVMM_BUG_NULL_SEG,
 }
 
 /// Whether the kernel found `bug` in this CPU.

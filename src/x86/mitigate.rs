@@ -147,7 +147,7 @@ pub(crate) fn has_spec_ctrl() -> bool {
 
 /// A guest's prediction barrier (IA32_PRED_CMD.IBPB), on this CPU.
 pub(crate) fn guest_barrier() {
-    if has_spec_ctrl() {
+    if boot_cpu::has(b::X86_FEATURE_IBPB) {
         nospec::ibpb();
     }
 }

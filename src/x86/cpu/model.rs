@@ -1,11 +1,13 @@
 // SPDX-License-Identifier: GPL-2.0
 //! What guests may see of this processor, found once at load.
 
-use crate::linux::boot_cpu;
+use crate::linux::bindings as b;
+use crate::linux::boot_cpu::{self, bug, Bug};
 use crate::linux::fpu::HostControls;
 use crate::linux::global::{Global, Owner};
 use crate::x86::cpu::cpuid::{
-    self, CpuidEntry, CpuidIndex, GuestFeatures, HostCpuid, Policy, Vendor,
+    self, ext21_eax, ext21_ecx, ext8_ebx, CpuidEntry, CpuidIndex, GuestFeatures, HostCpuid, Known,
+    Policy, Vendor,
 };
 use crate::x86::cpu::{index, msr, xsave};
 use crate::x86::vendor::choose;
@@ -84,7 +86,6 @@ pub(crate) fn lists() -> Result<Arc<Lists>> {
 /// What a guest need not fear on this CPU (SDM 4 table 2-2): what the CPU says of itself, and what the kernel knows of
 /// CPUs that came before the MSR. Without SPEC_CTRL nothing is offered that is used through it.
 fn arch_capabilities(spec_ctrl: bool) -> u64 {
-    use crate::linux::boot_cpu::{bug, Bug};
     use msr::arch_capabilities as bit;
     let mut v = crate::linux::msr::read_safe(index::ARCH_CAPABILITIES).unwrap_or(0);
     for (flaw, no) in [
@@ -109,6 +110,39 @@ fn arch_capabilities(spec_ctrl: bool) -> u64 {
     v & bit::ALLOWED
 }
 
+/// What the kernel knows of an AMD processor beside its CPUID (KVM's `kvm_initialize_cpu_caps`): what it has derived
+/// from the model, switched on in an MSR, or found by trying.
+fn known() -> Known {
+    let find = |features: &[(u32, u32)]| {
+        let had = features
+            .iter()
+            .filter(|(feature, _)| boot_cpu::has(*feature));
+        had.fold(0, |bits, (_, bit)| bits | bit)
+    };
+    let not = |flaw, bit| if bug(flaw) { 0 } else { bit };
+    Known {
+        ext8_ebx: not(Bug::SpecStoreBypass, ext8_ebx::SSB_NO)
+            | find(&[
+                (b::X86_FEATURE_IBPB, ext8_ebx::IBPB),
+                (b::X86_FEATURE_IBRS, ext8_ebx::IBRS),
+                (b::X86_FEATURE_STIBP, ext8_ebx::STIBP),
+            ]),
+        ext21_eax: not(Bug::NullSeg, ext21_eax::NULL_SELECTOR_CLEARS_BASE)
+            | find(&[
+                (b::X86_FEATURE_LFENCE_RDTSC, ext21_eax::LFENCE_SERIALIZING),
+                (b::X86_FEATURE_VERW_CLEAR, ext21_eax::VERW_CLEAR),
+                (b::X86_FEATURE_SBPB, ext21_eax::SBPB),
+                (b::X86_FEATURE_IBPB_BRTYPE, ext21_eax::IBPB_BRTYPE),
+                (b::X86_FEATURE_SRSO_NO, ext21_eax::SRSO_NO),
+            ]),
+        ext21_ecx: find(&[
+            (b::X86_FEATURE_TSA_SQ_NO, ext21_ecx::TSA_SQ_NO),
+            (b::X86_FEATURE_TSA_L1_NO, ext21_ecx::TSA_L1_NO),
+            (b::X86_FEATURE_TSA_FILL_NO, ext21_ecx::TSA_FILL_NO),
+        ]),
+    }
+}
+
 /// Finds out what guests may see. The lists are found as long as the owner lives.
 pub(crate) fn init() -> Result<Owner> {
     let caps = choose::caps().ok_or(ENODEV)?;
@@ -121,13 +155,8 @@ pub(crate) fn init() -> Result<Owner> {
         xcr0 &= !xsave::PKRU;
     }
     let vendor = Vendor::from_leaf0(l0);
-    // APM 3 E.4.22 (Fn8000_0021), or the MSR bit that the kernel sets on older CPUs (DE_CFG).
-    let lfence_serializing = vendor == Vendor::Amd
-        && (Host.cpuid(0x8000_0000, 0)[0] >= 0x8000_0021
-            && Host.cpuid(0x8000_0021, 0)[0] & 1 << 2 != 0
-            || crate::linux::msr::read_safe(index::DE_CFG).is_ok_and(|v| v & 2 != 0));
-    // SVM guests run with the host's value: no emulated processor has the MSR beside SVM.
-    let spec_ctrl = vendor == Vendor::Intel && crate::x86::mitigate::has_spec_ctrl();
+    let lfence_serializing = vendor == Vendor::Amd && boot_cpu::has(b::X86_FEATURE_LFENCE_RDTSC);
+    let spec_ctrl = crate::x86::mitigate::has_spec_ctrl();
     let policy = Policy {
         vendor,
         xcr0,
@@ -136,7 +165,8 @@ pub(crate) fn init() -> Result<Owner> {
         xsaves: caps.xsaves,
         pku,
         spec_ctrl,
-        lfence_serializing,
+        pred_cmd: boot_cpu::has(b::X86_FEATURE_IBPB),
+        known: known(),
         tsc_khz: boot_cpu::tsc_khz(),
         apic_hz: 1_000_000_000,
         kvm_features: cpuid::kvm_feature::OFFERED,

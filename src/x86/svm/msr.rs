@@ -60,7 +60,7 @@ fn pass(map: &mut [u8], msrs: &[u32]) {
     }
 }
 
-/// Where the VMCB keeps an MSR of [`SWITCHED`].
+/// Where the VMCB keeps an MSR that no clean bit stands for.
 pub(super) fn field(s: &mut Save, index: u32) -> Option<&mut u64> {
     Some(match index {
         index::SYSENTER_CS => &mut s.sysenter_cs,

@@ -115,7 +115,8 @@ impl State {
             }
             Class::Backend => self.write_backend_msr(index, value)?,
             Class::PredictionBarrier => {
-                if value & 1 != 0 {
+                // The selective barrier (SBPB) is a weaker one.
+                if value != 0 {
                     mitigate::guest_barrier();
                 }
             }

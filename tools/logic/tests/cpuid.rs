@@ -49,7 +49,8 @@ fn policy(vendor: Vendor) -> Policy {
         xsaves: true,
         pku: true,
         spec_ctrl: true,
-        lfence_serializing: false,
+        pred_cmd: true,
+        known: Known::default(),
         tsc_khz: 0,
         apic_hz: 1_000_000_000,
         kvm_features: 9,
@@ -168,16 +169,115 @@ fn amd_leaves() {
     assert!(has(&t, 0x8000_001d) && has(&t, 0x8000_001e));
     let e1 = get(&t, 0x8000_0001, 0);
     assert_ne!(e1[3] & leaf1_edx::APIC, 0, "leaf 1's bits are repeated");
-    assert_eq!(
-        get(&t, 0x8000_0021, 0)[0],
-        ext21_eax::ALLOWED & !ext21_eax::LFENCE_SERIALIZING | ext21_eax::LFENCE_SERIALIZING
-    );
+    let l21 = get(&t, 0x8000_0021, 0);
+    assert_eq!(l21[0], ext21_eax::ALLOWED | ext21_eax::EMULATED);
+    assert_eq!(l21[2], ext21_ecx::ALLOWED);
     assert_eq!(get(&t, 0x8000_0008, 0)[1], ext8_ebx::ALLOWED);
     p.spec_ctrl = false;
     let t = table(Vendor::Amd, &p);
-    assert_eq!(get(&t, 0x8000_0008, 0)[1] & ext8_ebx::SPECULATION, 0);
+    assert_eq!(
+        get(&t, 0x8000_0008, 0)[1],
+        ext8_ebx::ALLOWED & !ext8_ebx::SPEC_CTRL
+    );
     assert_eq!(get(&t, 7, 0)[3] & leaf7_edx::SPECULATION, 0);
-    assert_eq!(get(&t, 7, 0)[3] & leaf7_edx::ARCH_CAPABILITIES, 0);
+    assert_ne!(get(&t, 7, 0)[3] & leaf7_edx::ARCH_CAPABILITIES, 0);
+    p.pred_cmd = false;
+    let t = table(Vendor::Amd, &p);
+    let features = GuestFeatures::from_table(&t, &CpuidIndex::new(&t));
+    assert_eq!((features.spec_ctrl, features.pred_cmd), (0, 0));
+}
+
+/// An AMD processor with nothing but the speculation controls of 80000008H:EBX and 7:EDX that are given.
+struct Controls {
+    amd: u32,
+    intel: u32,
+    /// Highest extended leaf.
+    max: u32,
+}
+
+impl HostCpuid for Controls {
+    fn cpuid(&self, leaf: u32, _: u32) -> [u32; 4] {
+        match leaf {
+            0 => [0xd, 0x6874_7541, 0x444d_4163, 0x6974_6e65],
+            7 => [0, 0, 0, self.intel],
+            0x8000_0000 => [self.max, 0, 0, 0],
+            0x8000_0008 => [48, self.amd, 0, 0],
+            _ => [0; 4],
+        }
+    }
+}
+
+impl Controls {
+    /// 7:EDX, 80000008H:EBX, 80000021H as offered where the kernel knows this much, and what may be written.
+    fn offered(&self, known: Known) -> (u32, u32, Option<[u32; 4]>, (u64, u64)) {
+        let p = Policy {
+            known,
+            ..policy(Vendor::Amd)
+        };
+        let mut out = [CpuidEntry::default(); 100];
+        let n = supported(self, &p, &mut out).expect("fewer than 100 entries");
+        let t = &out[..n];
+        let f = GuestFeatures::from_table(t, &CpuidIndex::new(t));
+        (
+            get(t, 7, 0)[3] & !leaf7_edx::EMULATED,
+            get(t, 0x8000_0008, 0)[1],
+            has(t, 0x8000_0021).then(|| get(t, 0x8000_0021, 0)),
+            (f.spec_ctrl, f.pred_cmd),
+        )
+    }
+}
+
+#[test]
+fn amd_speculation_controls() {
+    use ext8_ebx::{IBPB, IBPB_RET, IBRS, SSBD, SSB_NO, STIBP};
+    let zen1 = Controls {
+        amd: IBPB,
+        intel: 0,
+        max: 0x8000_001f,
+    };
+    let nothing = Known::default();
+    assert_eq!(zen1.offered(nothing), (0, IBPB, None, (0, 1)));
+    // Zen 3, with what its kernel has found out.
+    let zen3 = Controls {
+        amd: IBPB | IBRS | STIBP | SSBD,
+        max: 0x8000_0021,
+        ..zen1
+    };
+    let known = Known {
+        ext8_ebx: IBPB | IBRS | STIBP,
+        ext21_eax: ext21_eax::LFENCE_SERIALIZING
+            | ext21_eax::VERW_CLEAR
+            | ext21_eax::SBPB
+            | ext21_eax::IBPB_BRTYPE,
+        ext21_ecx: ext21_ecx::TSA_L1_NO,
+    };
+    let intel = leaf7_edx::STIBP | leaf7_edx::SSBD;
+    let (l7, l8, l21, msrs) = zen3.offered(known);
+    assert_eq!((l7, l8, msrs), (intel, zen3.amd, (7, 0x81)));
+    let eax = known.ext21_eax | ext21_eax::NO_SMM_CTL_MSR;
+    assert_eq!(l21, Some([eax, 0, ext21_ecx::TSA_L1_NO, 0]));
+    // A barrier that empties the return predictor too is what Intel's is.
+    let zen4 = Controls {
+        amd: zen3.amd | IBPB_RET,
+        ..zen3
+    };
+    assert_eq!(zen4.offered(known).0, intel | leaf7_edx::SPEC_CTRL);
+    // The leaf is there for what the kernel knows, however old the processor.
+    assert_eq!(zen1.offered(known).2, l21);
+    // In a guest that was given Intel's bits alone.
+    let inner = Controls {
+        amd: 0,
+        intel: leaf7_edx::SPEC_CTRL | leaf7_edx::SSBD,
+        ..zen1
+    };
+    let known = Known {
+        ext8_ebx: IBPB | IBRS | SSB_NO,
+        ..nothing
+    };
+    let (l7, l8, _, msrs) = inner.offered(known);
+    let amd = IBPB | IBPB_RET | IBRS | SSBD | SSB_NO;
+    assert_eq!((l7, l8), (inner.intel, amd));
+    assert_eq!(msrs, (5, 1));
 }
 
 #[test]

@@ -274,6 +274,15 @@ fn backend_values() {
     );
     assert_eq!(t.set(ix::SPEC_CTRL, 8), GP);
     assert_eq!(t.set(ix::SPEC_CTRL, 7), to(Class::Backend, 7));
+    assert_eq!(t.set(ix::PRED_CMD, 1), to(Class::PredictionBarrier, 1));
+    assert_eq!(t.set(ix::PRED_CMD, 1 << 7), GP, "SBPB");
+    assert_eq!(t.get(ix::PRED_CMD), Err(MsrError::Invalid));
+    t.guest.pred_cmd = 0x80;
+    assert_eq!(t.set(ix::PRED_CMD, 1), GP, "IBPB");
+    assert_eq!(
+        t.set(ix::PRED_CMD, 1 << 7),
+        to(Class::PredictionBarrier, 1 << 7)
+    );
     // LBR and BTF may be set, and are not.
     assert_eq!(t.set(ix::DEBUGCTL, 3), OK);
     assert_eq!(t.value(ix::DEBUGCTL), 0);

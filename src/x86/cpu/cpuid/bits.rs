@@ -174,6 +174,9 @@ pub mod leaf7_edx {
             FSRM = 4;
             MD_CLEAR = 10;
             SERIALIZE = 14;
+        }
+        /// Models of our own, whatever the host has.
+        EMULATED {
             ARCH_CAPABILITIES = 29;
         }
     }
@@ -282,21 +285,29 @@ pub mod ext7_edx {
 /// CPUID.80000008H:EBX (AMD).
 pub mod ext8_ebx {
     super::bits! { u32;
-        SPECULATION {
-            IBPB = 12;
+        /// What IA32_SPEC_CTRL is for.
+        SPEC_CTRL {
             IBRS = 14;
             STIBP = 15;
             IBRS_ALWAYS = 16;
             STIBP_ALWAYS = 17;
+            IBRS_SAME_MODE = 19;
             SSBD = 24;
             PSFD = 28;
+        }
+        /// What IA32_PRED_CMD is for.
+        PRED_CMD {
+            IBPB = 12;
             IBPB_RET = 30;
         }
-        /// Hidden: INVLPGB, RDPRU (APERF/MPERF), MCOMMIT, INT_WBINVD, LMSLE, PPIN, CPPC.
-        ALLOWED | SPECULATION {
+        /// Hidden: INVLPGB, RDPRU (APERF/MPERF), MCOMMIT, INT_WBINVD, PPIN, VIRT_SPEC_CTRL (its SSBD is in
+        /// IA32_SPEC_CTRL), CPPC.
+        ALLOWED | SPEC_CTRL | PRED_CMD {
             CLZERO = 0;
             XSAVEERPTR = 2;
             WBNOINVD = 9;
+            /// EFER.LMSLE cannot be set.
+            LMSLE_MBZ = 20;
             SSB_NO = 26;
             BTC_NO = 29;
         }
@@ -306,21 +317,37 @@ pub mod ext8_ebx {
 /// CPUID.80000021H:EAX (AMD).
 pub mod ext21_eax {
     super::bits! { u32;
-        SPECULATION {
-            AUTO_IBRS = 8;
+        /// What IA32_PRED_CMD is for.
+        PRED_CMD {
             SBPB = 27;
             IBPB_BRTYPE = 28;
         }
         /// Hidden: UpperAddressIgnore (EFER bit), prefetch control MSR, CPUID user disable, workload classification,
         /// ERAPS.
-        ALLOWED | SPECULATION {
+        ALLOWED | PRED_CMD {
             NO_NESTED_DATA_BP = 0;
             FSGS_BASE_NON_SERIALIZING = 1;
             LFENCE_SERIALIZING = 2;
             VERW_CLEAR = 5;
             NULL_SELECTOR_CLEARS_BASE = 6;
-            NO_SMM_CTL_MSR = 9;
+            AUTO_IBRS = 8;
             SRSO_NO = 29;
+            SRSO_USER_KERNEL_NO = 30;
+        }
+        /// True of every guest.
+        EMULATED {
+            NO_SMM_CTL_MSR = 9;
+        }
+    }
+}
+
+/// CPUID.80000021H:ECX (AMD).
+pub mod ext21_ecx {
+    super::bits! { u32;
+        ALLOWED {
+            TSA_SQ_NO = 1;
+            TSA_L1_NO = 2;
+            TSA_FILL_NO = 7;
         }
     }
 }

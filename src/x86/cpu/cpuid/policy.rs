@@ -29,16 +29,30 @@ pub struct Policy {
     pub xsaves: bool,
     /// PKRU is switched.
     pub pku: bool,
-    /// Speculation-control MSRs (SPEC_CTRL, PRED_CMD) are virtualised.
+    /// IA32_SPEC_CTRL is there and virtualised; IA32_PRED_CMD is then, too.
     pub spec_ctrl: bool,
-    /// LFENCE is dispatch serialising on this host (AMD; DE_CFG\[1\]).
-    pub lfence_serializing: bool,
+    /// IA32_PRED_CMD is there.
+    pub pred_cmd: bool,
+    /// What the kernel knows of an AMD processor, whether its CPUID says so or not.
+    pub known: Known,
     /// Guest TSC frequency in kHz when it is known and constant; 0 hides leaves 15H and 16H.
     pub tsc_khz: u32,
     /// Frequency of the emulated APIC timer before division, in Hz: the "core crystal clock" of leaf 15H.
     pub apic_hz: u32,
     /// KVM paravirtual features (40000001H:EAX). 0: signature only.
     pub kvm_features: u32,
+}
+
+/// Bits of AMD's leaves that the kernel knows to hold: older processors do not tell, or an intermediate hypervisor.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[allow(missing_docs)]
+pub struct Known {
+    /// 80000008H:EBX.
+    pub ext8_ebx: u32,
+    /// 80000021H:EAX.
+    pub ext21_eax: u32,
+    /// 80000021H:ECX.
+    pub ext21_ecx: u32,
 }
 
 /// Output that counts past its end, so that the caller learns the size it needs.
@@ -208,7 +222,8 @@ fn leaf7<H: HostCpuid + ?Sized>(
         & leaf7_edx::ALLOWED
         & only_if(avx512, leaf7_edx::AVX512)
         & only_if(p.spec_ctrl, leaf7_edx::SPECULATION)
-        & only_if(intel, leaf7_edx::ARCH_CAPABILITIES);
+        | when(!intel, intel_controls(amd_controls(host, p)))
+        | leaf7_edx::EMULATED;
     let sub_max = h7[0].min(2);
     s.put(7, Some(0), [sub_max, ebx, ecx, edx]);
     if sub_max >= 1 {
@@ -225,6 +240,29 @@ fn leaf7<H: HostCpuid + ?Sized>(
         let edx = h & leaf7_2_edx::MCDT_NO | when(p.spec_ctrl, h & leaf7_2_edx::SPECULATION);
         s.put(7, Some(2), [0, 0, 0, edx]);
     }
+}
+
+/// Speculation controls, and what they are not needed for, as 80000008H:EBX tells them on AMD.
+fn amd_controls<H: HostCpuid + ?Sized>(host: &H, p: &Policy) -> u32 {
+    let own = host.cpuid(0x8000_0008, 0)[1];
+    // A hypervisor below may give an AMD guest the bits that Intel has.
+    let intel = host.cpuid(7, 0)[3];
+    let given = when(intel & leaf7_edx::SPEC_CTRL != 0, SPEC_CTRL)
+        | when(intel & leaf7_edx::SSBD != 0, ext8_ebx::SSBD);
+    (own | given | p.known.ext8_ebx)
+        & ext8_ebx::ALLOWED
+        & only_if(p.spec_ctrl, ext8_ebx::SPEC_CTRL)
+        & only_if(p.pred_cmd, ext8_ebx::PRED_CMD)
+}
+
+/// What Intel's one bit says: its IBPB empties the return predictor as well.
+const SPEC_CTRL: u32 = ext8_ebx::IBRS | ext8_ebx::IBPB | ext8_ebx::IBPB_RET;
+
+/// The same for who looks for Intel's bits (7:EDX).
+const fn intel_controls(amd: u32) -> u32 {
+    when(amd & SPEC_CTRL == SPEC_CTRL, leaf7_edx::SPEC_CTRL)
+        | when(amd & ext8_ebx::STIBP != 0, leaf7_edx::STIBP)
+        | when(amd & ext8_ebx::SSBD != 0, leaf7_edx::SSBD)
 }
 
 fn xsave_leaves<H: HostCpuid + ?Sized>(host: &H, p: &Policy, xsave: bool, s: &mut Sink<'_>) {
@@ -254,7 +292,7 @@ fn extended_leaves<H: HostCpuid + ?Sized>(host: &H, p: &Policy, s: &mut Sink<'_>
     let cap = if intel { MAX_EXT_INTEL } else { MAX_EXT_AMD };
     let max = host_max[0].clamp(0x8000_0000, cap).max(0x8000_0008);
     // AMD's bits of 80000021H describe the vCPU even on a host that is too old for the leaf.
-    let max = if !intel && p.lfence_serializing {
+    let max = if !intel && p.known.ext21_eax != 0 {
         MAX_EXT_AMD
     } else {
         max
@@ -287,12 +325,11 @@ fn extended_leaves<H: HostCpuid + ?Sized>(host: &H, p: &Policy, s: &mut Sink<'_>
 
     let h8 = get(0x8000_0008, 0);
     let phys = if h8[0] & 0xff != 0 { h8[0] & 0xff } else { 36 };
-    let allowed = if intel {
-        ext8_ebx::WBNOINVD
+    let ebx = if intel {
+        h8[1] & ext8_ebx::WBNOINVD
     } else {
-        ext8_ebx::ALLOWED
+        amd_controls(host, p)
     };
-    let ebx = h8[1] & allowed & only_if(p.spec_ctrl, ext8_ebx::SPECULATION);
     // GuestPhysAddrSize: memory slots end where nested page tables of four levels do, while the guest's own page tables
     // may hold addresses as wide as the processor's. LA57 is hidden: 48 linear-address bits.
     let eax = phys | (48 << 8) | (phys.min(48) << 16);
@@ -332,10 +369,12 @@ fn amd_leaves(
     }
     if max >= 0x8000_0021 {
         let r = get(0x8000_0021, 0);
-        let eax = r[0] & ext21_eax::ALLOWED & only_if(p.spec_ctrl, ext21_eax::SPECULATION)
-            | when(p.lfence_serializing, ext21_eax::LFENCE_SERIALIZING);
-        // ECX[2:1]: not affected by transient scheduler attacks (TSA-SQ, TSA-L1).
-        s.put(0x8000_0021, None, [eax, 0, r[2] & 6, 0]);
+        let eax = (r[0] | p.known.ext21_eax)
+            & ext21_eax::ALLOWED
+            & only_if(p.pred_cmd, ext21_eax::PRED_CMD)
+            | ext21_eax::EMULATED;
+        let ecx = (r[2] | p.known.ext21_ecx) & ext21_ecx::ALLOWED;
+        s.put(0x8000_0021, None, [eax, 0, ecx, 0]);
     }
 }
 
