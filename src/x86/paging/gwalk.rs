@@ -20,9 +20,8 @@ const PAGE: u64 = 1 << 7;
 const PAT_LARGE: u64 = 1 << 12;
 const NO_EXEC: u64 = 1 << 63;
 const ADDR: u64 = ((1 << MAX_PHYS_BITS) - 1) & !PAGE_OFFSET_MASK;
-/// Reserved in a PDPTE of PAE paging, beside the address bits that do not exist (SDM 3A table 4-8). Bit 5 is as well,
-/// but QEMU's TCG sets it, as an accessed flag, in each PDPTE that a guest uses under SVM.
-const PAE_PDPTE_RESERVED: u64 = 0x1c6;
+/// Reserved in a PDPTE of PAE paging, beside the address bits that do not exist (SDM 3A table 4-8).
+pub const PDPTE_RESERVED: u64 = 0x1e6;
 /// Position of the protection key in a leaf.
 const KEY_SHIFT: u32 = 59;
 
@@ -135,6 +134,8 @@ pub struct Features {
     pub max_phys_bits: u8,
     /// 1 GiB pages: CPUID 8000_0001h EDX bit 26.
     pub pages_1g: bool,
+    /// [`PDPTE_RESERVED`], unless the processor has other ideas.
+    pub pdpte_reserved: u64,
 }
 
 /// All that a walk depends on, worked out from the control registers; valid until one of them changes.
@@ -159,6 +160,8 @@ pub struct Paging {
     root: u64,
     /// Bits reserved in every entry of 8 bytes.
     reserved: u64,
+    /// Bits reserved in PDPTEs beside those.
+    pdpte_reserved: u64,
 }
 
 /// Result of one pass over the tables.
@@ -231,6 +234,7 @@ impl Paging {
             pkru: if cr4 & cr4::PKE != 0 && long { pkru } else { 0 },
             root,
             reserved: reserved | if nxe { 0 } else { NO_EXEC },
+            pdpte_reserved: f.pdpte_reserved,
         }
     }
 
@@ -454,7 +458,7 @@ impl Paging {
     ) -> Result<Pass, Stop<R::Error>> {
         let at = Gpa(self.root | (gva >> 30).wrapping_shl(3));
         let pdpte = r.read_u64(at).map_err(WalkError::Access)?;
-        let reserved = self.reserved | NO_EXEC | PAE_PDPTE_RESERVED;
+        let reserved = self.reserved | NO_EXEC | self.pdpte_reserved;
         if pdpte & PRESENT == 0 {
             return Err(self.fault(0, access).into());
         }
@@ -612,7 +616,7 @@ impl Paging {
 
 const _: () = {
     assert!(ADDR == 0x000f_ffff_ffff_f000);
-    // PAE PDPTE: bits 2:1 and 8:6.
-    assert!(PAE_PDPTE_RESERVED == (0b11 << 1 | 0b111 << 6));
+    // PAE PDPTE: bits 2:1 and 8:5.
+    assert!(PDPTE_RESERVED == (0b11 << 1 | 0b1111 << 5));
     assert!(Level::L1.shift() == 12 && Level::L3.shift() == 30);
 };

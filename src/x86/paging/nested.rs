@@ -3,23 +3,22 @@
 //!
 //! Called by `mem` under the lock of guest memory. Each operation is that of [`PageTable`] with the same name.
 
-use crate::linux::{boot_cpu, cpuid};
+use crate::linux::boot_cpu;
 use crate::mem::addr::{Gpa, GpaRange, Hpa, Level};
 use crate::mem::format::Leaf;
 use crate::mem::mmu::{TablePage, TablePool};
 use crate::mem::walk::{Aged, Change, Cursor, MapError, PageTable};
 use crate::x86::paging::fmt_ept::{Ept, EptNoAd};
 use crate::x86::paging::fmt_npt::Npt;
-use crate::x86::vendor::{HwCaps, NestedFormat};
+use crate::x86::vendor::{choose, HwCaps, NestedFormat};
 use kernel::prelude::*;
 
 /// First guest-physical address that no VM has, and first address past a process's memory.
 ///
-/// The first goes by the processor's own width, which guests see: where firmware has set memory encryption up, the
-/// kernel takes fewer bits for the host's addresses.
+/// The first goes by the processor's own width, which guests see.
 pub(crate) fn address_limits() -> (u64, u64) {
     let user_bits = boot_cpu::virt_bits().clamp(48, 57) - 1;
-    let width = cpuid::cpuid_checked(0x8000_0008, 0).eax & 0xff;
+    let width = choose::caps().map_or(0, |c| c.phys_bits);
     (1 << width.clamp(36, 48), (1 << user_bits) - 4096)
 }
 

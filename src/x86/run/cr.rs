@@ -11,7 +11,7 @@ use crate::x86::cpu::{control, xsave};
 use crate::x86::emul::{Insn, Op, Operand};
 use crate::x86::exit::{CrAccess, CrOp};
 use crate::x86::vcpu::fetch::Known;
-use crate::x86::vendor::{Groups, Stay, VcpuBackend};
+use crate::x86::vendor::{choose, Groups, Stay, VcpuBackend};
 use kernel::prelude::*;
 
 exits::exits! {
@@ -66,6 +66,9 @@ impl Runner<'_> {
             }
             _ => return Err(self.not_emulated(&insn)),
         };
+        if cr == 2 && !choose::caps().is_some_and(|c| c.cr2_exits) {
+            return Err(self.not_emulated(&insn));
+        }
         Ok(CrAccess { cr, write, gpr, op })
     }
 
@@ -132,7 +135,7 @@ impl Runner<'_> {
         Step::Again
     }
 
-    /// No processor exits for CR2, but QEMU's TCG does where CR0 is intercepted.
+    /// See [`crate::x86::vendor::HwCaps::cr2_exits`].
     fn write_cr2(&mut self, value: u64, stay: Option<&Stay<'_>>) -> Step {
         if let Err(step) = self.end_cr_write(None, stay) {
             return step;

@@ -99,7 +99,8 @@ pub(super) fn probe() -> Result<(HwCaps, Owner)> {
     }
     let svm = cpuid::cpuid(0x8000_000a, 0);
     refuse(&svm)?;
-    let caps = caps(&svm);
+    let quirks = Quirks::find();
+    let caps = caps(&svm, quirks);
     let owner = SHARED.set(Shared {
         caps,
         cpus: PerCpu::new(|_| {
@@ -115,7 +116,7 @@ pub(super) fn probe() -> Result<(HwCaps, Owner)> {
         flush_by_asid: svm.edx & feature::FLUSH_BY_ASID != 0,
         decode_assists: svm.edx & feature::DECODE_ASSISTS != 0,
         pause_threshold: svm.edx & feature::PAUSE_FILTER_THRESHOLD != 0,
-        quirks: Quirks::find(),
+        quirks,
         v_spec_ctrl: boot_cpu::has(bindings::X86_FEATURE_V_SPEC_CTRL),
         msrpms: [
             Pages::filled(MAP_ORDER, fill_map)?,
@@ -159,7 +160,7 @@ fn refuse(svm: &cpuid::Leaf) -> Result {
 }
 
 /// What this CPU offers; `svm` is CPUID 8000_000A.
-fn caps(svm: &cpuid::Leaf) -> HwCaps {
+fn caps(svm: &cpuid::Leaf, quirks: Quirks) -> HwCaps {
     let ext = cpuid::cpuid(0x8000_0001, 0);
     let l7 = cpuid::cpuid_checked(7, 0);
     HwCaps {
@@ -183,6 +184,9 @@ fn caps(svm: &cpuid::Leaf) -> HwCaps {
         posted: false,
         guest_timer: false,
         nested_levels: if boot_cpu::la57() { 5 } else { 4 },
+        phys_bits: cpuid::cpuid_checked(0x8000_0008, 0).eax as u8,
+        pdpte_reserved: quirks.pdpte_reserved(),
+        cr2_exits: quirks.tcg,
     }
 }
 

@@ -9,6 +9,8 @@
 //!   exit.
 //! - *EFER.LME.* A guest with EFER.LME and neither CR0.PG nor CR4.PAE runs without LME. TCG loads the host's CR0
 //!   while the guest's EFER and CR4 are still there (`do_vmexit`: `cpu_x86_update_cr0` refuses), which ends the host.
+//! - *PDPTEs.* TCG sets bit 5 as an accessed flag in each PDPTE that a guest with PAE paging uses.
+//! - *CR2.* Accesses exit where those of CR0 are intercepted.
 //! - *Refused entries.* System registers that were written are checked before the entry. TCG saves the registers of
 //!   the moment, the host's, into a VMCB that it refuses: nobody could say what was wrong with it, and they would
 //!   become the guest's.
@@ -19,6 +21,7 @@ use super::vmcb::{misc1, vintr, Control};
 use crate::linux::{cpuid, smp};
 use crate::x86::cpu::regs::{cr0, cr4, efer, Sregs};
 use crate::x86::exit::{Event, EventKind};
+use crate::x86::paging::gwalk::PDPTE_RESERVED;
 use crate::x86::vendor::EntryParams;
 
 /// What this machine needs, found at load.
@@ -55,6 +58,16 @@ impl Quirks {
                 Some(vector)
             }
             _ => None,
+        }
+    }
+
+    /// Bits that are reserved in a PDPTE of a guest.
+    pub(super) const fn pdpte_reserved(self) -> u64 {
+        const ACCESSED: u64 = 1 << 5;
+        if self.tcg {
+            PDPTE_RESERVED & !ACCESSED
+        } else {
+            PDPTE_RESERVED
         }
     }
 

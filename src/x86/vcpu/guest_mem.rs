@@ -10,7 +10,7 @@ use crate::mem::memory::{MemError, MemoryView};
 use crate::x86::paging::gwalk;
 use crate::x86::paging::gwalk::{GuestRead, Paging};
 use crate::x86::vcpu::state::State;
-use crate::x86::vendor::{Groups, Stay};
+use crate::x86::vendor::{choose, Groups, Stay};
 use kernel::prelude::*;
 
 /// Guest page-table entries as the walker reads them.
@@ -94,6 +94,7 @@ impl State {
         let f = gwalk::Features {
             max_phys_bits: self.cpuid.features.maxphyaddr,
             pages_1g: self.cpuid.features.gbpages,
+            pdpte_reserved: choose::pdpte_reserved(),
         };
         Paging::new(s.cr0, s.cr3, s.cr4, s.efer, self.xstate.pkru, f)
     }

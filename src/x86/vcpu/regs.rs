@@ -8,7 +8,7 @@ use crate::mem::addr::Gpa;
 use crate::mem::memory::MemError;
 use crate::x86::cpu::regs::cr0;
 use crate::x86::vcpu::state::State;
-use crate::x86::vendor::{choose, Groups, NestedFormat, Stay, VcpuBackend};
+use crate::x86::vendor::{choose, Groups, Stay, VcpuBackend};
 use crate::x86::vm::Vm;
 use kernel::prelude::*;
 
@@ -59,11 +59,7 @@ impl State {
         } else {
             view.read(gpa, &mut bytes)?;
         }
-        // Bit 5 too, but not to QEMU's TCG, which sets it as an accessed flag; no processor with NPT looks at PDPTEs
-        // here.
-        let npt = choose::caps().is_some_and(|c| c.nested_format == NestedFormat::Npt);
-        let low = if npt { 0x1c6 } else { 0x1e6 };
-        let reserved = self.cpuid.features.reserved_phys_bits() | low;
+        let reserved = self.cpuid.features.reserved_phys_bits() | choose::pdpte_reserved();
         let mut pdptes = [0u64; 4];
         for (p, b) in pdptes.iter_mut().zip(bytes.chunks_exact(8)) {
             *p = b.try_into().map_or(0, u64::from_le_bytes);

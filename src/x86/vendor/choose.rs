@@ -5,6 +5,7 @@ use crate::linux::global::Owner;
 use crate::linux::irqflags::IrqGuard;
 use crate::x86::cpu::cpuid::GuestFeatures;
 use crate::x86::exit::{Event, Exit};
+use crate::x86::paging::gwalk::PDPTE_RESERVED;
 use crate::x86::svm::{Svm, SvmVcpu};
 use crate::x86::vendor::{
     ApicMode, ApicPages, Begin, CpuState, EntryParams, EntryViolation, Exits, Groups, HwCaps,
@@ -40,6 +41,11 @@ pub(crate) fn probe() -> Result<(HwCaps, Owner)> {
 /// Capabilities; `None` before `probe`.
 pub(crate) fn caps() -> Option<&'static HwCaps> {
     CHOSEN.as_ref().map(|c| &c.1)
+}
+
+/// Bits that are reserved in a PDPTE of a guest, beside the address bits that do not exist.
+pub(crate) fn pdpte_reserved() -> u64 {
+    caps().map_or(PDPTE_RESERVED, |c| c.pdpte_reserved)
 }
 
 /// [`Platform::cpu_up`] of the vendor.

@@ -13,6 +13,7 @@ use crate::linux::bindings::X86_FEATURE_INTEL_PT;
 use crate::linux::{boot_cpu, cpuid, cr, msr, smp};
 use crate::x86::cpu::index;
 use crate::x86::cpu::regs::{cr4, efer};
+use crate::x86::paging::gwalk::PDPTE_RESERVED;
 use crate::x86::vendor::{ApicMode, HwCaps, NestedFormat};
 use kernel::prelude::*;
 
@@ -461,6 +462,9 @@ impl VmcsConfig {
             posted: self.posted.is_some(),
             guest_timer: self.timer_rate.is_some(),
             nested_levels: 4,
+            phys_bits: cpuid::cpuid_checked(0x8000_0008, 0).eax as u8,
+            pdpte_reserved: PDPTE_RESERVED,
+            cr2_exits: false,
         }
     }
 }

@@ -14,7 +14,9 @@ use rvmm_logic::null::{self, Stage2};
 use rvmm_logic::tables::{ept_malformed, npt_malformed, Mem};
 use rvmm_logic::x86::paging::fmt_ept::{Ept, EptNoAd};
 use rvmm_logic::x86::paging::fmt_npt::Npt;
-use rvmm_logic::x86::paging::gwalk::{Access, Features, GuestRead, Paging, WalkError};
+use rvmm_logic::x86::paging::gwalk::{
+    Access, Features, GuestRead, Paging, WalkError, PDPTE_RESERVED,
+};
 
 /// Values drawn from the input; zeroes when it is used up.
 struct Input<'a>(&'a [u8]);
@@ -210,6 +212,7 @@ fn guest(input: &mut Input<'_>) {
     let features = Features {
         max_phys_bits: bits,
         pages_1g: a & 16 != 0,
+        pdpte_reserved: PDPTE_RESERVED,
     };
     let access = Access {
         write: a & 3 == 1,

@@ -8,7 +8,9 @@ use rvmm_logic::mem::addr::{Gpa, Gva};
 use rvmm_logic::tables::Rng;
 use rvmm_logic::x86::cpu::regs::{cr0, cr4, efer};
 use rvmm_logic::x86::paging::fetch::Fetch;
-use rvmm_logic::x86::paging::gwalk::{pfec, Access, Features, GuestRead, Paging, WalkError};
+use rvmm_logic::x86::paging::gwalk::{
+    pfec, Access, Features, GuestRead, Paging, WalkError, PDPTE_RESERVED,
+};
 
 const P: u64 = 1;
 const W: u64 = 2;
@@ -171,6 +173,7 @@ impl Machine {
             features: Features {
                 max_phys_bits: 46,
                 pages_1g: true,
+                pdpte_reserved: PDPTE_RESERVED,
             },
             mem: Mem::default(),
             at: [0; 6],
@@ -597,6 +600,8 @@ fn accessed_and_dirty() {
                 assert_eq!(m.entry(3), fresh.entry(3), "a PDPTE has no accessed bit");
                 flags[3] |= A;
                 let mut tcg = Machine::new(mode, gva_for(mode), leaf, target, flags);
+                assert_eq!(tcg.fault(READ), Some(pfec::P | pfec::RSVD));
+                tcg.features.pdpte_reserved &= !A;
                 assert_eq!(tcg.walk(READ), Ok(t), "but QEMU's TCG sets one");
             }
             if leaf < top {
@@ -676,6 +681,7 @@ fn garbage_terminates() {
         let f = Features {
             max_phys_bits: (x >> 50) as u8,
             pages_1g: x & 1 != 0,
+            pdpte_reserved: PDPTE_RESERVED,
         };
         let c4 = x.rotate_left(7) & (cr4::PAE | cr4::PSE | cr4::LA57 | cr4::SMAP | cr4::PKE);
         let e = x.rotate_left(9) & (efer::NX | efer::LMA);
