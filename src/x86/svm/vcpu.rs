@@ -426,10 +426,19 @@ impl VcpuBackend for SvmVcpu {
         (self.told.insn_len != 0).then_some(self.told.insn_len)
     }
 
-    fn insn_bytes(&self) -> Option<([u8; 15], u8)> {
+    #[inline]
+    fn insn_bytes(&self) -> Option<([u8; 16], u8)> {
         let c = &self.vmcb.control;
-        (self.told.nested && self.shared.decode_assists && (1..=15).contains(&c.insn_len))
-            .then_some((c.insn_bytes, c.insn_len))
+        // An exit that could not fetch them says 0 (erratum 1096).
+        if !self.told.nested || !self.shared.decode_assists || !(1..=15).contains(&c.insn_len) {
+            return None;
+        }
+        let mut bytes = [0; 16];
+        bytes
+            .iter_mut()
+            .zip(c.insn_bytes)
+            .for_each(|(to, from)| *to = from);
+        Some((bytes, c.insn_len))
     }
 
     fn take_interrupted(&mut self) -> Option<Event> {

@@ -192,9 +192,7 @@ impl State {
         let mut bytes = [0u8; 16];
         let mut have = 0usize;
         if let Some((given, len)) = self.hw.insn_bytes() {
-            for (to, from) in bytes.iter_mut().zip(given) {
-                *to = from;
-            }
+            bytes = given;
             have = usize::from(len).min(15);
         }
         if have == 0

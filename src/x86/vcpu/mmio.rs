@@ -25,7 +25,7 @@ use crate::x86::vcpu::fetch::first_bytes;
 use crate::x86::vcpu::guest_mem::{exchange, Tables};
 use crate::x86::vcpu::state::State;
 use crate::x86::vcpu::RunPages;
-use crate::x86::vendor::Groups;
+use crate::x86::vendor::{Groups, LongCode, VcpuBackend};
 use crate::x86::vm::Vm;
 use core::ops::{Deref, DerefMut};
 use kernel::prelude::*;
@@ -67,6 +67,18 @@ impl State {
             .unwrap_or(Accessed::Other)
     }
 
+    /// The bytes of 64-bit code at `rip`, if they are in one page.
+    #[inline]
+    fn bytes_at(&mut self, view: &MemoryView<'_>, code: &LongCode, rip: u64) -> Option<[u8; 16]> {
+        if rip & 0xfff > 0xff0 {
+            return None;
+        }
+        let hva = self.code_hva(view, code, rip)?;
+        let low = uaccess::get_u64(hva).ok()?;
+        let high = uaccess::get_u64(hva.wrapping_add(8)).ok()?;
+        Some((u128::from(high) << 64 | u128::from(low)).to_le_bytes())
+    }
+
     #[inline]
     fn try_access_device(
         &mut self,
@@ -79,16 +91,13 @@ impl State {
         }
         let code = self.long_code()?;
         let rip = self.cpu.regs.rip;
-        if rip & 0xfff > 0xff0 {
-            return None;
-        }
-        let hva = self.code_hva(view, &code, rip)?;
-        let low = uaccess::get_u64(hva).ok()?;
-        let high = uaccess::get_u64(hva.wrapping_add(8)).ok()?;
-        let bytes = (u128::from(high) << 64 | u128::from(low)).to_le_bytes();
+        let (bytes, len) = match self.hw.insn_bytes() {
+            Some((given, len)) => (given, len.into()),
+            None => (self.bytes_at(view, &code, rip)?, 15),
+        };
         let insn = self
             .insn_cache
-            .decode(rip, first_bytes(&bytes, 15), Mode::Long)
+            .decode(rip, first_bytes(&bytes, len), Mode::Long)
             .ok()?;
         let m = Move::of(insn)?;
         if matches!(insn.mem.seg, Seg::Fs | Seg::Gs) {

@@ -148,7 +148,7 @@ impl VcpuBackend for Backend {
         dispatch!(self, v => v.insn_len())
     }
 
-    fn insn_bytes(&self) -> Option<([u8; 15], u8)> {
+    fn insn_bytes(&self) -> Option<([u8; 16], u8)> {
         dispatch!(self, v => v.insn_bytes())
     }
 

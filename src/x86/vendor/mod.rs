@@ -341,7 +341,7 @@ pub trait VcpuBackend: Sized {
     fn insn_len(&self) -> Option<u8>;
 
     /// Instruction bytes of the last nested fault, where the processor gave them (decode assists).
-    fn insn_bytes(&self) -> Option<([u8; 15], u8)>;
+    fn insn_bytes(&self) -> Option<([u8; 16], u8)>;
 
     /// Takes the event whose delivery the last exit interrupted. To be called once after every exit.
     fn take_interrupted(&mut self) -> Option<Event>;

@@ -656,7 +656,7 @@ impl VcpuBackend for VmxVcpu {
         }
     }
 
-    fn insn_bytes(&self) -> Option<([u8; 15], u8)> {
+    fn insn_bytes(&self) -> Option<([u8; 16], u8)> {
         None
     }
 
