@@ -24,14 +24,19 @@ pub(super) struct Shadow {
     pub(super) lme: u64,
 }
 
-/// Writes what VMRUN loads at every entry. A `step` sets RFLAGS.TF.
+/// Writes what changes from entry to entry. A `step` sets RFLAGS.TF.
 #[inline(always)]
-pub(super) fn enter(v: &mut Vmcb, cpu: &CpuState, step: bool) {
-    let (s, clean) = (&mut v.save, &mut v.control.clean);
+pub(super) fn enter(s: &mut Save, cpu: &CpuState, step: bool) {
     s.rax = cpu.regs.get(Gpr::Rax);
     s.rsp = cpu.regs.get(Gpr::Rsp);
     s.rip = cpu.regs.rip;
     s.rflags = cpu.regs.rflags | rflags::FIXED | if step { rflags::TF } else { 0 };
+}
+
+/// Writes what else VMRUN loads and may differ from what is there since the last exit.
+#[inline(always)]
+pub(super) fn prepare(v: &mut Vmcb, cpu: &CpuState) {
+    let (s, clean) = (&mut v.save, &mut v.control.clean);
     s.cr2.set(clean, cpu.sregs.cr2);
     // Accesses to DR6 are intercepted: what is here after an exit by #DB are that one's conditions.
     s.dr6.set(clean, DR6_RESET);

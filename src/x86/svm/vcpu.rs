@@ -74,6 +74,7 @@ impl SvmVcpu {
             Some(event) => self.prepare_event(cpu, event),
             None => None,
         };
+        state::prepare(&mut self.vmcb, cpu);
         let c = &mut self.vmcb.control;
         self.host_debug.load(cpu.dr7, cpu.dr);
         if params.nmi_window && self.nmi.want_window(c, params.inject.is_some()) {
@@ -152,6 +153,7 @@ impl SvmVcpu {
     #[cold]
     #[inline(never)]
     fn refuses(&mut self, this_cpu: u32, cpu: &mut CpuState, params: &EntryParams) -> bool {
+        self.kept.wanted = params.check;
         let Err(v) = self.check_entry(cpu, params) else {
             self.unchecked = false;
             return false;
@@ -340,7 +342,7 @@ impl VcpuBackend for SvmVcpu {
             }
         };
         let (stepping, guest_tf) = (self.nmi.stepping(), cpu.regs.rflags & rflags::TF);
-        state::enter(&mut self.vmcb, cpu, stepping);
+        state::enter(&mut self.vmcb.save, cpu, stepping);
         if let Some(params) = params {
             if (params.check || self.unchecked) && self.refuses(this_cpu, cpu, params) {
                 return Exit::EntryFailure(exit::INVALID);
@@ -361,10 +363,8 @@ impl VcpuBackend for SvmVcpu {
 
         let v = &mut *self.vmcb;
         v.control.clean.all();
-        if let Some(params) = params {
-            if params.check {
-                self.kept = Kept::of(v, this_cpu);
-            }
+        if self.kept.wanted {
+            self.kept = Kept::of(v, this_cpu);
         }
         if let Some(vector) = virtual_irq {
             self.undelivered = quirks::undelivered(&mut v.control, vector);

@@ -10,6 +10,8 @@ use crate::x86::cpu::regs::efer;
 
 /// What the processor may have kept of a VMCB at the last #VMEXIT (APM 2 15.15.3).
 pub(super) struct Kept {
+    /// The coming entry's is wanted.
+    pub(super) wanted: bool,
     cpu: u32,
     /// By [`Vmcb::groups`].
     groups: [u64; 11],
@@ -18,14 +20,18 @@ pub(super) struct Kept {
 impl Kept {
     /// Nothing.
     pub(super) const NOTHING: Self = Self {
+        wanted: false,
         cpu: u32::MAX,
         groups: [0; 11],
     };
 
     /// What CPU `cpu` may keep after a #VMEXIT of `v`.
     pub(super) fn of(v: &Vmcb, cpu: u32) -> Self {
-        let groups = v.groups();
-        Self { cpu, groups }
+        Self {
+            wanted: false,
+            cpu,
+            groups: v.groups(),
+        }
     }
 
     /// The groups, by clean bit, that CPU `cpu` has not kept as `v` has them.

@@ -5,7 +5,7 @@ use crate::linux::page::Pages;
 use crate::mem::addr::Level;
 use crate::x86::cpu::regs::{DescTable, Segment};
 use core::mem::offset_of;
-use core::ops::{Deref, DerefMut, Range};
+use core::ops::{Deref, DerefMut};
 use kernel::prelude::*;
 
 /// Clean bits: the groups of fields that a processor may keep between entries (APM 2 15.15.3).
@@ -199,36 +199,45 @@ impl Vmcb {
         self.control.clean.nothing();
     }
 
-    /// A digest of each group, for the entry checks. Which bytes these are is said here once more, by the manual.
-    pub(super) fn groups(&self) -> [u64; GROUPS.len()] {
+    /// A digest of each group, for the entry checks.
+    pub(super) fn groups(&self) -> [u64; 11] {
         // SAFETY: A VMCB has no padding, and every byte of its page has been written.
         let bytes =
             unsafe { core::slice::from_raw_parts(core::ptr::from_ref(self).cast::<u8>(), 4096) };
-        GROUPS.map(|ranges| {
-            let mut digest = 0xcbf2_9ce4_8422_2325_u64;
-            for range in ranges {
-                for b in bytes.get(range.clone()).unwrap_or_default() {
-                    digest = (digest ^ u64::from(*b)).wrapping_mul(0x100_0000_01b3);
-                }
+        let mut digests = [0xcbf2_9ce4_8422_2325_u64; 11];
+        for (group, from, to) in GROUPS {
+            let Some(digest) = digests.get_mut(group) else {
+                continue;
+            };
+            for b in bytes.get(from..to).unwrap_or_default() {
+                *digest = (*digest ^ u64::from(*b)).wrapping_mul(0x100_0000_01b3);
             }
-            digest
-        })
+        }
+        digests
     }
 }
 
-/// The bytes of the groups, by clean bit (APM 2 15.15.3, tables B-1 and B-2).
-const GROUPS: [&[Range<usize>]; 11] = [
-    &[0..0x18, 0x3c..0x40, 0x50..0x58],
-    &[0x40..0x50],
-    &[0x58..0x5c],
-    &[0x60..0x68],
-    &[0x90..0x98, 0xb0..0xb8, 0x668..0x670],
-    &[0x4d0..0x4d8, 0x548..0x560],
-    &[0x560..0x570],
-    &[0x460..0x470, 0x480..0x490],
-    &[0x400..0x440, 0x4cb..0x4cc],
-    &[0x640..0x648],
-    &[0xb8..0xc0, 0x670..0x698],
+/// Clean bits, and which bytes they are for (from, to). This is said once more, by the manual and not by [`Cached`]
+/// (APM 2 15.15.3, tables B-1 and B-2).
+const GROUPS: [(usize, usize, usize); 18] = [
+    (0, 0x00, 0x18),
+    (0, 0x3c, 0x40),
+    (0, 0x50, 0x58),
+    (1, 0x40, 0x50),
+    (2, 0x58, 0x5c),
+    (3, 0x60, 0x68),
+    (4, 0x90, 0x98),
+    (4, 0xb0, 0xb8),
+    (4, 0x668, 0x670),
+    (5, 0x4d0, 0x4d8),
+    (5, 0x548, 0x560),
+    (6, 0x560, 0x570),
+    (7, 0x460, 0x470),
+    (7, 0x480, 0x490),
+    (8, 0x400, 0x440),
+    (8, 0x4cb, 0x4cc),
+    (9, 0x640, 0x648),
+    (10, 0x670, 0x698),
 ];
 
 /// A page, zeroed at first, that the processor uses itself while guests run: a VMCB, or what VM_HSAVE_PA points to. It
