@@ -16,6 +16,8 @@ mod bus;
 mod kvm;
 #[allow(unreachable_pub)]
 mod mem;
+#[allow(unreachable_pub)]
+mod nospec;
 mod params;
 #[allow(unreachable_pub)]
 mod x86;

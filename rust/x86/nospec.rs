@@ -91,6 +91,25 @@ pub fn spec_ctrl_current(_irqs_off: IrqsOff<'_>) -> u64 {
     value
 }
 
+/// All ones if `index` is below `len`, else zero: found by arithmetic, so that no prediction makes it another value
+/// (`array_index_mask_nospec`).
+#[inline(always)]
+pub fn index_mask(index: usize, len: usize) -> usize {
+    let mask;
+    // SAFETY: The carry of a comparison is spread over a register; RFLAGS is not declared preserved.
+    unsafe {
+        asm!(
+            "cmp {index}, {len}",
+            "sbb {mask}, {mask}",
+            index = in(reg) index,
+            len = in(reg) len,
+            mask = lateout(reg) mask,
+            options(nomem, nostack),
+        );
+    }
+    mask
+}
+
 /// Nothing after it is executed, not even speculatively, before everything in front of it has been (LFENCE).
 #[inline(always)]
 pub fn speculation_barrier() {

@@ -42,6 +42,7 @@ use crate::linux::pci::{self, Device, Enabled, Locked, Registration, Saved, BARS
 use crate::linux::pci_irq::{self, Handler, Kind, Vectors};
 use crate::linux::sched;
 use crate::mem::addr::PAGE_SIZE;
+use crate::nospec::Nospec;
 use config::Write;
 use core::fmt::Write as _;
 use core::sync::atomic::{AtomicBool, AtomicU32, Ordering};
@@ -506,7 +507,7 @@ impl Assigned {
             );
         }
         live.handlers
-            .get(request.vector as usize)
+            .get_nospec(request.vector as usize)
             .ok_or(EINVAL)?
             .set(request.gsi);
         Ok(())

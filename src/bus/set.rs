@@ -17,6 +17,7 @@ use crate::linux::sched::Worker;
 use crate::linux::smp;
 use crate::linux::wait::WaitCell;
 use crate::mem::ports::StopRunning;
+use crate::nospec::Nospec;
 use core::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use kernel::prelude::*;
 use kernel::sync::{Arc, ArcBorrow};
@@ -226,7 +227,7 @@ impl<A: 'static, S> VcpuSet<A, S> {
     /// The one that was created as number `index`, which is the id of most.
     #[inline]
     pub(crate) fn get(&self, index: u32) -> Option<ArcBorrow<'_, VcpuShared<A>>> {
-        self.list.get(index as usize)?.get()
+        self.list.get_nospec(index as usize)?.get()
     }
 
     /// `spinner` waits in a loop, perhaps for one that has no CPU: gives its turn to the next vCPU of which that may be

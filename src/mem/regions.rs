@@ -10,6 +10,7 @@ use crate::mem::mmu::Mmu;
 use crate::mem::slot_table::{DirtyBitmap, SlotTable};
 use crate::mem::slots::{self, Change, Slot, SlotError};
 use crate::mem::walk::Cursor;
+use crate::nospec::Nospec;
 use core::sync::atomic::Ordering;
 use kernel::prelude::*;
 use kernel::uaccess::{UserPtr, UserSlice};
@@ -173,7 +174,7 @@ impl GuestMemory {
         let mut input = UserSlice::new(user, usize::try_from(words)?.saturating_mul(8)).reader();
         for w in at..at.saturating_add(words) {
             let mask: u64 = input.read()?;
-            let Some(word) = usize::try_from(w).ok().and_then(|i| bitmap.words.get(i)) else {
+            let Some(word) = bitmap.words.get_nospec(w as usize) else {
                 break;
             };
             if mask == 0 || word.load(Ordering::Relaxed) & mask == 0 {

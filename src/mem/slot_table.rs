@@ -6,6 +6,7 @@
 use crate::mem::addr::Gpa;
 use crate::mem::dirty;
 use crate::mem::slots::{self, Slot};
+use crate::nospec::Nospec;
 use core::sync::atomic::{AtomicU64, Ordering};
 use kernel::prelude::*;
 use kernel::sync::Arc;
@@ -30,7 +31,7 @@ impl DirtyBitmap {
     /// All pages dirty.
     pub(super) fn fill(&self, npages: u64) {
         for (w, mask) in dirty::masks(0..npages) {
-            if let Some(word) = usize::try_from(w).ok().and_then(|i| self.words.get(i)) {
+            if let Some(word) = self.words.get_nospec(w as usize) {
                 word.fetch_or(mask, Ordering::Relaxed);
             }
         }
@@ -38,7 +39,7 @@ impl DirtyBitmap {
 
     pub(super) fn set(&self, page: u64) {
         let (word, bit) = dirty::bit(page);
-        if let Some(w) = usize::try_from(word).ok().and_then(|i| self.words.get(i)) {
+        if let Some(w) = self.words.get_nospec(word as usize) {
             if w.load(Ordering::Relaxed) & bit == 0 {
                 w.fetch_or(bit, Ordering::Relaxed);
             }

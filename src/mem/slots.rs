@@ -9,6 +9,7 @@
 use core::cmp;
 
 use crate::mem::addr::{Gpa, GpaRange, Hva, Level, PAGE_OFFSET_MASK, PAGE_SHIFT, PAGE_SIZE};
+use crate::nospec;
 
 /// Slots that user space may have (KVM_CAP_NR_MEMSLOTS; as many as KVM offers).
 pub const MAX_SLOTS: u32 = 32764;
@@ -106,24 +107,21 @@ impl Slot {
 
     /// Host-virtual address of `gpa`, if it lies in the slot.
     #[inline]
-    pub const fn hva_of(&self, gpa: Gpa) -> Option<Hva> {
+    pub fn hva_of(&self, gpa: Gpa) -> Option<Hva> {
+        Some(self.hva.wrapping_add(self.offset_of(gpa)?))
+    }
+
+    /// Distance of `gpa` from the slot's begin, if it lies in the slot: guests choose it.
+    #[inline]
+    fn offset_of(&self, gpa: Gpa) -> Option<u64> {
         let offset = gpa.0.wrapping_sub(self.gpa.0);
-        if offset < self.len() {
-            Some(self.hva.wrapping_add(offset))
-        } else {
-            None
-        }
+        Some(nospec::below(offset as usize, self.len() as usize)? as u64)
     }
 
     /// Number of the page in the slot (bit in its dirty bitmap) that holds `gpa`, if it lies in the slot.
     #[inline]
-    pub const fn page_index(&self, gpa: Gpa) -> Option<u64> {
-        let offset = gpa.0.wrapping_sub(self.gpa.0);
-        if offset < self.len() {
-            Some(offset >> PAGE_SHIFT)
-        } else {
-            None
-        }
+    pub fn page_index(&self, gpa: Gpa) -> Option<u64> {
+        Some(self.offset_of(gpa)? >> PAGE_SHIFT)
     }
 
     /// Largest leaf that may map `gpa`: its page lies in the slot as a whole and is aligned in guest-physical

@@ -172,8 +172,7 @@ impl Near<'_> {
             let i = slots::find_index(self.slots, gpa)?;
             self.slot = *self.slots.get(i)?;
         }
-        let offset = gpa.0.wrapping_sub(self.slot.gpa.0);
         // User addresses have 64 bits here.
-        Some(self.slot.hva.0.wrapping_add(offset) as usize)
+        Some(self.slot.hva_of(gpa)?.0 as usize)
     }
 }

@@ -5,6 +5,7 @@ use crate::abi::uapi;
 use crate::abi::uapi::k;
 use crate::bus::set::MAX_VCPU_ID;
 use crate::linux::boot_cpu;
+use crate::nospec::Nospec;
 use crate::pr_warn_ratelimited;
 use core::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use kernel::prelude::*;
@@ -51,7 +52,7 @@ impl MsrFilter {
             if r.flags & direction as u32 != 0 && n < r.count {
                 return r
                     .bitmap
-                    .get((n / 8) as usize)
+                    .get_nospec((n / 8) as usize)
                     .is_some_and(|b| b & 1 << (n % 8) != 0);
             }
         }

@@ -3,6 +3,7 @@
 //! KVM_X86_SETUP_MCE and 4.105 KVM_X86_SET_MCE).
 #![forbid(unsafe_code)]
 
+use crate::nospec;
 use crate::x86::cpu::cpuid::Vendor;
 use crate::x86::cpu::index as ix;
 
@@ -140,10 +141,11 @@ impl Mce {
         use mci_status::{AR, OVER, PCC, S, UC, VAL};
         let switched_off = self.has_ctl() && self.ctl != u64::MAX;
         let in_progress = self.status & MCG_STATUS_MCIP != 0;
-        if u64::from(m.bank) >= self.cap & 0xff || m.status & VAL == 0 {
+        let n = nospec::below(m.bank.into(), (self.cap & 0xff) as usize).ok_or(Refused)?;
+        if m.status & VAL == 0 {
             return Err(Refused);
         }
-        let first = usize::from(m.bank) * BANK;
+        let first = n * BANK;
         let bank = self.banks.get_mut(first..first + BANK).ok_or(Refused)?;
         let bank: &mut [u64; BANK] = bank.try_into().map_err(|_| Refused)?;
         let uncorrected = m.status & UC != 0;

@@ -8,6 +8,7 @@
 //! RDMSR, WRMSR, KVM_GET_MSRS and KVM_SET_MSRS.
 #![forbid(unsafe_code)]
 
+use crate::nospec::Nospec;
 use crate::x86::cpu::canonical::{is_canonical, sign_extend};
 use crate::x86::cpu::cpuid::kvm_feature::*;
 use crate::x86::cpu::cpuid::{GuestFeatures, Vendor};
@@ -408,7 +409,7 @@ macro_rules! read {
     ($s:ident, constant($value:expr)) => { Ok(Read::Value($value)) };
     ($s:ident, discarded()) => { Err(MsrError::Unknown) };
     ($s:ident, file($($field:ident).+ [$i:expr])) => {
-        $s.$($field).+.get(($i) as usize).map_or(Err(MsrError::Unknown), |v| Ok(Read::Value(*v)))
+        $s.$($field).+.get_nospec(($i) as usize).map_or(Err(MsrError::Unknown), |v| Ok(Read::Value(*v)))
     };
     ($s:ident, file($($field:ident).+ $(= $reset:expr)?)) => { Ok(Read::Value($s.$($field).+)) };
 }
@@ -421,7 +422,7 @@ macro_rules! store {
     ($s:ident, $v:expr, discarded()) => {{ let _: u64 = $v; Ok(Written::Stored) }};
     ($s:ident, $v:expr, file($($field:ident).+ [$i:expr])) => {{
         let value = $v;
-        *$s.$($field).+.get_mut(($i) as usize).ok_or(MsrError::Unknown)? = value;
+        *$s.$($field).+.get_nospec_mut(($i) as usize).ok_or(MsrError::Unknown)? = value;
         Ok(Written::Stored)
     }};
     ($s:ident, $v:expr, file($($field:ident).+ $(= $reset:expr)?)) => {{ $s.$($field).+ = $v; Ok(Written::Stored) }};

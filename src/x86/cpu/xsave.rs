@@ -3,6 +3,7 @@
 //! (SDM 1 13, SDM 2A FXSAVE, APM 2 11.5, api.rst 4.42 KVM_GET_XSAVE and 4.22 KVM_GET_FPU).
 #![forbid(unsafe_code)]
 
+use crate::nospec::Nospec;
 use crate::x86::cpu::host::HostCpuid;
 use core::ops::Range;
 
@@ -134,7 +135,7 @@ impl Layout {
 
     /// Offset and size of a component in standard form; `None` when it is unknown.
     pub fn component(&self, n: u32) -> Option<(u32, u32)> {
-        match self.components.get(n as usize) {
+        match self.components.get_nospec(n as usize) {
             Some(c) if c.size != 0 => Some((c.offset, c.size)),
             _ => None,
         }

@@ -27,7 +27,7 @@ use kernel::prelude::*;
 use kernel::sync::Arc;
 
 /// The GSI that the 8254 drives.
-const PIT_GSI: Option<Gsi> = Gsi::new(0);
+const PIT_GSI: Gsi = Gsi::FIRST;
 
 /// No IOAPIC window begins here.
 const NO_IOAPIC: u64 = u64::MAX - 0xfff;
@@ -442,7 +442,7 @@ impl Controllers {
     pub(crate) fn pit_tick(&self, now: u64) -> Option<u64> {
         self.with(|s| {
             if s.core.pit.as_mut()?.timer_fired(now) {
-                s.pulse(PIT_GSI?, Source::PIT);
+                s.pulse(PIT_GSI, Source::PIT);
                 for v in self.vcpus.iter() {
                     v.watchdog_tick();
                 }
@@ -597,7 +597,7 @@ impl Session<'_> {
     /// The interrupt of `gsi` ended. Returns whether resampling eventfds are to be signalled.
     fn acked(&mut self, gsi: Option<Gsi>) -> bool {
         let Some(number) = gsi else { return false };
-        if gsi == PIT_GSI && self.core.pit.as_mut().is_some_and(|p| p.irq_acked()) {
+        if gsi == Some(PIT_GSI) && self.core.pit.as_mut().is_some_and(|p| p.irq_acked()) {
             self.pulse(number, Source::PIT);
         }
         let resampled = self.config.is_resampled(gsi);
@@ -663,7 +663,7 @@ impl Session<'_> {
         self.core.pit.as_ref()?;
         self.config
             .table
-            .routes(PIT_GSI?)
+            .routes(PIT_GSI)
             .iter()
             .find_map(|e| match e.route {
                 Route::Pic(irq) => Some(irq),
@@ -692,7 +692,7 @@ impl Session<'_> {
                 let unmasked = mask_changed && !ioapic.is_masked(pin);
                 self.publish();
                 let gsi = self.config.table.gsi_of_pin(pin);
-                if unmasked && gsi == PIT_GSI {
+                if unmasked && gsi == Some(PIT_GSI) {
                     self.pit_unmasked();
                 }
                 if waiting {
@@ -718,7 +718,7 @@ impl Session<'_> {
         let mut listened = 0u32;
         for pin in (0..ioapic::PINS as u32).filter_map(Pin::new) {
             let gsi = self.config.table.gsi_of_pin(pin);
-            if has_pit && gsi.is_some() && gsi == PIT_GSI
+            if has_pit && gsi == Some(PIT_GSI)
                 || self.config.is_resampled(gsi)
                 || pin.number() == RTC_PIN
             {

@@ -144,13 +144,13 @@ impl Ioapic {
 
     fn entry(&self, pin: Pin) -> u64 {
         self.redirtbl
-            .get(usize::from(pin.0))
+            .get(pin.number() as usize)
             .copied()
             .unwrap_or(rte::MASK)
     }
 
     fn entry_mut(&mut self, pin: Pin) -> Option<&mut u64> {
-        self.redirtbl.get_mut(usize::from(pin.0))
+        self.redirtbl.get_mut(pin.number() as usize)
     }
 
     /// `source` drives the line of `pin` up or down.
@@ -158,7 +158,7 @@ impl Ioapic {
     /// With [`Raised::Message`] on a level-triggered pin remote IRR is set; if no local APIC took the message,
     /// call [`Ioapic::not_accepted`].
     pub fn set_irq(&mut self, pin: Pin, source: Source, level: bool) -> Raised {
-        match self.lines.set(usize::from(pin.0), source, level) {
+        match self.lines.set(pin.number() as usize, source, level) {
             Some(level) => self.set_level(pin, level),
             None => Raised::Lowered,
         }

@@ -10,16 +10,13 @@ macro_rules! number {
         pub struct $name($t);
 
         impl $name {
-            /// The one with number `n`, if there is one.
-            pub const fn new(n: u32) -> Option<Self> {
-                if n < $limit as u32 {
-                    Some(Self(n as $t))
-                } else {
-                    None
-                }
+            /// The one with number `n`, if there is one; guests and user space choose it.
+            #[inline]
+            pub fn new(n: u32) -> Option<Self> {
+                Some(Self($crate::nospec::below(n as usize, $limit as usize)? as $t))
             }
 
-            /// Its number.
+            /// Its number, which is an index also under speculation ([`new`](Self::new)).
             pub const fn number(self) -> u32 {
                 self.0 as u32
             }

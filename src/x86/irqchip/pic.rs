@@ -311,7 +311,7 @@ impl Pic {
 
     /// `source` drives `irq` up or down. Look at [`Pic::output`] afterwards.
     pub fn set_irq(&mut self, irq: Irq, source: Source, level: bool) -> Raised {
-        let Some(level) = self.lines.set(usize::from(irq.0), source, level) else {
+        let Some(level) = self.lines.set(irq.number() as usize, source, level) else {
             return Raised::Lowered;
         };
         let [master, slave] = &mut self.chips;

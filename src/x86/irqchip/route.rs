@@ -26,6 +26,11 @@ number! {
     Gsi(u16), below MAX_ROUTES
 }
 
+impl Gsi {
+    /// Number zero.
+    pub const FIRST: Self = Self(0);
+}
+
 /// Where an interrupt goes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Route {

@@ -4,6 +4,7 @@
 //! Dispatch calls, with the vCPU's mutex held, inside a stay or outside.
 
 use super::{Runner, Step};
+use crate::nospec::Nospec;
 use crate::x86::cpu::events;
 use crate::x86::cpu::regs::{cr4, dr6, dr7};
 use crate::x86::emul::{Op, Operand};
@@ -58,7 +59,7 @@ impl Runner<'_> {
                 6 => cpu.dr6 = dr6::loaded(v),
                 7 => dr7 = dr7::loaded(v),
                 n => {
-                    if let Some(d) = dr.get_mut(usize::from(n)) {
+                    if let Some(d) = dr.get_nospec_mut(usize::from(n)) {
                         *d = v;
                     }
                 }
@@ -68,7 +69,7 @@ impl Runner<'_> {
             let v = match n {
                 6 => cpu.dr6,
                 7 => dr7,
-                n => dr.get(usize::from(n)).copied().unwrap_or(0),
+                n => dr.get_nospec(usize::from(n)).copied().unwrap_or(0),
             };
             cpu.regs.set(g, v & mask);
         }

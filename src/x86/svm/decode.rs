@@ -7,6 +7,7 @@ use super::breakpoints::DR6_RESET;
 use super::nmi::Nmi;
 use super::vmcb::{exit, misc1, vintr, Control, Vmcb};
 use crate::mem::addr::Gpa;
+use crate::nospec::Nospec;
 use crate::x86::cpu::events::vector;
 use crate::x86::cpu::regs::Gpr;
 use crate::x86::exit::{by_number, CrAccess, CrOp, Exception, Exit, Io, NestedFault, Numbers};
@@ -144,7 +145,7 @@ const BY_CODE: [Option<Exit>; 64] = by_number(Numbers::Codes, exit::VECTOR_3 as 
 fn instruction(code: u64) -> Option<Exit> {
     static TABLE: [Option<Exit>; 64] = BY_CODE;
     let i = code.wrapping_sub(exit::VECTOR_3) as usize;
-    TABLE.get(i).copied().flatten()
+    TABLE.get_nospec(i).copied().flatten()
 }
 
 /// The bits of intercept vectors 3 and 4 that these exits ask for: the bits of a vector have consecutive codes.

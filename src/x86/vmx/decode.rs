@@ -8,6 +8,7 @@ use super::bits::{intr, reason};
 use super::insn::Current;
 use super::vmcs::*;
 use crate::mem::addr::Gpa;
+use crate::nospec::Nospec;
 use crate::x86::cpu::events::vector;
 use crate::x86::cpu::regs::Gpr;
 use crate::x86::exit::{by_number, CrAccess, CrOp, Exception, Exit, Io, NestedFault, Numbers};
@@ -34,7 +35,7 @@ const BY_REASON: [Option<Exit>; 128] = by_number(Numbers::Reasons, 0);
 #[inline(always)]
 pub(super) fn instruction(code: u32) -> Option<Exit> {
     static TABLE: [Option<Exit>; 128] = BY_REASON;
-    TABLE.get(code as usize).copied().flatten()
+    TABLE.get_nospec(code as usize).copied().flatten()
 }
 
 /// Decodes basic exit reason `code`, but for those of [`nested_fault`], [`io`] and [`exception`] (reason 0).

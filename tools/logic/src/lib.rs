@@ -3,15 +3,20 @@
 //!
 //! Every module below is the very file that is compiled into `rvmm.ko`; it uses only `core`, so the same
 //! source is unit-tested and fuzzed here. Module paths are the same as in the kernel module's crate. Only `null`, an
-//! architecture that shows the ground to be neutral, and `tables`, memory for its page tables, are the host's own.
+//! architecture that shows the ground to be neutral, `tables`, memory for its page tables, and `linux`, what stands for
+//! the kernel, are the host's own.
 #![no_std]
 #![forbid(unsafe_code)]
 
 #[cfg(test)]
 extern crate std;
 
+pub mod linux;
 pub mod null;
 pub mod tables;
+
+#[path = "../../../src/nospec.rs"]
+pub mod nospec;
 
 #[path = "../../../src/abi"]
 pub mod abi {

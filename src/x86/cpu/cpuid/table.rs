@@ -3,6 +3,7 @@
 #![forbid(unsafe_code)]
 
 use super::bits::*;
+use crate::nospec::Nospec;
 use crate::x86::cpu::regs::cr4;
 
 /// KVM_CPUID_FLAG_SIGNIFCANT_INDEX: the entry answers only for its own sub-leaf.
@@ -194,9 +195,9 @@ impl CpuidIndex {
     #[inline]
     fn slot_mut(&mut self, leaf: u32) -> Option<&mut u16> {
         match leaf >> 30 {
-            0 => self.basic.get_mut(leaf as usize),
-            1 => self.kvm.get_mut((leaf & 0x3fff_ffff) as usize),
-            2 => self.ext.get_mut((leaf & 0x3fff_ffff) as usize),
+            0 => self.basic.get_nospec_mut(leaf as usize),
+            1 => self.kvm.get_nospec_mut((leaf & 0x3fff_ffff) as usize),
+            2 => self.ext.get_nospec_mut((leaf & 0x3fff_ffff) as usize),
             _ => None,
         }
     }
@@ -205,9 +206,9 @@ impl CpuidIndex {
     #[inline]
     fn start(&self, leaf: u32) -> Result<Option<usize>, ()> {
         let slot = match leaf >> 30 {
-            0 => self.basic.get(leaf as usize),
-            1 => self.kvm.get((leaf & 0x3fff_ffff) as usize),
-            2 => self.ext.get((leaf & 0x3fff_ffff) as usize),
+            0 => self.basic.get_nospec(leaf as usize),
+            1 => self.kvm.get_nospec((leaf & 0x3fff_ffff) as usize),
+            2 => self.ext.get_nospec((leaf & 0x3fff_ffff) as usize),
             _ => None,
         };
         match slot {

@@ -2,6 +2,7 @@
 //! Register access to a local APIC: xAPIC page, x2APIC MSRs, saved state (SDM 3A 11.4.1, 11.12.1; api.rst 4.57, 4.58).
 #![forbid(unsafe_code)]
 
+use crate::nospec;
 use crate::x86::irqchip::lapic::defs::{
     esr, reg, LVTS, LVT_LEVEL, LVT_MASKED, LVT_REMOTE_IRR, SVR_ENABLE, SVR_SUPPRESS_EOI,
 };
@@ -260,7 +261,9 @@ impl<R: Registers> Lapic<R> {
     /// Page offset of x2APIC MSR `index`.
     fn msr_offset(&self, index: u32) -> Result<u32, Gp> {
         match index.checked_sub(X2APIC_MSR_FIRST) {
-            Some(n) if n < 0x40 && self.is_x2apic() => Ok(n << 4),
+            Some(n) if self.is_x2apic() => {
+                Ok((nospec::below(n as usize, 0x40).ok_or(Gp)? as u32) << 4)
+            }
             _ => Err(Gp),
         }
     }
