@@ -17,6 +17,9 @@ pub enum Exit {
     HostNmi,
     /// A machine check arrived in the guest; the kernel handles it when the stay has ended.
     HostMachineCheck,
+    /// A machine check made the entry fail: as above, and user space is told. The value is
+    /// `hardware_entry_failure_reason`.
+    EntryMachineCheck(u64),
     /// The guest can now take an external interrupt (a window had been requested).
     IrqWindow,
     /// The guest can now take an NMI.
@@ -80,7 +83,7 @@ impl Exit {
     pub const fn class(&self) -> ExitClass {
         match self {
             Self::HostInterrupt => ExitClass::ExternalInterrupt,
-            Self::HostNmi | Self::HostMachineCheck => ExitClass::Nmi,
+            Self::HostNmi | Self::HostMachineCheck | Self::EntryMachineCheck(_) => ExitClass::Nmi,
             Self::IrqWindow => ExitClass::IrqWindow,
             Self::NmiWindow => ExitClass::NmiWindow,
             Self::Cpuid => ExitClass::Cpuid,

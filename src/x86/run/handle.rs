@@ -45,9 +45,10 @@ impl Runner<'_> {
             Exit::HostInterrupt => Step::Leave,
             Exit::HostNmi | Exit::NmiWindow | Exit::SplitLock => Step::Again,
             // The end of the stay is where the kernel handles it; its task work comes next.
-            Exit::HostMachineCheck if stay.is_some() => Step::Slow,
+            Exit::HostMachineCheck | Exit::EntryMachineCheck(_) if stay.is_some() => Step::Slow,
             Exit::HostMachineCheck => Step::Leave,
             Exit::PreemptionTimer => self.preemption_timer(),
+            Exit::EntryMachineCheck(reason) => self.entry_failure(*reason, stay),
             Exit::IrqWindow => self.irq_window(),
             Exit::Cpuid => self.cpuid(stay),
             Exit::Rdmsr => self.rdmsr(stay),

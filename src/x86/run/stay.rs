@@ -47,7 +47,7 @@ impl Runner<'_> {
             // waiting. Whoever calls KVM_RUN reads nothing under RCU.
             sched::guest_quiescent(&irq);
         }
-        if matches!(result, Ok(Stayed::Slow(Exit::HostMachineCheck))) {
+        if let Ok(Stayed::Slow(Exit::HostMachineCheck | Exit::EntryMachineCheck(_))) = result {
             // An error in the guest's memory costs this thread no more than a signal.
             mce::from_user(&irq);
         }

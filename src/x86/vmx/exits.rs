@@ -138,7 +138,7 @@ pub(super) fn entry_failed(vm: Current<'_>, outcome: Outcome) -> Exit {
 pub(super) fn failed_late(vm: Current<'_>, reason: u32) -> Exit {
     event::withdraw(vm);
     if reason & 0xffff == reason::MACHINE_CHECK_ENTRY {
-        return Exit::HostMachineCheck;
+        return Exit::EntryMachineCheck(reason.into());
     }
     pr_err_ratelimited!(
         "VM entry failed: reason {:#x}, qualification {:#x}\n",
