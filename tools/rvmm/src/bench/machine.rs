@@ -2,6 +2,7 @@
 //! The small machine that a row runs in: one or two CPUs in 64-bit mode, local APICs in the kernel, a
 //! few megabytes of memory.
 
+use std::fmt::Debug;
 use std::io;
 use std::mem;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -48,7 +49,13 @@ fn slot(vm: &VmFd, number: u32, at: u64, region: &Region) -> rvmm_vm::Result<()>
 
 /// The memory at `host`, accessed by copies and volatile accesses only, becomes a slot that lasts no longer than the
 /// memory does; without a length the slot goes.
-fn set_slot(vm: &VmFd, number: u32, at: u64, host: u64, length: u64) -> rvmm_vm::Result<()> {
+pub(super) fn set_slot(
+    vm: &VmFd,
+    number: u32,
+    at: u64,
+    host: u64,
+    length: u64,
+) -> rvmm_vm::Result<()> {
     let slot = kvm_userspace_memory_region {
         slot: number,
         guest_phys_addr: at,
@@ -60,7 +67,7 @@ fn set_slot(vm: &VmFd, number: u32, at: u64, host: u64, length: u64) -> rvmm_vm:
     unsafe { vm.set_user_memory_region(slot) }.map_err(failed("KVM_SET_USER_MEMORY_REGION"))
 }
 
-fn failed(call: &'static str) -> impl FnOnce(kvm_ioctls::Error) -> rvmm_vm::Error {
+pub(super) fn failed(call: &'static str) -> impl FnOnce(kvm_ioctls::Error) -> rvmm_vm::Error {
     move |error| rvmm_vm::Error::Ioctl {
         call,
         errno: error.errno(),
@@ -69,10 +76,10 @@ fn failed(call: &'static str) -> impl FnOnce(kvm_ioctls::Error) -> rvmm_vm::Erro
 
 /// A machine.
 pub struct Machine {
-    vcpus: Vec<VcpuFd>,
+    pub(super) vcpus: Vec<VcpuFd>,
     /// The virtual machine.
     pub vm: VmFd,
-    low: Region,
+    pub(super) low: Region,
     pages: Option<Region>,
     registers: Option<Registers>,
 }
@@ -261,7 +268,7 @@ impl Machine {
                 // SAFETY: No preconditions.
                 thread.store(unsafe { libc::pthread_self() }, Ordering::Relaxed);
                 Affinity::one(processors[1]).set()?;
-                drive_until(second, &echo, over, |port| {
+                drive_until(second, &echo.routine, over, |port| {
                     if port == guest::READY {
                         let _ = listens.send(());
                     }
@@ -343,13 +350,18 @@ fn drive(
     work: &Work,
     port: impl FnMut(u16) -> anyhow::Result<()>,
 ) -> anyhow::Result<()> {
-    drive_until(vcpu, work, &AtomicBool::new(false), port)
+    drive_until(vcpu, &work.routine, &AtomicBool::new(false), port)
+}
+
+/// Runs a CPU until its code ends.
+pub(super) fn drive_to_end(vcpu: &mut VcpuFd) -> anyhow::Result<()> {
+    drive_until(vcpu, &"template", &AtomicBool::new(false), |_| Ok(()))
 }
 
 /// Runs a CPU to the end of its routine, or until a signal comes when `over` is set.
 fn drive_until(
     vcpu: &mut VcpuFd,
-    work: &Work,
+    what: &dyn Debug,
     over: &AtomicBool,
     mut port: impl FnMut(u16) -> anyhow::Result<()>,
 ) -> anyhow::Result<()> {
@@ -366,12 +378,12 @@ fn drive_until(
                 let rule = rule
                     .map(|(rule, _)| format!(": {rule}"))
                     .unwrap_or_default();
-                anyhow::bail!("{:?}: unexpected {exit} at {at:#x}{rule}", work.routine);
+                anyhow::bail!("{what:?}: unexpected {exit} at {at:#x}{rule}");
             }
             Err(error) if matches!(error.errno(), libc::EINTR | libc::EAGAIN) => {
                 anyhow::ensure!(!over.load(Ordering::Relaxed), "stopped");
             }
-            Err(error) => anyhow::bail!("{:?}: KVM_RUN: {error}", work.routine),
+            Err(error) => anyhow::bail!("{what:?}: KVM_RUN: {error}"),
         }
     }
 }

@@ -6,6 +6,7 @@ mod args;
 mod device;
 mod guest;
 mod machine;
+mod modes;
 mod nvme;
 mod passed;
 mod region;
@@ -97,6 +98,7 @@ fn measure(args: &Args) -> anyhow::Result<Status> {
         return bench.finish();
     }
     exits(&mut bench, overhead);
+    modes::rows(&mut bench);
     if bench.irqchip() {
         interrupts(&mut bench, overhead)?;
     }

@@ -6,8 +6,10 @@ use std::fmt::Write as _;
 
 use serde::{Deserialize, Serialize};
 
+use super::modes;
+
 /// Rows in the order in which tables show them, with what they mean.
-pub const ROWS: &[(&str, &str)] = &[
+const ROWS: &[(&str, &str)] = &[
     ("cpuid", "CPUID"),
     ("hypercall", "hypercall that does nothing"),
     ("rdmsr", "RDMSR (MTRR default type)"),
@@ -40,6 +42,14 @@ pub const ROWS: &[(&str, &str)] = &[
     ("device_irq", "device interrupt to guest's handler"),
     ("nvme_read", "NVMe 4 KiB random read"),
 ];
+
+/// All rows: those of [`ROWS`], then those of modes.
+fn rows() -> impl Iterator<Item = (String, String)> {
+    let usual = ROWS
+        .iter()
+        .map(|(row, meaning)| (row.to_string(), meaning.to_string()));
+    usual.chain(modes::names())
+}
 
 /// Ticks of one row.
 #[derive(Clone, Copy, Debug, Serialize, Deserialize, PartialEq)]
@@ -81,10 +91,10 @@ pub fn table(report: &Report) -> String {
         "{:<38} {:>14} {:>14}\n",
         report.device, "mean ticks", "minimum"
     );
-    for (row, meaning) in ROWS {
-        if let Some(ticks) = report.rows.get(*row) {
+    for (row, meaning) in rows() {
+        if let Some(ticks) = report.rows.get(&row) {
             let _ = writeln!(text, "{meaning:<38} {:>14} {:>14}", ticks.mean, ticks.min);
-        } else if let Some(why) = report.skipped.get(*row) {
+        } else if let Some(why) = report.skipped.get(&row) {
             let _ = writeln!(text, "{meaning:<38} {why}");
         }
     }
@@ -99,8 +109,8 @@ pub fn compare(base: &Report, other: &Report) -> (String, f64) {
         "{:<38} {:>14} {:>14} {:>7}\n",
         "ticks", base.device, other.device, "ratio"
     );
-    for (row, meaning) in ROWS {
-        let (a, b) = (base.rows.get(*row), other.rows.get(*row));
+    for (row, meaning) in rows() {
+        let (a, b) = (base.rows.get(&row), other.rows.get(&row));
         if a.is_none() && b.is_none() {
             continue;
         }

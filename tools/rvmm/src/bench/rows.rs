@@ -43,6 +43,15 @@ impl Bench<'_> {
         if !self.args.rows.is_empty() && !self.args.rows.iter().any(|row| row == name) {
             return;
         }
+        self.measure_row(name, measured);
+    }
+
+    /// Measures a row.
+    pub fn measure_row(
+        &mut self,
+        name: &str,
+        measured: impl FnOnce(&Self) -> anyhow::Result<Ticks>,
+    ) {
         match measured(self) {
             Ok(ticks) => {
                 self.report.rows.insert(name.into(), ticks);
