@@ -11,7 +11,7 @@
     stock       the stock kernel's image and its modules        bed, guest
     elf         what an ELF file says of itself                 bed, guest
     initramfs   the cpio archive that a machine starts from     bed, guest
-    emulators   corrected copies of the emulators               bed
+    emulators   the emulators without their known faults        setup, bed
     machines/   the emulated machines                           bed
     complaints  lines of a kernel's log that fail a run         bed
     monitor     a machine that runs, watched until its end      bed

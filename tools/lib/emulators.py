@@ -1,16 +1,39 @@
 # SPDX-License-Identifier: Apache-2.0 OR MIT
-"""Corrected copies of the emulators: faults of the releases known here that end guests, stock KVM's as well.
-Used by machines/.
+"""The emulators without the faults that end guests, stock KVM's as well. Used by setup and machines/.
 
-A correction changes a few bytes of the program, found by the instructions around them. It says False, and changes
-nothing, if the program has no such place or several: then it is another release.
+Bochs is built from Debian's source package and tools/bochs/*.patch, each of which says what it is there for.
+
+QEMU is corrected as Debian has it: a correction changes a few bytes of the program, found by the instructions around
+them. It says False, and changes nothing, if the program has no such place or several: then it is another release.
 """
 
+import hashlib
+import os
 import re
 import struct
 from pathlib import Path
 
-from .files import replace
+from .buildroot import in_root
+from .debian import MIRROR, network_failure
+from .files import remove_tree, replace
+from .paths import BUILD, LOGS, ROOT, TOOLS
+from .report import Failure, tail
+
+# Bochs: where Debian has the source, what it has to be, the patches in their order.
+BOCHS_SOURCE = "pool/main/b/bochs/bochs_3.0+dfsg.orig.tar.xz"
+BOCHS_SHA256 = "78f6c73d4a6472d5130a87ab9dc306d02c7c71ed8e25b3a8ef642e2a7acd282b"
+BOCHS_PATCHES = sorted((TOOLS / "bochs").glob("*.patch"))
+# Of what Debian configures, the part that a bed needs: neither debugger nor displays nor cards.
+BOCHS_OPTIONS = """
+    --with-nogui --enable-all-optimizations --enable-cpu-level=6 --enable-x86-64 --enable-smp --enable-vmx=2
+    --enable-svm --enable-avx --enable-evex --enable-protection-keys --enable-cet --enable-memtype
+    --enable-x86-debugger --enable-iodebug --enable-pci --disable-docbook --disable-xpm
+""".split()
+BOCHS_TOOLS = ["g++", "patch"]
+BOCHS_FLAGS = "-O2 -fomit-frame-pointer"
+
+BOCHS = BUILD / "bochs"
+BOCHS_PROGRAM = BOCHS / "bochs"
 
 # In helper_vmrun (target/i386/tcg/system/svm_helper.c) of QEMU 11.1, where an interrupt is injected: exception_index =
 # vector, between the stores of error_code and of exception_is_int and exception_next_eip.
@@ -23,47 +46,54 @@ QEMU_MACHINE_CHECK = re.compile(
 # raise_exception (target/i386/tcg/excp_helper.c).
 QEMU_RAISE = re.compile(
     rb"\xf3\x0f\x1e\xfa\x50\x58\x45\x31\xc9\x45\x31\xc0\x31\xc9\x31\xd2\x48\x83\xec\x08\xe8", re.DOTALL)
-# In BX_CPU_C::HandleExtInterrupt (cpu/event.cc) of Bochs 3.0: whether a virtual interrupt is pending, the jump to its
-# delivery.
-BOCHS_VIRTUAL_FIRST = re.compile(rb"\x48\x89\xdf\xf6\x83..\0\0\x02\x0f\x85", re.DOTALL)
-# In its main loop for several CPUs (bx_begin_simulation, main.cc): the call of BX_CPU_C::cpu_run_trace.
-BOCHS_RUN_TRACE = re.compile(rb"\x80\x7c\x24\x0b\0\x8b\x6c\x24\x04\x74.\xe8(....)\x48\x8b\x35", re.DOTALL)
-# BX_CPU_C::cpu_loop_debugger, which only a Bochs in its debugger runs.
-BOCHS_DEBUGGER = re.compile(
-    rb"\xf3\x0f\x1e\xfa(?=\x41\x56\x31\xc0\x41\x54\x55\x53\x48\x83\xec\x18\x66\x89\x87)", re.DOTALL)
-# In BX_CPU_C::cpu_loop, the main loop for one CPU: prev_rip = RIP; speculative_rsp = false.
-BOCHS_COMMIT = re.compile(rb"\x48\x8b\x82(....)\x80\xba....\0\xc6\x82(....)\0\x48\x89\x82(....)\x0f\x85", re.DOTALL)
-# In BX_CPU_C::VMX_Deliver_Virtual_Interrupt (cpu/vapic.cc): the call of bx_instr_hwinterrupt, which does nothing,
-# before the delivery of the vector in R13.
-BOCHS_VIRTUAL_HOOK = re.compile(
-    rb"(\x48\x8b\x8b....\x0f\xb7\x93....\x44\x89\xee\x8b\x7b\x30\xe8....)"
-    rb"\x45\x31\xc0\x31\xc9\x31\xd2\x44\x89\xee\x48\x89\xdf\xe8",
-    re.DOTALL)
-# In BX_CPU_C::VMexit_Event (cpu/vmx.cc): idt_vector_info = vector | (type << 8) | (errcode_valid << 11).
-BOCHS_VECTORING = re.compile(rb"\x44\x09\xf3\xc1\xe5\x0b\x09\xeb\x41\x89\x9c\x24(....)", re.DOTALL)
+def bochs_input():
+    """What decides about the program that bochs() makes."""
+    words = [BOCHS_SHA256, *BOCHS_OPTIONS, BOCHS_FLAGS]
+    return " ".join(words + [hashlib.sha256(p.read_bytes()).hexdigest() for p in BOCHS_PATCHES])
 
 
-def corrected(source, copy, corrections):
-    """`copy`, which is the program `source` after all `corrections`; None if one of them says False."""
-    if copy.exists() and copy.stat().st_mtime >= Path(__file__).stat().st_mtime:
-        return copy
-    binary = bytearray(source.read_bytes())
-    if not all(correct(binary) for correct in corrections):
-        return None
-    replace(copy, binary, mode=0o755)
-    return copy
+def bochs():
+    """Bochs with tools/bochs/*.patch, in build/bochs"""
+
+    def do(what, argv, cwd=BOCHS, env=None):
+        if in_root(argv, "bochs.log", env, cwd=cwd):
+            raise Failure(f"Bochs: {what} failed\n{tail(LOGS / 'bochs.log')}", "full output: build/log/bochs.log")
+
+    if not all((ROOT / "usr/bin" / name).exists() for name in BOCHS_TOOLS):
+        install = ["apt-get", "install", "-y", "--no-install-recommends", *BOCHS_TOOLS]
+        env = {"DEBIAN_FRONTEND": "noninteractive"}
+        # The index may be older than what the mirror still has.
+        if in_root(install, "bochs.log", env) and (
+            in_root(["apt-get", "update"], "bochs.log", env) or in_root(install, "bochs.log", env)
+        ):
+            raise network_failure(f"{' and '.join(BOCHS_TOOLS)} could not be installed in the build root", "bochs.log")
+    BOCHS.mkdir(exist_ok=True)
+    archive, source = BOCHS / "source.tar.xz", BOCHS / "src"
+    fetch = ["/usr/lib/apt/apt-helper", "-o", "APT::Sandbox::User=root", "download-file", f"{MIRROR}/{BOCHS_SOURCE}",
+             archive, f"SHA256:{BOCHS_SHA256}"]
+    if in_root(fetch, "bochs.log"):
+        raise network_failure("the mirror does not give Bochs' source, or another one", "bochs.log")
+    if source.exists():
+        remove_tree(source)
+    source.mkdir()
+    do("unpacking", ["tar", "-xJf", archive, "-C", source, "--strip-components=1", "--no-same-owner"])
+    for patch in BOCHS_PATCHES:
+        do(patch.name, ["patch", "-p1", "--no-backup-if-mismatch", "-i", patch], cwd=source)
+    do("configure", ["./configure", *BOCHS_OPTIONS], cwd=source, env={"CFLAGS": BOCHS_FLAGS, "CXXFLAGS": BOCHS_FLAGS})
+    do("make", ["make", "-s", f"-j{os.cpu_count()}", "bochs"], cwd=source)
+    replace(BOCHS_PROGRAM, (source / "bochs").read_bytes(), mode=0o755)
 
 
 def corrected_qemu(source):
-    """The copy, or None, beside `source`: QEMU finds its files from its own place."""
+    """The copy beside `source`, from where QEMU finds its files; None if one of the corrections says False."""
     copy = source.with_name(f"{source.name}-corrected-{int(source.stat().st_mtime)}")
-    return corrected(source, copy, [inject_once, machine_checks_intercepted])
-
-
-def corrected_bochs(source, directory):
-    """The copy, or None, in `directory`."""
-    copy = directory / f"bochs-{int(source.stat().st_mtime)}"
-    return corrected(source, copy, [host_interrupts_first, note_virtual_interrupts, commit_after_exceptions])
+    if copy.exists() and copy.stat().st_mtime >= Path(__file__).stat().st_mtime:
+        return copy
+    binary = bytearray(source.read_bytes())
+    if not all(correct(binary) for correct in (inject_once, machine_checks_intercepted)):
+        return None
+    replace(copy, binary, mode=0o755)
+    return copy
 
 
 def inject_once(binary):
@@ -89,53 +119,4 @@ def machine_checks_intercepted(binary):
         return False
     start, end = found[0].span(1)
     binary[start:end] = struct.pack("<i", raising[0].start() - end)
-    return True
-
-
-def host_interrupts_first(binary):
-    """When an interrupt for the host arrives while a virtual interrupt (SDM 3C 30.2) waits for RFLAGS.IF, Bochs
-    delivers the virtual one: it looks at what is pending and means what is pending and not masked. Corrected, the
-    host's interrupt goes first: a virtual one is delivered unless the 8259s or the local APIC have one for the host
-    (bits 10 and 11 of the word instead of bit 9, in its second byte; the jump inverted).
-    selftests/lapic.c: held_back_by_if.
-    """
-    found = list(BOCHS_VIRTUAL_FIRST.finditer(binary))
-    if len(found) != 1:
-        return False
-    end = found[0].end()
-    binary[end - 3], binary[end - 1] = 0x0C, 0x84
-    return True
-
-
-def note_virtual_interrupts(binary):
-    """When the delivery of a virtual interrupt causes a VM exit, Bochs' IDT-vectoring information (SDM 3C 28.2.4) is
-    the event that was delivered before, which may be an exception of another guest, and is then delivered again.
-    Corrected, the interrupt is noted (type 0, external interrupt). selftests/lapic.c: delivered_to_new_stack.
-    """
-    hook, info = (list(p.finditer(binary)) for p in (BOCHS_VIRTUAL_HOOK, BOCHS_VECTORING))
-    if len(hook) != 1 or len(info) != 1:
-        return False
-    start, end = hook[0].span(1)
-    code = b"\x44\x89\xab" + info[0].group(1)  # mov %r13d, idt_vector_info(%rbx)
-    binary[start:end] = code.ljust(end - start, b"\x90")
-    return True
-
-
-def commit_after_exceptions(binary):
-    """With more than one CPU Bochs forgets, after an exception or a VM exit, to note that RIP is another one now: the
-    main loop for one CPU does, cpu_run_trace() does not. If the next thing that happens is a VM exit or an exception
-    (an interrupt for the host, a page that is not mapped), RIP goes back to the instruction before: a guest that has
-    just been given a page fault continues at the faulting instruction, with the handler's stack and CPL. Corrected,
-    the call goes by a few instructions that do the same as the loop for one CPU, in place of the debugger's loop.
-    """
-    call, cave, commit = (list(p.finditer(binary)) for p in (BOCHS_RUN_TRACE, BOCHS_DEBUGGER, BOCHS_COMMIT))
-    if len(call) != 1 or len(cave) != 1 or not commit or len({m.groups() for m in commit}) != 1:
-        return False
-    rip, speculative, previous = commit[0].groups()
-    code = b"\x48\x8b\x87" + rip + b"\xc6\x87" + speculative + b"\0" + b"\x48\x89\x87" + previous + b"\xe9"
-    at, start = call[0].start(1), cave[0].end()
-    target = at + 4 + struct.unpack("<i", call[0].group(1))[0]
-    code += struct.pack("<i", target - (start + len(code) + 4))
-    binary[start : start + len(code)] = code
-    binary[at : at + 4] = struct.pack("<i", start - (at + 4))
     return True

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0 OR MIT
-"""The intel bed: Bochs, which has VMX. Used by bed.
+"""The intel bed: Bochs with our patches (emulators.py), which has VMX. Used by bed.
 
 The unpacked kernel is booted from a disk of our own making, by bochs-boot.S; --packed, and machines with more memory
 than its plain map describes, boot the packed one by isolinux from a CD.
@@ -10,23 +10,24 @@ import pty
 import shutil
 import struct
 import subprocess
+import sys
 import tty
 from pathlib import Path
 
-from .. import elf, emulators
+from .. import elf
 from ..buildroot import root_argv
+from ..emulators import BOCHS_PROGRAM
 from ..files import cached
-from ..paths import BUILD, ROOT
-from ..report import BedError, note
+from ..paths import BUILD, ROOT, TOOLS
+from ..report import BedError
 from ..stock import unpacked_kernel, vmlinuz
 from . import Machine, die_with_parent, kernel_command_line
 
 BOOT_SOURCE = Path(__file__).with_name("bochs-boot.S")
 
 BOCHSRC = """\
-config_interface: textconfig
-display_library: rfb, options="timeout=0"
-plugin_ctrl: unmapped=true, biosdev=true, speaker=false, extfpuirq=true, parallel=false, serial=true, iodebug=true
+display_library: nogui
+plugin_ctrl: unmapped=true, biosdev=true, extfpuirq=true, parallel=false, serial=true, iodebug=true
 cpu: model=corei7_icelake_u, count={smp}, ips={ips}, quantum=16, reset_on_triple_fault=0, ignore_bad_msrs=1
 memory: guest={mem}, host={mem}
 romimage: file=/usr/share/bochs/BIOS-bochs-latest
@@ -34,7 +35,6 @@ vgaromimage: file=/usr/share/vgabios/vgabios.bin
 vga: extension=vbe, update_freq=1
 pci: enabled=1, chipset=i440fx
 clock: sync=none, time0=1700000000
-sound: driver=dummy
 com1: enabled=1, mode=term, dev={command}
 com2: enabled=1, mode=file, dev={run}/host.log
 log: {run}/bochs.log
@@ -183,9 +183,13 @@ def iso_boot(options, run, initramfs):
     )
 
 
-def corrected():
-    """Bochs without faults of its release 3.0 (emulators.py); None if this is another one."""
-    return emulators.corrected_bochs(ROOT / "usr/bin/bochs-bin", BUILD / "bed")
+def program(options):
+    """--bochs, or our own Bochs, which is built when it is first needed."""
+    if options.bochs:
+        return Path(options.bochs).resolve()
+    if subprocess.run([TOOLS / "setup", "--with", "bochs"], stdout=sys.stderr).returncode:
+        raise BedError("Bochs could not be built")
+    return BOCHS_PROGRAM
 
 
 def start(options, run, initramfs):
@@ -193,20 +197,15 @@ def start(options, run, initramfs):
     # Above 3 GiB memory goes on beyond the PCI hole, which the plain memory map of the direct boot does not know.
     boot = iso_boot if options.packed or options.mem > 3000 else direct_boot
     medium = boot(options, run, initramfs)
-    program = corrected()
-    if not program:
-        note("this Bochs is not the 3.0 that is known here: APIC virtualisation stays off (--modparam enable_apicv=1); "
-             "if it loses RIP after exceptions, as 3.0 does with more than one CPU, guests crash now and then")
     ours, theirs = pty.openpty()
     tty.setraw(theirs)
     (run / "bochsrc").write_text(
         BOCHSRC.format(smp=options.smp, mem=options.mem, ips=options.ips, run=run, command=os.ttyname(theirs),
                        info="report" if options.bochs_debug else "ignore") + medium
     )
-    (run / "commands").write_text("c\n")
     output = open(run / "emulator.log", "wb")
     process = subprocess.Popen(
-        root_argv([program or "bochs", "-q", "-f", run / "bochsrc", "-rc", run / "commands"], cwd=run),
+        root_argv([program(options), "-q", "-f", run / "bochsrc"], cwd=run),
         stdin=subprocess.DEVNULL, stdout=output, stderr=output, start_new_session=True, preexec_fn=die_with_parent,
     )
     os.set_blocking(ours, False)
