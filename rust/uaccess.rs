@@ -12,6 +12,12 @@ use kernel::prelude::*;
 
 use super::bindings;
 
+/// First address that no process of this kernel can have.
+pub fn end() -> usize {
+    // SAFETY: Constant after boot.
+    unsafe { bindings::rvmm_user_end() }
+}
+
 macro_rules! access {
     ($get:ident, $put:ident, $ty:ty, $cget:ident, $cput:ident) => {
         /// Reads one value at user address `addr`, in a single access. Errors: `EFAULT`.

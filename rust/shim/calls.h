@@ -12,6 +12,7 @@ SHIM(unsigned int, raw_cpu, (void), raw_smp_processor_id())
 SHIM_VOID(trace_hardirqs_on, (void), trace_hardirqs_on())
 SHIM_VOID(trace_hardirqs_off, (void), trace_hardirqs_off())
 #endif
+SHIM(unsigned long, user_end, (void), TASK_SIZE_MAX)
 SHIM(struct mm_struct *, current_mm, (void), current->mm)
 SHIM(bool, signal_pending, (void), signal_pending(current))
 SHIM(bool, fatal_signal_pending, (void), fatal_signal_pending(current))

@@ -255,6 +255,9 @@ int rvmm_mapped_anon(unsigned long addr, unsigned long *pfn)
 	pmdp = pmd_offset_lockless(pudp, pud, addr);
 	pmd = pmdp_get_lockless(pmdp);
 	/* As GUP-fast: an entry that is only halfway a leaf (PMD migration, protnone) has no present bit. */
+	/* Beyond, and in the kernel's half, the tables would be walked as well. */
+	if (addr >= TASK_SIZE_MAX)
+		return 0;
 	if (!(pmd_flags(pmd) & _PAGE_PRESENT))
 		return 0;
 	if (pmd_leaf(pmd)) {

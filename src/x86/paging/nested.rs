@@ -3,7 +3,7 @@
 //!
 //! Called by `mem` under the lock of guest memory. Each operation is that of [`PageTable`] with the same name.
 
-use crate::linux::boot_cpu;
+use crate::linux::uaccess;
 use crate::mem::addr::{Gpa, GpaRange, Hpa, Level};
 use crate::mem::format::Leaf;
 use crate::mem::mmu::{TablePage, TablePool};
@@ -17,9 +17,8 @@ use kernel::prelude::*;
 ///
 /// The first goes by the processor's own width, which guests see.
 pub(crate) fn address_limits() -> (u64, u64) {
-    let user_bits = boot_cpu::virt_bits().clamp(48, 57) - 1;
     let width = choose::caps().map_or(0, |c| c.phys_bits);
-    (1 << width.clamp(36, 48), (1 << user_bits) - 4096)
+    (1 << width.clamp(36, 48), uaccess::end() as u64)
 }
 
 /// EPT or NPT, as the processor wants it.
