@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Files of other modules, kept and told apart.
+//! Files of VFIO, kept and told apart.
 //!
-//! C header: [`include/linux/file.h`](srctree/include/linux/file.h)
+//! C headers: [`include/linux/file.h`](srctree/include/linux/file.h),
+//! [`include/linux/vfio.h`](srctree/include/linux/vfio.h)
 
 use core::ptr::NonNull;
 
@@ -10,7 +11,7 @@ use kernel::prelude::*;
 
 use super::bindings;
 
-/// A counted reference to an open file of which nothing is used but its identity.
+/// A counted reference to an open file of which nothing is used but its identity and what VFIO says of it.
 #[derive(PartialEq, Eq)]
 pub struct FileRef(NonNull<bindings::file>);
 
@@ -29,10 +30,16 @@ impl FileRef {
             .ok_or(EBADF)
     }
 
-    /// Whether the file's operations belong to the loadable module of this name.
-    pub fn is_of_module(&self, name: &CStr) -> bool {
-        // SAFETY: The file is live, so are its operations and the module that they pin.
-        unsafe { bindings::rvmm_file_is_of_module(self.0.as_ptr(), name.as_char_ptr()) }
+    /// Whether VFIO gave the file out for a group or a device.
+    pub fn is_vfio(&self) -> bool {
+        // SAFETY: The file is live, and VFIO tells its own from others.
+        unsafe { bindings::rvmm_file_is_vfio(self.0.as_ptr()) }
+    }
+
+    /// Whether VFIO has the IOMMU enforce that no DMA of the group or device goes past the caches. Sleeps.
+    pub fn vfio_is_coherent(&self) -> bool {
+        // SAFETY: The file is live; VFIO takes any, and locks of its own.
+        unsafe { bindings::rvmm_vfio_is_coherent(self.0.as_ptr()) }
     }
 }
 

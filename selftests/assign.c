@@ -290,7 +290,7 @@ TEST(killed)
 TEST(vfio_device)
 {
 	struct kvm_create_device request = { .type = KVM_DEV_TYPE_VFIO, .flags = KVM_CREATE_DEVICE_TEST };
-	int kvm = device_open(), file = OK(memfd_create("no group", 0)), bad = -1, device;
+	int kvm = device_open(), file = OK(memfd_create("no group", 0)), bad = -1, device, container;
 	struct kvm_device_attr attr = { .group = KVM_DEV_VFIO_FILE, .attr = KVM_DEV_VFIO_FILE_ADD,
 					.addr = (uintptr_t)&file };
 	struct vm vm;
@@ -308,6 +308,11 @@ TEST(vfio_device)
 	OK(ioctl(device, KVM_HAS_DEVICE_ATTR, &attr));
 	CHECK_ERRNO(ioctl(device, KVM_GET_DEVICE_ATTR, &attr), EPERM);
 	CHECK_ERRNO(ioctl(device, KVM_SET_DEVICE_ATTR, &attr), EINVAL);
+	/* Where VFIO is loaded: its container, which is neither a group nor a device. */
+	container = open("/dev/vfio/vfio", O_RDWR);
+	attr.addr = (uintptr_t)&container;
+	if (container >= 0)
+		CHECK_ERRNO(ioctl(device, KVM_SET_DEVICE_ATTR, &attr), EINVAL);
 	attr.addr = (uintptr_t)&bad;
 	CHECK_ERRNO(ioctl(device, KVM_SET_DEVICE_ATTR, &attr), EBADF);
 	attr.addr = 8;

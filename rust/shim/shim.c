@@ -8,6 +8,7 @@
 
 #include "../bindings_helper.h"
 #include <linux/mm_inline.h>
+#include <linux/vfio.h>
 #include <linux/vtime.h>
 
 #define SHIM(type, name, args, expression) type rvmm_##name args { return expression; }
@@ -67,11 +68,25 @@ unsigned long rvmm_raw_spin_lock_irqsave(raw_spinlock_t *lock)
 
 /* --- files ------------------------------------------------------------------------------------ */
 
-bool rvmm_file_is_of_module(const struct file *file, const char *name)
-{
-	const struct module *owner = file->f_op->owner;
+/* Asks VFIO, which is loaded if the file is its own. */
+#define rvmm_ask_vfio(question, file)						\
+({										\
+	bool (*fn)(struct file *file) = symbol_get(question);			\
+	bool answer = fn && fn(file);						\
+										\
+	if (fn)									\
+		symbol_put(question);						\
+	answer;									\
+})
 
-	return owner && !strcmp(owner->name, name);
+bool rvmm_file_is_vfio(struct file *file)
+{
+	return rvmm_ask_vfio(vfio_file_is_valid, file);
+}
+
+bool rvmm_vfio_is_coherent(struct file *file)
+{
+	return rvmm_ask_vfio(vfio_file_enforced_coherent, file);
 }
 
 /* --- user memory without faults --------------------------------------------------------------- */
@@ -240,6 +255,9 @@ int rvmm_mapped_anon(unsigned long addr, unsigned long *pfn)
 	pmd_t *pmdp, pmd;
 	pte_t pte;
 
+	/* Beyond, and in the kernel's half, the tables would be walked as well. */
+	if (addr >= TASK_SIZE_MAX)
+		return 0;
 	pgdp = pgd_offset(current->mm, addr);
 	pgd = READ_ONCE(*pgdp);
 	if (pgd_none(pgd))
@@ -255,9 +273,6 @@ int rvmm_mapped_anon(unsigned long addr, unsigned long *pfn)
 	pmdp = pmd_offset_lockless(pudp, pud, addr);
 	pmd = pmdp_get_lockless(pmdp);
 	/* As GUP-fast: an entry that is only halfway a leaf (PMD migration, protnone) has no present bit. */
-	/* Beyond, and in the kernel's half, the tables would be walked as well. */
-	if (addr >= TASK_SIZE_MAX)
-		return 0;
 	if (!(pmd_flags(pmd) & _PAGE_PRESENT))
 		return 0;
 	if (pmd_leaf(pmd)) {

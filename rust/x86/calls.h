@@ -15,5 +15,7 @@ SHIM(bool, fred_enabled, (void), cpu_feature_enabled(X86_FEATURE_FRED))
 SHIM(bool, la57_enabled, (void), pgtable_l5_enabled())
 /* SME, or a guest with encrypted memory: physical addresses in page tables need the encryption bit. */
 SHIM(bool, memory_encrypted, (void), sme_get_me_mask() != 0)
+/* Waits for all CPUs. */
+SHIM_VOID(write_back_caches, (void), wbinvd_on_all_cpus())
 SHIM(bool, smt_possible, (void), cpu_smt_possible())
 SHIM(bool, tsc_stable, (void), !check_tsc_unstable())

@@ -3,6 +3,7 @@
 //! Wrappers that only x86 has: registers, descriptor tables, extended state, and what the kernel knows of the CPU.
 
 pub mod boot_cpu;
+pub mod cache;
 pub mod cpuid;
 pub mod cr;
 pub mod desc;

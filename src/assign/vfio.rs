@@ -3,9 +3,11 @@
 //! groups or devices its guest has.
 //!
 //! VFIO does everything for such a device: translation by its container, registers and interrupts by its files, mmap
-//! and eventfds. What KVM does with the files is nothing that this hypervisor has to do: a driver of a mediated device
-//! would ask for its `struct kvm`, which there is none of here, and guests' cache control needs no change for devices
-//! whose DMA is coherent. The files are kept and checked as KVM does.
+//! and eventfds. The files are kept and checked as KVM does, and asked whether the IOMMU makes DMA coherent. If it does
+//! not for one of them, the guest writes caches back itself, and its memory types hold ([`GuestMemory::set_incoherent`]).
+//! A driver of a mediated device would ask for KVM's `struct kvm`, which there is none of here.
+//!
+//! [`GuestMemory::set_incoherent`]: crate::mem::memory::GuestMemory::set_incoherent
 
 use crate::abi::uapi;
 use crate::abi::uapi::k;
@@ -22,12 +24,22 @@ use kernel::sync::{new_mutex, Arc, ArcBorrow, Mutex};
 struct VfioDevice {
     vm: Arc<Vm>,
     #[pin]
-    files: Mutex<KVec<FileRef>>,
+    files: Mutex<Files>,
+}
+
+/// Groups and devices.
+struct Files {
+    list: KVVec<FileRef>,
+    /// The DMA of one of them may go past the caches.
+    incoherent: bool,
 }
 
 #[pinned_drop]
 impl PinnedDrop for VfioDevice {
     fn drop(self: Pin<&mut Self>) {
+        if self.files.lock().incoherent {
+            self.vm.memory.set_incoherent(false);
+        }
         self.vm.has_vfio.store(false, Ordering::Release);
     }
 }
@@ -39,22 +51,33 @@ impl VfioDevice {
         }
         let file = FileRef::from_fd(uapi::get::<i32>(usize::try_from(attr.addr)?)?)?;
         let mut files = self.files.lock();
-        let at = files.iter().position(|f| *f == file);
+        let at = files.list.iter().position(|f| *f == file);
         if attr.attr == u64::from(k::KVM_DEV_VFIO_FILE_DEL) {
             // Another file may go with it: outside of the lock.
-            let gone = files.remove(at.ok_or(ENOENT)?);
+            let gone = files.list.remove(at.ok_or(ENOENT)?);
+            self.update(&mut files);
             drop(files);
             drop(gone);
             return Ok(());
         }
-        if !file.is_of_module(c"vfio") {
+        if !file.is_vfio() {
             return Err(EINVAL);
         }
         if at.is_some() {
             return Err(EEXIST);
         }
-        files.push(file, GFP_KERNEL_ACCOUNT)?;
+        files.list.push(file, GFP_KERNEL_ACCOUNT)?;
+        self.update(&mut files);
         Ok(())
+    }
+
+    /// One that comes may change what holds for those that share its container: all are asked.
+    fn update(&self, files: &mut Files) {
+        let incoherent = files.list.iter().any(|f| !f.vfio_is_coherent());
+        if incoherent != files.incoherent {
+            files.incoherent = incoherent;
+            self.vm.memory.set_incoherent(incoherent);
+        }
     }
 }
 
@@ -97,7 +120,10 @@ pub(crate) fn create_device(vm: &Arc<Vm>, arg: usize) -> Result<isize> {
     let device = Arc::pin_init(
         pin_init!(VfioDevice {
             vm: vm.clone(),
-            files <- new_mutex!(KVec::new()),
+            files <- new_mutex!(Files {
+                list: KVVec::new(),
+                incoherent: false,
+            }),
         }),
         GFP_KERNEL_ACCOUNT,
     );

@@ -120,11 +120,13 @@ impl GuestMemory {
         let Some((hpa, host_huge)) = mmu.resident(hva.page().0, inside) else {
             return false;
         };
-        let Mmu { table, pool, .. } = &mut *mmu;
+        let Mmu {
+            table, pool, ram, ..
+        } = &mut *mmu;
         let leaf = Leaf {
             hpa,
             perm: Perm::RWX,
-            mem_type: MemType::Ram,
+            mem_type: *ram,
             accessed: true,
             dirty: true,
         };
@@ -216,7 +218,9 @@ impl GuestMemory {
         if mmu.must_retry(seen, fault.hva as u64) {
             return Err(FaultOutcome::Resume);
         }
-        let Mmu { table, pool, .. } = &mut *mmu;
+        let Mmu {
+            table, pool, ram, ..
+        } = &mut *mmu;
         let how = if page.counted.is_some() && !logging && self.may_be_huge(fault.slot, gpa) {
             match gup::host_mapping_level(mm, fault.hva) {
                 gup::MappingLevel::L4K => Mapped::Leaf(Level::L1),
@@ -230,7 +234,7 @@ impl GuestMemory {
         let leaf = Leaf {
             hpa: page.hpa.align_down(span),
             perm: self.perm_at(how.level(), perm),
-            mem_type: page.mem_type,
+            mem_type: if page.ram { *ram } else { MemType::Device },
             accessed: true,
             dirty: page.writable && !logging,
         };
@@ -271,7 +275,8 @@ struct HostPage {
     hpa: Hpa,
     /// May be mapped writable.
     writable: bool,
-    mem_type: MemType,
+    /// Memory, not a device.
+    ram: bool,
 }
 
 impl HostPage {
@@ -310,7 +315,7 @@ impl HostPage {
             counted,
             hpa: Hpa(pfn << 12),
             writable: writable && want_write,
-            mem_type: if ram { MemType::Ram } else { MemType::Device },
+            ram,
         })
     }
 }

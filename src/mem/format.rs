@@ -67,8 +67,10 @@ impl fmt::Debug for Perm {
 /// What lies behind a mapping. The format chooses the memory type by it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum MemType {
-    /// Ordinary memory: cached.
+    /// Ordinary memory: cached, whatever the guest's own page tables say.
     Ram,
+    /// Ordinary memory that a device reaches past the caches: cached unless the guest's own page tables say otherwise.
+    GuestTyped,
     /// Registers or memory of a device: not cached, unless the guest's own page tables may say otherwise.
     Device,
 }

@@ -90,6 +90,8 @@ pub(crate) struct GuestMemory {
     pub(super) manual_protect: AtomicBool,
     /// New logs say that all pages are dirty.
     pub(super) initially_set: AtomicBool,
+    /// A device reaches the memory past the caches.
+    incoherent: AtomicBool,
     pub(super) stats: Arc<VmStats>,
     /// The processor has leaves of 2 MiB.
     pub(super) huge_pages: bool,
@@ -116,6 +118,7 @@ impl GuestMemory {
                 nx_huge: AtomicBool::new(huge == HugePages::Data),
                 manual_protect: AtomicBool::new(false),
                 initially_set: AtomicBool::new(false),
+                incoherent: AtomicBool::new(false),
                 stats,
                 huge_pages: huge != HugePages::None,
                 limits: Limits {
@@ -276,6 +279,27 @@ impl GuestMemory {
     /// KVM_CAP_VM_DISABLE_NX_HUGE_PAGES.
     pub(crate) fn allow_executable_huge_pages(&self) {
         self.nx_huge.store(false, Ordering::Relaxed);
+    }
+
+    /// Whether a device reaches the memory past the caches, so that the guest has to write them back itself.
+    #[inline]
+    pub(crate) fn is_incoherent(&self) -> bool {
+        self.incoherent.load(Ordering::Relaxed)
+    }
+
+    /// A device reaches the memory past the caches from now on, or does not any more: everything is mapped anew, with
+    /// memory types that the guest chooses, or without. Sleeps.
+    pub(crate) fn set_incoherent(&self, on: bool) {
+        let _update = self.update.lock();
+        self.incoherent.store(on, Ordering::Relaxed);
+        self.mmu.lock().ram = if on {
+            MemType::GuestTyped
+        } else {
+            MemType::Ram
+        };
+        for range in self.slots.read().slots.iter().filter_map(Slot::range) {
+            self.unmap(range, true);
+        }
     }
 
     /// The slots as they are now.

@@ -12,6 +12,7 @@ use crate::linux::irqflags::IrqsOff;
 use crate::linux::page::{self, Pages};
 use crate::linux::sched::is_current_mm;
 use crate::mem::addr::Hpa;
+use crate::mem::format::MemType;
 use crate::mem::slots::Slot;
 use crate::mem::walk::{Page, Table, Tables, MAX_ALLOC_PER_MAP};
 use core::sync::atomic::{AtomicU64, Ordering};
@@ -191,6 +192,8 @@ pub(super) struct Mmu {
     hull: (u64, u64),
     /// The slot that is being deleted or moved away, as it was: perhaps no longer in the table, but still mapped.
     pub(super) leaving: Option<Slot>,
+    /// How memory is mapped.
+    pub(super) ram: MemType,
 }
 
 impl Mmu {
@@ -203,6 +206,7 @@ impl Mmu {
             invalidating: 0,
             hull: (0, 0),
             leaving: None,
+            ram: MemType::Ram,
         })
     }
 

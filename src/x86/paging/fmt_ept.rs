@@ -55,9 +55,11 @@ impl<const AD: bool> Format for EptFormat<AD> {
     #[inline]
     fn leaf(level: Level, leaf: &Leaf) -> u64 {
         let mut e = (leaf.hpa.0 & ADDR & !level.offset_mask()) | leaf.perm.bits() as u64;
-        if leaf.mem_type == MemType::Ram {
-            e |= WRITE_BACK | IGNORE_PAT;
-        }
+        e |= match leaf.mem_type {
+            MemType::Ram => WRITE_BACK | IGNORE_PAT,
+            MemType::GuestTyped => WRITE_BACK,
+            MemType::Device => 0,
+        };
         if level > Level::L1 {
             e |= PAGE;
         }
@@ -100,10 +102,10 @@ impl<const AD: bool> Format for EptFormat<AD> {
 
     #[inline]
     fn mem_type(entry: u64, _level: Level) -> MemType {
-        if entry & MEM_TYPE == WRITE_BACK {
-            MemType::Ram
-        } else {
-            MemType::Device
+        match (entry & MEM_TYPE, entry & IGNORE_PAT) {
+            (WRITE_BACK, 0) => MemType::GuestTyped,
+            (WRITE_BACK, _) => MemType::Ram,
+            _ => MemType::Device,
         }
     }
 }

@@ -54,7 +54,8 @@ impl Format for Npt {
     fn leaf(level: Level, leaf: &Leaf) -> u64 {
         let mut e = (leaf.hpa.0 & ADDR & !level.offset_mask()) | USER;
         e |= match leaf.mem_type {
-            MemType::Ram => WRITE_BACK,
+            // The guest's PAT is in force in any case (APM 2 15.25.8).
+            MemType::Ram | MemType::GuestTyped => WRITE_BACK,
             MemType::Device => UNCACHEABLE,
         };
         if level > Level::L1 {

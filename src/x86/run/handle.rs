@@ -9,6 +9,7 @@ use crate::abi::exits;
 use crate::abi::exits::Ask;
 use crate::abi::stats::ExitClass;
 use crate::abi::uapi::k;
+use crate::linux::cache;
 use crate::pr_warn_ratelimited;
 use crate::x86::cpu::regs::Mode;
 use crate::x86::emul::Insn;
@@ -47,8 +48,8 @@ impl Runner<'_> {
             // The end of the stay is where the kernel handles it; its task work comes next.
             Exit::HostMachineCheck | Exit::EntryMachineCheck(_) if stay.is_some() => Step::Slow,
             Exit::HostMachineCheck => Step::Leave,
-            Exit::PreemptionTimer => self.preemption_timer(),
             Exit::EntryMachineCheck(reason) => self.entry_failure(*reason, stay),
+            Exit::PreemptionTimer => self.preemption_timer(),
             Exit::IrqWindow => self.irq_window(),
             Exit::Cpuid => self.cpuid(stay),
             Exit::Rdmsr => self.rdmsr(stay),
@@ -56,8 +57,7 @@ impl Runner<'_> {
             Exit::Hypercall => self.hypercall(stay),
             Exit::Hlt => self.hlt(stay),
             Exit::Pause => self.pause(stay),
-            // Caches are coherent and the guest has no device that is not: nothing to write back.
-            Exit::CacheInvalidate => self.skip(&Known::INVALIDATE, stay),
+            Exit::CacheInvalidate => self.write_back_caches(stay),
             Exit::MonitorMwait => self.monitor_mwait(stay),
             // VMX and SVM instructions do not exist for the guest.
             Exit::Undefined => self.raise_ud(),
@@ -144,6 +144,19 @@ impl Runner<'_> {
                 self.fetch_failed(e)
             }
         }
+    }
+
+    /// Nothing has to be written back unless a device of the guest reaches memory past the caches. Then it may lie in the
+    /// caches of any CPU that the vCPU was on. INVD, which would lose it, writes back too.
+    #[inline(never)]
+    fn write_back_caches(&mut self, stay: Option<&Stay<'_>>) -> Step {
+        if self.vm.memory.is_incoherent() {
+            if stay.is_some() {
+                return Step::Slow;
+            }
+            cache::write_back_all();
+        }
+        self.skip(&Known::INVALIDATE, stay)
     }
 
     /// The bits of a general register that an instruction moves whose operand is 64 bits wide in 64-bit code and 32

@@ -50,7 +50,7 @@ impl Format for Stage2 {
             e |= TABLE;
         }
         e |= match leaf.mem_type {
-            MemType::Ram => WRITE_BACK,
+            MemType::Ram | MemType::GuestTyped => WRITE_BACK,
             MemType::Device => DEVICE,
         };
         let dirty = leaf.dirty || leaf.perm.contains(Perm::W);

@@ -509,6 +509,25 @@ fn round_trip<F: Format>(bad: fn(u64, Level) -> bool) {
     }
 }
 
+/// Where a device reaches memory past the caches EPT leaves write-back to the guest's PAT (SDM 3C 29.3.7.2); what is
+/// mapped otherwise gives way.
+#[test]
+fn guest_typed() {
+    let typed = Leaf {
+        mem_type: MemType::GuestTyped,
+        ..leaf(0x40_4000_0000, Perm::RWX)
+    };
+    let cached = leaf(0x40_4000_0000, Perm::RWX);
+    for level in [Level::L1, Level::L2] {
+        let e = Ept::leaf(level, &typed);
+        assert_eq!(e | 1 << 6, Ept::leaf(level, &cached));
+        assert_eq!(e >> 3 & 0xf, 6);
+        assert_eq!(Ept::mem_type(e, level), MemType::GuestTyped);
+    }
+    // The guest's PAT is always in force.
+    assert_eq!(Npt::leaf(Level::L1, &typed), Npt::leaf(Level::L1, &cached));
+}
+
 /// One page of the model: where it points and with which rights.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 struct Page {
