@@ -29,7 +29,7 @@ use linux::cpuhp::{self, CpuHotplug};
 use linux::global::Owner;
 use linux::syscore::{self, SyscoreOps};
 use x86 as arch;
-use x86::{choose, cpu_model as model, mitigate};
+use x86::{choose, cpu_model as model, host_tsc, mitigate};
 
 module! {
     type: RvmmModule,
@@ -78,10 +78,12 @@ struct Power;
 impl SyscoreOps for Power {
     fn suspend(&self) -> Result {
         choose::cpu_down();
+        host_tsc::suspend();
         Ok(())
     }
 
     fn resume(&self) {
+        host_tsc::resume();
         if choose::cpu_up().is_err() {
             pr_err!("virtualisation could not be switched on after resume; guests will not run\n");
         }

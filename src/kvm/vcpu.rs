@@ -51,7 +51,7 @@ fn run(vm: &Arc<Vm>, vcpu: &Arc<Vcpu>, arg: usize) -> Result<isize> {
     if arg != 0 {
         return Err(EINVAL);
     }
-    let mut s = vcpu.state.lock()?;
+    let mut s = vcpu.lock()?;
     let _mask = s.signal_mask.map(SignalMaskGuard::new);
     Runner::new(vm, vcpu, &mut s)?.run()
 }
@@ -61,7 +61,7 @@ ioctls! {
     /// lock waits until a KVM_RUN under way has returned.
     #[inline(never)]
     fn ioctl(vm: &Arc<Vm>, vcpu: &Arc<Vcpu>; cmd, arg) else x86::vcpu::ioctl(vm, vcpu, cmd, arg);
-    lock s = vcpu.state.lock()?;
+    lock s = vcpu.lock()?;
 
     KVM_GET_STATS_FD:       -,    call(stats::vcpu_stats_fd(vm, &vcpu.stats));
     KVM_SET_SIGNAL_MASK:    held, call(set_signal_mask(s, arg));

@@ -8,6 +8,7 @@
 mod cpu;
 mod emul;
 mod exit;
+pub(crate) mod host_tsc;
 mod irqchip;
 pub(crate) mod mitigate;
 mod paging;
@@ -63,7 +64,7 @@ pub(crate) use irqchip::chip::IrqChip;
 pub(crate) use irqchip::controllers::{Controllers, Resampler};
 pub(crate) use irqchip::route::MAX_ROUTES;
 
-// Root: what load, unload and CPU hot-plug call, besides `mitigate` above.
+// Root: what load, unload and CPU hot-plug call, besides `host_tsc` and `mitigate` above.
 
 /// The CPU model that guests get, found once at load; and the vendor that is chosen then.
 pub(crate) use cpu::model as cpu_model;

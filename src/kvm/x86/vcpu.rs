@@ -15,7 +15,7 @@ use kernel::sync::Arc;
 ioctls! {
     /// The vcpu ioctls of x86 (api.rst 4). EINVAL is KVM's answer to a number that it does not know.
     fn ioctl(vm: &Arc<Vm>, vcpu: &Arc<Vcpu>; cmd, arg) else Err(EINVAL);
-    lock s = vcpu.state.lock()?;
+    lock s = vcpu.lock()?;
 
     // Registers.
     KVM_GET_REGS:           held, get(Ok(abi::get_regs(s)));
@@ -158,7 +158,7 @@ fn interrupt(vm: &Vm, vcpu: &Vcpu, r: &k::kvm_interrupt) -> Result {
     if vm.chip.has_pic() {
         return Err(ENXIO);
     }
-    let mut s = vcpu.state.lock()?;
+    let mut s = vcpu.lock()?;
     if s.apic.lapic.is_some() && s.events.external.is_some() {
         return Err(EEXIST);
     }

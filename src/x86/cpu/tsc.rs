@@ -151,6 +151,8 @@ pub struct TscWrite {
     pub now_ns: u64,
     /// Host's TSC now, scaled to this vCPU's rate.
     pub host: u64,
+    /// Ticks that the host's TSC has lost by restarts so far, scaled likewise.
+    pub lost: u64,
     /// The vCPU's TSC frequency.
     pub khz: u32,
     /// The host's TSC can be trusted.
@@ -172,14 +174,25 @@ pub struct TscGroup {
     /// Members of the generation besides its first.
     matched: u32,
     user_set: bool,
+    /// [`TscWrite::lost`] as of which the offsets are right.
+    lost: u64,
 }
 
 impl TscGroup {
+    /// A host's TSC that has started anew takes other offsets for the same guest's TSC.
+    fn follow_host(&mut self, w: &TscWrite) {
+        let by = w.lost.wrapping_sub(self.lost);
+        self.lost = w.lost;
+        self.offset = self.offset.wrapping_add(by);
+        self.last_offset = self.last_offset.wrapping_add(by);
+    }
+
     /// Offset for a vCPU that belongs to generation `member` (0: none), which is updated.
     ///
     /// User space restores vCPUs one after the other, each with the value that it read a while ago: one within a
     /// second of where the TSC that was written last stands now is meant to be the same TSC.
     pub fn write(&mut self, member: &mut u64, w: &TscWrite) -> u64 {
+        self.follow_host(w);
         let elapsed = ns_to_tsc(w.khz).apply(w.now_ns.wrapping_sub(self.last_ns));
         let together = w.khz == self.last_khz
             && w.khz != 0
@@ -204,6 +217,7 @@ impl TscGroup {
 
     /// The vCPU's offset was set as such (KVM_VCPU_TSC_OFFSET).
     pub fn set_offset(&mut self, member: &mut u64, offset: u64, w: &TscWrite) {
+        self.follow_host(w);
         let together = w.khz != 0 && self.last_khz == w.khz && self.last_offset == offset;
         let value = w.host.wrapping_add(offset);
         self.join(member, offset, value, together, w);

@@ -8,12 +8,13 @@ use crate::linux::clock::{self, Snapshot};
 use crate::mem::ports::StopRunning;
 use crate::x86::cpu::tsc;
 use crate::x86::cpu::tsc::{TscGroup, TscWrite};
+use crate::x86::host_tsc;
 use crate::x86::pv::kvmclock::{Point, VmClock};
 use crate::x86::shared::{request, VcpuSet};
 use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use kernel::new_spinlock;
 use kernel::prelude::*;
-use kernel::sync::SpinLock;
+use kernel::sync::{SpinLock, SpinLockGuard};
 
 /// What the lock protects.
 struct Inner {
@@ -21,6 +22,8 @@ struct Inner {
     tscs: TscGroup,
     /// The boot vCPU uses MSR_KVM_SYSTEM_TIME: its kernel is too old for clocks of one point.
     old_msr: bool,
+    /// [`host_tsc::lost`] as of which the clock is right.
+    lost: u64,
 }
 
 /// A VM's time.
@@ -72,15 +75,30 @@ impl Clock {
                 clock: VmClock::new(point(&now)),
                 tscs: TscGroup::default(),
                 old_msr: false,
+                lost: host_tsc::lost(),
             }),
             common: AtomicBool::new(false),
             wall_clock: AtomicU64::new(0),
         })
     }
 
+    /// What the lock protects, as it has to be for the host's TSC of today.
+    fn lock(&self) -> SpinLockGuard<'_, Inner> {
+        let mut inner = self.inner.lock();
+        let lost = host_tsc::lost();
+        if lost != inner.lost {
+            let by = lost.wrapping_sub(inner.lost);
+            inner.lost = lost;
+            inner
+                .clock
+                .follow_host(by, point(&clock::snapshot()), host_rate());
+        }
+        inner
+    }
+
     /// The VM's time.
     pub(crate) fn now(&self) -> Now {
-        let inner = self.inner.lock();
+        let inner = self.lock();
         let s = clock::snapshot();
         Now {
             ns: inner.clock.at(point(&s), host_rate()),
@@ -90,7 +108,7 @@ impl Clock {
 
     /// CLOCK_REALTIME less the VM's time: nanoseconds since 1970 of its zero.
     pub(crate) fn epoch_ns(&self) -> u64 {
-        let inner = self.inner.lock();
+        let inner = self.lock();
         let s = clock::snapshot();
         s.real_ns
             .wrapping_sub(inner.clock.at(point(&s), host_rate()))
@@ -103,7 +121,7 @@ impl Clock {
 
     /// For a page that is written now.
     pub(crate) fn reference(&self) -> Reference {
-        let inner = self.inner.lock();
+        let inner = self.lock();
         let now = point(&clock::snapshot());
         let (host_tsc, ns) = inner.clock.point(now);
         Reference {
@@ -115,7 +133,7 @@ impl Clock {
 
     /// KVM_SET_CLOCK: the VM's time is `ns`, or was it when CLOCK_REALTIME was `real_ns`.
     pub(crate) fn set(&self, vcpus: &VcpuSet, mut ns: u64, real_ns: Option<u64>) {
-        let mut inner = self.inner.lock();
+        let mut inner = self.lock();
         Self::stop(vcpus);
         let common = Self::wants_common(&inner, vcpus);
         self.choose(&mut inner, common);
@@ -129,13 +147,13 @@ impl Clock {
 
     /// The number of vCPUs, their TSCs or the host's clock may have changed.
     pub(crate) fn update(&self, vcpus: &VcpuSet) {
-        let mut inner = self.inner.lock();
+        let mut inner = self.lock();
         self.change(&mut inner, vcpus);
     }
 
     /// The boot vCPU wrote the old or the new MSR.
     pub(crate) fn set_old_msr(&self, vcpus: &VcpuSet, old: bool) {
-        let mut inner = self.inner.lock();
+        let mut inner = self.lock();
         inner.old_msr = old;
         self.change(&mut inner, vcpus);
     }
@@ -150,7 +168,7 @@ impl Clock {
         by_user: bool,
         scaled: impl Fn(u64) -> u64,
     ) -> u64 {
-        let mut inner = self.inner.lock();
+        let mut inner = self.lock();
         let w = Self::tsc_write(value, khz, by_user, scaled);
         let offset = inner.tscs.write(member, &w);
         self.change(&mut inner, vcpus);
@@ -166,7 +184,7 @@ impl Clock {
         khz: u32,
         scaled: impl Fn(u64) -> u64,
     ) {
-        let mut inner = self.inner.lock();
+        let mut inner = self.lock();
         let w = Self::tsc_write(0, khz, true, scaled);
         inner.tscs.set_offset(member, offset, &w);
         self.change(&mut inner, vcpus);
@@ -178,6 +196,7 @@ impl Clock {
             value,
             now_ns: s.base_ns,
             host: scaled(boot_cpu::rdtsc()),
+            lost: scaled(host_tsc::lost()),
             khz,
             stable: boot_cpu::tsc_stable(),
             by_user,

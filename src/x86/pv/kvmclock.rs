@@ -111,6 +111,21 @@ impl VmClock {
         }
     }
 
+    /// The host has slept, and its TSC has lost `lost` ticks meanwhile: the common point is now. The time asleep counts,
+    /// as on a host whose TSC goes on, and the VM's time does not go back.
+    pub fn follow_host(&mut self, lost: u64, now: Point, rate: Rate) {
+        if self.common.is_some() {
+            let unslept = Point {
+                tsc: now.tsc.wrapping_add(lost),
+                ..now
+            };
+            let least = self.at(unslept, rate);
+            let slept = now.base_ns.wrapping_add(self.offset);
+            let ahead = slept.wrapping_sub(least) as i64 >= 0;
+            self.set(if ahead { slept } else { least }, now);
+        }
+    }
+
     /// Sets the VM's time at `now` (KVM_SET_CLOCK).
     pub fn set(&mut self, time: u64, now: Point) {
         if let Some(p) = &mut self.common {

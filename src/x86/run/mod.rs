@@ -242,6 +242,7 @@ impl<'a> Runner<'a> {
                 return Some(self.ask(&exits::IrqWindowOpen));
             }
         }
+        self.vcpu.follow_host_tsc(self.s);
         if self.s.pv.clock_stale {
             clock_page::update(self.vm, self.s);
         }

@@ -21,8 +21,9 @@ pub(crate) mod tsc;
 
 use crate::abi::ledger::VcpuLedger;
 use crate::abi::uapi::k;
-use crate::linux::killable_mutex::KillableMutex;
+use crate::linux::killable_mutex::{KillableBackend, KillableMutex};
 use crate::linux::mmap::SharedPages;
+use crate::x86::host_tsc;
 use crate::x86::irqchip::lapic::Action;
 use crate::x86::shared::VcpuShared;
 use crate::x86::vcpu::state::State;
@@ -31,6 +32,7 @@ use crate::x86::vm::Vm;
 use core::sync::atomic::Ordering;
 use kernel::prelude::*;
 use kernel::static_lock_class;
+use kernel::sync::lock::Guard;
 use kernel::sync::Arc;
 
 /// KVM_GET_VCPU_MMAP_SIZE: `kvm_run`, the port data page, the coalesced-MMIO ring.
@@ -53,7 +55,7 @@ pub(crate) struct Vcpu {
     /// The timer of the local APIC.
     pub(crate) timer: ApicTimer,
     #[pin]
-    pub(crate) state: KillableMutex<State>,
+    state: KillableMutex<State>,
 }
 
 impl Vcpu {
@@ -76,9 +78,27 @@ impl Vcpu {
         )
     }
 
+    /// The state; waits for a KVM_RUN under way. EINTR when the task is killed meanwhile.
+    pub(crate) fn lock(&self) -> Result<Guard<'_, State, KillableBackend>> {
+        let mut s = self.state.lock()?;
+        self.follow_host_tsc(&mut s);
+        Ok(s)
+    }
+
+    /// The guest's TSC goes on where it was, if the host's has started anew.
+    #[inline]
+    pub(crate) fn follow_host_tsc(&self, s: &mut State) {
+        let lost = host_tsc::lost();
+        if lost != s.tsc.lost {
+            s.follow_host_tsc(lost);
+            // A deadline in the guest is one of the host's TSC.
+            self.timer.arm(s);
+        }
+    }
+
     /// Sets a new vCPU's TSC going, together with the others'.
     pub(crate) fn start_tsc(&self, vm: &Vm) -> Result {
-        let mut s = self.state.lock()?;
+        let mut s = self.lock()?;
         // As in KVM not an error: the host may have lost the frequency since user space chose it.
         let _ = s.set_tsc_khz(vm.tsc_khz.load(Ordering::Relaxed));
         s.synchronize_tsc(vm, 0, false);

@@ -18,6 +18,7 @@ use crate::x86::cpu::xsave;
 use crate::x86::emul::Replay;
 use crate::x86::emul::{DecodeCache, Insn, Move};
 use crate::x86::exit::{Event, Exception};
+use crate::x86::host_tsc;
 use crate::x86::irqchip::lapic::Features as LapicFeatures;
 use crate::x86::irqchip::lapic_page::{LocalApic, RegisterPage};
 use crate::x86::mitigate;
@@ -152,6 +153,8 @@ pub(crate) struct Tsc {
     pub(crate) member: u64,
     /// IA32_TSC_ADJUST.
     pub(crate) adjust: u64,
+    /// [`host_tsc::lost`] as of which the offset is right.
+    pub(crate) lost: u64,
 }
 
 /// The local APIC's timer, as far as the vCPU's thread has to know of it.
@@ -306,6 +309,7 @@ impl Tsc {
             scale: Scale::ONE,
             member: 0,
             adjust: 0,
+            lost: host_tsc::lost(),
         }
     }
 }

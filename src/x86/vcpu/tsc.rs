@@ -92,6 +92,15 @@ impl State {
         self.set_tsc_offset(offset);
     }
 
+    /// The host's TSC has started anew: it has lost `lost` ticks in all.
+    #[cold]
+    pub(super) fn follow_host_tsc(&mut self, lost: u64) {
+        let before = self.tsc.scale.apply(self.tsc.lost);
+        let by = self.tsc.scale.apply(lost).wrapping_sub(before);
+        self.tsc.lost = lost;
+        self.set_tsc_offset(self.tsc.offset.wrapping_add(by));
+    }
+
     /// Changes the TSC offset.
     pub(crate) fn set_tsc_offset(&mut self, offset: u64) {
         self.tsc.offset = offset;

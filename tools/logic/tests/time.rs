@@ -95,6 +95,7 @@ fn write(value: u64, now_ns: u64, by_user: bool) -> TscWrite {
         now_ns,
         // A host whose TSC counts nanoseconds from 5000 on.
         host: now_ns + 5000,
+        lost: 0,
         khz: 1_000_000,
         stable: true,
         by_user,
@@ -207,6 +208,45 @@ fn a_clock_goes_on_when_its_kind_changes() {
         tsc: drifted.tsc + 20,
     };
     assert_eq!(c.at(later, rate), 4);
+}
+
+/// The host slept: its clock counts that time, its TSC, which counts twice as fast, begins at 500 again.
+#[test]
+fn a_tsc_that_starts_anew() {
+    let rate = Rate::new(NS, 2 * NS);
+    let at = |base_ns: u64, tsc: u64| Point { base_ns, tsc };
+    let mut c = VmClock::new(at(0, 0));
+    c.set_common(true, at(1000, 2000), rate);
+    assert_eq!(c.at(at(11_000, 22_000), rate), 11_000);
+    let lost = 22_000 - 500;
+    // As long as nobody says so the time is nonsense.
+    assert_ne!(c.at(at(91_000, 500), rate), 91_000);
+    let mut asleep = c;
+    asleep.follow_host(lost, at(91_000, 500), rate);
+    assert_eq!(asleep.point(at(0, 0)), (500, 91_000));
+    assert_eq!(asleep.at(at(91_100, 700), rate), 91_100);
+    // The TSC is fast, and the VM's time was ahead of the host's by more than the sleep: no step back.
+    let mut ahead = c;
+    ahead.follow_host(lost, at(10_500, 600), rate);
+    assert_eq!(ahead.at(at(10_500, 600), rate), 11_050);
+    // Each page has a point of its own: nothing hangs on the TSC.
+    let mut own = VmClock::new(at(0, 0));
+    own.follow_host(lost, at(91_000, 500), rate);
+    assert_eq!(own.at(at(91_000, 500), rate), 91_000);
+
+    let mut g = TscGroup::default();
+    let (mut a, mut b, mut late) = (0, 0, 0);
+    let before = g.write(&mut a, &write(0, 0, false));
+    assert_eq!(g.write(&mut b, &write(0, 0, false)), before);
+    let slept = TscWrite {
+        lost,
+        ..write(0, 60 * NS, false)
+    };
+    // One that comes afterwards runs together with those that have moved their offsets.
+    assert_eq!(g.write(&mut late, &slept), before.wrapping_add(lost));
+    assert!(g.all(3));
+    g.set_offset(&mut a, before.wrapping_add(lost), &slept);
+    assert!(g.all(3));
 }
 
 #[test]
