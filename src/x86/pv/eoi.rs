@@ -46,6 +46,7 @@ pub(crate) fn take(vm: &Vm, s: &mut State, stay: Option<&Stay<'_>>) -> bool {
             let ended = uaccess::get_u8(hva)? & 1 == 0;
             if !ended {
                 uaccess::put_u8(hva, 0)?;
+                view.mark_dirty(gpa);
             }
             Ok(ended)
         };
