@@ -58,6 +58,10 @@ impl Event {
         (self.bus, self.addr)
     }
 
+    fn order(&self) -> Order {
+        (self.key(), self.len, self.datamatch)
+    }
+
     fn is_hit(&self, len: usize, value: u64) -> bool {
         self.len == 0 || self.len as usize == len && self.datamatch.is_none_or(|d| d == value)
     }
@@ -80,11 +84,28 @@ impl Event {
     }
 }
 
-/// Sorted by bus and address.
+/// By bus and address, then by width, then by value, "any" first.
+type Order = ((Bus, u64), u32, Option<u64>);
+
+/// Sorted.
 type List = KVVec<Event>;
 
-fn position(list: &List, key: (Bus, u64)) -> usize {
-    list.partition_point(|e| e.key() < key)
+fn position(list: &[Event], order: Order) -> usize {
+    list.partition_point(|e| e.order() < order)
+}
+
+/// The event that a write of `len` bytes hits. There is one at most, among any number of one address.
+fn find(list: &[Event], key: (Bus, u64), len: usize, value: u64) -> Option<&Event> {
+    let here = list.get(position(list, (key, 0, None))..)?;
+    let first = here.first().filter(|e| e.key() == key)?;
+    if first.is_hit(len, value) {
+        return Some(first);
+    }
+    [None, Some(value)].iter().find_map(|datamatch| {
+        let order = (key, len as u32, *datamatch);
+        here.get(position(here, order))
+            .filter(|e| e.order() == order)
+    })
 }
 
 /// The ioeventfds of a VM.
@@ -127,12 +148,7 @@ impl IoEventFds {
         }
         let value = u64::from_le_bytes(bytes);
         let list = list.read();
-        let candidates = list.get(position(&list, (bus, addr))..).unwrap_or(&[]);
-        let hit = candidates
-            .iter()
-            .take_while(|e| e.key() == (bus, addr))
-            .find(|e| e.is_hit(data.len(), value));
-        match hit {
+        match find(&list, (bus, addr), data.len(), value) {
             Some(e) => {
                 e.fd.signal();
                 true
@@ -172,7 +188,7 @@ impl IoEventFds {
                 new.push_within_capacity(e.clone()).map_err(|_| ENOMEM)?;
             }
         }
-        let at = position(&new, event.key());
+        let at = position(&new, event.order());
         new.insert_within_capacity(at, event).map_err(|_| ENOMEM)?;
         self.replace(&cell, new)
     }
