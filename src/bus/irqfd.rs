@@ -44,13 +44,13 @@ struct Irqfd<C: IrqLines> {
 
 /// The irqfds of a VM. They keep the controllers, which know nothing of them.
 pub(crate) struct Irqfds<C: IrqLines> {
-    list: KVec<Irqfd<C>>,
+    list: KVVec<Irqfd<C>>,
 }
 
 impl<C: IrqLines> Irqfds<C> {
     /// None.
     pub(crate) fn new() -> Self {
-        Self { list: KVec::new() }
+        Self { list: KVVec::new() }
     }
 
     /// Takes down those that `unwanted` says, and those that user space has closed.

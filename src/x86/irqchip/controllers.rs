@@ -32,6 +32,9 @@ const PIT_GSI: Gsi = Gsi::FIRST;
 /// No IOAPIC window begins here.
 const NO_IOAPIC: u64 = u64::MAX - 0xfff;
 
+/// Resampling irqfds that a GSI may have: an EOI signals them all within the stay.
+const MAX_RESAMPLERS: usize = 256;
+
 /// Who is told when the interrupt of a GSI ends.
 pub(crate) type Resampler = ports::Resampler<Controllers>;
 
@@ -39,7 +42,7 @@ pub(crate) type Resampler = ports::Resampler<Controllers>;
 struct Config {
     table: Arc<Table>,
     /// Sorted by GSI.
-    resamplers: KVec<Resampler>,
+    resamplers: KVVec<Resampler>,
 }
 
 impl Config {
@@ -142,6 +145,10 @@ impl IrqLines for Controllers {
 
     /// Adds a listener to the end of interrupts of its GSI. As [`Controllers::set_table`].
     fn add_resampler(&self, new: Resampler) -> Result {
+        let gsi = Gsi::new(new.gsi).ok_or(EINVAL)?;
+        if self.config.read().resamplers_of(gsi).len() >= MAX_RESAMPLERS {
+            return Err(ENOSPC);
+        }
         let mut resamplers = self.copy_resamplers(|_| true, 1)?;
         let at = resamplers.partition_point(|r| r.gsi <= new.gsi);
         resamplers
@@ -190,7 +197,7 @@ impl Controllers {
             try_pin_init!(Self {
                 vcpus,
                 user_pins,
-                config <- SrcuCell::new(Config { table, resamplers: KVec::new() }),
+                config <- SrcuCell::new(Config { table, resamplers: KVVec::new() }),
                 core <- RawSpin::new(core),
                 intr: AtomicBool::new(false),
                 storm: AtomicBool::new(false),
@@ -470,9 +477,9 @@ impl Controllers {
         &self,
         keep: impl Fn(&Resampler) -> bool,
         more: usize,
-    ) -> Result<KVec<Resampler>> {
+    ) -> Result<KVVec<Resampler>> {
         let config = self.config.read();
-        let mut copy = KVec::with_capacity(
+        let mut copy = KVVec::with_capacity(
             config.resamplers.len().saturating_add(more),
             GFP_KERNEL_ACCOUNT,
         )?;
