@@ -131,7 +131,7 @@ impl<H: EventFdHook> Hook<H> {
                 ctx,
                 hook,
             }),
-            GFP_KERNEL,
+            GFP_KERNEL_ACCOUNT,
         )?;
         let this = Self { inner };
         let inner = &this.inner;
@@ -216,5 +216,6 @@ unsafe extern "C" fn wake<H: EventFdHook>(
     if events & bindings::RVMM_EPOLLHUP != 0 {
         inner.hook.hangup();
     }
-    0
+    // As an exclusive waiter it has been woken by a count that nobody else finds any more.
+    (events & bindings::RVMM_EPOLLIN != 0).into()
 }
