@@ -62,7 +62,7 @@ impl<C: TimerCallback> Timer<C> {
                 }),
                 callback,
             }),
-            GFP_KERNEL,
+            GFP_KERNEL_ACCOUNT,
         )?;
         Ok(Self { inner })
     }

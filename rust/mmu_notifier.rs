@@ -91,7 +91,7 @@ impl<T: MmuNotifierOps> MmuNotifier<T> {
                 notifier: Opaque::zeroed(),
                 data,
             }),
-            GFP_KERNEL,
+            GFP_KERNEL_ACCOUNT,
         )?;
         let notifier = inner.notifier.get();
         // SAFETY: Nobody else knows the notifier until the registration. `mm` has a user, the current task, and the

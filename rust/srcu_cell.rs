@@ -25,7 +25,7 @@ impl<T: Send + Sync> SrcuCell<T> {
     pub(crate) fn new(value: T) -> impl PinInit<Self, Error> {
         try_pin_init!(Self {
             srcu <- kernel::sync::srcu::new_srcu!(),
-            ptr: AtomicPtr::new(KBox::into_raw(KBox::new(value, GFP_KERNEL)?)),
+            ptr: AtomicPtr::new(KBox::into_raw(KBox::new(value, GFP_KERNEL_ACCOUNT)?)),
         })
     }
 

@@ -25,7 +25,7 @@ impl DirtyBitmap {
                 .push_within_capacity(AtomicU64::new(0))
                 .map_err(|_| ENOMEM)?;
         }
-        Ok(Arc::new(Self { words }, GFP_KERNEL)?)
+        Ok(Arc::new(Self { words }, GFP_KERNEL_ACCOUNT)?)
     }
 
     /// All pages dirty.
