@@ -86,7 +86,11 @@ fn pre_fault(vm: &Vm, _state: &State, arg: usize) -> Result<isize> {
         }
         let gpa = Gpa(range.gpa);
         match vm.memory.fault(vm.mm(), gpa, false, false) {
-            Ok(FaultOutcome::Resume) => {}
+            Ok(FaultOutcome::Mapped) => {}
+            Ok(FaultOutcome::Retry) => {
+                sched::cond_resched();
+                continue;
+            }
             Ok(FaultOutcome::Mmio) => result = Err(ENOENT),
             Ok(FaultOutcome::BadUserMemory) => result = Err(EFAULT),
             Ok(FaultOutcome::Poisoned) => result = Err(EINTR),

@@ -47,8 +47,10 @@ impl Mapped {
 /// What a nested fault turned out to be.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum FaultOutcome {
-    /// Mapped, or to be tried again: enter the guest.
-    Resume,
+    /// Mapped: enter the guest.
+    Mapped,
+    /// The host's change of the page, another fault or a signal came in between: enter the guest, which tries again.
+    Retry,
     /// No memory there, or a write to read-only memory: an MMIO access.
     Mmio,
     /// The slot's user memory is not there: KVM_RUN fails with EFAULT.
@@ -189,7 +191,7 @@ impl GuestMemory {
                 p.set_dirty();
             }
         }
-        Ok(mapped.err().unwrap_or(FaultOutcome::Resume))
+        Ok(mapped.err().unwrap_or(FaultOutcome::Mapped))
     }
 
     /// Sees to it that there are spare tables, and counts the invalidations that have ended.
@@ -216,7 +218,7 @@ impl GuestMemory {
         let Fault { gpa, logging, .. } = *fault;
         let mut mmu = self.mmu.lock();
         if mmu.must_retry(seen, fault.hva as u64) {
-            return Err(FaultOutcome::Resume);
+            return Err(FaultOutcome::Retry);
         }
         let Mmu {
             table, pool, ram, ..
@@ -246,7 +248,7 @@ impl GuestMemory {
         let (flush, result) = match mapped {
             Ok(change) => (change.needs_flush(), Ok(())),
             // Another vCPU used the pool up: again, with a fresh one.
-            Err(MapError::NoMemory { flush }) => (flush, Err(FaultOutcome::Resume)),
+            Err(MapError::NoMemory { flush }) => (flush, Err(FaultOutcome::Retry)),
             Err(_) => (false, Err(FaultOutcome::BadUserMemory)),
         };
         if flush {
@@ -301,7 +303,7 @@ impl HostPage {
                 let (pfn, writable) = (p.pfn(), p.writable());
                 (Some(p), pfn, writable, true)
             }
-            Err(e) if e == EINTR => return Err(FaultOutcome::Resume),
+            Err(e) if e == EINTR => return Err(FaultOutcome::Retry),
             Err(e) if e == EHWPOISON => {
                 sched::signal_poisoned(hva);
                 return Err(FaultOutcome::Poisoned);

@@ -73,7 +73,7 @@ impl Runner<'_> {
             return Step::Again;
         }
         match self.vm.memory.fault(self.vm.mm(), f.gpa, f.write, f.fetch) {
-            Ok(FaultOutcome::Resume | FaultOutcome::Poisoned) => Step::Again,
+            Ok(FaultOutcome::Mapped | FaultOutcome::Retry | FaultOutcome::Poisoned) => Step::Again,
             Ok(FaultOutcome::BadUserMemory) => {
                 let _ = self.ask(&exits::MemoryFault {
                     flags: 0,
