@@ -159,6 +159,31 @@ TEST(counts)
 	CHECK_EQ(value(&s, "exit_wrmsr"), 0);
 }
 
+/* Every second page of 128. */
+GUEST64(stripes,
+	"mov $0x8000000, %edi; mov $64, %ecx\n"
+	"1: movl $1, (%rdi); add $0x2000, %rdi; dec %ecx; jnz 1b; out %al, $0x10\n");
+
+/* Reading a log protects what is in it; however it is strewn, vCPUs are made to forget once. */
+TEST(one_flush_for_a_log)
+{
+	static _Alignas(4096) uint8_t pages[128 * 4096];
+	uint64_t bitmap[2], before;
+	struct kvm_dirty_log log = { .slot = 5, .dirty_bitmap = bitmap };
+	struct stats s;
+	struct vm vm;
+
+	VM_NEW_LONG(&vm, stripes);
+	vm_slot(&vm, 5, KVM_MEM_LOG_DIRTY_PAGES, 0x8000000, sizeof(pages), pages);
+	vm_expect_out(&vm, 0x10);
+	open_stats(&s, vm.fd);
+	before = value(&s, "remote_tlb_flush");
+	OK(ioctl(vm.fd, KVM_GET_DIRTY_LOG, &log));
+	CHECK_EQ(bitmap[0], 0x5555555555555555);
+	CHECK_EQ(bitmap[1], 0x5555555555555555);
+	CHECK(value(&s, "remote_tlb_flush") <= before + 1);
+}
+
 /*
  * What a virtualised local APIC does without an exit: EOI, self-IPI with its delivery, TPR and CR8, reads. In
  * rounds, between two exits; first by MSRs, then by memory.

@@ -51,8 +51,8 @@ impl GuestMemory {
         if let (Some(dma), Some(old), false) = (&update.dma, &plan.leaving, plan.arrives) {
             dma.remove(old);
         }
-        if let Some(range) = plan.protect {
-            self.write_protect(range);
+        if plan.protect.is_some_and(|range| self.write_protect(range)) {
+            self.flush();
         }
         Ok(())
     }
@@ -110,35 +110,48 @@ impl GuestMemory {
         f(&self.slots.read().slots)
     }
 
-    fn write_protect(&self, range: GpaRange) {
+    /// Returns whether writes go on until a flush. Nothing has been unlinked or freed that would have to wait for it.
+    #[must_use]
+    fn write_protect(&self, range: GpaRange) -> bool {
         let mut cursor = Cursor::new(range);
+        let mut flush = false;
         loop {
             let done = {
                 let mut mmu = self.mmu.lock();
                 let Mmu { table, pool, .. } = &mut *mmu;
-                let done = table.write_protect_some(pool, &mut cursor, BUDGET);
-                if cursor.take_flush() {
-                    self.flush();
-                }
-                pool.release();
-                done
+                table.write_protect_some(pool, &mut cursor, BUDGET)
             };
+            flush |= cursor.take_flush();
             if done {
-                return;
+                return flush;
             }
             crate::linux::sched::cond_resched();
         }
     }
 
     /// Write-protects the pages of `slot` that are set in `bits`, word `w` of a bitmap. The bits are taken out of the
-    /// log before: a write in between sets its bit again.
-    fn protect_word(&self, slot: &Slot, w: u64, bits: u64) {
+    /// log before: a write in between sets its bit again. As [`GuestMemory::write_protect`].
+    #[must_use]
+    fn protect_word(&self, slot: &Slot, w: u64, bits: u64) -> bool {
+        let mut flush = false;
         for (page, n) in dirty::runs(w, bits) {
             let start = slot.gpa.wrapping_add(page.wrapping_mul(PAGE_SIZE));
             if let Some(range) = GpaRange::new(start, n.wrapping_mul(PAGE_SIZE)) {
-                self.write_protect(range);
+                flush |= self.write_protect(range);
             }
         }
+        flush
+    }
+
+    /// Runs `f`, which sets its argument when it has write-protected pages: all of them wait for one flush. User space
+    /// looks at the pages when the ioctl has returned.
+    fn flush_after(&self, f: impl FnOnce(&mut bool) -> Result) -> Result {
+        let mut flush = false;
+        let result = f(&mut flush);
+        if flush {
+            self.flush();
+        }
+        result
     }
 
     /// KVM_GET_DIRTY_LOG (api.rst 4.8): copies slot `id`'s bitmap to `user` and starts afresh.
@@ -148,15 +161,17 @@ impl GuestMemory {
         let (slot, bitmap) = slots.log_of(id)?;
         let manual = self.manual_protect.load(Ordering::Relaxed);
         let mut out = UserSlice::new(user, bitmap.words.len() * 8).writer();
-        for (w, word) in bitmap.words.iter().enumerate() {
-            let mut bits = word.load(Ordering::Relaxed);
-            if bits != 0 && !manual {
-                bits = word.swap(0, Ordering::SeqCst);
-                self.protect_word(slot, w as u64, bits);
+        self.flush_after(|flush| {
+            for (w, word) in bitmap.words.iter().enumerate() {
+                let mut bits = word.load(Ordering::Relaxed);
+                if bits != 0 && !manual {
+                    bits = word.swap(0, Ordering::SeqCst);
+                    *flush |= self.protect_word(slot, w as u64, bits);
+                }
+                out.write(&bits)?;
             }
-            out.write(&bits)?;
-        }
-        Ok(())
+            Ok(())
+        })
     }
 
     /// KVM_CLEAR_DIRTY_LOG (api.rst 4.117): forgets the pages named in `user`, a bitmap of pages `first` to `first +
@@ -172,19 +187,21 @@ impl GuestMemory {
         let at = range.start / dirty::WORD_PAGES;
         let words = dirty::words(range.end.saturating_sub(range.start));
         let mut input = UserSlice::new(user, usize::try_from(words)?.saturating_mul(8)).reader();
-        for w in at..at.saturating_add(words) {
-            let mask: u64 = input.read()?;
-            let Some(word) = bitmap.words.get_nospec(w as usize) else {
-                break;
-            };
-            if mask == 0 || word.load(Ordering::Relaxed) & mask == 0 {
-                continue;
+        self.flush_after(|flush| {
+            for w in at..at.saturating_add(words) {
+                let mask: u64 = input.read()?;
+                let Some(word) = bitmap.words.get_nospec(w as usize) else {
+                    break;
+                };
+                if mask == 0 || word.load(Ordering::Relaxed) & mask == 0 {
+                    continue;
+                }
+                // Bits beyond the slot's end are never set.
+                let bits = word.fetch_and(!mask, Ordering::SeqCst) & mask;
+                *flush |= self.protect_word(slot, w, bits);
             }
-            // Bits beyond the slot's end are never set.
-            let bits = word.fetch_and(!mask, Ordering::SeqCst) & mask;
-            self.protect_word(slot, w, bits);
-        }
-        Ok(())
+            Ok(())
+        })
     }
 
     /// KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2.
