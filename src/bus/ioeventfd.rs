@@ -96,7 +96,7 @@ fn position(list: &[Event], order: Order) -> usize {
 
 /// The event that a write of `len` bytes hits. There is one at most, among any number of one address.
 fn find(list: &[Event], key: (Bus, u64), len: usize, value: u64) -> Option<&Event> {
-    let here = list.get(position(list, (key, 0, None))..)?;
+    let here = list.get(list.partition_point(|e| e.key() < key)..)?;
     let first = here.first().filter(|e| e.key() == key)?;
     if first.is_hit(len, value) {
         return Some(first);

@@ -108,20 +108,27 @@ impl Slot {
     /// Host-virtual address of `gpa`, if it lies in the slot.
     #[inline]
     pub fn hva_of(&self, gpa: Gpa) -> Option<Hva> {
-        Some(self.hva.wrapping_add(self.offset_of(gpa)?))
+        self.contains(gpa).then(|| self.hva_inside(gpa))
     }
 
-    /// Distance of `gpa` from the slot's begin, if it lies in the slot: guests choose it.
+    /// Host-virtual address of `gpa`, which lies in the slot.
     #[inline]
-    fn offset_of(&self, gpa: Gpa) -> Option<u64> {
+    pub fn hva_inside(&self, gpa: Gpa) -> Hva {
+        self.hva.wrapping_add(self.offset_inside(gpa))
+    }
+
+    /// Distance of `gpa`, which lies in the slot, from its begin: guests choose it.
+    #[inline]
+    fn offset_inside(&self, gpa: Gpa) -> u64 {
         let offset = gpa.0.wrapping_sub(self.gpa.0);
-        Some(nospec::below(offset as usize, self.len() as usize)? as u64)
+        nospec::clamp(offset as usize, self.len() as usize) as u64
     }
 
     /// Number of the page in the slot (bit in its dirty bitmap) that holds `gpa`, if it lies in the slot.
     #[inline]
     pub fn page_index(&self, gpa: Gpa) -> Option<u64> {
-        Some(self.offset_of(gpa)? >> PAGE_SHIFT)
+        self.contains(gpa)
+            .then(|| self.offset_inside(gpa) >> PAGE_SHIFT)
     }
 
     /// Largest leaf that may map `gpa`: its page lies in the slot as a whole and is aligned in guest-physical

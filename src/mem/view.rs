@@ -173,6 +173,6 @@ impl Near<'_> {
             self.slot = *self.slots.get(i)?;
         }
         // User addresses have 64 bits here.
-        Some(self.slot.hva_of(gpa)?.0 as usize)
+        Some(self.slot.hva_inside(gpa).0 as usize)
     }
 }
