@@ -44,8 +44,8 @@ impl Kept {
     }
 }
 
-/// What an entry on CPU `cpu` with this VMCB and EVENTINJ depends on, where the processor has `kept` some of it. The processor clears EVENTINJ on #VMEXIT, a refused entry
-/// included, so the field itself does not tell it.
+/// What an entry on CPU `cpu` with this VMCB and EVENTINJ depends on, where the processor has `kept` some of it. The
+/// processor clears EVENTINJ on #VMEXIT, a refused entry included, so the field itself does not tell it.
 pub(super) fn read(v: &Vmcb, event_inj: u64, kept: &Kept, cpu: u32) -> VmcbView {
     VmcbView {
         clean: v.control.clean.bits(),

@@ -227,8 +227,8 @@ pub struct HwCaps {
     pub guest_timer: bool,
     /// Guest-physical address width of the nested page tables' root level (4 levels: 48).
     pub nested_levels: u8,
-    /// Width of physical addresses as CPUID gives it. Where firmware has set memory encryption up, the kernel takes fewer
-    /// bits for the host's addresses.
+    /// Width of physical addresses as CPUID gives it. Where firmware has set memory encryption up, the kernel takes
+    /// fewer bits for the host's addresses.
     pub phys_bits: u8,
     /// Bits that are reserved in a PDPTE of a guest, beside the address bits that do not exist.
     pub pdpte_reserved: u64,
