@@ -240,6 +240,43 @@ TEST(apicv_xapic)
 	check_quiet(quiet_xapic, quiet_xapic_end);
 }
 
+/* A guest that writes SPEC_CTRL again and again reaches it without exits; its value is known outside all the same. */
+GUEST64(spec_ctrl,
+	"mov $0x48, %ecx; mov $20, %r8d\n"
+	"1: mov $1, %eax; " SET "xor %eax, %eax; " SET "dec %r8d; jnz 1b\n"
+	"inc %eax; " SET "xor %eax, %eax; rdmsr; out %al, $0x10\n"
+	"rdmsr; out %al, $0x11\n"
+	"mov $20, %r8d\n"
+	"2: mov $1, %eax; " SET "rdmsr; dec %eax; " SET "dec %r8d; jnz 2b\n"
+	"inc %eax; " SET "out %al, $0x12\n");
+
+TEST(spec_ctrl_without_exits)
+{
+	struct kvm_cpuid_entry2 *e;
+	uint64_t before, v;
+	struct stats s;
+	struct vm vm;
+
+	VM_NEW_LONG(&vm, spec_ctrl);
+	e = cpuid_entry(supported_cpuid(vm.kvm), 7, 0);
+	if (!e || !(e->edx & 1 << 26)) {
+		e = cpuid_entry(supported_cpuid(vm.kvm), 0x80000008, 0);
+		if (!e || !(e->ebx & 1 << 14))
+			skip("no IA32_SPEC_CTRL");
+	}
+	open_stats(&s, vm.vcpu);
+	vm_expect_out(&vm, 0x10);
+	CHECK_EQ(*(uint8_t *)io_data(&vm), 1);
+	CHECK(get_msr(&vm, 0x48, &v) && v == 1);
+	CHECK(set_msr(&vm, 0x48, 0));
+	vm_expect_out(&vm, 0x11);
+	CHECK_EQ(*(uint8_t *)io_data(&vm), 0);
+	before = value(&s, "exits");
+	vm_expect_out(&vm, 0x12);
+	CHECK(value(&s, "exits") < before + 20);
+	CHECK(get_msr(&vm, 0x48, &v) && v == 1);
+}
+
 /* The statistics' file keeps what it needs alive. */
 TEST(outlives)
 {

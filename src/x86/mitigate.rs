@@ -3,7 +3,7 @@
 //! (Documentation/admin-guide/hw-vuln of the kernel).
 //!
 //! What is needed on this CPU has been decided by the kernel, from the CPU's bugs and the command line; it left its
-//! decision in feature bits, which are read once at load. On a CPU that needs nothing an entry costs one test.
+//! decision in feature bits, which are read once at load. On a CPU that needs nothing each function costs one test.
 //!
 //! `main` calls [`init`]; the run loop and the vendors call the rest, in a stay (interrupts off). What has to happen
 //! between an entry and the code around it stands in the vendors' world switches (`switch.S`), where the kernel's

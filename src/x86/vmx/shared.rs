@@ -17,11 +17,11 @@ pub(super) struct Shared {
     /// Controls and abilities as the software entry checks want them.
     pub(super) rules: VmxCaps,
     /// MSR bitmaps (SDM 3C 25.6.9): the second one lets the guest reach SPEC_CTRL.
-    pub(super) msr_bitmaps: [Pages; 2],
+    msr_bitmaps: [Pages; 2],
     /// MSR bitmaps of guests whose virtualised local APIC is in x2APIC mode, so too.
-    pub(super) x2apic_bitmaps: [Pages; 2],
+    x2apic_bitmaps: [Pages; 2],
     /// MSR bitmap of such guests where every other MSR exits.
-    pub(super) x2apic_only_bitmap: Pages,
+    x2apic_only_bitmap: Pages,
     /// VMXON regions by CPU number (SDM 3C 25.11.5).
     vmxon: KVec<Pages>,
 }
@@ -55,6 +55,17 @@ impl Shared {
             x2apic_only_bitmap: Pages::filled(0, msr::fill_x2apic_only_bitmap)?,
             vmxon,
         })
+    }
+
+    /// Physical address of an MSR bitmap: for a virtualised local APIC in x2APIC mode, if `x2apic`, where all other MSRs
+    /// exit, if `all_exit`, and where SPEC_CTRL does not, if `spec_ctrl`.
+    pub(super) fn msr_bitmap(&self, x2apic: bool, all_exit: bool, spec_ctrl: bool) -> u64 {
+        let [plain, passing] = match x2apic {
+            true if all_exit => return self.x2apic_only_bitmap.phys(),
+            true => &self.x2apic_bitmaps,
+            false => &self.msr_bitmaps,
+        };
+        if spec_ctrl { passing } else { plain }.phys()
     }
 
     /// Physical address of this CPU's VMXON region.

@@ -323,7 +323,15 @@ impl VmxVcpu {
         if let Some(apic) = self.apic.as_mut().filter(|a| a.dirty) {
             apic.write(vm, &self.shared);
         }
-        self.write_msr_bitmap(vm);
+        let spec_ctrl = self.msrs.spec_ctrl.is_passed();
+        let bitmap = self
+            .shared
+            .msr_bitmap(self.x2apic(), self.exits.all_msrs, spec_ctrl);
+        if bitmap != self.written.msr_bitmap {
+            // SAFETY: The guest reaches MSRs that are switched, and the local APIC's if the controls above say x2APIC.
+            unsafe { vm.write_control(MSR_BITMAP, bitmap) };
+            self.written.msr_bitmap = bitmap;
+        }
         self.blocking.write(vm, cpu.regs.rflags);
         if let Some(pdptes) = self.pdptes.take() {
             for (n, value) in (0..).zip(pdptes) {
@@ -340,25 +348,6 @@ impl VmxVcpu {
         } else {
             self.flush
                 .carry_out(vm, &self.shared.config, self.written.eptp);
-        }
-    }
-
-    /// Writes which MSRs exit.
-    fn write_msr_bitmap(&mut self, vm: Current<'_>) {
-        let passed = usize::from(self.msrs.spec_ctrl.is_passed());
-        let shared = &self.shared;
-        let x2apic = matches!(&self.apic, Some(a) if a.mode == ApicMode::X2apic);
-        let bitmap = match x2apic {
-            true if self.exits.all_msrs => &shared.x2apic_only_bitmap,
-            true => &shared.x2apic_bitmaps[passed],
-            false => &shared.msr_bitmaps[passed],
-        }
-        .phys();
-        if bitmap != self.written.msr_bitmap {
-            // SAFETY: The bitmap is ours and lives as long as the vCPU. The guest reaches MSRs that are switched, and
-            // those of its virtualised local APIC while the controls say so: they have been written before.
-            unsafe { vm.write_control(MSR_BITMAP, bitmap) };
-            self.written.msr_bitmap = bitmap;
         }
     }
 
@@ -425,15 +414,16 @@ impl VmxVcpu {
         exit
     }
 
+    /// The local APIC is virtualised, in x2APIC mode.
+    fn x2apic(&self) -> bool {
+        matches!(&self.apic, Some(a) if a.mode == ApicMode::X2apic)
+    }
+
     /// Controls that the optional exits take away.
     fn choose_controls(&mut self) {
-        let x2apic = self
-            .apic
-            .as_ref()
-            .is_some_and(|a| a.mode == ApicMode::X2apic);
         self.proc_off = 0;
         // Without bitmaps all of them exit (SDM 3C 26.1.3). A virtualised x2APIC needs one.
-        if self.exits.all_msrs && !x2apic {
+        if self.exits.all_msrs && !self.x2apic() {
             self.proc_off |= proc::MSR_BITMAPS;
         }
         if !self.exits.hlt {
