@@ -38,7 +38,7 @@ KMAKE = mkdir -p $(1) && flock $(1).lock $(MODULE_RUN) \
 	$(MAKE) -s -C $(KOBJ) M=$(CURDIR) MO=$(1) CONFIG_DEBUG_INFO_BTF_MODULES=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup modules tools guest run bench check fmt clippy imports clean distclean
+.PHONY: help setup modules tools guest run bench check fmt clippy imports switches clean distclean
 .PHONY: test test-kvm test-qemu test-iommu test-long
 
 help:
@@ -51,7 +51,7 @@ help:
 	@echo 'make bench          rvmm beside stock KVM, ticks per operation'
 	@echo 'make modules        rvmm.ko for the stock Debian kernel (KDIR=DIR: for another one)'
 	@echo 'make tools          the launcher and its companions, statically linked ($(RELEASE)/)'
-	@echo 'make check          rustfmt, clippy, import list of rvmm.ko'
+	@echo 'make check          rustfmt, clippy, import list and world switches of rvmm.ko'
 	@echo 'make fmt            rustfmt, in place'
 	@echo 'make setup          what all that needs, below build/ (the other targets call it)'
 	@echo 'make clean          remove what was built; distclean: the build root and the kernel as well'
@@ -98,7 +98,7 @@ test-long: setup
 bench: modules tools guest
 	@tools/bench $(BENCH_FLAGS)
 
-check: fmtcheck clippy imports
+check: fmtcheck clippy imports switches
 
 .PHONY: fmtcheck
 RUST_FILES = $(shell find src rust uapi tools selftests -name '*.rs' ! -name '*_generated.rs')
@@ -115,6 +115,10 @@ clippy: setup
 # What rvmm.ko takes from the kernel, against the list that is checked in (`make imports UPDATE=1` renews it).
 imports: modules
 	$(call timed,import list,tools/imports $(if $(UPDATE),--update) $(MODULE_DIR)/rvmm.ko)
+
+# What rvmm.ko does between guests and host, against speculation across that boundary.
+switches: modules
+	$(call timed,world switches,tools/switches --self-test $(MODULE_DIR)/rvmm.ko)
 
 clean:
 	rm -rf build/module build/module-other build/clippy build/*.lock build/target build/guest build/bed build/run
