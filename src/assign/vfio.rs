@@ -4,7 +4,7 @@
 //!
 //! VFIO does everything for such a device: translation by its container, registers and interrupts by its files, mmap
 //! and eventfds. The files are kept and checked as KVM does, and asked whether the IOMMU makes DMA coherent. If it does
-//! not for one of them, the guest writes caches back itself, and its memory types hold ([`GuestMemory::set_incoherent`]).
+//! not for one of them, the guest writes caches back itself and chooses memory types ([`GuestMemory::set_incoherent`]).
 //! A driver of a mediated device would ask for KVM's `struct kvm`, which there is none of here.
 //!
 //! [`GuestMemory::set_incoherent`]: crate::mem::memory::GuestMemory::set_incoherent

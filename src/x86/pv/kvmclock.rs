@@ -111,8 +111,8 @@ impl VmClock {
         }
     }
 
-    /// The host has slept, and its TSC has lost `lost` ticks meanwhile: the common point is now. The time asleep counts,
-    /// as on a host whose TSC goes on, and the VM's time does not go back.
+    /// The host has slept, and its TSC has lost `lost` ticks meanwhile: the common point is now. The time asleep
+    /// counts, as on a host whose TSC goes on, and the VM's time does not go back.
     pub fn follow_host(&mut self, lost: u64, now: Point, rate: Rate) {
         if self.common.is_some() {
             let unslept = Point {
