@@ -313,7 +313,7 @@ impl GuestMemory {
     /// For each guest-physical range behind the user range `start..end`.
     pub(super) fn for_each_range(&self, start: u64, end: u64, mut f: impl FnMut(GpaRange)) {
         let slots = self.slots.read();
-        for (_, r) in slots::gpa_ranges(&slots.slots, Hva(start), Hva(end)) {
+        for r in slots::gpa_ranges(&slots.by_hva, Hva(start), Hva(end)) {
             f(r);
         }
     }

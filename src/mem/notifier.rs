@@ -9,7 +9,6 @@ use crate::linux::mmu_notifier::{MmuNotifierOps, Range};
 use crate::mem::addr::{Gpa, GpaRange, Hva};
 use crate::mem::memory::GuestMemory;
 use crate::mem::mmu::Mmu;
-use crate::mem::slots;
 use kernel::sync::Arc;
 
 /// The MMU notifier's end of a VM's memory.
@@ -25,10 +24,8 @@ impl MmuNotifierOps for Notifier {
             .for_each_range(start, end, |r| self.0.unmap(r, false));
         // In this order: a slot that was gone from the table above is named here until it is unmapped.
         let leaving = self.0.mmu.lock().leaving;
-        if let Some(slot) = leaving {
-            for (_, r) in slots::gpa_ranges(&[slot], Hva(start), Hva(end)) {
-                self.0.unmap(r, false);
-            }
+        if let Some(r) = leaving.and_then(|slot| slot.gpa_range(Hva(start), Hva(end))) {
+            self.0.unmap(r, false);
         }
     }
 

@@ -5,7 +5,7 @@
 
 use crate::mem::addr::Gpa;
 use crate::mem::dirty;
-use crate::mem::slots::{self, Slot};
+use crate::mem::slots::{self, ByHva, Slot};
 use crate::nospec::Nospec;
 use core::sync::atomic::{AtomicU64, Ordering};
 use kernel::prelude::*;
@@ -47,9 +47,11 @@ impl DirtyBitmap {
     }
 }
 
-/// The slots, sorted by guest-physical address.
+/// The slots, sorted by guest-physical address and by user address.
 pub(crate) struct SlotTable {
     pub(super) slots: KVVec<Slot>,
+    /// The same by user address.
+    pub(super) by_hva: KVVec<ByHva>,
     /// Same index as `slots`; none at all while no slot is logged.
     pub(super) dirty: KVVec<Option<Arc<DirtyBitmap>>>,
 }
@@ -58,6 +60,7 @@ impl SlotTable {
     pub(super) const fn empty() -> Self {
         Self {
             slots: KVVec::new(),
+            by_hva: KVVec::new(),
             dirty: KVVec::new(),
         }
     }
@@ -65,8 +68,11 @@ impl SlotTable {
     pub(super) fn copy_with_room(&self) -> Result<Self> {
         let mut slots = KVVec::with_capacity(self.slots.len() + 1, GFP_KERNEL_ACCOUNT)?;
         slots.extend_from_slice(&self.slots, GFP_KERNEL_ACCOUNT)?;
+        let mut by_hva = KVVec::with_capacity(self.slots.len() + 1, GFP_KERNEL_ACCOUNT)?;
+        by_hva.extend_from_slice(&self.by_hva, GFP_KERNEL_ACCOUNT)?;
         let mut table = Self {
             slots,
+            by_hva,
             dirty: KVVec::new(),
         };
         if !self.dirty.is_empty() {
@@ -90,6 +96,10 @@ impl SlotTable {
             let _ = self.slots.remove(i);
             let _ = self.dirty.remove(i);
         }
+        if let Some(i) = ByHva::index_of(&self.by_hva, id) {
+            let _ = self.by_hva.remove(i);
+            ByHva::settle(&mut self.by_hva);
+        }
     }
 
     /// Inserts in order; there is room.
@@ -103,6 +113,11 @@ impl SlotTable {
                 .insert_within_capacity(at, dirty)
                 .map_err(|_| ENOMEM)?;
         }
+        let (by_hva, entry) = ByHva::new(&self.by_hva, slot);
+        self.by_hva
+            .insert_within_capacity(by_hva, entry)
+            .map_err(|_| ENOMEM)?;
+        ByHva::settle(&mut self.by_hva);
         self.slots
             .insert_within_capacity(at, slot)
             .map_err(|_| ENOMEM)

@@ -131,6 +131,23 @@ impl Slot {
             .then(|| self.offset_inside(gpa) >> PAGE_SHIFT)
     }
 
+    /// Guest-physical range that user addresses `start` (included) to `end` (excluded) back, if there is one. Rounded
+    /// outwards to whole pages.
+    #[inline]
+    pub fn gpa_range(&self, start: Hva, end: Hva) -> Option<GpaRange> {
+        let end = end
+            .0
+            .checked_add(PAGE_SIZE - 1)
+            .map_or(u64::MAX, |e| e & !PAGE_OFFSET_MASK);
+        let first = cmp::max(start.page().0, self.hva.0);
+        let last = cmp::min(end, self.hva.0.checked_add(self.len())?);
+        if first >= last {
+            return None;
+        }
+        let gpa = self.gpa.checked_add(first.wrapping_sub(self.hva.0))?;
+        GpaRange::new(gpa, last.wrapping_sub(first))
+    }
+
     /// Largest leaf that may map `gpa`: its page lies in the slot as a whole and is aligned in guest-physical
     /// and host-virtual space alike; 4 KiB while writes are logged.
     #[inline]
@@ -283,30 +300,46 @@ pub fn find_index<S: AsRef<Slot>>(slots: &[S], gpa: Gpa) -> Option<usize> {
     slots.get(index)?.as_ref().contains(gpa).then_some(index)
 }
 
-/// Guest-physical ranges that user addresses `start` (included) to `end` (excluded) back, with the position of
-/// their slot: one for each slot that meets the range, as several slots may map the same memory. Rounded
-/// outwards to whole pages.
-#[inline]
-pub fn gpa_ranges<S: AsRef<Slot>>(
-    slots: &[S],
-    start: Hva,
-    end: Hva,
-) -> impl Iterator<Item = (usize, GpaRange)> + '_ {
-    let start = start.page().0;
-    let end = end
-        .0
-        .checked_add(PAGE_SIZE - 1)
-        .map_or(u64::MAX, |e| e & !PAGE_OFFSET_MASK);
-    slots.iter().enumerate().filter_map(move |(i, s)| {
-        let s = s.as_ref();
-        let first = cmp::max(start, s.hva.0);
-        let last = cmp::min(end, s.hva.0.checked_add(s.len())?);
-        if first >= last {
-            return None;
+/// A slot in the order of user addresses.
+#[derive(Clone, Copy, Debug)]
+pub struct ByHva {
+    slot: Slot,
+    /// Largest end of this slot and those before it.
+    reach: u64,
+}
+
+impl ByHva {
+    /// The slot with this number.
+    pub fn index_of(list: &[Self], id: u32) -> Option<usize> {
+        list.iter().position(|e| e.slot.id == id)
+    }
+
+    /// `slot`, and the position at which it keeps the list sorted; [`ByHva::settle`] has to follow.
+    pub fn new(list: &[Self], slot: Slot) -> (usize, Self) {
+        let at = list.partition_point(|e| e.slot.hva < slot.hva);
+        (at, Self { slot, reach: 0 })
+    }
+
+    /// Makes a list whole that has been changed.
+    pub fn settle(list: &mut [Self]) {
+        let mut reach = 0;
+        for e in list {
+            reach = cmp::max(reach, e.slot.hva.0.saturating_add(e.slot.len()));
+            e.reach = reach;
         }
-        let gpa = s.gpa.checked_add(first.wrapping_sub(s.hva.0))?;
-        Some((i, GpaRange::new(gpa, last.wrapping_sub(first))?))
-    })
+    }
+}
+
+/// Guest-physical ranges that user addresses `start` (included) to `end` (excluded) back: one for each slot that meets
+/// the range, as several slots may map the same memory. Rounded outwards to whole pages.
+#[inline]
+pub fn gpa_ranges(list: &[ByHva], start: Hva, end: Hva) -> impl Iterator<Item = GpaRange> + '_ {
+    let first = list.partition_point(|e| e.reach <= start.0);
+    let last = list.partition_point(|e| e.slot.hva < end);
+    let candidates = list.get(first..last).unwrap_or(&[]);
+    candidates
+        .iter()
+        .filter_map(move |e| e.slot.gpa_range(start, end))
 }
 
 #[cfg(test)]
@@ -440,21 +473,43 @@ mod tests {
         let mut s = set();
         // The same memory a second time.
         s.push(slot(8, 0x4000_0000, 2, 0x10_1000));
-        let get = |a, b| gpa_ranges(&s, Hva(a), Hva(b)).collect::<Vec<_>>();
-        let r = |a, n| GpaRange::new(Gpa(a), n).unwrap();
-        assert_eq!(get(0x10_0000, 0x10_1000), [(0, r(0x1000, 0x1000))]);
+        // One that reaches over all others.
+        s.push(slot(9, 0x8000_0000, 0x400, 0x10_0000));
+        let mut list = Vec::new();
+        for slot in &s {
+            let (at, entry) = ByHva::new(&list, *slot);
+            list.insert(at, entry);
+            ByHva::settle(&mut list);
+        }
+        let check = |list: &[ByHva], s: &[Slot]| {
+            let borders = [
+                0, 0x10_0000, 0x10_0001, 0x10_1000, 0x10_2fff, 0x10_3000, 0x20_0000, 0x20_1000,
+                0x30_0000, 0x50_0000, !0,
+            ];
+            for (a, b) in borders
+                .iter()
+                .flat_map(|a| borders.map(|b| (Hva(*a), Hva(b))))
+            {
+                let got: Vec<_> = gpa_ranges(list, a, b).collect();
+                let want = s.iter().filter_map(|s| s.gpa_range(a, b));
+                assert_eq!(got.len(), want.clone().count(), "{a:?} {b:?}");
+                assert!(want.clone().all(|r| got.contains(&r)), "{a:?} {b:?}");
+            }
+        };
+        check(&list, &s);
+        let r = |a, n| GpaRange::new(Gpa(a), n);
         assert_eq!(
-            get(0x10_2000, 0x20_0001),
-            [
-                (0, r(0x3000, 0x1000)),
-                (1, r(0x4000, 0x1000)),
-                (3, r(0x4000_1000, 0x1000)),
-            ]
+            s[0].gpa_range(Hva(0x10_0fff), Hva(0x10_1001)),
+            r(0x1000, 0x2000)
         );
-        assert_eq!(get(0x10_0fff, 0x10_1001)[0], (0, r(0x1000, 0x2000)));
-        assert_eq!(get(0, !0).len(), 4);
-        assert_eq!(get(0x10_3000, 0x20_0000), []);
-        assert_eq!(get(0x10_1000, 0x10_1000), []);
+        assert_eq!(s[0].gpa_range(Hva(0x10_2000), Hva(!0)), r(0x3000, 0x1000));
+        assert_eq!(s[0].gpa_range(Hva(0x10_3000), Hva(0x20_0000)), None);
+        assert_eq!(s[0].gpa_range(Hva(0x10_1000), Hva(0x10_1000)), None);
+        list.remove(ByHva::index_of(&list, 9).unwrap());
+        ByHva::settle(&mut list);
+        s.pop();
+        check(&list, &s);
+        assert_eq!(ByHva::index_of(&list, 9), None);
     }
 
     #[test]
