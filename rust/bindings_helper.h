@@ -35,6 +35,7 @@
 #include <linux/reboot.h>
 #include <linux/sched/mm.h>
 #include <linux/sched/signal.h>
+#include <linux/sched/stat.h>
 #include <linux/smp.h>
 #include <linux/spinlock.h>
 #include <linux/swap.h>

@@ -152,6 +152,13 @@ impl Worker {
     }
 }
 
+/// Whether the current task may spin for a moment: no other one wants its CPU.
+#[inline]
+pub fn may_spin() -> bool {
+    // SAFETY: Reads the CPU's run queue and the task's flags.
+    unsafe { bindings::rvmm_may_spin() }
+}
+
 /// Lets another task run if one should. Sleeps.
 #[inline]
 pub fn cond_resched() {

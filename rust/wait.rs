@@ -35,13 +35,13 @@ impl WaitCell {
     }
 
     /// Sleeps until `condition` is true. It is looked at before sleeping and after each wake-up; it must not
-    /// sleep itself.
+    /// sleep itself. Returns whether the task slept.
     ///
     /// Errors: `EINTR` when a signal is pending and the condition is not true; `EBUSY` when another task
     /// waits here.
-    pub fn wait_interruptible(&self, mut condition: impl FnMut() -> bool) -> Result {
+    pub fn wait_interruptible(&self, mut condition: impl FnMut() -> bool) -> Result<bool> {
         if condition() {
-            return Ok(());
+            return Ok(false);
         }
         if self.waiting.swap(true, Ordering::Acquire) {
             return Err(EBUSY);
@@ -49,17 +49,19 @@ impl WaitCell {
         let w = self.inner.get();
         // SAFETY: The structure is valid, and only one task gets here at a time.
         unsafe { bindings::rvmm_rcuwait_prepare(w) };
+        let mut slept = false;
         let result = loop {
             // SAFETY: Sets the current task's own state, with the barrier that pairs with `wake`.
             unsafe { bindings::rvmm_set_task_interruptible() };
             if condition() {
-                break Ok(());
+                break Ok(slept);
             }
             if sched::signal_pending() {
                 break Err(EINTR);
             }
             // SAFETY: The caller may sleep.
             unsafe { bindings::schedule() };
+            slept = true;
         };
         // SAFETY: Pairs with the preparation; sets the task running again.
         unsafe { bindings::finish_rcuwait(w) };

@@ -277,6 +277,64 @@ TEST(spec_ctrl_without_exits)
 	CHECK(get_msr(&vm, 0x48, &v) && v == 1);
 }
 
+/* 50 halts of a millisecond each, which the local APIC's timer ends. */
+GUEST64(naps,
+	"mov $0xfee00000, %ebx; movl $0x1ff, 0xf0(%rbx); movl $0xb, 0x3e0(%rbx); movl $0x77, 0x320(%rbx)\n"
+	"2: mov $50, %r8d\n"
+	"1: movl $1000000, 0x380(%rbx); sti; hlt; cli; movl $0, 0xb0(%rbx); dec %r8d; jnz 1b\n"
+	"out %al, $0x10; jmp 2b\n");
+
+static void limit_polls(struct vm *vm, uint32_t ns)
+{
+	struct kvm_enable_cap cap = { .cap = KVM_CAP_HALT_POLL, .args = { ns } };
+
+	OK(ioctl(vm->fd, KVM_ENABLE_CAP, &cap));
+}
+
+/*
+ * A vCPU polls in HLT, the longer the more that has paid, until its guest or its VM does not want it
+ * (halt-polling.rst). With a limit of 4 seconds every nap is short, however slow the host is.
+ */
+TEST(halt_polling)
+{
+	const uint32_t poll_control = 0x4b564d05;
+	uint64_t polls, successes, sleeps;
+	struct stats s;
+	struct vm vm;
+
+	vm_new_irqchip(&vm, 4 * MIB);
+	vm_long(&vm, naps, naps_end);
+	limit_polls(&vm, UINT32_MAX);
+	open_stats(&s, vm.vcpu);
+	vm_expect_out(&vm, 0x10);
+	polls = value(&s, "halt_attempted_poll");
+	successes = value(&s, "halt_successful_poll");
+	/* At first there is none, and then some are too short. */
+	CHECK(polls > 10 && polls < 50);
+	CHECK(successes > 5 && successes < polls);
+	CHECK(value(&s, "halt_poll_invalid") <= successes);
+	CHECK_EQ(histogram_sum(&s, "halt_poll_success_hist"), successes);
+	CHECK_EQ(histogram_sum(&s, "halt_poll_fail_hist"), polls - successes);
+	CHECK(value(&s, "halt_poll_success_ns") > 0);
+	CHECK(value(&s, "halt_poll_fail_ns") > 0);
+	CHECK(value(&s, "halt_wait_ns") > 0);
+	CHECK_EQ(value(&s, "blocking"), 0);
+	/* The guest would rather poll itself. */
+	CHECK(set_msr(&vm, poll_control, 0));
+	sleeps = histogram_sum(&s, "halt_wait_hist");
+	vm_expect_out(&vm, 0x10);
+	CHECK_EQ(value(&s, "halt_attempted_poll"), polls);
+	CHECK(histogram_sum(&s, "halt_wait_hist") > sleeps + 10);
+	CHECK(set_msr(&vm, poll_control, 1));
+	vm_expect_out(&vm, 0x10);
+	CHECK(value(&s, "halt_attempted_poll") > polls + 10);
+	/* The VM must not. */
+	polls = value(&s, "halt_attempted_poll");
+	limit_polls(&vm, 0);
+	vm_expect_out(&vm, 0x10);
+	CHECK_EQ(value(&s, "halt_attempted_poll"), polls);
+}
+
 /* The statistics' file keeps what it needs alive. */
 TEST(outlives)
 {

@@ -50,6 +50,22 @@ module! {
             default: 0,
             description: "1: assign devices also where no IOMMU keeps them from raising any interrupt of the host",
         },
+        halt_poll_ns: u32 {
+            default: 200_000,
+            description: "longest time that a halted vCPU polls before it sleeps; 0: none polls",
+        },
+        halt_poll_ns_grow: u32 {
+            default: 2,
+            description: "factor by which polls of halted vCPUs get longer",
+        },
+        halt_poll_ns_grow_start: u32 {
+            default: 10_000,
+            description: "shortest time that a halted vCPU polls",
+        },
+        halt_poll_ns_shrink: u32 {
+            default: 2,
+            description: "divisor by which polls of halted vCPUs get shorter; 0: there are none at once",
+        },
         kvm_node: u8 {
             default: 0,
             description: "1: also provide /dev/kvm, for programs that cannot be told another path",

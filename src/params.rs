@@ -10,6 +10,20 @@ pub(crate) fn enable_apicv() -> Option<bool> {
     }
 }
 
+/// `halt_poll_ns`: how long a halted vCPU polls at most.
+pub(crate) fn halt_poll_ns() -> u32 {
+    crate::module_parameters::halt_poll_ns.value()
+}
+
+/// `halt_poll_ns_grow`, `halt_poll_ns_grow_start` and `halt_poll_ns_shrink`: how that time adapts.
+pub(crate) fn halt_poll_steps() -> [u32; 3] {
+    [
+        crate::module_parameters::halt_poll_ns_grow.value(),
+        crate::module_parameters::halt_poll_ns_grow_start.value(),
+        crate::module_parameters::halt_poll_ns_shrink.value(),
+    ]
+}
+
 /// Whether `check_entry` is on.
 pub(crate) fn check_entry() -> bool {
     crate::module_parameters::check_entry.value() != 0

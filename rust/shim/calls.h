@@ -23,6 +23,7 @@ SHIM(unsigned long long, run_delay, (void), current->sched_info.run_delay)
 SHIM(struct pid *, current_pid, (void), task_pid(current))
 SHIM(struct pid *, get_current_pid, (void), get_task_pid(current, PIDTYPE_PID))
 SHIM(struct task_struct *, get_pid_task, (struct pid *pid), get_pid_task(pid, PIDTYPE_PID))
+SHIM(bool, may_spin, (void), single_task_running() && !need_resched())
 SHIM_VOID(cond_resched, (void), cond_resched())
 SHIM(bool, xfer_to_guest_pending, (void), __xfer_to_guest_mode_work_pending())
 /* A guest ran: this CPU holds no reference to anything under RCU. Interrupts are off. */

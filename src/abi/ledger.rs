@@ -35,7 +35,8 @@ impl VcpuLedger {
         let zeros = init!(VcpuStats {
             counters <- init_array_from_fn(zero),
             exits <- init_array_from_fn(zero),
-            cycles <- init_array_from_fn(|_| init_array_from_fn(|_| AtomicU64::new(0))),
+            cycles <- init_array_from_fn(|_| init_array_from_fn(zero)),
+            histograms <- init_array_from_fn(|_| init_array_from_fn(zero)),
         });
         KVBox::init(zeros, GFP_KERNEL_ACCOUNT)
     }

@@ -25,7 +25,9 @@ const TYPE_CUMULATIVE: u32 = 0;
 const TYPE_INSTANT: u32 = 1;
 const TYPE_LOG_HIST: u32 = 4;
 const UNIT_NONE: u32 = 0 << 4;
+const UNIT_SECONDS: u32 = 2 << 4;
 const UNIT_CYCLES: u32 = 3 << 4;
+const UNIT_BOOLEAN: u32 = 4 << 4;
 
 /// One statistic.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -34,6 +36,8 @@ pub struct Desc {
     pub name: &'static str,
     /// KVM_STATS_TYPE_* | KVM_STATS_UNIT_* | KVM_STATS_BASE_*.
     pub flags: u32,
+    /// The values are in units of ten to this power.
+    pub exponent: i16,
     /// Number of 64-bit values.
     pub size: u16,
 }
@@ -49,14 +53,41 @@ impl Desc {
         Self::new(name, TYPE_INSTANT | UNIT_NONE, 1)
     }
 
+    /// Whether something is so now: 0 or 1.
+    pub const fn flag(name: &'static str) -> Self {
+        Self::new(name, TYPE_INSTANT | UNIT_BOOLEAN, 1)
+    }
+
+    /// Nanoseconds, which only grow.
+    pub const fn nanoseconds(name: &'static str) -> Self {
+        Self::new(name, TYPE_CUMULATIVE | UNIT_SECONDS, 1).in_nano()
+    }
+
     /// A log2 histogram of TSC cycles.
     pub const fn cycles_histogram(name: &'static str) -> Self {
         Self::new(name, TYPE_LOG_HIST | UNIT_CYCLES, BUCKETS as u16)
     }
 
+    /// A log2 histogram of nanoseconds.
+    pub const fn nanoseconds_histogram(name: &'static str) -> Self {
+        Self::new(name, TYPE_LOG_HIST | UNIT_SECONDS, BUCKETS as u16).in_nano()
+    }
+
+    const fn in_nano(self) -> Self {
+        Self {
+            exponent: -9,
+            ..self
+        }
+    }
+
     const fn new(name: &'static str, flags: u32, size: u16) -> Self {
         assert!(name.len() < NAME_SIZE);
-        Self { name, flags, size }
+        Self {
+            name,
+            flags,
+            exponent: 0,
+            size,
+        }
     }
 }
 
@@ -181,6 +212,20 @@ counters! {
     Emulations = cumulative("insn_emulation"),
     /// HLT in the kernel ended by an event.
     HaltWakeups = cumulative("halt_wakeup"),
+    /// Of the polls for an event those in which the thread did not have to sleep.
+    HaltPollSuccesses = cumulative("halt_successful_poll"),
+    /// Polls for an event in HLT.
+    HaltPolls = cumulative("halt_attempted_poll"),
+    /// Of the polls without sleep those that ended for something that does not end HLT.
+    HaltPollsInvalid = cumulative("halt_poll_invalid"),
+    /// Time of polls without sleep.
+    HaltPollSuccessNs = nanoseconds("halt_poll_success_ns"),
+    /// Time of polls before a sleep.
+    HaltPollFailNs = nanoseconds("halt_poll_fail_ns"),
+    /// Time slept in HLT.
+    HaltWaitNs = nanoseconds("halt_wait_ns"),
+    /// The thread sleeps in HLT or waits to be started.
+    Blocking = flag("blocking"),
     /// Moved to another CPU.
     Migrations = cumulative("cpu_migrations"),
     /// 1 when the processor virtualises the local APIC; set by the first KVM_RUN.
@@ -196,6 +241,17 @@ counters! {
     RemoteFlushes = cumulative("remote_tlb_flush"),
     /// DMA of assigned devices that the IOMMU refused, as far as its driver tells.
     DmaFaults = cumulative("dma_faults"),
+}
+
+counters! {
+    /// Histograms of a vCPU besides the exit ledger.
+    VcpuHistogram, VCPU_HISTOGRAMS:
+    /// Times of polls without sleep.
+    PollSuccess = nanoseconds_histogram("halt_poll_success_hist"),
+    /// Times of polls before a sleep.
+    PollFailure = nanoseconds_histogram("halt_poll_fail_hist"),
+    /// Times slept in HLT.
+    Sleep = nanoseconds_histogram("halt_wait_hist"),
 }
 
 const fn concat_descs<const N: usize>(parts: &[&[Desc]]) -> [Desc; N] {
@@ -240,11 +296,17 @@ const KVM_NAME_DESCS: [Desc; KVM_NAMES.len()] = {
     out
 };
 
-const VCPU_DESC_COUNT: usize = VcpuCounter::COUNT + 2 * ExitClass::COUNT + KVM_NAMES.len();
+const VCPU_DESC_COUNT: usize =
+    VcpuCounter::COUNT + 2 * ExitClass::COUNT + VcpuHistogram::COUNT + KVM_NAMES.len();
 
-/// Descriptors of a vCPU's statistics file: counters, exits by class, cycles by class, KVM's names.
-pub static VCPU_DESCS: [Desc; VCPU_DESC_COUNT] =
-    concat_descs::<VCPU_DESC_COUNT>(&[&VCPU_COUNTERS, &EXIT_COUNTS, &EXIT_CYCLES, &KVM_NAME_DESCS]);
+/// Descriptors of a vCPU's statistics file: counters, exits by class, cycles by class, other histograms, KVM's names.
+pub static VCPU_DESCS: [Desc; VCPU_DESC_COUNT] = concat_descs::<VCPU_DESC_COUNT>(&[
+    &VCPU_COUNTERS,
+    &EXIT_COUNTS,
+    &EXIT_CYCLES,
+    &VCPU_HISTOGRAMS,
+    &KVM_NAME_DESCS,
+]);
 
 /// Descriptors of a VM's statistics file.
 pub static VM_DESCS: [Desc; VmCounter::COUNT] = VM_COUNTERS;
@@ -255,12 +317,12 @@ pub trait Values {
     fn value(&self, word: usize) -> u64;
 }
 
-/// Bucket of `cycles`: 0 holds 0, bucket n holds 2^(n-1) to 2^n - 1, the last one also everything beyond.
+/// Bucket of `value`: 0 holds 0, bucket n holds 2^(n-1) to 2^n - 1, the last one also everything beyond.
 #[inline]
-pub const fn bucket(cycles: u64) -> usize {
+pub const fn bucket(value: u64) -> usize {
     // One bit more than the value has, without the case of zero; `>> 1` keeps the length where the shift would lose a
     // bit.
-    let b = ((cycles | (cycles >> 1)) << 1 | 1).ilog2() as usize;
+    let b = ((value | (value >> 1)) << 1 | 1).ilog2() as usize;
     if b < BUCKETS {
         b
     } else {
@@ -268,13 +330,14 @@ pub const fn bucket(cycles: u64) -> usize {
     }
 }
 
-/// Statistics of one vCPU. One thread writes (the one that runs the vCPU); any may read at any time. About 14 KiB, so
+/// Statistics of one vCPU. One thread writes (the one that runs the vCPU); any may read at any time. About 8 KiB, so
 /// build it in place.
 #[derive(Debug)]
 pub struct VcpuStats {
     pub(crate) counters: [AtomicU64; VcpuCounter::COUNT],
     pub(crate) exits: [AtomicU64; ExitClass::COUNT],
     pub(crate) cycles: [[AtomicU64; BUCKETS]; ExitClass::COUNT],
+    pub(crate) histograms: [[AtomicU64; BUCKETS]; VcpuHistogram::COUNT],
 }
 
 /// Adds without a locked instruction: there is only one writer.
@@ -304,6 +367,20 @@ impl VcpuStats {
         add(self.counters.get(counter as usize), n);
     }
 
+    /// Notes that something is so, or not.
+    pub fn set(&self, flag: VcpuCounter, on: bool) {
+        if let Some(c) = self.counters.get(flag as usize) {
+            c.store(on.into(), Ordering::Relaxed);
+        }
+    }
+
+    /// Adds `n` nanoseconds to a counter, and one to the histogram of the same times.
+    pub fn time(&self, counter: VcpuCounter, histogram: VcpuHistogram, n: u64) {
+        self.add(counter, n);
+        let h = self.histograms.get(histogram as usize);
+        add(h.and_then(|h| h.get(bucket(n))), 1);
+    }
+
     /// Number of exits of `class`.
     pub fn exits(&self, class: ExitClass) -> u64 {
         load(self.exits.get(class as usize))
@@ -318,17 +395,14 @@ impl Values for VcpuStats {
         let Some(w) = w.checked_sub(ExitClass::COUNT) else {
             return load(self.exits.get(w));
         };
-        if let Some(n) = w.checked_sub(ExitClass::COUNT * BUCKETS) {
+        let mut histograms = self.cycles.iter().chain(&self.histograms);
+        if let Some(n) = w.checked_sub((ExitClass::COUNT + VcpuHistogram::COUNT) * BUCKETS) {
             let classes = KVM_NAMES.get(n).map_or(&[][..], |(_, classes)| classes);
             return classes
                 .iter()
                 .fold(0, |sum, c| sum.wrapping_add(self.exits(*c)));
         }
-        load(
-            self.cycles
-                .get(w / BUCKETS)
-                .and_then(|h| h.get(w % BUCKETS)),
-        )
+        load(histograms.nth(w / BUCKETS).and_then(|h| h.get(w % BUCKETS)))
     }
 }
 
@@ -461,7 +535,7 @@ impl<V: Values + ?Sized> StatsFile<'_, V> {
                 .fold(0u32, |n, d| n.saturating_add(d.size as u32));
             if let Some(d) = self.descs.get(i) {
                 put(b, 0, &d.flags.to_le_bytes());
-                // The exponent before the size is 0: values are in units of one.
+                put(b, 4, &d.exponent.to_le_bytes());
                 put(b, 6, &d.size.to_le_bytes());
                 // bucket_size, which follows, is for linear histograms only.
                 put(b, 8, &before.saturating_mul(8).to_le_bytes());
@@ -497,6 +571,7 @@ mod tests {
             counters: [const { AtomicU64::new(0) }; VcpuCounter::COUNT],
             exits: [const { AtomicU64::new(0) }; ExitClass::COUNT],
             cycles: [const { [const { AtomicU64::new(0) }; BUCKETS] }; ExitClass::COUNT],
+            histograms: [const { [const { AtomicU64::new(0) }; BUCKETS] }; VcpuHistogram::COUNT],
         }
     }
 
@@ -531,7 +606,8 @@ mod tests {
                 let size = u16::from_le_bytes(d[6..8].try_into().unwrap()) as usize;
                 let off = u32_at(d, 8) as usize;
                 assert_eq!(u32_at(d, 12), 0);
-                assert_eq!(&d[4..6], &[0, 0]);
+                let nano = u32_at(d, 0) & 0xf0 == UNIT_SECONDS;
+                assert_eq!(&d[4..6], if nano { &[0xf7, 0xff] } else { &[0, 0] });
                 let name = &d[16..16 + name_size];
                 let end = name.iter().position(|&c| c == 0).expect("terminated");
                 let name = std::string::String::from_utf8(name[..end].to_vec()).unwrap();
@@ -553,6 +629,8 @@ mod tests {
         s.exit(ExitClass::Cpuid, 0);
         s.exit(ExitClass::Other, u64::MAX);
         s.add(VcpuCounter::Entries, 3);
+        s.time(VcpuCounter::HaltWaitNs, VcpuHistogram::Sleep, 900);
+        s.set(VcpuCounter::Blocking, true);
         let id = id_string(1234, Some(7));
         let f = StatsFile {
             id: &id,
@@ -575,6 +653,13 @@ mod tests {
         assert_eq!(h.2.len(), BUCKETS);
         assert_eq!((h.2[0], h.2[10], h.2.iter().sum::<u64>()), (1, 1, 2));
         assert_eq!(get("exit_other_cycles").2[BUCKETS - 1], 1);
+        assert_eq!(
+            (get("halt_wait_ns").1, get("halt_wait_ns").2[0]),
+            (2 << 4, 900)
+        );
+        let h = get("halt_wait_hist");
+        assert_eq!((h.1, h.2[10], h.2.iter().sum::<u64>()), (4 | 2 << 4, 1, 1));
+        assert_eq!((get("blocking").1, get("blocking").2[0]), (1 | 4 << 4, 1));
         for (i, x) in p.iter().enumerate() {
             assert!(p[..i].iter().all(|y| y.0 != x.0), "{} twice", x.0);
             assert!(x
@@ -653,7 +738,10 @@ mod tests {
     fn values_match_descriptors() {
         assert_eq!(
             data_words(&VCPU_DESCS),
-            VcpuCounter::COUNT + ExitClass::COUNT * (1 + BUCKETS) + KVM_NAMES.len()
+            VcpuCounter::COUNT
+                + ExitClass::COUNT * (1 + BUCKETS)
+                + VcpuHistogram::COUNT * BUCKETS
+                + KVM_NAMES.len()
         );
         let s = zeros();
         assert_eq!(s.value(data_words(&VCPU_DESCS)), 0);

@@ -29,9 +29,8 @@ extensions! {
     k::KVM_CAP_MAX_VCPU_ID: MAX_VCPU_ID,
         enable vm.caps.limit_vcpu_ids(value, vm.boot_cpu());
     k::KVM_CAP_IMMEDIATE_EXIT: 1;
-    // How long a halted vCPU may poll at most before it sleeps: none does.
     k::KVM_CAP_HALT_POLL: 1,
-        enable u32::try_from(value).map(|_| ()).map_err(|_| EINVAL);
+        enable vm.caps.set_halt_poll(value);
     k::KVM_CAP_INTERNAL_ERROR_DATA: 1;
     k::KVM_CAP_IRQFD_RESAMPLE: 1;
     k::KVM_CAP_IOEVENTFD_NO_LENGTH: 1;

@@ -5,6 +5,7 @@
 //! rest is x86's own business, and private. Another architecture takes this one's place by giving the same names: the
 //! ground and assigned devices say `arch` for it.
 
+mod adapt;
 mod cpu;
 mod emul;
 mod exit;

@@ -6,7 +6,9 @@ use crate::abi::uapi::k;
 use crate::bus::set::MAX_VCPU_ID;
 use crate::linux::boot_cpu;
 use crate::nospec::Nospec;
+use crate::params;
 use crate::pr_warn_ratelimited;
+use crate::x86::adapt::PollLimits;
 use core::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use kernel::prelude::*;
 use kernel::sync::{new_mutex, Arc, Mutex};
@@ -133,6 +135,7 @@ pub(crate) struct VmCaps {
     /// Ids of vCPUs are below this; 0 until it is fixed.
     max_vcpu_ids: AtomicU32,
     bus_cycle_ns: AtomicU32,
+    halt_poll_ns: AtomicU32,
 }
 
 impl VmCaps {
@@ -165,6 +168,7 @@ impl VmCaps {
             hypercall_exits: AtomicU64::new(0),
             max_vcpu_ids: AtomicU32::new(0),
             bus_cycle_ns: AtomicU32::new(1),
+            halt_poll_ns: AtomicU32::new(params::halt_poll_ns()),
         })
     }
 
@@ -220,6 +224,24 @@ impl VmCaps {
     /// One cycle of the APIC timer's clock.
     pub(crate) fn bus_cycle_ns(&self) -> u32 {
         self.bus_cycle_ns.load(Ordering::Relaxed)
+    }
+
+    /// How long a halted vCPU may poll, and how that adapts.
+    pub(crate) fn poll_limits(&self) -> PollLimits {
+        let [grow, grow_start, shrink] = params::halt_poll_steps();
+        PollLimits {
+            max: self.halt_poll_ns.load(Ordering::Relaxed),
+            grow,
+            grow_start,
+            shrink,
+        }
+    }
+
+    /// KVM_CAP_HALT_POLL. EINVAL: more than 32 bits.
+    pub(crate) fn set_halt_poll(&self, ns: u64) -> Result {
+        let ns = u32::try_from(ns).map_err(|_| EINVAL)?;
+        self.halt_poll_ns.store(ns, Ordering::Relaxed);
+        Ok(())
     }
 
     /// A vCPU is about to get this id. EINVAL when it is too high. From then on the limit is fixed.

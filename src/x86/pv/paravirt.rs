@@ -29,8 +29,8 @@ pub(crate) struct Paravirt {
     /// The guest has been told that this vCPU does not run, and may have left a flush of its translations to the next
     /// entry.
     pub(super) preempted: bool,
-    /// MSR_KVM_POLL_CONTROL. No halted vCPU polls, so it is only kept.
-    pub(super) no_poll: bool,
+    /// MSR_KVM_POLL_CONTROL: the guest polls itself before it halts, so its vCPU does not.
+    pub(crate) no_poll: bool,
     /// KVM_HC_KICK_CPU came: the next HLT, or the present one, is over.
     pub(crate) unhalted: bool,
     /// MSR_KVM_PV_EOI_EN.

@@ -6,11 +6,27 @@
 
 use super::{Runner, Step};
 use crate::abi::exits;
-use crate::abi::stats::VcpuCounter;
+use crate::abi::stats::{VcpuCounter as C, VcpuHistogram as H};
 use crate::abi::uapi::k;
+use crate::linux::{hrtimer, sched};
 use crate::x86::vcpu::fetch::Known;
 use crate::x86::vcpu::state::MpState;
 use crate::x86::vendor::Stay;
+use kernel::prelude::*;
+
+/// Waits awake until `asked` or for a signal, `longest` nanoseconds from `start` on, while nobody else wants the CPU.
+/// Returns for how long.
+fn poll(start: u64, longest: u64, asked: impl Fn() -> bool) -> u64 {
+    let mut spent = 0;
+    while !asked() && !sched::signal_pending() {
+        core::hint::spin_loop();
+        spent = hrtimer::ktime_get_ns().wrapping_sub(start);
+        if spent >= longest || !sched::may_spin() {
+            break;
+        }
+    }
+    spent
+}
 
 impl Runner<'_> {
     /// HLT.
@@ -31,26 +47,80 @@ impl Runner<'_> {
         self.ask(&exits::Hlt)
     }
 
-    /// HLT: sleeps until there is something to do. False if a signal or request has to be looked at first.
+    /// HLT: waits until there is something to do. False if a signal or request has to be looked at first.
     pub(super) fn halt(&mut self) -> bool {
-        let shared = &self.vcpu.shared;
-        if !self.wakes() {
-            self.vcpu.timer.sleep(self.s);
-            // A rise of the 8259s' INTR is a request as well.
-            let woken = shared.wait.wait_interruptible(|| shared.requests() != 0);
-            self.vcpu.timer.wake(self.s);
-            if woken.is_err() {
-                return false;
-            }
-            self.handle_requests();
-        }
-        if self.wakes() {
+        let awake = self.wakes() || self.await_event();
+        if awake {
             self.s.mp_state = MpState::Runnable;
             self.s.pv.unhalted = false;
-            self.stats.add(VcpuCounter::HaltWakeups, 1);
-            return true;
+            self.stats.add(C::HaltWakeups, 1);
         }
-        false
+        awake
+    }
+
+    /// Waits for an event: awake for as long as that has paid lately, then asleep. False as [`Runner::halt`] says.
+    fn await_event(&mut self) -> bool {
+        self.vcpu.timer.sleep(self.s);
+        let limits = self.vm.caps.poll_limits();
+        let polls = !self.s.pv.no_poll;
+        let longest = if polls {
+            self.s.halt_poll.begin(&limits)
+        } else {
+            0
+        };
+        let shared = &self.vcpu.shared;
+        // A rise of the 8259s' INTR is a request as well.
+        let asked = || shared.requests() != 0;
+        let start = hrtimer::ktime_get_ns();
+        let polled = match longest {
+            0 => 0,
+            ns => poll(start, ns.into(), asked),
+        };
+        let woken = self.block(asked);
+        let slept = !matches!(woken, Ok(false));
+        let halted = if slept {
+            hrtimer::ktime_get_ns().wrapping_sub(start)
+        } else {
+            polled
+        };
+        self.vcpu.timer.wake(self.s);
+        let mut awake = false;
+        if woken.is_ok() {
+            self.handle_requests();
+            awake = self.s.mp_state == MpState::Halted && self.wakes();
+        }
+        let valid = awake || woken.is_err();
+        if slept {
+            self.stats
+                .time(C::HaltWaitNs, H::Sleep, halted.wrapping_sub(polled));
+        }
+        if longest != 0 {
+            self.count_poll(polled, slept, valid);
+        }
+        if polls {
+            self.s.halt_poll.end(&limits, halted, valid);
+        }
+        awake
+    }
+
+    fn count_poll(&self, ns: u64, slept: bool, valid: bool) {
+        let stats = self.stats;
+        stats.add(C::HaltPolls, 1);
+        if slept {
+            stats.time(C::HaltPollFailNs, H::PollFailure, ns);
+        } else {
+            stats.add(C::HaltPollSuccesses, 1);
+            stats.add(C::HaltPollsInvalid, (!valid).into());
+            stats.time(C::HaltPollSuccessNs, H::PollSuccess, ns);
+        }
+    }
+
+    /// Sleeps until `condition` holds; returns whether it slept. EINTR.
+    pub(super) fn block(&self, condition: impl FnMut() -> bool) -> Result<bool> {
+        self.stats.set(C::Blocking, true);
+        let result = self.vcpu.shared.wait.wait_interruptible(condition);
+        self.stats.set(C::Blocking, false);
+        result
     }
 
     /// Whether something ends HLT.

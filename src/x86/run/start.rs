@@ -14,9 +14,7 @@ impl Runner<'_> {
     /// Blocks an AP until INIT and SIPI have come. EINTR.
     pub(super) fn wait_for_start(&mut self) -> Result {
         let shared = &self.vcpu.shared;
-        shared
-            .wait
-            .wait_interruptible(|| shared.requests() & (request::INIT | request::SIPI) != 0)?;
+        self.block(|| shared.requests() & (request::INIT | request::SIPI) != 0)?;
         self.handle_requests();
         Ok(())
     }

@@ -8,6 +8,7 @@ use crate::linux::boot_cpu;
 use crate::linux::fpu::XsaveArea;
 use crate::linux::sched::SignalMask;
 use crate::mem::addr::Hpa;
+use crate::x86::adapt::HaltPoll;
 use crate::x86::cpu::cpuid::{CpuidEntry, CpuidIndex, Dynamic, GuestFeatures};
 use crate::x86::cpu::model::{self, Model};
 use crate::x86::cpu::msr::{Access, MsrFile};
@@ -213,6 +214,8 @@ pub(crate) struct State {
     pub(crate) events: Events,
     /// Whether it runs, sleeps or waits to be started.
     pub(crate) mp_state: MpState,
+    /// How long it polls when it halts.
+    pub(crate) halt_poll: HaltPoll,
     /// What is left to finish of the last exit.
     pub(crate) pending: Pending,
     /// Instructions decoded lately.
@@ -400,6 +403,7 @@ impl State {
             pv: Paravirt::default(),
             debug: Debug::default(),
             events: Events::default(),
+            halt_poll: HaltPoll::default(),
             mp_state: if waits {
                 MpState::Uninitialized
             } else {

@@ -51,6 +51,7 @@ pub mod mem {
 #[path = "../../../src/x86"]
 pub mod x86 {
     //! Processors of Intel and AMD, and the machine around them.
+    pub mod adapt;
     pub mod emul;
     pub mod exit;
 
