@@ -14,7 +14,8 @@ use crate::linux::once::Once;
 use crate::linux::page::AtomicLine;
 use crate::linux::preempt;
 use crate::linux::sched::Worker;
-use crate::linux::smp;
+use crate::linux::smp::{self, CpuSet};
+use crate::linux::spin_irq::RawSpin;
 use crate::linux::wait::WaitCell;
 use crate::mem::ports::StopRunning;
 use crate::nospec::Nospec;
@@ -177,11 +178,15 @@ impl<A> VcpuShared<A> {
 }
 
 /// The vCPUs of a VM, in order of creation. Grows only.
+#[pin_data]
 pub(crate) struct VcpuSet<A: 'static, S> {
     list: [Once<Arc<VcpuShared<A>>>; MAX_VCPUS],
     len: AtomicU32,
     /// Index of the last one that was given a turn.
     boosted: AtomicU32,
+    /// Where `stop_running` notes CPUs.
+    #[pin]
+    stopped: RawSpin<CpuSet>,
     /// What the architecture keeps for all of them.
     pub(crate) arch: S,
 }
@@ -189,13 +194,15 @@ pub(crate) struct VcpuSet<A: 'static, S> {
 impl<A: 'static, S> VcpuSet<A, S> {
     /// No vCPU, room for [`MAX_VCPUS`].
     pub(crate) fn new(arch: S) -> Result<Arc<Self>> {
-        let set = init!(Self {
+        let cpus = CpuSet::new()?;
+        let set = pin_init!(Self {
             list: [const { Once::new() }; MAX_VCPUS],
             len: AtomicU32::new(0),
             boosted: AtomicU32::new(0),
+            stopped <- RawSpin::new(cpus),
             arch,
         });
-        Arc::init(set, GFP_KERNEL_ACCOUNT)
+        Arc::pin_init(set, GFP_KERNEL_ACCOUNT)
     }
 
     /// Number of vCPUs.
@@ -267,12 +274,17 @@ impl<A: 'static, S> VcpuSet<A, S> {
 impl<A: Send + Sync + 'static, S: Send + Sync> StopRunning for VcpuSet<A, S> {
     fn stop_running(&self) {
         core::sync::atomic::fence(Ordering::SeqCst);
-        for v in self.iter() {
-            if v.mode.load(Ordering::SeqCst) == IN_STAY {
-                // The IPI is taken only with interrupts on, which means after the stay. An error means that the CPU is
-                // offline, and so not in a stay.
-                let _ = smp::call_on_cpu(v.cpu.load(Ordering::Relaxed), || {});
-            }
+        let mut in_stay = self
+            .iter()
+            .filter(|v| v.mode.load(Ordering::SeqCst) == IN_STAY)
+            .peekable();
+        if in_stay.peek().is_none() {
+            return;
         }
+        let mut cpus = self.stopped.lock();
+        in_stay.for_each(|v| cpus.insert(v.cpu.load(Ordering::Relaxed)));
+        // The interrupt is taken only with interrupts on, which means after the stay. A CPU that is offline is in none,
+        // nor is this one.
+        cpus.interrupt();
     }
 }
