@@ -74,7 +74,6 @@ impl Runner<'_> {
             cpu.regs.set(g, v & mask);
         }
         self.s.advance(insn.len());
-        // The beginning of a stay loads the breakpoint registers.
-        Step::Leave
+        Step::Again
     }
 }

@@ -16,8 +16,8 @@ const DR7_ENABLES: u64 = 0xff;
 /// The host's debug registers during a stay.
 pub(super) struct HostDebug {
     dr7: u64,
-    /// DR0 to DR3, while the guest's are loaded.
-    dr: Option<[u64; 4]>,
+    /// DR0 to DR3, while the guest's are loaded, and those.
+    dr: Option<([u64; 4], [u64; 4])>,
 }
 
 impl HostDebug {
@@ -41,10 +41,11 @@ impl HostDebug {
     /// Loads the guest's breakpoint addresses `dr`, if its `dr7` enables any and they are not there yet.
     #[inline]
     pub(super) fn load(&mut self, dr7: u64, dr: [u64; 4]) {
-        if dr7 & DR7_ENABLES == 0 || self.dr.is_some() {
+        if dr7 & DR7_ENABLES == 0 || self.dr.is_some_and(|d| d.1 == dr) {
             return;
         }
-        self.dr = Some(cr::dr0123());
+        let own = self.dr.map_or_else(cr::dr0123, |d| d.0);
+        self.dr = Some((own, dr));
         // SAFETY: Host breakpoints are off (`begin_stay` and every #VMEXIT have left DR7 without enables), so these
         // registers take effect only through the guest's DR7 in the VMCB.
         unsafe { cr::write_dr0123(dr) };
@@ -55,8 +56,8 @@ impl HostDebug {
     pub(super) fn end_stay(&mut self, dr6: u64) {
         // SAFETY: The registers get the values that they had before the stay, addresses before enables.
         unsafe {
-            if let Some(dr) = self.dr.take() {
-                cr::write_dr0123(dr);
+            if let Some((own, _)) = self.dr.take() {
+                cr::write_dr0123(own);
             }
             if self.dr7 != DR7_RESET {
                 cr::write_dr7(self.dr7);
