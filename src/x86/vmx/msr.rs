@@ -96,6 +96,8 @@ pub(super) fn fill_bitmap(bitmap: &mut [u8]) {
         index::FMASK,
         index::PAT,
         index::EFER,
+        // With the offset and the scale of the guest's TSC (SDM 3C 26.3).
+        index::TSC,
     ] {
         pass(msr, false);
     }
