@@ -45,6 +45,8 @@ impl Runner<'_> {
         match exit {
             Exit::HostInterrupt => Step::Leave,
             Exit::HostNmi | Exit::NmiWindow | Exit::SplitLock => Step::Again,
+            // The new TPR has been taken over, and with it perhaps an interrupt let in.
+            Exit::TprBelowThreshold => Step::Again,
             // The end of the stay is where the kernel handles it; its task work comes next.
             Exit::HostMachineCheck | Exit::EntryMachineCheck(_) if stay.is_some() => Step::Slow,
             Exit::HostMachineCheck => Step::Leave,
@@ -72,10 +74,6 @@ impl Runner<'_> {
             Exit::TaskSwitch => self.unhandled(k::KVM_INTERNAL_ERROR_EMULATION, stay),
             Exit::VirtualEoi(vector) => self.virtual_eoi(*vector),
             Exit::ApicWrite(offset) => self.apic_write(*offset),
-            // No vendor's code switches it on: virtual interrupts need no threshold.
-            Exit::TprBelowThreshold => {
-                self.unhandled(k::KVM_INTERNAL_ERROR_UNEXPECTED_EXIT_REASON, stay)
-            }
             Exit::EntryFailure(reason) => self.entry_failure(*reason, stay),
             Exit::Unknown(reason) => self.unknown(*reason, stay),
         }

@@ -139,7 +139,7 @@ impl Runner<'_> {
                 self.note_interrupted(&exit);
             }
             let mut calm = plain;
-            match self.s.hw.tpr() {
+            match self.s.guest_cr8() {
                 Some(tpr) if tpr != params.tpr => {
                     self.s.set_cr8(tpr);
                     calm = false;

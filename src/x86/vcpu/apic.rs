@@ -17,6 +17,20 @@ impl State {
         self.apic.lapic.as_ref().map_or(self.apic.cr8, |l| l.cr8())
     }
 
+    /// CR8 as the guest left it, where it was written without an exit and the model does not know yet.
+    #[inline]
+    pub(crate) fn guest_cr8(&self) -> Option<u8> {
+        self.hw.tpr().or_else(|| {
+            // The processor wrote the register itself; what follows from it is still to be found.
+            let lapic = self
+                .apic
+                .lapic
+                .as_ref()
+                .filter(|_| self.apic.tpr_shadowed)?;
+            Some(lapic.cr8())
+        })
+    }
+
     /// CR8 writes of less than this concern us: they let an interrupt in, or user space wants to know of all of them.
     #[inline]
     pub(crate) fn cr8_threshold(&self) -> u8 {

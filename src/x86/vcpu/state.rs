@@ -120,6 +120,8 @@ pub(crate) struct Apic {
     /// The processor virtualises it: interrupts in its IRR need no injection, and its registers are the guest's own
     /// business but for what exits.
     pub(crate) virtualized: bool,
+    /// The processor keeps the TPR alone in the registers.
+    pub(super) tpr_shadowed: bool,
     /// Vectors whose EOI exits then.
     pub(super) eoi_exits: [u32; 8],
     /// The processor can take interrupts from the vCPU's posted-interrupt descriptor.
@@ -276,11 +278,16 @@ impl Apic {
             }),
             _ => false,
         };
+        let tpr_shadowed = !virtualized
+            && lapic
+                .as_ref()
+                .is_some_and(|l| hw.shadow_tpr(Hpa(l.registers().phys())));
         let posted = virtualized && caps.is_some_and(|c| c.posted);
         shared.set_direct(posted);
         Ok(Self {
             lapic,
             virtualized,
+            tpr_shadowed,
             eoi_exits: [0; 8],
             posted,
             base: 0xfee0_0000 | 1 << 11 | u64::from(bsp) << 8,

@@ -3,6 +3,7 @@
 
 use crate::linux::global::Owner;
 use crate::linux::irqflags::IrqGuard;
+use crate::mem::addr::Hpa;
 use crate::x86::cpu::cpuid::GuestFeatures;
 use crate::x86::exit::{Event, Exit};
 use crate::x86::paging::gwalk::PDPTE_RESERVED;
@@ -197,6 +198,10 @@ impl VcpuBackend for Backend {
 
     fn virtualize_apic(&mut self, pages: &ApicPages) -> bool {
         dispatch!(self, v => v.virtualize_apic(pages))
+    }
+
+    fn shadow_tpr(&mut self, registers: Hpa) -> bool {
+        dispatch!(self, v => v.shadow_tpr(registers))
     }
 
     fn set_apic_mode(&mut self, mode: ApicMode) {

@@ -390,6 +390,13 @@ pub trait VcpuBackend: Sized {
         false
     }
 
+    /// Has the processor keep the TPR alone in the page of APIC registers: CR8 accesses reach it there, and exit as
+    /// [`EntryParams::tpr_threshold`] says. Before the first stay, in place of [`VcpuBackend::virtualize_apic`]. False
+    /// where it cannot.
+    fn shadow_tpr(&mut self, _registers: Hpa) -> bool {
+        false
+    }
+
     /// How the guest reaches its virtualised local APIC from the next entry on. *Any*.
     fn set_apic_mode(&mut self, _mode: ApicMode) {}
 

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 //! APIC virtualisation (SDM 3C 30): the processor keeps the vCPU's local APIC registers in a page, delivers their
-//! interrupts and takes posted ones.
+//! interrupts and takes posted ones. Where it can do no more, it keeps the TPR there (SDM 3C 30.3).
 //!
 //! The vCPU calls this under its mutex; a function that takes [`Current`] touches the VMCS, with interrupts off.
 
@@ -9,7 +9,43 @@ use super::config::VmcsConfig;
 use super::insn::Current;
 use super::shared::Shared;
 use super::vmcs::*;
+use crate::mem::addr::Hpa;
 use crate::x86::vendor::{ApicMode, ApicPages};
+
+/// A TPR that the processor keeps in the page of APIC registers, where it can do no more.
+pub(super) struct TprShadow {
+    registers: Hpa,
+    threshold: u8,
+}
+
+impl TprShadow {
+    /// The one in the page `registers`, which lives as long as the vCPU.
+    pub(super) const fn new(registers: Hpa) -> Self {
+        Self {
+            registers,
+            threshold: 0,
+        }
+    }
+
+    /// Writes the fields, once per VMCS. Writes of CR8 do not exit.
+    pub(super) fn set_up(&self, vm: Current<'_>) {
+        // SAFETY: The page is the vCPU's, and lives as long.
+        unsafe {
+            vm.write_control(VIRTUAL_APIC_ADDR, self.registers.0);
+            vm.write_control(TPR_THRESHOLD, self.threshold.into());
+        }
+    }
+
+    /// Has writes of CR8 exit, behind the instruction, that are less than `threshold`.
+    #[inline(always)]
+    pub(super) fn set_threshold(&mut self, vm: Current<'_>, threshold: u8) {
+        if threshold != self.threshold {
+            // SAFETY: More exits do no harm.
+            unsafe { vm.write_control(TPR_THRESHOLD, threshold.into()) };
+            self.threshold = threshold;
+        }
+    }
+}
 
 /// How a local APIC is virtualised.
 pub(super) struct Apic {
@@ -33,12 +69,9 @@ impl Apic {
 
     /// Writes the fields that never change, once per VMCS. Returns the pin-based controls.
     pub(super) fn set_up(&self, vm: Current<'_>, config: &VmcsConfig) -> u32 {
-        // SAFETY: The pages are the vCPU's and the VM's, and live as long as they do. No exit depends on the TPR.
-        unsafe {
-            vm.write_control(VIRTUAL_APIC_ADDR, self.pages.registers.0);
-            vm.write_control(APIC_ACCESS_ADDR, self.pages.access.0);
-            vm.write_control(TPR_THRESHOLD, 0);
-        }
+        TprShadow::new(self.pages.registers).set_up(vm);
+        // SAFETY: The page is the VM's, and lives as long as its vCPUs do.
+        unsafe { vm.write_control(APIC_ACCESS_ADDR, self.pages.access.0) };
         vm.write(GUEST_INTERRUPT_STATUS, 0);
         let Some(vector) = config.posted else {
             return config.pin;
@@ -58,7 +91,7 @@ impl Apic {
     /// Writes the fields that depend on the mode, but for the MSR bitmap. Returns the secondary processor-based controls.
     pub(super) fn write(&mut self, vm: Current<'_>, shared: &Shared) -> u32 {
         self.dirty = false;
-        let (_, proc2) = shared.config.apicv_controls(self.mode);
+        let proc2 = shared.config.apicv_controls(self.mode);
         let [a, b, c, d, e, f, g, h] = self.eoi_exits.map(u64::from);
         // SAFETY: The controls of the configuration; with them the guest reaches its own registers only. The
         // APIC-access page is mapped only while every vCPU of the VM virtualises accesses to it: the core's promise.

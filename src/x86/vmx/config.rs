@@ -54,6 +54,8 @@ pub(super) struct VmcsConfig {
     /// The processor can virtualise local APICs, in memory and by MSRs, and deliver their interrupts (SDM 3C 30), and
     /// the module parameter lets it.
     pub(super) apicv: bool,
+    /// The processor can keep the guest's TPR, so that CR8 accesses need no exit (SDM 3C 30.3).
+    pub(super) tpr_shadow: bool,
     /// The preemption timer counts once in two to this power ticks of the TSC (SDM 3D A.6), where there is one.
     pub(super) timer_rate: Option<u32>,
     /// With it the processor can take posted interrupts, notified by this vector.
@@ -350,8 +352,9 @@ impl VmcsConfig {
         {
             proc2 &= !proc2::VPID;
         }
+        let tpr_shadow = may(index::VMX_TRUE_PROCBASED_CTLS, proc::TPR_SHADOW);
         let apicv = crate::params::enable_apicv().unwrap_or_else(quirks::apicv_by_default)
-            && may(index::VMX_TRUE_PROCBASED_CTLS, proc::TPR_SHADOW)
+            && tpr_shadow
             && may(index::VMX_PROCBASED_CTLS2, APICV);
         Ok(Self {
             revision: basic as u32 & 0x7fff_ffff,
@@ -361,6 +364,7 @@ impl VmcsConfig {
             exit,
             entry,
             apicv,
+            tpr_shadow,
             posted: smp::posted_vector().filter(|_| {
                 apicv
                     && may(index::VMX_TRUE_PINBASED_CTLS, pin::POSTED_INTERRUPTS)
@@ -381,18 +385,20 @@ impl VmcsConfig {
         })
     }
 
-    /// The primary and secondary processor-based controls for a vCPU whose local APIC is virtualised, reached as
-    /// `mode` says. TPR accesses need no exit then: they reach the virtual one.
-    pub(super) const fn apicv_controls(&self, mode: ApicMode) -> (u32, u32) {
+    /// The primary processor-based controls for a vCPU whose TPR is in its page of APIC registers: CR8 accesses reach
+    /// it there.
+    pub(super) const fn tpr_controls(&self) -> u32 {
+        self.proc & !(proc::CR8_LOAD_EXITING | proc::CR8_STORE_EXITING) | proc::TPR_SHADOW
+    }
+
+    /// The secondary processor-based controls for a vCPU whose local APIC is virtualised, reached as `mode` says.
+    pub(super) const fn apicv_controls(&self, mode: ApicMode) -> u32 {
         let accesses = match mode {
             ApicMode::Xapic => proc2::APIC_ACCESSES,
             ApicMode::X2apic => proc2::X2APIC_MODE,
             ApicMode::Other => 0,
         };
-        (
-            self.proc & !(proc::CR8_LOAD_EXITING | proc::CR8_STORE_EXITING) | proc::TPR_SHADOW,
-            self.proc2 | proc2::APIC_REGISTERS | proc2::VIRTUAL_INTERRUPTS | accesses,
-        )
+        self.proc2 | proc2::APIC_REGISTERS | proc2::VIRTUAL_INTERRUPTS | accesses
     }
 
     /// Whether VPIDs are in use.

@@ -54,7 +54,8 @@ pub(super) fn decode(vm: Current<'_>, code: u32) -> (Exit, Class) {
         reason::TRIPLE_FAULT => other(Exit::TripleFault),
         reason::TASK_SWITCH => (Exit::TaskSwitch, Class::Delivery),
         reason::PREEMPTION_TIMER => other(Exit::PreemptionTimer),
-        reason::TPR_BELOW_THRESHOLD => insn(Exit::TprBelowThreshold),
+        // Behind the instruction.
+        reason::TPR_BELOW_THRESHOLD => other(Exit::TprBelowThreshold),
         reason::APIC_ACCESS => (apic_access(vm.read(EXIT_QUALIFICATION)), Class::Delivery),
         reason::VIRTUAL_EOI => other(Exit::VirtualEoi(vm.read(EXIT_QUALIFICATION) as u8)),
         reason::APIC_WRITE => other(Exit::ApicWrite(

@@ -12,7 +12,7 @@ use super::vmcs::*;
 use crate::pr_err_ratelimited;
 use crate::x86::cpu::events::vector;
 use crate::x86::exit::{Event, Exit};
-use crate::x86::vendor::CpuState;
+use crate::x86::vendor::{CpuState, EntryViolation};
 
 /// What the last exit left besides its reason.
 #[derive(Debug, Default)]
@@ -107,6 +107,22 @@ impl LastExit {
         }
         decode::nested_fault(vm, q)
     }
+}
+
+/// The entry checks have found `violation`: an exit as the processor would report it.
+#[cold]
+#[inline(never)]
+pub(super) fn refused(vm: Current<'_>, violation: &EntryViolation) -> Exit {
+    event::withdraw(vm);
+    pr_err_ratelimited!(
+        "entry refused: {} ({}), value {:#x}\n",
+        violation.rule,
+        violation.manual,
+        violation.value
+    );
+    Exit::EntryFailure(u64::from(
+        reason::ENTRY_FAILURE | reason::INVALID_GUEST_STATE,
+    ))
 }
 
 /// The entry did not happen.

@@ -6,7 +6,7 @@
 //! VMCS takes a short stay of its own. What the next entry has to write is kept here; `enter` writes only what
 //! differs.
 
-use super::apic::Apic;
+use super::apic::{Apic, TprShadow};
 use super::bits::{activity, dr7, entry, proc, reason};
 use super::config::{VmcsConfig, TSC_FRACTION};
 use super::entry::{self as world, Outcome};
@@ -23,11 +23,11 @@ use super::split_lock::{self, SplitLock};
 use super::state::{self, ControlState, RightsCache};
 use super::timer::Timer;
 use super::vmcs::*;
-use super::{check, decode, event, view};
+use super::{decode, event, view};
 use crate::linux::irqflags::{IrqGuard, ThisCpu};
 use crate::linux::page::Pages;
 use crate::linux::{cr, smp};
-use crate::pr_err_ratelimited;
+use crate::mem::addr::Hpa;
 use crate::x86::cpu::cpuid::GuestFeatures;
 use crate::x86::cpu::events::vector;
 use crate::x86::cpu::index;
@@ -80,6 +80,8 @@ pub(crate) struct VmxVcpu {
     tsc_ratio: u64,
     /// The virtualised local APIC, if it is.
     apic: Option<Apic>,
+    /// The TPR, if the processor keeps that and no more.
+    tpr: Option<TprShadow>,
     /// Primary processor-based controls, without windows.
     proc: u32,
     /// [`VmxVcpu::write_stale`] has something to do.
@@ -178,6 +180,9 @@ impl VmxVcpu {
             self.pin = apic.set_up(vm, config);
             proc2 = apic.write(vm, &self.shared);
         }
+        if let Some(tpr) = &self.tpr {
+            tpr.set_up(vm);
+        }
         setup::verify(vm, proc2)?;
         self.ready = true;
         Ok(())
@@ -203,31 +208,17 @@ impl VmxVcpu {
         }
     }
 
-    /// Runs the entry checks over the VMCS as it is.
-    #[inline(never)]
-    fn check(&self, vm: Current<'_>) -> Result<(), EntryViolation> {
-        let rules = &self.shared.rules;
-        let mut v = check::VmcsView::default();
-        view::read(vm, rules, &mut v);
+    /// Runs the entry checks over the VMCS as it is; `tpr` is CR8.
+    fn check(&self, vm: Current<'_>, tpr: u8) -> Result<(), EntryViolation> {
         // Outside a stay the host's part is that of the last one.
-        check::check(&v, rules, self.stay.is_some())
+        view::check(vm, &self.shared.rules, tpr, self.stay.is_some())
     }
 
     /// The failure that the entry checks find, as the processor would report it.
     #[cold]
-    #[inline(never)]
-    fn refuse(&self, vm: Current<'_>) -> Option<Exit> {
-        let v = self.check(vm).err()?;
-        pr_err_ratelimited!(
-            "entry refused: {} ({}), value {:#x}\n",
-            v.rule,
-            v.manual,
-            v.value
-        );
-        event::withdraw(vm);
-        Some(Exit::EntryFailure(u64::from(
-            reason::ENTRY_FAILURE | reason::INVALID_GUEST_STATE,
-        )))
+    fn refuse(&self, vm: Current<'_>, tpr: u8) -> Option<Exit> {
+        let violation = self.check(vm, tpr).err()?;
+        Some(exits::refused(vm, &violation))
     }
 
     /// Writes dirty system registers.
@@ -264,6 +255,9 @@ impl VmxVcpu {
             // SAFETY: The controls of `config`, and windows, which only add exits.
             unsafe { vm.write_control(PROC_CONTROLS, proc) };
             self.written.proc = proc;
+        }
+        if let Some(tpr) = &mut self.tpr {
+            tpr.set_threshold(vm, params.tpr_threshold);
         }
         if let Some(status) = params.apic_status {
             vm.write(GUEST_INTERRUPT_STATUS, status);
@@ -463,6 +457,7 @@ impl VcpuBackend for VmxVcpu {
             tsc_offset: 0,
             tsc_ratio: 1 << TSC_FRACTION,
             apic: None,
+            tpr: None,
             proc: shared.config.proc,
             stale: true,
             pdptes: None,
@@ -542,7 +537,7 @@ impl VcpuBackend for VmxVcpu {
             Some(params) => {
                 self.prepare(vm, cpu, params);
                 if params.check {
-                    if let Some(exit) = self.refuse(vm) {
+                    if let Some(exit) = self.refuse(vm, params.tpr) {
                         return exit;
                     }
                 }
@@ -721,8 +716,17 @@ impl VcpuBackend for VmxVcpu {
         if !self.config().apicv || self.ready {
             return false;
         }
-        self.proc = self.config().apicv_controls(ApicMode::Xapic).0;
+        self.proc = self.config().tpr_controls();
         self.apic = Some(Apic::new(*pages));
+        true
+    }
+
+    fn shadow_tpr(&mut self, registers: Hpa) -> bool {
+        if !self.config().tpr_shadow || self.ready {
+            return false;
+        }
+        self.proc = self.config().tpr_controls();
+        self.tpr = Some(TprShadow::new(registers));
         true
     }
 
@@ -782,7 +786,7 @@ impl VcpuBackend for VmxVcpu {
     ) -> Result<(), EntryViolation> {
         let result = self.with_current(|v, vm| {
             v.prepare(vm, cpu, params);
-            let result = v.check(vm);
+            let result = v.check(vm, params.tpr);
             event::withdraw(vm);
             result
         });

@@ -2,16 +2,31 @@
 //! The current VMCS as the plain view that `super::check` judges. The vCPU asks for it before an entry that is checked.
 
 use super::bits::{pin, proc, proc2};
-use super::check::{Controls, Guest, GuestSegment, Host, VmcsView, VmxCaps};
+use super::check::{self, Controls, Guest, GuestSegment, Host, VmcsView, VmxCaps};
 use super::insn::Current;
 use super::state;
 use super::vmcs::*;
 use crate::x86::cpu::regs::Seg;
+use crate::x86::vendor::EntryViolation;
+
+/// Runs the entry checks over the current VMCS, where `tpr` is CR8; over the host's part where `host` says so.
+#[inline(never)]
+pub(super) fn check(
+    vm: Current<'_>,
+    rules: &VmxCaps,
+    tpr: u8,
+    host: bool,
+) -> Result<(), EntryViolation> {
+    let mut v = VmcsView::default();
+    read(vm, rules, &mut v);
+    v.controls.vtpr = tpr << 4;
+    check::check(&v, rules, host)
+}
 
 /// Reads every field that an entry of this backend depends on. Fields of controls that are off stay zero.
 ///
 /// About 800 bytes: not to be copied around.
-pub(super) fn read(vm: Current<'_>, caps: &VmxCaps, out: &mut VmcsView) {
+fn read(vm: Current<'_>, caps: &VmxCaps, out: &mut VmcsView) {
     controls(vm, caps, &mut out.controls);
     host(vm, &mut out.host);
     guest(vm, &mut out.guest);
