@@ -335,6 +335,45 @@ TEST(halt_polling)
 	CHECK_EQ(value(&s, "halt_attempted_poll"), polls);
 }
 
+/*
+ * What exits nowhere or hardly ever. CR8 is the virtual APIC's TPR; RDMSR of the TSC is that of RDTSC (on Intel); the
+ * longer a loop of PAUSE lasts, while nobody waits for its CPU, the fewer exits it makes.
+ */
+GUEST64(calm,
+	"mov $0xfee00000, %ebx; movl $0x1ff, 0xf0(%rbx); out %al, $0x10\n"
+	"mov $50, %r8d; 1: lea (%r8), %eax; and $15, %eax; mov %rax, %cr8; mov %cr8, %rcx\n"
+	"cmp %rax, %rcx; jne 9f; dec %r8d; jnz 1b; out %al, $0x11\n"
+	"mov $50, %r8d; 2: rdtsc; shl $32, %rdx; or %rax, %rdx; mov %rdx, %rsi\n"
+	"mov $0x10, %ecx; rdmsr; shl $32, %rdx; or %rax, %rdx; mov %rdx, %rdi\n"
+	"rdtsc; shl $32, %rdx; or %rax, %rdx\n"
+	"cmp %rsi, %rdi; jb 9f; cmp %rdi, %rdx; jb 9f; dec %r8d; jnz 2b; out %al, $0x12\n"
+	"mov $4000000, %ecx; 3: pause; dec %ecx; jnz 3b; out %al, $0x13\n"
+	"9: hlt\n");
+
+TEST(calm)
+{
+	uint64_t before;
+	struct stats s;
+	struct vm vm;
+
+	vm_new_irqchip(&vm, 4 * MIB);
+	vm_long(&vm, calm, calm_end);
+	if (!is_rvmm())
+		skip("KVM's statistics do not tell");
+	open_stats(&s, vm.vcpu);
+	vm_expect_out(&vm, 0x10);
+	before = value(&s, "exit_cr_access");
+	vm_expect_out(&vm, 0x11);
+	CHECK_EQ(value(&s, "exit_cr_access"), before);
+	before = value(&s, "exit_rdmsr");
+	vm_expect_out(&vm, 0x12);
+	CHECK_EQ(value(&s, "exit_rdmsr") - before, is_amd() ? 50 : 0);
+	vm_expect_out(&vm, 0x13);
+	/* A loop of one length would exit some thousand times. */
+	CHECK(value(&s, "exit_pause") < 500);
+	printf("# %llu exits by PAUSE\n", (unsigned long long)value(&s, "exit_pause"));
+}
+
 /* The statistics' file keeps what it needs alive. */
 TEST(outlives)
 {

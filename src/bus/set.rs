@@ -237,13 +237,22 @@ impl<A: 'static, S> VcpuSet<A, S> {
         self.list.get_nospec(index as usize)?.get()
     }
 
+    /// Whether a vCPU other than `spinner` waits for a CPU, as far as is known.
+    pub(crate) fn others_wait(&self, spinner: &VcpuShared<A>) -> bool {
+        self.iter().any(|v| {
+            v.ready.load(Ordering::Relaxed)
+                && !v.spinning.load(Ordering::Relaxed)
+                && !core::ptr::eq(&*v, spinner)
+        })
+    }
+
     /// `spinner` waits in a loop, perhaps for one that has no CPU: gives its turn to the next vCPU of which that may be
-    /// so. One that waits in a loop itself is not it. Sleeps.
-    pub(crate) fn yield_from(&self, spinner: &VcpuShared<A>) {
+    /// so. One that waits in a loop itself is not it. Returns whether one got it. Sleeps.
+    pub(crate) fn yield_from(&self, spinner: &VcpuShared<A>) -> bool {
         let n = self.len();
         let last = self.boosted.load(Ordering::Relaxed);
         spinner.spinning.store(true, Ordering::Relaxed);
-        let mut futile = 0;
+        let (mut futile, mut given) = (0, false);
         for k in 1..=n {
             let index = last.wrapping_add(k).checked_rem(n).unwrap_or(0);
             let Some(v) = self.get(index) else { continue };
@@ -253,6 +262,7 @@ impl<A: 'static, S> VcpuSet<A, S> {
             match v.take_turn() {
                 Some(true) => {
                     self.boosted.store(index, Ordering::Relaxed);
+                    given = true;
                     break;
                 }
                 Some(false) => {}
@@ -261,6 +271,7 @@ impl<A: 'static, S> VcpuSet<A, S> {
             }
         }
         spinner.spinning.store(false, Ordering::Relaxed);
+        given
     }
 
     /// Makes every vCPU notice `bits`.

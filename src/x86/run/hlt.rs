@@ -11,7 +11,7 @@ use crate::abi::uapi::k;
 use crate::linux::{hrtimer, sched};
 use crate::x86::vcpu::fetch::Known;
 use crate::x86::vcpu::state::MpState;
-use crate::x86::vendor::Stay;
+use crate::x86::vendor::{Stay, VcpuBackend};
 use kernel::prelude::*;
 
 /// Waits awake until `asked` or for a signal, `longest` nanoseconds from `start` on, while nobody else wants the CPU.
@@ -84,6 +84,9 @@ impl Runner<'_> {
             polled
         };
         self.vcpu.timer.wake(self.s);
+        if slept {
+            self.s.hw.set_spinning(false);
+        }
         let mut awake = false;
         if woken.is_ok() {
             self.handle_requests();
@@ -134,11 +137,16 @@ impl Runner<'_> {
 
     /// PAUSE in a loop that waits, perhaps for a vCPU whose turn it is not.
     pub(super) fn pause(&mut self, stay: Option<&Stay<'_>>) -> Step {
-        if stay.is_some() {
+        let (vcpus, spinner) = (&self.vm.vcpus, &self.vcpu.shared);
+        if stay.is_some() && vcpus.others_wait(spinner) {
             return Step::Slow;
         }
         let step = self.skip(&Known::PAUSE, stay);
-        self.vm.vcpus.yield_from(&self.vcpu.shared);
+        if matches!(step, Step::Slow) {
+            return step;
+        }
+        let yielded = stay.is_none() && vcpus.yield_from(spinner);
+        self.s.hw.set_spinning(!yielded);
         step
     }
 

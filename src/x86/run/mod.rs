@@ -16,6 +16,7 @@ use crate::x86::exit::{Exception, Exit};
 use crate::x86::pv::{clock_page, eoi, steal};
 use crate::x86::vcpu::state::{MpState, State};
 use crate::x86::vcpu::{abi, debug, RunPages, Vcpu};
+use crate::x86::vendor::VcpuBackend;
 use crate::x86::vm::Vm;
 use kernel::prelude::*;
 
@@ -274,6 +275,7 @@ impl<'a> Runner<'a> {
     fn give_way(&mut self) -> bool {
         steal::set_preempted(self.vm, self.s);
         self.vcpu.shared.set_ready();
+        self.s.hw.set_spinning(false);
         sched::xfer_to_guest_handle().is_ok()
     }
 

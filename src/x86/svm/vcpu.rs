@@ -34,6 +34,9 @@ use core::sync::atomic::Ordering;
 use kernel::prelude::*;
 use kernel::sync::Arc;
 
+/// PAUSEs of a loop before one exits, at first; as in KVM.
+const PAUSES: u16 = 3000;
+
 /// The SVM part of a vCPU.
 pub(crate) struct SvmVcpu {
     vmcb: VmcbPage,
@@ -214,7 +217,6 @@ impl SvmVcpu {
     /// Exits of loops of PAUSE (APM 2 15.14.4), as many PAUSEs apart as in KVM. Without a filter every PAUSE would
     /// exit: none does.
     fn set_pause_exits(&mut self, on: bool) {
-        const COUNT: u16 = 3000;
         const THRESHOLD: u16 = 128;
         let threshold = if self.shared.pause_threshold {
             THRESHOLD
@@ -223,7 +225,7 @@ impl SvmVcpu {
         };
         let c = &mut self.vmcb.control;
         c.intercept_misc1(misc1::PAUSE, on && self.shared.caps.pause_exit);
-        c.pause_filter_count.set(&mut c.clean, COUNT);
+        c.pause_filter_count.set(&mut c.clean, PAUSES);
         c.pause_filter_threshold.set(&mut c.clean, threshold);
     }
 }
@@ -509,6 +511,12 @@ impl VcpuBackend for SvmVcpu {
         let all = vectors | 1 << 1 | 1 << 17 | 1 << 18;
         let c = &mut self.vmcb.control;
         c.intercept_exception.set(&mut c.clean, all);
+    }
+
+    fn set_spinning(&mut self, on: bool) {
+        let c = &mut self.vmcb.control;
+        let grown = c.pause_filter_count.get().saturating_mul(2);
+        c.pause_filter_count.set(&mut c.clean, if on { grown } else { PAUSES });
     }
 
     fn set_exits(&mut self, exits: Exits) {

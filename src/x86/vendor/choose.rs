@@ -212,6 +212,11 @@ impl VcpuBackend for Backend {
         dispatch!(self, v => v.set_eoi_exits(vectors))
     }
 
+    #[inline]
+    fn set_spinning(&mut self, on: bool) {
+        dispatch!(self, v => v.set_spinning(on))
+    }
+
     fn set_exits(&mut self, exits: Exits) {
         dispatch!(self, v => v.set_exits(exits))
     }

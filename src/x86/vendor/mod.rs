@@ -406,6 +406,10 @@ pub trait VcpuBackend: Sized {
     /// Chooses the optional exits. *Any*.
     fn set_exits(&mut self, exits: Exits);
 
+    /// The guest spins, and nobody needs its CPU: loops of PAUSE may last twice as long from now on before they exit.
+    /// False: as long as at first. *Any*.
+    fn set_spinning(&mut self, on: bool);
+
     /// The guest runs after the next entry, also where it has executed a HLT that does not exit ([`Exits::hlt`]) and
     /// its processor waits. *Any*.
     fn wake(&mut self) {}

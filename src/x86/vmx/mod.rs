@@ -43,6 +43,7 @@ mod host;
 mod insn;
 mod interruptibility;
 mod msr;
+mod pause;
 mod pebs;
 mod quirks;
 mod root;

@@ -6,6 +6,7 @@
 use super::bits::{dr7, proc2};
 use super::config::TSC_FRACTION;
 use super::insn::Current;
+use super::pause::PauseWindow;
 use super::shared::Shared;
 use super::vmcs::*;
 use crate::pr_err_ratelimited;
@@ -30,9 +31,7 @@ pub(super) fn controls(vm: Current<'_>, shared: &Shared, proc: u32, vpid: u16, p
         vm.write_control(ENTRY_CONTROLS, config.entry);
         vm.write_control(EXCEPTION_BITMAP, ALWAYS_INTERCEPTED);
         if config.proc2 & proc2::PAUSE_LOOP_EXITING != 0 {
-            // As in KVM: PAUSEs this close together, for this many ticks (SDM 3C 26.6.13).
-            vm.write_control(PLE_GAP, 128);
-            vm.write_control(PLE_WINDOW, if pause { 4096 } else { u32::MAX });
+            PauseWindow::set_up(vm, pause);
         }
         for field in [
             PF_ERROR_CODE_MASK,

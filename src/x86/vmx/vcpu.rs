@@ -16,6 +16,7 @@ use super::host::HostState;
 use super::insn::Current;
 use super::interruptibility::Blocking;
 use super::msr::{self, GuestMsrs};
+use super::pause::PauseWindow;
 use super::root::{Root, RootStay};
 use super::setup::{self, Written, ALWAYS_INTERCEPTED};
 use super::shared::{revision_page, Shared, SHARED};
@@ -74,6 +75,7 @@ pub(crate) struct VmxVcpu {
     exceptions: u32,
     /// Optional exits.
     exits: Exits,
+    pause: PauseWindow,
     /// Processor-based controls that are not wanted for their sake.
     proc_off: u32,
     tsc_offset: u64,
@@ -326,6 +328,7 @@ impl VmxVcpu {
             unsafe { vm.write_control(MSR_BITMAP, bitmap) };
             self.written.msr_bitmap = bitmap;
         }
+        self.pause.write(vm);
         self.blocking.write(vm, cpu.regs.rflags);
         if let Some(pdptes) = self.pdptes.take() {
             for (n, value) in (0..).zip(pdptes) {
@@ -453,6 +456,7 @@ impl VcpuBackend for VmxVcpu {
             rights: RightsCache::default(),
             exceptions: 0,
             exits: Exits::default(),
+            pause: PauseWindow::NEW,
             proc_off: 0,
             tsc_offset: 0,
             tsc_ratio: 1 << TSC_FRACTION,
@@ -747,6 +751,10 @@ impl VcpuBackend for VmxVcpu {
             apic.dirty = true;
             self.stale = true;
         }
+    }
+
+    fn set_spinning(&mut self, on: bool) {
+        self.stale |= self.pause.adapt(on);
     }
 
     fn set_exits(&mut self, exits: Exits) {
