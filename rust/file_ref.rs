@@ -7,20 +7,49 @@
 
 use core::ptr::NonNull;
 
+use kernel::error::from_err_ptr;
 use kernel::prelude::*;
 
 use super::bindings;
 
-/// A counted reference to an open file of which nothing is used but its identity and what VFIO says of it.
+/// A counted reference to an open file, of which its identity is used, its content, or what VFIO says of it.
 #[derive(PartialEq, Eq)]
 pub struct FileRef(NonNull<bindings::file>);
 
-// SAFETY: The count is atomic, and nothing else of the file is touched.
+// SAFETY: The count is atomic, and nothing of the file belongs to the task that opened it.
 unsafe impl Send for FileRef {}
-// SAFETY: Shared references only compare the address or read what no file changes.
+// SAFETY: Shared references compare the address, read what no file changes, or read as any number of tasks may.
 unsafe impl Sync for FileRef {}
 
 impl FileRef {
+    /// Opens `path` for reading, in the current task's name space and with its rights. Sleeps. Errors: those of open(2).
+    pub fn open(path: &CStr) -> Result<Self> {
+        // SAFETY: The path is a string that outlives the call. Success returns a reference, failure an error.
+        let file = from_err_ptr(unsafe {
+            bindings::filp_open(path.as_char_ptr(), bindings::O_RDONLY as i32, 0)
+        })?;
+        NonNull::new(file).map(Self).ok_or(ENOENT)
+    }
+
+    /// The first byte. Sleeps. Errors: those of read(2); `ENODATA` where there is none.
+    pub fn first_byte(&self) -> Result<u8> {
+        let (mut byte, mut position) = (0u8, 0);
+        // SAFETY: The buffer has a byte; the file is live and checks whether it can be read.
+        let read = unsafe {
+            bindings::kernel_read(
+                self.0.as_ptr(),
+                core::ptr::from_mut(&mut byte).cast(),
+                1,
+                &mut position,
+            )
+        };
+        match read {
+            1 => Ok(byte),
+            n if n < 0 => Err(Error::from_errno(n as i32)),
+            _ => Err(ENODATA),
+        }
+    }
+
     /// The file behind descriptor `fd` of the current process. Errors: `EBADF`.
     pub fn from_fd(fd: i32) -> Result<Self> {
         let fd = u32::try_from(fd).map_err(|_| EBADF)?;

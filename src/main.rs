@@ -106,7 +106,7 @@ impl SyscoreOps for Power {
     }
 
     fn shutdown(&self) {
-        choose::cpu_down();
+        choose::shutdown();
     }
 }
 

@@ -33,6 +33,18 @@ struct rvmm_entry_failure {
 /* On a vCPU. ENODATA when no entry has failed since the vCPU was created. */
 #define RVMM_GET_ENTRY_FAILURE	_IOR(RVMM_IOC, 0x01, struct rvmm_entry_failure)
 
+/*
+ * KVM_CHECK_EXTENSION: how an Intel processor comes into VMX root operation when a vCPU runs, in the order of what it
+ * costs, the dearest first. Zero on AMD processors, and on KVM.
+ */
+#define RVMM_CAP_ROOT		(RVMM_CAP_BASE + 2)
+/* VMX is off between two entries by KVM_RUN. */
+#define RVMM_ROOT_PRIVATE	1
+/* Another hypervisor keeps VMX on, for how long is not known: nothing of a vCPU stays in the processor. */
+#define RVMM_ROOT_SHARED	2
+/* kvm_intel keeps VMX on, and rvmm keeps kvm_intel loaded: a vCPU stays in the processor until it moves to another. */
+#define RVMM_ROOT_KEPT		3
+
 /* --- devices handed to a guest ------------------------------------------------------------------ */
 
 /* KVM_CHECK_EXTENSION: RVMM_ASSIGN_DEVICE exists. Zero on KVM. */

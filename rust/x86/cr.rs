@@ -116,6 +116,32 @@ pub unsafe fn xsetbv(index: u32, value: u64) {
     };
 }
 
+/// DR7 as the kernel has set it on this CPU, but for bits that are fixed (`cpu_dr7` of asm/debugreg.h): the kernel
+/// writes the two together, with interrupts off. Reading the register takes longer, and in a virtual machine may exit.
+#[inline(always)]
+pub fn kernel_dr7() -> u64 {
+    let value: u64;
+    // SAFETY: Reads a per-CPU word, which GS points to wherever the kernel runs.
+    unsafe {
+        asm!("mov {}, gs:[rip + cpu_dr7]", out(reg) value,
+             options(readonly, nostack, preserves_flags))
+    };
+    value
+}
+
+/// Reads the FS base.
+///
+/// # Safety
+///
+/// CR4.FSGSBASE is set.
+#[inline(always)]
+pub unsafe fn fs_base() -> u64 {
+    let value: u64;
+    // SAFETY: The caller promises that the instruction exists.
+    unsafe { asm!("rdfsbase {}", out(reg) value, options(nomem, nostack, preserves_flags)) };
+    value
+}
+
 /// Reads the four breakpoint addresses.
 pub fn dr0123() -> [u64; 4] {
     [dr0(), dr1(), dr2(), dr3()]

@@ -6,7 +6,7 @@ use core::arch::asm;
 
 use crate::linux::bindings;
 
-/// Operand of LGDT, LIDT, SGDT and SIDT in 64-bit mode (SDM 3A 3.5.1).
+/// Operand of LGDT, SGDT and SIDT in 64-bit mode (SDM 3A 3.5.1).
 #[repr(C, packed)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct DescPtr {
@@ -19,7 +19,7 @@ pub struct DescPtr {
 const _: () = assert!(core::mem::size_of::<DescPtr>() == 10);
 
 macro_rules! table {
-    ($($(#[$doc:meta])* $get:ident, $sgdt:literal; $(#[$load_doc:meta])* $load:ident, $lgdt:literal;)*) => {$(
+    ($($(#[$doc:meta])* $get:ident, $sgdt:literal;)*) => {$(
         $(#[$doc])*
         #[inline(always)]
         pub fn $get() -> DescPtr {
@@ -27,17 +27,6 @@ macro_rules! table {
             // SAFETY: The instruction stores 10 bytes, the size of `p`.
             unsafe { asm!($sgdt, in(reg) &mut p, options(nostack, preserves_flags)) };
             p
-        }
-
-        $(#[$load_doc])*
-        ///
-        /// # Safety
-        ///
-        /// `p` describes a table that holds the descriptors the kernel relies on, and stays mapped.
-        #[inline(always)]
-        pub unsafe fn $load(p: &DescPtr) {
-            // SAFETY: The caller answers for the table.
-            unsafe { asm!($lgdt, in(reg) p, options(nostack, preserves_flags)) };
         }
     )*};
 }
@@ -47,12 +36,19 @@ table! {
     ///
     /// The base is the read-only remapping that the kernel runs on, not the writable table.
     gdt, "sgdt [{}]";
-    /// Loads the GDT register.
-    load_gdt, "lgdt [{}]";
     /// The IDT register.
     idt, "sidt [{}]";
-    /// Loads the IDT register.
-    load_idt, "lidt [{}]";
+}
+
+/// Loads the GDT register.
+///
+/// # Safety
+///
+/// `p` describes a table that holds the descriptors the kernel relies on, and stays mapped.
+#[inline(always)]
+pub unsafe fn load_gdt(p: &DescPtr) {
+    // SAFETY: The caller answers for the table.
+    unsafe { asm!("lgdt [{}]", in(reg) p, options(nostack, preserves_flags)) };
 }
 
 /// Loads the LDT register.

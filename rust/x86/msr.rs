@@ -9,6 +9,7 @@ use core::arch::asm;
 use kernel::prelude::*;
 
 use crate::linux::bindings;
+use crate::linux::irqflags::IrqsOff;
 
 /// Assembler for "an exception at label 2 goes on at label 3, by the handler for `{kind}`": `_ASM_EXTABLE_TYPE` of
 /// asm/asm.h.
@@ -21,6 +22,15 @@ macro_rules! extable {
          .long {kind}\n\
          .popsection"
     };
+}
+
+/// Whether another module has left a value of its own in an MSR that the kernel uses in user space only, and will put
+/// the kernel's back when this CPU returns there (`user_return_notifier_register`).
+#[inline]
+pub fn user_return_pending(_irqs_off: IrqsOff<'_>) -> bool {
+    // SAFETY: Reads a flag of the current task. The flag goes from task to task with the CPU, which stays the same
+    // while interrupts are off.
+    unsafe { bindings::rvmm_user_return_pending() }
 }
 
 /// Reads MSR `msr`; 0, with a warning in the log, where the CPU answers with #GP.

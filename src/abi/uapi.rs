@@ -314,6 +314,11 @@ pub(crate) const RVMM_DEVICE_RESAMPLE: u32 = _IO(R, 0x18);
 pub(crate) const RVMM_CAP_ENTRY_FAILURE: u32 = 0x5256_0000;
 /// `RVMM_CAP_ASSIGN_DEVICE`.
 pub(crate) const RVMM_CAP_ASSIGN_DEVICE: u32 = 0x5256_0001;
+/// `RVMM_CAP_ROOT`, and what it can be.
+pub(crate) const RVMM_CAP_ROOT: u32 = 0x5256_0002;
+pub(crate) const RVMM_ROOT_PRIVATE: u32 = 1;
+pub(crate) const RVMM_ROOT_SHARED: u32 = 2;
+pub(crate) const RVMM_ROOT_KEPT: u32 = 3;
 
 const _: () = {
     assert!(KVM_GET_SREGS == 0x8138_ae83);

@@ -131,6 +131,16 @@ fn flush_l1d(token: &Token) {
     }
 }
 
+/// Does what is needed where this CPU comes from a guest of another hypervisor's to one of ours, or may go the other way:
+/// that hypervisor does not know of our guests.
+#[cold]
+#[inline(never)]
+pub(crate) fn other_guests() {
+    if NEEDED.load(Ordering::Relaxed) & IBPB_SWITCH != 0 {
+        nospec::ibpb();
+    }
+}
+
 /// Does what the end of a stay in which a guest ran needs: what it has taught the branch predictors must not steer the
 /// VMM.
 #[inline]

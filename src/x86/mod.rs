@@ -53,8 +53,8 @@ pub(crate) use cpu::mce::{MCE_BANKS, MCE_CAP};
 pub(crate) use cpu::model::{lists, lists_msr, model};
 pub(crate) use cpu::{cpuid, msr, xsave};
 
-/// What the host's processor offers.
-pub(crate) use vendor::choose::caps as hardware;
+/// What the host's processor offers, and how it comes to run guests (`RVMM_CAP_ROOT`).
+pub(crate) use vendor::choose::{caps as hardware, root};
 
 /// Time: the guest has been stopped by user space, and the TSC frequency that user space wants.
 pub(crate) use pv::clock_page::guest_stopped;

@@ -1,9 +1,11 @@
 // SPDX-License-Identifier: GPL-2.0
 //! The extensions that only x86 has.
 
-use crate::abi::uapi::k;
+use crate::abi::uapi::{self, k};
 use crate::kvm::table::extensions;
-use crate::x86::{abi, debug, hardware, model, request, x2apic_api, Setup, Vm, VmCaps, MCE_BANKS};
+use crate::x86::{
+    abi, debug, hardware, model, request, root, x2apic_api, Setup, Vm, VmCaps, MCE_BANKS,
+};
 use core::sync::atomic::Ordering;
 use kernel::prelude::*;
 
@@ -20,6 +22,7 @@ fn unknown(_vm: &Vm, _setup: &mut Setup, _capability: u32, _value: u64) -> Resul
 extensions! {
     (vm, setup, value) else none, unknown;
     // Processors and their state.
+    uapi::RVMM_CAP_ROOT: root();
     k::KVM_CAP_HLT: 1;
     k::KVM_CAP_NOP_IO_DELAY: 1;
     k::KVM_CAP_VM_TYPES: 1;

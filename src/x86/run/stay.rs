@@ -7,7 +7,7 @@
 use super::{Runner, Stayed, Step};
 use crate::abi::stats::{ExitClass, VcpuCounter};
 use crate::linux::fpu::{Controls, KernelFpu};
-use crate::linux::irqflags::{IrqGuard, ThisCpu};
+use crate::linux::irqflags::ThisCpu;
 use crate::linux::{boot_cpu, mce, sched};
 use crate::mem::mmu::InOwnMm;
 use crate::x86::exit::Exit;
@@ -21,7 +21,7 @@ impl Runner<'_> {
     /// Runs the guest until something needs the outer loop.
     pub(super) fn stay(&mut self) -> Result<Stayed> {
         // Interrupts first: what the FPU's owner has to keep out is then kept out already.
-        let irq = IrqGuard::new();
+        let irq = self.s.hw.irqs_off();
         let own_mm = InOwnMm::new(self.vm.mm(), irq.token()).ok_or(EIO)?;
         let fpu = KernelFpu::begin_irqs_off(&irq);
         let host = &self.s.model.host;

@@ -66,6 +66,24 @@ pub(crate) fn cpu_down() {
     }
 }
 
+/// [`Platform::shutdown`] of the vendor.
+pub(crate) fn shutdown() {
+    match CHOSEN.as_ref().map(|c| c.0) {
+        Some(Kind::Vmx) => Vmx::shutdown(),
+        Some(Kind::Svm) => Svm::shutdown(),
+        None => {}
+    }
+}
+
+/// [`Platform::root`] of the vendor.
+pub(crate) fn root() -> u32 {
+    match CHOSEN.as_ref().map(|c| c.0) {
+        Some(Kind::Vmx) => Vmx::root(),
+        Some(Kind::Svm) => Svm::root(),
+        None => 0,
+    }
+}
+
 /// The vendor part of a vCPU.
 pub(crate) enum Backend {
     /// Intel.
@@ -89,6 +107,11 @@ impl VcpuBackend for Backend {
             Kind::Vmx => Self::Vmx(KBox::new(VmxVcpu::new(id, features)?, GFP_KERNEL_ACCOUNT)?),
             Kind::Svm => Self::Svm(KBox::new(SvmVcpu::new(id, features)?, GFP_KERNEL_ACCOUNT)?),
         })
+    }
+
+    #[inline]
+    fn irqs_off(&mut self) -> IrqGuard {
+        dispatch!(self, v => v.irqs_off())
     }
 
     #[inline]

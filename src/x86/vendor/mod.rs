@@ -5,7 +5,8 @@
 //!
 //! The guest runs only inside a *stay*: from [`VcpuBackend::begin_stay`] to [`VcpuBackend::end_stay`] on one CPU with
 //! interrupts off. VMX is in root operation only there (private root) or borrows it (shared root), so nothing
-//! of the vendor's state survives outside a stay that the host could disturb.
+//! of the vendor's state survives outside a stay that the host could disturb. (What the processor holds of a VMCS may
+//! stay there: [`VcpuBackend::irqs_off`].)
 //! A [`Stay`] is a value: whoever has a reference to one is inside, and [`Stay::hold`] alone begins and ends one.
 //! Operations marked *any* may be called outside a stay too; the backend opens a short one where it must.
 //!
@@ -298,6 +299,13 @@ pub trait VcpuBackend: Sized {
     /// guest's CPUID may show on this host.
     fn new(id: u32, features: &GuestFeatures) -> Result<Self>;
 
+    /// Turns interrupts off on a CPU where a stay can begin: what another CPU's processor may still hold of this vCPU has
+    /// been written back there. Interrupts are on.
+    #[inline(always)]
+    fn irqs_off(&mut self) -> IrqGuard {
+        IrqGuard::new()
+    }
+
     /// Starts a stay. Fails with a clear log line when root mode cannot be had.
     fn begin_stay(&mut self, begin: Begin<'_>) -> Result;
 
@@ -450,4 +458,14 @@ pub trait Platform {
 
     /// Undoes [`Platform::cpu_up`] on the calling CPU. Interrupts off.
     fn cpu_down();
+
+    /// The machine is going to halt or start anew. On one CPU, interrupts on.
+    fn shutdown() {
+        Self::cpu_down();
+    }
+
+    /// The answer to `RVMM_CAP_ROOT`.
+    fn root() -> u32 {
+        0
+    }
 }

@@ -8,7 +8,8 @@
 //! |---|---|
 //! | CR0, CR3, CR4, segments, bases, SYSENTER, EFER, PAT | the processor, from the host-state area |
 //! | DR7, DEBUGCTL (cleared), DR0-DR3 | [`HostState::leave`] |
-//! | limits of GDTR, IDTR (FFFFH) and TR (67H), LDTR (null) | [`HostState::leave`] |
+//! | limits of GDTR (FFFFH) and TR (67H), LDTR (null) | [`HostState::leave`] |
+//! | limit of IDTR (FFFFH) | nobody: no vector reaches beyond the table's 4 KiB, and KVM leaves the limit so too |
 //! | DS, ES, FS, GS selectors (null here; compatibility tasks have others) | [`HostState::leave`] |
 //! | IA32_PEBS_ENABLE, IA32_PERF_GLOBAL_CTRL | [`HostPebs`] |
 //! | STAR, LSTAR, FMASK, KERNEL_GS_BASE, TSC_AUX (loaded by [`HostState::enter`]) | [`HostState::leave`] |
@@ -22,10 +23,11 @@ use super::entry;
 use super::insn::Current;
 use super::msr::{GuestMsrs, SWAPPED};
 use super::pebs::HostPebs;
-use super::root::RootStay;
 use super::vmcs::*;
+use crate::linux::bindings::X86_FEATURE_FSGSBASE;
 use crate::linux::desc::{self, DescPtr};
-use crate::linux::{cr, msr};
+use crate::linux::irqflags::IrqsOff;
+use crate::linux::{boot_cpu, cr, msr};
 use crate::x86::cpu::index;
 
 /// The kernel's data segment selector (`__KERNEL_DS`). SS itself may hold a null selector in kernel mode.
@@ -38,9 +40,12 @@ pub(super) struct HostState {
     cr4: u64,
     fs_base: u64,
     gdt: DescPtr,
-    idt: DescPtr,
     swapped: [u64; SWAPPED.len()],
+    /// `swapped` may not be what the MSRs hold now.
+    swapped_stale: bool,
     tsc_aux: bool,
+    /// The FS base can be read without RDMSR.
+    fsgsbase: bool,
     pub(super) pebs: HostPebs,
     kernel_gs_base: u64,
     debugctl: u64,
@@ -81,10 +86,10 @@ impl HostState {
     /// Writes the fields that depend on the CPU only. When a stay begins on another CPU than the last.
     pub(super) fn move_to_this_cpu(&mut self, vm: Current<'_>, config: &VmcsConfig) {
         self.gdt = desc::gdt();
-        self.idt = desc::idt();
         self.tsc_aux = config.hw().rdtscp;
+        self.fsgsbase = boot_cpu::has(X86_FEATURE_FSGSBASE);
         self.pebs.move_to_this_cpu(config.pebs);
-        self.read_swapped();
+        self.swapped_stale = true;
         // SAFETY: The values in force on this CPU, which stay the same as long as the kernel runs; by `vm` interrupts
         // are off. All the MSRs exist with VMX.
         unsafe {
@@ -92,7 +97,7 @@ impl HostState {
             vm.write_host(HOST_GS_BASE, msr::read(index::GS_BASE));
             vm.write_host(HOST_TR_BASE, desc::tss_base_from_gdt());
             vm.write_host(HOST_GDTR_BASE, self.gdt.base);
-            vm.write_host(HOST_IDTR_BASE, self.idt.base);
+            vm.write_host(HOST_IDTR_BASE, desc::idt().base);
             vm.write_host(HOST_SYSENTER_CS, msr::read(index::SYSENTER_CS) as u32);
             vm.write_host(HOST_SYSENTER_ESP, msr::read(index::SYSENTER_ESP));
             vm.write_host(HOST_SYSENTER_EIP, msr::read(index::SYSENTER_EIP));
@@ -100,10 +105,9 @@ impl HostState {
     }
 
     /// Reads what the swapped MSRs hold on this CPU, to put it back at the end of the stay.
-    ///
-    /// The kernel never changes them. KVM does: it leaves its guest's values there until the CPU returns to user mode,
-    /// and remembers what it has left, so that its guest would run with the kernel's after a stay that put those back.
-    pub(super) fn read_swapped(&mut self) {
+    #[cold]
+    #[inline(never)]
+    fn read_swapped(&mut self) {
         for (value, index) in self.swapped.iter_mut().zip(SWAPPED) {
             if index != index::TSC_AUX || self.tsc_aux {
                 // SAFETY: SYSCALL MSRs exist with 64-bit mode, TSC_AUX with RDTSCP.
@@ -116,23 +120,35 @@ impl HostState {
     ///
     /// # Safety
     ///
-    /// [`HostState::leave`] follows before `root` is left.
+    /// [`HostState::leave`] follows before root operation is left. `cr4` is in force until then.
     #[inline]
-    pub(super) unsafe fn enter(&mut self, vm: Current<'_>, root: &RootStay<'_>, guest: &GuestMsrs) {
+    pub(super) unsafe fn enter(
+        &mut self,
+        vm: Current<'_>,
+        cr4: u64,
+        guest: &GuestMsrs,
+        irqs_off: IrqsOff<'_>,
+    ) {
         let cr3 = cr::cr3();
         if cr3 != self.cr3 {
             // SAFETY: The address space in force, which stays while interrupts are off, as they are by `vm`.
             unsafe { vm.write_host(HOST_CR3, cr3) };
             self.cr3 = cr3;
         }
-        let cr4 = root.cr4();
         if cr4 != self.cr4 {
             // SAFETY: The value in force during the stay.
             unsafe { vm.write_host(HOST_CR4, cr4) };
             self.cr4 = cr4;
         }
-        // SAFETY: FS_BASE, KERNEL_GS_BASE exist with 64-bit mode, DEBUGCTL with VMX.
-        let fs_base = unsafe { msr::read(index::FS_BASE) };
+        // SAFETY: FS_BASE, KERNEL_GS_BASE exist with 64-bit mode, DEBUGCTL with VMX. The kernel has set CR4.FSGSBASE
+        // where it believes in the feature.
+        let fs_base = unsafe {
+            if self.fsgsbase {
+                cr::fs_base()
+            } else {
+                msr::read(index::FS_BASE)
+            }
+        };
         if fs_base != self.fs_base {
             // SAFETY: The current task's own.
             unsafe { vm.write_host(HOST_FS_BASE, fs_base) };
@@ -143,7 +159,7 @@ impl HostState {
         self.fs = desc::fs();
         self.gs = desc::gs();
         self.ldtr = desc::ldtr();
-        self.dr7 = cr::dr7();
+        self.dr7 = cr::kernel_dr7();
         // SAFETY: As above.
         self.debugctl = unsafe { msr::read(index::DEBUGCTL) };
         self.pebs.begin_stay(vm);
@@ -152,6 +168,14 @@ impl HostState {
         // SAFETY: Guest values were validated when set (canonical), and the kernel uses none of these MSRs
         // with interrupts off.
         unsafe { msr::write(index::KERNEL_GS_BASE, guest.kernel_gs_base) };
+        // The kernel never changes these. KVM does: it leaves its guest's values there until the CPU returns to user
+        // mode, and remembers what it has left, so that its guest would run with the kernel's after a stay that put
+        // those back. While there is such a return to come, the kernel's own flag says so.
+        let foreign = msr::user_return_pending(irqs_off);
+        if foreign | self.swapped_stale {
+            self.read_swapped();
+            self.swapped_stale = foreign;
+        }
         for i in 0..SWAPPED.len() {
             self.load(i, self.swapped[i], guest.swapped[i]);
         }
@@ -217,11 +241,10 @@ impl HostState {
             // SAFETY: The value found at the begin.
             unsafe { msr::write(index::DEBUGCTL, self.debugctl) };
         }
-        // SAFETY: The tables that were in force, with their own limits. Interrupts are off as
+        // SAFETY: The table that was in force, with its own limit. Interrupts are off as
         // `invalidate_tss_limit` wants.
         unsafe {
             desc::load_gdt(&self.gdt);
-            desc::load_idt(&self.idt);
             desc::invalidate_tss_limit();
         }
         if self.ldtr != 0 {

@@ -10,6 +10,7 @@
 //! | `quirks` | what exists for emulators only |
 //! | `config` | capability MSRs, the controls chosen |
 //! | `msr` | MSRs of the guest |
+//! | `active` | VMCSs that stay active between stays |
 //! | `shared` | what all vCPUs share |
 //! | `setup` | a VMCS's first use |
 //! | `root` | private and shared root operation |
@@ -30,6 +31,7 @@
 //!
 //! A file imports only from files above it in this table.
 
+mod active;
 mod apic;
 mod bits;
 mod check;
@@ -56,7 +58,11 @@ mod vcpu;
 mod view;
 mod vmcs;
 
+use crate::abi::uapi;
 use crate::linux::global::Owner;
+use crate::linux::irqflags::IrqGuard;
+use crate::linux::{cr, smp};
+use crate::x86::cpu::regs::cr4;
 use crate::x86::vendor::{HwCaps, Platform};
 use config::VmcsConfig;
 use kernel::prelude::*;
@@ -83,11 +89,40 @@ impl Platform for Vmx {
                  between them\n");
             return Err(EIO);
         }
-        // VMX operation lasts for a stay only, so there is nothing to turn on.
+        // KVM's callback has come first, if KVM is there: while it is held, VMX is on until its callback's turn again.
+        if shared.kvm.is_some() {
+            let irq = IrqGuard::new();
+            if let Some(cpu) = shared.cpus.this(&irq) {
+                cpu.open();
+            }
+        }
         Ok(())
     }
 
     fn cpu_down() {
-        // Stays end before a CPU can go down, so nothing is left on it.
+        let Some(shared) = SHARED.get() else { return };
+        let irq = IrqGuard::new();
+        if let Some(cpu) = shared.cpus.this(&irq) {
+            // SAFETY: This is the CPU.
+            unsafe { cpu.close(irq.token()) };
+        }
+    }
+
+    fn shutdown() {
+        // KVM switches VMX off on all CPUs next.
+        for cpu in 0..smp::nr_cpu_ids() {
+            // One that is not online has nothing.
+            let _ = smp::call_on_cpu(cpu, Self::cpu_down);
+        }
+    }
+
+    fn root() -> u32 {
+        if cr::cr4() & cr4::VMXE == 0 {
+            uapi::RVMM_ROOT_PRIVATE
+        } else if SHARED.get().is_some_and(|s| s.kvm.is_some()) {
+            uapi::RVMM_ROOT_KEPT
+        } else {
+            uapi::RVMM_ROOT_SHARED
+        }
     }
 }

@@ -1,13 +1,15 @@
 // SPDX-License-Identifier: GPL-2.0
-//! What all vCPUs share: the VMCS configuration, MSR bitmaps, VMXON regions. It is made at module load and read only.
+//! What all vCPUs share: the VMCS configuration, MSR bitmaps, what each CPU has. It is made at module load; but for the
+//! last it is read only.
 
+use super::active::Cpu;
 use super::check::VmxCaps;
 use super::config::VmcsConfig;
 use super::msr;
+use crate::linux::file_ref::FileRef;
 use crate::linux::global::Global;
-use crate::linux::irqflags::ThisCpu;
 use crate::linux::page::Pages;
-use crate::linux::smp;
+use crate::linux::percpu::PerCpu;
 use kernel::prelude::*;
 
 /// What all vCPUs share. They hold it; new ones, and CPUs that come, find it from `probe` to the module's exit.
@@ -22,19 +24,16 @@ pub(super) struct Shared {
     x2apic_bitmaps: [Pages; 2],
     /// MSR bitmap of such guests where every other MSR exits.
     x2apic_only_bitmap: Pages,
-    /// VMXON regions by CPU number (SDM 3C 25.11.5).
-    vmxon: KVec<Pages>,
+    /// By CPU number.
+    pub(super) cpus: PerCpu<Cpu>,
+    /// See [`hold_kvm`].
+    pub(super) kvm: Option<FileRef>,
 }
 
 pub(super) static SHARED: Global<Shared> = Global::new();
 
 impl Shared {
     pub(super) fn new(config: VmcsConfig) -> Result<Self> {
-        let cpus = smp::nr_cpu_ids();
-        let mut vmxon = KVec::with_capacity(cpus as usize, GFP_KERNEL)?;
-        for _ in 0..cpus {
-            vmxon.push(revision_page(&config)?, GFP_KERNEL)?;
-        }
         let bitmap = |fill: fn(&mut [u8]), spec_ctrl| {
             Pages::filled(0, |map| {
                 fill(map);
@@ -53,7 +52,8 @@ impl Shared {
             ],
             x2apic_bitmaps: [bitmap(x2apic, false)?, bitmap(x2apic, true)?],
             x2apic_only_bitmap: Pages::filled(0, msr::fill_x2apic_only_bitmap)?,
-            vmxon,
+            cpus: PerCpu::new(|_| Ok(Cpu::new(revision_page(&config)?)))?,
+            kvm: hold_kvm(),
         })
     }
 
@@ -67,13 +67,17 @@ impl Shared {
         };
         if spec_ctrl { passing } else { plain }.phys()
     }
+}
 
-    /// Physical address of this CPU's VMXON region.
-    #[inline]
-    pub(super) fn vmxon_region(&self, this_cpu: ThisCpu<'_>) -> Option<u64> {
-        let region = self.vmxon.get(this_cpu.number() as usize);
-        region.map(Pages::phys)
-    }
+/// Keeps kvm_intel loaded, if it is there and keeps VMX on as long as it is loaded (`enable_virt_at_load`, which cannot
+/// be changed later). KVM has its device only while VMX is on on all CPUs, and the open file pins the module.
+///
+/// With `enable_virt_at_load=0` VMX goes with KVM's last VM, of which nobody is told.
+fn hold_kvm() -> Option<FileRef> {
+    let kvm = FileRef::open(c"/dev/kvm").ok()?;
+    let at_load = FileRef::open(c"/sys/module/kvm/parameters/enable_virt_at_load")
+        .and_then(|f| f.first_byte());
+    (kvm.is_of_module(c"kvm_intel") && at_load == Ok(b'Y')).then_some(kvm)
 }
 
 /// A zeroed page that starts with the VMCS revision identifier: an empty VMCS or a VMXON region.

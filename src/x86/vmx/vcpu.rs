@@ -17,16 +17,15 @@ use super::insn::Current;
 use super::interruptibility::Blocking;
 use super::msr::{self, GuestMsrs};
 use super::pause::PauseWindow;
-use super::root::{Root, RootStay};
+use super::root::Region;
 use super::setup::{self, Written, ALWAYS_INTERCEPTED};
-use super::shared::{revision_page, Shared, SHARED};
+use super::shared::{Shared, SHARED};
 use super::split_lock::{self, SplitLock};
 use super::state::{self, ControlState, RightsCache};
 use super::timer::Timer;
 use super::vmcs::*;
 use super::{decode, event, view};
 use crate::linux::irqflags::{IrqGuard, ThisCpu};
-use crate::linux::page::Pages;
 use crate::linux::{cr, smp};
 use crate::mem::addr::Hpa;
 use crate::x86::cpu::cpuid::GuestFeatures;
@@ -50,17 +49,13 @@ const NOWHERE: u32 = u32::MAX;
 /// The vendor part of a vCPU.
 pub(crate) struct VmxVcpu {
     shared: Arc<Shared>,
-    /// The VMCS region; its physical address is in `vmcs_phys`.
-    _vmcs: Pages,
-    vmcs_phys: u64,
-    /// Present during a stay.
-    stay: Option<Root>,
+    region: Region,
+    /// A stay goes on.
+    in_stay: bool,
     /// The VMCS has been set up, in the first stay.
     ready: bool,
     /// The launch state is "launched".
     launched: bool,
-    /// The last stay was in shared root.
-    root_was_shared: bool,
     /// A guest ran in this stay.
     entered: bool,
     /// CPU of the last stay.
@@ -111,11 +106,7 @@ impl VmxVcpu {
     /// Access to the VMCS during a stay.
     #[inline(always)]
     fn current<'a>(&self) -> Option<Current<'a>> {
-        // SAFETY: `begin_stay`, which takes a `Begin`, makes the VMCS current and fills `stay`; `end_stay`, which takes
-        // the `Stay`, empties it. Only `Stay::hold` has these values, and calls the one after the other with interrupts
-        // off from before to after. No function called between the two keeps the result for later. `&self` makes the
-        // caller the VMCS's owner.
-        self.stay.as_ref().map(|_| unsafe { Current::assume() })
+        self.region.current()
     }
 
     /// Runs `f` with the VMCS current: at once in a stay, else in a short one of its own. `None` when root
@@ -124,32 +115,31 @@ impl VmxVcpu {
         if let Some(vm) = self.current() {
             return Some(f(self, vm));
         }
-        let irq = IrqGuard::new();
-        let root = self.enter_short(irq.this_cpu()).ok()?;
-        Some(f(self, root.current()))
+        let irq = self.region.irqs_off();
+        let vm = self.enter_short(irq.this_cpu()).ok()?;
+        let result = f(self, vm);
+        self.region.leave();
+        Some(result)
     }
 
-    /// Root operation for a moment, with a VMCS that has been set up.
+    /// [`VmxVcpu::enter_root`] for a short stay.
     #[inline(never)]
-    fn enter_short<'irq>(&mut self, this_cpu: ThisCpu<'irq>) -> Result<RootStay<'irq>> {
-        let root = self.enter_root(this_cpu)?;
-        self.set_up(root.current())?;
-        Ok(root)
+    fn enter_short<'irq>(&mut self, this_cpu: ThisCpu<'irq>) -> Result<Current<'irq>> {
+        self.enter_root(this_cpu)
     }
 
-    /// Root operation with this VMCS current.
+    /// Root operation with this VMCS current, which has been set up. After success [`Region::leave`] has to follow.
     #[inline(always)]
-    fn enter_root<'irq>(&mut self, this_cpu: ThisCpu<'irq>) -> Result<RootStay<'irq>> {
-        if self.stay.is_some() {
-            // The core never does that.
-            return Err(EBUSY);
+    fn enter_root<'irq>(&mut self, this_cpu: ThisCpu<'irq>) -> Result<Current<'irq>> {
+        // SAFETY: Both callers have `leave` called: `with_current`, and `begin_stay`, after which `Stay::hold` calls
+        // `end_stay`.
+        self.launched &= unsafe { self.region.enter(this_cpu) }?;
+        let vm = self.current().ok_or(EIO)?;
+        if let Err(e) = self.set_up(vm) {
+            self.region.leave();
+            return Err(e);
         }
-        let region = self.shared.vmxon_region(this_cpu).ok_or(EIO)?;
-        let irqs_off = this_cpu.irqs_off();
-        let own = self.config().own_root;
-        // SAFETY: The region is this CPU's own. The VMCS is ours and active nowhere: there is no stay, and whatever
-        // ends root operation does VMCLEAR.
-        unsafe { RootStay::enter(irqs_off, region, self.vmcs_phys, !self.ready, own) }
+        Ok(vm)
     }
 
     /// Sets up the VMCS in its first use.
@@ -213,7 +203,7 @@ impl VmxVcpu {
     /// Runs the entry checks over the VMCS as it is; `tpr` is CR8.
     fn check(&self, vm: Current<'_>, tpr: u8) -> Result<(), EntryViolation> {
         // Outside a stay the host's part is that of the last one.
-        view::check(vm, &self.shared.rules, tpr, self.stay.is_some())
+        view::check(vm, &self.shared.rules, tpr, self.in_stay)
     }
 
     /// The failure that the entry checks find, as the processor would report it.
@@ -289,7 +279,7 @@ impl VmxVcpu {
             vm.write(GUEST_DR7, dr7_for_entry(cpu.dr7));
             self.written.dr7 = cpu.dr7;
         }
-        if self.stay.is_some() && cpu.dr7 & dr7::ENABLES != 0 && self.written.dr != Some(cpu.dr) {
+        if self.in_stay && cpu.dr7 & dr7::ENABLES != 0 && self.written.dr != Some(cpu.dr) {
             self.host.load_breakpoints(&cpu.dr);
             self.written.dr = Some(cpu.dr);
         }
@@ -339,12 +329,12 @@ impl VmxVcpu {
             vm.write(GUEST_ACTIVITY_STATE, activity::ACTIVE);
             self.activity_dirty = false;
         }
-        if self.stay.is_none() {
-            // Only checking: the entry may come on another CPU, and that one has to flush.
-            self.stale |= self.flush.root | self.flush.linear;
-        } else {
+        if self.in_stay {
             self.flush
                 .carry_out(vm, &self.shared.config, self.written.eptp);
+        } else {
+            // Only checking: the entry may come on another CPU, and that one has to flush.
+            self.stale |= self.flush.root | self.flush.linear;
         }
     }
 
@@ -438,14 +428,11 @@ const fn dr7_for_entry(dr7: u64) -> u64 {
 impl VcpuBackend for VmxVcpu {
     fn new(id: u32, _features: &GuestFeatures) -> Result<Self> {
         let shared = SHARED.get().ok_or(ENODEV)?;
-        let vmcs = revision_page(&shared.config)?;
         Ok(Self {
-            vmcs_phys: vmcs.phys(),
-            _vmcs: vmcs,
-            stay: None,
+            region: Region::new(shared.clone())?,
+            in_stay: false,
             ready: false,
             launched: false,
-            root_was_shared: false,
             entered: false,
             last_cpu: NOWHERE,
             host_rsp: 0,
@@ -476,45 +463,46 @@ impl VcpuBackend for VmxVcpu {
         })
     }
 
+    #[inline]
+    fn irqs_off(&mut self) -> IrqGuard {
+        self.region.irqs_off()
+    }
+
     fn begin_stay(&mut self, begin: Begin<'_>) -> Result {
         let this_cpu = begin.this_cpu();
-        let root = self.enter_root(this_cpu)?;
-        let vm = root.current();
-        self.set_up(vm)?;
+        let vm = self.enter_root(this_cpu)?;
         if this_cpu.number() != self.last_cpu {
             self.host.move_to_this_cpu(vm, &self.shared.config);
             self.last_cpu = this_cpu.number();
             self.flush.root = true;
             self.stale = true;
-        } else if root.is_shared() | self.root_was_shared {
-            self.host.read_swapped();
         }
-        self.root_was_shared = root.is_shared();
-        // SAFETY: Nothing fails from here on, so that `end_stay` follows, which calls `leave` first and leaves `root`
-        // then.
-        unsafe { self.host.enter(vm, &root, &self.msrs) };
-        self.msrs.spec_ctrl.begin_stay(this_cpu.irqs_off());
+        let (cr4, irqs_off) = (self.region.cr4(), this_cpu.irqs_off());
+        // SAFETY: Nothing fails from here on, so that `end_stay` follows, which calls `leave` first and leaves root
+        // operation then.
+        unsafe { self.host.enter(vm, cr4, &self.msrs, irqs_off) };
+        self.msrs.spec_ctrl.begin_stay(irqs_off);
         self.split_lock.begin_stay();
-        self.launched = false;
         self.entered = false;
         self.written.dr = None;
-        self.stay = Some(root.keep());
+        self.in_stay = true;
         Ok(())
     }
 
     fn end_stay(&mut self, _stay: Stay<'_>) {
-        let (Some(vm), Some(root)) = (self.current(), self.stay) else {
+        let Some(vm) = self.current() else {
             return;
         };
         // For callers after the stay, which would have to open one to ask.
         self.blocking.get(vm);
-        self.stay = None;
+        self.in_stay = false;
         self.split_lock.end_stay();
-        // SAFETY: A stay has one CPU, with interrupts off all along; its beginning called `enter` and filled `stay`.
-        unsafe {
-            self.host.leave(&mut self.msrs, self.entered);
-            root.leave();
+        if self.entered && self.region.is_borrowed() {
+            mitigate::other_guests();
         }
+        // SAFETY: A stay has one CPU, with interrupts off all along; its beginning called `enter`.
+        unsafe { self.host.leave(&mut self.msrs, self.entered) };
+        self.region.leave();
     }
 
     #[inline]
@@ -615,10 +603,12 @@ impl VcpuBackend for VmxVcpu {
 
     fn load(&mut self, cpu: &mut CpuState, groups: Groups) {
         // A short stay costs more than the reads: what else may be asked for comes along.
-        let wanted = match self.stay {
-            Some(_) => groups,
-            None if cpu.avail.contains(groups) => return,
-            None => Groups::ALL,
+        let wanted = if self.in_stay {
+            groups
+        } else if cpu.avail.contains(groups) {
+            return;
+        } else {
+            Groups::ALL
         };
         let missing = wanted.without(cpu.avail);
         if missing.is_empty() {
@@ -680,7 +670,7 @@ impl VcpuBackend for VmxVcpu {
         if let Some(i) = msr::swapped_slot(index) {
             if let Some(slot) = self.msrs.swapped.get_mut(i) {
                 let old = core::mem::replace(slot, value);
-                if self.stay.is_some() {
+                if self.in_stay {
                     self.host.reload(i, old, value);
                 }
             }
