@@ -93,6 +93,7 @@ pub fn main(args: &Args) -> Status {
         lines.push(module());
     }
     lines.push(node(&args.device));
+    lines.extend(root(&args.device));
     lines.push(iommu());
 
     let missing = lines
@@ -425,6 +426,41 @@ fn node(path: &Path) -> Line {
     }
 }
 
+/// How a processor comes into VMX root operation, which the module alone knows.
+fn root(device: &Path) -> Option<Line> {
+    /// `RVMM_CAP_ROOT` of `rvmm.h`.
+    const RVMM_CAP_ROOT: u64 = 0x5256_0002;
+    root_line(vm::open(device).ok()?.check_extension_raw(RVMM_CAP_ROOT))
+}
+
+fn root_line(root: i32) -> Option<Line> {
+    const TOPIC: &str = "VMX";
+    match root {
+        1 => Some(
+            line(
+                Verdict::Note,
+                TOPIC,
+                "rvmm's own: VMXON, VMCLEAR and VMXOFF for every turn of a guest, dearest in a virtual machine",
+            )
+            .remedy("sudo modprobe kvm_intel, then load rvmm again: shared VMX costs less"),
+        ),
+        2 => Some(
+            line(
+                Verdict::Note,
+                TOPIC,
+                "shared with a hypervisor that may switch it off: VMPTRLD and VMCLEAR for every turn of a guest",
+            )
+            .remedy("load rvmm after kvm_intel, and that without enable_virt_at_load=0"),
+        ),
+        3 => Some(line(
+            Verdict::Good,
+            TOPIC,
+            "shared with kvm_intel, which rvmm keeps loaded: a vCPU stays in the processor between turns",
+        )),
+        _ => None,
+    }
+}
+
 fn iommu() -> Line {
     let groups = fs::read_dir("/sys/kernel/iommu_groups").map_or(0, |entries| entries.count());
     if groups > 0 {
@@ -533,6 +569,15 @@ mod tests {
             other_hypervisors(&intel, loaded).unwrap().verdict,
             Verdict::Good
         );
+    }
+
+    #[test]
+    fn roots() {
+        let verdict = |root| root_line(root).map(|line| line.verdict);
+        assert_eq!(verdict(0), None);
+        assert_eq!(verdict(1), Some(Verdict::Note));
+        assert_eq!(verdict(2), Some(Verdict::Note));
+        assert_eq!(verdict(3), Some(Verdict::Good));
     }
 
     #[test]
