@@ -50,7 +50,7 @@ if [ ! -e /sys/module/rvmm ] || [ ! -f "$ko" ] || [ "$(id -u)" != 0 ] || [ "${DE
     echo "1..0 # SKIP not root, no $ko, or rvmm is not what is tested"
     exit 4
 fi
-echo "1..5"
+echo "1..6"
 parameters=${RVMM_PARAMETERS:-}
 
 wait_for 10 unload && [ ! -e /dev/rvmm ] && [ ! -e /sys/module/rvmm ]
@@ -94,6 +94,37 @@ for i in 1 2 3; do
     insmod "$ko" $parameters || status=1
 done
 result $status killed
+
+# VMX stays on while vCPUs are in the processors: kvm_intel cannot go before rvmm, and can after it.
+if [ -e /sys/module/kvm_intel ] && [ -f "${KVM_KO:-/bed/kvm_intel.ko}" ]; then
+    status=0
+    "$here/regs" -d /dev/rvmm regs_in_guest > /dev/null || status=1
+    rmmod kvm_intel 2> /dev/null && status=1
+    "$here/regs" -d /dev/rvmm regs_in_guest > /dev/null || status=1
+    wait_for 10 unload || status=1
+    wait_for 10 rmmod kvm_intel 2> /dev/null || status=1
+    # Loaded after rvmm, it comes and goes, and rvmm finds a way in each case.
+    # shellcheck disable=SC2086
+    insmod "$ko" $parameters || status=1
+    for i in 1 2 3; do
+        "$here/regs" -d /dev/rvmm regs_in_guest > /dev/null || status=1
+        start_guest || status=1
+        insmod "${KVM_KO:-/bed/kvm_intel.ko}" enable_apicv=0 || status=1
+        "$here/regs" -d /dev/rvmm regs_in_guest > /dev/null || status=1
+        "$here/regs" -d /dev/kvm regs_in_guest > /dev/null || status=1
+        wait_for 10 rmmod kvm_intel 2> /dev/null || status=1
+        kill -9 $guest
+        wait $guest 2> /dev/null
+    done
+    # As it was found.
+    wait_for 10 unload || status=1
+    insmod "${KVM_KO:-/bed/kvm_intel.ko}" enable_apicv=0 || status=1
+    # shellcheck disable=SC2086
+    insmod "$ko" $parameters || status=1
+    result $status kvm_intel_comes_and_goes
+else
+    skip kvm_intel_comes_and_goes "no kvm_intel that can be loaded anew"
+fi
 
 cpu=/sys/devices/system/cpu/cpu1/online
 if [ -w $cpu ] && [ "$(cat $cpu)" = 1 ]; then
