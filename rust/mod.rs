@@ -41,4 +41,4 @@ pub mod wait;
 pub mod x86;
 
 // Users name these by `crate::linux` alone, like the wrappers that every architecture has.
-pub use x86::{boot_cpu, cache, cpuid, cr, desc, fpu, mce, msr, nospec};
+pub use x86::{boot_cpu, cache, cost, cpuid, cr, desc, fpu, mce, msr, nospec};

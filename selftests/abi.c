@@ -617,3 +617,65 @@ TEST(without_irqchip)
 	/* It is too late for an interrupt controller. */
 	CHECK(ioctl(vm.fd, KVM_CREATE_IRQCHIP, 0) < 0);
 }
+
+/* RVMM_MEASURE_ROOT: its errors, and that the vCPU runs on where it was. */
+GUEST64(read_and_halt, "mov " STR(G_CELLS) ", %rax; hlt; mov " STR(G_CELLS) ", %rax; hlt\n");
+
+TEST(measure_root)
+{
+	struct rvmm_root_cost cost = {};
+	struct kvm_regs before, after;
+	struct kvm_sregs s;
+	struct vm vm, with_apic;
+	unsigned int index = 0;
+	int status;
+
+	VM_NEW_LONG(&vm, read_and_halt);
+	if (!is_rvmm()) {
+		CHECK_ERRNO(ioctl(vm.vcpu, RVMM_MEASURE_ROOT, &cost), EINVAL);
+		skip("KVM does not have it");
+	}
+	vm_cells(&vm)[0] = 1;
+	vm_expect(&vm, KVM_EXIT_HLT);
+	before = vm_regs(&vm);
+	s = vm_sregs(&vm);
+	for (errno = 0; errno != ENOENT; index++) {
+		int tries = 100;
+
+		do {
+			cost.index = index;
+			errno = 0;
+			ioctl(vm.vcpu, RVMM_MEASURE_ROOT, &cost);
+		} while (errno == EAGAIN && tries--);
+		if (errno == ENOENT)
+			break;
+		REQUIRE(!errno);
+		CHECK(cost.count <= ARRAY_SIZE(cost.ticks));
+		CHECK(cost.name[0] && memchr(cost.name, 0, sizeof(cost.name)));
+		if (!index)
+			CHECK(!strcmp(cost.name, "nothing") && cost.count);
+	}
+	CHECK(index > 20);
+	cost.index = -1;
+	CHECK_ERRNO(ioctl(vm.vcpu, RVMM_MEASURE_ROOT, &cost), ENOENT);
+	CHECK_ERRNO(ioctl(vm.vcpu, RVMM_MEASURE_ROOT, 8), EFAULT);
+	after = vm_regs(&vm);
+	/* A faulting access may leave RFLAGS.RF set, to be tried again without its breakpoints. */
+	after.rflags &= ~(1ull << 16);
+	CHECK(!memcmp(&after, &before, sizeof(after)));
+	CHECK_EQ(vm_sregs(&vm).cr3, s.cr3);
+	vm_cells(&vm)[0] = 2;
+	vm_expect(&vm, KVM_EXIT_HLT);
+	CHECK_EQ(vm_regs(&vm).rax, 2);
+
+	vm_new_irqchip(&with_apic, MIB);
+	cost.index = 0;
+	CHECK_ERRNO(ioctl(with_apic.vcpu, RVMM_MEASURE_ROOT, &cost), EINVAL);
+	if (!fork_child()) {
+		vm_new(&vm, MIB);
+		OK(setuid(65534));
+		_exit(ioctl(vm.vcpu, RVMM_MEASURE_ROOT, &cost) != -1 || errno != EPERM);
+	}
+	OK(wait(&status));
+	CHECK_EQ(status, 0);
+}

@@ -4,6 +4,7 @@
 
 pub mod boot_cpu;
 pub mod cache;
+pub mod cost;
 pub mod cpuid;
 pub mod cr;
 pub mod desc;

@@ -76,6 +76,27 @@ pub(crate) struct EntryFailure {
 
 const _: () = assert!(size_of::<EntryFailure>() == 256);
 
+/// `struct rvmm_root_cost`.
+#[derive(Clone, Copy, FromBytes, Immutable, IntoBytes)]
+#[repr(C)]
+pub(crate) struct RootCost {
+    /// Which instruction.
+    pub(crate) index: u32,
+    /// Rounds that were timed.
+    pub(crate) count: u32,
+    /// The instruction's name, zero-terminated.
+    pub(crate) name: [u8; Self::NAME],
+    /// What each round took.
+    pub(crate) ticks: [u32; Self::ROUNDS],
+}
+
+impl RootCost {
+    pub(crate) const NAME: usize = 24;
+    pub(crate) const ROUNDS: usize = 56;
+}
+
+const _: () = assert!(size_of::<RootCost>() == 256);
+
 /// A sentence for user space, zero-terminated and cut where it does not fit.
 #[derive(Clone, Copy, FromBytes, Immutable, IntoBytes)]
 #[repr(transparent)]
@@ -299,6 +320,7 @@ pub(crate) const KVM_GET_XCRS: u32 = _IOR::<k::kvm_xcrs>(K, 0xa6);
 pub(crate) const KVM_SET_XCRS: u32 = _IOW::<k::kvm_xcrs>(K, 0xa7);
 
 pub(crate) const RVMM_GET_ENTRY_FAILURE: u32 = _IOR::<EntryFailure>(R, 0x01);
+pub(crate) const RVMM_MEASURE_ROOT: u32 = _IOWR::<RootCost>(R, 0x02);
 pub(crate) const RVMM_ASSIGN_DEVICE: u32 = _IOWR::<AssignDevice>(R, 0x10);
 pub(crate) const RVMM_DEVICE_GET_INFO: u32 = _IOR::<DeviceInfo>(R, 0x11);
 /// The header only: the GSIs follow.

@@ -44,6 +44,9 @@ pub(crate) use run::Runner;
 /// A vCPU's state as user space reads and writes it, and debugging by user space: a function for each ioctl.
 pub(crate) use vcpu::{abi, debug};
 
+/// What the instructions cost of which stays are made.
+pub(crate) use vcpu::measure;
+
 /// What others ask of a vCPU, and how APIC ids are written.
 pub(crate) use shared::{request, x2apic_api};
 

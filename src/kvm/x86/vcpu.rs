@@ -7,7 +7,8 @@ use crate::kvm::x86::system::put_cpuid;
 use crate::linux::hrtimer;
 use crate::mem::addr::Gpa;
 use crate::x86::{
-    abi, guest_stopped, wanted_tsc_khz, xsave, CpuidEntry, MpState, Runner, State, Vcpu, Vm,
+    abi, guest_stopped, measure, wanted_tsc_khz, xsave, CpuidEntry, MpState, Runner, State, Vcpu,
+    Vm,
 };
 use kernel::prelude::*;
 use kernel::sync::Arc;
@@ -66,6 +67,7 @@ ioctls! {
     KVM_SET_DEVICE_ATTR:    held, set(r => set_device_attr(vm, vcpu, s, r));
 
     RVMM_GET_ENTRY_FAILURE: held, get(s.entry_failure.ok_or(ENODATA));
+    RVMM_MEASURE_ROOT:      held, swap(r => measure(vm, s, r));
 }
 
 /// The state with all that has been sent to the vCPU taken in.

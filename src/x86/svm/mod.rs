@@ -16,6 +16,7 @@
 //! | `check`, `view` | the entry checks in software, and the VMCB as they see it |
 //! | `quirks` | what exists only for an emulator |
 //! | `vcpu` | all of it as [`crate::x86::vendor::VcpuBackend`] |
+//! | `measure` | what the instructions cost |
 
 mod asid;
 mod breakpoints;
@@ -23,6 +24,7 @@ pub(crate) mod check;
 mod decode;
 mod entry;
 mod event;
+mod measure;
 mod msr;
 mod nmi;
 mod platform;

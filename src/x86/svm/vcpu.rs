@@ -39,15 +39,15 @@ const PAUSES: u16 = 3000;
 
 /// The SVM part of a vCPU.
 pub(crate) struct SvmVcpu {
-    vmcb: VmcbPage,
+    pub(super) vmcb: VmcbPage,
     shared: Arc<Shared>,
     /// What the software entry checks go by.
     rules: SvmCaps,
     asid: Tag,
     /// The number of the current stay's CPU; none outside.
-    stay: Option<u32>,
+    pub(super) stay: Option<u32>,
     /// Value of `host_extra` of this CPU for the current stay.
-    host_extra: u64,
+    pub(super) host_extra: u64,
     nmi: Nmi,
     /// The #BP or #OF that the last entry was to deliver, as another one would have to, and RIP at that entry.
     trap: Option<(Event, u64)>,

@@ -12,12 +12,15 @@ mod events;
 pub(crate) mod fetch;
 mod guest_debug;
 mod guest_mem;
+mod measure;
 pub(crate) mod mmio;
 mod msr;
 mod regs;
 pub(crate) mod state;
 mod timer;
 pub(crate) mod tsc;
+
+pub(crate) use measure::measure;
 
 use crate::abi::ledger::VcpuLedger;
 use crate::abi::uapi::k;

@@ -1,9 +1,10 @@
 // SPDX-License-Identifier: GPL-2.0
 //! The vendor that this machine has, chosen once at load.
 
+use crate::linux::cost::Samples;
 use crate::linux::global::Owner;
-use crate::linux::irqflags::IrqGuard;
 use crate::mem::addr::Hpa;
+use crate::linux::irqflags::{IrqGuard, ThisCpu};
 use crate::x86::cpu::cpuid::GuestFeatures;
 use crate::x86::exit::{Event, Exit};
 use crate::x86::paging::gwalk::PDPTE_RESERVED;
@@ -99,6 +100,22 @@ macro_rules! dispatch {
             Self::Svm($v) => $e,
         }
     };
+}
+
+impl Backend {
+    /// In a stay whose last exit was a nested fault, since nothing is mapped at all: times the vendor's instruction
+    /// number `n`. Its name; `None` when there are no more.
+    pub(crate) fn measure(
+        &mut self,
+        n: usize,
+        this_cpu: ThisCpu<'_>,
+        samples: &mut Samples<'_>,
+    ) -> Option<&'static str> {
+        match self {
+            Self::Vmx(v) => v.measure(n, this_cpu, samples),
+            Self::Svm(v) => v.measure(n, samples),
+        }
+    }
 }
 
 impl VcpuBackend for Backend {

@@ -28,6 +28,7 @@
 //! | `exits` | the exits that need more than decoding |
 //! | `view` | the VMCS as `check` looks at it |
 //! | `vcpu` | all of it as [`crate::x86::vendor::VcpuBackend`] |
+//! | `measure` | what the instructions cost |
 //!
 //! A file imports only from files above it in this table.
 
@@ -44,6 +45,7 @@ mod flush;
 mod host;
 mod insn;
 mod interruptibility;
+mod measure;
 mod msr;
 mod pause;
 mod pebs;

@@ -119,6 +119,16 @@ impl Region {
         (self.root != Root::Out).then(|| unsafe { Current::assume() })
     }
 
+    /// The VMCS's physical address.
+    pub(super) const fn phys(&self) -> u64 {
+        self.phys
+    }
+
+    /// Root operation is our own.
+    pub(super) fn is_private(&self) -> bool {
+        self.root == Root::Private
+    }
+
     /// CR4 that a VM exit has to load.
     #[inline(always)]
     pub(super) const fn cr4(&self) -> u64 {

@@ -48,14 +48,14 @@ const NOWHERE: u32 = u32::MAX;
 
 /// The vendor part of a vCPU.
 pub(crate) struct VmxVcpu {
-    shared: Arc<Shared>,
-    region: Region,
+    pub(super) shared: Arc<Shared>,
+    pub(super) region: Region,
     /// A stay goes on.
     in_stay: bool,
     /// The VMCS has been set up, in the first stay.
     ready: bool,
     /// The launch state is "launched".
-    launched: bool,
+    pub(super) launched: bool,
     /// A guest ran in this stay.
     entered: bool,
     /// CPU of the last stay.
@@ -99,13 +99,13 @@ pub(crate) struct VmxVcpu {
 
 impl VmxVcpu {
     #[inline(always)]
-    fn config(&self) -> &VmcsConfig {
+    pub(super) fn config(&self) -> &VmcsConfig {
         &self.shared.config
     }
 
     /// Access to the VMCS during a stay.
     #[inline(always)]
-    fn current<'a>(&self) -> Option<Current<'a>> {
+    pub(super) fn current<'a>(&self) -> Option<Current<'a>> {
         self.region.current()
     }
 
