@@ -14,10 +14,14 @@ pub use numbers::*;
 mod numbers {
     use kvm_bindings::KVMIO;
 
-    use super::{AssignDevice, DeviceConfig, DeviceInfo, DeviceVector, RvmmEntryFailure, RVMM_IOC};
+    use super::{
+        AssignDevice, DeviceConfig, DeviceInfo, DeviceVector, RvmmEntryFailure, RvmmRootCost,
+        RVMM_IOC,
+    };
 
     vmm_sys_util::ioctl_io_nr!(KVM_GET_STATS_FD, KVMIO, 0xce);
     vmm_sys_util::ioctl_ior_nr!(RVMM_GET_ENTRY_FAILURE, RVMM_IOC, 0x01, RvmmEntryFailure);
+    vmm_sys_util::ioctl_iowr_nr!(RVMM_MEASURE_ROOT, RVMM_IOC, 0x02, RvmmRootCost);
     vmm_sys_util::ioctl_iowr_nr!(RVMM_ASSIGN_DEVICE, RVMM_IOC, 0x10, AssignDevice);
     vmm_sys_util::ioctl_ior_nr!(RVMM_DEVICE_GET_INFO, RVMM_IOC, 0x11, DeviceInfo);
     // The number has the header's size; the GSIs follow the header.
@@ -41,6 +45,27 @@ pub struct RvmmEntryFailure {
     pub value: u64,
     /// The rule that was broken, zero-terminated ASCII with the manual's section.
     pub rule: [u8; 240],
+}
+
+/// `struct rvmm_root_cost` of uapi/rvmm.h.
+#[repr(C)]
+pub struct RvmmRootCost {
+    /// Which instruction.
+    pub index: u32,
+    /// Rounds that were timed.
+    pub count: u32,
+    /// The instruction's name, zero-terminated.
+    pub name: [u8; 24],
+    /// TSC ticks of each round.
+    pub ticks: [u32; 56],
+}
+
+/// An instruction, and the ticks of the rounds in which it was timed.
+pub struct RootCost {
+    /// The instruction's name.
+    pub name: String,
+    /// TSC ticks of each round; none where the CPU does not have the instruction.
+    pub ticks: Vec<u32>,
 }
 
 /// `struct rvmm_assign_device` of uapi/rvmm.h.
@@ -266,6 +291,37 @@ pub fn stats_fd(fd: &impl AsRawFd) -> std::io::Result<File> {
         return Err(std::io::Error::last_os_error());
     }
     Ok(file_of(raw))
+}
+
+/// Times instruction `index` of those of which entering a guest is made, on a vCPU that serves for nothing else.
+///
+/// # Errors
+///
+/// The error of the ioctl; ENOENT when there are no more.
+pub fn root_cost(vcpu: &impl AsRawFd, index: u32) -> std::io::Result<RootCost> {
+    let mut cost = RvmmRootCost {
+        index,
+        count: 0,
+        name: [0; 24],
+        ticks: [0; 56],
+    };
+    // EAGAIN: an interrupt came first.
+    for left in (0..100).rev() {
+        // SAFETY: the ioctl reads and writes at most the size encoded in its number, which is that of `cost`.
+        match done(unsafe { ioctl_with_mut_ref(vcpu, RVMM_MEASURE_ROOT(), &mut cost) }) {
+            Err(error) if error.raw_os_error() == Some(libc::EAGAIN) && left > 0 => {}
+            result => {
+                result?;
+                break;
+            }
+        }
+    }
+    let name = cost.name.split(|byte| *byte == 0).next();
+    let count = cost.ticks.len().min(cost.count as usize);
+    Ok(RootCost {
+        name: String::from_utf8_lossy(name.unwrap_or_default()).into_owned(),
+        ticks: cost.ticks[..count].to_vec(),
+    })
 }
 
 /// The sentence for the vCPU's last failed entry, if the hypervisor is rvmm and has one.

@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 
 use rvmm_vm::{vm, DEFAULT_DEVICE};
 
+use crate::costs;
 use crate::status::Status;
 
 /// The kernel that rvmm is tested with, as `uname -r` says it.
@@ -21,6 +22,9 @@ pub struct Args {
     /// Hypervisor's device node.
     #[arg(long, value_name = "NODE", default_value = DEFAULT_DEVICE)]
     device: PathBuf,
+    /// Measure instead what the instructions cost of which entering a guest is made (root only).
+    #[arg(long)]
+    root: bool,
 }
 
 /// What a look at one thing found.
@@ -76,6 +80,9 @@ impl fmt::Display for Line {
 
 /// Runs the command.
 pub fn main(args: &Args) -> Status {
+    if args.root {
+        return costs::main(&args.device);
+    }
     let cpu = Cpu::read();
     let mut lines = vec![virtualization(&cpu)];
     lines.extend(features(&cpu, &read_msr));

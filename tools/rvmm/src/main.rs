@@ -3,8 +3,10 @@
 
 mod bench;
 mod check;
+mod costs;
 mod pci;
 mod refused;
+mod report;
 mod run;
 mod stat;
 mod status;
@@ -30,6 +32,8 @@ enum Command {
     Run(run::Args),
     /// Say whether this machine can run rvmm, and what is missing.
     Check(check::Args),
+    /// Write a file about this machine and how rvmm does on it, to send back.
+    Report(report::Args),
     /// Show the host's PCI devices, and take them for guests or give them back.
     Pci(pci::Args),
     /// Show what running machines exited for, and how long that took.
@@ -54,6 +58,7 @@ fn main() -> ExitCode {
         Command::Pci(args) => pci::main(&args),
         Command::Stat(args) => stat::main(&args),
         Command::Check(args) => check::main(&args),
+        Command::Report(args) => report::main(&args),
         Command::Bench(args) => bench::main(&args),
     }
     .into()

@@ -41,17 +41,24 @@ pub fn main(args: &Args) -> Status {
     })
 }
 
+/// The report in what `--json` printed. A console may have added lines around it.
+fn parse(text: &str) -> serde_json::Result<Report> {
+    let line = text.lines().find(|line| line.starts_with('{'));
+    serde_json::from_str(line.unwrap_or(text))
+}
+
+/// The rows' means in what `--json` printed.
+pub fn means(text: &str) -> Option<Vec<(String, u64)>> {
+    let rows = parse(text).ok()?.rows.into_iter();
+    Some(rows.map(|(row, ticks)| (row, ticks.mean)).collect())
+}
+
 /// Prints the second report beside the first.
 fn compare(base: &Path, other: &Path, at_most: Option<f64>) -> anyhow::Result<Status> {
     let load = |path: &Path| -> anyhow::Result<Report> {
         let text = std::fs::read_to_string(path)
             .with_context(|| format!("cannot read {}", path.display()))?;
-        // A console may have added lines around the report.
-        let line = text
-            .lines()
-            .find(|line| line.starts_with('{'))
-            .unwrap_or(&text);
-        serde_json::from_str(line)
+        parse(&text)
             .with_context(|| format!("{} is not a report of `rvmm bench --json`", path.display()))
     };
     let (text, worst) = report::compare(&load(base)?, &load(other)?);
