@@ -2,6 +2,7 @@
 /* KVM_GET_STATS_FD: the binary format and that the counts count (api.rst 4.133). */
 #define _GNU_SOURCE
 #include "vm.h"
+#include <sched.h>
 
 GUEST64(work,
 	"mov $5, %r8d; 1: xor %eax, %eax; cpuid; dec %r8d; jnz 1b\n"
@@ -372,6 +373,96 @@ TEST(calm)
 	/* A loop of one length would exit some thousand times. */
 	CHECK(value(&s, "exit_pause") < 500);
 	printf("# %llu exits by PAUSE\n", (unsigned long long)value(&s, "exit_pause"));
+}
+
+/*
+ * The registers of an x2APIC are no MSRs for who is not in x2APIC mode (SDM 3A 11.12.1). Where the processor gave them to
+ * the guest before, it does not any more: each access exits, and is #GP.
+ */
+GUEST64(x2apic_on_and_off,
+	"mov $0x1b, %ecx; rdmsr; or $0xc00, %eax; wrmsr\n"
+	"mov $0x80f, %ecx; mov $0x1ff, %eax; " SET "mov $0x808, %ecx; rdmsr; out %al, $0x10\n"
+	/* Off altogether: the way from x2APIC to xAPIC mode. */
+	"mov $0x1b, %ecx; rdmsr; and $~0xc00, %eax; wrmsr; out %al, $0x11\n"
+	"mov $" STR(G_LOG) ", %ebx\n"
+	"lea 1f(%rip), %rax; mov %rax, 8(%rbx); mov $0x808, %ecx; rdmsr; 1:\n"
+	"lea 2f(%rip), %rax; mov %rax, 8(%rbx); mov $0x80b, %ecx; xor %eax, %eax; " SET "2:\n"
+	"lea 3f(%rip), %rax; mov %rax, 8(%rbx); mov $0x83f, %ecx; mov $0x77, %eax; " SET "3: out %al, $0x12\n"
+	"mov $0x1b, %ecx; rdmsr; or $0x800, %eax; wrmsr; out %al, $0x13\n"
+	"lea 4f(%rip), %rax; mov %rax, 8(%rbx); mov $0x808, %ecx; rdmsr; 4:\n"
+	"lea 5f(%rip), %rax; mov %rax, 8(%rbx); mov $0x83f, %ecx; mov $0x77, %eax; " SET "5: out %al, $0x14\n");
+
+TEST(x2apic_off)
+{
+	uint64_t reads = 0, writes = 0;
+	struct stats s;
+	struct vm vm;
+
+	vm_new_irqchip(&vm, 4 * MIB);
+	vm_long(&vm, x2apic_on_and_off, x2apic_on_and_off_end);
+	open_stats(&s, vm.vcpu);
+	vm_expect_out(&vm, 0x10);
+	for (unsigned int round = 0; round < 2; round++) {
+		vm_expect_out(&vm, 0x11 + 2 * round);
+		if (is_rvmm()) {
+			reads = value(&s, "exit_rdmsr");
+			writes = value(&s, "exit_wrmsr");
+		}
+		vm_expect_out(&vm, 0x12 + 2 * round);
+		CHECK_EQ(vm_log(&vm)->count, round ? 5 : 3);
+		if (is_rvmm()) {
+			CHECK_EQ(value(&s, "exit_rdmsr") - reads, 1);
+			CHECK_EQ(value(&s, "exit_wrmsr") - writes, round ? 1 : 2);
+		}
+	}
+	for (unsigned int i = 0; i < 5; i++)
+		CHECK_EQ(vm_log(&vm)->event[i].vector, 13);
+}
+
+static void run_on(struct vm *vm, unsigned int cpu)
+{
+	cpu_set_t set;
+
+	CPU_ZERO(&set);
+	CPU_SET(cpu, &set);
+	REQUIRE(!sched_setaffinity(0, sizeof(set), &set));
+	vm_expect_out(vm, 0x10);
+}
+
+GUEST64(again, "1: out %al, $0x10; jmp 1b\n");
+
+/*
+ * A CPU that turns to another vCPU does so with an IBPB; so does a vCPU that comes back to a CPU on which nobody else
+ * has run, since the guest may have given barriers of its own elsewhere (XSA-479). One that stays does not. The bed has
+ * been booted with setcpuid=ibpb and two CPUs.
+ */
+TEST_NAMED(branch_barriers)
+{
+	static const struct {
+		unsigned int vcpu, cpu;
+		bool barrier;
+	} turns[] = {
+		{ 0, 0, true }, { 0, 0, false }, { 0, 1, true }, { 0, 1, false }, { 0, 0, true },
+		{ 1, 0, true }, { 0, 0, true }, { 1, 1, true }, { 0, 0, false },
+	};
+	struct vm vm[2];
+	struct stats s[2];
+
+	if (!is_rvmm())
+		skip("KVM does not count them");
+	for (unsigned int i = 0; i < 2; i++) {
+		VM_NEW_LONG(&vm[i], again);
+		open_stats(&s[i], vm[i].vcpu);
+	}
+	for (unsigned int i = 0; i < ARRAY_SIZE(turns); i++) {
+		const struct stats *of = &s[turns[i].vcpu];
+		uint64_t before = value(of, "branch_barriers"), after;
+
+		run_on(&vm[turns[i].vcpu], turns[i].cpu);
+		after = value(of, "branch_barriers");
+		if (after - before != turns[i].barrier)
+			FAIL("turn %u: %llu barriers", i, (unsigned long long)(after - before));
+	}
 }
 
 /* The statistics' file keeps what it needs alive. */

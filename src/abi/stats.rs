@@ -228,6 +228,8 @@ counters! {
     Blocking = flag("blocking"),
     /// Moved to another CPU.
     Migrations = cumulative("cpu_migrations"),
+    /// IBPBs because the CPU had run another vCPU, or the vCPU had been on another CPU.
+    BranchBarriers = cumulative("branch_barriers"),
     /// 1 when the processor virtualises the local APIC; set by the first KVM_RUN.
     Apicv = instant("apicv"),
 }

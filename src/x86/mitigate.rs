@@ -22,7 +22,7 @@ use kernel::sync::Arc;
 
 /// L1D flush, or filling, before an entry: L1TF.
 const L1D_FLUSH: u32 = 1 << 0;
-/// IBPB when a CPU turns to another vCPU: Spectre v2 between guests.
+/// IBPB when a CPU turns to another vCPU, or a vCPU to another CPU: Spectre v2 between guests, and within one.
 const IBPB_SWITCH: u32 = 1 << 1;
 /// IBPB before user space runs on this CPU again: VMSCAPE.
 const IBPB_USER: u32 = 1 << 2;
@@ -80,6 +80,8 @@ fn leaks_l1d() -> bool {
 pub(crate) struct Token {
     /// Never used again.
     id: u64,
+    /// The CPU of the last stay.
+    cpu: u32,
     shared: Arc<Shared>,
 }
 
@@ -87,30 +89,37 @@ pub(crate) struct Token {
 pub(crate) fn token() -> Result<Token> {
     Ok(Token {
         id: NEXT_TOKEN.fetch_add(1, Ordering::Relaxed),
+        cpu: u32::MAX,
         shared: SHARED.get().ok_or(ENODEV)?,
     })
 }
 
-/// Does what the start of a stay of the vCPU `token` on this CPU needs.
+/// Does what the start of a stay of the vCPU `token` on this CPU needs. True if that took an IBPB.
 #[inline]
-pub(crate) fn begin_stay(token: &Token, this_cpu: ThisCpu<'_>) {
+pub(crate) fn begin_stay(token: &mut Token, this_cpu: ThisCpu<'_>) -> bool {
     let needed = NEEDED.load(Ordering::Relaxed);
     if needed & (IBPB_SWITCH | L1D_FLUSH) == 0 {
-        return;
+        return false;
     }
     let shared = &token.shared;
     let last = shared.last.of(this_cpu.number());
+    // A vCPU that has been elsewhere may have given barriers of its own there, which this CPU has not seen (XSA-479).
+    let mut turned = token.cpu != this_cpu.number();
+    token.cpu = this_cpu.number();
     if last.is_none_or(|l| l.load(Ordering::Relaxed) != token.id) {
         if let Some(last) = last {
             last.store(token.id, Ordering::Relaxed);
         }
-        if needed & IBPB_SWITCH != 0 {
-            nospec::ibpb();
-        }
+        turned = true;
+    }
+    let barrier = turned && needed & IBPB_SWITCH != 0;
+    if barrier {
+        nospec::ibpb();
     }
     if needed & L1D_FLUSH != 0 {
         flush_l1d(token);
     }
+    barrier
 }
 
 /// Does what the next entry of a stay needs after an exit whose handling has read more than the vCPU's own state: page

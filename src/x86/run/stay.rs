@@ -68,7 +68,9 @@ impl Runner<'_> {
             self,
             |r| &mut r.s.hw,
             |r, stay| {
-                mitigate::begin_stay(&r.s.token, this_cpu);
+                if mitigate::begin_stay(&mut r.s.token, this_cpu) {
+                    r.stats.add(VcpuCounter::BranchBarriers, 1);
+                }
                 let stayed = r.enter_loop(stay, this_cpu.number());
                 mitigate::end_stay(this_cpu.irqs_off());
                 stayed
