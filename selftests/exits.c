@@ -294,3 +294,108 @@ TEST(fail_entry_event)
 	OK(ioctl(vm.vcpu, KVM_SET_VCPU_EVENTS, &e));
 	refused_entry(&vm);
 }
+
+/*
+ * A refused entry leaves nothing behind: registers of all kinds are what they were, however often it is tried, and the
+ * guest has them when the cause is gone. CS is of 64-bit and of 32-bit code at once, which neither vendor's entries
+ * take (SDM 3C 27.3.1.2; APM 2 15.5.1).
+ */
+TEST(fail_entry_state)
+{
+	static const uint32_t msrs[] = { 0xc0000081, 0xc0000082, 0xc0000084, 0xc0000102, 0x175, 0x176, 0x277 };
+	static const uint64_t values[] = { 0x23001000000000, 0xffff800000001000, 0x40700, 0x7ffff0001000,
+					   0x2000, 0x3000, 0x0007010600070106 };
+	struct kvm_debugregs debug = { .db = { 0x1000, 0x2000, 0x3000, 0x4000 }, .dr6 = 0xffff0ff1, .dr7 = 0x400 };
+	struct kvm_sregs s, sregs;
+	struct kvm_regs r, regs;
+	struct kvm_debugregs d;
+	struct kvm_xsave x, xsave;
+	struct vm vm;
+
+	if (!is_rvmm() && is_tcg())
+		skip("TCG's refused VMRUN writes the host's state into the VMCB");
+	VM_NEW_LONG(&vm, halt_twice);
+	r = vm_regs(&vm);
+	for (uint64_t i = 0, *gpr = (uint64_t *)&r; i < 16; i++)
+		if (gpr + i != (uint64_t *)&r.rsp)
+			gpr[i] = 0x0101010101010101 * (i + 1);
+	vm_set_regs(&vm, &r);
+	r = vm_regs(&vm);
+	OK(ioctl(vm.vcpu, KVM_GET_XSAVE, &x));
+	/* XMM0 to XMM15, and XSTATE_BV, which says that they are there (SDM 1 13.4). */
+	memset((uint8_t *)&x + 160, 0x5a, 256);
+	*((uint8_t *)&x + 512) |= 2;
+	OK(ioctl(vm.vcpu, KVM_SET_XSAVE, &x));
+	OK(ioctl(vm.vcpu, KVM_SET_DEBUGREGS, &debug));
+	for (unsigned int i = 0; i < ARRAY_SIZE(msrs); i++)
+		REQUIRE(set_msr(&vm, msrs[i], values[i]));
+	s = vm_sregs(&vm);
+	s.cr2 = 0x123456789;
+	s.cs.db = 1;
+	vm_set_sregs(&vm, &s);
+	s = vm_sregs(&vm);
+	for (int tries = 0; tries < 4; tries++) {
+		if (tries < 3) {
+			refused_entry(&vm);
+		} else {
+			s.cs.db = 0;
+			vm_set_sregs(&vm, &s);
+			vm_expect(&vm, KVM_EXIT_HLT);
+			r.rip++;
+		}
+		regs = vm_regs(&vm);
+		CHECK(!memcmp(&regs, &r, sizeof(r)));
+		sregs = vm_sregs(&vm);
+		CHECK_EQ(sregs.cr0, s.cr0);
+		CHECK_EQ(sregs.cr2, s.cr2);
+		CHECK_EQ(sregs.cr3, s.cr3);
+		CHECK_EQ(sregs.cr4, s.cr4);
+		CHECK_EQ(sregs.efer, s.efer);
+		CHECK(!memcmp(&sregs.cs, &s.cs, sizeof(s.cs)));
+		CHECK(!memcmp(&sregs.gs, &s.gs, sizeof(s.gs)));
+		CHECK(!memcmp(&sregs.tr, &s.tr, sizeof(s.tr)));
+		CHECK(!memcmp(&sregs.gdt, &s.gdt, sizeof(s.gdt)));
+		OK(ioctl(vm.vcpu, KVM_GET_XSAVE, &xsave));
+		CHECK(!memcmp((uint8_t *)&xsave + 160, (uint8_t *)&x + 160, 256));
+		OK(ioctl(vm.vcpu, KVM_GET_DEBUGREGS, &d));
+		CHECK(!memcmp(&d, &debug, sizeof(d)));
+		for (unsigned int i = 0; i < ARRAY_SIZE(msrs); i++) {
+			uint64_t value = 0;
+
+			CHECK(get_msr(&vm, msrs[i], &value));
+			CHECK_EQ(value, values[i]);
+		}
+	}
+}
+
+/*
+ * The entry that a flush was due at is refused: the flush is due at the next one. The page below an address that the
+ * guest has read is another one when it reads again.
+ */
+GUEST64(read_twice,
+	"mov $" STR(G_DATA) ", %ebx; mov (%rbx), %rax; hlt; mov (%rbx), %rax; hlt\n");
+
+TEST(fail_entry_flush)
+{
+	uint64_t *page;
+	struct kvm_sregs s;
+	struct vm vm;
+
+	if (!is_rvmm() && is_tcg())
+		skip("TCG's refused VMRUN writes the host's state into the VMCB");
+	VM_NEW_LONG(&vm, read_twice);
+	page = (uint64_t *)(vm.mem + G_DATA);
+	*page = 1;
+	vm_expect(&vm, KVM_EXIT_HLT);
+	CHECK_EQ(vm_regs(&vm).rax, 1);
+	REQUIRE(mmap(page, 4096, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED, -1, 0) == page);
+	*page = 2;
+	s = vm_sregs(&vm);
+	s.cs.db = 1;
+	vm_set_sregs(&vm, &s);
+	refused_entry(&vm);
+	s.cs.db = 0;
+	vm_set_sregs(&vm, &s);
+	vm_expect(&vm, KVM_EXIT_HLT);
+	CHECK_EQ(vm_regs(&vm).rax, 2);
+}

@@ -192,6 +192,55 @@ TEST(mmio_crossing)
 	CHECK_EQ(r.rdx & 0xffff, 0xabcd);
 }
 
+/*
+ * The two parts of an access that crosses pages come one after the other. What user space does in between, to the
+ * shared page, to the instruction and to what it reads, does not reach the second part: that was read with the first.
+ */
+GUEST64(mmio_two_parts,
+	"mov $" M "+0xffd, %edi; mov $" STR(G_DATA) ", %esi; movsq\n"
+	"mov $" M "+0xffd, %edi; mov (%rdi), %rcx\n"
+	"hlt\n");
+
+static void between_parts(struct vm *vm, unsigned int insn)
+{
+	struct kvm_cpuid2 *table = supported_cpuid(vm->kvm);
+	struct kvm_lapic_state l;
+	struct kvm_xsave x;
+
+	memset(vm->mem + G_DATA, 0xee, 8);
+	memset(vm->mem + G_CODE + insn, 0xf4, 2);
+	memset(&vm->run->mmio, 0xee, sizeof(vm->run->mmio));
+	/* Calls whose frames lie where those of KVM_RUN did. */
+	OK(ioctl(vm->vcpu, KVM_GET_XSAVE, &x));
+	ioctl(vm->vcpu, KVM_GET_LAPIC, &l);
+	vm_sregs(vm);
+	vm_events(vm);
+	free(table);
+}
+
+TEST(mmio_second_part)
+{
+	uint64_t value = 0x1122334455667788;
+	struct vm vm;
+
+	VM_NEW_LONG(&vm, mmio_two_parts);
+	memcpy(vm.mem + G_DATA, &value, 8);
+	mmio(&vm, true, G_MMIO + 0xffd, 3, 0x667788);
+	between_parts(&vm, 10);
+	mmio(&vm, true, G_MMIO + 0x1000, 5, 0x1122334455);
+	mmio(&vm, false, G_MMIO + 0xffd, 3, 0xa3a2a1);
+	/* No more than the 3 bytes are taken. */
+	memset(vm.run->mmio.data + 3, 0xee, 5);
+	vm_expect(&vm, KVM_EXIT_MMIO);
+	CHECK_EQ(vm.run->mmio.phys_addr, G_MMIO + 0x1000);
+	CHECK_EQ(vm.run->mmio.len, 5);
+	CHECK_EQ(vm.run->mmio.is_write, 0);
+	between_parts(&vm, 17);
+	memcpy(vm.run->mmio.data, "\xa4\xa5\xa6\xa7\xa8\xee\xee\xee", 8);
+	vm_expect(&vm, KVM_EXIT_HLT);
+	CHECK_EQ(vm_regs(&vm).rcx, 0xa8a7a6a5a4a3a2a1);
+}
+
 /* An access is half to memory, half to a device. */
 GUEST64(mmio_edge,
 	"mov $0x400000, %ebx; mov $0x1122334455667788, %rax\n"

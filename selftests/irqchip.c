@@ -435,6 +435,34 @@ TEST_SECONDS(level_storm, 120)
 	CHECK(vm_cells(&vm)[0] > 0);
 }
 
+/*
+ * The same until the storm is held back: from one turn to the next no interrupt comes, which the pause alone can do.
+ * The VM goes while the timer runs that would end it, and its memory gets other uses.
+ */
+GUEST64(storm_held,
+	"xor %r8d, %r8d; sti; 1: mov %r8d, %eax; mov $100, %ecx; 2: pause; loop 2b\n"
+	"cmp %r8d, %eax; jne 1b; cmp $9000, %eax; jb 1b; out %eax, $0x10\n");
+
+TEST_SECONDS(level_storm_at_close, 120)
+{
+	struct kvm_irq_level line = { .irq = 10, .level = 1 };
+	struct vm vm, next;
+
+	for (int i = 0; i < 3; i++) {
+		full(&vm);
+		start(&vm, storm_held, storm_held_end);
+		memcpy(vm.mem + G_STUBS + 16 * 0x61, storm_handler, storm_handler_end - storm_handler);
+		set_pin(&vm, 10, RTE_LEVEL | 0x61);
+		OK(ioctl(vm.fd, KVM_IRQ_LINE, &line));
+		CHECK(vm_expect_out(&vm, 0x10) >= 9000);
+		vm_free(&vm);
+		full(&next);
+		/* More than the pause, a hundredth of a second. */
+		usleep(30000);
+		vm_free(&next);
+	}
+}
+
 /* The interface of old: the 8254 with port 61h, state without flags. */
 TEST(old_pit)
 {

@@ -2,6 +2,7 @@
 /* Eventfds that are interrupts (irqfd), and writes of the guest that are eventfds (ioeventfd). */
 #define _GNU_SOURCE
 #include "irqchip.h"
+#include <pthread.h>
 #include <sys/wait.h>
 
 /* Writes to ports and memory that ioeventfds may catch; ends with OUT to port 0x10. */
@@ -231,6 +232,20 @@ TEST(ioeventfd_hits)
 	vm_free(&vm);
 }
 
+/* The 32 vectors of IRR with `vector` among them. */
+static uint32_t irr_word(const struct kvm_lapic_state *l, unsigned int vector)
+{
+	uint32_t word;
+
+	memcpy(&word, l->regs + LAPIC_IRR + vector / 32 * 16, 4);
+	return word;
+}
+
+static void set_irr_word(struct kvm_lapic_state *l, unsigned int vector, uint32_t word)
+{
+	memcpy(l->regs + LAPIC_IRR + vector / 32 * 16, &word, 4);
+}
+
 /* Many signals from another thread, none lost for good; the VM goes while they come. */
 TEST(irqfd_storm)
 {
@@ -261,4 +276,75 @@ TEST(irqfd_storm)
 	vm_free(&vm);
 	OK(kill(child, 9));
 	OK(waitpid(child, &status, 0));
+}
+
+/* What two threads do to an irqfd's GSI while a third one connects and disconnects the irqfd. */
+struct contest {
+	int vm, fd;
+	volatile bool over;
+};
+
+static void *change_routes(void *argument)
+{
+	struct contest *c = argument;
+
+	for (unsigned int i = 0; !c->over; i++)
+		OK(set_routing(c->vm, 1, msi(3, 0x44 + i % 2), msi(0, 0)));
+	return NULL;
+}
+
+static void *signal_events(void *argument)
+{
+	struct contest *c = argument;
+
+	while (!c->over) {
+		signal_event(c->fd);
+		usleep(10);
+	}
+	return NULL;
+}
+
+/*
+ * An irqfd is disconnected while routes change and signals come. After that no interrupt comes by it, by whichever
+ * route; connected again, it goes by the route that is in force.
+ */
+TEST_SECONDS(irqfd_deassign_and_routes, 120)
+{
+	struct contest c = { .fd = event() };
+	pthread_t routes, signals;
+	struct kvm_lapic_state l;
+	unsigned int came = 0;
+	struct vm vm;
+
+	vm_init(&vm, 4 * MIB);
+	OK(enable_split(vm.fd, 24));
+	OK(set_routing(vm.fd, 1, msi(3, 0x44), msi(0, 0)));
+	start(&vm, count_interrupts, count_interrupts_end);
+	c.vm = vm.fd;
+	REQUIRE(!pthread_create(&routes, NULL, change_routes, &c));
+	REQUIRE(!pthread_create(&signals, NULL, signal_events, &c));
+	for (int i = 0; i < 200; i++) {
+		OK(irqfd(vm.fd, c.fd, 3, 0, 0));
+		if (i % 2)
+			usleep(100);
+		OK(irqfd(vm.fd, c.fd, 3, KVM_IRQFD_FLAG_DEASSIGN, 0));
+		OK(ioctl(vm.vcpu, KVM_GET_LAPIC, &l));
+		came += irr_word(&l, 0x44) != 0;
+		set_irr_word(&l, 0x44, 0);
+		OK(ioctl(vm.vcpu, KVM_SET_LAPIC, &l));
+		usleep(200);
+		OK(ioctl(vm.vcpu, KVM_GET_LAPIC, &l));
+		if (irr_word(&l, 0x44))
+			DIE("round %d: vectors %#x came by an irqfd that is gone", i, irr_word(&l, 0x44));
+	}
+	c.over = true;
+	REQUIRE(!pthread_join(routes, NULL));
+	REQUIRE(!pthread_join(signals, NULL));
+	CHECK(came > 0);
+	OK(set_routing(vm.fd, 1, msi(3, 0x47), msi(0, 0)));
+	OK(irqfd(vm.fd, c.fd, 3, 0, 0));
+	signal_event(c.fd);
+	OK(ioctl(vm.vcpu, KVM_GET_LAPIC, &l));
+	CHECK_EQ(irr_word(&l, 0x47), 1u << 7);
+	vm_free(&vm);
 }

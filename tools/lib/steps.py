@@ -69,6 +69,19 @@ def selftests(kind, *options, name="selftests", environment=(), leave_out=()):
     return Step(kind, name, command, timeout=1500)
 
 
+def report(kind):
+    """`rvmm report`, with the rows of `rvmm check --root` that this vendor has."""
+    rows = ["nothing", "RDTSC", "MOV to CR4", "MOV from DR7", "LGDT", "LIDT", "WRMSR LSTAR", "VERW", "XRSTOR", "XSAVE"]
+    rows += {"amd": ["CLGI", "STGI", "VMSAVE", "VMLOAD", "VMRUN and exit", "INVLPGA"],
+             "intel": ["VMXON", "VMXOFF", "VMPTRST", "VMPTRLD", "VMCLEAR", "VMREAD", "VMWRITE", "VMLAUNCH and exit",
+                       "VMRESUME and exit", "INVEPT", "INVVPID"]}[kind]
+    costs = ".*".join(rf"{row} +[1-9]\d* +[1-9]\d* +\d+ +\d+\s" for row in rows)
+    words = ["--rounds", "1", "--rows", "cpuid", "--output", "-"]
+    return Step(kind, "report with what the root costs",
+                bed(kind, *add(RELEASE / "rvmm"), command=["rvmm", "report", *words]),
+                expect=rf"(?s)\[vulnerabilities\].*{costs}.*\[bench /dev/rvmm\].*cpuid +\d.*\[end\]", timeout=400)
+
+
 def nmi_storm(*programs):
     """Programs of selftests/ while the host's two CPUs get NMIs."""
     words = add(*(SELFTESTS / p for p in programs), REPO / "tools/run-selftests:/bin/run-selftests",
