@@ -8,11 +8,11 @@ use std::collections::BTreeSet;
 use std::fs;
 use tree::{files, repository};
 
-/// The documents: the README, and what is in docs/.
+/// The documents: the README, SECURITY.md, and what is in docs/.
 fn documents() -> Vec<String> {
     let mut documents = files("docs");
     documents.retain(|d| d.ends_with(".md"));
-    documents.push("README.md".to_owned());
+    documents.extend(["README.md", "SECURITY.md"].map(str::to_owned));
     assert!(documents.len() >= 8, "only {documents:?} found");
     documents
 }
@@ -158,6 +158,36 @@ fn make_targets_and_tools_exist() {
             }
         }
     }
+}
+
+#[test]
+fn selftests_that_security_names_exist() {
+    let programs: Vec<_> = files("selftests")
+        .into_iter()
+        .filter(|f| f.ends_with(".c"))
+        .collect();
+    let source: String = programs.iter().map(|f| text(f)).collect();
+    let security = text("SECURITY.md");
+    let rows = between(&security, "\n| class |", "\n\n");
+    let mut tests = 0;
+    for row in rows.lines().skip(2) {
+        let shown = row.trim_end_matches(" |").rsplit('|').next().unwrap();
+        for word in shown.split('`').skip(1).step_by(2) {
+            if word.contains('/') || programs.contains(&format!("selftests/{word}.c")) {
+                continue;
+            }
+            let exists = ["", "_NAMED", "_SECONDS"]
+                .iter()
+                .flat_map(|kind| [format!("TEST{kind}({word})"), format!("TEST{kind}({word},")])
+                .any(|test| source.contains(&test));
+            assert!(
+                exists,
+                "SECURITY.md names a test {word}, which does not exist"
+            );
+            tests += 1;
+        }
+    }
+    assert!(tests > 50, "only {tests} tests found in the table");
 }
 
 /// Whether a line has the keyword `unsafe` outside of a comment.
