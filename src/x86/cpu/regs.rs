@@ -277,17 +277,7 @@ impl Sregs {
     /// CPU mode given by CR0.PE, RFLAGS.VM, EFER.LMA and CS.L/CS.D.
     pub fn mode(&self, flags: u64) -> Mode {
         let cs = self.seg(Seg::Cs);
-        if self.cr0 & cr0::PE == 0 {
-            Mode::Real
-        } else if flags & rflags::VM != 0 {
-            Mode::Vm86
-        } else if self.efer & efer::LMA != 0 && cs.l {
-            Mode::Long
-        } else if cs.db {
-            Mode::Prot32
-        } else {
-            Mode::Prot16
-        }
+        Mode::of(self.cr0, self.efer, flags, cs.l, cs.db)
     }
 
     /// PAE paging, where CR3 points to four PDPTEs that the processor keeps (SDM 3A 4.4.1).
@@ -320,4 +310,22 @@ pub enum Mode {
     Prot32,
     /// 64-bit mode.
     Long,
+}
+
+impl Mode {
+    /// The mode under these values of CR0, EFER, RFLAGS, CS.L and CS.D.
+    #[inline(always)]
+    pub const fn of(cr0: u64, efer: u64, flags: u64, l: bool, d: bool) -> Self {
+        if efer & efer::LMA != 0 && l {
+            Self::Long
+        } else if cr0 & cr0::PE == 0 {
+            Self::Real
+        } else if flags & rflags::VM != 0 {
+            Self::Vm86
+        } else if d {
+            Self::Prot32
+        } else {
+            Self::Prot16
+        }
+    }
 }

@@ -67,9 +67,9 @@ pub fn linear_address(
     mode: Mode,
     sregs: &Sregs,
 ) -> Result<u64, Stop> {
-    let last = u64::from(len.max(1)) - 1;
-    let la = segment_base(seg, mode, sregs).wrapping_add(ea);
     if mode == Mode::Long {
+        let last = u64::from(len.max(1)) - 1;
+        let la = segment_base(seg, mode, sregs).wrapping_add(ea);
         let width = if sregs.cr4 & cr4::LA57 != 0 {
             WIDTH_5LEVEL
         } else {
@@ -80,12 +80,23 @@ pub fn linear_address(
         }
         return Err(fault(seg, mode));
     }
-    let s = sregs.seg(seg);
+    linear_in_segment(seg, sregs.seg(seg), ea, len, access, mode)
+}
+
+/// [`linear_address`] outside 64-bit mode, where segment register `seg` holds `s`.
+pub fn linear_in_segment(
+    seg: Seg,
+    s: &Segment,
+    ea: u64,
+    len: u32,
+    access: Access,
+    mode: Mode,
+) -> Result<u64, Stop> {
     let protected = !matches!(mode, Mode::Real | Mode::Vm86);
     if protected && !accessible(s, access) {
         return Err(fault(seg, mode));
     }
-    let end = ea.wrapping_add(last);
+    let end = ea.wrapping_add(u64::from(len.max(1)) - 1);
     let limit = u64::from(s.limit);
     // Data segment that expands down: offsets above the limit are the valid ones (SDM 3A 5.3).
     let inside = if s.s && s.typ & 0b1100 == 0b0100 {
@@ -94,7 +105,7 @@ pub fn linear_address(
         end <= limit
     };
     if inside && end >= ea {
-        Ok(la & 0xffff_ffff)
+        Ok(s.base.wrapping_add(ea) & 0xffff_ffff)
     } else {
         Err(fault(seg, mode))
     }

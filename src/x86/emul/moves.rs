@@ -25,12 +25,14 @@ pub struct Move {
     store: bool,
     /// Length of the instruction.
     len: u8,
+    /// Mode of the code.
+    mode: Mode,
 }
 
 impl Move {
-    /// `insn` as a move; `None` for anything else.
+    /// `insn` of code in `mode` as a move; `None` for anything else.
     #[inline]
-    pub fn of(insn: &Insn) -> Option<Self> {
+    pub fn of(insn: &Insn, mode: Mode) -> Option<Self> {
         let (access, signed) = match insn.op {
             Op::Mov | Op::Movnti => (insn.width, false),
             Op::Movzx => (insn.src_width, false),
@@ -49,6 +51,7 @@ impl Move {
             signed,
             store,
             len: insn.len(),
+            mode,
         })
     }
 
@@ -72,7 +75,7 @@ impl Move {
 
     /// Completes the instruction; `data` is what a load has read.
     #[inline]
-    pub fn finish(&self, regs: &mut Regs, mode: Mode, data: u64) {
+    pub fn finish(&self, regs: &mut Regs, data: u64) {
         if !self.store {
             let data = data & mask(self.access);
             let value = if self.signed {
@@ -82,7 +85,7 @@ impl Move {
             };
             write_reg(regs, self.reg, self.width, value);
         }
-        advance(regs, self.len, mode);
+        advance(regs, self.len, self.mode);
     }
 }
 
@@ -94,7 +97,7 @@ mod tests {
 
     fn of(bytes: &[u8]) -> Option<(Move, Insn)> {
         let insn = decode(bytes, Mode::Long).unwrap();
-        Move::of(&insn).map(|m| (m, insn))
+        Move::of(&insn, Mode::Long).map(|m| (m, insn))
     }
 
     #[test]
@@ -120,7 +123,7 @@ mod tests {
             regs.rflags = rflags::RF | rflags::FIXED;
             regs.rip = 0x1000;
             assert!(!m.is_store());
-            m.finish(&mut regs, Mode::Long, data);
+            m.finish(&mut regs, data);
             assert_eq!(regs.get(Gpr::Rax), want, "{bytes:x?}");
             assert_eq!(regs.rip, 0x1000 + u64::from(insn.len()));
             assert_eq!(regs.rflags, rflags::FIXED);
@@ -142,7 +145,7 @@ mod tests {
             regs.set(Gpr::Rax, 0x1122_3344_5566_7788);
             assert!(m.is_store());
             assert_eq!((m.size(), m.value(&regs, insn.imm)), (size, want));
-            m.finish(&mut regs, Mode::Long, 0);
+            m.finish(&mut regs, 0);
             assert_eq!(regs.get(Gpr::Rax), 0x1122_3344_5566_7788);
             assert_eq!(regs.rip, u64::from(insn.len()));
         }

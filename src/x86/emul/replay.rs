@@ -13,7 +13,7 @@ use super::env::{Env, Outcome, PortRequest, Stop};
 use super::exec::execute;
 use super::insn::Insn;
 use super::moves::Move;
-use crate::x86::cpu::regs::{Regs, Sregs};
+use crate::x86::cpu::regs::{Mode, Regs, Sregs};
 
 /// Accesses one iteration of one instruction can need: two operands, each read or written once, each split at a page
 /// boundary; read-modify-write counts twice.
@@ -175,11 +175,11 @@ impl Replay {
     /// A plain move, and the data of the only access that it makes, once user space has completed all of it. That the
     /// move then ends as [`execute()`] would end it is the test `a_completed_move_is_not_executed_again` in
     /// tools/logic/tests/emul_moves.rs.
-    fn whole(&self, insn: &Insn) -> Option<(Move, u64)> {
+    fn whole(&self, insn: &Insn, mode: Mode) -> Option<(Move, u64)> {
         if self.done != 1 || self.pending.is_some() {
             return None;
         }
-        let (m, f) = (Move::of(insn)?, self.log.first()?);
+        let (m, f) = (Move::of(insn, mode)?, self.log.first()?);
         let kind = if m.is_store() {
             Kind::Write
         } else {
@@ -263,9 +263,8 @@ pub fn emulate<B: Bus + ?Sized>(
     bus: &mut B,
     log: &mut Replay,
 ) -> Result<Outcome, Stop> {
-    if let Some((m, data)) = log.whole(insn) {
-        let mode = sregs.mode(regs.rflags);
-        m.finish(regs, mode, data);
+    if let Some((m, data)) = log.whole(insn, sregs.mode(regs.rflags)) {
+        m.finish(regs, data);
         log.clear();
         return Ok(Outcome::Done);
     }

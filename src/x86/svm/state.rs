@@ -7,8 +7,9 @@
 use super::breakpoints::DR6_RESET;
 use super::vmcb::{Save, Vmcb, VmcbSegment};
 use crate::linux::cr;
-use crate::x86::cpu::regs::{cr4, efer, rflags, Gpr, Seg};
-use crate::x86::vendor::{CpuState, Groups, LongCode};
+use crate::x86::cpu::regs::{cr4, efer, rflags, DescTable, Gpr, Mode, Seg, Segment};
+use crate::x86::paging::fetch::Code;
+use crate::x86::vendor::{CpuState, Groups};
 
 /// Bits of the guest's control registers for which the VMCB holds the host's choice.
 #[derive(Default)]
@@ -126,14 +127,36 @@ pub(super) fn load(save: &Save, cpu: &mut CpuState, groups: Groups, shadow: &Sha
     cpu.avail = cpu.avail.union(groups);
 }
 
-/// What decides about fetches, if the guest runs 64-bit code.
+/// What decides about fetches. CR0.PG, the bits of CR4 in question and EFER.LMA are never the host's choice.
 #[inline(always)]
-pub(super) fn long_code(s: &Save) -> Option<LongCode> {
-    /// CS.L as the VMCB keeps attributes (APM 2 15.5.1).
+pub(super) fn code(s: &Save, rflags: u64) -> Code {
+    /// CS.L and CS.D as the VMCB keeps attributes (APM 2 15.5.1).
     const LONG: u16 = 1 << 9;
-    (s.efer.get() & efer::LMA != 0 && s.cs.get().attrib & LONG != 0).then_some(LongCode {
+    const BIG: u16 = 1 << 10;
+    let attrib = s.cs.get().attrib;
+    Code {
+        mode: Mode::of(s.cr0.get(), s.efer.get(), rflags, attrib & LONG != 0, attrib & BIG != 0),
         cpl: s.cpl.get() & 3,
+        cr0: s.cr0.get(),
         cr3: s.cr3.get(),
         cr4: s.cr4.get(),
-    })
+        efer: s.efer.get(),
+        base: s.cs.get().base,
+    }
+}
+
+/// One segment register, as [`load`] gives it.
+#[inline]
+pub(super) fn segment(s: &Save, seg: Seg) -> Segment {
+    let segment = match seg {
+        Seg::Es => s.es.get(),
+        Seg::Cs => s.cs.get(),
+        Seg::Ss => s.ss.get(),
+        Seg::Ds => s.ds.get(),
+        Seg::Fs => s.fs,
+        Seg::Gs => s.gs,
+        Seg::Ldtr => s.ldtr,
+        Seg::Tr => s.tr,
+    };
+    segment.to_neutral()
 }

@@ -22,12 +22,13 @@ use crate::pr_warn_ratelimited;
 use crate::x86::cpu::cpuid::GuestFeatures;
 use crate::x86::cpu::events::interrupt_event;
 use crate::x86::cpu::index;
-use crate::x86::cpu::regs::{cr0, efer, rflags};
+use crate::x86::cpu::regs::{cr0, efer, rflags, Seg, Segment};
 use crate::x86::cpu::reset::PAT as PAT_RESET;
 use crate::x86::exit::{Event, EventKind, Exception, Exit};
 use crate::x86::mitigate::SpecCtrl;
+use crate::x86::paging::fetch::Code;
 use crate::x86::vendor::{
-    Begin, CpuState, EntryParams, EntryViolation, Exits, Groups, Interruptibility, LongCode, Stay,
+    Begin, CpuState, EntryParams, EntryViolation, Exits, Groups, Interruptibility, Stay,
     VcpuBackend,
 };
 use core::sync::atomic::Ordering;
@@ -409,8 +410,13 @@ impl VcpuBackend for SvmVcpu {
     }
 
     #[inline]
-    fn long_code(&self) -> Option<LongCode> {
-        state::long_code(&self.vmcb.save)
+    fn code(&self, rflags: u64) -> Option<Code> {
+        Some(state::code(&self.vmcb.save, rflags))
+    }
+
+    #[inline]
+    fn segment(&mut self, seg: Seg) -> Option<Segment> {
+        Some(state::segment(&self.vmcb.save, seg))
     }
 
     #[inline]

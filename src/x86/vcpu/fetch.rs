@@ -14,13 +14,14 @@ use crate::x86::cpu::regs::{rflags, Mode, Seg};
 use crate::x86::emul;
 use crate::x86::emul::{DecodeError, Insn, Op};
 use crate::x86::exit::Exception;
-use crate::x86::paging::fetch::Fetch;
+use crate::x86::paging::fetch::Code;
 use crate::x86::paging::gwalk;
 use crate::x86::paging::gwalk::{Paging, WalkError};
 use crate::x86::vcpu::debug;
 use crate::x86::vcpu::guest_mem::Tables;
 use crate::x86::vcpu::state::State;
-use crate::x86::vendor::{Groups, LongCode, Stay, VcpuBackend};
+use crate::x86::vendor::choose;
+use crate::x86::vendor::{Groups, Stay, VcpuBackend};
 use kernel::prelude::*;
 
 /// Why the current instruction could not be fetched or stepped over.
@@ -85,47 +86,59 @@ pub(super) fn first_bytes(bytes: &[u8; 16], n: usize) -> &[u8] {
 }
 
 impl State {
-    /// What decides about fetches, if the guest runs 64-bit code.
+    /// What decides about fetches.
     #[inline]
-    pub(crate) fn long_code(&mut self) -> Option<LongCode> {
+    pub(super) fn code(&mut self) -> Code {
+        let flags = self.cpu.regs.rflags;
         if self.cpu.dirty.is_empty() {
-            if let Some(c) = self.hw.long_code() {
-                return Some(c);
+            if let Some(c) = self.hw.code(flags) {
+                return c;
             }
         }
         self.load(Groups::CODE.union(Groups::CTRL));
-        let flags = self.cpu.regs.rflags;
         let s = &self.cpu.sregs;
-        (s.mode(flags) == Mode::Long).then(|| LongCode {
+        Code {
+            mode: s.mode(flags),
             cpl: s.cpl(flags),
+            cr0: s.cr0,
             cr3: s.cr3,
             cr4: s.cr4,
-        })
+            efer: s.efer,
+            base: s.seg(Seg::Cs).base,
+        }
     }
 
-    /// User address of the code at linear address `la`, in the common case of [`Fetch::translate`]. Never sleeps.
+    /// User address of the code at linear address `la`, in the common case of [`Code::translate`]. Never sleeps.
     #[inline]
-    pub(super) fn code_hva(&self, view: &MemoryView<'_>, c: &LongCode, la: u64) -> Option<usize> {
-        let fetch = Fetch {
-            cpl: c.cpl,
-            cr3: c.cr3,
-            cr4: c.cr4,
-            reserved: self.cpuid.features.reserved_phys_bits(),
-        };
+    pub(super) fn code_hva(&self, view: &MemoryView<'_>, code: &Code, la: u64) -> Option<usize> {
+        if !code.ia32e() {
+            return self.legacy_code_hva(view, code, la);
+        }
+        let reserved = self.cpuid.features.reserved_phys_bits();
         let mut near = view.near();
-        let gpa = fetch.translate(la, |at| uaccess::get_u64(near.hva(at)?).ok())?;
+        let gpa = code.translate(la, reserved, |at| uaccess::get_u64(near.hva(at)?).ok())?;
+        near.hva(gpa)
+    }
+
+    /// [`State::code_hva`] outside IA-32e mode.
+    #[inline(never)]
+    fn legacy_code_hva(&self, view: &MemoryView<'_>, code: &Code, la: u64) -> Option<usize> {
+        let reserved = self.cpuid.features.reserved_phys_bits();
+        let mut near = view.near();
+        let read = |at| uaccess::get_u64(near.hva(at)?).ok();
+        let gpa = code.translate_legacy(la, reserved, choose::pdpte_reserved(), read)?;
         near.hva(gpa)
     }
 
     /// The first four bytes of the current instruction, if they can be had in a hurry.
     #[inline]
     fn peek(&mut self, view: &MemoryView<'_>) -> Option<u32> {
-        let code = self.long_code()?;
-        let rip = self.cpu.regs.rip;
-        if rip & 0xfff > 0xffc {
+        let code = self.code();
+        let la = code.linear(self.cpu.regs.rip);
+        if la & 0xfff > 0xffc {
             return None;
         }
-        let hva = self.code_hva(view, &code, rip)?;
+        let hva = self.code_hva(view, &code, la)?;
         uaccess::get_u32(hva).ok()
     }
 
@@ -277,7 +290,7 @@ impl State {
     #[cold]
     #[inline(never)]
     fn crossed(&mut self, old: u64) {
-        if old >> 32 == 0 && self.long_code().is_none() {
+        if old >> 32 == 0 && self.code().mode != Mode::Long {
             self.cpu.regs.rip &= 0xffff_ffff;
         }
     }

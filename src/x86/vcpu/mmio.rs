@@ -19,13 +19,14 @@ use crate::x86::emul::{Access, Answer, Bus, Insn, Move, Outcome, PortRequest, St
 use crate::x86::exit::{Exception, NestedFault};
 use crate::x86::irqchip::lapic::Action;
 use crate::x86::irqchip::lapic_page::LocalApic;
+use crate::x86::paging::fetch::Code;
 use crate::x86::paging::gwalk;
 use crate::x86::paging::gwalk::{Paging, WalkError};
 use crate::x86::vcpu::fetch::first_bytes;
 use crate::x86::vcpu::guest_mem::{exchange, Tables};
 use crate::x86::vcpu::state::State;
 use crate::x86::vcpu::RunPages;
-use crate::x86::vendor::{Groups, LongCode, VcpuBackend};
+use crate::x86::vendor::{Groups, VcpuBackend};
 use crate::x86::vm::Vm;
 use core::ops::{Deref, DerefMut};
 use kernel::prelude::*;
@@ -51,8 +52,7 @@ pub(crate) struct DeviceAccess {
 }
 
 impl State {
-    /// Carries out the device access that caused nested fault `f` if it is a plain move by 64-bit code, which is all
-    /// but all of them.
+    /// Carries out the device access that caused nested fault `f` if it is a plain move, which is all but all of them.
     ///
     /// The operand's guest-physical address is the fault's: the processor has translated it, for this kind of access at
     /// this privilege. That the instruction fetched now has the same kind and the same place in the page guards against
@@ -67,13 +67,14 @@ impl State {
             .unwrap_or(Accessed::Other)
     }
 
-    /// The bytes of 64-bit code at `rip`, if they are in one page.
+    /// The bytes of the code at `rip`, if they are in one page.
     #[inline]
-    fn bytes_at(&mut self, view: &MemoryView<'_>, code: &LongCode, rip: u64) -> Option<[u8; 16]> {
-        if rip & 0xfff > 0xff0 {
+    fn bytes_at(&mut self, view: &MemoryView<'_>, code: &Code, rip: u64) -> Option<[u8; 16]> {
+        let la = code.linear(rip);
+        if la & 0xfff > 0xff0 {
             return None;
         }
-        let hva = self.code_hva(view, code, rip)?;
+        let hva = self.code_hva(view, code, la)?;
         let low = uaccess::get_u64(hva).ok()?;
         let high = uaccess::get_u64(hva.wrapping_add(8)).ok()?;
         Some((u128::from(high) << 64 | u128::from(low)).to_le_bytes())
@@ -89,21 +90,22 @@ impl State {
         if f.walk || f.fetch {
             return None;
         }
-        let code = self.long_code()?;
-        let rip = self.cpu.regs.rip;
+        let code = self.code();
+        let (mode, rip) = (code.mode, self.cpu.regs.rip);
         let (bytes, len) = match self.hw.insn_bytes() {
             Some((given, len)) => (given, len.into()),
             None => (self.bytes_at(view, &code, rip)?, 15),
         };
         let insn = self
             .insn_cache
-            .decode(rip, first_bytes(&bytes, len), Mode::Long)
+            .decode(rip, first_bytes(&bytes, len), mode)
             .ok()?;
-        let m = Move::of(insn)?;
-        if matches!(insn.mem.seg, Seg::Fs | Seg::Gs) {
-            return None;
+        let m = Move::of(insn, mode)?;
+        let (seg, imm) = (insn.mem.seg, insn.imm);
+        let mut la = emul::effective_address(insn, &self.cpu.regs);
+        if mode != Mode::Long || matches!(seg, Seg::Fs | Seg::Gs) {
+            la = self.in_segment(seg, la, &m, mode)?;
         }
-        let la = emul::effective_address(insn, &self.cpu.regs);
         let size = usize::from(m.size());
         let offset = la & 0xfff;
         if m.is_store() != f.write
@@ -116,7 +118,7 @@ impl State {
         let gpa = f.gpa.0;
         let mut action = Action::NONE;
         if m.is_store() {
-            let value = m.value(&self.cpu.regs, insn.imm);
+            let value = m.value(&self.cpu.regs, imm);
             let bytes = value.to_le_bytes();
             let data = bytes.get(..size)?;
             match lapic_offset(&self.apic.lapic, gpa) {
@@ -152,9 +154,27 @@ impl State {
         Some(Accessed::Done(action))
     }
 
-    /// Completes a move of 64-bit code.
+    /// Linear address of `m` at offset `ea` of `seg`, if the segment permits it.
+    #[inline]
+    fn in_segment(&mut self, seg: Seg, ea: u64, m: &Move, mode: Mode) -> Option<u64> {
+        if !self.cpu.dirty.is_empty() {
+            return None;
+        }
+        let s = self.hw.segment(seg)?;
+        if mode == Mode::Long {
+            return Some(s.base.wrapping_add(ea));
+        }
+        let access = if m.is_store() {
+            Access::Write
+        } else {
+            Access::Read
+        };
+        emul::linear_in_segment(seg, &s, ea, m.size().into(), access, mode).ok()
+    }
+
+    /// Completes a move.
     pub(crate) fn finish_move(&mut self, m: &Move, data: u64) {
-        m.finish(&mut self.cpu.regs, Mode::Long, data);
+        m.finish(&mut self.cpu.regs, data);
         self.completed();
     }
 }

@@ -55,7 +55,7 @@ pub(crate) enum Completion {
     PortOut,
     /// IN of this width: the data page holds the value.
     PortIn(u8),
-    /// A move of 64-bit code whose access is done.
+    /// A move whose access is done.
     Move(Move),
     /// An emulated instruction that waits for memory or string port data.
     Emulate,

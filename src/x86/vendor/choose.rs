@@ -6,12 +6,14 @@ use crate::linux::global::Owner;
 use crate::mem::addr::Hpa;
 use crate::linux::irqflags::{IrqGuard, ThisCpu};
 use crate::x86::cpu::cpuid::GuestFeatures;
+use crate::x86::cpu::regs::{Seg, Segment};
 use crate::x86::exit::{Event, Exit};
+use crate::x86::paging::fetch::Code;
 use crate::x86::paging::gwalk::PDPTE_RESERVED;
 use crate::x86::svm::{Svm, SvmVcpu};
 use crate::x86::vendor::{
     ApicMode, ApicPages, Begin, CpuState, EntryParams, EntryViolation, Exits, Groups, HwCaps,
-    Interruptibility, LongCode, Platform, Stay, VcpuBackend,
+    Interruptibility, Platform, Stay, VcpuBackend,
 };
 use crate::x86::vmx::{Vmx, VmxVcpu};
 use kernel::prelude::*;
@@ -170,8 +172,13 @@ impl VcpuBackend for Backend {
     }
 
     #[inline]
-    fn long_code(&self) -> Option<LongCode> {
-        dispatch!(self, v => v.long_code())
+    fn code(&self, rflags: u64) -> Option<Code> {
+        dispatch!(self, v => v.code(rflags))
+    }
+
+    #[inline]
+    fn segment(&mut self, seg: Seg) -> Option<Segment> {
+        dispatch!(self, v => v.segment(seg))
     }
 
     #[inline]

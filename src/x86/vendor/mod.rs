@@ -22,9 +22,10 @@ use crate::linux::irqflags::{IrqGuard, IrqsOff, ThisCpu};
 use crate::mem::addr::Hpa;
 use crate::mem::mmu::InOwnMm;
 use crate::x86::cpu::cpuid::GuestFeatures;
-use crate::x86::cpu::regs::{Regs, Sregs};
+use crate::x86::cpu::regs::{Regs, Seg, Segment, Sregs};
 pub use crate::x86::cpu::violation::Violation as EntryViolation;
 use crate::x86::exit::{Event, Exit};
+use crate::x86::paging::fetch::Code;
 use kernel::prelude::*;
 
 /// Sets of system registers that are cached together.
@@ -123,17 +124,6 @@ impl Default for Exits {
             caches_on: true,
         }
     }
-}
-
-/// What decides about fetches of 64-bit code.
-#[derive(Clone, Copy, Debug)]
-pub struct LongCode {
-    /// Current privilege level.
-    pub cpl: u8,
-    /// CR3.
-    pub cr3: u64,
-    /// CR4; of interest are SMEP and LA57.
-    pub cr4: u64,
 }
 
 /// What a processor needs to virtualise a local APIC (SDM 3C 30).
@@ -328,11 +318,12 @@ pub trait VcpuBackend: Sized {
     /// Fetches groups of system registers into `cpu.sregs` and adds them to `avail`. *Any*.
     fn load(&mut self, cpu: &mut CpuState, groups: Groups);
 
-    /// What decides about fetches, if the guest runs 64-bit code; `None` also where this cannot be told without
-    /// [`VcpuBackend::load`]. Of the state that the last exit left: nothing is dirty.
-    fn long_code(&self) -> Option<LongCode> {
-        None
-    }
+    /// What decides about fetches, in a stay. Of the state that the last exit left: nothing is dirty.
+    fn code(&self, rflags: u64) -> Option<Code>;
+
+    /// One segment register, where it can be had in a stay for less than [`VcpuBackend::load`]. Of the state that the
+    /// last exit left: nothing is dirty.
+    fn segment(&mut self, seg: Seg) -> Option<Segment>;
 
     /// Current privilege level, where it can be had in a stay for less than [`VcpuBackend::load`]. Of the state that
     /// the last exit left: nothing is dirty.

@@ -9,7 +9,8 @@ use super::config::VmcsConfig;
 use super::insn::Current;
 use super::vmcs::*;
 use crate::linux::cr;
-use crate::x86::cpu::regs::{cr0, cr4, efer, DescTable, Seg, Segment, Sregs};
+use crate::x86::cpu::regs::{cr0, cr4, efer, DescTable, Mode, Seg, Segment, Sregs};
+use crate::x86::paging::fetch::Code;
 use crate::x86::vendor::Groups;
 
 /// CR0 bits that the guest changes without an exit; all others are the host's, with the guest's view in the
@@ -116,17 +117,43 @@ fn write_segment(vm: Current<'_>, seg: Seg, sregs: &Sregs, long: bool) {
 /// Access rights as last read, with their decoded form: they rarely change between two exits.
 pub(super) type RightsCache = [(u32, Segment); 8];
 
-fn load_segment(vm: Current<'_>, seg: Seg, cache: &mut RightsCache, sregs: &mut Sregs) {
+/// One segment register.
+#[inline]
+pub(super) fn segment(vm: Current<'_>, seg: Seg, cache: &mut RightsCache) -> Segment {
     let n = seg as u32;
-    let (cached, s) = (&mut cache[seg as usize], sregs.seg_mut(seg));
+    let cached = &mut cache[seg as usize];
     let rights = vm.read(GUEST_ES_ACCESS_RIGHTS.nth(n));
     if rights != cached.0 {
         *cached = (rights, from_access_rights(rights));
     }
-    *s = cached.1;
-    s.selector = vm.read(GUEST_ES_SELECTOR.nth(n));
-    s.base = vm.read(GUEST_ES_BASE.nth(n));
-    s.limit = vm.read(GUEST_ES_LIMIT.nth(n));
+    Segment {
+        selector: vm.read(GUEST_ES_SELECTOR.nth(n)),
+        base: vm.read(GUEST_ES_BASE.nth(n)),
+        limit: vm.read(GUEST_ES_LIMIT.nth(n)),
+        ..cached.1
+    }
+}
+
+/// What decides about fetches, at privilege level `cpl`. CR0.PE and PG, EFER, and the bits of CR4 in question are the
+/// host's.
+#[inline]
+pub(super) fn code(vm: Current<'_>, control: &ControlState, rflags: u64, cpl: u8) -> Code {
+    let cs = Seg::Cs as u32;
+    let ar = vm.read(GUEST_ES_ACCESS_RIGHTS.nth(cs));
+    let (cr0, efer) = (control.cr0_shadow, control.efer);
+    let mode = Mode::of(cr0, efer, rflags, ar & rights::L != 0, ar & rights::DB != 0);
+    Code {
+        mode,
+        cpl,
+        cr0,
+        cr3: vm.read(GUEST_CR3),
+        cr4: control.cr4_shadow,
+        efer,
+        base: match mode {
+            Mode::Long => 0,
+            _ => vm.read(GUEST_ES_BASE.nth(cs)),
+        },
+    }
 }
 
 /// CR0 as the processor gets it for the guest's `value`.
@@ -213,12 +240,12 @@ pub(super) fn load(
     }
     if groups.contains(Groups::CODE) {
         for seg in CODE_SEGS {
-            load_segment(vm, seg, rights, sregs);
+            *sregs.seg_mut(seg) = segment(vm, seg, rights);
         }
     }
     if groups.contains(Groups::SEGS) {
         for seg in OTHER_SEGS {
-            load_segment(vm, seg, rights, sregs);
+            *sregs.seg_mut(seg) = segment(vm, seg, rights);
         }
     }
     if groups.contains(Groups::TABLES) {

@@ -31,8 +31,9 @@ use crate::mem::addr::Hpa;
 use crate::x86::cpu::cpuid::GuestFeatures;
 use crate::x86::cpu::events::vector;
 use crate::x86::cpu::index;
-use crate::x86::cpu::regs::{efer, rflags, Gpr, Seg};
+use crate::x86::cpu::regs::{efer, rflags, Gpr, Seg, Segment};
 use crate::x86::exit::{Event, EventKind, Exit};
+use crate::x86::paging::fetch::Code;
 use crate::x86::vendor::{
     ApicMode, ApicPages, Begin, CpuState, EntryParams, EntryViolation, Exits, Groups,
     Interruptibility, Stay, VcpuBackend,
@@ -618,6 +619,18 @@ impl VcpuBackend for VmxVcpu {
             state::load(vm, &v.control, &mut v.rights, &mut cpu.sregs, missing);
         });
         cpu.avail = cpu.avail.union(missing);
+    }
+
+    #[inline]
+    fn code(&self, rflags: u64) -> Option<Code> {
+        let vm = self.current()?;
+        Some(state::code(vm, &self.control, rflags, self.cpl()?))
+    }
+
+    #[inline]
+    fn segment(&mut self, seg: Seg) -> Option<Segment> {
+        let vm = self.current()?;
+        Some(state::segment(vm, seg, &mut self.rights))
     }
 
     /// The DPL of SS in every mode (SDM 3C 25.4.1).

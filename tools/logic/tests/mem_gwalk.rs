@@ -6,8 +6,9 @@ use std::collections::BTreeMap;
 
 use rvmm_logic::mem::addr::{Gpa, Gva};
 use rvmm_logic::tables::Rng;
+use rvmm_logic::x86::cpu::regs;
 use rvmm_logic::x86::cpu::regs::{cr0, cr4, efer};
-use rvmm_logic::x86::paging::fetch::Fetch;
+use rvmm_logic::x86::paging::fetch::Code;
 use rvmm_logic::x86::paging::gwalk::{
     pfec, Access, Features, GuestRead, Paging, WalkError, PDPTE_RESERVED,
 };
@@ -728,10 +729,14 @@ fn one_in(random: &mut Rng, n: u64) -> bool {
 
 /// A machine with 4-level tables (5-level ones now and then) whose bits are mostly, but not always, harmless.
 fn machine(random: &mut Rng) -> Machine {
-    let mode = if one_in(random, 16) { Long5 } else { Long4 };
+    let mode = [Long5, Long4, Long4, Long4, Long4, Pae, Pae, Bits32][(random.next() % 8) as usize];
     let half = if one_in(random, 2) { 0 } else { !0 << 47 };
-    let gva = random.next() & 0x7fff_ffff_ffff | half;
-    let leaf = [1, 1, 2, 2, 3][(random.next() % 5) as usize];
+    let gva = match mode {
+        Bits32 | Pae => random.next() & 0xffff_ffff,
+        _ => random.next() & 0x7fff_ffff_ffff | half,
+    };
+    let leaves = if mode == Bits32 || mode == Pae { 4 } else { 5 };
+    let leaf = [1, 1, 2, 2, 3][(random.next() % leaves) as usize];
     let target = random.next() & 0x000f_ffff_ffff_f000 & !((1 << mode.shift(leaf)) - 1);
     let target = if one_in(random, 8) {
         target
@@ -742,6 +747,9 @@ fn machine(random: &mut Rng) -> Machine {
     for (level, f) in flags.iter_mut().enumerate() {
         if level == leaf && leaf > 1 {
             *f |= PS;
+        }
+        if level == 3 && mode == Pae {
+            *f = P;
         }
         for bit in [
             P,
@@ -764,7 +772,14 @@ fn machine(random: &mut Rng) -> Machine {
         }
     }
     let mut m = Machine::new(mode, gva, leaf, target, flags);
-    for bit in [cr4::SMEP, cr4::SMAP, cr4::PKE, cr4::PCIDE, cr4::PGE] {
+    for bit in [
+        cr4::SMEP,
+        cr4::SMAP,
+        cr4::PKE,
+        cr4::PCIDE,
+        cr4::PGE,
+        cr4::PSE,
+    ] {
         if one_in(random, 2) {
             m.cr4 ^= bit;
         }
@@ -775,7 +790,11 @@ fn machine(random: &mut Rng) -> Machine {
     if one_in(random, 4) {
         m.efer ^= efer::NX;
     }
-    m.cr3 |= random.next() & 0xfff;
+    m.cr3 |= random.next() & if mode == Pae { 0x1f } else { 0xfff };
+    if one_in(random, 32) {
+        m.cr0 &= !cr0::PG;
+        m.efer &= !efer::LMA;
+    }
     m.pkru = random.next() as u32;
     m.features.max_phys_bits = [36, 40, 46, 52][(random.next() % 4) as usize];
     m.features.pages_1g = one_in(random, 2);
@@ -815,29 +834,42 @@ fn straight_line_is_the_general_walk() {
 #[test]
 fn fast_fetch_is_the_general_walk() {
     let mut r = Rng(0x2545_f491_4f6c_dd1d);
-    let (mut hits, mut others) = (0, 0);
-    for _ in 0..20_000 {
+    let (mut hits, mut off, mut others) = ([0; MODES.len()], 0, 0);
+    for _ in 0..40_000 {
         let m = machine(&mut r);
         let cpl = if one_in(&mut r, 2) { 3 } else { 0 };
-        let fetch = Fetch {
+        let code = Code {
+            mode: regs::Mode::Prot32,
             cpl,
+            cr0: m.cr0,
             cr3: m.cr3,
             cr4: m.cr4,
-            reserved: !0 << m.features.max_phys_bits,
+            efer: m.efer,
+            base: 0,
         };
         let mut mem = m.mem.clone();
-        let got = fetch.translate(m.gva, |at| mem.read_u64(at).ok());
+        let reserved = !0 << m.features.max_phys_bits;
+        let read = |at| mem.read_u64(at).ok();
+        let got = if code.ia32e() {
+            code.translate(m.gva, reserved, read)
+        } else {
+            code.translate_legacy(m.gva, reserved, m.features.pdpte_reserved, read)
+        };
         let p = m.paging();
         let mut mem = m.mem.clone();
         let want = p.translate(&mut mem, Gva(m.gva), Access::fetch(cpl));
         if let Some(gpa) = got {
             assert_eq!(want, Ok(gpa));
             assert_eq!(mem.words, m.mem.words, "nothing had to be marked");
-            hits += 1;
+            hits[m.mode as usize] += 1;
+            off += usize::from(m.cr0 & cr0::PG == 0);
         } else if want.is_ok() {
             // What it leaves to the general walk: marking, pages of 1 GiB, five levels.
             others += 1;
         }
     }
-    assert!(hits > 2_000 && others > 200, "{hits} {others}");
+    assert!(
+        hits[..3].iter().all(|n| *n > 1_000) && off > 100 && others > 200,
+        "{hits:?} {off} {others}"
+    );
 }
