@@ -19,10 +19,10 @@ use kernel::prelude::*;
 // SDM 4 table 2-2.
 const FLUSH_CMD: u32 = 0x10b;
 
-/// Forgets branch predictions, the return stack's too (IA32_PRED_CMD.IBPB; X86_FEATURE_IBPB).
+/// Forgets branch predictions, the return stack's too (IA32_PRED_CMD.IBPB). Does nothing without X86_FEATURE_IBPB.
 #[inline(always)]
 pub fn ibpb() {
-    // SAFETY: A command that empties predictors, by the C calling convention.
+    // SAFETY: A function of the C calling convention that takes nothing; the command empties predictors.
     unsafe { bindings::rvmm_ibpb() };
 }
 

@@ -14,6 +14,8 @@ SYM_DATA(rvmm_verw_selector, .word __KERNEL_DS)
 	.text
 
 SYM_FUNC_START(rvmm_ibpb)
+	ALTERNATIVE "jmp .Lwithout_ibpb", "", X86_FEATURE_IBPB
 	IBPB
+.Lwithout_ibpb:
 	RET
 SYM_FUNC_END(rvmm_ibpb)

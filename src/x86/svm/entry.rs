@@ -19,10 +19,9 @@ const _: () = assert!(core::mem::offset_of!(Regs, gpr) == 0);
 ///
 /// All general registers but RAX and RSP, which live in the VMCB, come from and go to `regs`; IA32_SPEC_CTRL those of
 /// `spec_ctrl`, where the processor does not virtualise it. FS, GS, TR, LDTR and the SYSCALL and SYSENTER MSRs are
-/// exchanged by VMLOAD and VMSAVE; the host's come back from `host`, where VMSAVE has put them at the start of the stay.
-/// NMIs and interrupts that were held back by GIF are delivered (NMI) or pending (interrupts, since RFLAGS.IF is clear)
-/// on return, when no value of the guest's is left in a register and what the guest has taught the predictors does not
-/// reach the host.
+/// exchanged by VMLOAD and VMSAVE; the host's come back from `host`, where VMSAVE has put them at the start of the
+/// stay. On return no value of the guest's is left in a register, what it has taught the predictors does not reach the
+/// host, and NMIs that GIF held back have been delivered; interrupts are pending, since RFLAGS.IF is clear.
 ///
 /// # Safety
 ///

@@ -88,7 +88,8 @@ impl Apic {
         pin
     }
 
-    /// Writes the fields that depend on the mode, but for the MSR bitmap. Returns the secondary processor-based controls.
+    /// Writes the fields that depend on the mode, all but the MSR bitmap. Returns the secondary processor-based
+    /// controls.
     pub(super) fn write(&mut self, vm: Current<'_>, shared: &Shared) -> u32 {
         self.dirty = false;
         let proc2 = shared.config.apicv_controls(self.mode);

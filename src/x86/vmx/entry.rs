@@ -37,8 +37,8 @@ pub(super) enum Outcome {
 /// VMCS), and stores them after the exit; so with IA32_SPEC_CTRL. No value of the guest's is left in a register, and
 /// what the guest has taught the predictors does not reach the host.
 ///
-/// `host_rsp` caches HOST_RSP, which is written when the stack depth differs from last time only. The cache starts as 0,
-/// which no stack pointer equals.
+/// `host_rsp` caches HOST_RSP, which is written only when the stack depth differs from last time. The cache starts as
+/// 0, which no stack pointer equals.
 ///
 /// # Safety
 ///

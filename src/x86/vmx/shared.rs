@@ -57,8 +57,8 @@ impl Shared {
         })
     }
 
-    /// Physical address of an MSR bitmap: for a virtualised local APIC in x2APIC mode, if `x2apic`, where all other MSRs
-    /// exit, if `all_exit`, and where SPEC_CTRL does not, if `spec_ctrl`.
+    /// Physical address of an MSR bitmap: for a virtualised local APIC in x2APIC mode, if `x2apic`; one where all other
+    /// MSRs exit, if `all_exit`; one where SPEC_CTRL does not, if `spec_ctrl`.
     pub(super) fn msr_bitmap(&self, x2apic: bool, all_exit: bool, spec_ctrl: bool) -> u64 {
         let [plain, passing] = match x2apic {
             true if all_exit => return self.x2apic_only_bitmap.phys(),

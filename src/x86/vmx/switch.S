@@ -21,8 +21,8 @@
 	.section .noinstr.text, "ax"
 
 /*
- * RDI: the guest's `Regs`. RSI: its `SpecCtrl`. R8: HOST_RSP as the VMCS has it. R9D: 1 if the VMCS is launched. Returns
- * the outcome in EAX. Keeps RBX, RBP and RSP only.
+ * RDI: the guest's `Regs`. RSI: its `SpecCtrl`. R8: where HOST_RSP is kept as the VMCS has it. R9D: 1 if the VMCS is
+ * launched. Returns the outcome in EAX. Keeps RBX, RBP and RSP only.
  */
 SYM_FUNC_START(rvmm_vmx_switch)
 	push	%rbp
