@@ -117,6 +117,7 @@ int rvmm_fault_in(unsigned long addr, bool write);
 bool rvmm_vma_is_device(struct mm_struct *mm, unsigned long addr);
 void rvmm_vma_set_device(struct vm_area_struct *vma);
 
+bool rvmm_file_is_of_module(const struct file *file, const char *name);
 bool rvmm_file_is_vfio(struct file *file);
 bool rvmm_vfio_is_coherent(struct file *file);
 void rvmm_pci_bar(struct pci_dev *pdev, unsigned int bar, u64 *start, u64 *len, u64 *flags);

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Files of VFIO, kept and told apart.
+//! Open files, kept and told apart.
 //!
 //! C headers: [`include/linux/file.h`](srctree/include/linux/file.h),
 //! [`include/linux/vfio.h`](srctree/include/linux/vfio.h)
@@ -57,6 +57,12 @@ impl FileRef {
         NonNull::new(unsafe { bindings::fget(fd) })
             .map(Self)
             .ok_or(EBADF)
+    }
+
+    /// Whether the file's operations belong to the loadable module of this name.
+    pub fn is_of_module(&self, name: &CStr) -> bool {
+        // SAFETY: The file is live, so are its operations and the module that they pin.
+        unsafe { bindings::rvmm_file_is_of_module(self.0.as_ptr(), name.as_char_ptr()) }
     }
 
     /// Whether VFIO gave the file out for a group or a device.

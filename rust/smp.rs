@@ -1,11 +1,12 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Other CPUs: which there are, and interrupting them.
+//! Other CPUs: which there are, running code on them, and interrupting them.
 //!
 //! C header: [`include/linux/smp.h`](srctree/include/linux/smp.h)
 
-use core::ptr::null_mut;
+use core::ptr::{addr_of_mut, null_mut};
 
+use kernel::error::to_result;
 use kernel::ffi::c_void;
 use kernel::prelude::*;
 
@@ -76,6 +77,40 @@ pub unsafe fn host_interrupt(vector: u8, irqs: IrqGuard) {
     // are off until now by the guard, which is at its end, so that this is a place where they may be on.
     unsafe { bindings::rvmm_host_interrupt(vector) };
     drop(irqs);
+}
+
+/// # Safety
+///
+/// `info` points to an `Option<F>` that nobody else uses meanwhile.
+unsafe extern "C" fn call_once<F: FnOnce()>(info: *mut c_void) {
+    // SAFETY: `call_on_cpu` passes an `Option<F>` and waits, so nobody else uses it now.
+    if let Some(f) = unsafe { &mut *info.cast::<Option<F>>() }.take() {
+        f();
+    }
+}
+
+/// Runs `f` on CPU `cpu` in hard-interrupt context and waits for it.
+///
+/// Interrupts are on in the caller. `f` must not sleep. Errors: `ENXIO` when the CPU is not online.
+pub fn call_on_cpu<R: Send>(cpu: u32, f: impl FnOnce() -> R + Send) -> Result<R> {
+    fn run<G: FnOnce()>(cpu: u32, g: G) -> Result {
+        let mut call = Some(g);
+        // SAFETY: The call waits, so `call` outlives its use on the other CPU.
+        to_result(unsafe {
+            bindings::smp_call_function_single(
+                cpu as i32,
+                Some(call_once::<G>),
+                addr_of_mut!(call).cast(),
+                true,
+            )
+        })
+    }
+    if cpu >= nr_cpu_ids() {
+        return Err(ENXIO);
+    }
+    let mut result = None;
+    run(cpu, || result = Some(f()))?;
+    result.ok_or(ENXIO)
 }
 
 /// Some of the CPUs.

@@ -68,6 +68,13 @@ unsigned long rvmm_raw_spin_lock_irqsave(raw_spinlock_t *lock)
 
 /* --- files ------------------------------------------------------------------------------------ */
 
+bool rvmm_file_is_of_module(const struct file *file, const char *name)
+{
+	const struct module *owner = file->f_op->owner;
+
+	return owner && !strcmp(owner->name, name);
+}
+
 /* Asks VFIO, which is loaded if the file is its own. */
 #define rvmm_ask_vfio(question, file)						\
 ({										\

@@ -4,6 +4,7 @@
 
 use super::{boot_cpu, cr, desc, msr, nospec};
 use crate::linux::bindings as b;
+use core::arch::asm;
 
 /// What each round took, in room that the caller has.
 pub struct Samples<'a> {
@@ -94,8 +95,8 @@ pub const PRIMITIVES: &[Primitive] = &[
     }),
     ("LIDT", |s| {
         let table = desc::idt();
-        // SAFETY: The table that is in force.
-        s.take(|| unsafe { desc::load_idt(&table) });
+        // SAFETY: LIDT of the table that is in force.
+        s.take(|| unsafe { asm!("lidt [{}]", in(reg) &table, options(nostack, preserves_flags)) });
     }),
     ("RDMSR FS_BASE", |s| read(s, FS_BASE, true)),
     ("RDMSR KERNEL_GS_BASE", |s| read(s, KERNEL_GS_BASE, true)),
@@ -120,7 +121,7 @@ pub const PRIMITIVES: &[Primitive] = &[
             s.take(nospec::ibpb);
         }
     }),
-    ("VERW", |s| s.take(nospec::clear_cpu_buffers)),
+    ("VERW", |s| s.take(clear_cpu_buffers)),
     ("L1D flush", |s| {
         if boot_cpu::has(b::X86_FEATURE_FLUSH_L1D) {
             s.take(nospec::flush_l1d);
@@ -146,4 +147,12 @@ fn write(samples: &mut Samples<'_>, index: u32, has: bool) {
         // SAFETY: The value that it has.
         samples.take(|| unsafe { msr::write(index, value) });
     }
+}
+
+/// Overwrites the CPU's buffers where VERW does so (X86_FEATURE_CLEAR_CPU_BUF).
+fn clear_cpu_buffers() {
+    /// A selector that VERW accepts: the kernel's data segment.
+    static SELECTOR: u16 = b::__KERNEL_DS as u16;
+    // SAFETY: VERW reads the selector and changes ZF, which is not declared preserved.
+    unsafe { asm!("verw word ptr [{}]", in(reg) &raw const SELECTOR, options(nostack, readonly)) };
 }

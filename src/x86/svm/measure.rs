@@ -31,7 +31,7 @@ const ROWS: &[Row] = &[
         s.rounds(|| round_trip(v));
     }),
     ("INVLPGA", |v, s| {
-        let asid = v.vmcb.control.asid;
+        let asid = v.vmcb.control.asid.get();
         // SAFETY: SVME is set; the address is the guest's, of whose translations one more has to be looked up again.
         s.take(|| unsafe {
             asm!("invlpga rax, ecx", in("rax") 0u64, in("ecx") asid, options(nostack))

@@ -7,7 +7,7 @@
 use super::breakpoints::DR6_RESET;
 use super::vmcb::{Save, Vmcb, VmcbSegment};
 use crate::linux::cr;
-use crate::x86::cpu::regs::{cr4, efer, rflags, DescTable, Gpr, Mode, Seg, Segment};
+use crate::x86::cpu::regs::{cr4, efer, rflags, Gpr, Mode, Seg, Segment};
 use crate::x86::paging::fetch::Code;
 use crate::x86::vendor::{CpuState, Groups};
 

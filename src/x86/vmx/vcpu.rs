@@ -33,6 +33,7 @@ use crate::x86::cpu::events::vector;
 use crate::x86::cpu::index;
 use crate::x86::cpu::regs::{efer, rflags, Gpr, Seg, Segment};
 use crate::x86::exit::{Event, EventKind, Exit};
+use crate::x86::mitigate;
 use crate::x86::paging::fetch::Code;
 use crate::x86::vendor::{
     ApicMode, ApicPages, Begin, CpuState, EntryParams, EntryViolation, Exits, Groups,
