@@ -22,7 +22,7 @@ unsafe impl Send for FileRef {}
 unsafe impl Sync for FileRef {}
 
 impl FileRef {
-    /// Opens `path` for reading, in the current task's name space and with its rights. Sleeps. Errors: those of open(2).
+    /// Opens `path` for reading, in the current task's name space and with its rights. Sleeps. Errors: as open(2).
     pub fn open(path: &CStr) -> Result<Self> {
         // SAFETY: The path is a string that outlives the call. Success returns a reference, failure an error.
         let file = from_err_ptr(unsafe {

@@ -249,7 +249,7 @@ static void *run_on(void *argument)
 	return NULL;
 }
 
-/* The CPU goes away on which vCPUs were, while one runs there; they go on elsewhere, and there again when it is back. */
+/* The CPU goes away on which vCPUs were, and one runs there; they go on elsewhere, and there when it is back. */
 TEST_SECONDS(offline, 240)
 {
 	const char *nodes[4] = { device, device, other_device(), device };

@@ -9,7 +9,7 @@ SHIM(bool, boot_cpu_has, (unsigned int bit),
 SHIM(unsigned int, phys_bits, (void), boot_cpu_data.x86_phys_bits)
 SHIM(unsigned int, virt_bits, (void), boot_cpu_data.x86_virt_bits)
 SHIM(bool, mitigations_off, (void), cpu_mitigations_off())
-/* Something has to be done on this CPU when it returns to user space (linux/user-return-notifier.h). Not preemptible. */
+/* Something is to be done on this CPU when it returns to user space (linux/user-return-notifier.h). Not preemptible. */
 SHIM(bool, user_return_pending, (void),
       IS_ENABLED(CONFIG_USER_RETURN_NOTIFIER) && test_thread_flag(TIF_USER_RETURN_NOTIFY))
 SHIM_VOID(ibpb_exit_to_user, (void), this_cpu_write(x86_ibpb_exit_to_user, true))

@@ -140,8 +140,8 @@ fn flush_l1d(token: &Token) {
     }
 }
 
-/// Does what is needed where this CPU comes from a guest of another hypervisor's to one of ours, or may go the other way:
-/// that hypervisor does not know of our guests.
+/// Does what is needed where this CPU comes from a guest of another hypervisor's to one of ours, or may go the other
+/// way: that hypervisor does not know of our guests.
 #[cold]
 #[inline(never)]
 pub(crate) fn other_guests() {

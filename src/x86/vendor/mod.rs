@@ -289,8 +289,8 @@ pub trait VcpuBackend: Sized {
     /// guest's CPUID may show on this host.
     fn new(id: u32, features: &GuestFeatures) -> Result<Self>;
 
-    /// Turns interrupts off on a CPU where a stay can begin: what another CPU's processor may still hold of this vCPU has
-    /// been written back there. Interrupts are on.
+    /// Turns interrupts off on a CPU where a stay can begin: what another CPU's processor may still hold of this vCPU
+    /// has been written back there. Interrupts are on.
     #[inline(always)]
     fn irqs_off(&mut self) -> IrqGuard {
         IrqGuard::new()
