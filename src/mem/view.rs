@@ -71,6 +71,13 @@ impl MemoryView<'_> {
         self.resolve(gpa, write).map(|r| r.0)
     }
 
+    /// Reads an aligned 32-bit word, without sleeping.
+    #[inline]
+    pub(crate) fn try_read_u32(&self, gpa: Gpa) -> Result<u32, MemError> {
+        let (hva, _, _) = self.resolve(gpa, false)?;
+        uaccess::get_u32(hva).map_err(|_| MemError::Fault)
+    }
+
     /// Reads an aligned 64-bit word, without sleeping.
     #[inline]
     pub(crate) fn try_read_u64(&self, gpa: Gpa) -> Result<u64, MemError> {

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
-//! The walk for a fetch of code in a straight line (SDM 3A 4.3 to 4.5, APM 2 5.2 and 5.3): what most exits need, to step
-//! over their instruction.
+//! The walk for a fetch of code in a straight line (SDM 3A 4.3 to 4.5, APM 2 5.2 and 5.3): what most exits need, to
+//! step over their instruction.
 //!
 //! It wants no [`Paging`](super::gwalk::Paging) to be worked out first. That it agrees with the general walk is the
 //! test `fast_fetch_is_the_general_walk` in tools/logic/tests/mem_gwalk.rs. The vCPU's thread calls it, with

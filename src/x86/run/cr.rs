@@ -80,7 +80,7 @@ impl Runner<'_> {
         (insn.op, insn.src) = (Op::Mov, Operand::Imm);
         insn.imm = self.s.cpu.sregs.cr0;
         self.s.pending.replay.clear();
-        self.emulate(&insn)
+        self.emulate(&insn, None)
     }
 
     fn mov_from_cr(&mut self, cr: u8, gpr: Option<Gpr>, stay: Option<&Stay<'_>>) -> Step {

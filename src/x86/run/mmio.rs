@@ -8,15 +8,22 @@ use crate::abi::exits;
 use crate::abi::stats::VcpuCounter;
 use crate::abi::uapi::k;
 use crate::x86::emul::{Insn, Kind, Move, Op, Pending};
+use crate::x86::exit::NestedFault;
 use crate::x86::vcpu::mmio::Emulated;
 use crate::x86::vcpu::state::Completion;
 
 impl Runner<'_> {
-    pub(super) fn decode_and_emulate(&mut self, expected: impl Fn(Op) -> bool) -> Step {
-        match self.fetch(None) {
+    /// Emulates the instruction that exited, by nested fault `fault` if by one; `fetched` if that is known already.
+    pub(super) fn decode_and_emulate(
+        &mut self,
+        fetched: Option<Insn>,
+        fault: Option<&NestedFault>,
+        expected: impl Fn(Op) -> bool,
+    ) -> Step {
+        match fetched.map_or_else(|| self.fetch(None), Ok) {
             Ok(insn) if expected(insn.op) => {
                 self.s.pending.replay.clear();
-                self.emulate(&insn)
+                self.emulate(&insn, fault)
             }
             // Another instruction than the one that exited: it was changed meanwhile, or it is not one of ours.
             Ok(insn) => self.not_emulated(&insn),
@@ -24,11 +31,11 @@ impl Runner<'_> {
         }
     }
 
-    pub(super) fn emulate(&mut self, insn: &Insn) -> Step {
+    pub(super) fn emulate(&mut self, insn: &Insn, fault: Option<&NestedFault>) -> Step {
         self.stats.add(VcpuCounter::Emulations, 1);
         let (result, actions) = {
             let view = self.vm.memory.view();
-            self.s.emulate(self.vm, &view, self.run, insn)
+            self.s.emulate(self.vm, &view, self.run, insn, fault)
         };
         let mut step = Step::Again;
         for action in actions {
@@ -89,7 +96,7 @@ impl Runner<'_> {
             return Step::Again;
         }
         match self.s.pending.insn {
-            Some(insn) => self.emulate(&insn),
+            Some(insn) => self.emulate(&insn, None),
             None => Step::Again,
         }
     }

@@ -66,13 +66,27 @@ impl Runner<'_> {
         if stay.is_some() {
             return Step::Slow;
         }
+        let fetched = core::mem::take(&mut self.s.pending.fetched);
+        let insn = self.s.pending.insn.filter(|_| fetched);
         if f.gpa.page().0 == base::DEFAULT_ADDRESS && self.s.wants_apic_page(self.vm) {
             if let Err(e) = self.vm.memory.pin_page(f.gpa.page()) {
                 return Step::Fail(e);
             }
             return Step::Again;
         }
-        match self.vm.memory.fault(self.vm.mm(), f.gpa, f.write, f.fetch) {
+        if insn.is_none() {
+            if let Some(step) = self.map(f) {
+                return step;
+            }
+        }
+        self.stats.exit(ExitClass::Mmio, 0);
+        self.s.pending.io_port = None;
+        self.decode_and_emulate(insn, Some(f), |op| !matches!(op, Op::Ins | Op::Outs))
+    }
+
+    /// Maps the memory that is missing; `None`: it is a device, and an instruction has accessed it.
+    fn map(&mut self, f: &NestedFault) -> Option<Step> {
+        let step = match self.vm.memory.fault(self.vm.mm(), f.gpa, f.write, f.fetch) {
             Ok(FaultOutcome::Mapped | FaultOutcome::Retry | FaultOutcome::Poisoned) => Step::Again,
             Ok(FaultOutcome::BadUserMemory) => {
                 let _ = self.ask(&exits::MemoryFault {
@@ -89,13 +103,10 @@ impl Runner<'_> {
             Ok(FaultOutcome::Mmio) if self.s.events.interrupted.is_some() => {
                 self.vectoring_failed(f)
             }
-            Ok(FaultOutcome::Mmio) => {
-                self.stats.exit(ExitClass::Mmio, 0);
-                self.s.pending.io_port = None;
-                self.decode_and_emulate(|op| !matches!(op, Op::Ins | Op::Outs))
-            }
+            Ok(FaultOutcome::Mmio) => return None,
             Err(e) => Step::Fail(e),
-        }
+        };
+        Some(step)
     }
 
     /// The IDT, a descriptor or the stack of an event's delivery is in device memory: no instruction stands for the

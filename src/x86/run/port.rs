@@ -24,7 +24,7 @@ impl Runner<'_> {
                 return Step::Slow;
             }
             self.s.pending.io_port = Some((io.port, io.width));
-            return self.decode_and_emulate(|op| matches!(op, Op::Ins | Op::Outs));
+            return self.decode_and_emulate(None, None, |op| matches!(op, Op::Ins | Op::Outs));
         }
         if io.input {
             if let Some(value) = self.vm.chip.pio_read(io.port, io.width) {

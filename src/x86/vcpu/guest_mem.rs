@@ -21,14 +21,20 @@ pub(super) struct Tables<'a, 'b> {
 }
 
 impl Tables<'_, '_> {
-    fn read<const N: usize>(&self, gpa: Gpa) -> Result<[u8; N], MemError> {
-        let mut b = [0; N];
-        if self.stay.is_some() {
-            self.view.try_read(gpa, &mut b)?;
-        } else {
-            self.view.read(gpa, &mut b)?;
+    /// `tried` is what a read that must not sleep has come to: outside a stay one that may sleep follows.
+    #[inline]
+    fn or_sleep<const N: usize>(
+        &self,
+        gpa: Gpa,
+        tried: Result<[u8; N], MemError>,
+    ) -> Result<[u8; N], MemError> {
+        match tried {
+            Err(MemError::Fault) if self.stay.is_none() => {
+                let mut b = [0; N];
+                self.view.read(gpa, &mut b).map(|()| b)
+            }
+            tried => tried,
         }
-        Ok(b)
     }
 }
 
@@ -37,15 +43,14 @@ impl GuestRead for Tables<'_, '_> {
 
     #[inline]
     fn read_u32(&mut self, gpa: Gpa) -> Result<u32, MemError> {
-        self.read(gpa).map(u32::from_le_bytes)
+        let tried = self.view.try_read_u32(gpa).map(u32::to_le_bytes);
+        self.or_sleep(gpa, tried).map(u32::from_le_bytes)
     }
 
     #[inline]
     fn read_u64(&mut self, gpa: Gpa) -> Result<u64, MemError> {
-        if self.stay.is_some() {
-            return self.view.try_read_u64(gpa);
-        }
-        self.read(gpa).map(u64::from_le_bytes)
+        let tried = self.view.try_read_u64(gpa).map(u64::to_le_bytes);
+        self.or_sleep(gpa, tried).map(u64::from_le_bytes)
     }
 
     fn set_ad(&mut self, gpa: Gpa, old: u64, new: u64, bytes: u8) -> Result<bool, MemError> {

@@ -15,7 +15,7 @@ use crate::mem::memory::{MemError, MemoryView};
 use crate::x86::cpu::events;
 use crate::x86::cpu::regs::{rflags, Gpr, Mode, Regs, Seg};
 use crate::x86::emul;
-use crate::x86::emul::{Access, Answer, Bus, Insn, Move, Outcome, PortRequest, Stop, Swap};
+use crate::x86::emul::{Access, Answer, Bus, Insn, Move, Op, Outcome, PortRequest, Stop, Swap};
 use crate::x86::exit::{Exception, NestedFault};
 use crate::x86::irqchip::lapic::Action;
 use crate::x86::irqchip::lapic_page::LocalApic;
@@ -100,7 +100,15 @@ impl State {
             .insn_cache
             .decode(rip, first_bytes(&bytes, len), mode)
             .ok()?;
-        let m = Move::of(insn, mode)?;
+        let Some(m) = Move::of(insn, mode) else {
+            if !matches!(insn.op, Op::Ins | Op::Outs) {
+                // Whoever emulates it outside the stay needs neither a fetch nor, to read registers, another stay.
+                self.pending.insn = Some(*insn);
+                self.pending.fetched = true;
+                self.load(Groups::ALL);
+            }
+            return None;
+        };
         let (seg, imm) = (insn.mem.seg, insn.imm);
         let mut la = emul::effective_address(insn, &self.cpu.regs);
         if mode != Mode::Long || matches!(seg, Seg::Fs | Seg::Gs) {
@@ -202,8 +210,49 @@ struct GuestBus<'a, 'b> {
     run: &'a RunPages,
     /// Port and width of the I/O exit under emulation.
     port: Option<(u16, u8)>,
+    /// What the nested fault under emulation tells.
+    told: Option<Told>,
     /// What accesses to the local APIC ask for.
     actions: [Action; 2],
+}
+
+/// The translation that a nested fault on a device tells: the processor has made it, for this kind of access.
+struct Told {
+    gpa: u64,
+    write: bool,
+    /// A write is to what the instruction reads, if it reads memory: it has one operand there.
+    single: bool,
+    /// The linear address, once an access has come by that has it.
+    la: Option<u64>,
+}
+
+impl Told {
+    /// `None` where an operand of the same kind could lie at the same place of another page.
+    fn of(f: &NestedFault, insn: &Insn) -> Option<Self> {
+        (!f.walk && insn.op != Op::Cmps).then_some(Self {
+            gpa: f.gpa.0,
+            write: f.write,
+            single: !insn.op.is_string() && !matches!(insn.op, Op::Push | Op::Pop),
+            la: None,
+        })
+    }
+
+    /// Whether it is the translation of `la` for `access`.
+    fn is_of(&mut self, la: u64, access: Access) -> bool {
+        let kind = if self.write {
+            access == Access::Write || self.single
+        } else {
+            access == Access::Read
+        };
+        let place = match self.la {
+            Some(known) => known == la,
+            None => (la ^ self.gpa) & 0xfff == 0,
+        };
+        if kind && place {
+            self.la = Some(la);
+        }
+        kind && place
+    }
 }
 
 /// Offset of `gpa` in the local APIC's page.
@@ -273,6 +322,11 @@ fn pieces(req: &PortRequest) -> impl Iterator<Item = (usize, u64, usize)> {
 
 impl Bus for GuestBus<'_, '_> {
     fn translate(&mut self, la: u64, access: Access) -> Result<u64, Stop> {
+        if let Some(told) = &mut self.told {
+            if told.is_of(la, access) {
+                return Ok(told.gpa);
+            }
+        }
         let mut tables = Tables {
             view: self.view,
             stay: None,
@@ -429,13 +483,15 @@ impl Bus for GuestBus<'_, '_> {
 }
 
 impl State {
-    /// Emulates `insn`, continuing where the replay log says. Returns actions of the local APIC too.
+    /// Emulates `insn`, which has met nested fault `fault` on a device, or continues where the replay log says. Returns
+    /// actions of the local APIC too.
     pub(crate) fn emulate(
         &mut self,
         vm: &Vm,
         view: &MemoryView<'_>,
         run: &RunPages,
         insn: &Insn,
+        fault: Option<&NestedFault>,
     ) -> (Emulated, [Action; 2]) {
         self.load(Groups::ALL);
         let cpl = self.cpu.sregs.cpl(self.cpu.regs.rflags);
@@ -449,6 +505,7 @@ impl State {
             lapic: self.apic.lapic.as_deref_mut(),
             run,
             port: self.pending.io_port,
+            told: fault.and_then(|f| Told::of(f, insn)),
             actions: [Action::NONE; 2],
         };
         let tf = self.cpu.regs.rflags & rflags::TF != 0;

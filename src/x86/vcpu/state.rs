@@ -138,6 +138,8 @@ pub(crate) struct Pending {
     pub(crate) completion: Completion,
     /// The instruction of [`Completion::Emulate`].
     pub(crate) insn: Option<Insn>,
+    /// `insn` is the one that has met the nested fault to be handled next, outside the stay.
+    pub(crate) fetched: bool,
     /// Accesses of an emulated instruction that are done.
     pub(crate) replay: KBox<Replay>,
     /// Port and width of the I/O exit under emulation.
@@ -369,6 +371,7 @@ impl Pending {
             completion: Completion::Nothing,
             insn: None,
             replay: KBox::new(Replay::new(), GFP_KERNEL_ACCOUNT)?,
+            fetched: false,
             io_port: None,
         })
     }
