@@ -351,3 +351,46 @@ TEST(fetch_from_nowhere)
 	vm_expect(&vm, KVM_EXIT_INTERNAL_ERROR);
 	CHECK_EQ(vm.run->internal.suberror, KVM_INTERNAL_ERROR_EMULATION);
 }
+
+#define D STR(G_DATA)
+
+/* Two operands at the same place of their pages: only one is the device's. */
+GUEST64(mmio_same_place,
+	"mov $" D "+0x100, %esi; mov $" M "+0x100, %edi; movsl\n"
+	"mov $" M "+0x200, %esi; mov $" D "+0x200, %edi; movsl\n"
+	"mov $" M "+0x300, %esi; mov $" D "+0x300, %edi; cmpsl; setz %al\n"
+	"mov $" D "+0x400, %esi; mov $" M "+0x400, %edi; cmpsl; setz %ah\n"
+	"mov $" D "+0x508, %esp; pushq " M "+0x500\n"
+	"mov $" D "+0x600, %esp; popq " M "+0x600\n"
+	"mov $" D "+0x708, %esi; mov $" M "+0xffc, %edi; mov $2, %ecx; rep movsl\n"
+	"mov $" M "+0x808, %esp; pushq " D "+0x800\n"
+	"hlt\n");
+
+TEST(mmio_same_place)
+{
+	uint32_t *data;
+	struct kvm_regs r;
+	struct vm vm;
+
+	VM_NEW_LONG(&vm, mmio_same_place);
+	data = (uint32_t *)(vm.mem + G_DATA);
+	for (uint32_t i = 0; i < 0x1000 / 4; i++)
+		data[i] = i;
+	mmio(&vm, true, G_MMIO + 0x100, 4, 0x40);
+	mmio(&vm, false, G_MMIO + 0x200, 4, 0x11223344);
+	mmio(&vm, false, G_MMIO + 0x300, 4, 0xc0);
+	mmio(&vm, false, G_MMIO + 0x400, 4, 0xbad);
+	mmio(&vm, false, G_MMIO + 0x500, 8, 0x5152535455565758);
+	mmio(&vm, true, G_MMIO + 0x600, 8, 0x18100000180);
+	mmio(&vm, true, G_MMIO + 0xffc, 4, 0x1c2);
+	mmio(&vm, true, G_MMIO + 0x1000, 4, 0x1c3);
+	mmio(&vm, true, G_MMIO + 0x800, 8, 0x20100000200);
+	vm_expect(&vm, KVM_EXIT_HLT);
+	r = vm_regs(&vm);
+	CHECK_EQ(r.rax & 0xffff, 1);
+	CHECK_EQ(data[0x200 / 4], 0x11223344);
+	CHECK_EQ(*(uint64_t *)&data[0x500 / 4], 0x5152535455565758);
+	for (uint32_t i = 0; i < 0x1000 / 4; i++)
+		if (i != 0x200 / 4 && i / 2 != 0x500 / 8)
+			CHECK_EQ(data[i], i);
+}
