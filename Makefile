@@ -2,7 +2,7 @@
 #
 # rvmm: everything starts here. `make help` lists the targets.
 #
-#   BED=amd|intel|iommu    emulated machine for `run` (amd: QEMU with SVM, intel: Bochs with VMX)
+#   BED=amd|zen|intel|iommu    emulated machine for `run` (amd: QEMU with SVM, zen: Bochs with SVM, intel: with VMX)
 #   KDIR=DIR               `modules`: build against this prepared kernel build directory (with Rust metadata),
 #                          with this machine's own tools, instead of the stock kernel in build/
 #   BENCH_FLAGS=, RUN_FLAGS=, CARGO_FLAGS=, TESTS=   more words for tools/bench, rvmm run, cargo build, tools/test

@@ -23,11 +23,12 @@ from .report import Failure, tail
 BOCHS_SOURCE = "pool/main/b/bochs/bochs_3.0+dfsg.orig.tar.xz"
 BOCHS_SHA256 = "78f6c73d4a6472d5130a87ab9dc306d02c7c71ed8e25b3a8ef642e2a7acd282b"
 BOCHS_PATCHES = sorted((TOOLS / "bochs").glob("*.patch"))
-# Of what Debian configures, the part that a bed needs: neither debugger nor displays nor cards.
+# Of what Debian configures, the part that a bed needs: neither debugger nor displays nor cards. The handler of the signal that
+# --enable-show-ips asks for takes the lock of the log, which the program may hold already.
 BOCHS_OPTIONS = """
     --with-nogui --enable-all-optimizations --enable-cpu-level=6 --enable-x86-64 --enable-smp --enable-vmx=2
     --enable-svm --enable-avx --enable-evex --enable-protection-keys --enable-cet --enable-memtype
-    --enable-x86-debugger --enable-iodebug --enable-pci --disable-docbook --disable-xpm
+    --enable-x86-debugger --enable-iodebug --enable-pci --disable-show-ips --disable-docbook --disable-xpm
 """.split()
 BOCHS_TOOLS = ["g++", "patch"]
 BOCHS_FLAGS = "-O2 -fomit-frame-pointer"

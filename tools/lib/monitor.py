@@ -10,6 +10,7 @@ import select
 import time
 
 from .complaints import COMPLAINT, COMPLAINT_END
+from .machines import BOCHS_MODELS
 
 
 class Monitor:
@@ -108,7 +109,7 @@ class Monitor:
 
     def complained(self, now):
         """Whether the complaint is over: with panic_on_warn the machine stands still after its report."""
-        return self.complaint_over or now > self.complaint_at + (20 if self.options.bed == "intel" else 5)
+        return self.complaint_over or now > self.complaint_at + (20 if self.options.bed in BOCHS_MODELS else 5)
 
     def loop(self):
         """'end', 'complaint', 'timeout' or 'gone'."""

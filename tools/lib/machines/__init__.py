@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0 OR MIT
-"""The emulated machines: qemu (SVM, or an IOMMU) and bochs (VMX). Used by bed.
+"""The emulated machines: qemu (SVM, or an IOMMU) and bochs (VMX, or SVM as a Ryzen has it). Used by bed.
 
 Each module has start(options, run, initramfs): options are those of bed, run is a directory for the files of this run.
 """
@@ -11,6 +11,10 @@ import signal
 import subprocess
 import time
 from typing import NamedTuple
+
+
+# The beds that are Bochs, and whose processor each of them has.
+BOCHS_MODELS = {"intel": "corei7_icelake_u", "zen": "ryzen"}
 
 
 class Machine(NamedTuple):
@@ -61,7 +65,7 @@ def kernel_command_line(options):
     words = ["console=ttyS1,115200", "nokaslr", "tsc=reliable", "no_timer_check", "panic=0", "rdinit=/init"]
     # The crypto self-tests are the longest part of a boot.
     words += ["cryptomgr.notests"]
-    if options.bed == "intel":
+    if options.bed in BOCHS_MODELS:
         # The serial port is polled, a character costs 87 virtual microseconds: only warnings during the boot.
         words += ["loglevel=5", "no_hash_pointers" if options.debug else ""]
     elif not options.icount and (khz := tsc_khz()):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0 OR MIT
-"""The intel bed: Bochs with our patches (emulators.py), which has VMX. Used by bed.
+"""The intel and zen beds: Bochs with our patches (emulators.py), which has VMX and SVM. Used by bed.
 
 The unpacked kernel is booted from a disk of our own making, by bochs-boot.S; --packed, and machines with more memory
 than its plain map describes, boot the packed one by isolinux from a CD.
@@ -21,14 +21,14 @@ from ..files import cached
 from ..paths import BUILD, ROOT, TOOLS
 from ..report import BedError
 from ..stock import unpacked_kernel, vmlinuz
-from . import Machine, die_with_parent, kernel_command_line
+from . import BOCHS_MODELS, Machine, die_with_parent, kernel_command_line
 
 BOOT_SOURCE = Path(__file__).with_name("bochs-boot.S")
 
 BOCHSRC = """\
 display_library: nogui
 plugin_ctrl: unmapped=true, biosdev=true, extfpuirq=true, parallel=false, serial=true, iodebug=true
-cpu: model=corei7_icelake_u, count={smp}, ips={ips}, quantum=16, reset_on_triple_fault=0, ignore_bad_msrs=1
+cpu: model={model}, count={smp}, ips={ips}, quantum=16, reset_on_triple_fault=0, ignore_bad_msrs=1
 memory: guest={mem}, host={mem}
 romimage: file=/usr/share/bochs/BIOS-bochs-latest
 vgaromimage: file=/usr/share/vgabios/vgabios.bin
@@ -39,7 +39,7 @@ com1: enabled=1, mode=term, dev={command}
 com2: enabled=1, mode=file, dev={run}/host.log
 log: {run}/bochs.log
 panic: action=fatal
-error: action=report
+error: action={info}
 info: action={info}
 debug: action=ignore
 """
@@ -200,7 +200,7 @@ def start(options, run, initramfs):
     ours, theirs = pty.openpty()
     tty.setraw(theirs)
     (run / "bochsrc").write_text(
-        BOCHSRC.format(smp=options.smp, mem=options.mem, ips=options.ips, run=run, command=os.ttyname(theirs),
+        BOCHSRC.format(model=BOCHS_MODELS[options.bed], smp=options.smp, mem=options.mem, ips=options.ips, run=run, command=os.ttyname(theirs),
                        info="report" if options.bochs_debug else "ignore") + medium
     )
     output = open(run / "emulator.log", "wb")
