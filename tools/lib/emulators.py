@@ -23,8 +23,8 @@ from .report import Failure, tail
 BOCHS_SOURCE = "pool/main/b/bochs/bochs_3.0+dfsg.orig.tar.xz"
 BOCHS_SHA256 = "78f6c73d4a6472d5130a87ab9dc306d02c7c71ed8e25b3a8ef642e2a7acd282b"
 BOCHS_PATCHES = sorted((TOOLS / "bochs").glob("*.patch"))
-# Of what Debian configures, the part that a bed needs: neither debugger nor displays nor cards. The handler of the signal that
-# --enable-show-ips asks for takes the lock of the log, which the program may hold already.
+# Of what Debian configures, the part that a bed needs: neither debugger nor displays nor cards. The handler of the
+# signal that --enable-show-ips asks for takes the lock of the log, which the program may hold already.
 BOCHS_OPTIONS = """
     --with-nogui --enable-all-optimizations --enable-cpu-level=6 --enable-x86-64 --enable-smp --enable-vmx=2
     --enable-svm --enable-avx --enable-evex --enable-protection-keys --enable-cet --enable-memtype
@@ -49,8 +49,9 @@ QEMU_RAISE = re.compile(
     rb"\xf3\x0f\x1e\xfa\x50\x58\x45\x31\xc9\x45\x31\xc0\x31\xc9\x31\xd2\x48\x83\xec\x08\xe8", re.DOTALL)
 def bochs_input():
     """What decides about the program that bochs() makes."""
-    words = [BOCHS_SHA256, *BOCHS_OPTIONS, BOCHS_FLAGS]
-    return " ".join(words + [hashlib.sha256(p.read_bytes()).hexdigest() for p in BOCHS_PATCHES])
+    # What a patch is for may be said in other words without a new program.
+    changes = [p.read_text().partition("\ndiff ")[2] for p in BOCHS_PATCHES]
+    return " ".join([BOCHS_SHA256, *BOCHS_OPTIONS, BOCHS_FLAGS, hashlib.sha256("".join(changes).encode()).hexdigest()])
 
 
 def bochs():
