@@ -135,7 +135,13 @@ pub(super) fn code(s: &Save, rflags: u64) -> Code {
     const BIG: u16 = 1 << 10;
     let attrib = s.cs.get().attrib;
     Code {
-        mode: Mode::of(s.cr0.get(), s.efer.get(), rflags, attrib & LONG != 0, attrib & BIG != 0),
+        mode: Mode::of(
+            s.cr0.get(),
+            s.efer.get(),
+            rflags,
+            attrib & LONG != 0,
+            attrib & BIG != 0,
+        ),
         cpl: s.cpl.get() & 3,
         cr0: s.cr0.get(),
         cr3: s.cr3.get(),

@@ -522,7 +522,8 @@ impl VcpuBackend for SvmVcpu {
     fn set_spinning(&mut self, on: bool) {
         let c = &mut self.vmcb.control;
         let grown = c.pause_filter_count.get().saturating_mul(2);
-        c.pause_filter_count.set(&mut c.clean, if on { grown } else { PAUSES });
+        c.pause_filter_count
+            .set(&mut c.clean, if on { grown } else { PAUSES });
     }
 
     fn set_exits(&mut self, exits: Exits) {

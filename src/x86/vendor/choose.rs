@@ -3,8 +3,8 @@
 
 use crate::linux::cost::Samples;
 use crate::linux::global::Owner;
-use crate::mem::addr::Hpa;
 use crate::linux::irqflags::{IrqGuard, ThisCpu};
+use crate::mem::addr::Hpa;
 use crate::x86::cpu::cpuid::GuestFeatures;
 use crate::x86::cpu::regs::{Seg, Segment};
 use crate::x86::exit::{Event, Exit};
