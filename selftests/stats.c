@@ -376,8 +376,8 @@ TEST(calm)
 }
 
 /*
- * The registers of an x2APIC are no MSRs for who is not in x2APIC mode (SDM 3A 11.12.1). Where the processor gave them to
- * the guest before, it does not any more: each access exits, and is #GP.
+ * The registers of an x2APIC are no MSRs for who is not in x2APIC mode (SDM 3A 11.12.1). Where the processor gave them
+ * to the guest before, it does not any more: each access exits, and is #GP.
  */
 GUEST64(x2apic_on_and_off,
 	"mov $0x1b, %ecx; rdmsr; or $0xc00, %eax; wrmsr\n"

@@ -46,9 +46,9 @@ struct rvmm_entry_failure {
 #define RVMM_ROOT_KEPT		3
 
 /*
- * What one instruction costs of which entering a guest is made, on the CPU that runs the call: in rounds with interrupts
- * off, for a millisecond at most. index counts from 0; ENOENT: there are no more. count is 0 where this CPU does not
- * have the instruction, or another hypervisor has VMX on and rvmm does not execute it.
+ * What one instruction costs of which entering a guest is made, on the CPU that runs the call: in rounds with
+ * interrupts off, for a millisecond at most. index counts from 0; ENOENT: there are no more. count is 0 where this CPU
+ * does not have the instruction, or another hypervisor has VMX on and rvmm does not execute it.
  *
  * On a vCPU of a VM without interrupt controllers in the kernel (else EINVAL), best one that serves for nothing else.
  * EPERM without CAP_SYS_ADMIN. EAGAIN: an interrupt came first; call again. EBUSY, EIO: as KVM_RUN, the processor's
@@ -58,7 +58,7 @@ struct rvmm_root_cost {
 	__u32 index;
 	__u32 count;		/* out */
 	char name[24];		/* out: the instruction, zero-terminated */
-	__u32 ticks[56];	/* out: of the TSC, for each of count rounds, the looking at it included: see "nothing" */
+	__u32 ticks[56];	/* out: of the TSC, for each of count rounds, with those of "nothing" */
 };
 
 #define RVMM_MEASURE_ROOT	_IOWR(RVMM_IOC, 0x02, struct rvmm_root_cost)

@@ -33,7 +33,8 @@ fn measure(device: &Path) -> anyhow::Result<String> {
     let vcpu = machine.create_vcpu(0).context("no vCPU")?;
     let khz = vcpu.get_tsc_khz().unwrap_or(0);
     let mut text = format!(
-        "TSC: {khz} kHz. Ticks, of which the row \"nothing\" is the looking at the clock.\n{:<24} {:>7} {:>10} {:>10} {:>10}\n",
+        "TSC: {khz} kHz. Ticks, of which the row \"nothing\" is the looking at the clock.\n\
+         {:<24} {:>7} {:>10} {:>10} {:>10}\n",
         "instruction", "rounds", "minimum", "median", "maximum"
     );
     for index in 0.. {

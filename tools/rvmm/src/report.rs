@@ -46,8 +46,8 @@ const HEAD: &str = "\
 # In it: the machine's and firmware's names, the processor with its features and microcode, the kernel's version and
 # command line, its mitigations, the parameters of the modules rvmm, kvm, kvm_intel and kvm_amd, the output of
 # `rvmm check` and `rvmm check --root`, the selftests' results, and ticks per operation on the devices measured.
-# Nothing else: no serial numbers, no names of hosts or users, no addresses. Of words of the command line that name disks
-# or addresses the value is left out. Read it before you send it.
+# Nothing else: no serial numbers, no names of hosts or users, no addresses. Of words of the command line that name
+# disks or addresses the value is left out. Read it before you send it.
 ";
 
 /// What is told of the machine; the folder has serial numbers too.
