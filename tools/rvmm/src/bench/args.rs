@@ -21,7 +21,7 @@ pub struct Args {
     /// Measure machines without interrupt controllers in the kernel (skips the timer's row).
     #[arg(long)]
     pub no_irqchip: bool,
-    /// Only these rows.
+    /// Only these rows. Rows of modes are FORM.MODE, such as movzx.pae32; MODE or .FORM stands for all of them.
     #[arg(long, value_name = "ROW,...", value_delimiter = ',')]
     pub rows: Vec<String>,
     /// Measure the rows of this PCI device of the host instead: QEMU's edu, or an NVMe disk. May be repeated.

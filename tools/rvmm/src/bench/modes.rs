@@ -210,31 +210,46 @@ pub fn names() -> impl Iterator<Item = (String, String)> {
 /// Measures the rows that are wanted: those asked for, by their name, their mode's or their form's.
 pub fn rows(bench: &mut Bench) {
     let asked = bench.args.rows.clone();
+    let mut empty = None;
     for (name, _, form, mode) in all() {
         let usual = form.usual && mode.size != 64;
         let group = |row: &String| {
             *row == name || row == mode.name || row.strip_prefix('.') == Some(form.name)
         };
         if asked.is_empty() && usual || asked.iter().any(group) {
-            bench.measure_row(&name, |bench| bench.in_mode(mode, form));
+            bench.measure_row(&name, |bench| {
+                let overhead = match empty {
+                    Some((of, ticks)) if of == mode.name => ticks,
+                    _ => bench.template(mode)?,
+                };
+                empty = Some((mode.name, overhead));
+                bench.in_mode(mode, form, overhead)
+            });
         }
     }
 }
 
 impl Bench<'_> {
-    /// Ticks of an instruction in a mode, without those of the template.
-    fn in_mode(&self, mode: &Mode, form: &Form) -> anyhow::Result<Ticks> {
-        let count = (self.count() / 4).clamp(1, MOST);
-        let run =
-            |bytes: &[u8]| Machine::new(&self.kvm, self.irqchip())?.run_in(mode, bytes, count);
-        let empty = run(&[])?.into_iter().min().context("no samples")?;
+    /// Ticks of the template in a mode.
+    fn template(&self, mode: &Mode) -> anyhow::Result<u64> {
+        let samples = self.run_in(mode, &[])?;
+        samples.into_iter().min().context("no samples")
+    }
+
+    /// Ticks of an instruction in a mode, without the `overhead` of the template.
+    fn in_mode(&self, mode: &Mode, form: &Form, overhead: u64) -> anyhow::Result<Ticks> {
         let mut bytes = form.bytes.to_vec();
         if matches!(bytes[..], [0xa1 | 0xa3]) {
             // The address, in the address size.
             let address = mode.address(HOLE).to_le_bytes();
             bytes.extend_from_slice(&address[..usize::from(mode.size / 8)]);
         }
-        Ticks::of(&run(&bytes)?, empty).context("no samples")
+        Ticks::of(&self.run_in(mode, &bytes)?, overhead).context("no samples")
+    }
+
+    fn run_in(&self, mode: &Mode, bytes: &[u8]) -> anyhow::Result<Vec<u64>> {
+        let count = (self.count() / 4).clamp(1, MOST);
+        Machine::new(&self.kvm, self.irqchip())?.run_in(mode, bytes, count)
     }
 }
 
