@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0 OR MIT
 """The emulators without the faults that end guests, stock KVM's as well. Used by setup and machines/.
 
-Bochs is built from Debian's source package and tools/bochs/*.patch, each of which says what it is there for.
+Bochs is built from Debian's source package, tools/bochs/*.patch, each of which says what it is there for,
+and the files beside them.
 
 QEMU is corrected as Debian has it: a correction changes a few bytes of the program, found by the instructions around
 them. It says False, and changes nothing, if the program has no such place or several: then it is another release.
@@ -10,6 +11,7 @@ them. It says False, and changes nothing, if the program has no such place or se
 import hashlib
 import os
 import re
+import shutil
 import struct
 from pathlib import Path
 
@@ -23,6 +25,8 @@ from .report import Failure, tail
 BOCHS_SOURCE = "pool/main/b/bochs/bochs_3.0+dfsg.orig.tar.xz"
 BOCHS_SHA256 = "78f6c73d4a6472d5130a87ab9dc306d02c7c71ed8e25b3a8ef642e2a7acd282b"
 BOCHS_PATCHES = sorted((TOOLS / "bochs").glob("*.patch"))
+# New files of its directory cpu/.
+BOCHS_FILES = sorted((TOOLS / "bochs").glob("*.cc")) + sorted((TOOLS / "bochs").glob("*.h"))
 # Of what Debian configures, the part that a bed needs: neither debugger nor displays nor cards. The handler of the
 # signal that --enable-show-ips asks for takes the lock of the log, which the program may hold already.
 BOCHS_OPTIONS = """
@@ -51,6 +55,7 @@ def bochs_input():
     """What decides about the program that bochs() makes."""
     # What a patch is for may be said in other words without a new program.
     changes = [p.read_text().partition("\ndiff ")[2] for p in BOCHS_PATCHES]
+    changes += [p.read_text() for p in BOCHS_FILES]
     return " ".join([BOCHS_SHA256, *BOCHS_OPTIONS, BOCHS_FLAGS, hashlib.sha256("".join(changes).encode()).hexdigest()])
 
 
@@ -81,6 +86,8 @@ def bochs():
     do("unpacking", ["tar", "-xJf", archive, "-C", source, "--strip-components=1", "--no-same-owner"])
     for patch in BOCHS_PATCHES:
         do(patch.name, ["patch", "-p1", "--no-backup-if-mismatch", "-i", patch], cwd=source)
+    for file in BOCHS_FILES:
+        shutil.copyfile(file, source / "cpu" / file.name)
     do("configure", ["./configure", *BOCHS_OPTIONS], cwd=source, env={"CFLAGS": BOCHS_FLAGS, "CXXFLAGS": BOCHS_FLAGS})
     do("make", ["make", "-s", f"-j{os.cpu_count()}", "bochs"], cwd=source)
     replace(BOCHS_PROGRAM, (source / "bochs").read_bytes(), mode=0o755)

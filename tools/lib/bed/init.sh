@@ -37,6 +37,15 @@ while read -r module file parameters; do
         finish module
     fi
 done < /bed/modules
+if [ -n "$CHECK" ]; then
+    # The functions that untrain returns, byte by byte, for the checks (tools/bochs/checker.cc).
+    for name in entry_untrain_ret srso_alias_untrain_ret; do
+        address=$(grep " $name\$" /proc/kallsyms | cut -c 1-16)
+        for at in 15-16 13-14 11-12 9-10 7-8 5-6 3-4 1-2; do
+            printf "\\x$(echo "$address" | cut -c $at)" | dd of=/dev/port bs=1 seek=$((0x8a00)) 2> /dev/null
+        done
+    done
+fi
 printf '\036%s start\036' "$TOKEN" >&3
 cd /add
 if [ -n "$INTERACTIVE" ]; then

@@ -206,10 +206,16 @@ def start(options, run, initramfs):
     )
     output = open(run / "emulator.log", "wb")
     process = subprocess.Popen(
-        root_argv([program(options), "-q", "-f", run / "bochsrc"], cwd=run),
+        root_argv([program(options), "-q", "-f", run / "bochsrc"], cwd=run,
+                  env={"BOCHS_CHECK": options.check} if options.check else {}),
         stdin=subprocess.DEVNULL, stdout=output, stderr=output, start_new_session=True, preexec_fn=die_with_parent,
     )
     os.set_blocking(ours, False)
     # Our own reference to the far end keeps the pseudo-terminal alive until Bochs has opened it.
     process.far_end = theirs
     return Machine(process, ours, ours)
+
+
+def findings(run):
+    """What the checks said (tools/bochs/checker.cc)."""
+    return [l for l in (run / "emulator.log").read_text(errors="replace").splitlines() if l.startswith("check: ")]
