@@ -472,7 +472,7 @@ fn reserved(mode: Mode, level: usize, leaf: bool, nxe: bool) -> u64 {
     match (mode, level, leaf) {
         (Bits32, 2, true) => 1 << 21,
         (Bits32, ..) => 0,
-        (Pae, 3, _) => span(63, 46) | span(8, 6) | span(2, 1),
+        (Pae, 3, _) => span(63, 46) | span(8, 5) | span(2, 1),
         (Pae, 2, true) => span(62, 46) | xd | span(20, 13),
         (Pae, ..) => span(62, 46) | xd,
         (_, 4 | 5, _) => span(51, 46) | xd | PS,
