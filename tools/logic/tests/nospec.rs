@@ -28,11 +28,6 @@ const EXEMPT: &[(&str, &str, &str)] = &[
         "",
         "classes of exits, counters, and the logarithm of a duration",
     ),
-    (
-        "src/x86/vmx/shared.rs",
-        "self.vmxon.get(this_cpu.number() as usize)",
-        "this CPU",
-    ),
 ];
 
 /// Whether the index in `line` is converted from another type, as what guests and user space choose is. Those that
