@@ -18,7 +18,7 @@ pub(super) struct Kept {
 }
 
 impl Kept {
-    /// Nothing.
+    /// It is not known.
     pub(super) const NOTHING: Self = Self {
         wanted: false,
         cpu: u32::MAX,
@@ -34,8 +34,11 @@ impl Kept {
         }
     }
 
-    /// The groups, by clean bit, that CPU `cpu` has not kept as `v` has them.
+    /// The groups, by clean bit, that CPU `cpu` has not kept as `v` has them, as far as that is known.
     fn stale(&self, v: &Vmcb, cpu: u32) -> u64 {
+        if self.cpu == u32::MAX {
+            return 0;
+        }
         if cpu != self.cpu {
             return u64::MAX;
         }
