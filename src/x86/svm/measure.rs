@@ -45,6 +45,8 @@ impl SvmVcpu {
         let (name, row) = ROWS.get(n)?;
         if self.stay.is_some() {
             row(self, samples);
+            // The entries above have not told what the processor keeps of the VMCB.
+            self.vmcb.control.clean.nothing();
         }
         Some(name)
     }
