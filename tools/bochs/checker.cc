@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: LGPL-2.1-or-later
 //
-// What a host must never do around guests. Each finding is one line on the standard error:
+// What a host must never do around guests. Each finding, of 20 of a kind, is one line on the standard error:
 //
 //   check: cpu N: WHAT at RIP
 //
@@ -64,8 +64,9 @@ static std::set<Bit64u> untraining;
 
 static void complain(unsigned cpu, const char *what, Bit64u at)
 {
-  static std::set<std::pair<std::string, Bit64u> > told;
-  if (told.size() < 100 && told.insert(std::make_pair(std::string(what), at)).second)
+  static std::map<std::string, std::set<Bit64u> > told;
+  std::set<Bit64u> &places = told[what];
+  if (places.size() < 20 && places.insert(at).second)
     fprintf(stderr, "check: cpu %u: %s at %016llx\n", cpu, what, (unsigned long long) at);
 }
 
