@@ -30,7 +30,7 @@ pub(crate) fn measure(vm: &Vm, s: &mut State, cost: &mut RootCost) -> Result {
     // With nothing mapped no guest gets as far as an instruction.
     let nowhere = Pages::new(0)?;
     let mut ticks = [0; RootCost::ROUNDS];
-    let irq = IrqGuard::new();
+    let irq = s.hw.irqs_off();
     let mut samples = Samples::new(&mut ticks);
     let index = cost.index as usize;
     let name = match index.checked_sub(PRIMITIVES.len()) {
