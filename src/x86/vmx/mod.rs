@@ -12,13 +12,15 @@
 //! | `msr` | MSRs of the guest |
 //! | `active` | VMCSs that stay active between stays |
 //! | `shared` | what all vCPUs share |
+//! | `pause` | loops of PAUSE |
+//! | `interruptibility` | blocking by STI, MOV SS and NMI |
+//! | `written` | what the VMCS holds |
 //! | `setup` | a VMCS's first use |
 //! | `root` | private and shared root operation |
 //! | `pebs` | the host's PEBS around a stay |
 //! | `host` | host state around a stay |
 //! | `entry` | world switch |
 //! | `state` | guest state to and from the VMCS |
-//! | `interruptibility` | blocking by STI, MOV SS and NMI |
 //! | `timer` | preemption timer |
 //! | `split_lock` | the host's detection of split locks |
 //! | `apic` | APIC virtualisation |
@@ -59,6 +61,7 @@ mod timer;
 mod vcpu;
 mod view;
 mod vmcs;
+mod written;
 
 use crate::abi::uapi;
 use crate::linux::global::Owner;

@@ -71,7 +71,7 @@ enum Root {
 /// "No VMCS is current" in VMPTRST's words.
 const NO_VMCS: u64 = u64::MAX;
 /// No CPU.
-const NOWHERE: u32 = u32::MAX;
+pub(super) const NOWHERE: u32 = u32::MAX;
 
 /// The VMCS of a vCPU: the page, and where the processor has it.
 ///

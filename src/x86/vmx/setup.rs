@@ -3,20 +3,16 @@
 //!
 //! `VmxVcpu` calls this in its first stay, with interrupts off and the VMCS current.
 
-use super::bits::{dr7, proc2};
+use super::bits::proc2;
 use super::config::TSC_FRACTION;
 use super::insn::Current;
 use super::pause::PauseWindow;
 use super::shared::Shared;
 use super::vmcs::*;
+use super::written::{Written, ALWAYS_INTERCEPTED};
 use crate::pr_err_ratelimited;
-use crate::x86::cpu::events::vector;
-use crate::x86::cpu::regs::rflags;
 use crate::x86::cpu::reset::PAT as PAT_RESET;
 use kernel::prelude::*;
-
-/// Exceptions that are always intercepted: #DB, #AC (endless loops in microcode otherwise), #MC.
-pub(super) const ALWAYS_INTERCEPTED: u32 = 1 << vector::DB | 1 << vector::AC | 1 << vector::MC;
 
 /// Writes the control fields. `proc` are the primary processor-based controls; `pause` makes loops of PAUSE exit.
 pub(super) fn controls(vm: Current<'_>, shared: &Shared, proc: u32, vpid: u16, pause: bool) {
@@ -104,38 +100,4 @@ pub(super) fn verify(vm: Current<'_>, proc2: u32) -> Result {
         return Err(EIO);
     }
     Ok(())
-}
-
-/// VMCS values as last written, to write only what changes.
-#[derive(Debug)]
-pub(super) struct Written {
-    pub(super) rip: u64,
-    pub(super) rsp: u64,
-    pub(super) rflags: u64,
-    pub(super) proc: u32,
-    pub(super) exceptions: u32,
-    pub(super) tsc_offset: u64,
-    pub(super) tsc_ratio: u64,
-    pub(super) eptp: u64,
-    pub(super) dr7: u64,
-    pub(super) msr_bitmap: u64,
-    /// Breakpoint addresses in the processor, in this stay.
-    pub(super) dr: Option<[u64; 4]>,
-}
-
-impl Written {
-    /// After [`controls`] and [`guest`]; `proc` is zero, which no control word is, and `msr_bitmap`, where none is.
-    pub(super) const RESET: Self = Self {
-        rip: 0xfff0,
-        rsp: 0,
-        rflags: rflags::FIXED,
-        proc: 0,
-        exceptions: ALWAYS_INTERCEPTED,
-        tsc_offset: 0,
-        tsc_ratio: 1 << TSC_FRACTION,
-        eptp: 0,
-        dr7: dr7::FIXED,
-        msr_bitmap: 0,
-        dr: None,
-    };
 }

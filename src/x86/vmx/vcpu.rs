@@ -17,13 +17,14 @@ use super::insn::Current;
 use super::interruptibility::Blocking;
 use super::msr::{self, GuestMsrs};
 use super::pause::PauseWindow;
-use super::root::Region;
-use super::setup::{self, Written, ALWAYS_INTERCEPTED};
+use super::root::{Region, NOWHERE};
+use super::setup;
 use super::shared::{Shared, SHARED};
 use super::split_lock::{self, SplitLock};
 use super::state::{self, ControlState, RightsCache};
 use super::timer::Timer;
 use super::vmcs::*;
+use super::written::{Written, ALWAYS_INTERCEPTED};
 use super::{decode, event, view};
 use crate::linux::irqflags::{IrqGuard, ThisCpu};
 use crate::linux::{cr, smp};
@@ -31,7 +32,7 @@ use crate::mem::addr::Hpa;
 use crate::x86::cpu::cpuid::GuestFeatures;
 use crate::x86::cpu::events::vector;
 use crate::x86::cpu::index;
-use crate::x86::cpu::regs::{efer, rflags, Gpr, Seg, Segment};
+use crate::x86::cpu::regs::{efer, Seg, Segment};
 use crate::x86::exit::{Event, EventKind, Exit};
 use crate::x86::mitigate;
 use crate::x86::paging::fetch::Code;
@@ -41,12 +42,6 @@ use crate::x86::vendor::{
 };
 use kernel::prelude::*;
 use kernel::sync::Arc;
-
-/// RFLAGS bits that may be set; bit 1 has to be (SDM 3C 27.3.1.4).
-const RFLAGS_ALLOWED: u64 = 0x3f_7fd5;
-
-/// No CPU.
-const NOWHERE: u32 = u32::MAX;
 
 /// The vendor part of a vCPU.
 pub(crate) struct VmxVcpu {
@@ -189,7 +184,7 @@ impl VmxVcpu {
             self.write_dirty(vm, cpu);
         }
         self.write_params(vm, cpu, params);
-        self.write_regs(vm, cpu);
+        self.written.write_regs(vm, &cpu.regs, &mut self.blocking);
         if let Some(e) = &params.inject {
             if !self.exits.hlt {
                 // In the state HLT an entry takes interrupts, NMIs, #DB and #MC only (SDM 3C 27.3.1.5).
@@ -338,44 +333,6 @@ impl VmxVcpu {
             // Only checking: the entry may come on another CPU, and that one has to flush.
             self.stale |= self.flush.root | self.flush.linear;
         }
-    }
-
-    /// Writes the instruction pointer, stack pointer and flags that changed since the last exit.
-    #[inline(always)]
-    fn write_regs(&mut self, vm: Current<'_>, cpu: &CpuState) {
-        let regs = &cpu.regs;
-        if regs.rip != self.written.rip {
-            vm.write(GUEST_RIP, regs.rip);
-            self.written.rip = regs.rip;
-        }
-        let rsp = regs.gpr[Gpr::Rsp as usize];
-        if rsp != self.written.rsp {
-            vm.write(GUEST_RSP, rsp);
-            self.written.rsp = rsp;
-        }
-        if regs.rflags != self.written.rflags {
-            vm.write(GUEST_RFLAGS, (regs.rflags & RFLAGS_ALLOWED) | rflags::FIXED);
-            if (regs.rflags ^ self.written.rflags) & rflags::TF != 0 {
-                self.blocking.match_pending_step(vm, regs.rflags);
-            }
-            self.written.rflags = regs.rflags;
-        }
-    }
-
-    /// Reads instruction pointer, stack pointer and flags after an exit.
-    #[inline(always)]
-    fn read_regs(&mut self, vm: Current<'_>, cpu: &mut CpuState) {
-        let (rip, rsp, flags) = (
-            vm.read(GUEST_RIP),
-            vm.read(GUEST_RSP),
-            vm.read(GUEST_RFLAGS),
-        );
-        cpu.regs.rip = rip;
-        cpu.regs.gpr[Gpr::Rsp as usize] = rsp;
-        cpu.regs.rflags = flags;
-        self.written.rip = rip;
-        self.written.rsp = rsp;
-        self.written.rflags = flags;
     }
 
     /// Turns the exit that just happened into its neutral form.
@@ -543,7 +500,7 @@ impl VcpuBackend for VmxVcpu {
                 if self.stale {
                     self.write_stale(vm, cpu);
                 }
-                self.write_regs(vm, cpu);
+                self.written.write_regs(vm, &cpu.regs, &mut self.blocking);
             }
         }
         if self.timer.is_needed() {
@@ -577,7 +534,7 @@ impl VcpuBackend for VmxVcpu {
         self.launched = true;
         cpu.avail = Groups::NONE;
         cpu.dirty = Groups::NONE;
-        self.read_regs(vm, cpu);
+        self.written.read_regs(vm, &mut cpu.regs);
         if let Some(exit) = decode::instruction(reason) {
             self.last_exit.insn_len = vm.read(EXIT_INSTRUCTION_LEN) as u8;
             return exit;
