@@ -31,23 +31,14 @@ impl FileRef {
         NonNull::new(file).map(Self).ok_or(ENOENT)
     }
 
-    /// The first byte. Sleeps. Errors: those of read(2); `ENODATA` where there is none.
-    pub fn first_byte(&self) -> Result<u8> {
-        let (mut byte, mut position) = (0u8, 0);
-        // SAFETY: The buffer has a byte; the file is live and checks whether it can be read.
+    /// Whether the content can be read and begins with `text`. Sleeps.
+    pub fn begins_with<const N: usize>(&self, text: &[u8; N]) -> bool {
+        let (mut bytes, mut position) = ([0u8; N], 0);
+        // SAFETY: The buffer has as many bytes; the file is live and checks whether it can be read.
         let read = unsafe {
-            bindings::kernel_read(
-                self.0.as_ptr(),
-                core::ptr::from_mut(&mut byte).cast(),
-                1,
-                &mut position,
-            )
+            bindings::kernel_read(self.0.as_ptr(), bytes.as_mut_ptr().cast(), N, &mut position)
         };
-        match read {
-            1 => Ok(byte),
-            n if n < 0 => Err(Error::from_errno(n as i32)),
-            _ => Err(ENODATA),
-        }
+        read == N as isize && bytes == *text
     }
 
     /// The file behind descriptor `fd` of the current process. Errors: `EBADF`.

@@ -98,7 +98,8 @@ impl Platform for Vmx {
         if shared.kvm.is_some() {
             let irq = IrqGuard::new();
             if let Some(cpu) = shared.cpus.this(&irq) {
-                cpu.open();
+                // SAFETY: This is the CPU, and by the above VMX is on until `cpu_down` or `shutdown`.
+                unsafe { cpu.open(shared.kvm_guests, irq.token()) };
             }
         }
         Ok(())

@@ -44,6 +44,7 @@
 //! Translations tagged with our VPIDs and EPT pointers may survive VMXOFF (SDM 3C 29.4.3.4); the
 //! flush rules in `super::flush` do not depend on it.
 
+use super::active::NO_VMCS;
 use super::insn::{self, Current, VmxError};
 use super::shared::{revision_page, Shared};
 use crate::linux::irqflags::{IrqGuard, ThisCpu};
@@ -68,8 +69,6 @@ enum Root {
     Kept,
 }
 
-/// "No VMCS is current" in VMPTRST's words.
-const NO_VMCS: u64 = u64::MAX;
 /// No CPU.
 pub(super) const NOWHERE: u32 = u32::MAX;
 
@@ -91,6 +90,8 @@ pub(super) struct Region {
     root: Root,
     /// The VMCS that has to be current again, another hypervisor's, or [`NO_VMCS`].
     back: u64,
+    /// Another hypervisor's guest may run next on this CPU, which that one believes to be the last that ran there.
+    others: bool,
     /// CR4 in force meanwhile, which VM exits have to bring back.
     cr4: u64,
 }
@@ -108,6 +109,7 @@ impl Region {
             place: 0,
             root: Root::Out,
             back: NO_VMCS,
+            others: false,
             cr4: 0,
         })
     }
@@ -135,10 +137,10 @@ impl Region {
         self.cr4
     }
 
-    /// Another hypervisor's VMCS has to be current again, whose guest may run next.
+    /// Whether another hypervisor's guest may run next on this CPU, without a barrier of that one's.
     #[inline(always)]
-    pub(super) const fn is_borrowed(&self) -> bool {
-        self.back != NO_VMCS
+    pub(super) const fn others_follow(&self) -> bool {
+        self.others
     }
 
     /// Turns interrupts off, which are on, with the VMCS active on no other CPU.
@@ -237,6 +239,8 @@ impl Region {
             vmxon_failed(e);
             return Err(EIO);
         }
+        // Who switched VMX off has no guests.
+        self.others = false;
         self.load(Root::Private)?;
         Ok(false)
     }
@@ -250,10 +254,15 @@ impl Region {
             return Err(EBUSY);
         }
         let active = self.home == here && cpu.has(self.place, self.phys);
+        // Also where none is current any more, another hypervisor's guest may have run since our last stay here.
         let foreign = !cpu.is_ours(old);
+        if foreign {
+            cpu.note_others();
+        }
+        // It holds as long as `enter` finds this VMCS current.
+        self.others = cpu.others_follow();
         self.load(if active { Root::Kept } else { Root::Shared })?;
         if foreign {
-            // Also where none is current any more, another hypervisor's guest may have run since our last stay here.
             mitigate::other_guests();
             self.back = old;
         }
@@ -310,7 +319,7 @@ impl Region {
         if matches!(root, Root::Private | Root::Shared) {
             self.clear(root);
         }
-        if self.is_borrowed() {
+        if self.back != NO_VMCS {
             self.give_back();
         }
     }

@@ -28,6 +28,8 @@ pub(super) struct Shared {
     pub(super) cpus: PerCpu<Cpu>,
     /// See [`hold_kvm`].
     pub(super) kvm: Option<FileRef>,
+    /// KVM may have had guests when the module was loaded.
+    pub(super) kvm_guests: bool,
 }
 
 pub(super) static SHARED: Global<Shared> = Global::new();
@@ -43,6 +45,7 @@ impl Shared {
             })
         };
         let x2apic = msr::fill_x2apic_bitmap;
+        let kvm = hold_kvm();
         Ok(Self {
             rules: config.rules(),
             config,
@@ -52,8 +55,10 @@ impl Shared {
             ],
             x2apic_bitmaps: [bitmap(x2apic, false)?, bitmap(x2apic, true)?],
             x2apic_only_bitmap: Pages::filled(0, msr::fill_x2apic_only_bitmap)?,
-            cpus: PerCpu::new(|_| Ok(Cpu::new(revision_page(&config)?)))?,
-            kvm: hold_kvm(),
+            cpus: PerCpu::new(|_| Ok(Cpu::new(revision_page(&config)?, revision_page(&config)?)))?,
+            kvm,
+            // A VM of KVM's pins the module as well, as do open files; one pin is ours.
+            kvm_guests: !has(c"/sys/module/kvm_intel/refcnt", b"1\n"),
         })
     }
 
@@ -75,9 +80,13 @@ impl Shared {
 /// With `enable_virt_at_load=0` VMX goes with KVM's last VM, of which nobody is told.
 fn hold_kvm() -> Option<FileRef> {
     let kvm = FileRef::open(c"/dev/kvm").ok()?;
-    let at_load = FileRef::open(c"/sys/module/kvm/parameters/enable_virt_at_load")
-        .and_then(|f| f.first_byte());
-    (kvm.is_of_module(c"kvm_intel") && at_load == Ok(b'Y')).then_some(kvm)
+    let at_load = has(c"/sys/module/kvm/parameters/enable_virt_at_load", b"Y");
+    (kvm.is_of_module(c"kvm_intel") && at_load).then_some(kvm)
+}
+
+/// Whether the file `path` begins with `text`.
+fn has<const N: usize>(path: &CStr, text: &[u8; N]) -> bool {
+    FileRef::open(path).is_ok_and(|f| f.begins_with(text))
 }
 
 /// A zeroed page that starts with the VMCS revision identifier: an empty VMCS or a VMXON region.

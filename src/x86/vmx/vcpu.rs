@@ -456,7 +456,7 @@ impl VcpuBackend for VmxVcpu {
         self.blocking.get(vm);
         self.in_stay = false;
         self.split_lock.end_stay();
-        if self.entered && self.region.is_borrowed() {
+        if self.entered && self.region.others_follow() {
             mitigate::other_guests();
         }
         // SAFETY: A stay has one CPU, with interrupts off all along; its beginning called `enter`.
