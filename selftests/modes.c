@@ -2,6 +2,7 @@
 /* Modes of operation: real, big real, protected, paging in all its forms, long, compatibility, virtual-8086. */
 #define _GNU_SOURCE
 #include "vm.h"
+#include <pthread.h>
 
 /* Offset of a label from the start of its guest; linear address of it. */
 #define OFF(guest, label) "(" #label "-" #guest ")"
@@ -309,6 +310,47 @@ TEST(cache_disable)
 		}
 		vm_free(&vm);
 	}
+}
+
+/*
+ * Where CR0.CD is set, SMSW of an application exits too, on AMD (APM 2 15.8.1). Another of its threads makes MOV to CR4
+ * of it meanwhile, and back: that is not done for an application.
+ */
+GUEST64(app_smsw, "smsw %eax; out %al, $0x10\n");
+
+static bool swapped_enough;
+
+static void *swap_instruction(void *smsw)
+{
+	while (!__atomic_load_n(&swapped_enough, __ATOMIC_RELAXED))
+		__atomic_fetch_xor((uint8_t *)smsw + 1, 0x01 ^ 0x22, __ATOMIC_RELAXED);
+	return NULL;
+}
+
+TEST(swapped_smsw)
+{
+	pthread_t thread;
+	struct kvm_sregs s;
+	struct vm vm;
+
+	VM_NEW_LONG(&vm, app_smsw);
+	s = vm_sregs(&vm);
+	s.cr0 |= 1 << 30;
+	s.cs.selector = SEL_USER_CODE64;
+	s.ss.selector = SEL_USER_DATA;
+	s.cs.dpl = s.ss.dpl = 3;
+	vm_set_sregs(&vm, &s);
+	REQUIRE(!pthread_create(&thread, NULL, swap_instruction, vm.mem + G_CODE));
+	for (unsigned int i = 0; i < 500; i++) {
+		struct kvm_regs r = { .rip = G_CODE, .rax = s.cr4 | 4, .rsp = G_STACK, .rflags = 0x3002 };
+
+		vm_log(&vm)->resume = G_CODE + 3;
+		vm_set_regs(&vm, &r);
+		vm_expect_out(&vm, 0x10);
+		REQUIRE(vm_sregs(&vm).cr4 == s.cr4);
+	}
+	__atomic_store_n(&swapped_enough, true, __ATOMIC_RELAXED);
+	REQUIRE(!pthread_join(thread, NULL));
 }
 
 /* Virtual-8086 mode: port I/O by bitmap, INT n to the monitor. */

@@ -56,6 +56,10 @@ impl Runner<'_> {
         if insn.op == Op::Smsw {
             return Err(self.smsw(insn, stay));
         }
+        // No other exits from an application: one of its threads has changed SMSW meanwhile, and the guest runs that.
+        if self.s.cpl() != 0 {
+            return Err(Step::Again);
+        }
         let (cr, write, op, gpr) = match (insn.op, insn.dst, insn.src) {
             (Op::MovCr, Operand::Cr(n), Operand::Reg(g)) => (n, true, CrOp::Mov, Some(g)),
             (Op::MovCr, Operand::Reg(g), Operand::Cr(n)) => (n, false, CrOp::Mov, Some(g)),
