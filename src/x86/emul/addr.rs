@@ -46,15 +46,6 @@ pub(super) fn bit_string_address(insn: &Insn, regs: &Regs, bit: u64) -> u64 {
         & mask(insn.addr_size)
 }
 
-/// Base that a segment contributes: in 64-bit mode only FS and GS have one (SDM 3A 3.4.4).
-pub fn segment_base(seg: Seg, mode: Mode, sregs: &Sregs) -> u64 {
-    match (mode, seg) {
-        (Mode::Long, Seg::Fs | Seg::Gs) => sregs.seg(seg).base,
-        (Mode::Long, _) => 0,
-        _ => sregs.seg(seg).base & 0xffff_ffff,
-    }
-}
-
 /// Linear address of a `len`-byte access (`len` at least 1) at offset `ea` of `seg`.
 ///
 /// Checks canonical form in 64-bit mode and type, presence and limit of the segment elsewhere. Errors: #SS(0) for SS,
@@ -69,7 +60,12 @@ pub fn linear_address(
 ) -> Result<u64, Stop> {
     if mode == Mode::Long {
         let last = u64::from(len.max(1)) - 1;
-        let la = segment_base(seg, mode, sregs).wrapping_add(ea);
+        // Only FS and GS have a base here (SDM 3A 3.4.4).
+        let base = match seg {
+            Seg::Fs | Seg::Gs => sregs.seg(seg).base,
+            _ => 0,
+        };
+        let la = base.wrapping_add(ea);
         let width = if sregs.cr4 & cr4::LA57 != 0 {
             WIDTH_5LEVEL
         } else {

@@ -31,7 +31,7 @@ pub mod replay;
 mod string;
 mod twob;
 
-pub use addr::{effective_address, linear_in_segment, segment_base, Access};
+pub use addr::{effective_address, linear_in_segment, Access};
 pub use cache::DecodeCache;
 pub use env::{Outcome, PortRequest, Stop};
 pub use insn::{DecodeError, Insn, Op, Operand};

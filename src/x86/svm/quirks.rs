@@ -4,7 +4,7 @@
 //! - *Double injection.* TCG forgets to clear the event after VMRUN has delivered it, and delivers it again when it
 //!   is asked to run another of its CPUs before the next exit (`helper_vmrun`: `exception_index`;
 //!   `cpu_handle_interrupt`). Interrupts go in as V_IRQ with their vector instead of EVENTINJ. With one CPU nobody
-//!   asks, unless instructions are counted (`tools/emulators.py`).
+//!   asks, unless instructions are counted (`tools/lib/emulators.py`).
 //! - *CR8.* TCG asserts when CR8 is written while V_IRQ is set (`helper_write_crN`, without its lock): such writes
 //!   exit.
 //! - *EFER.LME.* A guest with EFER.LME and neither CR0.PG nor CR4.PAE runs without LME. TCG loads the host's CR0

@@ -11,7 +11,6 @@ use crate::mem::addr::Gva;
 use crate::mem::memory::{MemError, MemoryView};
 use crate::x86::cpu::events;
 use crate::x86::cpu::regs::{rflags, Mode, Seg};
-use crate::x86::emul;
 use crate::x86::emul::{DecodeError, Insn, Op};
 use crate::x86::exit::Exception;
 use crate::x86::paging::fetch::Code;
@@ -184,11 +183,11 @@ impl State {
 
     /// The byte at CS:RIP. May sleep.
     pub(crate) fn code_byte(&mut self, view: &MemoryView<'_>) -> Option<u8> {
-        let la = self.linear_rip();
-        let cpl = self.cpl();
+        let code = self.code();
+        let la = code.linear(self.cpu.regs.rip);
         let paging = self.paging();
         let mut byte = [0u8; 1];
-        self.read_code(view, &paging, cpl, la, &mut byte, None)
+        self.read_code(view, &paging, code.cpl, la, &mut byte, None)
             .ok()?;
         Some(byte[0])
     }
@@ -199,9 +198,8 @@ impl State {
         view: &MemoryView<'_>,
         stay: Option<&Stay<'_>>,
     ) -> Result<&Insn, FetchError> {
-        self.load(Groups::CODE.union(Groups::CTRL));
-        let mode = self.cpu.sregs.mode(self.cpu.regs.rflags);
-        let rip = self.cpu.regs.rip;
+        let code = self.code();
+        let (mode, rip) = (code.mode, self.cpu.regs.rip);
         let mut bytes = [0u8; 16];
         let mut have = 0usize;
         if let Some((given, len)) = self.hw.insn_bytes() {
@@ -214,17 +212,10 @@ impl State {
                 Err(DecodeError::Truncated)
             )
         {
-            let cpl = self.cpu.sregs.cpl(self.cpu.regs.rflags);
             let paging = self.paging();
-            let base = emul::segment_base(Seg::Cs, mode, &self.cpu.sregs);
-            let limit = if mode == Mode::Long {
-                u64::MAX
-            } else {
-                0xffff_ffff
-            };
-            let start = base.wrapping_add(rip) & limit;
+            let start = code.linear(rip);
             have = self
-                .read_code(view, &paging, cpl, start, &mut bytes, stay)?
+                .read_code(view, &paging, code.cpl, start, &mut bytes, stay)?
                 .min(15);
             if have < 15
                 && matches!(
@@ -232,11 +223,11 @@ impl State {
                     Err(DecodeError::Truncated)
                 )
             {
-                let next = start.wrapping_add(have as u64) & limit;
+                let next = code.linear(rip.wrapping_add(have as u64));
                 let Some(rest) = bytes.get_mut(have..15) else {
                     return Err(FetchError::Reenter);
                 };
-                have += self.read_code(view, &paging, cpl, next, rest, stay)?;
+                have += self.read_code(view, &paging, code.cpl, next, rest, stay)?;
             }
         }
         match self.insn_cache.decode(rip, first_bytes(&bytes, have), mode) {

@@ -8,25 +8,18 @@
 use crate::abi::uapi::k;
 use crate::x86::cpu::events;
 use crate::x86::cpu::events::vector;
-use crate::x86::cpu::regs::{rflags, Mode, Seg};
+use crate::x86::cpu::regs::rflags;
 use crate::x86::exit::EventKind;
 use crate::x86::vcpu::debug::{CONTROLS, DR6_NONE, GENERAL_DETECT};
 use crate::x86::vcpu::state::State;
-use crate::x86::vendor::{Groups, Interruptibility, VcpuBackend};
+use crate::x86::vendor::{Interruptibility, VcpuBackend};
 use crate::x86::vm::Vm;
 use kernel::prelude::*;
 
 impl State {
     /// CS.base + RIP.
     pub(crate) fn linear_rip(&mut self) -> u64 {
-        self.load(Groups::CODE.union(Groups::CTRL));
-        let s = &self.cpu.sregs;
-        let rip = self.cpu.regs.rip;
-        if s.mode(self.cpu.regs.rflags) == Mode::Long {
-            rip
-        } else {
-            s.seg(Seg::Cs).base.wrapping_add(rip) & 0xffff_ffff
-        }
+        self.code().linear(self.cpu.regs.rip)
     }
 
     /// RFLAGS without the TF of a single step.
