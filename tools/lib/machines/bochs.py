@@ -192,6 +192,13 @@ def program(options):
     return BOCHS_PROGRAM
 
 
+def environment(options):
+    """What our patches of Bochs read: checker.cc and costs.cc."""
+    table, end = options.costs or ("", "")
+    values = {"BOCHS_CHECK": options.check, "BOCHS_COSTS": str(table), "BOCHS_COSTS_AT": end}
+    return {name: value for name, value in values.items() if value}
+
+
 def start(options, run, initramfs):
     """Bochs with the command's serial port on a pseudo-terminal."""
     # Above 3 GiB memory goes on beyond the PCI hole, which the plain memory map of the direct boot does not know.
@@ -206,8 +213,7 @@ def start(options, run, initramfs):
     )
     output = open(run / "emulator.log", "wb")
     process = subprocess.Popen(
-        root_argv([program(options), "-q", "-f", run / "bochsrc"], cwd=run,
-                  env={"BOCHS_CHECK": options.check} if options.check else {}),
+        root_argv([program(options), "-q", "-f", run / "bochsrc"], cwd=run, env=environment(options)),
         stdin=subprocess.DEVNULL, stdout=output, stderr=output, start_new_session=True, preexec_fn=die_with_parent,
     )
     os.set_blocking(ours, False)
