@@ -41,7 +41,7 @@ pub(crate) fn measure(vm: &Vm, s: &mut State, cost: &mut RootCost) -> Result {
         Some(n @ 0..=1) => Some(extended_state(s, &irq, n == 0, &mut samples)?),
         Some(n) => {
             let own_mm = InOwnMm::new(vm.mm(), irq.token()).ok_or(EIO)?;
-            let params = nothing_mapped(&nowhere);
+            let params = nothing_mapped(&nowhere, s.check_entry);
             s.hw.wake();
             let measured = Stay::hold(
                 irq.this_cpu(),
@@ -95,7 +95,7 @@ fn extended_state(
 }
 
 /// An entry that delivers nothing, into an address space in which nothing is.
-fn nothing_mapped(table: &Pages) -> EntryParams {
+fn nothing_mapped(table: &Pages, check: bool) -> EntryParams {
     EntryParams {
         nested_root: Hpa(table.phys()),
         flush: true,
@@ -105,6 +105,6 @@ fn nothing_mapped(table: &Pages) -> EntryParams {
         tpr_threshold: 0,
         apic_status: None,
         inject: None,
-        check: false,
+        check,
     }
 }
