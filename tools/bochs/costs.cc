@@ -13,8 +13,8 @@
 //   vmexit              a VM exit or #VMEXIT (the entry is VMLAUNCH, VMRESUME, VMRUN)
 //   delivery            an interrupt or exception by the IDT, injected ones as well
 //
-// An instruction that makes a guest exit costs the exit alone. With $BOCHS_COSTS_AT, low or high, that end of each range
-// is taken in the place of CYCLES.
+// An instruction that makes a guest exit costs the exit alone. With $BOCHS_COSTS_AT, low or high, that end of each
+// range is taken in the place of CYCLES.
 
 #define NEED_CPU_REG_SHORTCUTS 1
 #include "bochs.h"
