@@ -12,7 +12,8 @@
 //   ibpb       no RET and no indirect branch before an IBPB
 //   ibrs       no RET and no indirect branch before a write of SPEC_CTRL with IBRS
 //   retpoline  no indirect branch before an IBPB
-//   bhb        no indirect branch, and no RET to before the exit, until 32 taken branches have cleared the history
+//   bhb        no indirect branch, and no RET to before the exit, until 32 taken branches have cleared the history, or
+//              with SPEC_CTRL.BHI_DIS_S
 //   user       no return to user space without an IBPB since the exit
 //   verw       VERW before an entry, and no store between the two
 //   state      always: MSRs and DR7 that the host set before its first entry are the same when it returns to user
@@ -120,7 +121,8 @@ void bx_check_branch(unsigned id, enum bx_check_branch what, Bit64u from, Bit64u
     if (cpu->tainted & IBPB) complain(id, "RET or indirect branch before the IBPB", from);
     if (cpu->tainted & IBRS) complain(id, "RET or indirect branch before IBRS is written", from);
   }
-  if ((indirect || unpaired) && (cpu->tainted & BHB))
+  // BHI_DIS_S: the processor does not go by the history in the host
+  if ((indirect || unpaired) && (cpu->tainted & BHB) && ! (BX_CPU(id)->msr.ia32_spec_ctrl & 1 << 10))
     complain(id, "indirect branch with the guest's branch history", from);
   if (indirect && (cpu->tainted & RETPOLINE)) complain(id, "indirect branch, not a retpoline", from);
 
