@@ -34,7 +34,7 @@
 
 #define LOG_THIS genlog->
 
-unsigned bx_checks = 0, bx_buffers_clear = 0;
+unsigned bx_checks = 0, bx_tainted = 0, bx_buffers_clear = 0;
 
 enum {
   RSB = 1, RSB1 = 2, UNTRAIN = 4, IBPB = 8, IBRS = 16, RETPOLINE = 32, BHB = 64, USER = 128, VERW = 256, STATE = 512
@@ -106,6 +106,14 @@ void bx_check_port(Bit16u port, Bit32u value)
   }
 }
 
+static void taint(Cpu *cpu, unsigned bits)
+{
+  if (cpu->tainted == bits) return;
+  cpu->tainted = bits;
+  bx_tainted = 0;
+  for (unsigned n = 0; n < BX_SMP_PROCESSORS; n++) bx_tainted |= cpus[n].tainted & ~USER;
+}
+
 void bx_check_branch(unsigned id, enum bx_check_branch what, Bit64u from, Bit64u to)
 {
   Cpu *cpu = &cpus[id];
@@ -126,14 +134,16 @@ void bx_check_branch(unsigned id, enum bx_check_branch what, Bit64u from, Bit64u
     complain(id, "indirect branch with the guest's branch history", from);
   if (indirect && (cpu->tainted & RETPOLINE)) complain(id, "indirect branch, not a retpoline", from);
 
-  if (++cpu->branches >= CLEARED) cpu->tainted &= ~BHB;
+  unsigned clean = 0;
+  if (++cpu->branches >= CLEARED) clean |= BHB;
   if (what == BX_CHECK_CALL || what == BX_CHECK_INDIRECT_CALL) {
     cpu->calls++;
     cpu->depth++;
-    if (cpu->calls >= FILLED) cpu->tainted &= ~RSB;
-    cpu->tainted &= ~RSB1;
-    if (untraining.count(to)) cpu->tainted &= ~UNTRAIN;
+    if (cpu->calls >= FILLED) clean |= RSB;
+    clean |= RSB1;
+    if (untraining.count(to)) clean |= UNTRAIN;
   }
+  taint(cpu, cpu->tainted & ~clean);
   if (ret && cpu->depth) cpu->depth--;
 }
 
@@ -173,7 +183,7 @@ void bx_check_user(unsigned id)
   }
   if (cpu->tainted & USER) {
     complain(id, "return to user space without an IBPB since a guest ran", BX_CPU(id)->prev_rip);
-    cpu->tainted &= ~USER;
+    taint(cpu, cpu->tainted & ~USER);
   }
   Bit64u now[16];
   msrs(id, now);
@@ -189,8 +199,8 @@ void bx_check_wrmsr(unsigned id, Bit32u msr, Bit64u value)
 {
   Cpu *cpu = &cpus[id];
   if (cpu->in_guest) return;
-  if (msr == 0x49 && (value & 1)) cpu->tainted &= ~(IBPB | UNTRAIN | RETPOLINE | USER);
-  if (msr == 0x48 && (value & 1)) cpu->tainted &= ~IBRS;
+  if (msr == 0x49 && (value & 1)) taint(cpu, cpu->tainted & ~(IBPB | UNTRAIN | RETPOLINE | USER));
+  if (msr == 0x48 && (value & 1)) taint(cpu, cpu->tainted & ~IBRS);
 }
 
 void bx_check_store(unsigned id)
@@ -226,7 +236,7 @@ void bx_check_exit(unsigned id)
 {
   Cpu *cpu = &cpus[id];
   cpu->in_guest = false;
-  cpu->tainted = bx_checks & ~(VERW | STATE);
+  taint(cpu, bx_checks & ~(VERW | STATE));
   cpu->calls = cpu->depth = cpu->branches = 0;
 }
 

@@ -7,6 +7,8 @@
 
 // What is checked, by $BOCHS_CHECK; 0: nothing, and every hook is one test.
 extern unsigned bx_checks;
+// On some CPU a guest has left what branches go by: they are of interest.
+extern unsigned bx_tainted;
 // A VERW on some CPU has been the last thing so far: stores are of interest.
 extern unsigned bx_buffers_clear;
 
@@ -30,5 +32,6 @@ void bx_check_vmrun(unsigned cpu, Bit64u vmcb);
 void bx_check_vmcb_cached(unsigned cpu, Bit64u vmcb);
 
 #define BX_CHECK(call) { if (bx_checks) { call; } }
+#define BX_CHECK_BRANCH(call) { if (bx_tainted) { call; } }
 
 #endif
