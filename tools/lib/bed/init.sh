@@ -37,7 +37,7 @@ while read -r module file parameters; do
         finish module
     fi
 done < /bed/modules
-if [ -n "$CHECK" ]; then
+if [ -n "$UNTRAIN" ]; then
     # The functions that untrain returns, byte by byte, for the checks (tools/bochs/checker.cc).
     for name in entry_untrain_ret srso_alias_untrain_ret; do
         address=$(grep " $name\$" /proc/kallsyms | cut -c 1-16)
