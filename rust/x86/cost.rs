@@ -151,8 +151,12 @@ fn write(samples: &mut Samples<'_>, index: u32, has: bool) {
 
 /// Overwrites the CPU's buffers where VERW does so (X86_FEATURE_CLEAR_CPU_BUF).
 fn clear_cpu_buffers() {
-    /// A selector that VERW accepts: the kernel's data segment.
-    static SELECTOR: u16 = b::__KERNEL_DS as u16;
+    extern "C" {
+        /// Of speculation.S.
+        static rvmm_verw_selector: u16;
+    }
     // SAFETY: VERW reads the selector and changes ZF, which is not declared preserved.
-    unsafe { asm!("verw word ptr [{}]", in(reg) &raw const SELECTOR, options(nostack, readonly)) };
+    unsafe {
+        asm!("verw word ptr [rip + {}]", sym rvmm_verw_selector, options(nostack, readonly));
+    }
 }

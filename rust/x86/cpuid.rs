@@ -44,6 +44,11 @@ pub fn max_extended() -> u32 {
     }
 }
 
+/// Width of physical addresses, in bits; 0 where CPUID does not say.
+pub fn phys_bits() -> u8 {
+    cpuid_checked(0x8000_0008, 0).eax as u8
+}
+
 /// Executes CPUID, or returns zeroes when `leaf` lies beyond its range's maximum.
 pub fn cpuid_checked(leaf: u32, subleaf: u32) -> Leaf {
     let max = if leaf >> 16 == 0x8000 {

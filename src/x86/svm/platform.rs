@@ -184,7 +184,7 @@ fn caps(svm: &cpuid::Leaf, quirks: Quirks) -> HwCaps {
         posted: false,
         guest_timer: false,
         nested_levels: if boot_cpu::la57() { 5 } else { 4 },
-        phys_bits: cpuid::cpuid_checked(0x8000_0008, 0).eax as u8,
+        phys_bits: cpuid::phys_bits(),
         pdpte_reserved: quirks.pdpte_reserved(),
         cr2_exits: quirks.tcg,
     }

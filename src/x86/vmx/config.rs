@@ -468,7 +468,7 @@ impl VmcsConfig {
             posted: self.posted.is_some(),
             guest_timer: self.timer_rate.is_some(),
             nested_levels: 4,
-            phys_bits: cpuid::cpuid_checked(0x8000_0008, 0).eax as u8,
+            phys_bits: cpuid::phys_bits(),
             pdpte_reserved: PDPTE_RESERVED,
             cr2_exits: false,
         }

@@ -44,7 +44,7 @@
 //! Translations tagged with our VPIDs and EPT pointers may survive VMXOFF (SDM 3C 29.4.3.4); the
 //! flush rules in `super::flush` do not depend on it.
 
-use super::active::NO_VMCS;
+use super::active::{Cpu, NO_VMCS};
 use super::insn::{self, Current, VmxError};
 use super::shared::{revision_page, Shared};
 use crate::linux::irqflags::{IrqGuard, ThisCpu};
@@ -216,6 +216,16 @@ impl Region {
         }
     }
 
+    /// What this CPU has of ours; EBUSY while another one may have the VMCS.
+    fn cpu_here(&self, this_cpu: ThisCpu<'_>) -> Result<&Cpu> {
+        let here = this_cpu.number();
+        let cpu = self.shared.cpus.of(here).ok_or(EIO)?;
+        if self.home != NOWHERE && self.home != here {
+            return Err(EBUSY);
+        }
+        Ok(cpu)
+    }
+
     /// [`Region::enter`] where CR4, which is `old_cr4`, lacks VMXE.
     #[inline(never)]
     fn enter_private(&mut self, this_cpu: ThisCpu<'_>, old_cr4: u64) -> Result<bool> {
@@ -224,11 +234,7 @@ impl Region {
                  kvm_intel, which keeps VMX on and tells the kernel");
             return Err(EBUSY);
         }
-        let here = this_cpu.number();
-        let cpu = self.shared.cpus.of(here).ok_or(EIO)?;
-        if self.home != NOWHERE && self.home != here {
-            return Err(EBUSY);
-        }
+        let cpu = self.cpu_here(this_cpu)?;
         // SAFETY: `of_this_cpu` found VMX, so CR4 has VMXE; by the promise of who called `enter` it is clear again
         // before interrupts are on.
         unsafe { cr::write_cr4(old_cr4 | cr4::VMXE) };
@@ -248,12 +254,8 @@ impl Region {
     /// [`Region::enter`] in VMX operation that is on already, where `old` is current.
     #[inline(never)]
     fn enter_shared(&mut self, this_cpu: ThisCpu<'_>, old: u64) -> Result<bool> {
-        let here = this_cpu.number();
-        let cpu = self.shared.cpus.of(here).ok_or(EIO)?;
-        if self.home != NOWHERE && self.home != here {
-            return Err(EBUSY);
-        }
-        let active = self.home == here && cpu.has(self.place, self.phys);
+        let cpu = self.cpu_here(this_cpu)?;
+        let active = self.home == this_cpu.number() && cpu.has(self.place, self.phys);
         // Also where none is current any more, another hypervisor's guest may have run since our last stay here.
         let foreign = !cpu.is_ours(old);
         if foreign {
