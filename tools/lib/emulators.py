@@ -51,6 +51,8 @@ QEMU_MACHINE_CHECK = re.compile(
 # raise_exception (target/i386/tcg/excp_helper.c).
 QEMU_RAISE = re.compile(
     rb"\xf3\x0f\x1e\xfa\x50\x58\x45\x31\xc9\x45\x31\xc0\x31\xc9\x31\xd2\x48\x83\xec\x08\xe8", re.DOTALL)
+
+
 def bochs_input():
     """What decides about the program that bochs() makes."""
     # What a patch is for may be said in other words without a new program.

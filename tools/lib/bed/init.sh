@@ -39,8 +39,7 @@ while read -r module file parameters; do
 done < /bed/modules
 if [ -n "$UNTRAIN" ]; then
     # The functions that untrain returns, byte by byte, for the checks (tools/bochs/checker.cc).
-    for name in entry_untrain_ret srso_alias_untrain_ret; do
-        address=$(grep " $name\$" /proc/kallsyms | cut -c 1-16)
+    grep -E ' (entry|srso_alias)_untrain_ret$' /proc/kallsyms | while read -r address _; do
         for at in 15-16 13-14 11-12 9-10 7-8 5-6 3-4 1-2; do
             printf "\\x$(echo "$address" | cut -c $at)" | dd of=/dev/port bs=1 seek=$((0x8a00)) 2> /dev/null
         done

@@ -208,8 +208,7 @@ def start(options, run, initramfs):
     tty.setraw(theirs)
     (run / "bochsrc").write_text(
         BOCHSRC.format(model=options.model or BOCHS_MODELS[options.bed], smp=options.smp, mem=options.mem,
-                       ips=options.ips, run=run,
-                       command=os.ttyname(theirs),
+                       ips=options.ips, run=run, command=os.ttyname(theirs),
                        info="report" if options.bochs_debug else "ignore") + medium
     )
     output = open(run / "emulator.log", "wb")
