@@ -31,6 +31,7 @@ pub mod pci_irq;
 pub mod percpu;
 pub mod preempt;
 pub mod sched;
+pub mod shared;
 pub mod smp;
 pub mod spin_irq;
 pub mod srcu_cell;

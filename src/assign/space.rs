@@ -15,6 +15,7 @@ use crate::assign::refused::Refused;
 use crate::linux::iommu::{Domain, Group, Range, Refusal};
 use crate::linux::pci::{Device, Locked};
 use crate::mem::ports::DmaView;
+use crate::mem::slot_table::SlotTable;
 use crate::mem::slots::Slot;
 use core::fmt::Write;
 use kernel::mm::Mm;
@@ -67,7 +68,7 @@ impl Space {
         &self,
         device: &Locked<'_>,
         group: &Group,
-        slots: &[Slot],
+        slots: &SlotTable,
         reason: &mut Reason,
         blocked: impl FnOnce() -> Result,
     ) -> Result<u64> {
@@ -146,13 +147,13 @@ impl Mapped {
         &mut self,
         device: &Locked<'_>,
         group: &Group,
-        slots: &[Slot],
+        slots: &SlotTable,
         first: bool,
         reason: &mut Reason,
         blocked: impl FnOnce() -> Result,
     ) -> Result {
         let reserved = group.reserved()?;
-        for slot in slots {
+        slots.try_each(|slot| {
             self.check(slot, &reserved).map_err(|e| {
                 let at = slot.gpa.0;
                 reason.refuse(
@@ -161,8 +162,8 @@ impl Mapped {
                         "the memory slot at {at:#x} lies at addresses that the IOMMU reserves"
                     ),
                 )
-            })?;
-        }
+            })
+        })?;
         let ownership = match self.domain.claim(device) {
             Ok(ownership) => ownership,
             Err(e) => {
@@ -176,7 +177,7 @@ impl Mapped {
             }
         };
         if first {
-            for slot in slots {
+            slots.try_each(|slot| {
                 self.map(slot).map_err(|e| match e {
                     e if e == ENOMEM => reason.refuse(
                         e,
@@ -192,8 +193,8 @@ impl Mapped {
                             format_args!("the memory slot at {at:#x} cannot be pinned"),
                         )
                     }
-                })?;
-            }
+                })
+            })?;
         }
         blocked().map_err(|e| reason.refuse(e, format_args!("it could not be reset")))?;
         let known = self.reserved.len();

@@ -107,10 +107,11 @@ impl GuestMemory {
         fetch: bool,
         inside: InOwnMm<'_>,
     ) -> bool {
-        let Some((index, slot)) = view.slots.find(gpa) else {
+        let Some(entry) = view.slots.find(gpa) else {
             return false;
         };
-        if view.slots.bitmap(index).is_some() || slot.is_readonly() {
+        let slot = &entry.slot;
+        if entry.bitmap().is_some() || slot.is_readonly() {
             return false;
         }
         let Some(hva) = slot.hva_of(gpa) else {
@@ -162,9 +163,10 @@ impl GuestMemory {
         fetch: bool,
     ) -> Result<FaultOutcome> {
         let slots = self.slots.read();
-        let Some((index, slot)) = slots.find(gpa) else {
+        let Some(entry) = slots.find(gpa) else {
             return Ok(FaultOutcome::Mmio);
         };
+        let slot = &entry.slot;
         if write && slot.is_readonly() {
             return Ok(FaultOutcome::Mmio);
         }
@@ -182,11 +184,11 @@ impl GuestMemory {
             fetch,
             hva,
             slot,
-            logging: slots.bitmap(index).is_some(),
+            logging: entry.bitmap().is_some(),
         };
         let mapped = self.map_page(mm, &fault, &page, seen);
         if mapped.is_ok() && page.writable {
-            slots.mark_dirty(index, slot, gpa);
+            entry.mark_dirty(gpa);
             if let Some(p) = &page.counted {
                 p.set_dirty();
             }

@@ -30,15 +30,20 @@ use crate::mem::format::{Leaf, MemType, Perm};
 use crate::mem::mmu::{Mmu, TablePool};
 use crate::mem::ports::{DmaView, StopRunning};
 use crate::mem::slot_table::SlotTable;
-use crate::mem::slots::{self, Limits, Slot, MAX_SLOTS};
+use crate::mem::slots::{Limits, Slot, MAX_SLOTS};
 pub(crate) use crate::mem::view::{MemError, MemoryView};
 use crate::mem::walk::{Cursor, MapError};
+use core::convert::Infallible;
 use core::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use kernel::prelude::*;
+use kernel::rbtree::RBTree;
 use kernel::sync::{new_mutex, new_spinlock, Arc, Mutex, SetOnce, SpinLock};
 
 /// Entries visited between two chances to reschedule while unmapping.
 pub(super) const BUDGET: u32 = 16 * 1024;
+
+/// Slots that are created without waiting for the readers of the version before, between two that wait.
+const RETIRED: usize = 16;
 
 /// The VM's own page is neither mapped nor barred.
 const UNPINNED: u32 = 0;
@@ -64,6 +69,8 @@ pub(super) struct Update {
     pub(super) dma: Option<Arc<dyn DmaView>>,
     /// Where the VM's own page is mapped, or was to be.
     pinned_at: Option<Gpa>,
+    /// Where the slots are, by number.
+    pub(super) numbers: RBTree<u32, Gpa>,
 }
 
 /// All of a VM's guest memory.
@@ -72,7 +79,7 @@ pub(crate) struct GuestMemory {
     #[pin]
     pub(super) update: Mutex<Update>,
     #[pin]
-    pub(super) slots: SrcuCell<SlotTable>,
+    pub(super) slots: SrcuCell<SlotTable, RETIRED>,
     #[pin]
     pub(super) mmu: SpinLock<Mmu>,
     /// Bumped whenever translations have to go; a vCPU compares it before each entry.
@@ -109,8 +116,8 @@ impl GuestMemory {
         let (gpa_end, hva_end) = address_limits();
         Arc::pin_init(
             try_pin_init!(Self {
-                update <- new_mutex!(Update { dma: None, pinned_at: None }),
-                slots <- SrcuCell::new(SlotTable::empty()),
+                update <- new_mutex!(Update { dma: None, pinned_at: None, numbers: RBTree::new() }),
+                slots <- SrcuCell::new(SlotTable::new()),
                 tlb_generation: AtomicU64::new(1),
                 vcpus,
                 own_page: SetOnce::new(),
@@ -297,9 +304,11 @@ impl GuestMemory {
         } else {
             MemType::Ram
         };
-        for range in self.slots.read().slots.iter().filter_map(Slot::range) {
-            self.unmap(range, true);
-        }
+        self.slots.read().each(|slot| {
+            if let Some(range) = slot.range() {
+                self.unmap(range, true);
+            }
+        });
     }
 
     /// The slots as they are now.
@@ -313,9 +322,10 @@ impl GuestMemory {
     /// For each guest-physical range behind the user range `start..end`.
     pub(super) fn for_each_range(&self, start: u64, end: u64, mut f: impl FnMut(GpaRange)) {
         let slots = self.slots.read();
-        for r in slots::gpa_ranges(&slots.by_hva, Hva(start), Hva(end)) {
+        let _ = slots.try_each_range(Hva(start), Hva(end), |r| {
             f(r);
-        }
+            Ok::<(), Infallible>(())
+        });
     }
 }
 

@@ -3,52 +3,100 @@
 //!
 //! Called by ioctls of the VM's file. Each takes `GuestMemory.update`, so they run one after the other.
 
-use crate::mem::addr::{GpaRange, PAGE_SIZE};
+use crate::mem::addr::{Gpa, GpaRange, PAGE_SIZE};
 use crate::mem::dirty;
-use crate::mem::memory::{GuestMemory, BUDGET};
+use crate::mem::memory::{GuestMemory, Update, BUDGET};
 use crate::mem::mmu::Mmu;
-use crate::mem::slot_table::{DirtyBitmap, SlotTable};
+use crate::mem::slot_table::{DirtyBitmap, Entry, SlotTable};
 use crate::mem::slots::{self, Change, Slot, SlotError};
 use crate::mem::walk::Cursor;
 use crate::nospec::Nospec;
 use core::sync::atomic::Ordering;
 use kernel::prelude::*;
+use kernel::rbtree::RBTreeNode;
 use kernel::uaccess::{UserPtr, UserSlice};
 
 /// A change of slots that has been checked and prepared.
 struct Plan {
     next: KBox<SlotTable>,
-    /// The slot that is deleted or moved away.
-    leaving: Option<Slot>,
-    /// The slot is new, or new at its place.
-    arrives: bool,
+    change: Change,
+    /// The slot as it was, but for a new one.
+    old: Option<Slot>,
+    /// The new slot's number.
+    number: Option<RBTreeNode<u32, Gpa>>,
     /// Logging begins where pages are mapped writable already.
     protect: Option<GpaRange>,
+}
+
+impl Plan {
+    /// The slot that is deleted or moved away.
+    fn leaving(&self) -> Option<Slot> {
+        self.old
+            .filter(|_| matches!(self.change, Change::Delete | Change::Move))
+    }
+}
+
+impl Update {
+    /// The slot with number `id` in `table`, the present version.
+    fn entry<'a>(&self, table: &'a SlotTable, id: u32) -> Option<&'a Entry> {
+        table.find(*self.numbers.get(&id)?)
+    }
+
+    /// The slot with number `id` and its log. ENOENT without one.
+    fn log<'a>(&self, table: &'a SlotTable, id: u32) -> Result<(&'a Slot, &'a DirtyBitmap)> {
+        let entry = self.entry(table, id).ok_or(ENOENT)?;
+        Ok((&entry.slot, entry.bitmap().ok_or(ENOENT)?))
+    }
+
+    /// `wanted` is where it is to be: no allocation, cannot fail.
+    fn note(&mut self, change: Change, wanted: &Slot, number: Option<RBTreeNode<u32, Gpa>>) {
+        match (change, number) {
+            (Change::Create, Some(number)) => {
+                self.numbers.insert(number);
+            }
+            (Change::Delete, _) => {
+                self.numbers.remove(&wanted.id);
+            }
+            (Change::Move, _) => {
+                if let Some(gpa) = self.numbers.get_mut(&wanted.id) {
+                    *gpa = wanted.gpa;
+                }
+            }
+            _ => {}
+        }
+    }
 }
 
 impl GuestMemory {
     /// KVM_SET_USER_MEMORY_REGION (api.rst 4.35). `wanted.npages == 0` deletes.
     pub(crate) fn set_slot(&self, wanted: Slot) -> Result {
-        let update = self.update.lock();
+        let mut update = self.update.lock();
         self.make_room(&update, &wanted);
-        let Some(plan) = self.plan(&wanted)? else {
+        let Some(plan) = self.plan(&update, &wanted)? else {
             return Ok(());
         };
         // When the devices have followed, nothing else fails.
-        if plan.arrives {
-            match (&update.dma, &plan.leaving) {
-                (Some(dma), Some(old)) => dma.relocate(old, &wanted)?,
-                (Some(dma), None) => dma.add(&wanted)?,
-                (None, _) => {}
-            }
+        match (&update.dma, plan.change, &plan.old) {
+            (Some(dma), Change::Create, _) => dma.add(&wanted)?,
+            (Some(dma), Change::Move, Some(old)) => dma.relocate(old, &wanted)?,
+            _ => {}
         }
-        self.mmu.lock().leaving = plan.leaving;
+        let leaving = plan.leaving();
+        update.note(plan.change, &wanted, plan.number);
+        if plan.change == Change::Create {
+            // Whoever still reads the version before takes an access to the new slot for one that came earlier.
+            self.slots.replace_later(plan.next);
+            return Ok(());
+        }
+        if leaving.is_some() {
+            self.mmu.lock().leaving = leaving;
+        }
         drop(self.slots.replace(plan.next));
-        if let Some(range) = plan.leaving.as_ref().and_then(Slot::range) {
+        if let Some(range) = leaving.as_ref().and_then(Slot::range) {
             self.unmap(range, true);
+            self.mmu.lock().leaving = None;
         }
-        self.mmu.lock().leaving = None;
-        if let (Some(dma), Some(old), false) = (&update.dma, &plan.leaving, plan.arrives) {
+        if let (Some(dma), Change::Delete, Some(old)) = (&update.dma, plan.change, &leaving) {
             dma.remove(old);
         }
         if plan.protect.is_some_and(|range| self.write_protect(range)) {
@@ -58,38 +106,23 @@ impl GuestMemory {
     }
 
     /// What [`GuestMemory::set_slot`] has to do; `None`: nothing.
-    fn plan(&self, wanted: &Slot) -> Result<Option<Plan>> {
+    fn plan(&self, update: &Update, wanted: &Slot) -> Result<Option<Plan>> {
         let current = self.slots.read();
-        let change =
-            slots::validate(&current.slots, wanted, &self.limits).map_err(|e| match e {
+        let old = update.entry(&current, wanted.id);
+        let old_slot = old.map(|e| e.slot);
+        let taken = |range: &GpaRange| current.overlaps(range, wanted.id);
+        let change = slots::validate(wanted, old_slot.as_ref(), &self.limits, taken).map_err(
+            |e| match e {
                 SlotError::Overlap => EEXIST,
                 _ => EINVAL,
-            })?;
-        if matches!(change, Change::None) {
-            return Ok(None);
-        }
-        let old = slots::index_of(&current.slots, wanted.id);
-        let old_slot = old.and_then(|i| current.slots.get(i)).copied();
-        let mut next = current.copy_with_room()?;
-        next.remove_id(wanted.id);
-        let mut plan = Plan {
-            next: KBox::new(next, GFP_KERNEL_ACCOUNT)?,
-            leaving: old_slot.filter(|_| matches!(change, Change::Delete | Change::Move)),
-            arrives: matches!(change, Change::Create | Change::Move),
-            protect: None,
-        };
-        if matches!(change, Change::Delete) {
-            return Ok(Some(plan));
-        }
-        let kept = old
-            .and_then(|i| current.dirty.get(i))
-            .and_then(Clone::clone);
+            },
+        )?;
         // Pages whose bits are set already are protected when the bits are cleared.
         let full = self.initially_set.load(Ordering::Relaxed);
-        let dirty = match (wanted.is_logging(), kept) {
-            (false, _) => None,
-            (true, Some(log)) => Some(log),
-            (true, None) => {
+        let log = match old.and_then(|e| e.log.clone()) {
+            _ if !wanted.is_logging() || change == Change::Delete => None,
+            Some(log) => Some(log),
+            None => {
                 let log = DirtyBitmap::new(wanted.npages)?;
                 if full {
                     log.fill(wanted.npages);
@@ -97,17 +130,33 @@ impl GuestMemory {
                 Some(log)
             }
         };
-        if dirty.is_some() && !full && matches!(change, Change::FlagsOnly) {
-            plan.protect = wanted.range();
-        }
-        plan.next.insert(*wanted, dirty)?;
-        Ok(Some(plan))
+        let protects = log.is_some() && !full && change == Change::FlagsOnly;
+        let mut number = None;
+        let next = match (change, &old_slot) {
+            (Change::None, _) => return Ok(None),
+            (Change::Create, _) => {
+                number = Some(RBTreeNode::new(wanted.id, wanted.gpa, GFP_KERNEL_ACCOUNT)?);
+                current.with(wanted, log)?
+            }
+            (Change::Delete, Some(old)) => current.without(old)?,
+            (Change::Move, Some(old)) => current.without(old)?.with(wanted, log)?,
+            (Change::FlagsOnly, Some(_)) => current.with_flags(wanted, log)?,
+            // Not without a slot.
+            (Change::Delete | Change::Move | Change::FlagsOnly, None) => return Err(EINVAL),
+        };
+        Ok(Some(Plan {
+            next: KBox::new(next, GFP_KERNEL_ACCOUNT)?,
+            change,
+            old: old_slot,
+            number,
+            protect: wanted.range().filter(|_| protects),
+        }))
     }
 
     /// Runs `f` with the slots, which do not change meanwhile.
-    pub(crate) fn with_slots<R>(&self, f: impl FnOnce(&[Slot]) -> R) -> R {
+    pub(crate) fn with_slots<R>(&self, f: impl FnOnce(&SlotTable) -> R) -> R {
         let _update = self.update.lock();
-        f(&self.slots.read().slots)
+        f(&self.slots.read())
     }
 
     /// Returns whether writes go on until a flush. Nothing has been unlinked or freed that would have to wait for it.
@@ -156,9 +205,9 @@ impl GuestMemory {
 
     /// KVM_GET_DIRTY_LOG (api.rst 4.8): copies slot `id`'s bitmap to `user` and starts afresh.
     pub(crate) fn dirty_log(&self, id: u32, user: UserPtr) -> Result {
-        let _update = self.update.lock();
+        let update = self.update.lock();
         let slots = self.slots.read();
-        let (slot, bitmap) = slots.log_of(id)?;
+        let (slot, bitmap) = update.log(&slots, id)?;
         let manual = self.manual_protect.load(Ordering::Relaxed);
         let mut out = UserSlice::new(user, bitmap.words.len() * 8).writer();
         self.flush_after(|flush| {
@@ -180,9 +229,9 @@ impl GuestMemory {
         if first % dirty::WORD_PAGES != 0 {
             return Err(EINVAL);
         }
-        let _update = self.update.lock();
+        let update = self.update.lock();
         let slots = self.slots.read();
-        let (slot, bitmap) = slots.log_of(id)?;
+        let (slot, bitmap) = update.log(&slots, id)?;
         let range = dirty::clear_range(first, count, slot.npages).ok_or(EINVAL)?;
         let at = range.start / dirty::WORD_PAGES;
         let words = dirty::words(range.end.saturating_sub(range.start));

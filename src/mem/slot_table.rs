@@ -1,11 +1,11 @@
 // SPDX-License-Identifier: GPL-2.0
-//! The slots of a VM with their dirty bitmaps, as one value that is replaced as a whole.
+//! The slots of a VM with their dirty bitmaps: versions that share structure.
 //!
-//! Readers hold it under SRCU; `GuestMemory.update` serialises those who publish a new one.
+//! Readers hold one under SRCU; `GuestMemory.update` serialises those who publish the next.
 
 use crate::mem::addr::Gpa;
 use crate::mem::dirty;
-use crate::mem::slots::{self, ByHva, Slot};
+use crate::mem::slot_set::{self, SlotSet};
 use crate::nospec::Nospec;
 use core::sync::atomic::{AtomicU64, Ordering};
 use kernel::prelude::*;
@@ -47,103 +47,24 @@ impl DirtyBitmap {
     }
 }
 
-/// The slots, sorted by guest-physical address and by user address.
-pub(crate) struct SlotTable {
-    pub(super) slots: KVVec<Slot>,
-    /// The same by user address.
-    pub(super) by_hva: KVVec<ByHva>,
-    /// Same index as `slots`; none at all while no slot is logged.
-    pub(super) dirty: KVVec<Option<Arc<DirtyBitmap>>>,
-}
+/// A slot, with its log if its writes are logged.
+pub(crate) type Entry = slot_set::Entry<Option<Arc<DirtyBitmap>>>;
 
-impl SlotTable {
-    pub(super) const fn empty() -> Self {
-        Self {
-            slots: KVVec::new(),
-            by_hva: KVVec::new(),
-            dirty: KVVec::new(),
-        }
+/// The slots of a VM and their logs.
+pub(crate) type SlotTable = SlotSet<Option<Arc<DirtyBitmap>>>;
+
+impl Entry {
+    /// The log, if writes are logged.
+    #[inline]
+    pub(super) fn bitmap(&self) -> Option<&DirtyBitmap> {
+        self.log.as_deref()
     }
 
-    pub(super) fn copy_with_room(&self) -> Result<Self> {
-        let mut slots = KVVec::with_capacity(self.slots.len() + 1, GFP_KERNEL_ACCOUNT)?;
-        slots.extend_from_slice(&self.slots, GFP_KERNEL_ACCOUNT)?;
-        let mut by_hva = KVVec::with_capacity(self.slots.len() + 1, GFP_KERNEL_ACCOUNT)?;
-        by_hva.extend_from_slice(&self.by_hva, GFP_KERNEL_ACCOUNT)?;
-        let mut table = Self {
-            slots,
-            by_hva,
-            dirty: KVVec::new(),
-        };
-        if !self.dirty.is_empty() {
-            table.make_logs(self.dirty.iter().cloned())?;
-        }
-        Ok(table)
-    }
-
-    /// Fills `dirty`, with room for one more.
-    fn make_logs(&mut self, logs: impl Iterator<Item = Option<Arc<DirtyBitmap>>>) -> Result {
-        self.dirty
-            .reserve(self.slots.len() + 1, GFP_KERNEL_ACCOUNT)?;
-        for log in logs {
-            self.dirty.push_within_capacity(log).map_err(|_| ENOMEM)?;
-        }
-        Ok(())
-    }
-
-    pub(super) fn remove_id(&mut self, id: u32) {
-        if let Some(i) = slots::index_of(&self.slots, id) {
-            let _ = self.slots.remove(i);
-            let _ = self.dirty.remove(i);
-        }
-        if let Some(i) = ByHva::index_of(&self.by_hva, id) {
-            let _ = self.by_hva.remove(i);
-            ByHva::settle(&mut self.by_hva);
-        }
-    }
-
-    /// Inserts in order; there is room.
-    pub(super) fn insert(&mut self, slot: Slot, dirty: Option<Arc<DirtyBitmap>>) -> Result {
-        if self.dirty.is_empty() && dirty.is_some() {
-            self.make_logs((0..self.slots.len()).map(|_| None))?;
-        }
-        let at = slots::insert_position(&self.slots, slot.gpa);
-        if dirty.is_some() || !self.dirty.is_empty() {
-            self.dirty
-                .insert_within_capacity(at, dirty)
-                .map_err(|_| ENOMEM)?;
-        }
-        let (by_hva, entry) = ByHva::new(&self.by_hva, slot);
-        self.by_hva
-            .insert_within_capacity(by_hva, entry)
-            .map_err(|_| ENOMEM)?;
-        ByHva::settle(&mut self.by_hva);
-        self.slots
-            .insert_within_capacity(at, slot)
-            .map_err(|_| ENOMEM)
-    }
-
-    pub(super) fn find(&self, gpa: Gpa) -> Option<(usize, &Slot)> {
-        let i = slots::find_index(&self.slots, gpa)?;
-        Some((i, self.slots.get(i)?))
-    }
-
-    pub(super) fn mark_dirty(&self, index: usize, slot: &Slot, gpa: Gpa) {
-        if let (Some(d), Some(page)) = (self.bitmap(index), slot.page_index(gpa)) {
+    /// The page at `gpa`, which lies in the slot, has been written.
+    #[inline]
+    pub(super) fn mark_dirty(&self, gpa: Gpa) {
+        if let (Some(d), Some(page)) = (self.bitmap(), self.slot.page_index(gpa)) {
             d.set(page);
         }
-    }
-
-    /// The log of the slot at `index`, if its writes are logged.
-    #[inline]
-    pub(super) fn bitmap(&self, index: usize) -> Option<&DirtyBitmap> {
-        self.dirty.get(index)?.as_deref()
-    }
-
-    /// The slot with number `id` and its log. ENOENT without one.
-    pub(super) fn log_of(&self, id: u32) -> Result<(&Slot, &DirtyBitmap)> {
-        let i = slots::index_of(&self.slots, id).ok_or(ENOENT)?;
-        let slot = self.slots.get(i).ok_or(ENOENT)?;
-        Ok((slot, self.bitmap(i).ok_or(ENOENT)?))
     }
 }

@@ -1,9 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0
-//! Memory slots: rules of KVM_SET_USER_MEMORY_REGION (api.rst 4.35), look-up by guest-physical address and
-//! translation of host-virtual ranges.
-//!
-//! All functions work on a slice sorted by `gpa` without overlaps; an element is a [`Slot`] or holds one. The
-//! owner replaces the whole slice on a change, so that readers under RCU never see a half-made one.
+//! Memory slots: what one is, and the rules of KVM_SET_USER_MEMORY_REGION (api.rst 4.35). `slot_set` holds many.
 #![forbid(unsafe_code)]
 
 use core::cmp;
@@ -34,13 +30,6 @@ pub struct Slot {
     pub flags: u32,
     /// Number given by user space, with the address space in bits 31:16.
     pub id: u32,
-}
-
-impl AsRef<Slot> for Slot {
-    #[inline]
-    fn as_ref(&self) -> &Slot {
-        self
-    }
 }
 
 impl Slot {
@@ -218,15 +207,17 @@ pub enum SlotError {
     Overlap,
 }
 
-/// Checks `new` against the slots of its address space and says what it means.
+/// Checks `new` and says what it means. `old` is the slot with its number; `taken` says whether another slot overlaps
+/// a range.
 ///
 /// # Errors
 ///
 /// See [`SlotError`].
-pub fn validate<S: AsRef<Slot>>(
-    slots: &[S],
+pub fn validate(
     new: &Slot,
+    old: Option<&Slot>,
     limits: &Limits,
+    taken: impl FnOnce(&GpaRange) -> bool,
 ) -> Result<Change, SlotError> {
     if new.flags & !(LOG_DIRTY_PAGES | READONLY) != 0 {
         return Err(SlotError::Flag);
@@ -248,7 +239,6 @@ pub fn validate<S: AsRef<Slot>>(
     let Some(range) = new.range() else {
         return Err(SlotError::GuestRange);
     };
-    let old = slots.iter().map(AsRef::as_ref).find(|s| s.id == new.id);
     let change = match old {
         None if new.is_empty() => return Err(SlotError::Absent),
         Some(_) if new.is_empty() => return Ok(Change::Delete),
@@ -273,73 +263,10 @@ pub fn validate<S: AsRef<Slot>>(
     if range.end().0 > limits.gpa_end {
         return Err(SlotError::GuestRange);
     }
-    let collides = |s: &Slot| s.id != new.id && s.range().is_some_and(|r| r.overlaps(&range));
-    if slots.iter().any(|s| collides(s.as_ref())) {
+    if taken(&range) {
         return Err(SlotError::Overlap);
     }
     Ok(change)
-}
-
-/// Position at which a slot that begins at `gpa` keeps the slice sorted.
-#[inline]
-pub fn insert_position<S: AsRef<Slot>>(slots: &[S], gpa: Gpa) -> usize {
-    slots.partition_point(|s| s.as_ref().gpa < gpa)
-}
-
-/// Position of the slot with number `id`.
-#[inline]
-pub fn index_of<S: AsRef<Slot>>(slots: &[S], id: u32) -> Option<usize> {
-    slots.iter().position(|s| s.as_ref().id == id)
-}
-
-/// Position of the slot that holds `gpa`.
-#[inline]
-pub fn find_index<S: AsRef<Slot>>(slots: &[S], gpa: Gpa) -> Option<usize> {
-    let after = slots.partition_point(|s| s.as_ref().gpa <= gpa);
-    let index = after.checked_sub(1)?;
-    slots.get(index)?.as_ref().contains(gpa).then_some(index)
-}
-
-/// A slot in the order of user addresses.
-#[derive(Clone, Copy, Debug)]
-pub struct ByHva {
-    slot: Slot,
-    /// Largest end of this slot and those before it.
-    reach: u64,
-}
-
-impl ByHva {
-    /// The slot with this number.
-    pub fn index_of(list: &[Self], id: u32) -> Option<usize> {
-        list.iter().position(|e| e.slot.id == id)
-    }
-
-    /// `slot`, and the position at which it keeps the list sorted; [`ByHva::settle`] has to follow.
-    pub fn new(list: &[Self], slot: Slot) -> (usize, Self) {
-        let at = list.partition_point(|e| e.slot.hva < slot.hva);
-        (at, Self { slot, reach: 0 })
-    }
-
-    /// Makes a list whole that has been changed.
-    pub fn settle(list: &mut [Self]) {
-        let mut reach = 0;
-        for e in list {
-            reach = cmp::max(reach, e.slot.hva.0.saturating_add(e.slot.len()));
-            e.reach = reach;
-        }
-    }
-}
-
-/// Guest-physical ranges that user addresses `start` (included) to `end` (excluded) back: one for each slot that meets
-/// the range, as several slots may map the same memory. Rounded outwards to whole pages.
-#[inline]
-pub fn gpa_ranges(list: &[ByHva], start: Hva, end: Hva) -> impl Iterator<Item = GpaRange> + '_ {
-    let first = list.partition_point(|e| e.reach <= start.0);
-    let last = list.partition_point(|e| e.slot.hva < end);
-    let candidates = list.get(first..last).unwrap_or(&[]);
-    candidates
-        .iter()
-        .filter_map(move |e| e.slot.gpa_range(start, end))
 }
 
 #[cfg(test)]
@@ -358,11 +285,10 @@ mod tests {
         slots: &[Slot],
         (id, flags, gpa, size, hva): (u32, u32, u64, u64, u64),
     ) -> Result<Change, SlotError> {
-        validate(
-            slots,
-            &Slot::from_region(id, flags, gpa, size, hva)?,
-            &LIMITS,
-        )
+        let new = Slot::from_region(id, flags, gpa, size, hva)?;
+        let old = slots.iter().find(|s| s.id == id);
+        let collides = |s: &Slot, r: &GpaRange| s.id != id && s.range().unwrap().overlaps(r);
+        validate(&new, old, &LIMITS, |r| slots.iter().any(|s| collides(s, r)))
     }
 
     fn slot(id: u32, gpa: u64, npages: u64, hva: u64) -> Slot {
@@ -440,63 +366,27 @@ mod tests {
         for (r, want) in table {
             assert_eq!(request(&s, r), want, "{r:x?}");
         }
-        for (gpa, at) in [(0, 0), (0x1000, 0), (0x5000, 2), (0x20_0000, 3)] {
-            assert_eq!(insert_position(&s, Gpa(gpa)), at);
-        }
     }
 
     #[test]
-    fn look_up() {
+    fn addresses() {
         let s = set();
         for page in 0..0x300u64 {
             let gpa = Gpa(page << 12 | 0x234);
-            let mut ranges = s.iter().map(|x| x.range().unwrap());
-            let want = ranges.position(|r| r.start() <= gpa && gpa < r.end());
-            assert_eq!(find_index(&s, gpa), want);
-            if let Some(i) = want {
-                assert_eq!(
-                    s[i].hva_of(gpa),
-                    Some(Hva(s[i].hva.0 + (gpa.0 - s[i].gpa.0)))
-                );
-                assert_eq!(s[i].page_index(gpa), Some((gpa.0 - s[i].gpa.0) >> 12));
+            for s in &s {
+                let inside = s.range().unwrap().start() <= gpa && gpa < s.range().unwrap().end();
+                let offset = gpa.0.wrapping_sub(s.gpa.0);
+                assert_eq!(s.hva_of(gpa), inside.then(|| Hva(s.hva.0 + offset)));
+                assert_eq!(s.page_index(gpa), inside.then_some(offset >> 12));
             }
         }
         assert_eq!(s[0].hva_of(Gpa(0xfff)), None);
         assert_eq!(s[0].hva_of(Gpa(0x4000)), None);
-        assert_eq!(find_index(&s, Gpa(!0)), None);
-        assert_eq!(find_index::<Slot>(&[], Gpa(0)), None);
-        assert_eq!(index_of(&s, 7), Some(2));
     }
 
     #[test]
-    fn notifier_ranges() {
-        let mut s = set();
-        // The same memory a second time.
-        s.push(slot(8, 0x4000_0000, 2, 0x10_1000));
-        // One that reaches over all others.
-        s.push(slot(9, 0x8000_0000, 0x400, 0x10_0000));
-        let mut list = Vec::new();
-        for slot in &s {
-            let (at, entry) = ByHva::new(&list, *slot);
-            list.insert(at, entry);
-            ByHva::settle(&mut list);
-        }
-        let check = |list: &[ByHva], s: &[Slot]| {
-            let borders = [
-                0, 0x10_0000, 0x10_0001, 0x10_1000, 0x10_2fff, 0x10_3000, 0x20_0000, 0x20_1000,
-                0x30_0000, 0x50_0000, !0,
-            ];
-            for (a, b) in borders
-                .iter()
-                .flat_map(|a| borders.map(|b| (Hva(*a), Hva(b))))
-            {
-                let got: Vec<_> = gpa_ranges(list, a, b).collect();
-                let want = s.iter().filter_map(|s| s.gpa_range(a, b));
-                assert_eq!(got.len(), want.clone().count(), "{a:?} {b:?}");
-                assert!(want.clone().all(|r| got.contains(&r)), "{a:?} {b:?}");
-            }
-        };
-        check(&list, &s);
+    fn ranges_of_user_addresses() {
+        let s = set();
         let r = |a, n| GpaRange::new(Gpa(a), n);
         assert_eq!(
             s[0].gpa_range(Hva(0x10_0fff), Hva(0x10_1001)),
@@ -505,11 +395,6 @@ mod tests {
         assert_eq!(s[0].gpa_range(Hva(0x10_2000), Hva(!0)), r(0x3000, 0x1000));
         assert_eq!(s[0].gpa_range(Hva(0x10_3000), Hva(0x20_0000)), None);
         assert_eq!(s[0].gpa_range(Hva(0x10_1000), Hva(0x10_1000)), None);
-        list.remove(ByHva::index_of(&list, 9).unwrap());
-        ByHva::settle(&mut list);
-        s.pop();
-        check(&list, &s);
-        assert_eq!(ByHva::index_of(&list, 9), None);
     }
 
     #[test]

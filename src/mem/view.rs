@@ -6,8 +6,8 @@
 use crate::linux::srcu_cell::SrcuRef;
 use crate::linux::uaccess;
 use crate::mem::addr::{Gpa, PAGE_OFFSET_MASK, PAGE_SIZE};
-use crate::mem::slot_table::SlotTable;
-use crate::mem::slots::{self, Slot};
+use crate::mem::slot_table::{Entry, SlotTable};
+use crate::mem::slots::Slot;
 use kernel::prelude::*;
 use kernel::uaccess::{UserPtr, UserSlice};
 
@@ -32,19 +32,19 @@ pub(crate) struct MemoryView<'a> {
 }
 
 impl MemoryView<'_> {
-    /// User address of `gpa` and how many bytes follow it in the same page.
+    /// User address of `gpa`, how many bytes follow it in the same page, and the slot.
     #[inline]
-    fn resolve(&self, gpa: Gpa, write: bool) -> Result<(usize, usize, usize), MemError> {
-        let (i, slot) = self.slots.find(gpa).ok_or(MemError::NotRam)?;
-        if write && slot.is_readonly() {
+    fn resolve(&self, gpa: Gpa, write: bool) -> Result<(usize, usize, &Entry), MemError> {
+        let entry = self.slots.find(gpa).ok_or(MemError::NotRam)?;
+        if write && entry.slot.is_readonly() {
             return Err(MemError::NotRam);
         }
-        let hva = slot.hva_of(gpa).ok_or(MemError::NotRam)?;
+        let hva = entry.slot.hva_inside(gpa);
         let room = (PAGE_SIZE - (gpa.0 & PAGE_OFFSET_MASK)) as usize;
         Ok((
             usize::try_from(hva.0).map_err(|_| MemError::Fault)?,
             room,
-            i,
+            entry,
         ))
     }
 
@@ -52,7 +52,7 @@ impl MemoryView<'_> {
     #[inline]
     pub(crate) fn near(&self) -> Near<'_> {
         Near {
-            slots: &self.slots.slots,
+            slots: &self.slots,
             slot: Slot::default(),
         }
     }
@@ -62,7 +62,7 @@ impl MemoryView<'_> {
     pub(crate) fn is_device(&self, gpa: Gpa, write: bool) -> bool {
         self.slots
             .find(gpa)
-            .is_none_or(|(_, s)| write && s.is_readonly())
+            .is_none_or(|e| write && e.slot.is_readonly())
     }
 
     /// User address that backs `gpa`, for reading or writing within its page.
@@ -138,7 +138,7 @@ impl MemoryView<'_> {
         let mut at = gpa;
         let mut rest = data;
         while !rest.is_empty() {
-            let (hva, room, index) = self.resolve(at, true)?;
+            let (hva, room, entry) = self.resolve(at, true)?;
             let n = room.min(rest.len());
             let (part, tail) = rest.split_at(n);
             if uaccess::copy_to(hva, part).is_err() {
@@ -147,9 +147,7 @@ impl MemoryView<'_> {
                     .write_slice(part)
                     .map_err(|_| MemError::Fault)?;
             }
-            if let Some(slot) = self.slots.slots.get(index) {
-                self.slots.mark_dirty(index, slot, at);
-            }
+            entry.mark_dirty(at);
             rest = tail;
             at = at.wrapping_add(n as u64);
         }
@@ -158,15 +156,15 @@ impl MemoryView<'_> {
 
     /// Marks the page at `gpa` dirty after an access by its user address.
     pub(crate) fn mark_dirty(&self, gpa: Gpa) {
-        if let Some((i, slot)) = self.slots.find(gpa) {
-            self.slots.mark_dirty(i, slot, gpa);
+        if let Some(entry) = self.slots.find(gpa) {
+            entry.mark_dirty(gpa);
         }
     }
 }
 
 /// Look-ups that remember the last slot.
 pub(crate) struct Near<'a> {
-    slots: &'a [Slot],
+    slots: &'a SlotTable,
     /// Empty at first.
     slot: Slot,
 }
@@ -176,8 +174,7 @@ impl Near<'_> {
     #[inline(always)]
     pub(crate) fn hva(&mut self, gpa: Gpa) -> Option<usize> {
         if !self.slot.contains(gpa) {
-            let i = slots::find_index(self.slots, gpa)?;
-            self.slot = *self.slots.get(i)?;
+            self.slot = self.slots.find(gpa)?.slot;
         }
         // User addresses have 64 bits here.
         Some(self.slot.hva_inside(gpa).0 as usize)

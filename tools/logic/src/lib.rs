@@ -44,6 +44,8 @@ pub mod mem {
     pub mod addr;
     pub mod dirty;
     pub mod format;
+    pub mod index;
+    pub mod slot_set;
     pub mod slots;
     pub mod walk;
 }
