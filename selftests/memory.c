@@ -476,6 +476,75 @@ TEST(slot_changes)
 	CHECK_EQ(guest_read(&vm, TEST_GPA + 0x1004000), 0);
 }
 
+/* The guest's read of a page that is in no slot: an exit, answered. */
+static void read_nothing(struct vm *vm, uint64_t gpa)
+{
+	vm_cells(vm)[0] = gpa;
+	vm_cells(vm)[1] = 1;
+	vm_expect(vm, KVM_EXIT_MMIO);
+	CHECK_EQ(vm->run->mmio.phys_addr, gpa);
+	*(uint64_t *)vm->run->mmio.data = ~gpa;
+	vm_expect_out(vm, 0x10);
+	CHECK_EQ(vm_cells(vm)[3], ~gpa);
+}
+
+/* As many slots as there may be, each of one page: each page of the user's memory is behind 128 of them. */
+TEST_SECONDS(many_slots, 120)
+{
+	const unsigned int pages = 256, n = is_bochs() ? 4096 : 32763;
+	struct vm vm;
+	uint8_t *m = map(pages * 4096), *other = map(4096);
+
+	VM_NEW_LONG(&vm, accessor);
+	madvise(m, pages * 4096, MADV_NOHUGEPAGE);
+	for (unsigned int i = 0; i < pages; i++)
+		*(uint64_t *)(m + i * 4096) = i;
+	*(uint64_t *)other = 1000;
+#define MANY_GPA(i) (TEST_GPA + (i) * 4096ull)
+#define MANY_PAGE(i) (((i) * 97) % pages)
+	/* Neither by guest-physical nor by user address in order: 32763 and 4096 have no factor in common with 1031. */
+	for (unsigned int k = 0; k < n; k++) {
+		unsigned int i = k * 1031 % n;
+
+		vm_slot(&vm, i + 1, 0, MANY_GPA(i), 4096, m + MANY_PAGE(i) * 4096);
+	}
+	CHECK_ERRNO(try_slot(vm.fd, n < 32763 ? 32764 : 40000, 0, MANY_GPA(n), 4096, m), EINVAL);
+	for (unsigned int i = 0; i < n; i += 29)
+		CHECK_EQ(guest_read(&vm, MANY_GPA(i)), MANY_PAGE(i));
+	CHECK_EQ(guest_read(&vm, MANY_GPA(n - 1)), MANY_PAGE(n - 1));
+	read_nothing(&vm, MANY_GPA(n));
+	/* One of three goes. What is left overlaps as before. */
+	for (unsigned int i = 0; i < n; i += 3)
+		vm_slot(&vm, i + 1, 0, 0, 0, m);
+	CHECK_ERRNO(try_slot(vm.fd, 1, 0, MANY_GPA(0), 4096 * 2, m), EEXIST);
+	CHECK_ERRNO(try_slot(vm.fd, 1, 0, MANY_GPA(1500), 4096 * 2, m), EEXIST);
+	CHECK_ERRNO(try_slot(vm.fd, 1, 0, MANY_GPA(1499), 4096 * 2, m), EEXIST);
+	CHECK_ERRNO(try_slot(vm.fd, 2, 0, MANY_GPA(1501), 4096, m + MANY_PAGE(1) * 4096), EEXIST);
+	CHECK_ERRNO(try_slot(vm.fd, 1, 0, 0, 1ull << 30, m), EEXIST);
+	CHECK_ERRNO(try_slot(vm.fd, 1, 0, 0, 0, m), EINVAL);
+	for (unsigned int i = 0; i < n - 1; i += 87) {
+		read_nothing(&vm, MANY_GPA(i));
+		CHECK_EQ(guest_read(&vm, MANY_GPA(i + 1)), MANY_PAGE(i + 1));
+	}
+	/* Made again over another page, and one moved to where one was. */
+	for (unsigned int i = 0; i < 300; i += 3)
+		vm_slot(&vm, i + 1, 0, MANY_GPA(i), 4096, other);
+	for (unsigned int i = 0; i < 300; i += 30)
+		CHECK_EQ(guest_read(&vm, MANY_GPA(i)), 1000);
+	vm_slot(&vm, 2, 0, MANY_GPA(300), 4096, m + MANY_PAGE(1) * 4096);
+	CHECK_EQ(guest_read(&vm, MANY_GPA(300)), MANY_PAGE(1));
+	read_nothing(&vm, MANY_GPA(1));
+	/* A page of the host's goes from all slots over it; its neighbours stay. */
+	REQUIRE(!madvise(m + 5 * 4096, 4096, MADV_DONTNEED));
+	for (unsigned int i = 0; i < n; i++) {
+		if (i % 3 && i != 1 && MANY_PAGE(i) == 5)
+			CHECK_EQ(guest_read(&vm, MANY_GPA(i)), 0);
+		else if (i % 3 && i != 1 && MANY_PAGE(i) == 6)
+			CHECK_EQ(guest_read(&vm, MANY_GPA(i)), 6);
+	}
+	vm_free(&vm);
+}
+
 /* Slots come and go while the guest reads another one, and one of them moves under it. */
 TEST_SECONDS(slot_changes_running, 120)
 {
