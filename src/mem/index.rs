@@ -371,19 +371,18 @@ impl<E: Element, const L: usize> Index<E, L> {
     /// The last element that begins at `start` or below.
     #[inline]
     pub fn last_from(&self, start: u64) -> Option<&E> {
+        // From the end of each node: shorter than a search by halves in so few.
         let mut node = &self.root;
         loop {
             match node {
                 Node::Empty => return None,
                 Node::Leaf(len, items) => {
-                    let items = live(&**items, (*len).into());
-                    let after = items.partition_point(|e| e.key().0 <= start);
-                    return items.get(after.checked_sub(1)?);
+                    let mut items = live(&**items, (*len).into()).iter();
+                    return items.rfind(|e| e.key().0 <= start);
                 }
                 Node::Inner(len, kids) => {
-                    let kids = live(&**kids, (*len).into());
-                    let after = kids.partition_point(|k| k.first.0 <= start);
-                    node = &kids.get(after.checked_sub(1)?)?.node;
+                    let mut kids = live(&**kids, (*len).into()).iter();
+                    node = &kids.rfind(|k| k.first.0 <= start)?.node;
                 }
             }
         }
