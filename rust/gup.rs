@@ -12,6 +12,7 @@ use kernel::prelude::*;
 
 use super::bindings;
 use super::irqflags::IrqsOff;
+use super::sched::current_mm;
 
 /// A counted reference to a page of user memory, dropped with the value.
 ///
@@ -141,8 +142,8 @@ pub fn host_mapping_level(mm: &Mm, hva: usize) -> MappingLevel {
     }
 }
 
-/// The frame of anonymous memory that the current address space maps writable at `hva`, and the size of the
-/// leaf that maps it. The page is marked dirty. `None` for everything else, which [`get_user_page`] may know.
+/// The frame of anonymous, shmem or hugetlb memory that the current address space maps writable at `hva`, and the size
+/// of the leaf that maps it. The page is marked dirty. `None` for everything else, which [`get_user_page`] may know.
 ///
 /// # Safety
 ///
@@ -150,12 +151,13 @@ pub fn host_mapping_level(mm: &Mm, hva: usize) -> MappingLevel {
 /// invalidation of `hva` is under way: then nothing is unmapped, and no frame freed, until the lock is released, after
 /// which the notifier tells.
 #[inline]
-pub unsafe fn mapped_anon(hva: usize, _irqs_off: IrqsOff<'_>) -> Option<(u64, MappingLevel)> {
+pub unsafe fn mapped_writable(hva: usize, _irqs_off: IrqsOff<'_>) -> Option<(u64, MappingLevel)> {
     let mut pfn = 0;
     // SAFETY: The caller holds off the unmapping; with interrupts off page tables cannot be freed, as for GUP-fast.
-    let level = match unsafe { bindings::rvmm_mapped_anon(hva, &mut pfn) } {
+    let level = match unsafe { bindings::rvmm_mapped_writable(hva, &mut pfn) } {
         1 => MappingLevel::L4K,
         2 => MappingLevel::L2M,
+        3 => MappingLevel::L1G,
         _ => return None,
     };
     Some((pfn as u64, level))
@@ -172,7 +174,8 @@ pub struct Pfnmap {
 
 /// The frame behind `hva` in a `VM_IO` or `VM_PFNMAP` area of `mm`, faulted in when needed. Sleeps.
 ///
-/// Nothing keeps the frame: use it only under the notifier's sequence check. Errors: `EFAULT`, `EINTR`.
+/// Nothing keeps the frame: use it only under the notifier's sequence check. Errors: `EFAULT`, `EINTR`; `EROFS` when
+/// the area may only be read.
 pub fn follow_pfnmap(mm: &Mm, hva: usize, write: bool) -> Result<Pfnmap> {
     let mm = mm.mmget_not_zero().ok_or(EFAULT)?;
     let mut pfn = 0;
@@ -190,8 +193,14 @@ pub fn follow_pfnmap(mm: &Mm, hva: usize, write: bool) -> Result<Pfnmap> {
 /// Makes `hva` resident and, with `write`, writable in the current address space, as an access by user
 /// space would. Sleeps. Errors: `EFAULT`, `EINTR`, `ENOMEM`, `EHWPOISON`.
 pub fn fault_in(hva: usize, write: bool) -> Result {
-    // SAFETY: The shim looks the area up under the mmap lock.
-    to_result(unsafe { bindings::rvmm_fault_in(hva, write) })
+    fault_in_of(&*current_mm().ok_or(EFAULT)?, hva, write)
+}
+
+/// [`fault_in`] in any address space. `EFAULT` too when all its tasks have ended.
+pub fn fault_in_of(mm: &Mm, hva: usize, write: bool) -> Result {
+    let mm = mm.mmget_not_zero().ok_or(EFAULT)?;
+    // SAFETY: The address space has users; the shim looks the area up under the mmap lock.
+    to_result(unsafe { bindings::rvmm_fault_in(mm.as_raw(), hva, write) })
 }
 
 /// Whether `pfn` is ordinary memory: it has a page structure and is not reserved (firmware, device).

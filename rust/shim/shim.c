@@ -8,6 +8,7 @@
 
 #include "../bindings_helper.h"
 #include <linux/mm_inline.h>
+#include <linux/shmem_fs.h>
 #include <linux/vfio.h>
 #include <linux/vtime.h>
 
@@ -243,14 +244,45 @@ out:
 }
 
 /*
- * Frame of anonymous memory that the current address space maps writable at @addr; returns the level
- * as above, 0 for anything else, which is GUP's business (file pages, protection keys, copy-on-write).
+ * Whether @page, which a writable entry without _PAGE_SPECIAL maps, is memory that needs no more for a write than to be
+ * marked dirty, which is a flag: anonymous memory, hugetlb, shmem (its dirty_folio and hugetlbfs's are
+ * noop_dirty_folio). Others have to be told of a write, and may sleep for it; secretmem is not to be reached at all.
+ *
+ * The entry holds the folio, and the folio its mapping: truncation and hole punching zap all entries, each zapping
+ * behind the MMU notifier, before they take a folio out of its mapping. With interrupts off the inode's freeing, by
+ * RCU, waits as well.
+ */
+static bool rvmm_is_plain_memory(struct page *page)
+{
+	struct folio *folio = page_folio(page);
+	struct address_space *mapping;
+
+	if (folio_test_anon(folio) || folio_test_hugetlb(folio))
+		return true;
+	mapping = READ_ONCE(folio->mapping);
+	if (!mapping || (unsigned long)mapping & FOLIO_MAPPING_FLAGS)
+		return false;
+	return shmem_mapping(mapping);
+}
+
+/*
+ * Frame of the memory that the current address space maps writable at @addr, if that is anonymous, shmem or hugetlb;
+ * returns the level as above, 0 for anything else, which is GUP's business (other file pages, protection keys,
+ * copy-on-write, what userfaultfd or an mprotect() write-protects).
  *
  * No reference is taken. The caller holds the lock that the MMU notifier's callbacks take, and no
  * invalidation of @addr is under way: what is mapped stays so, and allocated, until the lock is released.
  * Interrupts are off.
+ *
+ * Nobody takes away the right to write, nor cleans a page, without telling the notifier: write-protection in all its
+ * forms (mprotect, fork, KSM, soft-dirty, userfaultfd, folio_mkclean()) is an invalidation of the range. Neither shmem
+ * nor hugetlbfs counts dirty pages (mapping_can_writeback() is false), so that a writable entry of theirs need not be
+ * dirty for a write to be noticed; shmem unmaps a folio before it looks at the flag to swap it out.
+ *
+ * A table of PMDs that hugetlb shares between processes (huge_pmd_share()) is taken from this address space by an
+ * invalidation of it, whoever asks for that.
  */
-int rvmm_mapped_anon(unsigned long addr, unsigned long *pfn)
+int rvmm_mapped_writable(unsigned long addr, unsigned long *pfn)
 {
 	const pteval_t need = _PAGE_PRESENT | _PAGE_RW | _PAGE_USER;
 	const pteval_t seen = need | _PAGE_SPECIAL | _PAGE_PKEY_MASK;
@@ -275,11 +307,18 @@ int rvmm_mapped_anon(unsigned long addr, unsigned long *pfn)
 		return 0;
 	pudp = pud_offset_lockless(p4dp, p4d, addr);
 	pud = READ_ONCE(*pudp);
-	if (pud_none(pud) || !pud_present(pud) || pud_leaf(pud))
+	/* As GUP-fast: an entry that is only halfway a leaf (migration, protnone) has no present bit. */
+	if (!(pud_flags(pud) & _PAGE_PRESENT))
 		return 0;
+	if (pud_leaf(pud)) {
+		if ((pud_flags(pud) & seen) != need)
+			return 0;
+		*pfn = pud_pfn(pud) + ((addr & ~PUD_MASK) >> PAGE_SHIFT);
+		level = 3;
+		goto found;
+	}
 	pmdp = pmd_offset_lockless(pudp, pud, addr);
 	pmd = pmdp_get_lockless(pmdp);
-	/* As GUP-fast: an entry that is only halfway a leaf (PMD migration, protnone) has no present bit. */
 	if (!(pmd_flags(pmd) & _PAGE_PRESENT))
 		return 0;
 	if (pmd_leaf(pmd)) {
@@ -294,15 +333,19 @@ int rvmm_mapped_anon(unsigned long addr, unsigned long *pfn)
 		*pfn = pte_pfn(pte);
 		level = 1;
 	}
+found:
 	page = pfn_to_page(*pfn);
-	if (!PageAnon(page))
+	if (!rvmm_is_plain_memory(page))
 		return 0;
 	if (!PageDirty(page))
 		SetPageDirty(page);
 	return level;
 }
 
-/* Frame behind @addr in a VM_IO or VM_PFNMAP area, faulting it in when needed. Sleeps. */
+/*
+ * Frame behind @addr in a VM_IO or VM_PFNMAP area, faulting it in when needed. Sleeps. EROFS: a write, to an area that
+ * may only be read.
+ */
 int rvmm_follow_pfnmap(struct mm_struct *mm, unsigned long addr, bool write,
 		       unsigned long *pfn, bool *writable)
 {
@@ -319,8 +362,11 @@ int rvmm_follow_pfnmap(struct mm_struct *mm, unsigned long addr, bool write,
 		vma = vma_lookup(mm, addr);
 		if (!vma || !(vma->vm_flags & (VM_IO | VM_PFNMAP)))
 			break;
-		if (write && !(vma->vm_flags & VM_WRITE))
+		if (write && !(vma->vm_flags & VM_WRITE)) {
+			if (vma->vm_flags & VM_READ)
+				r = -EROFS;
 			break;
+		}
 
 		args.vma = vma;
 		args.address = addr;
@@ -351,16 +397,14 @@ int rvmm_follow_pfnmap(struct mm_struct *mm, unsigned long addr, bool write,
 	return r;
 }
 
-/* Makes @addr resident and, with @write, writable in the current address space. Sleeps. */
-int rvmm_fault_in(unsigned long addr, bool write)
+/* Makes @addr of @mm, which has users, resident and, with @write, writable. Sleeps. */
+int rvmm_fault_in(struct mm_struct *mm, unsigned long addr, bool write)
 {
-	struct mm_struct *mm = current->mm;
 	bool unlocked = false;
 	int r;
 
-	if (!mm)
-		return -EFAULT;
-	mmap_read_lock(mm);
+	if (mmap_read_lock_killable(mm))
+		return -EINTR;
 	r = fixup_user_fault(mm, addr, write ? FAULT_FLAG_WRITE : 0, &unlocked);
 	mmap_read_unlock(mm);
 	return r;

@@ -239,6 +239,8 @@ counters! {
     VmCounter, VM_COUNTERS:
     /// Ranges taken back by the host's memory management.
     Invalidations = cumulative("mmu_invalidations"),
+    /// Faults on memory that could not be answered within a stay.
+    SlowFaults = cumulative("slow_faults"),
     /// Translations flushed on all vCPUs.
     RemoteFlushes = cumulative("remote_tlb_flush"),
     /// DMA of assigned devices that the IOMMU refused, as far as its driver tells.

@@ -4,6 +4,7 @@
 //! Called by vCPU threads: [`GuestMemory::fault_resident`] in a stay, with interrupts off, [`GuestMemory::fault`]
 //! outside of one.
 
+use crate::abi::stats::VmCounter;
 use crate::arch::NestedTable;
 use crate::linux::{gup, sched};
 use crate::mem::addr::{Gpa, Hpa, Level};
@@ -93,9 +94,9 @@ impl GuestMemory {
         }
     }
 
-    /// The frequent case of [`GuestMemory::fault`], inside a stay: anonymous memory that is resident and writable, an
-    /// entry of the nested table that is empty, nobody at work on either. False if it is not that; nothing has been
-    /// done then.
+    /// The frequent case of [`GuestMemory::fault`], inside a stay: memory (anonymous, shmem, hugetlb) that is resident
+    /// and writable, an entry of the nested table that is empty, nobody at work on either. False if it is not that;
+    /// nothing has been done then.
     ///
     /// `mmu` is only tried: its holder may be waiting for this CPU to leave the guest. Holding it keeps invalidations
     /// from beginning, so that what the host's page tables say now is so until there is a mapping for the invalidation
@@ -167,6 +168,7 @@ impl GuestMemory {
             return Ok(FaultOutcome::Mmio);
         };
         let slot = &entry.slot;
+        self.stats.add(VmCounter::SlowFaults, 1);
         if write && slot.is_readonly() {
             return Ok(FaultOutcome::Mmio);
         }
@@ -312,6 +314,8 @@ impl HostPage {
             }
             Err(_) => match gup::follow_pfnmap(mm, hva, write) {
                 Ok(m) => (None, m.pfn, m.writable, gup::is_ram(m.pfn)),
+                // As in KVM: what user space lets be read is for it to write.
+                Err(e) if e == EROFS => return Err(FaultOutcome::Mmio),
                 Err(_) => return Err(FaultOutcome::BadUserMemory),
             },
         };

@@ -237,8 +237,8 @@ impl Mmu {
         self.invalidating != 0 && self.hull.0 <= hva && hva < self.hull.1
     }
 
-    /// The frame of anonymous memory that the host maps writable at `hva`, unless the mapping is being invalidated, and
-    /// whether a huge leaf maps it. The frame stays there while the lock is held.
+    /// The frame of memory that the host maps writable at `hva` and that needs no more for a write, unless the mapping
+    /// is being invalidated, and whether a huge leaf maps it. The frame stays there while the lock is held.
     #[inline]
     pub(super) fn resident(&mut self, hva: u64, inside: InOwnMm<'_>) -> Option<(Hpa, bool)> {
         if self.is_invalidating(hva) {
@@ -247,7 +247,7 @@ impl Mmu {
         // SAFETY: `inside` says that the address space is the VM's. `Notifier` is registered for that one and takes the
         // lock, which `&mut self` shows to be held, at the beginning of an invalidation; none of this address is under
         // way.
-        let (pfn, level) = unsafe { gup::mapped_anon(hva as usize, inside.0) }?;
+        let (pfn, level) = unsafe { gup::mapped_writable(hva as usize, inside.0) }?;
         Some((Hpa(pfn << 12), level != gup::MappingLevel::L4K))
     }
 }

@@ -287,6 +287,13 @@ fn lapic_write(
 }
 
 impl GuestBus<'_, '_> {
+    /// Whether the nested fault under emulation is a write to `gpa`'s page: memory that user space may only read is a
+    /// device for it.
+    fn is_refused(&self, gpa: u64) -> bool {
+        let told = self.told.as_ref();
+        told.is_some_and(|t| t.write && (t.gpa ^ gpa) & !0xfff == 0)
+    }
+
     /// Keeps what an access to the local APIC asks for, until the emulator is done.
     fn keep(&mut self, a: Action) {
         if !a.is_none() {
@@ -369,9 +376,9 @@ impl Bus for GuestBus<'_, '_> {
         }
         match self.view.write(Gpa(gpa), data) {
             Ok(()) => Ok(Answer::Done),
-            Err(MemError::Fault) => Err(Stop::Unsupported),
-            Err(MemError::NotRam) if self.vm.mmio_write(gpa, data) => Ok(Answer::Done),
-            Err(MemError::NotRam) => Ok(Answer::User),
+            Err(MemError::Fault) if !self.is_refused(gpa) => Err(Stop::Unsupported),
+            Err(_) if self.vm.mmio_write(gpa, data) => Ok(Answer::Done),
+            Err(_) => Ok(Answer::User),
         }
     }
 
@@ -382,8 +389,8 @@ impl Bus for GuestBus<'_, '_> {
         match exchange(self.view, Gpa(gpa), old, new, width, None) {
             Ok(true) => Ok(Swap::Done),
             Ok(false) => Ok(Swap::Differs),
-            Err(MemError::NotRam) => Ok(Swap::NotRam),
-            Err(MemError::Fault) => Err(Stop::Unsupported),
+            Err(MemError::Fault) if !self.is_refused(gpa) => Err(Stop::Unsupported),
+            Err(_) => Ok(Swap::NotRam),
         }
     }
 
