@@ -163,6 +163,13 @@ pub unsafe fn mapped_writable(hva: usize, _irqs_off: IrqsOff<'_>) -> Option<(u64
     Some((pfn as u64, level))
 }
 
+/// Whether the current address space has nothing at `hva`: no page, none that is swapped out or on its way elsewhere.
+/// Any context. Only a hint: the host may change it at once.
+pub fn is_absent(hva: usize) -> bool {
+    // SAFETY: The shim walks the tables of the current task with interrupts off, which keeps them.
+    unsafe { bindings::rvmm_is_absent(hva) }
+}
+
 /// A frame without a counted reference, from a `VM_IO` or `VM_PFNMAP` area.
 #[derive(Clone, Copy, Debug)]
 pub struct Pfnmap {

@@ -63,6 +63,71 @@ struct rvmm_root_cost {
 
 #define RVMM_MEASURE_ROOT	_IOWR(RVMM_IOC, 0x02, struct rvmm_root_cost)
 
+/* --- memory that comes when the guest asks for it --------------------------------------------------- */
+
+/*
+ * KVM_CHECK_EXTENSION: slots may report pages that are missing, once KVM_ENABLE_CAP on the VM has enabled it with
+ * args[0] = 1. Zero on KVM.
+ */
+#define RVMM_CAP_MISSING	(RVMM_CAP_BASE + 16)
+
+/*
+ * A flag of KVM_SET_USER_MEMORY_REGION, which may be changed later like KVM_MEM_LOG_DIRTY_PAGES (EINVAL as long as
+ * RVMM_CAP_MISSING is not enabled; EBUSY with assigned devices). A page of such a slot is missing when the page tables
+ * of the VM's process have nothing at its user address: neither a page, nor one that is swapped out or write-protected.
+ * When the guest accesses it, or the kernel does for the guest (emulated instructions, page tables, the pages of
+ * paravirtual MSRs), it is not filled with zeroes or from a file, but reported:
+ *
+ * - Without a queue KVM_RUN ends with KVM_EXIT_MEMORY_FAULT and EFAULT, as for memory that is not there, with
+ *   RVMM_MEMORY_EXIT_MISSING in memory_fault.flags. KVM_RUN called again goes on where it was. User space may have
+ *   brought the page by then, or have touched it, if what is there anyway is right.
+ * - With a queue the vCPU's thread waits until the page has been resolved, or a signal ends KVM_RUN (EINTR; the next
+ *   one reports the page again). KVM_PRE_FAULT_MEMORY waits as well; without a queue it is EFAULT.
+ *
+ * A page may be reported again after it has been brought: shared memory whose mapping the host has reclaimed, a wait
+ * that a signal ended, another vCPU that was on its way. So user space has to remember what it has brought, and
+ * resolves such a page without writing to it. An access to a page at the moment in which it is removed
+ * (MADV_DONTNEED) may find it empty, and is not reported; nor are accesses by other ioctls.
+ */
+#define RVMM_MEM_MISSING	(1u << 24)
+
+/* kvm_run.memory_fault.flags: the page is missing; it is to be written. */
+#define RVMM_MEMORY_EXIT_MISSING	(1ull << 32)
+#define RVMM_MEMORY_EXIT_WRITE		(1ull << 33)
+
+/*
+ * On a VM: a file descriptor, close-on-exec, from which any process reads whole struct rvmm_missing_event. read() never
+ * waits (EAGAIN: nothing is missing; EINVAL: no room for one), poll() does. Each thread that waits is told once; there
+ * is no buffer that could be full. Closing it lets the threads that wait end as without a queue. EBUSY: there is one
+ * already. EINVAL: RVMM_CAP_MISSING is not enabled.
+ */
+#define RVMM_MISSING_QUEUE	_IO(RVMM_IOC, 0x30)
+
+/* rvmm_missing_event.flags */
+#define RVMM_MISSING_WRITE	1	/* it is to be written, as far as is known */
+
+struct rvmm_missing_event {
+	__u64 gpa;		/* of the page of 4 KiB */
+	__u64 hva;		/* in the VM's process */
+	__u32 vcpu;
+	__u32 flags;
+};
+
+/*
+ * On the queue, from any process: the pages of the range are there now, as far as they will ever be. They are mapped in
+ * the VM's process as if it had read them (so memory that has nothing is empty from then on), and the threads that
+ * wait for one of them go on. For private memory somebody in the VM's process has written them before, for shared
+ * memory anybody. EINTR: a signal came; call again. EFAULT: one of them is in no slot, or cannot be had; who waits
+ * finds the same. EINVAL: size 0, not whole pages, flags.
+ */
+struct rvmm_missing_range {
+	__u64 gpa;
+	__u64 size;
+	__u64 flags;		/* 0 */
+};
+
+#define RVMM_MISSING_RESOLVE	_IOW(RVMM_IOC, 0x31, struct rvmm_missing_range)
+
 /* --- devices handed to a guest ------------------------------------------------------------------ */
 
 /* KVM_CHECK_EXTENSION: RVMM_ASSIGN_DEVICE exists. Zero on KVM. */

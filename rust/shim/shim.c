@@ -343,6 +343,48 @@ found:
 }
 
 /*
+ * Whether the current address space has nothing at @addr: no page, none that is swapped out or moving, no marker. Only
+ * a hint: it can change at once. Interrupts need not be off.
+ */
+bool rvmm_is_absent(unsigned long addr)
+{
+	unsigned long flags;
+	bool absent = true;
+	pgd_t *pgdp, pgd;
+	p4d_t *p4dp, p4d;
+	pud_t *pudp, pud;
+	pmd_t *pmdp, pmd;
+
+	if (!current->mm || addr >= TASK_SIZE_MAX)
+		return false;
+	local_irq_save(flags);
+	pgdp = pgd_offset(current->mm, addr);
+	pgd = READ_ONCE(*pgdp);
+	if (pgd_none(pgd))
+		goto out;
+	p4dp = p4d_offset_lockless(pgdp, pgd, addr);
+	p4d = READ_ONCE(*p4dp);
+	if (p4d_none(p4d))
+		goto out;
+	pudp = pud_offset_lockless(p4dp, p4d, addr);
+	pud = READ_ONCE(*pudp);
+	if (pud_none(pud))
+		goto out;
+	absent = false;
+	if (pud_leaf(pud) || !pud_present(pud))
+		goto out;
+	pmdp = pmd_offset_lockless(pudp, pud, addr);
+	pmd = pmdp_get_lockless(pmdp);
+	if (pmd_none(pmd))
+		absent = true;
+	else if (!pmd_leaf(pmd) && pmd_present(pmd))
+		absent = pte_none(READ_ONCE(*pte_offset_kernel(&pmd, addr)));
+out:
+	local_irq_restore(flags);
+	return absent;
+}
+
+/*
  * Frame behind @addr in a VM_IO or VM_PFNMAP area, faulting it in when needed. Sleeps. EROFS: a write, to an area that
  * may only be read.
  */

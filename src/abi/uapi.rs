@@ -187,6 +187,27 @@ pub(crate) struct DeviceConfig {
     pub(crate) reserved: u32,
 }
 
+/// `struct rvmm_missing_event`.
+#[derive(FromBytes, Immutable, IntoBytes)]
+#[repr(C)]
+pub(crate) struct MissingEvent {
+    pub(crate) gpa: u64,
+    pub(crate) hva: u64,
+    pub(crate) vcpu: u32,
+    pub(crate) flags: u32,
+}
+
+const _: () = assert!(size_of::<MissingEvent>() == 24);
+
+/// `struct rvmm_missing_range`.
+#[derive(FromBytes, Immutable, IntoBytes)]
+#[repr(C)]
+pub(crate) struct MissingRange {
+    pub(crate) gpa: u64,
+    pub(crate) size: u64,
+    pub(crate) flags: u64,
+}
+
 /// A zeroed structure.
 pub(crate) fn zeroed<T: Uapi>() -> T {
     T::new_zeroed()
@@ -331,7 +352,14 @@ pub(crate) const RVMM_DEVICE_CONFIG_WRITE: u32 = _IOW::<DeviceConfig>(R, 0x15);
 pub(crate) const RVMM_DEVICE_RESET: u32 = _IO(R, 0x16);
 pub(crate) const RVMM_DEVICE_DEASSIGN: u32 = _IO(R, 0x17);
 pub(crate) const RVMM_DEVICE_RESAMPLE: u32 = _IO(R, 0x18);
+pub(crate) const RVMM_MISSING_QUEUE: u32 = _IO(R, 0x30);
+pub(crate) const RVMM_MISSING_RESOLVE: u32 = _IOW::<MissingRange>(R, 0x31);
 
+/// `RVMM_CAP_MISSING`, and the flags of what it lets be reported.
+pub(crate) const RVMM_CAP_MISSING: u32 = 0x5256_0010;
+pub(crate) const RVMM_MEMORY_EXIT_MISSING: u64 = 1 << 32;
+pub(crate) const RVMM_MEMORY_EXIT_WRITE: u64 = 1 << 33;
+pub(crate) const RVMM_MISSING_WRITE: u32 = 1;
 /// `RVMM_CAP_ENTRY_FAILURE`.
 pub(crate) const RVMM_CAP_ENTRY_FAILURE: u32 = 0x5256_0000;
 /// `RVMM_CAP_ASSIGN_DEVICE`.

@@ -42,6 +42,7 @@ use crate::linux::pci::{self, Device, Enabled, Locked, Registration, Saved, BARS
 use crate::linux::pci_irq::{self, Handler, Kind, Vectors};
 use crate::linux::sched;
 use crate::mem::addr::PAGE_SIZE;
+use crate::mem::slots::Slot;
 use crate::nospec::Nospec;
 use config::Write;
 use core::fmt::Write as _;
@@ -292,6 +293,12 @@ impl Assigned {
         let (enabled, wire) = take_hold(device, reason)?;
         let mut saved = None;
         let pinned = this.vm.memory.with_slots(|slots| {
+            if slots.iter().any(Slot::reports_missing) {
+                let why = format_args!(
+                    "user space brings pages of the VM's memory when they are asked for"
+                );
+                return Err(reason.refuse(EBUSY, why));
+            }
             this.space.attach(device, &group, slots, reason, || {
                 saved = Some(make_quiet(device)?);
                 Ok(())

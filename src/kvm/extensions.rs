@@ -40,6 +40,14 @@ extensions! {
     k::KVM_CAP_IRQ_ROUTING: MAX_ROUTES;
     uapi::RVMM_CAP_ENTRY_FAILURE: 1;
     uapi::RVMM_CAP_ASSIGN_DEVICE: 1;
+    uapi::RVMM_CAP_MISSING: 1,
+        enable {
+            if value != 1 {
+                return Err(EINVAL);
+            }
+            vm.missing.enable();
+            Ok(())
+        };
 }
 
 /// KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2 (api.rst 7.18).

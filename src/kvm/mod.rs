@@ -6,6 +6,7 @@
 
 pub(crate) mod device;
 mod extensions;
+mod missing;
 mod stats;
 mod table;
 mod vcpu;

@@ -8,6 +8,8 @@ use crate::linux::anon_inode::FileOperations;
 use crate::linux::sched::{self, SignalMask, SignalMaskGuard};
 use crate::mem::addr::Gpa;
 use crate::mem::fault::FaultOutcome;
+use crate::mem::memory::MemError;
+use crate::mem::missing::{Event, Waited};
 use crate::x86::{Runner, State, Vcpu, Vm};
 use kernel::fs::File;
 use kernel::mm::virt::VmaNew;
@@ -65,11 +67,11 @@ ioctls! {
 
     KVM_GET_STATS_FD:       -,    call(stats::vcpu_stats_fd(vm, &vcpu.stats));
     KVM_SET_SIGNAL_MASK:    held, call(set_signal_mask(s, arg));
-    KVM_PRE_FAULT_MEMORY:   held, call(pre_fault(vm, s, arg)), KVM_CAP_PRE_FAULT_MEMORY;
+    KVM_PRE_FAULT_MEMORY:   held, call(pre_fault(vm, vcpu, s, arg)), KVM_CAP_PRE_FAULT_MEMORY;
 }
 
 /// KVM_PRE_FAULT_MEMORY (api.rst 4.143).
-fn pre_fault(vm: &Vm, _state: &State, arg: usize) -> Result<isize> {
+fn pre_fault(vm: &Vm, vcpu: &Vcpu, _state: &State, arg: usize) -> Result<isize> {
     let mut range = uapi::get::<k::kvm_pre_fault_memory>(arg)?;
     let aligned = (range.gpa | range.size) & 0xfff == 0;
     let ends = range.gpa.checked_add(range.size);
@@ -85,6 +87,10 @@ fn pre_fault(vm: &Vm, _state: &State, arg: usize) -> Result<isize> {
             break;
         }
         let gpa = Gpa(range.gpa);
+        result = bring_in(vm, vcpu, gpa);
+        if result.is_err() {
+            break;
+        }
         match vm.memory.fault(vm.mm(), gpa, false, false) {
             Ok(FaultOutcome::Mapped) => {}
             Ok(FaultOutcome::Retry) => {
@@ -109,6 +115,25 @@ fn pre_fault(vm: &Vm, _state: &State, arg: usize) -> Result<isize> {
     } else {
         Ok(0)
     }
+}
+
+/// Waits for the page at `gpa` if it is missing and user space brings it. EFAULT: it does not.
+fn bring_in(vm: &Vm, vcpu: &Vcpu, gpa: Gpa) -> Result<isize> {
+    if !vm.missing.is_enabled() {
+        return Ok(0);
+    }
+    let found = vm.memory.view().check_present(gpa);
+    if let Err(MemError::Missing(page)) = found {
+        let event = Event {
+            page,
+            vcpu: vcpu.shared.id,
+            write: false,
+        };
+        if vm.missing.wait(event)? == Waited::Nobody {
+            return Err(EFAULT);
+        }
+    }
+    Ok(0)
 }
 
 /// KVM_SET_SIGNAL_MASK (api.rst 4.18): the mask in force during KVM_RUN; a null pointer takes it back.

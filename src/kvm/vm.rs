@@ -5,12 +5,13 @@ use crate::abi::uapi::{self, k};
 use crate::assign::{self, space::Space};
 use crate::bus::set::{MAX_VCPUS, MAX_VCPU_ID};
 use crate::kvm::extensions;
+use crate::kvm::missing;
 use crate::kvm::table::ioctls;
 use crate::kvm::vcpu::{self, VcpuFile};
 use crate::kvm::{stats, x86};
 use crate::linux::anon_inode::{FileOperations, NewFile};
 use crate::linux::once::Once;
-use crate::mem::slots::{Slot, MAX_SLOTS};
+use crate::mem::slots::{self, Slot, MAX_SLOTS};
 use crate::x86::{Setup, Vcpu, Vm};
 use kernel::fs::File;
 use kernel::prelude::*;
@@ -64,6 +65,7 @@ ioctls! {
     KVM_SET_USER_MEMORY_REGION2:    -,    set(r => set_memory2(vm, r)), KVM_CAP_USER_MEMORY2;
     KVM_GET_DIRTY_LOG:              -,    set(r => dirty_log(vm, r));
     KVM_CLEAR_DIRTY_LOG:            -,    set(r => clear_dirty_log(vm, r));
+    RVMM_MISSING_QUEUE:             -,    call(missing::open(vm));
 
     // Interrupts and events from outside.
     KVM_IRQ_LINE:                   -,    call(vm.chip.irq_line(arg, false)), KVM_CAP_IRQCHIP;
@@ -136,6 +138,9 @@ fn set_memory2(vm: &Vm, r: &k::kvm_userspace_memory_region2) -> Result {
 fn set_memory(vm: &Vm, r: &k::kvm_userspace_memory_region) -> Result {
     // The upper half numbers address spaces: there is one.
     if r.slot >= MAX_SLOTS {
+        return Err(EINVAL);
+    }
+    if r.flags & slots::MISSING != 0 && !vm.missing.is_enabled() {
         return Err(EINVAL);
     }
     let (gpa, size) = (r.guest_phys_addr, r.memory_size);

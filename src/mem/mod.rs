@@ -7,6 +7,7 @@ pub(crate) mod fault;
 pub(crate) mod format;
 pub(crate) mod index;
 pub(crate) mod memory;
+pub(crate) mod missing;
 pub(crate) mod mmu;
 pub(crate) mod notifier;
 pub(crate) mod ports;

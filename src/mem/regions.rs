@@ -71,6 +71,10 @@ impl GuestMemory {
     /// KVM_SET_USER_MEMORY_REGION (api.rst 4.35). `wanted.npages == 0` deletes.
     pub(crate) fn set_slot(&self, wanted: Slot) -> Result {
         let mut update = self.update.lock();
+        // Devices reach pages that have been pinned, which brings all of them.
+        if update.dma.is_some() && wanted.reports_missing() && !wanted.is_empty() {
+            return Err(EBUSY);
+        }
         self.make_room(&update, &wanted);
         let Some(plan) = self.plan(&update, &wanted)? else {
             return Ok(());

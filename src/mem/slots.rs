@@ -14,6 +14,8 @@ pub const MAX_SLOTS: u32 = 32764;
 pub const LOG_DIRTY_PAGES: u32 = 1 << 0;
 /// KVM_MEM_READONLY.
 pub const READONLY: u32 = 1 << 1;
+/// RVMM_MEM_MISSING, rvmm's own: user space brings pages that are not there.
+pub const MISSING: u32 = 1 << 24;
 /// Largest number of pages in a slot (KVM_MEM_MAX_NR_PAGES): a bitmap index fits in an `int`.
 pub const MAX_PAGES: u64 = (1 << 31) - 1;
 
@@ -26,7 +28,7 @@ pub struct Slot {
     pub npages: u64,
     /// Host-virtual address of the first page, a multiple of 4 KiB.
     pub hva: Hva,
-    /// [`LOG_DIRTY_PAGES`] and [`READONLY`].
+    /// [`LOG_DIRTY_PAGES`], [`READONLY`] and [`MISSING`].
     pub flags: u32,
     /// Number given by user space, with the address space in bits 31:16.
     pub id: u32,
@@ -74,6 +76,12 @@ impl Slot {
     #[inline]
     pub const fn is_readonly(&self) -> bool {
         self.flags & READONLY != 0
+    }
+
+    /// Whether pages that are not there are reported.
+    #[inline]
+    pub const fn reports_missing(&self) -> bool {
+        self.flags & MISSING != 0
     }
 
     /// Whether writes are to be logged.
@@ -180,7 +188,7 @@ pub enum Change {
     Delete,
     /// Another guest-physical address; LOG_DIRTY_PAGES may change as well.
     Move,
-    /// Only LOG_DIRTY_PAGES changes.
+    /// Only LOG_DIRTY_PAGES or RVMM_MEM_MISSING changes.
     FlagsOnly,
     /// The request repeats what is there.
     None,
@@ -219,7 +227,7 @@ pub fn validate(
     limits: &Limits,
     taken: impl FnOnce(&GpaRange) -> bool,
 ) -> Result<Change, SlotError> {
-    if new.flags & !(LOG_DIRTY_PAGES | READONLY) != 0 {
+    if new.flags & !(LOG_DIRTY_PAGES | READONLY | MISSING) != 0 {
         return Err(SlotError::Flag);
     }
     if !new.gpa.is_page_aligned() || !new.hva.is_page_aligned() {
@@ -355,6 +363,10 @@ mod tests {
             ((3, 1, 0x5000, 0x3000, 0x10_0000), Ok(Change::Move)),
             // Onto its own old place.
             ((0, 0, 0x5000, 0x1000, 0x20_0000), Ok(Change::Move)),
+            (
+                (3, MISSING, 0x1000, 0x3000, 0x10_0000),
+                Ok(Change::FlagsOnly),
+            ),
             ((7, 2, 0x10_1000, 0x10_0000, 0x30_0000), Ok(Change::Move)),
             ((3, 1, 0x1000, 0x3000, 0x10_0000), Ok(Change::FlagsOnly)),
             (

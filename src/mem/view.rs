@@ -3,9 +3,11 @@
 //!
 //! Called by vCPU threads, in a stay (what does not sleep) and outside of one, and by ioctls.
 
+use crate::linux::gup;
 use crate::linux::srcu_cell::SrcuRef;
 use crate::linux::uaccess;
 use crate::mem::addr::{Gpa, PAGE_OFFSET_MASK, PAGE_SIZE};
+use crate::mem::missing::Absent;
 use crate::mem::slot_table::{Entry, SlotTable};
 use crate::mem::slots::Slot;
 use kernel::prelude::*;
@@ -18,6 +20,8 @@ pub(crate) enum MemError {
     NotRam,
     /// The slot's user memory is not there.
     Fault,
+    /// Nor is this page of it, and the slot says that user space brings it: it has not been touched.
+    Missing(Absent),
 }
 
 impl From<MemError> for Error {
@@ -65,6 +69,25 @@ impl MemoryView<'_> {
             .is_none_or(|e| write && e.slot.is_readonly())
     }
 
+    /// Fails with `Missing` where the page at `gpa` is missing and its slot reports that. The address space is the
+    /// VM's. What the host removes right after is not noticed.
+    pub(crate) fn check_present(&self, gpa: Gpa) -> Result<(), MemError> {
+        let Some(Entry { slot, .. }) = self.slots.find(gpa) else {
+            return Ok(());
+        };
+        let Some(hva) = slot.hva_of(gpa).filter(|_| slot.reports_missing()) else {
+            return Ok(());
+        };
+        let page = Absent {
+            gpa: gpa.page(),
+            hva: hva.page(),
+        };
+        if gup::is_absent(page.hva.0 as usize) {
+            return Err(MemError::Missing(page));
+        }
+        Ok(())
+    }
+
     /// User address that backs `gpa`, for reading or writing within its page.
     #[inline]
     pub(crate) fn hva(&self, gpa: Gpa, write: bool) -> Result<usize, MemError> {
@@ -96,17 +119,18 @@ impl MemoryView<'_> {
 
     /// Reads within the slots, without sleeping: fails with `Fault` where the host's page is not resident.
     pub(crate) fn try_read(&self, gpa: Gpa, buf: &mut [u8]) -> Result<(), MemError> {
-        self.read_with(gpa, buf, |hva, part| {
+        self.read_with(gpa, buf, |_, hva, part| {
             uaccess::copy_from(hva, part).map_err(|_| MemError::Fault)
         })
     }
 
-    /// Reads within the slots, sleeping where it must.
+    /// Reads within the slots, sleeping where it must. Fails with `Missing` as [`MemoryView::check_present`].
     pub(crate) fn read(&self, gpa: Gpa, buf: &mut [u8]) -> Result<(), MemError> {
-        self.read_with(gpa, buf, |hva, part| {
+        self.read_with(gpa, buf, |at, hva, part| {
             if uaccess::copy_from(hva, part).is_ok() {
                 return Ok(());
             }
+            self.check_present(at)?;
             UserSlice::new(UserPtr::from_addr(hva), part.len())
                 .reader()
                 .read_slice(part)
@@ -118,7 +142,7 @@ impl MemoryView<'_> {
         &self,
         gpa: Gpa,
         buf: &mut [u8],
-        mut copy: impl FnMut(usize, &mut [u8]) -> Result<(), MemError>,
+        mut copy: impl FnMut(Gpa, usize, &mut [u8]) -> Result<(), MemError>,
     ) -> Result<(), MemError> {
         let mut at = gpa;
         let mut rest = buf;
@@ -126,14 +150,15 @@ impl MemoryView<'_> {
             let (hva, room, _) = self.resolve(at, false)?;
             let n = room.min(rest.len());
             let (part, tail) = rest.split_at_mut(n);
-            copy(hva, part)?;
+            copy(at, hva, part)?;
             rest = tail;
             at = at.wrapping_add(n as u64);
         }
         Ok(())
     }
 
-    /// Writes within the slots, sleeping where it must, and marks the pages dirty.
+    /// Writes within the slots, sleeping where it must, and marks the pages dirty. Fails with `Missing` as
+    /// [`MemoryView::check_present`].
     pub(crate) fn write(&self, gpa: Gpa, data: &[u8]) -> Result<(), MemError> {
         let mut at = gpa;
         let mut rest = data;
@@ -142,6 +167,7 @@ impl MemoryView<'_> {
             let n = room.min(rest.len());
             let (part, tail) = rest.split_at(n);
             if uaccess::copy_to(hva, part).is_err() {
+                self.check_present(at)?;
                 UserSlice::new(UserPtr::from_addr(hva), n)
                     .writer()
                     .write_slice(part)

@@ -17,6 +17,7 @@ use crate::bus::EventBus;
 use crate::linux::cred;
 use crate::linux::mmu_notifier::MmuNotifier;
 use crate::mem::memory::{GuestMemory, HugePages};
+use crate::mem::missing::Missing;
 use crate::mem::notifier::Notifier;
 use crate::x86::irqchip::chip::IrqChip;
 use crate::x86::paging::nested::NestedTable;
@@ -54,6 +55,9 @@ pub(crate) struct Vm {
     pub(crate) vcpus: Arc<VcpuSet>,
     /// Guest memory.
     pub(crate) memory: Arc<GuestMemory>,
+    /// Pages of it that user space brings when they are asked for.
+    #[pin]
+    pub(crate) missing: Missing,
     /// ioeventfds and coalesced zones.
     #[pin]
     pub(crate) bus: EventBus,
@@ -104,6 +108,7 @@ impl Vm {
                 chip <- IrqChip::new(vcpus.clone()),
                 vcpus,
                 memory,
+                missing <- Missing::new(),
                 bus <- EventBus::new(),
                 caps <- VmCaps::new(),
                 setup <- new_mutex!(Setup { ids: KVec::new() }),

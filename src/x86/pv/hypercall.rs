@@ -24,6 +24,11 @@ pub(crate) fn may_sleep(number: u64) -> bool {
     matches!(number as u32, CLOCK_PAIRING | SCHED_YIELD)
 }
 
+/// The page that the hypercall writes, if one.
+pub(crate) fn page_of(s: &State, number: u64) -> Option<Gpa> {
+    (number as u32 == CLOCK_PAIRING).then(|| Gpa(s.cpu.regs.get(Gpr::Rbx)))
+}
+
 /// Results, in RAX.
 pub(crate) mod error {
     pub(crate) const PERM: i64 = -1;

@@ -22,6 +22,15 @@ pub(crate) fn may_sleep(index: u32) -> bool {
     )
 }
 
+/// The page that WRMSR itself accesses, if one.
+pub(crate) fn page_of(index: u32, value: u64) -> Option<Gpa> {
+    match index {
+        ix::KVM_WALL_CLOCK | ix::KVM_WALL_CLOCK_NEW if value != 0 => Some(Gpa(value)),
+        ix::KVM_PV_EOI_EN if value & 1 != 0 => Some(Gpa(value & !1)),
+        _ => None,
+    }
+}
+
 /// RDMSR.
 pub(crate) fn read(vm: &Vm, s: &State, index: u32) -> Option<u64> {
     match index {
@@ -80,11 +89,14 @@ pub(crate) fn write(vm: &Vm, s: &mut State, index: u32, value: u64, by_host: boo
                 return false;
             }
             if value & 1 != 0 {
-                let Ok(hva) = vm.memory.view().hva(Gpa(gpa), false) else {
+                let view = vm.memory.view();
+                let Ok(hva) = view.hva(Gpa(gpa), false) else {
                     return false;
                 };
-                // Inside stays it is written only when it is there.
-                let _ = gup::fault_in(hva, true);
+                // Inside stays it is written only when it is there. One that user space is yet to bring is left alone.
+                if view.check_present(Gpa(gpa)).is_ok() {
+                    let _ = gup::fault_in(hva, true);
+                }
             }
             s.pv.eoi = value;
         }

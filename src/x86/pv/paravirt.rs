@@ -74,12 +74,12 @@ impl Paravirt {
     }
 
     /// The `struct kvm_steal_time`: where, if it is switched on.
-    pub(super) fn steal_page(&self) -> Gpa {
+    pub(crate) fn steal_page(&self) -> Gpa {
         Gpa(self.steal_time & !0x3f)
     }
 
     /// The clock's page: where, if it is switched on.
-    pub(super) fn clock_page(&self) -> Option<Gpa> {
+    pub(crate) fn clock_page(&self) -> Option<Gpa> {
         let gpa = self.system_time & !1;
         let inside = gpa & (PAGE_SIZE - 1) <= PAGE_SIZE - kvmclock::TIME_INFO as u64;
         (self.system_time & 1 != 0 && inside).then_some(Gpa(gpa))

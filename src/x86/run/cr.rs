@@ -5,6 +5,7 @@
 
 use super::{Runner, Step};
 use crate::abi::exits;
+use crate::mem::addr::Gpa;
 use crate::mem::memory::MemError;
 use crate::x86::cpu::regs::{cr0, cr4, Gpr, Seg};
 use crate::x86::cpu::{control, xsave};
@@ -106,6 +107,11 @@ impl Runner<'_> {
     /// Ends the instruction of a write that is valid: what may have to sleep comes first, so that nothing has changed
     /// by then. The PDPTEs are loaded from what `cr3` points to (SDM 3A 5.4.1).
     fn end_cr_write(&mut self, cr3: Option<u64>, stay: Option<&Stay<'_>>) -> Result<(), Step> {
+        if let (Some(cr3), None) = (cr3, stay) {
+            if let Some(step) = self.bring_in(Gpa(cr3 & 0xffff_ffe0), false) {
+                return Err(step);
+            }
+        }
         let pdptes = match cr3.map(|cr3| self.s.read_pdptes(self.vm, cr3, stay)) {
             None => None,
             Some(Ok(p)) => Some(p),

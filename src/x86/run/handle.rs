@@ -90,6 +90,7 @@ impl Runner<'_> {
             Completion::Wrmsr => self.wrmsr_done(),
             Completion::Hypercall => self.hypercall_done(),
             Completion::Emulate => self.access_done(),
+            Completion::Resume => self.resume_emulation(),
         }
     }
 

@@ -27,6 +27,11 @@ impl Runner<'_> {
                 return step;
             }
         }
+        if let (None, Some(gpa)) = (stay, hypercall::page_of(self.s, number)) {
+            if let Some(step) = self.bring_in(gpa, true) {
+                return step;
+            }
+        }
         let step = self.skip(&Known::HYPERCALL, stay);
         if matches!(step, Step::Again) {
             let result = if self.s.cpl() == 0 {

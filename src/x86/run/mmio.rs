@@ -33,9 +33,19 @@ impl Runner<'_> {
 
     pub(super) fn emulate(&mut self, insn: &Insn, fault: Option<&NestedFault>) -> Step {
         self.stats.add(VcpuCounter::Emulations, 1);
-        let (result, actions) = {
-            let view = self.vm.memory.view();
-            self.s.emulate(self.vm, &view, self.run, insn, fault)
+        let (result, actions) = loop {
+            let done = {
+                let view = self.vm.memory.view();
+                self.s.emulate(self.vm, &view, self.run, insn, fault)
+            };
+            let Emulated::Missing(page) = done.0 else {
+                break done;
+            };
+            if let Some(step) = self.report_missing(page, false) {
+                self.s.pending.insn = Some(*insn);
+                self.s.pending.completion = Completion::Resume;
+                return step;
+            }
         };
         let mut step = Step::Again;
         for action in actions {
@@ -46,6 +56,8 @@ impl Runner<'_> {
         match result {
             Emulated::Done => step,
             Emulated::TripleFault => self.shutdown(),
+            // Dealt with above.
+            Emulated::Missing(_) => Step::Again,
             Emulated::Unsupported => self.not_emulated(insn),
             Emulated::User => {
                 self.s.pending.insn = Some(*insn);
@@ -95,6 +107,14 @@ impl Runner<'_> {
         if !self.s.pending.replay.complete(&data) {
             return Step::Again;
         }
+        match self.s.pending.insn {
+            Some(insn) => self.emulate(&insn, None),
+            None => Step::Again,
+        }
+    }
+
+    /// User space has been told of memory that an emulated instruction misses; the instruction goes on.
+    pub(super) fn resume_emulation(&mut self) -> Step {
         match self.s.pending.insn {
             Some(insn) => self.emulate(&insn, None),
             None => Step::Again,

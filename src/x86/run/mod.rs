@@ -30,6 +30,7 @@ mod exception;
 mod handle;
 mod hlt;
 mod hypercall;
+mod missing;
 mod mmio;
 mod msr;
 mod nested_fault;
@@ -245,9 +246,20 @@ impl<'a> Runner<'a> {
         }
         self.vcpu.follow_host_tsc(self.s);
         if self.s.pv.clock_stale {
+            if let Some(step) = self
+                .s
+                .pv
+                .clock_page()
+                .and_then(|gpa| self.bring_in(gpa, true))
+            {
+                return Some(step);
+            }
             clock_page::update(self.vm, self.s);
         }
         if self.s.pv.steal_wanted() {
+            if let Some(step) = self.bring_in(self.s.pv.steal_page(), true) {
+                return Some(step);
+            }
             steal::update(self.vm, self.s);
         }
         None
@@ -262,6 +274,7 @@ impl<'a> Runner<'a> {
         };
         let start = boot_cpu::rdtsc();
         if self.s.pv.eoi_offered() {
+            // The page was there at the entry.
             let _ = eoi::take(self.vm, self.s, None);
         }
         let step = self.handle(&exit, None);

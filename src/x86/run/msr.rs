@@ -142,6 +142,11 @@ impl Runner<'_> {
         if stay.is_some() && pv::msrs::may_sleep(index) {
             return Step::Slow;
         }
+        if let (None, Some(gpa)) = (stay, pv::msrs::page_of(index, value)) {
+            if let Some(step) = self.bring_in(gpa, true) {
+                return step;
+            }
+        }
         // Moving the local APIC may change the nested page tables.
         if stay.is_some() && self.s.apic.virtualized && index == index::APIC_BASE {
             return Step::Slow;

@@ -86,6 +86,9 @@ impl Runner<'_> {
 
     /// Maps the memory that is missing; `None`: it is a device, and an instruction has accessed it.
     fn map(&mut self, f: &NestedFault) -> Option<Step> {
+        if let Some(step) = self.bring_in(f.gpa, f.write) {
+            return Some(step);
+        }
         let step = match self.vm.memory.fault(self.vm.mm(), f.gpa, f.write, f.fetch) {
             Ok(FaultOutcome::Mapped | FaultOutcome::Retry | FaultOutcome::Poisoned) => Step::Again,
             Ok(FaultOutcome::BadUserMemory) => {

@@ -176,6 +176,8 @@ impl State {
         match read {
             Ok(()) => Ok(n),
             Err(MemError::Fault) if stay.is_some() => Err(FetchError::Sleep),
+            // The guest fetches it itself, which reports the page.
+            Err(MemError::Missing(_)) => Err(FetchError::Reenter),
             // Code in a device: nothing that could be fetched.
             Err(_) => Err(FetchError::Unsupported([0; 15], 0)),
         }

@@ -81,6 +81,7 @@ pub(super) fn exchange(
         Ok(d) => d,
         Err(_) if stay.is_some() => return Err(MemError::Fault),
         Err(_) => {
+            view.check_present(gpa)?;
             crate::linux::gup::fault_in(hva, true).map_err(|_| MemError::Fault)?;
             attempt().map_err(|_| MemError::Fault)?
         }

@@ -12,6 +12,7 @@ use crate::linux::mmap::Shared;
 use crate::linux::{hrtimer, uaccess};
 use crate::mem::addr::{Gpa, Gva};
 use crate::mem::memory::{MemError, MemoryView};
+use crate::mem::missing::Absent;
 use crate::x86::cpu::events;
 use crate::x86::cpu::regs::{rflags, Gpr, Mode, Regs, Seg};
 use crate::x86::emul;
@@ -193,6 +194,8 @@ pub(crate) enum Emulated {
     Done,
     /// User space has to complete an access; it is in the replay log.
     User,
+    /// Memory is missing that user space brings; nothing that has been done will be done again.
+    Missing(Absent),
     /// The instruction is not emulated.
     Unsupported,
     /// The exception shut the guest down.
@@ -212,6 +215,8 @@ struct GuestBus<'a, 'b> {
     port: Option<(u16, u8)>,
     /// What the nested fault under emulation tells.
     told: Option<Told>,
+    /// Memory that is missing, for which the emulation has been suspended.
+    missing: Option<Absent>,
     /// What accesses to the local APIC ask for.
     actions: [Action; 2],
 }
@@ -294,6 +299,25 @@ impl GuestBus<'_, '_> {
         told.is_some_and(|t| t.write && (t.gpa ^ gpa) & !0xfff == 0)
     }
 
+    /// How emulation ends when memory could not be accessed: for some that user space brings it waits.
+    fn stop(&mut self, e: MemError) -> Stop {
+        match e {
+            MemError::Missing(page) => {
+                self.missing = Some(page);
+                Stop::Suspend
+            }
+            _ => Stop::Unsupported,
+        }
+    }
+
+    /// Before anything is done with memory or ports: the memory is there.
+    fn check_present(&mut self, gpa: Gpa) -> Result<(), Stop> {
+        if self.vm.missing.is_enabled() {
+            self.view.check_present(gpa).map_err(|e| self.stop(e))?;
+        }
+        Ok(())
+    }
+
     /// Keeps what an access to the local APIC asks for, until the emulator is done.
     fn keep(&mut self, a: Action) {
         if !a.is_none() {
@@ -340,7 +364,7 @@ impl Bus for GuestBus<'_, '_> {
         };
         let a = gwalk::Access::data(access == Access::Write, self.cpl, self.ac);
         match self.paging.translate(&mut tables, Gva(la), a) {
-            Ok(gpa) => Ok(gpa.0),
+            Ok(gpa) => self.check_present(gpa).map(|()| gpa.0),
             Err(WalkError::PageFault { error_code }) => Err(Stop::Exception {
                 vector: events::vector::PF,
                 error_code: Some(error_code),
@@ -351,7 +375,8 @@ impl Bus for GuestBus<'_, '_> {
                 error_code: Some(0),
                 cr2: None,
             }),
-            Err(WalkError::Access(_) | WalkError::Busy) => Err(Stop::Unsupported),
+            Err(WalkError::Access(e)) => Err(self.stop(e)),
+            Err(WalkError::Busy) => Err(Stop::Unsupported),
         }
     }
 
@@ -362,9 +387,9 @@ impl Bus for GuestBus<'_, '_> {
         }
         match self.view.read(Gpa(gpa), buf) {
             Ok(()) => Ok(Answer::Done),
-            Err(MemError::Fault) => Err(Stop::Unsupported),
             Err(MemError::NotRam) if self.vm.chip.mmio_read(gpa, buf) => Ok(Answer::Done),
             Err(MemError::NotRam) => Ok(Answer::User),
+            Err(e) => Err(self.stop(e)),
         }
     }
 
@@ -376,6 +401,7 @@ impl Bus for GuestBus<'_, '_> {
         }
         match self.view.write(Gpa(gpa), data) {
             Ok(()) => Ok(Answer::Done),
+            Err(e @ MemError::Missing(_)) => Err(self.stop(e)),
             Err(MemError::Fault) if !self.is_refused(gpa) => Err(Stop::Unsupported),
             Err(_) if self.vm.mmio_write(gpa, data) => Ok(Answer::Done),
             Err(_) => Ok(Answer::User),
@@ -389,6 +415,7 @@ impl Bus for GuestBus<'_, '_> {
         match exchange(self.view, Gpa(gpa), old, new, width, None) {
             Ok(true) => Ok(Swap::Done),
             Ok(false) => Ok(Swap::Differs),
+            Err(e @ MemError::Missing(_)) => Err(self.stop(e)),
             Err(MemError::Fault) if !self.is_refused(gpa) => Err(Stop::Unsupported),
             Err(_) => Ok(Swap::NotRam),
         }
@@ -406,6 +433,10 @@ impl Bus for GuestBus<'_, '_> {
 
     fn port_in(&mut self, req: &PortRequest) -> Result<Answer, Stop> {
         self.translate(req.la, Access::Write)?;
+        if (req.la & 0xfff) + u64::from(req.width) > 0x1000 {
+            // One item across the border.
+            self.translate(req.la.wrapping_add(4), Access::Write)?;
+        }
         let mut bytes = [0u8; 4];
         let width = usize::from(req.width).min(4);
         let Some(value) = self.vm.chip.pio_read(req.port, req.width) else {
@@ -461,9 +492,7 @@ impl Bus for GuestBus<'_, '_> {
         for (at, la, n) in pieces(req) {
             let gpa = self.translate(la, Access::Read)?;
             let part = item.get_mut(..n).ok_or(Stop::Unsupported)?;
-            self.view
-                .read(Gpa(gpa), part)
-                .map_err(|_| Stop::Unsupported)?;
+            self.view.read(Gpa(gpa), part).map_err(|e| self.stop(e))?;
             self.run
                 .copy_in(PIO_PAGE + at, part)
                 .map_err(|_| Stop::Unsupported)?;
@@ -513,6 +542,7 @@ impl State {
             run,
             port: self.pending.io_port,
             told: fault.and_then(|f| Told::of(f, insn)),
+            missing: None,
             actions: [Action::NONE; 2],
         };
         let tf = self.cpu.regs.rflags & rflags::TF != 0;
@@ -526,7 +556,7 @@ impl State {
             &mut bus,
             &mut self.pending.replay,
         );
-        let actions = bus.actions;
+        let (actions, missing) = (bus.actions, bus.missing);
         let outcome = match result {
             Ok(Outcome::Done) => {
                 self.completed();
@@ -538,7 +568,7 @@ impl State {
                 }
                 Emulated::Done
             }
-            Err(Stop::Suspend) => Emulated::User,
+            Err(Stop::Suspend) => missing.map_or(Emulated::User, Emulated::Missing),
             Err(Stop::Unsupported) => Emulated::Unsupported,
             Err(Stop::Exception {
                 vector,

@@ -59,6 +59,8 @@ pub(crate) enum Completion {
     Move(Move),
     /// An emulated instruction that waits for memory or string port data.
     Emulate,
+    /// An emulated instruction that goes on when memory is there.
+    Resume,
     /// RDMSR that user space answers.
     Rdmsr,
     /// WRMSR that user space judges.

@@ -2,6 +2,7 @@
 //! The ioctls that kvm-ioctls does not wrap: the statistics descriptors and rvmm's own extensions.
 
 use std::fs::File;
+use std::io::Read;
 use std::os::fd::{AsRawFd, FromRawFd};
 
 use vmm_sys_util::ioctl::{ioctl, ioctl_with_mut_ref, ioctl_with_ptr, ioctl_with_ref};
@@ -15,8 +16,8 @@ mod numbers {
     use kvm_bindings::KVMIO;
 
     use super::{
-        AssignDevice, DeviceConfig, DeviceInfo, DeviceVector, RvmmEntryFailure, RvmmRootCost,
-        RVMM_IOC,
+        AssignDevice, DeviceConfig, DeviceInfo, DeviceVector, MissingRange, RvmmEntryFailure,
+        RvmmRootCost, RVMM_IOC,
     };
 
     vmm_sys_util::ioctl_io_nr!(KVM_GET_STATS_FD, KVMIO, 0xce);
@@ -31,6 +32,8 @@ mod numbers {
     vmm_sys_util::ioctl_iow_nr!(RVMM_DEVICE_CONFIG_WRITE, RVMM_IOC, 0x15, DeviceConfig);
     vmm_sys_util::ioctl_io_nr!(RVMM_DEVICE_RESET, RVMM_IOC, 0x16);
     vmm_sys_util::ioctl_io_nr!(RVMM_DEVICE_DEASSIGN, RVMM_IOC, 0x17);
+    vmm_sys_util::ioctl_io_nr!(RVMM_MISSING_QUEUE, RVMM_IOC, 0x30);
+    vmm_sys_util::ioctl_iow_nr!(RVMM_MISSING_RESOLVE, RVMM_IOC, 0x31, MissingRange);
 }
 
 /// ioctl magic of rvmm's extensions (`RVMM_IOC` in uapi/rvmm.h).
@@ -170,6 +173,91 @@ pub struct DeviceConfig {
     pub value: u32,
     /// Reserved: zero.
     pub reserved: u32,
+}
+
+/// `RVMM_CAP_MISSING`: slots may report pages that are missing.
+pub const CAP_MISSING: u32 = 0x5256_0010;
+/// `RVMM_MEM_MISSING`: a slot that does.
+pub const MEM_MISSING: u32 = 1 << 24;
+/// `RVMM_MISSING_WRITE`: the page is to be written.
+pub const MISSING_WRITE: u32 = 1;
+
+/// `struct rvmm_missing_event` of uapi/rvmm.h.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct MissingEvent {
+    /// Guest-physical address of the page.
+    pub gpa: u64,
+    /// Its address in the VM's process.
+    pub hva: u64,
+    /// The vCPU that waits for it.
+    pub vcpu: u32,
+    /// [`MISSING_WRITE`].
+    pub flags: u32,
+}
+
+/// `struct rvmm_missing_range` of uapi/rvmm.h.
+#[repr(C)]
+pub struct MissingRange {
+    /// First guest-physical address.
+    pub gpa: u64,
+    /// Bytes, whole pages.
+    pub size: u64,
+    /// Reserved: zero.
+    pub flags: u64,
+}
+
+/// Opens the queue of a VM's missing pages.
+///
+/// # Errors
+///
+/// The error of the ioctl; EBUSY when it is open.
+pub fn missing_queue(vm: &impl AsRawFd) -> std::io::Result<File> {
+    // SAFETY: the ioctl takes no argument and returns a new descriptor or -1.
+    let fd = unsafe { ioctl(vm, RVMM_MISSING_QUEUE()) };
+    done(fd)?;
+    Ok(file_of(fd))
+}
+
+/// The next event of a queue of missing pages; `None`: there is none, `poll` tells when there is.
+///
+/// # Errors
+///
+/// The error of reading.
+pub fn next_missing(mut queue: &File) -> std::io::Result<Option<MissingEvent>> {
+    let mut b = [0u8; 24];
+    match queue.read_exact(&mut b) {
+        Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => return Ok(None),
+        result => result?,
+    }
+    let word = |at: usize| {
+        b[at..at + 4]
+            .iter()
+            .rev()
+            .fold(0, |w, b| w << 8 | u32::from(*b))
+    };
+    let long = |at: usize| u64::from(word(at + 4)) << 32 | u64::from(word(at));
+    Ok(Some(MissingEvent {
+        gpa: long(0),
+        hva: long(8),
+        vcpu: word(16),
+        flags: word(20),
+    }))
+}
+
+/// Lets those go on who wait for a page in `size` bytes at `gpa`: what they wait for is there.
+///
+/// # Errors
+///
+/// The error of the ioctl; EINTR: a signal came, call again.
+pub fn resolve_missing(queue: &File, gpa: u64, size: u64) -> std::io::Result<()> {
+    let range = MissingRange {
+        gpa,
+        size,
+        flags: 0,
+    };
+    // SAFETY: as in `set_master`.
+    done(unsafe { ioctl_with_ref(queue, RVMM_MISSING_RESOLVE(), &range) })
 }
 
 /// Hands a device to the VM.

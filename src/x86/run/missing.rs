@@ -1,0 +1,67 @@
+// SPDX-License-Identifier: GPL-2.0
+//! Guest memory that user space brings when it is asked for (`RVMM_MEM_MISSING`, uapi/rvmm.h).
+//!
+//! Handlers call, with the vCPU's mutex held, outside of stays and of readers' sections of the slots: what is missing
+//! may take user space a while, and that may want to change slots meanwhile.
+
+use super::{Runner, Step};
+use crate::abi::exits;
+use crate::abi::uapi;
+use crate::mem::addr::{Gpa, PAGE_SIZE};
+use crate::mem::memory::MemError;
+use crate::mem::missing::{Absent, Event, Waited};
+use kernel::prelude::*;
+
+impl Runner<'_> {
+    /// Before the page at `gpa` is accessed: reports it if it is missing, and waits for it where user space wants that.
+    /// `Some`: KVM_RUN ends instead, and nothing has been done.
+    #[inline]
+    pub(super) fn bring_in(&mut self, gpa: Gpa, write: bool) -> Option<Step> {
+        if !self.vm.missing.is_enabled() {
+            return None;
+        }
+        self.bring_in_enabled(gpa, write)
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn bring_in_enabled(&mut self, gpa: Gpa, write: bool) -> Option<Step> {
+        let found = self.vm.memory.view().check_present(gpa);
+        match found {
+            Err(MemError::Missing(page)) => self.report_missing(page, write),
+            _ => None,
+        }
+    }
+
+    /// As [`Runner::bring_in`], of a page that has been found missing.
+    #[cold]
+    #[inline(never)]
+    pub(super) fn report_missing(&mut self, page: Absent, write: bool) -> Option<Step> {
+        if self.run.get(exits::IMMEDIATE_EXIT) != 0 {
+            return Some(self.interrupted());
+        }
+        let event = Event {
+            page,
+            vcpu: self.vcpu.shared.id,
+            write,
+        };
+        match self.vm.missing.wait(event) {
+            Ok(Waited::Answered) => None,
+            Ok(Waited::Nobody) => {
+                let _ = self.ask(&exits::MemoryFault {
+                    flags: uapi::RVMM_MEMORY_EXIT_MISSING
+                        | if write {
+                            uapi::RVMM_MEMORY_EXIT_WRITE
+                        } else {
+                            0
+                        },
+                    gpa: page.gpa.0,
+                    size: PAGE_SIZE,
+                });
+                Some(Step::Fail(EFAULT))
+            }
+            Err(e) if e == EINTR => Some(self.interrupted()),
+            Err(e) => Some(Step::Fail(e)),
+        }
+    }
+}
