@@ -474,6 +474,84 @@ TEST(missing_queue_two)
 	CHECK_EQ(WTERMSIG(status), SIGKILL);
 }
 
+static struct rvmm_touches touches(struct vm *vm, uint64_t first, uint64_t *pages, uint64_t room)
+{
+	struct rvmm_touches t = { .first = first, .count = room, .pages = (uintptr_t)pages };
+
+	OK(ioctl(vm->fd, RVMM_GET_TOUCHES, &t));
+	return t;
+}
+
+TEST(touches)
+{
+	static const uint8_t order[] = { 9, 3, 4, 0, 15, 8, 1, 14, 2 };
+	uint64_t pages[64];
+	struct rvmm_touches t;
+	uint8_t *m = anonymous();
+	unsigned int seen = 0;
+	struct vm vm;
+
+	lazy_vm(&vm, 0, m);
+	if (!has_extension(vm.kvm, RVMM_CAP_TOUCHES))
+		skip("no RVMM_CAP_TOUCHES");
+	t = (struct rvmm_touches){ .count = 64, .pages = (uintptr_t)pages };
+	CHECK_ERRNO(ioctl(vm.fd, RVMM_GET_TOUCHES, &t), ENODATA);
+	CHECK_ERRNO(ioctl(vm.fd, RVMM_RECORD_TOUCHES, (1 << 24) + 1), EINVAL);
+	/* Pages that are mapped already count as well. */
+	lazy_do(&vm, LAZY_READ, TEST_GPA + 9 * 4096, 0);
+	OK(ioctl(vm.fd, RVMM_RECORD_TOUCHES, 64));
+	CHECK_ERRNO(ioctl(vm.fd, RVMM_RECORD_TOUCHES, 64), EEXIST);
+	for (unsigned int round = 0; round < 2; round++)
+		for (unsigned int i = 0; i < ARRAY_SIZE(order); i++)
+			lazy_do(&vm, i & 1 ? LAZY_WRITE : LAZY_READ, TEST_GPA + order[i] * 4096, i);
+	t = touches(&vm, 0, pages, 64);
+	CHECK(t.count == t.total);
+	for (uint64_t i = 0; i < t.count; i++) {
+		uint64_t page = pages[i] - TEST_GPA / 4096;
+
+		/* Code, tables and cells of the guest lie elsewhere. */
+		if (page >= TEST_PAGES)
+			continue;
+		if (seen < ARRAY_SIZE(order))
+			CHECK_EQ(page, order[seen]);
+		seen++;
+	}
+	CHECK_EQ(seen, ARRAY_SIZE(order));
+	/* In parts. */
+	for (uint64_t i = 0; i < t.count; i++) {
+		uint64_t page;
+
+		CHECK_EQ(touches(&vm, i, &page, 1).count, 1);
+		CHECK_EQ(page, pages[i]);
+	}
+	CHECK_EQ(touches(&vm, t.total, pages, 64).count, 0);
+	CHECK_EQ(touches(&vm, -1ull, pages, 64).count, 0);
+	t = (struct rvmm_touches){ .count = 64, .pages = 8 };
+	CHECK_ERRNO(ioctl(vm.fd, RVMM_GET_TOUCHES, &t), EFAULT);
+	OK(ioctl(vm.fd, RVMM_RECORD_TOUCHES, 0));
+	t = touches(&vm, 0, pages, 64);
+	lazy_do(&vm, LAZY_READ, TEST_GPA + 12 * 4096, 0);
+	CHECK_EQ(touches(&vm, 0, pages, 64).total, t.total);
+}
+
+/* More touches than there is room for. */
+TEST(touches_bounded)
+{
+	uint64_t pages[8];
+	struct rvmm_touches t;
+	struct vm vm;
+
+	lazy_vm(&vm, 0, anonymous());
+	if (!has_extension(vm.kvm, RVMM_CAP_TOUCHES))
+		skip("no RVMM_CAP_TOUCHES");
+	OK(ioctl(vm.fd, RVMM_RECORD_TOUCHES, 4));
+	for (unsigned int i = 0; i < TEST_PAGES; i++)
+		lazy_do(&vm, LAZY_WRITE, TEST_GPA + i * 4096, i);
+	t = touches(&vm, 0, pages, 8);
+	CHECK_EQ(t.count, 4);
+	CHECK(t.total >= TEST_PAGES);
+}
+
 /* Faults on shared memory that is there take the short way. */
 TEST(short_shared)
 {

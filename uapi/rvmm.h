@@ -128,6 +128,27 @@ struct rvmm_missing_range {
 
 #define RVMM_MISSING_RESOLVE	_IOW(RVMM_IOC, 0x31, struct rvmm_missing_range)
 
+/* KVM_CHECK_EXTENSION: the next two exist. Zero on KVM. */
+#define RVMM_CAP_TOUCHES	(RVMM_CAP_BASE + 17)
+
+/*
+ * On a VM: records in which order the guest touches its pages from now on, for as many touches as the argument says
+ * (16777216 at most; EINVAL), once in a VM's life (EEXIST). What has been mapped is unmapped for that, and memory is
+ * mapped in pages of 4 KiB until the argument 0 ends the recording. A page whose mapping the host has taken away may
+ * come again. What the kernel accesses for the guest is not recorded.
+ */
+#define RVMM_RECORD_TOUCHES	_IO(RVMM_IOC, 0x32)
+
+struct rvmm_touches {
+	__u64 first;		/* number of the touch to begin with, from 0 */
+	__u64 count;		/* in: room; out: how many have been copied */
+	__u64 total;		/* out: touches so far, also those for which there was no room */
+	__u64 pages;		/* address of an array of __u64: guest-physical address >> 12 */
+};
+
+/* On a VM. ENODATA: nothing has ever been recorded. */
+#define RVMM_GET_TOUCHES	_IOWR(RVMM_IOC, 0x33, struct rvmm_touches)
+
 /* --- devices handed to a guest ------------------------------------------------------------------ */
 
 /* KVM_CHECK_EXTENSION: RVMM_ASSIGN_DEVICE exists. Zero on KVM. */

@@ -208,6 +208,16 @@ pub(crate) struct MissingRange {
     pub(crate) flags: u64,
 }
 
+/// `struct rvmm_touches`.
+#[derive(FromBytes, Immutable, IntoBytes)]
+#[repr(C)]
+pub(crate) struct TouchList {
+    pub(crate) first: u64,
+    pub(crate) count: u64,
+    pub(crate) total: u64,
+    pub(crate) pages: u64,
+}
+
 /// A zeroed structure.
 pub(crate) fn zeroed<T: Uapi>() -> T {
     T::new_zeroed()
@@ -354,12 +364,16 @@ pub(crate) const RVMM_DEVICE_DEASSIGN: u32 = _IO(R, 0x17);
 pub(crate) const RVMM_DEVICE_RESAMPLE: u32 = _IO(R, 0x18);
 pub(crate) const RVMM_MISSING_QUEUE: u32 = _IO(R, 0x30);
 pub(crate) const RVMM_MISSING_RESOLVE: u32 = _IOW::<MissingRange>(R, 0x31);
+pub(crate) const RVMM_RECORD_TOUCHES: u32 = _IO(R, 0x32);
+pub(crate) const RVMM_GET_TOUCHES: u32 = _IOWR::<TouchList>(R, 0x33);
 
 /// `RVMM_CAP_MISSING`, and the flags of what it lets be reported.
 pub(crate) const RVMM_CAP_MISSING: u32 = 0x5256_0010;
 pub(crate) const RVMM_MEMORY_EXIT_MISSING: u64 = 1 << 32;
 pub(crate) const RVMM_MEMORY_EXIT_WRITE: u64 = 1 << 33;
 pub(crate) const RVMM_MISSING_WRITE: u32 = 1;
+/// `RVMM_CAP_TOUCHES`.
+pub(crate) const RVMM_CAP_TOUCHES: u32 = 0x5256_0011;
 /// `RVMM_CAP_ENTRY_FAILURE`.
 pub(crate) const RVMM_CAP_ENTRY_FAILURE: u32 = 0x5256_0000;
 /// `RVMM_CAP_ASSIGN_DEVICE`.

@@ -48,6 +48,7 @@ extensions! {
             vm.missing.enable();
             Ok(())
         };
+    uapi::RVMM_CAP_TOUCHES: 1;
 }
 
 /// KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2 (api.rst 7.18).

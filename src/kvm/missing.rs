@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
-//! Pages that user space brings when the guest asks for them (uapi/rvmm.h).
+//! Pages that user space brings when the guest asks for them, and the record of first touches (uapi/rvmm.h).
 
-use crate::abi::uapi::{self, MissingEvent, MissingRange};
+use crate::abi::uapi::{self, MissingEvent, MissingRange, TouchList};
 use crate::linux::anon_inode::{self, FileOperations};
 use crate::linux::bindings::RVMM_EPOLLIN;
 use crate::linux::{gup, sched};
@@ -130,4 +130,21 @@ impl MissingFile {
         let hva = self.vm.memory.view().hva(gpa, false)?;
         gup::fault_in_of(self.vm.mm(), hva, false)
     }
+}
+
+/// RVMM_RECORD_TOUCHES.
+pub(super) fn record_touches(vm: &Vm, room: usize) -> Result {
+    vm.memory.record_touches(room)
+}
+
+/// RVMM_GET_TOUCHES.
+pub(super) fn touches(vm: &Vm, list: &mut TouchList) -> Result {
+    let mut at = usize::try_from(list.pages)?;
+    let put = |page: u64| {
+        uapi::put(at, &page)?;
+        at = at.checked_add(size_of::<u64>()).ok_or(EFAULT)?;
+        Ok(())
+    };
+    (list.count, list.total) = vm.memory.touches.read(list.first, list.count, put)?;
+    Ok(())
 }

@@ -66,6 +66,8 @@ ioctls! {
     KVM_GET_DIRTY_LOG:              -,    set(r => dirty_log(vm, r));
     KVM_CLEAR_DIRTY_LOG:            -,    set(r => clear_dirty_log(vm, r));
     RVMM_MISSING_QUEUE:             -,    call(missing::open(vm));
+    RVMM_RECORD_TOUCHES:            -,    call(missing::record_touches(vm, arg));
+    RVMM_GET_TOUCHES:               -,    swap(r => missing::touches(vm, r));
 
     // Interrupts and events from outside.
     KVM_IRQ_LINE:                   -,    call(vm.chip.irq_line(arg, false)), KVM_CAP_IRQCHIP;

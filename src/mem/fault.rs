@@ -13,7 +13,7 @@ use crate::mem::memory::GuestMemory;
 use crate::mem::mmu::{InOwnMm, Mmu, TablePool};
 use crate::mem::slots::Slot;
 use crate::mem::view::MemoryView;
-use crate::mem::walk::MapError;
+use crate::mem::walk::{Change, MapError};
 use core::sync::atomic::Ordering;
 use kernel::mm::Mm;
 use kernel::prelude::*;
@@ -64,7 +64,7 @@ impl GuestMemory {
     /// Whether a huge page may be behind `gpa`, as far as the slot and the processor go.
     #[inline]
     fn may_be_huge(&self, slot: &Slot, gpa: Gpa) -> bool {
-        self.huge_pages && slot.max_level(gpa) != Level::L1
+        self.huge_pages && !self.touches.is_on() && slot.max_level(gpa) != Level::L1
     }
 
     /// How to map the huge page behind `gpa`.
@@ -152,7 +152,11 @@ impl GuestMemory {
                 return done;
             }
         }
-        table.map_new(pool, gpa.page(), Level::L1, &leaf).is_ok()
+        let done = table.map_new(pool, gpa.page(), Level::L1, &leaf).is_ok();
+        if done {
+            self.touches.record(gpa);
+        }
+        done
     }
 
     /// Handles a nested fault at `gpa`. Runs in the VM's own mm, may sleep.
@@ -250,7 +254,12 @@ impl GuestMemory {
             Mapped::Parts => table.map_parts(pool, start, &leaf, false),
         };
         let (flush, result) = match mapped {
-            Ok(change) => (change.needs_flush(), Ok(())),
+            Ok(change) => {
+                if change == Change::New {
+                    self.touches.record(gpa);
+                }
+                (change.needs_flush(), Ok(()))
+            }
             // Another vCPU used the pool up: again, with a fresh one.
             Err(MapError::NoMemory { flush }) => (flush, Err(FaultOutcome::Retry)),
             Err(_) => (false, Err(FaultOutcome::BadUserMemory)),

@@ -31,6 +31,7 @@ use crate::mem::mmu::{Mmu, TablePool};
 use crate::mem::ports::{DmaView, StopRunning};
 use crate::mem::slot_table::SlotTable;
 use crate::mem::slots::{Limits, Slot, MAX_SLOTS};
+use crate::mem::touches::Touches;
 pub(crate) use crate::mem::view::{MemError, MemoryView};
 use crate::mem::walk::{Cursor, MapError};
 use core::convert::Infallible;
@@ -100,6 +101,8 @@ pub(crate) struct GuestMemory {
     /// A device reaches the memory past the caches.
     incoherent: AtomicBool,
     pub(super) stats: Arc<VmStats>,
+    /// The order of first touches.
+    pub(crate) touches: Touches,
     /// The processor has leaves of 2 MiB.
     pub(super) huge_pages: bool,
     pub(super) limits: Limits,
@@ -127,6 +130,7 @@ impl GuestMemory {
                 initially_set: AtomicBool::new(false),
                 incoherent: AtomicBool::new(false),
                 stats,
+                touches: Touches::new(),
                 huge_pages: huge != HugePages::None,
                 limits: Limits {
                     slots: MAX_SLOTS,
@@ -304,11 +308,29 @@ impl GuestMemory {
         } else {
             MemType::Ram
         };
+        self.unmap_slots();
+    }
+
+    /// Unmaps all slots: the guest faults anew.
+    fn unmap_slots(&self) {
         self.slots.read().each(|slot| {
             if let Some(range) = slot.range() {
                 self.unmap(range, true);
             }
         });
+    }
+
+    /// Records first touches from now on, with room for `room` of them; 0 ends that. Sleeps. As [`Touches::start`].
+    pub(crate) fn record_touches(&self, room: usize) -> Result {
+        if room == 0 {
+            self.touches.stop();
+            return Ok(());
+        }
+        let _update = self.update.lock();
+        self.touches.start(room)?;
+        // What is mapped already would not be touched again.
+        self.unmap_slots();
+        Ok(())
     }
 
     /// The slots as they are now.

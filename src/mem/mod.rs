@@ -15,5 +15,6 @@ mod regions;
 pub(crate) mod slot_set;
 pub(crate) mod slot_table;
 pub(crate) mod slots;
+pub(crate) mod touches;
 mod view;
 pub(crate) mod walk;

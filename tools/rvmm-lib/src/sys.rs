@@ -17,7 +17,7 @@ mod numbers {
 
     use super::{
         AssignDevice, DeviceConfig, DeviceInfo, DeviceVector, MissingRange, RvmmEntryFailure,
-        RvmmRootCost, RVMM_IOC,
+        RvmmRootCost, TouchList, RVMM_IOC,
     };
 
     vmm_sys_util::ioctl_io_nr!(KVM_GET_STATS_FD, KVMIO, 0xce);
@@ -34,6 +34,8 @@ mod numbers {
     vmm_sys_util::ioctl_io_nr!(RVMM_DEVICE_DEASSIGN, RVMM_IOC, 0x17);
     vmm_sys_util::ioctl_io_nr!(RVMM_MISSING_QUEUE, RVMM_IOC, 0x30);
     vmm_sys_util::ioctl_iow_nr!(RVMM_MISSING_RESOLVE, RVMM_IOC, 0x31, MissingRange);
+    vmm_sys_util::ioctl_io_nr!(RVMM_RECORD_TOUCHES, RVMM_IOC, 0x32);
+    vmm_sys_util::ioctl_iowr_nr!(RVMM_GET_TOUCHES, RVMM_IOC, 0x33, TouchList);
 }
 
 /// ioctl magic of rvmm's extensions (`RVMM_IOC` in uapi/rvmm.h).
@@ -207,6 +209,19 @@ pub struct MissingRange {
     pub flags: u64,
 }
 
+/// `struct rvmm_touches` of uapi/rvmm.h.
+#[repr(C)]
+pub struct TouchList {
+    /// Number of the touch to begin with.
+    pub first: u64,
+    /// Room, then how many have been copied.
+    pub count: u64,
+    /// Touches so far.
+    pub total: u64,
+    /// Address of an array of page numbers.
+    pub pages: u64,
+}
+
 /// Opens the queue of a VM's missing pages.
 ///
 /// # Errors
@@ -258,6 +273,35 @@ pub fn resolve_missing(queue: &File, gpa: u64, size: u64) -> std::io::Result<()>
     };
     // SAFETY: as in `set_master`.
     done(unsafe { ioctl_with_ref(queue, RVMM_MISSING_RESOLVE(), &range) })
+}
+
+/// Records in which order the guest touches its pages, `room` touches at most; 0 ends it.
+///
+/// # Errors
+///
+/// The error of the ioctl; EEXIST when there has been a record.
+pub fn record_touches(vm: &impl AsRawFd, room: u64) -> std::io::Result<()> {
+    // SAFETY: the ioctl takes a number.
+    done(unsafe { vmm_sys_util::ioctl::ioctl_with_val(vm, RVMM_RECORD_TOUCHES(), room) })
+}
+
+/// The numbers of pages that the guest has touched, `room` at most, from the touch numbered `first` on.
+///
+/// # Errors
+///
+/// The error of the ioctl; ENODATA when nothing is recorded.
+pub fn touches(vm: &impl AsRawFd, first: u64, room: usize) -> std::io::Result<Vec<u64>> {
+    let mut pages = vec![0; room];
+    let mut list = TouchList {
+        first,
+        count: room as u64,
+        total: 0,
+        pages: pages.as_mut_ptr() as u64,
+    };
+    // SAFETY: the ioctl reads and writes `list`, and writes as many pages as that has room for.
+    done(unsafe { ioctl_with_mut_ref(vm, RVMM_GET_TOUCHES(), &mut list) })?;
+    pages.truncate(list.count as usize);
+    Ok(pages)
 }
 
 /// Hands a device to the VM.
