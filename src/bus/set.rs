@@ -19,14 +19,21 @@ use crate::linux::spin_irq::RawSpin;
 use crate::linux::wait::WaitCell;
 use crate::mem::ports::StopRunning;
 use crate::nospec::Nospec;
-use core::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use core::sync::atomic::{AtomicBool, AtomicU16, AtomicU32, Ordering};
 use kernel::prelude::*;
 use kernel::sync::{Arc, ArcBorrow};
 
 /// vCPUs that a VM may have.
-pub(crate) const MAX_VCPUS: usize = 64;
+pub(crate) const MAX_VCPUS: usize = 1024;
 /// vCPU ids (APIC ids) are below this. An id above 254 can be addressed in x2APIC mode only.
 pub(crate) const MAX_VCPU_ID: u32 = 4096;
+
+/// vCPUs for which every VM has room; there is room for more in pieces of [`PIECE`], each made with its first vCPU.
+const FIRST: usize = 16;
+const PIECE: usize = 64;
+
+/// No more vCPUs than this are gone through with interrupts off for something that a guest does.
+pub(crate) const IN_ONE_GO: u32 = 64;
 
 /// Word of [`VcpuShared::line`] that holds the requests.
 const REQUESTS: usize = 8;
@@ -39,6 +46,8 @@ const IN_STAY: u32 = 1;
 pub(crate) struct VcpuShared<A> {
     /// APIC id at creation.
     pub(crate) id: u32,
+    /// Number in order of creation.
+    pub(crate) index: u32,
     mode: AtomicU32,
     cpu: AtomicU32,
     /// One cache line of words that others set: [`REQUESTS`] says what is asked of the vCPU, the other words are the
@@ -60,10 +69,11 @@ pub(crate) struct VcpuShared<A> {
 
 impl<A> VcpuShared<A> {
     /// Outside the guest, nothing asked for. `own_page`: the processor reads [`VcpuShared::line`].
-    pub(crate) fn new(id: u32, own_page: bool, arch: A) -> Result<Arc<Self>> {
+    pub(crate) fn new(id: u32, index: u32, own_page: bool, arch: A) -> Result<Arc<Self>> {
         Arc::pin_init(
             try_pin_init!(Self {
                 id,
+                index,
                 mode: AtomicU32::new(OUTSIDE),
                 cpu: AtomicU32::new(0),
                 line: AtomicLine::new(own_page)?,
@@ -177,13 +187,22 @@ impl<A> VcpuShared<A> {
     }
 }
 
+/// Where a vCPU stands.
+type Place<A> = Once<Arc<VcpuShared<A>>>;
+
 /// The vCPUs of a VM, in order of creation. Grows only.
 #[pin_data]
 pub(crate) struct VcpuSet<A: 'static, S> {
-    list: [Once<Arc<VcpuShared<A>>>; MAX_VCPUS],
+    first: [Place<A>; FIRST],
+    /// The others; the places of the first ones are empty here.
+    more: [Once<KBox<[Place<A>; PIECE]>>; MAX_VCPUS / PIECE],
+    /// For ids that are not indices: the index plus one, else zero. Made for the first such id.
+    by_id: Once<KBox<[AtomicU16; MAX_VCPU_ID as usize]>>,
     len: AtomicU32,
     /// Index of the last one that was given a turn.
     boosted: AtomicU32,
+    /// Where `others_wait` goes on in large sets.
+    looked: AtomicU32,
     /// Where `stop_running` notes CPUs.
     #[pin]
     stopped: RawSpin<CpuSet>,
@@ -196,9 +215,12 @@ impl<A: 'static, S> VcpuSet<A, S> {
     pub(crate) fn new(arch: S) -> Result<Arc<Self>> {
         let cpus = CpuSet::new()?;
         let set = pin_init!(Self {
-            list: [const { Once::new() }; MAX_VCPUS],
+            first: [const { Once::new() }; FIRST],
+            more: [const { Once::new() }; MAX_VCPUS / PIECE],
+            by_id: Once::new(),
             len: AtomicU32::new(0),
             boosted: AtomicU32::new(0),
+            looked: AtomicU32::new(0),
             stopped <- RawSpin::new(cpus),
             arch,
         });
@@ -211,12 +233,39 @@ impl<A: 'static, S> VcpuSet<A, S> {
         self.len.load(Ordering::Acquire)
     }
 
-    /// Adds one; the caller excludes other additions. EINVAL when full.
+    /// Adds one, whose index is [`VcpuSet::len`]; the caller excludes other additions. Sleeps. EINVAL when full,
+    /// ENOMEM.
     pub(crate) fn push(&self, v: Arc<VcpuShared<A>>) -> Result {
         let n = self.len.load(Ordering::Relaxed);
-        let slot = self.list.get(n as usize).ok_or(EINVAL)?;
-        if !slot.set(v) {
+        let (id, index) = (v.id, n as usize);
+        if v.index != n {
             return Err(EINVAL);
+        }
+        let number = if id == n {
+            None
+        } else {
+            let table = self.by_id.get_or_make(|| {
+                let zeros = pin_init::init_array_from_fn(|_| AtomicU16::new(0));
+                KBox::init(zeros, GFP_KERNEL_ACCOUNT)
+            })?;
+            Some(table.get_nospec(id as usize).ok_or(EINVAL)?)
+        };
+        let place = match self.first.get(index) {
+            Some(place) => place,
+            None => {
+                let piece = self.more.get(index / PIECE).ok_or(EINVAL)?;
+                let piece = piece.get_or_make(|| {
+                    let places = [const { Once::new() }; PIECE];
+                    Ok(KBox::new(places, GFP_KERNEL_ACCOUNT)?)
+                })?;
+                piece.get(index % PIECE).ok_or(EINVAL)?
+            }
+        };
+        if !place.set(v) {
+            return Err(EINVAL);
+        }
+        if let Some(number) = number {
+            number.store(n as u16 + 1, Ordering::Release);
         }
         self.len.store(n + 1, Ordering::Release);
         Ok(())
@@ -225,24 +274,56 @@ impl<A: 'static, S> VcpuSet<A, S> {
     /// All of them.
     #[inline]
     pub(crate) fn iter(&self) -> impl Iterator<Item = ArcBorrow<'_, VcpuShared<A>>> {
-        self.list
-            .iter()
-            .take(self.len() as usize)
-            .filter_map(Once::get)
+        (0..self.len()).filter_map(|index| self.get(index))
     }
 
     /// The one that was created as number `index`, which is the id of most.
     #[inline]
     pub(crate) fn get(&self, index: u32) -> Option<ArcBorrow<'_, VcpuShared<A>>> {
-        self.list.get_nospec(index as usize)?.get()
+        match self.first.get_nospec(index as usize) {
+            Some(place) => place.get(),
+            None => self.get_more(index as usize),
+        }
     }
 
-    /// Whether a vCPU other than `spinner` waits for a CPU, as far as is known.
+    #[inline(never)]
+    fn get_more(&self, index: usize) -> Option<ArcBorrow<'_, VcpuShared<A>>> {
+        let piece = self.more.get_nospec(index / PIECE)?.get()?;
+        piece.get_nospec(index % PIECE)?.get()
+    }
+
+    /// The one with this id.
+    #[inline]
+    pub(crate) fn with_id(&self, id: u32) -> Option<ArcBorrow<'_, VcpuShared<A>>> {
+        match self.get(id) {
+            Some(v) if v.id == id => Some(v),
+            _ => self.with_other_id(id),
+        }
+    }
+
+    #[inline(never)]
+    fn with_other_id(&self, id: u32) -> Option<ArcBorrow<'_, VcpuShared<A>>> {
+        let numbers = self.by_id.get()?;
+        let number = numbers.get_nospec(id as usize)?;
+        self.get(u32::from(number.load(Ordering::Acquire)).checked_sub(1)?)
+    }
+
+    /// Whether a vCPU other than `spinner` waits for a CPU, as far as is known. Looks at no more than [`IN_ONE_GO`];
+    /// the next call looks at the next ones.
     pub(crate) fn others_wait(&self, spinner: &VcpuShared<A>) -> bool {
-        self.iter().any(|v| {
+        let waits = |v: ArcBorrow<'_, VcpuShared<A>>| {
             v.ready.load(Ordering::Relaxed)
                 && !v.spinning.load(Ordering::Relaxed)
                 && !core::ptr::eq(&*v, spinner)
+        };
+        let n = self.len();
+        if n <= IN_ONE_GO {
+            return self.iter().any(waits);
+        }
+        let from = self.looked.fetch_add(IN_ONE_GO, Ordering::Relaxed);
+        (0..IN_ONE_GO).any(|k| {
+            let index = from.wrapping_add(k).checked_rem(n).unwrap_or(0);
+            self.get(index).is_some_and(waits)
         })
     }
 

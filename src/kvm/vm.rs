@@ -166,7 +166,7 @@ fn create_vcpu(vm: &Arc<Vm>, setup: &mut Setup, id: usize) -> Result<isize> {
     let vcpu = Vcpu::new(vm, id)?;
     let shared = vcpu.shared.clone();
     let file = NewFile::new(VcpuFile::new(vm.clone(), vcpu.clone())?)?;
-    vm.vcpus.push(shared)?;
+    vm.vcpus.add(shared)?;
     // Counts the vCPUs, so it comes after.
     vcpu.start_tsc(vm)?;
     let _ = setup.ids.push_within_capacity(id);

@@ -4,11 +4,13 @@
 //! The request word and the words before it are a posted-interrupt descriptor (SDM 3C table 30-1): PIR, then the word
 //! with bit ON, whose other bits the processor leaves to software; all of them are requests.
 
-use crate::bus::set;
+use crate::bus::set::{self, IN_ONE_GO, MAX_VCPUS, MAX_VCPU_ID};
+use crate::linux::once::Once;
 use crate::linux::smp;
+use crate::x86::irqchip::addressees::{self, Noted};
 use crate::x86::irqchip::msg::{ApicAddr, MsiFormat};
 use crate::x86::vendor::choose;
-use core::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+use core::sync::atomic::{fence, AtomicBool, AtomicU32, AtomicU64, Ordering};
 use kernel::prelude::*;
 use kernel::sync::Arc;
 
@@ -16,7 +18,9 @@ use kernel::sync::Arc;
 pub(crate) type VcpuShared = set::VcpuShared<Posted>;
 
 /// The vCPUs of a VM.
-pub(crate) type VcpuSet = set::VcpuSet<Posted, ApicIds>;
+pub(crate) type VcpuSet = set::VcpuSet<Posted, Wiring>;
+
+const _: () = assert!(addressees::INDICES == MAX_VCPUS && addressees::IDS == MAX_VCPU_ID);
 
 /// How APIC ids are written, chosen by user space (KVM_CAP_X2APIC_API); bits of [`VcpuSet::x2apic_api`].
 pub(crate) mod x2apic_api {
@@ -61,6 +65,10 @@ pub(crate) mod request {
 mod lint0 {
     pub(super) const EXTINT: u32 = 1 << 0;
     pub(super) const NMI: u32 = 1 << 1;
+
+    pub(super) fn wires(extint: bool, nmi: bool) -> u32 {
+        u32::from(extint) * EXTINT | u32::from(nmi) * NMI
+    }
 }
 
 /// Interrupts that were sent to a vCPU and not yet taken, and what senders need to know.
@@ -85,7 +93,7 @@ pub(crate) struct Posted {
 
 impl VcpuShared {
     /// Outside the guest, nothing asked for.
-    pub(crate) fn create(id: u32) -> Result<Arc<Self>> {
+    pub(crate) fn create(id: u32, index: u32) -> Result<Arc<Self>> {
         let posted = Posted {
             direct: AtomicBool::new(false),
             posted: [const { AtomicU32::new(0) }; 8],
@@ -95,7 +103,7 @@ impl VcpuShared {
             apic_addr: AtomicU64::new(0),
             lint0: AtomicU32::new(0),
         };
-        Self::new(id, choose::caps().is_some_and(|c| c.posted), posted)
+        Self::new(id, index, choose::caps().is_some_and(|c| c.posted), posted)
     }
 
     /// Physical address of the posted-interrupt descriptor.
@@ -181,52 +189,144 @@ impl VcpuShared {
         ApicAddr::from_bits(self.arch.apic_addr.load(Ordering::Acquire))
     }
 
-    /// Publishes what the local APIC's LINT0 lets in: the 8259s' interrupts, the 8254 as NMI.
-    pub(crate) fn set_lint0(&self, extint: bool, nmi: bool) {
-        let wires = u32::from(extint) * lint0::EXTINT | u32::from(nmi) * lint0::NMI;
-        self.arch.lint0.store(wires, Ordering::SeqCst);
+    /// Where the local APIC of a new vCPU can be reached, and what its LINT0 lets in: the 8259s' interrupts, the 8254
+    /// as NMI. Before [`VcpuSet::add`].
+    pub(crate) fn set_initial(&self, addr: &ApicAddr, extint: bool, nmi: bool) {
+        self.set_apic_addr(addr);
+        self.arch
+            .lint0
+            .store(lint0::wires(extint, nmi), Ordering::SeqCst);
     }
 
-    /// The 8259s' INTR rises. Any context.
-    pub(crate) fn intr_rises(&self) {
-        if self.arch.lint0.load(Ordering::SeqCst) & lint0::EXTINT != 0 {
-            self.request(request::EXTINT);
-        }
-    }
-
-    /// The 8254 ticks: an NMI where LINT0 is wired that way, for watchdogs. Any context.
-    pub(crate) fn watchdog_tick(&self) {
-        if self.arch.lint0.load(Ordering::SeqCst) & lint0::NMI != 0 {
-            self.arch.nmi.fetch_add(1, Ordering::SeqCst);
-            self.request(request::NMI);
-        }
-    }
-
-    /// Publishes the local APIC's address.
-    pub(crate) fn set_apic_addr(&self, a: ApicAddr) {
-        self.arch.apic_addr.store(a.to_bits(), Ordering::Release);
+    fn set_apic_addr(&self, addr: &ApicAddr) {
+        self.arch.apic_addr.store(addr.to_bits(), Ordering::Release);
     }
 }
 
-/// How APIC ids are written: bits of [`x2apic_api`].
-pub(crate) struct ApicIds(AtomicU32);
+/// What the local APICs of a VM have in common, and how they are found.
+pub(crate) struct Wiring {
+    /// How APIC ids are written: bits of [`x2apic_api`].
+    api: AtomicU32,
+    /// Where messages to some of many vCPUs look; there with the first vCPU beyond [`IN_ONE_GO`].
+    noted: Once<KBox<Noted>>,
+    /// vCPUs whose LINT0 lets the 8259s' interrupts in.
+    extint: AtomicU32,
+    /// vCPUs whose LINT0 is an NMI.
+    nmi: AtomicU32,
+}
+
+impl Wiring {
+    /// A vCPU's LINT0 is wired in another way.
+    fn count_wires(&self, old: u32, new: u32) {
+        for (bit, count) in [(lint0::EXTINT, &self.extint), (lint0::NMI, &self.nmi)] {
+            if new & !old & bit != 0 {
+                count.fetch_add(1, Ordering::SeqCst);
+            } else if old & !new & bit != 0 {
+                count.fetch_sub(1, Ordering::SeqCst);
+            }
+        }
+    }
+}
 
 impl VcpuSet {
     /// No vCPU, and KVM's defaults.
     pub(crate) fn create() -> Result<Arc<Self>> {
-        Self::new(ApicIds(AtomicU32::new(0)))
+        Self::new(Wiring {
+            api: AtomicU32::new(0),
+            noted: Once::new(),
+            extint: AtomicU32::new(0),
+            nmi: AtomicU32::new(0),
+        })
+    }
+
+    /// Adds a vCPU; as [`VcpuSet::push`].
+    pub(crate) fn add(&self, v: Arc<VcpuShared>) -> Result {
+        let n = self.len();
+        if n >= IN_ONE_GO {
+            let noted = self
+                .arch
+                .noted
+                .get_or_make(|| Ok(KBox::new(Noted::new(), GFP_KERNEL_ACCOUNT)?))?;
+            if n == IN_ONE_GO {
+                // Whoever publishes an address looks for the notes after that. Either that one finds them or its
+                // address is seen here; pairs with the fence of `publish_addr`.
+                fence(Ordering::SeqCst);
+                for other in self.iter() {
+                    noted.add(other.index, &other.apic_addr());
+                }
+            }
+            noted.add(v.index, &v.apic_addr());
+        }
+        let wires = v.arch.lint0.load(Ordering::Relaxed);
+        self.arch.count_wires(0, wires);
+        self.push(v)
+            .inspect_err(|_| self.arch.count_wires(wires, 0))
+    }
+
+    /// Where messages to some of many vCPUs look, in large VMs.
+    #[inline]
+    pub(crate) fn noted(&self) -> Option<&Noted> {
+        self.arch.noted.get()
+    }
+
+    /// Publishes the address of the local APIC of `v`.
+    pub(crate) fn publish_addr(&self, v: &VcpuShared, addr: &ApicAddr) {
+        v.set_apic_addr(addr);
+        fence(Ordering::SeqCst);
+        if let Some(noted) = self.noted() {
+            noted.note(v.index, addr);
+        }
+    }
+
+    /// Publishes what LINT0 of the local APIC of `v` lets in: the 8259s' interrupts, the 8254 as NMI.
+    pub(crate) fn publish_lint0(&self, v: &VcpuShared, extint: bool, nmi: bool) {
+        let wires = lint0::wires(extint, nmi);
+        self.arch
+            .count_wires(v.arch.lint0.swap(wires, Ordering::SeqCst), wires);
+    }
+
+    /// The vCPUs whose LINT0 has `wire`, of which there are `count`.
+    fn wired(&self, wire: u32, count: &AtomicU32, f: impl Fn(&VcpuShared)) {
+        let mut rest = count.load(Ordering::SeqCst);
+        if rest == 0 {
+            return;
+        }
+        for v in self.iter() {
+            if v.arch.lint0.load(Ordering::SeqCst) & wire != 0 {
+                f(&v);
+                rest = rest.saturating_sub(1);
+                if rest == 0 {
+                    break;
+                }
+            }
+        }
+    }
+
+    /// The 8259s' INTR rises. Any context.
+    pub(crate) fn intr_rises(&self) {
+        self.wired(lint0::EXTINT, &self.arch.extint, |v| {
+            v.request(request::EXTINT)
+        });
+    }
+
+    /// The 8254 ticks: an NMI where LINT0 is wired that way, for watchdogs. Any context.
+    pub(crate) fn watchdog_tick(&self) {
+        self.wired(lint0::NMI, &self.arch.nmi, |v| {
+            v.arch.nmi.fetch_add(1, Ordering::SeqCst);
+            v.request(request::NMI);
+        });
     }
 
     /// How APIC ids are written: bits of [`x2apic_api`].
     #[inline]
     pub(crate) fn x2apic_api(&self) -> u32 {
-        self.arch.0.load(Ordering::Acquire)
+        self.arch.api.load(Ordering::Acquire)
     }
 
     /// Sets bits of [`x2apic_api`]; what `clear` has is taken back first.
     pub(crate) fn set_x2apic_api(&self, clear: u32, set: u32) {
-        self.arch.0.fetch_and(!clear, Ordering::AcqRel);
-        self.arch.0.fetch_or(set, Ordering::AcqRel);
+        self.arch.api.fetch_and(!clear, Ordering::AcqRel);
+        self.arch.api.fetch_or(set, Ordering::AcqRel);
     }
 
     /// How MSI addresses are read.

@@ -219,7 +219,7 @@ fn set_lapic(vm: &Vm, vcpu: &Vcpu, s: &mut State, state: &k::kvm_lapic_state) ->
         .set_state(&regs, ids_32bit, hrtimer::ktime_get_ns())
         .map_err(|_| EINVAL)?;
     vm.chip.forget_rtc();
-    vcpu.apply(vm, s, action);
+    let _ = vcpu.apply(vm, s, &action);
     Ok(())
 }
 

@@ -11,7 +11,7 @@ use crate::bus::ports::IrqLines;
 use crate::linux::hrtimer::{ktime_get_ns, Timer, TimerCallback};
 use crate::linux::once::Once;
 use crate::x86::irqchip::controllers::{Controllers, Resampler};
-use crate::x86::irqchip::deliver::deliver;
+use crate::x86::irqchip::deliver::{deliver, deliver_quickly};
 use crate::x86::irqchip::msg::Message;
 use crate::x86::irqchip::pic;
 use crate::x86::irqchip::pit_timer::PitTimer;
@@ -263,6 +263,12 @@ impl IrqChip {
     /// context.
     pub(crate) fn deliver(&self, message: &Message, source: u32) -> u32 {
         deliver(&self.vcpus, message, Some(source), false)
+    }
+
+    /// As [`IrqChip::deliver`], but does nothing, and returns `None`, if that would take long.
+    #[inline]
+    pub(crate) fn deliver_quickly(&self, message: &Message, source: u32) -> Option<u32> {
+        deliver_quickly(&self.vcpus, message, source)
     }
 
     /// Reads a device in the kernel. False if there is none.

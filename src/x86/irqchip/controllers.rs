@@ -450,9 +450,7 @@ impl Controllers {
         self.with(|s| {
             if s.core.pit.as_mut()?.timer_fired(now) {
                 s.pulse(PIT_GSI, Source::PIT);
-                for v in self.vcpus.iter() {
-                    v.watchdog_tick();
-                }
+                self.vcpus.watchdog_tick();
             }
             s.core.pit.as_ref()?.next_irq()
         })
@@ -751,9 +749,7 @@ impl Session<'_> {
             self.owner.intr.store(now, Ordering::SeqCst);
         }
         if now && !before {
-            for v in self.owner.vcpus.iter() {
-                v.intr_rises();
-            }
+            self.owner.vcpus.intr_rises();
         }
     }
 }

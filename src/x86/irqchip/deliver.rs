@@ -2,8 +2,10 @@
 //! Delivery of interrupt messages to local APICs (SDM 3A 11.6, 11.11).
 //!
 //! Nothing is locked: a sender matches the message against the addresses that vCPUs publish, and posts. It works in any
-//! context, also with spin locks held.
+//! context, also with spin locks held. In a large VM not all vCPUs are asked ([`crate::x86::irqchip::addressees`]).
 
+use crate::bus::set::IN_ONE_GO;
+use crate::x86::irqchip::addressees::Addressees;
 use crate::x86::irqchip::msg::{ApicAddr, Arbiter, DeliveryMode, Message, Shorthand, TriggerMode};
 use crate::x86::shared::{request, VcpuSet, VcpuShared};
 use core::sync::atomic::Ordering;
@@ -16,43 +18,115 @@ pub(crate) fn deliver(
     source: Option<u32>,
     watched: bool,
 ) -> u32 {
-    // One local APIC, known by its ID: the common case.
+    match deliver_to_known(vcpus, message, source, watched) {
+        Some(accepted) => accepted,
+        None => deliver_to(vcpus, addressed(vcpus, message), message, source, watched),
+    }
+}
+
+/// As [`deliver`] for a local APIC that sends with interrupts off. `None`: nothing was sent, since that may take long.
+pub(crate) fn deliver_quickly(vcpus: &VcpuSet, message: &Message, source: u32) -> Option<u32> {
+    let source = Some(source);
+    if let Some(accepted) = deliver_to_known(vcpus, message, source, false) {
+        return Some(accepted);
+    }
+    let among = addressed(vcpus, message);
+    if among.as_ref().map_or(vcpus.len(), Addressees::count) > IN_ONE_GO {
+        return None;
+    }
+    Some(deliver_to(vcpus, among, message, source, false))
+}
+
+/// Sends `message` to the vCPU that was created with this id, whatever the message's destination is.
+pub(crate) fn deliver_to_id(vcpus: &VcpuSet, id: u32, message: &Message) -> u32 {
+    vcpus
+        .with_id(id)
+        .map_or(0, |v| accept(&v, &v.apic_addr(), message, false).into())
+}
+
+/// Whether many have to be asked, or told, to find whom `message` addresses.
+pub(crate) fn addresses_many(vcpus: &VcpuSet, message: &Message) -> bool {
+    let many = |among: Option<Addressees>| {
+        among.as_ref().map_or(vcpus.len(), Addressees::count) > IN_ONE_GO
+    };
+    vcpus.len() > IN_ONE_GO && many(addressed(vcpus, message))
+}
+
+/// Calls `f` for those whom `message`, which no local APIC sends, addresses.
+pub(crate) fn for_each_addressed(vcpus: &VcpuSet, message: &Message, f: impl Fn(&VcpuShared)) {
+    visit(vcpus, addressed(vcpus, message), |v| {
+        if message.matches(None, &v.apic_addr()) {
+            f(v);
+        }
+    });
+}
+
+/// One local APIC, known by its ID: the common case.
+#[inline]
+fn deliver_to_known(
+    vcpus: &VcpuSet,
+    message: &Message,
+    source: Option<u32>,
+    watched: bool,
+) -> Option<u32> {
     let one = match message.shorthand {
         Shorthand::Myself => source,
         _ => message.single_physical(),
     };
-    if let Some(v) = one.and_then(|id| vcpus.get(id)) {
-        let addr = v.apic_addr();
-        if message.matches(source, &addr) {
-            return accept(&v, &addr, message, watched).into();
-        }
-    }
-    if message.to_one_only() {
-        return deliver_to_one(vcpus, message, source, watched);
-    }
-    let mut accepted = 0u32;
-    for v in vcpus.iter() {
-        let addr = v.apic_addr();
-        if message.matches(source, &addr) {
-            accepted = accepted.wrapping_add(accept(&v, &addr, message, watched).into());
-        }
-    }
-    accepted
+    let v = vcpus.with_id(one?)?;
+    let addr = v.apic_addr();
+    message
+        .matches(source, &addr)
+        .then(|| accept(&v, &addr, message, watched).into())
 }
 
-/// Lowest-priority delivery, and MSIs with a redirection hint (SDM 3A 11.6.2.4, 11.11.1).
-fn deliver_to_one(vcpus: &VcpuSet, message: &Message, source: Option<u32>, watched: bool) -> u32 {
+/// Those among which all are that `message` addresses; `None`: all.
+fn addressed(vcpus: &VcpuSet, message: &Message) -> Option<Addressees> {
+    vcpus
+        .noted()?
+        .find(message, |id| vcpus.with_id(id).map(|v| v.index))
+}
+
+fn visit(vcpus: &VcpuSet, among: Option<Addressees>, mut f: impl FnMut(&VcpuShared)) {
+    match among {
+        None => vcpus.iter().for_each(|v| f(&v)),
+        Some(some) => some
+            .iter()
+            .filter_map(|index| vcpus.get(index))
+            .for_each(|v| f(&v)),
+    }
+}
+
+/// Sends `message` to those `among` all or some whom it addresses.
+fn deliver_to(
+    vcpus: &VcpuSet,
+    among: Option<Addressees>,
+    message: &Message,
+    source: Option<u32>,
+    watched: bool,
+) -> u32 {
+    if !message.to_one_only() {
+        let mut accepted = 0u32;
+        visit(vcpus, among, |v| {
+            let addr = v.apic_addr();
+            if message.matches(source, &addr) {
+                accepted = accepted.wrapping_add(accept(v, &addr, message, watched).into());
+            }
+        });
+        return accepted;
+    }
+    // Lowest-priority delivery, and MSIs with a redirection hint (SDM 3A 11.6.2.4, 11.11.1).
     let total = vcpus.len() as usize;
     let mut arbiter = Arbiter::new(message.vector);
-    for (i, v) in vcpus.iter().enumerate() {
+    visit(vcpus, among, |v| {
         let addr = v.apic_addr();
         if addr.accepts(message.delivery) && message.matches(source, &addr) {
-            arbiter.offer(i, total, &addr);
+            arbiter.offer(v.index as usize, total, &addr);
         }
-    }
+    });
     let winner = arbiter
         .winner()
-        .and_then(|i| vcpus.get(u32::try_from(i).ok()?));
+        .and_then(|index| vcpus.get(u32::try_from(index).ok()?));
     winner.map_or(0, |v| accept(&v, &v.apic_addr(), message, watched).into())
 }
 

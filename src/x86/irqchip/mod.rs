@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 //! Interrupt controllers: models without locks, and `chip`, which owns and connects them.
 
+pub(crate) mod addressees;
 pub(crate) mod chip;
 pub(crate) mod controllers;
 pub(crate) mod deliver;

@@ -1,11 +1,13 @@
 // SPDX-License-Identifier: GPL-2.0
 //! KVM's hypercalls (kernel document virt/kvm/x86/hypercalls.rst).
 
+use crate::bus::set::IN_ONE_GO;
 use crate::linux::clock;
 use crate::mem::addr::Gpa;
 use crate::x86::cpu::cpuid::kvm_feature;
-use crate::x86::cpu::regs::{Gpr, Mode};
-use crate::x86::irqchip::msg::{DeliveryMode, Message, TriggerMode, Vector};
+use crate::x86::cpu::regs::{Gpr, Mode, Regs};
+use crate::x86::irqchip::deliver::{addresses_many, deliver_to_id, for_each_addressed};
+use crate::x86::irqchip::msg::{DeliveryMode, Message, TriggerMode, Vector, BROADCAST_XAPIC};
 use crate::x86::pv::kvmclock;
 use crate::x86::shared::{request, VcpuShared};
 use crate::x86::vcpu::state::State;
@@ -18,10 +20,23 @@ const CLOCK_PAIRING: u32 = 9;
 const SEND_IPI: u32 = 10;
 const SCHED_YIELD: u32 = 11;
 
-/// Whether a hypercall has to be made outside stays: it writes guest memory, or lets another thread run.
+/// Whether a hypercall has to be made outside stays: it writes guest memory, lets another thread run, or concerns many
+/// vCPUs.
 #[inline]
-pub(crate) fn may_sleep(number: u64) -> bool {
-    matches!(number as u32, CLOCK_PAIRING | SCHED_YIELD)
+pub(crate) fn may_take_long(vm: &Vm, regs: &Regs) -> bool {
+    let number = regs.get(Gpr::Rax) as u32;
+    matches!(number, CLOCK_PAIRING | SEND_IPI | SCHED_YIELD | KICK_CPU)
+        && takes_long(vm, regs, number)
+}
+
+#[inline(never)]
+fn takes_long(vm: &Vm, regs: &Regs, number: u32) -> bool {
+    let [b, c] = [Gpr::Rbx, Gpr::Rcx].map(|g| regs.get(g));
+    match number {
+        SEND_IPI => b.count_ones() + c.count_ones() > IN_ONE_GO,
+        KICK_CPU => addresses_many(&vm.vcpus, &Message::fixed(c as u32, Vector(0))),
+        _ => true,
+    }
 }
 
 /// The page that the hypercall writes, if one.
@@ -79,8 +94,8 @@ fn serve(vm: &Vm, caller: &VcpuShared, s: &mut State, number: u64) -> i64 {
 /// one may go first.
 fn sched_yield(vm: &Vm, caller: &VcpuShared, apic_id: u32) {
     let to = Message::fixed(apic_id, Vector(0));
-    let target = vm.vcpus.iter().find(|v| to.matches(None, &v.apic_addr()));
-    if let Some(v) = target.filter(|v| v.id != caller.id) {
+    let target = vm.vcpus.with_id(apic_id);
+    if let Some(v) = target.filter(|v| to.matches(None, &v.apic_addr()) && v.id != caller.id) {
         let _ = v.take_turn();
     }
 }
@@ -88,11 +103,7 @@ fn sched_yield(vm: &Vm, caller: &VcpuShared, apic_id: u32) {
 /// Ends the HLT of the vCPU with this APIC ID, or its next one.
 fn kick(vm: &Vm, apic_id: u32) {
     let to = Message::fixed(apic_id, Vector(0));
-    for v in vm.vcpus.iter() {
-        if to.matches(None, &v.apic_addr()) {
-            v.request(request::UNHALT);
-        }
-    }
+    for_each_addressed(&vm.vcpus, &to, |v| v.request(request::UNHALT));
 }
 
 /// Sends an interrupt to the APIC IDs `first`, `first + 1` ... whose bits are set; `icr` gives vector and delivery
@@ -133,7 +144,13 @@ fn send_ipi(
                 level: low & 1 << 14 != 0,
                 ..Message::fixed(dest, Vector(low as u8))
             };
-            sent = sent.saturating_add(vm.chip.deliver(&message, caller.id).into());
+            // Never a broadcast.
+            let accepted = if dest == BROADCAST_XAPIC {
+                deliver_to_id(&vm.vcpus, dest, &message)
+            } else {
+                vm.chip.deliver(&message, caller.id)
+            };
+            sent = sent.saturating_add(accepted.into());
         }
     }
     sent

@@ -41,11 +41,22 @@ impl Runner<'_> {
         if action.is_none() {
             return Step::Again;
         }
-        let eoi = action.eoi;
-        self.vcpu.apply(self.vm, self.s, action);
-        match eoi {
-            Some(eoi) => self.eoi(&eoi),
+        if !self.vcpu.apply(self.vm, self.s, &action) {
+            // Interrupts may be off; the outer loop sends it.
+            self.unsent = action.ipi;
+            return Step::Leave;
+        }
+        match &action.eoi {
+            Some(eoi) => self.eoi(eoi),
             None => Step::Again,
+        }
+    }
+
+    /// Sends the interrupt that goes to many. Interrupts are on.
+    #[cold]
+    pub(super) fn send_unsent(&mut self) {
+        if let Some(message) = self.unsent.take() {
+            let _ = self.vm.chip.deliver(&message, self.vcpu.shared.id);
         }
     }
 

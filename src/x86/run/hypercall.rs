@@ -16,7 +16,7 @@ impl Runner<'_> {
     /// VMCALL, VMMCALL.
     pub(super) fn hypercall(&mut self, stay: Option<&Stay<'_>>) -> Step {
         let number = self.s.cpu.regs.get(Gpr::Rax);
-        if stay.is_some() && hypercall::may_sleep(number) {
+        if stay.is_some() && hypercall::may_take_long(self.vm, &self.s.cpu.regs) {
             return Step::Slow;
         }
         if self.vm.caps.hypercall_exits(number & 0xffff_ffff) && self.s.cpl() == 0 {

@@ -49,8 +49,11 @@ impl Runner<'_> {
         };
         let mut step = Step::Again;
         for action in actions {
-            if let Step::User = self.apply(action) {
-                step = Step::User;
+            match self.apply(action) {
+                Step::User => step = Step::User,
+                // Outside stays: there may be another one to send.
+                Step::Leave => self.send_unsent(),
+                _ => {}
             }
         }
         match result {

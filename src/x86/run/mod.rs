@@ -13,6 +13,7 @@ use crate::abi::uapi::k;
 use crate::linux::{boot_cpu, sched};
 use crate::x86::cpu::events;
 use crate::x86::exit::{Exception, Exit};
+use crate::x86::irqchip::msg::Message;
 use crate::x86::pv::{clock_page, eoi, steal};
 use crate::x86::vcpu::state::{MpState, State};
 use crate::x86::vcpu::{abi, debug, RunPages, Vcpu};
@@ -72,6 +73,8 @@ pub(crate) struct Runner<'a> {
     stats: &'a VcpuStats,
     /// Event of the entry that the processor refused.
     refused: Option<crate::x86::exit::Event>,
+    /// An interrupt of the local APIC that goes to many vCPUs; to be sent before anything else.
+    unsent: Option<Message>,
 }
 
 impl<'a> Runner<'a> {
@@ -85,6 +88,7 @@ impl<'a> Runner<'a> {
             run: &vcpu.run,
             stats: vcpu.stats.counters()?,
             refused: None,
+            unsent: None,
         })
     }
 
@@ -170,6 +174,9 @@ impl<'a> Runner<'a> {
             match step {
                 Step::Again | Step::Resume => {}
                 Step::Leave => {
+                    if self.unsent.is_some() {
+                        self.send_unsent();
+                    }
                     // The host may have found out that its TSC is no clock.
                     if self.vm.clock.is_common() && !boot_cpu::tsc_stable() {
                         self.vm.clock.update(&self.vm.vcpus);

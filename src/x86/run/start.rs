@@ -27,7 +27,7 @@ impl Runner<'_> {
             let bsp = shared.id == self.vm.boot_cpu();
             if let Some(l) = &mut self.s.apic.lapic {
                 let action = l.init(false);
-                self.vcpu.apply(self.vm, self.s, action);
+                let _ = self.vcpu.apply(self.vm, self.s, &action);
             }
             self.s.mp_state = if bsp {
                 MpState::Runnable

@@ -65,7 +65,7 @@ impl Vcpu {
     /// A vCPU in RESET state.
     #[inline(never)]
     pub(crate) fn new(vm: &Vm, id: u32) -> Result<Arc<Self>> {
-        let shared = VcpuShared::create(id)?;
+        let shared = VcpuShared::create(id, vm.vcpus.len())?;
         let run = RunPages::new(vm.bus.ring())?;
         let stats = VcpuLedger::new(id)?;
         let timer = ApicTimer::new(shared.clone())?;
@@ -109,26 +109,34 @@ impl Vcpu {
     }
 
     /// Carries out what the local APIC asks for, but for EOIs, which may have to go to user space. All that an
-    /// [`Action`] comes from ends here.
-    pub(crate) fn apply(&self, vm: &Vm, s: &mut State, action: Action) {
+    /// [`Action`] comes from ends here. False: its interrupt goes to many, and is still to be sent with interrupts on.
+    pub(crate) fn apply(&self, vm: &Vm, s: &mut State, action: &Action) -> bool {
         if action.timer {
             self.timer.arm(s);
         }
-        let Some(l) = &s.apic.lapic else { return };
+        let Some(l) = &s.apic.lapic else { return true };
         if action.addr || action.base {
-            self.shared.set_apic_addr(l.addr());
+            vm.vcpus.publish_addr(&self.shared, &l.addr());
         }
         if action.lint0 {
-            self.shared
-                .set_lint0(l.lint0_accepts_extint(), l.lint0_is_nmi());
+            let (extint, nmi) = (l.lint0_accepts_extint(), l.lint0_is_nmi());
+            vm.vcpus.publish_lint0(&self.shared, extint, nmi);
         }
-        if let Some(message) = &action.ipi {
-            let source = l.id();
-            let _ = vm.chip.deliver(message, source);
-        }
+        let sent = match &action.ipi {
+            Some(message) => vm.chip.deliver_quickly(message, l.id()).is_some(),
+            None => true,
+        };
         if action.base {
             s.apic_moved(vm);
             s.refresh_dynamic();
+        }
+        sent
+    }
+
+    /// As [`Vcpu::apply`], interrupts on: the interrupt is sent, whomever it goes to.
+    pub(crate) fn apply_all(&self, vm: &Vm, s: &mut State, action: &Action) {
+        if let (false, Some(message)) = (self.apply(vm, s, action), &action.ipi) {
+            let _ = vm.chip.deliver(message, self.shared.id);
         }
     }
 }

@@ -439,8 +439,7 @@ impl State {
             this.take_exits(vm);
             this.refresh_dynamic();
             if let Some(l) = &this.apic.lapic {
-                shared.set_apic_addr(l.addr());
-                shared.set_lint0(l.lint0_accepts_extint(), l.lint0_is_nmi());
+                shared.set_initial(&l.addr(), l.lint0_accepts_extint(), l.lint0_is_nmi());
             }
             Ok(())
         }))

@@ -77,6 +77,7 @@ pub mod x86 {
 
     pub mod irqchip {
         //! Interrupt controllers.
+        pub mod addressees;
         pub mod ioapic;
         pub mod lapic;
         pub mod msg;

@@ -62,7 +62,7 @@ pub(crate) fn set_msrs(vm: &Vm, vcpu: &Vcpu, s: &mut State, arg: usize) -> Resul
     each_msr(arg, false, |e| {
         match s.write_msr(vm, e.index, e.data, true) {
             Some(action) => {
-                vcpu.apply(vm, s, action);
+                vcpu.apply_all(vm, s, &action);
                 true
             }
             None => e.data == 0 && model::lists_msr(e.index),

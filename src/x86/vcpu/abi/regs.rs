@@ -249,7 +249,7 @@ pub(crate) fn set_sregs(
     {
         s.mp_state = MpState::Runnable;
     }
-    vcpu.apply(vm, s, action);
+    let _ = vcpu.apply(vm, s, &action);
     Ok(())
 }
 
