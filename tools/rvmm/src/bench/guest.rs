@@ -111,6 +111,11 @@ rvmm_bench_\name:
     add     rbp, 0x1000
     end
 
+    begin   touch_8k
+    mov     byte ptr [rbp], 1
+    add     rbp, 0x2000
+    end
+
     begin   touch_2m
     mov     byte ptr [rbp], 1
     add     rbp, 0x200000
@@ -508,6 +513,7 @@ entries! {
     MmioRead: rvmm_bench_mmio_read,
     MmioWrite: rvmm_bench_mmio_write,
     Touch4k: rvmm_bench_touch_4k,
+    Touch8k: rvmm_bench_touch_8k,
     Touch2m: rvmm_bench_touch_2m,
     HltWake: rvmm_bench_hlt_wake,
     OnTimer: rvmm_bench_on_timer,

@@ -6,14 +6,14 @@ use std::fmt::Debug;
 use std::io;
 use std::mem;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::mpsc;
+use std::sync::{mpsc, Barrier};
 use std::thread;
 use std::time::Duration;
 
 use anyhow::Context as _;
 use kvm_bindings::{
     kvm_mp_state, kvm_regs, kvm_userspace_memory_region, KVM_MAX_CPUID_ENTRIES,
-    KVM_MP_STATE_RUNNABLE,
+    KVM_MEM_LOG_DIRTY_PAGES, KVM_MP_STATE_RUNNABLE,
 };
 use kvm_ioctls::{Cap, Kvm, VcpuExit, VcpuFd, VmFd};
 use rvmm_vm::boot::Entry;
@@ -25,6 +25,7 @@ use super::device::Registers;
 use super::guest::{self, Routine};
 use super::nvme;
 use super::region::Region;
+use super::rows::ticks;
 
 /// Guest-physical address of the guest's code.
 const CODE: u64 = 0x2_0000;
@@ -38,6 +39,8 @@ const RESULTS: u64 = 0x10_0000;
 const LOW: usize = 2 << 20;
 /// Guest-physical address of the memory that fault rows touch, and that is mapped for devices.
 pub const PAGES: u64 = 0x4000_0000;
+/// Number of its slot.
+pub const PAGES_SLOT: u32 = 1;
 /// Guest-physical address where there is nothing: accesses go to user space.
 pub const NOTHING: u64 = 0x8000_0000;
 /// Guest-physical address of a device's registers.
@@ -47,8 +50,7 @@ fn slot(vm: &VmFd, number: u32, at: u64, region: &Region) -> rvmm_vm::Result<()>
     set_slot(vm, number, at, region.address(), region.length() as u64)
 }
 
-/// The memory at `host`, accessed by copies and volatile accesses only, becomes a slot that lasts no longer than the
-/// memory does; without a length the slot goes.
+/// A slot without a dirty log; see [`set_slot_with`].
 pub(super) fn set_slot(
     vm: &VmFd,
     number: u32,
@@ -56,12 +58,25 @@ pub(super) fn set_slot(
     host: u64,
     length: u64,
 ) -> rvmm_vm::Result<()> {
+    set_slot_with(vm, number, at, host, length, 0)
+}
+
+/// The memory at `host`, accessed by copies and volatile accesses only, becomes a slot that lasts no longer than the
+/// memory does; without a length the slot goes.
+pub(super) fn set_slot_with(
+    vm: &VmFd,
+    number: u32,
+    at: u64,
+    host: u64,
+    length: u64,
+    flags: u32,
+) -> rvmm_vm::Result<()> {
     let slot = kvm_userspace_memory_region {
         slot: number,
         guest_phys_addr: at,
         memory_size: length,
         userspace_addr: host,
-        flags: 0,
+        flags,
     };
     // SAFETY: what is mapped there belongs to the caller, which keeps it as long as the slot.
     unsafe { vm.set_user_memory_region(slot) }.map_err(failed("KVM_SET_USER_MEMORY_REGION"))
@@ -95,6 +110,10 @@ pub struct Work {
     pub count: usize,
     /// Ticks until the timer fires.
     pub delay: u64,
+    /// Guest-physical address of the first page to touch.
+    pub pages: u64,
+    /// Results of other CPUs that come before this one's.
+    pub skip: usize,
 }
 
 impl Work {
@@ -105,6 +124,8 @@ impl Work {
             warm: count / 10 + 1,
             count,
             delay: 0,
+            pages: PAGES,
+            skip: 0,
         }
     }
 }
@@ -202,12 +223,12 @@ impl Machine {
 
     /// Makes `region` memory of the guest, at [`PAGES`], and takes it away in [`Machine::take_pages`].
     pub fn give_pages(&self, region: &Region) -> rvmm_vm::Result<()> {
-        slot(&self.vm, 1, PAGES, region)
+        slot(&self.vm, PAGES_SLOT, PAGES, region)
     }
 
     /// See [`Machine::give_pages`].
     pub fn take_pages(&self) -> rvmm_vm::Result<()> {
-        set_slot(&self.vm, 1, PAGES, 0, 0)
+        set_slot(&self.vm, PAGES_SLOT, PAGES, 0, 0)
     }
 
     /// Exits of CPU 0 so far.
@@ -218,9 +239,30 @@ impl Machine {
         Ok(exits.context("no statistics of exits")?.total())
     }
 
+    /// The memory for the fault rows, if there is any.
+    pub fn pages(&self) -> Option<&Region> {
+        self.pages.as_ref()
+    }
+
+    /// Makes the fault rows' memory a slot anew, without a log: nothing is mapped any more.
+    pub fn renew_pages(&self) -> anyhow::Result<()> {
+        self.take_pages()?;
+        Ok(self.give_pages(self.pages().context("no pages")?)?)
+    }
+
+    /// Begins to log what is written to the fault rows' memory (KVM_MEM_LOG_DIRTY_PAGES), or ends it.
+    pub fn log_pages(&self, log: bool) -> anyhow::Result<()> {
+        let region = self.pages().context("no pages")?;
+        let flags = if log { KVM_MEM_LOG_DIRTY_PAGES } else { 0 };
+        let (host, length) = (region.address(), region.length() as u64);
+        Ok(set_slot_with(
+            &self.vm, PAGES_SLOT, PAGES, host, length, flags,
+        )?)
+    }
+
     /// Adds memory for the fault rows.
     pub fn with_pages(mut self, pages: Region) -> rvmm_vm::Result<Self> {
-        slot(&self.vm, 1, PAGES, &pages)?;
+        slot(&self.vm, PAGES_SLOT, PAGES, &pages)?;
         self.pages = Some(pages);
         Ok(self)
     }
@@ -302,6 +344,45 @@ impl Machine {
         Ok(self.results(&work))
     }
 
+    /// Runs a routine on all CPUs at once, each on its own part of the fault rows' memory, their threads on the host's
+    /// first `processors` in turn; the ticks from the first one's start to the last one's end, by the host's clock.
+    pub fn run_all(&mut self, work: Work, page: u64, processors: usize) -> anyhow::Result<u64> {
+        let total = work.warm + work.count;
+        let start = Barrier::new(self.vcpus.len());
+        let spans = thread::scope(|scope| {
+            let start = &start;
+            let mut threads = Vec::new();
+            for (index, vcpu) in self.vcpus.iter_mut().enumerate() {
+                let own = Work {
+                    pages: work.pages + (index * total) as u64 * page,
+                    skip: index * total,
+                    ..work
+                };
+                threads.push(scope.spawn(move || -> anyhow::Result<(u64, u64)> {
+                    let ready = Affinity::one(index % processors)
+                        .set()
+                        .context("sched_setaffinity")
+                        .and_then(|()| set_up(vcpu, &own, false));
+                    start.wait();
+                    ready?;
+                    let begin = ticks();
+                    drive(vcpu, &own, |_| Ok(()))?;
+                    Ok((begin, ticks()))
+                }));
+            }
+            let spans = threads.into_iter().map(|thread| match thread.join() {
+                Ok(span) => span,
+                Err(_) => anyhow::bail!("a thread panicked"),
+            });
+            spans.collect::<anyhow::Result<Vec<_>>>()
+        })?;
+        let begin = spans.iter().map(|(begin, _)| *begin).min();
+        let end = spans.iter().map(|(_, end)| *end).max();
+        Ok(end
+            .context("no CPU")?
+            .saturating_sub(begin.context("no CPU")?))
+    }
+
     fn results(&self, work: &Work) -> Vec<u64> {
         (work.warm..work.warm + work.count)
             .map(|n| self.low.read_u64(RESULTS + n as u64 * 8))
@@ -315,7 +396,7 @@ extern "C" fn on_signal(_: libc::c_int, _: *mut libc::siginfo_t, _: *mut libc::c
 fn set_up(vcpu: &VcpuFd, work: &Work, device: bool) -> anyhow::Result<()> {
     let total = work.warm + work.count;
     anyhow::ensure!(
-        (1..=(LOW - RESULTS as usize) / 8).contains(&total),
+        total > 0 && work.skip + total <= (LOW - RESULTS as usize) / 8,
         "too many iterations"
     );
     let echo = matches!(work.routine, Routine::EchoHalted | Routine::EchoRunning);
@@ -333,15 +414,26 @@ fn set_up(vcpu: &VcpuFd, work: &Work, device: bool) -> anyhow::Result<()> {
         rsi: nvme::SUBMISSION,
         rbp: match work.routine {
             Routine::NvmeRead => nvme::COMPLETION,
-            _ => PAGES,
+            _ => work.pages,
         },
-        r9: RESULTS,
+        r9: RESULTS + work.skip as u64 * 8,
         r10: total as u64,
         r13: work.delay,
         ..Default::default()
     };
     vcpu.set_regs(&regs).map_err(failed("KVM_SET_REGS"))?;
     Ok(())
+}
+
+/// Completes a vCPU's last exit (api.rst 5, immediate_exit), so that its registers may be set anew.
+fn complete(vcpu: &mut VcpuFd) -> anyhow::Result<()> {
+    vcpu.set_kvm_immediate_exit(1);
+    let done = vcpu.run().map(|exit| format!("{exit:?}"));
+    vcpu.set_kvm_immediate_exit(0);
+    match done {
+        Err(error) if error.errno() == libc::EINTR => Ok(()),
+        other => anyhow::bail!("immediate exit: {other:?}"),
+    }
 }
 
 /// Runs a CPU to the end of its routine.
@@ -367,7 +459,7 @@ fn drive_until(
 ) -> anyhow::Result<()> {
     loop {
         match vcpu.run() {
-            Ok(VcpuExit::IoOut(guest::DONE, _)) => return Ok(()),
+            Ok(VcpuExit::IoOut(guest::DONE, _)) => return complete(vcpu),
             Ok(VcpuExit::IoOut(number, _)) => port(number)?,
             Ok(VcpuExit::IoIn(..)) => {}
             Ok(VcpuExit::MmioRead(..) | VcpuExit::MmioWrite(..)) => {}

@@ -6,6 +6,7 @@ mod args;
 mod device;
 mod guest;
 mod machine;
+mod memory;
 mod modes;
 mod nvme;
 mod passed;
@@ -109,7 +110,8 @@ fn measure(args: &Args) -> anyhow::Result<Status> {
     if bench.irqchip() {
         interrupts(&mut bench, overhead)?;
     }
-    memory(&mut bench, overhead);
+    doorbells(&mut bench, overhead);
+    memory::rows(&mut bench, overhead);
     machines(&mut bench);
     bench.finish()
 }
@@ -159,8 +161,8 @@ fn interrupts(bench: &mut Bench, overhead: u64) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Rows of doorbells, and of memory that the guest touches for the first time.
-fn memory(bench: &mut Bench, overhead: u64) {
+/// Rows of doorbells.
+fn doorbells(bench: &mut Bench, overhead: u64) {
     bench.row("ioeventfd_port", |bench| {
         let address = IoEventAddress::Pio(guest::IDLE.into());
         bench.doorbell(Routine::PortOut, &address, overhead)
@@ -169,8 +171,6 @@ fn memory(bench: &mut Bench, overhead: u64) {
         let address = IoEventAddress::Mmio(NOTHING);
         bench.doorbell(Routine::MmioWrite, &address, overhead)
     });
-    bench.row("fault_4k", |bench| bench.touch(false, overhead));
-    bench.row("fault_2m", |bench| bench.touch(true, overhead));
 }
 
 /// Rows of whole machines: made, closed, booted.

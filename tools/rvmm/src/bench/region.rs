@@ -16,6 +16,18 @@ impl Region {
 
     /// Maps `length` bytes, small pages only or large ones wherever possible, all resident.
     pub fn new(length: usize, large: bool) -> io::Result<Self> {
+        let region = Self::reserve(length)?;
+        region.advise(if large {
+            libc::MADV_HUGEPAGE
+        } else {
+            libc::MADV_NOHUGEPAGE
+        })?;
+        region.populate()?;
+        Ok(region)
+    }
+
+    /// Maps `length` bytes of addresses; no page is there yet.
+    pub fn reserve(length: usize) -> io::Result<Self> {
         let total = length + Self::ALIGN;
         // SAFETY: a new anonymous mapping at an address of the kernel's choice.
         let mapped = unsafe {
@@ -34,23 +46,56 @@ impl Region {
         let pad = (mapped as usize).next_multiple_of(Self::ALIGN) - mapped as usize;
         // SAFETY: `pad` is less than `ALIGN`, by which the mapping is longer than `length`.
         let base = unsafe { mapped.cast::<u8>().add(pad) };
-        let region = Self {
+        Ok(Self {
             base,
             length,
             mapped: (mapped, total),
+        })
+    }
+
+    /// Maps a page of 1 GiB (hugetlb), resident.
+    pub fn gigabyte() -> io::Result<Self> {
+        let length = 1 << 30;
+        // SAFETY: a new anonymous mapping at an address of the kernel's choice.
+        let mapped = unsafe {
+            libc::mmap(
+                ptr::null_mut(),
+                length,
+                libc::PROT_READ | libc::PROT_WRITE,
+                libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_HUGETLB | libc::MAP_HUGE_1GB,
+                -1,
+                0,
+            )
         };
-        let advice = if large {
-            libc::MADV_HUGEPAGE
-        } else {
-            libc::MADV_NOHUGEPAGE
-        };
-        for advice in [advice, libc::MADV_POPULATE_WRITE] {
-            // SAFETY: the range lies within the mapping made above; neither advice discards data.
-            if unsafe { libc::madvise(base.cast(), length, advice) } != 0 {
-                return Err(io::Error::last_os_error());
-            }
+        if mapped == libc::MAP_FAILED {
+            return Err(io::Error::last_os_error());
         }
+        let region = Self {
+            base: mapped.cast(),
+            length,
+            mapped: (mapped, length),
+        };
+        region.populate()?;
         Ok(region)
+    }
+
+    fn advise(&self, advice: libc::c_int) -> io::Result<()> {
+        // SAFETY: the range lies within the mapping made above, to which no reference exists. No guest or device but
+        // the benchmark's own uses it, and these bear changes.
+        match unsafe { libc::madvise(self.base.cast(), self.length, advice) } {
+            0 => Ok(()),
+            _ => Err(io::Error::last_os_error()),
+        }
+    }
+
+    /// Makes all of it resident.
+    pub fn populate(&self) -> io::Result<()> {
+        self.advise(libc::MADV_POPULATE_WRITE)
+    }
+
+    /// Gives all its pages back to the kernel: it reads as zeros then.
+    pub fn discard(&self) -> io::Result<()> {
+        self.advise(libc::MADV_DONTNEED)
     }
 
     /// Whether the kernel really gave large pages for all of it.

@@ -17,7 +17,6 @@ use vmm_sys_util::eventfd::{EventFd, EFD_NONBLOCK};
 use super::args::Args;
 use super::guest::{self, Routine};
 use super::machine::{Machine, Work};
-use super::region::Region;
 use super::report::{self, Report, Ticks};
 use crate::status::Status;
 
@@ -40,10 +39,33 @@ pub struct Bench<'a> {
 impl Bench<'_> {
     /// Measures a row, unless it is not wanted.
     pub fn row(&mut self, name: &str, measured: impl FnOnce(&Self) -> anyhow::Result<Ticks>) {
-        if !self.args.rows.is_empty() && !self.args.rows.iter().any(|row| row == name) {
-            return;
+        if self.wants(name) {
+            self.measure_row(name, measured);
         }
-        self.measure_row(name, measured);
+    }
+
+    /// Whether a row is wanted.
+    pub fn wants(&self, name: &str) -> bool {
+        self.args.rows.is_empty() || self.args.rows.iter().any(|row| row == name)
+    }
+
+    /// Measures rows that come of one another, if any of them is wanted.
+    pub fn rows<const N: usize>(
+        &mut self,
+        names: [&str; N],
+        measured: impl FnOnce(&Self) -> anyhow::Result<[Ticks; N]>,
+    ) {
+        let Some(first) = names.iter().find(|name| self.wants(name)) else {
+            return;
+        };
+        match measured(self) {
+            Ok(all) => {
+                for (name, ticks) in names.iter().zip(all) {
+                    self.row(name, |_| Ok(ticks));
+                }
+            }
+            Err(error) => self.measure_row(first, |_| Err(error)),
+        }
     }
 
     /// Measures a row.
@@ -208,27 +230,6 @@ impl Bench<'_> {
         };
         let samples = Machine::with_cpus(&self.kvm, true, 2)?.run_pair(work, echo, processors)?;
         Ticks::of(&samples, 0).context("no samples")
-    }
-
-    /// Ticks of the first store to a page of the guest, small or large.
-    pub fn touch(&self, large: bool, overhead: u64) -> anyhow::Result<Ticks> {
-        let (routine, page, count) = if large {
-            (Routine::Touch2m, 2 << 20, self.count().min(24))
-        } else {
-            (Routine::Touch4k, 4 << 10, self.count())
-        };
-        let warm = count / 10 + 1;
-        let region = Region::new((warm + count) * page, large).context("memory")?;
-        anyhow::ensure!(
-            !large || region.is_large(),
-            "the host gives no large pages (/sys/kernel/mm/transparent_hugepage/enabled)"
-        );
-        let mut machine = Machine::new(&self.kvm, self.irqchip())?.with_pages(region)?;
-        let samples = machine.run(Work {
-            warm,
-            ..Work::new(routine, count)
-        })?;
-        Ticks::of(&samples, overhead).context("no samples")
     }
 
     /// Ticks of the host to create a VM with one vCPU, and nothing else.
