@@ -293,7 +293,8 @@ impl Assigned {
         let (enabled, wire) = take_hold(device, reason)?;
         let mut saved = None;
         let pinned = this.vm.memory.with_slots(|slots| {
-            if slots.iter().any(Slot::reports_missing) {
+            let quiet = |s: &Slot| if s.reports_missing() { Err(()) } else { Ok(()) };
+            if slots.try_each(quiet).is_err() {
                 let why = format_args!(
                     "user space brings pages of the VM's memory when they are asked for"
                 );
