@@ -286,6 +286,7 @@ impl VcpuSet {
     }
 
     /// The vCPUs whose LINT0 has `wire`, of which there are `count`.
+    #[inline]
     fn wired(&self, wire: u32, count: &AtomicU32, f: impl Fn(&VcpuShared)) {
         let mut rest = count.load(Ordering::SeqCst);
         if rest == 0 {

@@ -69,14 +69,14 @@ fn deliver_to_known(
     source: Option<u32>,
     watched: bool,
 ) -> Option<u32> {
-    let one = match message.shorthand {
-        Shorthand::Myself => source,
-        _ => message.single_physical(),
+    let (id, physical) = match message.shorthand {
+        Shorthand::Myself => (source?, false),
+        _ => (message.single_physical()?, true),
     };
-    let v = vcpus.with_id(one?)?;
+    let v = vcpus.with_id(id)?;
     let addr = v.apic_addr();
-    message
-        .matches(source, &addr)
+    // As `Message::matches` of one whose x2APIC ID it is, with fewer questions.
+    (addr.hw_enabled && (!physical || addr.has_initial_id()))
         .then(|| accept(&v, &addr, message, watched).into())
 }
 

@@ -405,6 +405,12 @@ impl ApicAddr {
         }
     }
 
+    /// Whether a message to the ID that the APIC began with addresses it.
+    #[inline]
+    pub const fn has_initial_id(&self) -> bool {
+        self.x2apic || self.id > 0xff || self.xapic_id as u32 == self.id
+    }
+
     /// Whether an addressed APIC takes a message of this delivery mode (SDM 3A 11.4.7.2).
     #[inline]
     pub fn accepts(&self, delivery: DeliveryMode) -> bool {

@@ -25,8 +25,7 @@ const SCHED_YIELD: u32 = 11;
 #[inline]
 pub(crate) fn may_take_long(vm: &Vm, regs: &Regs) -> bool {
     let number = regs.get(Gpr::Rax) as u32;
-    matches!(number, CLOCK_PAIRING | SEND_IPI | SCHED_YIELD | KICK_CPU)
-        && takes_long(vm, regs, number)
+    (KICK_CPU..=SCHED_YIELD).contains(&number) && takes_long(vm, regs, number)
 }
 
 #[inline(never)]
@@ -35,7 +34,8 @@ fn takes_long(vm: &Vm, regs: &Regs, number: u32) -> bool {
     match number {
         SEND_IPI => b.count_ones() + c.count_ones() > IN_ONE_GO,
         KICK_CPU => addresses_many(&vm.vcpus, &Message::fixed(c as u32, Vector(0))),
-        _ => true,
+        CLOCK_PAIRING | SCHED_YIELD => true,
+        _ => false,
     }
 }
 

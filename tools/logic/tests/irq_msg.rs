@@ -262,3 +262,25 @@ fn arbitration() {
     a.offer(usize::MAX, 0, &x2apic(0));
     a.offer(usize::MAX, usize::MAX, &x2apic(0));
 }
+
+/// The short way to one APIC says what [`Message::matches`] says.
+#[test]
+fn initial_ids() {
+    for id in [3, 44, 255, 256, 300] {
+        for xapic_id in [3, 44] {
+            for x2apic in [false, true] {
+                let addr = ApicAddr {
+                    id,
+                    xapic_id,
+                    x2apic,
+                    ..xapic(0, 0, Dfr::FLAT)
+                };
+                let Some(id) = Message::fixed(id, Vector(0x40)).single_physical() else {
+                    continue;
+                };
+                let m = Message::fixed(id, Vector(0x40));
+                assert_eq!(addr.has_initial_id(), m.matches(None, &addr), "{addr:?}");
+            }
+        }
+    }
+}
