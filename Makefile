@@ -47,7 +47,7 @@ help:
 	@echo 'make test-kvm       the selftests of the kernel for KVM, on KVM and on rvmm'
 	@echo 'make test-qemu      guests of unmodified QEMU in all its combinations, in both beds'
 	@echo 'make test-iommu     everything with devices handed to guests'
-	@echo 'make test-long      what takes long: ten thousand attempts to break out by DMA'
+	@echo 'make test-long      what takes long: ten thousand attempts to break out by DMA, memory'
 	@echo 'make bench          rvmm beside stock KVM, ticks per operation'
 	@echo 'make modules        rvmm.ko for the stock Debian kernel (KDIR=DIR: for another one)'
 	@echo 'make tools          the launcher and its companions, statically linked ($(RELEASE)/)'
@@ -79,7 +79,7 @@ run: modules tools guest
 test: setup
 	@tools/test $(TESTS)
 
-# The selftests of the kernel for KVM, unchanged: about ten minutes.
+# The selftests of the kernel for KVM, unchanged: about twenty minutes.
 test-kvm: setup modules
 	@tools/kvm-selftests --bed $(BED) $(TESTS)
 
@@ -91,7 +91,7 @@ test-qemu: setup
 test-iommu: setup
 	@tools/test --iommu $(TESTS)
 
-# The same attacks ten times as long.
+# The same attacks ten times as long, the dirty log under stress, KVM's own tests of memory: hours.
 test-long: setup
 	@tools/test --long $(TESTS)
 

@@ -36,7 +36,7 @@ const FIRST_SLOT: u32 = PAGES_SLOT + 1;
 /// Ticks after which the row of all slots gives up.
 const TOO_LONG: u64 = 10_000_000_000;
 /// Pages that vCPUs touch in all.
-const TOUCHED: usize = 32768;
+const TOUCHED: usize = 16384;
 /// Machines, and vCPUs of one machine, whose memory is counted.
 const MACHINES: usize = 64;
 const VCPUS: u64 = 64;
