@@ -107,6 +107,8 @@ int rvmm_cmpxchg_user_u64(unsigned long addr, u64 *old, u64 new_val);
 int rvmm_copy_from_user_nofault(void *dst, unsigned long src, size_t len);
 int rvmm_copy_to_user_nofault(unsigned long dst, const void *src, size_t len);
 
+void rvmm_page_free_rcu(struct page *page);
+
 void rvmm_set_page_dirty(struct page *page);
 int rvmm_host_mapping_level(struct mm_struct *mm, unsigned long addr);
 int rvmm_mapped_writable(unsigned long addr, unsigned long *pfn);

@@ -130,8 +130,8 @@ pub enum MappingLevel {
 
 /// The size of the leaf that maps `hva` in `mm`.
 ///
-/// Lockless. The answer counts only if a check of the notifier's sequence, under the lock that the
-/// notifier's callbacks take, shows that no invalidation came between (call it while holding that lock).
+/// Lockless. The answer counts only if no invalidation of the address is under way, and one that begins waits for the
+/// caller.
 pub fn host_mapping_level(mm: &Mm, hva: usize) -> MappingLevel {
     // SAFETY: The `mm_struct` is live, and with interrupts off (in the shim) so are its page tables; the
     // top-level table lives as long as the `mm_struct`.
@@ -147,9 +147,9 @@ pub fn host_mapping_level(mm: &Mm, hva: usize) -> MappingLevel {
 ///
 /// # Safety
 ///
-/// The caller holds the lock that the [notifier](super::mmu_notifier)'s callbacks for this address space take, and no
-/// invalidation of `hva` is under way: then nothing is unmapped, and no frame freed, until the lock is released, after
-/// which the notifier tells.
+/// No invalidation of `hva` in this address space is under way, and the [notifier](super::mmu_notifier)'s callback for
+/// one that begins waits until the caller is done with the frame: then nothing is unmapped, and no frame freed, until
+/// then.
 #[inline]
 pub unsafe fn mapped_writable(hva: usize, _irqs_off: IrqsOff<'_>) -> Option<(u64, MappingLevel)> {
     let mut pfn = 0;

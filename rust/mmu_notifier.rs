@@ -22,6 +22,8 @@ pub struct Range {
     pub start: usize,
     /// One past the last byte.
     pub end: usize,
+    /// Whether the callback may sleep.
+    pub may_sleep: bool,
 }
 
 /// Callbacks of an address space.
@@ -30,7 +32,7 @@ pub struct Range {
 pub trait MmuNotifierOps: Send + Sync + 'static {
     /// Translations in `range` go away: when this returns, nobody uses or creates any until the matching
     /// [`MmuNotifierOps::invalidate_range_end`]. Several ranges may be open at a time, also overlapping
-    /// ones. It must not sleep (the OOM reaper may call it), and it cannot fail.
+    /// ones. It sleeps only where the range says so (the OOM reaper may call it), and it cannot fail.
     fn invalidate_range_start(&self, range: &Range);
 
     /// The change that [`MmuNotifierOps::invalidate_range_start`] announced is done.
@@ -143,6 +145,7 @@ impl<T: MmuNotifierOps> Ops<T> {
         Range {
             start: range.start,
             end: range.end,
+            may_sleep: range.flags & bindings::MMU_NOTIFIER_RANGE_BLOCKABLE != 0,
         }
     }
 

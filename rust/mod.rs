@@ -8,6 +8,7 @@
 pub mod bindings;
 
 pub mod anon_inode;
+pub mod atomic;
 pub mod clock;
 pub mod cpuhp;
 pub mod cred;

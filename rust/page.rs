@@ -4,11 +4,12 @@
 //!
 //! C header: [`include/linux/gfp.h`](srctree/include/linux/gfp.h)
 
-use core::ptr::NonNull;
+use core::ptr::{null_mut, NonNull};
 use core::sync::atomic::{AtomicPtr, AtomicU32, Ordering};
 
 use kernel::page::{PAGE_SHIFT, PAGE_SIZE};
 use kernel::prelude::*;
+use kernel::sync::rcu;
 
 use super::bindings;
 
@@ -107,6 +108,84 @@ impl Drop for Pages {
     fn drop(&mut self) {
         // SAFETY: By the invariant the allocation is ours and of this order.
         unsafe { bindings::__free_pages(self.page.as_ptr(), self.order) };
+    }
+}
+
+/// Single pages on their way back, as many as there are: linked through their page structures.
+///
+/// # Invariants
+///
+/// `first` is null or the first of a row of pages, each from [`Pages::into_phys`] of one page and owned by this value.
+pub struct PageChain {
+    first: *mut bindings::page,
+}
+
+// SAFETY: Pages belong to no CPU or task.
+unsafe impl Send for PageChain {}
+// SAFETY: Shared references give out nothing.
+unsafe impl Sync for PageChain {}
+
+impl PageChain {
+    /// None.
+    pub const fn new() -> Self {
+        Self { first: null_mut() }
+    }
+
+    /// Adds a page. Its content stays as it is.
+    ///
+    /// # Safety
+    ///
+    /// `phys` came from [`Pages::into_phys`] of one page, and is not taken back otherwise.
+    pub unsafe fn push(&mut self, phys: u64) {
+        // SAFETY: As the caller promises, the page is owned and in the direct map, which is not at null.
+        let page = unsafe { page_of(NonNull::new_unchecked(phys_to_virt(phys))) };
+        // SAFETY: The owner of a page may use the word in its structure; the next page's structure is aligned, so that
+        // bit 0, which has a meaning there, is clear.
+        unsafe { bindings::rvmm_page_set_next(page, self.first) };
+        // INVARIANT: The page is this value's now, and the others follow it.
+        self.first = page;
+    }
+
+    /// Takes the first page off.
+    fn pop(&mut self) -> Option<NonNull<bindings::page>> {
+        let page = NonNull::new(self.first)?;
+        // SAFETY: By the invariant the page is owned, and the word is what `push` wrote.
+        self.first = unsafe { bindings::rvmm_page_next(page.as_ptr()) };
+        Some(page)
+    }
+
+    /// Frees the pages, each after the read sections of RCU that have begun, among which are regions with preemption or
+    /// interrupts off. Any context. A module waits by [`FreedPages`] before it goes.
+    #[inline]
+    pub fn free_after_readers(&mut self) {
+        while let Some(page) = self.pop() {
+            // SAFETY: The page was owned and is the callee's now, which uses its structure until it is freed.
+            unsafe { bindings::rvmm_page_free_rcu(page.as_ptr()) };
+        }
+    }
+
+    /// Frees the pages now: nobody else uses them.
+    pub fn free(&mut self) {
+        while let Some(page) = self.pop() {
+            // SAFETY: The page was owned, of order 0.
+            unsafe { bindings::__free_pages(page.as_ptr(), 0) };
+        }
+    }
+}
+
+impl Drop for PageChain {
+    fn drop(&mut self) {
+        self.free_after_readers();
+    }
+}
+
+/// Goes when the module does: dropping it waits for the pages of [`PageChain::free_after_readers`], which are freed by
+/// code of the module. Sleeps.
+pub struct FreedPages;
+
+impl Drop for FreedPages {
+    fn drop(&mut self) {
+        rcu::rcu_barrier();
     }
 }
 

@@ -185,6 +185,37 @@ TEST(one_flush_for_a_log)
 	CHECK(value(&s, "remote_tlb_flush") <= before + 1);
 }
 
+/* The host takes one page back that is in 64 slots: vCPUs are made to forget once. One that is in no slot: not at all. */
+TEST(one_flush_for_a_page)
+{
+	struct stats s;
+	uint64_t before;
+	struct vm vm;
+
+	VM_NEW_LONG(&vm, stripes);
+	uint8_t *page = mmap(NULL, 8192, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+
+	REQUIRE(page != MAP_FAILED);
+	page[4096] = 1;
+	for (unsigned int i = 0; i < 64; i++)
+		vm_slot(&vm, 5 + i, 0, 0x8000000 + i * 0x2000, 4096, page);
+	vm_expect_out(&vm, 0x10);
+	CHECK_EQ(page[0], 1);
+	open_stats(&s, vm.fd);
+	before = value(&s, "remote_tlb_flush");
+	OK(madvise(page + 4096, 4096, MADV_DONTNEED));
+	CHECK_EQ(value(&s, "remote_tlb_flush"), before);
+	OK(madvise(page, 4096, MADV_DONTNEED));
+	CHECK(value(&s, "remote_tlb_flush") <= before + 1);
+	if (is_rvmm()) {
+		CHECK_EQ(value(&s, "remote_tlb_flush"), before + 1);
+		CHECK(value(&s, "mmu_invalidations") >= 2);
+		/* The vCPU is not in KVM_RUN. */
+		CHECK_EQ(value(&s, "mmu_fault_waits"), 0);
+		CHECK_EQ(value(&s, "mmu_fault_retries"), 0);
+	}
+}
+
 /*
  * What a virtualised local APIC does without an exit: EOI, self-IPI with its delivery, TPR and CR8, reads. In
  * rounds, between two exits; first by MSRs, then by memory.

@@ -27,6 +27,7 @@ use kernel::prelude::*;
 use kvm::device::{self, KvmNode, RvmmDevice};
 use linux::cpuhp::{self, CpuHotplug};
 use linux::global::Owner;
+use linux::page::FreedPages;
 use linux::syscore::{self, SyscoreOps};
 use x86 as arch;
 use x86::{choose, cpu_model as model, host_tsc, mitigate};
@@ -125,6 +126,8 @@ struct RvmmModule {
     _hotplug: cpuhp::State<Hotplug>,
     /// What VMs and vCPUs find; the vendor's part also CPUs that come and go, so it is last.
     _state: [Owner; 3],
+    /// Of VMs that are gone.
+    _freed: FreedPages,
 }
 
 impl kernel::Module for RvmmModule {
@@ -161,6 +164,7 @@ impl kernel::Module for RvmmModule {
             _power: power,
             _hotplug: hotplug,
             _state: state,
+            _freed: FreedPages,
         })
     }
 }

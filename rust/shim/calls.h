@@ -60,6 +60,8 @@ SHIM(size_t, pages_contiguous, (struct page **pages, size_t count),
       num_pages_contiguous(pages, count))
 SHIM(struct page *, pfn_to_page, (unsigned long pfn), pfn_to_page(pfn))
 SHIM(bool, pfn_is_ram, (unsigned long pfn), pfn_valid(pfn) && !PageReserved(pfn_to_page(pfn)))
+SHIM_VOID(page_set_next, (struct page *page, struct page *next), page->rcu_head.next = (void *)next)
+SHIM(struct page *, page_next, (struct page *page), (struct page *)page->rcu_head.next)
 SHIM_VOID(get_page, (struct page *page), get_page(page))
 SHIM_VOID(put_page, (struct page *page), put_page(page))
 

@@ -97,6 +97,19 @@ bool rvmm_vfio_is_coherent(struct file *file)
 	return rvmm_ask_vfio(vfio_file_enforced_coherent, file);
 }
 
+/* --- pages ------------------------------------------------------------------------------------ */
+
+static void rvmm_free_page_rcu(struct rcu_head *head)
+{
+	__free_page(container_of(head, struct page, rcu_head));
+}
+
+/* Frees a page that is the caller's own after the read sections of RCU that have begun. Any context. */
+void rvmm_page_free_rcu(struct page *page)
+{
+	call_rcu(&page->rcu_head, rvmm_free_page_rcu);
+}
+
 /* --- user memory without faults --------------------------------------------------------------- */
 
 /*

@@ -241,6 +241,10 @@ counters! {
     Invalidations = cumulative("mmu_invalidations"),
     /// Faults on memory that could not be answered within a stay.
     SlowFaults = cumulative("slow_faults"),
+    /// Nested faults given up and tried again, because the host was changing the memory, or had changed it meanwhile.
+    FaultRetries = cumulative("mmu_fault_retries"),
+    /// vCPUs that an invalidation has waited for, because they were about to map what they had found.
+    GateWaits = cumulative("mmu_fault_waits"),
     /// Translations flushed on all vCPUs.
     RemoteFlushes = cumulative("remote_tlb_flush"),
     /// DMA of assigned devices that the IOMMU refused, as far as its driver tells.

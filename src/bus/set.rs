@@ -17,6 +17,7 @@ use crate::linux::sched::Worker;
 use crate::linux::smp::{self, CpuSet};
 use crate::linux::spin_irq::RawSpin;
 use crate::linux::wait::WaitCell;
+use crate::mem::invalidations::Gate;
 use crate::mem::ports::StopRunning;
 use crate::nospec::Nospec;
 use core::sync::atomic::{AtomicBool, AtomicU16, AtomicU32, Ordering};
@@ -53,6 +54,8 @@ pub(crate) struct VcpuShared<A> {
     /// One cache line of words that others set: [`REQUESTS`] says what is asked of the vCPU, the other words are the
     /// architecture's. On a page of its own where the processor reads it.
     line: AtomicLine,
+    /// Whether the vCPU's thread is about to map memory.
+    pub(crate) gate: Gate,
     /// The thread in KVM_RUN.
     #[pin]
     pub(crate) worker: Worker,
@@ -77,6 +80,7 @@ impl<A> VcpuShared<A> {
                 mode: AtomicU32::new(OUTSIDE),
                 cpu: AtomicU32::new(0),
                 line: AtomicLine::new(own_page)?,
+                gate: Gate::new(),
                 worker <- Worker::new(),
                 ready: AtomicBool::new(false),
                 spinning: AtomicBool::new(false),
@@ -267,7 +271,8 @@ impl<A: 'static, S> VcpuSet<A, S> {
         if let Some(number) = number {
             number.store(n as u16 + 1, Ordering::Release);
         }
-        self.len.store(n + 1, Ordering::Release);
+        // Sequentially consistent for `await_faults`: one that does not see the vCPU began before its first fault.
+        self.len.store(n + 1, Ordering::SeqCst);
         Ok(())
     }
 
@@ -378,5 +383,11 @@ impl<A: Send + Sync + 'static, S: Send + Sync> StopRunning for VcpuSet<A, S> {
         // The interrupt is taken only with interrupts on, which means after the stay. A CPU that is offline is in none,
         // nor is this one.
         cpus.interrupt();
+    }
+
+    fn await_faults(&self) -> u32 {
+        core::sync::atomic::fence(Ordering::SeqCst);
+        let waits = self.iter().map(|v| u32::from(v.gate.wait()));
+        waits.fold(0, u32::wrapping_add)
     }
 }

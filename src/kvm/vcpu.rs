@@ -7,7 +7,7 @@ use crate::kvm::{stats, x86};
 use crate::linux::anon_inode::FileOperations;
 use crate::linux::sched::{self, SignalMask, SignalMaskGuard};
 use crate::mem::addr::Gpa;
-use crate::mem::fault::FaultOutcome;
+use crate::mem::fault::{FaultOutcome, Faulting};
 use crate::mem::memory::MemError;
 use crate::mem::missing::{Event, Waited};
 use crate::x86::{Runner, State, Vcpu, Vm};
@@ -71,7 +71,7 @@ ioctls! {
 }
 
 /// KVM_PRE_FAULT_MEMORY (api.rst 4.143).
-fn pre_fault(vm: &Vm, vcpu: &Vcpu, _state: &State, arg: usize) -> Result<isize> {
+fn pre_fault(vm: &Vm, vcpu: &Vcpu, s: &mut State, arg: usize) -> Result<isize> {
     let mut range = uapi::get::<k::kvm_pre_fault_memory>(arg)?;
     let aligned = (range.gpa | range.size) & 0xfff == 0;
     let ends = range.gpa.checked_add(range.size);
@@ -91,7 +91,11 @@ fn pre_fault(vm: &Vm, vcpu: &Vcpu, _state: &State, arg: usize) -> Result<isize> 
         if result.is_err() {
             break;
         }
-        match vm.memory.fault(vm.mm(), gpa, false, false) {
+        let by = &mut Faulting {
+            gate: &vcpu.shared.gate,
+            tables: &mut s.tables,
+        };
+        match vm.memory.fault(vm.mm(), by, gpa, false, false) {
             Ok(FaultOutcome::Mapped) => {}
             Ok(FaultOutcome::Retry) => {
                 sched::cond_resched();

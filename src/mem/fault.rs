@@ -5,15 +5,16 @@
 //! outside of one.
 
 use crate::abi::stats::VmCounter;
-use crate::arch::NestedTable;
+use crate::linux::preempt::PreemptGuard;
 use crate::linux::{gup, sched};
 use crate::mem::addr::{Gpa, Hpa, Level};
 use crate::mem::format::{Leaf, MemType, Perm};
+use crate::mem::invalidations::Gate;
 use crate::mem::memory::GuestMemory;
-use crate::mem::mmu::{InOwnMm, Mmu, TablePool};
+use crate::mem::mmu::{self, InOwnMm, TablePool};
 use crate::mem::slots::Slot;
 use crate::mem::view::MemoryView;
-use crate::mem::walk::{Change, MapError};
+use crate::mem::walk::{Allow, Change, MapError};
 use core::sync::atomic::Ordering;
 use kernel::mm::Mm;
 use kernel::prelude::*;
@@ -60,6 +61,14 @@ pub(crate) enum FaultOutcome {
     Poisoned,
 }
 
+/// A vCPU whose thread handles a nested fault.
+pub(crate) struct Faulting<'a> {
+    /// Of the vCPU.
+    pub(crate) gate: &'a Gate,
+    /// The vCPU's.
+    pub(crate) tables: &'a mut TablePool,
+}
+
 impl GuestMemory {
     /// Whether a huge page may be behind `gpa`, as far as the slot and the processor go.
     #[inline]
@@ -72,10 +81,10 @@ impl GuestMemory {
     /// A huge page that code runs from can machine-check the host on some CPUs when the guest changes it under a fetch
     /// (CVE-2018-12207): there huge leaves are for data only, and from the first fetch on the page is mapped in parts.
     #[inline]
-    fn huge(&self, table: &NestedTable, pool: &TablePool, gpa: Gpa, fetch: bool) -> Mapped {
+    fn huge(&self, tables: &TablePool, gpa: Gpa, fetch: bool) -> Mapped {
         if !self.nx_huge.load(Ordering::Relaxed) {
             Mapped::Leaf(Level::L2)
-        } else if table.has_parts(pool, gpa) {
+        } else if self.table.has_parts(tables, gpa) {
             Mapped::Leaf(Level::L1)
         } else if fetch {
             Mapped::Parts
@@ -98,12 +107,12 @@ impl GuestMemory {
     /// and writable, an entry of the nested table that is empty, nobody at work on either. False if it is not that;
     /// nothing has been done then.
     ///
-    /// `mmu` is only tried: its holder may be waiting for this CPU to leave the guest. Holding it keeps invalidations
-    /// from beginning, so that what the host's page tables say now is so until there is a mapping for the invalidation
-    /// to find.
+    /// An invalidation that begins waits until the section here is over, so that what the host's page tables say now is
+    /// so until there is a mapping for the invalidation to find.
     pub(crate) fn fault_resident(
         &self,
         view: &MemoryView<'_>,
+        by: &mut Faulting<'_>,
         gpa: Gpa,
         fetch: bool,
         inside: InOwnMm<'_>,
@@ -118,19 +127,16 @@ impl GuestMemory {
         let Some(hva) = slot.hva_of(gpa) else {
             return false;
         };
-        let Some(mut mmu) = self.mmu.try_lock() else {
+        let section = by.gate.enter();
+        let found = mmu::resident(&self.invalidations, &section, hva.page().0, inside);
+        let Some((hpa, host_huge)) = found else {
             return false;
         };
-        let Some((hpa, host_huge)) = mmu.resident(hva.page().0, inside) else {
-            return false;
-        };
-        let Mmu {
-            table, pool, ram, ..
-        } = &mut *mmu;
+        let tables = &mut *by.tables;
         let leaf = Leaf {
             hpa,
             perm: Perm::RWX,
-            mem_type: *ram,
+            mem_type: self.ram(),
             accessed: true,
             dirty: true,
         };
@@ -144,15 +150,20 @@ impl GuestMemory {
             };
             // As in `huge`, which asks the table first.
             let done = if nx && fetch {
-                table.map_parts(pool, base, &whole, true).is_ok()
+                self.table
+                    .map_parts(tables, base, &whole, Allow::New)
+                    .is_ok()
             } else {
-                table.map_new(pool, base, Level::L2, &whole).is_ok()
+                self.table.map_new(tables, base, Level::L2, &whole).is_ok()
             };
             if done || !nx {
                 return done;
             }
         }
-        let done = table.map_new(pool, gpa.page(), Level::L1, &leaf).is_ok();
+        let done = self
+            .table
+            .map_new(tables, gpa.page(), Level::L1, &leaf)
+            .is_ok();
         if done {
             self.touches.record(gpa);
         }
@@ -163,6 +174,7 @@ impl GuestMemory {
     pub(crate) fn fault(
         &self,
         mm: &Mm,
+        by: &mut Faulting<'_>,
         gpa: Gpa,
         write: bool,
         fetch: bool,
@@ -180,7 +192,10 @@ impl GuestMemory {
             return Ok(FaultOutcome::Mmio);
         };
         let hva = usize::try_from(hva.page().0)?;
-        let seen = self.prepare()?;
+        if by.tables.is_low() {
+            by.tables.top_up()?;
+        }
+        let seen = self.invalidations.ended();
         let page = match HostPage::find(mm, hva, write, slot.is_readonly()) {
             Ok(page) => page,
             Err(outcome) => return Ok(outcome),
@@ -192,7 +207,8 @@ impl GuestMemory {
             slot,
             logging: entry.bitmap().is_some(),
         };
-        let mapped = self.map_page(mm, &fault, &page, seen);
+        let mapped = self.map_page(mm, by, &fault, &page, seen);
+        // In this order: see `memory`.
         if mapped.is_ok() && page.writable {
             entry.mark_dirty(gpa);
             if let Some(p) = &page.counted {
@@ -202,39 +218,31 @@ impl GuestMemory {
         Ok(mapped.err().unwrap_or(FaultOutcome::Mapped))
     }
 
-    /// Sees to it that there are spare tables, and counts the invalidations that have ended.
-    #[inline]
-    fn prepare(&self) -> Result<u64> {
-        let mut mmu = self.mmu.lock();
-        if mmu.pool.is_low() {
-            drop(mmu);
-            self.refill()?;
-            mmu = self.mmu.lock();
-        }
-        Ok(mmu.invalidations)
-    }
-
     /// Maps the page that was found, unless the host has changed its mind since `seen` was counted.
     #[inline]
     fn map_page(
         &self,
         mm: &Mm,
+        by: &mut Faulting<'_>,
         fault: &Fault<'_>,
         page: &HostPage,
         seen: u64,
     ) -> Result<(), FaultOutcome> {
         let Fault { gpa, logging, .. } = *fault;
-        let mut mmu = self.mmu.lock();
-        if mmu.must_retry(seen, fault.hva as u64) {
+        let pinned = PreemptGuard::new();
+        let section = by.gate.enter();
+        // In this order: what is not under way any more has been counted.
+        if self.invalidations.covers(&section, fault.hva as u64)
+            || self.invalidations.ended() != seen
+        {
+            self.stats.add(VmCounter::FaultRetries, 1);
             return Err(FaultOutcome::Retry);
         }
-        let Mmu {
-            table, pool, ram, ..
-        } = &mut *mmu;
+        let tables = &mut *by.tables;
         let how = if page.counted.is_some() && !logging && self.may_be_huge(fault.slot, gpa) {
             match gup::host_mapping_level(mm, fault.hva) {
                 gup::MappingLevel::L4K => Mapped::Leaf(Level::L1),
-                _ => self.huge(table, pool, gpa, fault.fetch),
+                _ => self.huge(tables, gpa, fault.fetch),
             }
         } else {
             Mapped::Leaf(Level::L1)
@@ -244,31 +252,42 @@ impl GuestMemory {
         let leaf = Leaf {
             hpa: page.hpa.align_down(span),
             perm: self.perm_at(how.level(), perm),
-            mem_type: if page.ram { *ram } else { MemType::Device },
+            mem_type: if page.ram {
+                self.ram()
+            } else {
+                MemType::Device
+            },
             accessed: true,
             dirty: page.writable && !logging,
         };
         let start = gpa.align_down(span);
-        let mapped = match how {
-            Mapped::Leaf(level) => table.map(pool, start, level, &leaf),
-            Mapped::Parts => table.map_parts(pool, start, &leaf, false),
+        let mut map = |allow| match how {
+            Mapped::Leaf(level) => self.table.map(tables, start, level, &leaf, allow),
+            Mapped::Parts => self.table.map_parts(tables, start, &leaf, allow),
         };
-        let (flush, result) = match mapped {
+        let mut mapped = map(Allow::More);
+        if mapped == Err(MapError::Present) {
+            let mut flushing = self.flushing();
+            mapped = map(Allow::Any);
+            flushing.needed = mapped.is_ok_and(|change| change.needs_flush());
+            // A flush waits for other CPUs, which may wait for this section.
+            drop((section, pinned));
+            drop(flushing);
+            tables.release();
+        }
+        match mapped {
             Ok(change) => {
                 if change == Change::New {
                     self.touches.record(gpa);
                 }
-                (change.needs_flush(), Ok(()))
+                Ok(())
             }
-            // Another vCPU used the pool up: again, with a fresh one.
-            Err(MapError::NoMemory { flush }) => (flush, Err(FaultOutcome::Retry)),
-            Err(_) => (false, Err(FaultOutcome::BadUserMemory)),
-        };
-        if flush {
-            self.flush();
+            // There is no spare table left, or another vCPU was faster.
+            Err(MapError::NoMemory | MapError::Busy | MapError::Present) => {
+                Err(FaultOutcome::Retry)
+            }
+            Err(_) => Err(FaultOutcome::BadUserMemory),
         }
-        pool.release();
-        result
     }
 }
 

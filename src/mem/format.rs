@@ -121,6 +121,12 @@ pub trait Format {
     /// Value of an entry that maps nothing; also the content of a fresh table, hence zero.
     const NON_PRESENT: u64 = 0;
 
+    /// Entry that maps nothing and never will: of a table that has been taken out.
+    const FROZEN: u64 = 1 << 58;
+
+    /// Entry that maps nothing at the moment: who has broken it ([`Format::BREAK_FIRST`]) makes another one soon.
+    const BROKEN: u64 = 1 << 57;
+
     /// Entry that points to the next table, with all rights, so that leaves alone decide.
     fn table(child: Hpa) -> u64;
 

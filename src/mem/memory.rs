@@ -6,42 +6,61 @@
 //!
 //! # Ordering
 //!
-//! A fault reads `invalidations`, looks the page up without a lock, then takes `mmu` and maps only if no invalidation
-//! of that address is under way and none has ended since. An invalidation counts itself in and unmaps under the same
-//! lock. So either the fault sees the invalidation and retries, or the invalidation sees the mapping and removes it.
+//! No lock is held while entries of the nested page tables change: each changes by compare-and-exchange (`walk`).
 //!
-//! Translations are flushed before `mmu` is released: whoever finds a page unmapped may rely on no CPU using it.
+//! **Fault against invalidation.** An invalidation registers its range of user addresses (`Invalidations`), looks which
+//! slots meet it, and if there is one waits for every vCPU that is in a fault's section (`Gate`) before it unmaps and
+//! flushes. A fault enters its section, looks whether its address is in a registered range, and only then maps. If the
+//! section began before the registration, the invalidation waits for it and finds what it mapped; if it began later, it
+//! sees the range. What a fault looked up before it entered the section may be out of date when the range is not
+//! registered any more: an invalidation that ends, and meets a slot then, counts itself in `ended` before it takes the
+//! range out, and the fault compares that count with the one from before its look-up, after it has looked for the range.
 //!
-//! A slot change publishes the new table, waits for every reader of the old one (a fault that still maps from it), and
-//! only then unmaps. When it returns nothing uses the old slot. Until then an invalidation, which looks into the new
-//! table, has to know the slot that goes: its pages are still mapped. `Mmu::leaving` names it from before the
-//! publication to after the unmapping, and an invalidation looks there after it has looked into the table.
+//! An invalidation that meets no slot disturbs nobody. A slot that is published after it has looked: faults there see
+//! the range, which is registered before the look, until the invalidation ends, and it is counted then, as the end looks
+//! into the slots again.
+//!
+//! **Who finds nothing.** An operation that finds an entry gone, or already protected, relies on another one's having
+//! taken it away, which perhaps is not flushed yet. `Unflushed` counts operations from before they take something away
+//! until they have flushed; who finds the count above its own one flushes as well.
+//!
+//! **Slots.** A slot change publishes the new table, waits for every reader of the old one (a fault that still maps from
+//! it), and only then unmaps. When it returns nothing uses the old slot. Until then an invalidation, which looks into the
+//! new table, has to know the slot that goes: its pages are still mapped. `leaving` names it from before the publication
+//! until it has been unmapped and flushed, and an invalidation looks there after it has looked into the table.
+//!
+//! **Tables** that have been taken out are freed after the flush, and after the read sections of RCU in which others may
+//! still walk them: faults have interrupts or preemption off, all others hold `rcu::read_lock`.
+//!
+//! **Dirty log.** A page is marked after it has been mapped. A log's reader takes the bits, write-protects, and flushes.
+//! If it takes the bits before the mark, the page is in the next log; if after, the mapping was there before its
+//! protection, and what the guest wrote until the flush is in the copy that user space makes afterwards. Marked first,
+//! the bit could be taken and the protection be done before the writable mapping comes: its writes would be in no log.
 //!
 //! # Lock order
 //!
-//! `update` (mutex) > SRCU read section > `mmu` (spin lock). User memory is never touched under `mmu`.
+//! `update` (mutex) > SRCU read section > `registry`, `leaving` (raw spin locks, each held for a few instructions).
 
 use crate::abi::stats::{VmCounter, VmStats};
 use crate::arch::{address_limits, NestedTable};
 use crate::linux::page;
+use crate::linux::spin_irq::RawSpin;
 use crate::linux::srcu_cell::SrcuCell;
 use crate::mem::addr::{Gpa, GpaRange, Hpa, Hva, Level, PAGE_SIZE};
 use crate::mem::format::{Leaf, MemType, Perm};
-use crate::mem::mmu::{Mmu, TablePool};
+use crate::mem::invalidations::{Invalidations, Registry, Unflushed};
+use crate::mem::mmu::TablePool;
 use crate::mem::ports::{DmaView, StopRunning};
 use crate::mem::slot_table::SlotTable;
 use crate::mem::slots::{Limits, Slot, MAX_SLOTS};
 use crate::mem::touches::Touches;
 pub(crate) use crate::mem::view::{MemError, MemoryView};
-use crate::mem::walk::{Cursor, MapError};
+use crate::mem::walk::{Allow, MapError};
 use core::convert::Infallible;
 use core::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use kernel::prelude::*;
 use kernel::rbtree::RBTree;
-use kernel::sync::{new_mutex, new_spinlock, Arc, Mutex, SetOnce, SpinLock};
-
-/// Entries visited between two chances to reschedule while unmapping.
-pub(super) const BUDGET: u32 = 16 * 1024;
+use kernel::sync::{new_mutex, rcu, Arc, Mutex, SetOnce};
 
 /// Slots that are created without waiting for the readers of the version before, between two that wait.
 const RETIRED: usize = 16;
@@ -81,8 +100,16 @@ pub(crate) struct GuestMemory {
     pub(super) update: Mutex<Update>,
     #[pin]
     pub(super) slots: SrcuCell<SlotTable, RETIRED>,
+    pub(super) table: NestedTable,
+    /// The host's changes under way.
+    pub(super) invalidations: Invalidations,
     #[pin]
-    pub(super) mmu: SpinLock<Mmu>,
+    registry: RawSpin<Registry>,
+    /// The slot that is being deleted or moved away, as it was: perhaps no longer in the table, but still mapped.
+    #[pin]
+    leaving: RawSpin<Option<Slot>>,
+    /// Operations whose flush is still to come.
+    pub(super) unflushed: Unflushed,
     /// Bumped whenever translations have to go; a vCPU compares it before each entry.
     tlb_generation: AtomicU64,
     /// The vCPUs to be stopped for a flush.
@@ -139,7 +166,11 @@ impl GuestMemory {
                     hva_end,
                 },
                 root: table.root(),
-                mmu <- new_spinlock!(Mmu::new(table)),
+                table,
+                invalidations: Invalidations::new(),
+                registry <- RawSpin::new(Registry::new()),
+                leaving <- RawSpin::new(None),
+                unflushed: Unflushed::new(),
             }),
             GFP_KERNEL_ACCOUNT,
         )
@@ -164,41 +195,42 @@ impl GuestMemory {
         self.vcpus.stop_running();
     }
 
-    /// Fills up the spare tables. Sleeps. Not in the frame of [`GuestMemory::fault`], on which host page faults and
-    /// reclaim are stacked.
-    #[inline(never)]
-    pub(super) fn refill(&self) -> Result {
-        let mut more = TablePool::new();
-        more.top_up()?;
-        self.mmu.lock().pool.take_from(&mut more);
-        Ok(())
-    }
-
-    /// Unmaps `range`, letting others run in between if `may_sleep`.
-    pub(super) fn unmap(&self, range: GpaRange, may_sleep: bool) {
-        let mut cursor = Cursor::new(range);
-        loop {
-            let done = {
-                let mut mmu = self.mmu.lock();
-                self.unmap_chunk(&mut mmu, &mut cursor)
-            };
-            if done {
-                return;
-            }
-            if may_sleep {
-                crate::linux::sched::cond_resched();
-            }
+    /// The vCPUs that are about to map what they have found do so, and return to where they look for invalidations.
+    pub(super) fn await_faults(&self) {
+        let waits = self.vcpus.await_faults();
+        if waits != 0 {
+            self.stats.add(VmCounter::GateWaits, waits.into());
         }
     }
 
-    fn unmap_chunk(&self, mmu: &mut Mmu, cursor: &mut Cursor) -> bool {
-        let Mmu { table, pool, .. } = mmu;
-        let done = table.unmap_some(pool, cursor, BUDGET);
-        if cursor.take_flush() {
-            self.flush();
+    /// A change of user addresses `start` to `end` begins.
+    pub(super) fn begin_invalidation(&self, start: u64, end: u64) {
+        self.registry.lock().begin(&self.invalidations, start, end);
+    }
+
+    /// A change of user addresses `start` to `end` is done.
+    pub(super) fn end_invalidation(&self, start: u64, end: u64) {
+        let mut concerned = false;
+        self.for_each_range(start, end, |_| concerned = true);
+        if concerned {
+            self.invalidations.count_ended();
         }
-        pool.release();
-        done
+        self.registry.lock().end(&self.invalidations, start, end);
+    }
+
+    /// Names the slot that is about to go, or no more.
+    pub(super) fn set_leaving(&self, slot: Option<Slot>) {
+        *self.leaving.lock() = slot;
+    }
+
+    /// How memory is mapped. To be asked in a fault's section, see [`GuestMemory::set_incoherent`].
+    #[inline]
+    pub(super) fn ram(&self) -> MemType {
+        if self.incoherent.load(Ordering::SeqCst) {
+            MemType::GuestTyped
+        } else {
+            MemType::Ram
+        }
     }
 
     /// The physical address of the VM's own page, which lives as long as the VM and holds zeroes at first. The caller
@@ -231,7 +263,6 @@ impl GuestMemory {
                 return Ok(());
             }
         };
-        self.refill()?;
         let leaf = Leaf {
             hpa,
             perm: Perm::RW,
@@ -239,23 +270,24 @@ impl GuestMemory {
             accessed: true,
             dirty: true,
         };
-        let mut mmu = self.mmu.lock();
-        let Mmu { table, pool, .. } = &mut *mmu;
-        match table.map(pool, gpa, Level::L1, &leaf) {
+        let mut tables = TablePool::new();
+        tables.top_up()?;
+        // After `tables`, so that what was unlinked is freed after the flush.
+        let mut flushing = self.flushing();
+        let mapped = {
+            let _tables_stay = rcu::read_lock();
+            self.table
+                .map(&mut tables, gpa, Level::L1, &leaf, Allow::Any)
+        };
+        match mapped {
             Ok(change) => {
-                if change.needs_flush() {
-                    self.flush();
-                }
+                flushing.needed = change.needs_flush();
                 self.pin_state.store(PINNED, Ordering::Relaxed);
             }
-            Err(MapError::NoMemory { flush }) => {
-                if flush {
-                    self.flush();
-                }
-            }
+            // The guest faults again.
+            Err(MapError::NoMemory | MapError::Busy) => {}
             Err(_) => self.pin_state.store(BARRED, Ordering::Relaxed),
         }
-        pool.release();
         Ok(())
     }
 
@@ -302,20 +334,18 @@ impl GuestMemory {
     /// memory types that the guest chooses, or without. Sleeps.
     pub(crate) fn set_incoherent(&self, on: bool) {
         let _update = self.update.lock();
-        self.incoherent.store(on, Ordering::Relaxed);
-        self.mmu.lock().ram = if on {
-            MemType::GuestTyped
-        } else {
-            MemType::Ram
-        };
+        self.incoherent.store(on, Ordering::SeqCst);
+        // What they map by the old answer is found.
+        self.await_faults();
         self.unmap_slots();
     }
 
     /// Unmaps all slots: the guest faults anew.
     fn unmap_slots(&self) {
+        let mut removing = self.removing();
         self.slots.read().each(|slot| {
             if let Some(range) = slot.range() {
-                self.unmap(range, true);
+                removing.unmap(range, true);
             }
         });
     }
@@ -341,13 +371,18 @@ impl GuestMemory {
         }
     }
 
-    /// For each guest-physical range behind the user range `start..end`.
+    /// For each guest-physical range behind the user range `start..end`, that of a slot that is leaving included.
     pub(super) fn for_each_range(&self, start: u64, end: u64, mut f: impl FnMut(GpaRange)) {
         let slots = self.slots.read();
         let _ = slots.try_each_range(Hva(start), Hva(end), |r| {
             f(r);
             Ok::<(), Infallible>(())
         });
+        // In this order: a slot that was gone from the table above is named here until it is unmapped and flushed.
+        let leaving = *self.leaving.lock();
+        if let Some(r) = leaving.and_then(|slot| slot.gpa_range(Hva(start), Hva(end))) {
+            f(r);
+        }
     }
 }
 
@@ -355,8 +390,6 @@ impl GuestMemory {
 impl PinnedDrop for GuestMemory {
     fn drop(self: Pin<&mut Self>) {
         // Nobody runs and nobody else has a reference: no flush is needed before tables are freed.
-        let mut mmu = self.mmu.lock();
-        let Mmu { table, pool, .. } = &mut *mmu;
-        table.clear(pool);
+        self.project().table.clear();
     }
 }

@@ -1,28 +1,23 @@
 // SPDX-License-Identifier: GPL-2.0
-//! What guest memory's spin lock protects: the nested page table, the pages it is made of, and which of the host's
-//! changes are under way.
+//! The pages that nested page tables are made of, and the look at the host's page tables that a resident page is found
+//! by.
 //!
 //! The only file outside of `rust/` and the vendors with unsafe code: page tables are memory that hardware reads, and
-//! resident pages are used without a reference. Called by faults, slot changes and notifier callbacks, always under
-//! `GuestMemory.mmu`.
+//! resident pages are used without a reference. Called by faults, slot changes and notifier callbacks, all at a time.
 
-use crate::arch::NestedTable;
 use crate::linux::gup;
 use crate::linux::irqflags::IrqsOff;
-use crate::linux::page::{self, Pages};
+use crate::linux::page::{self, PageChain, Pages};
 use crate::linux::sched::is_current_mm;
-use crate::mem::addr::Hpa;
-use crate::mem::format::MemType;
-use crate::mem::slots::Slot;
+use crate::mem::addr::{Hpa, TABLE_ENTRIES};
+use crate::mem::invalidations::{Invalidations, Section};
 use crate::mem::walk::{Page, Table, Tables, MAX_ALLOC_PER_MAP};
 use core::sync::atomic::{AtomicU64, Ordering};
 use kernel::mm::Mm;
 use kernel::prelude::*;
 
-/// Spare tables kept ready: enough for one `map` of each of a few vCPUs.
-const SPARE: usize = 4 * MAX_ALLOC_PER_MAP;
-/// Tables that one bounded operation can unlink: it visits 32 of them and their parents (see `memory::BUDGET`).
-const FREED: usize = 64;
+/// Spare tables of a vCPU: two `map`s' worth, which serve at least five areas of 2 MiB one after the other.
+const SPARE: usize = 2 * MAX_ALLOC_PER_MAP;
 
 /// One zeroed page that becomes a table.
 pub(crate) struct TablePage(Pages);
@@ -54,7 +49,7 @@ impl Page for TablePage {
     }
 }
 
-/// Table pages: spare ones, and unlinked ones that a processor may still walk.
+/// Table pages of one caller: spare ones, and unlinked ones that processors and other callers may still walk.
 ///
 /// # Invariants
 ///
@@ -62,40 +57,33 @@ impl Page for TablePage {
 pub(crate) struct TablePool {
     spare: [Hpa; SPARE],
     spares: usize,
-    freed: [Hpa; FREED],
-    freeds: usize,
+    unlinked: PageChain,
 }
 
 impl TablePool {
     /// Empty.
-    pub(super) const fn new() -> Self {
+    pub(crate) const fn new() -> Self {
         Self {
             spare: [Hpa(0); SPARE],
             spares: 0,
-            freed: [Hpa(0); FREED],
-            freeds: 0,
+            unlinked: PageChain::new(),
         }
     }
 
     /// Fewer spares than one `map` may need.
+    #[inline]
     pub(super) fn is_low(&self) -> bool {
         self.spares < MAX_ALLOC_PER_MAP
     }
 
-    /// Allocates until there is enough for one `map`. Sleeps.
+    /// Allocates spares until there is no room for more. Sleeps. Not in the frame of its caller, on which host page
+    /// faults and reclaim are stacked.
+    #[inline(never)]
     pub(super) fn top_up(&mut self) -> Result {
-        while self.is_low() {
+        while self.spares < SPARE {
             self.put_spare(TablePage::new()?);
         }
         Ok(())
-    }
-
-    /// Moves spares over from `other`.
-    pub(super) fn take_from(&mut self, other: &mut Self) {
-        while self.spares < SPARE {
-            let Some(page) = other.alloc() else { return };
-            self.put_spare(page);
-        }
     }
 
     fn put_spare(&mut self, page: TablePage) {
@@ -105,13 +93,15 @@ impl TablePool {
         }
     }
 
-    /// Frees the unlinked tables. Translations have been flushed, or nothing was unlinked since the last call.
-    pub(crate) fn release(&mut self) {
-        for t in self.freed.iter().take(self.freeds) {
-            // SAFETY: The address came from `into_hpa` by the invariant, and `freeds` is reset below.
-            drop(unsafe { TablePage::from_hpa(*t) });
-        }
-        self.freeds = 0;
+    /// Frees the unlinked tables, as soon as nobody walks them. Translations have been flushed since they were unlinked.
+    #[inline]
+    pub(super) fn release(&mut self) {
+        self.unlinked.free_after_readers();
+    }
+
+    /// Frees the unlinked tables now. No processor and nobody else uses the tree any more.
+    pub(crate) fn release_now(&mut self) {
+        self.unlinked.free();
     }
 }
 
@@ -126,9 +116,11 @@ impl Drop for TablePool {
 #[inline]
 fn entry(table: &Table<TablePage>, index: usize) -> &AtomicU64 {
     let first = page::phys_to_virt(table.hpa().0).cast::<u64>();
-    // SAFETY: By its invariant a `Table<TablePage>` is a page that came from `TablePage::into_hpa` and has not come
-    // back to `free`, which takes the last handle; the reference lives no longer than the handle. The index is cut to
-    // the page. Hardware and software access tables by atomic 64-bit accesses only.
+    // SAFETY: By its invariant a `Table<TablePage>` is a page that came from `TablePage::into_hpa`; the reference lives
+    // no longer than the handle. The page is allocated as long as that: each operation of the walker runs in a read
+    // section of RCU (`rcu::read_lock`, or preemption or interrupts off), or nobody else uses the tree, and a page that
+    // came to `free`, after the last entry that pointed to it was gone, is freed by `PageChain::free_after_readers`.
+    // The index is cut to the page. Hardware and software access tables by atomic 64-bit accesses only.
     unsafe { AtomicU64::from_ptr(first.add(index & 511)) }
 }
 
@@ -137,12 +129,17 @@ impl Tables for TablePool {
 
     #[inline]
     fn load(&self, table: &Table<TablePage>, index: usize) -> u64 {
-        entry(table, index).load(Ordering::Relaxed)
+        entry(table, index).load(Ordering::Acquire)
     }
 
     #[inline]
     fn store(&self, table: &Table<TablePage>, index: usize, value: u64) {
-        entry(table, index).store(value, Ordering::Release);
+        entry(table, index).store(value, Ordering::Relaxed);
+    }
+
+    #[inline]
+    fn swap(&self, table: &Table<TablePage>, index: usize, new: u64) -> u64 {
+        entry(table, index).swap(new, Ordering::AcqRel)
     }
 
     #[inline]
@@ -154,7 +151,7 @@ impl Tables for TablePool {
         new: u64,
     ) -> Result<(), u64> {
         entry(table, index)
-            .compare_exchange(old, new, Ordering::AcqRel, Ordering::Relaxed)
+            .compare_exchange(old, new, Ordering::AcqRel, Ordering::Acquire)
             .map(|_| ())
     }
 
@@ -166,90 +163,38 @@ impl Tables for TablePool {
         Some(unsafe { TablePage::from_hpa(hpa) })
     }
 
+    #[cold]
+    fn unused(&mut self, table: Table<TablePage>) {
+        for i in 0..TABLE_ENTRIES {
+            self.store(&table, i, 0);
+        }
+        // SAFETY: The walker has it from `alloc`, and hands it back once; it was never linked.
+        self.put_spare(unsafe { TablePage::from_hpa(table.hpa()) });
+    }
+
     fn free(&mut self, table: Table<TablePage>) {
-        match self.freed.get_mut(self.freeds) {
-            Some(f) => {
-                *f = table.hpa();
-                self.freeds += 1;
-            }
-            // The budget rules this out; a lost page is the lesser evil against one that is reused while walked.
-            None => kernel::pr_err_once!(
-                "more page tables unlinked at once than accounted for; a page is lost\n"
-            ),
-        }
+        // SAFETY: The address came from `into_hpa`, of what `alloc` gave, and is handed back once.
+        unsafe { self.unlinked.push(table.hpa().0) };
     }
 }
 
-/// Nested page tables and the state of invalidations.
-pub(super) struct Mmu {
-    pub(super) table: NestedTable,
-    /// Tables that were unlinked and wait for the flush.
-    pub(super) pool: TablePool,
-    /// Invalidations that ended.
-    pub(super) invalidations: u64,
-    /// Invalidations under way, and the hull of their ranges.
-    invalidating: u32,
-    hull: (u64, u64),
-    /// The slot that is being deleted or moved away, as it was: perhaps no longer in the table, but still mapped.
-    pub(super) leaving: Option<Slot>,
-    /// How memory is mapped.
-    pub(super) ram: MemType,
-}
-
-impl Mmu {
-    /// Nothing is mapped and no invalidation is under way.
-    pub(super) fn new(table: NestedTable) -> impl Init<Self> {
-        init!(Self {
-            table,
-            pool: TablePool::new(),
-            invalidations: 0,
-            invalidating: 0,
-            hull: (0, 0),
-            leaving: None,
-            ram: MemType::Ram,
-        })
+/// The frame of memory that the host maps writable at `hva` and that needs no more for a write, unless the mapping is
+/// being invalidated, and whether a huge leaf maps it. The frame stays there until the section ends.
+#[inline]
+pub(super) fn resident(
+    invalidations: &Invalidations,
+    section: &Section<'_>,
+    hva: u64,
+    inside: InOwnMm<'_>,
+) -> Option<(Hpa, bool)> {
+    if invalidations.covers(section, hva) {
+        return None;
     }
-
-    /// An invalidation of user addresses `start` to `end` begins.
-    pub(super) fn begin_invalidation(&mut self, start: u64, end: u64) {
-        self.hull = if self.invalidating == 0 {
-            (start, end)
-        } else {
-            (self.hull.0.min(start), self.hull.1.max(end))
-        };
-        self.invalidating = self.invalidating.saturating_add(1);
-    }
-
-    /// An invalidation ends.
-    pub(super) fn end_invalidation(&mut self) {
-        self.invalidations = self.invalidations.wrapping_add(1);
-        self.invalidating = self.invalidating.saturating_sub(1);
-    }
-
-    /// Whether an invalidation has ended since `seen` were counted, or one that may concern `hva` is under way.
-    pub(super) fn must_retry(&self, seen: u64, hva: u64) -> bool {
-        self.invalidations != seen || self.is_invalidating(hva)
-    }
-
-    /// An invalidation that may concern `hva` is under way.
-    #[inline]
-    fn is_invalidating(&self, hva: u64) -> bool {
-        self.invalidating != 0 && self.hull.0 <= hva && hva < self.hull.1
-    }
-
-    /// The frame of memory that the host maps writable at `hva` and that needs no more for a write, unless the mapping
-    /// is being invalidated, and whether a huge leaf maps it. The frame stays there while the lock is held.
-    #[inline]
-    pub(super) fn resident(&mut self, hva: u64, inside: InOwnMm<'_>) -> Option<(Hpa, bool)> {
-        if self.is_invalidating(hva) {
-            return None;
-        }
-        // SAFETY: `inside` says that the address space is the VM's. `Notifier` is registered for that one and takes the
-        // lock, which `&mut self` shows to be held, at the beginning of an invalidation; none of this address is under
-        // way.
-        let (pfn, level) = unsafe { gup::mapped_writable(hva as usize, inside.0) }?;
-        Some((Hpa(pfn << 12), level != gup::MappingLevel::L4K))
-    }
+    // SAFETY: `inside` says that the address space is the VM's. `Notifier` is registered for that one. None of its
+    // invalidations of this address is under way, as has just been seen inside of the section; one that begins from now
+    // on waits until the section has ended (`Gate::wait`).
+    let (pfn, level) = unsafe { gup::mapped_writable(hva as usize, inside.0) }?;
+    Some((Hpa(pfn << 12), level != gup::MappingLevel::L4K))
 }
 
 /// A proof that, for `'a`, interrupts are off and the current address space is that of the VM at hand.

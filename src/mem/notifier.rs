@@ -6,9 +6,8 @@
 
 use crate::abi::stats::VmCounter;
 use crate::linux::mmu_notifier::{MmuNotifierOps, Range};
-use crate::mem::addr::{Gpa, GpaRange, Hva};
+use crate::mem::addr::{Gpa, GpaRange};
 use crate::mem::memory::GuestMemory;
-use crate::mem::mmu::Mmu;
 use kernel::sync::Arc;
 
 /// The MMU notifier's end of a VM's memory.
@@ -16,21 +15,24 @@ pub(crate) struct Notifier(pub(crate) Arc<GuestMemory>);
 
 impl MmuNotifierOps for Notifier {
     fn invalidate_range_start(&self, range: &Range) {
-        self.0.stats.add(VmCounter::Invalidations, 1);
+        let memory = &*self.0;
+        memory.stats.add(VmCounter::Invalidations, 1);
         let (start, end) = (range.start as u64, range.end as u64);
-        self.0.mmu.lock().begin_invalidation(start, end);
-        // Work is bounded per lock hold and never sleeps, so a range that is not blockable needs no other path.
-        self.0
-            .for_each_range(start, end, |r| self.0.unmap(r, false));
-        // In this order: a slot that was gone from the table above is named here until it is unmapped.
-        let leaving = self.0.mmu.lock().leaving;
-        if let Some(r) = leaving.and_then(|slot| slot.gpa_range(Hva(start), Hva(end))) {
-            self.0.unmap(r, false);
-        }
+        memory.begin_invalidation(start, end);
+        let mut removing = None;
+        memory.for_each_range(start, end, |r| {
+            removing
+                .get_or_insert_with(|| {
+                    memory.await_faults();
+                    memory.removing()
+                })
+                .unmap(r, range.may_sleep);
+        });
     }
 
-    fn invalidate_range_end(&self, _range: &Range) {
-        self.0.mmu.lock().end_invalidation();
+    fn invalidate_range_end(&self, range: &Range) {
+        self.0
+            .end_invalidation(range.start as u64, range.end as u64);
     }
 
     fn clear_flush_young(&self, start: usize, end: usize) -> bool {
@@ -42,39 +44,37 @@ impl MmuNotifierOps for Notifier {
     }
 
     fn test_young(&self, addr: usize) -> bool {
+        let (start, end) = (addr as u64, (addr as u64).saturating_add(1));
         let mut young = false;
         self.0
-            .for_each_range(addr as u64, (addr as u64).saturating_add(1), |r| {
-                let mut mmu = self.0.mmu.lock();
-                let Mmu { table, pool, .. } = &mut *mmu;
-                young |= table.test_accessed(pool, r);
-            });
+            .for_each_range(start, end, |r| young |= self.0.test_accessed(r));
         young
     }
 
     fn release(&self) {
         // The address space is going: no user page may stay reachable.
         if let Some(all) = GpaRange::between(Gpa(0), Gpa(1 << 52)) {
-            self.0.unmap(all, false);
+            self.0.await_faults();
+            self.0.unmap(all, true);
         }
     }
 }
 
 impl Notifier {
     /// Clears accessed bits. Where there are none the leaves go, and their translations with them also for a caller
-    /// that needs no flush: a later invalidation finds nothing left to flush for.
+    /// that needs no flush.
     fn age(&self, start: usize, end: usize) -> bool {
+        let memory = &*self.0;
+        let (start, end) = (start as u64, end as u64);
         let mut young = false;
-        self.0.for_each_range(start as u64, end as u64, |r| {
-            let mut mmu = self.0.mmu.lock();
-            let Mmu { table, pool, .. } = &mut *mmu;
-            let aged = table.age(pool, r);
-            young |= aged.accessed;
-            if aged.flush {
-                self.0.flush();
-            }
-            pool.release();
-        });
+        if memory.table.has_accessed_bits() {
+            memory.for_each_range(start, end, |r| young |= memory.age_in_place(r));
+        } else {
+            let mut removing = None;
+            memory.for_each_range(start, end, |r| {
+                young |= removing.get_or_insert_with(|| memory.removing()).age(r);
+            });
+        }
         young
     }
 }

@@ -8,6 +8,10 @@ use kernel::prelude::*;
 pub(crate) trait StopRunning: Send + Sync {
     /// Returns after every vCPU that was in the guest has left it. Interrupts are on; may be called under a spin lock.
     fn stop_running(&self);
+
+    /// Returns after every vCPU that was about to map what it found ([`Gate`](crate::mem::invalidations::Gate)) has
+    /// done so, and says how many were. Sleeps not; may be called under a spin lock that those do not take.
+    fn await_faults(&self) -> u32;
 }
 
 /// What devices of the VM see of guest memory. Called under `GuestMemory.update`, so in the order of slot changes.

@@ -5,11 +5,10 @@
 
 use crate::mem::addr::{Gpa, GpaRange, PAGE_SIZE};
 use crate::mem::dirty;
-use crate::mem::memory::{GuestMemory, Update, BUDGET};
-use crate::mem::mmu::Mmu;
+use crate::mem::memory::{GuestMemory, Update};
+use crate::mem::removing::Removing;
 use crate::mem::slot_table::{DirtyBitmap, Entry, SlotTable};
 use crate::mem::slots::{self, Change, Slot, SlotError};
-use crate::mem::walk::Cursor;
 use crate::nospec::Nospec;
 use core::sync::atomic::Ordering;
 use kernel::prelude::*;
@@ -93,18 +92,18 @@ impl GuestMemory {
             return Ok(());
         }
         if leaving.is_some() {
-            self.mmu.lock().leaving = leaving;
+            self.set_leaving(leaving);
         }
         drop(self.slots.replace(plan.next));
         if let Some(range) = leaving.as_ref().and_then(Slot::range) {
             self.unmap(range, true);
-            self.mmu.lock().leaving = None;
+            self.set_leaving(None);
         }
         if let (Some(dma), Change::Delete, Some(old)) = (&update.dma, plan.change, &leaving) {
             dma.remove(old);
         }
-        if plan.protect.is_some_and(|range| self.write_protect(range)) {
-            self.flush();
+        if let Some(range) = plan.protect {
+            self.removing().write_protect(range);
         }
         Ok(())
     }
@@ -163,48 +162,16 @@ impl GuestMemory {
         f(&self.slots.read())
     }
 
-    /// Returns whether writes go on until a flush. Nothing has been unlinked or freed that would have to wait for it.
-    #[must_use]
-    fn write_protect(&self, range: GpaRange) -> bool {
-        let mut cursor = Cursor::new(range);
-        let mut flush = false;
-        loop {
-            let done = {
-                let mut mmu = self.mmu.lock();
-                let Mmu { table, pool, .. } = &mut *mmu;
-                table.write_protect_some(pool, &mut cursor, BUDGET)
-            };
-            flush |= cursor.take_flush();
-            if done {
-                return flush;
-            }
-            crate::linux::sched::cond_resched();
-        }
-    }
-
     /// Write-protects the pages of `slot` that are set in `bits`, word `w` of a bitmap. The bits are taken out of the
-    /// log before: a write in between sets its bit again. As [`GuestMemory::write_protect`].
-    #[must_use]
-    fn protect_word(&self, slot: &Slot, w: u64, bits: u64) -> bool {
-        let mut flush = false;
+    /// log before: a write in between sets its bit again. User space looks at the pages when the ioctl has returned, and
+    /// `removing` has flushed by then, once for all of them.
+    fn protect_word(removing: &mut Removing<'_>, slot: &Slot, w: u64, bits: u64) {
         for (page, n) in dirty::runs(w, bits) {
             let start = slot.gpa.wrapping_add(page.wrapping_mul(PAGE_SIZE));
             if let Some(range) = GpaRange::new(start, n.wrapping_mul(PAGE_SIZE)) {
-                flush |= self.write_protect(range);
+                removing.write_protect(range);
             }
         }
-        flush
-    }
-
-    /// Runs `f`, which sets its argument when it has write-protected pages: all of them wait for one flush. User space
-    /// looks at the pages when the ioctl has returned.
-    fn flush_after(&self, f: impl FnOnce(&mut bool) -> Result) -> Result {
-        let mut flush = false;
-        let result = f(&mut flush);
-        if flush {
-            self.flush();
-        }
-        result
     }
 
     /// KVM_GET_DIRTY_LOG (api.rst 4.8): copies slot `id`'s bitmap to `user` and starts afresh.
@@ -214,17 +181,16 @@ impl GuestMemory {
         let (slot, bitmap) = update.log(&slots, id)?;
         let manual = self.manual_protect.load(Ordering::Relaxed);
         let mut out = UserSlice::new(user, bitmap.words.len() * 8).writer();
-        self.flush_after(|flush| {
-            for (w, word) in bitmap.words.iter().enumerate() {
-                let mut bits = word.load(Ordering::Relaxed);
-                if bits != 0 && !manual {
-                    bits = word.swap(0, Ordering::SeqCst);
-                    *flush |= self.protect_word(slot, w as u64, bits);
-                }
-                out.write(&bits)?;
+        let mut removing = self.removing();
+        for (w, word) in bitmap.words.iter().enumerate() {
+            let mut bits = word.load(Ordering::Relaxed);
+            if bits != 0 && !manual {
+                bits = word.swap(0, Ordering::SeqCst);
+                Self::protect_word(&mut removing, slot, w as u64, bits);
             }
-            Ok(())
-        })
+            out.write(&bits)?;
+        }
+        Ok(())
     }
 
     /// KVM_CLEAR_DIRTY_LOG (api.rst 4.117): forgets the pages named in `user`, a bitmap of pages `first` to `first +
@@ -240,21 +206,20 @@ impl GuestMemory {
         let at = range.start / dirty::WORD_PAGES;
         let words = dirty::words(range.end.saturating_sub(range.start));
         let mut input = UserSlice::new(user, usize::try_from(words)?.saturating_mul(8)).reader();
-        self.flush_after(|flush| {
-            for w in at..at.saturating_add(words) {
-                let mask: u64 = input.read()?;
-                let Some(word) = bitmap.words.get_nospec(w as usize) else {
-                    break;
-                };
-                if mask == 0 || word.load(Ordering::Relaxed) & mask == 0 {
-                    continue;
-                }
-                // Bits beyond the slot's end are never set.
-                let bits = word.fetch_and(!mask, Ordering::SeqCst) & mask;
-                *flush |= self.protect_word(slot, w, bits);
+        let mut removing = self.removing();
+        for w in at..at.saturating_add(words) {
+            let mask: u64 = input.read()?;
+            let Some(word) = bitmap.words.get_nospec(w as usize) else {
+                break;
+            };
+            if mask == 0 || word.load(Ordering::Relaxed) & mask == 0 {
+                continue;
             }
-            Ok(())
-        })
+            // Bits beyond the slot's end are never set.
+            let bits = word.fetch_and(!mask, Ordering::SeqCst) & mask;
+            Self::protect_word(&mut removing, slot, w, bits);
+        }
+        Ok(())
     }
 
     /// KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2.

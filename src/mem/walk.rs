@@ -2,10 +2,7 @@
 //! Nested page tables: one walker for every entry format and every architecture.
 //!
 //! The walker knows levels, ranges and the life of tables; a [`Format`] knows the bits of one entry; a
-//! [`Tables`] reads, writes, allocates and frees tables. What changes a tree takes it by `&mut`, so that one
-//! caller at a time does; its owner keeps it under a lock. The processor is the only other writer: it may set
-//! the accessed and dirty bits of a present entry at any time, therefore present entries are only ever changed
-//! by `cmpxchg` and `swap`.
+//! [`Tables`] reads, writes, allocates and frees tables, for one caller.
 //!
 //! ```text
 //!   address      | index | index | index | offset |      one index of 9 bits for each level
@@ -17,19 +14,39 @@
 //!
 //! A page table is a cache of what the owner's address space maps. Nothing is lost when more than asked is
 //! removed: the next access faults and the owner maps again. `unmap` uses this for huge leaves.
+//!
+//! # Many callers at once
+//!
+//! Operations take the tree by `&self`, and several run at a time. Each reads an entry, decides, and changes it by
+//! `cmpxchg`; if the entry is another one by then, because of the processor (accessed and dirty bits) or of another
+//! operation, it looks again. So every change of one entry follows from what was there.
+//!
+//! - A table comes into the tree whole: filled before the `cmpxchg` that links it. Who loses the race to link one gives
+//!   its own back ([`Tables::unused`]).
+//! - A table leaves the tree in two steps: the entry that points to it goes, then, in a table of tables, every entry
+//!   becomes [`Format::FROZEN`], into which nobody puts anything: so nothing can be linked below it that nobody frees.
+//!   Tables of leaves are not visited: a leaf that another operation puts into one that has just left is lost. That is
+//!   harmless: the next access faults again; what a processor still reaches through a cached pointer to the table it
+//!   forgets with the flush that the one who took the table out does before it frees it, and everybody who finds
+//!   nothing mapped waits for that flush ([`crate::mem::invalidations::Unflushed`]).
+//! - Operations walk into tables that others take out meanwhile. The caller sees to it that what was freed stays what
+//!   it is as long as an operation that began before is under way (RCU).
 #![forbid(unsafe_code)]
 
 mod table;
 mod visitors;
 
-pub use table::{Cursor, Page, Removed, Table, Tables, MAX_ALLOC_PER_MAP};
+// The module does not look at leaves that go; the tests do.
+#[allow(unused_imports)]
+pub use table::Removed;
+pub use table::{Cursor, Page, Table, Tables, MAX_ALLOC_PER_MAP};
 
 use core::marker::PhantomData;
 
 use crate::mem::addr::{Gpa, GpaRange, Hpa, Level, MAX_PHYS_BITS, PAGE_SIZE, TABLE_ENTRIES};
 use crate::mem::format::{Format, Leaf};
-use table::update;
-use visitors::{Age, Entry, TestAccessed, Unmap, Visitor, WriteProtect};
+use table::{gone, retire};
+use visitors::{Age, Clear, Entry, Next, TestAccessed, Unmap, Visitor, WriteProtect};
 
 /// What [`PageTable::map`] did.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -40,7 +57,7 @@ pub enum Change {
     New,
     /// Only rights were added to the same page: stale translations fault at most once more.
     Upgraded,
-    /// Another translation was there: flush before the lock is released.
+    /// Another translation was there, or more rights: flush.
     Replaced,
 }
 
@@ -52,17 +69,27 @@ impl Change {
     }
 }
 
+/// What [`PageTable::map`] may do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Allow {
+    /// Fill an empty entry.
+    New,
+    /// Also add rights to a leaf of the same page, and split a leaf for it: nothing that needs a flush.
+    More,
+    /// Everything.
+    Any,
+}
+
 /// Why [`PageTable::map`] did nothing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum MapError {
-    /// [`PageTable::map_new`]: something is mapped there.
+    /// Something is mapped there that would have to give way, which [`Allow`] does not allow.
     Present,
-    /// `alloc` gave nothing. Tables allocated so far stay linked and serve the next attempt. `flush` is set if
-    /// a huge leaf has been split already.
-    NoMemory {
-        /// Whether translations have to be flushed.
-        flush: bool,
-    },
+    /// Another operation is at work there: try again.
+    Busy,
+    /// `alloc` gave nothing. Tables allocated so far stay linked and serve the next attempt; a leaf that has been
+    /// split stays so.
+    NoMemory,
     /// An address is not aligned to the level, or the level has no leaves.
     Misaligned,
     /// An address is wider than the tables or than a physical address.
@@ -135,24 +162,37 @@ impl<F: Format, T: Tables> PageTable<F, T> {
     /// A new table.
     #[inline]
     fn alloc(t: &mut T) -> Result<Table<T::Page>, MapError> {
-        let page = t.alloc().ok_or(MapError::NoMemory { flush: false })?;
+        let page = t.alloc().ok_or(MapError::NoMemory)?;
         Ok(Table::at(page.into_hpa()))
     }
 
-    /// Replaces the present entry by the present `new`, which has another address or size. Returns what was there.
-    #[inline]
-    fn replace(t: &mut T, table: &Table<T::Page>, index: usize, new: u64) -> u64 {
-        if !F::BREAK_FIRST {
-            return t.swap(table, index, new);
+    /// Replaces the present entry `old` by the present `new`, which has another address or size, and takes out what it
+    /// led to. False: another entry is there by now.
+    fn replace(
+        t: &mut T,
+        table: &Table<T::Page>,
+        index: usize,
+        level: Level,
+        gpa: Gpa,
+        (old, new): (u64, u64),
+    ) -> Result<bool, MapError> {
+        let first = if F::BREAK_FIRST { F::BROKEN } else { new };
+        if t.cmpxchg(table, index, old, first).is_err() {
+            return Ok(false);
         }
-        let old = t.swap(table, index, F::NON_PRESENT);
-        t.flush();
-        t.store(table, index, new);
-        old
+        gone::<F, T>(t, old, level, gpa);
+        if F::BREAK_FIRST {
+            t.flush();
+            // Nobody changes a broken entry but who takes the table out.
+            t.cmpxchg(table, index, F::BROKEN, new)
+                .map_err(|_| MapError::Busy)?;
+        }
+        Ok(true)
     }
 
     /// Goes down to the table of `level` for `gpa` and adds tables where there are none. A leaf in the way is
-    /// handed to `on_leaf` with its table, index and level; the table that takes its place is the way on.
+    /// handed to `on_leaf` with its table, index and level; the table that takes its place is the way on. `None`: the
+    /// entry is another one by now.
     #[inline]
     fn descend(
         &self,
@@ -165,22 +205,31 @@ impl<F: Format, T: Tables> PageTable<F, T> {
             usize,
             Level,
             u64,
-        ) -> Result<Table<T::Page>, MapError>,
+        ) -> Result<Option<Table<T::Page>>, MapError>,
     ) -> Result<Table<T::Page>, MapError> {
         let mut table = self.first_table(gpa.0);
         let mut at = self.top;
         while at > level {
             let index = at.index(gpa.0);
             let entry = t.load(&table, index);
-            table = if !F::present(entry) {
+            let child = if entry == F::NON_PRESENT {
                 let child = Self::alloc(t)?;
-                t.store(&table, index, F::table(child.hpa()));
-                child
+                let link = F::table(child.hpa());
+                if t.cmpxchg(&table, index, entry, link).is_ok() {
+                    Some(child)
+                } else {
+                    t.unused(child);
+                    None
+                }
+            } else if !F::present(entry) {
+                return Err(MapError::Busy);
             } else if F::is_leaf(entry, at) {
                 on_leaf(t, &table, index, at, entry)?
             } else {
-                Table::child::<F>(entry)
+                Some(Table::child::<F>(entry))
             };
+            let Some(child) = child else { continue };
+            table = child;
             let Some(down) = at.down() else { break };
             at = down;
         }
@@ -209,121 +258,146 @@ impl<F: Format, T: Tables> PageTable<F, T> {
     /// dirty bits stay. Replacing a table by a 1 GiB leaf visits all tables below it: unmap in pieces before,
     /// where that is too long.
     ///
+    /// A split changes no right and no address, so that what processors have cached of the leaf stays true: it needs no
+    /// flush, but for the one that [`Format::BREAK_FIRST`] makes.
+    ///
     /// # Errors
     ///
     /// See [`MapError`]; no translation has changed then.
     #[inline]
     pub fn map(
-        &mut self,
+        &self,
         t: &mut T,
         gpa: Gpa,
         level: Level,
         leaf: &Leaf,
+        allow: Allow,
     ) -> Result<Change, MapError> {
         self.check_leaf(gpa, level, leaf)?;
-        let mut split = false;
+        let may_split = match allow {
+            Allow::New => false,
+            Allow::More => !F::BREAK_FIRST,
+            Allow::Any => true,
+        };
         let table = self.descend(t, gpa, level, |t, table, index, at, entry| {
-            let child = Self::alloc(t)?;
-            Self::split(t, table, index, at, entry, &child);
-            split = true;
-            Ok(child)
-        });
-        let table = table.map_err(|e| match e {
-            MapError::NoMemory { .. } => MapError::NoMemory { flush: split },
-            e => e,
+            if may_split {
+                Self::split(t, table, index, at, gpa.align_down(at), entry)
+            } else {
+                Err(MapError::Present)
+            }
         })?;
         let index = level.index(gpa.0);
         let new = F::leaf(level, leaf);
-        let old = t.load(&table, index);
-        if !F::present(old) {
-            t.store(&table, index, new);
-            return Ok(Change::New);
-        }
-        if !F::is_leaf(old, level) {
-            // The range covers the table exactly, so that unmapping it clears this entry as well.
-            if let Some(range) = GpaRange::new(gpa, level.size()) {
-                self.unmap(t, range);
+        loop {
+            let old = t.load(&table, index);
+            if old == F::NON_PRESENT {
+                if t.cmpxchg(&table, index, old, new).is_ok() {
+                    return Ok(Change::New);
+                }
+                continue;
             }
-            if F::BREAK_FIRST {
-                t.flush();
+            if !F::present(old) {
+                return Err(MapError::Busy);
             }
-            t.store(&table, index, new);
-            return Ok(Change::Replaced);
-        }
-        if F::addr(old, level) == leaf.hpa && F::mem_type(old, level) == F::mem_type(new, level) {
+            let same = F::is_leaf(old, level)
+                && F::addr(old, level) == leaf.hpa
+                && F::mem_type(old, level) == F::mem_type(new, level);
             let have = F::perm(old);
-            let more = !have.contains(leaf.perm);
-            if more {
-                update(t, &table, index, old, |e| {
-                    F::set_ad(new, F::accessed(e), F::dirty(e))
-                });
+            if same && have.contains(leaf.perm) {
+                return Ok(Change::Spurious);
             }
-            return Ok(match (split, more) {
-                (true, _) => Change::Replaced,
-                (false, false) => Change::Spurious,
-                (false, true) if leaf.perm.contains(have) => Change::Upgraded,
-                (false, true) => Change::Replaced,
-            });
+            let adds = same && leaf.perm.contains(have);
+            match allow {
+                Allow::More if adds => {}
+                Allow::Any => {}
+                _ => return Err(MapError::Present),
+            }
+            if same {
+                let new = F::set_ad(new, F::accessed(old), F::dirty(old));
+                if t.cmpxchg(&table, index, old, new).is_ok() {
+                    return Ok(if adds {
+                        Change::Upgraded
+                    } else {
+                        Change::Replaced
+                    });
+                }
+            } else if Self::replace(t, &table, index, level, gpa, (old, new))? {
+                return Ok(Change::Replaced);
+            }
         }
-        let old = Self::replace(t, &table, index, new);
-        t.removed(&Removed::of::<F>(old, level, gpa));
-        Ok(Change::Replaced)
     }
 
-    /// As [`PageTable::map`], but only where nothing is mapped yet, so that nothing has to be flushed.
+    /// [`PageTable::map`] with [`Allow::New`]: nothing has to be flushed.
     ///
     /// # Errors
     ///
     /// See [`MapError`]; no translation has changed then.
     #[inline]
-    pub fn map_new(
-        &mut self,
-        t: &mut T,
-        gpa: Gpa,
-        level: Level,
-        leaf: &Leaf,
-    ) -> Result<(), MapError> {
+    pub fn map_new(&self, t: &mut T, gpa: Gpa, level: Level, leaf: &Leaf) -> Result<(), MapError> {
         self.check_leaf(gpa, level, leaf)?;
         let table = self.descend(t, gpa, level, |_, _, _, _, _| Err(MapError::Present))?;
-        let index = level.index(gpa.0);
-        if F::present(t.load(&table, index)) {
-            return Err(MapError::Present);
-        }
-        t.store(&table, index, F::leaf(level, leaf));
-        Ok(())
+        t.cmpxchg(
+            &table,
+            level.index(gpa.0),
+            F::NON_PRESENT,
+            F::leaf(level, leaf),
+        )
+        .map_err(|_| MapError::Present)
     }
 
-    /// Maps the 2 MiB at `gpa` as `leaf` says, in 512 leaves of 4 KiB: where a huge leaf must not have its rights. With
-    /// `only_new` only where nothing is mapped yet, so that nothing has to be flushed.
+    /// Maps the 2 MiB at `gpa` as `leaf` says, in 512 leaves of 4 KiB: where a huge leaf must not have its rights.
     ///
-    /// A leaf of 2 MiB there is replaced; a table is left alone.
+    /// A leaf of 2 MiB there gives way as `allow` says; a table is left alone.
     ///
     /// # Errors
     ///
     /// See [`MapError`]; [`MapError::Present`] where there is a table already. No translation has changed then.
     pub fn map_parts(
-        &mut self,
+        &self,
         t: &mut T,
         gpa: Gpa,
         leaf: &Leaf,
-        only_new: bool,
+        allow: Allow,
     ) -> Result<Change, MapError> {
         self.check_leaf(gpa, Level::L2, leaf)?;
         let table = self.descend(t, gpa, Level::L2, |_, _, _, _, _| Err(MapError::Present))?;
         let index = Level::L2.index(gpa.0);
-        let old = t.load(&table, index);
-        if F::present(old) && (only_new || !F::is_leaf(old, Level::L2)) {
-            return Err(MapError::Present);
+        let mem_type = F::mem_type(F::leaf(Level::L2, leaf), Level::L2);
+        loop {
+            let old = t.load(&table, index);
+            let change = if old == F::NON_PRESENT {
+                Change::New
+            } else if !F::present(old) {
+                return Err(MapError::Busy);
+            } else if !F::is_leaf(old, Level::L2) {
+                return Err(MapError::Present);
+            } else if !F::BREAK_FIRST
+                && F::addr(old, Level::L2) == leaf.hpa
+                && F::mem_type(old, Level::L2) == mem_type
+                && leaf.perm.contains(F::perm(old))
+            {
+                Change::Upgraded
+            } else {
+                Change::Replaced
+            };
+            match (change, allow) {
+                (Change::New, _) | (_, Allow::Any) | (Change::Upgraded, Allow::More) => {}
+                _ => return Err(MapError::Present),
+            }
+            let child = Self::alloc(t)?;
+            Self::fill(t, &child, Level::L1, *leaf);
+            let link = F::table(child.hpa());
+            let placed = if change == Change::New {
+                Ok(t.cmpxchg(&table, index, old, link).is_ok())
+            } else {
+                Self::replace(t, &table, index, Level::L2, gpa, (old, link))
+            };
+            if placed == Ok(true) {
+                return Ok(change);
+            }
+            t.unused(child);
+            placed?;
         }
-        let child = Self::alloc(t)?;
-        Self::fill(t, &child, Level::L1, *leaf);
-        if !F::present(old) {
-            t.store(&table, index, F::table(child.hpa()));
-            return Ok(Change::New);
-        }
-        let old = Self::replace(t, &table, index, F::table(child.hpa()));
-        t.removed(&Removed::of::<F>(old, Level::L2, gpa));
-        Ok(Change::Replaced)
     }
 
     /// Fills `child` with leaves of `level` that follow each other in memory, the first of them `leaf`.
@@ -341,21 +415,26 @@ impl<F: Format, T: Tables> PageTable<F, T> {
         gpa < self.limit() && self.find_table(t, gpa.0, Level::L2).is_some()
     }
 
-    /// Puts `child`, filled with the 512 parts of the huge leaf `entry`, in its place.
+    /// Puts a table, filled with the 512 parts of the huge leaf `entry`, in its place. `None`: another entry is there
+    /// by now.
     fn split(
         t: &mut T,
         table: &Table<T::Page>,
         index: usize,
         level: Level,
+        gpa: Gpa,
         mut entry: u64,
-        child: &Table<T::Page>,
-    ) {
-        let Some(below) = level.down() else { return };
+    ) -> Result<Option<Table<T::Page>>, MapError> {
+        let below = level.down().ok_or(MapError::Misaligned)?;
+        let child = Self::alloc(t)?;
         let mut there = entry;
         if F::BREAK_FIRST {
-            entry = t.swap(table, index, F::NON_PRESENT);
+            there = F::BROKEN;
+            if t.cmpxchg(table, index, entry, there).is_err() {
+                t.unused(child);
+                return Ok(None);
+            }
             t.flush();
-            there = F::NON_PRESENT;
         }
         loop {
             let part = Leaf {
@@ -365,46 +444,39 @@ impl<F: Format, T: Tables> PageTable<F, T> {
                 accessed: F::accessed(entry),
                 dirty: F::dirty(entry),
             };
-            Self::fill(t, child, below, part);
-            // The processor may have set the accessed or dirty bit meanwhile: the parts inherit it.
+            Self::fill(t, &child, below, part);
+            let marked = |e| F::set_ad(e, true, true);
             match t.cmpxchg(table, index, there, F::table(child.hpa())) {
-                Ok(()) => return,
-                Err(now) => (entry, there) = (now, now),
+                Ok(()) => return Ok(Some(child)),
+                // The processor has set the accessed or dirty bit meanwhile: the parts inherit it.
+                Err(now) if !F::BREAK_FIRST && marked(now) == marked(entry) => {
+                    (entry, there) = (now, now);
+                }
+                Err(_) => {
+                    t.unused(child);
+                    if F::BREAK_FIRST {
+                        gone::<F, T>(t, entry, level, gpa);
+                    }
+                    return Ok(None);
+                }
             }
         }
     }
 
-    /// Removes all that is mapped in `range`, and the tables that it covers. Returns whether translations have
-    /// to be flushed. A huge leaf that is partly in the range goes as a whole.
-    pub fn unmap(&mut self, t: &mut T, range: GpaRange) -> bool {
-        let mut cur = Cursor::new(range);
-        while !self.unmap_some(t, &mut cur, u32::MAX) {}
-        cur.flush
-    }
-
-    /// Like [`PageTable::unmap`] from where `cur` stands, for about `budget` entries (each table freed counts
-    /// 512). Returns true at the end of the range. Sets `cur.flush`, and `cur.hit` if a leaf was removed.
+    /// Removes all that is mapped in the range, and the tables that it covers; a huge leaf that is partly in it goes as a
+    /// whole. From where `cur` stands, for about `budget` entries (each table freed counts 512). Returns true at the end
+    /// of the range. Sets `cur.flush`, and `cur.hit` if leaves may have been removed.
     #[inline]
-    pub fn unmap_some(&mut self, t: &mut T, cur: &mut Cursor, budget: u32) -> bool {
-        self.remove_some(t, cur, budget, true)
+    pub fn unmap_some(&self, t: &mut T, cur: &mut Cursor, budget: u32) -> bool {
+        self.scan(t, cur, budget, &mut Unmap::<F>(PhantomData))
     }
 
-    /// Reports whether a page in the range was accessed since mapped or last aged, and makes it count as not
-    /// accessed. Where the processor keeps no accessed bits the leaves are removed instead and the caller
-    /// has to flush; with them a flush is not needed, a stale translation only makes the page look idle.
-    pub fn age(&mut self, t: &mut T, range: GpaRange) -> Aged {
-        let mut cur = Cursor::new(range);
-        while !self.age_some(t, &mut cur, u32::MAX) {}
-        Aged {
-            accessed: cur.hit,
-            flush: cur.flush,
-        }
-    }
-
-    /// Like [`PageTable::age`] from where `cur` stands, for about `budget` entries; `cur.hit` accumulates
-    /// "accessed". Returns true at the end of the range.
+    /// Sets `cur.hit` if a page in the range was accessed since mapped or last aged, and makes it count as not accessed.
+    /// Where the processor keeps no accessed bits the leaves are removed instead, and `cur.flush` is set; with them a
+    /// flush is not needed, a stale translation only makes the page look idle. From where `cur` stands, for about
+    /// `budget` entries. Returns true at the end of the range.
     #[inline]
-    pub fn age_some(&mut self, t: &mut T, cur: &mut Cursor, budget: u32) -> bool {
+    pub fn age_some(&self, t: &mut T, cur: &mut Cursor, budget: u32) -> bool {
         self.scan(t, cur, budget, &mut Age::<F>(PhantomData))
     }
 
@@ -419,7 +491,7 @@ impl<F: Format, T: Tables> PageTable<F, T> {
     /// a smaller page on the next write splits it. Dirty bits stay. From where `cur` stands, for about `budget`
     /// entries. Returns true at the end of the range and sets `cur.flush` if a flush is needed.
     #[inline]
-    pub fn write_protect_some(&mut self, t: &mut T, cur: &mut Cursor, budget: u32) -> bool {
+    pub fn write_protect_some(&self, t: &mut T, cur: &mut Cursor, budget: u32) -> bool {
         self.scan(t, cur, budget, &mut WriteProtect::<F>(PhantomData))
     }
 
@@ -430,23 +502,10 @@ impl<F: Format, T: Tables> PageTable<F, T> {
     }
 
     /// Frees every table but the root, without a word to [`Tables::removed`]: tables of 4 KiB leaves are not even
-    /// read. No processor may use them any more. From where `cur` stands in [`PageTable::all`], for about
+    /// read. No processor and nobody else may use them any more. From where `cur` stands in [`PageTable::all`], for about
     /// `budget` entries (each table freed counts 512). Returns true when nothing is left.
-    pub fn clear_some(&mut self, t: &mut T, cur: &mut Cursor, budget: u32) -> bool {
-        self.remove_some(t, cur, budget, false)
-    }
-
-    #[inline]
-    fn remove_some(&self, t: &mut T, cur: &mut Cursor, budget: u32, report: bool) -> bool {
-        self.scan(
-            t,
-            cur,
-            budget,
-            &mut Unmap::<F> {
-                report,
-                format: PhantomData,
-            },
-        )
+    pub fn clear_some(&self, t: &mut T, cur: &mut Cursor, budget: u32) -> bool {
+        self.scan(t, cur, budget, &mut Clear::<F>(PhantomData))
     }
 
     /// Calls the visitor for the entries of the range until the end or until `budget` is used up. Each turn of
@@ -472,20 +531,25 @@ impl<F: Format, T: Tables> PageTable<F, T> {
                 at.value = t.load(&at.table, at.index);
                 at.base = cur.pos & !level.offset_mask();
                 let (value, base) = (at.value, at.base);
-                if F::present(value) {
-                    if F::is_leaf(value, level) {
-                        v.leaf(t, cur, &at);
-                    } else {
-                        let covered = level == Level::L2 && cur.covers(base, level.size());
-                        if !(covered && v.table(t, cur, &at)) {
-                            let Some(down) = level.down() else {
-                                return true;
-                            };
-                            at.table = Table::child::<F>(value);
-                            at.level = down;
-                            continue;
-                        }
-                        left = left.saturating_sub(TABLE_COST);
+                let next = if !F::present(value) {
+                    Next::On
+                } else if F::is_leaf(value, level) {
+                    v.leaf(t, cur, &at)
+                } else if level == Level::L2 && cur.covers(base, level.size()) {
+                    v.table(t, cur, &at)
+                } else {
+                    Next::Down
+                };
+                match next {
+                    Next::On => {}
+                    Next::Again => continue,
+                    Next::Down => {
+                        let Some(down) = level.down() else {
+                            return true;
+                        };
+                        at.table = Table::child::<F>(value);
+                        at.level = down;
+                        continue;
                     }
                 }
                 let mut done = 1;
@@ -497,6 +561,8 @@ impl<F: Format, T: Tables> PageTable<F, T> {
                     while done < most && !F::present(t.load(&at.table, at.index + done)) {
                         done += 1;
                     }
+                } else if !F::is_leaf(value, level) {
+                    left = left.saturating_sub(TABLE_COST);
                 }
                 left = left.saturating_sub(done as u32);
                 // A visitor that is done sets the position to the end. Below 2^57: no overflow.
@@ -507,14 +573,15 @@ impl<F: Format, T: Tables> PageTable<F, T> {
                 }
             }
             if V::UNLINKS {
-                self.free_ended(t, cur);
+                self.free_ended(t, cur, V::ALONE);
             }
         }
         true
     }
 
-    /// Frees the tables that end at the position, are covered by the range, and are empty.
-    fn free_ended(&self, t: &mut T, cur: &mut Cursor) {
+    /// Frees the tables that end at the position, are covered by the range, and are empty. `alone`: nobody else uses
+    /// the tree.
+    fn free_ended(&self, t: &mut T, cur: &mut Cursor, alone: bool) {
         let mut level = Level::L2;
         while level < self.top {
             let Some(above) = level.up() else { return };
@@ -527,12 +594,19 @@ impl<F: Format, T: Tables> PageTable<F, T> {
             if let Some(at) = self.find_table(t, base, above) {
                 let child = Table::child::<F>(at.value);
                 // Another mapping may have come since the range's earlier part was done.
-                if (0..TABLE_ENTRIES).any(|i| F::present(t.load(&child, i))) {
+                if (0..TABLE_ENTRIES).any(|i| t.load(&child, i) != F::NON_PRESENT) {
                     return;
                 }
-                t.swap(&at.table, at.index, F::NON_PRESENT);
-                t.free(child);
+                let unlinked = t.cmpxchg(&at.table, at.index, at.value, F::NON_PRESENT);
+                if unlinked.is_err() {
+                    return;
+                }
                 cur.flush = true;
+                if alone {
+                    t.free(child);
+                } else {
+                    retire::<F, T>(t, child, level, Gpa(base));
+                }
             }
             level = above;
         }
@@ -561,13 +635,4 @@ impl<F: Format, T: Tables> PageTable<F, T> {
             at = at.down()?;
         }
     }
-}
-
-/// Result of [`PageTable::age`].
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Aged {
-    /// A page was accessed.
-    pub accessed: bool,
-    /// Leaves were removed: translations have to be flushed.
-    pub flush: bool,
 }

@@ -4,7 +4,7 @@
 
 use core::marker::PhantomData;
 
-use crate::mem::addr::{Gpa, GpaRange, Hpa, Level};
+use crate::mem::addr::{Gpa, GpaRange, Hpa, Level, TABLE_ENTRIES};
 use crate::mem::format::{Format, Perm};
 
 /// Memory that a table is made of: a zeroed page that its owner gives away.
@@ -27,8 +27,9 @@ pub trait Page {
 /// # Invariants
 ///
 /// The page is allocated. Only `walk` makes tables: of a root, of what [`Tables::alloc`] gave, and of a
-/// present entry of another table that is no leaf. [`Tables::free`] takes the last handle of a table, after
-/// the entry that pointed to it has gone.
+/// present entry of another table that is no leaf. [`Tables::free`] is given a table after the entry that pointed to it
+/// has gone; handles made of that entry before live no longer than the operation that made them, and the owner waits
+/// for operations that began before (see [`Tables::free`]).
 pub struct Table<P>(Hpa, PhantomData<fn() -> P>);
 
 impl<P> Table<P> {
@@ -51,7 +52,7 @@ impl<P> Table<P> {
     }
 }
 
-/// Access to table memory; `index` is always below 512.
+/// Access to table memory for one caller; `index` is always below 512.
 pub trait Tables {
     /// What tables are made of.
     type Page: Page;
@@ -59,18 +60,21 @@ pub trait Tables {
     /// Whether [`Tables::flush`] does what it says: needed for [`Format::BREAK_FIRST`].
     const FLUSHES: bool = false;
 
+    /// Whether [`Tables::removed`] has to be told. If not, tables of 4 KiB leaves are not read when they go.
+    const REPORTS: bool = false;
+
     /// Returns after every processor has forgotten what it had cached of entries that are not present any more.
     #[inline]
     fn flush(&mut self) {}
 
-    /// Reads an entry once (a relaxed atomic load).
+    /// Reads an entry once (an atomic load with acquire ordering: what the entry points to was written before).
     fn load(&self, table: &Table<Self::Page>, index: usize) -> u64;
 
-    /// Writes an entry that is not present or belongs to a table the processor cannot see, with release
-    /// ordering: a table's content has to be visible before the entry that points to it.
+    /// Writes an entry of a table that is not linked, or in a tree that nobody else uses.
     fn store(&self, table: &Table<Self::Page>, index: usize, value: u64);
 
-    /// Replaces `old` by `new` atomically, or returns the value that is there instead.
+    /// Replaces `old` by `new` atomically, or returns the value that is there instead. Release ordering: a table's
+    /// content has to be visible before the entry that points to it.
     fn cmpxchg(
         &self,
         table: &Table<Self::Page>,
@@ -94,8 +98,11 @@ pub trait Tables {
     /// Memory for a table, or `None`. One `map` asks for at most [`MAX_ALLOC_PER_MAP`].
     fn alloc(&mut self) -> Option<Self::Page>;
 
-    /// Gives a table back. Processors may still walk it: the memory must not be reused before the
-    /// translations have been flushed.
+    /// Gives back a table that [`Tables::alloc`] gave and that was never linked. It may have been written.
+    fn unused(&mut self, table: Table<Self::Page>);
+
+    /// Gives back a table that was linked. Processors and other operations may still walk it: the memory must not be
+    /// reused before the translations have been flushed, and the operations that began before the flush are over.
     fn free(&mut self, table: Table<Self::Page>);
 
     /// Told about each leaf that goes away, for example to mark the host page dirty. Not called by
@@ -140,14 +147,13 @@ impl Removed {
     }
 }
 
-/// Progress through a range: lets the owner drop its lock between pieces of bounded work.
+/// Progress through a range in pieces of bounded work.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Cursor {
     start: u64,
     pub(super) pos: u64,
     pub(super) end: u64,
-    /// Set when translations have to be flushed; flush (and free the tables) each time before the lock is
-    /// dropped, then call [`Cursor::take_flush`] to clear it.
+    /// Set when translations have to be flushed, after the last piece at the latest.
     pub flush: bool,
     /// Set when something was found: a leaf removed, accessed or changed, depending on the operation.
     pub hit: bool,
@@ -166,12 +172,6 @@ impl Cursor {
         }
     }
 
-    /// Returns `flush` and clears it.
-    #[inline]
-    pub fn take_flush(&mut self) -> bool {
-        core::mem::replace(&mut self.flush, false)
-    }
-
     /// Whether the `size` bytes from `base` lie inside the range.
     #[inline]
     pub(super) const fn covers(&self, base: u64, size: u64) -> bool {
@@ -180,20 +180,33 @@ impl Cursor {
     }
 }
 
-/// Changes a present entry by `f`, which is applied again if the processor set a bit meanwhile. Returns the
-/// entry that was replaced.
-#[inline]
-pub(super) fn update<T: Tables>(
-    t: &T,
-    table: &Table<T::Page>,
-    index: usize,
-    mut old: u64,
-    f: impl Fn(u64) -> u64,
-) -> u64 {
-    loop {
-        match t.cmpxchg(table, index, old, f(old)) {
-            Ok(()) => return old,
-            Err(now) => old = now,
+/// `entry` of `level`, which was present, has been taken out at `gpa`: reports the leaf, or takes out the table.
+pub(super) fn gone<F: Format, T: Tables>(t: &mut T, entry: u64, level: Level, gpa: Gpa) {
+    if F::is_leaf(entry, level) {
+        t.removed(&Removed::of::<F>(entry, level, gpa));
+    } else if let Some(below) = level.down() {
+        retire::<F, T>(t, Table::child::<F>(entry), below, gpa);
+    }
+}
+
+/// Gives `table` of `level`, which maps what begins at `base` and to which nothing points any more, to
+/// [`Tables::free`], with all below.
+pub(super) fn retire<F: Format, T: Tables>(
+    t: &mut T,
+    table: Table<T::Page>,
+    level: Level,
+    base: Gpa,
+) {
+    if T::REPORTS || level != Level::L1 {
+        for i in 0..TABLE_ENTRIES {
+            // A processor may hold the table in its paging-structure cache and still set a dirty bit: only the
+            // exchange tells the last word.
+            let old = t.swap(&table, i, F::FROZEN);
+            if F::present(old) {
+                let at = base.0 | (i as u64).wrapping_shl(level.shift());
+                gone::<F, T>(t, old, level, Gpa(at));
+            }
         }
     }
+    t.free(table);
 }

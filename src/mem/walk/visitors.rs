@@ -4,8 +4,8 @@
 
 use core::marker::PhantomData;
 
-use super::table::{update, Cursor, Removed, Table, Tables};
-use crate::mem::addr::{Gpa, Level, TABLE_ENTRIES};
+use super::table::{gone, Cursor, Table, Tables};
+use crate::mem::addr::{Gpa, Level};
 use crate::mem::format::{Format, Perm};
 
 /// A present entry seen by a scan.
@@ -18,58 +18,91 @@ pub(super) struct Entry<P> {
     pub(super) base: u64,
 }
 
+/// Where a scan goes on.
+pub(super) enum Next {
+    /// Behind the entry.
+    On,
+    /// In the table that the entry points to.
+    Down,
+    /// At the entry, which is another one by now.
+    Again,
+}
+
+impl Next {
+    /// On, if the entry could be changed.
+    #[inline]
+    fn on_if<E>(changed: Result<(), E>) -> Self {
+        match changed {
+            Ok(()) => Self::On,
+            Err(_) => Self::Again,
+        }
+    }
+}
+
 /// What to do with the entries of a range.
 pub(super) trait Visitor<T: Tables> {
     /// The visitor takes entries away, so that tables may be empty when it is done with them.
     const UNLINKS: bool = false;
+    /// Nobody else uses the tree.
+    const ALONE: bool = false;
 
     /// A leaf; it may begin before the range or end after it.
-    fn leaf(&mut self, t: &mut T, cur: &mut Cursor, at: &Entry<T::Page>);
+    fn leaf(&mut self, t: &mut T, cur: &mut Cursor, at: &Entry<T::Page>) -> Next;
 
-    /// A pointer to a table of 4 KiB leaves that the range covers; true when done with it.
+    /// A pointer to a table of 4 KiB leaves that the range covers.
     #[inline]
-    fn table(&mut self, _t: &mut T, _cur: &mut Cursor, _at: &Entry<T::Page>) -> bool {
-        false
+    fn table(&mut self, _t: &mut T, _cur: &mut Cursor, _at: &Entry<T::Page>) -> Next {
+        Next::Down
     }
 }
 
 /// Takes leaves and tables away.
-pub(super) struct Unmap<F> {
-    /// Whether [`Tables::removed`] is told.
-    pub(super) report: bool,
-    pub(super) format: PhantomData<F>,
+pub(super) struct Unmap<F>(pub(super) PhantomData<F>);
+
+impl<F: Format> Unmap<F> {
+    /// Takes the entry away and reports what it led to.
+    #[inline]
+    fn take<T: Tables>(t: &mut T, cur: &mut Cursor, at: &Entry<T::Page>) -> Next {
+        let taken = t.cmpxchg(&at.table, at.index, at.value, F::NON_PRESENT);
+        if taken.is_ok() {
+            cur.flush = true;
+            cur.hit = true;
+            gone::<F, T>(t, at.value, at.level, Gpa(at.base));
+        }
+        Next::on_if(taken)
+    }
 }
 
 impl<F: Format, T: Tables> Visitor<T> for Unmap<F> {
     const UNLINKS: bool = true;
 
     #[inline]
-    fn leaf(&mut self, t: &mut T, cur: &mut Cursor, at: &Entry<T::Page>) {
-        let old = t.swap(&at.table, at.index, F::NON_PRESENT);
-        cur.flush = true;
-        cur.hit = true;
-        if self.report {
-            t.removed(&Removed::of::<F>(old, at.level, Gpa(at.base)));
-        }
+    fn leaf(&mut self, t: &mut T, cur: &mut Cursor, at: &Entry<T::Page>) -> Next {
+        Self::take(t, cur, at)
     }
 
-    fn table(&mut self, t: &mut T, cur: &mut Cursor, at: &Entry<T::Page>) -> bool {
-        let child = Table::child::<F>(t.swap(&at.table, at.index, F::NON_PRESENT));
-        cur.flush = true;
-        if self.report {
-            for i in 0..TABLE_ENTRIES {
-                if F::present(t.load(&child, i)) {
-                    // A processor may hold the table in its paging-structure cache and still set a dirty bit:
-                    // only the exchange tells the last word.
-                    let old = t.swap(&child, i, F::NON_PRESENT);
-                    let gpa = Gpa(at.base | (i as u64).wrapping_shl(Level::L1.shift()));
-                    cur.hit = true;
-                    t.removed(&Removed::of::<F>(old, Level::L1, gpa));
-                }
-            }
-        }
-        t.free(child);
-        true
+    fn table(&mut self, t: &mut T, cur: &mut Cursor, at: &Entry<T::Page>) -> Next {
+        Self::take(t, cur, at)
+    }
+}
+
+/// Frees tables, of which nobody makes use any more, and reports nothing.
+pub(super) struct Clear<F>(pub(super) PhantomData<F>);
+
+impl<F: Format, T: Tables> Visitor<T> for Clear<F> {
+    const UNLINKS: bool = true;
+    const ALONE: bool = true;
+
+    #[inline]
+    fn leaf(&mut self, t: &mut T, _cur: &mut Cursor, at: &Entry<T::Page>) -> Next {
+        t.store(&at.table, at.index, F::NON_PRESENT);
+        Next::On
+    }
+
+    fn table(&mut self, t: &mut T, _cur: &mut Cursor, at: &Entry<T::Page>) -> Next {
+        t.store(&at.table, at.index, F::NON_PRESENT);
+        t.free(Table::child::<F>(at.value));
+        Next::On
     }
 }
 
@@ -78,16 +111,17 @@ pub(super) struct Age<F>(pub(super) PhantomData<F>);
 
 impl<F: Format, T: Tables> Visitor<T> for Age<F> {
     #[inline]
-    fn leaf(&mut self, t: &mut T, cur: &mut Cursor, at: &Entry<T::Page>) {
+    fn leaf(&mut self, t: &mut T, cur: &mut Cursor, at: &Entry<T::Page>) -> Next {
         if !F::HAS_AD {
-            let old = t.swap(&at.table, at.index, F::NON_PRESENT);
-            cur.flush = true;
-            cur.hit = true;
-            t.removed(&Removed::of::<F>(old, at.level, Gpa(at.base)));
-        } else if F::accessed(at.value) {
-            update(t, &at.table, at.index, at.value, F::clear_accessed);
-            cur.hit = true;
+            return Unmap::<F>::take(t, cur, at);
         }
+        if !F::accessed(at.value) {
+            return Next::On;
+        }
+        let idle = F::clear_accessed(at.value);
+        let changed = t.cmpxchg(&at.table, at.index, at.value, idle);
+        cur.hit |= changed.is_ok();
+        Next::on_if(changed)
     }
 }
 
@@ -96,11 +130,12 @@ pub(super) struct TestAccessed<F>(pub(super) PhantomData<F>);
 
 impl<F: Format, T: Tables> Visitor<T> for TestAccessed<F> {
     #[inline]
-    fn leaf(&mut self, _t: &mut T, cur: &mut Cursor, at: &Entry<T::Page>) {
+    fn leaf(&mut self, _t: &mut T, cur: &mut Cursor, at: &Entry<T::Page>) -> Next {
         if F::accessed(at.value) {
             cur.hit = true;
             cur.pos = cur.end;
         }
+        Next::On
     }
 }
 
@@ -109,13 +144,17 @@ pub(super) struct WriteProtect<F>(pub(super) PhantomData<F>);
 
 impl<F: Format, T: Tables> Visitor<T> for WriteProtect<F> {
     #[inline]
-    fn leaf(&mut self, t: &mut T, cur: &mut Cursor, at: &Entry<T::Page>) {
+    fn leaf(&mut self, t: &mut T, cur: &mut Cursor, at: &Entry<T::Page>) -> Next {
         let perm = F::perm(at.value);
-        if perm.contains(Perm::W) {
-            let less = perm.without(Perm::W);
-            update(t, &at.table, at.index, at.value, |e| F::set_perm(e, less));
+        if !perm.contains(Perm::W) {
+            return Next::On;
+        }
+        let less = F::set_perm(at.value, perm.without(Perm::W));
+        let changed = t.cmpxchg(&at.table, at.index, at.value, less);
+        if changed.is_ok() {
             cur.flush = true;
             cur.hit = true;
         }
+        Next::on_if(changed)
     }
 }

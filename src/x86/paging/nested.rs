@@ -1,13 +1,13 @@
 // SPDX-License-Identifier: GPL-2.0
 //! The nested page table in the format that the processor wants: EPT or NPT, chosen when a VM is made.
 //!
-//! Called by `mem` under the lock of guest memory. Each operation is that of [`PageTable`] with the same name.
+//! Called by `mem`, by several threads at a time. Each operation is that of [`PageTable`] with the same name.
 
 use crate::linux::uaccess;
 use crate::mem::addr::{Gpa, GpaRange, Hpa, Level};
 use crate::mem::format::Leaf;
 use crate::mem::mmu::{TablePage, TablePool};
-use crate::mem::walk::{Aged, Change, Cursor, MapError, PageTable};
+use crate::mem::walk::{Allow, Change, Cursor, MapError, PageTable};
 use crate::x86::paging::fmt_ept::{Ept, EptNoAd};
 use crate::x86::paging::fmt_npt::Npt;
 use crate::x86::vendor::{choose, HwCaps, NestedFormat};
@@ -61,19 +61,20 @@ impl NestedTable {
     /// [`PageTable::map`].
     #[inline]
     pub(crate) fn map(
-        &mut self,
+        &self,
         pool: &mut TablePool,
         gpa: Gpa,
         level: Level,
         leaf: &Leaf,
+        allow: Allow,
     ) -> Result<Change, MapError> {
-        dispatch!(self, t => t.map(pool, gpa, level, leaf))
+        dispatch!(self, t => t.map(pool, gpa, level, leaf, allow))
     }
 
     /// [`PageTable::map_new`].
     #[inline]
     pub(crate) fn map_new(
-        &mut self,
+        &self,
         pool: &mut TablePool,
         gpa: Gpa,
         level: Level,
@@ -85,13 +86,13 @@ impl NestedTable {
     /// [`PageTable::map_parts`].
     #[inline(never)]
     pub(crate) fn map_parts(
-        &mut self,
+        &self,
         pool: &mut TablePool,
         gpa: Gpa,
         leaf: &Leaf,
-        only_new: bool,
+        allow: Allow,
     ) -> Result<Change, MapError> {
-        dispatch!(self, t => t.map_parts(pool, gpa, leaf, only_new))
+        dispatch!(self, t => t.map_parts(pool, gpa, leaf, allow))
     }
 
     /// [`PageTable::has_parts`].
@@ -101,7 +102,7 @@ impl NestedTable {
 
     /// [`PageTable::unmap_some`].
     pub(crate) fn unmap_some(
-        &mut self,
+        &self,
         pool: &mut TablePool,
         cursor: &mut Cursor,
         budget: u32,
@@ -111,7 +112,7 @@ impl NestedTable {
 
     /// [`PageTable::write_protect_some`].
     pub(crate) fn write_protect_some(
-        &mut self,
+        &self,
         pool: &mut TablePool,
         cursor: &mut Cursor,
         budget: u32,
@@ -119,22 +120,28 @@ impl NestedTable {
         dispatch!(self, t => t.write_protect_some(pool, cursor, budget))
     }
 
-    /// [`PageTable::age`].
-    pub(crate) fn age(&mut self, pool: &mut TablePool, range: GpaRange) -> Aged {
-        dispatch!(self, t => t.age(pool, range))
+    /// Whether ageing takes nothing away.
+    pub(crate) fn has_accessed_bits(&self) -> bool {
+        !matches!(self, Self::EptNoAd(_))
+    }
+
+    /// [`PageTable::age_some`].
+    pub(crate) fn age_some(&self, pool: &mut TablePool, cursor: &mut Cursor, budget: u32) -> bool {
+        dispatch!(self, t => t.age_some(pool, cursor, budget))
     }
 
     /// [`PageTable::test_accessed`].
-    pub(crate) fn test_accessed(&mut self, pool: &mut TablePool, range: GpaRange) -> bool {
+    pub(crate) fn test_accessed(&self, pool: &mut TablePool, range: GpaRange) -> bool {
         dispatch!(self, t => t.test_accessed(pool, range))
     }
 
-    /// Frees every table but the root, which goes with `self`.
-    pub(crate) fn clear(&mut self, pool: &mut TablePool) {
+    /// Frees every table but the root, which goes with `self`. No processor uses them any more.
+    pub(crate) fn clear(&mut self) {
+        let mut pool = TablePool::new();
         let mut cursor = Cursor::new(dispatch!(self, t => t.all()));
-        while !dispatch!(self, t => t.clear_some(pool, &mut cursor, 16 * 1024)) {
-            pool.release();
+        while !dispatch!(self, t => t.clear_some(&mut pool, &mut cursor, 16 * 1024)) {
+            pool.release_now();
         }
-        pool.release();
+        pool.release_now();
     }
 }

@@ -7,7 +7,7 @@ use super::{Runner, Step};
 use crate::abi::exits;
 use crate::abi::stats::ExitClass;
 use crate::abi::uapi::k;
-use crate::mem::fault::FaultOutcome;
+use crate::mem::fault::{FaultOutcome, Faulting};
 use crate::x86::emul::Op;
 use crate::x86::exit::NestedFault;
 use crate::x86::irqchip::lapic::base;
@@ -28,7 +28,11 @@ impl Runner<'_> {
             let view = self.vm.memory.view();
             if !view.is_device(f.gpa, f.write) {
                 let memory = &self.vm.memory;
-                let mapped = memory.fault_resident(&view, f.gpa, f.fetch, stay.own_mm());
+                let by = &mut Faulting {
+                    gate: &self.vcpu.shared.gate,
+                    tables: &mut self.s.tables,
+                };
+                let mapped = memory.fault_resident(&view, by, f.gpa, f.fetch, stay.own_mm());
                 return mapped.then_some(Step::Resume);
             }
             if self.s.events.interrupted.is_some() {
@@ -89,7 +93,15 @@ impl Runner<'_> {
         if let Some(step) = self.bring_in(f.gpa, f.write) {
             return Some(step);
         }
-        let step = match self.vm.memory.fault(self.vm.mm(), f.gpa, f.write, f.fetch) {
+        let by = &mut Faulting {
+            gate: &self.vcpu.shared.gate,
+            tables: &mut self.s.tables,
+        };
+        let outcome = self
+            .vm
+            .memory
+            .fault(self.vm.mm(), by, f.gpa, f.write, f.fetch);
+        let step = match outcome {
             Ok(FaultOutcome::Mapped | FaultOutcome::Retry | FaultOutcome::Poisoned) => Step::Again,
             Ok(FaultOutcome::BadUserMemory) => {
                 let _ = self.ask(&exits::MemoryFault {

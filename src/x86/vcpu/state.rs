@@ -8,6 +8,7 @@ use crate::linux::boot_cpu;
 use crate::linux::fpu::XsaveArea;
 use crate::linux::sched::SignalMask;
 use crate::mem::addr::Hpa;
+use crate::mem::mmu::TablePool;
 use crate::x86::adapt::HaltPoll;
 use crate::x86::cpu::cpuid::{CpuidEntry, CpuidIndex, Dynamic, GuestFeatures};
 use crate::x86::cpu::model::{self, Model};
@@ -226,6 +227,8 @@ pub(crate) struct State {
     pub(crate) pending: Pending,
     /// Instructions decoded lately.
     pub(crate) insn_cache: KBox<DecodeCache>,
+    /// Spare nested page tables, for faults of this vCPU.
+    pub(crate) tables: TablePool,
     /// The last stay.
     pub(crate) last_stay: LastStay,
     /// Identity for the mitigations.
@@ -423,6 +426,7 @@ impl State {
             },
             pending,
             insn_cache,
+            tables: TablePool::new(),
             last_stay: LastStay {
                 tlb_generation: 0,
                 cpu: u32::MAX,

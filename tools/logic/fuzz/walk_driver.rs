@@ -9,7 +9,7 @@ use std::collections::BTreeMap;
 use rvmm_logic::mem::addr::Level;
 use rvmm_logic::mem::addr::{Gpa, GpaRange, Gva, Hpa};
 use rvmm_logic::mem::format::{Format, Leaf, MemType, Perm};
-use rvmm_logic::mem::walk::{Cursor, MapError, PageTable};
+use rvmm_logic::mem::walk::{Allow, Cursor, MapError, PageTable};
 use rvmm_logic::null::{self, Stage2};
 use rvmm_logic::tables::{ept_malformed, npt_malformed, Mem};
 use rvmm_logic::x86::paging::fmt_ept::{Ept, EptNoAd};
@@ -41,13 +41,7 @@ impl Input<'_> {
 type Model = BTreeMap<u64, (u64, Perm)>;
 
 /// Unmaps, protects or ages the range at `gpa` that `what` says.
-fn change_range<F: Format>(
-    m: &mut Mem<F>,
-    pt: &mut PageTable<F, Mem<F>>,
-    gpa: Gpa,
-    op: u8,
-    what: u8,
-) {
+fn change_range<F: Format>(m: &mut Mem<F>, pt: &PageTable<F, Mem<F>>, gpa: Gpa, op: u8, what: u8) {
     let len = [0x1000, 0x3000, 0x20_0000, 0x4000_0000, 1 << 39][usize::from(what % 5)];
     let range = GpaRange::new(gpa, len).expect("far from the end");
     let mut cur = Cursor::new(range);
@@ -108,7 +102,7 @@ fn nested<F: Format>(input: &mut Input<'_>, bad: fn(u64, Level) -> bool) {
     let (fewest, most) = F::LEVELS;
     let levels = fewest + (input.u8() & 1) % (most - fewest + 1);
     let mut m = Mem::<F>::new();
-    let mut pt = m.create(levels).expect("the format has that many levels");
+    let pt = m.create(levels).expect("the format has that many levels");
     let windows = [0, 0x3fe0_0000, 0x4000_0000, pt.limit().0 - 0x20_0000];
     let mut model = Model::new();
     let mut ops = 0;
@@ -152,16 +146,19 @@ fn nested<F: Format>(input: &mut Input<'_>, bad: fn(u64, Level) -> bool) {
                 gpa.align_down(level)
             };
             let hpa = (u64::from(what >> 6) << 36) + gpa.0 % (1 << 36);
-            match pt.map(&mut m, gpa, level, &leaf(hpa)) {
-                Ok(_) => {
+            let allow = [Allow::Any, Allow::Any, Allow::More, Allow::New][usize::from(at >> 5 & 3)];
+            match pt.map(&mut m, gpa, level, &leaf(hpa), allow) {
+                Ok(change) => {
+                    assert!(allow == Allow::Any || !change.needs_flush());
                     let now = m.lookup(&pt, gpa).expect("just mapped");
                     assert!(now.level == level && now.hpa.0 == hpa && now.perm.contains(perm));
                 }
-                Err(MapError::NoMemory { .. }) if m.quota == 0 => {}
+                Err(MapError::NoMemory) if m.quota == 0 => {}
+                Err(MapError::Present) if allow != Allow::Any => {}
                 Err(e) => panic!("{e:?}"),
             }
         } else {
-            change_range(&mut m, &mut pt, gpa, op, what);
+            change_range(&mut m, &pt, gpa, op, what);
         }
         compare(&m, &pt, windows, level.is_some(), &mut model);
         m.check(&pt, &bad);

@@ -3,7 +3,8 @@
 //!
 //! Every module below is the very file that is compiled into `rvmm.ko`; it uses only `core`, so the same
 //! source is unit-tested and fuzzed here. Module paths are the same as in the kernel module's crate. Only `null`, an
-//! architecture that shows the ground to be neutral, `tables`, memory for its page tables, and `linux`, what stands for
+//! architecture that shows the ground to be neutral, `tables`, memory for its page tables, `interleave`, a scheduler of
+//! threads, and `linux`, what stands for
 //! the kernel, are the host's own.
 #![no_std]
 #![forbid(unsafe_code)]
@@ -11,6 +12,7 @@
 #[cfg(test)]
 extern crate std;
 
+pub mod interleave;
 pub mod linux;
 pub mod null;
 pub mod tables;
@@ -45,6 +47,7 @@ pub mod mem {
     pub mod dirty;
     pub mod format;
     pub mod index;
+    pub mod invalidations;
     pub mod slot_set;
     pub mod slots;
     pub mod walk;

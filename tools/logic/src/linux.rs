@@ -42,3 +42,73 @@ pub mod shared {
         Ok(Shared::new(core::array::from_fn(element)))
     }
 }
+
+/// Atomic words, before each access to which another thread may come ([`crate::interleave`]).
+pub mod atomic {
+    use core::sync::atomic::{self, Ordering};
+
+    use crate::interleave;
+
+    /// Waits for another thread.
+    pub fn spin_loop() {
+        interleave::wait();
+    }
+
+    macro_rules! word {
+        ($(#[$doc:meta])* $name:ident, $value:ty) => {
+            $(#[$doc])*
+            pub struct $name(atomic::$name);
+
+            #[allow(missing_docs)]
+            impl $name {
+                pub const fn new(value: $value) -> Self {
+                    Self(atomic::$name::new(value))
+                }
+
+                pub fn load(&self, order: Ordering) -> $value {
+                    interleave::step();
+                    self.0.load(order)
+                }
+
+                pub fn store(&self, value: $value, order: Ordering) {
+                    interleave::step();
+                    self.0.store(value, order);
+                }
+
+                pub fn swap(&self, value: $value, order: Ordering) -> $value {
+                    interleave::step();
+                    self.0.swap(value, order)
+                }
+
+                pub fn fetch_add(&self, value: $value, order: Ordering) -> $value {
+                    interleave::step();
+                    self.0.fetch_add(value, order)
+                }
+
+                pub fn fetch_sub(&self, value: $value, order: Ordering) -> $value {
+                    interleave::step();
+                    self.0.fetch_sub(value, order)
+                }
+
+                pub fn fetch_or(&self, value: $value, order: Ordering) -> $value {
+                    interleave::step();
+                    self.0.fetch_or(value, order)
+                }
+
+                pub fn fetch_and(&self, value: $value, order: Ordering) -> $value {
+                    interleave::step();
+                    self.0.fetch_and(value, order)
+                }
+            }
+        };
+    }
+
+    word! {
+        /// 32 bits.
+        AtomicU32, u32
+    }
+    word! {
+        /// 64 bits.
+        AtomicU64, u64
+    }
+}

@@ -237,17 +237,31 @@ impl<F: Format> Mem<F> {
     }
 
     /// Takes the write right from all of `range`; whether translations have to be flushed.
-    pub fn write_protect(&mut self, pt: &mut PageTable<F, Self>, range: GpaRange) -> bool {
+    pub fn write_protect(&mut self, pt: &PageTable<F, Self>, range: GpaRange) -> bool {
         let mut cur = Cursor::new(range);
         while !pt.write_protect_some(self, &mut cur, u32::MAX) {}
         cur.flush
     }
 
+    /// Removes all that is mapped in `range`; whether translations have to be flushed.
+    pub fn unmap(&mut self, pt: &PageTable<F, Self>, range: GpaRange) -> bool {
+        let mut cur = Cursor::new(range);
+        while !pt.unmap_some(self, &mut cur, u32::MAX) {}
+        cur.flush
+    }
+
+    /// Ages `range`: whether a page was accessed, and whether translations have to be flushed.
+    pub fn age(&mut self, pt: &PageTable<F, Self>, range: GpaRange) -> (bool, bool) {
+        let mut cur = Cursor::new(range);
+        while !pt.age_some(self, &mut cur, u32::MAX) {}
+        (cur.hit, cur.flush)
+    }
+
     /// Empties the table, with or without a report of each leaf, and shows that nothing is left.
-    pub fn destroy(&mut self, mut pt: PageTable<F, Self>, report: bool) {
+    pub fn destroy(&mut self, pt: PageTable<F, Self>, report: bool) {
         if report {
             let all = pt.all();
-            pt.unmap(self, all);
+            self.unmap(&pt, all);
         }
         let mut cur = Cursor::new(pt.all());
         while !pt.clear_some(self, &mut cur, u32::MAX) {}
@@ -320,6 +334,7 @@ impl<F: Format> Mem<F> {
 impl<F: Format> Tables for Mem<F> {
     type Page = Fresh;
     const FLUSHES: bool = true;
+    const REPORTS: bool = true;
 
     fn flush(&mut self) {
         self.breaks += 1;
@@ -355,9 +370,23 @@ impl<F: Format> Tables for Mem<F> {
         Ok(())
     }
 
+    fn swap(&self, table: &Table<Fresh>, index: usize, new: u64) -> u64 {
+        let cell = &self.table(table.hpa())[index];
+        let old = cell.get();
+        self.observe(table.hpa(), index, old, new);
+        cell.set(new);
+        self.hardware();
+        old
+    }
+
     fn alloc(&mut self) -> Option<Fresh> {
         self.quota = self.quota.checked_sub(1)?;
         Some(self.fresh(1))
+    }
+
+    fn unused(&mut self, table: Table<Fresh>) {
+        self.table(table.hpa());
+        self.tables[((table.hpa().0 - BASE) >> 12) as usize] = None;
     }
 
     fn free(&mut self, table: Table<Fresh>) {

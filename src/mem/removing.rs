@@ -1,0 +1,127 @@
+// SPDX-License-Identifier: GPL-2.0
+//! Taking translations and rights away: walks without a lock, one flush at the end, and only then tables are freed.
+//!
+//! Called by slot changes, dirty logs and notifier callbacks, any number of them at a time, and by faults that replace
+//! what is mapped.
+
+use crate::mem::addr::GpaRange;
+use crate::mem::memory::GuestMemory;
+use crate::mem::mmu::TablePool;
+use crate::mem::walk::Cursor;
+use kernel::sync::rcu;
+
+/// Entries visited between two chances to reschedule.
+const BUDGET: u32 = 16 * 1024;
+
+/// The flush at the end of an operation, if it needs one; see [`Unflushed`](crate::mem::invalidations::Unflushed).
+pub(super) struct Flushing<'a> {
+    memory: &'a GuestMemory,
+    /// The operation has taken something away.
+    pub(super) needed: bool,
+}
+
+impl Drop for Flushing<'_> {
+    #[inline]
+    fn drop(&mut self) {
+        if self.needed || self.memory.unflushed.others() {
+            self.memory.flush();
+        }
+        self.memory.unflushed.end();
+    }
+}
+
+/// An operation that takes translations or rights away. When it is dropped no vCPU uses them any more. Interrupts are
+/// on; nothing here sleeps where `may_sleep` is not said.
+pub(super) struct Removing<'a> {
+    // In this order: what has been unlinked is freed after the flush.
+    flushing: Flushing<'a>,
+    tables: TablePool,
+}
+
+impl Removing<'_> {
+    /// Repeats `step` until it is done, letting others run in between if `may_sleep`.
+    fn walk(
+        &mut self,
+        range: GpaRange,
+        may_sleep: bool,
+        mut step: impl FnMut(&GuestMemory, &mut TablePool, &mut Cursor) -> bool,
+    ) -> bool {
+        let mut cursor = Cursor::new(range);
+        loop {
+            let done = {
+                let _tables_stay = rcu::read_lock();
+                step(self.flushing.memory, &mut self.tables, &mut cursor)
+            };
+            if done {
+                self.flushing.needed |= cursor.flush;
+                return cursor.hit;
+            }
+            if may_sleep {
+                crate::linux::sched::cond_resched();
+            }
+        }
+    }
+
+    /// Unmaps `range`.
+    pub(super) fn unmap(&mut self, range: GpaRange, may_sleep: bool) {
+        self.walk(range, may_sleep, |m, tables, cursor| {
+            m.table.unmap_some(tables, cursor, BUDGET)
+        });
+    }
+
+    /// Takes the write right from `range`. Sleeps.
+    pub(super) fn write_protect(&mut self, range: GpaRange) {
+        self.walk(range, true, |m, tables, cursor| {
+            m.table.write_protect_some(tables, cursor, BUDGET)
+        });
+    }
+
+    /// Whether a page in `range` was accessed since mapped or last aged, and makes it count as not accessed. Where the
+    /// processor has no accessed bits what is mapped there is unmapped.
+    pub(super) fn age(&mut self, range: GpaRange) -> bool {
+        self.walk(range, false, |m, tables, cursor| {
+            m.table.age_some(tables, cursor, BUDGET)
+        })
+    }
+}
+
+impl GuestMemory {
+    /// What has to exist from before something is taken away until the flush, which it makes.
+    #[inline]
+    pub(super) fn flushing(&self) -> Flushing<'_> {
+        self.unflushed.begin();
+        Flushing {
+            memory: self,
+            needed: false,
+        }
+    }
+
+    /// Begins an operation.
+    pub(super) fn removing(&self) -> Removing<'_> {
+        Removing {
+            flushing: self.flushing(),
+            tables: TablePool::new(),
+        }
+    }
+
+    /// Unmaps `range`, letting others run in between if `may_sleep`. When it returns no vCPU uses what was mapped.
+    pub(super) fn unmap(&self, range: GpaRange, may_sleep: bool) {
+        self.removing().unmap(range, may_sleep);
+    }
+
+    /// [`Removing::age`] where the processor has accessed bits: nothing is taken away.
+    pub(super) fn age_in_place(&self, range: GpaRange) -> bool {
+        let mut cursor = Cursor::new(range);
+        let mut none = TablePool::new();
+        let _tables_stay = rcu::read_lock();
+        while !self.table.age_some(&mut none, &mut cursor, BUDGET) {}
+        cursor.hit
+    }
+
+    /// Whether a page in `range` was accessed since mapped or last aged.
+    pub(super) fn test_accessed(&self, range: GpaRange) -> bool {
+        let mut none = TablePool::new();
+        let _tables_stay = rcu::read_lock();
+        self.table.test_accessed(&mut none, range)
+    }
+}
