@@ -5,6 +5,7 @@
 # One looks for the controller of memory; some want pages of 2 MiB.
 mkdir -p /sys/fs/cgroup
 mount -t cgroup2 none /sys/fs/cgroup 2> /dev/null
+echo +memory > /sys/fs/cgroup/cgroup.subtree_control
 for words in "$@"; do
     case $words in
     *hugetlb* | *" -H"*) echo ${HUGE_PAGES:-600} > /proc/sys/vm/nr_hugepages ;;
