@@ -104,6 +104,48 @@ unsafe impl Shared for LazyPage {
     }
 }
 
+/// Zeroed pages of memory that user space maps in a row.
+pub struct PageList(KVVec<Pages>);
+
+impl PageList {
+    /// Allocates `count` pages, charged to the current memory cgroup. May sleep.
+    ///
+    /// Errors: `ENOMEM`.
+    pub fn new(count: usize) -> Result<Self> {
+        let mut pages = KVVec::with_capacity(count, GFP_KERNEL_ACCOUNT)?;
+        for _ in 0..count {
+            pages
+                .push_within_capacity(Pages::new(0)?)
+                .map_err(|_| ENOMEM)?;
+        }
+        Ok(Self(pages))
+    }
+}
+
+// SAFETY: The pages are there from the beginning and belong to this value.
+unsafe impl Shared for PageList {
+    #[inline]
+    fn page(&self, index: usize) -> Result<NonNull<u8>> {
+        self.0.get(index).map(Pages::address).ok_or(EINVAL)
+    }
+}
+
+/// Pages that mappings show from page `first` of the file on. What maps one of them is shared and never executable.
+pub struct Further {
+    /// Number of the file's page, above those that [`SharedPages`] has.
+    pub first: usize,
+    /// The pages.
+    pub pages: Arc<PageList>,
+}
+
+impl Further {
+    /// Whether file pages `start` (included) to `end` (excluded) have one of these among them.
+    fn meets(&self, start: usize, end: usize) -> bool {
+        let last = self.first.saturating_add(self.pages.0.len());
+        start < last && end > self.first
+    }
+}
+
 /// A page and `MORE` others behind it, which are allocated when user space touches them or [`SharedPages::allocate`]
 /// is called.
 pub struct SharedPages<const MORE: usize> {
@@ -111,18 +153,21 @@ pub struct SharedPages<const MORE: usize> {
     more: [LazyPage; MORE],
     /// What mappings show behind these.
     tail: Arc<LazyPage>,
+    /// What they show elsewhere.
+    further: Option<Further>,
 }
 
 impl<const MORE: usize> SharedPages<MORE> {
     /// Allocates the first page, charged to the current memory cgroup. `tail` is behind all pages in every mapping,
-    /// but not reached by this object's other functions.
+    /// but not reached by this object's other functions; no more are those of `further`.
     ///
     /// Errors: `ENOMEM`.
-    pub fn new(tail: Arc<LazyPage>) -> Result<Arc<Self>> {
+    pub fn new(tail: Arc<LazyPage>, further: Option<Further>) -> Result<Arc<Self>> {
         let pages = Self {
             first: Pages::new(0)?,
             more: [const { LazyPage::new() }; MORE],
             tail,
+            further,
         };
         Ok(Arc::new(pages, GFP_KERNEL_ACCOUNT)?)
     }
@@ -159,11 +204,22 @@ impl<const MORE: usize> SharedPages<MORE> {
     ///
     /// Pages appear on first access; an access beyond the last page is SIGBUS. The area cannot grow and
     /// holds a reference to the pages, so it may outlive the file's object. Errors: `EINVAL` when it is private and
-    /// writable.
+    /// writable, or shows a page of [`Further`] and is private or executable.
     pub fn map(self: &Arc<Self>, vma: &VmaNew) -> Result {
         if vma.flags() & vm_flags::SHARED == 0 && vma.writable() {
             // A private writable copy would silently part from the kernel's pages.
             return Err(EINVAL);
+        }
+        if let Some(further) = &self.further {
+            // SAFETY: The area is being set up by this task, nobody else looks at it.
+            let start = unsafe { (*vma.as_ptr()).vm_pgoff };
+            let pages = vma.end().saturating_sub(vma.start()) / PAGE_SIZE;
+            if further.meets(start, start.saturating_add(pages)) {
+                if vma.flags() & vm_flags::SHARED == 0 {
+                    return Err(EINVAL);
+                }
+                vma.try_clear_mayexec()?;
+            }
         }
         vma.set_dontexpand();
         vma.set_dontdump();
@@ -231,13 +287,18 @@ impl<const MORE: usize> Backing for SharedPages<MORE> {
             Some(n) if n == MORE => self.tail.get_or_alloc(),
             Some(n) => match self.more.get(n) {
                 Some(page) => page.get_or_alloc(),
-                None => return SIGBUS,
+                None => match &self.further {
+                    Some(f) if pgoff >= f.first => f.pages.page(pgoff - f.first),
+                    _ => return SIGBUS,
+                },
             },
         };
-        let Ok(address) = found else {
-            return OOM;
+        let address = match found {
+            Ok(address) => address,
+            Err(e) if e == ENOMEM => return OOM,
+            Err(_) => return SIGBUS,
         };
-        // SAFETY: The page is owned by `self` or its tail; the mapping takes a reference of its own, so that the
+        // SAFETY: The page is owned by `self`, its tail or what is further on; the mapping takes a reference of its own, so that the
         // memory lives as long as any mapping of it.
         unsafe {
             let page = page_of(address);

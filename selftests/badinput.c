@@ -246,6 +246,7 @@ static const struct call calls[] = {
 	V(KVM_GET_DIRTY_LOG, struct kvm_dirty_log, VM, .fill = fill_dirty),
 	V(KVM_CLEAR_DIRTY_LOG, struct kvm_clear_dirty_log, VM, .fill = fill_clear,
 	  .cap = KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2),
+	{ "KVM_RESET_DIRTY_RINGS", KVM_RESET_DIRTY_RINGS, VM },
 	{ "KVM_SET_TSS_ADDR", KVM_SET_TSS_ADDR, VM },
 	V(KVM_SET_IDENTITY_MAP_ADDR, uint64_t, VM),
 	{ "KVM_SET_NR_MMU_PAGES", KVM_SET_NR_MMU_PAGES, VM },

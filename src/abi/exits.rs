@@ -118,6 +118,8 @@ exits! {
     Hlt = KVM_EXIT_HLT;
     /// The guest can take KVM_INTERRUPT, as user space wished to know.
     IrqWindowOpen = KVM_EXIT_IRQ_WINDOW_OPEN;
+    /// The vCPU's dirty ring counts as full.
+    DirtyRingFull = KVM_EXIT_DIRTY_RING_FULL;
     /// A signal waits.
     Intr = KVM_EXIT_INTR;
     /// The guest shut down.

@@ -305,6 +305,7 @@ pub(crate) const KVM_GET_TSC_KHZ: u32 = _IO(K, 0xa3);
 pub(crate) const KVM_ENABLE_CAP: u32 = _IOW::<k::kvm_enable_cap>(K, 0xa3);
 pub(crate) const KVM_SIGNAL_MSI: u32 = _IOW::<k::kvm_msi>(K, 0xa5);
 pub(crate) const KVM_CLEAR_DIRTY_LOG: u32 = _IOWR::<ClearDirtyLog>(K, 0xc0);
+pub(crate) const KVM_RESET_DIRTY_RINGS: u32 = _IO(K, 0xc7);
 pub(crate) const KVM_X86_SET_MSR_FILTER: u32 = _IOW::<k::kvm_msr_filter>(K, 0xc6);
 pub(crate) const KVM_GET_STATS_FD: u32 = _IO(K, 0xce);
 

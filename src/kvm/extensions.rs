@@ -9,6 +9,7 @@ use crate::bus::set::{MAX_VCPUS, MAX_VCPU_ID};
 use crate::kvm::table::extensions;
 use crate::kvm::x86;
 use crate::linux::smp;
+use crate::mem::dirty;
 use crate::mem::slots::MAX_SLOTS;
 use crate::x86::{Setup, Vm, MAX_ROUTES};
 use kernel::prelude::*;
@@ -24,6 +25,12 @@ extensions! {
     k::KVM_CAP_MEMORY_FAULT_INFO: 1;
     k::KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2: k::KVM_DIRTY_LOG_MANUAL_PROTECT_ENABLE | k::KVM_DIRTY_LOG_INITIALLY_SET,
         enable enable_manual_protect(vm, value);
+    k::KVM_CAP_DIRTY_LOG_RING: RING_BYTES,
+        enable enable_rings(vm, setup, value);
+    k::KVM_CAP_DIRTY_LOG_RING_ACQ_REL: RING_BYTES,
+        enable enable_rings(vm, setup, value);
+    k::KVM_CAP_DIRTY_LOG_RING_WITH_BITMAP: 1,
+        enable vm.memory.add_bitmaps();
     k::KVM_CAP_NR_VCPUS: (smp::num_online() as usize).min(MAX_VCPUS);
     k::KVM_CAP_MAX_VCPUS: MAX_VCPUS;
     k::KVM_CAP_MAX_VCPU_ID: MAX_VCPU_ID,
@@ -49,6 +56,16 @@ extensions! {
             Ok(())
         };
     uapi::RVMM_CAP_TOUCHES: 1;
+}
+
+/// Largest size of a dirty ring.
+const RING_BYTES: u64 = dirty::RING_ENTRIES * dirty::RING_ENTRY;
+
+/// KVM_CAP_DIRTY_LOG_RING, KVM_CAP_DIRTY_LOG_RING_ACQ_REL (api.rst 8.29).
+fn enable_rings(vm: &Vm, setup: &Setup, bytes: u64) -> Result {
+    vm.memory
+        .rings
+        .enable(bytes, dirty::RING_RESERVE, setup.has_vcpus())
 }
 
 /// KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2 (api.rst 7.18).

@@ -94,6 +94,7 @@ fn pre_fault(vm: &Vm, vcpu: &Vcpu, s: &mut State, arg: usize) -> Result<isize> {
         let by = &mut Faulting {
             gate: &vcpu.shared.gate,
             tables: &mut s.tables,
+            ring: s.ring.as_deref(),
         };
         match vm.memory.fault(vm.mm(), by, gpa, false, false) {
             Ok(FaultOutcome::Mapped) => {}

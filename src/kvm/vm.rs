@@ -65,6 +65,7 @@ ioctls! {
     KVM_SET_USER_MEMORY_REGION2:    -,    set(r => set_memory2(vm, r)), KVM_CAP_USER_MEMORY2;
     KVM_GET_DIRTY_LOG:              -,    set(r => dirty_log(vm, r));
     KVM_CLEAR_DIRTY_LOG:            -,    set(r => clear_dirty_log(vm, r));
+    KVM_RESET_DIRTY_RINGS:          -,    call(vm.memory.reset_rings());
     RVMM_MISSING_QUEUE:             -,    call(missing::open(vm));
     RVMM_RECORD_TOUCHES:            -,    call(missing::record_touches(vm, arg));
     RVMM_GET_TOUCHES:               -,    swap(r => missing::touches(vm, r));
@@ -105,8 +106,18 @@ fn enable_cap(vm: &Vm, setup: &mut Setup, r: &k::kvm_enable_cap) -> Result {
     extensions::enable(vm, setup, r.cap, r.args[0])
 }
 
+/// ENXIO: dirty pages are in the vCPUs' rings alone.
+fn check_bitmaps(vm: &Vm) -> Result {
+    if vm.memory.rings.have_bitmaps() {
+        Ok(())
+    } else {
+        Err(ENXIO)
+    }
+}
+
 /// KVM_GET_DIRTY_LOG (api.rst 4.8).
 fn dirty_log(vm: &Vm, log: &uapi::DirtyLog) -> Result {
+    check_bitmaps(vm)?;
     if log.slot >= MAX_SLOTS {
         return Err(EINVAL);
     }
@@ -116,6 +127,7 @@ fn dirty_log(vm: &Vm, log: &uapi::DirtyLog) -> Result {
 
 /// KVM_CLEAR_DIRTY_LOG (api.rst 4.119).
 fn clear_dirty_log(vm: &Vm, log: &uapi::ClearDirtyLog) -> Result {
+    check_bitmaps(vm)?;
     if log.slot >= MAX_SLOTS {
         return Err(EINVAL);
     }

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
-//! Dirty bitmaps: arithmetic of KVM_GET_DIRTY_LOG and KVM_CLEAR_DIRTY_LOG (api.rst 4.8, 4.117).
+//! Dirty logs: arithmetic of bitmaps, KVM_GET_DIRTY_LOG and KVM_CLEAR_DIRTY_LOG (api.rst 4.8, 4.117), and of dirty
+//! rings (8.29).
 //!
 //! Bit `n` of a bitmap stands for page `n` of the slot; the bitmap is made of 64-bit words and what user space
 //! sees is the same, little-endian, rounded up to a whole word.
@@ -84,6 +85,74 @@ pub const fn clear_range(first_page: u64, num_pages: u32, npages: u64) -> Option
     Some(first_page..first_page.wrapping_add(num))
 }
 
+/// Bytes of an entry of a dirty ring (`struct kvm_dirty_gfn`).
+pub const RING_ENTRY: u64 = 16;
+/// Most entries of a dirty ring (KVM_DIRTY_RING_MAX_ENTRIES).
+pub const RING_ENTRIES: u64 = 65536;
+/// Entries that are kept free in a ring that counts as full, for what is written on the way to user space
+/// (KVM_DIRTY_RING_RSVD_ENTRIES).
+pub const RING_RESERVE: u32 = 64;
+
+/// Why a ring cannot have the size that was asked for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RingSize {
+    /// Not a power of two, less than a page, or no more than what has to stay free.
+    Wrong,
+    /// More than [`RING_ENTRIES`].
+    TooLarge,
+}
+
+/// Entries of a ring of `bytes`, of which `reserve` are kept free.
+///
+/// # Errors
+///
+/// See [`RingSize`].
+pub const fn ring_entries(bytes: u64, reserve: u32) -> Result<u32, RingSize> {
+    let least = (reserve as u64).wrapping_mul(RING_ENTRY);
+    if !bytes.is_power_of_two() || bytes < 4096 || bytes <= least {
+        return Err(RingSize::Wrong);
+    }
+    let entries = bytes / RING_ENTRY;
+    if entries > RING_ENTRIES {
+        return Err(RingSize::TooLarge);
+    }
+    Ok(entries as u32)
+}
+
+/// Pages of one slot that share a word of a bitmap: what entries of rings that follow each other are gathered into, so
+/// that neighbours are protected together.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Batch {
+    /// Number of the slot, as user space gave it.
+    pub slot: u32,
+    /// Number of the word.
+    pub word: u64,
+    /// The pages; none: the batch is empty.
+    pub bits: u64,
+}
+
+impl Batch {
+    /// Adds page `page` of slot `slot`. Where it does not belong to the others these are returned, and the batch has
+    /// the page alone.
+    #[inline]
+    pub fn add(&mut self, slot: u32, page: u64) -> Option<Self> {
+        let (word, bits) = bit(page);
+        if (self.slot, self.word) == (slot, word) || self.bits == 0 {
+            (self.slot, self.word) = (slot, word);
+            self.bits |= bits;
+            return None;
+        }
+        Some(core::mem::replace(self, Self { slot, word, bits }))
+    }
+
+    /// What has been gathered, less what lies beyond a slot of `npages`: user space can write any page into a ring.
+    #[inline]
+    pub fn within(&self, npages: u64) -> u64 {
+        let left = npages.saturating_sub(self.word.saturating_mul(WORD_PAGES));
+        self.bits & mask(0, left)
+    }
+}
+
 const _: () = {
     assert!(words(0) == 0 && words(1) == 1 && words(64) == 1 && words(65) == 2);
     assert!(mask(0, 64) == !0 && mask(3, 5) == 0x18 && mask(64, 64) == 0);
@@ -136,6 +205,60 @@ mod tests {
             [(u64::MAX / 64, 1 << 62)]
         );
         assert_eq!(words(u64::MAX), 1 << 58);
+    }
+
+    #[test]
+    fn ring_sizes() {
+        use RingSize::*;
+        for (bytes, reserve, want) in [
+            (0, 64, Err(Wrong)),
+            (2048, 64, Err(Wrong)),
+            (4096, 64, Ok(256)),
+            (4097, 64, Err(Wrong)),
+            (12288, 64, Err(Wrong)),
+            (8192, 576, Err(Wrong)),
+            (8192, 512, Err(Wrong)),
+            (16384, 576, Ok(1024)),
+            (1 << 20, 64, Ok(65536)),
+            (1 << 21, 64, Err(TooLarge)),
+            (1 << 63, 64, Err(TooLarge)),
+            (u64::MAX, 64, Err(Wrong)),
+        ] {
+            assert_eq!(ring_entries(bytes, reserve), want, "{bytes} {reserve}");
+        }
+    }
+
+    #[test]
+    fn batches() {
+        let mut b = Batch::default();
+        // Neighbours in any order, the same page twice.
+        for page in [65, 64, 127, 65] {
+            assert_eq!(b.add(7, page), None);
+        }
+        let first = Batch {
+            slot: 7,
+            word: 1,
+            bits: 1 << 63 | 3,
+        };
+        assert_eq!(b.add(7, 128), Some(first));
+        let second = Batch {
+            slot: 7,
+            word: 2,
+            bits: 1,
+        };
+        assert_eq!(b.add(8, 128), Some(second));
+        assert_eq!((b.slot, b.word, b.bits), (8, 2, 1));
+        // The slot's end cuts off what user space has made up.
+        assert_eq!(first.within(1 << 20), 1 << 63 | 3);
+        assert_eq!(first.within(128), 1 << 63 | 3);
+        assert_eq!(first.within(127), 3);
+        assert_eq!(first.within(65), 1);
+        assert_eq!(first.within(64), 0);
+        assert_eq!(first.within(0), 0);
+        let mut far = Batch::default();
+        assert_eq!(far.add(0, u64::MAX), None);
+        assert_eq!(far.within((1 << 31) - 1), 0);
+        assert_eq!(far.within(u64::MAX), 0);
     }
 
     #[test]

@@ -12,6 +12,7 @@ use crate::mem::format::{Leaf, MemType, Perm};
 use crate::mem::invalidations::Gate;
 use crate::mem::memory::GuestMemory;
 use crate::mem::mmu::{self, InOwnMm, TablePool};
+use crate::mem::ring::Ring;
 use crate::mem::slots::Slot;
 use crate::mem::view::MemoryView;
 use crate::mem::walk::{Allow, Change, MapError};
@@ -67,6 +68,8 @@ pub(crate) struct Faulting<'a> {
     pub(crate) gate: &'a Gate,
     /// The vCPU's.
     pub(crate) tables: &'a mut TablePool,
+    /// The vCPU's dirty ring, if it has one.
+    pub(crate) ring: Option<&'a Ring>,
 }
 
 impl GuestMemory {
@@ -121,7 +124,7 @@ impl GuestMemory {
             return false;
         };
         let slot = &entry.slot;
-        if entry.bitmap().is_some() || slot.is_readonly() {
+        if slot.is_logging() || slot.is_readonly() {
             return false;
         }
         let Some(hva) = slot.hva_of(gpa) else {
@@ -205,12 +208,12 @@ impl GuestMemory {
             fetch,
             hva,
             slot,
-            logging: entry.bitmap().is_some(),
+            logging: slot.is_logging(),
         };
         let mapped = self.map_page(mm, by, &fault, &page, seen);
         // In this order: see `memory`.
         if mapped.is_ok() && page.writable {
-            entry.mark_dirty(gpa);
+            entry.mark_dirty(gpa, by.ring);
             if let Some(p) = &page.counted {
                 p.set_dirty();
             }

@@ -51,6 +51,7 @@ use crate::mem::format::{Leaf, MemType, Perm};
 use crate::mem::invalidations::{Invalidations, Registry, Unflushed};
 use crate::mem::mmu::TablePool;
 use crate::mem::ports::{DmaView, StopRunning};
+use crate::mem::ring::{Ring, Rings};
 use crate::mem::slot_table::SlotTable;
 use crate::mem::slots::{Limits, Slot, MAX_SLOTS};
 use crate::mem::touches::Touches;
@@ -125,6 +126,9 @@ pub(crate) struct GuestMemory {
     pub(super) manual_protect: AtomicBool,
     /// New logs say that all pages are dirty.
     pub(super) initially_set: AtomicBool,
+    /// What vCPUs log their writes in, in place of bitmaps.
+    #[pin]
+    pub(crate) rings: Rings,
     /// A device reaches the memory past the caches.
     incoherent: AtomicBool,
     pub(super) stats: Arc<VmStats>,
@@ -155,6 +159,7 @@ impl GuestMemory {
                 nx_huge: AtomicBool::new(huge == HugePages::Data),
                 manual_protect: AtomicBool::new(false),
                 initially_set: AtomicBool::new(false),
+                rings <- Rings::new(),
                 incoherent: AtomicBool::new(false),
                 stats,
                 touches: Touches::new(),
@@ -363,11 +368,18 @@ impl GuestMemory {
         Ok(())
     }
 
-    /// The slots as they are now.
+    /// The slots as they are now, for one who reads.
     #[inline]
     pub(crate) fn view(&self) -> MemoryView<'_> {
+        self.view_of(&None)
+    }
+
+    /// The slots as they are now, for the vCPU with this dirty ring, if it has one.
+    #[inline]
+    pub(crate) fn view_of(&self, ring: &Option<Arc<Ring>>) -> MemoryView<'_> {
         MemoryView {
             slots: self.slots.read(),
+            ring: ring.clone(),
         }
     }
 

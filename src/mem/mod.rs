@@ -14,6 +14,7 @@ pub(crate) mod notifier;
 pub(crate) mod ports;
 mod regions;
 mod removing;
+pub(crate) mod ring;
 pub(crate) mod slot_set;
 pub(crate) mod slot_table;
 pub(crate) mod slots;

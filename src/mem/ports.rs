@@ -14,6 +14,13 @@ pub(crate) trait StopRunning: Send + Sync {
     fn await_faults(&self) -> u32;
 }
 
+/// A vCPU with a dirty ring.
+pub(crate) trait RingFull: Send + Sync {
+    /// The ring counts as full: the vCPU has to leave to user space before it enters again. Called by its own thread,
+    /// in any context.
+    fn ring_full(&self);
+}
+
 /// What devices of the VM see of guest memory. Called under `GuestMemory.update`, so in the order of slot changes.
 pub(crate) trait DmaView: Send + Sync {
     /// A slot is going to be published. When it fails nothing has changed.

@@ -1,10 +1,12 @@
 // SPDX-License-Identifier: GPL-2.0
-//! The ioctls on memory slots: KVM_SET_USER_MEMORY_REGION and the dirty logs (api.rst 4.35, 4.8, 4.117).
+//! The ioctls on memory slots: KVM_SET_USER_MEMORY_REGION and the dirty logs (api.rst 4.35, 4.8, 4.117,
+//! 4.129).
 //!
 //! Called by ioctls of the VM's file. Each takes `GuestMemory.update`, so they run one after the other.
 
+use crate::linux::sched;
 use crate::mem::addr::{Gpa, GpaRange, PAGE_SIZE};
-use crate::mem::dirty;
+use crate::mem::dirty::{self, Batch};
 use crate::mem::memory::{GuestMemory, Update};
 use crate::mem::removing::Removing;
 use crate::mem::slot_table::{DirtyBitmap, Entry, SlotTable};
@@ -36,6 +38,11 @@ impl Plan {
 }
 
 impl Update {
+    /// Whether there is none.
+    fn has_no_slots(&self) -> bool {
+        self.numbers.iter().next().is_none()
+    }
+
     /// The slot with number `id` in `table`, the present version.
     fn entry<'a>(&self, table: &'a SlotTable, id: u32) -> Option<&'a Entry> {
         table.find(*self.numbers.get(&id)?)
@@ -125,6 +132,7 @@ impl GuestMemory {
         let log = match old.and_then(|e| e.log.clone()) {
             _ if !wanted.is_logging() || change == Change::Delete => None,
             Some(log) => Some(log),
+            None if !self.rings.have_bitmaps() => None,
             None => {
                 let log = DirtyBitmap::new(wanted.npages)?;
                 if full {
@@ -133,7 +141,8 @@ impl GuestMemory {
                 Some(log)
             }
         };
-        let protects = log.is_some() && !full && change == Change::FlagsOnly;
+        let full = full && log.is_some();
+        let protects = wanted.is_logging() && !full && change == Change::FlagsOnly;
         let mut number = None;
         let next = match (change, &old_slot) {
             (Change::None, _) => return Ok(None),
@@ -172,6 +181,53 @@ impl GuestMemory {
                 removing.write_protect(range);
             }
         }
+    }
+
+    /// KVM_RESET_DIRTY_RINGS (api.rst 4.129): frees the entries that user space has taken note of and protects their
+    /// pages again. Gives their number. EINVAL: there are no rings.
+    pub(crate) fn reset_rings(&self) -> Result<isize> {
+        if !self.rings.exist() {
+            return Err(EINVAL);
+        }
+        let update = self.update.lock();
+        let slots = self.slots.read();
+        let mut count: isize = 0;
+        // The slot of the last batch: most entries follow others of the same.
+        let mut last: Option<&Slot> = None;
+        let mut removing = self.removing();
+        let mut protect = |batch: &Batch| {
+            if last.is_none_or(|s| s.id != batch.slot) {
+                last = update.entry(&slots, batch.slot).map(|e| &e.slot);
+            }
+            if let Some(slot) = last {
+                let bits = batch.within(slot.npages);
+                Self::protect_word(&mut removing, slot, batch.word, bits);
+            }
+        };
+        let mut batch = Batch::default();
+        'all: for ring in self.rings.list.lock().iter() {
+            for (slot, page) in ring.take_all() {
+                count = count.saturating_add(1);
+                if let Some(full) = batch.add(slot, page) {
+                    protect(&full);
+                    if sched::signal_pending() {
+                        break 'all;
+                    }
+                }
+            }
+        }
+        protect(&batch);
+        Ok(count)
+    }
+
+    /// KVM_CAP_DIRTY_LOG_RING_WITH_BITMAP. EINVAL: there are no rings, or there are slots already.
+    pub(crate) fn add_bitmaps(&self) -> Result {
+        let update = self.update.lock();
+        if !self.rings.exist() || !update.has_no_slots() {
+            return Err(EINVAL);
+        }
+        self.rings.add_bitmaps();
+        Ok(())
     }
 
     /// KVM_GET_DIRTY_LOG (api.rst 4.8): copies slot `id`'s bitmap to `user` and starts afresh.

@@ -5,6 +5,7 @@
 
 use crate::mem::addr::Gpa;
 use crate::mem::dirty;
+use crate::mem::ring::Ring;
 use crate::mem::slot_set::{self, SlotSet};
 use crate::nospec::Nospec;
 use core::sync::atomic::{AtomicU64, Ordering};
@@ -60,11 +61,23 @@ impl Entry {
         self.log.as_deref()
     }
 
-    /// The page at `gpa`, which lies in the slot, has been written.
+    /// The page at `gpa`, which lies in the slot, has been written, by the vCPU with this ring if it has one.
     #[inline]
-    pub(super) fn mark_dirty(&self, gpa: Gpa) {
-        if let (Some(d), Some(page)) = (self.bitmap(), self.slot.page_index(gpa)) {
-            d.set(page);
+    pub(super) fn mark_dirty(&self, gpa: Gpa, ring: Option<&Ring>) {
+        if !self.slot.is_logging() {
+            return;
+        }
+        let Some(page) = self.slot.page_index(gpa) else {
+            return;
+        };
+        if ring.is_some_and(|r| r.push(self.slot.id, page)) {
+            return;
+        }
+        match self.bitmap() {
+            Some(d) => d.set(page),
+            None => {
+                kernel::pr_warn_once!("a write found neither room in a dirty ring nor a bitmap\n")
+            }
         }
     }
 }

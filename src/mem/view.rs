@@ -8,9 +8,11 @@ use crate::linux::srcu_cell::SrcuRef;
 use crate::linux::uaccess;
 use crate::mem::addr::{Gpa, PAGE_OFFSET_MASK, PAGE_SIZE};
 use crate::mem::missing::Absent;
+use crate::mem::ring::Ring;
 use crate::mem::slot_table::{Entry, SlotTable};
 use crate::mem::slots::Slot;
 use kernel::prelude::*;
+use kernel::sync::Arc;
 use kernel::uaccess::{UserPtr, UserSlice};
 
 /// Why guest memory could not be read or written.
@@ -33,6 +35,8 @@ impl From<MemError> for Error {
 /// Guest memory as one set of slots shows it; a read-side section.
 pub(crate) struct MemoryView<'a> {
     pub(super) slots: SrcuRef<'a, SlotTable>,
+    /// That of the vCPU for which it is used.
+    pub(super) ring: Option<Arc<Ring>>,
 }
 
 impl MemoryView<'_> {
@@ -173,7 +177,7 @@ impl MemoryView<'_> {
                     .write_slice(part)
                     .map_err(|_| MemError::Fault)?;
             }
-            entry.mark_dirty(at);
+            entry.mark_dirty(at, self.ring.as_deref());
             rest = tail;
             at = at.wrapping_add(n as u64);
         }
@@ -183,7 +187,7 @@ impl MemoryView<'_> {
     /// Marks the page at `gpa` dirty after an access by its user address.
     pub(crate) fn mark_dirty(&self, gpa: Gpa) {
         if let Some(entry) = self.slots.find(gpa) {
-            entry.mark_dirty(gpa);
+            entry.mark_dirty(gpa, self.ring.as_deref());
         }
     }
 }

@@ -7,6 +7,7 @@
 use crate::bus::set::{self, IN_ONE_GO, MAX_VCPUS, MAX_VCPU_ID};
 use crate::linux::once::Once;
 use crate::linux::smp;
+use crate::mem::ports::RingFull;
 use crate::x86::irqchip::addressees::{self, Noted};
 use crate::x86::irqchip::msg::{ApicAddr, MsiFormat};
 use crate::x86::vendor::choose;
@@ -59,6 +60,8 @@ pub(crate) mod request {
     pub(crate) const CLOCK: u32 = 1 << 8;
     /// Another vCPU asks this one to go on after its HLT (KVM_HC_KICK_CPU).
     pub(crate) const UNHALT: u32 = 1 << 9;
+    /// The dirty ring counts as full, or did so.
+    pub(crate) const RING_FULL: u32 = 1 << 10;
 }
 
 /// What LINT0 of a local APIC is connected to.
@@ -200,6 +203,12 @@ impl VcpuShared {
 
     fn set_apic_addr(&self, addr: &ApicAddr) {
         self.arch.apic_addr.store(addr.to_bits(), Ordering::Release);
+    }
+}
+
+impl RingFull for VcpuShared {
+    fn ring_full(&self) {
+        self.request_self(request::RING_FULL);
     }
 }
 

@@ -45,7 +45,7 @@ pub(crate) fn update(vm: &Vm, s: &mut State) {
         rate: tsc::tsc_to_ns(s.tsc_rate_khz()),
         flags,
     };
-    let _ = write_time_info(&vm.memory.view(), gpa, info);
+    let _ = write_time_info(&vm.memory.view_of(&s.ring), gpa, info);
 }
 
 fn write_time_info(view: &MemoryView<'_>, gpa: Gpa, mut info: TimeInfo) -> Result {
@@ -65,8 +65,8 @@ fn write_time_info(view: &MemoryView<'_>, gpa: Gpa, mut info: TimeInfo) -> Resul
 }
 
 /// Writes `struct pvclock_wall_clock` (version, seconds, nanoseconds): when the VM's clock was zero.
-pub(super) fn write_wall_clock(vm: &Vm, gpa: Gpa) -> Result {
-    let view = vm.memory.view();
+pub(super) fn write_wall_clock(vm: &Vm, s: &State, gpa: Gpa) -> Result {
+    let view = vm.memory.view_of(&s.ring);
     let mut old = [0; 4];
     view.read(gpa, &mut old)?;
     let version = kvmclock::writing(u32::from_le_bytes(old));

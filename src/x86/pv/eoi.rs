@@ -28,7 +28,7 @@ pub(crate) fn offer(vm: &Vm, s: &mut State, vector: u8) {
     if !only || level || l.highest_irr().is_some() || vm.chip.edge_eoi_vectors(word) & bit != 0 {
         return;
     }
-    let view = vm.memory.view();
+    let view = vm.memory.view_of(&s.ring);
     let gpa = Gpa(s.pv.eoi & !1);
     if let Ok(hva) = view.hva(gpa, true) {
         s.pv.eoi_offered = uaccess::put_u8(hva, 1).is_ok();
@@ -40,7 +40,7 @@ pub(crate) fn offer(vm: &Vm, s: &mut State, vector: u8) {
 /// sleep.
 pub(crate) fn take(vm: &Vm, s: &mut State, stay: Option<&Stay<'_>>) -> bool {
     let ended = {
-        let view = vm.memory.view();
+        let view = vm.memory.view_of(&s.ring);
         let gpa = Gpa(s.pv.eoi & !1);
         let swap = |hva: usize| -> Result<bool> {
             let ended = uaccess::get_u8(hva)? & 1 == 0;

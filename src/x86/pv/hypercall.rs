@@ -164,7 +164,7 @@ fn clock_pairing(vm: &Vm, s: &State, gpa: u64, kind: u64) -> i64 {
         return error::OPNOTSUPP;
     }
     let bytes = kvmclock::clock_pairing(now.real_ns, s.tsc_at(now.tsc));
-    match vm.memory.view().write(Gpa(gpa), &bytes) {
+    match vm.memory.view_of(&s.ring).write(Gpa(gpa), &bytes) {
         Ok(()) => 0,
         Err(_) => error::FAULT,
     }

@@ -51,7 +51,7 @@ pub(crate) fn write(vm: &Vm, s: &mut State, index: u32, value: u64, by_host: boo
         ix::KVM_WALL_CLOCK | ix::KVM_WALL_CLOCK_NEW => {
             vm.clock.wall_clock.store(value, Ordering::Relaxed);
             if value != 0 {
-                let _ = clock_page::write_wall_clock(vm, Gpa(value));
+                let _ = clock_page::write_wall_clock(vm, s, Gpa(value));
             }
         }
         ix::KVM_SYSTEM_TIME | ix::KVM_SYSTEM_TIME_NEW => {

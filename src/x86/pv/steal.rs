@@ -23,7 +23,7 @@ pub(crate) fn update(vm: &Vm, s: &mut State) {
     let stolen = now.saturating_sub(s.pv.steal_told);
     s.pv.steal_told = now;
     let told = core::mem::take(&mut s.pv.preempted);
-    let flush = match write_steal_time(&vm.memory.view(), s.pv.steal_page(), stolen) {
+    let flush = match write_steal_time(&vm.memory.view_of(&s.ring), s.pv.steal_page(), stolen) {
         Ok(preempted) => preempted & FLUSH_TLB != 0,
         // What was left there cannot be read.
         Err(_) => told,
@@ -49,7 +49,7 @@ pub(crate) fn set_preempted(vm: &Vm, s: &mut State) {
     if s.pv.steal_time & 1 == 0 || s.pv.preempted {
         return;
     }
-    let (view, gpa) = (vm.memory.view(), s.pv.steal_page());
+    let (view, gpa) = (vm.memory.view_of(&s.ring), s.pv.steal_page());
     let Ok(hva) = view.hva(gpa, true) else { return };
     // Aligned to 64 bytes, so the sum is in the same page.
     if uaccess::put_u8(hva.wrapping_add(PREEMPTED), VCPU_PREEMPTED).is_ok() {

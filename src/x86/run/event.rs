@@ -36,7 +36,7 @@ impl Runner<'_> {
     /// Takes what others asked for; also outside KVM_RUN, before user space reads the state.
     pub(crate) fn handle_requests(&mut self) {
         let shared = &self.vcpu.shared;
-        let mut r = shared.take_requests(!0);
+        let mut r = shared.take_requests(!request::RING_FULL);
         if r == 0 {
             return;
         }

@@ -135,7 +135,7 @@ impl Runner<'_> {
 
     #[inline(never)]
     fn skip_decoded(&mut self, known: &Known, stay: Option<&Stay<'_>>) -> Step {
-        let view = self.vm.memory.view();
+        let view = self.vm.memory.view_of(&self.s.ring);
         match self.s.skip(&view, stay, known) {
             Ok(()) => Step::Again,
             Err(e) => {
@@ -170,7 +170,7 @@ impl Runner<'_> {
     /// The instruction at RIP; else what its fetch comes to.
     pub(super) fn fetch(&mut self, stay: Option<&Stay<'_>>) -> Result<Insn, Step> {
         let fetched = {
-            let view = self.vm.memory.view();
+            let view = self.vm.memory.view_of(&self.s.ring);
             self.s.fetch(&view, stay).copied()
         };
         fetched.map_err(|e| self.fetch_failed(e))

@@ -15,6 +15,7 @@ use crate::x86::cpu::events;
 use crate::x86::exit::{Exception, Exit};
 use crate::x86::irqchip::msg::Message;
 use crate::x86::pv::{clock_page, eoi, steal};
+use crate::x86::shared::request;
 use crate::x86::vcpu::state::{MpState, State};
 use crate::x86::vcpu::{abi, debug, RunPages, Vcpu};
 use crate::x86::vendor::VcpuBackend;
@@ -219,6 +220,9 @@ impl<'a> Runner<'a> {
         loop {
             if self.vcpu.shared.requests() != 0 {
                 self.handle_requests();
+                if self.ring_is_full() {
+                    return Some(self.ask(&exits::DirtyRingFull));
+                }
             }
             if core::mem::take(&mut self.s.events.triple_fault) {
                 return Some(self.shutdown());
@@ -270,6 +274,18 @@ impl<'a> Runner<'a> {
             steal::update(self.vm, self.s);
         }
         None
+    }
+
+    /// Whether user space has to empty the dirty ring first. It is asked again as long as that is so.
+    #[cold]
+    fn ring_is_full(&self) -> bool {
+        let shared = &self.vcpu.shared;
+        shared.take_requests(request::RING_FULL);
+        let full = self.s.ring.as_ref().is_some_and(|r| r.is_full());
+        if full {
+            shared.request_self(request::RING_FULL);
+        }
+        full
     }
 
     /// One stay, and the exit that it left to be handled outside.

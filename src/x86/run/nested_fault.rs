@@ -25,12 +25,13 @@ impl Runner<'_> {
             return None;
         }
         let accessed = {
-            let view = self.vm.memory.view();
+            let view = self.vm.memory.view_of(&self.s.ring);
             if !view.is_device(f.gpa, f.write) {
                 let memory = &self.vm.memory;
                 let by = &mut Faulting {
                     gate: &self.vcpu.shared.gate,
                     tables: &mut self.s.tables,
+                    ring: self.s.ring.as_deref(),
                 };
                 let mapped = memory.fault_resident(&view, by, f.gpa, f.fetch, stay.own_mm());
                 return mapped.then_some(Step::Resume);
@@ -96,6 +97,7 @@ impl Runner<'_> {
         let by = &mut Faulting {
             gate: &self.vcpu.shared.gate,
             tables: &mut self.s.tables,
+            ring: self.s.ring.as_deref(),
         };
         let outcome = self
             .vm

@@ -140,7 +140,7 @@ impl State {
         const INT3: u8 = 0xcc;
         self.debug.breakpoint = None;
         let byte = {
-            let view = vm.memory.view();
+            let view = vm.memory.view_of(&self.ring);
             self.code_byte(&view)
         };
         if byte == Some(INT3) {

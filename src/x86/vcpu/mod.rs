@@ -66,12 +66,13 @@ impl Vcpu {
     #[inline(never)]
     pub(crate) fn new(vm: &Vm, id: u32) -> Result<Arc<Self>> {
         let shared = VcpuShared::create(id, vm.vcpus.len())?;
-        let run = RunPages::new(vm.bus.ring())?;
+        let ring = vm.memory.rings.create(shared.clone())?;
+        let run = RunPages::new(vm.bus.ring(), ring.as_ref().map(|r| r.pages()))?;
         let stats = VcpuLedger::new(id)?;
         let timer = ApicTimer::new(shared.clone())?;
         Arc::pin_init(
             try_pin_init!(Self {
-                state <- KillableMutex::new(State::new(vm, &shared)?, static_lock_class!()),
+                state <- KillableMutex::new(State::new(vm, &shared, ring)?, static_lock_class!()),
                 run,
                 stats,
                 timer,

@@ -9,6 +9,7 @@ use crate::linux::fpu::XsaveArea;
 use crate::linux::sched::SignalMask;
 use crate::mem::addr::Hpa;
 use crate::mem::mmu::TablePool;
+use crate::mem::ring::Ring;
 use crate::x86::adapt::HaltPoll;
 use crate::x86::cpu::cpuid::{CpuidEntry, CpuidIndex, Dynamic, GuestFeatures};
 use crate::x86::cpu::model::{self, Model};
@@ -233,6 +234,8 @@ pub(crate) struct State {
     pub(crate) last_stay: LastStay,
     /// Identity for the mitigations.
     pub(crate) token: mitigate::Token,
+    /// Where the pages go that the vCPU writes, if the VM has dirty rings.
+    pub(crate) ring: Option<Arc<Ring>>,
     /// KVM_RUN came as far as an entry: the CPUID table is fixed.
     pub(crate) has_run: bool,
     /// Module parameter `check_entry`.
@@ -391,7 +394,11 @@ impl Pending {
 
 impl State {
     /// A vCPU after RESET, to be made where it stays: it is large.
-    pub(crate) fn new<'a>(vm: &'a Vm, shared: &'a VcpuShared) -> Result<impl Init<Self> + 'a> {
+    pub(crate) fn new<'a>(
+        vm: &'a Vm,
+        shared: &'a VcpuShared,
+        ring: Option<Arc<Ring>>,
+    ) -> Result<impl Init<Self> + 'a> {
         let model = model::model()?;
         let id = shared.id;
         let bsp = id == vm.boot_cpu();
@@ -432,6 +439,7 @@ impl State {
                 cpu: u32::MAX,
             },
             token,
+            ring,
             has_run: false,
             check_entry: crate::params::check_entry(),
             signal_mask: None,
