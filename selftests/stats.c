@@ -185,7 +185,7 @@ TEST(one_flush_for_a_log)
 	CHECK(value(&s, "remote_tlb_flush") <= before + 1);
 }
 
-/* The host takes one page back that is in 64 slots: vCPUs are made to forget once. One that is in no slot: not at all. */
+/* The host takes a page back that is in 64 slots: vCPUs are made to forget once. One that is in no slot: not at all. */
 TEST(one_flush_for_a_page)
 {
 	struct stats s;

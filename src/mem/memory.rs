@@ -14,28 +14,31 @@
 //! section began before the registration, the invalidation waits for it and finds what it mapped; if it began later, it
 //! sees the range. What a fault looked up before it entered the section may be out of date when the range is not
 //! registered any more: an invalidation that ends, and meets a slot then, counts itself in `ended` before it takes the
-//! range out, and the fault compares that count with the one from before its look-up, after it has looked for the range.
+//! range out, and the fault compares that count with the one from before its look-up, after it has looked for the
+//! range.
 //!
 //! An invalidation that meets no slot disturbs nobody. A slot that is published after it has looked: faults there see
-//! the range, which is registered before the look, until the invalidation ends, and it is counted then, as the end looks
-//! into the slots again.
+//! the range, which is registered before the look, until the invalidation ends, and it is counted then, as the end
+//! looks into the slots again.
 //!
 //! **Who finds nothing.** An operation that finds an entry gone, or already protected, relies on another one's having
 //! taken it away, which perhaps is not flushed yet. `Unflushed` counts operations from before they take something away
 //! until they have flushed; who finds the count above its own one flushes as well.
 //!
-//! **Slots.** A slot change publishes the new table, waits for every reader of the old one (a fault that still maps from
-//! it), and only then unmaps. When it returns nothing uses the old slot. Until then an invalidation, which looks into the
-//! new table, has to know the slot that goes: its pages are still mapped. `leaving` names it from before the publication
-//! until it has been unmapped and flushed, and an invalidation looks there after it has looked into the table.
+//! **Slots.** A slot change publishes the new table, waits for every reader of the old one (a fault that still maps
+//! from it), and only then unmaps. When it returns nothing uses the old slot. Until then an invalidation, which looks
+//! into the new table, has to know the slot that goes: its pages are still mapped. `leaving` names it from before the
+//! publication until it has been unmapped and flushed, and an invalidation looks there after it has looked into the
+//! table.
 //!
-//! **Tables** that have been taken out are freed after the flush, and after the read sections of RCU in which others may
-//! still walk them: faults have interrupts or preemption off, all others hold `rcu::read_lock`.
+//! **Tables** that have been taken out are freed after the flush, and after the read sections of RCU in which others
+//! may still walk them: faults have interrupts or preemption off, all others hold `rcu::read_lock`.
 //!
-//! **Dirty log.** A page is marked after it has been mapped. A log's reader takes the bits, write-protects, and flushes.
-//! If it takes the bits before the mark, the page is in the next log; if after, the mapping was there before its
-//! protection, and what the guest wrote until the flush is in the copy that user space makes afterwards. Marked first,
-//! the bit could be taken and the protection be done before the writable mapping comes: its writes would be in no log.
+//! **Dirty log.** A page is marked after it has been mapped. A log's reader takes the bits, write-protects, and
+//! flushes. If it takes the bits before the mark, the page is in the next log; if after, the mapping was there before
+//! its protection, and what the guest wrote until the flush is in the copy that user space makes afterwards. Marked
+//! first, the bit could be taken and the protection be done before the writable mapping comes: its writes would be in
+//! no log.
 //!
 //! # Lock order
 //!

@@ -93,7 +93,8 @@ impl TablePool {
         }
     }
 
-    /// Frees the unlinked tables, as soon as nobody walks them. Translations have been flushed since they were unlinked.
+    /// Frees the unlinked tables, as soon as nobody walks them. Translations have been flushed since they were
+    /// unlinked.
     #[inline]
     pub(super) fn release(&mut self) {
         self.unlinked.free_after_readers();

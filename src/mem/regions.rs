@@ -172,8 +172,8 @@ impl GuestMemory {
     }
 
     /// Write-protects the pages of `slot` that are set in `bits`, word `w` of a bitmap. The bits are taken out of the
-    /// log before: a write in between sets its bit again. User space looks at the pages when the ioctl has returned, and
-    /// `removing` has flushed by then, once for all of them.
+    /// log before: a write in between sets its bit again. User space looks at the pages when the ioctl has returned,
+    /// and `removing` has flushed by then, once for all of them.
     fn protect_word(removing: &mut Removing<'_>, slot: &Slot, w: u64, bits: u64) {
         for (page, n) in dirty::runs(w, bits) {
             let start = slot.gpa.wrapping_add(page.wrapping_mul(PAGE_SIZE));

@@ -463,18 +463,18 @@ impl<F: Format, T: Tables> PageTable<F, T> {
         }
     }
 
-    /// Removes all that is mapped in the range, and the tables that it covers; a huge leaf that is partly in it goes as a
-    /// whole. From where `cur` stands, for about `budget` entries (each table freed counts 512). Returns true at the end
-    /// of the range. Sets `cur.flush`, and `cur.hit` if leaves may have been removed.
+    /// Removes all that is mapped in the range, and the tables that it covers; a huge leaf that is partly in it goes as
+    /// a whole. From where `cur` stands, for about `budget` entries (each table freed counts 512). Returns true at the
+    /// end of the range. Sets `cur.flush`, and `cur.hit` if leaves may have been removed.
     #[inline]
     pub fn unmap_some(&self, t: &mut T, cur: &mut Cursor, budget: u32) -> bool {
         self.scan(t, cur, budget, &mut Unmap::<F>(PhantomData))
     }
 
-    /// Sets `cur.hit` if a page in the range was accessed since mapped or last aged, and makes it count as not accessed.
-    /// Where the processor keeps no accessed bits the leaves are removed instead, and `cur.flush` is set; with them a
-    /// flush is not needed, a stale translation only makes the page look idle. From where `cur` stands, for about
-    /// `budget` entries. Returns true at the end of the range.
+    /// Sets `cur.hit` if a page in the range was accessed since mapped or last aged, and makes it count as not
+    /// accessed. Where the processor keeps no accessed bits the leaves are removed instead, and `cur.flush` is set;
+    /// with them a flush is not needed, a stale translation only makes the page look idle. From where `cur` stands, for
+    /// about `budget` entries. Returns true at the end of the range.
     #[inline]
     pub fn age_some(&self, t: &mut T, cur: &mut Cursor, budget: u32) -> bool {
         self.scan(t, cur, budget, &mut Age::<F>(PhantomData))
@@ -502,8 +502,8 @@ impl<F: Format, T: Tables> PageTable<F, T> {
     }
 
     /// Frees every table but the root, without a word to [`Tables::removed`]: tables of 4 KiB leaves are not even
-    /// read. No processor and nobody else may use them any more. From where `cur` stands in [`PageTable::all`], for about
-    /// `budget` entries (each table freed counts 512). Returns true when nothing is left.
+    /// read. No processor and nobody else may use them any more. From where `cur` stands in [`PageTable::all`], for
+    /// about `budget` entries (each table freed counts 512). Returns true when nothing is left.
     pub fn clear_some(&self, t: &mut T, cur: &mut Cursor, budget: u32) -> bool {
         self.scan(t, cur, budget, &mut Clear::<F>(PhantomData))
     }

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
-//! Faults, invalidations, slot changes and flushes at once: the walker and the handshake of `mem::invalidations`, as the
-//! module has them, between threads that come in between at every access, with a processor that caches translations and
-//! pointers to tables, and a host that frees pages.
+//! Faults, invalidations, slot changes and flushes at once: the walker and the handshake of `mem::invalidations`, as
+//! the module has them, between threads that come in between at every access, with a processor that caches translations
+//! and pointers to tables, and a host that frees pages.
 //!
 //! `Broken` leaves one rule out; the same scenario has to fail then.
 
