@@ -34,16 +34,17 @@
 /* Pages of the slot with a purpose; all others are stored to at random. */
 #define PAGE_PDPT 0
 #define PAGE_PD 1
-#define PAGE_PV 2			/* and the next: a page for each vCPU */
-#define PAGE_RANDOM 4
+#define PAGE_PV 2			/* four pages for each vCPU, each of one kind of the hypervisor's writes */
+#define PV_PAGES 4
+#define PAGE_RANDOM 16
 /* Each 64th page is no vCPU's: the host may empty it at any time. */
 #define IS_HOSTS(page) (((page) & 63) == 63)
 
-/* In a vCPU's page. */
+/* In a vCPU's pages. */
 #define PV_CLOCK 0
-#define PV_STEAL 64
-#define PV_EOI 128
-#define PV_WALL 192
+#define PV_STEAL 0x1000
+#define PV_EOI 0x2000
+#define PV_WALL 0x3000
 
 #define MSR_WALL_CLOCK 0x4b564d00
 #define MSR_SYSTEM_TIME 0x4b564d01
@@ -56,7 +57,7 @@
 #define PROGRESS G_CELLS		/* a count for each vCPU */
 
 /*
- * Registers: R8 mask of random pages, R9 address of the vCPU's page, R10 index of the vCPU times 64, R11 an alias of
+ * Registers: R8 mask of random pages, R9 address of the vCPU's pages, R10 index of the vCPU times 64, R11 an alias of
  * the slot, R12 page directory of the alias, RBX count, R14 state of the random numbers. RDI: where the next write
  * goes: 64 bytes of a page are this vCPU's.
  */
@@ -97,7 +98,7 @@ GUEST64(writer,
 	"3: mov %r14, %rcx; shr $20, %rcx; and $255, %ecx; mov %r10d, %edx; shl $2, %edx; add %edx, %ecx\n"
 	"mov $" STR(SLOT_ADDRESS) "+0x83, %eax; mov %rax, (%r12,%rcx,8)\n"
 	"shl $21, %rcx; add %r11, %rcx; invlpg (%rcx)\n"
-	"and $0x1fffff, %edi; or $0x4000, %edi; mov %rbx, (%rdi,%rcx); jmp 1b\n");
+	"and $0x1fffff, %edi; or $0x10000, %edi; mov %rbx, (%rdi,%rcx); jmp 1b\n");
 
 /* Ends the interrupt as Linux does: if the hypervisor has said that a word in memory is enough, by that. */
 GUEST64(handler,
@@ -387,7 +388,7 @@ static void prepare_vcpu(struct stress *s, int index)
 	regs = vm_regs(vm);
 	regs.rsp = G_STACK - 0x1000 * index;
 	regs.r8 = s->pages - 1;
-	regs.r9 = SLOT_ADDRESS + (PAGE_PV + index) * 4096;
+	regs.r9 = SLOT_ADDRESS + (PAGE_PV + PV_PAGES * index) * 4096;
 	regs.r10 = 64 * index;
 	regs.r11 = (uint64_t)ALIAS_PML4E << 39;
 	regs.r12 = SLOT_ADDRESS + PAGE_PD * 4096;
