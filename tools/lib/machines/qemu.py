@@ -32,7 +32,7 @@ def command(options, run):
     correct = options.corrected or options.icount or options.kvm
     program = corrected() if correct else "qemu-system-x86_64"
     argv = [program, "-nodefaults", "-no-user-config", "-display", "none", "-no-reboot"]
-    argv += ["-M", machine, "-accel", "tcg,thread=single", "-cpu", "max"]
+    argv += ["-M", machine, "-accel", "tcg,thread=single", "-cpu", options.model or "max"]
     argv += ["-smp", str(options.smp), "-m", f"{options.mem}M"]
     if options.icount:
         argv += ["-icount", "shift=0,sleep=off"]
