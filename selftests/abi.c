@@ -286,6 +286,9 @@ TEST(msr_list)
 	for (unsigned int i = 0; i < n; i++) {
 		for (unsigned int j = 0; j < i; j++)
 			CHECK(list.index[i] != list.index[j]);
+		/* It needs a local APIC in the kernel, as in KVM. */
+		if (list.index[i] == 0x4b564d06)
+			continue;
 		if (!get_msr(&vm, list.index[i], &v))
 			FAIL("MSR %#x of the list cannot be read", list.index[i]);
 		else if (!set_msr(&vm, list.index[i], v))

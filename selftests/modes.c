@@ -476,3 +476,52 @@ TEST(no_execute)
 	CHECK_EQ(e->rip, G_DATA);
 	CHECK_EQ(e->cr2, G_DATA);
 }
+
+/* Five levels of page tables: address 2^48 is that of the fourth level's tables again, and so is 0. */
+#define G_PML5 0x30000
+#define TOP "0x1000000000000"
+
+GUEST64(five_levels,
+	"movabs $" TOP "+" STR(G_DATA) ", %rbx; movl $0x57, (%rbx); mov (%rbx), %eax; out %eax, $0x10\n"
+	"movabs $" TOP "+" STR(G_MMIO) ", %rcx; mov (%rcx), %eax; out %eax, $0x10\n"
+	/* From there on code and stack are up there. */
+	"movabs $" TOP ", %rdx; add %rdx, %rsp; lea 1f(%rip), %rax; add %rdx, %rax; jmp *%rax\n"
+	"1: push %rax; pop %rbx; lea (%rip), %rsi; shr $32, %rsi; mov %esi, %eax; out %eax, $0x10\n"
+	"xor %eax, %eax; cpuid; movabs $" TOP "+" STR(G_MMIO) ", %rcx; movb $7, (%rcx); mov $0xc0000101, %ecx\n"
+	"xor %eax, %eax; mov $0x10000, %edx; wrmsr; rdmsr; mov %edx, %eax; out %eax, $0x10; hlt\n");
+
+TEST(five_levels)
+{
+	struct kvm_translation t = { .linear_address = (1ull << 48) + G_DATA };
+	struct kvm_sregs s;
+	struct kvm_cpuid2 *table;
+	struct vm vm;
+	uint64_t *pml5;
+
+	vm_new(&vm, 4 * MIB);
+	table = supported_cpuid(vm.kvm);
+	if (!(cpuid_entry(table, 7, 0)->ecx & 1u << 16))
+		skip("no LA57");
+	free(table);
+	VM_LONG(&vm, five_levels);
+	pml5 = (uint64_t *)(vm.mem + G_PML5);
+	pml5[0] = pml5[1] = G_PML4 | 3;
+	s = vm_sregs(&vm);
+	s.cr3 = G_PML5;
+	s.cr4 |= 1 << 12;
+	vm_set_sregs(&vm, &s);
+	CHECK_EQ(vm_expect_out(&vm, 0x10), 0x57);
+	CHECK_EQ(*(uint32_t *)(vm.mem + G_DATA), 0x57);
+	OK(ioctl(vm.vcpu, KVM_TRANSLATE, &t));
+	CHECK(t.valid);
+	CHECK_EQ(t.physical_address, G_DATA);
+	vm_expect(&vm, KVM_EXIT_MMIO);
+	CHECK_EQ(vm.run->mmio.phys_addr, G_MMIO);
+	*(uint32_t *)vm.run->mmio.data = 0x1234;
+	CHECK_EQ(vm_expect_out(&vm, 0x10), 0x1234);
+	CHECK_EQ(vm_expect_out(&vm, 0x10), 0x10000);
+	vm_expect(&vm, KVM_EXIT_MMIO);
+	CHECK(vm.run->mmio.is_write);
+	CHECK_EQ(vm_expect_out(&vm, 0x10), 0x10000);
+	vm_expect(&vm, KVM_EXIT_HLT);
+}

@@ -67,6 +67,14 @@ module! {
             default: 2,
             description: "divisor by which polls of halted vCPUs get shorter; 0: there are none at once",
         },
+        ignore_msrs: bool {
+            default: false,
+            description: "Y: MSRs that are not there read as 0 and may be written, by guests and by user space",
+        },
+        report_ignored_msrs: bool {
+            default: true,
+            description: "the log says what ignore_msrs has let pass",
+        },
         kvm_node: u8 {
             default: 0,
             description: "1: also provide /dev/kvm, for programs that cannot be told another path",

@@ -24,6 +24,16 @@ pub(crate) fn halt_poll_steps() -> [u32; 3] {
     ]
 }
 
+/// `ignore_msrs`: MSRs that are not there read as 0 and may be written.
+pub(crate) fn ignore_msrs() -> bool {
+    crate::module_parameters::ignore_msrs.value()
+}
+
+/// `report_ignored_msrs`: the log says so.
+pub(crate) fn report_ignored_msrs() -> bool {
+    crate::module_parameters::report_ignored_msrs.value()
+}
+
 /// Whether `check_entry` is on.
 pub(crate) fn check_entry() -> bool {
     crate::module_parameters::check_entry.value() != 0

@@ -171,6 +171,13 @@ pub(crate) fn guest_barrier() {
     }
 }
 
+/// A guest's flush of the L1 data cache (IA32_FLUSH_CMD), on this CPU.
+pub(crate) fn guest_l1d_flush() {
+    if boot_cpu::has(b::X86_FEATURE_FLUSH_L1D) {
+        nospec::flush_l1d();
+    }
+}
+
 /// After so many writes the MSR is the guest's to reach: an exit each costs more than to read it after every exit.
 const WRITES_TO_PASS: u8 = 8;
 

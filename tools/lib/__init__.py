@@ -15,7 +15,7 @@
     machines/   the emulated machines                           bed
     complaints  lines of a kernel's log that fail a run         bed
     monitor     a machine that runs, watched until its end      bed
-    inbed       a command in a bed, as a child                  badinput, bench, crate-tests, kvm-selftests,
+    inbed       a command in a bed, as a child                  badinput, bench, crate-tests, kvm-selftests, msrs,
                                                                 machine-check
     steps       the kinds of steps that a suite is made of      test
     runner      steps run side by side, and their report        test

@@ -86,20 +86,25 @@ impl Mce {
         self.cap & MCG_CTL_P != 0
     }
 
-    /// Whether `msr`, not below IA32_MC0_CTL, belongs to a bank that this vCPU has.
-    pub(super) const fn has(&self, msr: u32) -> bool {
-        ((msr - ix::MC0_CTL) as u64) < (self.cap & 0xff) * BANK as u64
+    /// Whether this vCPU has the bank.
+    pub(super) const fn has_bank(&self, bank: u32) -> bool {
+        (bank as u64) < self.cap & 0xff
     }
 
-    /// Whether a guest may write `value` to the bank register `msr`. `status_write`: AMD's HWCR.McStatusWrEn is set.
-    pub(super) const fn writable(msr: u32, value: u64, amd: bool, status_write: bool) -> bool {
+    /// Whether `msr`, not below IA32_MC0_CTL, belongs to a bank that this vCPU has.
+    pub(super) const fn has(&self, msr: u32) -> bool {
+        self.has_bank((msr - ix::MC0_CTL) / BANK as u32)
+    }
+
+    /// Whether `value` may be written to the bank register `msr`. `any_status`: by user space, or AMD's
+    /// HWCR.McStatusWrEn is set. Unlike Intel's processors, KVM takes any ADDR and MISC.
+    pub(super) const fn writable(msr: u32, value: u64, any_status: bool) -> bool {
         match msr % BANK as u32 {
             // CTL: all or nothing; Linux clears single bits of banks 0 and 4 for old errata.
             0 => value == 0 || value | (1 << 10) | 1 == u64::MAX,
             // STATUS: only zero, unless AMD's bit allows more.
-            1 => value == 0 || amd && status_write,
-            // ADDR and MISC: writing anything but zero faults (SDM 3B 16.3.2.3).
-            _ => value == 0 || amd,
+            1 => value == 0 || any_status,
+            _ => true,
         }
     }
 

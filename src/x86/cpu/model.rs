@@ -6,8 +6,8 @@ use crate::linux::boot_cpu::{self, bug, Bug};
 use crate::linux::fpu::HostControls;
 use crate::linux::global::{Global, Owner};
 use crate::x86::cpu::cpuid::{
-    self, ext21_eax, ext21_ecx, ext8_ebx, CpuidEntry, CpuidIndex, GuestFeatures, HostCpuid, Known,
-    Policy, Vendor,
+    self, ext21_eax, ext21_ecx, ext8_ebx, leaf7_ecx, CpuidEntry, CpuidIndex, GuestFeatures,
+    HostCpuid, Known, Policy, Vendor,
 };
 use crate::x86::cpu::{index, msr, xsave};
 use crate::x86::vendor::choose;
@@ -42,6 +42,8 @@ pub(crate) struct Model {
     pub(crate) arch_capabilities: u64,
     /// LFENCE serialises dispatch.
     pub(crate) lfence_serializing: bool,
+    /// The host's microcode revision.
+    pub(crate) ucode_rev: u64,
 }
 
 impl Model {
@@ -104,6 +106,10 @@ fn arch_capabilities(spec_ctrl: bool) -> u64 {
     }
     // The host keeps guests from the page-size machine check (see `GuestMemory::fault`).
     v |= bit::IF_PSCHANGE_MC_NO;
+    if !boot_cpu::has(b::X86_FEATURE_RTM) {
+        // Nothing to abort asynchronously; TSX_CTRL stays for guests that come from a host with TSX (as in KVM).
+        v &= !bit::TAA_NO;
+    }
     if !spec_ctrl {
         v &= !(bit::IBRS_ALL | bit::RSBA | bit::RRSBA);
     }
@@ -164,6 +170,8 @@ pub(crate) fn init() -> Result<Owner> {
         invpcid: caps.invpcid,
         xsaves: caps.xsaves,
         pku,
+        // Nested paging does not ask what the host's own page tables are like.
+        la57: crate::linux::cpuid::cpuid(7, 0).ecx & leaf7_ecx::LA57 != 0,
         spec_ctrl,
         pred_cmd: boot_cpu::has(b::X86_FEATURE_IBPB),
         known: known(),
@@ -178,7 +186,8 @@ pub(crate) fn init() -> Result<Owner> {
     supported.extend_from_slice(buf.get(..n).ok_or(EINVAL)?, GFP_KERNEL)?;
     let features = GuestFeatures::from_table(&supported, &CpuidIndex::new(&supported));
     let mut list = KVec::from_elem(0u32, 256, GFP_KERNEL)?;
-    let n = msr::index_list(&features, &mut list).map_err(|_| E2BIG)?;
+    let probe = |msr| crate::linux::msr::read_safe(msr).is_ok();
+    let n = msr::index_list(&features, probe, &mut list).map_err(|_| E2BIG)?;
     let mut msrs = KVec::with_capacity(n, GFP_KERNEL)?;
     msrs.extend_from_slice(list.get(..n).ok_or(EINVAL)?, GFP_KERNEL)?;
     let model = Model {
@@ -190,6 +199,7 @@ pub(crate) fn init() -> Result<Owner> {
         mxcsr_mask: crate::linux::fpu::mxcsr_mask(),
         lfence_serializing,
         arch_capabilities: arch_capabilities(spec_ctrl),
+        ucode_rev: crate::linux::msr::read_safe(index::UCODE_REV).unwrap_or(0),
     };
     if !MODEL.populate(model) {
         return Err(EBUSY);
@@ -201,4 +211,10 @@ pub(crate) fn init() -> Result<Owner> {
 pub(crate) fn lists_msr(index: u32) -> bool {
     lists().is_ok_and(|l| l.msrs.contains(&index))
         || model().is_ok_and(|m| msr::feature_list(&m.features).contains(&index))
+}
+
+/// Whether the MSR says what the vCPU is, so that it is fixed once the vCPU has run. The microcode revision is not.
+pub(crate) fn is_fixed_msr(index: u32) -> bool {
+    index != index::UCODE_REV
+        && model().is_ok_and(|m| msr::feature_list(&m.features).contains(&index))
 }

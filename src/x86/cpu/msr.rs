@@ -8,203 +8,15 @@
 //! RDMSR, WRMSR, KVM_GET_MSRS and KVM_SET_MSRS.
 #![forbid(unsafe_code)]
 
+mod access;
+
+pub use access::*;
+
 use crate::nospec::Nospec;
-use crate::x86::cpu::canonical::{is_canonical, sign_extend};
 use crate::x86::cpu::cpuid::kvm_feature::*;
 use crate::x86::cpu::cpuid::{GuestFeatures, Vendor};
 use crate::x86::cpu::index as ix;
-use crate::x86::cpu::masks::bits;
 use crate::x86::cpu::mce::{Mce, MCE_BANKS};
-
-/// Who keeps an MSR that does not live in [`MsrFile`].
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Class {
-    /// EFER: a register of the vCPU; check a write with [`crate::x86::cpu::control::efer_write_check`].
-    Efer,
-    /// IA32_APIC_BASE: the local APIC (or a variable where user space has the APIC).
-    ApicBase,
-    /// IA32_TSC_DEADLINE: the local APIC's timer.
-    TscDeadline,
-    /// 800H to 8FFH: the local APIC in x2APIC mode; #GP in other modes.
-    X2apic,
-    /// IA32_TIME_STAMP_COUNTER: the TSC offset.
-    Tsc,
-    /// IA32_TSC_ADJUST: the TSC offset; a guest's write moves the TSC.
-    TscAdjust,
-    /// The vendor's control structure: SYSENTER, STAR, LSTAR, CSTAR, FMASK, FS/GS/KERNEL_GS base, PAT, TSC_AUX,
-    /// SPEC_CTRL. A value to write is valid for the hardware.
-    Backend,
-    /// IA32_PRED_CMD, write-only: do these barriers on the vCPU's behalf.
-    PredictionBarrier,
-    /// A KVM paravirtual MSR whose feature bit is offered.
-    Paravirt,
-}
-
-/// Why an access fails. For the guest both are #GP(0); user space learns the difference (KVM_MSR_EXIT_REASON_*).
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum MsrError {
-    /// There is no such MSR for this vCPU.
-    Unknown,
-    /// The MSR exists; the value or the direction is not allowed.
-    Invalid,
-}
-
-/// Result of a read.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Read {
-    /// The value.
-    Value(u64),
-    /// Ask its keeper.
-    Delegate(Class),
-}
-
-/// Result of a write.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Written {
-    /// Done.
-    Stored,
-    /// Hand this (validated, sanitised) value to the keeper.
-    Delegate(Class, u64),
-}
-
-/// In whose name an access is made.
-#[derive(Clone, Copy, Debug)]
-pub struct Access<'a> {
-    /// The vCPU's features (already reduced to what the host carries).
-    pub guest: &'a GuestFeatures,
-    /// What the hypervisor carries on this host: governs user space's accesses.
-    pub host: &'a GuestFeatures,
-    /// KVM_GET_MSRS and KVM_SET_MSRS: may write read-only values and does not need the guest's CPUID bits.
-    pub host_initiated: bool,
-    /// Paravirtual MSRs need the guest's CPUID bits, also for user space (KVM_CAP_ENFORCE_PV_FEATURE_CPUID); else it
-    /// is enough that they are offered.
-    pub enforce_pv: bool,
-}
-
-impl Access<'_> {
-    /// The features that govern this access.
-    #[inline]
-    fn features(&self) -> &GuestFeatures {
-        if self.host_initiated {
-            self.host
-        } else {
-            self.guest
-        }
-    }
-
-    fn amd(&self) -> bool {
-        self.guest.vendor == Vendor::Amd || self.host_initiated && self.host.vendor == Vendor::Amd
-    }
-
-    /// Whether the paravirtual feature `bit` is offered.
-    fn offers(&self, bit: u32) -> bool {
-        let has = |f: &GuestFeatures| f.kvm_features & bit != 0;
-        has(self.host) && (!self.enforce_pv || has(self.guest))
-    }
-
-    /// Width that base addresses are checked against.
-    fn linear_width(&self) -> u8 {
-        self.host.linear_width().max(self.guest.linear_width())
-    }
-
-    /// Only user space may write it.
-    fn by_host(&self, value: u64) -> Result<u64, MsrError> {
-        ok(self.host_initiated, value)
-    }
-
-    /// A base address.
-    fn canonical(&self, value: u64) -> Result<u64, MsrError> {
-        ok(is_canonical(value, self.linear_width()), value)
-    }
-
-    /// SYSENTER's addresses: AMD does not check them, having no 64-bit SYSENTER; Intel's VM entry does.
-    fn sysenter(&self, value: u64) -> Result<u64, MsrError> {
-        if self.amd() {
-            Ok(sign_extend(value, self.linear_width()))
-        } else {
-            self.canonical(value)
-        }
-    }
-
-    /// A variable-range MTRR: bases have even numbers, masks odd ones (SDM 3A 12.11.2.3).
-    #[cold]
-    fn mtrr_variable(&self, msr: u32, value: u64) -> Result<u64, MsrError> {
-        let is_mask = msr & 1 != 0;
-        let low_reserved = if is_mask { 0x7ff } else { 0xf00 };
-        // Before KVM_SET_CPUID2 the width is not known: user space may use the host's.
-        let reserved = if self.host_initiated {
-            self.host.reserved_phys_bits() & self.guest.reserved_phys_bits()
-        } else {
-            self.guest.reserved_phys_bits()
-        };
-        ok(
-            value & (reserved | low_reserved) == 0 && (is_mask || mtrr_type_valid(value as u8)),
-            value,
-        )
-    }
-}
-
-/// What an MSR file starts with at power-up.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct Config {
-    /// IA32_ARCH_CAPABILITIES of the host, reduced to [`arch_capabilities::ALLOWED`] by [`MsrFile::new`].
-    pub arch_capabilities: u64,
-    /// MSR_PLATFORM_INFO: 0 or [`PLATFORM_CPUID_FAULT`].
-    pub platform_info: u64,
-    /// LFENCE is dispatch serialising (AMD): DE_CFG\[1\] reads as one.
-    pub lfence_serializing: bool,
-    /// Vendor of the host.
-    pub vendor: Vendor,
-}
-
-impl Config {
-    /// DE_CFG, all of whose bits may be written.
-    const fn de_cfg(&self) -> u64 {
-        if self.lfence_serializing {
-            DE_CFG_LFENCE
-        } else {
-            0
-        }
-    }
-
-    /// KVM's values: no guest takes the revision of a hypervisor seriously.
-    const fn ucode_rev(&self) -> u64 {
-        match self.vendor {
-            Vendor::Intel => 1 << 32,
-            Vendor::Amd => 0x0100_0065,
-        }
-    }
-}
-
-/// Bits of IA32_ARCH_CAPABILITIES (SDM 4 table 2-2).
-#[allow(missing_docs)]
-pub mod arch_capabilities {
-    super::bits! { u64;
-        /// They state a fact or a control that a guest can use. Hidden: TSX_CTRL, MISC_PACKAGE_CTLS, energy filtering,
-        /// DOITM, MCU control, overclocking, xAPIC disable (their MSRs are not virtualised).
-        ALLOWED {
-            RDCL_NO = 0;
-            IBRS_ALL = 1;
-            RSBA = 2;
-            SKIP_L1DFL_VMENTRY = 3;
-            SSB_NO = 4;
-            MDS_NO = 5;
-            IF_PSCHANGE_MC_NO = 6;
-            TAA_NO = 8;
-            SBDR_SSDP_NO = 13;
-            FBSDP_NO = 14;
-            PSDP_NO = 15;
-            FB_CLEAR = 17;
-            RRSBA = 19;
-            BHI_NO = 20;
-            PBRSB_NO = 24;
-            GDS_NO = 26;
-            RFDS_NO = 27;
-            RFDS_CLEAR = 28;
-            ITS_NO = 62;
-        }
-    }
-}
 
 /// IA32_MTRRCAP: 8 variable ranges, fixed ranges, write-combining.
 pub const MTRR_CAP_VALUE: u64 = 0x508;
@@ -226,12 +38,38 @@ const HWCR_KEPT: u64 = (1 << 18) | (1 << 24);
 /// HWCR bits that may be written without effect: TlbCacheDis, FFDIS, IgnneEm.
 const HWCR_IGNORED: u64 = (1 << 3) | (1 << 6) | (1 << 8);
 const HWCR_MC_STATUS_WR_EN: u64 = 1 << 18;
-
 /// DE_CFG: LFENCE is dispatch serialising.
 const DE_CFG_LFENCE: u64 = 1 << 1;
 
-/// VM_CR: LOCK and SVMDIS. Nested virtualisation is off and cannot be switched on.
-const VM_CR_DISABLED: u64 = (1 << 3) | (1 << 4);
+/// HWCR\[35\], CpuidUserDis: CPUID faults above CPL 0.
+const HWCR_CPUID_USER_DIS: u64 = 1 << 35;
+
+/// VM_CR bits that may be written; the last two, LOCK and SVMDIS, stay once SVMDIS is set (APM 2 15.30.1).
+const VM_CR_VALID: u64 = 0x1f;
+const VM_CR_LOCK: u64 = 1 << 3;
+const VM_CR_SVMDIS: u64 = 1 << 4;
+
+/// IA32_FEATURE_CONTROL: LOCK, and what user space may set besides: VMX inside and outside SMX, SGX and its launch
+/// control, LMCE. None of them is in guests.
+const FEATURE_LOCK: u64 = 1 << 0;
+const FEATURE_VALID: u64 = 0x16_0007;
+const FEATURE_LMCE: u64 = 1 << 20;
+
+/// VIRT_SPEC_CTRL.SSBD.
+const VIRT_SSBD: u64 = 1 << 2;
+/// TSC_RATIO: no scaling.
+const TSC_RATIO_ONE: u64 = 1 << 32;
+/// Where SMM starts at power-up (SDM 3C 32.4).
+const SMBASE_RESET: u64 = 0x3_0000;
+/// BBL_CR_CTL3: an L2 cache of 256 KiB, configured and enabled, as KVM gives it.
+const BBL_CR_CTL3_VALUE: u64 = 0xbe70_2111;
+/// IA32_PERF_STATUS: a multiplier of 4, as KVM gives it.
+const PERF_STATUS_VALUE: u64 = 4 << 40 | 1000;
+/// K7's clock control: the ramp-up count, as KVM gives it.
+const K7_CLK_CTL_VALUE: u64 = 0x2000_0000;
+
+/// A write of a register that has none.
+const READ_ONLY: Result<u64, MsrError> = Err(MsrError::Unknown);
 
 /// MSRs that are plain storage of a vCPU. Those that the table names have its comments.
 #[derive(Clone, Debug)]
@@ -243,6 +81,13 @@ pub struct MsrFile {
     pub platform_info: u64,
     misc_features: u64,
     power_ctl: u64,
+    smbase: u64,
+    smi_count: u64,
+    mcg_ext_ctl: u64,
+    umwait_control: u64,
+    tsx_ctrl: u64,
+    /// The host has TSX_CTRL.
+    has_tsx_ctrl: bool,
     pub arch_capabilities: u64,
     mtrr_def_type: u64,
     mtrr_fixed: [u64; MTRR_FIXED],
@@ -255,6 +100,9 @@ pub struct MsrFile {
     de_cfg_allowed: u64,
     osvw_id_length: u64,
     osvw_status: u64,
+    vm_cr: u64,
+    vm_hsave_pa: u64,
+    virt_spec_ctrl: u64,
 }
 
 impl MsrFile {
@@ -266,6 +114,12 @@ impl MsrFile {
         platform_info: 0,
         misc_features: 0,
         power_ctl: 0,
+        smbase: 0,
+        smi_count: 0,
+        mcg_ext_ctl: 0,
+        umwait_control: 0,
+        tsx_ctrl: 0,
+        has_tsx_ctrl: false,
         arch_capabilities: 0,
         mtrr_def_type: 0,
         mtrr_fixed: [0; MTRR_FIXED],
@@ -276,12 +130,15 @@ impl MsrFile {
         de_cfg_allowed: 0,
         osvw_id_length: 0,
         osvw_status: 0,
+        vm_cr: 0,
+        vm_hsave_pa: 0,
+        virt_spec_ctrl: 0,
     };
 
-    /// CPUID faults above CPL 0 (CPUID faulting, SDM 3B 2.8 "MISC_FEATURES_ENABLES").
+    /// CPUID faults above CPL 0 (CPUID faulting, SDM 3B 2.8 "MISC_FEATURES_ENABLES"; AMD's CpuidUserDis).
     #[inline]
     pub const fn cpuid_faults(&self) -> bool {
-        self.misc_features & 1 != 0
+        self.misc_features & 1 != 0 || self.hwcr & HWCR_CPUID_USER_DIS != 0
     }
 
     /// IA32_MISC_ENABLE.MWAIT.
@@ -292,12 +149,6 @@ impl MsrFile {
     /// MSR_MISC_FEATURES_ENABLES bits that may be set.
     const fn misc_features_allowed(&self) -> u64 {
         (self.platform_info & PLATFORM_CPUID_FAULT != 0) as u64
-    }
-
-    /// MSR_PLATFORM_INFO after a write of `value`: CPUID faulting cannot go while it is in use.
-    fn platform_info_write(&self, value: u64, a: &Access<'_>) -> Result<u64, MsrError> {
-        let kept = value & PLATFORM_CPUID_FAULT != 0 || !self.cpuid_faults();
-        ok(a.host_initiated && kept, value)
     }
 
     /// The microcode revision after a write of `value`. A guest's write of 0 asks CPUID(1) to load the revision:
@@ -324,44 +175,84 @@ impl MsrFile {
     /// A machine-check bank's register after a write of `value`.
     #[cold]
     fn bank_write(&self, msr: u32, value: u64, a: &Access<'_>) -> Result<u64, MsrError> {
-        let status_write = self.hwcr & HWCR_MC_STATUS_WR_EN != 0;
+        let any_status = a.host_initiated || a.amd_guest() && self.hwcr & HWCR_MC_STATUS_WR_EN != 0;
         ok(
-            a.host_initiated || Mce::writable(msr, value, a.amd(), status_write),
+            self.mce.has(msr) && Mce::writable(msr, value, any_status),
             value,
         )
     }
-}
 
-/// `value`, if it may be written.
-const fn ok(good: bool, value: u64) -> Result<u64, MsrError> {
-    if good {
-        Ok(value)
-    } else {
-        Err(MsrError::Invalid)
+    /// IA32_MCG_CTL after a write of `value`. User space may write 0 where there is none.
+    fn mcg_ctl_write(&self, value: u64, a: &Access<'_>) -> Result<u64, MsrError> {
+        let there = self.mce.has_ctl() || a.host_initiated && value == 0;
+        ok(there && (value == 0 || value == u64::MAX), value)
     }
-}
 
-/// `value`, if all its bits are among `allowed`.
-const fn only(value: u64, allowed: u64) -> Result<u64, MsrError> {
-    ok(value & !allowed == 0, value)
-}
+    /// IA32_FEATURE_CONTROL after a write of `value`: firmware locks it, with nothing on.
+    fn feature_control_write(&self, value: u64, a: &Access<'_>) -> Result<u64, MsrError> {
+        if a.host_initiated {
+            return only(value, FEATURE_VALID);
+        }
+        ok(
+            self.feature_control & FEATURE_LOCK == 0 && value & !FEATURE_LOCK == 0,
+            value,
+        )
+    }
 
-/// Memory types that an MTRR may hold: UC, WC, WT, WP, WB (SDM 3A table 12-8).
-const fn mtrr_type_valid(t: u8) -> bool {
-    matches!(t, 0 | 1 | 4 | 5 | 6)
-}
+    /// Local machine checks are on: user space alone can switch them on, and none comes.
+    const fn lmce(&self) -> bool {
+        self.feature_control & FEATURE_LMCE != 0
+    }
 
-/// Whether every entry of a PAT is UC, WC, WT, WP, WB or UC- (SDM 3A 12.12.2).
-pub const fn pat_valid(pat: u64) -> bool {
-    // Bits 7:3 of each byte are reserved; types 2 and 3 (bit 1 set, bit 2 clear) too.
-    pat & 0xf8f8_f8f8_f8f8_f8f8 == 0
-        && (pat & 0x0202_0202_0202_0202) & !((pat & 0x0404_0404_0404_0404) >> 1) == 0
-}
+    /// The guest is told of IA32_TSX_CTRL.
+    const fn tsx_ctrl_told(&self) -> bool {
+        self.arch_capabilities & arch_capabilities::TSX_CTRL != 0
+    }
 
-/// A fixed-range MTRR: eight memory types.
-#[cold]
-fn mtrr_fixed(value: u64) -> Result<u64, MsrError> {
-    ok(value.to_le_bytes().into_iter().all(mtrr_type_valid), value)
+    /// HWCR after a write of `value`.
+    fn hwcr_write(value: u64, a: &Access<'_>) -> Result<u64, MsrError> {
+        let user_dis = if a.guest.gp_on_user_cpuid {
+            HWCR_CPUID_USER_DIS
+        } else {
+            0
+        };
+        only(value & !HWCR_IGNORED, HWCR_KEPT | user_dis)
+    }
+
+    /// VM_CR after a write of `value`.
+    fn vm_cr_write(&self, value: u64) -> Result<u64, MsrError> {
+        let kept = if self.vm_cr & VM_CR_SVMDIS != 0 {
+            self.vm_cr & (VM_CR_LOCK | VM_CR_SVMDIS)
+        } else {
+            0
+        };
+        let new = if kept != 0 {
+            value & !(VM_CR_LOCK | VM_CR_SVMDIS) | kept
+        } else {
+            value
+        };
+        ok(value & !VM_CR_VALID == 0, new)
+    }
+
+    /// VM_HSAVE_PA after a write of `value`; on Intel it stays 0.
+    fn vm_hsave_pa_write(value: u64, a: &Access<'_>) -> Result<u64, MsrError> {
+        if !a.svm() {
+            return Ok(0);
+        }
+        let page = value & (0xfff | a.guest.reserved_phys_bits()) == 0;
+        ok(a.host_initiated || page, value & !0xfff)
+    }
+
+    /// F15H_IC_CFG: models 2 to 1FH of family 15H have had their way prediction switched off.
+    const fn ic_cfg(signature: u32) -> u64 {
+        let family = (signature >> 8 & 0xf) + (signature >> 20 & 0xff);
+        let model = signature >> 4 & 0xf | signature >> 12 & 0xf0;
+        if signature >> 8 & 0xf == 0xf && family == 0x15 && model >= 2 && model < 0x20 {
+            0x1e
+        } else {
+            0
+        }
+    }
 }
 
 /// Whether KVM_GET_MSR_INDEX_LIST and KVM_GET_MSR_FEATURE_INDEX_LIST name an MSR.
@@ -369,12 +260,10 @@ fn mtrr_fixed(value: u64) -> Result<u64, MsrError> {
 enum Listed {
     /// Neither list names it.
     No,
-    /// The first, where the host has it.
+    /// The first, where the host has what it belongs to.
     Index,
-    /// The first, on Intel.
-    IndexIntel,
-    /// The second.
-    Feature,
+    /// The first, where this processor has the register.
+    Probed,
     /// The second, on AMD.
     FeatureAmd,
     /// Both.
@@ -383,15 +272,7 @@ enum Listed {
 
 impl Listed {
     const fn is_feature(self, amd: bool) -> bool {
-        matches!(self, Self::Feature | Self::Both) || amd && matches!(self, Self::FeatureAmd)
-    }
-
-    const fn in_index(self, vendor: Vendor) -> bool {
-        match self {
-            Self::Index | Self::Both => true,
-            Self::IndexIntel => matches!(vendor, Vendor::Intel),
-            Self::No | Self::Feature | Self::FeatureAmd => false,
-        }
+        matches!(self, Self::Both) || amd && matches!(self, Self::FeatureAmd)
     }
 }
 
@@ -405,7 +286,7 @@ struct Row {
 /// What a row's MSR reads as.
 macro_rules! read {
     ($s:ident, keeper($class:ident)) => { Ok(Read::Delegate(Class::$class)) };
-    ($s:ident, command($class:ident)) => { Err(MsrError::Invalid) };
+    ($s:ident, command($class:ident)) => { Err(MsrError::Unknown) };
     ($s:ident, constant($value:expr)) => { Ok(Read::Value($value)) };
     ($s:ident, discarded()) => { Err(MsrError::Unknown) };
     ($s:ident, file($($field:ident).+ [$i:expr])) => {
@@ -437,12 +318,17 @@ macro_rules! power_up {
 /// Makes the table's rows into one `match` for reads, one for writes, the power-up values, and the lists.
 macro_rules! msrs {
     (($s:ident, $a:ident, $f:ident, $msr:ident, $v:ident, $c:ident)
-     $($first:ident $(..= $last:ident)? $(| $more:ident)* if $exists:expr
+     $($first:ident $(..= $last:ident)? $(| $more:ident $(..= $more_last:ident)?)*
+       if $exists:expr $(, readable $readable:expr)?
        => $home:ident $place:tt, $write:expr, $listed:ident;)*) => {
         impl MsrFile {
             /// The MSRs at power-up. INIT leaves all of these alone (SDM 3A table 11-1).
             pub fn new($c: &Config) -> Self {
-                let mut file = Self { de_cfg_allowed: $c.de_cfg(), ..Self::ZERO };
+                let mut file = Self {
+                    de_cfg_allowed: $c.de_cfg(),
+                    has_tsx_ctrl: $c.arch_capabilities & arch_capabilities::TSX_CTRL != 0,
+                    ..Self::ZERO
+                };
                 $(power_up!(file, $home $place);)*
                 file
             }
@@ -455,8 +341,14 @@ macro_rules! msrs {
             pub fn get(&$s, $msr: u32, $a: &Access<'_>) -> Result<Read, MsrError> {
                 let $f = $a.features();
                 match $msr {
-                    $(ix::$first $(..= ix::$last)? $(| ix::$more)* => {
-                        if $exists { read!($s, $home $place) } else { Err(MsrError::Unknown) }
+                    $(ix::$first $(..= ix::$last)? $(| ix::$more $(..= ix::$more_last)?)* => {
+                        if !$exists {
+                            return Err(MsrError::Unknown);
+                        }
+                        $(if !$readable {
+                            return Err(MsrError::Invalid);
+                        })?
+                        read!($s, $home $place)
                     })*
                     _ => Err(MsrError::Unknown),
                 }
@@ -470,7 +362,7 @@ macro_rules! msrs {
             pub fn set(&mut $s, $msr: u32, $v: u64, $a: &Access<'_>) -> Result<Written, MsrError> {
                 let $f = $a.features();
                 match $msr {
-                    $(ix::$first $(..= ix::$last)? $(| ix::$more)* => {
+                    $(ix::$first $(..= ix::$last)? $(| ix::$more $(..= ix::$more_last)?)* => {
                         if $exists { store!($s, $write?, $home $place) } else { Err(MsrError::Unknown) }
                     })*
                     _ => Err(MsrError::Unknown),
@@ -479,7 +371,7 @@ macro_rules! msrs {
         }
 
         static ROWS: &[Row] = &[
-            $(msrs!(@row $listed, $first $(..= $last)?), $(msrs!(@row $listed, $more),)*)*
+            $(msrs!(@row $listed, $first $(..= $last)?), $(msrs!(@row $listed, $more $(..= $more_last)?),)*)*
         ];
     };
     (@row $listed:ident, $msr:ident) => { msrs!(@row $listed, $msr ..= $msr) };
@@ -488,117 +380,165 @@ macro_rules! msrs {
     };
 }
 
-// A row has the MSR or MSRs; who has it; where it is kept; what a write of `v` leaves there, or an error; which lists
-// name it. `a` is the access, `f` the features that govern it, `c` the configuration at power-up.
+// A row has the MSR or MSRs; who has it; who may read it, if not everybody who has it; where it is kept; what a write
+// of `v` leaves there, or an error; which lists name it. `a` is the access, `f` the features that govern it, `c` the
+// configuration at power-up.
 //
 // An MSR is kept by a `keeper` elsewhere, is in the `file` (with a power-up value if that is not zero), or is a
 // `constant`. A write of a `command` acts, a read faults. A write of a `discarded` one has no effect, and a read does
-// not find it.
+// not find it. What one vendor's guests have, KVM gives all, if its host is that vendor's: so here.
 #[rustfmt::skip]
 msrs! { (self, a, f, msr, v, c)
     // The first range is found first, and these are written most.
-    X2APIC_FIRST..=X2APIC_LAST if f.x2apic          => keeper(X2apic), Ok(v), No;
+    X2APIC_FIRST..=X2APIC_LAST if true              => keeper(X2apic), Ok(v), No;
 
-    // Guests read these without a fault handler; zero says "nothing here".
-    P5_MC_ADDR | P5_MC_TYPE | PLATFORM_ID | EBL_CR_POWERON if true => constant(0), only(v, 0), No;
+    // Guests read these without a fault handler.
+    P5_MC_ADDR | P5_MC_TYPE | PLATFORM_ID | EBL_CR_POWERON | PERF_CTL | RAPL_POWER_UNIT | PKG_ENERGY_STATUS
+        | DRAM_ENERGY_STATUS | PP0_ENERGY_STATUS | PP1_ENERGY_STATUS if true => constant(0), READ_ONLY, No;
+    EBC_FREQUENCY_ID        if true                 => constant(1 << 24), READ_ONLY, No;
+    FSB_FREQ                if true                 => constant(3), READ_ONLY, No;
+    PERF_STATUS             if true                 => constant(PERF_STATUS_VALUE), READ_ONLY, No;
+    BBL_CR_CTL3             if true                 => constant(BBL_CR_CTL3_VALUE), Ok(v), No;
+
     TSC                     if true                 => keeper(Tsc), Ok(v), Index;
     KVM_WALL_CLOCK          if a.offers(CLOCKSOURCE) => keeper(Paravirt), Ok(v), Index;
     KVM_SYSTEM_TIME         if a.offers(CLOCKSOURCE) => keeper(Paravirt), Ok(v), Index;
     APIC_BASE               if true                 => keeper(ApicBase), Ok(v), No;
-    // Firmware has decided: locked with VMX off.
-    FEATURE_CONTROL         if true                 => file(feature_control = 1), a.by_host(v), IndexIntel;
-    TSC_ADJUST              if f.tsc_adjust         => keeper(TscAdjust), Ok(v), Index;
-    SPEC_CTRL               if f.spec_ctrl != 0     => keeper(Backend), only(v, f.spec_ctrl), Index;
-    PRED_CMD                if f.pred_cmd != 0      => command(PredictionBarrier), only(v, f.pred_cmd), No;
+    FEATURE_CONTROL         if a.vmx()              => file(feature_control), self.feature_control_write(v, a), Probed;
+    // There is no SMM: kept for who saves and restores them.
+    SMI_COUNT               if true                 => file(smi_count), a.by_host(v), Index;
+    SMBASE                  if true, readable a.host_initiated
+                                                    => file(smbase = SMBASE_RESET), a.by_host(v), Index;
+    TSC_ADJUST              if true                 => keeper(TscAdjust),
+                                                       if a.guest.tsc_adjust { Ok(v) }
+                                                       else { return Ok(Written::Stored) }, Index;
+    SPEC_CTRL               if true, readable a.host_initiated || f.spec_ctrl != 0 => keeper(Backend),
+                                                       if a.host_initiated && f.spec_ctrl == 0 { READ_ONLY }
+                                                       else { ok(f.spec_ctrl != 0 && v & !f.spec_ctrl == 0, v) },
+                                                       Probed;
+    PRED_CMD                if true                 => command(PredictionBarrier),
+                                                       ok((a.host_initiated || f.pred_cmd != 0)
+                                                          && v & !f.pred_cmd == 0, v), No;
+    FLUSH_CMD               if true                 => command(L1dFlush), ok(f.flush_l1d && v & !1 == 0, v), No;
     // Microcode updates are the host's business.
     UCODE_WRITE             if true                 => discarded(), Ok(v), No;
     UCODE_REV               if true                 => file(ucode_rev = c.ucode_rev()),
                                                        self.ucode_rev_write(v, a), Both;
+    // No UMWAIT, no SGX, MPX, Intel PT, nested VMX: user space keeps the first for who restores it.
+    UMWAIT_CONTROL          if a.vmx(), readable a.host_initiated => file(umwait_control),
+                                                       ok(a.host_initiated && v & !0xffff_fffd == 0, v), No;
+    SGX_KEY_HASH0..=SGX_KEY_HASH3 | VMX_BASIC..=VMX_VMFUNC | RTIT_OUTPUT_BASE..=RTIT_OUTPUT_MASK
+        | RTIT_CTL..=RTIT_CR3_MATCH | RTIT_ADDR0_A..=RTIT_ADDR3_B | BNDCFGS
+                            if a.vmx(), readable false => constant(0), Err(MsrError::Invalid), No;
     // P6 and, below, K7 had counters and selectors without a CPUID leaf for them: there is no PMU, so they read as
     // zero and writes are ignored, as in KVM.
     P6_PERFCTR0..=P6_PERFCTR1 if true               => constant(0), Ok(v), No;
-    PLATFORM_INFO           if true                 => file(platform_info = c.platform_info),
-                                                       self.platform_info_write(v, a), Both;
-    // User space may write back what it read.
-    MTRR_CAP                if true                 => constant(MTRR_CAP_VALUE),
-                                                       ok(a.host_initiated && v == MTRR_CAP_VALUE, v), No;
-    ARCH_CAPABILITIES       if f.arch_capabilities
+    PLATFORM_INFO           if true                 => file(platform_info = c.platform_info), a.by_host(v), Both;
+    MTRR_CAP                if true                 => constant(MTRR_CAP_VALUE), READ_ONLY, No;
+    // Any value: it is the truth only as far as user space wants.
+    ARCH_CAPABILITIES       if a.guest.arch_capabilities
                             => file(arch_capabilities = c.arch_capabilities & arch_capabilities::ALLOWED),
-                               ok(a.host_initiated && v & !arch_capabilities::ALLOWED == 0, v), Both;
+                               if a.host_initiated { Ok(v) } else { READ_ONLY }, Both;
+    // Guests see no TSX, so it makes no difference.
+    TSX_CTRL                if a.vmx() && (self.has_tsx_ctrl || !a.host_initiated && !self.tsx_ctrl_told()),
+                            readable a.host_initiated || self.tsx_ctrl_told() => file(tsx_ctrl),
+                               ok((a.host_initiated || self.tsx_ctrl_told()) && v & !3 == 0, v), Index;
     MISC_FEATURES_ENABLES   if true                 => file(misc_features),
                                                        only(v, self.misc_features_allowed()), Index;
-    SYSENTER_CS             if true                 => keeper(Backend), Ok(v & 0xffff_ffff), Index;
+    SYSENTER_CS             if true                 => keeper(Backend),
+                                                       Ok(if a.svm() { v } else { v & 0xffff_ffff }), Index;
     SYSENTER_ESP            if true                 => keeper(Backend), a.sysenter(v), Index;
     SYSENTER_EIP            if true                 => keeper(Backend), a.sysenter(v), Index;
-    MCG_CAP                 if true                 => file(mce.cap = MCE_BANKS as u64), Err(MsrError::Invalid), No;
-    // RIPV, EIPV, MCIP and LMCE_S exist.
-    MCG_STATUS              if true                 => file(mce.status), ok(a.host_initiated || v <= 0xf, v), Index;
-    MCG_CTL                 if a.host_initiated || self.mce.has_ctl()
-                                                    => file(mce.ctl), ok(v == 0 || v == u64::MAX, v), Index;
+    MCG_CAP                 if true                 => file(mce.cap = MCE_BANKS as u64), READ_ONLY, No;
+    MCG_STATUS              if true                 => file(mce.status), Ok(v), Index;
+    MCG_CTL                 if true, readable a.host_initiated || self.mce.has_ctl()
+                                                    => file(mce.ctl), self.mcg_ctl_write(v, a), Index;
+    MCG_EXT_CTL             if a.vmx(), readable a.host_initiated || self.lmce()
+                                                    => file(mcg_ext_ctl),
+                                                       ok((a.host_initiated || self.lmce()) && v & !1 == 0, v), Index;
     P6_EVNTSEL0..=P6_EVNTSEL1 if true               => constant(0), Ok(v), No;
     // The value is KVM's; firmware, or whoever takes its place, allows fast strings.
     MISC_ENABLE             if true                 => file(misc_enable = MISC_BTS_PEBS_UNAVAILABLE),
                                                        self.misc_enable_write(v, a), Index;
+    XFD | XFD_ERR           if true, readable a.host_initiated => constant(0), ok(a.host_initiated && v == 0, v), No;
     // LBR and BTF may be written without effect, as in KVM: branch records and branch steps are the host's. The rest
-    // needs facilities that are hidden.
-    DEBUGCTL                if true                 => constant(0), only(v, 3), Index;
+    // needs facilities that are hidden. On AMD, KVM lets everything pass.
+    DEBUGCTL                if true                 => constant(0), ok(a.svm() || v & !3 == 0, v), Probed;
+    LAST_BRANCH_FROM..=LAST_INT_TO if true          => constant(0), READ_ONLY, Probed;
     // The value is kept and has no effect.
     POWER_CTL               if true                 => file(power_ctl), Ok(v), Index;
     MTRR_PHYS_BASE0..=MTRR_PHYS_LAST if true        => file(mtrr_variable[msr - ix::MTRR_PHYS_BASE0]),
-                                                       a.mtrr_variable(msr, v), Index;
-    MTRR_FIX64K_00000       if true                 => file(mtrr_fixed[0]), mtrr_fixed(v), Index;
-    MTRR_FIX16K_80000       if true                 => file(mtrr_fixed[1]), mtrr_fixed(v), Index;
-    MTRR_FIX16K_A0000       if true                 => file(mtrr_fixed[2]), mtrr_fixed(v), Index;
+                                                       a.mtrr_variable(msr, v), No;
+    MTRR_FIX64K_00000       if true                 => file(mtrr_fixed[0]), mtrr_fixed(v), No;
+    MTRR_FIX16K_80000       if true                 => file(mtrr_fixed[1]), mtrr_fixed(v), No;
+    MTRR_FIX16K_A0000       if true                 => file(mtrr_fixed[2]), mtrr_fixed(v), No;
     MTRR_FIX4K_C0000..=MTRR_FIX4K_F8000 if true     => file(mtrr_fixed[3 + (msr - ix::MTRR_FIX4K_C0000)]),
-                                                       mtrr_fixed(v), Index;
+                                                       mtrr_fixed(v), No;
+    // Between them there is nothing.
+    MTRR_HOLE_FIRST..=MTRR_HOLE_LAST if true, readable false => constant(0), Err(MsrError::Invalid), No;
     PAT                     if true                 => keeper(Backend), ok(pat_valid(v), v), Index;
+    // No CMCI.
+    MC0_CTL2..=MC31_CTL2    if true, readable a.host_initiated && self.mce.has_bank(msr - ix::MC0_CTL2)
+                            => constant(0),
+                               ok(a.host_initiated && v == 0 && self.mce.has_bank(msr - ix::MC0_CTL2), v), No;
     MTRR_DEF_TYPE           if true                 => file(mtrr_def_type),
-                                                       ok(v & !0xcff == 0 && mtrr_type_valid(v as u8), v), Index;
+                                                       ok(v & !0xcff == 0 && mtrr_type_valid(v as u8), v), No;
     // User space may ask for it; no vCPU has a PMU.
-    PERF_CAPABILITIES       if false                => constant(0), only(v, 0), Feature;
-    MC0_CTL..=MC31_MISC     if self.mce.has(msr)    => file(mce.banks[msr - ix::MC0_CTL]),
+    PERF_CAPABILITIES       if false                => constant(0), READ_ONLY, Both;
+    MC0_CTL..=MC31_MISC     if true, readable self.mce.has(msr) => file(mce.banks[msr - ix::MC0_CTL]),
                                                        self.bank_write(msr, v, a), No;
-    TSC_DEADLINE            if f.tsc_deadline       => keeper(TscDeadline), Ok(v), Index;
+    TSC_DEADLINE            if true                 => keeper(TscDeadline), Ok(v), Index;
     // No state of XSAVES is offered.
-    XSS                     if f.xsaves             => constant(0), only(v, 0), Index;
+    XSS                     if true, readable a.host_initiated || f.xsaves => constant(0),
+                                                       if a.guest.xsaves { only(v, 0) } else { READ_ONLY }, No;
 
     KVM_WALL_CLOCK_NEW      if a.offers(CLOCKSOURCE2) => keeper(Paravirt), Ok(v), Index;
     KVM_SYSTEM_TIME_NEW     if a.offers(CLOCKSOURCE2) => keeper(Paravirt), Ok(v), Index;
-    KVM_ASYNC_PF_EN         if a.offers(ASYNC_PF)   => keeper(Paravirt), Ok(v), Index;
+    // Not offered, but a guest that comes from elsewhere may use them: no page fault is ever asynchronous.
+    KVM_ASYNC_PF_EN         if a.knows(ASYNC_PF)    => keeper(Paravirt), Ok(v), Index;
     KVM_STEAL_TIME          if a.offers(STEAL_TIME) => keeper(Paravirt), Ok(v), Index;
     KVM_PV_EOI_EN           if a.offers(PV_EOI)     => keeper(Paravirt), Ok(v), Index;
     KVM_POLL_CONTROL        if a.offers(POLL_CONTROL) => keeper(Paravirt), Ok(v), Index;
-    KVM_ASYNC_PF_INT        if a.offers(ASYNC_PF_INT) => keeper(Paravirt), Ok(v), Index;
-    KVM_ASYNC_PF_ACK        if a.offers(ASYNC_PF_INT) => keeper(Paravirt), Ok(v), Index;
-    KVM_MIGRATION_CONTROL   if a.offers(MIGRATION_CONTROL) => keeper(Paravirt), Ok(v), Index;
+    KVM_ASYNC_PF_INT        if a.knows(ASYNC_PF_INT) => keeper(Paravirt), Ok(v), Index;
+    KVM_ASYNC_PF_ACK        if a.knows(ASYNC_PF_INT) => constant(0), Ok(v), Index;
 
     EFER                    if true                 => keeper(Efer), Ok(v), No;
     STAR                    if true                 => keeper(Backend), Ok(v), Index;
     LSTAR                   if true                 => keeper(Backend), a.canonical(v), Index;
     CSTAR                   if true                 => keeper(Backend), a.canonical(v), Index;
-    FMASK                   if true                 => keeper(Backend), Ok(v & 0xffff_ffff), Index;
+    // Intel's processors take no more than 32 bits.
+    FMASK                   if true                 => keeper(Backend), ok(a.svm() || v >> 32 == 0, v), Index;
     FS_BASE                 if true                 => keeper(Backend), a.canonical(v), No;
     GS_BASE                 if true                 => keeper(Backend), a.canonical(v), No;
     KERNEL_GS_BASE          if true                 => keeper(Backend), a.canonical(v), Index;
-    TSC_AUX                 if f.rdtscp || f.rdpid  => keeper(Backend),
-                                                       ok(a.amd() || v >> 32 == 0, v & 0xffff_ffff), Index;
+    TSC_AUX                 if true, readable f.rdtscp || f.rdpid
+                            => keeper(Backend),
+                               ok((f.rdtscp || f.rdpid) && (a.amd_guest() || v >> 32 == 0), v & 0xffff_ffff), Index;
+    // The ratio is user space's, by KVM_SET_TSC_KHZ.
+    TSC_RATIO               if a.svm(), readable a.host_initiated => constant(TSC_RATIO_ONE),
+                                                       ok(a.host_initiated && (v == 0 || v == TSC_RATIO_ONE), v), Index;
 
     K7_EVNTSEL0..=K7_PERFCTR3 if true               => constant(0), Ok(v), No;
-    // KVM has it for both vendors.
-    HWCR                    if true                 => file(hwcr),
-                                                       only(v, HWCR_KEPT | HWCR_IGNORED).map(|v| v & HWCR_KEPT), Index;
-    PATCH_LOADER            if a.amd()              => discarded(), Ok(v), No;
-    // LOCK and SVMDIS cannot change, the rest is zero.
-    VM_CR                   if a.amd()              => constant(VM_CR_DISABLED), ok(v == VM_CR_DISABLED, v), No;
+    HWCR                    if true                 => file(hwcr), Self::hwcr_write(v, a), Index;
+    K7_CLK_CTL              if true                 => constant(K7_CLK_CTL_VALUE), Ok(v), No;
+    PATCH_LOADER            if true                 => discarded(), Ok(v), No;
+    VM_CR                   if a.svm()              => file(vm_cr), self.vm_cr_write(v), No;
+    VM_IGNNE                if a.svm()              => discarded(), Ok(v), No;
+    VM_HSAVE_PA             if true                 => file(vm_hsave_pa), Self::vm_hsave_pa_write(v, a), Probed;
+    VIRT_SPEC_CTRL          if a.svm(), readable a.host_initiated => file(virt_spec_ctrl),
+                                                       ok(a.host_initiated && v & !VIRT_SSBD == 0, v), Index;
     // Errata 0 to 3 are known and fixed.
-    OSVW_ID_LENGTH          if a.amd() && f.osvw    => file(osvw_id_length = 4), a.by_host(v), No;
-    OSVW_STATUS             if a.amd() && f.osvw    => file(osvw_status), a.by_host(v), No;
-    DE_CFG                  if a.amd()              => file(de_cfg = c.de_cfg()),
+    OSVW_ID_LENGTH          if true, readable a.guest.osvw => file(osvw_id_length = c.osvw_id_length()),
+                                                       ok(a.guest.osvw, v), No;
+    OSVW_STATUS             if true, readable a.guest.osvw => file(osvw_status), ok(a.guest.osvw, v), No;
+    DE_CFG                  if a.svm()              => file(de_cfg = c.de_cfg()),
                                                        only(v, self.de_cfg_allowed), FeatureAmd;
-    // These configure system, northbridge and P-states of a machine that has none of it.
-    SYSCFG | NB_CFG | INT_PENDING_MSG | MMIO_CONF_BASE | TSEG_ADDR | TSEG_MASK | VM_HSAVE_PA | DC_CFG | TW_CFG
-        | BU_CFG2 | EX_CFG  if a.amd()              => constant(0), only(v, 0), No;
-    PSTATE_LIMIT..=PSTATE7  if a.amd()              => constant(0), only(v, 0), No;
+    // These configure a machine that has none of it. Guests set single bits in some.
+    IC_CFG                  if a.svm() && a.guest.signature != 0
+                                                    => constant(Self::ic_cfg(a.guest.signature)), READ_ONLY, No;
+    SYSCFG | INT_PENDING_MSG | TSEG_ADDR | TSEG_MASK if true => constant(0), READ_ONLY, No;
+    MMIO_CONF_BASE          if true                 => constant(0), only(v, 0), No;
+    NB_CFG | DC_CFG | TW_CFG | BU_CFG2 | EX_CFG if true => constant(0), Ok(v), No;
 }
 
 /// Number of MSRs that tell features.
@@ -637,22 +577,34 @@ pub fn feature_list(host: &GuestFeatures) -> &'static [u32] {
 }
 
 /// Fills `out` for KVM_GET_MSR_INDEX_LIST: MSRs that user space can read and write back on this host (`host`: what
-/// the hypervisor carries). Clients take a listed MSR for a promise, so nothing else is listed.
+/// the hypervisor carries; `probe`: whether this processor has a register). Clients take a listed MSR for a promise, so
+/// nothing else is listed.
 ///
 /// # Errors
 ///
 /// The number of indices when `out` is too short (E2BIG).
-pub fn index_list(host: &GuestFeatures, out: &mut [u32]) -> Result<usize, usize> {
+pub fn index_list(
+    host: &GuestFeatures,
+    probe: impl Fn(u32) -> bool,
+    out: &mut [u32],
+) -> Result<usize, usize> {
     let a = Access {
         guest: host,
         host,
         host_initiated: true,
         enforce_pv: false,
     };
+    // Of what is not there user space reads zeros, and may write them, because it is listed.
+    let named = |row: &Row, msr| match row.listed {
+        Listed::Index => MsrFile::ZERO.get(msr, &a).is_ok(),
+        Listed::Both => true,
+        Listed::Probed => probe(msr),
+        Listed::No | Listed::FeatureAmd => false,
+    };
     let mut count = 0usize;
-    for row in ROWS.iter().filter(|r| r.listed.in_index(host.vendor)) {
+    for row in ROWS {
         for msr in row.first..=row.last {
-            if MsrFile::ZERO.get(msr, &a) == Err(MsrError::Unknown) {
+            if !named(row, msr) {
                 continue;
             }
             if let Some(slot) = out.get_mut(count) {

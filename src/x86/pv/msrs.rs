@@ -5,6 +5,7 @@
 
 use crate::linux::gup;
 use crate::mem::addr::Gpa;
+use crate::x86::cpu::cpuid::kvm_feature;
 use crate::x86::cpu::index as ix;
 use crate::x86::pv::clock_page;
 use crate::x86::shared::request;
@@ -38,6 +39,8 @@ pub(crate) fn read(vm: &Vm, s: &State, index: u32) -> Option<u64> {
             Some(vm.clock.wall_clock.load(Ordering::Relaxed))
         }
         ix::KVM_SYSTEM_TIME | ix::KVM_SYSTEM_TIME_NEW => Some(s.pv.system_time),
+        ix::KVM_ASYNC_PF_EN => Some(s.pv.async_pf_en),
+        ix::KVM_ASYNC_PF_INT => Some(s.pv.async_pf_int),
         ix::KVM_STEAL_TIME => Some(s.pv.steal_time),
         ix::KVM_PV_EOI_EN => Some(s.pv.eoi),
         ix::KVM_POLL_CONTROL => Some((!s.pv.no_poll).into()),
@@ -65,6 +68,35 @@ pub(crate) fn write(vm: &Vm, s: &mut State, index: u32, value: u64, by_host: boo
                 // Points that are apart in time say different times: all take a new one.
                 vcpus.request_all(request::CLOCK);
             }
+        }
+        ix::KVM_ASYNC_PF_EN => {
+            const RESERVED: u64 = 0x30;
+            /// Bits that belong to KVM_FEATURE_ASYNC_PF_VMEXIT and KVM_FEATURE_ASYNC_PF_INT.
+            const VMEXIT: u64 = 1 << 2;
+            const INTERRUPT: u64 = 1 << 3;
+            const ON: u64 = INTERRUPT | 1;
+            let f = &s.cpuid.features;
+            let has = |bit, feature| value & bit == 0 || s.pv.has(f, feature);
+            if value & RESERVED != 0
+                || !has(VMEXIT, kvm_feature::ASYNC_PF_VMEXIT)
+                || !has(INTERRUPT, kvm_feature::ASYNC_PF_INT)
+            {
+                return false;
+            }
+            if s.apic.lapic.is_none() {
+                return value == 0;
+            }
+            let area = Gpa(value & !0x3f);
+            if value & ON == ON && vm.memory.view().hva(area, false).is_err() {
+                return false;
+            }
+            s.pv.async_pf_en = value;
+        }
+        ix::KVM_ASYNC_PF_INT => {
+            if value >> 8 != 0 || s.apic.lapic.is_none() {
+                return false;
+            }
+            s.pv.async_pf_int = value;
         }
         ix::KVM_STEAL_TIME => {
             const RESERVED: u64 = 0x3e;

@@ -33,6 +33,9 @@ pub(crate) struct Paravirt {
     pub(crate) no_poll: bool,
     /// KVM_HC_KICK_CPU came: the next HLT, or the present one, is over.
     pub(crate) unhalted: bool,
+    /// MSR_KVM_ASYNC_PF_EN and MSR_KVM_ASYNC_PF_INT. Page faults are always handled at once, which they allow.
+    pub(super) async_pf_en: u64,
+    pub(super) async_pf_int: u64,
     /// MSR_KVM_PV_EOI_EN.
     pub(super) eoi: u64,
     /// The guest may end its interrupt by clearing the bit, and has not been seen to have done so.

@@ -8,9 +8,11 @@ use crate::abi::exits;
 use crate::abi::uapi::k;
 use crate::linux::mmap::Field;
 use crate::x86::cpu::index;
+use crate::x86::cpu::msr::MsrError;
 use crate::x86::cpu::regs::Gpr;
 use crate::x86::pv;
 use crate::x86::vcpu::fetch::Known;
+use crate::x86::vcpu::msr;
 use crate::x86::vcpu::state::Completion;
 use crate::x86::vendor::Stay;
 use crate::x86::vm_caps::Direction;
@@ -91,11 +93,14 @@ impl Runner<'_> {
         let value = if index != index::PLATFORM_INFO || self.vm.caps.platform_info_readable() {
             self.s.read_msr(self.vm, index, false)
         } else {
-            None
+            Err(MsrError::Invalid)
         };
-        let Some(v) = value else {
-            let reason = self.s.msr_failure(index);
-            return self.refuse_msr(Direction::Read, index, 0, reason);
+        let v = match value {
+            Ok(v) => v,
+            Err(e) if msr::ignored("rdmsr", index, 0, e) => 0,
+            Err(e) => {
+                return self.refuse_msr(Direction::Read, index, 0, msr::exit_reason(e));
+            }
         };
         let step = self.skip(&Known::RDMSR, stay);
         if matches!(step, Step::Again) {
@@ -168,7 +173,7 @@ impl Runner<'_> {
                     let action = l.eoi();
                     return self.apply(action);
                 }
-                index::TSC_DEADLINE if self.s.cpuid.features.tsc_deadline => {
+                index::TSC_DEADLINE => {
                     if l.set_tsc_deadline(value).timer {
                         self.vcpu.timer.arm(self.s);
                     }
@@ -178,14 +183,14 @@ impl Runner<'_> {
             }
         }
         match self.s.write_msr(self.vm, index, value, false) {
-            Some(action) => self.apply(action),
-            None => {
+            Ok(action) => self.apply(action),
+            Err(e) if msr::ignored("wrmsr", index, value, e) => Step::Again,
+            Err(e) => {
                 self.s.cpu.regs.rip = before.0;
                 self.s.cpu.regs.rflags = before.1;
                 self.s.events.exception = before.2;
                 self.s.debug.reported();
-                let reason = self.s.msr_failure(index);
-                self.refuse_msr(Direction::Write, index, value, reason)
+                self.refuse_msr(Direction::Write, index, value, msr::exit_reason(e))
             }
         }
     }

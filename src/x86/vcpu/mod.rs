@@ -14,7 +14,7 @@ mod guest_debug;
 mod guest_mem;
 mod measure;
 pub(crate) mod mmio;
-mod msr;
+pub(crate) mod msr;
 mod regs;
 pub(crate) mod state;
 mod timer;

@@ -7,10 +7,12 @@
 
 use crate::abi::uapi::k;
 use crate::linux::hrtimer;
+use crate::params;
+use crate::pr_warn_ratelimited;
 use crate::x86::cpu::control;
 use crate::x86::cpu::index;
 use crate::x86::cpu::msr as msrs;
-use crate::x86::cpu::msr::{Class, Read, Written};
+use crate::x86::cpu::msr::{Class, MsrError, Read, Written};
 use crate::x86::cpu::regs::{efer, Seg};
 use crate::x86::irqchip::lapic::Action;
 use crate::x86::mitigate;
@@ -20,13 +22,19 @@ use crate::x86::vendor::{Groups, VcpuBackend};
 use crate::x86::vm::Vm;
 
 impl State {
-    /// RDMSR, or KVM_GET_MSRS with `by_host`. `None` raises #GP or ends the list.
-    pub(crate) fn read_msr(&mut self, vm: &Vm, index: u32, by_host: bool) -> Option<u64> {
+    /// RDMSR, or KVM_GET_MSRS with `by_host`. An error raises #GP or ends the list.
+    pub(crate) fn read_msr(&mut self, vm: &Vm, index: u32, by_host: bool) -> Result<u64, MsrError> {
         let a = self.cpuid.access(by_host, self.pv.enforce);
-        let class = match self.msrs.get(index, &a).ok()? {
-            Read::Value(v) => return Some(v),
-            Read::Delegate(class) => class,
-        };
+        match self.msrs.get(index, &a)? {
+            Read::Value(v) => Ok(v),
+            Read::Delegate(class) => self
+                .read_kept_msr(vm, class, index)
+                .ok_or(MsrError::Invalid),
+        }
+    }
+
+    /// An MSR that is kept elsewhere.
+    fn read_kept_msr(&mut self, vm: &Vm, class: Class, index: u32) -> Option<u64> {
         match class {
             Class::Efer => {
                 self.load(Groups::CTRL);
@@ -47,7 +55,7 @@ impl State {
             Class::Tsc => Some(self.tsc()),
             Class::TscAdjust => Some(self.tsc.adjust),
             Class::Backend => self.read_backend_msr(index),
-            Class::PredictionBarrier => None,
+            Class::PredictionBarrier | Class::L1dFlush => None,
             Class::Paravirt => pv::msrs::read(vm, self, index),
         }
     }
@@ -67,32 +75,45 @@ impl State {
         }
     }
 
-    /// WRMSR, or KVM_SET_MSRS with `by_host`. `None` raises #GP or ends the list; an [`Action`] is to be carried out by
-    /// the caller.
+    /// WRMSR, or KVM_SET_MSRS with `by_host`. An error raises #GP or ends the list; an [`Action`] is to be carried out
+    /// by the caller.
     pub(crate) fn write_msr(
         &mut self,
         vm: &Vm,
         index: u32,
         value: u64,
         by_host: bool,
-    ) -> Option<Action> {
+    ) -> Result<Action, MsrError> {
         if index == index::MISC_ENABLE && (self.msrs.misc_enable ^ value) & msrs::MISC_MWAIT != 0 {
             self.cpuid.mwait_follows = !vm.caps.quirk(k::KVM_X86_QUIRK_MISC_ENABLE_NO_MWAIT);
             // KVM ties the bit to SSE3.
             if self.cpuid.mwait_follows && self.cpuid_leaf1_ecx() & 1 == 0 {
-                return None;
+                return Err(MsrError::Invalid);
             }
         }
         let a = self.cpuid.access(by_host, self.pv.enforce);
-        let (class, value) = match self.msrs.set(index, value, &a).ok()? {
+        match self.msrs.set(index, value, &a)? {
             Written::Stored => {
                 if self.cpuid.mwait_follows && index == index::MISC_ENABLE {
                     self.refresh_dynamic();
                 }
-                return Some(Action::NONE);
+                Ok(Action::NONE)
             }
-            Written::Delegate(class, value) => (class, value),
-        };
+            Written::Delegate(class, value) => self
+                .write_kept_msr(vm, class, index, value, by_host)
+                .ok_or(MsrError::Invalid),
+        }
+    }
+
+    /// An MSR that is kept elsewhere, or a command.
+    fn write_kept_msr(
+        &mut self,
+        vm: &Vm,
+        class: Class,
+        index: u32,
+        value: u64,
+        by_host: bool,
+    ) -> Option<Action> {
         match class {
             Class::Efer => self.write_efer(value, by_host)?,
             Class::ApicBase => return self.write_apic_base(value, by_host),
@@ -118,6 +139,11 @@ impl State {
                 // The selective barrier (SBPB) is a weaker one.
                 if value != 0 {
                     mitigate::guest_barrier();
+                }
+            }
+            Class::L1dFlush => {
+                if value != 0 {
+                    mitigate::guest_l1d_flush();
                 }
             }
             Class::Paravirt => pv::msrs::write(vm, self, index, value, by_host).then_some(())?,
@@ -169,13 +195,24 @@ impl State {
         self.dirty(Groups::SEGS);
         Some(())
     }
+}
 
-    /// Why an access to this MSR failed (KVM_MSR_EXIT_REASON_*).
-    pub(crate) fn msr_failure(&self, index: u32) -> u32 {
-        let a = self.cpuid.access(false, self.pv.enforce);
-        match self.msrs.get(index, &a) {
-            Err(msrs::MsrError::Unknown) => k::KVM_MSR_EXIT_REASON_UNKNOWN,
-            _ => k::KVM_MSR_EXIT_REASON_INVAL,
-        }
+/// What a guest or user space gets instead of an error for an MSR that is not there, if the module parameter
+/// `ignore_msrs` says so: reads as 0, writes are dropped.
+pub(crate) fn ignored(op: &str, index: u32, value: u64, e: MsrError) -> bool {
+    if e != MsrError::Unknown || !params::ignore_msrs() {
+        return false;
+    }
+    if params::report_ignored_msrs() {
+        pr_warn_ratelimited!("ignored {op}: {index:#x} data {value:#x}\n");
+    }
+    true
+}
+
+/// KVM_MSR_EXIT_REASON_* of an access that failed.
+pub(crate) fn exit_reason(e: MsrError) -> u32 {
+    match e {
+        MsrError::Unknown => k::KVM_MSR_EXIT_REASON_UNKNOWN,
+        MsrError::Invalid => k::KVM_MSR_EXIT_REASON_INVAL,
     }
 }

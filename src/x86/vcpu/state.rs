@@ -251,12 +251,13 @@ pub(crate) struct State {
 /// The MSRs of a new vCPU.
 fn new_msrs(vm: &Vm, model: &Model) -> Result<KBox<MsrFile>> {
     let mut file = KBox::new(MsrFile::new(&model.msr_config()), GFP_KERNEL_ACCOUNT)?;
+    // User space says what it wants of this one, which the device names.
+    file.de_cfg = 0;
     if !vm.caps.quirk(k::KVM_X86_QUIRK_STUFF_FEATURE_MSRS) {
         // User space fills them in from what the device says.
         file.arch_capabilities = 0;
         file.platform_info = 0;
         file.ucode_rev = 0;
-        file.de_cfg = 0;
     }
     Ok(file)
 }

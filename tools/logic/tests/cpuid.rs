@@ -48,6 +48,7 @@ fn policy(vendor: Vendor) -> Policy {
         invpcid: true,
         xsaves: true,
         pku: true,
+        la57: false,
         spec_ctrl: true,
         pred_cmd: true,
         known: Known::default(),
@@ -254,7 +255,7 @@ fn amd_speculation_controls() {
     let intel = leaf7_edx::STIBP | leaf7_edx::SSBD;
     let (l7, l8, l21, msrs) = zen3.offered(known);
     assert_eq!((l7, l8, msrs), (intel, zen3.amd, (7, 0x81)));
-    let eax = known.ext21_eax | ext21_eax::NO_SMM_CTL_MSR;
+    let eax = known.ext21_eax | ext21_eax::EMULATED;
     assert_eq!(l21, Some([eax, 0, ext21_ecx::TSA_L1_NO, 0]));
     // A barrier that empties the return predictor too is what Intel's is.
     let zen4 = Controls {
@@ -311,7 +312,7 @@ fn features_follow_the_backend() {
 #[test]
 fn xsave_leaf() {
     let t = table(Vendor::Intel, &policy(Vendor::Intel));
-    assert_eq!(get(&t, 0xd, 0), [0x2e7, 576, 2696, 0], "no AMX");
+    assert_eq!(get(&t, 0xd, 0), [0x2e7, 2696, 2696, 0], "no AMX");
     assert_eq!(get(&t, 0xd, 1)[0], 0xf, "no XFD");
     assert_eq!(get(&t, 0xd, 1)[2..], [0, 0]);
     let subs: Vec<u32> = t
@@ -344,6 +345,15 @@ fn physical_width() {
         get(&table(Vendor::Intel, &p), 0x8000_0008, 0)[0],
         (48 << 16) | (48 << 8) | 52
     );
+    let five = Policy {
+        la57: true,
+        ..policy(Vendor::Intel)
+    };
+    let t = table(Vendor::Intel, &five);
+    assert_eq!(get(&t, 0x8000_0008, 0)[0] >> 8 & 0xff, 57);
+    assert_ne!(get(&t, 7, 0)[2] & leaf7_ecx::LA57, 0);
+    // Intel's speculation controls under AMD's names as well.
+    assert_eq!(get(&t, 0x8000_0008, 0)[1] >> 12 & 0xf, 0b1101);
 }
 
 #[test]

@@ -136,8 +136,8 @@ pub mod leaf7_ecx {
             AVX512BITALG = 12;
             AVX512VPOPCNTDQ = 14;
         }
-        /// Hidden: WAITPKG (UMWAIT would hold the CPU), CET, PKS, key locker (new state), LA57 (4-level guests only),
-        /// TME, bus-lock detection, ENQCMD, SGX launch control.
+        /// Hidden: WAITPKG (UMWAIT would hold the CPU), CET, PKS, key locker (new state), TME,
+        /// bus-lock detection, ENQCMD, SGX launch control. LA57 is shown also where the host's kernel does not use it.
         ALLOWED | AVX | AVX512 {
             UMIP = 2;
             PKU = 3;
@@ -169,11 +169,12 @@ pub mod leaf7_edx {
             SSBD = 31;
         }
         /// Hidden: user interrupts, TSX variants, hybrid, PCONFIG, architectural LBR, CET-IBT, AMX (state too large to
-        /// switch for now), L1D_FLUSH (the hypervisor flushes by itself), core capabilities.
+        /// switch for now), core capabilities.
         ALLOWED | SPECULATION | AVX512 {
             FSRM = 4;
             MD_CLEAR = 10;
             SERIALIZE = 14;
+            FLUSH_L1D = 28;
         }
         /// Models of our own, whatever the host has.
         EMULATED {
@@ -243,9 +244,10 @@ pub mod leafd_1_eax {
 pub mod ext1_ecx {
     super::bits! { u32;
         /// Hidden: SVM (no nesting), ExtApicSpace, IBS, SKINIT, WDT, LWP, TCE, performance counters, data breakpoint
-        /// extension, MONITORX. CMP_LEGACY describes the VM's topology: the client sets it.
+        /// extension, MONITORX.
         ALLOWED {
             LAHF_LM = 0;
+            CMP_LEGACY = 1;
             CR8_LEGACY = 4;
             ABM = 5;
             SSE4A = 6;
@@ -322,8 +324,7 @@ pub mod ext21_eax {
             SBPB = 27;
             IBPB_BRTYPE = 28;
         }
-        /// Hidden: UpperAddressIgnore (EFER bit), prefetch control MSR, CPUID user disable, workload classification,
-        /// ERAPS.
+        /// Hidden: UpperAddressIgnore (EFER bit), prefetch control MSR, workload classification, ERAPS.
         ALLOWED | PRED_CMD {
             NO_NESTED_DATA_BP = 0;
             FSGS_BASE_NON_SERIALIZING = 1;
@@ -337,6 +338,8 @@ pub mod ext21_eax {
         /// True of every guest.
         EMULATED {
             NO_SMM_CTL_MSR = 9;
+            /// HWCR\[35\].
+            GP_ON_USER_CPUID = 17;
         }
     }
 }
@@ -378,8 +381,8 @@ pub mod kvm_feature {
         }
         {
             ASYNC_PF = 4;
+            ASYNC_PF_VMEXIT = 10;
             ASYNC_PF_INT = 14;
-            MIGRATION_CONTROL = 17;
         }
     }
 }

@@ -24,6 +24,8 @@ macro_rules! features {
             pub pred_cmd: u64,
             /// KVM paravirtual features (40000001H:EAX), 0 without KVM's signature.
             pub kvm_features: u32,
+            /// Family, model and stepping (1:EAX).
+            pub signature: u32,
         }
 
         impl GuestFeatures {
@@ -43,6 +45,7 @@ macro_rules! features {
                         [_, b, c, d] if [b, c, d] == KVM_SIGNATURE => get(KVM_FEATURES_LEAF, 0)[0],
                         _ => 0,
                     },
+                    signature: get(1, 0)[0],
                 }
             }
 
@@ -58,6 +61,7 @@ macro_rules! features {
                     spec_ctrl: self.spec_ctrl & host.spec_ctrl,
                     pred_cmd: self.pred_cmd & host.pred_cmd,
                     kvm_features: self.kvm_features & host.kvm_features,
+                    signature: self.signature,
                 }
             }
         }
@@ -87,6 +91,7 @@ features! {
     pku: 7, 0, Ecx, leaf7_ecx::PKU;
     la57: 7, 0, Ecx, leaf7_ecx::LA57;
     rdpid: 7, 0, Ecx, leaf7_ecx::RDPID;
+    flush_l1d: 7, 0, Edx, leaf7_edx::FLUSH_L1D;
     arch_capabilities: 7, 0, Edx, leaf7_edx::ARCH_CAPABILITIES;
     xsaves: 0xd, 1, Eax, leafd_1_eax::XSAVES;
     osvw: 0x8000_0001, 0, Ecx, ext1_ecx::OSVW;
@@ -96,6 +101,7 @@ features! {
     rdtscp: 0x8000_0001, 0, Edx, ext1_edx::RDTSCP;
     fxsr_opt: 0x8000_0001, 0, Edx, ext1_edx::FXSR_OPT;
     auto_ibrs: 0x8000_0021, 0, Eax, ext21_eax::AUTO_IBRS;
+    gp_on_user_cpuid: 0x8000_0021, 0, Eax, ext21_eax::GP_ON_USER_CPUID;
 }
 
 /// IA32_SPEC_CTRL bits of the leaves that `get` gives.

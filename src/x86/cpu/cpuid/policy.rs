@@ -29,6 +29,8 @@ pub struct Policy {
     pub xsaves: bool,
     /// PKRU is switched.
     pub pku: bool,
+    /// The processor walks five levels of a guest's page tables.
+    pub la57: bool,
     /// IA32_SPEC_CTRL is there and virtualised; IA32_PRED_CMD is then, too.
     pub spec_ctrl: bool,
     /// IA32_PRED_CMD is there.
@@ -217,7 +219,8 @@ fn leaf7<H: HostCpuid + ?Sized>(
         & only_if(avx, leaf7_ecx::AVX)
         & only_if(avx512, leaf7_ecx::AVX512)
         & only_if(pku, leaf7_ecx::PKU)
-        & only_if(p.rdtscp, leaf7_ecx::RDPID);
+        & only_if(p.rdtscp, leaf7_ecx::RDPID)
+        | when(p.la57, leaf7_ecx::LA57);
     let edx = h7[3]
         & leaf7_edx::ALLOWED
         & only_if(avx512, leaf7_edx::AVX512)
@@ -246,7 +249,11 @@ fn leaf7<H: HostCpuid + ?Sized>(
 fn amd_controls<H: HostCpuid + ?Sized>(host: &H, p: &Policy) -> u32 {
     let own = host.cpuid(0x8000_0008, 0)[1];
     // A hypervisor below may give an AMD guest the bits that Intel has.
-    let intel = host.cpuid(7, 0)[3];
+    let intel = if host.cpuid(0, 0)[0] >= 7 {
+        host.cpuid(7, 0)[3]
+    } else {
+        0
+    };
     let given = when(intel & leaf7_edx::SPEC_CTRL != 0, SPEC_CTRL)
         | when(intel & leaf7_edx::SSBD != 0, ext8_ebx::SSBD);
     (own | given | p.known.ext8_ebx)
@@ -257,6 +264,10 @@ fn amd_controls<H: HostCpuid + ?Sized>(host: &H, p: &Policy) -> u32 {
 
 /// What Intel's one bit says: its IBPB empties the return predictor as well.
 const SPEC_CTRL: u32 = ext8_ebx::IBRS | ext8_ebx::IBPB | ext8_ebx::IBPB_RET;
+
+/// Those that KVM shows on Intel's processors as well, under AMD's names.
+const INTEL_AS_AMD: u32 =
+    ext8_ebx::IBPB | ext8_ebx::IBRS | ext8_ebx::STIBP | ext8_ebx::SSBD | ext8_ebx::SSB_NO;
 
 /// The same for who looks for Intel's bits (7:EDX).
 const fn intel_controls(amd: u32) -> u32 {
@@ -272,11 +283,16 @@ fn xsave_leaves<H: HostCpuid + ?Sized>(host: &H, p: &Policy, xsave: bool, s: &mu
     }
     let eax1 =
         host.cpuid(0xd, 1)[0] & leafd_1_eax::ALLOWED & only_if(p.xsaves, leafd_1_eax::XSAVES);
-    let size = xsave::Layout::from_host(host, xcr0).standard_size(xcr0);
-    let head = xsave::LEGACY_AND_HEADER;
-    s.put(0xd, Some(0), [xcr0 as u32, head, size, (xcr0 >> 32) as u32]);
+    let layout = xsave::Layout::from_host(host, xcr0);
+    let size = layout.standard_size(xcr0);
+    // EBX follows the vCPU's XCR0; here it is that of all components, as KVM has it.
+    s.put(0xd, Some(0), [xcr0 as u32, size, size, (xcr0 >> 32) as u32]);
     let compacts = eax1 & (leafd_1_eax::XSAVEC | leafd_1_eax::XSAVES) != 0;
-    s.put(0xd, Some(1), [eax1, when(compacts, head), 0, 0]);
+    s.put(
+        0xd,
+        Some(1),
+        [eax1, when(compacts, layout.compacted_size(xcr0)), 0, 0],
+    );
     for i in 2..xsave::MAX_COMPONENTS {
         if xcr0 & (1 << i) != 0 {
             let r = host.cpuid(0xd, i);
@@ -326,13 +342,14 @@ fn extended_leaves<H: HostCpuid + ?Sized>(host: &H, p: &Policy, s: &mut Sink<'_>
     let h8 = get(0x8000_0008, 0);
     let phys = if h8[0] & 0xff != 0 { h8[0] & 0xff } else { 36 };
     let ebx = if intel {
-        h8[1] & ext8_ebx::WBNOINVD
+        h8[1] & ext8_ebx::WBNOINVD | amd_controls(host, p) & INTEL_AS_AMD
     } else {
         amd_controls(host, p)
     };
     // GuestPhysAddrSize: memory slots end where nested page tables of four levels do, while the guest's own page tables
-    // may hold addresses as wide as the processor's. LA57 is hidden: 48 linear-address bits.
-    let eax = phys | (48 << 8) | (phys.min(48) << 16);
+    // may hold addresses as wide as the processor's.
+    let linear = if p.la57 { 57 } else { 48 };
+    let eax = phys | (linear << 8) | (phys.min(48) << 16);
     s.put(0x8000_0008, None, [eax, ebx, 0, 0]);
 
     if !intel {
@@ -356,7 +373,7 @@ fn amd_leaves(
         let r = get(0x8000_001a, 0);
         s.put(0x8000_001a, None, [r[0] & 7, 0, 0, 0]);
     }
-    if max >= 0x8000_001d && ecx & ext1_ecx::TOPOEXT != 0 {
+    if max >= 0x8000_001d {
         for i in 0..8 {
             let r = get(0x8000_001d, i);
             s.put(0x8000_001d, Some(i), [r[0], r[1], r[2], r[3] & 3]);
@@ -364,6 +381,8 @@ fn amd_leaves(
                 break;
             }
         }
+    }
+    if max >= 0x8000_001e && ecx & ext1_ecx::TOPOEXT != 0 {
         // Identifiers describe the vCPU: the client sets them.
         s.put(0x8000_001e, None, [0; 4]);
     }

@@ -12,6 +12,7 @@ mod regs;
 mod sync;
 mod xstate;
 
+pub(crate) use super::msr::ignored as ignored_msr;
 pub(crate) use cpuid::{read_cpuid, set_cpuid};
 pub(crate) use events::{get_events, set_events, set_mp_state};
 pub(crate) use msrs::{each_msr, get_msrs, set_mce, set_msrs};

@@ -8,7 +8,9 @@ use crate::abi::uapi::k;
 use crate::x86::cpu::events;
 use crate::x86::cpu::mce::{MachineCheck, MachineCheckEffect};
 use crate::x86::cpu::model;
+use crate::x86::cpu::msr::MsrError;
 use crate::x86::cpu::regs::cr4;
+use crate::x86::vcpu::msr;
 use crate::x86::vcpu::state::State;
 use crate::x86::vcpu::Vcpu;
 use crate::x86::vendor::Groups;
@@ -43,29 +45,40 @@ pub(crate) fn each_msr(
 
 /// KVM_GET_MSRS (api.rst 4.18): how many were read.
 pub(crate) fn get_msrs(vm: &Vm, s: &mut State, arg: usize) -> Result<isize> {
-    each_msr(arg, true, |e| match s.read_msr(vm, e.index, true) {
-        Some(v) => {
-            e.data = v;
-            true
-        }
-        // What is listed can be read, and zero written, also by a vCPU that does not have it (as in KVM).
-        None if model::lists_msr(e.index) => {
-            e.data = 0;
-            true
-        }
-        None => false,
+    each_msr(arg, true, |e| {
+        let value = get_msr(vm, s, e.index);
+        e.data = value.unwrap_or(0);
+        value.is_some()
     })
+}
+
+/// An MSR as user space reads it. What is listed can be read, and zero written, also by a vCPU that does not have it
+/// (as in KVM).
+fn get_msr(vm: &Vm, s: &mut State, index: u32) -> Option<u64> {
+    match s.read_msr(vm, index, true) {
+        Ok(v) => Some(v),
+        Err(MsrError::Unknown) if model::lists_msr(index) => Some(0),
+        Err(why) => msr::ignored("rdmsr", index, 0, why).then_some(0),
+    }
 }
 
 /// KVM_SET_MSRS (api.rst 4.19): how many were written.
 pub(crate) fn set_msrs(vm: &Vm, vcpu: &Vcpu, s: &mut State, arg: usize) -> Result<isize> {
     each_msr(arg, false, |e| {
+        // What the vCPU is does not change any more, but may be said again.
+        let fixed = s.has_run && model::is_fixed_msr(e.index);
+        if fixed && get_msr(vm, s, e.index) != Some(e.data) {
+            return false;
+        }
         match s.write_msr(vm, e.index, e.data, true) {
-            Some(action) => {
+            Ok(action) => {
                 vcpu.apply_all(vm, s, &action);
                 true
             }
-            None => e.data == 0 && model::lists_msr(e.index),
+            Err(why) => {
+                e.data == 0 && why == MsrError::Unknown && model::lists_msr(e.index)
+                    || msr::ignored("wrmsr", e.index, e.data, why)
+            }
         }
     })
 }
