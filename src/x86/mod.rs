@@ -54,7 +54,7 @@ pub(crate) use shared::{request, x2apic_api};
 pub(crate) use cpu::cpuid::CpuidEntry;
 pub(crate) use cpu::mce::{MCE_BANKS, MCE_CAP};
 pub(crate) use cpu::model::{lists, lists_msr, model};
-pub(crate) use cpu::{cpuid, index, msr, xsave};
+pub(crate) use cpu::{cpuid, msr, xsave};
 
 /// What the host's processor offers, and how it comes to run guests (`RVMM_CAP_ROOT`).
 pub(crate) use vendor::choose::{caps as hardware, root};

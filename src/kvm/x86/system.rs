@@ -3,7 +3,7 @@
 
 use crate::abi::uapi::{self, k};
 use crate::kvm::table::ioctls;
-use crate::x86::{abi, cpuid, index, lists, lists_msr, model, msr, CpuidEntry, MCE_CAP};
+use crate::x86::{abi, cpuid, lists, lists_msr, model, msr, CpuidEntry, MCE_CAP};
 use kernel::prelude::*;
 use kernel::uaccess::{UserPtr, UserSlice};
 
@@ -49,13 +49,8 @@ fn get_feature_msrs(arg: usize) -> Result<isize> {
     };
     let listed = msr::feature_list(&m.features);
     abi::each_msr(arg, true, |e| match file.get(e.index, &access) {
-        // That of the host, which clients hand on, while a fresh vCPU has a constant.
-        Ok(_) if e.index == index::UCODE_REV => {
-            e.data = m.ucode_rev;
-            true
-        }
         Ok(msr::Read::Value(v)) if listed.contains(&e.index) => {
-            e.data = v;
+            e.data = m.device_msr(e.index, v);
             true
         }
         // As vCPUs read those that they do not have; and the features that no vCPU has are none.

@@ -43,13 +43,23 @@ pub(crate) struct Model {
     /// LFENCE serialises dispatch.
     pub(crate) lfence_serializing: bool,
     /// The host's microcode revision.
-    pub(crate) ucode_rev: u64,
+    ucode_rev: u64,
 }
 
 impl Model {
     /// The host runs with CR4.OSXSAVE, and so may guests.
     pub(crate) fn has_xsave(&self) -> bool {
         self.host.xcr0() != 0
+    }
+
+    /// What KVM_GET_MSRS gives on the device, where a fresh vCPU has `fresh`. The microcode's revision is the host's,
+    /// which clients may hand on, and a constant in a vCPU.
+    pub(crate) fn device_msr(&self, index: u32, fresh: u64) -> u64 {
+        if index == index::UCODE_REV {
+            self.ucode_rev
+        } else {
+            fresh
+        }
     }
 
     /// What a fresh vCPU's MSRs start with.

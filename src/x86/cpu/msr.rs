@@ -38,8 +38,6 @@ const HWCR_KEPT: u64 = (1 << 18) | (1 << 24);
 /// HWCR bits that may be written without effect: TlbCacheDis, FFDIS, IgnneEm.
 const HWCR_IGNORED: u64 = (1 << 3) | (1 << 6) | (1 << 8);
 const HWCR_MC_STATUS_WR_EN: u64 = 1 << 18;
-/// DE_CFG: LFENCE is dispatch serialising.
-const DE_CFG_LFENCE: u64 = 1 << 1;
 
 /// HWCR\[35\], CpuidUserDis: CPUID faults above CPL 0.
 const HWCR_CPUID_USER_DIS: u64 = 1 << 35;

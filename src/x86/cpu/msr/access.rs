@@ -157,6 +157,9 @@ impl Access<'_> {
     }
 }
 
+/// DE_CFG: LFENCE is dispatch serialising.
+const DE_CFG_LFENCE: u64 = 1 << 1;
+
 /// What an MSR file starts with at power-up.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Config {
@@ -174,7 +177,7 @@ impl Config {
     /// DE_CFG, all of whose bits may be written.
     pub(super) const fn de_cfg(&self) -> u64 {
         if self.lfence_serializing {
-            super::DE_CFG_LFENCE
+            DE_CFG_LFENCE
         } else {
             0
         }
