@@ -502,6 +502,8 @@ TEST(five_levels)
 	table = supported_cpuid(vm.kvm);
 	if (!(cpuid_entry(table, 7, 0)->ecx & 1u << 16))
 		skip("no LA57");
+	if (is_bochs())
+		skip("Bochs ends at an entry that changes CR4.LA57, on KVM as well");
 	free(table);
 	VM_LONG(&vm, five_levels);
 	pml5 = (uint64_t *)(vm.mem + G_PML5);

@@ -22,6 +22,8 @@ exec 3> /dev/ttyS0
 finish() {
     # The terminal's line discipline cannot do it: the command may have left it in any mode.
     printf '\036%s end %s\036' "$TOKEN" "$1" >&3
+    # Waits for what is still to be sent, which may be seconds of it.
+    stty -F /dev/ttyS0 raw -echo
     sleep 2
     poweroff -f
 }
