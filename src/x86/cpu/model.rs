@@ -99,7 +99,11 @@ pub(crate) fn lists() -> Result<Arc<Lists>> {
 /// CPUs that came before the MSR. Without SPEC_CTRL nothing is offered that is used through it.
 fn arch_capabilities(spec_ctrl: bool) -> u64 {
     use msr::arch_capabilities as bit;
-    let mut v = crate::linux::msr::read_safe(index::ARCH_CAPABILITIES).unwrap_or(0);
+    let mut v = if boot_cpu::has(b::X86_FEATURE_ARCH_CAPABILITIES) {
+        crate::linux::msr::read_safe(index::ARCH_CAPABILITIES).unwrap_or(0)
+    } else {
+        0
+    };
     for (flaw, no) in [
         (Bug::Meltdown, bit::RDCL_NO),
         (Bug::L1tf, bit::SKIP_L1DFL_VMENTRY),
