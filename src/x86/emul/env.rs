@@ -78,6 +78,12 @@ pub trait Env {
     /// Loads items from memory and writes them to the port; returns how many were done, 1 to `count`.
     fn port_out(&mut self, req: &PortRequest) -> Result<u32, Stop>;
 
+    /// Whether the processor that the guest believes in extends RCX, and the indices of MOVS and STOS, to 64 bits even
+    /// where a count of 32 bits says that there is nothing to do: Intel's do.
+    fn extends_idle_strings(&self) -> bool {
+        false
+    }
+
     /// The instruction or one iteration of it is over, its results are in the registers: whatever was recorded for a
     /// repetition of the attempt is obsolete.
     fn commit(&mut self);

@@ -225,6 +225,11 @@ pub trait Bus {
     /// Reads RAM or a device; `buf` is 1 to 8 bytes inside one page.
     fn read(&mut self, gpa: u64, buf: &mut [u8]) -> Result<Answer, Stop>;
 
+    /// As [`Env::extends_idle_strings`].
+    fn extends_idle_strings(&self) -> bool {
+        false
+    }
+
     /// Writes RAM or a device; `data` is 1 to 8 bytes inside one page.
     fn write(&mut self, gpa: u64, data: &[u8]) -> Result<Answer, Stop>;
 
@@ -364,6 +369,10 @@ fn on_first_page(la: u64, len: usize) -> usize {
 }
 
 impl<B: Bus + ?Sized> Env for Replaying<'_, B> {
+    fn extends_idle_strings(&self) -> bool {
+        self.bus.extends_idle_strings()
+    }
+
     fn read(&mut self, la: u64, buf: &mut [u8]) -> Result<(), Stop> {
         let n = on_first_page(la, buf.len());
         let (a, b) = buf.split_at_mut_checked(n).ok_or(Stop::Unsupported)?;

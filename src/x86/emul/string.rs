@@ -31,6 +31,9 @@ pub(super) fn execute<E: Env + ?Sized>(
         amask: mask(insn.addr_size),
     };
     if s.repeated() && s.count(regs) == 0 {
+        if insn.addr_size == 4 && mode == Mode::Long && env.extends_idle_strings() {
+            s.extend(regs);
+        }
         advance(regs, insn.len(), mode);
         env.commit();
         return Ok(Outcome::Done);
@@ -79,6 +82,18 @@ struct Strings<'a> {
 impl Strings<'_> {
     fn repeated(&self) -> bool {
         self.insn.rep != Rep::None
+    }
+
+    /// Extends what has 32 bits and is idle; see [`Env::extends_idle_strings`].
+    fn extend(&self, regs: &mut Regs) {
+        let idle: &[Gpr] = match self.insn.op {
+            Op::Movs => &[Gpr::Rcx, Gpr::Rsi, Gpr::Rdi],
+            Op::Stos => &[Gpr::Rcx, Gpr::Rdi],
+            _ => &[Gpr::Rcx],
+        };
+        for r in idle {
+            regs.set(*r, regs.get(*r) & self.amask);
+        }
     }
 
     /// Remaining iterations: rCX in the address size.

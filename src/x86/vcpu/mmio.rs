@@ -13,6 +13,7 @@ use crate::linux::{hrtimer, uaccess};
 use crate::mem::addr::{Gpa, Gva};
 use crate::mem::memory::{MemError, MemoryView};
 use crate::mem::missing::Absent;
+use crate::x86::cpu::cpuid::Vendor;
 use crate::x86::cpu::events;
 use crate::x86::cpu::regs::{rflags, Gpr, Mode, Regs, Seg};
 use crate::x86::emul;
@@ -211,6 +212,8 @@ struct GuestBus<'a, 'b> {
     ac: bool,
     lapic: Option<&'a mut LocalApic>,
     run: &'a RunPages,
+    /// The guest believes in a processor of Intel's.
+    intel: bool,
     /// Port and width of the I/O exit under emulation.
     port: Option<(u16, u8)>,
     /// What the nested fault under emulation tells.
@@ -292,13 +295,6 @@ fn lapic_write(
 }
 
 impl GuestBus<'_, '_> {
-    /// Whether the nested fault under emulation is a write to `gpa`'s page: memory that user space may only read is a
-    /// device for it.
-    fn is_refused(&self, gpa: u64) -> bool {
-        let told = self.told.as_ref();
-        told.is_some_and(|t| t.write && (t.gpa ^ gpa) & !0xfff == 0)
-    }
-
     /// How emulation ends when memory could not be accessed: for some that user space brings it waits.
     fn stop(&mut self, e: MemError) -> Stop {
         match e {
@@ -352,6 +348,10 @@ fn pieces(req: &PortRequest) -> impl Iterator<Item = (usize, u64, usize)> {
 }
 
 impl Bus for GuestBus<'_, '_> {
+    fn extends_idle_strings(&self) -> bool {
+        self.intel
+    }
+
     fn translate(&mut self, la: u64, access: Access) -> Result<u64, Stop> {
         if let Some(told) = &mut self.told {
             if told.is_of(la, access) {
@@ -399,10 +399,10 @@ impl Bus for GuestBus<'_, '_> {
             self.keep(action);
             return Ok(Answer::Done);
         }
+        // Memory that user space itself may not write is a device for a write, as in KVM.
         match self.view.write(Gpa(gpa), data) {
             Ok(()) => Ok(Answer::Done),
             Err(e @ MemError::Missing(_)) => Err(self.stop(e)),
-            Err(MemError::Fault) if !self.is_refused(gpa) => Err(Stop::Unsupported),
             Err(_) if self.vm.mmio_write(gpa, data) => Ok(Answer::Done),
             Err(_) => Ok(Answer::User),
         }
@@ -416,7 +416,6 @@ impl Bus for GuestBus<'_, '_> {
             Ok(true) => Ok(Swap::Done),
             Ok(false) => Ok(Swap::Differs),
             Err(e @ MemError::Missing(_)) => Err(self.stop(e)),
-            Err(MemError::Fault) if !self.is_refused(gpa) => Err(Stop::Unsupported),
             Err(_) => Ok(Swap::NotRam),
         }
     }
@@ -540,6 +539,7 @@ impl State {
             ac: self.cpu.regs.rflags & rflags::AC != 0,
             lapic: self.apic.lapic.as_deref_mut(),
             run,
+            intel: self.cpuid.features.vendor == Vendor::Intel,
             port: self.pending.io_port,
             told: fault.and_then(|f| Told::of(f, insn)),
             missing: None,

@@ -77,6 +77,11 @@ impl Model {
 }
 
 impl Env for Model {
+    fn extends_idle_strings(&self) -> bool {
+        // SAFETY: CPUID has a leaf 0.
+        let vendor = unsafe { core::arch::x86_64::__cpuid(0) };
+        vendor.ebx.to_le_bytes() == *b"Genu"
+    }
     fn read(&mut self, la: u64, buf: &mut [u8]) -> Result<(), Stop> {
         buf.copy_from_slice(self.slice(la, buf.len()));
         Ok(())
