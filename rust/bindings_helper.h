@@ -110,6 +110,7 @@ int rvmm_copy_to_user_nofault(unsigned long dst, const void *src, size_t len);
 void rvmm_page_free_rcu(struct page *page);
 
 void rvmm_set_page_dirty(struct page *page);
+void rvmm_fill_page(struct page *page, const void *from);
 int rvmm_host_mapping_level(struct mm_struct *mm, unsigned long addr);
 int rvmm_mapped_writable(unsigned long addr, unsigned long *pfn);
 bool rvmm_is_absent(unsigned long addr);

@@ -12,6 +12,7 @@ use kernel::prelude::*;
 
 use super::bindings;
 use super::irqflags::IrqsOff;
+use super::page::DataPage;
 use super::sched::current_mm;
 
 /// A counted reference to a page of user memory, dropped with the value.
@@ -47,6 +48,20 @@ impl PageRef {
     pub fn set_dirty(&self) {
         // SAFETY: The reference keeps the page.
         unsafe { bindings::rvmm_set_page_dirty(self.page.as_ptr()) };
+    }
+
+    /// Overwrites the page, which counts as dirty then. False: it may not be written. Any context.
+    ///
+    /// User space may access the page at the same time, as with every copy to user memory.
+    pub fn fill(&self, from: &DataPage) -> bool {
+        if !self.writable {
+            return false;
+        }
+        // SAFETY: The reference keeps the page, which is memory and so in the direct map; a look-up for writing found
+        // it. Both are one page long. No reference of this language is made to user memory.
+        unsafe { bindings::rvmm_fill_page(self.page.as_ptr(), from.bytes().as_ptr().cast()) };
+        self.set_dirty();
+        true
     }
 }
 

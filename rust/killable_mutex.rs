@@ -75,4 +75,14 @@ impl<T> KillableMutex<T> {
     pub fn lock(&self) -> Result<Guard<'_, T, KillableBackend>> {
         self.lock.try_lock().ok_or(EINTR)
     }
+
+    /// Takes the lock if it is free. Several of them may be held so at once.
+    pub fn lock_now(&self) -> Option<Guard<'_, T, KillableBackend>> {
+        let lock = (&raw const self.lock).cast_mut();
+        // SAFETY: The type is `repr(C)` and begins with the mutex, which its constructor has initialised; the kernel
+        // changes it behind shared references.
+        unsafe { MutexBackend::try_lock(lock.cast()) }?;
+        // SAFETY: Just taken; both backends give it back in the same way.
+        Some(unsafe { Guard::new(&self.lock, ()) })
+    }
 }

@@ -14,7 +14,7 @@ use kernel::sync::Arc;
 use kernel::transmute::{AsBytes, FromBytes};
 
 use super::bindings;
-use super::page::{page_of, LazyPage, Pages};
+use super::page::{page_of, DataPage, LazyPage, Pages};
 use super::vm_area::{serve, Backing, OOM, SIGBUS};
 
 /// Zeroed kernel pages that user space may map and write at any time.
@@ -190,6 +190,17 @@ impl<const MORE: usize> SharedPages<MORE> {
         self.first().put(field, value);
     }
 
+    /// The pages that are there, of which user space sees the contents, and the tail.
+    pub fn pages(&self) -> impl Iterator<Item = UserPage<'_>> {
+        let lazy = Iterator::chain(self.more.iter(), [&*self.tail]);
+        Iterator::chain(
+            [Some(self.first.address())].into_iter(),
+            lazy.map(LazyPage::get),
+        )
+        .enumerate()
+        .filter_map(|(n, page)| Some(UserPage(n, page?, PhantomData)))
+    }
+
     /// Makes sure that all pages but the tail are there. May sleep.
     ///
     /// Errors: `ENOMEM`.
@@ -235,6 +246,45 @@ unsafe impl<const MORE: usize> Shared for SharedPages<MORE> {
         match index.checked_sub(1) {
             None => Ok(self.first.address()),
             Some(n) => self.more.get(n).ok_or(EINVAL)?.get().ok_or(ENOMEM),
+        }
+    }
+}
+
+/// One of the pages of [`SharedPages`], by its number.
+pub struct UserPage<'a>(usize, NonNull<u8>, PhantomData<&'a ()>);
+
+impl UserPage<'_> {
+    /// 64-bit words in a page.
+    const WORDS: usize = PAGE_SIZE / size_of::<u64>();
+
+    /// Which page of the mapping it is.
+    pub fn number(&self) -> usize {
+        self.0
+    }
+
+    /// Copies the contents, word by word.
+    pub fn save(&self, to: &mut DataPage) {
+        let words = self.1.cast::<u64>();
+        for (n, to) in to.bytes_mut().chunks_exact_mut(8).enumerate() {
+            // SAFETY: Within the page, which is aligned and lives as long as what it was borrowed from. Volatile, since
+            // user space may write at the same time.
+            let word = unsafe { words.add(n % Self::WORDS).read_volatile() };
+            to.copy_from_slice(&word.to_ne_bytes());
+        }
+    }
+
+    /// Overwrites the contents.
+    pub fn load(&self, from: &DataPage) {
+        let words = self.1.cast::<u64>();
+        for (n, from) in from.bytes().chunks_exact(8).enumerate() {
+            let mut word = [0; 8];
+            word.copy_from_slice(from);
+            // SAFETY: As for `save`.
+            unsafe {
+                words
+                    .add(n % Self::WORDS)
+                    .write_volatile(u64::from_ne_bytes(word))
+            };
         }
     }
 }

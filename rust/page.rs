@@ -232,6 +232,34 @@ impl WordPage {
     }
 }
 
+/// One page of bytes that belongs to its owner alone.
+///
+/// # Invariants
+///
+/// Nobody else has been given the page's address.
+pub struct DataPage(Pages);
+
+impl DataPage {
+    /// Zeroes, charged to the current memory cgroup. May sleep. Errors: `ENOMEM`.
+    pub fn new() -> Result<Self> {
+        Ok(Self(Pages::new(0)?))
+    }
+
+    /// The bytes.
+    #[inline]
+    pub fn bytes(&self) -> &[u8; PAGE_SIZE] {
+        // SAFETY: The page is owned and was initialised; by the invariant what writes it has `&mut`.
+        unsafe { &*self.0.as_ptr() }
+    }
+
+    /// The bytes, to be written.
+    #[inline]
+    pub fn bytes_mut(&mut self) -> &mut [u8; PAGE_SIZE] {
+        // SAFETY: As above; `&mut self` excludes all other references.
+        unsafe { &mut *self.0.as_ptr() }
+    }
+}
+
 /// One zeroed page that is allocated when it is first needed.
 pub struct LazyPage(AtomicPtr<u8>);
 

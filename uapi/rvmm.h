@@ -63,6 +63,61 @@ struct rvmm_root_cost {
 
 #define RVMM_MEASURE_ROOT	_IOWR(RVMM_IOC, 0x02, struct rvmm_root_cost)
 
+/* --- putting a VM back to what it was ------------------------------------------------------------ */
+
+/* KVM_CHECK_EXTENSION: RVMM_RESET_POINT, RVMM_RESET and RVMM_TOUCH exist. Zero on KVM. */
+#define RVMM_CAP_RESET_POINT	(RVMM_CAP_BASE + 0x20)
+
+/*
+ * On a VM: from now on RVMM_RESET puts it back to what it is now; the point before this one is gone. pages: how many
+ * pages of guest memory may be written between two resets; what each held is kept in kernel memory, charged to the
+ * caller's control group, and 32 bytes for each of pages at once. When one more is to be written, KVM_RUN fails with
+ * ENOSPC and exit_reason KVM_EXIT_MEMORY_FAULT, whose gpa names the page if the guest was to write it; nothing is lost,
+ * and KVM_RUN goes on after RVMM_RESET or another point. pages 0: no point any more.
+ *
+ * Not seen is what user space writes to the memory by its own mapping, or does to it otherwise (read(2), madvise): tell
+ * it before with RVMM_TOUCH, or it stays where a reset finds it. Devices of the VMM that reach guest memory (vhost) are
+ * user space in this.
+ *
+ * Put back is what a guest can find out about its machine, and what user space had to answer: memory in slots, but for
+ * device memory; all of the vCPUs, their local APICs, TSCs and timers; IOAPIC, 8259s, 8254, GSI routes; the VM's clock;
+ * exits in flight with the pages that user space maps of the vCPUs (kvm_run, port data, coalesced writes), which are as
+ * they were as well. No time has passed for the guest. Not put back is configuration: CPUID, capabilities, filters,
+ * irqfds, ioeventfds. Dirty logs have the pages that were put back.
+ *
+ * EBUSY: a vCPU runs or is in an ioctl, or the VM has a device (RVMM_ASSIGN_DEVICE, VFIO). EINVAL: flags, or more than
+ * 2^25 pages. ENOMEM, EIO. After an error the point is what it was.
+ */
+struct rvmm_reset_point {
+	__u64 pages;
+	__u64 flags;		/* 0 */
+};
+
+#define RVMM_RESET_POINT	_IOW(RVMM_IOC, 0x20, struct rvmm_reset_point)
+
+struct rvmm_reset {
+	__u64 pages;		/* out: pages that had been written */
+};
+
+/*
+ * On a VM. ENODATA: there is no point. ESTALE: there is none any more, because a slot, a vCPU, an interrupt controller
+ * or a device has come or gone since (a slot's KVM_MEM_LOG_DIRTY_PAGES may change). EBUSY: as above. EFAULT: the user
+ * memory of a page is not there; EINTR, ENOMEM, EIO: after these the VM is between the two states, and the call is to
+ * be made again before a vCPU runs.
+ */
+#define RVMM_RESET		_IOR(RVMM_IOC, 0x21, struct rvmm_reset)
+
+/*
+ * On a VM: user space is going to write to this guest memory, until the next reset. ENODATA, ESTALE: as above. EFAULT: no
+ * slot, or no user memory. ENOSPC: more pages than the point allows. EINVAL: not in pages of 4096 bytes. ENOMEM, EINTR.
+ */
+struct rvmm_touch {
+	__u64 gpa;
+	__u64 size;
+};
+
+#define RVMM_TOUCH		_IOW(RVMM_IOC, 0x22, struct rvmm_touch)
+
 /* --- memory that comes when the guest asks for it --------------------------------------------------- */
 
 /*

@@ -214,6 +214,12 @@ void rvmm_set_page_dirty(struct page *page)
 		SetPageDirty(page);
 }
 
+/* By copy_page(), which moves whole words: memcpy() may move bytes. */
+void rvmm_fill_page(struct page *page, const void *from)
+{
+	copy_page(page_address(page), (void *)from);
+}
+
 /*
  * Level of the leaf that maps @addr in @mm: 1 = 4 KiB, 2 = 2 MiB, 3 = 1 GiB, 0 = none.
  *

@@ -62,6 +62,32 @@ const _: () = {
     assert!(offset_of!(CoalescedZone, size) == offset_of!(k::kvm_coalesced_mmio_zone, size));
 };
 
+/// `struct rvmm_reset_point`.
+#[derive(FromBytes, Immutable, IntoBytes)]
+#[repr(C)]
+pub(crate) struct ResetPoint {
+    /// Pages that may be written between two resets; 0: no point.
+    pub(crate) pages: u64,
+    /// 0.
+    pub(crate) flags: u64,
+}
+
+/// `struct rvmm_reset`.
+#[derive(FromBytes, Immutable, IntoBytes)]
+#[repr(C)]
+pub(crate) struct Reset {
+    /// Pages that were put back.
+    pub(crate) pages: u64,
+}
+
+/// `struct rvmm_touch`.
+#[derive(FromBytes, Immutable, IntoBytes)]
+#[repr(C)]
+pub(crate) struct Touch {
+    pub(crate) gpa: u64,
+    pub(crate) size: u64,
+}
+
 /// `struct rvmm_entry_failure`.
 #[derive(Clone, Copy, FromBytes, Immutable, IntoBytes)]
 #[repr(C)]
@@ -363,6 +389,9 @@ pub(crate) const RVMM_DEVICE_CONFIG_WRITE: u32 = _IOW::<DeviceConfig>(R, 0x15);
 pub(crate) const RVMM_DEVICE_RESET: u32 = _IO(R, 0x16);
 pub(crate) const RVMM_DEVICE_DEASSIGN: u32 = _IO(R, 0x17);
 pub(crate) const RVMM_DEVICE_RESAMPLE: u32 = _IO(R, 0x18);
+pub(crate) const RVMM_RESET_POINT: u32 = _IOW::<ResetPoint>(R, 0x20);
+pub(crate) const RVMM_RESET: u32 = _IOR::<Reset>(R, 0x21);
+pub(crate) const RVMM_TOUCH: u32 = _IOW::<Touch>(R, 0x22);
 pub(crate) const RVMM_MISSING_QUEUE: u32 = _IO(R, 0x30);
 pub(crate) const RVMM_MISSING_RESOLVE: u32 = _IOW::<MissingRange>(R, 0x31);
 pub(crate) const RVMM_RECORD_TOUCHES: u32 = _IO(R, 0x32);
@@ -379,6 +408,8 @@ pub(crate) const RVMM_CAP_TOUCHES: u32 = 0x5256_0011;
 pub(crate) const RVMM_CAP_ENTRY_FAILURE: u32 = 0x5256_0000;
 /// `RVMM_CAP_ASSIGN_DEVICE`.
 pub(crate) const RVMM_CAP_ASSIGN_DEVICE: u32 = 0x5256_0001;
+/// `RVMM_CAP_RESET_POINT`.
+pub(crate) const RVMM_CAP_RESET_POINT: u32 = 0x5256_0020;
 /// `RVMM_CAP_ROOT`, and what it can be.
 pub(crate) const RVMM_CAP_ROOT: u32 = 0x5256_0002;
 pub(crate) const RVMM_ROOT_PRIVATE: u32 = 1;

@@ -114,6 +114,8 @@ pub(crate) fn create_device(vm: &Arc<Vm>, arg: usize) -> Result<isize> {
     if request.flags & k::KVM_CREATE_DEVICE_TEST != 0 {
         return Ok(0);
     }
+    // What its devices write is not seen.
+    vm.memory.lose_reset_point();
     if vm.has_vfio.swap(true, Ordering::AcqRel) {
         return Err(EBUSY);
     }

@@ -47,6 +47,7 @@ extensions! {
     k::KVM_CAP_IRQ_ROUTING: MAX_ROUTES;
     uapi::RVMM_CAP_ENTRY_FAILURE: 1;
     uapi::RVMM_CAP_ASSIGN_DEVICE: 1;
+    uapi::RVMM_CAP_RESET_POINT: 1;
     uapi::RVMM_CAP_MISSING: 1,
         enable {
             if value != 1 {
@@ -63,9 +64,11 @@ const RING_BYTES: u64 = dirty::RING_ENTRIES * dirty::RING_ENTRY;
 
 /// KVM_CAP_DIRTY_LOG_RING, KVM_CAP_DIRTY_LOG_RING_ACQ_REL (api.rst 8.29).
 fn enable_rings(vm: &Vm, setup: &Setup, bytes: u64) -> Result {
-    vm.memory
-        .rings
-        .enable(bytes, dirty::RING_RESERVE, setup.has_vcpus())
+    let rings = &vm.memory.rings;
+    rings.enable(bytes, dirty::RING_RESERVE, setup.has_vcpus())?;
+    // Which takes bitmaps.
+    vm.memory.lose_reset_point();
+    Ok(())
 }
 
 /// KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2 (api.rst 7.18).

@@ -10,7 +10,7 @@ use crate::mem::addr::Gpa;
 use crate::mem::fault::{FaultOutcome, Faulting};
 use crate::mem::memory::MemError;
 use crate::mem::missing::{Event, Waited};
-use crate::x86::{Runner, State, Vcpu, Vm};
+use crate::x86::{ResetPoint, Runner, State, Vcpu, Vm};
 use kernel::fs::File;
 use kernel::mm::virt::VmaNew;
 use kernel::prelude::*;
@@ -20,12 +20,22 @@ use kernel::sync::{Arc, ArcBorrow};
 pub(crate) struct VcpuFile {
     vm: Arc<Vm>,
     vcpu: Arc<Vcpu>,
+    reset_point: Arc<ResetPoint>,
 }
 
 impl VcpuFile {
     /// What a new file of `vcpu` refers to.
-    pub(crate) fn new(vm: Arc<Vm>, vcpu: Arc<Vcpu>) -> Result<Arc<Self>> {
-        Ok(Arc::new(Self { vm, vcpu }, GFP_KERNEL_ACCOUNT)?)
+    pub(crate) fn new(
+        vm: Arc<Vm>,
+        vcpu: Arc<Vcpu>,
+        reset_point: Arc<ResetPoint>,
+    ) -> Result<Arc<Self>> {
+        let file = Self {
+            vm,
+            vcpu,
+            reset_point,
+        };
+        Ok(Arc::new(file, GFP_KERNEL_ACCOUNT)?)
     }
 }
 
@@ -45,6 +55,10 @@ impl FileOperations for VcpuFile {
 
     fn mmap(this: ArcBorrow<'_, Self>, vma: &VmaNew) -> Result {
         this.vcpu.run.map(vma)
+    }
+
+    fn release(this: Arc<Self>) {
+        this.reset_point.remove(&this.vm, &this.vcpu);
     }
 }
 
@@ -105,6 +119,7 @@ fn pre_fault(vm: &Vm, vcpu: &Vcpu, s: &mut State, arg: usize) -> Result<isize> {
             Ok(FaultOutcome::Mmio) => result = Err(ENOENT),
             Ok(FaultOutcome::BadUserMemory) => result = Err(EFAULT),
             Ok(FaultOutcome::Poisoned) => result = Err(EINTR),
+            Ok(FaultOutcome::Unsaved) => result = Err(ENOSPC),
             Err(e) => result = Err(e),
         }
         if result.is_err() {

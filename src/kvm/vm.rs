@@ -11,8 +11,9 @@ use crate::kvm::vcpu::{self, VcpuFile};
 use crate::kvm::{stats, x86};
 use crate::linux::anon_inode::{FileOperations, NewFile};
 use crate::linux::once::Once;
+use crate::mem::addr::{Gpa, GpaRange, PAGE_OFFSET_MASK};
 use crate::mem::slots::{self, Slot, MAX_SLOTS};
-use crate::x86::{Setup, Vcpu, Vm};
+use crate::x86::{ResetPoint, Setup, Vcpu, Vm};
 use kernel::fs::File;
 use kernel::prelude::*;
 use kernel::sync::{Arc, ArcBorrow};
@@ -23,13 +24,18 @@ pub(crate) struct VmFile {
     vm: Arc<Vm>,
     /// What its devices see of its memory; made for the first one.
     space: Once<Arc<Space>>,
+    reset_point: Arc<ResetPoint>,
 }
 
 impl VmFile {
     /// What a new file of `vm` refers to.
     pub(crate) fn new(vm: Arc<Vm>) -> Result<Arc<Self>> {
-        let space = Once::new();
-        Ok(Arc::new(Self { vm, space }, GFP_KERNEL_ACCOUNT)?)
+        let file = Self {
+            vm,
+            space: Once::new(),
+            reset_point: ResetPoint::new()?,
+        };
+        Ok(Arc::new(file, GFP_KERNEL_ACCOUNT)?)
     }
 }
 
@@ -39,7 +45,7 @@ impl FileOperations for VmFile {
 
     fn ioctl(this: ArcBorrow<'_, Self>, _file: &File, cmd: u32, arg: usize) -> Result<isize> {
         this.vm.check_mm()?;
-        ioctl(&this.vm, &this.space, cmd, arg)
+        ioctl(&this.vm, &this.space, &this.reset_point, cmd, arg)
     }
 
     fn release(this: Arc<Self>) {
@@ -50,15 +56,20 @@ impl FileOperations for VmFile {
 
 ioctls! {
     /// The vm ioctls of every architecture (api.rst 4), then those of this one.
-    fn ioctl(vm: &Arc<Vm>, space: &Once<Arc<Space>>; cmd, arg) else x86::vm::ioctl(vm, cmd, arg);
+    fn ioctl(vm: &Arc<Vm>, space: &Once<Arc<Space>>, point: &Arc<ResetPoint>; cmd, arg) else x86::vm::ioctl(vm, cmd, arg);
     lock setup = vm.setup.lock();
 
-    KVM_CREATE_VCPU:                held, call(create_vcpu(vm, setup, arg));
+    KVM_CREATE_VCPU:                held, call(create_vcpu(vm, setup, point, arg));
     KVM_CHECK_EXTENSION:            -,    call(check_extension(Some(vm), arg));
     KVM_ENABLE_CAP:                 held, set(r => enable_cap(vm, setup, r)), KVM_CAP_ENABLE_CAP_VM;
     KVM_GET_STATS_FD:               -,    call(stats::vm_stats_fd(vm)), KVM_CAP_BINARY_STATS_FD;
     KVM_CREATE_DEVICE:              -,    call(assign::vfio::create_device(vm, arg)), KVM_CAP_DEVICE_CTRL;
     RVMM_ASSIGN_DEVICE:             -,    call(assign::assign(vm, space, arg));
+
+    // Putting it back.
+    RVMM_RESET_POINT:               held, set(r => set_reset_point(vm, point, r));
+    RVMM_RESET:                     held, get(reset(vm, point));
+    RVMM_TOUCH:                     -,    set(r => touch(vm, r));
 
     // Memory.
     KVM_SET_USER_MEMORY_REGION:     -,    set(r => set_memory(vm, r)), KVM_CAP_USER_MEMORY;
@@ -162,9 +173,38 @@ fn set_memory(vm: &Vm, r: &k::kvm_userspace_memory_region) -> Result {
     vm.memory.set_slot(slot.map_err(|_| EINVAL)?)
 }
 
+/// RVMM_RESET_POINT.
+fn set_reset_point(vm: &Vm, point: &ResetPoint, r: &uapi::ResetPoint) -> Result {
+    if r.flags != 0 {
+        return Err(EINVAL);
+    }
+    point.set(vm, r.pages)
+}
+
+/// RVMM_RESET.
+fn reset(vm: &Vm, point: &ResetPoint) -> Result<uapi::Reset> {
+    Ok(uapi::Reset {
+        pages: point.put_back(vm)?,
+    })
+}
+
+/// RVMM_TOUCH.
+fn touch(vm: &Vm, r: &uapi::Touch) -> Result {
+    if (r.gpa | r.size) & PAGE_OFFSET_MASK != 0 {
+        return Err(EINVAL);
+    }
+    vm.memory
+        .touch(GpaRange::new(Gpa(r.gpa), r.size).ok_or(EINVAL)?)
+}
+
 /// KVM_CREATE_VCPU (api.rst 4.7).
 #[inline(never)]
-fn create_vcpu(vm: &Arc<Vm>, setup: &mut Setup, id: usize) -> Result<isize> {
+fn create_vcpu(
+    vm: &Arc<Vm>,
+    setup: &mut Setup,
+    point: &Arc<ResetPoint>,
+    id: usize,
+) -> Result<isize> {
     let id = u32::try_from(id).map_err(|_| EINVAL)?;
     if id >= MAX_VCPU_ID || setup.ids.len() >= MAX_VCPUS {
         return Err(EINVAL);
@@ -177,7 +217,8 @@ fn create_vcpu(vm: &Arc<Vm>, setup: &mut Setup, id: usize) -> Result<isize> {
     setup.ids.reserve(1, GFP_KERNEL_ACCOUNT)?;
     let vcpu = Vcpu::new(vm, id)?;
     let shared = vcpu.shared.clone();
-    let file = NewFile::new(VcpuFile::new(vm.clone(), vcpu.clone())?)?;
+    let file = NewFile::new(VcpuFile::new(vm.clone(), vcpu.clone(), point.clone())?)?;
+    point.add(vm, &vcpu)?;
     vm.vcpus.add(shared)?;
     // Counts the vCPUs, so it comes after.
     vcpu.start_tsc(vm)?;

@@ -13,6 +13,7 @@ use crate::mem::invalidations::Gate;
 use crate::mem::memory::GuestMemory;
 use crate::mem::mmu::{self, InOwnMm, TablePool};
 use crate::mem::ring::Ring;
+use crate::mem::saved::{NotSaved, Round, Writer};
 use crate::mem::slots::Slot;
 use crate::mem::view::MemoryView;
 use crate::mem::walk::{Allow, Change, MapError};
@@ -60,6 +61,8 @@ pub(crate) enum FaultOutcome {
     BadUserMemory,
     /// The memory behind the page is broken: the thread has been sent SIGBUS, which tells where.
     Poisoned,
+    /// As many pages have been written since the reset point as it allows: KVM_RUN fails with ENOSPC.
+    Unsaved,
 }
 
 /// A vCPU whose thread handles a nested fault.
@@ -131,6 +134,10 @@ impl GuestMemory {
             return false;
         };
         let section = by.gate.enter();
+        // In the section: see `reset`.
+        if self.reset.is_armed() {
+            return false;
+        }
         let found = mmu::resident(&self.invalidations, &section, hva.page().0, inside);
         let Some((hpa, host_huge)) = found else {
             return false;
@@ -199,16 +206,25 @@ impl GuestMemory {
             by.tables.top_up()?;
         }
         let seen = self.invalidations.ended();
+        let round = self.reset.round();
         let page = match HostPage::find(mm, hva, write, slot.is_readonly()) {
             Ok(page) => page,
             Err(outcome) => return Ok(outcome),
         };
+        let writable = match self.save_before(round, gpa, hva, write, &page) {
+            Ok(writable) => writable,
+            Err(NotSaved::NoMemory) => return Err(ENOMEM),
+            Err(NotSaved::Full) => return Ok(FaultOutcome::Unsaved),
+            Err(NotSaved::Fault) => return Ok(FaultOutcome::Retry),
+        };
+        let page = HostPage { writable, ..page };
         let fault = Fault {
             gpa,
             fetch,
             hva,
             slot,
-            logging: slot.is_logging(),
+            logging: slot.is_logging() || round.is_armed(),
+            round,
         };
         let mapped = self.map_page(mm, by, &fault, &page, seen);
         // In this order: see `memory`.
@@ -221,7 +237,28 @@ impl GuestMemory {
         Ok(mapped.err().unwrap_or(FaultOutcome::Mapped))
     }
 
-    /// Maps the page that was found, unless the host has changed its mind since `seen` was counted.
+    /// Whether `page` may be mapped writable at `gpa` as far as the reset point goes. A write saves it first.
+    #[inline]
+    fn save_before(
+        &self,
+        round: Round,
+        gpa: Gpa,
+        hva: usize,
+        write: bool,
+        page: &HostPage,
+    ) -> Result<bool, NotSaved> {
+        // Device memory is not put back.
+        if !round.is_armed() || !page.writable || !page.ram {
+            return Ok(page.writable);
+        }
+        if !write {
+            return Ok(self.reset.is_saved(gpa));
+        }
+        self.reset.save(gpa, hva, Writer::Limited).map(|()| true)
+    }
+
+    /// Maps the page that was found, unless the host has changed its mind since `seen` was counted, or another round has
+    /// begun since it was asked whether the page is saved.
     #[inline]
     fn map_page(
         &self,
@@ -237,6 +274,7 @@ impl GuestMemory {
         // In this order: what is not under way any more has been counted.
         if self.invalidations.covers(&section, fault.hva as u64)
             || self.invalidations.ended() != seen
+            || self.reset.round() != fault.round
         {
             self.stats.add(VmCounter::FaultRetries, 1);
             return Err(FaultOutcome::Retry);
@@ -301,8 +339,10 @@ struct Fault<'a> {
     /// User address of the page.
     hva: usize,
     slot: &'a Slot,
-    /// Writes to the slot are logged.
+    /// Each write has to come to page of 4 KiB of its own: they are logged, or there is a reset point.
     logging: bool,
+    /// When it was asked whether the page is saved.
+    round: Round,
 }
 
 /// What the host has at a user address.

@@ -42,7 +42,8 @@
 //!
 //! # Lock order
 //!
-//! `update` (mutex) > SRCU read section > `registry`, `leaving` (raw spin locks, each held for a few instructions).
+//! `update` (mutex) > SRCU read section > `registry`, `leaving` (raw spin locks, each held for a few instructions), the
+//! lock of `reset`. User memory is never touched under these.
 
 use crate::abi::stats::{VmCounter, VmStats};
 use crate::arch::{address_limits, NestedTable};
@@ -55,6 +56,7 @@ use crate::mem::invalidations::{Invalidations, Registry, Unflushed};
 use crate::mem::mmu::TablePool;
 use crate::mem::ports::{DmaView, StopRunning};
 use crate::mem::ring::{Ring, Rings};
+use crate::mem::saved::Reset;
 use crate::mem::slot_table::SlotTable;
 use crate::mem::slots::{Limits, Slot, MAX_SLOTS};
 use crate::mem::touches::Touches;
@@ -114,6 +116,9 @@ pub(crate) struct GuestMemory {
     leaving: RawSpin<Option<Slot>>,
     /// Operations whose flush is still to come.
     pub(super) unflushed: Unflushed,
+    /// What pages held before they were written.
+    #[pin]
+    pub(super) reset: Reset,
     /// Bumped whenever translations have to go; a vCPU compares it before each entry.
     tlb_generation: AtomicU64,
     /// The vCPUs to be stopped for a flush.
@@ -179,6 +184,7 @@ impl GuestMemory {
                 registry <- RawSpin::new(Registry::new()),
                 leaving <- RawSpin::new(None),
                 unflushed: Unflushed::new(),
+                reset <- Reset::new(),
             }),
             GFP_KERNEL_ACCOUNT,
         )
@@ -324,7 +330,10 @@ impl GuestMemory {
     /// From now on `dma` follows slot changes: what is there by now it has to learn by [`GuestMemory::with_slots`]. A
     /// VM has one for all its devices.
     pub(crate) fn set_dma_view(&self, dma: Arc<dyn DmaView>) {
-        self.update.lock().dma = Some(dma);
+        let mut update = self.update.lock();
+        // What the device writes is not seen.
+        self.reset.lose();
+        update.dma = Some(dma);
     }
 
     /// KVM_CAP_VM_DISABLE_NX_HUGE_PAGES.
@@ -383,6 +392,7 @@ impl GuestMemory {
         MemoryView {
             slots: self.slots.read(),
             ring: ring.clone(),
+            reset: &self.reset,
         }
     }
 

@@ -91,6 +91,9 @@ impl GuestMemory {
             (Some(dma), Change::Move, Some(old)) => dma.relocate(old, &wanted)?,
             _ => {}
         }
+        if plan.change != Change::FlagsOnly {
+            self.reset.lose();
+        }
         let leaving = plan.leaving();
         update.note(plan.change, &wanted, plan.number);
         if plan.change == Change::Create {

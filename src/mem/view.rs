@@ -9,6 +9,7 @@ use crate::linux::uaccess;
 use crate::mem::addr::{Gpa, PAGE_OFFSET_MASK, PAGE_SIZE};
 use crate::mem::missing::Absent;
 use crate::mem::ring::Ring;
+use crate::mem::saved::{Reset, Writer};
 use crate::mem::slot_table::{Entry, SlotTable};
 use crate::mem::slots::Slot;
 use kernel::prelude::*;
@@ -37,6 +38,7 @@ pub(crate) struct MemoryView<'a> {
     pub(super) slots: SrcuRef<'a, SlotTable>,
     /// That of the vCPU for which it is used.
     pub(super) ring: Option<Arc<Ring>>,
+    pub(super) reset: &'a Reset,
 }
 
 impl MemoryView<'_> {
@@ -92,10 +94,34 @@ impl MemoryView<'_> {
         Ok(())
     }
 
-    /// User address that backs `gpa`, for reading or writing within its page.
+    /// User address that backs `gpa`, for reading within its page. `write`: as far as slots go it could be written.
     #[inline]
     pub(crate) fn hva(&self, gpa: Gpa, write: bool) -> Result<usize, MemError> {
         self.resolve(gpa, write).map(|r| r.0)
+    }
+
+    /// User address that backs `gpa`, for writing within its page, followed by [`MemoryView::mark_dirty`]. Sleeps if it
+    /// may; else `Fault` says that it would have to. Where there is a reset point fails with `Missing` as
+    /// [`MemoryView::check_present`].
+    #[inline]
+    pub(crate) fn hva_to_write(&self, gpa: Gpa, may_sleep: bool) -> Result<usize, MemError> {
+        let hva = self.hva(gpa, true)?;
+        if self.reset.is_armed() {
+            self.save(gpa, hva, may_sleep)?;
+        }
+        Ok(hva)
+    }
+
+    /// The page at `gpa` is going to be written: keeps its contents for a reset. A page that is missing has none.
+    #[cold]
+    fn save(&self, gpa: Gpa, hva: usize, may_sleep: bool) -> Result<(), MemError> {
+        let by = if may_sleep {
+            self.check_present(gpa)?;
+            Writer::Kernel
+        } else {
+            Writer::Atomic
+        };
+        self.reset.save(gpa, hva, by).map_err(|_| MemError::Fault)
     }
 
     /// Reads an aligned 32-bit word, without sleeping.
@@ -170,6 +196,9 @@ impl MemoryView<'_> {
             let (hva, room, entry) = self.resolve(at, true)?;
             let n = room.min(rest.len());
             let (part, tail) = rest.split_at(n);
+            if self.reset.is_armed() {
+                self.save(at, hva, true)?;
+            }
             if uaccess::copy_to(hva, part).is_err() {
                 self.check_present(at)?;
                 UserSlice::new(UserPtr::from_addr(hva), n)

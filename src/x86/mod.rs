@@ -7,6 +7,7 @@
 
 mod adapt;
 mod cpu;
+mod elapsed;
 mod emul;
 mod exit;
 pub(crate) mod host_tsc;
@@ -16,6 +17,7 @@ mod paging;
 mod pv;
 mod run;
 mod shared;
+mod snapshot;
 mod svm;
 mod vcpu;
 mod vendor;
@@ -32,6 +34,9 @@ pub(crate) use paging::nested::{address_limits, NestedTable};
 
 /// What all vCPUs of a VM share; what is fixed once there is a vCPU; what KVM_ENABLE_CAP enables.
 pub(crate) use vm::{Setup, Vm};
+
+/// RVMM_RESET_POINT and RVMM_RESET.
+pub(crate) use snapshot::ResetPoint;
 pub(crate) use vm_caps::VmCaps;
 
 /// A vCPU; the pages that user space maps of it; its registers, events and what else only its thread touches.

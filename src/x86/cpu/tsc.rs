@@ -239,6 +239,15 @@ impl TscGroup {
         *member = self.generation;
     }
 
+    /// The TSCs go on as if it were `ns` nanoseconds earlier, which are `ticks` of the host's TSC, scaled; `lost` as in
+    /// [`TscWrite::lost`].
+    pub fn delay(&mut self, ns: u64, ticks: u64, lost: u64) {
+        self.last_ns = self.last_ns.wrapping_add(ns);
+        self.offset = self.offset.wrapping_sub(ticks);
+        self.last_offset = self.last_offset.wrapping_sub(ticks);
+        self.lost = lost;
+    }
+
     /// Whether all of `vcpus` vCPUs run together.
     pub const fn all(&self, vcpus: u32) -> bool {
         self.matched.wrapping_add(1) == vcpus

@@ -10,6 +10,7 @@ use crate::bus::irqfd::Irqfds;
 use crate::bus::ports::IrqLines;
 use crate::linux::hrtimer::{ktime_get_ns, Timer, TimerCallback};
 use crate::linux::once::Once;
+pub(crate) use crate::x86::irqchip::controllers::Image;
 use crate::x86::irqchip::controllers::{Controllers, Resampler};
 use crate::x86::irqchip::deliver::{deliver, deliver_quickly};
 use crate::x86::irqchip::msg::Message;
@@ -339,6 +340,43 @@ impl IrqChip {
             }
         }
         false
+    }
+
+    /// Everything as it is now; `None` without controllers in the kernel.
+    pub(crate) fn image(&self) -> Result<Option<Image>> {
+        self.controllers().map(|c| c.image()).transpose()
+    }
+
+    /// What of [`IrqChip::put_back`] may fail: the routes. ESTALE: there were no such controllers.
+    pub(crate) fn put_routes_back(&self, image: Option<&Image>) -> Result {
+        match (self.controllers(), image) {
+            (Some(c), Some(image)) if c.fits(image) => {
+                let _config = self.config.lock();
+                c.put_routes_back(image)
+            }
+            (None, None) => Ok(()),
+            _ => Err(ESTALE),
+        }
+    }
+
+    /// Everything becomes what it was `ns` nanoseconds ago, but for the routes. No vCPU runs. Sleeps.
+    pub(crate) fn put_back(&self, image: Option<&Image>, ns: u64) {
+        let (Some(c), Some(image)) = (self.controllers(), image) else {
+            return;
+        };
+        if let Some(pit) = self.pit.get() {
+            pit.stop();
+        }
+        if let Some(timer) = self.storm.get() {
+            timer.cancel();
+        }
+        let held = c.put_back(image, ns);
+        if held {
+            self.delay();
+        }
+        if let Some(pit) = self.pit.get() {
+            pit.rearm();
+        }
     }
 
     /// The VM's file was closed: irqfds are taken down.

@@ -8,6 +8,8 @@
 //! SRCU read section of `config` > `core` > scheduler and timer locks. No [`ports::AckListener`] is called under
 //! `core`: it may raise the GSI again, itself or as an eventfd that an irqfd of this VM waits for.
 
+mod image;
+
 use crate::bus::line::Source;
 use crate::bus::ports::{self, IrqLines};
 use crate::linux::spin_irq::{Guard, RawSpin};
@@ -25,6 +27,8 @@ use crate::x86::shared::VcpuSet;
 use core::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use kernel::prelude::*;
 use kernel::sync::Arc;
+
+pub(crate) use image::Image;
 
 /// The GSI that the 8254 drives.
 const PIT_GSI: Gsi = Gsi::FIRST;

@@ -81,7 +81,7 @@ impl PitTimer {
     }
 
     /// Sets the timer to the time of the next interrupt, which has changed.
-    fn rearm(&self) {
+    pub(super) fn rearm(&self) {
         // A callback under way may still set what the old state said: let it finish first. One that begins later sees
         // the new state.
         self.timer.cancel();
@@ -122,7 +122,7 @@ impl PitTimer {
         self.controllers.with_pit(|p| p.set_reinject(reinject));
     }
 
-    /// Stops the timer for good: the guest does not run any more.
+    /// Stops the timer, for good or until [`PitTimer::rearm`].
     pub(crate) fn stop(&self) {
         self.timer.cancel();
     }

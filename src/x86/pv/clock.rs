@@ -8,6 +8,7 @@ use crate::linux::clock::{self, Snapshot};
 use crate::mem::ports::StopRunning;
 use crate::x86::cpu::tsc;
 use crate::x86::cpu::tsc::{TscGroup, TscWrite};
+use crate::x86::elapsed::Elapsed;
 use crate::x86::host_tsc;
 use crate::x86::pv::kvmclock::{Point, VmClock};
 use crate::x86::shared::{request, VcpuSet};
@@ -35,6 +36,14 @@ pub(crate) struct Clock {
     common: AtomicBool,
     /// MSR_KVM_WALL_CLOCK.
     pub(crate) wall_clock: AtomicU64,
+}
+
+/// A VM's time as it was at some moment.
+pub(crate) struct Image {
+    clock: VmClock,
+    tscs: TscGroup,
+    old_msr: bool,
+    wall_clock: u64,
 }
 
 /// KVM_GET_CLOCK's answer.
@@ -188,6 +197,38 @@ impl Clock {
         let w = Self::tsc_write(0, khz, true, scaled);
         inner.tscs.set_offset(member, offset, &w);
         self.change(&mut inner, vcpus);
+    }
+
+    /// All of it as it is now.
+    pub(crate) fn image(&self) -> Image {
+        let inner = self.lock();
+        Image {
+            clock: inner.clock,
+            tscs: inner.tscs,
+            old_msr: inner.old_msr,
+            wall_clock: self.wall_clock.load(Ordering::Relaxed),
+        }
+    }
+
+    /// Becomes what it was before `elapsed`, in which the vCPUs' TSCs made `ticks`. No vCPU runs.
+    pub(crate) fn put_back(
+        &self,
+        image: &Image,
+        elapsed: &Elapsed,
+        ticks: u64,
+        scaled: impl Fn(u64) -> u64,
+    ) {
+        let mut inner = self.lock();
+        let by = elapsed.point();
+        inner.clock = image.clock;
+        inner.clock.delay(by);
+        inner.tscs = image.tscs;
+        let lost = scaled(inner.lost);
+        inner.tscs.delay(by.base_ns, ticks, lost);
+        inner.old_msr = image.old_msr;
+        self.wall_clock.store(image.wall_clock, Ordering::Relaxed);
+        self.common
+            .store(inner.clock.is_common(), Ordering::Relaxed);
     }
 
     fn tsc_write(value: u64, khz: u32, by_user: bool, scaled: impl Fn(u64) -> u64) -> TscWrite {

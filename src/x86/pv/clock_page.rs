@@ -49,7 +49,7 @@ pub(crate) fn update(vm: &Vm, s: &mut State) {
 }
 
 fn write_time_info(view: &MemoryView<'_>, gpa: Gpa, mut info: TimeInfo) -> Result {
-    let hva = view.hva(gpa, true)?;
+    let hva = view.hva_to_write(gpa, true)?;
     let at = hva.checked_add(kvmclock::TIME_INFO_FLAGS).ok_or(EFAULT)?;
     // Another vCPU may read the page meanwhile: the version is odd from the first write to the last. Each is one call
     // out of this language, which keeps their order, as the processor does.

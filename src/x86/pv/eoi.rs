@@ -6,6 +6,7 @@
 
 use crate::linux::uaccess;
 use crate::mem::addr::Gpa;
+use crate::mem::memory::MemError;
 use crate::x86::irqchip::msg::Vector;
 use crate::x86::pv::page::resident;
 use crate::x86::vcpu::state::State;
@@ -30,7 +31,7 @@ pub(crate) fn offer(vm: &Vm, s: &mut State, vector: u8) {
     }
     let view = vm.memory.view_of(&s.ring);
     let gpa = Gpa(s.pv.eoi & !1);
-    if let Ok(hva) = view.hva(gpa, true) {
+    if let Ok(hva) = view.hva_to_write(gpa, false) {
         s.pv.eoi_offered = uaccess::put_u8(hva, 1).is_ok();
         view.mark_dirty(gpa);
     }
@@ -50,10 +51,11 @@ pub(crate) fn take(vm: &Vm, s: &mut State, stay: Option<&Stay<'_>>) -> bool {
             }
             Ok(ended)
         };
-        match view.hva(gpa, true) {
+        match view.hva_to_write(gpa, stay.is_none()) {
             Ok(hva) if stay.is_some() => swap(hva).ok(),
             Ok(hva) => resident(hva, || swap(hva)).ok(),
-            Err(_) => Some(false),
+            Err(MemError::Fault) => None,
+            Err(MemError::NotRam | MemError::Missing(_)) => Some(false),
         }
     };
     if ended.is_none() && stay.is_some() {

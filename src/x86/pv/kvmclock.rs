@@ -126,6 +126,15 @@ impl VmClock {
         }
     }
 
+    /// The time goes on as if it were `by` earlier.
+    pub fn delay(&mut self, by: Point) {
+        self.offset = self.offset.wrapping_sub(by.base_ns);
+        if let Some(p) = &mut self.common {
+            p.base_ns = p.base_ns.wrapping_add(by.base_ns);
+            p.tsc = p.tsc.wrapping_add(by.tsc);
+        }
+    }
+
     /// Sets the VM's time at `now` (KVM_SET_CLOCK).
     pub fn set(&mut self, time: u64, now: Point) {
         if let Some(p) = &mut self.common {

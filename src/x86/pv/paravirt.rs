@@ -10,7 +10,7 @@ use crate::x86::cpu::cpuid::GuestFeatures;
 use crate::x86::pv::kvmclock;
 
 /// A vCPU's part.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub(crate) struct Paravirt {
     /// KVM_CAP_ENFORCE_PV_FEATURE_CPUID.
     pub(crate) enforce: bool,
@@ -49,6 +49,15 @@ impl Paravirt {
             enforce: self.enforce,
             no_poll: self.no_poll,
             ..Self::default()
+        };
+    }
+
+    /// Becomes what it was, but for what user space has configured, and what the thread has waited.
+    pub(crate) fn put_back(&mut self, then: &Self) {
+        *self = Self {
+            enforce: self.enforce,
+            steal_told: self.steal_told,
+            ..then.clone()
         };
     }
 

@@ -50,7 +50,9 @@ pub(crate) fn set_preempted(vm: &Vm, s: &mut State) {
         return;
     }
     let (view, gpa) = (vm.memory.view_of(&s.ring), s.pv.steal_page());
-    let Ok(hva) = view.hva(gpa, true) else { return };
+    let Ok(hva) = view.hva_to_write(gpa, true) else {
+        return;
+    };
     // Aligned to 64 bytes, so the sum is in the same page.
     if uaccess::put_u8(hva.wrapping_add(PREEMPTED), VCPU_PREEMPTED).is_ok() {
         s.pv.preempted = true;
@@ -62,7 +64,7 @@ pub(crate) fn set_preempted(vm: &Vm, s: &mut State) {
 fn write_steal_time(view: &MemoryView<'_>, gpa: Gpa, stolen: u64) -> Result<u8> {
     const VERSION: usize = 8;
     // Aligned to its size of 64 bytes: in one page.
-    let hva = view.hva(gpa, true)?;
+    let hva = view.hva_to_write(gpa, true)?;
     let field = |o: usize| hva.checked_add(o).ok_or(EFAULT);
     let (version_at, preempted_at) = (field(VERSION)?, field(PREEMPTED)?);
     // Other vCPUs add to it until it is zero.

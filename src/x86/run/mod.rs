@@ -11,6 +11,7 @@ use crate::abi::exits;
 use crate::abi::stats::{VcpuCounter, VcpuStats};
 use crate::abi::uapi::k;
 use crate::linux::{boot_cpu, sched};
+use crate::mem::addr::Gpa;
 use crate::x86::cpu::events;
 use crate::x86::exit::{Exception, Exit};
 use crate::x86::irqchip::msg::Message;
@@ -226,6 +227,9 @@ impl<'a> Runner<'a> {
             }
             if core::mem::take(&mut self.s.events.triple_fault) {
                 return Some(self.shutdown());
+            }
+            if self.vm.memory.is_reset_overdue() {
+                return Some(self.unsaved(Gpa(0)));
             }
             if self.s.debug.is_due() {
                 return Some(self.debug_exit(&Exception {

@@ -7,6 +7,7 @@ use super::{Runner, Step};
 use crate::abi::exits;
 use crate::abi::stats::ExitClass;
 use crate::abi::uapi::k;
+use crate::mem::addr::Gpa;
 use crate::mem::fault::{FaultOutcome, Faulting};
 use crate::x86::emul::Op;
 use crate::x86::exit::NestedFault;
@@ -113,6 +114,7 @@ impl Runner<'_> {
                 });
                 Step::Fail(EFAULT)
             }
+            Ok(FaultOutcome::Unsaved) => self.unsaved(f.gpa),
             // A page table in MMIO space has no meaning; KVM fails likewise.
             Ok(FaultOutcome::Mmio) if f.walk && f.write => {
                 self.unhandled(k::KVM_INTERNAL_ERROR_EMULATION, None)
@@ -124,6 +126,17 @@ impl Runner<'_> {
             Err(e) => Step::Fail(e),
         };
         Some(step)
+    }
+
+    /// So much has been written since the reset point that no more can be put back.
+    #[cold]
+    pub(super) fn unsaved(&mut self, gpa: Gpa) -> Step {
+        let _ = self.ask(&exits::MemoryFault {
+            flags: 0,
+            gpa: gpa.page().0,
+            size: 4096,
+        });
+        Step::Fail(ENOSPC)
     }
 
     /// The IDT, a descriptor or the stack of an event's delivery is in device memory: no instruction stands for the

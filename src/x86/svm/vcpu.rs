@@ -29,7 +29,7 @@ use crate::x86::mitigate::SpecCtrl;
 use crate::x86::paging::fetch::Code;
 use crate::x86::vendor::{
     Begin, CpuState, EntryParams, EntryViolation, Exits, Groups, Interruptibility, Stay,
-    VcpuBackend,
+    VcpuBackend, VendorState, KEPT_MSRS,
 };
 use core::sync::atomic::Ordering;
 use kernel::prelude::*;
@@ -536,6 +536,33 @@ impl VcpuBackend for SvmVcpu {
         self.shadow.hidden = if exits.caches_on { hidden } else { 0 };
         c.intercept_misc1(misc1::CR0_SEL_WRITE, exits.caches_on);
         self.set_pause_exits(exits.pause);
+    }
+
+    fn save(&mut self) -> Result<VendorState> {
+        Ok(VendorState {
+            msrs: KEPT_MSRS.map(|index| self.msr(index)),
+            blocking: self.interruptibility(),
+            insn_len: self.told.insn_len,
+            ..VendorState::default()
+        })
+    }
+
+    fn put_back(&mut self, saved: &VendorState) -> Result {
+        for (index, value) in KEPT_MSRS.iter().zip(saved.msrs) {
+            if let Some(value) = value {
+                self.set_msr(*index, value);
+            }
+        }
+        self.nmi.end_step();
+        self.set_interruptibility(saved.blocking);
+        self.told = Told {
+            insn_len: saved.insn_len,
+            ..Told::NOTHING
+        };
+        self.trap = None;
+        self.undelivered = None;
+        self.vmcb.control.exit_int_info = 0;
+        Ok(())
     }
 
     fn check_entry(

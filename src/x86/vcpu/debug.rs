@@ -55,6 +55,11 @@ impl Debug {
         self.control & k::KVM_GUESTDBG_SINGLESTEP != 0
     }
 
+    /// KVM_GUESTDBG_USE_SW_BP.
+    pub(super) fn has_soft_breakpoints(&self) -> bool {
+        self.control & k::KVM_GUESTDBG_USE_SW_BP != 0
+    }
+
     /// KVM_GUESTDBG_BLOCKIRQ.
     pub(crate) fn blocks_interrupts(&self) -> bool {
         self.control & k::KVM_GUESTDBG_BLOCKIRQ != 0

@@ -68,7 +68,7 @@ pub(super) fn exchange(
     bytes: u8,
     stay: Option<&Stay<'_>>,
 ) -> Result<bool, MemError> {
-    let hva = view.hva(gpa, true)?;
+    let hva = view.hva_to_write(gpa, stay.is_none())?;
     let attempt = || -> Result<bool> {
         Ok(match bytes {
             1 => uaccess::cmpxchg_u8(hva, old as u8, new as u8)?.is_ok(),

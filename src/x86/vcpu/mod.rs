@@ -12,6 +12,7 @@ mod events;
 pub(crate) mod fetch;
 mod guest_debug;
 mod guest_mem;
+pub(crate) mod image;
 mod measure;
 pub(crate) mod mmio;
 pub(crate) mod msr;
@@ -87,6 +88,13 @@ impl Vcpu {
         let mut s = self.state.lock()?;
         self.follow_host_tsc(&mut s);
         Ok(s)
+    }
+
+    /// The state if nobody has it: the vCPU neither runs nor is in an ioctl. Those of several vCPUs may be held.
+    pub(crate) fn lock_now(&self) -> Option<Guard<'_, State, KillableBackend>> {
+        let mut s = self.state.lock_now()?;
+        self.follow_host_tsc(&mut s);
+        Some(s)
     }
 
     /// The guest's TSC goes on where it was, if the host's has started anew.

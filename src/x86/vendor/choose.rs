@@ -13,7 +13,7 @@ use crate::x86::paging::gwalk::PDPTE_RESERVED;
 use crate::x86::svm::{Svm, SvmVcpu};
 use crate::x86::vendor::{
     ApicMode, ApicPages, Begin, CpuState, EntryParams, EntryViolation, Exits, Groups, HwCaps,
-    Interruptibility, Platform, Stay, VcpuBackend,
+    Interruptibility, Platform, Stay, VcpuBackend, VendorState,
 };
 use crate::x86::vmx::{Vmx, VmxVcpu};
 use kernel::prelude::*;
@@ -274,6 +274,14 @@ impl VcpuBackend for Backend {
 
     fn pdptes(&mut self) -> Option<[u64; 4]> {
         dispatch!(self, v => v.pdptes())
+    }
+
+    fn save(&mut self) -> Result<VendorState> {
+        dispatch!(self, v => v.save())
+    }
+
+    fn put_back(&mut self, saved: &VendorState) -> Result {
+        dispatch!(self, v => v.put_back(saved))
     }
 
     fn check_entry(

@@ -22,6 +22,7 @@ use crate::linux::irqflags::{IrqGuard, IrqsOff, ThisCpu};
 use crate::mem::addr::Hpa;
 use crate::mem::mmu::InOwnMm;
 use crate::x86::cpu::cpuid::GuestFeatures;
+use crate::x86::cpu::index;
 use crate::x86::cpu::regs::{Regs, Seg, Segment, Sregs};
 pub use crate::x86::cpu::violation::Violation as EntryViolation;
 use crate::x86::exit::{Event, Exit};
@@ -73,7 +74,7 @@ impl Groups {
 }
 
 /// Architectural state of a vCPU outside the vendor's structure.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub struct CpuState {
     /// General registers, RIP, RFLAGS.
     pub regs: Regs,
@@ -100,6 +101,38 @@ pub struct Interruptibility {
     pub mov_ss: bool,
     /// NMIs blocked until IRET.
     pub nmi: bool,
+}
+
+/// MSRs that the vendor keeps: those of [`VcpuBackend::msr`] that are not part of [`Sregs`].
+pub const KEPT_MSRS: [u32; 11] = [
+    index::SYSENTER_CS,
+    index::SYSENTER_ESP,
+    index::SYSENTER_EIP,
+    index::STAR,
+    index::LSTAR,
+    index::CSTAR,
+    index::FMASK,
+    index::KERNEL_GS_BASE,
+    index::PAT,
+    index::TSC_AUX,
+    index::SPEC_CTRL,
+];
+
+/// What a vendor keeps of a guest beside [`CpuState`], at some moment between two stays.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct VendorState {
+    /// [`KEPT_MSRS`]; `None` for one that it does not keep.
+    pub msrs: [Option<u64>; KEPT_MSRS.len()],
+    /// Interrupt shadow and NMI blocking.
+    pub blocking: Interruptibility,
+    /// As [`VcpuBackend::insn_len`].
+    pub insn_len: u8,
+    /// As [`VcpuBackend::pdptes`].
+    pub pdptes: Option<[u64; 4]>,
+    /// VMX: pending debug exceptions and activity state.
+    pub pending_debug: u64,
+    #[allow(missing_docs)]
+    pub activity: u32,
 }
 
 /// Which of the optional exits are wanted.
@@ -423,6 +456,12 @@ pub trait VcpuBackend: Sized {
     fn pdptes(&mut self) -> Option<[u64; 4]> {
         None
     }
+
+    /// All that it keeps. Not in a stay. EIO: root operation cannot be had.
+    fn save(&mut self) -> Result<VendorState>;
+
+    /// Becomes what was saved. Not in a stay. EIO: root operation cannot be had.
+    fn put_back(&mut self, saved: &VendorState) -> Result;
 
     /// Runs the manual's entry checks over the state that the next entry would use. *Any*.
     fn check_entry(

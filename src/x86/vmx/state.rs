@@ -7,11 +7,12 @@
 use super::bits::rights;
 use super::config::VmcsConfig;
 use super::insn::Current;
+use super::msr;
 use super::vmcs::*;
 use crate::linux::cr;
 use crate::x86::cpu::regs::{cr0, cr4, efer, DescTable, Mode, Seg, Segment, Sregs};
 use crate::x86::paging::fetch::Code;
-use crate::x86::vendor::Groups;
+use crate::x86::vendor::{Groups, VendorState, KEPT_MSRS};
 
 /// CR0 bits that the guest changes without an exit; all others are the host's, with the guest's view in the
 /// read shadow (SDM 3C 25.6.6). PE and PG change the mode, CD and NW must not reach the caches.
@@ -273,4 +274,27 @@ pub(super) fn set_up(vm: Current<'_>) {
 /// Reads the PDPTEs.
 pub(super) fn pdptes(vm: Current<'_>) -> [u64; 4] {
     [0, 1, 2, 3].map(|n| vm.read(GUEST_PDPTE0.nth(n)))
+}
+
+/// Reads what [`VendorState`] has of the VMCS.
+pub(super) fn save(vm: Current<'_>, to: &mut VendorState) {
+    for (to, index) in to.msrs.iter_mut().zip(KEPT_MSRS) {
+        if msr::has_field(index) {
+            *to = msr::read_field(vm, index);
+        }
+    }
+    to.pdptes = Some(pdptes(vm));
+    to.pending_debug = vm.read(GUEST_PENDING_DEBUG);
+    to.activity = vm.read(GUEST_ACTIVITY_STATE);
+}
+
+/// Writes it.
+pub(super) fn put_back(vm: Current<'_>, from: &VendorState) {
+    for (index, value) in KEPT_MSRS.iter().zip(from.msrs) {
+        if let Some(value) = value.filter(|_| msr::has_field(*index)) {
+            msr::write_field(vm, *index, value);
+        }
+    }
+    vm.write(GUEST_PENDING_DEBUG, from.pending_debug);
+    vm.write(GUEST_ACTIVITY_STATE, from.activity);
 }

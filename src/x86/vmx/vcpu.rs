@@ -38,7 +38,7 @@ use crate::x86::mitigate;
 use crate::x86::paging::fetch::Code;
 use crate::x86::vendor::{
     ApicMode, ApicPages, Begin, CpuState, EntryParams, EntryViolation, Exits, Groups,
-    Interruptibility, Stay, VcpuBackend,
+    Interruptibility, Stay, VcpuBackend, VendorState, KEPT_MSRS,
 };
 use kernel::prelude::*;
 use kernel::sync::Arc;
@@ -746,6 +746,44 @@ impl VcpuBackend for VmxVcpu {
                 .or(Some([0; 4]));
         }
         self.pdptes
+    }
+
+    fn save(&mut self) -> Result<VendorState> {
+        let mut saved = VendorState {
+            msrs: KEPT_MSRS.map(|index| self.msrs.get(index, None)),
+            blocking: self.interruptibility(),
+            insn_len: self.last_exit.insn_len,
+            ..VendorState::default()
+        };
+        self.with_current(|_, vm| state::save(vm, &mut saved))
+            .ok_or(EIO)?;
+        saved.pdptes = self.pdptes.or(saved.pdptes);
+        if self.activity_dirty {
+            saved.activity = activity::ACTIVE;
+        }
+        Ok(saved)
+    }
+
+    fn put_back(&mut self, saved: &VendorState) -> Result {
+        for (index, value) in KEPT_MSRS.iter().zip(saved.msrs) {
+            if let Some(value) = value.filter(|_| !msr::has_field(*index)) {
+                self.set_msr(*index, value);
+            }
+        }
+        self.with_current(|v, vm| {
+            state::put_back(vm, saved);
+            v.msrs.set(index::PAT, vm.read(GUEST_PAT), None);
+        })
+        .ok_or(EIO)?;
+        self.activity_dirty = false;
+        self.pdptes = saved.pdptes;
+        self.last_exit = LastExit {
+            insn_len: saved.insn_len,
+            ..LastExit::default()
+        };
+        let _ = self.blocking.set(saved.blocking);
+        self.stale = true;
+        Ok(())
     }
 
     fn check_entry(

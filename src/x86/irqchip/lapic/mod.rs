@@ -10,6 +10,7 @@
 
 pub use crate::x86::irqchip::lapic::defs::{base, esr, reg};
 pub mod defs;
+pub mod image;
 pub mod regs;
 pub mod timer;
 
@@ -100,7 +101,7 @@ impl Action {
     };
 
     /// Everything may have changed.
-    pub(super) const ALL: Self = Self {
+    pub const ALL: Self = Self {
         timer: true,
         addr: true,
         base: true,

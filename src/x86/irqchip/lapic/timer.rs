@@ -190,6 +190,11 @@ impl Timer {
         true
     }
 
+    /// The countdown goes on as if it were `ns` nanoseconds earlier.
+    pub fn delay(&mut self, ns: u64) {
+        self.zero_at = self.zero_at.map(|at| at.wrapping_add(ns));
+    }
+
     /// Forgets expiries that went by while the LVT entry was masked.
     pub fn skip_past(&mut self, now: u64) {
         self.catch_up(now);

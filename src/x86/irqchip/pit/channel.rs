@@ -89,6 +89,11 @@ impl Channel {
         }
     }
 
+    /// Counting goes on as if it were `ns` nanoseconds earlier.
+    pub(super) fn delay(&mut self, ns: u64) {
+        self.loaded_at = self.loaded_at.wrapping_add(ns);
+    }
+
     /// Level of the gate.
     pub(super) fn gate(&self) -> bool {
         self.gate

@@ -121,6 +121,14 @@ impl Pit {
         !self.acked
     }
 
+    /// Counting goes on as if it were `ns` nanoseconds earlier. Wait for the new [`Pit::next_irq`] afterwards.
+    pub fn delay(&mut self, ns: u64) {
+        self.next_irq = self.next_irq.map(|at| at.wrapping_add(ns));
+        for channel in &mut self.channels {
+            channel.delay(ns);
+        }
+    }
+
     /// Forgets missed ticks; for when line 0 is unmasked in an interrupt controller, and for resets.
     pub fn reset_reinject(&mut self) {
         self.pending = 0;

@@ -1,0 +1,650 @@
+// SPDX-License-Identifier: GPL-2.0
+/* RVMM_RESET_POINT, RVMM_RESET, RVMM_TOUCH: a VM goes back to what it was. */
+#define _GNU_SOURCE
+#include "vm.h"
+#include <linux/kvm_para.h>
+#include <pthread.h>
+#include <stddef.h>
+#include <sys/wait.h>
+#include <x86intrin.h>
+
+#define PAGES		50
+#define PAGE		4096
+#define G_PAGES		0x100000	/* what guests write to */
+#define G_PV		0x200000	/* paravirtual pages */
+#define MEMORY		(4 * MIB)
+
+#define MSR_LSTAR		0xc0000082
+#define MSR_KERNEL_GS_BASE	0xc0000102
+
+/* Adds up the first words of PAGES pages and adds 1 to each. */
+#define WRITE_PAGES									\
+	"mov $" STR(G_PAGES) ", %edi; mov $" STR(PAGES) ", %ecx\n"			\
+	"8: add (%rdi), %rbp; incq (%rdi); add $" STR(PAGE) ", %rdi; loop 8b\n"
+
+/* Adds MSR `index` to the sum and 64 to it. */
+#define USE_MSR(index)									\
+	"mov $" STR(index) ", %ecx; rdmsr; add %eax, %ebp; add $64, %eax; wrmsr\n"
+
+#define SET_MSR(index, value)								\
+	"mov $" STR(index) ", %ecx; mov $" STR(value) ", %eax; xor %edx, %edx; wrmsr\n"
+
+GUEST64(writer, "1: out %al, $0x10; xor %ebp, %ebp\n" WRITE_PAGES "mov %ebp, %eax; out %eax, $0x11; jmp 1b\n");
+
+/* Sums up what there is of state, and changes all of it. */
+GUEST64(everything,
+	"mov $0xfee00000, %ebx; mov $0x1234567, %eax; movq %rax, %xmm3; fninit; fld1\n"
+	"out %al, $0x10\n"
+	"xor %ebp, %ebp\n" WRITE_PAGES
+	"movq %xmm3, %rax; add %rax, %rbp; paddq %xmm3, %xmm3; movq %rax, %xmm5\n"
+	"fld1; faddp; fists " STR(G_CELLS) "; add " STR(G_CELLS) ", %ebp\n"
+	USE_MSR(MSR_LSTAR) USE_MSR(MSR_KERNEL_GS_BASE) USE_MSR(0x174)
+	"mov $0x250, %ecx; rdmsr; add %eax, %ebp\n" SET_MSR(0x250, 0x06060606)
+	"mov $0x277, %ecx; rdmsr; add %eax, %ebp\n" SET_MSR(0x277, 0x00070401)
+	"mov %dr0, %rax; add %rax, %rbp; inc %rax; mov %rax, %dr0\n"
+	"mov %cr8, %rax; add %rax, %rbp; mov $5, %eax; mov %rax, %cr8\n"
+	"mov %cr4, %rax; add %rax, %rbp; xor $4, %rax; mov %rax, %cr4\n"	/* TSD */
+	"mov %cr2, %rax; add %rax, %rbp; movq $0x777, %rax; mov %rax, %cr2\n"
+	/* The local APIC: timer far away, an interrupt of its own that waits, another vector for errors. */
+	"add 0x370(%rbx), %ebp; movl $0x10055, 0x370(%rbx); movl $0x35, 0x320(%rbx); movl $0x7fffffff, 0x380(%rbx)\n"
+	"add 0x210(%rbx), %ebp; movl $0x40031, 0x300(%rbx)\n"
+	"add 0x80(%rbx), %ebp\n"
+	/* 8254, 8259, IOAPIC. */
+	"in $0x21, %al; add %al, %bpl; xor $0xff, %al; out %al, $0x21\n"
+	"mov $0x34, %al; out %al, $0x43; mov $0x11, %al; out %al, $0x40; out %al, $0x40\n"
+	"mov $0xfec00000, %esi; movl $0x12, (%rsi); add 0x10(%rsi), %ebp; movl $0x1a5a5, 0x10(%rsi)\n"
+	/* Pages that the hypervisor writes. */
+	"add " STR(G_PV) ", %ebp; add " STR(G_PV) " + 0x1000, %ebp; add " STR(G_PV) " + 0x2000, %ebp\n"
+	"add " STR(G_PV) " + 0x3000, %ebp\n"
+	SET_MSR(0x4b564d00, G_PV) SET_MSR(0x4b564d01, G_PV + 0x1001) SET_MSR(0x4b564d03, G_PV + 0x2001)
+	SET_MSR(0x4b564d04, G_PV + 0x3001)
+	"mov %ebp, %eax; out %eax, $0x11\n"
+	/* An interrupt, which may be ended in memory. */
+	"xor %eax, %eax; mov %rax, %cr8; sti; nop; nop; cli\n"
+	"out %al, $0x12; hlt\n");
+
+/* A read of a device goes to memory, then bytes of a port, then the guest's own word. */
+GUEST64(emulated,
+	"1: out %al, $0x10\n"
+	"mov $" STR(G_MMIO) ", %esi; mov $" STR(G_PAGES) ", %edi; movsq\n"
+	"mov $" STR(G_PAGES) " + 0x1000, %edi; mov $0x20, %edx; mov $16, %ecx; rep insb\n"
+	"mov $" STR(G_MMIO) ", %esi; mov (%rsi), %eax; add " STR(G_PAGES) ", %eax; add " STR(G_PAGES) " + 0x1000, %eax\n"
+	"out %eax, $0x11; jmp 1b\n");
+
+GUEST64(one_page, "1: out %al, $0x10; mov $" STR(G_PAGES) ", %edi; incq (%rdi); mov (%rdi), %eax; out %eax, $0x11; jmp 1b\n");
+GUEST64(halts, "sti; 1: hlt; jmp 1b\n");
+GUEST64(adds, "1: lock incq " STR(G_PAGES) "; lock incq " STR(G_PAGES) " + 8; out %al, $0x13; jmp 1b\n");
+
+static int set_point(struct vm *vm, uint64_t pages)
+{
+	struct rvmm_reset_point point = { .pages = pages };
+
+	return ioctl(vm->fd, RVMM_RESET_POINT, &point);
+}
+
+/* RVMM_RESET, which has to succeed; the number of pages. */
+static uint64_t reset(struct vm *vm)
+{
+	struct rvmm_reset r = { .pages = ~0ull };
+
+	OK(ioctl(vm->fd, RVMM_RESET, &r));
+	return r.pages;
+}
+
+static int try_reset(struct vm *vm)
+{
+	struct rvmm_reset r;
+
+	return ioctl(vm->fd, RVMM_RESET, &r);
+}
+
+static int touch(struct vm *vm, uint64_t gpa, uint64_t size)
+{
+	struct rvmm_touch t = { .gpa = gpa, .size = size };
+
+	return ioctl(vm->fd, RVMM_TOUCH, &t);
+}
+
+/* The guest's page tables, which the processor writes to as well. */
+#define TABLES 4
+
+#define CHECK_PAGES(have, want) do {								\
+	uint64_t have_ = (have), want_ = (want);						\
+	if (have_ < want_ || have_ > want_ + TABLES)						\
+		FAIL("%s is %llu, %llu expected", #have, (unsigned long long)have_,		\
+		     (unsigned long long)want_);						\
+} while (0)
+
+static void need_reset(void)
+{
+	int kvm = device_open();
+
+	if (!has_extension(kvm, RVMM_CAP_RESET_POINT))
+		skip("no reset points");
+	close(kvm);
+}
+
+/* All that user space can read of a VM with one vCPU, but for what time changes. */
+struct blob {
+	struct kvm_regs regs;
+	struct kvm_sregs sregs;
+	struct kvm_debugregs debugregs;
+	struct kvm_fpu fpu;
+	struct kvm_xsave xsave;
+	struct kvm_xcrs xcrs;
+	struct kvm_vcpu_events events;
+	struct kvm_mp_state mp;
+	struct kvm_lapic_state lapic;
+	struct kvm_irqchip chip[3];
+	struct kvm_pit_state2 pit;
+	uint64_t msr[512];
+	uint8_t run[PAGE];
+	uint64_t memory;
+};
+
+static uint64_t checksum(struct vm *vm)
+{
+	uint64_t sum = 0;
+
+	for (uint64_t *p = (uint64_t *)vm->mem; p < (uint64_t *)(vm->mem + vm->bytes); p++)
+		sum = sum * 0x9e3779b97f4a7c15 + *p;
+	return sum;
+}
+
+static void read_blob(struct vm *vm, struct blob *b, bool chips)
+{
+	struct {
+		struct kvm_msr_list header;
+		uint32_t index[512];
+	} list = { .header.nmsrs = 512 };
+
+	memset(b, 0, sizeof(*b));
+	OK(ioctl(vm->vcpu, KVM_GET_REGS, &b->regs));
+	OK(ioctl(vm->vcpu, KVM_GET_SREGS, &b->sregs));
+	OK(ioctl(vm->vcpu, KVM_GET_DEBUGREGS, &b->debugregs));
+	OK(ioctl(vm->vcpu, KVM_GET_FPU, &b->fpu));
+	OK(ioctl(vm->vcpu, KVM_GET_XSAVE, &b->xsave));
+	OK(ioctl(vm->vcpu, KVM_GET_XCRS, &b->xcrs));
+	OK(ioctl(vm->vcpu, KVM_GET_VCPU_EVENTS, &b->events));
+	OK(ioctl(vm->vcpu, KVM_GET_MP_STATE, &b->mp));
+	if (chips) {
+		OK(ioctl(vm->vcpu, KVM_GET_LAPIC, &b->lapic));
+		memset(b->lapic.regs + 0x390, 0, 4);	/* current count */
+		for (int i = 0; i < 3; i++) {
+			b->chip[i].chip_id = i;
+			OK(ioctl(vm->fd, KVM_GET_IRQCHIP, &b->chip[i]));
+		}
+		OK(ioctl(vm->fd, KVM_GET_PIT2, &b->pit));
+		for (int i = 0; i < 3; i++)
+			b->pit.channels[i].count_load_time = 0;
+	}
+	OK(ioctl(vm->kvm, KVM_GET_MSR_INDEX_LIST, &list));
+	for (unsigned int i = 0; i < list.header.nmsrs; i++)
+		if (list.index[i] != 0x10)
+			get_msr(vm, list.index[i], &b->msr[i]);
+	memcpy(b->run, vm->run, PAGE);
+	b->memory = checksum(vm);
+}
+
+#define SAME(a, b, part) do {									\
+	if (memcmp(&(a)->part, &(b)->part, sizeof((a)->part)))					\
+		FAIL("round %d: %s differs", round, #part);					\
+} while (0)
+
+static void compare(const struct blob *a, const struct blob *b, int round)
+{
+	SAME(a, b, regs);
+	SAME(a, b, sregs);
+	SAME(a, b, debugregs);
+	SAME(a, b, fpu);
+	SAME(a, b, xsave);
+	SAME(a, b, xcrs);
+	SAME(a, b, events);
+	SAME(a, b, mp);
+	SAME(a, b, lapic);
+	SAME(a, b, chip);
+	SAME(a, b, pit);
+	SAME(a, b, msr);
+	SAME(a, b, run);
+	SAME(a, b, memory);
+}
+
+static uint64_t vm_clock(struct vm *vm)
+{
+	struct kvm_clock_data data = { 0 };
+
+	OK(ioctl(vm->fd, KVM_GET_CLOCK, &data));
+	return data.clock;
+}
+
+static uint64_t vm_tsc(struct vm *vm)
+{
+	uint64_t tsc = 0;
+
+	REQUIRE(get_msr(vm, 0x10, &tsc));
+	return tsc;
+}
+
+/* The state of a VM with everything in the kernel comes back, and what follows is the same, a hundred times. */
+TEST_SECONDS(everything, 300)
+{
+	static struct blob point, now;
+	struct kvm_pit_config pit = { 0 };
+	int rounds = is_bochs() ? 10 : 100;
+	uint64_t tsc, clock, host, first = 0;
+	struct vm vm;
+
+	need_reset();
+	vm_init_irqchip(&vm, MEMORY);
+	OK(ioctl(vm.fd, KVM_CREATE_PIT2, &pit));
+	vm_add_vcpu(&vm, 0);
+	VM_LONG(&vm, everything);
+	vm_enable_lapic(&vm);
+	vm_log(&vm)->eoi = LAPIC_EOI;
+	for (int i = 0; i < PAGES; i++)
+		memset(vm.mem + G_PAGES + i * PAGE, i + 1, PAGE);
+	vm_expect_out(&vm, 0x10);
+	read_blob(&vm, &point, true);
+	tsc = vm_tsc(&vm);
+	clock = vm_clock(&vm);
+	host = __rdtsc();
+	OK(set_point(&vm, 1000));
+	read_blob(&vm, &now, true);
+	compare(&point, &now, -1);
+	for (int round = 0; round < rounds; round++) {
+		uint32_t value = vm_expect_out(&vm, 0x11);
+		uint64_t pages, now_tsc, now_clock, passed;
+
+		if (!round)
+			first = value;
+		CHECK_EQ(value, first);
+		/* Some go on to the interrupt, and to HLT. */
+		if (round % 3)
+			vm_expect_out(&vm, 0x12);
+		if (round == 1) {
+			CHECK_EQ(vm_log(&vm)->count, 1);
+			read_blob(&vm, &now, true);
+			CHECK(now.memory != point.memory);
+			CHECK(memcmp(&now.fpu, &point.fpu, sizeof(now.fpu)));
+			CHECK(memcmp(&now.lapic, &point.lapic, sizeof(now.lapic)));
+			CHECK(memcmp(&now.chip, &point.chip, sizeof(now.chip)));
+			CHECK(memcmp(&now.pit, &point.pit, sizeof(now.pit)));
+			CHECK(memcmp(&now.msr, &point.msr, sizeof(now.msr)));
+			CHECK(memcmp(&now.debugregs, &point.debugregs, sizeof(now.debugregs)));
+		}
+		if (round % 7 == 3) {
+			/* Interrupts from outside that nobody has taken. */
+			struct kvm_irq_level level = { .irq = 5, .level = 1 };
+			struct kvm_msi msi = { .address_lo = 0xfee00000, .data = 0x66 };
+
+			OK(ioctl(vm.fd, KVM_IRQ_LINE, &level));
+			OK(ioctl(vm.fd, KVM_SIGNAL_MSI, &msi));
+			OK(ioctl(vm.vcpu, KVM_NMI));
+		}
+		pages = reset(&vm);
+		passed = __rdtsc() - host;
+		now_tsc = vm_tsc(&vm);
+		now_clock = vm_clock(&vm);
+		CHECK(pages >= PAGES + 6 && pages < PAGES + 20);
+		CHECK(now_tsc >= tsc && (round < 5 || now_tsc - tsc < passed / 2));
+		CHECK(now_clock >= clock);
+		read_blob(&vm, &now, true);
+		compare(&point, &now, round);
+		if (round == 50)
+			CHECK_EQ(reset(&vm), 0);
+	}
+}
+
+/* An exit in flight is in flight again, with kvm_run as it was; emulated writes come back. */
+TEST(in_flight)
+{
+	static struct blob point, now;
+	struct vm vm;
+
+	need_reset();
+	VM_NEW_LONG(&vm, emulated);
+	memset(vm.mem + G_PAGES, 0x11, 2 * PAGE);
+	vm_expect_out(&vm, 0x10);
+	vm_expect(&vm, KVM_EXIT_MMIO);
+	CHECK_EQ(vm.run->mmio.phys_addr, G_MMIO);
+	read_blob(&vm, &point, false);
+	OK(set_point(&vm, 100));
+	for (int round = 0; round < 20; round++) {
+		uint64_t value = 0x1000 * round + 7;
+
+		REQUIRE_EQ(vm.run->exit_reason, KVM_EXIT_MMIO);
+		CHECK_EQ(vm.run->mmio.phys_addr, G_MMIO);
+		memcpy(vm.run->mmio.data, &value, 8);
+		vm_expect(&vm, KVM_EXIT_IO);
+		CHECK_EQ(vm.run->io.port, 0x20);
+		CHECK_EQ(*(uint64_t *)(vm.mem + G_PAGES), value);
+		if (round % 2) {
+			uint32_t count = 0;
+
+			while (vm.run->io.port == 0x20) {
+				CHECK_EQ(vm.run->io.size, 1);
+				for (unsigned int i = 0; i < vm.run->io.count; i++)
+					((uint8_t *)io_data(&vm))[i] = 0x40 + round;
+				count += vm.run->io.count;
+				if (vm_run(&vm) != KVM_EXIT_IO)
+					break;
+			}
+			CHECK_EQ(count, 16);
+			REQUIRE_EQ(vm.run->exit_reason, KVM_EXIT_MMIO);
+			CHECK_EQ(vm.mem[G_PAGES + 0x1000], 0x40 + round);
+			memset(vm.run->mmio.data, 0, 8);
+			vm_expect_out(&vm, 0x11);
+		}
+		CHECK(reset(&vm) >= 1);
+		read_blob(&vm, &now, false);
+		compare(&point, &now, round);
+	}
+}
+
+/* One page more than allowed: KVM_RUN ends, nothing is lost. */
+TEST(full)
+{
+	struct vm vm;
+	uint64_t sum, left = 0, want = 0;
+
+	need_reset();
+	VM_NEW_LONG(&vm, writer);
+	for (int i = 0; i < PAGES; i++)
+		want += *(uint64_t *)(vm.mem + G_PAGES + i * PAGE) = i * 3 + 1;
+	vm_expect_out(&vm, 0x10);
+	sum = checksum(&vm);
+	OK(set_point(&vm, 10));
+	for (int round = 0; round < 3; round++) {
+		CHECK_EQ(vm_try_run(&vm), ENOSPC);
+		CHECK_EQ(vm.run->exit_reason, KVM_EXIT_MEMORY_FAULT);
+		/* The processor writes to the guest's page tables as well. */
+		left = (vm.run->memory_fault.gpa - G_PAGES) / PAGE;
+		CHECK(left >= 10 - TABLES && left <= 10);
+		CHECK_EQ(vm.run->memory_fault.size, PAGE);
+		/* Again, to the same end. */
+		CHECK_EQ(vm_try_run(&vm), ENOSPC);
+		CHECK_EQ(vm.run->memory_fault.gpa, G_PAGES + left * PAGE);
+		CHECK_ERRNO(touch(&vm, G_PAGES + 11 * PAGE, PAGE), ENOSPC);
+		CHECK_EQ(reset(&vm), 10);
+		CHECK_EQ(checksum(&vm), sum);
+	}
+	CHECK_EQ(vm_try_run(&vm), ENOSPC);
+	/* A new point there, with room for the rest. */
+	OK(set_point(&vm, PAGES));
+	CHECK_EQ(vm_expect_out(&vm, 0x11), want);
+	CHECK_PAGES(reset(&vm), PAGES - left);
+	for (int i = 0; i < PAGES; i++)
+		CHECK_EQ(*(uint64_t *)(vm.mem + G_PAGES + i * PAGE), i * 3 + 1 + (i < left));
+	CHECK_EQ(vm_expect_out(&vm, 0x11), want);
+	/* No point: nothing is limited. */
+	OK(set_point(&vm, 1));
+	OK(set_point(&vm, 0));
+	CHECK_EQ(vm_expect_out(&vm, 0x10), (uint32_t)want & 0xff);
+	CHECK_EQ(vm_expect_out(&vm, 0x11), want + PAGES);
+	CHECK_ERRNO(try_reset(&vm), ENODATA);
+}
+
+/* What user space writes comes back if it says so. */
+TEST(touched)
+{
+	struct vm vm;
+
+	need_reset();
+	VM_NEW_LONG(&vm, one_page);
+	vm_expect_out(&vm, 0x10);
+	CHECK_ERRNO(touch(&vm, G_PAGES, PAGE), ENODATA);
+	OK(set_point(&vm, 20));
+	for (int round = 0; round < 3; round++) {
+		OK(touch(&vm, G_PAGES, 2 * PAGE));
+		OK(touch(&vm, G_PAGES, 0));
+		vm.mem[G_PAGES] = 77;
+		vm.mem[G_PAGES + PAGE + 5] = 78;
+		vm.mem[G_PAGES + 2 * PAGE] = 79;
+		CHECK_EQ(vm_expect_out(&vm, 0x11), 78);
+		CHECK_PAGES(reset(&vm), 2);
+		CHECK_EQ(vm.mem[G_PAGES], 0);
+		CHECK_EQ(vm.mem[G_PAGES + PAGE + 5], 0);
+		CHECK_EQ(vm.mem[G_PAGES + 2 * PAGE], 79);
+	}
+	CHECK_ERRNO(touch(&vm, G_PAGES + 8, PAGE), EINVAL);
+	CHECK_ERRNO(touch(&vm, G_PAGES, 8), EINVAL);
+	CHECK_ERRNO(touch(&vm, -PAGE, 2 * PAGE), EINVAL);
+	CHECK_ERRNO(touch(&vm, MEMORY - PAGE, 2 * PAGE), EFAULT);
+	CHECK_ERRNO(ioctl(vm.fd, RVMM_TOUCH, 8), EFAULT);
+}
+
+static void *halted(void *argument)
+{
+	struct vm *vm = argument;
+
+	vm_try_run(vm);
+	return NULL;
+}
+
+static void nothing(int signal)
+{
+}
+
+TEST(refused)
+{
+	struct rvmm_reset_point point = { .pages = 1, .flags = 1 };
+	struct sigaction action = { .sa_handler = nothing };
+	struct vm vm, second;
+	pthread_t thread;
+	void *more;
+	int status;
+
+	need_reset();
+	VM_NEW_LONG_IRQCHIP(&vm, halts);
+	CHECK_ERRNO(try_reset(&vm), ENODATA);
+	CHECK_ERRNO(ioctl(vm.fd, RVMM_RESET_POINT, &point), EINVAL);
+	CHECK_ERRNO(ioctl(vm.fd, RVMM_RESET_POINT, 8), EFAULT);
+	CHECK_ERRNO(ioctl(vm.vcpu, RVMM_RESET, 8), EINVAL);
+	OK(set_point(&vm, ~0ull));
+	CHECK_EQ(reset(&vm), 0);
+
+	/* While a vCPU runs. */
+	sigaction(SIGUSR1, &action, NULL);
+	REQUIRE(!pthread_create(&thread, NULL, halted, &vm));
+	usleep(100000);
+	CHECK_ERRNO(set_point(&vm, 5), EBUSY);
+	CHECK_ERRNO(try_reset(&vm), EBUSY);
+	do {
+		pthread_kill(thread, SIGUSR1);
+		usleep(10000);
+	} while (pthread_tryjoin_np(thread, NULL));
+	CHECK(reset(&vm) <= 3);
+
+	/* From another address space. */
+	if (!fork_child())
+		_exit(try_reset(&vm) != -1 || errno != EIO);
+	OK(wait(&status));
+	CHECK_EQ(status, 0);
+
+	/* Logging does not matter to it, other changes of slots do. */
+	vm_slot(&vm, 0, KVM_MEM_LOG_DIRTY_PAGES, 0, vm.bytes, vm.mem);
+	vm_slot(&vm, 0, 0, 0, vm.bytes, vm.mem);
+	reset(&vm);
+	more = mmap(NULL, PAGE, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+	vm_slot(&vm, 1, 0, 64 * MIB, PAGE, more);
+	CHECK_ERRNO(try_reset(&vm), ESTALE);
+	CHECK_ERRNO(touch(&vm, 0, PAGE), ESTALE);
+	OK(set_point(&vm, 5));
+	vm_slot(&vm, 1, 0, 65 * MIB, PAGE, more);
+	CHECK_ERRNO(try_reset(&vm), ESTALE);
+	OK(set_point(&vm, 5));
+	vm_slot(&vm, 1, 0, 65 * MIB, 0, more);
+	CHECK_ERRNO(try_reset(&vm), ESTALE);
+	OK(set_point(&vm, 5));
+	reset(&vm);
+
+	/* vCPUs. */
+	second = vm_second_vcpu(&vm, 1);
+	CHECK_ERRNO(try_reset(&vm), ESTALE);
+	OK(set_point(&vm, 5));
+	reset(&vm);
+	munmap(second.run, second.run_bytes);
+	close(second.vcpu);
+	CHECK_ERRNO(try_reset(&vm), ESTALE);
+	OK(set_point(&vm, 5));
+	reset(&vm);
+	/* Memory that is gone. The point stays. */
+	OK(touch(&vm, G_PAGES, PAGE));
+	OK(munmap(vm.mem + G_PAGES, PAGE));
+	CHECK_ERRNO(try_reset(&vm), EFAULT);
+	REQUIRE(mmap(vm.mem + G_PAGES, PAGE, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS | MAP_FIXED, -1, 0) !=
+		MAP_FAILED);
+	CHECK_EQ(reset(&vm), 1);
+}
+
+/* Pages that were put back are in the dirty log. */
+TEST(dirty_log)
+{
+	static uint64_t bits[MEMORY / PAGE / 64];
+	struct kvm_dirty_log log = { .dirty_bitmap = bits };
+	const unsigned int page = G_PAGES / PAGE;
+	struct vm vm;
+
+	need_reset();
+	VM_NEW_LONG(&vm, one_page);
+	vm_slot(&vm, 0, KVM_MEM_LOG_DIRTY_PAGES, 0, vm.bytes, vm.mem);
+	vm_expect_out(&vm, 0x10);
+	OK(set_point(&vm, 10));
+	OK(ioctl(vm.fd, KVM_GET_DIRTY_LOG, &log));
+	for (int round = 0; round < 3; round++) {
+		CHECK_EQ(vm_expect_out(&vm, 0x11), 1);
+		OK(ioctl(vm.fd, KVM_GET_DIRTY_LOG, &log));
+		CHECK(bits[page / 64] & 1ull << page % 64);
+		OK(ioctl(vm.fd, KVM_GET_DIRTY_LOG, &log));
+		CHECK(!(bits[page / 64] & 1ull << page % 64));
+		CHECK_PAGES(reset(&vm), 1);
+		OK(ioctl(vm.fd, KVM_GET_DIRTY_LOG, &log));
+		CHECK(bits[page / 64] & 1ull << page % 64);
+	}
+}
+
+/* One user page behind two slots, written by both. */
+TEST(two_slots)
+{
+	struct vm vm;
+
+	need_reset();
+	VM_NEW_LONG(&vm, one_page);
+	vm_slot(&vm, 1, 0, 64 * MIB, PAGE, vm.mem + G_PAGES);
+	vm_expect_out(&vm, 0x10);
+	OK(set_point(&vm, 10));
+	for (int round = 0; round < 3; round++) {
+		if (round & 1)
+			OK(touch(&vm, 64 * MIB, PAGE));
+		vm.mem[G_PAGES] += round & 1;
+		CHECK_EQ(vm_expect_out(&vm, 0x11), 1 + (round & 1));
+		OK(touch(&vm, 64 * MIB, PAGE));
+		vm.mem[G_PAGES + 1] = 9;
+		CHECK_PAGES(reset(&vm), 2);
+		CHECK_EQ(*(uint64_t *)(vm.mem + G_PAGES), 0);
+	}
+}
+
+/* Huge pages, with and without a mapping at the point. */
+TEST(huge)
+{
+	const uint64_t bytes = 2 * MIB;
+	struct vm vm;
+	uint8_t *area;
+
+	need_reset();
+	VM_NEW_LONG(&vm, adds);
+	area = mmap(NULL, 2 * bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+	REQUIRE(area != MAP_FAILED);
+	area = (uint8_t *)(((uintptr_t)area + bytes - 1) & -bytes);
+	madvise(area, bytes, MADV_HUGEPAGE);
+	memcpy(area, vm.mem, bytes);
+	vm_slot(&vm, 0, 0, 0, 0, vm.mem);
+	vm_slot(&vm, 0, 0, 0, bytes, area);
+	vm.mem = area;
+	vm.bytes = bytes;
+	for (int mapped = 0; mapped < 2; mapped++) {
+		uint64_t sum, before = *(uint64_t *)(area + G_PAGES);
+
+		sum = checksum(&vm);
+		OK(set_point(&vm, 10));
+		for (int round = 0; round < 5; round++) {
+			vm_expect_out(&vm, 0x13);
+			vm_expect_out(&vm, 0x13);
+			CHECK_EQ(*(uint64_t *)(area + G_PAGES), before + 2);
+			CHECK(reset(&vm) >= 1);
+			CHECK_EQ(checksum(&vm), sum);
+		}
+		OK(set_point(&vm, 0));
+		vm_expect_out(&vm, 0x13);
+	}
+}
+
+static void *add_up(void *argument)
+{
+	struct vm *vm = argument;
+
+	for (int i = 0; i < 50; i++)
+		vm_expect_out(vm, 0x13);
+	return NULL;
+}
+
+/* Two vCPUs meet the same pages. */
+TEST_SECONDS(two_vcpus, 120)
+{
+	struct vm vm, second;
+	uint64_t sum;
+
+	need_reset();
+	VM_NEW_LONG(&vm, adds);
+	second = vm_second_vcpu(&vm, 1);
+	vm_long_state(&second);
+	sum = checksum(&vm);
+	OK(set_point(&vm, 10));
+	for (int round = 0; round < 10; round++) {
+		pthread_t threads[2];
+
+		REQUIRE(!pthread_create(&threads[0], NULL, add_up, &vm));
+		REQUIRE(!pthread_create(&threads[1], NULL, add_up, &second));
+		pthread_join(threads[0], NULL);
+		pthread_join(threads[1], NULL);
+		CHECK_EQ(*(uint64_t *)(vm.mem + G_PAGES), 100);
+		CHECK(reset(&vm) >= 1);
+		CHECK_EQ(checksum(&vm), sum);
+	}
+}
+
+/* What a reset costs, in ticks of the TSC: instructions where the bed counts them. For tools/bench. */
+TEST_NAMED(cost)
+{
+	uint64_t best[2] = { ~0ull, ~0ull }, point = ~0ull;
+	struct vm vm;
+
+	need_reset();
+	for (int chips = 0; chips < 2; chips++) {
+		if (chips)
+			VM_NEW_LONG_IRQCHIP(&vm, writer);
+		else
+			VM_NEW_LONG(&vm, writer);
+		vm_expect_out(&vm, 0x10);
+		for (int round = 0; round < 20; round++) {
+			uint64_t start = __rdtsc();
+
+			OK(set_point(&vm, 1000));
+			start = __rdtsc() - start;
+			point = start < point ? start : point;
+		}
+		for (int round = 0; round < 20; round++) {
+			vm_expect_out(&vm, 0x11);
+			uint64_t start = __rdtsc();
+
+			CHECK_PAGES(reset(&vm), PAGES);
+			start = __rdtsc() - start;
+			best[chips] = start < best[chips] ? start : best[chips];
+		}
+		vm_free(&vm);
+	}
+	note("reset of %d written pages: %llu ticks, with interrupt controllers %llu", PAGES,
+	     (unsigned long long)best[0], (unsigned long long)best[1]);
+	note("reset point: %llu ticks", (unsigned long long)point);
+}

@@ -1,0 +1,166 @@
+// SPDX-License-Identifier: GPL-2.0
+//! RVMM_RESET_POINT and RVMM_RESET: a VM goes back to what it was, any number of times.
+//!
+//! Memory is [`GuestMemory`]'s, which keeps what pages held before they were written. Everything else is small: it is
+//! copied at the point, and copied back. Both calls hold the mutexes of all vCPUs, which they do not wait for.
+//!
+//! Lock order: `Vm.setup` > `ResetPoint.inner` > a vCPU's `state` > `GuestMemory.update`.
+//!
+//! # Time
+//!
+//! A guest finds no time passed. What counts by a clock of the host (TSC, APIC timer, 8254, the VM's clock) goes on
+//! from where it was at the point: all of it is moved by the time since then, measured once.
+//!
+//! # What may fail
+//!
+//! The fallible steps of a reset come first: routes, then memory. When memory cannot be put back the point is still
+//! there, and so is all that has been saved; a call after that begins anew. The rest allocates nothing, and fails only
+//! where KVM_RUN would for the same reason (EIO).
+//!
+//! [`GuestMemory`]: crate::mem::memory::GuestMemory
+
+use crate::linux::killable_mutex::KillableBackend;
+use crate::x86::cpu::tsc::Scale;
+use crate::x86::elapsed::Moment;
+use crate::x86::irqchip::chip;
+use crate::x86::pv::clock;
+use crate::x86::run::Runner;
+use crate::x86::vcpu::image::Image;
+use crate::x86::vcpu::state::State;
+use crate::x86::vcpu::Vcpu;
+use crate::x86::vm::Vm;
+use core::sync::atomic::Ordering;
+use kernel::prelude::*;
+use kernel::sync::lock::Guard;
+use kernel::sync::{new_mutex, Arc, Mutex};
+
+/// A VM as it was at some moment, but for its memory.
+struct Point {
+    then: Moment,
+    /// As [`Inner::vcpus`].
+    vcpus: KVec<KBox<Image>>,
+    chip: Option<chip::Image>,
+    clock: clock::Image,
+}
+
+struct Inner {
+    /// The vCPUs whose files are open.
+    vcpus: KVec<Arc<Vcpu>>,
+    point: Option<KBox<Point>>,
+}
+
+/// The reset point of a VM, and the vCPUs that go back with it.
+#[pin_data]
+pub(crate) struct ResetPoint {
+    #[pin]
+    inner: Mutex<Inner>,
+}
+
+type Held<'a> = Guard<'a, State, KillableBackend>;
+
+/// All vCPUs, none of which runs. EBUSY: one does, or is in an ioctl.
+fn hold(vcpus: &[Arc<Vcpu>]) -> Result<KVec<Held<'_>>> {
+    let mut held = KVec::with_capacity(vcpus.len(), GFP_KERNEL_ACCOUNT)?;
+    for vcpu in vcpus {
+        held.push_within_capacity(vcpu.lock_now().ok_or(EBUSY)?)
+            .map_err(|_| ENOMEM)?;
+    }
+    Ok(held)
+}
+
+impl ResetPoint {
+    /// No point, and no vCPU.
+    pub(crate) fn new() -> Result<Arc<Self>> {
+        let inner = Inner {
+            vcpus: KVec::new(),
+            point: None,
+        };
+        Arc::pin_init(
+            pin_init!(Self { inner <- new_mutex!(inner) }),
+            GFP_KERNEL_ACCOUNT,
+        )
+    }
+
+    /// A vCPU comes: the point is void. [`ResetPoint::remove`] has to follow.
+    pub(crate) fn add(&self, vm: &Vm, vcpu: &Arc<Vcpu>) -> Result {
+        let mut inner = self.inner.lock();
+        inner.vcpus.push(vcpu.clone(), GFP_KERNEL_ACCOUNT)?;
+        lose(vm, &mut inner);
+        Ok(())
+    }
+
+    /// The file of `vcpu` is gone: the point is void.
+    pub(crate) fn remove(&self, vm: &Vm, vcpu: &Arc<Vcpu>) {
+        let mut inner = self.inner.lock();
+        let found = inner.vcpus.iter().position(|v| Arc::ptr_eq(v, vcpu));
+        let Some(n) = found else { return };
+        let _ = inner.vcpus.remove(n);
+        lose(vm, &mut inner);
+    }
+
+    /// RVMM_RESET_POINT: the VM can be put back to what it is now, as long as no more than `limit` pages are written in
+    /// between; 0: not any more. EBUSY: a vCPU runs, or a device reaches the memory; EINVAL, ENOMEM, EIO. After an
+    /// error the point is what it was.
+    pub(crate) fn set(&self, vm: &Vm, limit: u64) -> Result {
+        let inner = &mut *self.inner.lock();
+        if limit == 0 {
+            inner.point = None;
+            vm.memory.drop_reset_point();
+            return Ok(());
+        }
+        if vm.has_vfio.load(Ordering::Acquire) {
+            return Err(EBUSY);
+        }
+        let mut held = hold(&inner.vcpus)?;
+        for (vcpu, s) in inner.vcpus.iter().zip(held.iter_mut()) {
+            Runner::new(vm, vcpu, s)?.handle_requests();
+        }
+        let then = Moment::now();
+        let mut vcpus = KVec::with_capacity(held.len(), GFP_KERNEL_ACCOUNT)?;
+        for (vcpu, s) in inner.vcpus.iter().zip(held.iter_mut()) {
+            vcpus
+                .push_within_capacity(Image::of(vcpu, s)?)
+                .map_err(|_| ENOMEM)?;
+        }
+        let point = Point {
+            then,
+            vcpus,
+            chip: vm.chip.image()?,
+            clock: vm.clock.image(),
+        };
+        let point = KBox::new(point, GFP_KERNEL_ACCOUNT)?;
+        vm.memory.set_reset_point(limit)?;
+        inner.point = Some(point);
+        Ok(())
+    }
+
+    /// RVMM_RESET: the number of pages that had been written since the point or the last reset. ENODATA: there is no
+    /// point. ESTALE: slots, vCPUs, interrupt controllers or devices are not those of the point. EBUSY: a vCPU runs.
+    /// EFAULT: user memory of a page is not there. EINTR, ENOMEM, EIO. But for ENODATA and ESTALE it may be called
+    /// again.
+    pub(crate) fn put_back(&self, vm: &Vm) -> Result<u64> {
+        let inner = self.inner.lock();
+        let mut held = hold(&inner.vcpus)?;
+        vm.memory.check_reset_point()?;
+        let point = inner.point.as_ref().ok_or(ESTALE)?;
+        vm.chip.put_routes_back(point.chip.as_ref())?;
+        let pages = vm.memory.put_back()?;
+        let elapsed = point.then.elapsed();
+        let scale = held.first().map_or(Scale::ONE, |s| s.tsc.scale);
+        let ticks = elapsed.ticks(scale);
+        vm.clock
+            .put_back(&point.clock, &elapsed, ticks, |lost| scale.apply(lost));
+        vm.chip.put_back(point.chip.as_ref(), elapsed.timer_ns());
+        for ((vcpu, s), image) in inner.vcpus.iter().zip(held.iter_mut()).zip(&point.vcpus) {
+            image.put_back(vm, vcpu, s, &elapsed)?;
+        }
+        Ok(pages)
+    }
+}
+
+/// The vCPUs are not those of the point any more.
+fn lose(vm: &Vm, inner: &mut Inner) {
+    if inner.point.take().is_some() {
+        vm.memory.lose_reset_point();
+    }
+}

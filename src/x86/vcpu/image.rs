@@ -1,0 +1,189 @@
+// SPDX-License-Identifier: GPL-2.0
+//! All of a vCPU, kept for later (`RVMM_RESET_POINT`): what a guest can find out about it, and what user space has been
+//! told and not answered yet.
+//!
+//! Not part of it is how user space has configured the vCPU or the VM (CPUID, capabilities, MSR filter, signal mask),
+//! and what the host has found out for itself. `snapshot` calls this under the vCPU's mutex, outside stays.
+
+use crate::linux::page::DataPage;
+use crate::x86::cpu::events::vector;
+use crate::x86::cpu::msr::MsrFile;
+use crate::x86::elapsed::Elapsed;
+use crate::x86::emul::{Insn, Replay};
+use crate::x86::irqchip::lapic::image::Image as LapicImage;
+use crate::x86::irqchip::lapic::Action;
+use crate::x86::pv::paravirt::Paravirt;
+use crate::x86::shared::request;
+use crate::x86::vcpu::debug::Debug;
+use crate::x86::vcpu::state::{Completion, Events, MpState, State};
+use crate::x86::vcpu::Vcpu;
+use crate::x86::vendor::{CpuState, Groups, VcpuBackend, VendorState};
+use crate::x86::vm::Vm;
+use core::sync::atomic::Ordering;
+use kernel::prelude::*;
+
+/// A page of those that user space maps.
+struct RunPage {
+    number: usize,
+    bytes: DataPage,
+}
+
+/// A vCPU as it was at some moment.
+pub(crate) struct Image {
+    cpu: CpuState,
+    vendor: VendorState,
+    xsave: KVec<u8>,
+    xcr0: u64,
+    pkru: u32,
+    msrs: KBox<MsrFile>,
+    lapic: Option<KBox<LapicImage>>,
+    apic_base: u64,
+    cr8: u8,
+    due: Option<u64>,
+    tsc_offset: u64,
+    tsc_khz: u32,
+    tsc_member: u64,
+    tsc_adjust: u64,
+    pv: Paravirt,
+    debug: Debug,
+    events: Events,
+    mp_state: MpState,
+    completion: Completion,
+    insn: Option<Insn>,
+    fetched: bool,
+    replay: KBox<Replay>,
+    io_port: Option<(u16, u8)>,
+    run: KVec<RunPage>,
+}
+
+impl Image {
+    /// The vCPU as it is now; all requests to it have been handled. EIO: the processor's virtualisation cannot be had.
+    #[inline(never)]
+    pub(crate) fn of(vcpu: &Vcpu, s: &mut State) -> Result<KBox<Self>> {
+        s.load(Groups::ALL);
+        let vendor = s.hw.save()?;
+        let mut xsave = KVec::new();
+        xsave.extend_from_slice(s.xstate.area.as_slice(), GFP_KERNEL_ACCOUNT)?;
+        let mut run = KVec::new();
+        for page in vcpu.run.pages() {
+            let mut bytes = DataPage::new()?;
+            page.save(&mut bytes);
+            let number = page.number();
+            run.push(RunPage { number, bytes }, GFP_KERNEL_ACCOUNT)?;
+        }
+        let lapic = match &s.apic.lapic {
+            Some(l) => Some(KBox::new(l.image(), GFP_KERNEL_ACCOUNT)?),
+            None => None,
+        };
+        let image = Self {
+            cpu: s.cpu.clone(),
+            vendor,
+            xsave,
+            xcr0: s.xstate.xcr0,
+            pkru: s.xstate.pkru,
+            msrs: KBox::new((*s.msrs).clone(), GFP_KERNEL_ACCOUNT)?,
+            lapic,
+            apic_base: s.apic.base,
+            cr8: s.apic.cr8,
+            due: s.timer.due,
+            tsc_offset: s.tsc.offset,
+            tsc_khz: s.tsc.khz,
+            tsc_member: s.tsc.member,
+            tsc_adjust: s.tsc.adjust,
+            pv: s.pv.clone(),
+            debug: s.debug,
+            events: s.events,
+            mp_state: s.mp_state,
+            completion: s.pending.completion,
+            insn: s.pending.insn,
+            fetched: s.pending.fetched,
+            replay: KBox::new(*s.pending.replay, GFP_KERNEL_ACCOUNT)?,
+            io_port: s.pending.io_port,
+            run,
+        };
+        Ok(KBox::new(image, GFP_KERNEL_ACCOUNT)?)
+    }
+
+    /// The vCPU becomes what it was before `elapsed`. EIO: the processor's virtualisation cannot be had; then it may be
+    /// called again.
+    #[inline(never)]
+    pub(crate) fn put_back(
+        &self,
+        vm: &Vm,
+        vcpu: &Vcpu,
+        s: &mut State,
+        elapsed: &Elapsed,
+    ) -> Result {
+        s.hw.put_back(&self.vendor)?;
+        self.forget_requests(vm, vcpu, s);
+        s.cpu.clone_from(&self.cpu);
+        s.cpu.avail = Groups::ALL;
+        s.cpu.dirty = Groups::ALL;
+        for (to, from) in s
+            .xstate
+            .area
+            .as_mut_slice()
+            .chunks_mut(64)
+            .zip(self.xsave.chunks(64))
+        {
+            to.copy_from_slice(from);
+        }
+        s.xstate.xcr0 = self.xcr0;
+        s.xstate.pkru = self.pkru;
+        (*s.msrs).clone_from(&self.msrs);
+        s.apic.base = self.apic_base;
+        s.apic.cr8 = self.cr8;
+        s.debug = self.debug;
+        let soft = s.debug.has_soft_breakpoints();
+        s.hw.set_exception_intercepts(u32::from(soft) << vector::BP);
+        s.events = self.events;
+        s.mp_state = self.mp_state;
+        s.pending.completion = self.completion;
+        s.pending.insn = self.insn;
+        s.pending.fetched = self.fetched;
+        *s.pending.replay = *self.replay;
+        s.pending.io_port = self.io_port;
+        self.put_time_back(s, elapsed);
+        if let (Some(to), Some(from)) = (&mut s.apic.lapic, &self.lapic) {
+            to.put_back(from, elapsed.timer_ns());
+        }
+        s.last_stay.tlb_generation = 0;
+        s.refresh_dynamic();
+        vcpu.apply_all(vm, s, &Action::ALL);
+        vcpu.shared
+            .set_direct(s.apic.posted && !s.debug.blocks_interrupts());
+        for page in vcpu.run.pages() {
+            if let Some(saved) = self.run.iter().find(|p| p.number == page.number()) {
+                page.load(&saved.bytes);
+            }
+        }
+        Ok(())
+    }
+
+    /// What was sent to the vCPU has not been sent.
+    fn forget_requests(&self, vm: &Vm, vcpu: &Vcpu, s: &mut State) {
+        let shared = &vcpu.shared;
+        // A ring that is full stays so.
+        let requests = shared.take_requests(!request::RING_FULL);
+        let _ = shared.take_direct();
+        let _ = shared.take_posted();
+        shared.arch.nmi.store(0, Ordering::Relaxed);
+        if requests & request::EXITS != 0 {
+            s.take_exits(vm);
+        }
+    }
+
+    /// TSC and paravirtual clocks.
+    fn put_time_back(&self, s: &mut State, elapsed: &Elapsed) {
+        if s.tsc.khz != self.tsc_khz {
+            // The vCPU has had this frequency already.
+            let _ = s.set_tsc_khz(self.tsc_khz);
+        }
+        s.set_tsc_offset(self.tsc_offset.wrapping_sub(elapsed.ticks(s.tsc.scale)));
+        s.tsc.member = self.tsc_member;
+        s.tsc.adjust = self.tsc_adjust;
+        s.timer.due = self.due;
+        s.timer.exited = false;
+        s.pv.put_back(&self.pv);
+    }
+}
