@@ -68,10 +68,13 @@ GUEST64(emulated,
 	"1: out %al, $0x10\n"
 	"mov $" STR(G_MMIO) ", %esi; mov $" STR(G_PAGES) ", %edi; movsq\n"
 	"mov $" STR(G_PAGES) " + 0x1000, %edi; mov $0x20, %edx; mov $16, %ecx; rep insb\n"
-	"mov $" STR(G_MMIO) ", %esi; mov (%rsi), %eax; add " STR(G_PAGES) ", %eax; add " STR(G_PAGES) " + 0x1000, %eax\n"
+	"mov $" STR(G_MMIO) ", %esi; mov (%rsi), %eax\n"
+	"add " STR(G_PAGES) ", %eax; add " STR(G_PAGES) " + 0x1000, %eax\n"
 	"out %eax, $0x11; jmp 1b\n");
 
-GUEST64(one_page, "1: out %al, $0x10; mov $" STR(G_PAGES) ", %edi; incq (%rdi); mov (%rdi), %eax; out %eax, $0x11; jmp 1b\n");
+GUEST64(one_page,
+	"1: out %al, $0x10; mov $" STR(G_PAGES) ", %edi; incq (%rdi)\n"
+	"mov (%rdi), %eax; out %eax, $0x11; jmp 1b\n");
 GUEST64(halts, "sti; 1: hlt; jmp 1b\n");
 GUEST64(adds, "1: lock incq " STR(G_PAGES) "; lock incq " STR(G_PAGES) " + 8; out %al, $0x13; jmp 1b\n");
 

@@ -108,8 +108,9 @@ struct rvmm_reset {
 #define RVMM_RESET		_IOR(RVMM_IOC, 0x21, struct rvmm_reset)
 
 /*
- * On a VM: user space is going to write to this guest memory, until the next reset. ENODATA, ESTALE: as above. EFAULT: no
- * slot, or no user memory. ENOSPC: more pages than the point allows. EINVAL: not in pages of 4096 bytes. ENOMEM, EINTR.
+ * On a VM: user space is going to write to this guest memory, until the next reset. ENODATA, ESTALE: as above. EFAULT:
+ * no slot, or no user memory. ENOSPC: more pages than the point allows. EINVAL: not whole pages of 4096 bytes. ENOMEM,
+ * EINTR.
  */
 struct rvmm_touch {
 	__u64 gpa;

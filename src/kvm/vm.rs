@@ -56,7 +56,8 @@ impl FileOperations for VmFile {
 
 ioctls! {
     /// The vm ioctls of every architecture (api.rst 4), then those of this one.
-    fn ioctl(vm: &Arc<Vm>, space: &Once<Arc<Space>>, point: &Arc<ResetPoint>; cmd, arg) else x86::vm::ioctl(vm, cmd, arg);
+    fn ioctl(vm: &Arc<Vm>, space: &Once<Arc<Space>>, point: &Arc<ResetPoint>; cmd, arg)
+        else x86::vm::ioctl(vm, cmd, arg);
     lock setup = vm.setup.lock();
 
     KVM_CREATE_VCPU:                held, call(create_vcpu(vm, setup, point, arg));

@@ -972,3 +972,32 @@ fn stored_writes() {
     }
     assert_eq!(a.get_state(false, 9), plain.get_state(false, 9));
 }
+
+#[test]
+fn put_back() {
+    const LATER: u64 = 123_456;
+    let mut a = xapic();
+    let _ = a.write(reg::LVT_TIMER, 0x40, 0);
+    let _ = a.write(reg::DIVIDE, 0xb, 0);
+    let _ = a.write(reg::INITIAL_COUNT, 50_000, 1000);
+    assert!(a.accept(Vector(0x55), TriggerMode::Level));
+    a.ack(Vector(0x55));
+    assert!(a.accept(Vector(0x66), TriggerMode::Edge));
+    let image = a.image();
+    let (state, arm) = (a.get_state(false, 2000), a.timer_arm());
+    let _ = a.eoi();
+    let _ = a.write(reg::TPR, 0x80, 3000);
+    let _ = a.write(reg::INITIAL_COUNT, 0, 3000);
+    let _ = a.set_apic_base(BASE | base::EXTD, false);
+    assert_ne!(a.get_state(false, 2000 + LATER), state);
+    a.put_back(&image, LATER);
+    assert_eq!(a.get_state(false, 2000 + LATER), state);
+    assert!(
+        matches!((arm, a.timer_arm()), (TimerArm::AtNs(then), TimerArm::AtNs(now)) if now == then + LATER)
+    );
+    assert_eq!(
+        (a.highest_isr(), a.highest_irr()),
+        (Some(Vector(0x55)), Some(Vector(0x66)))
+    );
+    assert_eq!(a.take_status(), Some(0x5566));
+}

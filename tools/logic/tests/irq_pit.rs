@@ -401,3 +401,22 @@ fn hostile() {
         }
     }
 }
+
+#[test]
+fn delayed() {
+    const LATER: u64 = 777_777;
+    let mut p = Pit::new();
+    program(&mut p, 0, 2, 0, 11932, 100);
+    let _ = p.write(0x61, 3, 0);
+    program(&mut p, 2, 3, 1, 0x500, 200);
+    let mut q = p.clone();
+    q.delay(LATER);
+    assert_eq!(q.next_irq(), p.next_irq().map(|at| at + LATER));
+    for at in [300, 9000, 1_000_000] {
+        assert_eq!(count(&mut q, 0, at + LATER), count(&mut p, 0, at));
+        assert_eq!(out2(&mut q, at + LATER), out2(&mut p, at));
+    }
+    let mut stopped = Pit::new();
+    stopped.delay(LATER);
+    assert_eq!(stopped.next_irq(), None);
+}

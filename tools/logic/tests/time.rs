@@ -309,3 +309,35 @@ fn scales() {
     // A processor without scaling has no ratio.
     assert_eq!(Scale::new(1_000_000, 2_000_000, 0, 0), None);
 }
+
+/// As if the time from one moment to another had not been.
+#[test]
+fn delayed() {
+    let rate = Rate::new(NS, 2 * NS);
+    let at = |base_ns: u64, tsc: u64| Point { base_ns, tsc };
+    let by = at(5000, 10_003);
+    for common in [false, true] {
+        let mut c = VmClock::new(at(0, 0));
+        c.set(70, at(100, 200));
+        c.set_common(common, at(1000, 2000), rate);
+        let then = c;
+        c.delay(by);
+        let later = |p: Point| at(p.base_ns + by.base_ns, p.tsc + by.tsc);
+        let p = at(3000, 6000);
+        assert_eq!(c.at(later(p), rate), then.at(p, rate));
+        let (tsc, ns) = then.point(p);
+        assert_eq!(c.point(later(p)), (tsc + by.tsc, ns));
+    }
+
+    let mut g = TscGroup::default();
+    let (mut a, mut b) = (0, 0);
+    let offset = g.write(&mut a, &write(1_000_000, 0, true));
+    g.delay(NS, 3 * NS, 0);
+    // The same TSC, and a second later on the host.
+    let late = TscWrite {
+        host: 3 * NS,
+        ..write(1_000_000, NS, true)
+    };
+    assert_eq!(g.write(&mut b, &late), offset.wrapping_sub(3 * NS));
+    assert!(g.all(2));
+}

@@ -16,8 +16,8 @@ mod numbers {
     use kvm_bindings::KVMIO;
 
     use super::{
-        AssignDevice, DeviceConfig, DeviceInfo, DeviceVector, MissingRange, RvmmEntryFailure,
-        RvmmRootCost, TouchList, RVMM_IOC,
+        AssignDevice, DeviceConfig, DeviceInfo, DeviceVector, MissingRange, ResetPoint,
+        RvmmEntryFailure, RvmmRootCost, Touch, TouchList, RVMM_IOC,
     };
 
     vmm_sys_util::ioctl_io_nr!(KVM_GET_STATS_FD, KVMIO, 0xce);
@@ -32,6 +32,9 @@ mod numbers {
     vmm_sys_util::ioctl_iow_nr!(RVMM_DEVICE_CONFIG_WRITE, RVMM_IOC, 0x15, DeviceConfig);
     vmm_sys_util::ioctl_io_nr!(RVMM_DEVICE_RESET, RVMM_IOC, 0x16);
     vmm_sys_util::ioctl_io_nr!(RVMM_DEVICE_DEASSIGN, RVMM_IOC, 0x17);
+    vmm_sys_util::ioctl_iow_nr!(RVMM_RESET_POINT, RVMM_IOC, 0x20, ResetPoint);
+    vmm_sys_util::ioctl_ior_nr!(RVMM_RESET, RVMM_IOC, 0x21, u64);
+    vmm_sys_util::ioctl_iow_nr!(RVMM_TOUCH, RVMM_IOC, 0x22, Touch);
     vmm_sys_util::ioctl_io_nr!(RVMM_MISSING_QUEUE, RVMM_IOC, 0x30);
     vmm_sys_util::ioctl_iow_nr!(RVMM_MISSING_RESOLVE, RVMM_IOC, 0x31, MissingRange);
     vmm_sys_util::ioctl_io_nr!(RVMM_RECORD_TOUCHES, RVMM_IOC, 0x32);
@@ -40,6 +43,24 @@ mod numbers {
 
 /// ioctl magic of rvmm's extensions (`RVMM_IOC` in uapi/rvmm.h).
 const RVMM_IOC: u32 = 0xbb;
+
+/// `struct rvmm_reset_point` of uapi/rvmm.h.
+#[repr(C)]
+pub struct ResetPoint {
+    /// Pages that may be written between two resets.
+    pub pages: u64,
+    /// 0.
+    pub flags: u64,
+}
+
+/// `struct rvmm_touch` of uapi/rvmm.h.
+#[repr(C)]
+pub struct Touch {
+    /// First guest-physical address.
+    pub gpa: u64,
+    /// Bytes.
+    pub size: u64,
+}
 
 /// `struct rvmm_entry_failure` of uapi/rvmm.h.
 #[repr(C)]
@@ -474,4 +495,27 @@ pub fn entry_failure(vcpu: &impl AsRawFd) -> Option<(String, u64)> {
         .next()
         .unwrap_or_default();
     (!text.is_empty()).then(|| (String::from_utf8_lossy(text).into_owned(), failure.value))
+}
+
+/// From now on [`reset`] puts the VM back to what it is now; `pages` may be written between two resets. 0: not any
+/// more.
+pub fn reset_point(vm: &impl AsRawFd, pages: u64) -> std::io::Result<()> {
+    let point = ResetPoint { pages, flags: 0 };
+    // SAFETY: the ioctl reads `point`, whose size its number has.
+    done(unsafe { ioctl_with_ref(vm, RVMM_RESET_POINT(), &point) }).map(drop)
+}
+
+/// Puts the VM back; the number of pages that had been written.
+pub fn reset(vm: &impl AsRawFd) -> std::io::Result<u64> {
+    let mut pages = 0u64;
+    // SAFETY: the ioctl writes the one word that `struct rvmm_reset` is.
+    done(unsafe { ioctl_with_mut_ref(vm, RVMM_RESET(), &mut pages) })?;
+    Ok(pages)
+}
+
+/// Tells that this process is going to write to guest memory by itself, until the next [`reset`].
+pub fn touch(vm: &impl AsRawFd, gpa: u64, size: u64) -> std::io::Result<()> {
+    let range = Touch { gpa, size };
+    // SAFETY: the ioctl reads `range`, whose size its number has.
+    done(unsafe { ioctl_with_ref(vm, RVMM_TOUCH(), &range) }).map(drop)
 }
