@@ -230,6 +230,61 @@ TEST(missing_prefault)
 	CHECK_EQ(range.size, 0);
 }
 
+/* A page that is missing is reported before a reset point saves it; what comes is what it goes back to. */
+TEST(missing_reset_point)
+{
+	struct rvmm_reset_point point = { .pages = 100 };
+	struct rvmm_touch touch = { .gpa = TEST_GPA, .size = 8192 };
+	struct rvmm_reset reset;
+	uint8_t *m = anonymous();
+	struct vm vm;
+
+	reporting_vm(&vm, m);
+	if (!has_extension(vm.kvm, RVMM_CAP_RESET_POINT))
+		skip("no reset points");
+	m[0x1000] = 0x11;
+	OK(ioctl(vm.fd, RVMM_RESET_POINT, &point));
+	OK(ioctl(vm.fd, RVMM_TOUCH, &touch));
+	CHECK(!there(m));
+	m[0x1000] = 0x12;
+	OK(ioctl(vm.fd, RVMM_RESET, &reset));
+	CHECK_EQ(reset.pages, 1);
+	CHECK_EQ(m[0x1000], 0x11);
+	for (int round = 0; round < 3; round++) {
+		/* The guest's write. */
+		lazy_tell(&vm, LAZY_WRITE, TEST_GPA + 0x3000, 6);
+		if (!round) {
+			expect_missing(&vm, TEST_GPA + 0x3000, 1);
+			expect_missing(&vm, TEST_GPA + 0x3000, 1);
+			CHECK(!there(m + 0x3000));
+			*(uint64_t *)(m + 0x3000) = 0x33;
+		}
+		vm_expect_out(&vm, 0x10);
+		CHECK_EQ(*(uint64_t *)(m + 0x3000), 6);
+		/* The kernel's, of which nothing is done before. */
+		lazy_tell(&vm, LAZY_MOVS, TEST_GPA + 0x2000, G_MMIO);
+		if (!round) {
+			expect_missing(&vm, TEST_GPA + 0x2000, -1);
+			m[0x2000] = 0;
+		}
+		vm_expect(&vm, KVM_EXIT_MMIO);
+		memset(vm.run->mmio.data, 0x77, 8);
+		if (!round) {
+			REQUIRE(!madvise(m + 0x2000, 4096, MADV_DONTNEED));
+			expect_missing(&vm, TEST_GPA + 0x2000, -1);
+			expect_missing(&vm, TEST_GPA + 0x2000, -1);
+			CHECK(!there(m + 0x2000));
+			*(uint64_t *)(m + 0x2000) = 0x22;
+		}
+		vm_expect_out(&vm, 0x10);
+		CHECK_EQ(*(uint64_t *)(m + 0x2000), 0x7777777777777777);
+		OK(ioctl(vm.fd, RVMM_RESET, &reset));
+		CHECK(reset.pages >= 2);
+		CHECK_EQ(*(uint64_t *)(m + 0x3000), 0x33);
+		CHECK_EQ(*(uint64_t *)(m + 0x2000), 0x22);
+	}
+}
+
 struct server {
 	int queue, memory;	/* memory: a file to write to, or -1 */
 	uint8_t *mapped;

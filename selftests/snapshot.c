@@ -526,6 +526,47 @@ TEST(dirty_log)
 	}
 }
 
+static int enable(struct vm *vm, uint32_t cap, uint64_t value)
+{
+	struct kvm_enable_cap c = { .cap = cap, .args[0] = value };
+
+	return ioctl(vm->fd, KVM_ENABLE_CAP, &c);
+}
+
+/* Pages that were put back are in no ring, which is a vCPU's, but in the bitmap; without one there is no point. */
+TEST(dirty_rings)
+{
+	static uint64_t bits[MEMORY / PAGE / 64];
+	struct kvm_dirty_log log = { .dirty_bitmap = bits };
+	const unsigned int page = G_PAGES / PAGE;
+	struct vm vm;
+
+	need_reset();
+	vm_init(&vm, MEMORY);
+	OK(set_point(&vm, 5));
+	CHECK_EQ(reset(&vm), 0);
+	OK(enable(&vm, KVM_CAP_DIRTY_LOG_RING, 4 * PAGE));
+	CHECK_ERRNO(try_reset(&vm), ESTALE);
+	CHECK_ERRNO(set_point(&vm, 5), EINVAL);
+	CHECK_ERRNO(touch(&vm, G_PAGES, PAGE), ESTALE);
+	vm_slot(&vm, 0, 0, 0, 0, vm.mem);
+	OK(enable(&vm, KVM_CAP_DIRTY_LOG_RING_WITH_BITMAP, 0));
+	vm_slot(&vm, 0, KVM_MEM_LOG_DIRTY_PAGES, 0, vm.bytes, vm.mem);
+	vm_add_vcpu(&vm, 0);
+	VM_LONG(&vm, one_page);
+	vm_expect_out(&vm, 0x10);
+	OK(set_point(&vm, 10));
+	for (int round = 0; round < 3; round++) {
+		OK(ioctl(vm.fd, KVM_GET_DIRTY_LOG, &log));
+		CHECK_EQ(vm_expect_out(&vm, 0x11), 1);
+		OK(ioctl(vm.fd, KVM_GET_DIRTY_LOG, &log));
+		CHECK(!(bits[page / 64] & 1ull << page % 64));
+		CHECK_PAGES(reset(&vm), 1);
+		OK(ioctl(vm.fd, KVM_GET_DIRTY_LOG, &log));
+		CHECK(bits[page / 64] & 1ull << page % 64);
+	}
+}
+
 /* One user page behind two slots, written by both. */
 TEST(two_slots)
 {

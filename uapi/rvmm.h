@@ -85,8 +85,12 @@ struct rvmm_root_cost {
  * they were as well. No time has passed for the guest. Not put back is configuration: CPUID, capabilities, filters,
  * irqfds, ioeventfds. Dirty logs have the pages that were put back.
  *
- * EBUSY: a vCPU runs or is in an ioctl, or the VM has a device (RVMM_ASSIGN_DEVICE, VFIO). EINVAL: flags, or more than
- * 2^25 pages. ENOMEM, EIO. After an error the point is what it was.
+ * A page that is missing (RVMM_MEM_MISSING) is reported before it is saved, and not by RVMM_TOUCH: what user space
+ * brings then is what the page was at the point.
+ *
+ * EBUSY: a vCPU runs or is in an ioctl, or the VM has a device (RVMM_ASSIGN_DEVICE, VFIO). EINVAL: flags, more than
+ * 2^25 pages, or dirty rings without bitmaps (KVM_CAP_DIRTY_LOG_RING_WITH_BITMAP), as no vCPU writes what is put back.
+ * ENOMEM, EIO. After an error the point is what it was.
  */
 struct rvmm_reset_point {
 	__u64 pages;
@@ -101,9 +105,9 @@ struct rvmm_reset {
 
 /*
  * On a VM. ENODATA: there is no point. ESTALE: there is none any more, because a slot, a vCPU, an interrupt controller
- * or a device has come or gone since (a slot's KVM_MEM_LOG_DIRTY_PAGES may change). EBUSY: as above. EFAULT: the user
- * memory of a page is not there; EINTR, ENOMEM, EIO: after these the VM is between the two states, and the call is to
- * be made again before a vCPU runs.
+ * or a device has come or gone since, or dirty rings were enabled (a slot's flags may change). EBUSY: as above. EFAULT:
+ * the user memory of a page is not there; EINTR, ENOMEM, EIO: after these the VM is between the two states, and the
+ * call is to be made again before a vCPU runs.
  */
 #define RVMM_RESET		_IOR(RVMM_IOC, 0x21, struct rvmm_reset)
 

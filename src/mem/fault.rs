@@ -257,8 +257,8 @@ impl GuestMemory {
         self.reset.save(gpa, hva, Writer::Limited).map(|()| true)
     }
 
-    /// Maps the page that was found, unless the host has changed its mind since `seen` was counted, or another round has
-    /// begun since it was asked whether the page is saved.
+    /// Maps the page that was found, unless the host has changed its mind since `seen` was counted, or another round
+    /// has begun since it was asked whether the page is saved.
     #[inline]
     fn map_page(
         &self,
@@ -339,7 +339,7 @@ struct Fault<'a> {
     /// User address of the page.
     hva: usize,
     slot: &'a Slot,
-    /// Each write has to come to page of 4 KiB of its own: they are logged, or there is a reset point.
+    /// Each page of 4 KiB has a leaf of its own: writes are logged, or there is a reset point.
     logging: bool,
     /// When it was asked whether the page is saved.
     round: Round,

@@ -9,17 +9,17 @@
 //! back in the opposite order, so that the first one stays.
 //!
 //! The point is set and memory is put back while no vCPU runs, that is, with the mutexes of all of them held, and under
-//! `GuestMemory.update`: so no write of the kernel for a guest is between its look-up and its end. A change of slots takes
-//! the point away.
+//! `GuestMemory.update`: so no write of the kernel for a guest is between its look-up and its end. A change of slots
+//! takes the point away.
 //!
 //! # Fault against point
 //!
-//! A point or a reset begins a new [`Round`], waits for every fault that is in its section (`Gate`), and only then takes
-//! write rights away. A fault reads the round before it looks whether its page has been saved, and again in its section.
-//! Both sides write one word and read the other's, sequentially consistent, as a fault and an invalidation do. If the
-//! section began before the new round, what it mapped is found; if later, it sees the new round, and maps nothing. So
-//! behind the protection no leaf has the write right whose page has not been saved in this round, whoever faults: that no
-//! vCPU runs is not needed for it.
+//! A point or a reset begins a new [`Round`], waits for every fault that is in its section (`Gate`), and only then
+//! takes write rights away. A fault reads the round before it looks whether its page has been saved, and again in its
+//! section. Both sides write one word and read the other's, sequentially consistent, as a fault and an invalidation do.
+//! If the section began before the new round, what it mapped is found; if later, it sees the new round, and maps
+//! nothing. So behind the protection no leaf has the write right whose page has not been saved in this round, whoever
+//! faults: that no vCPU runs is not needed for it.
 //!
 //! [`Round`]: crate::mem::saved::Round
 //!
@@ -37,7 +37,7 @@ use kernel::uaccess::{UserPtr, UserSlice};
 impl GuestMemory {
     /// Memory can be put back to what it is now, from now on; `limit` pages may be written between two resets. The
     /// caller keeps all vCPUs from running. EBUSY: a device reaches the memory, and what it writes is not seen here.
-    /// EINVAL: too many pages; writes are logged in dirty rings alone, which have no place for pages that no vCPU writes.
+    /// EINVAL: too many pages; writes are logged in dirty rings alone, which have no place for what no vCPU writes.
     pub(crate) fn set_reset_point(&self, limit: u64) -> Result {
         let update = self.update.lock();
         if update.dma.is_some() {

@@ -6,8 +6,8 @@
 //! A copy is made without a lock and then entered under `point`. Whoever writes has seen the page entered before, so
 //! the copy that is entered holds nothing of any write: later copies of the same page are dropped.
 //!
-//! A guest's writes need no leaf of their own to be told apart from those before the point: [`Round`] changes with every
-//! point and every reset, and a fault whose round is over maps nothing (`GuestMemory::fault`).
+//! [`Round`] changes with every point and every reset: what a fault has found out about its page in another round it
+//! does not act on (`reset`).
 //!
 //! Called by vCPU threads, in a stay (what does not sleep) and outside of one, and by ioctls. Nothing else is locked
 //! under `point`, which is held for a few steps.
