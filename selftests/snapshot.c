@@ -661,7 +661,7 @@ TEST_SECONDS(two_vcpus, 120)
 /* What a reset costs, in ticks of the TSC: instructions where the bed counts them. For tools/bench. */
 TEST_NAMED(cost)
 {
-	uint64_t best[2] = { ~0ull, ~0ull }, point = ~0ull;
+	uint64_t best[2] = { ~0ull, ~0ull }, empty = ~0ull, point = ~0ull;
 	struct vm vm;
 
 	need_reset();
@@ -685,10 +685,15 @@ TEST_NAMED(cost)
 			CHECK_PAGES(reset(&vm), PAGES);
 			start = __rdtsc() - start;
 			best[chips] = start < best[chips] ? start : best[chips];
+			start = __rdtsc();
+			CHECK_EQ(reset(&vm), 0);
+			start = __rdtsc() - start;
+			empty = start < empty ? start : empty;
 		}
 		vm_free(&vm);
 	}
 	note("reset of %d written pages: %llu ticks, with interrupt controllers %llu", PAGES,
 	     (unsigned long long)best[0], (unsigned long long)best[1]);
+	note("reset of none: %llu ticks", (unsigned long long)empty);
 	note("reset point: %llu ticks", (unsigned long long)point);
 }
