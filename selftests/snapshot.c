@@ -344,6 +344,35 @@ TEST(in_flight)
 	}
 }
 
+/* An emulated write beyond what is allowed happens, and ends KVM_RUN before the guest goes on. */
+TEST(emulated_when_full)
+{
+	uint64_t value = 0x1122334455667788;
+	struct vm vm;
+
+	need_reset();
+	VM_NEW_LONG(&vm, emulated);
+	vm_expect_out(&vm, 0x10);
+	vm_expect(&vm, KVM_EXIT_MMIO);
+	OK(set_point(&vm, 1));
+	for (int round = 0; round < 3; round++) {
+		OK(touch(&vm, G_PAGES + 5 * PAGE, PAGE));
+		memcpy(vm.run->mmio.data, &value, 8);
+		CHECK_EQ(vm_try_run(&vm), ENOSPC);
+		CHECK_EQ(vm.run->exit_reason, KVM_EXIT_MEMORY_FAULT);
+		CHECK_EQ(vm.run->memory_fault.gpa, 0);
+		CHECK_EQ(*(uint64_t *)(vm.mem + G_PAGES), value);
+		CHECK_EQ(vm_try_run(&vm), ENOSPC);
+		if (round == 2)
+			OK(set_point(&vm, 100));
+		else
+			CHECK_PAGES(reset(&vm), 2);
+		CHECK_EQ(*(uint64_t *)(vm.mem + G_PAGES), round == 2 ? value : 0);
+	}
+	vm_expect(&vm, KVM_EXIT_IO);
+	CHECK_EQ(vm.run->io.port, 0x20);
+}
+
 /* One page more than allowed: KVM_RUN ends, nothing is lost. */
 TEST(full)
 {
