@@ -110,6 +110,10 @@ impl Space {
 }
 
 impl DmaView for Space {
+    fn is_used(&self) -> bool {
+        self.mapped.lock().is_some()
+    }
+
     /// EINVAL at reserved addresses; ENOMEM, EFAULT, EINTR when the slot's memory cannot be pinned.
     fn add(&self, slot: &Slot) -> Result {
         let mut mapped = self.mapped.lock();

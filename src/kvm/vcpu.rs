@@ -100,6 +100,10 @@ fn pre_fault(vm: &Vm, vcpu: &Vcpu, s: &mut State, arg: usize) -> Result<isize> {
             result = Err(EINTR);
             break;
         }
+        if s.ring.as_ref().is_some_and(|r| r.is_full()) {
+            result = Err(EAGAIN);
+            break;
+        }
         let gpa = Gpa(range.gpa);
         result = bring_in(vm, vcpu, gpa);
         if result.is_err() {

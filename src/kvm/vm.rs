@@ -220,6 +220,9 @@ fn create_vcpu(
     let shared = vcpu.shared.clone();
     let file = NewFile::new(VcpuFile::new(vm.clone(), vcpu.clone(), point.clone())?)?;
     point.add(vm, &vcpu)?;
+    if let Some(ring) = vcpu.lock()?.ring.clone() {
+        vm.memory.rings.add(ring)?;
+    }
     vm.vcpus.add(shared)?;
     // Counts the vCPUs, so it comes after.
     vcpu.start_tsc(vm)?;

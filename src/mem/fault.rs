@@ -230,9 +230,6 @@ impl GuestMemory {
         // In this order: see `memory`.
         if mapped.is_ok() && page.writable {
             entry.mark_dirty(gpa, by.ring);
-            if let Some(p) = &page.counted {
-                p.set_dirty();
-            }
         }
         Ok(mapped.err().unwrap_or(FaultOutcome::Mapped))
     }
@@ -278,6 +275,10 @@ impl GuestMemory {
         {
             self.stats.add(VmCounter::FaultRetries, 1);
             return Err(FaultOutcome::Retry);
+        }
+        // Here, because from now on until it is mapped no writeback begins: it would not see the mark for a new one.
+        if let Some(p) = page.counted.as_ref().filter(|_| page.writable) {
+            p.set_dirty();
         }
         let tables = &mut *by.tables;
         let how = if page.counted.is_some() && !logging && self.may_be_huge(fault.slot, gpa) {

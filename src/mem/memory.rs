@@ -307,17 +307,19 @@ impl GuestMemory {
 
     /// Unmaps the VM's own page for good. When it returns no vCPU reaches the page.
     pub(crate) fn unpin_page(&self) {
-        if self.pin_state.load(Ordering::Relaxed) != BARRED {
+        if self.pin_state.load(Ordering::Acquire) != BARRED {
             self.unpin_locked(&self.update.lock());
         }
     }
 
     fn unpin_locked(&self, update: &Update) {
-        let old = self.pin_state.swap(BARRED, Ordering::Relaxed);
+        let old = self.pin_state.load(Ordering::Relaxed);
         let range = update.pinned_at.and_then(|at| GpaRange::new(at, PAGE_SIZE));
         if let (PINNED, Some(range)) = (old, range) {
             self.unmap(range, true);
         }
+        // Last: who finds it barred does not wait.
+        self.pin_state.store(BARRED, Ordering::Release);
     }
 
     /// `slot` is about to come: the VM's own page makes room.
@@ -375,6 +377,8 @@ impl GuestMemory {
         }
         let _update = self.update.lock();
         self.touches.start(room)?;
+        // Faults that map a huge leaf still are over, and found.
+        self.await_faults();
         // What is mapped already would not be touched again.
         self.unmap_slots();
         Ok(())

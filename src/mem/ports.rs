@@ -23,6 +23,9 @@ pub(crate) trait RingFull: Send + Sync {
 
 /// What devices of the VM see of guest memory. Called under `GuestMemory.update`, so in the order of slot changes.
 pub(crate) trait DmaView: Send + Sync {
+    /// Whether a device sees the memory now.
+    fn is_used(&self) -> bool;
+
     /// A slot is going to be published. When it fails nothing has changed.
     fn add(&self, slot: &Slot) -> Result;
 

@@ -78,13 +78,16 @@ impl GuestMemory {
     pub(crate) fn set_slot(&self, wanted: Slot) -> Result {
         let mut update = self.update.lock();
         // Devices reach pages that have been pinned, which brings all of them.
-        if update.dma.is_some() && wanted.reports_missing() && !wanted.is_empty() {
+        if wanted.reports_missing()
+            && !wanted.is_empty()
+            && update.dma.as_ref().is_some_and(|d| d.is_used())
+        {
             return Err(EBUSY);
         }
-        self.make_room(&update, &wanted);
         let Some(plan) = self.plan(&update, &wanted)? else {
             return Ok(());
         };
+        self.make_room(&update, &wanted);
         // When the devices have followed, nothing else fails.
         match (&update.dma, plan.change, &plan.old) {
             (Some(dma), Change::Create, _) => dma.add(&wanted)?,
@@ -209,6 +212,10 @@ impl GuestMemory {
         };
         let mut batch = Batch::default();
         'all: for ring in self.rings.list.lock().iter() {
+            if sched::signal_pending() {
+                break;
+            }
+            sched::cond_resched();
             for (slot, page) in ring.take_all() {
                 count = count.saturating_add(1);
                 if let Some(full) = batch.add(slot, page) {

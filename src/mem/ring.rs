@@ -13,7 +13,7 @@ use crate::linux::mmap::{Further, PageList, Shared};
 use crate::mem::dirty::{self, RingSize};
 use crate::mem::ports::RingFull;
 use core::mem::{offset_of, size_of};
-use core::sync::atomic::{fence, AtomicBool, AtomicU32, Ordering};
+use core::sync::atomic::{fence, AtomicBool, AtomicU32, AtomicU64, Ordering};
 use kernel::page::PAGE_SIZE;
 use kernel::prelude::*;
 use kernel::sync::{new_mutex, Arc, Mutex};
@@ -41,6 +41,8 @@ pub(crate) struct Ring {
     pushed: AtomicU32,
     /// Entries taken, modulo 2^32: never ahead of `pushed`.
     taken: AtomicU32,
+    /// The last entry pushed.
+    last: (AtomicU32, AtomicU64),
     /// Who is told when the ring counts as full.
     owner: Arc<dyn RingFull>,
 }
@@ -69,9 +71,20 @@ impl Ring {
     /// The vCPU has written page `page` of slot `slot`. False if there is no room at all. Any context.
     #[inline(never)]
     pub(super) fn push(&self, slot: u32, page: u64) -> bool {
-        if self.used() >= self.size {
+        // The write comes before the look at what has been taken: who takes the last entry after that look, in order to
+        // read the page, finds the write there.
+        fence(Ordering::SeqCst);
+        let used = self.used();
+        let last = (&self.last.0, &self.last.1);
+        let again = last.0.load(Ordering::Relaxed) == slot && last.1.load(Ordering::Relaxed) == page;
+        if used != 0 && again {
+            return true;
+        }
+        if used >= self.size {
             return false;
         }
+        last.0.store(slot, Ordering::Relaxed);
+        last.1.store(page, Ordering::Relaxed);
         let n = self.pushed.load(Ordering::Relaxed);
         let at = self.at(n);
         let put = || -> Result {
@@ -108,7 +121,7 @@ impl Ring {
         let page = self.entries.read(at + 8).ok()?;
         self.entries.write(at, 0u32).ok()?;
         // Only now the vCPU may use it again.
-        self.taken.store(n.wrapping_add(1), Ordering::Release);
+        self.taken.store(n.wrapping_add(1), Ordering::SeqCst);
         Some((slot, page))
     }
 
@@ -198,11 +211,16 @@ impl Rings {
                 soft_limit: size.saturating_sub(self.reserve.load(Ordering::Relaxed)),
                 pushed: AtomicU32::new(0),
                 taken: AtomicU32::new(0),
+                last: (AtomicU32::new(0), AtomicU64::new(0)),
                 owner,
             },
             GFP_KERNEL_ACCOUNT,
         )?;
-        self.list.lock().push(ring.clone(), GFP_KERNEL_ACCOUNT)?;
         Ok(Some(ring))
+    }
+
+    /// The vCPU of `ring` is there: the ring takes part in resets from now on. ENOMEM.
+    pub(crate) fn add(&self, ring: Arc<Ring>) -> Result {
+        Ok(self.list.lock().push(ring, GFP_KERNEL_ACCOUNT)?)
     }
 }

@@ -45,6 +45,9 @@ impl Touches {
         if room == 0 || room > MAX_ROOM {
             return Err(EINVAL);
         }
+        if self.log.as_ref().is_some() {
+            return Err(EEXIST);
+        }
         let mut pages = KVVec::with_capacity(room, GFP_KERNEL_ACCOUNT)?;
         for _ in 0..room {
             pages

@@ -150,6 +150,11 @@ impl<'a> Runner<'a> {
             return Err(EAGAIN);
         }
         self.take_page()?;
+        // What completes the last exit may write as well; its data stay where they are.
+        if !immediate_exit && self.ring_is_full() {
+            self.ask(&exits::DirtyRingFull);
+            return Ok(0);
+        }
         match self.complete() {
             Step::User => return Ok(0),
             Step::Fail(e) => return Err(e),
