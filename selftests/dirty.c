@@ -102,7 +102,8 @@ TEST(ring_sizes)
 
 	vm_init(&vm, 4 * MIB);
 	need_rings(&vm);
-	CHECK_EQ(ioctl(vm.fd, KVM_CHECK_EXTENSION, KVM_CAP_DIRTY_LOG_RING), MOST_ENTRIES * sizeof(struct kvm_dirty_gfn));
+	CHECK_EQ(ioctl(vm.fd, KVM_CHECK_EXTENSION, KVM_CAP_DIRTY_LOG_RING),
+		 MOST_ENTRIES * sizeof(struct kvm_dirty_gfn));
 	CHECK_EQ(ioctl(vm.fd, KVM_CHECK_EXTENSION, KVM_CAP_DIRTY_LOG_RING_ACQ_REL),
 		 MOST_ENTRIES * sizeof(struct kvm_dirty_gfn));
 	CHECK_ERRNO(ioctl(vm.fd, KVM_RESET_DIRTY_RINGS, 0), EINVAL);

@@ -278,7 +278,8 @@ GUEST32(ask_user_space,
 TEST_NAMED(reasons)
 {
 	static const struct range some[] = {
-		{ 0, 0x5ff }, { 0x600, 0x7ff }, { 0xd80, 0xdaf }, { 0x4b564d00, 0x4b564d0f }, { 0xc0000080, 0xc000010f },
+		{ 0, 0x5ff }, { 0x600, 0x7ff }, { 0xd80, 0xdaf }, { 0x4b564d00, 0x4b564d0f },
+		{ 0xc0000080, 0xc000010f },
 		{ 0xc0010000, 0xc001021f }, { 0xc0011000, 0xc001103f },
 	};
 	struct kvm_enable_cap cap = { .cap = KVM_CAP_X86_USER_SPACE_MSR,
@@ -317,7 +318,7 @@ TEST_NAMED(ignored)
 {
 	static const struct entry want[] = {
 		{ .msr = 0x1300, .flags = READ | WRITE_0 | WRITE_BACK, .accepted = ~0ull },
-		{ .msr = 0x0, .flags = READ | WRITE_0 | WRITE_BACK, .accepted = ~0ull },	/* written: nothing there */
+		{ .msr = 0x0, .flags = READ | WRITE_0 | WRITE_BACK, .accepted = ~0ull }, /* nothing there */
 		{ .msr = 0x210, .flags = 0 },
 		{ .msr = 0xc0010058, .flags = READ | WRITE_0 | WRITE_BACK },
 	};

@@ -98,7 +98,7 @@ impl Invalidations {
 
     fn any_covers(&self, used: u32, address: u64) -> bool {
         let mut ranges = self.ranges.iter().enumerate();
-        ranges.any(|(i, r)| used >> i & 1 != 0 && r.contains(address))
+        ranges.any(|(i, r)| used.wrapping_shr(i as u32) & 1 != 0 && r.contains(address))
             || used & HULL != 0 && self.hull.contains(address)
     }
 
@@ -140,7 +140,7 @@ impl Registry {
         let bit = match of.ranges.get(free) {
             Some(r) => {
                 r.set(start, end);
-                1 << free
+                1u32.wrapping_shl(free as u32)
             }
             None if self.overflowed == 0 => {
                 self.overflowed = 1;
@@ -161,8 +161,10 @@ impl Registry {
     pub fn end(&mut self, of: &Invalidations, start: u64, end: u64) {
         let used = of.used.load(Ordering::Relaxed);
         let mut ranges = of.ranges.iter().enumerate();
-        let bit = match ranges.find(|(i, r)| used >> i & 1 != 0 && r.get() == (start, end)) {
-            Some((i, _)) => 1 << i,
+        let bit = match ranges
+            .find(|(i, r)| used.wrapping_shr(*i as u32) & 1 != 0 && r.get() == (start, end))
+        {
+            Some((i, _)) => 1u32.wrapping_shl(i as u32),
             None => {
                 self.overflowed = self.overflowed.saturating_sub(1);
                 if self.overflowed != 0 {

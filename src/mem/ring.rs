@@ -76,7 +76,8 @@ impl Ring {
         fence(Ordering::SeqCst);
         let used = self.used();
         let last = (&self.last.0, &self.last.1);
-        let again = last.0.load(Ordering::Relaxed) == slot && last.1.load(Ordering::Relaxed) == page;
+        let again =
+            last.0.load(Ordering::Relaxed) == slot && last.1.load(Ordering::Relaxed) == page;
         if used != 0 && again {
             return true;
         }

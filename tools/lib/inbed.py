@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0 OR MIT
-"""A command in a bed, as a child of ours. Used by badinput, bench, crate-tests, kvm-selftests, machine-check and msrs."""
+"""A command in a bed, as a child of ours. Used by badinput, bench, crate-tests, kvm-selftests, machine-check, msrs."""
 
 import subprocess
 

@@ -124,7 +124,7 @@ impl Noted {
             return;
         }
         for (bit, set) in self.logical.iter().enumerate() {
-            if addr.ldr >> bit & 1 != 0 {
+            if addr.ldr.wrapping_shr(bit as u32) & 1 != 0 {
                 set.set(index, true);
             }
         }
@@ -163,12 +163,12 @@ impl Noted {
             }
             DestMode::Logical => {
                 let cluster = dest >> 16;
-                for bit in (0..16).filter(|bit| dest >> bit & 1 != 0) {
+                for bit in (0..16).filter(|bit| dest.wrapping_shr(*bit) & 1 != 0) {
                     insert(cluster << 4 | bit);
                 }
                 if dest <= 0xff {
                     for (bit, set) in self.logical.iter().enumerate() {
-                        if dest >> bit & 1 != 0 {
+                        if dest.wrapping_shr(bit as u32) & 1 != 0 {
                             found.insert_all(set);
                         }
                     }
