@@ -348,8 +348,8 @@ impl<const MORE: usize> Backing for SharedPages<MORE> {
             Err(e) if e == ENOMEM => return OOM,
             Err(_) => return SIGBUS,
         };
-        // SAFETY: The page is owned by `self`, its tail or what is further on; the mapping takes a reference of its own,
-        // so that the memory lives as long as any mapping of it.
+        // SAFETY: The page is owned by `self`, its tail or what is further on; the mapping takes a reference of its
+        // own, so that the memory lives as long as any mapping of it.
         unsafe {
             let page = page_of(address);
             bindings::rvmm_get_page(page);

@@ -132,8 +132,8 @@ impl GuestMemory {
     }
 
     /// User space is going to write to `range` by itself: saves its pages, but for those that are missing, of which
-    /// what user space brings is what they are. The address space is the VM's. ENODATA, ESTALE; EFAULT: no slot, or no user
-    /// memory; ENOSPC: the limit has been reached; ENOMEM, EINTR. Some of the pages may be saved then.
+    /// what user space brings is what they are. The address space is the VM's. ENODATA, ESTALE; EFAULT: no slot, or no
+    /// user memory; ENOSPC: the limit has been reached; ENOMEM, EINTR. Some of the pages may be saved then.
     pub(crate) fn touch(&self, range: GpaRange) -> Result {
         let _update = self.update.lock();
         self.check_reset_point()?;
