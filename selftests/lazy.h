@@ -11,7 +11,7 @@
 #define TEST_BYTES (TEST_PAGES * 4096ull)
 
 /* cells: 0 address, 1 what to do (enum lazy_op), 2 value or source, 3 result. One OUT to port 0x10 after each. */
-enum lazy_op { LAZY_READ = 1, LAZY_WRITE, LAZY_OUTS, LAZY_MOVS };
+enum lazy_op { LAZY_READ = 1, LAZY_WRITE, LAZY_OUTS, LAZY_MOVS, LAZY_CALL };
 
 /* A VM that runs that guest, with this memory in TEST_SLOT at TEST_GPA. */
 void lazy_vm(struct vm *vm, unsigned int flags, void *memory);

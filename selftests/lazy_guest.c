@@ -6,12 +6,13 @@
 GUEST64(lazy_guest,
 	"mov $" STR(G_CELLS) ", %ebx\n"
 	"1: mov (%rbx), %rsi; mov 8(%rbx), %rax\n"
-	"cmp $1, %rax; je 2f; cmp $2, %rax; je 3f; cmp $3, %rax; je 4f; cmp $4, %rax; je 5f\n"
+	"cmp $1, %rax; je 2f; cmp $2, %rax; je 3f; cmp $3, %rax; je 4f; cmp $4, %rax; je 5f; cmp $5, %rax; je 6f\n"
 	"hlt; jmp 1b\n"
 	"2: mov (%rsi), %rcx; mov %rcx, 24(%rbx); out %al, $0x10; jmp 1b\n"
 	"3: mov 16(%rbx), %rcx; mov %rcx, (%rsi); out %al, $0x10; jmp 1b\n"
 	"4: mov $0x11, %edx; outsb; out %al, $0x10; jmp 1b\n"
-	"5: mov %rsi, %rdi; mov 16(%rbx), %rsi; movsq; out %al, $0x10; jmp 1b\n");
+	"5: mov %rsi, %rdi; mov 16(%rbx), %rsi; movsq; out %al, $0x10; jmp 1b\n"
+	"6: call *%rsi; out %al, $0x10; jmp 1b\n");
 
 void lazy_vm(struct vm *vm, unsigned int flags, void *memory)
 {

@@ -67,9 +67,25 @@ module! {
             default: 2,
             description: "divisor by which polls of halted vCPUs get shorter; 0: there are none at once",
         },
+        eager_page_split: bool {
+            default: true,
+            description: "Y: huge pages are split when the log of their writes begins; N: at the first write to each",
+        },
         ignore_msrs: bool {
             default: false,
             description: "Y: MSRs that are not there read as 0 and may be written, by guests and by user space",
+        },
+        nx_huge_pages: u8 {
+            default: 2,
+            description: "guests' huge pages are for data alone: 0 never, 1 always, 2 where code in one endangers the host",
+        },
+        nx_huge_pages_recovery_period_ms: u32 {
+            default: 0,
+            description: "milliseconds between rounds that join huge pages which were split for code; 0: an hour by the ratio",
+        },
+        nx_huge_pages_recovery_ratio: u32 {
+            default: 60,
+            description: "each round joins one of so many; 0: there are none",
         },
         report_ignored_msrs: bool {
             default: true,
@@ -159,10 +175,10 @@ impl kernel::Module for RvmmModule {
         pr_info!(
             "ready on {}, nested pages of {}\n",
             caps.name,
-            if caps.nested_2m {
-                "4 KiB and 2 MiB"
-            } else {
-                "4 KiB"
+            match (caps.nested_2m, caps.nested_1g) {
+                (false, _) => "4 KiB",
+                (true, false) => "4 KiB and 2 MiB",
+                (true, true) => "4 KiB, 2 MiB and 1 GiB",
             }
         );
         Ok(Self {

@@ -24,9 +24,32 @@ pub(crate) fn halt_poll_steps() -> [u32; 3] {
     ]
 }
 
+/// `eager_page_split`: huge leaves are split when writes to them begin to be logged.
+pub(crate) fn eager_page_split() -> bool {
+    crate::module_parameters::eager_page_split.value()
+}
+
 /// `ignore_msrs`: MSRs that are not there read as 0 and may be written.
 pub(crate) fn ignore_msrs() -> bool {
     crate::module_parameters::ignore_msrs.value()
+}
+
+/// `nx_huge_pages`: whether huge pages of guests are for data alone; `None` where that depends on the processor.
+pub(crate) fn nx_huge_pages() -> Option<bool> {
+    match crate::module_parameters::nx_huge_pages.value() {
+        0 => Some(false),
+        1 => Some(true),
+        _ => None,
+    }
+}
+
+/// `nx_huge_pages_recovery_ratio` and `nx_huge_pages_recovery_period_ms`: how many of those that were split for code
+/// are joined at a time, and how often.
+pub(crate) fn nx_huge_pages_recovery() -> (u32, u32) {
+    (
+        crate::module_parameters::nx_huge_pages_recovery_ratio.value(),
+        crate::module_parameters::nx_huge_pages_recovery_period_ms.value(),
+    )
 }
 
 /// `report_ignored_msrs`: the log says so.

@@ -171,7 +171,7 @@ fn set_memory(vm: &Vm, r: &k::kvm_userspace_memory_region) -> Result {
     }
     let (gpa, size) = (r.guest_phys_addr, r.memory_size);
     let slot = Slot::from_region(r.slot, r.flags, gpa, size, r.userspace_addr);
-    vm.memory.set_slot(slot.map_err(|_| EINVAL)?)
+    vm.memory.set_slot(vm.mm(), slot.map_err(|_| EINVAL)?)
 }
 
 /// RVMM_RESET_POINT.

@@ -14,6 +14,7 @@ use crate::mem::memory::GuestMemory;
 use crate::mem::mmu::{self, InOwnMm, TablePool};
 use crate::mem::ring::Ring;
 use crate::mem::saved::{NotSaved, Round, Writer};
+use crate::mem::slot_table::Entry;
 use crate::mem::slots::Slot;
 use crate::mem::view::MemoryView;
 use crate::mem::walk::{Allow, Change, MapError};
@@ -76,30 +77,36 @@ pub(crate) struct Faulting<'a> {
 }
 
 impl GuestMemory {
-    /// Whether a huge page may be behind `gpa`, as far as the slot and the processor go.
+    /// The largest leaf for `gpa`, where the host has one of level `host`.
     #[inline]
-    fn may_be_huge(&self, slot: &Slot, gpa: Gpa) -> bool {
-        self.huge_pages && !self.touches.is_on() && slot.max_level(gpa) != Level::L1
+    fn largest(&self, slot: &Slot, gpa: Gpa, host: Level) -> Level {
+        if host == Level::L1 || self.largest == Level::L1 || self.touches.is_on() {
+            Level::L1
+        } else {
+            host.min(self.largest).min(slot.max_level(gpa))
+        }
     }
 
-    /// How to map the huge page behind `gpa`.
+    /// How to map the page behind `gpa`, which may have a leaf of `level`.
     ///
     /// A huge page that code runs from can machine-check the host on some CPUs when the guest changes it under a fetch
     /// (CVE-2018-12207): there huge leaves are for data only, and from the first fetch on the page is mapped in parts.
     #[inline]
-    fn huge(&self, tables: &TablePool, gpa: Gpa, fetch: bool) -> Mapped {
-        if !self.nx_huge.load(Ordering::Relaxed) {
-            Mapped::Leaf(Level::L2)
-        } else if self.table.has_parts(tables, gpa) {
+    fn how(&self, tables: &TablePool, gpa: Gpa, level: Level, fetch: bool) -> Mapped {
+        if level == Level::L1 || !self.nx_huge.load(Ordering::Relaxed) {
+            Mapped::Leaf(level)
+        } else if self.table.has_parts(tables, gpa, Level::L2) {
             Mapped::Leaf(Level::L1)
         } else if fetch {
             Mapped::Parts
-        } else {
+        } else if level == Level::L3 && self.table.has_parts(tables, gpa, level) {
             Mapped::Leaf(Level::L2)
+        } else {
+            Mapped::Leaf(level)
         }
     }
 
-    /// What remains of `perm` in a leaf of `level`; see [`GuestMemory::huge`].
+    /// What remains of `perm` in a leaf of `level`; see [`GuestMemory::how`].
     #[inline]
     fn perm_at(&self, level: Level, perm: Perm) -> Perm {
         if self.nx_huge.load(Ordering::Relaxed) && level != Level::L1 {
@@ -110,8 +117,8 @@ impl GuestMemory {
     }
 
     /// The frequent case of [`GuestMemory::fault`], inside a stay: memory (anonymous, shmem, hugetlb) that is resident
-    /// and writable, an entry of the nested table that is empty, nobody at work on either. False if it is not that;
-    /// nothing has been done then.
+    /// and writable, an entry of the nested table that is empty or lacks rights to the same page, nobody at work on
+    /// either. False if it is not that; nothing that the guest sees has been done then.
     ///
     /// An invalidation that begins waits until the section here is over, so that what the host's page tables say now is
     /// so until there is a mapping for the invalidation to find.
@@ -120,15 +127,18 @@ impl GuestMemory {
         view: &MemoryView<'_>,
         by: &mut Faulting<'_>,
         gpa: Gpa,
-        fetch: bool,
+        (write, fetch): (bool, bool),
         inside: InOwnMm<'_>,
     ) -> bool {
         let Some(entry) = view.slots.find(gpa) else {
             return false;
         };
         let slot = &entry.slot;
-        if slot.is_logging() || slot.is_readonly() {
+        if slot.is_readonly() {
             return false;
+        }
+        if slot.is_logging() {
+            return self.logged_resident(entry, by, gpa, inside);
         }
         let Some(hva) = slot.hva_of(gpa) else {
             return false;
@@ -139,7 +149,7 @@ impl GuestMemory {
             return false;
         }
         let found = mmu::resident(&self.invalidations, &section, hva.page().0, inside);
-        let Some((hpa, host_huge)) = found else {
+        let Some((hpa, host)) = found else {
             return false;
         };
         let tables = &mut *by.tables;
@@ -150,34 +160,87 @@ impl GuestMemory {
             accessed: true,
             dirty: true,
         };
-        if host_huge && self.may_be_huge(slot, gpa) {
-            let nx = self.nx_huge.load(Ordering::Relaxed);
-            let base = gpa.align_down(Level::L2);
+        // As in `how`, which asks the table first.
+        let nx = self.nx_huge.load(Ordering::Relaxed);
+        let mut level = self.largest(slot, gpa, host);
+        if nx && fetch {
+            level = level.min(Level::L2);
+        }
+        while level > Level::L1 {
+            let base = gpa.align_down(level);
             let whole = Leaf {
-                hpa: leaf.hpa.align_down(Level::L2),
+                hpa: leaf.hpa.align_down(level),
                 perm: if nx && !fetch { Perm::RW } else { Perm::RWX },
                 ..leaf
             };
-            // As in `huge`, which asks the table first.
             let done = if nx && fetch {
-                self.table
-                    .map_parts(tables, base, &whole, Allow::New)
-                    .is_ok()
+                let done = self.table.map_parts(tables, base, &whole, Allow::New);
+                if done.is_ok() {
+                    self.parts.came();
+                }
+                done.is_ok()
             } else {
-                self.table.map_new(tables, base, Level::L2, &whole).is_ok()
+                self.table.map_new(tables, base, level, &whole).is_ok()
             };
             if done || !nx {
                 return done;
             }
+            level = level.down().unwrap_or(Level::L1);
         }
-        let done = self
-            .table
-            .map_new(tables, gpa.page(), Level::L1, &leaf)
-            .is_ok();
+        let page = gpa.page();
+        let done = self.table.map_new(tables, page, Level::L1, &leaf).is_ok();
         if done {
             self.touches.record(gpa);
         }
-        done
+        // A page that is still protected from a log which has ended.
+        done || write
+            && self
+                .table
+                .map(tables, page, Level::L1, &leaf, Allow::More)
+                .is_ok()
+    }
+
+    /// [`GuestMemory::fault_resident`] where writes are logged: the page gets the right to be written, in a leaf of its
+    /// own, and is marked. A read does the same, see [`HostPage::find`].
+    fn logged_resident(
+        &self,
+        entry: &Entry,
+        by: &mut Faulting<'_>,
+        gpa: Gpa,
+        inside: InOwnMm<'_>,
+    ) -> bool {
+        let Some(hva) = entry.slot.hva_of(gpa) else {
+            return false;
+        };
+        let section = by.gate.enter();
+        // In the section: see `reset`.
+        if self.reset.is_armed() {
+            return false;
+        }
+        let found = mmu::resident(&self.invalidations, &section, hva.page().0, inside);
+        let Some((hpa, _)) = found else {
+            return false;
+        };
+        let leaf = Leaf {
+            hpa,
+            perm: Perm::RWX,
+            mem_type: self.ram(),
+            accessed: true,
+            dirty: true,
+        };
+        let mapped = self
+            .table
+            .map(by.tables, gpa.page(), Level::L1, &leaf, Allow::More);
+        drop(section);
+        let Ok(change) = mapped else {
+            return false;
+        };
+        if change == Change::New {
+            self.touches.record(gpa);
+        }
+        // In this order: see `memory`.
+        entry.mark_dirty(gpa, by.ring);
+        true
     }
 
     /// Handles a nested fault at `gpa`. Runs in the VM's own mm, may sleep.
@@ -281,11 +344,10 @@ impl GuestMemory {
             p.set_dirty();
         }
         let tables = &mut *by.tables;
-        let how = if page.counted.is_some() && !logging && self.may_be_huge(fault.slot, gpa) {
-            match gup::host_mapping_level(mm, fault.hva) {
-                gup::MappingLevel::L4K => Mapped::Leaf(Level::L1),
-                _ => self.huge(tables, gpa, fault.fetch),
-            }
+        let how = if page.counted.is_some() && !logging && self.largest != Level::L1 {
+            let host = mmu::level(gup::host_mapping_level(mm, fault.hva));
+            let level = self.largest(fault.slot, gpa, host);
+            self.how(tables, gpa, level, fault.fetch)
         } else {
             Mapped::Leaf(Level::L1)
         };
@@ -321,6 +383,9 @@ impl GuestMemory {
             Ok(change) => {
                 if change == Change::New {
                     self.touches.record(gpa);
+                }
+                if how == Mapped::Parts {
+                    self.parts.came();
                 }
                 Ok(())
             }

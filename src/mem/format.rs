@@ -115,7 +115,7 @@ pub trait Format {
     /// Dirty bit of a leaf.
     const DIRTY: u64;
 
-    /// Address of a table or page in an entry.
+    /// Address of a table or page in an entry, where each bit of it has its own place.
     const ADDR: u64;
 
     /// Value of an entry that maps nothing; also the content of a fresh table, hence zero.

@@ -54,6 +54,7 @@ use crate::mem::addr::{Gpa, GpaRange, Hpa, Hva, Level, PAGE_SIZE};
 use crate::mem::format::{Leaf, MemType, Perm};
 use crate::mem::invalidations::{Invalidations, Registry, Unflushed};
 use crate::mem::mmu::TablePool;
+use crate::mem::parts::Parts;
 use crate::mem::ports::{DmaView, StopRunning};
 use crate::mem::ring::{Ring, Rings};
 use crate::mem::saved::Reset;
@@ -78,15 +79,13 @@ const PINNED: u32 = 1;
 /// The VM's own page is never mapped again.
 const BARRED: u32 = 2;
 
-/// What leaves of 2 MiB may be used for.
+/// Which leaves of more than 4 KiB there may be.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum HugePages {
-    /// The processor has none.
-    None,
-    /// Data: code that runs from one may machine-check the host (CVE-2018-12207).
-    Data,
-    /// Data and code.
-    All,
+pub(crate) struct HugePages {
+    /// The largest ones that the processor has; [`Level::L1`]: none.
+    pub(crate) largest: Level,
+    /// For data only: code that runs from one may machine-check the host (CVE-2018-12207).
+    pub(crate) nx: bool,
 }
 
 /// What `GuestMemory.update` protects.
@@ -130,6 +129,8 @@ pub(crate) struct GuestMemory {
     pin_state: AtomicU32,
     /// No huge leaf may be executable.
     pub(super) nx_huge: AtomicBool,
+    /// Areas that are mapped in small leaves for that reason.
+    pub(super) parts: Parts,
     /// KVM_GET_DIRTY_LOG leaves the log alone, KVM_CLEAR_DIRTY_LOG starts it afresh.
     pub(super) manual_protect: AtomicBool,
     /// New logs say that all pages are dirty.
@@ -142,8 +143,8 @@ pub(crate) struct GuestMemory {
     pub(super) stats: Arc<VmStats>,
     /// The order of first touches.
     pub(crate) touches: Touches,
-    /// The processor has leaves of 2 MiB.
-    pub(super) huge_pages: bool,
+    /// The largest leaves that the processor has.
+    pub(super) largest: Level,
     pub(super) limits: Limits,
 }
 
@@ -164,14 +165,15 @@ impl GuestMemory {
                 vcpus,
                 own_page: SetOnce::new(),
                 pin_state: AtomicU32::new(UNPINNED),
-                nx_huge: AtomicBool::new(huge == HugePages::Data),
+                nx_huge: AtomicBool::new(huge.nx),
+                parts: Parts::new(),
                 manual_protect: AtomicBool::new(false),
                 initially_set: AtomicBool::new(false),
                 rings <- Rings::new(),
                 incoherent: AtomicBool::new(false),
                 stats,
                 touches: Touches::new(),
-                huge_pages: huge != HugePages::None,
+                largest: huge.largest,
                 limits: Limits {
                     slots: MAX_SLOTS,
                     address_spaces: 1,

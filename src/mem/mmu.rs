@@ -9,7 +9,7 @@ use crate::linux::gup;
 use crate::linux::irqflags::IrqsOff;
 use crate::linux::page::{self, PageChain, Pages};
 use crate::linux::sched::is_current_mm;
-use crate::mem::addr::{Hpa, TABLE_ENTRIES};
+use crate::mem::addr::{Hpa, Level, TABLE_ENTRIES};
 use crate::mem::invalidations::{Invalidations, Section};
 use crate::mem::walk::{Page, Table, Tables, MAX_ALLOC_PER_MAP};
 use core::sync::atomic::{AtomicU64, Ordering};
@@ -180,14 +180,14 @@ impl Tables for TablePool {
 }
 
 /// The frame of memory that the host maps writable at `hva` and that needs no more for a write, unless the mapping is
-/// being invalidated, and whether a huge leaf maps it. The frame stays there until the section ends.
+/// being invalidated, and the size of the leaf that maps it. The frame stays there until the section ends.
 #[inline]
 pub(super) fn resident(
     invalidations: &Invalidations,
     section: &Section<'_>,
     hva: u64,
     inside: InOwnMm<'_>,
-) -> Option<(Hpa, bool)> {
+) -> Option<(Hpa, Level)> {
     if invalidations.covers(section, hva) {
         return None;
     }
@@ -195,7 +195,17 @@ pub(super) fn resident(
     // invalidations of this address is under way, as has just been seen inside of the section; one that begins from now
     // on waits until the section has ended (`Gate::wait`).
     let (pfn, level) = unsafe { gup::mapped_writable(hva as usize, inside.0) }?;
-    Some((Hpa(pfn << 12), level != gup::MappingLevel::L4K))
+    Some((Hpa(pfn << 12), self::level(level)))
+}
+
+/// The level of leaves of that size.
+#[inline]
+pub(super) const fn level(host: gup::MappingLevel) -> Level {
+    match host {
+        gup::MappingLevel::L4K => Level::L1,
+        gup::MappingLevel::L2M => Level::L2,
+        gup::MappingLevel::L1G => Level::L3,
+    }
 }
 
 /// A proof that, for `'a`, interrupts are off and the current address space is that of the VM at hand.

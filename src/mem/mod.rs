@@ -11,6 +11,7 @@ pub(crate) mod memory;
 pub(crate) mod missing;
 pub(crate) mod mmu;
 pub(crate) mod notifier;
+pub(crate) mod parts;
 pub(crate) mod ports;
 mod regions;
 mod removing;

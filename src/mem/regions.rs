@@ -4,15 +4,19 @@
 //!
 //! Called by ioctls of the VM's file. Each takes `GuestMemory.update`, so they run one after the other.
 
-use crate::linux::sched;
-use crate::mem::addr::{Gpa, GpaRange, PAGE_SIZE};
+use crate::linux::hrtimer::ktime_get_ns;
+use crate::linux::{gup, sched};
+use crate::mem::addr::{Gpa, GpaRange, Level, PAGE_SIZE};
 use crate::mem::dirty::{self, Batch};
 use crate::mem::memory::{GuestMemory, Update};
+use crate::mem::mmu;
 use crate::mem::removing::Removing;
 use crate::mem::slot_table::{DirtyBitmap, Entry, SlotTable};
 use crate::mem::slots::{self, Change, Slot, SlotError};
 use crate::nospec::Nospec;
+use crate::params;
 use core::sync::atomic::Ordering;
+use kernel::mm::Mm;
 use kernel::prelude::*;
 use kernel::rbtree::RBTreeNode;
 use kernel::uaccess::{UserPtr, UserSlice};
@@ -27,6 +31,8 @@ struct Plan {
     number: Option<RBTreeNode<u32, Gpa>>,
     /// Logging begins where pages are mapped writable already.
     protect: Option<GpaRange>,
+    /// Logging ends.
+    ends: bool,
 }
 
 impl Plan {
@@ -74,8 +80,8 @@ impl Update {
 }
 
 impl GuestMemory {
-    /// KVM_SET_USER_MEMORY_REGION (api.rst 4.35). `wanted.npages == 0` deletes.
-    pub(crate) fn set_slot(&self, wanted: Slot) -> Result {
+    /// KVM_SET_USER_MEMORY_REGION (api.rst 4.35). `wanted.npages == 0` deletes. `mm` is the VM's.
+    pub(crate) fn set_slot(&self, mm: &Mm, wanted: Slot) -> Result {
         let mut update = self.update.lock();
         // Devices reach pages that have been pinned, which brings all of them.
         if wanted.reports_missing()
@@ -116,9 +122,73 @@ impl GuestMemory {
             dma.remove(old);
         }
         if let Some(range) = plan.protect {
-            self.removing().write_protect(range);
+            self.begin_log(&mut self.removing(), range);
+        }
+        if plan.ends {
+            self.join(mm, &wanted);
         }
         Ok(())
+    }
+
+    /// Takes the write right from `range`, in small leaves if huge ones are to be split ahead of writes.
+    fn begin_log(&self, removing: &mut Removing<'_>, range: GpaRange) {
+        if self.largest != Level::L1 && params::eager_page_split() {
+            removing.split(range);
+        } else {
+            removing.write_protect(range);
+        }
+    }
+
+    /// Huge leaves may come back to `slot`, whose writes are not logged any more: where the host has huge pages the
+    /// tables of small leaves go.
+    fn join(&self, mm: &Mm, slot: &Slot) {
+        let Some(range) = slot.range().filter(|_| self.largest != Level::L1) else {
+            return;
+        };
+        self.removing()
+            .join(range, |gpa, level| self.may_be_leaf(mm, slot, gpa, level));
+    }
+
+    /// Whether a leaf of `level` could map what begins at `gpa`. The host may change its mind at any time: then the
+    /// next access finds small pages, or the leaf goes again.
+    fn may_be_leaf(&self, mm: &Mm, slot: &Slot, gpa: Gpa, level: Level) -> bool {
+        level <= self.largest
+            && level <= slot.max_level(gpa)
+            && slot
+                .hva_of(gpa)
+                .and_then(|hva| usize::try_from(hva.0).ok())
+                .is_some_and(|hva| level <= mmu::level(gup::host_mapping_level(mm, hva)))
+    }
+
+    /// Lets some of the areas that are mapped in parts be huge leaves for data again, if that is due: code may not run
+    /// there any more. `mm` is the VM's, in which the caller runs. Sleeps.
+    #[inline]
+    pub(crate) fn recover_parts(&self, mm: &Mm) {
+        if self.parts.any() {
+            self.recover_due(mm);
+        }
+    }
+
+    #[cold]
+    fn recover_due(&self, mm: &Mm) {
+        let (ratio, period) = params::nx_huge_pages_recovery();
+        let Some(mut round) = self.parts.begin(ktime_get_ns(), ratio, period) else {
+            return;
+        };
+        let slots = self.slots.read();
+        let mut removing = self.removing();
+        let (from, end) = (round.from(), Gpa(self.limits.gpa_end));
+        for (start, end) in [(from, end), (Gpa(0), from)] {
+            let Some(range) = GpaRange::between(start, end) else {
+                continue;
+            };
+            removing.join(range, |gpa, level| {
+                let entry = slots.find(gpa).filter(|_| level == Level::L2);
+                entry.is_some_and(|e| self.may_be_leaf(mm, &e.slot, gpa, level)) && round.meets(gpa)
+            });
+        }
+        drop(removing);
+        self.parts.end(&round);
     }
 
     /// What [`GuestMemory::set_slot`] has to do; `None`: nothing.
@@ -148,7 +218,10 @@ impl GuestMemory {
             }
         };
         let full = full && log.is_some();
-        let protects = wanted.is_logging() && !full && change == Change::FlagsOnly;
+        let was_logging = old_slot.is_some_and(|old| old.is_logging());
+        let toggles = change == Change::FlagsOnly && was_logging != wanted.is_logging();
+        // What may not be written is mapped for reads only.
+        let protects = toggles && !was_logging && !full && !wanted.is_readonly();
         let mut number = None;
         let next = match (change, &old_slot) {
             (Change::None, _) => return Ok(None),
@@ -168,6 +241,7 @@ impl GuestMemory {
             old: old_slot,
             number,
             protect: wanted.range().filter(|_| protects),
+            ends: toggles && was_logging,
         }))
     }
 
@@ -180,11 +254,17 @@ impl GuestMemory {
     /// Write-protects the pages of `slot` that are set in `bits`, word `w` of a bitmap. The bits are taken out of the
     /// log before: a write in between sets its bit again. User space looks at the pages when the ioctl has returned,
     /// and `removing` has flushed by then, once for all of them.
-    fn protect_word(removing: &mut Removing<'_>, slot: &Slot, w: u64, bits: u64) {
+    fn protect_word(&self, removing: &mut Removing<'_>, slot: &Slot, w: u64, bits: u64) {
+        // Where a log begins with all pages set their huge leaves are still writable.
+        let full = self.initially_set.load(Ordering::Relaxed);
         for (page, n) in dirty::runs(w, bits) {
             let start = slot.gpa.wrapping_add(page.wrapping_mul(PAGE_SIZE));
             if let Some(range) = GpaRange::new(start, n.wrapping_mul(PAGE_SIZE)) {
-                removing.write_protect(range);
+                if full {
+                    self.begin_log(removing, range);
+                } else {
+                    removing.write_protect(range);
+                }
             }
         }
     }
@@ -207,7 +287,7 @@ impl GuestMemory {
             }
             if let Some(slot) = last {
                 let bits = batch.within(slot.npages);
-                Self::protect_word(&mut removing, slot, batch.word, bits);
+                self.protect_word(&mut removing, slot, batch.word, bits);
             }
         };
         let mut batch = Batch::default();
@@ -252,7 +332,7 @@ impl GuestMemory {
             let mut bits = word.load(Ordering::Relaxed);
             if bits != 0 && !manual {
                 bits = word.swap(0, Ordering::SeqCst);
-                Self::protect_word(&mut removing, slot, w as u64, bits);
+                self.protect_word(&mut removing, slot, w as u64, bits);
             }
             out.write(&bits)?;
         }
@@ -283,7 +363,7 @@ impl GuestMemory {
             }
             // Bits beyond the slot's end are never set.
             let bits = word.fetch_and(!mask, Ordering::SeqCst) & mask;
-            Self::protect_word(&mut removing, slot, w, bits);
+            self.protect_word(&mut removing, slot, w, bits);
         }
         Ok(())
     }

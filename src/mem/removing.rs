@@ -4,7 +4,7 @@
 //! Called by slot changes, dirty logs and notifier callbacks, any number of them at a time, and by faults that replace
 //! what is mapped.
 
-use crate::mem::addr::GpaRange;
+use crate::mem::addr::{Gpa, GpaRange, Level};
 use crate::mem::memory::GuestMemory;
 use crate::mem::mmu::TablePool;
 use crate::mem::walk::Cursor;
@@ -73,6 +73,38 @@ impl Removing<'_> {
     pub(super) fn write_protect(&mut self, range: GpaRange) {
         self.walk(range, true, |m, tables, cursor| {
             m.table.write_protect_some(tables, cursor, BUDGET)
+        });
+    }
+
+    /// Takes the write right from `range`, and splits huge leaves there, so that the next write to one of their pages is
+    /// that of a small page; where memory is short they stay, without the right. Sleeps.
+    pub(super) fn split(&mut self, range: GpaRange) {
+        let mut cursor = Cursor::new(range);
+        let mut may_split = true;
+        loop {
+            let done = {
+                let _tables_stay = rcu::read_lock();
+                let (table, tables) = (&self.flushing.memory.table, &mut self.tables);
+                if may_split {
+                    table.split_some(tables, &mut cursor, BUDGET)
+                } else {
+                    table.write_protect_some(tables, &mut cursor, BUDGET)
+                }
+            };
+            if done {
+                self.flushing.needed |= cursor.flush;
+                return;
+            }
+            may_split = may_split && (!self.tables.is_low() || self.tables.top_up().is_ok());
+            crate::linux::sched::cond_resched();
+        }
+    }
+
+    /// Unmaps the areas of 2 MiB or 1 GiB in `range` that are mapped in parts and of which `whole` says that they need
+    /// not be. Sleeps.
+    pub(super) fn join(&mut self, range: GpaRange, mut whole: impl FnMut(Gpa, Level) -> bool) {
+        self.walk(range, true, |m, tables, cursor| {
+            m.table.join_some(tables, cursor, BUDGET, &mut whole)
         });
     }
 

@@ -33,6 +33,7 @@
 //!   it is as long as an operation that began before is under way (RCU).
 #![forbid(unsafe_code)]
 
+mod split;
 mod table;
 mod visitors;
 
@@ -44,9 +45,12 @@ pub use table::{Cursor, Page, Table, Tables, MAX_ALLOC_PER_MAP};
 use core::marker::PhantomData;
 
 use crate::mem::addr::{Gpa, GpaRange, Hpa, Level, MAX_PHYS_BITS, PAGE_SIZE, TABLE_ENTRIES};
-use crate::mem::format::{Format, Leaf};
+use crate::mem::format::{Format, Leaf, Perm};
+use split::{fill, split, Split};
 use table::{gone, retire};
-use visitors::{Age, Clear, Entry, Next, TestAccessed, Unmap, Visitor, WriteProtect};
+use visitors::{
+    Age, Clear, Entry, Join, Next, SplitLeaves, TestAccessed, Unmap, Visitor, WriteProtect,
+};
 
 /// What [`PageTable::map`] did.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -274,17 +278,8 @@ impl<F: Format, T: Tables> PageTable<F, T> {
         allow: Allow,
     ) -> Result<Change, MapError> {
         self.check_leaf(gpa, level, leaf)?;
-        let may_split = match allow {
-            Allow::New => false,
-            Allow::More => !F::BREAK_FIRST,
-            Allow::Any => true,
-        };
         let table = self.descend(t, gpa, level, |t, table, index, at, entry| {
-            if may_split {
-                Self::split(t, table, index, at, gpa.align_down(at), entry)
-            } else {
-                Err(MapError::Present)
-            }
+            Self::give_way(t, table, (index, at, gpa), entry, allow)
         })?;
         let index = level.index(gpa.0);
         let new = F::leaf(level, leaf);
@@ -347,7 +342,7 @@ impl<F: Format, T: Tables> PageTable<F, T> {
 
     /// Maps the 2 MiB at `gpa` as `leaf` says, in 512 leaves of 4 KiB: where a huge leaf must not have its rights.
     ///
-    /// A leaf of 2 MiB there gives way as `allow` says; a table is left alone.
+    /// A leaf there gives way as `allow` says; a table is left alone.
     ///
     /// # Errors
     ///
@@ -360,7 +355,9 @@ impl<F: Format, T: Tables> PageTable<F, T> {
         allow: Allow,
     ) -> Result<Change, MapError> {
         self.check_leaf(gpa, Level::L2, leaf)?;
-        let table = self.descend(t, gpa, Level::L2, |_, _, _, _, _| Err(MapError::Present))?;
+        let table = self.descend(t, gpa, Level::L2, |t, table, index, at, entry| {
+            Self::give_way(t, table, (index, at, gpa), entry, allow)
+        })?;
         let index = Level::L2.index(gpa.0);
         let mem_type = F::mem_type(F::leaf(Level::L2, leaf), Level::L2);
         loop {
@@ -385,7 +382,7 @@ impl<F: Format, T: Tables> PageTable<F, T> {
                 _ => return Err(MapError::Present),
             }
             let child = Self::alloc(t)?;
-            Self::fill(t, &child, Level::L1, *leaf);
+            fill::<F, T>(t, &child, Level::L1, leaf);
             let link = F::table(child.hpa());
             let placed = if change == Change::New {
                 Ok(t.cmpxchg(&table, index, old, link).is_ok())
@@ -400,66 +397,34 @@ impl<F: Format, T: Tables> PageTable<F, T> {
         }
     }
 
-    /// Fills `child` with leaves of `level` that follow each other in memory, the first of them `leaf`.
+    /// Whether `gpa` lies in a page of size `level` that has a table of smaller ones.
     #[inline]
-    fn fill(t: &T, child: &Table<T::Page>, level: Level, mut leaf: Leaf) {
-        for i in 0..TABLE_ENTRIES {
-            t.store(child, i, F::leaf(level, &leaf));
-            leaf.hpa = Hpa(leaf.hpa.0.wrapping_add(level.size()));
-        }
+    pub fn has_parts(&self, t: &T, gpa: Gpa, level: Level) -> bool {
+        gpa < self.limit() && self.find_table(t, gpa.0, level).is_some()
     }
 
-    /// Whether `gpa` lies in 2 MiB that have a table of 4 KiB leaves.
-    #[inline]
-    pub fn has_parts(&self, t: &T, gpa: Gpa) -> bool {
-        gpa < self.limit() && self.find_table(t, gpa.0, Level::L2).is_some()
-    }
-
-    /// Puts a table, filled with the 512 parts of the huge leaf `entry`, in its place. `None`: another entry is there
-    /// by now.
-    fn split(
+    /// [`split`] for a mapping of which [`Allow`] lets that happen: the table that is the way on. `None`: another entry
+    /// is there by now.
+    fn give_way(
         t: &mut T,
         table: &Table<T::Page>,
-        index: usize,
-        level: Level,
-        gpa: Gpa,
-        mut entry: u64,
+        (index, level, gpa): (usize, Level, Gpa),
+        entry: u64,
+        allow: Allow,
     ) -> Result<Option<Table<T::Page>>, MapError> {
-        let below = level.down().ok_or(MapError::Misaligned)?;
-        let child = Self::alloc(t)?;
-        let mut there = entry;
-        if F::BREAK_FIRST {
-            there = F::BROKEN;
-            if t.cmpxchg(table, index, entry, there).is_err() {
-                t.unused(child);
-                return Ok(None);
-            }
-            t.flush();
+        let may_split = match allow {
+            Allow::New => false,
+            Allow::More => !F::BREAK_FIRST,
+            Allow::Any => true,
+        };
+        if !may_split {
+            return Err(MapError::Present);
         }
-        loop {
-            let part = Leaf {
-                hpa: F::addr(entry, level),
-                perm: F::perm(entry),
-                mem_type: F::mem_type(entry, level),
-                accessed: F::accessed(entry),
-                dirty: F::dirty(entry),
-            };
-            Self::fill(t, &child, below, part);
-            let marked = |e| F::set_ad(e, true, true);
-            match t.cmpxchg(table, index, there, F::table(child.hpa())) {
-                Ok(()) => return Ok(Some(child)),
-                // The processor has set the accessed or dirty bit meanwhile: the parts inherit it.
-                Err(now) if !F::BREAK_FIRST && marked(now) == marked(entry) => {
-                    (entry, there) = (now, now);
-                }
-                Err(_) => {
-                    t.unused(child);
-                    if F::BREAK_FIRST {
-                        gone::<F, T>(t, entry, level, gpa);
-                    }
-                    return Ok(None);
-                }
-            }
+        let place = (index, level, gpa.align_down(level));
+        match split::<F, T>(t, table, place, entry, Perm::default()) {
+            Split::Done(child) => Ok(Some(child)),
+            Split::Changed => Ok(None),
+            Split::NoMemory => Err(MapError::NoMemory),
         }
     }
 
@@ -493,6 +458,31 @@ impl<F: Format, T: Tables> PageTable<F, T> {
     #[inline]
     pub fn write_protect_some(&self, t: &mut T, cur: &mut Cursor, budget: u32) -> bool {
         self.scan(t, cur, budget, &mut WriteProtect::<F>(PhantomData))
+    }
+
+    /// Takes the write right from all leaves in the range, and puts tables of 4 KiB leaves into the place of huge ones
+    /// where these are writable or in the range as a whole: the next write to a page only has to add the right. Parts
+    /// outside of the range keep it; accessed and dirty bits stay. From where `cur` stands, for about `budget` entries,
+    /// or until `alloc` gives nothing: the caller goes on with more tables, or with
+    /// [`PageTable::write_protect_some`]. Returns true at the end of the range and sets `cur.flush` if a flush is
+    /// needed.
+    #[inline]
+    pub fn split_some(&self, t: &mut T, cur: &mut Cursor, budget: u32) -> bool {
+        self.scan(t, cur, budget, &mut SplitLeaves::<F>(PhantomData))
+    }
+
+    /// Removes the tables of 2 MiB or 1 GiB that are in the range as a whole and of which `whole` says that one leaf
+    /// could be in their place, which comes with the next access. From where `cur` stands, for about `budget` entries
+    /// (each table counts 512). Returns true at the end of the range and sets `cur.flush` if a flush is needed.
+    #[inline]
+    pub fn join_some(
+        &self,
+        t: &mut T,
+        cur: &mut Cursor,
+        budget: u32,
+        whole: &mut dyn FnMut(Gpa, Level) -> bool,
+    ) -> bool {
+        self.scan(t, cur, budget, &mut Join::<F>(PhantomData, whole))
     }
 
     /// All that the table can map.
@@ -537,12 +527,15 @@ impl<F: Format, T: Tables> PageTable<F, T> {
                     v.leaf(t, cur, &at)
                 } else if level == Level::L2 && cur.covers(base, level.size()) {
                     v.table(t, cur, &at)
+                } else if level == Level::L3 && cur.covers(base, level.size()) {
+                    v.upper(t, cur, &at)
                 } else {
                     Next::Down
                 };
                 match next {
                     Next::On => {}
                     Next::Again => continue,
+                    Next::Stop => return false,
                     Next::Down => {
                         let Some(down) = level.down() else {
                             return true;

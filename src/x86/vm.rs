@@ -16,9 +16,11 @@ use crate::bus::ioeventfd::Bus;
 use crate::bus::EventBus;
 use crate::linux::cred;
 use crate::linux::mmu_notifier::MmuNotifier;
+use crate::mem::addr::Level;
 use crate::mem::memory::{GuestMemory, HugePages};
 use crate::mem::missing::Missing;
 use crate::mem::notifier::Notifier;
+use crate::params;
 use crate::x86::irqchip::chip::IrqChip;
 use crate::x86::paging::nested::NestedTable;
 use crate::x86::pv::clock::Clock;
@@ -94,10 +96,13 @@ impl Vm {
         let vcpus = VcpuSet::create()?;
         // The root alone; the first fault fetches more.
         let table = NestedTable::new(caps)?;
-        let huge = match (caps.nested_2m, caps.nx_huge) {
-            (false, _) => HugePages::None,
-            (true, true) => HugePages::Data,
-            (true, false) => HugePages::All,
+        let huge = HugePages {
+            largest: match (caps.nested_2m, caps.nested_1g) {
+                (false, _) => Level::L1,
+                (true, false) => Level::L2,
+                (true, true) => Level::L3,
+            },
+            nx: params::nx_huge_pages().unwrap_or(caps.nx_huge),
         };
         let memory = GuestMemory::new(table, huge, stats.clone(), vcpus.clone())?;
         let notifier = MmuNotifier::register(&mm, Notifier(memory.clone()))?;

@@ -43,7 +43,7 @@ HARMLESS = """
 [    0.0] x86/mm: Checked W+X mappings: passed, no W+X pages found.
 [    3.0] rvmm: loading out-of-tree module taints kernel.
 [    3.0] rvmm: module verification failed: signature and/or required key missing - tainting kernel
-[    3.0] rvmm: ready on svm, nested pages of 4 KiB and 2 MiB
+[    3.0] rvmm: ready on svm, nested pages of 4 KiB, 2 MiB and 1 GiB
 """
 
 

@@ -4,6 +4,7 @@
 
 use core::marker::PhantomData;
 
+use super::split::{split, Split};
 use super::table::{gone, Cursor, Table, Tables};
 use crate::mem::addr::{Gpa, Level};
 use crate::mem::format::{Format, Perm};
@@ -26,6 +27,8 @@ pub(super) enum Next {
     Down,
     /// At the entry, which is another one by now.
     Again,
+    /// Nowhere for now: no table could be allocated.
+    Stop,
 }
 
 impl Next {
@@ -52,6 +55,12 @@ pub(super) trait Visitor<T: Tables> {
     /// A pointer to a table of 4 KiB leaves that the range covers.
     #[inline]
     fn table(&mut self, _t: &mut T, _cur: &mut Cursor, _at: &Entry<T::Page>) -> Next {
+        Next::Down
+    }
+
+    /// A pointer to a table for 1 GiB that the range covers.
+    #[inline]
+    fn upper(&mut self, _t: &mut T, _cur: &mut Cursor, _at: &Entry<T::Page>) -> Next {
         Next::Down
     }
 }
@@ -156,5 +165,75 @@ impl<F: Format, T: Tables> Visitor<T> for WriteProtect<F> {
             cur.hit = true;
         }
         Next::on_if(changed)
+    }
+}
+
+/// Takes the write right away, and huge leaves apart.
+pub(super) struct SplitLeaves<F>(pub(super) PhantomData<F>);
+
+impl<F: Format, T: Tables> Visitor<T> for SplitLeaves<F> {
+    fn leaf(&mut self, t: &mut T, cur: &mut Cursor, at: &Entry<T::Page>) -> Next {
+        if at.level == Level::L1 {
+            return WriteProtect::<F>(PhantomData).leaf(t, cur, at);
+        }
+        let writable = F::perm(at.value).contains(Perm::W);
+        let whole = cur.covers(at.base, at.level.size());
+        if !writable && !whole {
+            return Next::On;
+        }
+        let less = if whole { Perm::W } else { Perm::default() };
+        let place = (at.index, at.level, Gpa(at.base));
+        match split::<F, T>(t, &at.table, place, at.value, less) {
+            Split::Done(_) => {
+                cur.flush |= writable && whole;
+                cur.hit = true;
+                // What is in the range in part, or still made of huge leaves, is looked at once more.
+                if whole && at.level == Level::L2 {
+                    Next::On
+                } else {
+                    Next::Again
+                }
+            }
+            Split::Changed => Next::Again,
+            Split::NoMemory => Next::Stop,
+        }
+    }
+}
+
+/// Takes away the tables in whose place a leaf could be.
+pub(super) struct Join<'a, F>(
+    pub(super) PhantomData<F>,
+    pub(super) &'a mut dyn FnMut(Gpa, Level) -> bool,
+);
+
+impl<F: Format> Join<'_, F> {
+    /// Takes the table away if a leaf could be there.
+    fn join<T: Tables>(
+        &mut self,
+        t: &mut T,
+        cur: &mut Cursor,
+        at: &Entry<T::Page>,
+        otherwise: Next,
+    ) -> Next {
+        if (self.1)(Gpa(at.base), at.level) {
+            Unmap::<F>::take(t, cur, at)
+        } else {
+            otherwise
+        }
+    }
+}
+
+impl<F: Format, T: Tables> Visitor<T> for Join<'_, F> {
+    #[inline]
+    fn leaf(&mut self, _t: &mut T, _cur: &mut Cursor, _at: &Entry<T::Page>) -> Next {
+        Next::On
+    }
+
+    fn table(&mut self, t: &mut T, cur: &mut Cursor, at: &Entry<T::Page>) -> Next {
+        self.join(t, cur, at, Next::On)
+    }
+
+    fn upper(&mut self, t: &mut T, cur: &mut Cursor, at: &Entry<T::Page>) -> Next {
+        self.join(t, cur, at, Next::Down)
     }
 }

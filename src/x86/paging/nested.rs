@@ -96,8 +96,8 @@ impl NestedTable {
     }
 
     /// [`PageTable::has_parts`].
-    pub(crate) fn has_parts(&self, pool: &TablePool, gpa: Gpa) -> bool {
-        dispatch!(self, t => t.has_parts(pool, gpa))
+    pub(crate) fn has_parts(&self, pool: &TablePool, gpa: Gpa, level: Level) -> bool {
+        dispatch!(self, t => t.has_parts(pool, gpa, level))
     }
 
     /// [`PageTable::unmap_some`].
@@ -118,6 +118,27 @@ impl NestedTable {
         budget: u32,
     ) -> bool {
         dispatch!(self, t => t.write_protect_some(pool, cursor, budget))
+    }
+
+    /// [`PageTable::split_some`].
+    pub(crate) fn split_some(
+        &self,
+        pool: &mut TablePool,
+        cursor: &mut Cursor,
+        budget: u32,
+    ) -> bool {
+        dispatch!(self, t => t.split_some(pool, cursor, budget))
+    }
+
+    /// [`PageTable::join_some`].
+    pub(crate) fn join_some(
+        &self,
+        pool: &mut TablePool,
+        cursor: &mut Cursor,
+        budget: u32,
+        whole: &mut dyn FnMut(Gpa, Level) -> bool,
+    ) -> bool {
+        dispatch!(self, t => t.join_some(pool, cursor, budget, whole))
     }
 
     /// Whether ageing takes nothing away.

@@ -174,6 +174,7 @@ impl<'a> Runner<'a> {
         self.s.pv.steal_stale = true;
         self.vcpu.shared.worker.set_current();
         loop {
+            self.vm.memory.recover_parts(self.vm.mm());
             let step = match self.prepare() {
                 Some(step) => step,
                 None => self.enter()?,

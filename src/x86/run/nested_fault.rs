@@ -34,7 +34,8 @@ impl Runner<'_> {
                     tables: &mut self.s.tables,
                     ring: self.s.ring.as_deref(),
                 };
-                let mapped = memory.fault_resident(&view, by, f.gpa, f.fetch, stay.own_mm());
+                let how = (f.write, f.fetch);
+                let mapped = memory.fault_resident(&view, by, f.gpa, how, stay.own_mm());
                 return mapped.then_some(Step::Resume);
             }
             if self.s.events.interrupted.is_some() {

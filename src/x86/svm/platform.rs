@@ -167,6 +167,8 @@ fn caps(svm: &cpuid::Leaf, quirks: Quirks) -> HwCaps {
         name: "svm",
         nested_format: NestedFormat::Npt,
         nested_2m: true,
+        // Page1GB: nested tables have them where the host's do (APM 2 5.3.3, 15.25.6).
+        nested_1g: ext.edx & 1 << 26 != 0,
         nx_huge: false,
         nested_ad: true,
         insn_len: svm.edx & feature::NRIPS != 0,

@@ -225,6 +225,8 @@ pub struct HwCaps {
     pub nested_format: NestedFormat,
     /// Nested page tables may have 2 MiB leaves.
     pub nested_2m: bool,
+    /// Nested page tables may have 1 GiB leaves.
+    pub nested_1g: bool,
     /// A huge leaf that code runs from can machine-check the host when the guest changes it (CVE-2018-12207).
     pub nx_huge: bool,
     /// Nested page tables have accessed and dirty flags.

@@ -189,6 +189,7 @@ pub mod ept_cap {
     pub const UNCACHEABLE: u64 = 1 << 8;
     pub const WRITE_BACK: u64 = 1 << 14;
     pub const PAGES_2M: u64 = 1 << 16;
+    pub const PAGES_1G: u64 = 1 << 17;
     pub const INVEPT: u64 = 1 << 20;
     pub const ACCESSED_DIRTY: u64 = 1 << 21;
     pub const SHADOW_STACK: u64 = 1 << 23;

@@ -33,8 +33,11 @@ const MISC_PT_IN_VMX: u64 = 1 << 14;
 const EPTP_ACCESSED_DIRTY: u64 = 1 << 6;
 
 /// Abilities of IA32_VMX_EPT_VPID_CAP that are made use of where they exist.
-const EPT_VPID_USED: u64 =
-    ept_cap::PAGES_2M | ept_cap::ACCESSED_DIRTY | ept_cap::INVEPT_SINGLE | ept_cap::INVVPID_SINGLE;
+const EPT_VPID_USED: u64 = ept_cap::PAGES_2M
+    | ept_cap::PAGES_1G
+    | ept_cap::ACCESSED_DIRTY
+    | ept_cap::INVEPT_SINGLE
+    | ept_cap::INVVPID_SINGLE;
 
 /// What probing found: the controls to use and the abilities that vary, but for those that nothing depends on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -451,6 +454,7 @@ impl VmcsConfig {
             name: "vmx",
             nested_format: NestedFormat::Ept,
             nested_2m: self.ept_vpid & ept_cap::PAGES_2M != 0,
+            nested_1g: self.ept_vpid & ept_cap::PAGES_1G != 0,
             nx_huge: boot_cpu::bug(boot_cpu::Bug::ItlbMultihit),
             nested_ad: self.ept_vpid & ept_cap::ACCESSED_DIRTY != 0,
             insn_len: true,

@@ -48,6 +48,7 @@ pub mod mem {
     pub mod format;
     pub mod index;
     pub mod invalidations;
+    pub mod parts;
     pub mod slot_set;
     pub mod slots;
     pub mod walk;

@@ -71,6 +71,8 @@ enum Broken {
     GracePeriod,
     /// Nobody names the slot that goes.
     Leaving,
+    /// Entries are written whatever they have become.
+    Compare,
 }
 
 const BASE: u64 = 0x10_0000_0000;
@@ -226,14 +228,40 @@ impl<F: Format> Ctx<F> {
         }
     }
 
-    /// As `Removing`: walks, flushes once, then frees.
+    /// Takes what is mapped away.
     fn remove(&mut self, range: GpaRange, sleeps: bool) {
+        self.removing(range, sleeps, |table, c, cursor| {
+            table.unmap_some(c, cursor, 1024)
+        });
+    }
+
+    /// A log begins: huge leaves are split, writes fault.
+    fn split(&mut self, range: GpaRange) {
+        self.removing(range, true, |table, c, cursor| {
+            table.split_some(c, cursor, 1024)
+        });
+    }
+
+    /// A log ends: tables make room for huge leaves.
+    fn join(&mut self, range: GpaRange) {
+        self.removing(range, true, |table, c, cursor| {
+            table.join_some(c, cursor, 1024, &mut |_, level| level == Level::L2)
+        });
+    }
+
+    /// As `Removing`: walks, flushes once, then frees.
+    fn removing(
+        &mut self,
+        range: GpaRange,
+        sleeps: bool,
+        step: impl Fn(&PageTable<F, Self>, &mut Self, &mut Cursor) -> bool,
+    ) {
         let w = self.world.clone().unwrap();
         w.unflushed.begin();
         let mut cursor = Cursor::new(range);
         loop {
             self.read_lock();
-            let done = w.table.unmap_some(self, &mut cursor, 1024);
+            let done = step(&w.table, self, &mut cursor);
             self.read_unlock();
             if done {
                 break;
@@ -398,8 +426,8 @@ impl<F: Format> Ctx<F> {
         let covered = w.broken != Broken::Covers && w.invalidations.covers(&section, page << 12);
         let late = w.broken != Broken::Count && w.invalidations.ended() != seen;
         let found = match how {
-            Fault::Resident if covered => None,
-            Fault::Resident => self.at().host[page as usize],
+            Fault::Resident | Fault::Logged if covered => None,
+            Fault::Resident | Fault::Logged => self.at().host[page as usize],
             _ if covered || late => None,
             _ => before,
         };
@@ -416,6 +444,10 @@ impl<F: Format> Ctx<F> {
             match how {
                 Fault::Resident => {
                     let _ = w.table.map_new(self, gpa, Level::L1, &leaf(hpa, Perm::RWX));
+                }
+                Fault::Logged => {
+                    let all = leaf(hpa, Perm::RWX);
+                    let _ = w.table.map(self, gpa, Level::L1, &all, Allow::More);
                 }
                 Fault::Slow => {
                     let got = w
@@ -441,7 +473,7 @@ impl<F: Format> Ctx<F> {
             self.release();
         }
         self.at().slot_readers -= 1;
-        found.is_some() || how != Fault::Resident || covered
+        found.is_some() || !matches!(how, Fault::Resident | Fault::Logged) || covered
     }
 
     /// KVM_SET_USER_MEMORY_REGION that deletes.
@@ -460,6 +492,8 @@ impl<F: Format> Ctx<F> {
 enum Fault {
     /// The page is looked up in the section, into an empty entry.
     Resident,
+    /// As `Resident`, where writes are logged: a page of its own, also out of a huge leaf.
+    Logged,
     /// The page is looked up before.
     Slow,
     /// As `Slow`, by a huge leaf in place of whatever is there.
@@ -482,7 +516,7 @@ impl<F: Format> Tables for Ctx<F> {
     fn cmpxchg(&self, table: &Table<Fresh>, index: usize, old: u64, new: u64) -> Result<(), u64> {
         let mut s = self.table(index);
         let e = s.entry(table.hpa().0, index);
-        if *e != old {
+        if *e != old && self.world().broken != Broken::Compare {
             return Err(*e);
         }
         *e = new;
@@ -690,6 +724,48 @@ fn split_against_invalidation() {
         |c| c.host_changes(1..2, None),
     ];
     holds(2, prepare, &acts, 2, &[]);
+}
+
+/// The first 2 MiB by one leaf, which vCPU 0 has in its TLB.
+fn mapped_huge(c: &mut Ctx<S>) {
+    let w = c.world.clone().unwrap();
+    let whole = Leaf {
+        hpa: Hpa(P),
+        perm: Perm::RWX,
+        mem_type: MemType::Ram,
+        accessed: true,
+        dirty: true,
+    };
+    w.table.map_new(c, Gpa(0), Level::L2, &whole).unwrap();
+    assert!(c.guest(0));
+}
+
+/// A log begins and splits a huge leaf, which a write splits as well, while the host takes the pages away.
+#[test]
+fn log_begins() {
+    let acts: [Act<S>; 3] = [
+        |c| {
+            c.fault(0, Fault::Logged);
+            c.guest(1);
+        },
+        |c| c.split(GpaRange::new(Gpa(0), 0x20_0000).unwrap()),
+        |c| c.host_changes(0..2, None),
+    ];
+    let rules = [Broken::GateWait, Broken::Compare];
+    holds(2, mapped_huge, &acts, 2, &rules);
+}
+
+/// A log ends and tables go, into which a vCPU maps and which its processor has cached, while the host takes a page
+/// away.
+#[test]
+fn log_ends() {
+    let acts: [Act<S>; 3] = [
+        |c| c.vcpu(1, Fault::Resident),
+        |c| c.join(GpaRange::new(Gpa(0), 0x20_0000).unwrap()),
+        |c| c.host_changes(1..2, None),
+    ];
+    let rules = [Broken::GateWait, Broken::GracePeriod, Broken::FreeFirst];
+    holds(2, mapped, &acts, 2, &rules);
 }
 
 /// A slot is deleted, by a thread that nobody else waits for, while the host takes its page away.

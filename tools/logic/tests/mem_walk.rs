@@ -340,13 +340,16 @@ fn parts<F: Format>(levels: u8, bad: fn(u64, Level) -> bool) {
         assert_eq!(m.lookup(pt, Gpa(g - 1)), None);
         assert_eq!(m.lookup(pt, Gpa(g + 0x20_0000)), None);
     };
-    assert!(!pt.has_parts(&m, Gpa(g)));
+    assert!(!pt.has_parts(&m, Gpa(g), Level::L2));
     assert_eq!(
         pt.map_parts(&mut m, Gpa(g), &all, Allow::New),
         Ok(Change::New)
     );
     whole(&m, &pt, Perm::RWX);
-    assert!(pt.has_parts(&m, Gpa(g + 0x5000)) && !pt.has_parts(&m, Gpa(g + 0x20_0000)));
+    assert!(
+        pt.has_parts(&m, Gpa(g + 0x5000), Level::L2)
+            && !pt.has_parts(&m, Gpa(g + 0x20_0000), Level::L2)
+    );
     assert_eq!(m.live(), levels as usize - 1);
     m.check(&pt, &bad);
     // Parts are not mapped where there is a table already.
@@ -401,15 +404,35 @@ fn parts<F: Format>(levels: u8, bad: fn(u64, Level) -> bool) {
     }
     m.quota = 1;
     assert_eq!(pt.map_parts(&mut m, h, &all, Allow::Any), Ok(Change::New));
-    // Parts of a page of 1 GiB do not exist.
-    let giant = leaf(0x80_0000_0000, Perm::RW);
+    // A leaf of 1 GiB gives way to those of 2 MiB around the parts.
+    let giant = leaf(0x40_0000_0000, Perm::RW);
+    let (base, at) = (0x1_0000_0000, 0x1_0020_0000);
     m.quota = u64::MAX;
-    pt.map(&mut m, Gpa(0x1_0000_0000), Level::L3, &giant, Allow::Any)
+    pt.map(&mut m, Gpa(base), Level::L3, &giant, Allow::Any)
         .unwrap();
     assert_eq!(
-        pt.map_parts(&mut m, Gpa(0x1_0000_0000), &all, Allow::Any),
+        pt.map_parts(&mut m, Gpa(at), &all, Allow::New),
         Err(MapError::Present)
     );
+    let (allow, change) = if F::BREAK_FIRST {
+        (Allow::Any, Change::Replaced)
+    } else {
+        (Allow::More, Change::Upgraded)
+    };
+    assert_eq!(pt.map_parts(&mut m, Gpa(at), &all, allow), Ok(change));
+    for (off, level, perm) in [
+        (0, Level::L2, Perm::RW),
+        (0x20_0000, Level::L1, Perm::RWX),
+        (0x3f_f000, Level::L1, Perm::RWX),
+        (0x40_0000, Level::L2, Perm::RW),
+    ] {
+        let found = m.lookup(&pt, Gpa(base + off)).unwrap();
+        assert_eq!((found.level, found.perm), (level, perm));
+        assert_eq!(found.hpa, Hpa(0x40_0000_0000 + off));
+    }
+    assert!(pt.has_parts(&m, Gpa(base), Level::L3) && !pt.has_parts(&m, Gpa(base), Level::L2));
+    assert!(pt.has_parts(&m, Gpa(at), Level::L2));
+    m.check(&pt, &bad);
     m.destroy(pt, false);
 }
 
@@ -768,7 +791,7 @@ fn random<F: Format>(seed: u64, levels: u8, bad: fn(u64, Level) -> bool, failure
                                 model.insert(w + i, Page { hpa: hpa + i, perm });
                             }
                         }
-                        Err(MapError::Present) => assert!(pt.has_parts(&m, Gpa(w))),
+                        Err(MapError::Present) => assert!(pt.has_parts(&m, Gpa(w), Level::L2)),
                         Err(MapError::NoMemory) if failures => {}
                         Err(e) => panic!("{e:?}"),
                     }
@@ -820,6 +843,17 @@ fn random<F: Format>(seed: u64, levels: u8, bad: fn(u64, Level) -> bool, failure
                 // Until the flush the freed tables are unreachable yet present.
                 if cur.flush {
                     m.flush_all();
+                }
+            }
+            8 if !failures && rng.below(2) == 0 => {
+                let start = w + rng.below(512) * 0x1000;
+                let start = if rng.below(2) == 0 { w } else { start };
+                let len = 0x1000 << rng.below(11);
+                let mut cur = Cursor::new(range(start, len));
+                let budget = [1, 7, 600, u32::MAX][rng.below(4) as usize];
+                while !pt.split_some(&mut m, &mut cur, budget) {}
+                for (_, p) in model.range_mut(start..start + len) {
+                    p.perm = p.perm.without(Perm::W);
                 }
             }
             8 => {
