@@ -366,6 +366,116 @@ TEST(ring_and_bitmap)
 	CHECK_EQ(e.offset, 3);
 }
 
+/* A counter of the vCPU's. */
+static uint64_t counter(struct vm *vm, const char *name)
+{
+	uint8_t buffer[sizeof(struct kvm_stats_desc) + 256];
+	struct kvm_stats_desc *d = (void *)buffer;
+	int fd = OK(ioctl(vm->vcpu, KVM_GET_STATS_FD, NULL));
+	struct kvm_stats_header h;
+	uint64_t value = 0;
+
+	REQUIRE(pread(fd, &h, sizeof(h), 0) == sizeof(h));
+	for (unsigned int i = 0; i < h.num_desc; i++) {
+		size_t bytes = sizeof(*d) + h.name_size;
+
+		REQUIRE(bytes <= sizeof(buffer));
+		REQUIRE(pread(fd, buffer, bytes, h.desc_offset + i * bytes) == bytes);
+		if (strncmp((char *)(d + 1), name, h.name_size))
+			continue;
+		REQUIRE(pread(fd, &value, sizeof(value), h.data_offset + d->offset) == sizeof(value));
+		close(fd);
+		return value;
+	}
+	DIE("no counter %s", name);
+}
+
+/*
+ * What notices writes: a fault for each page, or, where the processor logs them itself (the ring keeps more entries
+ * free then), an exit for each 512.
+ */
+TEST(noticed_by)
+{
+	enum { PAGES = 1024 };
+	uint64_t bitmap[PAGES / 64], faults[4];
+	struct kvm_dirty_log log = { .slot = TEST_SLOT, .dirty_bitmap = bitmap };
+	struct ring ring;
+	bool by_processor;
+	struct vm vm;
+	uint8_t *m;
+
+	if (!is_rvmm())
+		skip("KVM counts otherwise");
+	with_ring(&vm, &ring, PAGES);
+	VM_LONG(&vm, filler);
+	fill(&vm, 0, PAGES);
+	vm_expect(&vm, KVM_EXIT_DIRTY_RING_FULL);
+	by_processor = ring.entries[RING_ENTRIES - RESERVED].flags == 0;
+	vm_free(&vm);
+
+	m = map(PAGES * PAGE);
+	madvise(m, PAGES * PAGE, MADV_NOHUGEPAGE);
+	VM_NEW_LONG(&vm, filler);
+	vm_slot(&vm, TEST_SLOT, 0, TEST_GPA, PAGES * PAGE, m);
+	for (int i = 0; i < 4; i++) {
+		faults[i] = counter(&vm, "exit_nested_fault");
+		fill(&vm, 0, PAGES);
+		vm_expect_out(&vm, 0x10);
+		faults[i] = counter(&vm, "exit_nested_fault") - faults[i];
+		if (i == 0)
+			vm_slot(&vm, TEST_SLOT, KVM_MEM_LOG_DIRTY_PAGES, TEST_GPA, PAGES * PAGE, m);
+		OK(ioctl(vm.fd, KVM_GET_DIRTY_LOG, &log));
+		for (int w = 0; w < PAGES / 64; w++)
+			CHECK_EQ(bitmap[w], i ? ~0ull : 0);
+	}
+	CHECK(faults[0] >= PAGES);
+	for (int i = 1; i < 4; i++)
+		CHECK(by_processor ? faults[i] <= PAGES / 512 + 8 : faults[i] >= PAGES);
+	note("%s: %llu exits for %u pages", by_processor ? "the processor's log" : "faults",
+	     (unsigned long long)faults[3], PAGES);
+}
+
+/* cells: 0 what to write, and when; 1 what has been written. */
+GUEST64(answerer,
+	"sti; mov $" STR(G_CELLS) ", %ebx; xor %ecx, %ecx\n"
+	"1: mov (%rbx), %rax; cmp %rcx, %rax; je 1b; mov %rax, %rcx\n"
+	"mov %rax, %rdi; and $255, %edi; shl $12, %edi\n"
+	"mov %rax, " STR(TEST_ADDRESS) "(%rdi); mov %rax, 8(%rbx); jmp 1b\n");
+
+static void *run_scatter(void *argument);
+static void join(pthread_t thread);
+static void nothing(int signal);
+static volatile bool stop;
+
+/* A write that user space knows of is in the log, although its vCPU goes on running. */
+TEST_SECONDS(known_writes, 120)
+{
+	struct sigaction action = { .sa_handler = nothing };
+	uint64_t bitmap[4];
+	struct kvm_dirty_log log = { .slot = TEST_SLOT, .dirty_bitmap = bitmap };
+	uint8_t *m = map(256 * PAGE);
+	pthread_t thread;
+	struct vm vm;
+
+	sigaction(SIGUSR1, &action, NULL);
+	VM_NEW_LONG(&vm, answerer);
+	vm_slot(&vm, TEST_SLOT, KVM_MEM_LOG_DIRTY_PAGES, TEST_GPA, 256 * PAGE, m);
+	pthread_create(&thread, NULL, run_scatter, &vm);
+	for (uint64_t n = 1; n < 100; n++) {
+		uint64_t page = n * 7 & 63;
+
+		vm_cells(&vm)[0] = n << 8 | page;
+		while (vm_cells(&vm)[1] != (n << 8 | page))
+			;
+		OK(ioctl(vm.fd, KVM_GET_DIRTY_LOG, &log));
+		/* The one before may be there again: it was protected while its entry was still on its way. */
+		if (!(bitmap[0] >> page & 1))
+			FAIL("write %llu is not in the log", (unsigned long long)n);
+	}
+	stop = true;
+	join(thread);
+}
+
 /* --- whether a write is missed ------------------------------------------------------------------------------- */
 
 #define COPY_PAGES 256
@@ -382,8 +492,6 @@ GUEST64(scatter,
 	"mov %rax, %rdi; shr $40, %rdi; and $255, %edi; shl $12, %edi\n"
 	"mov %rax, " STR(TEST_ADDRESS) "(%rdi,%r8)\n"
 	"incq (%rbx); jmp 1b\n");
-
-static volatile bool stop;
 
 static void nothing(int signal)
 {

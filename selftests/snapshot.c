@@ -529,7 +529,7 @@ TEST(refused)
 	CHECK_EQ(reset(&vm), 1);
 }
 
-/* Pages that were put back are in the dirty log. */
+/* Pages that were put back are in the dirty log, and so are those that are written twice between two resets. */
 TEST(dirty_log)
 {
 	static uint64_t bits[MEMORY / PAGE / 64];
@@ -541,10 +541,17 @@ TEST(dirty_log)
 	VM_NEW_LONG(&vm, one_page);
 	vm_slot(&vm, 0, KVM_MEM_LOG_DIRTY_PAGES, 0, vm.bytes, vm.mem);
 	vm_expect_out(&vm, 0x10);
+	CHECK_EQ(vm_expect_out(&vm, 0x11), 1);
+	OK(ioctl(vm.fd, KVM_GET_DIRTY_LOG, &log));
+	vm_expect_out(&vm, 0x10);
 	OK(set_point(&vm, 10));
 	OK(ioctl(vm.fd, KVM_GET_DIRTY_LOG, &log));
 	for (int round = 0; round < 3; round++) {
-		CHECK_EQ(vm_expect_out(&vm, 0x11), 1);
+		CHECK_EQ(vm_expect_out(&vm, 0x11), 2);
+		OK(ioctl(vm.fd, KVM_GET_DIRTY_LOG, &log));
+		CHECK(bits[page / 64] & 1ull << page % 64);
+		vm_expect_out(&vm, 0x10);
+		CHECK_EQ(vm_expect_out(&vm, 0x11), 3);
 		OK(ioctl(vm.fd, KVM_GET_DIRTY_LOG, &log));
 		CHECK(bits[page / 64] & 1ull << page % 64);
 		OK(ioctl(vm.fd, KVM_GET_DIRTY_LOG, &log));

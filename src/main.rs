@@ -47,6 +47,10 @@ module! {
             default: 2,
             description: "let the processor virtualise local APICs (VMX): 0 no, 1 where it can, 2 not in an emulator",
         },
+        pml: bool {
+            default: true,
+            description: "Y: let the processor log writes to guest memory where user space wants to know (VMX, where it can)",
+        },
         allow_unsafe_interrupts: u8 {
             default: 0,
             description: "1: assign devices also where no IOMMU keeps them from raising any interrupt of the host",

@@ -57,6 +57,11 @@ pub(crate) fn report_ignored_msrs() -> bool {
     crate::module_parameters::report_ignored_msrs.value()
 }
 
+/// `pml`: whether the processor logs writes to guest memory, where it can.
+pub(crate) fn pml() -> bool {
+    crate::module_parameters::pml.value()
+}
+
 /// Whether `check_entry` is on.
 pub(crate) fn check_entry() -> bool {
     crate::module_parameters::check_entry.value() != 0

@@ -93,6 +93,9 @@ pub const RING_ENTRIES: u64 = 65536;
 /// (KVM_DIRTY_RING_RSVD_ENTRIES).
 pub const RING_RESERVE: u32 = 64;
 
+/// Most pages that a processor has logged when it comes to the vCPU's thread (SDM 3C 29.3.6).
+pub const PROCESSOR_LOG: u32 = 512;
+
 /// Why a ring cannot have the size that was asked for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum RingSize {

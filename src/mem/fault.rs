@@ -362,7 +362,7 @@ impl GuestMemory {
                 MemType::Device
             },
             accessed: true,
-            dirty: page.writable && !logging,
+            dirty: page.writable,
         };
         let start = gpa.align_down(span);
         let mut map = |allow| match how {

@@ -182,6 +182,12 @@ pub trait Format {
         entry | a | if dirty { Self::DIRTY } else { 0 }
     }
 
+    /// The leaf `entry` with the dirty bit clear.
+    #[inline]
+    fn clear_dirty(entry: u64) -> u64 {
+        entry & !Self::DIRTY
+    }
+
     /// `entry` with the accessed bit clear.
     #[inline]
     fn clear_accessed(entry: u64) -> u64 {

@@ -34,11 +34,10 @@
 //! **Tables** that have been taken out are freed after the flush, and after the read sections of RCU in which others
 //! may still walk them: faults have interrupts or preemption off, all others hold `rcu::read_lock`.
 //!
-//! **Dirty log.** A page is marked after it has been mapped. A log's reader takes the bits, write-protects, and
-//! flushes. If it takes the bits before the mark, the page is in the next log; if after, the mapping was there before
-//! its protection, and what the guest wrote until the flush is in the copy that user space makes afterwards. Marked
-//! first, the bit could be taken and the protection be done before the writable mapping comes: its writes would be in
-//! no log.
+//! **Dirty log.** A page is marked after it has been mapped. A log's reader takes the bits, protects, and flushes. If
+//! it takes the bits before the mark, the page is in the next log; if after, the mapping was there before its
+//! protection, and what the guest wrote until the flush is in the copy that user space makes afterwards. Marked first,
+//! the bit could be taken and the protection be done before the writable mapping comes: its writes would be in no log.
 //!
 //! # Lock order
 //!
@@ -46,11 +45,12 @@
 //! lock of `reset`. User memory is never touched under these.
 
 use crate::abi::stats::{VmCounter, VmStats};
-use crate::arch::{address_limits, NestedTable};
+use crate::arch::{address_limits, processor_logs, NestedTable};
 use crate::linux::page;
 use crate::linux::spin_irq::RawSpin;
 use crate::linux::srcu_cell::SrcuCell;
 use crate::mem::addr::{Gpa, GpaRange, Hpa, Hva, Level, PAGE_SIZE};
+use crate::mem::dirty;
 use crate::mem::format::{Leaf, MemType, Perm};
 use crate::mem::invalidations::{Invalidations, Registry, Unflushed};
 use crate::mem::mmu::TablePool;
@@ -96,6 +96,8 @@ pub(super) struct Update {
     pinned_at: Option<Gpa>,
     /// Where the slots are, by number.
     pub(super) numbers: RBTree<u32, Gpa>,
+    /// Slots whose writes are logged.
+    pub(super) logged: u32,
 }
 
 /// All of a VM's guest memory.
@@ -121,7 +123,7 @@ pub(crate) struct GuestMemory {
     /// Bumped whenever translations have to go; a vCPU compares it before each entry.
     tlb_generation: AtomicU64,
     /// The vCPUs to be stopped for a flush.
-    vcpus: Arc<dyn StopRunning>,
+    pub(super) vcpus: Arc<dyn StopRunning>,
     root: Hpa,
     /// A page of the VM that is in no slot, for VMs that use it.
     own_page: SetOnce<page::Pages>,
@@ -135,6 +137,10 @@ pub(crate) struct GuestMemory {
     pub(super) manual_protect: AtomicBool,
     /// New logs say that all pages are dirty.
     pub(super) initially_set: AtomicBool,
+    /// The processor can log the pages that a guest writes, by their dirty bits.
+    pub(super) processor_logs: bool,
+    /// It has to: there are slots whose writes are logged.
+    pub(super) processor_log: AtomicBool,
     /// What vCPUs log their writes in, in place of bitmaps.
     #[pin]
     pub(crate) rings: Rings,
@@ -159,7 +165,12 @@ impl GuestMemory {
         let (gpa_end, hva_end) = address_limits();
         Arc::pin_init(
             try_pin_init!(Self {
-                update <- new_mutex!(Update { dma: None, pinned_at: None, numbers: RBTree::new() }),
+                update <- new_mutex!(Update {
+                    dma: None,
+                    pinned_at: None,
+                    numbers: RBTree::new(),
+                    logged: 0,
+                }),
                 slots <- SrcuCell::new(SlotTable::new()),
                 tlb_generation: AtomicU64::new(1),
                 vcpus,
@@ -169,6 +180,8 @@ impl GuestMemory {
                 parts: Parts::new(),
                 manual_protect: AtomicBool::new(false),
                 initially_set: AtomicBool::new(false),
+                processor_logs: processor_logs(),
+                processor_log: AtomicBool::new(false),
                 rings <- Rings::new(),
                 incoherent: AtomicBool::new(false),
                 stats,
@@ -202,6 +215,23 @@ impl GuestMemory {
     #[inline]
     pub(crate) fn tlb_generation(&self) -> u64 {
         self.tlb_generation.load(Ordering::SeqCst)
+    }
+
+    /// Whether vCPUs have to enter with the processor's log on. A vCPU that enters reads it after the generation of
+    /// translations, where that has changed.
+    #[inline]
+    pub(crate) fn logs_writes(&self) -> bool {
+        self.processor_log.load(Ordering::SeqCst)
+    }
+
+    /// Entries that a dirty ring which counts as full has left.
+    pub(crate) fn ring_reserve(&self) -> u32 {
+        let logged = if self.processor_logs {
+            dirty::PROCESSOR_LOG
+        } else {
+            0
+        };
+        dirty::RING_RESERVE + logged
     }
 
     /// Makes every vCPU leave the guest and flush before it enters again. Interrupts are on.

@@ -104,6 +104,8 @@ impl GuestMemory {
             self.reset.lose();
         }
         let leaving = plan.leaving();
+        // Before the slot is there to be written.
+        self.count_logged(&mut update, &plan, &wanted);
         update.note(plan.change, &wanted, plan.number);
         if plan.change == Change::Create {
             // Whoever still reads the version before takes an access to the new slot for one that came earlier.
@@ -127,15 +129,20 @@ impl GuestMemory {
         if plan.ends {
             self.join(mm, &wanted);
         }
+        if update.logged == 0 {
+            // vCPUs follow when they come by.
+            self.processor_log.store(false, Ordering::Relaxed);
+        }
         Ok(())
     }
 
-    /// Takes the write right from `range`, in small leaves if huge ones are to be split ahead of writes.
+    /// A log begins: as [`Removing::protect`], but without write rights and in small leaves if huge ones are to be split
+    /// ahead of writes.
     fn begin_log(&self, removing: &mut Removing<'_>, range: GpaRange) {
         if self.largest != Level::L1 && params::eager_page_split() {
             removing.split(range);
         } else {
-            removing.write_protect(range);
+            removing.protect(range);
         }
     }
 
@@ -189,6 +196,29 @@ impl GuestMemory {
         }
         drop(removing);
         self.parts.end(&round);
+    }
+
+    /// `plan` is about to be done: counts the slots whose writes are logged. With the first one has the processor log
+    /// the writes of vCPUs, if it can, from before the first dirty bit of theirs is cleared: a write that sets a dirty
+    /// bit while nothing is logged would hide all that follow. A vCPU looks after it has seen the new generation
+    /// ([`GuestMemory::logs_writes`]).
+    fn count_logged(&self, update: &mut Update, plan: &Plan, wanted: &Slot) {
+        let logs = |slot: &Slot| u32::from(slot.is_logging() && !slot.is_empty());
+        let before = plan.old.as_ref().map_or(0, logs);
+        let others = update.logged.wrapping_sub(before);
+        update.logged = others.wrapping_add(logs(wanted));
+        if update.logged != 0 && self.processor_logs && !self.logs_writes() {
+            self.processor_log.store(true, Ordering::SeqCst);
+            self.flush();
+        }
+    }
+
+    /// What vCPUs have written so far is in the logs when this returns: what their processors have logged goes there at
+    /// the end of each stay.
+    fn complete_log(&self) {
+        if self.logs_writes() {
+            self.vcpus.stop_running();
+        }
     }
 
     /// What [`GuestMemory::set_slot`] has to do; `None`: nothing.
@@ -251,8 +281,8 @@ impl GuestMemory {
         f(&self.slots.read())
     }
 
-    /// Write-protects the pages of `slot` that are set in `bits`, word `w` of a bitmap. The bits are taken out of the
-    /// log before: a write in between sets its bit again. User space looks at the pages when the ioctl has returned,
+    /// Protects the pages of `slot` that are set in `bits`, word `w` of a bitmap. The bits are taken out of the log
+    /// before: a write in between sets its bit again. User space looks at the pages when the ioctl has returned,
     /// and `removing` has flushed by then, once for all of them.
     fn protect_word(&self, removing: &mut Removing<'_>, slot: &Slot, w: u64, bits: u64) {
         // Where a log begins with all pages set their huge leaves are still writable.
@@ -263,7 +293,7 @@ impl GuestMemory {
                 if full {
                     self.begin_log(removing, range);
                 } else {
-                    removing.write_protect(range);
+                    removing.protect(range);
                 }
             }
         }
@@ -326,6 +356,7 @@ impl GuestMemory {
         let slots = self.slots.read();
         let (slot, bitmap) = update.log(&slots, id)?;
         let manual = self.manual_protect.load(Ordering::Relaxed);
+        self.complete_log();
         let mut out = UserSlice::new(user, bitmap.words.len() * 8).writer();
         let mut removing = self.removing();
         for (w, word) in bitmap.words.iter().enumerate() {

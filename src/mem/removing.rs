@@ -108,6 +108,19 @@ impl Removing<'_> {
         });
     }
 
+    /// The next write to a page in `range`, which lies in a slot whose writes are logged, is noticed again: by a fault,
+    /// or because the processor logs it. The caller holds `GuestMemory.update`. Sleeps.
+    pub(super) fn protect(&mut self, range: GpaRange) {
+        let memory = self.flushing.memory;
+        // While there is a reset point every write right comes by a fault.
+        if !memory.logs_writes() || memory.reset.is_armed() {
+            return self.write_protect(range);
+        }
+        self.walk(range, true, |m, tables, cursor| {
+            m.table.clean_some(tables, cursor, BUDGET)
+        });
+    }
+
     /// Whether a page in `range` was accessed since mapped or last aged, and makes it count as not accessed. Where the
     /// processor has no accessed bits what is mapped there is unmapped.
     pub(super) fn age(&mut self, range: GpaRange) -> bool {

@@ -49,7 +49,7 @@ use crate::mem::format::{Format, Leaf, Perm};
 use split::{fill, split, Split};
 use table::{gone, retire};
 use visitors::{
-    Age, Clear, Entry, Join, Next, SplitLeaves, TestAccessed, Unmap, Visitor, WriteProtect,
+    Age, Clean, Clear, Entry, Join, Next, SplitLeaves, TestAccessed, Unmap, Visitor, WriteProtect,
 };
 
 /// What [`PageTable::map`] did.
@@ -483,6 +483,14 @@ impl<F: Format, T: Tables> PageTable<F, T> {
         whole: &mut dyn FnMut(Gpa, Level) -> bool,
     ) -> bool {
         self.scan(t, cur, budget, &mut Join::<F>(PhantomData, whole))
+    }
+
+    /// Makes the 4 KiB leaves in the range count as not written: the processor, which tells of writes by then, sets
+    /// their dirty bits anew. Larger leaves lose the write right, and so do all where the processor keeps no dirty
+    /// bits. Otherwise as [`PageTable::write_protect_some`].
+    #[inline]
+    pub fn clean_some(&self, t: &mut T, cur: &mut Cursor, budget: u32) -> bool {
+        self.scan(t, cur, budget, &mut Clean::<F>(PhantomData))
     }
 
     /// All that the table can map.

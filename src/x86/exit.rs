@@ -68,6 +68,8 @@ pub enum Exit {
     VirtualEoi(u8),
     /// APIC virtualisation: a trap-like write at this page offset (SDM 3C 30.4.3.3).
     ApicWrite(u16),
+    /// The processor's log of written pages is full (SDM 3C 29.3.6).
+    LogFull,
     /// The TPR shadow fell below the threshold.
     TprBelowThreshold,
     /// The processor refused the entry. The value is `hardware_entry_failure_reason`.
@@ -103,7 +105,7 @@ impl Exit {
                     ExitClass::Io
                 }
             }
-            Self::NestedFault(_) => ExitClass::NestedFault,
+            Self::NestedFault(_) | Self::LogFull => ExitClass::NestedFault,
             Self::CrAccess(_) => ExitClass::CrAccess,
             Self::DrAccess => ExitClass::DrAccess,
             Self::Exception(_) | Self::SplitLock => ExitClass::Exception,

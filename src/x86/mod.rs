@@ -27,8 +27,9 @@ mod vmx;
 
 // Ground: what guest memory keeps its translations in.
 
-/// The nested page table that the processor walks, and how far guest-physical and user addresses reach.
-pub(crate) use paging::nested::{address_limits, NestedTable};
+/// The nested page table that the processor walks, whether it logs what it sets dirty there, and how far guest-physical
+/// and user addresses reach.
+pub(crate) use paging::nested::{address_limits, processor_logs, NestedTable};
 
 // Face: what the files of user space and assigned devices are made of.
 

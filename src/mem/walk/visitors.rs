@@ -148,6 +148,28 @@ impl<F: Format, T: Tables> Visitor<T> for TestAccessed<F> {
     }
 }
 
+/// Clears dirty bits of the smallest leaves; takes the write right from others.
+pub(super) struct Clean<F>(pub(super) PhantomData<F>);
+
+impl<F: Format, T: Tables> Visitor<T> for Clean<F> {
+    #[inline]
+    fn leaf(&mut self, t: &mut T, cur: &mut Cursor, at: &Entry<T::Page>) -> Next {
+        if !F::HAS_AD || at.level != Level::L1 {
+            return WriteProtect::<F>(PhantomData).leaf(t, cur, at);
+        }
+        if !F::dirty(at.value) {
+            return Next::On;
+        }
+        let clean = F::clear_dirty(at.value);
+        let changed = t.cmpxchg(&at.table, at.index, at.value, clean);
+        if changed.is_ok() {
+            cur.flush = true;
+            cur.hit = true;
+        }
+        Next::on_if(changed)
+    }
+}
+
 /// Takes the write right away.
 pub(super) struct WriteProtect<F>(pub(super) PhantomData<F>);
 

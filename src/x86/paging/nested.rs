@@ -21,6 +21,11 @@ pub(crate) fn address_limits() -> (u64, u64) {
     (1 << width.clamp(36, 48), uaccess::end() as u64)
 }
 
+/// Whether the processor can log the pages whose dirty bits it sets ([`HwCaps::write_log`]).
+pub(crate) fn processor_logs() -> bool {
+    choose::caps().is_some_and(|c| c.write_log)
+}
+
 /// EPT or NPT, as the processor wants it.
 pub(crate) enum NestedTable {
     /// EPT with accessed and dirty flags (SDM 3C 29.3).
@@ -118,6 +123,16 @@ impl NestedTable {
         budget: u32,
     ) -> bool {
         dispatch!(self, t => t.write_protect_some(pool, cursor, budget))
+    }
+
+    /// [`PageTable::clean_some`].
+    pub(crate) fn clean_some(
+        &self,
+        pool: &mut TablePool,
+        cursor: &mut Cursor,
+        budget: u32,
+    ) -> bool {
+        dispatch!(self, t => t.clean_some(pool, cursor, budget))
     }
 
     /// [`PageTable::split_some`].

@@ -67,6 +67,7 @@ impl Runner<'_> {
             Exit::Xsetbv => self.xsetbv(stay),
             Exit::Io(io) => self.io(io, stay),
             Exit::NestedFault(f) => self.nested_fault(f, stay),
+            Exit::LogFull => self.log_full(stay),
             Exit::CrAccess(c) => self.cr_access(c, stay),
             Exit::DrAccess => self.dr_access(stay),
             Exit::Exception(e) => self.exception(e),

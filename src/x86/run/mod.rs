@@ -265,6 +265,11 @@ impl<'a> Runner<'a> {
                 return Some(self.ask(&exits::IrqWindowOpen));
             }
         }
+        if self.vm.memory.logs_writes() != self.s.write_log {
+            if let Err(e) = self.follow_write_log() {
+                return Some(Step::Fail(e));
+            }
+        }
         self.vcpu.follow_host_tsc(self.s);
         if self.s.pv.clock_stale {
             if let Some(step) = self

@@ -14,7 +14,7 @@ use crate::x86::exit::NestedFault;
 use crate::x86::irqchip::lapic::base;
 use crate::x86::vcpu::mmio::Accessed;
 use crate::x86::vcpu::state::Completion;
-use crate::x86::vendor::Stay;
+use crate::x86::vendor::{Stay, VcpuBackend};
 use kernel::prelude::*;
 
 impl Runner<'_> {
@@ -89,6 +89,33 @@ impl Runner<'_> {
         self.stats.exit(ExitClass::Mmio, 0);
         self.s.pending.io_port = None;
         self.decode_and_emulate(insn, Some(f), |op| !matches!(op, Op::Ins | Op::Outs))
+    }
+
+    /// The processor's log of written pages is full.
+    #[cold]
+    pub(super) fn log_full(&mut self, stay: Option<&Stay<'_>>) -> Step {
+        // At the end of the stay it has been emptied.
+        if let Some(stay) = stay {
+            self.collect_write_log(stay);
+        }
+        Step::Again
+    }
+
+    /// Takes what the processor has logged over to the dirty logs.
+    pub(super) fn collect_write_log(&mut self, stay: &Stay<'_>) {
+        if self.s.write_log {
+            let view = self.vm.memory.view_of(&self.s.ring);
+            self.s.hw.take_write_log(stay, |page| view.mark_dirty(page));
+        }
+    }
+
+    /// Has the processor log writes, or no more, as the slots want it. ENOMEM.
+    #[cold]
+    pub(super) fn follow_write_log(&mut self) -> Result {
+        let on = self.vm.memory.logs_writes();
+        self.s.hw.set_write_log(on)?;
+        self.s.write_log = on;
+        Ok(())
     }
 
     /// Maps the memory that is missing; `None`: it is a device, and an instruction has accessed it.

@@ -72,6 +72,8 @@ impl Runner<'_> {
                     r.stats.add(VcpuCounter::BranchBarriers, 1);
                 }
                 let stayed = r.enter_loop(stay, this_cpu.number());
+                // Before the vCPU counts as out of the guest: who has stopped it reads the log next.
+                r.collect_write_log(stay);
                 mitigate::end_stay(this_cpu.irqs_off());
                 stayed
             },
@@ -92,6 +94,9 @@ impl Runner<'_> {
             let generation = self.vm.memory.tlb_generation();
             let flush =
                 generation != self.s.last_stay.tlb_generation || cpu != self.s.last_stay.cpu;
+            if flush && self.vm.memory.logs_writes() != self.s.write_log {
+                return Stayed::Ended(Step::Leave);
+            }
             let params = self.entry_params(flush);
             let now = boot_cpu::rdtsc();
             if let Some((class, start)) = since {

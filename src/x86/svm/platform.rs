@@ -171,6 +171,7 @@ fn caps(svm: &cpuid::Leaf, quirks: Quirks) -> HwCaps {
         nested_1g: ext.edx & 1 << 26 != 0,
         nx_huge: false,
         nested_ad: true,
+        write_log: false,
         insn_len: svm.edx & feature::NRIPS != 0,
         rdtscp: ext.edx & 1 << 27 != 0,
         invpcid: l7.ebx & 1 << 10 != 0,

@@ -236,6 +236,8 @@ pub(crate) struct State {
     pub(crate) token: mitigate::Token,
     /// Where the pages go that the vCPU writes, if the VM has dirty rings.
     pub(crate) ring: Option<Arc<Ring>>,
+    /// The processor logs the pages that the guest writes.
+    pub(crate) write_log: bool,
     /// KVM_RUN came as far as an entry: the CPUID table is fixed.
     pub(crate) has_run: bool,
     /// Module parameter `check_entry`.
@@ -441,6 +443,7 @@ impl State {
             },
             token,
             ring,
+            write_log: false,
             has_run: false,
             check_entry: crate::params::check_entry(),
             signal_mask: None,

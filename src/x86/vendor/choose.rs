@@ -4,7 +4,7 @@
 use crate::linux::cost::Samples;
 use crate::linux::global::Owner;
 use crate::linux::irqflags::{IrqGuard, ThisCpu};
-use crate::mem::addr::Hpa;
+use crate::mem::addr::{Gpa, Hpa};
 use crate::x86::cpu::cpuid::GuestFeatures;
 use crate::x86::cpu::regs::{Seg, Segment};
 use crate::x86::exit::{Event, Exit};
@@ -262,6 +262,14 @@ impl VcpuBackend for Backend {
     #[inline]
     fn set_spinning(&mut self, on: bool) {
         dispatch!(self, v => v.set_spinning(on))
+    }
+
+    fn set_write_log(&mut self, on: bool) -> Result {
+        dispatch!(self, v => v.set_write_log(on))
+    }
+
+    fn take_write_log(&mut self, stay: &Stay<'_>, page: impl FnMut(Gpa)) {
+        dispatch!(self, v => v.take_write_log(stay, page))
     }
 
     fn set_exits(&mut self, exits: Exits) {

@@ -19,7 +19,7 @@ pub(crate) mod choose;
 
 use crate::linux::global::Owner;
 use crate::linux::irqflags::{IrqGuard, IrqsOff, ThisCpu};
-use crate::mem::addr::Hpa;
+use crate::mem::addr::{Gpa, Hpa};
 use crate::mem::mmu::InOwnMm;
 use crate::x86::cpu::cpuid::GuestFeatures;
 use crate::x86::cpu::index;
@@ -231,6 +231,8 @@ pub struct HwCaps {
     pub nx_huge: bool,
     /// Nested page tables have accessed and dirty flags.
     pub nested_ad: bool,
+    /// The processor can log the pages whose dirty flags it sets there ([`VcpuBackend::set_write_log`]).
+    pub write_log: bool,
     /// The processor gives instruction lengths for instruction exits.
     pub insn_len: bool,
     /// RDTSCP and RDPID may be shown to guests.
@@ -436,6 +438,16 @@ pub trait VcpuBackend: Sized {
 
     /// Vectors whose EOI has to exit, where the local APIC is virtualised. *Any*.
     fn set_eoi_exits(&mut self, _vectors: &[u32; 8]) {}
+
+    /// Has the processor log the pages whose dirty bits it sets in the nested page tables, from the next entry on, or no
+    /// more. Only where [`HwCaps::write_log`]. Outside stays; sleeps. Errors: ENOMEM.
+    fn set_write_log(&mut self, _on: bool) -> Result {
+        Ok(())
+    }
+
+    /// Calls `page` for each page that the processor has logged, and empties its log. To be called after
+    /// [`Exit::LogFull`], and at the end of each stay with the log on.
+    fn take_write_log(&mut self, _stay: &Stay<'_>, _page: impl FnMut(Gpa)) {}
 
     /// Chooses the optional exits. *Any*.
     fn set_exits(&mut self, exits: Exits);

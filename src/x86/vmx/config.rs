@@ -59,6 +59,9 @@ pub(super) struct VmcsConfig {
     pub(super) apicv: bool,
     /// The processor can keep the guest's TPR, so that CR8 accesses need no exit (SDM 3C 30.3).
     pub(super) tpr_shadow: bool,
+    /// The processor can log the pages whose dirty flags it sets in EPT (SDM 3C 29.3.6), and the module parameter lets
+    /// it.
+    pub(super) pml: bool,
     /// The preemption timer counts once in two to this power ticks of the TSC (SDM 3D A.6), where there is one.
     pub(super) timer_rate: Option<u32>,
     /// With it the processor can take posted interrupts, notified by this vector.
@@ -368,6 +371,9 @@ impl VmcsConfig {
             entry,
             apicv,
             tpr_shadow,
+            pml: crate::params::pml()
+                && ept_vpid & ept_cap::ACCESSED_DIRTY != 0
+                && may(index::VMX_PROCBASED_CTLS2, proc2::PML),
             posted: smp::posted_vector().filter(|_| {
                 apicv
                     && may(index::VMX_TRUE_PINBASED_CTLS, pin::POSTED_INTERRUPTS)
@@ -457,6 +463,7 @@ impl VmcsConfig {
             nested_1g: self.ept_vpid & ept_cap::PAGES_1G != 0,
             nx_huge: boot_cpu::bug(boot_cpu::Bug::ItlbMultihit),
             nested_ad: self.ept_vpid & ept_cap::ACCESSED_DIRTY != 0,
+            write_log: self.pml,
             insn_len: true,
             rdtscp: self.proc2 & proc2::RDTSCP != 0,
             invpcid: self.proc2 & proc2::INVPCID != 0,

@@ -24,7 +24,7 @@ pub(super) enum Class {
     Other,
 }
 
-/// Whether an EPT violation came in the course of an IRET that had already unblocked NMIs: bit 12 of its exit
+/// Whether an EPT violation or a full log came in the course of an IRET that had already unblocked NMIs: bit 12 of its exit
 /// qualification (SDM 3C 28.2.3).
 pub(super) const QUAL_NMI_UNBLOCKED: u64 = 1 << 12;
 
@@ -61,9 +61,7 @@ pub(super) fn decode(vm: Current<'_>, code: u32) -> (Exit, Class) {
         reason::APIC_WRITE => other(Exit::ApicWrite(
             (vm.read(EXIT_QUALIFICATION) & 0xfff) as u16,
         )),
-        reason::EPT_MISCONFIG | reason::PML_FULL => {
-            (Exit::Unknown(u64::from(code)), Class::Delivery)
-        }
+        reason::EPT_MISCONFIG => (Exit::Unknown(u64::from(code)), Class::Delivery),
         // The exit reason had bits beside its number.
         _ => instruction(code).map_or(other(Exit::Unknown(u64::from(code))), insn),
     }

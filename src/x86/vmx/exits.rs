@@ -44,6 +44,10 @@ impl LastExit {
             self.host_vector = (info & intr::VALID != 0).then_some(info as u8);
             return Exit::HostInterrupt;
         }
+        if reason == reason::PML_FULL {
+            self.interrupted_access(vm, blocking);
+            return Exit::LogFull;
+        }
         let (exit, class) = decode::decode(vm, reason & 0xffff);
         match class {
             Class::Instruction => self.insn_len = vm.read(EXIT_INSTRUCTION_LEN) as u8,
@@ -98,6 +102,13 @@ impl LastExit {
     /// EPT violation.
     #[inline(never)]
     pub(super) fn nested_fault(&mut self, vm: Current<'_>, blocking: &mut Blocking) -> Exit {
+        let q = self.interrupted_access(vm, blocking);
+        decode::nested_fault(vm, q)
+    }
+
+    /// What an access by guest-physical address was part of, when it exits. Gives the exit qualification.
+    #[inline(always)]
+    fn interrupted_access(&mut self, vm: Current<'_>, blocking: &mut Blocking) -> u64 {
         let q = vm.read(EXIT_QUALIFICATION);
         let info = vm.read(IDT_VECTORING_INFO);
         if info & intr::VALID != 0 {
@@ -105,7 +116,7 @@ impl LastExit {
         } else if q & decode::QUAL_NMI_UNBLOCKED != 0 {
             blocking.block_nmi(vm);
         }
-        decode::nested_fault(vm, q)
+        q
     }
 }
 

@@ -61,6 +61,7 @@ mod timer;
 mod vcpu;
 mod view;
 mod vmcs;
+mod write_log;
 mod written;
 
 use crate::abi::uapi;

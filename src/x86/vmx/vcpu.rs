@@ -24,11 +24,12 @@ use super::split_lock::{self, SplitLock};
 use super::state::{self, ControlState, RightsCache};
 use super::timer::Timer;
 use super::vmcs::*;
+use super::write_log::WriteLog;
 use super::written::{Written, ALWAYS_INTERCEPTED};
 use super::{decode, event, view};
 use crate::linux::irqflags::{IrqGuard, ThisCpu};
 use crate::linux::{cr, smp};
-use crate::mem::addr::Hpa;
+use crate::mem::addr::{Gpa, Hpa};
 use crate::x86::cpu::cpuid::GuestFeatures;
 use crate::x86::cpu::events::vector;
 use crate::x86::cpu::index;
@@ -92,6 +93,7 @@ pub(crate) struct VmxVcpu {
     pin: u32,
     timer: Timer,
     split_lock: SplitLock,
+    log: WriteLog,
 }
 
 impl VmxVcpu {
@@ -167,7 +169,8 @@ impl VmxVcpu {
         let mut proc2 = config.proc2;
         if let Some(apic) = &mut self.apic {
             self.pin = apic.set_up(vm, config);
-            proc2 = apic.write(vm, &self.shared);
+            // The log's own fields are written with the first entry.
+            proc2 = apic.write(vm, &self.shared, 0);
         }
         if let Some(tpr) = &self.tpr {
             tpr.set_up(vm);
@@ -303,9 +306,7 @@ impl VmxVcpu {
             unsafe { vm.write_control(TSC_MULTIPLIER, self.tsc_ratio) };
             self.written.tsc_ratio = self.tsc_ratio;
         }
-        if let Some(apic) = self.apic.as_mut().filter(|a| a.dirty) {
-            apic.write(vm, &self.shared);
-        }
+        self.write_proc2(vm);
         let spec_ctrl = self.msrs.spec_ctrl.is_passed();
         let bitmap = self
             .shared
@@ -332,6 +333,26 @@ impl VmxVcpu {
         } else {
             // Only checking: the entry may come on another CPU, and that one has to flush.
             self.stale |= self.flush.root | self.flush.linear;
+        }
+    }
+
+    /// Writes the secondary controls, and fields that go with them, if they have changed.
+    fn write_proc2(&mut self, vm: Current<'_>) {
+        let log = self.log.stale;
+        if log {
+            self.log.write(vm);
+        }
+        let more = self.log.controls();
+        match &mut self.apic {
+            Some(apic) if log || apic.dirty => {
+                apic.write(vm, &self.shared, more);
+            }
+            None if log => {
+                let proc2 = self.shared.config.proc2 | more;
+                // SAFETY: The controls of `config`, and the log, whose fields have been written.
+                unsafe { vm.write_control(PROC2_CONTROLS, proc2) };
+            }
+            _ => {}
         }
     }
 
@@ -418,6 +439,7 @@ impl VcpuBackend for VmxVcpu {
             pin: shared.config.pin,
             timer: Timer::OFF,
             split_lock: SplitLock::default(),
+            log: WriteLog::default(),
             shared,
         })
     }
@@ -716,6 +738,19 @@ impl VcpuBackend for VmxVcpu {
 
     fn set_spinning(&mut self, on: bool) {
         self.stale |= self.pause.adapt(on);
+    }
+
+    fn set_write_log(&mut self, on: bool) -> Result {
+        self.log.set(on)?;
+        self.stale |= self.log.stale;
+        Ok(())
+    }
+
+    #[inline]
+    fn take_write_log(&mut self, _stay: &Stay<'_>, page: impl FnMut(Gpa)) {
+        if let Some(vm) = self.current() {
+            self.log.take(vm, page);
+        }
     }
 
     fn set_exits(&mut self, exits: Exits) {

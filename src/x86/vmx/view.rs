@@ -53,6 +53,9 @@ fn controls(vm: Current<'_>, caps: &VmxCaps, c: &mut Controls) {
     if c.proc2 & proc2::TSC_SCALING != 0 {
         c.tsc_multiplier = vm.read(TSC_MULTIPLIER);
     }
+    if c.proc2 & proc2::PML != 0 {
+        c.pml_address = vm.read(PML_ADDRESS);
+    }
     if c.pin & pin::POSTED_INTERRUPTS != 0 {
         c.posted_vector = vm.read(POSTED_VECTOR);
         c.posted_descriptor = vm.read(POSTED_DESCRIPTOR);

@@ -122,6 +122,7 @@ fields! { Control, W16:
 fields! { Guest, W16:
     GUEST_ES_SELECTOR = 0x0800,
     GUEST_INTERRUPT_STATUS = 0x0810,
+    GUEST_PML_INDEX = 0x0812,
 }
 fields! { Host, W16:
     HOST_ES_SELECTOR = 0x0c00,
@@ -139,6 +140,7 @@ fields! { Control, W64:
     EXIT_MSR_STORE_ADDR = 0x2006,
     EXIT_MSR_LOAD_ADDR = 0x2008,
     ENTRY_MSR_LOAD_ADDR = 0x200a,
+    PML_ADDRESS = 0x200e,
     TSC_OFFSET = 0x2010,
     VIRTUAL_APIC_ADDR = 0x2012,
     APIC_ACCESS_ADDR = 0x2014,

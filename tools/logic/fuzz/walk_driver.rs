@@ -55,6 +55,7 @@ fn change_range<F: Format>(m: &mut Mem<F>, pt: &PageTable<F, Mem<F>>, gpa: Gpa, 
             }
         }
         13 => while !pt.write_protect_some(m, &mut cur, budget) {},
+        14 => while !pt.clean_some(m, &mut cur, budget) {},
         _ => while !pt.age_some(m, &mut cur, budget) {},
     }
 }

@@ -243,6 +243,13 @@ impl<F: Format> Mem<F> {
         cur.flush
     }
 
+    /// Has all of `range` count as not written; whether translations have to be flushed.
+    pub fn clean(&mut self, pt: &PageTable<F, Self>, range: GpaRange) -> bool {
+        let mut cur = Cursor::new(range);
+        while !pt.clean_some(self, &mut cur, u32::MAX) {}
+        cur.flush
+    }
+
     /// Removes all that is mapped in `range`; whether translations have to be flushed.
     pub fn unmap(&mut self, pt: &PageTable<F, Self>, range: GpaRange) -> bool {
         let mut cur = Cursor::new(range);

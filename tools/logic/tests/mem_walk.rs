@@ -634,6 +634,69 @@ fn allowed_changes() {
     allowed::<Stage2>(3, null::malformed);
 }
 
+fn cleaning<F: Format>(levels: u8, bad: fn(u64, Level) -> bool) {
+    let mut m = Mem::<F>::new();
+    let pt: PageTable<F, _> = m.create(levels).unwrap();
+    let written = Leaf {
+        dirty: true,
+        ..leaf(0x5000, Perm::RWX)
+    };
+    let g = 0x4000_0000;
+    for n in 0..4 {
+        let part = Leaf {
+            hpa: Hpa(0x5000 + 0x1000 * n),
+            ..written
+        };
+        let gpa = Gpa(g + 0x1000 * n);
+        let done = pt.map(&mut m, gpa, Level::L1, &part, Allow::New);
+        assert_eq!(done, Ok(Change::New));
+    }
+    let big = Leaf {
+        hpa: Hpa(0x20_0000),
+        ..written
+    };
+    let huge = g + 0x20_0000;
+    let done = pt.map(&mut m, Gpa(huge), Level::L2, &big, Allow::New);
+    assert_eq!(done, Ok(Change::New));
+    // Two of the four; they stay writable where the processor tells of the next write, and the others as they are.
+    assert!(m.clean(&pt, range(g + 0x1000, 0x2000)));
+    assert!(!m.clean(&pt, range(g + 0x1000, 0x2000)));
+    for n in 0..4 {
+        let at = m.lookup(&pt, Gpa(g + 0x1000 * n)).unwrap();
+        let cleaned = n == 1 || n == 2;
+        assert_eq!(F::dirty(at.raw), !(cleaned && F::HAS_AD), "{n}");
+        let perm = if cleaned && !F::HAS_AD {
+            Perm::RX
+        } else {
+            Perm::RWX
+        };
+        assert_eq!(at.perm, perm, "{n}");
+    }
+    // A huge leaf would hide which of its pages is written.
+    assert!(m.clean(&pt, range(huge + 0x3000, 0x1000)));
+    assert_eq!(m.lookup(&pt, Gpa(huge)).unwrap().perm, Perm::RX);
+    // Mapped again on a write fault it counts as written, and so do the parts that nobody has cleaned since.
+    let part = Leaf {
+        hpa: Hpa(0x20_3000),
+        ..written
+    };
+    let done = pt.map(&mut m, Gpa(huge + 0x3000), Level::L1, &part, Allow::More);
+    assert_eq!(done, Ok(Change::Upgraded));
+    let at = m.lookup(&pt, Gpa(huge + 0x3000)).unwrap();
+    assert!(at.perm == Perm::RWX && F::dirty(at.raw));
+    let at = m.lookup(&pt, Gpa(huge + 0x4000)).unwrap();
+    assert!(at.perm == Perm::RX && F::dirty(at.raw));
+    m.check(&pt, &bad);
+    m.destroy(pt, true);
+}
+
+#[test]
+fn cleaning_all_formats() {
+    cleaning::<Ept>(4, ept_malformed);
+    cleaning::<EptNoAd>(4, ept_malformed);
+    cleaning::<Npt>(4, npt_malformed);
+}
+
 #[test]
 fn bit_positions() {
     // 2 MiB of memory, accessed and dirty, as SDM 3C table 29-5 has it: write-back, ignore-PAT.

@@ -252,7 +252,6 @@ fn unused_controls() {
     for bit in [
         proc2::VM_FUNCTIONS,
         proc2::VMCS_SHADOWING,
-        proc2::PML,
         proc2::EPT_VE,
         proc2::MODE_BASED_EXECUTE,
         proc2::SUB_PAGE_WRITE,
@@ -263,6 +262,21 @@ fn unused_controls() {
     breaks("VM-exit MSR", |v| v.controls.exit_msr_store_count = 1);
     breaks("VM-exit MSR", |v| v.controls.exit_msr_load_count = 1);
     breaks("VM-entry MSR", |v| v.controls.entry_msr_load_count = 1);
+}
+
+#[test]
+fn write_log() {
+    let with = |address| {
+        let mut v = long();
+        v.controls.proc2 |= proc2::PML;
+        v.controls.pml_address = address;
+        v
+    };
+    assert_eq!(check(&with(0x5000), &caps()), Ok(()));
+    for bad in [0x5001, 1 << 39] {
+        let e = check(&with(bad), &caps()).unwrap_err();
+        assert!(e.rule.contains("PML address"), "{}", e.rule);
+    }
 }
 
 #[test]

@@ -17,7 +17,6 @@ const PROC_UNUSED: u32 = proc::TERTIARY | proc::IO_BITMAPS;
 /// Secondary processor-based controls whose fields rvmm does not fill.
 const PROC2_UNUSED: u32 = proc2::VM_FUNCTIONS
     | proc2::VMCS_SHADOWING
-    | proc2::PML
     | proc2::EPT_VE
     | proc2::MODE_BASED_EXECUTE
     | proc2::SUB_PAGE_WRITE
@@ -129,6 +128,13 @@ fn execution_memory(c: &Controls, caps: &VmxCaps) -> Result<(), Violation> {
     rules! { "SDM 3C 25.6.5";
         "the TSC multiplier must not be zero" =>
             s & proc2::TSC_SCALING == 0 || c.tsc_multiplier != 0, c.tsc_multiplier;
+    }
+    if s & proc2::PML != 0 {
+        rules! { EXEC;
+            "\"enable PML\" needs EPT" => ept, s;
+            "the PML address must be page-aligned and within the width" =>
+                page(c.pml_address, caps), c.pml_address;
+        }
     }
     if ept {
         check_eptp(c.eptp, caps)?;

@@ -86,6 +86,7 @@ pub struct Controls {
     pub vpid: u16,
     pub eptp: u64,
     pub tsc_multiplier: u64,
+    pub pml_address: u64,
     pub exit_msr_store_count: u32,
     pub exit_msr_load_count: u32,
     pub entry_msr_load_count: u32,

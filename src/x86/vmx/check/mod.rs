@@ -6,7 +6,7 @@
 //! with its section; `fields` is what they look at. Emulators accept more states than processors do; this check
 //! refuses what the manual refuses. Controls that rvmm never sets are refused outright, so their fields need no rules
 //! here: entry controls for state that it does not load (performance counters, BNDCFGS, processor trace, CET, LBR, user
-//! interrupts, PKRS, FRED), MSR areas, and execution controls with structures of their own (I/O bitmaps, PML, VM
+//! interrupts, PKRS, FRED), MSR areas, and execution controls with structures of their own (I/O bitmaps, VM
 //! functions, VMCS shadowing, #VE, sub-page permissions).
 //!
 //! All of it is pure: the caller reads the VMCS (`super::view`) and the capability MSRs (`super::config`).
