@@ -13,7 +13,8 @@ use crate::mem::invalidations::Gate;
 use crate::mem::memory::GuestMemory;
 use crate::mem::mmu::{self, InOwnMm, TablePool};
 use crate::mem::ring::Ring;
-use crate::mem::saved::{NotSaved, Round, Writer};
+use crate::mem::rounds::Round;
+use crate::mem::saved::{NotSaved, Writer};
 use crate::mem::slot_table::Entry;
 use crate::mem::slots::Slot;
 use crate::mem::view::MemoryView;
@@ -144,7 +145,7 @@ impl GuestMemory {
             return false;
         };
         let section = by.gate.enter();
-        // In the section: see `reset`.
+        // In the section: see `rounds`.
         if self.reset.is_armed() {
             return false;
         }

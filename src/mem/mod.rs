@@ -17,6 +17,7 @@ mod regions;
 mod removing;
 mod reset;
 pub(crate) mod ring;
+pub(crate) mod rounds;
 mod saved;
 pub(crate) mod slot_set;
 pub(crate) mod slot_table;

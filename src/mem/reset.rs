@@ -12,16 +12,8 @@
 //! `GuestMemory.update`: so no write of the kernel for a guest is between its look-up and its end. A change of slots
 //! takes the point away.
 //!
-//! # Fault against point
-//!
-//! A point or a reset begins a new [`Round`], waits for every fault that is in its section (`Gate`), and only then
-//! takes write rights away. A fault reads the round before it looks whether its page has been saved, and again in its
-//! section. Both sides write one word and read the other's, sequentially consistent, as a fault and an invalidation do.
-//! If the section began before the new round, what it mapped is found; if later, it sees the new round, and maps
-//! nothing. So behind the protection no leaf has the write right whose page has not been saved in this round, whoever
-//! faults: that no vCPU runs is not needed for it.
-//!
-//! [`Round`]: crate::mem::saved::Round
+//! Faults are kept apart from it by the handshake of `rounds`: behind the protection no leaf has the write right whose
+//! page has not been saved in this round. That does not need the mutexes.
 //!
 //! [`MemoryView::hva_to_write`]: crate::mem::memory::MemoryView::hva_to_write
 
@@ -49,7 +41,7 @@ impl GuestMemory {
         let store = Store::new(&self.slots.read(), limit)?;
         let store = KBox::new(store, GFP_KERNEL_ACCOUNT)?;
         let old = self.reset.replace(Point::Taken);
-        // In this order: see above.
+        // In this order: see `rounds`.
         self.await_faults();
         let mut removing = self.removing();
         match &old {
@@ -131,9 +123,9 @@ impl GuestMemory {
         result.map(|()| pages)
     }
 
-    /// User space is going to write to `range` by itself: saves its pages, but for those that are missing, of which
-    /// what user space brings is what they are. The address space is the VM's. ENODATA, ESTALE; EFAULT: no slot, or no
-    /// user memory; ENOSPC: the limit has been reached; ENOMEM, EINTR. Some of the pages may be saved then.
+    /// User space is going to write to `range` by itself: saves its pages, but for those that are missing: what user
+    /// space brings is what they are. The address space is the VM's. ENODATA, ESTALE; EFAULT: no slot, or no user
+    /// memory; ENOSPC: the limit has been reached; ENOMEM, EINTR. Some of the pages may be saved then.
     pub(crate) fn touch(&self, range: GpaRange) -> Result {
         let _update = self.update.lock();
         self.check_reset_point()?;

@@ -3,11 +3,12 @@
 //!
 //! # Ordering
 //!
-//! A copy is made without a lock and then entered under `point`. Whoever writes has seen the page entered before, so
-//! the copy that is entered holds nothing of any write: later copies of the same page are dropped.
+//! A copy is made without a lock and then entered under `point`, in the round in which it was made. Whoever writes has
+//! seen the page entered before, so the copy that is entered holds nothing of any write: later copies of the same page
+//! are dropped.
 //!
-//! [`Round`] changes with every point and every reset: what a fault has found out about its page in another round it
-//! does not act on (`reset`).
+//! Every point and every reset begins another [`Round`]: what a fault has found out about its page in one it does not
+//! act on in the next.
 //!
 //! Called by vCPU threads, in a stay (what does not sleep) and outside of one, and by ioctls. Nothing else is locked
 //! under `point`, which is held for a few steps.
@@ -17,10 +18,11 @@ use crate::linux::spin_irq::RawSpin;
 use crate::linux::uaccess;
 use crate::mem::addr::{Gpa, Hva, PAGE_OFFSET_MASK, PAGE_SIZE};
 use crate::mem::dirty;
+use crate::mem::rounds::{Round, Rounds};
 use crate::mem::slot_table::SlotTable;
 use crate::mem::slots::Slot;
 use crate::nospec;
-use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use core::sync::atomic::{AtomicBool, Ordering};
 use kernel::prelude::*;
 use kernel::uaccess::{UserPtr, UserSlice};
 
@@ -225,30 +227,11 @@ pub(super) enum Point {
     There(KBox<Store>),
 }
 
-/// Tells the time from one point or reset to the next from those before and after.
-///
-/// Bit 0: there is a point, or one is being set.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Round(u64);
-
-impl Round {
-    /// Whether writes have to be told before they happen.
-    #[inline(always)]
-    pub(super) const fn is_armed(self) -> bool {
-        self.0 & 1 != 0
-    }
-
-    /// The one after it.
-    const fn next(self, armed: bool) -> Self {
-        Self((self.0 | 1).wrapping_add(1) | armed as u64)
-    }
-}
-
 /// The reset point of a VM's memory.
 #[pin_data]
 pub(super) struct Reset {
-    /// The [`Round`]. Changes under `point`, and while no vCPU runs, but when the point is lost.
-    round: AtomicU64,
+    /// Change under `point`, and while no vCPU runs, but when the point is lost.
+    rounds: Rounds,
     /// More than the limit has been saved.
     over: AtomicBool,
     #[pin]
@@ -259,18 +242,16 @@ impl Reset {
     /// No point.
     pub(super) fn new() -> impl PinInit<Self> {
         pin_init!(Self {
-            round: AtomicU64::new(0),
+            rounds: Rounds::new(),
             over: AtomicBool::new(false),
             point <- RawSpin::new(Point::Never),
         })
     }
 
-    /// The round that it is. Sequentially consistent: see [`GuestMemory::set_reset_point`].
-    ///
-    /// [`GuestMemory::set_reset_point`]: crate::mem::memory::GuestMemory::set_reset_point
+    /// The present round.
     #[inline(always)]
     pub(super) fn round(&self) -> Round {
-        Round(self.round.load(Ordering::SeqCst))
+        self.rounds.now()
     }
 
     /// Whether writes have to be told before they happen.
@@ -313,13 +294,13 @@ impl Reset {
         }
         let gpa = gpa.page();
         let hva = hva & !(PAGE_OFFSET_MASK as usize);
-        let begun = {
+        let (begun, round) = {
             let mut point = match by {
                 Writer::Atomic => self.point.try_lock().ok_or(NotSaved::Fault)?,
                 _ => self.point.lock(),
             };
             match &mut *point {
-                Point::There(store) => store.begin(gpa, by)?,
+                Point::There(store) => (store.begin(gpa, by)?, self.round()),
                 Point::Taken => return Err(NotSaved::Fault),
                 Point::Never | Point::Lost => return Ok(()),
             }
@@ -342,7 +323,8 @@ impl Reset {
         let (result, _left) = {
             let mut point = self.point.lock();
             match &mut *point {
-                Point::There(store) if copied.is_ok() => {
+                // A copy from another round may hold writes that have been undone since.
+                Point::There(store) if copied.is_ok() && self.round() == round => {
                     let entered = store.enter(gpa, by, page);
                     if store.used > store.limit {
                         self.over.store(true, Ordering::Relaxed);
@@ -371,8 +353,7 @@ impl Reset {
     pub(super) fn replace(&self, point: Point) -> Point {
         let there = matches!(point, Point::There(_) | Point::Taken);
         let mut current = self.point.lock();
-        self.round
-            .store(self.round().next(there).0, Ordering::SeqCst);
+        self.rounds.begin(there);
         if let Point::There(store) = &point {
             self.over.store(store.used > store.limit, Ordering::Relaxed);
         } else if !there {

@@ -49,6 +49,7 @@ pub mod mem {
     pub mod index;
     pub mod invalidations;
     pub mod parts;
+    pub mod rounds;
     pub mod slot_set;
     pub mod slots;
     pub mod walk;
