@@ -49,7 +49,7 @@ module! {
         },
         pml: bool {
             default: true,
-            description: "Y: let the processor log writes to guest memory where user space wants to know (VMX, where it can)",
+            description: "let the processor log writes to guest memory for user space (VMX, where it can)",
         },
         allow_unsafe_interrupts: u8 {
             default: 0,

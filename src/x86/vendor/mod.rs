@@ -439,8 +439,8 @@ pub trait VcpuBackend: Sized {
     /// Vectors whose EOI has to exit, where the local APIC is virtualised. *Any*.
     fn set_eoi_exits(&mut self, _vectors: &[u32; 8]) {}
 
-    /// Has the processor log the pages whose dirty bits it sets in the nested page tables, from the next entry on, or no
-    /// more. Only where [`HwCaps::write_log`]. Outside stays; sleeps. Errors: ENOMEM.
+    /// Has the processor log the pages whose dirty bits it sets in the nested page tables, from the next entry on, or
+    /// no more. Only where [`HwCaps::write_log`]. Outside stays; sleeps. Errors: ENOMEM.
     fn set_write_log(&mut self, _on: bool) -> Result {
         Ok(())
     }

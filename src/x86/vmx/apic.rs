@@ -94,8 +94,8 @@ impl Apic {
         self.dirty = false;
         let proc2 = shared.config.apicv_controls(self.mode) | more;
         let [a, b, c, d, e, f, g, h] = self.eoi_exits.map(u64::from);
-        // SAFETY: The controls of the configuration; with them the guest reaches its own registers only. Those of `more`
-        // have their fields written: `VmxVcpu::write_stale` does both, and in the first stay there are none. The
+        // SAFETY: The controls of the configuration; with them the guest reaches its own registers only. Those of
+        // `more` have their fields written: `VmxVcpu::write_proc2` does both, and at the set-up there are none. The
         // APIC-access page is mapped only while every vCPU of the VM virtualises accesses to it: the core's promise.
         // More exits by EOI do no harm.
         unsafe {

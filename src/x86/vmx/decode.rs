@@ -24,8 +24,8 @@ pub(super) enum Class {
     Other,
 }
 
-/// Whether an EPT violation or a full log came in the course of an IRET that had already unblocked NMIs: bit 12 of its exit
-/// qualification (SDM 3C 28.2.3).
+/// Whether an EPT violation or a full log came in the course of an IRET that had already unblocked NMIs: bit 12 of its
+/// exit qualification (SDM 3C 28.2.3).
 pub(super) const QUAL_NMI_UNBLOCKED: u64 = 1 << 12;
 
 /// The exits by basic exit reason.
