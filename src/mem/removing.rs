@@ -4,6 +4,7 @@
 //! Called by slot changes, dirty logs and notifier callbacks, any number of them at a time, and by faults that replace
 //! what is mapped.
 
+use crate::linux::sched;
 use crate::mem::addr::{Gpa, GpaRange, Level};
 use crate::mem::memory::GuestMemory;
 use crate::mem::mmu::TablePool;
@@ -57,7 +58,7 @@ impl Removing<'_> {
                 return cursor.hit;
             }
             if may_sleep {
-                crate::linux::sched::cond_resched();
+                sched::cond_resched();
             }
         }
     }
@@ -95,8 +96,11 @@ impl Removing<'_> {
                 self.flushing.needed |= cursor.flush;
                 return;
             }
-            may_split = may_split && (!self.tables.is_low() || self.tables.top_up().is_ok());
-            crate::linux::sched::cond_resched();
+            // Who is being killed only has to leave what is true.
+            may_split = may_split
+                && !sched::fatal_signal_pending()
+                && (!self.tables.is_low() || self.tables.top_up().is_ok());
+            sched::cond_resched();
         }
     }
 
