@@ -89,13 +89,13 @@ impl Runner<'_> {
         // Every iteration but the first enters with the exit before it handled.
         loop {
             if !self.may_enter() {
-                return Stayed::Ended(Step::Leave);
+                return self.leave(since);
             }
             let generation = self.vm.memory.tlb_generation();
             let flush =
                 generation != self.s.last_stay.tlb_generation || cpu != self.s.last_stay.cpu;
             if flush && self.vm.memory.logs_writes() != self.s.write_log {
-                return Stayed::Ended(Step::Leave);
+                return self.leave(since);
             }
             let params = self.entry_params(flush);
             let now = boot_cpu::rdtsc();
@@ -126,6 +126,15 @@ impl Runner<'_> {
                 Err(end) => return end,
             }
         }
+    }
+
+    /// The stay ends before an entry; the last exit, and when it came, have still to be counted.
+    #[cold]
+    fn leave(&self, since: Option<(ExitClass, u64)>) -> Stayed {
+        if let Some((class, start)) = since {
+            self.stats.exit(class, boot_cpu::rdtsc().wrapping_sub(start));
+        }
+        Stayed::Ended(Step::Leave)
     }
 
     /// Handles `exit`, and those of the entries that repeat the last one. Gives the last exit's class and the time at
