@@ -81,11 +81,11 @@ module! {
         },
         nx_huge_pages: u8 {
             default: 2,
-            description: "guests' huge pages are for data alone: 0 never, 1 always, 2 where code in one endangers the host",
+            description: "guests' huge pages are for data alone: 0 no, 1 yes, 2 where code in one endangers the host",
         },
         nx_huge_pages_recovery_period_ms: u32 {
             default: 0,
-            description: "milliseconds between rounds that join huge pages which were split for code; 0: an hour by the ratio",
+            description: "milliseconds between rounds that join huge pages split for code; 0: an hour by the ratio",
         },
         nx_huge_pages_recovery_ratio: u32 {
             default: 60,

@@ -194,15 +194,18 @@ impl GuestMemory {
             self.touches.record(gpa);
         }
         // A page that is still protected from a log which has ended.
-        done || write
-            && self
-                .table
-                .map(tables, page, Level::L1, &leaf, Allow::More)
-                .is_ok()
+        done || write && self.map_more(tables, page, &leaf).is_ok()
+    }
+
+    /// Maps a small page at `gpa`, or adds rights to it. Not in the frame of its callers, whose other ways are shorter.
+    #[inline(never)]
+    fn map_more(&self, tables: &mut TablePool, gpa: Gpa, leaf: &Leaf) -> Result<Change, MapError> {
+        self.table.map(tables, gpa, Level::L1, leaf, Allow::More)
     }
 
     /// [`GuestMemory::fault_resident`] where writes are logged: the page gets the right to be written, in a leaf of its
     /// own, and is marked. A read does the same, see [`HostPage::find`].
+    #[inline(never)]
     fn logged_resident(
         &self,
         entry: &Entry,
@@ -229,9 +232,7 @@ impl GuestMemory {
             accessed: true,
             dirty: true,
         };
-        let mapped = self
-            .table
-            .map(by.tables, gpa.page(), Level::L1, &leaf, Allow::More);
+        let mapped = self.map_more(by.tables, gpa.page(), &leaf);
         drop(section);
         let Ok(change) = mapped else {
             return false;

@@ -56,8 +56,8 @@ impl Parts {
         self.count.load(Ordering::Relaxed) != 0
     }
 
-    /// The round that is due at `now` (nanoseconds), if there is one and nobody else does it. `ratio` 0: there are none.
-    /// They are `period_ms` apart; 0: so that `ratio` of them take an hour, but a second at least.
+    /// The round that is due at `now` (nanoseconds), if nobody else does it; none if `ratio` is 0. They
+    /// are `period_ms` apart; 0: so that `ratio` of them take an hour, but a second at least.
     pub fn begin(&self, now: u64, ratio: u32, period_ms: u32) -> Option<Round> {
         let parts = self.count.load(Ordering::Relaxed);
         if ratio == 0 || parts == 0 {

@@ -77,8 +77,8 @@ impl Removing<'_> {
         });
     }
 
-    /// Takes the write right from `range`, and splits huge leaves there, so that the next write to one of their pages is
-    /// that of a small page; where memory is short they stay, without the right. Sleeps.
+    /// Takes the write right from `range`, and splits huge leaves there, so that the next write to one of their pages
+    /// is that of a small page; where memory is short they stay, without the right. Sleeps.
     pub(super) fn split(&mut self, range: GpaRange) {
         let mut cursor = Cursor::new(range);
         let mut may_split = true;
