@@ -132,7 +132,8 @@ impl Runner<'_> {
     #[cold]
     fn leave(&self, since: Option<(ExitClass, u64)>) -> Stayed {
         if let Some((class, start)) = since {
-            self.stats.exit(class, boot_cpu::rdtsc().wrapping_sub(start));
+            self.stats
+                .exit(class, boot_cpu::rdtsc().wrapping_sub(start));
         }
         Stayed::Ended(Step::Leave)
     }
