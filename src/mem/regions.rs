@@ -136,8 +136,8 @@ impl GuestMemory {
         Ok(())
     }
 
-    /// A log begins: as [`Removing::protect`], but without write rights and in small leaves if huge ones are to be split
-    /// ahead of writes.
+    /// A log begins: as [`Removing::protect`], but without write rights and in small leaves if huge ones are to be
+    /// split ahead of writes.
     fn begin_log(&self, removing: &mut Removing<'_>, range: GpaRange) {
         if self.largest != Level::L1 && params::eager_page_split() {
             removing.split(range);
@@ -285,16 +285,23 @@ impl GuestMemory {
     /// before: a write in between sets its bit again. User space looks at the pages when the ioctl has returned,
     /// and `removing` has flushed by then, once for all of them.
     fn protect_word(&self, removing: &mut Removing<'_>, slot: &Slot, w: u64, bits: u64) {
+        let first = bits.trailing_zeros();
+        let count = u64::BITS
+            .saturating_sub(bits.leading_zeros())
+            .saturating_sub(first);
         // Where a log begins with all pages set their huge leaves are still writable.
-        let full = self.initially_set.load(Ordering::Relaxed);
+        if !self.initially_set.load(Ordering::Relaxed) {
+            let page = w.wrapping_mul(dirty::WORD_PAGES).wrapping_add(first.into());
+            let start = slot.gpa.wrapping_add(page.wrapping_mul(PAGE_SIZE));
+            if let Some(range) = GpaRange::new(start, u64::from(count).wrapping_mul(PAGE_SIZE)) {
+                removing.protect_pages(range, bits.wrapping_shr(first));
+            }
+            return;
+        }
         for (page, n) in dirty::runs(w, bits) {
             let start = slot.gpa.wrapping_add(page.wrapping_mul(PAGE_SIZE));
             if let Some(range) = GpaRange::new(start, n.wrapping_mul(PAGE_SIZE)) {
-                if full {
-                    self.begin_log(removing, range);
-                } else {
-                    removing.protect(range);
-                }
+                self.begin_log(removing, range);
             }
         }
     }

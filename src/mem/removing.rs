@@ -43,11 +43,10 @@ impl Removing<'_> {
     /// Repeats `step` until it is done, letting others run in between if `may_sleep`.
     fn walk(
         &mut self,
-        range: GpaRange,
+        mut cursor: Cursor,
         may_sleep: bool,
         mut step: impl FnMut(&GuestMemory, &mut TablePool, &mut Cursor) -> bool,
     ) -> bool {
-        let mut cursor = Cursor::new(range);
         loop {
             let done = {
                 let _tables_stay = rcu::read_lock();
@@ -65,14 +64,14 @@ impl Removing<'_> {
 
     /// Unmaps `range`.
     pub(super) fn unmap(&mut self, range: GpaRange, may_sleep: bool) {
-        self.walk(range, may_sleep, |m, tables, cursor| {
+        self.walk(Cursor::new(range), may_sleep, |m, tables, cursor| {
             m.table.unmap_some(tables, cursor, BUDGET)
         });
     }
 
     /// Takes the write right from `range`. Sleeps.
     pub(super) fn write_protect(&mut self, range: GpaRange) {
-        self.walk(range, true, |m, tables, cursor| {
+        self.walk(Cursor::new(range), true, |m, tables, cursor| {
             m.table.write_protect_some(tables, cursor, BUDGET)
         });
     }
@@ -107,7 +106,7 @@ impl Removing<'_> {
     /// Unmaps the areas of 2 MiB or 1 GiB in `range` that are mapped in parts and of which `whole` says that they need
     /// not be. Sleeps.
     pub(super) fn join(&mut self, range: GpaRange, mut whole: impl FnMut(Gpa, Level) -> bool) {
-        self.walk(range, true, |m, tables, cursor| {
+        self.walk(Cursor::new(range), true, |m, tables, cursor| {
             m.table.join_some(tables, cursor, BUDGET, &mut whole)
         });
     }
@@ -115,20 +114,31 @@ impl Removing<'_> {
     /// The next write to a page in `range`, which lies in a slot whose writes are logged, is noticed again: by a fault,
     /// or because the processor logs it. The caller holds `GuestMemory.update`. Sleeps.
     pub(super) fn protect(&mut self, range: GpaRange) {
+        self.protect_meant(Cursor::new(range));
+    }
+
+    /// As [`Removing::protect`], of no more than 64 pages those with a bit in `pages`.
+    pub(super) fn protect_pages(&mut self, range: GpaRange, pages: u64) {
+        self.protect_meant(Cursor::of_pages(range, pages));
+    }
+
+    fn protect_meant(&mut self, cursor: Cursor) {
         let memory = self.flushing.memory;
         // While there is a reset point every write right comes by a fault.
-        if !memory.logs_writes() || memory.reset.is_armed() {
-            return self.write_protect(range);
-        }
-        self.walk(range, true, |m, tables, cursor| {
-            m.table.clean_some(tables, cursor, BUDGET)
+        let clean = memory.logs_writes() && !memory.reset.is_armed();
+        self.walk(cursor, true, |m, tables, cursor| {
+            if clean {
+                m.table.clean_some(tables, cursor, BUDGET)
+            } else {
+                m.table.write_protect_some(tables, cursor, BUDGET)
+            }
         });
     }
 
     /// Whether a page in `range` was accessed since mapped or last aged, and makes it count as not accessed. Where the
     /// processor has no accessed bits what is mapped there is unmapped.
     pub(super) fn age(&mut self, range: GpaRange) -> bool {
-        self.walk(range, false, |m, tables, cursor| {
+        self.walk(Cursor::new(range), false, |m, tables, cursor| {
             m.table.age_some(tables, cursor, BUDGET)
         })
     }

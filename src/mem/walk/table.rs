@@ -153,6 +153,8 @@ pub struct Cursor {
     start: u64,
     pub(super) pos: u64,
     pub(super) end: u64,
+    /// Which pages of 4 KiB are meant, by their number in the range; all ones: all.
+    pages: u64,
     /// Set when translations have to be flushed, after the last piece at the latest.
     pub flush: bool,
     /// Set when something was found: a leaf removed, accessed or changed, depending on the operation.
@@ -167,9 +169,27 @@ impl Cursor {
             start: range.start().0,
             pos: range.start().0,
             end: range.end().0,
+            pages: u64::MAX,
             flush: false,
             hit: false,
         }
+    }
+
+    /// At the start of `range`, of no more than 64 pages of 4 KiB, of which those are meant that have a bit in `pages`:
+    /// for [`PageTable::write_protect_some`](super::PageTable::write_protect_some) and
+    /// [`PageTable::clean_some`](super::PageTable::clean_some).
+    #[inline]
+    pub const fn of_pages(range: GpaRange, pages: u64) -> Self {
+        let mut cursor = Self::new(range);
+        cursor.pages = pages;
+        cursor
+    }
+
+    /// Whether the page of 4 KiB at `base` is meant, which lies in the range.
+    #[inline]
+    pub(super) const fn means(&self, base: u64) -> bool {
+        let number = base.wrapping_sub(self.start) >> Level::L1.shift();
+        self.pages == u64::MAX || self.pages.wrapping_shr(number as u32) & 1 != 0
     }
 
     /// Whether the `size` bytes from `base` lie inside the range.

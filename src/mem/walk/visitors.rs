@@ -157,7 +157,7 @@ impl<F: Format, T: Tables> Visitor<T> for Clean<F> {
         if !F::HAS_AD || at.level != Level::L1 {
             return WriteProtect::<F>(PhantomData).leaf(t, cur, at);
         }
-        if !F::dirty(at.value) {
+        if !F::dirty(at.value) || !cur.means(at.base) {
             return Next::On;
         }
         let clean = F::clear_dirty(at.value);
@@ -177,7 +177,8 @@ impl<F: Format, T: Tables> Visitor<T> for WriteProtect<F> {
     #[inline]
     fn leaf(&mut self, t: &mut T, cur: &mut Cursor, at: &Entry<T::Page>) -> Next {
         let perm = F::perm(at.value);
-        if !perm.contains(Perm::W) {
+        let meant = at.level != Level::L1 || cur.means(at.base);
+        if !perm.contains(Perm::W) || !meant {
             return Next::On;
         }
         let less = F::set_perm(at.value, perm.without(Perm::W));

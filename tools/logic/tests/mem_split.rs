@@ -63,7 +63,10 @@ fn expect<F: Format>(
     }
 }
 
-fn all_formats(test: [fn(u8, fn(u64, Level) -> bool); 4]) {
+/// A test of one format: levels, and which entries are malformed.
+type Test = fn(u8, fn(u64, Level) -> bool);
+
+fn all_formats(test: [Test; 4]) {
     test[0](4, ept_malformed);
     test[1](4, ept_malformed);
     test[2](5, npt_malformed);

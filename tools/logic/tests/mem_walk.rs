@@ -690,6 +690,51 @@ fn cleaning<F: Format>(levels: u8, bad: fn(u64, Level) -> bool) {
     m.destroy(pt, true);
 }
 
+/// Of 64 pages those that a word of a log names, and no others.
+fn pages_of_a_word<F: Format>(levels: u8) {
+    let g = 0x4000_0000;
+    for (clean, word) in [
+        (false, 0x8000_0000_0000_0005u64),
+        (true, 0xa),
+        (false, !0),
+        (true, !0),
+    ] {
+        let mut m = Mem::<F>::new();
+        let pt: PageTable<F, _> = m.create(levels).unwrap();
+        for n in 0..64 {
+            let page = Leaf {
+                dirty: true,
+                ..leaf(0x10_0000 + 0x1000 * n, Perm::RWX)
+            };
+            let done = pt.map(&mut m, Gpa(g + 0x1000 * n), Level::L1, &page, Allow::New);
+            assert_eq!(done, Ok(Change::New));
+        }
+        let mut cursor = Cursor::of_pages(range(g, 64 * 0x1000), word);
+        let done = if clean {
+            pt.clean_some(&mut m, &mut cursor, u32::MAX)
+        } else {
+            pt.write_protect_some(&mut m, &mut cursor, u32::MAX)
+        };
+        assert!(done && cursor.flush);
+        for n in 0..64 {
+            let at = m.lookup(&pt, Gpa(g + 0x1000 * n)).unwrap();
+            let changed = if clean && F::HAS_AD {
+                !F::dirty(at.raw)
+            } else {
+                at.perm == Perm::RX
+            };
+            assert_eq!(changed, word >> n & 1 != 0, "{clean} {word:#x} {n}");
+        }
+    }
+}
+
+#[test]
+fn pages_of_a_word_all_formats() {
+    pages_of_a_word::<Ept>(4);
+    pages_of_a_word::<EptNoAd>(4);
+    pages_of_a_word::<Npt>(4);
+}
+
 #[test]
 fn cleaning_all_formats() {
     cleaning::<Ept>(4, ept_malformed);
