@@ -120,6 +120,13 @@ impl GuestMemory {
             self.unmap(range, true);
             self.set_leaving(None);
         }
+        if plan.change == Change::Move && self.logs_writes() {
+            // What processors have logged by the old addresses finds no slot.
+            let slots = self.slots.read();
+            if let Some(log) = update.entry(&slots, wanted.id).and_then(Entry::bitmap) {
+                log.fill(wanted.npages);
+            }
+        }
         if let (Some(dma), Change::Delete, Some(old)) = (&update.dma, plan.change, &leaving) {
             dma.remove(old);
         }
@@ -171,7 +178,7 @@ impl GuestMemory {
     /// there any more. `mm` is the VM's, in which the caller runs. Sleeps.
     #[inline]
     pub(crate) fn recover_parts(&self, mm: &Mm) {
-        if self.parts.any() {
+        if self.parts.any() && !self.reset.is_armed() {
             self.recover_due(mm);
         }
     }

@@ -79,6 +79,8 @@ impl Removing<'_> {
     /// Takes the write right from `range`, and splits huge leaves there, so that the next write to one of their pages
     /// is that of a small page; where memory is short they stay, without the right. Sleeps.
     pub(super) fn split(&mut self, range: GpaRange) {
+        let memory = self.flushing.memory;
+        let clean = memory.logs_writes() && !memory.reset.is_armed();
         let mut cursor = Cursor::new(range);
         let mut may_split = true;
         loop {
@@ -86,7 +88,7 @@ impl Removing<'_> {
                 let _tables_stay = rcu::read_lock();
                 let (table, tables) = (&self.flushing.memory.table, &mut self.tables);
                 if may_split {
-                    table.split_some(tables, &mut cursor, BUDGET)
+                    table.split_some(tables, &mut cursor, BUDGET, clean)
                 } else {
                     table.write_protect_some(tables, &mut cursor, BUDGET)
                 }

@@ -104,10 +104,11 @@ impl GuestMemory {
                 .hva(saved.gpa)
                 .ok_or(EFAULT)
                 .and_then(|hva| put_back_page(hva, &saved.page));
+            // Also when a part of it may have been put back.
+            view.mark_dirty(saved.gpa);
             if result.is_err() {
                 break;
             }
-            view.mark_dirty(saved.gpa);
             if let Some(range) = GpaRange::new(saved.gpa, PAGE_SIZE) {
                 removing.write_protect(range);
             }

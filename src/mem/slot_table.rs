@@ -8,7 +8,7 @@ use crate::mem::dirty;
 use crate::mem::ring::Ring;
 use crate::mem::slot_set::{self, SlotSet};
 use crate::nospec::Nospec;
-use core::sync::atomic::{AtomicU64, Ordering};
+use core::sync::atomic::{fence, AtomicU64, Ordering};
 use kernel::prelude::*;
 use kernel::sync::Arc;
 
@@ -40,6 +40,8 @@ impl DirtyBitmap {
 
     pub(super) fn set(&self, page: u64) {
         let (word, bit) = dirty::bit(page);
+        // A bit that is seen set must not have been taken before the write.
+        fence(Ordering::SeqCst);
         if let Some(w) = self.words.get_nospec(word as usize) {
             if w.load(Ordering::Relaxed) & bit == 0 {
                 w.fetch_or(bit, Ordering::Relaxed);

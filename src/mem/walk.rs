@@ -466,9 +466,10 @@ impl<F: Format, T: Tables> PageTable<F, T> {
     /// or until `alloc` gives nothing: the caller goes on with more tables, or with
     /// [`PageTable::write_protect_some`]. Returns true at the end of the range and sets `cur.flush` if a flush is
     /// needed.
+    /// With `clean` leaves of 4 KiB that are there already are treated as by [`PageTable::clean_some`].
     #[inline]
-    pub fn split_some(&self, t: &mut T, cur: &mut Cursor, budget: u32) -> bool {
-        self.scan(t, cur, budget, &mut SplitLeaves::<F>(PhantomData))
+    pub fn split_some(&self, t: &mut T, cur: &mut Cursor, budget: u32, clean: bool) -> bool {
+        self.scan(t, cur, budget, &mut SplitLeaves::<F>(PhantomData, clean))
     }
 
     /// Removes the tables of 2 MiB or 1 GiB that are in the range as a whole and of which `whole` says that one leaf

@@ -112,6 +112,8 @@ impl ResetPoint {
             return Err(EBUSY);
         }
         let mut held = hold(&inner.vcpus)?;
+        // Before what vCPUs have been sent: an interrupt that comes meanwhile is in both, not in neither.
+        let chip = vm.chip.image()?;
         for (vcpu, s) in inner.vcpus.iter().zip(held.iter_mut()) {
             Runner::new(vm, vcpu, s)?.handle_requests();
         }
@@ -125,7 +127,7 @@ impl ResetPoint {
         let point = Point {
             then,
             vcpus,
-            chip: vm.chip.image()?,
+            chip,
             clock: vm.clock.image(),
         };
         let point = KBox::new(point, GFP_KERNEL_ACCOUNT)?;
@@ -150,6 +152,10 @@ impl ResetPoint {
         let ticks = elapsed.ticks(scale);
         vm.clock
             .put_back(&point.clock, &elapsed, ticks, |lost| scale.apply(lost));
+        // What comes once the controllers are back is not forgotten.
+        for (vcpu, s) in inner.vcpus.iter().zip(held.iter_mut()) {
+            Image::forget_requests(vm, vcpu, s);
+        }
         vm.chip.put_back(point.chip.as_ref(), elapsed.timer_ns());
         for ((vcpu, s), image) in inner.vcpus.iter().zip(held.iter_mut()).zip(&point.vcpus) {
             image.put_back(vm, vcpu, s, &elapsed)?;

@@ -191,11 +191,14 @@ impl<F: Format, T: Tables> Visitor<T> for WriteProtect<F> {
     }
 }
 
-/// Takes the write right away, and huge leaves apart.
-pub(super) struct SplitLeaves<F>(pub(super) PhantomData<F>);
+/// Takes the write right away, and huge leaves apart; with the flag it does with the smallest leaves as [`Clean`].
+pub(super) struct SplitLeaves<F>(pub(super) PhantomData<F>, pub(super) bool);
 
 impl<F: Format, T: Tables> Visitor<T> for SplitLeaves<F> {
     fn leaf(&mut self, t: &mut T, cur: &mut Cursor, at: &Entry<T::Page>) -> Next {
+        if at.level == Level::L1 && self.1 {
+            return Clean::<F>(PhantomData).leaf(t, cur, at);
+        }
         if at.level == Level::L1 {
             return WriteProtect::<F>(PhantomData).leaf(t, cur, at);
         }

@@ -141,8 +141,9 @@ impl NestedTable {
         pool: &mut TablePool,
         cursor: &mut Cursor,
         budget: u32,
+        clean: bool,
     ) -> bool {
-        dispatch!(self, t => t.split_some(pool, cursor, budget))
+        dispatch!(self, t => t.split_some(pool, cursor, budget, clean))
     }
 
     /// [`PageTable::join_some`].

@@ -5,6 +5,7 @@
 //! Not part of it is how user space has configured the vCPU or the VM (CPUID, capabilities, MSR filter, signal mask),
 //! and what the host has found out for itself. `snapshot` calls this under the vCPU's mutex, outside stays.
 
+use crate::abi::exits;
 use crate::linux::page::DataPage;
 use crate::x86::cpu::events::vector;
 use crate::x86::cpu::msr::MsrFile;
@@ -115,7 +116,6 @@ impl Image {
         elapsed: &Elapsed,
     ) -> Result {
         s.hw.put_back(&self.vendor)?;
-        self.forget_requests(vm, vcpu, s);
         s.cpu.clone_from(&self.cpu);
         s.cpu.avail = Groups::ALL;
         s.cpu.dirty = Groups::ALL;
@@ -152,16 +152,19 @@ impl Image {
         vcpu.apply_all(vm, s, &Action::ALL);
         vcpu.shared
             .set_direct(s.apic.posted && !s.debug.blocks_interrupts());
+        // Who wants the vCPU not to run has perhaps said so since.
+        let kick = vcpu.run.get(exits::IMMEDIATE_EXIT);
         for page in vcpu.run.pages() {
             if let Some(saved) = self.run.iter().find(|p| p.number == page.number()) {
                 page.load(&saved.bytes);
             }
         }
+        vcpu.run.put(exits::IMMEDIATE_EXIT, kick);
         Ok(())
     }
 
     /// What was sent to the vCPU has not been sent.
-    fn forget_requests(&self, vm: &Vm, vcpu: &Vcpu, s: &mut State) {
+    pub(crate) fn forget_requests(vm: &Vm, vcpu: &Vcpu, s: &mut State) {
         let shared = &vcpu.shared;
         // A ring that is full stays so.
         let requests = shared.take_requests(!request::RING_FULL);

@@ -238,7 +238,7 @@ impl<F: Format> Ctx<F> {
     /// A log begins: huge leaves are split, writes fault.
     fn split(&mut self, range: GpaRange) {
         self.removing(range, true, |table, c, cursor| {
-            table.split_some(c, cursor, 1024)
+            table.split_some(c, cursor, 1024, false)
         });
     }
 

@@ -42,7 +42,7 @@ fn tree<F: Format>(levels: u8, level: Level, leaf: &Leaf) -> (Mem<F>, Table<F>) 
 /// Splits `range`; what has to be flushed, and whether it got to the end.
 fn split<F: Format>(m: &mut Mem<F>, pt: &Table<F>, range: GpaRange) -> (bool, bool) {
     let mut cur = Cursor::new(range);
-    let done = pt.split_some(m, &mut cur, u32::MAX);
+    let done = pt.split_some(m, &mut cur, u32::MAX, false);
     (cur.flush, done)
 }
 
@@ -170,7 +170,7 @@ fn giant<F: Format>(levels: u8, bad: fn(u64, Level) -> bool) {
     let mut pieces = 0;
     loop {
         m.quota = 8;
-        if pieces == 10 || pt.split_some(&mut m, &mut cur, 600) {
+        if pieces == 10 || pt.split_some(&mut m, &mut cur, 600, false) {
             break;
         }
         pieces += 1;

@@ -959,7 +959,7 @@ fn random<F: Format>(seed: u64, levels: u8, bad: fn(u64, Level) -> bool, failure
                 let len = 0x1000 << rng.below(11);
                 let mut cur = Cursor::new(range(start, len));
                 let budget = [1, 7, 600, u32::MAX][rng.below(4) as usize];
-                while !pt.split_some(&mut m, &mut cur, budget) {}
+                while !pt.split_some(&mut m, &mut cur, budget, false) {}
                 for (_, p) in model.range_mut(start..start + len) {
                     p.perm = p.perm.without(Perm::W);
                 }
