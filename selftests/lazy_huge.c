@@ -22,6 +22,14 @@ static uint64_t slow_faults(struct vm *vm)
 	return is_rvmm() ? lazy_statistic(vm->fd, "slow_faults") : 0;
 }
 
+/* A write to a page that has been read from the log: a fault, or none where the processor logs writes. */
+#define CHECK_LOGGED(vm, what) do {						\
+	uint64_t before_ = faults(vm);						\
+	what;									\
+	if (is_rvmm())								\
+		CHECK(faults(vm) - before_ <= 1);				\
+} while (0)
+
 #define CHECK_FAULTS(vm, n, what) do {						\
 	uint64_t before_ = faults(vm);						\
 	what;									\
@@ -106,7 +114,7 @@ TEST(huge_log)
 		CHECK_FAULTS(&vm, 0, write_page(&vm, 5));
 		CHECK_FAULTS(&vm, 1, write_page(&vm, 600));
 		CHECK_LOG(&vm, 5, 600);
-		CHECK_FAULTS(&vm, 1, write_page(&vm, 5));
+		CHECK_LOGGED(&vm, write_page(&vm, 5));
 		CHECK_FAULTS(&vm, 1, write_page(&vm, 4));
 		CHECK_FAULTS(&vm, 1, write_page(&vm, 1023));
 		CHECK_LOG(&vm, 4, 5, 1023);
@@ -142,15 +150,15 @@ TEST(small_log)
 	write_page(&vm, 4);
 	vm_slot(&vm, TEST_SLOT, KVM_MEM_LOG_DIRTY_PAGES, TEST_GPA, BYTES, m);
 	slow = slow_faults(&vm);
-	CHECK_FAULTS(&vm, 1, write_page(&vm, 3));
+	CHECK_LOGGED(&vm, write_page(&vm, 3));
 	/* A page that is not mapped yet is mapped writable by a read, and counts as dirty. */
 	CHECK_FAULTS(&vm, 1, lazy_do(&vm, LAZY_READ, TEST_GPA + 9 * 4096, 0));
 	CHECK_FAULTS(&vm, 0, write_page(&vm, 9));
 	CHECK_LOG(&vm, 3, 9);
 	vm_slot(&vm, TEST_SLOT, 0, TEST_GPA, BYTES, m);
-	CHECK_FAULTS(&vm, 1, write_page(&vm, 4));
+	CHECK_LOGGED(&vm, write_page(&vm, 4));
 	CHECK_FAULTS(&vm, 0, write_page(&vm, 4));
-	CHECK_FAULTS(&vm, 1, write_page(&vm, 9));
+	CHECK_LOGGED(&vm, write_page(&vm, 9));
 	CHECK_EQ(slow_faults(&vm) - slow, 0);
 }
 
