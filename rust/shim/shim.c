@@ -221,31 +221,39 @@ void rvmm_fill_page(struct page *page, const void *from)
 }
 
 /*
- * Level of the leaf that maps @addr in @mm: 1 = 4 KiB, 2 = 2 MiB, 3 = 1 GiB, 0 = none.
+ * The host's entry of 1 GiB for @addr in @mm, or an empty one where tables end before; *@pudp is where it is.
  *
  * Lockless, as in GUP-fast: with interrupts off a page table cannot be freed, since its freeing waits
  * for an IPI or an RCU grace period. The answer can be stale when it arrives.
+ */
+static __always_inline pud_t rvmm_host_pud(struct mm_struct *mm, unsigned long addr, pud_t **pudp)
+{
+	pgd_t *pgdp = pgd_offset(mm, addr), pgd = READ_ONCE(*pgdp);
+	p4d_t *p4dp, p4d;
+
+	if (pgd_none(pgd))
+		return __pud(0);
+	p4dp = p4d_offset_lockless(pgdp, pgd, addr);
+	p4d = READ_ONCE(*p4dp);
+	if (p4d_none(p4d) || !p4d_present(p4d))
+		return __pud(0);
+	*pudp = pud_offset_lockless(p4dp, p4d, addr);
+	return READ_ONCE(**pudp);
+}
+
+/*
+ * Level of the leaf that maps @addr in @mm: 1 = 4 KiB, 2 = 2 MiB, 3 = 1 GiB, 0 = none.
+ * Stale as in rvmm_host_pud().
  */
 int rvmm_host_mapping_level(struct mm_struct *mm, unsigned long addr)
 {
 	unsigned long flags;
 	int level = 0;
-	pgd_t *pgdp, pgd;
-	p4d_t *p4dp, p4d;
 	pud_t *pudp, pud;
 	pmd_t *pmdp, pmd;
 
 	local_irq_save(flags);
-	pgdp = pgd_offset(mm, addr);
-	pgd = READ_ONCE(*pgdp);
-	if (pgd_none(pgd))
-		goto out;
-	p4dp = p4d_offset_lockless(pgdp, pgd, addr);
-	p4d = READ_ONCE(*p4dp);
-	if (p4d_none(p4d) || !p4d_present(p4d))
-		goto out;
-	pudp = pud_offset_lockless(p4dp, p4d, addr);
-	pud = READ_ONCE(*pudp);
+	pud = rvmm_host_pud(mm, addr, &pudp);
 	if (pud_none(pud) || !pud_present(pud))
 		goto out;
 	if (pud_leaf(pud)) {
@@ -289,9 +297,8 @@ static bool rvmm_is_plain_memory(struct page *page)
  * returns the level as above, 0 for anything else, which is GUP's business (other file pages, protection keys,
  * copy-on-write, what userfaultfd or an mprotect() write-protects).
  *
- * No reference is taken. The caller holds the lock that the MMU notifier's callbacks take, and no
- * invalidation of @addr is under way: what is mapped stays so, and allocated, until the lock is released.
- * Interrupts are off.
+ * No reference is taken. No invalidation of @addr is under way, and the MMU notifier's callback for one that begins
+ * waits until the caller is done: what is mapped stays so, and allocated, until then. Interrupts are off.
  *
  * Nobody takes away the right to write, nor cleans a page, without telling the notifier: write-protection in all its
  * forms (mprotect, fork, KSM, soft-dirty, userfaultfd, folio_mkclean()) is an invalidation of the range. Neither shmem
@@ -307,8 +314,6 @@ int rvmm_mapped_writable(unsigned long addr, unsigned long *pfn)
 	const pteval_t seen = need | _PAGE_SPECIAL | _PAGE_PKEY_MASK;
 	struct page *page;
 	int level;
-	pgd_t *pgdp, pgd;
-	p4d_t *p4dp, p4d;
 	pud_t *pudp, pud;
 	pmd_t *pmdp, pmd;
 	pte_t pte;
@@ -316,16 +321,7 @@ int rvmm_mapped_writable(unsigned long addr, unsigned long *pfn)
 	/* Beyond, and in the kernel's half, the tables would be walked as well. */
 	if (addr >= TASK_SIZE_MAX)
 		return 0;
-	pgdp = pgd_offset(current->mm, addr);
-	pgd = READ_ONCE(*pgdp);
-	if (pgd_none(pgd))
-		return 0;
-	p4dp = p4d_offset_lockless(pgdp, pgd, addr);
-	p4d = READ_ONCE(*p4dp);
-	if (p4d_none(p4d) || !p4d_present(p4d))
-		return 0;
-	pudp = pud_offset_lockless(p4dp, p4d, addr);
-	pud = READ_ONCE(*pudp);
+	pud = rvmm_host_pud(current->mm, addr, &pudp);
 	/* As GUP-fast: an entry that is only halfway a leaf (migration, protnone) has no present bit. */
 	if (!(pud_flags(pud) & _PAGE_PRESENT))
 		return 0;
@@ -369,24 +365,13 @@ bool rvmm_is_absent(unsigned long addr)
 {
 	unsigned long flags;
 	bool absent = true;
-	pgd_t *pgdp, pgd;
-	p4d_t *p4dp, p4d;
 	pud_t *pudp, pud;
 	pmd_t *pmdp, pmd;
 
 	if (!current->mm || addr >= TASK_SIZE_MAX)
 		return false;
 	local_irq_save(flags);
-	pgdp = pgd_offset(current->mm, addr);
-	pgd = READ_ONCE(*pgdp);
-	if (pgd_none(pgd))
-		goto out;
-	p4dp = p4d_offset_lockless(pgdp, pgd, addr);
-	p4d = READ_ONCE(*p4dp);
-	if (p4d_none(p4d))
-		goto out;
-	pudp = pud_offset_lockless(p4dp, p4d, addr);
-	pud = READ_ONCE(*pudp);
+	pud = rvmm_host_pud(current->mm, addr, &pudp);
 	if (pud_none(pud))
 		goto out;
 	absent = false;

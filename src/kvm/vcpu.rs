@@ -7,8 +7,7 @@ use crate::kvm::{stats, x86};
 use crate::linux::anon_inode::FileOperations;
 use crate::linux::sched::{self, SignalMask, SignalMaskGuard};
 use crate::mem::addr::Gpa;
-use crate::mem::fault::{FaultOutcome, Faulting};
-use crate::mem::memory::MemError;
+use crate::mem::fault::FaultOutcome;
 use crate::mem::missing::{Event, Waited};
 use crate::x86::{ResetPoint, Runner, State, Vcpu, Vm};
 use kernel::fs::File;
@@ -109,11 +108,7 @@ fn pre_fault(vm: &Vm, vcpu: &Vcpu, s: &mut State, arg: usize) -> Result<isize> {
         if result.is_err() {
             break;
         }
-        let by = &mut Faulting {
-            gate: &vcpu.shared.gate,
-            tables: &mut s.tables,
-            ring: s.ring.as_deref(),
-        };
+        let by = &mut s.faulting(&vcpu.shared);
         match vm.memory.fault(vm.mm(), by, gpa, false, false) {
             Ok(FaultOutcome::Mapped) => {}
             Ok(FaultOutcome::Retry) => {
@@ -143,11 +138,7 @@ fn pre_fault(vm: &Vm, vcpu: &Vcpu, s: &mut State, arg: usize) -> Result<isize> {
 
 /// Waits for the page at `gpa` if it is missing and user space brings it. EFAULT: it does not.
 fn bring_in(vm: &Vm, vcpu: &Vcpu, gpa: Gpa) -> Result<isize> {
-    if !vm.missing.is_enabled() {
-        return Ok(0);
-    }
-    let found = vm.memory.view().check_present(gpa);
-    if let Err(MemError::Missing(page)) = found {
+    if let Some(page) = vm.missing_at(gpa) {
         let event = Event {
             page,
             vcpu: vcpu.shared.id,

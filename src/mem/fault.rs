@@ -9,7 +9,7 @@ use crate::linux::preempt::PreemptGuard;
 use crate::linux::{gup, sched};
 use crate::mem::addr::{Gpa, Hpa, Level};
 use crate::mem::format::{Leaf, MemType, Perm};
-use crate::mem::invalidations::Gate;
+use crate::mem::invalidations::{Gate, Section};
 use crate::mem::memory::GuestMemory;
 use crate::mem::mmu::{self, InOwnMm, TablePool};
 use crate::mem::ring::Ring;
@@ -141,26 +141,11 @@ impl GuestMemory {
         if slot.is_logging() {
             return self.logged_resident(entry, by, gpa, inside);
         }
-        let Some(hva) = slot.hva_of(gpa) else {
-            return false;
-        };
         let section = by.gate.enter();
-        // In the section: see `rounds`.
-        if self.reset.is_armed() {
-            return false;
-        }
-        let found = mmu::resident(&self.invalidations, &section, hva.page().0, inside);
-        let Some((hpa, host)) = found else {
+        let Some((leaf, host)) = self.resident(&section, slot, gpa, inside) else {
             return false;
         };
         let tables = &mut *by.tables;
-        let leaf = Leaf {
-            hpa,
-            perm: Perm::RWX,
-            mem_type: self.ram(),
-            accessed: true,
-            dirty: true,
-        };
         // As in `how`, which asks the table first.
         let nx = self.nx_huge.load(Ordering::Relaxed);
         let mut level = self.largest(slot, gpa, host);
@@ -197,6 +182,32 @@ impl GuestMemory {
         done || write && self.map_more(tables, page, &leaf).is_ok()
     }
 
+    /// A leaf of 4 KiB, with all rights, for the page of `slot` at `gpa`, and the level of the host's, if the page is
+    /// resident and may be written without being saved before.
+    #[inline(always)]
+    fn resident(
+        &self,
+        section: &Section<'_>,
+        slot: &Slot,
+        gpa: Gpa,
+        inside: InOwnMm<'_>,
+    ) -> Option<(Leaf, Level)> {
+        let hva = slot.hva_of(gpa)?;
+        // In the section: see `rounds`.
+        if self.reset.is_armed() {
+            return None;
+        }
+        let (hpa, host) = mmu::resident(&self.invalidations, section, hva.page().0, inside)?;
+        let leaf = Leaf {
+            hpa,
+            perm: Perm::RWX,
+            mem_type: self.ram(),
+            accessed: true,
+            dirty: true,
+        };
+        Some((leaf, host))
+    }
+
     /// Maps a small page at `gpa`, or adds rights to it. Not in the frame of its callers, whose other ways are shorter.
     #[inline(never)]
     fn map_more(&self, tables: &mut TablePool, gpa: Gpa, leaf: &Leaf) -> Result<Change, MapError> {
@@ -213,24 +224,9 @@ impl GuestMemory {
         gpa: Gpa,
         inside: InOwnMm<'_>,
     ) -> bool {
-        let Some(hva) = entry.slot.hva_of(gpa) else {
-            return false;
-        };
         let section = by.gate.enter();
-        // In the section: see `reset`.
-        if self.reset.is_armed() {
+        let Some((leaf, _)) = self.resident(&section, &entry.slot, gpa, inside) else {
             return false;
-        }
-        let found = mmu::resident(&self.invalidations, &section, hva.page().0, inside);
-        let Some((hpa, _)) = found else {
-            return false;
-        };
-        let leaf = Leaf {
-            hpa,
-            perm: Perm::RWX,
-            mem_type: self.ram(),
-            accessed: true,
-            dirty: true,
         };
         let mapped = self.map_more(by.tables, gpa.page(), &leaf);
         drop(section);

@@ -79,8 +79,7 @@ impl Removing<'_> {
     /// Takes the write right from `range`, and splits huge leaves there, so that the next write to one of their pages
     /// is that of a small page; where memory is short they stay, without the right. Sleeps.
     pub(super) fn split(&mut self, range: GpaRange) {
-        let memory = self.flushing.memory;
-        let clean = memory.logs_writes() && !memory.reset.is_armed();
+        let clean = self.cleans();
         let mut cursor = Cursor::new(range);
         let mut may_split = true;
         loop {
@@ -113,6 +112,13 @@ impl Removing<'_> {
         });
     }
 
+    /// Whether what is protected stays writable, since the processor logs the next write. While there is a reset point
+    /// every write right comes by a fault.
+    fn cleans(&self) -> bool {
+        let memory = self.flushing.memory;
+        memory.logs_writes() && !memory.reset.is_armed()
+    }
+
     /// The next write to a page in `range`, which lies in a slot whose writes are logged, is noticed again: by a fault,
     /// or because the processor logs it. The caller holds `GuestMemory.update`. Sleeps.
     pub(super) fn protect(&mut self, range: GpaRange) {
@@ -125,9 +131,7 @@ impl Removing<'_> {
     }
 
     fn protect_meant(&mut self, cursor: Cursor) {
-        let memory = self.flushing.memory;
-        // While there is a reset point every write right comes by a fault.
-        let clean = memory.logs_writes() && !memory.reset.is_armed();
+        let clean = self.cleans();
         self.walk(cursor, true, |m, tables, cursor| {
             if clean {
                 m.table.clean_some(tables, cursor, BUDGET)

@@ -156,11 +156,7 @@ impl GuestMemory {
 /// Writes a page back to where it was.
 fn put_back_page(hva: Hva, page: &DataPage) -> Result {
     let hva = usize::try_from(hva.0)?;
-    let found = match gup::get_user_page_fast_only(hva, true) {
-        Some(found) => Ok(found),
-        None => gup::get_user_page(hva, true),
-    };
-    match found {
+    match gup::get_user_page(hva, true) {
         Ok(found) if found.fill(page) => Ok(()),
         Err(e) if e == EINTR => Err(e),
         // Memory without a page structure.

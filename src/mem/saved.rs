@@ -122,10 +122,16 @@ impl Store {
         })
     }
 
+    /// Where the last area is that does not begin after `gpa`.
+    fn index(&self, gpa: Gpa) -> Option<usize> {
+        let after = self.areas.partition_point(|a| a.slot.gpa <= gpa);
+        after.checked_sub(1)
+    }
+
     /// The area that holds `gpa`, and the page's number in it.
     fn area(&mut self, gpa: Gpa) -> Option<(&mut Area, u64)> {
-        let end = self.areas.partition_point(|a| a.slot.gpa <= gpa);
-        let area = self.areas.get_mut(end.checked_sub(1)?)?;
+        let index = self.index(gpa)?;
+        let area = self.areas.get_mut(index)?;
         let page = area.slot.page_index(gpa)?;
         Some((area, page))
     }
@@ -212,8 +218,7 @@ impl Store {
 
     /// User address of the page at `gpa`.
     pub(super) fn hva(&self, gpa: Gpa) -> Option<Hva> {
-        let end = self.areas.partition_point(|a| a.slot.gpa <= gpa);
-        self.areas.get(end.checked_sub(1)?)?.slot.hva_of(gpa)
+        self.areas.get(self.index(gpa)?)?.slot.hva_of(gpa)
     }
 }
 

@@ -16,9 +16,9 @@ use crate::bus::ioeventfd::Bus;
 use crate::bus::EventBus;
 use crate::linux::cred;
 use crate::linux::mmu_notifier::MmuNotifier;
-use crate::mem::addr::Level;
-use crate::mem::memory::{GuestMemory, HugePages};
-use crate::mem::missing::Missing;
+use crate::mem::addr::{Gpa, Level};
+use crate::mem::memory::{GuestMemory, HugePages, MemError};
+use crate::mem::missing::{Absent, Missing};
 use crate::mem::notifier::Notifier;
 use crate::params;
 use crate::x86::irqchip::chip::IrqChip;
@@ -89,6 +89,25 @@ pub(crate) struct Vm {
 }
 
 impl Vm {
+    /// The page at `gpa`, if it is missing and user space is to bring it.
+    #[inline]
+    pub(crate) fn missing_at(&self, gpa: Gpa) -> Option<Absent> {
+        if self.missing.is_enabled() {
+            self.find_missing(gpa)
+        } else {
+            None
+        }
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn find_missing(&self, gpa: Gpa) -> Option<Absent> {
+        match self.memory.view().check_present(gpa) {
+            Err(MemError::Missing(page)) => Some(page),
+            _ => None,
+        }
+    }
+
     /// A VM of the calling process, whose address space is `mm`, with no memory and no vCPU.
     pub(crate) fn new(mm: ARef<Mm>) -> Result<Arc<Self>> {
         let caps = choose::caps().ok_or(ENODEV)?;

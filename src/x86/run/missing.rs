@@ -7,8 +7,7 @@
 use super::{Runner, Step};
 use crate::abi::exits;
 use crate::abi::uapi;
-use crate::mem::addr::{Gpa, PAGE_SIZE};
-use crate::mem::memory::MemError;
+use crate::mem::addr::Gpa;
 use crate::mem::missing::{Absent, Event, Waited};
 use kernel::prelude::*;
 
@@ -17,20 +16,8 @@ impl Runner<'_> {
     /// `Some`: KVM_RUN ends instead, and nothing has been done.
     #[inline]
     pub(super) fn bring_in(&mut self, gpa: Gpa, write: bool) -> Option<Step> {
-        if !self.vm.missing.is_enabled() {
-            return None;
-        }
-        self.bring_in_enabled(gpa, write)
-    }
-
-    #[cold]
-    #[inline(never)]
-    fn bring_in_enabled(&mut self, gpa: Gpa, write: bool) -> Option<Step> {
-        let found = self.vm.memory.view().check_present(gpa);
-        match found {
-            Err(MemError::Missing(page)) => self.report_missing(page, write),
-            _ => None,
-        }
+        let page = self.vm.missing_at(gpa)?;
+        self.report_missing(page, write)
     }
 
     /// As [`Runner::bring_in`], of a page that has been found missing.
@@ -48,17 +35,11 @@ impl Runner<'_> {
         match self.vm.missing.wait(event) {
             Ok(Waited::Answered) => None,
             Ok(Waited::Nobody) => {
-                let _ = self.ask(&exits::MemoryFault {
-                    flags: uapi::RVMM_MEMORY_EXIT_MISSING
-                        | if write {
-                            uapi::RVMM_MEMORY_EXIT_WRITE
-                        } else {
-                            0
-                        },
-                    gpa: page.gpa.0,
-                    size: PAGE_SIZE,
-                });
-                Some(Step::Fail(EFAULT))
+                let mut flags = uapi::RVMM_MEMORY_EXIT_MISSING;
+                if write {
+                    flags |= uapi::RVMM_MEMORY_EXIT_WRITE;
+                }
+                Some(self.memory_fault(page.gpa, flags, EFAULT))
             }
             Err(e) if e == EINTR => Some(self.interrupted()),
             Err(e) => Some(Step::Fail(e)),

@@ -110,10 +110,7 @@ impl Runner<'_> {
         if !self.s.pending.replay.complete(&data) {
             return Step::Again;
         }
-        match self.s.pending.insn {
-            Some(insn) => self.emulate(&insn, None),
-            None => Step::Again,
-        }
+        self.resume_emulation()
     }
 
     /// User space has been told of memory that an emulated instruction misses; the instruction goes on.

@@ -12,6 +12,7 @@ use crate::abi::stats::{VcpuCounter, VcpuStats};
 use crate::abi::uapi::k;
 use crate::linux::{boot_cpu, sched};
 use crate::mem::addr::Gpa;
+use crate::mem::ring::Ring;
 use crate::x86::cpu::events;
 use crate::x86::exit::{Exception, Exit};
 use crate::x86::irqchip::msg::Message;
@@ -292,11 +293,16 @@ impl<'a> Runner<'a> {
     }
 
     /// Whether user space has to empty the dirty ring first. It is asked again as long as that is so.
-    #[cold]
+    #[inline]
     fn ring_is_full(&self) -> bool {
+        self.s.ring.as_deref().is_some_and(|r| self.is_full(r))
+    }
+
+    #[cold]
+    fn is_full(&self, ring: &Ring) -> bool {
         let shared = &self.vcpu.shared;
         shared.take_requests(request::RING_FULL);
-        let full = self.s.ring.as_ref().is_some_and(|r| r.is_full());
+        let full = ring.is_full();
         if full {
             shared.request_self(request::RING_FULL);
         }

@@ -7,8 +7,8 @@ use super::{Runner, Step};
 use crate::abi::exits;
 use crate::abi::stats::ExitClass;
 use crate::abi::uapi::k;
-use crate::mem::addr::Gpa;
-use crate::mem::fault::{FaultOutcome, Faulting};
+use crate::mem::addr::{Gpa, PAGE_SIZE};
+use crate::mem::fault::FaultOutcome;
 use crate::x86::emul::Op;
 use crate::x86::exit::NestedFault;
 use crate::x86::irqchip::lapic::base;
@@ -29,11 +29,7 @@ impl Runner<'_> {
             let view = self.vm.memory.view_of(&self.s.ring);
             if !view.is_device(f.gpa, f.write) {
                 let memory = &self.vm.memory;
-                let by = &mut Faulting {
-                    gate: &self.vcpu.shared.gate,
-                    tables: &mut self.s.tables,
-                    ring: self.s.ring.as_deref(),
-                };
+                let by = &mut self.s.faulting(&self.vcpu.shared);
                 let how = (f.write, f.fetch);
                 let mapped = memory.fault_resident(&view, by, f.gpa, how, stay.own_mm());
                 return mapped.then_some(Step::Resume);
@@ -123,25 +119,14 @@ impl Runner<'_> {
         if let Some(step) = self.bring_in(f.gpa, f.write) {
             return Some(step);
         }
-        let by = &mut Faulting {
-            gate: &self.vcpu.shared.gate,
-            tables: &mut self.s.tables,
-            ring: self.s.ring.as_deref(),
-        };
+        let by = &mut self.s.faulting(&self.vcpu.shared);
         let outcome = self
             .vm
             .memory
             .fault(self.vm.mm(), by, f.gpa, f.write, f.fetch);
         let step = match outcome {
             Ok(FaultOutcome::Mapped | FaultOutcome::Retry | FaultOutcome::Poisoned) => Step::Again,
-            Ok(FaultOutcome::BadUserMemory) => {
-                let _ = self.ask(&exits::MemoryFault {
-                    flags: 0,
-                    gpa: f.gpa.page().0,
-                    size: 4096,
-                });
-                Step::Fail(EFAULT)
-            }
+            Ok(FaultOutcome::BadUserMemory) => self.memory_fault(f.gpa, 0, EFAULT),
             Ok(FaultOutcome::Unsaved) => self.unsaved(f.gpa),
             // A page table in MMIO space has no meaning; KVM fails likewise.
             Ok(FaultOutcome::Mmio) if f.walk && f.write => {
@@ -159,12 +144,18 @@ impl Runner<'_> {
     /// So much has been written since the reset point that no more can be put back.
     #[cold]
     pub(super) fn unsaved(&mut self, gpa: Gpa) -> Step {
+        self.memory_fault(gpa, 0, ENOSPC)
+    }
+
+    /// KVM_RUN fails with `error` because of the page at `gpa`: KVM_EXIT_MEMORY_FAULT tells which.
+    #[cold]
+    pub(super) fn memory_fault(&mut self, gpa: Gpa, flags: u64, error: Error) -> Step {
         let _ = self.ask(&exits::MemoryFault {
-            flags: 0,
+            flags,
             gpa: gpa.page().0,
-            size: 4096,
+            size: PAGE_SIZE,
         });
-        Step::Fail(ENOSPC)
+        Step::Fail(error)
     }
 
     /// The IDT, a descriptor or the stack of an event's delivery is in device memory: no instruction stands for the

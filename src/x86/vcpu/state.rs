@@ -8,6 +8,7 @@ use crate::linux::boot_cpu;
 use crate::linux::fpu::XsaveArea;
 use crate::linux::sched::SignalMask;
 use crate::mem::addr::Hpa;
+use crate::mem::fault::Faulting;
 use crate::mem::mmu::TablePool;
 use crate::mem::ring::Ring;
 use crate::x86::adapt::HaltPoll;
@@ -396,6 +397,16 @@ impl Pending {
 }
 
 impl State {
+    /// What a nested fault needs of the vCPU, whose shared part is `shared`.
+    #[inline]
+    pub(crate) fn faulting<'a>(&'a mut self, shared: &'a VcpuShared) -> Faulting<'a> {
+        Faulting {
+            gate: &shared.gate,
+            tables: &mut self.tables,
+            ring: self.ring.as_deref(),
+        }
+    }
+
     /// A vCPU after RESET, to be made where it stays: it is large.
     pub(crate) fn new<'a>(
         vm: &'a Vm,
