@@ -445,8 +445,6 @@ GUEST64(answerer,
 	"mov %rax, " STR(TEST_ADDRESS) "(%rdi); mov %rax, 8(%rbx); jmp 1b\n");
 
 static void *run_scatter(void *argument);
-static void join(pthread_t thread);
-static void nothing(int signal);
 static volatile bool stop;
 
 /* A write that user space knows of is in the log, although its vCPU goes on running. */
@@ -475,7 +473,7 @@ TEST_SECONDS(known_writes, 120)
 			FAIL("write %llu is not in the log", (unsigned long long)n);
 	}
 	stop = true;
-	join(thread);
+	stop_thread(thread);
 }
 
 /* --- whether a write is missed ------------------------------------------------------------------------------- */
@@ -494,10 +492,6 @@ GUEST64(scatter,
 	"mov %rax, %rdi; shr $40, %rdi; and $255, %edi; shl $12, %edi\n"
 	"mov %rax, " STR(TEST_ADDRESS) "(%rdi,%r8)\n"
 	"incq (%rbx); jmp 1b\n");
-
-static void nothing(int signal)
-{
-}
 
 static void *run_scatter(void *argument)
 {
@@ -518,24 +512,6 @@ static void *run_scatter(void *argument)
 		}
 	}
 	return NULL;
-}
-
-static void join(pthread_t thread)
-{
-	struct timespec soon;
-	int result;
-
-	do {
-		pthread_kill(thread, SIGUSR1);
-		clock_gettime(CLOCK_REALTIME, &soon);
-		soon.tv_nsec += 10000000;
-		if (soon.tv_nsec >= 1000000000) {
-			soon.tv_nsec -= 1000000000;
-			soon.tv_sec++;
-		}
-		result = pthread_timedjoin_np(thread, NULL, &soon);
-	} while (result == ETIMEDOUT);
-	CHECK_EQ(result, 0);
 }
 
 /* How the pages are found that have been written since the last time. */
@@ -634,8 +610,8 @@ static void copy_while_written(enum kind kind)
 		collect(&c);
 	}
 	stop = true;
-	join(thread[0]);
-	join(thread[1]);
+	stop_thread(thread[0]);
+	stop_thread(thread[1]);
 	collect(&c);
 	for (uint64_t i = 0; i < COPY_PAGES; i++)
 		wrong += !!memcmp(c.copy + i * PAGE, c.memory + i * PAGE, PAGE);

@@ -621,10 +621,6 @@ static void host_step(void)
 	}
 }
 
-static void nothing(int signal)
-{
-}
-
 /* Memory that another thread has made read-only at this moment. */
 static void writable(int signal, siginfo_t *info, void *context)
 {

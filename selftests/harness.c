@@ -169,3 +169,25 @@ int main(int argc, char **argv)
 	printf("# Totals: pass:%d fail:%d xfail:0 xpass:0 skip:%d error:0\n", passed, failed, skipped);
 	return failed ? 1 : 0;
 }
+
+void nothing(int signal)
+{
+}
+
+void stop_thread(pthread_t thread)
+{
+	struct timespec soon;
+	int result;
+
+	do {
+		pthread_kill(thread, SIGUSR1);
+		clock_gettime(CLOCK_REALTIME, &soon);
+		soon.tv_nsec += 10000000;
+		if (soon.tv_nsec >= 1000000000) {
+			soon.tv_nsec -= 1000000000;
+			soon.tv_sec++;
+		}
+		result = pthread_timedjoin_np(thread, NULL, &soon);
+	} while (result == ETIMEDOUT);
+	CHECK_EQ(result, 0);
+}

@@ -7,6 +7,7 @@
 #define HARNESS_H
 
 #include <errno.h>
+#include <pthread.h>
 #include <stdbool.h>
 #include <stdint.h>
 #include <stdio.h>
@@ -97,6 +98,11 @@ pid_t fork_child(void);
 })
 
 const char *strerrorname(int number);
+
+/* A handler of signals that are to end a system call and do no more. */
+void nothing(int signal);
+/* Ends a thread's system calls by SIGUSR1, which has a handler, until it has returned. */
+void stop_thread(pthread_t thread);
 
 #define ARRAY_SIZE(a) (sizeof(a) / sizeof((a)[0]))
 

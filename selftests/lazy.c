@@ -385,16 +385,7 @@ TEST(missing_queue_process)
 	CHECK_EQ(status, 0);
 }
 
-static void nothing(int signal)
-{
-}
-
-struct runner {
-	struct vm *vm;
-	int error;
-};
-
-static void *run_once(void *argument)
+void *run_once(void *argument)
 {
 	struct runner *r = argument;
 

@@ -25,4 +25,11 @@ uint64_t lazy_behind_table(struct vm *vm, uint64_t table, uint64_t gpa);
 /* A statistic of a VM or vCPU, by its file descriptor; skips the test where there is none. */
 uint64_t lazy_statistic(int fd, const char *name);
 
+/* A thread's KVM_RUN: its VM and what became of it. */
+struct runner {
+	struct vm *vm;
+	int error;
+};
+void *run_once(void *runner);
+
 #endif

@@ -218,23 +218,6 @@ TEST(uffd_write_protect_shared)
 	write_protected(m, UFFD_FEATURE_WP_HUGETLBFS_SHMEM);
 }
 
-static void nothing(int signal)
-{
-}
-
-struct runner {
-	struct vm *vm;
-	int error;
-};
-
-static void *run_once(void *argument)
-{
-	struct runner *r = argument;
-
-	r->error = vm_try_run(r->vm);
-	return NULL;
-}
-
 TEST(uffd_signal)
 {
 	struct sigaction action = { .sa_handler = nothing };

@@ -101,6 +101,17 @@ static void signal_msi(struct vm *vm, uint32_t dest, uint32_t bits, uint32_t dat
 		CHECK_EQ(errno, EPERM);
 }
 
+/* VCPUS of them in x2APIC mode; the first one's memory is mapped. */
+static struct vm many_x2apic(void)
+{
+	struct vm vm = many(VCPUS, id_of);
+
+	for (unsigned int i = 0; i < VCPUS; i++)
+		x2apic_on(&vcpus[i]);
+	map(&vcpus[0]);
+	return vm;
+}
+
 /* RSI: values of the ICR, RDI: how many. */
 GUEST64(send,
 	"1: mov $0x830, %ecx; mov (%rsi), %eax; mov 4(%rsi), %edx; wrmsr\n"
@@ -131,10 +142,7 @@ TEST_SECONDS(x2apic_ipis, 240)
 	struct kvm_regs r;
 	struct vm vm;
 
-	vm = many(VCPUS, id_of);
-	for (unsigned int i = 0; i < VCPUS; i++)
-		x2apic_on(&vcpus[i]);
-	map(&vcpus[0]);
+	vm = many_x2apic();
 	vm_long(&vcpus[0], send, send_end);
 	memcpy(vm.mem + G_DATA, icrs, sizeof(icrs));
 	r = vm_regs(&vcpus[0]);
@@ -230,10 +238,7 @@ TEST_SECONDS(send_ipi, 240)
 	struct kvm_regs r;
 	struct vm vm;
 
-	vm = many(VCPUS, id_of);
-	for (unsigned int i = 0; i < VCPUS; i++)
-		x2apic_on(&vcpus[i]);
-	map(&vcpus[0]);
+	vm = many_x2apic();
 	vm_long(&vcpus[0], hypercalls, hypercalls_end);
 	if (is_amd())
 		for (uint8_t *p = vm.mem + G_CODE; p < vm.mem + G_CODE + (hypercalls_end - hypercalls); p++)
@@ -272,10 +277,7 @@ TEST_SECONDS(broadcast_wakes, 240)
 	struct kvm_regs r;
 	struct vm vm;
 
-	vm = many(VCPUS, id_of);
-	for (unsigned int i = 0; i < VCPUS; i++)
-		x2apic_on(&vcpus[i]);
-	map(&vcpus[0]);
+	vm = many_x2apic();
 	vm_long(&vcpus[0], waker, waker_end);
 	x2apic_on(&vcpus[0]);
 	memcpy(vm.mem + G_STUBS + 16 * 0x61, woken, woken_end - woken);

@@ -453,10 +453,6 @@ static void *halted(void *argument)
 	return NULL;
 }
 
-static void nothing(int signal)
-{
-}
-
 TEST(refused)
 {
 	struct rvmm_reset_point point = { .pages = 1, .flags = 1 };

@@ -211,10 +211,6 @@ TEST(xsave2)
 	CHECK_ERRNO(ioctl(vm.vcpu, KVM_GET_XSAVE2, (void *)8), EFAULT);
 }
 
-static void nothing(int number)
-{
-}
-
 /* A signal that is blocked otherwise, let in by the mask, ends KVM_RUN. */
 TEST(signal_mask)
 {

@@ -133,10 +133,6 @@ struct stress {
 
 static volatile bool done, calm, failed;
 
-static void nothing(int signal)
-{
-}
-
 /* User space's part: answers INS and reads of device memory with something new each time. */
 static void answer(struct vcpu *vcpu, uint8_t *with)
 {
@@ -457,24 +453,6 @@ static void make_vm(struct stress *s)
 		REQUIRE(vcpu->ring != MAP_FAILED);
 	}
 	make_alias(s);
-}
-
-static void stop_thread(pthread_t thread)
-{
-	struct timespec soon;
-	int result;
-
-	do {
-		pthread_kill(thread, SIGUSR1);
-		clock_gettime(CLOCK_REALTIME, &soon);
-		soon.tv_nsec += 10000000;
-		if (soon.tv_nsec >= 1000000000) {
-			soon.tv_nsec -= 1000000000;
-			soon.tv_sec++;
-		}
-		result = pthread_timedjoin_np(thread, NULL, &soon);
-	} while (result == ETIMEDOUT);
-	CHECK_EQ(result, 0);
 }
 
 static void compare(struct stress *s)

@@ -35,10 +35,6 @@ GUEST64(reader,
 
 static volatile bool done;
 
-static void nothing(int signal)
-{
-}
-
 /* Runs until told to stop; leaves the guest now and then by a signal from outside. */
 static void *run_guest(void *argument)
 {
@@ -65,24 +61,6 @@ static uint8_t *map(size_t bytes)
 }
 
 static uint8_t *remove_memory;
-
-static void stop_thread(pthread_t thread)
-{
-	struct timespec soon;
-	int result;
-
-	do {
-		pthread_kill(thread, SIGUSR1);
-		clock_gettime(CLOCK_REALTIME, &soon);
-		soon.tv_nsec += 10000000;
-		if (soon.tv_nsec >= 1000000000) {
-			soon.tv_nsec -= 1000000000;
-			soon.tv_sec++;
-		}
-		result = pthread_timedjoin_np(thread, NULL, &soon);
-	} while (result == ETIMEDOUT);
-	CHECK_EQ(result, 0);
-}
 
 static void *run_until_out(void *argument)
 {

@@ -200,17 +200,8 @@ impl<X: Clone + Default> SlotSet<X> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::mem::slots::tests::slot;
     use std::vec::Vec;
-
-    fn slot(id: u32, gpa: u64, npages: u64, hva: u64) -> Slot {
-        Slot {
-            gpa: Gpa(gpa),
-            npages,
-            hva: Hva(hva),
-            flags: 0,
-            id,
-        }
-    }
 
     fn set() -> (Vec<Slot>, SlotSet<u8>) {
         let slots = [

@@ -278,7 +278,7 @@ pub fn validate(
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
     use std::{vec, vec::Vec};
 
@@ -299,7 +299,8 @@ mod tests {
         validate(&new, old, &LIMITS, |r| slots.iter().any(|s| collides(s, r)))
     }
 
-    fn slot(id: u32, gpa: u64, npages: u64, hva: u64) -> Slot {
+    /// A slot without flags.
+    pub(crate) fn slot(id: u32, gpa: u64, npages: u64, hva: u64) -> Slot {
         Slot {
             gpa: Gpa(gpa),
             npages,
