@@ -39,13 +39,14 @@ KMAKE = mkdir -p $(1) && flock $(1).lock $(MODULE_RUN) \
 
 .DEFAULT_GOAL := help
 .PHONY: help setup modules tools guest run bench check fmt clippy imports switches clean distclean
-.PHONY: test test-kvm test-qemu test-iommu test-long
+.PHONY: test test-kvm test-qemu test-guests test-iommu test-long
 
 help:
 	@echo 'make run            boot a Linux guest through /dev/rvmm in the AMD bed (BED=intel: on VMX)'
 	@echo 'make test           unit tests, checks, selftests in both beds; ends with "N passed, M failed"'
 	@echo 'make test-kvm       the selftests of the kernel for KVM, on KVM and on rvmm'
 	@echo 'make test-qemu      guests of unmodified QEMU in all its combinations, in both beds'
+	@echo 'make test-guests    kernels, boot loaders and installers of Debian, migration, hot-plug (BED=intel: there)'
 	@echo 'make test-iommu     everything with devices handed to guests'
 	@echo 'make test-long      what takes long: ten thousand attempts to break out by DMA, memory'
 	@echo 'make bench          rvmm beside stock KVM, ticks per operation'
@@ -86,6 +87,10 @@ test-kvm: setup modules
 # Every machine type of QEMU's with every kind of interrupt controller, in both beds: 20 minutes.
 test-qemu: setup
 	@tools/test --qemu $(TESTS)
+
+# Guests that exist, by unmodified QEMU and the launcher: an hour.
+test-guests: setup modules tools
+	@tools/guests --bed $(BED) $(TESTS)
 
 # Devices handed to guests, on a machine with an IOMMU: more than `make test` runs.
 test-iommu: setup
