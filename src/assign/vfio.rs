@@ -38,7 +38,8 @@ struct Files {
 impl PinnedDrop for VfioDevice {
     fn drop(self: Pin<&mut Self>) {
         if self.files.lock().incoherent {
-            self.vm.memory.set_incoherent(false);
+            self.vm
+                .for_each_memory(|memory| memory.set_incoherent(false));
         }
         self.vm.has_vfio.store(false, Ordering::Release);
     }
@@ -76,7 +77,8 @@ impl VfioDevice {
         let incoherent = files.list.iter().any(|f| !f.vfio_is_coherent());
         if incoherent != files.incoherent {
             files.incoherent = incoherent;
-            self.vm.memory.set_incoherent(incoherent);
+            self.vm
+                .for_each_memory(|memory| memory.set_incoherent(incoherent));
         }
     }
 }

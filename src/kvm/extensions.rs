@@ -10,7 +10,7 @@ use crate::kvm::table::extensions;
 use crate::kvm::x86;
 use crate::linux::smp;
 use crate::mem::dirty;
-use crate::mem::slots::MAX_SLOTS;
+use crate::mem::slots::{ADDRESS_SPACES, MAX_SLOTS};
 use crate::x86::{Setup, Vm, MAX_ROUTES};
 use kernel::prelude::*;
 
@@ -22,6 +22,7 @@ extensions! {
     k::KVM_CAP_SYNC_MMU: 1;
     k::KVM_CAP_READONLY_MEM: 1;
     k::KVM_CAP_NR_MEMSLOTS: MAX_SLOTS;
+    k::KVM_CAP_MULTI_ADDRESS_SPACE: ADDRESS_SPACES;
     k::KVM_CAP_MEMORY_FAULT_INFO: 1;
     k::KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2: k::KVM_DIRTY_LOG_MANUAL_PROTECT_ENABLE | k::KVM_DIRTY_LOG_INITIALLY_SET,
         enable enable_manual_protect(vm, value);
@@ -30,7 +31,7 @@ extensions! {
     k::KVM_CAP_DIRTY_LOG_RING_ACQ_REL: RING_BYTES,
         enable enable_rings(vm, setup, value);
     k::KVM_CAP_DIRTY_LOG_RING_WITH_BITMAP: 1,
-        enable vm.memory.add_bitmaps();
+        enable vm.memory.add_bitmaps(vm.smm_memory());
     k::KVM_CAP_NR_VCPUS: (smp::num_online() as usize).min(MAX_VCPUS);
     k::KVM_CAP_MAX_VCPUS: MAX_VCPUS;
     k::KVM_CAP_MAX_VCPU_ID: MAX_VCPU_ID,
@@ -79,6 +80,6 @@ fn enable_manual_protect(vm: &Vm, value: u64) -> Result {
     if value & !(ENABLE | INITIALLY_SET) != 0 || initially_set && !enable {
         return Err(EINVAL);
     }
-    vm.memory.set_manual_protect(enable, initially_set);
+    vm.for_each_memory(|memory| memory.set_manual_protect(enable, initially_set));
     Ok(())
 }

@@ -12,7 +12,7 @@ use crate::kvm::{stats, x86};
 use crate::linux::anon_inode::{FileOperations, NewFile};
 use crate::linux::once::Once;
 use crate::mem::addr::{Gpa, GpaRange, PAGE_OFFSET_MASK};
-use crate::mem::slots::{self, Slot, MAX_SLOTS};
+use crate::mem::slots::{self, Slot};
 use crate::x86::{ResetPoint, Setup, Vcpu, Vm};
 use kernel::fs::File;
 use kernel::prelude::*;
@@ -77,7 +77,7 @@ ioctls! {
     KVM_SET_USER_MEMORY_REGION2:    -,    set(r => set_memory2(vm, r)), KVM_CAP_USER_MEMORY2;
     KVM_GET_DIRTY_LOG:              -,    set(r => dirty_log(vm, r));
     KVM_CLEAR_DIRTY_LOG:            -,    set(r => clear_dirty_log(vm, r));
-    KVM_RESET_DIRTY_RINGS:          -,    call(vm.memory.reset_rings());
+    KVM_RESET_DIRTY_RINGS:          -,    call(vm.memory.reset_rings(vm.smm_memory()));
     RVMM_MISSING_QUEUE:             -,    call(missing::open(vm));
     RVMM_RECORD_TOUCHES:            -,    call(missing::record_touches(vm, arg));
     RVMM_GET_TOUCHES:               -,    swap(r => missing::touches(vm, r));
@@ -130,22 +130,17 @@ fn check_bitmaps(vm: &Vm) -> Result {
 /// KVM_GET_DIRTY_LOG (api.rst 4.8).
 fn dirty_log(vm: &Vm, log: &uapi::DirtyLog) -> Result {
     check_bitmaps(vm)?;
-    if log.slot >= MAX_SLOTS {
-        return Err(EINVAL);
-    }
+    let memory = vm.memory_of_slot(log.slot)?;
     let bitmap = UserPtr::from_addr(log.bitmap as usize);
-    vm.memory.dirty_log(log.slot, bitmap)
+    memory.dirty_log(log.slot, bitmap)
 }
 
 /// KVM_CLEAR_DIRTY_LOG (api.rst 4.119).
 fn clear_dirty_log(vm: &Vm, log: &uapi::ClearDirtyLog) -> Result {
     check_bitmaps(vm)?;
-    if log.slot >= MAX_SLOTS {
-        return Err(EINVAL);
-    }
+    let memory = vm.memory_of_slot(log.slot)?;
     let bitmap = UserPtr::from_addr(log.bitmap as usize);
-    vm.memory
-        .clear_dirty_log(log.slot, log.first_page, log.num_pages, bitmap)
+    memory.clear_dirty_log(log.slot, log.first_page, log.num_pages, bitmap)
 }
 
 /// KVM_SET_USER_MEMORY_REGION2 (api.rst 4.140), without guest_memfd the same as the older one.
@@ -162,16 +157,19 @@ fn set_memory2(vm: &Vm, r: &k::kvm_userspace_memory_region2) -> Result {
 
 /// KVM_SET_USER_MEMORY_REGION (api.rst 4.35).
 fn set_memory(vm: &Vm, r: &k::kvm_userspace_memory_region) -> Result {
-    // The upper half numbers address spaces: there is one.
-    if r.slot >= MAX_SLOTS {
-        return Err(EINVAL);
-    }
-    if r.flags & slots::MISSING != 0 && !vm.missing.is_enabled() {
+    let memory = match vm.memory_of_slot(r.slot) {
+        Err(e) if e == ENOENT && r.memory_size != 0 => vm.make_smm_memory()?,
+        Err(_) => return Err(EINVAL),
+        Ok(memory) => memory,
+    };
+    // What user space is told of missing pages does not say in which address space they are.
+    let reports = r.slot >> 16 == 0 && vm.missing.is_enabled();
+    if r.flags & slots::MISSING != 0 && !reports {
         return Err(EINVAL);
     }
     let (gpa, size) = (r.guest_phys_addr, r.memory_size);
     let slot = Slot::from_region(r.slot, r.flags, gpa, size, r.userspace_addr);
-    vm.memory.set_slot(vm.mm(), slot.map_err(|_| EINVAL)?)
+    memory.set_slot(vm.mm(), slot.map_err(|_| EINVAL)?)
 }
 
 /// RVMM_RESET_POINT.

@@ -59,7 +59,7 @@ use crate::mem::ports::{DmaView, StopRunning};
 use crate::mem::ring::{Ring, Rings};
 use crate::mem::saved::Reset;
 use crate::mem::slot_table::SlotTable;
-use crate::mem::slots::{Limits, Slot, MAX_SLOTS};
+use crate::mem::slots::{Limits, Slot, ADDRESS_SPACES, MAX_SLOTS};
 use crate::mem::touches::Touches;
 pub(crate) use crate::mem::view::{MemError, MemoryView};
 use crate::mem::walk::{Allow, MapError};
@@ -67,7 +67,8 @@ use core::convert::Infallible;
 use core::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use kernel::prelude::*;
 use kernel::rbtree::RBTree;
-use kernel::sync::{new_mutex, rcu, Arc, Mutex, SetOnce};
+use kernel::static_lock_class;
+use kernel::sync::{rcu, Arc, LockClassKey, Mutex, SetOnce};
 
 /// Slots that are created without waiting for the readers of the version before, between two that wait.
 const RETIRED: usize = 16;
@@ -141,9 +142,8 @@ pub(crate) struct GuestMemory {
     pub(super) processor_logs: bool,
     /// It has to: there are slots whose writes are logged.
     pub(super) processor_log: AtomicBool,
-    /// What vCPUs log their writes in, in place of bitmaps.
-    #[pin]
-    pub(crate) rings: Rings,
+    /// What vCPUs log their writes in, in place of bitmaps; of all address spaces of the VM.
+    pub(crate) rings: Arc<Rings>,
     /// A device reaches the memory past the caches.
     incoherent: AtomicBool,
     pub(super) stats: Arc<VmStats>,
@@ -162,15 +162,51 @@ impl GuestMemory {
         stats: Arc<VmStats>,
         vcpus: Arc<dyn StopRunning>,
     ) -> Result<Arc<Self>> {
+        let rings = Arc::pin_init(Rings::new(), GFP_KERNEL_ACCOUNT)?;
+        Self::build(table, huge, stats, vcpus, rings, static_lock_class!())
+    }
+
+    /// Another address space of the same VM, with the same vCPUs, rings and settings, no slots, and `table`, which is
+    /// empty. The caller excludes changes of settings.
+    pub(crate) fn beside(&self, table: NestedTable) -> Result<Arc<Self>> {
+        let huge = HugePages {
+            largest: self.largest,
+            nx: self.nx_huge.load(Ordering::Relaxed),
+        };
+        let (stats, vcpus, rings) = (self.stats.clone(), self.vcpus.clone(), self.rings.clone());
+        let other = Self::build(table, huge, stats, vcpus, rings, static_lock_class!())?;
+        other.set_manual_protect(
+            self.manual_protect.load(Ordering::Relaxed),
+            self.initially_set.load(Ordering::Relaxed),
+        );
+        other
+            .incoherent
+            .store(self.is_incoherent(), Ordering::SeqCst);
+        Ok(other)
+    }
+
+    /// `class`: of the lock `update`, which is held for two address spaces of a VM at a time.
+    fn build(
+        table: NestedTable,
+        huge: HugePages,
+        stats: Arc<VmStats>,
+        vcpus: Arc<dyn StopRunning>,
+        rings: Arc<Rings>,
+        class: Pin<&'static LockClassKey>,
+    ) -> Result<Arc<Self>> {
         let (gpa_end, hva_end) = address_limits();
         Arc::pin_init(
             try_pin_init!(Self {
-                update <- new_mutex!(Update {
-                    dma: None,
-                    pinned_at: None,
-                    numbers: RBTree::new(),
-                    logged: 0,
-                }),
+                update <- Mutex::new(
+                    Update {
+                        dma: None,
+                        pinned_at: None,
+                        numbers: RBTree::new(),
+                        logged: 0,
+                    },
+                    c"GuestMemory.update",
+                    class,
+                ),
                 slots <- SrcuCell::new(SlotTable::new()),
                 tlb_generation: AtomicU64::new(1),
                 vcpus,
@@ -182,14 +218,14 @@ impl GuestMemory {
                 initially_set: AtomicBool::new(false),
                 processor_logs: processor_logs(),
                 processor_log: AtomicBool::new(false),
-                rings <- Rings::new(),
+                rings,
                 incoherent: AtomicBool::new(false),
                 stats,
                 touches: Touches::new(),
                 largest: huge.largest,
                 limits: Limits {
                     slots: MAX_SLOTS,
-                    address_spaces: 1,
+                    address_spaces: ADDRESS_SPACES,
                     gpa_end,
                     hva_end,
                 },

@@ -5,6 +5,7 @@
 //! Called by ioctls of the VM's file. Each takes `GuestMemory.update`, so they run one after the other.
 
 use crate::linux::hrtimer::ktime_get_ns;
+use crate::linux::srcu_cell::SrcuRef;
 use crate::linux::{gup, sched};
 use crate::mem::addr::{Gpa, GpaRange, Level, PAGE_SIZE};
 use crate::mem::dirty::{self, Batch};
@@ -75,6 +76,41 @@ impl Update {
                 }
             }
             _ => {}
+        }
+    }
+}
+
+/// What a reset of the dirty rings protects in one address space.
+struct Protecting<'a> {
+    memory: &'a GuestMemory,
+    update: &'a Update,
+    // In this order: the flush comes before the slots may go.
+    removing: Removing<'a>,
+    slots: SrcuRef<'a, SlotTable>,
+    /// The slot of the last batch: most entries follow others of the same.
+    last: Option<Slot>,
+}
+
+impl<'a> Protecting<'a> {
+    fn new(memory: &'a GuestMemory, update: &'a Update) -> Self {
+        Self {
+            memory,
+            update,
+            removing: memory.removing(),
+            slots: memory.slots.read(),
+            last: None,
+        }
+    }
+
+    fn protect(&mut self, batch: &Batch) {
+        if self.last.is_none_or(|s| s.id != batch.slot) {
+            let entry = self.update.entry(&self.slots, batch.slot);
+            self.last = entry.map(|e| e.slot);
+        }
+        if let Some(slot) = &self.last {
+            let bits = batch.within(slot.npages);
+            self.memory
+                .protect_word(&mut self.removing, slot, batch.word, bits);
         }
     }
 }
@@ -314,25 +350,21 @@ impl GuestMemory {
     }
 
     /// KVM_RESET_DIRTY_RINGS (api.rst 4.129): frees the entries that user space has taken note of and protects their
-    /// pages again. Gives their number. EINVAL: there are no rings.
-    pub(crate) fn reset_rings(&self) -> Result<isize> {
+    /// pages again, in this address space and in `second`, the VM's other one, if it has one. Gives their number.
+    /// EINVAL: there are no rings.
+    pub(crate) fn reset_rings(&self, second: Option<&Self>) -> Result<isize> {
         if !self.rings.exist() {
             return Err(EINVAL);
         }
-        let update = self.update.lock();
-        let slots = self.slots.read();
+        // In this order everywhere.
+        let first = self.update.lock();
+        let other = second.map(|m| (m, m.update.lock()));
+        let mut first = Protecting::new(self, &first);
+        let mut other = other.as_ref().map(|(m, update)| Protecting::new(m, update));
         let mut count: isize = 0;
-        // The slot of the last batch: most entries follow others of the same.
-        let mut last: Option<&Slot> = None;
-        let mut removing = self.removing();
-        let mut protect = |batch: &Batch| {
-            if last.is_none_or(|s| s.id != batch.slot) {
-                last = update.entry(&slots, batch.slot).map(|e| &e.slot);
-            }
-            if let Some(slot) = last {
-                let bits = batch.within(slot.npages);
-                self.protect_word(&mut removing, slot, batch.word, bits);
-            }
+        let mut protect = |batch: &Batch| match batch.slot >> 16 {
+            0 => first.protect(batch),
+            _ => other.iter_mut().for_each(|o| o.protect(batch)),
         };
         let mut batch = Batch::default();
         'all: for ring in self.rings.list.lock().iter() {
@@ -354,10 +386,13 @@ impl GuestMemory {
         Ok(count)
     }
 
-    /// KVM_CAP_DIRTY_LOG_RING_WITH_BITMAP. EINVAL: there are no rings, or there are slots already.
-    pub(crate) fn add_bitmaps(&self) -> Result {
-        let update = self.update.lock();
-        if !self.rings.exist() || !update.has_no_slots() {
+    /// KVM_CAP_DIRTY_LOG_RING_WITH_BITMAP; `second` as in [`GuestMemory::reset_rings`]. EINVAL: there are no rings, or
+    /// there are slots already.
+    pub(crate) fn add_bitmaps(&self, second: Option<&Self>) -> Result {
+        let first = self.update.lock();
+        let other = second.map(|m| m.update.lock());
+        let empty = first.has_no_slots() && other.as_ref().is_none_or(|o| o.has_no_slots());
+        if !self.rings.exist() || !empty {
             return Err(EINVAL);
         }
         self.rings.add_bitmaps();

@@ -10,6 +10,10 @@ use crate::nospec;
 /// Slots that user space may have (KVM_CAP_NR_MEMSLOTS; as many as KVM offers).
 pub const MAX_SLOTS: u32 = 32764;
 
+/// Address spaces of a VM (KVM_CAP_MULTI_ADDRESS_SPACE), each with slots of its own; bits 31:16 of a slot's number say
+/// which. The first is what guests see; another is for what the architecture has besides.
+pub const ADDRESS_SPACES: u32 = 2;
+
 /// KVM_MEM_LOG_DIRTY_PAGES.
 pub const LOG_DIRTY_PAGES: u32 = 1 << 0;
 /// KVM_MEM_READONLY.

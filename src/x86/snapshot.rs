@@ -99,8 +99,8 @@ impl ResetPoint {
     }
 
     /// RVMM_RESET_POINT: the VM can be put back to what it is now, as long as no more than `limit` pages are written in
-    /// between; 0: not any more. EBUSY: a vCPU runs, or a device reaches the memory; EINVAL, ENOMEM, EIO. After an
-    /// error the point is what it was.
+    /// between; 0: not any more. EBUSY: a vCPU runs, or a device reaches the memory; EINVAL: also where there is memory
+    /// for SMM; ENOMEM, EIO. After an error the point is what it was.
     pub(crate) fn set(&self, vm: &Vm, limit: u64) -> Result {
         let inner = &mut *self.inner.lock();
         if limit == 0 {
@@ -110,6 +110,9 @@ impl ResetPoint {
         }
         if vm.has_vfio.load(Ordering::Acquire) {
             return Err(EBUSY);
+        }
+        if vm.smm_memory().is_some() {
+            return Err(EINVAL);
         }
         let mut held = hold(&inner.vcpus)?;
         // Before what vCPUs have been sent: an interrupt that comes meanwhile is in both, not in neither.
@@ -133,6 +136,12 @@ impl ResetPoint {
         let point = KBox::new(point, GFP_KERNEL_ACCOUNT)?;
         vm.memory.set_reset_point(limit)?;
         inner.point = Some(point);
+        if vm.smm_memory().is_some() {
+            // It came meanwhile.
+            inner.point = None;
+            vm.memory.lose_reset_point();
+            return Err(EINVAL);
+        }
         Ok(())
     }
 

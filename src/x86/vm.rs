@@ -8,18 +8,20 @@
 //!
 //! # Lock order
 //!
-//! `setup` (creation of vCPUs and interrupt controllers) > a vCPU's `state` > `memory.update` > the interrupt
-//! controllers' spin locks.
+//! `setup` (creation of vCPUs and interrupt controllers) > a vCPU's `state` > `spaces` > `memory.update`, that of the
+//! first address space first > the interrupt controllers' spin locks.
 
 use crate::abi::stats::VmStats;
 use crate::bus::ioeventfd::Bus;
 use crate::bus::EventBus;
 use crate::linux::cred;
 use crate::linux::mmu_notifier::MmuNotifier;
+use crate::linux::once::Once;
 use crate::mem::addr::{Gpa, Level};
 use crate::mem::memory::{GuestMemory, HugePages, MemError};
 use crate::mem::missing::{Absent, Missing};
 use crate::mem::notifier::Notifier;
+use crate::mem::slots::MAX_SLOTS;
 use crate::params;
 use crate::x86::irqchip::chip::IrqChip;
 use crate::x86::paging::nested::NestedTable;
@@ -46,6 +48,13 @@ impl Setup {
     }
 }
 
+/// The address space in which vCPUs in SMM run.
+struct SmmMemory {
+    /// Unregistered, and no callback runs any more, before the memory goes.
+    _notifier: MmuNotifier<Notifier>,
+    memory: Arc<GuestMemory>,
+}
+
 /// A virtual machine.
 #[pin_data(PinnedDrop)]
 pub(crate) struct Vm {
@@ -55,8 +64,13 @@ pub(crate) struct Vm {
     _notifier: MmuNotifier<Notifier>,
     /// Its vCPUs.
     pub(crate) vcpus: Arc<VcpuSet>,
-    /// Guest memory.
+    /// Guest memory: the first address space.
     pub(crate) memory: Arc<GuestMemory>,
+    /// The second one, for SMM; there with its first slot.
+    smm_memory: Once<KBox<SmmMemory>>,
+    /// Held while the second address space is made, and around changes of what it takes over from the first.
+    #[pin]
+    spaces: Mutex<()>,
     /// Pages of it that user space brings when they are asked for.
     #[pin]
     pub(crate) missing: Missing,
@@ -89,7 +103,7 @@ pub(crate) struct Vm {
 }
 
 impl Vm {
-    /// The page at `gpa`, if it is missing and user space is to bring it.
+    /// The page at `gpa` of the first address space, if it is missing and user space is to bring it.
     #[inline]
     pub(crate) fn missing_at(&self, gpa: Gpa) -> Option<Absent> {
         if self.missing.is_enabled() {
@@ -132,6 +146,8 @@ impl Vm {
                 chip <- IrqChip::new(vcpus.clone()),
                 vcpus,
                 memory,
+                smm_memory: Once::new(),
+                spaces <- new_mutex!(()),
                 missing <- Missing::new(),
                 bus <- EventBus::new(),
                 caps <- VmCaps::new(),
@@ -146,6 +162,54 @@ impl Vm {
             }),
             GFP_KERNEL_ACCOUNT,
         )
+    }
+
+    /// The second address space of guest memory, if there is one.
+    #[inline]
+    pub(crate) fn smm_memory(&self) -> Option<&GuestMemory> {
+        self.smm_memory.get().map(|m| &*m.memory)
+    }
+
+    /// The second address space of guest memory, which is made if there is none. Sleeps. A reset point is void then:
+    /// it knows of one alone.
+    pub(crate) fn make_smm_memory(&self) -> Result<&GuestMemory> {
+        if let Some(memory) = self.smm_memory() {
+            return Ok(memory);
+        }
+        let _spaces = self.spaces.lock();
+        self.smm_memory.get_or_make(|| {
+            let table = NestedTable::new(choose::caps().ok_or(ENODEV)?)?;
+            let memory = self.memory.beside(table)?;
+            let made = SmmMemory {
+                _notifier: MmuNotifier::register(&self.mm, Notifier(memory.clone()))?,
+                memory,
+            };
+            Ok(KBox::new(made, GFP_KERNEL_ACCOUNT)?)
+        })?;
+        self.memory.lose_reset_point();
+        self.smm_memory().ok_or(ENOMEM)
+    }
+
+    /// The address space that bits 31:16 of a slot's number say. EINVAL: there cannot be such a slot. ENOENT: there is
+    /// none, since there is no slot of that address space.
+    pub(crate) fn memory_of_slot(&self, number: u32) -> Result<&GuestMemory> {
+        if number & 0xffff >= MAX_SLOTS {
+            return Err(EINVAL);
+        }
+        match number >> 16 {
+            0 => Ok(&self.memory),
+            1 => self.smm_memory().ok_or(ENOENT),
+            _ => Err(EINVAL),
+        }
+    }
+
+    /// Changes what all address spaces have in common.
+    pub(crate) fn for_each_memory(&self, f: impl Fn(&GuestMemory)) {
+        let _spaces = self.spaces.lock();
+        f(&self.memory);
+        if let Some(memory) = self.smm_memory() {
+            f(memory);
+        }
     }
 
     /// The address space.
@@ -171,7 +235,7 @@ impl Vm {
         if value != 0 || setup.has_vcpus() {
             return Err(EINVAL);
         }
-        self.memory.allow_executable_huge_pages();
+        self.for_each_memory(GuestMemory::allow_executable_huge_pages);
         Ok(())
     }
 
