@@ -356,6 +356,7 @@ pub(crate) const KVM_GET_MP_STATE: u32 = _IOR::<k::kvm_mp_state>(K, 0x98);
 pub(crate) const KVM_SET_MP_STATE: u32 = _IOW::<k::kvm_mp_state>(K, 0x99);
 pub(crate) const KVM_NMI: u32 = _IO(K, 0x9a);
 pub(crate) const KVM_X86_SETUP_MCE: u32 = _IOW::<u64>(K, 0x9c);
+pub(crate) const KVM_SMI: u32 = _IO(K, 0xb7);
 pub(crate) const KVM_GET_VCPU_EVENTS: u32 = _IOR::<k::kvm_vcpu_events>(K, 0x9f);
 pub(crate) const KVM_SET_VCPU_EVENTS: u32 = _IOW::<k::kvm_vcpu_events>(K, 0xa0);
 pub(crate) const KVM_KVMCLOCK_CTRL: u32 = _IO(K, 0xad);

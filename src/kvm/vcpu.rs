@@ -104,12 +104,16 @@ fn pre_fault(vm: &Vm, vcpu: &Vcpu, s: &mut State, arg: usize) -> Result<isize> {
             break;
         }
         let gpa = Gpa(range.gpa);
-        result = bring_in(vm, vcpu, gpa);
+        // What SMM sees besides reports nothing.
+        if !s.smm.is_active() {
+            result = bring_in(vm, vcpu, gpa);
+        }
         if result.is_err() {
             break;
         }
+        let memory = vm.memory_of(s);
         let by = &mut s.faulting(&vcpu.shared);
-        match vm.memory.fault(vm.mm(), by, gpa, false, false) {
+        match memory.fault(vm.mm(), by, gpa, false, false) {
             Ok(FaultOutcome::Mapped) => {}
             Ok(FaultOutcome::Retry) => {
                 sched::cond_resched();

@@ -58,6 +58,8 @@ pub enum Exit {
     SplitLock,
     /// An instruction that does not exist for this guest (VMX and SVM instructions): #UD.
     Undefined,
+    /// RSM, which the processor refuses or leaves to us: it is not in SMM itself.
+    Rsm,
     /// A hardware task switch, which is not emulated.
     TaskSwitch,
     /// The guest went into the shutdown state (triple fault).
@@ -113,7 +115,9 @@ impl Exit {
             Self::TripleFault => ExitClass::TripleFault,
             Self::VirtualEoi(_) | Self::ApicWrite(_) | Self::TprBelowThreshold => ExitClass::Apic,
             Self::EntryFailure(_) => ExitClass::EntryFailure,
-            Self::Undefined | Self::PreemptionTimer | Self::Unknown(_) => ExitClass::Other,
+            Self::Undefined | Self::Rsm | Self::PreemptionTimer | Self::Unknown(_) => {
+                ExitClass::Other
+            }
         }
     }
 }
@@ -139,14 +143,15 @@ pub const INSTRUCTIONS: &[Instruction] = &[
     (Exit::Pause, &[40], &[0x77]),
     (Exit::MonitorMwait, &[39, 36], &[0x8a, 0x8b]),
     (Exit::Xsetbv, &[55], &[0x8d]),
-    // GETSEC, VMCLEAR to VMXON, INVEPT, INVVPID, INVPCID, VMFUNC, ENCLS, SEAMCALL, TDCALL; RSM, INVLPGA, VMRUN, VMLOAD
-    // to SKINIT, RDPRU.
+    (Exit::Rsm, &[17], &[0x73]),
+    // GETSEC, VMCLEAR to VMXON, INVEPT, INVVPID, INVPCID, VMFUNC, ENCLS, SEAMCALL, TDCALL; INVLPGA, VMRUN, VMLOAD to
+    // SKINIT, RDPRU.
     (
         Exit::Undefined,
         &[
             11, 19, 20, 21, 22, 23, 24, 25, 26, 27, 50, 53, 58, 59, 60, 76, 77,
         ],
-        &[0x73, 0x7a, 0x80, 0x82, 0x83, 0x84, 0x85, 0x86, 0x8e],
+        &[0x7a, 0x80, 0x82, 0x83, 0x84, 0x85, 0x86, 0x8e],
     ),
 ];
 

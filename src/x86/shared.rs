@@ -54,6 +54,8 @@ pub(crate) mod request {
     pub(crate) const EXTINT: u32 = 1 << 5;
     /// Vectors wait in the posted bitmaps.
     pub(crate) const POSTED: u32 = 1 << 6;
+    /// An SMI arrived.
+    pub(crate) const SMI: u32 = 1 << 7;
     /// What the VM says about optional exits, MSR accesses or CR0.CD changed.
     pub(crate) const EXITS: u32 = 1 << 16;
     /// The VM's clock changed: write the pvclock page again.

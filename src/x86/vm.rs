@@ -27,6 +27,7 @@ use crate::x86::irqchip::chip::IrqChip;
 use crate::x86::paging::nested::NestedTable;
 use crate::x86::pv::clock::Clock;
 use crate::x86::shared::VcpuSet;
+use crate::x86::vcpu::state::State;
 use crate::x86::vendor::choose;
 use crate::x86::vm_caps::VmCaps;
 use core::sync::atomic::{AtomicBool, AtomicU32, Ordering};
@@ -188,6 +189,23 @@ impl Vm {
         })?;
         self.memory.lose_reset_point();
         self.smm_memory().ok_or(ENOMEM)
+    }
+
+    /// Guest memory as a vCPU sees it that is in SMM, or (`in_smm` false) is not.
+    #[inline(always)]
+    pub(crate) fn memory_seen(&self, in_smm: bool) -> &GuestMemory {
+        if in_smm {
+            if let Some(memory) = self.smm_memory() {
+                return memory;
+            }
+        }
+        &self.memory
+    }
+
+    /// Guest memory as the vCPU sees it.
+    #[inline(always)]
+    pub(crate) fn memory_of(&self, s: &State) -> &GuestMemory {
+        self.memory_seen(s.smm.is_active())
     }
 
     /// The address space that bits 31:16 of a slot's number say. EINVAL: there cannot be such a slot. ENOENT: there is

@@ -7,8 +7,8 @@ use crate::kvm::x86::system::put_cpuid;
 use crate::linux::hrtimer;
 use crate::mem::addr::Gpa;
 use crate::x86::{
-    abi, guest_stopped, measure, wanted_tsc_khz, xsave, CpuidEntry, MpState, Runner, State, Vcpu,
-    Vm,
+    abi, guest_stopped, measure, request, wanted_tsc_khz, xsave, CpuidEntry, MpState, Runner,
+    State, Vcpu, Vm,
 };
 use kernel::prelude::*;
 use kernel::sync::Arc;
@@ -49,6 +49,7 @@ ioctls! {
     // Events and interrupts. What is on its way to the vCPU counts as arrived when user space looks.
     KVM_INTERRUPT:          -,    set(r => interrupt(vm, vcpu, r)), KVM_CAP_IRQCHIP;
     KVM_NMI:                held, call(nmi(s)), KVM_CAP_USER_NMI;
+    KVM_SMI:                -,    call(vcpu.shared.request(request::SMI)), KVM_CAP_X86_SMM;
     KVM_GET_VCPU_EVENTS:    held, get(Ok(abi::get_events(vm, vcpu, up_to_date(vm, vcpu, s)?))), KVM_CAP_VCPU_EVENTS;
     KVM_SET_VCPU_EVENTS:    held, set(r => abi::set_events(vm, vcpu, s, r));
     KVM_GET_MP_STATE:       held, get(Ok(get_mp_state(up_to_date(vm, vcpu, s)?))), KVM_CAP_MP_STATE;

@@ -79,8 +79,8 @@ pub struct MsrFile {
     pub platform_info: u64,
     misc_features: u64,
     power_ctl: u64,
-    smbase: u64,
-    smi_count: u64,
+    pub smbase: u64,
+    pub smi_count: u64,
     mcg_ext_ctl: u64,
     umwait_control: u64,
     tsx_ctrl: u64,
@@ -403,7 +403,6 @@ msrs! { (self, a, f, msr, v, c)
     KVM_SYSTEM_TIME         if a.offers(CLOCKSOURCE) => keeper(Paravirt), Ok(v), Index;
     APIC_BASE               if true                 => keeper(ApicBase), Ok(v), No;
     FEATURE_CONTROL         if a.vmx()              => file(feature_control), self.feature_control_write(v, a), Probed;
-    // There is no SMM: kept for who saves and restores them.
     SMI_COUNT               if true                 => file(smi_count), a.by_host(v), Index;
     SMBASE                  if true, readable a.host_initiated
                                                     => file(smbase = SMBASE_RESET), a.by_host(v), Index;

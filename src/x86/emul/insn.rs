@@ -83,6 +83,7 @@ pub enum Op {
     Lmsw,
     Smsw,
     Xsetbv,
+    Rsm,
     Monitor,
     Mwait,
     Vmcall,

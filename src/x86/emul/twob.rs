@@ -21,6 +21,7 @@ pub(super) fn decode(d: &mut Decoder<'_>) -> Result<(), DecodeError> {
         0x38 => movbe(d),
         0xa2 => d.plain(Op::Cpuid),
         0xa3 => bit_reg(d, Op::Bt),
+        0xaa => d.plain(Op::Rsm),
         0xab => bit_reg(d, Op::Bts),
         0xb0 | 0xb1 => rm_reg(d, opcode, Op::Cmpxchg),
         0xb3 => bit_reg(d, Op::Btr),

@@ -155,8 +155,8 @@ fn accept(v: &VcpuShared, addr: &ApicAddr, message: &Message, watched: bool) -> 
             v.request(request::SIPI);
         }
         DeliveryMode::ExtInt => v.request(request::EXTINT),
-        // There is no SMM.
-        DeliveryMode::Smi | DeliveryMode::Reserved => return false,
+        DeliveryMode::Smi => v.request(request::SMI),
+        DeliveryMode::Reserved => return false,
     }
     true
 }

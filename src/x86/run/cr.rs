@@ -107,7 +107,7 @@ impl Runner<'_> {
     /// Ends the instruction of a write that is valid: what may have to sleep comes first, so that nothing has changed
     /// by then. The PDPTEs are loaded from what `cr3` points to (SDM 3A 5.4.1).
     fn end_cr_write(&mut self, cr3: Option<u64>, stay: Option<&Stay<'_>>) -> Result<(), Step> {
-        if let (Some(cr3), None) = (cr3, stay) {
+        if let (Some(cr3), None, false) = (cr3, stay, self.s.smm.is_active()) {
             if let Some(step) = self.bring_in(Gpa(cr3 & 0xffff_ffe0), false) {
                 return Err(step);
             }

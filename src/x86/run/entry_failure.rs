@@ -15,7 +15,7 @@ impl Runner<'_> {
             return Step::Slow;
         }
         let params = EntryParams {
-            nested_root: self.vm.memory.root(),
+            nested_root: self.memory().root(),
             flush: false,
             irq_window: false,
             nmi_window: false,

@@ -81,6 +81,9 @@ impl Runner<'_> {
                 .swap(0, core::sync::atomic::Ordering::Relaxed);
             self.s.events.nmis = self.s.events.nmis.saturating_add(n.min(2) as u8).min(2);
         }
+        if r & request::SMI != 0 {
+            self.s.smm.pending = true;
+        }
         if r & request::TIMER != 0 {
             let tsc = self.s.tsc();
             let advance = self.s.timer.advance.max(self.s.timer.exit_advance);
@@ -145,6 +148,9 @@ impl Runner<'_> {
             && e.interrupted.is_none()
         {
             return (None, false, false);
+        }
+        if self.s.smm.is_due() {
+            self.hurry_smi();
         }
         let gate = self.s.gate();
         if gate.nmi {

@@ -70,7 +70,9 @@ impl Runner<'_> {
             Exit::LogFull => self.log_full(stay),
             Exit::CrAccess(c) => self.cr_access(c, stay),
             Exit::DrAccess => self.dr_access(stay),
+            Exit::Exception(e) if self.s.smm.is_active() => self.exception_in_smm(e, stay),
             Exit::Exception(e) => self.exception(e),
+            Exit::Rsm => self.rsm(stay),
             Exit::TripleFault => self.processor_shutdown(stay),
             Exit::TaskSwitch => self.unhandled(k::KVM_INTERNAL_ERROR_EMULATION, stay),
             Exit::VirtualEoi(vector) => self.virtual_eoi(*vector),
@@ -136,7 +138,7 @@ impl Runner<'_> {
 
     #[inline(never)]
     fn skip_decoded(&mut self, known: &Known, stay: Option<&Stay<'_>>) -> Step {
-        let view = self.vm.memory.view_of(&self.s.ring);
+        let view = self.memory().view_of(&self.s.ring);
         match self.s.skip(&view, stay, known) {
             Ok(()) => Step::Again,
             Err(e) => {
@@ -171,7 +173,7 @@ impl Runner<'_> {
     /// The instruction at RIP; else what its fetch comes to.
     pub(super) fn fetch(&mut self, stay: Option<&Stay<'_>>) -> Result<Insn, Step> {
         let fetched = {
-            let view = self.vm.memory.view_of(&self.s.ring);
+            let view = self.memory().view_of(&self.s.ring);
             self.s.fetch(&view, stay).copied()
         };
         fetched.map_err(|e| self.fetch_failed(e))

@@ -130,6 +130,7 @@ impl Runner<'_> {
     fn wakes(&mut self) -> bool {
         let gate = self.s.gate();
         self.s.events.nmis != 0 && !gate.nmi
+            || self.s.smm.is_due()
             || self.s.events.exception.is_some()
             || self.s.pv.unhalted
             || gate.if_flag && self.s.interrupt_pending(self.vm)

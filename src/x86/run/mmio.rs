@@ -35,7 +35,7 @@ impl Runner<'_> {
         self.stats.add(VcpuCounter::Emulations, 1);
         let (result, actions) = loop {
             let done = {
-                let view = self.vm.memory.view_of(&self.s.ring);
+                let view = self.memory().view_of(&self.s.ring);
                 self.s.emulate(self.vm, &view, self.run, insn, fault)
             };
             let Emulated::Missing(page) = done.0 else {

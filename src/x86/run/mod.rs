@@ -12,6 +12,7 @@ use crate::abi::stats::{VcpuCounter, VcpuStats};
 use crate::abi::uapi::k;
 use crate::linux::{boot_cpu, sched};
 use crate::mem::addr::Gpa;
+use crate::mem::memory::GuestMemory;
 use crate::mem::ring::Ring;
 use crate::x86::cpu::events;
 use crate::x86::exit::{Exception, Exit};
@@ -39,6 +40,7 @@ mod mmio;
 mod msr;
 mod nested_fault;
 mod port;
+mod smm;
 mod start;
 mod stay;
 
@@ -95,6 +97,12 @@ impl<'a> Runner<'a> {
         })
     }
 
+    /// Guest memory as the vCPU sees it.
+    #[inline(always)]
+    fn memory(&self) -> &'a GuestMemory {
+        self.vm.memory_of(self.s)
+    }
+
     /// KVM_RUN. Not inlined: its stack frame is not for the other ioctls.
     #[inline(never)]
     pub(crate) fn run(&mut self) -> Result<isize> {
@@ -121,7 +129,7 @@ impl<'a> Runner<'a> {
         let ready = self.vm.chip.has_pic() || self.ready_for_injection(&gate);
         let page = self.run.first();
         page.put(exits::IF_FLAG, gate.if_flag.into());
-        page.put(exits::FLAGS, 0);
+        page.put(exits::FLAGS, self.s.smm.is_active().into());
         page.put(exits::CR8, cr8.into());
         page.put(exits::APIC_BASE, apic_base);
         page.put(exits::READY_FOR_INTERRUPT, ready.into());
@@ -175,7 +183,7 @@ impl<'a> Runner<'a> {
         self.s.pv.steal_stale = true;
         self.vcpu.shared.worker.set_current();
         loop {
-            self.vm.memory.recover_parts(self.vm.mm());
+            self.memory().recover_parts(self.vm.mm());
             let step = match self.prepare() {
                 Some(step) => step,
                 None => self.enter()?,
@@ -245,10 +253,19 @@ impl<'a> Runner<'a> {
                     payload: debug::SINGLE_STEP,
                 }));
             }
+            if self.s.smm.is_due() {
+                if let Some(step) = self.take_smi() {
+                    return Some(step);
+                }
+            }
             let state = self.s.mp_state;
             match state {
                 MpState::Runnable => break,
-                MpState::Halted if self.halt() => break,
+                MpState::Halted if self.halt() => {
+                    if !self.s.smm.is_due() {
+                        break;
+                    }
+                }
                 MpState::Halted if sched::signal_pending() => return Some(self.interrupted()),
                 // Requests that wake nobody may come without end.
                 MpState::Halted => sched::cond_resched(),
@@ -266,7 +283,7 @@ impl<'a> Runner<'a> {
                 return Some(self.ask(&exits::IrqWindowOpen));
             }
         }
-        if self.vm.memory.logs_writes() != self.s.write_log {
+        if self.memory().logs_writes() != self.s.write_log {
             if let Err(e) = self.follow_write_log() {
                 return Some(Step::Fail(e));
             }

@@ -26,9 +26,9 @@ impl Runner<'_> {
             return None;
         }
         let accessed = {
-            let view = self.vm.memory.view_of(&self.s.ring);
+            let memory = self.memory();
+            let view = memory.view_of(&self.s.ring);
             if !view.is_device(f.gpa, f.write) {
-                let memory = &self.vm.memory;
                 let by = &mut self.s.faulting(&self.vcpu.shared);
                 let how = (f.write, f.fetch);
                 let mapped = memory.fault_resident(&view, by, f.gpa, how, stay.own_mm());
@@ -100,7 +100,7 @@ impl Runner<'_> {
     /// Takes what the processor has logged over to the dirty logs.
     pub(super) fn collect_write_log(&mut self, stay: &Stay<'_>) {
         if self.s.write_log {
-            let view = self.vm.memory.view_of(&self.s.ring);
+            let view = self.memory().view_of(&self.s.ring);
             self.s.hw.take_write_log(stay, |page| view.mark_dirty(page));
         }
     }
@@ -108,7 +108,7 @@ impl Runner<'_> {
     /// Has the processor log writes, or no more, as the slots want it. ENOMEM.
     #[cold]
     pub(super) fn follow_write_log(&mut self) -> Result {
-        let on = self.vm.memory.logs_writes();
+        let on = self.memory().logs_writes();
         self.s.hw.set_write_log(on)?;
         self.s.write_log = on;
         Ok(())
@@ -116,14 +116,15 @@ impl Runner<'_> {
 
     /// Maps the memory that is missing; `None`: it is a device, and an instruction has accessed it.
     fn map(&mut self, f: &NestedFault) -> Option<Step> {
-        if let Some(step) = self.bring_in(f.gpa, f.write) {
-            return Some(step);
+        // What SMM sees besides reports nothing.
+        if !self.s.smm.is_active() {
+            if let Some(step) = self.bring_in(f.gpa, f.write) {
+                return Some(step);
+            }
         }
+        let memory = self.memory();
         let by = &mut self.s.faulting(&self.vcpu.shared);
-        let outcome = self
-            .vm
-            .memory
-            .fault(self.vm.mm(), by, f.gpa, f.write, f.fetch);
+        let outcome = memory.fault(self.vm.mm(), by, f.gpa, f.write, f.fetch);
         let step = match outcome {
             Ok(FaultOutcome::Mapped | FaultOutcome::Retry | FaultOutcome::Poisoned) => Step::Again,
             Ok(FaultOutcome::BadUserMemory) => self.memory_fault(f.gpa, 0, EFAULT),

@@ -19,9 +19,13 @@ impl Runner<'_> {
         Ok(())
     }
 
-    /// INIT and SIPI (SDM 3A 9.4).
+    /// INIT and SIPI (SDM 3A 9.4). In SMM INIT waits for its end, and SIPI is dropped (SDM 3C 32.3).
     pub(super) fn start_up(&mut self, r: u32) {
         let shared = &self.vcpu.shared;
+        if self.s.smm.is_active() {
+            self.s.smm.latched_init |= r & request::INIT != 0;
+            return;
+        }
         if r & request::INIT != 0 {
             self.s.reset_registers(true);
             let bsp = shared.id == self.vm.boot_cpu();

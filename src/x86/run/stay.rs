@@ -91,10 +91,10 @@ impl Runner<'_> {
             if !self.may_enter() {
                 return self.leave(since);
             }
-            let generation = self.vm.memory.tlb_generation();
+            let generation = self.memory().tlb_generation();
             let flush =
                 generation != self.s.last_stay.tlb_generation || cpu != self.s.last_stay.cpu;
-            if flush && self.vm.memory.logs_writes() != self.s.write_log {
+            if flush && self.memory().logs_writes() != self.s.write_log {
                 return self.leave(since);
             }
             let params = self.entry_params(flush);
@@ -231,7 +231,7 @@ impl Runner<'_> {
     fn entry_params(&mut self, flush: bool) -> EntryParams {
         let (inject, irq_window, nmi_window) = self.choose_event();
         EntryParams {
-            nested_root: self.vm.memory.root(),
+            nested_root: self.memory().root(),
             flush,
             irq_window,
             nmi_window,
@@ -266,7 +266,7 @@ impl Runner<'_> {
     fn undisturbed(&self, generation: u64) -> bool {
         self.vcpu.shared.requests() == 0
             && !sched::xfer_to_guest_pending()
-            && self.vm.memory.tlb_generation() == generation
+            && self.memory().tlb_generation() == generation
             && self.s.events.exception.is_none()
             && self.s.events.interrupted.is_none()
     }

@@ -94,10 +94,13 @@ impl State {
         self.refresh_eoi_exits(vm, &[u32::MAX; 8]);
     }
 
-    /// Whether the nested page tables should map the APIC-access page for this vCPU.
+    /// Whether the nested page tables should map the APIC-access page for this vCPU. In SMM they have none.
     #[inline]
     pub(crate) fn wants_apic_page(&self, vm: &Vm) -> bool {
-        self.apic.virtualized && vm.memory.may_pin_page() && self.apic_mode() == ApicMode::Xapic
+        self.apic.virtualized
+            && vm.memory.may_pin_page()
+            && self.apic_mode() == ApicMode::Xapic
+            && !self.smm.is_active()
     }
 
     /// Vectors in `irr` were accepted, or state was set: decides anew which of them exit at their end. Those do that

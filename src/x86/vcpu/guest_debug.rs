@@ -105,9 +105,7 @@ impl State {
             self.debug.step_at = self.linear_rip();
         }
         self.set_visible_rflags(flags);
-        let soft = self.debug.control & k::KVM_GUESTDBG_USE_SW_BP != 0;
-        self.hw
-            .set_exception_intercepts(u32::from(soft) << vector::BP);
+        self.choose_exceptions();
         Ok(())
     }
 
@@ -140,7 +138,7 @@ impl State {
         const INT3: u8 = 0xcc;
         self.debug.breakpoint = None;
         let byte = {
-            let view = vm.memory.view_of(&self.ring);
+            let view = vm.memory_of(self).view_of(&self.ring);
             self.code_byte(&view)
         };
         if byte == Some(INT3) {

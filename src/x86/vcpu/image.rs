@@ -7,7 +7,6 @@
 
 use crate::abi::exits;
 use crate::linux::page::DataPage;
-use crate::x86::cpu::events::vector;
 use crate::x86::cpu::msr::MsrFile;
 use crate::x86::elapsed::Elapsed;
 use crate::x86::emul::{Insn, Replay};
@@ -16,6 +15,7 @@ use crate::x86::irqchip::lapic::Action;
 use crate::x86::pv::paravirt::Paravirt;
 use crate::x86::shared::request;
 use crate::x86::vcpu::debug::Debug;
+use crate::x86::vcpu::smm::Smm;
 use crate::x86::vcpu::state::{Completion, Events, MpState, State};
 use crate::x86::vcpu::Vcpu;
 use crate::x86::vendor::{CpuState, Groups, VcpuBackend, VendorState};
@@ -48,6 +48,7 @@ pub(crate) struct Image {
     pv: Paravirt,
     debug: Debug,
     events: Events,
+    smm: Smm,
     mp_state: MpState,
     completion: Completion,
     insn: Option<Insn>,
@@ -94,6 +95,7 @@ impl Image {
             pv: s.pv.clone(),
             debug: s.debug,
             events: s.events,
+            smm: s.smm,
             mp_state: s.mp_state,
             completion: s.pending.completion,
             insn: s.pending.insn,
@@ -134,8 +136,9 @@ impl Image {
         s.apic.base = self.apic_base;
         s.apic.cr8 = self.cr8;
         s.debug = self.debug;
-        let soft = s.debug.has_soft_breakpoints();
-        s.hw.set_exception_intercepts(u32::from(soft) << vector::BP);
+        // There is no second address space where there is a point, so the vCPU is not in SMM.
+        s.smm = self.smm;
+        s.choose_exceptions();
         s.events = self.events;
         s.mp_state = self.mp_state;
         s.pending.completion = self.completion;

@@ -17,6 +17,7 @@ mod measure;
 pub(crate) mod mmio;
 pub(crate) mod msr;
 mod regs;
+pub(crate) mod smm;
 pub(crate) mod state;
 mod timer;
 pub(crate) mod tsc;

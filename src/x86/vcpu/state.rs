@@ -30,6 +30,7 @@ use crate::x86::pv::paravirt::Paravirt;
 use crate::x86::shared::VcpuShared;
 use crate::x86::vcpu::debug;
 use crate::x86::vcpu::debug::Debug;
+use crate::x86::vcpu::smm::Smm;
 use crate::x86::vendor::choose::{self, Backend};
 use crate::x86::vendor::{ApicPages, CpuState, Exits, Groups, Interruptibility, VcpuBackend};
 use crate::x86::vm::Vm;
@@ -221,6 +222,8 @@ pub(crate) struct State {
     pub(crate) debug: Debug,
     /// Events on their way to the guest.
     pub(crate) events: Events,
+    /// System management mode.
+    pub(crate) smm: Smm,
     /// Whether it runs, sleeps or waits to be started.
     pub(crate) mp_state: MpState,
     /// How long it polls when it halts.
@@ -439,6 +442,7 @@ impl State {
             pv: Paravirt::default(),
             debug: Debug::default(),
             events: Events::default(),
+            smm: Smm::default(),
             halt_poll: HaltPoll::default(),
             mp_state: if waits {
                 MpState::Uninitialized
@@ -502,6 +506,7 @@ impl State {
         self.set_guest_breakpoints([0; 4], 0x400);
         self.cpu.dr6 = debug::DR6_NONE;
         self.events = Events::default();
+        self.reset_smm();
         self.pv.reset();
         self.hw.set_interruptibility(Interruptibility::default());
         self.hw.wake();

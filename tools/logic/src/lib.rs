@@ -75,6 +75,7 @@ pub mod x86 {
         pub mod msr;
         pub mod regs;
         pub mod reset;
+        pub mod smram;
         pub mod tsc;
         pub mod violation;
         pub mod xsave;

@@ -75,6 +75,7 @@ fn op_of(i: &Instruction) -> Option<Op> {
         M::Lmsw => Op::Lmsw,
         M::Smsw => Op::Smsw,
         M::Xsetbv => Op::Xsetbv,
+        M::Rsm => Op::Rsm,
         M::Monitor => Op::Monitor,
         M::Mwait => Op::Mwait,
         M::Vmcall => Op::Vmcall,

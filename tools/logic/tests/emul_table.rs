@@ -112,6 +112,7 @@ fn operations() {
         (&[0x0f, 0x32], Long, Op::Rdmsr, NONE, NONE, 0),
         (&[0x0f, 0x30], Long, Op::Wrmsr, NONE, NONE, 0),
         (&[0xf4], Long, Op::Hlt, NONE, NONE, 0),
+        (&[0x0f, 0xaa], Real, Op::Rsm, NONE, NONE, 0),
         (&[0x0f, 0x01, 0xd9], Long, Op::Vmmcall, NONE, NONE, 0),
         (&[0x0f, 0x01, 0xc1], Long, Op::Vmcall, NONE, NONE, 0),
         (&[0x0f, 0x08], Long, Op::Invd, NONE, NONE, 0),

@@ -21,6 +21,12 @@ pub(crate) fn set_mp_state(vcpu: &Vcpu, s: &mut State, value: u32) -> Result {
         k::KVM_MP_STATE_RUNNABLE => MpState::Runnable,
         // The others exist only with a local APIC in the kernel (api.rst 4.39).
         _ if s.apic.lapic.is_none() => return Err(EINVAL),
+        // INIT waits for the end of SMM, and an SMI would be lost.
+        k::KVM_MP_STATE_INIT_RECEIVED | k::KVM_MP_STATE_SIPI_RECEIVED
+            if s.smm.is_active() || s.smm.pending =>
+        {
+            return Err(EINVAL);
+        }
         k::KVM_MP_STATE_UNINITIALIZED => MpState::Uninitialized,
         k::KVM_MP_STATE_INIT_RECEIVED => MpState::InitReceived,
         k::KVM_MP_STATE_HALTED => MpState::Halted,
@@ -100,6 +106,11 @@ pub(crate) fn get_events(vm: &Vm, vcpu: &Vcpu, s: &mut State) -> k::kvm_vcpu_eve
     if payloads {
         e.flags |= k::KVM_VCPUEVENT_VALID_PAYLOAD;
     }
+    e.smi.smm = s.smm.is_active().into();
+    e.smi.pending = s.smm.pending.into();
+    e.smi.smm_inside_nmi = s.smm.inside_nmi.into();
+    let init = vcpu.shared.requests() & request::INIT != 0;
+    e.smi.latched_init = (init || s.smm.latched_init).into();
     if vm.triple_fault_event.load(Ordering::Relaxed) {
         e.flags |= k::KVM_VCPUEVENT_VALID_TRIPLE_FAULT;
         e.triple_fault.pending = s.events.triple_fault.into();
@@ -113,8 +124,9 @@ fn has_pending_exception(e: &k::kvm_vcpu_events) -> bool {
     e.flags & k::KVM_VCPUEVENT_VALID_PAYLOAD != 0 && e.exception.pending != 0
 }
 
-/// EINVAL: unknown flags, flags of capabilities that are not enabled, SMM, or an exception that does not exist.
-fn check_events(vm: &Vm, e: &k::kvm_vcpu_events) -> Result {
+/// EINVAL: unknown flags, flags of capabilities that are not enabled, SMM or an SMI where the vCPU (`s`) waits for its
+/// start, or an exception that does not exist.
+fn check_events(vm: &Vm, s: &State, e: &k::kvm_vcpu_events) -> Result {
     const KNOWN: u32 = k::KVM_VCPUEVENT_VALID_NMI_PENDING
         | k::KVM_VCPUEVENT_VALID_SIPI_VECTOR
         | k::KVM_VCPUEVENT_VALID_SHADOW
@@ -122,12 +134,12 @@ fn check_events(vm: &Vm, e: &k::kvm_vcpu_events) -> Result {
         | k::KVM_VCPUEVENT_VALID_PAYLOAD
         | k::KVM_VCPUEVENT_VALID_TRIPLE_FAULT;
     let flag = |f: u32| e.flags & f != 0;
-    let smm = e.smi.smm | e.smi.pending | e.smi.smm_inside_nmi != 0;
+    let smm = e.smi.smm | e.smi.pending != 0;
     if flag(!KNOWN)
         || flag(k::KVM_VCPUEVENT_VALID_PAYLOAD) && !vm.exception_payload.load(Ordering::Relaxed)
         || flag(k::KVM_VCPUEVENT_VALID_TRIPLE_FAULT)
             && !vm.triple_fault_event.load(Ordering::Relaxed)
-        || flag(k::KVM_VCPUEVENT_VALID_SMM) && smm
+        || flag(k::KVM_VCPUEVENT_VALID_SMM) && smm && s.mp_state == MpState::InitReceived
     {
         return Err(EINVAL);
     }
@@ -169,21 +181,37 @@ fn set_exception(s: &mut State, e: &k::kvm_vcpu_events) {
     }
 }
 
+/// The part of KVM_SET_VCPU_EVENTS that tells of SMM.
+fn set_smm(vcpu: &Vcpu, s: &mut State, smi: &k::kvm_vcpu_events__bindgen_ty_4) {
+    let _ = vcpu.shared.take_requests(request::SMI);
+    s.set_smm(smi.smm != 0);
+    s.smm.pending = smi.pending != 0;
+    s.smm.inside_nmi = smi.smm != 0 && smi.smm_inside_nmi != 0;
+    if s.apic.lapic.is_none() {
+        return;
+    }
+    s.smm.latched_init = false;
+    if smi.latched_init != 0 {
+        vcpu.shared.request_self(request::INIT);
+    } else {
+        let _ = vcpu.shared.take_requests(request::INIT);
+    }
+}
+
 /// KVM_SET_VCPU_EVENTS (api.rst 4.32).
 pub(crate) fn set_events(vm: &Vm, vcpu: &Vcpu, s: &mut State, e: &k::kvm_vcpu_events) -> Result {
-    check_events(vm, e)?;
+    check_events(vm, s, e)?;
     let flag = |f: u32| e.flags & f != 0;
+    if flag(k::KVM_VCPUEVENT_VALID_SMM) && e.smi.smm != 0 {
+        vm.make_smm_memory()?;
+    }
     let mut i = s.hw.interruptibility();
     set_exception(s, e);
     if flag(k::KVM_VCPUEVENT_VALID_TRIPLE_FAULT) {
         s.events.triple_fault = e.triple_fault.pending != 0;
     }
-    if flag(k::KVM_VCPUEVENT_VALID_SMM) && s.apic.lapic.is_some() {
-        if e.smi.latched_init != 0 {
-            vcpu.shared.request_self(request::INIT);
-        } else {
-            let _ = vcpu.shared.take_requests(request::INIT);
-        }
+    if flag(k::KVM_VCPUEVENT_VALID_SMM) {
+        set_smm(vcpu, s, &e.smi);
     }
     if flag(k::KVM_VCPUEVENT_VALID_SHADOW) {
         i.sti = u32::from(e.interrupt.shadow) & k::KVM_X86_SHADOW_INT_STI != 0;

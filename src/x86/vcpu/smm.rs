@@ -1,0 +1,74 @@
+// SPDX-License-Identifier: GPL-2.0
+//! System management mode of a vCPU: whether it is in it, and what waits for its end (SDM 3C 32, APM 2 10).
+//!
+//! This file adds to [`State`] what the run loop and the vCPU's ioctls use under the vCPU's mutex. A vCPU in SMM sees
+//! the second address space of guest memory.
+
+use crate::x86::cpu::events::vector;
+use crate::x86::vcpu::state::State;
+use crate::x86::vendor::{Groups, VcpuBackend};
+
+/// System management mode of one vCPU.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Smm {
+    /// The vCPU is in it.
+    active: bool,
+    /// NMIs were blocked when it began, and are when it ends.
+    pub(crate) inside_nmi: bool,
+    /// An SMI waits.
+    pub(crate) pending: bool,
+    /// INIT came in SMM, and waits for its end.
+    pub(crate) latched_init: bool,
+}
+
+impl Smm {
+    /// The vCPU is in it.
+    #[inline(always)]
+    pub(crate) const fn is_active(&self) -> bool {
+        self.active
+    }
+
+    /// An SMI can be taken, as soon as the vCPU is between two instructions.
+    #[inline(always)]
+    pub(crate) const fn is_due(&self) -> bool {
+        self.pending && !self.active
+    }
+}
+
+impl State {
+    /// Enters or leaves SMM as far as memory and intercepts go. INIT that waits is up to the caller.
+    pub(crate) fn set_smm(&mut self, on: bool) {
+        if self.smm.active == on {
+            return;
+        }
+        self.smm.active = on;
+        self.smm.inside_nmi &= on;
+        // Translations are those of the other address space.
+        self.last_stay.tlb_generation = 0;
+        self.choose_exceptions();
+    }
+
+    /// All registers have been replaced; all system registers are loaded.
+    pub(crate) fn registers_replaced(&mut self) {
+        self.cpu.avail = Groups::ALL;
+        self.cpu.dirty = Groups::ALL;
+        self.last_stay.tlb_generation = 0;
+        self.hw.wake();
+        self.refresh_dynamic();
+    }
+
+    /// After RESET or INIT.
+    pub(crate) fn reset_smm(&mut self) {
+        self.set_smm(false);
+        self.smm = Smm::default();
+        self.msrs.smi_count = 0;
+    }
+
+    /// Chooses the exceptions that exit: #BP for a user space that debugs the guest; #UD in SMM, where the processor,
+    /// which is not in it, knows no RSM.
+    pub(crate) fn choose_exceptions(&mut self) {
+        let breakpoints = u32::from(self.debug.has_soft_breakpoints()) << vector::BP;
+        let rsm = u32::from(self.smm.active) << vector::UD;
+        self.hw.set_exception_intercepts(breakpoints | rsm);
+    }
+}
