@@ -87,4 +87,10 @@ pub trait Env {
     /// The instruction or one iteration of it is over, its results are in the registers: whatever was recorded for a
     /// repetition of the attempt is obsolete.
     fn commit(&mut self);
+
+    /// After [`Env::commit`]: whether something has been posted that has to be carried out before anything else is done
+    /// with memory or ports.
+    fn has_posted(&self) -> bool {
+        false
+    }
 }

@@ -6,6 +6,11 @@
 //! therefore called again from the start after each answer. [`Replay`] keeps every completed access of the attempt, to
 //! RAM as well, in order: a repeated attempt gets the same data although other processors may have changed memory or
 //! page tables meanwhile, and writes happen once.
+//!
+//! What the instruction needs no answer for does not suspend it: writes to devices of user space and OUTS are posted.
+//! User space is told of them when the instruction, or an iteration of it, is complete, so that the registers it finds
+//! then are those after it ([`Replay::next_posted`]). Only a read of a device that comes after a posted write waits for
+//! user space to have been told of that.
 #![forbid(unsafe_code)]
 
 use super::addr::Access;
@@ -79,7 +84,13 @@ pub struct Replay {
     pending: Option<Pending>,
     /// The pending port request has been answered.
     answered: bool,
+    /// Which of the log's accesses are writes that user space has not been told of yet, a bit for each.
+    posted: u32,
+    /// The instruction, or an iteration of it, is complete, and there is something that user space has to be told.
+    over: bool,
 }
+
+const _: () = assert!(CAPACITY <= u32::BITS as usize);
 
 impl Replay {
     /// An empty log.
@@ -101,6 +112,8 @@ impl Replay {
         self.cursor = 0;
         self.pending = None;
         self.answered = false;
+        self.posted = 0;
+        self.over = false;
     }
 
     /// The attempt's next memory access. An access that differs from the logged one (registers were changed meanwhile)
@@ -114,6 +127,7 @@ impl Replay {
                 }
             }
             self.done = self.cursor;
+            self.posted &= below(self.done);
         }
         if self.done >= CAPACITY {
             Next::Full
@@ -129,6 +143,44 @@ impl Replay {
             self.done = self.done.wrapping_add(1);
             self.cursor = self.done;
         }
+    }
+
+    /// Logs a write that user space is told of later.
+    fn post(&mut self, fragment: Fragment) {
+        let at = self.done;
+        self.record(fragment);
+        self.posted |= below(self.done) & !below(at);
+    }
+
+    /// Makes the first of the posted writes wait for user space, and says how the attempt has to end.
+    fn suspend_posted(&mut self) -> Stop {
+        match self.log.get(self.posted.trailing_zeros() as usize) {
+            Some(f) => self.suspend(Pending::Memory(*f)),
+            None => Stop::Unsupported,
+        }
+    }
+
+    /// The instruction, or an iteration of it, is complete: nothing of it will be repeated.
+    fn commit(&mut self) {
+        if self.posted != 0 || matches!(self.pending, Some(Pending::PortOut(_))) {
+            self.over = true;
+        } else {
+            self.clear();
+        }
+    }
+
+    /// After [`emulate()`] has completed an instruction, or some iterations of it: whether there is something, now
+    /// [`Replay::pending`], that user space has to be told before the guest runs. To be asked again after
+    /// [`Replay::complete`], and no attempt may begin before it says no.
+    pub fn next_posted(&mut self) -> bool {
+        if self.pending().is_some() {
+            return true;
+        }
+        if self.posted == 0 {
+            self.clear();
+            return false;
+        }
+        matches!(self.suspend_posted(), Stop::Suspend)
     }
 
     /// Makes an access wait for user space, and says how the attempt has to end.
@@ -153,14 +205,17 @@ impl Replay {
     pub fn complete(&mut self, data: &[u8]) -> bool {
         match self.pending {
             Some(Pending::Memory(mut f)) => {
-                if f.kind == Kind::Read {
-                    f.data = [0; 8];
-                    let n = usize::from(f.len);
-                    for (to, from) in f.data.iter_mut().zip(data).take(n) {
-                        *to = *from;
-                    }
-                }
                 self.pending = None;
+                if f.kind == Kind::Write {
+                    // It is in the log: the first posted one.
+                    self.posted &= self.posted.wrapping_sub(1);
+                    return true;
+                }
+                f.data = [0; 8];
+                let n = usize::from(f.len);
+                for (to, from) in f.data.iter_mut().zip(data).take(n) {
+                    *to = *from;
+                }
                 self.record(f);
                 true
             }
@@ -176,7 +231,7 @@ impl Replay {
     /// move then ends as [`execute()`] would end it is the test `a_completed_move_is_not_executed_again` in
     /// tools/logic/tests/emul_moves.rs.
     fn whole(&self, insn: &Insn, mode: Mode) -> Option<(Move, u64)> {
-        if self.done != 1 || self.pending.is_some() {
+        if self.done != 1 || self.pending.is_some() || self.posted != 0 {
             return None;
         }
         let (m, f) = (Move::of(insn, mode)?, self.log.first()?);
@@ -195,6 +250,11 @@ impl Replay {
         self.pending = None;
         hit
     }
+}
+
+/// The bits of the log's first `n` accesses.
+fn below(n: usize) -> u32 {
+    (1u64 << n.min(CAPACITY)).wrapping_sub(1) as u32
 }
 
 /// Who completes an access.
@@ -259,7 +319,8 @@ pub struct Replaying<'a, B: ?Sized> {
 /// Executes `insn` on `bus`, continuing the attempts recorded in `log`.
 ///
 /// After [`Stop::Suspend`], [`Replay::pending`] tells what user space has to do; hand its answer to
-/// [`Replay::complete`] and call again with the same `insn` and registers. After any other result the log is empty.
+/// [`Replay::complete`] and call again with the same `insn` and registers. After any error the log is empty, otherwise
+/// once [`Replay::next_posted`] says so.
 pub fn emulate<B: Bus + ?Sized>(
     insn: &Insn,
     regs: &mut Regs,
@@ -275,7 +336,7 @@ pub fn emulate<B: Bus + ?Sized>(
     }
     let mut env = Replaying::new(bus, log);
     let result = execute(insn, regs, sregs, cpl, &mut env);
-    if !matches!(result, Err(Stop::Suspend)) {
+    if !matches!(result, Err(Stop::Suspend)) && !log.over {
         log.clear();
     }
     result
@@ -326,6 +387,8 @@ impl<'a, B: Bus + ?Sized> Replaying<'a, B> {
                 self.log.record(fragment);
                 Ok(())
             }
+            // In order: writes that come before it first.
+            Answer::User if self.log.posted != 0 => Err(self.log.suspend_posted()),
             Answer::User => Err(self.log.suspend(Pending::Memory(fragment))),
         }
     }
@@ -343,7 +406,10 @@ impl<'a, B: Bus + ?Sized> Replaying<'a, B> {
                 self.log.record(fragment);
                 Ok(())
             }
-            Answer::User => Err(self.log.suspend(Pending::Memory(fragment))),
+            Answer::User => {
+                self.log.post(fragment);
+                Ok(())
+            }
         }
     }
 }
@@ -449,17 +515,17 @@ impl<B: Bus + ?Sized> Env for Replaying<'_, B> {
     }
 
     fn port_out(&mut self, req: &PortRequest) -> Result<u32, Stop> {
-        let pending = Pending::PortOut(*req);
-        if self.log.take_answer(pending) {
-            return Ok(req.count);
+        if self.bus.port_out(req)? == Answer::User {
+            let _ = self.log.suspend(Pending::PortOut(*req));
         }
-        match self.bus.port_out(req)? {
-            Answer::Done => Ok(req.count),
-            Answer::User => Err(self.log.suspend(pending)),
-        }
+        Ok(req.count)
     }
 
     fn commit(&mut self) {
-        self.log.clear();
+        self.log.commit();
+    }
+
+    fn has_posted(&self) -> bool {
+        self.log.over
     }
 }

@@ -49,11 +49,13 @@ pub(super) fn execute<E: Env + ?Sized>(
     for _ in 0..budget {
         s.iterate(regs, env)?;
         let again = s.repeated() && s.consume(regs, 1) && s.condition(regs);
+        env.commit();
+        // Also after the last iteration, as in KVM: with a count of 0 the guest ends the instruction by itself.
+        if s.repeated() && env.has_posted() {
+            break;
+        }
         if !again {
             advance(regs, insn.len(), mode);
-        }
-        env.commit();
-        if !again {
             return Ok(Outcome::Done);
         }
     }
@@ -238,11 +240,12 @@ impl Strings<'_> {
         let done = u64::from(done.clamp(1, count));
         self.bump(regs, index, done);
         let again = self.repeated() && self.consume(regs, done);
-        if !again {
-            advance(regs, self.insn.len(), self.mode);
-        }
         env.commit();
-        Ok(if again { Outcome::Again } else { Outcome::Done })
+        if again || self.repeated() && env.has_posted() {
+            return Ok(Outcome::Again);
+        }
+        advance(regs, self.insn.len(), self.mode);
+        Ok(Outcome::Done)
     }
 
     /// Number of items, at least 1, that ascend from `la` and may go into one request.

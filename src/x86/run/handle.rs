@@ -82,8 +82,15 @@ impl Runner<'_> {
         }
     }
 
-    /// Finishes what the last exit to user space left open.
+    /// Finishes what the last exit to user space left open, unless the vCPU is at another instruction now (KVM does
+    /// so for IN and OUT).
     pub(super) fn complete(&mut self) -> Step {
+        if let Some(la) = self.s.pending.came_from.take() {
+            let over = self.s.pending.completion == Completion::Posted;
+            if !over && la != self.s.linear_rip() {
+                self.s.pending.clear();
+            }
+        }
         match core::mem::replace(&mut self.s.pending.completion, Completion::Nothing) {
             Completion::Nothing => Step::Again,
             Completion::PortOut => self.skip(&Known::OUT, None),
@@ -93,6 +100,7 @@ impl Runner<'_> {
             Completion::Wrmsr => self.wrmsr_done(),
             Completion::Hypercall => self.hypercall_done(),
             Completion::Emulate => self.access_done(),
+            Completion::Posted => self.posted_done(),
             Completion::Resume => self.resume_emulation(),
         }
     }

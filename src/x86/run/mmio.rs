@@ -57,6 +57,9 @@ impl Runner<'_> {
             }
         }
         match result {
+            Emulated::Done if self.s.pending.replay.next_posted() => {
+                self.ask_access(Completion::Posted)
+            }
             Emulated::Done => step,
             Emulated::TripleFault => self.shutdown(),
             // Dealt with above.
@@ -64,14 +67,14 @@ impl Runner<'_> {
             Emulated::Unsupported => self.not_emulated(insn),
             Emulated::User => {
                 self.s.pending.insn = Some(*insn);
-                self.ask_access()
+                self.ask_access(Completion::Emulate)
             }
         }
     }
 
-    /// Asks user space for the access that the emulation waits for.
-    fn ask_access(&mut self) -> Step {
-        self.s.pending.completion = Completion::Emulate;
+    /// Asks user space for the access that the emulation waits for, or tells it of one that it does not wait for.
+    fn ask_access(&mut self, completion: Completion) -> Step {
+        self.s.pending.completion = completion;
         match self.s.pending.replay.pending() {
             Some(Pending::Memory(f)) => {
                 let mmio = exits::Mmio {
@@ -97,7 +100,7 @@ impl Runner<'_> {
         }
     }
 
-    /// User space has carried out the access of a plain move.
+    /// User space has carried out the access of a plain load.
     pub(super) fn move_done(&mut self, m: &Move) -> Step {
         let data = self.run.get(exits::Mmio::DATA);
         self.s.finish_move(m, u64::from_le_bytes(data));
@@ -111,6 +114,16 @@ impl Runner<'_> {
             return Step::Again;
         }
         self.resume_emulation()
+    }
+
+    /// User space has been told of something that an emulated instruction has done; there may be more.
+    pub(super) fn posted_done(&mut self) -> Step {
+        let replay = &mut self.s.pending.replay;
+        replay.complete(&[]);
+        if replay.next_posted() {
+            return self.ask_access(Completion::Posted);
+        }
+        Step::Again
     }
 
     /// User space has been told of memory that an emulated instruction misses; the instruction goes on.

@@ -53,7 +53,9 @@ impl Runner<'_> {
             }
             Accessed::User(d) => {
                 self.stats.exit(ExitClass::Mmio, 0);
-                self.s.pending.completion = Completion::Move(d.completion);
+                if !d.completion.is_store() {
+                    self.s.pending.completion = Completion::Move(d.completion);
+                }
                 Some(self.ask(&exits::Mmio {
                     gpa: f.gpa.0,
                     data: d.value.to_le_bytes(),

@@ -55,6 +55,7 @@ pub(crate) struct Image {
     fetched: bool,
     replay: KBox<Replay>,
     io_port: Option<(u16, u8)>,
+    came_from: Option<u64>,
     run: KVec<RunPage>,
 }
 
@@ -102,6 +103,7 @@ impl Image {
             fetched: s.pending.fetched,
             replay: KBox::new(*s.pending.replay, GFP_KERNEL_ACCOUNT)?,
             io_port: s.pending.io_port,
+            came_from: s.pending.came_from,
             run,
         };
         Ok(KBox::new(image, GFP_KERNEL_ACCOUNT)?)
@@ -146,6 +148,7 @@ impl Image {
         s.pending.fetched = self.fetched;
         *s.pending.replay = *self.replay;
         s.pending.io_port = self.io_port;
+        s.pending.came_from = self.came_from;
         self.put_time_back(s, elapsed);
         if let (Some(to), Some(from)) = (&mut s.apic.lapic, &self.lapic) {
             to.put_back(from, elapsed.timer_ns());

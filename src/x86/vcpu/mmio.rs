@@ -47,7 +47,7 @@ pub(crate) enum Accessed {
 
 /// A device access for user space.
 pub(crate) struct DeviceAccess {
-    /// What is left to do after it.
+    /// The move: a load is left to be completed, a store is complete.
     pub(crate) completion: Move,
     /// What a store writes.
     pub(crate) value: u64,
@@ -139,6 +139,7 @@ impl State {
                 }
                 None if vm.mmio_write(gpa, data) => {}
                 None => {
+                    self.finish_move(&m, 0);
                     return Some(Accessed::User(DeviceAccess {
                         completion: m,
                         value,

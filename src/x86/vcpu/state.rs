@@ -59,10 +59,12 @@ pub(crate) enum Completion {
     PortOut,
     /// IN of this width: the data page holds the value.
     PortIn(u8),
-    /// A move whose access is done.
+    /// A load whose access is done.
     Move(Move),
-    /// An emulated instruction that waits for memory or string port data.
+    /// An emulated instruction that waits for what it reads from a device, or for the data of INS.
     Emulate,
+    /// An emulated instruction is complete; user space may have to be told of more writes.
+    Posted,
     /// An emulated instruction that goes on when memory is there.
     Resume,
     /// RDMSR that user space answers.
@@ -150,6 +152,8 @@ pub(crate) struct Pending {
     pub(crate) replay: KBox<Replay>,
     /// Port and width of the I/O exit under emulation.
     pub(crate) io_port: Option<(u16, u8)>,
+    /// The linear address of the instruction of `completion`, if user space has moved the vCPU since.
+    pub(crate) came_from: Option<u64>,
 }
 
 /// The time stamp counter.
@@ -388,13 +392,15 @@ impl Pending {
             replay: KBox::new(Replay::new(), GFP_KERNEL_ACCOUNT)?,
             fetched: false,
             io_port: None,
+            came_from: None,
         })
     }
 
     /// Forgets an instruction that is half done.
-    pub(super) fn clear(&mut self) {
+    pub(crate) fn clear(&mut self) {
         self.completion = Completion::Nothing;
         self.insn = None;
+        self.came_from = None;
         self.replay.clear();
     }
 }

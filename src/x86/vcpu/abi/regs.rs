@@ -15,7 +15,7 @@ use crate::x86::exit::{Event, EventKind};
 use crate::x86::irqchip::lapic::Action;
 use crate::x86::paging::gwalk;
 use crate::x86::vcpu::guest_mem::Tables;
-use crate::x86::vcpu::state::{MpState, State};
+use crate::x86::vcpu::state::{Completion, MpState, State};
 use crate::x86::vcpu::Vcpu;
 use crate::x86::vendor::{Groups, VcpuBackend};
 use crate::x86::vm::Vm;
@@ -47,16 +47,18 @@ pub(crate) fn get_regs(s: &State) -> k::kvm_regs {
     }
 }
 
-/// User space moved the vCPU elsewhere: what its last exit left open belongs to an instruction that it is not at any
-/// more. A reset that an OUT asked for comes this way. (KVM compares the linear address as well.)
-fn abandon_instruction(s: &mut State) {
-    s.pending.clear();
+/// User space moves the vCPU. What its last exit left open belongs to an instruction that it may not be at any more when
+/// it runs again, see [`Runner::complete`](crate::x86::run::Runner): a reset that an OUT asked for comes this way.
+fn leave_instruction(s: &mut State) {
+    if s.pending.completion != Completion::Nothing && s.pending.came_from.is_none() {
+        s.pending.came_from = Some(s.linear_rip());
+    }
 }
 
 /// KVM_SET_REGS (api.rst 4.12).
 pub(crate) fn set_regs(s: &mut State, r: &k::kvm_regs) {
     if r.rip != s.cpu.regs.rip {
-        abandon_instruction(s);
+        leave_instruction(s);
     }
     s.cpu.regs.gpr = [
         r.rax, r.rcx, r.rdx, r.rbx, r.rsp, r.rbp, r.rsi, r.rdi, r.r8, r.r9, r.r10, r.r11, r.r12,
@@ -218,12 +220,10 @@ pub(crate) fn set_sregs(
     pdptes: Option<[u64; 4]>,
 ) -> Result {
     s.load(Groups::CODE);
-    if r.cs.base != s.cpu.sregs.seg(Seg::Cs).base {
-        abandon_instruction(s);
-    }
     let mut x = merged(s, r);
     control::sregs_valid(&x, &s.cpuid.features).map_err(|_| EINVAL)?;
     let action = set_apic(s, r)?;
+    leave_instruction(s);
     x.cr0 |= cr0::ET;
     s.cpu.sregs = x;
     s.cpu.avail = Groups::ALL;
