@@ -11,7 +11,10 @@ for words in "$@"; do
     *hugetlb* | *" -H"*) echo ${HUGE_PAGES:-600} > /proc/sys/vm/nr_hugepages ;;
     *) echo 0 > /proc/sys/vm/nr_hugepages ;;
     esac
+    echo "=> $words"
+    from=$(cut -d . -f 1 /proc/uptime)
     timeout -s KILL $SECONDS_EACH /add/$words > /tmp/out 2>&1
-    echo "== $words: $?"
+    status=$?
+    echo "== $words: $status after $(($(cut -d . -f 1 /proc/uptime) - from)) s"
     tail -n 12 /tmp/out | cut -c 1-200
 done
