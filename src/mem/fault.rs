@@ -17,7 +17,6 @@ use crate::mem::rounds::Round;
 use crate::mem::saved::{NotSaved, Writer};
 use crate::mem::slot_table::Entry;
 use crate::mem::slots::Slot;
-use crate::mem::view::MemoryView;
 use crate::mem::walk::{Allow, Change, MapError};
 use core::sync::atomic::Ordering;
 use kernel::mm::Mm;
@@ -119,21 +118,19 @@ impl GuestMemory {
 
     /// The frequent case of [`GuestMemory::fault`], inside a stay: memory (anonymous, shmem, hugetlb) that is resident
     /// and writable, an entry of the nested table that is empty or lacks rights to the same page, nobody at work on
-    /// either. False if it is not that; nothing that the guest sees has been done then.
+    /// either. False if it is not that; nothing that the guest sees has been done then. `entry` is the slot at `gpa`, in
+    /// a reader's section that goes on.
     ///
     /// An invalidation that begins waits until the section here is over, so that what the host's page tables say now is
     /// so until there is a mapping for the invalidation to find.
     pub(crate) fn fault_resident(
         &self,
-        view: &MemoryView<'_>,
+        entry: &Entry,
         by: &mut Faulting<'_>,
         gpa: Gpa,
         (write, fetch): (bool, bool),
         inside: InOwnMm<'_>,
     ) -> bool {
-        let Some(entry) = view.slots.find(gpa) else {
-            return false;
-        };
         let slot = &entry.slot;
         if slot.is_readonly() {
             return false;

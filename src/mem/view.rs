@@ -6,7 +6,7 @@
 use crate::linux::gup;
 use crate::linux::srcu_cell::SrcuRef;
 use crate::linux::uaccess;
-use crate::mem::addr::{Gpa, PAGE_OFFSET_MASK, PAGE_SIZE};
+use crate::mem::addr::{Gpa, Hva, PAGE_OFFSET_MASK, PAGE_SIZE};
 use crate::mem::missing::Absent;
 use crate::mem::ring::Ring;
 use crate::mem::saved::{Reset, Writer};
@@ -63,16 +63,21 @@ impl MemoryView<'_> {
     pub(crate) fn near(&self) -> Near<'_> {
         Near {
             slots: &self.slots,
-            slot: Slot::default(),
+            slot: &NO_SLOT,
         }
+    }
+
+    /// The slot at `gpa`, if an access there is one to memory; see [`MemoryView::is_device`].
+    #[inline]
+    pub(crate) fn memory_at(&self, gpa: Gpa, write: bool) -> Option<&Entry> {
+        let entry = self.slots.find(gpa)?;
+        (!write || !entry.slot.is_readonly()).then_some(entry)
     }
 
     /// Whether an access to `gpa` is one to a device: no slot, or a write to a read-only one.
     #[inline]
     pub(crate) fn is_device(&self, gpa: Gpa, write: bool) -> bool {
-        self.slots
-            .find(gpa)
-            .is_none_or(|e| write && e.slot.is_readonly())
+        self.memory_at(gpa, write).is_none()
     }
 
     /// Fails with `Missing` where the page at `gpa` is missing and its slot reports that. The address space is the
@@ -225,15 +230,24 @@ impl MemoryView<'_> {
 pub(crate) struct Near<'a> {
     slots: &'a SlotTable,
     /// Empty at first.
-    slot: Slot,
+    slot: &'a Slot,
 }
+
+/// Holds no address.
+static NO_SLOT: Slot = Slot {
+    gpa: Gpa(0),
+    npages: 0,
+    hva: Hva(0),
+    flags: 0,
+    id: 0,
+};
 
 impl Near<'_> {
     /// User address that backs `gpa`, for reading within its page.
     #[inline(always)]
     pub(crate) fn hva(&mut self, gpa: Gpa) -> Option<usize> {
         if !self.slot.contains(gpa) {
-            self.slot = self.slots.find(gpa)?.slot;
+            self.slot = &self.slots.find(gpa)?.slot;
         }
         // User addresses have 64 bits here.
         Some(self.slot.hva_inside(gpa).0 as usize)

@@ -146,6 +146,17 @@ impl Runner<'_> {
 
     #[inline(never)]
     fn skip_decoded(&mut self, known: &Known, stay: Option<&Stay<'_>>) -> Step {
+        // Reads alone need no dirty ring.
+        if self.s.skip_known(&self.memory().view(), known) {
+            return Step::Again;
+        }
+        self.skip_fetched(known, stay)
+    }
+
+    /// [`Runner::skip`] where the instruction has prefixes, or its code is not to be had in a hurry.
+    #[cold]
+    #[inline(never)]
+    fn skip_fetched(&mut self, known: &Known, stay: Option<&Stay<'_>>) -> Step {
         let view = self.memory().view_of(&self.s.ring);
         match self.s.skip(&view, stay, known) {
             Ok(()) => Step::Again,

@@ -26,12 +26,13 @@ impl Runner<'_> {
             return None;
         }
         let accessed = {
+            // What is written by its help goes to devices: no dirty ring.
             let memory = self.memory();
-            let view = memory.view_of(&self.s.ring);
-            if !view.is_device(f.gpa, f.write) {
+            let view = memory.view();
+            if let Some(entry) = view.memory_at(f.gpa, f.write) {
                 let by = &mut self.s.faulting(&self.vcpu.shared);
                 let how = (f.write, f.fetch);
-                let mapped = memory.fault_resident(&view, by, f.gpa, how, stay.own_mm());
+                let mapped = memory.fault_resident(entry, by, f.gpa, how, stay.own_mm());
                 return mapped.then_some(Step::Resume);
             }
             if self.s.events.interrupted.is_some() {
@@ -100,11 +101,17 @@ impl Runner<'_> {
     }
 
     /// Takes what the processor has logged over to the dirty logs.
+    #[inline(always)]
     pub(super) fn collect_write_log(&mut self, stay: &Stay<'_>) {
         if self.s.write_log {
-            let view = self.memory().view_of(&self.s.ring);
-            self.s.hw.take_write_log(stay, |page| view.mark_dirty(page));
+            self.take_write_log(stay);
         }
+    }
+
+    #[inline(never)]
+    fn take_write_log(&mut self, stay: &Stay<'_>) {
+        let view = self.memory().view_of(&self.s.ring);
+        self.s.hw.take_write_log(stay, |page| view.mark_dirty(page));
     }
 
     /// Has the processor log writes, or no more, as the slots want it. ENOMEM.

@@ -246,6 +246,17 @@ impl State {
         }
     }
 
+    /// [`State::skip`] in the common case: the instruction has no prefix, and its code is resident. False, and nothing
+    /// done, if it is not that.
+    #[inline]
+    pub(crate) fn skip_known(&mut self, view: &MemoryView<'_>, known: &Known) -> bool {
+        let len = self.peek(view).and_then(|b| known.length(b));
+        if let Some(len) = len {
+            self.advance(len);
+        }
+        len.is_some()
+    }
+
     /// Steps over the instruction that caused the exit, whose length the processor did not give. Where the bytes are
     /// not the instruction that `known` describes they have been changed since, and the guest runs them.
     pub(crate) fn skip(
@@ -254,10 +265,6 @@ impl State {
         stay: Option<&Stay<'_>>,
         known: &Known,
     ) -> Result<(), FetchError> {
-        if let Some(len) = self.peek(view).and_then(|b| known.length(b)) {
-            self.advance(len);
-            return Ok(());
-        }
         let insn = self.fetch(view, stay)?;
         if !known.ops.contains(&insn.op) {
             return Err(FetchError::Reenter);

@@ -136,17 +136,20 @@ const fn set(v: u32, bit: u32, on: bool) -> u32 {
     }
 }
 
-const NONE: u16 = u16::MAX;
+/// Where the entries of a leaf stand in a table: the first one, and the one after the last.
+type Span = (u16, u16);
+
+const NONE: Span = (0, 0);
 const BASIC_SLOTS: usize = 0x20;
 const KVM_SLOTS: usize = 2;
 const EXT_SLOTS: usize = 0x22;
 
-/// Where each leaf starts in a table, so that the CPUID exit does not search. Rebuild it whenever the table changes.
+/// Where each leaf stands in a table, so that the CPUID exit does not search. Rebuild it whenever the table changes.
 #[derive(Clone, Debug)]
 pub struct CpuidIndex {
-    basic: [u16; BASIC_SLOTS],
-    kvm: [u16; KVM_SLOTS],
-    ext: [u16; EXT_SLOTS],
+    basic: [Span; BASIC_SLOTS],
+    kvm: [Span; KVM_SLOTS],
+    ext: [Span; EXT_SLOTS],
     /// Highest basic leaf; `None` without leaf 0.
     max_basic: Option<u32>,
     vendor: Vendor,
@@ -173,11 +176,12 @@ impl CpuidIndex {
     /// Indexes `table`.
     pub fn new(table: &[CpuidEntry]) -> Self {
         let mut x = Self::empty();
-        for (i, e) in table.iter().enumerate().take(NONE as usize) {
+        for (i, e) in (0..u16::MAX).zip(table) {
             if let Some(slot) = x.slot_mut(e.function) {
                 if *slot == NONE {
-                    *slot = i as u16;
+                    slot.0 = i;
                 }
+                slot.1 = i.wrapping_add(1);
             }
         }
         if let Some(e) = find(table, &x, 0, 0) {
@@ -193,7 +197,7 @@ impl CpuidIndex {
     }
 
     #[inline]
-    fn slot_mut(&mut self, leaf: u32) -> Option<&mut u16> {
+    fn slot_mut(&mut self, leaf: u32) -> Option<&mut Span> {
         match leaf >> 30 {
             0 => self.basic.get_nospec_mut(leaf as usize),
             1 => self.kvm.get_nospec_mut((leaf & 0x3fff_ffff) as usize),
@@ -202,9 +206,9 @@ impl CpuidIndex {
         }
     }
 
-    /// Position of the first entry of `leaf`: `Ok(None)` when there is none, `Err` when the leaf is not indexed.
+    /// Where the entries of `leaf` stand in `table`, perhaps with others among them.
     #[inline]
-    fn start(&self, leaf: u32) -> Result<Option<usize>, ()> {
+    fn span<'a>(&self, table: &'a [CpuidEntry], leaf: u32) -> &'a [CpuidEntry] {
         let slot = match leaf >> 30 {
             0 => self.basic.get_nospec(leaf as usize),
             1 => self.kvm.get_nospec((leaf & 0x3fff_ffff) as usize),
@@ -212,9 +216,9 @@ impl CpuidIndex {
             _ => None,
         };
         match slot {
-            Some(&NONE) => Ok(None),
-            Some(&i) => Ok(Some(i as usize)),
-            None => Err(()),
+            Some(&(first, end)) => table.get(first.into()..end.into()).unwrap_or(&[]),
+            // Not indexed.
+            None => table,
         }
     }
 }
@@ -227,15 +231,8 @@ pub fn find<'a>(
     leaf: u32,
     subleaf: u32,
 ) -> Option<&'a CpuidEntry> {
-    let start = match index.start(leaf) {
-        Ok(Some(i)) => i,
-        Ok(None) => return None,
-        Err(()) => 0,
-    };
-    table
-        .get(start..)?
-        .iter()
-        .find(|e| e.answers(leaf, subleaf))
+    let mut span = index.span(table, leaf).iter();
+    span.find(|e| e.answers(leaf, subleaf))
 }
 
 /// What CPUID returns to a guest: EAX, EBX, ECX, EDX.
