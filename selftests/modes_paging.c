@@ -1,0 +1,198 @@
+// SPDX-License-Identifier: GPL-2.0
+/* 32-bit paging in its forms: 4 KiB and 4 MiB pages, addresses of 40 bits (PSE-36), PAE with PDPTEs anywhere. */
+#define _GNU_SOURCE
+#include "vm.h"
+
+#define TABLES 0x30000		/* page directories and tables, a page each */
+#define PDPTES 0x38000
+#define X_PAGE 0x60000
+#define Y_PAGE 0x61000
+#define HIGH 0x280000000ull	/* 10 GiB: 4 MiB of memory */
+
+static void put64(struct vm *vm, uint64_t at, uint64_t value)
+{
+	memcpy(vm->mem + at, &value, 8);
+}
+
+static void put32(struct vm *vm, uint64_t at, uint32_t value)
+{
+	memcpy(vm->mem + at, &value, 4);
+}
+
+static void setup(struct vm *vm, const unsigned char *code, const unsigned char *end)
+{
+	uint8_t *high;
+
+	vm_new(vm, 4 * MIB);
+	high = mmap(NULL, 4 * MIB, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+	REQUIRE(high != MAP_FAILED);
+	high[0] = 0x11;
+	high[0x5000] = 0x22;
+	vm_slot(vm, 1, 0, HIGH, 4 * MIB, high);
+	vm->mem[X_PAGE] = 0x33;
+	vm->mem[Y_PAGE] = 0x44;
+	vm_prot(vm, code, end);
+}
+
+static void expect(struct vm *vm, const uint8_t *bytes, size_t n)
+{
+	for (size_t i = 0; i < n; i++) {
+		uint32_t have = vm_expect_out(vm, 0x10) & 0xff;
+
+		if (have != bytes[i])
+			DIE("byte %zu is %#x, %#x expected", i, have, bytes[i]);
+	}
+}
+#define EXPECT(vm, ...) expect(vm, (const uint8_t[]) { __VA_ARGS__ }, sizeof((const uint8_t[]) { __VA_ARGS__ }))
+
+static void expect_mmio(struct vm *vm)
+{
+	vm_expect(vm, KVM_EXIT_MMIO);
+	CHECK_EQ(vm->run->mmio.phys_addr, G_MMIO + 4);
+	CHECK_EQ(vm->run->mmio.is_write, 1);
+}
+
+/* ESI: CR3. EDI: where the PDPTE of the third GiB is; ECX and EBX: what it is in turn. */
+GUEST32(pae,
+	"mov %esi, %cr3; mov %cr4, %eax; or $0x20, %eax; mov %eax, %cr4\n"
+	"mov %cr0, %eax; or $0x80000000, %eax; mov %eax, %cr0; jmp 1f; 1:\n"
+	"mov %cr3, %eax; out %eax, $0x11\n"
+	"pae_on: mov 0x40000000, %al; out %al, $0x10; mov 0x40201000, %al; out %al, $0x10; mov %al, 0x40400004\n"
+	"mov 0x80000000, %al; out %al, $0x10\n"
+	"mov %ebx, (%edi); mov %cr3, %eax; mov %eax, %cr3; mov 0x80000000, %al; out %al, $0x10\n"
+	"mov %ecx, (%edi); mov %cr4, %eax; xor $0x80, %eax; mov %eax, %cr4; mov 0x80000000, %al; out %al, $0x10\n"
+	"mov %ebx, (%edi); mov %cr0, %eax; and $0x7fffffff, %eax; mov %eax, %cr0; jmp 1f; 1:\n"
+	"or $0x80000000, %eax; mov %eax, %cr0; jmp 1f; 1: mov 0x80000000, %al; out %al, $0x10\n"
+	"hlt\n");
+extern const unsigned char pae_on[];
+
+static void pae_tables(struct vm *vm, uint32_t pdpt)
+{
+	put64(vm, pdpt, TABLES | 1);
+	put64(vm, pdpt + 8, (TABLES + 0x1000) | 1);
+	put64(vm, pdpt + 16, (TABLES + 0x2000) | 1);
+	put64(vm, pdpt + 24, 0);
+	put64(vm, TABLES, 0x83);
+	put64(vm, TABLES + 8, 0x200083);
+	put64(vm, TABLES + 0x1000, HIGH | 0x83);
+	put64(vm, TABLES + 0x1008, (TABLES + 0x3000) | 3);
+	put64(vm, TABLES + 0x1010, G_MMIO | 0x83);
+	put64(vm, TABLES + 0x3008, (HIGH + 0x5000) | 3);
+	put64(vm, TABLES + 0x2000, (TABLES + 0x5000) | 3);
+	put64(vm, TABLES + 0x5000, X_PAGE | 3);
+	put64(vm, TABLES + 0x4000, (TABLES + 0x6000) | 3);
+	put64(vm, TABLES + 0x6000, Y_PAGE | 3);
+}
+
+static void pae_registers(struct vm *vm, uint32_t cr3)
+{
+	struct kvm_regs r = vm_regs(vm);
+
+	r.rsi = cr3;
+	r.rdi = (cr3 & ~0x1full) + 16;
+	r.rcx = (TABLES + 0x2000) | 1;
+	r.rbx = (TABLES + 0x4000) | 1;
+	vm_set_regs(vm, &r);
+}
+
+TEST(pae_pointers)
+{
+	static const uint32_t places[] = { PDPTES, PDPTES + 0x20, PDPTES + 0x7c0, PDPTES + 0xfe0, PDPTES + 0x118 };
+
+	for (size_t i = 0; i < ARRAY_SIZE(places); i++) {
+		/* Enabled by the guest, and by user space. */
+		for (int set = 0; set < 2; set++) {
+			struct vm vm;
+
+			/* KVM shuts down there, on the processor that QEMU emulates. */
+			if (!set && !is_rvmm() && is_tcg())
+				continue;
+			note("CR3 %#x, %s", places[i], set ? "set" : "loaded");
+			setup(&vm, pae, pae_end);
+			pae_tables(&vm, places[i] & ~0x1f);
+			pae_registers(&vm, places[i]);
+			if (set) {
+				struct kvm_regs r = vm_regs(&vm);
+				struct kvm_sregs s = vm_sregs(&vm);
+
+				s.cr3 = places[i];
+				s.cr4 = 0x20;
+				s.cr0 |= 0x80000000;
+				vm_set_sregs(&vm, &s);
+				r.rip = G_CODE + (pae_on - pae);
+				vm_set_regs(&vm, &r);
+			} else {
+				CHECK_EQ(vm_expect_out(&vm, 0x11), places[i]);
+			}
+			EXPECT(&vm, 0x11, 0x22);
+			expect_mmio(&vm);
+			EXPECT(&vm, 0x33, 0x44, 0x33, 0x44);
+			vm_expect(&vm, KVM_EXIT_HLT);
+			vm_free(&vm);
+		}
+	}
+}
+
+GUEST32(pae_set, "mov 0x80000000, %al; out %al, $0x10; hlt\n");
+
+/* The PDPTEs of KVM_SET_SREGS2: an Intel processor has them, whatever memory says; AMD's look there. */
+TEST(pae_pointers_set)
+{
+	struct kvm_sregs2 s;
+	struct vm vm;
+
+	setup(&vm, pae_set, pae_set_end);
+	pae_tables(&vm, PDPTES);
+	OK(ioctl(vm.vcpu, KVM_GET_SREGS2, &s));
+	s.cr3 = PDPTES;
+	s.cr4 = 0x20;
+	s.cr0 |= 0x80000000;
+	s.flags = KVM_SREGS2_FLAGS_PDPTRS_VALID;
+	s.pdptrs[0] = TABLES | 1;
+	s.pdptrs[1] = 0;
+	s.pdptrs[2] = (TABLES + 0x4000) | 1;
+	s.pdptrs[3] = 0;
+	OK(ioctl(vm.vcpu, KVM_SET_SREGS2, &s));
+	EXPECT(&vm, is_amd() ? 0x33 : 0x44);
+	vm_expect(&vm, KVM_EXIT_HLT);
+}
+
+/* ESI: CR3; EBX: bits for CR4. */
+GUEST32(legacy_paging,
+	"mov %esi, %cr3; mov %ebx, %cr4\n"
+	"mov %cr0, %eax; or $0x80000000, %eax; mov %eax, %cr0; jmp 1f; 1:\n"
+	"mov %cr3, %eax; out %eax, $0x11\n"
+	"mov 0x801000, %al; out %al, $0x10; mov %al, 0xc00004\n"
+	"mov 0x400000, %al; out %al, $0x10\n"
+	"hlt\n");
+
+TEST(legacy_paging)
+{
+	for (int pse = 0; pse < 2; pse++) {
+		struct kvm_regs r;
+		struct vm vm;
+
+		note("%s", pse ? "PSE-36" : "4 KiB pages");
+		setup(&vm, legacy_paging, legacy_paging_end);
+		/* What is a page of 4 MiB with PSE is a table without. */
+		for (int i = 0; i < 1024; i++)
+			put32(&vm, TABLES + 0x1000 + 4 * i, (i << 12) | 3);
+		put32(&vm, TABLES, pse ? 0x83 : (TABLES + 0x1000) | 3);
+		put32(&vm, TABLES + 4, pse ? (HIGH & 0xffc00000) | HIGH >> 32 << 13 | 0x83 : (TABLES + 0x2000) | 0x83);
+		put32(&vm, TABLES + 0x2000, X_PAGE | 3);
+		put32(&vm, TABLES + 8, (TABLES + 0x3000) | 3);
+		put32(&vm, TABLES + 0x3004, Y_PAGE | 3);
+		put32(&vm, TABLES + 12, pse ? G_MMIO | 0x83 : (TABLES + 0x4000) | 3);
+		put32(&vm, TABLES + 0x4000, G_MMIO | 3);
+		r = vm_regs(&vm);
+		r.rsi = TABLES | 0xfff;
+		r.rbx = pse ? 0x10 : 0;
+		vm_set_regs(&vm, &r);
+		CHECK_EQ(vm_expect_out(&vm, 0x11), TABLES | 0xfff);
+		EXPECT(&vm, 0x44);
+		expect_mmio(&vm);
+		EXPECT(&vm, pse ? 0x11 : 0x33);
+		vm_expect(&vm, KVM_EXIT_HLT);
+		vm_free(&vm);
+	}
+}
