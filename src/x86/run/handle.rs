@@ -11,6 +11,7 @@ use crate::abi::stats::ExitClass;
 use crate::abi::uapi::k;
 use crate::linux::cache;
 use crate::pr_warn_ratelimited;
+use crate::x86::cpu::events::vector;
 use crate::x86::cpu::regs::Mode;
 use crate::x86::emul::Insn;
 use crate::x86::exit::Exit;
@@ -70,7 +71,7 @@ impl Runner<'_> {
             Exit::LogFull => self.log_full(stay),
             Exit::CrAccess(c) => self.cr_access(c, stay),
             Exit::DrAccess => self.dr_access(stay),
-            Exit::Exception(e) if self.s.smm.is_active() => self.exception_in_smm(e, stay),
+            Exit::Exception(e) if e.vector == vector::UD => self.undefined(e, stay),
             Exit::Exception(e) => self.exception(e),
             Exit::Rsm => self.rsm(stay),
             Exit::TripleFault => self.processor_shutdown(stay),

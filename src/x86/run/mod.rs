@@ -43,6 +43,7 @@ mod port;
 mod smm;
 mod start;
 mod stay;
+mod undefined;
 
 /// What a handler achieved.
 #[derive(Clone, Copy, Debug)]

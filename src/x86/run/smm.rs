@@ -14,10 +14,7 @@ use crate::x86::cpu::regs::{
     clean_rflags, cr0, dr6, dr7, efer, rflags, DescTable, Seg, Segment, Sregs,
 };
 use crate::x86::cpu::smram::{self, Area, Saved};
-use crate::x86::emul::Op;
-use crate::x86::exit::Exception;
 use crate::x86::shared::request;
-use crate::x86::vcpu::fetch::FetchError;
 use crate::x86::vcpu::state::MpState;
 use crate::x86::vendor::{Groups, Interruptibility, Stay, VcpuBackend};
 use kernel::prelude::*;
@@ -147,28 +144,6 @@ impl Runner<'_> {
             Step::Again
         } else {
             self.shutdown()
-        }
-    }
-
-    /// An exception in SMM. #UD may be an RSM.
-    #[cold]
-    #[inline(never)]
-    pub(super) fn exception_in_smm(&mut self, e: &Exception, stay: Option<&Stay<'_>>) -> Step {
-        if e.vector != events::vector::UD {
-            return self.exception(e);
-        }
-        if stay.is_some() {
-            return Step::Slow;
-        }
-        let fetched = {
-            let view = self.memory().view_of(&self.s.ring);
-            self.s.fetch(&view, None).map(|insn| insn.op)
-        };
-        match fetched {
-            Ok(Op::Rsm) => self.rsm(None),
-            // The code has been changed, or its memory has gone: the guest runs what is there now.
-            Err(FetchError::Reenter | FetchError::Sleep) => Step::Again,
-            _ => self.exception(e),
         }
     }
 

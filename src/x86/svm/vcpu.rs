@@ -513,8 +513,8 @@ impl VcpuBackend for SvmVcpu {
     }
 
     fn set_exception_intercepts(&mut self, vectors: u32) {
-        // #DB and #AC against endless delivery (CVE-2015-8104, CVE-2015-5307), #MC for the host.
-        let all = vectors | 1 << 1 | 1 << 17 | 1 << 18;
+        // #DB and #AC against endless delivery (CVE-2015-8104, CVE-2015-5307), #UD for hypercalls, #MC for the host.
+        let all = vectors | 1 << 1 | 1 << 6 | 1 << 17 | 1 << 18;
         let c = &mut self.vmcb.control;
         c.intercept_exception.set(&mut c.clean, all);
     }

@@ -5,10 +5,13 @@
 //! with it walks the tables in guest memory (SDM 3A chapter 5, APM 2 chapter 5), which may sleep outside a stay.
 
 use crate::linux::uaccess;
-use crate::mem::addr::Gpa;
+use crate::mem::addr::{Gpa, Gva};
 use crate::mem::memory::{MemError, MemoryView};
+use crate::mem::missing::Absent;
+use crate::x86::cpu::events::vector;
+use crate::x86::exit::Exception;
 use crate::x86::paging::gwalk;
-use crate::x86::paging::gwalk::{GuestRead, Paging};
+use crate::x86::paging::gwalk::{GuestRead, Paging, WalkError};
 use crate::x86::vcpu::state::State;
 use crate::x86::vendor::{choose, Groups, Stay};
 use kernel::prelude::*;
@@ -92,16 +95,108 @@ pub(super) fn exchange(
     Ok(done)
 }
 
+/// Why linear memory could not be accessed.
+pub(crate) enum LinearError {
+    /// The access raises this exception.
+    Fault(Exception),
+    /// The page is missing, and user space brings it.
+    Missing(Absent),
+    /// There is no memory that could be accessed so.
+    Unusable,
+}
+
+impl From<MemError> for LinearError {
+    fn from(e: MemError) -> Self {
+        match e {
+            MemError::Missing(page) => Self::Missing(page),
+            _ => Self::Unusable,
+        }
+    }
+}
+
+/// Guest-physical address of linear address `la`. May sleep.
+fn locate(
+    view: &MemoryView<'_>,
+    paging: &Paging,
+    la: u64,
+    access: gwalk::Access,
+) -> Result<Gpa, LinearError> {
+    let mut tables = Tables { view, stay: None };
+    let (vector, error_code, payload) = match paging.translate(&mut tables, Gva(la), access) {
+        Ok(gpa) => {
+            view.check_present(gpa)?;
+            return Ok(gpa);
+        }
+        Err(WalkError::PageFault { error_code }) => (vector::PF, error_code, la),
+        Err(WalkError::NonCanonical) => (vector::GP, 0, 0),
+        Err(WalkError::Access(e)) => return Err(e.into()),
+        Err(WalkError::Busy) => return Err(LinearError::Unusable),
+    };
+    Err(LinearError::Fault(Exception {
+        vector,
+        error_code: Some(error_code),
+        payload,
+    }))
+}
+
+/// How many of `len` bytes at `la` lie in its page, and where those after them begin.
+fn first_part(la: u64, len: usize) -> (usize, u64) {
+    let n = len.min(4096 - (la & 0xfff) as usize);
+    (n, la.wrapping_add(n as u64))
+}
+
+/// Reads less than a page at linear address `la`. May sleep.
+pub(super) fn read_linear(
+    view: &MemoryView<'_>,
+    paging: &Paging,
+    la: u64,
+    access: gwalk::Access,
+    buf: &mut [u8],
+) -> Result<(), LinearError> {
+    let (n, next) = first_part(la, buf.len());
+    let (a, b) = buf.split_at_mut_checked(n).ok_or(LinearError::Unusable)?;
+    let gpa = locate(view, paging, la, access)?;
+    view.read(gpa, a)?;
+    if !b.is_empty() {
+        let gpa = locate(view, paging, next, access)?;
+        view.read(gpa, b)?;
+    }
+    Ok(())
+}
+
+/// Writes less than a page at linear address `la`; nothing, if that faults. May sleep.
+pub(crate) fn write_linear(
+    view: &MemoryView<'_>,
+    paging: &Paging,
+    la: u64,
+    access: gwalk::Access,
+    data: &[u8],
+) -> Result<(), LinearError> {
+    let (n, next) = first_part(la, data.len());
+    let (a, b) = data.split_at_checked(n).ok_or(LinearError::Unusable)?;
+    let gpa = locate(view, paging, la, access)?;
+    if !b.is_empty() {
+        let gpa = locate(view, paging, next, access)?;
+        view.write(gpa, b)?;
+    }
+    Ok(view.write(gpa, a)?)
+}
+
 impl State {
     /// The paging in force.
     pub(crate) fn paging(&mut self) -> Paging {
         self.load(Groups::CTRL);
+        self.paging_of(self.cpu.sregs.cr3)
+    }
+
+    /// The paging in force, with other page tables. Control registers are loaded.
+    pub(crate) fn paging_of(&self, cr3: u64) -> Paging {
         let s = &self.cpu.sregs;
         let f = gwalk::Features {
             max_phys_bits: self.cpuid.features.maxphyaddr,
             pages_1g: self.cpuid.features.gbpages,
             pdpte_reserved: choose::pdpte_reserved(),
         };
-        Paging::new(s.cr0, s.cr3, s.cr4, s.efer, self.xstate.pkru, f)
+        Paging::new(s.cr0, cr3, s.cr4, s.efer, self.xstate.pkru, f)
     }
 }

@@ -11,7 +11,7 @@ pub(crate) mod debug;
 mod events;
 pub(crate) mod fetch;
 mod guest_debug;
-mod guest_mem;
+pub(crate) mod guest_mem;
 pub(crate) mod image;
 mod measure;
 pub(crate) mod mmio;

@@ -87,6 +87,14 @@ pub(crate) fn root() -> u32 {
     }
 }
 
+/// This machine's hypercall instruction: VMCALL or VMMCALL.
+pub(crate) fn hypercall() -> [u8; 3] {
+    match CHOSEN.as_ref() {
+        Some((Kind::Vmx, _)) => [0x0f, 0x01, 0xc1],
+        _ => [0x0f, 0x01, 0xd9],
+    }
+}
+
 /// The vendor part of a vCPU.
 pub(crate) enum Backend {
     /// Intel.

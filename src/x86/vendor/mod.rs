@@ -417,7 +417,7 @@ pub trait VcpuBackend: Sized {
     /// entry after that; `u64::MAX`: never. Only where [`HwCaps::guest_timer`]. *Any*.
     fn set_deadline(&mut self, _host_tsc: u64) {}
 
-    /// Exceptions to intercept besides #DB, #AC and #MC: bit per vector. *Any*.
+    /// Exceptions to intercept besides #DB, #UD, #AC and #MC: bit per vector. *Any*.
     fn set_exception_intercepts(&mut self, vectors: u32);
 
     /// Has the processor virtualise the local APIC from now on: it delivers what IRR holds and carries out the guest's
