@@ -60,8 +60,8 @@ pub enum Exit {
     Undefined,
     /// RSM, which the processor refuses or leaves to us: it is not in SMM itself.
     Rsm,
-    /// A hardware task switch, which is not emulated.
-    TaskSwitch,
+    /// A hardware task switch that the processor leaves to software.
+    TaskSwitch(TaskSwitch),
     /// The guest went into the shutdown state (triple fault).
     TripleFault,
     /// The VMX preemption timer ran out.
@@ -111,7 +111,7 @@ impl Exit {
             Self::CrAccess(_) => ExitClass::CrAccess,
             Self::DrAccess => ExitClass::DrAccess,
             Self::Exception(_) | Self::SplitLock => ExitClass::Exception,
-            Self::TaskSwitch => ExitClass::TaskSwitch,
+            Self::TaskSwitch(_) => ExitClass::TaskSwitch,
             Self::TripleFault => ExitClass::TripleFault,
             Self::VirtualEoi(_) | Self::ApicWrite(_) | Self::TprBelowThreshold => ExitClass::Apic,
             Self::EntryFailure(_) => ExitClass::EntryFailure,
@@ -120,6 +120,28 @@ impl Exit {
             }
         }
     }
+}
+
+/// A hardware task switch (SDM 3A 9.3).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct TaskSwitch {
+    /// Selector of the new task's TSS.
+    pub selector: u16,
+    /// What asked for it.
+    pub by: TaskSwitchBy,
+}
+
+/// What asked for a task switch (SDM 3C table 28-2).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum TaskSwitchBy {
+    /// CALL.
+    Call,
+    /// IRET.
+    Iret,
+    /// JMP.
+    Jump,
+    /// A task gate in the IDT.
+    Gate,
 }
 
 /// A row of [`INSTRUCTIONS`]: the exit, its basic exit reasons on VMX, its exit codes on SVM.

@@ -19,6 +19,7 @@ mod run;
 mod shared;
 mod snapshot;
 mod svm;
+mod task;
 mod vcpu;
 mod vendor;
 mod vm;

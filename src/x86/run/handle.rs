@@ -8,7 +8,6 @@ use super::{Runner, Step};
 use crate::abi::exits;
 use crate::abi::exits::Ask;
 use crate::abi::stats::ExitClass;
-use crate::abi::uapi::k;
 use crate::linux::cache;
 use crate::pr_warn_ratelimited;
 use crate::x86::cpu::events::vector;
@@ -75,7 +74,7 @@ impl Runner<'_> {
             Exit::Exception(e) => self.exception(e),
             Exit::Rsm => self.rsm(stay),
             Exit::TripleFault => self.processor_shutdown(stay),
-            Exit::TaskSwitch => self.unhandled(k::KVM_INTERNAL_ERROR_EMULATION, stay),
+            Exit::TaskSwitch(t) => self.task_switch(t, stay),
             Exit::VirtualEoi(vector) => self.virtual_eoi(*vector),
             Exit::ApicWrite(offset) => self.apic_write(*offset),
             Exit::EntryFailure(reason) => self.entry_failure(*reason, stay),

@@ -43,6 +43,7 @@ mod port;
 mod smm;
 mod start;
 mod stay;
+mod task;
 mod undefined;
 
 /// What a handler achieved.

@@ -131,7 +131,6 @@ fn rare(v: &mut Vmcb, nmi: &mut Nmi, assists: bool) -> Exit {
             exception(vector, info1, info2, v.save.dr6.get())
         }
         exit::SHUTDOWN => Exit::TripleFault,
-        exit::TASK_SWITCH => Exit::TaskSwitch,
         exit::SMI | exit::INIT => Exit::HostInterrupt,
         exit::INVALID | exit::INVALID32 => Exit::EntryFailure(exit::INVALID),
         other => instruction(other).unwrap_or(Exit::Unknown(other)),

@@ -405,7 +405,6 @@ pub(super) mod exit {
     pub(in crate::x86::svm) const HLT: u64 = 0x78;
     pub(in crate::x86::svm) const IOIO: u64 = 0x7b;
     pub(in crate::x86::svm) const MSR: u64 = 0x7c;
-    pub(in crate::x86::svm) const TASK_SWITCH: u64 = 0x7d;
     pub(in crate::x86::svm) const SHUTDOWN: u64 = 0x7f;
     pub(in crate::x86::svm) const VMMCALL: u64 = 0x81;
     pub(in crate::x86::svm) const NPF: u64 = 0x400;

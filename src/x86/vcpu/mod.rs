@@ -19,6 +19,7 @@ pub(crate) mod msr;
 mod regs;
 pub(crate) mod smm;
 pub(crate) mod state;
+pub(crate) mod task;
 mod timer;
 pub(crate) mod tsc;
 

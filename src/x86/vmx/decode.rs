@@ -11,7 +11,9 @@ use crate::mem::addr::Gpa;
 use crate::nospec::Nospec;
 use crate::x86::cpu::events::vector;
 use crate::x86::cpu::regs::Gpr;
-use crate::x86::exit::{by_number, CrAccess, CrOp, Exception, Exit, Io, NestedFault, Numbers};
+use crate::x86::exit::{
+    by_number, CrAccess, CrOp, Exception, Exit, Io, NestedFault, Numbers, TaskSwitch, TaskSwitchBy,
+};
 
 /// What else an exit tells, besides [`Exit`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -20,6 +22,8 @@ pub(super) enum Class {
     Instruction,
     /// May have interrupted the delivery of an event.
     Delivery,
+    /// Was part of the delivery of an event, or caused by an instruction.
+    Transfer,
     /// Neither.
     Other,
 }
@@ -52,7 +56,10 @@ pub(super) fn decode(vm: Current<'_>, code: u32) -> (Exit, Class) {
         reason::NMI_WINDOW => other(Exit::NmiWindow),
         reason::DR_ACCESS => insn(Exit::DrAccess),
         reason::TRIPLE_FAULT => other(Exit::TripleFault),
-        reason::TASK_SWITCH => (Exit::TaskSwitch, Class::Delivery),
+        reason::TASK_SWITCH => {
+            let t = task_switch(vm.read(EXIT_QUALIFICATION));
+            (Exit::TaskSwitch(t), Class::Transfer)
+        }
         reason::PREEMPTION_TIMER => other(Exit::PreemptionTimer),
         // Behind the instruction.
         reason::TPR_BELOW_THRESHOLD => other(Exit::TprBelowThreshold),
@@ -133,6 +140,19 @@ const fn cr_access(q: u64) -> Exit {
             op: CrOp::Lmsw((q >> 16) as u16),
         },
     })
+}
+
+/// Task switch with exit qualification `q` (SDM 3C table 28-2).
+const fn task_switch(q: u64) -> TaskSwitch {
+    TaskSwitch {
+        selector: q as u16,
+        by: match (q >> 30) & 3 {
+            0 => TaskSwitchBy::Call,
+            1 => TaskSwitchBy::Iret,
+            2 => TaskSwitchBy::Jump,
+            _ => TaskSwitchBy::Gate,
+        },
+    }
 }
 
 /// What exit reason 0 was.

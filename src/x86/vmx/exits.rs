@@ -52,6 +52,12 @@ impl LastExit {
         match class {
             Class::Instruction => self.insn_len = vm.read(EXIT_INSTRUCTION_LEN) as u8,
             Class::Delivery => self.interrupted = event::interrupted(vm),
+            Class::Transfer => {
+                self.interrupted = event::interrupted(vm);
+                if self.interrupted.is_none() {
+                    self.insn_len = vm.read(EXIT_INSTRUCTION_LEN) as u8;
+                }
+            }
             Class::Other => {}
         }
         exit
