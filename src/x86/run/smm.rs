@@ -9,7 +9,6 @@ use super::{Runner, Step};
 use crate::linux::{preempt, smp};
 use crate::mem::addr::Gpa;
 use crate::x86::cpu::control;
-use crate::x86::cpu::events;
 use crate::x86::cpu::regs::{
     clean_rflags, cr0, dr6, dr7, efer, rflags, DescTable, Seg, Segment, Sregs,
 };
