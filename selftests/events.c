@@ -62,6 +62,52 @@ TEST(interrupt)
 	CHECK(vm_log(&vm)->event[1].rflags & 0x200);
 }
 
+/*
+ * An exception beside an interrupt or an NMI, each on its way already: the exception comes first, and the other is not
+ * lost. KVM keeps both until it enters the guest.
+ */
+static void check_beside(bool nmi)
+{
+	struct kvm_vcpu_events e;
+	struct vm vm;
+
+	LOAD(&vm, interruptible);
+	vm_expect_out(&vm, 0x10);
+	vm_expect_out(&vm, 0x11);
+	e = vm_events(&vm);
+	e.exception.injected = 1;
+	e.exception.nr = 6;
+	e.nmi.injected = e.nmi.masked = nmi;
+	e.interrupt.injected = !nmi;
+	e.interrupt.nr = nmi ? 0 : 0x41;
+	OK(ioctl(vm.vcpu, KVM_SET_VCPU_EVENTS, &e));
+	e = vm_events(&vm);
+	CHECK_EQ(e.exception.injected, 1);
+	CHECK_EQ(e.exception.nr, 6);
+	CHECK_EQ(e.nmi.injected, nmi);
+	CHECK_EQ(e.nmi.masked, nmi);
+	CHECK_EQ(e.nmi.pending, 0);
+	CHECK_EQ(e.interrupt.injected, !nmi);
+	if (!nmi)
+		CHECK_EQ(e.interrupt.nr, 0x41);
+	OK(ioctl(vm.vcpu, KVM_SET_VCPU_EVENTS, &e));
+	vm_expect_out(&vm, 0x12);
+	/* The NMI interrupts the exception's handler before that writes the log. */
+	check_event(&vm, nmi && is_rvmm(), 6, 0, G_CODE + 6);
+	if (is_rvmm()) {
+		check_event(&vm, !nmi, nmi ? 2 : 0x41, 0, 0);
+		CHECK_EQ(vm_log(&vm)->count, 2);
+	}
+	e = vm_events(&vm);
+	CHECK(!e.exception.injected && !e.nmi.injected && !e.interrupt.injected && !e.nmi.masked);
+}
+
+TEST(beside_an_exception)
+{
+	check_beside(false);
+	check_beside(true);
+}
+
 TEST(interrupt_window)
 {
 	struct vm vm;

@@ -199,6 +199,7 @@ impl Runner<'_> {
             Inject::Nmi => {
                 self.stats.add(VcpuCounter::NmiInjections, 1);
                 self.s.events.nmis -= 1;
+                self.s.events.held_nmi = false;
                 Some(events::nmi_event())
             }
             Inject::Interrupt => {

@@ -141,6 +141,7 @@ impl<'a> Runner<'a> {
     fn ready_for_injection(&self, gate: &events::Gate) -> bool {
         gate.interrupt_open()
             && self.s.events.external.is_none()
+            && self.s.events.held.is_none()
             && self.s.events.interrupted.is_none()
             && self.s.events.exception.is_none()
             && self.s.accepts_external()

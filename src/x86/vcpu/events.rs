@@ -74,6 +74,9 @@ impl State {
 
     /// Whether an interrupt (not an NMI) waits to be injected when the guest lets interrupts in.
     pub(crate) fn has_interrupt(&self, vm: &Vm) -> bool {
+        if self.events.held.is_some() {
+            return true;
+        }
         if self.events.external.is_some() {
             return self.accepts_external();
         }
@@ -88,6 +91,9 @@ impl State {
 
     /// Acknowledges the interrupt of [`State::has_interrupt`]; its vector.
     pub(crate) fn acknowledge(&mut self, vm: &Vm) -> Option<u8> {
+        if let Some(v) = self.events.held.take() {
+            return Some(v);
+        }
         if self.accepts_external() {
             if let Some(v) = self.events.external.take() {
                 return Some(v);

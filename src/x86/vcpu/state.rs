@@ -84,6 +84,10 @@ pub(crate) struct Events {
     pub(crate) exception: Option<Exception>,
     /// NMIs latched, at most 2.
     pub(crate) nmis: u8,
+    /// An interrupt that has been acknowledged and comes after the exception beside it (KVM_SET_VCPU_EVENTS).
+    pub(crate) held: Option<u8>,
+    /// One of `nmis` is on its way already, and comes after what was given beside it; it will block the others.
+    pub(crate) held_nmi: bool,
     /// KVM_INTERRUPT's vector, where user space has the interrupt controller or the 8259s.
     pub(crate) external: Option<u8>,
     /// KVM_EXIT_SHUTDOWN is due.

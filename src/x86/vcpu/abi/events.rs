@@ -87,6 +87,7 @@ pub(crate) fn get_events(vm: &Vm, vcpu: &Vcpu, s: &mut State) -> k::kvm_vcpu_eve
         e.exception.has_error_code = code.is_some().into();
         e.exception.error_code = code.unwrap_or(0);
     }
+    let interrupt = interrupt.or(s.events.held.map(|v| (v, false)));
     if let Some((nr, soft)) = interrupt {
         e.interrupt.injected = u8::from(!soft);
         e.interrupt.soft = soft.into();
@@ -100,6 +101,10 @@ pub(crate) fn get_events(vm: &Vm, vcpu: &Vcpu, s: &mut State) -> k::kvm_vcpu_eve
         .saturating_add(vcpu.shared.arch.nmi.load(Ordering::Relaxed).min(2) as u8)
         .min(2);
     e.nmi.masked = i.nmi.into();
+    if s.events.held_nmi {
+        (e.nmi.injected, e.nmi.masked) = (1, 1);
+        e.nmi.pending = e.nmi.pending.saturating_sub(1);
+    }
     e.flags = k::KVM_VCPUEVENT_VALID_NMI_PENDING
         | k::KVM_VCPUEVENT_VALID_SHADOW
         | k::KVM_VCPUEVENT_VALID_SMM;
@@ -154,15 +159,19 @@ fn check_events(vm: &Vm, s: &State, e: &k::kvm_vcpu_events) -> Result {
 fn set_exception(s: &mut State, e: &k::kvm_vcpu_events) {
     let pending = has_pending_exception(e);
     let exception = e.exception.injected != 0 || pending;
+    // One comes first, as by KVM: the exception, the NMI, the interrupt. The others are not lost over it.
+    let (nmi, interrupt) = (e.nmi.injected != 0, e.interrupt.injected != 0);
     s.events.interrupted = if exception {
         None
-    } else if e.interrupt.injected != 0 {
-        Some(events::interrupt_event(e.interrupt.nr))
-    } else if e.nmi.injected != 0 {
+    } else if nmi {
         Some(events::nmi_event())
+    } else if interrupt {
+        Some(events::interrupt_event(e.interrupt.nr))
     } else {
         None
     };
+    s.events.held = (interrupt && (exception || nmi)).then_some(e.interrupt.nr);
+    s.events.held_nmi = nmi && exception;
     s.events.exception = exception.then(|| Exception {
         vector: e.exception.nr,
         error_code: (e.exception.has_error_code != 0).then_some(e.exception.error_code),
@@ -217,12 +226,17 @@ pub(crate) fn set_events(vm: &Vm, vcpu: &Vcpu, s: &mut State, e: &k::kvm_vcpu_ev
         i.sti = u32::from(e.interrupt.shadow) & k::KVM_X86_SHADOW_INT_STI != 0;
         i.mov_ss = u32::from(e.interrupt.shadow) & k::KVM_X86_SHADOW_INT_MOV_SS != 0;
     }
-    i.nmi = e.nmi.masked != 0;
+    i.nmi = e.nmi.masked != 0 && !s.events.held_nmi;
     s.hw.set_interruptibility(i);
     if flag(k::KVM_VCPUEVENT_VALID_NMI_PENDING) {
         vcpu.shared.arch.nmi.store(0, Ordering::Relaxed);
-        s.events.nmis = e.nmi.pending.min(2);
+        s.events.nmis = e.nmi.pending;
     }
+    s.events.nmis = s
+        .events
+        .nmis
+        .saturating_add(s.events.held_nmi.into())
+        .min(2);
     if flag(k::KVM_VCPUEVENT_VALID_SIPI_VECTOR) && s.apic.lapic.is_some() {
         vcpu.shared
             .arch
