@@ -426,10 +426,8 @@ TEST(tsc_scaling)
 	OK(ioctl(vm.vcpu, KVM_SET_TSC_KHZ, host));
 	/* The VM's is for vCPUs to come. */
 	CHECK_ERRNO(ioctl(vm.fd, KVM_SET_TSC_KHZ, host), EINVAL);
-	if (!OK(ioctl(vm.kvm, KVM_CHECK_EXTENSION, KVM_CAP_TSC_CONTROL))) {
-		CHECK_ERRNO(ioctl(vm.vcpu, KVM_SET_TSC_KHZ, host / 2), EINVAL);
+	if (!OK(ioctl(vm.kvm, KVM_CHECK_EXTENSION, KVM_CAP_TSC_CONTROL)))
 		skip("the processor does not scale TSCs");
-	}
 	CHECK_EQ(OK(ioctl(vm.kvm, KVM_CHECK_EXTENSION, KVM_CAP_VM_TSC_CONTROL)), 1);
 	CHECK_ERRNO(ioctl(vm.vcpu, KVM_SET_TSC_KHZ, 0x7fffffff), EINVAL);
 	t = (void *)(vm.mem + G_DATA);
@@ -468,6 +466,74 @@ TEST(tsc_scaling)
 	vm_add_vcpu(&vm, 0);
 	CHECK_EQ(OK(ioctl(vm.vcpu, KVM_GET_TSC_KHZ, 0)), host / 2);
 	CHECK(get_msr(&vm, MSR_TSC, &a) && a < host * 1000 * 100);
+}
+
+/* Where the processor does not scale TSCs a slower one cannot be had, and a faster one catches up at every entry. */
+GUEST64(two_tscs,
+	"1: rdtsc; shl $32, %rdx; or %rdx, %rax; mov %rax, " STR(G_CELLS) "; out %al, $0x10; jmp 1b\n");
+GUEST64(fast_deadline,
+	"mov $0xfee00000, %ebx; movl $0x1ff, 0xf0(%rbx); movl $0x40060, 0x320(%rbx); mov $0x6e0, %ecx\n"
+	"rdtsc; shl $32, %rdx; or %rax, %rdx; add %rdi, %rdx; mov %rdx, %r8; mov %edx, %eax; shr $32, %rdx; wrmsr\n"
+	"2: sti; hlt; cli; cmpq $0, " STR(G_LOG) "; je 2b\n"
+	"rdtsc; shl $32, %rdx; or %rdx, %rax; sub %r8, %rax; mov %rax, " STR(G_CELLS) "; out %al, $0x11\n");
+
+TEST(tsc_catches_up)
+{
+	uint64_t host, a, b, ha, hb, now;
+	struct kvm_cpuid2 *table;
+	struct kvm_regs r;
+	struct vm vm;
+
+	VM_NEW_LONG(&vm, two_tscs);
+	if (OK(ioctl(vm.kvm, KVM_CHECK_EXTENSION, KVM_CAP_TSC_CONTROL)))
+		skip("the processor scales TSCs");
+	host = OK(ioctl(vm.vcpu, KVM_GET_TSC_KHZ, 0));
+	CHECK_ERRNO(ioctl(vm.vcpu, KVM_SET_TSC_KHZ, host / 2), EINVAL);
+	OK(ioctl(vm.vcpu, KVM_SET_TSC_KHZ, host * 3));
+	CHECK_EQ(OK(ioctl(vm.vcpu, KVM_GET_TSC_KHZ, 0)), host * 3);
+	vm_expect_out(&vm, 0x10);
+	vm_expect_out(&vm, 0x10);
+	ha = __builtin_ia32_rdtsc();
+	vm_expect_out(&vm, 0x10);
+	a = vm_cells(&vm)[0];
+	usleep(100000);
+	hb = __builtin_ia32_rdtsc();
+	vm_expect_out(&vm, 0x10);
+	b = vm_cells(&vm)[0];
+	CHECK(get_msr(&vm, MSR_TSC, &now) && now >= b);
+	double rate = (double)(b - a) / (hb - ha);
+	if (rate < 2.5)
+		FAIL("%g ticks for one of the host's, 3 expected", rate);
+	note("%g ticks for one of the host's", rate);
+	/* Back to what it was: it goes on, at the host's rate. */
+	OK(ioctl(vm.vcpu, KVM_SET_TSC_KHZ, host));
+	vm_free(&vm);
+
+	/* A deadline comes in its time, and not before the guest's TSC says so. */
+	VM_NEW_LONG_IRQCHIP(&vm, fast_deadline);
+	table = supported_cpuid(vm.kvm);
+	cpuid_entry(table, 1, 0)->ecx |= 1 << 24;
+	OK(ioctl(vm.vcpu, KVM_SET_CPUID2, table));
+	free(table);
+	OK(ioctl(vm.vcpu, KVM_SET_TSC_KHZ, host * 3));
+	r = vm_regs(&vm);
+	r.rdi = host * 3 * 200;		/* 200 ms */
+	vm_set_regs(&vm, &r);
+	ha = __builtin_ia32_rdtsc();
+	vm_expect_out(&vm, 0x11);
+	hb = __builtin_ia32_rdtsc() - ha;
+	CHECK((int64_t)vm_cells(&vm)[0] >= 0);
+	if (hb < host * 190)
+		FAIL("%llu ticks of the host's", (unsigned long long)hb);
+	vm_free(&vm);
+
+	/* The VM's is taken as it is, as long as it has no vCPU. */
+	vm_init(&vm, MIB);
+	OK(ioctl(vm.fd, KVM_SET_TSC_KHZ, host / 2));
+	OK(ioctl(vm.fd, KVM_SET_TSC_KHZ, host * 2));
+	CHECK_EQ(OK(ioctl(vm.fd, KVM_GET_TSC_KHZ, 0)), host * 2);
+	vm_add_vcpu(&vm, 0);
+	CHECK_EQ(OK(ioctl(vm.vcpu, KVM_GET_TSC_KHZ, 0)), host * 2);
 }
 
 /* KVM_CAP_ENFORCE_PV_FEATURE_CPUID: without their CPUID bits the MSRs are not there. */

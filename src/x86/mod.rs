@@ -68,7 +68,7 @@ pub(crate) use vendor::choose::{caps as hardware, root};
 
 /// Time: the guest has been stopped by user space, and the TSC frequency that user space wants.
 pub(crate) use pv::clock_page::guest_stopped;
-pub(crate) use vcpu::tsc::wanted_tsc_khz;
+pub(crate) use vcpu::tsc::{wanted_tsc_khz, wanted_vm_tsc_khz};
 
 /// Interrupt controllers, as those see them who raise interrupts, and how many GSIs there are.
 pub(crate) use irqchip::chip::IrqChip;

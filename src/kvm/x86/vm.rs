@@ -3,7 +3,7 @@
 
 use crate::abi::uapi::{self, k};
 use crate::kvm::table::ioctls;
-use crate::x86::{request, wanted_tsc_khz, Setup, Vm};
+use crate::x86::{request, wanted_vm_tsc_khz, Setup, Vm};
 use core::sync::atomic::Ordering;
 use kernel::prelude::*;
 use kernel::sync::Arc;
@@ -99,7 +99,7 @@ fn set_clock(vm: &Vm, d: &k::kvm_clock_data) -> Result {
 
 /// KVM_SET_TSC_KHZ (api.rst 4.55): the frequency of vCPUs that are created from now on.
 fn set_tsc_khz(vm: &Vm, setup: &Setup, khz: usize) -> Result {
-    let khz = wanted_tsc_khz(khz)?;
+    let khz = wanted_vm_tsc_khz(khz)?;
     if setup.has_vcpus() {
         return Err(EINVAL);
     }

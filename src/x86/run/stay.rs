@@ -223,6 +223,7 @@ impl Runner<'_> {
         if let Some(deadline) = self.s.timer.due.take() {
             self.await_deadline(deadline);
         }
+        self.s.catch_up_tsc();
         !self.s.debug.active() || self.s.prepare_debug()
     }
 

@@ -168,6 +168,8 @@ pub(crate) struct Tsc {
     pub(crate) khz: u32,
     /// How the host's TSC is scaled for it.
     pub(crate) scale: Scale,
+    /// The processor does not scale: [`State::catch_up_tsc`].
+    pub(super) catch_up: bool,
     /// Which generation of synchronised TSCs this one belongs to.
     pub(crate) member: u64,
     /// IA32_TSC_ADJUST.
@@ -342,6 +344,7 @@ impl Tsc {
             offset: 0,
             khz: boot_cpu::tsc_khz(),
             scale: Scale::ONE,
+            catch_up: false,
             member: 0,
             adjust: 0,
             lost: host_tsc::lost(),

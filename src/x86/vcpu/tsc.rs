@@ -12,23 +12,62 @@ use crate::x86::vendor::VcpuBackend;
 use crate::x86::vm::Vm;
 use kernel::prelude::*;
 
-/// The scale for a TSC of `khz`. EINVAL: not the host's frequency, or near to it, and the processor cannot scale so.
-pub(crate) fn tsc_scale(khz: u32) -> Result<Scale> {
-    let host = boot_cpu::tsc_khz();
-    if tsc::within_tolerance(khz, host) {
-        return Ok(Scale::ONE);
-    }
-    let caps = crate::x86::vendor::choose::caps().ok_or(ENODEV)?;
-    Scale::new(khz, host, caps.tsc_fraction, caps.tsc_ratio_max).ok_or(EINVAL)
+/// Bits behind the point where software scales.
+const SOFT_FRACTION: u32 = 40;
+
+/// How a TSC follows the host's.
+#[derive(Clone, Copy, PartialEq, Eq)]
+struct Following {
+    scale: Scale,
+    /// The processor does not scale: the guest's TSC counts like the host's, and catches up at every entry.
+    catch_up: bool,
 }
 
-/// The frequency that KVM_SET_TSC_KHZ asks for, on a VM or a vCPU. EINVAL: not to be had.
-pub(crate) fn wanted_tsc_khz(arg: usize) -> Result<u32> {
-    let khz = match arg as u32 {
+/// How a TSC of `khz` follows the host's. EINVAL: not near to the host's frequency, and the processor cannot scale so,
+/// or not at all and it is a lower one, which no catching up gives.
+fn following(khz: u32) -> Result<Following> {
+    let host = boot_cpu::tsc_khz();
+    let (scale, catch_up) = if tsc::within_tolerance(khz, host) {
+        (Some(Scale::ONE), false)
+    } else {
+        match hardware()? {
+            (0, _) if khz < host => (None, false),
+            (0, _) => (Scale::new(khz, host, SOFT_FRACTION, u64::MAX), true),
+            (fraction, max) => (Scale::new(khz, host, fraction, max), false),
+        }
+    };
+    scale
+        .map(|scale| Following { scale, catch_up })
+        .ok_or(EINVAL)
+}
+
+/// Bits behind the point of the ratios by which the processor scales, 0 if it does not; what they are below.
+fn hardware() -> Result<(u32, u64)> {
+    let caps = crate::x86::vendor::choose::caps().ok_or(ENODEV)?;
+    Ok((caps.tsc_fraction, caps.tsc_ratio_max))
+}
+
+/// The frequency that an argument of KVM_SET_TSC_KHZ means.
+fn frequency(arg: usize) -> u32 {
+    match arg as u32 {
         0 => boot_cpu::tsc_khz(),
         khz => khz,
-    };
-    tsc_scale(khz).map(|_| khz)
+    }
+}
+
+/// The frequency that KVM_SET_TSC_KHZ asks for, on a vCPU. EINVAL: not to be had.
+pub(crate) fn wanted_tsc_khz(arg: usize) -> Result<u32> {
+    let khz = frequency(arg);
+    following(khz).map(|_| khz)
+}
+
+/// The frequency that KVM_SET_TSC_KHZ asks for, on a VM. EINVAL: not to be had. Where the processor does not scale any
+/// is taken, as by KVM; vCPUs whose TSC cannot have it get the host's.
+pub(crate) fn wanted_vm_tsc_khz(arg: usize) -> Result<u32> {
+    match hardware()? {
+        (0, _) => Ok(frequency(arg)),
+        _ => wanted_tsc_khz(arg),
+    }
 }
 
 impl State {
@@ -52,15 +91,27 @@ impl State {
 
     /// Sets the TSC's frequency (KVM_SET_TSC_KHZ). EINVAL: the processor cannot have it so.
     pub(crate) fn set_tsc_khz(&mut self, khz: u32) -> Result {
-        let scale = tsc_scale(khz)?;
+        let Following { scale, catch_up } = following(khz)?;
         self.tsc.khz = khz;
         if scale != self.tsc.scale {
             self.tsc.scale = scale;
-            let fraction = crate::x86::vendor::choose::caps().map_or(0, |c| c.tsc_fraction);
-            self.hw.set_tsc_ratio(scale.ratio(fraction));
+            self.tsc.catch_up = catch_up;
+            match hardware()? {
+                (0, _) => self.set_tsc_offset(self.tsc.offset),
+                (fraction, _) => self.hw.set_tsc_ratio(scale.ratio(fraction)),
+            }
         }
         self.pv.clock_stale = true;
         Ok(())
+    }
+
+    /// Before an entry: a TSC that the processor does not scale becomes what it would be now.
+    #[inline]
+    pub(crate) fn catch_up_tsc(&mut self) {
+        if self.tsc.catch_up {
+            let host = boot_cpu::rdtsc();
+            self.hw.set_tsc_offset(self.tsc_at(host).wrapping_sub(host));
+        }
     }
 
     /// User space writes IA32_TSC, or the vCPU is new: the vCPU's TSC runs together with the others' if it seems meant
@@ -105,6 +156,7 @@ impl State {
     pub(crate) fn set_tsc_offset(&mut self, offset: u64) {
         self.tsc.offset = offset;
         self.hw.set_tsc_offset(offset);
+        self.catch_up_tsc();
         // Its page says how time follows from the TSC.
         self.pv.clock_stale = true;
     }
