@@ -84,7 +84,7 @@ pub(crate) struct Posted {
     /// them, because they are level-triggered or somebody waits for their end; where interrupts are not taken directly
     /// all of them.
     posted: [AtomicU32; 8],
-    /// Of those the level-triggered ones.
+    /// Vectors that are level-triggered: of those posted, and of those taken the ones that may be so in TMR.
     posted_level: [AtomicU32; 8],
     /// NMIs not yet taken (at most two matter).
     pub(crate) nmi: AtomicU32,
@@ -131,13 +131,15 @@ impl VcpuShared {
     /// already.
     pub(crate) fn post(&self, vector: u8, level: bool, watched: bool) -> bool {
         let (word, bit) = (usize::from(vector >> 5), 1u32 << (vector & 31));
-        if !level && !watched && self.arch.direct.load(Ordering::Relaxed) {
-            return self.post_directly(word, bit);
-        }
         let (Some(p), Some(l)) = (self.arch.posted.get(word), self.arch.posted_level.get(word))
         else {
             return false;
         };
+        // The processor leaves TMR alone: an edge after a level is the vCPU's.
+        let plain = !level && !watched && l.load(Ordering::Relaxed) & bit == 0;
+        if plain && self.arch.direct.load(Ordering::Relaxed) {
+            return self.post_directly(word, bit);
+        }
         if level {
             l.fetch_or(bit, Ordering::SeqCst);
         } else {
@@ -186,6 +188,13 @@ impl VcpuShared {
             }
         }
         (irr, level)
+    }
+
+    /// TMR was set to this by its owner. What is posted stays what it is.
+    pub(crate) fn set_level(&self, tmr: &[u32; 8]) {
+        for (to, from) in self.arch.posted_level.iter().zip(tmr) {
+            to.fetch_or(*from, Ordering::SeqCst);
+        }
     }
 
     /// The local APIC's address for message routing.

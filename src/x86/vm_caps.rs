@@ -143,6 +143,7 @@ impl VmCaps {
     /// CD_NW_CLEARED none on Intel.
     pub(crate) const QUIRKS: u64 = (k::KVM_X86_QUIRK_LINT0_REENABLED
         | k::KVM_X86_QUIRK_CD_NW_CLEARED
+        | k::KVM_X86_QUIRK_LAPIC_MMIO_HOLE
         | k::KVM_X86_QUIRK_OUT_7E_INC_RIP
         | k::KVM_X86_QUIRK_MISC_ENABLE_NO_MWAIT
         | k::KVM_X86_QUIRK_FIX_HYPERCALL_INSN

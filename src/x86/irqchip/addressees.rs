@@ -9,7 +9,7 @@
 #![forbid(unsafe_code)]
 
 use crate::nospec::Nospec;
-use crate::x86::irqchip::msg::{ApicAddr, DestMode, Message, Shorthand};
+use crate::x86::irqchip::msg::{ApicAddr, DestMode, Message, Shorthand, Vector};
 use crate::x86::irqchip::msg::{BROADCAST_X2APIC, BROADCAST_XAPIC};
 use core::sync::atomic::{AtomicU64, Ordering};
 
@@ -25,9 +25,11 @@ const WORDS: usize = INDICES / 64;
 pub struct Addressees([u64; WORDS]);
 
 impl Addressees {
-    const NONE: Self = Self([0; WORDS]);
+    /// Nobody.
+    pub const NONE: Self = Self([0; WORDS]);
 
-    fn insert(&mut self, index: u32) {
+    /// Adds the vCPU with this index.
+    pub fn insert(&mut self, index: u32) {
         if let Some(word) = self.0.get_nospec_mut((index / 64) as usize) {
             *word |= 1 << (index % 64);
         }
@@ -42,6 +44,25 @@ impl Addressees {
     /// How many there are.
     pub fn count(&self) -> u32 {
         self.0.iter().map(|w| w.count_ones()).sum()
+    }
+
+    /// The one that gets an interrupt of which one of them is to have `vector` (SDM 3A 11.6.2.4). Priorities are not
+    /// asked for, as KVM does not: each vector keeps to one vCPU, whatever that is busy with, and different vectors go
+    /// to different ones.
+    pub fn chosen(&self, vector: Vector) -> Option<u32> {
+        let mut turn = u32::from(vector.0).checked_rem(self.count())?;
+        for (first, word) in (0u32..).step_by(64).zip(&self.0) {
+            let mut rest = *word;
+            if let Some(left) = turn.checked_sub(rest.count_ones()) {
+                turn = left;
+                continue;
+            }
+            for _ in 0..turn {
+                rest &= rest.wrapping_sub(1);
+            }
+            return Some(first | rest.trailing_zeros());
+        }
+        None
     }
 
     /// Their indices, ascending.

@@ -6,7 +6,7 @@
 
 use crate::bus::set::IN_ONE_GO;
 use crate::x86::irqchip::addressees::Addressees;
-use crate::x86::irqchip::msg::{ApicAddr, Arbiter, DeliveryMode, Message, Shorthand, TriggerMode};
+use crate::x86::irqchip::msg::{ApicAddr, DeliveryMode, Message, Shorthand, TriggerMode};
 use crate::x86::shared::{request, VcpuSet, VcpuShared};
 use core::sync::atomic::Ordering;
 
@@ -90,10 +90,13 @@ fn addressed(vcpus: &VcpuSet, message: &Message) -> Option<Addressees> {
 fn visit(vcpus: &VcpuSet, among: Option<Addressees>, mut f: impl FnMut(&VcpuShared)) {
     match among {
         None => vcpus.iter().for_each(|v| f(&v)),
-        Some(some) => some
-            .iter()
-            .filter_map(|index| vcpus.get(index))
-            .for_each(|v| f(&v)),
+        Some(some) => {
+            for index in some.iter() {
+                if let Some(v) = vcpus.get(index) {
+                    f(&v);
+                }
+            }
+        }
     }
 }
 
@@ -116,18 +119,17 @@ fn deliver_to(
         return accepted;
     }
     // Lowest-priority delivery, and MSIs with a redirection hint (SDM 3A 11.6.2.4, 11.11.1).
-    let total = vcpus.len() as usize;
-    let mut arbiter = Arbiter::new(message.vector);
+    let mut able = Addressees::NONE;
     visit(vcpus, among, |v| {
         let addr = v.apic_addr();
         if addr.accepts(message.delivery) && message.matches(source, &addr) {
-            arbiter.offer(v.index as usize, total, &addr);
+            able.insert(v.index);
         }
     });
-    let winner = arbiter
-        .winner()
-        .and_then(|index| vcpus.get(u32::try_from(index).ok()?));
-    winner.map_or(0, |v| accept(&v, &v.apic_addr(), message, watched).into())
+    let chosen = able
+        .chosen(message.vector)
+        .and_then(|index| vcpus.get(index));
+    chosen.map_or(0, |v| accept(&v, &v.apic_addr(), message, watched).into())
 }
 
 /// Gives `message` to a local APIC that it addresses. Returns whether that takes it.

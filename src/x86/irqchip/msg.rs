@@ -30,15 +30,6 @@ pub(super) use number;
 pub struct Vector(pub u8);
 
 impl Vector {
-    /// Lowest vector that a local APIC accepts; 0-15 are illegal (SDM 3A 11.5.2).
-    pub const FIRST_LEGAL: u8 = 16;
-
-    /// Whether a local APIC may send or accept this vector.
-    #[inline]
-    pub const fn is_legal(self) -> bool {
-        self.0 >= Self::FIRST_LEGAL
-    }
-
     /// Priority class, bits 7:4 (SDM 3A 11.8.3).
     #[inline]
     pub const fn class(self) -> u8 {
@@ -272,10 +263,13 @@ impl Message {
         }
     }
 
-    /// Whether one destination is to be chosen among those that match.
+    /// Whether one destination is to be chosen among those that match. A physical broadcast with lowest priority, which
+    /// is not defined (SDM 3A 11.6.2.1), goes to all, as by KVM.
     #[inline]
     pub const fn to_one_only(self) -> bool {
-        matches!(self.delivery, DeliveryMode::LowestPriority) || self.redirection_hint
+        let broadcast =
+            self.dest == BROADCAST_XAPIC && matches!(self.dest_mode, DestMode::Physical);
+        self.redirection_hint || matches!(self.delivery, DeliveryMode::LowestPriority) && !broadcast
     }
 
     /// INIT level de-assert, which processors since the Pentium 4 ignore (SDM 3A 11.6.1).
@@ -368,8 +362,6 @@ pub struct ApicAddr {
     pub ldr: u8,
     /// Logical destination model in xAPIC mode.
     pub dfr: Dfr,
-    /// Processor priority at the time of publication, for lowest-priority arbitration.
-    pub prio: u8,
     /// In x2APIC mode.
     pub x2apic: bool,
     /// Enabled in IA32_APIC_BASE. A disabled APIC receives nothing.
@@ -379,12 +371,11 @@ pub struct ApicAddr {
 }
 
 impl ApicAddr {
-    /// Packs into 64 bits: ID 31:0, xAPIC ID 39:32, LDR 47:40, priority 55:48, DFR 59:56, flags 62:60.
+    /// Packs into 64 bits: ID 31:0, xAPIC ID 39:32, LDR 47:40, DFR 59:56, flags 62:60.
     pub const fn to_bits(self) -> u64 {
         self.id as u64
             | (self.xapic_id as u64) << 32
             | (self.ldr as u64) << 40
-            | (self.prio as u64) << 48
             | ((self.dfr.0 & 15) as u64) << 56
             | (self.x2apic as u64) << 60
             | (self.hw_enabled as u64) << 61
@@ -397,7 +388,6 @@ impl ApicAddr {
             id: bits as u32,
             xapic_id: (bits >> 32) as u8,
             ldr: (bits >> 40) as u8,
-            prio: (bits >> 48) as u8,
             dfr: Dfr((bits >> 56) as u8 & 15),
             x2apic: bits & (1 << 60) != 0,
             hw_enabled: bits & (1 << 61) != 0,
@@ -415,40 +405,5 @@ impl ApicAddr {
     #[inline]
     pub fn accepts(&self, delivery: DeliveryMode) -> bool {
         self.hw_enabled && (self.sw_enabled || !delivery.has_vector())
-    }
-}
-
-/// Choice of one destination among several (SDM 3A 11.6.2.4): lowest processor priority; equal priorities are
-/// spread by vector, so that each vector keeps to one processor and different vectors use different ones.
-#[derive(Clone, Copy, Debug)]
-pub struct Arbiter {
-    vector: Vector,
-    best: Option<(u8, u32, usize)>,
-}
-
-impl Arbiter {
-    /// Starts a choice for a message with `vector`.
-    pub const fn new(vector: Vector) -> Self {
-        Self { vector, best: None }
-    }
-
-    /// Considers destination number `index` out of `total` (the owner's numbering, such as the vCPU index).
-    pub fn offer(&mut self, index: usize, total: usize, addr: &ApicAddr) {
-        let total = total.clamp(1, 1 << 30) as u32;
-        let rem = |n: u32| n.checked_rem(total).unwrap_or(0);
-        let start = rem(self.vector.0.into());
-        let turn = rem(rem(index as u32).wrapping_add(total).wrapping_sub(start));
-        let key = (addr.prio >> 4, turn, index);
-        if self
-            .best
-            .is_none_or(|best| (key.0, key.1) < (best.0, best.1))
-        {
-            self.best = Some(key);
-        }
-    }
-
-    /// Index of the chosen destination.
-    pub fn winner(&self) -> Option<usize> {
-        self.best.map(|best| best.2)
     }
 }

@@ -59,13 +59,13 @@ impl Runner<'_> {
         if r & request::NOTIFIED != 0 {
             let irr = shared.take_direct();
             if let Some(l) = &mut self.s.apic.lapic {
-                let _ = l.accept_bitmap(&irr, &[0; 8]);
+                l.accept_bitmap(&irr, &[0; 8]);
             }
         }
         if r & request::POSTED != 0 {
             let (irr, level) = shared.take_posted();
             if let Some(l) = &mut self.s.apic.lapic {
-                let _ = l.accept_bitmap(&irr, &level);
+                l.accept_bitmap(&irr, &level);
             }
             if self.s.apic.virtualized {
                 self.s.refresh_eoi_exits(self.vm, &irr);

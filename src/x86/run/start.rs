@@ -4,6 +4,7 @@
 //! The outer loop calls, with the vCPU's mutex held and interrupts on.
 
 use super::Runner;
+use crate::abi::uapi::k;
 use crate::x86::cpu::regs::Seg;
 use crate::x86::shared::request;
 use crate::x86::vcpu::state::MpState;
@@ -30,8 +31,11 @@ impl Runner<'_> {
             self.s.reset_registers(true);
             let bsp = shared.id == self.vm.boot_cpu();
             if let Some(l) = &mut self.s.apic.lapic {
-                let action = l.init(false);
+                let quirk = k::KVM_X86_QUIRK_LINT0_REENABLED;
+                let action = l.init(bsp && self.vm.caps.quirk(quirk));
                 let _ = self.vcpu.apply(self.vm, self.s, &action);
+                // IRR is empty after INIT, and this belongs to it.
+                let _ = (shared.take_direct(), shared.take_posted());
             }
             self.s.mp_state = if bsp {
                 MpState::Runnable

@@ -56,6 +56,11 @@ impl State {
         )[2]
     }
 
+    /// Family, model and stepping, as RESET and INIT leave them in EDX (SDM 3A 10.1.2): what CPUID leaf 1 says.
+    pub(super) fn signature(&self) -> u32 {
+        cpuid::find(&self.cpuid.table, &self.cpuid.index, 1, 0).map_or(0x600, |e| e.eax)
+    }
+
     /// XCR0 bits that the guest may set.
     pub(crate) fn allowed_xcr0(&self) -> u64 {
         // User space sets the x87 bit of a vCPU without XSAVE too (as KVM allows).

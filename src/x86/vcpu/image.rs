@@ -152,6 +152,7 @@ impl Image {
         self.put_time_back(s, elapsed);
         if let (Some(to), Some(from)) = (&mut s.apic.lapic, &self.lapic) {
             to.put_back(from, elapsed.timer_ns());
+            vcpu.shared.set_level(&to.tmr());
         }
         s.last_stay.tlb_generation = 0;
         s.refresh_dynamic();

@@ -7,6 +7,7 @@
 //! stay.
 
 use crate::abi::exits::PIO_PAGE;
+use crate::abi::uapi::k;
 use crate::bus::ioeventfd::Bus as EventSpace;
 use crate::linux::mmap::Shared;
 use crate::linux::{hrtimer, uaccess};
@@ -138,6 +139,7 @@ impl State {
                     return Some(Accessed::Signalled);
                 }
                 None if vm.mmio_write(gpa, data) => {}
+                None if is_lapic_hole(vm, &self.apic.lapic, gpa) => {}
                 None => {
                     self.finish_move(&m, 0);
                     return Some(Accessed::User(DeviceAccess {
@@ -151,8 +153,9 @@ impl State {
             let mut bytes = [0u8; 8];
             let data = bytes.get_mut(..size)?;
             match lapic_offset(&self.apic.lapic, gpa) {
-                Some(offset) => lapic_read(&mut self.apic.lapic, offset, data),
+                Some(offset) => lapic_read(&self.apic.lapic, offset, data),
                 None if vm.chip.mmio_read(gpa, data) => {}
+                None if is_lapic_hole(vm, &self.apic.lapic, gpa) => data.fill(0xff),
                 None => {
                     return Some(Accessed::User(DeviceAccess {
                         completion: m,
@@ -271,15 +274,10 @@ fn lapic_offset(lapic: &Option<impl Deref<Target = LocalApic>>, gpa: u64) -> Opt
     (gpa & !0xfff == page).then_some((gpa & 0xfff) as u32)
 }
 
-/// Reads the local APIC by MMIO. Registers are 32 bits wide on 16-byte boundaries; other accesses are undefined and
-/// read as zero.
-fn lapic_read(lapic: &mut Option<impl DerefMut<Target = LocalApic>>, offset: u32, buf: &mut [u8]) {
-    let value = match lapic {
-        Some(l) if offset & 3 == 0 && buf.len() <= 4 => l.read(offset, hrtimer::ktime_get_ns()),
-        _ => 0,
-    };
-    for (to, from) in buf.iter_mut().zip(u64::from(value).to_le_bytes()) {
-        *to = from;
+/// Reads the local APIC by MMIO.
+fn lapic_read(lapic: &Option<impl Deref<Target = LocalApic>>, offset: u32, buf: &mut [u8]) {
+    if let Some(l) = lapic {
+        l.read_bytes(offset, buf, hrtimer::ktime_get_ns());
     }
 }
 
@@ -293,6 +291,13 @@ fn lapic_write(
         (Some(l), Ok(v)) if offset & 15 == 0 => l.write(offset, v, hrtimer::ktime_get_ns()),
         _ => Action::NONE,
     }
+}
+
+/// Whether nobody is at `gpa`, where the local APIC's page would be in xAPIC mode: reads give ones and writes are lost,
+/// as by KVM (KVM_X86_QUIRK_LAPIC_MMIO_HOLE), if user space does not want to see them.
+fn is_lapic_hole(vm: &Vm, lapic: &Option<impl Deref<Target = LocalApic>>, gpa: u64) -> bool {
+    let at = |l: &LocalApic| l.page().is_none() && l.apic_base() & !0xfff == gpa & !0xfff;
+    lapic.as_deref().is_some_and(at) && vm.caps.quirk(k::KVM_X86_QUIRK_LAPIC_MMIO_HOLE)
 }
 
 impl GuestBus<'_, '_> {
@@ -383,12 +388,16 @@ impl Bus for GuestBus<'_, '_> {
 
     fn read(&mut self, gpa: u64, buf: &mut [u8]) -> Result<Answer, Stop> {
         if let Some(offset) = lapic_offset(&self.lapic, gpa) {
-            lapic_read(&mut self.lapic, offset, buf);
+            lapic_read(&self.lapic, offset, buf);
             return Ok(Answer::Done);
         }
         match self.view.read(Gpa(gpa), buf) {
             Ok(()) => Ok(Answer::Done),
             Err(MemError::NotRam) if self.vm.chip.mmio_read(gpa, buf) => Ok(Answer::Done),
+            Err(MemError::NotRam) if is_lapic_hole(self.vm, &self.lapic, gpa) => {
+                buf.fill(0xff);
+                Ok(Answer::Done)
+            }
             Err(MemError::NotRam) => Ok(Answer::User),
             Err(e) => Err(self.stop(e)),
         }
@@ -405,6 +414,7 @@ impl Bus for GuestBus<'_, '_> {
             Ok(()) => Ok(Answer::Done),
             Err(e @ MemError::Missing(_)) => Err(self.stop(e)),
             Err(_) if self.vm.mmio_write(gpa, data) => Ok(Answer::Done),
+            Err(MemError::NotRam) if is_lapic_hole(self.vm, &self.lapic, gpa) => Ok(Answer::Done),
             Err(_) => Ok(Answer::User),
         }
     }

@@ -512,7 +512,7 @@ impl State {
         self.cpu.regs.rip = 0xfff0;
         self.cpu.regs.rflags = rflags::FIXED;
         // Family, model, stepping in EDX.
-        self.cpu.regs.gpr[Gpr::Rdx as usize] = 0x600;
+        self.cpu.regs.gpr[Gpr::Rdx as usize] = self.signature().into();
         self.cpu.sregs = reset::sregs(cr0_value);
         self.cpu.avail = Groups::ALL;
         self.cpu.dirty = Groups::ALL;

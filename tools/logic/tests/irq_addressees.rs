@@ -28,7 +28,6 @@ fn initial(id: u32) -> ApicAddr {
         xapic_id: id as u8,
         ldr: 0,
         dfr: Dfr::FLAT,
-        prio: 0,
         x2apic: false,
         hw_enabled: true,
         sw_enabled: true,
@@ -161,4 +160,18 @@ fn indices() {
         .unwrap();
     assert_eq!(found.iter().collect::<Vec<_>>(), [0, 63, 64, 1000, 1023]);
     assert_eq!(found.count(), 5);
+}
+
+/// Of several one is chosen by the vector alone: the same one always, and different ones in turn.
+#[test]
+fn chosen_by_vector() {
+    let mut some = Addressees::NONE;
+    assert_eq!(some.chosen(Vector(0x41)), None);
+    for index in [1, 70, 900] {
+        some.insert(index);
+    }
+    for v in 0..=255u8 {
+        let want = [1, 70, 900][usize::from(v) % 3];
+        assert_eq!(some.chosen(Vector(v)), Some(want));
+    }
 }

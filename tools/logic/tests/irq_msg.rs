@@ -10,7 +10,6 @@ fn xapic(id: u8, ldr: u8, dfr: Dfr) -> ApicAddr {
         xapic_id: id,
         ldr,
         dfr,
-        prio: 0,
         x2apic: false,
         hw_enabled: true,
         sw_enabled: true,
@@ -206,7 +205,6 @@ fn packing_round_trip() {
             xapic_id: n as u8,
             ldr: !n as u8,
             dfr: Dfr(n as u8 & 15),
-            prio: (n as u8).rotate_left(3),
             x2apic: n & 1 != 0,
             hw_enabled: n & 2 != 0,
             sw_enabled: n & 4 != 0,
@@ -217,50 +215,21 @@ fn packing_round_trip() {
 }
 
 #[test]
-fn arbitration() {
-    let mut a = Arbiter::new(Vector(0x41));
-    assert_eq!(a.winner(), None);
-    a.offer(
-        0,
-        4,
-        &ApicAddr {
-            prio: 0x50,
-            ..x2apic(0)
-        },
-    );
-    a.offer(
-        1,
-        4,
-        &ApicAddr {
-            prio: 0x20,
-            ..x2apic(1)
-        },
-    );
-    a.offer(
-        2,
-        4,
-        &ApicAddr {
-            prio: 0x30,
-            ..x2apic(2)
-        },
-    );
-    assert_eq!(a.winner(), Some(1));
-    // Equal priority: different vectors go to different processors, the same one always to the same.
-    let pick = |v: u8| {
-        let mut a = Arbiter::new(Vector(v));
-        for i in 0..4 {
-            a.offer(i, 4, &x2apic(i as u32));
-        }
-        a.winner()
+fn physical_broadcast_of_lowest_priority() {
+    let lowest = |dest, dest_mode| Message {
+        dest_mode,
+        delivery: DeliveryMode::LowestPriority,
+        ..Message::fixed(dest, Vector(0x40))
     };
-    assert_eq!(
-        [pick(0x40), pick(0x41), pick(0x42), pick(0x43)],
-        [Some(0), Some(1), Some(2), Some(3)]
-    );
-    assert_eq!(pick(0x41), pick(0x41));
-    let mut a = Arbiter::new(Vector(1));
-    a.offer(usize::MAX, 0, &x2apic(0));
-    a.offer(usize::MAX, usize::MAX, &x2apic(0));
+    assert!(!lowest(0xff, DestMode::Physical).to_one_only());
+    assert!(lowest(0xff, DestMode::Logical).to_one_only());
+    assert!(lowest(0xffff_ffff, DestMode::Physical).to_one_only());
+    assert!(lowest(3, DestMode::Physical).to_one_only());
+    let hint = Message {
+        redirection_hint: true,
+        ..lowest(0xff, DestMode::Physical)
+    };
+    assert!(hint.to_one_only());
 }
 
 /// The short way to one APIC says what [`Message::matches`] says.

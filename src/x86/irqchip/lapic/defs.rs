@@ -8,10 +8,8 @@ pub mod reg {
     pub const ID: u32 = 0x20;
     pub const VERSION: u32 = 0x30;
     pub const TPR: u32 = 0x80;
-    pub const APR: u32 = 0x90;
     pub const PPR: u32 = 0xa0;
     pub const EOI: u32 = 0xb0;
-    pub const RRD: u32 = 0xc0;
     pub const LDR: u32 = 0xd0;
     pub const DFR: u32 = 0xe0;
     pub const SVR: u32 = 0xf0;
@@ -31,14 +29,6 @@ pub mod reg {
     pub const CURRENT_COUNT: u32 = 0x390;
     pub const DIVIDE: u32 = 0x3e0;
     pub const SELF_IPI: u32 = 0x3f0;
-}
-
-/// Error status register bits (SDM 3A 11.5.3).
-#[allow(missing_docs)]
-pub mod esr {
-    pub const SEND_ILLEGAL_VECTOR: u32 = 1 << 5;
-    pub const RECEIVE_ILLEGAL_VECTOR: u32 = 1 << 6;
-    pub const ILLEGAL_REGISTER: u32 = 1 << 7;
 }
 
 /// IA32_APIC_BASE bits (SDM 3A 11.4.4, 11.12.1).

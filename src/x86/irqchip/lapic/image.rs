@@ -13,7 +13,6 @@ pub struct Image {
     base: u64,
     id: u32,
     timer: Timer,
-    esr_pending: u32,
 }
 
 impl<R: Registers> Lapic<R> {
@@ -29,7 +28,6 @@ impl<R: Registers> Lapic<R> {
             base: self.base,
             id: self.id,
             timer: self.timer.clone(),
-            esr_pending: self.esr_pending,
         }
     }
 
@@ -43,7 +41,6 @@ impl<R: Registers> Lapic<R> {
         self.id = image.id;
         self.timer = image.timer.clone();
         self.timer.delay(ns);
-        self.esr_pending = image.esr_pending;
         self.irr_words = Summary::UNKNOWN;
         self.isr_words = Summary::UNKNOWN;
         self.moved = true;

@@ -5,10 +5,12 @@
 //! out the returned [`Action`]. Register access is in [`crate::x86::irqchip::lapic::regs`], the timer in
 //! [`crate::x86::irqchip::lapic::timer`].
 //!
-//! Deviation from the SDM, as in KVM: the ID register is writable in xAPIC mode.
+//! Deviations from the SDM, as in KVM, for guests that have been tried there alone: the ID register is writable in
+//! xAPIC mode; no error is detected, so ESR stays what it is; a vector below 16 is accepted, and waits for ever; an IPI
+//! may be level-triggered; registers survive while the APIC is disabled in IA32_APIC_BASE.
 #![forbid(unsafe_code)]
 
-pub use crate::x86::irqchip::lapic::defs::{base, esr, reg};
+pub use crate::x86::irqchip::lapic::defs::{base, reg};
 pub mod defs;
 pub mod image;
 pub mod regs;
@@ -17,7 +19,7 @@ pub mod timer;
 use crate::x86::irqchip::lapic::defs::{
     LVTS, LVT_MASKED, LVT_REMOTE_IRR, SVR_ENABLE, SVR_SUPPRESS_EOI, VERSION, VERSION_SUPPRESS_EOI,
 };
-use crate::x86::irqchip::lapic::timer::{Timer, TimerArm};
+use crate::x86::irqchip::lapic::timer::{Timer, TimerArm, TimerMode};
 use crate::x86::irqchip::msg::{ApicAddr, DeliveryMode, Dfr, Message, TriggerMode, Vector};
 
 /// The access raises #GP(0) in the guest.
@@ -141,8 +143,6 @@ pub struct Lapic<R> {
     pub(super) id: u32,
     pub(super) features: Features,
     pub(super) timer: Timer,
-    /// Errors detected since ESR was last written.
-    pub(super) esr_pending: u32,
     pub(super) irr_words: Summary,
     pub(super) isr_words: Summary,
     /// The model changed IRR or ISR since [`Lapic::take_status`].
@@ -198,7 +198,6 @@ impl<R: Registers> Lapic<R> {
             id,
             features,
             timer: Timer::new(bus_ns),
-            esr_pending: 0,
             irr_words: Summary(0),
             isr_words: Summary(0),
             moved: true,
@@ -231,7 +230,6 @@ impl<R: Registers> Lapic<R> {
             self.set_reg(reg::LVT_LINT0, (DeliveryMode::ExtInt as u32) << 8);
         }
         self.timer.reset();
-        self.esr_pending = 0;
         Action::ALL
     }
 
@@ -258,6 +256,12 @@ impl<R: Registers> Lapic<R> {
     pub fn set_features(&mut self, features: Features) {
         self.features = features;
         self.set_reg(reg::VERSION, self.version());
+        // A state may have come before the model that has its timer mode. Nothing counts then, so no time is needed.
+        if self.timer_mode() == TimerMode::TscDeadline
+            && self.timer.set_mode(TimerMode::TscDeadline, 0)
+        {
+            self.set_reg(reg::INITIAL_COUNT, 0);
+        }
     }
 
     /// Register at page offset `offset` as stored.
@@ -356,7 +360,6 @@ impl<R: Registers> Lapic<R> {
             xapic_id: (self.reg(reg::ID) >> 24) as u8,
             ldr: (self.reg(reg::LDR) >> 24) as u8,
             dfr: Dfr((self.reg(reg::DFR) >> 28) as u8),
-            prio: self.reg(reg::PPR) as u8,
             x2apic: self.is_x2apic(),
             hw_enabled: self.hw_enabled(),
             sw_enabled: self.sw_enabled(),
@@ -385,16 +388,11 @@ impl<R: Registers> Lapic<R> {
             return Err(Gp);
         }
         self.base = value;
-        if mode(old) != mode(value) {
-            if mode(value) == 0 {
-                // Register state is lost while disabled (SDM 3A 11.4.3).
-                let _ = self.init(false);
-            }
-            // The addressing registers start over in the new mode (SDM 3A 11.12.5).
+        if mode(old) != mode(value) && mode(value) != 0 {
+            // IDs start over in the new mode (SDM 3A 11.12.5).
             self.set_reg(reg::ID, self.id << 24);
             if mode(value) == x2apic {
                 self.set_reg(reg::LDR, 0);
-                self.set_reg(reg::DFR, 0xffff_ffff);
             }
         }
         Ok(Action::ALL)
@@ -564,22 +562,11 @@ impl<R: Registers> Lapic<R> {
         }
     }
 
-    /// Accepts a fixed or lowest-priority interrupt. Returns whether it is in IRR now: an illegal vector goes
-    /// to ESR, a disabled APIC ignores it.
+    /// Accepts a fixed or lowest-priority interrupt. Returns whether it is in IRR now: a disabled APIC ignores it.
     pub fn accept(&mut self, vector: Vector, trigger: TriggerMode) -> bool {
         if !self.sw_enabled() {
             return false;
         }
-        if !vector.is_legal() {
-            self.error(esr::RECEIVE_ILLEGAL_VECTOR);
-            return false;
-        }
-        self.request(vector, trigger);
-        true
-    }
-
-    /// Sets IRR and TMR for a legal vector.
-    fn request(&mut self, vector: Vector, trigger: TriggerMode) {
         let (word, bit) = vector.word_bit();
         self.change(reg::IRR, word, 0, bit);
         self.irr_words.0 |= 1 << word;
@@ -588,6 +575,7 @@ impl<R: Registers> Lapic<R> {
             TriggerMode::Edge => self.change(reg::TMR, word, bit, 0),
             TriggerMode::Level => self.change(reg::TMR, word, 0, bit),
         };
+        true
     }
 
     /// Clears and sets bits in word `word` of the 256-bit register that begins at `first`; the new value.
@@ -600,51 +588,18 @@ impl<R: Registers> Lapic<R> {
     }
 
     /// Accepts all vectors of a posted bitmap at once; `level` marks those that are level-triggered.
-    /// Returns whether any is in IRR now.
-    pub fn accept_bitmap(&mut self, irr: &[u32; 8], level: &[u32; 8]) -> bool {
-        if !self.sw_enabled() {
-            return false;
-        }
-        let mut any = 0;
+    ///
+    /// Whoever posted them knew whether the APIC was enabled, and has counted them as accepted: they are, also if it
+    /// has been disabled since.
+    pub fn accept_bitmap(&mut self, irr: &[u32; 8], level: &[u32; 8]) {
         for (word, (&new, &level)) in (0..8usize).zip(irr.iter().zip(level)) {
-            let legal = if word == 0 { new & 0xffff_0000 } else { new };
-            if legal != 0 {
-                self.change(reg::IRR, word, 0, legal);
-                self.change(reg::TMR, word, legal, level & legal);
+            if new != 0 {
+                self.change(reg::IRR, word, 0, new);
+                self.change(reg::TMR, word, new, level & new);
                 self.irr_words.0 |= 1 << (word & 7);
                 self.moved = true;
-                any |= legal;
             }
         }
-        if irr[0] & 0xffff != 0 {
-            self.error(esr::RECEIVE_ILLEGAL_VECTOR);
-        }
-        any != 0
-    }
-
-    /// Records an error for ESR. The error interrupt fires for the first error since ESR was last written
-    /// (SDM 3A 11.5.3).
-    pub(super) fn error(&mut self, bit: u32) {
-        let first = self.esr_pending == 0;
-        self.esr_pending |= bit;
-        let lvt = self.reg(reg::LVT_ERROR);
-        if first && lvt & LVT_MASKED == 0 {
-            self.request_local(lvt);
-        }
-    }
-
-    /// Posts the vector of an LVT entry; an illegal one is noted in ESR.
-    fn request_local(&mut self, lvt: u32) -> bool {
-        let vector = Vector(lvt as u8);
-        if !self.hw_enabled() {
-            return false;
-        }
-        if !vector.is_legal() {
-            self.esr_pending |= esr::RECEIVE_ILLEGAL_VECTOR;
-            return false;
-        }
-        self.request(vector, TriggerMode::Edge);
-        true
     }
 
     /// Whether an interrupt of the 8259A reaches the processor: the APIC is disabled globally, or LINT0 is
@@ -675,12 +630,23 @@ impl<R: Registers> Lapic<R> {
     /// unless masked and returns whether it did; re-arm from [`Lapic::timer_arm`] afterwards.
     pub fn timer_expired(&mut self, now: u64, tsc: u64) -> bool {
         let lvt = self.reg(reg::LVT_TIMER);
-        self.timer.expired(now, tsc) && lvt & LVT_MASKED == 0 && self.request_local(lvt)
+        self.timer.expired(now, tsc)
+            && lvt & LVT_MASKED == 0
+            && self.accept(Vector(lvt as u8), TriggerMode::Edge)
     }
 
-    /// IA32_TSC_DEADLINE (SDM 3A 11.5.4.1); 0 unless armed.
+    /// IA32_TSC_DEADLINE (SDM 3A 11.5.4.1); 0 unless armed, and while the APIC is disabled in IA32_APIC_BASE.
     pub const fn tsc_deadline(&self) -> u64 {
-        self.timer.tsc_deadline()
+        if self.hw_enabled() {
+            self.timer.tsc_deadline()
+        } else {
+            0
+        }
+    }
+
+    /// The timer's mode by its LVT entry, as far as the CPU model has it.
+    pub(super) fn timer_mode(&self) -> TimerMode {
+        TimerMode::from_lvt(self.reg(reg::LVT_TIMER) & self.lvt_mask(reg::LVT_TIMER))
     }
 
     /// Writes IA32_TSC_DEADLINE; ignored unless the timer is in TSC-deadline mode. Whether CPUID has the

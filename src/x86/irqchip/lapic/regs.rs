@@ -4,7 +4,7 @@
 
 use crate::nospec;
 use crate::x86::irqchip::lapic::defs::{
-    esr, reg, LVTS, LVT_LEVEL, LVT_MASKED, LVT_REMOTE_IRR, SVR_ENABLE, SVR_SUPPRESS_EOI,
+    reg, LVTS, LVT_LEVEL, LVT_MASKED, LVT_REMOTE_IRR, SVR_ENABLE, SVR_SUPPRESS_EOI,
 };
 use crate::x86::irqchip::lapic::timer::TimerMode;
 use crate::x86::irqchip::lapic::{idx, Action, Gp, Lapic, Registers};
@@ -12,10 +12,11 @@ use crate::x86::irqchip::msg::{x2apic_ldr, Message, Shorthand, TriggerMode};
 
 /// First x2APIC MSR.
 pub const X2APIC_MSR_FIRST: u32 = 0x800;
-/// LVT delivery status: read-only, always idle here.
-const LVT_STATUS: u32 = 1 << 12;
-/// ICR bits that hold something; bit 12 (delivery status) is read-only.
+/// What the LVT timer register holds where the CPU model has all of its modes.
+const LVT_TIMER_BITS: u32 = 0x0007_00ff;
+/// ICR bits that are not reserved in x2APIC mode, but for bit 12.
 const ICR_VALID: u32 = 0x000c_cfff;
+/// ICR delivery status: read-only, always idle here.
 const ICR_STATUS: u32 = 1 << 12;
 
 /// A saved state that cannot be loaded.
@@ -24,9 +25,9 @@ pub struct BadState;
 
 impl<R: Registers> Lapic<R> {
     /// Writable bits of LVT register `offset`.
-    fn lvt_mask(&self, offset: u32) -> u32 {
+    pub(super) fn lvt_mask(&self, offset: u32) -> u32 {
         match offset {
-            reg::LVT_TIMER if self.features.tsc_deadline => 0x0007_00ff,
+            reg::LVT_TIMER if self.features.tsc_deadline => LVT_TIMER_BITS,
             reg::LVT_TIMER => 0x0003_00ff,
             reg::LVT_ERROR => 0x0001_00ff,
             reg::LVT_THERMAL | reg::LVT_PERF => 0x0001_07ff,
@@ -63,7 +64,8 @@ impl<R: Registers> Lapic<R> {
         }
     }
 
-    /// Writes a register that both modes have, already checked and masked by the caller's mode.
+    /// Writes a register that both modes have; bits that it does not hold are dropped. ESR, of which nothing is made,
+    /// stays what it is.
     fn write_common(&mut self, offset: u32, value: u32, now: u64) -> Action {
         match offset {
             reg::TPR => {
@@ -72,12 +74,6 @@ impl<R: Registers> Lapic<R> {
             }
             reg::EOI => self.eoi(),
             reg::SVR => self.write_svr(value, now),
-            reg::ESR => {
-                // A write shows the errors detected since the last one (SDM 3A 11.5.3).
-                let errors = core::mem::take(&mut self.esr_pending);
-                self.set_reg(reg::ESR, errors);
-                Action::NONE
-            }
             reg::LVT_TIMER..=reg::LVT_ERROR => self.write_lvt(offset, value, now),
             reg::INITIAL_COUNT => {
                 let taken = self.timer.set_initial(value, now);
@@ -150,18 +146,13 @@ impl<R: Registers> Lapic<R> {
 
     /// Carries out a command in ICR format.
     fn send(&mut self, low: u32, high: u32) -> Action {
-        let mut message = Message::from_icr(low, high, self.is_x2apic());
+        let message = Message::from_icr(low, high, self.is_x2apic());
         if message.is_init_deassert() {
             return Action::NONE;
         }
-        // Processors since the Pentium 4 send all IPIs edge-triggered (SDM 3A table 11-3).
-        message.trigger = TriggerMode::Edge;
-        message.level = true;
-        if message.delivery.has_vector() && !message.vector.is_legal() {
-            self.error(esr::SEND_ILLEGAL_VECTOR);
-            return Action::PENDING;
-        }
-        if message.shorthand == Shorthand::Myself && message.delivery.has_vector() {
+        // One that is level-triggered may have to be waited for at its end, and takes the long way.
+        let edge = message.trigger == TriggerMode::Edge;
+        if edge && message.shorthand == Shorthand::Myself && message.delivery.has_vector() {
             return Action {
                 pending: self.accept(message.vector, TriggerMode::Edge),
                 ..Action::NONE
@@ -174,26 +165,37 @@ impl<R: Registers> Lapic<R> {
     }
 
     /// Reads the register at `offset` (0 to 0xff0, a multiple of 16) of the xAPIC page. Reserved registers read
-    /// as zero and are noted in ESR; `now` is the time in nanoseconds. Outside xAPIC mode (see [`Lapic::page`]) there
-    /// is no page: all ones.
-    pub fn read(&mut self, offset: u32, now: u64) -> u32 {
+    /// as zero; `now` is the time in nanoseconds. Outside xAPIC mode (see [`Lapic::page`]) there is no page: all ones.
+    pub fn read(&self, offset: u32, now: u64) -> u32 {
         if self.page().is_none() {
             return u32::MAX;
         }
-        let value = match offset {
-            reg::ID | reg::DFR | reg::ICR2 => Some(self.reg(offset)),
-            reg::APR | reg::RRD | reg::EOI => Some(0),
-            _ if offset & 15 != 0 => None,
-            _ => self.read_common(offset, now),
-        };
-        value.unwrap_or_else(|| {
-            self.error(esr::ILLEGAL_REGISTER);
-            0
-        })
+        match offset {
+            reg::ID | reg::DFR | reg::ICR2 => self.reg(offset),
+            _ if offset & 15 != 0 => 0,
+            _ => self.read_common(offset, now).unwrap_or(0),
+        }
     }
 
-    /// Writes the register at `offset` of the xAPIC page. Reserved bits are ignored, reserved registers are noted
-    /// in ESR. Ignored outside xAPIC mode.
+    /// Reads the xAPIC page from `offset` (0 to 0xfff) on. Bytes and words of a register's 32 bits can be had, which
+    /// the SDM does not promise (3A 11.4.1) and processors give; what goes beyond them reads as zero.
+    pub fn read_bytes(&self, offset: u32, buf: &mut [u8], now: u64) {
+        let within = offset as usize & 15;
+        if self.page().is_none() {
+            buf.fill(0xff);
+            return;
+        }
+        buf.fill(0);
+        if within.saturating_add(buf.len()) <= 4 {
+            let value = self.read(offset & !15, now);
+            for (to, from) in buf.iter_mut().zip(value.to_le_bytes().iter().skip(within)) {
+                *to = *from;
+            }
+        }
+    }
+
+    /// Writes the register at `offset` of the xAPIC page. Reserved bits and registers are ignored, and so is all of it
+    /// outside xAPIC mode.
     pub fn write(&mut self, offset: u32, value: u32, now: u64) -> Action {
         if self.page().is_none() {
             return Action::NONE;
@@ -212,20 +214,13 @@ impl<R: Registers> Lapic<R> {
                 Action::NONE
             }
             reg::ICR => {
-                let low = value & ICR_VALID & !ICR_STATUS;
+                let low = value & !ICR_STATUS;
                 self.set_reg(reg::ICR, low);
                 self.send(low, self.reg(reg::ICR2))
             }
-            reg::VERSION
-            | reg::APR
-            | reg::PPR
-            | reg::RRD
-            | reg::CURRENT_COUNT
-            | reg::ISR..=0x27f => Action::NONE,
             reg::EOI
             | reg::TPR
             | reg::SVR
-            | reg::ESR
             | reg::INITIAL_COUNT
             | reg::DIVIDE
             | reg::LVT_TIMER..=reg::LVT_ERROR
@@ -233,10 +228,7 @@ impl<R: Registers> Lapic<R> {
             {
                 self.write_common(offset, value, now)
             }
-            _ => {
-                self.error(esr::ILLEGAL_REGISTER);
-                Action::PENDING
-            }
+            _ => Action::NONE,
         }
     }
 
@@ -285,7 +277,7 @@ impl<R: Registers> Lapic<R> {
     /// Writes an x2APIC MSR.
     ///
     /// # Errors
-    /// [`Gp`] outside x2APIC mode, for reserved and read-only registers and for reserved bits.
+    /// [`Gp`] outside x2APIC mode, for reserved and read-only registers and for some reserved bits.
     pub fn wrmsr(&mut self, index: u32, value: u64, now: u64) -> Result<Action, Gp> {
         let offset = self.msr_offset(index)?;
         let low = value as u32;
@@ -299,14 +291,13 @@ impl<R: Registers> Lapic<R> {
             self.set_reg(reg::ICR2, high);
             return Ok(self.send(low, high));
         }
+        // Reserved bits of the lower half fault in ESR and the self-IPI register only; elsewhere they are dropped, as
+        // by KVM.
         let allowed = match offset {
-            reg::EOI | reg::ESR => 0,
-            reg::TPR | reg::SELF_IPI => 0xff,
-            reg::SVR => self.svr_mask(),
-            reg::INITIAL_COUNT => u32::MAX,
-            reg::DIVIDE => 0xb,
-            reg::LVT_LINT0 | reg::LVT_LINT1 => self.lvt_mask(offset) | LVT_STATUS | LVT_REMOTE_IRR,
-            reg::LVT_TIMER..=reg::LVT_ERROR => self.lvt_mask(offset) | LVT_STATUS,
+            reg::ESR => 0,
+            reg::SELF_IPI => 0xff,
+            reg::TPR | reg::EOI | reg::SVR | reg::INITIAL_COUNT | reg::DIVIDE => u32::MAX,
+            reg::LVT_TIMER..=reg::LVT_ERROR => u32::MAX,
             _ => return Err(Gp),
         };
         if value & !u64::from(allowed) != 0 {
@@ -335,7 +326,8 @@ impl<R: Registers> Lapic<R> {
     }
 
     /// Loads a register image (KVM_SET_LAPIC) in the present mode. Bits that no register holds are dropped. The
-    /// timer continues from the image's current count; TSC deadline and IA32_APIC_BASE are not part of it.
+    /// timer continues from the image's current count; IA32_APIC_BASE is not part of it, nor is an armed TSC deadline,
+    /// which stays unless the timer gets another mode.
     ///
     /// # Errors
     /// [`BadState`] if the ID of an APIC in x2APIC mode would change.
@@ -351,24 +343,20 @@ impl<R: Registers> Lapic<R> {
             return Err(BadState);
         }
         // While in x2APIC mode the stored ID and LDR are not used; keep what RESET would give.
-        let (id, ldr, dfr) = if x2apic {
-            (self.id << 24, 0, 0xffff_ffff)
+        let (id, ldr) = if x2apic {
+            (self.id << 24, 0)
         } else {
-            (
-                get(reg::ID) & 0xff00_0000,
-                get(reg::LDR) & 0xff00_0000,
-                get(reg::DFR) | 0x0fff_ffff,
-            )
+            (get(reg::ID) & 0xff00_0000, get(reg::LDR) & 0xff00_0000)
         };
         self.clear();
         self.set_reg(reg::ID, id);
         self.set_reg(reg::LDR, ldr);
-        self.set_reg(reg::DFR, dfr);
+        self.set_reg(reg::DFR, get(reg::DFR) | 0x0fff_ffff);
         self.set_reg(reg::VERSION, self.version());
         self.set_reg(reg::TPR, get(reg::TPR) & 0xff);
         self.set_reg(reg::SVR, get(reg::SVR) & self.svr_mask());
         self.set_reg(reg::ESR, get(reg::ESR) & 0xff);
-        self.set_reg(reg::ICR, get(reg::ICR) & ICR_VALID & !ICR_STATUS);
+        self.set_reg(reg::ICR, get(reg::ICR) & !ICR_STATUS);
         let icr2 = if x2apic { u32::MAX } else { 0xff00_0000 };
         self.set_reg(reg::ICR2, get(reg::ICR2) & icr2);
         for word in 0..8 {
@@ -385,14 +373,19 @@ impl<R: Registers> Lapic<R> {
             };
             // A software-disabled APIC keeps unmasked entries here: clients set LINT0 to ExtINT that way
             // before the guest has enabled anything.
-            self.set_reg(lvt, get(lvt) & self.lvt_mask(lvt) | remote);
+            let bits = match lvt {
+                // The CPU model may come later.
+                reg::LVT_TIMER => LVT_TIMER_BITS,
+                _ => self.lvt_mask(lvt),
+            };
+            self.set_reg(lvt, get(lvt) & bits | remote);
         }
         self.set_reg(reg::DIVIDE, get(reg::DIVIDE) & 0xb);
-        self.esr_pending = 0;
+        let deadline = self.timer.tsc_deadline();
         self.timer.reset();
         self.timer.set_divide(self.reg(reg::DIVIDE), now);
-        let mode = TimerMode::from_lvt(self.reg(reg::LVT_TIMER));
-        self.timer.set_mode(mode, now);
+        self.timer.set_mode(self.timer_mode(), now);
+        self.timer.set_tsc_deadline(deadline);
         let (initial, left) = (get(reg::INITIAL_COUNT), get(reg::CURRENT_COUNT));
         if self.timer.restore(initial, left, now) {
             self.set_reg(reg::INITIAL_COUNT, initial);
