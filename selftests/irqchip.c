@@ -417,6 +417,114 @@ TEST(line_status_rtc)
 	}
 }
 
+/*
+ * The same while the guest gives the pin another vector, RDI, before it ends the interrupt, as Linux does when it moves
+ * one to another CPU.
+ */
+GUEST64(moves,
+	"mov $" STR(G_LOG) ", %ebx; xor %edx, %edx; mov $0xfee000b0, %esi; mov $0xfec00000, %ecx\n"
+	"1: cli; cmp %rdx, (%rbx); jne 2f; sti; hlt; jmp 1b\n"
+	"2: mov (%rbx), %rdx; mov %edx, %eax; out %eax, $0x10\n"
+	"movl $0x20, (%rcx); mov %edi, 0x10(%rcx); movl $0, (%rsi); jmp 1b\n");
+
+TEST(line_status_rtc_moved)
+{
+	static const uint32_t entry[] = { 0x63, 0x64, 0x62, 0x66 };
+	struct routing r = { .header.nr = 1, .entry = { pin(8, KVM_IRQCHIP_IOAPIC, 8) } };
+	struct kvm_msi msi = { .address_lo = 0xfee00000, .data = 0x71 };
+	struct kvm_lapic_state l;
+	unsigned int count = 0;
+	struct kvm_regs regs;
+	struct vm vm;
+
+	full(&vm);
+	start(&vm, moves, moves_end);
+	vm_log(&vm)->eoi = 0;
+	OK(ioctl(vm.fd, KVM_SET_GSI_ROUTING, &r));
+	set_pin(&vm, 8, 0x62);
+	for (unsigned int i = 0; i < ARRAY_SIZE(entry); i++) {
+		CHECK_EQ(line(vm.fd, 8, 1), 1);
+		line(vm.fd, 8, 0);
+		CHECK_EQ(vm_expect_out(&vm, 0x10), ++count);
+		CHECK_EQ(line(vm.fd, 8, 1), 0);
+		line(vm.fd, 8, 0);
+		regs = vm_regs(&vm);
+		regs.rdi = entry[i];
+		vm_set_regs(&vm, &regs);
+		OK(ioctl(vm.fd, KVM_SIGNAL_MSI, &msi));
+		CHECK_EQ(vm_expect_out(&vm, 0x10), ++count);
+	}
+	/* Saving and restoring the local APIC does not end an interrupt in service; forgetting it there does. */
+	CHECK_EQ(line(vm.fd, 8, 1), 1);
+	line(vm.fd, 8, 0);
+	CHECK_EQ(vm_expect_out(&vm, 0x10), ++count);
+	OK(ioctl(vm.vcpu, KVM_GET_LAPIC, &l));
+	OK(ioctl(vm.vcpu, KVM_SET_LAPIC, &l));
+	CHECK_EQ(line(vm.fd, 8, 1), 0);
+	line(vm.fd, 8, 0);
+	memset(l.regs + 0x100, 0, 0x80);
+	OK(ioctl(vm.vcpu, KVM_SET_LAPIC, &l));
+	CHECK_EQ(line(vm.fd, 8, 1), 1);
+	line(vm.fd, 8, 0);
+}
+
+/*
+ * Ticks of the 8254 that a guest has missed come one after the other, but leave it time for its work: not the next one
+ * at the end of each.
+ */
+GUEST64(backlog,
+	"xor %r8d, %r8d; sti; 1: incq " STR(G_CELLS) "; cmp $50, %r8d; jb 1b; cli; out %al, $0x10\n");
+
+TEST(missed_ticks)
+{
+	struct kvm_pit_config config = { .flags = 0 };
+	struct kvm_lapic_state l;
+	struct kvm_pit_state2 pit;
+	struct vm vm;
+
+	full(&vm);
+	OK(ioctl(vm.fd, KVM_CREATE_PIT2, &config));
+	start(&vm, backlog, backlog_end);
+	memcpy(vm.mem + G_STUBS + 16 * 0x61, storm_handler, storm_handler_end - storm_handler);
+	OK(ioctl(vm.vcpu, KVM_GET_LAPIC, &l));
+	*(uint32_t *)(l.regs + 0x350) = 0x10000;
+	OK(ioctl(vm.vcpu, KVM_SET_LAPIC, &l));
+	set_pin(&vm, 0, 0x61);
+	OK(ioctl(vm.fd, KVM_GET_PIT2, &pit));
+	pit.channels[0].mode = 2;
+	pit.channels[0].rw_mode = 3;
+	pit.channels[0].gate = 1;
+	pit.channels[0].count = 1;
+	OK(ioctl(vm.fd, KVM_SET_PIT2, &pit));
+	/* At 5 kHz at most: hundreds. */
+	usleep(100000);
+	vm_expect_out(&vm, 0x10);
+	CHECK(vm_cells(&vm)[0] >= 10);
+	note("%llu turns", (unsigned long long)vm_cells(&vm)[0]);
+}
+
+/* The IOAPIC of user space hears of every end of a vector that one of its level-triggered pins has. */
+TEST(split_eoi_of_an_edge)
+{
+	struct kvm_msi message = { .address_lo = 0xfee00000 };
+	struct vm vm;
+
+	vm_init(&vm, 4 * MIB);
+	OK(enable_split(vm.fd, 24));
+	start(&vm, count_interrupts, count_interrupts_end);
+	OK(set_routing(vm.fd, 1, msi(3, MSI_LEVEL | 0x61), (struct kvm_irq_routing_entry) {}));
+	for (unsigned int i = 0; i < 4; i += 2) {
+		message.data = 0x61;
+		CHECK_EQ(OK(ioctl(vm.fd, KVM_SIGNAL_MSI, &message)), 1);
+		vm_expect(&vm, KVM_EXIT_IOAPIC_EOI);
+		CHECK_EQ(vm.run->eoi.vector, 0x61);
+		expect_interrupt(&vm, i + 1, 0x61);
+		message.data = 0x62;
+		CHECK_EQ(OK(ioctl(vm.fd, KVM_SIGNAL_MSI, &message)), 1);
+		expect_interrupt(&vm, i + 2, 0x62);
+	}
+}
+
 /* A level-triggered line that nobody lowers: the guest ends the interrupt again and again. It goes on, with pauses. */
 TEST_SECONDS(level_storm, 120)
 {

@@ -216,10 +216,12 @@ fn set_lapic(vm: &Vm, vcpu: &Vcpu, s: &mut State, state: &k::kvm_lapic_state) ->
     }
     let ids_32bit = vm.vcpus.msi_format().ids_32bit;
     let l = s.apic.lapic.as_mut().ok_or(EINVAL)?;
+    let before = l.unfinished();
     let action = l
         .set_state(&regs, ids_32bit, hrtimer::ktime_get_ns())
         .map_err(|_| EINVAL)?;
-    vm.chip.forget_rtc();
+    vcpu.shared.set_level(&l.tmr());
+    vm.chip.restore_rtc(&l.addr(), &before, &l.unfinished());
     let _ = vcpu.apply(vm, s, &action);
     Ok(())
 }

@@ -13,7 +13,7 @@ use crate::linux::once::Once;
 pub(crate) use crate::x86::irqchip::controllers::Image;
 use crate::x86::irqchip::controllers::{Controllers, Resampler};
 use crate::x86::irqchip::deliver::{deliver, deliver_quickly};
-use crate::x86::irqchip::msg::Message;
+use crate::x86::irqchip::msg::{ApicAddr, Message};
 use crate::x86::irqchip::pic;
 use crate::x86::irqchip::pit_timer::PitTimer;
 use crate::x86::irqchip::route::MAX_ROUTES;
@@ -216,7 +216,10 @@ impl IrqChip {
 
     /// INTA cycle: the vector. Any context.
     pub(crate) fn pic_acknowledge(&self) -> Option<u8> {
-        self.full()?.acknowledge()
+        let controllers = self.full()?;
+        let vector = controllers.acknowledge();
+        self.settle(&controllers);
+        vector
     }
 
     /// An EOI message of a level-triggered vector. True if user space has to be told (split irqchip). Any context.
@@ -226,10 +229,19 @@ impl IrqChip {
             return false;
         };
         let user = c.eoi(vector, true);
-        if c.take_storm() {
+        self.settle(&c);
+        user
+    }
+
+    /// Sets the timers of what has come of the end of an interrupt.
+    #[inline]
+    fn settle(&self, controllers: &Controllers) {
+        if controllers.take_storm() {
             self.delay();
         }
-        user
+        if let (Some(when), Some(pit)) = (controllers.take_again(), self.pit.get()) {
+            pit.tick_again(when);
+        }
     }
 
     /// Lets what an interrupt storm has held back go on after a while.
@@ -240,15 +252,26 @@ impl IrqChip {
         }
     }
 
-    /// The end of an edge-triggered interrupt, which no message tells: for who waits to raise it again. Any context.
+    /// The end of an edge-triggered interrupt, which no message tells: for who waits to raise it again. True if user
+    /// space has to be told, whose IOAPIC has a level-triggered pin of the same vector. Any context.
     #[inline]
-    pub(crate) fn edge_eoi(&self, vector: u8) {
+    pub(crate) fn edge_eoi(&self, vector: u8) -> bool {
+        let Some(c) = self.controllers() else {
+            return false;
+        };
+        let user = c.eoi(vector, false);
+        self.settle(&c);
+        user
+    }
+
+    /// A local APIC has been given another state, as for [`Controllers::restore_rtc`].
+    pub(crate) fn restore_rtc(&self, addr: &ApicAddr, before: &[u32; 8], after: &[u32; 8]) {
         if let Some(c) = self.controllers() {
-            let _ = c.eoi(vector, false);
+            c.restore_rtc(addr, before, after);
         }
     }
 
-    /// A local APIC has another state: what was in service there may never end.
+    /// A local APIC begins anew: what was in service there will never end.
     pub(crate) fn forget_rtc(&self) {
         if let Some(c) = self.controllers() {
             c.forget_rtc();
@@ -298,11 +321,12 @@ impl IrqChip {
     pub(crate) fn pio_read(&self, port: u16, width: u8) -> Option<u32> {
         let controllers = self.full()?;
         if Self::is_pic_port(port, width) {
-            return Some(if width == 1 {
-                controllers.pic_read(port).into()
-            } else {
-                0
-            });
+            if width != 1 {
+                return Some(0);
+            }
+            let value = controllers.pic_read(port);
+            self.settle(&controllers);
+            return Some(value.into());
         }
         let pit = self.pit.get()?;
         pit.claims(port, width).then(|| pit.read(port).into())
@@ -331,6 +355,7 @@ impl IrqChip {
             if Self::is_pic_port(port, width) {
                 if width == 1 {
                     controllers.pic_write(port, value as u8);
+                    self.settle(&controllers);
                 }
                 return true;
             }

@@ -9,9 +9,12 @@
 //! `core`: it may raise the GSI again, itself or as an eventfd that an irqfd of this VM waits for.
 
 mod image;
+mod pit;
+mod rtc;
 
 use crate::bus::line::Source;
 use crate::bus::ports::{self, IrqLines};
+use crate::linux::hrtimer::ktime_get_ns;
 use crate::linux::spin_irq::{Guard, RawSpin};
 use crate::linux::srcu_cell::SrcuCell;
 use crate::x86::irqchip::deliver::deliver;
@@ -104,13 +107,18 @@ pub(crate) struct Controllers {
     intr: AtomicBool,
     /// A pin waits for [`Controllers::resume`].
     storm: AtomicBool,
+    /// When a missed tick of the 8254 is due; 0: nobody has to be told.
+    again: AtomicU64,
     /// Base address of the IOAPIC's window.
     ioapic_base: AtomicU64,
     /// Vectors whose EOI the IOAPIC or an ack listener wants.
     eoi_vectors: [AtomicU32; 8],
-    /// Vectors whose EOI user space wants, now or in flight since an earlier table. Only grows: an EOI too many is
-    /// harmless to an IOAPIC in user space, one too few blocks the line.
+    /// Vectors of the level-triggered pins of user space's IOAPIC: it is told of their ends, whatever the trigger mode
+    /// was that time, since a device may share one.
     user_vectors: [AtomicU32; 8],
+    /// These, and those of earlier tables, of which one may be in flight: user space is told if that was a level. Only
+    /// grows: an EOI too many is harmless to an IOAPIC in user space, one too few blocks the line.
+    past_vectors: [AtomicU32; 8],
 }
 
 /// The lines of a bitmap.
@@ -205,9 +213,11 @@ impl Controllers {
                 core <- RawSpin::new(core),
                 intr: AtomicBool::new(false),
                 storm: AtomicBool::new(false),
+                again: AtomicU64::new(0),
                 ioapic_base: AtomicU64::new(base),
                 eoi_vectors: [const { AtomicU32::new(0) }; 8],
                 user_vectors: [const { AtomicU32::new(0) }; 8],
+                past_vectors: [const { AtomicU32::new(0) }; 8],
             }),
             GFP_KERNEL_ACCOUNT,
         )
@@ -241,7 +251,8 @@ impl Controllers {
 
     /// Sends a message that no local APIC sends. Returns how many vCPUs accepted it.
     pub(crate) fn send(&self, message: &Message) -> i32 {
-        let watched = contains(&self.eoi_vectors, message.vector.0);
+        let vector = message.vector.0;
+        let watched = contains(&self.eoi_vectors, vector) || contains(&self.user_vectors, vector);
         deliver(&self.vcpus, message, None, watched) as i32
     }
 
@@ -255,11 +266,6 @@ impl Controllers {
                 s.drive(gsi, Source::USER, level)
             }),
         }
-    }
-
-    /// Local APICs have another state: no end is waited for any more.
-    pub(crate) fn forget_rtc(&self) {
-        self.core.lock_irqsave().rtc = (0, 0);
     }
 
     /// As [`Controllers::set_irq`] if `gsi` is an MSI or goes nowhere; `None` if it goes to controllers.
@@ -287,14 +293,15 @@ impl Controllers {
         if contains(&self.eoi_vectors, vector) {
             self.with(|s| s.eoi(Vector(vector), level));
         }
-        level && contains(&self.user_vectors, vector)
+        contains(&self.user_vectors, vector) || level && contains(&self.past_vectors, vector)
     }
 
-    /// A word of the set of vectors whose EOI the IOAPIC or an ack listener wants.
+    /// A word of the set of vectors whose EOI the IOAPIC, wherever it is, or an ack listener wants.
     pub(crate) fn eoi_vectors(&self, word: usize) -> u32 {
-        self.eoi_vectors
-            .get(word)
-            .map_or(0, |w| w.load(Ordering::Acquire))
+        [&self.eoi_vectors, &self.user_vectors]
+            .iter()
+            .filter_map(|set| set.get(word))
+            .fold(0, |all, w| all | w.load(Ordering::Acquire))
     }
 
     /// Whether an interrupt storm was stopped since the last call: [`Controllers::resume`] has to be called after a
@@ -382,7 +389,10 @@ impl Controllers {
                 return;
             };
             let up = ioapic.set_state(state);
-            s.core.rtc = (0, 0);
+            let rtc = Pin::new(RTC_PIN).map(|pin| ioapic.message(pin).vector.0);
+            if rtc != Some(s.core.rtc.1) {
+                s.core.rtc = (0, 0);
+            }
             self.ioapic_base
                 .store(state.base_address, Ordering::Release);
             s.publish();
@@ -434,45 +444,22 @@ impl Controllers {
         true
     }
 
-    /// Adds an 8254 in reset state.
-    pub(crate) fn add_pit(&self) -> Result {
-        let pit = KBox::new(Pit::new(), GFP_KERNEL_ACCOUNT)?;
-        self.with(|s| {
-            s.core.pit = Some(pit);
-            s.publish();
-        });
-        Ok(())
-    }
-
-    /// Does something with the 8254. `None` if there is none.
-    pub(crate) fn with_pit<R>(&self, f: impl FnOnce(&mut Pit) -> R) -> Option<R> {
-        self.core.lock_irqsave().pit.as_deref_mut().map(f)
-    }
-
-    /// The 8254's time has come. Returns when to call again.
-    pub(crate) fn pit_tick(&self, now: u64) -> Option<u64> {
-        self.with(|s| {
-            if s.core.pit.as_mut()?.timer_fired(now) {
-                s.pulse(PIT_GSI, Source::PIT);
-                self.vcpus.watchdog_tick();
-            }
-            s.core.pit.as_ref()?.next_irq()
-        })
-    }
-
     /// Puts a routing table in force. When it returns nobody uses the old one. The caller excludes other changes of
     /// the configuration; sleeps.
     pub(crate) fn set_table(&self, table: Table) -> Result {
-        for (to, from) in self
-            .user_vectors
-            .iter()
-            .zip(table.level_vectors(self.user_pins))
-        {
-            to.fetch_or(from, Ordering::AcqRel);
-        }
+        self.publish_user(&table);
         let table = Arc::new(table, GFP_KERNEL_ACCOUNT)?;
         let resamplers = self.copy_resamplers(|_| true, 0)?;
         self.replace(Config { table, resamplers })
+    }
+
+    /// Tells EOIs which vectors matter to user space.
+    fn publish_user(&self, table: &Table) {
+        let now = table.level_vectors(self.user_pins);
+        for ((now, past), from) in self.user_vectors.iter().zip(&self.past_vectors).zip(now) {
+            past.fetch_or(from, Ordering::AcqRel);
+            now.store(from, Ordering::Release);
+        }
     }
 
     fn copy_resamplers(
@@ -606,8 +593,10 @@ impl Session<'_> {
     /// The interrupt of `gsi` ended. Returns whether resampling eventfds are to be signalled.
     fn acked(&mut self, gsi: Option<Gsi>) -> bool {
         let Some(number) = gsi else { return false };
-        if gsi == Some(PIT_GSI) && self.core.pit.as_mut().is_some_and(|p| p.irq_acked()) {
-            self.pulse(number, Source::PIT);
+        if let (Some(PIT_GSI), Some(pit)) = (gsi, &mut self.core.pit) {
+            if let Some(at) = pit.irq_acked(ktime_get_ns()) {
+                self.owner.again.store(at, Ordering::Relaxed);
+            }
         }
         let resampled = self.config.is_resampled(gsi);
         if resampled {
@@ -734,12 +723,13 @@ impl Session<'_> {
                 listened |= 1 << (pin.number() & 31);
             }
         }
-        for (to, from) in self
-            .owner
-            .eoi_vectors
-            .iter()
-            .zip(ioapic.vectors(Pins(listened)))
-        {
+        let mut vectors = ioapic.vectors(Pins(listened));
+        // The end that is waited for may be of a vector that the pin has had.
+        if self.core.rtc.0 > 0 {
+            let (word, bit) = Vector(self.core.rtc.1).word_bit();
+            vectors[word & 7] |= bit;
+        }
+        for (to, from) in self.owner.eoi_vectors.iter().zip(vectors) {
             to.store(from, Ordering::Release);
         }
     }

@@ -185,6 +185,11 @@ impl Ioapic {
         }
     }
 
+    /// What the entry of `pin` sends.
+    pub fn message(&self, pin: Pin) -> Message {
+        Message::from_rte(self.entry(pin))
+    }
+
     /// Builds the message of an unmasked pin that is up.
     fn fire(&mut self, pin: Pin) -> Option<Message> {
         let entry = self.entry(pin);

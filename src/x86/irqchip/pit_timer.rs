@@ -18,6 +18,16 @@ impl TimerCallback for Tick {
     }
 }
 
+/// A tick that was missed.
+struct Again(Arc<Controllers>);
+
+impl TimerCallback for Again {
+    fn expired(&self) -> Option<u64> {
+        self.0.pit_again(ktime_get_ns());
+        None
+    }
+}
+
 /// Copies a channel's state from one of its two types, the model's and the ABI's, to the other: their fields are the
 /// same.
 macro_rules! copy_channel {
@@ -34,6 +44,7 @@ macro_rules! copy_channel {
 pub(crate) struct PitTimer {
     controllers: Arc<Controllers>,
     timer: Timer<Tick>,
+    again: Timer<Again>,
     speaker: bool,
 }
 
@@ -41,10 +52,12 @@ impl PitTimer {
     /// Adds an 8254 to `controllers`; with port 61h if `speaker`.
     pub(crate) fn new(controllers: Arc<Controllers>, speaker: bool) -> Result<Self> {
         let timer = Timer::new(Tick(controllers.clone()))?;
+        let again = Timer::new(Again(controllers.clone()))?;
         controllers.add_pit()?;
         Ok(Self {
             controllers,
             timer,
+            again,
             speaker,
         })
     }
@@ -89,7 +102,15 @@ impl PitTimer {
             if let Some(when) = p.next_irq() {
                 self.timer.start_abs_ns(when);
             }
+            if let Some(when) = p.next_again() {
+                self.again.start_abs_ns(when);
+            }
         });
+    }
+
+    /// A missed tick is due at `when`, in nanoseconds of the monotonic clock. Any context.
+    pub(super) fn tick_again(&self, when: u64) {
+        self.again.start_abs_ns(when);
     }
 
     /// KVM_GET_PIT2.
@@ -125,5 +146,6 @@ impl PitTimer {
     /// Stops the timer, for good or until [`PitTimer::rearm`].
     pub(crate) fn stop(&self) {
         self.timer.cancel();
+        self.again.cancel();
     }
 }

@@ -63,10 +63,13 @@ impl Runner<'_> {
     /// Passes an EOI on to the IOAPIC, in the kernel or in user space.
     fn eoi(&mut self, eoi: &Eoi) -> Step {
         let vector = eoi.vector.0;
-        if !eoi.level {
-            self.vm.chip.edge_eoi(vector);
-        }
-        if eoi.broadcast && self.vm.chip.eoi(vector) {
+        let chip = &self.vm.chip;
+        let user = if eoi.level {
+            eoi.broadcast && chip.eoi(vector)
+        } else {
+            chip.edge_eoi(vector) && !eoi.suppressed
+        };
+        if user {
             return self.ask(&IoapicEoi { vector });
         }
         Step::Again

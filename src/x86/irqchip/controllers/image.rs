@@ -79,6 +79,7 @@ impl Controllers {
         if Arc::ptr_eq(&self.config.read().table, &table) {
             return Ok(());
         }
+        self.publish_user(&table);
         let resamplers = self.copy_resamplers(|_| true, 0)?;
         self.replace(Config { table, resamplers })
     }

@@ -50,6 +50,8 @@ pub struct Eoi {
     pub level: bool,
     /// An EOI message goes to the I/O APICs (level-triggered and not suppressed).
     pub broadcast: bool,
+    /// Software has asked that EOIs go nowhere, and is heard.
+    pub suppressed: bool,
 }
 
 /// What the owner has to do after an access. Empty in the common case.
@@ -416,6 +418,15 @@ impl<R: Registers> Lapic<R> {
         self.words(reg::ISR)
     }
 
+    /// Vectors that are requested or in service: there will be an end of each.
+    pub fn unfinished(&self) -> [u32; 8] {
+        let (mut words, isr) = (self.irr(), self.isr());
+        for (word, isr) in words.iter_mut().zip(isr) {
+            *word |= isr;
+        }
+        words
+    }
+
     /// The 256-bit trigger mode register: vectors whose EOI leaves the local APIC.
     pub fn tmr(&self) -> [u32; 8] {
         self.words(reg::TMR)
@@ -557,6 +568,7 @@ impl<R: Registers> Lapic<R> {
                 vector,
                 level,
                 broadcast: level && !suppressed,
+                suppressed,
             }),
             ..Action::NONE
         }

@@ -17,6 +17,9 @@ pub use crate::x86::irqchip::pit::channel::ChannelState;
 pub const MIN_INTERVAL_NS: u64 = 200_000;
 /// Upper bound of ticks that wait for re-injection.
 const MAX_PENDING: u32 = 0xffff;
+/// How long after the end of an interrupt the next missed tick comes, in nanoseconds. The guest's work goes on
+/// meanwhile, however many ticks it has missed: with the next one at the end of each it would not before all are made up.
+pub const REINJECT_NS: u64 = 100_000;
 
 /// I/O ports.
 #[allow(missing_docs)]
@@ -57,6 +60,8 @@ pub struct Pit {
     pending: u32,
     /// The guest has acknowledged the last interrupt.
     acked: bool,
+    /// When the next missed tick is due.
+    again: Option<u64>,
 }
 
 impl Pit {
@@ -70,6 +75,7 @@ impl Pit {
             reinject: true,
             pending: 0,
             acked: true,
+            again: None,
         }
     }
 
@@ -110,20 +116,37 @@ impl Pit {
         core::mem::take(&mut self.acked)
     }
 
-    /// The guest ended the interrupt of line 0 (in the PIC or the I/O APIC). Returns whether to pulse the line
-    /// again for a tick that was missed.
-    pub fn irq_acked(&mut self) -> bool {
+    /// The guest ended the interrupt of line 0 (in the PIC or the I/O APIC). Returns when to call
+    /// [`Pit::again_fired`] for a tick that was missed.
+    pub fn irq_acked(&mut self, now: u64) -> Option<u64> {
         if !self.reinject {
-            return false;
+            return None;
         }
         self.pending = self.pending.saturating_sub(1);
         self.acked = self.pending == 0;
-        !self.acked
+        self.again = (!self.acked).then_some(now.saturating_add(REINJECT_NS));
+        self.again
+    }
+
+    /// When the next missed tick is due.
+    pub fn next_again(&self) -> Option<u64> {
+        self.again
+    }
+
+    /// The time of [`Pit::next_again`] was reached (an early call does no harm). Returns whether to pulse interrupt
+    /// line 0.
+    pub fn again_fired(&mut self, now: u64) -> bool {
+        let due = self.again.is_some_and(|at| at <= now);
+        if due {
+            self.again = None;
+        }
+        due
     }
 
     /// Counting goes on as if it were `ns` nanoseconds earlier. Wait for the new [`Pit::next_irq`] afterwards.
     pub fn delay(&mut self, ns: u64) {
         self.next_irq = self.next_irq.map(|at| at.wrapping_add(ns));
+        self.again = self.again.map(|at| at.wrapping_add(ns));
         for channel in &mut self.channels {
             channel.delay(ns);
         }
@@ -133,6 +156,7 @@ impl Pit {
     pub fn reset_reinject(&mut self) {
         self.pending = 0;
         self.acked = true;
+        self.again = None;
     }
 
     /// Whether missed ticks are re-injected (KVM_REINJECT_CONTROL).
