@@ -33,6 +33,7 @@
 #include <linux/poll.h>
 #include <linux/rcuwait.h>
 #include <linux/reboot.h>
+#include <linux/sched/cputime.h>
 #include <linux/sched/mm.h>
 #include <linux/sched/signal.h>
 #include <linux/sched/stat.h>

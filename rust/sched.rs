@@ -73,6 +73,13 @@ pub fn run_delay() -> u64 {
     unsafe { bindings::rvmm_run_delay() }
 }
 
+/// How long the current task has run since it began, its guest included, in nanoseconds. Sleeps not, but not for
+/// interrupts.
+pub fn run_time() -> u64 {
+    // SAFETY: Reads the current task's accounts, with locks that are free in process context.
+    unsafe { bindings::rvmm_run_time() }
+}
+
 /// A reference to a thread's `struct pid`; null for none.
 struct PidRef(*mut bindings::pid);
 

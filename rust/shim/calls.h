@@ -20,6 +20,9 @@ SHIM(bool, fatal_signal_pending, (void), fatal_signal_pending(current))
 SHIM_VOID(signal_poisoned, (unsigned long address),
       send_sig_mceerr(BUS_MCEERR_AR, (void __user *)address, PAGE_SHIFT, current))
 SHIM(unsigned long long, run_delay, (void), current->sched_info.run_delay)
+/* Time that the task has run, of itself and of its guest. */
+SHIM(unsigned long long, run_time, (void),
+     ({ u64 user, system; task_cputime_adjusted(current, &user, &system); user + system; }))
 SHIM(struct pid *, current_pid, (void), task_pid(current))
 SHIM(struct pid *, get_current_pid, (void), get_task_pid(current, PIDTYPE_PID))
 SHIM(struct task_struct *, get_pid_task, (struct pid *pid), get_pid_task(pid, PIDTYPE_PID))

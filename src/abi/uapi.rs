@@ -296,6 +296,7 @@ pub(crate) const KVM_GET_VCPU_MMAP_SIZE: u32 = _IO(K, 0x04);
 pub(crate) const KVM_GET_SUPPORTED_CPUID: u32 = _IOWR::<k::kvm_cpuid2>(K, 0x05);
 pub(crate) const KVM_GET_EMULATED_CPUID: u32 = _IOWR::<k::kvm_cpuid2>(K, 0x09);
 pub(crate) const KVM_GET_MSR_FEATURE_INDEX_LIST: u32 = _IOWR::<k::kvm_msr_list>(K, 0x0a);
+pub(crate) const KVM_GET_SUPPORTED_HV_CPUID: u32 = _IOWR::<k::kvm_cpuid2>(K, 0xc1);
 pub(crate) const KVM_X86_GET_MCE_CAP_SUPPORTED: u32 = _IOR::<u64>(K, 0x9d);
 
 pub(crate) const KVM_CREATE_VCPU: u32 = _IO(K, 0x41);
@@ -330,6 +331,7 @@ pub(crate) const KVM_SET_TSC_KHZ: u32 = _IO(K, 0xa2);
 pub(crate) const KVM_GET_TSC_KHZ: u32 = _IO(K, 0xa3);
 pub(crate) const KVM_ENABLE_CAP: u32 = _IOW::<k::kvm_enable_cap>(K, 0xa3);
 pub(crate) const KVM_SIGNAL_MSI: u32 = _IOW::<k::kvm_msi>(K, 0xa5);
+pub(crate) const KVM_HYPERV_EVENTFD: u32 = _IOW::<k::kvm_hyperv_eventfd>(K, 0xbd);
 pub(crate) const KVM_CLEAR_DIRTY_LOG: u32 = _IOWR::<ClearDirtyLog>(K, 0xc0);
 pub(crate) const KVM_RESET_DIRTY_RINGS: u32 = _IO(K, 0xc7);
 pub(crate) const KVM_X86_SET_MSR_FILTER: u32 = _IOW::<k::kvm_msr_filter>(K, 0xc6);
@@ -429,5 +431,7 @@ const _: () = {
     assert!(KVM_X86_SET_MCE == 0x4040_ae9e);
     assert!(KVM_GET_SREGS2 == 0x8140_aecc);
     assert!(KVM_GET_XSAVE2 == 0x9000_aecf);
+    assert!(KVM_GET_SUPPORTED_HV_CPUID == 0xc008_aec1);
+    assert!(KVM_HYPERV_EVENTFD == 0x4018_aebd);
     assert!(KVM_ENABLE_CAP == 0x4068_aea3);
 };

@@ -368,12 +368,13 @@ impl<A: 'static, S> VcpuSet<A, S> {
     }
 }
 
-impl<A: Send + Sync + 'static, S: Send + Sync> StopRunning for VcpuSet<A, S> {
-    fn stop_running(&self) {
+impl<A: Send + Sync + 'static, S: Send + Sync> VcpuSet<A, S> {
+    /// As [`StopRunning::stop_running`], for those that `wanted` chooses.
+    pub(crate) fn stop(&self, wanted: impl Fn(&VcpuShared<A>) -> bool) {
         core::sync::atomic::fence(Ordering::SeqCst);
         let mut in_stay = self
             .iter()
-            .filter(|v| v.mode.load(Ordering::SeqCst) == IN_STAY)
+            .filter(|v| v.mode.load(Ordering::SeqCst) == IN_STAY && wanted(v))
             .peekable();
         if in_stay.peek().is_none() {
             return;
@@ -383,6 +384,12 @@ impl<A: Send + Sync + 'static, S: Send + Sync> StopRunning for VcpuSet<A, S> {
         // The interrupt is taken only with interrupts on, which means after the stay. A CPU that is offline is in none,
         // nor is this one.
         cpus.interrupt();
+    }
+}
+
+impl<A: Send + Sync + 'static, S: Send + Sync> StopRunning for VcpuSet<A, S> {
+    fn stop_running(&self) {
+        self.stop(|_| true);
     }
 
     fn await_faults(&self) -> u32 {

@@ -11,6 +11,7 @@ mod elapsed;
 mod emul;
 mod exit;
 pub(crate) mod host_tsc;
+mod hyperv;
 mod irqchip;
 pub(crate) mod mitigate;
 mod paging;
@@ -65,6 +66,9 @@ pub(crate) use cpu::{cpuid, msr, xsave};
 
 /// What the host's processor offers, and how it comes to run guests (`RVMM_CAP_ROOT`).
 pub(crate) use vendor::choose::{caps as hardware, root};
+
+/// Hyper-V's CPUID leaves.
+pub(crate) use hyperv::cpuid::supported as hyperv_leaves;
 
 /// Time: the guest has been stopped by user space, and the TSC frequency that user space wants.
 pub(crate) use pv::clock_page::guest_stopped;

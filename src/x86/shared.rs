@@ -8,6 +8,7 @@ use crate::bus::set::{self, IN_ONE_GO, MAX_VCPUS, MAX_VCPU_ID};
 use crate::linux::once::Once;
 use crate::linux::smp;
 use crate::mem::ports::RingFull;
+use crate::x86::hyperv::published::Published;
 use crate::x86::irqchip::addressees::{self, Noted};
 use crate::x86::irqchip::msg::{ApicAddr, MsiFormat};
 use crate::x86::vendor::choose;
@@ -62,6 +63,10 @@ pub(crate) mod request {
     pub(crate) const CLOCK: u32 = 1 << 8;
     /// Another vCPU asks this one to go on after its HLT (KVM_HC_KICK_CPU).
     pub(crate) const UNHALT: u32 = 1 << 9;
+    /// A synthetic timer of Hyper-V's is to be looked at, or its TSC_INVARIANT_CONTROL changed.
+    pub(crate) const HYPERV: u32 = 1 << 7;
+    /// Another vCPU wants this one's translations flushed.
+    pub(crate) const FLUSH: u32 = 1 << 11;
     /// The dirty ring counts as full, or did so.
     pub(crate) const RING_FULL: u32 = 1 << 10;
 }
@@ -94,6 +99,10 @@ pub(crate) struct Posted {
     apic_addr: AtomicU64,
     /// What LINT0 lets in: bits of [`lint0`].
     lint0: AtomicU32,
+    /// Hyper-V's VP_INDEX.
+    pub(crate) vp_index: AtomicU32,
+    /// Hyper-V's SynIC, if it is in use.
+    synic: Once<KBox<Published>>,
 }
 
 impl VcpuShared {
@@ -107,6 +116,8 @@ impl VcpuShared {
             sipi: AtomicU32::new(0),
             apic_addr: AtomicU64::new(0),
             lint0: AtomicU32::new(0),
+            vp_index: AtomicU32::new(index),
+            synic: Once::new(),
         };
         Self::new(id, index, choose::caps().is_some_and(|c| c.posted), posted)
     }
@@ -114,6 +125,24 @@ impl VcpuShared {
     /// Physical address of the posted-interrupt descriptor.
     pub(crate) fn descriptor(&self) -> u64 {
         self.line().phys()
+    }
+
+    /// Hyper-V's number of the vCPU.
+    pub(crate) fn vp_index(&self) -> u32 {
+        self.arch.vp_index.load(Ordering::Relaxed)
+    }
+
+    /// Hyper-V's SynIC, if it is in use.
+    #[inline]
+    pub(crate) fn synic(&self) -> Option<&Published> {
+        self.arch.synic.get()
+    }
+
+    /// The same, made if it is not there. ENOMEM.
+    pub(crate) fn make_synic(&self) -> Result<&Published> {
+        self.arch
+            .synic
+            .get_or_make(|| Ok(KBox::new(Published::new(), GFP_KERNEL_ACCOUNT)?))
     }
 
     /// Whether the processor takes interrupts from the descriptor from now on.

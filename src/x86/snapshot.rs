@@ -22,6 +22,7 @@
 use crate::linux::killable_mutex::KillableBackend;
 use crate::x86::cpu::tsc::Scale;
 use crate::x86::elapsed::Moment;
+use crate::x86::hyperv::partition;
 use crate::x86::irqchip::chip;
 use crate::x86::pv::clock;
 use crate::x86::run::Runner;
@@ -41,6 +42,7 @@ struct Point {
     vcpus: KVec<KBox<Image>>,
     chip: Option<chip::Image>,
     clock: clock::Image,
+    hyperv: partition::Image,
 }
 
 struct Inner {
@@ -132,6 +134,7 @@ impl ResetPoint {
             vcpus,
             chip,
             clock: vm.clock.image(),
+            hyperv: vm.hyperv.image(),
         };
         let point = KBox::new(point, GFP_KERNEL_ACCOUNT)?;
         vm.memory.set_reset_point(limit)?;
@@ -161,6 +164,7 @@ impl ResetPoint {
         let ticks = elapsed.ticks(scale);
         vm.clock
             .put_back(&point.clock, &elapsed, ticks, |lost| scale.apply(lost));
+        vm.hyperv.put_back(&point.hyperv);
         // What comes once the controllers are back is not forgotten.
         for (vcpu, s) in inner.vcpus.iter().zip(held.iter_mut()) {
             Image::forget_requests(vm, vcpu, s);

@@ -23,6 +23,7 @@ use crate::mem::missing::{Absent, Missing};
 use crate::mem::notifier::Notifier;
 use crate::mem::slots::MAX_SLOTS;
 use crate::params;
+use crate::x86::hyperv::partition::Partition;
 use crate::x86::irqchip::chip::IrqChip;
 use crate::x86::paging::nested::NestedTable;
 use crate::x86::pv::clock::Clock;
@@ -95,6 +96,9 @@ pub(crate) struct Vm {
     /// The VM's clock.
     #[pin]
     pub(crate) clock: Clock,
+    /// Hyper-V's interface.
+    #[pin]
+    pub(crate) hyperv: Partition,
     /// KVM_CAP_EXCEPTION_PAYLOAD is enabled.
     pub(crate) exception_payload: AtomicBool,
     /// KVM_CAP_X86_TRIPLE_FAULT_EVENT is enabled.
@@ -157,6 +161,7 @@ impl Vm {
                 has_vfio: AtomicBool::new(false),
                 tsc_khz: AtomicU32::new(crate::linux::boot_cpu::tsc_khz()),
                 clock <- Clock::new(),
+                hyperv <- Partition::new(),
                 exception_payload: AtomicBool::new(false),
                 triple_fault_event: AtomicBool::new(false),
                 stats,

@@ -75,6 +75,17 @@ extensions! {
         enable vm.chip.enable_x2apic_api(value);
     k::KVM_CAP_X86_APIC_BUS_CYCLES_NS: vm.map_or(1, |vm| vm.caps.bus_cycle_ns()),
         enable vm.caps.set_bus_cycle(value, setup.has_vcpus(), vm.chip.has_lapic());
+    // Hyper-V's interface.
+    k::KVM_CAP_HYPERV: 1;
+    k::KVM_CAP_HYPERV_VAPIC: 1;
+    k::KVM_CAP_HYPERV_SPIN: 1;
+    k::KVM_CAP_HYPERV_TIME: 1;
+    k::KVM_CAP_HYPERV_SYNIC: 1;
+    k::KVM_CAP_HYPERV_SYNIC2: 1;
+    k::KVM_CAP_HYPERV_VP_INDEX: 1;
+    k::KVM_CAP_HYPERV_TLBFLUSH: 1;
+    k::KVM_CAP_HYPERV_SEND_IPI: 1;
+    k::KVM_CAP_HYPERV_ENFORCE_CPUID: 1;
     // Time.
     k::KVM_CAP_TSC_CONTROL: hardware().is_some_and(|h| h.tsc_fraction != 0);
     k::KVM_CAP_VM_TSC_CONTROL: hardware().is_some_and(|h| h.tsc_fraction != 0);

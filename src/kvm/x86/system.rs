@@ -2,8 +2,10 @@
 //! The system ioctls that only x86 has: what its guests may see.
 
 use crate::abi::uapi::{self, k};
+use crate::bus::set::MAX_VCPUS;
 use crate::kvm::table::ioctls;
-use crate::x86::{abi, cpuid, lists, lists_msr, model, msr, CpuidEntry, MCE_CAP};
+use crate::linux::boot_cpu;
+use crate::x86::{abi, cpuid, hyperv_leaves, lists, lists_msr, model, msr, CpuidEntry, MCE_CAP};
 use kernel::prelude::*;
 use kernel::uaccess::{UserPtr, UserSlice};
 
@@ -14,6 +16,7 @@ ioctls! {
 
     KVM_GET_SUPPORTED_CPUID:        -, call(get_supported_cpuid(arg)), KVM_CAP_EXT_CPUID;
     KVM_GET_EMULATED_CPUID:         -, call(get_emulated_cpuid(arg)), KVM_CAP_EXT_EMUL_CPUID;
+    KVM_GET_SUPPORTED_HV_CPUID:     -, call(get_hyperv_cpuid(arg, true)), KVM_CAP_SYS_HYPERV_CPUID;
     KVM_GET_MSR_INDEX_LIST:         -, call(put_msr_list(arg, &lists()?.msrs));
     KVM_GET_MSR_FEATURE_INDEX_LIST: -, call(put_msr_list(arg, msr::feature_list(&model()?.features)));
     KVM_GET_MSRS:                   -, call(get_feature_msrs(arg)), KVM_CAP_GET_MSR_FEATURES;
@@ -103,6 +106,15 @@ pub(super) fn put_cpuid(addr: usize, table: &[CpuidEntry]) -> Result {
         uapi::put(uapi::element::<k::kvm_cpuid_entry2>(addr, 8, i)?, &out)?;
     }
     Ok(())
+}
+
+/// KVM_GET_SUPPORTED_HV_CPUID (api.rst 4.118), on the device or a vCPU. `lapic`: local APICs are in the kernel. E2BIG.
+pub(super) fn get_hyperv_cpuid(arg: usize, lapic: bool) -> Result {
+    let leaves = hyperv_leaves(lapic, boot_cpu::smt_possible(), MAX_VCPUS as u32);
+    if (uapi::get::<u32>(arg)? as usize) < leaves.len() {
+        return Err(E2BIG);
+    }
+    put_cpuid(arg, &leaves)
 }
 
 /// KVM_GET_EMULATED_CPUID (api.rst 4.88): features that only the instruction emulator has. There are none: the leaves

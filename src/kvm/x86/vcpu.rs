@@ -3,7 +3,7 @@
 
 use crate::abi::uapi::{self, k};
 use crate::kvm::table::ioctls;
-use crate::kvm::x86::system::put_cpuid;
+use crate::kvm::x86::system::{get_hyperv_cpuid, put_cpuid};
 use crate::linux::hrtimer;
 use crate::mem::addr::Gpa;
 use crate::x86::{
@@ -41,6 +41,7 @@ ioctls! {
     KVM_SET_CPUID:          held, call(set_cpuid(vm, s, arg, false));
     KVM_SET_CPUID2:         held, call(set_cpuid(vm, s, arg, true));
     KVM_GET_CPUID2:         held, call(get_cpuid(s, arg));
+    KVM_GET_SUPPORTED_HV_CPUID: -, call(get_hyperv_cpuid(arg, vm.chip.has_lapic())), KVM_CAP_HYPERV_CPUID;
     KVM_GET_MSRS:           held, call(abi::get_msrs(vm, s, arg));
     KVM_SET_MSRS:           held, call(abi::set_msrs(vm, vcpu, s, arg));
     KVM_X86_SETUP_MCE:      held, set(r => setup_mce(s, r));
@@ -62,7 +63,8 @@ ioctls! {
     KVM_GET_TSC_KHZ:        held, call(s.tsc.khz as isize);
     KVM_SET_TSC_KHZ:        held, call(set_tsc_khz(vcpu, s, arg));
     KVM_KVMCLOCK_CTRL:      held, call(guest_stopped(s)), KVM_CAP_KVMCLOCK_CTRL;
-    KVM_ENABLE_CAP:         held, set(r => enable_cap(s, r)), KVM_CAP_ENABLE_CAP, KVM_CAP_ENFORCE_PV_FEATURE_CPUID;
+    KVM_ENABLE_CAP:         held, set(r => enable_cap(vm, vcpu, s, r)), KVM_CAP_ENABLE_CAP,
+        KVM_CAP_ENFORCE_PV_FEATURE_CPUID;
     KVM_HAS_DEVICE_ATTR:    held, set(r => device_attr(r)), KVM_CAP_VCPU_ATTRIBUTES;
     KVM_GET_DEVICE_ATTR:    held, set(r => get_device_attr(s, r));
     KVM_SET_DEVICE_ATTR:    held, set(r => set_device_attr(vm, vcpu, s, r));
@@ -115,8 +117,7 @@ fn get_xcrs(s: &State) -> Result<k::kvm_xcrs> {
 fn set_guest_debug(vm: &Vm, vcpu: &Vcpu, s: &mut State, d: &k::kvm_guest_debug) -> Result {
     s.set_guest_debug(vm, d)?;
     // The processor would deliver what is posted while the guest runs, held or not.
-    vcpu.shared
-        .set_direct(s.apic.posted && !s.debug.blocks_interrupts());
+    vcpu.shared.set_direct(s.takes_direct());
     Ok(())
 }
 
@@ -246,12 +247,25 @@ fn set_tsc_khz(vcpu: &Vcpu, s: &mut State, khz: usize) -> Result {
 }
 
 /// KVM_ENABLE_CAP (api.rst 7.1).
-fn enable_cap(s: &mut State, cap: &k::kvm_enable_cap) -> Result {
+fn enable_cap(vm: &Vm, vcpu: &Vcpu, s: &mut State, cap: &k::kvm_enable_cap) -> Result {
     if cap.flags != 0 {
         return Err(EINVAL);
     }
     match cap.cap {
         k::KVM_CAP_ENFORCE_PV_FEATURE_CPUID => s.pv.enforce = cap.args[0] != 0,
+        k::KVM_CAP_HYPERV_SYNIC2 if cap.args[0] != 0 => return Err(EINVAL),
+        k::KVM_CAP_HYPERV_SYNIC | k::KVM_CAP_HYPERV_SYNIC2 => {
+            if !vm.chip.has_lapic() {
+                return Err(EINVAL);
+            }
+            let keep_pages = cap.cap == k::KVM_CAP_HYPERV_SYNIC2;
+            s.hyperv()?.activate_synic(&vcpu.shared, keep_pages)?;
+        }
+        k::KVM_CAP_HYPERV_ENFORCE_CPUID => s.hyperv()?.enforce = cap.args[0] != 0,
+        // For hypervisors in the guest.
+        k::KVM_CAP_HYPERV_ENLIGHTENED_VMCS | k::KVM_CAP_HYPERV_DIRECT_TLBFLUSH => {
+            return Err(ENOTTY);
+        }
         _ => return Err(EINVAL),
     }
     Ok(())

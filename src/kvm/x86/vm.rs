@@ -18,6 +18,7 @@ ioctls! {
     KVM_SET_TSS_ADDR:           -,    [arg <= 0xffff_d000 => EINVAL] call(()), KVM_CAP_SET_TSS_ADDR;
     KVM_SET_IDENTITY_MAP_ADDR:  held, [!setup.has_vcpus() => EINVAL] set(r => ignore(r)),
         KVM_CAP_SET_IDENTITY_MAP_ADDR;
+    KVM_HYPERV_EVENTFD:         -,    set(r => vm.hyperv.eventfd(r)), KVM_CAP_HYPERV_EVENTFD;
     KVM_SET_NR_MMU_PAGES:       -,    [arg >= 64 => EINVAL] call(());
     KVM_SET_BOOT_CPU_ID:        held, [!setup.has_vcpus() => EBUSY] call(set_boot_cpu(vm, arg)),
         KVM_CAP_SET_BOOT_CPU_ID;
@@ -93,6 +94,7 @@ fn set_clock(vm: &Vm, d: &k::kvm_clock_data) -> Result {
         return Err(EINVAL);
     }
     let real_ns = (d.flags & k::KVM_CLOCK_REALTIME != 0).then_some(d.realtime);
+    vm.hyperv.clock_changes();
     vm.clock.set(&vm.vcpus, d.clock, real_ns);
     Ok(())
 }

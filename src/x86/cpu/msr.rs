@@ -489,6 +489,23 @@ msrs! { (self, a, f, msr, v, c)
     XSS                     if true, readable a.host_initiated || f.xsaves => constant(0),
                                                        if a.guest.xsaves { only(v, 0) } else { READ_ONLY }, No;
 
+    // Whether a guest may use them is its CPUID's matter, and their keeper's. The lists name what KVM's name: of the
+    // SynIC and of the timers one each, which stands for all.
+    HV_EOI..=HV_TPR         if true                 => keeper(HyperV), Ok(v), No;
+    HV_GUEST_OS_ID..=HV_RESET if true               => keeper(HyperV), Ok(v), Index;
+    HV_VP_RUNTIME           if true                 => keeper(HyperV), Ok(v), Index;
+    HV_TIME_REF_COUNT..=HV_APIC_FREQUENCY if true   => keeper(HyperV), Ok(v), Index;
+    HV_VP_ASSIST_PAGE       if true                 => keeper(HyperV), Ok(v), Index;
+    HV_SCONTROL             if true                 => keeper(HyperV), Ok(v), Index;
+    HV_SVERSION..=HV_EOM    if true                 => keeper(HyperV), Ok(v), No;
+    HV_SINT0..=HV_SINT15    if true                 => keeper(HyperV), Ok(v), No;
+    HV_STIMER0_CONFIG       if true                 => keeper(HyperV), Ok(v), Index;
+    HV_STIMER0_COUNT..=HV_STIMER3_COUNT if true     => keeper(HyperV), Ok(v), No;
+    HV_SYNDBG_CONTROL..=HV_SYNDBG_PENDING_BUFFER if true => keeper(HyperV), Ok(v), Index;
+    HV_SYNDBG_OPTIONS       if true                 => keeper(HyperV), Ok(v), Index;
+    HV_CRASH_P0..=HV_TSC_EMULATION_STATUS if true   => keeper(HyperV), Ok(v), Index;
+    HV_TSC_INVARIANT_CONTROL if true                => keeper(HyperV), Ok(v), Index;
+
     KVM_WALL_CLOCK_NEW      if a.offers(CLOCKSOURCE2) => keeper(Paravirt), Ok(v), Index;
     KVM_SYSTEM_TIME_NEW     if a.offers(CLOCKSOURCE2) => keeper(Paravirt), Ok(v), Index;
     // Not offered, but a guest that comes from elsewhere may use them: no page fault is ever asynchronous.

@@ -221,6 +221,16 @@ pub fn set_xstate_bv(image: &mut [u8], bv: u64) {
     write(image, OFF_XSTATE_BV, &bv.to_le_bytes());
 }
 
+/// XMM0 to XMM5 as quadwords, the low ones first; those in use have been made so by [`materialize`].
+pub fn xmm_words(image: &[u8]) -> [u64; 12] {
+    let mut words = [0; 12];
+    let bytes = image.get(OFF_XMM..).unwrap_or(&[]);
+    for (to, from) in words.iter_mut().zip(bytes.chunks_exact(8)) {
+        *to = from.try_into().map_or(0, u64::from_le_bytes);
+    }
+    words
+}
+
 /// Makes the bytes of components that XSTATE_BV calls initial hold those initial values.
 ///
 /// XSAVEOPT and the init optimisation leave stale bytes there; user space and [`to_kvm_fpu`] must not see them.

@@ -271,6 +271,13 @@ impl IrqChip {
         }
     }
 
+    /// The guest has done with what SINT number `sint` of Hyper-V's processor `vp` told it. Any context.
+    pub(crate) fn sint_ended(&self, vp: u32, sint: u32) {
+        if let Some(c) = self.controllers() {
+            c.sint_ended(vp, sint);
+        }
+    }
+
     /// A local APIC begins anew: what was in service there will never end.
     pub(crate) fn forget_rtc(&self) {
         if let Some(c) = self.controllers() {

@@ -17,7 +17,7 @@ use crate::bus::ports::{self, IrqLines};
 use crate::linux::hrtimer::ktime_get_ns;
 use crate::linux::spin_irq::{Guard, RawSpin};
 use crate::linux::srcu_cell::SrcuCell;
-use crate::x86::irqchip::deliver::deliver;
+use crate::x86::irqchip::deliver::{deliver, deliver_to_sint};
 use crate::x86::irqchip::ioapic;
 use crate::x86::irqchip::ioapic::{Ioapic, Pin, Pins, Written};
 use crate::x86::irqchip::msg::{Message, TriggerMode, Vector};
@@ -274,10 +274,26 @@ impl Controllers {
         match config.table.routes(gsi) {
             [] => Some(-1),
             [Entry { route, .. }] => {
+                if let Route::Sint { vp, sint } = *route {
+                    return Some(if level { self.send_sint(vp, sint) } else { -1 });
+                }
                 let message = route.message(self.vcpus.msi_format())?;
                 Some(if level { self.send(&message) } else { -1 })
             }
             _ => None,
+        }
+    }
+
+    /// Sends the interrupt of a SINT. As [`Controllers::set_irq`].
+    fn send_sint(&self, vp: u32, sint: u32) -> i32 {
+        deliver_to_sint(&self.vcpus, vp, sint).map_or(-1, i32::from)
+    }
+
+    /// The guest has done with what a SINT told it.
+    pub(crate) fn sint_ended(&self, vp: u32, sint: u32) {
+        let config = self.config.read();
+        for gsi in config.table.gsis_of_sint(vp, sint) {
+            config.signal(self, Some(gsi));
         }
     }
 
@@ -508,7 +524,9 @@ impl Session<'_> {
             let n = match e.route {
                 Route::Pic(irq) => self.drive_irq(irq, source, level),
                 Route::Ioapic(pin) => self.drive_pin(pin, source, level),
-                // The route has changed since the caller looked.
+                // In these two the route has changed since the caller looked.
+                Route::Sint { vp, sint } if level => self.owner.send_sint(vp, sint),
+                Route::Sint { .. } => -1,
                 Route::Msi { .. } => match e.route.message(self.owner.vcpus.msi_format()) {
                     Some(m) if level => self.owner.send(&m),
                     _ => -1,

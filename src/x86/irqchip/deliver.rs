@@ -6,7 +6,7 @@
 
 use crate::bus::set::IN_ONE_GO;
 use crate::x86::irqchip::addressees::Addressees;
-use crate::x86::irqchip::msg::{ApicAddr, DeliveryMode, Message, Shorthand, TriggerMode};
+use crate::x86::irqchip::msg::{ApicAddr, DeliveryMode, Message, Shorthand, TriggerMode, Vector};
 use crate::x86::shared::{request, VcpuSet, VcpuShared};
 use core::sync::atomic::Ordering;
 
@@ -42,6 +42,23 @@ pub(crate) fn deliver_to_id(vcpus: &VcpuSet, id: u32, message: &Message) -> u32 
     vcpus
         .with_id(id)
         .map_or(0, |v| accept(&v, &v.apic_addr(), message, false).into())
+}
+
+/// Sends an interrupt of this vector, whose end concerns Hyper-V's SynIC if there is one, to `v`. False if its local
+/// APIC does not take it.
+pub(crate) fn deliver_vector(v: &VcpuShared, vector: u8) -> bool {
+    let message = Message::fixed(v.id, Vector(vector));
+    accept(v, &v.apic_addr(), &message, v.synic().is_some())
+}
+
+/// Sends the interrupt of SINT number `sint` of the vCPU that is Hyper-V's processor `vp`. `None`: there is none, or it
+/// is masked.
+pub(crate) fn deliver_to_sint(vcpus: &VcpuSet, vp: u32, sint: u32) -> Option<bool> {
+    let is_meant = |v: &VcpuShared| v.vp_index() == vp;
+    let first = vcpus.get(vp).filter(|v| is_meant(v));
+    let v = first.or_else(|| vcpus.iter().find(|v| is_meant(v)))?;
+    let vector = v.synic()?.vector(sint as usize)?;
+    Some(deliver_vector(&v, vector))
 }
 
 /// Whether many have to be asked, or told, to find whom `message` addresses.

@@ -17,6 +17,8 @@ pub const RAW_WORDS: usize = 12;
 pub const TYPE_IRQCHIP: u32 = 1;
 /// `kvm_irq_routing_entry.type`: an MSI.
 pub const TYPE_MSI: u32 = 2;
+/// `kvm_irq_routing_entry.type`: a SINT of Hyper-V's SynIC.
+pub const TYPE_HV_SINT: u32 = 4;
 
 /// Entry `flags`: `devid` is valid. There is no device ID on x86, so that it changes nothing.
 const FLAG_MSI_DEVID: u32 = 1;
@@ -47,16 +49,23 @@ pub enum Route {
         /// Data.
         data: u32,
     },
+    /// Synthetic interrupt source of a virtual processor of Hyper-V's.
+    Sint {
+        /// VP_INDEX.
+        vp: u32,
+        /// Number of the SINT.
+        sint: u32,
+    },
 }
 
 impl Route {
-    /// `KVM_IRQCHIP_*` number for a controller pin (master 0, slave 1, I/O APIC 2), none for an MSI.
+    /// `KVM_IRQCHIP_*` number for a controller pin (master 0, slave 1, I/O APIC 2), none for the others.
     fn chip(&self) -> Option<u8> {
         match self {
             Self::Pic(irq) if irq.number() < 8 => Some(0),
             Self::Pic(_) => Some(1),
             Self::Ioapic(_) => Some(2),
-            Self::Msi { .. } => None,
+            Self::Msi { .. } | Self::Sint { .. } => None,
         }
     }
 
@@ -122,6 +131,7 @@ impl Entry {
                     data: u2,
                 }
             }
+            (TYPE_HV_SINT, 0) => Route::Sint { vp: u0, sint: u1 },
             _ => return Err(Invalid),
         };
         Ok(Self { gsi, route })
@@ -177,7 +187,7 @@ fn sift_down(heap: &mut [Entry], mut at: usize) {
 /// Makes a table of `entries`: sorts them and checks what holds between them.
 ///
 /// # Errors
-/// [`Invalid`] if a GSI goes to one chip twice, or to an MSI and anything else.
+/// [`Invalid`] if a GSI goes to one chip twice, or to an MSI or a SINT and anything else.
 pub fn build(entries: &mut [Entry]) -> Result<(), Invalid> {
     // The default routes are in order, and those of user space mostly.
     if !entries.is_sorted_by_key(|e| e.gsi) {
@@ -185,7 +195,7 @@ pub fn build(entries: &mut [Entry]) -> Result<(), Invalid> {
     }
     let mut group: Option<(Gsi, u8)> = None;
     for entry in entries.iter() {
-        // One bit per chip; an MSI excludes all.
+        // One bit per chip; an MSI or a SINT excludes all.
         let bits = entry.route.chip().map_or(0xff, |chip| 1u8 << (chip & 7));
         let seen = match group {
             Some((gsi, seen)) if gsi == entry.gsi => seen,

@@ -23,6 +23,8 @@ pub(crate) struct Table {
     pins: [Option<Gsi>; ioapic::PINS],
     /// GSI of each 8259 line.
     irqs: [Option<Gsi>; pic::LINES],
+    /// There are routes to SINTs.
+    has_sints: bool,
 }
 
 impl Table {
@@ -32,6 +34,7 @@ impl Table {
             entries: KVVec::new(),
             pins: [None; ioapic::PINS],
             irqs: [None; pic::LINES],
+            has_sints: false,
         }
     }
 
@@ -93,6 +96,7 @@ impl Table {
                     }
                 }
                 route::Route::Msi { .. } => {}
+                route::Route::Sint { .. } => table.has_sints = true,
             }
         }
         Ok(table)
@@ -114,6 +118,18 @@ impl Table {
     #[inline]
     pub(crate) fn gsi_of_irq(&self, irq: pic::Irq) -> Option<Gsi> {
         self.irqs.get(irq.number() as usize).copied().flatten()
+    }
+
+    /// GSIs that reach this SINT of Hyper-V's.
+    pub(crate) fn gsis_of_sint(&self, vp: u32, sint: u32) -> impl Iterator<Item = Gsi> + '_ {
+        let entries = if self.has_sints {
+            &self.entries[..]
+        } else {
+            &[]
+        };
+        let wanted = route::Route::Sint { vp, sint };
+        let found = entries.iter().filter(move |e| e.route == wanted);
+        found.map(|e| e.gsi)
     }
 
     /// Vectors of level-triggered MSIs that GSIs below `pins` send: the interrupts of an IOAPIC in user space.

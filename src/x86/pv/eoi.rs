@@ -25,6 +25,9 @@ pub(crate) fn offer(vm: &Vm, s: &mut State, vector: u8) {
         .iter()
         .enumerate()
         .all(|(i, w)| *w == if i == word { bit } else { 0 });
+    if s.hv.as_ref().is_some_and(|hv| hv.has_vector(vector)) {
+        return;
+    }
     let level = l.tmr().get(word).is_some_and(|w| w & bit != 0);
     if !only || level || l.highest_irr().is_some() || vm.chip.edge_eoi_vectors(word) & bit != 0 {
         return;

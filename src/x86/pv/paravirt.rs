@@ -79,6 +79,11 @@ impl Paravirt {
         self.eoi & 1 != 0
     }
 
+    /// The word in which the guest may end interrupts is here, with bit 0, or nowhere: Hyper-V's way to say so.
+    pub(crate) fn set_eoi_word(&mut self, value: u64) {
+        self.eoi = value;
+    }
+
     /// Whether the guest may have ended an interrupt in memory.
     #[inline]
     pub(crate) fn eoi_offered(&self) -> bool {

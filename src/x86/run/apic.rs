@@ -7,6 +7,7 @@
 use super::{Runner, Step};
 use crate::abi::exits;
 use crate::linux::hrtimer;
+use crate::x86::hyperv;
 use crate::x86::irqchip::lapic::{Action, Eoi};
 use crate::x86::irqchip::msg::Vector;
 
@@ -63,6 +64,9 @@ impl Runner<'_> {
     /// Passes an EOI on to the IOAPIC, in the kernel or in user space.
     fn eoi(&mut self, eoi: &Eoi) -> Step {
         let vector = eoi.vector.0;
+        if let Some(hv) = &self.s.hv {
+            hyperv::messages::ended(self.vm, &self.vcpu.shared, hv, vector);
+        }
         let chip = &self.vm.chip;
         let user = if eoi.level {
             eoi.broadcast && chip.eoi(vector)

@@ -11,6 +11,7 @@ use crate::linux::hrtimer;
 use crate::x86::cpu::events;
 use crate::x86::cpu::events::Inject;
 use crate::x86::exit::EventKind;
+use crate::x86::hyperv;
 use crate::x86::pv::{clock_page, eoi};
 use crate::x86::shared::request;
 use crate::x86::vcpu::state::MAX_ADVANCE_NS;
@@ -50,6 +51,10 @@ impl Runner<'_> {
         }
         if r & request::CLOCK != 0 {
             clock_page::update(self.vm, self.s);
+            hyperv::time::refresh(self.vm, self.s);
+        }
+        if r & request::HYPERV != 0 {
+            hyperv::messages::process(self.vm, shared, self.s);
         }
     }
 
@@ -63,13 +68,19 @@ impl Runner<'_> {
             }
         }
         if r & request::POSTED != 0 {
-            let (irr, level) = shared.take_posted();
+            let (mut irr, level) = shared.take_posted();
+            if let (true, Some(hv)) = (self.s.apic.virtualized, &mut self.s.hv) {
+                hv.hold(&mut irr);
+            }
             if let Some(l) = &mut self.s.apic.lapic {
                 l.accept_bitmap(&irr, &level);
             }
             if self.s.apic.virtualized {
                 self.s.refresh_eoi_exits(self.vm, &irr);
             }
+        }
+        if r & request::FLUSH != 0 {
+            self.s.last_stay.tlb_generation = 0;
         }
         if r & request::UNHALT != 0 {
             self.s.pv.unhalted = true;

@@ -99,6 +99,8 @@ impl Runner<'_> {
             Completion::Rdmsr => self.rdmsr_done(),
             Completion::Wrmsr => self.wrmsr_done(),
             Completion::Hypercall => self.hypercall_done(),
+            Completion::HypervCall => self.hyperv_call_done(),
+            Completion::HypervDebug => self.hyperv_debug_done(),
             Completion::Emulate => self.access_done(),
             Completion::Posted => self.posted_done(),
             Completion::Resume => self.resume_emulation(),

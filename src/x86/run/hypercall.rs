@@ -15,6 +15,9 @@ use crate::x86::vm_caps::HC_MAP_GPA_RANGE;
 impl Runner<'_> {
     /// VMCALL, VMMCALL.
     pub(super) fn hypercall(&mut self, stay: Option<&Stay<'_>>) -> Step {
+        if self.s.has_hyperv() && self.vm.hyperv.is_identified() {
+            return self.hyperv_call(stay);
+        }
         let number = self.s.cpu.regs.get(Gpr::Rax);
         if stay.is_some() && hypercall::may_take_long(self.vm, &self.s.cpu.regs) {
             return Step::Slow;

@@ -16,6 +16,7 @@ use crate::mem::memory::GuestMemory;
 use crate::mem::ring::Ring;
 use crate::x86::cpu::events;
 use crate::x86::exit::{Exception, Exit};
+use crate::x86::hyperv;
 use crate::x86::irqchip::msg::Message;
 use crate::x86::pv::{clock_page, eoi, steal};
 use crate::x86::shared::request;
@@ -35,6 +36,7 @@ mod exception;
 mod handle;
 mod hlt;
 mod hypercall;
+mod hyperv_call;
 mod missing;
 mod mmio;
 mod msr;
@@ -301,7 +303,12 @@ impl<'a> Runner<'a> {
             {
                 return Some(step);
             }
+            if let Some(step) = hyperv::time::page(self.vm).and_then(|gpa| self.bring_in(gpa, true))
+            {
+                return Some(step);
+            }
             clock_page::update(self.vm, self.s);
+            hyperv::time::refresh(self.vm, self.s);
         }
         if self.s.pv.steal_wanted() {
             if let Some(step) = self.bring_in(self.s.pv.steal_page(), true) {

@@ -10,6 +10,7 @@ use crate::linux::mmap::Field;
 use crate::x86::cpu::index;
 use crate::x86::cpu::msr::MsrError;
 use crate::x86::cpu::regs::Gpr;
+use crate::x86::hyperv;
 use crate::x86::pv;
 use crate::x86::vcpu::fetch::Known;
 use crate::x86::vcpu::msr;
@@ -90,6 +91,9 @@ impl Runner<'_> {
         if self.filtered(index, Direction::Read) {
             return self.refuse_msr(Direction::Read, index, 0, k::KVM_MSR_EXIT_REASON_FILTER);
         }
+        if stay.is_some() && hyperv::msrs::may_sleep(index) {
+            return Step::Slow;
+        }
         let value = if index != index::PLATFORM_INFO || self.vm.caps.platform_info_readable() {
             self.s.read_msr(self.vm, index, false)
         } else {
@@ -144,10 +148,12 @@ impl Runner<'_> {
             let reason = k::KVM_MSR_EXIT_REASON_FILTER;
             return self.refuse_msr(Direction::Write, index, value, reason);
         }
-        if stay.is_some() && pv::msrs::may_sleep(index) {
+        if stay.is_some() && (pv::msrs::may_sleep(index) || hyperv::msrs::may_sleep(index)) {
             return Step::Slow;
         }
-        if let (None, Some(gpa)) = (stay, pv::msrs::page_of(index, value)) {
+        let page =
+            || pv::msrs::page_of(index, value).or_else(|| hyperv::msrs::page_of(index, value));
+        if let (None, Some(gpa)) = (stay, page()) {
             if let Some(step) = self.bring_in(gpa, true) {
                 return step;
             }
@@ -183,6 +189,7 @@ impl Runner<'_> {
             }
         }
         match self.s.write_msr(self.vm, index, value, false) {
+            Ok(_) if hyperv::msrs::may_sleep(index) => self.hyperv_written(),
             Ok(action) => self.apply(action),
             Err(e) if msr::ignored("wrmsr", index, value, e) => Step::Again,
             Err(e) => {

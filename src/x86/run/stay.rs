@@ -206,8 +206,12 @@ impl Runner<'_> {
     /// end.
     #[inline(always)]
     fn may_enter(&mut self) -> bool {
-        const IN_STAY: u32 =
-            request::NOTIFIED | request::POSTED | request::NMI | request::TIMER | request::UNHALT;
+        const IN_STAY: u32 = request::NOTIFIED
+            | request::POSTED
+            | request::NMI
+            | request::TIMER
+            | request::UNHALT
+            | request::FLUSH;
         let shared = &self.vcpu.shared;
         let r = shared.requests();
         if r != 0 {

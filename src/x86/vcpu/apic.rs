@@ -119,13 +119,30 @@ impl State {
             if *new == 0 {
                 continue;
             }
-            let wanted = *exits & !new | (tmr | vm.chip.edge_eoi_vectors(n)) & new;
+            let sints = self.hv.as_ref().map_or(0, |hv| hv.watched(n));
+            let wanted = *exits & !new | (tmr | vm.chip.edge_eoi_vectors(n) | sints) & new;
             changed |= wanted != *exits;
             *exits = wanted;
         }
         if changed {
             self.hw.set_eoi_exits(&self.apic.eoi_exits);
         }
+    }
+
+    /// Whether the processor may take interrupts from the posted-interrupt descriptor by itself.
+    pub(crate) fn takes_direct(&self) -> bool {
+        self.apic.posted
+            && !self.debug.blocks_interrupts()
+            && !self.hv.as_ref().is_some_and(|hv| hv.uses_auto_eoi())
+    }
+
+    /// A vector that has to be injected although the processor delivers the others by itself: its interrupt ends when
+    /// it is delivered, which is Hyper-V's invention. It comes when the processor's priority lets it.
+    #[inline]
+    pub(crate) fn held_vector(&self) -> Option<u8> {
+        let hv = self.hv.as_ref()?;
+        let l = self.apic.lapic.as_ref().filter(|l| l.hw_enabled())?;
+        hv.held_above(l.ppr() >> 4)
     }
 
     /// Whether IA32_APIC_BASE may have this value.

@@ -7,6 +7,7 @@
 use crate::x86::cpu::cpuid::{self, CpuidEntry, CpuidIndex, Dynamic, GuestFeatures};
 use crate::x86::cpu::regs::cr4;
 use crate::x86::cpu::xsave;
+use crate::x86::hyperv::cpuid::Granted;
 use crate::x86::irqchip::lapic::Features as LapicFeatures;
 use crate::x86::vcpu::state::State;
 use crate::x86::vendor::Groups;
@@ -20,6 +21,9 @@ impl State {
         self.cpuid.features = GuestFeatures::from_table(&table, &self.cpuid.index)
             .restrict(&self.cpuid.host_features);
         self.cpuid.table = table;
+        if let Some(hv) = &mut self.hv {
+            hv.granted = Granted::from_table(&self.cpuid.table);
+        }
         if let Some(l) = &mut self.apic.lapic {
             let (offered, honoured) = vm.chip.eoi_suppression();
             l.set_features(LapicFeatures {
@@ -42,6 +46,7 @@ impl State {
             mwait: self.cpuid.mwait_follows.then(|| self.msrs.mwait()),
             xsave_size: self.model.layout.standard_size(self.xstate.xcr0),
             xsave_compacted_size: self.model.layout.compacted_size(self.xstate.xcr0),
+            hide_invariant_tsc: self.hv.as_ref().is_some_and(|hv| hv.hides_invariant_tsc()),
         };
     }
 

@@ -82,8 +82,12 @@ impl State {
         }
         match &self.apic.lapic {
             Some(l) => {
-                !self.apic.virtualized && l.pending().is_some()
-                    || (vm.chip.pic_output() && l.lint0_accepts_extint())
+                let waits = if self.apic.virtualized {
+                    self.held_vector().is_some()
+                } else {
+                    l.pending().is_some()
+                };
+                waits || (vm.chip.pic_output() && l.lint0_accepts_extint())
             }
             None => false,
         }
@@ -103,11 +107,19 @@ impl State {
             }
         }
         if self.apic.virtualized {
-            return None;
+            let v = self.held_vector()?;
+            if let Some(hv) = &mut self.hv {
+                hv.release(v);
+            }
+            return Some(v);
         }
         let l = self.apic.lapic.as_mut()?;
         let v = l.pending()?;
         l.ack(v);
+        if self.hv.as_ref().is_some_and(|hv| hv.ends_at_once(v.0)) {
+            // It is the highest in service.
+            let _ = l.eoi();
+        }
         Some(v.0)
     }
 }

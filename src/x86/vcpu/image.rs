@@ -10,6 +10,7 @@ use crate::linux::page::DataPage;
 use crate::x86::cpu::msr::MsrFile;
 use crate::x86::elapsed::Elapsed;
 use crate::x86::emul::{Insn, Replay};
+use crate::x86::hyperv::vcpu::Image as HypervImage;
 use crate::x86::irqchip::lapic::image::Image as LapicImage;
 use crate::x86::irqchip::lapic::Action;
 use crate::x86::pv::paravirt::Paravirt;
@@ -46,6 +47,7 @@ pub(crate) struct Image {
     tsc_member: u64,
     tsc_adjust: u64,
     pv: Paravirt,
+    hv: Option<HypervImage>,
     debug: Debug,
     events: Events,
     smm: Smm,
@@ -94,6 +96,7 @@ impl Image {
             tsc_member: s.tsc.member,
             tsc_adjust: s.tsc.adjust,
             pv: s.pv.clone(),
+            hv: s.hv.as_ref().map(|hv| hv.image(&vcpu.shared)),
             debug: s.debug,
             events: s.events,
             smm: s.smm,
@@ -154,11 +157,13 @@ impl Image {
             to.put_back(from, elapsed.timer_ns());
             vcpu.shared.set_level(&to.tmr());
         }
+        if let Some(hv) = &mut s.hv {
+            hv.put_back(&vcpu.shared, self.hv.as_ref());
+        }
         s.last_stay.tlb_generation = 0;
         s.refresh_dynamic();
         vcpu.apply_all(vm, s, &Action::ALL);
-        vcpu.shared
-            .set_direct(s.apic.posted && !s.debug.blocks_interrupts());
+        vcpu.shared.set_direct(s.takes_direct());
         // Who wants the vCPU not to run has perhaps said so since.
         let kick = vcpu.run.get(exits::IMMEDIATE_EXIT);
         for page in vcpu.run.pages() {

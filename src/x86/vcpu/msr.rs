@@ -14,6 +14,7 @@ use crate::x86::cpu::index;
 use crate::x86::cpu::msr as msrs;
 use crate::x86::cpu::msr::{Class, MsrError, Read, Written};
 use crate::x86::cpu::regs::{efer, Seg};
+use crate::x86::hyperv;
 use crate::x86::irqchip::lapic::Action;
 use crate::x86::mitigate;
 use crate::x86::pv;
@@ -28,13 +29,13 @@ impl State {
         match self.msrs.get(index, &a)? {
             Read::Value(v) => Ok(v),
             Read::Delegate(class) => self
-                .read_kept_msr(vm, class, index)
+                .read_kept_msr(vm, class, index, by_host)
                 .ok_or(MsrError::Invalid),
         }
     }
 
     /// An MSR that is kept elsewhere.
-    fn read_kept_msr(&mut self, vm: &Vm, class: Class, index: u32) -> Option<u64> {
+    fn read_kept_msr(&mut self, vm: &Vm, class: Class, index: u32, by_host: bool) -> Option<u64> {
         match class {
             Class::Efer => {
                 self.load(Groups::CTRL);
@@ -57,6 +58,7 @@ impl State {
             Class::Backend => self.read_backend_msr(index),
             Class::PredictionBarrier | Class::L1dFlush => None,
             Class::Paravirt => pv::msrs::read(vm, self, index),
+            Class::HyperV => hyperv::msrs::read(vm, self, index, by_host),
         }
     }
 
@@ -146,6 +148,7 @@ impl State {
                     mitigate::guest_l1d_flush();
                 }
             }
+            Class::HyperV => return hyperv::msrs::write(vm, self, index, value, by_host),
             Class::Paravirt => pv::msrs::write(vm, self, index, value, by_host).then_some(())?,
         }
         Some(Action::NONE)

@@ -23,6 +23,7 @@ use crate::x86::emul::Replay;
 use crate::x86::emul::{DecodeCache, Insn, Move};
 use crate::x86::exit::{Event, Exception};
 use crate::x86::host_tsc;
+use crate::x86::hyperv::vcpu::HypervVcpu;
 use crate::x86::irqchip::lapic::Features as LapicFeatures;
 use crate::x86::irqchip::lapic_page::{LocalApic, RegisterPage};
 use crate::x86::mitigate;
@@ -71,6 +72,10 @@ pub(crate) enum Completion {
     Rdmsr,
     /// WRMSR that user space judges.
     Wrmsr,
+    /// A hypercall of Hyper-V's that user space answers.
+    HypervCall,
+    /// SYNDBG_CONTROL of Hyper-V's, whose status user space tells.
+    HypervDebug,
     /// A hypercall that user space answers.
     Hypercall,
 }
@@ -228,6 +233,8 @@ pub(crate) struct State {
     pub(crate) tsc: Tsc,
     /// What KVM's paravirtual MSRs set up.
     pub(crate) pv: Paravirt,
+    /// Hyper-V's interface, where CPUID or user space asks for it.
+    pub(crate) hv: Option<KBox<HypervVcpu>>,
     /// KVM_SET_GUEST_DEBUG.
     pub(crate) debug: Debug,
     /// Events on their way to the guest.
@@ -453,6 +460,7 @@ impl State {
             timer: Timer::new(),
             tsc: Tsc::new(),
             pv: Paravirt::default(),
+            hv: None,
             debug: Debug::default(),
             events: Events::default(),
             smm: Smm::default(),

@@ -82,6 +82,16 @@ pub mod x86 {
         pub mod xsave;
     }
 
+    pub mod hyperv {
+        //! Hyper-V's interface.
+        pub mod cpuid;
+        pub mod defs;
+        pub mod input;
+        pub mod stimer;
+        pub mod synic;
+        pub mod tsc_page;
+    }
+
     pub mod irqchip {
         //! Interrupt controllers.
         pub mod addressees;

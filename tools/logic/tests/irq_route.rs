@@ -48,9 +48,16 @@ fn parse_chips() {
         Entry::parse(&raw(4096, 1, 0, [2, 1, 0]), FULL),
         Err(Invalid)
     );
-    for kind in [0, 3, 4, 5, 6, u32::MAX] {
+    for kind in [0, 3, 5, 6, u32::MAX] {
         assert_eq!(Entry::parse(&raw(5, kind, 0, [0; 3]), FULL), Err(Invalid));
     }
+}
+
+#[test]
+fn parse_sint() {
+    let e = Entry::parse(&raw(7, 4, 0, [3, 2, 0]), SPLIT).map(|e| e.route);
+    assert_eq!(e, Ok(Route::Sint { vp: 3, sint: 2 }));
+    assert_eq!(Entry::parse(&raw(7, 4, 1, [3, 2, 0]), SPLIT), Err(Invalid));
 }
 
 #[test]

@@ -3,7 +3,7 @@
 #![forbid(unsafe_code)]
 
 use super::bits::*;
-use super::table::{find, CpuidEntry, CpuidIndex, Vendor};
+use super::table::{find, kvm_features_leaf, CpuidEntry, CpuidIndex, Vendor};
 use crate::x86::cpu::canonical;
 
 /// Makes the features that are bits of a leaf: the type, its derivation from a table, and what two have in common.
@@ -22,7 +22,7 @@ macro_rules! features {
             pub spec_ctrl: u64,
             /// IA32_PRED_CMD bits the guest may set; 0: the MSR does not exist for it.
             pub pred_cmd: u64,
-            /// KVM paravirtual features (40000001H:EAX), 0 without KVM's signature.
+            /// KVM paravirtual features (40000001H:EAX or above), 0 without KVM's signature.
             pub kvm_features: u32,
             /// Family, model and stepping (1:EAX).
             pub signature: u32,
@@ -41,10 +41,7 @@ macro_rules! features {
                     $($name: get($leaf, $sub)[Reg::$reg as usize] & $bit != 0,)*
                     spec_ctrl: spec_ctrl(get),
                     pred_cmd: pred_cmd(get),
-                    kvm_features: match get(KVM_SIGNATURE_LEAF, 0) {
-                        [_, b, c, d] if [b, c, d] == KVM_SIGNATURE => get(KVM_FEATURES_LEAF, 0)[0],
-                        _ => 0,
-                    },
+                    kvm_features: kvm_features_leaf(table).map_or(0, |leaf| get(leaf, 0)[0]),
                     signature: get(1, 0)[0],
                 }
             }

@@ -66,12 +66,20 @@ impl Vendor {
     }
 }
 
-/// Clears PV_UNHALT where the hypervisor's leaves are KVM's: the HLT of this VM's guests does not exit.
+/// The leaf with KVM's features: where another hypervisor's leaves stand first, KVM's begin at a multiple of 100H above
+/// them, below 40010000H (kernel document virt/kvm/x86/cpuid.rst).
+pub fn kvm_features_leaf(table: &[CpuidEntry]) -> Option<u32> {
+    let is_base = |e: &&CpuidEntry| {
+        e.function & 0xffff_00ff == KVM_SIGNATURE_LEAF && [e.ebx, e.ecx, e.edx] == KVM_SIGNATURE
+    };
+    let base = table.iter().filter(is_base).map(|e| e.function).min()?;
+    Some(base | KVM_FEATURES_LEAF & 0xff)
+}
+
+/// Clears PV_UNHALT in KVM's leaves: the HLT of this VM's guests does not exit.
 pub fn hide_pv_unhalt(table: &mut [CpuidEntry]) {
-    let kvm =
-        |e: &CpuidEntry| e.function == KVM_SIGNATURE_LEAF && [e.ebx, e.ecx, e.edx] == KVM_SIGNATURE;
-    if table.iter().any(kvm) {
-        for e in table.iter_mut().filter(|e| e.function == KVM_FEATURES_LEAF) {
+    if let Some(leaf) = kvm_features_leaf(table) {
+        for e in table.iter_mut().filter(|e| e.function == leaf) {
             e.eax &= !kvm_feature::PV_UNHALT;
         }
     }
@@ -90,6 +98,8 @@ pub struct Dynamic {
     pub xsave_size: u32,
     /// Bytes of a compacted XSAVE area for the current XCR0 ([`xsave::Layout::compacted_size`]).
     pub xsave_compacted_size: u32,
+    /// Hyper-V's TSC_INVARIANT_CONTROL is the guest's, and it has not asked for an invariant TSC.
+    pub hide_invariant_tsc: bool,
 }
 
 impl Dynamic {
@@ -122,6 +132,7 @@ impl Dynamic {
             0xd if e.index == 1 && eax & (leafd_1_eax::XSAVEC | leafd_1_eax::XSAVES) != 0 => {
                 ebx = self.xsave_compacted_size;
             }
+            0x8000_0007 if self.hide_invariant_tsc => edx &= !ext7_edx::INVARIANT_TSC,
             _ => {}
         }
         [eax, ebx, ecx, edx]

@@ -32,6 +32,8 @@ pub enum Class {
     L1dFlush,
     /// A KVM paravirtual MSR whose feature bit is offered.
     Paravirt,
+    /// One of Hyper-V's: its keeper knows whether the guest may have it.
+    HyperV,
 }
 
 /// Why an access fails. For the guest both are #GP(0); user space learns the difference (KVM_MSR_EXIT_REASON_*).

@@ -7,6 +7,8 @@ use crate::abi::uapi;
 use crate::abi::uapi::k;
 use crate::x86::cpu::cpuid;
 use crate::x86::cpu::cpuid::CpuidEntry;
+use crate::x86::hyperv::cpuid::Granted;
+use crate::x86::shared::request;
 use crate::x86::vcpu::state::State;
 use crate::x86::vm::Vm;
 use kernel::prelude::*;
@@ -75,6 +77,13 @@ pub(crate) fn set_cpuid(vm: &Vm, s: &mut State, mut table: KVec<CpuidEntry>) -> 
     // Nobody can be woken from a HLT that does not exit.
     if vm.caps.disabled_exits() & u64::from(k::KVM_X86_DISABLE_EXITS_HLT) != 0 {
         cpuid::hide_pv_unhalt(&mut table);
+    }
+    if Granted::from_table(&table).enabled {
+        let _ = s.hyperv()?;
+        if let Some(v) = vm.vcpus.with_id(s.id) {
+            // It may be set in the VM already.
+            v.request_self(request::HYPERV);
+        }
     }
     s.cpuid.mwait_follows = !vm.caps.quirk(k::KVM_X86_QUIRK_MISC_ENABLE_NO_MWAIT);
     s.set_cpuid(vm, table);
