@@ -6,9 +6,7 @@
 #![forbid(unsafe_code)]
 
 use crate::x86::cpu::events::vector;
-use crate::x86::cpu::regs::{
-    clean_rflags, cr0, rflags, Gpr, Mode, Regs, Seg, Segment, Sregs,
-};
+use crate::x86::cpu::regs::{clean_rflags, cr0, rflags, Gpr, Mode, Regs, Seg, Segment, Sregs};
 use crate::x86::emul::{linear_in_segment, Access, Stop};
 use crate::x86::exit::{TaskSwitch, TaskSwitchBy};
 

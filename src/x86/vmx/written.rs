@@ -12,7 +12,8 @@ use crate::x86::cpu::events::vector;
 use crate::x86::cpu::regs::{rflags, Gpr, Regs};
 
 /// Exceptions that are always intercepted: #DB, #AC (endless loops in microcode otherwise), #MC.
-pub(super) const ALWAYS_INTERCEPTED: u32 = 1 << vector::DB | 1 << vector::UD | 1 << vector::AC | 1 << vector::MC;
+pub(super) const ALWAYS_INTERCEPTED: u32 =
+    1 << vector::DB | 1 << vector::UD | 1 << vector::AC | 1 << vector::MC;
 
 /// RFLAGS bits that may be set; bit 1 has to be (SDM 3C 27.3.1.4).
 const RFLAGS_ALLOWED: u64 = 0x3f_7fd5;
