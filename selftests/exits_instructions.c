@@ -409,3 +409,36 @@ TEST(user_mode)
 		vm_free(&vm);
 	}
 }
+
+/* SYSENTER's addresses have 64 bits where the guest believes in a processor of Intel's, whichever the host's is. */
+GUEST64(sysenter_addresses,
+	"mov $0x175, %ecx; mov $0x11223344, %eax; mov $0xffff8765, %edx; wrmsr\n"
+	"mov $0x176, %ecx; mov $0x55667788, %eax; mov $0xffff8432, %edx; wrmsr\n"
+	"rdmsr; mov %eax, %esi; mov %edx, %edi; mov $0x175, %ecx; rdmsr; hlt\n");
+
+TEST(sysenter_addresses)
+{
+	struct kvm_cpuid2 *table;
+	struct kvm_regs r;
+	uint64_t value;
+	struct vm vm;
+
+	VM_NEW_LONG(&vm, sysenter_addresses);
+	table = supported_cpuid(vm.kvm);
+	for (unsigned int i = 0; i < table->nent; i++) {
+		struct kvm_cpuid_entry2 *e = &table->entries[i];
+
+		if (e->function == 0 || e->function == 0x80000000) {
+			memcpy(&e->ebx, "Genu", 4);
+			memcpy(&e->edx, "ineI", 4);
+			memcpy(&e->ecx, "ntel", 4);
+		}
+	}
+	OK(ioctl(vm.vcpu, KVM_SET_CPUID2, table));
+	vm_expect(&vm, KVM_EXIT_HLT);
+	r = vm_regs(&vm);
+	CHECK_EQ(r.rdx << 32 | r.rax, 0xffff876511223344);
+	CHECK_EQ(r.rdi << 32 | r.rsi, 0xffff843255667788);
+	CHECK(get_msr(&vm, 0x176, &value));
+	CHECK_EQ(value, 0xffff843255667788);
+}

@@ -20,6 +20,7 @@ mod run;
 mod shared;
 mod snapshot;
 mod svm;
+mod syscall;
 mod task;
 mod vcpu;
 mod vendor;

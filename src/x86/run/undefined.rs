@@ -1,18 +1,24 @@
 // SPDX-License-Identifier: GPL-2.0
-//! #UD: RSM of a guest that is in SMM, and what KVM makes of the hypercall instruction of the other vendor: guests that do not ask CPUID which of the
-//! two they have to use find the right one in their code after the first attempt (KVM_X86_QUIRK_FIX_HYPERCALL_INSN).
+//! #UD, for instructions that the guest believes its processor to have, as in KVM.
+//!
+//! A hypercall instruction of the other vendor: guests that do not ask CPUID which of the two they have to use find the
+//! right one in their code after the first attempt (KVM_X86_QUIRK_FIX_HYPERCALL_INSN). SYSENTER and SYSCALL in a guest
+//! of the other vendor: see [`syscall`]. And RSM of a guest that is in SMM, of which no processor knows.
 //!
 //! Dispatch calls, with the vCPU's mutex held, inside a stay or outside.
 
 use super::{Runner, Step};
 use crate::abi::uapi::k;
+use crate::x86::cpu::cpuid::Vendor;
+use crate::x86::cpu::index;
 use crate::x86::cpu::regs::rflags;
 use crate::x86::emul::{Insn, Op};
 use crate::x86::exit::Exception;
 use crate::x86::paging::gwalk::Access;
+use crate::x86::syscall::{self, Call, Fault, Msrs};
 use crate::x86::vcpu::fetch::FetchError;
 use crate::x86::vcpu::guest_mem::{write_linear, LinearError};
-use crate::x86::vendor::{choose, Stay};
+use crate::x86::vendor::{choose, Groups, Stay};
 
 impl Runner<'_> {
     /// An instruction that the processor does not know.
@@ -22,6 +28,16 @@ impl Runner<'_> {
             let view = self.memory().view_of(&self.s.ring);
             self.s.fetch(&view, stay).copied()
         };
+        let call = match &fetched {
+            Ok(insn) => Call::of(insn.bytes()),
+            Err(FetchError::Unsupported(bytes, len)) => {
+                Call::of(bytes.get(..usize::from(*len)).unwrap_or(bytes))
+            }
+            _ => None,
+        };
+        if let Some(call) = call {
+            return self.system_call(call, e);
+        }
         match fetched {
             Ok(insn) if matches!(insn.op, Op::Vmcall | Op::Vmmcall) && insn.len() == 3 => {
                 self.fix_hypercall(&insn, e, stay)
@@ -32,6 +48,31 @@ impl Runner<'_> {
             // The code has been changed, or its memory has gone: the guest runs what is there now.
             Err(FetchError::Reenter) => Step::Again,
             _ => self.exception(e),
+        }
+    }
+
+    /// SYSENTER or SYSCALL that the processor does not have, or not in this mode.
+    fn system_call(&mut self, call: Call, e: &Exception) -> Step {
+        let s = &mut *self.s;
+        let mut msr = |index| s.read_msr(self.vm, index, true).unwrap_or(0);
+        let msrs = Msrs {
+            star: msr(index::STAR),
+            cstar: msr(index::CSTAR),
+            fmask: msr(index::FMASK),
+            sysenter_cs: msr(index::SYSENTER_CS),
+            sysenter_esp: msr(index::SYSENTER_ESP),
+            sysenter_eip: msr(index::SYSENTER_EIP),
+        };
+        s.load(Groups::ALL);
+        let intel = s.cpuid.features.vendor == Vendor::Intel;
+        match syscall::execute(call, intel, &msrs, &mut s.cpu.regs, &mut s.cpu.sregs) {
+            Ok(()) => {
+                s.dirty(Groups::ALL);
+                s.completed();
+                Step::Again
+            }
+            Err(Fault::Undefined) => self.exception(e),
+            Err(Fault::Protection) => self.raise_gp(),
         }
     }
 

@@ -19,11 +19,10 @@ pub(super) const TSC_RATIO_ONE: u64 = 1 << TSC_FRACTION;
 /// Pages of an MSR-permission map, 8 KiB: two bits per MSR, read then write (APM 2 15.11).
 pub(super) const MAP_ORDER: u32 = 1;
 
-/// MSRs that VMLOAD and VMSAVE switch, which the guest may therefore access directly (APM 2 15.5.2).
-const SWITCHED: [u32; 10] = [
+/// MSRs that VMLOAD and VMSAVE switch, which the guest may therefore access directly (APM 2 15.5.2). Not the addresses
+/// of SYSENTER, of which AMD's processors keep 32 bits: a guest that believes in one of Intel's has 64.
+const SWITCHED: [u32; 8] = [
     index::SYSENTER_CS,
-    index::SYSENTER_ESP,
-    index::SYSENTER_EIP,
     index::STAR,
     index::LSTAR,
     index::CSTAR,

@@ -55,6 +55,8 @@ pub(crate) struct SvmVcpu {
     msrs: Stayed,
     /// Where the processor does not virtualise it; else the VMCB has the value.
     spec_ctrl: SpecCtrl,
+    /// SYSENTER_ESP and SYSENTER_EIP, of which the processor may keep 32 bits.
+    sysenter: (u64, u64),
     /// Every MSR access exits.
     all_msrs: bool,
     host_debug: HostDebug,
@@ -281,6 +283,7 @@ impl VcpuBackend for SvmVcpu {
             trap: None,
             msrs: Stayed::RESET,
             spec_ctrl: SpecCtrl::new(),
+            sysenter: (0, 0),
             all_msrs: false,
             host_debug: HostDebug::NONE,
             shadow: Shadow::default(),
@@ -397,6 +400,7 @@ impl VcpuBackend for SvmVcpu {
         // What #VMEXIT saves on shutdown is undefined (APM 2 15.14.3).
         self.vmcb.clear_save();
         set_up_save(&mut self.vmcb);
+        self.sysenter = (0, 0);
         true
     }
 
@@ -481,6 +485,8 @@ impl VcpuBackend for SvmVcpu {
         let save = &mut self.vmcb.save;
         match index {
             index::TSC_AUX => Some(self.msrs.tsc_aux),
+            index::SYSENTER_ESP => Some(self.sysenter.0),
+            index::SYSENTER_EIP => Some(self.sysenter.1),
             index::SPEC_CTRL if !self.shared.v_spec_ctrl => Some(self.spec_ctrl.get()),
             index::PAT => Some(save.g_pat.get()),
             _ => field(save, index).copied(),
@@ -492,6 +498,11 @@ impl VcpuBackend for SvmVcpu {
         if index == index::SPEC_CTRL {
             self.spec_ctrl.set(value);
             self.choose_msr_map();
+        }
+        match index {
+            index::SYSENTER_ESP => self.sysenter.0 = value,
+            index::SYSENTER_EIP => self.sysenter.1 = value,
+            _ => {}
         }
         let v = &mut *self.vmcb;
         match index {

@@ -61,6 +61,7 @@ pub mod x86 {
     pub mod adapt;
     pub mod emul;
     pub mod exit;
+    pub mod syscall;
     pub mod task;
 
     pub mod cpu {
