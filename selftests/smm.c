@@ -416,6 +416,7 @@ TEST(init)
 
 	REQUIRE(rom != MAP_FAILED);
 	VM_NEW_LONG_IRQCHIP(&vm, loop_outs);
+	vm_enable_lapic(&vm);
 	add_smram(&vm, 0);
 	memcpy(rom + 0xff0, after_init, after_init_end - after_init);
 	vm_slot(&vm, 1, 0, 0xfffff000, 0x1000, rom);
@@ -442,6 +443,7 @@ TEST(message)
 	struct vm vm;
 
 	VM_NEW_LONG_IRQCHIP(&vm, loop_outs);
+	vm_enable_lapic(&vm);
 	add_smram(&vm, 0);
 	PUT_HANDLER(SMBASE, handler);
 	vm_expect_out(&vm, 0x10);
@@ -466,6 +468,7 @@ TEST(halted)
 	struct vm vm;
 
 	VM_NEW_LONG_IRQCHIP(&vm, halts);
+	vm_enable_lapic(&vm);
 	add_smram(&vm, 0);
 	PUT_HANDLER(SMBASE, handler);
 	REQUIRE(!pthread_create(&thread, NULL, send_later, &vm));
@@ -483,6 +486,7 @@ TEST(self_message)
 	struct vm vm;
 
 	VM_NEW_LONG_IRQCHIP(&vm, self);
+	vm_enable_lapic(&vm);
 	add_smram(&vm, 0);
 	PUT_HANDLER(SMBASE, handler);
 	CHECK_EQ(vm_expect_out(&vm, 0x12), 0x5a);
@@ -571,4 +575,20 @@ TEST(no_smram)
 	vm_expect_out(&vm, 0x10);
 	smi(&vm);
 	CHECK_EQ(vm_try_run(&vm), EIO);
+}
+
+/* A reset point is one of a single address space. */
+TEST(reset_point)
+{
+	struct rvmm_reset_point point = { .pages = 16 };
+	struct rvmm_reset reset;
+	struct vm vm;
+
+	if (!is_rvmm())
+		skip("rvmm's own");
+	VM_NEW_LONG(&vm, two_outs);
+	OK(ioctl(vm.fd, RVMM_RESET_POINT, &point));
+	add_smram(&vm, 0);
+	CHECK_ERRNO(ioctl(vm.fd, RVMM_RESET, &reset), ESTALE);
+	CHECK_ERRNO(ioctl(vm.fd, RVMM_RESET_POINT, &point), EINVAL);
 }

@@ -89,8 +89,9 @@ struct rvmm_root_cost {
  * brings then is what the page was at the point.
  *
  * EBUSY: a vCPU runs or is in an ioctl, or the VM has a device (RVMM_ASSIGN_DEVICE, VFIO). EINVAL: flags, more than
- * 2^25 pages, or dirty rings without bitmaps (KVM_CAP_DIRTY_LOG_RING_WITH_BITMAP), as no vCPU writes what is put back.
- * ENOMEM, EIO. After an error the point is what it was.
+ * 2^25 pages, a second address space (KVM_CAP_MULTI_ADDRESS_SPACE), or dirty rings without bitmaps
+ * (KVM_CAP_DIRTY_LOG_RING_WITH_BITMAP), as no vCPU writes what is put back. ENOMEM, EIO. After an error the point is
+ * what it was.
  */
 struct rvmm_reset_point {
 	__u64 pages;
@@ -133,8 +134,9 @@ struct rvmm_touch {
 
 /*
  * A flag of KVM_SET_USER_MEMORY_REGION, which may be changed later like KVM_MEM_LOG_DIRTY_PAGES (EINVAL as long as
- * RVMM_CAP_MISSING is not enabled; EBUSY with assigned devices). A page of such a slot is missing when the page tables
- * of the VM's process have nothing at its user address: neither a page, nor one that is swapped out or write-protected.
+ * RVMM_CAP_MISSING is not enabled, and in the second address space; EBUSY with assigned devices). A page of such a slot
+ * is missing when the page tables of the VM's process have nothing at its user address: neither a page, nor one that is
+ * swapped out or write-protected.
  * When the guest accesses it, or the kernel does for the guest (emulated instructions, page tables, the pages of
  * paravirtual MSRs), it is not filled with zeroes or from a file, but reported:
  *

@@ -190,9 +190,8 @@ fn set_exception(s: &mut State, e: &k::kvm_vcpu_events) {
     }
 }
 
-/// The part of KVM_SET_VCPU_EVENTS that tells of SMM.
+/// The part of KVM_SET_VCPU_EVENTS that tells of SMM. An SMI that has been sent and not been seen by user space stays.
 fn set_smm(vcpu: &Vcpu, s: &mut State, smi: &k::kvm_vcpu_events__bindgen_ty_4) {
-    let _ = vcpu.shared.take_requests(request::SMI);
     s.set_smm(smi.smm != 0);
     s.smm.pending = smi.pending != 0;
     s.smm.inside_nmi = smi.smm != 0 && smi.smm_inside_nmi != 0;
