@@ -654,3 +654,86 @@ TEST(native_hlt)
 	}
 	alarm(60);
 }
+
+/* Accesses to the TPR's register that user space wants to know, in order to patch them away. */
+GUEST64(tpr_accesses,
+	"mov $0xfee00080, %edi; mov (%rdi), %eax; movl $0x20, (%rdi); mov (%rdi), %eax; out %al, $0x10; hlt\n");
+
+static void expect_tpr_access(struct vm *vm, uint64_t offset, unsigned int write)
+{
+	vm_expect(vm, KVM_EXIT_TPR_ACCESS);
+	CHECK_EQ(vm->run->tpr_access.rip, G_CODE + offset);
+	CHECK_EQ(vm->run->tpr_access.is_write, write);
+}
+
+TEST(tpr_reports)
+{
+	struct kvm_tpr_access_ctl control = { .enabled = 1, .flags = 1 };
+	struct vm vm;
+
+	if (!is_amd())
+		skip("the processor may keep the TPR");
+	VM_NEW_LONG_IRQCHIP(&vm, tpr_accesses);
+	CHECK_EQ(ioctl(vm.kvm, KVM_CHECK_EXTENSION, KVM_CAP_VAPIC), 1);
+	CHECK_ERRNO(ioctl(vm.vcpu, KVM_TPR_ACCESS_REPORTING, &control), EINVAL);
+	control.flags = 0;
+	OK(ioctl(vm.vcpu, KVM_TPR_ACCESS_REPORTING, &control));
+	expect_tpr_access(&vm, 5, 0);
+	/* The access is done. */
+	CHECK_EQ(vm_regs(&vm).rip, G_CODE + 7);
+	expect_tpr_access(&vm, 7, 1);
+	expect_tpr_access(&vm, 13, 0);
+	CHECK_EQ(vm_expect_out(&vm, 0x10), 0x20);
+	/* Not any more. */
+	control.enabled = 0;
+	OK(ioctl(vm.vcpu, KVM_TPR_ACCESS_REPORTING, &control));
+	struct kvm_regs r = vm_regs(&vm);
+
+	r.rip = G_CODE;
+	vm_set_regs(&vm, &r);
+	CHECK_EQ(vm_expect_out(&vm, 0x10), 0x20);
+}
+
+/* The task priority in memory. */
+GUEST64(vapic_guest,
+	"mov $" STR(G_CELLS) ", %edi; movb $0x50, (%rdi); out %al, $0x10; sti; out %al, $0x11; out %al, $0x12\n"
+	"movb $0, (%rdi); out %al, $0x13; nop; nop; out %al, $0x14; hlt\n");
+
+TEST(vapic)
+{
+	struct kvm_msi msi = { .address_lo = 0xfee00000, .data = 0x45 };
+	struct kvm_vapic_addr addr = { .vapic_addr = 1ull << 40 };
+	struct kvm_lapic_state lapic;
+	volatile uint32_t *word;
+	struct vm vm;
+
+	VM_NEW_LONG_IRQCHIP(&vm, vapic_guest);
+	vm_enable_lapic(&vm);
+	word = (volatile uint32_t *)vm_cells(&vm);
+	CHECK_ERRNO(ioctl(vm.vcpu, KVM_SET_VAPIC_ADDR, &addr), EINVAL);
+	addr.vapic_addr = G_CELLS;
+	OK(ioctl(vm.vcpu, KVM_SET_VAPIC_ADDR, &addr));
+	vm_expect_out(&vm, 0x10);
+	CHECK_EQ(vm.run->cr8, 5);
+	OK(ioctl(vm.vcpu, KVM_GET_LAPIC, &lapic));
+	CHECK_EQ(*(uint32_t *)(lapic.regs + 0x80), 0x50);
+	/* It holds an interrupt back, and the guest finds which. */
+	OK(ioctl(vm.fd, KVM_SIGNAL_MSI, &msi));
+	vm_expect_out(&vm, 0x11);
+	vm_expect_out(&vm, 0x12);
+	CHECK_EQ(vm_log(&vm)->count, 0);
+	CHECK_EQ(*word, 0x45000050);
+	vm_expect_out(&vm, 0x13);
+	vm_expect_out(&vm, 0x14);
+	CHECK_EQ(vm_log(&vm)->count, 1);
+	CHECK_EQ(vm_log(&vm)->event[0].vector, 0x45);
+	/* Switched off, the word is the guest's own. */
+	addr.vapic_addr = 0;
+	OK(ioctl(vm.vcpu, KVM_SET_VAPIC_ADDR, &addr));
+	struct kvm_regs r = vm_regs(&vm);
+
+	r.rip = G_CODE;
+	vm_set_regs(&vm, &r);
+	vm_expect_out(&vm, 0x10);
+	CHECK_EQ(vm.run->cr8, 0);
+}

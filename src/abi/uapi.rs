@@ -353,6 +353,7 @@ pub(crate) const KVM_SET_LAPIC: u32 = _IOW::<k::kvm_lapic_state>(K, 0x8f);
 pub(crate) const KVM_SET_CPUID: u32 = _IOW::<k::kvm_cpuid>(K, 0x8a);
 pub(crate) const KVM_SET_CPUID2: u32 = _IOW::<k::kvm_cpuid2>(K, 0x90);
 pub(crate) const KVM_GET_CPUID2: u32 = _IOWR::<k::kvm_cpuid2>(K, 0x91);
+pub(crate) const KVM_TPR_ACCESS_REPORTING: u32 = _IOWR::<k::kvm_tpr_access_ctl>(K, 0x92);
 pub(crate) const KVM_SET_VAPIC_ADDR: u32 = _IOW::<k::kvm_vapic_addr>(K, 0x93);
 pub(crate) const KVM_GET_MP_STATE: u32 = _IOR::<k::kvm_mp_state>(K, 0x98);
 pub(crate) const KVM_SET_MP_STATE: u32 = _IOW::<k::kvm_mp_state>(K, 0x99);

@@ -75,6 +75,9 @@ pub(crate) use hyperv::cpuid::supported as hyperv_leaves;
 pub(crate) use pv::clock_page::guest_stopped;
 pub(crate) use vcpu::tsc::{wanted_tsc_khz, wanted_vm_tsc_khz};
 
+/// Whether a guest can have its task priority at an address.
+pub(crate) use pv::vapic::is_place as vapic_is_place;
+
 /// Interrupt controllers, as those see them who raise interrupts, and how many GSIs there are.
 pub(crate) use irqchip::chip::IrqChip;
 pub(crate) use irqchip::controllers::{Controllers, Resampler};

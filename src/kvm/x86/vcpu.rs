@@ -5,10 +5,9 @@ use crate::abi::uapi::{self, k};
 use crate::kvm::table::ioctls;
 use crate::kvm::x86::system::{get_hyperv_cpuid, put_cpuid};
 use crate::linux::hrtimer;
-use crate::mem::addr::Gpa;
 use crate::x86::{
-    abi, guest_stopped, measure, request, wanted_tsc_khz, xsave, CpuidEntry, MpState, Runner,
-    State, Vcpu, Vm,
+    abi, guest_stopped, measure, request, vapic_is_place, wanted_tsc_khz, xsave, CpuidEntry,
+    MpState, Runner, State, Vcpu, Vm,
 };
 use kernel::prelude::*;
 use kernel::sync::Arc;
@@ -57,7 +56,8 @@ ioctls! {
     KVM_SET_MP_STATE:       held, set(r => set_mp_state(vcpu, s, r));
     KVM_GET_LAPIC:          held, get(get_lapic(vm, up_to_date(vm, vcpu, s)?));
     KVM_SET_LAPIC:          held, [s.apic.lapic.is_some() => EINVAL] set(r => set_lapic(vm, vcpu, s, r));
-    KVM_SET_VAPIC_ADDR:     held, [s.apic.lapic.is_some() => EINVAL] set(r => set_vapic_addr(vm, r));
+    KVM_SET_VAPIC_ADDR:     held, [s.apic.lapic.is_some() => EINVAL] set(r => set_vapic_addr(vm, s, r));
+    KVM_TPR_ACCESS_REPORTING: held, swap(r => report_tpr(s, r)), KVM_CAP_VAPIC;
 
     // Time and paravirtualisation.
     KVM_GET_TSC_KHZ:        held, call(s.tsc.khz as isize);
@@ -227,15 +227,22 @@ fn set_lapic(vm: &Vm, vcpu: &Vcpu, s: &mut State, state: &k::kvm_lapic_state) ->
     Ok(())
 }
 
-/// KVM_SET_VAPIC_ADDR: a hint for CPUs without TPR shadow, not needed here; zero switches it off. EINVAL: no memory
-/// there.
-fn set_vapic_addr(vm: &Vm, r: &k::kvm_vapic_addr) -> Result {
-    if r.vapic_addr != 0 {
-        vm.memory
-            .view()
-            .hva(Gpa(r.vapic_addr), false)
-            .map_err(|_| EINVAL)?;
+/// KVM_SET_VAPIC_ADDR: where the guest has its task priority in memory; zero: nowhere. EINVAL: no memory there.
+fn set_vapic_addr(vm: &Vm, s: &mut State, r: &k::kvm_vapic_addr) -> Result {
+    if r.vapic_addr != 0 && !vapic_is_place(vm, r.vapic_addr) {
+        return Err(EINVAL);
     }
+    s.pv.set_vapic(r.vapic_addr);
+    Ok(())
+}
+
+/// KVM_TPR_ACCESS_REPORTING: accesses to the TPR's register in memory end with KVM_EXIT_TPR_ACCESS, or do not. EINVAL:
+/// flags.
+fn report_tpr(s: &mut State, r: &k::kvm_tpr_access_ctl) -> Result {
+    if r.flags != 0 {
+        return Err(EINVAL);
+    }
+    s.apic.reports_tpr = r.enabled != 0;
     Ok(())
 }
 

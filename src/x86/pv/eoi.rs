@@ -35,8 +35,9 @@ pub(crate) fn offer(vm: &Vm, s: &mut State, vector: u8) {
     let view = vm.memory.view_of(&s.ring);
     let gpa = Gpa(s.pv.eoi & !1);
     if let Ok(hva) = view.hva_to_write(gpa, false) {
-        s.pv.eoi_offered = uaccess::put_u8(hva, 1).is_ok();
+        let offered = uaccess::put_u8(hva, 1).is_ok();
         view.mark_dirty(gpa);
+        s.pv.set_eoi_offered(offered);
     }
 }
 
@@ -64,7 +65,7 @@ pub(crate) fn take(vm: &Vm, s: &mut State, stay: Option<&Stay<'_>>) -> bool {
     if ended.is_none() && stay.is_some() {
         return false;
     }
-    s.pv.eoi_offered = false;
+    s.pv.set_eoi_offered(false);
     if let (Some(true), Some(l)) = (ended, &mut s.apic.lapic) {
         if let Some(e) = l.eoi().eoi {
             // Nobody in user space waits for it, or it would not have been offered.

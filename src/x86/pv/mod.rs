@@ -10,3 +10,4 @@ pub(crate) mod msrs;
 mod page;
 pub(crate) mod paravirt;
 pub(crate) mod steal;
+pub(crate) mod vapic;

@@ -40,6 +40,14 @@ pub(crate) struct Paravirt {
     pub(super) eoi: u64,
     /// The guest may end its interrupt by clearing the bit, and has not been seen to have done so.
     pub(super) eoi_offered: bool,
+    /// KVM_SET_VAPIC_ADDR: where the task priority is; 0: nowhere.
+    vapic: u64,
+    /// The word there, as it was last read or written.
+    pub(super) vapic_seen: Option<u32>,
+    /// It is to be written, outside of stays.
+    pub(crate) vapic_stale: bool,
+    /// After an exit there is something to be taken from memory: an end of interrupt, or the task priority.
+    watched: bool,
 }
 
 impl Paravirt {
@@ -88,6 +96,32 @@ impl Paravirt {
     #[inline]
     pub(crate) fn eoi_offered(&self) -> bool {
         self.eoi_offered
+    }
+
+    /// The guest may end its interrupt in memory from now on, or no more.
+    pub(super) fn set_eoi_offered(&mut self, on: bool) {
+        self.eoi_offered = on;
+        self.watched = on || self.vapic != 0;
+    }
+
+    /// Whether the guest may have ended an interrupt, or changed its task priority, in memory.
+    #[inline]
+    pub(crate) fn is_watched(&self) -> bool {
+        self.watched
+    }
+
+    /// Where the task priority is in memory, if it is.
+    #[inline]
+    pub(crate) fn vapic(&self) -> Option<Gpa> {
+        (self.vapic != 0).then_some(Gpa(self.vapic))
+    }
+
+    /// The task priority is in memory at `gpa` from now on; 0: nowhere.
+    pub(crate) fn set_vapic(&mut self, gpa: u64) {
+        self.vapic = gpa;
+        self.vapic_seen = None;
+        self.vapic_stale = gpa != 0;
+        self.watched = self.eoi_offered || gpa != 0;
     }
 
     /// The `struct kvm_steal_time`: where, if it is switched on.

@@ -6,15 +6,22 @@
 
 use super::{Runner, Step};
 use crate::abi::exits;
-use crate::linux::hrtimer;
+use crate::linux::{hrtimer, preempt, smp};
 use crate::x86::hyperv;
 use crate::x86::irqchip::lapic::{Action, Eoi};
 use crate::x86::irqchip::msg::Vector;
+use crate::x86::pv::{eoi, vapic};
+use crate::x86::vendor::Stay;
 
 exits::exits! {
     /// An EOI that the IOAPIC of user space waits for.
     IoapicEoi = KVM_EXIT_IOAPIC_EOI, eoi: kvm_run__bindgen_ty_1__bindgen_ty_21 {
         vector: u8 = vector,
+    }
+    /// An access to the TPR's register in memory, by the instruction at `rip`, as user space wished to know.
+    TprAccess = KVM_EXIT_TPR_ACCESS, tpr_access: kvm_run__bindgen_ty_1__bindgen_ty_9 {
+        rip: u64 = rip,
+        is_write: u32 = is_write,
     }
 }
 
@@ -35,6 +42,31 @@ impl Runner<'_> {
             None => Action::NONE,
         };
         self.apply(action)
+    }
+
+    /// After an exit: takes what the guest may have left for its local APIC in memory. False if that has to sleep; it
+    /// can be called again then.
+    #[cold]
+    #[inline(never)]
+    pub(super) fn take_shared(&mut self, stay: Option<&Stay<'_>>) -> bool {
+        let ended = !self.s.pv.eoi_offered() || eoi::take(self.vm, self.s, stay);
+        ended && vapic::take(self.vm, self.s, stay)
+    }
+
+    /// Before an entry, in a stay: the guest finds in memory what its task priority holds back.
+    #[cold]
+    #[inline(never)]
+    pub(super) fn offer_vapic(&mut self) {
+        if !vapic::offer(self.vm, self.s) {
+            // The entry ends at once, and the outer loop writes it.
+            smp::send_reschedule(preempt::raw_cpu());
+        }
+    }
+
+    /// An emulated instruction at `rip` has accessed the TPR's register, which user space wants to know.
+    pub(super) fn tpr_access(&self, rip: u64, write: bool) -> Step {
+        let is_write = write.into();
+        self.ask(&TprAccess { rip, is_write })
     }
 
     /// Carries out what the local APIC asks for.

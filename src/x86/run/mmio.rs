@@ -33,6 +33,7 @@ impl Runner<'_> {
 
     pub(super) fn emulate(&mut self, insn: &Insn, fault: Option<&NestedFault>) -> Step {
         self.stats.add(VcpuCounter::Emulations, 1);
+        let rip = self.s.cpu.regs.rip;
         let (result, actions) = loop {
             let done = {
                 let view = self.memory().view_of(&self.s.ring);
@@ -60,7 +61,10 @@ impl Runner<'_> {
             Emulated::Done if self.s.pending.replay.next_posted() => {
                 self.ask_access(Completion::Posted)
             }
-            Emulated::Done => step,
+            Emulated::Done => match (step, self.s.apic.tpr_access.take()) {
+                (Step::Again, Some(write)) => self.tpr_access(rip, write),
+                _ => step,
+            },
             Emulated::TripleFault => self.shutdown(),
             // Dealt with above.
             Emulated::Missing(_) => Step::Again,

@@ -18,7 +18,7 @@ use crate::x86::cpu::events;
 use crate::x86::exit::{Exception, Exit};
 use crate::x86::hyperv;
 use crate::x86::irqchip::msg::Message;
-use crate::x86::pv::{clock_page, eoi, steal};
+use crate::x86::pv::{clock_page, steal, vapic};
 use crate::x86::shared::request;
 use crate::x86::vcpu::state::{MpState, State};
 use crate::x86::vcpu::{abi, debug, RunPages, Vcpu};
@@ -310,6 +310,9 @@ impl<'a> Runner<'a> {
             clock_page::update(self.vm, self.s);
             hyperv::time::refresh(self.vm, self.s);
         }
+        if self.s.pv.vapic_stale {
+            vapic::write(self.vm, self.s);
+        }
         if self.s.pv.steal_wanted() {
             if let Some(step) = self.bring_in(self.s.pv.steal_page(), true) {
                 return Some(step);
@@ -344,9 +347,9 @@ impl<'a> Runner<'a> {
             Stayed::Slow(exit) => exit,
         };
         let start = boot_cpu::rdtsc();
-        if self.s.pv.eoi_offered() {
+        if self.s.pv.is_watched() {
             // The page was there at the entry.
-            let _ = eoi::take(self.vm, self.s, None);
+            let _ = self.take_shared(None);
         }
         let step = self.handle(&exit, None);
         let cycles = boot_cpu::rdtsc().wrapping_sub(start);

@@ -12,7 +12,6 @@ use crate::linux::{boot_cpu, mce, sched};
 use crate::mem::mmu::InOwnMm;
 use crate::x86::exit::Exit;
 use crate::x86::mitigate;
-use crate::x86::pv::eoi;
 use crate::x86::shared::request;
 use crate::x86::vendor::{EntryParams, Stay, VcpuBackend};
 use kernel::prelude::*;
@@ -163,8 +162,8 @@ impl Runner<'_> {
                 }
                 _ => {}
             }
-            if self.s.pv.eoi_offered() {
-                if !eoi::take(self.vm, self.s, Some(stay)) {
+            if self.s.pv.is_watched() {
+                if !self.take_shared(Some(stay)) {
                     return Err(Stayed::Slow(exit));
                 }
                 calm = false;
@@ -235,6 +234,9 @@ impl Runner<'_> {
     #[inline(always)]
     fn entry_params(&mut self, flush: bool) -> EntryParams {
         let (inject, irq_window, nmi_window) = self.choose_event();
+        if self.s.pv.vapic().is_some() {
+            self.offer_vapic();
+        }
         EntryParams {
             nested_root: self.memory().root(),
             flush,

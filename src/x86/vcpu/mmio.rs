@@ -20,7 +20,7 @@ use crate::x86::cpu::regs::{rflags, Gpr, Mode, Regs, Seg};
 use crate::x86::emul;
 use crate::x86::emul::{Access, Answer, Bus, Insn, Move, Op, Outcome, PortRequest, Stop, Swap};
 use crate::x86::exit::{Exception, NestedFault};
-use crate::x86::irqchip::lapic::Action;
+use crate::x86::irqchip::lapic::{reg::TPR, Action};
 use crate::x86::irqchip::lapic_page::LocalApic;
 use crate::x86::paging::fetch::Code;
 use crate::x86::paging::gwalk;
@@ -133,6 +133,7 @@ impl State {
             let bytes = value.to_le_bytes();
             let data = bytes.get(..size)?;
             match lapic_offset(&self.apic.lapic, gpa) {
+                Some(TPR) if self.apic.reports_tpr => return None,
                 Some(offset) => action = lapic_write(&mut self.apic.lapic, offset, data),
                 None if vm.bus.signal(EventSpace::Mmio, gpa, data) => {
                     self.finish_move(&m, 0);
@@ -153,6 +154,7 @@ impl State {
             let mut bytes = [0u8; 8];
             let data = bytes.get_mut(..size)?;
             match lapic_offset(&self.apic.lapic, gpa) {
+                Some(TPR) if self.apic.reports_tpr => return None,
                 Some(offset) => lapic_read(&self.apic.lapic, offset, data),
                 None if vm.chip.mmio_read(gpa, data) => {}
                 None if is_lapic_hole(vm, &self.apic.lapic, gpa) => data.fill(0xff),
@@ -226,6 +228,8 @@ struct GuestBus<'a, 'b> {
     missing: Option<Absent>,
     /// What accesses to the local APIC ask for.
     actions: [Action; 2],
+    /// The TPR was written, or read.
+    tpr: Option<bool>,
 }
 
 /// The translation that a nested fault on a device tells: the processor has made it, for this kind of access.
@@ -388,6 +392,9 @@ impl Bus for GuestBus<'_, '_> {
 
     fn read(&mut self, gpa: u64, buf: &mut [u8]) -> Result<Answer, Stop> {
         if let Some(offset) = lapic_offset(&self.lapic, gpa) {
+            if offset == TPR {
+                self.tpr = self.tpr.or(Some(false));
+            }
             lapic_read(&self.lapic, offset, buf);
             return Ok(Answer::Done);
         }
@@ -405,6 +412,9 @@ impl Bus for GuestBus<'_, '_> {
 
     fn write(&mut self, gpa: u64, data: &[u8]) -> Result<Answer, Stop> {
         if let Some(offset) = lapic_offset(&self.lapic, gpa) {
+            if offset == TPR {
+                self.tpr = Some(true);
+            }
             let action = lapic_write(&mut self.lapic, offset, data);
             self.keep(action);
             return Ok(Answer::Done);
@@ -555,6 +565,7 @@ impl State {
             told: fault.and_then(|f| Told::of(f, insn)),
             missing: None,
             actions: [Action::NONE; 2],
+            tpr: None,
         };
         let tf = self.cpu.regs.rflags & rflags::TF != 0;
         let counters = |r: &Regs| (r.get(Gpr::Rcx), r.get(Gpr::Rsi), r.get(Gpr::Rdi));
@@ -567,7 +578,10 @@ impl State {
             &mut bus,
             &mut self.pending.replay,
         );
-        let (actions, missing) = (bus.actions, bus.missing);
+        let (actions, missing, tpr) = (bus.actions, bus.missing, bus.tpr);
+        if self.apic.reports_tpr && tpr.is_some() {
+            self.apic.tpr_access = tpr;
+        }
         let outcome = match result {
             Ok(Outcome::Done) => {
                 self.completed();

@@ -147,6 +147,10 @@ pub(crate) struct Apic {
     pub(crate) base: u64,
     /// CR8 where the local APIC is in user space.
     pub(crate) cr8: u8,
+    /// KVM_TPR_ACCESS_REPORTING: user space wants to know of accesses to the TPR's register in memory.
+    pub(crate) reports_tpr: bool,
+    /// There was one, a write or a read.
+    pub(crate) tpr_access: Option<bool>,
 }
 
 /// What an exit has left for the next KVM_RUN, or the next round, to finish.
@@ -326,6 +330,8 @@ impl Apic {
             posted,
             base: 0xfee0_0000 | 1 << 11 | u64::from(bsp) << 8,
             cr8: 0,
+            reports_tpr: false,
+            tpr_access: None,
         })
     }
 }

@@ -500,6 +500,13 @@ impl<R: Registers> Lapic<R> {
         self.set_tpr(u32::from(class & 15) << 4);
     }
 
+    /// The guest has changed its TPR without an access to the register.
+    pub fn set_guest_tpr(&mut self, tpr: u8) {
+        if tpr != self.tpr() {
+            self.set_tpr(tpr.into());
+        }
+    }
+
     pub(super) fn set_tpr(&mut self, tpr: u32) {
         self.set_reg(reg::TPR, tpr & 0xff);
         self.update_ppr();
