@@ -118,8 +118,8 @@ impl GuestMemory {
 
     /// The frequent case of [`GuestMemory::fault`], inside a stay: memory (anonymous, shmem, hugetlb) that is resident
     /// and writable, an entry of the nested table that is empty or lacks rights to the same page, nobody at work on
-    /// either. False if it is not that; nothing that the guest sees has been done then. `entry` is the slot at `gpa`, in
-    /// a reader's section that goes on.
+    /// either. False if it is not that; nothing that the guest sees has been done then. `entry` is the slot at `gpa`,
+    /// read in a section that goes on.
     ///
     /// An invalidation that begins waits until the section here is over, so that what the host's page tables say now is
     /// so until there is a mapping for the invalidation to find.

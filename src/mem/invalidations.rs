@@ -32,6 +32,15 @@ struct Range {
     end: AtomicU64,
 }
 
+/// What is known of a range under way.
+#[derive(Clone, Copy)]
+struct Known {
+    /// Slots that had come before the look for those that meet it.
+    came: u64,
+    /// One met it.
+    met: bool,
+}
+
 impl Range {
     #[allow(clippy::declare_interior_mutable_const)] // To begin with; used once for each place.
     const EMPTY: Self = Self {
@@ -70,6 +79,8 @@ pub struct Invalidations {
     hull: Range,
     /// Those that ended and concerned memory of the VM.
     ended: AtomicU64,
+    /// Slots that have come, or are about to.
+    came: AtomicU64,
 }
 
 impl Default for Invalidations {
@@ -86,7 +97,13 @@ impl Invalidations {
             ranges: [const { Range::EMPTY }; RANGES],
             hull: Range::EMPTY,
             ended: AtomicU64::new(0),
+            came: AtomicU64::new(0),
         }
+    }
+
+    /// A slot is about to come, at a place where there was none: before it is published.
+    pub fn slot_comes(&self) {
+        self.came.fetch_add(1, Ordering::SeqCst);
     }
 
     /// Whether `address` may be in a range under way. In a [`Section`], in which no range of it begins unseen and ends.
@@ -119,6 +136,7 @@ impl Invalidations {
 pub struct Registry {
     /// Ranges in the hull.
     overflowed: u32,
+    known: [Known; RANGES],
 }
 
 impl Default for Registry {
@@ -130,11 +148,20 @@ impl Default for Registry {
 impl Registry {
     /// Of an [`Invalidations::new`].
     pub const fn new() -> Self {
-        Self { overflowed: 0 }
+        Self {
+            overflowed: 0,
+            known: [Known {
+                came: 0,
+                met: false,
+            }; RANGES],
+        }
     }
 
-    /// The range from `start` to `end` is under way from now on.
+    /// The range from `start` to `end` is under way from now on. The caller looks then which slots meet it, and says so
+    /// if one does ([`Registry::met`]).
     pub fn begin(&mut self, of: &Invalidations, start: u64, end: u64) {
+        // Before the look.
+        let came = of.came.load(Ordering::SeqCst);
         let used = of.used.load(Ordering::Relaxed);
         let free = used.trailing_ones() as usize;
         let bit = match of.ranges.get(free) {
@@ -154,17 +181,54 @@ impl Registry {
                 HULL
             }
         };
+        if let Some(known) = self.known.get_mut(free) {
+            *known = Known { came, met: false };
+        }
         of.used.fetch_or(bit, Ordering::SeqCst);
+    }
+
+    /// A slot meets the range from `start` to `end`, which is under way.
+    ///
+    /// Of several equal ranges ends take out any. So all of them are told; and one that is taken out untold, because it
+    /// began later or was looked at later, leaves a told one, which covers the range until it ends as well.
+    pub fn met(&mut self, of: &Invalidations, start: u64, end: u64) {
+        let used = of.used.load(Ordering::Relaxed);
+        for (i, (r, known)) in of.ranges.iter().zip(&mut self.known).enumerate() {
+            known.met |= used.wrapping_shr(i as u32) & 1 != 0 && r.get() == (start, end);
+        }
+    }
+
+    /// Number of a range from `start` to `end` under way, if it is told apart.
+    fn place(of: &Invalidations, start: u64, end: u64) -> Option<usize> {
+        let used = of.used.load(Ordering::Relaxed);
+        let mut ranges = of.ranges.iter().enumerate();
+        ranges
+            .find(|(i, r)| used.wrapping_shr(*i as u32) & 1 != 0 && r.get() == (start, end))
+            .map(|(i, _)| i)
+    }
+
+    /// Takes one range from `start` to `end` out if no slot met it and none has come since it was looked at. False: it
+    /// is still under way, and the caller looks again before [`Registry::end`].
+    pub fn end_calm(&mut self, of: &Invalidations, start: u64, end: u64) -> bool {
+        let Some(place) = Self::place(of, start, end) else {
+            return false;
+        };
+        let came = of.came.load(Ordering::SeqCst);
+        let calm = self
+            .known
+            .get(place)
+            .is_some_and(|known| !known.met && known.came == came);
+        if calm {
+            let bit = 1u32.wrapping_shl(place as u32);
+            of.used.fetch_and(!bit, Ordering::SeqCst);
+        }
+        calm
     }
 
     /// One range from `start` to `end` is not under way any more.
     pub fn end(&mut self, of: &Invalidations, start: u64, end: u64) {
-        let used = of.used.load(Ordering::Relaxed);
-        let mut ranges = of.ranges.iter().enumerate();
-        let bit = match ranges
-            .find(|(i, r)| used.wrapping_shr(*i as u32) & 1 != 0 && r.get() == (start, end))
-        {
-            Some((i, _)) => 1u32.wrapping_shl(i as u32),
+        let bit = match Self::place(of, start, end) {
+            Some(i) => 1u32.wrapping_shl(i as u32),
             None => {
                 self.overflowed = self.overflowed.saturating_sub(1);
                 if self.overflowed != 0 {
@@ -268,5 +332,78 @@ impl Unflushed {
     #[inline]
     pub fn end(&self) {
         self.0.fetch_sub(1, Ordering::SeqCst);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const R: (u64, u64) = (0x1000, 0x3000);
+
+    #[test]
+    fn ends_that_need_no_look() {
+        let (set, gate) = (Invalidations::new(), Gate::new());
+        let mut registry = Registry::new();
+        let covers = |a| set.covers(&gate.enter(), a);
+        registry.begin(&set, R.0, R.1);
+        registry.met(&set, R.0, R.1);
+        assert!(!registry.end_calm(&set, R.0, R.1) && covers(R.0));
+        registry.end(&set, R.0, R.1);
+        assert!(!covers(R.0));
+        // The next one finds the place as new.
+        registry.begin(&set, R.0, R.1);
+        registry.met(&set, R.0, R.1 + 1);
+        assert!(registry.end_calm(&set, R.0, R.1) && !covers(R.0));
+        registry.begin(&set, R.0, R.1);
+        set.slot_comes();
+        assert!(!registry.end_calm(&set, R.0, R.1) && covers(R.0));
+        registry.end(&set, R.0, R.1);
+        registry.begin(&set, R.0, R.1);
+        assert!(registry.end_calm(&set, R.0, R.1));
+    }
+
+    /// Whatever equal ranges ends take out: as long as one has to be counted the range is covered.
+    #[test]
+    fn equal_ranges() {
+        let (set, gate) = (Invalidations::new(), Gate::new());
+        let mut registry = Registry::new();
+        let covers = |a| set.covers(&gate.enter(), a);
+        registry.begin(&set, R.0, R.1);
+        registry.begin(&set, R.0, R.1);
+        registry.met(&set, R.0, R.1);
+        for left in [true, false] {
+            assert!(!registry.end_calm(&set, R.0, R.1));
+            registry.end(&set, R.0, R.1);
+            assert_eq!(covers(R.0), left);
+        }
+        // The first one knows of a slot; the second one, which began later, does not.
+        registry.begin(&set, 0, 1);
+        registry.begin(&set, R.0, R.1);
+        registry.met(&set, R.0, R.1);
+        assert!(registry.end_calm(&set, 0, 1));
+        registry.begin(&set, R.0, R.1);
+        assert!(registry.end_calm(&set, R.0, R.1) && covers(R.0));
+        assert!(!registry.end_calm(&set, R.0, R.1));
+        registry.end(&set, R.0, R.1);
+        assert!(!covers(R.0));
+    }
+
+    #[test]
+    fn the_hull_is_looked_at_again() {
+        let set = Invalidations::new();
+        let mut registry = Registry::new();
+        let at = |n: u64| (n << 20, (n << 20) + 0x1000);
+        for n in 0..20 {
+            registry.begin(&set, at(n).0, at(n).1);
+        }
+        for n in 0..20 {
+            let calm = registry.end_calm(&set, at(n).0, at(n).1);
+            assert_eq!(calm, n < RANGES as u64, "{n}");
+            if !calm {
+                registry.end(&set, at(n).0, at(n).1);
+            }
+        }
+        assert_eq!(set.used.load(Ordering::SeqCst), 0);
     }
 }

@@ -18,8 +18,9 @@
 //! range.
 //!
 //! An invalidation that meets no slot disturbs nobody. A slot that is published after it has looked: faults there see
-//! the range, which is registered before the look, until the invalidation ends, and it is counted then, as the end
-//! looks into the slots again.
+//! the range, which is registered before the look, until the invalidation ends, and it is counted then: slots that come
+//! are counted before they are published, and if one has come since the invalidation began the end looks into the slots
+//! again.
 //!
 //! **Who finds nothing.** An operation that finds an entry gone, or already protected, relies on another one's having
 //! taken it away, which perhaps is not flushed yet. `Unflushed` counts operations from before they take something away
@@ -116,6 +117,8 @@ pub(crate) struct GuestMemory {
     /// The slot that is being deleted or moved away, as it was: perhaps no longer in the table, but still mapped.
     #[pin]
     leaving: RawSpin<Option<Slot>>,
+    /// There is one in `leaving`. Set before the table without it is published, cleared when it has been flushed.
+    is_leaving: AtomicBool,
     /// Operations whose flush is still to come.
     pub(super) unflushed: Unflushed,
     /// What pages held before they were written.
@@ -234,6 +237,7 @@ impl GuestMemory {
                 invalidations: Invalidations::new(),
                 registry <- RawSpin::new(Registry::new()),
                 leaving <- RawSpin::new(None),
+                is_leaving: AtomicBool::new(false),
                 unflushed: Unflushed::new(),
                 reset <- Reset::new(),
             }),
@@ -285,13 +289,28 @@ impl GuestMemory {
         }
     }
 
-    /// A change of user addresses `start` to `end` begins.
-    pub(super) fn begin_invalidation(&self, start: u64, end: u64) {
+    /// A change of user addresses `start` to `end` begins: runs `unmap` for each guest-physical range behind them.
+    pub(super) fn begin_invalidation(&self, start: u64, end: u64, mut unmap: impl FnMut(GpaRange)) {
         self.registry.lock().begin(&self.invalidations, start, end);
+        let mut met = false;
+        self.for_each_range(start, end, |r| {
+            met = true;
+            unmap(r);
+        });
+        if met {
+            self.registry.lock().met(&self.invalidations, start, end);
+        }
     }
 
     /// A change of user addresses `start` to `end` is done.
     pub(super) fn end_invalidation(&self, start: u64, end: u64) {
+        if self
+            .registry
+            .lock()
+            .end_calm(&self.invalidations, start, end)
+        {
+            return;
+        }
         let mut concerned = false;
         self.for_each_range(start, end, |_| concerned = true);
         if concerned {
@@ -303,6 +322,7 @@ impl GuestMemory {
     /// Names the slot that is about to go, or no more.
     pub(super) fn set_leaving(&self, slot: Option<Slot>) {
         *self.leaving.lock() = slot;
+        self.is_leaving.store(slot.is_some(), Ordering::SeqCst);
     }
 
     /// How memory is mapped. To be asked in a fault's section, see [`GuestMemory::set_incoherent`].
@@ -475,10 +495,21 @@ impl GuestMemory {
             f(r);
             Ok::<(), Infallible>(())
         });
-        // In this order: a slot that was gone from the table above is named here until it is unmapped and flushed.
-        let leaving = *self.leaving.lock();
+        // After the table.
+        let leaving = self.leaving();
         if let Some(r) = leaving.and_then(|slot| slot.gpa_range(Hva(start), Hva(end))) {
             f(r);
+        }
+    }
+
+    /// The slot that is leaving, if one is. A slot that was gone from the table that the caller has read before is named
+    /// here until it is unmapped and flushed.
+    #[inline]
+    fn leaving(&self) -> Option<Slot> {
+        if self.is_leaving.load(Ordering::SeqCst) {
+            *self.leaving.lock()
+        } else {
+            None
         }
     }
 }

@@ -18,9 +18,8 @@ impl MmuNotifierOps for Notifier {
         let memory = &*self.0;
         memory.stats.add(VmCounter::Invalidations, 1);
         let (start, end) = (range.start as u64, range.end as u64);
-        memory.begin_invalidation(start, end);
         let mut removing = None;
-        memory.for_each_range(start, end, |r| {
+        memory.begin_invalidation(start, end, |r| {
             removing
                 .get_or_insert_with(|| {
                     memory.await_faults();

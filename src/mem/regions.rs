@@ -143,6 +143,9 @@ impl GuestMemory {
         // Before the slot is there to be written.
         self.count_logged(&mut update, &plan, &wanted);
         update.note(plan.change, &wanted, plan.number);
+        if matches!(plan.change, Change::Create | Change::Move) {
+            self.invalidations.slot_comes();
+        }
         if plan.change == Change::Create {
             // Whoever still reads the version before takes an access to the new slot for one that came earlier.
             self.slots.replace_later(plan.next);
