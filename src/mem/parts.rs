@@ -12,6 +12,10 @@ use crate::mem::addr::{Gpa, Level};
 const MS: u64 = 1_000_000;
 /// Milliseconds in an hour, in which all areas have their turn unless user space says otherwise.
 const HOUR: u64 = 3_600_000;
+/// Areas that a round looks at: so many for each that it is to join, and no fewer than [`LOOKS`]. Where the host has
+/// small pages most of them cannot be joined.
+const LOOKS_EACH: u64 = 8;
+const LOOKS: u64 = 4096;
 
 /// The areas of one VM.
 #[derive(Debug, Default)]
@@ -32,6 +36,10 @@ pub struct Round {
     left: u64,
     seen: u64,
     joined: u64,
+    /// Areas that may still be looked at.
+    looks: u64,
+    /// Areas that there were when it began.
+    counted: u64,
 }
 
 impl Parts {
@@ -79,20 +87,32 @@ impl Parts {
             return None;
         }
         let from = Gpa(self.from.load(Ordering::Relaxed));
+        let left = parts.div_ceil(u64::from(ratio));
         Some(Round {
             from,
             next: from,
-            left: parts.div_ceil(u64::from(ratio)),
+            left,
             seen: 0,
             joined: 0,
+            looks: left.saturating_mul(LOOKS_EACH).max(LOOKS),
+            counted: parts,
         })
     }
 
-    /// The round is over.
+    /// The round is over. What has come meanwhile stays counted.
     pub fn end(&self, round: &Round) {
         self.from.store(round.next.0, Ordering::Relaxed);
-        let left = round.seen.saturating_sub(round.joined);
-        self.count.store(left, Ordering::Relaxed);
+        // Of what it has not looked at nothing is known.
+        let known = if round.looks == 0 {
+            round.counted
+        } else {
+            round.seen
+        };
+        let left = known.saturating_sub(round.joined);
+        let later = |count: u64| Some(count.saturating_sub(round.counted).saturating_add(left));
+        let _ = self
+            .count
+            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, later);
     }
 }
 
@@ -100,6 +120,18 @@ impl Round {
     /// Where it begins: at the end of guest memory it goes on from address 0 to here.
     pub const fn from(&self) -> Gpa {
         self.from
+    }
+
+    /// There is an area at `gpa`, which the round comes to. Whether to look at it: where there have been enough the
+    /// next round goes on.
+    #[inline]
+    pub fn looks(&mut self, gpa: Gpa) -> bool {
+        let goes_on = self.looks != 0;
+        self.looks = self.looks.saturating_sub(1);
+        if goes_on && self.looks == 0 && self.left != 0 {
+            self.next = gpa.wrapping_add(Level::L2.size());
+        }
+        goes_on
     }
 
     /// There is an area at `gpa`, all of which one leaf could map. Whether it is to be joined.
@@ -158,6 +190,44 @@ mod tests {
         // None at all.
         parts.came();
         assert!(parts.begin(u64::MAX, 0, 1).is_none());
+    }
+
+    #[test]
+    fn what_comes_in_a_round_stays_counted() {
+        let parts = Parts::new();
+        (0..3).for_each(|_| parts.came());
+        assert!(parts.begin(1, 1, 1).is_none());
+        let mut r = parts.begin(1 + MS, 1, 1).unwrap();
+        assert!((0..3).all(|n| r.looks(Gpa(n * MIB_2)) && r.meets(Gpa(n * MIB_2))));
+        parts.came();
+        parts.end(&r);
+        assert!(parts.any());
+        let mut r = parts.begin(1 + 2 * MS, 1, 1).unwrap();
+        assert!(r.looks(Gpa(0)) && r.meets(Gpa(0)));
+        parts.end(&r);
+        assert!(!parts.any());
+    }
+
+    #[test]
+    fn a_round_looks_at_so_many() {
+        let parts = Parts::new();
+        (0..2).for_each(|_| parts.came());
+        assert!(parts.begin(1, 1, 1).is_none());
+        let at = |n: u64| Gpa(n * MIB_2);
+        let mut r = parts.begin(1 + MS, 1, 1).unwrap();
+        // Most are small pages of the host's; one is joined.
+        let mut looked = 0;
+        for n in 0..2 * LOOKS {
+            looked += u64::from(r.looks(at(n)));
+            assert!(n != 7 || r.meets(at(n)));
+        }
+        assert_eq!(looked, LOOKS);
+        parts.end(&r);
+        // The other one is still to be found, beyond.
+        let mut r = parts.begin(1 + 2 * MS, 1, 1).unwrap();
+        assert_eq!((r.from(), r.left, r.looks(at(LOOKS))), (at(LOOKS), 1, true));
+        parts.end(&r);
+        assert!(!parts.any());
     }
 
     #[test]

@@ -237,7 +237,8 @@ impl GuestMemory {
             };
             removing.join(range, |gpa, level| {
                 let entry = slots.find(gpa).filter(|_| level == Level::L2);
-                entry.is_some_and(|e| self.may_be_leaf(mm, &e.slot, gpa, level)) && round.meets(gpa)
+                entry.is_some_and(|e| round.looks(gpa) && self.may_be_leaf(mm, &e.slot, gpa, level))
+                    && round.meets(gpa)
             });
         }
         drop(removing);
