@@ -9,6 +9,7 @@ use crate::mem::addr::{Gpa, GpaRange, Level};
 use crate::mem::memory::GuestMemory;
 use crate::mem::mmu::TablePool;
 use crate::mem::walk::Cursor;
+use core::cell::Cell;
 use kernel::sync::rcu;
 
 /// Entries visited between two chances to reschedule.
@@ -43,9 +44,23 @@ impl Removing<'_> {
     /// Repeats `step` until it is done, letting others run in between if `may_sleep`.
     fn walk(
         &mut self,
-        mut cursor: Cursor,
+        cursor: Cursor,
         may_sleep: bool,
+        step: impl FnMut(&GuestMemory, &mut TablePool, &mut Cursor) -> bool,
+    ) -> bool {
+        self.walk_with(cursor, step, |_| {
+            if may_sleep {
+                sched::cond_resched();
+            }
+        })
+    }
+
+    /// Repeats `step` until it is done, and does `between` in between.
+    fn walk_with(
+        &mut self,
+        mut cursor: Cursor,
         mut step: impl FnMut(&GuestMemory, &mut TablePool, &mut Cursor) -> bool,
+        mut between: impl FnMut(&mut TablePool),
     ) -> bool {
         loop {
             let done = {
@@ -56,9 +71,7 @@ impl Removing<'_> {
                 self.flushing.needed |= cursor.flush;
                 return cursor.hit;
             }
-            if may_sleep {
-                sched::cond_resched();
-            }
+            between(&mut self.tables);
         }
     }
 
@@ -80,28 +93,25 @@ impl Removing<'_> {
     /// is that of a small page; where memory is short they stay, without the right. Sleeps.
     pub(super) fn split(&mut self, range: GpaRange) {
         let clean = self.cleans();
-        let mut cursor = Cursor::new(range);
-        let mut may_split = true;
-        loop {
-            let done = {
-                let _tables_stay = rcu::read_lock();
-                let (table, tables) = (&self.flushing.memory.table, &mut self.tables);
-                if may_split {
-                    table.split_some(tables, &mut cursor, BUDGET, clean)
+        let may_split = Cell::new(true);
+        self.walk_with(
+            Cursor::new(range),
+            |m, tables, cursor| {
+                if may_split.get() {
+                    m.table.split_some(tables, cursor, BUDGET, clean)
                 } else {
-                    table.write_protect_some(tables, &mut cursor, BUDGET)
+                    m.table.write_protect_some(tables, cursor, BUDGET)
                 }
-            };
-            if done {
-                self.flushing.needed |= cursor.flush;
-                return;
-            }
-            // Who is being killed only has to leave what is true.
-            may_split = may_split
-                && !sched::fatal_signal_pending()
-                && (!self.tables.is_low() || self.tables.top_up().is_ok());
-            sched::cond_resched();
-        }
+            },
+            |tables| {
+                // Who is being killed only has to leave what is true.
+                let goes_on = may_split.get()
+                    && !sched::fatal_signal_pending()
+                    && (!tables.is_low() || tables.top_up().is_ok());
+                may_split.set(goes_on);
+                sched::cond_resched();
+            },
+        );
     }
 
     /// Unmaps the areas of 2 MiB or 1 GiB in `range` that are mapped in parts and of which `whole` says that they need
