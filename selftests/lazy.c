@@ -393,6 +393,45 @@ void *run_once(void *argument)
 	return NULL;
 }
 
+/* There is no page, whatever is said: KVM_RUN ends, and nobody is asked over and over. */
+TEST(missing_queue_fails)
+{
+	struct rvmm_missing_range range = { .gpa = TEST_GPA + 0x3000, .size = 4096 };
+	int queue, memory = OK(memfd_create("guest", 0)), ended;
+	struct timespec until;
+	struct runner r;
+	pthread_t thread;
+	struct vm vm;
+	uint8_t *m;
+
+	OK(ftruncate(memory, 0x3000));
+	m = mmap(NULL, TEST_BYTES, PROT_READ | PROT_WRITE, MAP_SHARED, memory, 0);
+	REQUIRE(m != MAP_FAILED);
+	reporting_vm(&vm, m);
+	r.vm = &vm;
+	queue = OK(ioctl(vm.fd, RVMM_MISSING_QUEUE));
+	for (int i = 0; i < 2; i++) {
+		/* The kernel's access, the guest's. */
+		lazy_tell(&vm, i ? LAZY_READ : LAZY_OUTS, range.gpa, 0);
+		pthread_create(&thread, NULL, run_once, &r);
+		CHECK_EQ(next_event(queue).gpa, range.gpa);
+		CHECK_ERRNO(ioctl(queue, RVMM_MISSING_RESOLVE, &range), EFAULT);
+		clock_gettime(CLOCK_REALTIME, &until);
+		until.tv_sec += 5;
+		ended = !pthread_timedjoin_np(thread, NULL, &until);
+		CHECK(ended);
+		if (!ended) {
+			close(queue);
+			pthread_join(thread, NULL);
+			break;
+		}
+		CHECK_EQ(r.error, EFAULT);
+		CHECK_EQ(vm.run->exit_reason, KVM_EXIT_MEMORY_FAULT);
+		CHECK_EQ(vm.run->memory_fault.gpa, range.gpa);
+		CHECK(!(vm.run->memory_fault.flags & RVMM_MEMORY_EXIT_MISSING));
+	}
+}
+
 TEST(missing_queue_ends)
 {
 	struct sigaction action = { .sa_handler = nothing };

@@ -106,11 +106,15 @@ impl MissingFile {
             return Err(EINVAL);
         }
         let mut at = Gpa(r.gpa);
+        let mut failed = None;
         let result = loop {
             if at.0 >= end {
                 break Ok(());
             }
             if let Err(e) = self.bring_in(at) {
+                // Without a slot there is nothing that would be missing.
+                let memory = !self.vm.memory.view().is_device(at, false);
+                failed = Some(at).filter(|_| e == EFAULT && memory);
                 break Err(e);
             }
             at = at.wrapping_add(PAGE_SIZE);
@@ -118,7 +122,7 @@ impl MissingFile {
         };
         // Whoever calls again after a signal begins with the page at which it ended.
         let upto = if result == Err(EINTR) { at } else { Gpa(end) };
-        self.queue.answer(Gpa(r.gpa), upto);
+        self.queue.answer(Gpa(r.gpa), upto, failed);
         result
     }
 

@@ -148,7 +148,7 @@ fn bring_in(vm: &Vm, vcpu: &Vcpu, gpa: Gpa) -> Result<isize> {
             vcpu: vcpu.shared.id,
             write: false,
         };
-        if vm.missing.wait(event)? == Waited::Nobody {
+        if vm.missing.wait(event)? != Waited::Answered {
             return Err(EFAULT);
         }
     }

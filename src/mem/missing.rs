@@ -40,6 +40,8 @@ pub(crate) struct Event {
 pub(crate) enum Waited {
     /// User space has said that the page is to be taken as it is now.
     Answered,
+    /// User space has said so, and there is no page to be had.
+    Failed,
     /// There is nobody who would be told.
     Nobody,
 }
@@ -50,7 +52,8 @@ struct Waiter {
     event: Event,
     /// It has been told.
     told: bool,
-    answered: bool,
+    /// [`Waited::Answered`] or [`Waited::Failed`].
+    answer: Option<Waited>,
 }
 
 #[derive(Default)]
@@ -106,26 +109,23 @@ impl Queue {
                 number,
                 event,
                 told: false,
-                answered: false,
+                answer: None,
             },
             GFP_KERNEL_ACCOUNT,
         )?;
         self.events.notify_all();
         let result = loop {
-            if inner.find(number).is_none_or(|w| w.answered) {
-                break Ok(Waited::Answered);
+            let answer = inner.find(number).and_then(|w| w.answer);
+            if let Some(answer) = answer {
+                break Ok(answer);
             }
             if inner.closed {
                 break Ok(Waited::Nobody);
             }
             if self.answers.wait_interruptible(&mut inner) {
                 // An answer that came together with the signal counts.
-                let answered = inner.find(number).is_none_or(|w| w.answered);
-                break if answered {
-                    Ok(Waited::Answered)
-                } else {
-                    Err(EINTR)
-                };
+                let answer = inner.find(number).and_then(|w| w.answer);
+                break answer.ok_or(EINTR);
             }
         };
         inner.waiters.retain(|w| w.number != number);
@@ -148,11 +148,16 @@ impl Queue {
         self.events.notify_all();
     }
 
-    /// Those who wait for a page in `start` to `end` go on.
-    pub(crate) fn answer(&self, start: Gpa, end: Gpa) {
+    /// Those who wait for a page in `start` to `end` go on; those who wait for `failed` do without.
+    pub(crate) fn answer(&self, start: Gpa, end: Gpa, failed: Option<Gpa>) {
         let mut inner = self.inner.lock();
         for w in inner.waiters.iter_mut() {
-            w.answered |= start <= w.event.page.gpa && w.event.page.gpa < end;
+            let gpa = w.event.page.gpa;
+            if failed == Some(gpa) {
+                w.answer = Some(Waited::Failed);
+            } else if start <= gpa && gpa < end {
+                w.answer = Some(Waited::Answered);
+            }
         }
         drop(inner);
         self.answers.notify_all();

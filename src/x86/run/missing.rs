@@ -34,6 +34,8 @@ impl Runner<'_> {
         };
         match self.vm.missing.wait(event) {
             Ok(Waited::Answered) => None,
+            // Who emulates would find it missing again, and ask without end.
+            Ok(Waited::Failed) => Some(self.memory_fault(page.gpa, 0, EFAULT)),
             Ok(Waited::Nobody) => {
                 let mut flags = uapi::RVMM_MEMORY_EXIT_MISSING;
                 if write {
