@@ -6,8 +6,10 @@
 //! VMCS takes a short stay of its own. What the next entry has to write is kept here; `enter` writes only what
 //! differs.
 
+mod write;
+
 use super::apic::{Apic, TprShadow};
-use super::bits::{activity, dr7, entry, proc, reason};
+use super::bits::{activity, proc, reason};
 use super::config::{VmcsConfig, TSC_FRACTION};
 use super::entry::{self as world, Outcome};
 use super::exits::{self, LastExit};
@@ -25,7 +27,7 @@ use super::state::{self, ControlState, RightsCache};
 use super::timer::Timer;
 use super::vmcs::*;
 use super::write_log::WriteLog;
-use super::written::{Written, ALWAYS_INTERCEPTED};
+use super::written::Written;
 use super::{decode, event, view};
 use crate::linux::irqflags::{IrqGuard, ThisCpu};
 use crate::linux::{cr, smp};
@@ -33,7 +35,7 @@ use crate::mem::addr::{Gpa, Hpa};
 use crate::x86::cpu::cpuid::GuestFeatures;
 use crate::x86::cpu::events::vector;
 use crate::x86::cpu::index;
-use crate::x86::cpu::regs::{efer, Seg, Segment};
+use crate::x86::cpu::regs::{Seg, Segment};
 use crate::x86::exit::{Event, EventKind, Exit};
 use crate::x86::mitigate;
 use crate::x86::paging::fetch::Code;
@@ -213,149 +215,6 @@ impl VmxVcpu {
         Some(exits::refused(vm, &violation))
     }
 
-    /// Writes dirty system registers.
-    #[inline(never)]
-    fn write_dirty(&mut self, vm: Current<'_>, cpu: &CpuState) {
-        let config = &self.shared.config;
-        state::write(vm, config, &mut self.control, &cpu.sregs, cpu.dirty);
-        if cpu.dirty.contains(Groups::CTRL) {
-            let mode = if self.control.efer & efer::LMA != 0 {
-                entry::IA32E_GUEST
-            } else {
-                0
-            };
-            let controls = config.entry | mode | self.host.pebs.entry_controls();
-            // SAFETY: The controls of `config`, the guest's mode, and what holds the host's PEBS.
-            unsafe { vm.write_control(ENTRY_CONTROLS, controls) };
-            // The guest's own write would have flushed what depends on the changed bits.
-            self.flush.linear = true;
-            self.stale = true;
-        }
-    }
-
-    /// Writes what the parameters of an entry ask for, where it differs from the last one.
-    #[inline(always)]
-    fn write_params(&mut self, vm: Current<'_>, cpu: &CpuState, params: &EntryParams) {
-        let mut proc = self.proc & !self.proc_off;
-        if params.irq_window {
-            proc |= proc::INTERRUPT_WINDOW;
-        }
-        if params.nmi_window {
-            proc |= proc::NMI_WINDOW;
-        }
-        if proc != self.written.proc {
-            // SAFETY: The controls of `config`, and windows, which only add exits.
-            unsafe { vm.write_control(PROC_CONTROLS, proc) };
-            self.written.proc = proc;
-        }
-        if let Some(tpr) = &mut self.tpr {
-            tpr.set_threshold(vm, params.tpr_threshold);
-        }
-        if let Some(status) = params.apic_status {
-            vm.write(GUEST_INTERRUPT_STATUS, status);
-        }
-        let eptp = params.nested_root.0 | self.config().eptp_flags;
-        if eptp != self.written.eptp {
-            // SAFETY: The core's nested page table with the flags of `config`.
-            unsafe { vm.write_control(EPT_POINTER, eptp) };
-            self.written.eptp = eptp;
-            self.flush.root = true;
-            self.stale = true;
-        }
-        if cpu.dr7 != self.written.dr7 || cpu.dr7 & dr7::ENABLES != 0 {
-            self.write_debug(vm, cpu);
-        }
-        if self.stale | params.flush {
-            self.flush.root |= params.flush;
-            self.write_stale(vm, cpu);
-        }
-    }
-
-    /// Writes DR7, and the breakpoint addresses when it enables some.
-    #[cold]
-    #[inline(never)]
-    fn write_debug(&mut self, vm: Current<'_>, cpu: &CpuState) {
-        if cpu.dr7 != self.written.dr7 {
-            vm.write(GUEST_DR7, dr7_for_entry(cpu.dr7));
-            self.written.dr7 = cpu.dr7;
-        }
-        if self.in_stay && cpu.dr7 & dr7::ENABLES != 0 && self.written.dr != Some(cpu.dr) {
-            self.host.load_breakpoints(&cpu.dr);
-            self.written.dr = Some(cpu.dr);
-        }
-    }
-
-    /// Writes what has been set since the last entry, and flushes translations.
-    #[cold]
-    #[inline(never)]
-    fn write_stale(&mut self, vm: Current<'_>, cpu: &CpuState) {
-        self.stale = false;
-        let exceptions = self.exceptions | ALWAYS_INTERCEPTED;
-        if exceptions != self.written.exceptions {
-            // SAFETY: Intercepts beyond the fixed ones only add exits.
-            unsafe { vm.write_control(EXCEPTION_BITMAP, exceptions) };
-            self.written.exceptions = exceptions;
-        }
-        if self.tsc_offset != self.written.tsc_offset {
-            // SAFETY: Only the guest sees its TSC.
-            unsafe { vm.write_control(TSC_OFFSET, self.tsc_offset) };
-            self.written.tsc_offset = self.tsc_offset;
-        }
-        if self.tsc_ratio != self.written.tsc_ratio {
-            // SAFETY: As above; the core sets it only where the control is on, and never to zero.
-            unsafe { vm.write_control(TSC_MULTIPLIER, self.tsc_ratio) };
-            self.written.tsc_ratio = self.tsc_ratio;
-        }
-        self.write_proc2(vm);
-        let spec_ctrl = self.msrs.spec_ctrl.is_passed();
-        let bitmap = self
-            .shared
-            .msr_bitmap(self.x2apic(), self.exits.all_msrs, spec_ctrl);
-        if bitmap != self.written.msr_bitmap {
-            // SAFETY: The guest reaches MSRs that are switched, and the local APIC's if the controls above say x2APIC.
-            unsafe { vm.write_control(MSR_BITMAP, bitmap) };
-            self.written.msr_bitmap = bitmap;
-        }
-        self.pause.write(vm);
-        self.blocking.write(vm, cpu.regs.rflags);
-        if let Some(pdptes) = self.pdptes.take() {
-            for (n, value) in (0..).zip(pdptes) {
-                vm.write(GUEST_PDPTE0.nth(n), value);
-            }
-        }
-        if self.activity_dirty {
-            vm.write(GUEST_ACTIVITY_STATE, activity::ACTIVE);
-            self.activity_dirty = false;
-        }
-        if self.in_stay {
-            self.flush
-                .carry_out(vm, &self.shared.config, self.written.eptp);
-        } else {
-            // Only checking: the entry may come on another CPU, and that one has to flush.
-            self.stale |= self.flush.root | self.flush.linear;
-        }
-    }
-
-    /// Writes the secondary controls, and fields that go with them, if they have changed.
-    fn write_proc2(&mut self, vm: Current<'_>) {
-        let log = self.log.stale;
-        if log {
-            self.log.write(vm);
-        }
-        let more = self.log.controls();
-        match &mut self.apic {
-            Some(apic) if log || apic.dirty => {
-                apic.write(vm, &self.shared, more);
-            }
-            None if log => {
-                let proc2 = self.shared.config.proc2 | more;
-                // SAFETY: The controls of `config`, and the log, whose fields have been written.
-                unsafe { vm.write_control(PROC2_CONTROLS, proc2) };
-            }
-            _ => {}
-        }
-    }
-
     /// Turns the exit that just happened into its neutral form.
     #[inline(never)]
     fn decode(&mut self, vm: Current<'_>, cpu: &mut CpuState, reason: u32) -> Exit {
@@ -397,12 +256,6 @@ impl VmxVcpu {
             self.proc_off |= proc::HLT_EXITING;
         }
     }
-}
-
-/// DR7 as VM entry accepts it: bits 63:32 clear (SDM 3C 27.3.1.1), bit 10 set, general detect clear because
-/// debug-register accesses exit anyway.
-const fn dr7_for_entry(dr7: u64) -> u64 {
-    (dr7 & 0xffff_0bff & !dr7::GENERAL_DETECT) | dr7::FIXED
 }
 
 impl VcpuBackend for VmxVcpu {
