@@ -512,6 +512,17 @@ impl GuestMemory {
             None
         }
     }
+
+    /// The processor has logged a write to the page at `gpa`, for the vCPU of `view`. While a slot moves it may have
+    /// been to the page's old place, of which `view` knows nothing: the flush that ends the move waits for this. (For
+    /// bitmaps `set_slot` marks all pages then.)
+    pub(crate) fn note_written(&self, view: &MemoryView<'_>, gpa: Gpa) {
+        view.mark_dirty(gpa);
+        // After the table.
+        if let Some(slot) = self.leaving() {
+            view.mark_left(&slot, gpa);
+        }
+    }
 }
 
 #[pinned_drop]

@@ -224,6 +224,15 @@ impl MemoryView<'_> {
             entry.mark_dirty(gpa, self.ring.as_deref());
         }
     }
+
+    /// Marks the page that was at `gpa` in `slot`, which is leaving, if writes to it go to a dirty ring.
+    #[cold]
+    pub(super) fn mark_left(&self, slot: &Slot, gpa: Gpa) {
+        let page = slot.page_index(gpa).filter(|_| slot.is_logging());
+        if let (Some(page), Some(ring)) = (page, self.ring.as_deref()) {
+            ring.push(slot.id, page);
+        }
+    }
 }
 
 /// Look-ups that remember the last slot.

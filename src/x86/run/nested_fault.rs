@@ -110,8 +110,11 @@ impl Runner<'_> {
 
     #[inline(never)]
     fn take_write_log(&mut self, stay: &Stay<'_>) {
-        let view = self.memory().view_of(&self.s.ring);
-        self.s.hw.take_write_log(stay, |page| view.mark_dirty(page));
+        let memory = self.memory();
+        let view = memory.view_of(&self.s.ring);
+        self.s
+            .hw
+            .take_write_log(stay, |page| memory.note_written(&view, page));
     }
 
     /// Has the processor log writes, or no more, as the slots want it. ENOMEM.
