@@ -502,8 +502,8 @@ impl GuestMemory {
         }
     }
 
-    /// The slot that is leaving, if one is. A slot that was gone from the table that the caller has read before is named
-    /// here until it is unmapped and flushed.
+    /// The slot that is leaving, if one is. A slot that was gone from the table that the caller has read before is
+    /// named here until it is unmapped and flushed.
     #[inline]
     fn leaving(&self) -> Option<Slot> {
         if self.is_leaving.load(Ordering::SeqCst) {
