@@ -481,6 +481,58 @@ TEST_SECONDS(known_writes, 120)
 	stop_thread(thread);
 }
 
+/* The guest of known_writes writes to `page`. */
+static void write_page(struct vm *vm, uint64_t page)
+{
+	static uint64_t number;
+	uint64_t word = ++number << 8 | page;
+
+	vm_cells(vm)[0] = word;
+	while (vm_cells(vm)[1] != word)
+		;
+}
+
+static bool in_ring(struct ring *ring, uint64_t page)
+{
+	struct kvm_dirty_gfn e;
+
+	/* KVM does not wait for vCPUs that are on their way out. */
+	for (int i = 0; i < 200; i++, usleep(100))
+		while (harvest(ring, &e))
+			if (e.offset == page)
+				return true;
+	return false;
+}
+
+/* What has been written before a slot moves is in the ring, although the address is not the slot's any more. */
+TEST_SECONDS(ring_of_moved_slot, 120)
+{
+	struct sigaction action = { .sa_handler = nothing };
+	struct ring ring;
+	pthread_t thread;
+	struct vm vm;
+	uint8_t *m;
+
+	sigaction(SIGUSR1, &action, NULL);
+	m = with_ring(&vm, &ring, 64);
+	VM_LONG(&vm, answerer);
+	stop = false;
+	pthread_create(&thread, NULL, run_scatter, &vm);
+	for (uint64_t page = 1; page < 9; page++) {
+		write_page(&vm, page);
+		CHECK(in_ring(&ring, page));
+		OK(ioctl(vm.fd, KVM_RESET_DIRTY_RINGS, 0));
+		/* Now it is mapped, and the processor may note the write. */
+		write_page(&vm, page);
+		vm_slot(&vm, TEST_SLOT, KVM_MEM_LOG_DIRTY_PAGES, TEST_GPA + 64 * PAGE, 64 * PAGE, m);
+		CHECK(in_ring(&ring, page));
+		vm_slot(&vm, TEST_SLOT, KVM_MEM_LOG_DIRTY_PAGES, TEST_GPA, 64 * PAGE, m);
+		OK(ioctl(vm.fd, KVM_RESET_DIRTY_RINGS, 0));
+	}
+	stop = true;
+	stop_thread(thread);
+}
+
 /* --- whether a write is missed ------------------------------------------------------------------------------- */
 
 #define COPY_PAGES 256
