@@ -216,6 +216,31 @@ TEST(one_flush_for_a_page)
 	}
 }
 
+/* How many leaves the nested page tables have. */
+TEST(pages)
+{
+	const size_t bytes = 128 * 4096;
+	uint8_t *m = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+	uint64_t before, after;
+	struct stats s;
+	struct vm vm;
+
+	REQUIRE(m != MAP_FAILED);
+	OK(madvise(m, bytes, MADV_NOHUGEPAGE));
+	VM_NEW_LONG(&vm, stripes);
+	vm_slot(&vm, 5, 0, 0x8000000, bytes, m);
+	open_stats(&s, vm.fd);
+	before = value(&s, "pages_4k");
+	CHECK_EQ(value(&s, "pages_1g"), 0);
+	vm_expect_out(&vm, 0x10);
+	after = value(&s, "pages_4k");
+	/* The guest's code and its tables as well, if they are in small pages. */
+	CHECK(after >= before + 64 && after < before + 64 + 32);
+	OK(madvise(m, bytes / 2, MADV_DONTNEED));
+	CHECK_EQ(value(&s, "pages_4k"), after - 32);
+	CHECK_EQ(value(&s, "nx_lpage_splits"), 0);
+}
+
 /*
  * What a virtualised local APIC does without an exit: EOI, self-IPI with its delivery, TPR and CR8, reads. In
  * rounds, between two exits; first by MSRs, then by memory.

@@ -6,6 +6,7 @@
 //! descriptors and from live counters.
 #![forbid(unsafe_code)]
 
+use core::cell::OnceCell;
 use core::fmt::{self, Write};
 use core::sync::atomic::{AtomicU64, Ordering};
 
@@ -316,8 +317,26 @@ pub static VCPU_DESCS: [Desc; VCPU_DESC_COUNT] = concat_descs::<VCPU_DESC_COUNT>
     &KVM_NAME_DESCS,
 ]);
 
-/// Descriptors of a VM's statistics file.
-pub static VM_DESCS: [Desc; VmCounter::COUNT] = VM_COUNTERS;
+/// What is counted of a VM's nested page tables when it is read, by the names that KVM gives it.
+const MAPPED: [Desc; 4] = [
+    Desc::instant("pages_4k"),
+    Desc::instant("pages_2m"),
+    Desc::instant("pages_1g"),
+    Desc::instant("nx_lpage_splits"),
+];
+
+/// Leaves of nested page tables.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Mapped {
+    /// Of 4 KiB, 2 MiB and 1 GiB.
+    pub leaves: [u64; 3],
+    /// Areas of 2 MiB that are mapped in small leaves because code runs there (an estimate).
+    pub split: u64,
+}
+
+/// Descriptors of a VM's statistics file: counters, leaves of nested page tables.
+pub static VM_DESCS: [Desc; VmCounter::COUNT + MAPPED.len()] =
+    concat_descs::<{ VmCounter::COUNT + MAPPED.len() }>(&[&VM_COUNTERS, &MAPPED]);
 
 /// Where a statistics file takes its values from.
 pub trait Values {
@@ -442,6 +461,38 @@ impl VmStats {
 impl Values for VmStats {
     fn value(&self, word: usize) -> u64 {
         load(self.counters.get(word))
+    }
+}
+
+/// The values of a VM's file during one read: counters, and leaves, which are counted when the first of their values is
+/// wanted.
+pub struct VmValues<'a, F> {
+    stats: &'a VmStats,
+    count: F,
+    mapped: OnceCell<Mapped>,
+}
+
+impl<'a, F: Fn() -> Mapped> VmValues<'a, F> {
+    /// Of `stats`, and what `count` finds.
+    pub const fn new(stats: &'a VmStats, count: F) -> Self {
+        Self {
+            stats,
+            count,
+            mapped: OnceCell::new(),
+        }
+    }
+}
+
+impl<F: Fn() -> Mapped> Values for VmValues<'_, F> {
+    fn value(&self, word: usize) -> u64 {
+        match word.checked_sub(VmCounter::COUNT) {
+            None => self.stats.value(word),
+            Some(n) if n < MAPPED.len() => {
+                let mapped = self.mapped.get_or_init(&self.count);
+                mapped.leaves.get(n).copied().unwrap_or(mapped.split)
+            }
+            Some(_) => 0,
+        }
     }
 }
 
@@ -687,16 +738,34 @@ mod tests {
         s.add(VmCounter::RemoteFlushes, 5);
         s.add(VmCounter::RemoteFlushes, -2);
         let id = id_string(0, None);
+        let counted = core::cell::Cell::new(0);
+        let values = VmValues::new(&s, || {
+            counted.set(counted.get() + 1);
+            Mapped {
+                leaves: [7, 8, 9],
+                split: 10,
+            }
+        });
         let f = StatsFile {
             id: &id,
             descs: &VM_DESCS,
-            values: &s,
+            values: &values,
         };
+        // Not for the descriptors.
+        assert_eq!(f.read(0, &mut [0; DESC_OFFSET + 8]), DESC_OFFSET + 8);
+        assert_eq!(counted.get(), 0);
         let b = whole(&f);
+        assert_eq!(counted.get(), 1);
         assert_eq!(&b[24..30], b"kvm-0\0");
         let p = parse(&b);
-        let x = p.iter().find(|x| x.0 == "remote_tlb_flush").unwrap();
-        assert_eq!((x.1, &x.2[..]), (0, &[3u64][..]));
+        let get = |name| {
+            let x = p.iter().find(|x| x.0 == name).unwrap();
+            (x.1, x.2[0])
+        };
+        assert_eq!(get("remote_tlb_flush"), (0, 3));
+        assert_eq!((get("pages_4k"), get("pages_2m")), ((1, 7), (1, 8)));
+        assert_eq!((get("pages_1g"), get("nx_lpage_splits")), ((1, 9), (1, 10)));
+        assert_eq!(values.value(VM_DESCS.len()), 0);
     }
 
     #[test]

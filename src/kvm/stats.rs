@@ -3,7 +3,7 @@
 
 use crate::abi::ledger::VcpuLedger;
 use crate::abi::stats::{
-    id_string, Desc, StatsFile, Values, VmStats, NAME_SIZE, VCPU_DESCS, VM_DESCS,
+    id_string, Desc, StatsFile, Values, VmStats, VmValues, NAME_SIZE, VCPU_DESCS, VM_DESCS,
 };
 use crate::linux::anon_inode::{self, FileOperations};
 use crate::x86::Vm;
@@ -14,18 +14,23 @@ use kernel::uaccess::UserSliceWriter;
 
 /// A statistics file. It keeps the VM alive, as KVM's does.
 struct StatsFd<V> {
-    _vm: Arc<Vm>,
+    vm: Arc<Vm>,
     id: [u8; NAME_SIZE],
     descs: &'static [Desc],
     values: Arc<V>,
 }
 
-impl<V: Values + Send + Sync + 'static> StatsFd<V> {
-    fn copy(&self, buf: &mut UserSliceWriter, pos: &mut i64) -> Result<usize> {
+impl<V> StatsFd<V> {
+    fn copy(
+        &self,
+        values: &impl Values,
+        buf: &mut UserSliceWriter,
+        pos: &mut i64,
+    ) -> Result<usize> {
         let file = StatsFile {
             id: &self.id,
             descs: self.descs,
-            values: &*self.values,
+            values,
         };
         let mut chunk = [0u8; 256];
         let mut total = 0usize;
@@ -56,7 +61,7 @@ impl FileOperations for StatsFd<VcpuLedger> {
     }
 
     fn read(this: ArcBorrow<'_, Self>, buf: &mut UserSliceWriter, pos: &mut i64) -> Result<usize> {
-        this.copy(buf, pos)
+        this.copy(&*this.values, buf, pos)
     }
 }
 
@@ -69,7 +74,8 @@ impl FileOperations for StatsFd<VmStats> {
     }
 
     fn read(this: ArcBorrow<'_, Self>, buf: &mut UserSliceWriter, pos: &mut i64) -> Result<usize> {
-        this.copy(buf, pos)
+        let values = VmValues::new(&this.values, || this.vm.mapped());
+        this.copy(&values, buf, pos)
     }
 }
 
@@ -81,7 +87,7 @@ fn pid() -> u32 {
 pub(crate) fn vm_stats_fd(vm: &Arc<Vm>) -> Result<isize> {
     let values = vm.stats.clone();
     let file = StatsFd {
-        _vm: vm.clone(),
+        vm: vm.clone(),
         id: id_string(pid(), None),
         descs: &VM_DESCS,
         values,
@@ -93,7 +99,7 @@ pub(crate) fn vm_stats_fd(vm: &Arc<Vm>) -> Result<isize> {
 pub(crate) fn vcpu_stats_fd(vm: &Arc<Vm>, ledger: &Arc<VcpuLedger>) -> Result<isize> {
     let values = ledger.clone();
     let file = StatsFd {
-        _vm: vm.clone(),
+        vm: vm.clone(),
         id: id_string(pid(), Some(ledger.id)),
         descs: &VCPU_DESCS,
         values,

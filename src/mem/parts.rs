@@ -58,10 +58,15 @@ impl Parts {
         self.count.fetch_add(1, Ordering::Relaxed);
     }
 
+    /// How many there may be.
+    pub fn count(&self) -> u64 {
+        self.count.load(Ordering::Relaxed)
+    }
+
     /// Whether there may be any.
     #[inline]
     pub fn any(&self) -> bool {
-        self.count.load(Ordering::Relaxed) != 0
+        self.count() != 0
     }
 
     /// The round that is due at `now` (nanoseconds), if nobody else does it; none if `ratio` is 0. They
@@ -171,6 +176,7 @@ mod tests {
         assert!(!parts.any() && parts.begin(1, 60, 0).is_none());
         let areas: std::vec::Vec<u64> = (0..7).map(|n| n * 2 * MIB_2).collect();
         areas.iter().for_each(|_| parts.came());
+        assert_eq!(parts.count(), 7);
         // The first one only sets the clock: an hour in 60 parts.
         assert!(parts.begin(5, 60, 0).is_none());
         let minute = 60_000 * MS;

@@ -4,6 +4,7 @@
 //! Called by slot changes, dirty logs and notifier callbacks, any number of them at a time, and by faults that replace
 //! what is mapped.
 
+use crate::abi::stats::Mapped;
 use crate::linux::sched;
 use crate::mem::addr::{Gpa, GpaRange, Level};
 use crate::mem::memory::GuestMemory;
@@ -191,6 +192,26 @@ impl GuestMemory {
         let _tables_stay = rcu::read_lock();
         while !self.table.age_some(&mut none, &mut cursor, BUDGET) {}
         cursor.hit
+    }
+
+    /// How many leaves of each size there are. Others come and go meanwhile. Sleeps.
+    pub(crate) fn mapped(&self) -> Mapped {
+        let mut none = TablePool::new();
+        let mut cursor = Cursor::new(self.table.all());
+        let mut leaves = [0; 3];
+        let mut done = false;
+        while !done {
+            let tables_stay = rcu::read_lock();
+            done = self
+                .table
+                .count_some(&mut none, &mut cursor, BUDGET, &mut leaves);
+            drop(tables_stay);
+            sched::cond_resched();
+        }
+        Mapped {
+            leaves,
+            split: self.parts.count(),
+        }
     }
 
     /// Whether a page in `range` was accessed since mapped or last aged.

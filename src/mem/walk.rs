@@ -49,7 +49,8 @@ use crate::mem::format::{Format, Leaf, Perm};
 use split::{fill, split, Split};
 use table::{gone, retire};
 use visitors::{
-    Age, Clean, Clear, Entry, Join, Next, SplitLeaves, TestAccessed, Unmap, Visitor, WriteProtect,
+    Age, Clean, Clear, Count, Entry, Join, Next, SplitLeaves, TestAccessed, Unmap, Visitor,
+    WriteProtect,
 };
 
 /// What [`PageTable::map`] did.
@@ -450,6 +451,18 @@ impl<F: Format, T: Tables> PageTable<F, T> {
         let mut cur = Cursor::new(range);
         while !self.scan(t, &mut cur, u32::MAX, &mut TestAccessed::<F>(PhantomData)) {}
         cur.hit
+    }
+
+    /// Adds the leaves in the range to `leaves`, by their size, from the smallest on. From where `cur` stands, for about
+    /// `budget` entries. Returns true at the end of the range.
+    pub fn count_some(
+        &self,
+        t: &mut T,
+        cur: &mut Cursor,
+        budget: u32,
+        leaves: &mut [u64; 3],
+    ) -> bool {
+        self.scan(t, cur, budget, &mut Count::<F>(PhantomData, leaves))
     }
 
     /// Takes the write right from all leaves in the range, also from a huge leaf that is partly in it: mapping

@@ -11,7 +11,7 @@
 //! `setup` (creation of vCPUs and interrupt controllers) > a vCPU's `state` > `spaces` > `memory.update`, that of the
 //! first address space first > the interrupt controllers' spin locks.
 
-use crate::abi::stats::VmStats;
+use crate::abi::stats::{Mapped, VmStats};
 use crate::bus::ioeventfd::Bus;
 use crate::bus::EventBus;
 use crate::linux::cred;
@@ -247,6 +247,15 @@ impl Vm {
         } else {
             Err(EIO)
         }
+    }
+
+    /// Leaves of the nested page tables. Areas that are in parts for no longer than now are joined first, which
+    /// otherwise waits for the next KVM_RUN. Sleeps.
+    pub(crate) fn mapped(&self) -> Mapped {
+        if self.check_mm().is_ok() {
+            self.memory.recover_parts(&self.mm);
+        }
+        self.memory.mapped()
     }
 
     /// KVM_CAP_VM_DISABLE_NX_HUGE_PAGES. EPERM: who may not reboot the machine may not risk it. EINVAL: a value, or

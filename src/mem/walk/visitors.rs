@@ -148,6 +148,19 @@ impl<F: Format, T: Tables> Visitor<T> for TestAccessed<F> {
     }
 }
 
+/// Counts leaves by their level.
+pub(super) struct Count<'a, F>(pub(super) PhantomData<F>, pub(super) &'a mut [u64; 3]);
+
+impl<F: Format, T: Tables> Visitor<T> for Count<'_, F> {
+    #[inline]
+    fn leaf(&mut self, _t: &mut T, _cur: &mut Cursor, at: &Entry<T::Page>) -> Next {
+        if let Some(n) = self.1.get_mut((at.level as usize).wrapping_sub(1)) {
+            *n = n.wrapping_add(1);
+        }
+        Next::On
+    }
+}
+
 /// Clears dirty bits of the smallest leaves; takes the write right from others.
 pub(super) struct Clean<F>(pub(super) PhantomData<F>);
 

@@ -172,10 +172,26 @@ impl NestedTable {
         dispatch!(self, t => t.test_accessed(pool, range))
     }
 
+    /// All that the table can map.
+    pub(crate) fn all(&self) -> GpaRange {
+        dispatch!(self, t => t.all())
+    }
+
+    /// [`PageTable::count_some`].
+    pub(crate) fn count_some(
+        &self,
+        pool: &mut TablePool,
+        cursor: &mut Cursor,
+        budget: u32,
+        leaves: &mut [u64; 3],
+    ) -> bool {
+        dispatch!(self, t => t.count_some(pool, cursor, budget, leaves))
+    }
+
     /// Frees every table but the root, which goes with `self`. No processor uses them any more.
     pub(crate) fn clear(&mut self) {
         let mut pool = TablePool::new();
-        let mut cursor = Cursor::new(dispatch!(self, t => t.all()));
+        let mut cursor = Cursor::new(self.all());
         while !dispatch!(self, t => t.clear_some(&mut pool, &mut cursor, 16 * 1024)) {
             pool.release_now();
         }

@@ -522,6 +522,32 @@ fn tables_are_freed_with_the_range() {
 }
 
 #[test]
+fn counting() {
+    let mut m = Mem::<Ept>::new();
+    let pt: PageTable<Ept, _> = m.create(4).unwrap();
+    let pages = [
+        (0x1000, Level::L1),
+        (0x2000, Level::L1),
+        (0x20_0000, Level::L2),
+        (0x4000_0000, Level::L3),
+        (1 << 40, Level::L1),
+    ];
+    for (gpa, level) in pages {
+        pt.map(&mut m, Gpa(gpa), level, &leaf(0, Perm::RW), Allow::Any)
+            .unwrap();
+    }
+    // However small the pieces are.
+    for budget in [1, 7, u32::MAX] {
+        let mut leaves = [0; 3];
+        let mut cur = Cursor::new(pt.all());
+        while !pt.count_some(&mut m, &mut cur, budget, &mut leaves) {}
+        assert_eq!(leaves, [3, 1, 1]);
+        assert!(!cur.flush);
+    }
+    m.destroy(pt, false);
+}
+
+#[test]
 fn aging() {
     let mut m = Mem::<Ept>::new();
     let pt: PageTable<Ept, _> = m.create(4).unwrap();
