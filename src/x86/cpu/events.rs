@@ -14,12 +14,14 @@ pub mod vector {
     pub const BP: u8 = 3;
     pub const OF: u8 = 4;
     pub const UD: u8 = 6;
+    pub const NM: u8 = 7;
     pub const DF: u8 = 8;
     pub const TS: u8 = 10;
     pub const NP: u8 = 11;
     pub const SS: u8 = 12;
     pub const GP: u8 = 13;
     pub const PF: u8 = 14;
+    pub const MF: u8 = 16;
     pub const AC: u8 = 17;
     pub const MC: u8 = 18;
     pub const VE: u8 = 20;

@@ -91,9 +91,11 @@ pub mod rflags {
     pub const DF: u64 = 1 << 10;
     pub const OF: u64 = 1 << 11;
     pub const IOPL: u64 = 3 << 12;
+    pub const NT: u64 = 1 << 14;
     pub const RF: u64 = 1 << 16;
     pub const VM: u64 = 1 << 17;
     pub const AC: u64 = 1 << 18;
+    pub const ID: u64 = 1 << 21;
 }
 
 /// RFLAGS as a guest may have them, of what user space sets.
@@ -294,6 +296,21 @@ impl Sregs {
         } else {
             self.seg(Seg::Ss).dpl & 3
         }
+    }
+}
+
+impl Seg {
+    /// The segment register in a Sreg field; `None` for 6 and 7.
+    pub const fn segment(n: u8) -> Option<Self> {
+        Some(match n {
+            0 => Self::Es,
+            1 => Self::Cs,
+            2 => Self::Ss,
+            3 => Self::Ds,
+            4 => Self::Fs,
+            5 => Self::Gs,
+            _ => return None,
+        })
     }
 }
 

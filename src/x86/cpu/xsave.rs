@@ -264,6 +264,99 @@ fn zero(image: &mut [u8], bytes: Range<usize>) {
     }
 }
 
+/// Bits 511:256 of the vector registers 0 to 15.
+const ZMM_HIGH: u64 = 1 << 6;
+const OFF_FSW: usize = 2;
+const OFF_FTW: usize = 4;
+
+/// Offset of 16 bytes of XMM register `n`, and of the upper half of YMM register `n`.
+fn xmm_offset(n: u8) -> usize {
+    OFF_XMM + 16 * usize::from(n & 15)
+}
+
+fn ymm_offset(layout: &Layout, n: u8) -> Option<usize> {
+    let (offset, _) = layout.component(2)?;
+    (offset as usize).checked_add(16 * usize::from(n & 15))
+}
+
+/// YMM register `n` (0 to 15) of an image.
+pub fn vector(image: &[u8], layout: &Layout, n: u8) -> [u8; 32] {
+    let mut value = [0u8; 32];
+    let bv = xstate_bv(image);
+    let high = ymm_offset(layout, n).filter(|_| bv & AVX != 0);
+    let low = Some(xmm_offset(n)).filter(|_| bv & SSE != 0);
+    for (to, at) in [(0, low), (16, high)] {
+        if let Some(bytes) = at.and_then(|at| image.get(at..at.checked_add(16)?)) {
+            write(&mut value, to, bytes);
+        }
+    }
+    value
+}
+
+/// Replaces the low half of YMM register `n`; with `whole` all of it, and clears what is above.
+pub fn set_vector(image: &mut [u8], layout: &Layout, n: u8, value: &[u8; 32], whole: bool) {
+    materialize(image, layout, AVX | ZMM_HIGH);
+    let mut bv = xstate_bv(image) | SSE;
+    let (low, high) = value.split_at(16);
+    write(image, xmm_offset(n), low);
+    if whole {
+        if let Some(at) = ymm_offset(layout, n) {
+            write(image, at, high);
+            bv |= AVX;
+        }
+        if let (true, Some((at, _))) = (bv & ZMM_HIGH != 0, layout.component(6)) {
+            let at = (at as usize).saturating_add(32 * usize::from(n & 15));
+            zero(image, at..at.saturating_add(32));
+        }
+    }
+    set_xstate_bv(image, bv);
+}
+
+/// Control and status word of the FPU.
+pub fn fpu_words(image: &[u8]) -> (u16, u16) {
+    if xstate_bv(image) & X87 == 0 {
+        return (FCW_INIT, 0);
+    }
+    let word = |at: usize| match image.get(at..at + 2) {
+        Some(&[low, high]) => u16::from_le_bytes([low, high]),
+        _ => 0,
+    };
+    (word(OFF_FCW), word(OFF_FSW))
+}
+
+/// Offset of MMX register `n` (0 to 7): images hold the stack from its top on.
+fn mm_offset(image: &[u8], n: u8) -> usize {
+    let top = fpu_words(image).1 >> 11;
+    OFF_ST + 16 * usize::from(u16::from(n).wrapping_sub(top) & 7)
+}
+
+/// MMX register `n` of an image.
+pub fn mmx(image: &[u8], n: u8) -> u64 {
+    if xstate_bv(image) & X87 == 0 {
+        return 0;
+    }
+    read_u64(image, mm_offset(image, n)).unwrap_or(0)
+}
+
+/// What every MMX instruction but EMMS does to the FPU (SDM 1 9.5.1): the top of the stack is register 0 and all
+/// registers are valid. Register `n` gets a value, which sets sign and exponent to ones, if there is one.
+pub fn enter_mmx(image: &mut [u8], layout: &Layout, set: Option<(u8, u64)>) {
+    materialize(image, layout, 0);
+    let (_, status) = fpu_words(image);
+    if let Some(stack) = image.get_mut(OFF_ST..OFF_ST + 128) {
+        stack.rotate_right(16 * usize::from(status >> 11 & 7));
+    }
+    write(image, OFF_FSW, &(status & !(7 << 11)).to_le_bytes());
+    write(image, OFF_FTW, &[0xff]);
+    let bv = xstate_bv(image) | X87;
+    set_xstate_bv(image, bv);
+    if let Some((n, value)) = set {
+        let at = mm_offset(image, n);
+        write(image, at, &value.to_le_bytes());
+        write(image, at + 8, &[0xff; 2]);
+    }
+}
+
 /// Bytes of `struct kvm_fpu`.
 pub const KVM_FPU: usize = 416;
 
@@ -329,6 +422,52 @@ mod tests {
         l.set(7, 1024, 1664, 0);
         l.set(9, 8, 2688, 0);
         l
+    }
+
+    #[test]
+    fn vectors() {
+        let l = icl();
+        let mut image = std::vec![0xa5u8; 2696];
+        image[512..576].fill(0);
+        let value = core::array::from_fn(|i| i as u8 + 1);
+        // Initial components read as zero whatever is in memory.
+        assert_eq!(vector(&image, &l, 3), [0; 32]);
+        set_vector(&mut image, &l, 3, &value, false);
+        assert_eq!(vector(&image, &l, 3)[..16], value[..16]);
+        assert_eq!(vector(&image, &l, 3)[16..], [0; 16]);
+        assert_eq!((vector(&image, &l, 2), xstate_bv(&image)), ([0; 32], SSE));
+        set_vector(&mut image, &l, 15, &value, true);
+        assert_eq!(
+            (vector(&image, &l, 15), xstate_bv(&image)),
+            (value, SSE | AVX)
+        );
+        // A move of 16 bytes leaves the upper half alone; one by VEX clears what is above.
+        set_xstate_bv(&mut image, SSE | AVX | AVX512);
+        image[1152..1664].fill(7);
+        set_vector(&mut image, &l, 15, &[9; 32], false);
+        assert_eq!(vector(&image, &l, 15)[16..], value[16..]);
+        assert_eq!(image[1152 + 15 * 32], 7);
+        set_vector(&mut image, &l, 15, &value, true);
+        assert_eq!(image[1152 + 15 * 32..1664], [0; 32]);
+        assert_eq!(image[1152 + 14 * 32], 7);
+    }
+
+    #[test]
+    fn mmx_registers() {
+        let l = icl();
+        let mut image = std::vec![0u8; 2696];
+        for i in 0..8u8 {
+            image[32 + 16 * usize::from(i)] = i;
+        }
+        set_xstate_bv(&mut image, X87);
+        // ST(0) is register 6.
+        image[2..4].copy_from_slice(&(6u16 << 11 | 0x41).to_le_bytes());
+        assert_eq!((mmx(&image, 6), mmx(&image, 7), mmx(&image, 0)), (0, 1, 2));
+        enter_mmx(&mut image, &l, Some((2, 0x1122_3344_5566_7788)));
+        let have: std::vec::Vec<u64> = (0..8).map(|n| mmx(&image, n)).collect();
+        assert_eq!(have, [2, 3, 0x1122_3344_5566_7788, 5, 6, 7, 0, 1]);
+        assert_eq!((fpu_words(&image).1, image[4]), (0x41, 0xff));
+        assert_eq!(image[32 + 2 * 16 + 8..][..2], [0xff; 2]);
     }
 
     #[test]

@@ -10,7 +10,7 @@ use crate::x86::cpu::regs::rflags::{AF, CF, OF, PF, SF, ZF};
 pub(super) const STATUS: u64 = CF | PF | AF | ZF | SF | OF;
 
 /// `flag` if `cond`, else 0.
-const fn when(cond: bool, flag: u64) -> u64 {
+pub(super) const fn when(cond: bool, flag: u64) -> u64 {
     if cond {
         flag
     } else {
@@ -18,7 +18,7 @@ const fn when(cond: bool, flag: u64) -> u64 {
     }
 }
 
-const fn sign_bit(width: u8) -> u64 {
+pub(super) const fn sign_bit(width: u8) -> u64 {
     match width {
         1 => 1 << 7,
         2 => 1 << 15,
@@ -28,7 +28,7 @@ const fn sign_bit(width: u8) -> u64 {
 }
 
 /// SF, ZF and PF of a result.
-fn result_flags(r: u64, width: u8) -> u64 {
+pub(super) fn result_flags(r: u64, width: u8) -> u64 {
     when(r & mask(width) == 0, ZF)
         | when(r & sign_bit(width) != 0, SF)
         | when((r as u8).count_ones() & 1 == 0, PF)
@@ -99,4 +99,19 @@ pub(super) fn bit(op: Op, a: u64, bit: u64, width: u8, rflags: u64) -> Option<(u
         _ => return None,
     };
     Some((r, rflags & !CF | when(a & m != 0, CF)))
+}
+
+/// Condition `cond` of Jcc, SETcc and CMOVcc (SDM 1 appendix B).
+pub(super) const fn condition(cond: u8, rflags: u64) -> bool {
+    let set = match (cond >> 1) & 7 {
+        0 => rflags & OF != 0,
+        1 => rflags & CF != 0,
+        2 => rflags & ZF != 0,
+        3 => rflags & (CF | ZF) != 0,
+        4 => rflags & SF != 0,
+        5 => rflags & PF != 0,
+        6 => (rflags & SF != 0) != (rflags & OF != 0),
+        _ => rflags & ZF != 0 || (rflags & SF != 0) != (rflags & OF != 0),
+    };
+    set != (cond & 1 != 0)
 }

@@ -2,6 +2,8 @@
 //! What an instruction under emulation needs from the outside, and how its execution can end.
 #![forbid(unsafe_code)]
 
+use crate::x86::cpu::regs::{DescTable, Seg, Segment};
+
 /// Why an instruction was not completed. Registers hold the state of the last completed iteration (REP) or are
 /// unchanged.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -47,10 +49,45 @@ pub struct PortRequest {
     pub width: u8,
 }
 
+/// Registers beyond the general ones.
+///
+/// What is set here takes effect: an instruction does so after its last access.
+pub trait Machine {
+    /// Loads a segment register, LDTR or TR.
+    fn set_segment(&mut self, seg: Seg, value: &Segment);
+
+    /// Loads GDTR or, if `idt`, IDTR.
+    fn set_table(&mut self, idt: bool, value: &DescTable);
+
+    /// No interrupt comes before the end of the next instruction: after MOV SS or POP SS, else after STI.
+    fn hold_interrupts(&mut self, mov_ss: bool);
+
+    /// NMIs are no longer blocked.
+    fn unblock_nmis(&mut self);
+
+    /// XCR0.
+    fn xcr0(&self) -> u64;
+
+    /// YMM register `n` (0 to 15).
+    fn vector(&mut self, n: u8) -> [u8; 32];
+
+    /// Replaces the low half of YMM register `n`; with `whole` all of it, and zeroes what else the register has.
+    fn set_vector(&mut self, n: u8, value: &[u8; 32], whole: bool);
+
+    /// MMX register `n` (0 to 7).
+    fn mmx(&mut self, n: u8) -> u64;
+
+    /// The FPU's registers become MMX registers (SDM 1 9.5.1), of which `n` gets a value.
+    fn enter_mmx(&mut self, set: Option<(u8, u64)>);
+
+    /// Control word and status word of the FPU.
+    fn fpu_words(&mut self) -> (u16, u16);
+}
+
 /// Memory and ports seen by an instruction.
 ///
 /// `la` is a linear address after segmentation checks; paging and page crossing are the implementation's business.
-/// Accesses are at most 8 bytes. Outside 64-bit mode no access reaches beyond 4 GiB.
+/// Accesses are at most 32 bytes. Outside 64-bit mode no access reaches beyond 4 GiB.
 pub trait Env {
     /// Reads `buf.len()` bytes.
     fn read(&mut self, la: u64, buf: &mut [u8]) -> Result<(), Stop>;
@@ -61,6 +98,22 @@ pub trait Env {
     /// Raises the fault that a write of `len` bytes would raise. Called before a read with side effects that a write
     /// follows.
     fn probe_write(&mut self, la: u64, len: u8) -> Result<(), Stop>;
+
+    /// [`Env::read`] of a descriptor table or the interrupt table of real mode: at privilege level 0 whatever the
+    /// code's.
+    fn read_system(&mut self, _la: u64, _buf: &mut [u8]) -> Result<(), Stop> {
+        Err(Stop::Unsupported)
+    }
+
+    /// [`Env::write`] likewise.
+    fn write_system(&mut self, _la: u64, _data: &[u8]) -> Result<(), Stop> {
+        Err(Stop::Unsupported)
+    }
+
+    /// Further registers; instructions that need them are not emulated where there are none.
+    fn machine(&mut self) -> Option<&mut dyn Machine> {
+        None
+    }
 
     /// Atomically replaces `old` by `new`; false when memory no longer holds `old`. For MMIO, where `old` was just
     /// read, this is a plain write.

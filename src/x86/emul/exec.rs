@@ -7,6 +7,7 @@ use super::alu;
 use super::env::{Env, Outcome, Stop};
 use super::insn::{Insn, Op, Operand};
 use super::operand::{gpr, mask, merge, merge_high, read_reg, set_gpr, sign_extend};
+use super::shift;
 use super::string;
 use crate::x86::cpu::regs::{rflags, Gpr, Mode, Regs, Seg, Sregs};
 
@@ -32,13 +33,18 @@ pub fn execute<E: Env + ?Sized>(
         regs,
         sregs,
         mode,
+        cpl,
         env,
         undo: [(Gpr::Rax, 0); UNDO],
         writes: 0,
+        target: None,
     };
     let stored = match cx.step() {
         Ok(true) => {
             advance(cx.regs, insn.len(), mode);
+            if let Some(rip) = cx.target {
+                cx.regs.rip = rip;
+            }
             true
         }
         Ok(false) => {
@@ -75,20 +81,23 @@ const UNDO: usize = 2;
 
 /// One attempt at one instruction. Registers are written in place and put back if the attempt does not succeed; a copy
 /// of all of them would cost more than the rest.
-struct Context<'a, E: ?Sized> {
-    insn: &'a Insn,
-    regs: &'a mut Regs,
-    sregs: &'a Sregs,
-    mode: Mode,
-    env: &'a mut E,
+pub(super) struct Context<'a, E: ?Sized> {
+    pub(super) insn: &'a Insn,
+    pub(super) regs: &'a mut Regs,
+    pub(super) sregs: &'a Sregs,
+    pub(super) mode: Mode,
+    pub(super) cpl: u8,
+    pub(super) env: &'a mut E,
     /// Old values of the first `writes` registers written.
     undo: [(Gpr, u64); UNDO],
     writes: usize,
+    /// Where control goes, if not to the next instruction.
+    pub(super) target: Option<u64>,
 }
 
 impl<E: Env + ?Sized> Context<'_, E> {
     /// Replaces a register and remembers its old value.
-    fn set(&mut self, r: Gpr, value: u64) -> Result<(), Stop> {
+    pub(super) fn set(&mut self, r: Gpr, value: u64) -> Result<(), Stop> {
         let slot = self.undo.get_mut(self.writes).ok_or(Stop::Unsupported)?;
         *slot = (r, gpr(self.regs, r));
         self.writes = self.writes.wrapping_add(1);
@@ -166,13 +175,107 @@ impl<E: Env + ?Sized> Context<'_, E> {
             Op::Bt | Op::Bts | Op::Btr | Op::Btc => return self.bit(),
             Op::Push => self.push()?,
             Op::Pop => self.pop()?,
-            _ => return Err(Stop::Unsupported),
+            Op::Rol | Op::Ror | Op::Rcl | Op::Rcr | Op::Shl | Op::Shr | Op::Sar => {
+                let count = self.load(insn.src, insn.src_width)? as u8;
+                return self.update(false, |cx, a| {
+                    let (r, f) = shift::shift(insn.op, a, count, width, cx.regs.rflags)
+                        .ok_or(Stop::Unsupported)?;
+                    cx.regs.rflags = f;
+                    Ok(r)
+                });
+            }
+            Op::Shld | Op::Shrd => {
+                let count = self.load(insn.third, 1)? as u8;
+                let b = self.load(insn.src, width)?;
+                return self.update(false, |cx, a| {
+                    let left = insn.op == Op::Shld;
+                    let (r, f) = shift::double(left, a, b, count, width, cx.regs.rflags);
+                    cx.regs.rflags = f;
+                    Ok(r)
+                });
+            }
+            Op::Cmov => {
+                let v = self.load(insn.src, width)?;
+                if alu::condition(insn.cond, self.regs.rflags) {
+                    self.store(insn.dst, width, v)?;
+                } else if width == 4 {
+                    // The upper half is cleared all the same.
+                    let old = self.load(insn.dst, width)?;
+                    self.store(insn.dst, width, old)?;
+                }
+            }
+            Op::Setcc => {
+                let set = alu::condition(insn.cond, self.regs.rflags);
+                self.store(insn.dst, width, u64::from(set))?;
+            }
+            Op::Mul | Op::ImulAcc | Op::Imul | Op::Div | Op::Idiv | Op::Bsf | Op::Bsr => {
+                self.multiply()?;
+            }
+            _ => self.other()?,
         }
         Ok(true)
     }
 
+    /// The rarer instructions.
+    #[inline(never)]
+    fn other(&mut self) -> Result<(), Stop> {
+        match self.insn.op {
+            Op::Pusha
+            | Op::Popa
+            | Op::Pushf
+            | Op::Popf
+            | Op::Enter
+            | Op::Leave
+            | Op::PushSeg
+            | Op::PopSeg => self.stack(),
+            Op::Jcc
+            | Op::Jmp
+            | Op::Call
+            | Op::Ret
+            | Op::JmpFar
+            | Op::CallFar
+            | Op::RetFar
+            | Op::Int
+            | Op::Into
+            | Op::Iret
+            | Op::Loop => self.transfer(),
+            Op::Store
+            | Op::Load
+            | Op::LoadFar
+            | Op::Sldt
+            | Op::Str
+            | Op::Lldt
+            | Op::Ltr
+            | Op::Sgdt
+            | Op::Sidt
+            | Op::Lgdt
+            | Op::Lidt
+            | Op::Smsw => self.system(),
+            Op::Movv | Op::Movq | Op::Fnstcw | Op::Fnstsw => self.vector(),
+            _ => self.simple(),
+        }
+    }
+
+    /// An exception with error code `code`, which there is only outside real mode.
+    pub(super) fn fault(&self, vector: u8, code: u32) -> Stop {
+        Stop::Exception {
+            vector,
+            error_code: (self.mode != Mode::Real).then_some(code),
+            cr2: None,
+        }
+    }
+
+    /// An exception without error code.
+    pub(super) fn exception(&self, vector: u8) -> Stop {
+        Stop::Exception {
+            vector,
+            error_code: None,
+            cr2: None,
+        }
+    }
+
     /// Result of an operation; sets the flags.
-    fn arithmetic(&mut self, op: Op, a: u64, b: u64) -> Result<u64, Stop> {
+    pub(super) fn arithmetic(&mut self, op: Op, a: u64, b: u64) -> Result<u64, Stop> {
         let (r, f) = alu::arithmetic(op, a, b, self.insn.width, self.regs.rflags)
             .ok_or(Stop::Unsupported)?;
         self.regs.rflags = f;
@@ -180,16 +283,16 @@ impl<E: Env + ?Sized> Context<'_, E> {
     }
 
     /// Linear address of the memory operand.
-    fn address(&self, width: u8, access: Access) -> Result<u64, Stop> {
+    pub(super) fn address(&self, width: u8, access: Access) -> Result<u64, Stop> {
         let ea = effective_address(self.insn, self.regs);
         self.linear(self.insn.mem.seg, ea, width, access)
     }
 
-    fn linear(&self, seg: Seg, ea: u64, width: u8, access: Access) -> Result<u64, Stop> {
+    pub(super) fn linear(&self, seg: Seg, ea: u64, width: u8, access: Access) -> Result<u64, Stop> {
         linear_address(seg, ea, u32::from(width), access, self.mode, self.sregs)
     }
 
-    fn load(&mut self, operand: Operand, width: u8) -> Result<u64, Stop> {
+    pub(super) fn load(&mut self, operand: Operand, width: u8) -> Result<u64, Stop> {
         match operand {
             Operand::Imm => Ok(self.insn.imm & mask(width)),
             Operand::Mem => {
@@ -200,7 +303,7 @@ impl<E: Env + ?Sized> Context<'_, E> {
         }
     }
 
-    fn store(&mut self, operand: Operand, width: u8, value: u64) -> Result<(), Stop> {
+    pub(super) fn store(&mut self, operand: Operand, width: u8, value: u64) -> Result<(), Stop> {
         if operand == Operand::Mem {
             let la = self.address(width, Access::Write)?;
             return write(self.env, self.mode, la, width, value);
@@ -212,12 +315,12 @@ impl<E: Env + ?Sized> Context<'_, E> {
         }
     }
 
-    fn read(&mut self, la: u64, width: u8) -> Result<u64, Stop> {
+    pub(super) fn read(&mut self, la: u64, width: u8) -> Result<u64, Stop> {
         read(self.env, self.mode, la, width)
     }
 
     /// Read-modify-write of the destination operand by `f`.
-    fn update(
+    pub(super) fn update(
         &mut self,
         locked: bool,
         f: impl FnOnce(&mut Self, u64) -> Result<u64, Stop>,
@@ -335,7 +438,7 @@ impl<E: Env + ?Sized> Context<'_, E> {
     }
 
     /// Width of the stack pointer: 8 in 64-bit mode, else by SS.B (SDM 1 6.2.3).
-    fn stack_width(&self) -> u8 {
+    pub(super) fn stack_width(&self) -> u8 {
         match (self.mode, self.sregs.seg(Seg::Ss).db) {
             (Mode::Long, _) => 8,
             (_, true) => 4,
@@ -385,15 +488,24 @@ pub(super) fn read<E: Env + ?Sized>(
 ) -> Result<u64, Stop> {
     let mut buf = [0u8; 8];
     let bytes = buf.get_mut(..usize::from(width)).ok_or(Stop::Unsupported)?;
-    if wraps(mode, la, width) {
+    read_bytes(env, mode, la, bytes)?;
+    Ok(u64::from_le_bytes(buf))
+}
+
+/// Reads at most 32 bytes.
+pub(super) fn read_bytes<E: Env + ?Sized>(
+    env: &mut E,
+    mode: Mode,
+    la: u64,
+    bytes: &mut [u8],
+) -> Result<(), Stop> {
+    if wraps(mode, la, bytes.len() as u8) {
         let low = (1u64 << 32).wrapping_sub(la) as usize;
         let (a, b) = bytes.split_at_mut_checked(low).ok_or(Stop::Unsupported)?;
         env.read(la, a)?;
-        env.read(0, b)?;
-    } else {
-        env.read(la, bytes)?;
+        return env.read(0, b);
     }
-    Ok(u64::from_le_bytes(buf))
+    env.read(la, bytes)
 }
 
 /// Writes the low `width` (at most 8) bytes of `value`.
@@ -406,13 +518,22 @@ pub(super) fn write<E: Env + ?Sized>(
 ) -> Result<(), Stop> {
     let buf = value.to_le_bytes();
     let bytes = buf.get(..usize::from(width)).ok_or(Stop::Unsupported)?;
-    if wraps(mode, la, width) {
+    write_bytes(env, mode, la, bytes)
+}
+
+/// Writes at most 32 bytes.
+pub(super) fn write_bytes<E: Env + ?Sized>(
+    env: &mut E,
+    mode: Mode,
+    la: u64,
+    bytes: &[u8],
+) -> Result<(), Stop> {
+    if wraps(mode, la, bytes.len() as u8) {
         let low = (1u64 << 32).wrapping_sub(la) as usize;
         let (a, b) = bytes.split_at_checked(low).ok_or(Stop::Unsupported)?;
         env.probe_write(0, b.len() as u8)?;
         env.write(la, a)?;
-        env.write(0, b)
-    } else {
-        env.write(la, bytes)
+        return env.write(0, b);
     }
+    env.write(la, bytes)
 }

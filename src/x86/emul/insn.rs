@@ -56,6 +56,103 @@ pub enum Op {
     Xadd,
     Push,
     Pop,
+    // Executable shifts and rotates, in the order of group 2.
+    Rol,
+    Ror,
+    Rcl,
+    Rcr,
+    Shl,
+    Shr,
+    Sar,
+    Shld,
+    Shrd,
+    /// MUL of the accumulator.
+    Mul,
+    /// IMUL of the accumulator.
+    ImulAcc,
+    /// IMUL with two or three operands.
+    Imul,
+    Div,
+    Idiv,
+    Bsf,
+    Bsr,
+    /// CMOVcc; the condition is [`Insn::cond`].
+    Cmov,
+    /// SETcc.
+    Setcc,
+    Xlat,
+    // Executable, on the stack.
+    Pusha,
+    Popa,
+    Pushf,
+    Popf,
+    Enter,
+    Leave,
+    PushSeg,
+    PopSeg,
+    // Executable transfers of control.
+    Jcc,
+    /// JMP near, relative or through memory or a register.
+    Jmp,
+    Call,
+    Ret,
+    JmpFar,
+    CallFar,
+    RetFar,
+    /// INT3, INT n and INTO; only in real mode.
+    Int,
+    /// INTO.
+    Into,
+    /// Only in real mode.
+    Iret,
+    /// LOOP, LOOPE, LOOPNE and JrCXZ, by [`Insn::cond`].
+    Loop,
+    // Executable, on segment registers and descriptor tables.
+    /// MOV to memory or a register from a segment register.
+    Store,
+    /// MOV to a segment register.
+    Load,
+    /// LDS, LES, LFS, LGS and LSS.
+    LoadFar,
+    Sldt,
+    Str,
+    Lldt,
+    Ltr,
+    Sgdt,
+    Sidt,
+    Lgdt,
+    Lidt,
+    // Executable, on vector registers and the FPU.
+    /// MOVAPS and the others that move 16 or 32 bytes as they are.
+    Movv,
+    /// MOVQ of MMX.
+    Movq,
+    Fnstcw,
+    Fnstsw,
+    // Executable without memory or with an operand that is not used: met where page tables are in read-only memory.
+    /// CLFLUSH and CLFLUSHOPT, which read a byte.
+    Clflush,
+    /// NOP, prefetches, FNINIT's like.
+    Nop,
+    Lea,
+    /// CBW, CWDE and CDQE.
+    Cbw,
+    /// CWD, CDQ and CQO.
+    Cwd,
+    Bswap,
+    Sahf,
+    Lahf,
+    Das,
+    Aam,
+    Aad,
+    Salc,
+    Cmc,
+    Clc,
+    Stc,
+    Cli,
+    Sti,
+    Cld,
+    Std,
     // Executable string instructions.
     Movs,
     Cmps,
@@ -91,6 +188,11 @@ pub enum Op {
 }
 
 impl Op {
+    /// True for what has one operand in memory and uses memory for nothing else: neither the stack nor a table.
+    pub const fn has_one_place(self) -> bool {
+        (self as u8) < Self::Push as u8 || matches!(self as u8, ROL..=SETCC)
+    }
+
     /// True for MOVS, CMPS, STOS, LODS, SCAS, INS and OUTS.
     pub const fn is_string(self) -> bool {
         matches!(
@@ -125,6 +227,9 @@ impl Op {
     }
 }
 
+const ROL: u8 = Op::Rol as u8;
+const SETCC: u8 = Op::Setcc as u8;
+
 /// Repeat prefix in force (the last of F2, F3). Meaningful for string instructions only.
 #[allow(clippy::enum_variant_names)] // The prefixes' own names.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -156,6 +261,12 @@ pub enum Operand {
     Cr(u8),
     /// Debug register 0 to 7.
     Dr(u8),
+    /// A segment register.
+    Seg(Seg),
+    /// XMM or YMM register 0 to 15.
+    Vec(u8),
+    /// MMX register 0 to 7.
+    Mm(u8),
     /// The port number in DX.
     Dx,
     /// String source: `mem.seg:[rSI]`.
@@ -184,7 +295,8 @@ pub struct Mem {
 /// A decoded instruction.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Insn {
-    /// Immediate operand, sign-extended to 64 bits (zero-extended for port numbers and bit offsets).
+    /// Immediate operand, sign-extended to 64 bits (zero-extended for port numbers, bit offsets and counts). ENTER's
+    /// level is in bits 23:16; a far pointer's selector in bits 47:32.
     pub imm: u64,
     /// Memory operand form. For string instructions only `seg` (the source segment) has a meaning.
     pub mem: Mem,
@@ -194,9 +306,17 @@ pub struct Insn {
     pub dst: Operand,
     /// Source (or second) operand.
     pub src: Operand,
-    /// Operand width in bytes: 1, 2, 4, 8 or 16; 0 where the operation has none.
+    /// Third operand: the count of SHLD and SHRD, the factor of IMUL.
+    pub third: Operand,
+    /// The condition of CMOVcc, Jcc and SETcc: the low four bits of the opcode.
+    pub cond: u8,
+    /// Encoded with VEX.
+    pub vex: bool,
+    /// A memory operand of 16 bytes or more has to be aligned to its size.
+    pub aligned: bool,
+    /// Operand width in bytes: 1, 2, 4, 8, 16 or 32; 0 where the operation has none.
     pub width: u8,
-    /// Width of the source in bytes; differs from `width` for MOVZX and MOVSX.
+    /// Width of the source in bytes; differs from `width` for MOVZX and MOVSX, and is 1 for a count in CL.
     pub src_width: u8,
     /// Address size in bytes: 2, 4 or 8.
     pub addr_size: u8,
@@ -226,6 +346,10 @@ impl Insn {
         op: Op::Mov,
         dst: Operand::None,
         src: Operand::None,
+        third: Operand::None,
+        cond: 0,
+        vex: false,
+        aligned: false,
         width: 0,
         src_width: 0,
         addr_size: 0,

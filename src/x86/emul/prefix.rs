@@ -27,7 +27,8 @@ impl<'a> Cursor<'a> {
         self.bytes.get(..self.pos).unwrap_or(self.bytes)
     }
 
-    fn peek(&self) -> Result<u8, DecodeError> {
+    /// The byte that comes next.
+    pub(super) fn peek(&self) -> Result<u8, DecodeError> {
         if self.pos >= MAX_LEN {
             return Err(DecodeError::TooLong);
         }
@@ -137,5 +138,30 @@ impl Prefixes {
     /// No 66, F2 or F3: the condition "NP" of the opcode tables (SDM 2A 3.1.1.1).
     pub(super) fn none(&self) -> bool {
         !self.opsize && self.rep == Rep::None
+    }
+
+    /// F3 is the last of F2, F3.
+    pub(super) fn rep_is_f3(&self) -> bool {
+        self.rep == Rep::Rep
+    }
+
+    /// Which of the mandatory prefixes is there: 0 none, 1 66, 2 F3, 3 F2. F2 and F3 win over 66.
+    pub(super) fn mandatory(&self) -> usize {
+        match (self.rep, self.opsize) {
+            (Rep::Repne, _) => 3,
+            (Rep::Rep, _) => 2,
+            (Rep::None, true) => 1,
+            (Rep::None, false) => 0,
+        }
+    }
+
+    /// Takes over the prefix that VEX.pp stands for (SDM 2A 2.3.6.1).
+    pub(super) fn set_pp(&mut self, pp: u8) {
+        match pp & 3 {
+            1 => self.opsize = true,
+            2 => self.rep = Rep::Rep,
+            3 => self.rep = Rep::Repne,
+            _ => {}
+        }
     }
 }

@@ -14,17 +14,20 @@
 #![forbid(unsafe_code)]
 
 use super::addr::Access;
-use super::env::{Env, Outcome, PortRequest, Stop};
+use super::env::{Env, Machine, Outcome, PortRequest, Stop};
 use super::exec::execute;
 use super::insn::Insn;
 use super::moves::Move;
 use crate::x86::cpu::regs::{Mode, Regs, Sregs};
 
-/// Accesses one iteration of one instruction can need: two operands, each read or written once, each split at a page
-/// boundary; read-modify-write counts twice.
-const CAPACITY: usize = 8;
+/// Accesses one iteration of one instruction can need. PUSHA and POPA have most: eight, of which one can be split at a
+/// page boundary. Next come two operands, each read or written once in up to five parts.
+const CAPACITY: usize = 16;
 
 const PAGE: u64 = 4096;
+
+/// Most bytes of a [`Fragment`].
+const FRAGMENT: usize = 8;
 
 /// Direction of a memory fragment.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -282,6 +285,16 @@ pub trait Bus {
     /// Guest-physical address of `la`, or the page fault that the access raises.
     fn translate(&mut self, la: u64, access: Access) -> Result<u64, Stop>;
 
+    /// [`Bus::translate`] of an access by the processor itself, at privilege level 0.
+    fn translate_system(&mut self, la: u64, access: Access) -> Result<u64, Stop> {
+        self.translate(la, access)
+    }
+
+    /// As [`Env::machine`].
+    fn machine(&mut self) -> Option<&mut dyn Machine> {
+        None
+    }
+
     /// Reads RAM or a device; `buf` is 1 to 8 bytes inside one page.
     fn read(&mut self, gpa: u64, buf: &mut [u8]) -> Result<Answer, Stop>;
 
@@ -314,6 +327,8 @@ pub trait Bus {
 pub struct Replaying<'a, B: ?Sized> {
     bus: &'a mut B,
     log: &'a mut Replay,
+    /// The access under way is the processor's own.
+    system: bool,
 }
 
 /// Executes `insn` on `bus`, continuing the attempts recorded in `log`.
@@ -346,17 +361,53 @@ impl<'a, B: Bus + ?Sized> Replaying<'a, B> {
     /// Begins an attempt.
     pub fn new(bus: &'a mut B, log: &'a mut Replay) -> Self {
         log.begin_attempt();
-        Self { bus, log }
+        Self {
+            bus,
+            log,
+            system: false,
+        }
     }
 
     /// Guest-physical address of the fragment at `la`. `rest` is the part of the access on the next page, whose fault
     /// has to come before any side effect.
     fn locate(&mut self, la: u64, rest: Option<u64>, access: Access) -> Result<u64, Stop> {
-        let gpa = self.bus.translate(la, access)?;
+        let gpa = self.translate(la, access)?;
         if let Some(rest) = rest {
-            self.bus.translate(rest, access)?;
+            self.translate(rest, access)?;
         }
         Ok(gpa)
+    }
+
+    #[inline]
+    fn translate(&mut self, la: u64, access: Access) -> Result<u64, Stop> {
+        if self.system {
+            self.bus.translate_system(la, access)
+        } else {
+            self.bus.translate(la, access)
+        }
+    }
+
+    /// Reads what lies on one page, eight bytes at a time as KVM does.
+    fn read_part(
+        &mut self,
+        mut la: u64,
+        buf: &mut [u8],
+        mut rest: Option<u64>,
+    ) -> Result<(), Stop> {
+        for piece in buf.chunks_mut(FRAGMENT) {
+            self.read_fragment(la, piece, rest.take())?;
+            la = la.wrapping_add(piece.len() as u64);
+        }
+        Ok(())
+    }
+
+    /// Writes likewise.
+    fn write_part(&mut self, mut la: u64, data: &[u8], mut rest: Option<u64>) -> Result<(), Stop> {
+        for piece in data.chunks(FRAGMENT) {
+            self.write_fragment(la, piece, rest.take())?;
+            la = la.wrapping_add(piece.len() as u64);
+        }
+        Ok(())
     }
 
     fn read_fragment(&mut self, la: u64, buf: &mut [u8], rest: Option<u64>) -> Result<(), Stop> {
@@ -442,23 +493,41 @@ impl<B: Bus + ?Sized> Env for Replaying<'_, B> {
     fn read(&mut self, la: u64, buf: &mut [u8]) -> Result<(), Stop> {
         let n = on_first_page(la, buf.len());
         let (a, b) = buf.split_at_mut_checked(n).ok_or(Stop::Unsupported)?;
-        if b.is_empty() {
+        if b.is_empty() && a.len() <= FRAGMENT {
             return self.read_fragment(la, a, None);
         }
         let rest = la.wrapping_add(n as u64);
-        self.read_fragment(la, a, Some(rest))?;
-        self.read_fragment(rest, b, None)
+        self.read_part(la, a, (!b.is_empty()).then_some(rest))?;
+        self.read_part(rest, b, None)
     }
 
     fn write(&mut self, la: u64, data: &[u8]) -> Result<(), Stop> {
         let n = on_first_page(la, data.len());
         let (a, b) = data.split_at_checked(n).ok_or(Stop::Unsupported)?;
-        if b.is_empty() {
+        if b.is_empty() && a.len() <= FRAGMENT {
             return self.write_fragment(la, a, None);
         }
         let rest = la.wrapping_add(n as u64);
-        self.write_fragment(la, a, Some(rest))?;
-        self.write_fragment(rest, b, None)
+        self.write_part(la, a, (!b.is_empty()).then_some(rest))?;
+        self.write_part(rest, b, None)
+    }
+
+    fn read_system(&mut self, la: u64, buf: &mut [u8]) -> Result<(), Stop> {
+        self.system = true;
+        let result = self.read(la, buf);
+        self.system = false;
+        result
+    }
+
+    fn write_system(&mut self, la: u64, data: &[u8]) -> Result<(), Stop> {
+        self.system = true;
+        let result = self.write(la, data);
+        self.system = false;
+        result
+    }
+
+    fn machine(&mut self) -> Option<&mut dyn Machine> {
+        self.bus.machine()
     }
 
     fn probe_write(&mut self, la: u64, len: u8) -> Result<(), Stop> {

@@ -16,9 +16,13 @@ use crate::mem::memory::{MemError, MemoryView};
 use crate::mem::missing::Absent;
 use crate::x86::cpu::cpuid::Vendor;
 use crate::x86::cpu::events;
-use crate::x86::cpu::regs::{rflags, Gpr, Mode, Regs, Seg};
+use crate::x86::cpu::regs::{rflags, DescTable, Gpr, Mode, Regs, Seg, Segment};
+use crate::x86::cpu::xsave;
+use crate::x86::cpu::xsave::Layout;
 use crate::x86::emul;
-use crate::x86::emul::{Access, Answer, Bus, Insn, Move, Op, Outcome, PortRequest, Stop, Swap};
+use crate::x86::emul::{
+    Access, Answer, Bus, Insn, Machine, Move, Op, Outcome, PortRequest, Stop, Swap,
+};
 use crate::x86::exit::{Exception, NestedFault};
 use crate::x86::irqchip::lapic::{reg::TPR, Action};
 use crate::x86::irqchip::lapic_page::LocalApic;
@@ -27,7 +31,7 @@ use crate::x86::paging::gwalk;
 use crate::x86::paging::gwalk::{Paging, WalkError};
 use crate::x86::vcpu::fetch::first_bytes;
 use crate::x86::vcpu::guest_mem::{exchange, Tables};
-use crate::x86::vcpu::state::State;
+use crate::x86::vcpu::state::{State, Xstate};
 use crate::x86::vcpu::RunPages;
 use crate::x86::vendor::{Groups, VcpuBackend};
 use crate::x86::vm::Vm;
@@ -195,6 +199,34 @@ impl State {
     }
 }
 
+impl State {
+    /// Takes over what an instruction has changed, beyond the registers that it was given. All groups are loaded.
+    fn take_changed(&mut self, changed: &Changed) {
+        let sregs = &mut self.cpu.sregs;
+        let mut dirty = Groups::NONE;
+        if let Some((seg, value)) = changed.segment {
+            *sregs.seg_mut(seg) = value;
+            dirty = match seg {
+                Seg::Cs | Seg::Ss => Groups::CODE,
+                _ => Groups::SEGS,
+            };
+        }
+        if changed.gdt.is_some() || changed.idt.is_some() {
+            sregs.gdt = changed.gdt.unwrap_or(sregs.gdt);
+            sregs.idt = changed.idt.unwrap_or(sregs.idt);
+            dirty = dirty.union(Groups::TABLES);
+        }
+        self.dirty(dirty);
+        if changed.held.is_some() || changed.nmis_open {
+            let mut i = self.hw.interruptibility();
+            i.mov_ss |= changed.held == Some(true);
+            i.sti |= changed.held == Some(false);
+            i.nmi &= !changed.nmis_open;
+            self.hw.set_interruptibility(i);
+        }
+    }
+}
+
 /// How emulation ended.
 pub(crate) enum Emulated {
     /// Done, or an exception is pending: on with the guest.
@@ -230,6 +262,76 @@ struct GuestBus<'a, 'b> {
     actions: [Action; 2],
     /// The TPR was written, or read.
     tpr: Option<bool>,
+    /// Vector registers and FPU.
+    xstate: &'a mut Xstate,
+    /// Where they are.
+    layout: &'a Layout,
+    /// Other registers that the instruction has changed.
+    changed: Changed,
+}
+
+/// Registers that an instruction has changed, but for the general ones, the vectors and the FPU.
+#[derive(Default)]
+struct Changed {
+    segment: Option<(Seg, Segment)>,
+    gdt: Option<DescTable>,
+    idt: Option<DescTable>,
+    /// Interrupts are held back after it: by MOV SS, else by STI.
+    held: Option<bool>,
+    nmis_open: bool,
+}
+
+impl Machine for GuestBus<'_, '_> {
+    fn set_segment(&mut self, seg: Seg, value: &Segment) {
+        self.changed.segment = Some((seg, *value));
+    }
+
+    fn set_table(&mut self, idt: bool, value: &DescTable) {
+        let changed = &mut self.changed;
+        *(if idt {
+            &mut changed.idt
+        } else {
+            &mut changed.gdt
+        }) = Some(*value);
+    }
+
+    fn hold_interrupts(&mut self, mov_ss: bool) {
+        self.changed.held = Some(mov_ss);
+    }
+
+    fn unblock_nmis(&mut self) {
+        self.changed.nmis_open = true;
+    }
+
+    fn xcr0(&self) -> u64 {
+        self.xstate.xcr0
+    }
+
+    fn vector(&mut self, n: u8) -> [u8; 32] {
+        xsave::vector(self.xstate.area.as_slice(), self.layout, n)
+    }
+
+    fn set_vector(&mut self, n: u8, value: &[u8; 32], whole: bool) {
+        xsave::set_vector(
+            self.xstate.area.as_mut_slice(),
+            self.layout,
+            n,
+            value,
+            whole,
+        );
+    }
+
+    fn mmx(&mut self, n: u8) -> u64 {
+        xsave::mmx(self.xstate.area.as_slice(), n)
+    }
+
+    fn enter_mmx(&mut self, set: Option<(u8, u64)>) {
+        xsave::enter_mmx(self.xstate.area.as_mut_slice(), self.layout, set);
+    }
+
+    fn fpu_words(&mut self) -> (u16, u16) {
+        xsave::fpu_words(self.xstate.area.as_slice())
+    }
 }
 
 /// The translation that a nested fault on a device tells: the processor has made it, for this kind of access.
@@ -245,10 +347,11 @@ struct Told {
 impl Told {
     /// `None` where an operand of the same kind could lie at the same place of another page.
     fn of(f: &NestedFault, insn: &Insn) -> Option<Self> {
-        (!f.walk && insn.op != Op::Cmps).then_some(Self {
+        let known = insn.op.has_one_place() || insn.op.is_string();
+        (!f.walk && insn.op != Op::Cmps && known).then_some(Self {
             gpa: f.gpa.0,
             write: f.write,
-            single: !insn.op.is_string() && !matches!(insn.op, Op::Push | Op::Pop),
+            single: insn.op.has_one_place(),
             la: None,
         })
     }
@@ -324,6 +427,29 @@ impl GuestBus<'_, '_> {
         Ok(())
     }
 
+    /// Guest-physical address of `la`, by the guest's page tables.
+    fn walk(&mut self, la: u64, a: gwalk::Access) -> Result<u64, Stop> {
+        let mut tables = Tables {
+            view: self.view,
+            stay: None,
+        };
+        match self.paging.translate(&mut tables, Gva(la), a) {
+            Ok(gpa) => self.check_present(gpa).map(|()| gpa.0),
+            Err(WalkError::PageFault { error_code }) => Err(Stop::Exception {
+                vector: events::vector::PF,
+                error_code: Some(error_code),
+                cr2: Some(la),
+            }),
+            Err(WalkError::NonCanonical) => Err(Stop::Exception {
+                vector: events::vector::GP,
+                error_code: Some(0),
+                cr2: None,
+            }),
+            Err(WalkError::Access(e)) => Err(self.stop(e)),
+            Err(WalkError::Busy) => Err(Stop::Unsupported),
+        }
+    }
+
     /// Keeps what an access to the local APIC asks for, until the emulator is done.
     fn keep(&mut self, a: Action) {
         if !a.is_none() {
@@ -368,26 +494,18 @@ impl Bus for GuestBus<'_, '_> {
                 return Ok(told.gpa);
             }
         }
-        let mut tables = Tables {
-            view: self.view,
-            stay: None,
-        };
-        let a = gwalk::Access::data(access == Access::Write, self.cpl, self.ac);
-        match self.paging.translate(&mut tables, Gva(la), a) {
-            Ok(gpa) => self.check_present(gpa).map(|()| gpa.0),
-            Err(WalkError::PageFault { error_code }) => Err(Stop::Exception {
-                vector: events::vector::PF,
-                error_code: Some(error_code),
-                cr2: Some(la),
-            }),
-            Err(WalkError::NonCanonical) => Err(Stop::Exception {
-                vector: events::vector::GP,
-                error_code: Some(0),
-                cr2: None,
-            }),
-            Err(WalkError::Access(e)) => Err(self.stop(e)),
-            Err(WalkError::Busy) => Err(Stop::Unsupported),
-        }
+        self.walk(
+            la,
+            gwalk::Access::data(access == Access::Write, self.cpl, self.ac),
+        )
+    }
+
+    fn translate_system(&mut self, la: u64, access: Access) -> Result<u64, Stop> {
+        self.walk(la, gwalk::Access::data(access == Access::Write, 0, false))
+    }
+
+    fn machine(&mut self) -> Option<&mut dyn Machine> {
+        Some(self)
     }
 
     fn read(&mut self, gpa: u64, buf: &mut [u8]) -> Result<Answer, Stop> {
@@ -566,6 +684,9 @@ impl State {
             missing: None,
             actions: [Action::NONE; 2],
             tpr: None,
+            xstate: &mut self.xstate,
+            layout: &self.model.layout,
+            changed: Changed::default(),
         };
         let tf = self.cpu.regs.rflags & rflags::TF != 0;
         let counters = |r: &Regs| (r.get(Gpr::Rcx), r.get(Gpr::Rsi), r.get(Gpr::Rdi));
@@ -579,12 +700,14 @@ impl State {
             &mut self.pending.replay,
         );
         let (actions, missing, tpr) = (bus.actions, bus.missing, bus.tpr);
+        let changed = bus.changed;
         if self.apic.reports_tpr && tpr.is_some() {
             self.apic.tpr_access = tpr;
         }
         let outcome = match result {
             Ok(Outcome::Done) => {
                 self.completed();
+                self.take_changed(&changed);
                 Emulated::Done
             }
             Ok(Outcome::Again) => {

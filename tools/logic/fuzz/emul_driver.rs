@@ -3,12 +3,12 @@
 //!
 //! Shared by the libFuzzer target and by the bounded random test.
 
-use rvmm_logic::x86::cpu::regs::{Mode, Regs, Segment, Sregs};
+use rvmm_logic::x86::cpu::regs::{DescTable, Mode, Regs, Seg, Segment, Sregs};
 use rvmm_logic::x86::emul::decode::decode;
 use rvmm_logic::x86::emul::insn::{Rep, MAX_LEN};
 use rvmm_logic::x86::emul::{
-    effective_address, emulate, Access, Answer, Bus, DecodeError, Op, Outcome, Pending,
-    PortRequest, Replay, Stop, Swap,
+    effective_address, emulate, Access, Answer, Bus, DecodeError, Insn, Machine, Op, Outcome,
+    Pending, PortRequest, Replay, Stop, Swap,
 };
 
 /// Values drawn from the input; zeroes when it is used up.
@@ -69,7 +69,37 @@ impl Hostile<'_> {
     }
 }
 
+impl Machine for Hostile<'_> {
+    fn set_segment(&mut self, _: Seg, _: &Segment) {}
+    fn set_table(&mut self, _: bool, _: &DescTable) {}
+    fn hold_interrupts(&mut self, _: bool) {}
+    fn unblock_nmis(&mut self) {}
+    fn xcr0(&self) -> u64 {
+        7
+    }
+    fn vector(&mut self, n: u8) -> [u8; 32] {
+        assert!(n < 16);
+        [n; 32]
+    }
+    fn set_vector(&mut self, n: u8, _: &[u8; 32], _: bool) {
+        assert!(n < 16);
+    }
+    fn mmx(&mut self, n: u8) -> u64 {
+        assert!(n < 8);
+        n.into()
+    }
+    fn enter_mmx(&mut self, set: Option<(u8, u64)>) {
+        assert!(set.is_none_or(|(n, _)| n < 8));
+    }
+    fn fpu_words(&mut self) -> (u16, u16) {
+        (0x37f, self.input.u8().into())
+    }
+}
+
 impl Bus for Hostile<'_> {
+    fn machine(&mut self) -> Option<&mut dyn Machine> {
+        Some(self)
+    }
     fn translate(&mut self, la: u64, _: Access) -> Result<u64, Stop> {
         match self.input.u8() {
             0..=7 => Err(Stop::Exception {
@@ -168,16 +198,24 @@ fn state(i: &mut Input<'_>, mode: Mode) -> (Regs, Sregs, u8) {
 }
 
 /// Holds the registers after an instruction of `n` bytes, executed to its end, against those before.
-fn check_done(mode: Mode, n: usize, before: &Regs, regs: &Regs) {
-    let next = before.rip.wrapping_add(n as u64);
+fn check_done(mode: Mode, insn: &Insn, before: &Regs, regs: &Regs) {
+    assert_eq!(regs.rflags & (1 << 16), 0);
+    if insn.op >= Op::Jcc && insn.op <= Op::Loop {
+        return;
+    }
+    let next = before.rip.wrapping_add(u64::from(insn.len()));
     let next = if mode == Mode::Long {
         next
     } else {
         next & 0xffff_ffff
     };
     assert_eq!(regs.rip, next);
-    assert_eq!(regs.rflags & (1 << 16), 0);
-    let status = 0x8d5 | (1 << 16);
+    let status = match insn.op {
+        Op::Popf => 0x3f_7fd5,
+        Op::Cli | Op::Sti => 1 << 9 | 1 << 16,
+        Op::Cld | Op::Std => 1 << 10 | 1 << 16,
+        _ => 0x8d5 | (1 << 16),
+    };
     assert_eq!((regs.rflags ^ before.rflags) & !status, 0, "flags");
 }
 
@@ -232,7 +270,7 @@ pub fn drive(data: &[u8]) -> bool {
         let repeated = insn.op.is_string() && insn.rep != Rep::None;
         match result {
             Ok(Outcome::Done) => {
-                check_done(mode, n, &before, &regs);
+                check_done(mode, &insn, &before, &regs);
                 return true;
             }
             Ok(Outcome::Again) => assert!(repeated && regs.rip == before.rip || regs == before),

@@ -1,8 +1,11 @@
 // SPDX-License-Identifier: GPL-2.0
 //! The decoder against iced-x86: length, operation, operands and memory form, over opcode sweeps and random bytes.
 
-use iced_x86::{Decoder, DecoderOptions, Instruction, Mnemonic, OpKind, Register};
-use rvmm_logic::x86::cpu::regs::{Mode, Seg};
+use iced_x86::{
+    ConditionCode, Decoder, DecoderOptions, EncodingKind, FlowControl, Instruction, Mnemonic,
+    OpKind, Register,
+};
+use rvmm_logic::x86::cpu::regs::{Gpr, Mode, Seg};
 use rvmm_logic::x86::emul::decode::decode;
 use rvmm_logic::x86::emul::insn::Rep;
 use rvmm_logic::x86::emul::{DecodeError, Insn, Op, Operand};
@@ -26,6 +29,10 @@ fn op_of(i: &Instruction) -> Option<Op> {
             OpKind::Register if i.op0_register().is_dr() => Op::MovDr,
             _ if i.op1_kind() == OpKind::Register && i.op1_register().is_cr() => Op::MovCr,
             _ if i.op1_kind() == OpKind::Register && i.op1_register().is_dr() => Op::MovDr,
+            OpKind::Register if i.op0_register().is_segment_register() => Op::Load,
+            _ if i.op1_kind() == OpKind::Register && i.op1_register().is_segment_register() => {
+                Op::Store
+            }
             _ => Op::Mov,
         },
         M::Movzx => Op::Movzx,
@@ -53,8 +60,80 @@ fn op_of(i: &Instruction) -> Option<Op> {
         M::Cmpxchg => Op::Cmpxchg,
         M::Cmpxchg8b | M::Cmpxchg16b => Op::Cmpxchg8b,
         M::Xadd => Op::Xadd,
+        M::Push if i.op0_register().is_segment_register() => Op::PushSeg,
+        M::Pop if i.op0_register().is_segment_register() => Op::PopSeg,
         M::Push => Op::Push,
         M::Pop => Op::Pop,
+        M::Rol => Op::Rol,
+        M::Ror => Op::Ror,
+        M::Rcl => Op::Rcl,
+        M::Rcr => Op::Rcr,
+        M::Shl | M::Sal => Op::Shl,
+        M::Shr => Op::Shr,
+        M::Sar => Op::Sar,
+        M::Shld => Op::Shld,
+        M::Shrd => Op::Shrd,
+        M::Mul => Op::Mul,
+        M::Imul if i.op_count() == 1 => Op::ImulAcc,
+        M::Imul => Op::Imul,
+        M::Div => Op::Div,
+        M::Idiv => Op::Idiv,
+        M::Bsf => Op::Bsf,
+        M::Bsr => Op::Bsr,
+        M::Xlatb => Op::Xlat,
+        M::Pusha | M::Pushad => Op::Pusha,
+        M::Popa | M::Popad => Op::Popa,
+        M::Pushf | M::Pushfd | M::Pushfq => Op::Pushf,
+        M::Popf | M::Popfd | M::Popfq => Op::Popf,
+        M::Enter => Op::Enter,
+        M::Leave => Op::Leave,
+        M::Call if matches!(i.op0_kind(), OpKind::FarBranch16 | OpKind::FarBranch32) => Op::CallFar,
+        M::Jmp if matches!(i.op0_kind(), OpKind::FarBranch16 | OpKind::FarBranch32) => Op::JmpFar,
+        M::Call if i.is_call_far_indirect() => Op::CallFar,
+        M::Jmp if i.is_jmp_far_indirect() => Op::JmpFar,
+        M::Call => Op::Call,
+        M::Jmp => Op::Jmp,
+        M::Ret => Op::Ret,
+        M::Retf => Op::RetFar,
+        M::Int3 | M::Int => Op::Int,
+        M::Into => Op::Into,
+        M::Iret | M::Iretd | M::Iretq => Op::Iret,
+        M::Loop | M::Loope | M::Loopne | M::Jcxz | M::Jecxz | M::Jrcxz => Op::Loop,
+        M::Lds | M::Les | M::Lfs | M::Lgs | M::Lss => Op::LoadFar,
+        M::Sldt => Op::Sldt,
+        M::Str => Op::Str,
+        M::Lldt => Op::Lldt,
+        M::Ltr => Op::Ltr,
+        M::Sgdt => Op::Sgdt,
+        M::Sidt => Op::Sidt,
+        M::Lgdt => Op::Lgdt,
+        M::Lidt => Op::Lidt,
+        M::Movups | M::Movupd | M::Movaps | M::Movapd | M::Movntps | M::Movntpd => Op::Movv,
+        M::Movdqa | M::Movdqu | M::Movntdq | M::Movntdqa => Op::Movv,
+        M::Vmovups | M::Vmovupd | M::Vmovaps | M::Vmovapd | M::Vmovntps | M::Vmovntpd => Op::Movv,
+        M::Vmovdqa | M::Vmovdqu | M::Vmovntdq | M::Vmovntdqa => Op::Movv,
+        M::Movq if matches!(i.op_code().op_code(), 0x6f | 0x7f) => Op::Movq,
+        M::Fnstcw => Op::Fnstcw,
+        M::Fnstsw if i.op0_kind() == OpKind::Memory => Op::Fnstsw,
+        M::Clflush | M::Clflushopt => Op::Clflush,
+        M::Nop if i.op_code().op_code() == 0x90 => Op::Nop,
+        M::Lea => Op::Lea,
+        M::Cbw | M::Cwde | M::Cdqe => Op::Cbw,
+        M::Cwd | M::Cdq | M::Cqo => Op::Cwd,
+        M::Bswap => Op::Bswap,
+        M::Sahf => Op::Sahf,
+        M::Lahf => Op::Lahf,
+        M::Das => Op::Das,
+        M::Aam => Op::Aam,
+        M::Aad => Op::Aad,
+        M::Salc => Op::Salc,
+        M::Cmc => Op::Cmc,
+        M::Clc => Op::Clc,
+        M::Stc => Op::Stc,
+        M::Cli => Op::Cli,
+        M::Sti => Op::Sti,
+        M::Cld => Op::Cld,
+        M::Std => Op::Std,
         M::Movsb | M::Movsw | M::Movsd | M::Movsq if i.is_string_instruction() => Op::Movs,
         M::Cmpsb | M::Cmpsw | M::Cmpsd | M::Cmpsq if i.is_string_instruction() => Op::Cmps,
         M::Stosb | M::Stosw | M::Stosd | M::Stosq => Op::Stos,
@@ -81,31 +160,63 @@ fn op_of(i: &Instruction) -> Option<Op> {
         M::Vmcall => Op::Vmcall,
         // VMGEXIT is VMMCALL outside SEV-ES.
         M::Vmmcall | M::Vmgexit => Op::Vmmcall,
+        _ if i.is_jcc_short_or_near() => Op::Jcc,
+        _ if i.condition_code() != ConditionCode::None => match i.op_code().op_code() {
+            0x40..=0x4f => Op::Cmov,
+            0x90..=0x9f => Op::Setcc,
+            _ => return None,
+        },
         _ => return None,
     })
 }
 
-/// Forms of supported operations that never touch memory and are left out on purpose: accumulator with immediate,
-/// short register encodings, segment registers.
+/// Forms of supported operations that are left out on purpose: EVEX, three operands, MOV TR.
 fn left_out(i: &Instruction) -> bool {
-    let op = i.op_code().op_code();
-    let one_byte = i.op_code().table() == iced_x86::OpCodeTableKind::Normal;
     let two_byte = i.op_code().table() == iced_x86::OpCodeTableKind::T0F;
-    (one_byte
-        && matches!(
-            op,
-            0x04 | 0x05 | 0x0c | 0x0d | 0x14 | 0x15 | 0x1c | 0x1d | 0x24 | 0x25 | 0x2c | 0x2d
-                | 0x34 | 0x35 | 0x3c | 0x3d // op AL/rAX, imm
-                | 0x06 | 0x07 | 0x0e | 0x16 | 0x17 | 0x1e | 0x1f // PUSH and POP of segment registers
-                | 0x40..=0x5f // INC, DEC, PUSH, POP of registers
-                | 0x68 | 0x6a // PUSH imm
-                | 0x8c | 0x8e // MOV of segment registers
-                | 0x90..=0x97 // XCHG rAX, r
-                | 0xa8 | 0xa9 // TEST rAX, imm
-                | 0xb0..=0xbf // MOV r, imm
-        ))
-        || (two_byte && matches!(op, 0xa0 | 0xa1 | 0xa8 | 0xa9)) // PUSH and POP of FS and GS
-        || (two_byte && matches!(op, 0x24 | 0x26)) // MOV TR
+    let legacy = i.op_code().encoding() == EncodingKind::Legacy;
+    let vex = i.op_code().encoding() == EncodingKind::VEX;
+    !legacy && !vex || legacy && two_byte && matches!(i.op_code().op_code(), 0x24 | 0x26)
+}
+
+/// Operations whose operands are implied, or checked elsewhere.
+fn implied(op: Op) -> bool {
+    matches!(
+        op,
+        Op::Nop
+            | Op::Pusha
+            | Op::Popa
+            | Op::Pushf
+            | Op::Popf
+            | Op::Enter
+            | Op::Xlat
+            | Op::Cbw
+            | Op::Cwd
+            | Op::Int
+            | Op::Jcc
+            | Op::Loop
+    )
+}
+
+/// The target of a branch, or a far pointer.
+fn check_branch(ours: &Insn, i: &Instruction) -> Result<(), String> {
+    let target = IP.wrapping_add(ours.len().into()).wrapping_add(ours.imm);
+    let far = |selector: u16, offset: u64| u64::from(selector) << 32 | offset;
+    let (want, have) = match i.op0_kind() {
+        OpKind::FarBranch16 => (
+            far(i.far_branch_selector(), i.far_branch16().into()),
+            ours.imm,
+        ),
+        OpKind::FarBranch32 => (
+            far(i.far_branch_selector(), i.far_branch32().into()),
+            ours.imm,
+        ),
+        _ => (i.near_branch_target(), target & mask(ours.width.into())),
+    };
+    if want == have {
+        Ok(())
+    } else {
+        Err(format!("target {want:#x} {have:#x}"))
+    }
 }
 
 fn seg_of(r: Register) -> Option<Seg> {
@@ -147,6 +258,11 @@ fn check_register(op: Operand, r: Register, width: u8) -> Result<(), String> {
         Operand::Cr(n) => r.is_cr() && r.number() == n as usize,
         Operand::Dr(n) => r.is_dr() && r.number() == n as usize,
         Operand::Dx => r == Register::DX,
+        Operand::Seg(s) => seg_of(r) == Some(s),
+        Operand::Vec(n) => {
+            r.is_vector_register() && r.number() == n.into() && r.size() == width.into()
+        }
+        Operand::Mm(n) => r.is_mm() && r.number() == n.into(),
         _ => false,
     };
     if ok {
@@ -206,21 +322,43 @@ fn check_memory(mode: Mode, ours: &Insn, i: &Instruction, width: u8) -> Result<(
 }
 
 fn check_operands(mode: Mode, ours: &Insn, i: &Instruction) -> Result<(), String> {
+    if implied(ours.op) {
+        return Ok(());
+    }
+    if i.op_count() != 0 && matches!(i.op0_kind(), OpKind::NearBranch16 | OpKind::NearBranch32)
+        || i.op_count() != 0 && matches!(i.op0_kind(), OpKind::NearBranch64)
+        || i.op_count() != 0 && matches!(i.op0_kind(), OpKind::FarBranch16 | OpKind::FarBranch32)
+    {
+        return check_branch(ours, i);
+    }
+    let pointer = matches!(
+        ours.op,
+        Op::LoadFar | Op::JmpFar | Op::CallFar | Op::Sgdt | Op::Sidt | Op::Lgdt | Op::Lidt
+    );
     let mut n = 0;
-    for (k, op) in [ours.dst, ours.src].into_iter().enumerate() {
-        if op == Operand::None {
+    for (k, op) in [ours.dst, ours.src, ours.third].into_iter().enumerate() {
+        if op == Operand::None || k == 2 && ours.op == Op::LoadFar {
             continue;
         }
-        let width = if k == 0 { ours.width } else { ours.src_width };
+        let width = match k {
+            0 => ours.width,
+            2 if op == Operand::Reg(Gpr::Rcx) => 1,
+            _ => ours.src_width,
+        };
         let kind = i.op_kind(n);
         match (op, kind) {
             // 16 bits of the register count; iced names the register by operand size.
-            (Operand::Reg(g), OpKind::Register) if ours.op == Op::Lmsw => {
+            (Operand::Reg(g), OpKind::Register)
+                if matches!(ours.op, Op::Lmsw | Op::Lldt | Op::Ltr | Op::Load) =>
+            {
                 if i.op_register(n).number() != g as usize {
                     return Err("register".into());
                 }
             }
             (_, OpKind::Register) => check_register(op, i.op_register(n), width)?,
+            (Operand::Mem, OpKind::Memory) if pointer || ours.op == Op::Lea => {
+                check_memory(mode, ours, i, 0)?
+            }
             (Operand::Mem, OpKind::Memory) => check_memory(mode, ours, i, width)?,
             (
                 Operand::StrSrc,
@@ -286,7 +424,7 @@ fn check_ok(mode: Mode, ours: &Insn, i: &Instruction, bytes: &[u8]) -> Result<()
     if ours.bytes() != &bytes[..i.len()] {
         return Err("raw bytes".into());
     }
-    if op_of(i) != Some(ours.op) {
+    if op_of(i) != Some(ours.op) && ours.op != Op::Nop {
         return Err(format!("mnemonic {:?}", i.mnemonic()));
     }
     if ours.op.is_string() {
@@ -308,7 +446,13 @@ fn check_ok(mode: Mode, ours: &Insn, i: &Instruction, bytes: &[u8]) -> Result<()
 /// Decodes both ways; returns whether we decoded it.
 fn check(bytes: &[u8], mode: Mode) -> bool {
     let mut decoder = Decoder::with_ip(bitness(mode), bytes, IP, DecoderOptions::AMD);
-    let i = decoder.decode();
+    let mut i = decoder.decode();
+    if mode == Mode::Long
+        && (i.flow_control() != FlowControl::Next || op_of(&i) == Some(Op::LoadFar))
+    {
+        // 66 does not make branches shorter on Intel's, nor here; REX.W makes far pointers longer.
+        i = Decoder::with_ip(64, bytes, IP, DecoderOptions::NONE).decode();
+    }
     let ours = decode(bytes, mode);
     let verdict = match &ours {
         Ok(insn) => check_ok(mode, insn, &i, bytes),

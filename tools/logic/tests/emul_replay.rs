@@ -673,7 +673,7 @@ fn port_output_happens_once() {
 fn the_log_is_bounded() {
     let mut log = Replay::new();
     log.begin_attempt();
-    for la in 0..8 {
+    for la in 0..16 {
         assert_eq!(log.next(Read, la, 1), Next::Fresh);
         log.record(Fragment {
             la,
