@@ -5,7 +5,6 @@
 
 use crate::bus::set::MAX_VCPUS;
 use crate::linux::hrtimer::ktime_get_ns;
-use crate::linux::sched;
 use crate::mem::addr::{Gpa, PAGE_SIZE};
 use crate::nospec::Nospec;
 use crate::x86::cpu::cpuid::Vendor;
@@ -89,7 +88,7 @@ pub(crate) fn read(vm: &Vm, s: &mut State, index: u32, by_host: bool) -> Option<
     let r = &hv.registers;
     Some(match index {
         ix::HV_VP_ASSIST_PAGE => r.assist_page,
-        ix::HV_VP_RUNTIME => runtime().wrapping_add(r.runtime_offset),
+        ix::HV_VP_RUNTIME => r.run_time(),
         ix::HV_SCONTROL..=ix::HV_EOM | ix::HV_SINT0..=ix::HV_SINT15 => {
             if !r.synic.active && !by_host {
                 return None;
@@ -110,11 +109,6 @@ pub(crate) fn read(vm: &Vm, s: &mut State, index: u32, by_host: bool) -> Option<
         }
         _ => read_shared(&vm.hyperv.lock().registers, index)?,
     })
-}
-
-/// What the thread has run, in 100 ns.
-fn runtime() -> u64 {
-    sched::run_time() / 100
 }
 
 /// A register that all vCPUs share.
@@ -211,7 +205,7 @@ pub(crate) fn write(
         // Read-only. User space may put back what it has read.
         ix::HV_TIME_REF_COUNT | ix::HV_TSC_FREQUENCY | ix::HV_APIC_FREQUENCY if by_host => {}
         ix::HV_VP_RUNTIME if by_host => {
-            s.hyperv().ok()?.registers.runtime_offset = value.wrapping_sub(runtime());
+            s.hyperv().ok()?.registers.set_run_time(value);
         }
         ix::HV_VP_ASSIST_PAGE => write_assist_page(vm, s, value)?,
         ix::HV_SCONTROL..=ix::HV_EOM | ix::HV_SINT0..=ix::HV_SINT15 => {

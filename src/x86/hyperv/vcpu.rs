@@ -2,6 +2,7 @@
 //! A vCPU's part of Hyper-V's interface. This is data, which the vCPU's state holds; what is done with it stands above.
 
 use crate::linux::hrtimer::{Timer, TimerCallback};
+use crate::linux::sched;
 use crate::x86::hyperv::cpuid::Granted;
 use crate::x86::hyperv::defs::TIMERS;
 use crate::x86::hyperv::published::Published;
@@ -49,11 +50,28 @@ pub(super) struct Registers {
     /// VP_ASSIST_PAGE.
     pub(super) assist_page: u64,
     /// Added to the thread's time it makes VP_RUNTIME.
-    pub(super) runtime_offset: u64,
+    run_time_offset: u64,
     /// Vectors with automatic EOI that wait to be injected, where the processor delivers the others by itself.
     held: [u32; 8],
     /// The VM's TSC_INVARIANT_CONTROL as this vCPU's CPUID shows it.
     pub(super) invariant_exposed: bool,
+}
+
+/// What the calling thread has run, in 100 ns.
+fn thread_time() -> u64 {
+    sched::run_time() / 100
+}
+
+impl Registers {
+    /// VP_RUNTIME.
+    pub(super) fn run_time(&self) -> u64 {
+        thread_time().wrapping_add(self.run_time_offset)
+    }
+
+    /// Sets VP_RUNTIME.
+    pub(super) fn set_run_time(&mut self, value: u64) {
+        self.run_time_offset = value.wrapping_sub(thread_time());
+    }
 }
 
 /// A vCPU's part.
@@ -72,6 +90,7 @@ pub(crate) struct HypervVcpu {
 /// A vCPU's part as it was at some moment.
 pub(crate) struct Image {
     registers: Registers,
+    run_time: u64,
     vp_index: u32,
 }
 
@@ -169,6 +188,7 @@ impl HypervVcpu {
     pub(crate) fn image(&self, shared: &VcpuShared) -> Image {
         Image {
             registers: self.registers.clone(),
+            run_time: self.registers.run_time(),
             vp_index: shared.arch.vp_index.load(Ordering::Relaxed),
         }
     }
@@ -180,6 +200,7 @@ impl HypervVcpu {
         let vp_index = match image {
             Some(image) => {
                 self.registers.clone_from(&image.registers);
+                self.registers.set_run_time(image.run_time);
                 image.vp_index
             }
             None => {
