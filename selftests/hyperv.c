@@ -373,6 +373,38 @@ TEST(events)
 	CHECK_EQ(vm.run->system_event.type, KVM_SYSTEM_EVENT_RESET);
 }
 
+/* A timer that has expired since is started again. */
+TEST(reset_point)
+{
+	struct rvmm_reset_point point = { .pages = 64 };
+	struct rvmm_reset reset;
+	struct vm vm;
+	uint64_t now, then;
+
+	if (!is_rvmm())
+		skip("rvmm's own");
+	NEW(&vm, wrmsrs);
+	vm_log(&vm)->eoi = LAPIC_EOI;
+	CHECK(get_msr(&vm, MSR_TIME_REF, &now));
+	wrmsr(&vm, MSR_COUNT(2), now + 500000);
+	wrmsr(&vm, MSR_CONFIG(2), ENABLE | DIRECT(0x68));
+	CHECK_EQ(vm_log(&vm)->count, 0);
+	CHECK(get_msr(&vm, MSR_TIME_REF, &then));
+	OK(ioctl(vm.fd, RVMM_RESET_POINT, &point));
+	for (int n = 0; n < 2; n++) {
+		while (vm_log(&vm)->count == 0)
+			wrmsr(&vm, MSR_TPR, 0);
+		CHECK_EQ(last_vector(&vm), 0x68);
+		CHECK(set_msr(&vm, MSR_VP_INDEX, 5));
+		OK(ioctl(vm.fd, RVMM_RESET, &reset));
+		CHECK_EQ(vm_log(&vm)->count, 0);
+		CHECK(get_msr(&vm, MSR_VP_INDEX, &now));
+		CHECK_EQ(now, 0);
+		CHECK(get_msr(&vm, MSR_TIME_REF, &now));
+		CHECK(now >= then);
+	}
+}
+
 /* What user space saves it can put back. */
 TEST(state)
 {

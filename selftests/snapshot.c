@@ -183,7 +183,8 @@ static void read_blob(struct vm *vm, struct blob *b, bool chips)
 	}
 	OK(ioctl(vm->kvm, KVM_GET_MSR_INDEX_LIST, &list));
 	for (unsigned int i = 0; i < list.header.nmsrs; i++)
-		if (list.index[i] != 0x10)
+		/* Not those that count: TSC, Hyper-V's run time and reference time. */
+		if (list.index[i] != 0x10 && list.index[i] != 0x40000010 && list.index[i] != 0x40000020)
 			get_msr(vm, list.index[i], &b->msr[i]);
 	memcpy(b->run, vm->run, PAGE);
 	b->memory = checksum(vm);
