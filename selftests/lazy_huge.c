@@ -136,6 +136,31 @@ TEST(huge_log)
 	CHECK_EQ(*(uint64_t *)(m + 600 * 4096 + 8), 601);
 }
 
+/* A reset point takes huge pages apart as they are written; when it is gone one fault brings each of them back. */
+TEST(huge_reset)
+{
+	struct rvmm_reset_point point = { .pages = 100 };
+	struct vm vm;
+
+	if (!is_rvmm())
+		skip("no reset points");
+	with_huge(&vm);
+	for (unsigned int round = 0; round < 2; round++) {
+		point.pages = 100;
+		OK(ioctl(vm.fd, RVMM_RESET_POINT, &point));
+		write_page(&vm, 5);
+		write_page(&vm, 600);
+		CHECK_FAULTS(&vm, 1, write_page(&vm, 6));
+		point.pages = 0;
+		OK(ioctl(vm.fd, RVMM_RESET_POINT, &point));
+		/* What the guest itself runs in may have come back, too. */
+		write_page(&vm, 700);
+		CHECK_FAULTS(&vm, 1, write_page(&vm, 7));
+		CHECK_FAULTS(&vm, 0, write_page(&vm, 5); write_page(&vm, 511));
+		CHECK_FAULTS(&vm, 0, write_page(&vm, 600); write_page(&vm, 1023));
+	}
+}
+
 /* Small pages: what a log has protected, one fault each makes writable when it has ended. */
 TEST(small_log)
 {

@@ -627,6 +627,8 @@ fn prepare(vm: &Arc<Vm>, space: &Once<Arc<Space>>, request: &mut AssignDevice) -
         let locked = device.lock();
         Assigned::begin(&assigned, &locked, reason)
     };
+    // Set since, while there was no device yet.
+    vm.memory.lose_reset_point();
     // The file is dropped outside of the device lock, which its release takes.
     request.pinned = result?;
     Ok(file)

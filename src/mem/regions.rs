@@ -192,9 +192,9 @@ impl GuestMemory {
         }
     }
 
-    /// Huge leaves may come back to `slot`, whose writes are not logged any more: where the host has huge pages the
-    /// tables of small leaves go.
-    fn join(&self, mm: &Mm, slot: &Slot) {
+    /// Huge leaves may come back to `slot`, whose writes are not logged or saved any more: where the host has huge
+    /// pages the tables of small leaves go. Nothing happens while writes are logged.
+    pub(super) fn join(&self, mm: &Mm, slot: &Slot) {
         let Some(range) = slot.range().filter(|_| self.largest != Level::L1) else {
             return;
         };

@@ -23,6 +23,7 @@ use crate::mem::addr::{GpaRange, Hva, PAGE_SIZE};
 use crate::mem::memory::GuestMemory;
 use crate::mem::saved::{NotSaved, Point, Store, Writer};
 use crate::mem::slots::Slot;
+use kernel::mm::Mm;
 use kernel::prelude::*;
 use kernel::uaccess::{UserPtr, UserSlice};
 
@@ -32,7 +33,7 @@ impl GuestMemory {
     /// EINVAL: too many pages; writes are logged in dirty rings alone, which have no place for what no vCPU writes.
     pub(crate) fn set_reset_point(&self, limit: u64) -> Result {
         let update = self.update.lock();
-        if update.dma.is_some() {
+        if update.dma.as_ref().is_some_and(|d| d.is_used()) {
             return Err(EBUSY);
         }
         if !self.rings.have_bitmaps() {
@@ -62,10 +63,13 @@ impl GuestMemory {
         Ok(())
     }
 
-    /// There is no reset point any more.
-    pub(crate) fn drop_reset_point(&self) {
+    /// There is no reset point any more; huge leaves may come back. `mm` is the VM's, in which the caller runs.
+    pub(crate) fn drop_reset_point(&self, mm: &Mm) {
         let _update = self.update.lock();
-        drop(self.reset.replace(Point::Never));
+        let old = self.reset.replace(Point::Never);
+        if !matches!(old, Point::Never) {
+            self.slots.read().each(|slot| self.join(mm, slot));
+        }
     }
 
     /// The reset point is void.

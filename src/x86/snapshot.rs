@@ -107,7 +107,7 @@ impl ResetPoint {
         let inner = &mut *self.inner.lock();
         if limit == 0 {
             inner.point = None;
-            vm.memory.drop_reset_point();
+            vm.memory.drop_reset_point(vm.mm());
             return Ok(());
         }
         if vm.has_vfio.load(Ordering::Acquire) {
