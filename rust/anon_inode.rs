@@ -11,7 +11,7 @@ use core::ptr::NonNull;
 use kernel::error::{from_err_ptr, from_result, VTABLE_DEFAULT_ERROR};
 use kernel::ffi::{c_char, c_int, c_long, c_uint, c_ulong};
 use kernel::fs::file::{flags, FileDescriptorReservation};
-use kernel::fs::File;
+use kernel::fs::{File, LocalFile};
 use kernel::mm::virt::VmaNew;
 use kernel::prelude::*;
 use kernel::sync::aref::ARef;
@@ -206,7 +206,8 @@ impl<T: FileOperations> Operations<T> {
         ..pin_init::zeroed()
     };
 
-    /// The table, in static memory.
+    /// The table, in static memory: one for each type.
+    #[inline(never)]
     fn table() -> &'static bindings::file_operations {
         &Self::TABLE
     }
@@ -245,6 +246,20 @@ pub fn file<T: FileOperations>(object: Arc<T>) -> Result<ARef<File>> {
             Err(e)
         }
     }
+}
+
+/// The object behind descriptor `fd` of the current process, if the file is of this type. Errors: `EBADF`; `EINVAL` for
+/// another type.
+pub fn object<T: FileOperations>(fd: i32) -> Result<Arc<T>> {
+    let fd = u32::try_from(fd).map_err(|_| EBADF)?;
+    let file = LocalFile::fget(fd)?;
+    let raw = file.as_ptr();
+    // SAFETY: The reference keeps the file, whose operations do not change.
+    if !core::ptr::eq(unsafe { (*raw).f_op }, Operations::<T>::table()) {
+        return Err(EINVAL);
+    }
+    // SAFETY: The file is live for as long as `file`, and of this type.
+    Ok(unsafe { Operations::<T>::object(raw) }.into())
 }
 
 /// A reserved descriptor and a finished file that user space cannot see yet.

@@ -119,6 +119,11 @@ int rvmm_follow_pfnmap(struct mm_struct *mm, unsigned long addr, bool write,
 		       unsigned long *pfn, bool *writable);
 int rvmm_fault_in(struct mm_struct *mm, unsigned long addr, bool write);
 
+int rvmm_copy_user_page(void *to, struct mm_struct *mm, unsigned long addr,
+			const struct vm_operations_struct *except);
+bool rvmm_has_area_of(struct mm_struct *mm, unsigned long start, unsigned long end,
+		      const struct vm_operations_struct *ops);
+
 bool rvmm_vma_is_device(struct mm_struct *mm, unsigned long addr);
 void rvmm_vma_set_device(struct vm_area_struct *vma);
 

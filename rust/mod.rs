@@ -14,6 +14,7 @@ pub mod cpuhp;
 pub mod cred;
 pub mod eventfd;
 pub mod file_ref;
+pub mod frozen_pages;
 pub mod global;
 pub mod gup;
 pub mod hrtimer;

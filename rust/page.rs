@@ -252,6 +252,14 @@ impl DataPage {
         unsafe { &*self.0.as_ptr() }
     }
 
+    /// A reference to the page beside the value's own, which [`bindings::rvmm_put_page`] gives back. Whoever gets it
+    /// only reads.
+    pub(super) fn share(&self) -> NonNull<bindings::page> {
+        // SAFETY: The page is owned, so that there is a reference already.
+        unsafe { bindings::rvmm_get_page(self.0.page.as_ptr()) };
+        self.0.page
+    }
+
     /// The bytes, to be written.
     #[inline]
     pub fn bytes_mut(&mut self) -> &mut [u8; PAGE_SIZE] {

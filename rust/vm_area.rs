@@ -5,6 +5,7 @@
 //! C header: [`include/linux/mm.h`](srctree/include/linux/mm.h)
 
 use kernel::mm::virt::VmaNew;
+use kernel::mm::Mm;
 use kernel::sync::{Arc, ArcBorrow};
 
 use super::bindings;
@@ -31,8 +32,20 @@ pub fn serve<T: Backing>(object: Arc<T>, vma: &VmaNew) {
     // together: `close` gives it back.
     unsafe {
         (*area).vm_private_data = Arc::into_raw(object).cast_mut().cast();
-        (*area).vm_ops = &Operations::<T>::TABLE;
+        (*area).vm_ops = table::<T>();
     }
+}
+
+/// The operations of areas that [`serve`] gives to a `T`.
+#[inline(never)]
+pub fn table<T: Backing>() -> *const bindings::vm_operations_struct {
+    &Operations::<T>::TABLE
+}
+
+/// Whether an area of `mm` between `start` and `end` was given to a `T` by [`serve`]. Sleeps.
+pub fn is_served<T: Backing>(mm: &Mm, start: usize, end: usize) -> bool {
+    // SAFETY: The address space is live; the shim looks at its areas under the mmap lock.
+    unsafe { bindings::rvmm_has_area_of(mm.as_raw(), start, end, table::<T>()) }
 }
 
 struct Operations<T>(core::marker::PhantomData<T>);

@@ -113,9 +113,9 @@ struct rvmm_reset {
 #define RVMM_RESET		_IOR(RVMM_IOC, 0x21, struct rvmm_reset)
 
 /*
- * On a VM: user space is going to write to this guest memory, until the next reset. ENODATA, ESTALE: as above. EFAULT:
- * no slot, or no user memory. ENOSPC: more pages than the point allows. EINVAL: not whole pages of 4096 bytes. ENOMEM,
- * EINTR.
+ * On a VM: user space is going to write to this guest memory, until the next reset; or the memory is not to be shared
+ * with forks any more. ENODATA, ESTALE: as above, where there are no forks. EFAULT: no slot, or no user memory. ENOSPC:
+ * more pages than the point allows. EINVAL: not whole pages of 4096 bytes. ENOMEM, EINTR.
  */
 struct rvmm_touch {
 	__u64 gpa;
@@ -123,6 +123,46 @@ struct rvmm_touch {
 };
 
 #define RVMM_TOUCH		_IOW(RVMM_IOC, 0x22, struct rvmm_touch)
+
+/* --- VMs that begin as another one is ------------------------------------------------------------- */
+
+/* KVM_CHECK_EXTENSION: RVMM_FORK and RVMM_BECOME exist. Zero on KVM. */
+#define RVMM_CAP_FORK		(RVMM_CAP_BASE + 0x21)
+
+/*
+ * On a VM, argument 0: a file descriptor, close-on-exec, for what the VM is now: a fork. The VM goes on; how long the
+ * call takes does not depend on its memory. What is kept of the machine is that of a reset point. Memory is shared with
+ * the VM until the VM writes, when a page is copied into the fork before (kernel memory, charged to whom does so).
+ *
+ * mmap(), MAP_PRIVATE, in the process of the VM: the memory. File offsets are user addresses: what was in the slot over
+ * userspace_addr is at offset userspace_addr. Who writes gets a copy, as with every private mapping. So any number of
+ * VMs can have slots over mappings of one fork; what one of them reads for the first time is copied into the fork,
+ * once for all. The VM's own memory has to stay mapped as long as there are pages that have not been copied (SIGBUS,
+ * and EFAULT of KVM_RUN); the VM itself, its slots, and its file may go. The fork goes with its file and all mappings.
+ * A child of the process (fork(2)) sees only what its parent has touched.
+ *
+ * Not seen is what user space writes to the VM's memory by its own mapping, or does to it otherwise (read(2), madvise):
+ * tell it before with RVMM_TOUCH, or the fork has it as well. Device memory in slots is in no fork (SIGBUS).
+ *
+ * A VM that writes while memory is short: KVM_RUN fails with ENOMEM, nothing is lost, and it goes on when called again.
+ *
+ * EBUSY: a vCPU runs or is in an ioctl, there is a reset point (and there can be none as long as there are forks), or
+ * the VM has a device (RVMM_ASSIGN_DEVICE, VFIO). EINVAL: argument, RVMM_CAP_MISSING is enabled, or a slot lies over
+ * memory of a fork: a fork cannot be forked. ENOSPC: the VM has 16 forks. ENOMEM, EMFILE, ENFILE, EIO.
+ */
+#define RVMM_FORK		_IO(RVMM_IOC, 0x23)
+
+/*
+ * On a VM, argument the descriptor of a fork: the VM becomes what the fork's VM was, but for memory, which comes by its
+ * slots. It has been made as that one: with the same interrupt controllers, vCPUs with the same ids, and the same
+ * configuration (CPUID, capabilities, filters, irqfds, ioeventfds), which is not part of a fork. kvm_run and the other
+ * pages that user space maps of the vCPUs are as they were, with exits that were in flight. No time has passed for the
+ * guest. It may be called again, as it may for other VMs.
+ *
+ * EINVAL: other vCPUs or other controllers, or no fork. EBUSY: a vCPU runs or is in an ioctl. EIO: another process than
+ * that of the fork. EBADF, ENOMEM. After EIO or ENOMEM it is to be called again before a vCPU runs.
+ */
+#define RVMM_BECOME		_IO(RVMM_IOC, 0x24)
 
 /* --- memory that comes when the guest asks for it --------------------------------------------------- */
 

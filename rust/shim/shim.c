@@ -456,6 +456,48 @@ int rvmm_fault_in(struct mm_struct *mm, unsigned long addr, bool write)
 	return r;
 }
 
+/*
+ * Copies the page at @addr of @mm, whose mmap lock the caller holds, faulted in where needed. EFAULT also for areas
+ * with the operations @except. Sleeps, and does not let go of the lock.
+ */
+int rvmm_copy_user_page(void *to, struct mm_struct *mm, unsigned long addr,
+			const struct vm_operations_struct *except)
+{
+	struct vm_area_struct *vma = vma_lookup(mm, addr);
+	struct page *page;
+	long got;
+	int r = 0;
+
+	if (!vma || vma->vm_ops == except)
+		return -EFAULT;
+	got = get_user_pages_remote(mm, addr, 1, 0, &page, NULL);
+	if (got != 1)
+		return got < 0 ? got : -EFAULT;
+	if (copy_mc_to_kernel(to, page_address(page), PAGE_SIZE))
+		r = -EHWPOISON;
+	put_page(page);
+	return r;
+}
+
+/* Whether an area of @mm between @start and @end has the operations @ops. Sleeps. */
+bool rvmm_has_area_of(struct mm_struct *mm, unsigned long start, unsigned long end,
+		      const struct vm_operations_struct *ops)
+{
+	struct vm_area_struct *vma;
+	bool found = false;
+
+	mmap_read_lock(mm);
+	while (!found && start < end) {
+		vma = find_vma_intersection(mm, start, end);
+		if (!vma)
+			break;
+		found = vma->vm_ops == ops;
+		start = vma->vm_end;
+	}
+	mmap_read_unlock(mm);
+	return found;
+}
+
 /* Whether @addr of @mm is device memory, or anything else without page structures. */
 bool rvmm_vma_is_device(struct mm_struct *mm, unsigned long addr)
 {

@@ -396,6 +396,8 @@ pub(crate) const RVMM_DEVICE_RESAMPLE: u32 = _IO(R, 0x18);
 pub(crate) const RVMM_RESET_POINT: u32 = _IOW::<ResetPoint>(R, 0x20);
 pub(crate) const RVMM_RESET: u32 = _IOR::<Reset>(R, 0x21);
 pub(crate) const RVMM_TOUCH: u32 = _IOW::<Touch>(R, 0x22);
+pub(crate) const RVMM_FORK: u32 = _IO(R, 0x23);
+pub(crate) const RVMM_BECOME: u32 = _IO(R, 0x24);
 pub(crate) const RVMM_MISSING_QUEUE: u32 = _IO(R, 0x30);
 pub(crate) const RVMM_MISSING_RESOLVE: u32 = _IOW::<MissingRange>(R, 0x31);
 pub(crate) const RVMM_RECORD_TOUCHES: u32 = _IO(R, 0x32);
@@ -414,6 +416,8 @@ pub(crate) const RVMM_CAP_ENTRY_FAILURE: u32 = 0x5256_0000;
 pub(crate) const RVMM_CAP_ASSIGN_DEVICE: u32 = 0x5256_0001;
 /// `RVMM_CAP_RESET_POINT`.
 pub(crate) const RVMM_CAP_RESET_POINT: u32 = 0x5256_0020;
+/// `RVMM_CAP_FORK`.
+pub(crate) const RVMM_CAP_FORK: u32 = 0x5256_0021;
 /// `RVMM_CAP_ROOT`, and what it can be.
 pub(crate) const RVMM_CAP_ROOT: u32 = 0x5256_0002;
 pub(crate) const RVMM_ROOT_PRIVATE: u32 = 1;

@@ -300,6 +300,10 @@ impl Assigned {
                 );
                 return Err(reason.refuse(EBUSY, why));
             }
+            // No fork comes as long as the slots stay.
+            if this.vm.memory.has_forks() {
+                return Err(reason.refuse(EBUSY, format_args!("the VM has forks")));
+            }
             this.space.attach(device, &group, slots, reason, || {
                 saved = Some(make_quiet(device)?);
                 Ok(())

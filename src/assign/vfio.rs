@@ -121,6 +121,10 @@ pub(crate) fn create_device(vm: &Arc<Vm>, arg: usize) -> Result<isize> {
     if vm.has_vfio.swap(true, Ordering::AcqRel) {
         return Err(EBUSY);
     }
+    if vm.memory.has_forks() {
+        vm.has_vfio.store(false, Ordering::Release);
+        return Err(EBUSY);
+    }
     let device = Arc::pin_init(
         pin_init!(VfioDevice {
             vm: vm.clone(),

@@ -49,6 +49,7 @@ extensions! {
     uapi::RVMM_CAP_ENTRY_FAILURE: 1;
     uapi::RVMM_CAP_ASSIGN_DEVICE: 1;
     uapi::RVMM_CAP_RESET_POINT: 1;
+    uapi::RVMM_CAP_FORK: 1;
     uapi::RVMM_CAP_MISSING: 1,
         enable {
             if value != 1 {

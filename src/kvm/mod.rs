@@ -6,6 +6,7 @@
 
 pub(crate) mod device;
 mod extensions;
+mod fork;
 mod missing;
 mod stats;
 mod table;

@@ -5,6 +5,7 @@ use crate::abi::uapi::{self, k};
 use crate::assign::{self, space::Space};
 use crate::bus::set::{MAX_VCPUS, MAX_VCPU_ID};
 use crate::kvm::extensions;
+use crate::kvm::fork;
 use crate::kvm::missing;
 use crate::kvm::table::ioctls;
 use crate::kvm::vcpu::{self, VcpuFile};
@@ -71,6 +72,8 @@ ioctls! {
     RVMM_RESET_POINT:               held, set(r => set_reset_point(vm, point, r));
     RVMM_RESET:                     held, get(reset(vm, point));
     RVMM_TOUCH:                     -,    set(r => touch(vm, r));
+    RVMM_FORK:                      held, call(fork::fork(vm, point, arg));
+    RVMM_BECOME:                    held, call(fork::become_fork(vm, point, arg));
 
     // Memory.
     KVM_SET_USER_MEMORY_REGION:     -,    set(r => set_memory(vm, r)), KVM_CAP_USER_MEMORY;

@@ -14,13 +14,14 @@ use crate::mem::memory::GuestMemory;
 use crate::mem::mmu::{self, InOwnMm, TablePool};
 use crate::mem::ring::Ring;
 use crate::mem::rounds::Round;
-use crate::mem::saved::{NotSaved, Writer};
 use crate::mem::slot_table::Entry;
 use crate::mem::slots::Slot;
 use crate::mem::walk::{Allow, Change, MapError};
+use crate::mem::writer::{NotSaved, Writer};
 use core::sync::atomic::Ordering;
 use kernel::mm::Mm;
 use kernel::prelude::*;
+use kernel::sync::rcu;
 
 /// How a page comes into the nested table.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -275,7 +276,14 @@ impl GuestMemory {
             Err(NotSaved::Full) => return Ok(FaultOutcome::Unsaved),
             Err(NotSaved::Fault) => return Ok(FaultOutcome::Retry),
         };
-        let page = HostPage { writable, ..page };
+        let frozen = writable && self.reset.has_forked() && self.is_frozen(by.tables, gpa);
+        if frozen && write {
+            self.thaw_way(by, gpa, round);
+        }
+        let page = HostPage {
+            writable: writable && (write || !frozen),
+            ..page
+        };
         let fault = Fault {
             gpa,
             fetch,
@@ -307,9 +315,30 @@ impl GuestMemory {
             return Ok(page.writable);
         }
         if !write {
-            return Ok(self.reset.is_saved(gpa));
+            return Ok(self.reset.is_saved(gpa, hva));
         }
         self.reset.save(gpa, hva, Writer::Limited).map(|()| true)
+    }
+
+    #[cold]
+    fn is_frozen(&self, tables: &TablePool, gpa: Gpa) -> bool {
+        let _tables_stay = rcu::read_lock();
+        self.table.is_frozen(tables, gpa)
+    }
+
+    /// The page at `gpa` is about to be written, and has been saved in this round.
+    #[cold]
+    fn thaw_way(&self, by: &mut Faulting<'_>, gpa: Gpa, round: Round) {
+        let gate = by.gate;
+        self.thaw(by.tables, gpa, |end| {
+            let _pinned = PreemptGuard::new();
+            let _section = gate.enter();
+            let same = self.reset.round() == round;
+            if same {
+                end();
+            }
+            same
+        });
     }
 
     /// Maps the page that was found, unless the host has changed its mind since `seen` was counted, or another round
@@ -385,7 +414,7 @@ impl GuestMemory {
                 Ok(())
             }
             // There is no spare table left, or another vCPU was faster.
-            Err(MapError::NoMemory | MapError::Busy | MapError::Present) => {
+            Err(MapError::NoMemory | MapError::Busy | MapError::Present | MapError::Frozen) => {
                 Err(FaultOutcome::Retry)
             }
             Err(_) => Err(FaultOutcome::BadUserMemory),

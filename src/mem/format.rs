@@ -102,6 +102,10 @@ pub trait Format {
     /// Fewest levels and most levels, the root's included.
     const LEVELS: (u8, u8);
 
+    /// Whether an entry that points to a table takes rights from all that lies below it, so that
+    /// [`Format::set_perm`] may be asked to narrow it.
+    const TABLE_RIGHTS: bool = true;
+
     /// Tables that lie in a row and are the root together: each maps what follows the one before.
     const ROOT_TABLES: u64 = 1;
 

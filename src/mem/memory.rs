@@ -239,7 +239,7 @@ impl GuestMemory {
                 leaving <- RawSpin::new(None),
                 is_leaving: AtomicBool::new(false),
                 unflushed: Unflushed::new(),
-                reset <- Reset::new(),
+                reset <- Reset::new()?,
             }),
             GFP_KERNEL_ACCOUNT,
         )
@@ -358,13 +358,25 @@ impl GuestMemory {
             return Ok(());
         }
         update.pinned_at = Some(gpa);
-        let hpa = match self.own_page.as_ref() {
-            Some(p) if self.view().is_device(gpa, false) => Hpa(p.phys()),
-            _ => {
-                self.pin_state.store(BARRED, Ordering::Relaxed);
-                return Ok(());
-            }
+        if self.own_page.as_ref().is_none() || !self.view().is_device(gpa, false) {
+            self.pin_state.store(BARRED, Ordering::Relaxed);
+            return Ok(());
+        }
+        match self.map_own_page(gpa)? {
+            Ok(()) => self.pin_state.store(PINNED, Ordering::Relaxed),
+            // The guest faults again.
+            Err(MapError::NoMemory | MapError::Busy | MapError::Frozen) => {}
+            Err(_) => self.pin_state.store(BARRED, Ordering::Relaxed),
+        }
+        Ok(())
+    }
+
+    /// Maps the VM's own page at `gpa`. The caller holds `update`.
+    fn map_own_page(&self, gpa: Gpa) -> Result<core::result::Result<(), MapError>> {
+        let Some(page) = self.own_page.as_ref() else {
+            return Ok(Err(MapError::Perm));
         };
+        let hpa = Hpa(page.phys());
         let leaf = Leaf {
             hpa,
             perm: Perm::RW,
@@ -374,6 +386,10 @@ impl GuestMemory {
         };
         let mut tables = TablePool::new();
         tables.top_up()?;
+        self.thaw(&mut tables, gpa, |end| {
+            end();
+            true
+        });
         // After `tables`, so that what was unlinked is freed after the flush.
         let mut flushing = self.flushing();
         let mapped = {
@@ -381,16 +397,36 @@ impl GuestMemory {
             self.table
                 .map(&mut tables, gpa, Level::L1, &leaf, Allow::Any)
         };
-        match mapped {
-            Ok(change) => {
-                flushing.needed = change.needs_flush();
-                self.pin_state.store(PINNED, Ordering::Relaxed);
+        flushing.needed = mapped.is_ok_and(|change| change.needs_flush());
+        Ok(mapped.map(|_| ()))
+    }
+
+    /// Lets the page at `gpa` be mapped writable, if what is mapped has been frozen. `end` calls its argument where no
+    /// other round can begin, and says whether to go on. Sleeps no more than a flush does.
+    pub(super) fn thaw(
+        &self,
+        tables: &mut TablePool,
+        gpa: Gpa,
+        mut end: impl FnMut(&mut dyn FnMut()) -> bool,
+    ) {
+        loop {
+            let level = {
+                let mut flushing = self.flushing();
+                let _tables_stay = rcu::read_lock();
+                let Some(narrowed) = self.table.thaw_begin(tables, gpa) else {
+                    return;
+                };
+                flushing.needed |= narrowed.flush;
+                narrowed.level
+            };
+            let done = end(&mut || {
+                let _tables_stay = rcu::read_lock();
+                self.table.thaw_end(tables, gpa, level);
+            });
+            if !done {
+                return;
             }
-            // The guest faults again.
-            Err(MapError::NoMemory | MapError::Busy) => {}
-            Err(_) => self.pin_state.store(BARRED, Ordering::Relaxed),
         }
-        Ok(())
     }
 
     /// Unmaps the VM's own page for good. When it returns no vCPU reaches the page.
@@ -398,6 +434,15 @@ impl GuestMemory {
         if self.pin_state.load(Ordering::Acquire) != BARRED {
             self.unpin_locked(&self.update.lock());
         }
+    }
+
+    /// What was mapped has been frozen: the VM's own page can be written again, if it is mapped. Another write of the
+    /// guest to it is emulated.
+    pub(super) fn thaw_pinned(&self, update: &Update) {
+        let (Some(gpa), PINNED) = (update.pinned_at, self.pin_state.load(Ordering::Relaxed)) else {
+            return;
+        };
+        let _ = self.map_own_page(gpa);
     }
 
     fn unpin_locked(&self, update: &Update) {

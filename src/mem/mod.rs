@@ -4,6 +4,8 @@
 pub(crate) mod addr;
 pub(crate) mod dirty;
 pub(crate) mod fault;
+mod fork;
+pub(crate) mod forks;
 pub(crate) mod format;
 pub(crate) mod index;
 pub(crate) mod invalidations;
@@ -25,3 +27,4 @@ pub(crate) mod slots;
 pub(crate) mod touches;
 mod view;
 pub(crate) mod walk;
+mod writer;

@@ -21,19 +21,21 @@ use crate::linux::page::DataPage;
 use crate::linux::{gup, sched};
 use crate::mem::addr::{GpaRange, Hva, PAGE_SIZE};
 use crate::mem::memory::GuestMemory;
-use crate::mem::saved::{NotSaved, Point, Store, Writer};
+use crate::mem::saved::{Point, Store};
 use crate::mem::slots::Slot;
+use crate::mem::writer::{NotSaved, Writer};
 use kernel::mm::Mm;
 use kernel::prelude::*;
 use kernel::uaccess::{UserPtr, UserSlice};
 
 impl GuestMemory {
     /// Memory can be put back to what it is now, from now on; `limit` pages may be written between two resets. The
-    /// caller keeps all vCPUs from running. EBUSY: a device reaches the memory, and what it writes is not seen here.
-    /// EINVAL: too many pages; writes are logged in dirty rings alone, which have no place for what no vCPU writes.
+    /// caller keeps all vCPUs from running. EBUSY: a device reaches the memory, and what it writes is not seen here; or
+    /// the VM has forks. EINVAL: too many pages; writes are logged in dirty rings alone, which have no place for what
+    /// no vCPU writes.
     pub(crate) fn set_reset_point(&self, limit: u64) -> Result {
         let update = self.update.lock();
-        if update.dma.as_ref().is_some_and(|d| d.is_used()) {
+        if update.dma.as_ref().is_some_and(|d| d.is_used()) || self.has_forks() {
             return Err(EBUSY);
         }
         if !self.rings.have_bitmaps() {
@@ -128,12 +130,15 @@ impl GuestMemory {
         result.map(|()| pages)
     }
 
-    /// User space is going to write to `range` by itself: saves its pages, but for those that are missing: what user
-    /// space brings is what they are. The address space is the VM's. ENODATA, ESTALE; EFAULT: no slot, or no user
-    /// memory; ENOSPC: the limit has been reached; ENOMEM, EINTR. Some of the pages may be saved then.
+    /// User space is going to write to `range` by itself: saves its pages, for the reset point or for forks, but for
+    /// those that are missing: what user space brings is what they are. The address space is the VM's. ENODATA, ESTALE,
+    /// where there are no forks; EFAULT: no slot, or no user memory; ENOSPC: the limit has been reached; ENOMEM, EINTR.
+    /// Some of the pages may be saved then.
     pub(crate) fn touch(&self, range: GpaRange) -> Result {
         let _update = self.update.lock();
-        self.check_reset_point()?;
+        if !self.has_forks() {
+            self.check_reset_point()?;
+        }
         let view = self.view();
         let mut at = range.start();
         while at < range.end() {

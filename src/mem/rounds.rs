@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
-//! The handshake between nested faults and reset points: which point or reset was the last one, and whether a page has
-//! to be saved before it may be mapped writable.
+//! The handshake between nested faults and reset points or forks: which point, reset or fork was the last one, and
+//! whether a page has to be saved before it may be mapped writable.
 //!
 //! ```text
 //!   fault                                     point, reset
@@ -21,9 +21,9 @@ use core::sync::atomic::Ordering;
 
 use crate::linux::atomic::AtomicU64;
 
-/// The time between two points or resets.
+/// The time between two points, resets or forks.
 ///
-/// Bit 0: there is a point, or one is being set.
+/// Bit 0: there is a point or a fork, or one is being made.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Round(u64);
 

@@ -18,12 +18,15 @@ use crate::linux::spin_irq::RawSpin;
 use crate::linux::uaccess;
 use crate::mem::addr::{Gpa, Hva, PAGE_OFFSET_MASK, PAGE_SIZE};
 use crate::mem::dirty;
+use crate::mem::forks::{Core, Forks};
 use crate::mem::rounds::{Round, Rounds};
 use crate::mem::slot_table::SlotTable;
 use crate::mem::slots::Slot;
+use crate::mem::writer::{NotSaved, Writer};
 use crate::nospec;
 use core::sync::atomic::{AtomicBool, Ordering};
 use kernel::prelude::*;
+use kernel::sync::Arc;
 use kernel::uaccess::{UserPtr, UserSlice};
 
 /// Pages that may be saved beyond the limit, for writes of the kernel: an instruction that is half done goes on to its
@@ -32,28 +35,6 @@ const RESERVE: usize = 1024;
 
 /// Largest limit: what keeps track of so many pages is one allocation.
 const MAX_LIMIT: u64 = 1 << 25;
-
-/// Who is going to write to a page.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Writer {
-    /// The guest or user space: not beyond the limit. May sleep.
-    Limited,
-    /// The kernel on behalf of the guest. May sleep.
-    Kernel,
-    /// The same where nothing may sleep.
-    Atomic,
-}
-
-/// Why a page could not be saved. It must not be written then.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum NotSaved {
-    /// The limit has been reached.
-    Full,
-    /// No memory.
-    NoMemory,
-    /// The page is not there, or it would take sleep.
-    Fault,
-}
 
 /// The pages of one slot.
 struct Area {
@@ -232,11 +213,13 @@ pub(super) enum Point {
     There(KBox<Store>),
 }
 
-/// The reset point of a VM's memory.
+/// The reset point of a VM's memory, and its forks: who has to see pages before they are written.
 #[pin_data]
 pub(super) struct Reset {
-    /// Change under `point`, and while no vCPU runs, but when the point is lost.
+    /// Change under `point`, and while no vCPU runs, but when the point is lost or the last fork has gone.
     rounds: Rounds,
+    forks: Arc<Forks>,
+    forked: AtomicBool,
     /// More than the limit has been saved.
     over: AtomicBool,
     #[pin]
@@ -244,13 +227,50 @@ pub(super) struct Reset {
 }
 
 impl Reset {
-    /// No point.
-    pub(super) fn new() -> impl PinInit<Self> {
-        pin_init!(Self {
+    /// No point, and no forks.
+    pub(super) fn new() -> Result<impl PinInit<Self>> {
+        let forks = Forks::new()?;
+        Ok(pin_init!(Self {
             rounds: Rounds::new(),
+            forks,
+            forked: AtomicBool::new(false),
             over: AtomicBool::new(false),
             point <- RawSpin::new(Point::Never),
-        })
+        }))
+    }
+
+    /// The forks that are there.
+    pub(super) fn forks(&self) -> &Arc<Forks> {
+        &self.forks
+    }
+
+    /// Adds a fork; a new round begins. ENOSPC: there are too many.
+    pub(super) fn add_fork(&self, fork: &Arc<Core>) -> Result {
+        let _point = self.point.lock();
+        self.forks.add(fork.clone())?;
+        self.forked.store(true, Ordering::Relaxed);
+        self.rounds.begin(true);
+        Ok(())
+    }
+
+    /// Whether there is a point.
+    pub(super) fn has_point(&self) -> bool {
+        matches!(&*self.point.lock(), Point::There(_) | Point::Taken)
+    }
+
+    /// Whether there has ever been a fork.
+    #[inline(always)]
+    pub(super) fn has_forked(&self) -> bool {
+        self.forked.load(Ordering::Relaxed)
+    }
+
+    /// Nobody has to be told of writes, if there is neither a point nor a fork any more.
+    fn settle(&self) {
+        let point = self.point.lock();
+        let armed = self.is_armed() && self.forks.is_empty();
+        if armed && matches!(*point, Point::Never | Point::Lost) {
+            self.rounds.begin(false);
+        }
     }
 
     /// The present round.
@@ -280,25 +300,36 @@ impl Reset {
         }
     }
 
-    /// Whether the guest may write to the page at `gpa` without a word.
-    pub(super) fn is_saved(&self, gpa: Gpa) -> bool {
+    /// Whether the guest may write to the page at `gpa`, behind user address `hva`, without a word.
+    pub(super) fn is_saved(&self, gpa: Gpa, hva: usize) -> bool {
         if !self.is_armed() {
             return true;
         }
         match &mut *self.point.lock() {
             Point::There(store) => store.holds(gpa),
             Point::Taken => false,
-            Point::Never | Point::Lost => true,
+            Point::Never | Point::Lost => self.forks.are_done(hva),
         }
     }
 
-    /// Saves the page at `gpa`, behind user address `hva`, unless that has been done.
+    /// Saves the page at `gpa`, behind user address `hva`, unless that has been done, for the reset point or forks,
+    /// which exclude each other.
     pub(super) fn save(&self, gpa: Gpa, hva: usize, by: Writer) -> Result<(), NotSaved> {
         if !self.is_armed() {
             return Ok(());
         }
         let gpa = gpa.page();
         let hva = hva & !(PAGE_OFFSET_MASK as usize);
+        if !self.forks.is_empty() {
+            return self.forks.separate(hva, by);
+        }
+        if by != Writer::Atomic {
+            self.settle();
+        }
+        self.save_for_reset(gpa, hva, by)
+    }
+
+    fn save_for_reset(&self, gpa: Gpa, hva: usize, by: Writer) -> Result<(), NotSaved> {
         let (begun, round) = {
             let mut point = match by {
                 Writer::Atomic => self.point.try_lock().ok_or(NotSaved::Fault)?,
@@ -349,7 +380,7 @@ impl Reset {
 
     /// The point is void: something has changed that it does not hold. Sleeps.
     pub(super) fn lose(&self) {
-        if self.is_armed() {
+        if self.has_point() {
             drop(self.replace(Point::Lost));
         }
     }
@@ -358,7 +389,7 @@ impl Reset {
     pub(super) fn replace(&self, point: Point) -> Point {
         let there = matches!(point, Point::There(_) | Point::Taken);
         let mut current = self.point.lock();
-        self.rounds.begin(there);
+        self.rounds.begin(there || !self.forks.is_empty());
         if let Point::There(store) = &point {
             self.over.store(store.used > store.limit, Ordering::Relaxed);
         } else if !there {

@@ -33,10 +33,12 @@
 //!   it is as long as an operation that began before is under way (RCU).
 #![forbid(unsafe_code)]
 
+mod freeze;
 mod split;
 mod table;
 mod visitors;
 
+pub use freeze::Narrowed;
 // The module does not look at leaves that go; the tests do.
 #[allow(unused_imports)]
 pub use table::Removed;
@@ -92,6 +94,8 @@ pub enum MapError {
     Present,
     /// Another operation is at work there: try again.
     Busy,
+    /// The write right is asked for below a table that is frozen: [`PageTable::thaw_begin`].
+    Frozen,
     /// `alloc` gave nothing. Tables allocated so far stay linked and serve the next attempt; a leaf that has been
     /// split stays so.
     NoMemory,
@@ -195,15 +199,15 @@ impl<F: Format, T: Tables> PageTable<F, T> {
         Ok(true)
     }
 
-    /// Goes down to the table of `level` for `gpa` and adds tables where there are none. A leaf in the way is
-    /// handed to `on_leaf` with its table, index and level; the table that takes its place is the way on. `None`: the
-    /// entry is another one by now.
+    /// Goes down to the table of `level` for `gpa` and adds tables where there are none; tables that are frozen end the
+    /// way where `perm` has the write right. A leaf in the way is handed to `on_leaf` with its table, index and level;
+    /// the table that takes its place is the way on. `None`: the entry is another one by now.
     #[inline]
     fn descend(
         &self,
         t: &mut T,
         gpa: Gpa,
-        level: Level,
+        (level, perm): (Level, Perm),
         mut on_leaf: impl FnMut(
             &mut T,
             &Table<T::Page>,
@@ -230,6 +234,9 @@ impl<F: Format, T: Tables> PageTable<F, T> {
                 return Err(MapError::Busy);
             } else if F::is_leaf(entry, at) {
                 on_leaf(t, &table, index, at, entry)?
+            } else if F::TABLE_RIGHTS && perm.contains(Perm::W) && !F::perm(entry).contains(Perm::W)
+            {
+                return Err(MapError::Frozen);
             } else {
                 Some(Table::child::<F>(entry))
             };
@@ -279,7 +286,8 @@ impl<F: Format, T: Tables> PageTable<F, T> {
         allow: Allow,
     ) -> Result<Change, MapError> {
         self.check_leaf(gpa, level, leaf)?;
-        let table = self.descend(t, gpa, level, |t, table, index, at, entry| {
+        let to = (level, leaf.perm);
+        let table = self.descend(t, gpa, to, |t, table, index, at, entry| {
             Self::give_way(t, table, (index, at, gpa), entry, allow)
         })?;
         let index = level.index(gpa.0);
@@ -331,7 +339,9 @@ impl<F: Format, T: Tables> PageTable<F, T> {
     #[inline]
     pub fn map_new(&self, t: &mut T, gpa: Gpa, level: Level, leaf: &Leaf) -> Result<(), MapError> {
         self.check_leaf(gpa, level, leaf)?;
-        let table = self.descend(t, gpa, level, |_, _, _, _, _| Err(MapError::Present))?;
+        let table = self.descend(t, gpa, (level, leaf.perm), |_, _, _, _, _| {
+            Err(MapError::Present)
+        })?;
         t.cmpxchg(
             &table,
             level.index(gpa.0),
@@ -356,7 +366,8 @@ impl<F: Format, T: Tables> PageTable<F, T> {
         allow: Allow,
     ) -> Result<Change, MapError> {
         self.check_leaf(gpa, Level::L2, leaf)?;
-        let table = self.descend(t, gpa, Level::L2, |t, table, index, at, entry| {
+        let to = (Level::L2, leaf.perm);
+        let table = self.descend(t, gpa, to, |t, table, index, at, entry| {
             Self::give_way(t, table, (index, at, gpa), entry, allow)
         })?;
         let index = Level::L2.index(gpa.0);

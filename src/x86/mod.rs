@@ -39,8 +39,8 @@ pub(crate) use paging::nested::{address_limits, processor_logs, NestedTable};
 /// What all vCPUs of a VM share; what is fixed once there is a vCPU; what KVM_ENABLE_CAP enables.
 pub(crate) use vm::{Setup, Vm};
 
-/// RVMM_RESET_POINT and RVMM_RESET.
-pub(crate) use snapshot::ResetPoint;
+/// RVMM_RESET_POINT and RVMM_RESET; RVMM_FORK and RVMM_BECOME.
+pub(crate) use snapshot::{Fork, ResetPoint};
 pub(crate) use vm_caps::VmCaps;
 
 /// A vCPU; the pages that user space maps of it; its registers, events and what else only its thread touches.

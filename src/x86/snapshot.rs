@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
-//! RVMM_RESET_POINT and RVMM_RESET: a VM goes back to what it was, any number of times.
+//! RVMM_RESET_POINT and RVMM_RESET: a VM goes back to what it was, any number of times. RVMM_FORK and RVMM_BECOME: what
+//! a VM is at a moment is kept beside it, and other VMs become that.
 //!
 //! Memory is [`GuestMemory`]'s, which keeps what pages held before they were written. Everything else is small: it is
 //! copied at the point, and copied back. Both calls hold the mutexes of all vCPUs, which they do not wait for.
@@ -20,6 +21,7 @@
 //! [`GuestMemory`]: crate::mem::memory::GuestMemory
 
 use crate::linux::killable_mutex::KillableBackend;
+use crate::mem::forks::ForkMemory;
 use crate::x86::cpu::tsc::Scale;
 use crate::x86::elapsed::Moment;
 use crate::x86::hyperv::partition;
@@ -117,26 +119,7 @@ impl ResetPoint {
             return Err(EINVAL);
         }
         let mut held = hold(&inner.vcpus)?;
-        // Before what vCPUs have been sent: an interrupt that comes meanwhile is in both, not in neither.
-        let chip = vm.chip.image()?;
-        for (vcpu, s) in inner.vcpus.iter().zip(held.iter_mut()) {
-            Runner::new(vm, vcpu, s)?.handle_requests();
-        }
-        let then = Moment::now();
-        let mut vcpus = KVec::with_capacity(held.len(), GFP_KERNEL_ACCOUNT)?;
-        for (vcpu, s) in inner.vcpus.iter().zip(held.iter_mut()) {
-            vcpus
-                .push_within_capacity(Image::of(vcpu, s)?)
-                .map_err(|_| ENOMEM)?;
-        }
-        let point = Point {
-            then,
-            vcpus,
-            chip,
-            clock: vm.clock.image(),
-            hyperv: vm.hyperv.image(),
-        };
-        let point = KBox::new(point, GFP_KERNEL_ACCOUNT)?;
+        let point = Point::of(vm, &inner.vcpus, &mut held)?;
         vm.memory.set_reset_point(limit)?;
         inner.point = Some(point);
         if vm.smm_memory().is_some() {
@@ -159,21 +142,119 @@ impl ResetPoint {
         let point = inner.point.as_ref().ok_or(ESTALE)?;
         vm.chip.put_routes_back(point.chip.as_ref())?;
         let pages = vm.memory.put_back()?;
-        let elapsed = point.then.elapsed();
+        let images = point.vcpus.iter().map(|image| &**image);
+        point.put_back(vm, &inner.vcpus, &mut held, images)?;
+        Ok(pages)
+    }
+
+    /// RVMM_FORK: what the VM is now. EBUSY: a vCPU runs, there is a reset point, or a device reaches the memory; EINVAL:
+    /// also where there is memory for SMM. As
+    /// [`GuestMemory::fork`](crate::mem::memory::GuestMemory::fork); EIO.
+    pub(crate) fn fork(&self, vm: &Vm) -> Result<Fork> {
+        let inner = &mut *self.inner.lock();
+        // A page that is missing has nothing that could be shared; nor is there a second mapping for memory for SMM.
+        if vm.missing.is_enabled() || vm.smm_memory().is_some() {
+            return Err(EINVAL);
+        }
+        if vm.has_vfio.load(Ordering::Acquire) {
+            return Err(EBUSY);
+        }
+        let mut held = hold(&inner.vcpus)?;
+        let point = Point::of(vm, &inner.vcpus, &mut held)?;
+        let memory = vm.memory.fork(vm.mm())?;
+        // Who makes one looks for forks after it has said so.
+        if vm.has_vfio.load(Ordering::Acquire) {
+            return Err(EBUSY);
+        }
+        Ok(Fork { point, memory })
+    }
+
+    /// RVMM_BECOME: the VM becomes what the VM of `fork` was, but for memory. EINVAL: other vCPUs, or other interrupt
+    /// controllers. EBUSY: a vCPU runs. EIO. After EIO it is to be called again before a vCPU runs.
+    pub(crate) fn become_fork(&self, vm: &Vm, fork: &Fork) -> Result {
+        let inner = self.inner.lock();
+        let point = &*fork.point;
+        let mut held = hold(&inner.vcpus)?;
+        if held.len() != point.vcpus.len() {
+            return Err(EINVAL);
+        }
+        let mut images = KVec::with_capacity(held.len(), GFP_KERNEL_ACCOUNT)?;
+        for (vcpu, s) in inner.vcpus.iter().zip(held.iter()) {
+            let of_it = |i: &&KBox<Image>| i.id == vcpu.shared.id && i.fits(s);
+            let image = point.vcpus.iter().find(of_it).ok_or(EINVAL)?;
+            images.push_within_capacity(&**image).map_err(|_| ENOMEM)?;
+        }
+        let routes = vm.chip.put_routes_back(point.chip.as_ref());
+        routes.map_err(|e| if e == ESTALE { EINVAL } else { e })?;
+        for (s, image) in held.iter_mut().zip(&images) {
+            image.put_rate_back(s)?;
+        }
+        point.put_back(vm, &inner.vcpus, &mut held, images.iter().copied())
+    }
+}
+
+/// What a VM was when it was forked.
+pub(crate) struct Fork {
+    point: KBox<Point>,
+    memory: Arc<ForkMemory>,
+}
+
+impl Fork {
+    /// Its memory.
+    pub(crate) fn memory(&self) -> &Arc<ForkMemory> {
+        &self.memory
+    }
+}
+
+impl Point {
+    /// The VM as it is now, but for its memory. `held` are the vCPUs.
+    fn of(vm: &Vm, vcpus: &[Arc<Vcpu>], held: &mut [Held<'_>]) -> Result<KBox<Self>> {
+        // Before what vCPUs have been sent: an interrupt that comes meanwhile is in both, not in neither.
+        let chip = vm.chip.image()?;
+        for (vcpu, s) in vcpus.iter().zip(held.iter_mut()) {
+            Runner::new(vm, vcpu, s)?.handle_requests();
+        }
+        let then = Moment::now();
+        let mut images = KVec::with_capacity(held.len(), GFP_KERNEL_ACCOUNT)?;
+        for (vcpu, s) in vcpus.iter().zip(held.iter_mut()) {
+            images
+                .push_within_capacity(Image::of(vcpu, s)?)
+                .map_err(|_| ENOMEM)?;
+        }
+        let point = Self {
+            then,
+            vcpus: images,
+            chip,
+            clock: vm.clock.image(),
+            hyperv: vm.hyperv.image(),
+        };
+        Ok(KBox::new(point, GFP_KERNEL_ACCOUNT)?)
+    }
+
+    /// What cannot fail, and what only fails where KVM_RUN would: all but memory and routes. Each vCPU becomes what the
+    /// image at its place says.
+    fn put_back<'a>(
+        &self,
+        vm: &Vm,
+        vcpus: &[Arc<Vcpu>],
+        held: &mut [Held<'_>],
+        images: impl Iterator<Item = &'a Image>,
+    ) -> Result {
+        let elapsed = self.then.elapsed();
         let scale = held.first().map_or(Scale::ONE, |s| s.tsc.scale);
         let ticks = elapsed.ticks(scale);
         vm.clock
-            .put_back(&point.clock, &elapsed, ticks, |lost| scale.apply(lost));
-        vm.hyperv.put_back(&point.hyperv);
+            .put_back(&self.clock, &elapsed, ticks, |lost| scale.apply(lost));
+        vm.hyperv.put_back(&self.hyperv);
         // What comes once the controllers are back is not forgotten.
-        for (vcpu, s) in inner.vcpus.iter().zip(held.iter_mut()) {
+        for (vcpu, s) in vcpus.iter().zip(held.iter_mut()) {
             Image::forget_requests(vm, vcpu, s);
         }
-        vm.chip.put_back(point.chip.as_ref(), elapsed.timer_ns());
-        for ((vcpu, s), image) in inner.vcpus.iter().zip(held.iter_mut()).zip(&point.vcpus) {
+        vm.chip.put_back(self.chip.as_ref(), elapsed.timer_ns());
+        for ((vcpu, s), image) in vcpus.iter().zip(held.iter_mut()).zip(images) {
             image.put_back(vm, vcpu, s, &elapsed)?;
         }
-        Ok(pages)
+        Ok(())
     }
 }
 

@@ -7,7 +7,7 @@ use crate::linux::uaccess;
 use crate::mem::addr::{Gpa, GpaRange, Hpa, Level};
 use crate::mem::format::Leaf;
 use crate::mem::mmu::{TablePage, TablePool};
-use crate::mem::walk::{Allow, Change, Cursor, MapError, PageTable};
+use crate::mem::walk::{Allow, Change, Cursor, MapError, Narrowed, PageTable};
 use crate::x86::paging::fmt_ept::{Ept, EptNoAd};
 use crate::x86::paging::fmt_npt::Npt;
 use crate::x86::vendor::{choose, HwCaps, NestedFormat};
@@ -113,6 +113,26 @@ impl NestedTable {
         budget: u32,
     ) -> bool {
         dispatch!(self, t => t.unmap_some(pool, cursor, budget))
+    }
+
+    /// [`PageTable::freeze`].
+    pub(crate) fn freeze(&self, pool: &mut TablePool) -> bool {
+        dispatch!(self, t => t.freeze(pool))
+    }
+
+    /// [`PageTable::is_frozen`].
+    pub(crate) fn is_frozen(&self, pool: &TablePool, gpa: Gpa) -> bool {
+        dispatch!(self, t => t.is_frozen(pool, gpa))
+    }
+
+    /// [`PageTable::thaw_begin`].
+    pub(crate) fn thaw_begin(&self, pool: &mut TablePool, gpa: Gpa) -> Option<Narrowed> {
+        dispatch!(self, t => t.thaw_begin(pool, gpa))
+    }
+
+    /// [`PageTable::thaw_end`].
+    pub(crate) fn thaw_end(&self, pool: &mut TablePool, gpa: Gpa, level: Level) {
+        dispatch!(self, t => t.thaw_end(pool, gpa, level))
     }
 
     /// [`PageTable::write_protect_some`].

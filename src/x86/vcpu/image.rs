@@ -32,6 +32,8 @@ struct RunPage {
 
 /// A vCPU as it was at some moment.
 pub(crate) struct Image {
+    /// The vCPU's id.
+    pub(crate) id: u32,
     cpu: CpuState,
     vendor: VendorState,
     xsave: KVec<u8>,
@@ -81,6 +83,7 @@ impl Image {
             None => None,
         };
         let image = Self {
+            id: vcpu.shared.id,
             cpu: s.cpu.clone(),
             vendor,
             xsave,
@@ -173,6 +176,20 @@ impl Image {
         }
         vcpu.run.put(exits::IMMEDIATE_EXIT, kick);
         Ok(())
+    }
+
+    /// Whether a vCPU, which perhaps is another one, can become this.
+    pub(crate) fn fits(&self, s: &State) -> bool {
+        self.lapic.is_some() == s.apic.lapic.is_some()
+            && self.xsave.len() == s.xstate.area.as_slice().len()
+    }
+
+    /// The vCPU, which perhaps is another one, counts as fast as that of the image.
+    pub(crate) fn put_rate_back(&self, s: &mut State) -> Result {
+        if s.tsc.khz == self.tsc_khz {
+            return Ok(());
+        }
+        s.set_tsc_khz(self.tsc_khz)
     }
 
     /// What was sent to the vCPU has not been sent.

@@ -32,6 +32,7 @@ const ADDR: u64 = ((1 << 48) - 1) & !0xfff;
 pub struct Stage2;
 
 impl Format for Stage2 {
+    const TABLE_RIGHTS: bool = false;
     const HAS_AD: bool = false;
     const BREAK_FIRST: bool = true;
     const LEVELS: (u8, u8) = (3, 3);
