@@ -182,6 +182,8 @@ impl Image {
     pub(crate) fn fits(&self, s: &State) -> bool {
         self.lapic.is_some() == s.apic.lapic.is_some()
             && self.xsave.len() == s.xstate.area.as_slice().len()
+            // Hyper-V's registers come with the CPUID that has them.
+            && (self.hv.is_none() || s.hv.is_some())
     }
 
     /// The vCPU, which perhaps is another one, counts as fast as that of the image.
