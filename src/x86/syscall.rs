@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
-//! SYSENTER and SYSCALL where the processor does not have them and the one that the guest believes in does: AMD's have no
-//! SYSENTER in long mode, Intel's no SYSCALL outside 64-bit mode (SDM 2B SYSCALL, SYSENTER; APM 3 SYSCALL, SYSENTER).
+//! SYSENTER and SYSCALL where the processor does not have them and the one that the guest believes in does: AMD's have
+//! no SYSENTER in long mode, Intel's no SYSCALL outside 64-bit mode (SDM 2B and APM 3, under their names).
 //!
 //! Called after a #UD; what is not one of these gets it.
 #![forbid(unsafe_code)]

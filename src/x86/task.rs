@@ -127,8 +127,8 @@ impl Descriptor {
     }
 }
 
-/// Where things are in a TSS of 32 or 16 bits (SDM 3A figures 9-2 and 9-10). Fields are `width` bytes wide; segments lie
-/// one field apart.
+/// Where things are in a TSS of 32 or 16 bits (SDM 3A figures 9-2 and 9-10). Fields are `width` bytes wide; segments
+/// lie one field apart.
 struct Layout {
     size: usize,
     width: usize,

@@ -47,8 +47,8 @@ pub(crate) fn get_regs(s: &State) -> k::kvm_regs {
     }
 }
 
-/// User space moves the vCPU. What its last exit left open belongs to an instruction that it may not be at any more when
-/// it runs again, see [`Runner::complete`](crate::x86::run::Runner): a reset that an OUT asked for comes this way.
+/// User space moves the vCPU. What its last exit left open belongs to an instruction that it may not be at any more
+/// when it runs again (`Runner::complete` finds out): a reset that an OUT asked for comes this way.
 fn leave_instruction(s: &mut State) {
     if s.pending.completion != Completion::Nothing && s.pending.came_from.is_none() {
         s.pending.came_from = Some(s.linear_rip());
