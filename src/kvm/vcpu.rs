@@ -111,7 +111,7 @@ fn pre_fault(vm: &Vm, vcpu: &Vcpu, s: &mut State, arg: usize) -> Result<isize> {
         if result.is_err() {
             break;
         }
-        let memory = vm.memory_of(s);
+        let memory = s.memory(vm);
         let by = &mut s.faulting(&vcpu.shared);
         match memory.fault(vm.mm(), by, gpa, false, false) {
             Ok(FaultOutcome::Mapped) => {}

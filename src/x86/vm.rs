@@ -28,7 +28,6 @@ use crate::x86::irqchip::chip::IrqChip;
 use crate::x86::paging::nested::NestedTable;
 use crate::x86::pv::clock::Clock;
 use crate::x86::shared::VcpuSet;
-use crate::x86::vcpu::state::State;
 use crate::x86::vendor::choose;
 use crate::x86::vm_caps::VmCaps;
 use core::sync::atomic::{AtomicBool, AtomicU32, Ordering};
@@ -205,12 +204,6 @@ impl Vm {
             }
         }
         &self.memory
-    }
-
-    /// Guest memory as the vCPU sees it.
-    #[inline(always)]
-    pub(crate) fn memory_of(&self, s: &State) -> &GuestMemory {
-        self.memory_seen(s.smm.is_active())
     }
 
     /// The address space that bits 31:16 of a slot's number say. EINVAL: there cannot be such a slot. ENOENT: there is

@@ -13,6 +13,7 @@ pub(crate) mod model;
 pub(crate) mod msr;
 pub(crate) mod regs;
 pub(crate) mod reset;
+pub(crate) mod smm;
 pub(crate) mod smram;
 pub(crate) mod tsc;
 pub(crate) mod violation;

@@ -104,7 +104,7 @@ impl<'a> Runner<'a> {
     /// Guest memory as the vCPU sees it.
     #[inline(always)]
     fn memory(&self) -> &'a GuestMemory {
-        self.vm.memory_of(self.s)
+        self.s.memory(self.vm)
     }
 
     /// KVM_RUN. Not inlined: its stack frame is not for the other ioctls.

@@ -138,7 +138,7 @@ impl State {
         const INT3: u8 = 0xcc;
         self.debug.breakpoint = None;
         let byte = {
-            let view = vm.memory_of(self).view_of(&self.ring);
+            let view = self.memory(vm).view_of(&self.ring);
             self.code_byte(&view)
         };
         if byte == Some(INT3) {

@@ -8,6 +8,7 @@
 use crate::abi::exits;
 use crate::linux::page::DataPage;
 use crate::x86::cpu::msr::MsrFile;
+use crate::x86::cpu::smm::Smm;
 use crate::x86::elapsed::Elapsed;
 use crate::x86::emul::{Insn, Replay};
 use crate::x86::hyperv::vcpu::Image as HypervImage;
@@ -16,7 +17,6 @@ use crate::x86::irqchip::lapic::Action;
 use crate::x86::pv::paravirt::Paravirt;
 use crate::x86::shared::request;
 use crate::x86::vcpu::debug::Debug;
-use crate::x86::vcpu::smm::Smm;
 use crate::x86::vcpu::state::{Completion, Events, MpState, State};
 use crate::x86::vcpu::Vcpu;
 use crate::x86::vendor::{CpuState, Groups, VcpuBackend, VendorState};

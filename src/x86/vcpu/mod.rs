@@ -17,7 +17,7 @@ mod measure;
 pub(crate) mod mmio;
 pub(crate) mod msr;
 mod regs;
-pub(crate) mod smm;
+mod smm;
 pub(crate) mod state;
 pub(crate) mod task;
 mod timer;

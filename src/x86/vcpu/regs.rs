@@ -51,7 +51,7 @@ impl State {
         cr3: u64,
         stay: Option<&Stay<'_>>,
     ) -> Result<[u64; 4], MemError> {
-        let view = vm.memory_of(self).view();
+        let view = self.memory(vm).view();
         let mut bytes = [0u8; 32];
         let gpa = Gpa(cr3 & 0xffff_ffe0);
         if stay.is_some() {

@@ -1,41 +1,23 @@
 // SPDX-License-Identifier: GPL-2.0
-//! System management mode of a vCPU: whether it is in it, and what waits for its end (SDM 3C 32, APM 2 10).
+//! What begins and ends for a vCPU with system management mode (SDM 3C 32, APM 2 10).
 //!
 //! This file adds to [`State`] what the run loop and the vCPU's ioctls use under the vCPU's mutex. A vCPU in SMM sees
 //! the second address space of guest memory.
 
+use crate::mem::memory::GuestMemory;
 use crate::x86::cpu::events::vector;
+use crate::x86::cpu::smm::Smm;
 use crate::x86::vcpu::state::State;
 use crate::x86::vendor::{Groups, VcpuBackend};
-
-/// System management mode of one vCPU.
-#[derive(Clone, Copy, Debug, Default)]
-pub(crate) struct Smm {
-    /// The vCPU is in it.
-    active: bool,
-    /// NMIs were blocked when it began, and are when it ends.
-    pub(crate) inside_nmi: bool,
-    /// An SMI waits.
-    pub(crate) pending: bool,
-    /// INIT came in SMM, and waits for its end.
-    pub(crate) latched_init: bool,
-}
-
-impl Smm {
-    /// The vCPU is in it.
-    #[inline(always)]
-    pub(crate) const fn is_active(&self) -> bool {
-        self.active
-    }
-
-    /// An SMI can be taken, as soon as the vCPU is between two instructions.
-    #[inline(always)]
-    pub(crate) const fn is_due(&self) -> bool {
-        self.pending && !self.active
-    }
-}
+use crate::x86::vm::Vm;
 
 impl State {
+    /// Guest memory as the vCPU sees it.
+    #[inline(always)]
+    pub(crate) fn memory<'a>(&self, vm: &'a Vm) -> &'a GuestMemory {
+        vm.memory_seen(self.smm.is_active())
+    }
+
     /// Enters or leaves SMM as far as memory and intercepts go. INIT that waits is up to the caller.
     pub(crate) fn set_smm(&mut self, on: bool) {
         if self.smm.active == on {

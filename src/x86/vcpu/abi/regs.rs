@@ -324,7 +324,7 @@ pub(crate) fn translate(vm: &Vm, s: &mut State, t: &mut k::kvm_translation) {
         t.linear_address
     } else {
         let mut tables = Tables {
-            view: &vm.memory_of(s).view(),
+            view: &s.memory(vm).view(),
             stay: None,
         };
         let access = gwalk::Access::implicit(false);
