@@ -209,8 +209,23 @@ static bool same_segment(const struct kvm_segment *a, const struct kvm_segment *
 	return a->selector == b->selector && a->limit == b->limit && a->type == b->type && a->base == b->base;
 }
 
-static const char *difference(struct result *a, struct result *b, unsigned int undefined)
+/* Outside 64-bit mode the upper halves of registers are undefined. */
+static void low_halves(struct kvm_regs *r)
 {
+	uint64_t words[sizeof(*r) / 8];
+
+	memcpy(words, r, sizeof(words));
+	for (unsigned int i = 0; i < sizeof(*r) / 8; i++)
+		words[i] &= 0xffffffff;
+	memcpy(r, words, sizeof(words));
+}
+
+static const char *difference(struct result *a, struct result *b, unsigned int undefined, int bits)
+{
+	if (bits != 64) {
+		low_halves(&a->regs);
+		low_halves(&b->regs);
+	}
 	a->regs.rflags &= ~(uint64_t)undefined;
 	b->regs.rflags &= ~(uint64_t)undefined;
 	normalize(a->xsave);
@@ -293,7 +308,7 @@ static void all(int bits, const struct row *rows, unsigned int count)
 		if (!execute(&device, rip, base, start, &on_device))
 			what = exit_name(device.vm.run->exit_reason);
 		else
-			what = difference(&on_memory, &on_device, f & 0xffff);
+			what = difference(&on_memory, &on_device, f & 0xffff, bits);
 		if (!what)
 			continue;
 		printf("# %d bits, at %#x: %s: %s\n", bits, at, row->insn, what);
