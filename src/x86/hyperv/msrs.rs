@@ -195,7 +195,7 @@ pub(crate) fn write(
     match index {
         ix::HV_EOI..=ix::HV_TPR => return write_apic(s, index, value),
         ix::HV_VP_INDEX => {
-            let vp = u32::try_from(value as u32).ok()?;
+            let vp = value as u32;
             let v = vm.vcpus.with_id(s.id)?;
             if !by_host || vp as usize >= MAX_VCPUS {
                 return None;
