@@ -46,7 +46,7 @@ help:
 	@echo 'make test           unit tests, checks, selftests in both beds; ends with "N passed, M failed"'
 	@echo 'make test-kvm       the selftests of the kernel for KVM, on KVM and on rvmm'
 	@echo 'make test-qemu      guests of unmodified QEMU in all its combinations, in both beds'
-	@echo 'make test-guests    kernels, boot loaders and installers of Debian, migration, hot-plug (BED=intel: there)'
+	@echo 'make test-guests    kernels, boot loaders and installers of Debian, migration, hot-plug (BED=intel)'
 	@echo 'make test-iommu     everything with devices handed to guests'
 	@echo 'make test-long      what takes long: ten thousand attempts to break out by DMA, memory'
 	@echo 'make bench          rvmm beside stock KVM, ticks per operation'

@@ -464,8 +464,8 @@ impl<F: Format, T: Tables> PageTable<F, T> {
         cur.hit
     }
 
-    /// Adds the leaves in the range to `leaves`, by their size, from the smallest on. From where `cur` stands, for about
-    /// `budget` entries. Returns true at the end of the range.
+    /// Adds the leaves in the range to `leaves`, by their size, from the smallest on. From where `cur` stands, for
+    /// about `budget` entries. Returns true at the end of the range.
     pub fn count_some(
         &self,
         t: &mut T,

@@ -147,8 +147,8 @@ impl ResetPoint {
         Ok(pages)
     }
 
-    /// RVMM_FORK: what the VM is now. EBUSY: a vCPU runs, there is a reset point, or a device reaches the memory; EINVAL:
-    /// also where there is memory for SMM. As
+    /// RVMM_FORK: what the VM is now. EBUSY: a vCPU runs, there is a reset point, or a device reaches the memory.
+    /// EINVAL: also where there is memory for SMM. As
     /// [`GuestMemory::fork`](crate::mem::memory::GuestMemory::fork); EIO.
     pub(crate) fn fork(&self, vm: &Vm) -> Result<Fork> {
         let inner = &mut *self.inner.lock();

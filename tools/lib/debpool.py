@@ -44,7 +44,7 @@ class Pool:
         self.fresh = True
 
     def package(self, name):
-        """The tree of a package; that of the kernel which it stands for, if it is a `linux-image-amd64` and the like."""
+        """The tree of a package, or of the kernel that one like `linux-image-amd64` stands for."""
         tree = self.home / name
         if tree.exists():
             return tree

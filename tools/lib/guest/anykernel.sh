@@ -13,7 +13,8 @@ fail() { failed="$failed $1;"; }
 for module in $(cat /modules/order 2> /dev/null); do
     insmod "/modules/$module" || fail "insmod $module"
 done
-echo "GUEST up $(uname -r) $(uname -m) cpus=$(nproc) clock=$(cat /sys/devices/system/clocksource/clocksource0/current_clocksource)"
+clock=$(cat /sys/devices/system/clocksource/clocksource0/current_clocksource)
+echo "GUEST up $(uname -r) $(uname -m) cpus=$(nproc) clock=$clock"
 
 # Processes, pipes, and arithmetic that has one result, on every CPU at once.
 cpu=0
@@ -35,7 +36,8 @@ if [ -e /dev/vda ]; then
     echo 3 > /proc/sys/vm/drop_caches
     cmp -n "$(stat -c %s /tmp/data)" /tmp/data /dev/vda || fail "disk data"
 fi
-dmesg | grep -E 'unchecked MSR|soft lockup|rcu.*stall|BUG:|WARNING:|Call Trace|tsc.*unstable' && fail "the kernel complains"
+complaints='unchecked MSR|soft lockup|rcu.*stall|BUG:|WARNING:|Call Trace|tsc.*unstable'
+dmesg | grep -E "$complaints" && fail "the kernel complains"
 if [ "$failed" ]; then
     echo "GUEST checks failed:$failed"
 else

@@ -18,7 +18,8 @@ pub const MIN_INTERVAL_NS: u64 = 200_000;
 /// Upper bound of ticks that wait for re-injection.
 const MAX_PENDING: u32 = 0xffff;
 /// How long after the end of an interrupt the next missed tick comes, in nanoseconds. The guest's work goes on
-/// meanwhile, however many ticks it has missed: with the next one at the end of each it would not before all are made up.
+/// meanwhile, however many ticks it has missed: with the next one at the end of each it would not before all are made
+/// up.
 pub const REINJECT_NS: u64 = 100_000;
 
 /// I/O ports.
