@@ -19,6 +19,26 @@ const EXEMPT: &[(&str, &str, &str)] = &[
         "the host's CPUID",
     ),
     (
+        "src/mem/walk/visitors.rs",
+        "at.level as usize",
+        "the level of a walk, 1 to 3 for leaves",
+    ),
+    (
+        "src/x86/hyperv/vcpu.rs",
+        "held.get_mut(usize::from(vector >> 5))",
+        "bits 7:5 of a byte, eight words",
+    ),
+    (
+        "src/x86/hyperv/vcpu.rs",
+        "host_timers.get(n as usize)",
+        "a loop's own counter",
+    ),
+    (
+        "src/x86/emul/replay.rs",
+        "self.posted.trailing_zeros()",
+        "a bit that is set by the length of the log",
+    ),
+    (
         "src/abi/stats.rs",
         "",
         "classes of exits, counters, and the logarithm of a duration",
