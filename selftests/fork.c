@@ -449,6 +449,8 @@ TEST(refused)
 	uint8_t *memory;
 	pthread_t thread;
 	struct kvm_create_device vfio = { .type = KVM_DEV_TYPE_VFIO };
+	struct kvm_userspace_memory_region smm = { .slot = 1 << 16, .memory_size = MEMORY };
+	struct kvm_vcpu_events events = { 0 };
 	int fd, many[16], status, vfio_fd;
 
 	need_fork();
@@ -532,6 +534,22 @@ TEST(refused)
 	take_memory(&child, fd, &vm);
 	CHECK_ERRNO(ioctl(child.fd, RVMM_FORK, 0), EINVAL);
 	vm_free(&child);
+
+	/* Memory for SMM, either way. */
+	vm_init(&child, MEMORY);
+	vm_add_vcpu(&child, 0);
+	fd = fork_vm(&child);
+	smm.userspace_addr = (uintptr_t)child.mem;
+	events.flags = KVM_VCPUEVENT_VALID_SMM;
+	events.smi.smm = 1;
+	CHECK_ERRNO(ioctl(child.fd, KVM_SET_USER_MEMORY_REGION, &smm), EBUSY);
+	CHECK_ERRNO(ioctl(child.vcpu, KVM_SET_VCPU_EVENTS, &events), EBUSY);
+	OK(close(fd));
+	OK(close(fork_vm(&child)));
+	OK(ioctl(child.fd, KVM_SET_USER_MEMORY_REGION, &smm));
+	CHECK_ERRNO(ioctl(child.fd, RVMM_FORK, 0), EINVAL);
+	vm_free(&child);
+
 	vm_init(&child, MEMORY);
 	OK(enable(&child, RVMM_CAP_MISSING, 1));
 	CHECK_ERRNO(ioctl(child.fd, RVMM_FORK, 0), EINVAL);

@@ -120,14 +120,8 @@ impl ResetPoint {
         }
         let mut held = hold(&inner.vcpus)?;
         let point = Point::of(vm, &inner.vcpus, &mut held)?;
-        vm.memory.set_reset_point(limit)?;
+        vm.with_one_memory(|memory| memory.set_reset_point(limit))?;
         inner.point = Some(point);
-        if vm.smm_memory().is_some() {
-            // It came meanwhile.
-            inner.point = None;
-            vm.memory.lose_reset_point();
-            return Err(EINVAL);
-        }
         Ok(())
     }
 
@@ -161,7 +155,7 @@ impl ResetPoint {
         }
         let mut held = hold(&inner.vcpus)?;
         let point = Point::of(vm, &inner.vcpus, &mut held)?;
-        let memory = vm.memory.fork(vm.mm())?;
+        let memory = vm.with_one_memory(|memory| memory.fork(vm.mm()))?;
         // Who makes one looks for forks after it has said so.
         if vm.has_vfio.load(Ordering::Acquire) {
             return Err(EBUSY);

@@ -176,12 +176,15 @@ impl Vm {
     }
 
     /// The second address space of guest memory, which is made if there is none. Sleeps. A reset point is void then:
-    /// it knows of one alone.
+    /// it knows of one alone. EBUSY: the VM has forks, which would not see what is written there. ENODEV, ENOMEM, EINTR.
     pub(crate) fn make_smm_memory(&self) -> Result<&GuestMemory> {
         if let Some(memory) = self.smm_memory() {
             return Ok(memory);
         }
         let _spaces = self.spaces.lock();
+        if self.memory.has_forks() {
+            return Err(EBUSY);
+        }
         self.smm_memory.get_or_make(|| {
             let table = NestedTable::new(choose::caps().ok_or(ENODEV)?)?;
             let memory = self.memory.beside(table)?;
@@ -193,6 +196,18 @@ impl Vm {
         })?;
         self.memory.lose_reset_point();
         self.smm_memory().ok_or(ENOMEM)
+    }
+
+    /// Runs `f` with guest memory, while no second address space comes. EINVAL: there is one.
+    pub(crate) fn with_one_memory<R>(
+        &self,
+        f: impl FnOnce(&GuestMemory) -> Result<R>,
+    ) -> Result<R> {
+        let _spaces = self.spaces.lock();
+        if self.smm_memory().is_some() {
+            return Err(EINVAL);
+        }
+        f(&self.memory)
     }
 
     /// Guest memory as a vCPU sees it that is in SMM, or (`in_smm` false) is not.
