@@ -334,6 +334,16 @@ pub struct Mapped {
     pub split: u64,
 }
 
+impl Mapped {
+    /// Counts those of another table, too.
+    pub fn add(&mut self, other: &Self) {
+        for (n, more) in self.leaves.iter_mut().zip(&other.leaves) {
+            *n = n.wrapping_add(*more);
+        }
+        self.split = self.split.wrapping_add(other.split);
+    }
+}
+
 /// Descriptors of a VM's statistics file: counters, leaves of nested page tables.
 pub static VM_DESCS: [Desc; VmCounter::COUNT + MAPPED.len()] =
     concat_descs::<{ VmCounter::COUNT + MAPPED.len() }>(&[&VM_COUNTERS, &MAPPED]);

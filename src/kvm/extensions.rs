@@ -31,7 +31,7 @@ extensions! {
     k::KVM_CAP_DIRTY_LOG_RING_ACQ_REL: RING_BYTES,
         enable enable_rings(vm, setup, value);
     k::KVM_CAP_DIRTY_LOG_RING_WITH_BITMAP: 1,
-        enable vm.memory.add_bitmaps(vm.smm_memory());
+        enable vm.add_bitmaps();
     k::KVM_CAP_NR_VCPUS: (smp::num_online() as usize).min(MAX_VCPUS);
     k::KVM_CAP_MAX_VCPUS: MAX_VCPUS;
     k::KVM_CAP_MAX_VCPU_ID: MAX_VCPU_ID,

@@ -234,6 +234,12 @@ impl Vm {
         }
     }
 
+    /// As [`GuestMemory::add_bitmaps`], of all address spaces.
+    pub(crate) fn add_bitmaps(&self) -> Result {
+        let _spaces = self.spaces.lock();
+        self.memory.add_bitmaps(self.smm_memory())
+    }
+
     /// Changes what all address spaces have in common.
     pub(crate) fn for_each_memory(&self, f: impl Fn(&GuestMemory)) {
         let _spaces = self.spaces.lock();
@@ -260,10 +266,15 @@ impl Vm {
     /// Leaves of the nested page tables. Areas that are in parts for no longer than now are joined first, which
     /// otherwise waits for the next KVM_RUN. Sleeps.
     pub(crate) fn mapped(&self) -> Mapped {
-        if self.check_mm().is_ok() {
-            self.memory.recover_parts(&self.mm);
+        let own = self.check_mm().is_ok();
+        let mut all = Mapped::default();
+        for memory in [Some(&*self.memory), self.smm_memory()].into_iter().flatten() {
+            if own {
+                memory.recover_parts(&self.mm);
+            }
+            all.add(&memory.mapped());
         }
-        self.memory.mapped()
+        all
     }
 
     /// KVM_CAP_VM_DISABLE_NX_HUGE_PAGES. EPERM: who may not reboot the machine may not risk it. EINVAL: a value, or
