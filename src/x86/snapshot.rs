@@ -181,7 +181,7 @@ impl ResetPoint {
         let routes = vm.chip.put_routes_back(point.chip.as_ref());
         routes.map_err(|e| if e == ESTALE { EINVAL } else { e })?;
         for (s, image) in held.iter_mut().zip(&images) {
-            image.put_rate_back(s)?;
+            image.make_alike(s)?;
         }
         point.put_back(vm, &inner.vcpus, &mut held, images.iter().copied())
     }

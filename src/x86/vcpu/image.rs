@@ -182,12 +182,15 @@ impl Image {
     pub(crate) fn fits(&self, s: &State) -> bool {
         self.lapic.is_some() == s.apic.lapic.is_some()
             && self.xsave.len() == s.xstate.area.as_slice().len()
-            // Hyper-V's registers come with the CPUID that has them.
-            && (self.hv.is_none() || s.hv.is_some())
     }
 
-    /// The vCPU, which perhaps is another one, counts as fast as that of the image.
-    pub(crate) fn put_rate_back(&self, s: &mut State) -> Result {
+    /// The vCPU, which perhaps is another one, counts as fast as that of the image, and has Hyper-V's registers if that
+    /// had them: they come with the CPUID that grants them, or when user space reads or writes one. ENOMEM, and what
+    /// [`State::set_tsc_khz`] fails with.
+    pub(crate) fn make_alike(&self, s: &mut State) -> Result {
+        if self.hv.is_some() {
+            s.hyperv()?;
+        }
         if s.tsc.khz == self.tsc_khz {
             return Ok(());
         }
