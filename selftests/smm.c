@@ -174,14 +174,28 @@ TEST(rsm_loads_the_area)
 	r = vm_regs(&vm);
 	CHECK_EQ(r.rip, G_CODE + 0x101);
 	CHECK_EQ(r.rdx, 0x4321);
+	vm_free(&vm);
 	/* What no processor takes shuts it down. */
-	r.rip = G_CODE;
-	vm_set_regs(&vm, &r);
-	vm_expect_out(&vm, 0x10);
-	smi(&vm);
-	vm_expect_out(&vm, 0x12);
-	smram[0xff5b] = 0x20;	/* CR0.NW without CD, without PG */
-	vm_expect(&vm, KVM_EXIT_SHUTDOWN);
+	for (int i = 0; i < 3; i++) {
+		VM_NEW_LONG(&vm, two_outs);
+		add_smram(&vm, 0);
+		PUT_HANDLER(SMBASE, handler);
+		vm_expect_out(&vm, 0x10);
+		smi(&vm);
+		vm_expect_out(&vm, 0x12);
+		switch (i) {
+		case 0:
+			smram[0xff5b] = 0x20;	/* CR0.NW without CD, without PG */
+			break;
+		case 2:
+			smram[0xff5b] = 0;	/* CR0.PG: CR3 counts as well where it is not in use */
+			/* fall through */
+		case 1:
+			smram[0xff57] = 0x40;	/* CR3 with bit 62 */
+		}
+		vm_expect(&vm, KVM_EXIT_SHUTDOWN);
+		vm_free(&vm);
+	}
 }
 
 /* Without long mode in CPUID: the other format. */

@@ -240,3 +240,11 @@ pub fn sregs_valid(s: &Sregs, f: &GuestFeatures) -> Result<(), &'static str> {
     }
     Ok(())
 }
+
+/// Whether RSM loads these registers: [`sregs_valid`], and what no mode lets instructions load and no entry takes.
+pub fn sregs_loadable(s: &Sregs, f: &GuestFeatures) -> bool {
+    sregs_valid(s, f).is_ok()
+        && s.cr3 & cr3_reserved_bits(f) == 0
+        && (s.cr4 & cr4::PCIDE == 0 || s.efer & efer::LMA != 0)
+        && (s.cr4 & cr4::CET == 0 || s.cr0 & cr0::WP != 0)
+}

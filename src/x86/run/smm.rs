@@ -161,7 +161,7 @@ impl Runner<'_> {
             return false;
         }
         let x = &saved.sregs;
-        if control::sregs_valid(x, &self.s.cpuid.features).is_err() {
+        if !control::sregs_loadable(x, &self.s.cpuid.features) {
             return false;
         }
         let s = &mut *self.s;

@@ -216,6 +216,16 @@ fn sregs() {
         s.efer = 0;
         s.cr4 = 0;
     });
+    // RSM takes less.
+    assert!(sregs_loadable(&long, &f));
+    let refused = |name: &str, change: &dyn Fn(&mut Sregs)| {
+        let mut s = reset;
+        change(&mut s);
+        assert_eq!(valid(&s), Ok(()), "{name}");
+        assert!(!sregs_loadable(&s, &f), "{name}");
+    };
+    refused("CR3 too wide", &|s| s.cr3 = 1 << 62);
+    refused("PCIDs outside long mode", &|s| s.cr4 = cr4::PCIDE);
     // Without CPUID there is no long mode.
     assert!(sregs_valid(&long, &GuestFeatures::default()).is_err());
     // What KVM lets through, for the entry to refuse.
