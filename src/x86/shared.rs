@@ -64,11 +64,25 @@ pub(crate) mod request {
     /// Another vCPU asks this one to go on after its HLT (KVM_HC_KICK_CPU).
     pub(crate) const UNHALT: u32 = 1 << 9;
     /// A synthetic timer of Hyper-V's is to be looked at, or its TSC_INVARIANT_CONTROL changed.
-    pub(crate) const HYPERV: u32 = 1 << 7;
+    pub(crate) const HYPERV: u32 = 1 << 12;
     /// Another vCPU wants this one's translations flushed.
     pub(crate) const FLUSH: u32 = 1 << 11;
     /// The dirty ring counts as full, or did so.
     pub(crate) const RING_FULL: u32 = 1 << 10;
+
+    // One bit each.
+    const _: () = {
+        let all = [
+            NOTIFIED, NMI, INIT, SIPI, TIMER, EXTINT, POSTED, SMI, EXITS, CLOCK, UNHALT, HYPERV,
+            FLUSH, RING_FULL,
+        ];
+        let (mut seen, mut n) = (0, 0);
+        while n < all.len() {
+            assert!(all[n].is_power_of_two() && seen & all[n] == 0);
+            seen |= all[n];
+            n += 1;
+        }
+    };
 }
 
 /// What LINT0 of a local APIC is connected to.
