@@ -23,8 +23,7 @@ struct Again(Arc<Controllers>);
 
 impl TimerCallback for Again {
     fn expired(&self) -> Option<u64> {
-        self.0.pit_again(ktime_get_ns());
-        None
+        self.0.pit_again(ktime_get_ns())
     }
 }
 

@@ -34,14 +34,16 @@ impl Controllers {
         })
     }
 
-    /// The time for a tick that was missed has come.
-    pub(crate) fn pit_again(&self, now: u64) {
+    /// The time for a tick that was missed has come. Returns when to call again: two that set the timer may have done
+    /// so in the wrong order.
+    pub(crate) fn pit_again(&self, now: u64) -> Option<u64> {
         self.with(|s| {
-            if s.core.pit.as_mut().is_some_and(|p| p.again_fired(now)) {
+            if s.core.pit.as_mut()?.again_fired(now) {
                 s.pulse(PIT_GSI, Source::PIT);
                 self.vcpus.watchdog_tick();
             }
-        });
+            s.core.pit.as_ref()?.next_again()
+        })
     }
 
     /// When to call [`Controllers::pit_again`], if that is new since the last call.
