@@ -111,7 +111,8 @@ impl Runner<'_> {
             // Nothing that a repetition of this entry would have to do differently.
             let plain = params.inject.is_none()
                 && !(params.irq_window | params.nmi_window | params.check)
-                && !self.s.debug.active();
+                && !self.s.debug.active()
+                && !self.s.tsc.catch_up;
             let exit = self.s.hw.enter(stay, &mut self.s.cpu, Some(&params));
             self.s.last_stay.tlb_generation = generation;
             self.s.last_stay.cpu = cpu;

@@ -178,7 +178,7 @@ pub(crate) struct Tsc {
     /// How the host's TSC is scaled for it.
     pub(crate) scale: Scale,
     /// The processor does not scale: [`State::catch_up_tsc`].
-    pub(super) catch_up: bool,
+    pub(crate) catch_up: bool,
     /// Which generation of synchronised TSCs this one belongs to.
     pub(crate) member: u64,
     /// IA32_TSC_ADJUST.
