@@ -55,6 +55,9 @@ impl Runner<'_> {
         }
         if r & request::HYPERV != 0 {
             hyperv::messages::process(self.vm, shared, self.s);
+            // Timers have sent interrupts perhaps, which whoever reads the state next has to find in it.
+            let sent = shared.take_requests(request::NOTIFIED | request::POSTED);
+            self.take_interrupts(sent);
         }
     }
 
@@ -62,7 +65,10 @@ impl Runner<'_> {
     pub(super) fn take_interrupts(&mut self, r: u32) {
         let shared = &self.vcpu.shared;
         if r & request::NOTIFIED != 0 {
-            let irr = shared.take_direct();
+            let mut irr = shared.take_direct();
+            if let Some(hv) = &mut self.s.hv {
+                hv.hold(&mut irr);
+            }
             if let Some(l) = &mut self.s.apic.lapic {
                 l.accept_bitmap(&irr, &[0; 8]);
             }
