@@ -248,6 +248,41 @@ TEST(auto_eoi)
 	two_interrupts(AUTO_EOI, 2);
 }
 
+static uint32_t lapic_reg(const struct kvm_lapic_state *l, unsigned int offset)
+{
+	uint32_t value;
+
+	memcpy(&value, l->regs + offset, sizeof(value));
+	return value;
+}
+
+/* One that waits is in the local APIC's state, for user space to take away or to keep. */
+TEST(auto_eoi_waits)
+{
+	struct kvm_lapic_state l;
+	struct vm vm;
+
+	NEW(&vm, wrmsrs);
+	vm_log(&vm)->eoi = 0;
+	wrmsr(&vm, MSR_SINT(4), AUTO_EOI | 0x71);
+	wrmsr(&vm, MSR_COUNT(0), PAST);
+	for (unsigned int kept = 0; kept < 2; kept++) {
+		wrmsr(&vm, MSR_TPR, 0xf0);
+		wrmsr(&vm, MSR_CONFIG(0), ENABLE | DIRECT(0x71));
+		CHECK_EQ(vm_log(&vm)->count, 0);
+		OK(ioctl(vm.vcpu, KVM_GET_LAPIC, &l));
+		CHECK_EQ(lapic_reg(&l, 0x230), 1 << 17);
+		if (!kept)
+			memset(l.regs + 0x230, 0, 4);
+		OK(ioctl(vm.vcpu, KVM_SET_LAPIC, &l));
+		wrmsr(&vm, MSR_TPR, 0);
+		CHECK_EQ(vm_log(&vm)->count, kept);
+	}
+	OK(ioctl(vm.vcpu, KVM_GET_LAPIC, &l));
+	CHECK_EQ(lapic_reg(&l, 0x230), 0);
+	CHECK_EQ(lapic_reg(&l, 0x130), 0);
+}
+
 TEST(assist_page)
 {
 	struct vm vm;

@@ -194,7 +194,13 @@ fn set_mp_state(vcpu: &Vcpu, s: &mut State, r: &k::kvm_mp_state) -> Result {
 /// KVM_GET_LAPIC (api.rst 4.57). EINVAL: it is in user space.
 fn get_lapic(vm: &Vm, s: &State) -> Result<k::kvm_lapic_state> {
     let l = s.apic.lapic.as_ref().ok_or(EINVAL)?;
-    let regs = l.get_state(vm.vcpus.msi_format().ids_32bit, hrtimer::ktime_get_ns());
+    let mut regs = l.get_state(vm.vcpus.msi_format().ids_32bit, hrtimer::ktime_get_ns());
+    if let Some(hv) = &s.hv {
+        // IRR is from register 20H on.
+        for (word, held) in regs.iter_mut().skip(0x20).zip(hv.held()) {
+            *word |= held;
+        }
+    }
     let mut state = uapi::zeroed::<k::kvm_lapic_state>();
     for (to, from) in uapi::bytes_of_mut(&mut state)
         .chunks_exact_mut(16)
@@ -223,6 +229,8 @@ fn set_lapic(vm: &Vm, vcpu: &Vcpu, s: &mut State, state: &k::kvm_lapic_state) ->
         .map_err(|_| EINVAL)?;
     vcpu.shared.set_level(&l.tmr());
     vm.chip.restore_rtc(&l.addr(), &before, &l.unfinished());
+    let _ = s.hv.as_mut().map(|hv| hv.take_held());
+    s.sort_held();
     let _ = vcpu.apply(vm, s, &action);
     Ok(())
 }

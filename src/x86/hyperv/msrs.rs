@@ -268,6 +268,7 @@ fn write_synic(vm: &Vm, s: &mut State, index: u32, value: u64, by_host: bool) ->
                 *w |= old;
             }
             shared.set_direct(s.takes_direct());
+            s.sort_held();
             if s.apic.virtualized {
                 s.refresh_eoi_exits(vm, &changed);
             }

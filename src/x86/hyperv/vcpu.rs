@@ -94,6 +94,13 @@ pub(crate) struct Image {
     vp_index: u32,
 }
 
+impl Image {
+    /// Whether only a vCPU with a SynIC can become this.
+    pub(crate) fn has_synic(&self) -> bool {
+        self.registers.synic.active
+    }
+}
+
 impl HypervVcpu {
     /// As after RESET.
     pub(crate) fn new() -> Result<KBox<Self>> {
@@ -166,6 +173,21 @@ impl HypervVcpu {
         }
     }
 
+    /// Vectors that wait to be injected: they count as requested.
+    pub(crate) fn held(&self) -> &[u32; 8] {
+        &self.registers.held
+    }
+
+    /// Vectors whose interrupts end when they are delivered.
+    pub(crate) fn auto_eoi(&self) -> &[u32; 8] {
+        &self.registers.synic.auto_eoi
+    }
+
+    /// Takes all that wait to be injected.
+    pub(crate) fn take_held(&mut self) -> [u32; 8] {
+        core::mem::take(&mut self.registers.held)
+    }
+
     /// The vector to be injected, if the processor's priority class is below its own.
     #[inline]
     pub(crate) fn held_above(&self, class: u8) -> Option<u8> {
@@ -191,6 +213,11 @@ impl HypervVcpu {
             run_time: self.registers.run_time(),
             vp_index: shared.arch.vp_index.load(Ordering::Relaxed),
         }
+    }
+
+    /// Whether it can become this: there are timers if those of a SynIC may run.
+    pub(crate) fn fits(&self, image: &Image) -> bool {
+        self.registers.synic.active || !image.has_synic()
     }
 
     /// Becomes what it was (`None`: not there yet); the timers are looked at before the guest runs.

@@ -36,6 +36,7 @@ impl Runner<'_> {
                 let _ = self.vcpu.apply(self.vm, self.s, &action);
                 // IRR is empty after INIT, and this belongs to it.
                 let _ = (shared.take_direct(), shared.take_posted());
+                let _ = self.s.hv.as_mut().map(|hv| hv.take_held());
                 self.vm.chip.forget_rtc();
             }
             self.s.mp_state = if bsp {

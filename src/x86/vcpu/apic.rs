@@ -136,6 +136,19 @@ impl State {
             && !self.hv.as_ref().is_some_and(|hv| hv.uses_auto_eoi())
     }
 
+    /// IRR or the SINTs have been given another state: vectors that wait for the guest do so where they have to.
+    pub(crate) fn sort_held(&mut self) {
+        let virtualized = self.apic.virtualized;
+        let (Some(hv), Some(l)) = (&mut self.hv, &mut self.apic.lapic) else {
+            return;
+        };
+        if virtualized {
+            l.accept_bitmap(&hv.take_held(), &[0; 8]);
+            let mut waiting = l.withdraw(hv.auto_eoi());
+            hv.hold(&mut waiting);
+        }
+    }
+
     /// A vector that has to be injected although the processor delivers the others by itself: its interrupt ends when
     /// it is delivered, which is Hyper-V's invention. It comes when the processor's priority lets it.
     #[inline]

@@ -182,6 +182,11 @@ impl Image {
     pub(crate) fn fits(&self, s: &State) -> bool {
         self.lapic.is_some() == s.apic.lapic.is_some()
             && self.xsave.len() == s.xstate.area.as_slice().len()
+            // SynIC's registers come with its capability; others are made when they are needed.
+            && self.hv.as_ref().is_none_or(|of| match &s.hv {
+                Some(hv) => hv.fits(of),
+                None => !of.has_synic(),
+            })
     }
 
     /// The vCPU, which perhaps is another one, counts as fast as that of the image, and has Hyper-V's registers if that

@@ -1076,3 +1076,21 @@ fn put_back() {
     );
     assert_eq!(a.take_status(), Some(0x5566));
 }
+
+#[test]
+fn withdrawn_requests() {
+    let mut a = xapic();
+    for vector in [0x31, 0x71, 0x72] {
+        assert!(a.accept(Vector(vector), TriggerMode::Edge));
+    }
+    let mut asked = [0; 8];
+    asked[3] = 1 << 17 | 1 << 3;
+    let mut there = [0; 8];
+    there[3] = 1 << 17;
+    assert_eq!(a.withdraw(&asked), there);
+    assert_eq!(a.withdraw(&asked), [0; 8]);
+    assert_eq!(a.highest_irr(), Some(Vector(0x72)));
+    asked[3] = 1 << 18;
+    a.withdraw(&asked);
+    assert_eq!(a.highest_irr(), Some(Vector(0x31)));
+}

@@ -621,6 +621,19 @@ impl<R: Registers> Lapic<R> {
         }
     }
 
+    /// Takes the requests of these vectors back; those that there were.
+    pub fn withdraw(&mut self, vectors: &[u32; 8]) -> [u32; 8] {
+        let mut irr = self.irr();
+        for (word, (irr, vectors)) in (0..8usize).zip(irr.iter_mut().zip(vectors)) {
+            *irr &= vectors;
+            if *irr != 0 {
+                self.change(reg::IRR, word, *irr, 0);
+                self.moved = true;
+            }
+        }
+        irr
+    }
+
     /// Whether an interrupt of the 8259A reaches the processor: the APIC is disabled globally, or LINT0 is
     /// unmasked with delivery mode ExtINT.
     pub fn lint0_accepts_extint(&self) -> bool {
