@@ -111,7 +111,8 @@ impl Decoder<'_> {
 
     /// The row of an instruction with a VEX prefix, of which the first byte has been read (SDM 2A 2.3.5).
     fn vex(&mut self, first: u8) -> Result<&'static Row, DecodeError> {
-        if !self.pfx.none() || self.pfx.rex != 0 || self.pfx.lock {
+        let none = matches!(self.mode, Mode::Real | Mode::Vm86);
+        if none || !self.pfx.none() || self.pfx.rex != 0 || self.pfx.lock {
             return Err(Undefined);
         }
         let second = self.cur.u8()?;

@@ -331,7 +331,8 @@ impl<E: Env + ?Sized> Context<'_, E> {
                 Transfer::Jump if conforming => s.dpl <= cpl,
                 Transfer::Jump => rpl <= cpl && s.dpl == cpl,
             },
-            Seg::Tr => matches!(s.typ, TSS16 | TSS32),
+            // In IA-32e mode there is no TSS of 16 bits.
+            Seg::Tr => s.typ == TSS32 || s.typ == TSS16 && self.sregs.efer & efer::LMA == 0,
             Seg::Ldtr => s.typ == LDT,
             _ => (!code || s.typ & 2 != 0) && (code && conforming || rpl.max(cpl) <= s.dpl),
         })

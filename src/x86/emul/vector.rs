@@ -26,7 +26,7 @@ impl<E: Env + ?Sized> Context<'_, E> {
         match (insn.op, insn.dst, insn.src) {
             (Op::Movv, dst, src) => {
                 let value = match src {
-                    Operand::Vec(n) => self.machine()?.vector(n),
+                    Operand::Vec(n) => self.vector_register(n)?,
                     _ => self.load_vector()?,
                 };
                 match dst {
@@ -93,6 +93,14 @@ impl<E: Env + ?Sized> Context<'_, E> {
             return Err(self.fault(vector::GP, 0));
         }
         Ok(la)
+    }
+
+    /// A source register, of which a move of 16 bytes with VEX takes zeros above these.
+    fn vector_register(&mut self, n: u8) -> Result<[u8; 32], Stop> {
+        let mut value = self.machine()?.vector(n);
+        let above = value.get_mut(usize::from(self.insn.width)..);
+        above.ok_or(Stop::Unsupported)?.fill(0);
+        Ok(value)
     }
 
     fn load_vector(&mut self) -> Result<[u8; 32], Stop> {
