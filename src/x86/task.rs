@@ -329,16 +329,18 @@ fn enter<M: Memory + ?Sized>(
         ..Segment::default()
     };
     *s.seg_mut(Seg::Ldtr) = null(ldt);
-    for (n, seg) in SEGMENTS.iter().enumerate().take(l.segment_count) {
-        let selector = image.selector(n);
+    let vm86 = regs.rflags & rflags::VM != 0;
+    for (n, seg) in SEGMENTS.iter().enumerate() {
+        let selector = match n < l.segment_count {
+            true => image.selector(n),
+            false => 0,
+        };
+        // What is in force has to remain a possible state.
         match seg {
-            // What is in force has to remain a possible state.
+            _ if vm86 => *s.seg_mut(*seg) = vm86_segment(selector),
             Seg::Cs | Seg::Ss => s.seg_mut(*seg).selector = selector,
             _ => *s.seg_mut(*seg) = null(selector),
         }
-    }
-    for seg in SEGMENTS.iter().skip(l.segment_count) {
-        *s.seg_mut(*seg) = null(0);
     }
     if let (Some(at), true) = (l.cr3, s.cr0 & cr0::PG != 0) {
         let cr3 = image.get(at, 4);
@@ -346,19 +348,16 @@ fn enter<M: Memory + ?Sized>(
         s.cr3 = cr3;
     }
     load_ldt(ldt, s, m)?;
-    let vm86 = regs.rflags & rflags::VM != 0;
     let cpl = if vm86 { 3 } else { image.selector(1) as u8 & 3 };
-    for (n, seg) in SEGMENTS.iter().enumerate().take(l.segment_count) {
-        let selector = image.selector(n);
-        *s.seg_mut(*seg) = if vm86 {
-            vm86_segment(selector)
-        } else {
-            load(*seg, selector, cpl, s, m)?
-        };
-    }
-    if vm86 {
-        for seg in SEGMENTS.iter().skip(l.segment_count) {
-            *s.seg_mut(*seg) = vm86_segment(0);
+    let loaded = if vm86 { 0 } else { l.segment_count };
+    for (n, seg) in SEGMENTS.iter().enumerate().take(loaded) {
+        *s.seg_mut(*seg) = load(*seg, image.selector(n), cpl, s, m)?;
+        if *seg == Seg::Cs && s.seg(Seg::Ss).dpl != cpl {
+            // SS, which comes next, has to be of this level even if it cannot be loaded.
+            *s.seg_mut(Seg::Ss) = Segment {
+                dpl: cpl,
+                ..null(image.selector(2))
+            };
         }
     }
     match error_code {
@@ -727,7 +726,29 @@ mod tests {
             let want = Err(Failed::After(exception(vector, code)));
             assert_eq!(result, want, "{at:#x} {selector:#x}");
             assert_eq!((r.rip, s.seg(Seg::Tr).base), (0x1234_5678, NEW));
+            assert_eq!(s.seg(Seg::Ss).dpl, s.seg(Seg::Cs).dpl);
         }
+    }
+
+    /// What faults leave is a state that can be entered: CS and SS of one level, or all of virtual-8086 mode.
+    #[test]
+    fn faults_leave_a_state() {
+        let t = by(NEW_TSS, TaskSwitchBy::Call);
+        let (mut r, mut s, mut m) = board();
+        m.put(NEW + 0x4c, 2, USER_CODE.into());
+        let result = switch(&t, None, &mut r, &mut s, &mut m);
+        assert_eq!(result, Err(Failed::After(ts(DATA))));
+        assert_eq!((s.cpl(r.rflags), s.seg(Seg::Cs).dpl), (3, 3));
+        let (mut r, mut s, mut m) = board();
+        m.put(NEW + 0x24, 4, rflags::VM | 2);
+        m.put(NEW + 0x60, 2, DATA.into());
+        let result = switch(&t, None, &mut r, &mut s, &mut m);
+        assert_eq!(result, Err(Failed::After(ts(DATA))));
+        let cs = s.seg(Seg::Cs);
+        assert_eq!(
+            (s.mode(r.rflags), cs.base),
+            (Mode::Vm86, u64::from(CODE) << 4)
+        );
     }
 
     #[test]
