@@ -260,6 +260,9 @@ TEST(control_registers)
 	CHECK_EQ(ONE(&vm, "\x0f\x01\xe1", &r), 256);		/* smsw %ecx */
 	CHECK_EQ(r.rcx & 0xffff, 0x3b);
 	FAULTS("\x0f\x06", 256);
+	/* What no processor decodes. */
+	FAULTS("\xf0\x90", 6);					/* lock nop */
+	FAULTS("\xf0\x89\xc0", 6);				/* lock mov %eax, %eax */
 	/* CR4 */
 	r.rax = 0x2a0;						/* PGE */
 	CHECK_EQ(ONE(&vm, "\x0f\x22\xe0", &r), 256);

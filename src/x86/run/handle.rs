@@ -200,10 +200,10 @@ impl Runner<'_> {
         fetched.map_err(|e| self.fetch_failed(e))
     }
 
-    fn fetch_failed(&mut self, e: FetchError) -> Step {
+    pub(super) fn fetch_failed(&mut self, e: FetchError) -> Step {
         match e {
             FetchError::Sleep => Step::Slow,
-            FetchError::Reenter => Step::Again,
+            FetchError::Reenter | FetchError::Fault(_) => Step::Again,
             FetchError::Unsupported(bytes, n) => self.emulation_failed(&bytes, n),
         }
     }

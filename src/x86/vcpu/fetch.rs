@@ -28,8 +28,10 @@ use kernel::prelude::*;
 pub(crate) enum FetchError {
     /// The fetch needs memory that is not resident: try again outside the stay.
     Sleep,
-    /// The guest has to meet the fault, or a changed instruction, itself.
+    /// The guest has to meet a changed instruction, or memory that is missing, itself.
     Reenter,
+    /// The fetch faults like this; unless the processor cannot walk the page tables, the guest meets that itself.
+    Fault(Exception),
     /// The emulator does not know the instruction.
     Unsupported([u8; 15], u8),
 }
@@ -241,8 +243,16 @@ impl State {
                 }
                 Err(FetchError::Unsupported(out, have as u8))
             }
-            // The processor got past decoding, so the code has been changed since: let it run again.
-            Err(_) => Err(FetchError::Reenter),
+            // If the processor got past decoding the code has been changed since: let it run again.
+            Err(DecodeError::Undefined) => Err(FetchError::Fault(events::exception(
+                events::vector::UD,
+                None,
+            ))),
+            Err(DecodeError::TooLong) => Err(FetchError::Fault(events::exception(
+                events::vector::GP,
+                Some(0),
+            ))),
+            Err(DecodeError::Truncated) => Err(FetchError::Reenter),
         }
     }
 
