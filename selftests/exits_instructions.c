@@ -260,6 +260,14 @@ TEST(control_registers)
 	CHECK_EQ(ONE(&vm, "\x0f\x01\xe1", &r), 256);		/* smsw %ecx */
 	CHECK_EQ(r.rcx & 0xffff, 0x3b);
 	FAULTS("\x0f\x06", 256);
+	*(uint16_t *)(vm.mem + G_DATA) = 0xd;
+	r.rax = G_DATA;
+	CHECK_EQ(ONE(&vm, "\x0f\x01\x30", &r), 256);		/* lmsw (%rax) */
+	CHECK_EQ(vm_sregs(&vm).cr0, 0x8001003d);
+	r.rax = 3;
+	CHECK_EQ(ONE(&vm, "\x0f\x01\xf0", &r), 256);
+	FAULTS("\x0f\x06", 256);
+	CHECK_EQ(vm_sregs(&vm).cr0, 0x80010033);
 	/* What no processor decodes. */
 	FAULTS("\xf0\x90", 6);					/* lock nop */
 	FAULTS("\xf0\x89\xc0", 6);				/* lock mov %eax, %eax */

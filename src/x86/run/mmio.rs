@@ -21,8 +21,11 @@ impl Runner<'_> {
         expected: impl Fn(Op) -> bool,
     ) -> Step {
         match fetched.map_or_else(|| self.fetch(None), Ok) {
+            // Processors with MOVBE do not ask whether the guest's CPUID has it.
+            Ok(insn) if insn.op == Op::Movbe && !self.s.cpuid.features.movbe => self.raise_ud(),
             Ok(insn) if expected(insn.op) => {
                 self.s.pending.replay.clear();
+                self.s.apic.tpr_access = None;
                 self.emulate(&insn, fault)
             }
             // Another instruction than the one that exited: it was changed meanwhile, or it is not one of ours.

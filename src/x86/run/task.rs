@@ -65,7 +65,7 @@ impl Runner<'_> {
         }
     }
 
-    fn exception_of(stop: Stop) -> Option<Exception> {
+    pub(super) fn exception_of(stop: Stop) -> Option<Exception> {
         match stop {
             Stop::Exception {
                 vector,

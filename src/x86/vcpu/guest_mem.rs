@@ -146,7 +146,7 @@ fn first_part(la: u64, len: usize) -> (usize, u64) {
 }
 
 /// Reads less than a page at linear address `la`. May sleep.
-pub(super) fn read_linear(
+pub(crate) fn read_linear(
     view: &MemoryView<'_>,
     paging: &Paging,
     la: u64,

@@ -77,6 +77,7 @@ features! {
     pcid: 1, 0, Ecx, leaf1_ecx::PCID;
     x2apic: 1, 0, Ecx, leaf1_ecx::X2APIC;
     tsc_deadline: 1, 0, Ecx, leaf1_ecx::TSC_DEADLINE;
+    movbe: 1, 0, Ecx, leaf1_ecx::MOVBE;
     xsave: 1, 0, Ecx, leaf1_ecx::XSAVE;
     pat: 1, 0, Edx, leaf1_edx::PAT;
     fsgsbase: 7, 0, Ebx, leaf7_ebx::FSGSBASE;
