@@ -308,9 +308,15 @@ impl State {
     /// What the completion of any instruction entails.
     #[inline]
     pub(crate) fn completed(&mut self) {
+        self.completed_under(self.cpu.regs.rflags & rflags::TF != 0);
+    }
+
+    /// [`State::completed`] of an instruction that began with RFLAGS.TF set (`tf`) or clear, and may have changed it.
+    #[inline]
+    pub(super) fn completed_under(&mut self, tf: bool) {
         self.hw.end_shadow();
         self.cpu.regs.rflags &= !rflags::RF;
-        if self.cpu.regs.rflags & rflags::TF != 0 {
+        if tf {
             self.stepped();
         }
     }

@@ -706,7 +706,10 @@ impl State {
         }
         let outcome = match result {
             Ok(Outcome::Done) => {
-                self.completed();
+                // A software interrupt clears TF, and is not followed by the trap.
+                let cleared = self.cpu.regs.rflags & rflags::TF == 0;
+                let interrupt = cleared && matches!(insn.op, Op::Int | Op::Into);
+                self.completed_under(tf && !interrupt);
                 self.take_changed(&changed);
                 Emulated::Done
             }
