@@ -196,3 +196,63 @@ TEST(legacy_paging)
 		vm_free(&vm);
 	}
 }
+
+#define ROM 0x10000000
+#define NOWHERE 0x30000000
+
+/* One by one until CR3 is another. The offsets are none of entries, which KVM takes for what is accessed. */
+GUEST64(rom,
+	"mov $0x11223344, %eax; mov %eax, 0x20234; mov 0x20234, %ecx; inc %ecx; call 1f; hlt\n"
+	"1: pop %rdx; push %rcx; pop %rdx; mov %edx, 0x20238; in $0x11, %al; mov %al, 0x2023c\n"
+	"lock xadd %ecx, 0x20238; mov %ecx, %esi; mov $0x40000000, %eax; cpuid; mov %ebx, 0x20240; mov %esi, %eax\n"
+	"out %eax, $0x10\n"
+	"mov %cr3, %rax; out %eax, $0x10; mov $" STR(G_PML4) ", %eax; mov %rax, %cr3; out %eax, $0x10\n"
+	"mov 0x40000234, %eax; hlt\n"
+	"rom_resume: mov $0x77, %eax; out %eax, $0x10; hlt\n");
+extern const unsigned char rom_resume[];
+
+/* Tables in read-only memory, where walks that may set accessed bits are writes; and a table that is nowhere. */
+TEST(odd_tables)
+{
+	for (int accessed = 0; accessed < 2; accessed++) {
+		uint64_t *t = mmap(NULL, 0x3000, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+		uint64_t bits = accessed ? 0x63 : 3, old[0x600];
+		struct kvm_sregs s;
+		struct vm vm;
+		uint32_t d[4];
+
+		note("%s", accessed ? "accessed" : "not accessed");
+		REQUIRE(t != MAP_FAILED);
+		t[0] = (ROM + 0x1000) | bits;
+		t[512] = (ROM + 0x2000) | bits;
+		for (uint64_t i = 0; i < 512; i++)
+			t[1024 + i] = i << 21 | 0x80 | bits;
+		memcpy(old, t, sizeof(old));
+		VM_NEW_LONG(&vm, rom);
+		vm_slot(&vm, 1, KVM_MEM_READONLY, ROM, 0x3000, t);
+		put64(&vm, G_PDPT + 8, NOWHERE | 0x63);
+		s = vm_sregs(&vm);
+		s.cr3 = ROM;
+		vm_set_sregs(&vm, &s);
+		vm_log(&vm)->resume = G_CODE + rom_resume - rom;
+		vm_expect(&vm, KVM_EXIT_IO);
+		CHECK_EQ(vm.run->io.port, 0x11);
+		*(uint8_t *)io_data(&vm) = 0x5a;
+		CHECK_EQ(vm_expect_out(&vm, 0x10), 0x11223345);
+		memcpy(d, vm.mem + 0x20234, sizeof(d));
+		CHECK_EQ(d[0], 0x11223344);
+		CHECK_EQ(d[1], 2 * 0x11223345);
+		CHECK_EQ(d[2], 0x5a);
+		CHECK_EQ(d[3], cpuid_entry(supported_cpuid(vm.kvm), 0x40000000, 0)->ebx);
+		CHECK_EQ(vm_expect_out(&vm, 0x10), ROM);
+		CHECK_EQ(vm_expect_out(&vm, 0x10), G_PML4);
+		CHECK(!memcmp(old, t, sizeof(old)));
+		CHECK_EQ(vm_expect_out(&vm, 0x10), 0x77);
+		CHECK_EQ(vm_log(&vm)->count, 1);
+		CHECK_EQ(vm_log(&vm)->event[0].vector, 14);
+		CHECK_EQ(vm_log(&vm)->event[0].error, 0);
+		CHECK_EQ(vm_log(&vm)->event[0].cr2, 0x40000234);
+		vm_free(&vm);
+		munmap(t, 0x3000);
+	}
+}

@@ -600,6 +600,18 @@ impl Paging {
     /// #PF with the bits that say what the access was.
     #[cold]
     fn fault<E>(&self, code: u32, access: Access) -> WalkError<E> {
+        let error_code = self.error_code(code, access);
+        WalkError::PageFault { error_code }
+    }
+
+    /// Error code of the #PF where a table is in no memory: as if the entry that leads there were not present, as in
+    /// KVM.
+    #[cold]
+    pub fn no_table(&self, access: Access) -> u32 {
+        self.error_code(0, access)
+    }
+
+    fn error_code(&self, code: u32, access: Access) -> u32 {
         let mut error_code = code;
         if access.write {
             error_code |= pfec::W;
@@ -610,7 +622,7 @@ impl Paging {
         if access.fetch && self.tell_fetch {
             error_code |= pfec::I;
         }
-        WalkError::PageFault { error_code }
+        error_code
     }
 }
 

@@ -172,7 +172,7 @@ impl Runner<'_> {
     /// Nothing has to be written back unless a device of the guest reaches memory past the caches. Then it may lie in
     /// those of any CPU that the vCPU was on. INVD, which would lose it, writes back too.
     #[inline(never)]
-    fn write_back_caches(&mut self, stay: Option<&Stay<'_>>) -> Step {
+    pub(super) fn write_back_caches(&mut self, stay: Option<&Stay<'_>>) -> Step {
         if self.vm.memory.is_incoherent() {
             if stay.is_some() {
                 return Step::Slow;

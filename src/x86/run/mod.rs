@@ -37,6 +37,7 @@ mod handle;
 mod hlt;
 mod hypercall;
 mod hyperv_call;
+mod interpret;
 mod missing;
 mod mmio;
 mod msr;

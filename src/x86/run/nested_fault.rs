@@ -87,6 +87,9 @@ impl Runner<'_> {
         }
         self.stats.exit(ExitClass::Mmio, 0);
         self.s.pending.io_port = None;
+        if f.walk {
+            return self.interpret(f);
+        }
         self.decode_and_emulate(insn, Some(f), |op| !matches!(op, Op::Ins | Op::Outs))
     }
 
@@ -141,10 +144,6 @@ impl Runner<'_> {
             Ok(FaultOutcome::Mapped | FaultOutcome::Retry | FaultOutcome::Poisoned) => Step::Again,
             Ok(FaultOutcome::BadUserMemory) => self.memory_fault(f.gpa, 0, EFAULT),
             Ok(FaultOutcome::Unsaved) => self.unsaved(f.gpa),
-            // A page table in MMIO space has no meaning; KVM fails likewise.
-            Ok(FaultOutcome::Mmio) if f.walk && f.write => {
-                self.unhandled(k::KVM_INTERNAL_ERROR_EMULATION, None)
-            }
             Ok(FaultOutcome::Mmio) if self.s.events.interrupted.is_some() => {
                 self.vectoring_failed(f)
             }

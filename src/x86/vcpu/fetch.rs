@@ -154,13 +154,23 @@ impl State {
         stay: Option<&Stay<'_>>,
     ) -> Result<usize, FetchError> {
         let mut tables = Tables { view, stay };
-        let gpa = match paging.translate(&mut tables, Gva(la), gwalk::Access::fetch(cpl)) {
-            Ok(gpa) => gpa,
+        let access = gwalk::Access::fetch(cpl);
+        let code = match paging.translate(&mut tables, Gva(la), access) {
+            Ok(gpa) => Ok(gpa),
             Err(WalkError::Access(MemError::Fault)) if stay.is_some() => {
                 return Err(FetchError::Sleep)
             }
+            Err(WalkError::PageFault { error_code }) => Err(error_code),
+            Err(WalkError::Access(MemError::NotRam)) => Err(paging.no_table(access)),
             Err(_) => return Err(FetchError::Reenter),
         };
+        let gpa = code.map_err(|error_code| {
+            FetchError::Fault(Exception {
+                vector: events::vector::PF,
+                error_code: Some(error_code),
+                payload: la,
+            })
+        })?;
         let room = (4096 - (la & 0xfff)) as usize;
         if let (true, Ok(whole)) = (room >= 16, <&mut [u8; 16]>::try_from(&mut *bytes)) {
             if let Ok(b) = view.try_read_16(gpa) {

@@ -57,8 +57,11 @@ impl GuestRead for Tables<'_, '_> {
     }
 
     fn set_ad(&mut self, gpa: Gpa, old: u64, new: u64, bytes: u8) -> Result<bool, MemError> {
-        let done = exchange(self.view, gpa, old, new, bytes, self.stay)?;
-        Ok(done)
+        match exchange(self.view, gpa, old, new, bytes, self.stay) {
+            // Tables in read-only memory stay as they are, as in KVM.
+            Err(MemError::NotRam) => Ok(true),
+            done => done,
+        }
     }
 }
 
@@ -129,6 +132,7 @@ fn locate(
         }
         Err(WalkError::PageFault { error_code }) => (vector::PF, error_code, la),
         Err(WalkError::NonCanonical) => (vector::GP, 0, 0),
+        Err(WalkError::Access(MemError::NotRam)) => (vector::PF, paging.no_table(access), la),
         Err(WalkError::Access(e)) => return Err(e.into()),
         Err(WalkError::Busy) => return Err(LinearError::Unusable),
     };

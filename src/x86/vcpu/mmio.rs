@@ -435,11 +435,10 @@ impl GuestBus<'_, '_> {
         };
         match self.paging.translate(&mut tables, Gva(la), a) {
             Ok(gpa) => self.check_present(gpa).map(|()| gpa.0),
-            Err(WalkError::PageFault { error_code }) => Err(Stop::Exception {
-                vector: events::vector::PF,
-                error_code: Some(error_code),
-                cr2: Some(la),
-            }),
+            Err(WalkError::PageFault { error_code }) => Err(page_fault(la, error_code)),
+            Err(WalkError::Access(MemError::NotRam)) => {
+                Err(page_fault(la, self.paging.no_table(a)))
+            }
             Err(WalkError::NonCanonical) => Err(Stop::Exception {
                 vector: events::vector::GP,
                 error_code: Some(0),
@@ -457,6 +456,14 @@ impl GuestBus<'_, '_> {
                 *free = a;
             }
         }
+    }
+}
+
+fn page_fault(la: u64, error_code: u32) -> Stop {
+    Stop::Exception {
+        vector: events::vector::PF,
+        error_code: Some(error_code),
+        cr2: Some(la),
     }
 }
 
