@@ -199,6 +199,41 @@ TEST(timer_messages)
 	CHECK_EQ(vm_log(&vm)->count, 2);
 }
 
+/* Pages that user space brings later: restored registers do not need them, and messages wait for theirs. */
+TEST(missing_pages)
+{
+	const uint64_t at = 0x40000000;
+	struct kvm_enable_cap cap = { .cap = RVMM_CAP_MISSING, .args[0] = 1 };
+	uint8_t *m = mmap(NULL, 0x3000, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+	struct vm vm;
+
+	NEW(&vm, wrmsrs);
+	if (!has_extension(vm.kvm, RVMM_CAP_MISSING))
+		skip("no RVMM_CAP_MISSING");
+	REQUIRE(m != MAP_FAILED);
+	OK(ioctl(vm.fd, KVM_ENABLE_CAP, &cap));
+	vm_slot(&vm, 1, RVMM_MEM_MISSING, at, 0x3000, m);
+	vm_log(&vm)->eoi = LAPIC_EOI;
+	CHECK(set_msr(&vm, MSR_GUEST_OS_ID, 1));
+	CHECK(set_msr(&vm, MSR_HYPERCALL, at | 1));
+	CHECK(set_msr(&vm, MSR_ASSIST_PAGE, (at + 0x1000) | 1));
+	CHECK(set_msr(&vm, MSR_SIMP, (at + 0x2000) | 1));
+	wrmsr(&vm, MSR_SINT(2), 0x55);
+	wrmsr(&vm, MSR_COUNT(0), PAST);
+	begin(&vm, MSR_CONFIG(0), ENABLE | TO_SINT(2));
+	for (int n = 0; n < 2; n++) {
+		REQUIRE_EQ(vm_try_run(&vm), EFAULT);
+		REQUIRE_EQ(vm.run->exit_reason, KVM_EXIT_MEMORY_FAULT);
+		CHECK_EQ(vm.run->memory_fault.gpa, at + 0x2000);
+		CHECK(vm.run->memory_fault.flags & RVMM_MEMORY_EXIT_MISSING);
+	}
+	CHECK_EQ(vm_log(&vm)->count, 0);
+	m[0x2000] = 0;
+	vm_expect_out(&vm, 0x10);
+	CHECK_EQ(vm_log(&vm)->count, 1);
+	CHECK_EQ(*(uint32_t *)(m + 0x2200), 0x80000010);
+}
+
 TEST(direct_timer)
 {
 	struct vm vm;

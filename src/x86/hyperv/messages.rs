@@ -6,6 +6,7 @@
 use crate::linux::hrtimer::ktime_get_ns;
 use crate::mem::addr::Gpa;
 use crate::mem::memory::MemError;
+use crate::mem::missing::Absent;
 use crate::x86::hyperv::defs::{PAGE_ENABLED, SINTS, TIMERS};
 use crate::x86::hyperv::stimer::{self, Told, Wait};
 use crate::x86::hyperv::synic::vector_of;
@@ -56,7 +57,13 @@ fn look_at(vm: &Vm, shared: &VcpuShared, s: &mut State, n: usize) {
                     once,
                 } => {
                     let message = stimer::message(n as u32, expired, now);
-                    deliver(vm, shared, s, sint.into(), &message, once)
+                    match deliver(vm, shared, s, sint.into(), &message, once) {
+                        Ok(done) => done,
+                        Err(page) => {
+                            wait_for(shared, s, n, page);
+                            return;
+                        }
+                    }
                 }
             };
             if done {
@@ -84,12 +91,22 @@ fn look_at(vm: &Vm, shared: &VcpuShared, s: &mut State, n: usize) {
     }
 }
 
+/// The page of messages has to be brought before timer `n` can tell: the timer stays as it is, and is looked at again.
+#[cold]
+fn wait_for(shared: &VcpuShared, s: &mut State, n: usize, page: Absent) {
+    if let (Some(hv), Some(published)) = (&mut s.hv, shared.synic()) {
+        hv.missing = Some(page.gpa);
+        published.set_due(n as u32);
+        shared.request_self(request::HYPERV);
+    }
+}
+
 /// Offset of the flags in a message; the first: more messages wait.
 const FLAGS: u64 = 5;
 const MORE: u8 = 1;
 
 /// Puts a message into the slot of a SINT and sends the SINT's interrupt. False if it has to be tried again, after the
-/// next end of a message. `once`: where the slot is full it is lost.
+/// next end of a message. `once`: where the slot is full it is lost. Fails where user space brings the page.
 fn deliver(
     vm: &Vm,
     shared: &VcpuShared,
@@ -97,11 +114,11 @@ fn deliver(
     sint: usize,
     message: &[u8],
     once: bool,
-) -> bool {
-    let Some(hv) = &s.hv else { return false };
+) -> Result<bool, Absent> {
+    let Some(hv) = &s.hv else { return Ok(false) };
     let synic = &hv.registers.synic;
     if synic.message_page & PAGE_ENABLED == 0 {
-        return false;
+        return Ok(false);
     }
     let slot = Gpa(synic.message_page & !0xfff).wrapping_add(stimer::MESSAGE * sint as u64);
     let view = vm.memory.view_of(&s.ring);
@@ -119,9 +136,10 @@ fn deliver(
         Ok(false)
     };
     match put() {
-        Ok(true) => vector_of(synic.sint(sint)).is_some_and(|v| deliver_vector(shared, v)),
-        Ok(false) => once,
-        Err(_) => false,
+        Ok(true) => Ok(vector_of(synic.sint(sint)).is_some_and(|v| deliver_vector(shared, v))),
+        Ok(false) => Ok(once),
+        Err(MemError::Missing(page)) => Err(page),
+        Err(_) => Ok(false),
     }
 }
 

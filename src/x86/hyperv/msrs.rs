@@ -6,6 +6,7 @@
 use crate::bus::set::MAX_VCPUS;
 use crate::linux::hrtimer::ktime_get_ns;
 use crate::mem::addr::{Gpa, PAGE_SIZE};
+use crate::mem::memory::{MemError, MemoryView};
 use crate::nospec::Nospec;
 use crate::x86::cpu::cpuid::Vendor;
 use crate::x86::cpu::index as ix;
@@ -207,27 +208,35 @@ pub(crate) fn write(
         ix::HV_VP_RUNTIME if by_host => {
             s.hyperv().ok()?.registers.set_run_time(value);
         }
-        ix::HV_VP_ASSIST_PAGE => write_assist_page(vm, s, value)?,
+        ix::HV_VP_ASSIST_PAGE => write_assist_page(vm, s, value, by_host)?,
         ix::HV_SCONTROL..=ix::HV_EOM | ix::HV_SINT0..=ix::HV_SINT15 => {
             write_synic(vm, s, index, value, by_host)?;
         }
         ix::HV_STIMER0_CONFIG..=ix::HV_STIMER3_COUNT => {
             write_timer(vm, s, index - ix::HV_STIMER0_CONFIG, value, by_host)?;
         }
-        ix::HV_HYPERCALL => write_hypercall(vm, s, value)?,
+        ix::HV_HYPERCALL => write_hypercall(vm, s, value, by_host)?,
         _ => write_shared(vm, s, index, value, by_host)?,
     }
     Some(Action::NONE)
 }
 
+/// Writes into a register's page. Where user space restores the register it may bring the page later, as it was.
+fn put(view: &MemoryView<'_>, gpa: Gpa, bytes: &[u8], by_host: bool) -> Option<()> {
+    match view.write(gpa, bytes) {
+        Err(MemError::Missing(_)) if by_host => Some(()),
+        written => written.ok(),
+    }
+}
+
 /// The page whose first word says that an interrupt needs no EOI (TLFS 10.3.5); the rest is for nested hypervisors.
-fn write_assist_page(vm: &Vm, s: &mut State, value: u64) -> Option<()> {
+fn write_assist_page(vm: &Vm, s: &mut State, value: u64, by_host: bool) -> Option<()> {
     let mut eoi = 0;
     if value & PAGE_ENABLED != 0 {
         let gpa = Gpa(value & !0xfff);
         // The rest stays: after a migration it is the guest's.
         let view = vm.memory.view_of(&s.ring);
-        view.write(gpa, &0u32.to_le_bytes()).ok()?;
+        put(&view, gpa, &0u32.to_le_bytes(), by_host)?;
         eoi = gpa.0 | 1;
     }
     s.hyperv().ok()?.registers.assist_page = value;
@@ -305,7 +314,7 @@ fn write_timer(vm: &Vm, s: &mut State, n: u32, value: u64, by_host: bool) -> Opt
 }
 
 /// Writes the page by which guests make hypercalls (TLFS 3.13): the processor's instruction, and RET.
-fn write_hypercall(vm: &Vm, s: &mut State, value: u64) -> Option<()> {
+fn write_hypercall(vm: &Vm, s: &mut State, value: u64, by_host: bool) -> Option<()> {
     let r = &mut vm.hyperv.lock().registers;
     // A guest that has not said who it is makes none.
     if r.guest_os_id == 0 {
@@ -317,7 +326,7 @@ fn write_hypercall(vm: &Vm, s: &mut State, value: u64) -> Option<()> {
             Vendor::Amd => [0x0f, 0x01, 0xd9, 0xc3],
         };
         let view = vm.memory.view_of(&s.ring);
-        view.write(Gpa(value & !0xfff), &code).ok()?;
+        put(&view, Gpa(value & !0xfff), &code, by_host)?;
     }
     r.hypercall = value;
     Some(())

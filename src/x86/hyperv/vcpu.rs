@@ -3,6 +3,7 @@
 
 use crate::linux::hrtimer::{Timer, TimerCallback};
 use crate::linux::sched;
+use crate::mem::addr::Gpa;
 use crate::x86::hyperv::cpuid::Granted;
 use crate::x86::hyperv::defs::TIMERS;
 use crate::x86::hyperv::published::Published;
@@ -83,6 +84,8 @@ pub(crate) struct HypervVcpu {
     pub(super) registers: Registers,
     /// What user space is to be told.
     pub(super) owed: Option<Owed>,
+    /// The page of messages has to be brought by user space.
+    pub(super) missing: Option<Gpa>,
     /// One for each synthetic timer, made with the SynIC.
     pub(super) host_timers: KVec<Timer<Expiry>>,
 }
@@ -110,6 +113,7 @@ impl HypervVcpu {
                 enforce: false,
                 registers: Registers::default(),
                 owed: None,
+                missing: None,
                 host_timers: KVec::new(),
             },
             GFP_KERNEL_ACCOUNT,
@@ -204,6 +208,11 @@ impl HypervVcpu {
     /// What user space is to be told, once.
     pub(crate) fn take_owed(&mut self) -> Option<Owed> {
         self.owed.take()
+    }
+
+    /// The page that user space has to bring before messages can be told, once.
+    pub(crate) fn take_missing(&mut self) -> Option<Gpa> {
+        self.missing.take()
     }
 
     /// All of it as it is now.

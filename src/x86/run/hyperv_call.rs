@@ -8,6 +8,7 @@ use super::{Runner, Step};
 use crate::abi::exits;
 use crate::abi::uapi::k;
 use crate::linux::mmap::Field;
+use crate::mem::addr::Gpa;
 use crate::x86::cpu::regs::Mode;
 use crate::x86::hyperv::calls::{self, Outcome};
 use crate::x86::hyperv::vcpu::Owed;
@@ -57,6 +58,12 @@ impl Runner<'_> {
             return self.raise_ud();
         }
         let input = calls::input_of(self.s);
+        if !input.fast() {
+            // Input does not cross pages (TLFS 3.5).
+            if let Some(step) = self.bring_in(Gpa(input.first), false) {
+                return step;
+            }
+        }
         match calls::make(self.vm, &self.vcpu.shared, self.s, &input) {
             Outcome::Undefined => self.raise_ud(),
             Outcome::Done(result) => self.hyperv_result(result),

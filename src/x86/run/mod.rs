@@ -245,6 +245,10 @@ impl<'a> Runner<'a> {
                 if self.ring_is_full() {
                     return Some(self.ask(&exits::DirtyRingFull));
                 }
+                let missing = self.s.hv.as_mut().and_then(|hv| hv.take_missing());
+                if let Some(step) = missing.and_then(|gpa| self.bring_in(gpa, true)) {
+                    return Some(step);
+                }
             }
             if core::mem::take(&mut self.s.events.triple_fault) {
                 return Some(self.shutdown());
@@ -312,6 +316,10 @@ impl<'a> Runner<'a> {
             hyperv::time::refresh(self.vm, self.s);
         }
         if self.s.pv.vapic_stale {
+            let word = self.s.pv.vapic();
+            if let Some(step) = word.and_then(|gpa| self.bring_in(gpa, true)) {
+                return Some(step);
+            }
             vapic::write(self.vm, self.s);
         }
         if self.s.pv.steal_wanted() {
