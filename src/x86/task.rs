@@ -735,6 +735,7 @@ mod tests {
     fn faults_leave_a_state() {
         let t = by(NEW_TSS, TaskSwitchBy::Call);
         let (mut r, mut s, mut m) = board();
+        m.put(NEW + 0x48, 2, USER_DATA.into());
         m.put(NEW + 0x4c, 2, USER_CODE.into());
         let result = switch(&t, None, &mut r, &mut s, &mut m);
         assert_eq!(result, Err(Failed::After(ts(DATA))));

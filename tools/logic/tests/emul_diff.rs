@@ -497,7 +497,7 @@ impl Random {
     }
 }
 
-const MODES: [Mode; 3] = [Mode::Real, Mode::Prot32, Mode::Long];
+const MODES: [Mode; 3] = [Mode::Prot16, Mode::Prot32, Mode::Long];
 
 /// Every one- and two-byte opcode with every ModRM under a set of prefixes.
 #[test]

@@ -383,7 +383,8 @@ fn errors() {
         // Outside the set.
         // No operand in memory, or two registers.
         (&[0xff, 0xdf], Long, Undefined),
-        (&[0xc5, 0xff], Real, Truncated),
+        (&[0xc5, 0xff], Real, Undefined),
+        (&[0xc5, 0xff], Prot32, Truncated),
         (&[0x06], Long, Undefined),
         (&[0x60], Long, Undefined),
         (&[0x8e, 0x0f], Long, Undefined),
