@@ -544,6 +544,7 @@ TEST(refused)
 	events.smi.smm = 1;
 	CHECK_ERRNO(ioctl(child.fd, KVM_SET_USER_MEMORY_REGION, &smm), EBUSY);
 	CHECK_ERRNO(ioctl(child.vcpu, KVM_SET_VCPU_EVENTS, &events), EBUSY);
+	CHECK_ERRNO(enable(&child, RVMM_CAP_MISSING, 1), EBUSY);
 	OK(close(fd));
 	OK(close(fork_vm(&child)));
 	OK(ioctl(child.fd, KVM_SET_USER_MEMORY_REGION, &smm));

@@ -147,8 +147,9 @@ struct rvmm_touch {
  * A VM that writes while memory is short: KVM_RUN fails with ENOMEM, nothing is lost, and it goes on when called again.
  *
  * EBUSY: a vCPU runs or is in an ioctl, there is a reset point (and there can be none as long as there are forks), or
- * the VM has a device (RVMM_ASSIGN_DEVICE, VFIO). EINVAL: argument, RVMM_CAP_MISSING is enabled, or a slot lies over
- * memory of a fork: a fork cannot be forked. ENOSPC: the VM has 16 forks. ENOMEM, EMFILE, ENFILE, EIO.
+ * the VM has a device (RVMM_ASSIGN_DEVICE, VFIO). EINVAL: argument, RVMM_CAP_MISSING is enabled, there is a second
+ * address space (EBUSY for either as long as there are forks), or a slot lies over memory of a fork: a fork cannot be
+ * forked. ENOSPC: the VM has 16 forks. ENOMEM, EMFILE, ENFILE, EIO.
  */
 #define RVMM_FORK		_IO(RVMM_IOC, 0x23)
 

@@ -55,8 +55,7 @@ extensions! {
             if value != 1 {
                 return Err(EINVAL);
             }
-            vm.missing.enable();
-            Ok(())
+            vm.enable_missing()
         };
     uapi::RVMM_CAP_TOUCHES: 1;
 }

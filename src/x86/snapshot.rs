@@ -155,7 +155,13 @@ impl ResetPoint {
         }
         let mut held = hold(&inner.vcpus)?;
         let point = Point::of(vm, &inner.vcpus, &mut held)?;
-        let memory = vm.with_one_memory(|memory| memory.fork(vm.mm()))?;
+        let memory = vm.with_one_memory(|memory| {
+            // From here on they are not enabled any more.
+            if vm.missing.is_enabled() {
+                return Err(EINVAL);
+            }
+            memory.fork(vm.mm())
+        })?;
         // Who makes one looks for forks after it has said so.
         if vm.has_vfio.load(Ordering::Acquire) {
             return Err(EBUSY);

@@ -69,7 +69,8 @@ pub(crate) struct Vm {
     pub(crate) memory: Arc<GuestMemory>,
     /// The second one, for SMM; there with its first slot.
     smm_memory: Once<KBox<SmmMemory>>,
-    /// Held while the second address space is made, and around changes of what it takes over from the first.
+    /// Held while the second address space is made, around changes of what it takes over from the first, and while
+    /// what excludes it is made.
     #[pin]
     spaces: Mutex<()>,
     /// Pages of it that user space brings when they are asked for.
@@ -198,7 +199,7 @@ impl Vm {
         self.smm_memory().ok_or(ENOMEM)
     }
 
-    /// Runs `f` with guest memory, while no second address space comes. EINVAL: there is one.
+    /// Runs `f` with guest memory, while no second address space comes, nor missing pages. EINVAL: there is one.
     pub(crate) fn with_one_memory<R>(
         &self,
         f: impl FnOnce(&GuestMemory) -> Result<R>,
@@ -232,6 +233,16 @@ impl Vm {
             1 => self.smm_memory().ok_or(ENOENT),
             _ => Err(EINVAL),
         }
+    }
+
+    /// RVMM_CAP_MISSING. EBUSY: the VM has forks, for which pages would come that nobody has brought.
+    pub(crate) fn enable_missing(&self) -> Result {
+        let _spaces = self.spaces.lock();
+        if self.memory.has_forks() {
+            return Err(EBUSY);
+        }
+        self.missing.enable();
+        Ok(())
     }
 
     /// As [`GuestMemory::add_bitmaps`], of all address spaces.
