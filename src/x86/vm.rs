@@ -177,7 +177,7 @@ impl Vm {
     }
 
     /// The second address space of guest memory, which is made if there is none. Sleeps. A reset point is void then:
-    /// it knows of one alone. EBUSY: the VM has forks, which would not see what is written there. ENODEV, ENOMEM, EINTR.
+    /// it knows of one alone. EBUSY: the VM has forks, which would not see writes there. ENODEV, ENOMEM, EINTR.
     pub(crate) fn make_smm_memory(&self) -> Result<&GuestMemory> {
         if let Some(memory) = self.smm_memory() {
             return Ok(memory);
@@ -279,7 +279,8 @@ impl Vm {
     pub(crate) fn mapped(&self) -> Mapped {
         let own = self.check_mm().is_ok();
         let mut all = Mapped::default();
-        for memory in [Some(&*self.memory), self.smm_memory()].into_iter().flatten() {
+        let both = [Some(&*self.memory), self.smm_memory()];
+        for memory in both.into_iter().flatten() {
             if own {
                 memory.recover_parts(&self.mm);
             }
