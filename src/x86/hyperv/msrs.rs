@@ -169,10 +169,11 @@ fn write_apic(s: &mut State, index: u32, value: u64) -> Option<Action> {
     if offset != reg::ICR && high != 0 {
         return None;
     }
+    // As x2APIC's MSR in any mode, as in KVM.
+    if offset == reg::ICR {
+        return l.write_icr(value).ok();
+    }
     if !l.is_x2apic() {
-        if offset == reg::ICR {
-            let _ = l.write(reg::ICR2, high, now);
-        }
         return Some(l.write(offset, low, now));
     }
     match offset {

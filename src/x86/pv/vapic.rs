@@ -58,6 +58,8 @@ pub(crate) fn offer(vm: &Vm, s: &mut State) -> bool {
     }
     let view = vm.memory.view_of(&s.ring);
     let written = match view.hva_to_write(gpa, false) {
+        // Two pages may be of two slots.
+        _ if gpa.page() != Gpa(gpa.0.wrapping_add(3)).page() => false,
         Ok(hva) => uaccess::copy_to(hva, &word.to_le_bytes()).is_ok(),
         Err(MemError::Fault) => false,
         Err(_) => return true,
@@ -81,7 +83,9 @@ pub(crate) fn write(vm: &Vm, s: &mut State) {
     s.pv.vapic_seen = Some(word);
 }
 
-/// Whether the word can be at `gpa`: aligned, and in memory.
+/// Whether the word can be at `gpa`, of any alignment: all of it is in memory.
 pub(crate) fn is_place(vm: &Vm, gpa: u64) -> bool {
-    gpa % 4 == 0 && vm.memory.view().hva(Gpa(gpa), false).is_ok()
+    let view = vm.memory.view();
+    let mut ends = [Some(gpa), gpa.checked_add(3)].into_iter();
+    ends.all(|end| end.is_some_and(|end| view.hva(Gpa(end), false).is_ok()))
 }

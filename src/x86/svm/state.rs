@@ -76,7 +76,11 @@ pub(super) fn write(v: &mut Vmcb, cpu: &mut CpuState, shadow: &mut Shadow) {
         save.fs = VmcbSegment::from_neutral(s.seg(Seg::Fs));
         save.gs = VmcbSegment::from_neutral(s.seg(Seg::Gs));
         save.ldtr = VmcbSegment::from_neutral(s.seg(Seg::Ldtr));
-        save.tr = VmcbSegment::from_neutral(s.seg(Seg::Tr));
+        // One that is there but for the busy bit stays as it is: QEMU ends at an interrupt of a 32-bit program where
+        // the TSS that it has loaded itself becomes busy.
+        if task_register(save) != *s.seg(Seg::Tr) {
+            save.tr = VmcbSegment::from_neutral(s.seg(Seg::Tr));
+        }
     }
     if dirty.intersects(Groups::CTRL) {
         shadow.mce = s.cr4 & cr4::MCE;
@@ -90,6 +94,13 @@ pub(super) fn write(v: &mut Vmcb, cpu: &mut CpuState, shadow: &mut Shadow) {
         save.idtr.set(clean, VmcbSegment::from_table(&s.idt));
     }
     cpu.dirty = Groups::NONE;
+}
+
+/// TR. SVM does not look at the busy bit; VMX and user space want it set.
+fn task_register(save: &Save) -> Segment {
+    let mut tr = save.tr.to_neutral();
+    tr.typ |= 2;
+    tr
 }
 
 /// Fetches those system registers of `groups` that are not there yet.
@@ -109,10 +120,7 @@ pub(super) fn load(save: &Save, cpu: &mut CpuState, groups: Groups, shadow: &Sha
         *s.seg_mut(Seg::Fs) = save.fs.to_neutral();
         *s.seg_mut(Seg::Gs) = save.gs.to_neutral();
         *s.seg_mut(Seg::Ldtr) = save.ldtr.to_neutral();
-        let tr = s.seg_mut(Seg::Tr);
-        *tr = save.tr.to_neutral();
-        // SVM does not look at the busy bit; VMX and user space want it set.
-        tr.typ |= 2;
+        *s.seg_mut(Seg::Tr) = task_register(save);
     }
     if want.intersects(Groups::CTRL) {
         s.cr0 = save.cr0.get() | shadow.cr0;

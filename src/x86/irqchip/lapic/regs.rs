@@ -164,6 +164,18 @@ impl<R: Registers> Lapic<R> {
         }
     }
 
+    /// Writes both halves of the ICR at once, as x2APIC's MSR does, in any mode; who is addressed goes by the mode.
+    pub fn write_icr(&mut self, value: u64) -> Result<Action, Gp> {
+        let (low, high) = (value as u32, (value >> 32) as u32);
+        if low & !(ICR_VALID | ICR_STATUS) != 0 {
+            return Err(Gp);
+        }
+        let low = low & !ICR_STATUS;
+        self.set_reg(reg::ICR, low);
+        self.set_reg(reg::ICR2, high);
+        Ok(self.send(low, high))
+    }
+
     /// Reads the register at `offset` (0 to 0xff0, a multiple of 16) of the xAPIC page. Reserved registers read
     /// as zero; `now` is the time in nanoseconds. Outside xAPIC mode (see [`Lapic::page`]) there is no page: all ones.
     pub fn read(&self, offset: u32, now: u64) -> u32 {
@@ -282,14 +294,7 @@ impl<R: Registers> Lapic<R> {
         let offset = self.msr_offset(index)?;
         let low = value as u32;
         if offset == reg::ICR {
-            if low & !(ICR_VALID | ICR_STATUS) != 0 {
-                return Err(Gp);
-            }
-            let low = low & !ICR_STATUS;
-            let high = (value >> 32) as u32;
-            self.set_reg(reg::ICR, low);
-            self.set_reg(reg::ICR2, high);
-            return Ok(self.send(low, high));
+            return self.write_icr(value);
         }
         // Reserved bits of the lower half fault in ESR and the self-IPI register only; elsewhere they are dropped, as
         // by KVM.
