@@ -220,7 +220,9 @@ def linux(name, *words, **options):
 def up(guest, name, cpus=1):
     """Waits for the userland, and for its checks."""
     guest.expect(rf"GUEST up \S+ {KERNELS[name]} cpus={cpus} clock=kvm-clock")
-    guest.expect(r"GUEST checks passed")
+    result = guest.expect(r"GUEST checks (passed|failed:[^\n]*)").group(1)
+    if result != "passed":
+        raise Failed(f"{result.strip()}: {guest.serial.text[-600:]!r}")
 
 
 def quiet(guest, allowed=r"(?!)"):
