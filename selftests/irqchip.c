@@ -482,6 +482,8 @@ TEST(missed_ticks)
 	struct kvm_pit_state2 pit;
 	struct vm vm;
 
+	if (!is_rvmm())
+		skip("KVM brings each missed tick at the end of the one before: the guest may not get on");
 	full(&vm);
 	OK(ioctl(vm.fd, KVM_CREATE_PIT2, &config));
 	start(&vm, backlog, backlog_end);
