@@ -232,6 +232,12 @@ def quiet(guest, allowed=r"(?!)"):
         raise Failed("; ".join(warnings))
 
 
+def smp_model():
+    """A model that a guest with several CPUs does not complain of: the AMD bed's own has an AMD processor's family 6."""
+    with open("/proc/cpuinfo") as info:
+        return "EPYC" if "AuthenticAMD" in info.read() else "host"
+
+
 def kernel_tests(name, beds):
     files = (f"{name}.kernel", f"{name}.initrd")
 
@@ -245,7 +251,7 @@ def kernel_tests(name, beds):
 
     @test(f"{name}-smp", *files, beds=beds)
     def several():
-        with linux(name, cpus="2") as guest:
+        with linux(name, cpus="2", cpu=smp_model()) as guest:
             up(guest, name, 2)
             guest.send("poweroff -f\n")
             guest.ends()
