@@ -20,7 +20,7 @@ use super::{entry, event, quirks};
 use crate::linux::smp;
 use crate::pr_warn_ratelimited;
 use crate::x86::cpu::cpuid::GuestFeatures;
-use crate::x86::cpu::events::interrupt_event;
+use crate::x86::cpu::events::{interrupt_event, vector};
 use crate::x86::cpu::index;
 use crate::x86::cpu::regs::{cr0, efer, rflags, Seg, Segment};
 use crate::x86::cpu::reset::PAT as PAT_RESET;
@@ -525,9 +525,9 @@ impl VcpuBackend for SvmVcpu {
 
     fn set_exception_intercepts(&mut self, vectors: u32) {
         // #DB and #AC against endless delivery (CVE-2015-8104, CVE-2015-5307), #UD for hypercalls, #MC for the host.
-        let all = vectors | 1 << 1 | 1 << 6 | 1 << 17 | 1 << 18;
+        let always = 1 << vector::DB | 1 << vector::UD | 1 << vector::AC | 1 << vector::MC;
         let c = &mut self.vmcb.control;
-        c.intercept_exception.set(&mut c.clean, all);
+        c.intercept_exception.set(&mut c.clean, vectors | always);
     }
 
     fn set_spinning(&mut self, on: bool) {

@@ -109,6 +109,12 @@ impl State {
         Ok(())
     }
 
+    /// Has #BP exit for a user space that debugs the guest, beside the exceptions that always do.
+    pub(crate) fn choose_exceptions(&mut self) {
+        let breakpoints = u32::from(self.debug.has_soft_breakpoints()) << vector::BP;
+        self.hw.set_exception_intercepts(breakpoints);
+    }
+
     /// Before an entry. False when user space has to hear of a step first.
     #[cold]
     #[inline(never)]

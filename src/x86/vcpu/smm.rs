@@ -5,7 +5,6 @@
 //! the second address space of guest memory.
 
 use crate::mem::memory::GuestMemory;
-use crate::x86::cpu::events::vector;
 use crate::x86::cpu::smm::Smm;
 use crate::x86::vcpu::state::State;
 use crate::x86::vendor::{Groups, VcpuBackend};
@@ -18,7 +17,7 @@ impl State {
         vm.memory_seen(self.smm.is_active())
     }
 
-    /// Enters or leaves SMM as far as memory and intercepts go. INIT that waits is up to the caller.
+    /// Enters or leaves SMM as far as memory goes. INIT that waits is up to the caller.
     pub(crate) fn set_smm(&mut self, on: bool) {
         if self.smm.active == on {
             return;
@@ -27,7 +26,6 @@ impl State {
         self.smm.inside_nmi &= on;
         // Translations are those of the other address space.
         self.last_stay.tlb_generation = 0;
-        self.choose_exceptions();
     }
 
     /// All registers have been replaced; all system registers are loaded.
@@ -44,13 +42,5 @@ impl State {
         self.set_smm(false);
         self.smm = Smm::default();
         self.msrs.smi_count = 0;
-    }
-
-    /// Chooses the exceptions that exit: #BP for a user space that debugs the guest; #UD in SMM, where the processor,
-    /// which is not in it, knows no RSM.
-    pub(crate) fn choose_exceptions(&mut self) {
-        let breakpoints = u32::from(self.debug.has_soft_breakpoints()) << vector::BP;
-        let rsm = u32::from(self.smm.active) << vector::UD;
-        self.hw.set_exception_intercepts(breakpoints | rsm);
     }
 }

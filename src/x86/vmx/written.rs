@@ -11,7 +11,8 @@ use super::vmcs::*;
 use crate::x86::cpu::events::vector;
 use crate::x86::cpu::regs::{rflags, Gpr, Regs};
 
-/// Exceptions that are always intercepted: #DB, #AC (endless loops in microcode otherwise), #MC.
+/// Exceptions that are always intercepted: #DB and #AC (endless loops in microcode otherwise), #UD (RSM, and hypercalls
+/// of the other vendor), #MC.
 pub(super) const ALWAYS_INTERCEPTED: u32 =
     1 << vector::DB | 1 << vector::UD | 1 << vector::AC | 1 << vector::MC;
 
