@@ -10,9 +10,6 @@ use crate::x86::cpu::regs::{clean_rflags, cr0, rflags, Gpr, Mode, Regs, Seg, Seg
 use crate::x86::emul::{linear_in_segment, Access, Stop};
 use crate::x86::exit::{TaskSwitch, TaskSwitchBy};
 
-/// RFLAGS.NT: the task returns to the one that its TSS's link names.
-const NT: u64 = 1 << 14;
-
 /// Bits of a descriptor's type (SDM 3A tables 3-1 and 3-2).
 mod typ {
     pub(super) const ACCESSED: u8 = 1;
@@ -95,28 +92,8 @@ impl Descriptor {
         Ok(Self { la, raw })
     }
 
-    fn bit(&self, n: u32) -> bool {
-        self.raw >> n & 1 != 0
-    }
-
     fn segment(&self, selector: u16) -> Segment {
-        let r = self.raw;
-        let g = self.bit(55);
-        let limit = (r & 0xffff | r >> 32 & 0xf_0000) as u32;
-        Segment {
-            base: r >> 16 & 0xff_ffff | r >> 32 & 0xff00_0000,
-            limit: if g { limit << 12 | 0xfff } else { limit },
-            selector,
-            typ: (r >> 40) as u8 & 15,
-            s: self.bit(44),
-            dpl: (r >> 45) as u8 & 3,
-            present: self.bit(47),
-            avl: self.bit(52),
-            l: self.bit(53),
-            db: self.bit(54),
-            g,
-            unusable: false,
-        }
+        Segment::of_descriptor(selector, self.raw)
     }
 
     /// Sets `set` in the type and clears `clear`, in memory.
@@ -273,7 +250,7 @@ fn leave<M: Memory + ?Sized>(
     let mut image = Image::read(m, tss.base, tss.typ)?;
     let returns = t.by == TaskSwitchBy::Iret;
     let flags = if returns {
-        regs.rflags & !NT
+        regs.rflags & !rflags::NT
     } else {
         regs.rflags
     };
@@ -308,15 +285,14 @@ fn enter<M: Memory + ?Sized>(
     m: &mut M,
 ) -> Result<(), Stop> {
     let l = image.layout;
-    *s.seg_mut(Seg::Tr) = Segment {
-        typ: next.segment(t.selector).typ | typ::BUSY,
-        ..next.segment(t.selector)
-    };
+    let tr = s.seg_mut(Seg::Tr);
+    *tr = next.segment(t.selector);
+    tr.typ |= typ::BUSY;
     s.cr0 |= cr0::TS;
     regs.rip = image.field(0);
     regs.rflags = clean_rflags(image.field(1));
     if matches!(t.by, TaskSwitchBy::Call | TaskSwitchBy::Gate) {
-        regs.rflags |= NT;
+        regs.rflags |= rflags::NT;
     }
     for n in 0..8usize {
         regs.set(Gpr::from_bits(n as u8), image.field(2 + n));
@@ -337,7 +313,7 @@ fn enter<M: Memory + ?Sized>(
         };
         // What is in force has to remain a possible state.
         match seg {
-            _ if vm86 => *s.seg_mut(*seg) = vm86_segment(selector),
+            _ if vm86 => *s.seg_mut(*seg) = Segment::virtual_8086(selector),
             Seg::Cs | Seg::Ss => s.seg_mut(*seg).selector = selector,
             _ => *s.seg_mut(*seg) = null(selector),
         }
@@ -380,20 +356,6 @@ fn load_ldt<M: Memory + ?Sized>(selector: u16, s: &mut Sregs, m: &mut M) -> Resu
     }
     *s.seg_mut(Seg::Ldtr) = ldt;
     Ok(())
-}
-
-/// A segment of virtual-8086 mode (SDM 3B 22.2).
-fn vm86_segment(selector: u16) -> Segment {
-    Segment {
-        base: u64::from(selector) << 4,
-        limit: 0xffff,
-        selector,
-        typ: 3,
-        s: true,
-        dpl: 3,
-        present: true,
-        ..Segment::default()
-    }
 }
 
 /// The segment that `selector` brings to `seg` in a task of privilege level `cpl` (SDM 3A table 9-1).
@@ -619,7 +581,7 @@ mod tests {
         let (mut r, mut s, mut m) = board();
         let t = by(NEW_TSS, TaskSwitchBy::Call);
         assert_eq!(switch(&t, None, &mut r, &mut s, &mut m), Ok(()));
-        assert_eq!((r.rip, r.rflags), (0x1234_5678, 0x202 | NT));
+        assert_eq!((r.rip, r.rflags), (0x1234_5678, 0x202 | rflags::NT));
         assert_eq!((r.get(Gpr::Rax), r.get(Gpr::Rsp)), (0xa000_0000, STACK));
         assert_eq!((s.cr3, m.cr3[0]), (0x7000, 0x7000));
         assert!(s.cr0 & cr0::TS != 0);

@@ -225,6 +225,43 @@ pub struct Segment {
     pub unusable: bool,
 }
 
+impl Segment {
+    /// The segment register once it holds `selector`, whose descriptor is `raw` (SDM 3A 3.4.5): the first eight bytes
+    /// of one of 16.
+    pub const fn of_descriptor(selector: u16, raw: u64) -> Self {
+        let g = raw >> 55 & 1 != 0;
+        let limit = (raw & 0xffff | raw >> 32 & 0xf_0000) as u32;
+        Self {
+            base: raw >> 16 & 0xff_ffff | raw >> 32 & 0xff00_0000,
+            limit: if g { limit << 12 | 0xfff } else { limit },
+            selector,
+            typ: (raw >> 40 & 15) as u8,
+            s: raw >> 44 & 1 != 0,
+            dpl: (raw >> 45 & 3) as u8,
+            present: raw >> 47 & 1 != 0,
+            avl: raw >> 52 & 1 != 0,
+            l: raw >> 53 & 1 != 0,
+            db: raw >> 54 & 1 != 0,
+            g,
+            unusable: false,
+        }
+    }
+
+    /// The segment register once it holds `selector` in virtual-8086 mode (SDM 3B 22.2).
+    pub fn virtual_8086(selector: u16) -> Self {
+        Self {
+            base: u64::from(selector) << 4,
+            limit: 0xffff,
+            selector,
+            typ: 3,
+            s: true,
+            dpl: 3,
+            present: true,
+            ..Self::default()
+        }
+    }
+}
+
 /// GDTR or IDTR.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[allow(missing_docs)]

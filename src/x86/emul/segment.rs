@@ -32,26 +32,6 @@ const ACCESSED: u8 = 1;
 /// Byte of a descriptor that holds type and P.
 const TYPE_BYTE: u64 = 5;
 
-/// A segment as its descriptor describes it.
-fn described(selector: u16, d: u64) -> Segment {
-    let g = d >> 55 & 1 != 0;
-    let limit = (d & 0xffff | d >> 32 & 0xf_0000) as u32;
-    Segment {
-        base: d >> 16 & 0xff_ffff | d >> 32 & 0xff00_0000,
-        limit: if g { limit << 12 | 0xfff } else { limit },
-        selector,
-        typ: (d >> 40 & 15) as u8,
-        s: d >> 44 & 1 != 0,
-        dpl: (d >> 45 & 3) as u8,
-        present: d >> 47 & 1 != 0,
-        avl: d >> 52 & 1 != 0,
-        l: d >> 53 & 1 != 0,
-        db: d >> 54 & 1 != 0,
-        g,
-        unusable: false,
-    }
-}
-
 impl<E: Env + ?Sized> Context<'_, E> {
     /// Moves between segment registers or descriptor tables and memory or general registers.
     pub(super) fn system(&mut self) -> Result<(), Stop> {
@@ -194,27 +174,17 @@ impl<E: Env + ?Sized> Context<'_, E> {
         selector: u16,
         how: Transfer,
     ) -> Result<Segment, Stop> {
-        let base = u64::from(selector) << 4;
         match self.mode {
             // What else the segment register holds stays.
             Mode::Real => {
                 return Ok(Segment {
-                    base,
+                    base: u64::from(selector) << 4,
                     selector,
                     ..*self.sregs.seg(seg)
                 })
             }
             Mode::Vm86 if !matches!(seg, Seg::Ldtr | Seg::Tr) => {
-                return Ok(Segment {
-                    base,
-                    limit: 0xffff,
-                    selector,
-                    typ: 3,
-                    s: true,
-                    dpl: 3,
-                    present: true,
-                    ..Segment::default()
-                })
+                return Ok(Segment::virtual_8086(selector))
             }
             _ => {}
         }
@@ -229,7 +199,7 @@ impl<E: Env + ?Sized> Context<'_, E> {
         let mut bytes = [0u8; 8];
         self.env.read_system(la, &mut bytes)?;
         let raw = u64::from_le_bytes(bytes);
-        let mut s = described(selector, raw);
+        let mut s = Segment::of_descriptor(selector, raw);
         let system = matches!(seg, Seg::Ldtr | Seg::Tr);
         if !system && !s.s && how == Transfer::Jump {
             // A gate or a task.
