@@ -2,6 +2,7 @@
 //! Architectural register state of one vCPU in a vendor-neutral form (SDM 1 3.4, SDM 3A 2.1).
 #![forbid(unsafe_code)]
 
+use crate::x86::cpu::canonical::{WIDTH_4LEVEL, WIDTH_5LEVEL};
 use crate::x86::cpu::masks::bits;
 
 /// Index of a general-purpose register, in the encoding of ModRM/REX (SDM 2A 2.1.5).
@@ -317,6 +318,15 @@ impl Sregs {
     pub fn mode(&self, flags: u64) -> Mode {
         let cs = self.seg(Seg::Cs);
         Mode::of(self.cr0, self.efer, flags, cs.l, cs.db)
+    }
+
+    /// Bits of a canonical linear address: CR4.LA57 chooses.
+    pub const fn linear_width(&self) -> u8 {
+        if self.cr4 & cr4::LA57 != 0 {
+            WIDTH_5LEVEL
+        } else {
+            WIDTH_4LEVEL
+        }
     }
 
     /// PAE paging, where CR3 points to four PDPTEs that the processor keeps (SDM 3A 4.4.1).

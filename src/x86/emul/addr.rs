@@ -5,9 +5,9 @@
 use super::env::Stop;
 use super::insn::Insn;
 use super::operand::{mask, sign_extend};
-use crate::x86::cpu::canonical::{is_canonical, WIDTH_4LEVEL, WIDTH_5LEVEL};
+use crate::x86::cpu::canonical::is_canonical;
 use crate::x86::cpu::events::vector;
-use crate::x86::cpu::regs::{cr4, Mode, Regs, Seg, Segment, Sregs};
+use crate::x86::cpu::regs::{Mode, Regs, Seg, Segment, Sregs};
 
 /// Kind of memory access, for segment checks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -66,11 +66,7 @@ pub fn linear_address(
             _ => 0,
         };
         let la = base.wrapping_add(ea);
-        let width = if sregs.cr4 & cr4::LA57 != 0 {
-            WIDTH_5LEVEL
-        } else {
-            WIDTH_4LEVEL
-        };
+        let width = sregs.linear_width();
         if is_canonical(la, width) && is_canonical(la.wrapping_add(last), width) {
             return Ok(la);
         }

@@ -12,12 +12,12 @@ use super::exec::{read_bytes, Context};
 use super::insn::{Op, Operand};
 use super::operand::{mask, merge, set_gpr};
 use super::segment::Transfer;
-use crate::x86::cpu::canonical::{is_canonical, WIDTH_4LEVEL, WIDTH_5LEVEL};
+use crate::x86::cpu::canonical::is_canonical;
 use crate::x86::cpu::events::vector;
 use crate::x86::cpu::regs::rflags::{
     self, AC, AF, CF, DF, FIXED, ID, IF, IOPL, NT, OF, PF, RF, SF, TF, ZF,
 };
-use crate::x86::cpu::regs::{cr4, efer, Gpr, Mode, Seg, Segment};
+use crate::x86::cpu::regs::{efer, Gpr, Mode, Seg, Segment};
 
 /// What IRET loads in real mode.
 const IRET: u64 = CF | PF | AF | ZF | SF | TF | IF | DF | OF | IOPL | NT | RF | AC | ID | FIXED;
@@ -127,8 +127,7 @@ impl<E: Env + ?Sized> Context<'_, E> {
     fn target_in(&self, mode: Mode, cs: &Segment, to: u64) -> Result<u64, Stop> {
         let to = to & mask(self.insn.width);
         let valid = if mode == Mode::Long {
-            let la57 = self.sregs.cr4 & cr4::LA57 != 0;
-            is_canonical(to, if la57 { WIDTH_5LEVEL } else { WIDTH_4LEVEL })
+            is_canonical(to, self.sregs.linear_width())
         } else {
             to <= u64::from(cs.limit)
         };

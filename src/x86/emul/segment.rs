@@ -7,7 +7,7 @@ use super::addr::Access;
 use super::env::{Env, Stop};
 use super::exec::{read_bytes, write_bytes, Context};
 use super::insn::{Op, Operand};
-use crate::x86::cpu::canonical::{is_canonical, WIDTH_4LEVEL, WIDTH_5LEVEL};
+use crate::x86::cpu::canonical::is_canonical;
 use crate::x86::cpu::events::vector;
 use crate::x86::cpu::regs::{cr4, efer, DescTable, Mode, Seg, Segment};
 
@@ -118,7 +118,9 @@ impl<E: Env + ?Sized> Context<'_, E> {
         let value = u128::from_le_bytes(bytes);
         let base = (value >> 16) as u64;
         let base = match (self.mode, self.insn.width) {
-            (Mode::Long, _) if !self.canonical(base) => return Err(self.fault(vector::GP, 0)),
+            (Mode::Long, _) if !is_canonical(base, self.sregs.linear_width()) => {
+                return Err(self.fault(vector::GP, 0))
+            }
             (Mode::Long, _) => base,
             (_, 2) => base & 0xff_ffff,
             _ => base & 0xffff_ffff,
@@ -130,11 +132,6 @@ impl<E: Env + ?Sized> Context<'_, E> {
         let machine = self.env.machine().ok_or(Stop::Unsupported)?;
         machine.set_table(idt, &table);
         Ok(())
-    }
-
-    fn canonical(&self, la: u64) -> bool {
-        let la57 = self.sregs.cr4 & cr4::LA57 != 0;
-        is_canonical(la, if la57 { WIDTH_5LEVEL } else { WIDTH_4LEVEL })
     }
 
     /// Puts a segment, which [`Context::segment`] has checked, into a segment register.
@@ -223,7 +220,7 @@ impl<E: Env + ?Sized> Context<'_, E> {
             let mut high = [0u8; 8];
             self.env.read_system(la.wrapping_add(8), &mut high)?;
             s.base |= u64::from_le_bytes(high) << 32;
-            if !self.canonical(s.base) {
+            if !is_canonical(s.base, self.sregs.linear_width()) {
                 return Err(self.fault(vector::GP, code));
             }
         }
