@@ -412,7 +412,7 @@ impl<F: Format, T: Tables> PageTable<F, T> {
     /// Whether `gpa` lies in a page of size `level` that has a table of smaller ones.
     #[inline]
     pub fn has_parts(&self, t: &T, gpa: Gpa, level: Level) -> bool {
-        gpa < self.limit() && self.find_table(t, gpa.0, level).is_some()
+        gpa < self.limit() && self.find_table(t, gpa.0, |_, at| at == level).is_some()
     }
 
     /// [`split`] for a mapping of which [`Allow`] lets that happen: the table that is the way on. `None`: another entry
@@ -617,7 +617,7 @@ impl<F: Format, T: Tables> PageTable<F, T> {
             if base & above.offset_mask() != 0 || !cur.covers(base, above.size()) {
                 return;
             }
-            if let Some(at) = self.find_table(t, base, above) {
+            if let Some(at) = self.find_table(t, base, |_, at| at == above) {
                 let child = Table::child::<F>(at.value);
                 // Another mapping may have come since the range's earlier part was done.
                 if (0..TABLE_ENTRIES).any(|i| t.load(&child, i) != F::NON_PRESENT) {
@@ -638,27 +638,33 @@ impl<F: Format, T: Tables> PageTable<F, T> {
         }
     }
 
-    /// The entry of `level` for `base` that points to a table.
-    fn find_table(&self, t: &T, base: u64, level: Level) -> Option<Entry<T::Page>> {
-        let mut table = self.first_table(base);
-        let mut at = self.top;
+    /// Of the entries on the way to `gpa` that point to a table, the first that `wanted` takes, by its value and level.
+    #[inline]
+    fn find_table(
+        &self,
+        t: &T,
+        gpa: u64,
+        wanted: impl Fn(u64, Level) -> bool,
+    ) -> Option<Entry<T::Page>> {
+        let mut table = self.first_table(gpa);
+        let mut level = self.top;
         loop {
-            let index = at.index(base);
+            let index = level.index(gpa);
             let value = t.load(&table, index);
-            if !F::present(value) || F::is_leaf(value, at) {
+            if !F::present(value) || F::is_leaf(value, level) {
                 return None;
             }
-            if at == level {
+            if wanted(value, level) {
                 return Some(Entry {
                     table,
                     index,
                     value,
                     level,
-                    base,
+                    base: gpa & !level.offset_mask(),
                 });
             }
             table = Table::child::<F>(value);
-            at = at.down()?;
+            level = level.down()?;
         }
     }
 }

@@ -71,27 +71,7 @@ impl<F: Format, T: Tables> PageTable<F, T> {
         if !F::TABLE_RIGHTS || gpa >= self.limit() {
             return None;
         }
-        let mut table = self.first_table(gpa.0);
-        let mut level = self.top;
-        loop {
-            let index = level.index(gpa.0);
-            let value = t.load(&table, index);
-            if !F::present(value) || F::is_leaf(value, level) {
-                return None;
-            }
-            if !F::perm(value).contains(Perm::W) {
-                let base = gpa.0 & !level.offset_mask();
-                return Some(Entry {
-                    table,
-                    index,
-                    value,
-                    level,
-                    base,
-                });
-            }
-            table = Table::child::<F>(value);
-            level = level.down()?;
-        }
+        self.find_table(t, gpa.0, |value, _| !F::perm(value).contains(Perm::W))
     }
 
     /// Whether a table on the way to `gpa` is frozen.
