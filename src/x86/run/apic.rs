@@ -6,7 +6,7 @@
 
 use super::{Runner, Step};
 use crate::abi::exits;
-use crate::linux::{hrtimer, preempt, smp};
+use crate::linux::hrtimer;
 use crate::x86::hyperv;
 use crate::x86::irqchip::lapic::{Action, Eoi};
 use crate::x86::irqchip::msg::Vector;
@@ -58,8 +58,8 @@ impl Runner<'_> {
     #[inline(never)]
     pub(super) fn offer_vapic(&mut self) {
         if !vapic::offer(self.vm, self.s) {
-            // The entry ends at once, and the outer loop writes it.
-            smp::send_reschedule(preempt::raw_cpu());
+            // The outer loop writes it.
+            self.end_entry_at_once();
         }
     }
 

@@ -167,7 +167,8 @@ impl Runner<'_> {
             return (None, false, false);
         }
         if self.s.smm.is_due() {
-            self.hurry_smi();
+            // It waits for what this entry delivers.
+            self.end_entry_at_once();
         }
         let gate = self.s.gate();
         if gate.nmi {

@@ -6,7 +6,6 @@
 //! mutex held and interrupts on, but for what takes a stay.
 
 use super::{Runner, Step};
-use crate::linux::{preempt, smp};
 use crate::mem::addr::Gpa;
 use crate::x86::cpu::control;
 use crate::x86::cpu::regs::{
@@ -104,12 +103,6 @@ impl Runner<'_> {
         s.mp_state = MpState::Runnable;
         s.pv.unhalted = false;
         None
-    }
-
-    /// The event that keeps an SMI waiting is delivered by the coming entry, which ends at once. In a stay.
-    #[cold]
-    pub(super) fn hurry_smi(&self) {
-        smp::send_reschedule(preempt::raw_cpu());
     }
 
     /// What an SMI saves.

@@ -8,7 +8,7 @@ use super::{Runner, Stayed, Step};
 use crate::abi::stats::{ExitClass, VcpuCounter};
 use crate::linux::fpu::{Controls, KernelFpu};
 use crate::linux::irqflags::ThisCpu;
-use crate::linux::{boot_cpu, mce, sched};
+use crate::linux::{boot_cpu, mce, preempt, sched, smp};
 use crate::mem::mmu::InOwnMm;
 use crate::x86::exit::Exit;
 use crate::x86::mitigate;
@@ -229,6 +229,12 @@ impl Runner<'_> {
         }
         self.s.catch_up_tsc();
         !self.s.debug.active() || self.s.prepare_debug()
+    }
+
+    /// In a stay: the coming entry delivers what it has to deliver, and the stay ends.
+    #[cold]
+    pub(super) fn end_entry_at_once(&self) {
+        smp::send_reschedule(preempt::raw_cpu());
     }
 
     /// What the next entry is told.
