@@ -34,17 +34,6 @@ static void setup(struct vm *vm, const unsigned char *code, const unsigned char 
 	vm_prot(vm, code, end);
 }
 
-static void expect(struct vm *vm, const uint8_t *bytes, size_t n)
-{
-	for (size_t i = 0; i < n; i++) {
-		uint32_t have = vm_expect_out(vm, 0x10) & 0xff;
-
-		if (have != bytes[i])
-			DIE("byte %zu is %#x, %#x expected", i, have, bytes[i]);
-	}
-}
-#define EXPECT(vm, ...) expect(vm, (const uint8_t[]) { __VA_ARGS__ }, sizeof((const uint8_t[]) { __VA_ARGS__ }))
-
 static void expect_mmio(struct vm *vm)
 {
 	vm_expect(vm, KVM_EXIT_MMIO);
@@ -123,9 +112,9 @@ TEST(pae_pointers)
 			} else {
 				CHECK_EQ(vm_expect_out(&vm, 0x11), places[i]);
 			}
-			EXPECT(&vm, 0x11, 0x22);
+			VM_EXPECT_BYTES(&vm, 0x11, 0x22);
 			expect_mmio(&vm);
-			EXPECT(&vm, 0x33, 0x44, 0x33, 0x44);
+			VM_EXPECT_BYTES(&vm, 0x33, 0x44, 0x33, 0x44);
 			vm_expect(&vm, KVM_EXIT_HLT);
 			vm_free(&vm);
 		}
@@ -152,7 +141,7 @@ TEST(pae_pointers_set)
 	s.pdptrs[2] = (TABLES + 0x4000) | 1;
 	s.pdptrs[3] = 0;
 	OK(ioctl(vm.vcpu, KVM_SET_SREGS2, &s));
-	EXPECT(&vm, is_amd() ? 0x33 : 0x44);
+	VM_EXPECT_BYTES(&vm, is_amd() ? 0x33 : 0x44);
 	vm_expect(&vm, KVM_EXIT_HLT);
 }
 
@@ -188,9 +177,9 @@ TEST(legacy_paging)
 		r.rbx = pse ? 0x10 : 0;
 		vm_set_regs(&vm, &r);
 		CHECK_EQ(vm_expect_out(&vm, 0x11), TABLES | 0xfff);
-		EXPECT(&vm, 0x44);
+		VM_EXPECT_BYTES(&vm, 0x44);
 		expect_mmio(&vm);
-		EXPECT(&vm, pse ? 0x11 : 0x33);
+		VM_EXPECT_BYTES(&vm, pse ? 0x11 : 0x33);
 		vm_expect(&vm, KVM_EXIT_HLT);
 		vm_free(&vm);
 	}

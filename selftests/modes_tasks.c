@@ -134,17 +134,6 @@ static void setup(struct vm *vm, const unsigned char *code, const unsigned char 
 	vm_set_sregs(vm, &s);
 }
 
-static void expect(struct vm *vm, const uint8_t *bytes, size_t n)
-{
-	for (size_t i = 0; i < n; i++) {
-		uint32_t have = vm_expect_out(vm, 0x10) & 0xff;
-
-		if (have != bytes[i])
-			DIE("byte %zu is %#x, %#x expected", i, have, bytes[i]);
-	}
-}
-#define EXPECT(vm, ...) expect(vm, (const uint8_t[]) { __VA_ARGS__ }, sizeof((const uint8_t[]) { __VA_ARGS__ }))
-
 static unsigned int type_of(struct vm *vm, int selector)
 {
 	return vm->mem[G_GDT + selector + 5] & 15;
@@ -156,7 +145,7 @@ TEST(task_switches)
 	struct vm vm;
 
 	setup(&vm, tasks, tasks_end);
-	EXPECT(&vm, 0xb1, 0x0b);
+	VM_EXPECT_BYTES(&vm, 0xb1, 0x0b);
 	/* What the others see while B runs. */
 	CHECK_EQ(type_of(&vm, A), 11);
 	CHECK_EQ(type_of(&vm, B), 11);
@@ -171,25 +160,25 @@ TEST(task_switches)
 	CHECK_EQ(s.cr0 & 8, 8);
 	CHECK_EQ(vm_regs(&vm).rflags & 0x4000, 0x4000);
 	/* A again: AL as it was, and its own memory. */
-	EXPECT(&vm, 0, 0x0a);
+	VM_EXPECT_BYTES(&vm, 0, 0x0a);
 	CHECK_EQ(type_of(&vm, B), 9);
 	CHECK_EQ(vm_regs(&vm).rflags & 0x4000, 0);
-	EXPECT(&vm, 0xb1, 0x0b);	/* CALL by gate */
-	EXPECT(&vm, 0xd1);		/* JMP */
+	VM_EXPECT_BYTES(&vm, 0xb1, 0x0b);	/* CALL by gate */
+	VM_EXPECT_BYTES(&vm, 0xd1);		/* JMP */
 	CHECK_EQ(type_of(&vm, A), 9);
 	CHECK_EQ(type_of(&vm, J), 11);
-	EXPECT(&vm, 0xb1, 0x0b);	/* INT */
+	VM_EXPECT_BYTES(&vm, 0xb1, 0x0b);	/* INT */
 	CHECK_EQ(type_of(&vm, A), 11);
 	CHECK_EQ(type_of(&vm, J), 9);
-	EXPECT(&vm, 0xe1, 0x33);	/* #UD */
-	EXPECT(&vm, 0x10, 0x44);	/* #GP with its error code */
+	VM_EXPECT_BYTES(&vm, 0xe1, 0x33);	/* #UD */
+	VM_EXPECT_BYTES(&vm, 0x10, 0x44);	/* #GP with its error code */
 	vm_expect(&vm, KVM_EXIT_HLT);
 	OK(ioctl(vm.vcpu, KVM_NMI));
-	EXPECT(&vm, 0xb1, 0x0b);
+	VM_EXPECT_BYTES(&vm, 0xb1, 0x0b);
 	CHECK_EQ(vm_events(&vm).nmi.masked, 1);
-	EXPECT(&vm, 0x55, 1);
-	EXPECT(&vm, vm_regs(&vm).rflags >> 8 & 0xff);
-	EXPECT(&vm, 1);
+	VM_EXPECT_BYTES(&vm, 0x55, 1);
+	VM_EXPECT_BYTES(&vm, vm_regs(&vm).rflags >> 8 & 0xff);
+	VM_EXPECT_BYTES(&vm, 1);
 	vm_expect(&vm, KVM_EXIT_HLT);
 }
 
@@ -210,12 +199,12 @@ TEST(task_switches_16)
 	if (!is_rvmm() && !is_amd())
 		skip("KVM saves a task of 16 bits as one of 32 where it goes to one of 32");
 	setup(&vm, tasks_16, tasks_16_end);
-	EXPECT(&vm, 0xc1, 0xda);
+	VM_EXPECT_BYTES(&vm, 0xc1, 0xda);
 	CHECK_EQ(type_of(&vm, C16), 3);
-	EXPECT(&vm, 0x11);
+	VM_EXPECT_BYTES(&vm, 0x11);
 	CHECK_EQ(type_of(&vm, C16), 1);
 	CHECK_EQ(vm.mem[TSS(C16) + 0x0e], 0x4b);
-	EXPECT(&vm, 0xc2, 0x22, 1);
+	VM_EXPECT_BYTES(&vm, 0xc2, 0x22, 1);
 	vm_expect(&vm, KVM_EXIT_HLT);
 }
 
@@ -243,6 +232,6 @@ TEST(task_fault)
 	setup(&vm, task_fault, task_fault_end);
 	put(&vm, TSS(B) + 0x54, ABSENT);
 	memcpy(vm.mem + G_IDT + 8 * 11, &gate, 8);
-	EXPECT(&vm, ABSENT, 0x22, 0x11);
+	VM_EXPECT_BYTES(&vm, ABSENT, 0x22, 0x11);
 	vm_expect(&vm, KVM_EXIT_HLT);
 }

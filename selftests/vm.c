@@ -489,6 +489,16 @@ uint32_t vm_expect_out(struct vm *vm, unsigned int port)
 	return io_value(vm);
 }
 
+void vm_expect_bytes(struct vm *vm, const uint8_t *bytes, size_t n)
+{
+	for (size_t i = 0; i < n; i++) {
+		uint32_t have = vm_expect_out(vm, 0x10) & 0xff;
+
+		if (have != bytes[i])
+			DIE("byte %zu is %#x, %#x expected", i, have, bytes[i]);
+	}
+}
+
 unsigned int vm_collect(struct vm *vm, uint32_t *values, size_t max, size_t *count)
 {
 	struct kvm_run *run = vm->run;

@@ -96,6 +96,10 @@ unsigned int vm_run(struct vm *vm);
 void vm_expect(struct vm *vm, unsigned int reason);
 /* Value that the guest wrote to a port. */
 uint32_t vm_expect_out(struct vm *vm, unsigned int port);
+/* OUTs of these bytes to port 0x10, one after the other. */
+void vm_expect_bytes(struct vm *vm, const uint8_t *bytes, size_t n);
+#define VM_EXPECT_BYTES(vm, ...) \
+	vm_expect_bytes(vm, (const uint8_t[]) { __VA_ARGS__ }, sizeof((const uint8_t[]) { __VA_ARGS__ }))
 /* Runs on over OUTs to port 0x10, keeping the values, until another exit, whose reason is returned. */
 unsigned int vm_collect(struct vm *vm, uint32_t *values, size_t max, size_t *count);
 const char *exit_name(unsigned int reason);
