@@ -39,13 +39,6 @@ static bool kvm_has_pml(void)
 	return !is_rvmm() && on == 'Y';
 }
 
-static int enable(struct vm *vm, uint32_t cap, uint64_t value)
-{
-	struct kvm_enable_cap c = { .cap = cap, .args[0] = value };
-
-	return ioctl(vm->fd, KVM_ENABLE_CAP, &c);
-}
-
 static uint8_t *map(size_t bytes)
 {
 	uint8_t *m = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
@@ -76,7 +69,7 @@ static uint8_t *with_ring(struct vm *vm, struct ring *ring, uint64_t pages)
 
 	vm_init(vm, 4 * MIB);
 	need_rings(vm);
-	OK(enable(vm, KVM_CAP_DIRTY_LOG_RING, RING_BYTES));
+	OK(enable_cap(vm->fd, KVM_CAP_DIRTY_LOG_RING, RING_BYTES));
 	vm_add_vcpu(vm, 0);
 	vm_slot(vm, TEST_SLOT, KVM_MEM_LOG_DIRTY_PAGES, TEST_GPA, pages * PAGE, m);
 	*ring = (struct ring){ .entries = map_ring(vm) };
@@ -121,23 +114,23 @@ TEST(ring_sizes)
 	CHECK_EQ(ioctl(vm.fd, KVM_CHECK_EXTENSION, KVM_CAP_DIRTY_LOG_RING_ACQ_REL),
 		 MOST_ENTRIES * sizeof(struct kvm_dirty_gfn));
 	CHECK_ERRNO(ioctl(vm.fd, KVM_RESET_DIRTY_RINGS, 0), EINVAL);
-	CHECK_ERRNO(enable(&vm, KVM_CAP_DIRTY_LOG_RING_WITH_BITMAP, 0), EINVAL);
-	CHECK_ERRNO(enable(&vm, KVM_CAP_DIRTY_LOG_RING, 0), EINVAL);
-	CHECK_ERRNO(enable(&vm, KVM_CAP_DIRTY_LOG_RING, 2048), EINVAL);
-	CHECK_ERRNO(enable(&vm, KVM_CAP_DIRTY_LOG_RING, 3 * PAGE), EINVAL);
-	CHECK_ERRNO(enable(&vm, KVM_CAP_DIRTY_LOG_RING, RING_BYTES + 16), EINVAL);
-	CHECK_ERRNO(enable(&vm, KVM_CAP_DIRTY_LOG_RING, 2 * MOST_ENTRIES * sizeof(struct kvm_dirty_gfn)), E2BIG);
-	OK(enable(&vm, KVM_CAP_DIRTY_LOG_RING_ACQ_REL, RING_BYTES));
+	CHECK_ERRNO(enable_cap(vm.fd, KVM_CAP_DIRTY_LOG_RING_WITH_BITMAP, 0), EINVAL);
+	CHECK_ERRNO(enable_cap(vm.fd, KVM_CAP_DIRTY_LOG_RING, 0), EINVAL);
+	CHECK_ERRNO(enable_cap(vm.fd, KVM_CAP_DIRTY_LOG_RING, 2048), EINVAL);
+	CHECK_ERRNO(enable_cap(vm.fd, KVM_CAP_DIRTY_LOG_RING, 3 * PAGE), EINVAL);
+	CHECK_ERRNO(enable_cap(vm.fd, KVM_CAP_DIRTY_LOG_RING, RING_BYTES + 16), EINVAL);
+	CHECK_ERRNO(enable_cap(vm.fd, KVM_CAP_DIRTY_LOG_RING, 2 * MOST_ENTRIES * sizeof(struct kvm_dirty_gfn)), E2BIG);
+	OK(enable_cap(vm.fd, KVM_CAP_DIRTY_LOG_RING_ACQ_REL, RING_BYTES));
 	/* Only once. */
-	CHECK_ERRNO(enable(&vm, KVM_CAP_DIRTY_LOG_RING, RING_BYTES), EINVAL);
+	CHECK_ERRNO(enable_cap(vm.fd, KVM_CAP_DIRTY_LOG_RING, RING_BYTES), EINVAL);
 	CHECK_EQ(ioctl(vm.fd, KVM_RESET_DIRTY_RINGS, 0), 0);
 	vm_add_vcpu(&vm, 0);
 	CHECK_EQ(ioctl(vm.fd, KVM_RESET_DIRTY_RINGS, 0), 0);
 	vm_free(&vm);
 	/* Not after the first vCPU. */
 	vm_new(&vm, 4 * MIB);
-	CHECK_ERRNO(enable(&vm, KVM_CAP_DIRTY_LOG_RING, RING_BYTES), EINVAL);
-	CHECK_ERRNO(enable(&vm, KVM_CAP_DIRTY_LOG_RING, 2 * MOST_ENTRIES * sizeof(struct kvm_dirty_gfn)), E2BIG);
+	CHECK_ERRNO(enable_cap(vm.fd, KVM_CAP_DIRTY_LOG_RING, RING_BYTES), EINVAL);
+	CHECK_ERRNO(enable_cap(vm.fd, KVM_CAP_DIRTY_LOG_RING, 2 * MOST_ENTRIES * sizeof(struct kvm_dirty_gfn)), E2BIG);
 }
 
 TEST(ring_mapping)
@@ -360,14 +353,14 @@ TEST(ring_and_bitmap)
 	CHECK_ERRNO(ioctl(vm.fd, KVM_GET_DIRTY_LOG, &log), ENXIO);
 	CHECK_ERRNO(ioctl(vm.fd, KVM_CLEAR_DIRTY_LOG, &clear), ENXIO);
 	/* There are slots. */
-	CHECK_ERRNO(enable(&vm, KVM_CAP_DIRTY_LOG_RING_WITH_BITMAP, 0), EINVAL);
+	CHECK_ERRNO(enable_cap(vm.fd, KVM_CAP_DIRTY_LOG_RING_WITH_BITMAP, 0), EINVAL);
 	if (!has_extension(vm.kvm, KVM_CAP_DIRTY_LOG_RING_WITH_BITMAP))
 		return;
 	vm_free(&vm);
 	vm_init(&vm, 4 * MIB);
-	OK(enable(&vm, KVM_CAP_DIRTY_LOG_RING, RING_BYTES));
+	OK(enable_cap(vm.fd, KVM_CAP_DIRTY_LOG_RING, RING_BYTES));
 	OK(try_slot(vm.fd, 0, 0, 0, 0, NULL));
-	OK(enable(&vm, KVM_CAP_DIRTY_LOG_RING_WITH_BITMAP, 0));
+	OK(enable_cap(vm.fd, KVM_CAP_DIRTY_LOG_RING_WITH_BITMAP, 0));
 	vm_slot(&vm, 0, 0, 0, vm.bytes, vm.mem);
 	vm_add_vcpu(&vm, 0);
 	ring = (struct ring){ .entries = map_ring(&vm) };
@@ -644,10 +637,10 @@ static void copy_while_written(enum kind kind)
 	vm_init(&c.vm[0], 4 * MIB);
 	if (kind == RING) {
 		need_rings(&c.vm[0]);
-		OK(enable(&c.vm[0], KVM_CAP_DIRTY_LOG_RING, RING_BYTES));
+		OK(enable_cap(c.vm[0].fd, KVM_CAP_DIRTY_LOG_RING, RING_BYTES));
 	}
 	if (kind == MANUAL)
-		OK(enable(&c.vm[0], KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2, KVM_DIRTY_LOG_MANUAL_PROTECT_ENABLE));
+		OK(enable_cap(c.vm[0].fd, KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2, KVM_DIRTY_LOG_MANUAL_PROTECT_ENABLE));
 	vm_add_vcpu(&c.vm[0], 0);
 	VM_LONG(&c.vm[0], scatter);
 	c.vm[1] = vm_second_vcpu(&c.vm[0], 1);

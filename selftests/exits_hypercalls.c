@@ -29,13 +29,12 @@ TEST(foreign_hypercall)
 
 TEST(foreign_hypercall_unpatched)
 {
-	struct kvm_enable_cap cap = { .cap = KVM_CAP_DISABLE_QUIRKS2, .args[0] = KVM_X86_QUIRK_FIX_HYPERCALL_INSN };
 	const uint8_t *native = is_amd() ? vmmcall : vmcall;
 	struct vm vm;
 
 	VM_NEW_LONG(&vm, hypercalls);
 	CHECK(ioctl(vm.fd, KVM_CHECK_EXTENSION, KVM_CAP_DISABLE_QUIRKS2) & KVM_X86_QUIRK_FIX_HYPERCALL_INSN);
-	OK(ioctl(vm.fd, KVM_ENABLE_CAP, &cap));
+	OK(enable_cap(vm.fd, KVM_CAP_DISABLE_QUIRKS2, KVM_X86_QUIRK_FIX_HYPERCALL_INSN));
 	vm_log(&vm)->resume = G_CODE + (is_amd() ? 8 : 19);
 	vm_expect(&vm, KVM_EXIT_HLT);
 	CHECK_EQ(vm_log(&vm)->count, 1);

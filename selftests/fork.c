@@ -434,13 +434,6 @@ static void *halted(void *argument)
 	return NULL;
 }
 
-static int enable(struct vm *vm, uint32_t cap, uint64_t value)
-{
-	struct kvm_enable_cap c = { .cap = cap, .args[0] = value };
-
-	return ioctl(vm->fd, KVM_ENABLE_CAP, &c);
-}
-
 TEST(refused)
 {
 	struct rvmm_reset_point reset_point = { .pages = 10 };
@@ -544,7 +537,7 @@ TEST(refused)
 	events.smi.smm = 1;
 	CHECK_ERRNO(ioctl(child.fd, KVM_SET_USER_MEMORY_REGION, &smm), EBUSY);
 	CHECK_ERRNO(ioctl(child.vcpu, KVM_SET_VCPU_EVENTS, &events), EBUSY);
-	CHECK_ERRNO(enable(&child, RVMM_CAP_MISSING, 1), EBUSY);
+	CHECK_ERRNO(enable_cap(child.fd, RVMM_CAP_MISSING, 1), EBUSY);
 	OK(close(fd));
 	OK(close(fork_vm(&child)));
 	OK(ioctl(child.fd, KVM_SET_USER_MEMORY_REGION, &smm));
@@ -552,7 +545,7 @@ TEST(refused)
 	vm_free(&child);
 
 	vm_init(&child, MEMORY);
-	OK(enable(&child, RVMM_CAP_MISSING, 1));
+	OK(enable_cap(child.fd, RVMM_CAP_MISSING, 1));
 	CHECK_ERRNO(ioctl(child.fd, RVMM_FORK, 0), EINVAL);
 }
 

@@ -70,10 +70,7 @@ static void new_vm(struct vm *vm, const unsigned char *code, const unsigned char
 		table->entries[table->nent++] = hv->entries[i];
 	OK(ioctl(vm->vcpu, KVM_SET_CPUID2, table));
 	close(kvm);
-
-	struct kvm_enable_cap synic = { .cap = KVM_CAP_HYPERV_SYNIC2 };
-
-	OK(ioctl(vm->vcpu, KVM_ENABLE_CAP, &synic));
+	OK(enable_cap(vm->vcpu, KVM_CAP_HYPERV_SYNIC2, 0));
 	vm_long(vm, code, end);
 	for (uint8_t *p = vm->mem + G_CODE; is_amd() && p < vm->mem + G_CODE + (end - code); p++)
 		if (p[0] == 0x0f && p[1] == 0x01 && p[2] == 0xc1)
@@ -145,9 +142,7 @@ TEST(cpuid)
 
 	CHECK_ERRNO(ioctl(kvm, KVM_GET_SUPPORTED_HV_CPUID, &none), E2BIG);
 	/* Nothing without the leaves. */
-	struct kvm_enable_cap synic = { .cap = KVM_CAP_HYPERV_SYNIC2 };
-
-	CHECK_ERRNO(ioctl(vm.vcpu, KVM_ENABLE_CAP, &synic), EINVAL);
+	CHECK_ERRNO(enable_cap(vm.vcpu, KVM_CAP_HYPERV_SYNIC2, 0), EINVAL);
 	vm_new_irqchip(&vm, 4 * MIB);
 	VM_LONG(&vm, wrmsrs);
 	vm_expect_out(&vm, 0x0f);
@@ -203,7 +198,6 @@ TEST(timer_messages)
 TEST(missing_pages)
 {
 	const uint64_t at = 0x40000000;
-	struct kvm_enable_cap cap = { .cap = RVMM_CAP_MISSING, .args[0] = 1 };
 	uint8_t *m = mmap(NULL, 0x3000, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
 	struct vm vm;
 
@@ -211,7 +205,7 @@ TEST(missing_pages)
 	if (!has_extension(vm.kvm, RVMM_CAP_MISSING))
 		skip("no RVMM_CAP_MISSING");
 	REQUIRE(m != MAP_FAILED);
-	OK(ioctl(vm.fd, KVM_ENABLE_CAP, &cap));
+	OK(enable_cap(vm.fd, RVMM_CAP_MISSING, 1));
 	vm_slot(&vm, 1, RVMM_MEM_MISSING, at, 0x3000, m);
 	vm_log(&vm)->eoi = LAPIC_EOI;
 	CHECK(set_msr(&vm, MSR_GUEST_OS_ID, 1));

@@ -47,9 +47,7 @@ static inline void full(struct vm *vm)
 
 static inline int enable_split(int fd, uint64_t pins)
 {
-	struct kvm_enable_cap cap = { .cap = KVM_CAP_SPLIT_IRQCHIP, .args = { pins } };
-
-	return ioctl(fd, KVM_ENABLE_CAP, &cap);
+	return enable_cap(fd, KVM_CAP_SPLIT_IRQCHIP, pins);
 }
 
 static inline struct kvm_irqchip get_chip(struct vm *vm, unsigned int id)

@@ -165,14 +165,13 @@ TEST(disabling_keeps_registers)
 /* INIT leaves the BSP's LINT0 open for the 8259s, by a quirk, and tells the processor's signature in EDX. */
 static void check_init(bool quirk, unsigned int id)
 {
-	struct kvm_enable_cap cap = { .cap = KVM_CAP_DISABLE_QUIRKS2, .args = { KVM_X86_QUIRK_LINT0_REENABLED } };
 	struct kvm_cpuid2 *table;
 	struct kvm_mp_state mp;
 	struct vm vm;
 
 	vm_init_irqchip(&vm, MIB);
 	if (!quirk)
-		OK(ioctl(vm.fd, KVM_ENABLE_CAP, &cap));
+		OK(enable_cap(vm.fd, KVM_CAP_DISABLE_QUIRKS2, KVM_X86_QUIRK_LINT0_REENABLED));
 	vm_add_vcpu(&vm, id);
 	table = supported_cpuid(vm.kvm);
 	CHECK_EQ(vm_regs(&vm).rdx, 0x600);
@@ -244,7 +243,6 @@ GUEST64(hole,
 
 TEST(mmio_hole)
 {
-	struct kvm_enable_cap cap = { .cap = KVM_CAP_DISABLE_QUIRKS2, .args = { KVM_X86_QUIRK_LAPIC_MMIO_HOLE } };
 	struct kvm_sregs s;
 	struct vm vm;
 
@@ -256,7 +254,7 @@ TEST(mmio_hole)
 		CHECK_EQ(vm_expect_out(&vm, 0x10), 0xffffffff);
 		CHECK_EQ(vm_expect_out(&vm, 0x10), 0xff);
 	}
-	OK(ioctl(vm.fd, KVM_ENABLE_CAP, &cap));
+	OK(enable_cap(vm.fd, KVM_CAP_DISABLE_QUIRKS2, KVM_X86_QUIRK_LAPIC_MMIO_HOLE));
 	vm_expect(&vm, KVM_EXIT_MMIO);
 	CHECK_EQ(vm.run->mmio.phys_addr, 0xfee00030);
 	CHECK_EQ(vm.run->mmio.is_write, 0);

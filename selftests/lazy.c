@@ -32,11 +32,9 @@ static bool there(void *page)
 
 static void enable(struct vm *vm)
 {
-	struct kvm_enable_cap cap = { .cap = RVMM_CAP_MISSING, .args[0] = 1 };
-
 	if (!has_extension(vm->kvm, RVMM_CAP_MISSING))
 		skip("no RVMM_CAP_MISSING");
-	OK(ioctl(vm->fd, KVM_ENABLE_CAP, &cap));
+	OK(enable_cap(vm->fd, RVMM_CAP_MISSING, 1));
 }
 
 /* A VM whose memory in TEST_SLOT reports what is missing. */

@@ -282,12 +282,8 @@ TEST(cache_disable)
 		struct vm vm;
 
 		vm_new(&vm, 4 * MIB);
-		if (!quirk) {
-			struct kvm_enable_cap c = { .cap = KVM_CAP_DISABLE_QUIRKS2,
-						    .args[0] = KVM_X86_QUIRK_CD_NW_CLEARED };
-
-			OK(ioctl(vm.fd, KVM_ENABLE_CAP, &c));
-		}
+		if (!quirk)
+			OK(enable_cap(vm.fd, KVM_CAP_DISABLE_QUIRKS2, KVM_X86_QUIRK_CD_NW_CLEARED));
 		VM_LONG(&vm, cache_disable);
 		s = vm_sregs(&vm);
 		cr0 = s.cr0;

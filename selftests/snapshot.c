@@ -419,13 +419,6 @@ TEST(dirty_log)
 	}
 }
 
-static int enable(struct vm *vm, uint32_t cap, uint64_t value)
-{
-	struct kvm_enable_cap c = { .cap = cap, .args[0] = value };
-
-	return ioctl(vm->fd, KVM_ENABLE_CAP, &c);
-}
-
 /* Pages that were put back are in no ring, which is a vCPU's, but in the bitmap; without one there is no point. */
 TEST(dirty_rings)
 {
@@ -438,12 +431,12 @@ TEST(dirty_rings)
 	vm_init(&vm, MEMORY);
 	OK(set_point(&vm, 5));
 	CHECK_EQ(reset(&vm), 0);
-	OK(enable(&vm, KVM_CAP_DIRTY_LOG_RING, 4 * PAGE));
+	OK(enable_cap(vm.fd, KVM_CAP_DIRTY_LOG_RING, 4 * PAGE));
 	CHECK_ERRNO(try_reset(&vm), ESTALE);
 	CHECK_ERRNO(set_point(&vm, 5), EINVAL);
 	CHECK_ERRNO(touch(&vm, G_PAGES, PAGE), ESTALE);
 	vm_slot(&vm, 0, 0, 0, 0, vm.mem);
-	OK(enable(&vm, KVM_CAP_DIRTY_LOG_RING_WITH_BITMAP, 0));
+	OK(enable_cap(vm.fd, KVM_CAP_DIRTY_LOG_RING_WITH_BITMAP, 0));
 	vm_slot(&vm, 0, KVM_MEM_LOG_DIRTY_PAGES, 0, vm.bytes, vm.mem);
 	vm_add_vcpu(&vm, 0);
 	VM_LONG(&vm, one_page);

@@ -18,9 +18,7 @@ GUEST64(spin64, "sti; 1: jmp 1b\n");
 
 static void enable_vm_cap(struct vm *vm, unsigned int number)
 {
-	struct kvm_enable_cap cap = { .cap = number, .args = { 1 } };
-
-	OK(ioctl(vm->fd, KVM_ENABLE_CAP, &cap));
+	OK(enable_cap(vm->fd, number, 1));
 }
 
 /* Every listed MSR can be read, written back, and is the same afterwards; the TSC goes on. */

@@ -345,9 +345,7 @@ GUEST64(naps,
 
 static void limit_polls(struct vm *vm, uint32_t ns)
 {
-	struct kvm_enable_cap cap = { .cap = KVM_CAP_HALT_POLL, .args = { ns } };
-
-	OK(ioctl(vm->fd, KVM_ENABLE_CAP, &cap));
+	OK(enable_cap(vm->fd, KVM_CAP_HALT_POLL, ns));
 }
 
 /*

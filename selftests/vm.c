@@ -60,6 +60,13 @@ bool is_bochs(void)
 	return strstr(text, "Bochs") || (!is_amd() && getenv("BED_BOCHS"));
 }
 
+int enable_cap(int fd, unsigned int cap, uint64_t value)
+{
+	struct kvm_enable_cap c = { .cap = cap, .args = { value } };
+
+	return ioctl(fd, KVM_ENABLE_CAP, &c);
+}
+
 int try_slot(int fd, unsigned int slot, unsigned int flags, uint64_t gpa, uint64_t bytes, void *memory)
 {
 	struct kvm_userspace_memory_region r = {

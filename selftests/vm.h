@@ -54,6 +54,8 @@ void vm_new_irqchip(struct vm *vm, uint64_t bytes);
 struct vm vm_second_vcpu(const struct vm *vm, unsigned int id);
 void vm_free(struct vm *vm);
 void vm_slot(struct vm *vm, unsigned int slot, unsigned int flags, uint64_t gpa, uint64_t bytes, void *memory);
+/* KVM_ENABLE_CAP of a VM or vCPU with one argument; what ioctl() returns. */
+int enable_cap(int fd, unsigned int cap, uint64_t value);
 int try_slot(int fd, unsigned int slot, unsigned int flags, uint64_t gpa, uint64_t bytes, void *memory);
 
 /* CPUID tables. */

@@ -14,13 +14,6 @@
 
 #define HIGH_ID 300
 
-static int enable(struct vm *vm, unsigned int cap, uint64_t value)
-{
-	struct kvm_enable_cap c = { .cap = cap, .args = { value } };
-
-	return ioctl(vm->fd, KVM_ENABLE_CAP, &c);
-}
-
 static int send_msi(struct vm *vm, uint32_t hi, uint32_t lo, uint32_t data)
 {
 	struct kvm_msi m = { .address_hi = hi, .address_lo = 0xfee00000 | lo, .data = data };
@@ -56,14 +49,14 @@ TEST(api_flags)
 
 	vm_init(&vm, MIB);
 	CHECK_EQ(ioctl(vm.kvm, KVM_CHECK_EXTENSION, KVM_CAP_X2APIC_API) & 3, 3);
-	CHECK_ERRNO(enable(&vm, KVM_CAP_X2APIC_API, 1 << 4), EINVAL);
-	CHECK_ERRNO(enable(&vm, KVM_CAP_X2APIC_API, 1ull << 32), EINVAL);
-	CHECK_ERRNO(enable(&vm, KVM_CAP_X2APIC_API, KVM_X2APIC_ENABLE_SUPPRESS_EOI_BROADCAST), EINVAL);
-	CHECK_ERRNO(enable(&vm, KVM_CAP_X2APIC_API,
+	CHECK_ERRNO(enable_cap(vm.fd, KVM_CAP_X2APIC_API, 1 << 4), EINVAL);
+	CHECK_ERRNO(enable_cap(vm.fd, KVM_CAP_X2APIC_API, 1ull << 32), EINVAL);
+	CHECK_ERRNO(enable_cap(vm.fd, KVM_CAP_X2APIC_API, KVM_X2APIC_ENABLE_SUPPRESS_EOI_BROADCAST), EINVAL);
+	CHECK_ERRNO(enable_cap(vm.fd, KVM_CAP_X2APIC_API,
 			   KVM_X2APIC_ENABLE_SUPPRESS_EOI_BROADCAST | KVM_X2APIC_DISABLE_SUPPRESS_EOI_BROADCAST),
 			EINVAL);
-	OK(enable(&vm, KVM_CAP_X2APIC_API, 0));
-	OK(enable(&vm, KVM_CAP_X2APIC_API, 3));
+	OK(enable_cap(vm.fd, KVM_CAP_X2APIC_API, 0));
+	OK(enable_cap(vm.fd, KVM_CAP_X2APIC_API, 3));
 	CHECK(ioctl(vm.kvm, KVM_CHECK_EXTENSION, KVM_CAP_MAX_VCPU_ID) > HIGH_ID);
 }
 
@@ -75,12 +68,12 @@ TEST(max_vcpu_id)
 	vm_init(&vm, MIB);
 	max = OK(ioctl(vm.kvm, KVM_CHECK_EXTENSION, KVM_CAP_MAX_VCPU_ID));
 	CHECK_ERRNO(ioctl(vm.fd, KVM_CREATE_VCPU, max), EINVAL);
-	CHECK_ERRNO(enable(&vm, KVM_CAP_MAX_VCPU_ID, max + 1), EINVAL);
+	CHECK_ERRNO(enable_cap(vm.fd, KVM_CAP_MAX_VCPU_ID, max + 1), EINVAL);
 	vm_free(&vm);
 	vm_init(&vm, MIB);
-	OK(enable(&vm, KVM_CAP_MAX_VCPU_ID, 5));
-	OK(enable(&vm, KVM_CAP_MAX_VCPU_ID, 5));
-	CHECK_ERRNO(enable(&vm, KVM_CAP_MAX_VCPU_ID, 6), EINVAL);
+	OK(enable_cap(vm.fd, KVM_CAP_MAX_VCPU_ID, 5));
+	OK(enable_cap(vm.fd, KVM_CAP_MAX_VCPU_ID, 5));
+	CHECK_ERRNO(enable_cap(vm.fd, KVM_CAP_MAX_VCPU_ID, 6), EINVAL);
 	CHECK_ERRNO(ioctl(vm.fd, KVM_SET_BOOT_CPU_ID, 6), EINVAL);
 	CHECK_ERRNO(ioctl(vm.fd, KVM_CREATE_VCPU, 5), EINVAL);
 	OK(ioctl(vm.fd, KVM_CREATE_VCPU, 4));
@@ -107,7 +100,7 @@ TEST(ids)
 	/* 0xff is everybody. */
 	CHECK_EQ(send_msi(&vm, 0, 0xff << 12, 0x42), 3);
 	/* The new format has 32-bit ids. */
-	OK(enable(&vm, KVM_CAP_X2APIC_API, KVM_X2APIC_API_USE_32BIT_IDS));
+	OK(enable_cap(vm.fd, KVM_CAP_X2APIC_API, KVM_X2APIC_API_USE_32BIT_IDS));
 	CHECK_EQ(lapic_word(&high, 0x20), HIGH_ID);
 	CHECK_EQ(lapic_word(&low, 0x20), HIGH_ID & 0xff);
 	CHECK_EQ(send_msi(&vm, HIGH_ID & ~0xff, (HIGH_ID & 0xff) << 12, 0x43), 1);
@@ -119,7 +112,7 @@ TEST(ids)
 	*(uint32_t *)(l.regs + 0x20) = 1;
 	CHECK_ERRNO(ioctl(high.vcpu, KVM_SET_LAPIC, &l), EINVAL);
 	/* Without the broadcast quirk 0xff is an id like others. */
-	OK(enable(&vm, KVM_CAP_X2APIC_API, KVM_X2APIC_API_DISABLE_BROADCAST_QUIRK));
+	OK(enable_cap(vm.fd, KVM_CAP_X2APIC_API, KVM_X2APIC_API_DISABLE_BROADCAST_QUIRK));
 	CHECK_EQ(send_msi(&vm, 0xffffff00, 0xff << 12, 0x46), 3);
 	CHECK_EQ(send_msi(&vm, 0, 0xff << 12, 0x47), 1);
 	CHECK(!in_irr(&low, 0x47) && !in_irr(&high, 0x47) && in_irr(&last, 0x47));
@@ -150,7 +143,7 @@ TEST(routes)
 	vm_init_irqchip(&vm, 4 * MIB);
 	high = vm_second_vcpu(&vm, HIGH_ID);
 	x2apic_on(&high);
-	OK(enable(&vm, KVM_CAP_X2APIC_API, 3));
+	OK(enable_cap(vm.fd, KVM_CAP_X2APIC_API, 3));
 	CHECK_ERRNO(route(&vm, msi(40, HIGH_ID | 0x10, 0, 0x50)), EINVAL);
 	OK(route(&vm, msi(40, HIGH_ID & ~0xff, (HIGH_ID & 0xff) << 12, 0x50)));
 	OK(ioctl(vm.fd, KVM_IRQ_LINE, &line));
@@ -183,7 +176,7 @@ TEST(start_up)
 	struct vm vm, high;
 
 	vm_init_irqchip(&vm, 4 * MIB);
-	OK(enable(&vm, KVM_CAP_X2APIC_API, 3));
+	OK(enable_cap(vm.fd, KVM_CAP_X2APIC_API, 3));
 	vm_add_vcpu(&vm, 0);
 	VM_LONG(&vm, starter);
 	memcpy(vm.mem + 0x32000, started, started_end - started);
@@ -208,15 +201,14 @@ GUEST64(ended, "mov $0x80b, %ecx; xor %eax, %eax; xor %edx, %edx; wrmsr; out %al
 
 static void eoi_case(uint64_t flags, unsigned int svr, bool offered, bool exits)
 {
-	struct kvm_enable_cap split = { .cap = KVM_CAP_SPLIT_IRQCHIP, .args = { 24 } };
 	struct kvm_irq_level line = { .irq = 3, .level = 1 };
 	struct kvm_regs r;
 	struct vm vm;
 
 	vm_init(&vm, 4 * MIB);
-	OK(ioctl(vm.fd, KVM_ENABLE_CAP, &split));
+	OK(enable_cap(vm.fd, KVM_CAP_SPLIT_IRQCHIP, 24));
 	if (flags)
-		OK(enable(&vm, KVM_CAP_X2APIC_API, flags));
+		OK(enable_cap(vm.fd, KVM_CAP_X2APIC_API, flags));
 	vm_add_vcpu(&vm, 0);
 	VM_LONG(&vm, eoi);
 	vm_log(&vm)->eoi = 0;
