@@ -322,21 +322,19 @@ static void all(int bits, const struct row *rows, unsigned int count)
 		DIE("%u of %u differ", bad, 2 * count);
 }
 
-#define LENGTH(rows) (sizeof(rows) / sizeof((rows)[0]))
-
 TEST(real_mode)
 {
-	all(16, rows16, LENGTH(rows16));
+	all(16, rows16, ARRAY_SIZE(rows16));
 }
 
 TEST(protected_mode)
 {
-	all(32, rows32, LENGTH(rows32));
+	all(32, rows32, ARRAY_SIZE(rows32));
 }
 
 TEST(long_mode)
 {
-	all(64, rows64, LENGTH(rows64));
+	all(64, rows64, ARRAY_SIZE(rows64));
 }
 
 /* A division by what a device gives. */
