@@ -215,11 +215,8 @@ static const char *act(enum action action, const struct kind *k, struct vm *vm, 
 /* With immediate_exit an exit is completed and no other begins, but for what else the instruction asks. */
 static void complete(struct vm *vm, const struct kind *k)
 {
-	int error;
+	int error = vm_complete(vm);
 
-	vm->run->immediate_exit = 1;
-	error = vm_try_run(vm);
-	vm->run->immediate_exit = 0;
 	if (error == EINTR) {
 		CHECK_EQ(vm->run->exit_reason != KVM_EXIT_INTR, 1);
 		return;

@@ -72,9 +72,7 @@ static void new_vm(struct vm *vm, const unsigned char *code, const unsigned char
 	close(kvm);
 	OK(enable_cap(vm->vcpu, KVM_CAP_HYPERV_SYNIC2, 0));
 	vm_long(vm, code, end);
-	for (uint8_t *p = vm->mem + G_CODE; is_amd() && p < vm->mem + G_CODE + (end - code); p++)
-		if (p[0] == 0x0f && p[1] == 0x01 && p[2] == 0xc1)
-			p[2] = 0xd9;
+	vm_hypercalls(vm, end - code);
 	vm_expect_out(vm, 0x0f);
 }
 
@@ -83,9 +81,7 @@ static void new_vm(struct vm *vm, const unsigned char *code, const unsigned char
 /* The guest's next WRMSR; ends behind it, or at the exit that it causes. */
 static void begin(struct vm *vm, uint32_t index, uint64_t value)
 {
-	vm->run->immediate_exit = 1;
-	vm_try_run(vm);
-	vm->run->immediate_exit = 0;
+	vm_complete(vm);
 
 	struct kvm_regs r = vm_regs(vm);
 
@@ -335,9 +331,7 @@ TEST(assist_page)
 
 static uint64_t hypercall(struct vm *vm, uint64_t control, uint64_t first, uint64_t second)
 {
-	vm->run->immediate_exit = 1;
-	vm_try_run(vm);
-	vm->run->immediate_exit = 0;
+	vm_complete(vm);
 
 	struct kvm_regs r = vm_regs(vm);
 

@@ -476,9 +476,7 @@ TEST(missing_queue_ends)
 	pthread_join(thread, NULL);
 	CHECK_EQ(r.error, EINTR);
 	/* Who only wants to be told does not wait. */
-	vm.run->immediate_exit = 1;
-	CHECK_EQ(vm_try_run(&vm), EINTR);
-	vm.run->immediate_exit = 0;
+	CHECK_EQ(vm_complete(&vm), EINTR);
 	CHECK(!there(m + 0x3000));
 	/* While it waits slots can be changed. */
 	pthread_create(&thread, NULL, run_once, &r);

@@ -240,10 +240,7 @@ TEST_SECONDS(send_ipi, 240)
 
 	vm = many_x2apic();
 	vm_long(&vcpus[0], hypercalls, hypercalls_end);
-	if (is_amd())
-		for (uint8_t *p = vm.mem + G_CODE; p < vm.mem + G_CODE + (hypercalls_end - hypercalls); p++)
-			if (p[0] == 0x0f && p[1] == 0x01 && p[2] == 0xc1)
-				p[2] = 0xd9;
+	vm_hypercalls(&vm, hypercalls_end - hypercalls);
 	r = vm_regs(&vcpus[0]);
 	r.rdi = 8;
 	vm_set_regs(&vcpus[0], &r);

@@ -24,7 +24,7 @@
 
 /* RBX: the APIC's page; software-enabled. */
 #define APIC "mov $0xfee00000, %ebx; movl $0x1ff, 0xf0(%rbx)\n"
-/* VMCALL; VM_HYPERCALLS makes it the vendor's. */
+/* VMCALL; vm_hypercalls() makes it the vendor's. */
 #define VMCALL ".byte 0x0f, 0x01, 0xc1\n"
 
 /* A hypercall with the registers as the test set them; what it caused is taken; its result goes out. */
@@ -32,20 +32,11 @@ GUEST64(call, APIC "out %al, $0x0f; 1: " VMCALL "sti; nop; nop; cli; out %eax, $
 GUEST64(wrmsrs, "1: wrmsr; out %al, $0x10; jmp 1b\n");
 GUEST64(sleeper, "cli; hlt; out %al, $0x11; hlt; out %al, $0x12\n");
 
-static void patch(struct vm *vm, size_t bytes)
-{
-	if (!is_amd())
-		return;
-	for (uint8_t *p = vm->mem + G_CODE; p < vm->mem + G_CODE + bytes; p++)
-		if (p[0] == 0x0f && p[1] == 0x01 && p[2] == 0xc1)
-			p[2] = 0xd9;
-}
-
 static void new_vm(struct vm *vm, const unsigned char *code, const unsigned char *end)
 {
 	vm_new_irqchip(vm, 4 * MIB);
 	vm_long(vm, code, end);
-	patch(vm, end - code);
+	vm_hypercalls(vm, end - code);
 	vm_log(vm)->eoi = EOI;
 }
 
@@ -72,18 +63,14 @@ static int64_t hypercall(struct vm *vm, uint64_t nr, uint64_t a, uint64_t b, uin
 static void start(struct vm *vm)
 {
 	vm_expect_out(vm, 0x0f);
-	vm->run->immediate_exit = 1;
-	vm_try_run(vm);
-	vm->run->immediate_exit = 0;
+	vm_complete(vm);
 }
 
 static int64_t call_next(struct vm *vm, uint64_t nr, uint64_t a, uint64_t b, uint64_t c, uint64_t d)
 {
 	int64_t result = hypercall(vm, nr, a, b, c, d);
 
-	vm->run->immediate_exit = 1;
-	vm_try_run(vm);
-	vm->run->immediate_exit = 0;
+	vm_complete(vm);
 	return result;
 }
 

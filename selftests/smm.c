@@ -523,8 +523,7 @@ TEST(restored)
 	smi(&a);
 	vm_expect_out(&a, 0x12);
 	/* The OUT of the handler ends. */
-	a.run->immediate_exit = 1;
-	CHECK_EQ(vm_try_run(&a), EINTR);
+	CHECK_EQ(vm_complete(&a), EINTR);
 	regs = vm_regs(&a);
 	sregs = vm_sregs(&a);
 	e = vm_events(&a);
@@ -560,9 +559,7 @@ TEST(exception_first)
 	PUT_HANDLER(SMBASE, handler);
 	vm_expect_out(&vm, 0x10);
 	e = vm_events(&vm);
-	vm.run->immediate_exit = 1;
-	CHECK_EQ(vm_try_run(&vm), EINTR);
-	vm.run->immediate_exit = 0;
+	CHECK_EQ(vm_complete(&vm), EINTR);
 	e.exception.injected = 1;
 	e.exception.nr = 0;
 	e.smi.pending = 1;

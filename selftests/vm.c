@@ -153,6 +153,15 @@ void vm_new_irqchip(struct vm *vm, uint64_t bytes)
 	vm_add_vcpu(vm, 0);
 }
 
+void vm_hypercalls(struct vm *vm, size_t bytes)
+{
+	if (!is_amd())
+		return;
+	for (uint8_t *p = vm->mem + G_CODE; p < vm->mem + G_CODE + bytes; p++)
+		if (p[0] == 0x0f && p[1] == 0x01 && p[2] == 0xc1)
+			p[2] = 0xd9;
+}
+
 void vm_enable_lapic(struct vm *vm)
 {
 	struct kvm_lapic_state s;
@@ -400,6 +409,16 @@ void vm_long(struct vm *vm, const unsigned char *code, const unsigned char *end)
 int vm_try_run(struct vm *vm)
 {
 	return ioctl(vm->vcpu, KVM_RUN, 0) ? errno : 0;
+}
+
+int vm_complete(struct vm *vm)
+{
+	int error;
+
+	vm->run->immediate_exit = 1;
+	error = vm_try_run(vm);
+	vm->run->immediate_exit = 0;
+	return error;
 }
 
 unsigned int vm_run(struct vm *vm)

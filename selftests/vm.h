@@ -87,6 +87,8 @@ void vm_long_state(struct vm *vm);
 	VM_LONG(vm, name);				\
 	vm_log(vm)->eoi = LAPIC_EOI;			\
 } while (0)
+/* Makes VMCALL (0F 01 C1) in the first bytes of the code at G_CODE the instruction of the host's vendor. */
+void vm_hypercalls(struct vm *vm, size_t bytes);
 /* Sets bit 8 of the spurious-interrupt vector register (SDM 3A 11.9), without which a local APIC takes nothing. */
 void vm_enable_lapic(struct vm *vm);
 
@@ -94,6 +96,8 @@ void vm_enable_lapic(struct vm *vm);
 int vm_try_run(struct vm *vm);
 /* KVM_RUN, which has to succeed; the exit reason. */
 unsigned int vm_run(struct vm *vm);
+/* KVM_RUN that completes the last exit and runs no guest code; 0 or errno, mostly EINTR. */
+int vm_complete(struct vm *vm);
 /* KVM_RUN that has to end with this reason; else the test ends with what is known. */
 void vm_expect(struct vm *vm, unsigned int reason);
 /* Value that the guest wrote to a port. */
