@@ -517,20 +517,6 @@ TEST_SECONDS(user, 300)
 	all(USER, VM, VCPU);
 }
 
-static long meminfo(const char *name)
-{
-	char text[128];
-	long kib = -1;
-	FILE *f = fopen("/proc/meminfo", "r");
-
-	while (f && kib < 0 && fgets(text, sizeof(text), f))
-		if (!strncmp(text, name, strlen(name)) && text[strlen(name)] == ':')
-			kib = strtol(text + strlen(name) + 1, NULL, 10);
-	if (f)
-		fclose(f);
-	return kib;
-}
-
 /* Nothing of it stays: after a first round the next ones, or one of them, take no memory. */
 TEST_SECONDS(leak, 300)
 {

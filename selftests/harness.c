@@ -191,3 +191,18 @@ void stop_thread(pthread_t thread)
 	} while (result == ETIMEDOUT);
 	CHECK_EQ(result, 0);
 }
+
+long meminfo(const char *what)
+{
+	char line[200];
+	long kib = -1;
+	FILE *f = fopen("/proc/meminfo", "r");
+
+	REQUIRE(f);
+	while (kib < 0 && fgets(line, sizeof(line), f))
+		if (!strncmp(line, what, strlen(what)) && line[strlen(what)] == ':')
+			kib = atol(line + strlen(what) + 1);
+	fclose(f);
+	REQUIRE(kib >= 0);
+	return kib;
+}

@@ -104,6 +104,9 @@ void nothing(int signal);
 /* Ends a thread's system calls by SIGUSR1, which has a handler, until it has returned. */
 void stop_thread(pthread_t thread);
 
+/* A line of /proc/meminfo, which has to be there, in KiB. */
+long meminfo(const char *what);
+
 #define ARRAY_SIZE(a) (sizeof(a) / sizeof((a)[0]))
 
 #endif

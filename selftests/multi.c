@@ -123,20 +123,6 @@ TEST(vcpu_outlives_vm)
 
 
 
-static long meminfo(const char *what)
-{
-	char line[200];
-	long kib = 0;
-	FILE *f = fopen("/proc/meminfo", "r");
-
-	while (f && fgets(line, sizeof(line), f))
-		if (!strncmp(line, what, strlen(what)) && line[strlen(what)] == ':')
-			kib = atol(line + strlen(what) + 1);
-	if (f)
-		fclose(f);
-	return kib;
-}
-
 static long lines_with(const char *path, const char *what)
 {
 	char line[400];
