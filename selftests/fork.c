@@ -42,7 +42,7 @@ static uint8_t *map_fork(int fd, const struct vm *vm)
 	return memory;
 }
 
-/* `vm`, which has no vCPU, has its memory from a fork of `parent`. */
+/* `vm` has its memory from a fork of `parent` from now on. */
 static void take_memory(struct vm *vm, int fd, const struct vm *parent)
 {
 	vm_slot(vm, 0, 0, 0, 0, vm->mem);
@@ -85,14 +85,6 @@ static void machine(struct vm *vm)
 	OK(ioctl(vm->fd, KVM_CREATE_PIT2, &pit));
 }
 
-static uint64_t vm_clock(struct vm *vm)
-{
-	struct kvm_clock_data data = { 0 };
-
-	OK(ioctl(vm->fd, KVM_GET_CLOCK, &data));
-	return data.clock;
-}
-
 /*
  * All of a machine is there in the child, which goes on as its parent did; more than once, from a fork before the guest
  * has done anything and from one with timers armed, an interrupt that waits and paravirtual pages in use.
@@ -115,7 +107,6 @@ TEST_SECONDS(everything, 120)
 		memset(page(vm.mem, i), i + 1, PAGE);
 	vm_expect_out(&vm, 0x10);
 	machine(&child);
-	vm_slot(&child, 0, 0, 0, 0, child.mem);
 	vm_add_vcpu(&child, 0);
 	read_blob(&vm, &point, true);
 	REQUIRE(get_msr(&vm, 0x10, &tsc_then));
@@ -131,9 +122,7 @@ TEST_SECONDS(everything, 120)
 	CHECK(memcmp(&busy.pit, &point.pit, sizeof(busy.pit)));
 	vm_expect_out(&vm, 0x12);
 	CHECK_EQ(vm_log(&vm)->count, 1);
-	munmap(child.mem, child.bytes);
-	child.mem = map_fork(fd, &vm);
-	vm_slot(&child, 0, 0, 0, child.bytes, child.mem);
+	take_memory(&child, fd, &vm);
 	for (int round = 0; round < 3; round++) {
 		OK(ioctl(child.fd, RVMM_BECOME, fd));
 		REQUIRE(get_msr(&child, 0x10, &tsc));
@@ -148,10 +137,7 @@ TEST_SECONDS(everything, 120)
 		/* Copies of its own go: the memory of the fork is there again. */
 		OK(madvise(child.mem, child.bytes, MADV_DONTNEED));
 	}
-	vm_slot(&child, 0, 0, 0, 0, child.mem);
-	munmap(child.mem, child.bytes);
-	child.mem = map_fork(fd_busy, &vm);
-	vm_slot(&child, 0, 0, 0, child.bytes, child.mem);
+	take_memory(&child, fd_busy, &vm);
 	OK(ioctl(child.fd, RVMM_BECOME, fd_busy));
 	read_blob(&child, &now, true);
 	compare(&busy, &now, 3);
@@ -324,23 +310,13 @@ TEST_SECONDS(two_vcpus, 120)
 /* Huge pages of the parent: written in parts while there is a fork, and as before after it. */
 TEST(huge)
 {
-	const uint64_t bytes = 2 * MIB;
 	struct vm vm;
-	uint8_t *area;
 
 	need_fork();
 	VM_NEW_LONG(&vm, adds);
-	area = mmap(NULL, 2 * bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-	REQUIRE(area != MAP_FAILED);
-	area = (uint8_t *)(((uintptr_t)area + bytes - 1) & -bytes);
-	madvise(area, bytes, MADV_HUGEPAGE);
-	memcpy(area, vm.mem, bytes);
-	vm_slot(&vm, 0, 0, 0, 0, vm.mem);
-	vm_slot(&vm, 0, 0, 0, bytes, area);
-	vm.mem = area;
-	vm.bytes = bytes;
+	make_huge(&vm);
 	for (int round = 0; round < 4; round++) {
-		uint64_t sum, before = *page(area, 0);
+		uint64_t sum, before = *page(vm.mem, 0);
 		struct vm as_it_was = vm;
 		int fd;
 
@@ -348,10 +324,10 @@ TEST(huge)
 		fd = fork_vm(&vm);
 		vm_expect_out(&vm, 0x13);
 		vm_expect_out(&vm, 0x13);
-		CHECK_EQ(*page(area, 0), before + 2);
+		CHECK_EQ(*page(vm.mem, 0), before + 2);
 		as_it_was.mem = map_fork(fd, &vm);
 		CHECK_EQ(checksum(&as_it_was), sum);
-		OK(munmap(as_it_was.mem, bytes));
+		OK(munmap(as_it_was.mem, vm.bytes));
 		OK(close(fd));
 		vm_expect_out(&vm, 0x13);
 		vm_expect_out(&vm, 0x13);
@@ -426,12 +402,6 @@ static bool is_there(volatile uint8_t *at)
 		return false;
 	(void)*at;
 	return true;
-}
-
-static void *halted(void *argument)
-{
-	vm_try_run(argument);
-	return NULL;
 }
 
 TEST(refused)
@@ -577,20 +547,6 @@ TEST(child_resets)
 	CHECK_EQ(vm_expect_out(&vm, 0x11), SUM);
 }
 
-static uint64_t free_kib(void)
-{
-	unsigned long long kib = 0;
-	FILE *f = fopen("/proc/meminfo", "r");
-	char line[128];
-
-	REQUIRE(f);
-	while (fgets(line, sizeof(line), f))
-		if (sscanf(line, "MemFree: %llu", &kib) == 1)
-			break;
-	fclose(f);
-	return kib;
-}
-
 /* Nothing is left behind. */
 TEST_SECONDS(leaks, 120)
 {
@@ -614,9 +570,9 @@ TEST_SECONDS(leaks, 120)
 		}
 		OK(close(fd));
 		if (round == 9)
-			before = free_kib();
+			before = meminfo("MemFree");
 	}
-	after = free_kib();
+	after = meminfo("MemFree");
 	/* 4 KiB for each page written would be more than twice that. */
 	if (after + rounds * PAGES * 2 < before)
 		FAIL("%llu KiB were free, %llu are", (unsigned long long)before, (unsigned long long)after);

@@ -73,14 +73,6 @@ static void need_reset(void)
 	close(kvm);
 }
 
-static uint64_t vm_clock(struct vm *vm)
-{
-	struct kvm_clock_data data = { 0 };
-
-	OK(ioctl(vm->fd, KVM_GET_CLOCK, &data));
-	return data.clock;
-}
-
 static uint64_t vm_tsc(struct vm *vm)
 {
 	uint64_t tsc = 0;
@@ -306,14 +298,6 @@ TEST(touched)
 	CHECK_ERRNO(ioctl(vm.fd, RVMM_TOUCH, 8), EFAULT);
 }
 
-static void *halted(void *argument)
-{
-	struct vm *vm = argument;
-
-	vm_try_run(vm);
-	return NULL;
-}
-
 TEST(refused)
 {
 	struct rvmm_reset_point point = { .pages = 1, .flags = 1 };
@@ -478,30 +462,20 @@ TEST(two_slots)
 /* Huge pages, with and without a mapping at the point. */
 TEST(huge)
 {
-	const uint64_t bytes = 2 * MIB;
 	struct vm vm;
-	uint8_t *area;
 
 	need_reset();
 	VM_NEW_LONG(&vm, adds);
-	area = mmap(NULL, 2 * bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-	REQUIRE(area != MAP_FAILED);
-	area = (uint8_t *)(((uintptr_t)area + bytes - 1) & -bytes);
-	madvise(area, bytes, MADV_HUGEPAGE);
-	memcpy(area, vm.mem, bytes);
-	vm_slot(&vm, 0, 0, 0, 0, vm.mem);
-	vm_slot(&vm, 0, 0, 0, bytes, area);
-	vm.mem = area;
-	vm.bytes = bytes;
+	make_huge(&vm);
 	for (int mapped = 0; mapped < 2; mapped++) {
-		uint64_t sum, before = *(uint64_t *)(area + G_PAGES);
+		uint64_t sum, before = *(uint64_t *)(vm.mem + G_PAGES);
 
 		sum = checksum(&vm);
 		OK(set_point(&vm, 10));
 		for (int round = 0; round < 5; round++) {
 			vm_expect_out(&vm, 0x13);
 			vm_expect_out(&vm, 0x13);
-			CHECK_EQ(*(uint64_t *)(area + G_PAGES), before + 2);
+			CHECK_EQ(*(uint64_t *)(vm.mem + G_PAGES), before + 2);
 			CHECK(reset(&vm) >= 1);
 			CHECK_EQ(checksum(&vm), sum);
 		}
