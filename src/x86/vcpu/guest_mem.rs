@@ -9,6 +9,7 @@ use crate::mem::addr::{Gpa, Gva};
 use crate::mem::memory::{MemError, MemoryView};
 use crate::mem::missing::Absent;
 use crate::x86::cpu::events::vector;
+use crate::x86::emul::Stop;
 use crate::x86::exit::Exception;
 use crate::x86::paging::gwalk;
 use crate::x86::paging::gwalk::{GuestRead, Paging, WalkError};
@@ -108,6 +109,45 @@ pub(crate) enum LinearError {
     Unusable,
 }
 
+impl LinearError {
+    /// What it means that page tables do not translate `la` for `access`.
+    pub(crate) fn of_walk(
+        e: WalkError<MemError>,
+        paging: &Paging,
+        la: u64,
+        access: gwalk::Access,
+    ) -> Self {
+        let (vector, error_code, payload) = match e {
+            WalkError::PageFault { error_code } => (vector::PF, error_code, la),
+            WalkError::NonCanonical => (vector::GP, 0, 0),
+            WalkError::Access(MemError::NotRam) => (vector::PF, paging.no_table(access), la),
+            WalkError::Access(e) => return e.into(),
+            WalkError::Busy => return Self::Unusable,
+        };
+        Self::Fault(Exception {
+            vector,
+            error_code: Some(error_code),
+            payload,
+        })
+    }
+
+    /// How emulation ends with it: for a page that user space brings, kept in `missing`, it waits.
+    pub(crate) fn into_stop(self, missing: &mut Option<Absent>) -> Stop {
+        match self {
+            Self::Fault(e) => Stop::Exception {
+                vector: e.vector,
+                error_code: e.error_code,
+                cr2: (e.vector == vector::PF).then_some(e.payload),
+            },
+            Self::Missing(page) => {
+                *missing = Some(page);
+                Stop::Suspend
+            }
+            Self::Unusable => Stop::Unsupported,
+        }
+    }
+}
+
 impl From<MemError> for LinearError {
     fn from(e: MemError) -> Self {
         match e {
@@ -125,22 +165,11 @@ fn locate(
     access: gwalk::Access,
 ) -> Result<Gpa, LinearError> {
     let mut tables = Tables { view, stay: None };
-    let (vector, error_code, payload) = match paging.translate(&mut tables, Gva(la), access) {
-        Ok(gpa) => {
-            view.check_present(gpa)?;
-            return Ok(gpa);
-        }
-        Err(WalkError::PageFault { error_code }) => (vector::PF, error_code, la),
-        Err(WalkError::NonCanonical) => (vector::GP, 0, 0),
-        Err(WalkError::Access(MemError::NotRam)) => (vector::PF, paging.no_table(access), la),
-        Err(WalkError::Access(e)) => return Err(e.into()),
-        Err(WalkError::Busy) => return Err(LinearError::Unusable),
-    };
-    Err(LinearError::Fault(Exception {
-        vector,
-        error_code: Some(error_code),
-        payload,
-    }))
+    let gpa = paging
+        .translate(&mut tables, Gva(la), access)
+        .map_err(|e| LinearError::of_walk(e, paging, la, access))?;
+    view.check_present(gpa)?;
+    Ok(gpa)
 }
 
 /// How many of `len` bytes at `la` lie in its page, and where those after them begin.

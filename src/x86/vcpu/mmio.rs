@@ -15,7 +15,6 @@ use crate::mem::addr::{Gpa, Gva};
 use crate::mem::memory::{MemError, MemoryView};
 use crate::mem::missing::Absent;
 use crate::x86::cpu::cpuid::Vendor;
-use crate::x86::cpu::events;
 use crate::x86::cpu::regs::{rflags, DescTable, Gpr, Mode, Regs, Seg, Segment};
 use crate::x86::cpu::xsave;
 use crate::x86::cpu::xsave::Layout;
@@ -28,9 +27,9 @@ use crate::x86::irqchip::lapic::{reg::TPR, Action};
 use crate::x86::irqchip::lapic_page::LocalApic;
 use crate::x86::paging::fetch::Code;
 use crate::x86::paging::gwalk;
-use crate::x86::paging::gwalk::{Paging, WalkError};
+use crate::x86::paging::gwalk::Paging;
 use crate::x86::vcpu::fetch::first_bytes;
-use crate::x86::vcpu::guest_mem::{exchange, Tables};
+use crate::x86::vcpu::guest_mem::{exchange, LinearError, Tables};
 use crate::x86::vcpu::state::{State, Xstate};
 use crate::x86::vcpu::RunPages;
 use crate::x86::vendor::{Groups, VcpuBackend};
@@ -410,13 +409,7 @@ fn is_lapic_hole(vm: &Vm, lapic: &Option<impl Deref<Target = LocalApic>>, gpa: u
 impl GuestBus<'_, '_> {
     /// How emulation ends when memory could not be accessed: for some that user space brings it waits.
     fn stop(&mut self, e: MemError) -> Stop {
-        match e {
-            MemError::Missing(page) => {
-                self.missing = Some(page);
-                Stop::Suspend
-            }
-            _ => Stop::Unsupported,
-        }
+        LinearError::from(e).into_stop(&mut self.missing)
     }
 
     /// Before anything is done with memory or ports: the memory is there.
@@ -435,17 +428,9 @@ impl GuestBus<'_, '_> {
         };
         match self.paging.translate(&mut tables, Gva(la), a) {
             Ok(gpa) => self.check_present(gpa).map(|()| gpa.0),
-            Err(WalkError::PageFault { error_code }) => Err(page_fault(la, error_code)),
-            Err(WalkError::Access(MemError::NotRam)) => {
-                Err(page_fault(la, self.paging.no_table(a)))
+            Err(e) => {
+                Err(LinearError::of_walk(e, &self.paging, la, a).into_stop(&mut self.missing))
             }
-            Err(WalkError::NonCanonical) => Err(Stop::Exception {
-                vector: events::vector::GP,
-                error_code: Some(0),
-                cr2: None,
-            }),
-            Err(WalkError::Access(e)) => Err(self.stop(e)),
-            Err(WalkError::Busy) => Err(Stop::Unsupported),
         }
     }
 
@@ -456,14 +441,6 @@ impl GuestBus<'_, '_> {
                 *free = a;
             }
         }
-    }
-}
-
-fn page_fault(la: u64, error_code: u32) -> Stop {
-    Stop::Exception {
-        vector: events::vector::PF,
-        error_code: Some(error_code),
-        cr2: Some(la),
     }
 }
 

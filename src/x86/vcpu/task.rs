@@ -34,18 +34,7 @@ struct GuestMemory<'a, 'b> {
 
 impl GuestMemory<'_, '_> {
     fn stop(&mut self, e: LinearError) -> Stop {
-        match e {
-            LinearError::Fault(e) => Stop::Exception {
-                vector: e.vector,
-                error_code: e.error_code,
-                cr2: (e.vector == vector::PF).then_some(e.payload),
-            },
-            LinearError::Missing(page) => {
-                self.missing = Some(page);
-                Stop::Suspend
-            }
-            LinearError::Unusable => Stop::Unsupported,
-        }
+        e.into_stop(&mut self.missing)
     }
 }
 
