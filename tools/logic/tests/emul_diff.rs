@@ -325,10 +325,15 @@ fn check_operands(mode: Mode, ours: &Insn, i: &Instruction) -> Result<(), String
     if implied(ours.op) {
         return Ok(());
     }
-    if i.op_count() != 0 && matches!(i.op0_kind(), OpKind::NearBranch16 | OpKind::NearBranch32)
-        || i.op_count() != 0 && matches!(i.op0_kind(), OpKind::NearBranch64)
-        || i.op_count() != 0 && matches!(i.op0_kind(), OpKind::FarBranch16 | OpKind::FarBranch32)
-    {
+    let target = matches!(
+        i.op0_kind(),
+        OpKind::NearBranch16
+            | OpKind::NearBranch32
+            | OpKind::NearBranch64
+            | OpKind::FarBranch16
+            | OpKind::FarBranch32
+    );
+    if i.op_count() != 0 && target {
         return check_branch(ours, i);
     }
     let pointer = matches!(
