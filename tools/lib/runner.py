@@ -74,7 +74,11 @@ class Runner:
             finally:
                 with self.children_lock:
                     self.children.discard(process)
-        return status, "" if status == step.status else f"exit status {status}, {step.status} expected"
+        if status == step.status:
+            return status, ""
+        # What the bed says at its end.
+        said = [line for line in log.read_text(errors="replace").splitlines() if line.startswith("bed: ")][-1:]
+        return status, "; ".join([f"exit status {status}, {step.status} expected", *said])
 
     def run(self, step):
         """Run one step and say how it went; True when it passed."""

@@ -48,6 +48,8 @@ def command(options, run):
     argv += ["-append", kernel_command_line(options)]
     argv += ["-chardev", "stdio,id=command,signal=off", "-serial", "chardev:command"]
     argv += ["-serial", f"file:{run / 'host.log'}"]
+    # Says of a machine that is gone whether it shut down: a triple fault is in no kernel's log.
+    argv += ["-d", "cpu_reset", "-D", str(run / "resets.log")]
     for text in options.qemu_arg:
         argv += shlex.split(text)
     return argv
