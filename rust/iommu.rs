@@ -383,6 +383,11 @@ impl<R: Refusals> Domain<R> {
         unsafe { bindings::rvmm_vma_is_device(self.mm.as_raw(), hva as usize) }
     }
 
+    /// Whether devices that are attached reach the memory that was mapped at `start`.
+    pub fn is_mapped(&self, start: u64) -> bool {
+        self.mappings.iter().any(|m| m.range.start == start)
+    }
+
     /// Whether no device is attached.
     pub fn is_idle(&self) -> bool {
         self.attached.is_empty()

@@ -3,8 +3,8 @@
  * Devices handed to a guest: QEMU's edu device behind an IOMMU (docs/specs/edu.rst of QEMU). Wants root, and the bed
  * "iommu"; the tests are skipped where there is no such device.
  *
- * Here are the device's life and what user space may do with it; assign_irq.c, assign_dma.c, assign_attack.c and
- * assign_refuse.c hold the other tests, assign_device.c what they share.
+ * Here are the device's life and what user space may do with it; assign_irq.c, assign_dma.c, assign_log.c,
+ * assign_attack.c and assign_refuse.c hold the other tests, assign_device.c what they share.
  */
 #define _GNU_SOURCE
 #include "assign.h"

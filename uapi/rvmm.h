@@ -262,6 +262,13 @@ struct rvmm_touches {
  * writable memory slots are pinned (charged to RLIMIT_MEMLOCK) and are from now on what the device reaches, at
  * guest-physical addresses. Slots over device memory and read-only slots are not reached by DMA; slots at addresses
  * that the IOMMU reserves (0xfee00000 to 0xfeefffff) are refused.
+ *
+ * Dirty logs: what is written is not observed, so as long as the device is there KVM_GET_DIRTY_LOG reports all pages of
+ * the slots that it reaches, and once more after it has gone (RVMM_DEVICE_DEASSIGN, close, unbinding, removal); from
+ * then on only what others write. Dirty rings alone have no place for this: without KVM_CAP_DIRTY_LOG_RING_WITH_BITMAP
+ * they and assigned devices exclude each other (EBUSY, also for KVM_CAP_DIRTY_LOG_RING). For a device of VFIO's VFIO
+ * tells what it has written (VFIO_IOMMU_DIRTY_PAGES, VFIO_DEVICE_FEATURE_DMA_LOGGING_START), as on KVM.
+ * RVMM_RESET_POINT and RVMM_FORK are refused with either.
  */
 struct rvmm_assign_device {
 	__u32 segment;

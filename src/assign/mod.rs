@@ -300,6 +300,14 @@ impl Assigned {
                 );
                 return Err(reason.refuse(EBUSY, why));
             }
+            // Nor do rings come as long as there is a device.
+            if !this.vm.memory.rings.have_bitmaps() {
+                let why = format_args!(
+                    "the VM's dirty rings have no place for what devices write: \
+                     KVM_CAP_DIRTY_LOG_RING_WITH_BITMAP is needed"
+                );
+                return Err(reason.refuse(EBUSY, why));
+            }
             // No fork comes as long as the slots stay.
             if this.vm.memory.has_forks() {
                 return Err(reason.refuse(EBUSY, format_args!("the VM has forks")));
@@ -360,7 +368,7 @@ impl Assigned {
         device.set_master(false);
         drop(wire);
         drop(enabled);
-        self.vm.memory.with_slots(|_| self.space.detach(device));
+        self.vm.memory.detach_device(|| self.space.detach(device));
     }
 
     /// Runs `f` on the assignment, with the device locked. ENODEV when it has ended.

@@ -7,7 +7,13 @@
 //! cannot go back earlier.
 //!
 //! Not in the domain: read-only slots, and slots over device memory (registers of this or another assigned device): no
-//! device writes to ROM or to another device. DMA does not appear in dirty logs.
+//! device writes to ROM or to another device.
+//!
+//! No IOMMU tells what is written: a dirty log has all pages of a slot in the domain, as long as there is a device and
+//! once more after the last one has gone ([`GuestMemory::dirty_log`], [`GuestMemory::detach_device`]).
+//!
+//! [`GuestMemory::dirty_log`]: crate::mem::memory::GuestMemory::dirty_log
+//! [`GuestMemory::detach_device`]: crate::mem::memory::GuestMemory::detach_device
 
 use crate::abi::stats::VmStats;
 use crate::abi::uapi::Reason;
@@ -112,6 +118,13 @@ impl Space {
 impl DmaView for Space {
     fn is_used(&self) -> bool {
         self.mapped.lock().is_some()
+    }
+
+    fn writes(&self, slot: &Slot) -> bool {
+        let mapped = self.mapped.lock();
+        mapped
+            .as_ref()
+            .is_some_and(|space| space.domain.is_mapped(slot.gpa.0))
     }
 
     /// EINVAL at reserved addresses; ENOMEM, EFAULT, EINTR when the slot's memory cannot be pinned.

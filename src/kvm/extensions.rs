@@ -65,11 +65,7 @@ const RING_BYTES: u64 = dirty::RING_ENTRIES * dirty::RING_ENTRY;
 
 /// KVM_CAP_DIRTY_LOG_RING, KVM_CAP_DIRTY_LOG_RING_ACQ_REL (api.rst 8.29).
 fn enable_rings(vm: &Vm, setup: &Setup, bytes: u64) -> Result {
-    let rings = &vm.memory.rings;
-    rings.enable(bytes, vm.memory.ring_reserve(), setup.has_vcpus())?;
-    // Which takes bitmaps.
-    vm.memory.lose_reset_point();
-    Ok(())
+    vm.memory.enable_rings(bytes, setup.has_vcpus())
 }
 
 /// KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2 (api.rst 7.18).

@@ -26,6 +26,9 @@ pub(crate) trait DmaView: Send + Sync {
     /// Whether a device sees the memory now.
     fn is_used(&self) -> bool;
 
+    /// Whether a device may write to the memory of the slot.
+    fn writes(&self, slot: &Slot) -> bool;
+
     /// A slot is going to be published. When it fails nothing has changed.
     fn add(&self, slot: &Slot) -> Result;
 

@@ -61,6 +61,11 @@ impl Update {
         Ok((&entry.slot, entry.bitmap().ok_or(ENOENT)?))
     }
 
+    /// Whether a device may be writing to the slot now.
+    fn is_written_by_devices(&self, slot: &Slot) -> bool {
+        self.dma.as_ref().is_some_and(|dma| dma.writes(slot))
+    }
+
     /// `wanted` is where it is to be: no allocation, cannot fail.
     fn note(&mut self, change: Change, wanted: &Slot, number: Option<RBTreeNode<u32, Gpa>>) {
         match (change, number) {
@@ -322,6 +327,20 @@ impl GuestMemory {
         }))
     }
 
+    /// Runs `detach`, after which a device does not reach the memory any more: what it has written is in the logs.
+    pub(crate) fn detach_device(&self, detach: impl FnOnce()) {
+        let update = self.update.lock();
+        let slots = self.slots.read();
+        // Before or after is the same: nobody takes a bit meanwhile.
+        slots.each(|slot| {
+            let log = slots.find(slot.gpa).and_then(Entry::bitmap);
+            if let Some(log) = log.filter(|_| update.is_written_by_devices(slot)) {
+                log.fill(slot.npages);
+            }
+        });
+        detach();
+    }
+
     /// Runs `f` with the slots, which do not change meanwhile.
     pub(crate) fn with_slots<R>(&self, f: impl FnOnce(&SlotTable) -> R) -> R {
         let _update = self.update.lock();
@@ -390,6 +409,20 @@ impl GuestMemory {
         Ok(count)
     }
 
+    /// KVM_CAP_DIRTY_LOG_RING: as [`Rings::enable`]; the reset point, which takes bitmaps, is void. EBUSY: there are
+    /// devices.
+    ///
+    /// [`Rings::enable`]: crate::mem::ring::Rings::enable
+    pub(crate) fn enable_rings(&self, bytes: u64, has_vcpus: bool) -> Result {
+        let update = self.update.lock();
+        if update.dma.as_ref().is_some_and(|d| d.is_used()) {
+            return Err(EBUSY);
+        }
+        self.rings.enable(bytes, self.ring_reserve(), has_vcpus)?;
+        self.reset.lose();
+        Ok(())
+    }
+
     /// KVM_CAP_DIRTY_LOG_RING_WITH_BITMAP; `second` as in [`GuestMemory::reset_rings`]. EINVAL: there are no rings, or
     /// there are slots already.
     pub(crate) fn add_bitmaps(&self, second: Option<&Self>) -> Result {
@@ -403,20 +436,26 @@ impl GuestMemory {
         Ok(())
     }
 
-    /// KVM_GET_DIRTY_LOG (api.rst 4.8): copies slot `id`'s bitmap to `user` and starts afresh.
+    /// KVM_GET_DIRTY_LOG (api.rst 4.8): copies slot `id`'s bitmap to `user` and starts afresh. Where devices write, they
+    /// may have written every page.
     pub(crate) fn dirty_log(&self, id: u32, user: UserPtr) -> Result {
         let update = self.update.lock();
         let slots = self.slots.read();
         let (slot, bitmap) = update.log(&slots, id)?;
         let manual = self.manual_protect.load(Ordering::Relaxed);
+        let devices = update.is_written_by_devices(slot);
         self.complete_log();
         let mut out = UserSlice::new(user, bitmap.words.len() * 8).writer();
         let mut removing = self.removing();
-        for (w, word) in bitmap.words.iter().enumerate() {
+        for (word, (w, all)) in bitmap.words.iter().zip(dirty::masks(0..slot.npages)) {
             let mut bits = word.load(Ordering::Relaxed);
             if bits != 0 && !manual {
                 bits = word.swap(0, Ordering::SeqCst);
-                self.protect_word(&mut removing, slot, w as u64, bits);
+                self.protect_word(&mut removing, slot, w, bits);
+            }
+            // Nothing is protected from devices: the next log has the pages again.
+            if devices {
+                bits |= all;
             }
             out.write(&bits)?;
         }
