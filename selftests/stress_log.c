@@ -3,10 +3,11 @@
  * Nothing is lost: what a guest's memory holds at the end is what the dirty log has told of it.
  *
  * Two vCPUs write to a slot in every way that there is: stores, page-table entries' accessed and dirty bits,
- * instructions that the hypervisor carries out (INS, MOVS from device memory), pages that the hypervisor itself writes
- * (kvmclock, wall clock, steal time, PV EOI). Meanwhile a collector asks the log, and copies each page that it names to
- * a shadow; a third thread has the host move, split, merge and copy the pages underneath. Now and then the vCPUs stop
- * and the log is asked once more: then every page is as its shadow.
+ * instructions that the hypervisor carries out (INS, MOVS from device memory, also through page tables), pages that the
+ * hypervisor itself writes (kvmclock, wall clock, steal time, PV EOI; dirty_writers.c has the others). Meanwhile a
+ * collector asks the log, and copies each page that it names to a shadow; a third thread has the host move, split, merge
+ * and copy the pages underneath. Now and then the vCPUs stop and the log is asked once more: then every page is as its
+ * shadow.
  *
  * Rounds are counted, not seconds. $STRESS_ROUNDS: how many (default 12).
  */
@@ -94,11 +95,15 @@ GUEST64(writer,
 	"wrmsr; jmp 1b\n"
 	/* An interrupt, whose end may be said in memory. */
 	"3: dec %eax; jnz 3f; mov $0x83f, %ecx; mov $" STR(VECTOR) ", %eax; xor %edx, %edx; wrmsr; jmp 1b\n"
-	/* A page-table entry with neither accessed nor dirty bit, used by a store: the processor sets them. */
+	/*
+	 * A page-table entry with neither accessed nor dirty bit, used by a store, or by an instruction that the hypervisor
+	 * carries out: the processor sets them, or it does.
+	 */
 	"3: mov %r14, %rcx; shr $20, %rcx; and $255, %ecx; mov %r10d, %edx; shl $2, %edx; add %edx, %ecx\n"
 	"mov $" STR(SLOT_ADDRESS) "+0x83, %eax; mov %rax, (%r12,%rcx,8)\n"
 	"shl $21, %rcx; add %r11, %rcx; invlpg (%rcx)\n"
-	"and $0x1fffff, %edi; or $0x10000, %edi; mov %rbx, (%rdi,%rcx); jmp 1b\n");
+	"and $0x1fffff, %edi; or $0x10000, %edi; add %rcx, %rdi; test $1, %bl; jz 3f; mov %rbx, (%rdi); jmp 1b\n"
+	"3: cld; mov $" STR(G_MMIO) ", %esi; movsq; jmp 1b\n");
 
 /* Ends the interrupt as Linux does: if the hypervisor has said that a word in memory is enough, by that. */
 GUEST64(handler,
@@ -107,7 +112,7 @@ GUEST64(handler,
 	"1: pop %rdx; pop %rcx; pop %rax; iretq\n");
 
 enum backing { SMALL, HUGE, SHARED, HUGETLB };
-enum way { BITMAP, MANUAL, INITIALLY_SET, RING };
+enum way { BITMAP, MANUAL, INITIALLY_SET, RING, RING_AND_BITMAP };
 
 struct vcpu {
 	struct vm vm;
@@ -220,14 +225,14 @@ static void collect(struct stress *s)
 	struct kvm_dirty_log log = { .slot = SLOT };
 	size_t part;
 
-	if (s->way == RING) {
+	if (s->way >= RING)
 		for (int i = 0; i < VCPUS; i++)
 			collect_ring(s, &s->vcpu[i]);
+	if (s->way == RING)
 		return;
-	}
 	log.dirty_bitmap = s->bitmap;
 	OK(ioctl(s->vcpu[0].vm.fd, KVM_GET_DIRTY_LOG, &log));
-	if (s->way == BITMAP) {
+	if (s->way == BITMAP || s->way == RING_AND_BITMAP) {
 		copy_words(s, 0, s->pages);
 		return;
 	}
@@ -328,7 +333,7 @@ static void wait_for_writes(struct stress *s, unsigned int writes)
 {
 	for (int i = 0; i < VCPUS; i++)
 		for (uint64_t from = progress(s, i); !done && progress(s, i) - from < writes; usleep(50))
-			if (s->way == RING)
+			if (s->way >= RING)
 				collect(s);
 }
 
@@ -403,7 +408,7 @@ static void choose_way(struct stress *s, struct vm *vm)
 	struct kvm_enable_cap cap = { .cap = KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2 };
 	long bytes;
 
-	if (s->way == RING) {
+	if (s->way >= RING) {
 		cap.cap = KVM_CAP_DIRTY_LOG_RING_ACQ_REL;
 		bytes = OK(ioctl(vm->fd, KVM_CHECK_EXTENSION, cap.cap));
 		if (!bytes) {
@@ -414,7 +419,14 @@ static void choose_way(struct stress *s, struct vm *vm)
 			skip("no dirty ring");
 		s->ring_entries = 1024;
 		cap.args[0] = s->ring_entries * sizeof(struct kvm_dirty_gfn);
+		OK(try_slot(vm->fd, 0, 0, 0, 0, NULL));
 		OK(ioctl(vm->fd, KVM_ENABLE_CAP, &cap));
+		if (s->way == RING_AND_BITMAP) {
+			if (!has_extension(vm->kvm, KVM_CAP_DIRTY_LOG_RING_WITH_BITMAP))
+				skip("no bitmap beside rings");
+			OK(enable_cap(vm->fd, KVM_CAP_DIRTY_LOG_RING_WITH_BITMAP, 0));
+		}
+		vm_slot(vm, 0, 0, 0, vm->bytes, vm->mem);
 	} else if (s->way != BITMAP) {
 		cap.args[0] = KVM_DIRTY_LOG_MANUAL_PROTECT_ENABLE;
 		if (s->way == INITIALLY_SET)
@@ -446,7 +458,7 @@ static void make_vm(struct stress *s)
 
 		vcpu->stress = s;
 		prepare_vcpu(s, i);
-		if (s->way != RING)
+		if (s->way < RING)
 			continue;
 		vcpu->ring = mmap(NULL, s->ring_entries * sizeof(*vcpu->ring), PROT_READ | PROT_WRITE, MAP_SHARED,
 				  vcpu->vm.vcpu, KVM_DIRTY_LOG_PAGE_OFFSET * 4096);
@@ -541,5 +553,6 @@ STRESS(manual_large_toggled, HUGE, MANUAL, true)
 STRESS(initially_set_shared, SHARED, INITIALLY_SET, false)
 STRESS(initially_set_large_toggled, HUGE, INITIALLY_SET, true)
 STRESS(ring, SMALL, RING, false)
+STRESS(ring_and_bitmap, SMALL, RING_AND_BITMAP, true)
 STRESS(ring_large, HUGE, RING, false)
 STRESS(ring_large_toggled, HUGE, RING, true)
