@@ -15,8 +15,10 @@
     machines/   the emulated machines                           bed
     complaints  lines of a kernel's log that fail a run         bed
     monitor     a machine that runs, watched until its end      bed
-    inbed       a command in a bed, as a child                  badinput, bench, crate-tests, kvm-selftests, msrs,
-                                                                machine-check
+    inbed       a command in a bed, as a child                  badinput, bench, crate-tests, kvm-selftests,
+                                                                machine-check, models, msrs
+    qemuinbed   QEMU in a bed, driven by Python                 guests, models
+    abi         where docs/abi.md differs from KVM              msrs, models
     steps       the kinds of steps that a suite is made of      test
     runner      steps run side by side, and their report        test
     results     results in KTAP's and cargo's words             test

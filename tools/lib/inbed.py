@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0 OR MIT
-"""A command in a bed, as a child of ours. Used by badinput, bench, crate-tests, kvm-selftests, machine-check, msrs."""
+"""A command in a bed, as a child of ours. Used by badinput, bench, costs, crate-tests, guests, kvm-selftests,
+machine-check, models, msrs."""
 
 import subprocess
 
