@@ -265,6 +265,12 @@ fn amd_speculation_controls() {
     assert_eq!(zen4.offered(known).0, intel | leaf7_edx::SPEC_CTRL);
     // The leaf is there for what the kernel knows, however old the processor.
     assert_eq!(zen1.offered(known).2, l21);
+    // But for one that has not 8000001DH.
+    let old = Controls {
+        max: 0x8000_000a,
+        ..zen1
+    };
+    assert_eq!(old.offered(known).2, None);
     // In a guest that was given Intel's bits alone.
     let inner = Controls {
         amd: 0,

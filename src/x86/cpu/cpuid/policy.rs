@@ -10,7 +10,7 @@ use crate::x86::cpu::xsave;
 /// Highest basic leaf offered (0x1f: V2 extended topology).
 const MAX_BASIC: u32 = 0x1f;
 /// Highest extended leaf offered on AMD.
-const MAX_EXT_AMD: u32 = 0x8000_0021;
+const MAX_EXT_AMD: u32 = 0x8000_0022;
 /// Highest extended leaf offered on Intel.
 const MAX_EXT_INTEL: u32 = 0x8000_0008;
 
@@ -307,9 +307,10 @@ fn extended_leaves<H: HostCpuid + ?Sized>(host: &H, p: &Policy, s: &mut Sink<'_>
     let host_max = host.cpuid(0x8000_0000, 0);
     let cap = if intel { MAX_EXT_INTEL } else { MAX_EXT_AMD };
     let max = host_max[0].clamp(0x8000_0000, cap).max(0x8000_0008);
-    // AMD's bits of 80000021H describe the vCPU even on a host that is too old for the leaf.
-    let max = if !intel && p.known.ext21_eax != 0 {
-        MAX_EXT_AMD
+    // AMD's bits of 80000021H describe the vCPU even on a host that is too old for the leaf. Only where there is
+    // 8000001DH: clients ask the host itself for that leaf when it is in range.
+    let max = if !intel && p.known.ext21_eax != 0 && max >= 0x8000_001d {
+        max.max(0x8000_0021)
     } else {
         max
     };
@@ -365,7 +366,7 @@ fn amd_leaves(
     p: &Policy,
     s: &mut Sink<'_>,
 ) {
-    // 8000000AH (SVM) and everything not named here reads as zeros, being in range.
+    // 8000000AH (SVM), 80000022H (performance monitoring) and everything not named here reads as zeros, being in range.
     if max >= 0x8000_0019 {
         s.put(0x8000_0019, None, get(0x8000_0019, 0));
     }

@@ -153,7 +153,7 @@ type Span = (u16, u16);
 const NONE: Span = (0, 0);
 const BASIC_SLOTS: usize = 0x20;
 const KVM_SLOTS: usize = 2;
-const EXT_SLOTS: usize = 0x22;
+const EXT_SLOTS: usize = 0x23;
 
 /// Where each leaf stands in a table, so that the CPUID exit does not search. Rebuild it whenever the table changes.
 #[derive(Clone, Debug)]
