@@ -11,6 +11,7 @@
 #define MC_STATUS_UC	(1ull << 61)
 #define MC_STATUS_PCC	(1ull << 57)
 #define MCG_STATUS_MCIP	(1ull << 2)
+#define MCG_LMCE_P	(1ull << 27)
 
 GUEST64(halt64, "1: hlt; jmp 1b\n");
 GUEST64(out64, "1: out %eax, $0x10; jmp 1b\n");
@@ -331,6 +332,32 @@ TEST(machine_checks)
 	CHECK(set_msr(&vm, 0x40c, 0));
 	OK(set_mce(&vm, 3, MC_STATUS_VAL | MC_STATUS_UC | MC_STATUS_PCC, MCG_STATUS_MCIP));
 	CHECK(get_msr(&vm, 0x40d, &v) && v == 0);
+}
+
+/* Firmware allows local machine checks and locks; the kernel switches them on. */
+GUEST64(lmce64,
+	"mov $0x3a, %ecx; mov $0x100001, %eax; xor %edx, %edx; wrmsr\n"
+	"mov $0x4d0, %ecx; mov $1, %eax; wrmsr\n"
+	"1: hlt; jmp 1b\n");
+
+TEST(local_machine_checks)
+{
+	uint64_t cap, v;
+	struct vm vm;
+
+	VM_NEW_LONG(&vm, lmce64);
+	OK(ioctl(vm.kvm, KVM_X86_GET_MCE_CAP_SUPPORTED, &cap));
+	CHECK_EQ(!!(cap & MCG_LMCE_P), !is_amd());
+	cap = 10 | MCG_LMCE_P;
+	if (is_amd()) {
+		CHECK_ERRNO(ioctl(vm.vcpu, KVM_X86_SETUP_MCE, &cap), EINVAL);
+		return;
+	}
+	OK(ioctl(vm.vcpu, KVM_X86_SETUP_MCE, &cap));
+	vm_expect(&vm, KVM_EXIT_HLT);
+	CHECK_EQ(vm_log(&vm)->count, 0);
+	CHECK(get_msr(&vm, 0x3a, &v) && v == 0x100001);
+	CHECK(get_msr(&vm, 0x4d0, &v) && v == 1);
 }
 
 TEST(triple_fault_event)

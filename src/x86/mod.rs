@@ -61,7 +61,7 @@ pub(crate) use shared::{request, x2apic_api};
 
 /// The CPU that guests may see, for the ioctls of the device: CPUID, MSRs, XSAVE, machine checks.
 pub(crate) use cpu::cpuid::CpuidEntry;
-pub(crate) use cpu::mce::{MCE_BANKS, MCE_CAP};
+pub(crate) use cpu::mce::{mce_cap, MCE_BANKS};
 pub(crate) use cpu::model::{lists, lists_msr, model};
 pub(crate) use cpu::{cpuid, msr, xsave};
 

@@ -5,7 +5,7 @@ use crate::abi::uapi::{self, k};
 use crate::bus::set::MAX_VCPUS;
 use crate::kvm::table::ioctls;
 use crate::linux::boot_cpu;
-use crate::x86::{abi, cpuid, hyperv_leaves, lists, lists_msr, model, msr, CpuidEntry, MCE_CAP};
+use crate::x86::{abi, cpuid, hyperv_leaves, lists, lists_msr, mce_cap, model, msr, CpuidEntry};
 use kernel::prelude::*;
 use kernel::uaccess::{UserPtr, UserSlice};
 
@@ -22,7 +22,7 @@ ioctls! {
     KVM_GET_MSRS:                   -, call(get_feature_msrs(arg)), KVM_CAP_GET_MSR_FEATURES;
     KVM_HAS_DEVICE_ATTR:            -, set(r => device_attr(r)), KVM_CAP_SYS_ATTRIBUTES;
     KVM_GET_DEVICE_ATTR:            -, set(r => get_device_attr(r));
-    KVM_X86_GET_MCE_CAP_SUPPORTED:  -, get(Ok(MCE_CAP));
+    KVM_X86_GET_MCE_CAP_SUPPORTED:  -, get(Ok(mce_cap(model()?.vendor)));
 }
 
 /// Copies a `struct kvm_msr_list` out: the count is updated first, then E2BIG when there is no room (api.rst 4.3).

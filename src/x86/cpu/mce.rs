@@ -11,12 +11,23 @@ use crate::x86::cpu::index as ix;
 const MCG_CTL_P: u64 = 1 << 8;
 /// IA32_MCG_CAP.MCG_SER_P: software error recovery.
 const MCG_SER_P: u64 = 1 << 24;
+/// IA32_MCG_CAP.MCG_LMCE_P: machine checks of one CPU alone. User space sends them, and sets this bit.
+const MCG_LMCE_P: u64 = 1 << 27;
 /// IA32_MCG_CAP: number of extended state registers; only kept.
 const MCG_EXT_CNT: u64 = 0xff << 16;
 /// Machine-check banks at most (KVM_CAP_MCE).
 pub const MCE_BANKS: usize = 32;
-/// What KVM_X86_SETUP_MCE may ask for: the bank count, MCG_CTL_P, MCG_SER_P (KVM_X86_GET_MCE_CAP_SUPPORTED).
-pub const MCE_CAP: u64 = MCG_SER_P | MCG_CTL_P | MCE_BANKS as u64;
+
+/// What KVM_X86_SETUP_MCE may ask for on a host of this vendor: the bank count, MCG_CTL_P, MCG_SER_P, on Intel
+/// MCG_LMCE_P (KVM_X86_GET_MCE_CAP_SUPPORTED).
+pub const fn mce_cap(vendor: Vendor) -> u64 {
+    let lmce = match vendor {
+        Vendor::Intel => MCG_LMCE_P,
+        Vendor::Amd => 0,
+    };
+    lmce | MCG_SER_P | MCG_CTL_P | MCE_BANKS as u64
+}
+
 /// Registers of a bank: CTL, STATUS, ADDR, MISC.
 const BANK: usize = 4;
 
@@ -86,6 +97,11 @@ impl Mce {
         self.cap & MCG_CTL_P != 0
     }
 
+    /// IA32_FEATURE_CONTROL.LMCE_ON may be set.
+    pub(super) const fn has_lmce(&self) -> bool {
+        self.cap & MCG_LMCE_P != 0
+    }
+
     /// Whether this vCPU has the bank.
     pub(super) const fn has_bank(&self, bank: u32) -> bool {
         (bank as u64) < self.cap & 0xff
@@ -108,14 +124,16 @@ impl Mce {
         }
     }
 
-    /// KVM_X86_SETUP_MCE: number of banks in bits 7:0, [`MCE_CAP`] above.
+    /// KVM_X86_SETUP_MCE: number of banks in bits 7:0, those of [`mce_cap`] above; `vendor` is the
+    /// host's.
     ///
     /// # Errors
     ///
     /// [`Refused`] for no bank, too many, or an unknown capability.
     pub fn setup(&mut self, mcg_cap: u64, vendor: Vendor) -> Result<(), Refused> {
         let n = mcg_cap & 0xff;
-        if n == 0 || n > MCE_BANKS as u64 || mcg_cap & !(0xff | MCG_EXT_CNT | MCE_CAP) != 0 {
+        let valid = 0xff | MCG_EXT_CNT | mce_cap(vendor);
+        if n == 0 || n > MCE_BANKS as u64 || mcg_cap & !valid != 0 {
             return Err(Refused);
         }
         self.cap = match vendor {

@@ -48,7 +48,7 @@ const VM_CR_LOCK: u64 = 1 << 3;
 const VM_CR_SVMDIS: u64 = 1 << 4;
 
 /// IA32_FEATURE_CONTROL: LOCK, and what user space may set besides: VMX inside and outside SMX, SGX and its launch
-/// control, LMCE. None of them is in guests.
+/// control, LMCE. The last alone is in guests.
 const FEATURE_LOCK: u64 = 1 << 0;
 const FEATURE_VALID: u64 = 0x16_0007;
 const FEATURE_LMCE: u64 = 1 << 20;
@@ -186,18 +186,23 @@ impl MsrFile {
         ok(there && (value == 0 || value == u64::MAX), value)
     }
 
-    /// IA32_FEATURE_CONTROL after a write of `value`: firmware locks it, with nothing on.
+    /// IA32_FEATURE_CONTROL after a write of `value`: firmware locks it, with nothing on but LMCE where that is told.
     fn feature_control_write(&self, value: u64, a: &Access<'_>) -> Result<u64, MsrError> {
         if a.host_initiated {
             return only(value, FEATURE_VALID);
         }
+        let valid = if self.mce.has_lmce() {
+            FEATURE_LOCK | FEATURE_LMCE
+        } else {
+            FEATURE_LOCK
+        };
         ok(
-            self.feature_control & FEATURE_LOCK == 0 && value & !FEATURE_LOCK == 0,
+            self.feature_control & FEATURE_LOCK == 0 && value & !valid == 0,
             value,
         )
     }
 
-    /// Local machine checks are on: user space alone can switch them on, and none comes.
+    /// Local machine checks are on: user space sends them to one vCPU, or to all.
     const fn lmce(&self) -> bool {
         self.feature_control & FEATURE_LMCE != 0
     }

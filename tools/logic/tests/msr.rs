@@ -407,6 +407,24 @@ fn machine_check() {
 }
 
 #[test]
+fn local_machine_checks() {
+    const LMCE_P: u64 = 1 << 27;
+    const LOCK_AND_LMCE: u64 = 1 << 20 | 1;
+    let mut t = new(Vendor::Intel);
+    assert_eq!(t.set(ix::FEATURE_CONTROL, LOCK_AND_LMCE), GP, "not told");
+    t.file.mce.setup(LMCE_P | 10, Vendor::Intel).unwrap();
+    assert_eq!(t.value(ix::MCG_CAP), LMCE_P | 10);
+    assert_eq!(t.set(ix::MCG_EXT_CTL, 1), GP, "firmware has not allowed it");
+    assert_eq!(t.set(ix::FEATURE_CONTROL, LOCK_AND_LMCE | 4), GP, "no VMX");
+    assert_eq!(t.set(ix::FEATURE_CONTROL, LOCK_AND_LMCE), OK);
+    assert_eq!(t.set(ix::MCG_EXT_CTL, 3), GP);
+    assert_eq!(t.set(ix::MCG_EXT_CTL, 1), OK);
+    assert_eq!(t.value(ix::MCG_EXT_CTL), 1);
+    let mut a = new(Vendor::Amd);
+    assert_eq!(a.file.mce.setup(LMCE_P | 10, Vendor::Amd), Err(Refused));
+}
+
+#[test]
 fn storage() {
     let mut t = new(Vendor::Intel);
     assert_eq!(t.value(ix::MISC_ENABLE), 0x1800);
