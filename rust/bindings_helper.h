@@ -26,6 +26,7 @@
 #include <linux/kvm.h>
 #include <linux/mm.h>
 #include <linux/mmu_notifier.h>
+#include <linux/module.h>
 #include <linux/mutex.h>
 #include <linux/pagemap.h>
 #include <linux/pci.h>
@@ -73,6 +74,7 @@ static const unsigned int RVMM_FOLL_WRITE = FOLL_WRITE;
 static const unsigned int RVMM_FOLL_LONGTERM = FOLL_LONGTERM;
 static const gfp_t RVMM_GFP_KERNEL_ACCOUNT = GFP_KERNEL_ACCOUNT;
 static const unsigned int RVMM_FOLL_HWPOISON = FOLL_HWPOISON;
+static const unsigned int RVMM_FOLL_NOWAIT = FOLL_NOWAIT;
 static const unsigned int RVMM_FOLL_INTERRUPTIBLE = FOLL_INTERRUPTIBLE;
 static const unsigned int RVMM_VM_FAULT_SIGBUS = VM_FAULT_SIGBUS;
 static const unsigned int RVMM_VM_FAULT_OOM = VM_FAULT_OOM;

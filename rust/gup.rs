@@ -132,6 +132,17 @@ pub fn get_user_page(hva: usize, write: bool) -> Result<PageRef> {
     Ok(page)
 }
 
+/// Whether [`get_user_page`] would have to wait: for input, for another task, for user space. What can be done without
+/// is done now: memory is allocated, but not waited for.
+pub fn would_wait(hva: usize, write: bool) -> bool {
+    let mut flags = bindings::RVMM_FOLL_NOWAIT;
+    if write {
+        flags |= bindings::RVMM_FOLL_WRITE;
+    }
+    // SAFETY: No page is asked for; the function checks the address and takes the mmap lock.
+    unsafe { bindings::get_user_pages_unlocked(hva, 1, null_mut(), flags) == 0 }
+}
+
 /// Size of the leaf in the host's page table.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum MappingLevel {

@@ -41,6 +41,7 @@ pub mod syscore;
 pub mod uaccess;
 pub mod vm_area;
 pub mod wait;
+pub mod workqueue;
 pub mod x86;
 
 // Users name these by `crate::linux` alone, like the wrappers that every architecture has.

@@ -30,7 +30,7 @@ use linux::global::Owner;
 use linux::page::FreedPages;
 use linux::syscore::{self, SyscoreOps};
 use x86 as arch;
-use x86::{choose, cpu_model as model, host_tsc, mitigate};
+use x86::{async_pf_init, choose, cpu_model as model, host_tsc, mitigate};
 
 module! {
     type: RvmmModule,
@@ -153,7 +153,7 @@ struct RvmmModule {
     _power: syscore::Registration<Power>,
     _hotplug: cpuhp::State<Hotplug>,
     /// What VMs and vCPUs find; the vendor's part also CPUs that come and go, so it is last.
-    _state: [Owner; 3],
+    _state: [Owner; 4],
     /// Of VMs that are gone.
     _freed: FreedPages,
 }
@@ -161,7 +161,7 @@ struct RvmmModule {
 impl kernel::Module for RvmmModule {
     fn init(module: &'static ThisModule) -> Result<Self> {
         let (caps, vendor) = choose::probe()?;
-        let state = [model::init()?, mitigate::init()?, vendor];
+        let state = [model::init()?, mitigate::init()?, async_pf_init()?, vendor];
         let hotplug = cpuhp::State::register(c"virt/rvmm:online", Hotplug, true)?;
         let power = syscore::Registration::register(Power)?;
         let device = KBox::pin_init(

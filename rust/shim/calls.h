@@ -34,6 +34,12 @@ SHIM_VOID(guest_quiescent, (void), rcu_virt_note_context_switch())
 SHIM_VOID(set_task_interruptible, (void), set_current_state(TASK_INTERRUPTIBLE))
 SHIM_VOID(rcuwait_prepare, (struct rcuwait *w), prepare_to_rcuwait(w))
 
+/* work */
+SHIM(struct workqueue_struct *, alloc_workqueue, (const char *name, int most),
+     alloc_workqueue("%s", WQ_PERCPU, most, name))
+SHIM_VOID(module_get, (void), __module_get(THIS_MODULE))
+SHIM_VOID(module_put, (void), module_put(THIS_MODULE))
+
 /* locks */
 SHIM(int, mutex_lock_killable, (struct mutex *lock), mutex_lock_killable(lock))
 SHIM_VOID(raw_spin_lock_init, (raw_spinlock_t *lock), raw_spin_lock_init(lock))

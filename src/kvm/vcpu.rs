@@ -115,7 +115,7 @@ fn pre_fault(vm: &Vm, vcpu: &Vcpu, s: &mut State, arg: usize) -> Result<isize> {
         let by = &mut s.faulting(&vcpu.shared);
         match memory.fault(vm.mm(), by, gpa, false, false) {
             Ok(FaultOutcome::Mapped) => {}
-            Ok(FaultOutcome::Retry) => {
+            Ok(FaultOutcome::Retry | FaultOutcome::Awaited(_)) => {
                 sched::cond_resched();
                 continue;
             }

@@ -61,6 +61,8 @@ pub(crate) enum FaultOutcome {
     Mmio,
     /// The slot's user memory is not there: KVM_RUN fails with EFAULT.
     BadUserMemory,
+    /// The host has to wait for the page at this user address, which whoever asked did not want.
+    Awaited(usize),
     /// The memory behind the page is broken: the thread has been sent SIGBUS, which tells where.
     Poisoned,
     /// As many pages have been written since the reset point as it allows: KVM_RUN fails with ENOSPC.
@@ -75,6 +77,8 @@ pub(crate) struct Faulting<'a> {
     pub(crate) tables: &'a mut TablePool,
     /// The vCPU's dirty ring, if it has one.
     pub(crate) ring: Option<&'a Ring>,
+    /// The thread may wait for the page. Else a page that the host has to wait for is [`FaultOutcome::Awaited`].
+    pub(crate) may_wait: bool,
 }
 
 impl GuestMemory {
@@ -266,7 +270,12 @@ impl GuestMemory {
         }
         let seen = self.invalidations.ended();
         let round = self.reset.round();
-        let page = match HostPage::find(mm, hva, write, slot.is_readonly()) {
+        let how = Access {
+            write,
+            readonly: slot.is_readonly(),
+            may_wait: by.may_wait,
+        };
+        let page = match HostPage::find(mm, hva, how) {
             Ok(page) => page,
             Err(outcome) => return Ok(outcome),
         };
@@ -435,6 +444,16 @@ struct Fault<'a> {
     round: Round,
 }
 
+/// An access to a page of the host's.
+#[derive(Clone, Copy)]
+struct Access {
+    write: bool,
+    /// The guest may not write there.
+    readonly: bool,
+    /// See [`Faulting`].
+    may_wait: bool,
+}
+
 /// What the host has at a user address.
 struct HostPage {
     /// The reference to memory that has one.
@@ -452,7 +471,10 @@ impl HostPage {
     /// A page that is writable anyway is mapped so on a read too: no second fault. Where writes are logged it counts as
     /// dirty then, as in KVM: programs rely on the page of code that ran being in the log.
     #[inline]
-    fn find(mm: &Mm, hva: usize, write: bool, readonly: bool) -> Result<Self, FaultOutcome> {
+    fn find(mm: &Mm, hva: usize, how: Access) -> Result<Self, FaultOutcome> {
+        let Access {
+            write, readonly, ..
+        } = how;
         let want_write = write || !readonly;
         let fast = if want_write {
             gup::get_user_page_fast_only(hva, true)
@@ -461,6 +483,9 @@ impl HostPage {
         };
         let page = match fast {
             Some(p) => Ok(p),
+            None if !how.may_wait && gup::would_wait(hva, write) => {
+                return Err(FaultOutcome::Awaited(hva))
+            }
             None => gup::get_user_page(hva, write),
         };
         let (counted, pfn, writable, ram) = match page {

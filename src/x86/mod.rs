@@ -88,3 +88,6 @@ pub(crate) use irqchip::route::MAX_ROUTES;
 /// The CPU model that guests get, found once at load; and the vendor that is chosen then.
 pub(crate) use cpu::model as cpu_model;
 pub(crate) use vendor::choose;
+
+/// Threads that bring pages for guests.
+pub(crate) use pv::async_pf::init as async_pf_init;

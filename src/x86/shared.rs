@@ -69,12 +69,16 @@ pub(crate) mod request {
     pub(crate) const FLUSH: u32 = 1 << 11;
     /// The dirty ring counts as full, or did so.
     pub(crate) const RING_FULL: u32 = 1 << 10;
+    /// Asynchronous page faults: a page has been brought, or the guest can be told of one.
+    pub(crate) const ASYNC_PF: u32 = 1 << 13;
+    /// Those that only KVM_RUN looks at.
+    pub(crate) const AT_ENTRY: u32 = RING_FULL | ASYNC_PF;
 
     // One bit each.
     const _: () = {
         let all = [
             NOTIFIED, NMI, INIT, SIPI, TIMER, EXTINT, POSTED, SMI, EXITS, CLOCK, UNHALT, HYPERV,
-            FLUSH, RING_FULL,
+            FLUSH, RING_FULL, ASYNC_PF,
         ];
         let (mut seen, mut n) = (0, 0);
         while n < all.len() {

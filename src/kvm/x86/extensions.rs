@@ -33,6 +33,8 @@ extensions! {
     k::KVM_CAP_X86_ROBUST_SINGLESTEP: 1;
     k::KVM_CAP_SYNC_REGS: abi::SYNC_REGS;
     k::KVM_CAP_STEAL_TIME: 1;
+    k::KVM_CAP_ASYNC_PF: 1;
+    k::KVM_CAP_ASYNC_PF_INT: 1;
     k::KVM_CAP_EXCEPTION_PAYLOAD: 1,
         enable {
             vm.exception_payload.store(value != 0, Ordering::Relaxed);

@@ -179,7 +179,7 @@ fn nmi(s: &mut State) {
 fn get_mp_state(s: &State) -> k::kvm_mp_state {
     let state = match s.mp_state {
         MpState::Halted if s.pv.unhalted => MpState::Runnable,
-        state => state,
+        state => state.visible(),
     };
     k::kvm_mp_state {
         mp_state: state as u32,

@@ -513,13 +513,12 @@ msrs! { (self, a, f, msr, v, c)
 
     KVM_WALL_CLOCK_NEW      if a.offers(CLOCKSOURCE2) => keeper(Paravirt), Ok(v), Index;
     KVM_SYSTEM_TIME_NEW     if a.offers(CLOCKSOURCE2) => keeper(Paravirt), Ok(v), Index;
-    // Not offered, but a guest that comes from elsewhere may use them: no page fault is ever asynchronous.
-    KVM_ASYNC_PF_EN         if a.knows(ASYNC_PF)    => keeper(Paravirt), Ok(v), Index;
+    KVM_ASYNC_PF_EN         if a.offers(ASYNC_PF)   => keeper(Paravirt), Ok(v), Index;
     KVM_STEAL_TIME          if a.offers(STEAL_TIME) => keeper(Paravirt), Ok(v), Index;
     KVM_PV_EOI_EN           if a.offers(PV_EOI)     => keeper(Paravirt), Ok(v), Index;
     KVM_POLL_CONTROL        if a.offers(POLL_CONTROL) => keeper(Paravirt), Ok(v), Index;
-    KVM_ASYNC_PF_INT        if a.knows(ASYNC_PF_INT) => keeper(Paravirt), Ok(v), Index;
-    KVM_ASYNC_PF_ACK        if a.knows(ASYNC_PF_INT) => constant(0), Ok(v), Index;
+    KVM_ASYNC_PF_INT        if a.offers(ASYNC_PF_INT) => keeper(Paravirt), Ok(v), Index;
+    KVM_ASYNC_PF_ACK        if a.offers(ASYNC_PF_INT) => keeper(Paravirt), Ok(v), Index;
 
     EFER                    if true                 => keeper(Efer), Ok(v), No;
     STAR                    if true                 => keeper(Backend), Ok(v), Index;

@@ -7,6 +7,7 @@ use crate::linux::gup;
 use crate::mem::addr::Gpa;
 use crate::x86::cpu::cpuid::kvm_feature;
 use crate::x86::cpu::index as ix;
+use crate::x86::pv::asked::enable;
 use crate::x86::pv::clock_page;
 use crate::x86::shared::request;
 use crate::x86::vcpu::state::State;
@@ -41,10 +42,18 @@ pub(crate) fn read(vm: &Vm, s: &State, index: u32) -> Option<u64> {
         ix::KVM_SYSTEM_TIME | ix::KVM_SYSTEM_TIME_NEW => Some(s.pv.system_time),
         ix::KVM_ASYNC_PF_EN => Some(s.pv.async_pf_en),
         ix::KVM_ASYNC_PF_INT => Some(s.pv.async_pf_int),
+        ix::KVM_ASYNC_PF_ACK => Some(0),
         ix::KVM_STEAL_TIME => Some(s.pv.steal_time),
         ix::KVM_PV_EOI_EN => Some(s.pv.eoi),
         ix::KVM_POLL_CONTROL => Some((!s.pv.no_poll).into()),
         _ => None,
+    }
+}
+
+/// The vCPU looks before its next entry whether its guest is to be told of pages.
+fn look_at_pages(vm: &Vm, s: &State) {
+    if let Some(vcpu) = vm.vcpus.with_id(s.id) {
+        vcpu.request_self(request::ASYNC_PF);
     }
 }
 
@@ -70,16 +79,11 @@ pub(crate) fn write(vm: &Vm, s: &mut State, index: u32, value: u64, by_host: boo
             }
         }
         ix::KVM_ASYNC_PF_EN => {
-            const RESERVED: u64 = 0x30;
-            /// Bits that belong to KVM_FEATURE_ASYNC_PF_VMEXIT and KVM_FEATURE_ASYNC_PF_INT.
-            const VMEXIT: u64 = 1 << 2;
-            const INTERRUPT: u64 = 1 << 3;
-            const ON: u64 = INTERRUPT | 1;
             let f = &s.cpuid.features;
             let has = |bit, feature| value & bit == 0 || s.pv.has(f, feature);
-            if value & RESERVED != 0
-                || !has(VMEXIT, kvm_feature::ASYNC_PF_VMEXIT)
-                || !has(INTERRUPT, kvm_feature::ASYNC_PF_INT)
+            if value & enable::RESERVED != 0
+                || !has(enable::AS_VMEXIT, kvm_feature::ASYNC_PF_VMEXIT)
+                || !has(enable::INTERRUPT, kvm_feature::ASYNC_PF_INT)
             {
                 return false;
             }
@@ -87,16 +91,29 @@ pub(crate) fn write(vm: &Vm, s: &mut State, index: u32, value: u64, by_host: boo
                 return value == 0;
             }
             let area = Gpa(value & !0x3f);
-            if value & ON == ON && vm.memory.view().hva(area, false).is_err() {
+            let on = enable::is_on(value);
+            if on && vm.memory.view().hva(area, false).is_err() {
                 return false;
             }
             s.pv.async_pf_en = value;
+            if on {
+                s.apf.tell_all();
+            } else {
+                s.apf.clear();
+            }
+            look_at_pages(vm, s);
         }
         ix::KVM_ASYNC_PF_INT => {
             if value >> 8 != 0 || s.apic.lapic.is_none() {
                 return false;
             }
             s.pv.async_pf_int = value;
+        }
+        // The guest has seen to the page that it was told of.
+        ix::KVM_ASYNC_PF_ACK => {
+            if value & 1 != 0 {
+                look_at_pages(vm, s);
+            }
         }
         ix::KVM_STEAL_TIME => {
             const RESERVED: u64 = 0x3e;

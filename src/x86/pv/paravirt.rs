@@ -7,6 +7,7 @@
 use crate::linux::sched;
 use crate::mem::addr::{Gpa, PAGE_SIZE};
 use crate::x86::cpu::cpuid::GuestFeatures;
+use crate::x86::pv::asked::enable;
 use crate::x86::pv::kvmclock;
 
 /// A vCPU's part.
@@ -33,7 +34,7 @@ pub(crate) struct Paravirt {
     pub(crate) no_poll: bool,
     /// KVM_HC_KICK_CPU came: the next HLT, or the present one, is over.
     pub(crate) unhalted: bool,
-    /// MSR_KVM_ASYNC_PF_EN and MSR_KVM_ASYNC_PF_INT. Page faults are always handled at once, which they allow.
+    /// MSR_KVM_ASYNC_PF_EN and MSR_KVM_ASYNC_PF_INT.
     pub(super) async_pf_en: u64,
     pub(super) async_pf_int: u64,
     /// MSR_KVM_PV_EOI_EN.
@@ -122,6 +123,27 @@ impl Paravirt {
         self.vapic_seen = None;
         self.vapic_stale = gpa != 0;
         self.watched = self.eoi_offered || gpa != 0;
+    }
+
+    /// MSR_KVM_ASYNC_PF_EN: bits of [`enable`].
+    #[inline]
+    pub(crate) fn async_pf_en(&self) -> u64 {
+        self.async_pf_en
+    }
+
+    /// Whether page faults may be asynchronous.
+    pub(crate) fn async_pf_is_on(&self) -> bool {
+        enable::is_on(self.async_pf_en)
+    }
+
+    /// The `struct kvm_vcpu_pv_apf_data`: where, if they may.
+    pub(crate) fn async_pf_area(&self) -> Gpa {
+        Gpa(self.async_pf_en & !0x3f)
+    }
+
+    /// The interrupt by which the guest learns that a page is ready.
+    pub(crate) fn async_pf_vector(&self) -> u8 {
+        self.async_pf_int as u8
     }
 
     /// The `struct kvm_steal_time`: where, if it is switched on.

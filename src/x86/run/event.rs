@@ -37,7 +37,7 @@ impl Runner<'_> {
     /// Takes what others asked for; also outside KVM_RUN, before user space reads the state.
     pub(crate) fn handle_requests(&mut self) {
         let shared = &self.vcpu.shared;
-        let mut r = shared.take_requests(!request::RING_FULL);
+        let mut r = shared.take_requests(!request::AT_ENTRY);
         if r == 0 {
             return;
         }

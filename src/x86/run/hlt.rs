@@ -128,11 +128,15 @@ impl Runner<'_> {
 
     /// Whether something ends HLT.
     fn wakes(&mut self) -> bool {
+        self.s.pv.unhalted || self.has_event()
+    }
+
+    /// Whether there is an event that the next entry delivers, or an SMI.
+    pub(super) fn has_event(&mut self) -> bool {
         let gate = self.s.gate();
         self.s.events.nmis != 0 && !gate.nmi
             || self.s.smm.is_due()
             || self.s.events.exception.is_some()
-            || self.s.pv.unhalted
             || gate.if_flag && self.s.interrupt_pending(self.vm)
     }
 

@@ -27,6 +27,7 @@ use crate::x86::vm::Vm;
 use kernel::prelude::*;
 
 mod apic;
+mod async_pf;
 mod cpuid;
 mod cr;
 mod dr;
@@ -245,6 +246,11 @@ impl<'a> Runner<'a> {
                 if self.ring_is_full() {
                     return Some(self.ask(&exits::DirtyRingFull));
                 }
+                if self.vcpu.shared.take_requests(request::ASYNC_PF) != 0 {
+                    if let Some(step) = self.take_pages() {
+                        return Some(step);
+                    }
+                }
                 let missing = self.s.hv.as_mut().and_then(|hv| hv.take_missing());
                 if let Some(step) = missing.and_then(|gpa| self.bring_in(gpa, true)) {
                     return Some(step);
@@ -279,6 +285,9 @@ impl<'a> Runner<'a> {
                 MpState::Halted if sched::signal_pending() => return Some(self.interrupted()),
                 // Requests that wake nobody may come without end.
                 MpState::Halted => sched::cond_resched(),
+                MpState::AwaitsPage if self.has_event() => self.s.mp_state = MpState::Runnable,
+                MpState::AwaitsPage if sched::signal_pending() => return Some(self.interrupted()),
+                MpState::AwaitsPage => self.await_page(),
                 MpState::Uninitialized | MpState::InitReceived => {
                     if self.wait_for_start().is_err() {
                         return Some(self.interrupted());

@@ -12,6 +12,7 @@ use crate::mem::fault::FaultOutcome;
 use crate::x86::emul::Op;
 use crate::x86::exit::NestedFault;
 use crate::x86::irqchip::lapic::base;
+use crate::x86::pv::asked::Way;
 use crate::x86::vcpu::mmio::Accessed;
 use crate::x86::vcpu::state::Completion;
 use crate::x86::vendor::{Stay, VcpuBackend};
@@ -137,10 +138,16 @@ impl Runner<'_> {
                 return Some(step);
             }
         }
-        let memory = self.memory();
-        let by = &mut self.s.faulting(&self.vcpu.shared);
-        let outcome = memory.fault(self.vm.mm(), by, f.gpa, f.write, f.fetch);
+        let way = self.way_of_fault();
+        let mut outcome = self.fault(f, way == Way::Synchronous);
+        if let Ok(FaultOutcome::Awaited(hva)) = outcome {
+            if self.send_for(f, hva, way) {
+                return Some(Step::Again);
+            }
+            outcome = self.fault(f, true);
+        }
         let step = match outcome {
+            Ok(FaultOutcome::Awaited(_)) => Step::Again,
             Ok(FaultOutcome::Mapped | FaultOutcome::Retry | FaultOutcome::Poisoned) => Step::Again,
             Ok(FaultOutcome::BadUserMemory) => self.memory_fault(f.gpa, 0, EFAULT),
             Ok(FaultOutcome::Unsaved) => self.unsaved(f.gpa),
@@ -151,6 +158,13 @@ impl Runner<'_> {
             Err(e) => Step::Fail(e),
         };
         Some(step)
+    }
+
+    fn fault(&mut self, f: &NestedFault, may_wait: bool) -> Result<FaultOutcome> {
+        let memory = self.memory();
+        let mut by = self.s.faulting(&self.vcpu.shared);
+        by.may_wait = may_wait;
+        memory.fault(self.vm.mm(), &mut by, f.gpa, f.write, f.fetch)
     }
 
     /// So much has been written since the reset point that no more can be put back.

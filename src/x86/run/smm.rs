@@ -67,7 +67,10 @@ impl Runner<'_> {
     #[inline(never)]
     pub(super) fn take_smi(&mut self) -> Option<Step> {
         let events = &self.s.events;
-        let started = matches!(self.s.mp_state, MpState::Runnable | MpState::Halted);
+        let started = matches!(
+            self.s.mp_state,
+            MpState::Runnable | MpState::Halted | MpState::AwaitsPage
+        );
         if !started || events.interrupted.is_some() || events.exception.is_some() {
             return None;
         }

@@ -103,7 +103,7 @@ impl Image {
             debug: s.debug,
             events: s.events,
             smm: s.smm,
-            mp_state: s.mp_state,
+            mp_state: s.mp_state.visible(),
             completion: s.pending.completion,
             insn: s.pending.insn,
             fetched: s.pending.fetched,
@@ -163,6 +163,11 @@ impl Image {
         if let Some(hv) = &mut s.hv {
             hv.put_back(&vcpu.shared, self.hv.as_ref());
         }
+        if s.pv.async_pf_is_on() {
+            // Pages that were on their way then.
+            s.apf.tell_all();
+            vcpu.shared.request_self(request::ASYNC_PF);
+        }
         s.last_stay.tlb_generation = 0;
         s.refresh_dynamic();
         vcpu.apply_all(vm, s, &Action::ALL);
@@ -207,6 +212,7 @@ impl Image {
         let shared = &vcpu.shared;
         // A ring that is full stays so.
         let requests = shared.take_requests(!request::RING_FULL);
+        s.apf.clear();
         let _ = shared.take_direct();
         let _ = shared.take_posted();
         shared.arch.nmi.store(0, Ordering::Relaxed);

@@ -28,6 +28,7 @@ use crate::x86::hyperv::vcpu::HypervVcpu;
 use crate::x86::irqchip::lapic::Features as LapicFeatures;
 use crate::x86::irqchip::lapic_page::{LocalApic, RegisterPage};
 use crate::x86::mitigate;
+use crate::x86::pv::async_pf::AsyncPf;
 use crate::x86::pv::paravirt::Paravirt;
 use crate::x86::shared::VcpuShared;
 use crate::x86::vcpu::debug;
@@ -50,6 +51,18 @@ pub(crate) enum MpState {
     InitReceived = 2,
     /// In HLT.
     Halted = 3,
+    /// Runnable, as far as anybody knows, at an instruction that needs a page which is on its way.
+    AwaitsPage = u32::MAX,
+}
+
+impl MpState {
+    /// As user space sees it.
+    pub(crate) fn visible(self) -> Self {
+        match self {
+            Self::AwaitsPage => Self::Runnable,
+            state => state,
+        }
+    }
 }
 
 /// What the next KVM_RUN has to finish first.
@@ -237,6 +250,8 @@ pub(crate) struct State {
     pub(crate) tsc: Tsc,
     /// What KVM's paravirtual MSRs set up.
     pub(crate) pv: Paravirt,
+    /// Pages that are brought while the guest goes on.
+    pub(crate) apf: AsyncPf,
     /// Hyper-V's interface, where CPUID or user space asks for it.
     pub(crate) hv: Option<KBox<HypervVcpu>>,
     /// KVM_SET_GUEST_DEBUG.
@@ -433,6 +448,7 @@ impl State {
             gate: &shared.gate,
             tables: &mut self.tables,
             ring: self.ring.as_deref(),
+            may_wait: true,
         }
     }
 
@@ -466,6 +482,7 @@ impl State {
             timer: Timer::new(),
             tsc: Tsc::new(),
             pv: Paravirt::default(),
+            apf: AsyncPf::default(),
             hv: None,
             debug: Debug::default(),
             events: Events::default(),
@@ -535,6 +552,7 @@ impl State {
         self.events = Events::default();
         self.reset_smm();
         self.pv.reset();
+        self.apf.clear();
         self.hw.set_interruptibility(Interruptibility::default());
         self.hw.wake();
         self.apic.cr8 = 0;

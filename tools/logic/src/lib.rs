@@ -113,7 +113,8 @@ pub mod x86 {
     }
 
     pub mod pv {
-        //! Paravirtual clocks.
+        //! What guests know of the hypervisor.
+        pub mod asked;
         pub mod kvmclock;
     }
 

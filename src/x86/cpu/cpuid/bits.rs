@@ -370,19 +370,17 @@ pub mod kvm_feature {
             CLOCKSOURCE = 0;
             NOP_IO_DELAY = 1;
             CLOCKSOURCE2 = 3;
+            ASYNC_PF = 4;
             STEAL_TIME = 5;
             PV_EOI = 6;
             PV_UNHALT = 7;
             PV_TLB_FLUSH = 9;
+            ASYNC_PF_VMEXIT = 10;
             PV_SEND_IPI = 11;
             POLL_CONTROL = 12;
             PV_SCHED_YIELD = 13;
-            CLOCKSOURCE_STABLE = 24;
-        }
-        {
-            ASYNC_PF = 4;
-            ASYNC_PF_VMEXIT = 10;
             ASYNC_PF_INT = 14;
+            CLOCKSOURCE_STABLE = 24;
         }
     }
 }

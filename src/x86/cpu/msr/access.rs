@@ -109,11 +109,6 @@ impl Access<'_> {
         has(self.host) && (!self.enforce_pv || has(self.guest))
     }
 
-    /// Whether an MSR is there for a paravirtual feature that is not offered, for who has it in a saved state.
-    pub(super) fn knows(&self, bit: u32) -> bool {
-        !self.enforce_pv || self.guest.kvm_features & bit != 0
-    }
-
     /// Width that base addresses are checked against.
     pub(super) fn linear_width(&self) -> u8 {
         self.host.linear_width().max(self.guest.linear_width())
