@@ -500,6 +500,40 @@ TEST(forgotten)
 	CHECK(get_msr(&g.vm, MSR_ASYNC_PF_EN, &v) && v == (SHARED | ON | SEND_ALWAYS));
 }
 
+/* Back at a reset point the guest may wait for pages that have come since: it is told that all are there. */
+TEST(reset)
+{
+	struct rvmm_reset_point point = { .pages = 100 };
+	struct rvmm_reset done = { .pages = 0 };
+	struct guest g;
+	uint64_t count;
+
+	if (!is_rvmm())
+		skip("no reset points");
+	new_guest(&g, false);
+	enable(&g, SEND_ALWAYS);
+	expect_absent(&g, 1);
+	CHECK_EQ(next_event(&g), 1);
+	OK(ioctl(g.vm.fd, RVMM_RESET_POINT, &point));
+	count = vm_log(&g.vm)->count;
+	bring(&g, 1);
+	expect_ready(&g);
+	acknowledge(&g);
+	expect_absent(&g, 2);
+	CHECK_EQ(next_event(&g), 2);
+	OK(ioctl(g.vm.fd, RVMM_RESET, &done));
+	CHECK_EQ(vm_log(&g.vm)->count, count);
+	bring(&g, 2);
+	usleep(10000);
+	vm_expect_out(&g.vm, 0x10);
+	CHECK_EQ(vm_log(&g.vm)->count, count + 1);
+	CHECK_EQ(last(&g)->vector, READY);
+	CHECK_EQ(g.shared->token, 0xffffffff);
+	acknowledge(&g);
+	CHECK_EQ(vm_log(&g.vm)->count, count + 1);
+	one_page(&g, 3);
+}
+
 /* References to the module; -1 where that is not told. */
 static int references(void)
 {
