@@ -548,8 +548,8 @@ static int references(void)
 }
 
 /*
- * A process that ends is not held up by pages that nobody brings, nor is the end of a vCPU; KVM waits. While they are on
- * their way the module stays.
+ * A process that ends is not held up by pages that nobody brings, nor is the end of a vCPU; KVM waits. While they are
+ * on their way the module stays.
  */
 TEST(killed)
 {

@@ -436,8 +436,8 @@ impl GuestMemory {
         Ok(())
     }
 
-    /// KVM_GET_DIRTY_LOG (api.rst 4.8): copies slot `id`'s bitmap to `user` and starts afresh. Where devices write, they
-    /// may have written every page.
+    /// KVM_GET_DIRTY_LOG (api.rst 4.8): copies slot `id`'s bitmap to `user` and starts afresh. Where devices write,
+    /// they may have written every page.
     pub(crate) fn dirty_log(&self, id: u32, user: UserPtr) -> Result {
         let update = self.update.lock();
         let slots = self.slots.read();

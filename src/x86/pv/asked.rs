@@ -208,7 +208,7 @@ impl Asked {
     }
 
     /// The token that the guest is to be told next, which is done with it.
-    pub fn next(&mut self) -> Option<u32> {
+    pub fn next_token(&mut self) -> Option<u32> {
         if core::mem::take(&mut self.all) {
             return Some(ALL);
         }
@@ -304,12 +304,12 @@ mod tests {
         assert_eq!(a.look(7), Known::Coming);
         assert_eq!(a.look(0), Known::Nothing);
         a.tell(place);
-        assert!(!a.has_news() && a.next().is_none());
+        assert!(!a.has_news() && a.next_token().is_none());
         a.came(1, 0);
         assert_eq!(a.look(7), Known::Unavailable);
         assert!(a.has_news());
-        assert_eq!(a.next(), Some(token));
-        assert_eq!(a.next(), None);
+        assert_eq!(a.next_token(), Some(token));
+        assert_eq!(a.next_token(), None);
         assert_eq!(a.look(7), Known::Nothing);
         // Another token.
         assert_eq!(a.add(7, 5), Some((0, 2 << 12 | 5)));
@@ -342,7 +342,7 @@ mod tests {
             }
             a.came(1 << place, 1 << place);
             // The guest is told all the same, to try again.
-            assert_eq!(a.next(), told.then_some(token));
+            assert_eq!(a.next_token(), told.then_some(token));
             assert_eq!(a.look(frame), Known::Unavailable);
             assert_eq!(a.look(frame), Known::Nothing);
         }
@@ -360,17 +360,17 @@ mod tests {
         }
         assert_eq!(a.add(64, 0), None);
         a.came(1 << 40, 0);
-        assert_eq!(a.next(), Some(tokens[40]));
+        assert_eq!(a.next_token(), Some(tokens[40]));
         // The first ones, used again and again, do not hold up the others.
         a.came(1 << 2 | 1 << 63 | 1 << 41, 0);
-        assert_eq!(a.next(), Some(tokens[41]));
-        assert_eq!(a.next(), Some(tokens[63]));
+        assert_eq!(a.next_token(), Some(tokens[41]));
+        assert_eq!(a.next_token(), Some(tokens[63]));
         a.came(1 << 1, 0);
-        assert_eq!(a.next(), Some(tokens[1]));
-        assert_eq!(a.next(), Some(tokens[2]));
+        assert_eq!(a.next_token(), Some(tokens[1]));
+        assert_eq!(a.next_token(), Some(tokens[2]));
         a.came(!0, 0);
         let mut rest = 0;
-        while let Some(token) = a.next() {
+        while let Some(token) = a.next_token() {
             assert!(tokens.contains(&token));
             rest += 1;
         }
@@ -383,13 +383,13 @@ mod tests {
         let mut a = Asked::new();
         a.tell_all();
         assert!(a.has_news());
-        assert_eq!((a.next(), a.next()), (Some(ALL), None));
+        assert_eq!((a.next_token(), a.next_token()), (Some(ALL), None));
         let (place, token) = a.add(1, 0).unwrap();
         a.tell(place);
         a.came(1, 0);
         // Who waits is woken anyway.
         a.tell_all();
-        assert_eq!((a.next(), a.next()), (Some(token), None));
+        assert_eq!((a.next_token(), a.next_token()), (Some(token), None));
         a.tell_all();
         a.add(2, 0).unwrap();
         a.clear();

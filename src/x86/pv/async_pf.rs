@@ -141,6 +141,6 @@ impl AsyncPf {
 
     /// As [`Asked::next`].
     pub(crate) fn next(&mut self) -> Option<u32> {
-        self.asked.as_mut()?.next()
+        self.asked.as_mut()?.next_token()
     }
 }
