@@ -232,6 +232,20 @@ GUEST64(from_device,
 	"out %al, $0x0f; mov $" STR(G_MMIO) ", %esi; mov $" STR(ADDRESS) "+0x1ffc, %edi; movsq; out %al, $0x10\n"
 	"mov $" STR(ADDRESS) "+0x3ff8, %esp; push (" STR(G_MMIO) "); out %al, $0x10; hlt\n");
 
+/* A store to a page that the host has mapped, and to one that it has to bring. */
+GUEST64(stores,
+	"out %al, $0x0f; movl $1, " STR(ADDRESS) "+0x1000; out %al, $0x10\n"
+	"movl $1, " STR(ADDRESS) "+0x2000; out %al, $0x10; hlt\n");
+
+static void write_store(struct log *log, unsigned int step)
+{
+	if (step) {
+		OK(madvise(log->memory + 2 * PAGE, PAGE, MADV_DONTNEED));
+		memset(log->shadow + 2 * PAGE, 0, PAGE);
+	}
+	run_until(&log->vm, 0x10);
+}
+
 /* The dirty and accessed bits of a page table: by the processor, by the emulator. */
 GUEST64(store_by_table, "out %al, $0x0f; mov $" STR(ALIAS) ", %rdi; mov %rax, (%rdi); out %al, $0x10; hlt\n");
 GUEST64(read_by_table, "out %al, $0x0f; mov $" STR(ALIAS) ", %rdi; mov (%rdi), %rax; out %al, $0x10; hlt\n");
@@ -246,12 +260,12 @@ static void prepare_table(struct log *log)
 	*(uint64_t *)(log->memory + 3 * PAGE) = PAGE_AT(4) | 3;
 }
 
-/* The other vendor's hypercall becomes this one's. */
-GUEST64(patched, "out %al, $0x0f; mov $" STR(ADDRESS) "+0x1000, %ebx; jmp *%rbx\n");
+/* The other vendor's hypercall becomes this one's, in a page that has been fetched from before. */
+GUEST64(patched, "mov $" STR(ADDRESS) "+0x1000, %ebx; jmp *%rbx\n");
 
 static void prepare_patched(struct log *log)
 {
-	const uint8_t code[] = { 0x0f, 0x01, is_amd() ? 0xc1 : 0xd9, 0xe6, 0x10, 0xf4 };
+	const uint8_t code[] = { 0xe6, 0x0f, 0x0f, 0x01, is_amd() ? 0xc1 : 0xd9, 0xe6, 0x10, 0xf4 };
 
 	memcpy(log->memory + PAGE, code, sizeof(code));
 }
@@ -347,6 +361,7 @@ static const struct writer writers[] = {
 	WRITER("timer message", wrmsrs, .prepare = prepare_message, .write = write_message, .steps = 2, .hyperv = 2),
 	WRITER("Hyper-V's pages", wrmsrs, .prepare = prepare_hypercall_page, .write = write_hyperv_pages, .steps = 3,
 	       .hyperv = 2),
+	WRITER("store", stores, .write = write_store, .steps = 2),
 	WRITER("INS, user space", ins_user, .write = write_next, .steps = 2),
 	WRITER("INS, kernel", ins_kernel, .write = write_next, .steps = 1),
 	WRITER("from device memory", from_device, .write = write_next, .steps = 2),

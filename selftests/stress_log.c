@@ -220,14 +220,19 @@ static void collect_ring(struct stress *s, struct vcpu *vcpu)
 	} while (count == ARRAY_SIZE(taken));
 }
 
+static void collect_rings(struct stress *s)
+{
+	for (int i = 0; i < VCPUS; i++)
+		collect_ring(s, &s->vcpu[i]);
+}
+
 static void collect(struct stress *s)
 {
 	struct kvm_dirty_log log = { .slot = SLOT };
 	size_t part;
 
 	if (s->way >= RING)
-		for (int i = 0; i < VCPUS; i++)
-			collect_ring(s, &s->vcpu[i]);
+		collect_rings(s);
 	if (s->way == RING)
 		return;
 	log.dirty_bitmap = s->bitmap;
@@ -334,7 +339,7 @@ static void wait_for_writes(struct stress *s, unsigned int writes)
 	for (int i = 0; i < VCPUS; i++)
 		for (uint64_t from = progress(s, i); !done && progress(s, i) - from < writes; usleep(50))
 			if (s->way >= RING)
-				collect(s);
+				collect_rings(s);
 }
 
 static void allocate(struct stress *s)
