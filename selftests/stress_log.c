@@ -5,9 +5,9 @@
  * Two vCPUs write to a slot in every way that there is: stores, page-table entries' accessed and dirty bits,
  * instructions that the hypervisor carries out (INS, MOVS from device memory, also through page tables), pages that the
  * hypervisor itself writes (kvmclock, wall clock, steal time, PV EOI; dirty_writers.c has the others). Meanwhile a
- * collector asks the log, and copies each page that it names to a shadow; a third thread has the host move, split, merge
- * and copy the pages underneath. Now and then the vCPUs stop and the log is asked once more: then every page is as its
- * shadow.
+ * collector asks the log, and copies each page that it names to a shadow; a third thread has the host move, split,
+ * merge and copy the pages underneath. Now and then the vCPUs stop and the log is asked once more: then every page is
+ * as its shadow.
  *
  * Rounds are counted, not seconds. $STRESS_ROUNDS: how many (default 12).
  */
