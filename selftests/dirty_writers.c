@@ -369,7 +369,8 @@ static const struct writer writers[] = {
 	WRITER("table, read", read_by_table, .prepare = prepare_table, .write = write_next, .steps = 1),
 	WRITER("table, emulated", emulated_by_table, .prepare = prepare_table, .write = write_next, .steps = 1),
 	WRITER("hypercall patched", patched, .prepare = prepare_patched, .write = write_next, .steps = 1),
-	WRITER("clock pairing", pairing, .prepare = prepare_pairing, .write = write_next, .steps = 1, .optional = always),
+	WRITER("clock pairing", pairing, .prepare = prepare_pairing, .write = write_next, .steps = 1,
+	       .optional = always),
 	WRITER("task priority", three_outs, .prepare = prepare_vapic, .write = write_vapic, .steps = 2),
 	WRITER("task switch", task, .prepare = prepare_task, .write = write_next, .steps = 2, .protected = true),
 	WRITER("SMI", three_outs, .prepare = prepare_smi, .write = write_smi, .steps = 1, .smm = true),
@@ -507,8 +508,8 @@ static void check(enum way way, const struct writer *w)
 		if (!changed && !(w->optional && w->optional()))
 			FAIL("%s, %s, step %u: nothing has been written", way_names[way], w->name, step);
 		if (changed & ~logged)
-			FAIL("%s, %s, step %u: pages %#llx have been written, the log has %#llx", way_names[way], w->name,
-			     step, (unsigned long long)changed, (unsigned long long)logged);
+			FAIL("%s, %s, step %u: pages %#llx have been written, the log has %#llx", way_names[way],
+			     w->name, step, (unsigned long long)changed, (unsigned long long)logged);
 		if (verbose)
 			note("%s, %s: %#llx of %#llx", way_names[way], w->name, (unsigned long long)changed,
 			     (unsigned long long)logged);

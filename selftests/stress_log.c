@@ -96,8 +96,8 @@ GUEST64(writer,
 	/* An interrupt, whose end may be said in memory. */
 	"3: dec %eax; jnz 3f; mov $0x83f, %ecx; mov $" STR(VECTOR) ", %eax; xor %edx, %edx; wrmsr; jmp 1b\n"
 	/*
-	 * A page-table entry with neither accessed nor dirty bit, used by a store, or by an instruction that the hypervisor
-	 * carries out: the processor sets them, or it does.
+	 * A page-table entry with neither accessed nor dirty bit, used by a store, or by an instruction that the
+	 * hypervisor carries out: the processor sets them, or it does.
 	 */
 	"3: mov %r14, %rcx; shr $20, %rcx; and $255, %ecx; mov %r10d, %edx; shl $2, %edx; add %edx, %ecx\n"
 	"mov $" STR(SLOT_ADDRESS) "+0x83, %eax; mov %rax, (%r12,%rcx,8)\n"
