@@ -106,7 +106,6 @@ fn arch_capabilities(spec_ctrl: bool) -> u64 {
     };
     for (flaw, no) in [
         (Bug::Meltdown, bit::RDCL_NO),
-        (Bug::L1tf, bit::SKIP_L1DFL_VMENTRY),
         (Bug::SpecStoreBypass, bit::SSB_NO),
         (Bug::Mds, bit::MDS_NO),
         (Bug::Taa, bit::TAA_NO),
@@ -117,6 +116,10 @@ fn arch_capabilities(spec_ctrl: bool) -> u64 {
         if !bug(flaw) {
             v |= no;
         }
+    }
+    // Entries flush where that is needed, unless the owner of the machine does without (see `mitigate`).
+    if !bug(Bug::L1tf) || !boot_cpu::mitigations_off() {
+        v |= bit::SKIP_L1DFL_VMENTRY;
     }
     // The host keeps guests from the page-size machine check (see `GuestMemory::fault`).
     v |= bit::IF_PSCHANGE_MC_NO;
