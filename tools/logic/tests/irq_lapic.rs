@@ -807,6 +807,30 @@ fn state_round_trip() {
     assert_eq!(b.timer_arm(), TimerArm::Off);
 }
 
+/// A one-shot countdown that is over before its owner has taken notice: the image still brings the interrupt.
+#[test]
+fn state_of_a_due_timer() {
+    let mut a = xapic();
+    let _ = a.write(reg::LVT_TIMER, 0x40, 0);
+    let _ = a.write(reg::DIVIDE, 0b1011, 0);
+    let _ = a.write(reg::INITIAL_COUNT, 1000, 0);
+    let image = a.get_state(false, 5000);
+    assert_eq!((image[0x39], image[0x22]), (1, 0));
+    let mut b = fresh();
+    assert!(b.set_state(&image, false, 9000).unwrap().timer);
+    assert_eq!(b.timer_arm(), TimerArm::AtNs(9001));
+    assert!(b.timer_expired(9001, 0));
+    assert_eq!(b.pending(), Some(Vector(0x40)));
+    // Noticed, or masked: it is over.
+    assert!(a.timer_expired(5001, 0));
+    let image = a.get_state(false, 5002);
+    assert_eq!((image[0x39], image[0x22]), (0, 1));
+    let mut c = xapic();
+    let _ = c.write(reg::LVT_TIMER, 0x1_0040, 0);
+    let _ = c.write(reg::INITIAL_COUNT, 1000, 0);
+    assert_eq!(c.get_state(false, 5000)[0x39], 0);
+}
+
 #[test]
 fn state_id_formats() {
     let mut a = new(0x123, false, false, FEATURES, 1);

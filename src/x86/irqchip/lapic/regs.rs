@@ -6,7 +6,7 @@ use crate::nospec;
 use crate::x86::irqchip::lapic::defs::{
     reg, LVTS, LVT_LEVEL, LVT_MASKED, LVT_REMOTE_IRR, SVR_ENABLE, SVR_SUPPRESS_EOI,
 };
-use crate::x86::irqchip::lapic::timer::TimerMode;
+use crate::x86::irqchip::lapic::timer::{TimerArm, TimerMode};
 use crate::x86::irqchip::lapic::{idx, Action, Gp, Lapic, Registers};
 use crate::x86::irqchip::msg::{x2apic_ldr, Message, Shorthand, TriggerMode};
 
@@ -322,7 +322,10 @@ impl<R: Registers> Lapic<R> {
         for (n, value) in regs.iter_mut().enumerate() {
             *value = self.regs.get(n);
         }
-        regs[idx(reg::CURRENT_COUNT)] = self.timer.count(now);
+        // A count of which nobody has taken notice yet is not over: its interrupt is not in IRR, and where the image
+        // goes has to come then.
+        let due = matches!(self.timer_arm(), TimerArm::AtNs(_));
+        regs[idx(reg::CURRENT_COUNT)] = self.timer.count(now).max(u32::from(due));
         if self.is_x2apic() {
             regs[idx(reg::ID)] = if ids_32bit { self.id } else { self.id << 24 };
             regs[idx(reg::LDR)] = x2apic_ldr(self.id);
