@@ -39,7 +39,7 @@ pub enum Outcome {
 /// A port access of a string instruction: `count` items of `width` bytes between `port` and linear address `la`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct PortRequest {
-    /// First linear address. Unless `count` is 1 all items lie inside one 4 KiB page; addresses ascend.
+    /// Linear address of the first item. Unless `count` is 1 all items lie inside one 4 KiB page.
     pub la: u64,
     /// Number of items, at least 1.
     pub count: u32,
@@ -47,6 +47,20 @@ pub struct PortRequest {
     pub port: u16,
     /// Item width in bytes: 1, 2 or 4.
     pub width: u8,
+    /// Addresses descend (RFLAGS.DF).
+    pub down: bool,
+}
+
+impl PortRequest {
+    /// Linear address of item `n`, from 0 on.
+    pub fn item(&self, n: u32) -> u64 {
+        let bytes = u64::from(n).wrapping_mul(u64::from(self.width));
+        if self.down {
+            self.la.wrapping_sub(bytes)
+        } else {
+            self.la.wrapping_add(bytes)
+        }
+    }
 }
 
 /// Registers beyond the general ones.
@@ -124,8 +138,8 @@ pub trait Env {
     /// of the exit.
     fn check_port(&mut self, port: u16, width: u8) -> Result<(), Stop>;
 
-    /// Reads items from the port and stores them to memory; returns how many were done, 1 to `count`. Memory has to be
-    /// checked for writability before the port is read.
+    /// Reads items from the port and stores them to memory, or to a device in its place; returns how many were done, 1
+    /// to `count`. Memory has to be checked for writability before the port is read.
     fn port_in(&mut self, req: &PortRequest) -> Result<u32, Stop>;
 
     /// Loads items from memory and writes them to the port; returns how many were done, 1 to `count`.

@@ -312,6 +312,27 @@ pub trait Bus {
     /// See [`Env::check_port`].
     fn check_port(&mut self, port: u16, width: u8) -> Result<(), Stop>;
 
+    /// Whether all of the items' memory is RAM for the access; else each of them is an access of its own, as
+    /// [`Bus::read`] and [`Bus::write`] have it. Faults as the access to the first one does.
+    fn port_memory_is_ram(&mut self, req: &PortRequest, access: Access) -> Result<bool, Stop> {
+        self.translate(req.la, access).map(|_| true)
+    }
+
+    /// Inputs an item from a port that user space does not have.
+    fn port_in_item(&mut self, _port: u16, _width: u8) -> Option<u32> {
+        None
+    }
+
+    /// Item `n` of those that user space has input.
+    fn port_answer(&mut self, _req: &PortRequest, _n: u32) -> Result<u32, Stop> {
+        Err(Stop::Unsupported)
+    }
+
+    /// Outputs an item, or leaves it where user space finds it.
+    fn port_out_item(&mut self, _port: u16, _width: u8, _item: u32) -> Result<Answer, Stop> {
+        Err(Stop::Unsupported)
+    }
+
     /// Checks that the items' memory is writable, then inputs them: [`Answer::Done`] with the items in memory, or
     /// [`Answer::User`].
     fn port_in(&mut self, req: &PortRequest) -> Result<Answer, Stop>;
@@ -465,6 +486,65 @@ impl<'a, B: Bus + ?Sized> Replaying<'a, B> {
     }
 }
 
+/// Most writes to a device that one request inputs the items of: they are posted at once, and one may cross a page.
+const DEVICE_WRITES: u32 = 8;
+
+const _: () = assert!((DEVICE_WRITES as usize) < CAPACITY && FRAGMENT == 8);
+
+/// INS and OUTS where a device is in memory's place.
+impl<B: Bus + ?Sized> Replaying<'_, B> {
+    /// Items from a port. They are input before anything is written, and what ascends is written eight bytes at a time.
+    fn port_to_device(&mut self, req: &PortRequest) -> Result<u32, Stop> {
+        let width = usize::from(req.width).clamp(1, 4);
+        let together: u32 = match req.width {
+            _ if req.down => 1,
+            1 => 8,
+            2 => 4,
+            _ => 2,
+        };
+        let req = PortRequest {
+            count: req.count.min(DEVICE_WRITES.wrapping_mul(together)).max(1),
+            ..*req
+        };
+        let pending = Pending::PortIn(req);
+        if !self.log.take_answer(pending) {
+            let Some(item) = self.bus.port_in_item(req.port, req.width) else {
+                return Err(self.log.suspend(pending));
+            };
+            let bytes = item.to_le_bytes();
+            self.write(req.la, bytes.get(..width).unwrap_or(&bytes))?;
+            return Ok(1);
+        }
+        let mut n = 0;
+        while n < req.count {
+            let (first, mut data, mut len) = (n, [0u8; FRAGMENT], 0usize);
+            while n < req.count && n.wrapping_sub(first) < together {
+                let item = self.bus.port_answer(&req, n)?.to_le_bytes();
+                for (to, from) in data.iter_mut().skip(len).zip(item).take(width) {
+                    *to = from;
+                }
+                len = len.wrapping_add(width);
+                n = n.wrapping_add(1);
+            }
+            self.write(req.item(first), data.get(..len).unwrap_or(&data))?;
+        }
+        Ok(req.count)
+    }
+
+    /// An item for a port.
+    fn port_from_device(&mut self, req: &PortRequest) -> Result<u32, Stop> {
+        let one = PortRequest { count: 1, ..*req };
+        let mut bytes = [0u8; 4];
+        let width = usize::from(req.width).clamp(1, 4);
+        self.read(req.la, bytes.get_mut(..width).ok_or(Stop::Unsupported)?)?;
+        let item = u32::from_le_bytes(bytes);
+        if self.bus.port_out_item(req.port, req.width, item)? == Answer::User {
+            let _ = self.log.suspend(Pending::PortOut(one));
+        }
+        Ok(1)
+    }
+}
+
 fn fragment_of(la: u64, gpa: u64, data: &[u8]) -> Fragment {
     let mut f = Fragment {
         la,
@@ -572,6 +652,9 @@ impl<B: Bus + ?Sized> Env for Replaying<'_, B> {
     }
 
     fn port_in(&mut self, req: &PortRequest) -> Result<u32, Stop> {
+        if !self.bus.port_memory_is_ram(req, Access::Write)? {
+            return self.port_to_device(req);
+        }
         let pending = Pending::PortIn(*req);
         if self.log.take_answer(pending) {
             self.bus.port_in_finish(req)?;
@@ -584,6 +667,9 @@ impl<B: Bus + ?Sized> Env for Replaying<'_, B> {
     }
 
     fn port_out(&mut self, req: &PortRequest) -> Result<u32, Stop> {
+        if !self.bus.port_memory_is_ram(req, Access::Read)? {
+            return self.port_from_device(req);
+        }
         if self.bus.port_out(req)? == Answer::User {
             let _ = self.log.suspend(Pending::PortOut(*req));
         }

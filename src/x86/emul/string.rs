@@ -225,19 +225,21 @@ impl Strings<'_> {
         if self.mode != Mode::Long && la.wrapping_add(u64::from(width)) > 1 << 32 {
             return Err(Stop::Unsupported);
         }
+        let down = regs.rflags & rflags::DF != 0;
         let count = self.batch(regs, la, index, access);
         let req = PortRequest {
             la,
             count,
             port,
             width,
+            down,
         };
         let done = if input {
             env.port_in(&req)?
         } else {
             env.port_out(&req)?
         };
-        let done = u64::from(done.clamp(1, count));
+        let done = u64::from(done.min(count).max(1));
         self.bump(regs, index, done);
         let again = self.repeated() && self.consume(regs, done);
         env.commit();
@@ -248,18 +250,29 @@ impl Strings<'_> {
         Ok(Outcome::Done)
     }
 
-    /// Number of items, at least 1, that ascend from `la` and may go into one request.
+    /// Number of items, at least 1, that ascend or descend from `la` and may go into one request. Descending ones are
+    /// input alone, as in KVM.
     fn batch(&self, regs: &Regs, la: u64, index: Gpr, access: Access) -> u32 {
-        let single = regs.rflags & (rflags::DF | rflags::TF) != 0;
+        let down = regs.rflags & rflags::DF != 0;
+        let single = regs.rflags & rflags::TF != 0 || down && access == Access::Read;
         let width = u64::from(self.insn.width.max(1));
-        if !self.repeated() || single {
+        let (place, ea) = (la & 4095, regs.get(index) & self.amask);
+        if !self.repeated() || single || down && place.wrapping_add(width) > 4096 {
             return 1;
         }
-        let ea = regs.get(index) & self.amask;
-        let bytes = (4096 - (la & 4095)).min(self.amask.wrapping_sub(ea));
+        let bytes = if down {
+            place.min(ea).wrapping_add(width)
+        } else {
+            (4096 - place).min(self.amask.wrapping_sub(ea))
+        };
         let n = (bytes / width).min(self.count(regs)).max(1) as u32;
         let len = n.wrapping_mul(width as u32);
-        match self.linear(self.segment(index), ea, len, access) {
+        let below = if down {
+            u64::from(len).wrapping_sub(width)
+        } else {
+            0
+        };
+        match self.linear(self.segment(index), ea.wrapping_sub(below), len, access) {
             Ok(_) => n,
             Err(_) => 1,
         }

@@ -6,10 +6,11 @@
 //! Dispatch calls, with the vCPU's mutex held and interrupts on: guest memory may have to be faulted in.
 
 use super::{Runner, Step};
-use crate::x86::cpu::regs::{rflags, Gpr, Mode};
+use crate::x86::cpu::regs::{rflags, Gpr, Mode, Seg};
 use crate::x86::emul::{Insn, Op, Operand};
 use crate::x86::exit::{CrAccess, CrOp, Io, NestedFault};
 use crate::x86::vcpu::fetch::FetchError;
+use crate::x86::vcpu::guest_mem::{port_permitted, LinearError};
 use crate::x86::vendor::{Groups, VcpuBackend};
 
 impl Runner<'_> {
@@ -81,7 +82,7 @@ impl Runner<'_> {
         })
     }
 
-    /// IN and OUT. The I/O permission bitmap is not looked at: where it decides there is no emulation.
+    /// IN and OUT.
     fn port_access(&mut self, insn: &Insn) -> Step {
         let regs = &self.s.cpu.regs;
         let iopl = (regs.rflags & rflags::IOPL) >> 12;
@@ -90,7 +91,19 @@ impl Runner<'_> {
         let by_dx = (if input { insn.src } else { insn.dst }) == Operand::Dx;
         let port = if by_dx { regs.get(Gpr::Rdx) } else { insn.imm };
         if vm86 || u64::from(self.s.cpl()) > iopl {
-            return self.not_emulated(insn);
+            let (paging, task) = (self.s.paging(), *self.s.cpu.sregs.seg(Seg::Tr));
+            let permitted = {
+                let view = self.memory().view_of(&self.s.ring);
+                port_permitted(&view, &paging, &task, port as u16, insn.width)
+            };
+            match permitted {
+                Ok(true) => {}
+                Ok(false) => return self.raise_gp(),
+                Err(LinearError::Missing(page)) => {
+                    return self.report_missing(page, false).unwrap_or(Step::Again)
+                }
+                Err(_) => return self.not_emulated(insn),
+            }
         }
         let io = Io {
             port: port as u16,
@@ -98,6 +111,6 @@ impl Runner<'_> {
             input,
             string: false,
         };
-        self.io(&io, None)
+        self.emulated_io(&io)
     }
 }

@@ -54,11 +54,7 @@ impl Runner<'_> {
         }
         if !io.input && io.port == 0x7e && self.vm.caps.quirk(k::KVM_X86_QUIRK_OUT_7E_INC_RIP) {
             // The BIOS's port: the instruction is over before user space sees it.
-            let step = self.skip(&Known::OUT, stay);
-            if !matches!(step, Step::Again) {
-                return step;
-            }
-            return self.ask_io(false, io.width, io.port, 1);
+            return self.finished_out(io, stay);
         }
         self.s.pending.completion = if io.input {
             Completion::PortIn(io.width)
@@ -66,6 +62,25 @@ impl Runner<'_> {
             Completion::PortOut
         };
         self.ask_io(io.input, io.width, io.port, 1)
+    }
+
+    /// OUT to user space, whose value is where user space finds it, once the instruction is over.
+    fn finished_out(&mut self, io: &Io, stay: Option<&Stay<'_>>) -> Step {
+        let step = self.skip(&Known::OUT, stay);
+        if !matches!(step, Step::Again) {
+            return step;
+        }
+        self.ask_io(false, io.width, io.port, 1)
+    }
+
+    /// [`Runner::io`] of an instruction that has not exited by itself: as in KVM an OUT is over when user space sees it.
+    pub(super) fn emulated_io(&mut self, io: &Io) -> Step {
+        let step = self.io(io, None);
+        if matches!(self.s.pending.completion, Completion::PortOut) {
+            self.s.pending.completion = Completion::Nothing;
+            return self.finished_out(io, None);
+        }
+        step
     }
 
     /// KVM_EXIT_IO.

@@ -9,6 +9,7 @@ use crate::mem::addr::{Gpa, Gva};
 use crate::mem::memory::{MemError, MemoryView};
 use crate::mem::missing::Absent;
 use crate::x86::cpu::events::vector;
+use crate::x86::cpu::regs::Segment;
 use crate::x86::emul::Stop;
 use crate::x86::exit::Exception;
 use crate::x86::paging::gwalk;
@@ -213,6 +214,47 @@ pub(crate) fn write_linear(
         view.write(gpa, b)?;
     }
     Ok(view.write(gpa, a)?)
+}
+
+/// Whether the I/O permission bitmap of the task whose TSS is `task` permits an access of `width` bytes (SDM 1 19.5.2).
+/// A bitmap that cannot be read permits nothing, as in KVM. May sleep.
+pub(crate) fn port_permitted(
+    view: &MemoryView<'_>,
+    paging: &Paging,
+    task: &Segment,
+    port: u16,
+    width: u8,
+) -> Result<bool, LinearError> {
+    /// Where a TSS has the offset of its bitmap, and the least limit of one that has.
+    const OFFSET: u64 = 102;
+    const LIMIT: u32 = 103;
+    if !task.present || task.limit < LIMIT {
+        return Ok(false);
+    }
+    let word = |at: u64| {
+        let mut bytes = [0u8; 2];
+        let (la, access) = (
+            task.base.wrapping_add(at),
+            gwalk::Access::data(false, 0, false),
+        );
+        match read_linear(view, paging, la, access, &mut bytes) {
+            Ok(()) => Ok(Some(u16::from_le_bytes(bytes))),
+            Err(e @ LinearError::Missing(_)) => Err(e),
+            Err(_) => Ok(None),
+        }
+    };
+    let Some(bitmap) = word(OFFSET)? else {
+        return Ok(false);
+    };
+    let at = u64::from(bitmap).wrapping_add(u64::from(port >> 3));
+    if at > task.limit.into() {
+        return Ok(false);
+    }
+    let Some(bits) = word(at)? else {
+        return Ok(false);
+    };
+    let mask = (1u16 << (width & 7)).wrapping_sub(1);
+    Ok(bits >> (port & 7) & mask == 0)
 }
 
 impl State {

@@ -15,6 +15,7 @@ use crate::mem::addr::{Gpa, Gva};
 use crate::mem::memory::{MemError, MemoryView};
 use crate::mem::missing::Absent;
 use crate::x86::cpu::cpuid::Vendor;
+use crate::x86::cpu::events::vector;
 use crate::x86::cpu::regs::{rflags, DescTable, Gpr, Mode, Regs, Seg, Segment};
 use crate::x86::cpu::xsave;
 use crate::x86::cpu::xsave::Layout;
@@ -29,7 +30,7 @@ use crate::x86::paging::fetch::Code;
 use crate::x86::paging::gwalk;
 use crate::x86::paging::gwalk::Paging;
 use crate::x86::vcpu::fetch::first_bytes;
-use crate::x86::vcpu::guest_mem::{exchange, LinearError, Tables};
+use crate::x86::vcpu::guest_mem::{exchange, port_permitted, LinearError, Tables};
 use crate::x86::vcpu::state::{State, Xstate};
 use crate::x86::vcpu::RunPages;
 use crate::x86::vendor::{Groups, VcpuBackend};
@@ -253,6 +254,8 @@ struct GuestBus<'a, 'b> {
     intel: bool,
     /// Port and width of the I/O exit under emulation.
     port: Option<(u16, u8)>,
+    /// TR.
+    task: Segment,
     /// What the nested fault under emulation tells.
     told: Option<Told>,
     /// Memory that is missing, for which the emulation has been suspended.
@@ -455,13 +458,20 @@ fn data_bytes(req: &PortRequest) -> usize {
 }
 
 /// The data of INS or OUTS in pieces that lie in one page each: offset in the port data page, linear address, length.
+/// What descends lies in one page, or is one item.
 fn pieces(req: &PortRequest) -> impl Iterator<Item = (usize, u64, usize)> {
     let total = data_bytes(req);
-    let first = req.la;
+    let (first, down) = (req.la, req.down && req.count > 1);
+    let most = if down { req.width.into() } else { PIECE };
     let mut done = 0;
     core::iter::from_fn(move || {
-        let (at, la) = (done, first.wrapping_add(done as u64));
-        let n = (total - at).min(PIECE).min((4096 - (la & 0xfff)) as usize);
+        let at = done;
+        let la = if down {
+            first.wrapping_sub(at as u64)
+        } else {
+            first.wrapping_add(at as u64)
+        };
+        let n = (total - at).min(most).min((4096 - (la & 0xfff)) as usize);
         done += n;
         (n != 0).then_some((at, la, n))
     })
@@ -547,10 +557,56 @@ impl Bus for GuestBus<'_, '_> {
         // The exit came after the processor's own check (SDM 3C 26.1.1, APM 2 15.10.2), but only for the port of the
         // exit: other code may have been put there meanwhile.
         if self.port == Some((port, width)) {
-            Ok(())
-        } else {
-            Err(Stop::Unsupported)
+            return Ok(());
         }
+        match port_permitted(self.view, &self.paging, &self.task, port, width) {
+            Ok(true) => Ok(()),
+            Ok(false) => Err(Stop::Exception {
+                vector: vector::GP,
+                error_code: Some(0),
+                cr2: None,
+            }),
+            Err(e) => Err(e.into_stop(&mut self.missing)),
+        }
+    }
+
+    fn port_memory_is_ram(&mut self, req: &PortRequest, access: Access) -> Result<bool, Stop> {
+        let write = access == Access::Write;
+        let gpa = self.translate(req.la, access)?;
+        let mut ram =
+            lapic_offset(&self.lapic, gpa).is_none() && !self.view.is_device(Gpa(gpa), write);
+        let last = req.la.wrapping_add(u64::from(req.width)).wrapping_sub(1);
+        if (req.la ^ last) & !0xfff != 0 {
+            let gpa = self.translate(last & !0xfff, access)?;
+            ram &= lapic_offset(&self.lapic, gpa).is_none();
+            ram &= !self.view.is_device(Gpa(gpa), write);
+        }
+        Ok(ram)
+    }
+
+    fn port_in_item(&mut self, port: u16, width: u8) -> Option<u32> {
+        self.vm.chip.pio_read(port, width)
+    }
+
+    fn port_answer(&mut self, req: &PortRequest, n: u32) -> Result<u32, Stop> {
+        let width = usize::from(req.width).clamp(1, 4);
+        let mut item = [0u8; 4];
+        let part = item.get_mut(..width).ok_or(Stop::Unsupported)?;
+        let at = (n as usize).wrapping_mul(width) & 0xfff;
+        self.run
+            .copy_out(PIO_PAGE.wrapping_add(at), part)
+            .map_err(|_| Stop::Unsupported)?;
+        Ok(u32::from_le_bytes(item))
+    }
+
+    fn port_out_item(&mut self, port: u16, width: u8, item: u32) -> Result<Answer, Stop> {
+        if self.vm.pio_write(port, width, item) {
+            return Ok(Answer::Done);
+        }
+        self.run
+            .write(PIO_PAGE, item)
+            .map_err(|_| Stop::Unsupported)?;
+        Ok(Answer::User)
     }
 
     fn port_in(&mut self, req: &PortRequest) -> Result<Answer, Stop> {
@@ -565,18 +621,15 @@ impl Bus for GuestBus<'_, '_> {
             return Ok(Answer::User);
         };
         bytes.copy_from_slice(&value.to_le_bytes());
-        let mut done = 0u64;
+        let mut done = 0u32;
         let mut item = bytes;
         loop {
-            let gpa = self.translate(
-                req.la.wrapping_add(done * u64::from(req.width)),
-                Access::Write,
-            )?;
+            let gpa = self.translate(req.item(done), Access::Write)?;
             self.view
                 .write(Gpa(gpa), item.get(..width).unwrap_or(&[]))
                 .map_err(|_| Stop::Unsupported)?;
-            done += 1;
-            if done >= u64::from(req.count) {
+            done = done.wrapping_add(1);
+            if done >= req.count {
                 return Ok(Answer::Done);
             }
             item = self
@@ -664,6 +717,7 @@ impl State {
             run,
             intel: self.cpuid.features.vendor == Vendor::Intel,
             port: self.pending.io_port,
+            task: *self.cpu.sregs.seg(Seg::Tr),
             told: fault.and_then(|f| Told::of(f, insn)),
             missing: None,
             actions: [Action::NONE; 2],

@@ -63,8 +63,9 @@ impl Hostile<'_> {
     fn port(&mut self, req: &PortRequest) -> Result<Answer, Stop> {
         assert!(req.count >= 1);
         assert!(matches!(req.width, 1 | 2 | 4));
-        let bytes = u64::from(req.count) * u64::from(req.width);
-        assert!(req.count == 1 || (req.la & 0xfff) + bytes <= 4096);
+        let (first, last) = (req.item(0), req.item(req.count - 1));
+        let end = first.max(last).wrapping_add(req.width.into());
+        assert!(req.count == 1 || (first.min(last) ^ end.wrapping_sub(1)) & !0xfff == 0);
         self.answer()
     }
 }
@@ -138,6 +139,18 @@ impl Bus for Hostile<'_> {
             });
         }
         Ok(())
+    }
+    fn port_memory_is_ram(&mut self, req: &PortRequest, _: Access) -> Result<bool, Stop> {
+        self.port(req).map(|answer| answer == Answer::Done)
+    }
+    fn port_in_item(&mut self, port: u16, _: u8) -> Option<u32> {
+        (port & 1 != 0).then_some(0xa5a5_a5a5)
+    }
+    fn port_answer(&mut self, _: &PortRequest, n: u32) -> Result<u32, Stop> {
+        self.answer().map(|_| n)
+    }
+    fn port_out_item(&mut self, _: u16, _: u8, _: u32) -> Result<Answer, Stop> {
+        self.answer()
     }
     fn port_in(&mut self, req: &PortRequest) -> Result<Answer, Stop> {
         self.port(req)

@@ -688,7 +688,8 @@ fn port_batches() {
             la: 0x1000,
             count: 256,
             port: 0x1f0,
-            width: 2
+            width: 2,
+            down: false,
         }]
     );
     assert_eq!(
@@ -717,7 +718,7 @@ fn port_batches() {
         (100, 97, 0x100c)
     );
     e.port_limit = u32::MAX;
-    // Downwards: one at a time.
+    // Output downwards: one at a time.
     e.ports.clear();
     reset(&mut r, 3, 0x1000);
     r.rflags |= rflags::DF;

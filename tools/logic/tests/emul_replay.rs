@@ -100,6 +100,26 @@ impl Bus for Board {
     fn check_port(&mut self, _: u16, _: u8) -> Result<(), Stop> {
         Ok(())
     }
+    fn port_memory_is_ram(&mut self, req: &PortRequest, access: Access) -> Result<bool, Stop> {
+        self.translate(req.la, access).map(|gpa| gpa < MMIO)
+    }
+    fn port_answer(&mut self, _: &PortRequest, n: u32) -> Result<u32, Stop> {
+        Ok(n + 1)
+    }
+    fn port_out_item(&mut self, port: u16, width: u8, item: u32) -> Result<Answer, Stop> {
+        let la = item.into();
+        self.ports.push((
+            false,
+            PortRequest {
+                la,
+                count: 1,
+                port,
+                width,
+                down: false,
+            },
+        ));
+        Ok(self.port_answer)
+    }
     fn port_in(&mut self, req: &PortRequest) -> Result<Answer, Stop> {
         self.ports.push((true, *req));
         Ok(self.port_answer)
@@ -607,6 +627,7 @@ fn port_input_is_stored_once_answered() {
         count: 32,
         port: 0x1f0,
         width: 1,
+        down: false,
     };
     assert_eq!(
         emulate(&i, &mut r, &s, 0, &mut b, &mut log),
@@ -633,6 +654,103 @@ fn port_input_is_stored_once_answered() {
         Ok(Outcome::Done)
     );
     assert_eq!((r.get(Gpr::Rcx), r.rip), (0, 0x102));
+}
+
+/// What user space is told after an instruction, in order.
+fn told(log: &mut Replay) -> Vec<(u64, Vec<u8>)> {
+    let mut all = Vec::new();
+    while log.next_posted() {
+        match log.pending() {
+            Some(Pending::Memory(f)) => all.push((f.gpa, f.data[..f.len.into()].to_vec())),
+            other => panic!("{other:?}"),
+        }
+        assert!(log.complete(&[]));
+    }
+    all
+}
+
+#[test]
+fn port_input_goes_to_a_device() {
+    let (i, s) = (insn(&[0xf3, 0x6c]), sregs());
+    let (mut r, mut b, mut log) = (regs(), Board::new(), Replay::new());
+    r.set(Gpr::Rcx, 11);
+    r.set(Gpr::Rdi, MMIO + 0x10);
+    // All items are input first, then eight bytes are a write.
+    assert_eq!(
+        emulate(&i, &mut r, &s, 0, &mut b, &mut log),
+        Err(Stop::Suspend)
+    );
+    assert!(matches!(log.pending(), Some(Pending::PortIn(q)) if q.count == 11));
+    assert!(log.complete(&[]));
+    assert_eq!(
+        emulate(&i, &mut r, &s, 0, &mut b, &mut log),
+        Ok(Outcome::Again)
+    );
+    assert_eq!((r.get(Gpr::Rcx), r.get(Gpr::Rdi)), (0, MMIO + 0x1b));
+    let writes = [
+        (MMIO + 0x10, (1..=8).collect::<Vec<u8>>()),
+        (MMIO + 0x18, vec![9, 10, 11]),
+    ];
+    assert_eq!(told(&mut log), writes);
+    assert!(is_empty(&log));
+    // Downwards each item is one.
+    let i = insn(&[0xf3, 0x66, 0x6d]);
+    r = regs();
+    r.set(Gpr::Rcx, 2);
+    r.set(Gpr::Rdi, MMIO + 0x10);
+    r.rflags |= rflags::DF;
+    assert_eq!(
+        emulate(&i, &mut r, &s, 0, &mut b, &mut log),
+        Err(Stop::Suspend)
+    );
+    assert!(matches!(log.pending(), Some(Pending::PortIn(q)) if q.count == 2 && q.down));
+    assert!(log.complete(&[]));
+    assert_eq!(
+        emulate(&i, &mut r, &s, 0, &mut b, &mut log),
+        Ok(Outcome::Again)
+    );
+    assert_eq!((r.get(Gpr::Rcx), r.get(Gpr::Rdi)), (0, MMIO + 0xc));
+    let writes = [(MMIO + 0x10, vec![1, 0]), (MMIO + 0xe, vec![2, 0])];
+    assert_eq!(told(&mut log), writes);
+    // No more than fit the log.
+    let i = insn(&[0xf3, 0x6c]);
+    r = regs();
+    r.set(Gpr::Rcx, 4000);
+    r.set(Gpr::Rdi, MMIO);
+    assert_eq!(
+        emulate(&i, &mut r, &s, 0, &mut b, &mut log),
+        Err(Stop::Suspend)
+    );
+    assert!(matches!(log.pending(), Some(Pending::PortIn(q)) if q.count == 64));
+}
+
+#[test]
+fn port_output_comes_from_a_device() {
+    let (i, s) = (insn(&[0xf3, 0x66, 0x6f]), sregs());
+    let (mut r, mut b, mut log) = (regs(), Board::new(), Replay::new());
+    r.set(Gpr::Rcx, 2);
+    r.set(Gpr::Rsi, MMIO);
+    for n in 0..2u64 {
+        assert_eq!(
+            emulate(&i, &mut r, &s, 0, &mut b, &mut log),
+            Err(Stop::Suspend)
+        );
+        assert!(matches!(log.pending(), Some(Pending::Memory(f)) if f.len == 2));
+        assert!(log.complete(&[n as u8 + 1, 2]));
+        assert_eq!(
+            emulate(&i, &mut r, &s, 0, &mut b, &mut log),
+            Ok(Outcome::Again)
+        );
+        assert_eq!(
+            (r.get(Gpr::Rcx), r.get(Gpr::Rsi)),
+            (1 - n, MMIO + 2 + 2 * n)
+        );
+        assert!(log.next_posted());
+        assert!(matches!(log.pending(), Some(Pending::PortOut(q)) if q.count == 1));
+        assert_eq!(b.ports.last().unwrap().1.la, 0x201 + n);
+        assert!(log.complete(&[]));
+        assert!(!log.next_posted());
+    }
 }
 
 #[test]
