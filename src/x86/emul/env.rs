@@ -79,6 +79,9 @@ pub trait Machine {
     /// NMIs are no longer blocked.
     fn unblock_nmis(&mut self);
 
+    /// No translation is used that the processor has made.
+    fn forget_translations(&mut self);
+
     /// XCR0.
     fn xcr0(&self) -> u64;
 

@@ -9,6 +9,7 @@ use super::insn::{Insn, Op, Operand};
 use super::operand::{gpr, mask, merge, merge_high, read_reg, set_gpr, sign_extend};
 use super::shift;
 use super::string;
+use crate::x86::cpu::events::vector;
 use crate::x86::cpu::regs::{rflags, Gpr, Mode, Regs, Seg, Sregs};
 
 /// Executes `insn`, which was decoded at `regs.rip`, at privilege level `cpl`.
@@ -172,6 +173,16 @@ impl<E: Env + ?Sized> Context<'_, E> {
             }
             Op::Cmpxchg => return self.cmpxchg(),
             Op::Cmpxchg8b if width == 8 => return self.cmpxchg8b(),
+            // Not emulated, but where it is misaligned.
+            Op::Cmpxchg8b => {
+                let la = self.address(width, Access::Write)?;
+                let aligned = la & u64::from(width.wrapping_sub(1)) == 0;
+                return Err(if aligned {
+                    Stop::Unsupported
+                } else {
+                    self.fault(vector::GP, 0)
+                });
+            }
             Op::Bt | Op::Bts | Op::Btr | Op::Btc => return self.bit(),
             Op::Push => self.push()?,
             Op::Pop => self.pop()?,
@@ -208,7 +219,15 @@ impl<E: Env + ?Sized> Context<'_, E> {
                 let set = alu::condition(insn.cond, self.regs.rflags);
                 self.store(insn.dst, width, u64::from(set))?;
             }
-            Op::Mul | Op::ImulAcc | Op::Imul | Op::Div | Op::Idiv | Op::Bsf | Op::Bsr => {
+            Op::Mul
+            | Op::ImulAcc
+            | Op::Imul
+            | Op::Div
+            | Op::Idiv
+            | Op::Bsf
+            | Op::Bsr
+            | Op::Tzcnt
+            | Op::Lzcnt => {
                 self.multiply()?;
             }
             _ => self.other()?,

@@ -76,6 +76,9 @@ pub enum Op {
     Idiv,
     Bsf,
     Bsr,
+    /// TZCNT and LZCNT, as processors that have them take BSF and BSR with F3.
+    Tzcnt,
+    Lzcnt,
     /// CMOVcc; the condition is [`Insn::cond`].
     Cmov,
     /// SETcc.
@@ -134,6 +137,8 @@ pub enum Op {
     Clflush,
     /// NOP, prefetches, FNINIT's like.
     Nop,
+    /// INVLPG, which takes all translations away.
+    Invlpg,
     Lea,
     /// CBW, CWDE and CDQE.
     Cbw,

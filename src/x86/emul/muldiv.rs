@@ -80,7 +80,7 @@ fn divide_signed(high: u64, low: u64, b: u64, width: u8) -> Option<(u64, u64)> {
 }
 
 impl<E: Env + ?Sized> Context<'_, E> {
-    /// MUL, IMUL, DIV, IDIV, BSF and BSR.
+    /// MUL, IMUL, DIV, IDIV, BSF, BSR, TZCNT and LZCNT.
     #[inline(never)]
     pub(super) fn multiply(&mut self) -> Result<(), Stop> {
         let insn = self.insn;
@@ -99,6 +99,17 @@ impl<E: Env + ?Sized> Context<'_, E> {
                     63u32.wrapping_sub(b.leading_zeros())
                 };
                 self.store(insn.dst, width, bit.into())
+            }
+            Op::Tzcnt | Op::Lzcnt => {
+                let bits = u32::from(width).wrapping_mul(8);
+                let n = if insn.op == Op::Tzcnt {
+                    b.trailing_zeros().min(bits)
+                } else {
+                    bits.wrapping_sub(64u32.wrapping_sub(b.leading_zeros()))
+                };
+                let flags = when(b == 0, CF) | when(n == 0, ZF);
+                self.regs.rflags = self.regs.rflags & !(CF | ZF) | flags;
+                self.store(insn.dst, width, n.into())
             }
             Op::Imul => {
                 let factor = match insn.third {

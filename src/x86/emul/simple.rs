@@ -21,6 +21,13 @@ impl<E: Env + ?Sized> Context<'_, E> {
         let rflags = self.regs.rflags;
         match insn.op {
             Op::Nop => {}
+            Op::Invlpg => {
+                if self.cpl != 0 {
+                    return Err(self.fault(vector::GP, 0));
+                }
+                let machine = self.env.machine().ok_or(Stop::Unsupported)?;
+                machine.forget_translations();
+            }
             Op::Clflush => {
                 self.load(Operand::Mem, 1)?;
             }
@@ -50,7 +57,8 @@ impl<E: Env + ?Sized> Context<'_, E> {
                 self.set(Gpr::Rdx, merge(rdx, high, width))?;
             }
             Op::Bswap => {
-                let v = self.load(insn.dst, width.max(4))?;
+                // A word becomes zero: undefined (SDM 2A BSWAP), and what processors and KVM do.
+                let v = self.load(insn.dst, width)?;
                 let v = match width {
                     8 => v.swap_bytes(),
                     _ => u64::from((v as u32).swap_bytes()),

@@ -322,9 +322,8 @@ map! {
         0xb6 => i2(Movzx, Gv, Eb), 0xb7 => i2(Movzx, Gv, Ew),
         0xba => group![U, U, U, U, i2(Bt, Ev, Ib), i2(Bts, Ev, Ib), i2(Btr, Ev, Ib), i2(Btc, Ev, Ib)],
         0xbb => i2(Btc, Ev, Gv),
-        // With F3 these are TZCNT and LZCNT.
-        0xbc => prefix![i2(Bsf, Gv, Ev), i2(Bsf, Gv, Ev), O, i2(Bsf, Gv, Ev)],
-        0xbd => prefix![i2(Bsr, Gv, Ev), i2(Bsr, Gv, Ev), O, i2(Bsr, Gv, Ev)],
+        0xbc => prefix![i2(Bsf, Gv, Ev), i2(Bsf, Gv, Ev), i2(Tzcnt, Gv, Ev), i2(Bsf, Gv, Ev)],
+        0xbd => prefix![i2(Bsr, Gv, Ev), i2(Bsr, Gv, Ev), i2(Lzcnt, Gv, Ev), i2(Bsr, Gv, Ev)],
         0xbe => i2(Movsx, Gv, Eb), 0xbf => i2(Movsx, Gv, Ew),
         0xc0 => i2(Xadd, Eb, Gb), 0xc1 => i2(Xadd, Ev, Gv),
         0xc3 => mem_or_reg![i2(Movnti, My, Gy).with(NP), U],
@@ -422,7 +421,7 @@ static GROUP_7: [Row; 8] = [
     i1(Smsw, MwRv),
     O,
     i2(Lmsw, No, Ew),
-    O,
+    i2(Invlpg, No, M),
 ];
 
 /// Register operands.

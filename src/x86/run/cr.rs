@@ -78,8 +78,9 @@ impl Runner<'_> {
             }
             _ => return Err(self.not_emulated(&insn)),
         };
-        if cr == 2 && !choose::caps().is_some_and(|c| c.cr2_exits) {
-            return Err(self.not_emulated(&insn));
+        // No exit: met where page tables cannot be written, or another thread has put it there.
+        if cr == 2 && stay.is_some() && !choose::caps().is_some_and(|c| c.cr2_exits) {
+            return Err(Step::Slow);
         }
         Ok(CrAccess { cr, write, gpr, op })
     }

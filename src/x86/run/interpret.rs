@@ -38,7 +38,7 @@ impl Runner<'_> {
 
     /// What is no matter of the emulator's, but of the handler of its exit. That steps over it by its length.
     fn handed_over(&mut self, insn: &Insn) -> Option<Step> {
-        let any = matches!(insn.op, Op::In | Op::Out | Op::Cpuid | Op::Pause);
+        let any = matches!(insn.op, Op::In | Op::Out | Op::Cpuid | Op::Pause | Op::Rsm);
         let privileged = matches!(
             insn.op,
             Op::Hlt
@@ -63,6 +63,7 @@ impl Runner<'_> {
         }
         Some(match insn.op {
             Op::In | Op::Out => self.port_access(insn),
+            Op::Rsm => self.rsm(None),
             Op::Cpuid => self.cpuid(None),
             Op::Pause => self.pause(None),
             Op::Hlt => self.hlt(None),

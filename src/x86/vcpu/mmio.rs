@@ -217,6 +217,9 @@ impl State {
             dirty = dirty.union(Groups::TABLES);
         }
         self.dirty(dirty);
+        if changed.forgotten {
+            self.last_stay.tlb_generation = 0;
+        }
         if changed.held.is_some() || changed.nmis_open {
             let mut i = self.hw.interruptibility();
             i.mov_ss |= changed.held == Some(true);
@@ -281,6 +284,8 @@ struct Changed {
     /// Interrupts are held back after it: by MOV SS, else by STI.
     held: Option<bool>,
     nmis_open: bool,
+    /// Translations.
+    forgotten: bool,
 }
 
 impl Machine for GuestBus<'_, '_> {
@@ -303,6 +308,10 @@ impl Machine for GuestBus<'_, '_> {
 
     fn unblock_nmis(&mut self) {
         self.changed.nmis_open = true;
+    }
+
+    fn forget_translations(&mut self) {
+        self.changed.forgotten = true;
     }
 
     fn xcr0(&self) -> u64 {

@@ -75,6 +75,7 @@ impl Machine for Hostile<'_> {
     fn set_table(&mut self, _: bool, _: &DescTable) {}
     fn hold_interrupts(&mut self, _: bool) {}
     fn unblock_nmis(&mut self) {}
+    fn forget_translations(&mut self) {}
     fn xcr0(&self) -> u64 {
         7
     }

@@ -222,6 +222,7 @@ fn undefined_flags(insn: &Insn, start: &Regs) -> u64 {
         Op::Mul | Op::ImulAcc | Op::Imul => STATUS & !(rflags::CF | rflags::OF),
         Op::Div | Op::Idiv => STATUS,
         Op::Bsf | Op::Bsr => STATUS & !rflags::ZF,
+        Op::Tzcnt | Op::Lzcnt => STATUS & !(rflags::ZF | rflags::CF),
         Op::Rol | Op::Ror | Op::Rcl | Op::Rcr => one,
         Op::Shl | Op::Shr if count >= 8 * u64::from(insn.width) => rflags::AF | rflags::CF | one,
         _ if count == 0 => 0,

@@ -154,6 +154,8 @@ fn operations() {
         (&[0x48, 0x6b, 0x0f, 0xff], Long, Op::Imul, Reg(Rcx), M, 8),
         (&[0x0f, 0xbc, 0x0f], Long, Op::Bsf, Reg(Rcx), M, 4),
         (&[0x48, 0x0f, 0xbd, 0x0f], Long, Op::Bsr, Reg(Rcx), M, 8),
+        (&[0xf3, 0x0f, 0xbc, 0x0f], Long, Op::Tzcnt, Reg(Rcx), M, 4),
+        (&[0xf3, 0x0f, 0xbd, 0x0f], Long, Op::Lzcnt, Reg(Rcx), M, 4),
         (&[0x0f, 0x44, 0x0f], Long, Op::Cmov, Reg(Rcx), M, 4),
         (&[0x0f, 0x9f, 0x07], Long, Op::Setcc, M, NONE, 1),
         // The stack and control.
@@ -208,6 +210,7 @@ fn operations() {
         (&[0xd9, 0x3f], Long, Op::Fnstcw, M, NONE, 2),
         (&[0xdd, 0x3f], Real, Op::Fnstsw, M, NONE, 2),
         (&[0x0f, 0xae, 0x3f], Long, Op::Clflush, NONE, M, 1),
+        (&[0x0f, 0x01, 0x3f], Long, Op::Invlpg, NONE, M, 0),
         (&[0x66, 0x0f, 0xae, 0x3f], Long, Op::Clflush, NONE, M, 1),
         // 90 is no XCHG, with REX.B it is.
         (&[0x90], Long, Op::Nop, NONE, NONE, 0),
@@ -396,7 +399,6 @@ fn errors() {
         (&[0x0f, 0x0b], Long, Unsupported),
         (&[0xf3, 0x0f, 0x10, 0x07], Long, Unsupported),
         (&[0x0f, 0x58, 0x07], Long, Unsupported),
-        (&[0xf3, 0x0f, 0xbc, 0x07], Long, Unsupported),
         (&[0x0f, 0xae, 0x07], Long, Unsupported),
         // VMOVAPS with a register in vvvv, VADDPS, VPBLENDW.
         (&[0xc5, 0xf0, 0x28, 0x07], Long, Unsupported),
