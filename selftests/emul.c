@@ -353,3 +353,51 @@ TEST(divide)
 	CHECK_EQ(vm_log(&vm)->event[0].vector, 0);
 	vm_free(&vm);
 }
+
+/* INS and OUTS where a device is in memory's place. What is input comes at once, what is output item by item. */
+GUEST64(port_strings,
+	"mov $" STR(G_MMIO) ", %edi; mov $0x10, %edx; mov $5, %ecx; rep insb\n"
+	"std; mov $2, %ecx; mov $" STR(G_MMIO) " + 0x10, %edi; rep insw; cld\n"
+	"mov $" STR(G_MMIO) ", %esi; mov $2, %ecx; rep outsw; hlt\n");
+
+static void expect_port(struct vm *vm, bool out, unsigned int size, unsigned int count)
+{
+	vm_expect(vm, KVM_EXIT_IO);
+	CHECK_EQ(vm->run->io.port, 0x10);
+	CHECK_EQ(vm->run->io.direction, out ? KVM_EXIT_IO_OUT : KVM_EXIT_IO_IN);
+	CHECK_EQ(vm->run->io.size, size);
+	CHECK_EQ(vm->run->io.count, count);
+}
+
+static void expect_mmio(struct vm *vm, bool write, uint64_t at, unsigned int bytes)
+{
+	vm_expect(vm, KVM_EXIT_MMIO);
+	CHECK_EQ(vm->run->mmio.is_write, write);
+	CHECK_EQ(vm->run->mmio.phys_addr, G_MMIO + at);
+	CHECK_EQ(vm->run->mmio.len, bytes);
+}
+
+TEST(strings_of_ports_and_devices)
+{
+	struct vm vm;
+
+	VM_NEW_LONG(&vm, port_strings);
+	expect_port(&vm, false, 1, 5);
+	memcpy(io_data(&vm), "abcde", 5);
+	expect_mmio(&vm, true, 0, 5);
+	CHECK(!memcmp(vm.run->mmio.data, "abcde", 5));
+	expect_port(&vm, false, 2, 2);
+	memcpy(io_data(&vm), "fghi", 4);
+	expect_mmio(&vm, true, 0x10, 2);
+	CHECK(!memcmp(vm.run->mmio.data, "fg", 2));
+	expect_mmio(&vm, true, 0xe, 2);
+	CHECK(!memcmp(vm.run->mmio.data, "hi", 2));
+	for (unsigned int i = 0; i < 2; i++) {
+		expect_mmio(&vm, false, 2 * i, 2);
+		memcpy(vm.run->mmio.data, "jklm" + 2 * i, 2);
+		expect_port(&vm, true, 2, 1);
+		CHECK(!memcmp(io_data(&vm), "jklm" + 2 * i, 2));
+	}
+	vm_expect(&vm, KVM_EXIT_HLT);
+	vm_free(&vm);
+}
