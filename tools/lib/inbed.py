@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0 OR MIT
-"""A command in a bed, as a child of ours. Used by badinput, bench, costs, crate-tests, guests, kvm-selftests,
-machine-check, models, msrs."""
+"""A command in a bed, as a child of ours.
+
+Used by badinput, bench, costs, crate-tests, emulation, guests, kvm-selftests, machine-check, models, msrs.
+"""
 
 import subprocess
 
