@@ -390,6 +390,11 @@ TEST(strings_of_ports_and_devices)
 	memcpy(io_data(&vm), "fghi", 4);
 	expect_mmio(&vm, true, 0x10, 2);
 	CHECK(!memcmp(vm.run->mmio.data, "fg", 2));
+	/* KVM forgets the second item and inputs another one. */
+	if (!is_rvmm()) {
+		expect_port(&vm, false, 2, 1);
+		memcpy(io_data(&vm), "hi", 2);
+	}
 	expect_mmio(&vm, true, 0xe, 2);
 	CHECK(!memcmp(vm.run->mmio.data, "hi", 2));
 	for (unsigned int i = 0; i < 2; i++) {
