@@ -73,7 +73,8 @@ impl Runner<'_> {
         self.ask_io(false, io.width, io.port, 1)
     }
 
-    /// [`Runner::io`] of an instruction that has not exited by itself: as in KVM an OUT is over when user space sees it.
+    /// [`Runner::io`] of an instruction that has not exited by itself: as in KVM an OUT is over when user space sees
+    /// it.
     pub(super) fn emulated_io(&mut self, io: &Io) -> Step {
         let step = self.io(io, None);
         if matches!(self.s.pending.completion, Completion::PortOut) {
