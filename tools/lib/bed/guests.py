@@ -545,11 +545,11 @@ def migrate_live():
 @test("hotplug-cpu", *BIG_FILES)
 def hotplug_cpu():
     model = smp_model()
-    with linux(BIG, cpus="1,maxcpus=3", cpu=model) as guest:
+    with linux(BIG, cpus="1,cores=3,maxcpus=3", cpu=model) as guest:
         up(guest, BIG)
         for n in (1, 2):
             guest.qmp("device_add", driver=f"{model}-x86_64-cpu", id=f"c{n}", **{
-                "socket-id": n, "die-id": 0, "module-id": 0, "core-id": 0, "thread-id": 0})
+                "socket-id": 0, "die-id": 0, "module-id": 0, "core-id": n, "thread-id": 0})
             guest.shell(f"until [ -e /sys/devices/system/cpu/cpu{n} ]; do sleep 1; done; sleep 1; "
                         f"cd /sys/devices/system/cpu/cpu{n}; [ $(cat online) = 1 ] || echo 1 > online")
             guest.shell(f"taskset {1 << n:x} sh -c 'seq 1 500 | wc -l'")
@@ -557,15 +557,21 @@ def hotplug_cpu():
         guest.shell("while [ -e /sys/devices/system/cpu/cpu2 ]; do sleep 1; done")
 
 
+def memory_of(guest):
+    """KiB that the guest says it has. What it is asked may be echoed."""
+    return int(guest.shell("sed -n 's/MemTotal: *\\([0-9]*\\).*/\\1/p' /proc/meminfo").split()[-1])
+
+
 @test("hotplug-memory", *BIG_FILES)
 def hotplug_memory():
     with linux(BIG, memory="256,slots=2,maxmem=1G", append="memhp_default_state=online") as guest:
         up(guest, BIG)
-        before = int(guest.shell("sed -n 's/MemTotal: *\\([0-9]*\\).*/\\1/p' /proc/meminfo"))
+        before = memory_of(guest)
         guest.qmp("object-add", **{"qom-type": "memory-backend-memfd", "id": "m", "size": 128 << 20})
         guest.qmp("device_add", driver="pc-dimm", id="d", memdev="m")
         for _ in range(60):
-            now = int(guest.shell("sleep 1; sed -n 's/MemTotal: *\\([0-9]*\\).*/\\1/p' /proc/meminfo"))
+            time.sleep(1)
+            now = memory_of(guest)
             if now >= before + (100 << 10):
                 break
         else:
