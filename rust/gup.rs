@@ -96,16 +96,27 @@ pub fn get_user_page_fast_only(hva: usize, write: bool) -> Option<PageRef> {
 /// Errors: `EFAULT` when nothing is mapped there, it may not be accessed so, or it has no page structure
 /// (see [`follow_pfnmap`]); `EHWPOISON`; `EINTR` on a pending signal; `ENOMEM`.
 pub fn get_user_page(hva: usize, write: bool) -> Result<PageRef> {
+    find_user_page(hva, write, bindings::RVMM_FOLL_INTERRUPTIBLE)?.ok_or(EFAULT)
+}
+
+/// As [`get_user_page`], but `None` where that would have to wait: for input, for another task, for user space. What
+/// can be done without is done: memory is allocated, but not waited for.
+pub fn get_user_page_nowait(hva: usize, write: bool) -> Result<Option<PageRef>> {
+    find_user_page(hva, write, bindings::RVMM_FOLL_NOWAIT)
+}
+
+/// The page, with `how` of FOLL_* besides; `None`: the kernel has given none.
+fn find_user_page(hva: usize, write: bool, how: u32) -> Result<Option<PageRef>> {
     if let Some(page) = get_user_page_fast_only(hva, true) {
-        return Ok(page);
+        return Ok(Some(page));
     }
     if !write {
         if let Some(page) = get_user_page_fast_only(hva, false) {
-            return Ok(page);
+            return Ok(Some(page));
         }
     }
 
-    let mut flags = bindings::RVMM_FOLL_HWPOISON | bindings::RVMM_FOLL_INTERRUPTIBLE;
+    let mut flags = bindings::RVMM_FOLL_HWPOISON | how;
     if write {
         flags |= bindings::RVMM_FOLL_WRITE;
     }
@@ -119,28 +130,20 @@ pub fn get_user_page(hva: usize, write: bool) -> Result<PageRef> {
             code => Error::from_errno(code),
         });
     }
+    let Some(page) = NonNull::new(page) else {
+        return Ok(None);
+    };
     let page = PageRef {
-        page: NonNull::new(page).ok_or(EFAULT)?,
+        page,
         writable: write,
     };
     if !write {
         // The fault may have left a page that can be written as it is.
         if let Some(again) = get_user_page_fast_only(hva, true) {
-            return Ok(again);
+            return Ok(Some(again));
         }
     }
-    Ok(page)
-}
-
-/// Whether [`get_user_page`] would have to wait: for input, for another task, for user space. What can be done without
-/// is done now: memory is allocated, but not waited for.
-pub fn would_wait(hva: usize, write: bool) -> bool {
-    let mut flags = bindings::RVMM_FOLL_NOWAIT;
-    if write {
-        flags |= bindings::RVMM_FOLL_WRITE;
-    }
-    // SAFETY: No page is asked for; the function checks the address and takes the mmap lock.
-    unsafe { bindings::get_user_pages_unlocked(hva, 1, null_mut(), flags) == 0 }
+    Ok(Some(page))
 }
 
 /// Size of the leaf in the host's page table.

@@ -472,10 +472,8 @@ impl HostPage {
     /// dirty then, as in KVM: programs rely on the page of code that ran being in the log.
     #[inline]
     fn find(mm: &Mm, hva: usize, how: Access) -> Result<Self, FaultOutcome> {
-        let Access {
-            write, readonly, ..
-        } = how;
-        let want_write = write || !readonly;
+        let write = how.write;
+        let want_write = write || !how.readonly;
         let fast = if want_write {
             gup::get_user_page_fast_only(hva, true)
         } else {
@@ -483,10 +481,10 @@ impl HostPage {
         };
         let page = match fast {
             Some(p) => Ok(p),
-            None if !how.may_wait && gup::would_wait(hva, write) => {
-                return Err(FaultOutcome::Awaited(hva))
-            }
-            None => gup::get_user_page(hva, write),
+            None if how.may_wait => gup::get_user_page(hva, write),
+            None => gup::get_user_page_nowait(hva, write)
+                .transpose()
+                .ok_or(FaultOutcome::Awaited(hva))?,
         };
         let (counted, pfn, writable, ram) = match page {
             Ok(p) => {

@@ -139,7 +139,7 @@ impl AsyncPf {
         asked.has_news()
     }
 
-    /// As [`Asked::next`].
+    /// As [`Asked::next_token`].
     pub(crate) fn next(&mut self) -> Option<u32> {
         self.asked.as_mut()?.next_token()
     }

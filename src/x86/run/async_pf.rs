@@ -11,7 +11,7 @@ use crate::x86::cpu::events::vector;
 use crate::x86::cpu::regs::cr0;
 use crate::x86::exit::{Exception, NestedFault};
 use crate::x86::irqchip::msg::Vector;
-use crate::x86::pv::asked::{area, enable, Fault, Known, Way};
+use crate::x86::pv::asked::{area, Fault, Known, Way};
 use crate::x86::pv::steal;
 use crate::x86::shared::request;
 use crate::x86::vcpu::state::MpState;
@@ -19,9 +19,8 @@ use crate::x86::vendor::{Groups, VcpuBackend};
 
 impl Runner<'_> {
     /// How a fault goes on where the host has to wait for the page.
-    pub(super) fn way_of_fault(&mut self) -> Way {
-        let enable = self.s.pv.async_pf_en();
-        if !enable::is_on(enable) || self.s.apic.lapic.is_none() || self.s.smm.is_active() {
+    fn way_of_fault(&mut self) -> Way {
+        if self.s.apic.lapic.is_none() || self.s.smm.is_active() {
             return Way::Synchronous;
         }
         let e = &self.s.events;
@@ -30,7 +29,7 @@ impl Runner<'_> {
         self.s.load(Groups::CTRL);
         let hlt = u64::from(k::KVM_X86_DISABLE_EXITS_HLT);
         let fault = Fault {
-            enable,
+            enable: self.s.pv.async_pf_en(),
             interruptible: self.s.gate().interrupt_open(),
             busy,
             paging: self.s.cpu.sregs.cr0 & cr0::PG != 0,
@@ -41,9 +40,13 @@ impl Runner<'_> {
     }
 
     /// The host has to wait for the page of `f`, which is at user address `hva`: has it brought, and the guest goes on
-    /// by `way`. False: the vCPU has to wait for it.
+    /// meanwhile. False: the vCPU has to wait for it.
     #[cold]
-    pub(super) fn send_for(&mut self, f: &NestedFault, hva: usize, way: Way) -> bool {
+    pub(super) fn send_for(&mut self, f: &NestedFault, hva: usize) -> bool {
+        let way = self.way_of_fault();
+        if way == Way::Synchronous {
+            return false;
+        }
         let frame = f.gpa.0 >> 12;
         match self.s.apf.look(frame) {
             Known::Unavailable => return false,

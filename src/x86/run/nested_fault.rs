@@ -12,7 +12,6 @@ use crate::mem::fault::FaultOutcome;
 use crate::x86::emul::Op;
 use crate::x86::exit::NestedFault;
 use crate::x86::irqchip::lapic::base;
-use crate::x86::pv::asked::Way;
 use crate::x86::vcpu::mmio::Accessed;
 use crate::x86::vcpu::state::Completion;
 use crate::x86::vendor::{Stay, VcpuBackend};
@@ -138,17 +137,20 @@ impl Runner<'_> {
                 return Some(step);
             }
         }
-        let way = self.way_of_fault();
-        let mut outcome = self.fault(f, way == Way::Synchronous);
+        let mut outcome = self.fault(f, !self.s.pv.async_pf_is_on());
         if let Ok(FaultOutcome::Awaited(hva)) = outcome {
-            if self.send_for(f, hva, way) {
+            if self.send_for(f, hva) {
                 return Some(Step::Again);
             }
             outcome = self.fault(f, true);
         }
         let step = match outcome {
-            Ok(FaultOutcome::Awaited(_)) => Step::Again,
-            Ok(FaultOutcome::Mapped | FaultOutcome::Retry | FaultOutcome::Poisoned) => Step::Again,
+            Ok(
+                FaultOutcome::Mapped
+                | FaultOutcome::Retry
+                | FaultOutcome::Awaited(_)
+                | FaultOutcome::Poisoned,
+            ) => Step::Again,
             Ok(FaultOutcome::BadUserMemory) => self.memory_fault(f.gpa, 0, EFAULT),
             Ok(FaultOutcome::Unsaved) => self.unsaved(f.gpa),
             Ok(FaultOutcome::Mmio) if self.s.events.interrupted.is_some() => {
