@@ -6,7 +6,6 @@
 use super::{Runner, Step};
 use crate::abi::exits;
 use crate::x86::cpu::events;
-use crate::x86::cpu::regs::rflags;
 use crate::x86::exit::{EventKind, Exception};
 use crate::x86::vcpu::debug;
 use crate::x86::vendor::{Stay, VcpuBackend};
@@ -78,14 +77,7 @@ impl Runner<'_> {
                         self.s.events.interrupted = Some(ev);
                     }
                 }
-                self.s.events.exception = Some(e);
-                // AMD's processors set it neither at the exit nor when the event is injected.
-                if events::reporting(e.vector) == events::Reporting::Fault {
-                    self.s.cpu.regs.rflags |= rflags::RF;
-                }
-                if e.vector == events::vector::PF {
-                    self.s.cpu.sregs.cr2 = e.payload;
-                }
+                self.s.put_exception(e);
                 Step::Again
             }
             Err(events::TripleFault) => self.shutdown(),

@@ -29,17 +29,23 @@ impl State {
     pub(crate) fn raise(&mut self, e: Exception) -> bool {
         match events::raise(self.events.exception, e) {
             Ok(e) => {
-                if e.vector == events::vector::PF {
-                    self.cpu.sregs.cr2 = e.payload;
-                }
-                if events::reporting(e.vector) == events::Reporting::Fault {
-                    self.cpu.regs.rflags |= rflags::RF;
-                }
-                self.events.exception = Some(e);
+                self.put_exception(e);
                 true
             }
             Err(events::TripleFault) => false,
         }
+    }
+
+    /// The next entry delivers this exception. RF is set here: AMD's processors do it neither at the exit of an
+    /// intercepted fault nor when the event is injected.
+    pub(crate) fn put_exception(&mut self, e: Exception) {
+        if e.vector == events::vector::PF {
+            self.cpu.sregs.cr2 = e.payload;
+        }
+        if events::reporting(e.vector) == events::Reporting::Fault {
+            self.cpu.regs.rflags |= rflags::RF;
+        }
+        self.events.exception = Some(e);
     }
 
     /// A #DB that waits changes DR6 now instead of at its delivery: for a user space that saves exceptions without
