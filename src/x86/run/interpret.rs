@@ -112,6 +112,6 @@ impl Runner<'_> {
             input,
             string: false,
         };
-        self.emulated_io(&io)
+        self.port(&io, None, true)
     }
 }

@@ -26,6 +26,13 @@ impl Runner<'_> {
             self.s.pending.io_port = Some((io.port, io.width));
             return self.decode_and_emulate(None, None, |op| matches!(op, Op::Ins | Op::Outs));
         }
+        self.port(io, stay, false)
+    }
+
+    /// IN and OUT. `early`: an OUT is over when user space sees it, as in KVM that of an instruction that has not
+    /// exited by itself.
+    #[inline]
+    pub(super) fn port(&mut self, io: &Io, stay: Option<&Stay<'_>>, early: bool) -> Step {
         if io.input {
             if let Some(value) = self.vm.chip.pio_read(io.port, io.width) {
                 let step = self.skip(&Known::IN, stay);
@@ -52,36 +59,20 @@ impl Runner<'_> {
             // allocated the page.
             let _ = self.run.write(PIO_PAGE, value);
         }
-        if !io.input && io.port == 0x7e && self.vm.caps.quirk(k::KVM_X86_QUIRK_OUT_7E_INC_RIP) {
-            // The BIOS's port: the instruction is over before user space sees it.
-            return self.finished_out(io, stay);
-        }
-        self.s.pending.completion = if io.input {
-            Completion::PortIn(io.width)
+        if io.input {
+            self.s.pending.completion = Completion::PortIn(io.width);
+        } else if early
+            // The BIOS's port.
+            || io.port == 0x7e && self.vm.caps.quirk(k::KVM_X86_QUIRK_OUT_7E_INC_RIP)
+        {
+            let step = self.skip(&Known::OUT, stay);
+            if !matches!(step, Step::Again) {
+                return step;
+            }
         } else {
-            Completion::PortOut
-        };
+            self.s.pending.completion = Completion::PortOut;
+        }
         self.ask_io(io.input, io.width, io.port, 1)
-    }
-
-    /// OUT to user space, whose value is where user space finds it, once the instruction is over.
-    fn finished_out(&mut self, io: &Io, stay: Option<&Stay<'_>>) -> Step {
-        let step = self.skip(&Known::OUT, stay);
-        if !matches!(step, Step::Again) {
-            return step;
-        }
-        self.ask_io(false, io.width, io.port, 1)
-    }
-
-    /// [`Runner::io`] of an instruction that has not exited by itself: as in KVM an OUT is over when user space sees
-    /// it.
-    pub(super) fn emulated_io(&mut self, io: &Io) -> Step {
-        let step = self.io(io, None);
-        if matches!(self.s.pending.completion, Completion::PortOut) {
-            self.s.pending.completion = Completion::Nothing;
-            return self.finished_out(io, None);
-        }
-        step
     }
 
     /// KVM_EXIT_IO.
