@@ -581,16 +581,18 @@ impl Bus for GuestBus<'_, '_> {
 
     fn port_memory_is_ram(&mut self, req: &PortRequest, access: Access) -> Result<bool, Stop> {
         let write = access == Access::Write;
-        let gpa = self.translate(req.la, access)?;
-        let mut ram =
-            lapic_offset(&self.lapic, gpa).is_none() && !self.view.is_device(Gpa(gpa), write);
+        let mut is_ram = |la| {
+            let gpa = self.translate(la, access)?;
+            Ok(lapic_offset(&self.lapic, gpa).is_none() && !self.view.is_device(Gpa(gpa), write))
+        };
+        let ram = is_ram(req.la)?;
         let last = req.la.wrapping_add(u64::from(req.width)).wrapping_sub(1);
-        if (req.la ^ last) & !0xfff != 0 {
-            let gpa = self.translate(last & !0xfff, access)?;
-            ram &= lapic_offset(&self.lapic, gpa).is_none();
-            ram &= !self.view.is_device(Gpa(gpa), write);
-        }
-        Ok(ram)
+        // The second page is looked at in any case: it may fault.
+        Ok(if (req.la ^ last) & !0xfff != 0 {
+            is_ram(last & !0xfff)? && ram
+        } else {
+            ram
+        })
     }
 
     fn port_in_item(&mut self, port: u16, width: u8) -> Option<u32> {
