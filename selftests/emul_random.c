@@ -152,14 +152,9 @@ static void prepare(struct machine *m, enum random_mode mode, bool read_only, bo
 	memset(m->ram, 0xf4, RAM_BYTES);
 	memset(m->ram + G_GDT, 0, 0x1000);
 	memset(m->ram + G_IDT, 0, 0x1000);
-	gdt[SEL_CODE64 >> 3] = 0x00af9b000000ffff;
-	gdt[SEL_DATA >> 3] = 0x00cf93000000ffff;
-	gdt[SEL_CODE32 >> 3] = 0x00cf9b000000ffff;
-	gdt[SEL_CODE16 >> 3] = 0x00009b000000ffff | (uint64_t)G_CODE << 16;
-	gdt[SEL_TSS >> 3] = 0x00008b0000000067 | (uint64_t)G_TSS << 16;
-	gdt[SEL_USER_DATA >> 3] = 0x00cff3000000ffff;
-	gdt[SEL_USER_CODE64 >> 3] = 0x00affb000000ffff;
-	gdt[SEL_DATA16 >> 3] = 0x100093000000ffff;
+	write_gdt(m->ram);
+	gdt[SEL_CODE16 >> 3] |= (uint64_t)G_CODE << 16;
+	gdt[SEL_DATA16 >> 3] |= (uint64_t)WINDOW << 32;
 	memset(m->ram + G_TSS, 0, 0x68);
 	if (mode >= LONG) {
 		*(uint64_t *)(m->ram + G_TSS + 4) = G_STACK;

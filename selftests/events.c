@@ -297,9 +297,7 @@ GUEST64(nmi_guest,
 
 static void nmi_handler(struct vm *vm)
 {
-	uint64_t *idt = (uint64_t *)(vm->mem + G_IDT), handler = G_CODE + 0x100;
-
-	idt[4] = (handler & 0xffff) | (uint64_t)SEL_CODE64 << 16 | 0x8e00ull << 32 | (handler >> 16) << 48;
+	vm_gate(vm, 2, 0, G_CODE + 0x100);
 }
 
 TEST(nmi)
@@ -455,7 +453,7 @@ GUEST64(alignment,
 TEST(alignment_check)
 {
 	struct kvm_sregs s;
-	uint64_t halt, *idt;
+	uint64_t halt;
 	struct vm vm;
 
 	if (is_tcg())
@@ -468,8 +466,7 @@ TEST(alignment_check)
 	/* The gate goes to an HLT. */
 	halt = G_CODE + 0x500;
 	vm.mem[halt] = 0xf4;
-	idt = (uint64_t *)(vm.mem + G_IDT);
-	idt[34] = (halt & 0xffff) | (uint64_t)SEL_CODE64 << 16 | 0x8e00ull << 32 | (halt >> 16) << 48;
+	vm_gate(&vm, 17, 0, halt);
 	vm_expect(&vm, KVM_EXIT_HLT);
 	CHECK_EQ(vm_regs(&vm).rip, halt + 1);
 	CHECK_EQ(*(uint64_t *)(vm.mem + G_STACK - 0x1000 - 48), 0);

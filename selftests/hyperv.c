@@ -42,15 +42,6 @@ GUEST64(wrmsrs,
 /* VMCALL; the byte after it is the vendor's. */
 GUEST64(calls, "out %al, $0x0f; 1: .byte 0x0f, 0x01, 0xc1; out %al, $0x10; jmp 1b\n");
 
-static struct kvm_cpuid2 *hyperv_cpuid(int fd)
-{
-	struct kvm_cpuid2 *table = calloc(1, sizeof(*table) + 32 * sizeof(table->entries[0]));
-
-	table->nent = 32;
-	OK(ioctl(fd, KVM_GET_SUPPORTED_HV_CPUID, table));
-	return table;
-}
-
 /* A VM whose CPUID is Hyper-V's from 40000000H on. */
 static void new_vm(struct vm *vm, const unsigned char *code, const unsigned char *end)
 {
@@ -59,16 +50,7 @@ static void new_vm(struct vm *vm, const unsigned char *code, const unsigned char
 	if (ioctl(kvm, KVM_CHECK_EXTENSION, KVM_CAP_SYS_HYPERV_CPUID) <= 0)
 		skip("no Hyper-V");
 	vm_new_irqchip(vm, 4 * MIB);
-
-	struct kvm_cpuid2 *from = supported_cpuid(kvm), *hv = hyperv_cpuid(kvm);
-	struct kvm_cpuid2 *table = calloc(1, sizeof(*table) + 256 * sizeof(table->entries[0]));
-
-	for (unsigned int i = 0; i < from->nent; i++)
-		if (from->entries[i].function >> 30 != 1)
-			table->entries[table->nent++] = from->entries[i];
-	for (unsigned int i = 0; i < hv->nent; i++)
-		table->entries[table->nent++] = hv->entries[i];
-	OK(ioctl(vm->vcpu, KVM_SET_CPUID2, table));
+	set_hyperv_cpuid(kvm, vm->vcpu);
 	close(kvm);
 	OK(enable_cap(vm->vcpu, KVM_CAP_HYPERV_SYNIC2, 0));
 	vm_long(vm, code, end);

@@ -423,10 +423,9 @@ TEST(system_call)
 	*(uint32_t *)(vm.mem + G_DATA + 0x1000) = 0xbbbb;
 	/* #UD ends the ring-3 part: straight to the kernel's HLT. */
 	vm_log(&vm)->resume = 0;
-	uint64_t *idt = (uint64_t *)(vm.mem + G_IDT);
 	uint64_t halt = G_CODE + (system_call_end - system_call) - 1;
 
-	idt[12] = (halt & 0xffff) | (uint64_t)SEL_CODE64 << 16 | 0x8e00ull << 32 | (halt >> 16) << 48;
+	vm_gate(&vm, 6, 0, halt);
 	vm_expect(&vm, KVM_EXIT_HLT);
 	r = vm_regs(&vm);
 	CHECK_EQ(r.rbx, 0xaaaa);

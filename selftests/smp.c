@@ -50,13 +50,10 @@ GUEST64(ticking,
 static void smp_vm(struct vm *vm, struct vm *vcpus, unsigned int n, const unsigned char *code, const unsigned char *end)
 {
 	struct kvm_mp_state mp = { KVM_MP_STATE_RUNNABLE };
-	uint64_t *idt;
 
 	vm_init_irqchip(vm, 4 * MIB);
 	vm_long_memory(vm);
-	idt = (uint64_t *)(vm->mem + G_IDT);
-	idt[2 * VECTOR] = (G_SMP_HANDLER & 0xffff) | (uint64_t)SEL_CODE64 << 16 | 0x8e00ull << 32 |
-			  (uint64_t)(G_SMP_HANDLER >> 16) << 48;
+	vm_gate(vm, VECTOR, 0, G_SMP_HANDLER);
 	memcpy(vm->mem + G_SMP_CODE, code, end - code);
 	memcpy(vm->mem + G_SMP_HANDLER, smp_handler, smp_handler_end - smp_handler);
 	for (unsigned int i = 0; i < n; i++) {

@@ -125,6 +125,31 @@ struct kvm_cpuid_entry2 *cpuid_entry(struct kvm_cpuid2 *table, uint32_t function
 	return NULL;
 }
 
+struct kvm_cpuid2 *hyperv_cpuid(int fd)
+{
+	struct kvm_cpuid2 *table = calloc(1, sizeof(*table) + 32 * sizeof(table->entries[0]));
+
+	table->nent = 32;
+	OK(ioctl(fd, KVM_GET_SUPPORTED_HV_CPUID, table));
+	return table;
+}
+
+void set_hyperv_cpuid(int kvm, int vcpu)
+{
+	struct kvm_cpuid2 *from = supported_cpuid(kvm), *hv = hyperv_cpuid(kvm);
+	struct kvm_cpuid2 *table = calloc(1, sizeof(*table) + 256 * sizeof(table->entries[0]));
+
+	for (unsigned int i = 0; i < from->nent; i++)
+		if (from->entries[i].function >> 30 != 1)
+			table->entries[table->nent++] = from->entries[i];
+	for (unsigned int i = 0; i < hv->nent; i++)
+		table->entries[table->nent++] = hv->entries[i];
+	OK(ioctl(vcpu, KVM_SET_CPUID2, table));
+	free(table);
+	free(hv);
+	free(from);
+}
+
 void set_supported_cpuid(int kvm, int vcpu)
 {
 	struct kvm_cpuid2 *table = supported_cpuid(kvm);
@@ -272,9 +297,9 @@ static struct kvm_segment flat(uint16_t selector, uint8_t type, bool is_long, bo
 	};
 }
 
-static void write_gdt(struct vm *vm)
+void write_gdt(uint8_t *memory)
 {
-	uint64_t *gdt = (uint64_t *)(vm->mem + G_GDT);
+	uint64_t *gdt = (uint64_t *)(memory + G_GDT);
 
 	memset(gdt, 0, 0x100);
 	gdt[SEL_CODE64 >> 3] = 0x00af9b000000ffff;
@@ -293,7 +318,7 @@ void vm_prot(struct vm *vm, const unsigned char *code, const unsigned char *end)
 	struct kvm_regs r = { .rip = G_CODE, .rflags = 2, .rsp = G_STACK };
 
 	load(vm, code, end);
-	write_gdt(vm);
+	write_gdt(vm->mem);
 	s.cs = flat(SEL_CODE32, 11, false, true);
 	s.ds = s.es = s.fs = s.gs = s.ss = flat(SEL_DATA, 3, false, true);
 	s.gdt.base = G_GDT;
@@ -338,11 +363,19 @@ static bool pushes_error(unsigned int vector)
 	vector == 29 || vector == 30;
 }
 
+void vm_gate(struct vm *vm, unsigned int vector, unsigned int dpl, uint64_t address)
+{
+	uint64_t *gate = (uint64_t *)(vm->mem + G_IDT) + 2 * vector;
+
+	gate[0] = (address & 0xffff) | (uint64_t)SEL_CODE64 << 16 | (0x8e00ull | dpl << 13) << 32 |
+		  (address >> 16) << 48;
+	gate[1] = 0;
+}
+
 void vm_long_memory(struct vm *vm)
 {
 	uint64_t *pml4 = (uint64_t *)(vm->mem + G_PML4), *pdpt = (uint64_t *)(vm->mem + G_PDPT);
 	uint64_t *pd0 = (uint64_t *)(vm->mem + G_PD0), *pd3 = (uint64_t *)(vm->mem + G_PD3);
-	uint64_t *idt = (uint64_t *)(vm->mem + G_IDT);
 	uint8_t *tss = vm->mem + G_TSS;
 
 	memset(pml4, 0, 4096);
@@ -354,7 +387,7 @@ void vm_long_memory(struct vm *vm)
 		pd0[i] = i << 21 | 0xe7;
 		pd3[i] = (3ull << 30 | i << 21) | 0xe7;
 	}
-	write_gdt(vm);
+	write_gdt(vm->mem);
 	memset(tss, 0, 0x68);
 	*(uint64_t *)(tss + 4) = G_STACK - 0x1000;	/* RSP0 */
 	*(uint64_t *)(tss + 0x24) = G_IST;		/* IST1 */
@@ -372,8 +405,7 @@ void vm_long_memory(struct vm *vm)
 		p += 4;
 		*p++ = 0xe9;		/* jmp handler */
 		*(uint32_t *)p = G_HANDLER - (address + (p - stub) + 4);
-		idt[2 * v] = (address & 0xffff) | (uint64_t)SEL_CODE64 << 16 | 0xee00ull << 32 | (address >> 16) << 48;
-		idt[2 * v + 1] = 0;
+		vm_gate(vm, v, 3, address);
 	}
 	memcpy(vm->mem + G_HANDLER, guest_handler, guest_handler_end - guest_handler);
 	memset(vm->mem + G_LOG, 0, sizeof(struct guest_log));

@@ -62,6 +62,9 @@ int try_slot(int fd, unsigned int slot, unsigned int flags, uint64_t gpa, uint64
 struct kvm_cpuid2 *supported_cpuid(int kvm);
 struct kvm_cpuid_entry2 *cpuid_entry(struct kvm_cpuid2 *table, uint32_t function, uint32_t index);
 void set_supported_cpuid(int kvm, int vcpu);
+/* Hyper-V's leaves, which KVM offers from 40000000H on; the same in the place of KVM's own, for a vCPU. */
+struct kvm_cpuid2 *hyperv_cpuid(int fd);
+void set_hyperv_cpuid(int kvm, int vcpu);
 
 /*
  * Copies code to G_CODE and puts the vCPU in front of it: real mode, flat 32-bit protected mode, 64-bit mode with
@@ -75,6 +78,10 @@ void vm_long(struct vm *vm, const unsigned char *code, const unsigned char *end)
 #define VM_LONG(vm, name) vm_long(vm, name, name##_end)
 /* The structures of 64-bit guests, without touching the vCPU; the vCPU's part. */
 void vm_long_memory(struct vm *vm);
+/* The descriptors of SEL_*, at G_GDT of a guest's memory. */
+void write_gdt(uint8_t *memory);
+/* The interrupt gate of a vector, for software of that privilege level as well. */
+void vm_gate(struct vm *vm, unsigned int vector, unsigned int dpl, uint64_t address);
 void vm_long_state(struct vm *vm);
 /* A new VM of 4 MiB in 64-bit mode, ready to run the code. */
 #define VM_NEW_LONG(vm, name) do { vm_new(vm, 4 * MIB); VM_LONG(vm, name); } while (0)
