@@ -5,13 +5,13 @@
  */
 #define _GNU_SOURCE
 #include "assign.h"
+#include "log.h"
 #include <pthread.h>
 #include <signal.h>
 
 #define SLOT 2
 #define SLOT_ADDRESS 0x8000000
 #define PAGES 128
-#define RING_BYTES 65536
 
 /* Stores to the lower halves of the first pages; counts. */
 GUEST64(storer,
@@ -20,14 +20,11 @@ GUEST64(storer,
 	"mov %rax, %rdi; shr $40, %rdi; and $63, %edi; shl $12, %edi\n"
 	"mov %rax, " STR(SLOT_ADDRESS) "(%rdi); incq (%rbx); jmp 1b\n");
 
-enum way { BITMAP, MANUAL, INITIALLY_SET, RING };
-
 struct copy {
 	struct vm vm;
 	enum way way;
 	uint8_t *memory, *shadow;
-	struct kvm_dirty_gfn *ring;
-	unsigned int next;	/* entry of the ring */
+	struct ring ring;
 	unsigned int copied;
 };
 
@@ -51,14 +48,6 @@ static void *run_storer(void *argument)
 	return NULL;
 }
 
-static void *map(size_t bytes)
-{
-	void *memory = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-
-	REQUIRE(memory != MAP_FAILED);
-	return memory;
-}
-
 static void copy_page(struct copy *c, unsigned int page)
 {
 	memcpy(c->shadow + page * PAGE, c->memory + page * PAGE, PAGE);
@@ -72,18 +61,13 @@ static unsigned int collect(struct copy *c)
 	struct kvm_dirty_log log = { .slot = SLOT, .dirty_bitmap = bitmap };
 	struct kvm_clear_dirty_log clear = { .slot = SLOT, .num_pages = PAGES, .dirty_bitmap = bitmap };
 	unsigned int before = c->copied, n = 0;
-	uint64_t taken[RING_BYTES / 16];
+	uint64_t taken[RING_ENTRIES];
+	struct kvm_dirty_gfn entry;
 
-	if (c->way == RING) {
-		for (;; n++) {
-			struct kvm_dirty_gfn *entry = &c->ring[c->next % (RING_BYTES / 16)];
-
-			if (!(__atomic_load_n(&entry->flags, __ATOMIC_ACQUIRE) & KVM_DIRTY_GFN_F_DIRTY))
-				break;
-			REQUIRE(entry->slot == SLOT && entry->offset < PAGES && n < ARRAY_SIZE(taken));
-			taken[n] = entry->offset;
-			__atomic_store_n(&entry->flags, KVM_DIRTY_GFN_F_RESET, __ATOMIC_RELEASE);
-			c->next++;
+	if (c->way == RING_AND_BITMAP) {
+		for (; harvest(&c->ring, &entry); n++) {
+			REQUIRE(entry.slot == SLOT && entry.offset < PAGES && n < ARRAY_SIZE(taken));
+			taken[n] = entry.offset;
 		}
 		CHECK_EQ(OK(ioctl(c->vm.fd, KVM_RESET_DIRTY_RINGS, 0)), n);
 		while (n)
@@ -106,26 +90,14 @@ static void prepare(struct copy *c)
 	struct vm *vm = &c->vm;
 
 	vm_init(vm, 4 * MIB);
-	if (c->way == RING) {
-		OK(try_slot(vm->fd, 0, 0, 0, 0, NULL));
-		OK(enable_cap(vm->fd, KVM_CAP_DIRTY_LOG_RING, RING_BYTES));
-		OK(enable_cap(vm->fd, KVM_CAP_DIRTY_LOG_RING_WITH_BITMAP, 0));
-		vm_slot(vm, 0, 0, 0, vm->bytes, vm->mem);
-	} else if (c->way != BITMAP) {
-		OK(enable_cap(vm->fd, KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2, c->way == MANUAL ?
-			      KVM_DIRTY_LOG_MANUAL_PROTECT_ENABLE :
-			      KVM_DIRTY_LOG_MANUAL_PROTECT_ENABLE | KVM_DIRTY_LOG_INITIALLY_SET));
-	}
+	choose_log(vm, c->way);
 	vm_add_vcpu(vm, 0);
 	VM_LONG(vm, storer);
 	c->memory = map(PAGES * PAGE);
 	c->shadow = map(PAGES * PAGE);
 	vm_slot(vm, SLOT, 0, SLOT_ADDRESS, PAGES * PAGE, c->memory);
-	if (c->way != RING)
-		return;
-	c->ring = mmap(NULL, RING_BYTES, PROT_READ | PROT_WRITE, MAP_SHARED, vm->vcpu,
-		       KVM_DIRTY_LOG_PAGE_OFFSET * 4096);
-	REQUIRE(c->ring != MAP_FAILED);
+	if (c->way == RING_AND_BITMAP)
+		c->ring.entries = map_ring(vm);
 }
 
 /* From this offset on each page is as it was copied last. */
@@ -214,7 +186,7 @@ TEST_SECONDS(copy_of_all_at_first, 120)
 
 TEST_SECONDS(copy_by_ring_and_bitmap, 120)
 {
-	copy_while_written(RING);
+	copy_while_written(RING_AND_BITMAP);
 }
 
 /* What is in the log, and what is not: slots that the device does not reach, a log that begins later. */

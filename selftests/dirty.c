@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 /* Dirty rings (api.rst 8.29), and whether a dirty log, of either kind, misses a write. */
 #define _GNU_SOURCE
-#include "vm.h"
+#include "log.h"
 #include <pthread.h>
 #include <signal.h>
 
@@ -10,20 +10,11 @@
 #define TEST_GPA ((uint64_t)TEST_ADDRESS)
 #define PAGE 4096ull
 
-/* Enough for the entries that are kept free where the processor logs writes by itself. */
-#define RING_ENTRIES 1024u
-#define RING_BYTES (RING_ENTRIES * sizeof(struct kvm_dirty_gfn))
 #define MOST_ENTRIES 65536u
 /* So many are kept free at most. */
 #define RESERVED (64u + 512u)
 
 #define WALL_CLOCK_NEW 0x4b564d00u
-
-/* A ring as user space sees it, and the next entry to read. */
-struct ring {
-	struct kvm_dirty_gfn *entries;
-	uint32_t next;
-};
 
 /* Whether this is KVM, with the processor logging writes. */
 static bool kvm_has_pml(void)
@@ -39,54 +30,17 @@ static bool kvm_has_pml(void)
 	return !is_rvmm() && on == 'Y';
 }
 
-static uint8_t *map(size_t bytes)
-{
-	uint8_t *m = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-
-	REQUIRE(m != MAP_FAILED);
-	return m;
-}
-
-static struct kvm_dirty_gfn *map_ring(struct vm *vm)
-{
-	void *m = mmap(NULL, RING_BYTES, PROT_READ | PROT_WRITE, MAP_SHARED, vm->vcpu,
-		       KVM_DIRTY_LOG_PAGE_OFFSET * PAGE);
-
-	REQUIRE(m != MAP_FAILED);
-	return m;
-}
-
-static void need_rings(struct vm *vm)
-{
-	if (!has_extension(vm->kvm, KVM_CAP_DIRTY_LOG_RING))
-		skip("no dirty rings");
-}
-
 /* A VM with rings, a slot of `pages` that is logged, and a vCPU that is about to run `code`. */
 static uint8_t *with_ring(struct vm *vm, struct ring *ring, uint64_t pages)
 {
 	uint8_t *m = map(pages * PAGE);
 
 	vm_init(vm, 4 * MIB);
-	need_rings(vm);
-	OK(enable_cap(vm->fd, KVM_CAP_DIRTY_LOG_RING, RING_BYTES));
+	choose_log(vm, RING);
 	vm_add_vcpu(vm, 0);
 	vm_slot(vm, TEST_SLOT, KVM_MEM_LOG_DIRTY_PAGES, TEST_GPA, pages * PAGE, m);
 	*ring = (struct ring){ .entries = map_ring(vm) };
 	return m;
-}
-
-/* The next entry, if there is one; it is marked for a reset. */
-static bool harvest(struct ring *ring, struct kvm_dirty_gfn *entry)
-{
-	struct kvm_dirty_gfn *e = &ring->entries[ring->next % RING_ENTRIES];
-
-	if (__atomic_load_n(&e->flags, __ATOMIC_ACQUIRE) != KVM_DIRTY_GFN_F_DIRTY)
-		return false;
-	*entry = *e;
-	__atomic_store_n(&e->flags, KVM_DIRTY_GFN_F_RESET, __ATOMIC_RELEASE);
-	ring->next++;
-	return true;
 }
 
 /* cells: 0 address, 1 number of pages; writes to each page, then does an OUT. */
@@ -358,10 +312,7 @@ TEST(ring_and_bitmap)
 		return;
 	vm_free(&vm);
 	vm_init(&vm, 4 * MIB);
-	OK(enable_cap(vm.fd, KVM_CAP_DIRTY_LOG_RING, RING_BYTES));
-	OK(try_slot(vm.fd, 0, 0, 0, 0, NULL));
-	OK(enable_cap(vm.fd, KVM_CAP_DIRTY_LOG_RING_WITH_BITMAP, 0));
-	vm_slot(&vm, 0, 0, 0, vm.bytes, vm.mem);
+	choose_log(&vm, RING_AND_BITMAP);
 	vm_add_vcpu(&vm, 0);
 	ring = (struct ring){ .entries = map_ring(&vm) };
 	vm_slot(&vm, TEST_SLOT, KVM_MEM_LOG_DIRTY_PAGES, TEST_GPA, 256 * PAGE, m);
@@ -578,14 +529,11 @@ static void *run_scatter(void *argument)
 	return NULL;
 }
 
-/* How the pages are found that have been written since the last time. */
-enum kind { BITMAP, MANUAL, RING };
-
 struct copy {
 	struct vm vm[2];
 	struct ring ring[2];
 	uint8_t *memory, *copy;
-	enum kind kind;
+	enum way way;
 	uint64_t pages;
 };
 
@@ -605,7 +553,7 @@ static void collect(struct copy *c)
 	struct kvm_dirty_gfn e;
 	unsigned int n = 0;
 
-	if (c->kind == RING) {
+	if (c->way == RING) {
 		for (int i = 0; i < 2; i++)
 			while (n < ARRAY_SIZE(list) && harvest(&c->ring[i], &e))
 				list[n++] = e.offset;
@@ -615,7 +563,7 @@ static void collect(struct copy *c)
 		return;
 	}
 	OK(ioctl(c->vm[0].fd, KVM_GET_DIRTY_LOG, &log));
-	if (c->kind == MANUAL)
+	if (c->way == MANUAL)
 		OK(ioctl(c->vm[0].fd, KVM_CLEAR_DIRTY_LOG, &clear));
 	for (unsigned int i = 0; i < COPY_PAGES; i++)
 		if (bitmap[i / 64] >> i % 64 & 1)
@@ -626,21 +574,16 @@ static void collect(struct copy *c)
  * Two vCPUs write to all pages in turn, each to words of its own, while their pages are collected and copied. In the
  * end the copy is the memory.
  */
-static void copy_while_written(enum kind kind)
+static void copy_while_written(enum way way)
 {
 	struct sigaction action = { .sa_handler = nothing };
-	struct copy c = { .kind = kind };
+	struct copy c = { .way = way };
 	pthread_t thread[2];
 	unsigned int wrong = 0;
 
 	sigaction(SIGUSR1, &action, NULL);
 	vm_init(&c.vm[0], 4 * MIB);
-	if (kind == RING) {
-		need_rings(&c.vm[0]);
-		OK(enable_cap(c.vm[0].fd, KVM_CAP_DIRTY_LOG_RING, RING_BYTES));
-	}
-	if (kind == MANUAL)
-		OK(enable_cap(c.vm[0].fd, KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2, KVM_DIRTY_LOG_MANUAL_PROTECT_ENABLE));
+	choose_log(&c.vm[0], way);
 	vm_add_vcpu(&c.vm[0], 0);
 	VM_LONG(&c.vm[0], scatter);
 	c.vm[1] = vm_second_vcpu(&c.vm[0], 1);
@@ -655,7 +598,7 @@ static void copy_while_written(enum kind kind)
 		r.rbx = G_CELLS + 64 * i;
 		r.r8 = 8 * i;
 		vm_set_regs(&c.vm[i], &r);
-		if (kind == RING)
+		if (way == RING)
 			c.ring[i].entries = map_ring(&c.vm[i]);
 		pthread_create(&thread[i], NULL, run_scatter, &c.vm[i]);
 	}

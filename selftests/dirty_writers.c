@@ -4,7 +4,7 @@
  * changed is in the log, whatever kind of log that is. Nobody else writes to these pages.
  */
 #define _GNU_SOURCE
-#include "vm.h"
+#include "log.h"
 
 #define SLOT 5
 #define SMM_SLOT (1u << 16 | 5)		/* of the second address space */
@@ -12,7 +12,6 @@
 #define SMM_ADDRESS 0x30000
 #define PAGES 16
 #define PAGE 4096
-#define RING_ENTRIES 1024
 
 #define PAGE_AT(n) (ADDRESS + (n) * 0x1000)
 #define ALIAS 0x8000000000		/* mapped by a table that is page 3, to page 4 */
@@ -36,7 +35,6 @@
 #define VECTOR 0x50
 #define HANDLER 0x20000
 
-enum way { BITMAP, MANUAL, INITIALLY_SET, RING, RING_AND_BITMAP };
 static const char *const way_names[] = { "bitmap", "cleared bitmap", "all set at first", "ring", "ring and bitmap" };
 
 struct log {
@@ -45,8 +43,7 @@ struct log {
 	uint32_t slot;
 	uint8_t *memory;
 	uint8_t shadow[PAGES * PAGE];
-	struct kvm_dirty_gfn *ring;
-	unsigned int next;	/* entry of the ring */
+	struct ring ring;
 };
 
 struct writer {
@@ -153,11 +150,7 @@ GUEST64(eoi_handler,
 
 static void prepare_eoi(struct log *log)
 {
-	uint64_t *idt = (uint64_t *)(log->vm.mem + G_IDT);
-
-	idt[2 * VECTOR] = (HANDLER & 0xffff) | (uint64_t)SEL_CODE64 << 16 | 0x8e00ull << 32 |
-			  (uint64_t)(HANDLER >> 16) << 48;
-	idt[2 * VECTOR + 1] = 0;
+	vm_gate(&log->vm, VECTOR, 0, HANDLER);
 	memcpy(log->vm.mem + HANDLER, eoi_handler, eoi_handler_end - eoi_handler);
 }
 
@@ -376,27 +369,6 @@ static const struct writer writers[] = {
 	WRITER("SMI", three_outs, .prepare = prepare_smi, .write = write_smi, .steps = 1, .smm = true),
 };
 
-/* A CPUID with Hyper-V's leaves from 40000000H on. */
-static void set_hyperv(struct log *log, unsigned int version)
-{
-	unsigned int synic = version == 1 ? KVM_CAP_HYPERV_SYNIC : KVM_CAP_HYPERV_SYNIC2;
-	struct kvm_cpuid2 *hv = calloc(1, sizeof(*hv) + 32 * sizeof(hv->entries[0]));
-	struct kvm_cpuid2 *table = calloc(1, sizeof(*table) + 256 * sizeof(table->entries[0]));
-	struct kvm_cpuid2 *from = supported_cpuid(log->vm.kvm);
-
-	hv->nent = 32;
-	OK(ioctl(log->vm.kvm, KVM_GET_SUPPORTED_HV_CPUID, hv));
-	for (unsigned int i = 0; i < from->nent; i++)
-		if (from->entries[i].function >> 30 != 1)
-			table->entries[table->nent++] = from->entries[i];
-	for (unsigned int i = 0; i < hv->nent; i++)
-		table->entries[table->nent++] = hv->entries[i];
-	OK(ioctl(log->vm.vcpu, KVM_SET_CPUID2, table));
-	OK(enable_cap(log->vm.vcpu, synic, 0));
-	free(hv);
-	free(table);
-}
-
 static bool can(int kvm, enum way way, const struct writer *w)
 {
 	if (way >= RING && !has_extension(kvm, KVM_CAP_DIRTY_LOG_RING))
@@ -413,34 +385,22 @@ static void make(struct log *log, const struct writer *w)
 	struct vm *vm = &log->vm;
 
 	vm_init_irqchip(vm, 4 * MIB);
-	if (log->way >= RING) {
-		OK(try_slot(vm->fd, 0, 0, 0, 0, NULL));
-		OK(enable_cap(vm->fd, KVM_CAP_DIRTY_LOG_RING, RING_ENTRIES * sizeof(struct kvm_dirty_gfn)));
-		if (log->way == RING_AND_BITMAP)
-			OK(enable_cap(vm->fd, KVM_CAP_DIRTY_LOG_RING_WITH_BITMAP, 0));
-		vm_slot(vm, 0, 0, 0, vm->bytes, vm->mem);
-	} else if (log->way != BITMAP) {
-		OK(enable_cap(vm->fd, KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2, log->way == MANUAL ?
-			      KVM_DIRTY_LOG_MANUAL_PROTECT_ENABLE :
-			      KVM_DIRTY_LOG_MANUAL_PROTECT_ENABLE | KVM_DIRTY_LOG_INITIALLY_SET));
-	}
+	choose_log(vm, log->way);
 	vm_add_vcpu(vm, 0);
-	if (w->hyperv)
-		set_hyperv(log, w->hyperv);
+	if (w->hyperv) {
+		set_hyperv_cpuid(vm->kvm, vm->vcpu);
+		OK(enable_cap(vm->vcpu, w->hyperv == 1 ? KVM_CAP_HYPERV_SYNIC : KVM_CAP_HYPERV_SYNIC2, 0));
+	}
 	if (w->protected)
 		vm_prot(vm, w->code, w->end);
 	else
 		vm_long(vm, w->code, w->end);
-	log->memory = mmap(NULL, PAGES * PAGE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-	REQUIRE(log->memory != MAP_FAILED);
+	log->memory = map(PAGES * PAGE);
 	memset(log->memory, 0xa5, PAGES * PAGE);
 	log->slot = w->smm ? SMM_SLOT : SLOT;
 	vm_slot(vm, log->slot, KVM_MEM_LOG_DIRTY_PAGES, w->smm ? SMM_ADDRESS : ADDRESS, PAGES * PAGE, log->memory);
-	if (log->way < RING)
-		return;
-	log->ring = mmap(NULL, RING_ENTRIES * sizeof(*log->ring), PROT_READ | PROT_WRITE, MAP_SHARED, vm->vcpu,
-			 KVM_DIRTY_LOG_PAGE_OFFSET * 4096);
-	REQUIRE(log->ring != MAP_FAILED);
+	if (log->way >= RING)
+		log->ring.entries = map_ring(vm);
 }
 
 /* The pages that the log has, one bit each. */
@@ -449,6 +409,7 @@ static uint64_t take(struct log *log)
 	uint64_t bits = 0, pages = 0;
 	struct kvm_dirty_log get = { .slot = log->slot, .dirty_bitmap = &bits };
 	struct kvm_clear_dirty_log clear = { .slot = log->slot, .num_pages = PAGES, .dirty_bitmap = &bits };
+	struct kvm_dirty_gfn entry;
 
 	if (log->way != RING) {
 		OK(ioctl(log->vm.fd, KVM_GET_DIRTY_LOG, &get));
@@ -456,16 +417,11 @@ static uint64_t take(struct log *log)
 	}
 	if (log->way == MANUAL || log->way == INITIALLY_SET)
 		OK(ioctl(log->vm.fd, KVM_CLEAR_DIRTY_LOG, &clear));
-	if (!log->ring)
+	if (log->way < RING)
 		return pages;
-	for (;; log->next++) {
-		struct kvm_dirty_gfn *entry = &log->ring[log->next % RING_ENTRIES];
-
-		if (!(__atomic_load_n(&entry->flags, __ATOMIC_ACQUIRE) & KVM_DIRTY_GFN_F_DIRTY))
-			break;
-		REQUIRE(entry->slot == log->slot && entry->offset < PAGES);
-		pages |= 1ull << entry->offset;
-		__atomic_store_n(&entry->flags, KVM_DIRTY_GFN_F_RESET, __ATOMIC_RELEASE);
+	while (harvest(&log->ring, &entry)) {
+		REQUIRE(entry.slot == log->slot && entry.offset < PAGES);
+		pages |= 1ull << entry.offset;
 	}
 	OK(ioctl(log->vm.fd, KVM_RESET_DIRTY_RINGS, 0));
 	return pages;

@@ -12,7 +12,7 @@
  * Rounds are counted, not seconds. $STRESS_ROUNDS: how many (default 12).
  */
 #define _GNU_SOURCE
-#include "vm.h"
+#include "log.h"
 #include <pthread.h>
 #include <signal.h>
 #include <sys/wait.h>
@@ -112,14 +112,12 @@ GUEST64(handler,
 	"1: pop %rdx; pop %rcx; pop %rax; iretq\n");
 
 enum backing { SMALL, HUGE, SHARED, HUGETLB };
-enum way { BITMAP, MANUAL, INITIALLY_SET, RING, RING_AND_BITMAP };
 
 struct vcpu {
 	struct vm vm;
 	struct stress *stress;
 	pthread_t thread;
-	struct kvm_dirty_gfn *ring;
-	unsigned int next;	/* entry of the ring */
+	struct ring ring;
 };
 
 struct stress {
@@ -131,7 +129,6 @@ struct stress {
 	size_t mapped;
 	struct vcpu vcpu[VCPUS];
 	uint64_t *bitmap;
-	unsigned int ring_entries;
 	uint64_t copied;
 	unsigned int seed;
 };
@@ -204,15 +201,13 @@ static void collect_ring(struct stress *s, struct vcpu *vcpu)
 
 	do {
 		for (count = 0; count < ARRAY_SIZE(taken); count++) {
-			struct kvm_dirty_gfn *entry = &vcpu->ring[vcpu->next % s->ring_entries];
+			struct kvm_dirty_gfn entry;
 
-			if (__atomic_load_n(&entry->flags, __ATOMIC_ACQUIRE) != KVM_DIRTY_GFN_F_DIRTY)
+			if (!harvest(&vcpu->ring, &entry))
 				break;
-			if (entry->slot != SLOT || entry->offset >= s->pages)
-				DIE("ring: slot %u, page %#llx", entry->slot, (unsigned long long)entry->offset);
-			taken[count] = entry->offset;
-			__atomic_store_n(&entry->flags, KVM_DIRTY_GFN_F_RESET, __ATOMIC_RELEASE);
-			vcpu->next++;
+			if (entry.slot != SLOT || entry.offset >= s->pages)
+				DIE("ring: slot %u, page %#llx", entry.slot, (unsigned long long)entry.offset);
+			taken[count] = entry.offset;
 		}
 		REQUIRE_EQ(OK(ioctl(vcpu->vm.fd, KVM_RESET_DIRTY_RINGS, 0)), count);
 		for (size_t i = 0; i < count; i++)
@@ -407,54 +402,15 @@ static void prepare_vcpu(struct stress *s, int index)
 	}
 }
 
-/* Has the log be the way that is wanted; before there is a vCPU. */
-static void choose_way(struct stress *s, struct vm *vm)
-{
-	struct kvm_enable_cap cap = { .cap = KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2 };
-	long bytes;
-
-	if (s->way >= RING) {
-		cap.cap = KVM_CAP_DIRTY_LOG_RING_ACQ_REL;
-		bytes = OK(ioctl(vm->fd, KVM_CHECK_EXTENSION, cap.cap));
-		if (!bytes) {
-			cap.cap = KVM_CAP_DIRTY_LOG_RING;
-			bytes = OK(ioctl(vm->fd, KVM_CHECK_EXTENSION, cap.cap));
-		}
-		if (!bytes)
-			skip("no dirty ring");
-		s->ring_entries = 1024;
-		cap.args[0] = s->ring_entries * sizeof(struct kvm_dirty_gfn);
-		OK(try_slot(vm->fd, 0, 0, 0, 0, NULL));
-		OK(ioctl(vm->fd, KVM_ENABLE_CAP, &cap));
-		if (s->way == RING_AND_BITMAP) {
-			if (!has_extension(vm->kvm, KVM_CAP_DIRTY_LOG_RING_WITH_BITMAP))
-				skip("no bitmap beside rings");
-			OK(enable_cap(vm->fd, KVM_CAP_DIRTY_LOG_RING_WITH_BITMAP, 0));
-		}
-		vm_slot(vm, 0, 0, 0, vm->bytes, vm->mem);
-	} else if (s->way != BITMAP) {
-		cap.args[0] = KVM_DIRTY_LOG_MANUAL_PROTECT_ENABLE;
-		if (s->way == INITIALLY_SET)
-			cap.args[0] |= KVM_DIRTY_LOG_INITIALLY_SET;
-		if ((OK(ioctl(vm->fd, KVM_CHECK_EXTENSION, cap.cap)) & cap.args[0]) != cap.args[0])
-			skip("no such log");
-		OK(ioctl(vm->fd, KVM_ENABLE_CAP, &cap));
-	}
-}
-
 static void make_vm(struct stress *s)
 {
 	struct vm *vm = &s->vcpu[0].vm;
-	uint64_t *idt;
 
 	vm_init_irqchip(vm, 4 * MIB);
-	choose_way(s, vm);
+	choose_log(vm, s->way);
 	vm_add_vcpu(vm, 0);
 	VM_LONG(vm, writer);
-	idt = (uint64_t *)(vm->mem + G_IDT);
-	idt[2 * VECTOR] = (HANDLER & 0xffff) | (uint64_t)SEL_CODE64 << 16 | 0x8e00ull << 32 |
-			  (uint64_t)(HANDLER >> 16) << 48;
-	idt[2 * VECTOR + 1] = 0;
+	vm_gate(vm, VECTOR, 0, HANDLER);
 	memcpy(vm->mem + HANDLER, handler, handler_end - handler);
 	for (int i = 1; i < VCPUS; i++)
 		s->vcpu[i].vm = vm_second_vcpu(vm, i);
@@ -465,9 +421,7 @@ static void make_vm(struct stress *s)
 		prepare_vcpu(s, i);
 		if (s->way < RING)
 			continue;
-		vcpu->ring = mmap(NULL, s->ring_entries * sizeof(*vcpu->ring), PROT_READ | PROT_WRITE, MAP_SHARED,
-				  vcpu->vm.vcpu, KVM_DIRTY_LOG_PAGE_OFFSET * 4096);
-		REQUIRE(vcpu->ring != MAP_FAILED);
+		vcpu->ring.entries = map_ring(&vcpu->vm);
 	}
 	make_alias(s);
 }
