@@ -15,8 +15,8 @@
     machines/   the emulated machines                           bed
     complaints  lines of a kernel's log that fail a run         bed
     monitor     a machine that runs, watched until its end      bed
-    inbed       a command in a bed, as a child                  badinput, bench, crate-tests, kvm-selftests,
-                                                                machine-check, models, msrs
+    inbed       a command in a bed, as a child                  badinput, bench, costs, crate-tests, emulation, guests,
+                                                                kvm-selftests, machine-check, models, msrs
     qemuinbed   QEMU in a bed, driven by Python                 guests, models
     abi         where docs/abi.md differs from KVM              msrs, models
     steps       the kinds of steps that a suite is made of      test

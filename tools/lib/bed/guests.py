@@ -390,23 +390,24 @@ def ovmf():
         guest.ends(300)
 
 
-@test("ovmf-linux", "ovmf.code", "ovmf.vars", "bookworm-amd64.kernel", "bookworm-amd64.initrd", beds=("amd",))
-def ovmf_linux():
-    with linux("bookworm-amd64", *uefi("ovmf.code", "ovmf.vars"), memory=384) as guest:
-        guest.expect(r"EFI stub: ", 900)
+def boots_by_uefi(code, secure, machine, limit):
+    """A kernel up to its userland and down again, by that build of OVMF."""
+    with linux("bookworm-amd64", *uefi(code, "ovmf.vars", secure), memory=384, machine=machine) as guest:
+        guest.expect(r"EFI stub: ", limit)
         up(guest, "bookworm-amd64", limit=900)
         guest.send("poweroff -f\n")
         guest.ends()
+
+
+@test("ovmf-linux", "ovmf.code", "ovmf.vars", "bookworm-amd64.kernel", "bookworm-amd64.initrd", beds=("amd",))
+def ovmf_linux():
+    boots_by_uefi("ovmf.code", "off", "q35", 900)
 
 
 # The build with secure boot does nothing without SMM: all services that write variables are there.
 @test("ovmf-smm", "ovmf-smm.code", "ovmf.vars", "bookworm-amd64.kernel", "bookworm-amd64.initrd", beds=("amd",))
 def ovmf_smm():
-    with linux("bookworm-amd64", *uefi("ovmf-smm.code", "ovmf.vars", "on"), memory=384, machine="q35,smm=on") as guest:
-        guest.expect(r"EFI stub: ", 1800)
-        up(guest, "bookworm-amd64", limit=900)
-        guest.send("poweroff -f\n")
-        guest.ends()
+    boots_by_uefi("ovmf-smm.code", "on", "q35,smm=on", 1800)
 
 
 @test("installer", "installer.kernel", "installer.initrd", beds=("amd",))
