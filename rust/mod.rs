@@ -32,13 +32,15 @@ pub mod pci;
 pub mod pci_irq;
 pub mod percpu;
 pub mod preempt;
+pub mod readers;
 pub mod sched;
 pub mod shared;
 pub mod smp;
 pub mod spin_irq;
-pub mod srcu_cell;
+
 pub mod syscore;
 pub mod uaccess;
+pub mod version_cell;
 pub mod vm_area;
 pub mod wait;
 pub mod workqueue;

@@ -9,7 +9,7 @@ use crate::linux::mmap::Shared;
 use crate::linux::once::Once;
 use crate::linux::page::LazyPage;
 use crate::linux::spin_irq::RawSpin;
-use crate::linux::srcu_cell::SrcuCell;
+use crate::linux::version_cell::VersionCell;
 use core::mem::{offset_of, size_of};
 use core::sync::atomic::{fence, AtomicU32, Ordering};
 use kernel::page::PAGE_SIZE;
@@ -80,7 +80,7 @@ pub(crate) struct Coalesced {
     #[pin]
     lock: RawSpin<()>,
     /// Made with the first zone.
-    zones: Once<Pin<KBox<SrcuCell<Zones>>>>,
+    zones: Once<KBox<VersionCell<Zones>>>,
     /// Numbers of zones: most VMs have none.
     mmio: AtomicU32,
     pio: AtomicU32,
@@ -171,7 +171,7 @@ impl Coalesced {
         self.ring.get_or_alloc()?;
         let cell = self
             .zones
-            .get_or_make(|| KBox::pin_init(SrcuCell::new(Zones::new()), GFP_KERNEL_ACCOUNT))?;
+            .get_or_make(|| Ok(KBox::new(VersionCell::new(Zones::new())?, GFP_KERNEL_ACCOUNT)?))?;
         let mut new = Zones::new();
         {
             let old = cell.read();
@@ -179,7 +179,7 @@ impl Coalesced {
             new.extend_from_slice(&old, GFP_KERNEL_ACCOUNT)?;
         }
         new.push_within_capacity(zone).map_err(|_| ENOMEM)?;
-        self.replace(&cell, new)
+        self.replace(cell, new)
     }
 
     /// KVM_UNREGISTER_COALESCED_MMIO: removes the zones that hold all of this one. None is no error. The caller
@@ -204,10 +204,10 @@ impl Coalesced {
                 new.push_within_capacity(*z).map_err(|_| ENOMEM)?;
             }
         }
-        self.replace(&cell, new)
+        self.replace(cell, new)
     }
 
-    fn replace(&self, cell: &SrcuCell<Zones>, new: Zones) -> Result {
+    fn replace(&self, cell: &VersionCell<Zones>, new: Zones) -> Result {
         let count =
             |bus| u32::try_from(new.iter().filter(|z| z.bus == bus).count()).unwrap_or(u32::MAX);
         let (mmio, pio) = (count(Bus::Mmio), count(Bus::Pio));

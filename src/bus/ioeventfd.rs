@@ -4,7 +4,7 @@
 use crate::abi::uapi::k;
 use crate::linux::eventfd::EventFdCtx;
 use crate::linux::once::Once;
-use crate::linux::srcu_cell::SrcuCell;
+use crate::linux::version_cell::VersionCell;
 use core::sync::atomic::{AtomicU32, Ordering};
 use kernel::prelude::*;
 use kernel::sync::Arc;
@@ -111,7 +111,7 @@ fn find(list: &[Event], key: (Bus, u64), len: usize, value: u64) -> Option<&Even
 /// The ioeventfds of a VM.
 pub(crate) struct IoEventFds {
     /// Made with the first one.
-    list: Once<Pin<KBox<SrcuCell<List>>>>,
+    list: Once<KBox<VersionCell<List>>>,
     /// Numbers of MMIO and port events: most VMs have few, most exits need not look for them.
     mmio: AtomicU32,
     pio: AtomicU32,
@@ -176,7 +176,7 @@ impl IoEventFds {
     fn add(&self, event: Event) -> Result {
         let cell = self
             .list
-            .get_or_make(|| KBox::pin_init(SrcuCell::new(List::new()), GFP_KERNEL_ACCOUNT))?;
+            .get_or_make(|| Ok(KBox::new(VersionCell::new(List::new())?, GFP_KERNEL_ACCOUNT)?))?;
         let mut new = List::new();
         {
             let old = cell.read();
@@ -190,7 +190,7 @@ impl IoEventFds {
         }
         let at = position(&new, event.order());
         new.insert_within_capacity(at, event).map_err(|_| ENOMEM)?;
-        self.replace(&cell, new)
+        self.replace(cell, new)
     }
 
     fn remove(&self, event: &Event) -> Result {
@@ -204,10 +204,10 @@ impl IoEventFds {
                 new.push_within_capacity(e.clone()).map_err(|_| ENOMEM)?;
             }
         }
-        self.replace(&cell, new)
+        self.replace(cell, new)
     }
 
-    fn replace(&self, cell: &SrcuCell<List>, new: List) -> Result {
+    fn replace(&self, cell: &VersionCell<List>, new: List) -> Result {
         let number =
             |bus| u32::try_from(new.iter().filter(|e| e.bus == bus).count()).unwrap_or(u32::MAX);
         let (mmio, pio) = (number(Bus::Mmio), number(Bus::Pio));

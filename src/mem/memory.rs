@@ -49,7 +49,7 @@ use crate::abi::stats::{VmCounter, VmStats};
 use crate::arch::{address_limits, processor_logs, NestedTable};
 use crate::linux::page;
 use crate::linux::spin_irq::RawSpin;
-use crate::linux::srcu_cell::SrcuCell;
+use crate::linux::version_cell::VersionCell;
 use crate::mem::addr::{Gpa, GpaRange, Hpa, Hva, Level, PAGE_SIZE};
 use crate::mem::dirty;
 use crate::mem::format::{Leaf, MemType, Perm};
@@ -107,8 +107,7 @@ pub(super) struct Update {
 pub(crate) struct GuestMemory {
     #[pin]
     pub(super) update: Mutex<Update>,
-    #[pin]
-    pub(super) slots: SrcuCell<SlotTable, RETIRED>,
+    pub(super) slots: VersionCell<SlotTable, RETIRED>,
     pub(super) table: NestedTable,
     /// The host's changes under way.
     pub(super) invalidations: Invalidations,
@@ -210,7 +209,7 @@ impl GuestMemory {
                     c"GuestMemory.update",
                     class,
                 ),
-                slots <- SrcuCell::new(SlotTable::new()),
+                slots: VersionCell::new(SlotTable::new())?,
                 tlb_generation: AtomicU64::new(1),
                 vcpus,
                 own_page: SetOnce::new(),

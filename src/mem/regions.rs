@@ -5,7 +5,7 @@
 //! Called by ioctls of the VM's file. Each takes `GuestMemory.update`, so they run one after the other.
 
 use crate::linux::hrtimer::ktime_get_ns;
-use crate::linux::srcu_cell::SrcuRef;
+use crate::linux::version_cell::Version;
 use crate::linux::{gup, sched};
 use crate::mem::addr::{Gpa, GpaRange, Level, PAGE_SIZE};
 use crate::mem::dirty::{self, Batch};
@@ -91,7 +91,7 @@ struct Protecting<'a> {
     update: &'a Update,
     // In this order: the flush comes before the slots may go.
     removing: Removing<'a>,
-    slots: SrcuRef<'a, SlotTable>,
+    slots: Version<'a, SlotTable>,
     /// The slot of the last batch: most entries follow others of the same.
     last: Option<Slot>,
 }

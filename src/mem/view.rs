@@ -4,7 +4,7 @@
 //! Called by vCPU threads, in a stay (what does not sleep) and outside of one, and by ioctls.
 
 use crate::linux::gup;
-use crate::linux::srcu_cell::SrcuRef;
+use crate::linux::version_cell::Version;
 use crate::linux::uaccess;
 use crate::mem::addr::{Gpa, Hva, PAGE_OFFSET_MASK, PAGE_SIZE};
 use crate::mem::missing::Absent;
@@ -36,7 +36,7 @@ impl From<MemError> for Error {
 
 /// Guest memory as one set of slots shows it; a read-side section.
 pub(crate) struct MemoryView<'a> {
-    pub(super) slots: SrcuRef<'a, SlotTable>,
+    pub(super) slots: Version<'a, SlotTable>,
     /// That of the vCPU for which it is used.
     pub(super) ring: Option<Arc<Ring>>,
     pub(super) reset: &'a Reset,

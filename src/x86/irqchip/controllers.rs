@@ -16,7 +16,7 @@ use crate::bus::line::Source;
 use crate::bus::ports::{self, IrqLines};
 use crate::linux::hrtimer::ktime_get_ns;
 use crate::linux::spin_irq::{Guard, RawSpin};
-use crate::linux::srcu_cell::SrcuCell;
+use crate::linux::version_cell::VersionCell;
 use crate::x86::irqchip::deliver::{deliver, deliver_to_sint};
 use crate::x86::irqchip::ioapic;
 use crate::x86::irqchip::ioapic::{Ioapic, Pin, Pins, Written};
@@ -99,8 +99,7 @@ pub(crate) struct Controllers {
     vcpus: Arc<VcpuSet>,
     /// GSIs below this belong to an IOAPIC in user space (split irqchip).
     user_pins: u32,
-    #[pin]
-    config: SrcuCell<Config>,
+    config: VersionCell<Config>,
     #[pin]
     core: RawSpin<Core>,
     /// Level of the 8259s' INTR line, as of the last change.
@@ -209,7 +208,7 @@ impl Controllers {
             try_pin_init!(Self {
                 vcpus,
                 user_pins,
-                config <- SrcuCell::new(Config { table, resamplers: KVVec::new() }),
+                config: VersionCell::new(Config { table, resamplers: KVVec::new() })?,
                 core <- RawSpin::new(core),
                 intr: AtomicBool::new(false),
                 storm: AtomicBool::new(false),

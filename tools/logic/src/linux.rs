@@ -1,6 +1,9 @@
 // SPDX-License-Identifier: GPL-2.0
 //! What pure logic needs of the kernel's interfaces: functions that the module has as instructions.
 
+#[path = "../../../rust/readers.rs"]
+pub mod readers;
+
 /// Indices under speculation.
 pub mod nospec {
     /// All ones if `index` is below `len`, else zero.
