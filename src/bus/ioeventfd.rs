@@ -174,9 +174,12 @@ impl IoEventFds {
     }
 
     fn add(&self, event: Event) -> Result {
-        let cell = self
-            .list
-            .get_or_make(|| Ok(KBox::new(VersionCell::new(List::new())?, GFP_KERNEL_ACCOUNT)?))?;
+        let cell = self.list.get_or_make(|| {
+            Ok(KBox::new(
+                VersionCell::new(List::new())?,
+                GFP_KERNEL_ACCOUNT,
+            )?)
+        })?;
         let mut new = List::new();
         {
             let old = cell.read();

@@ -42,7 +42,7 @@
 //!
 //! # Lock order
 //!
-//! `update` (mutex) > SRCU read section > `registry`, `leaving` (raw spin locks, each held for a few instructions), the
+//! `update` (mutex) > reading `slots` > `registry`, `leaving` (raw spin locks, each held for a few instructions), the
 //! lock of `reset`. User memory is never touched under these.
 
 use crate::abi::stats::{VmCounter, VmStats};

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 //! The slots of a VM with their dirty bitmaps: versions that share structure.
 //!
-//! Readers hold one under SRCU; `GuestMemory.update` serialises those who publish the next.
+//! Readers hold one by its `VersionCell`; `GuestMemory.update` serialises those who publish the next.
 
 use crate::mem::addr::Gpa;
 use crate::mem::dirty;

@@ -4,8 +4,8 @@
 //! Called by vCPU threads, in a stay (what does not sleep) and outside of one, and by ioctls.
 
 use crate::linux::gup;
-use crate::linux::version_cell::Version;
 use crate::linux::uaccess;
+use crate::linux::version_cell::Version;
 use crate::mem::addr::{Gpa, Hva, PAGE_OFFSET_MASK, PAGE_SIZE};
 use crate::mem::missing::Absent;
 use crate::mem::ring::Ring;

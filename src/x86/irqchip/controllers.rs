@@ -5,7 +5,7 @@
 //!
 //! # Lock order
 //!
-//! SRCU read section of `config` > `core` > scheduler and timer locks. No [`ports::AckListener`] is called under
+//! Reading `config` > `core` > scheduler and timer locks. No [`ports::AckListener`] is called under
 //! `core`: it may raise the GSI again, itself or as an eventfd that an irqfd of this VM waits for.
 
 mod image;
