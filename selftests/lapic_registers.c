@@ -236,6 +236,33 @@ TEST(deadline_and_state)
 	free(table);
 }
 
+/*
+ * A one-shot count that is over in the state which is loaded: whoever saved it may not have noticed the end, so it ends
+ * at once. Not where no count was started, and not while the entry is masked.
+ */
+GUEST64(outputs, "1: out %al, $0x10; jmp 1b\n");
+
+TEST(ended_count)
+{
+	struct kvm_lapic_state l;
+	struct vm vm;
+
+	VM_NEW_LONG_IRQCHIP(&vm, outputs);
+	for (int i = 0; i < 3; i++) {
+		l = state_of(&vm);
+		*reg(&l, 0xf0) = 0x1ff;
+		*reg(&l, 0x320) = 0x40 | (i == 1 ? 0x10000 : 0);
+		*reg(&l, 0x380) = i == 2 ? 0 : 1000;
+		*reg(&l, 0x390) = 0;
+		memset(l.regs + 0x200, 0, 0x80);
+		OK(ioctl(vm.vcpu, KVM_SET_LAPIC, &l));
+		/* A vCPU that runs takes notice. */
+		for (int tries = 0; tries < (i ? 10 : 10000) && !in_bitmap(&vm, 0x200, 0x40); tries++)
+			vm_expect_out(&vm, 0x10);
+		CHECK_EQ(in_bitmap(&vm, 0x200, 0x40), i == 0);
+	}
+}
+
 /* Nobody is where the local APIC's page was, which user space sees only if it says so. */
 GUEST64(hole,
 	"mov $0xfee00000, %ebx; 1: mov 0x30(%rbx), %eax; out %eax, $0x10; movl $1, 0x80(%rbx); incl 0x80(%rbx)\n"

@@ -125,7 +125,8 @@ impl Timer {
         self.restore(count, count, now)
     }
 
-    /// Continues a countdown from `initial` that has `left` counts to go.
+    /// Continues a countdown from `initial` that has `left` counts to go. With none left it is over at once, as on KVM:
+    /// whoever saved that may not have noticed the end yet, and one interrupt too many is better than none.
     pub fn restore(&mut self, initial: u32, left: u32, now: u64) -> bool {
         if self.mode == TimerMode::TscDeadline {
             return false;
@@ -133,8 +134,7 @@ impl Timer {
         self.initial = initial;
         self.zero_at = match (initial, left) {
             (0, _) => None,
-            // A one-shot countdown that is over stays over.
-            (_, 0) if self.mode == TimerMode::OneShot => None,
+            (_, 0) if self.mode == TimerMode::OneShot => Some(now),
             (_, left) if left < initial => {
                 Some(now.saturating_add(u64::from(left).saturating_mul(self.ns_per_count)))
             }
