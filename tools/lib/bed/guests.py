@@ -262,8 +262,9 @@ def is_amd():
 
 
 def smp_model():
-    """A model that a guest with several CPUs does not complain of: the AMD bed's own is of family 6."""
-    return "EPYC" if is_amd() else "host"
+    """A model that a guest with several CPUs does not complain of: the AMD bed's own is of family 6. Without what that
+    bed's processor lacks, of which QEMU warns on KVM too."""
+    return "EPYC,-vme,-fxsr-opt,-misalignsse,-osvw,-xsavec" if is_amd() else "host"
 
 
 def kernel_tests(name, beds):
@@ -300,8 +301,10 @@ def model_test(model, cpu, name="bookworm-amd64"):
 
 for model in ("qemu64", "EPYC", "EPYC-Milan", "Opteron_G3", "Skylake-Server", "Icelake-Server"):
     model_test(model, model)
-for model in ("kvm32", "coreduo", "pentium3"):
-    model_test(model, model, "bookworm-686")
+model_test("kvm32", "kvm32", "bookworm-686")
+# With AMD's name a processor of family 6 is one that the guest's kernel warns of when there are two.
+for model in ("coreduo", "pentium3"):
+    model_test(model, f"{model},vendor=GenuineIntel", "bookworm-686")
 
 
 @test("launcher-686", "rvmm", "bookworm-686.kernel", "bookworm-686.initrd")
