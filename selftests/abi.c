@@ -162,7 +162,7 @@ TEST(cpuid_as_the_kernel)
 		{ "fma", 1, 2, 12 }, { "pcid", 1, 2, 17 }, { "aes", 1, 2, 25 }, { "avx", 1, 2, 28 },
 		{ "rdrand", 1, 2, 30 }, { "fsgsbase", 7, 1, 0 }, { "avx2", 7, 1, 5 }, { "smep", 7, 1, 7 },
 		{ "erms", 7, 1, 9 }, { "invpcid", 7, 1, 10 }, { "rdseed", 7, 1, 18 }, { "smap", 7, 1, 20 },
-		{ "clflushopt", 7, 1, 23 }, { "umip", 7, 2, 2 }, { "pku", 7, 2, 3 }, { "rdpid", 7, 2, 22 },
+		{ "clflushopt", 7, 1, 23 }, { "pku", 7, 2, 3 }, { "rdpid", 7, 2, 22 },
 		{ "fsrm", 7, 3, 4 }, { "nx", 0x80000001, 3, 20 }, { "rdtscp", 0x80000001, 3, 27 },
 	};
 	struct kvm_cpuid2 *table = supported_cpuid(device_open());

@@ -59,7 +59,7 @@ enum {
 	X("push $0x1234", 0) X("push $-5", 0) X("pushw $0x1234", 0) X("popw (" b ")", 0)	\
 	X("jmp *(" b ")", NEAR) X("call *(" b ")", NEAR) X("ret", NEAR) X("ret $8", NEAR)	\
 	X("ljmp *(" b ")", FAR) X("lcall *(" b ")", FAR | SEVERAL)	\
-	X("push %fs", HALF) X("pop %gs", SEL) X("smsw (" b ")", 0)		\
+	X("push %fs", HALF) X("pop %gs", SEL) X("smsw (" b ")", 0) X("lmsw (" b ")", 0)	\
 	X("movups (" b "), %xmm1", 0) X("movups %xmm2, (" b ")", 0)		\
 	X("movupd (" b "), %xmm1", 0) X("movupd %xmm2, (" b ")", 0)		\
 	X("movaps (" b "), %xmm3", ALIGN) X("movaps %xmm4, (" b ")", ALIGN)	\

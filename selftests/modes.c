@@ -349,6 +349,68 @@ TEST(swapped_smsw)
 	REQUIRE(!pthread_join(thread, NULL));
 }
 
+/*
+ * User-mode instruction prevention (SDM 3A 2.5, CR4.UMIP): SGDT, SIDT, SLDT and STR of an application fault, whether
+ * the processor has it or exits stand in, where SMSW is left out. Each instruction is 8 bytes long.
+ */
+GUEST64(umip,
+	"sgdt " STR(G_CELLS) "; sidt " STR(G_CELLS) "+16; sldt " STR(G_CELLS) "+32; str " STR(G_CELLS) "+40\n"
+	"out %al, $0x10\n");
+
+TEST(user_mode_instruction_prevention)
+{
+	struct kvm_cpuid2 *table;
+	struct kvm_sregs s;
+	uint16_t told[4];
+	struct vm vm;
+
+	VM_NEW_LONG(&vm, umip);
+	table = supported_cpuid(vm.kvm);
+	if (!(cpuid_entry(table, 7, 0)->ecx & 1 << 2))
+		skip("no UMIP");
+	free(table);
+	set_supported_cpuid(vm.kvm, vm.vcpu);
+	for (int i = 0; i < 6; i++) {
+		bool user = i & 1, on = i > 1 && i < 4;
+
+		s = vm_sregs(&vm);
+		s.cr4 = (s.cr4 & ~(1ull << 11)) | (uint64_t)on << 11;
+		s.cs.selector = user ? SEL_USER_CODE64 : SEL_CODE64;
+		s.ss.selector = user ? SEL_USER_DATA : SEL_DATA;
+		s.cs.dpl = s.ss.dpl = user ? 3 : 0;
+		vm_set_sregs(&vm, &s);
+		memcpy(told, (uint16_t[]) { s.gdt.limit, s.idt.limit, s.ldt.selector, s.tr.selector }, sizeof(told));
+		for (unsigned int n = 0; n < 4; n++) {
+			struct kvm_regs r = { .rip = G_CODE + n * 8, .rsp = G_STACK, .rflags = 0x3002 };
+			static const uint8_t place[] = { 0, 16, 32, 40 }, bytes[] = { 10, 10, 2, 2 };
+			uint8_t *stored = (uint8_t *)vm_cells(&vm) + place[n];
+			uint64_t base = 0;
+			uint16_t first;
+
+			memset((uint8_t *)vm_cells(&vm), 0xee, 64);
+			vm_log(&vm)->count = 0;
+			vm_log(&vm)->resume = G_CODE + 32;
+			vm_set_regs(&vm, &r);
+			vm_expect_out(&vm, 0x10);
+			memcpy(&first, stored, 2);
+			CHECK_EQ(vm_log(&vm)->count, user && on);
+			CHECK_EQ(stored[bytes[n]], 0xee);
+			if (user && on) {
+				CHECK_EQ(vm_log(&vm)->event[0].vector, 13);
+				CHECK_EQ(vm_log(&vm)->event[0].error, 0);
+				CHECK_EQ(vm_log(&vm)->event[0].rip, r.rip);
+				CHECK_EQ(first, 0xeeee);
+				continue;
+			}
+			memcpy(&base, stored + 2, 8);
+			CHECK_EQ(first, told[n]);
+			if (n < 2)
+				CHECK_EQ(base, n ? s.idt.base : s.gdt.base);
+		}
+		CHECK_EQ(vm_sregs(&vm).cr4, s.cr4);
+	}
+}
+
 /* Virtual-8086 mode: port I/O by bitmap, INT n to the monitor. */
 GUEST32(vm86,
 	"mov $" STR(SEL_TSS) ", %eax; ltr %ax\n"

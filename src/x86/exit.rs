@@ -58,6 +58,8 @@ pub enum Exit {
     SplitLock,
     /// An instruction that does not exist for this guest (VMX and SVM instructions): #UD.
     Undefined,
+    /// SGDT, SIDT, SLDT, STR or one of their loads, of a guest whose CR4.UMIP the processor lacks.
+    DescriptorTable,
     /// RSM, which the processor refuses or leaves to us: it is not in SMM itself.
     Rsm,
     /// A hardware task switch that the processor leaves to software.
@@ -115,9 +117,11 @@ impl Exit {
             Self::TripleFault => ExitClass::TripleFault,
             Self::VirtualEoi(_) | Self::ApicWrite(_) | Self::TprBelowThreshold => ExitClass::Apic,
             Self::EntryFailure(_) => ExitClass::EntryFailure,
-            Self::Undefined | Self::Rsm | Self::PreemptionTimer | Self::Unknown(_) => {
-                ExitClass::Other
-            }
+            Self::Undefined
+            | Self::DescriptorTable
+            | Self::Rsm
+            | Self::PreemptionTimer
+            | Self::Unknown(_) => ExitClass::Other,
         }
     }
 }
@@ -166,6 +170,7 @@ pub const INSTRUCTIONS: &[Instruction] = &[
     (Exit::MonitorMwait, &[39, 36], &[0x8a, 0x8b]),
     (Exit::Xsetbv, &[55], &[0x8d]),
     (Exit::Rsm, &[17], &[0x73]),
+    (Exit::DescriptorTable, &[46, 47], &[]),
     // GETSEC, VMCLEAR to VMXON, INVEPT, INVVPID, INVPCID, VMFUNC, ENCLS, SEAMCALL, TDCALL; INVLPGA, VMRUN, VMLOAD to
     // SKINIT, RDPRU.
     (

@@ -62,6 +62,11 @@ pub struct Cr0Write {
     pub load_pdptes: bool,
 }
 
+/// CR0 after LMSW, which cannot clear PE. Valid whenever `cr0` was.
+pub const fn with_machine_status(cr0: u64, word: u16) -> u64 {
+    cr0 & !0xe | (word & 0xf) as u64
+}
+
 /// Checks a guest's write of `new` to CR0.
 ///
 /// # Errors

@@ -185,6 +185,7 @@ pub(crate) fn init() -> Result<Owner> {
         xcr0,
         rdtscp: caps.rdtscp,
         invpcid: caps.invpcid,
+        umip: caps.umip_exits,
         xsaves: caps.xsaves,
         pku,
         // Nested paging does not ask what the host's own page tables are like.

@@ -73,6 +73,9 @@ pub trait Machine {
     /// Loads GDTR or, if `idt`, IDTR.
     fn set_table(&mut self, idt: bool, value: &DescTable);
 
+    /// Loads the low four bits of CR0, of which PE is not cleared.
+    fn set_machine_status(&mut self, word: u16);
+
     /// No interrupt comes before the end of the next instruction: after MOV SS or POP SS, else after STI.
     fn hold_interrupts(&mut self, mov_ss: bool);
 

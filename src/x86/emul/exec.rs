@@ -269,7 +269,8 @@ impl<E: Env + ?Sized> Context<'_, E> {
             | Op::Sidt
             | Op::Lgdt
             | Op::Lidt
-            | Op::Smsw => self.system(),
+            | Op::Smsw
+            | Op::Lmsw => self.system(),
             Op::Movv | Op::Movq | Op::Fnstcw | Op::Fnstsw => self.vector(),
             _ => self.simple(),
         }

@@ -37,7 +37,7 @@ impl<E: Env + ?Sized> Context<'_, E> {
     pub(super) fn system(&mut self) -> Result<(), Stop> {
         let insn = self.insn;
         let width = insn.width;
-        let privileged = matches!(insn.op, Op::Lldt | Op::Ltr | Op::Lgdt | Op::Lidt);
+        let privileged = matches!(insn.op, Op::Lldt | Op::Ltr | Op::Lgdt | Op::Lidt | Op::Lmsw);
         let protected = matches!(insn.op, Op::Sldt | Op::Str | Op::Lldt | Op::Ltr);
         let told = matches!(insn.op, Op::Sldt | Op::Str | Op::Sgdt | Op::Sidt | Op::Smsw);
         if protected && matches!(self.mode, Mode::Real | Mode::Vm86) {
@@ -53,6 +53,12 @@ impl<E: Env + ?Sized> Context<'_, E> {
             (Op::Sldt, dst, _) => self.store_selector(dst, Seg::Ldtr),
             (Op::Str, dst, _) => self.store_selector(dst, Seg::Tr),
             (Op::Smsw, dst, _) => self.store(dst, width, self.sregs.cr0),
+            (Op::Lmsw, _, src) => {
+                let word = self.load(src, 2)? as u16;
+                let machine = self.env.machine().ok_or(Stop::Unsupported)?;
+                machine.set_machine_status(word);
+                Ok(())
+            }
             (Op::Load, Operand::Seg(seg), src) => {
                 let selector = self.load(src, 2)? as u16;
                 self.move_to_segment(seg, selector, Transfer::Move)

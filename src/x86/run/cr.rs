@@ -7,14 +7,11 @@ use super::{Runner, Step};
 use crate::abi::exits;
 use crate::mem::addr::Gpa;
 use crate::mem::memory::MemError;
-use crate::x86::cpu::regs::{cr0, cr4, rflags, Gpr, Seg};
+use crate::x86::cpu::regs::{cr0, cr4, Gpr, Seg};
 use crate::x86::cpu::{control, xsave};
-use crate::x86::emul::addr::linear_address;
-use crate::x86::emul::{effective_address, Access::Read, Insn, Op, Operand};
+use crate::x86::emul::{Insn, Op, Operand};
 use crate::x86::exit::{CrAccess, CrOp};
-use crate::x86::paging::gwalk::Access;
 use crate::x86::vcpu::fetch::Known;
-use crate::x86::vcpu::guest_mem::{read_linear, LinearError};
 use crate::x86::vendor::{choose, Groups, Stay, VcpuBackend};
 use kernel::prelude::*;
 
@@ -34,8 +31,9 @@ impl Runner<'_> {
         let old = self.s.cpu.sregs.cr0;
         match c.op {
             CrOp::Clts => return self.write_cr0(old & !cr0::TS, stay),
-            // LMSW cannot clear PE.
-            CrOp::Lmsw(v) => return self.write_cr0(old & !0xe | u64::from(v & 0xf), stay),
+            CrOp::Lmsw(word) => {
+                return self.write_cr0(control::with_machine_status(old, word), stay)
+            }
             _ if !c.write => return self.mov_from_cr(c.cr, c.gpr, stay),
             _ => {}
         }
@@ -68,10 +66,7 @@ impl Runner<'_> {
             (Op::MovCr, Operand::Cr(n), Operand::Reg(g)) => (n, true, CrOp::Mov, Some(g)),
             (Op::MovCr, Operand::Reg(g), Operand::Cr(n)) => (n, false, CrOp::Mov, Some(g)),
             (Op::Clts, _, _) => (0, true, CrOp::Clts, None),
-            (Op::Lmsw, _, Operand::Mem) => {
-                let source = self.lmsw_operand(&insn, stay)?;
-                (0, true, CrOp::Lmsw(source), None)
-            }
+            (Op::Lmsw, _, Operand::Mem) => return Err(self.by_emulator(&insn, stay)),
             (Op::Lmsw, _, Operand::Reg(g)) => {
                 let source = self.s.cpu.regs.get(g) as u16;
                 (0, true, CrOp::Lmsw(source), None)
@@ -85,41 +80,6 @@ impl Runner<'_> {
         Ok(CrAccess { cr, write, gpr, op })
     }
 
-    /// What LMSW reads, from memory; a device is none here.
-    #[cold]
-    fn lmsw_operand(&mut self, insn: &Insn, stay: Option<&Stay<'_>>) -> Result<u16, Step> {
-        if stay.is_some() {
-            return Err(Step::Slow);
-        }
-        self.s.load(Groups::ALL);
-        let (regs, sregs) = (&self.s.cpu.regs, &self.s.cpu.sregs);
-        let (ea, mode) = (effective_address(insn, regs), sregs.mode(regs.rflags));
-        let la = match linear_address(insn.mem.seg, ea, 2, Read, mode, sregs) {
-            Ok(la) => la,
-            Err(stop) => {
-                return Err(match Self::exception_of(stop) {
-                    Some(e) => self.raise(e),
-                    None => self.not_emulated(insn),
-                })
-            }
-        };
-        let access = Access::data(false, 0, regs.rflags & rflags::AC != 0);
-        let paging = self.s.paging();
-        let mut word = [0u8; 2];
-        let read = {
-            let view = self.memory().view_of(&self.s.ring);
-            read_linear(&view, &paging, la, access, &mut word)
-        };
-        match read {
-            Ok(()) => Ok(u16::from_le_bytes(word)),
-            Err(LinearError::Fault(e)) => Err(self.raise(e)),
-            Err(LinearError::Missing(page)) => {
-                Err(self.report_missing(page, false).unwrap_or(Step::Again))
-            }
-            Err(LinearError::Unusable) => Err(self.not_emulated(insn)),
-        }
-    }
-
     /// SMSW stores the low bits of CR0, to a register or to memory.
     fn smsw(&mut self, mut insn: Insn, stay: Option<&Stay<'_>>) -> Step {
         if stay.is_some() {
@@ -129,6 +89,37 @@ impl Runner<'_> {
         insn.imm = self.s.cpu.sregs.cr0;
         self.s.pending.replay.clear();
         self.emulate(&insn, None)
+    }
+
+    /// An instruction that the emulator knows: LMSW of memory, or of a device.
+    #[cold]
+    fn by_emulator(&mut self, insn: &Insn, stay: Option<&Stay<'_>>) -> Step {
+        if stay.is_some() {
+            return Step::Slow;
+        }
+        self.s.load(Groups::ALL);
+        self.s.pending.replay.clear();
+        self.emulate(insn, None)
+    }
+
+    /// What user-mode instruction prevention (SDM 3A 2.5, CR4.UMIP) is about, on a processor without it.
+    pub(super) fn descriptor_table(&mut self, stay: Option<&Stay<'_>>) -> Step {
+        self.s.load(Groups::CODE);
+        match self.fetch(stay) {
+            Ok(insn) => match insn.op {
+                Op::Sgdt
+                | Op::Sidt
+                | Op::Sldt
+                | Op::Str
+                | Op::Lgdt
+                | Op::Lidt
+                | Op::Lldt
+                | Op::Ltr => self.by_emulator(&insn, stay),
+                // Another thread has put that there meanwhile.
+                _ => Step::Again,
+            },
+            Err(step) => step,
+        }
     }
 
     fn mov_from_cr(&mut self, cr: u8, gpr: Option<Gpr>, stay: Option<&Stay<'_>>) -> Step {

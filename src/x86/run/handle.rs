@@ -72,6 +72,7 @@ impl Runner<'_> {
             Exit::DrAccess => self.dr_access(stay),
             Exit::Exception(e) if e.vector == vector::UD => self.undefined(e, stay),
             Exit::Exception(e) => self.exception(e),
+            Exit::DescriptorTable => self.descriptor_table(stay),
             Exit::Rsm => self.rsm(stay),
             Exit::TripleFault => self.processor_shutdown(stay),
             Exit::TaskSwitch(t) => self.task_switch(t, stay),

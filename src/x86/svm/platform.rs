@@ -175,6 +175,7 @@ fn caps(svm: &cpuid::Leaf, quirks: Quirks) -> HwCaps {
         insn_len: svm.edx & feature::NRIPS != 0,
         rdtscp: ext.edx & 1 << 27 != 0,
         invpcid: l7.ebx & 1 << 10 != 0,
+        umip_exits: false,
         xsaves: cpuid::cpuid_checked(0xd, 1).eax & 8 != 0,
         tsc_fraction: if svm.edx & feature::TSC_RATE_MSR != 0 {
             TSC_FRACTION

@@ -17,8 +17,8 @@ use crate::mem::missing::Absent;
 use crate::x86::cpu::cpuid::Vendor;
 use crate::x86::cpu::events::vector;
 use crate::x86::cpu::regs::{rflags, DescTable, Gpr, Mode, Regs, Seg, Segment};
-use crate::x86::cpu::xsave;
 use crate::x86::cpu::xsave::Layout;
+use crate::x86::cpu::{control, xsave};
 use crate::x86::emul;
 use crate::x86::emul::{
     Access, Answer, Bus, Insn, Machine, Move, Op, Outcome, PortRequest, Stop, Swap,
@@ -216,6 +216,10 @@ impl State {
             sregs.idt = changed.idt.unwrap_or(sregs.idt);
             dirty = dirty.union(Groups::TABLES);
         }
+        if let Some(word) = changed.status {
+            sregs.cr0 = control::with_machine_status(sregs.cr0, word);
+            dirty = dirty.union(Groups::CTRL);
+        }
         self.dirty(dirty);
         if changed.forgotten {
             self.last_stay.tlb_generation = 0;
@@ -281,6 +285,8 @@ struct Changed {
     segment: Option<(Seg, Segment)>,
     gdt: Option<DescTable>,
     idt: Option<DescTable>,
+    /// What LMSW loads.
+    status: Option<u16>,
     /// Interrupts are held back after it: by MOV SS, else by STI.
     held: Option<bool>,
     nmis_open: bool,
@@ -300,6 +306,10 @@ impl Machine for GuestBus<'_, '_> {
         } else {
             &mut changed.gdt
         }) = Some(*value);
+    }
+
+    fn set_machine_status(&mut self, word: u16) {
+        self.changed.status = Some(word);
     }
 
     fn hold_interrupts(&mut self, mov_ss: bool) {

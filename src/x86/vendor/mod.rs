@@ -239,6 +239,8 @@ pub struct HwCaps {
     pub rdtscp: bool,
     /// INVPCID may be shown to guests.
     pub invpcid: bool,
+    /// The processor lacks CR4.UMIP, and SGDT, SIDT, SLDT and STR of guests that set it exit.
+    pub umip_exits: bool,
     /// XSAVES may be shown to guests.
     pub xsaves: bool,
     /// The guest's TSC can be scaled: bits behind the point of the ratio, and the highest ratio. 0: it cannot.

@@ -45,6 +45,7 @@ pub mod proc {
 pub mod proc2 {
     pub const APIC_ACCESSES: u32 = 1 << 0;
     pub const EPT: u32 = 1 << 1;
+    pub const DESCRIPTOR_EXITING: u32 = 1 << 2;
     pub const RDTSCP: u32 = 1 << 3;
     pub const X2APIC_MODE: u32 = 1 << 4;
     pub const VPID: u32 = 1 << 5;

@@ -11,6 +11,7 @@ use super::check::{Allowed, VmxCaps};
 use super::quirks;
 use crate::linux::bindings::X86_FEATURE_INTEL_PT;
 use crate::linux::{boot_cpu, cpuid, cr, msr, smp};
+use crate::x86::cpu::cpuid::leaf7_ecx;
 use crate::x86::cpu::index;
 use crate::x86::cpu::regs::{cr4, efer};
 use crate::x86::paging::gwalk::PDPTE_RESERVED;
@@ -70,6 +71,8 @@ pub(super) struct VmcsConfig {
     pub(super) cr0_fixed0: u64,
     /// Bits of CR4 that must be 1 in VMX operation.
     pub(super) cr4_fixed0: u64,
+    /// The processor lacks CR4.UMIP, and exits stand in for it.
+    pub(super) umip_exits: bool,
     /// Low bits of every EPT pointer.
     pub(super) eptp_flags: u64,
     /// Root operation may be our own: it does not stop the host's Intel PT, of which only KVM can tell the kernel.
@@ -382,6 +385,8 @@ impl VmcsConfig {
             timer_rate: has_timer().then(|| capability(index::VMX_MISC) as u32 & 31),
             cr0_fixed0: capability(index::VMX_CR0_FIXED0),
             cr4_fixed0: capability(index::VMX_CR4_FIXED0),
+            umip_exits: cpuid::cpuid_checked(7, 0).ecx & leaf7_ecx::UMIP == 0
+                && may(index::VMX_PROCBASED_CTLS2, proc2::DESCRIPTOR_EXITING),
             eptp_flags: if ept_vpid & ept_cap::ACCESSED_DIRTY != 0 {
                 EPTP_WB_4_LEVELS | EPTP_ACCESSED_DIRTY
             } else {
@@ -467,6 +472,7 @@ impl VmcsConfig {
             insn_len: true,
             rdtscp: self.proc2 & proc2::RDTSCP != 0,
             invpcid: self.proc2 & proc2::INVPCID != 0,
+            umip_exits: self.umip_exits,
             xsaves: self.proc2 & proc2::XSAVES != 0,
             tsc_fraction: if self.proc2 & proc2::TSC_SCALING != 0 {
                 TSC_FRACTION

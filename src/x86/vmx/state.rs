@@ -167,6 +167,11 @@ const fn real_cr0(config: &VmcsConfig, value: u64) -> u64 {
 /// CR4 as the processor gets it for the guest's `value`. Machine checks stay enabled as on the host: with
 /// CR4.MCE clear one would shut the processor down instead of exiting.
 fn real_cr4(config: &VmcsConfig, value: u64) -> u64 {
+    let value = if config.umip_exits {
+        value & !cr4::UMIP
+    } else {
+        value
+    };
     value | config.cr4_fixed0 | (cr::cr4() & cr4::MCE)
 }
 

@@ -32,6 +32,8 @@ pub(super) struct Written {
     pub(super) eptp: u64,
     pub(super) dr7: u64,
     pub(super) msr_bitmap: u64,
+    /// Secondary controls beside those of the configuration and of the local APIC.
+    pub(super) more_proc2: u32,
     /// Breakpoint addresses in the processor, in this stay.
     pub(super) dr: Option<[u64; 4]>,
 }
@@ -49,6 +51,7 @@ impl Written {
         eptp: 0,
         dr7: dr7::FIXED,
         msr_bitmap: 0,
+        more_proc2: 0,
         dr: None,
     };
 

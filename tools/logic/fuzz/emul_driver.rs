@@ -73,6 +73,7 @@ impl Hostile<'_> {
 impl Machine for Hostile<'_> {
     fn set_segment(&mut self, _: Seg, _: &Segment) {}
     fn set_table(&mut self, _: bool, _: &DescTable) {}
+    fn set_machine_status(&mut self, _: u16) {}
     fn hold_interrupts(&mut self, _: bool) {}
     fn unblock_nmis(&mut self) {}
     fn forget_translations(&mut self) {}

@@ -46,6 +46,7 @@ fn policy(vendor: Vendor) -> Policy {
         xcr0: xsave::CARRIED,
         rdtscp: true,
         invpcid: true,
+        umip: false,
         xsaves: true,
         pku: true,
         la57: false,

@@ -25,6 +25,8 @@ pub struct Policy {
     pub rdtscp: bool,
     /// INVPCID works (VMX: "enable INVPCID").
     pub invpcid: bool,
+    /// UMIP works where the processor lacks it, but for SMSW.
+    pub umip: bool,
     /// XSAVES/XRSTORS work (VMX: "enable XSAVES/XRSTORS") and IA32_XSS is switched.
     pub xsaves: bool,
     /// PKRU is switched.
@@ -220,7 +222,8 @@ fn leaf7<H: HostCpuid + ?Sized>(
         & only_if(avx512, leaf7_ecx::AVX512)
         & only_if(pku, leaf7_ecx::PKU)
         & only_if(p.rdtscp, leaf7_ecx::RDPID)
-        | when(p.la57, leaf7_ecx::LA57);
+        | when(p.la57, leaf7_ecx::LA57)
+        | when(p.umip, leaf7_ecx::UMIP);
     let edx = h7[3]
         & leaf7_edx::ALLOWED
         & only_if(avx512, leaf7_edx::AVX512)

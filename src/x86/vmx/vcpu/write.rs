@@ -4,9 +4,9 @@
 //! This file adds to [`VmxVcpu`] what `enter` and the entry checks call, with interrupts off and the VMCS current.
 
 use super::VmxVcpu;
-use crate::x86::cpu::regs::efer;
+use crate::x86::cpu::regs::{cr4, efer};
 use crate::x86::vendor::{CpuState, EntryParams, Groups};
-use crate::x86::vmx::bits::{activity, dr7, entry, proc};
+use crate::x86::vmx::bits::{activity, dr7, entry, proc, proc2};
 use crate::x86::vmx::insn::Current;
 use crate::x86::vmx::state;
 use crate::x86::vmx::vmcs::*;
@@ -138,18 +138,24 @@ impl VmxVcpu {
 
     /// Writes the secondary controls, and fields that go with them, if they have changed.
     fn write_proc2(&mut self, vm: Current<'_>) {
-        let log = self.log.stale;
-        if log {
+        if self.log.stale {
             self.log.write(vm);
         }
-        let more = self.log.controls();
+        let config = &self.shared.config;
+        let umip = config.umip_exits && self.control.cr4_shadow & cr4::UMIP != 0;
+        let mut more = self.log.controls();
+        if umip {
+            more |= proc2::DESCRIPTOR_EXITING;
+        }
+        let changed = more != self.written.more_proc2;
+        self.written.more_proc2 = more;
         match &mut self.apic {
-            Some(apic) if log || apic.dirty => {
+            Some(apic) if changed || apic.dirty => {
                 apic.write(vm, &self.shared, more);
             }
-            None if log => {
-                let proc2 = self.shared.config.proc2 | more;
-                // SAFETY: The controls of `config`, and the log, whose fields have been written.
+            None if changed => {
+                let proc2 = config.proc2 | more;
+                // SAFETY: The controls of `config`, the log, whose fields have been written, and exits.
                 unsafe { vm.write_control(PROC2_CONTROLS, proc2) };
             }
             _ => {}
