@@ -231,6 +231,17 @@ impl Machine {
         set_slot(&self.vm, PAGES_SLOT, PAGES, 0, 0)
     }
 
+    /// How often a change of the host's has waited for a vCPU that was about to map a page. `None` where that is not
+    /// counted: rvmm alone has no lock to wait for instead.
+    pub fn fault_waits(&self) -> anyhow::Result<Option<u64>> {
+        let stats = rvmm_vm::stats::read(&rvmm_vm::sys::stats_fd(&self.vm)?)?;
+        let waits = stats
+            .stats
+            .iter()
+            .find(|stat| stat.name == "mmu_fault_waits");
+        Ok(waits.map(|stat| stat.total()))
+    }
+
     /// Exits of CPU 0 so far.
     pub fn exits(&self) -> anyhow::Result<u64> {
         let vcpu = self.vcpus.first().context("no CPU")?;

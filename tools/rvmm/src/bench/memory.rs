@@ -2,6 +2,7 @@
 //! Rows of memory: nested faults, the dirty log, slots, the host's changes underneath, and what machines take of it.
 
 use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 
 use anyhow::Context as _;
@@ -47,6 +48,13 @@ const FAULTS: [(u8, &str); 4] = [
     (16, "faults_16"),
     (64, "faults_64"),
 ];
+/// The same while the host changes memory.
+const WAITS: [(u8, &str); 4] = [
+    (1, "waits_1"),
+    (4, "waits_4"),
+    (16, "waits_16"),
+    (64, "waits_64"),
+];
 
 #[allow(missing_docs)]
 mod numbers {
@@ -67,6 +75,11 @@ pub fn rows(bench: &mut Bench, overhead: u64) {
     if asked || processors >= 4 {
         for (cpus, name) in FAULTS {
             bench.row(name, |bench| bench.faults(cpus, processors.min(4)));
+        }
+        for (cpus, name) in WAITS {
+            if bench.wants(name) && bench.counts_waits() {
+                bench.row(name, |bench| bench.waits(cpus, processors.min(4)));
+            }
         }
     }
     bench.row("log_write_4k", |bench| bench.log_write(overhead));
@@ -153,6 +166,55 @@ impl Bench<'_> {
             }
         }
         each(&totals, work.count * usize::from(cpus))
+    }
+
+    /// Whether the device tells what [`Bench::waits`] is about.
+    fn counts_waits(&self) -> bool {
+        let machine = Machine::new(&self.kvm, self.irqchip());
+        machine.is_ok_and(|m| m.fault_waits().is_ok_and(|waits| waits.is_some()))
+    }
+
+    /// While so many vCPUs fault as in [`Bench::faults`], another thread takes a page of the same VM away and brings it
+    /// back, again and again: how many of a thousand such changes waited for a vCPU that was about to map a page.
+    fn waits(&self, cpus: u8, processors: usize) -> anyhow::Result<Ticks> {
+        let region = resident(TOUCHED * PAGE, false)?;
+        let other = Region::reserve(PAGE).context("memory")?;
+        let machine = Machine::with_cpus(&self.kvm, self.irqchip(), cpus)?;
+        let mut machine = machine.with_pages(region)?;
+        let gpa = PAGES + ((TOUCHED + 1) * PAGE) as u64;
+        set_slot(&machine.vm, FIRST_SLOT, gpa, other.address(), PAGE as u64)?;
+        let work = Work {
+            warm: 0,
+            ..Work::new(Routine::Touch4k, TOUCHED / usize::from(cpus))
+        };
+        let over = AtomicBool::new(false);
+        let changes = thread::scope(|scope| {
+            let changer = scope.spawn(|| -> anyhow::Result<u64> {
+                let mut changes = 0;
+                while !over.load(Ordering::Relaxed) {
+                    other.populate().context("MADV_POPULATE_WRITE")?;
+                    other.discard().context("MADV_DONTNEED")?;
+                    changes += 1;
+                }
+                Ok(changes)
+            });
+            let mut run = || -> anyhow::Result<()> {
+                for _ in 0..ROUNDS {
+                    machine.renew_pages()?;
+                    machine.run_all(work, PAGE as u64, processors)?;
+                }
+                Ok(())
+            };
+            let ran = run();
+            over.store(true, Ordering::Relaxed);
+            let Ok(changes) = changer.join() else {
+                anyhow::bail!("a thread panicked");
+            };
+            ran.and(changes)
+        })?;
+        let waits = machine.fault_waits()?.context("waits are not counted")?;
+        anyhow::ensure!(changes > 0, "the host has changed nothing meanwhile");
+        Ticks::of(&[waits * 1000 / changes], 0).context("no samples")
     }
 
     /// Ticks of a store to a small page that has been taken from the log.

@@ -11,6 +11,10 @@ pub struct Region {
     mapped: (*mut libc::c_void, usize),
 }
 
+// SAFETY: No method with a shared reference changes a field or writes to the mapping but through the kernel, which
+// excludes its own callers; what a guest writes meanwhile is read by volatile accesses.
+unsafe impl Sync for Region {}
+
 impl Region {
     const ALIGN: usize = 2 << 20;
 
