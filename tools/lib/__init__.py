@@ -8,6 +8,8 @@
     stamps      steps that are done once                        setup
     debian      the steps that make the build root              setup
     kernel      the steps that fetch and prepare the kernel     setup
+    arm64       the same for Arm64, when it is asked for        setup, bed
+    debpool     packages of other suites and architectures      setup, guests
     stock       the stock kernel's image and its modules        bed, guest
     elf         what an ELF file says of itself                 bed, guest
     initramfs   the cpio archive that a machine starts from     bed, guest

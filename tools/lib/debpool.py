@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0 OR MIT
-"""Debian packages of other suites and architectures, unpacked below build/guests. Used by guests.
+"""Debian packages of other suites and architectures, unpacked below build/guests or where they are wanted.
+
+Used by guests and, for the kernel of Arm64, by setup.
 
 apt of the build root fetches and verifies them, with lists of its own for each suite and architecture. A package that
 has been unpacked stays; remove build/guests to have newer ones.
@@ -18,9 +20,9 @@ POOL = BUILD / "guests"
 class Pool:
     """One suite for one architecture."""
 
-    def __init__(self, suite, arch):
+    def __init__(self, suite, arch, home=None):
         self.suite, self.arch = suite, arch
-        self.home = POOL / f"{suite}-{arch}"
+        self.home = home or POOL / f"{suite}-{arch}"
         self.fresh = False
 
     def options(self):

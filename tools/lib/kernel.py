@@ -139,11 +139,16 @@ def rust_symbols(path):
 
 def metadata():
     """Rust metadata of that kernel in build/kernel/obj"""
-    src, obj = KERNEL / "src", KERNEL / "obj"
-    obj.mkdir(exist_ok=True)
-    shutil.copyfile(headers_dir() / ".config", obj / ".config")
+    make_metadata(KERNEL / "obj", headers_dir())
+
+
+def make_metadata(obj, headers, words=()):
+    """Rust metadata in `obj`, of the kernel whose package of headers is unpacked; `words` are for make."""
+    src = KERNEL / "src"
+    obj.mkdir(parents=True, exist_ok=True)
+    shutil.copyfile(headers / ".config", obj / ".config")
     jobs = f"-j{os.cpu_count() or 1}"
-    make = ["make", "-C", src, f"O={obj}", jobs]
+    make = ["make", "-C", src, f"O={obj}", jobs, *words]
     # No debug info in what is rebuilt: nothing of it is ever linked, only its metadata is read.
     for target in (["olddefconfig"], ["prepare", "modules_prepare"]):
         if in_root(make + target, "metadata.log"):
@@ -155,11 +160,11 @@ def metadata():
     if "CONFIG_RUST=y" not in config:
         raise Failure(
             "the kernel's configuration lost CONFIG_RUST=y: rustc, rust-src or bindgen of the build root do not fit it",
-            "see `make -C build/kernel/src O=build/kernel/obj rustavailable` inside `tools/setup run --`",
+            f"see `make -C build/kernel/src O={obj} rustavailable` inside `tools/setup run --`",
         )
     # vermagic and the list of exported symbols are the stock kernel's own.
     for name in ("Module.symvers", "include/generated/utsrelease.h", "include/config/kernel.release"):
-        source = headers_dir() / name
+        source = headers / name
         if not source.exists():
             raise Failure(f"{source} is missing in the headers package", "report it: the package layout has changed")
         (obj / name).parent.mkdir(parents=True, exist_ok=True)
@@ -168,10 +173,14 @@ def metadata():
 
 def compare():
     """rebuilt Rust symbols against the stock kernel's"""
-    obj = KERNEL / "obj"
-    stock = rust_symbols(headers_dir() / "Module.symvers")
+    compare_symbols(KERNEL / "obj", headers_dir())
+
+
+def compare_symbols(obj, headers, nm="nm"):
+    """Fails unless every Rust symbol that the stock kernel exports is in the metadata that was made in `obj`."""
+    stock = rust_symbols(headers / "Module.symvers")
     objects = sorted((obj / "rust").glob("*.o"))
-    code, text = root_output(["nm", "--defined-only", "--extern-only", *objects])
+    code, text = root_output([nm, "--defined-only", "--extern-only", *objects])
     rebuilt = set(re.findall(r"^[0-9a-f]* [A-Za-z] (_R\S+)$", text, re.M))
     gone = sorted(stock - rebuilt)
     if not stock or gone:

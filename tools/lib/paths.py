@@ -10,6 +10,7 @@ REPO = TOOLS.parent
 BUILD = REPO / "build"
 ROOT = BUILD / "root"
 KERNEL = BUILD / "kernel"
+ARM64 = BUILD / "arm64"
 STAMPS = BUILD / "stamps"
 LOGS = BUILD / "log"
 GUEST = BUILD / "guest"
