@@ -84,13 +84,13 @@ def busybox_applets():
     return cached(BUILD / "bed" / "applets", binary, ask).read_text().split()
 
 
-def base_tree(cpio):
-    """Directories, two devices, busybox under all its names."""
+def base_tree(cpio, busybox=ROOT / "usr/bin/busybox"):
+    """Directories, two devices, busybox under all its names, which it has in every architecture."""
     for name in "proc sys dev tmp root add bed etc var mnt run lib lib64 usr/bin".split():
         cpio.directory(name)
     cpio.node("dev/console", 5, 1)
     cpio.node("dev/null", 1, 3)
-    cpio.file("bin/busybox", (ROOT / "usr/bin/busybox").read_bytes())
+    cpio.file("bin/busybox", busybox.read_bytes())
     for applet in busybox_applets():
         cpio.link(f"bin/{applet}", "busybox")
     cpio.link("etc/mtab", "/proc/mounts")

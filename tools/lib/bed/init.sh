@@ -18,19 +18,19 @@ hostname bed
 . /bed/config
 # Open until the end: the last close resets the UART, and does not wait for what it still has to send when a signal is
 # pending, as SIGCHLD is here whenever an orphan of the command ends.
-exec 3> /dev/ttyS0
+exec 3> "/dev/$SERIAL"
 finish() {
     # The terminal's line discipline cannot do it: the command may have left it in any mode.
     printf '\036%s end %s\036' "$TOKEN" "$1" >&3
     # Waits for what is still to be sent, which may be seconds of it.
-    stty -F /dev/ttyS0 raw -echo
+    stty -F "/dev/$SERIAL" raw -echo
     sleep 2
     poweroff -f
 }
 if [ -n "$INTERACTIVE" ]; then
-    stty -F /dev/ttyS0 sane rows "$ROWS" cols "$COLUMNS"
+    stty -F "/dev/$SERIAL" sane rows "$ROWS" cols "$COLUMNS"
 else
-    stty -F /dev/ttyS0 raw -echo
+    stty -F "/dev/$SERIAL" raw -echo
 fi
 while read -r module file parameters; do
     if ! insmod "$file" $parameters > /bed/insmod.log 2>&1; then
@@ -52,11 +52,12 @@ cd /add
 if [ -n "$INTERACTIVE" ]; then
     # The end of the session hangs the terminal up: stty waits for what is still to be sent, and the descriptor is
     # opened anew.
-    setsid -c sh -c 'sh /bed/command; status=$?; stty raw -echo; exit $status' < /dev/ttyS0 > /dev/ttyS0 2>&1 3>&-
+    setsid -c sh -c 'sh /bed/command; status=$?; stty raw -echo; exit $status' \
+        < "/dev/$SERIAL" > "/dev/$SERIAL" 2>&1 3>&-
     status=$?
-    exec 3> /dev/ttyS0
+    exec 3> "/dev/$SERIAL"
 else
-    sh /bed/command < /dev/null > /dev/ttyS0 2>&1 3>&-
+    sh /bed/command < /dev/null > "/dev/$SERIAL" 2>&1 3>&-
     status=$?
 fi
 # Unloading is part of every run: a module that cannot go, or that complains when it goes, is a failure.

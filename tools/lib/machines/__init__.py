@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0 OR MIT
-"""The emulated machines: qemu (SVM, or an IOMMU) and bochs (VMX, or SVM as a Ryzen has it). Used by bed.
+"""The emulated machines: qemu (SVM, or an IOMMU), bochs (VMX, or SVM as a Ryzen has it) and arm. Used by bed.
 
 Each module has start(options, run, initramfs): options are those of bed, run is a directory for the files of this run.
 """
@@ -15,6 +15,12 @@ from typing import NamedTuple
 
 # The beds that are Bochs, and whose processor each of them has.
 BOCHS_MODELS = {"intel": "corei7_icelake_u", "zen": "ryzen"}
+
+
+def serial_port(options):
+    """How the kernel names its serial ports, but for the number: the command's is the first one, that of the log the
+    second."""
+    return "ttyAMA" if options.bed == "arm" else "ttyS"
 
 
 class Machine(NamedTuple):
@@ -62,13 +68,15 @@ def tsc_khz():
 
 def kernel_command_line(options):
     """Parameters of the host kernel."""
-    words = ["console=ttyS1,115200", "nokaslr", "tsc=reliable", "no_timer_check", "panic=0", "rdinit=/init"]
+    words = [f"console={serial_port(options)}1,115200", "nokaslr", "panic=0", "rdinit=/init"]
+    if options.bed != "arm":
+        words += ["tsc=reliable", "no_timer_check"]
     # The crypto self-tests are the longest part of a boot.
     words += ["cryptomgr.notests"]
     if options.bed in BOCHS_MODELS:
         # The serial port is polled, a character costs 87 virtual microseconds: only warnings during the boot.
         words += ["loglevel=5", "no_hash_pointers" if options.debug else ""]
-    elif not options.icount and (khz := tsc_khz()):
+    elif options.bed != "arm" and not options.icount and (khz := tsc_khz()):
         words += [f"tsc_early_khz={khz}"]
     if options.bed == "iommu":
         words += ["intel_iommu=on", "iommu.strict=1"]

@@ -46,8 +46,7 @@ def command(options, run):
     kernel = vmlinuz() if options.packed else unpacked_kernel()
     argv += ["-kernel", str(kernel), "-initrd", str(run / "initrd")]
     argv += ["-append", kernel_command_line(options)]
-    argv += ["-chardev", "stdio,id=command,signal=off", "-serial", "chardev:command"]
-    argv += ["-serial", f"file:{run / 'host.log'}"]
+    argv += [*command_port(), "-serial", f"file:{run / 'host.log'}"]
     # Says of a machine that is gone whether it shut down: a triple fault is in no kernel's log.
     argv += ["-d", "cpu_reset", "-D", str(run / "resets.log")]
     for text in options.qemu_arg:
@@ -55,12 +54,22 @@ def command(options, run):
     return argv
 
 
+def command_port():
+    """The arguments for the first serial port, on standard input and output."""
+    return ["-chardev", "stdio,id=command,signal=off", "-serial", "chardev:command"]
+
+
 def start(options, run, initramfs):
     """QEMU with the command's serial port on its standard input and output."""
+    return launch(command(options, run), run, initramfs)
+
+
+def launch(argv, run, initramfs):
+    """The machine that QEMU is with these arguments."""
     (run / "initrd").write_bytes(initramfs)
     errors = open(run / "emulator.log", "wb")
     process = subprocess.Popen(
-        root_argv(command(options, run), cwd=REPO), stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors,
+        root_argv(argv, cwd=REPO), stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors,
         start_new_session=True, preexec_fn=die_with_parent,
     )
     return Machine(process, process.stdout.fileno(), process.stdin.fileno())
