@@ -17,7 +17,7 @@ use vm_memory::{Bytes, GuestAddress, GuestMemory, GuestMemoryMmap};
 
 use crate::error::{Error, Result};
 use crate::paging::Mode;
-use crate::{e820, layout, mptable, paging};
+use crate::{acpi, e820, layout, mptable, paging};
 
 /// Command line for a kernel without one of its own: console on the serial port, no devices that
 /// this machine does not have, and a reset (which ends it) at reboot and panic.
@@ -39,6 +39,24 @@ pub struct Boot {
     pub initrd: Option<PathBuf>,
     /// Command line.
     pub cmdline: String,
+}
+
+/// Command line for a machine with ACPI: what [`DEFAULT_CMDLINE`] says, but for what the tables tell.
+pub const ACPI_CMDLINE: &str =
+    "console=ttyS0 panic=-1 no_timer_check tsc=reliable random.trust_cpu=on";
+
+/// The tables that describe the machine.
+#[derive(Clone, Copy, Debug)]
+pub enum Tables<'a> {
+    /// An MP table ([`mptable::build`]).
+    Mp {
+        /// CPUID leaf 1: EAX, EDX.
+        cpu: (u32, u32),
+        /// How devices' pins are wired.
+        pci: &'a [(u8, u8)],
+    },
+    /// ACPI's ([`acpi::build`]).
+    Acpi,
 }
 
 /// `setup_header.xloadflags`: the image has a 64-bit entry point at 0x200.
@@ -191,8 +209,6 @@ fn load_initrd(
 
 /// Loads everything and returns the entry point; `rsi` there has to hold [`layout::ZERO_PAGE`].
 ///
-/// For the MP table `cpu` gives CPUID leaf 1 (EAX, EDX), and `pci` how devices' pins are wired ([`mptable::build`]).
-///
 /// # Errors
 ///
 /// [`Error::File`], [`Error::Kernel`], [`Error::TooSmall`] or [`Error::Cmdline`].
@@ -201,8 +217,7 @@ pub fn load(
     boot: &Boot,
     size: u64,
     cpus: u8,
-    cpu: (u32, u32),
-    pci: &[(u8, u8)],
+    tables: Tables,
 ) -> Result<Entry> {
     let low = size.min(layout::HOLE_START);
     let kernel = load_kernel(memory, &boot.kernel, low)?;
@@ -240,6 +255,9 @@ pub fn load(
             type_: entry.kind,
         };
     }
+    if let Tables::Acpi = tables {
+        params.acpi_rsdp_addr = layout::TABLES;
+    }
     let params = BootParams::new(&params, GuestAddress(layout::ZERO_PAGE));
     LinuxBootConfigurator::write_bootparams(&params, memory)
         .map_err(|error| Error::Cmdline(error.to_string()))?;
@@ -257,7 +275,11 @@ pub fn load(
         &paging::identity_map(layout::PAGE_TABLES),
     )?;
     put(layout::GDT, &paging::gdt_bytes(kernel.entry.mode))?;
-    put(layout::MP_TABLE, &mptable::build(cpus, cpu.0, cpu.1, pci))?;
+    let tables = match tables {
+        Tables::Mp { cpu, pci } => mptable::build(cpus, cpu.0, cpu.1, pci),
+        Tables::Acpi => acpi::build(cpus, layout::TABLES),
+    };
+    put(layout::TABLES, &tables)?;
     Ok(kernel.entry)
 }
 

@@ -108,6 +108,17 @@ pub enum Error {
         /// The hypervisor's error number.
         errno: i32,
     },
+    /// Virtio devices and devices of the host in one machine.
+    #[error("a machine has either disks and other virtio devices, or PCI devices of the host")]
+    OneBus,
+    /// A disk could not be opened.
+    #[error("cannot use {} as a disk: {cause}", path.display())]
+    Disk {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        cause: String,
+    },
     /// Anything the operating system refused.
     #[error("{what}: {source}")]
     Os {
@@ -174,7 +185,8 @@ impl Error {
             Error::Assign { address, .. } => {
                 Some(format!("`rvmm pci list` shows the devices; `rvmm pci bind {address}` takes one from its driver"))
             }
-            Error::File { .. } | Error::Cmdline(_) | Error::Os { .. } => None,
+            Error::OneBus => Some("leave out --pci, or the disks".into()),
+            Error::File { .. } | Error::Cmdline(_) | Error::Disk { .. } | Error::Os { .. } => None,
         }
     }
 

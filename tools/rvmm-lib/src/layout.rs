@@ -2,7 +2,7 @@
 //! Where things lie in guest-physical memory.
 //!
 //! Everything below 1 MiB that the launcher writes is read by the guest kernel before it reserves
-//! or reuses low memory, except the MP table, which lies in the BIOS area that no kernel allocates.
+//! or reuses low memory, except the machine's tables, which lie in the BIOS area that no kernel allocates.
 
 /// Zero page (`struct boot_params`), 4 KiB.
 pub const ZERO_PAGE: u64 = 0x7000;
@@ -18,10 +18,11 @@ pub const CMDLINE: u64 = 0x2_0000;
 pub const CMDLINE_MAX: usize = 0x1_0000;
 /// End of conventional memory; from here to 1 MiB lie the legacy video and BIOS areas.
 pub const LOW_RAM_END: u64 = 0x9_fc00;
-/// MP floating pointer structure, in the BIOS area that the MP specification (4) has scanned.
-pub const MP_TABLE: u64 = 0xf_0000;
-/// Room for the MP table.
-pub const MP_TABLE_MAX: usize = 0x1_0000;
+/// MP floating pointer structure or ACPI's root pointer, in the BIOS area that both specifications (MP 4, ACPI 5.2.5.1)
+/// have scanned.
+pub const TABLES: u64 = 0xf_0000;
+/// Room for the MP table, or ACPI's tables.
+pub const TABLES_MAX: usize = 0x1_0000;
 /// First byte above the legacy areas.
 pub const HIGH_RAM: u64 = 0x10_0000;
 /// Start of the hole below 4 GiB that holds IOAPIC, LAPIC and the hypervisor's own pages.

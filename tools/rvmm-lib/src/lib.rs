@@ -18,19 +18,22 @@
 //! ```
 //!
 //! The machine has a local APIC per CPU, IOAPIC, PIC and PIT in the kernel, one serial port, a CMOS
-//! clock, and a keyboard controller that can only reset. It has no ACPI, and PCI only when it is given
-//! devices of the host ([`Builder::pci`]); an MP table describes the CPUs.
+//! clock, and a keyboard controller that can only reset. With disks or other virtio devices ([`Builder::disk`],
+//! [`Builder::virtio`]) it has PCI, and ACPI describes it; without, an MP table describes the CPUs, and there is PCI
+//! only for devices of the host ([`Builder::pci`]).
 //!
 //! - Power off: bit 13 written to port 0x604 (as 16 bits, or bit 5 of a byte to port 0x605).
 //! - Reset: 0xfe written to port 0x64.
 
 #![warn(missing_docs)]
 
+pub mod acpi;
 mod address;
 pub mod boot;
 pub mod bus;
 mod console;
 pub mod cpu;
+pub mod disk;
 pub mod e820;
 mod error;
 mod exit;
@@ -44,8 +47,10 @@ pub mod size;
 pub mod stats;
 pub mod sys;
 mod vcpu;
+pub mod virtio;
 pub mod vm;
 
+pub use acpi::PowerButton;
 pub use console::{restore_terminal, Console, ESCAPE_HELP};
 pub use error::{Error, Result};
 pub use exit::{Crash, EntryFailure, Exit};

@@ -25,7 +25,7 @@ fn checksum(bytes: &[u8]) -> u8 {
 }
 
 /// Floating pointer and configuration table for `cpus` CPUs with APIC ids 0 to `cpus - 1`, to be
-/// placed at [`layout::MP_TABLE`].
+/// placed at [`layout::TABLES`].
 ///
 /// `signature` and `features` are EAX and EDX of CPUID leaf 1. The IOAPIC's id is `cpus`. `pci` has the
 /// devices on PCI bus 0 and the pin of the IOAPIC that their INTA# goes to; without any there is no PCI bus.
@@ -78,7 +78,7 @@ pub fn build(cpus: u8, signature: u32, features: u32, pci: &[(u8, u8)]) -> Vec<u
     let mut table = Vec::with_capacity(POINTER_LEN + usize::from(length));
 
     table.extend_from_slice(b"_MP_");
-    table.extend_from_slice(&(layout::MP_TABLE as u32 + POINTER_LEN as u32).to_le_bytes());
+    table.extend_from_slice(&(layout::TABLES as u32 + POINTER_LEN as u32).to_le_bytes());
     // Length in 16-byte units, revision 1.4, checksum, feature bytes (no default configuration,
     // virtual-wire mode).
     table.extend_from_slice(&[1, 4, 0, 0, 0, 0, 0, 0]);
@@ -112,7 +112,7 @@ mod tests {
             let table = build(cpus, 0x0006_06a6, 0x0783_fbff, &crate::pci::wiring(31));
             assert_eq!(sum(&table[..POINTER_LEN]), 0);
             assert_eq!(sum(&table[POINTER_LEN..]), 0);
-            assert!(table.len() <= layout::MP_TABLE_MAX);
+            assert!(table.len() <= layout::TABLES_MAX);
         }
     }
 
@@ -166,7 +166,7 @@ mod tests {
     fn pointer_points_at_the_table() {
         let table = build(1, 0, 0, &[]);
         let at = u32::from_le_bytes(table[4..8].try_into().unwrap());
-        assert_eq!(u64::from(at), layout::MP_TABLE + POINTER_LEN as u64);
+        assert_eq!(u64::from(at), layout::TABLES + POINTER_LEN as u64);
         assert_eq!(&table[POINTER_LEN..POINTER_LEN + 4], b"PCMP");
     }
 }

@@ -519,3 +519,18 @@ pub fn touch(vm: &impl AsRawFd, gpa: u64, size: u64) -> std::io::Result<()> {
     // SAFETY: the ioctl reads `range`, whose size its number has.
     done(unsafe { ioctl_with_ref(vm, RVMM_TOUCH(), &range) }).map(drop)
 }
+
+/// Takes a file for this process to write to, as long as it is open.
+///
+/// # Errors
+///
+/// A sentence where another one has it; those of the system.
+pub fn lock_file(file: &File) -> std::io::Result<()> {
+    // SAFETY: a call about a descriptor that is open.
+    match done(unsafe { libc::flock(file.as_raw_fd(), libc::LOCK_EX | libc::LOCK_NB) }) {
+        Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => {
+            Err(std::io::Error::other("another program uses it"))
+        }
+        result => result,
+    }
+}

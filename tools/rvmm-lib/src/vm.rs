@@ -20,17 +20,20 @@ use vm_memory::{
 use vmm_sys_util::epoll::EventSet;
 use vmm_sys_util::eventfd::EventFd;
 
-use crate::boot::{self, Boot};
+use crate::acpi::{self, PowerButton};
+use crate::boot::{self, Boot, Tables};
 use crate::bus::{Bus, Device};
 use crate::console::{Console, Escape, Terminal};
 use crate::cpu::{self, Topology};
+use crate::disk::Storage;
 use crate::error::{Error, Result};
 use crate::exit::Exit;
 use crate::pci;
 use crate::platform::{self, Cmos, Power, ResetLine};
 use crate::serial::{self, IrqLine, SerialPort};
 use crate::vcpu::{self, Control, Vcpu};
-use crate::{layout, sys};
+use crate::virtio::block::Block;
+use crate::{layout, sys, virtio};
 
 /// Node of rvmm.
 pub const DEFAULT_DEVICE: &str = "/dev/rvmm";
@@ -58,6 +61,8 @@ pub struct Builder {
     console: Option<Console>,
     devices: Vec<Placed>,
     assigned: Vec<pci::Address>,
+    virtio: Vec<Box<dyn virtio::Backend>>,
+    disks: Vec<Arc<Mutex<dyn Storage>>>,
 }
 
 impl Builder {
@@ -138,6 +143,18 @@ impl Builder {
         self
     }
 
+    /// Gives the guest a disk, as a virtio device. A machine with one has PCI and ACPI.
+    pub fn disk(mut self, storage: Arc<Mutex<dyn Storage>>) -> Self {
+        self.disks.push(storage);
+        self
+    }
+
+    /// Gives the guest a virtio device. A machine with one has PCI and ACPI.
+    pub fn virtio(mut self, device: Box<dyn virtio::Backend>) -> Self {
+        self.virtio.push(device);
+        self
+    }
+
     /// Makes the machine, ready to run.
     ///
     /// # Errors
@@ -149,7 +166,7 @@ impl Builder {
         let cpus = self.check(&kvm)?;
         let vm = Arc::new(create_vm(&kvm)?);
         add_platform(&vm)?;
-        let memory = allocate(self.memory)?;
+        let memory = Arc::new(allocate(self.memory)?);
         // SAFETY: the `Vm` owns the memory and joins every vCPU thread before it drops it.
         unsafe { map(&vm, &memory) }?;
 
@@ -160,6 +177,8 @@ impl Builder {
             append,
             devices,
             assigned,
+            virtio,
+            disks,
             ..
         } = self;
         let control = Arc::new(Control::new().map_err(Error::os("eventfd"))?);
@@ -172,6 +191,9 @@ impl Builder {
         let serial = Arc::new(Mutex::new(SerialPort::new(irq, wake, output)));
         let mut buses = Buses::new(&serial, &control, devices);
         buses.add_pci(&vm, &assigned)?;
+        let virtio = with_disks(virtio, disks, cpus);
+        let has_acpi = !virtio.is_empty();
+        let button = buses.add_virtio(&vm, &memory, virtio)?;
 
         let supported = kvm
             .get_supported_cpuid(KVM_MAX_CPUID_ENTRIES)
@@ -179,15 +201,31 @@ impl Builder {
         let supported = supported.as_slice();
         let vcpus = create_vcpus(&vm, cpus, supported, buses, &control)?;
         let first = &vcpus[0].fd;
-        boot.cmdline = cmdline.unwrap_or_else(|| default_cmdline(&vm, first, !assigned.is_empty()));
+        boot.cmdline = cmdline.unwrap_or_else(|| {
+            let tsc = tsc_parameter(&vm, first);
+            if has_acpi {
+                boot::ACPI_CMDLINE.to_owned() + &tsc
+            } else if assigned.is_empty() {
+                boot::DEFAULT_CMDLINE.to_owned() + &tsc
+            } else {
+                boot::DEFAULT_CMDLINE.replace("pci=off", "pci=conf1") + &tsc
+            }
+        });
         if let Some(more) = append {
             boot.cmdline.push(' ');
             boot.cmdline.push_str(&more);
         }
         let leaf1 = supported.iter().find(|entry| entry.function == 1);
-        let signature = leaf1.map_or((0, 0), |entry| (entry.eax, entry.edx));
         let pins = pci::wiring(assigned.len());
-        let entry = boot::load(&memory, &boot, self.memory, cpus, signature, &pins)?;
+        let tables = if has_acpi {
+            Tables::Acpi
+        } else {
+            Tables::Mp {
+                cpu: leaf1.map_or((0, 0), |entry| (entry.eax, entry.edx)),
+                pci: &pins,
+            }
+        };
+        let entry = boot::load(&memory, &boot, self.memory, cpus, tables)?;
         cpu::set_entry(first, entry, layout::ZERO_PAGE)?;
 
         let stats = stats_files(&vm, &vcpus);
@@ -199,6 +237,7 @@ impl Builder {
             control,
             vcpus,
             stats,
+            button,
             _vm: vm,
             _memory: memory,
             terminal,
@@ -207,6 +246,24 @@ impl Builder {
 
     /// Checks the numbers of CPUs and of bytes, and gives that of CPUs.
     fn check(&self, kvm: &Kvm) -> Result<u8> {
+        let virtio = !self.disks.is_empty() || !self.virtio.is_empty();
+        if virtio && !self.assigned.is_empty() {
+            return Err(Error::OneBus);
+        }
+        if virtio {
+            for (cap, what) in [
+                (Cap::Irqfd, "KVM_CAP_IRQFD"),
+                (Cap::Ioeventfd, "KVM_CAP_IOEVENTFD"),
+                (Cap::IrqRouting, "KVM_CAP_IRQ_ROUTING"),
+            ] {
+                if !kvm.check_extension(cap) {
+                    return Err(Error::Missing {
+                        path: self.device.clone(),
+                        what,
+                    });
+                }
+            }
+        }
         let most = kvm.get_max_vcpus().min(MOST_CPUS);
         if !(1..=most).contains(&self.cpus) {
             return Err(Error::Cpus {
@@ -277,6 +334,27 @@ impl Buses {
         Self { ports, mmio }
     }
 
+    /// Puts virtio devices, if there are any, on a bus with ACPI's registers.
+    fn add_virtio(
+        &mut self,
+        vm: &Arc<VmFd>,
+        memory: &Arc<GuestMemoryMmap>,
+        devices: Vec<Box<dyn virtio::Backend>>,
+    ) -> Result<Option<PowerButton>> {
+        if devices.is_empty() {
+            return Ok(None);
+        }
+        let host = Arc::new(Mutex::new(virtio::Host::new(vm, memory, devices)?));
+        self.ports.insert(virtio::PORT, virtio::PORTS, host.clone());
+        let window = Arc::new(Mutex::new(virtio::Window(host)));
+        self.mmio
+            .insert(virtio::ECAM, virtio::Window::LENGTH, window);
+        let events = Arc::new(Mutex::new(acpi::PowerEvents::new(vm)));
+        self.ports
+            .insert(acpi::EVENT_PORT, acpi::EVENT_PORTS, events.clone());
+        Ok(Some(PowerButton(events)))
+    }
+
     /// Hands devices of the host to the VM, if there are any, behind a host bridge.
     fn add_pci(&mut self, vm: &Arc<VmFd>, assigned: &[pci::Address]) -> Result<()> {
         if assigned.is_empty() {
@@ -320,19 +398,26 @@ fn create_vcpus(
     (0..cpus).map(create).collect()
 }
 
-/// The command line of a guest whose owner gives none.
-fn default_cmdline(vm: &VmFd, first: &VcpuFd, has_pci: bool) -> String {
-    let mut text = boot::DEFAULT_CMDLINE.to_owned();
-    if has_pci {
-        text = text.replace("pci=off", "pci=conf1");
+/// A parameter that saves the guest a calibration against the PIT, where the hypervisor knows the frequency.
+fn tsc_parameter(vm: &VmFd, first: &VcpuFd) -> String {
+    match first.get_tsc_khz() {
+        Ok(khz) if vm.check_extension(Cap::GetTscKhz) => format!(" tsc_early_khz={khz}"),
+        _ => String::new(),
     }
-    if vm.check_extension(Cap::GetTscKhz) {
-        // The parameter saves the guest a calibration against the PIT.
-        if let Ok(khz) = first.get_tsc_khz() {
-            text.push_str(&format!(" tsc_early_khz={khz}"));
-        }
-    }
-    text
+}
+
+/// The disks come first, in order; each has a queue for every CPU, up to a few.
+fn with_disks(
+    devices: Vec<Box<dyn virtio::Backend>>,
+    disks: Vec<Arc<Mutex<dyn Storage>>>,
+    cpus: u8,
+) -> Vec<Box<dyn virtio::Backend>> {
+    const MOST_QUEUES: u8 = 4;
+    let queues = cpus.min(MOST_QUEUES).into();
+    let disk = |(n, storage)| -> Box<dyn virtio::Backend> {
+        Box::new(Block::new(storage, queues, &format!("rvmm-disk{n}")))
+    };
+    (0..).zip(disks).map(disk).chain(devices).collect()
 }
 
 /// Checks that a hypervisor has what [`Vm`] needs.
@@ -482,9 +567,10 @@ pub struct Vm {
     control: Arc<Control>,
     vcpus: Vec<Vcpu>,
     stats: Vec<(String, File)>,
+    button: Option<PowerButton>,
     _vm: Arc<VmFd>,
     // After the VM: the hypervisor lets go of the memory before it is unmapped.
-    _memory: GuestMemoryMmap,
+    _memory: Arc<GuestMemoryMmap>,
     // Last: the terminal comes back when everything else is gone.
     terminal: Option<Terminal>,
 }
@@ -513,12 +599,19 @@ impl Vm {
             console: None,
             devices: Vec::new(),
             assigned: Vec::new(),
+            virtio: Vec::new(),
+            disks: Vec::new(),
         }
     }
 
     /// A way to end the machine from another thread.
     pub fn stop_handle(&self) -> StopHandle {
         StopHandle(self.control.clone())
+    }
+
+    /// The power button of a machine with ACPI.
+    pub fn power_button(&self) -> Option<PowerButton> {
+        self.button.clone()
     }
 
     /// The machine's statistics descriptors (api.rst 4.133) by name, none where the hypervisor has

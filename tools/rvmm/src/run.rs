@@ -5,8 +5,10 @@ use std::io;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 
+use rvmm_vm::disk::{self, Storage};
 use rvmm_vm::{
-    restore_terminal, size, stats, Console, Exit, StopHandle, Vm, DEFAULT_DEVICE, ESCAPE_HELP,
+    restore_terminal, size, stats, Console, Exit, PowerButton, StopHandle, Vm, DEFAULT_DEVICE,
+    ESCAPE_HELP,
 };
 
 use crate::status::{report, Status, TABLE};
@@ -39,6 +41,9 @@ pub struct Args {
     /// PCI device of the host for the guest, such as 0000:00:04.0 (see `rvmm pci`); may be repeated.
     #[arg(long, value_name = "ADDRESS")]
     pci: Vec<rvmm_vm::pci::Address>,
+    /// Disk of the guest's: a raw file or block device, which it writes to; may be repeated.
+    #[arg(long, value_name = "FILE")]
+    disk: Vec<PathBuf>,
     /// What a guest's reset does.
     #[arg(long, value_enum, default_value_t = OnReset::Exit)]
     on_reset: OnReset,
@@ -64,8 +69,12 @@ pub fn main(args: Args) -> Status {
         eprintln!("rvmm: signals: {error}");
         return Status::Other;
     }
+    let disks = match Disks::open(&args) {
+        Ok(disks) => disks,
+        Err(error) => return report(&error),
+    };
     loop {
-        let exit = match boot(&args, &running) {
+        let exit = match boot(&args, &disks, &running) {
             Ok(exit) => exit,
             Err(error) => return report(&error),
         };
@@ -82,10 +91,27 @@ pub fn main(args: Args) -> Status {
     }
 }
 
-/// The machine that a signal has to end, once there is one.
-type Running = Arc<Mutex<Option<StopHandle>>>;
+/// The machine that signals are about, once there is one: a way to end it, and its power button.
+type Running = Arc<Mutex<Option<(StopHandle, Option<PowerButton>)>>>;
 
-fn boot(args: &Args, running: &Running) -> rvmm_vm::Result<Exit> {
+/// The disks, which outlive a reset.
+struct Disks(Vec<Arc<Mutex<dyn Storage>>>);
+
+impl Disks {
+    fn open(args: &Args) -> rvmm_vm::Result<Self> {
+        let open = |path: &PathBuf| -> rvmm_vm::Result<Arc<Mutex<dyn Storage>>> {
+            let opened =
+                disk::RawFile::open(path, false).map_err(|error| rvmm_vm::Error::Disk {
+                    path: path.into(),
+                    cause: error.to_string(),
+                })?;
+            Ok(Arc::new(Mutex::new(opened)))
+        };
+        Ok(Self(args.disk.iter().map(open).collect::<Result<_, _>>()?))
+    }
+}
+
+fn boot(args: &Args, disks: &Disks, running: &Running) -> rvmm_vm::Result<Exit> {
     let mut builder = Vm::builder()
         .device(&args.device)
         .memory(args.memory)
@@ -96,6 +122,9 @@ fn boot(args: &Args, running: &Running) -> rvmm_vm::Result<Exit> {
     }
     for address in &args.pci {
         builder = builder.pci(*address);
+    }
+    for disk in &disks.0 {
+        builder = builder.disk(disk.clone());
     }
     if let Some(text) = &args.cmdline {
         builder = builder.cmdline(text);
@@ -111,7 +140,8 @@ fn boot(args: &Args, running: &Running) -> rvmm_vm::Result<Exit> {
         eprint!("rvmm: {ESCAPE_HELP}\r\n");
     }
     let vm = builder.console(console).build()?;
-    *running.lock().unwrap_or_else(PoisonError::into_inner) = Some(vm.stop_handle());
+    *running.lock().unwrap_or_else(PoisonError::into_inner) =
+        Some((vm.stop_handle(), vm.power_button()));
     let files = if args.stats {
         Some(vm.stats_files())
     } else {
@@ -150,9 +180,12 @@ fn restore_terminal_on_panic() {
 /// Signals that end the machine.
 const ENDING: [libc::c_int; 4] = [libc::SIGINT, libc::SIGTERM, libc::SIGHUP, libc::SIGQUIT];
 
-/// Keeps the ending signals from every thread, for [`stop_on_signal`] to fetch.
+/// The signal that presses the machine's power button.
+const BUTTON: libc::c_int = libc::SIGUSR1;
+
+/// Keeps these signals from every thread, for [`stop_on_signal`] to fetch.
 fn block_signals() -> io::Result<()> {
-    for signal in ENDING {
+    for signal in ENDING.into_iter().chain([BUTTON]) {
         vmm_sys_util::signal::block_signal(signal)
             .map_err(|error| io::Error::other(format!("{error:?}")))?;
     }
@@ -161,7 +194,7 @@ fn block_signals() -> io::Result<()> {
 
 /// Stops the machine at the first ending signal; leaves at the second, or if there is none.
 fn stop_on_signal(running: Running) -> io::Result<()> {
-    let set = vmm_sys_util::signal::create_sigset(&ENDING)
+    let set = vmm_sys_util::signal::create_sigset(&[&ENDING[..], &[BUTTON]].concat())
         .map_err(|error| io::Error::from_raw_os_error(error.errno()))?;
     let wait = move || loop {
         let mut signal = 0;
@@ -169,12 +202,16 @@ fn stop_on_signal(running: Running) -> io::Result<()> {
         if unsafe { libc::sigwait(&set, &mut signal) } != 0 {
             return;
         }
-        match running
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .take()
-        {
-            Some(stop) => stop.stop(),
+        let mut running = running.lock().unwrap_or_else(PoisonError::into_inner);
+        if signal == BUTTON {
+            match &*running {
+                Some((_, Some(button))) => button.press(),
+                _ => eprintln!("rvmm: the machine has no power button: it needs a disk"),
+            }
+            continue;
+        }
+        match running.take() {
+            Some((stop, _)) => stop.stop(),
             None => {
                 restore_terminal();
                 std::process::exit(Status::Other as i32);

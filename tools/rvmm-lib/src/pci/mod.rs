@@ -8,7 +8,7 @@
 //! emulated. There are no I/O ports.
 
 mod bars;
-mod config;
+pub(crate) mod config;
 mod function;
 mod messages;
 
@@ -41,7 +41,7 @@ const DATA: u64 = 4;
 /// The bit of the address port that makes the data port configuration space.
 const ENABLE: u32 = 1 << 31;
 /// First GSI of messages, above all pins.
-const FIRST_GSI: u32 = 64;
+pub(crate) const FIRST_GSI: u32 = 64;
 /// Pins of the IOAPIC.
 const IOAPIC_PINS: u32 = 24;
 /// The first of the IOAPIC's pins that no ISA interrupt has.
@@ -52,6 +52,50 @@ pub(crate) fn wiring(functions: usize) -> Vec<(u8, u8)> {
     (0..functions.min(31) as u8)
         .map(|n| (n + 1, FIRST_PIN + n % (IOAPIC_PINS as u8 - FIRST_PIN)))
         .collect()
+}
+
+/// Tells the hypervisor of all routes: the default ones, which guests' tables describe, and those of messages (GSI,
+/// address, data).
+pub(crate) fn set_routes(vm: &VmFd, messages: impl Iterator<Item = (u32, u64, u32)>) {
+    let pin = |gsi: u32, chip: u32, pin: u32| {
+        let mut entry = kvm_irq_routing_entry {
+            gsi,
+            type_: KVM_IRQ_ROUTING_IRQCHIP,
+            ..Default::default()
+        };
+        entry.u.irqchip.irqchip = chip;
+        entry.u.irqchip.pin = pin;
+        entry
+    };
+    let mut entries = Vec::new();
+    for gsi in 0..16 {
+        let chip = if gsi < 8 {
+            KVM_IRQCHIP_PIC_MASTER
+        } else {
+            KVM_IRQCHIP_PIC_SLAVE
+        };
+        entries.push(pin(gsi, chip, gsi % 8));
+    }
+    for gsi in 0..IOAPIC_PINS {
+        entries.push(pin(gsi, KVM_IRQCHIP_IOAPIC, gsi));
+    }
+    for (gsi, address, data) in messages {
+        let mut entry = kvm_irq_routing_entry {
+            gsi,
+            type_: KVM_IRQ_ROUTING_MSI,
+            ..Default::default()
+        };
+        entry.u.msi.address_lo = address as u32;
+        entry.u.msi.address_hi = (address >> 32) as u32;
+        entry.u.msi.data = data;
+        entries.push(entry);
+    }
+    let done = KvmIrqRouting::from_entries(&entries)
+        .map_err(|error| format!("{error:?}"))
+        .and_then(|table| vm.set_gsi_routing(&table).map_err(|e| e.to_string()));
+    if let Err(error) = done {
+        tracing::warn!(error, "KVM_SET_GSI_ROUTING");
+    }
 }
 
 /// The host bridge and the functions behind it: function `n` is device `n + 1` on bus 0.
@@ -94,47 +138,9 @@ impl Host {
         Some(((self.selected >> 11 & 31) as usize, register))
     }
 
-    /// Tells the hypervisor of all routes: the default ones, which the MP table describes, and those of messages.
+    /// Tells the hypervisor of all routes.
     fn set_routes(&self) {
-        let pin = |gsi: u32, chip: u32, pin: u32| {
-            let mut entry = kvm_irq_routing_entry {
-                gsi,
-                type_: KVM_IRQ_ROUTING_IRQCHIP,
-                ..Default::default()
-            };
-            entry.u.irqchip.irqchip = chip;
-            entry.u.irqchip.pin = pin;
-            entry
-        };
-        let mut entries = Vec::new();
-        for gsi in 0..16 {
-            let chip = if gsi < 8 {
-                KVM_IRQCHIP_PIC_MASTER
-            } else {
-                KVM_IRQCHIP_PIC_SLAVE
-            };
-            entries.push(pin(gsi, chip, gsi % 8));
-        }
-        for gsi in 0..IOAPIC_PINS {
-            entries.push(pin(gsi, KVM_IRQCHIP_IOAPIC, gsi));
-        }
-        for (gsi, address, data) in self.functions.iter().flat_map(Function::routes) {
-            let mut entry = kvm_irq_routing_entry {
-                gsi,
-                type_: KVM_IRQ_ROUTING_MSI,
-                ..Default::default()
-            };
-            entry.u.msi.address_lo = address as u32;
-            entry.u.msi.address_hi = (address >> 32) as u32;
-            entry.u.msi.data = data;
-            entries.push(entry);
-        }
-        let done = KvmIrqRouting::from_entries(&entries)
-            .map_err(|error| format!("{error:?}"))
-            .and_then(|table| self.vm.set_gsi_routing(&table).map_err(|e| e.to_string()));
-        if let Err(error) = done {
-            tracing::warn!(error, "KVM_SET_GSI_ROUTING");
-        }
+        set_routes(&self.vm, self.functions.iter().flat_map(Function::routes));
     }
 
     /// The guest's write to a table of MSI-X.

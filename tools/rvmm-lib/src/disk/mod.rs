@@ -1,0 +1,47 @@
+// SPDX-License-Identifier: Apache-2.0 OR MIT
+//! What is behind a disk of the guest's.
+
+#![forbid(unsafe_code)]
+
+mod raw;
+
+use std::io;
+
+pub use self::raw::RawFile;
+
+/// Bytes that stay.
+pub trait Storage: Send {
+    /// Number of bytes, constant.
+    fn size(&self) -> u64;
+
+    /// Whether every write fails.
+    fn read_only(&self) -> bool;
+
+    /// Fills `data` with what is at an offset.
+    ///
+    /// # Errors
+    ///
+    /// Those of the system; what is beyond the end.
+    fn read(&mut self, at: u64, data: &mut [u8]) -> io::Result<()>;
+
+    /// Writes `data` at an offset.
+    ///
+    /// # Errors
+    ///
+    /// As [`Self::read`].
+    fn write(&mut self, at: u64, data: &[u8]) -> io::Result<()>;
+
+    /// Makes `length` bytes zero, and gives their space back where that is possible.
+    ///
+    /// # Errors
+    ///
+    /// As [`Self::read`].
+    fn zero(&mut self, at: u64, length: u64) -> io::Result<()>;
+
+    /// Returns when what was written survives a failure of power.
+    ///
+    /// # Errors
+    ///
+    /// Those of the system.
+    fn flush(&mut self) -> io::Result<()>;
+}

@@ -1,0 +1,466 @@
+// SPDX-License-Identifier: Apache-2.0 OR MIT
+//! A virtio device as a PCI function (Virtual I/O Device 1.2, 4.1): configuration space with the capabilities that say
+//! where its registers are, and those registers behind one base address register.
+
+use std::os::fd::AsRawFd;
+use std::sync::Arc;
+
+use kvm_ioctls::{IoEventAddress, NoDatamatch, VmFd};
+use virtio_queue::{Queue, QueueT};
+use vm_memory::{GuestAddress, GuestMemoryMmap};
+use vmm_sys_util::eventfd::EventFd;
+
+use super::msix::{Message, Table};
+use super::transport::{Action, QueueRegisters, Transport, LENGTH};
+use super::worker::{Alarm, Worker};
+use super::{Backend, Broken, Guest, Ring, EVENT_IDX, INDIRECT};
+use crate::error::{Error, Result};
+use crate::pci::config::{cap, reg, Config, MEMORY};
+
+/// Registers behind the base address register: 32 KiB.
+pub const BAR_SIZE: u32 = 0x8000;
+/// Where in it what lies.
+const COMMON: u64 = 0;
+const ISR: u64 = 0x1000;
+const DEVICE: u64 = 0x2000;
+const DOORBELLS: u64 = 0x3000;
+const TABLE: u64 = 0x4000;
+const PENDING: u64 = 0x6000;
+/// Bytes from one part to the next.
+const PART: u64 = 0x1000;
+/// Bytes from one queue's doorbell to the next (`notify_off_multiplier`).
+const DOORBELL: u64 = 4;
+
+/// Where in configuration space the capabilities are.
+const CAP_MSIX: usize = 0x40;
+const CAP_COMMON: usize = 0x50;
+const CAP_NOTIFY: usize = 0x60;
+const CAP_ISR: usize = 0x74;
+const CAP_DEVICE: usize = 0x84;
+const CAP_ACCESS: usize = 0x94;
+/// The window of the last one into the registers.
+const ACCESS_DATA: usize = CAP_ACCESS + 16;
+
+/// The device, wherever it is.
+enum State {
+    /// The driver has not started it.
+    Idle(Box<dyn Backend>),
+    /// Its thread has it.
+    Running(Worker),
+    /// Its thread has panicked.
+    Gone,
+}
+
+/// The function.
+pub struct Function {
+    vm: Arc<VmFd>,
+    memory: Arc<GuestMemoryMmap>,
+    /// What the guest reads of configuration space.
+    pub config: Config,
+    transport: Transport,
+    table: Table,
+    device_config: Vec<u8>,
+    state: State,
+    kicks: Vec<EventFd>,
+    /// Where the doorbells are, if the guest decodes them.
+    doorbells: Option<u64>,
+    events: Arc<Vec<EventFd>>,
+    /// What each vector's event sends now.
+    routed: Vec<Option<Message>>,
+    /// GSI of the first vector.
+    gsi: u32,
+}
+
+fn event() -> Result<EventFd> {
+    EventFd::new(libc::EFD_NONBLOCK | libc::EFD_CLOEXEC).map_err(Error::os("eventfd"))
+}
+
+impl Function {
+    /// A function whose registers are at `bar` at first, and whose messages have GSIs from `gsi`.
+    pub fn new(
+        vm: &Arc<VmFd>,
+        memory: &Arc<GuestMemoryMmap>,
+        backend: Box<dyn Backend>,
+        bar: u64,
+        gsi: u32,
+    ) -> Result<Self> {
+        let queues = backend.queues();
+        // One for each queue, and one for the configuration.
+        let vectors = queues.len() as u16 + 1;
+        let config = configuration(&*backend, bar, vectors);
+        let features = backend.features() | INDIRECT | EVENT_IDX;
+        Ok(Self {
+            vm: vm.clone(),
+            memory: memory.clone(),
+            config,
+            transport: Transport::new(features, &queues, vectors),
+            table: Table::new(vectors),
+            device_config: backend.config(),
+            state: State::Idle(backend),
+            kicks: queues.iter().map(|_| event()).collect::<Result<_>>()?,
+            doorbells: None,
+            events: Arc::new((0..vectors).map(|_| event()).collect::<Result<_>>()?),
+            routed: vec![None; vectors.into()],
+            gsi,
+        })
+    }
+
+    /// Number of vectors.
+    pub fn vectors(&self) -> u32 {
+        self.table.len() as u32
+    }
+
+    /// Where the registers are, if the guest decodes them.
+    pub fn bar(&self) -> Option<u64> {
+        let on = self.config.bytes[reg::COMMAND] & MEMORY != 0;
+        on.then(|| u64::from(self.config.get(reg::BAR0) & !0xf))
+    }
+
+    /// The guest reads configuration space.
+    pub fn read_config(&mut self, at: usize, data: &mut [u8]) {
+        if at == ACCESS_DATA {
+            if let Some((offset, length)) = self.access(data.len()) {
+                self.read(offset, &mut data[..length]);
+                return;
+            }
+        }
+        for (n, byte) in data.iter_mut().enumerate() {
+            *byte = self.config.bytes.get(at + n).copied().unwrap_or(0);
+        }
+    }
+
+    /// The guest writes configuration space; true when messages have changed.
+    pub fn write_config(&mut self, at: usize, data: &[u8]) -> bool {
+        self.config.write(at, data);
+        if at == ACCESS_DATA {
+            if let Some((offset, length)) = self.access(data.len()) {
+                return self.write(offset, &data[..length]);
+            }
+        }
+        self.place_doorbells(self.bar());
+        let control = (self.config.get(CAP_MSIX) >> 16) as u16;
+        self.table.set_control(control);
+        self.messages_changed()
+    }
+
+    /// Offset and length that the window of configuration space shows, if an access to it has that length (4.1.4.9).
+    fn access(&self, length: usize) -> Option<(u64, usize)> {
+        let (offset, wanted) = (
+            self.config.get(CAP_ACCESS + 8),
+            self.config.get(CAP_ACCESS + 12),
+        );
+        let fits = wanted as usize == length
+            && matches!(length, 1 | 2 | 4)
+            && offset as usize % length == 0;
+        (fits && offset < BAR_SIZE).then_some((offset.into(), length))
+    }
+
+    /// The guest reads registers.
+    pub fn read(&mut self, offset: u64, data: &mut [u8]) {
+        let within = offset % PART;
+        match offset - within {
+            COMMON if within < LENGTH => self.transport.read(within, data),
+            // No pin, so nothing to say (4.1.4.5).
+            ISR => data.fill(0),
+            DEVICE => {
+                for (n, byte) in data.iter_mut().enumerate() {
+                    *byte = self
+                        .device_config
+                        .get(within as usize + n)
+                        .copied()
+                        .unwrap_or(0);
+                }
+            }
+            TABLE => self.table.read(within, data),
+            PENDING => {
+                data.fill(0);
+                for (bit, event) in self.events.iter().enumerate() {
+                    let at = (bit / 8) as u64;
+                    if let Some(byte) = at
+                        .checked_sub(within)
+                        .and_then(|at| data.get_mut(at as usize))
+                    {
+                        *byte |= u8::from(is_set(event)) << (bit % 8);
+                    }
+                }
+            }
+            _ => {}
+        }
+    }
+
+    /// The guest writes registers; true when messages have changed.
+    pub fn write(&mut self, offset: u64, data: &[u8]) -> bool {
+        let within = offset % PART;
+        match offset - within {
+            COMMON if within < LENGTH => match self.transport.write(within, data) {
+                Action::None => {}
+                Action::Reset => self.stop(),
+                Action::Start => {
+                    if let Err(broken) = self.start() {
+                        tracing::warn!(%broken, "a virtio device does not start");
+                        self.transport
+                            .broken
+                            .store(true, std::sync::atomic::Ordering::Release);
+                    }
+                }
+            },
+            // The hypervisor has taken it, unless it was rung by way of configuration space.
+            DOORBELLS => {
+                if let Some(kick) = self.kicks.get((within / DOORBELL) as usize) {
+                    let _ = kick.write(1);
+                }
+            }
+            TABLE => {
+                self.table.write(within, data);
+                return self.messages_changed();
+            }
+            _ => {}
+        }
+        false
+    }
+
+    fn ring(
+        &self,
+        registers: &QueueRegisters,
+        event_idx: bool,
+    ) -> std::result::Result<Ring, Broken> {
+        let mut queue = Queue::new(registers.most)?;
+        if registers.enabled {
+            queue.try_set_size(registers.size)?;
+            queue.try_set_desc_table_address(GuestAddress(registers.descriptors))?;
+            queue.try_set_avail_ring_address(GuestAddress(registers.available))?;
+            queue.try_set_used_ring_address(GuestAddress(registers.used))?;
+            queue.set_event_idx(event_idx);
+            queue.set_ready(true);
+            if !queue.is_valid(&*self.memory) {
+                return Err(Broken("a ring beside the memory".into()));
+            }
+        }
+        Ok(Ring {
+            queue,
+            vector: registers.vector.clone(),
+            events: self.events.clone(),
+        })
+    }
+
+    /// Starts the device's thread.
+    fn start(&mut self) -> std::result::Result<(), Broken> {
+        let features = self.transport.accepted();
+        let rings = (self.transport.queues.iter())
+            .map(|registers| self.ring(registers, features & EVENT_IDX != 0))
+            .collect::<std::result::Result<Vec<_>, _>>()?;
+        let kicks = (self.kicks.iter().map(EventFd::try_clone)).collect::<std::io::Result<_>>()?;
+        let State::Idle(mut backend) = std::mem::replace(&mut self.state, State::Gone) else {
+            return Err(Broken("the device is gone".into()));
+        };
+        backend.start(features);
+        let guest = Guest {
+            memory: self.memory.clone(),
+            stop: Arc::default(),
+        };
+        let alarm = Alarm {
+            broken: self.transport.broken.clone(),
+            vector: self.transport.config_vector.clone(),
+            events: self.events.clone(),
+        };
+        let worker = Worker::start(backend, rings, kicks, guest, alarm)
+            .map_err(|e| Broken(e.to_string()))?;
+        self.state = State::Running(worker);
+        Ok(())
+    }
+
+    /// Ends the device's thread, and forgets what it had to say.
+    fn stop(&mut self) {
+        if let State::Running(worker) = &mut self.state {
+            self.state = worker.stop().map_or(State::Gone, State::Idle);
+        }
+        for event in self.kicks.iter().chain(&*self.events) {
+            let _ = event.read();
+        }
+    }
+
+    /// Moves the doorbells to where the guest wants them, or nowhere.
+    fn place_doorbells(&mut self, want: Option<u64>) {
+        if self.doorbells == want {
+            return;
+        }
+        for (n, kick) in (0..).zip(&self.kicks) {
+            let address = |bar: u64| IoEventAddress::Mmio(bar + DOORBELLS + DOORBELL * n);
+            if let Some(old) = self.doorbells {
+                if let Err(error) = self.vm.unregister_ioevent(kick, &address(old), NoDatamatch) {
+                    tracing::debug!(%error, "KVM_IOEVENTFD");
+                }
+            }
+            if let Some(new) = want {
+                // Doorbells that come as an exit are served as well.
+                if let Err(error) = self.vm.register_ioevent(kick, &address(new), NoDatamatch) {
+                    tracing::debug!(%error, "KVM_IOEVENTFD");
+                }
+            }
+        }
+        self.doorbells = want;
+    }
+
+    /// Compares what the vectors send with what they shall send. Those that shall not are taken from the hypervisor:
+    /// what is sent then waits in the event, and goes out when the hypervisor gets it back.
+    fn messages_changed(&mut self) -> bool {
+        let mut changed = false;
+        for vector in 0..self.routed.len() {
+            let (want, event) = (self.table.message(vector), &self.events[vector]);
+            let routed = &mut self.routed[vector];
+            if *routed == want {
+                continue;
+            }
+            changed = true;
+            if routed.take().is_some() {
+                if let Err(error) = self.vm.unregister_irqfd(event, self.gsi + vector as u32) {
+                    tracing::warn!(%error, "KVM_IRQFD");
+                }
+            }
+        }
+        changed
+    }
+
+    /// Messages that may come: GSI, address, data.
+    pub fn routes(&self) -> impl Iterator<Item = (u32, u64, u32)> + '_ {
+        (0..self.table.len()).filter_map(|vector| {
+            let (address, data) = self.table.message(vector)?;
+            Some((self.gsi + vector as u32, address, data))
+        })
+    }
+
+    /// Gives the hypervisor the events of vectors that have a route now.
+    pub fn connect(&mut self) {
+        for (vector, routed) in self.routed.iter_mut().enumerate() {
+            let want = self.table.message(vector);
+            if want.is_none() || *routed == want {
+                continue;
+            }
+            match self
+                .vm
+                .register_irqfd(&self.events[vector], self.gsi + vector as u32)
+            {
+                Ok(()) => *routed = want,
+                Err(error) => tracing::warn!(%error, "KVM_IRQFD"),
+            }
+        }
+    }
+}
+
+/// Whether an event waits.
+fn is_set(event: &EventFd) -> bool {
+    let mut poll = libc::pollfd {
+        fd: event.as_raw_fd(),
+        events: libc::POLLIN,
+        revents: 0,
+    };
+    // SAFETY: one live element, and no waiting.
+    unsafe { libc::poll(&mut poll, 1, 0) == 1 }
+}
+
+/// Configuration space at the start.
+fn configuration(backend: &dyn Backend, bar: u64, vectors: u16) -> Config {
+    let (kind, class) = backend.kind();
+    let mut config = Config::new([0; 256]);
+    config.set(0, (0x1040 + u32::from(kind)) << 16 | 0x1af4);
+    // Capabilities, revision 1, and a subsystem that says the same as the device.
+    config.bytes[reg::STATUS] = 1 << 4;
+    config.set(8, class << 8 | 1);
+    config.set(0x2c, (0x1040 + u32::from(kind)) << 16 | 0x1af4);
+    config.set(reg::BAR0, bar as u32);
+    config.allow(reg::BAR0, !(BAR_SIZE - 1));
+    // Memory, bus mastering, parity and SERR.
+    config.allow(reg::COMMAND, 0x0146);
+    config.allow(reg::CACHE_LINE, 0xff);
+    config.allow(reg::IRQ_LINE, 0xff);
+    config.bytes[reg::CAPABILITIES] = CAP_MSIX as u8;
+
+    config.set(
+        CAP_MSIX,
+        u32::from(vectors - 1) << 16 | (CAP_COMMON as u32) << 8 | u32::from(cap::MSIX),
+    );
+    config.set(CAP_MSIX + 4, TABLE as u32);
+    config.set(CAP_MSIX + 8, PENDING as u32);
+    config.allow(CAP_MSIX, 0xc000_0000);
+
+    let parts = [
+        (CAP_COMMON, CAP_NOTIFY, 16, 1, COMMON, LENGTH),
+        (CAP_NOTIFY, CAP_ISR, 20, 2, DOORBELLS, PART),
+        (CAP_ISR, CAP_DEVICE, 16, 3, ISR, 1),
+        (CAP_DEVICE, CAP_ACCESS, 16, 4, DEVICE, PART),
+        (CAP_ACCESS, 0, 20, 5, 0, 0),
+    ];
+    for (at, next, length, kind, offset, size) in parts {
+        const VENDOR: u32 = 0x09;
+        config.set(at, kind << 24 | length << 16 | (next as u32) << 8 | VENDOR);
+        config.set(at + 8, offset as u32);
+        config.set(at + 12, size as u32);
+    }
+    config.set(CAP_NOTIFY + 16, DOORBELL as u32);
+    for at in [CAP_ACCESS + 8, CAP_ACCESS + 12, ACCESS_DATA] {
+        config.allow(at, !0);
+    }
+    config.allow(CAP_ACCESS + 4, 0xff);
+    config
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::pci::config::le32;
+
+    struct Nothing;
+
+    impl Backend for Nothing {
+        fn kind(&self) -> (u16, u32) {
+            (4, 0xff_00_00)
+        }
+        fn features(&self) -> u64 {
+            0
+        }
+        fn queues(&self) -> Vec<u16> {
+            vec![8]
+        }
+        fn config(&self) -> Vec<u8> {
+            Vec::new()
+        }
+        fn serve(
+            &mut self,
+            _: usize,
+            _: &mut [Ring],
+            _: &Guest,
+        ) -> std::result::Result<(), Broken> {
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn capabilities_are_a_list_without_overlap() {
+        let config = configuration(&Nothing, 0xe000_0000, 2);
+        let (mut at, mut kinds) = (usize::from(config.bytes[reg::CAPABILITIES]), Vec::new());
+        let mut end = 0x40;
+        while at != 0 {
+            assert!(at >= end && at % 4 == 0);
+            let kind = config.bytes[at];
+            end = at
+                + if kind == 9 {
+                    usize::from(config.bytes[at + 2])
+                } else {
+                    12
+                };
+            kinds.push(if kind == 9 { config.bytes[at + 3] } else { 0 });
+            at = usize::from(config.bytes[at + 1]);
+        }
+        assert_eq!(kinds, [0, 1, 2, 3, 4, 5]);
+        assert_eq!(le32(&config.bytes, 0), 0x1044_1af4);
+    }
+
+    #[test]
+    fn the_size_of_the_registers_can_be_asked_for() {
+        let mut config = configuration(&Nothing, 0xe000_8000, 2);
+        config.write(reg::BAR0, &[0xff; 4]);
+        assert_eq!(config.get(reg::BAR0), !(BAR_SIZE - 1));
+        config.write(0, &[0xff; 4]);
+        assert_eq!(config.get(0), 0x1044_1af4);
+    }
+}

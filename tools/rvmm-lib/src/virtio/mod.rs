@@ -1,0 +1,143 @@
+// SPDX-License-Identifier: Apache-2.0 OR MIT
+//! Virtio devices on a PCI bus (Virtual I/O Device 1.2): modern ones, with MSI-X and without a pin.
+//!
+//! A device is a [`Backend`], served by one thread once its driver has started it. Doorbells reach that thread as
+//! events (`KVM_IOEVENTFD`), and it interrupts by events (`KVM_IRQFD`): neither leaves the guest for the launcher's
+//! vCPU threads, which only see registers.
+//!
+//! - [`transport`], `msix`: registers, without a machine.
+//! - `function`: a device as a PCI function; `host`: the bus; `worker`: the thread.
+//! - [`block`]: a disk.
+
+pub mod block;
+mod function;
+mod host;
+mod msix;
+pub mod transport;
+mod worker;
+
+use std::io;
+use std::os::fd::RawFd;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::Arc;
+
+use virtio_queue::{Queue, QueueT};
+use vm_memory::GuestMemoryMmap;
+use vmm_sys_util::eventfd::EventFd;
+
+pub(crate) use self::host::{Host, Window, ECAM, ECAM_LENGTH, PORT, PORTS};
+use self::transport::Vector;
+
+/// Feature bit 28: descriptors may be in tables of their own.
+pub const INDIRECT: u64 = 1 << 28;
+/// Feature bit 29: both sides say from which entry on they want to be told.
+pub const EVENT_IDX: u64 = 1 << 29;
+
+/// A device, without its registers.
+pub trait Backend: Send {
+    /// Device type (5), and PCI class code (base class, subclass, interface).
+    fn kind(&self) -> (u16, u32);
+
+    /// Features beside those of rings.
+    fn features(&self) -> u64;
+
+    /// The most entries of each queue.
+    fn queues(&self) -> Vec<u16>;
+
+    /// The device-specific configuration, which is constant.
+    fn config(&self) -> Vec<u8>;
+
+    /// The driver has accepted these features, and starts.
+    fn start(&mut self, features: u64) {
+        let _ = features;
+    }
+
+    /// Serves a queue whose doorbell was rung.
+    ///
+    /// # Errors
+    ///
+    /// The driver has broken the rules: the device stops until it is reset.
+    fn serve(&mut self, index: usize, rings: &mut [Ring], guest: &Guest) -> Result<(), Broken>;
+
+    /// What else the thread waits for: calls [`Self::ready`] while it can be read.
+    fn source(&self) -> Option<RawFd> {
+        None
+    }
+
+    /// [`Self::source`] can be read.
+    ///
+    /// # Errors
+    ///
+    /// As [`Self::serve`].
+    fn ready(&mut self, rings: &mut [Ring], guest: &Guest) -> Result<(), Broken> {
+        let _ = (rings, guest);
+        Ok(())
+    }
+}
+
+/// A driver has broken the rules.
+#[derive(Debug, thiserror::Error)]
+#[error("the driver has broken the rules: {0}")]
+pub struct Broken(pub String);
+
+impl From<virtio_queue::Error> for Broken {
+    fn from(error: virtio_queue::Error) -> Self {
+        Self(error.to_string())
+    }
+}
+
+impl From<io::Error> for Broken {
+    fn from(error: io::Error) -> Self {
+        Self(error.to_string())
+    }
+}
+
+/// What a device sees of its guest.
+pub struct Guest {
+    /// The guest's memory.
+    pub memory: Arc<GuestMemoryMmap>,
+    /// Set when the device has to stop: long work looks at it.
+    pub stop: Arc<AtomicBool>,
+}
+
+impl Guest {
+    /// Whether the device has to stop.
+    pub fn stopping(&self) -> bool {
+        self.stop.load(Ordering::Acquire)
+    }
+}
+
+/// A queue that the driver has enabled, or an empty one.
+pub struct Ring {
+    /// The queue.
+    pub queue: Queue,
+    vector: Vector,
+    events: Arc<Vec<EventFd>>,
+}
+
+impl Ring {
+    /// Whether the driver has enabled the queue.
+    pub fn enabled(&self) -> bool {
+        self.queue.ready()
+    }
+
+    /// Interrupts the guest, if it wants to know what has been used.
+    ///
+    /// # Errors
+    ///
+    /// [`Broken`] if the ring cannot be read.
+    pub fn notify(&mut self, guest: &Guest) -> Result<(), Broken> {
+        if self.queue.needs_notification(&*guest.memory)? {
+            send(&self.events, &self.vector);
+        }
+        Ok(())
+    }
+}
+
+/// Sends a message, if there is a vector for it.
+fn send(events: &[EventFd], vector: &Vector) {
+    if let Some(event) = events.get(usize::from(vector.get())) {
+        // Fails only if the counter is full, and then the message is pending anyway.
+        let _ = event.write(1);
+    }
+}

@@ -1,0 +1,145 @@
+// SPDX-License-Identifier: Apache-2.0 OR MIT
+//! The thread of a device that its driver has started.
+
+use std::os::fd::AsRawFd;
+use std::sync::atomic::Ordering;
+use std::thread::JoinHandle;
+
+use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
+use vmm_sys_util::eventfd::EventFd;
+
+use super::transport::Vector;
+use super::{send, Backend, Broken, Guest, Ring};
+use crate::error::{Error, Result};
+
+/// Whom the thread tells that the device has stopped.
+pub(crate) struct Alarm {
+    pub(crate) broken: std::sync::Arc<std::sync::atomic::AtomicBool>,
+    pub(crate) vector: Vector,
+    pub(crate) events: std::sync::Arc<Vec<EventFd>>,
+}
+
+/// A device at work.
+pub(crate) struct Worker {
+    thread: Option<JoinHandle<Box<dyn Backend>>>,
+    stop: std::sync::Arc<std::sync::atomic::AtomicBool>,
+    end: EventFd,
+}
+
+/// The token of the event that ends the thread, and of the device's own source; queues have their numbers.
+const END: u64 = u64::MAX;
+const SOURCE: u64 = u64::MAX - 1;
+
+struct Job {
+    backend: Box<dyn Backend>,
+    rings: Vec<Ring>,
+    kicks: Vec<EventFd>,
+    guest: Guest,
+    epoll: Epoll,
+}
+
+impl Worker {
+    /// Starts a thread that serves `rings`, whose doorbells are `kicks`.
+    pub(crate) fn start(
+        backend: Box<dyn Backend>,
+        rings: Vec<Ring>,
+        kicks: Vec<EventFd>,
+        guest: Guest,
+        alarm: Alarm,
+    ) -> Result<Self> {
+        let end =
+            EventFd::new(libc::EFD_NONBLOCK | libc::EFD_CLOEXEC).map_err(Error::os("eventfd"))?;
+        let epoll = Epoll::new().map_err(Error::os("epoll"))?;
+        let mut waits = vec![(end.as_raw_fd(), END)];
+        waits.extend(backend.source().map(|fd| (fd, SOURCE)));
+        waits.extend((0..).zip(&kicks).map(|(n, kick)| (kick.as_raw_fd(), n)));
+        for (fd, token) in waits {
+            epoll
+                .ctl(
+                    ControlOperation::Add,
+                    fd,
+                    EpollEvent::new(EventSet::IN, token),
+                )
+                .map_err(Error::os("epoll"))?;
+        }
+        let stop = guest.stop.clone();
+        let mut job = Job {
+            backend,
+            rings,
+            kicks,
+            guest,
+            epoll,
+        };
+        let work = move || {
+            if let Err(broken) = job.run() {
+                tracing::warn!(%broken, "a virtio device has stopped");
+                alarm.broken.store(true, Ordering::Release);
+                send(&alarm.events, &alarm.vector);
+            }
+            job.backend
+        };
+        let thread = std::thread::Builder::new()
+            .name("virtio".into())
+            .spawn(work)
+            .map_err(Error::os("thread of a device"))?;
+        Ok(Self {
+            thread: Some(thread),
+            stop,
+            end,
+        })
+    }
+
+    /// Ends the thread, and gives the device back; none if it panicked.
+    pub(crate) fn stop(&mut self) -> Option<Box<dyn Backend>> {
+        self.stop.store(true, Ordering::Release);
+        let _ = self.end.write(1);
+        self.thread.take()?.join().ok()
+    }
+}
+
+impl Drop for Worker {
+    fn drop(&mut self) {
+        self.stop();
+    }
+}
+
+impl Job {
+    /// Serves the queues until the end.
+    fn run(&mut self) -> std::result::Result<(), Broken> {
+        // What was there before the thread.
+        for index in 0..self.rings.len() {
+            self.serve(index)?;
+        }
+        let mut events = [EpollEvent::default(); 8];
+        loop {
+            let count = match self.epoll.wait(-1, &mut events) {
+                Ok(count) => count,
+                Err(error) if error.kind() == std::io::ErrorKind::Interrupted => continue,
+                Err(error) => return Err(error.into()),
+            };
+            for event in events.iter().take(count) {
+                if self.guest.stopping() {
+                    return Ok(());
+                }
+                match event.data() {
+                    END => return Ok(()),
+                    SOURCE => self.backend.ready(&mut self.rings, &self.guest)?,
+                    index => {
+                        let index = index as usize;
+                        if let Some(kick) = self.kicks.get(index) {
+                            let _ = kick.read();
+                        }
+                        self.serve(index)?;
+                    }
+                }
+            }
+        }
+    }
+
+    fn serve(&mut self, index: usize) -> std::result::Result<(), Broken> {
+        if self.rings.get(index).is_some_and(Ring::enabled) {
+            self.backend.serve(index, &mut self.rings, &self.guest)?;
+        }
+        Ok(())
+    }
+}
