@@ -14,6 +14,7 @@ use kernel::fs::file::{flags, FileDescriptorReservation};
 use kernel::fs::{File, LocalFile};
 use kernel::mm::virt::VmaNew;
 use kernel::prelude::*;
+use kernel::str::CString;
 use kernel::sync::aref::ARef;
 use kernel::sync::poll::PollTable;
 use kernel::sync::{Arc, ArcBorrow};
@@ -35,6 +36,11 @@ pub trait FileOperations: Sized + Send + Sync + 'static {
 
     /// The file has an inode to itself, so that its mappings can be told from those of other files.
     const OWN_INODE: bool = false;
+
+    /// Number after the name, for files of which a process has several: `anon_inode:NAME:N`.
+    fn number(_this: ArcBorrow<'_, Self>) -> Option<u32> {
+        None
+    }
 
     /// `ioctl(2)`; `cmd` is the full command. Runs in the caller's context and may sleep.
     fn ioctl(_this: ArcBorrow<'_, Self>, _file: &File, _cmd: u32, _arg: usize) -> Result<isize> {
@@ -217,8 +223,11 @@ impl<T: FileOperations> Operations<T> {
 ///
 /// On failure (`ENOMEM`, `ENFILE`) the reference is dropped and `release` does not run.
 pub fn file<T: FileOperations>(object: Arc<T>) -> Result<ARef<File>> {
-    let private = Arc::into_raw(object);
-    let (name, table) = (T::NAME.as_char_ptr(), Operations::<T>::table());
+    let numbered = T::number(object.as_arc_borrow())
+        .map(|number| CString::try_from_fmt(fmt!("{}:{number}", T::NAME)))
+        .transpose()?;
+    let name = numbered.as_deref().unwrap_or(T::NAME).as_char_ptr();
+    let (private, table) = (Arc::into_raw(object), Operations::<T>::table());
     let (data, flags) = (private.cast_mut().cast(), flags::O_RDWR as c_int);
     // Without a position to seek, `pread` has to be asked for.
     let mode = if T::HAS_READ {
@@ -226,7 +235,7 @@ pub fn file<T: FileOperations>(object: Arc<T>) -> Result<ARef<File>> {
     } else {
         0
     };
-    // SAFETY: Name and table are static; `data` is what the table's functions expect.
+    // SAFETY: The table is static and the name is copied; `data` is what the table's functions expect.
     let result = from_err_ptr(unsafe {
         if T::OWN_INODE {
             bindings::anon_inode_create_getfile(name, table, data, flags, core::ptr::null())

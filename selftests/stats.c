@@ -160,6 +160,64 @@ TEST(counts)
 	CHECK_EQ(value(&s, "exit_wrmsr"), 0);
 }
 
+/* Plain moves, which the stay's loop knows, and an instruction that is emulated and accesses the device twice. */
+GUEST64(touches,
+	"mov $0xd0000000, %edi; out %al, $0x10\n"
+	"mov %eax, (%rdi); mov (%rdi), %eax; addl $1, (%rdi); out %al, $0x11\n");
+
+/* An access to device memory is an exit of its own class, and takes time. */
+TEST(device_accesses)
+{
+	uint64_t faults, exits;
+	struct stats s;
+	struct vm vm;
+
+	VM_NEW_LONG(&vm, touches);
+	vm_expect_out(&vm, 0x10);
+	open_stats(&s, vm.vcpu);
+	faults = is_rvmm() ? value(&s, "exit_nested_fault") : 0;
+	exits = value(&s, "mmio_exits");
+	for (unsigned int i = 0; i < 4; i++)
+		vm_expect(&vm, KVM_EXIT_MMIO);
+	vm_expect_out(&vm, 0x11);
+	if (!is_rvmm()) {
+		CHECK_EQ(value(&s, "mmio_exits") - exits, 4);
+		return;
+	}
+	CHECK_EQ(value(&s, "mmio_exits") - exits, 3);
+	CHECK_EQ(value(&s, "exit_mmio"), 3);
+	CHECK_EQ(value(&s, "exit_nested_fault"), faults);
+	CHECK_EQ(histogram_sum(&s, "exit_mmio_cycles"), 3);
+	CHECK_EQ(value(&s, "exit_mmio_cycles"), 0);
+}
+
+/* What /proc/PID/fd calls a file. */
+static void check_name(int fd, const char *name)
+{
+	char path[64], is[128] = "";
+
+	snprintf(path, sizeof(path), "/proc/self/fd/%d", fd);
+	REQUIRE(readlink(path, is, sizeof(is) - 1) > 0);
+	if (strcmp(is, name))
+		FAIL("%s and not %s", is, name);
+}
+
+/* Programs find a VM's files by their names: `rvmm stat`, tools that attach to vCPUs. */
+TEST(names_of_files)
+{
+	struct vm vm;
+
+	vm_new(&vm, MIB);
+	int vcpu = OK(ioctl(vm.fd, KVM_CREATE_VCPU, 7));
+
+	check_name(vm.fd, "anon_inode:kvm-vm");
+	check_name(vm.vcpu, "anon_inode:kvm-vcpu:0");
+	check_name(vcpu, "anon_inode:kvm-vcpu:7");
+	check_name(OK(ioctl(vm.fd, KVM_GET_STATS_FD, NULL)), "anon_inode:kvm-vm-stats");
+	check_name(OK(ioctl(vm.vcpu, KVM_GET_STATS_FD, NULL)), "anon_inode:kvm-vcpu-stats:0");
+	check_name(OK(ioctl(vcpu, KVM_GET_STATS_FD, NULL)), "anon_inode:kvm-vcpu-stats:7");
+}
+
 /* Every second page of 128. */
 GUEST64(stripes,
 	"mov $0x8000000, %edi; mov $64, %ecx\n"

@@ -56,6 +56,10 @@ impl<V> StatsFd<V> {
 impl FileOperations for StatsFd<VcpuLedger> {
     const NAME: &'static CStr = c"kvm-vcpu-stats";
 
+    fn number(this: ArcBorrow<'_, Self>) -> Option<u32> {
+        Some(this.values.id)
+    }
+
     fn ioctl(_this: ArcBorrow<'_, Self>, _file: &File, _cmd: u32, _arg: usize) -> Result<isize> {
         Err(ENOTTY)
     }

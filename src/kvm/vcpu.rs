@@ -42,6 +42,10 @@ impl VcpuFile {
 impl FileOperations for VcpuFile {
     const NAME: &'static CStr = c"kvm-vcpu";
 
+    fn number(this: ArcBorrow<'_, Self>) -> Option<u32> {
+        Some(this.vcpu.stats.id)
+    }
+
     fn ioctl(this: ArcBorrow<'_, Self>, _file: &File, cmd: u32, arg: usize) -> Result<isize> {
         this.vm.check_mm()?;
         // KVM_RUN goes deep into the kernel (a nested fault may reclaim memory): not below the frame of all the others.

@@ -31,10 +31,7 @@ impl Runner<'_> {
             Exit::Hypercall => (ExitClass::Hypercall, self.hypercall(Some(stay))),
             Exit::Hlt => (ExitClass::Hlt, self.hlt(Some(stay))),
             Exit::Io(io) if !io.string => (ExitClass::Io, self.io(io, Some(stay))),
-            Exit::NestedFault(f) => {
-                let step = self.short_fault(f, stay).unwrap_or(Step::Slow);
-                (ExitClass::NestedFault, step)
-            }
+            Exit::NestedFault(f) => self.short_fault(f, stay),
             other => (other.class(), self.handle(other, Some(stay))),
         }
     }

@@ -8,7 +8,7 @@
 //! [`Step::Slow`] before any side effect when they would have to sleep, and are called again without, outside.
 
 use crate::abi::exits;
-use crate::abi::stats::{VcpuCounter, VcpuStats};
+use crate::abi::stats::{ExitClass, VcpuCounter, VcpuStats};
 use crate::abi::uapi::k;
 use crate::linux::{boot_cpu, sched};
 use crate::mem::addr::Gpa;
@@ -84,6 +84,8 @@ pub(crate) struct Runner<'a> {
     stats: &'a VcpuStats,
     /// Event of the entry that the processor refused.
     refused: Option<crate::x86::exit::Event>,
+    /// The nested fault that is handled is an access to a device.
+    to_device: bool,
     /// An interrupt of the local APIC that goes to many vCPUs; to be sent before anything else.
     unsent: Option<Message>,
 }
@@ -99,6 +101,7 @@ impl<'a> Runner<'a> {
             run: &vcpu.run,
             stats: vcpu.stats.counters()?,
             refused: None,
+            to_device: false,
             unsent: None,
         })
     }
@@ -369,9 +372,15 @@ impl<'a> Runner<'a> {
             // The page was there at the entry.
             let _ = self.take_shared(None);
         }
+        self.to_device = false;
         let step = self.handle(&exit, None);
         let cycles = boot_cpu::rdtsc().wrapping_sub(start);
-        self.stats.exit(exit.class(), cycles);
+        let class = if self.to_device {
+            ExitClass::Mmio
+        } else {
+            exit.class()
+        };
+        self.stats.exit(class, cycles);
         Ok(step)
     }
 

@@ -18,12 +18,13 @@ use crate::x86::vendor::{Stay, VcpuBackend};
 use kernel::prelude::*;
 
 impl Runner<'_> {
-    /// The short ways of a nested fault, in a stay: resident memory, and a device access by a plain move. `None` where
-    /// they do not go.
+    /// The short ways of a nested fault, in a stay: resident memory, and a device access by a plain move, which is an
+    /// exit of another class. [`Step::Slow`] where they do not go.
     #[inline]
-    pub(super) fn short_fault(&mut self, f: &NestedFault, stay: &Stay<'_>) -> Option<Step> {
+    pub(super) fn short_fault(&mut self, f: &NestedFault, stay: &Stay<'_>) -> (ExitClass, Step) {
+        const SLOW: (ExitClass, Step) = (ExitClass::NestedFault, Step::Slow);
         if f.gpa.page().0 == base::DEFAULT_ADDRESS && self.s.wants_apic_page(self.vm) {
-            return None;
+            return SLOW;
         }
         let accessed = {
             // What is written by its help goes to devices: no dirty ring.
@@ -33,38 +34,36 @@ impl Runner<'_> {
                 let by = &mut self.s.faulting(&self.vcpu.shared);
                 let how = (f.write, f.fetch);
                 let mapped = memory.fault_resident(entry, by, f.gpa, how, stay.own_mm());
-                return mapped.then_some(Step::Resume);
+                return if mapped {
+                    (ExitClass::NestedFault, Step::Resume)
+                } else {
+                    SLOW
+                };
             }
             if self.s.events.interrupted.is_some() {
                 drop(view);
-                return Some(self.vectoring_failed(f));
+                return (ExitClass::NestedFault, self.vectoring_failed(f));
             }
             self.s.access_device(self.vm, &view, f)
         };
-        match accessed {
-            Accessed::Other => None,
-            Accessed::Done(action) => {
-                self.stats.exit(ExitClass::Mmio, 0);
-                Some(self.apply(action))
-            }
+        let step = match accessed {
+            Accessed::Other => return SLOW,
+            Accessed::Done(action) => self.apply(action),
             // Whom that woke asks by a request.
-            Accessed::Signalled => {
-                self.stats.exit(ExitClass::Mmio, 0);
-                Some(Step::Resume)
-            }
+            Accessed::Signalled => Step::Resume,
             Accessed::User(d) => {
-                self.stats.exit(ExitClass::Mmio, 0);
                 if !d.completion.is_store() {
                     self.s.pending.completion = Completion::Move(d.completion);
                 }
-                Some(self.ask(&exits::Mmio {
+                self.ask(&exits::Mmio {
                     gpa: f.gpa.0,
                     data: d.value.to_le_bytes(),
                     len: d.completion.size().into(),
                     is_write: d.completion.is_store().into(),
-                }))
+                })
             }
-        }
+        };
+        (ExitClass::Mmio, step)
     }
 
     /// A fault in the nested page tables. The stay's loop tries the short ways by itself.
@@ -85,7 +84,7 @@ impl Runner<'_> {
                 return step;
             }
         }
-        self.stats.exit(ExitClass::Mmio, 0);
+        self.to_device = true;
         self.s.pending.io_port = None;
         if f.walk {
             return self.interpret(f);
