@@ -3,6 +3,7 @@
 # rvmm: everything starts here. `make help` lists the targets.
 #
 #   BED=amd|zen|intel|iommu    emulated machine for `run` (amd: QEMU with SVM, zen: Bochs with SVM, intel: with VMX)
+#   ARCH=arm64             `modules`, `clippy`: rvmm.ko for the stock kernel of Arm64, in build/module-arm64
 #   KDIR=DIR               `modules`: build against this prepared kernel build directory (with Rust metadata),
 #                          with this machine's own tools, instead of the stock kernel in build/
 #   BENCH_FLAGS=, RUN_FLAGS=, CARGO_FLAGS=, TESTS=   more words for tools/bench, rvmm run, cargo build, tools/test
@@ -10,16 +11,26 @@
 BED ?= amd
 SMP ?= 1
 MEM ?= 2048
+ARCH ?= x86_64
 KDIR ?=
 TARGET := x86_64-unknown-linux-gnu
 RELEASE := build/target/$(TARGET)/release
 ROOT_RUN := tools/setup run --
 
-ifeq ($(KDIR),)
+ifeq ($(ARCH),arm64)
+KOBJ := $(CURDIR)/build/arm64/obj
+MODULE_RUN := $(ROOT_RUN)
+MODULE_DIR := $(CURDIR)/build/module-arm64
+MODULE_NEEDS := setup-arm64
+CLIPPY_DIR := $(CURDIR)/build/clippy-arm64
+# As in tools/lib/arm64.py.
+KMAKE_WORDS := ARCH=arm64 CROSS_COMPILE=aarch64-linux-gnu- CC=aarch64-linux-gnu-gcc-14
+else ifeq ($(KDIR),)
 KOBJ := $(CURDIR)/build/kernel/obj
 MODULE_RUN := $(ROOT_RUN)
 MODULE_DIR := $(CURDIR)/build/module
 MODULE_NEEDS := setup
+CLIPPY_DIR := $(CURDIR)/build/clippy
 else
 KOBJ := $(abspath $(KDIR))
 MODULE_RUN :=
@@ -35,10 +46,10 @@ endef
 
 # One at a time in a build tree, whoever calls.
 KMAKE = mkdir -p $(1) && flock $(1).lock $(MODULE_RUN) \
-	$(MAKE) -s -C $(KOBJ) M=$(CURDIR) MO=$(1) CONFIG_DEBUG_INFO_BTF_MODULES=
+	$(MAKE) -s -C $(KOBJ) M=$(CURDIR) MO=$(1) $(KMAKE_WORDS) CONFIG_DEBUG_INFO_BTF_MODULES=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup modules tools guest run bench check fmt clippy imports switches clean distclean
+.PHONY: help setup setup-arm64 modules tools guest run bench check fmt clippy imports switches clean distclean
 .PHONY: test test-kvm test-qemu test-guests test-iommu test-long
 
 help:
@@ -60,9 +71,12 @@ help:
 setup:
 	@tools/setup
 
+setup-arm64:
+	@tools/setup --with arm64
+
 modules: $(MODULE_NEEDS)
 	$(call timed,rvmm.ko,$(call KMAKE,$(MODULE_DIR)) modules)
-	@cmp -s $(MODULE_DIR)/rvmm.ko rvmm.ko || cp $(MODULE_DIR)/rvmm.ko rvmm.ko
+	@[ $(ARCH) = arm64 ] || cmp -s $(MODULE_DIR)/rvmm.ko rvmm.ko || cp $(MODULE_DIR)/rvmm.ko rvmm.ko
 
 tools: setup
 	$(call timed,user-space programs,$(ROOT_RUN) \
@@ -114,7 +128,7 @@ fmt: setup
 	$(call timed,rustfmt,$(ROOT_RUN) rustfmt --edition 2021 $(RUST_FILES))
 
 clippy: setup
-	$(call timed,clippy on the module,$(call KMAKE,$(CURDIR)/build/clippy) CLIPPY=1 KRUSTFLAGS=-Dwarnings modules)
+	$(call timed,clippy on the module,$(call KMAKE,$(CLIPPY_DIR)) CLIPPY=1 KRUSTFLAGS=-Dwarnings modules)
 	$(call timed,clippy on user space,$(ROOT_RUN) cargo clippy -q --workspace --all-targets -- -D warnings)
 
 # What rvmm.ko takes from the kernel, against the list that is checked in (`make imports UPDATE=1` renews it).
@@ -126,8 +140,9 @@ switches: modules
 	$(call timed,world switches,tools/switches --self-test $(MODULE_DIR)/rvmm.ko)
 
 clean:
-	rm -rf build/module build/module-other build/clippy build/*.lock build/target build/guest build/bed build/run
-	rm -f rvmm.ko rust/bindings_generated.rs
+	rm -rf build/module build/module-other build/module-arm64 build/clippy build/clippy-arm64 build/*.lock
+	rm -rf build/target build/guest build/bed build/run
+	rm -f rvmm.ko rust/bindings_generated.rs rust/arm64/bindings_generated.rs
 
 distclean: clean
 	rm -rf --one-file-system build

@@ -47,28 +47,14 @@
 #include <linux/wait.h>
 #include <linux/workqueue.h>
 #include <asm/cpufeature.h>
-#include <asm/desc.h>
-#include <asm/fpu/api.h>
-#include <asm/mem_encrypt.h>
-#include <asm/msr.h>
 #include <asm/processor.h>
 #include <asm/smp.h>
-#include <asm/tsc.h>
+
+/* x86/arch.h or arm64/arch.h: Kbuild says where. */
+#include <arch.h>
 
 #ifdef __BINDGEN__
 /* Constants that bindgen cannot evaluate from their macros. */
-static const unsigned int RVMM_BUG_CPU_MELTDOWN = X86_BUG_CPU_MELTDOWN;
-static const unsigned int RVMM_BUG_SPECTRE_V2 = X86_BUG_SPECTRE_V2;
-static const unsigned int RVMM_BUG_SPEC_STORE_BYPASS = X86_BUG_SPEC_STORE_BYPASS;
-static const unsigned int RVMM_BUG_L1TF = X86_BUG_L1TF;
-static const unsigned int RVMM_BUG_MDS = X86_BUG_MDS;
-static const unsigned int RVMM_BUG_TAA = X86_BUG_TAA;
-static const unsigned int RVMM_BUG_ITLB_MULTIHIT = X86_BUG_ITLB_MULTIHIT;
-static const unsigned int RVMM_BUG_GDS = X86_BUG_GDS;
-static const unsigned int RVMM_BUG_RFDS = X86_BUG_RFDS;
-static const unsigned int RVMM_BUG_ITS = X86_BUG_ITS;
-static const unsigned int RVMM_BUG_SMT_RSB = X86_BUG_SMT_RSB;
-static const unsigned int RVMM_BUG_NULL_SEG = X86_BUG_NULL_SEG;
 static const unsigned int RVMM_FMODE_PREAD = FMODE_PREAD;
 static const unsigned int RVMM_FOLL_WRITE = FOLL_WRITE;
 static const unsigned int RVMM_FOLL_LONGTERM = FOLL_LONGTERM;
@@ -82,11 +68,11 @@ static const unsigned int RVMM_EPOLLIN = EPOLLIN;
 static const unsigned int RVMM_EPOLLHUP = EPOLLHUP;
 #endif
 
-/* shim/shim.c, x86/shim.c and the .S files in x86/ */
+/* shim/shim.c, and shim.c and the .S files of the architecture */
 #define SHIM(type, name, args, expression) type rvmm_##name args;
 #define SHIM_VOID(name, args, statement) void rvmm_##name args;
 #include "shim/calls.h"
-#include "x86/calls.h"
+#include <calls.h>
 #undef SHIM
 #undef SHIM_VOID
 
@@ -103,10 +89,6 @@ int rvmm_get_user_u64(u64 *dst, unsigned long addr);
 int rvmm_put_user_u8(unsigned long addr, u8 val);
 int rvmm_put_user_u32(unsigned long addr, u32 val);
 int rvmm_put_user_u64(unsigned long addr, u64 val);
-int rvmm_cmpxchg_user_u8(unsigned long addr, u8 *old, u8 new_val);
-int rvmm_cmpxchg_user_u16(unsigned long addr, u16 *old, u16 new_val);
-int rvmm_cmpxchg_user_u32(unsigned long addr, u32 *old, u32 new_val);
-int rvmm_cmpxchg_user_u64(unsigned long addr, u64 *old, u64 new_val);
 int rvmm_copy_from_user_nofault(void *dst, unsigned long src, size_t len);
 int rvmm_copy_to_user_nofault(unsigned long dst, const void *src, size_t len);
 
@@ -134,25 +116,5 @@ bool rvmm_file_is_vfio(struct file *file);
 bool rvmm_vfio_is_coherent(struct file *file);
 void rvmm_pci_bar(struct pci_dev *pdev, unsigned int bar, u64 *start, u64 *len, u64 *flags);
 void rvmm_iommu_aperture(struct iommu_domain *domain, u64 *start, u64 *end);
-
-unsigned long rvmm_tss_from_gdt(u16 tr);
-void rvmm_invalidate_tss_limit(void);
-void rvmm_cpuid_mask(u32 leaf, u32 subleaf, u32 r[4]);
-
-struct rvmm_clocks {
-	u64 base_ns, real_ns, tsc;
-	bool tsc_based;
-};
-
-void rvmm_read_clocks(struct rvmm_clocks *c);
-
-int rvmm_xrstor64(const void *area, u64 mask);
-int rvmm_fxrstor64(const void *area);
-void rvmm_ibpb(void);
-unsigned int rvmm_posted_vector(void);
-void rvmm_send_posted(unsigned int cpu);
-void rvmm_host_interrupt(u8 vector);
-void rvmm_machine_check_from_user(void);
-void rvmm_call_gate(unsigned long handler);
 
 #endif /* RVMM_BINDINGS_HELPER_H */

@@ -4,16 +4,13 @@
 //!
 //! C header: [`include/linux/irqflags.h`](srctree/include/linux/irqflags.h)
 //!
-//! The instructions are inline: a call to a shim would cost more than the work itself. Kernels that
-//! trace the interrupt flag (`CONFIG_TRACE_IRQFLAGS`) are told through shims instead.
+//! The instructions are inline (`interrupts` of the architecture): a call to a shim would cost more than the work
+//! itself. Kernels that trace the interrupt flag (`CONFIG_TRACE_IRQFLAGS`) are told through shims instead.
 
-use core::arch::asm;
 use core::marker::PhantomData;
 
+use super::interrupts;
 use super::preempt::{raw_cpu, PinsCpu};
-
-/// RFLAGS.IF (SDM 1 3.4.3).
-const FLAG_IF: u64 = 1 << 9;
 
 /// Interrupts are off on this CPU while the guard lives; the earlier state comes back on drop.
 ///
@@ -33,9 +30,9 @@ impl IrqGuard {
     /// Turns maskable interrupts off (`local_irq_save`).
     #[inline(always)]
     pub fn new() -> Self {
-        let flags = save_flags();
+        let flags = interrupts::flags();
         disable();
-        // INVARIANT: `disable` has just cleared IF.
+        // INVARIANT: `disable` has just turned them off.
         Self {
             flags,
             _not_send: PhantomData,
@@ -45,7 +42,7 @@ impl IrqGuard {
     /// Whether dropping this guard turns interrupts on.
     #[inline(always)]
     pub fn restores_enabled(&self) -> bool {
-        self.flags & FLAG_IF != 0
+        interrupts::are_on(self.flags)
     }
 }
 
@@ -116,20 +113,10 @@ impl Drop for IrqGuard {
 // SAFETY: With interrupts off nothing can preempt the task, so it stays on its CPU.
 unsafe impl PinsCpu for IrqGuard {}
 
-/// Returns RFLAGS.
-#[inline(always)]
-pub fn save_flags() -> u64 {
-    let flags: u64;
-    // SAFETY: PUSHF/POP only copies RFLAGS to a register; it uses the stack below RSP, and the kernel
-    // has no red zone.
-    unsafe { asm!("pushfq", "pop {}", out(reg) flags, options(preserves_flags)) };
-    flags
-}
-
 /// Whether maskable interrupts are on on this CPU.
 #[inline(always)]
 pub fn enabled() -> bool {
-    save_flags() & FLAG_IF != 0
+    interrupts::are_on(interrupts::flags())
 }
 
 /// Turns maskable interrupts off (`local_irq_disable`).
@@ -137,8 +124,7 @@ pub fn enabled() -> bool {
 /// Whoever calls this has to turn them on again; leaving them off stalls the CPU but is memory-safe.
 #[inline(always)]
 pub fn disable() {
-    // SAFETY: CLI at CPL 0 only clears IF. Not `nomem`: memory accesses must not move across it.
-    unsafe { asm!("cli", options(nostack, preserves_flags)) };
+    interrupts::off();
     #[cfg(CONFIG_TRACE_IRQFLAGS)]
     // SAFETY: Interrupts are off, which is what the tracer is told.
     unsafe {
@@ -160,5 +146,5 @@ pub unsafe fn enable() {
         super::bindings::rvmm_trace_hardirqs_on()
     };
     // SAFETY: The caller promises that interrupts may come on here.
-    unsafe { asm!("sti", options(nostack, preserves_flags)) };
+    unsafe { interrupts::on() };
 }

@@ -3,13 +3,12 @@
 //! Safe wrappers over kernel interfaces that the `kernel` crate lacks.
 //!
 //! Nothing here knows of hypervisors; each file stands for a C header and could go into the `kernel` crate
-//! one day. The C files in `shim` and `x86` hold functions for what C offers only as inline or macro.
+//! one day. The C files in `shim` and in the architectures hold functions for what C offers only as inline or macro.
 
 pub mod bindings;
 
 pub mod anon_inode;
 pub mod atomic;
-pub mod clock;
 pub mod cpuhp;
 pub mod cred;
 pub mod eventfd;
@@ -44,7 +43,17 @@ pub mod version_cell;
 pub mod vm_area;
 pub mod wait;
 pub mod workqueue;
+
+#[cfg(CONFIG_ARM64)]
+pub mod arm64;
+#[cfg(CONFIG_X86_64)]
 pub mod x86;
 
 // Users name these by `crate::linux` alone, like the wrappers that every architecture has.
-pub use x86::{boot_cpu, cache, cost, cpuid, cr, desc, fpu, mce, msr, nospec};
+#[cfg(CONFIG_ARM64)]
+pub use arm64::{direct_map, el2, interrupts, nospec};
+#[cfg(CONFIG_X86_64)]
+pub use x86::{
+    boot_cpu, cache, clock, cost, cpuid, cr, desc, direct_map, fpu, interrupts, mce, msr, nospec,
+    user_atomic, vectors,
+};

@@ -13,6 +13,8 @@ use kernel::sync::rcu;
 
 use super::bindings;
 
+pub use super::direct_map::{phys_to_virt, virt_to_phys};
+
 /// `1 << order` physically contiguous pages, zeroed when allocated, in the kernel's direct map.
 ///
 /// The memory is shared with hardware or other CPUs as its user sees fit; this type only owns it.
@@ -382,24 +384,4 @@ impl Drop for AtomicLine {
 pub(super) unsafe fn page_of(addr: NonNull<u8>) -> *mut bindings::page {
     // SAFETY: The frame is RAM, as the caller promises.
     unsafe { bindings::rvmm_pfn_to_page((virt_to_phys(addr.as_ptr()) >> PAGE_SHIFT) as usize) }
-}
-
-/// Address of the kernel's direct map.
-#[inline(always)]
-fn direct_map() -> u64 {
-    // SAFETY: Set once while the kernel boots.
-    unsafe { bindings::page_offset_base as u64 }
-}
-
-/// Address of physical address `phys` in the direct map. Only RAM is mapped there.
-#[inline(always)]
-pub fn phys_to_virt(phys: u64) -> *mut u8 {
-    direct_map().wrapping_add(phys) as *mut u8
-}
-
-/// Physical address of `addr`, which must lie in the direct map (allocated pages, kmalloc memory; not
-/// vmalloc memory, per-CPU data, the stack or the kernel image).
-#[inline(always)]
-pub fn virt_to_phys<T>(addr: *const T) -> u64 {
-    (addr as u64).wrapping_sub(direct_map())
 }

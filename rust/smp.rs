@@ -11,7 +11,6 @@ use kernel::ffi::c_void;
 use kernel::prelude::*;
 
 use super::bindings;
-use super::irqflags::IrqGuard;
 use super::preempt::PreemptGuard;
 
 /// One more than the highest CPU number that can exist.
@@ -43,40 +42,6 @@ pub fn send_reschedule(cpu: u32) {
         // SAFETY: The CPU exists; sending to one that just went offline is harmless.
         unsafe { bindings::rvmm_send_reschedule(cpu) };
     }
-}
-
-/// The interrupt vector that notifies a processor of posted interrupts, whose handler does nothing, if the kernel has
-/// one.
-#[inline]
-pub fn posted_vector() -> Option<u8> {
-    // SAFETY: Returns a constant.
-    match unsafe { bindings::rvmm_posted_vector() } {
-        0 => None,
-        n => u8::try_from(n).ok(),
-    }
-}
-
-/// Interrupts CPU `cpu` with [`posted_vector`]. Any context. Nothing happens when the CPU is not online.
-#[inline]
-pub fn send_posted(cpu: u32) {
-    if online(cpu) {
-        // SAFETY: The CPU exists; sending to one that just went offline is harmless.
-        unsafe { bindings::rvmm_send_posted(cpu) };
-    }
-}
-
-/// Ends `irqs`, and has interrupt `vector` arrive there and then.
-///
-/// # Safety
-///
-/// The processor has taken this interrupt from its local APIC and not delivered it; the kernel uses its IDT (not FRED).
-/// Interrupts were on when `irqs` was made.
-#[inline]
-pub unsafe fn host_interrupt(vector: u8, irqs: IrqGuard) {
-    // SAFETY: The caller's promise: the handler finds what it would find after the processor's own delivery. Interrupts
-    // are off until now by the guard, which is at its end, so that this is a place where they may be on.
-    unsafe { bindings::rvmm_host_interrupt(vector) };
-    drop(irqs);
 }
 
 /// # Safety

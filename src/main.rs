@@ -2,36 +2,69 @@
 //! rvmm: a Type-2 hypervisor with KVM's interface.
 //!
 //! Three storeys, and arrows between them that only go down. The face: `kvm`, the files and ioctls of user space, and
-//! `assign`, devices handed to guests. Below it the architecture, `x86`. Below that the ground, which knows no
-//! registers: `abi`, `mem` and `bus`. `linux` wraps kernel interfaces and knows nothing of hypervisors.
+//! `assign`, devices handed to guests. Below it the architecture, `x86` or `arm64`, which others call `arch`. Below
+//! that the ground, which knows no registers: `abi`, `mem` and `bus`. `linux` wraps kernel interfaces and knows nothing
+//! of hypervisors.
+//!
+//! Arm64 makes no VMs yet: it takes what the device needs, and nothing of guest memory, buses and assigned devices.
 
 #[path = "../rust/mod.rs"]
+#[cfg_attr(CONFIG_ARM64, allow(dead_code, unused_macros, unused_imports))]
 mod linux;
 
 // Files below are shared with the host build of the pure logic, which sees them from another crate.
 #[allow(unreachable_pub)]
+#[cfg_attr(CONFIG_ARM64, allow(dead_code, unused_macros, unused_imports))]
 mod abi;
+#[cfg(CONFIG_ARM64)]
+#[allow(unreachable_pub)]
+mod arm64;
+#[cfg(CONFIG_X86_64)]
 mod assign;
+#[cfg(CONFIG_X86_64)]
 mod bus;
 mod kvm;
+#[cfg(CONFIG_X86_64)]
 #[allow(unreachable_pub)]
 mod mem;
+#[cfg(CONFIG_X86_64)]
 #[allow(unreachable_pub)]
 mod nospec;
+#[cfg(CONFIG_X86_64)]
 mod params;
+#[cfg(CONFIG_X86_64)]
 #[allow(unreachable_pub)]
 mod x86;
 
+#[cfg(CONFIG_ARM64)]
+use arm64 as arch;
+#[cfg(CONFIG_X86_64)]
+use x86 as arch;
+
+use arch::load;
 use kernel::miscdevice::MiscDeviceRegistration;
 use kernel::prelude::*;
 use kvm::device::{self, KvmNode, RvmmDevice};
 use linux::cpuhp::{self, CpuHotplug};
-use linux::global::Owner;
 use linux::page::FreedPages;
 use linux::syscore::{self, SyscoreOps};
-use x86 as arch;
-use x86::{async_pf_init, choose, cpu_model as model, host_tsc, mitigate};
 
+#[cfg(CONFIG_ARM64)]
+module! {
+    type: RvmmModule,
+    name: "rvmm",
+    authors: ["rvmm developers"],
+    description: "Hypervisor with KVM's interface",
+    license: "GPL",
+    params: {
+        kvm_node: u8 {
+            default: 0,
+            description: "1: also provide /dev/kvm, for programs that cannot be told another path",
+        },
+    },
+}
+
+#[cfg(CONFIG_X86_64)]
 module! {
     type: RvmmModule,
     name: "rvmm",
@@ -102,46 +135,37 @@ module! {
     },
 }
 
-/// modprobe loads kvm_intel first, where there is one: in root operation that it keeps on, guests cost less than in our
-/// own (`x86::vmx::root`). This is MODULE_SOFTDEP of `linux/module.h`.
-#[link_section = ".modinfo"]
-#[used]
-static SOFT_DEPENDENCY: [u8; 23] = *b"softdep=pre: kvm_intel\0";
-
 /// CPUs come and go.
 struct Hotplug;
 
 impl CpuHotplug for Hotplug {
     fn online(&self, _cpu: u32) -> Result {
-        choose::cpu_up()
+        load::cpu_up()
     }
 
     fn offline(&self, _cpu: u32) {
-        choose::cpu_down();
+        load::cpu_down();
     }
 }
 
 /// Suspend, resume, reboot. At a suspend only the boot CPU is left, with interrupts off; the others went through
-/// [`Hotplug`]. At a reboot they are still online and keep SVME until INIT or the next kernel resets it: that harms
-/// nobody, since GIF is set outside stays and the reboot stops them there.
+/// [`Hotplug`].
 struct Power;
 
 impl SyscoreOps for Power {
     fn suspend(&self) -> Result {
-        choose::cpu_down();
-        host_tsc::suspend();
+        load::suspend();
         Ok(())
     }
 
     fn resume(&self) {
-        host_tsc::resume();
-        if choose::cpu_up().is_err() {
+        if load::resume().is_err() {
             pr_err!("virtualisation could not be switched on after resume; guests will not run\n");
         }
     }
 
     fn shutdown(&self) {
-        choose::shutdown();
+        load::shutdown();
     }
 }
 
@@ -149,19 +173,19 @@ impl SyscoreOps for Power {
 struct RvmmModule {
     _kvm_node: Option<Pin<KBox<MiscDeviceRegistration<KvmNode>>>>,
     _device: Pin<KBox<MiscDeviceRegistration<RvmmDevice>>>,
-    _assign: Option<Owner>,
+    #[cfg(CONFIG_X86_64)]
+    _assign: Option<linux::global::Owner>,
     _power: syscore::Registration<Power>,
     _hotplug: cpuhp::State<Hotplug>,
-    /// What VMs and vCPUs find; the vendor's part also CPUs that come and go, so it is last.
-    _state: [Owner; 4],
+    /// What VMs and vCPUs find, and CPUs that come and go, so it is last.
+    _state: load::State,
     /// Of VMs that are gone.
     _freed: FreedPages,
 }
 
 impl kernel::Module for RvmmModule {
-    fn init(module: &'static ThisModule) -> Result<Self> {
-        let (caps, vendor) = choose::probe()?;
-        let state = [model::init()?, mitigate::init()?, async_pf_init()?, vendor];
+    fn init(_module: &'static ThisModule) -> Result<Self> {
+        let state = load::init()?;
         let hotplug = cpuhp::State::register(c"virt/rvmm:online", Hotplug, true)?;
         let power = syscore::Registration::register(Power)?;
         let device = KBox::pin_init(
@@ -173,21 +197,15 @@ impl kernel::Module for RvmmModule {
         } else {
             None
         };
-        let assign = assign::init(module);
+        #[cfg(CONFIG_X86_64)]
+        let assign = assign::init(_module);
         // From here on nothing fails: a VM would outlive a module that does not come to be.
         device::set_ready();
-        pr_info!(
-            "ready on {}, nested pages of {}\n",
-            caps.name,
-            match (caps.nested_2m, caps.nested_1g) {
-                (false, _) => "4 KiB",
-                (true, false) => "4 KiB and 2 MiB",
-                (true, true) => "4 KiB, 2 MiB and 1 GiB",
-            }
-        );
+        load::announce();
         Ok(Self {
             _kvm_node: kvm_node,
             _device: device,
+            #[cfg(CONFIG_X86_64)]
             _assign: assign,
             _power: power,
             _hotplug: hotplug,

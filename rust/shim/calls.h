@@ -50,7 +50,6 @@ SHIM_VOID(raw_spin_unlock_irqrestore, (raw_spinlock_t *lock, unsigned long flags
       raw_spin_unlock_irqrestore(lock, flags))
 
 /* other CPUs */
-SHIM_VOID(send_reschedule, (unsigned int cpu), arch_smp_send_reschedule(cpu))
 SHIM(unsigned int, nr_cpu_ids, (void), nr_cpu_ids)
 SHIM(unsigned int, num_online_cpus, (void), num_online_cpus())
 SHIM(bool, cpu_online, (unsigned int cpu), cpu < nr_cpu_ids && cpu_online(cpu))

@@ -156,32 +156,6 @@ RVMM_PUT_USER(8)
 RVMM_PUT_USER(32)
 RVMM_PUT_USER(64)
 
-/* 0: exchanged, 1: *old differed and now holds what was found, -EFAULT: not accessible. */
-#define RVMM_CMPXCHG_USER(bits)							\
-int rvmm_cmpxchg_user_u##bits(unsigned long addr, u##bits *old, u##bits new)	\
-{										\
-	u##bits __user *p = (u##bits __user *)addr;				\
-	bool done = false;							\
-										\
-	if (!access_ok(p, sizeof(*p)))						\
-		return -EFAULT;							\
-	pagefault_disable();							\
-	__uaccess_begin_nospec();						\
-	done = unsafe_try_cmpxchg_user(p, old, new, efault);			\
-	__uaccess_end();							\
-	pagefault_enable();							\
-	return done ? 0 : 1;							\
-efault:										\
-	__uaccess_end();							\
-	pagefault_enable();							\
-	return -EFAULT;								\
-}
-
-RVMM_CMPXCHG_USER(8)
-RVMM_CMPXCHG_USER(16)
-RVMM_CMPXCHG_USER(32)
-RVMM_CMPXCHG_USER(64)
-
 int rvmm_copy_from_user_nofault(void *dst, unsigned long src, size_t len)
 {
 	unsigned long left;
@@ -271,7 +245,7 @@ out:
 }
 
 /*
- * Whether @page, which a writable entry without _PAGE_SPECIAL maps, is memory that needs no more for a write than to be
+ * Whether @page, which a writable entry that is not special maps, is memory that needs no more for a write than to be
  * marked dirty, which is a flag: anonymous memory, hugetlb, shmem (its dirty_folio and hugetlbfs's are
  * noop_dirty_folio). Others have to be told of a write, and may sleep for it; secretmem is not to be reached at all.
  *
@@ -310,8 +284,7 @@ static bool rvmm_is_plain_memory(struct page *page)
  */
 int rvmm_mapped_writable(unsigned long addr, unsigned long *pfn)
 {
-	const pteval_t need = _PAGE_PRESENT | _PAGE_RW | _PAGE_USER;
-	const pteval_t seen = need | _PAGE_SPECIAL | _PAGE_PKEY_MASK;
+	const pteval_t need = RVMM_ENTRY_WRITABLE, seen = RVMM_ENTRY_SEEN;
 	struct page *page;
 	int level;
 	pud_t *pudp, pud;
@@ -323,10 +296,10 @@ int rvmm_mapped_writable(unsigned long addr, unsigned long *pfn)
 		return 0;
 	pud = rvmm_host_pud(current->mm, addr, &pudp);
 	/* As GUP-fast: an entry that is only halfway a leaf (migration, protnone) has no present bit. */
-	if (!(pud_flags(pud) & _PAGE_PRESENT))
+	if (!(rvmm_pud_flags(pud) & RVMM_ENTRY_PRESENT))
 		return 0;
 	if (pud_leaf(pud)) {
-		if ((pud_flags(pud) & seen) != need)
+		if ((rvmm_pud_flags(pud) & seen) != need)
 			return 0;
 		*pfn = pud_pfn(pud) + ((addr & ~PUD_MASK) >> PAGE_SHIFT);
 		level = 3;
@@ -334,16 +307,16 @@ int rvmm_mapped_writable(unsigned long addr, unsigned long *pfn)
 	}
 	pmdp = pmd_offset_lockless(pudp, pud, addr);
 	pmd = pmdp_get_lockless(pmdp);
-	if (!(pmd_flags(pmd) & _PAGE_PRESENT))
+	if (!(rvmm_pmd_flags(pmd) & RVMM_ENTRY_PRESENT))
 		return 0;
 	if (pmd_leaf(pmd)) {
-		if ((pmd_flags(pmd) & seen) != need)
+		if ((rvmm_pmd_flags(pmd) & seen) != need)
 			return 0;
 		*pfn = pmd_pfn(pmd) + ((addr & ~PMD_MASK) >> PAGE_SHIFT);
 		level = 2;
 	} else {
 		pte = READ_ONCE(*pte_offset_kernel(&pmd, addr));
-		if ((pte_flags(pte) & seen) != need)
+		if ((rvmm_pte_flags(pte) & seen) != need)
 			return 0;
 		*pfn = pte_pfn(pte);
 		level = 1;

@@ -10,7 +10,36 @@
 
 #define SHIM(type, name, args, expression) type rvmm_##name args { return expression; }
 #define SHIM_VOID(name, args, statement) void rvmm_##name args { statement; }
-#include "calls.h"
+#include <calls.h>
+
+/* --- user memory without faults --------------------------------------------------------------- */
+
+/* As the accesses in ../shim/shim.c. */
+/* 0: exchanged, 1: *old differed and now holds what was found, -EFAULT: not accessible. */
+#define RVMM_CMPXCHG_USER(bits)							\
+int rvmm_cmpxchg_user_u##bits(unsigned long addr, u##bits *old, u##bits new)	\
+{										\
+	u##bits __user *p = (u##bits __user *)addr;				\
+	bool done = false;							\
+										\
+	if (!access_ok(p, sizeof(*p)))						\
+		return -EFAULT;							\
+	pagefault_disable();							\
+	__uaccess_begin_nospec();						\
+	done = unsafe_try_cmpxchg_user(p, old, new, efault);			\
+	__uaccess_end();							\
+	pagefault_enable();							\
+	return done ? 0 : 1;							\
+efault:										\
+	__uaccess_end();							\
+	pagefault_enable();							\
+	return -EFAULT;								\
+}
+
+RVMM_CMPXCHG_USER(8)
+RVMM_CMPXCHG_USER(16)
+RVMM_CMPXCHG_USER(32)
+RVMM_CMPXCHG_USER(64)
 
 /* --- interrupts ------------------------------------------------------------------------------- */
 

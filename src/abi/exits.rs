@@ -69,9 +69,6 @@ fields! {
 /// Offset of `struct kvm_sync_regs`.
 pub(crate) const SYNC_REGS: usize = offset_of!(k::kvm_run, s);
 
-/// Offset of the port data page in the vCPU's mapping.
-pub(crate) const PIO_PAGE: usize = k::KVM_PIO_PAGE_OFFSET as usize * kernel::page::PAGE_SIZE;
-
 /// A reason to return to user space, with what it has to know.
 pub(crate) trait Ask {
     /// KVM_EXIT_*.

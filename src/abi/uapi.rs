@@ -5,11 +5,16 @@
 //! sequence numbers with other sizes.
 #![allow(missing_docs)]
 
+#[cfg(CONFIG_X86_64)]
+mod x86;
+
 pub(crate) use crate::linux::bindings as k;
 use core::mem::{offset_of, size_of};
 use kernel::ioctl::{_IO, _IOR, _IOW, _IOWR};
 use kernel::prelude::*;
 use kernel::uaccess::{UserPtr, UserSlice};
+#[cfg(CONFIG_X86_64)]
+pub(crate) use x86::*;
 use zerocopy::Immutable;
 use zerocopy_derive::Immutable;
 
@@ -290,96 +295,40 @@ const R: u32 = 0xbb;
 
 pub(crate) const KVM_GET_API_VERSION: u32 = _IO(K, 0x00);
 pub(crate) const KVM_CREATE_VM: u32 = _IO(K, 0x01);
-pub(crate) const KVM_GET_MSR_INDEX_LIST: u32 = _IOWR::<k::kvm_msr_list>(K, 0x02);
 pub(crate) const KVM_CHECK_EXTENSION: u32 = _IO(K, 0x03);
 pub(crate) const KVM_GET_VCPU_MMAP_SIZE: u32 = _IO(K, 0x04);
-pub(crate) const KVM_GET_SUPPORTED_CPUID: u32 = _IOWR::<k::kvm_cpuid2>(K, 0x05);
-pub(crate) const KVM_GET_EMULATED_CPUID: u32 = _IOWR::<k::kvm_cpuid2>(K, 0x09);
-pub(crate) const KVM_GET_MSR_FEATURE_INDEX_LIST: u32 = _IOWR::<k::kvm_msr_list>(K, 0x0a);
-pub(crate) const KVM_GET_SUPPORTED_HV_CPUID: u32 = _IOWR::<k::kvm_cpuid2>(K, 0xc1);
-pub(crate) const KVM_X86_GET_MCE_CAP_SUPPORTED: u32 = _IOR::<u64>(K, 0x9d);
 
 pub(crate) const KVM_CREATE_VCPU: u32 = _IO(K, 0x41);
 pub(crate) const KVM_GET_DIRTY_LOG: u32 = _IOW::<DirtyLog>(K, 0x42);
-pub(crate) const KVM_SET_NR_MMU_PAGES: u32 = _IO(K, 0x44);
 pub(crate) const KVM_SET_USER_MEMORY_REGION: u32 = _IOW::<k::kvm_userspace_memory_region>(K, 0x46);
-pub(crate) const KVM_SET_TSS_ADDR: u32 = _IO(K, 0x47);
-pub(crate) const KVM_SET_IDENTITY_MAP_ADDR: u32 = _IOW::<u64>(K, 0x48);
 pub(crate) const KVM_SET_USER_MEMORY_REGION2: u32 =
     _IOW::<k::kvm_userspace_memory_region2>(K, 0x49);
 pub(crate) const KVM_CREATE_IRQCHIP: u32 = _IO(K, 0x60);
 pub(crate) const KVM_IRQ_LINE: u32 = _IOW::<k::kvm_irq_level>(K, 0x61);
-pub(crate) const KVM_GET_IRQCHIP: u32 = _IOWR::<k::kvm_irqchip>(K, 0x62);
-pub(crate) const KVM_SET_IRQCHIP: u32 = _IOR::<k::kvm_irqchip>(K, 0x63);
-pub(crate) const KVM_CREATE_PIT: u32 = _IO(K, 0x64);
-pub(crate) const KVM_GET_PIT: u32 = _IOWR::<k::kvm_pit_state>(K, 0x65);
-pub(crate) const KVM_SET_PIT: u32 = _IOR::<k::kvm_pit_state>(K, 0x66);
 pub(crate) const KVM_IRQ_LINE_STATUS: u32 = _IOWR::<k::kvm_irq_level>(K, 0x67);
 pub(crate) const KVM_REGISTER_COALESCED_MMIO: u32 = _IOW::<CoalescedZone>(K, 0x67);
 pub(crate) const KVM_UNREGISTER_COALESCED_MMIO: u32 = _IOW::<CoalescedZone>(K, 0x68);
 pub(crate) const KVM_SET_GSI_ROUTING: u32 = _IOW::<k::kvm_irq_routing>(K, 0x6a);
-pub(crate) const KVM_REINJECT_CONTROL: u32 = _IO(K, 0x71);
 pub(crate) const KVM_IRQFD: u32 = _IOW::<k::kvm_irqfd>(K, 0x76);
-pub(crate) const KVM_CREATE_PIT2: u32 = _IOW::<k::kvm_pit_config>(K, 0x77);
-pub(crate) const KVM_SET_BOOT_CPU_ID: u32 = _IO(K, 0x78);
 pub(crate) const KVM_IOEVENTFD: u32 = _IOW::<k::kvm_ioeventfd>(K, 0x79);
-pub(crate) const KVM_SET_CLOCK: u32 = _IOW::<k::kvm_clock_data>(K, 0x7b);
-pub(crate) const KVM_GET_CLOCK: u32 = _IOR::<k::kvm_clock_data>(K, 0x7c);
-pub(crate) const KVM_GET_PIT2: u32 = _IOR::<k::kvm_pit_state2>(K, 0x9f);
-pub(crate) const KVM_SET_PIT2: u32 = _IOW::<k::kvm_pit_state2>(K, 0xa0);
-pub(crate) const KVM_SET_TSC_KHZ: u32 = _IO(K, 0xa2);
-pub(crate) const KVM_GET_TSC_KHZ: u32 = _IO(K, 0xa3);
 pub(crate) const KVM_ENABLE_CAP: u32 = _IOW::<k::kvm_enable_cap>(K, 0xa3);
 pub(crate) const KVM_SIGNAL_MSI: u32 = _IOW::<k::kvm_msi>(K, 0xa5);
-pub(crate) const KVM_HYPERV_EVENTFD: u32 = _IOW::<k::kvm_hyperv_eventfd>(K, 0xbd);
 pub(crate) const KVM_CLEAR_DIRTY_LOG: u32 = _IOWR::<ClearDirtyLog>(K, 0xc0);
 pub(crate) const KVM_RESET_DIRTY_RINGS: u32 = _IO(K, 0xc7);
-pub(crate) const KVM_X86_SET_MSR_FILTER: u32 = _IOW::<k::kvm_msr_filter>(K, 0xc6);
 pub(crate) const KVM_GET_STATS_FD: u32 = _IO(K, 0xce);
 
 pub(crate) const KVM_RUN: u32 = _IO(K, 0x80);
-pub(crate) const KVM_GET_REGS: u32 = _IOR::<k::kvm_regs>(K, 0x81);
-pub(crate) const KVM_SET_REGS: u32 = _IOW::<k::kvm_regs>(K, 0x82);
-pub(crate) const KVM_GET_SREGS: u32 = _IOR::<k::kvm_sregs>(K, 0x83);
-pub(crate) const KVM_SET_SREGS: u32 = _IOW::<k::kvm_sregs>(K, 0x84);
-pub(crate) const KVM_TRANSLATE: u32 = _IOWR::<k::kvm_translation>(K, 0x85);
-pub(crate) const KVM_INTERRUPT: u32 = _IOW::<k::kvm_interrupt>(K, 0x86);
-pub(crate) const KVM_GET_MSRS: u32 = _IOWR::<k::kvm_msrs>(K, 0x88);
-pub(crate) const KVM_SET_MSRS: u32 = _IOW::<k::kvm_msrs>(K, 0x89);
-pub(crate) const KVM_GET_FPU: u32 = _IOR::<k::kvm_fpu>(K, 0x8c);
-pub(crate) const KVM_SET_FPU: u32 = _IOW::<k::kvm_fpu>(K, 0x8d);
-pub(crate) const KVM_GET_LAPIC: u32 = _IOR::<k::kvm_lapic_state>(K, 0x8e);
-pub(crate) const KVM_SET_LAPIC: u32 = _IOW::<k::kvm_lapic_state>(K, 0x8f);
-pub(crate) const KVM_SET_CPUID: u32 = _IOW::<k::kvm_cpuid>(K, 0x8a);
-pub(crate) const KVM_SET_CPUID2: u32 = _IOW::<k::kvm_cpuid2>(K, 0x90);
-pub(crate) const KVM_GET_CPUID2: u32 = _IOWR::<k::kvm_cpuid2>(K, 0x91);
-pub(crate) const KVM_TPR_ACCESS_REPORTING: u32 = _IOWR::<k::kvm_tpr_access_ctl>(K, 0x92);
-pub(crate) const KVM_SET_VAPIC_ADDR: u32 = _IOW::<k::kvm_vapic_addr>(K, 0x93);
 pub(crate) const KVM_GET_MP_STATE: u32 = _IOR::<k::kvm_mp_state>(K, 0x98);
 pub(crate) const KVM_SET_MP_STATE: u32 = _IOW::<k::kvm_mp_state>(K, 0x99);
-pub(crate) const KVM_NMI: u32 = _IO(K, 0x9a);
-pub(crate) const KVM_X86_SETUP_MCE: u32 = _IOW::<u64>(K, 0x9c);
-pub(crate) const KVM_SMI: u32 = _IO(K, 0xb7);
 pub(crate) const KVM_GET_VCPU_EVENTS: u32 = _IOR::<k::kvm_vcpu_events>(K, 0x9f);
 pub(crate) const KVM_SET_VCPU_EVENTS: u32 = _IOW::<k::kvm_vcpu_events>(K, 0xa0);
-pub(crate) const KVM_KVMCLOCK_CTRL: u32 = _IO(K, 0xad);
-pub(crate) const KVM_GET_DEBUGREGS: u32 = _IOR::<k::kvm_debugregs>(K, 0xa1);
 pub(crate) const KVM_SET_GUEST_DEBUG: u32 = _IOW::<k::kvm_guest_debug>(K, 0x9b);
-pub(crate) const KVM_SET_DEBUGREGS: u32 = _IOW::<k::kvm_debugregs>(K, 0xa2);
-pub(crate) const KVM_GET_XSAVE: u32 = _IOR::<[u8; 4096]>(K, 0xa4);
-pub(crate) const KVM_SET_XSAVE: u32 = _IOW::<[u8; 4096]>(K, 0xa5);
 pub(crate) const KVM_PRE_FAULT_MEMORY: u32 = _IOWR::<k::kvm_pre_fault_memory>(K, 0xd5);
 pub(crate) const KVM_CREATE_DEVICE: u32 = _IOWR::<k::kvm_create_device>(K, 0xe0);
 pub(crate) const KVM_SET_DEVICE_ATTR: u32 = _IOW::<k::kvm_device_attr>(K, 0xe1);
 pub(crate) const KVM_GET_DEVICE_ATTR: u32 = _IOW::<k::kvm_device_attr>(K, 0xe2);
 pub(crate) const KVM_HAS_DEVICE_ATTR: u32 = _IOW::<k::kvm_device_attr>(K, 0xe3);
 pub(crate) const KVM_SET_SIGNAL_MASK: u32 = _IOW::<k::kvm_signal_mask>(K, 0x8b);
-pub(crate) const KVM_X86_SET_MCE: u32 = _IOW::<k::kvm_x86_mce>(K, 0x9e);
-pub(crate) const KVM_GET_SREGS2: u32 = _IOR::<k::kvm_sregs2>(K, 0xcc);
-pub(crate) const KVM_SET_SREGS2: u32 = _IOW::<k::kvm_sregs2>(K, 0xcd);
-pub(crate) const KVM_GET_XSAVE2: u32 = _IOR::<[u8; 4096]>(K, 0xcf);
-pub(crate) const KVM_GET_XCRS: u32 = _IOR::<k::kvm_xcrs>(K, 0xa6);
-pub(crate) const KVM_SET_XCRS: u32 = _IOW::<k::kvm_xcrs>(K, 0xa7);
 
 pub(crate) const RVMM_GET_ENTRY_FAILURE: u32 = _IOR::<EntryFailure>(R, 0x01);
 pub(crate) const RVMM_MEASURE_ROOT: u32 = _IOWR::<RootCost>(R, 0x02);
@@ -425,18 +374,8 @@ pub(crate) const RVMM_ROOT_SHARED: u32 = 2;
 pub(crate) const RVMM_ROOT_KEPT: u32 = 3;
 
 const _: () = {
-    assert!(KVM_GET_SREGS == 0x8138_ae83);
     assert!(KVM_SET_USER_MEMORY_REGION == 0x4020_ae46);
-    assert!(KVM_GET_SUPPORTED_CPUID == 0xc008_ae05);
-    assert!(KVM_GET_XSAVE == 0x9000_aea4);
-    assert!(KVM_SET_IRQCHIP == 0x8208_ae63);
     assert!(KVM_IRQ_LINE_STATUS == 0xc008_ae67);
-    assert!(KVM_SET_MSRS == 0x4008_ae89);
     assert!(KVM_SET_SIGNAL_MASK == 0x4004_ae8b);
-    assert!(KVM_X86_SET_MCE == 0x4040_ae9e);
-    assert!(KVM_GET_SREGS2 == 0x8140_aecc);
-    assert!(KVM_GET_XSAVE2 == 0x9000_aecf);
-    assert!(KVM_GET_SUPPORTED_HV_CPUID == 0xc008_aec1);
-    assert!(KVM_HYPERV_EVENTFD == 0x4018_aebd);
     assert!(KVM_ENABLE_CAP == 0x4068_aea3);
 };

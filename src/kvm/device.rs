@@ -2,11 +2,11 @@
 //! The device: /dev/rvmm and, on request, /dev/kvm. System ioctls (api.rst 4, "system ioctls").
 
 use crate::abi::uapi::{self, k};
+use crate::arch::MMAP_BYTES;
+use crate::kvm::arch;
 use crate::kvm::table::ioctls;
-use crate::kvm::vm::{check_extension, VmFile};
-use crate::kvm::x86;
-use crate::linux::{anon_inode, misc, sched};
-use crate::x86::{Vm, MMAP_BYTES};
+use crate::kvm::vm::{check_extension, create_vm};
+use crate::linux::misc;
 use core::sync::atomic::{AtomicBool, Ordering};
 use kernel::fs::File;
 use kernel::miscdevice::{MiscDevice, MiscDeviceOptions, MiscDeviceRegistration};
@@ -20,12 +20,6 @@ pub(crate) fn set_ready() {
     READY.store(true, Ordering::Release);
 }
 
-/// KVM_CREATE_VM (api.rst 4.2).
-fn create_vm() -> Result<isize> {
-    let mm = sched::current_mm().ok_or(ESRCH)?;
-    Ok(anon_inode::install(VmFile::new(Vm::new(mm)?)?)? as isize)
-}
-
 /// KVM_CHECK_EXTENSION (api.rst 4.4).
 fn check(capability: usize) -> isize {
     // A VM gives the same answers, and does not look into the table below: it must promise nothing.
@@ -35,11 +29,11 @@ fn check(capability: usize) -> isize {
 
 ioctls! {
     /// The system ioctls of every architecture (api.rst 4), then those of this one.
-    fn ioctl(; cmd, arg) else x86::system::ioctl(cmd, arg);
+    fn ioctl(; cmd, arg) else arch::system::ioctl(cmd, arg);
     lock _none = ();
 
     KVM_GET_API_VERSION:    -, [arg == 0 => EINVAL] call(k::KVM_API_VERSION as isize);
-    KVM_CREATE_VM:          -, [arg == 0 => EINVAL] call(create_vm());
+    KVM_CREATE_VM:          -, call(create_vm(arg));
     KVM_CHECK_EXTENSION:    -, call(check(arg));
     KVM_GET_VCPU_MMAP_SIZE: -, [arg == 0 => EINVAL] call(MMAP_BYTES as isize);
 }

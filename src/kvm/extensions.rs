@@ -5,17 +5,17 @@
 //! ([`super::vm::check_extension`]). What stands nowhere is not there.
 
 use crate::abi::uapi::{self, k};
+use crate::arch::{Setup, Vm, MAX_ROUTES};
 use crate::bus::set::{MAX_VCPUS, MAX_VCPU_ID};
+use crate::kvm::arch;
 use crate::kvm::table::extensions;
-use crate::kvm::x86;
 use crate::linux::smp;
 use crate::mem::dirty;
 use crate::mem::slots::{ADDRESS_SPACES, MAX_SLOTS};
-use crate::x86::{Setup, Vm, MAX_ROUTES};
 use kernel::prelude::*;
 
 extensions! {
-    (vm, setup, value) else x86::extensions::check, x86::extensions::enable;
+    (vm, setup, value) else arch::extensions::check, arch::extensions::enable;
     k::KVM_CAP_CHECK_EXTENSION_VM: 1;
     k::KVM_CAP_DESTROY_MEMORY_REGION_WORKS: 1;
     k::KVM_CAP_JOIN_MEMORY_REGIONS_WORKS: 1;

@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: GPL-2.0
 //! The file of a fork (uapi/rvmm.h): what a VM was, and its memory by mmap().
 
+use crate::arch::{Fork, ResetPoint, Vm};
 use crate::linux::anon_inode::{self, FileOperations};
 use crate::linux::sched;
-use crate::x86::{Fork, ResetPoint, Vm};
 use kernel::mm::virt::VmaNew;
 use kernel::prelude::*;
 use kernel::sync::{Arc, ArcBorrow};

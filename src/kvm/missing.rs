@@ -2,12 +2,12 @@
 //! Pages that user space brings when the guest asks for them, and the record of first touches (uapi/rvmm.h).
 
 use crate::abi::uapi::{self, MissingEvent, MissingRange, TouchList};
+use crate::arch::Vm;
 use crate::linux::anon_inode::{self, FileOperations};
 use crate::linux::bindings::RVMM_EPOLLIN;
 use crate::linux::{gup, sched};
 use crate::mem::addr::{Gpa, PAGE_OFFSET_MASK, PAGE_SIZE};
 use crate::mem::missing::{Event, Queue};
-use crate::x86::Vm;
 use kernel::fs::File;
 use kernel::prelude::*;
 use kernel::sync::poll::PollTable;

@@ -5,8 +5,8 @@ use crate::abi::ledger::VcpuLedger;
 use crate::abi::stats::{
     id_string, Desc, StatsFile, Values, VmStats, VmValues, NAME_SIZE, VCPU_DESCS, VM_DESCS,
 };
+use crate::arch::Vm;
 use crate::linux::anon_inode::{self, FileOperations};
-use crate::x86::Vm;
 use kernel::fs::File;
 use kernel::prelude::*;
 use kernel::sync::{Arc, ArcBorrow};

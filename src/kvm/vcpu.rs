@@ -2,14 +2,14 @@
 //! The file of a vCPU (api.rst 4, "vcpu ioctls").
 
 use crate::abi::uapi::{self, k};
+use crate::arch::{ResetPoint, Runner, State, Vcpu, Vm};
 use crate::kvm::table::ioctls;
-use crate::kvm::{stats, x86};
+use crate::kvm::{arch, stats};
 use crate::linux::anon_inode::FileOperations;
 use crate::linux::sched::{self, SignalMask, SignalMaskGuard};
 use crate::mem::addr::Gpa;
 use crate::mem::fault::FaultOutcome;
 use crate::mem::missing::{Event, Waited};
-use crate::x86::{ResetPoint, Runner, State, Vcpu, Vm};
 use kernel::fs::File;
 use kernel::mm::virt::VmaNew;
 use kernel::prelude::*;
@@ -79,7 +79,7 @@ ioctls! {
     /// The vcpu ioctls of every architecture (api.rst 4) but KVM_RUN, then those of this one. What holds the vCPU's
     /// lock waits until a KVM_RUN under way has returned.
     #[inline(never)]
-    fn ioctl(vm: &Arc<Vm>, vcpu: &Arc<Vcpu>; cmd, arg) else x86::vcpu::ioctl(vm, vcpu, cmd, arg);
+    fn ioctl(vm: &Arc<Vm>, vcpu: &Arc<Vcpu>; cmd, arg) else arch::vcpu::ioctl(vm, vcpu, cmd, arg);
     lock s = vcpu.lock()?;
 
     KVM_GET_STATS_FD:       -,    call(stats::vcpu_stats_fd(vm, &vcpu.stats));

@@ -2,6 +2,7 @@
 //! The file of a virtual machine (api.rst 4, "vm ioctls").
 
 use crate::abi::uapi::{self, k};
+use crate::arch::{ResetPoint, Setup, Vcpu, Vm};
 use crate::assign::{self, space::Space};
 use crate::bus::set::{MAX_VCPUS, MAX_VCPU_ID};
 use crate::kvm::extensions;
@@ -9,19 +10,28 @@ use crate::kvm::fork;
 use crate::kvm::missing;
 use crate::kvm::table::ioctls;
 use crate::kvm::vcpu::{self, VcpuFile};
-use crate::kvm::{stats, x86};
-use crate::linux::anon_inode::{FileOperations, NewFile};
+use crate::kvm::{arch, stats};
+use crate::linux::anon_inode::{self, FileOperations, NewFile};
 use crate::linux::once::Once;
+use crate::linux::sched;
 use crate::mem::addr::{Gpa, GpaRange, PAGE_OFFSET_MASK};
 use crate::mem::slots::{self, Slot};
-use crate::x86::{ResetPoint, Setup, Vcpu, Vm};
 use kernel::fs::File;
 use kernel::prelude::*;
 use kernel::sync::{Arc, ArcBorrow};
 use kernel::uaccess::UserPtr;
 
+/// KVM_CREATE_VM (api.rst 4.2); there is one type of VMs, 0.
+pub(super) fn create_vm(kind: usize) -> Result<isize> {
+    if kind != 0 {
+        return Err(EINVAL);
+    }
+    let mm = sched::current_mm().ok_or(ESRCH)?;
+    Ok(anon_inode::install(VmFile::new(Vm::new(mm)?)?)? as isize)
+}
+
 /// The file of a VM.
-pub(crate) struct VmFile {
+struct VmFile {
     vm: Arc<Vm>,
     /// What its devices see of its memory; made for the first one.
     space: Once<Arc<Space>>,
@@ -30,7 +40,7 @@ pub(crate) struct VmFile {
 
 impl VmFile {
     /// What a new file of `vm` refers to.
-    pub(crate) fn new(vm: Arc<Vm>) -> Result<Arc<Self>> {
+    fn new(vm: Arc<Vm>) -> Result<Arc<Self>> {
         let file = Self {
             vm,
             space: Once::new(),
@@ -58,7 +68,7 @@ impl FileOperations for VmFile {
 ioctls! {
     /// The vm ioctls of every architecture (api.rst 4), then those of this one.
     fn ioctl(vm: &Arc<Vm>, space: &Once<Arc<Space>>, point: &Arc<ResetPoint>; cmd, arg)
-        else x86::vm::ioctl(vm, cmd, arg);
+        else arch::vm::ioctl(vm, cmd, arg);
     lock setup = vm.setup.lock();
 
     KVM_CREATE_VCPU:                held, call(create_vcpu(vm, setup, point, arg));
@@ -102,9 +112,9 @@ pub(super) fn check_extension(vm: Option<&Vm>, capability: usize) -> isize {
     const TABLES: [&[u32]; 5] = [
         PROMISED,
         vcpu::PROMISED,
-        x86::system::PROMISED,
-        x86::vm::PROMISED,
-        x86::vcpu::PROMISED,
+        arch::system::PROMISED,
+        arch::vm::PROMISED,
+        arch::vcpu::PROMISED,
     ];
     match u32::try_from(capability) {
         Ok(c) if TABLES.iter().any(|list| list.contains(&c)) => 1,

@@ -10,10 +10,10 @@ mod cpu;
 mod elapsed;
 mod emul;
 mod exit;
-pub(crate) mod host_tsc;
+mod host_tsc;
 mod hyperv;
 mod irqchip;
-pub(crate) mod mitigate;
+mod mitigate;
 mod paging;
 mod pv;
 mod run;
@@ -83,11 +83,6 @@ pub(crate) use irqchip::chip::IrqChip;
 pub(crate) use irqchip::controllers::{Controllers, Resampler};
 pub(crate) use irqchip::route::MAX_ROUTES;
 
-// Root: what load, unload and CPU hot-plug call, besides `host_tsc` and `mitigate` above.
+// Root: what load, unload, CPU hot-plug, sleep and shutdown call.
 
-/// The CPU model that guests get, found once at load; and the vendor that is chosen then.
-pub(crate) use cpu::model as cpu_model;
-pub(crate) use vendor::choose;
-
-/// Threads that bring pages for guests.
-pub(crate) use pv::async_pf::init as async_pf_init;
+pub(crate) mod load;

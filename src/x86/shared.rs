@@ -6,7 +6,7 @@
 
 use crate::bus::set::{self, IN_ONE_GO, MAX_VCPUS, MAX_VCPU_ID};
 use crate::linux::once::Once;
-use crate::linux::smp;
+use crate::linux::vectors;
 use crate::mem::ports::RingFull;
 use crate::x86::hyperv::published::Published;
 use crate::x86::irqchip::addressees::{self, Noted};
@@ -202,7 +202,7 @@ impl VcpuShared {
         let new = self.line().words()[word & 7].fetch_or(bit, Ordering::SeqCst) & bit == 0;
         // Whoever finds ON set before has no need to notify: that was done, and PIR has not been read since.
         if self.request_self(request::NOTIFIED) == 0 {
-            self.interrupt(smp::send_posted);
+            self.interrupt(vectors::send_posted);
         }
         new
     }

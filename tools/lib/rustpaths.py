@@ -206,10 +206,19 @@ class Reader:
     def use(self):
         """A `use` declaration."""
         self.at += 1
-        if self.peek().text == "::":
-            self.at += 1
-        self.tree((), self.public, self.testing())
+        if self.absent():
+            while self.peek().text not in (";", ""):
+                self.at += 1
+        else:
+            if self.peek().text == "::":
+                self.at += 1
+            self.tree((), self.public, self.testing())
         self.attributes, self.public = [], False
+
+    def absent(self):
+        """Whether what is declared next is not there."""
+        attributes = [[t.text for t in a] for a in self.attributes]
+        return any(a[:2] == ["cfg", "("] and a[3:] == [")"] and a[2] in self.crate.left_out for a in attributes)
 
     def tree(self, prefix, public, test):
         """One `use` tree: leaves become imports."""
@@ -249,6 +258,7 @@ class Reader:
         name, test = self.peek(1).text, self.testing()
         path = next((a[2].text for a in self.attributes if len(a) == 3 and a[0].text == "path"), None)
         inline = self.peek(2).text == "{"
+        there = inline or not self.absent()
         self.at += 3
         self.attributes, self.public = [], False
         if inline:
@@ -256,7 +266,7 @@ class Reader:
             self.module.children[name] = child
             self.stack.append(self.module)
             self.module = child
-        else:
+        elif there:
             self.crate.load(self.module, name, path, test)
 
 
@@ -272,8 +282,9 @@ class Resolved(NamedTuple):
 class Crate:
     """The modules of a crate, from its root file on."""
 
-    def __init__(self, repository, root):
+    def __init__(self, repository, root, left_out=frozenset()):
         self.repository, self.missing, self.busy = repository, [], set()
+        self.left_out = left_out  # configurations: what is declared under `cfg` of one is not there
         self.exported = {}  # macros that their attribute puts into the root module, and their files
         self.root = Module("crate", root, None, PurePosixPath(root).parent)
         self.files = {root}

@@ -4,7 +4,7 @@
 //!
 //! The run loop calls these outside stays, under the vCPU's mutex.
 
-use crate::linux::{sched, uaccess};
+use crate::linux::{sched, uaccess, user_atomic};
 use crate::mem::addr::Gpa;
 use crate::mem::memory::MemoryView;
 use crate::x86::cpu::cpuid::kvm_feature;
@@ -70,7 +70,7 @@ fn write_steal_time(view: &MemoryView<'_>, gpa: Gpa, stolen: u64) -> Result<u8> 
     // Other vCPUs add to it until it is zero.
     let preempted = resident(hva, || {
         let mut old = uaccess::get_u8(preempted_at)?;
-        while let Err(found) = uaccess::cmpxchg_u8(preempted_at, old, 0)? {
+        while let Err(found) = user_atomic::cmpxchg_u8(preempted_at, old, 0)? {
             old = found;
         }
         Ok(old)

@@ -5,8 +5,8 @@
 
 use super::{Runner, Step};
 use crate::abi::exits;
-use crate::abi::exits::PIO_PAGE;
 use crate::abi::uapi::k;
+use crate::abi::uapi::PIO_PAGE;
 use crate::linux::mmap::Shared;
 use crate::x86::cpu::regs::Gpr;
 use crate::x86::emul::{mask, Op};

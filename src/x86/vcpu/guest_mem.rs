@@ -4,7 +4,7 @@
 //! This file adds [`State::paging`] to [`State`]. The vCPU's thread calls it under the vCPU's mutex; what is translated
 //! with it walks the tables in guest memory (SDM 3A chapter 5, APM 2 chapter 5), which may sleep outside a stay.
 
-use crate::linux::uaccess;
+use crate::linux::user_atomic;
 use crate::mem::addr::{Gpa, Gva};
 use crate::mem::memory::{MemError, MemoryView};
 use crate::mem::missing::Absent;
@@ -79,10 +79,10 @@ pub(super) fn exchange(
     let hva = view.hva_to_write(gpa, stay.is_none())?;
     let attempt = || -> Result<bool> {
         Ok(match bytes {
-            1 => uaccess::cmpxchg_u8(hva, old as u8, new as u8)?.is_ok(),
-            2 => uaccess::cmpxchg_u16(hva, old as u16, new as u16)?.is_ok(),
-            4 => uaccess::cmpxchg_u32(hva, old as u32, new as u32)?.is_ok(),
-            _ => uaccess::cmpxchg_u64(hva, old, new)?.is_ok(),
+            1 => user_atomic::cmpxchg_u8(hva, old as u8, new as u8)?.is_ok(),
+            2 => user_atomic::cmpxchg_u16(hva, old as u16, new as u16)?.is_ok(),
+            4 => user_atomic::cmpxchg_u32(hva, old as u32, new as u32)?.is_ok(),
+            _ => user_atomic::cmpxchg_u64(hva, old, new)?.is_ok(),
         })
     };
     let done = match attempt() {

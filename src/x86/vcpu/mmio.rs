@@ -6,8 +6,7 @@
 //! replay log while user space completes them. The run loop calls both under the vCPU's mutex; only the first one in a
 //! stay.
 
-use crate::abi::exits::PIO_PAGE;
-use crate::abi::uapi::k;
+use crate::abi::uapi::{k, PIO_PAGE};
 use crate::bus::ioeventfd::Bus as EventSpace;
 use crate::linux::mmap::Shared;
 use crate::linux::{hrtimer, uaccess};

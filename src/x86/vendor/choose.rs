@@ -69,7 +69,8 @@ pub(crate) fn cpu_down() {
     }
 }
 
-/// [`Platform::shutdown`] of the vendor.
+/// [`Platform::shutdown`] of the vendor. The other CPUs are still online, and keep SVME until INIT or the next kernel
+/// resets it: that harms nobody, since GIF is set outside stays and the reboot stops them there.
 pub(crate) fn shutdown() {
     match CHOSEN.as_ref().map(|c| c.0) {
         Some(Kind::Vmx) => Vmx::shutdown(),

@@ -10,7 +10,7 @@ use super::bits::{entry, ept_cap, exit, pin, proc, proc2};
 use super::check::{Allowed, VmxCaps};
 use super::quirks;
 use crate::linux::bindings::X86_FEATURE_INTEL_PT;
-use crate::linux::{boot_cpu, cpuid, cr, msr, smp};
+use crate::linux::{boot_cpu, cpuid, cr, msr, vectors};
 use crate::x86::cpu::cpuid::leaf7_ecx;
 use crate::x86::cpu::index;
 use crate::x86::cpu::regs::{cr4, efer};
@@ -377,7 +377,7 @@ impl VmcsConfig {
             pml: crate::params::pml()
                 && ept_vpid & ept_cap::ACCESSED_DIRTY != 0
                 && may(index::VMX_PROCBASED_CTLS2, proc2::PML),
-            posted: smp::posted_vector().filter(|_| {
+            posted: vectors::posted_vector().filter(|_| {
                 apicv
                     && may(index::VMX_TRUE_PINBASED_CTLS, pin::POSTED_INTERRUPTS)
                     && may(index::VMX_TRUE_EXIT_CTLS, exit::ACK_INTERRUPT)

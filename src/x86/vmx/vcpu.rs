@@ -30,7 +30,7 @@ use super::write_log::WriteLog;
 use super::written::Written;
 use super::{decode, event, view};
 use crate::linux::irqflags::{IrqGuard, ThisCpu};
-use crate::linux::{cr, smp};
+use crate::linux::{cr, vectors};
 use crate::mem::addr::{Gpa, Hpa};
 use crate::x86::cpu::cpuid::GuestFeatures;
 use crate::x86::cpu::events::vector;
@@ -344,7 +344,7 @@ impl VcpuBackend for VmxVcpu {
         if let Some(vector) = self.last_exit.host_vector.take() {
             // SAFETY: An exit of the stay acknowledged it, and nobody else has delivered it; FRED was refused by
             // `probe`. KVM_RUN, which sleeps, made `irqs` with interrupts on.
-            unsafe { smp::host_interrupt(vector, irqs) };
+            unsafe { vectors::host_interrupt(vector, irqs) };
         }
     }
 

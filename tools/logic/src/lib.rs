@@ -55,6 +55,12 @@ pub mod mem {
     pub mod walk;
 }
 
+#[path = "../../../src/arm64"]
+pub mod arm64 {
+    //! Processors with Armv8-A's virtualisation, under a kernel at EL2.
+    pub mod host;
+}
+
 #[path = "../../../src/x86"]
 pub mod x86 {
     //! Processors of Intel and AMD, and the machine around them.

@@ -4,7 +4,7 @@
 //!
 //! C header: [`include/linux/timekeeping.h`](srctree/include/linux/timekeeping.h)
 
-use super::bindings;
+use crate::linux::bindings;
 
 /// Clocks at one moment.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

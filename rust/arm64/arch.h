@@ -1,0 +1,28 @@
+/* SPDX-License-Identifier: GPL-2.0 */
+/*
+ * What ../bindings_helper.h and ../shim/shim.c have of Arm64: headers, constants, prototypes, entries of page tables.
+ */
+#ifndef RVMM_ARCH_H
+#define RVMM_ARCH_H
+
+#include <asm/memory.h>
+
+#ifdef __BINDGEN__
+/* Constants that bindgen cannot evaluate from their macros. */
+static const unsigned int RVMM_VA_BITS = VA_BITS;
+#endif
+
+/*
+ * Flags of the host's entries: of one that is there, of one that user space may write, and those that say so. Whether
+ * the entry is dirty (PTE_RDONLY clear) does not matter.
+ */
+#define RVMM_ENTRY_PRESENT	PTE_VALID
+#define RVMM_ENTRY_WRITABLE	(PTE_VALID | PTE_USER | PTE_WRITE)
+#define RVMM_ENTRY_SEEN		(RVMM_ENTRY_WRITABLE | PTE_SPECIAL | PTE_PO_IDX_MASK)
+#define rvmm_pte_flags(pte)	pte_val(pte)
+#define rvmm_pmd_flags(pmd)	pmd_val(pmd)
+#define rvmm_pud_flags(pud)	pud_val(pud)
+
+void rvmm_send_reschedule(unsigned int cpu);
+
+#endif /* RVMM_ARCH_H */

@@ -1,0 +1,55 @@
+// SPDX-License-Identifier: GPL-2.0
+//! What the module's root asks of Arm64: load, CPU hot-plug, sleep, shutdown.
+//!
+//! The kernel is at EL2 on every CPU already. What a guest needs of a CPU is set up when its vCPU comes to it and put
+//! back when it leaves, so CPUs that come and go are nobody's business here.
+
+use crate::arm64::host::Host;
+use crate::linux::el2;
+use crate::linux::global::Owner;
+use kernel::page::PAGE_SIZE;
+use kernel::prelude::*;
+
+/// Nothing is shared by all VMs.
+pub(crate) type State = [Owner; 0];
+
+/// Finds out what there is. Errors: `EOPNOTSUPP`, and the log says why.
+pub(crate) fn init() -> Result<State> {
+    let host = Host {
+        level: el2::current_level(),
+        gicv3: el2::has_gicv3_registers(),
+        masks_by_priority: el2::masks_by_priority(),
+        page_size: PAGE_SIZE,
+    };
+    match host.refusal() {
+        None => Ok([]),
+        Some(why) => {
+            pr_err!("guests cannot run here: {why}\n");
+            Err(EOPNOTSUPP)
+        }
+    }
+}
+
+/// Says in the log what is there.
+pub(crate) fn announce() {
+    pr_info!("at EL2; guests cannot be made yet\n");
+}
+
+/// A CPU has come.
+pub(crate) fn cpu_up() -> Result {
+    Ok(())
+}
+
+/// A CPU goes.
+pub(crate) fn cpu_down() {}
+
+/// The machine goes to sleep.
+pub(crate) fn suspend() {}
+
+/// It has woken up.
+pub(crate) fn resume() -> Result {
+    Ok(())
+}
+
+/// It shuts down.
+pub(crate) fn shutdown() {}
