@@ -2,8 +2,6 @@
 //! Puts a Linux kernel, its initrd, command line and zero page into guest memory
 //! (Documentation/arch/x86/boot.rst, 64-bit boot protocol).
 
-use std::fs::File;
-use std::io::Read;
 use std::path::{Path, PathBuf};
 
 use linux_loader::bootparam::{boot_e820_entry, boot_params, setup_header};
@@ -16,17 +14,19 @@ use linux_loader::loader::{load_cmdline, KernelLoader};
 use vm_memory::{Bytes, GuestAddress, GuestMemory, GuestMemoryMmap};
 
 use crate::error::{Error, Result};
+use crate::kernel::{self, Format, Source};
 use crate::paging::Mode;
 use crate::{acpi, e820, layout, mptable, paging};
 
 /// Command line for a kernel without one of its own: console on the serial port, no devices that
 /// this machine does not have, and a reset (which ends it) at reboot and panic.
 ///
-/// - `reboot=k panic=-1`: reset by the keyboard controller, at once after a panic.
+/// - `reboot=panic_warm,k panic=-1`: reset by the keyboard controller, at once after a panic, and then by a warm
+///   reset, which tells a panic from a reboot ([`Exit::Panic`](crate::Exit::Panic)).
 /// - `acpi=off pci=off`: there is neither; do not look.
 /// - `no_timer_check tsc=reliable`: the timers are the hypervisor's, no need to test them.
 /// - `random.trust_cpu=on`: no wait for entropy.
-pub const DEFAULT_CMDLINE: &str = "console=ttyS0 reboot=k panic=-1 acpi=off pci=off \
+pub const DEFAULT_CMDLINE: &str = "console=ttyS0 reboot=panic_warm,k panic=-1 acpi=off pci=off \
                                    no_timer_check tsc=reliable random.trust_cpu=on \
                                    8250.nr_uarts=1";
 
@@ -85,26 +85,12 @@ struct Kernel {
     end: u64,
 }
 
-fn open(path: &Path) -> Result<File> {
-    File::open(path).map_err(|source| Error::File {
-        path: path.into(),
-        source,
-    })
-}
-
 fn load_kernel(memory: &GuestMemoryMmap, path: &Path, low: u64) -> Result<Kernel> {
     let bad = |cause: String| Error::Kernel {
         path: path.into(),
         cause,
     };
-    let mut file = open(path)?;
-    let size = file
-        .metadata()
-        .map_err(|source| Error::File {
-            path: path.into(),
-            source,
-        })?
-        .len();
+    let (mut file, size) = Source::open(path, low)?;
     if layout::HIGH_RAM + size > low {
         return Err(Error::TooSmall {
             what: "kernel image",
@@ -112,10 +98,8 @@ fn load_kernel(memory: &GuestMemoryMmap, path: &Path, low: u64) -> Result<Kernel
             has: low,
         });
     }
-    let mut magic = [0; 4];
-    let is_elf = file.read_exact(&mut magic).is_ok() && magic == *b"\x7fELF";
     let high = Some(GuestAddress(layout::HIGH_RAM));
-    if is_elf {
+    if kernel::format(&mut file, size).map_err(bad)? == Format::Elf {
         let loaded =
             Elf::load(memory, None, &mut file, high).map_err(|error| bad(format!("{error}")))?;
         let header = setup_header {
@@ -183,14 +167,7 @@ fn load_initrd(
     low: u64,
     kernel: &Kernel,
 ) -> Result<(u64, u64)> {
-    let mut file = open(path)?;
-    let size = file
-        .metadata()
-        .map_err(|source| Error::File {
-            path: path.into(),
-            source,
-        })?
-        .len();
+    let (mut file, size) = Source::open(path, low)?;
     let address = initrd_address(size, low, kernel.header.initrd_addr_max, kernel.end).ok_or(
         Error::TooSmall {
             what: "initrd",

@@ -5,7 +5,9 @@ use std::fs::File;
 use std::io::{self, IsTerminal, Write};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, AsRawFd};
-use std::sync::{Mutex, PoisonError};
+use std::os::unix::fs::FileTypeExt;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 
 /// Escape character of a terminal console: Ctrl-a.
 const ESCAPE: u8 = 0x01;
@@ -20,12 +22,16 @@ pub struct Console {
     pub(crate) input: Option<File>,
     pub(crate) escape: bool,
     pub(crate) output: Box<dyn Write + Send>,
+    /// Set when the machine ends, for the output not to wait any longer.
+    pub(crate) ended: Arc<AtomicBool>,
     terminal: Option<Terminal>,
 }
 
 impl Console {
     /// Standard input and output. A terminal is put in raw mode, with an escape to quit
-    /// ([`ESCAPE_HELP`]), until the console is dropped.
+    /// ([`ESCAPE_HELP`]), until the console is dropped. When input from a pipe or a file has ended,
+    /// and was not empty, the guest gets what ends input at a terminal (Ctrl-d) whenever it falls silent.
+    /// Output waits for who reads it, but not beyond the machine's end; when nobody can, it is lost.
     ///
     /// # Errors
     ///
@@ -38,10 +44,16 @@ impl Console {
         } else {
             None
         };
+        let ended = Arc::<AtomicBool>::default();
+        let output = Output {
+            file: output,
+            ended: ended.clone(),
+        };
         Ok(Self {
             input: Some(input),
             escape: terminal.is_some(),
             output: Box::new(output),
+            ended,
             terminal,
         })
     }
@@ -52,6 +64,7 @@ impl Console {
             input: None,
             escape: false,
             output: Box::new(writer),
+            ended: Arc::default(),
             terminal: None,
         }
     }
@@ -70,8 +83,47 @@ impl Console {
         self
     }
 
-    pub(crate) fn split(self) -> (Option<File>, bool, Box<dyn Write + Send>, Option<Terminal>) {
-        (self.input, self.escape, self.output, self.terminal)
+    /// Takes the terminal out, which has to outlive the rest.
+    pub(crate) fn take_terminal(&mut self) -> Option<Terminal> {
+        self.terminal.take()
+    }
+}
+
+/// Output that may have to wait for its reader. Signals come to the thread when the machine has ended.
+struct Output {
+    file: File,
+    ended: Arc<AtomicBool>,
+}
+
+impl Write for Output {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        loop {
+            if self.ended.load(Ordering::Acquire) {
+                return Err(io::ErrorKind::BrokenPipe.into());
+            }
+            match self.file.write(bytes) {
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => self.wait(),
+                result => return result,
+            }
+        }
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+impl Output {
+    /// Waits until there is room in a file whose owner does not want writes to wait.
+    fn wait(&self) {
+        let mut poll = libc::pollfd {
+            fd: self.file.as_raw_fd(),
+            events: libc::POLLOUT,
+            revents: 0,
+        };
+        // SAFETY: one structure is given, for the length of the call. A signal ends the wait, and any error.
+        unsafe { libc::poll(&mut poll, 1, 100) };
     }
 }
 
@@ -167,9 +219,46 @@ impl Escape {
     }
 }
 
+/// Whether input ends where it comes from, a pipe or a file, so that its end tells something.
+pub(crate) fn is_finite(input: &File) -> bool {
+    let kind = input.metadata().map(|about| about.file_type());
+    kind.is_ok_and(|kind| kind.is_fifo() || kind.is_file() || kind.is_socket())
+}
+
 #[cfg(test)]
 mod tests {
+    use std::os::unix::net::UnixStream;
+
     use super::*;
+
+    #[test]
+    fn output_that_nobody_reads_ends_with_the_machine() {
+        let (reader, writer) = UnixStream::pair().unwrap();
+        writer.set_nonblocking(true).unwrap();
+        let ended = Arc::<AtomicBool>::default();
+        let mut output = Output {
+            file: File::from(std::os::fd::OwnedFd::from(writer)),
+            ended: ended.clone(),
+        };
+        let writing = std::thread::spawn(move || loop {
+            if let Err(error) = output.write(&[b'x'; 4096]) {
+                return error.kind();
+            }
+        });
+        std::thread::sleep(std::time::Duration::from_millis(50));
+        assert!(!writing.is_finished());
+        ended.store(true, Ordering::Release);
+        assert_eq!(writing.join().unwrap(), io::ErrorKind::BrokenPipe);
+        drop(reader);
+    }
+
+    #[test]
+    fn ends_of_input() {
+        assert!(!is_finite(&File::open("/dev/null").unwrap()));
+        assert!(is_finite(&File::open("/proc/self/exe").unwrap()));
+        let (reader, _writer) = UnixStream::pair().unwrap();
+        assert!(is_finite(&File::from(std::os::fd::OwnedFd::from(reader))));
+    }
 
     #[test]
     fn escape_quits_even_across_reads() {

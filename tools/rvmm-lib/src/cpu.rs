@@ -126,6 +126,16 @@ fn extended_topology(function: u32, topology: Topology) -> [kvm_cpuid_entry2; 3]
     ]
 }
 
+/// The most bytes of memory that a guest with this CPUID can address, around the hole below 4 GiB.
+pub(crate) fn most_memory(supported: &[kvm_cpuid_entry2]) -> u64 {
+    /// A slot has fewer than 2^31 pages (KVM_MEM_MAX_NR_PAGES).
+    const SLOT: u64 = (1 << 43) - 4096;
+    let leaf = supported.iter().find(|e| e.function == 0x8000_0008);
+    // Without the leaf an address has 36 bits (SDM 2A, CPUID).
+    let bits = leaf.map_or(36, |e| e.eax & 0xff).clamp(32, 52);
+    ((1u64 << bits) - layout::HOLE_END).min(SLOT) + layout::HOLE_START
+}
+
 /// Gives the CPU its CPUID.
 ///
 /// # Errors
@@ -358,6 +368,15 @@ mod tests {
         let intel = [leaf(0, 0xd, 0, 0, 0), leaf(0x8000_0008, 0, 0, 0, 0)];
         let entries = cpuid(&intel, Topology { id: 0, cpus: 4 }, false);
         assert_eq!(find(&entries, 0x8000_0008, 0).ecx, 0);
+    }
+
+    #[test]
+    fn memory_ends_with_addresses() {
+        let most = |bits| most_memory(&[leaf(0x8000_0008, bits, 0, 0, 0)]);
+        assert_eq!(most(40), (1 << 40) - (1 << 30));
+        assert_eq!(most(32), 3 << 30);
+        assert_eq!(most(52), (1 << 43) - 4096 + (3 << 30));
+        assert_eq!(most_memory(&[]), (1 << 36) - (1 << 30));
     }
 
     #[test]

@@ -67,6 +67,17 @@ pub enum Error {
         /// Why not.
         cause: String,
     },
+    /// The guest cannot have as much memory, or as little, or so odd an amount.
+    #[error("cannot give the guest {} of memory: it takes {} to {} here, in whole pages of 4K",
+            crate::size::show(*wanted), crate::size::show(*least), crate::size::show(*most))]
+    MemorySize {
+        /// Bytes asked for.
+        wanted: u64,
+        /// Fewest bytes possible.
+        least: u64,
+        /// Most bytes possible.
+        most: u64,
+    },
     /// A file could not be read.
     #[error("cannot read {}: {source}", path.display())]
     File {
@@ -153,12 +164,18 @@ impl Error {
                 Some("rvmm.ko is older than this launcher: rebuild and reload the module".into())
             }
             Error::Missing { .. } => Some("use a newer kernel, or --device /dev/rvmm".into()),
+            Error::Cpus { wanted: 0, .. } => Some("use --cpus 1 or more".into()),
             Error::Cpus { most, .. } => Some(format!("use --cpus {most} or fewer")),
+            Error::MemorySize {
+                wanted,
+                least,
+                most,
+            } => Some(memory_remedy(*wanted, *least, *most)),
             Error::Memory { .. } => {
                 Some("give less with --memory, or free memory on the host (see `free -m`)".into())
             }
             Error::Kernel { .. } => {
-                Some("give a 64-bit x86 bzImage, such as Debian's /boot/vmlinuz-*".into())
+                Some("give an x86 bzImage, such as Debian's /boot/vmlinuz-*, or a 64-bit vmlinux".into())
             }
             Error::TooSmall { needs, .. } => Some(format!(
                 "give more memory: --memory {}M",
@@ -203,6 +220,20 @@ impl Error {
                     call: "KVM_CREATE_VM",
                     ..
                 }
+        )
+    }
+}
+
+fn memory_remedy(wanted: u64, least: u64, most: u64) -> String {
+    let show = crate::size::show;
+    if wanted > most {
+        format!("give less: --memory {} at most", show(most))
+    } else if wanted < least {
+        "give more, such as --memory 512M (a number without a unit counts bytes)".into()
+    } else {
+        format!(
+            "give whole pages: --memory {}",
+            show(wanted.next_multiple_of(4096).min(most))
         )
     }
 }
@@ -264,6 +295,33 @@ mod tests {
             .unwrap()
             .contains("0660"));
         assert!(open("/dev/rvmm", libc::EACCES).is_refusal());
+    }
+
+    #[test]
+    fn remedies_point_the_right_way() {
+        let cpus = |wanted| Error::Cpus {
+            path: "/dev/rvmm".into(),
+            wanted,
+            most: 64,
+        };
+        assert!(cpus(0).remedy().unwrap().contains("--cpus 1 or more"));
+        assert!(cpus(65).remedy().unwrap().contains("--cpus 64 or fewer"));
+        let memory = |wanted| Error::MemorySize {
+            wanted,
+            least: 16 << 20,
+            most: 1023 << 30,
+        };
+        for little in [0, 100, 1024, 1 << 20] {
+            assert!(memory(little).remedy().unwrap().starts_with("give more"));
+        }
+        let odd = memory((16 << 20) + 1).remedy().unwrap();
+        assert!(odd.ends_with("--memory 16388K"), "{odd}");
+        let much = memory(1 << 40);
+        assert_eq!(
+            much.to_string(),
+            "cannot give the guest 1T of memory: it takes 16M to 1023G here, in whole pages of 4K"
+        );
+        assert!(much.remedy().unwrap().contains("--memory 1023G at most"));
     }
 
     #[test]

@@ -13,6 +13,9 @@ pub enum Exit {
     PowerOff,
     /// The guest asked for a reset (i8042 pulse or a system event).
     Reset,
+    /// The guest's kernel panicked and then reset: a reset that the kernel noted to be a warm one, as
+    /// [`DEFAULT_CMDLINE`](crate::boot::DEFAULT_CMDLINE) makes it do after a panic.
+    Panic,
     /// Somebody outside the guest asked for the end: the console's escape or a [`StopHandle`].
     ///
     /// [`StopHandle`]: crate::StopHandle
@@ -60,6 +63,7 @@ impl fmt::Display for Exit {
         match self {
             Exit::PowerOff => f.write_str("guest power-off"),
             Exit::Reset => f.write_str("guest reset"),
+            Exit::Panic => f.write_str("the guest's kernel panicked"),
             Exit::Stopped => f.write_str("stopped"),
             Exit::Crash(crash) => crash.fmt(f),
             Exit::EntryFailure(failure) => failure.fmt(f),

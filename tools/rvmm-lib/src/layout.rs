@@ -4,6 +4,10 @@
 //! Everything below 1 MiB that the launcher writes is read by the guest kernel before it reserves
 //! or reuses low memory, except the machine's tables, which lie in the BIOS area that no kernel allocates.
 
+/// Word in the BIOS data area where a kernel notes what kind of reset it asks for.
+pub const RESET_KIND: u64 = 0x472;
+/// A reset that leaves memory as it is.
+pub const RESET_WARM: u16 = 0x1234;
 /// Zero page (`struct boot_params`), 4 KiB.
 pub const ZERO_PAGE: u64 = 0x7000;
 /// Global descriptor table of the 64-bit boot protocol.

@@ -37,6 +37,8 @@ pub mod disk;
 pub mod e820;
 mod error;
 mod exit;
+mod input;
+mod kernel;
 pub mod layout;
 pub mod mptable;
 pub mod paging;

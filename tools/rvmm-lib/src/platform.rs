@@ -240,7 +240,7 @@ mod tests {
     #[test]
     fn power_off_by_word_or_upper_byte() {
         let ended = |offset, data: &[u8]| {
-            let control = Arc::new(Control::new().unwrap());
+            let control = Arc::new(Control::new(Arc::default()).unwrap());
             Power(control.clone()).write(offset, data);
             control.take()
         };
@@ -252,7 +252,7 @@ mod tests {
 
     #[test]
     fn keyboard_controller_resets_on_pulse_only() {
-        let control = Arc::new(Control::new().unwrap());
+        let control = Arc::new(Control::new(Arc::default()).unwrap());
         let mut i8042 = I8042::new(ResetLine(control.clone()));
         i8042.write(0, &[0xfe]);
         i8042.write(COMMAND, &[0xaa]);

@@ -2,6 +2,7 @@
 //! The serial console: a 16550 at 0x3f8 on ISA interrupt 4.
 
 use std::io::{self, Write};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use kvm_ioctls::VmFd;
@@ -54,7 +55,27 @@ impl SerialEvents for Drained {
     }
 }
 
-type Uart = Serial<IrqLine, Drained, Box<dyn Write + Send>>;
+/// What the guest has sent in one access.
+#[derive(Default)]
+struct Sent {
+    bytes: [u8; 8],
+    count: usize,
+}
+
+impl Write for Sent {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let mut room = self.bytes.get_mut(self.count..).unwrap_or_default();
+        let count = room.write(bytes)?;
+        self.count += count;
+        Ok(count)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+type Uart = Serial<IrqLine, Drained, Sent>;
 
 /// Register offsets and bits that decide whether the guest listens.
 const IER: u8 = 1;
@@ -63,7 +84,7 @@ const LCR_DLAB: u8 = 0x80;
 const IER_RECEIVE: u8 = 0x01;
 const IER_ALL: u8 = 0x0f;
 
-/// The device as the bus sees it.
+/// The registers, shared by the guest's accesses and whoever hands it input.
 pub(crate) struct SerialPort {
     uart: Uart,
     divisor_latch: bool,
@@ -71,8 +92,8 @@ pub(crate) struct SerialPort {
 }
 
 impl SerialPort {
-    pub(crate) fn new(irq: IrqLine, drained: EventFd, out: Box<dyn Write + Send>) -> Self {
-        let uart = Serial::with_events(irq, Drained(drained), out);
+    pub(crate) fn new(irq: IrqLine, drained: EventFd) -> Self {
+        let uart = Serial::with_events(irq, Drained(drained), Sent::default());
         Self {
             uart,
             divisor_latch: false,
@@ -111,21 +132,50 @@ impl SerialPort {
     }
 }
 
-impl Device for SerialPort {
+impl SerialPort {
     fn read(&mut self, offset: u64, data: &mut [u8]) {
         for (step, byte) in data.iter_mut().enumerate() {
             *byte = self.uart.read(offset.wrapping_add(step as u64) as u8);
         }
     }
 
-    fn write(&mut self, offset: u64, data: &[u8]) {
+    /// Gives what goes out.
+    fn write(&mut self, offset: u64, data: &[u8]) -> Sent {
         for (step, byte) in data.iter().enumerate() {
-            // A console that is gone (closed pipe) must not stop the guest.
             let register = offset.wrapping_add(step as u64) as u8;
             if let Err(error) = self.uart.write(register, *byte) {
-                tracing::debug!(%error, "serial output lost");
+                tracing::debug!(%error, "serial port");
             }
             self.follow(register, *byte);
+        }
+        std::mem::take(self.uart.writer_mut())
+    }
+}
+
+/// The device as the bus sees it. The output, which may have to wait, does so while the port can be used: the thread
+/// that ends the machine needs it.
+pub(crate) struct SerialDevice {
+    pub(crate) port: Arc<Mutex<SerialPort>>,
+    pub(crate) output: Box<dyn Write + Send>,
+    /// How many accesses have sent something.
+    pub(crate) sent: Arc<AtomicU64>,
+}
+
+impl Device for SerialDevice {
+    fn read(&mut self, offset: u64, data: &mut [u8]) {
+        lock(&self.port).read(offset, data);
+    }
+
+    fn write(&mut self, offset: u64, data: &[u8]) {
+        let sent = lock(&self.port).write(offset, data);
+        let sent = sent.bytes.get(..sent.count).unwrap_or_default();
+        if sent.is_empty() {
+            return;
+        }
+        self.sent.fetch_add(1, Ordering::Relaxed);
+        // A console that is gone (closed pipe) must not stop the guest.
+        if let Err(error) = self.output.write_all(sent) {
+            tracing::debug!(%error, "serial output lost");
         }
     }
 }
@@ -142,11 +192,7 @@ mod tests {
     fn port() -> (SerialPort, EventFd) {
         let event = || EventFd::new(libc::EFD_NONBLOCK).unwrap();
         let drained = event();
-        let port = SerialPort::new(
-            IrqLine::Event(event()),
-            drained.try_clone().unwrap(),
-            Box::new(io::sink()),
-        );
+        let port = SerialPort::new(IrqLine::Event(event()), drained.try_clone().unwrap());
         (port, drained)
     }
 
@@ -169,6 +215,35 @@ mod tests {
         assert_eq!(port.room(), 64, "transmitting meanwhile");
         port.write(1, &[0]);
         assert_eq!(port.room(), 0);
+    }
+
+    #[test]
+    fn what_the_guest_sends_goes_out_while_the_port_is_free() {
+        struct Looks(Arc<Mutex<SerialPort>>, Arc<Mutex<Vec<u8>>>);
+        impl Write for Looks {
+            fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+                assert!(self.0.try_lock().is_ok());
+                self.1.lock().unwrap().write(bytes)
+            }
+            fn flush(&mut self) -> io::Result<()> {
+                Ok(())
+            }
+        }
+        let port = Arc::new(Mutex::new(port().0));
+        let seen = Arc::<Mutex<Vec<u8>>>::default();
+        let output = Box::new(Looks(port.clone(), seen.clone()));
+        let mut device = SerialDevice {
+            port,
+            output,
+            sent: Arc::default(),
+        };
+        device.write(0, b"a");
+        device.write(3, &[0x83]);
+        device.write(0, b"the divisor");
+        device.write(3, &[0x03]);
+        device.write(0, b"b");
+        assert_eq!(*seen.lock().unwrap(), b"ab");
+        assert_eq!(device.sent.load(Ordering::Relaxed), 2);
     }
 
     #[test]

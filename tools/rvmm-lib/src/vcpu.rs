@@ -23,15 +23,16 @@ use crate::sys;
 /// The machine's end: set once, by whoever comes first, and seen by every thread.
 pub struct Control {
     exit: Mutex<Option<Exit>>,
-    ended: AtomicBool,
+    ended: Arc<AtomicBool>,
     event: EventFd,
 }
 
 impl Control {
-    pub(crate) fn new() -> io::Result<Self> {
+    /// `ended` is set with the end.
+    pub(crate) fn new(ended: Arc<AtomicBool>) -> io::Result<Self> {
         Ok(Self {
             exit: Mutex::new(None),
-            ended: AtomicBool::new(false),
+            ended,
             event: EventFd::new(libc::EFD_NONBLOCK | libc::EFD_CLOEXEC)?,
         })
     }
@@ -285,7 +286,7 @@ mod tests {
 
     #[test]
     fn the_first_end_stays() {
-        let control = Control::new().unwrap();
+        let control = Control::new(Arc::default()).unwrap();
         assert!(!control.ended());
         control.end(Exit::Reset);
         control.end(Exit::Stopped);

@@ -1,36 +1,33 @@
 // SPDX-License-Identifier: Apache-2.0 OR MIT
 //! The virtual machine: made by a builder, run once.
 
-use std::collections::VecDeque;
 use std::fs::File;
-use std::io::Read;
-use std::os::fd::AsRawFd;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex};
 
-use event_manager::{EventManager, EventOps, Events, MutEventSubscriber, SubscriberOps};
 use kvm_bindings::{
     kvm_cpuid_entry2, kvm_pit_config, kvm_userspace_memory_region, KVM_API_VERSION,
     KVM_CAP_BINARY_STATS_FD, KVM_MAX_CPUID_ENTRIES, KVM_PIT_SPEAKER_DUMMY,
 };
 use kvm_ioctls::{Cap, Kvm, VcpuFd, VmFd};
 use vm_memory::{
-    GuestAddress, GuestMemory, GuestMemoryMmap, GuestMemoryRegion, MemoryRegionAddress,
+    Bytes, GuestAddress, GuestMemory, GuestMemoryMmap, GuestMemoryRegion, MemoryRegionAddress,
 };
-use vmm_sys_util::epoll::EventSet;
 use vmm_sys_util::eventfd::EventFd;
 
 use crate::acpi::{self, PowerButton};
 use crate::boot::{self, Boot, Tables};
 use crate::bus::{Bus, Device};
-use crate::console::{Console, Escape, Terminal};
+use crate::console::{Console, Terminal};
 use crate::cpu::{self, Topology};
 use crate::disk::Storage;
 use crate::error::{Error, Result};
 use crate::exit::Exit;
+use crate::input::{self, Supervisor};
 use crate::pci;
 use crate::platform::{self, Cmos, Power, ResetLine};
-use crate::serial::{self, IrqLine, SerialPort};
+use crate::serial::{self, IrqLine, SerialDevice, SerialPort};
 use crate::vcpu::{self, Control, Vcpu};
 use crate::virtio::block::Block;
 use crate::{layout, sys, virtio};
@@ -163,7 +160,11 @@ impl Builder {
     pub fn build(self) -> Result<Vm> {
         let kvm = open(&self.device)?;
         check_abilities(&kvm, &self.device)?;
-        let cpus = self.check(&kvm)?;
+        let supported = kvm
+            .get_supported_cpuid(KVM_MAX_CPUID_ENTRIES)
+            .map_err(Error::ioctl("KVM_GET_SUPPORTED_CPUID"))?;
+        let supported = supported.as_slice();
+        let cpus = self.check(&kvm, supported)?;
         let vm = Arc::new(create_vm(&kvm)?);
         add_platform(&vm)?;
         let memory = Arc::new(allocate(self.memory)?);
@@ -181,24 +182,27 @@ impl Builder {
             disks,
             ..
         } = self;
-        let control = Arc::new(Control::new().map_err(Error::os("eventfd"))?);
-        let console = console.unwrap_or_else(|| Console::output(std::io::sink()));
-        let (input, escape, output, terminal) = console.split();
+        let mut console = console.unwrap_or_else(|| Console::output(std::io::sink()));
+        let terminal = console.take_terminal();
+        let control = Control::new(console.ended.clone()).map_err(Error::os("eventfd"))?;
+        let control = Arc::new(control);
         let drained =
             EventFd::new(libc::EFD_NONBLOCK | libc::EFD_CLOEXEC).map_err(Error::os("eventfd"))?;
         let irq = serial_irq(&vm)?;
         let wake = drained.try_clone().map_err(Error::os("eventfd"))?;
-        let serial = Arc::new(Mutex::new(SerialPort::new(irq, wake, output)));
-        let mut buses = Buses::new(&serial, &control, devices);
+        let serial = Arc::new(Mutex::new(SerialPort::new(irq, wake)));
+        let port = SerialDevice {
+            port: serial.clone(),
+            output: console.output,
+            sent: Arc::default(),
+        };
+        let sent = port.sent.clone();
+        let mut buses = Buses::new(port, &control, devices);
         buses.add_pci(&vm, &assigned)?;
         let virtio = with_disks(virtio, disks, cpus);
         let has_acpi = !virtio.is_empty();
         let button = buses.add_virtio(&vm, &memory, virtio)?;
 
-        let supported = kvm
-            .get_supported_cpuid(KVM_MAX_CPUID_ENTRIES)
-            .map_err(Error::ioctl("KVM_GET_SUPPORTED_CPUID"))?;
-        let supported = supported.as_slice();
         let vcpus = create_vcpus(&vm, cpus, supported, buses, &control)?;
         let first = &vcpus[0].fd;
         boot.cmdline = cmdline.unwrap_or_else(|| {
@@ -230,22 +234,24 @@ impl Builder {
 
         let stats = stats_files(&vm, &vcpus);
         Ok(Vm {
-            input,
-            escape,
+            input: console.input,
+            escape: console.escape,
             serial,
+            sent,
             drained,
             control,
             vcpus,
             stats,
             button,
             _vm: vm,
-            _memory: memory,
+            _kvm: kvm,
+            memory,
             terminal,
         })
     }
 
     /// Checks the numbers of CPUs and of bytes, and gives that of CPUs.
-    fn check(&self, kvm: &Kvm) -> Result<u8> {
+    fn check(&self, kvm: &Kvm, supported: &[kvm_cpuid_entry2]) -> Result<u8> {
         let virtio = !self.disks.is_empty() || !self.virtio.is_empty();
         if virtio && !self.assigned.is_empty() {
             return Err(Error::OneBus);
@@ -272,11 +278,12 @@ impl Builder {
                 most,
             });
         }
-        if self.memory < LEAST_MEMORY || self.memory % 4096 != 0 {
-            let cause = format!("not a multiple of 4K of at least {LEAST_MEMORY:#x}");
-            return Err(Error::Memory {
-                size: self.memory,
-                cause,
+        let most = cpu::most_memory(supported);
+        if !(LEAST_MEMORY..=most).contains(&self.memory) || self.memory % 4096 != 0 {
+            return Err(Error::MemorySize {
+                wanted: self.memory,
+                least: LEAST_MEMORY,
+                most,
             });
         }
         Ok(self.cpus as u8)
@@ -315,9 +322,9 @@ struct Buses {
 
 impl Buses {
     /// Puts the launcher's own devices on their ports, and those of the caller where it wants them.
-    fn new(serial: &Arc<Mutex<SerialPort>>, control: &Arc<Control>, devices: Vec<Placed>) -> Self {
+    fn new(serial: SerialDevice, control: &Arc<Control>, devices: Vec<Placed>) -> Self {
         let (mut ports, mut mmio) = (Bus::default(), Bus::default());
-        ports.insert(serial::PORT, serial::PORTS, serial.clone());
+        ports.insert(serial::PORT, serial::PORTS, Arc::new(Mutex::new(serial)));
         let reset = platform::I8042::new(ResetLine(control.clone()));
         ports.insert(platform::I8042_PORT, 5, Arc::new(Mutex::new(reset)));
         ports.insert(platform::CMOS_PORT, 2, Arc::new(Mutex::new(Cmos::new())));
@@ -563,14 +570,17 @@ pub struct Vm {
     input: Option<File>,
     escape: bool,
     serial: Arc<Mutex<SerialPort>>,
+    sent: Arc<AtomicU64>,
     drained: EventFd,
     control: Arc<Control>,
     vcpus: Vec<Vcpu>,
     stats: Vec<(String, File)>,
     button: Option<PowerButton>,
     _vm: Arc<VmFd>,
+    // Tells others (`rvmm list`) whose machine it is.
+    _kvm: Kvm,
     // After the VM: the hypervisor lets go of the memory before it is unmapped.
-    _memory: Arc<GuestMemoryMmap>,
+    memory: Arc<GuestMemoryMmap>,
     // Last: the terminal comes back when everything else is gone.
     terminal: Option<Terminal>,
 }
@@ -656,160 +666,35 @@ impl Vm {
         };
         self.control.end(Exit::Stopped);
         for thread in threads {
-            vcpu::kick(&thread);
+            // A thread that was about to wait for something of the host's did not notice; it will the next time.
+            while !thread.is_finished() {
+                vcpu::kick(&thread);
+                std::thread::sleep(std::time::Duration::from_millis(2));
+            }
             if thread.join().is_err() {
                 tracing::error!("a vCPU thread panicked");
             }
         }
         drop(self.terminal.take());
         served?;
-        Ok(self.control.take().unwrap_or(Exit::Stopped))
+        Ok(match self.control.take() {
+            Some(Exit::Reset) if self.reset_is_warm() => Exit::Panic,
+            exit => exit.unwrap_or(Exit::Stopped),
+        })
+    }
+
+    fn reset_is_warm(&self) -> bool {
+        let kind = self
+            .memory
+            .read_obj::<u16>(GuestAddress(layout::RESET_KIND));
+        kind.is_ok_and(|kind| kind == layout::RESET_WARM)
     }
 
     fn serve(&mut self) -> Result<()> {
-        let broken = |error: event_manager::Error| Error::Os {
-            what: "event loop",
-            source: std::io::Error::other(error),
-        };
-        let mut manager = EventManager::<Supervisor>::new().map_err(broken)?;
-        let id = manager.add_subscriber(Supervisor {
-            control: self.control.clone(),
-            drained: self.drained.try_clone().map_err(Error::os("eventfd"))?,
-            serial: self.serial.clone(),
-            input: self.input.take(),
-            escape: self.escape.then(Escape::default),
-            pending: VecDeque::new(),
-            polling: false,
-        });
-        while !self.control.ended() {
-            manager.run().map_err(broken)?;
-        }
-        // The subscriber owns the copy of standard input; drop it with the manager.
-        let _ = manager.remove_subscriber(id);
-        Ok(())
-    }
-}
-
-/// The calling thread's part: typed input to the serial port, and the end.
-struct Supervisor {
-    control: Arc<Control>,
-    drained: EventFd,
-    serial: Arc<Mutex<SerialPort>>,
-    input: Option<File>,
-    escape: Option<Escape>,
-    pending: VecDeque<u8>,
-    polling: bool,
-}
-
-impl Supervisor {
-    /// Hands pending input to the guest as far as it has room; listens for more when it is gone.
-    fn pump(&mut self, ops: &mut EventOps) {
-        let mut serial = serial::lock(&self.serial);
-        while !self.pending.is_empty() && serial.room() > 0 {
-            let taken = serial.enqueue(self.pending.as_slices().0);
-            if taken == 0 {
-                break;
-            }
-            self.pending.drain(..taken);
-        }
-        drop(serial);
-        self.poll_input(self.pending.is_empty(), ops);
-    }
-
-    fn poll_input(&mut self, wanted: bool, ops: &mut EventOps) {
-        let Some(input) = &mut self.input else { return };
-        // The escape has to be seen even while the guest takes nothing.
-        let wanted = wanted || self.escape.is_some();
-        if wanted == self.polling {
-            return;
-        }
-        let events = Events::new(input, EventSet::IN);
-        let done = if wanted {
-            ops.add(events)
-        } else {
-            ops.remove(events)
-        };
-        match done {
-            Ok(()) => self.polling = wanted,
-            Err(_) => {
-                // A plain file cannot be polled: take all of it.
-                let mut bytes = Vec::new();
-                if let Err(error) = input.read_to_end(&mut bytes) {
-                    tracing::warn!(%error, "standard input");
-                }
-                self.pending.extend(bytes);
-                self.input = None;
-            }
-        }
-    }
-
-    fn read_input(&mut self, ops: &mut EventOps) {
-        /// Typed ahead of a guest that does not listen; more is dropped.
-        const MOST_PENDING: usize = 64 << 10;
-        let mut buffer = [0; 256];
-        let Some(input) = &mut self.input else { return };
-        match input.read(&mut buffer) {
-            Ok(0) => {
-                self.poll_end(ops);
-                return;
-            }
-            Ok(count) => {
-                let typed = &buffer[..count];
-                let (through, quit) = match &mut self.escape {
-                    Some(escape) => escape.filter(typed),
-                    None => (typed.to_vec(), false),
-                };
-                if quit {
-                    self.control.end(Exit::Stopped);
-                }
-                if self.pending.len() < MOST_PENDING {
-                    self.pending.extend(through);
-                }
-            }
-            Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
-            Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => {}
-            Err(error) => {
-                tracing::warn!(%error, "standard input");
-                self.poll_end(ops);
-                return;
-            }
-        }
-        self.pump(ops);
-    }
-
-    /// End of input: the guest goes on without.
-    fn poll_end(&mut self, ops: &mut EventOps) {
-        if let Some(input) = self.input.take() {
-            if self.polling {
-                let _ = ops.remove(Events::empty(&input));
-            }
-        }
-    }
-}
-
-impl MutEventSubscriber for Supervisor {
-    fn init(&mut self, ops: &mut EventOps) {
-        for event in [self.control.event(), &self.drained] {
-            if let Err(error) = ops.add(Events::new(event, EventSet::IN)) {
-                tracing::error!(%error, "event loop");
-                self.control.end(Exit::Stopped);
-            }
-        }
-        self.pump(ops);
-    }
-
-    fn process(&mut self, events: Events, ops: &mut EventOps) {
-        let fd = events.fd();
-        if fd == self.drained.as_raw_fd() {
-            // Level-triggered: take the count, whatever it is.
-            let _ = self.drained.read();
-            self.pump(ops);
-        } else if self
-            .input
-            .as_ref()
-            .is_some_and(|input| input.as_raw_fd() == fd)
-        {
-            self.read_input(ops);
-        }
+        let drained = self.drained.try_clone().map_err(Error::os("eventfd"))?;
+        let (control, serial) = (self.control.clone(), self.serial.clone());
+        let input = self.input.take();
+        let supervisor = Supervisor::new(control, drained, serial, input, self.escape);
+        input::serve(supervisor, &self.sent)
     }
 }

@@ -52,7 +52,13 @@ fn main() -> ExitCode {
     tracing_subscriber::fmt()
         .with_max_level(level)
         .with_writer(std::io::stderr)
+        .log_internal_errors(false)
         .init();
+    if !matches!(cli.command, Command::Run(_)) {
+        // A reader of the output that has seen enough (`| head`) ends the command, as it does others.
+        // SAFETY: no thread or handler of this program's depends on the signal.
+        unsafe { libc::signal(libc::SIGPIPE, libc::SIG_DFL) };
+    }
     match cli.command {
         Command::Run(args) => run::main(args),
         Command::Pci(args) => pci::main(&args),

@@ -2,7 +2,7 @@
 //! `rvmm run`: boots a Linux kernel.
 
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use rvmm_vm::disk::{self, Storage};
@@ -11,11 +11,11 @@ use rvmm_vm::{
     ESCAPE_HELP,
 };
 
-use crate::status::{report, Status, TABLE};
+use crate::status::{report, say, Status, TABLE};
 
 /// Options of `rvmm run`.
 #[derive(clap::Args)]
-#[command(after_help = TABLE, after_long_help = TABLE)]
+#[command(after_help = TABLE)]
 pub struct Args {
     /// Linux kernel: bzImage, or ELF vmlinux.
     #[arg(long, value_name = "FILE")]
@@ -30,10 +30,16 @@ pub struct Args {
     #[arg(long, value_name = "TEXT")]
     append: Option<String>,
     /// Virtual CPUs.
-    #[arg(long, value_name = "N", default_value_t = 1)]
+    #[arg(
+        long,
+        value_name = "N",
+        default_value_t = 1,
+        value_parser = count,
+        allow_negative_numbers = true
+    )]
     cpus: usize,
     /// Guest memory, such as 512M or 2G.
-    #[arg(long, value_name = "SIZE", default_value = "512M", value_parser = size::parse)]
+    #[arg(long, value_name = "SIZE", default_value = "512M", value_parser = size::parse, allow_negative_numbers = true)]
     memory: u64,
     /// Hypervisor's device node.
     #[arg(long, value_name = "NODE", default_value = DEFAULT_DEVICE)]
@@ -44,29 +50,55 @@ pub struct Args {
     /// Disk of the guest's: a raw file or block device, which it writes to; may be repeated.
     #[arg(long, value_name = "FILE")]
     disk: Vec<PathBuf>,
-    /// What a guest's reset does.
-    #[arg(long, value_enum, default_value_t = OnReset::Exit)]
+    /// Whether a guest's reset ends the launcher, or boots the machine again.
+    #[arg(long, value_enum, value_name = "WHAT", default_value_t = OnReset::Exit)]
     on_reset: OnReset,
     /// Print the machine's statistics at its end.
     #[arg(long)]
     stats: bool,
 }
 
+fn count(text: &str) -> Result<usize, String> {
+    text.parse()
+        .map_err(|_| "give a number of CPUs, 1 or more".into())
+}
+
 /// What a guest's reset does.
 #[derive(Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
 enum OnReset {
-    /// Ends the launcher with status 0.
+    // No documentation comments: each would become a paragraph of --help.
     Exit,
-    /// Boots the machine again.
     Restart,
+}
+
+impl Args {
+    /// A file that is none that can be read again: a FIFO, say; if it matters.
+    fn read_once(&self) -> Option<&Path> {
+        let mut files = [Some(&self.kernel), self.initrd.as_ref()]
+            .into_iter()
+            .flatten();
+        let once = |path: &&PathBuf| path.metadata().is_ok_and(|about| !about.is_file());
+        if self.on_reset != OnReset::Restart {
+            return None;
+        }
+        files.find(once).map(PathBuf::as_path)
+    }
 }
 
 /// Runs the command.
 pub fn main(args: Args) -> Status {
     restore_terminal_on_panic();
+    if let Some(path) = args.read_once() {
+        say!(
+            "rvmm: {} can be read only once, but --on-reset restart needs it at every reset",
+            path.display()
+        );
+        say!("      copy it to a file first");
+        return Status::Other;
+    }
     let running = Running::default();
     if let Err(error) = block_signals().and_then(|()| stop_on_signal(running.clone())) {
-        eprintln!("rvmm: signals: {error}");
+        say!("rvmm: signals: {error}");
         return Status::Other;
     }
     let disks = match Disks::open(&args) {
@@ -79,13 +111,13 @@ pub fn main(args: Args) -> Status {
             Err(error) => return report(&error),
         };
         match &exit {
-            Exit::Reset if args.on_reset == OnReset::Restart => {
-                eprintln!("rvmm: guest reset: starting again");
+            Exit::Reset | Exit::Panic if args.on_reset == OnReset::Restart => {
+                say!("rvmm: {exit}: starting again");
                 continue;
             }
-            Exit::Reset => eprintln!("rvmm: guest reset: exiting"),
-            Exit::PowerOff => eprintln!("rvmm: guest powered off"),
-            other => eprintln!("rvmm: {other}"),
+            Exit::Reset => say!("rvmm: guest reset: exiting"),
+            Exit::PowerOff => say!("rvmm: guest powered off"),
+            other => say!("rvmm: {other}"),
         }
         return Status::from(&exit);
     }
@@ -137,7 +169,7 @@ fn boot(args: &Args, disks: &Disks, running: &Running) -> rvmm_vm::Result<Exit> 
         source,
     })?;
     if console.is_terminal() {
-        eprint!("rvmm: {ESCAPE_HELP}\r\n");
+        say!("rvmm: {ESCAPE_HELP}\r");
     }
     let vm = builder.console(console).build()?;
     *running.lock().unwrap_or_else(PoisonError::into_inner) =
@@ -147,7 +179,10 @@ fn boot(args: &Args, disks: &Disks, running: &Running) -> rvmm_vm::Result<Exit> 
     } else {
         None
     };
-    let exit = vm.run()?;
+    let exit = vm.run();
+    // What is left needs nobody's stop: a signal ends it.
+    *running.lock().unwrap_or_else(PoisonError::into_inner) = None;
+    let exit = exit?;
     if let Some(files) = files {
         print_stats(files);
     }
@@ -156,16 +191,16 @@ fn boot(args: &Args, disks: &Disks, running: &Running) -> rvmm_vm::Result<Exit> 
 
 fn print_stats(files: io::Result<Vec<(String, std::fs::File)>>) {
     match files {
-        Ok(files) if files.is_empty() => eprintln!("rvmm: the hypervisor keeps no statistics"),
+        Ok(files) if files.is_empty() => say!("rvmm: the hypervisor keeps no statistics"),
         Ok(files) => {
             for (name, file) in files {
                 match stats::read(&file) {
-                    Ok(stats) => eprintln!("rvmm: {name}: {}", stats::table(&stats)),
-                    Err(error) => eprintln!("rvmm: statistics of {name}: {error}"),
+                    Ok(stats) => say!("rvmm: {name}: {}", stats::table(&stats)),
+                    Err(error) => say!("rvmm: statistics of {name}: {error}"),
                 }
             }
         }
-        Err(error) => eprintln!("rvmm: statistics: {error}"),
+        Err(error) => say!("rvmm: statistics: {error}"),
     }
 }
 
@@ -192,16 +227,20 @@ fn block_signals() -> io::Result<()> {
     Ok(())
 }
 
-/// Stops the machine at the first ending signal; leaves at the second, or if there is none.
+/// How long a machine may take to stop before the launcher leaves without it, in seconds.
+const PATIENCE: libc::time_t = 20;
+
+/// Stops the machine at the first ending signal; leaves at the second, or if there is none, or when it does not stop.
 fn stop_on_signal(running: Running) -> io::Result<()> {
     let set = vmm_sys_util::signal::create_sigset(&[&ENDING[..], &[BUTTON]].concat())
         .map_err(|error| io::Error::from_raw_os_error(error.errno()))?;
-    let wait = move || loop {
+    let wait = move || {
         let mut signal = 0;
         // SAFETY: both pointers are to live values of the right type.
         if unsafe { libc::sigwait(&set, &mut signal) } != 0 {
             return;
         }
+<<<<<<< HEAD
         let mut running = running.lock().unwrap_or_else(PoisonError::into_inner);
         if signal == BUTTON {
             match &*running {
@@ -216,7 +255,23 @@ fn stop_on_signal(running: Running) -> io::Result<()> {
                 restore_terminal();
                 std::process::exit(Status::Other as i32);
             }
+=======
+        let stop = running
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .take();
+        if let Some(stop) = stop {
+            stop.stop();
+            let patience = libc::timespec {
+                tv_sec: PATIENCE,
+                tv_nsec: 0,
+            };
+            // SAFETY: as above; what kind of signal came is not asked for.
+            unsafe { libc::sigtimedwait(&set, std::ptr::null_mut(), &patience) };
+>>>>>>> 2083c7e (launcher: hints point the right way, half a kernel is refused, a panic has a status, pipes neither hang it nor are taken as empty)
         }
+        restore_terminal();
+        std::process::exit(Status::Other as i32);
     };
     std::thread::Builder::new()
         .name("signals".into())

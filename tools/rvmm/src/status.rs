@@ -3,6 +3,15 @@
 
 use std::process::ExitCode;
 
+/// A line on standard error, for those who can still read it: `eprintln` ends the program when nobody can.
+macro_rules! say {
+    ($($what:tt)*) => {{
+        use std::io::Write as _;
+        let _ = writeln!(std::io::stderr(), $($what)*);
+    }};
+}
+pub(crate) use say;
+
 use rvmm_vm::{Error, Exit};
 
 /// Exit statuses, as the help text lists them.
@@ -19,6 +28,8 @@ pub enum Status {
     Refused = 4,
     /// The CPU refused the VM entry.
     EntryFailure = 5,
+    /// The guest's kernel panicked, and reset the machine.
+    Panic = 6,
 }
 
 /// For `--help`; usage errors are clap's 2.
@@ -29,7 +40,8 @@ Exit status:
   2  usage
   3  the guest crashed (triple fault, internal error)
   4  refused: device missing, no permission, ability lacking
-  5  the CPU refused the VM entry";
+  5  the CPU refused the VM entry
+  6  the guest's kernel panicked, and reset the machine";
 
 impl From<Status> for ExitCode {
     fn from(status: Status) -> Self {
@@ -42,6 +54,7 @@ impl From<&Exit> for Status {
         match exit {
             Exit::PowerOff | Exit::Reset => Status::Done,
             Exit::Crash(_) => Status::Crash,
+            Exit::Panic => Status::Panic,
             Exit::EntryFailure(_) => Status::EntryFailure,
             _ => Status::Other,
         }
@@ -50,9 +63,9 @@ impl From<&Exit> for Status {
 
 /// Prints an error with its cause and remedy, and gives its status.
 pub fn report(error: &Error) -> Status {
-    eprintln!("rvmm: {error}");
+    say!("rvmm: {error}");
     if let Some(remedy) = error.remedy() {
-        eprintln!("      {}", remedy.replace('\n', "\n      "));
+        say!("      {}", remedy.replace('\n', "\n      "));
     }
     if error.is_refusal() {
         Status::Refused

@@ -1,0 +1,68 @@
+#!/bin/sh
+# SPDX-License-Identifier: Apache-2.0 OR MIT
+# The launcher as its users meet it: wrong words and files, pipes, signals, and what it tells about running machines.
+failed=0
+# is STATUS TEXT WHAT: the last command's output, in /tmp/out, and its status.
+is() {
+    got=$?
+    if [ $got = "$1" ] && grep -q -- "$2" /tmp/out; then
+        echo "ok - $3"
+    else
+        echo "not ok - $3: status $got and not $1, or no '$2' in:"
+        cat /tmp/out
+        failed=1
+    fi
+}
+run() {
+    rvmm run --kernel bzImage "$@" > /tmp/out 2>&1
+}
+
+# Refused with a sentence and a hint that points the right way, before anything runs.
+run --memory 1K; is 1 'give more, such as --memory 512M' 'too little memory'
+run --memory 16385K; is 1 '--memory 16388K' 'half a page of memory'
+run --memory 64T; is 1 'give less: --memory .* at most' 'too much memory'
+run --cpus 0; is 4 'use --cpus 1 or more' 'no CPU'
+run --cpus 100000; is 4 'use --cpus .* or fewer' 'too many CPUs'
+run --cpus -1; is 2 'give a number of CPUs' 'less than no CPU'
+head -c 3000000 bzImage > /tmp/half
+rvmm run --kernel /tmp/half > /tmp/out 2>&1; is 1 'cut short: 3000000 bytes of at least 1[0-9]* are' 'half a kernel'
+rvmm run --kernel /bin/busybox > /tmp/out 2>&1; is 1 'and no kernel' 'a program as a kernel'
+rvmm run --kernel /bed/config > /tmp/out 2>&1; is 1 'too few for a bzImage' 'a text as a kernel'
+: > /tmp/empty
+run --initrd /tmp/empty; is 1 '/tmp/empty: it is empty' 'an empty initrd'
+mkfifo /tmp/fifo
+run --initrd /tmp/fifo --on-reset restart; is 1 'can be read only once' 'a FIFO for every reset'
+
+# A machine that a pipe feeds: its initrd comes out of a FIFO, its shell reads commands to their end, and ends.
+cat initrd > /tmp/fifo &
+echo 'echo answer $((6 * 7))' | rvmm run --kernel bzImage --initrd /tmp/fifo --append quiet > /tmp/guest 2>&1 &
+until rvmm stat > /tmp/out 2>&1 && grep -q exit_io_cycles /tmp/out; do sleep 0.2; done
+machine=$(sed -n 's/^process \([0-9]*\) kvm-vcpu-stats:0: .*/\1/p' /tmp/out)
+[ -n "$machine" ]; is 0 'kvm-vcpu-stats:0' 'statistics of a running vCPU'
+wait
+cp /tmp/guest /tmp/out
+grep -q 'guest reset' /tmp/guest; is 0 '^answer 42' 'commands from a pipe, which ends'
+
+# A kernel that panics, without a root: a status of its own.
+run --append quiet < /dev/null; is 6 "the guest's kernel panicked" 'a panic'
+
+# A guest whose output nobody reads waits, and a signal ends it all the same.
+mkfifo /tmp/full
+sleep 1000 < /tmp/full &
+reader=$!
+{
+    head -c 65536 /dev/zero
+    exec rvmm run --kernel bzImage --append ignore_loglevel 2> /tmp/out
+} > /tmp/full &
+blocked=$!
+until grep -q pipe_write "/proc/$blocked"/task/*/wchan 2> /dev/null; do sleep 0.2; done
+kill -TERM $blocked
+wait $blocked; is 1 'stopped' 'a signal while output waits'
+kill $reader
+# Neither does one whose output has nobody left to read it, standard error included.
+run --append quiet --cpus 0 2>&1 | true
+sh -c 'rvmm run --kernel /bin/busybox 2>&1; echo status $? > /tmp/out' | true
+true; is 0 'status 1' 'nobody reads the error'
+
+[ $failed = 0 ] && echo 'the launcher is well-behaved'
+exit $failed
