@@ -39,6 +39,7 @@ echo 'echo answer $((6 * 7))' | rvmm run --kernel bzImage --initrd /tmp/fifo --a
 until rvmm stat > /tmp/out 2>&1 && grep -q exit_io_cycles /tmp/out; do sleep 0.2; done
 machine=$(sed -n 's/^process \([0-9]*\) kvm-vcpu-stats:0: .*/\1/p' /tmp/out)
 [ -n "$machine" ]; is 0 'kvm-vcpu-stats:0' 'statistics of a running vCPU'
+rvmm list > /tmp/out; is 0 "^ *$machine  *1  *1 .* /dev/rvmm  *rvmm run" 'a running machine'
 wait
 cp /tmp/guest /tmp/out
 grep -q 'guest reset' /tmp/guest; is 0 '^answer 42' 'commands from a pipe, which ends'

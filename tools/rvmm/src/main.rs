@@ -4,7 +4,9 @@
 mod bench;
 mod check;
 mod costs;
+mod list;
 mod pci;
+mod processes;
 mod refused;
 mod report;
 mod run;
@@ -36,6 +38,8 @@ enum Command {
     Report(report::Args),
     /// Show the host's PCI devices, and take them for guests or give them back.
     Pci(pci::Args),
+    /// Show which virtual machines run, whoever started them.
+    List,
     /// Show what running machines exited for, and how long that took.
     Stat(stat::Args),
     /// Measure what guests' operations cost.
@@ -62,6 +66,7 @@ fn main() -> ExitCode {
     match cli.command {
         Command::Run(args) => run::main(args),
         Command::Pci(args) => pci::main(&args),
+        Command::List => list::main(),
         Command::Stat(args) => stat::main(&args),
         Command::Check(args) => check::main(&args),
         Command::Report(args) => report::main(&args),

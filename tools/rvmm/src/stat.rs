@@ -2,12 +2,13 @@
 //! `rvmm stat`: the exit ledger of running machines, any process's that keeps statistics
 //! descriptors open.
 
-use std::fs::{self, File};
+use std::fs::File;
 use std::io;
-use std::os::fd::{FromRawFd, OwnedFd, RawFd};
+use std::os::fd::RawFd;
 
 use rvmm_vm::stats;
 
+use crate::processes::{copy, descriptors, processes, same_file};
 use crate::status::Status;
 
 /// Options of `rvmm stat`.
@@ -26,7 +27,7 @@ pub fn main(args: &Args) -> Status {
     let wanted = args.pid.or(args.pid_option);
     let mut shown = 0;
     for pid in wanted.map_or_else(processes, |pid| vec![pid]) {
-        let found = match descriptors(pid) {
+        let found = match statistics(pid) {
             Ok(found) => found,
             Err(error) if wanted.is_some() => {
                 eprintln!("rvmm: process {pid}: {error}");
@@ -37,8 +38,8 @@ pub fn main(args: &Args) -> Status {
             }
             Err(_) => continue,
         };
-        for (name, fd) in found {
-            match copy(pid, fd).and_then(|file| stats::read(&file)) {
+        for (name, file) in found {
+            match file.and_then(|file| stats::read(&file)) {
                 Ok(stats) => {
                     println!("process {pid} {name}: {}", stats::table(&stats));
                     shown += 1;
@@ -62,67 +63,32 @@ pub fn main(args: &Args) -> Status {
     Status::Done
 }
 
-fn processes() -> Vec<u32> {
-    let Ok(entries) = fs::read_dir("/proc") else {
-        return Vec::new();
-    };
-    let mut pids: Vec<u32> = entries
-        .flatten()
-        .filter_map(|entry| entry.file_name().to_str()?.parse().ok())
+/// Names and copies of the statistics descriptors of a process, one for each file.
+fn statistics(pid: u32) -> io::Result<Vec<(String, io::Result<File>)>> {
+    let mut found: Vec<(String, RawFd)> = descriptors(pid)?
+        .into_iter()
+        .filter_map(|(fd, link)| Some((statistics_name(link.to_str()?)?.to_owned(), fd)))
         .collect();
-    pids.sort_unstable();
-    pids
+    found.sort_by(|a, b| order(&a.0).cmp(&order(&b.0)));
+    found.dedup_by(|a, b| a.0 == b.0 && same_file(pid, a.1, b.1));
+    Ok(found
+        .into_iter()
+        .map(|(name, fd)| (name, copy(pid, fd)))
+        .collect())
 }
 
-/// Name and number of the statistics descriptors of a process.
-fn descriptors(pid: u32) -> io::Result<Vec<(String, RawFd)>> {
-    let mut found = Vec::new();
-    for entry in fs::read_dir(format!("/proc/{pid}/fd"))?.flatten() {
-        let Ok(target) = fs::read_link(entry.path()) else {
-            continue;
-        };
-        let Some(name) = target.to_str().and_then(statistics_name) else {
-            continue;
-        };
-        if let Some(fd) = entry
-            .file_name()
-            .to_str()
-            .and_then(|number| number.parse().ok())
-        {
-            found.push((name.to_owned(), fd));
-        }
-    }
-    found.sort();
-    // One table each, however often the descriptor was duplicated.
-    found.dedup_by(|a, b| a.0 == b.0);
-    Ok(found)
-}
-
-/// `vm` or `vcpu 3` from the link of a statistics descriptor, such as
-/// `anon_inode:kvm-vcpu-stats:3`.
+/// `kvm-vm-stats`, or `kvm-vcpu-stats:3`, from the link of a statistics descriptor.
 fn statistics_name(link: &str) -> Option<&str> {
     let name = link.strip_prefix("anon_inode:")?;
     let name = name.trim_start_matches('[').trim_end_matches(']');
     (name.ends_with("-vm-stats") || name.contains("-vcpu-stats:")).then_some(name)
 }
 
-/// Copies a descriptor of another process.
-fn copy(pid: u32, fd: RawFd) -> io::Result<File> {
-    // SAFETY: the system call takes two numbers and returns a new descriptor or -1.
-    let process = unsafe { libc::syscall(libc::SYS_pidfd_open, pid, 0) };
-    let process = owned(process)?;
-    use std::os::fd::AsRawFd;
-    // SAFETY: as above, with three numbers.
-    let file = unsafe { libc::syscall(libc::SYS_pidfd_getfd, process.as_raw_fd(), fd, 0) };
-    owned(file).map(File::from)
-}
-
-fn owned(result: libc::c_long) -> io::Result<OwnedFd> {
-    if result < 0 {
-        return Err(io::Error::last_os_error());
-    }
-    // SAFETY: a system call just returned this as a new descriptor, which nobody else owns.
-    Ok(unsafe { OwnedFd::from_raw_fd(result as RawFd) })
+/// Machines before vCPUs, and these by their numbers.
+fn order(name: &str) -> (bool, &str, u32) {
+    let (kind, number) = name.split_once(':').unwrap_or((name, ""));
+    let number = number.parse().ok();
+    (number.is_some(), kind, number.unwrap_or(0))
 }
 
 #[cfg(test)]
@@ -136,12 +102,13 @@ mod tests {
             Some("kvm-vm-stats")
         );
         assert_eq!(
-            statistics_name("anon_inode:[rvmm-vcpu-stats:12]"),
-            Some("rvmm-vcpu-stats:12")
+            statistics_name("anon_inode:[kvm-vcpu-stats:12]"),
+            Some("kvm-vcpu-stats:12")
         );
         for other in [
             "anon_inode:kvm-vm",
             "anon_inode:kvm-vcpu:0",
+            "anon_inode:kvm-vcpu-stats",
             "/dev/null",
             "anon_inode:[eventfd]",
         ] {
@@ -150,16 +117,22 @@ mod tests {
     }
 
     #[test]
-    fn copies_an_own_descriptor() {
-        use std::os::fd::AsRawFd;
-        let file = File::open("/dev/null").unwrap();
-        let copied = copy(std::process::id(), file.as_raw_fd());
-        // A container may forbid the call altogether.
-        if let Err(error) = &copied {
-            assert!(
-                matches!(error.raw_os_error(), Some(libc::EPERM | libc::ENOSYS)),
-                "{error}"
-            );
-        }
+    fn numbers_are_in_order() {
+        let mut names = [
+            "kvm-vcpu-stats:10",
+            "kvm-vcpu-stats:2",
+            "kvm-vm-stats",
+            "kvm-vcpu-stats:0",
+        ];
+        names.sort_by(|a, b| order(a).cmp(&order(b)));
+        assert_eq!(
+            names,
+            [
+                "kvm-vm-stats",
+                "kvm-vcpu-stats:0",
+                "kvm-vcpu-stats:2",
+                "kvm-vcpu-stats:10"
+            ]
+        );
     }
 }
