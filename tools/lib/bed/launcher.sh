@@ -65,5 +65,27 @@ run --append quiet --cpus 0 2>&1 | true
 sh -c 'rvmm run --kernel /bin/busybox 2>&1; echo status $? > /tmp/out' | true
 true; is 0 'status 1' 'nobody reads the error'
 
+# Another program's /dev/kvm, where there is none, and where there is one that is not rvmm's; as root, and as a user.
+kvm='rvmm exec -- ./exits -d /dev/kvm port_io'
+[ ! -e /dev/kvm ] || echo "not ok - /dev/kvm is there"
+$kvm > /tmp/out 2>&1; is 0 '^ok 1' 'a program for KVM'
+[ ! -e /dev/kvm ]; is 0 '' '/dev/kvm for that program alone'
+echo 'user:x:1000:1000::/:/bin/sh' >> /etc/passwd
+chmod 666 /dev/rvmm
+su user -c "$kvm" > /tmp/out 2>&1; is 0 '^ok 1' 'a program for KVM, of a user'
+mknod /dev/kvm c 10 232
+chmod 666 /dev/kvm
+$kvm > /tmp/out 2>&1; is 0 '^ok 1' 'a program for KVM, over its device'
+su user -c "$kvm" > /tmp/out 2>&1; is 0 '^ok 1' 'a program for KVM, over its device, of a user'
+su user -c 'rvmm exec -- id' > /tmp/out 2>&1; is 0 'uid=1000' 'the user is still the same'
+./exits -d /dev/kvm > /tmp/out 2>&1; is 1 '' 'outside nothing has changed'
+rvmm exec -- no-such-program > /tmp/out 2>&1; is 127 'no-such-program: No such file' 'no program'
+rvmm exec -- /add > /tmp/out 2>&1; is 126 'Permission denied' 'no program but a directory'
+rvmm exec -- sh -c 'echo here; exit 42' > /tmp/out 2>&1; is 42 here "the program's status"
+rvmm exec --device /dev/null -- true > /tmp/out 2>&1; is 4 'another kind of device' 'no device for exec'
+echo 0 > /proc/sys/user/max_user_namespaces
+su user -c "$kvm" > /tmp/out 2>&1; is 1 'user.max_user_namespaces' 'no user namespaces'
+rm /dev/kvm
+
 [ $failed = 0 ] && echo 'the launcher is well-behaved'
 exit $failed

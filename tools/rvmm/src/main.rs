@@ -4,7 +4,9 @@
 mod bench;
 mod check;
 mod costs;
+mod exec;
 mod list;
+mod manual;
 mod pci;
 mod processes;
 mod refused;
@@ -38,12 +40,18 @@ enum Command {
     Report(report::Args),
     /// Show the host's PCI devices, and take them for guests or give them back.
     Pci(pci::Args),
+    /// Run a program that sees /dev/rvmm as its /dev/kvm.
+    Exec(exec::Args),
     /// Show which virtual machines run, whoever started them.
     List,
     /// Show what running machines exited for, and how long that took.
     Stat(stat::Args),
     /// Measure what guests' operations cost.
     Bench(bench::Args),
+    /// Write a shell's completions of these commands.
+    Completions(manual::CompletionArgs),
+    /// Write the man page of all commands, or of one.
+    Man(manual::ManArgs),
 }
 
 fn main() -> ExitCode {
@@ -66,6 +74,9 @@ fn main() -> ExitCode {
     match cli.command {
         Command::Run(args) => run::main(args),
         Command::Pci(args) => pci::main(&args),
+        Command::Exec(args) => return exec::main(&args),
+        Command::Completions(args) => manual::completions(&args),
+        Command::Man(args) => manual::man(&args),
         Command::List => list::main(),
         Command::Stat(args) => stat::main(&args),
         Command::Check(args) => check::main(&args),
