@@ -232,43 +232,35 @@ const PATIENCE: libc::time_t = 20;
 
 /// Stops the machine at the first ending signal; leaves at the second, or if there is none, or when it does not stop.
 fn stop_on_signal(running: Running) -> io::Result<()> {
-    let set = vmm_sys_util::signal::create_sigset(&[&ENDING[..], &[BUTTON]].concat())
-        .map_err(|error| io::Error::from_raw_os_error(error.errno()))?;
-    let wait = move || {
+    let set = |signals: &[libc::c_int]| {
+        vmm_sys_util::signal::create_sigset(signals)
+            .map_err(|error| io::Error::from_raw_os_error(error.errno()))
+    };
+    let (ending, all) = (set(&ENDING)?, set(&[&ENDING[..], &[BUTTON]].concat())?);
+    let wait = move || loop {
         let mut signal = 0;
         // SAFETY: both pointers are to live values of the right type.
-        if unsafe { libc::sigwait(&set, &mut signal) } != 0 {
+        if unsafe { libc::sigwait(&all, &mut signal) } != 0 {
             return;
         }
-<<<<<<< HEAD
         let mut running = running.lock().unwrap_or_else(PoisonError::into_inner);
         if signal == BUTTON {
             match &*running {
                 Some((_, Some(button))) => button.press(),
-                _ => eprintln!("rvmm: the machine has no power button: it needs a disk"),
+                _ => say!("rvmm: the machine has no power button: it needs a disk"),
             }
             continue;
         }
-        match running.take() {
-            Some((stop, _)) => stop.stop(),
-            None => {
-                restore_terminal();
-                std::process::exit(Status::Other as i32);
-            }
-=======
-        let stop = running
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .take();
-        if let Some(stop) = stop {
+        let taken = running.take();
+        drop(running);
+        if let Some((stop, _)) = taken {
             stop.stop();
             let patience = libc::timespec {
                 tv_sec: PATIENCE,
                 tv_nsec: 0,
             };
             // SAFETY: as above; what kind of signal came is not asked for.
-            unsafe { libc::sigtimedwait(&set, std::ptr::null_mut(), &patience) };
->>>>>>> 2083c7e (launcher: hints point the right way, half a kernel is refused, a panic has a status, pipes neither hang it nor are taken as empty)
+            unsafe { libc::sigtimedwait(&ending, std::ptr::null_mut(), &patience) };
         }
         restore_terminal();
         std::process::exit(Status::Other as i32);
