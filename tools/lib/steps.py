@@ -49,6 +49,16 @@ def guest_boot(kind, device, *options, launcher=(), cpus=1, append="rvmm.cmd=con
     return Step(kind, name or f"guest boot on {device}", bed(kind, *words, command=run), expect=expect, timeout=timeout)
 
 
+def image_boot(kind, device):
+    """The image of a disk, by the launcher (lib/bed/image.sh)."""
+    words = add(RELEASE / "rvmm", GUEST / "disk.qcow2") + script("image.sh")
+    return Step(kind, f"image of a disk on {device}",
+                bed(kind, *(["--kvm"] if device == "/dev/kvm" else []), *words, command=["sh", "image.sh", device]),
+                expect=r"(?s)boot 1, 1 CPUs, 1 queues.*guest reset: exiting.*boot 2, 2 CPUs, 2 queues.*trimmed.*data ok"
+                       r".*pressed.*guest powered off.*the image is what it was.*it is an overlay of /add/disk.qcow2",
+                timeout=300)
+
+
 def smp_guest(kind, cpus, *options, name="SMP guest checks itself", append="rvmm.cmd=smpcheck", timeout=900):
     """The guest's own check of its CPUs: timers, hot-plug, a load that forks and pipes (lib/guest/smpcheck.sh)."""
     return guest_boot(kind, "/dev/rvmm", *options, launcher=["--cpus", str(cpus)], append=append, name=name,

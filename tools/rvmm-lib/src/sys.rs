@@ -534,3 +534,18 @@ pub fn lock_file(file: &File) -> std::io::Result<()> {
         result => result,
     }
 }
+
+/// A file in memory with these bytes, and the path by which this process can open it.
+///
+/// # Errors
+///
+/// Those of the system.
+pub fn memory_file(bytes: &[u8]) -> std::io::Result<(File, std::path::PathBuf)> {
+    // SAFETY: the name is a string that ends with a zero.
+    let fd = unsafe { libc::memfd_create(c"rvmm".as_ptr(), libc::MFD_CLOEXEC) };
+    done(fd)?;
+    let mut file = file_of(fd);
+    std::io::Write::write_all(&mut file, bytes)?;
+    let path = format!("/proc/self/fd/{fd}").into();
+    Ok((file, path))
+}

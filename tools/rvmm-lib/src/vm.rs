@@ -29,7 +29,7 @@ use crate::pci;
 use crate::platform::{self, Cmos, Power, ResetLine};
 use crate::serial::{self, IrqLine, SerialDevice, SerialPort};
 use crate::vcpu::{self, Control, Vcpu};
-use crate::virtio::block::Block;
+use crate::virtio::block;
 use crate::{layout, sys, virtio};
 
 /// Node of rvmm.
@@ -54,6 +54,7 @@ pub struct Builder {
     cpus: usize,
     boot: Boot,
     cmdline: Option<String>,
+    usual_cmdline: Option<String>,
     append: Option<String>,
     console: Option<Console>,
     devices: Vec<Placed>,
@@ -96,6 +97,12 @@ impl Builder {
     /// Kernel command line instead of [`boot::DEFAULT_CMDLINE`].
     pub fn cmdline(mut self, text: impl Into<String>) -> Self {
         self.cmdline = Some(text.into());
+        self
+    }
+
+    /// Kernel command line where none is given with [`Self::cmdline`], such as an image's own.
+    pub fn usual_cmdline(mut self, text: impl Into<String>) -> Self {
+        self.usual_cmdline = Some(text.into());
         self
     }
 
@@ -175,6 +182,7 @@ impl Builder {
             console,
             mut boot,
             cmdline,
+            usual_cmdline,
             append,
             devices,
             assigned,
@@ -199,7 +207,7 @@ impl Builder {
         let sent = port.sent.clone();
         let mut buses = Buses::new(port, &control, devices);
         buses.add_pci(&vm, &assigned)?;
-        let virtio = with_disks(virtio, disks, cpus);
+        let virtio = block::with_disks(virtio, disks, cpus);
         let has_acpi = !virtio.is_empty();
         let button = buses.add_virtio(&vm, &memory, virtio)?;
 
@@ -207,7 +215,9 @@ impl Builder {
         let first = &vcpus[0].fd;
         boot.cmdline = cmdline.unwrap_or_else(|| {
             let tsc = tsc_parameter(&vm, first);
-            if has_acpi {
+            if let Some(text) = usual_cmdline {
+                text + &tsc
+            } else if has_acpi {
                 boot::ACPI_CMDLINE.to_owned() + &tsc
             } else if assigned.is_empty() {
                 boot::DEFAULT_CMDLINE.to_owned() + &tsc
@@ -253,22 +263,10 @@ impl Builder {
     /// Checks the numbers of CPUs and of bytes, and gives that of CPUs.
     fn check(&self, kvm: &Kvm, supported: &[kvm_cpuid_entry2]) -> Result<u8> {
         let virtio = !self.disks.is_empty() || !self.virtio.is_empty();
-        if virtio && !self.assigned.is_empty() {
-            return Err(Error::OneBus);
-        }
-        if virtio {
-            for (cap, what) in [
-                (Cap::Irqfd, "KVM_CAP_IRQFD"),
-                (Cap::Ioeventfd, "KVM_CAP_IOEVENTFD"),
-                (Cap::IrqRouting, "KVM_CAP_IRQ_ROUTING"),
-            ] {
-                if !kvm.check_extension(cap) {
-                    return Err(Error::Missing {
-                        path: self.device.clone(),
-                        what,
-                    });
-                }
-            }
+        match (virtio, self.assigned.is_empty()) {
+            (true, false) => return Err(Error::OneBus),
+            (true, true) => virtio::check(kvm, &self.device)?,
+            (false, _) => {}
         }
         let most = kvm.get_max_vcpus().min(MOST_CPUS);
         if !(1..=most).contains(&self.cpus) {
@@ -411,20 +409,6 @@ fn tsc_parameter(vm: &VmFd, first: &VcpuFd) -> String {
         Ok(khz) if vm.check_extension(Cap::GetTscKhz) => format!(" tsc_early_khz={khz}"),
         _ => String::new(),
     }
-}
-
-/// The disks come first, in order; each has a queue for every CPU, up to a few.
-fn with_disks(
-    devices: Vec<Box<dyn virtio::Backend>>,
-    disks: Vec<Arc<Mutex<dyn Storage>>>,
-    cpus: u8,
-) -> Vec<Box<dyn virtio::Backend>> {
-    const MOST_QUEUES: u8 = 4;
-    let queues = cpus.min(MOST_QUEUES).into();
-    let disk = |(n, storage)| -> Box<dyn virtio::Backend> {
-        Box::new(Block::new(storage, queues, &format!("rvmm-disk{n}")))
-    };
-    (0..).zip(disks).map(disk).chain(devices).collect()
 }
 
 /// Checks that a hypervisor has what [`Vm`] needs.
@@ -605,6 +589,7 @@ impl Vm {
             cpus: 1,
             boot: Boot::default(),
             cmdline: None,
+            usual_cmdline: None,
             append: None,
             console: None,
             devices: Vec::new(),

@@ -17,9 +17,15 @@ use crate::status::{report, say, Status, TABLE};
 #[derive(clap::Args)]
 #[command(after_help = TABLE)]
 pub struct Args {
+    /// Image of a disk, qcow2 or raw, with a Linux system: its kernel is booted, and what it writes is thrown away.
+    #[arg(value_name = "IMAGE", required_unless_present = "kernel")]
+    image: Option<PathBuf>,
+    /// Keep what is written to IMAGE in this file, a qcow2 overlay, and go on with it the next time.
+    #[arg(long, value_name = "FILE", requires = "image")]
+    keep: Option<PathBuf>,
     /// Linux kernel: bzImage, or ELF vmlinux.
     #[arg(long, value_name = "FILE")]
-    kernel: PathBuf,
+    kernel: Option<PathBuf>,
     /// Initial ramdisk.
     #[arg(long, value_name = "FILE")]
     initrd: Option<PathBuf>,
@@ -50,9 +56,9 @@ pub struct Args {
     /// Disk of the guest's: a raw file or block device, which it writes to; may be repeated.
     #[arg(long, value_name = "FILE")]
     disk: Vec<PathBuf>,
-    /// Whether a guest's reset ends the launcher, or boots the machine again.
-    #[arg(long, value_enum, value_name = "WHAT", default_value_t = OnReset::Exit)]
-    on_reset: OnReset,
+    /// Whether a guest's reset boots the machine again, as that of an IMAGE does by default, or ends the launcher.
+    #[arg(long, value_enum, value_name = "WHAT")]
+    on_reset: Option<OnReset>,
     /// Print the machine's statistics at its end.
     #[arg(long)]
     stats: bool,
@@ -105,13 +111,17 @@ pub fn main(args: Args) -> Status {
         Ok(disks) => disks,
         Err(error) => return report(&error),
     };
+    let on_reset = args.on_reset.unwrap_or(match args.image {
+        Some(_) => OnReset::Restart,
+        None => OnReset::Exit,
+    });
     loop {
         let exit = match boot(&args, &disks, &running) {
             Ok(exit) => exit,
             Err(error) => return report(&error),
         };
         match &exit {
-            Exit::Reset | Exit::Panic if args.on_reset == OnReset::Restart => {
+            Exit::Reset | Exit::Panic if on_reset == OnReset::Restart => {
                 say!("rvmm: {exit}: starting again");
                 continue;
             }
@@ -127,19 +137,40 @@ pub fn main(args: Args) -> Status {
 type Running = Arc<Mutex<Option<(StopHandle, Option<PowerButton>)>>>;
 
 /// The disks, which outlive a reset.
-struct Disks(Vec<Arc<Mutex<dyn Storage>>>);
+struct Disks {
+    image: Option<Disk>,
+    others: Vec<Disk>,
+}
+
+type Disk = Arc<Mutex<dyn Storage>>;
 
 impl Disks {
     fn open(args: &Args) -> rvmm_vm::Result<Self> {
-        let open = |path: &PathBuf| -> rvmm_vm::Result<Arc<Mutex<dyn Storage>>> {
-            let opened =
-                disk::RawFile::open(path, false).map_err(|error| rvmm_vm::Error::Disk {
-                    path: path.into(),
-                    cause: error.to_string(),
-                })?;
+        let image = |path: &PathBuf| -> rvmm_vm::Result<Disk> {
+            let directory = std::env::temp_dir();
+            let made = disk::overlay(path, args.keep.as_deref(), &directory);
+            // The sentence may be about either of them.
+            let of = match &args.keep {
+                Some(keep) => format!("{}, kept in {}", path.display(), keep.display()),
+                None => path.display().to_string(),
+            };
+            Ok(Arc::new(Mutex::new(made.map_err(cannot(Path::new(&of)))?)))
+        };
+        let other = |path: &PathBuf| -> rvmm_vm::Result<Disk> {
+            let opened = disk::RawFile::open(path, false).map_err(cannot(path))?;
             Ok(Arc::new(Mutex::new(opened)))
         };
-        Ok(Self(args.disk.iter().map(open).collect::<Result<_, _>>()?))
+        Ok(Self {
+            image: args.image.as_ref().map(image).transpose()?,
+            others: args.disk.iter().map(other).collect::<Result<_, _>>()?,
+        })
+    }
+}
+
+fn cannot<T: ToString>(path: &Path) -> impl FnOnce(T) -> rvmm_vm::Error + '_ {
+    move |cause| rvmm_vm::Error::Disk {
+        path: path.into(),
+        cause: cause.to_string(),
     }
 }
 
@@ -147,15 +178,45 @@ fn boot(args: &Args, disks: &Disks, running: &Running) -> rvmm_vm::Result<Exit> 
     let mut builder = Vm::builder()
         .device(&args.device)
         .memory(args.memory)
-        .cpus(args.cpus)
-        .kernel(&args.kernel);
+        .cpus(args.cpus);
+    // Files of the image's, which are read while the machine is built.
+    let mut files = Vec::new();
+    let mut file = |bytes: &[u8]| -> rvmm_vm::Result<PathBuf> {
+        let made = rvmm_vm::sys::memory_file(bytes);
+        let (file, path) = made.map_err(|source| rvmm_vm::Error::Os {
+            what: "file in memory",
+            source,
+        })?;
+        files.push(file);
+        Ok(path)
+    };
+    if let (Some(disk), Some(path)) = (&disks.image, &args.image) {
+        builder = builder.disk(disk.clone());
+        if args.kernel.is_none() {
+            let found = disk::find_kernel(disk).map_err(cannot(path))?;
+            tracing::info!(
+                kernel = found.name,
+                cmdline = found.cmdline,
+                "found in the image"
+            );
+            builder = builder
+                .kernel(file(&found.kernel)?)
+                .usual_cmdline(found.cmdline);
+            if let Some(initrd) = found.initrd {
+                builder = builder.initrd(file(&initrd)?);
+            }
+        }
+    }
+    if let Some(path) = &args.kernel {
+        builder = builder.kernel(path);
+    }
     if let Some(path) = &args.initrd {
         builder = builder.initrd(path);
     }
     for address in &args.pci {
         builder = builder.pci(*address);
     }
-    for disk in &disks.0 {
+    for disk in &disks.others {
         builder = builder.disk(disk.clone());
     }
     if let Some(text) = &args.cmdline {

@@ -3,10 +3,15 @@
 
 #![forbid(unsafe_code)]
 
+mod boot;
+mod image;
+pub mod qcow2;
 mod raw;
 
 use std::io;
 
+pub use self::boot::{find as find_kernel, Bootable};
+pub use self::image::{open_image, overlay};
 pub use self::raw::RawFile;
 
 /// Bytes that stay.

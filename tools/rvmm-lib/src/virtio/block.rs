@@ -268,6 +268,20 @@ impl Backend for Block {
     }
 }
 
+/// The disks come first, in order; each has a queue for every CPU, up to a few.
+pub(crate) fn with_disks(
+    devices: Vec<Box<dyn Backend>>,
+    disks: Vec<Arc<Mutex<dyn Storage>>>,
+    cpus: u8,
+) -> Vec<Box<dyn Backend>> {
+    const MOST_QUEUES: u8 = 4;
+    let queues = cpus.min(MOST_QUEUES).into();
+    let disk = |(n, storage)| -> Box<dyn Backend> {
+        Box::new(Block::new(storage, queues, &format!("rvmm-disk{n}")))
+    };
+    (0..).zip(disks).map(disk).chain(devices).collect()
+}
+
 #[cfg(test)]
 #[path = "block_tests.rs"]
 mod tests;

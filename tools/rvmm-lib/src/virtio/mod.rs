@@ -18,15 +18,18 @@ mod worker;
 
 use std::io;
 use std::os::fd::RawFd;
+use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::Arc;
 
+use kvm_ioctls::{Cap, Kvm};
 use virtio_queue::{Queue, QueueT};
 use vm_memory::GuestMemoryMmap;
 use vmm_sys_util::eventfd::EventFd;
 
 pub(crate) use self::host::{Host, Window, ECAM, ECAM_LENGTH, PORT, PORTS};
 use self::transport::Vector;
+use crate::error::Error;
 
 /// Feature bit 28: descriptors may be in tables of their own.
 pub const INDIRECT: u64 = 1 << 28;
@@ -132,6 +135,23 @@ impl Ring {
         }
         Ok(())
     }
+}
+
+/// Checks that a hypervisor has what these devices need.
+pub(crate) fn check(kvm: &Kvm, path: &Path) -> crate::error::Result<()> {
+    for (cap, what) in [
+        (Cap::Irqfd, "KVM_CAP_IRQFD"),
+        (Cap::Ioeventfd, "KVM_CAP_IOEVENTFD"),
+        (Cap::IrqRouting, "KVM_CAP_IRQ_ROUTING"),
+    ] {
+        if !kvm.check_extension(cap) {
+            return Err(Error::Missing {
+                path: path.into(),
+                what,
+            });
+        }
+    }
+    Ok(())
 }
 
 /// Sends a message, if there is a vector for it.

@@ -1,0 +1,18 @@
+#!/bin/sh
+# SPDX-License-Identifier: Apache-2.0 OR MIT
+# image.sh NODE: an image boots and resets itself, boots again with what it has written, and powers off when its button
+# is pressed. Its changes are kept in an overlay; the image is what it was.
+set -e
+boot="rvmm run --device $1 --memory 256M --append quiet disk.qcow2 --keep kept.qcow2"
+before=$(md5sum < disk.qcow2)
+$boot --on-reset exit < /dev/null
+$boot --cpus 2 < /dev/null > out 2>&1 &
+until grep -q "press the power button" out; do
+    kill -0 $! || { cat out; exit 1; }
+    sleep 0.2
+done
+kill -USR1 $!
+wait $!
+cat out
+[ "$before" = "$(md5sum < disk.qcow2)" ] && echo "the image is what it was"
+! rvmm run --device $1 kept.qcow2
