@@ -80,14 +80,19 @@ enum OnReset {
 impl Args {
     /// A file that is none that can be read again: a FIFO, say; if it matters.
     fn read_once(&self) -> Option<&Path> {
-        let mut files = [Some(&self.kernel), self.initrd.as_ref()]
-            .into_iter()
-            .flatten();
+        let mut files = self.kernel.iter().chain(&self.initrd);
         let once = |path: &&PathBuf| path.metadata().is_ok_and(|about| !about.is_file());
-        if self.on_reset != OnReset::Restart {
+        if self.on_reset() != OnReset::Restart {
             return None;
         }
         files.find(once).map(PathBuf::as_path)
+    }
+
+    fn on_reset(&self) -> OnReset {
+        self.on_reset.unwrap_or(match self.image {
+            Some(_) => OnReset::Restart,
+            None => OnReset::Exit,
+        })
     }
 }
 
@@ -111,17 +116,18 @@ pub fn main(args: Args) -> Status {
         Ok(disks) => disks,
         Err(error) => return report(&error),
     };
-    let on_reset = args.on_reset.unwrap_or(match args.image {
-        Some(_) => OnReset::Restart,
-        None => OnReset::Exit,
-    });
     loop {
         let exit = match boot(&args, &disks, &running) {
             Ok(exit) => exit,
             Err(error) => return report(&error),
         };
         match &exit {
-            Exit::Reset | Exit::Panic if on_reset == OnReset::Restart => {
+            Exit::Reset if args.on_reset() == OnReset::Restart => {
+                say!("rvmm: {exit}: starting again");
+                continue;
+            }
+            // Of an image only if that was asked for: it would panic again and again.
+            Exit::Panic if args.on_reset == Some(OnReset::Restart) => {
                 say!("rvmm: {exit}: starting again");
                 continue;
             }
