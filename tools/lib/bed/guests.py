@@ -416,7 +416,8 @@ def ovmf_smm():
 
 @test("installer", "installer.kernel", "installer.initrd", beds=("amd",))
 def installer():
-    with Machine(kernel="installer.kernel", initrd="installer.initrd", memory=512,
+    # With half of that it first asks whether low memory mode is all right.
+    with Machine(kernel="installer.kernel", initrd="installer.initrd", memory=1024,
                  append=f"{CONSOLE} TERM=vt100") as guest:
         guest.expect(r"(?i)(select a language|choose the language)", 600)
 
