@@ -6,7 +6,12 @@ set -e
 boot="rvmm run --device $1 --memory 256M --append quiet disk.qcow2 --keep kept.qcow2"
 before=$(md5sum < disk.qcow2)
 $boot --on-reset exit < /dev/null
-$boot --cpus 2 < /dev/null > out 2>&1 &
+$boot --cpus 2 --rng --net tap=t0 < /dev/null > out 2>&1 &
+until ip link set t0 up 2> /dev/null; do
+    kill -0 $! || { cat out; exit 1; }
+    sleep 0.2
+done
+ip addr add 10.9.0.1/24 dev t0
 until grep -q "press the power button" out; do
     kill -0 $! || { cat out; exit 1; }
     sleep 0.2

@@ -1,7 +1,7 @@
 #!/bin/sh
 # SPDX-License-Identifier: Apache-2.0 OR MIT
 # First process of the image of tools/guest: counts its boots on its disk. The first one resets the machine, each later
-# one discards, reads and writes, and powers off when the power button is pressed.
+# one discards, reads and writes, tries its other devices, and powers off when the power button is pressed.
 export PATH=/bin:/sbin
 mount -t proc proc /proc
 mount -t sysfs sysfs /sys
@@ -20,6 +20,8 @@ md5sum -c /sum && echo "rvmm image: data ok"
 for module in $(cat /modules/order); do
     insmod /modules/$module || echo "rvmm image: $module FAILED"
 done
+dd if=/dev/hwrng bs=16 count=1 2> /dev/null | grep -q . && echo "rvmm image: entropy ok"
+ip addr add 10.9.0.2/24 dev eth0 && ip link set eth0 up && ping -q -c 3 -W 10 10.9.0.1 && echo "rvmm image: network ok"
 [ -e /dev/input/event0 ] && echo "rvmm image: press the power button"
 head -c 24 /dev/input/event0 > /dev/null
 echo "rvmm image: pressed"

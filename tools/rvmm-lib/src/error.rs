@@ -130,6 +130,14 @@ pub enum Error {
         /// What is wrong with it.
         cause: String,
     },
+    /// What is behind a device of the guest's could not be had.
+    #[error("{what}: {source}")]
+    Device {
+        /// What it is.
+        what: String,
+        /// The error of the system.
+        source: io::Error,
+    },
     /// Anything the operating system refused.
     #[error("{what}: {source}")]
     Os {
@@ -203,7 +211,14 @@ impl Error {
                 Some(format!("`rvmm pci list` shows the devices; `rvmm pci bind {address}` takes one from its driver"))
             }
             Error::OneBus => Some("leave out --pci, or the disks".into()),
-            Error::File { .. } | Error::Cmdline(_) | Error::Disk { .. } | Error::Os { .. } => None,
+            Error::Device { source, .. } if source.raw_os_error() == Some(libc::EPERM) => Some(
+                "make the interface as root: ip tuntap add NAME mode tap user $USER".into(),
+            ),
+            Error::File { .. }
+            | Error::Cmdline(_)
+            | Error::Disk { .. }
+            | Error::Device { .. }
+            | Error::Os { .. } => None,
         }
     }
 

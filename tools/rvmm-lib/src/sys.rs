@@ -535,6 +535,31 @@ pub fn lock_file(file: &File) -> std::io::Result<()> {
     }
 }
 
+/// Opens the tap interface of that name, for whole frames without a header, and without waiting.
+///
+/// # Errors
+///
+/// A name that is too long; those of the system.
+pub fn open_tap(name: &str) -> std::io::Result<File> {
+    // SAFETY: zeroes are a value of this structure of integers.
+    let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
+    if name.is_empty() || name.len() >= request.ifr_name.len() {
+        return Err(std::io::Error::other("a name of 1 to 15 bytes is wanted"));
+    }
+    for (to, from) in request.ifr_name.iter_mut().zip(name.bytes()) {
+        *to = from as libc::c_char;
+    }
+    request.ifr_ifru.ifru_flags = (libc::IFF_TAP | libc::IFF_NO_PI) as libc::c_short;
+    let mut options = File::options();
+    let options = std::os::unix::fs::OpenOptionsExt::custom_flags(&mut options, libc::O_NONBLOCK);
+    let tap = options.read(true).write(true).open("/dev/net/tun")?;
+    // _IOW('T', 202, int) of linux/if_tun.h, which takes a structure all the same.
+    const TUNSETIFF: libc::Ioctl = 0x4004_54ca;
+    // SAFETY: the request is alive, of the type that this ioctl reads and writes.
+    done(unsafe { libc::ioctl(tap.as_raw_fd(), TUNSETIFF, &mut request) })?;
+    Ok(tap)
+}
+
 /// A file in memory with these bytes, and the path by which this process can open it.
 ///
 /// # Errors

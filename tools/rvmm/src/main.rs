@@ -4,6 +4,7 @@
 mod bench;
 mod check;
 mod costs;
+mod devices;
 mod exec;
 mod list;
 mod manual;

@@ -11,6 +11,7 @@ use rvmm_vm::{
     ESCAPE_HELP,
 };
 
+use crate::devices;
 use crate::status::{report, say, Status, TABLE};
 
 /// Options of `rvmm run`.
@@ -56,6 +57,8 @@ pub struct Args {
     /// Disk of the guest's: a raw file or block device, which it writes to; may be repeated.
     #[arg(long, value_name = "FILE")]
     disk: Vec<PathBuf>,
+    #[command(flatten)]
+    devices: devices::Args,
     /// Whether a guest's reset boots the machine again, as that of an IMAGE does by default, or ends the launcher.
     #[arg(long, value_enum, value_name = "WHAT")]
     on_reset: Option<OnReset>,
@@ -224,6 +227,9 @@ fn boot(args: &Args, disks: &Disks, running: &Running) -> rvmm_vm::Result<Exit> 
     }
     for disk in &disks.others {
         builder = builder.disk(disk.clone());
+    }
+    for device in args.devices.make()? {
+        builder = builder.virtio(device);
     }
     if let Some(text) = &args.cmdline {
         builder = builder.cmdline(text);

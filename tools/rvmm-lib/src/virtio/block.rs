@@ -6,10 +6,10 @@
 use std::io::{self, Read, Write};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use virtio_queue::{DescriptorChain, QueueT, Reader, Writer};
+use virtio_queue::{DescriptorChain, Reader, Writer};
 use vm_memory::GuestMemoryMmap;
 
-use super::{Backend, Broken, Guest, Ring};
+use super::{drain, Backend, Broken, Guest, Ring};
 use crate::disk::Storage;
 
 /// Feature bits (5.2.3).
@@ -249,22 +249,7 @@ impl Backend for Block {
         let Some(ring) = rings.get_mut(index) else {
             return Ok(());
         };
-        let memory = &*guest.memory;
-        loop {
-            ring.queue.disable_notification(memory)?;
-            while let Some(chain) = ring.queue.pop_descriptor_chain(memory) {
-                let head = chain.head_index();
-                let length = self.execute(chain, guest)?;
-                ring.queue.add_used(memory, head, length)?;
-                ring.notify(guest)?;
-                if guest.stopping() {
-                    return Ok(());
-                }
-            }
-            if !ring.queue.enable_notification(memory)? {
-                return Ok(());
-            }
-        }
+        drain(ring, guest, |chain| self.execute(chain, guest))
     }
 }
 

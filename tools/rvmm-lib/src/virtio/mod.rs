@@ -7,12 +7,14 @@
 //!
 //! - [`transport`], `msix`: registers, without a machine.
 //! - `function`: a device as a PCI function; `host`: the bus; `worker`: the thread.
-//! - [`block`]: a disk.
+//! - [`block`]: a disk; [`net`]: a network card; [`rng`]: entropy.
 
 pub mod block;
 mod function;
 mod host;
 mod msix;
+pub mod net;
+pub mod rng;
 pub mod transport;
 mod worker;
 
@@ -23,7 +25,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::Arc;
 
 use kvm_ioctls::{Cap, Kvm};
-use virtio_queue::{Queue, QueueT};
+use virtio_queue::{DescriptorChain, Queue, QueueT};
 use vm_memory::GuestMemoryMmap;
 use vmm_sys_util::eventfd::EventFd;
 
@@ -65,6 +67,11 @@ pub trait Backend: Send {
     /// What else the thread waits for: calls [`Self::ready`] while it can be read.
     fn source(&self) -> Option<RawFd> {
         None
+    }
+
+    /// Whether the device wants to know now that [`Self::source`] can be read.
+    fn listens(&self) -> bool {
+        true
     }
 
     /// [`Self::source`] can be read.
@@ -134,6 +141,34 @@ impl Ring {
             send(&self.events, &self.vector);
         }
         Ok(())
+    }
+}
+
+/// Serves every request of a ring: `serve` gives the bytes that it has written to the guest.
+///
+/// # Errors
+///
+/// Those of `serve`; [`Broken`] if the ring cannot be read.
+pub fn drain(
+    ring: &mut Ring,
+    guest: &Guest,
+    mut serve: impl FnMut(DescriptorChain<&GuestMemoryMmap>) -> Result<u32, Broken>,
+) -> Result<(), Broken> {
+    let memory = &*guest.memory;
+    loop {
+        ring.queue.disable_notification(memory)?;
+        while let Some(chain) = ring.queue.pop_descriptor_chain(memory) {
+            let head = chain.head_index();
+            let length = serve(chain)?;
+            ring.queue.add_used(memory, head, length)?;
+            ring.notify(guest)?;
+            if guest.stopping() {
+                return Ok(());
+            }
+        }
+        if !ring.queue.enable_notification(memory)? {
+            return Ok(());
+        }
     }
 }
 

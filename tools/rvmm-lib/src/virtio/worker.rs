@@ -111,7 +111,22 @@ impl Job {
             self.serve(index)?;
         }
         let mut events = [EpollEvent::default(); 8];
+        let mut listening = true;
         loop {
+            if let Some(source) = self
+                .backend
+                .source()
+                .filter(|_| self.backend.listens() != listening)
+            {
+                listening = !listening;
+                let set = if listening {
+                    EventSet::IN
+                } else {
+                    EventSet::empty()
+                };
+                let event = EpollEvent::new(set, SOURCE);
+                self.epoll.ctl(ControlOperation::Modify, source, event)?;
+            }
             let count = match self.epoll.wait(-1, &mut events) {
                 Ok(count) => count,
                 Err(error) if error.kind() == std::io::ErrorKind::Interrupted => continue,

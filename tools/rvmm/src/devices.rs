@@ -1,0 +1,121 @@
+// SPDX-License-Identifier: Apache-2.0 OR MIT
+//! Virtio devices of `rvmm run`, beside disks.
+
+use std::str::FromStr;
+
+use rvmm_vm::virtio::net::Net;
+use rvmm_vm::virtio::rng::Rng;
+use rvmm_vm::virtio::Backend;
+use rvmm_vm::Error;
+
+/// Options of `rvmm run` that give the guest virtio devices.
+#[derive(clap::Args)]
+#[group(id = "devices")]
+pub struct Args {
+    /// Network card on a tap interface of the host's, which is made if it is not there; may be repeated.
+    #[arg(long, value_name = "tap=NAME[,mac=ADDRESS]")]
+    net: Vec<Card>,
+    /// Source of entropy.
+    #[arg(long)]
+    rng: bool,
+}
+
+/// A network card.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Card {
+    tap: String,
+    mac: Option<[u8; 6]>,
+}
+
+impl FromStr for Card {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let (mut tap, mut mac) = (None, None);
+        for word in text.split(',') {
+            match word.split_once('=') {
+                Some(("tap", name)) if (1..16).contains(&name.len()) => tap = Some(name.to_owned()),
+                Some(("mac", address)) => mac = Some(parse_mac(address)?),
+                _ => {
+                    return Err(format!(
+                        "{word} is neither tap=NAME, of 1 to 15 letters, nor mac=ADDRESS"
+                    ))
+                }
+            }
+        }
+        let tap = tap.ok_or("there are cards on tap interfaces only: tap=NAME")?;
+        Ok(Self { tap, mac })
+    }
+}
+
+fn parse_mac(text: &str) -> Result<[u8; 6], String> {
+    let bad = || format!("{text} is no address of a card such as 52:54:00:12:34:56");
+    let bytes = text.split(':').map(|byte| {
+        let digits = byte.len() == 2 && byte.bytes().all(|digit| digit.is_ascii_hexdigit());
+        let byte = digits.then(|| u8::from_str_radix(byte, 16).ok()).flatten();
+        byte.ok_or_else(bad)
+    });
+    let bytes = bytes.collect::<Result<Vec<_>, _>>()?;
+    match <[u8; 6]>::try_from(bytes) {
+        Ok(mac) if mac[0] & 1 == 0 => Ok(mac),
+        _ => Err(bad()),
+    }
+}
+
+impl Args {
+    /// Makes the devices.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Device`].
+    pub fn make(&self) -> rvmm_vm::Result<Vec<Box<dyn Backend>>> {
+        let mut devices: Vec<Box<dyn Backend>> = Vec::new();
+        for Card { tap, mac } in &self.net {
+            let card = Net::tap(tap, *mac).map_err(|source| Error::Device {
+                what: format!("tap interface {tap}"),
+                source,
+            })?;
+            devices.push(Box::new(card));
+        }
+        if self.rng {
+            let rng = Rng::new().map_err(|source| Error::Device {
+                what: "source of entropy".into(),
+                source,
+            })?;
+            devices.push(Box::new(rng));
+        }
+        Ok(devices)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn options_are_consistent() {
+        <crate::Cli as clap::CommandFactory>::command().debug_assert();
+    }
+
+    #[test]
+    fn cards() {
+        let card = "tap=t0,mac=52:54:00:12:34:56".parse::<Card>().unwrap();
+        assert_eq!(
+            (card.tap.as_str(), card.mac),
+            ("t0", Some([0x52, 0x54, 0, 0x12, 0x34, 0x56]))
+        );
+        assert_eq!("tap=t0".parse::<Card>().unwrap().mac, None);
+        for bad in [
+            "user",
+            "",
+            "tap=",
+            "tap=0123456789abcdef",
+            "mac=52:54:00:12:34:56",
+            "tap=t,mac=1",
+            "tap=t,mac=53:54:00:12:34:56",
+            "tap=t,mac=52:54:00:12:34:+6",
+        ] {
+            assert!(bad.parse::<Card>().is_err(), "{bad}");
+        }
+    }
+}
