@@ -37,6 +37,7 @@ pub mod disk;
 pub mod e820;
 mod error;
 mod exit;
+pub mod gdb;
 mod input;
 mod kernel;
 pub mod layout;

@@ -9,8 +9,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 
 use kvm_bindings::{
-    kvm_run, KVM_INTERNAL_ERROR_EMULATION, KVM_SYSTEM_EVENT_CRASH, KVM_SYSTEM_EVENT_RESET,
-    KVM_SYSTEM_EVENT_SHUTDOWN,
+    kvm_debug_exit_arch, kvm_run, KVM_INTERNAL_ERROR_EMULATION, KVM_SYSTEM_EVENT_CRASH,
+    KVM_SYSTEM_EVENT_RESET, KVM_SYSTEM_EVENT_SHUTDOWN,
 };
 use kvm_ioctls::{VcpuExit, VcpuFd};
 use vmm_sys_util::eventfd::EventFd;
@@ -18,6 +18,7 @@ use vmm_sys_util::signal::{register_signal_handler, Killable, SIGRTMIN};
 
 use crate::bus::Bus;
 use crate::exit::{Crash, EntryFailure, Exit};
+use crate::gdb::Held;
 use crate::sys;
 
 /// The machine's end: set once, by whoever comes first, and seen by every thread.
@@ -102,12 +103,24 @@ pub(crate) fn kick(thread: &JoinHandle<()>) {
     }
 }
 
+/// The same for a thread by its number, which lives.
+pub(crate) fn kick_thread(thread: libc::pthread_t) {
+    // SAFETY: by the caller's word the thread has not ended; the signal has a handler.
+    unsafe { libc::pthread_kill(thread, kick_signal()) };
+}
+
 /// What a KVM_RUN led to, apart from accesses that were served.
 enum Next {
     Run,
+    /// A signal came.
+    Interrupted,
+    Debug(kvm_debug_exit_arch),
     End(Exit),
     Crash(String, Vec<String>),
-    EntryFailure { reason: u64, cpu: u32 },
+    EntryFailure {
+        reason: u64,
+        cpu: u32,
+    },
 }
 
 /// A virtual CPU ready to run on a thread of its own.
@@ -117,15 +130,32 @@ pub(crate) struct Vcpu {
     pub(crate) ports: Arc<Bus>,
     pub(crate) memory: Arc<Bus>,
     pub(crate) control: Arc<Control>,
+    pub(crate) held: Option<Held>,
 }
 
 impl Vcpu {
     /// Runs the guest until the machine ends.
     pub(crate) fn run(mut self) {
         RUN_PAGE.set(self.fd.get_kvm_run());
+        if let Some(held) = &self.held {
+            held.set_thread(true);
+        }
         while !self.control.ended() {
-            match self.step() {
+            let next = match &self.held {
+                Some(held) if held.is_wanted() => self.settle(),
+                _ => self.step(),
+            };
+            match next {
                 Next::Run => {}
+                Next::Interrupted => {
+                    if let Some(held) = self.held.as_ref().filter(|held| held.is_wanted()) {
+                        held.serve(&mut self.fd);
+                    }
+                }
+                Next::Debug(info) => match &self.held {
+                    Some(held) => held.hit(info),
+                    None => tracing::warn!("a debug exit that nobody has asked for"),
+                },
                 Next::End(exit) => self.control.end(exit),
                 Next::Crash(what, detail) => {
                     let crash = Crash {
@@ -150,7 +180,18 @@ impl Vcpu {
                 }
             }
         }
+        if let Some(held) = &self.held {
+            held.set_thread(false);
+        }
         RUN_PAGE.set(ptr::null_mut());
+    }
+
+    /// Finishes what the last exit left open, without entering the guest: then the registers tell the truth.
+    fn settle(&mut self) -> Next {
+        self.fd.set_kvm_immediate_exit(1);
+        let next = self.step();
+        self.fd.set_kvm_immediate_exit(0);
+        next
     }
 
     fn step(&mut self) -> Next {
@@ -176,7 +217,8 @@ impl Vcpu {
                 self.memory.write(address, data);
                 Next::Run
             }
-            Ok(VcpuExit::Intr) => Next::Run,
+            Ok(VcpuExit::Intr) => Next::Interrupted,
+            Ok(VcpuExit::Debug(info)) => Next::Debug(info),
             Ok(VcpuExit::Shutdown) => Next::Crash("triple fault".into(), Vec::new()),
             Ok(VcpuExit::SystemEvent(KVM_SYSTEM_EVENT_SHUTDOWN, _)) => Next::End(Exit::PowerOff),
             Ok(VcpuExit::SystemEvent(KVM_SYSTEM_EVENT_RESET, _)) => Next::End(Exit::Reset),
@@ -194,10 +236,10 @@ impl Vcpu {
             Err(error) => match error.errno() {
                 libc::EINTR => {
                     self.fd.set_kvm_immediate_exit(0);
-                    Next::Run
+                    Next::Interrupted
                 }
                 // A CPU that just received INIT or SIPI.
-                libc::EAGAIN => Next::Run,
+                libc::EAGAIN => Next::Interrupted,
                 libc::EFAULT => Next::Crash(
                     "KVM_RUN: Bad address: the guest touched memory that the host cannot supply"
                         .into(),

@@ -24,6 +24,7 @@ use crate::cpu::{self, Topology};
 use crate::disk::Storage;
 use crate::error::{Error, Result};
 use crate::exit::Exit;
+use crate::gdb;
 use crate::input::{self, Supervisor};
 use crate::pci;
 use crate::platform::{self, Cmos, Power, ResetLine};
@@ -61,6 +62,7 @@ pub struct Builder {
     assigned: Vec<pci::Address>,
     virtio: Vec<Box<dyn virtio::Backend>>,
     disks: Vec<Arc<Mutex<dyn Storage>>>,
+    gdb: Option<gdb::Listener>,
 }
 
 impl Builder {
@@ -159,6 +161,12 @@ impl Builder {
         self
     }
 
+    /// Lets debuggers connect there. The machine waits for the first one before it runs an instruction.
+    pub fn gdb(mut self, listener: gdb::Listener) -> Self {
+        self.gdb = Some(listener);
+        self
+    }
+
     /// Makes the machine, ready to run.
     ///
     /// # Errors
@@ -188,6 +196,7 @@ impl Builder {
             assigned,
             virtio,
             disks,
+            gdb,
             ..
         } = self;
         let mut console = console.unwrap_or_else(|| Console::output(std::io::sink()));
@@ -211,7 +220,7 @@ impl Builder {
         let has_acpi = !virtio.is_empty();
         let button = buses.add_virtio(&vm, &memory, virtio)?;
 
-        let vcpus = create_vcpus(&vm, cpus, supported, buses, &control)?;
+        let mut vcpus = create_vcpus(&vm, cpus, supported, buses, &control)?;
         let first = &vcpus[0].fd;
         boot.cmdline = cmdline.unwrap_or_else(|| {
             let tsc = tsc_parameter(&vm, first);
@@ -242,6 +251,10 @@ impl Builder {
         let entry = boot::load(&memory, &boot, self.memory, cpus, tables)?;
         cpu::set_entry(first, entry, layout::ZERO_PAGE)?;
 
+        let debugger = match gdb {
+            Some(listener) => Some((listener, hold(&mut vcpus, &control)?)),
+            None => None,
+        };
         let stats = stats_files(&vm, &vcpus);
         Ok(Vm {
             input: console.input,
@@ -251,6 +264,7 @@ impl Builder {
             drained,
             control,
             vcpus,
+            debugger,
             stats,
             button,
             _vm: vm,
@@ -398,9 +412,19 @@ fn create_vcpus(
             ports: ports.clone(),
             memory: mmio.clone(),
             control: control.clone(),
+            held: None,
         })
     };
     (0..cpus).map(create).collect()
+}
+
+/// Has the vCPUs held for a debugger.
+fn hold(vcpus: &mut [Vcpu], control: &Arc<Control>) -> Result<gdb::Hold> {
+    let (hold, ends) = gdb::new(vcpus.len(), control.clone()).map_err(Error::os("eventfd"))?;
+    for (vcpu, end) in vcpus.iter_mut().zip(ends) {
+        vcpu.held = Some(end);
+    }
+    Ok(hold)
 }
 
 /// A parameter that saves the guest a calibration against the PIT, where the hypervisor knows the frequency.
@@ -558,6 +582,7 @@ pub struct Vm {
     drained: EventFd,
     control: Arc<Control>,
     vcpus: Vec<Vcpu>,
+    debugger: Option<(gdb::Listener, gdb::Hold)>,
     stats: Vec<(String, File)>,
     button: Option<PowerButton>,
     _vm: Arc<VmFd>,
@@ -596,6 +621,7 @@ impl Vm {
             assigned: Vec::new(),
             virtio: Vec::new(),
             disks: Vec::new(),
+            gdb: None,
         }
     }
 
@@ -645,6 +671,10 @@ impl Vm {
                 }
             }
         }
+        let debugger = self.debugger.take().map(|(listener, hold)| {
+            let memory = self.memory.clone();
+            std::thread::spawn(move || gdb::serve(&listener, hold, memory))
+        });
         let served = match failed {
             None => self.serve(),
             Some(error) => Err(error),
@@ -659,6 +689,9 @@ impl Vm {
             if thread.join().is_err() {
                 tracing::error!("a vCPU thread panicked");
             }
+        }
+        if debugger.is_some_and(|thread| thread.join().is_err()) {
+            tracing::error!("the debugger's thread panicked");
         }
         drop(self.terminal.take());
         served?;

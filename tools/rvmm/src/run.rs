@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use rvmm_vm::disk::{self, Storage};
 use rvmm_vm::{
-    restore_terminal, size, stats, Console, Exit, PowerButton, StopHandle, Vm, DEFAULT_DEVICE,
+    gdb, restore_terminal, size, stats, Console, Exit, PowerButton, StopHandle, Vm, DEFAULT_DEVICE,
     ESCAPE_HELP,
 };
 
@@ -62,6 +62,9 @@ pub struct Args {
     /// Whether a guest's reset boots the machine again, as that of an IMAGE does by default, or ends the launcher.
     #[arg(long, value_enum, value_name = "WHAT")]
     on_reset: Option<OnReset>,
+    /// Wait there for gdb before the guest's first instruction: [HOST]:PORT, or a socket's path.
+    #[arg(long, value_name = "ADDRESS", conflicts_with = "on_reset")]
+    gdb: Option<gdb::Address>,
     /// Print the machine's statistics at its end.
     #[arg(long)]
     stats: bool,
@@ -93,8 +96,8 @@ impl Args {
 
     fn on_reset(&self) -> OnReset {
         self.on_reset.unwrap_or(match self.image {
-            Some(_) => OnReset::Restart,
-            None => OnReset::Exit,
+            Some(_) if self.gdb.is_none() => OnReset::Restart,
+            _ => OnReset::Exit,
         })
     }
 }
@@ -244,6 +247,14 @@ fn boot(args: &Args, disks: &Disks, running: &Running) -> rvmm_vm::Result<Exit> 
     if console.is_terminal() {
         say!("rvmm: {ESCAPE_HELP}\r");
     }
+    if let Some(address) = &args.gdb {
+        let (listener, shown) = listen(address).map_err(|source| rvmm_vm::Error::Os {
+            what: "address for gdb",
+            source,
+        })?;
+        say!("rvmm: waiting for gdb: target remote {shown}\r");
+        builder = builder.gdb(listener);
+    }
     let vm = builder.console(console).build()?;
     *running.lock().unwrap_or_else(PoisonError::into_inner) =
         Some((vm.stop_handle(), vm.power_button()));
@@ -260,6 +271,12 @@ fn boot(args: &Args, disks: &Disks, running: &Running) -> rvmm_vm::Result<Exit> 
         print_stats(files);
     }
     Ok(exit)
+}
+
+fn listen(address: &gdb::Address) -> io::Result<(gdb::Listener, gdb::Address)> {
+    let listener = gdb::Listener::bind(address)?;
+    let shown = listener.address()?;
+    Ok((listener, shown))
 }
 
 fn print_stats(files: io::Result<Vec<(String, std::fs::File)>>) {
