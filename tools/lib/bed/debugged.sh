@@ -1,6 +1,6 @@
 #!/bin/sh
 # SPDX-License-Identifier: Apache-2.0 OR MIT
-# A guest under a debugger: `debugger` (tools/rvmm-lib/examples) takes it through its boot. Words here are the debugger's.
+# A guest under a debugger: `debugger` (tools/rvmm-lib/examples) takes it through its boot. Words here go to it.
 rvmm run --gdb :1234 --kernel vmlinux --initrd initrd --cpus 2 --append 'quiet nokaslr rvmm.cmd=poweroff' \
     < /dev/null > /tmp/guest 2>&1 &
 machine=$!
