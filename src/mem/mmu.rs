@@ -5,6 +5,7 @@
 //! The only file outside of `rust/` and the vendors with unsafe code: page tables are memory that hardware reads, and
 //! resident pages are used without a reference. Called by faults, slot changes and notifier callbacks, all at a time.
 
+use crate::arch;
 use crate::linux::gup;
 use crate::linux::irqflags::IrqsOff;
 use crate::linux::page::{self, PageChain, Pages};
@@ -19,13 +20,18 @@ use kernel::prelude::*;
 /// Spare tables of a vCPU: two `map`s' worth, which serve at least five areas of 2 MiB one after the other.
 const SPARE: usize = 2 * MAX_ALLOC_PER_MAP;
 
-/// One zeroed page that becomes a table.
+/// One zeroed page that becomes a table, or several that are a root together.
 pub(crate) struct TablePage(Pages);
 
 impl TablePage {
     /// Allocates the page. Sleeps.
     pub(crate) fn new() -> Result<Self> {
-        Ok(Self(Pages::new(0)?))
+        Self::row(0)
+    }
+
+    /// Allocates `1 << order` pages in a row, aligned to their size, for a root. Sleeps.
+    pub(crate) fn row(order: u32) -> Result<Self> {
+        Ok(Self(Pages::new(order)?))
     }
 
     /// Takes back what [`Page::into_hpa`] gave away.
@@ -40,10 +46,15 @@ impl TablePage {
 }
 
 impl Page for TablePage {
+    fn tables(&self) -> u64 {
+        (self.0.len() as u64) >> Level::L1.shift()
+    }
+
     fn hpa(&self) -> Hpa {
         Hpa(self.0.phys())
     }
 
+    /// Of a row, which the walker keeps as it is, only the first would come back.
     fn into_hpa(self) -> Hpa {
         Hpa(self.0.into_phys())
     }
@@ -127,6 +138,13 @@ fn entry(table: &Table<TablePage>, index: usize) -> &AtomicU64 {
 
 impl Tables for TablePool {
     type Page = TablePage;
+
+    const FLUSHES: bool = arch::FORGETS;
+
+    #[inline]
+    fn flush(&mut self) {
+        arch::forget_translations();
+    }
 
     #[inline]
     fn load(&self, table: &Table<TablePage>, index: usize) -> u64 {

@@ -34,6 +34,9 @@ mod vmx;
 /// and user addresses reach.
 pub(crate) use paging::nested::{address_limits, processor_logs, NestedTable};
 
+/// All processors forget what they have cached of it, where an entry has to be broken before another is made.
+pub(crate) use paging::nested::{forget_translations, FORGETS};
+
 // Face: what the files of user space and assigned devices are made of.
 
 /// What all vCPUs of a VM share; what is fixed once there is a vCPU; what KVM_ENABLE_CAP enables.

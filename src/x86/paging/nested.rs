@@ -26,6 +26,13 @@ pub(crate) fn processor_logs() -> bool {
     choose::caps().is_some_and(|c| c.write_log)
 }
 
+/// Entries are never broken before others are made.
+pub(crate) const FORGETS: bool = false;
+
+/// Nothing to do for that.
+#[inline(always)]
+pub(crate) fn forget_translations() {}
+
 /// EPT or NPT, as the processor wants it.
 pub(crate) enum NestedTable {
     /// EPT with accessed and dirty flags (SDM 3C 29.3).
