@@ -6,7 +6,7 @@
 //! that the ground, which knows no registers: `abi`, `mem` and `bus`. `linux` wraps kernel interfaces and knows nothing
 //! of hypervisors.
 //!
-//! Arm64 makes no VMs yet: it takes what the device needs, and nothing of guest memory, buses and assigned devices.
+//! Arm64 has not all of it yet: interrupt controllers and what needs them, assigned devices among it, are x86's alone.
 
 #[path = "../rust/mod.rs"]
 #[cfg_attr(CONFIG_ARM64, allow(dead_code, unused_macros, unused_imports))]
@@ -21,16 +21,15 @@ mod abi;
 mod arm64;
 #[cfg(CONFIG_X86_64)]
 mod assign;
-#[cfg(CONFIG_X86_64)]
+#[cfg_attr(CONFIG_ARM64, allow(dead_code))]
 mod bus;
 mod kvm;
-#[cfg(CONFIG_X86_64)]
 #[allow(unreachable_pub)]
+#[cfg_attr(CONFIG_ARM64, allow(dead_code, unused_imports))]
 mod mem;
-#[cfg(CONFIG_X86_64)]
 #[allow(unreachable_pub)]
+#[cfg_attr(CONFIG_ARM64, allow(dead_code))]
 mod nospec;
-#[cfg(CONFIG_X86_64)]
 mod params;
 #[cfg(CONFIG_X86_64)]
 #[allow(unreachable_pub)]
@@ -57,6 +56,10 @@ module! {
     description: "Hypervisor with KVM's interface",
     license: "GPL",
     params: {
+        eager_page_split: bool {
+            default: true,
+            description: "Y: huge pages are split when the log of their writes begins; N: at the first write to each",
+        },
         kvm_node: u8 {
             default: 0,
             description: "1: also provide /dev/kvm, for programs that cannot be told another path",

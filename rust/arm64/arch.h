@@ -6,6 +6,7 @@
 #define RVMM_ARCH_H
 
 #include <asm/memory.h>
+#include <asm/neon.h>
 
 #ifdef __BINDGEN__
 /* Constants that bindgen cannot evaluate from their macros. */
@@ -24,5 +25,6 @@ static const unsigned int RVMM_VA_BITS = VA_BITS;
 #define rvmm_pud_flags(pud)	pud_val(pud)
 
 void rvmm_send_reschedule(unsigned int cpu);
+void rvmm_host_error(u64 esr) __noreturn;
 
 #endif /* RVMM_ARCH_H */

@@ -16,6 +16,31 @@ pub fn current_level() -> u8 {
     (level >> 2 & 3) as u8
 }
 
+/// How many bits a physical address has (ID_AA64MMFR0_EL1.PARange).
+pub fn address_bits() -> u32 {
+    let features: u64;
+    // SAFETY: MRS only copies the register.
+    unsafe {
+        asm!("mrs {}, id_aa64mmfr0_el1", out(reg) features, options(nomem, nostack, preserves_flags))
+    };
+    match features & 0xf {
+        0 => 32,
+        1 => 36,
+        2 => 40,
+        3 => 42,
+        4 => 44,
+        5 => 48,
+        6 => 52,
+        _ => 56,
+    }
+}
+
+/// The kernel panics: an SError that may be its own came where it could not see it.
+pub fn host_error(esr: u64) -> ! {
+    // SAFETY: Does not return.
+    unsafe { bindings::rvmm_host_error(esr) }
+}
+
 /// Whether the interrupt controller has its registers in the processor (GICv3), and the kernel uses them.
 pub fn has_gicv3_registers() -> bool {
     // SAFETY: Reads what the kernel found while it booted.

@@ -5,4 +5,5 @@
 pub mod direct_map;
 pub mod el2;
 pub mod interrupts;
+pub mod neon;
 pub mod nospec;

@@ -10,6 +10,14 @@
 #define SHIM_VOID(name, args, statement) void rvmm_##name args { statement; }
 #include <calls.h>
 
+/* --- errors ----------------------------------------------------------------------------------- */
+
+/* An SError that came while a guest ran, and that the kernel's handler, which is not exported, does not get to see. */
+void rvmm_host_error(u64 esr)
+{
+	panic("rvmm: SError in a guest, ESR %#llx", esr);
+}
+
 /* --- other CPUs ------------------------------------------------------------------------------- */
 
 static void rvmm_interrupted(void *unused)

@@ -5,10 +5,14 @@
 //! sequence numbers with other sizes.
 #![allow(missing_docs)]
 
+#[cfg(CONFIG_ARM64)]
+mod arm64;
 #[cfg(CONFIG_X86_64)]
 mod x86;
 
 pub(crate) use crate::linux::bindings as k;
+#[cfg(CONFIG_ARM64)]
+pub(crate) use arm64::*;
 use core::mem::{offset_of, size_of};
 use kernel::ioctl::{_IO, _IOR, _IOW, _IOWR};
 use kernel::prelude::*;

@@ -13,6 +13,8 @@ pub struct Host {
     pub masks_by_priority: bool,
     /// Size of the kernel's pages in bytes.
     pub page_size: usize,
+    /// Bits of a physical address that the processor has.
+    pub address_bits: u32,
 }
 
 impl Host {
@@ -37,6 +39,9 @@ impl Host {
         if !self.gicv3 {
             return Some("the interrupt controller is no GICv3 with registers in the processor");
         }
+        if self.address_bits < 40 {
+            return Some("physical addresses have fewer than 40 bits, which is what guests have");
+        }
         None
     }
 }
@@ -50,6 +55,7 @@ mod tests {
         gicv3: true,
         masks_by_priority: false,
         page_size: 4096,
+        address_bits: 40,
     };
 
     #[test]
@@ -80,6 +86,13 @@ mod tests {
             ),
             (
                 Host {
+                    address_bits: 36,
+                    ..GOOD
+                },
+                "40 bits",
+            ),
+            (
+                Host {
                     page_size: 65536,
                     ..GOOD
                 },
@@ -95,6 +108,7 @@ mod tests {
             gicv3: false,
             masks_by_priority: true,
             page_size: 16384,
+            address_bits: 32,
         };
         assert!(worst.refusal().is_some_and(|r| r.contains("EL2")));
     }

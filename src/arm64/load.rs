@@ -5,24 +5,26 @@
 //! back when it leaves, so CPUs that come and go are nobody's business here.
 
 use crate::arm64::host::Host;
+use crate::arm64::last;
 use crate::linux::el2;
 use crate::linux::global::Owner;
 use kernel::page::PAGE_SIZE;
 use kernel::prelude::*;
 
-/// Nothing is shared by all VMs.
-pub(crate) type State = [Owner; 0];
+/// What all vCPUs share.
+pub(crate) type State = [Owner; 1];
 
-/// Finds out what there is. Errors: `EOPNOTSUPP`, and the log says why.
+/// Finds out what there is. Errors: `EOPNOTSUPP`, and the log says why; `ENOMEM`.
 pub(crate) fn init() -> Result<State> {
     let host = Host {
         level: el2::current_level(),
         gicv3: el2::has_gicv3_registers(),
         masks_by_priority: el2::masks_by_priority(),
         page_size: PAGE_SIZE,
+        address_bits: el2::address_bits(),
     };
     match host.refusal() {
-        None => Ok([]),
+        None => Ok([last::init()?]),
         Some(why) => {
             pr_err!("guests cannot run here: {why}\n");
             Err(EOPNOTSUPP)
@@ -32,7 +34,7 @@ pub(crate) fn init() -> Result<State> {
 
 /// Says in the log what is there.
 pub(crate) fn announce() {
-    pr_info!("at EL2; guests cannot be made yet\n");
+    pr_info!("ready at EL2, nested pages of 4 KiB, 2 MiB and 1 GiB; no interrupt controller yet\n");
 }
 
 /// A CPU has come.

@@ -3,12 +3,40 @@
 //!
 //! This file is the seam, as `x86/mod.rs` is x86's. What it does not re-export is Arm64's own business.
 
+mod context;
+mod el2;
+mod esr;
 mod host;
+mod idreg;
+mod last;
+mod one_reg;
+mod paging;
+mod psci;
+mod run;
+mod stage2;
+mod vcpu;
+mod vm;
+
+// Ground: what guest memory keeps its translations in.
+
+/// The nested page table that the processor walks, whether it logs what it sets dirty there, how far guest-physical and
+/// user addresses reach, and how all processors forget what they have cached of it.
+pub(crate) use paging::{
+    address_limits, forget_translations, processor_logs, NestedTable, FORGETS,
+};
 
 // Face: what the files of user space are made of.
 
-/// Length of a vCPU's mapping: `struct kvm_run`, and the ring of coalesced writes.
-pub(crate) const MMAP_BYTES: usize = 2 * kernel::page::PAGE_SIZE;
+/// What all vCPUs of a VM share, how wide its addresses are, and what is fixed once there is a vCPU.
+pub(crate) use paging::ADDRESS_BITS;
+pub(crate) use vm::{Setup, Vm};
+
+/// A vCPU; the pages that user space maps of it; what only its thread touches; KVM_RUN.
+pub(crate) use run::Runner;
+pub(crate) use vcpu::{State, Vcpu, MMAP_BYTES};
+
+/// Registers as user space reads and writes them.
+pub(crate) use one_reg::{get as get_one_reg, list as list_regs, set as set_one_reg};
 
 // Root: what load, unload, CPU hot-plug, sleep and shutdown call.
 

@@ -2,8 +2,8 @@
 //! The face: the files that user space opens, and their ioctls (api.rst 4).
 //!
 //! `device`, `vm` and `vcpu` are the files, each with the table of those of its ioctls that every architecture has.
-//! What is left goes to the architecture's table of the same name: `arch` is [`x86`] or `arm64`, which has the device
-//! alone.
+//! What is left goes to the architecture's table of the same name: `arch` is `x86` or `arm64`, which has tables of its
+//! own for VMs and vCPUs, without what it has not yet.
 
 #[cfg(CONFIG_ARM64)]
 mod arm64;
@@ -12,6 +12,7 @@ pub(crate) mod device;
 mod extensions;
 #[cfg(CONFIG_X86_64)]
 mod fork;
+mod memory;
 #[cfg(CONFIG_X86_64)]
 mod missing;
 #[cfg(CONFIG_X86_64)]

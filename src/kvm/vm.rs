@@ -7,6 +7,7 @@ use crate::assign::{self, space::Space};
 use crate::bus::set::{MAX_VCPUS, MAX_VCPU_ID};
 use crate::kvm::extensions;
 use crate::kvm::fork;
+use crate::kvm::memory::{clear_dirty_log, dirty_log, set_memory, set_memory2};
 use crate::kvm::missing;
 use crate::kvm::table::ioctls;
 use crate::kvm::vcpu::{self, VcpuFile};
@@ -15,11 +16,9 @@ use crate::linux::anon_inode::{self, FileOperations, NewFile};
 use crate::linux::once::Once;
 use crate::linux::sched;
 use crate::mem::addr::{Gpa, GpaRange, PAGE_OFFSET_MASK};
-use crate::mem::slots::{self, Slot};
 use kernel::fs::File;
 use kernel::prelude::*;
 use kernel::sync::{Arc, ArcBorrow};
-use kernel::uaccess::UserPtr;
 
 /// KVM_CREATE_VM (api.rst 4.2); there is one type of VMs, 0.
 pub(super) fn create_vm(kind: usize) -> Result<isize> {
@@ -129,60 +128,6 @@ fn enable_cap(vm: &Vm, setup: &mut Setup, r: &k::kvm_enable_cap) -> Result {
         return Err(EINVAL);
     }
     extensions::enable(vm, setup, r.cap, r.args[0])
-}
-
-/// ENXIO: dirty pages are in the vCPUs' rings alone.
-fn check_bitmaps(vm: &Vm) -> Result {
-    if vm.memory.rings.have_bitmaps() {
-        Ok(())
-    } else {
-        Err(ENXIO)
-    }
-}
-
-/// KVM_GET_DIRTY_LOG (api.rst 4.8).
-fn dirty_log(vm: &Vm, log: &uapi::DirtyLog) -> Result {
-    check_bitmaps(vm)?;
-    let memory = vm.memory_of_slot(log.slot)?;
-    let bitmap = UserPtr::from_addr(log.bitmap as usize);
-    memory.dirty_log(log.slot, bitmap)
-}
-
-/// KVM_CLEAR_DIRTY_LOG (api.rst 4.119).
-fn clear_dirty_log(vm: &Vm, log: &uapi::ClearDirtyLog) -> Result {
-    check_bitmaps(vm)?;
-    let memory = vm.memory_of_slot(log.slot)?;
-    let bitmap = UserPtr::from_addr(log.bitmap as usize);
-    memory.clear_dirty_log(log.slot, log.first_page, log.num_pages, bitmap)
-}
-
-/// KVM_SET_USER_MEMORY_REGION2 (api.rst 4.140), without guest_memfd the same as the older one.
-fn set_memory2(vm: &Vm, r: &k::kvm_userspace_memory_region2) -> Result {
-    let region = k::kvm_userspace_memory_region {
-        slot: r.slot,
-        flags: r.flags,
-        guest_phys_addr: r.guest_phys_addr,
-        memory_size: r.memory_size,
-        userspace_addr: r.userspace_addr,
-    };
-    set_memory(vm, &region)
-}
-
-/// KVM_SET_USER_MEMORY_REGION (api.rst 4.35).
-fn set_memory(vm: &Vm, r: &k::kvm_userspace_memory_region) -> Result {
-    let memory = match vm.memory_of_slot(r.slot) {
-        Err(e) if e == ENOENT && r.memory_size != 0 => vm.make_smm_memory()?,
-        Err(_) => return Err(EINVAL),
-        Ok(memory) => memory,
-    };
-    // What user space is told of missing pages does not say in which address space they are.
-    let reports = r.slot >> 16 == 0 && vm.missing.is_enabled();
-    if r.flags & slots::MISSING != 0 && !reports {
-        return Err(EINVAL);
-    }
-    let (gpa, size) = (r.guest_phys_addr, r.memory_size);
-    let slot = Slot::from_region(r.slot, r.flags, gpa, size, r.userspace_addr);
-    memory.set_slot(vm.mm(), slot.map_err(|_| EINVAL)?)
 }
 
 /// RVMM_RESET_POINT.

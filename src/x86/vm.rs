@@ -235,6 +235,20 @@ impl Vm {
         }
     }
 
+    /// [`Vm::memory_of_slot`], which is made if there is none and (`make`) there is going to be a slot. EINVAL.
+    pub(crate) fn memory_for_slot(&self, number: u32, make: bool) -> Result<&GuestMemory> {
+        match self.memory_of_slot(number) {
+            Err(e) if e == ENOENT && make => self.make_smm_memory(),
+            Err(_) => Err(EINVAL),
+            Ok(memory) => Ok(memory),
+        }
+    }
+
+    /// Whether user space may be told of pages missing in a slot. It is not told in which address space they are.
+    pub(crate) fn reports_missing(&self, slot: u32) -> bool {
+        slot >> 16 == 0 && self.missing.is_enabled()
+    }
+
     /// RVMM_CAP_MISSING. EBUSY: the VM has forks, for which pages would come that nobody has brought.
     pub(crate) fn enable_missing(&self) -> Result {
         let _spaces = self.spaces.lock();

@@ -1,5 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
-//! What of the ioctls only Arm64 has, and what it has of those of all architectures.
+//! The ioctls of Arm64, but for those of the device that every architecture has.
 
+mod extensions;
 pub(super) mod system;
+mod vcpu;
 pub(super) mod vm;

@@ -1,17 +1,97 @@
 // SPDX-License-Identifier: GPL-2.0
-//! VMs, which Arm64 cannot make yet.
+//! The file of a virtual machine on Arm64.
 
+use crate::abi::uapi::{self, k};
+use crate::arch::{Setup, Vcpu, Vm, ADDRESS_BITS};
+use crate::kvm::arm64::extensions;
+use crate::kvm::arm64::vcpu::{self, VcpuFile};
+use crate::kvm::memory::{clear_dirty_log, dirty_log, set_memory, set_memory2};
+use crate::kvm::table::ioctls;
+use crate::linux::anon_inode::{self, FileOperations, NewFile};
+use crate::linux::sched;
+use kernel::fs::File;
 use kernel::prelude::*;
+use kernel::sync::{Arc, ArcBorrow};
 
-/// There is none.
-pub(in crate::kvm) enum Vm {}
-
-/// KVM_CREATE_VM. EOPNOTSUPP.
-pub(in crate::kvm) fn create_vm(_kind: usize) -> Result<isize> {
-    Err(EOPNOTSUPP)
+/// KVM_CREATE_VM (api.rst 4.2), with the number of address bits, or 0 for 40. EINVAL: any other.
+pub(in crate::kvm) fn create_vm(kind: usize) -> Result<isize> {
+    if kind != 0 && kind != ADDRESS_BITS as usize {
+        return Err(EINVAL);
+    }
+    let mm = sched::current_mm().ok_or(ESRCH)?;
+    let file = Arc::new(VmFile(Vm::new(mm)?), GFP_KERNEL_ACCOUNT)?;
+    Ok(anon_inode::install(file)? as isize)
 }
 
-/// KVM_CHECK_EXTENSION: an extension is something of VMs.
-pub(in crate::kvm) fn check_extension(_vm: Option<&Vm>, _capability: usize) -> isize {
-    0
+/// The file of a VM.
+struct VmFile(Arc<Vm>);
+
+#[vtable]
+impl FileOperations for VmFile {
+    const NAME: &'static CStr = c"kvm-vm";
+
+    fn ioctl(this: ArcBorrow<'_, Self>, _file: &File, cmd: u32, arg: usize) -> Result<isize> {
+        this.0.check_mm()?;
+        ioctl(&this.0, cmd, arg)
+    }
+}
+
+ioctls! {
+    /// The vm ioctls (api.rst 4). EINVAL is KVM's answer to a number that it does not know.
+    fn ioctl(vm: &Arc<Vm>; cmd, arg) else Err(EINVAL);
+    lock setup = vm.setup.lock();
+
+    KVM_CREATE_VCPU:                held, call(create_vcpu(vm, setup, arg));
+    KVM_CHECK_EXTENSION:            -,    call(check_extension(Some(vm), arg));
+    KVM_ENABLE_CAP:                 held, set(r => enable_cap(vm, setup, r)), KVM_CAP_ENABLE_CAP_VM;
+    KVM_ARM_PREFERRED_TARGET:       -,    get(preferred_target());
+    KVM_SET_USER_MEMORY_REGION:     -,    set(r => set_memory(vm, r)), KVM_CAP_USER_MEMORY;
+    KVM_SET_USER_MEMORY_REGION2:    -,    set(r => set_memory2(vm, r)), KVM_CAP_USER_MEMORY2;
+    KVM_GET_DIRTY_LOG:              -,    set(r => dirty_log(vm, r));
+    KVM_CLEAR_DIRTY_LOG:            -,    set(r => clear_dirty_log(vm, r));
+    KVM_IOEVENTFD:                  -,    set(r => vm.bus.ioeventfd(r)), KVM_CAP_IOEVENTFD;
+    KVM_REGISTER_COALESCED_MMIO:    -,    set(r => vm.bus.coalesce(r, |_| 0));
+    KVM_UNREGISTER_COALESCED_MMIO:  -,    set(r => vm.bus.uncoalesce(r));
+}
+
+/// KVM_CHECK_EXTENSION (api.rst 4.4), on the device and (`vm`) on a VM.
+pub(in crate::kvm) fn check_extension(vm: Option<&Vm>, capability: usize) -> isize {
+    match u32::try_from(capability) {
+        Ok(c) if PROMISED.contains(&c) || vcpu::PROMISED.contains(&c) => 1,
+        Ok(c) => extensions::check(vm, c),
+        Err(_) => 0,
+    }
+}
+
+/// KVM_ENABLE_CAP (api.rst 4.37).
+fn enable_cap(vm: &Vm, setup: &mut Setup, r: &k::kvm_enable_cap) -> Result {
+    if r.flags != 0 {
+        return Err(EINVAL);
+    }
+    extensions::enable(vm, setup, r.cap, r.args[0])
+}
+
+/// KVM_ARM_PREFERRED_TARGET (api.rst 4.82).
+fn preferred_target() -> Result<k::kvm_vcpu_init> {
+    let mut init = uapi::zeroed::<k::kvm_vcpu_init>();
+    init.target = k::KVM_ARM_TARGET_GENERIC_V8;
+    Ok(init)
+}
+
+/// KVM_CREATE_VCPU (api.rst 4.7): there can be one, with id 0.
+#[inline(never)]
+fn create_vcpu(vm: &Arc<Vm>, setup: &mut Setup, id: usize) -> Result<isize> {
+    if id != 0 {
+        return Err(EINVAL);
+    }
+    if setup.has_vcpu {
+        return Err(EEXIST);
+    }
+    // Build, install last: nobody can use the vCPU before it is complete.
+    let vcpu = Vcpu::new(vm, 0)?;
+    let shared = vcpu.shared.clone();
+    let file = NewFile::new(VcpuFile::new(vm.clone(), vcpu)?)?;
+    vm.vcpus.push(shared)?;
+    setup.has_vcpu = true;
+    Ok(file.install() as isize)
 }

@@ -58,7 +58,12 @@ pub mod mem {
 #[path = "../../../src/arm64"]
 pub mod arm64 {
     //! Processors with Armv8-A's virtualisation, under a kernel at EL2.
+    pub mod context;
+    pub mod esr;
     pub mod host;
+    pub mod idreg;
+    pub mod psci;
+    pub mod stage2;
 }
 
 #[path = "../../../src/x86"]

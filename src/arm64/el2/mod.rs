@@ -1,0 +1,541 @@
+// SPDX-License-Identifier: GPL-2.0
+//! EL2: a stay in a guest, and what it needs of the processor.
+//!
+//! With VHE the kernel is at EL2 itself (HCR_EL2.E2H and TGE). A stay ([`Stay::hold`]) loads what the guest has to
+//! itself ([`Context`]) and what keeps it in its place, on one CPU with interrupts off, and puts back what was there.
+//! Vectors and HCR_EL2 change only around each entry (`switch.S`). Interrupts of the host are never acknowledged: they
+//! stop the guest, and are taken when the stay is over.
+//!
+//! **Translations.** All guests have VMID 0, which KVM gives to nobody. A CPU forgets what it has of it before it
+//! enters another vCPU than the last time, or one that was elsewhere meanwhile, or whose memory has changed
+//! ([`Stay::flush`]); nothing is broadcast but for break-before-make ([`forget_translations`]). TLBI of EL1&0 means the
+//! host's own regime while TGE is set, so it is cleared around each.
+//!
+//! This folder and `rust/` have all of Arm64's unsafe code.
+
+use crate::arm64::context::{registers, Context};
+use crate::arm64::esr::{decode, Exit, Syndrome};
+use crate::linux::el2;
+use crate::linux::irqflags::{IrqGuard, ThisCpu};
+use crate::linux::neon::Vectors;
+use crate::mem::addr::Hpa;
+use crate::mem::mmu::InOwnMm;
+use core::arch::asm;
+use core::ptr;
+use kernel::ffi::c_void;
+
+/// Reads a system register.
+macro_rules! read {
+    ($reg:expr) => {{
+        let value: u64;
+        // Also used where there is an unsafe block already.
+        #[allow(unused_unsafe)]
+        // SAFETY: Reading a register that this processor has, at EL2, changes nothing.
+        unsafe { asm!(concat!("mrs {}, ", $reg), out(reg) value, options(nomem, nostack, preserves_flags)) };
+        value
+    }};
+}
+
+/// Writes a system register. Not `nomem`: memory accesses must not move across it.
+macro_rules! write {
+    ($reg:expr, $value:expr) => {{
+        let value: u64 = $value;
+        asm!(concat!("msr ", $reg, ", {}"), in(reg) value, options(nostack, preserves_flags))
+    }};
+}
+
+// HCR_EL2 (Arm ARM D24.2.49).
+const HCR_VM: u64 = 1 << 0;
+const HCR_SWIO: u64 = 1 << 1;
+const HCR_PTW: u64 = 1 << 2;
+const HCR_FMO: u64 = 1 << 3;
+const HCR_IMO: u64 = 1 << 4;
+const HCR_AMO: u64 = 1 << 5;
+const HCR_FB: u64 = 1 << 9;
+const HCR_BSU_IS: u64 = 1 << 10;
+const HCR_TWI: u64 = 1 << 13;
+const HCR_TID3: u64 = 1 << 18;
+const HCR_TSC: u64 = 1 << 19;
+const HCR_TIDCP: u64 = 1 << 20;
+const HCR_TACR: u64 = 1 << 21;
+const HCR_TSW: u64 = 1 << 22;
+const HCR_RW: u64 = 1 << 31;
+const HCR_E2H: u64 = 1 << 34;
+/// In a guest: EL1 of 64 bits behind stage 2, physical interrupts and SError to us, and exits for what its handler
+/// wants to see. Without API and APK, pointer authentication traps; without ATA, so do tags.
+const HCR_GUEST: u64 = HCR_VM
+    | HCR_SWIO
+    | HCR_PTW
+    | HCR_FMO
+    | HCR_IMO
+    | HCR_AMO
+    | HCR_FB
+    | HCR_BSU_IS
+    | HCR_TWI
+    | HCR_TID3
+    | HCR_TSC
+    | HCR_TIDCP
+    | HCR_TACR
+    | HCR_TSW
+    | HCR_RW
+    | HCR_E2H;
+
+/// VTCR_EL2: 40 bits of guest-physical address, beginning at level 1, in write-back memory that is shared inside; bit
+/// 31 is 1. PS says the same 40 bits.
+const VTCR: u64 = 1 << 31 | 2 << 16 | 3 << 12 | 1 << 10 | 1 << 8 | 1 << 6 | (64 - 40);
+
+/// CPTR_EL2 as it is with E2H: FP and vectors are the guest's; SVE, SME, trace and activity monitors trap.
+const CPTR_GUEST: u64 = 3 << 20 | 1 << 28 | 1 << 30;
+
+/// MDCR_EL2: TPM, TPMCR, TDA, TDOSA, TDRA: performance counters and debug registers trap.
+const MDCR_TRAPS: u64 = 1 << 6 | 1 << 5 | 1 << 9 | 1 << 10 | 1 << 11;
+/// MDCR_EL2.HPMN, how many counters are EL1's, which stays.
+const MDCR_HPMN: u64 = 0x1f;
+
+/// CNTHCTL_EL2 as it is with E2H: the guest reads the physical counter (EL1PCTEN); its timer (EL1PTEN) traps.
+const CNTHCTL_EL1PCTEN: u64 = 1 << 10;
+const CNTHCTL_EL1PTEN: u64 = 1 << 11;
+
+/// ICH_HCR_EL2: TC, TALL0, TALL1, TDIR: all of the interrupt controller's registers trap.
+const ICH_HCR_TRAPS: u64 = 1 << 10 | 1 << 11 | 1 << 12 | 1 << 14;
+/// ICC_SRE_EL2.Enable: EL1 reaches ICC_SRE_EL1.
+const ICC_SRE_ENABLE: u64 = 1 << 3;
+
+/// CNTV_CTL_EL0: ENABLE, IMASK, ISTATUS.
+const TIMER_ENABLE: u64 = 1 << 0;
+const TIMER_MASK: u64 = 1 << 1;
+const TIMER_FIRED: u64 = 1 << 2;
+
+/// PAR_EL1.F: the translation failed.
+const PAR_FAILED: u64 = 1;
+
+/// General registers, what an exception brings, and why it came. `switch.S` knows the order.
+#[derive(Clone)]
+#[repr(C)]
+pub(crate) struct Regs {
+    /// X0 to X30.
+    pub(crate) x: [u64; 31],
+    /// SP_EL0.
+    pub(crate) sp: u64,
+    /// The address of the next instruction.
+    pub(crate) pc: u64,
+    /// PSTATE as SPSR_EL2 has it.
+    pub(crate) pstate: u64,
+    esr: u64,
+    far: u64,
+    hpfar: u64,
+}
+
+impl Regs {
+    /// After reset: at EL1 with its own stack pointer, all interrupts masked.
+    pub(crate) const RESET: Self = Self {
+        x: [0; 31],
+        sp: 0,
+        pc: 0,
+        pstate: 0x3c5,
+        esr: 0,
+        far: 0,
+        hpfar: 0,
+    };
+
+    /// General register `n`; 31 reads as zero.
+    #[inline]
+    pub(crate) fn x(&self, n: u8) -> u64 {
+        self.x.get(usize::from(n)).copied().unwrap_or(0)
+    }
+
+    /// Changes general register `n`; 31 is none.
+    #[inline]
+    pub(crate) fn set_x(&mut self, n: u8, value: u64) {
+        if let Some(x) = self.x.get_mut(usize::from(n)) {
+            *x = value;
+        }
+    }
+
+    /// ESR_EL2.ISS of the last exception.
+    pub(crate) fn iss(&self) -> u64 {
+        self.esr & 0x1ff_ffff
+    }
+
+    /// Past the instruction that has been dealt with. All are of 4 bytes.
+    #[inline]
+    pub(crate) fn skip(&mut self) {
+        self.pc = self.pc.wrapping_add(4);
+    }
+}
+
+extern "C" {
+    fn rvmm_el2_enter(regs: *mut Regs, hcr: u64) -> u64;
+    fn rvmm_vectors_save(to: *mut c_void);
+    fn rvmm_vectors_load(from: *const c_void);
+}
+
+/// What the processor has of a guest while it runs.
+pub(crate) struct Guest {
+    pub(crate) regs: Regs,
+    pub(crate) context: Context,
+    pub(crate) vectors: Vectors,
+    /// MPIDR_EL1.
+    pub(crate) mpidr: u64,
+    /// How far the guest's counter is behind the physical one (CNTVOFF_EL2).
+    pub(crate) counter_offset: u64,
+}
+
+macro_rules! load {
+    ($($(#[$doc:meta])* $name:ident = $encoding:tt, $asm:literal;)*) => {
+        /// Loads what the guest has to itself.
+        ///
+        /// # Safety
+        ///
+        /// In a stay that begins: what the host has in those of them that are its as well is saved.
+        unsafe fn load(c: &Context) {
+            use crate::arm64::context::Reg;
+            $(
+                // SAFETY: They are nobody's but the guest's while HCR_EL2.TGE is set, or saved by the caller.
+                unsafe { write!($asm, c.get(Reg::$name)) };
+            )*
+        }
+
+        /// Saves what the guest has to itself.
+        fn save(c: &mut Context) {
+            use crate::arm64::context::Reg;
+            $(c.set(Reg::$name, read!($asm));)*
+        }
+    };
+}
+registers!(load);
+
+/// Declares what of the host's a stay changes: `all` are there on every processor that the module takes, the others
+/// where `has` says so.
+macro_rules! host {
+    (all: { $($all:ident = $all_asm:literal,)* }
+     if hcx: { $hcx:ident = $hcx_asm:literal, }
+     if fgt: { $($fgt:ident = $fgt_asm:literal,)* }
+     if fgt2: { $($fgt2:ident = $fgt2_asm:literal,)* }) => {
+        /// What a stay has to put back.
+        struct Host {
+            $($all: u64,)*
+            $hcx: u64,
+            $($fgt: u64,)*
+            $($fgt2: u64,)*
+        }
+
+        impl Host {
+            /// What is there now.
+            fn save(has: &Has) -> Self {
+                Self {
+                    $($all: read!($all_asm),)*
+                    $hcx: if has.hcx { read!($hcx_asm) } else { 0 },
+                    $($fgt: if has.fgt { read!($fgt_asm) } else { 0 },)*
+                    $($fgt2: if has.fgt2 { read!($fgt2_asm) } else { 0 },)*
+                }
+            }
+
+            /// Puts it back.
+            ///
+            /// # Safety
+            ///
+            /// At the end of the stay at whose beginning it was saved, on the same CPU.
+            unsafe fn restore(&self, has: &Has) {
+                // SAFETY: The values that the kernel had there.
+                unsafe {
+                    $(write!($all_asm, self.$all);)*
+                    if has.hcx {
+                        write!($hcx_asm, self.$hcx);
+                    }
+                    if has.fgt {
+                        $(write!($fgt_asm, self.$fgt);)*
+                    }
+                    if has.fgt2 {
+                        $(write!($fgt2_asm, self.$fgt2);)*
+                    }
+                }
+            }
+
+            /// Nothing that is new to EL1 works there, and nothing else traps for it.
+            ///
+            /// # Safety
+            ///
+            /// In a stay, with what was there saved.
+            unsafe fn close(has: &Has) {
+                // SAFETY: Bits of the one kind trap when set, of the other when clear; they mean EL1 and EL0 of guests.
+                unsafe {
+                    if has.hcx {
+                        write!($hcx_asm, 0);
+                    }
+                    if has.fgt {
+                        $(write!($fgt_asm, 0);)*
+                    }
+                    if has.fgt2 {
+                        $(write!($fgt2_asm, 0);)*
+                    }
+                }
+            }
+        }
+    };
+}
+
+host! {
+    all: {
+        // At EL2 with E2H CPACR_EL1 is CPTR_EL2.
+        cptr = "cpacr_el1",
+        mdcr = "mdcr_el2",
+        mdscr = "mdscr_el1",
+        cnthctl = "cnthctl_el2",
+        cntvoff = "s3_4_c14_c0_3",
+        vtcr = "vtcr_el2",
+        vttbr = "vttbr_el2",
+        vpidr = "vpidr_el2",
+        vmpidr = "vmpidr_el2",
+        ich_hcr = "s3_4_c12_c11_0",
+        icc_sre = "s3_4_c12_c9_5",
+        // The task's and the guest's.
+        tpidr_el0 = "tpidr_el0",
+        tpidrro_el0 = "tpidrro_el0",
+        csselr = "csselr_el1",
+    }
+    // HCRX_EL2.
+    if hcx: { hcrx = "s3_4_c1_c2_2", }
+    // HFGRTR, HFGWTR, HFGITR, HDFGRTR, HDFGWTR.
+    if fgt: {
+        hfgrtr = "s3_4_c1_c1_4",
+        hfgwtr = "s3_4_c1_c1_5",
+        hfgitr = "s3_4_c1_c1_6",
+        hdfgrtr = "s3_4_c3_c1_4",
+        hdfgwtr = "s3_4_c3_c1_5",
+    }
+    // HDFGRTR2, HDFGWTR2, HFGRTR2, HFGWTR2, HFGITR2.
+    if fgt2: {
+        hdfgrtr2 = "s3_4_c3_c1_0",
+        hdfgwtr2 = "s3_4_c3_c1_1",
+        hfgrtr2 = "s3_4_c3_c1_2",
+        hfgwtr2 = "s3_4_c3_c1_3",
+        hfgitr2 = "s3_4_c3_c1_7",
+    }
+}
+
+/// What the processor has of that.
+struct Has {
+    hcx: bool,
+    fgt: bool,
+    fgt2: bool,
+}
+
+impl Has {
+    /// By ID_AA64MMFR1_EL1.HCX and ID_AA64MMFR0_EL1.FGT.
+    fn read() -> Self {
+        let fgt = read!("id_aa64mmfr0_el1") >> 56 & 0xf;
+        Self {
+            hcx: read!("id_aa64mmfr1_el1") >> 40 & 0xf != 0,
+            fgt: fgt != 0,
+            fgt2: fgt >= 2,
+        }
+    }
+}
+
+/// A stay that goes on: until it is over, the task runs on one CPU with interrupts off and must not sleep, and the
+/// processor has the state of one vCPU's guest.
+pub(crate) struct Stay<'irq> {
+    own_mm: InOwnMm<'irq>,
+}
+
+impl<'irq> Stay<'irq> {
+    /// Runs `body` in a stay of `guest`, whose nested page tables begin at `root`, and who finds the guest in `owner`.
+    /// The vector registers are free for it ([`KernelNeon`](crate::linux::neon::KernelNeon)).
+    pub(crate) fn hold<O, R>(
+        _this_cpu: ThisCpu<'irq>,
+        own_mm: InOwnMm<'irq>,
+        root: Hpa,
+        owner: &mut O,
+        guest: impl Fn(&mut O) -> &mut Guest,
+        body: impl FnOnce(&mut O, &Self) -> R,
+    ) -> R {
+        let has = Has::read();
+        let host = Host::save(&has);
+        let g = guest(owner);
+        // SAFETY: Interrupts are off until the end, so that nobody meets what is loaded here; none of it means the
+        // kernel, which runs with HCR_EL2.TGE, but for what `host` has and `restore` puts back. `root` is that of the
+        // nested page tables of the guest's VM, which lives longer.
+        unsafe {
+            write!("vtcr_el2", VTCR);
+            write!("vttbr_el2", root.0);
+            write!("vpidr_el2", read!("midr_el1"));
+            write!("vmpidr_el2", g.mpidr);
+            Host::close(&has);
+            write!("cpacr_el1", CPTR_GUEST);
+            write!("mdcr_el2", host.mdcr & MDCR_HPMN | MDCR_TRAPS);
+            write!("mdscr_el1", 0);
+            let cnthctl = host.cnthctl & !(CNTHCTL_EL1PCTEN | CNTHCTL_EL1PTEN);
+            write!("cnthctl_el2", cnthctl | CNTHCTL_EL1PCTEN);
+            write!("s3_4_c14_c0_3", g.counter_offset);
+            write!("s3_4_c12_c11_0", ICH_HCR_TRAPS);
+            write!("s3_4_c12_c9_5", host.icc_sre & !ICC_SRE_ENABLE);
+            load(&g.context);
+            rvmm_vectors_load(ptr::from_ref(&g.vectors).cast());
+            asm!("isb", options(nostack, preserves_flags));
+        }
+        let stay = Self { own_mm };
+        let result = body(owner, &stay);
+        let g = guest(owner);
+        save(&mut g.context);
+        // SAFETY: As above. The timer is off before interrupts come on, so that its interrupt never reaches the host.
+        unsafe {
+            rvmm_vectors_save(ptr::from_mut(&mut g.vectors).cast());
+            write!("s3_5_c14_c3_1", 0);
+            host.restore(&has);
+            asm!("isb", options(nostack, preserves_flags));
+        }
+        result
+    }
+
+    /// What says whose address space it is.
+    pub(crate) fn own_mm(&self) -> InOwnMm<'irq> {
+        self.own_mm
+    }
+
+    /// Enters the guest, and says why it stopped.
+    pub(crate) fn enter(&self, guest: &mut Guest) -> Exit {
+        // SAFETY: In a stay of this guest, by whoever has made it; the registers have the layout that the switch knows.
+        // What is behind stage 2 is the guest's own, whatever it does there. The barrier has the walker find what has
+        // been written to nested page tables on this CPU.
+        let why = unsafe {
+            asm!("dsb ishst", options(nostack, preserves_flags));
+            rvmm_el2_enter(&mut guest.regs, HCR_GUEST)
+        };
+        let r = &guest.regs;
+        let syndrome = Syndrome {
+            esr: r.esr,
+            far: r.far,
+            hpfar: r.hpfar,
+        };
+        let exit = decode(why, &syndrome);
+        if exit == Exit::HostError {
+            el2::host_error(r.esr);
+        }
+        exit
+    }
+
+    /// Forgets all translations of guests' on this CPU.
+    pub(crate) fn flush(&self) {
+        // SAFETY: In a stay VTTBR_EL2 has VMID 0. Translations are looked up anew when they are needed.
+        unsafe {
+            in_guest_regime(|| {
+                asm!(
+                    "tlbi vmalls12e1",
+                    "dsb nsh",
+                    "isb",
+                    options(nostack, preserves_flags)
+                )
+            })
+        };
+    }
+
+    /// The guest's virtual timer has fired, of which nobody can tell the guest: it is masked, or its interrupt would
+    /// end each entry at once. Returns whether that was so.
+    pub(crate) fn silence_timer(&self) -> bool {
+        let ctl = read!("s3_5_c14_c3_1");
+        let fired = ctl & (TIMER_ENABLE | TIMER_MASK | TIMER_FIRED) == TIMER_ENABLE | TIMER_FIRED;
+        if fired {
+            // SAFETY: The guest's register.
+            unsafe { write!("s3_5_c14_c3_1", ctl | TIMER_MASK) };
+        }
+        fired
+    }
+
+    /// The guest-physical address behind `address` of the guest that has just stopped there, which may be read.
+    /// `None`: its own tables have changed meanwhile.
+    pub(crate) fn translate(&self, address: u64) -> Option<u64> {
+        let mut par = 0;
+        let kept = read!("par_el1");
+        // SAFETY: A look-up in the guest's stage 1 alone, whose registers are loaded; PAR_EL1, which has the answer, is
+        // the guest's and put back.
+        unsafe {
+            in_guest_regime(|| {
+                asm!("at s1e1r, {}", "isb", in(reg) address, options(nostack, preserves_flags));
+                par = read!("par_el1");
+            });
+            write!("par_el1", kept);
+        }
+        (par & PAR_FAILED == 0).then_some(par & 0xf_ffff_ffff_f000 | address & 0xfff)
+    }
+}
+
+/// Runs `f`, an instruction that means EL1&0, where that is the guest's regime: with HCR_EL2.TGE clear.
+///
+/// # Safety
+///
+/// Interrupts are off, and VTTBR_EL2 is that of the guests.
+unsafe fn in_guest_regime(f: impl FnOnce()) {
+    let host = read!("hcr_el2");
+    // SAFETY: For the instruction alone, at EL2, which goes on by its own tables meanwhile; no access to user memory is
+    // in between. Debug exceptions and SError, which the kernel would take with its own HCR_EL2, are masked.
+    unsafe {
+        asm!("msr daifset, #0xc", options(nostack, preserves_flags));
+        write!("hcr_el2", HCR_GUEST);
+        asm!("isb", options(nostack, preserves_flags));
+        f();
+        write!("hcr_el2", host);
+        asm!(
+            "isb",
+            "msr daifclr, #0xc",
+            options(nostack, preserves_flags)
+        );
+    }
+}
+
+/// Every CPU has forgotten all translations of guests' when this returns: an entry that was broken is in no TLB. Any
+/// context.
+pub(crate) fn forget_translations() {
+    let irqs = IrqGuard::new();
+    let kept = read!("vttbr_el2");
+    // SAFETY: Interrupts are off. VMID 0 is that of our guests alone, and what is in VTTBR_EL2, KVM's perhaps, is put
+    // back. The first barrier makes the broken entry visible to all walkers before TLBs are told.
+    unsafe {
+        write!("vttbr_el2", 0);
+        asm!("dsb ishst", "isb", options(nostack, preserves_flags));
+        in_guest_regime(|| {
+            asm!(
+                "tlbi vmalls12e1is",
+                "dsb ish",
+                "isb",
+                options(nostack, preserves_flags)
+            )
+        });
+        write!("vttbr_el2", kept);
+        asm!("isb", options(nostack, preserves_flags));
+    }
+    drop(irqs);
+}
+
+impl Stay<'_> {
+    /// Gives the guest's EL1 what an exception from `pc` and `pstate` gives it; its vectors are at the result.
+    pub(crate) fn raise(&self, pc: u64, pstate: u64, esr: u64) -> u64 {
+        // SAFETY: ELR_EL1, SPSR_EL1 and ESR_EL1 of the guest, which is loaded.
+        unsafe {
+            write!("s3_5_c4_c0_1", pc);
+            write!("s3_5_c4_c0_0", pstate);
+            write!("s3_5_c5_c2_0", esr);
+        }
+        read!("s3_5_c12_c0_0")
+    }
+}
+
+/// The physical counter.
+pub(crate) fn counter() -> u64 {
+    // SAFETY: Instructions before it are finished first.
+    unsafe { asm!("isb", options(nostack, preserves_flags)) };
+    read!("cntpct_el0")
+}
+
+/// What the host reads of an ID register that guests are shown something of.
+pub(crate) fn host_id(reg: crate::arm64::esr::SysReg) -> u64 {
+    match reg.parts() {
+        (3, 0, 0, 4, 0) => read!("id_aa64pfr0_el1"),
+        (3, 0, 0, 6, 0) => read!("id_aa64isar0_el1"),
+        (3, 0, 0, 6, 1) => read!("id_aa64isar1_el1"),
+        (3, 0, 0, 7, 0) => read!("id_aa64mmfr0_el1"),
+        (3, 0, 0, 7, 1) => read!("id_aa64mmfr1_el1"),
+        (3, 0, 0, 7, 2) => read!("id_aa64mmfr2_el1"),
+        _ => 0,
+    }
+}

@@ -1,0 +1,158 @@
+// SPDX-License-Identifier: GPL-2.0
+//! What the ID registers say to guests: an allow-list (Arm ARM D24.2).
+//!
+//! A field is shown as the host has it, up to a value that is known here, if nothing has to be switched or trapped for
+//! what it announces. What is not listed reads as zero, which says that it is not there.
+#![forbid(unsafe_code)]
+
+use crate::arm64::esr::SysReg;
+
+/// How a field of four bits is shown.
+#[derive(Clone, Copy)]
+enum Field {
+    /// What the host has, but at most this.
+    UpTo(u8),
+    /// What the host has: all values are understood, or 0xf means that it is not there.
+    Same,
+    /// This, whatever the host has.
+    Always(u8),
+}
+
+use Field::{Always, Same, UpTo};
+
+/// The lowest bit of a field, and how it is shown.
+type Row = (u8, Field);
+
+/// ID_AA64PFR0_EL1: EL0 and EL1 of 64 bits, no EL2, FP, AdvSIMD, CSV2, CSV3. Neither a GIC with registers, nor RAS,
+/// SVE, AMU.
+const PFR0: &[Row] = &[
+    (0, Always(1)),
+    (4, Always(1)),
+    (16, Same),
+    (20, Same),
+    (56, UpTo(1)),
+    (60, UpTo(1)),
+];
+/// ID_AA64DFR0_EL1: Armv8 debug with two breakpoints and two watchpoints, whose registers read as zero.
+const DFR0: &[Row] = &[(0, Always(6)), (12, Always(1)), (20, Always(1))];
+/// ID_AA64ISAR0_EL1: instructions alone, but for TME and RNDR.
+const ISAR0: &[Row] = &[
+    (4, UpTo(2)),
+    (8, UpTo(1)),
+    (12, UpTo(2)),
+    (16, UpTo(1)),
+    (20, UpTo(2)),
+    (28, UpTo(1)),
+    (32, UpTo(1)),
+    (36, UpTo(1)),
+    (40, UpTo(1)),
+    (44, UpTo(1)),
+    (48, UpTo(1)),
+    (52, UpTo(2)),
+    (56, UpTo(2)),
+];
+/// ID_AA64ISAR1_EL1: DPB, JSCVT, FCMA, LRCPC, FRINTTS, SB, BF16, DGH, I8MM. No pointer authentication.
+const ISAR1: &[Row] = &[
+    (0, UpTo(2)),
+    (12, UpTo(1)),
+    (16, UpTo(1)),
+    (20, UpTo(2)),
+    (32, UpTo(1)),
+    (36, UpTo(1)),
+    (44, UpTo(1)),
+    (48, UpTo(1)),
+    (52, UpTo(1)),
+];
+/// ID_AA64MMFR0_EL1: as many physical address bits as guest memory has (40), ASIDs, granules.
+const MMFR0: &[Row] = &[
+    (0, UpTo(2)),
+    (4, UpTo(2)),
+    (12, UpTo(1)),
+    (16, UpTo(1)),
+    (20, UpTo(1)),
+    (24, Same),
+    (28, Same),
+];
+/// ID_AA64MMFR1_EL1: access flag and dirty state in stage 1, HPDS, PAN.
+const MMFR1: &[Row] = &[(0, UpTo(2)), (12, UpTo(1)), (20, UpTo(2))];
+/// ID_AA64MMFR2_EL1: CNP, UAO, addresses of 52 bits in stage 1, AT, TTL hints, BBM, E0PD.
+const MMFR2: &[Row] = &[
+    (0, UpTo(1)),
+    (4, UpTo(1)),
+    (16, UpTo(1)),
+    (32, UpTo(1)),
+    (48, UpTo(1)),
+    (52, UpTo(2)),
+    (60, UpTo(1)),
+];
+
+/// ID registers that show something, and how.
+const SHOWN: &[(SysReg, &[Row])] = &[
+    (id(4, 0), PFR0),
+    (id(5, 0), DFR0),
+    (id(6, 0), ISAR0),
+    (id(6, 1), ISAR1),
+    (id(7, 0), MMFR0),
+    (id(7, 1), MMFR1),
+    (id(7, 2), MMFR2),
+];
+
+const fn id(crm: u16, op2: u16) -> SysReg {
+    SysReg::new(3, 0, 0, crm, op2)
+}
+
+/// Whether `reg` is an ID register in the space that is set aside for them (HCR_EL2.TID3): CRm 1 to 7.
+pub fn is_id(reg: SysReg) -> bool {
+    let (op0, op1, crn, crm, _) = reg.parts();
+    (op0, op1, crn) == (3, 0, 0) && (1..=7).contains(&crm)
+}
+
+/// What a guest reads of `reg`, which the host reads as `host`.
+pub fn shown(reg: SysReg, host: u64) -> u64 {
+    let rows = SHOWN
+        .iter()
+        .find(|(r, _)| *r == reg)
+        .map_or(&[][..], |(_, rows)| rows);
+    rows.iter().fold(0, |value, &(at, field)| {
+        let has = (host >> at & 0xf) as u8;
+        let shows = match field {
+            UpTo(most) => has.min(most),
+            Same => has,
+            Always(v) => v,
+        };
+        value | u64::from(shows) << at
+    })
+}
+
+/// The registers of which [`shown`] says more than zero.
+pub fn all() -> impl Iterator<Item = SysReg> {
+    SHOWN.iter().map(|(reg, _)| *reg)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn allow_list() {
+        // Neither SVE (35:32), RAS (31:28), GIC (27:24), AMU, MPAM, nor EL2 and EL3 (15:8).
+        assert_eq!(shown(id(4, 0), u64::MAX), 0x1100_0000_00ff_0011);
+        assert_eq!(shown(id(4, 0), 0), 0x11);
+        // No pointer authentication (7:4, 11:8, 27:24, 31:28).
+        assert_eq!(shown(id(6, 1), u64::MAX) & 0xff00_0ff0, 0);
+        // Three physical address widths are known: 32, 36 and 40 bits.
+        assert_eq!(shown(id(7, 0), 0x0000_0000_0f00_0005) & 0xf, 2);
+        assert_eq!(shown(id(7, 0), 0x0000_0000_0f00_0001) & 0xf, 1);
+        // That a granule of 64 KiB is not there is said by 0xf.
+        assert_eq!(shown(id(7, 0), 0x0000_0000_0f00_0005) >> 24 & 0xf, 0xf);
+        // No VHE in a guest (MMFR1 11:8).
+        assert_eq!(shown(id(7, 1), u64::MAX) & 0xf00, 0);
+    }
+
+    #[test]
+    fn the_rest_is_zero() {
+        assert_eq!(shown(id(4, 1), u64::MAX), 0);
+        assert_eq!(shown(id(4, 4), u64::MAX), 0);
+        assert_eq!(shown(id(1, 0), u64::MAX), 0);
+    }
+}

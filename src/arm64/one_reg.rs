@@ -1,0 +1,178 @@
+// SPDX-License-Identifier: GPL-2.0
+//! KVM_GET_ONE_REG and KVM_SET_ONE_REG (api.rst 4.68): a vCPU's registers by their numbers.
+
+use crate::abi::uapi::{self, k};
+use crate::arm64::context::{Reg, ENCODINGS};
+use crate::arm64::el2::{self, Guest};
+use crate::arm64::esr::SysReg;
+use crate::arm64::idreg;
+use crate::nospec::Nospec;
+use core::mem::offset_of;
+use kernel::prelude::*;
+
+/// What a number stands for.
+enum Place<'a> {
+    U32(&'a mut u32),
+    U64(&'a mut u64),
+    U128(&'a mut u128),
+    /// Reads as this, and may be written with it.
+    Fixed(u64),
+}
+
+const SIZE_U32: u64 = 2 << 52;
+const SIZE_U64: u64 = 3 << 52;
+const SIZE_U128: u64 = 4 << 52;
+/// Architecture and size.
+const KIND: u64 = 0xfff0_0000_0000_0000;
+const ARM64: u64 = 0x6000_0000_0000_0000;
+/// Groups.
+const CORE: u64 = 0x10 << 16;
+const SYSREG: u64 = 0x13 << 16;
+
+/// Word of `struct kvm_regs` at which a member is.
+macro_rules! word {
+    ($($member:ident).+) => {
+        (offset_of!(k::kvm_regs, $($member).+) / 4) as u64
+    };
+}
+const PC: u64 = word!(regs.pc);
+const SP: u64 = word!(regs.sp);
+const PSTATE: u64 = word!(regs.pstate);
+const SP_EL1: u64 = word!(sp_el1);
+const ELR_EL1: u64 = word!(elr_el1);
+const SPSR_EL1: u64 = word!(spsr);
+const VECTORS: u64 = word!(fp_regs);
+const FPSR: u64 = VECTORS + 128;
+const FPCR: u64 = VECTORS + 129;
+const MPIDR: SysReg = SysReg::new(3, 0, 0, 0, 5);
+
+/// Where the register with that number is. ENOENT: there is none.
+fn find(g: &mut Guest, id: u64) -> Result<Place<'_>> {
+    let (kind, group, index) = (id & KIND, id & 0xffff_ffff_0000 & !KIND, id & 0xffff);
+    let place = match group {
+        CORE => match index {
+            x if x < SP && x % 2 == 0 => {
+                Place::U64(g.regs.x.get_nospec_mut(x as usize / 2).ok_or(ENOENT)?)
+            }
+            SP => Place::U64(&mut g.regs.sp),
+            PC => Place::U64(&mut g.regs.pc),
+            PSTATE => Place::U64(&mut g.regs.pstate),
+            SP_EL1 => Place::U64(&mut g.context.0[Reg::Sp1 as usize]),
+            ELR_EL1 => Place::U64(&mut g.context.0[Reg::Elr as usize]),
+            SPSR_EL1 => Place::U64(&mut g.context.0[Reg::Spsr as usize]),
+            FPSR => Place::U32(&mut g.vectors.fpsr),
+            FPCR => Place::U32(&mut g.vectors.fpcr),
+            v if (VECTORS..FPSR).contains(&v) && (v - VECTORS) % 4 == 0 => {
+                let n = (v - VECTORS) as usize / 4;
+                Place::U128(g.vectors.v.get_nospec_mut(n).ok_or(ENOENT)?)
+            }
+            _ => return Err(ENOENT),
+        },
+        SYSREG => {
+            let reg = SysReg(index as u16);
+            if reg == MPIDR {
+                Place::Fixed(g.mpidr)
+            } else if idreg::is_id(reg) {
+                Place::Fixed(idreg::shown(reg, el2::host_id(reg)))
+            } else if is_core(reg) {
+                return Err(ENOENT);
+            } else {
+                Place::U64(g.context.by_encoding(reg).ok_or(ENOENT)?)
+            }
+        }
+        _ => return Err(ENOENT),
+    };
+    let size = match place {
+        Place::U32(_) => SIZE_U32,
+        Place::U64(_) | Place::Fixed(_) => SIZE_U64,
+        Place::U128(_) => SIZE_U128,
+    };
+    if kind == ARM64 | size {
+        Ok(place)
+    } else {
+        Err(ENOENT)
+    }
+}
+
+/// Registers of the context that are in `struct kvm_regs`, and so have no number as system registers.
+fn is_core(reg: SysReg) -> bool {
+    [Reg::Sp1, Reg::Elr, Reg::Spsr]
+        .iter()
+        .any(|r| ENCODINGS.get(*r as usize) == Some(&reg))
+}
+
+/// KVM_GET_ONE_REG.
+pub(crate) fn get(g: &mut Guest, r: &k::kvm_one_reg) -> Result {
+    let addr = r.addr as usize;
+    match find(g, r.id)? {
+        Place::U32(v) => uapi::put(addr, v),
+        Place::U64(v) => uapi::put(addr, v),
+        Place::U128(v) => uapi::put(addr, &v.to_le_bytes()),
+        Place::Fixed(v) => uapi::put(addr, &v),
+    }
+}
+
+/// PSTATE.M of EL0 and EL1 with their own and with EL0's stack pointer. A guest has no other.
+fn is_mode(pstate: u64) -> bool {
+    matches!(pstate & 0x1f, 0 | 4 | 5)
+}
+
+/// KVM_SET_ONE_REG. EINVAL: a value that the register cannot have.
+pub(crate) fn set(g: &mut Guest, r: &k::kvm_one_reg) -> Result {
+    let addr = r.addr as usize;
+    if r.id == ARM64 | SIZE_U64 | CORE | PSTATE && !is_mode(uapi::get(addr)?) {
+        return Err(EINVAL);
+    }
+    match find(g, r.id)? {
+        Place::U32(v) => *v = uapi::get(addr)?,
+        Place::U64(v) => *v = uapi::get(addr)?,
+        Place::U128(v) => *v = u128::from_le_bytes(uapi::get(addr)?),
+        Place::Fixed(v) => {
+            if uapi::get::<u64>(addr)? != v {
+                return Err(EINVAL);
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Calls `f` for the number of each register.
+fn each(mut f: impl FnMut(u64) -> Result) -> Result {
+    let core = |index: u64, size: u64| ARM64 | size | CORE | index;
+    for x in 0..31 {
+        f(core(2 * x, SIZE_U64))?;
+    }
+    for index in [SP, PC, PSTATE, SP_EL1, ELR_EL1, SPSR_EL1] {
+        f(core(index, SIZE_U64))?;
+    }
+    for v in 0..32 {
+        f(core(VECTORS + 4 * v, SIZE_U128))?;
+    }
+    f(core(FPSR, SIZE_U32))?;
+    f(core(FPCR, SIZE_U32))?;
+    let system = ENCODINGS.iter().copied().filter(|r| !is_core(*r));
+    for reg in Iterator::chain(Iterator::chain(system, idreg::all()), [MPIDR]) {
+        f(ARM64 | SIZE_U64 | SYSREG | u64::from(reg.0))?;
+    }
+    Ok(())
+}
+
+/// KVM_GET_REG_LIST (api.rst 4.83), with its header at `arg`. E2BIG: there are more than there is room for.
+pub(crate) fn list(arg: usize) -> Result {
+    let room = uapi::get::<u64>(arg)?;
+    let mut count = 0u64;
+    each(|_| {
+        count += 1;
+        Ok(())
+    })?;
+    uapi::put(arg, &count)?;
+    if room < count {
+        return Err(E2BIG);
+    }
+    let mut i = 0;
+    each(|id| {
+        uapi::put(uapi::element::<u64>(arg, size_of::<u64>(), i)?, &id)?;
+        i += 1;
+        Ok(())
+    })
+}

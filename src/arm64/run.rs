@@ -1,0 +1,421 @@
+// SPDX-License-Identifier: GPL-2.0
+//! KVM_RUN: enter the guest, handle what it exits for, until user space is needed (api.rst 4.10, 5).
+//!
+//! Two loops, as on x86: the inner one, [`Runner::stay`], with interrupts off, goes around for what needs neither sleep
+//! nor host interrupts; the outer one handles the rest with interrupts on.
+
+use crate::abi::exits::{self, exits as declare_exits, Ask};
+use crate::abi::uapi::k;
+use crate::arm64::el2::{self, Stay};
+use crate::arm64::esr::{Exit, NestedFault, Place, SysReg};
+use crate::arm64::vcpu::{Pending, State, Vcpu};
+use crate::arm64::vm::Vm;
+use crate::arm64::{idreg, psci};
+use crate::bus::ioeventfd::Bus;
+use crate::linux::irqflags::{IrqGuard, ThisCpu};
+use crate::linux::neon::KernelNeon;
+use crate::linux::sched;
+use crate::mem::addr::Gpa;
+use crate::mem::fault::{FaultOutcome, Faulting};
+use crate::mem::mmu::InOwnMm;
+use kernel::prelude::*;
+
+declare_exits! {
+    /// The guest wants the machine off, or reset.
+    SystemEvent = KVM_EXIT_SYSTEM_EVENT, system_event: kvm_run__bindgen_ty_1__bindgen_ty_19 {
+        kind: u32 = type_,
+        ndata: u32 = ndata,
+    }
+    /// An access to device memory that the processor does not describe.
+    Undescribed = KVM_EXIT_ARM_NISV, arm_nisv: kvm_run__bindgen_ty_1__bindgen_ty_22 {
+        iss: u64 = esr_iss,
+        gpa: u64 = fault_ipa,
+    }
+}
+
+/// PSTATE.nRW: EL0 of 32 bits.
+const PSTATE_32BIT: u64 = 1 << 4;
+/// PSTATE after an exception to EL1: EL1 with its own stack pointer, D, A, I and F masked.
+const PSTATE_EL1H_MASKED: u64 = 0x3c5;
+/// ESR_EL1 of an undefined instruction: class 0, 4 bytes.
+const ESR_UNDEFINED: u64 = 1 << 25;
+
+/// What a handler achieved.
+#[derive(Clone, Copy, Debug)]
+enum Step {
+    /// Enter the guest again.
+    Again,
+    /// Leave the stay, look at what waits, then enter again.
+    Leave,
+    /// Return to user space; `kvm_run` is filled in.
+    User,
+    /// KVM_RUN fails.
+    Fail(Error),
+}
+
+/// How a stay ended.
+enum Stayed {
+    /// With this step.
+    Ended(Step),
+    /// With a fault at this guest-physical address whose handling may sleep.
+    Fault(Gpa, NestedFault),
+}
+
+/// One KVM_RUN.
+pub(crate) struct Runner<'a> {
+    vm: &'a Vm,
+    vcpu: &'a Vcpu,
+    s: &'a mut State,
+}
+
+impl<'a> Runner<'a> {
+    /// Of a vCPU whose state is locked.
+    pub(crate) fn new(vm: &'a Vm, vcpu: &'a Vcpu, s: &'a mut State) -> Self {
+        Self { vm, vcpu, s }
+    }
+
+    /// KVM_RUN.
+    #[inline(never)]
+    pub(crate) fn run(&mut self) -> Result<isize> {
+        self.s.check_initialized()?;
+        self.complete();
+        if self.vcpu.run.get(exits::IMMEDIATE_EXIT) != 0 {
+            return Err(EINTR);
+        }
+        self.vcpu.run.put(exits::EXIT_REASON, k::KVM_EXIT_UNKNOWN);
+        self.vcpu.shared.worker.set_current();
+        loop {
+            let step = if self.s.off || self.s.halted {
+                self.wait()
+            } else {
+                self.enter()?
+            };
+            match step {
+                Step::Again | Step::Leave => {}
+                Step::User => return Ok(0),
+                Step::Fail(e) => return Err(e),
+            }
+            if sched::xfer_to_guest_pending() && sched::xfer_to_guest_handle().is_err() {
+                return Err(self.interrupted());
+            }
+        }
+    }
+
+    /// Finishes the last exit.
+    fn complete(&mut self) {
+        let r = &mut self.s.guest.regs;
+        match core::mem::replace(&mut self.s.pending, Pending::Nothing) {
+            Pending::Nothing => return,
+            Pending::Load(access) => {
+                let data = u64::from_le_bytes(self.vcpu.run.get(exits::Mmio::DATA));
+                r.set_x(access.register, access.loaded(data));
+            }
+            Pending::Store => {}
+        }
+        r.skip();
+    }
+
+    /// Fills in `kvm_run`.
+    fn ask<A: Ask>(&self, what: &A) -> Step {
+        let page = self.vcpu.run.first();
+        what.put(page);
+        page.put(exits::EXIT_REASON, A::REASON);
+        Step::User
+    }
+
+    /// KVM_RUN ends for a signal.
+    #[cold]
+    fn interrupted(&self) -> Error {
+        let _ = self.ask(&exits::Intr);
+        EINTR
+    }
+
+    /// Waits for a signal: nothing else wakes a vCPU that is off, or waits for an interrupt that nobody can raise.
+    fn wait(&mut self) -> Step {
+        let shared = &self.vcpu.shared;
+        match shared.wait.wait_interruptible(|| shared.requests() != 0) {
+            Ok(_) => Step::Leave,
+            Err(_) => {
+                // An interrupt is what WFI may also return for without one.
+                self.s.halted = false;
+                Step::Fail(self.interrupted())
+            }
+        }
+    }
+
+    /// A stay, and what has to be done about its end.
+    fn enter(&mut self) -> Result<Step> {
+        match self.stay()? {
+            Stayed::Ended(step) => Ok(step),
+            Stayed::Fault(gpa, fault) => self.slow_fault(gpa, &fault),
+        }
+    }
+
+    /// Runs the guest until something needs the outer loop.
+    fn stay(&mut self) -> Result<Stayed> {
+        let (vm, vcpu) = (self.vm, self.vcpu);
+        let room = self.s.room.take().ok_or(EBUSY)?;
+        let neon = KernelNeon::begin(room);
+        let irq = IrqGuard::new();
+        let Some(own_mm) = InOwnMm::new(vm.mm(), irq.token()) else {
+            drop(irq);
+            self.s.room = Some(neon.end());
+            return Err(EIO);
+        };
+        sched::guest_enter(&irq);
+        vcpu.shared.enter_stay(irq.this_cpu());
+        let root = vm.memory.root();
+        let stayed = Stay::hold(
+            irq.this_cpu(),
+            own_mm,
+            root,
+            self,
+            |r| &mut r.s.guest,
+            |r, stay| r.enter_loop(stay, irq.this_cpu()),
+        );
+        vcpu.shared.leave_stay();
+        if matches!(stayed, Stayed::Ended(Step::Leave)) {
+            // A guest that never leaves by itself keeps no grace period waiting for longer than a tick.
+            sched::guest_quiescent(&irq);
+        }
+        drop(irq);
+        self.s.room = Some(neon.end());
+        sched::guest_exit();
+        Ok(stayed)
+    }
+
+    /// The inner loop.
+    fn enter_loop(&mut self, stay: &Stay<'_>, this_cpu: ThisCpu<'_>) -> Stayed {
+        let cpu = this_cpu.number();
+        loop {
+            if self.vcpu.shared.requests() != 0 || sched::xfer_to_guest_pending() {
+                return Stayed::Ended(Step::Leave);
+            }
+            let generation = self.vm.memory.tlb_generation();
+            // In this order: the CPU has to learn in any case who is its last vCPU.
+            let other = self.s.last.replace(this_cpu, self.s.token);
+            if other || generation != self.s.tlb_generation || cpu != self.s.cpu {
+                stay.flush();
+                self.s.tlb_generation = generation;
+                self.s.cpu = cpu;
+            }
+            let exit = stay.enter(&mut self.s.guest);
+            match self.handle(exit, stay) {
+                Stayed::Ended(Step::Again) => {}
+                end => return end,
+            }
+        }
+    }
+
+    /// Handles an exit in the stay, as far as that goes.
+    fn handle(&mut self, exit: Exit, stay: &Stay<'_>) -> Stayed {
+        let exit = if self.s.guest.regs.pstate & PSTATE_32BIT != 0 {
+            Self::of_32bit(exit)
+        } else {
+            exit
+        };
+        let step = match exit {
+            Exit::HostInterrupt => {
+                stay.silence_timer();
+                Step::Leave
+            }
+            // `enter` does not return.
+            Exit::HostError => Step::Leave,
+            Exit::Hvc(number) => self.hypercall(number),
+            // Nobody answers; HVC is what guests are told to use.
+            Exit::Smc => {
+                self.s.guest.regs.set_x(0, u64::MAX);
+                self.s.guest.regs.skip();
+                Step::Again
+            }
+            Exit::Wait(event) => {
+                self.s.guest.regs.skip();
+                if event {
+                    Step::Again
+                } else {
+                    self.s.halted = true;
+                    Step::Leave
+                }
+            }
+            Exit::SysReg {
+                reg,
+                read,
+                register,
+            } => self.system_register(stay, reg, read, register),
+            Exit::NestedFault(f) => {
+                let gpa = match f.place {
+                    Place::Known(gpa) => Some(gpa),
+                    Place::Virtual(address) => stay.translate(address),
+                };
+                match gpa {
+                    Some(gpa) => return self.short_fault(Gpa(gpa), f, stay),
+                    // The guest has changed its tables meanwhile, and will fault again.
+                    None => Step::Again,
+                }
+            }
+            Exit::Absent => {
+                self.undefined(stay);
+                Step::Again
+            }
+            Exit::Unknown(esr) => self.ask(&exits::Unknown { reason: esr }),
+        };
+        Stayed::Ended(step)
+    }
+
+    /// Guests are told that EL0 has 64 bits, but one of 32 bits that its processor has can be entered. What it does
+    /// there is undefined but for accesses to memory.
+    fn of_32bit(exit: Exit) -> Exit {
+        match exit {
+            Exit::HostInterrupt | Exit::HostError => exit,
+            Exit::NestedFault(f) => Exit::NestedFault(NestedFault { access: None, ..f }),
+            _ => Exit::Absent,
+        }
+    }
+
+    /// HVC, already behind the instruction.
+    fn hypercall(&mut self, number: u16) -> Step {
+        let mpidr = self.s.guest.mpidr;
+        let r = &mut self.s.guest.regs;
+        let [x0, x1, x2, x3, ..] = r.x;
+        let answer = if number == 0 && self.s.has_psci() {
+            psci::call(&[x0, x1, x2, x3], mpidr)
+        } else {
+            psci::Answer::Value(u64::MAX)
+        };
+        let event = |kind| SystemEvent { kind, ndata: 0 };
+        match answer {
+            psci::Answer::Value(value) => {
+                self.s.guest.regs.set_x(0, value);
+                Step::Again
+            }
+            psci::Answer::CpuOff => {
+                self.s.off = true;
+                Step::Leave
+            }
+            psci::Answer::SystemOff => {
+                self.s.off = true;
+                self.ask(&event(k::KVM_SYSTEM_EVENT_SHUTDOWN))
+            }
+            psci::Answer::SystemReset => {
+                self.s.off = true;
+                self.ask(&event(k::KVM_SYSTEM_EVENT_RESET))
+            }
+        }
+    }
+
+    /// MRS or MSR that traps.
+    fn system_register(&mut self, stay: &Stay<'_>, reg: SysReg, read: bool, register: u8) -> Step {
+        let (op0, op1, crn, crm, op2) = reg.parts();
+        let r = &mut self.s.guest.regs;
+        if idreg::is_id(reg) && read {
+            r.set_x(register, idreg::shown(reg, el2::host_id(reg)));
+        } else if op0 == 2 || (op0, op1, crn, crm, op2) == (3, 0, 1, 0, 1) {
+            // Debug registers, and ACTLR_EL1: they read as zero.
+            if read {
+                r.set_x(register, 0);
+            }
+        } else if (op0, crn, crm) == (1, 7, 6)
+            || (op0, crn, crm) == (1, 7, 10)
+            || (op0, crn, crm) == (1, 7, 14)
+        {
+            // DC ISW, CSW, CISW: caches are nobody's business but the host's.
+        } else {
+            self.undefined(stay);
+            return Step::Again;
+        }
+        r.skip();
+        Step::Again
+    }
+
+    /// The instruction is undefined: an exception to the guest's EL1, in a stay (Arm ARM D1.3.1).
+    fn undefined(&mut self, stay: &Stay<'_>) {
+        let g = &mut self.s.guest;
+        let offset = match g.regs.pstate & 0xf {
+            _ if g.regs.pstate & PSTATE_32BIT != 0 => 0x600,
+            0 => 0x400,
+            4 => 0,
+            _ => 0x200,
+        };
+        let vbar = stay.raise(g.regs.pc, g.regs.pstate, ESR_UNDEFINED);
+        g.regs.pc = vbar.wrapping_add(offset);
+        g.regs.pstate = PSTATE_EL1H_MASKED;
+    }
+
+    /// A stage-2 fault in the stay: resident memory, or a device.
+    fn short_fault(&mut self, gpa: Gpa, f: NestedFault, stay: &Stay<'_>) -> Stayed {
+        let vm = self.vm;
+        let view = vm.memory.view();
+        let Some(entry) = view.memory_at(gpa, f.write) else {
+            drop(view);
+            return Stayed::Ended(self.device(gpa, &f));
+        };
+        let by = &mut Faulting {
+            gate: &self.vcpu.shared.gate,
+            tables: &mut self.s.tables,
+            ring: None,
+            may_wait: true,
+        };
+        let how = (f.write, f.fetch);
+        if vm.memory.fault_resident(entry, by, gpa, how, stay.own_mm()) {
+            return Stayed::Ended(Step::Again);
+        }
+        Stayed::Fault(gpa, f)
+    }
+
+    /// A stage-2 fault outside of the stay.
+    fn slow_fault(&mut self, gpa: Gpa, f: &NestedFault) -> Result<Step> {
+        let by = &mut Faulting {
+            gate: &self.vcpu.shared.gate,
+            tables: &mut self.s.tables,
+            ring: None,
+            may_wait: true,
+        };
+        let outcome = self
+            .vm
+            .memory
+            .fault(self.vm.mm(), by, gpa, f.write, f.fetch)?;
+        Ok(match outcome {
+            FaultOutcome::Mapped | FaultOutcome::Retry | FaultOutcome::Awaited(_) => Step::Again,
+            FaultOutcome::Mmio => self.device(gpa, f),
+            FaultOutcome::BadUserMemory => Step::Fail(EFAULT),
+            // The signal ends KVM_RUN.
+            FaultOutcome::Poisoned => Step::Leave,
+            FaultOutcome::Unsaved => Step::Fail(ENOSPC),
+        })
+    }
+
+    /// An access to what is no memory.
+    fn device(&mut self, gpa: Gpa, f: &NestedFault) -> Step {
+        let Some(access) = f.access else {
+            if !self.vm.passes_undescribed() || f.fetch {
+                return Step::Fail(ENOSYS);
+            }
+            let iss = self.s.guest.regs.iss();
+            return self.ask(&Undescribed { iss, gpa: gpa.0 });
+        };
+        let len = usize::from(access.len);
+        let data = self.s.guest.regs.x(access.register).to_le_bytes();
+        let written = data.get(..len).unwrap_or(&data);
+        if f.write && self.vm.bus.write(Bus::Mmio, gpa.0, written) {
+            self.s.guest.regs.skip();
+            return Step::Again;
+        }
+        let mut bytes = [0; 8];
+        if f.write {
+            for (to, from) in bytes.iter_mut().zip(written) {
+                *to = *from;
+            }
+        }
+        self.s.pending = if f.write {
+            Pending::Store
+        } else {
+            Pending::Load(access)
+        };
+        self.ask(&exits::Mmio {
+            gpa: gpa.0,
+            data: bytes,
+            len: access.len.into(),
+            is_write: f.write.into(),
+        })
+    }
+}

@@ -1,0 +1,92 @@
+// SPDX-License-Identifier: GPL-2.0
+//! Entries of nested page tables: stage 2 with a granule of 4 KiB, three levels and two concatenated tables at the
+//! root, which is 40 bits of guest-physical address (Arm ARM D8.3). An entry has to be broken before another is made
+//! (D8.16.1).
+#![forbid(unsafe_code)]
+
+use crate::mem::addr::{Hpa, Level};
+use crate::mem::format::{Format, Leaf, MemType, Perm};
+
+/// Bit 0 of every entry that is there.
+pub const VALID: u64 = 1 << 0;
+/// A table or, at the last level, a page; clear in a block.
+pub const TABLE: u64 = 1 << 1;
+/// MemAttr of a leaf: normal memory, write-back. Device-nGnRE is 1 << 2.
+const WRITE_BACK: u64 = 0xf << 2;
+const DEVICE: u64 = 1 << 2;
+/// S2AP: read, write.
+const READ: u64 = 1 << 6;
+const WRITE: u64 = 1 << 7;
+/// Inner shareable.
+const SHARED: u64 = 3 << 8;
+/// Access flag. It is always set: a clear one would fault.
+pub const ACCESS: u64 = 1 << 10;
+/// XN: no fetches.
+const NO_EXEC: u64 = 1 << 54;
+/// Software's, from bits 58:55: the leaf counts as accessed; as written.
+const ACCESSED: u64 = 1 << 55;
+const DIRTY: u64 = 1 << 56;
+/// Output address.
+pub const ADDR: u64 = ((1 << 48) - 1) & !0xfff;
+
+/// Stage 2 without hardware management of access flag and dirty state.
+pub struct Stage2;
+
+impl Format for Stage2 {
+    const TABLE_RIGHTS: bool = false;
+    const HAS_AD: bool = false;
+    const BREAK_FIRST: bool = true;
+    const LEVELS: (u8, u8) = (3, 3);
+    const ROOT_TABLES: u64 = 2;
+    const ACCESSED: u64 = ACCESSED;
+    const DIRTY: u64 = DIRTY;
+    const ADDR: u64 = ADDR;
+
+    fn table(child: Hpa) -> u64 {
+        (child.0 & ADDR) | TABLE | VALID
+    }
+
+    fn leaf(level: Level, leaf: &Leaf) -> u64 {
+        let mut e = (leaf.hpa.0 & ADDR & !level.offset_mask()) | VALID | ACCESS | SHARED;
+        if level == Level::L1 {
+            e |= TABLE;
+        }
+        e |= match leaf.mem_type {
+            MemType::Ram | MemType::GuestTyped => WRITE_BACK,
+            MemType::Device => DEVICE,
+        };
+        let dirty = leaf.dirty || leaf.perm.contains(Perm::W);
+        Self::set_ad(Self::set_perm(e, leaf.perm), true, dirty)
+    }
+
+    fn can_express(perm: Perm) -> bool {
+        perm.contains(Perm::R)
+    }
+
+    fn present(entry: u64) -> bool {
+        entry & VALID != 0
+    }
+
+    fn is_leaf(entry: u64, level: Level) -> bool {
+        level == Level::L1 || entry & TABLE == 0
+    }
+
+    fn perm(entry: u64) -> Perm {
+        let x = if entry & NO_EXEC == 0 { 4 } else { 0 };
+        Perm::from_bits((entry >> 6 & 3) as u8 | x)
+    }
+
+    fn set_perm(entry: u64, perm: Perm) -> u64 {
+        let rw = u64::from(perm.bits() & 3) << 6;
+        let xn = if perm.contains(Perm::X) { 0 } else { NO_EXEC };
+        (entry & !(READ | WRITE | NO_EXEC)) | rw | xn
+    }
+
+    fn mem_type(entry: u64, _level: Level) -> MemType {
+        if entry & WRITE_BACK == WRITE_BACK {
+            MemType::Ram
+        } else {
+            MemType::Device
+        }
+    }
+}

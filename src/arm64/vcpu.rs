@@ -1,0 +1,162 @@
+// SPDX-License-Identifier: GPL-2.0
+//! A virtual CPU.
+//!
+//! All state is behind one mutex, which KVM_RUN holds for as long as it runs.
+
+use crate::abi::uapi::k;
+use crate::arm64::context::Context;
+use crate::arm64::el2::{Guest, Regs};
+use crate::arm64::esr::Access;
+use crate::arm64::last::{self, Last};
+use crate::arm64::vm::{VcpuShared, Vm};
+use crate::linux::killable_mutex::{KillableBackend, KillableMutex};
+use crate::linux::mmap::SharedPages;
+use crate::linux::neon::Vectors;
+use crate::linux::sched::SignalMask;
+use crate::mem::mmu::TablePool;
+use core::sync::atomic::{AtomicU64, Ordering};
+use kernel::prelude::*;
+use kernel::static_lock_class;
+use kernel::sync::lock::Guard;
+use kernel::sync::Arc;
+
+/// KVM_GET_VCPU_MMAP_SIZE: `kvm_run`, and the ring of coalesced writes.
+pub(crate) const MMAP_BYTES: usize = 2 * kernel::page::PAGE_SIZE;
+/// The pages that user space maps.
+pub(crate) type RunPages = SharedPages<0>;
+const _: () = assert!(k::KVM_COALESCED_MMIO_PAGE_OFFSET == 1);
+
+/// Source of [`State::token`].
+static NEXT_TOKEN: AtomicU64 = AtomicU64::new(1);
+
+/// What the next KVM_RUN finishes of the last exit.
+#[derive(Clone, Copy)]
+pub(crate) enum Pending {
+    /// Nothing.
+    Nothing,
+    /// A load: the register gets what user space has put into `kvm_run`.
+    Load(Access),
+    /// A store, which user space has carried out.
+    Store,
+}
+
+/// One vCPU's private state.
+pub(crate) struct State {
+    pub(crate) guest: Guest,
+    /// Where the thread's registers are while it is not running.
+    pub(crate) room: Option<KBox<Vectors>>,
+    /// KVM_ARM_VCPU_INIT has been called, with these features.
+    pub(crate) features: Option<u32>,
+    /// It does not run (KVM_MP_STATE_STOPPED).
+    pub(crate) off: bool,
+    /// It waits for an interrupt.
+    pub(crate) halted: bool,
+    pub(crate) pending: Pending,
+    /// Spare nested page tables, for faults of this vCPU.
+    pub(crate) tables: TablePool,
+    /// TLB generation of the last flush; zero wants another one.
+    pub(crate) tlb_generation: u64,
+    /// CPU of the last stay.
+    pub(crate) cpu: u32,
+    /// Who it is, among all that there ever were.
+    pub(crate) token: u64,
+    /// Who was last on each CPU.
+    pub(crate) last: Arc<Last>,
+    /// Signals that are blocked during KVM_RUN (KVM_SET_SIGNAL_MASK).
+    pub(crate) signal_mask: Option<SignalMask>,
+}
+
+impl State {
+    fn new(vm: &Vm, id: u32) -> Result<Self> {
+        let id = u64::from(id);
+        Ok(Self {
+            guest: Guest {
+                regs: Regs::RESET,
+                context: Context::RESET,
+                vectors: Vectors::ZERO,
+                // As KVM numbers them: 16 in a cluster.
+                mpidr: 1 << 31 | id & 0xf | (id >> 4 & 0xff) << 8 | (id >> 12 & 0xff) << 16,
+                counter_offset: vm.counter_offset,
+            },
+            room: Some(KBox::new(Vectors::ZERO, GFP_KERNEL_ACCOUNT)?),
+            features: None,
+            off: false,
+            halted: false,
+            pending: Pending::Nothing,
+            tables: TablePool::new(),
+            tlb_generation: 0,
+            cpu: 0,
+            token: NEXT_TOKEN.fetch_add(1, Ordering::Relaxed),
+            last: last::get()?,
+            signal_mask: None,
+        })
+    }
+
+    /// KVM_ARM_VCPU_INIT (api.rst 4.82): all registers as after reset. EINVAL: another processor than this one, or
+    /// features that are not there or differ from those of the first call.
+    pub(crate) fn init(&mut self, wanted: &k::kvm_vcpu_init) -> Result {
+        const KNOWN: u32 = 1 << k::KVM_ARM_VCPU_POWER_OFF | 1 << k::KVM_ARM_VCPU_PSCI_0_2;
+        let [first, rest @ ..] = wanted.features;
+        let unknown = first & !KNOWN != 0 || rest.iter().any(|f| *f != 0);
+        if wanted.target != k::KVM_ARM_TARGET_GENERIC_V8 || unknown {
+            return Err(EINVAL);
+        }
+        // Whether it starts at once may change.
+        let features = first & !(1 << k::KVM_ARM_VCPU_POWER_OFF);
+        if self.features.is_some_and(|f| f != features) {
+            return Err(EINVAL);
+        }
+        self.features = Some(features);
+        self.guest.regs = Regs::RESET;
+        self.guest.context = Context::RESET;
+        self.guest.vectors = Vectors::ZERO;
+        self.pending = Pending::Nothing;
+        self.halted = false;
+        self.off = first & 1 << k::KVM_ARM_VCPU_POWER_OFF != 0;
+        Ok(())
+    }
+
+    /// ENOEXEC before [`State::init`], as in KVM.
+    pub(crate) fn check_initialized(&self) -> Result {
+        self.features.map(|_| ()).ok_or(ENOEXEC)
+    }
+
+    /// Whether HVC is for PSCI of 0.2 or later.
+    pub(crate) fn has_psci(&self) -> bool {
+        self.features
+            .is_some_and(|f| f & 1 << k::KVM_ARM_VCPU_PSCI_0_2 != 0)
+    }
+}
+
+/// A vCPU.
+#[pin_data]
+pub(crate) struct Vcpu {
+    /// What other CPUs may touch.
+    pub(crate) shared: Arc<VcpuShared>,
+    /// `kvm_run` and the other pages that user space maps.
+    pub(crate) run: Arc<RunPages>,
+    #[pin]
+    state: KillableMutex<State>,
+}
+
+impl Vcpu {
+    /// A vCPU that KVM_ARM_VCPU_INIT has not been called for.
+    #[inline(never)]
+    pub(crate) fn new(vm: &Vm, id: u32) -> Result<Arc<Self>> {
+        let shared = VcpuShared::new(id, vm.vcpus.len(), false, ())?;
+        let run = RunPages::new(vm.bus.ring(), None)?;
+        Arc::pin_init(
+            try_pin_init!(Self {
+                state <- KillableMutex::new(State::new(vm, id)?, static_lock_class!()),
+                run,
+                shared,
+            }),
+            GFP_KERNEL_ACCOUNT,
+        )
+    }
+
+    /// The state; waits for a KVM_RUN under way. EINTR when the task is killed meanwhile.
+    pub(crate) fn lock(&self) -> Result<Guard<'_, State, KillableBackend>> {
+        self.state.lock()
+    }
+}

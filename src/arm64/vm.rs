@@ -1,0 +1,124 @@
+// SPDX-License-Identifier: GPL-2.0
+//! A virtual machine: what its vCPUs share.
+//!
+//! # Lock order
+//!
+//! `setup` > a vCPU's `state` > `memory.update`.
+
+use crate::abi::stats::VmStats;
+use crate::arm64::el2;
+use crate::arm64::paging::NestedTable;
+use crate::bus::set;
+use crate::bus::EventBus;
+use crate::linux::mmu_notifier::MmuNotifier;
+use crate::linux::sched::is_current_mm;
+use crate::mem::addr::Level;
+use crate::mem::memory::{GuestMemory, HugePages};
+use crate::mem::notifier::Notifier;
+use crate::mem::slots::MAX_SLOTS;
+use core::sync::atomic::{AtomicBool, Ordering};
+use kernel::mm::Mm;
+use kernel::prelude::*;
+use kernel::sync::aref::ARef;
+use kernel::sync::{new_mutex, Arc, Mutex};
+
+/// What other CPUs may touch of a vCPU.
+pub(crate) type VcpuShared = set::VcpuShared<()>;
+/// The vCPUs of a VM.
+pub(crate) type VcpuSet = set::VcpuSet<(), ()>;
+
+/// What creation steps have been taken.
+pub(crate) struct Setup {
+    /// There is the vCPU.
+    pub(crate) has_vcpu: bool,
+}
+
+/// A virtual machine.
+#[pin_data]
+pub(crate) struct Vm {
+    /// The address space that created it, the only one that may use it.
+    mm: ARef<Mm>,
+    /// Unregistered, and no callback runs any more, before the memory goes.
+    _notifier: MmuNotifier<Notifier>,
+    pub(crate) vcpus: Arc<VcpuSet>,
+    pub(crate) memory: Arc<GuestMemory>,
+    /// ioeventfds and coalesced zones.
+    #[pin]
+    pub(crate) bus: EventBus,
+    #[pin]
+    pub(crate) setup: Mutex<Setup>,
+    /// The physical counter when the VM was made, at which its own is zero.
+    pub(crate) counter_offset: u64,
+    /// KVM_CAP_ARM_NISV_TO_USER is enabled.
+    nisv_to_user: AtomicBool,
+}
+
+impl Vm {
+    /// A VM of the calling process, whose address space is `mm`, with no memory and no vCPU.
+    pub(crate) fn new(mm: ARef<Mm>) -> Result<Arc<Self>> {
+        let stats = Arc::new(VmStats::ZERO, GFP_KERNEL_ACCOUNT)?;
+        let vcpus = VcpuSet::new(())?;
+        let huge = HugePages {
+            largest: Level::L3,
+            nx: false,
+        };
+        let memory = GuestMemory::new(NestedTable::new()?, huge, stats, vcpus.clone())?;
+        let notifier = MmuNotifier::register(&mm, Notifier(memory.clone()))?;
+        Arc::pin_init(
+            try_pin_init!(Self {
+                mm,
+                _notifier: notifier,
+                vcpus,
+                memory,
+                bus <- EventBus::new(),
+                setup <- new_mutex!(Setup { has_vcpu: false }),
+                counter_offset: el2::counter(),
+                nisv_to_user: AtomicBool::new(false),
+            }),
+            GFP_KERNEL_ACCOUNT,
+        )
+    }
+
+    /// The address space.
+    pub(crate) fn mm(&self) -> &Mm {
+        &self.mm
+    }
+
+    /// EIO unless the caller runs in the VM's own address space.
+    pub(crate) fn check_mm(&self) -> Result {
+        if is_current_mm(&self.mm) {
+            Ok(())
+        } else {
+            Err(EIO)
+        }
+    }
+
+    /// The memory of the address space that bits 31:16 of a slot's number say, of which there is one. EINVAL.
+    pub(crate) fn memory_of_slot(&self, number: u32) -> Result<&GuestMemory> {
+        if number < MAX_SLOTS {
+            Ok(&self.memory)
+        } else {
+            Err(EINVAL)
+        }
+    }
+
+    /// The same, for a slot that is going to be there.
+    pub(crate) fn memory_for_slot(&self, number: u32, _make: bool) -> Result<&GuestMemory> {
+        self.memory_of_slot(number)
+    }
+
+    /// User space is not told of missing pages.
+    pub(crate) fn reports_missing(&self, _slot: u32) -> bool {
+        false
+    }
+
+    /// Accesses that the processor does not describe go to user space as they are.
+    pub(crate) fn pass_undescribed(&self) {
+        self.nisv_to_user.store(true, Ordering::Relaxed);
+    }
+
+    /// Whether they do.
+    pub(crate) fn passes_undescribed(&self) -> bool {
+        self.nisv_to_user.load(Ordering::Relaxed)
+    }
+}

@@ -1,0 +1,43 @@
+// SPDX-License-Identifier: GPL-2.0
+//! Extensions on Arm64: what is there, and what has to be enabled. What stands nowhere is not there.
+
+use crate::abi::uapi::k;
+use crate::arch::{Setup, Vm, ADDRESS_BITS};
+use crate::kvm::table::extensions;
+use crate::mem::slots::MAX_SLOTS;
+use kernel::prelude::*;
+
+/// Nothing more is there.
+fn none(_vm: Option<&Vm>, _capability: u32) -> isize {
+    0
+}
+
+/// Nothing more can be enabled.
+fn unknown(_vm: &Vm, _setup: &mut Setup, _capability: u32, _value: u64) -> Result {
+    Err(EINVAL)
+}
+
+extensions! {
+    (vm, setup, value) else none, unknown;
+    k::KVM_CAP_CHECK_EXTENSION_VM: 1;
+    k::KVM_CAP_DESTROY_MEMORY_REGION_WORKS: 1;
+    k::KVM_CAP_JOIN_MEMORY_REGIONS_WORKS: 1;
+    k::KVM_CAP_SYNC_MMU: 1;
+    k::KVM_CAP_READONLY_MEM: 1;
+    k::KVM_CAP_NR_MEMSLOTS: MAX_SLOTS;
+    k::KVM_CAP_NR_VCPUS: 1;
+    k::KVM_CAP_MAX_VCPUS: 1;
+    k::KVM_CAP_MAX_VCPU_ID: 1;
+    k::KVM_CAP_IMMEDIATE_EXIT: 1;
+    k::KVM_CAP_IOEVENTFD_NO_LENGTH: 1;
+    k::KVM_CAP_IOEVENTFD_ANY_LENGTH: 1;
+    k::KVM_CAP_COALESCED_MMIO: k::KVM_COALESCED_MMIO_PAGE_OFFSET;
+    k::KVM_CAP_ARM_PSCI: 1;
+    k::KVM_CAP_ARM_PSCI_0_2: 1;
+    k::KVM_CAP_ARM_VM_IPA_SIZE: ADDRESS_BITS;
+    k::KVM_CAP_ARM_NISV_TO_USER: 1,
+        enable {
+            vm.pass_undescribed();
+            Ok(())
+        };
+}
