@@ -50,7 +50,7 @@ KMAKE = mkdir -p $(1) && flock $(1).lock $(MODULE_RUN) \
 
 .DEFAULT_GOAL := help
 .PHONY: help setup setup-arm64 modules tools guest run bench check fmt clippy imports switches clean distclean
-.PHONY: test test-kvm test-qemu test-guests test-iommu test-long
+.PHONY: test test-kvm test-qemu test-guests test-iommu test-arm test-long clippy-module
 
 help:
 	@echo 'make run            boot a Linux guest through /dev/rvmm in the AMD bed (BED=intel: on VMX)'
@@ -59,6 +59,7 @@ help:
 	@echo 'make test-qemu      guests of unmodified QEMU in all its combinations, in both beds'
 	@echo 'make test-guests    kernels, boot loaders and installers of Debian, migration, hot-plug (BED=intel)'
 	@echo 'make test-iommu     everything with devices handed to guests'
+	@echo 'make test-arm       everything for Arm64: cross-built, in the arm bed'
 	@echo 'make test-long      what takes long: ten thousand attempts to break out by DMA, memory'
 	@echo 'make bench          rvmm beside stock KVM, ticks per operation'
 	@echo 'make modules        rvmm.ko for the stock Debian kernel (KDIR=DIR: for another one)'
@@ -110,6 +111,10 @@ test-guests: setup modules tools
 test-iommu: setup
 	@tools/test --iommu $(TESTS)
 
+# Arm64: two minutes, and a set-up of its own the first time.
+test-arm: setup
+	@tools/test --arm $(TESTS)
+
 # The same attacks ten times as long, the dirty log under stress, KVM's own tests of memory: hours.
 test-long: setup
 	@tools/test --long $(TESTS)
@@ -127,8 +132,10 @@ fmtcheck: setup
 fmt: setup
 	$(call timed,rustfmt,$(ROOT_RUN) rustfmt --edition 2021 $(RUST_FILES))
 
-clippy: setup
+clippy-module: $(MODULE_NEEDS)
 	$(call timed,clippy on the module,$(call KMAKE,$(CLIPPY_DIR)) CLIPPY=1 KRUSTFLAGS=-Dwarnings modules)
+
+clippy: setup clippy-module
 	$(call timed,clippy on user space,$(ROOT_RUN) cargo clippy -q --workspace --all-targets -- -D warnings)
 
 # What rvmm.ko takes from the kernel, against the list that is checked in (`make imports UPDATE=1` renews it).

@@ -1,0 +1,595 @@
+// SPDX-License-Identifier: GPL-2.0
+/*
+ * A vCPU on Arm64: registers, exits to user space, PSCI, memory. What is expected is what KVM does.
+ *
+ * A guest's code is at RAM, where it begins; what it finds it leaves in X registers, which the test reads.
+ */
+#define _GNU_SOURCE
+#include "harness.h"
+#include <fcntl.h>
+#include <linux/kvm.h>
+#include <signal.h>
+#include <stddef.h>
+#include <sys/ioctl.h>
+#include <sys/mman.h>
+#include <sys/time.h>
+
+#define RAM 0x40000000ul
+#define RAM_SIZE (32ul << 20)
+#define DEVICE_AT 0x10000000ul
+
+#define CORE_REG(member) (KVM_REG_ARM64 | KVM_REG_SIZE_U64 | KVM_REG_ARM_CORE | KVM_REG_ARM_CORE_REG(member))
+#define X(n) (CORE_REG(regs.regs[0]) + 2 * (n))
+#define V(n) (KVM_REG_ARM64 | KVM_REG_SIZE_U128 | KVM_REG_ARM_CORE | (KVM_REG_ARM_CORE_REG(fp_regs.vregs[0]) + 4 * (n)))
+
+/* A guest that ends with its last instruction; asm() of its own, so that nothing is compiled into it. */
+#define GUEST(name, text)								\
+	extern const char name[], name##_end[];						\
+	asm(".pushsection .rodata\n.p2align 3\n.global " #name ", " #name "_end\n" #name ":\n" text	\
+	    "\n" #name "_end:\n.popsection\n")
+
+/* Says by a store to the device that the guest is done. */
+#define DONE "mov x30, #0x10000000\nstr wzr, [x30, #0xff0]\nb .\n"
+
+struct machine {
+	int kvm, vm, vcpu;
+	struct kvm_run *run;
+	char *ram;
+};
+
+static void make_vm(struct machine *m)
+{
+	m->kvm = OK(open(device, O_RDWR));
+	m->vm = OK(ioctl(m->kvm, KVM_CREATE_VM, 0));
+}
+
+static void put_slot(struct machine *m, unsigned int slot, unsigned int flags, uint64_t at, size_t size, void *where)
+{
+	struct kvm_userspace_memory_region r = { slot, flags, at, size, (uintptr_t)where };
+
+	OK(ioctl(m->vm, KVM_SET_USER_MEMORY_REGION, &r));
+}
+
+static void init_vcpu(struct machine *m)
+{
+	struct kvm_vcpu_init init = {};
+
+	OK(ioctl(m->vm, KVM_ARM_PREFERRED_TARGET, &init));
+	init.features[0] |= 1 << KVM_ARM_VCPU_PSCI_0_2;
+	OK(ioctl(m->vcpu, KVM_ARM_VCPU_INIT, &init));
+}
+
+static void set_reg(struct machine *m, uint64_t id, uint64_t value)
+{
+	struct kvm_one_reg r = { id, (uintptr_t)&value };
+
+	OK(ioctl(m->vcpu, KVM_SET_ONE_REG, &r));
+}
+
+static uint64_t get_reg(struct machine *m, uint64_t id)
+{
+	uint64_t value = 0;
+	struct kvm_one_reg r = { id, (uintptr_t)&value };
+
+	OK(ioctl(m->vcpu, KVM_GET_ONE_REG, &r));
+	return value;
+}
+
+static void make_vcpu(struct machine *m)
+{
+	int size = OK(ioctl(m->kvm, KVM_GET_VCPU_MMAP_SIZE, 0));
+
+	m->vcpu = OK(ioctl(m->vm, KVM_CREATE_VCPU, 0));
+	m->run = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_SHARED, m->vcpu, 0);
+	REQUIRE(m->run != MAP_FAILED);
+}
+
+/* A machine with RAM and this guest, which has not begun. */
+static struct machine machine(const char *code, const char *end)
+{
+	struct machine m;
+
+	make_vm(&m);
+	m.ram = mmap(NULL, 2 * RAM_SIZE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+	REQUIRE(m.ram != MAP_FAILED);
+	m.ram = (char *)(((uintptr_t)m.ram + RAM_SIZE - 1) & -RAM_SIZE);
+	memcpy(m.ram, code, end - code);
+	put_slot(&m, 0, 0, RAM, RAM_SIZE, m.ram);
+	make_vcpu(&m);
+	init_vcpu(&m);
+	set_reg(&m, CORE_REG(regs.pc), RAM);
+	return m;
+}
+
+#define MACHINE(guest) machine(guest, guest##_end)
+
+static void run_to_mmio(struct machine *m)
+{
+	OK(ioctl(m->vcpu, KVM_RUN, 0));
+	REQUIRE_EQ(m->run->exit_reason, KVM_EXIT_MMIO);
+}
+
+static void run_to_done(struct machine *m)
+{
+	run_to_mmio(m);
+	REQUIRE_EQ(m->run->mmio.phys_addr, DEVICE_AT + 0xff0);
+}
+
+TEST(device)
+{
+	struct machine m;
+
+	m.kvm = OK(open(device, O_RDWR));
+	CHECK_EQ(ioctl(m.kvm, KVM_GET_API_VERSION, 0), 12);
+	CHECK_EQ(ioctl(m.kvm, KVM_CHECK_EXTENSION, KVM_CAP_ONE_REG), 1);
+	CHECK_EQ(ioctl(m.kvm, KVM_CHECK_EXTENSION, KVM_CAP_ARM_PSCI_0_2), 1);
+	CHECK(ioctl(m.kvm, KVM_CHECK_EXTENSION, KVM_CAP_MAX_VCPUS) >= 1);
+	CHECK(ioctl(m.kvm, KVM_CHECK_EXTENSION, KVM_CAP_ARM_VM_IPA_SIZE) >= 40);
+	CHECK_EQ(ioctl(m.kvm, KVM_CHECK_EXTENSION, 9999), 0);
+	CHECK_ERRNO(ioctl(m.kvm, KVM_CREATE_VM, 20), EINVAL);
+	CHECK_ERRNO(ioctl(m.kvm, KVM_RUN, 0), EINVAL);
+	m.vm = OK(ioctl(m.kvm, KVM_CREATE_VM, 40));
+	CHECK_ERRNO(ioctl(m.vm, _IO(KVMIO, 0xfe), 0), EINVAL);
+}
+
+TEST(init)
+{
+	struct kvm_vcpu_init init = { .target = KVM_ARM_TARGET_GENERIC_V8 };
+	struct kvm_one_reg r = { X(0), (uintptr_t)&init };
+	struct machine m;
+
+	make_vm(&m);
+	make_vcpu(&m);
+	CHECK_ERRNO(ioctl(m.vcpu, KVM_GET_ONE_REG, &r), ENOEXEC);
+	CHECK_ERRNO(ioctl(m.vcpu, KVM_RUN, 0), ENOEXEC);
+	CHECK_ERRNO(ioctl(m.vm, KVM_CREATE_VCPU, 0), EEXIST);
+	init.target = 1000;
+	CHECK_ERRNO(ioctl(m.vcpu, KVM_ARM_VCPU_INIT, &init), EINVAL);
+	init.target = KVM_ARM_TARGET_GENERIC_V8;
+	init.features[0] = 1 << 0 | 1 << KVM_ARM_VCPU_PSCI_0_2;
+	OK(ioctl(m.vcpu, KVM_ARM_VCPU_INIT, &init));
+	struct kvm_mp_state state;
+	OK(ioctl(m.vcpu, KVM_GET_MP_STATE, &state));
+	CHECK_EQ(state.mp_state, KVM_MP_STATE_STOPPED);
+	/* Other features than the first time. */
+	init.features[0] = 0;
+	CHECK_ERRNO(ioctl(m.vcpu, KVM_ARM_VCPU_INIT, &init), EINVAL);
+	init_vcpu(&m);
+	OK(ioctl(m.vcpu, KVM_GET_MP_STATE, &state));
+	CHECK_EQ(state.mp_state, KVM_MP_STATE_RUNNABLE);
+	CHECK_EQ(get_reg(&m, CORE_REG(regs.pstate)), 0x3c5);
+}
+
+GUEST(guest_nop, DONE);
+
+TEST(registers)
+{
+	struct machine m = MACHINE(guest_nop);
+	struct { uint64_t n, reg[2000]; } list = { .n = 1 };
+	unsigned char value[256] = {}, other[16];
+	unsigned int found = 0;
+
+	CHECK_ERRNO(ioctl(m.vcpu, KVM_GET_REG_LIST, &list), E2BIG);
+	REQUIRE(list.n > 60 && list.n <= 2000);
+	OK(ioctl(m.vcpu, KVM_GET_REG_LIST, &list));
+	for (uint64_t i = 0; i < list.n; i++) {
+		struct kvm_one_reg r = { list.reg[i], (uintptr_t)value };
+
+		if (ioctl(m.vcpu, KVM_GET_ONE_REG, &r) || ioctl(m.vcpu, KVM_SET_ONE_REG, &r))
+			FAIL("register %#llx: %s", (unsigned long long)list.reg[i], strerror(errno));
+		found += list.reg[i] == CORE_REG(regs.pc) || list.reg[i] == V(31);
+		found += list.reg[i] == ARM64_SYS_REG(3, 0, 1, 0, 0);
+	}
+	CHECK_EQ(found, 3);
+	for (int n = 0; n < 31; n++)
+		set_reg(&m, X(n), n + 100);
+	for (int n = 0; n < 31; n++)
+		CHECK_EQ(get_reg(&m, X(n)), n + 100);
+	memset(value, 0x5a, 16);
+	struct kvm_one_reg r = { V(7), (uintptr_t)value };
+	OK(ioctl(m.vcpu, KVM_SET_ONE_REG, &r));
+	r.addr = (uintptr_t)other;
+	OK(ioctl(m.vcpu, KVM_GET_ONE_REG, &r));
+	CHECK(!memcmp(value, other, 16));
+	r.id = X(0) + 1;
+	CHECK(ioctl(m.vcpu, KVM_GET_ONE_REG, &r) == -1);
+	r.id = X(0) ^ KVM_REG_SIZE_U64 ^ KVM_REG_SIZE_U32;
+	CHECK(ioctl(m.vcpu, KVM_GET_ONE_REG, &r) == -1);
+	/* EL2 is no mode of a guest's. */
+	uint64_t el2 = 0x3c9;
+	r = (struct kvm_one_reg){ CORE_REG(regs.pstate), (uintptr_t)&el2 };
+	CHECK_ERRNO(ioctl(m.vcpu, KVM_SET_ONE_REG, &r), EINVAL);
+}
+
+GUEST(guest_psci,
+	"mov x0, #0x84000000\nhvc #0\nmov x10, x0\n"
+	"mov x0, #0x80000000\nhvc #0\nmov x11, x0\n"
+	"mov x0, #0x84000000\nadd x0, x0, #0xff\nhvc #0\nmov x12, x0\n"
+	"mov x0, #0x84000000\nadd x0, x0, #0xa\nmov x1, #0x84000000\nadd x1, x1, #8\nhvc #0\nmov x13, x0\n"
+	"mov x0, #0x84000000\nadd x0, x0, #4\nmov x1, #0\nmov x2, #0\nhvc #0\nmov x14, x0\n"
+	"mov x0, #0x84000000\nadd x0, x0, #8\nhvc #0\n"
+	"b .\n");
+
+TEST(psci)
+{
+	struct machine m = MACHINE(guest_psci);
+	struct kvm_mp_state state;
+
+	OK(ioctl(m.vcpu, KVM_RUN, 0));
+	REQUIRE_EQ(m.run->exit_reason, KVM_EXIT_SYSTEM_EVENT);
+	CHECK_EQ(m.run->system_event.type, KVM_SYSTEM_EVENT_SHUTDOWN);
+	CHECK(get_reg(&m, X(10)) >= 0x10000 && get_reg(&m, X(10)) <= 0x10003);
+	CHECK(get_reg(&m, X(11)) >= 0x10001);
+	CHECK_EQ((int64_t)get_reg(&m, X(12)), -1);
+	CHECK_EQ(get_reg(&m, X(13)), 0);
+	CHECK_EQ(get_reg(&m, X(14)), 0);
+	OK(ioctl(m.vcpu, KVM_GET_MP_STATE, &state));
+	CHECK_EQ(state.mp_state, KVM_MP_STATE_STOPPED);
+}
+
+GUEST(guest_reset, "mov x0, #0x84000000\nadd x0, x0, #9\nhvc #0\nb .\n");
+
+TEST(reset)
+{
+	struct machine m = MACHINE(guest_reset);
+
+	for (int i = 0; i < 3; i++) {
+		OK(ioctl(m.vcpu, KVM_RUN, 0));
+		REQUIRE_EQ(m.run->exit_reason, KVM_EXIT_SYSTEM_EVENT);
+		CHECK_EQ(m.run->system_event.type, KVM_SYSTEM_EVENT_RESET);
+		init_vcpu(&m);
+		CHECK_EQ(get_reg(&m, X(0)), 0);
+		set_reg(&m, CORE_REG(regs.pc), RAM);
+	}
+}
+
+GUEST(guest_mmio,
+	"mov x1, #0x10000000\n"
+	"ldr x2, =0x1122334455667788\n"
+	"strb w2, [x1, #1]\nstrh w2, [x1, #2]\nstr w2, [x1, #4]\nstr x2, [x1, #8]\nstr xzr, [x1, #16]\n"
+	"ldrb w3, [x1]\nldrsb w4, [x1]\nldrsb x5, [x1]\nldrh w6, [x1]\nldrsw x7, [x1]\nldr w8, [x1]\nldr x9, [x1]\n"
+	"ldr xzr, [x1]\n" DONE ".ltorg\n");
+
+TEST(mmio)
+{
+	struct machine m = MACHINE(guest_mmio);
+	static const struct { unsigned int offset, len; uint64_t data; } stores[] = {
+		{ 1, 1, 0x88 }, { 2, 2, 0x7788 }, { 4, 4, 0x55667788 }, { 8, 8, 0x1122334455667788 }, { 16, 8, 0 },
+	};
+	static const struct { int reg, len; uint64_t want; } loads[] = {
+		{ 3, 1, 0x81 }, { 4, 1, 0xffffff81 }, { 5, 1, 0xffffffffffffff81 }, { 6, 2, 0x8281 },
+		{ 7, 4, 0xffffffff84838281 }, { 8, 4, 0x84838281 }, { 9, 8, 0x8887868584838281 }, { -1, 8, 0 },
+	};
+	static const uint64_t data = 0x8887868584838281;
+
+	for (int i = 0; i < ARRAY_SIZE(stores); i++) {
+		uint64_t pc = get_reg(&m, CORE_REG(regs.pc));
+
+		run_to_mmio(&m);
+		CHECK(m.run->mmio.is_write);
+		CHECK_EQ(m.run->mmio.phys_addr, DEVICE_AT + stores[i].offset);
+		CHECK_EQ(m.run->mmio.len, stores[i].len);
+		uint64_t have = 0;
+		memcpy(&have, m.run->mmio.data, m.run->mmio.len);
+		CHECK_EQ(have, stores[i].data);
+		CHECK(get_reg(&m, CORE_REG(regs.pc)) > pc);
+	}
+	for (int i = 0; i < ARRAY_SIZE(loads); i++) {
+		run_to_mmio(&m);
+		CHECK(!m.run->mmio.is_write);
+		CHECK_EQ(m.run->mmio.len, loads[i].len);
+		memcpy(m.run->mmio.data, &data, 8);
+	}
+	run_to_done(&m);
+	for (int i = 0; i < ARRAY_SIZE(loads); i++)
+		if (loads[i].reg >= 0)
+			CHECK_EQ(get_reg(&m, X(loads[i].reg)), loads[i].want);
+}
+
+/* A pair is not described by the processor. */
+GUEST(guest_pair, "mov x1, #0x10000000\nldp x2, x3, [x1]\n" DONE);
+
+TEST(undescribed)
+{
+	struct machine m = MACHINE(guest_pair);
+	struct kvm_enable_cap cap = { .cap = KVM_CAP_ARM_NISV_TO_USER };
+
+	CHECK_ERRNO(ioctl(m.vcpu, KVM_RUN, 0), ENOSYS);
+	OK(ioctl(m.vm, KVM_ENABLE_CAP, &cap));
+	OK(ioctl(m.vcpu, KVM_RUN, 0));
+	REQUIRE_EQ(m.run->exit_reason, KVM_EXIT_ARM_NISV);
+	CHECK_EQ(m.run->arm_nisv.fault_ipa, DEVICE_AT);
+	set_reg(&m, CORE_REG(regs.pc), get_reg(&m, CORE_REG(regs.pc)) + 4);
+	run_to_done(&m);
+}
+
+/* Adds up a word of each page from X1 to X2 into X0, and adds one to it. */
+GUEST(guest_pages, "mov x0, #0\n1:\nldr x3, [x1]\nadd x0, x0, x3\nadd x3, x3, #1\nstr x3, [x1]\n"
+	"add x1, x1, #0x1000\ncmp x1, x2\nb.ne 1b\n" DONE "b .\n");
+
+/* What the last exit left to be finished is finished; registers may be changed. */
+static void finish(struct machine *m)
+{
+	m->run->immediate_exit = 1;
+	CHECK_ERRNO(ioctl(m->vcpu, KVM_RUN, 0), EINTR);
+	m->run->immediate_exit = 0;
+}
+
+static uint64_t add_up(struct machine *m, uint64_t from, uint64_t to)
+{
+	finish(m);
+	set_reg(m, CORE_REG(regs.pc), RAM);
+	set_reg(m, X(1), from);
+	set_reg(m, X(2), to);
+	run_to_done(m);
+	return get_reg(m, X(0));
+}
+
+static uint64_t *word(struct machine *m, unsigned int page)
+{
+	return (uint64_t *)(m->ram + page * 4096ul);
+}
+
+TEST(memory)
+{
+	struct machine m = MACHINE(guest_pages);
+	unsigned int pages = RAM_SIZE >> 12;
+
+	for (unsigned int i = 1; i < pages; i += 2)
+		*word(&m, i) = i;
+	uint64_t sum = (uint64_t)pages / 2 * (pages / 2);
+	CHECK_EQ(add_up(&m, RAM + 0x1000, RAM + RAM_SIZE), sum);
+	CHECK_EQ(*word(&m, 5), 6);
+	CHECK_EQ(*word(&m, 6), 1);
+	/* What the host takes away the guest has no more. */
+	OK(madvise(m.ram + 0x1000, RAM_SIZE - 0x1000, MADV_DONTNEED));
+	CHECK_EQ(add_up(&m, RAM + 0x1000, RAM + RAM_SIZE), 0);
+	CHECK_EQ(add_up(&m, RAM + 0x1000, RAM + RAM_SIZE), pages - 1);
+	/* What it may only read is copied when it is written. */
+	OK(mprotect(m.ram + 0x5000, 0x1000, PROT_READ));
+	OK(mprotect(m.ram + 0x5000, 0x1000, PROT_READ | PROT_WRITE));
+	CHECK_EQ(add_up(&m, RAM + 0x5000, RAM + 0x6000), 2);
+	CHECK_EQ(*word(&m, 5), 3);
+	/* A hole is EFAULT. */
+	OK(munmap(m.ram + 0x8000, 0x1000));
+	finish(&m);
+	set_reg(&m, CORE_REG(regs.pc), RAM);
+	set_reg(&m, X(1), RAM + 0x8000);
+	CHECK_ERRNO(ioctl(m.vcpu, KVM_RUN, 0), EFAULT);
+}
+
+TEST(huge_pages)
+{
+	struct machine m = MACHINE(guest_pages);
+
+	if (madvise(m.ram, RAM_SIZE, MADV_HUGEPAGE))
+		skip("no transparent huge pages");
+	memset(m.ram + (4 << 20), 0, RAM_SIZE - (4 << 20));
+	for (int i = 0; i < 3; i++)
+		CHECK_EQ(add_up(&m, RAM + (4 << 20), RAM + RAM_SIZE), i * ((RAM_SIZE - (4 << 20)) >> 12));
+	/* A part of one goes, and the others stay. */
+	OK(madvise(m.ram + (6 << 20), 0x1000, MADV_DONTNEED));
+	CHECK_EQ(add_up(&m, RAM + (6 << 20), RAM + (6 << 20) + 0x2000), 3);
+}
+
+TEST(dirty_log)
+{
+	struct machine m = MACHINE(guest_pages);
+	static uint64_t bits[RAM_SIZE >> 18];
+	struct kvm_dirty_log log = { .slot = 0, .dirty_bitmap = bits };
+
+	madvise(m.ram, RAM_SIZE, MADV_HUGEPAGE);
+	memset(m.ram + (4 << 20), 0, RAM_SIZE - (4 << 20));
+	add_up(&m, RAM + (4 << 20), RAM + RAM_SIZE);
+	put_slot(&m, 0, KVM_MEM_LOG_DIRTY_PAGES, RAM, RAM_SIZE, m.ram);
+	OK(ioctl(m.vm, KVM_GET_DIRTY_LOG, &log));
+	for (int round = 0; round < 3; round++) {
+		unsigned int first = 2048 + 64 * round, count = 0;
+
+		CHECK_EQ(add_up(&m, RAM + first * 4096ul, RAM + (first + 3) * 4096ul), 3);
+		OK(ioctl(m.vm, KVM_GET_DIRTY_LOG, &log));
+		/* The code, which is only read, may be marked as well when it is mapped anew. */
+		for (int i = 1; i < ARRAY_SIZE(bits); i++)
+			count += __builtin_popcountll(bits[i]);
+		CHECK_EQ(count, 3);
+		CHECK_EQ(bits[first / 64], 7);
+	}
+	/* Without the log nothing is lost. */
+	put_slot(&m, 0, 0, RAM, RAM_SIZE, m.ram);
+	CHECK_EQ(add_up(&m, RAM + 2048 * 4096ul, RAM + 2051 * 4096ul), 6);
+}
+
+TEST(readonly)
+{
+	struct machine m = MACHINE(guest_pages);
+	char *rom = mmap(NULL, 0x2000, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+
+	*(uint64_t *)rom = 41;
+	put_slot(&m, 1, KVM_MEM_READONLY, 0x80000000, 0x2000, rom);
+	set_reg(&m, X(1), 0x80000000);
+	set_reg(&m, X(2), 0x80001000);
+	run_to_mmio(&m);
+	CHECK(m.run->mmio.is_write);
+	CHECK_EQ(m.run->mmio.phys_addr, 0x80000000);
+	CHECK_EQ(*(uint64_t *)m.run->mmio.data, 42);
+	run_to_done(&m);
+	CHECK_EQ(get_reg(&m, X(0)), 41);
+	CHECK_EQ(*(uint64_t *)rom, 41);
+}
+
+/* Vectors at RAM + 0x1000: an exception of EL1 leaves ESR in X20, ELR in X21, and goes on behind the instruction. */
+GUEST(guest_undefined,
+	"ldr x0, =0x40001000\nmsr vbar_el1, x0\nisb\n"
+	"mov x22, #0\n.inst 0\n"
+	/* An SVE instruction: rdvl x0, #1. */
+	".inst 0x04bf5020\n"
+	/* PACIA X0, X1: the register is what it was, or the instruction is undefined. */
+	"mrs x1, s3_0_c0_c4_0\nmrs x2, s3_0_c0_c7_0\nmrs x3, s3_0_c0_c6_1\nmrs x4, midr_el1\nmrs x5, mpidr_el1\n"
+	"mrs x6, currentel\nmrs x7, s3_0_c0_c4_4\n" DONE ".ltorg\n");
+GUEST(guest_vector, "mrs x20, esr_el1\nmrs x21, elr_el1\nadd x21, x21, #4\nmsr elr_el1, x21\nadd x22, x22, #1\neret\n");
+
+TEST(undefined)
+{
+	struct machine m = MACHINE(guest_undefined);
+
+	memcpy(m.ram + 0x1200, guest_vector, guest_vector_end - guest_vector);
+	run_to_done(&m);
+	CHECK_EQ(get_reg(&m, X(22)), 2);
+	CHECK_EQ(get_reg(&m, X(6)), 1 << 2);
+	/* PFR0: no SVE, of which ZFR0 tells nothing. */
+	CHECK_EQ(get_reg(&m, X(1)) >> 32 & 0xf, 0);
+	CHECK_EQ(get_reg(&m, X(3)) & 0xff0, 0);
+	CHECK_EQ(get_reg(&m, X(5)) & 0xff00ffffff, 0);
+	CHECK(get_reg(&m, X(5)) >> 31 & 1);
+	CHECK_EQ(get_reg(&m, X(7)), 0);
+	CHECK_EQ(get_reg(&m, X(1)), get_reg(&m, ARM64_SYS_REG(3, 0, 0, 4, 0)));
+}
+
+GUEST(guest_endless, "1: add x0, x0, #1\nb 1b\n");
+
+static void alarm_in(unsigned int ms)
+{
+	struct itimerval t = { .it_value = { ms / 1000, ms % 1000 * 1000 } };
+	struct sigaction action = { .sa_handler = nothing };
+
+	sigaction(SIGALRM, &action, NULL);
+	setitimer(ITIMER_REAL, &t, NULL);
+}
+
+TEST(signals)
+{
+	struct machine m = MACHINE(guest_endless);
+	uint64_t before = 0;
+
+	for (int i = 0; i < 3; i++) {
+		alarm_in(100);
+		CHECK_ERRNO(ioctl(m.vcpu, KVM_RUN, 0), EINTR);
+		CHECK_EQ(m.run->exit_reason, KVM_EXIT_INTR);
+		CHECK(get_reg(&m, X(0)) > before);
+		before = get_reg(&m, X(0));
+	}
+	m.run->immediate_exit = 1;
+	CHECK_ERRNO(ioctl(m.vcpu, KVM_RUN, 0), EINTR);
+	CHECK_EQ(get_reg(&m, X(0)), before);
+}
+
+/* EL0 of 32 bits, where there is one: an endless loop at RAM + 0x2000. */
+GUEST(guest_el0_32,
+	"ldr x0, =0x40001000\nmsr vbar_el1, x0\nldr x0, =0x40002000\nmsr elr_el1, x0\nmov x0, #0x10\nmsr spsr_el1, x0\n"
+	"isb\neret\n.ltorg\n");
+GUEST(guest_no_32, DONE);
+
+TEST(el0_of_32_bits)
+{
+	struct machine m = MACHINE(guest_el0_32);
+	static const uint32_t loop[] = { 0xe2800001, 0xeafffffd };	/* add r0, r0, #1; b loop */
+
+	memcpy(m.ram + 0x2000, loop, sizeof(loop));
+	memcpy(m.ram + 0x1200, guest_no_32, guest_no_32_end - guest_no_32);
+	for (int i = 0; i < 3; i++) {
+		alarm_in(50);
+		if (ioctl(m.vcpu, KVM_RUN, 0) != -1) {
+			CHECK_EQ(m.run->exit_reason, KVM_EXIT_MMIO);
+			skip("no EL0 of 32 bits");
+		}
+		CHECK_EQ(errno, EINTR);
+	}
+	CHECK(get_reg(&m, CORE_REG(regs.pstate)) & 0x10);
+}
+
+GUEST(guest_wait, "wfe\nwfi\nmov x0, #7\n" DONE);
+
+TEST(wfi)
+{
+	struct machine m = MACHINE(guest_wait);
+
+	alarm_in(100);
+	CHECK_ERRNO(ioctl(m.vcpu, KVM_RUN, 0), EINTR);
+	CHECK_EQ(get_reg(&m, X(0)), 0);
+}
+
+/* The virtual timer counts, and what fires of it stops nobody. */
+GUEST(guest_timer, "mrs x1, cntvct_el0\nmov x2, #1000\nmsr cntv_tval_el0, x2\nmov x2, #1\nmsr cntv_ctl_el0, x2\n"
+	"isb\n1: mrs x3, cntv_ctl_el0\ntbz x3, #2, 1b\nmov x4, #0x10000\n2: subs x4, x4, #1\nb.ne 2b\n"
+	"mrs x5, cntvct_el0\nsub x5, x5, x1\n" DONE);
+
+TEST(timer)
+{
+	struct machine m = MACHINE(guest_timer);
+
+	/* Of an interrupt that it cannot deliver KVM tells user space. */
+	while (ioctl(m.vcpu, KVM_RUN, 0))
+		REQUIRE_EQ(errno, EINTR);
+	REQUIRE_EQ(m.run->exit_reason, KVM_EXIT_MMIO);
+	CHECK(get_reg(&m, X(5)) >= 1000);
+	CHECK(get_reg(&m, X(1)) < 1ull << 40);
+}
+
+/* Vector and system registers are the guest's own across exits. */
+GUEST(guest_state,
+	"mov x0, #3 << 20\nmsr cpacr_el1, x0\nisb\n"
+	"fmov d1, x1\nmsr tpidr_el0, x1\nmsr tpidr_el1, x1\nmsr contextidr_el1, x1\nmsr sp_el0, x1\n"
+	"mov x30, #0x10000000\nstr wzr, [x30]\n"
+	"fmov x2, d1\nmrs x3, tpidr_el0\nmrs x4, tpidr_el1\nmrs x5, contextidr_el1\nmrs x6, sp_el0\n" DONE);
+
+TEST(state)
+{
+	struct machine a = MACHINE(guest_state), b = MACHINE(guest_state);
+	double host = 1.25;
+
+	set_reg(&a, X(1), 0x1111);
+	set_reg(&b, X(1), 0x2222);
+	run_to_mmio(&a);
+	run_to_mmio(&b);
+	host *= 2;
+	CHECK_EQ(get_reg(&a, ARM64_SYS_REG(3, 0, 13, 0, 4)), 0x1111);
+	CHECK_EQ(get_reg(&b, ARM64_SYS_REG(3, 0, 13, 0, 4)), 0x2222);
+	run_to_done(&a);
+	run_to_done(&b);
+	CHECK(host == 2.5);
+	for (int n = 2; n <= 6; n++) {
+		CHECK_EQ(get_reg(&a, X(n)), 0x1111);
+		CHECK_EQ(get_reg(&b, X(n)), 0x2222);
+	}
+}
+
+/* Two machines have different memory at the same address, on one CPU. */
+TEST(two_machines)
+{
+	struct machine a = MACHINE(guest_pages), b = MACHINE(guest_pages);
+
+	for (int i = 0; i < 20; i++) {
+		*word(&a, 2) = 100;
+		*word(&b, 2) = 200;
+		CHECK_EQ(add_up(&a, RAM + 0x2000, RAM + 0x3000), 100);
+		CHECK_EQ(add_up(&b, RAM + 0x2000, RAM + 0x3000), 200);
+		CHECK_EQ(*word(&a, 2), 101);
+		CHECK_EQ(*word(&b, 2), 201);
+	}
+}
+
+/* Stage 1 on: a flat map of 1 GiB blocks in the guest's table at RAM + 0x4000, then the pages as before. */
+GUEST(guest_mmu,
+	"ldr x4, =0x40004000\nldr x5, =0x401\nstr x5, [x4]\nldr x5, =0x40000705\nstr x5, [x4, #8]\n"
+	"ldr x5, =0xff00\nmsr mair_el1, x5\nldr x5, =0x280003519\nmsr tcr_el1, x5\nmsr ttbr0_el1, x4\nisb\n"
+	"mrs x5, sctlr_el1\nldr x6, =0x1005\norr x5, x5, x6\nmsr sctlr_el1, x5\nisb\n"
+	"mov x0, #0\n1:\nldr x3, [x1]\nadd x0, x0, x3\nadd x3, x3, #1\nstr x3, [x1]\n"
+	"add x1, x1, #0x1000\ncmp x1, x2\nb.ne 1b\n" DONE ".ltorg\n");
+
+TEST(own_tables)
+{
+	struct machine m = MACHINE(guest_mmu);
+	char *rom = mmap(NULL, 0x2000, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+
+	*(uint64_t *)rom = 41;
+	/* A permission fault, whose address the processor does not tell. */
+	put_slot(&m, 1, KVM_MEM_READONLY, 0x70000000, 0x2000, rom);
+	set_reg(&m, X(1), 0x70000000);
+	set_reg(&m, X(2), 0x70001000);
+	run_to_mmio(&m);
+	CHECK(m.run->mmio.is_write);
+	CHECK_EQ(m.run->mmio.phys_addr, 0x70000000);
+	CHECK_EQ(*(uint64_t *)m.run->mmio.data, 42);
+	run_to_done(&m);
+	CHECK_EQ(get_reg(&m, X(0)), 41);
+}
