@@ -153,11 +153,13 @@ rvmm_el2_vectors:
 	from_guest 1
 	from_guest 2
 	from_guest 3
-	/* EL0 of 32 bits, into which nothing keeps EL1 from returning where the processor has it. */
-	from_guest 0
-	from_guest 1
-	from_guest 2
-	from_guest 3
+	/*
+	 * For an EL1 of 32 bits, which guests have not (HCR_EL2.RW). An EL0 of 32 bits, to which EL1 can return where
+	 * the processor has it, comes by those above: what counts is the level below EL2.
+	 */
+	.rept	4
+	never
+	.endr
 
 	.arch	armv8.1-a+fp+simd
 
