@@ -270,7 +270,7 @@ impl BlockingEventLoop for Loop {
 }
 
 /// Serves debuggers until the machine ends.
-pub(crate) fn serve(listener: &Listener, hold: Hold, memory: vm_memory::GuestMemoryMmap) {
+pub(crate) fn serve(listener: &Listener, hold: Hold, memory: Arc<GuestMemoryMmap>) {
     let mut target = Debugged::new(hold, memory);
     loop {
         let ended = target.hold().control().event().as_raw_fd();

@@ -88,7 +88,7 @@ struct Software {
 /// The machine.
 pub(super) struct Debugged {
     hold: Hold,
-    memory: GuestMemoryMmap,
+    memory: Arc<GuestMemoryMmap>,
     hardware: Vec<Hardware>,
     software: Vec<Software>,
     /// The vCPU that steps, if one does.
@@ -118,7 +118,7 @@ fn dr7(hardware: &[Hardware]) -> u64 {
 }
 
 impl Debugged {
-    pub(super) fn new(hold: Hold, memory: GuestMemoryMmap) -> Self {
+    pub(super) fn new(hold: Hold, memory: Arc<GuestMemoryMmap>) -> Self {
         Self {
             hold,
             memory,
