@@ -39,6 +39,8 @@ pub struct Boot {
     pub initrd: Option<PathBuf>,
     /// Command line.
     pub cmdline: String,
+    /// 64-bit code instead of a kernel, at [`layout::HIGH_RAM`].
+    pub code: Option<Vec<u8>>,
 }
 
 /// Command line for a machine with ACPI: what [`DEFAULT_CMDLINE`] says, but for what the tables tell.
@@ -197,6 +199,31 @@ pub fn load(
     tables: Tables,
 ) -> Result<Entry> {
     let low = size.min(layout::HOLE_START);
+    let put = |address: u64, bytes: &[u8]| {
+        memory
+            .write_slice(bytes, GuestAddress(address))
+            .map_err(|error| Error::Memory {
+                size,
+                cause: error.to_string(),
+            })
+    };
+    put(
+        layout::PAGE_TABLES,
+        &paging::identity_map(layout::PAGE_TABLES),
+    )?;
+    let tables = match tables {
+        Tables::Mp { cpu, pci } => mptable::build(cpus, cpu.0, cpu.1, pci),
+        Tables::Acpi => acpi::build(cpus, layout::TABLES),
+    };
+    put(layout::TABLES, &tables)?;
+    if let Some(code) = &boot.code {
+        put(layout::HIGH_RAM, code)?;
+        put(layout::GDT, &paging::gdt_bytes(Mode::Long))?;
+        return Ok(Entry {
+            address: layout::HIGH_RAM,
+            mode: Mode::Long,
+        });
+    }
     let kernel = load_kernel(memory, &boot.kernel, low)?;
 
     let cmdline = Cmdline::try_from(&boot.cmdline, layout::CMDLINE_MAX)
@@ -239,24 +266,7 @@ pub fn load(
     LinuxBootConfigurator::write_bootparams(&params, memory)
         .map_err(|error| Error::Cmdline(error.to_string()))?;
 
-    let put = |address: u64, bytes: &[u8]| {
-        memory
-            .write_slice(bytes, GuestAddress(address))
-            .map_err(|error| Error::Memory {
-                size,
-                cause: error.to_string(),
-            })
-    };
-    put(
-        layout::PAGE_TABLES,
-        &paging::identity_map(layout::PAGE_TABLES),
-    )?;
     put(layout::GDT, &paging::gdt_bytes(kernel.entry.mode))?;
-    let tables = match tables {
-        Tables::Mp { cpu, pci } => mptable::build(cpus, cpu.0, cpu.1, pci),
-        Tables::Acpi => acpi::build(cpus, layout::TABLES),
-    };
-    put(layout::TABLES, &tables)?;
     Ok(kernel.entry)
 }
 

@@ -1,6 +1,23 @@
 // SPDX-License-Identifier: Apache-2.0 OR MIT
 //! A virtual machine in a few lines, on `/dev/rvmm` or any device with KVM's ABI.
 //!
+//! 64-bit code that greets and switches the machine off:
+//!
+//! ```no_run
+//! use rvmm_vm::{Console, Exit, Vm};
+//!
+//! let code = b"\xbe\x19\x00\x10\x00\xb9\x06\x00\x00\x00\x66\xba\xf8\x03\xf3\x6e\
+//!              \x66\xba\x05\x06\xb0\x20\xee\xeb\xfehello\n";
+//! let vm = Vm::builder()
+//!     .code(*code)
+//!     .console(Console::output(std::io::stdout()))
+//!     .build()?;
+//! assert!(matches!(vm.run()?, Exit::PowerOff));
+//! # Ok::<(), rvmm_vm::Error>(())
+//! ```
+//!
+//! A Linux kernel:
+//!
 //! ```no_run
 //! use rvmm_vm::{Console, Exit, Vm};
 //!

@@ -90,6 +90,14 @@ impl Builder {
         self
     }
 
+    /// 64-bit code instead of a kernel. It starts with its first byte, at 1 MiB
+    /// ([`layout::HIGH_RAM`]), in ring 0, with the first 4 GiB mapped one to one, interrupts off and no IDT, and with
+    /// 4 KiB of stack.
+    pub fn code(mut self, bytes: impl Into<Vec<u8>>) -> Self {
+        self.boot.code = Some(bytes.into());
+        self
+    }
+
     /// Initial ramdisk.
     pub fn initrd(mut self, path: impl Into<PathBuf>) -> Self {
         self.boot.initrd = Some(path.into());
