@@ -211,11 +211,11 @@ pub fn load(
         layout::PAGE_TABLES,
         &paging::identity_map(layout::PAGE_TABLES),
     )?;
-    let tables = match tables {
+    let described = match tables {
         Tables::Mp { cpu, pci } => mptable::build(cpus, cpu.0, cpu.1, pci),
         Tables::Acpi => acpi::build(cpus, layout::TABLES),
     };
-    put(layout::TABLES, &tables)?;
+    put(layout::TABLES, &described)?;
     if let Some(code) = &boot.code {
         put(layout::HIGH_RAM, code)?;
         put(layout::GDT, &paging::gdt_bytes(Mode::Long))?;

@@ -19,6 +19,7 @@ use gdbstub::common::Signal;
 use gdbstub::conn::{Connection, ConnectionExt};
 use gdbstub::stub::run_blocking::{BlockingEventLoop, Event, WaitForStopReasonError};
 use gdbstub::stub::{DisconnectReason, GdbStub, MultiThreadStopReason};
+use vm_memory::GuestMemoryMmap;
 
 use crate::exit::Exit;
 use crate::vcpu::Control;
