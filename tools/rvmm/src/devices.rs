@@ -12,7 +12,7 @@ use rvmm_vm::Error;
 #[derive(clap::Args)]
 #[group(id = "devices")]
 pub struct Args {
-    /// Network card on a tap interface of the host's, which is made if it is not there; may be repeated.
+    /// Network card on a tap interface; may be repeated.
     #[arg(long, value_name = "tap=NAME[,mac=ADDRESS]")]
     net: Vec<Card>,
     /// Source of entropy.

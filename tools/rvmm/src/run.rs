@@ -18,10 +18,10 @@ use crate::status::{report, say, Status, TABLE};
 #[derive(clap::Args)]
 #[command(after_help = TABLE)]
 pub struct Args {
-    /// Image of a disk, qcow2 or raw, with a Linux system: its kernel is booted, and what it writes is thrown away.
+    /// Image of a disk, qcow2 or raw, whose kernel is booted; what is written is thrown away.
     #[arg(value_name = "IMAGE", required_unless_present = "kernel")]
     image: Option<PathBuf>,
-    /// Keep what is written to IMAGE in this file, a qcow2 overlay, and go on with it the next time.
+    /// Keep what is written to IMAGE in this qcow2 overlay.
     #[arg(long, value_name = "FILE", requires = "image")]
     keep: Option<PathBuf>,
     /// Linux kernel: bzImage, or ELF vmlinux.
@@ -51,18 +51,18 @@ pub struct Args {
     /// Hypervisor's device node.
     #[arg(long, value_name = "NODE", default_value = DEFAULT_DEVICE)]
     device: PathBuf,
-    /// PCI device of the host for the guest, such as 0000:00:04.0 (see `rvmm pci`); may be repeated.
+    /// PCI device of the host (`rvmm pci`); may be repeated.
     #[arg(long, value_name = "ADDRESS")]
     pci: Vec<rvmm_vm::pci::Address>,
-    /// Disk of the guest's: a raw file or block device, which it writes to; may be repeated.
+    /// Raw file or block device as a disk; may be repeated.
     #[arg(long, value_name = "FILE")]
     disk: Vec<PathBuf>,
     #[command(flatten)]
     devices: devices::Args,
-    /// Whether a guest's reset boots the machine again, as that of an IMAGE does by default, or ends the launcher.
-    #[arg(long, value_enum, value_name = "WHAT")]
+    /// What a guest's reset does [of an IMAGE: restart].
+    #[arg(long, value_enum, value_name = "exit|restart", hide_possible_values = true)]
     on_reset: Option<OnReset>,
-    /// Wait there for gdb before the guest's first instruction: [HOST]:PORT, or a socket's path.
+    /// Wait for gdb at [HOST]:PORT or a socket's path.
     #[arg(long, value_name = "ADDRESS", conflicts_with = "on_reset")]
     gdb: Option<gdb::Address>,
     /// Print the machine's statistics at its end.
