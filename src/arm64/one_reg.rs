@@ -98,7 +98,7 @@ fn find(g: &mut Guest, id: u64) -> Result<Place<'_>> {
 fn is_core(reg: SysReg) -> bool {
     [Reg::Sp1, Reg::Elr, Reg::Spsr]
         .iter()
-        .any(|r| ENCODINGS.get(*r as usize) == Some(&reg))
+        .any(|r| ENCODINGS.get_nospec(*r as usize) == Some(&reg))
 }
 
 /// KVM_GET_ONE_REG.

@@ -20,6 +20,7 @@ use crate::linux::irqflags::{IrqGuard, ThisCpu};
 use crate::linux::neon::Vectors;
 use crate::mem::addr::Hpa;
 use crate::mem::mmu::InOwnMm;
+use crate::nospec::Nospec;
 use core::arch::asm;
 use core::ptr;
 use kernel::ffi::c_void;
@@ -141,13 +142,13 @@ impl Regs {
     /// General register `n`; 31 reads as zero.
     #[inline]
     pub(crate) fn x(&self, n: u8) -> u64 {
-        self.x.get(usize::from(n)).copied().unwrap_or(0)
+        self.x.get_nospec(usize::from(n)).copied().unwrap_or(0)
     }
 
     /// Changes general register `n`; 31 is none.
     #[inline]
     pub(crate) fn set_x(&mut self, n: u8, value: u64) {
-        if let Some(x) = self.x.get_mut(usize::from(n)) {
+        if let Some(x) = self.x.get_nospec_mut(usize::from(n)) {
             *x = value;
         }
     }
