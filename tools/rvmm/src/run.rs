@@ -60,7 +60,12 @@ pub struct Args {
     #[command(flatten)]
     devices: devices::Args,
     /// What a guest's reset does [of an IMAGE: restart].
-    #[arg(long, value_enum, value_name = "exit|restart", hide_possible_values = true)]
+    #[arg(
+        long,
+        value_enum,
+        value_name = "exit|restart",
+        hide_possible_values = true
+    )]
     on_reset: Option<OnReset>,
     /// Wait for gdb at [HOST]:PORT or a socket's path.
     #[arg(long, value_name = "ADDRESS", conflicts_with = "on_reset")]
