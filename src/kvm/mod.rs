@@ -15,6 +15,7 @@ mod fork;
 mod memory;
 #[cfg(CONFIG_X86_64)]
 mod missing;
+mod signals;
 #[cfg(CONFIG_X86_64)]
 mod stats;
 #[cfg_attr(CONFIG_ARM64, allow(dead_code, unused_imports, unused_macros))]

@@ -4,9 +4,9 @@
 use crate::abi::uapi::{self, k};
 use crate::arch::{ResetPoint, Runner, State, Vcpu, Vm};
 use crate::kvm::table::ioctls;
-use crate::kvm::{arch, stats};
+use crate::kvm::{arch, signals, stats};
 use crate::linux::anon_inode::FileOperations;
-use crate::linux::sched::{self, SignalMask, SignalMaskGuard};
+use crate::linux::sched::{self, SignalMaskGuard};
 use crate::mem::addr::Gpa;
 use crate::mem::fault::FaultOutcome;
 use crate::mem::missing::{Event, Waited};
@@ -83,7 +83,7 @@ ioctls! {
     lock s = vcpu.lock()?;
 
     KVM_GET_STATS_FD:       -,    call(stats::vcpu_stats_fd(vm, &vcpu.stats));
-    KVM_SET_SIGNAL_MASK:    held, call(set_signal_mask(s, arg));
+    KVM_SET_SIGNAL_MASK:    held, call(signals::set_mask(&mut s.signal_mask, arg));
     KVM_PRE_FAULT_MEMORY:   held, call(pre_fault(vm, vcpu, s, arg)), KVM_CAP_PRE_FAULT_MEMORY;
 }
 
@@ -157,18 +157,4 @@ fn bring_in(vm: &Vm, vcpu: &Vcpu, gpa: Gpa) -> Result<isize> {
         }
     }
     Ok(0)
-}
-
-/// KVM_SET_SIGNAL_MASK (api.rst 4.18): the mask in force during KVM_RUN; a null pointer takes it back.
-fn set_signal_mask(s: &mut State, arg: usize) -> Result {
-    s.signal_mask = if arg == 0 {
-        None
-    } else {
-        if uapi::get::<u32>(arg)? as usize != size_of::<u64>() {
-            return Err(EINVAL);
-        }
-        let mask = arg.checked_add(size_of::<u32>()).ok_or(EFAULT)?;
-        Some(SignalMask(uapi::get(mask)?))
-    };
-    Ok(())
 }

@@ -3,9 +3,10 @@
 
 use crate::abi::uapi::{self, k};
 use crate::arch::{get_one_reg, list_regs, set_one_reg, Runner, State, Vcpu, Vm};
+use crate::kvm::signals;
 use crate::kvm::table::ioctls;
 use crate::linux::anon_inode::FileOperations;
-use crate::linux::sched::{SignalMask, SignalMaskGuard};
+use crate::linux::sched::SignalMaskGuard;
 use kernel::fs::File;
 use kernel::mm::virt::VmaNew;
 use kernel::prelude::*;
@@ -64,7 +65,7 @@ ioctls! {
     KVM_GET_REG_LIST:       held, call(reg_list(s, arg));
     KVM_GET_MP_STATE:       held, get(mp_state(s)), KVM_CAP_MP_STATE;
     KVM_SET_MP_STATE:       held, set(r => set_mp_state(s, r));
-    KVM_SET_SIGNAL_MASK:    held, call(set_signal_mask(s, arg));
+    KVM_SET_SIGNAL_MASK:    held, call(signals::set_mask(&mut s.signal_mask, arg));
 }
 
 /// KVM_GET_ONE_REG (api.rst 4.69).
@@ -101,20 +102,6 @@ fn set_mp_state(s: &mut State, r: &k::kvm_mp_state) -> Result {
         k::KVM_MP_STATE_STOPPED => true,
         k::KVM_MP_STATE_RUNNABLE => false,
         _ => return Err(EINVAL),
-    };
-    Ok(())
-}
-
-/// KVM_SET_SIGNAL_MASK (api.rst 4.18): the mask in force during KVM_RUN; a null pointer takes it back.
-fn set_signal_mask(s: &mut State, arg: usize) -> Result {
-    s.signal_mask = if arg == 0 {
-        None
-    } else {
-        if uapi::get::<u32>(arg)? as usize != size_of::<u64>() {
-            return Err(EINVAL);
-        }
-        let mask = arg.checked_add(size_of::<u32>()).ok_or(EFAULT)?;
-        Some(SignalMask(uapi::get(mask)?))
     };
     Ok(())
 }
