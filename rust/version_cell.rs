@@ -44,6 +44,11 @@ impl<T: Send + Sync, const N: usize> VersionCell<T, N> {
         })
     }
 
+    /// A cell of its own that holds `value`. Sleeps. Errors: `ENOMEM`.
+    pub(crate) fn boxed(value: T) -> Result<KBox<Self>> {
+        Ok(KBox::new(Self::new(value)?, GFP_KERNEL_ACCOUNT)?)
+    }
+
     /// Begins to read, which may sleep.
     #[inline]
     pub(crate) fn read(&self) -> Version<'_, T> {

@@ -169,12 +169,9 @@ impl Coalesced {
             return Err(ENOSPC);
         }
         self.ring.get_or_alloc()?;
-        let cell = self.zones.get_or_make(|| {
-            Ok(KBox::new(
-                VersionCell::new(Zones::new())?,
-                GFP_KERNEL_ACCOUNT,
-            )?)
-        })?;
+        let cell = self
+            .zones
+            .get_or_make(|| VersionCell::boxed(Zones::new()))?;
         let mut new = Zones::new();
         {
             let old = cell.read();

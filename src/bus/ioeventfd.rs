@@ -174,12 +174,7 @@ impl IoEventFds {
     }
 
     fn add(&self, event: Event) -> Result {
-        let cell = self.list.get_or_make(|| {
-            Ok(KBox::new(
-                VersionCell::new(List::new())?,
-                GFP_KERNEL_ACCOUNT,
-            )?)
-        })?;
+        let cell = self.list.get_or_make(|| VersionCell::boxed(List::new()))?;
         let mut new = List::new();
         {
             let old = cell.read();
