@@ -82,16 +82,12 @@ impl Runner<'_> {
 
     /// SMSW stores the low bits of CR0, to a register or to memory.
     fn smsw(&mut self, mut insn: Insn, stay: Option<&Stay<'_>>) -> Step {
-        if stay.is_some() {
-            return Step::Slow;
-        }
         (insn.op, insn.src) = (Op::Mov, Operand::Imm);
         insn.imm = self.s.cpu.sregs.cr0;
-        self.s.pending.replay.clear();
-        self.emulate(&insn, None)
+        self.by_emulator(&insn, stay)
     }
 
-    /// An instruction that the emulator knows: LMSW of memory, or of a device.
+    /// An instruction that the emulator knows, outside of stays.
     #[cold]
     fn by_emulator(&mut self, insn: &Insn, stay: Option<&Stay<'_>>) -> Step {
         if stay.is_some() {
