@@ -76,8 +76,8 @@ pub fn rows(bench: &mut Bench, overhead: u64) {
         for (cpus, name) in FAULTS {
             bench.row(name, |bench| bench.faults(cpus, processors.min(4)));
         }
-        for (cpus, name) in WAITS {
-            if bench.wants(name) && bench.counts_waits() {
+        if WAITS.iter().any(|(_, name)| bench.wants(name)) && bench.counts_waits() {
+            for (cpus, name) in WAITS {
                 bench.row(name, |bench| bench.waits(cpus, processors.min(4)));
             }
         }
@@ -146,17 +146,22 @@ impl Bench<'_> {
         Ticks::of(&samples, overhead).context("no samples")
     }
 
-    /// Ticks of a fault on resident memory in small pages while so many vCPUs fault, each in a part of its own, their
-    /// threads on the host's processors in turn: from the first one's start to the last one's end, by all faults.
-    /// Where processors take turns and count together (amd with --icount) that is what all of them do for one.
-    fn faults(&self, cpus: u8, processors: usize) -> anyhow::Result<Ticks> {
+    /// A machine whose vCPUs touch [`TOUCHED`] resident small pages in all, and what each does.
+    fn touching(&self, cpus: u8) -> anyhow::Result<(Machine, Work)> {
         let region = resident(TOUCHED * PAGE, false)?;
         let machine = Machine::with_cpus(&self.kvm, self.irqchip(), cpus)?;
-        let mut machine = machine.with_pages(region)?;
         let work = Work {
             warm: 0,
             ..Work::new(Routine::Touch4k, TOUCHED / usize::from(cpus))
         };
+        Ok((machine.with_pages(region)?, work))
+    }
+
+    /// Ticks of a fault on resident memory in small pages while so many vCPUs fault, each in a part of its own, their
+    /// threads on the host's processors in turn: from the first one's start to the last one's end, by all faults.
+    /// Where processors take turns and count together (amd with --icount) that is what all of them do for one.
+    fn faults(&self, cpus: u8, processors: usize) -> anyhow::Result<Ticks> {
+        let (mut machine, work) = self.touching(cpus)?;
         let mut totals = Vec::new();
         for round in 0..=ROUNDS {
             machine.renew_pages()?;
@@ -177,16 +182,10 @@ impl Bench<'_> {
     /// While so many vCPUs fault as in [`Bench::faults`], another thread takes a page of the same VM away and brings it
     /// back, again and again: how many of a thousand such changes waited for a vCPU that was about to map a page.
     fn waits(&self, cpus: u8, processors: usize) -> anyhow::Result<Ticks> {
-        let region = resident(TOUCHED * PAGE, false)?;
+        let (mut machine, work) = self.touching(cpus)?;
         let other = Region::reserve(PAGE).context("memory")?;
-        let machine = Machine::with_cpus(&self.kvm, self.irqchip(), cpus)?;
-        let mut machine = machine.with_pages(region)?;
         let gpa = PAGES + ((TOUCHED + 1) * PAGE) as u64;
         set_slot(&machine.vm, FIRST_SLOT, gpa, other.address(), PAGE as u64)?;
-        let work = Work {
-            warm: 0,
-            ..Work::new(Routine::Touch4k, TOUCHED / usize::from(cpus))
-        };
         let over = AtomicBool::new(false);
         let changes = thread::scope(|scope| {
             let changer = scope.spawn(|| -> anyhow::Result<u64> {
