@@ -445,11 +445,21 @@ fn tsc_parameter(vm: &VmFd, first: &VcpuFd) -> String {
 
 /// Checks that a hypervisor has what [`Vm`] needs.
 fn check_abilities(kvm: &Kvm, path: &Path) -> Result<()> {
-    for (cap, what) in [
+    let needed = [
         (Cap::UserMemory, "KVM_CAP_USER_MEMORY"),
         (Cap::Irqchip, "KVM_CAP_IRQCHIP"),
         (Cap::ImmediateExit, "KVM_CAP_IMMEDIATE_EXIT"),
-    ] {
+    ];
+    check_extensions(kvm, path, &needed)
+}
+
+/// Checks that a hypervisor has these, each with its name.
+pub(crate) fn check_extensions(
+    kvm: &Kvm,
+    path: &Path,
+    needed: &[(Cap, &'static str)],
+) -> Result<()> {
+    for &(cap, what) in needed {
         if !kvm.check_extension(cap) {
             return Err(Error::Missing {
                 path: path.into(),

@@ -31,7 +31,7 @@ use vmm_sys_util::eventfd::EventFd;
 
 pub(crate) use self::host::{Host, Window, ECAM, ECAM_LENGTH, PORT, PORTS};
 use self::transport::Vector;
-use crate::error::Error;
+use crate::vm::check_extensions;
 
 /// Feature bit 28: descriptors may be in tables of their own.
 pub const INDIRECT: u64 = 1 << 28;
@@ -174,19 +174,12 @@ pub fn drain(
 
 /// Checks that a hypervisor has what these devices need.
 pub(crate) fn check(kvm: &Kvm, path: &Path) -> crate::error::Result<()> {
-    for (cap, what) in [
+    let needed = [
         (Cap::Irqfd, "KVM_CAP_IRQFD"),
         (Cap::Ioeventfd, "KVM_CAP_IOEVENTFD"),
         (Cap::IrqRouting, "KVM_CAP_IRQ_ROUTING"),
-    ] {
-        if !kvm.check_extension(cap) {
-            return Err(Error::Missing {
-                path: path.into(),
-                what,
-            });
-        }
-    }
-    Ok(())
+    ];
+    check_extensions(kvm, path, &needed)
 }
 
 /// Sends a message, if there is a vector for it.
