@@ -17,7 +17,7 @@ use std::ptr;
 
 use rvmm_vm::DEFAULT_DEVICE;
 
-use crate::status::{report, Status};
+use crate::status::{report, say, Status};
 
 /// For `--help`.
 const STATUSES: &str = "\
@@ -50,7 +50,7 @@ pub fn main(args: &Args) -> std::process::ExitCode {
         return report(&error).into();
     }
     if let Err(failure) = separate().and_then(|()| cover(&args.device)) {
-        eprintln!("rvmm: {}\n      {}", failure.what, failure.remedy);
+        say!("rvmm: {}\n      {}", failure.what, failure.remedy);
         return Status::Other.into();
     }
     let Some((program, rest)) = args.command.split_first() else {
@@ -58,7 +58,7 @@ pub fn main(args: &Args) -> std::process::ExitCode {
     };
     // The signal that ends `rvmm ... | head` is the program's affair again.
     let error = Command::new(program).args(rest).exec();
-    eprintln!("rvmm: {}: {error}", Path::new(program).display());
+    say!("rvmm: {}: {error}", Path::new(program).display());
     match error.kind() {
         io::ErrorKind::NotFound => 127.into(),
         _ => 126.into(),

@@ -8,7 +8,7 @@ use std::path::PathBuf;
 use rvmm_vm::{size, DEFAULT_DEVICE};
 
 use crate::processes::{descriptors, processes};
-use crate::status::Status;
+use crate::status::{say, Status};
 
 /// Longest command that is shown whole.
 const COMMAND: usize = 60;
@@ -57,7 +57,7 @@ pub fn main() -> Status {
         );
     }
     if hidden {
-        eprintln!("rvmm: processes of other users are not looked at: root sees all");
+        say!("rvmm: processes of other users are not looked at: root sees all");
     }
     Status::Done
 }

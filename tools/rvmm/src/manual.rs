@@ -6,7 +6,7 @@ use std::io::{self, Write};
 use clap::CommandFactory;
 use clap_complete::Shell;
 
-use crate::status::Status;
+use crate::status::{say, Status};
 use crate::Cli;
 
 /// Options of `rvmm completions`.
@@ -38,7 +38,7 @@ pub fn man(args: &ManArgs) -> Status {
         Some(Err(error)) => failed(&error),
         None => {
             let name = args.command.as_deref().unwrap_or_default();
-            eprintln!("rvmm: there is no command {name:?}: see `rvmm --help`");
+            say!("rvmm: there is no command {name:?}: see `rvmm --help`");
             Status::Other
         }
     }
@@ -70,7 +70,7 @@ fn print(text: &[u8]) -> Status {
 }
 
 fn failed(error: &io::Error) -> Status {
-    eprintln!("rvmm: standard output: {error}");
+    say!("rvmm: standard output: {error}");
     Status::Other
 }
 

@@ -9,7 +9,7 @@ use std::os::fd::RawFd;
 use rvmm_vm::stats;
 
 use crate::processes::{copy, descriptors, processes, same_file};
-use crate::status::Status;
+use crate::status::{say, Status};
 
 /// Options of `rvmm stat`.
 #[derive(clap::Args)]
@@ -30,9 +30,9 @@ pub fn main(args: &Args) -> Status {
         let found = match statistics(pid) {
             Ok(found) => found,
             Err(error) if wanted.is_some() => {
-                eprintln!("rvmm: process {pid}: {error}");
+                say!("rvmm: process {pid}: {error}");
                 if error.kind() == io::ErrorKind::PermissionDenied {
-                    eprintln!("      only its owner and root may look: sudo rvmm stat {pid}");
+                    say!("      only its owner and root may look: sudo rvmm stat {pid}");
                 }
                 return Status::Other;
             }
@@ -45,9 +45,9 @@ pub fn main(args: &Args) -> Status {
                     shown += 1;
                 }
                 Err(error) => {
-                    eprintln!("rvmm: process {pid} {name}: {error}");
+                    say!("rvmm: process {pid} {name}: {error}");
                     if error.kind() == io::ErrorKind::PermissionDenied {
-                        eprintln!("      copying its descriptor takes the right to trace it: sudo");
+                        say!("      copying its descriptor takes the right to trace it: sudo");
                     }
                 }
             }
@@ -55,8 +55,8 @@ pub fn main(args: &Args) -> Status {
     }
     if shown == 0 {
         match wanted {
-            Some(pid) => eprintln!("rvmm: process {pid} shows no statistics (see `rvmm run`)"),
-            None => eprintln!("rvmm: no process shows statistics of a virtual machine"),
+            Some(pid) => say!("rvmm: process {pid} shows no statistics (see `rvmm run`)"),
+            None => say!("rvmm: no process shows statistics of a virtual machine"),
         }
         return Status::Other;
     }
