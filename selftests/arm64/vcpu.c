@@ -399,22 +399,29 @@ TEST(dirty_log)
 	CHECK_EQ(add_up(&m, RAM + 2048 * 4096ul, RAM + 2051 * 4096ul), 6);
 }
 
-TEST(readonly)
+/* The guest adds one to a word of read-only memory at `address`: it reads, and the write is user space's. */
+static void write_to_rom(struct machine *m, uint64_t address)
 {
-	struct machine m = MACHINE(guest_pages);
 	char *rom = mmap(NULL, 0x2000, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
 
 	*(uint64_t *)rom = 41;
-	put_slot(&m, 1, KVM_MEM_READONLY, 0x80000000, 0x2000, rom);
-	set_reg(&m, X(1), 0x80000000);
-	set_reg(&m, X(2), 0x80001000);
-	run_to_mmio(&m);
-	CHECK(m.run->mmio.is_write);
-	CHECK_EQ(m.run->mmio.phys_addr, 0x80000000);
-	CHECK_EQ(*(uint64_t *)m.run->mmio.data, 42);
-	run_to_done(&m);
-	CHECK_EQ(get_reg(&m, X(0)), 41);
+	put_slot(m, 1, KVM_MEM_READONLY, address, 0x2000, rom);
+	set_reg(m, X(1), address);
+	set_reg(m, X(2), address + 0x1000);
+	run_to_mmio(m);
+	CHECK(m->run->mmio.is_write);
+	CHECK_EQ(m->run->mmio.phys_addr, address);
+	CHECK_EQ(*(uint64_t *)m->run->mmio.data, 42);
+	run_to_done(m);
+	CHECK_EQ(get_reg(m, X(0)), 41);
 	CHECK_EQ(*(uint64_t *)rom, 41);
+}
+
+TEST(readonly)
+{
+	struct machine m = MACHINE(guest_pages);
+
+	write_to_rom(&m, 0x80000000);
 }
 
 /* Vectors at RAM + 0x1000: an exception of EL1 leaves ESR in X20, ELR in X21, and goes on behind the instruction. */
@@ -579,17 +586,7 @@ GUEST(guest_mmu,
 TEST(own_tables)
 {
 	struct machine m = MACHINE(guest_mmu);
-	char *rom = mmap(NULL, 0x2000, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
 
-	*(uint64_t *)rom = 41;
 	/* A permission fault, whose address the processor does not tell. */
-	put_slot(&m, 1, KVM_MEM_READONLY, 0x70000000, 0x2000, rom);
-	set_reg(&m, X(1), 0x70000000);
-	set_reg(&m, X(2), 0x70001000);
-	run_to_mmio(&m);
-	CHECK(m.run->mmio.is_write);
-	CHECK_EQ(m.run->mmio.phys_addr, 0x70000000);
-	CHECK_EQ(*(uint64_t *)m.run->mmio.data, 42);
-	run_to_done(&m);
-	CHECK_EQ(get_reg(&m, X(0)), 41);
+	write_to_rom(&m, 0x70000000);
 }
