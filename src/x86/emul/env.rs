@@ -157,6 +157,16 @@ pub trait Env {
         false
     }
 
+    /// Whether the processor has TZCNT; else it takes F3 0F BC as BSF (SDM 2D TZCNT).
+    fn has_tzcnt(&self) -> bool {
+        true
+    }
+
+    /// Whether the processor has LZCNT; else it takes F3 0F BD as BSR (SDM 2A LZCNT).
+    fn has_lzcnt(&self) -> bool {
+        true
+    }
+
     /// The instruction or one iteration of it is over, its results are in the registers: whatever was recorded for a
     /// repetition of the attempt is obsolete.
     fn commit(&mut self);

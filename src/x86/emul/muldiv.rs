@@ -86,14 +86,19 @@ impl<E: Env + ?Sized> Context<'_, E> {
         let insn = self.insn;
         let width = insn.width;
         let b = self.load(insn.src, width)?;
-        match insn.op {
+        let op = match insn.op {
+            Op::Tzcnt if !self.env.has_tzcnt() => Op::Bsf,
+            Op::Lzcnt if !self.env.has_lzcnt() => Op::Bsr,
+            op => op,
+        };
+        match op {
             Op::Bsf | Op::Bsr => {
                 let zero = b == 0;
                 self.regs.rflags = self.regs.rflags & !ZF | when(zero, ZF);
                 if zero {
                     return Ok(());
                 }
-                let bit = if insn.op == Op::Bsf {
+                let bit = if op == Op::Bsf {
                     b.trailing_zeros()
                 } else {
                     63u32.wrapping_sub(b.leading_zeros())
@@ -102,7 +107,7 @@ impl<E: Env + ?Sized> Context<'_, E> {
             }
             Op::Tzcnt | Op::Lzcnt => {
                 let bits = u32::from(width).wrapping_mul(8);
-                let n = if insn.op == Op::Tzcnt {
+                let n = if op == Op::Tzcnt {
                     b.trailing_zeros().min(bits)
                 } else {
                     bits.wrapping_sub(64u32.wrapping_sub(b.leading_zeros()))

@@ -303,6 +303,16 @@ pub trait Bus {
         false
     }
 
+    /// As [`Env::has_tzcnt`].
+    fn has_tzcnt(&self) -> bool {
+        true
+    }
+
+    /// As [`Env::has_lzcnt`].
+    fn has_lzcnt(&self) -> bool {
+        true
+    }
+
     /// Writes RAM or a device; `data` is 1 to 8 bytes inside one page.
     fn write(&mut self, gpa: u64, data: &[u8]) -> Result<Answer, Stop>;
 
@@ -568,6 +578,14 @@ fn on_first_page(la: u64, len: usize) -> usize {
 impl<B: Bus + ?Sized> Env for Replaying<'_, B> {
     fn extends_idle_strings(&self) -> bool {
         self.bus.extends_idle_strings()
+    }
+
+    fn has_tzcnt(&self) -> bool {
+        self.bus.has_tzcnt()
+    }
+
+    fn has_lzcnt(&self) -> bool {
+        self.bus.has_lzcnt()
     }
 
     fn read(&mut self, la: u64, buf: &mut [u8]) -> Result<(), Stop> {

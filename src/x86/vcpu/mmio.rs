@@ -9,7 +9,7 @@
 use crate::abi::uapi::{k, PIO_PAGE};
 use crate::bus::ioeventfd::Bus as EventSpace;
 use crate::linux::mmap::Shared;
-use crate::linux::{hrtimer, uaccess};
+use crate::linux::{cpuid, hrtimer, uaccess};
 use crate::mem::addr::{Gpa, Gva};
 use crate::mem::memory::{MemError, MemoryView};
 use crate::mem::missing::Absent;
@@ -498,6 +498,15 @@ fn pieces(req: &PortRequest) -> impl Iterator<Item = (usize, u64, usize)> {
 impl Bus for GuestBus<'_, '_> {
     fn extends_idle_strings(&self) -> bool {
         self.intel
+    }
+
+    // What the processor does, not what the guest's CPUID says: outside of the emulator it does not look there either.
+    fn has_tzcnt(&self) -> bool {
+        cpuid::cpuid_checked(7, 0).ebx & 1 << 3 != 0
+    }
+
+    fn has_lzcnt(&self) -> bool {
+        cpuid::cpuid_checked(0x8000_0001, 0).ecx & 1 << 5 != 0
     }
 
     fn translate(&mut self, la: u64, access: Access) -> Result<u64, Stop> {

@@ -30,6 +30,7 @@ struct Flat {
     port_limit: u32,
     port_checks: u32,
     commits: u32,
+    counts_zeros: bool,
 }
 
 const PF: Stop = Stop::Exception {
@@ -49,6 +50,7 @@ impl Flat {
             port_limit: u32::MAX,
             port_checks: 0,
             commits: 0,
+            counts_zeros: true,
         }
     }
     fn at(&self, la: u64) -> usize {
@@ -70,6 +72,12 @@ impl Flat {
 }
 
 impl Env for Flat {
+    fn has_tzcnt(&self) -> bool {
+        self.counts_zeros
+    }
+    fn has_lzcnt(&self) -> bool {
+        self.counts_zeros
+    }
     fn read(&mut self, la: u64, buf: &mut [u8]) -> Result<(), Stop> {
         self.log.push(('r', la, buf.len()));
         let v = self.get(la, buf.len()).to_le_bytes();
@@ -787,6 +795,42 @@ fn port_permission() {
     let (s, mut r) = (sregs(Mode::Vm86), regs(Mode::Vm86));
     r.rflags |= rflags::IOPL;
     assert_eq!(run(&[0x6c], Mode::Vm86, &mut r, &s, &mut e), Err(GP0));
+}
+
+/// F3 0F BC and F3 0F BD of 0 and of 0x50, on processors with and without TZCNT and LZCNT.
+#[test]
+fn f3_before_bsf_counts_zeros_where_the_processor_has_that() {
+    let mode = Mode::Prot32;
+    let (s, mut e) = (sregs(mode), Flat::new());
+    let mut of = |has: bool, op: u8, value: u64| {
+        e.counts_zeros = has;
+        e.set(0x1000, 4, value);
+        let mut r = regs(mode);
+        r.set(Gpr::Rax, 77);
+        r.set(Gpr::Rbx, 0x1000);
+        r.rflags &= !(rflags::CF | rflags::ZF);
+        assert_eq!(
+            run(&[0xf3, 0x0f, op, 0x03], mode, &mut r, &s, &mut e),
+            Ok(Outcome::Done)
+        );
+        (r.get(Gpr::Rax), r.rflags & (rflags::CF | rflags::ZF))
+    };
+    assert_eq!(
+        (of(true, 0xbc, 0), of(true, 0xbd, 0)),
+        ((32, rflags::CF), (32, rflags::CF))
+    );
+    assert_eq!(
+        (of(false, 0xbc, 0), of(false, 0xbd, 0)),
+        ((77, rflags::ZF), (77, rflags::ZF))
+    );
+    assert_eq!(
+        (of(true, 0xbc, 0x50), of(true, 0xbd, 0x50)),
+        ((4, 0), (25, 0))
+    );
+    assert_eq!(
+        (of(false, 0xbc, 0x50), of(false, 0xbd, 0x50)),
+        ((4, 0), (6, 0))
+    );
 }
 
 #[test]
