@@ -498,6 +498,84 @@ TEST(system_call)
 	CHECK_EQ(vm_sregs(&vm).gs.base, G_DATA);
 }
 
+/*
+ * Compatibility mode, and the way out of it that this processor does not have, but the one that the guest believes in:
+ * SYSCALL on Intel, SYSENTER on AMD (SDM 2B and APM 3, under their names).
+ */
+GUEST64(foreign_call,
+	".code32; nop; .byte 0x0f, 0x05; nop; hlt; .code64\n"
+	".balign 16\n.globl foreign_entry\nforeign_entry:\n"
+	"mov %cs, %eax; mov %ss, %ebx; mov %rsp, %rdx; pushfq; pop %r8; hlt\n"
+	".balign 16\n.globl foreign_undefined\nforeign_undefined:\n"
+	"mov $0xbad, %eax; hlt\n");
+extern const unsigned char foreign_entry[], foreign_undefined[];
+
+/* The guest's vendor is the other one, or this processor's own, whose #UD the guest gets then. */
+static void call_from_compatibility_mode(bool other)
+{
+	const uint64_t entry = G_CODE + (foreign_entry - foreign_call);
+	const char *vendor = is_amd() == other ? "GenuineIntel" : "AuthenticAMD";
+	struct kvm_cpuid_entry2 *leaf;
+	struct kvm_cpuid2 *table;
+	struct kvm_sregs sregs;
+	struct kvm_regs r;
+	struct vm vm;
+
+	VM_NEW_LONG(&vm, foreign_call);
+	table = supported_cpuid(vm.kvm);
+	leaf = cpuid_entry(table, 0, 0);
+	memcpy(&leaf->ebx, vendor, 4);
+	memcpy(&leaf->edx, vendor + 4, 4);
+	memcpy(&leaf->ecx, vendor + 8, 4);
+	CHECK(!ioctl(vm.vcpu, KVM_SET_CPUID2, table));
+	free(table);
+	vm_gate(&vm, 6, 0, G_CODE + (foreign_undefined - foreign_call));
+	if (is_amd()) {
+		vm.mem[G_CODE + 2] = 0x34;
+		CHECK(set_msr(&vm, 0x174, SEL_CODE64));
+		CHECK(set_msr(&vm, 0x175, G_STACK - 0x800));
+		CHECK(set_msr(&vm, 0x176, entry));
+	} else {
+		CHECK(set_msr(&vm, 0xc0000081, (uint64_t)SEL_CODE64 << 32));
+		CHECK(set_msr(&vm, 0xc0000083, entry));
+		CHECK(set_msr(&vm, 0xc0000084, 1));	/* CF */
+	}
+	sregs = vm_sregs(&vm);
+	sregs.efer |= 1;
+	sregs.cs.selector = SEL_CODE32;
+	sregs.cs.l = 0;
+	sregs.cs.db = 1;
+	vm_set_sregs(&vm, &sregs);
+	r = vm_regs(&vm);
+	r.rflags |= 0x41;	/* ZF, CF */
+	vm_set_regs(&vm, &r);
+	vm_expect(&vm, KVM_EXIT_HLT);
+	r = vm_regs(&vm);
+	if (!other) {
+		CHECK_EQ(r.rax, 0xbad);
+		return;
+	}
+	CHECK_EQ(r.rax, SEL_CODE64);
+	CHECK_EQ(r.rbx, SEL_DATA);
+	CHECK(vm_sregs(&vm).cs.l);
+	if (is_amd()) {
+		CHECK_EQ(r.rdx, G_STACK - 0x800);
+		CHECK_EQ(r.r8, 0x43);
+	} else {
+		CHECK_EQ(r.rcx, G_CODE + 3);
+		CHECK_EQ(r.r11, 0x43);
+		CHECK_EQ(r.r8, 0x42);
+	}
+}
+
+TEST(system_call_of_the_other_vendor)
+{
+	call_from_compatibility_mode(true);
+	/* AMD's processors of the emulators have both in compatibility mode. */
+	if (!is_tcg() && !(is_amd() && is_bochs()))
+		call_from_compatibility_mode(false);
+}
+
 /* NX, WP, SMEP and SMAP in the guest's own paging. */
 GUEST64(protections,
 	"mov $" STR(G_DATA) ", %ebx; movb $0xc3, (%rbx); call *%rbx; mov $1, %r8d\n"
