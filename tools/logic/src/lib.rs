@@ -64,6 +64,14 @@ pub mod arm64 {
     pub mod idreg;
     pub mod psci;
     pub mod stage2;
+
+    pub mod vgic {
+        //! The interrupt controller.
+        pub mod lists;
+        pub mod mmio;
+        pub mod registers;
+        pub mod state;
+    }
 }
 
 #[path = "../../../src/x86"]
