@@ -27,4 +27,13 @@ static const unsigned int RVMM_VA_BITS = VA_BITS;
 void rvmm_send_reschedule(unsigned int cpu);
 void rvmm_host_error(u64 esr) __noreturn;
 
+unsigned int rvmm_firmware_irq(const char *compatible, int index);
+unsigned long rvmm_irq_hardware_number(unsigned int irq);
+bool rvmm_irq_is_taken(unsigned int irq);
+int rvmm_take_percpu_irq(unsigned int irq);
+void rvmm_give_percpu_irq(unsigned int irq);
+void rvmm_enable_percpu_irq(unsigned int irq);
+void rvmm_disable_percpu_irq(unsigned int irq);
+int rvmm_set_irq_active(unsigned int irq, bool active);
+
 #endif /* RVMM_ARCH_H */

@@ -7,3 +7,4 @@ pub mod el2;
 pub mod interrupts;
 pub mod neon;
 pub mod nospec;
+pub mod percpu_irq;

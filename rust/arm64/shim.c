@@ -4,6 +4,12 @@
  */
 
 #include "../bindings_helper.h"
+#include <linux/interrupt.h>
+#include <linux/irq.h>
+#include <linux/irqdesc.h>
+#include <linux/of.h>
+#include <linux/of_irq.h>
+#include <linux/percpu.h>
 #include <linux/smp.h>
 
 #define SHIM(type, name, args, expression) type rvmm_##name args { return expression; }
@@ -33,4 +39,65 @@ static DEFINE_PER_CPU(call_single_data_t, rvmm_interruption) = CSD_INIT(rvmm_int
 void rvmm_send_reschedule(unsigned int cpu)
 {
 	smp_call_function_single_async(cpu, per_cpu_ptr(&rvmm_interruption, cpu));
+}
+
+/* --- interrupts that each CPU has of its own --------------------------------------------------- */
+
+/* The kernel's number of interrupt `index` of the first node that is `compatible`; 0: there is none. */
+unsigned int rvmm_firmware_irq(const char *compatible, int index)
+{
+	struct device_node *node = of_find_compatible_node(NULL, NULL, compatible);
+	unsigned int irq = node ? irq_of_parse_and_map(node, index) : 0;
+
+	of_node_put(node);
+	return irq;
+}
+
+/* The interrupt controller's number of it. */
+unsigned long rvmm_irq_hardware_number(unsigned int irq)
+{
+	struct irq_data *data = irq_get_irq_data(irq);
+
+	return data ? data->hwirq : 0;
+}
+
+/* Somebody handles it. */
+bool rvmm_irq_is_taken(unsigned int irq)
+{
+	struct irq_data *data = irq_get_irq_data(irq);
+
+	return data && irq_desc_has_action(irq_data_to_desc(data));
+}
+
+static DEFINE_PER_CPU(int, rvmm_irq_cookie);
+
+static irqreturn_t rvmm_unexpected(int irq, void *unused)
+{
+	return IRQ_HANDLED;
+}
+
+int rvmm_take_percpu_irq(unsigned int irq)
+{
+	return request_percpu_irq(irq, rvmm_unexpected, "rvmm", &rvmm_irq_cookie);
+}
+
+void rvmm_give_percpu_irq(unsigned int irq)
+{
+	free_percpu_irq(irq, &rvmm_irq_cookie);
+}
+
+/* On this CPU, as the firmware has described it. */
+void rvmm_enable_percpu_irq(unsigned int irq)
+{
+	enable_percpu_irq(irq, irq_get_trigger_type(irq));
+}
+
+void rvmm_disable_percpu_irq(unsigned int irq)
+{
+	disable_percpu_irq(irq);
+}
+
+int rvmm_set_irq_active(unsigned int irq, bool active)
+{
+	return irq_set_irqchip_state(irq, IRQCHIP_STATE_ACTIVE, active);
 }

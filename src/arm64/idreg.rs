@@ -23,8 +23,7 @@ use Field::{Always, Same, UpTo};
 /// The lowest bit of a field, and how it is shown.
 type Row = (u8, Field);
 
-/// ID_AA64PFR0_EL1: EL0 and EL1 of 64 bits, no EL2, FP, AdvSIMD, CSV2, CSV3. Neither a GIC with registers, nor RAS,
-/// SVE, AMU.
+/// ID_AA64PFR0_EL1: EL0 and EL1 of 64 bits, no EL2, FP, AdvSIMD, CSV2, CSV3. Neither RAS, SVE, nor AMU.
 const PFR0: &[Row] = &[
     (0, Always(1)),
     (4, Always(1)),
@@ -107,13 +106,17 @@ pub fn is_id(reg: SysReg) -> bool {
     (op0, op1, crn) == (3, 0, 0) && (1..=7).contains(&crm)
 }
 
-/// What a guest reads of `reg`, which the host reads as `host`.
-pub fn shown(reg: SysReg, host: u64) -> u64 {
+/// ID_AA64PFR0_EL1.GIC: the interrupt controller has registers in the processor.
+const PFR0_GIC: u64 = 1 << 24;
+
+/// What a guest reads of `reg`, which the host reads as `host`; `gic`: it has an interrupt controller.
+pub fn shown(reg: SysReg, host: u64, gic: bool) -> u64 {
+    let more = if gic && reg == id(4, 0) { PFR0_GIC } else { 0 };
     let rows = SHOWN
         .iter()
         .find(|(r, _)| *r == reg)
         .map_or(&[][..], |(_, rows)| rows);
-    rows.iter().fold(0, |value, &(at, field)| {
+    rows.iter().fold(more, |value, &(at, field)| {
         let has = (host >> at & 0xf) as u8;
         let shows = match field {
             UpTo(most) => has.min(most),
@@ -136,23 +139,28 @@ mod tests {
     #[test]
     fn allow_list() {
         // Neither SVE (35:32), RAS (31:28), GIC (27:24), AMU, MPAM, nor EL2 and EL3 (15:8).
-        assert_eq!(shown(id(4, 0), u64::MAX), 0x1100_0000_00ff_0011);
-        assert_eq!(shown(id(4, 0), 0), 0x11);
+        assert_eq!(shown(id(4, 0), u64::MAX, false), 0x1100_0000_00ff_0011);
+        assert_eq!(shown(id(4, 0), 0, false), 0x11);
+        assert_eq!(shown(id(4, 0), 0, true), 0x0100_0011);
+        assert_eq!(shown(id(4, 1), 0, true), 0);
         // No pointer authentication (7:4, 11:8, 27:24, 31:28).
-        assert_eq!(shown(id(6, 1), u64::MAX) & 0xff00_0ff0, 0);
+        assert_eq!(shown(id(6, 1), u64::MAX, false) & 0xff00_0ff0, 0);
         // Three physical address widths are known: 32, 36 and 40 bits.
-        assert_eq!(shown(id(7, 0), 0x0000_0000_0f00_0005) & 0xf, 2);
-        assert_eq!(shown(id(7, 0), 0x0000_0000_0f00_0001) & 0xf, 1);
+        assert_eq!(shown(id(7, 0), 0x0000_0000_0f00_0005, false) & 0xf, 2);
+        assert_eq!(shown(id(7, 0), 0x0000_0000_0f00_0001, false) & 0xf, 1);
         // That a granule of 64 KiB is not there is said by 0xf.
-        assert_eq!(shown(id(7, 0), 0x0000_0000_0f00_0005) >> 24 & 0xf, 0xf);
+        assert_eq!(
+            shown(id(7, 0), 0x0000_0000_0f00_0005, false) >> 24 & 0xf,
+            0xf
+        );
         // No VHE in a guest (MMFR1 11:8).
-        assert_eq!(shown(id(7, 1), u64::MAX) & 0xf00, 0);
+        assert_eq!(shown(id(7, 1), u64::MAX, false) & 0xf00, 0);
     }
 
     #[test]
     fn the_rest_is_zero() {
-        assert_eq!(shown(id(4, 1), u64::MAX), 0);
-        assert_eq!(shown(id(4, 4), u64::MAX), 0);
-        assert_eq!(shown(id(1, 0), u64::MAX), 0);
+        assert_eq!(shown(id(4, 1), u64::MAX, false), 0);
+        assert_eq!(shown(id(4, 4), u64::MAX, false), 0);
+        assert_eq!(shown(id(1, 0), u64::MAX, false), 0);
     }
 }

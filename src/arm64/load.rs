@@ -2,17 +2,17 @@
 //! What the module's root asks of Arm64: load, CPU hot-plug, sleep, shutdown.
 //!
 //! The kernel is at EL2 on every CPU already. What a guest needs of a CPU is set up when its vCPU comes to it and put
-//! back when it leaves, so CPUs that come and go are nobody's business here.
+//! back when it leaves. CPUs that come and go get what is missing of the host's interrupts (`host_irqs`).
 
 use crate::arm64::host::Host;
-use crate::arm64::last;
+use crate::arm64::{host_irqs, last};
 use crate::linux::el2;
 use crate::linux::global::Owner;
 use kernel::page::PAGE_SIZE;
 use kernel::prelude::*;
 
 /// What all vCPUs share.
-pub(crate) type State = [Owner; 1];
+pub(crate) type State = [Owner; 2];
 
 /// Finds out what there is. Errors: `EOPNOTSUPP`, and the log says why; `ENOMEM`.
 pub(crate) fn init() -> Result<State> {
@@ -24,7 +24,7 @@ pub(crate) fn init() -> Result<State> {
         address_bits: el2::address_bits(),
     };
     match host.refusal() {
-        None => Ok([last::init()?]),
+        None => Ok([last::init()?, host_irqs::init()?]),
         Some(why) => {
             pr_err!("guests cannot run here: {why}\n");
             Err(EOPNOTSUPP)
@@ -34,16 +34,26 @@ pub(crate) fn init() -> Result<State> {
 
 /// Says in the log what is there.
 pub(crate) fn announce() {
-    pr_info!("ready at EL2, nested pages of 4 KiB, 2 MiB and 1 GiB; no interrupt controller yet\n");
+    let irqs = host_irqs::get().ok();
+    let whose = match irqs.is_some_and(|i| i.timer.is_own()) {
+        true => "our own",
+        false => "the kernel's, with KVM alive",
+    };
+    pr_info!("ready at EL2, nested pages of 4 KiB, 2 MiB and 1 GiB, GICv3; interrupts of virtual timers are {whose}\n");
 }
 
 /// A CPU has come.
 pub(crate) fn cpu_up() -> Result {
+    host_irqs::get()?.on();
     Ok(())
 }
 
 /// A CPU goes.
-pub(crate) fn cpu_down() {}
+pub(crate) fn cpu_down() {
+    if let Ok(irqs) = host_irqs::get() {
+        irqs.off();
+    }
+}
 
 /// The machine goes to sleep.
 pub(crate) fn suspend() {}

@@ -7,14 +7,18 @@ mod context;
 mod el2;
 mod esr;
 mod host;
+mod host_irqs;
 mod idreg;
+mod interrupts;
 mod last;
 mod one_reg;
 mod paging;
 mod psci;
 mod run;
+mod shared;
 mod stage2;
 mod vcpu;
+mod vgic;
 mod vm;
 
 // Ground: what guest memory keeps its translations in.
@@ -30,6 +34,17 @@ pub(crate) use paging::{
 /// What all vCPUs of a VM share, how wide its addresses are, and what is fixed once there is a vCPU.
 pub(crate) use paging::ADDRESS_BITS;
 pub(crate) use vm::{Setup, Vm};
+
+/// vCPUs of a VM, and their ids: each has a redistributor.
+pub(crate) const MAX_VCPUS: u32 = vgic::state::MAX_CPUS as u32;
+
+/// The interrupt controller, what user space says of it, and how its registers are read and written.
+pub(crate) use el2::gic_kind;
+pub(crate) use esr::SysReg;
+pub(crate) use vgic::chip::{Region, Vgic};
+pub(crate) use vgic::mmio::{By, Frame, FRAME, REDISTRIBUTOR};
+pub(crate) use vgic::registers::Interface;
+pub(crate) use vgic::state::{Gic, AFFINITY, BANK, MAX_INTIDS};
 
 /// A vCPU; the pages that user space maps of it; what only its thread touches; KVM_RUN.
 pub(crate) use run::Runner;

@@ -6,8 +6,10 @@ use crate::arm64::context::{Reg, ENCODINGS};
 use crate::arm64::el2::{self, Guest};
 use crate::arm64::esr::SysReg;
 use crate::arm64::idreg;
+use crate::arm64::vm::Vm;
 use crate::nospec::Nospec;
 use core::mem::offset_of;
+use core::sync::atomic::Ordering;
 use kernel::prelude::*;
 
 /// What a number stands for.
@@ -17,6 +19,8 @@ enum Place<'a> {
     U128(&'a mut u128),
     /// Reads as this, and may be written with it.
     Fixed(u64),
+    /// The VM's virtual counter.
+    Counter,
 }
 
 const SIZE_U32: u64 = 2 << 52;
@@ -45,9 +49,13 @@ const VECTORS: u64 = word!(fp_regs);
 const FPSR: u64 = VECTORS + 128;
 const FPCR: u64 = VECTORS + 129;
 const MPIDR: SysReg = SysReg::new(3, 0, 0, 0, 5);
+/// KVM_REG_ARM_TIMER_CVAL and KVM_REG_ARM_TIMER_CNT: KVM has the numbers of CNTV_CVAL_EL0 and CNTVCT_EL0 the wrong way
+/// around, for ever.
+const TIMER_CVAL: SysReg = SysReg::new(3, 3, 14, 0, 2);
+const TIMER_CNT: SysReg = SysReg::new(3, 3, 14, 3, 2);
 
 /// Where the register with that number is. ENOENT: there is none.
-fn find(g: &mut Guest, id: u64) -> Result<Place<'_>> {
+fn find(g: &mut Guest, gic: bool, id: u64) -> Result<Place<'_>> {
     let (kind, group, index) = (id & KIND, id & 0xffff_ffff_0000 & !KIND, id & 0xffff);
     let place = match group {
         CORE => match index {
@@ -73,7 +81,11 @@ fn find(g: &mut Guest, id: u64) -> Result<Place<'_>> {
             if reg == MPIDR {
                 Place::Fixed(g.mpidr)
             } else if idreg::is_id(reg) {
-                Place::Fixed(idreg::shown(reg, el2::host_id(reg)))
+                Place::Fixed(idreg::shown(reg, el2::host_id(reg), gic))
+            } else if reg == TIMER_CNT {
+                Place::Counter
+            } else if reg == TIMER_CVAL {
+                Place::U64(&mut g.context.0[Reg::CntvCval as usize])
             } else if is_core(reg) {
                 return Err(ENOENT);
             } else {
@@ -84,7 +96,7 @@ fn find(g: &mut Guest, id: u64) -> Result<Place<'_>> {
     };
     let size = match place {
         Place::U32(_) => SIZE_U32,
-        Place::U64(_) | Place::Fixed(_) => SIZE_U64,
+        Place::U64(_) | Place::Fixed(_) | Place::Counter => SIZE_U64,
         Place::U128(_) => SIZE_U128,
     };
     if kind == ARM64 | size {
@@ -102,13 +114,17 @@ fn is_core(reg: SysReg) -> bool {
 }
 
 /// KVM_GET_ONE_REG.
-pub(crate) fn get(g: &mut Guest, r: &k::kvm_one_reg) -> Result {
+pub(crate) fn get(g: &mut Guest, vm: &Vm, r: &k::kvm_one_reg) -> Result {
     let addr = r.addr as usize;
-    match find(g, r.id)? {
+    match find(g, vm.vgic().is_some(), r.id)? {
         Place::U32(v) => uapi::put(addr, v),
         Place::U64(v) => uapi::put(addr, v),
         Place::U128(v) => uapi::put(addr, &v.to_le_bytes()),
         Place::Fixed(v) => uapi::put(addr, &v),
+        Place::Counter => {
+            let now = el2::counter().wrapping_sub(vm.counter_offset.load(Ordering::Relaxed));
+            uapi::put(addr, &now)
+        }
     }
 }
 
@@ -118,15 +134,19 @@ fn is_mode(pstate: u64) -> bool {
 }
 
 /// KVM_SET_ONE_REG. EINVAL: a value that the register cannot have.
-pub(crate) fn set(g: &mut Guest, r: &k::kvm_one_reg) -> Result {
+pub(crate) fn set(g: &mut Guest, vm: &Vm, r: &k::kvm_one_reg) -> Result {
     let addr = r.addr as usize;
     if r.id == ARM64 | SIZE_U64 | CORE | PSTATE && !is_mode(uapi::get(addr)?) {
         return Err(EINVAL);
     }
-    match find(g, r.id)? {
+    match find(g, vm.vgic().is_some(), r.id)? {
         Place::U32(v) => *v = uapi::get(addr)?,
         Place::U64(v) => *v = uapi::get(addr)?,
         Place::U128(v) => *v = u128::from_le_bytes(uapi::get(addr)?),
+        Place::Counter => {
+            let now = el2::counter().wrapping_sub(uapi::get::<u64>(addr)?);
+            vm.counter_offset.store(now, Ordering::Relaxed);
+        }
         Place::Fixed(v) => {
             if uapi::get::<u64>(addr)? != v {
                 return Err(EINVAL);
@@ -150,8 +170,9 @@ fn each(mut f: impl FnMut(u64) -> Result) -> Result {
     }
     f(core(FPSR, SIZE_U32))?;
     f(core(FPCR, SIZE_U32))?;
+    // TIMER_CNT is among them by CNTV_CVAL_EL0's own number.
     let system = ENCODINGS.iter().copied().filter(|r| !is_core(*r));
-    for reg in Iterator::chain(Iterator::chain(system, idreg::all()), [MPIDR]) {
+    for reg in Iterator::chain(Iterator::chain(system, idreg::all()), [MPIDR, TIMER_CVAL]) {
         f(ARM64 | SIZE_U64 | SYSREG | u64::from(reg.0))?;
     }
     Ok(())

@@ -1,7 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0
 //! Calls of the guest's by HVC: PSCI 1.1 (Arm DEN 0022) and what SMCCC 1.1 (Arm DEN 0028) has of its own.
-//!
-//! A VM has one vCPU, so that there is nobody else to be switched on or asked about.
 #![forbid(unsafe_code)]
 
 /// What comes of a call.
@@ -9,6 +7,22 @@
 pub enum Answer {
     /// X0 holds this, and the guest goes on.
     Value(u64),
+    /// The vCPU with this affinity is to be switched on, to begin at `entry` with `context` in X0.
+    CpuOn {
+        /// Affinity fields, as MPIDR_EL1 has them.
+        target: u64,
+        /// An address.
+        entry: u64,
+        /// Any value.
+        context: u64,
+    },
+    /// Whether one is on, of those whose affinity has the same fields from this level on.
+    AffinityInfo {
+        /// Affinity fields.
+        target: u64,
+        /// 0 to 3.
+        level: u32,
+    },
     /// The vCPU is off from now on.
     CpuOff,
     /// The machine is to be switched off: user space is told.
@@ -20,8 +34,16 @@ pub enum Answer {
 use Answer::Value;
 
 const NOT_SUPPORTED: u64 = -1i64 as u64;
-const INVALID_PARAMETERS: u64 = -2i64 as u64;
-const ALREADY_ON: u64 = -4i64 as u64;
+/// There is no such vCPU, or no such level.
+pub const INVALID_PARAMETERS: u64 = -2i64 as u64;
+/// The vCPU is on.
+pub const ALREADY_ON: u64 = -4i64 as u64;
+/// Done.
+pub const SUCCESS: u64 = 0;
+/// AFFINITY_INFO: one is on; all are off.
+pub const ON: u64 = 0;
+/// See above.
+pub const OFF: u64 = 1;
 
 /// PSCI 1.1 and SMCCC 1.1.
 const VERSION: u64 = 1 << 16 | 1;
@@ -43,17 +65,27 @@ const PSCI_FEATURES: u32 = 0x8400_000a;
 const CALL64: u32 = 1 << 30;
 
 /// Affinity fields of MPIDR_EL1.
-const AFFINITY: u64 = 0xff_00ff_ffff;
+pub const AFFINITY: u64 = 0xff_00ff_ffff;
 
-/// The call `x[0]` with its arguments, by the vCPU whose MPIDR_EL1 is `mpidr`.
-pub fn call(x: &[u64; 4], mpidr: u64) -> Answer {
+/// Which affinity fields have to be the same from this level on.
+pub const fn level_mask(level: u32) -> u64 {
+    match level {
+        0 => AFFINITY,
+        1 => AFFINITY & !0xff,
+        2 => AFFINITY & !0xffff,
+        _ => AFFINITY & !0xff_ffff,
+    }
+}
+
+/// The call `x[0]` with its arguments.
+pub fn call(x: &[u64; 4]) -> Answer {
     let function = x[0] as u32;
-    let target = if function & CALL64 != 0 {
-        x[1]
+    let [_, x1, x2, x3] = if function & CALL64 != 0 {
+        *x
     } else {
-        x[1] & 0xffff_ffff
+        x.map(|arg| arg & 0xffff_ffff)
     };
-    let own = target & AFFINITY == mpidr & AFFINITY;
+    let target = x1 & AFFINITY;
     match function {
         SMCCC_VERSION => Value(VERSION),
         SMCCC_ARCH_FEATURES => Value(match x[1] as u32 {
@@ -67,13 +99,15 @@ pub fn call(x: &[u64; 4], mpidr: u64) -> Answer {
             NOT_SUPPORTED
         }),
         CPU_OFF => Answer::CpuOff,
-        f if f & !CALL64 == CPU_ON => Value(if own { ALREADY_ON } else { INVALID_PARAMETERS }),
-        // On.
-        f if f & !CALL64 == AFFINITY_INFO => Value(if own && x[2] == 0 {
-            0
-        } else {
-            INVALID_PARAMETERS
-        }),
+        f if f & !CALL64 == CPU_ON => Answer::CpuOn {
+            target,
+            entry: x2,
+            context: x3,
+        },
+        f if f & !CALL64 == AFFINITY_INFO => match u32::try_from(x2) {
+            Ok(level @ 0..=3) => Answer::AffinityInfo { target, level },
+            _ => Value(INVALID_PARAMETERS),
+        },
         MIGRATE_INFO_TYPE => Value(NOT_REQUIRED),
         SYSTEM_OFF => Answer::SystemOff,
         SYSTEM_RESET => Answer::SystemReset,
@@ -100,7 +134,7 @@ mod tests {
     use super::*;
 
     fn ask(function: u32, x1: u64, x2: u64) -> Answer {
-        call(&[function.into(), x1, x2, 0], 1 << 31)
+        call(&[function.into(), x1, x2, 0])
     }
 
     #[test]
@@ -128,18 +162,19 @@ mod tests {
     }
 
     #[test]
-    fn alone() {
-        for call64 in [0, CALL64] {
-            assert_eq!(ask(CPU_ON | call64, 0, 0), Value(ALREADY_ON));
-            assert_eq!(ask(CPU_ON | call64, 1, 0), Value(INVALID_PARAMETERS));
-            assert_eq!(ask(AFFINITY_INFO | call64, 0, 0), Value(0));
-            assert_eq!(ask(AFFINITY_INFO | call64, 0, 1), Value(INVALID_PARAMETERS));
-        }
-        // A call of 32 bits has an argument of 32 bits.
-        assert_eq!(ask(AFFINITY_INFO, 1 << 32, 0), Value(0));
-        assert_eq!(
-            ask(AFFINITY_INFO | CALL64, 1 << 32, 0),
-            Value(INVALID_PARAMETERS)
-        );
+    fn others() {
+        let on = |target, entry| Answer::CpuOn {
+            target,
+            entry,
+            context: 0,
+        };
+        assert_eq!(ask(CPU_ON | CALL64, 0x101, 1 << 40), on(0x101, 1 << 40));
+        // Bits that are not affinity do not matter; a call of 32 bits has arguments of 32 bits.
+        assert_eq!(ask(CPU_ON, 1 << 31 | 1 << 32 | 2, 1 << 40), on(2, 0));
+        let info = |target, level| Answer::AffinityInfo { target, level };
+        assert_eq!(ask(AFFINITY_INFO | CALL64, 1 << 32, 1), info(1 << 32, 1));
+        assert_eq!(ask(AFFINITY_INFO, 3, 4), Value(INVALID_PARAMETERS));
+        assert_eq!(level_mask(1) & 0x1ff, 0x100);
+        assert_eq!(level_mask(3), 0xff_0000_0000);
     }
 }

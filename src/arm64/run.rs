@@ -8,7 +8,9 @@ use crate::abi::exits::{self, exits as declare_exits, Ask};
 use crate::abi::uapi::k;
 use crate::arm64::el2::{self, Stay};
 use crate::arm64::esr::{Exit, NestedFault, Place, SysReg};
+use crate::arm64::shared::{affinity_info, switch_on, START, STOP};
 use crate::arm64::vcpu::{Pending, State, Vcpu};
+use crate::arm64::vgic::mmio::By;
 use crate::arm64::vm::Vm;
 use crate::arm64::{idreg, psci};
 use crate::bus::ioeventfd::Bus;
@@ -42,7 +44,7 @@ const ESR_UNDEFINED: u64 = 1 << 25;
 
 /// What a handler achieved.
 #[derive(Clone, Copy, Debug)]
-enum Step {
+pub(super) enum Step {
     /// Enter the guest again.
     Again,
     /// Leave the stay, look at what waits, then enter again.
@@ -63,9 +65,9 @@ enum Stayed {
 
 /// One KVM_RUN.
 pub(crate) struct Runner<'a> {
-    vm: &'a Vm,
-    vcpu: &'a Vcpu,
-    s: &'a mut State,
+    pub(super) vm: &'a Vm,
+    pub(super) vcpu: &'a Vcpu,
+    pub(super) s: &'a mut State,
 }
 
 impl<'a> Runner<'a> {
@@ -78,6 +80,7 @@ impl<'a> Runner<'a> {
     #[inline(never)]
     pub(crate) fn run(&mut self) -> Result<isize> {
         self.s.check_initialized()?;
+        self.first_run()?;
         self.complete();
         if self.vcpu.run.get(exits::IMMEDIATE_EXIT) != 0 {
             return Err(EINTR);
@@ -85,8 +88,11 @@ impl<'a> Runner<'a> {
         self.vcpu.run.put(exits::EXIT_REASON, k::KVM_EXIT_UNKNOWN);
         self.vcpu.shared.worker.set_current();
         loop {
-            let step = if self.s.off || self.s.halted {
-                self.wait()
+            self.requests();
+            let step = if self.s.off {
+                self.wait_until_on()
+            } else if self.s.halted {
+                self.wait_for_interrupt()
             } else {
                 self.enter()?
             };
@@ -125,21 +131,34 @@ impl<'a> Runner<'a> {
 
     /// KVM_RUN ends for a signal.
     #[cold]
-    fn interrupted(&self) -> Error {
+    pub(super) fn interrupted(&self) -> Error {
         let _ = self.ask(&exits::Intr);
         EINTR
     }
 
-    /// Waits for a signal: nothing else wakes a vCPU that is off, or waits for an interrupt that nobody can raise.
-    fn wait(&mut self) -> Step {
+    /// What others have asked of the vCPU.
+    fn requests(&mut self) {
+        let shared = &self.vcpu.shared;
+        let requests = shared.take_requests(START | STOP);
+        if requests & STOP != 0 {
+            self.s.off = true;
+            shared.arch.set_on(false);
+        }
+        if requests & START != 0 {
+            let (entry, context) = shared.arch.beginning();
+            self.s.reset();
+            self.s.guest.regs.pc = entry;
+            self.s.guest.regs.set_x(0, context);
+            self.s.off = false;
+        }
+    }
+
+    /// Waits for another vCPU to switch this one on, or for a signal.
+    fn wait_until_on(&mut self) -> Step {
         let shared = &self.vcpu.shared;
         match shared.wait.wait_interruptible(|| shared.requests() != 0) {
             Ok(_) => Step::Leave,
-            Err(_) => {
-                // An interrupt is what WFI may also return for without one.
-                self.s.halted = false;
-                Step::Fail(self.interrupted())
-            }
+            Err(_) => Step::Fail(self.interrupted()),
         }
     }
 
@@ -163,6 +182,7 @@ impl<'a> Runner<'a> {
             return Err(EIO);
         };
         sched::guest_enter(&irq);
+        self.begin_interrupts(vm);
         vcpu.shared.enter_stay(irq.this_cpu());
         let root = vm.memory.root();
         let stayed = Stay::hold(
@@ -171,7 +191,11 @@ impl<'a> Runner<'a> {
             root,
             self,
             |r| &mut r.s.guest,
-            |r, stay| r.enter_loop(stay, irq.this_cpu()),
+            |r, stay| {
+                let how = r.enter_loop(stay, irq.this_cpu());
+                r.end_interrupts(irq.this_cpu());
+                how
+            },
         );
         vcpu.shared.leave_stay();
         if matches!(stayed, Stayed::Ended(Step::Leave)) {
@@ -199,8 +223,10 @@ impl<'a> Runner<'a> {
                 self.s.tlb_generation = generation;
                 self.s.cpu = cpu;
             }
+            self.put_interrupts(stay, this_cpu);
             let exit = stay.enter(&mut self.s.guest);
-            match self.handle(exit, stay) {
+            self.take_interrupts(stay);
+            match self.handle(exit, stay, this_cpu) {
                 Stayed::Ended(Step::Again) => {}
                 end => return end,
             }
@@ -208,17 +234,14 @@ impl<'a> Runner<'a> {
     }
 
     /// Handles an exit in the stay, as far as that goes.
-    fn handle(&mut self, exit: Exit, stay: &Stay<'_>) -> Stayed {
+    fn handle(&mut self, exit: Exit, stay: &Stay<'_>, this_cpu: ThisCpu<'_>) -> Stayed {
         let exit = if self.s.guest.regs.pstate & PSTATE_32BIT != 0 {
             Self::of_32bit(exit)
         } else {
             exit
         };
         let step = match exit {
-            Exit::HostInterrupt => {
-                stay.silence_timer();
-                Step::Leave
-            }
+            Exit::HostInterrupt => self.host_interrupt(stay, this_cpu),
             // `enter` does not return.
             Exit::HostError => Step::Leave,
             Exit::Hvc(number) => self.hypercall(number),
@@ -274,11 +297,9 @@ impl<'a> Runner<'a> {
 
     /// HVC, already behind the instruction.
     fn hypercall(&mut self, number: u16) -> Step {
-        let mpidr = self.s.guest.mpidr;
-        let r = &mut self.s.guest.regs;
-        let [x0, x1, x2, x3, ..] = r.x;
+        let [x0, x1, x2, x3, ..] = self.s.guest.regs.x;
         let answer = if number == 0 && self.s.has_psci() {
-            psci::call(&[x0, x1, x2, x3], mpidr)
+            psci::call(&[x0, x1, x2, x3])
         } else {
             psci::Answer::Value(u64::MAX)
         };
@@ -288,31 +309,55 @@ impl<'a> Runner<'a> {
                 self.s.guest.regs.set_x(0, value);
                 Step::Again
             }
+            psci::Answer::CpuOn {
+                target,
+                entry,
+                context,
+            } => {
+                let result = switch_on(&self.vm.vcpus, target, entry, context);
+                self.s.guest.regs.set_x(0, result);
+                Step::Again
+            }
+            psci::Answer::AffinityInfo { target, level } => {
+                let result = affinity_info(&self.vm.vcpus, target, level);
+                self.s.guest.regs.set_x(0, result);
+                Step::Again
+            }
             psci::Answer::CpuOff => {
                 self.s.off = true;
+                self.vcpu.shared.arch.set_on(false);
                 Step::Leave
             }
             psci::Answer::SystemOff => {
-                self.s.off = true;
+                self.stop_all();
                 self.ask(&event(k::KVM_SYSTEM_EVENT_SHUTDOWN))
             }
             psci::Answer::SystemReset => {
-                self.s.off = true;
+                self.stop_all();
                 self.ask(&event(k::KVM_SYSTEM_EVENT_RESET))
             }
         }
     }
 
+    /// The machine is off, or begins anew when user space says so.
+    fn stop_all(&mut self) {
+        self.s.off = true;
+        self.vm.vcpus.request_all(STOP);
+    }
+
     /// MRS or MSR that traps.
     fn system_register(&mut self, stay: &Stay<'_>, reg: SysReg, read: bool, register: u8) -> Step {
         let (op0, op1, crn, crm, op2) = reg.parts();
-        let r = &mut self.s.guest.regs;
         if idreg::is_id(reg) && read {
-            r.set_x(register, idreg::shown(reg, el2::host_id(reg)));
+            let gic = self.s.guest.has_gic;
+            let regs = &mut self.s.guest.regs;
+            regs.set_x(register, idreg::shown(reg, el2::host_id(reg), gic));
+        } else if self.s.guest.has_gic && self.interrupt_register(reg, read, register) {
+            // Of the interrupt controller.
         } else if op0 == 2 || (op0, op1, crn, crm, op2) == (3, 0, 1, 0, 1) {
             // Debug registers, and ACTLR_EL1: they read as zero.
             if read {
-                r.set_x(register, 0);
+                self.s.guest.regs.set_x(register, 0);
             }
         } else if (op0, crn, crm) == (1, 7, 6)
             || (op0, crn, crm) == (1, 7, 10)
@@ -323,7 +368,7 @@ impl<'a> Runner<'a> {
             self.undefined(stay);
             return Step::Again;
         }
-        r.skip();
+        self.s.guest.regs.skip();
         Step::Again
     }
 
@@ -394,6 +439,19 @@ impl<'a> Runner<'a> {
             return self.ask(&Undescribed { iss, gpa: gpa.0 });
         };
         let len = usize::from(access.len);
+        if let Some(vgic) = self.vm.vgic() {
+            if let Some((frame, at)) = vgic.at(gpa.0) {
+                let r = &mut self.s.guest.regs;
+                if f.write {
+                    vgic.write(frame, at, len, r.x(access.register), By::Guest);
+                } else {
+                    let data = vgic.read(frame, at, len, By::Guest);
+                    r.set_x(access.register, access.loaded(data));
+                }
+                r.skip();
+                return Step::Again;
+            }
+        }
         let data = self.s.guest.regs.x(access.register).to_le_bytes();
         let written = data.get(..len).unwrap_or(&data);
         if f.write && self.vm.bus.write(Bus::Mmio, gpa.0, written) {

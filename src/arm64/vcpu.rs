@@ -5,10 +5,15 @@
 
 use crate::abi::uapi::k;
 use crate::arm64::context::Context;
-use crate::arm64::el2::{Guest, Regs};
+use crate::arm64::el2::{self, Guest, Regs};
 use crate::arm64::esr::Access;
+use crate::arm64::host_irqs::{self, HostIrqs};
 use crate::arm64::last::{self, Last};
-use crate::arm64::vm::{VcpuShared, Vm};
+use crate::arm64::shared::{Others, VcpuSet, VcpuShared, START, STOP};
+use crate::arm64::vgic::lists::Lists;
+use crate::arm64::vgic::registers::Interface;
+use crate::bus::EventBus;
+use crate::linux::hrtimer::{Timer, TimerCallback};
 use crate::linux::killable_mutex::{KillableBackend, KillableMutex};
 use crate::linux::mmap::SharedPages;
 use crate::linux::neon::Vectors;
@@ -40,6 +45,33 @@ pub(crate) enum Pending {
     Store,
 }
 
+/// The virtual timer of a vCPU that sleeps has fired.
+pub(crate) struct Wake(Arc<VcpuShared>);
+
+impl TimerCallback for Wake {
+    fn expired(&self) -> Option<u64> {
+        self.0.arch.set_look();
+        self.0.kick();
+        None
+    }
+}
+
+/// What a vCPU has of the interrupt controller.
+pub(crate) struct Interrupts {
+    /// Filled for entries only.
+    pub(crate) lists: Lists,
+    /// There was something at the last look, and may be again.
+    pub(crate) again: bool,
+    /// ICH_VTR_EL2.
+    pub(crate) kind: u64,
+    /// Level of the virtual timer's PPI.
+    pub(crate) timer_up: bool,
+    /// Whether the host's interrupt of the timer counts as being handled on this CPU, in a stay. `None`: not known.
+    pub(crate) timer_active: Option<bool>,
+    /// Which PPI is mapped to it; 0: none yet.
+    pub(crate) mapped: u32,
+}
+
 /// One vCPU's private state.
 pub(crate) struct State {
     pub(crate) guest: Guest,
@@ -51,6 +83,13 @@ pub(crate) struct State {
     pub(crate) off: bool,
     /// It waits for an interrupt.
     pub(crate) halted: bool,
+    /// Number in order of creation.
+    pub(crate) index: usize,
+    pub(crate) irq: Interrupts,
+    /// Wakes the vCPU when its virtual timer fires.
+    pub(crate) alarm: Timer<Wake>,
+    /// Those of the host's that guests need.
+    pub(crate) host_irqs: Arc<HostIrqs>,
     pub(crate) pending: Pending,
     /// Spare nested page tables, for faults of this vCPU.
     pub(crate) tables: TablePool,
@@ -67,21 +106,32 @@ pub(crate) struct State {
 }
 
 impl State {
-    fn new(vm: &Vm, id: u32) -> Result<Self> {
-        let id = u64::from(id);
+    fn new(shared: &Arc<VcpuShared>) -> Result<Self> {
         Ok(Self {
             guest: Guest {
                 regs: Regs::RESET,
                 context: Context::RESET,
                 vectors: Vectors::ZERO,
-                // As KVM numbers them: 16 in a cluster.
-                mpidr: 1 << 31 | id & 0xf | (id >> 4 & 0xff) << 8 | (id >> 12 & 0xff) << 16,
-                counter_offset: vm.counter_offset,
+                mpidr: shared.arch.mpidr,
+                counter_offset: 0,
+                interface: Interface::RESET,
+                has_gic: false,
             },
             room: Some(KBox::new(Vectors::ZERO, GFP_KERNEL_ACCOUNT)?),
             features: None,
             off: false,
             halted: false,
+            index: shared.index as usize,
+            irq: Interrupts {
+                lists: Lists::EMPTY,
+                again: true,
+                kind: el2::gic_kind(),
+                timer_up: false,
+                timer_active: None,
+                mapped: 0,
+            },
+            alarm: Timer::new(Wake(shared.clone()))?,
+            host_irqs: host_irqs::get()?,
             pending: Pending::Nothing,
             tables: TablePool::new(),
             tlb_generation: 0,
@@ -94,7 +144,7 @@ impl State {
 
     /// KVM_ARM_VCPU_INIT (api.rst 4.82): all registers as after reset. EINVAL: another processor than this one, or
     /// features that are not there or differ from those of the first call.
-    pub(crate) fn init(&mut self, wanted: &k::kvm_vcpu_init) -> Result {
+    pub(crate) fn init(&mut self, shared: &VcpuShared, wanted: &k::kvm_vcpu_init) -> Result {
         const KNOWN: u32 = 1 << k::KVM_ARM_VCPU_POWER_OFF | 1 << k::KVM_ARM_VCPU_PSCI_0_2;
         let [first, rest @ ..] = wanted.features;
         let unknown = first & !KNOWN != 0 || rest.iter().any(|f| *f != 0);
@@ -107,13 +157,22 @@ impl State {
             return Err(EINVAL);
         }
         self.features = Some(features);
+        shared.clear_requests(START | STOP);
+        self.reset();
+        self.off = first & 1 << k::KVM_ARM_VCPU_POWER_OFF != 0;
+        shared.arch.set_on(!self.off);
+        Ok(())
+    }
+
+    /// All registers as after reset.
+    pub(crate) fn reset(&mut self) {
         self.guest.regs = Regs::RESET;
         self.guest.context = Context::RESET;
         self.guest.vectors = Vectors::ZERO;
+        self.guest.interface = Interface::RESET;
         self.pending = Pending::Nothing;
         self.halted = false;
-        self.off = first & 1 << k::KVM_ARM_VCPU_POWER_OFF != 0;
-        Ok(())
+        self.irq.again = true;
     }
 
     /// ENOEXEC before [`State::init`], as in KVM.
@@ -142,12 +201,12 @@ pub(crate) struct Vcpu {
 impl Vcpu {
     /// A vCPU that KVM_ARM_VCPU_INIT has not been called for.
     #[inline(never)]
-    pub(crate) fn new(vm: &Vm, id: u32) -> Result<Arc<Self>> {
-        let shared = VcpuShared::new(id, vm.vcpus.len(), false, ())?;
-        let run = RunPages::new(vm.bus.ring(), None)?;
+    pub(crate) fn new(vcpus: &VcpuSet, bus: &EventBus, id: u32) -> Result<Arc<Self>> {
+        let shared = VcpuShared::new(id, vcpus.len(), false, Others::new(id))?;
+        let run = RunPages::new(bus.ring(), None)?;
         Arc::pin_init(
             try_pin_init!(Self {
-                state <- KillableMutex::new(State::new(vm, id)?, static_lock_class!()),
+                state <- KillableMutex::new(State::new(&shared)?, static_lock_class!()),
                 run,
                 shared,
             }),
@@ -158,5 +217,10 @@ impl Vcpu {
     /// The state; waits for a KVM_RUN under way. EINTR when the task is killed meanwhile.
     pub(crate) fn lock(&self) -> Result<Guard<'_, State, KillableBackend>> {
         self.state.lock()
+    }
+
+    /// The state, unless a KVM_RUN is under way.
+    pub(crate) fn lock_now(&self) -> Option<Guard<'_, State, KillableBackend>> {
+        self.state.lock_now()
     }
 }

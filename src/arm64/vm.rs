@@ -3,34 +3,36 @@
 //!
 //! # Lock order
 //!
-//! `setup` > a vCPU's `state` > `memory.update`.
+//! `setup` > `irqfds` > a vCPU's `state` > the interrupt controller's `config` > `memory.update`.
 
 use crate::abi::stats::VmStats;
 use crate::arm64::el2;
 use crate::arm64::paging::NestedTable;
-use crate::bus::set;
+use crate::arm64::shared::VcpuSet;
+use crate::arm64::vcpu::Vcpu;
+use crate::arm64::vgic::chip::Vgic;
+use crate::bus::irqfd::Irqfds;
 use crate::bus::EventBus;
 use crate::linux::mmu_notifier::MmuNotifier;
+use crate::linux::once::Once;
 use crate::linux::sched::is_current_mm;
 use crate::mem::addr::Level;
 use crate::mem::memory::{GuestMemory, HugePages};
 use crate::mem::notifier::Notifier;
 use crate::mem::slots::MAX_SLOTS;
-use core::sync::atomic::{AtomicBool, Ordering};
+use core::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use kernel::mm::Mm;
 use kernel::prelude::*;
 use kernel::sync::aref::ARef;
-use kernel::sync::{new_mutex, Arc, Mutex};
+use kernel::sync::{new_mutex, Arc, ArcBorrow, Mutex};
 
-/// What other CPUs may touch of a vCPU.
-pub(crate) type VcpuShared = set::VcpuShared<()>;
-/// The vCPUs of a VM.
-pub(crate) type VcpuSet = set::VcpuSet<(), ()>;
+/// The virtual timer's PPI where user space does not say another.
+pub(crate) const TIMER_INTID: u32 = 27;
 
 /// What creation steps have been taken.
 pub(crate) struct Setup {
-    /// There is the vCPU.
-    pub(crate) has_vcpu: bool,
+    /// The vCPUs, in order of creation.
+    pub(crate) vcpus: KVec<Arc<Vcpu>>,
 }
 
 /// A virtual machine.
@@ -47,8 +49,16 @@ pub(crate) struct Vm {
     pub(crate) bus: EventBus,
     #[pin]
     pub(crate) setup: Mutex<Setup>,
-    /// The physical counter when the VM was made, at which its own is zero.
-    pub(crate) counter_offset: u64,
+    /// How far the VM's counter is behind the physical one: what that was when the VM was made.
+    pub(crate) counter_offset: AtomicU64,
+    /// The interrupt controller.
+    vgic: Once<Arc<Vgic>>,
+    #[pin]
+    pub(crate) irqfds: Mutex<Irqfds<Vgic>>,
+    /// The PPI of the virtual timer.
+    pub(crate) timer_intid: AtomicU32,
+    /// A vCPU has run.
+    pub(crate) has_run: AtomicBool,
     /// KVM_CAP_ARM_NISV_TO_USER is enabled.
     nisv_to_user: AtomicBool,
 }
@@ -71,8 +81,12 @@ impl Vm {
                 vcpus,
                 memory,
                 bus <- EventBus::new(),
-                setup <- new_mutex!(Setup { has_vcpu: false }),
-                counter_offset: el2::counter(),
+                setup <- new_mutex!(Setup { vcpus: KVec::new() }),
+                counter_offset: AtomicU64::new(el2::counter()),
+                vgic: Once::new(),
+                irqfds <- new_mutex!(Irqfds::new()),
+                timer_intid: AtomicU32::new(TIMER_INTID),
+                has_run: AtomicBool::new(false),
                 nisv_to_user: AtomicBool::new(false),
             }),
             GFP_KERNEL_ACCOUNT,
@@ -120,5 +134,21 @@ impl Vm {
     /// Whether they do.
     pub(crate) fn passes_undescribed(&self) -> bool {
         self.nisv_to_user.load(Ordering::Relaxed)
+    }
+
+    /// The interrupt controller, if there is one.
+    #[inline]
+    pub(crate) fn vgic(&self) -> Option<ArcBorrow<'_, Vgic>> {
+        self.vgic.get()
+    }
+
+    /// Makes the interrupt controller. EEXIST: there is one.
+    pub(crate) fn make_vgic(&self) -> Result<Arc<Vgic>> {
+        let vgic = Vgic::new(self.vcpus.clone())?;
+        if self.vgic.set(vgic.clone()) {
+            Ok(vgic)
+        } else {
+            Err(EEXIST)
+        }
     }
 }

@@ -15,6 +15,8 @@
 
 use crate::arm64::context::{registers, Context};
 use crate::arm64::esr::{decode, Exit, Syndrome};
+use crate::arm64::vgic::lists::Lists;
+use crate::arm64::vgic::registers::Interface;
 use crate::linux::el2;
 use crate::linux::irqflags::{IrqGuard, ThisCpu};
 use crate::linux::neon::Vectors;
@@ -44,6 +46,10 @@ macro_rules! write {
         asm!(concat!("msr ", $reg, ", {}"), in(reg) value, options(nostack, preserves_flags))
     }};
 }
+
+mod gic;
+
+pub(crate) use gic::{kind as gic_kind, list_count};
 
 // HCR_EL2 (Arm ARM D24.2.49).
 const HCR_VM: u64 = 1 << 0;
@@ -106,6 +112,9 @@ const ICC_SRE_ENABLE: u64 = 1 << 3;
 const TIMER_ENABLE: u64 = 1 << 0;
 const TIMER_MASK: u64 = 1 << 1;
 const TIMER_FIRED: u64 = 1 << 2;
+
+/// Nanoseconds.
+const NSEC_PER_SEC: u64 = 1_000_000_000;
 
 /// PAR_EL1.F: the translation failed.
 const PAR_FAILED: u64 = 1;
@@ -180,6 +189,9 @@ pub(crate) struct Guest {
     pub(crate) mpidr: u64,
     /// How far the guest's counter is behind the physical one (CNTVOFF_EL2).
     pub(crate) counter_offset: u64,
+    /// Its interface to the interrupt controller, if there is one.
+    pub(crate) interface: Interface,
+    pub(crate) has_gic: bool,
 }
 
 macro_rules! load {
@@ -369,7 +381,11 @@ impl<'irq> Stay<'irq> {
             let cnthctl = host.cnthctl & !(CNTHCTL_EL1PCTEN | CNTHCTL_EL1PTEN);
             write!("cnthctl_el2", cnthctl | CNTHCTL_EL1PCTEN);
             write!("s3_4_c14_c0_3", g.counter_offset);
-            write!("s3_4_c12_c11_0", ICH_HCR_TRAPS);
+            if g.has_gic {
+                gic::load(&g.interface);
+            } else {
+                write!("s3_4_c12_c11_0", ICH_HCR_TRAPS);
+            }
             write!("s3_4_c12_c9_5", host.icc_sre & !ICC_SRE_ENABLE);
             load(&g.context);
             rvmm_vectors_load(ptr::from_ref(&g.vectors).cast());
@@ -379,6 +395,9 @@ impl<'irq> Stay<'irq> {
         let result = body(owner, &stay);
         let g = guest(owner);
         save(&mut g.context);
+        if g.has_gic {
+            gic::save(&mut g.interface);
+        }
         // SAFETY: As above. The timer is off before interrupts come on, so that its interrupt never reaches the host.
         unsafe {
             rvmm_vectors_save(ptr::from_mut(&mut g.vectors).cast());
@@ -431,11 +450,35 @@ impl<'irq> Stay<'irq> {
         };
     }
 
+    /// The processor has the interrupts of `lists` from now on.
+    pub(crate) fn put_lists(&self, lists: &Lists) {
+        // SAFETY: In a stay, of whose guest whoever has it has the lists.
+        unsafe { gic::put_lists(lists) };
+    }
+
+    /// Reads back what has become of them; no list register is in use then. Returns how many ends of interrupts were
+    /// found in none.
+    pub(crate) fn take_lists(&self, lists: &mut Lists) -> u32 {
+        // SAFETY: As above.
+        unsafe { gic::take_lists(lists) }
+    }
+
+    /// An interrupt waits for the host.
+    pub(crate) fn host_interrupt_waits(&self) -> bool {
+        gic::host_interrupt_waits()
+    }
+
+    /// The guest's virtual timer has fired, and is not masked.
+    #[inline]
+    pub(crate) fn timer_fires(&self) -> bool {
+        timer_fires(read!("s3_5_c14_c3_1"))
+    }
+
     /// The guest's virtual timer has fired, of which nobody can tell the guest: it is masked, or its interrupt would
     /// end each entry at once. Returns whether that was so.
     pub(crate) fn silence_timer(&self) -> bool {
         let ctl = read!("s3_5_c14_c3_1");
-        let fired = ctl & (TIMER_ENABLE | TIMER_MASK | TIMER_FIRED) == TIMER_ENABLE | TIMER_FIRED;
+        let fired = timer_fires(ctl);
         if fired {
             // SAFETY: The guest's register.
             unsafe { write!("s3_5_c14_c3_1", ctl | TIMER_MASK) };
@@ -519,6 +562,28 @@ impl Stay<'_> {
         }
         read!("s3_5_c12_c0_0")
     }
+}
+
+/// What CNTV_CTL_EL0 says when the timer has fired, and is not masked.
+fn timer_fires(ctl: u64) -> bool {
+    ctl & (TIMER_ENABLE | TIMER_MASK | TIMER_FIRED) == TIMER_ENABLE | TIMER_FIRED
+}
+
+/// Whether the virtual timer of a guest that is not in a stay will fire, and if so, in how many nanoseconds; 0: it has.
+pub(crate) fn timer_due(c: &Context, counter_offset: u64) -> Option<u64> {
+    use crate::arm64::context::Reg;
+    if c.get(Reg::CntvCtl) & (TIMER_ENABLE | TIMER_MASK) != TIMER_ENABLE {
+        return None;
+    }
+    let now = counter().wrapping_sub(counter_offset);
+    let ticks = c.get(Reg::CntvCval).saturating_sub(now);
+    let frequency = read!("cntfrq_el0");
+    let seconds = ticks.checked_div(frequency)?;
+    let rest = ticks.checked_rem(frequency)?;
+    let part = rest.saturating_mul(NSEC_PER_SEC).checked_div(frequency)?;
+    // Not too early.
+    let ns = seconds.saturating_mul(NSEC_PER_SEC).saturating_add(part);
+    Some(if ticks == 0 { 0 } else { ns.saturating_add(1) })
 }
 
 /// The physical counter.

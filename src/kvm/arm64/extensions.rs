@@ -2,8 +2,9 @@
 //! Extensions on Arm64: what is there, and what has to be enabled. What stands nowhere is not there.
 
 use crate::abi::uapi::k;
-use crate::arch::{Setup, Vm, ADDRESS_BITS};
+use crate::arch::{Setup, Vm, ADDRESS_BITS, MAX_VCPUS};
 use crate::kvm::table::extensions;
+use crate::linux::smp;
 use crate::mem::slots::MAX_SLOTS;
 use kernel::prelude::*;
 
@@ -25,9 +26,9 @@ extensions! {
     k::KVM_CAP_SYNC_MMU: 1;
     k::KVM_CAP_READONLY_MEM: 1;
     k::KVM_CAP_NR_MEMSLOTS: MAX_SLOTS;
-    k::KVM_CAP_NR_VCPUS: 1;
-    k::KVM_CAP_MAX_VCPUS: 1;
-    k::KVM_CAP_MAX_VCPU_ID: 1;
+    k::KVM_CAP_NR_VCPUS: smp::num_online().min(MAX_VCPUS);
+    k::KVM_CAP_MAX_VCPUS: MAX_VCPUS;
+    k::KVM_CAP_MAX_VCPU_ID: MAX_VCPUS;
     k::KVM_CAP_IMMEDIATE_EXIT: 1;
     k::KVM_CAP_IOEVENTFD_NO_LENGTH: 1;
     k::KVM_CAP_IOEVENTFD_ANY_LENGTH: 1;

@@ -4,4 +4,5 @@
 mod extensions;
 pub(super) mod system;
 mod vcpu;
+mod vgic;
 pub(super) mod vm;

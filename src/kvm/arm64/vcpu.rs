@@ -7,6 +7,7 @@ use crate::kvm::signals;
 use crate::kvm::table::ioctls;
 use crate::linux::anon_inode::FileOperations;
 use crate::linux::sched::SignalMaskGuard;
+use core::sync::atomic::Ordering;
 use kernel::fs::File;
 use kernel::mm::virt::VmaNew;
 use kernel::prelude::*;
@@ -34,7 +35,7 @@ impl FileOperations for VcpuFile {
         if cmd == uapi::KVM_RUN {
             run(&this.vm, &this.vcpu, arg)
         } else {
-            ioctl(&this.vcpu, cmd, arg)
+            ioctl(&this.vm, &this.vcpu, cmd, arg)
         }
     }
 
@@ -56,28 +57,31 @@ fn run(vm: &Arc<Vm>, vcpu: &Arc<Vcpu>, arg: usize) -> Result<isize> {
 ioctls! {
     /// The vcpu ioctls (api.rst 4) but KVM_RUN. What is about registers has to wait for KVM_ARM_VCPU_INIT: ENOEXEC.
     #[inline(never)]
-    fn ioctl(vcpu: &Arc<Vcpu>; cmd, arg) else Err(EINVAL);
+    fn ioctl(vm: &Arc<Vm>, vcpu: &Arc<Vcpu>; cmd, arg) else Err(EINVAL);
     lock s = vcpu.lock()?;
 
-    KVM_ARM_VCPU_INIT:      held, set(r => s.init(r));
-    KVM_GET_ONE_REG:        held, set(r => one_reg(s, r)), KVM_CAP_ONE_REG;
-    KVM_SET_ONE_REG:        held, set(r => change_reg(s, r));
+    KVM_ARM_VCPU_INIT:      held, set(r => s.init(&vcpu.shared, r));
+    KVM_GET_ONE_REG:        held, set(r => one_reg(vm, s, r)), KVM_CAP_ONE_REG;
+    KVM_SET_ONE_REG:        held, set(r => change_reg(vm, s, r));
     KVM_GET_REG_LIST:       held, call(reg_list(s, arg));
-    KVM_GET_MP_STATE:       held, get(mp_state(s)), KVM_CAP_MP_STATE;
-    KVM_SET_MP_STATE:       held, set(r => set_mp_state(s, r));
+    KVM_GET_MP_STATE:       held, get(mp_state(vcpu)), KVM_CAP_MP_STATE;
+    KVM_SET_MP_STATE:       held, set(r => set_mp_state(vcpu, s, r));
+    KVM_SET_DEVICE_ATTR:    -,    set(r => set_attr(vm, r)), KVM_CAP_VCPU_ATTRIBUTES;
+    KVM_GET_DEVICE_ATTR:    -,    set(r => get_attr(vm, r));
+    KVM_HAS_DEVICE_ATTR:    -,    set(r => has_attr(r));
     KVM_SET_SIGNAL_MASK:    held, call(signals::set_mask(&mut s.signal_mask, arg));
 }
 
 /// KVM_GET_ONE_REG (api.rst 4.69).
-fn one_reg(s: &mut State, r: &k::kvm_one_reg) -> Result {
+fn one_reg(vm: &Vm, s: &mut State, r: &k::kvm_one_reg) -> Result {
     s.check_initialized()?;
-    get_one_reg(&mut s.guest, r)
+    get_one_reg(&mut s.guest, vm, r)
 }
 
 /// KVM_SET_ONE_REG (api.rst 4.68).
-fn change_reg(s: &mut State, r: &k::kvm_one_reg) -> Result {
+fn change_reg(vm: &Vm, s: &mut State, r: &k::kvm_one_reg) -> Result {
     s.check_initialized()?;
-    set_one_reg(&mut s.guest, r)
+    set_one_reg(&mut s.guest, vm, r)
 }
 
 /// KVM_GET_REG_LIST (api.rst 4.83).
@@ -87,21 +91,51 @@ fn reg_list(s: &State, arg: usize) -> Result {
 }
 
 /// KVM_GET_MP_STATE (api.rst 4.38).
-fn mp_state(s: &State) -> Result<k::kvm_mp_state> {
-    let mp_state = if s.off {
-        k::KVM_MP_STATE_STOPPED
-    } else {
+fn mp_state(vcpu: &Vcpu) -> Result<k::kvm_mp_state> {
+    let mp_state = if vcpu.shared.arch.is_on() {
         k::KVM_MP_STATE_RUNNABLE
+    } else {
+        k::KVM_MP_STATE_STOPPED
     };
     Ok(k::kvm_mp_state { mp_state })
 }
 
 /// KVM_SET_MP_STATE (api.rst 4.39). EINVAL.
-fn set_mp_state(s: &mut State, r: &k::kvm_mp_state) -> Result {
+fn set_mp_state(vcpu: &Vcpu, s: &mut State, r: &k::kvm_mp_state) -> Result {
     s.off = match r.mp_state {
         k::KVM_MP_STATE_STOPPED => true,
         k::KVM_MP_STATE_RUNNABLE => false,
         _ => return Err(EINVAL),
     };
+    vcpu.shared.arch.set_on(!s.off);
     Ok(())
+}
+
+/// ENXIO: the only attribute is the PPI of the virtual timer (kernel document virt/kvm/devices/vcpu.rst).
+fn has_attr(r: &k::kvm_device_attr) -> Result {
+    let timer = r.group == k::KVM_ARM_VCPU_TIMER_CTRL;
+    if timer && r.attr == u64::from(k::KVM_ARM_VCPU_TIMER_IRQ_VTIMER) {
+        Ok(())
+    } else {
+        Err(ENXIO)
+    }
+}
+
+/// The PPI of all vCPUs' virtual timers. EINVAL: not the number of a PPI, or nobody to have it; EBUSY: a vCPU has run.
+fn set_attr(vm: &Vm, r: &k::kvm_device_attr) -> Result {
+    has_attr(r)?;
+    let intid = u32::try_from(uapi::get::<i32>(r.addr as usize)?).map_err(|_| EINVAL)?;
+    if vm.vgic().is_none() || !(16..32).contains(&intid) {
+        return Err(EINVAL);
+    }
+    if vm.has_run.load(Ordering::Relaxed) {
+        return Err(EBUSY);
+    }
+    vm.timer_intid.store(intid, Ordering::Relaxed);
+    Ok(())
+}
+
+fn get_attr(vm: &Vm, r: &k::kvm_device_attr) -> Result {
+    has_attr(r)?;
+    uapi::put(r.addr as usize, &vm.timer_intid.load(Ordering::Relaxed))
 }

@@ -2,13 +2,15 @@
 //! The file of a virtual machine on Arm64.
 
 use crate::abi::uapi::{self, k};
-use crate::arch::{Setup, Vcpu, Vm, ADDRESS_BITS};
+use crate::arch::{Setup, Vcpu, Vgic, Vm, ADDRESS_BITS, MAX_VCPUS};
 use crate::kvm::arm64::extensions;
 use crate::kvm::arm64::vcpu::{self, VcpuFile};
+use crate::kvm::arm64::vgic;
 use crate::kvm::memory::{clear_dirty_log, dirty_log, set_memory, set_memory2};
 use crate::kvm::table::ioctls;
 use crate::linux::anon_inode::{self, FileOperations, NewFile};
 use crate::linux::sched;
+use core::sync::atomic::Ordering;
 use kernel::fs::File;
 use kernel::prelude::*;
 use kernel::sync::{Arc, ArcBorrow};
@@ -34,6 +36,11 @@ impl FileOperations for VmFile {
         this.0.check_mm()?;
         ioctl(&this.0, cmd, arg)
     }
+
+    fn release(this: Arc<Self>) {
+        // irqfds hold wait-queue entries on other files; KVM takes them down with the VM's file as well.
+        this.0.irqfds.lock().clear();
+    }
 }
 
 ioctls! {
@@ -49,8 +56,11 @@ ioctls! {
     KVM_SET_USER_MEMORY_REGION2:    -,    set(r => set_memory2(vm, r)), KVM_CAP_USER_MEMORY2;
     KVM_GET_DIRTY_LOG:              -,    set(r => dirty_log(vm, r));
     KVM_CLEAR_DIRTY_LOG:            -,    set(r => clear_dirty_log(vm, r));
+    KVM_CREATE_DEVICE:              held, call(vgic::create_device(vm, setup, arg)), KVM_CAP_DEVICE_CTRL;
+    KVM_IRQ_LINE:                   -,    call(irq_line(vm, arg)), KVM_CAP_IRQCHIP;
+    KVM_IRQFD:                      -,    set(r => irqfd(vm, r)), KVM_CAP_IRQFD;
     KVM_IOEVENTFD:                  -,    set(r => vm.bus.ioeventfd(r)), KVM_CAP_IOEVENTFD;
-    KVM_REGISTER_COALESCED_MMIO:    -,    set(r => vm.bus.coalesce(r, |_| 0));
+    KVM_REGISTER_COALESCED_MMIO:    -,    set(r => vm.bus.coalesce(r, |_| devices(vm)));
     KVM_UNREGISTER_COALESCED_MMIO:  -,    set(r => vm.bus.uncoalesce(r));
 }
 
@@ -78,20 +88,53 @@ fn preferred_target() -> Result<k::kvm_vcpu_init> {
     Ok(init)
 }
 
-/// KVM_CREATE_VCPU (api.rst 4.7): there can be one, with id 0.
-#[inline(never)]
-fn create_vcpu(vm: &Arc<Vm>, setup: &mut Setup, id: usize) -> Result<isize> {
-    if id != 0 {
+/// How many devices are on the bus in the kernel: the distributor, and a redistributor for each vCPU.
+fn devices(vm: &Vm) -> u32 {
+    vm.vgic().map_or(0, |_| vm.vcpus.len().saturating_add(1))
+}
+
+/// KVM_IRQ_LINE (api.rst 4.25). ENXIO: no interrupt controller.
+fn irq_line(vm: &Vm, arg: usize) -> Result<isize> {
+    let [number, level] = uapi::get::<[u32; 2]>(arg)?;
+    let vgic = vm.vgic().ok_or(ENXIO)?;
+    let timer = vm.timer_intid.load(Ordering::Relaxed);
+    vgic.irq_line(number, level != 0, timer)
+}
+
+/// KVM_IRQFD (api.rst 4.75), without resampling. EINVAL: no interrupt controller, or one that is not ready.
+fn irqfd(vm: &Vm, r: &k::kvm_irqfd) -> Result {
+    if r.flags & !k::KVM_IRQFD_FLAG_DEASSIGN != 0 {
         return Err(EINVAL);
     }
-    if setup.has_vcpu {
+    let vgic: Arc<Vgic> = vm.vgic().ok_or(EINVAL)?.into();
+    let mut irqfds = vm.irqfds.lock();
+    if r.flags & k::KVM_IRQFD_FLAG_DEASSIGN != 0 {
+        irqfds.deassign(&vgic, r)
+    } else {
+        irqfds.assign(&vgic, r)
+    }
+}
+
+/// KVM_CREATE_VCPU (api.rst 4.7). EINVAL: too large an id, or too many; EEXIST; EBUSY: the interrupt controller has
+/// been initialised without it.
+#[inline(never)]
+fn create_vcpu(vm: &Arc<Vm>, setup: &mut Setup, id: usize) -> Result<isize> {
+    let id = u32::try_from(id).map_err(|_| EINVAL)?;
+    if id >= MAX_VCPUS || setup.vcpus.len() >= MAX_VCPUS as usize {
+        return Err(EINVAL);
+    }
+    if vm.vgic().is_some_and(|v| v.is_ready()) {
+        return Err(EBUSY);
+    }
+    if vm.vcpus.with_id(id).is_some() {
         return Err(EEXIST);
     }
     // Build, install last: nobody can use the vCPU before it is complete.
-    let vcpu = Vcpu::new(vm, 0)?;
+    setup.vcpus.reserve(1, GFP_KERNEL_ACCOUNT)?;
+    let vcpu = Vcpu::new(&vm.vcpus, &vm.bus, id)?;
     let shared = vcpu.shared.clone();
-    let file = NewFile::new(VcpuFile::new(vm.clone(), vcpu)?)?;
+    let file = NewFile::new(VcpuFile::new(vm.clone(), vcpu.clone())?)?;
     vm.vcpus.push(shared)?;
-    setup.has_vcpu = true;
+    let _ = setup.vcpus.push_within_capacity(vcpu);
     Ok(file.install() as isize)
 }

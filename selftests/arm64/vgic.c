@@ -1,0 +1,438 @@
+// SPDX-License-Identifier: GPL-2.0
+/*
+ * Interrupts on Arm64: the GICv3's attributes, SGIs, PPIs and SPIs, the virtual timer, WFI, vCPUs that switch each
+ * other on. What is expected is what KVM does.
+ *
+ * A guest's handler puts the numbers of interrupts, one byte each, at RAM + 0x100000, and counts them in X28.
+ */
+#define _GNU_SOURCE
+#include "machine.h"
+#include <linux/kvm.h>
+#include <sys/eventfd.h>
+
+#define DIST 0x8000000ul
+#define REDIST 0x80a0000ul
+#define LIST 0x100000
+#define SYSREG(op1, crn, crm, op2) (3 << 14 | (op1) << 11 | (crn) << 7 | (crm) << 3 | (op2))
+#define PMR SYSREG(0, 4, 6, 0)
+#define CTLR SYSREG(0, 12, 12, 4)
+
+/* X20: distributor. X21: the first redistributor's frame of SGIs and PPIs. */
+#define SETUP										\
+	"adr x0, 7f\nmsr vbar_el1, x0\n"						\
+	"mov x20, #0x08000000\nmov x21, #0x080b0000\nmov x27, #0x40100000\nmov x28, #0\n"	\
+	"mov x0, #0xff\nmsr S3_0_C4_C6_0, x0\nmov x0, #1\nmsr S3_0_C12_C12_7, x0\n"		\
+	"mov w0, #2\nstr w0, [x20]\nmov w0, #0xffff\nmovk w0, #0x800, lsl #16\nstr w0, [x21, #0x100]\nisb\n"
+
+/* `end`: what is done between acknowledgement and end; X26 is the number. */
+#define VECTORS(end)									\
+	".balign 2048\n7:\n.skip 0x280\n"						\
+	"mrs x26, S3_0_C12_C12_0\nstrb w26, [x27, x28]\nadd x28, x28, #1\n"		\
+	end										\
+	"msr S3_0_C12_C12_1, x26\nisb\neret\n"
+
+/* An interrupt that comes between the look and WFI ends WFI, which interrupts need not be on for. */
+#define WAIT_FOR(count)									\
+	"1:\nmsr daifset, #2\ncmp x28, " #count "\nb.hs 2f\nwfi\nmsr daifclr, #2\nisb\nb 1b\n2:\nmsr daifclr, #2\n"
+
+static int set_attr(int fd, uint32_t group, uint64_t attr, const void *value)
+{
+	struct kvm_device_attr a = { .group = group, .attr = attr, .addr = (uintptr_t)value };
+
+	return ioctl(fd, KVM_SET_DEVICE_ATTR, &a);
+}
+
+static int get_attr(int fd, uint32_t group, uint64_t attr, void *value)
+{
+	struct kvm_device_attr a = { .group = group, .attr = attr, .addr = (uintptr_t)value };
+
+	return ioctl(fd, KVM_GET_DEVICE_ATTR, &a);
+}
+
+static int make_gic(struct machine *m)
+{
+	struct kvm_create_device d = { .type = KVM_DEV_TYPE_ARM_VGIC_V3 };
+
+	OK(ioctl(m->vm, KVM_CREATE_DEVICE, &d));
+	return d.fd;
+}
+
+static int add_gic(struct machine *m)
+{
+	uint64_t dist = DIST, redist = REDIST;
+	uint32_t count = 128;
+	int gic = make_gic(m);
+
+	OK(set_attr(gic, KVM_DEV_ARM_VGIC_GRP_ADDR, KVM_VGIC_V3_ADDR_TYPE_DIST, &dist));
+	OK(set_attr(gic, KVM_DEV_ARM_VGIC_GRP_ADDR, KVM_VGIC_V3_ADDR_TYPE_REDIST, &redist));
+	OK(set_attr(gic, KVM_DEV_ARM_VGIC_GRP_NR_IRQS, 0, &count));
+	OK(set_attr(gic, KVM_DEV_ARM_VGIC_GRP_CTRL, KVM_DEV_ARM_VGIC_CTRL_INIT, NULL));
+	return gic;
+}
+
+static int line(struct machine *m, uint32_t type, uint32_t vcpu, uint32_t number, uint32_t level)
+{
+	struct kvm_irq_level l = {
+		.irq = type << KVM_ARM_IRQ_TYPE_SHIFT | vcpu << KVM_ARM_IRQ_VCPU_SHIFT | number,
+		.level = level,
+	};
+
+	return ioctl(m->vm, KVM_IRQ_LINE, &l);
+}
+
+GUEST(guest_nop, DONE);
+
+TEST_SECONDS(attributes, 20)
+{
+	struct machine m = MACHINE(guest_nop);
+	uint64_t at = DIST, value;
+	uint32_t count = 33, word;
+	struct kvm_create_device d = { .type = KVM_DEV_TYPE_ARM_VGIC_V3, .flags = KVM_CREATE_DEVICE_TEST };
+
+	CHECK_EQ(ioctl(m.vm, KVM_CHECK_EXTENSION, KVM_CAP_DEVICE_CTRL), 1);
+	CHECK_EQ(ioctl(m.vm, KVM_CHECK_EXTENSION, KVM_CAP_IRQCHIP), 1);
+	OK(ioctl(m.vm, KVM_CREATE_DEVICE, &d));
+	CHECK_ERRNO(line(&m, KVM_ARM_IRQ_TYPE_SPI, 0, 40, 1), ENXIO);
+	int gic = make_gic(&m);
+	d.flags = 0;
+	CHECK_ERRNO(ioctl(m.vm, KVM_CREATE_DEVICE, &d), EEXIST);
+	CHECK_ERRNO(set_attr(gic, KVM_DEV_ARM_VGIC_GRP_NR_IRQS, 0, &count), EINVAL);
+	count = 64;
+	OK(set_attr(gic, KVM_DEV_ARM_VGIC_GRP_NR_IRQS, 0, &count));
+	CHECK_ERRNO(set_attr(gic, KVM_DEV_ARM_VGIC_GRP_NR_IRQS, 0, &count), EBUSY);
+	CHECK_ERRNO(get_attr(gic, KVM_DEV_ARM_VGIC_GRP_DIST_REGS, 4, &word), EBUSY);
+	OK(set_attr(gic, KVM_DEV_ARM_VGIC_GRP_CTRL, KVM_DEV_ARM_VGIC_CTRL_INIT, NULL));
+	CHECK_ERRNO(ioctl(m.vm, KVM_CREATE_VCPU, 1), EBUSY);
+	at = DIST + 4096;
+	CHECK_ERRNO(set_attr(gic, KVM_DEV_ARM_VGIC_GRP_ADDR, KVM_VGIC_V3_ADDR_TYPE_DIST, &at), EINVAL);
+	at = 1ul << 50;
+	CHECK_ERRNO(set_attr(gic, KVM_DEV_ARM_VGIC_GRP_ADDR, KVM_VGIC_V3_ADDR_TYPE_DIST, &at), E2BIG);
+	at = DIST;
+	OK(set_attr(gic, KVM_DEV_ARM_VGIC_GRP_ADDR, KVM_VGIC_V3_ADDR_TYPE_DIST, &at));
+	CHECK_ERRNO(set_attr(gic, KVM_DEV_ARM_VGIC_GRP_ADDR, KVM_VGIC_V3_ADDR_TYPE_DIST, &at), EEXIST);
+	CHECK_ERRNO(set_attr(gic, KVM_DEV_ARM_VGIC_GRP_ADDR, 77, &at), ENXIO);
+	/* No room for any; behind that, room for one. */
+	at = REDIST;
+	CHECK_ERRNO(set_attr(gic, KVM_DEV_ARM_VGIC_GRP_ADDR, KVM_VGIC_V3_ADDR_TYPE_REDIST_REGION, &at), EINVAL);
+	at = 1ul << 52 | REDIST;
+	OK(set_attr(gic, KVM_DEV_ARM_VGIC_GRP_ADDR, KVM_VGIC_V3_ADDR_TYPE_REDIST_REGION, &at));
+	value = 0;
+	OK(get_attr(gic, KVM_DEV_ARM_VGIC_GRP_ADDR, KVM_VGIC_V3_ADDR_TYPE_REDIST_REGION, &value));
+	CHECK_EQ(value, at);
+	OK(get_attr(gic, KVM_DEV_ARM_VGIC_GRP_ADDR, KVM_VGIC_V3_ADDR_TYPE_DIST, &value));
+	CHECK_EQ(value, DIST);
+	run_to_done(&m);
+}
+
+TEST_SECONDS(not_ready, 20)
+{
+	struct machine m = MACHINE(guest_nop);
+
+	make_gic(&m);
+	CHECK_ERRNO(ioctl(m.vcpu, KVM_RUN, 0), ENXIO);
+}
+
+static uint32_t reg32(int gic, uint32_t group, uint64_t attr)
+{
+	uint32_t word = 0;
+
+	OK(get_attr(gic, group, attr, &word));
+	return word;
+}
+
+static void set_reg32(int gic, uint32_t group, uint64_t attr, uint32_t value)
+{
+	OK(set_attr(gic, group, attr, &value));
+}
+
+TEST_SECONDS(saved, 20)
+{
+	struct machine m = MACHINE(guest_nop);
+	int gic = add_gic(&m);
+	uint32_t group = KVM_DEV_ARM_VGIC_GRP_DIST_REGS;
+	uint64_t value;
+
+	CHECK_EQ(reg32(gic, group, 4) & 0x1f, 3);
+	CHECK_EQ(reg32(gic, group, 8) & 0xfff, 0x43b);
+	CHECK_EQ(reg32(gic, group, 0), 0x50);
+	set_reg32(gic, group, 0, 2);
+	CHECK_EQ(reg32(gic, group, 0), 0x52);
+	set_reg32(gic, group, 0x104, 0xf00);
+	set_reg32(gic, group, 0x184, 0x300);
+	CHECK_EQ(reg32(gic, group, 0x104), 0xc00);
+	set_reg32(gic, group, 0x204, 5);
+	CHECK_EQ(reg32(gic, group, 0x204), 5);
+	CHECK_EQ(reg32(gic, group, 0x284), 0);
+	set_reg32(gic, group, 0x420, 0xa0b0c0d0);
+	CHECK_EQ(reg32(gic, group, 0x420), 0xa0b0c0d0);
+	set_reg32(gic, group, 0xc08, 0x8);
+	CHECK_EQ(reg32(gic, group, 0xc08), 0x8);
+	CHECK_EQ(set_attr(gic, KVM_DEV_ARM_VGIC_GRP_REDIST_REGS, 1ul << 32, &value), -1);
+	CHECK_EQ(errno, EINVAL);
+	group = KVM_DEV_ARM_VGIC_GRP_REDIST_REGS;
+	CHECK_EQ(reg32(gic, group, 8) & 0x10, 0x10);
+	CHECK_EQ(reg32(gic, group, 0x10000 + 0xc00), 0xaaaaaaaa);
+	set_reg32(gic, group, 0x10000 + 0x100, 0x08000000);
+	CHECK_EQ(reg32(gic, group, 0x10000 + 0x100) & 0x08000000, 0x08000000);
+	set_reg32(gic, KVM_DEV_ARM_VGIC_GRP_DIST_REGS, 0xc10, 0);
+	set_reg32(gic, KVM_DEV_ARM_VGIC_GRP_DIST_REGS, 0xc14, 0);
+	group = KVM_DEV_ARM_VGIC_GRP_LEVEL_INFO;
+	set_reg32(gic, group, 64, 0x80000001);
+	CHECK_EQ(reg32(gic, group, 64), 0x80000001);
+	group = KVM_DEV_ARM_VGIC_GRP_CPU_SYSREGS;
+	value = 0xa8;
+	OK(set_attr(gic, group, PMR, &value));
+	value = 0;
+	OK(get_attr(gic, group, PMR, &value));
+	CHECK_EQ(value, 0xa8);
+	OK(get_attr(gic, group, CTLR, &value));
+	value |= 2;
+	OK(set_attr(gic, group, CTLR, &value));
+	uint64_t again = 0;
+	OK(get_attr(gic, group, CTLR, &again));
+	CHECK_EQ(again, value);
+	CHECK_EQ(get_attr(gic, group, SYSREG(0, 12, 11, 5), &value), -1);
+}
+
+GUEST(guest_sgi,
+	SETUP
+	/* ID_AA64PFR0_EL1.GIC, ICC_SRE_EL1. */
+	"mrs x10, id_aa64pfr0_el1\nubfx x10, x10, #24, #4\nmrs x11, S3_0_C12_C12_5\n"
+	/* SGI n has priority 0xf0 - 16 n; all are sent while interrupts are masked. */
+	"mov x0, #0\n1:\nmov x1, #0xf0\nsub x1, x1, x0, lsl #4\nadd x2, x21, x0\nstrb w1, [x2, #0x400]\n"
+	"lsl x1, x0, #24\norr x1, x1, #1\nmsr S3_0_C12_C11_5, x1\nadd x0, x0, #1\ncmp x0, #16\nb.ne 1b\n"
+	"isb\nldr w12, [x21, #0x200]\nmsr daifclr, #2\n" WAIT_FOR(#16)
+	"mrs x13, S3_0_C12_C12_0\nldr w14, [x21, #0x200]\nldr w15, [x21, #0x300]\n" DONE
+	VECTORS(""));
+
+/* More than there are list registers, the most urgent one first. */
+TEST_SECONDS(software_generated, 20)
+{
+	struct machine m = MACHINE(guest_sgi);
+
+	add_gic(&m);
+	run_to_done(&m);
+	CHECK_EQ(get_reg(&m, X(10)), 1);
+	CHECK_EQ(get_reg(&m, X(11)) & 1, 1);
+	for (int n = 0; n < 16; n++)
+		CHECK_EQ(m.ram[LIST + n], 15 - n);
+	CHECK_EQ(get_reg(&m, X(28)), 16);
+	CHECK_EQ(get_reg(&m, X(13)), 1023);
+	CHECK_EQ(get_reg(&m, X(14)) & 0xffff, 0);
+	CHECK_EQ(get_reg(&m, X(15)), 0);
+}
+
+/* Each interrupt lets the next one in: all sixteen are active at once, and end in reverse order. */
+GUEST(guest_nested,
+	SETUP
+	"mov sp, x27\nadd x25, x27, #0x1000\nmov sp, x25\n"
+	"mov x0, #0\n1:\nmov x1, #0xf0\nsub x1, x1, x0, lsl #4\nadd x2, x21, x0\nstrb w1, [x2, #0x400]\n"
+	"add x0, x0, #1\ncmp x0, #16\nb.ne 1b\n"
+	"mov x24, #0\nmov x1, #1\nmsr S3_0_C12_C11_5, x1\nisb\nmsr daifclr, #2\n" WAIT_FOR(#16)
+	"ldr w14, [x21, #0x200]\nldr w15, [x21, #0x300]\nmrs x16, S3_0_C12_C9_0\n" DONE
+	".balign 2048\n7:\n.skip 0x280\n"
+	"mrs x26, S3_0_C12_C12_0\nmrs x1, elr_el1\nmrs x2, spsr_el1\nstp x1, x2, [sp, #-16]!\nstr x26, [sp, #-16]!\n"
+	"strb w26, [x27, x28]\nadd x28, x28, #1\n"
+	/* The next one, from within. */
+	"cmp x28, #16\nb.eq 2f\nlsl x1, x28, #24\norr x1, x1, #1\nmsr S3_0_C12_C11_5, x1\nisb\nmsr daifclr, #2\n"
+	"3:\nldr x3, [sp]\nadd x3, x3, #2\ncmp x28, x3\nb.lo 3b\n"
+	"msr daifset, #2\n"
+	"2:\nldr x26, [sp], #16\nldp x1, x2, [sp], #16\nmsr elr_el1, x1\nmsr spsr_el1, x2\n"
+	"msr S3_0_C12_C12_1, x26\nisb\neret\n");
+
+TEST_SECONDS(nested, 20)
+{
+	struct machine m = MACHINE(guest_nested);
+
+	add_gic(&m);
+	run_to_done(&m);
+	for (int n = 0; n < 16; n++)
+		CHECK_EQ(m.ram[LIST + n], n);
+	CHECK_EQ(get_reg(&m, X(14)) & 0xffff, 0);
+	CHECK_EQ(get_reg(&m, X(15)), 0);
+	CHECK_EQ(get_reg(&m, X(16)), 0);
+}
+
+/* SPI 40, which is an edge after reset, says at the device that it has come. */
+GUEST(guest_spi,
+	SETUP
+	"mov w0, #0x100\nstr w0, [x20, #0x104]\nmov x25, #0x10000000\n"
+	"str x5, [x25]\nmsr daifclr, #2\n" WAIT_FOR(#3) DONE
+	VECTORS("str x26, [x25, #8]\n"));
+
+TEST_SECONDS(a_level, 20)
+{
+	struct machine m = MACHINE(guest_spi);
+
+	int gic = add_gic(&m);
+
+	CHECK_EQ(reg32(gic, KVM_DEV_ARM_VGIC_GRP_DIST_REGS, 0xc08), 0xaaaaaaaa);
+	set_reg32(gic, KVM_DEV_ARM_VGIC_GRP_DIST_REGS, 0xc08, 0);
+	run_to_mmio(&m);
+	OK(line(&m, KVM_ARM_IRQ_TYPE_SPI, 0, 40, 1));
+	/* Comes as long as the line is up. */
+	for (int i = 0; i < 2; i++) {
+		run_to_mmio(&m);
+		REQUIRE_EQ(m.run->mmio.phys_addr, DEVICE_AT + 8);
+		CHECK_EQ(m.run->mmio.data[0], 40);
+	}
+	OK(line(&m, KVM_ARM_IRQ_TYPE_SPI, 0, 40, 0));
+	OK(line(&m, KVM_ARM_IRQ_TYPE_PPI, 0, 20, 1));
+	CHECK_ERRNO(line(&m, KVM_ARM_IRQ_TYPE_SPI, 0, 20, 1), EINVAL);
+	CHECK_ERRNO(line(&m, KVM_ARM_IRQ_TYPE_SPI, 0, 500, 1), EINVAL);
+	CHECK_ERRNO(line(&m, KVM_ARM_IRQ_TYPE_PPI, 0, 40, 1), EINVAL);
+	CHECK_ERRNO(line(&m, KVM_ARM_IRQ_TYPE_PPI, 9, 20, 1), EINVAL);
+	/* The timer's, which is not user space's. */
+	OK(line(&m, KVM_ARM_IRQ_TYPE_PPI, 0, 27, 1));
+	OK(line(&m, KVM_ARM_IRQ_TYPE_SPI, 0, 40, 1));
+	run_to_mmio(&m);
+	CHECK_EQ(m.run->mmio.data[0], 40);
+	OK(line(&m, KVM_ARM_IRQ_TYPE_SPI, 0, 40, 0));
+	run_to_done(&m);
+	CHECK_EQ(get_reg(&m, X(28)), 3);
+}
+
+static void *signal_slowly(void *fd)
+{
+	usleep(100000);
+	OK(eventfd_write((intptr_t)fd, 1));
+	return NULL;
+}
+
+/* The vCPU sleeps in WFI when the eventfd is written. */
+TEST_SECONDS(irqfd, 20)
+{
+	struct machine m = MACHINE(guest_spi);
+	int gic = add_gic(&m), fd = OK(eventfd(0, EFD_NONBLOCK));
+	struct kvm_irqfd irqfd = { .fd = fd, .gsi = 8 };
+	pthread_t thread;
+
+	/* An edge. */
+	set_reg32(gic, KVM_DEV_ARM_VGIC_GRP_DIST_REGS, 0xc08, 2 << 16);
+	OK(ioctl(m.vm, KVM_IRQFD, &irqfd));
+	CHECK_ERRNO(ioctl(m.vm, KVM_IRQFD, &irqfd), EBUSY);
+	run_to_mmio(&m);
+	for (int i = 0; i < 3; i++) {
+		REQUIRE(!pthread_create(&thread, NULL, signal_slowly, (void *)(intptr_t)fd));
+		run_to_mmio(&m);
+		CHECK_EQ(m.run->mmio.data[0], 40);
+		pthread_join(thread, NULL);
+	}
+	run_to_done(&m);
+	CHECK_EQ(get_reg(&m, X(28)), 3);
+	irqfd.flags = KVM_IRQFD_FLAG_DEASSIGN;
+	OK(ioctl(m.vm, KVM_IRQFD, &irqfd));
+}
+
+/* Ten times, half of them without sleeping. */
+GUEST(guest_timer,
+	SETUP
+	"mrs x9, cntfrq_el0\nmov x0, #200\nudiv x9, x9, x0\nmrs x10, cntvct_el0\n"
+	"msr daifclr, #2\nmov x8, #0\n"
+	"6:\nadd x8, x8, #1\nmsr cntv_tval_el0, x9\nmov x0, #1\nmsr cntv_ctl_el0, x0\nisb\n"
+	"tbnz x8, #0, 4f\n3:\ncmp x28, x8\nb.lo 3b\nb 5f\n4:\n" WAIT_FOR(x8)
+	"5:\ncmp x8, #10\nb.lo 6b\nmrs x11, cntvct_el0\nldr w14, [x21, #0x200]\nldr w15, [x21, #0x300]\n" DONE
+	VECTORS("mrs x12, cntv_ctl_el0\nmsr cntv_ctl_el0, xzr\nisb\n"));
+
+TEST_SECONDS(timer, 20)
+{
+	struct machine m = MACHINE(guest_timer);
+
+	add_gic(&m);
+	run_to_done(&m);
+	for (int n = 0; n < 10; n++)
+		CHECK_EQ(m.ram[LIST + n], 27);
+	CHECK_EQ(get_reg(&m, X(28)), 10);
+	CHECK(get_reg(&m, X(11)) - get_reg(&m, X(10)) >= 10 * get_reg(&m, X(9)));
+	/* Enabled, fired, not masked by anybody. */
+	CHECK_EQ(get_reg(&m, X(12)), 5);
+	CHECK_EQ(get_reg(&m, X(14)) & 1 << 27, 0);
+	CHECK_EQ(get_reg(&m, X(15)), 0);
+}
+
+/* Which PPI the timer has, and that the counter says what user space has written. */
+TEST_SECONDS(timer_attributes, 20)
+{
+	struct machine m = MACHINE(guest_timer);
+	uint32_t intid;
+	uint64_t count = 1ul << 50;
+	struct kvm_one_reg r = { KVM_REG_ARM_TIMER_CNT, (uintptr_t)&count };
+
+	intid = 27;
+	CHECK_ERRNO(set_attr(m.vcpu, KVM_ARM_VCPU_TIMER_CTRL, KVM_ARM_VCPU_TIMER_IRQ_VTIMER, &intid), EINVAL);
+	add_gic(&m);
+	intid = 40;
+	CHECK_ERRNO(set_attr(m.vcpu, KVM_ARM_VCPU_TIMER_CTRL, KVM_ARM_VCPU_TIMER_IRQ_VTIMER, &intid), EINVAL);
+	intid = 27;
+	OK(set_attr(m.vcpu, KVM_ARM_VCPU_TIMER_CTRL, KVM_ARM_VCPU_TIMER_IRQ_VTIMER, &intid));
+	intid = 0;
+	OK(get_attr(m.vcpu, KVM_ARM_VCPU_TIMER_CTRL, KVM_ARM_VCPU_TIMER_IRQ_VTIMER, &intid));
+	CHECK_EQ(intid, 27);
+	OK(ioctl(m.vcpu, KVM_SET_ONE_REG, &r));
+	run_to_done(&m);
+	CHECK(get_reg(&m, X(10)) >= 1ul << 50 && get_reg(&m, X(10)) < 1ul << 51);
+	CHECK(get_reg(&m, KVM_REG_ARM_TIMER_CVAL) > 1ul << 50);
+	CHECK_EQ(get_reg(&m, KVM_REG_ARM_TIMER_CTL) & 1, 0);
+	CHECK_ERRNO(set_attr(m.vcpu, KVM_ARM_VCPU_TIMER_CTRL, KVM_ARM_VCPU_TIMER_IRQ_VTIMER, &intid), EBUSY);
+}
+
+/*
+ * vCPU 0 switches vCPU 1 on, which begins at RAM + 0x1000 with a word of its own, sends SGI 3 back, and goes off.
+ * The second time around it is there again.
+ */
+GUEST(guest_smp,
+	SETUP
+	"msr daifclr, #2\nmov x19, #0\n"
+	"4:\nadd x19, x19, #1\n"
+	"mov x0, #0x84000000\nadd x0, x0, #3\norr x0, x0, #0x40000000\nmov x1, #1\n"
+	"mov x2, #0x40000000\nadd x2, x2, #0x1000\n"
+	"mov x3, #0x55\nhvc #0\nmov x10, x0\n"
+	WAIT_FOR(x19)
+	/* Off again, sooner or later. */
+	"5:\nmov x0, #0x84000000\nadd x0, x0, #4\norr x0, x0, #0x40000000\nmov x1, #1\nmov x2, #0\n"
+	"hvc #0\ncmp x0, #1\nb.ne 5b\n"
+	"cmp x19, #20\nb.lo 4b\n"
+	/* Who is on, and who is not there. */
+	"mov x0, #0x84000000\nadd x0, x0, #3\norr x0, x0, #0x40000000\nmov x1, #0\nhvc #0\nmov x11, x0\n"
+	"mov x0, #0x84000000\nadd x0, x0, #3\norr x0, x0, #0x40000000\nmov x1, #7\nhvc #0\nmov x12, x0\n"
+	DONE
+	VECTORS("")
+	".balign 4096\n"
+	"mrs x1, mpidr_el1\nmov x2, #0x40200000\nstp x0, x1, [x2]\n"
+	"mov x1, #1\nmovk x1, #0x300, lsl #16\nmsr S3_0_C12_C11_5, x1\nisb\n"
+	"mov x0, #0x84000000\nadd x0, x0, #2\nhvc #0\nb .\n");
+
+static void *run_second(void *argument)
+{
+	int vcpu = (intptr_t)argument;
+
+	/* Off from now on and then, and ended with the process. */
+	ioctl(vcpu, KVM_RUN, 0);
+	return NULL;
+}
+
+TEST_SECONDS(two, 20)
+{
+	struct machine m = MACHINE(guest_smp);
+	struct kvm_vcpu_init init = {};
+	struct kvm_mp_state state;
+	pthread_t thread;
+	int second = OK(ioctl(m.vm, KVM_CREATE_VCPU, 1));
+
+	OK(ioctl(m.vm, KVM_ARM_PREFERRED_TARGET, &init));
+	init.features[0] |= 1 << KVM_ARM_VCPU_PSCI_0_2 | 1 << KVM_ARM_VCPU_POWER_OFF;
+	OK(ioctl(second, KVM_ARM_VCPU_INIT, &init));
+	OK(ioctl(second, KVM_GET_MP_STATE, &state));
+	CHECK_EQ(state.mp_state, KVM_MP_STATE_STOPPED);
+	add_gic(&m);
+	REQUIRE(!pthread_create(&thread, NULL, run_second, (void *)(intptr_t)second));
+	run_to_done(&m);
+	CHECK_EQ(get_reg(&m, X(10)), 0);
+	CHECK_EQ((int64_t)get_reg(&m, X(11)), -4);
+	CHECK_EQ((int64_t)get_reg(&m, X(12)), -2);
+	for (int n = 0; n < 20; n++)
+		CHECK_EQ(m.ram[LIST + n], 3);
+	uint64_t *found = (uint64_t *)(m.ram + 0x200000);
+	CHECK_EQ(found[0], 0x55);
+	CHECK_EQ(found[1] & 0xff00ffffff, 1);
+}

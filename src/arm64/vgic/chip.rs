@@ -1,0 +1,357 @@
+// SPDX-License-Identifier: GPL-2.0
+//! The interrupt controller of a VM, its inputs, and where it is in guest memory.
+//!
+//! One lock, which any context takes. A vCPU whose next interrupt may be another one now has its `look` set and is
+//! kicked after the lock is free. It fills its list registers before an entry and takes back what they hold after the
+//! exit, so that between exits all state is here.
+
+use crate::arm64::shared::VcpuSet;
+use crate::arm64::vgic::lists::Lists;
+use crate::arm64::vgic::mmio::{By, Frame, FRAME, REDISTRIBUTOR};
+use crate::arm64::vgic::state::{
+    Cpu, CpuMask, Gic, Shared, AFFINITY, BANK, MAX_CPUS, MAX_INTIDS, NOBODY, SGIS,
+};
+use crate::bus::line::{Lines, Source};
+use crate::bus::ports::{IrqLines, Resampler};
+use crate::linux::once::Once;
+use crate::linux::spin_irq::RawSpin;
+use crate::nospec::Nospec;
+use core::sync::atomic::{AtomicBool, Ordering};
+use kernel::prelude::*;
+use kernel::sync::{new_mutex, Arc, Mutex};
+
+/// Interrupts where user space does not say how many (KVM: those of older kernels).
+const DEFAULT_INTIDS: u32 = 256;
+
+/// Redistributors in a row.
+#[derive(Clone, Copy)]
+pub(crate) struct Region {
+    pub(crate) base: u64,
+    /// How many; 0: as many as there are vCPUs left.
+    pub(crate) count: u32,
+}
+
+/// What user space has said so far.
+pub(crate) struct Config {
+    /// Numbers of interrupts; 0: nothing said.
+    pub(crate) intids: u32,
+    pub(crate) distributor: Option<u64>,
+    pub(crate) regions: KVec<Region>,
+    /// KVM_DEV_ARM_VGIC_CTRL_INIT has been called.
+    pub(crate) is_initialized: bool,
+}
+
+impl Config {
+    /// Base, index of the first vCPU, and how many, of each region, if there are `all` vCPUs.
+    fn rows(&self, all: u32) -> impl Iterator<Item = (u64, u32, u32)> + '_ {
+        let mut first = 0u32;
+        self.regions.iter().map(move |r| {
+            let left = all.saturating_sub(first);
+            let count = if r.count == 0 {
+                left
+            } else {
+                left.min(r.count)
+            };
+            let row = (r.base, first, count);
+            first = first.saturating_add(count);
+            row
+        })
+    }
+}
+
+/// Where everything is in guest memory, fixed with the first KVM_RUN.
+struct Places {
+    distributor: u64,
+    /// Base and index of the first vCPU, and how many.
+    regions: KVec<(u64, u32, u32)>,
+}
+
+struct Inner {
+    enabled: bool,
+    cpus: KVVec<Cpu>,
+    shared: KVVec<Shared>,
+    look: CpuMask,
+    /// Who drives the inputs of SPIs.
+    held: KVVec<Lines<32>>,
+}
+
+/// The interrupt controller.
+#[pin_data]
+pub(crate) struct Vgic {
+    vcpus: Arc<VcpuSet>,
+    #[pin]
+    pub(crate) config: Mutex<Config>,
+    places: Once<KBox<Places>>,
+    #[pin]
+    inner: RawSpin<Inner>,
+    ready: AtomicBool,
+}
+
+impl Vgic {
+    /// One that user space has said nothing about yet.
+    pub(crate) fn new(vcpus: Arc<VcpuSet>) -> Result<Arc<Self>> {
+        let inner = Inner {
+            enabled: false,
+            cpus: KVVec::new(),
+            shared: KVVec::new(),
+            look: CpuMask::default(),
+            held: KVVec::new(),
+        };
+        Arc::pin_init(
+            pin_init!(Self {
+                vcpus,
+                config <- new_mutex!(Config {
+                    intids: 0,
+                    distributor: None,
+                    regions: KVec::new(),
+                    is_initialized: false,
+                }),
+                places: Once::new(),
+                inner <- RawSpin::new(inner),
+                ready: AtomicBool::new(false),
+            }),
+            GFP_KERNEL_ACCOUNT,
+        )
+    }
+
+    /// It has been initialised: its state is there.
+    #[inline]
+    pub(crate) fn is_ready(&self) -> bool {
+        self.ready.load(Ordering::Acquire)
+    }
+
+    /// KVM_DEV_ARM_VGIC_CTRL_INIT: from now on there are the interrupts of the vCPUs that are there, and no more. The
+    /// caller excludes new vCPUs.
+    pub(crate) fn init(&self) -> Result {
+        let mut config = self.config.lock();
+        if config.is_initialized {
+            return Ok(());
+        }
+        if config.intids == 0 {
+            config.intids = DEFAULT_INTIDS;
+        }
+        let banks = (config.intids / BANK).saturating_sub(1) as usize;
+        let count = self.vcpus.len() as usize;
+        if count > MAX_CPUS {
+            return Err(E2BIG);
+        }
+        let mut cpus = KVVec::with_capacity(count, GFP_KERNEL_ACCOUNT)?;
+        for v in self.vcpus.iter() {
+            let affinity = (v.arch.mpidr & AFFINITY) as u32;
+            let _ = cpus.push_within_capacity(Cpu::new(affinity));
+        }
+        let zero = cpus.iter().position(|c: &Cpu| c.affinity == 0);
+        let zero = zero.map_or(NOBODY, |n| n as u16);
+        let mut shared = KVVec::with_capacity(banks, GFP_KERNEL_ACCOUNT)?;
+        let mut held = KVVec::with_capacity(banks, GFP_KERNEL_ACCOUNT)?;
+        for _ in 0..banks {
+            let _ = shared.push_within_capacity(Shared::new(zero));
+            let _ = held.push_within_capacity(Lines::default());
+        }
+        let mut inner = self.inner.lock_irqsave();
+        (inner.cpus, inner.shared, inner.held) = (cpus, shared, held);
+        drop(inner);
+        self.mark_last(&config);
+        config.is_initialized = true;
+        self.ready.store(true, Ordering::Release);
+        Ok(())
+    }
+
+    /// Redistributors know which of them are the last ones of their regions, after either has changed.
+    pub(crate) fn mark_last(&self, config: &Config) {
+        let mut inner = self.inner.lock_irqsave();
+        for (_, first, count) in config.rows(self.vcpus.len()) {
+            let last = first.saturating_add(count).checked_sub(1);
+            if let Some(c) = last.and_then(|n| inner.cpus.get_nospec_mut(n as usize)) {
+                c.last = count > 0;
+            }
+        }
+    }
+
+    /// Before a vCPU runs for the first time: places are fixed. ENXIO: user space has not said them all; EINVAL: there
+    /// are more vCPUs than redistributors; EBUSY: not initialised (KVM's answers).
+    pub(crate) fn fix_places(&self) -> Result {
+        if self.places.get().is_some() {
+            return Ok(());
+        }
+        let config = self.config.lock();
+        let distributor = config.distributor.ok_or(ENXIO)?;
+        if config.regions.is_empty() {
+            return Err(ENXIO);
+        }
+        if !self.is_ready() {
+            return Err(EBUSY);
+        }
+        let mut regions = KVec::with_capacity(config.regions.len(), GFP_KERNEL_ACCOUNT)?;
+        let mut next = 0u32;
+        for (base, first, count) in config.rows(self.vcpus.len()) {
+            let _ = regions.push_within_capacity((base, first, count));
+            next = first.saturating_add(count);
+        }
+        if next < self.vcpus.len() {
+            return Err(EINVAL);
+        }
+        let places = Places {
+            distributor,
+            regions,
+        };
+        self.places.set(KBox::new(places, GFP_KERNEL_ACCOUNT)?);
+        Ok(())
+    }
+
+    /// Whether vCPUs have run.
+    pub(crate) fn is_fixed(&self) -> bool {
+        self.places.get().is_some()
+    }
+
+    /// What is at `gpa`, and how far from its beginning.
+    #[inline]
+    pub(crate) fn at(&self, gpa: u64) -> Option<(Frame, u64)> {
+        let places = self.places.get()?;
+        let offset = gpa.wrapping_sub(places.distributor);
+        if offset < FRAME {
+            return Some((Frame::Distributor, offset));
+        }
+        places.regions.iter().find_map(|(base, first, count)| {
+            let offset = gpa.wrapping_sub(*base);
+            if offset >= u64::from(*count).wrapping_mul(REDISTRIBUTOR) {
+                return None;
+            }
+            let cpu = (*first as usize).wrapping_add((offset / REDISTRIBUTOR) as usize);
+            let within = offset % REDISTRIBUTOR;
+            Some(if within < FRAME {
+                (Frame::Control(cpu), within)
+            } else {
+                (Frame::Private(cpu), within - FRAME)
+            })
+        })
+    }
+
+    /// Runs `f` under the lock, and tells those who have to know. Any context.
+    #[inline]
+    pub(crate) fn with<R>(&self, f: impl FnOnce(&mut Gic<'_>) -> R) -> R {
+        self.with_inputs(|gic, _| f(gic))
+    }
+
+    #[inline]
+    fn with_inputs<R>(&self, f: impl FnOnce(&mut Gic<'_>, &mut [Lines<32>]) -> R) -> R {
+        let mut inner = self.inner.lock_irqsave();
+        let i = &mut *inner;
+        let gic = &mut Gic {
+            enabled: &mut i.enabled,
+            cpus: &mut i.cpus,
+            shared: &mut i.shared,
+            look: &mut i.look,
+        };
+        let result = f(gic, &mut i.held);
+        let look = core::mem::take(&mut i.look);
+        drop(inner);
+        if look != CpuMask::default() {
+            for index in look.iter() {
+                if let Some(v) = self.vcpus.get(index) {
+                    v.arch.set_look();
+                    v.kick();
+                }
+            }
+        }
+        result
+    }
+
+    /// A guest's or user space's read.
+    pub(crate) fn read(&self, frame: Frame, at: u64, len: usize, by: By) -> u64 {
+        self.with(|g| g.read(frame, at, len, by))
+    }
+
+    /// A guest's or user space's write.
+    pub(crate) fn write(&self, frame: Frame, at: u64, len: usize, value: u64, by: By) {
+        self.with(|g| g.write(frame, at, len, value, by));
+    }
+
+    /// Fills the list registers of vCPU `cpu`.
+    pub(crate) fn fill(&self, cpu: usize, count: usize, lists: &mut Lists, traps_dir: bool) {
+        self.with(|g| g.fill(cpu, count, lists, traps_dir));
+    }
+
+    /// Takes back what they hold.
+    pub(crate) fn fold(&self, cpu: usize, lists: &mut Lists, ends: u32) {
+        self.with(|g| g.fold(cpu, lists, ends));
+    }
+
+    /// Whether vCPU `cpu` with this priority mask has something to wake up for.
+    pub(crate) fn wakes(&self, cpu: usize, mask: u8) -> bool {
+        self.with(|g| g.wakes(cpu, mask))
+    }
+
+    /// PPI `intid` of vCPU `cpu` gets `level`.
+    pub(crate) fn set_private(&self, cpu: usize, intid: u32, level: bool) {
+        self.with(|g| g.set_line(cpu, intid, level));
+    }
+
+    /// PPI `intid` of vCPU `cpu` is the one of the host's with number `host` from now on.
+    pub(crate) fn map_private(&self, cpu: usize, intid: u32, host: u32) {
+        self.with(|g| {
+            if let Some(c) = g.cpus.get_nospec_mut(cpu) {
+                (c.mapped, c.host_intid) = (1 << (intid & 31), host);
+            }
+        });
+    }
+
+    /// KVM_IRQ_LINE (api.rst 4.25): `number` says what and whose. EINVAL: there is no such input. ENXIO: the controller
+    /// is not ready.
+    pub(crate) fn irq_line(&self, number: u32, level: bool, timer: u32) -> Result<isize> {
+        let (kind, intid) = (number >> 24 & 0xf, number & 0xffff);
+        let vcpu = (number >> 28)
+            .wrapping_mul(256)
+            .wrapping_add(number >> 16 & 0xff);
+        if !self.is_ready() {
+            return Err(ENXIO);
+        }
+        match kind {
+            2 if (SGIS..BANK).contains(&intid) => {
+                let v = self.vcpus.with_id(vcpu).ok_or(EINVAL)?;
+                // The timer's own nobody else drives.
+                if intid != timer {
+                    self.set_private(v.index as usize, intid, level);
+                }
+                Ok(0)
+            }
+            1 if (BANK..MAX_INTIDS).contains(&intid) => {
+                match self.set_irq(intid - BANK, Source::USER, level) {
+                    n if n < 0 => Err(EINVAL),
+                    _ => Ok(0),
+                }
+            }
+            0 => Err(ENXIO),
+            _ => Err(EINVAL),
+        }
+    }
+}
+
+impl IrqLines for Vgic {
+    /// GSI n is SPI n.
+    fn set_irq(&self, gsi: u32, source: Source, level: bool) -> i32 {
+        self.with_inputs(|gic, held| {
+            let lines = held.get_nospec_mut((gsi / BANK) as usize);
+            let up = lines.and_then(|l| l.set((gsi % BANK) as usize, source, level));
+            let set = up.is_some_and(|up| gic.set_line(0, gsi.wrapping_add(BANK), up));
+            if set {
+                1
+            } else {
+                -1
+            }
+        })
+    }
+
+    fn pulse(&self, gsi: u32, source: Source) {
+        self.set_irq(gsi, source, true);
+        self.set_irq(gsi, source, false);
+    }
+
+    fn add_resampler(&self, _new: Resampler<Self>) -> Result {
+        Err(EINVAL)
+    }
+
+    fn remove_resampler(&self, _old: &Resampler<Self>) -> Result {
+        Ok(())
+    }
+}
