@@ -37,6 +37,8 @@ done
 cat /proc/interrupts
 dmesg | grep -E "WARNING|BUG|soft lockup|stall" && echo "guest: BAD: the kernel complains"
 echo "guest: done"
+# What has been said goes out first.
+sleep 1
 poweroff -f
 END
 chmod 755 /tmp/guest/init
