@@ -66,12 +66,17 @@ impl Device for I8042 {
     }
 }
 
-/// Power-off port: SLP_EN (bit 13), as one 16-bit write or as a write of its upper byte.
+/// Power management control (ACPI 6.5, 4.8.3.2.1): SLP_EN (bit 13) powers off, as one 16-bit write or as a write of its
+/// upper byte. SCI_EN (bit 0) is always set: there is no mode without ACPI.
 pub(crate) struct Power(pub(crate) Arc<Control>);
 
 impl Device for Power {
-    fn read(&mut self, _offset: u64, data: &mut [u8]) {
+    fn read(&mut self, offset: u64, data: &mut [u8]) {
+        const SCI_EN: u8 = 1;
         data.fill(0);
+        if let (0, [low, ..]) = (offset, data) {
+            *low = SCI_EN;
+        }
     }
 
     fn write(&mut self, offset: u64, data: &[u8]) {
@@ -248,6 +253,19 @@ mod tests {
         assert!(matches!(ended(1, &[0x20]), Some(Exit::PowerOff)));
         assert!(ended(0, &[0x20]).is_none());
         assert!(ended(0, &[0x01, 0x00]).is_none());
+    }
+
+    #[test]
+    fn events_of_power_management_are_interrupts_from_the_start() {
+        let mut power = Power(Arc::new(Control::new(Arc::default()).unwrap()));
+        let mut read = |offset, length: usize| {
+            let mut data = [0xff; 4];
+            power.read(offset, &mut data[..length]);
+            data
+        };
+        assert_eq!(read(0, 2), [1, 0, 0xff, 0xff]);
+        assert_eq!(read(0, 1)[0], 1);
+        assert_eq!(read(1, 1)[0], 0);
     }
 
     #[test]
