@@ -5,7 +5,7 @@ failed=0
 # is STATUS TEXT WHAT: the last command's output, in /tmp/out, and its status.
 is() {
     got=$?
-    if [ $got = "$1" ] && grep -q -- "$2" /tmp/out; then
+    if [ $got = "$1" ] && { [ -z "$2" ] || grep -q -- "$2" /tmp/out; }; then
         echo "ok - $3"
     else
         echo "not ok - $3: status $got and not $1, or no '$2' in:"
@@ -43,6 +43,38 @@ rvmm list > /tmp/out; is 0 "^ *$machine  *1  *1 .* /dev/rvmm  *rvmm run" 'a runn
 wait
 cp /tmp/guest /tmp/out
 grep -q 'guest reset' /tmp/guest; is 0 '^answer 42' 'commands from a pipe, which ends'
+
+# A machine that does what its socket tells, and one that has none.
+mkfifo /tmp/in
+run_api() {
+    exec rvmm run --kernel bzImage --initrd initrd --append quiet --api /tmp/api < /tmp/in > /tmp/guest 2>&1
+}
+run_api &
+machine=$!
+exec 5> /tmp/in
+echo 'while echo tick; do sleep 0.1; done' >&5
+ticks() {
+    grep -c tick /tmp/guest
+}
+until [ "$(ticks)" -gt 5 ]; do sleep 0.2; done
+rvmm ctl /tmp/api status > /tmp/out 2>&1; is 0 '"state": "running"' 'a machine tells that it runs'
+rvmm ctl /tmp/api pause > /tmp/out 2>&1; is 0 '' 'a machine is paused'
+sleep 0.5
+before=$(ticks)
+sleep 2
+[ "$before" = "$(ticks)" ]; is 0 '' 'a paused machine does nothing'
+rvmm ctl /tmp/api status > /tmp/out 2>&1; is 0 '"state": "paused"' 'a machine tells that it is paused'
+rvmm ctl /tmp/api resume > /tmp/out 2>&1; is 0 '' 'a machine goes on'
+until [ "$(ticks)" -gt "$((before + 5))" ]; do sleep 0.2; done
+rvmm ctl /tmp/api stats > /tmp/out 2>&1; is 0 '"exit_io_cycles"' 'statistics of a machine'
+rvmm ctl /tmp/api power-button > /tmp/out 2>&1; is 1 'no power button: it needs a disk' 'a machine without a button'
+stat -c %a /tmp/api > /tmp/out; is 0 '^600$' 'a socket for the user alone'
+rvmm ctl /tmp/api pause; rvmm ctl /tmp/api quit > /tmp/out 2>&1; is 0 '' 'a paused machine is told to end'
+wait $machine; is 1 '' 'a machine that was told to end'
+exec 5>&-
+cp /tmp/guest /tmp/out
+[ ! -e /tmp/api ]; is 0 'rvmm: stopped' 'its socket is gone'
+rvmm ctl /tmp/api status > /tmp/out 2>&1; is 1 '/tmp/api: No such file' 'no machine at a socket'
 
 # A kernel that panics, without a root: a status of its own.
 run --append quiet < /dev/null; is 6 "the guest's kernel panicked" 'a panic'

@@ -4,6 +4,8 @@
 use std::fs::File;
 use std::io::Read;
 use std::os::fd::{AsRawFd, FromRawFd};
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::Path;
 
 use vmm_sys_util::ioctl::{ioctl, ioctl_with_mut_ref, ioctl_with_ptr, ioctl_with_ref};
 
@@ -530,6 +532,34 @@ pub fn lock_file(file: &File) -> std::io::Result<()> {
     match done(unsafe { libc::flock(file.as_raw_fd(), libc::LOCK_EX | libc::LOCK_NB) }) {
         Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => {
             Err(std::io::Error::other("another program uses it"))
+        }
+        result => result,
+    }
+}
+
+/// Listens at a socket that its owner alone can connect to; takes the place of one that nobody listens at any more.
+///
+/// # Errors
+///
+/// Those of `bind(2)`.
+pub fn bind_unix(path: &Path) -> std::io::Result<UnixListener> {
+    // SAFETY: the call takes and gives a number. Files that another thread makes meanwhile are its owner's alone.
+    let mask = unsafe { libc::umask(0o177) };
+    let listener = bind_anew(path);
+    // SAFETY: as above.
+    unsafe { libc::umask(mask) };
+    listener
+}
+
+fn bind_anew(path: &Path) -> std::io::Result<UnixListener> {
+    match UnixListener::bind(path) {
+        Err(error) if error.kind() == std::io::ErrorKind::AddrInUse => {
+            let left = UnixStream::connect(path).err().map(|error| error.kind());
+            if left != Some(std::io::ErrorKind::ConnectionRefused) {
+                return Err(error);
+            }
+            std::fs::remove_file(path)?;
+            UnixListener::bind(path)
         }
         result => result,
     }

@@ -18,7 +18,7 @@ use vmm_sys_util::signal::{register_signal_handler, Killable, SIGRTMIN};
 
 use crate::bus::Bus;
 use crate::exit::{Crash, EntryFailure, Exit};
-use crate::gdb::Held;
+use crate::hold::Held;
 use crate::sys;
 
 /// The machine's end: set once, by whoever comes first, and seen by every thread.

@@ -25,7 +25,9 @@ use crate::disk::Storage;
 use crate::error::{Error, Result};
 use crate::exit::Exit;
 use crate::gdb;
+use crate::hold::{self, Hold};
 use crate::input::{self, Supervisor};
+use crate::pause::Pause;
 use crate::pci;
 use crate::platform::{self, Cmos, Power, ResetLine};
 use crate::serial::{self, IrqLine, SerialDevice, SerialPort};
@@ -63,6 +65,7 @@ pub struct Builder {
     virtio: Vec<Box<dyn virtio::Backend>>,
     disks: Vec<Arc<Mutex<dyn Storage>>>,
     gdb: Option<gdb::Listener>,
+    pausable: bool,
 }
 
 impl Builder {
@@ -175,6 +178,13 @@ impl Builder {
         self
     }
 
+    /// Lets the machine be paused ([`Vm::pause`]). A machine for debuggers ([`Self::gdb`]) is theirs to stop, and
+    /// cannot.
+    pub fn pausable(mut self) -> Self {
+        self.pausable = true;
+        self
+    }
+
     /// Makes the machine, ready to run.
     ///
     /// # Errors
@@ -205,6 +215,7 @@ impl Builder {
             virtio,
             disks,
             gdb,
+            pausable,
             ..
         } = self;
         let mut console = console.unwrap_or_else(|| Console::output(std::io::sink()));
@@ -260,8 +271,13 @@ impl Builder {
         cpu::set_entry(first, entry, layout::ZERO_PAGE)?;
 
         let debugger = match gdb {
-            Some(listener) => Some((listener, hold(&mut vcpus, &control)?)),
+            Some(listener) => Some((listener, hold(&mut vcpus, true, &control)?)),
             None => None,
+        };
+        let pause = if pausable && debugger.is_none() {
+            Some(Pause::new(hold(&mut vcpus, false, &control)?))
+        } else {
+            None
         };
         let stats = stats_files(&vm, &vcpus);
         Ok(Vm {
@@ -275,6 +291,7 @@ impl Builder {
             debugger,
             stats,
             button,
+            pause,
             _vm: vm,
             _kvm: kvm,
             memory,
@@ -426,9 +443,10 @@ fn create_vcpus(
     (0..cpus).map(create).collect()
 }
 
-/// Has the vCPUs held for a debugger.
-fn hold(vcpus: &mut [Vcpu], control: &Arc<Control>) -> Result<gdb::Hold> {
-    let (hold, ends) = gdb::new(vcpus.len(), control.clone()).map_err(Error::os("eventfd"))?;
+/// Has the vCPUs hold when that is wanted: by a debugger, which does from the start, or for a while.
+fn hold(vcpus: &mut [Vcpu], held: bool, control: &Arc<Control>) -> Result<Hold> {
+    let made = hold::new(vcpus.len(), held, control.clone());
+    let (hold, ends) = made.map_err(Error::os("eventfd"))?;
     for (vcpu, end) in vcpus.iter_mut().zip(ends) {
         vcpu.held = Some(end);
     }
@@ -600,9 +618,10 @@ pub struct Vm {
     drained: EventFd,
     control: Arc<Control>,
     vcpus: Vec<Vcpu>,
-    debugger: Option<(gdb::Listener, gdb::Hold)>,
+    debugger: Option<(gdb::Listener, Hold)>,
     stats: Vec<(String, File)>,
     button: Option<PowerButton>,
+    pause: Option<Pause>,
     _vm: Arc<VmFd>,
     // Tells others (`rvmm list`) whose machine it is.
     _kvm: Kvm,
@@ -640,6 +659,7 @@ impl Vm {
             virtio: Vec::new(),
             disks: Vec::new(),
             gdb: None,
+            pausable: false,
         }
     }
 
@@ -651,6 +671,11 @@ impl Vm {
     /// The power button of a machine with ACPI.
     pub fn power_button(&self) -> Option<PowerButton> {
         self.button.clone()
+    }
+
+    /// A way to pause a machine that was made [`Builder::pausable`].
+    pub fn pause(&self) -> Option<Pause> {
+        self.pause.clone()
     }
 
     /// The machine's statistics descriptors (api.rst 4.133) by name, none where the hypervisor has

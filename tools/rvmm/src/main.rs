@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0 OR MIT
 //! `rvmm`: runs virtual machines on rvmm or KVM, checks the machine, shows statistics, measures.
 
+mod api;
 mod bench;
 mod check;
 mod costs;
@@ -45,6 +46,8 @@ enum Command {
     Exec(exec::Args),
     /// Show which virtual machines run, whoever started them.
     List,
+    /// Ask something of a running machine that has a socket for that (`run --api`).
+    Ctl(api::CtlArgs),
     /// Show what running machines exited for, and how long that took.
     Stat(stat::Args),
     /// Measure what guests' operations cost.
@@ -79,6 +82,7 @@ fn main() -> ExitCode {
         Command::Completions(args) => manual::completions(&args),
         Command::Man(args) => manual::man(&args),
         Command::List => list::main(),
+        Command::Ctl(args) => api::ctl(&args),
         Command::Stat(args) => stat::main(&args),
         Command::Check(args) => check::main(&args),
         Command::Report(args) => report::main(&args),

@@ -6,11 +6,9 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use rvmm_vm::disk::{self, Storage};
-use rvmm_vm::{
-    gdb, restore_terminal, size, stats, Console, Exit, PowerButton, StopHandle, Vm, DEFAULT_DEVICE,
-    ESCAPE_HELP,
-};
+use rvmm_vm::{gdb, restore_terminal, size, stats, Console, Exit, Vm, DEFAULT_DEVICE, ESCAPE_HELP};
 
+use crate::api::{self, Machine, Running};
 use crate::devices;
 use crate::status::{report, say, Status, TABLE};
 
@@ -70,6 +68,9 @@ pub struct Args {
     /// Wait for gdb at [HOST]:PORT or a socket's path.
     #[arg(long, value_name = "ADDRESS", conflicts_with = "on_reset")]
     gdb: Option<gdb::Address>,
+    /// Make a socket for commands (`rvmm ctl`).
+    #[arg(long, value_name = "SOCKET", conflicts_with = "gdb")]
+    api: Option<PathBuf>,
     /// Print the machine's statistics at its end.
     #[arg(long)]
     stats: bool,
@@ -123,6 +124,17 @@ pub fn main(args: Args) -> Status {
         say!("rvmm: signals: {error}");
         return Status::Other;
     }
+    // Goes with the last machine.
+    let _socket = match args.api.as_deref() {
+        Some(path) => match api::serve(path, running.clone()) {
+            Ok(socket) => Some(socket),
+            Err(error) => {
+                say!("rvmm: {}: {error}", path.display());
+                return Status::Other;
+            }
+        },
+        None => None,
+    };
     let disks = match Disks::open(&args) {
         Ok(disks) => disks,
         Err(error) => return report(&error),
@@ -149,9 +161,6 @@ pub fn main(args: Args) -> Status {
         return Status::from(&exit);
     }
 }
-
-/// The machine that signals are about, once there is one: a way to end it, and its power button.
-type Running = Arc<Mutex<Option<(StopHandle, Option<PowerButton>)>>>;
 
 /// The disks, which outlive a reset.
 struct Disks {
@@ -260,20 +269,33 @@ fn boot(args: &Args, disks: &Disks, running: &Running) -> rvmm_vm::Result<Exit> 
         say!("rvmm: waiting for gdb: target remote {shown}\r");
         builder = builder.gdb(listener);
     }
+    if args.api.is_some() {
+        builder = builder.pausable();
+    }
     let vm = builder.console(console).build()?;
-    *running.lock().unwrap_or_else(PoisonError::into_inner) =
-        Some((vm.stop_handle(), vm.power_button()));
-    let files = if args.stats {
-        Some(vm.stats_files())
-    } else {
-        None
-    };
+    let machine = Arc::new(Machine {
+        stop: vm.stop_handle(),
+        button: vm.power_button(),
+        pause: vm.pause(),
+        stats: if args.stats || args.api.is_some() {
+            vm.stats_files()
+        } else {
+            Ok(Vec::new())
+        },
+        about: serde_json::json!({
+            "pid": std::process::id(),
+            "device": args.device,
+            "cpus": args.cpus,
+            "memory": args.memory,
+        }),
+    });
+    *running.lock().unwrap_or_else(PoisonError::into_inner) = Some(machine.clone());
     let exit = vm.run();
     // What is left needs nobody's stop: a signal ends it.
     *running.lock().unwrap_or_else(PoisonError::into_inner) = None;
     let exit = exit?;
-    if let Some(files) = files {
-        print_stats(files);
+    if args.stats {
+        print_stats(&machine.stats);
     }
     Ok(exit)
 }
@@ -284,12 +306,12 @@ fn listen(address: &gdb::Address) -> io::Result<(gdb::Listener, gdb::Address)> {
     Ok((listener, shown))
 }
 
-fn print_stats(files: io::Result<Vec<(String, std::fs::File)>>) {
+fn print_stats(files: &io::Result<Vec<(String, std::fs::File)>>) {
     match files {
         Ok(files) if files.is_empty() => say!("rvmm: the hypervisor keeps no statistics"),
         Ok(files) => {
             for (name, file) in files {
-                match stats::read(&file) {
+                match stats::read(file) {
                     Ok(stats) => say!("rvmm: {name}: {}", stats::table(&stats)),
                     Err(error) => say!("rvmm: statistics of {name}: {error}"),
                 }
@@ -341,15 +363,18 @@ fn stop_on_signal(running: Running) -> io::Result<()> {
         let mut running = running.lock().unwrap_or_else(PoisonError::into_inner);
         if signal == BUTTON {
             match &*running {
-                Some((_, Some(button))) => button.press(),
-                _ => say!("rvmm: the machine has no power button: it needs a disk"),
+                Some(machine) => match &machine.button {
+                    Some(button) => button.press(),
+                    None => say!("rvmm: {}", api::NO_BUTTON),
+                },
+                None => say!("rvmm: there is no machine yet"),
             }
             continue;
         }
         let taken = running.take();
         drop(running);
-        if let Some((stop, _)) = taken {
-            stop.stop();
+        if let Some(machine) = taken {
+            machine.stop.stop();
             let patience = libc::timespec {
                 tv_sec: PATIENCE,
                 tv_nsec: 0,

@@ -2,7 +2,6 @@
 //! gdb's remote protocol, spoken over a socket: registers, memory, breakpoints of both kinds, watchpoints, single
 //! steps, all vCPUs (<https://sourceware.org/gdb/current/onlinedocs/gdb.html/Remote-Protocol.html>).
 
-mod hold;
 mod target;
 
 use std::fmt;
@@ -10,7 +9,7 @@ use std::io::{self, Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::os::fd::{AsRawFd, RawFd};
 use std::os::unix::net::{UnixListener, UnixStream};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::str::FromStr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -22,9 +21,10 @@ use gdbstub::stub::{DisconnectReason, GdbStub, MultiThreadStopReason};
 use vm_memory::GuestMemoryMmap;
 
 use crate::exit::Exit;
+use crate::hold::Hold;
+use crate::sys::bind_unix;
 use crate::vcpu::Control;
 
-pub(crate) use hold::{new, Held, Hold};
 use target::{tid, Debugged, Fatal};
 
 /// How long a debugger may take to read what it is sent.
@@ -112,21 +112,6 @@ impl Listener {
             }
         };
         Ok(Link { stream, control })
-    }
-}
-
-/// Takes the place of a socket that nobody listens at any more.
-fn bind_unix(path: &Path) -> io::Result<UnixListener> {
-    match UnixListener::bind(path) {
-        Err(error) if error.kind() == io::ErrorKind::AddrInUse => {
-            let left = UnixStream::connect(path).err().map(|error| error.kind());
-            if left != Some(io::ErrorKind::ConnectionRefused) {
-                return Err(error);
-            }
-            std::fs::remove_file(path)?;
-            UnixListener::bind(path)
-        }
-        result => result,
     }
 }
 

@@ -25,7 +25,7 @@ use kvm_bindings::{
 };
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 
-use super::hold::{Ended, Hit, Hold};
+use crate::hold::{Ended, Hit, Hold};
 
 /// `KVM_GUESTDBG_INJECT_BP`: the guest gets the exception that it made.
 const INJECT_BP: u32 = 0x0008_0000;

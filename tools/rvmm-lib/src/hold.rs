@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0 OR MIT
-//! Holding virtual CPUs: a debugger's thread stops them all, has each do something, and lets them go.
+//! Holding virtual CPUs: a holder's thread, a debugger's for instance, stops them all, has each do something, and lets
+//! them go.
 //!
-//! Only the thread that runs a vCPU touches it: what the debugger wants done is sent there and done while the vCPU is
+//! Only the thread that runs a vCPU touches it: what the holder wants done is sent there and done while the vCPU is
 //! held. All are held or none.
 
 use std::collections::VecDeque;
@@ -34,7 +35,7 @@ pub(crate) struct Hit {
     pub(crate) info: kvm_debug_exit_arch,
 }
 
-/// What the debugger's thread and those of the vCPUs share.
+/// What the holder's thread and those of the vCPUs share.
 struct Shared {
     held: AtomicBool,
     hits: Mutex<VecDeque<Hit>>,
@@ -52,20 +53,25 @@ pub(crate) struct Held {
     shared: Arc<Shared>,
 }
 
-/// The debugger's end.
+/// The holder's end.
 pub(crate) struct Hold {
     orders: Vec<Sender<Order>>,
     shared: Arc<Shared>,
 }
 
 /// The machine has ended.
-#[derive(Debug)]
-pub(crate) struct Ended;
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("the machine has ended")]
+pub struct Ended;
 
-/// Both ends, for so many vCPUs, which are held from the beginning.
-pub(crate) fn new(vcpus: usize, control: Arc<Control>) -> io::Result<(Hold, Vec<Held>)> {
+/// Both ends, for so many vCPUs, which may be `held` from the beginning.
+pub(crate) fn new(
+    vcpus: usize,
+    held: bool,
+    control: Arc<Control>,
+) -> io::Result<(Hold, Vec<Held>)> {
     let shared = Arc::new(Shared {
-        held: AtomicBool::new(true),
+        held: AtomicBool::new(held),
         hits: Mutex::default(),
         event: EventFd::new(libc::EFD_NONBLOCK | libc::EFD_CLOEXEC)?,
         threads: Mutex::new(vec![None; vcpus]),
@@ -104,7 +110,7 @@ impl Held {
         self.shared.held.load(Ordering::Acquire)
     }
 
-    /// Does what the debugger wants until it lets the vCPU go, or the machine ends.
+    /// Does what the holder wants until it lets the vCPU go, or the machine ends.
     pub(crate) fn serve(&self, fd: &mut VcpuFd) {
         loop {
             match self.orders.recv_timeout(LOOK) {
