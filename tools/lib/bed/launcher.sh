@@ -76,6 +76,12 @@ cp /tmp/guest /tmp/out
 [ ! -e /tmp/api ]; is 0 'rvmm: stopped' 'its socket is gone'
 rvmm ctl /tmp/api status > /tmp/out 2>&1; is 1 '/tmp/api: No such file' 'no machine at a socket'
 
+# What cloud-init shall do: the first sector of a disk has the label, and one after it the data.
+echo '#cloud-config of this bed' > /tmp/user-data
+echo 'head -c 512 /dev/vda | grep -q CIDATA && grep -q "#cloud-config of this" /dev/vda && echo seed $((6 * 7))' |
+    rvmm run --kernel bzImage --initrd initrd --append quiet --user-data /tmp/user-data > /tmp/out 2>&1
+is 0 '^seed 42' "cloud-init's data"
+
 # A kernel that panics, without a root: a status of its own.
 run --append quiet < /dev/null; is 6 "the guest's kernel panicked" 'a panic'
 

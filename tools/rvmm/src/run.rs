@@ -55,6 +55,9 @@ pub struct Args {
     /// Raw file or block device as a disk; may be repeated.
     #[arg(long, value_name = "FILE")]
     disk: Vec<PathBuf>,
+    /// What cloud-init in the guest shall do, on a disk of its own.
+    #[arg(long, value_name = "FILE")]
+    user_data: Option<PathBuf>,
     #[command(flatten)]
     devices: devices::Args,
     /// What a guest's reset does [of an IMAGE: restart].
@@ -186,9 +189,19 @@ impl Disks {
             let opened = disk::RawFile::open(path, false).map_err(cannot(path))?;
             Ok(Arc::new(Mutex::new(opened)))
         };
+        let seed = |path: &PathBuf| -> rvmm_vm::Result<Disk> {
+            let data = std::fs::read(path).map_err(|source| rvmm_vm::Error::File {
+                path: path.clone(),
+                source,
+            })?;
+            let made = disk::seed(&data).map_err(cannot(path))?;
+            Ok(Arc::new(Mutex::new(made)))
+        };
+        let others = args.disk.iter().map(other);
+        let others = others.chain(args.user_data.iter().map(seed));
         Ok(Self {
             image: args.image.as_ref().map(image).transpose()?,
-            others: args.disk.iter().map(other).collect::<Result<_, _>>()?,
+            others: others.collect::<Result<_, _>>()?,
         })
     }
 }

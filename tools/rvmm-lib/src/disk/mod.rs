@@ -7,12 +7,14 @@ mod boot;
 mod image;
 pub mod qcow2;
 mod raw;
+mod seed;
 
 use std::io;
 
 pub use self::boot::{find as find_kernel, Bootable};
 pub use self::image::{open_image, overlay};
 pub use self::raw::RawFile;
+pub use self::seed::seed;
 
 /// Bytes that stay.
 pub trait Storage: Send {
