@@ -69,12 +69,27 @@ until [ "$(ticks)" -gt "$((before + 5))" ]; do sleep 0.2; done
 rvmm ctl /tmp/api stats > /tmp/out 2>&1; is 0 '"exit_io_cycles"' 'statistics of a machine'
 rvmm ctl /tmp/api power-button > /tmp/out 2>&1; is 1 'no power button: it needs a disk' 'a machine without a button'
 stat -c %a /tmp/api > /tmp/out; is 0 '^600$' 'a socket for the user alone'
+rvmm ctl /tmp/api snapshot /tmp/saved > /tmp/out 2>&1; is 0 '' 'a machine is saved'
 rvmm ctl /tmp/api pause; rvmm ctl /tmp/api quit > /tmp/out 2>&1; is 0 '' 'a paused machine is told to end'
 wait $machine; is 1 '' 'a machine that was told to end'
 exec 5>&-
 cp /tmp/guest /tmp/out
 [ ! -e /tmp/api ]; is 0 'rvmm: stopped' 'its socket is gone'
 rvmm ctl /tmp/api status > /tmp/out 2>&1; is 1 '/tmp/api: No such file' 'no machine at a socket'
+
+# Two machines go on from where one was saved, each for itself.
+for n in 1 2; do
+    rvmm restore /tmp/saved --api /tmp/api$n < /dev/null > /tmp/again$n 2>&1 &
+done
+for n in 1 2; do
+    until [ "$(grep -c tick /tmp/again$n)" -gt 5 ] || ! kill -0 $!; do sleep 0.2; done
+    cp /tmp/again$n /tmp/out
+    rvmm ctl /tmp/api$n quit; is 0 '^tick' "a machine goes on, $n"
+done
+wait
+head -c 1000000 /tmp/saved > /tmp/half
+rvmm restore /tmp/half > /tmp/out 2>&1; is 1 '/tmp/half: it is cut short' 'half a machine'
+rvmm restore bzImage > /tmp/out 2>&1; is 1 'it is no machine' 'a kernel as a machine'
 
 # What cloud-init shall do: the first sector of a disk has the label, and one after it the data.
 echo '#cloud-config of this bed' > /tmp/user-data

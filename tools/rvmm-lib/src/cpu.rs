@@ -5,7 +5,7 @@ use kvm_bindings::{
     kvm_cpuid_entry2, kvm_fpu, kvm_lapic_state, kvm_msr_entry, kvm_regs, kvm_segment, CpuId, Msrs,
     KVM_CPUID_FLAG_SIGNIFCANT_INDEX,
 };
-use kvm_ioctls::VcpuFd;
+use kvm_ioctls::{Cap, VcpuFd, VmFd};
 
 use crate::boot::Entry;
 use crate::error::{Error, Result};
@@ -189,6 +189,14 @@ pub fn set_common(vcpu: &VcpuFd) -> Result<()> {
     }
 
     Ok(())
+}
+
+/// A parameter that saves the guest a calibration against the PIT, where the hypervisor knows the frequency.
+pub(crate) fn tsc_parameter(vm: &VmFd, first: &VcpuFd) -> String {
+    match first.get_tsc_khz() {
+        Ok(khz) if vm.check_extension(Cap::GetTscKhz) => format!(" tsc_early_khz={khz}"),
+        _ => String::new(),
+    }
 }
 
 /// Wires the CPU's local APIC in the kernel: PIC on LINT0 of the boot CPU, NMI on LINT1.

@@ -66,6 +66,7 @@ pub mod pci;
 pub mod platform;
 pub mod serial;
 pub mod size;
+pub mod snapshot;
 pub mod stats;
 pub mod sys;
 mod vcpu;

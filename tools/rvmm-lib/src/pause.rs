@@ -1,14 +1,37 @@
 // SPDX-License-Identifier: Apache-2.0 OR MIT
-//! Pausing a running machine, and letting it go on.
+//! Pausing a running machine, letting it go on, and saving it.
 
+use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use kvm_ioctls::VmFd;
+use vm_memory::GuestMemoryMmap;
 
 use crate::hold::{Ended, Hold};
+use crate::platform::Cmos;
+use crate::serial::{self, SerialPort};
+use crate::snapshot;
+use crate::snapshot::state::{Chips, State, VcpuState};
+
+/// What a machine is made of, to save it.
+pub(crate) struct Parts {
+    pub(crate) vm: Arc<VmFd>,
+    pub(crate) memory: Arc<GuestMemoryMmap>,
+    /// Bytes of memory.
+    pub(crate) size: u64,
+    pub(crate) serial: Arc<Mutex<SerialPort>>,
+    pub(crate) cmos: Arc<Mutex<Cmos>>,
+    /// MSRs that the hypervisor keeps.
+    pub(crate) msrs: Vec<u32>,
+    /// It has devices whose state would be lost.
+    pub(crate) more: bool,
+}
 
 struct Shared {
     hold: Mutex<Hold>,
     paused: AtomicBool,
+    parts: Parts,
 }
 
 /// Pauses a running machine from another thread: its CPUs stand still. Devices finish what they have been asked for.
@@ -16,10 +39,11 @@ struct Shared {
 pub struct Pause(Arc<Shared>);
 
 impl Pause {
-    pub(crate) fn new(hold: Hold) -> Self {
+    pub(crate) fn new(hold: Hold, parts: Parts) -> Self {
         Self(Arc::new(Shared {
             hold: Mutex::new(hold),
             paused: AtomicBool::new(false),
+            parts,
         }))
     }
 
@@ -30,10 +54,7 @@ impl Pause {
     ///
     /// The machine has ended.
     pub fn pause(&self) -> Result<(), Ended> {
-        let hold = self.0.hold.lock().unwrap_or_else(PoisonError::into_inner);
-        hold.stop()?;
-        self.0.paused.store(true, Ordering::Release);
-        Ok(())
+        self.stop(&self.hold())
     }
 
     /// Lets the CPUs go on. A guest with kvmclock learns that it has stood still, so that it does not take that for a
@@ -43,7 +64,20 @@ impl Pause {
     ///
     /// The machine has ended.
     pub fn resume(&self) -> Result<(), Ended> {
-        let hold = self.0.hold.lock().unwrap_or_else(PoisonError::into_inner);
+        self.go(&self.hold())
+    }
+
+    fn hold(&self) -> MutexGuard<'_, Hold> {
+        self.0.hold.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn stop(&self, hold: &Hold) -> Result<(), Ended> {
+        hold.stop()?;
+        self.0.paused.store(true, Ordering::Release);
+        Ok(())
+    }
+
+    fn go(&self, hold: &Hold) -> Result<(), Ended> {
         if !self.is_paused() {
             return Ok(());
         }
@@ -54,6 +88,47 @@ impl Pause {
         self.0.paused.store(false, Ordering::Release);
         hold.go();
         Ok(())
+    }
+
+    /// Saves the machine to a file, pausing it meanwhile.
+    ///
+    /// # Errors
+    ///
+    /// A sentence: it has devices that cannot be saved, has ended, or the file cannot be written.
+    pub fn save(&self, path: &Path) -> Result<(), String> {
+        if self.0.parts.more {
+            return Err("a machine with disks or other PCI devices cannot be saved".into());
+        }
+        let hold = self.hold();
+        let was_paused = self.is_paused();
+        self.stop(&hold).map_err(|error| error.to_string())?;
+        let saved = self.state(&hold).and_then(|state| {
+            snapshot::save(path, &state, &self.0.parts.memory)
+                .map_err(|error| format!("{}: {error}", path.display()))
+        });
+        if !was_paused {
+            self.go(&hold).map_err(|error| error.to_string())?;
+        }
+        saved
+    }
+
+    fn state(&self, hold: &Hold) -> Result<State, String> {
+        let parts = &self.0.parts;
+        let vcpu = |id| {
+            let msrs = parts.msrs.clone();
+            let saved = hold.on(id, move |fd| VcpuState::save(fd, &msrs));
+            let saved = saved.map_err(|error| error.to_string())?;
+            saved.map_err(|error| format!("vCPU {id}: {error}"))
+        };
+        Ok(State {
+            memory: parts.size,
+            vcpus: (0..hold.vcpus()).map(vcpu).collect::<Result<_, _>>()?,
+            chips: Chips::save(&parts.vm).map_err(|error| error.to_string())?,
+            serial: serial::lock(&parts.serial).state(),
+            cmos: (parts.cmos.lock())
+                .unwrap_or_else(PoisonError::into_inner)
+                .state(),
+        })
     }
 
     /// Whether it is paused.

@@ -10,6 +10,7 @@ use vm_superio::{I8042Device, Trigger};
 
 use crate::bus::Device;
 use crate::exit::Exit;
+use crate::snapshot::state::CmosState;
 use crate::vcpu::Control;
 
 /// First port of the keyboard controller; data here, status and command at +4.
@@ -105,6 +106,21 @@ impl Cmos {
                 .duration_since(UNIX_EPOCH)
                 .map_or(0, |since| since.as_secs())
         })
+    }
+
+    pub(crate) fn state(&self) -> CmosState {
+        CmosState {
+            index: self.index,
+            cells: self.cells.to_vec(),
+        }
+    }
+
+    /// Cells that are not there stay as they are.
+    pub(crate) fn restore(&mut self, state: &CmosState) {
+        self.index = state.index & 0x7f;
+        for (cell, value) in self.cells.iter_mut().zip(&state.cells) {
+            *cell = *value;
+        }
     }
 
     fn with_clock(now: fn() -> u64) -> Self {

@@ -5,12 +5,14 @@ use std::io::{self, Write};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use kvm_ioctls::VmFd;
+use kvm_ioctls::{Cap, VmFd};
 use vm_superio::serial::SerialEvents;
 use vm_superio::{Serial, Trigger};
 use vmm_sys_util::eventfd::EventFd;
 
 use crate::bus::Device;
+use crate::error::{Error, Result};
+use crate::snapshot::state::SerialState;
 
 /// First port.
 pub const PORT: u64 = 0x3f8;
@@ -25,6 +27,18 @@ pub(crate) enum IrqLine {
     Event(EventFd),
     /// An edge made by two calls (`KVM_IRQ_LINE`), for a hypervisor without irqfd.
     Pulse(Arc<VmFd>, u32),
+}
+
+/// The line of the port, an event where the hypervisor has that.
+pub(crate) fn irq_line(vm: &Arc<VmFd>) -> Result<IrqLine> {
+    if !vm.check_extension(Cap::Irqfd) {
+        return Ok(IrqLine::Pulse(vm.clone(), IRQ));
+    }
+    let event =
+        EventFd::new(libc::EFD_NONBLOCK | libc::EFD_CLOEXEC).map_err(Error::os("eventfd"))?;
+    vm.register_irqfd(&event, IRQ)
+        .map_err(Error::ioctl("KVM_IRQFD"))?;
+    Ok(IrqLine::Event(event))
 }
 
 impl Trigger for IrqLine {
@@ -98,6 +112,49 @@ impl SerialPort {
             uart,
             divisor_latch: false,
             listening: false,
+        }
+    }
+
+    /// A port as it was.
+    pub(crate) fn restore(irq: IrqLine, drained: EventFd, state: &SerialState) -> io::Result<Self> {
+        let [low, high, enable, identification, line, status, modem, modem_status, scratch] =
+            state.registers;
+        let registers = vm_superio::serial::SerialState {
+            baud_divisor_low: low,
+            baud_divisor_high: high,
+            interrupt_enable: enable,
+            interrupt_identification: identification,
+            line_control: line,
+            line_status: status,
+            modem_control: modem,
+            modem_status,
+            scratch,
+            in_buffer: state.received.clone(),
+        };
+        let uart = Serial::from_state(&registers, irq, Drained(drained), Sent::default());
+        Ok(Self {
+            uart: uart.map_err(|error| io::Error::other(format!("{error:?}")))?,
+            divisor_latch: line & LCR_DLAB != 0,
+            listening: state.listening,
+        })
+    }
+
+    pub(crate) fn state(&self) -> SerialState {
+        let state = self.uart.state();
+        SerialState {
+            registers: [
+                state.baud_divisor_low,
+                state.baud_divisor_high,
+                state.interrupt_enable,
+                state.interrupt_identification,
+                state.line_control,
+                state.line_status,
+                state.modem_control,
+                state.modem_status,
+                state.scratch,
+            ],
+            received: state.in_buffer,
+            listening: self.listening,
         }
     }
 
@@ -244,6 +301,30 @@ mod tests {
         device.write(0, b"b");
         assert_eq!(*seen.lock().unwrap(), b"ab");
         assert_eq!(device.sent.load(Ordering::Relaxed), 2);
+    }
+
+    #[test]
+    fn a_port_comes_back_as_it_was() {
+        let (mut port, _) = port();
+        port.write(3, &[0x03]);
+        port.write(1, &[0x05]);
+        port.write(7, &[0x5a]);
+        port.enqueue(b"ab");
+        let event = || EventFd::new(libc::EFD_NONBLOCK).unwrap();
+        let state = port.state();
+        let mut again = SerialPort::restore(IrqLine::Event(event()), event(), &state).unwrap();
+        assert_eq!(again.state(), state);
+        assert_eq!(again.room(), 62);
+        let mut byte = [0];
+        again.read(7, &mut byte);
+        assert_eq!(byte, [0x5a]);
+        again.read(0, &mut byte);
+        assert_eq!(byte, *b"a");
+        let full = SerialState {
+            received: vec![0; 65],
+            ..state
+        };
+        assert!(SerialPort::restore(IrqLine::Event(event()), event(), &full).is_err());
     }
 
     #[test]

@@ -4,13 +4,13 @@
 use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicU64;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use kvm_bindings::{
     kvm_cpuid_entry2, kvm_pit_config, kvm_userspace_memory_region, KVM_API_VERSION,
     KVM_CAP_BINARY_STATS_FD, KVM_MAX_CPUID_ENTRIES, KVM_PIT_SPEAKER_DUMMY,
 };
-use kvm_ioctls::{Cap, Kvm, VcpuFd, VmFd};
+use kvm_ioctls::{Cap, Kvm, VmFd};
 use vm_memory::{
     Bytes, GuestAddress, GuestMemory, GuestMemoryMmap, GuestMemoryRegion, MemoryRegionAddress,
 };
@@ -27,10 +27,11 @@ use crate::exit::Exit;
 use crate::gdb;
 use crate::hold::{self, Hold};
 use crate::input::{self, Supervisor};
-use crate::pause::Pause;
+use crate::pause::{Parts, Pause};
 use crate::pci;
 use crate::platform::{self, Cmos, Power, ResetLine};
-use crate::serial::{self, IrqLine, SerialDevice, SerialPort};
+use crate::serial::{self, SerialDevice, SerialPort};
+use crate::snapshot::Snapshot;
 use crate::vcpu::{self, Control, Vcpu};
 use crate::virtio::block;
 use crate::{layout, sys, virtio};
@@ -66,6 +67,7 @@ pub struct Builder {
     disks: Vec<Arc<Mutex<dyn Storage>>>,
     gdb: Option<gdb::Listener>,
     pausable: bool,
+    saved: Option<Snapshot>,
 }
 
 impl Builder {
@@ -185,6 +187,13 @@ impl Builder {
         self
     }
 
+    /// Makes the machine what it was when it was saved: memory and CPUs are those of the file, and no kernel is needed.
+    pub fn saved(mut self, snapshot: Snapshot) -> Self {
+        (self.memory, self.cpus) = (snapshot.memory_size(), snapshot.cpus());
+        self.saved = Some(snapshot);
+        self
+    }
+
     /// Makes the machine, ready to run.
     ///
     /// # Errors
@@ -200,7 +209,14 @@ impl Builder {
         let cpus = self.check(&kvm, supported)?;
         let vm = Arc::new(create_vm(&kvm)?);
         add_platform(&vm)?;
-        let memory = Arc::new(allocate(self.memory)?);
+        let memory = match &self.saved {
+            Some(saved) => saved.memory().map_err(|cause| Error::Memory {
+                size: self.memory,
+                cause,
+            })?,
+            None => allocate(self.memory)?,
+        };
+        let memory = Arc::new(memory);
         // SAFETY: the `Vm` owns the memory and joins every vCPU thread before it drops it.
         unsafe { map(&vm, &memory) }?;
 
@@ -216,6 +232,7 @@ impl Builder {
             disks,
             gdb,
             pausable,
+            saved,
             ..
         } = self;
         let mut console = console.unwrap_or_else(|| Console::output(std::io::sink()));
@@ -224,16 +241,23 @@ impl Builder {
         let control = Arc::new(control);
         let drained =
             EventFd::new(libc::EFD_NONBLOCK | libc::EFD_CLOEXEC).map_err(Error::os("eventfd"))?;
-        let irq = serial_irq(&vm)?;
+        let irq = serial::irq_line(&vm)?;
         let wake = drained.try_clone().map_err(Error::os("eventfd"))?;
-        let serial = Arc::new(Mutex::new(SerialPort::new(irq, wake)));
+        let serial = match &saved {
+            Some(saved) => SerialPort::restore(irq, wake, &saved.state.serial)
+                .map_err(Error::os("serial port"))?,
+            None => SerialPort::new(irq, wake),
+        };
+        let serial = Arc::new(Mutex::new(serial));
+        let cmos = Arc::new(Mutex::new(Cmos::new()));
         let port = SerialDevice {
             port: serial.clone(),
             output: console.output,
             sent: Arc::default(),
         };
         let sent = port.sent.clone();
-        let mut buses = Buses::new(port, &control, devices);
+        let more = !assigned.is_empty() || !devices.is_empty();
+        let mut buses = Buses::new(port, cmos.clone(), &control, devices);
         buses.add_pci(&vm, &assigned)?;
         let virtio = block::with_disks(virtio, disks, cpus);
         let has_acpi = !virtio.is_empty();
@@ -242,7 +266,7 @@ impl Builder {
         let mut vcpus = create_vcpus(&vm, cpus, supported, buses, &control)?;
         let first = &vcpus[0].fd;
         boot.cmdline = cmdline.unwrap_or_else(|| {
-            let tsc = tsc_parameter(&vm, first);
+            let tsc = cpu::tsc_parameter(&vm, first);
             if let Some(text) = usual_cmdline {
                 text + &tsc
             } else if has_acpi {
@@ -267,15 +291,36 @@ impl Builder {
                 pci: &pins,
             }
         };
-        let entry = boot::load(&memory, &boot, self.memory, cpus, tables)?;
-        cpu::set_entry(first, entry, layout::ZERO_PAGE)?;
+        if let Some(saved) = saved {
+            for (vcpu, was) in vcpus.iter().zip(&saved.state.vcpus) {
+                was.restore(&vcpu.fd)?;
+            }
+            saved.state.chips.restore(&vm)?;
+            let mut cmos = cmos.lock().unwrap_or_else(PoisonError::into_inner);
+            cmos.restore(&saved.state.cmos);
+        } else {
+            let entry = boot::load(&memory, &boot, self.memory, cpus, tables)?;
+            cpu::set_entry(first, entry, layout::ZERO_PAGE)?;
+        }
 
         let debugger = match gdb {
             Some(listener) => Some((listener, hold(&mut vcpus, true, &control)?)),
             None => None,
         };
         let pause = if pausable && debugger.is_none() {
-            Some(Pause::new(hold(&mut vcpus, false, &control)?))
+            let msrs = kvm
+                .get_msr_index_list()
+                .map_err(Error::ioctl("KVM_GET_MSR_INDEX_LIST"))?;
+            let parts = Parts {
+                vm: vm.clone(),
+                memory: memory.clone(),
+                size: self.memory,
+                serial: serial.clone(),
+                cmos,
+                msrs: msrs.as_slice().to_vec(),
+                more: more || has_acpi,
+            };
+            Some(Pause::new(hold(&mut vcpus, false, &control)?, parts))
         } else {
             None
         };
@@ -359,12 +404,17 @@ struct Buses {
 
 impl Buses {
     /// Puts the launcher's own devices on their ports, and those of the caller where it wants them.
-    fn new(serial: SerialDevice, control: &Arc<Control>, devices: Vec<Placed>) -> Self {
+    fn new(
+        serial: SerialDevice,
+        cmos: Arc<Mutex<Cmos>>,
+        control: &Arc<Control>,
+        devices: Vec<Placed>,
+    ) -> Self {
         let (mut ports, mut mmio) = (Bus::default(), Bus::default());
         ports.insert(serial::PORT, serial::PORTS, Arc::new(Mutex::new(serial)));
         let reset = platform::I8042::new(ResetLine(control.clone()));
         ports.insert(platform::I8042_PORT, 5, Arc::new(Mutex::new(reset)));
-        ports.insert(platform::CMOS_PORT, 2, Arc::new(Mutex::new(Cmos::new())));
+        ports.insert(platform::CMOS_PORT, 2, cmos);
         let power = Arc::new(Mutex::new(Power(control.clone())));
         ports.insert(platform::POWER_PORT, 2, power);
         for placed in devices {
@@ -451,14 +501,6 @@ fn hold(vcpus: &mut [Vcpu], held: bool, control: &Arc<Control>) -> Result<Hold> 
         vcpu.held = Some(end);
     }
     Ok(hold)
-}
-
-/// A parameter that saves the guest a calibration against the PIT, where the hypervisor knows the frequency.
-fn tsc_parameter(vm: &VmFd, first: &VcpuFd) -> String {
-    match first.get_tsc_khz() {
-        Ok(khz) if vm.check_extension(Cap::GetTscKhz) => format!(" tsc_early_khz={khz}"),
-        _ => String::new(),
-    }
 }
 
 /// Checks that a hypervisor has what [`Vm`] needs.
@@ -578,17 +620,6 @@ pub unsafe fn map(vm: &VmFd, memory: &GuestMemoryMmap) -> Result<()> {
     Ok(())
 }
 
-fn serial_irq(vm: &Arc<VmFd>) -> Result<IrqLine> {
-    if !vm.check_extension(Cap::Irqfd) {
-        return Ok(IrqLine::Pulse(vm.clone(), serial::IRQ));
-    }
-    let event =
-        EventFd::new(libc::EFD_NONBLOCK | libc::EFD_CLOEXEC).map_err(Error::os("eventfd"))?;
-    vm.register_irqfd(&event, serial::IRQ)
-        .map_err(Error::ioctl("KVM_IRQFD"))?;
-    Ok(IrqLine::Event(event))
-}
-
 /// Descriptors stay open while the machine runs, so that another process can copy them: the
 /// statistics of a VM are reachable only through its owner.
 fn stats_files(vm: &VmFd, vcpus: &[Vcpu]) -> Vec<(String, File)> {
@@ -660,6 +691,7 @@ impl Vm {
             disks: Vec::new(),
             gdb: None,
             pausable: false,
+            saved: None,
         }
     }
 

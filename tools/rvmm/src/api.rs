@@ -33,6 +33,8 @@ pub enum Command {
     Pause,
     /// Let them go on.
     Resume,
+    /// Save it to a file.
+    Snapshot,
     /// Give its statistics.
     Stats,
     /// Press its power button.
@@ -47,6 +49,9 @@ pub enum Command {
 pub struct Request {
     /// What to do.
     pub command: Command,
+    /// The file that `snapshot` makes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub file: Option<PathBuf>,
 }
 
 /// A line from the machine.
@@ -173,7 +178,7 @@ fn converse(stream: &UnixStream, running: &Running) -> io::Result<()> {
             machine.stop.stop();
             return done;
         }
-        let answer = match machine.answer(request.command) {
+        let answer = match machine.answer(&request) {
             Ok(value) => Answer::Result(value),
             Err(cause) => Answer::Error(cause),
         };
@@ -188,9 +193,15 @@ fn reply(mut stream: &UnixStream, answer: &Answer) -> io::Result<()> {
 }
 
 impl Machine {
-    fn answer(&self, command: Command) -> Result<Value, String> {
+    fn answer(&self, request: &Request) -> Result<Value, String> {
+        let file = match (request.command, &request.file) {
+            (Command::Snapshot, Some(file)) => file.as_path(),
+            (Command::Snapshot, None) => return Err("which file shall be made?".into()),
+            (_, Some(_)) => return Err("a file is for snapshot alone".into()),
+            (_, None) => Path::new(""),
+        };
         let pause = || self.pause.as_ref().ok_or("the machine cannot be paused");
-        match command {
+        match request.command {
             Command::Status => {
                 let paused = self.pause.as_ref().is_some_and(Pause::is_paused);
                 let mut about = self.about.clone();
@@ -199,6 +210,7 @@ impl Machine {
             }
             Command::Pause => done(pause()?.pause()),
             Command::Resume => done(pause()?.resume()),
+            Command::Snapshot => pause()?.save(file).map(|()| json!({})),
             Command::Stats => {
                 let files = self.stats.as_ref().map_err(ToString::to_string)?;
                 let one = |(name, file): &(String, File)| match stats::read(file) {
@@ -247,9 +259,9 @@ fn values(stats: &Stats) -> Value {
 /// # Errors
 ///
 /// Those of the system; a sentence where the other side speaks something else.
-pub fn ask(path: &Path, command: Command) -> io::Result<Answer> {
+pub fn ask(path: &Path, request: &Request) -> io::Result<Answer> {
     let stream = UnixStream::connect(path)?;
-    let mut line = serde_json::to_vec(&Request { command })?;
+    let mut line = serde_json::to_vec(request)?;
     line.push(b'\n');
     (&stream).write_all(&line)?;
     let mut line = String::new();
@@ -267,12 +279,21 @@ pub struct CtlArgs {
     socket: PathBuf,
     /// What the machine shall do.
     command: Command,
+    /// File that `snapshot` makes.
+    #[arg(required_if_eq("command", "snapshot"))]
+    file: Option<PathBuf>,
 }
 
 /// Runs `rvmm ctl`.
 pub fn ctl(args: &CtlArgs) -> crate::status::Status {
     use crate::status::Status;
-    match ask(&args.socket, args.command) {
+    // The machine has a directory of its own.
+    let file = args.file.as_ref().map(std::path::absolute).transpose();
+    let answer = file.and_then(|file| {
+        let command = args.command;
+        ask(&args.socket, &Request { command, file })
+    });
+    match answer {
         Ok(Answer::Result(value)) => {
             if value != json!({}) {
                 println!("{value:#}");

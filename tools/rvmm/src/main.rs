@@ -13,6 +13,7 @@ mod pci;
 mod processes;
 mod refused;
 mod report;
+mod restore;
 mod run;
 mod stat;
 mod status;
@@ -36,6 +37,8 @@ struct Cli {
 enum Command {
     /// Boot a Linux kernel in a virtual machine.
     Run(run::Args),
+    /// Let a machine go on that was saved (`ctl SOCKET snapshot FILE`).
+    Restore(restore::Args),
     /// Say whether this machine can run rvmm, and what is missing.
     Check(check::Args),
     /// Write a file about this machine and how rvmm does on it, to send back.
@@ -70,13 +73,14 @@ fn main() -> ExitCode {
         .with_writer(std::io::stderr)
         .log_internal_errors(false)
         .init();
-    if !matches!(cli.command, Command::Run(_)) {
+    if !matches!(cli.command, Command::Run(_) | Command::Restore(_)) {
         // A reader of the output that has seen enough (`| head`) ends the command, as it does others.
         // SAFETY: no thread or handler of this program's depends on the signal.
         unsafe { libc::signal(libc::SIGPIPE, libc::SIG_DFL) };
     }
     match cli.command {
         Command::Run(args) => run::main(args),
+        Command::Restore(args) => restore::main(&args),
         Command::Pci(args) => pci::main(&args),
         Command::Exec(args) => return exec::main(&args),
         Command::Completions(args) => manual::completions(&args),

@@ -6,7 +6,9 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use rvmm_vm::disk::{self, Storage};
-use rvmm_vm::{gdb, restore_terminal, size, stats, Console, Exit, Vm, DEFAULT_DEVICE, ESCAPE_HELP};
+use rvmm_vm::{
+    gdb, restore_terminal, size, stats, Builder, Console, Exit, Vm, DEFAULT_DEVICE, ESCAPE_HELP,
+};
 
 use crate::api::{self, Machine, Running};
 use crate::devices;
@@ -113,7 +115,6 @@ impl Args {
 
 /// Runs the command.
 pub fn main(args: Args) -> Status {
-    restore_terminal_on_panic();
     if let Some(path) = args.read_once() {
         say!(
             "rvmm: {} can be read only once, but --on-reset restart needs it at every reset",
@@ -122,21 +123,9 @@ pub fn main(args: Args) -> Status {
         say!("      copy it to a file first");
         return Status::Other;
     }
-    let running = Running::default();
-    if let Err(error) = block_signals().and_then(|()| stop_on_signal(running.clone())) {
-        say!("rvmm: signals: {error}");
-        return Status::Other;
-    }
-    // Goes with the last machine.
-    let _socket = match args.api.as_deref() {
-        Some(path) => match api::serve(path, running.clone()) {
-            Ok(socket) => Some(socket),
-            Err(error) => {
-                say!("rvmm: {}: {error}", path.display());
-                return Status::Other;
-            }
-        },
-        None => None,
+    let (running, _socket) = match prepare(args.api.as_deref()) {
+        Ok(prepared) => prepared,
+        Err(status) => return status,
     };
     let disks = match Disks::open(&args) {
         Ok(disks) => disks,
@@ -157,11 +146,42 @@ pub fn main(args: Args) -> Status {
                 say!("rvmm: {exit}: starting again");
                 continue;
             }
-            Exit::Reset => say!("rvmm: guest reset: exiting"),
-            Exit::PowerOff => say!("rvmm: guest powered off"),
-            other => say!("rvmm: {other}"),
+            _ => return ended(&exit),
         }
-        return Status::from(&exit);
+    }
+}
+
+/// Says how a machine has ended.
+pub fn ended(exit: &Exit) -> Status {
+    match exit {
+        Exit::Reset => say!("rvmm: guest reset: exiting"),
+        Exit::PowerOff => say!("rvmm: guest powered off"),
+        other => say!("rvmm: {other}"),
+    }
+    Status::from(exit)
+}
+
+/// Makes signals and a socket reach the machine that will run, as long as the socket is kept.
+///
+/// # Errors
+///
+/// The status to leave with; why has been said.
+pub fn prepare(api: Option<&Path>) -> Result<(Running, Option<api::Socket>), Status> {
+    restore_terminal_on_panic();
+    let running = Running::default();
+    if let Err(error) = block_signals().and_then(|()| stop_on_signal(running.clone())) {
+        say!("rvmm: signals: {error}");
+        return Err(Status::Other);
+    }
+    let Some(path) = api else {
+        return Ok((running, None));
+    };
+    match api::serve(path, running.clone()) {
+        Ok(socket) => Ok((running, Some(socket))),
+        Err(error) => {
+            say!("rvmm: {}: {error}", path.display());
+            Err(Status::Other)
+        }
     }
 }
 
@@ -267,13 +287,7 @@ fn boot(args: &Args, disks: &Disks, running: &Running) -> rvmm_vm::Result<Exit> 
     if let Some(text) = &args.append {
         builder = builder.append(text);
     }
-    let console = Console::stdio().map_err(|source| rvmm_vm::Error::Os {
-        what: "console",
-        source,
-    })?;
-    if console.is_terminal() {
-        say!("rvmm: {ESCAPE_HELP}\r");
-    }
+    let console = console()?;
     if let Some(address) = &args.gdb {
         let (listener, shown) = listen(address).map_err(|source| rvmm_vm::Error::Os {
             what: "address for gdb",
@@ -282,35 +296,82 @@ fn boot(args: &Args, disks: &Disks, running: &Running) -> rvmm_vm::Result<Exit> 
         say!("rvmm: waiting for gdb: target remote {shown}\r");
         builder = builder.gdb(listener);
     }
-    if args.api.is_some() {
-        builder = builder.pausable();
+    let machine = Start {
+        api: args.api.is_some(),
+        stats: args.stats,
+        about: about(&args.device, args.cpus, args.memory),
+    };
+    machine.run(builder.console(console), running)
+}
+
+/// What `status` says of a machine.
+pub fn about(device: &Path, cpus: usize, memory: u64) -> serde_json::Value {
+    serde_json::json!({
+        "pid": std::process::id(),
+        "device": device,
+        "cpus": cpus,
+        "memory": memory,
+    })
+}
+
+/// How a machine is started, whatever it is.
+pub struct Start {
+    /// It can be told what to do.
+    pub api: bool,
+    /// Its statistics are printed at its end.
+    pub stats: bool,
+    /// What `status` says of it.
+    pub about: serde_json::Value,
+}
+
+impl Start {
+    /// Runs a machine to its end, in the reach of signals and commands.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`rvmm_vm::Builder::build`] and [`Vm::run`].
+    pub fn run(self, mut builder: Builder, running: &Running) -> rvmm_vm::Result<Exit> {
+        if self.api {
+            builder = builder.pausable();
+        }
+        let vm = builder.build()?;
+        let machine = Arc::new(Machine {
+            stop: vm.stop_handle(),
+            button: vm.power_button(),
+            pause: vm.pause(),
+            stats: if self.stats || self.api {
+                vm.stats_files()
+            } else {
+                Ok(Vec::new())
+            },
+            about: self.about,
+        });
+        *running.lock().unwrap_or_else(PoisonError::into_inner) = Some(machine.clone());
+        let exit = vm.run();
+        // What is left needs nobody's stop: a signal ends it.
+        *running.lock().unwrap_or_else(PoisonError::into_inner) = None;
+        let exit = exit?;
+        if self.stats {
+            print_stats(&machine.stats);
+        }
+        Ok(exit)
     }
-    let vm = builder.console(console).build()?;
-    let machine = Arc::new(Machine {
-        stop: vm.stop_handle(),
-        button: vm.power_button(),
-        pause: vm.pause(),
-        stats: if args.stats || args.api.is_some() {
-            vm.stats_files()
-        } else {
-            Ok(Vec::new())
-        },
-        about: serde_json::json!({
-            "pid": std::process::id(),
-            "device": args.device,
-            "cpus": args.cpus,
-            "memory": args.memory,
-        }),
-    });
-    *running.lock().unwrap_or_else(PoisonError::into_inner) = Some(machine.clone());
-    let exit = vm.run();
-    // What is left needs nobody's stop: a signal ends it.
-    *running.lock().unwrap_or_else(PoisonError::into_inner) = None;
-    let exit = exit?;
-    if args.stats {
-        print_stats(&machine.stats);
+}
+
+/// The launcher's own console.
+///
+/// # Errors
+///
+/// Those of the system.
+pub fn console() -> rvmm_vm::Result<Console> {
+    let console = Console::stdio().map_err(|source| rvmm_vm::Error::Os {
+        what: "console",
+        source,
+    })?;
+    if console.is_terminal() {
+        say!("rvmm: {ESCAPE_HELP}\r");
     }
-    Ok(exit)
+    Ok(console)
 }
 
 fn listen(address: &gdb::Address) -> io::Result<(gdb::Listener, gdb::Address)> {

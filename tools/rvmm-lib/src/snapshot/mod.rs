@@ -1,0 +1,290 @@
+// SPDX-License-Identifier: Apache-2.0 OR MIT
+//! A machine in a file: what it is, and its memory, of which only what is not zero takes space.
+//!
+//! The file has a header, the state as JSON, and the memory, page by page at its place, holes where pages are zero.
+//! Numbers are little-endian. Checksums tell a file that was cut short or damaged; they are no signature.
+
+pub(crate) mod state;
+
+use std::fs::File;
+use std::io::{self, Read, Write};
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+
+use crc::{Crc, Digest, Table, CRC_64_XZ};
+use vm_memory::mmap::MmapRegionBuilder;
+use vm_memory::{
+    Bytes, FileOffset, GuestAddress, GuestMemory, GuestMemoryMmap, GuestMemoryRegion,
+    GuestRegionMmap,
+};
+
+use self::state::State;
+use crate::layout;
+
+/// The file's first bytes, and the version of its format.
+const MAGIC: [u8; 8] = *b"RVMMSNAP";
+const VERSION: u64 = 1;
+/// Bytes of the header: magic, version, bytes of state, place of memory, bytes of memory, checksums of state, memory
+/// and header.
+const HEADER: usize = 64;
+/// The most bytes of state.
+const MOST_STATE: u64 = 64 << 20;
+const PAGE: usize = 4096;
+
+static CRC: Crc<u64, Table<16>> = Crc::<u64, Table<16>>::new(&CRC_64_XZ);
+
+fn wrong(sentence: impl Into<String>) -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidData, sentence.into())
+}
+
+/// A checksum of the pages that are not zero, and of where they are.
+struct Pages(Digest<'static, u64, Table<16>>);
+
+impl Pages {
+    fn new() -> Self {
+        Self(CRC.digest())
+    }
+
+    fn add(&mut self, at: u64, page: &[u8]) {
+        self.0.update(&at.to_le_bytes());
+        self.0.update(page);
+    }
+}
+
+fn is_zero(page: &[u8; PAGE]) -> bool {
+    *page == [0; PAGE]
+}
+
+/// Writes a machine to a file, which is there as a whole or not at all.
+pub(crate) fn save(path: &Path, state: &State, memory: &GuestMemoryMmap) -> io::Result<()> {
+    let mut name = path.as_os_str().to_owned();
+    name.push(".new");
+    let new = PathBuf::from(name);
+    let result = write(&new, state, memory).and_then(|()| std::fs::rename(&new, path));
+    if result.is_err() {
+        let _ = std::fs::remove_file(&new);
+    }
+    result
+}
+
+fn write(path: &Path, state: &State, memory: &GuestMemoryMmap) -> io::Result<()> {
+    // What a guest has in its memory is its owner's.
+    let mut options = File::options();
+    std::os::unix::fs::OpenOptionsExt::mode(&mut options, 0o600);
+    let mut file = options.write(true).create(true).truncate(true).open(path)?;
+    let state = serde_json::to_vec(state)?;
+    let start = (HEADER + state.len()).next_multiple_of(PAGE) as u64;
+    let (mut pages, mut at) = (Pages::new(), 0);
+    let mut page = [0; PAGE];
+    for region in memory.iter() {
+        let first = region.start_addr().0;
+        for offset in (0..region.len()).step_by(PAGE) {
+            let read = memory.read_slice(&mut page, GuestAddress(first + offset));
+            read.map_err(io::Error::other)?;
+            if !is_zero(&page) {
+                pages.add(at, &page);
+                file.write_all_at(&page, start + at)?;
+            }
+            at += PAGE as u64;
+        }
+    }
+    file.set_len(start + at)?;
+    let words = [
+        u64::from_le_bytes(MAGIC),
+        VERSION,
+        state.len() as u64,
+        start,
+        at,
+        CRC.checksum(&state),
+        pages.0.finalize(),
+    ];
+    let mut header: Vec<u8> = words.iter().flat_map(|word| word.to_le_bytes()).collect();
+    header.extend(CRC.checksum(&header).to_le_bytes());
+    file.write_all(&header)?;
+    file.write_all(&state)?;
+    file.sync_all()
+}
+
+/// A file with a machine in it, looked at from its first byte to its last.
+pub struct Snapshot {
+    file: File,
+    start: u64,
+    pub(crate) state: State,
+}
+
+impl Snapshot {
+    /// Opens a file. It has to stay as it is while machines run from it.
+    ///
+    /// # Errors
+    ///
+    /// Those of the system; [`io::ErrorKind::InvalidData`] with a sentence if it is none, of another version, cut short
+    /// or damaged.
+    pub fn open(path: &Path) -> io::Result<Self> {
+        let mut file = File::open(path)?;
+        let mut header = [0; HEADER];
+        let cut = |error: io::Error| match error.kind() {
+            io::ErrorKind::UnexpectedEof => wrong("it is cut short"),
+            _ => error,
+        };
+        let read = file.read_exact(&mut header);
+        if header[..8] != MAGIC {
+            return Err(wrong("it is no machine that rvmm has saved"));
+        }
+        read.map_err(cut)?;
+        let mut words = [0; HEADER / 8];
+        for (word, bytes) in words.iter_mut().zip(header.chunks_exact(8)) {
+            *word = u64::from_le_bytes(bytes.try_into().unwrap_or_default());
+        }
+        let [_, version, length, start, size, state_sum, memory_sum, sum] = words;
+        if version != VERSION {
+            return Err(wrong(format!(
+                "it has version {version} of the format, and {VERSION} is what can be read"
+            )));
+        }
+        if CRC.checksum(&header[..HEADER - 8]) != sum || length > MOST_STATE {
+            return Err(wrong("it is damaged: its header is not what was written"));
+        }
+        let whole = start.checked_add(size);
+        if whole.is_none_or(|whole| file.metadata().is_ok_and(|about| about.len() < whole)) {
+            return Err(wrong("it is cut short"));
+        }
+        let mut bytes = vec![0; length as usize];
+        file.read_exact(&mut bytes).map_err(cut)?;
+        if CRC.checksum(&bytes) != state_sum {
+            return Err(wrong("it is damaged: its state is not what was written"));
+        }
+        let state: State =
+            serde_json::from_slice(&bytes).map_err(|error| wrong(format!("its state: {error}")))?;
+        let ranges: u64 = layout::ram_ranges(state.memory)
+            .iter()
+            .map(|range| range.1)
+            .sum();
+        if state.vcpus.is_empty() || ranges != size || size % PAGE as u64 != 0 {
+            return Err(wrong("its state and its memory do not fit"));
+        }
+        let mut pages = Pages::new();
+        let mut page = [0; PAGE];
+        let mut at = 0;
+        while let Some(next) = next_data(&file, start + at)?.filter(|next| *next < start + size) {
+            // To the page's beginning.
+            at = (next - start) / PAGE as u64 * PAGE as u64;
+            file.read_exact_at(&mut page, start + at).map_err(cut)?;
+            if !is_zero(&page) {
+                pages.add(at, &page);
+            }
+            at += PAGE as u64;
+        }
+        if pages.0.finalize() != memory_sum {
+            return Err(wrong("it is damaged: its memory is not what was written"));
+        }
+        Ok(Self { file, start, state })
+    }
+
+    /// Number of the machine's CPUs.
+    pub fn cpus(&self) -> usize {
+        self.state.vcpus.len()
+    }
+
+    /// Bytes of the machine's memory.
+    pub fn memory_size(&self) -> u64 {
+        self.state.memory
+    }
+
+    /// The machine's memory, shared with all that come from this file, until written to.
+    pub(crate) fn memory(&self) -> Result<GuestMemoryMmap, String> {
+        let (mut regions, mut at) = (Vec::new(), self.start);
+        for (first, length) in layout::ram_ranges(self.state.memory) {
+            let file = self.file.try_clone().map_err(|error| error.to_string())?;
+            let region = MmapRegionBuilder::new(length as usize)
+                .with_mmap_prot(libc::PROT_READ | libc::PROT_WRITE)
+                .with_mmap_flags(libc::MAP_PRIVATE | libc::MAP_NORESERVE)
+                .with_file_offset(FileOffset::new(file, at))
+                .build()
+                .map_err(|error| error.to_string())?;
+            let region = GuestRegionMmap::new(region, GuestAddress(first));
+            regions.push(region.map_err(|error| error.to_string())?);
+            at += length;
+        }
+        GuestMemoryMmap::from_regions(regions).map_err(|error| error.to_string())
+    }
+}
+
+/// Where the next bytes are that may not be zero, from an offset on.
+fn next_data(file: &File, from: u64) -> io::Result<Option<u64>> {
+    use std::os::fd::AsRawFd;
+    // SAFETY: a call about a descriptor that is open; its position is used by nobody.
+    let at = unsafe { libc::lseek(file.as_raw_fd(), from as libc::off_t, libc::SEEK_DATA) };
+    match u64::try_from(at) {
+        Ok(at) => Ok(Some(at)),
+        Err(_) => match io::Error::last_os_error() {
+            error if error.raw_os_error() == Some(libc::ENXIO) => Ok(None),
+            error => Err(error),
+        },
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn file(name: &str) -> PathBuf {
+        std::env::temp_dir().join(format!("rvmm-snapshot-{name}-{}", std::process::id()))
+    }
+
+    #[test]
+    fn what_was_saved_comes_back_and_is_private() {
+        let path = file("whole");
+        let size = 16 << 20;
+        let memory = crate::vm::allocate(size).unwrap();
+        let at = GuestAddress(0x12_3000);
+        memory.write_slice(&[7; 5000], at).unwrap();
+        save(&path, &State::empty(size), &memory).unwrap();
+        let about = path.metadata().unwrap();
+        let blocks = std::os::unix::fs::MetadataExt::blocks(&about);
+        assert!(blocks * 512 < 1 << 20, "sparse: {blocks} blocks");
+        let read = |memory: &GuestMemoryMmap| {
+            let mut bytes = vec![0; 8192];
+            memory.read_slice(&mut bytes, at).unwrap();
+            bytes
+        };
+        let snapshot = Snapshot::open(&path).unwrap();
+        let (one, other) = (snapshot.memory().unwrap(), snapshot.memory().unwrap());
+        assert_eq!(read(&one), read(&memory));
+        one.write_slice(&[8; 100], at).unwrap();
+        assert_eq!(read(&other), read(&memory));
+        Snapshot::open(&path).unwrap();
+        std::fs::remove_file(&path).unwrap();
+    }
+
+    #[test]
+    fn other_files_are_refused() {
+        let path = file("other");
+        let size = 16 << 20;
+        let memory = crate::vm::allocate(size).unwrap();
+        memory.write_slice(&[7; 5000], GuestAddress(0)).unwrap();
+        save(&path, &State::empty(size), &memory).unwrap();
+        let good = std::fs::read(&path).unwrap();
+        let refused = |bytes: &[u8], sentence: &str| {
+            std::fs::write(&path, bytes).unwrap();
+            let error = Snapshot::open(&path).err().unwrap().to_string();
+            assert!(error.contains(sentence), "{error}: {sentence}");
+        };
+        refused(b"", "no machine");
+        refused(&[0; 9000], "no machine");
+        refused(&good[..30], "cut short");
+        refused(&good[..good.len() - 1], "cut short");
+        for (at, sentence) in [
+            (8, "version"),
+            (17, "header"),
+            (60, "header"),
+            (70, "state is not"),
+            (good.len() - size as usize + 100, "memory is not"),
+            (good.len() - 1, "memory is not"),
+        ] {
+            let mut bad = good.clone();
+            bad[at] ^= 0x10;
+            refused(&bad, sentence);
+        }
+        std::fs::remove_file(&path).unwrap();
+    }
+}
