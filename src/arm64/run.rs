@@ -142,8 +142,8 @@ impl<'a> Runner<'a> {
         let requests = shared.take_requests(START | STOP);
         if requests & STOP != 0 {
             self.s.off = true;
-            shared.arch.set_on(false);
         }
+        // The one after the other: whoever has called CPU_ON found it off.
         if requests & START != 0 {
             let (entry, context) = shared.arch.beginning();
             self.s.reset();
@@ -342,6 +342,8 @@ impl<'a> Runner<'a> {
     /// The machine is off, or begins anew when user space says so.
     fn stop_all(&mut self) {
         self.s.off = true;
+        // What user space is told at once; the vCPUs themselves notice by the request.
+        self.vm.vcpus.iter().for_each(|v| v.arch.set_on(false));
         self.vm.vcpus.request_all(STOP);
     }
 

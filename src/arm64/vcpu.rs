@@ -157,11 +157,18 @@ impl State {
             return Err(EINVAL);
         }
         self.features = Some(features);
-        shared.clear_requests(START | STOP);
+        shared.clear_requests(START);
         self.reset();
-        self.off = first & 1 << k::KVM_ARM_VCPU_POWER_OFF != 0;
-        shared.arch.set_on(!self.off);
+        self.set_off(shared, first & 1 << k::KVM_ARM_VCPU_POWER_OFF != 0);
         Ok(())
+    }
+
+    /// Switches the vCPU off or on as user space wants it, whatever has been asked of it before. What has been switched
+    /// on by another vCPU begins as that one said.
+    pub(crate) fn set_off(&mut self, shared: &VcpuShared, off: bool) {
+        shared.clear_requests(if off { START | STOP } else { STOP });
+        self.off = off;
+        shared.arch.set_on(!off);
     }
 
     /// All registers as after reset.

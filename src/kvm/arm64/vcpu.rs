@@ -102,12 +102,12 @@ fn mp_state(vcpu: &Vcpu) -> Result<k::kvm_mp_state> {
 
 /// KVM_SET_MP_STATE (api.rst 4.39). EINVAL.
 fn set_mp_state(vcpu: &Vcpu, s: &mut State, r: &k::kvm_mp_state) -> Result {
-    s.off = match r.mp_state {
+    let off = match r.mp_state {
         k::KVM_MP_STATE_STOPPED => true,
         k::KVM_MP_STATE_RUNNABLE => false,
         _ => return Err(EINVAL),
     };
-    vcpu.shared.arch.set_on(!s.off);
+    s.set_off(&vcpu.shared, off);
     Ok(())
 }
 
