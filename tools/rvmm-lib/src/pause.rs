@@ -120,11 +120,15 @@ impl Pause {
             let saved = saved.map_err(|error| error.to_string())?;
             saved.map_err(|error| format!("vCPU {id}: {error}"))
         };
+        // What raises interrupts before what takes them: time and input do not stand still, and an edge is rather there
+        // twice than in nobody's state.
+        let serial = serial::lock(&parts.serial).state();
+        let chips = Chips::save(&parts.vm).map_err(|error| error.to_string())?;
         Ok(State {
             memory: parts.size,
             vcpus: (0..hold.vcpus()).map(vcpu).collect::<Result<_, _>>()?,
-            chips: Chips::save(&parts.vm).map_err(|error| error.to_string())?,
-            serial: serial::lock(&parts.serial).state(),
+            chips,
+            serial,
             cmos: (parts.cmos.lock())
                 .unwrap_or_else(PoisonError::into_inner)
                 .state(),

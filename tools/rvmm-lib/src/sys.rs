@@ -555,7 +555,10 @@ fn bind_anew(path: &Path) -> std::io::Result<UnixListener> {
     match UnixListener::bind(path) {
         Err(error) if error.kind() == std::io::ErrorKind::AddrInUse => {
             let left = UnixStream::connect(path).err().map(|error| error.kind());
-            if left != Some(std::io::ErrorKind::ConnectionRefused) {
+            // What is no socket refuses connections as well.
+            let about = std::fs::symlink_metadata(path)?.file_type();
+            let is_socket = std::os::unix::fs::FileTypeExt::is_socket(&about);
+            if !is_socket || left != Some(std::io::ErrorKind::ConnectionRefused) {
                 return Err(error);
             }
             std::fs::remove_file(path)?;

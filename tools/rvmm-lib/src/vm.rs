@@ -243,12 +243,7 @@ impl Builder {
             EventFd::new(libc::EFD_NONBLOCK | libc::EFD_CLOEXEC).map_err(Error::os("eventfd"))?;
         let irq = serial::irq_line(&vm)?;
         let wake = drained.try_clone().map_err(Error::os("eventfd"))?;
-        let serial = match &saved {
-            Some(saved) => SerialPort::restore(irq, wake, &saved.state.serial)
-                .map_err(Error::os("serial port"))?,
-            None => SerialPort::new(irq, wake),
-        };
-        let serial = Arc::new(Mutex::new(serial));
+        let serial = Arc::new(Mutex::new(SerialPort::new(irq, wake)));
         let cmos = Arc::new(Mutex::new(Cmos::new()));
         let port = SerialDevice {
             port: serial.clone(),
@@ -296,6 +291,15 @@ impl Builder {
                 was.restore(&vcpu.fd)?;
             }
             saved.state.chips.restore(&vm)?;
+            // It raises its interrupt, which is for the chips as they are now.
+            let irq = serial::irq_line(&vm)?;
+            let wake = drained.try_clone().map_err(Error::os("eventfd"))?;
+            *serial::lock(&serial) = SerialPort::restore(irq, wake, &saved.state.serial)
+                .map_err(Error::os("serial port"))?;
+            for vcpu in &vcpus {
+                // The time since has not passed for the guest. EINVAL: it has no such clock.
+                let _ = vcpu.fd.kvmclock_ctrl();
+            }
             let mut cmos = cmos.lock().unwrap_or_else(PoisonError::into_inner);
             cmos.restore(&saved.state.cmos);
         } else {

@@ -130,7 +130,7 @@ fn accept(listener: &UnixListener, running: &Running) {
         }
         let work = move || {
             let _one = one;
-            if let Err(error) = converse(&stream, &running) {
+            if let Err(error) = converse(&stream, &running, quit) {
                 tracing::debug!(%error, "socket of commands");
             }
         };
@@ -140,8 +140,14 @@ fn accept(listener: &UnixListener, running: &Running) {
     }
 }
 
-/// Answers line by line.
-fn converse(stream: &UnixStream, running: &Running) -> io::Result<()> {
+/// Ends the launcher as a signal does, whatever it is at.
+fn quit() {
+    // SAFETY: a call with numbers. Every thread keeps the signal for the one that waits for it.
+    unsafe { libc::kill(libc::getpid(), libc::SIGTERM) };
+}
+
+/// Answers line by line; `quit` is called where that was asked for.
+fn converse(stream: &UnixStream, running: &Running, quit: fn()) -> io::Result<()> {
     stream.set_write_timeout(Some(PATIENCE))?;
     let mut reader = BufReader::new(stream);
     let mut line = Vec::new();
@@ -166,18 +172,18 @@ fn converse(stream: &UnixStream, running: &Running) -> io::Result<()> {
                 continue;
             }
         };
+        if request.command == Command::Quit && request.file.is_none() {
+            // After that nobody may be left to answer.
+            let done = reply(stream, &Answer::Result(json!({})));
+            quit();
+            return done;
+        }
         let Some(machine) = machine else {
             let cause =
                 "there is no machine: it has not started yet, or starts again, or has ended";
             reply(stream, &Answer::Error(cause.into()))?;
             continue;
         };
-        if request.command == Command::Quit {
-            // After that nobody may be left to answer.
-            let done = reply(stream, &Answer::Result(json!({})));
-            machine.stop.stop();
-            return done;
-        }
         let answer = match machine.answer(&request) {
             Ok(value) => Answer::Result(value),
             Err(cause) => Answer::Error(cause),
@@ -227,10 +233,8 @@ impl Machine {
                 }
                 None => Err(NO_BUTTON.into()),
             },
-            Command::Quit => {
-                self.stop.stop();
-                Ok(json!({}))
-            }
+            // Before a machine is looked for.
+            Command::Quit => Ok(json!({})),
         }
     }
 }
@@ -263,7 +267,11 @@ pub fn ask(path: &Path, request: &Request) -> io::Result<Answer> {
     let stream = UnixStream::connect(path)?;
     let mut line = serde_json::to_vec(request)?;
     line.push(b'\n');
-    (&stream).write_all(&line)?;
+    // Who does not listen can have said why.
+    match (&stream).write_all(&line) {
+        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => return Err(error),
+        _ => {}
+    }
     let mut line = String::new();
     BufReader::new(&stream).read_line(&mut line)?;
     if line.is_empty() {
@@ -296,7 +304,8 @@ pub fn ctl(args: &CtlArgs) -> crate::status::Status {
     match answer {
         Ok(Answer::Result(value)) => {
             if value != json!({}) {
-                println!("{value:#}");
+                // Who has seen enough of it ends nothing.
+                let _ = writeln!(io::stdout(), "{value:#}");
             }
             return Status::Done;
         }
@@ -314,7 +323,7 @@ mod tests {
 
     fn talk(sent: &[u8]) -> Vec<Answer> {
         let (ours, theirs) = UnixStream::pair().unwrap();
-        let server = std::thread::spawn(move || converse(&theirs, &Running::default()));
+        let server = std::thread::spawn(move || converse(&theirs, &Running::default(), || ()));
         (&ours).write_all(sent).unwrap();
         ours.shutdown(std::net::Shutdown::Write).unwrap();
         let lines = BufReader::new(&ours).lines();
@@ -351,11 +360,14 @@ mod tests {
             assert!(cause.contains(wanted), "{cause}: {wanted}");
         }
         assert_eq!(
-            errors(b"{\"command\":\"quit\"}").len(),
+            errors(b"{\"command\":\"stats\"}").len(),
             1,
             "a last line without its end"
         );
         assert!(talk(b"").is_empty());
+        // Ends what comes after it as well.
+        let quit = talk(b"{\"command\":\"quit\"}\n{\"command\":\"stats\"}\n");
+        assert_eq!(quit, [Answer::Result(json!({}))]);
     }
 
     #[test]
@@ -364,7 +376,7 @@ mod tests {
         sent.push(b'\n');
         let (ours, theirs) = UnixStream::pair().unwrap();
         (&ours).write_all(&sent).unwrap();
-        converse(&theirs, &Running::default()).unwrap();
+        converse(&theirs, &Running::default(), || ()).unwrap();
         drop(theirs);
         let mut line = String::new();
         let _ = BufReader::new(&ours).read_line(&mut line);

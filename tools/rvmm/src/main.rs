@@ -73,7 +73,10 @@ fn main() -> ExitCode {
         .with_writer(std::io::stderr)
         .log_internal_errors(false)
         .init();
-    if !matches!(cli.command, Command::Run(_) | Command::Restore(_)) {
+    if !matches!(
+        cli.command,
+        Command::Run(_) | Command::Restore(_) | Command::Ctl(_)
+    ) {
         // A reader of the output that has seen enough (`| head`) ends the command, as it does others.
         // SAFETY: no thread or handler of this program's depends on the signal.
         unsafe { libc::signal(libc::SIGPIPE, libc::SIG_DFL) };

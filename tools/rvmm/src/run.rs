@@ -308,7 +308,7 @@ fn boot(args: &Args, disks: &Disks, running: &Running) -> rvmm_vm::Result<Exit> 
 pub fn about(device: &Path, cpus: usize, memory: u64) -> serde_json::Value {
     serde_json::json!({
         "pid": std::process::id(),
-        "device": device,
+        "device": device.to_string_lossy(),
         "cpus": cpus,
         "memory": memory,
     })

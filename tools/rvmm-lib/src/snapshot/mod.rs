@@ -27,8 +27,8 @@ const VERSION: u64 = 1;
 /// Bytes of the header: magic, version, bytes of state, place of memory, bytes of memory, checksums of state, memory
 /// and header.
 const HEADER: usize = 64;
-/// The most bytes of state.
-const MOST_STATE: u64 = 64 << 20;
+/// The most bytes of state: a CPU has some 40,000.
+const MOST_STATE: u64 = 16 << 20;
 const PAGE: usize = 4096;
 
 static CRC: Crc<u64, Table<16>> = Crc::<u64, Table<16>>::new(&CRC_64_XZ);
@@ -57,11 +57,20 @@ fn is_zero(page: &[u8; PAGE]) -> bool {
 
 /// Writes a machine to a file, which is there as a whole or not at all.
 pub(crate) fn save(path: &Path, state: &State, memory: &GuestMemoryMmap) -> io::Result<()> {
+    if std::fs::symlink_metadata(path).is_ok_and(|about| !about.is_file()) {
+        let cause = "is there, and is no regular file";
+        return Err(io::Error::new(io::ErrorKind::AlreadyExists, cause));
+    }
+    // One machine saves itself once at a time; another launcher has another number.
     let mut name = path.as_os_str().to_owned();
-    name.push(".new");
+    name.push(format!(".new-{}", std::process::id()));
     let new = PathBuf::from(name);
     let result = write(&new, state, memory).and_then(|()| std::fs::rename(&new, path));
-    if result.is_err() {
+    // One that was there before is somebody else's.
+    if result
+        .as_ref()
+        .is_err_and(|error| error.kind() != io::ErrorKind::AlreadyExists)
+    {
         let _ = std::fs::remove_file(&new);
     }
     result
@@ -71,8 +80,11 @@ fn write(path: &Path, state: &State, memory: &GuestMemoryMmap) -> io::Result<()>
     // What a guest has in its memory is its owner's.
     let mut options = File::options();
     std::os::unix::fs::OpenOptionsExt::mode(&mut options, 0o600);
-    let mut file = options.write(true).create(true).truncate(true).open(path)?;
+    let mut file = options.write(true).create_new(true).open(path)?;
     let state = serde_json::to_vec(state)?;
+    if state.len() as u64 > MOST_STATE {
+        return Err(wrong(format!("its state has more than {MOST_STATE} bytes")));
+    }
     let start = (HEADER + state.len()).next_multiple_of(PAGE) as u64;
     let (mut pages, mut at) = (Pages::new(), 0);
     let mut page = [0; PAGE];
@@ -121,16 +133,22 @@ impl Snapshot {
     /// or damaged.
     pub fn open(path: &Path) -> io::Result<Self> {
         let mut file = File::open(path)?;
+        if !file.metadata()?.is_file() {
+            return Err(wrong("it is no regular file"));
+        }
         let mut header = [0; HEADER];
         let cut = |error: io::Error| match error.kind() {
             io::ErrorKind::UnexpectedEof => wrong("it is cut short"),
             _ => error,
         };
-        let read = file.read_exact(&mut header);
+        let read = match file.read_exact(&mut header) {
+            Err(error) if error.kind() != io::ErrorKind::UnexpectedEof => return Err(error),
+            read => read.map_err(cut),
+        };
         if header[..8] != MAGIC {
             return Err(wrong("it is no machine that rvmm has saved"));
         }
-        read.map_err(cut)?;
+        read?;
         let mut words = [0; HEADER / 8];
         for (word, bytes) in words.iter_mut().zip(header.chunks_exact(8)) {
             *word = u64::from_le_bytes(bytes.try_into().unwrap_or_default());
@@ -141,7 +159,11 @@ impl Snapshot {
                 "it has version {version} of the format, and {VERSION} is what can be read"
             )));
         }
-        if CRC.checksum(&header[..HEADER - 8]) != sum || length > MOST_STATE {
+        if CRC.checksum(&header[..HEADER - 8]) != sum
+            || length > MOST_STATE
+            || start % PAGE as u64 != 0
+            || start < HEADER as u64 + length
+        {
             return Err(wrong("it is damaged: its header is not what was written"));
         }
         let whole = start.checked_add(size);

@@ -29,7 +29,7 @@ pub(crate) struct State {
 #[serde(deny_unknown_fields)]
 pub(crate) struct Chips {
     /// 8259s and IOAPIC.
-    irqchips: Vec<kvm_irqchip>,
+    irqchips: [kvm_irqchip; 3],
     pit: Option<kvm_pit_state2>,
     clock: Option<kvm_clock_data>,
 }
@@ -56,12 +56,14 @@ pub(crate) struct CmosState {
 #[derive(Deserialize, Serialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct VcpuState {
+    /// Frequency of the TSC in kHz, where the hypervisor knows it.
+    tsc_khz: Option<u32>,
     cpuid: Vec<kvm_cpuid_entry2>,
     mp_state: kvm_mp_state,
     regs: kvm_regs,
     sregs: kvm_sregs,
     xsave: kvm_xsave,
-    xcrs: Option<kvm_xcrs>,
+    xcrs: kvm_xcrs,
     debug: kvm_debugregs,
     lapic: kvm_lapic_state,
     msrs: Vec<kvm_msr_entry>,
@@ -82,25 +84,24 @@ fn lists(_: impl Sized) -> Error {
 impl Chips {
     /// Reads them; the CPUs stand still.
     pub(crate) fn save(vm: &VmFd) -> Result<Self> {
-        let mut irqchips = Vec::new();
-        for id in [
-            KVM_IRQCHIP_PIC_MASTER,
-            KVM_IRQCHIP_PIC_SLAVE,
-            KVM_IRQCHIP_IOAPIC,
-        ] {
-            let mut chip = kvm_irqchip {
-                chip_id: id,
-                ..Default::default()
-            };
-            vm.get_irqchip(&mut chip)
-                .map_err(Error::ioctl("KVM_GET_IRQCHIP"))?;
-            irqchips.push(chip);
-        }
         let pit = if vm.check_extension(Cap::PitState2) {
             Some(vm.get_pit2().map_err(Error::ioctl("KVM_GET_PIT2"))?)
         } else {
             None
         };
+        let mut irqchips = [
+            KVM_IRQCHIP_PIC_MASTER,
+            KVM_IRQCHIP_PIC_SLAVE,
+            KVM_IRQCHIP_IOAPIC,
+        ]
+        .map(|chip_id| kvm_irqchip {
+            chip_id,
+            ..Default::default()
+        });
+        for chip in &mut irqchips {
+            vm.get_irqchip(chip)
+                .map_err(Error::ioctl("KVM_GET_IRQCHIP"))?;
+        }
         let clock = vm.get_clock().map_err(Error::ioctl("KVM_GET_CLOCK"))?;
         Ok(Self {
             irqchips,
@@ -141,12 +142,13 @@ impl VcpuState {
             .get_cpuid2(KVM_MAX_CPUID_ENTRIES)
             .map_err(Error::ioctl("KVM_GET_CPUID2"))?;
         Ok(Self {
+            tsc_khz: fd.get_tsc_khz().ok(),
             cpuid: cpuid.as_slice().to_vec(),
             mp_state,
             regs: fd.get_regs().map_err(Error::ioctl("KVM_GET_REGS"))?,
             sregs: fd.get_sregs().map_err(Error::ioctl("KVM_GET_SREGS"))?,
             xsave: fd.get_xsave().map_err(Error::ioctl("KVM_GET_XSAVE"))?,
-            xcrs: fd.get_xcrs().ok(),
+            xcrs: fd.get_xcrs().map_err(Error::ioctl("KVM_GET_XCRS"))?,
             debug: fd
                 .get_debug_regs()
                 .map_err(Error::ioctl("KVM_GET_DEBUGREGS"))?,
@@ -161,15 +163,21 @@ impl VcpuState {
     /// Makes a new CPU what was saved.
     pub(crate) fn restore(&self, fd: &VcpuFd) -> Result<()> {
         cpu::set_cpuid(fd, &self.cpuid)?;
+        if let Some(khz) = self
+            .tsc_khz
+            .filter(|khz| fd.get_tsc_khz().ok() != Some(*khz))
+        {
+            fd.set_tsc_khz(khz)
+                .map_err(Error::ioctl("KVM_SET_TSC_KHZ"))?;
+        }
         fd.set_mp_state(self.mp_state)
             .map_err(Error::ioctl("KVM_SET_MP_STATE"))?;
         fd.set_regs(&self.regs)
             .map_err(Error::ioctl("KVM_SET_REGS"))?;
         fd.set_sregs(&self.sregs)
             .map_err(Error::ioctl("KVM_SET_SREGS"))?;
-        if let Some(xcrs) = &self.xcrs {
-            fd.set_xcrs(xcrs).map_err(Error::ioctl("KVM_SET_XCRS"))?;
-        }
+        fd.set_xcrs(&self.xcrs)
+            .map_err(Error::ioctl("KVM_SET_XCRS"))?;
         // SAFETY: nobody has asked for features whose state is larger than this structure (api.rst 4.43).
         unsafe { fd.set_xsave(&self.xsave) }.map_err(Error::ioctl("KVM_SET_XSAVE"))?;
         fd.set_debug_regs(&self.debug)
@@ -225,12 +233,13 @@ fn write_msrs(fd: &VcpuFd, entries: &[kvm_msr_entry]) -> Result<()> {
 impl State {
     pub(crate) fn empty(memory: u64) -> Self {
         let vcpu = VcpuState {
+            tsc_khz: None,
             cpuid: Vec::new(),
             mp_state: Default::default(),
             regs: Default::default(),
             sregs: Default::default(),
             xsave: Default::default(),
-            xcrs: None,
+            xcrs: Default::default(),
             debug: Default::default(),
             lapic: Default::default(),
             msrs: Vec::new(),
