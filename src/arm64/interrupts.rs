@@ -26,11 +26,12 @@ impl Runner<'_> {
         if self.s.guest.has_gic {
             return Ok(());
         }
-        self.vm.has_run.store(true, Ordering::Relaxed);
         let Some(vgic) = self.vm.vgic() else {
+            self.vm.has_run.store(true, Ordering::Relaxed);
             return Ok(());
         };
         vgic.fix_places()?;
+        self.vm.has_run.store(true, Ordering::Relaxed);
         let intid = self.vm.timer_intid.load(Ordering::Relaxed);
         let host = self.s.host_irqs.timer.hardware_number();
         vgic.map_private(self.s.index, intid, host);

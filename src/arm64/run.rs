@@ -8,7 +8,7 @@ use crate::abi::exits::{self, exits as declare_exits, Ask};
 use crate::abi::uapi::k;
 use crate::arm64::el2::{self, Stay};
 use crate::arm64::esr::{Exit, NestedFault, Place, SysReg};
-use crate::arm64::shared::{affinity_info, switch_on, START, STOP};
+use crate::arm64::shared::{affinity_info, switch_on, STOP};
 use crate::arm64::vcpu::{Pending, State, Vcpu};
 use crate::arm64::vgic::mmio::By;
 use crate::arm64::vm::Vm;
@@ -88,7 +88,7 @@ impl<'a> Runner<'a> {
         self.vcpu.run.put(exits::EXIT_REASON, k::KVM_EXIT_UNKNOWN);
         self.vcpu.shared.worker.set_current();
         loop {
-            self.requests();
+            self.s.take_requests(&self.vcpu.shared);
             let step = if self.s.off {
                 self.wait_until_on()
             } else if self.s.halted {
@@ -102,6 +102,7 @@ impl<'a> Runner<'a> {
                 Step::Fail(e) => return Err(e),
             }
             if sched::xfer_to_guest_pending() && sched::xfer_to_guest_handle().is_err() {
+                self.s.halted = false;
                 return Err(self.interrupted());
             }
         }
@@ -134,23 +135,6 @@ impl<'a> Runner<'a> {
     pub(super) fn interrupted(&self) -> Error {
         let _ = self.ask(&exits::Intr);
         EINTR
-    }
-
-    /// What others have asked of the vCPU.
-    fn requests(&mut self) {
-        let shared = &self.vcpu.shared;
-        let requests = shared.take_requests(START | STOP);
-        if requests & STOP != 0 {
-            self.s.off = true;
-        }
-        // The one after the other: whoever has called CPU_ON found it off.
-        if requests & START != 0 {
-            let (entry, context) = shared.arch.beginning();
-            self.s.reset();
-            self.s.guest.regs.pc = entry;
-            self.s.guest.regs.set_x(0, context);
-            self.s.off = false;
-        }
     }
 
     /// Waits for another vCPU to switch this one on, or for a signal.

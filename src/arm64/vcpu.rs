@@ -163,6 +163,22 @@ impl State {
         Ok(())
     }
 
+    /// Does what other vCPUs have asked of this one (PSCI).
+    pub(crate) fn take_requests(&mut self, shared: &VcpuShared) {
+        let requests = shared.take_requests(START | STOP);
+        if requests & STOP != 0 {
+            self.off = true;
+        }
+        // A machine may have been switched off after that.
+        if requests & START != 0 && shared.arch.is_on() {
+            let (entry, context) = shared.arch.beginning();
+            self.reset();
+            self.guest.regs.pc = entry;
+            self.guest.regs.set_x(0, context);
+            self.off = false;
+        }
+    }
+
     /// Switches the vCPU off or on as user space wants it, whatever has been asked of it before. What has been switched
     /// on by another vCPU begins as that one said.
     pub(crate) fn set_off(&mut self, shared: &VcpuShared, off: bool) {

@@ -59,7 +59,13 @@ pub(crate) fn list_count(kind: u64) -> usize {
 ///
 /// In a stay that begins, with ICH_HCR_EL2 saved.
 pub(super) unsafe fn load(i: &Interface) {
-    let rows = Interface::rows(kind());
+    let kind = kind();
+    let rows = Interface::rows(kind);
+    // After power-up they are anything, also interrupts of the host's that the guest could end (IHI 0069 12.4.7).
+    for n in 0..list_count(kind) {
+        // SAFETY: A list register that this processor has.
+        unsafe { list_registers!(put, n, 0) };
+    }
     // SAFETY: Registers of the virtual interface, which nobody else uses now; those that this processor has.
     unsafe {
         write!("s3_4_c12_c11_7", i.control);

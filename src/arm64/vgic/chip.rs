@@ -161,9 +161,10 @@ impl Vgic {
     pub(crate) fn mark_last(&self, config: &Config) {
         let mut inner = self.inner.lock_irqsave();
         for (_, first, count) in config.rows(self.vcpus.len()) {
-            let last = first.saturating_add(count).checked_sub(1);
+            // One without any has no last one.
+            let last = count.checked_sub(1).and_then(|n| first.checked_add(n));
             if let Some(c) = last.and_then(|n| inner.cpus.get_nospec_mut(n as usize)) {
-                c.last = count > 0;
+                c.last = true;
             }
         }
     }

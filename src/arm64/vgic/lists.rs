@@ -300,6 +300,8 @@ impl Gic<'_> {
         }
         if let Some(b) = self.bank(place) {
             b.active &= !bit;
+            // Of another vCPU's list register as well, when that is read back.
+            b.active_written |= bit & b.resident;
         }
         self.notice(place, bit);
     }

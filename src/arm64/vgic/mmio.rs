@@ -134,9 +134,22 @@ impl Gic<'_> {
 
     /// Sets them.
     pub fn set_levels(&mut self, cpu: usize, intid: u32, levels: u32) {
-        for bit in 0..BANK {
-            self.set_line(cpu, intid.wrapping_add(bit), levels >> bit & 1 != 0);
+        // SGIs have no inputs. An edge is not made by this: whether it is pending is in another register.
+        let Some(place) = self.place(cpu, intid).filter(|_| intid % BANK == 0) else {
+            return;
+        };
+        let inputs = match place {
+            // The timer's is the timer's.
+            Place::Private(cpu, _) => {
+                let mapped = self.cpus.get_nospec(cpu).map_or(0, |c| c.mapped);
+                !0xffff & !mapped
+            }
+            Place::Shared(..) => !0,
+        };
+        if let Some(b) = self.bank(place) {
+            b.line = b.line & !inputs | levels & inputs;
         }
+        self.notice(place, inputs);
     }
 
     /// The place of the first interrupt of a register, `per` of which have a word at `at` bytes behind the first one.
@@ -174,6 +187,27 @@ impl Gic<'_> {
         })
     }
 
+    /// Interrupts in list registers of running vCPUs may be active, and count as that until their vCPUs have said: who
+    /// waits for a handler to end may wait too long, but not too short. They say it soon.
+    fn ask_holders(&mut self, place: Place, open: u32) -> u32 {
+        match place {
+            Place::Private(cpu, _) if open != 0 => self.look.insert(cpu),
+            Place::Private(..) => {}
+            Place::Shared(index, _) => {
+                let holders = self
+                    .shared
+                    .get_nospec(index)
+                    .map_or([NOBODY; BANK as usize], |s| s.holder);
+                for bit in bits(open) {
+                    if let Some(holder) = holders.get(bit as usize).filter(|h| **h != NOBODY) {
+                        self.look.insert(usize::from(*holder));
+                    }
+                }
+            }
+        }
+        open
+    }
+
     fn read32(&mut self, frame: Frame, at: u64, by: By) -> u32 {
         match (frame, at) {
             (_, PIDR2_AT) => return PIDR2,
@@ -205,7 +239,11 @@ impl Gic<'_> {
                 Word::Pend(true) if by == By::User => b.latch,
                 Word::Pend(false) if by == By::User => 0,
                 Word::Pend(_) => b.pending(),
-                Word::Active(_) => b.active,
+                Word::Active(_) if by == By::User => b.active,
+                Word::Active(_) => {
+                    let (active, open) = (b.active, b.resident & !b.active_written);
+                    active | place.map_or(0, |p| self.ask_holders(p, open))
+                }
             };
         }
         match at {
@@ -322,7 +360,10 @@ impl Gic<'_> {
             Word::Enable(false) => b.enabled &= !value,
             Word::Pend(true) if by == By::User => b.latch = value,
             Word::Pend(false) if by == By::User => {}
-            Word::Pend(true) => b.latch |= value,
+            Word::Pend(true) => {
+                b.latch |= value;
+                b.pending_written |= value & b.resident;
+            }
             Word::Pend(false) => {
                 b.latch &= !value;
                 b.pending_written |= value & b.resident;

@@ -227,13 +227,14 @@ impl Gic<'_> {
         let Some(b) = self.bank(place) else {
             return false;
         };
-        let rises = level && b.line & bit == 0;
+        // As on KVM each 1 is an edge, whether 0 came in between or not.
+        let comes = level && (b.edge & bit != 0 || b.line & bit == 0);
         if level {
             b.line |= bit;
         } else {
             b.line &= !bit;
         }
-        if rises {
+        if comes {
             b.latch |= bit & b.edge;
             self.notice(place, bit);
         }
@@ -350,8 +351,8 @@ impl Gic<'_> {
         let Some(c) = self.cpus.get_nospec_mut(cpu) else {
             return;
         };
-        // An SGI of another group is not sent.
-        if (c.bank.group1 & bit != 0) == group1 {
+        // One of group 1 is not sent by ICC_SGI0R_EL1; with one security state ICC_SGI1R_EL1 sends both.
+        if group1 || c.bank.group1 & bit == 0 {
             c.bank.latch |= bit;
             self.notice(Place::Private(cpu, 0), bit);
         }

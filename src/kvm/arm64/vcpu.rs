@@ -61,8 +61,8 @@ ioctls! {
     lock s = vcpu.lock()?;
 
     KVM_ARM_VCPU_INIT:      held, set(r => s.init(&vcpu.shared, r));
-    KVM_GET_ONE_REG:        held, set(r => one_reg(vm, s, r)), KVM_CAP_ONE_REG;
-    KVM_SET_ONE_REG:        held, set(r => change_reg(vm, s, r));
+    KVM_GET_ONE_REG:        held, set(r => one_reg(vm, vcpu, s, r)), KVM_CAP_ONE_REG;
+    KVM_SET_ONE_REG:        held, set(r => change_reg(vm, vcpu, s, r));
     KVM_GET_REG_LIST:       held, call(reg_list(s, arg));
     KVM_GET_MP_STATE:       held, get(mp_state(vcpu)), KVM_CAP_MP_STATE;
     KVM_SET_MP_STATE:       held, set(r => set_mp_state(vcpu, s, r));
@@ -73,14 +73,17 @@ ioctls! {
 }
 
 /// KVM_GET_ONE_REG (api.rst 4.69).
-fn one_reg(vm: &Vm, s: &mut State, r: &k::kvm_one_reg) -> Result {
+fn one_reg(vm: &Vm, vcpu: &Vcpu, s: &mut State, r: &k::kvm_one_reg) -> Result {
     s.check_initialized()?;
+    // One that another vCPU has switched on has the registers that it begins with.
+    s.take_requests(&vcpu.shared);
     get_one_reg(&mut s.guest, vm, r)
 }
 
 /// KVM_SET_ONE_REG (api.rst 4.68).
-fn change_reg(vm: &Vm, s: &mut State, r: &k::kvm_one_reg) -> Result {
+fn change_reg(vm: &Vm, vcpu: &Vcpu, s: &mut State, r: &k::kvm_one_reg) -> Result {
     s.check_initialized()?;
+    s.take_requests(&vcpu.shared);
     set_one_reg(&mut s.guest, vm, r)
 }
 

@@ -128,7 +128,7 @@ impl VgicDevice {
             return uapi::put(addr, &config.intids.max(BANK));
         }
         let wanted = uapi::get::<u32>(addr)?;
-        if !(2 * BANK..=MAX_INTIDS).contains(&wanted) || wanted % BANK != 0 {
+        if !(2 * BANK..MAX_INTIDS).contains(&wanted) || wanted % BANK != 0 {
             return Err(EINVAL);
         }
         if config.intids != 0 {
