@@ -198,8 +198,8 @@ impl Gic<'_> {
                     .shared
                     .get_nospec(index)
                     .map_or([NOBODY; BANK as usize], |s| s.holder);
-                for bit in bits(open) {
-                    if let Some(holder) = holders.get(bit as usize).filter(|h| **h != NOBODY) {
+                for (bit, holder) in holders.iter().enumerate() {
+                    if open >> bit & 1 != 0 && *holder != NOBODY {
                         self.look.insert(usize::from(*holder));
                     }
                 }
