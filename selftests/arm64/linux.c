@@ -288,7 +288,7 @@ int main(int argc, char **argv)
 	int count = argc > 3 ? atoi(argv[1]) : 0, cpus[MAX_CPUS];
 	char arguments[512] = "console=ttyAMA0 earlycon=pl011,0x9000000 panic=-1";
 	struct kvm_create_device gic = { .type = KVM_DEV_TYPE_ARM_VGIC_V3 };
-	uint64_t dist = DIST, redist = 1ul << 52 | REDIST;
+	uint64_t dist = DIST, redist;
 	uint32_t interrupts = 64;
 	pthread_t thread;
 

@@ -3,7 +3,7 @@
 //! 12.4.9 and 6.3).
 #![forbid(unsafe_code)]
 
-use crate::arm64::vgic::state::{bits, Gic, Place, Shared, BANK, NOBODY};
+use crate::arm64::vgic::state::{bits, Gic, Place, BANK, NOBODY};
 use crate::nospec::Nospec;
 
 /// More than any processor has.
@@ -153,17 +153,13 @@ impl Gic<'_> {
         };
         if let Some(c) = self.cpus.get_nospec(cpu) {
             let b = &c.bank;
-            let ready = if *self.enabled {
-                b.pending() & b.enabled & !b.active
-            } else {
-                0
-            };
+            let ready = if *self.enabled { b.ready() } else { 0 };
             offer(b, 0, b.active, ready);
         }
         for (index, s) in (0u32..).zip(self.shared.iter()) {
             let b = &s.bank;
             let ready = if *self.enabled {
-                b.pending() & b.enabled & !b.active & !b.resident
+                b.ready() & !b.resident
             } else {
                 0
             };
@@ -294,7 +290,9 @@ impl Gic<'_> {
         if let Place::Shared(index, n) = place {
             if let Some(s) = self.shared.get_nospec_mut(index) {
                 if s.bank.active & bit != 0 && s.bank.resident & bit == 0 {
-                    Self::release(s, n);
+                    if let Some(holder) = s.holder.get_nospec_mut(n as usize) {
+                        *holder = NOBODY;
+                    }
                 }
             }
         }
@@ -304,13 +302,6 @@ impl Gic<'_> {
             b.active_written |= bit & b.resident;
         }
         self.notice(place, bit);
-    }
-
-    /// Nobody has this SPI any more.
-    pub fn release(s: &mut Shared, n: u32) {
-        if let Some(holder) = s.holder.get_nospec_mut(n as usize) {
-            *holder = NOBODY;
-        }
     }
 }
 

@@ -114,7 +114,7 @@ impl Gic<'_> {
             }
             Frame::Distributor => matches!(
                 at,
-                0..=0x10 | 0x80..0xd00 | 0xd00..0xd80 | IROUTER..IROUTER_END | 0xffd0..
+                0..=0x10 | 0x80..0xd80 | IROUTER..IROUTER_END | 0xffd0..
             ),
             Frame::Private(_) => matches!(
                 at,
@@ -187,27 +187,6 @@ impl Gic<'_> {
         })
     }
 
-    /// Interrupts in list registers of running vCPUs may be active, and count as that until their vCPUs have said: who
-    /// waits for a handler to end may wait too long, but not too short. They say it soon.
-    fn ask_holders(&mut self, place: Place, open: u32) -> u32 {
-        match place {
-            Place::Private(cpu, _) if open != 0 => self.look.insert(cpu),
-            Place::Private(..) => {}
-            Place::Shared(index, _) => {
-                let holders = self
-                    .shared
-                    .get_nospec(index)
-                    .map_or([NOBODY; BANK as usize], |s| s.holder);
-                for (bit, holder) in holders.iter().enumerate() {
-                    if open >> bit & 1 != 0 && *holder != NOBODY {
-                        self.look.insert(usize::from(*holder));
-                    }
-                }
-            }
-        }
-        open
-    }
-
     fn read32(&mut self, frame: Frame, at: u64, by: By) -> u32 {
         match (frame, at) {
             (_, PIDR2_AT) => return PIDR2,
@@ -241,8 +220,13 @@ impl Gic<'_> {
                 Word::Pend(_) => b.pending(),
                 Word::Active(_) if by == By::User => b.active,
                 Word::Active(_) => {
+                    // Those in list registers of running vCPUs may be, and count as that until their vCPUs have said,
+                    // which is soon: who waits for a handler to end may wait too long, but not too short.
                     let (active, open) = (b.active, b.resident & !b.active_written);
-                    active | place.map_or(0, |p| self.ask_holders(p, open))
+                    if let Some(place) = place {
+                        self.call_owners(place, open);
+                    }
+                    active | open
                 }
             };
         }

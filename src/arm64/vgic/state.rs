@@ -71,6 +71,12 @@ impl Bank {
     pub fn pending(&self) -> u32 {
         self.latch | self.line & !self.edge
     }
+
+    /// Those that a vCPU could get: pending, enabled, not being handled.
+    #[inline]
+    pub fn ready(&self) -> u32 {
+        self.pending() & self.enabled & !self.active
+    }
 }
 
 /// What a vCPU has to itself.
@@ -122,6 +128,16 @@ impl Shared {
             route: [0; BANK as usize],
             target: [target; BANK as usize],
             holder: [NOBODY; BANK as usize],
+        }
+    }
+
+    /// Whose SPI `n` is: of the vCPU that holds it, else of the one that it is for. [`NOBODY`].
+    #[inline]
+    pub fn owner(&self, n: u32) -> u16 {
+        let of = |list: &[u16]| list.get_nospec(n as usize).copied().unwrap_or(NOBODY);
+        match of(&self.holder) {
+            NOBODY => of(&self.target),
+            holder => holder,
         }
     }
 }
@@ -246,28 +262,24 @@ impl Gic<'_> {
         if !*self.enabled {
             return;
         }
+        if let Some(b) = self.bank(place) {
+            let which = b.pending() & b.enabled & changed;
+            self.call_owners(place, which);
+        }
+    }
+
+    /// Those look to whom these interrupts of a bank belong.
+    pub fn call_owners(&mut self, place: Place, which: u32) {
         match place {
-            Place::Private(cpu, _) => {
-                let Some(c) = self.cpus.get_nospec(cpu) else {
-                    return;
-                };
-                if c.bank.pending() & c.bank.enabled & changed != 0 {
-                    self.look.insert(cpu);
-                }
-            }
+            Place::Private(cpu, _) if which != 0 => self.look.insert(cpu),
+            Place::Private(..) => {}
             Place::Shared(index, _) => {
                 let Some(s) = self.shared.get_nospec(index) else {
                     return;
                 };
-                for bit in bits(s.bank.pending() & s.bank.enabled & changed) {
-                    let n = bit as usize;
-                    let holder = s.holder.get(n).copied().unwrap_or(NOBODY);
-                    let target = match holder {
-                        NOBODY => s.target.get(n).copied().unwrap_or(NOBODY),
-                        other => other,
-                    };
-                    if target != NOBODY {
-                        self.look.insert(target.into());
+                for owner in bits(which).map(|bit| s.owner(bit)) {
+                    if owner != NOBODY {
+                        self.look.insert(owner.into());
                     }
                 }
             }
@@ -284,20 +296,9 @@ impl Gic<'_> {
     /// Of the shared bank `index`, those that vCPU `cpu` would get if they are in `wanted`.
     #[inline]
     pub fn targeted(s: &Shared, cpu: usize, wanted: u32) -> u32 {
-        let mut found = 0;
-        for bit in bits(wanted) {
-            let n = bit as usize;
-            let holder = s.holder.get(n).copied().unwrap_or(NOBODY);
-            let target = if holder == NOBODY {
-                s.target.get(n).copied().unwrap_or(NOBODY)
-            } else {
-                holder
-            };
-            if usize::from(target) == cpu {
-                found |= 1 << bit;
-            }
-        }
-        found
+        bits(wanted)
+            .filter(|bit| usize::from(s.owner(*bit)) == cpu)
+            .fold(0, |found, bit| found | 1 << bit)
     }
 
     /// Whether vCPU `cpu`, whose priority mask is `mask`, has an interrupt that would wake it.
@@ -314,11 +315,11 @@ impl Gic<'_> {
         };
         let own = self.cpus.get_nospec(cpu).is_some_and(|c| {
             let b = &c.bank;
-            urgent(b, b.pending() & b.enabled & !b.active)
+            urgent(b, b.ready())
         });
         own || self.shared.iter().any(|s| {
             let b = &s.bank;
-            let ready = b.pending() & b.enabled & !b.active;
+            let ready = b.ready();
             ready != 0 && urgent(b, Self::targeted(s, cpu, ready))
         })
     }
