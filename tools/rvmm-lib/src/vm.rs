@@ -241,8 +241,11 @@ impl Builder {
         let control = Arc::new(control);
         let drained =
             EventFd::new(libc::EFD_NONBLOCK | libc::EFD_CLOEXEC).map_err(Error::os("eventfd"))?;
-        let irq = serial::irq_line(&vm)?;
-        let wake = drained.try_clone().map_err(Error::os("eventfd"))?;
+        let ends = || -> Result<_> {
+            let wake = drained.try_clone().map_err(Error::os("eventfd"))?;
+            Ok((serial::irq_line(&vm)?, wake))
+        };
+        let (irq, wake) = ends()?;
         let serial = Arc::new(Mutex::new(SerialPort::new(irq, wake)));
         let cmos = Arc::new(Mutex::new(Cmos::new()));
         let port = SerialDevice {
@@ -292,8 +295,7 @@ impl Builder {
             }
             saved.state.chips.restore(&vm)?;
             // It raises its interrupt, which is for the chips as they are now.
-            let irq = serial::irq_line(&vm)?;
-            let wake = drained.try_clone().map_err(Error::os("eventfd"))?;
+            let (irq, wake) = ends()?;
             *serial::lock(&serial) = SerialPort::restore(irq, wake, &saved.state.serial)
                 .map_err(Error::os("serial port"))?;
             for vcpu in &vcpus {

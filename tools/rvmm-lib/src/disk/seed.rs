@@ -8,6 +8,7 @@ use std::io::{self, Seek, Write};
 use fatfs::{FileSystem, FormatVolumeOptions, FsOptions};
 
 use super::RawFile;
+use crate::snapshot::CRC;
 use crate::sys;
 
 /// The most bytes of user data.
@@ -39,14 +40,9 @@ pub fn seed(user_data: &[u8]) -> io::Result<RawFile> {
     RawFile::open(&path, true)
 }
 
-/// A name that these data alone have: FNV-1a.
+/// A name that these data alone have.
 fn instance(user_data: &[u8]) -> String {
-    let hash = user_data
-        .iter()
-        .fold(0xcbf2_9ce4_8422_2325u64, |hash, byte| {
-            (hash ^ u64::from(*byte)).wrapping_mul(0x100_0000_01b3)
-        });
-    format!("rvmm-{hash:016x}")
+    format!("rvmm-{:016x}", CRC.checksum(user_data))
 }
 
 fn fill(file: &mut File, files: &[(&str, &[u8])]) -> io::Result<()> {

@@ -31,7 +31,7 @@ const HEADER: usize = 64;
 const MOST_STATE: u64 = 16 << 20;
 const PAGE: usize = 4096;
 
-static CRC: Crc<u64, Table<16>> = Crc::<u64, Table<16>>::new(&CRC_64_XZ);
+pub(crate) static CRC: Crc<u64, Table<16>> = Crc::<u64, Table<16>>::new(&CRC_64_XZ);
 
 fn wrong(sentence: impl Into<String>) -> io::Error {
     io::Error::new(io::ErrorKind::InvalidData, sentence.into())
