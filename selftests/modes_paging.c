@@ -244,3 +244,74 @@ TEST(odd_tables)
 		munmap(t, 0x3000);
 	}
 }
+
+/* System calls and returns from them, likewise one by one: from 64-bit code twice, then from 32-bit code. */
+GUEST64(calls,
+	"syscall; hlt\n"
+	".globl calls_syscall\ncalls_syscall: mov %ecx, %eax; out %eax, $0x10; mov %r11d, %eax; out %eax, $0x10\n"
+	"mov $" STR(G_STACK) ", %ecx; test %edi, %edi; jnz 1f\n"
+	"inc %edi; lea 2f(%rip), %rdx; sysexitq\n"
+	"1: lea 3f(%rip), %rdx; sysexitl\n"
+	"2: mov %cs, %eax; out %eax, $0x10; mov %esp, %eax; out %eax, $0x10; syscall; hlt\n"
+	".code32; 3: mov %cs, %eax; out %eax, $0x10; sysenter; hlt; .code64\n"
+	".globl calls_sysenter\ncalls_sysenter: mov %cs, %eax; out %eax, $0x10; mov %esp, %eax; out %eax, $0x10; hlt\n");
+extern const unsigned char calls_syscall[], calls_sysenter[];
+
+TEST(calls_below_odd_tables)
+{
+	for (int accessed = 0; accessed < 2; accessed++) {
+		uint64_t *t = mmap(NULL, 0x3000, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+		uint64_t bits = accessed ? 0x67 : 7;
+		struct kvm_cpuid_entry2 *leaf;
+		struct kvm_cpuid2 *table;
+		struct kvm_sregs s;
+		struct kvm_regs r;
+		struct vm vm;
+
+		note("%s", accessed ? "accessed" : "not accessed");
+		REQUIRE(t != MAP_FAILED);
+		t[0] = (ROM + 0x1000) | bits;
+		t[512] = (ROM + 0x2000) | bits;
+		for (uint64_t i = 0; i < 512; i++)
+			t[1024 + i] = i << 21 | 0x80 | bits;
+		VM_NEW_LONG(&vm, calls);
+		/* Of Intel's, which have SYSENTER in long mode. */
+		table = supported_cpuid(vm.kvm);
+		leaf = cpuid_entry(table, 0, 0);
+		memcpy(&leaf->ebx, "Genu", 4);
+		memcpy(&leaf->edx, "ineI", 4);
+		memcpy(&leaf->ecx, "ntel", 4);
+		CHECK(!ioctl(vm.vcpu, KVM_SET_CPUID2, table));
+		free(table);
+		vm_slot(&vm, 1, KVM_MEM_READONLY, ROM, 0x3000, t);
+		CHECK(set_msr(&vm, 0x174, SEL_CODE64));
+		CHECK(set_msr(&vm, 0x175, G_STACK - 0x800));
+		CHECK(set_msr(&vm, 0x176, G_CODE + (calls_sysenter - calls)));
+		CHECK(set_msr(&vm, 0xc0000081, (uint64_t)SEL_CODE64 << 32));
+		CHECK(set_msr(&vm, 0xc0000082, G_CODE + (calls_syscall - calls)));
+		CHECK(set_msr(&vm, 0xc0000084, 0x40));	/* ZF */
+		s = vm_sregs(&vm);
+		s.efer |= 1;
+		s.cr3 = ROM;
+		vm_set_sregs(&vm, &s);
+		r = vm_regs(&vm);
+		r.rflags = 0x3042;	/* IOPL 3, ZF */
+		r.rdi = 0;
+		vm_set_regs(&vm, &r);
+		CHECK_EQ(vm_expect_out(&vm, 0x10), G_CODE + 2);
+		CHECK_EQ(vm_expect_out(&vm, 0x10), 0x3042);
+		CHECK(!(vm_regs(&vm).rflags & 0x40));
+		CHECK_EQ(vm_expect_out(&vm, 0x10), (SEL_CODE64 + 32) | 3);
+		CHECK_EQ(vm_sregs(&vm).ss.dpl, 3);
+		CHECK_EQ(vm_expect_out(&vm, 0x10), G_STACK);
+		vm_expect_out(&vm, 0x10);
+		vm_expect_out(&vm, 0x10);
+		CHECK_EQ(vm_sregs(&vm).cs.dpl, 0);
+		CHECK_EQ(vm_expect_out(&vm, 0x10), (SEL_CODE64 + 16) | 3);
+		CHECK_EQ(vm_sregs(&vm).cs.db, 1);
+		CHECK_EQ(vm_expect_out(&vm, 0x10), SEL_CODE64);
+		CHECK_EQ(vm_expect_out(&vm, 0x10), G_STACK - 0x800);
+		vm_free(&vm);
+		munmap(t, 0x3000);
+	}
+}

@@ -190,6 +190,10 @@ pub enum Op {
     Mwait,
     Vmcall,
     Vmmcall,
+    // Those of src/x86/syscall.rs.
+    Syscall,
+    Sysenter,
+    Sysexit,
 }
 
 impl Op {

@@ -294,7 +294,7 @@ map! {
     TWO_BYTE {
         0x00 => group![i1(Sldt, MwRv), i1(Str, MwRv), i2(Lldt, No, Ew), i2(Ltr, No, Ew), O, O, O, O],
         0x01 => mem_or_reg![Row::Group(&GROUP_7), Row::Group(&GROUP_7_REG)],
-        0x06 => i0(Clts), 0x08 => i0(Invd), 0x09 => i0(Wbinvd),
+        0x05 => i0(Syscall), 0x06 => i0(Clts), 0x08 => i0(Invd), 0x09 => i0(Wbinvd),
         // Prefetches and hints do nothing.
         0x0d => i2(Nop, No, Ev), 0x18 => i2(Nop, No, Ev), 0x19 => i2(Nop, No, Ev), 0x1c..=0x1f => i2(Nop, No, Ev),
         0x10 => prefix![i2(Movv, Vx, Wx).with(VEX), i2(Movv, Vx, Wx).with(VEX), O, O],
@@ -303,7 +303,7 @@ map! {
         0x28 => prefix![i2(Movv, Vx, Wx).with(VEX | ALIGNED), i2(Movv, Vx, Wx).with(VEX | ALIGNED), O, O],
         0x29 => prefix![i2(Movv, Wx, Vx).with(VEX | ALIGNED), i2(Movv, Wx, Vx).with(VEX | ALIGNED), O, O],
         0x2b => mem_or_reg![prefix![STREAM, STREAM, O, O], U],
-        0x30 => i0(Wrmsr), 0x32 => i0(Rdmsr),
+        0x30 => i0(Wrmsr), 0x32 => i0(Rdmsr), 0x34 => i0(Sysenter), 0x35 => i0(Sysexit),
         0x40..=0x4f => i2(Cmov, Gv, Ev),
         0x6f => prefix![i2(Movq, Pq, Qq), i2(Movv, Vx, Wx).with(VEX | ALIGNED), i2(Movv, Vx, Wx).with(VEX), O],
         0x7f => prefix![i2(Movq, Qq, Pq), i2(Movv, Wx, Vx).with(VEX | ALIGNED), i2(Movv, Wx, Vx).with(VEX), O],

@@ -9,6 +9,7 @@ use super::{Runner, Step};
 use crate::x86::cpu::regs::{rflags, Gpr, Mode, Seg};
 use crate::x86::emul::{Insn, Op, Operand};
 use crate::x86::exit::{CrAccess, CrOp, Io, NestedFault};
+use crate::x86::syscall::{Call, Fault};
 use crate::x86::vcpu::fetch::FetchError;
 use crate::x86::vcpu::guest_mem::{port_permitted, LinearError};
 use crate::x86::vendor::{Groups, VcpuBackend};
@@ -51,6 +52,13 @@ impl Runner<'_> {
                 | Op::Invd
                 | Op::Wbinvd
         );
+        if let Some(call) = Call::of(insn) {
+            return Some(match self.system_call(call, insn.len()) {
+                Ok(step) => step,
+                Err(Fault::Undefined) => self.raise_ud(),
+                Err(Fault::Protection) => self.raise_gp(),
+            });
+        }
         if !any && !privileged {
             return None;
         }

@@ -2,8 +2,8 @@
 //! #UD, for instructions that the guest believes its processor to have, as in KVM.
 //!
 //! A hypercall instruction of the other vendor: guests that do not ask CPUID which of the two they have to use find the
-//! right one in their code after the first attempt (KVM_X86_QUIRK_FIX_HYPERCALL_INSN). SYSENTER and SYSCALL in a guest
-//! of the other vendor: see [`syscall`]. And RSM of a guest that is in SMM, of which no processor knows.
+//! right one in their code after the first attempt (KVM_X86_QUIRK_FIX_HYPERCALL_INSN). System calls of a guest of the
+//! other vendor: see [`syscall`]. And RSM of a guest that is in SMM, of which no processor knows.
 //!
 //! Dispatch calls, with the vCPU's mutex held, inside a stay or outside.
 
@@ -28,15 +28,13 @@ impl Runner<'_> {
             let view = self.memory().view_of(&self.s.ring);
             self.s.fetch(&view, stay).copied()
         };
-        let call = match &fetched {
-            Ok(insn) => Call::of(insn.bytes()),
-            Err(FetchError::Unsupported(bytes, len)) => {
-                Call::of(bytes.get(..usize::from(*len)).unwrap_or(bytes))
-            }
-            _ => None,
-        };
-        if let Some(call) = call {
-            return self.system_call(call, e);
+        if let Some(call) = fetched.as_ref().ok().and_then(Call::of) {
+            let len = fetched.map_or(0, |insn| insn.len());
+            return match self.system_call(call, len) {
+                Ok(step) => step,
+                Err(Fault::Undefined) => self.exception(e),
+                Err(Fault::Protection) => self.raise_gp(),
+            };
         }
         match fetched {
             Ok(insn) if matches!(insn.op, Op::Vmcall | Op::Vmmcall) && insn.len() == 3 => {
@@ -51,12 +49,13 @@ impl Runner<'_> {
         }
     }
 
-    /// SYSENTER or SYSCALL that the processor does not have, or not in this mode.
-    fn system_call(&mut self, call: Call, e: &Exception) -> Step {
+    /// Executes a system call of `len` bytes, or the return from one.
+    pub(super) fn system_call(&mut self, call: Call, len: u8) -> Result<Step, Fault> {
         let s = &mut *self.s;
         let mut msr = |index| s.read_msr(self.vm, index, true).unwrap_or(0);
         let msrs = Msrs {
             star: msr(index::STAR),
+            lstar: msr(index::LSTAR),
             cstar: msr(index::CSTAR),
             fmask: msr(index::FMASK),
             sysenter_cs: msr(index::SYSENTER_CS),
@@ -65,15 +64,11 @@ impl Runner<'_> {
         };
         s.load(Groups::ALL);
         let intel = s.cpuid.features.vendor == Vendor::Intel;
-        match syscall::execute(call, intel, &msrs, &mut s.cpu.regs, &mut s.cpu.sregs) {
-            Ok(()) => {
-                s.dirty(Groups::ALL);
-                s.completed();
-                Step::Again
-            }
-            Err(Fault::Undefined) => self.exception(e),
-            Err(Fault::Protection) => self.raise_gp(),
-        }
+        let call = (call, len);
+        syscall::execute(call, intel, &msrs, &mut s.cpu.regs, &mut s.cpu.sregs)?;
+        s.dirty(Groups::ALL);
+        s.completed();
+        Ok(Step::Again)
     }
 
     /// The guest gets this processor's hypercall instruction in place of the other one, and executes it. Without the
