@@ -315,3 +315,92 @@ TEST(calls_below_odd_tables)
 		munmap(t, 0x3000);
 	}
 }
+
+/* FXSAVE and FXRSTOR, in turn, of and to what is behind EBX. */
+GUEST32(fxsave,
+	"fxsave (%ebx); out %eax, $0x10; fxrstor (%ebx); out %eax, $0x10; jmp fxsave\n");
+
+#define FX_IMAGE 0x20240
+#define FX_ACROSS 0x20f80	/* over the end of a page */
+
+/* The FPU as FXSAVE has it, below tables that the processor cannot walk; with and without CR4.OSFXSR. */
+TEST(fxsave_below_odd_tables)
+{
+	for (int osfxsr = 0; osfxsr < 2; osfxsr++) {
+		uint32_t *t = mmap(NULL, 0x1000, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+		size_t bytes = osfxsr ? 288 : 160;
+		uint8_t image[512];
+		struct kvm_fpu fpu, got;
+		struct kvm_xsave xsave;
+		struct kvm_sregs s;
+		struct kvm_regs r;
+		struct vm vm;
+
+		note("CR4.OSFXSR %d", osfxsr);
+		REQUIRE(t != MAP_FAILED);
+		t[0] = 0x83;
+		vm_new(&vm, 4 * MIB);
+		VM_PROT(&vm, fxsave);
+		vm_slot(&vm, 1, KVM_MEM_READONLY, ROM, 0x1000, t);
+		s = vm_sregs(&vm);
+		s.cr3 = ROM;
+		s.cr4 = 0x10 | osfxsr << 9;
+		s.cr0 |= 1u << 31;
+		vm_set_sregs(&vm, &s);
+		OK(ioctl(vm.vcpu, KVM_GET_FPU, &fpu));
+		fpu.fcw = 0x27f;
+		fpu.fsw = 0x3800;
+		fpu.ftwx = 0x81;
+		fpu.mxcsr = 0x1fa0;
+		for (unsigned int i = 0; i < 8; i++)
+			memset(fpu.fpr[i], 0x10 + i, 10);
+		for (unsigned int i = 0; i < 16; i++)
+			memset(fpu.xmm[i], 0x20 + i, 16);
+		/* KVM_SET_FPU of KVM leaves out MXCSR, and does not say that any of it is in use. */
+		OK(ioctl(vm.vcpu, KVM_GET_XSAVE, &xsave));
+		xsave.region[6] = fpu.mxcsr;
+		xsave.region[128] |= 3;
+		OK(ioctl(vm.vcpu, KVM_SET_XSAVE, &xsave));
+		OK(ioctl(vm.vcpu, KVM_SET_FPU, &fpu));
+		for (uint64_t at = FX_IMAGE; at <= FX_ACROSS; at += FX_ACROSS - FX_IMAGE) {
+			uint8_t *memory = vm.mem + at;
+
+			r = vm_regs(&vm);
+			r.rbx = at;
+			vm_set_regs(&vm, &r);
+			memset(memory, 0xcc, 512);
+			vm_expect_out(&vm, 0x10);
+			memcpy(image, memory, sizeof(image));
+			CHECK_EQ(image[0] | image[1] << 8, fpu.fcw);
+			CHECK_EQ(image[2] | image[3] << 8, fpu.fsw);
+			CHECK_EQ(image[4], fpu.ftwx);
+			CHECK_EQ(image[24] | image[25] << 8, fpu.mxcsr);
+			for (unsigned int i = 0; i < 8; i++)
+				CHECK(!memcmp(image + 32 + 16 * i, fpu.fpr[i], 10));
+			CHECK(!memcmp(image + 160, fpu.xmm, bytes - 160));
+			for (size_t i = bytes; i < sizeof(image); i++)
+				CHECK_EQ(image[i], 0xcc);
+			/* Other values, of which the last registers are not taken. */
+			fpu.fcw = image[0] = 0x7f;
+			image[1] = 0;
+			memset(image + 32, 0x40, 10);
+			memset(fpu.fpr[0], 0x40, 10);
+			memset(image + 160, 0x51, 16 * 8);
+			if (osfxsr)
+				memset(fpu.xmm, 0x51, 16 * 8);
+			memcpy(memory, image, sizeof(image));
+			vm_expect_out(&vm, 0x10);
+			OK(ioctl(vm.vcpu, KVM_GET_FPU, &got));
+			CHECK_EQ(got.fcw, fpu.fcw);
+			CHECK_EQ(got.fsw, fpu.fsw);
+			CHECK_EQ(got.ftwx, fpu.ftwx);
+			OK(ioctl(vm.vcpu, KVM_GET_XSAVE, &xsave));
+			CHECK_EQ(xsave.region[6], fpu.mxcsr);
+			for (unsigned int i = 0; i < 8; i++)
+				CHECK(!memcmp(got.fpr[i], fpu.fpr[i], 10));
+			CHECK(!memcmp(got.xmm, fpu.xmm, sizeof(got.xmm)));
+		}
+		vm_free(&vm);
+		munmap(t, 0x1000);
+	}
+}

@@ -357,6 +357,57 @@ pub fn enter_mmx(image: &mut [u8], layout: &Layout, set: Option<(u8, u64)>) {
     }
 }
 
+/// Bytes that FXSAVE stores.
+pub const FXSAVE: usize = OFF_XMM + 256;
+
+/// Bytes of an FXSAVE image with so many XMM registers, at most 16.
+pub const fn fxsave_bytes(registers: usize) -> usize {
+    OFF_XMM + 16 * if registers < 16 { registers } else { 16 }
+}
+
+/// Selectors of the FPU's pointers where FXSAVE has them, which is without REX.W. Processors of today store zeros
+/// (CPUID.7:EBX\[13\]).
+const FX_SELECTORS: [Range<usize>; 2] = [12..16, 20..24];
+
+/// The image that FXSAVE stores (SDM 2A FXSAVE), `wide` with REX.W.
+pub fn fxsave(image: &mut [u8], layout: &Layout, wide: bool) -> [u8; FXSAVE] {
+    materialize(image, layout, 0);
+    let mut fx = [0; FXSAVE];
+    write(&mut fx, 0, image.get(..FXSAVE).unwrap_or(&[]));
+    for bytes in FX_SELECTORS {
+        if !wide {
+            zero(&mut fx, bytes);
+        }
+    }
+    fx
+}
+
+/// Loads an FXSAVE image, or its first bytes: x87 and MXCSR, and as many XMM registers as it holds. False, and nothing
+/// is loaded, for bits of MXCSR that the processor does not have, and for what is too short.
+pub fn fxrstor(image: &mut [u8], layout: &Layout, fx: &[u8], wide: bool) -> bool {
+    materialize(image, layout, 0);
+    let Some(mxcsr) = read_u32(fx, OFF_MXCSR) else {
+        return false;
+    };
+    let mask = read_u32(image, OFF_MXCSR_MASK).unwrap_or(0);
+    let (Some(words), Some(registers)) = (fx.get(..OFF_MXCSR_MASK), fx.get(OFF_ST..)) else {
+        return false;
+    };
+    if mxcsr & !mxcsr_allowed(mask) != 0 || registers.len() > FXSAVE - OFF_ST {
+        return false;
+    }
+    write(image, 0, words);
+    for bytes in FX_SELECTORS {
+        if !wide {
+            zero(image, bytes);
+        }
+    }
+    write(image, OFF_ST, registers);
+    let bv = xstate_bv(image) | X87_SSE;
+    set_xstate_bv(image, bv);
+    true
+}
+
 /// Bytes of `struct kvm_fpu`.
 pub const KVM_FPU: usize = 416;
 
@@ -422,6 +473,39 @@ mod tests {
         l.set(7, 1024, 1664, 0);
         l.set(9, 8, 2688, 0);
         l
+    }
+
+    #[test]
+    fn fxsave_and_back() {
+        let l = icl();
+        let mut image = [0u8; 1088];
+        init_image(&mut image, 0xffff);
+        image[8..24].fill(0x5a);
+        image[OFF_XMM..OFF_XMM + 256].fill(0x77);
+        // What is not in use is stored as it begins.
+        let fx = fxsave(&mut image.clone(), &l, true);
+        assert_eq!(u16::from_le_bytes([fx[0], fx[1]]), FCW_INIT);
+        assert!(fx[8..24].iter().chain(&fx[160..]).all(|&b| b == 0));
+        set_xstate_bv(&mut image, X87_SSE);
+        assert_eq!(fxsave(&mut image, &l, true)[..], image[..FXSAVE]);
+        let mut fx = fxsave(&mut image, &l, false);
+        assert_eq!((fx[11], fx[12], fx[19], fx[20]), (0x5a, 0, 0x5a, 0));
+        // As many registers as there are bytes, and all of them or none.
+        fx[OFF_XMM..].fill(0x11);
+        fx[0] = 0x7f;
+        fx[OFF_MXCSR] = 0xa0;
+        let before = image;
+        fx[OFF_MXCSR + 2] = 1;
+        assert!(!fxrstor(&mut image, &l, &fx, true));
+        assert_eq!(image, before);
+        fx[OFF_MXCSR + 2] = 0;
+        set_xstate_bv(&mut image, X87_SSE | AVX);
+        assert!(fxrstor(&mut image, &l, &fx[..fxsave_bytes(8)], false));
+        assert_eq!((image[0], image[OFF_MXCSR], image[12]), (0x7f, 0xa0, 0));
+        assert_eq!((image[OFF_XMM + 127], image[OFF_XMM + 128]), (0x11, 0x77));
+        assert_eq!(read_u32(&image, OFF_MXCSR_MASK), Some(0xffff));
+        assert_eq!(xstate_bv(&image), X87_SSE | AVX);
+        assert!(!fxrstor(&mut image, &l, &[0; 20], false));
     }
 
     #[test]

@@ -3,6 +3,7 @@
 #![forbid(unsafe_code)]
 
 use crate::x86::cpu::regs::{DescTable, Seg, Segment};
+use crate::x86::cpu::xsave::FXSAVE;
 
 /// Why an instruction was not completed. Registers hold the state of the last completed iteration (REP) or are
 /// unchanged.
@@ -102,6 +103,12 @@ pub trait Machine {
 
     /// Control word and status word of the FPU.
     fn fpu_words(&mut self) -> (u16, u16);
+
+    /// The image that FXSAVE stores, `wide` with REX.W.
+    fn fxsave(&mut self, wide: bool) -> [u8; FXSAVE];
+
+    /// Loads an image, or as many registers as it holds; false, and nothing is loaded, for reserved bits of MXCSR.
+    fn fxrstor(&mut self, image: &[u8], wide: bool) -> bool;
 }
 
 /// Memory and ports seen by an instruction.
@@ -127,6 +134,16 @@ pub trait Env {
 
     /// [`Env::write`] likewise.
     fn write_system(&mut self, _la: u64, _data: &[u8]) -> Result<(), Stop> {
+        Err(Stop::Unsupported)
+    }
+
+    /// Reads less than a page of memory, of which no part is a device. The instruction has no other access.
+    fn read_area(&mut self, _la: u64, _buf: &mut [u8]) -> Result<(), Stop> {
+        Err(Stop::Unsupported)
+    }
+
+    /// Writes less than a page of memory likewise, all of it or nothing.
+    fn write_area(&mut self, _la: u64, _data: &[u8]) -> Result<(), Stop> {
         Err(Stop::Unsupported)
     }
 

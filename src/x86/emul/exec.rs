@@ -271,7 +271,9 @@ impl<E: Env + ?Sized> Context<'_, E> {
             | Op::Lidt
             | Op::Smsw
             | Op::Lmsw => self.system(),
-            Op::Movv | Op::Movq | Op::Fnstcw | Op::Fnstsw => self.vector(),
+            Op::Movv | Op::Movq | Op::Fnstcw | Op::Fnstsw | Op::Fxsave | Op::Fxrstor => {
+                self.vector()
+            }
             _ => self.simple(),
         }
     }

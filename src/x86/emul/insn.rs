@@ -132,6 +132,8 @@ pub enum Op {
     Movq,
     Fnstcw,
     Fnstsw,
+    Fxsave,
+    Fxrstor,
     // Executable without memory or with an operand that is not used: met where page tables are in read-only memory.
     /// CLFLUSH and CLFLUSHOPT, which read a byte.
     Clflush,

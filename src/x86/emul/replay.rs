@@ -295,6 +295,16 @@ pub trait Bus {
         None
     }
 
+    /// As [`Env::read_area`].
+    fn read_area(&mut self, _la: u64, _buf: &mut [u8]) -> Result<(), Stop> {
+        Err(Stop::Unsupported)
+    }
+
+    /// As [`Env::write_area`].
+    fn write_area(&mut self, _la: u64, _data: &[u8]) -> Result<(), Stop> {
+        Err(Stop::Unsupported)
+    }
+
     /// Reads RAM or a device; `buf` is 1 to 8 bytes inside one page.
     fn read(&mut self, gpa: u64, buf: &mut [u8]) -> Result<Answer, Stop>;
 
@@ -626,6 +636,14 @@ impl<B: Bus + ?Sized> Env for Replaying<'_, B> {
 
     fn machine(&mut self) -> Option<&mut dyn Machine> {
         self.bus.machine()
+    }
+
+    fn read_area(&mut self, la: u64, buf: &mut [u8]) -> Result<(), Stop> {
+        self.bus.read_area(la, buf)
+    }
+
+    fn write_area(&mut self, la: u64, data: &[u8]) -> Result<(), Stop> {
+        self.bus.write_area(la, data)
     }
 
     fn probe_write(&mut self, la: u64, len: u8) -> Result<(), Stop> {

@@ -314,7 +314,7 @@ map! {
         0xa3 => i2(Bt, Ev, Gv), 0xa4 => i3(Shld, Ev, Gv, Ib), 0xa5 => i3(Shld, Ev, Gv, Cl),
         0xa8 => i2(PushSeg, No, Gs).with(D64), 0xa9 => i1(PopSeg, Gs).with(D64),
         0xaa => i0(Rsm), 0xab => i2(Bts, Ev, Gv), 0xac => i3(Shrd, Ev, Gv, Ib), 0xad => i3(Shrd, Ev, Gv, Cl),
-        0xae => mem_or_reg![group![O, O, O, O, O, O, O, prefix![FLUSH, FLUSH, O, O]], O],
+        0xae => mem_or_reg![group![FXSAVE, FXRSTOR, O, O, O, O, O, prefix![FLUSH, FLUSH, O, O]], O],
         0xaf => i2(Imul, Gv, Ev),
         0xb0 => i2(Cmpxchg, Eb, Gb), 0xb1 => i2(Cmpxchg, Ev, Gv),
         0xb2 => i3(LoadFar, Gv, Mp, Ss), 0xb3 => i2(Btr, Ev, Gv),
@@ -346,6 +346,8 @@ map! {
 /// MOVNTPS, MOVNTPD, MOVNTDQ.
 const STREAM: Row = i2(Movv, Wx, Vx).with(VEX | ALIGNED);
 const FLUSH: Row = i2(Clflush, No, Mb);
+const FXSAVE: Row = i1(Fxsave, My).with(NP);
+const FXRSTOR: Row = i2(Fxrstor, No, My).with(NP);
 const MOVBE: [Row; 2] = [i2(Movbe, Gv, Mv), i2(Movbe, Mv, Gv)];
 
 /// ADD to CMP with an immediate.

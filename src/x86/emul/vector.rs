@@ -1,15 +1,15 @@
 // SPDX-License-Identifier: GPL-2.0
-//! Moves of vector and MMX registers, and stores of the FPU's words (SDM 2A FSTCW, FSTSW; SDM 2B MOVAPS to MOVUPS;
-//! SDM 3A table 15-1).
+//! Moves of vector and MMX registers, stores of the FPU's words, and FXSAVE and FXRSTOR (SDM 2A FSTCW, FSTSW, FXSAVE;
+//! SDM 2B MOVAPS to MOVUPS; SDM 3A table 15-1).
 #![forbid(unsafe_code)]
 
-use super::addr::Access;
+use super::addr::{effective_address, linear_address, Access};
 use super::env::{Env, Machine, Stop};
 use super::exec::{read_bytes, write_bytes, Context};
 use super::insn::{Op, Operand};
 use crate::x86::cpu::events::vector;
-use crate::x86::cpu::regs::{cr0, cr4};
-use crate::x86::cpu::xsave;
+use crate::x86::cpu::regs::{cr0, cr4, Mode};
+use crate::x86::cpu::xsave::{self, fxsave_bytes, FXSAVE};
 
 /// FPU status word: an unmasked exception waits.
 const ES: u16 = 1 << 7;
@@ -54,9 +54,49 @@ impl<E: Env + ?Sized> Context<'_, E> {
                 let (_, status) = self.machine()?.fpu_words();
                 self.store(dst, 2, status.into())?;
             }
+            (Op::Fxsave, ..) => {
+                let (bytes, wide) = self.fxsave_form();
+                let la = self.fxsave_area(bytes, Access::Write)?;
+                let image = self.machine()?.fxsave(wide);
+                let image = image.get(..bytes).ok_or(Stop::Unsupported)?;
+                self.env.write_area(la, image)?;
+            }
+            (Op::Fxrstor, ..) => {
+                let (bytes, wide) = self.fxsave_form();
+                let la = self.fxsave_area(bytes, Access::Read)?;
+                let mut image = [0; FXSAVE];
+                let image = image.get_mut(..bytes).ok_or(Stop::Unsupported)?;
+                self.env.read_area(la, image)?;
+                if !self.machine()?.fxrstor(image, wide) {
+                    return Err(self.fault(vector::GP, 0));
+                }
+            }
             _ => return Err(Stop::Unsupported),
         }
         Ok(())
+    }
+
+    /// Bytes that FXSAVE and FXRSTOR access, none of which are registers that there are not or that are not switched
+    /// on; and whether they have REX.W.
+    fn fxsave_form(&self) -> (usize, bool) {
+        let registers = match self.mode {
+            Mode::Long => 16,
+            _ if self.sregs.cr4 & cr4::OSFXSR != 0 => 8,
+            _ => 0,
+        };
+        (fxsave_bytes(registers), self.insn.width == 8)
+    }
+
+    /// Linear address of the area of FXSAVE and FXRSTOR.
+    fn fxsave_area(&self, bytes: usize, access: Access) -> Result<u64, Stop> {
+        let insn = self.insn;
+        let ea = effective_address(insn, self.regs);
+        let len = bytes as u32;
+        let la = linear_address(insn.mem.seg, ea, len, access, self.mode, self.sregs)?;
+        if la & 15 != 0 {
+            return Err(self.fault(vector::GP, 0));
+        }
+        Ok(la)
     }
 
     /// Whether control registers permit the instruction: #UD or #NM; #MF by one before.
@@ -73,7 +113,11 @@ impl<E: Env + ?Sized> Context<'_, E> {
                 }
             }
             Op::Movv if cr4 & cr4::OSFXSR == 0 => return Err(ud),
-            Op::Fnstcw | Op::Fnstsw if cr0 & (cr0::TS | cr0::EM) != 0 => return Err(nm),
+            Op::Fnstcw | Op::Fnstsw | Op::Fxsave | Op::Fxrstor
+                if cr0 & (cr0::TS | cr0::EM) != 0 =>
+            {
+                return Err(nm)
+            }
             _ => {}
         }
         if off {

@@ -16,7 +16,7 @@ use crate::mem::missing::Absent;
 use crate::x86::cpu::cpuid::Vendor;
 use crate::x86::cpu::events::vector;
 use crate::x86::cpu::regs::{rflags, DescTable, Gpr, Mode, Regs, Seg, Segment};
-use crate::x86::cpu::xsave::Layout;
+use crate::x86::cpu::xsave::{Layout, FXSAVE};
 use crate::x86::cpu::{control, xsave};
 use crate::x86::emul;
 use crate::x86::emul::{
@@ -29,7 +29,9 @@ use crate::x86::paging::fetch::Code;
 use crate::x86::paging::gwalk;
 use crate::x86::paging::gwalk::Paging;
 use crate::x86::vcpu::fetch::first_bytes;
-use crate::x86::vcpu::guest_mem::{exchange, port_permitted, LinearError, Tables};
+use crate::x86::vcpu::guest_mem::{
+    exchange, port_permitted, read_linear, write_linear, LinearError, Tables,
+};
 use crate::x86::vcpu::state::{State, Xstate};
 use crate::x86::vcpu::RunPages;
 use crate::x86::vendor::{Groups, VcpuBackend};
@@ -352,6 +354,14 @@ impl Machine for GuestBus<'_, '_> {
     fn fpu_words(&mut self) -> (u16, u16) {
         xsave::fpu_words(self.xstate.area.as_slice())
     }
+
+    fn fxsave(&mut self, wide: bool) -> [u8; FXSAVE] {
+        xsave::fxsave(self.xstate.area.as_mut_slice(), self.layout, wide)
+    }
+
+    fn fxrstor(&mut self, image: &[u8], wide: bool) -> bool {
+        xsave::fxrstor(self.xstate.area.as_mut_slice(), self.layout, image, wide)
+    }
 }
 
 /// The translation that a nested fault on a device tells: the processor has made it, for this kind of access.
@@ -527,6 +537,17 @@ impl Bus for GuestBus<'_, '_> {
 
     fn machine(&mut self) -> Option<&mut dyn Machine> {
         Some(self)
+    }
+
+    fn read_area(&mut self, la: u64, buf: &mut [u8]) -> Result<(), Stop> {
+        let a = gwalk::Access::data(false, self.cpl, self.ac);
+        read_linear(self.view, &self.paging, la, a, buf).map_err(|e| e.into_stop(&mut self.missing))
+    }
+
+    fn write_area(&mut self, la: u64, data: &[u8]) -> Result<(), Stop> {
+        let a = gwalk::Access::data(true, self.cpl, self.ac);
+        write_linear(self.view, &self.paging, la, a, data)
+            .map_err(|e| e.into_stop(&mut self.missing))
     }
 
     fn read(&mut self, gpa: u64, buf: &mut [u8]) -> Result<Answer, Stop> {

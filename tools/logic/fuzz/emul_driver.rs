@@ -4,6 +4,7 @@
 //! Shared by the libFuzzer target and by the bounded random test.
 
 use rvmm_logic::x86::cpu::regs::{DescTable, Mode, Regs, Seg, Segment, Sregs};
+use rvmm_logic::x86::cpu::xsave::FXSAVE;
 use rvmm_logic::x86::emul::decode::decode;
 use rvmm_logic::x86::emul::insn::{Rep, MAX_LEN};
 use rvmm_logic::x86::emul::{
@@ -97,11 +98,27 @@ impl Machine for Hostile<'_> {
     fn fpu_words(&mut self) -> (u16, u16) {
         (0x37f, self.input.u8().into())
     }
+    fn fxsave(&mut self, _: bool) -> [u8; FXSAVE] {
+        [self.input.u8(); FXSAVE]
+    }
+    fn fxrstor(&mut self, image: &[u8], _: bool) -> bool {
+        assert!(matches!(image.len(), 160 | 288 | FXSAVE));
+        self.input.u8() & 1 != 0
+    }
 }
 
 impl Bus for Hostile<'_> {
     fn machine(&mut self) -> Option<&mut dyn Machine> {
         Some(self)
+    }
+    fn read_area(&mut self, la: u64, buf: &mut [u8]) -> Result<(), Stop> {
+        assert!(la & 15 == 0);
+        buf.fill(self.input.u8());
+        self.translate(la, Access::Read).map(|_| ())
+    }
+    fn write_area(&mut self, la: u64, data: &[u8]) -> Result<(), Stop> {
+        assert!(la & 15 == 0 && matches!(data.len(), 160 | 288 | FXSAVE));
+        self.translate(la, Access::Write).map(|_| ())
     }
     fn translate(&mut self, la: u64, _: Access) -> Result<u64, Stop> {
         match self.input.u8() {

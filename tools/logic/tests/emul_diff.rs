@@ -119,6 +119,8 @@ fn op_of(i: &Instruction) -> Option<Op> {
         M::Fnstsw if i.op0_kind() == OpKind::Memory => Op::Fnstsw,
         M::Clflush | M::Clflushopt => Op::Clflush,
         M::Invlpg => Op::Invlpg,
+        M::Fxsave | M::Fxsave64 => Op::Fxsave,
+        M::Fxrstor | M::Fxrstor64 => Op::Fxrstor,
         M::Nop if i.op_code().op_code() == 0x90 => Op::Nop,
         M::Lea => Op::Lea,
         M::Cbw | M::Cwde | M::Cdqe => Op::Cbw,
@@ -344,7 +346,15 @@ fn check_operands(mode: Mode, ours: &Insn, i: &Instruction) -> Result<(), String
     }
     let pointer = matches!(
         ours.op,
-        Op::LoadFar | Op::JmpFar | Op::CallFar | Op::Sgdt | Op::Sidt | Op::Lgdt | Op::Lidt
+        Op::LoadFar
+            | Op::JmpFar
+            | Op::CallFar
+            | Op::Sgdt
+            | Op::Sidt
+            | Op::Lgdt
+            | Op::Lidt
+            | Op::Fxsave
+            | Op::Fxrstor
     );
     let mut n = 0;
     for (k, op) in [ours.dst, ours.src, ours.third].into_iter().enumerate() {

@@ -209,6 +209,9 @@ fn operations() {
         (&[0xc4, 0xe2, 0x7d, 0x2a, 0x07], Long, Op::Movv, Operand::Vec(0), M, 32),
         (&[0xd9, 0x3f], Long, Op::Fnstcw, M, NONE, 2),
         (&[0xdd, 0x3f], Real, Op::Fnstsw, M, NONE, 2),
+        (&[0x0f, 0xae, 0x07], Prot32, Op::Fxsave, M, NONE, 4),
+        (&[0x48, 0x0f, 0xae, 0x07], Long, Op::Fxsave, M, NONE, 8),
+        (&[0x0f, 0xae, 0x0f], Long, Op::Fxrstor, NONE, M, 4),
         (&[0x0f, 0xae, 0x3f], Long, Op::Clflush, NONE, M, 1),
         (&[0x0f, 0x01, 0x3f], Long, Op::Invlpg, NONE, M, 0),
         (&[0x66, 0x0f, 0xae, 0x3f], Long, Op::Clflush, NONE, M, 1),
@@ -399,7 +402,7 @@ fn errors() {
         (&[0x0f, 0x0b], Long, Unsupported),
         (&[0xf3, 0x0f, 0x10, 0x07], Long, Unsupported),
         (&[0x0f, 0x58, 0x07], Long, Unsupported),
-        (&[0x0f, 0xae, 0x07], Long, Unsupported),
+        (&[0x0f, 0xae, 0x27], Long, Unsupported),
         // VMOVAPS with a register in vvvv, VADDPS, VPBLENDW.
         (&[0xc5, 0xf0, 0x28, 0x07], Long, Unsupported),
         (&[0xc5, 0xf8, 0x58, 0x07], Long, Unsupported),
