@@ -8,7 +8,9 @@
 #define _GNU_SOURCE
 #include "machine.h"
 #include <linux/kvm.h>
+#include <signal.h>
 #include <sys/eventfd.h>
+#include <sys/time.h>
 
 #define DIST 0x8000000ul
 #define REDIST 0x80a0000ul
@@ -34,6 +36,19 @@
 /* An interrupt that comes between the look and WFI ends WFI, which interrupts need not be on for. */
 #define WAIT_FOR(count)									\
 	"1:\nmsr daifset, #2\ncmp x28, " #count "\nb.hs 2f\nwfi\nmsr daifclr, #2\nisb\nb 1b\n2:\nmsr daifclr, #2\n"
+
+static void on_alarm(int number)
+{
+}
+
+/* A signal in 200 ms. */
+static void alarm_soon(void)
+{
+	struct itimerval in = { .it_value = { .tv_usec = 200000 } };
+
+	sigaction(SIGALRM, &(struct sigaction){ .sa_handler = on_alarm }, NULL);
+	setitimer(ITIMER_REAL, &in, NULL);
+}
 
 static int set_attr(int fd, uint32_t group, uint64_t attr, const void *value)
 {
@@ -321,6 +336,96 @@ TEST_SECONDS(irqfd, 20)
 	run_to_done(&m);
 	CHECK_EQ(get_reg(&m, X(28)), 3);
 	irqfd.flags = KVM_IRQFD_FLAG_DEASSIGN;
+	OK(ioctl(m.vm, KVM_IRQFD, &irqfd));
+}
+
+static int route(struct machine *m, uint32_t n, const struct kvm_irq_routing_entry *entries)
+{
+	struct { struct kvm_irq_routing head; struct kvm_irq_routing_entry e[4]; } r = { .head.nr = n };
+
+	memcpy(r.e, entries, n * sizeof(*entries));
+	return ioctl(m->vm, KVM_SET_GSI_ROUTING, &r);
+}
+
+/* Before the controller is ready nothing can be connected to it; then GSIs lead where user space wants. */
+TEST_SECONDS(routing, 20)
+{
+	struct machine m = MACHINE(guest_spi);
+	int fd = OK(eventfd(0, EFD_NONBLOCK));
+	struct kvm_irqfd irqfd = { .fd = fd, .gsi = 3000 };
+	struct kvm_irq_routing_entry e[2] = {
+		{ .gsi = 3000, .type = KVM_IRQ_ROUTING_IRQCHIP, .u.irqchip.pin = 8 },
+		{ .gsi = 9, .type = KVM_IRQ_ROUTING_IRQCHIP, .u.irqchip.pin = 8 },
+	};
+
+	CHECK_EQ(ioctl(m.vm, KVM_CHECK_EXTENSION, KVM_CAP_IRQ_ROUTING), 4096);
+	CHECK_ERRNO(ioctl(m.vm, KVM_IRQFD, &irqfd), EAGAIN);
+	int gic = make_gic(&m);
+	CHECK_ERRNO(ioctl(m.vm, KVM_IRQFD, &irqfd), EAGAIN);
+	CHECK_ERRNO(line(&m, KVM_ARM_IRQ_TYPE_SPI, 0, 40, 1), EBUSY);
+	CHECK_ERRNO(line(&m, KVM_ARM_IRQ_TYPE_PPI, 0, 20, 1), EBUSY);
+	CHECK_ERRNO(line(&m, KVM_ARM_IRQ_TYPE_CPU, 0, 0, 1), ENXIO);
+	CHECK_ERRNO(set_attr(gic, KVM_DEV_ARM_VGIC_GRP_CTRL, KVM_DEV_ARM_VGIC_SAVE_PENDING_TABLES, NULL), ENXIO);
+	uint64_t at = DIST;
+	OK(set_attr(gic, KVM_DEV_ARM_VGIC_GRP_ADDR, KVM_VGIC_V3_ADDR_TYPE_DIST, &at));
+	at = REDIST;
+	OK(set_attr(gic, KVM_DEV_ARM_VGIC_GRP_ADDR, KVM_VGIC_V3_ADDR_TYPE_REDIST, &at));
+	OK(set_attr(gic, KVM_DEV_ARM_VGIC_GRP_CTRL, KVM_DEV_ARM_VGIC_CTRL_INIT, NULL));
+	OK(set_attr(gic, KVM_DEV_ARM_VGIC_GRP_CTRL, KVM_DEV_ARM_VGIC_SAVE_PENDING_TABLES, NULL));
+	OK(route(&m, 2, e));
+	e[1].gsi = 3000;
+	CHECK_ERRNO(route(&m, 2, e), EINVAL);
+	e[1].gsi = 4096;
+	CHECK_ERRNO(route(&m, 2, e), EINVAL);
+	e[1] = (struct kvm_irq_routing_entry){ .gsi = 9, .type = KVM_IRQ_ROUTING_IRQCHIP, .u.irqchip.pin = 988 };
+	CHECK_ERRNO(route(&m, 2, e), EINVAL);
+	e[1].u.irqchip.pin = 8;
+	e[1].flags = 1;
+	CHECK_ERRNO(route(&m, 2, e), EINVAL);
+	e[1] = (struct kvm_irq_routing_entry){ .gsi = 9, .type = KVM_IRQ_ROUTING_MSI };
+	OK(route(&m, 2, e));
+	OK(ioctl(m.vm, KVM_IRQFD, &irqfd));
+	run_to_mmio(&m);
+	for (int i = 0; i < 3; i++) {
+		OK(eventfd_write(fd, 1));
+		run_to_mmio(&m);
+		CHECK_EQ(m.run->mmio.data[0], 40);
+	}
+	run_to_done(&m);
+	CHECK_EQ(get_reg(&m, X(28)), 3);
+}
+
+/* The line stays up until the guest has ended its interrupt, which the other eventfd tells. */
+TEST_SECONDS(resampled, 20)
+{
+	struct machine m = MACHINE(guest_spi);
+	int gic = add_gic(&m), fd = OK(eventfd(0, EFD_NONBLOCK)), ends = OK(eventfd(0, EFD_NONBLOCK));
+	struct kvm_irqfd irqfd = { .fd = fd, .gsi = 8, .flags = KVM_IRQFD_FLAG_RESAMPLE, .resamplefd = ends };
+	pthread_t thread;
+	eventfd_t count;
+
+	CHECK_EQ(ioctl(m.vm, KVM_CHECK_EXTENSION, KVM_CAP_IRQFD_RESAMPLE), 1);
+	set_reg32(gic, KVM_DEV_ARM_VGIC_GRP_DIST_REGS, 0xc08, 0);
+	OK(ioctl(m.vm, KVM_IRQFD, &irqfd));
+	run_to_mmio(&m);
+	for (int i = 0; i < 3; i++) {
+		REQUIRE(!pthread_create(&thread, NULL, signal_slowly, (void *)(intptr_t)fd));
+		run_to_mmio(&m);
+		CHECK_EQ(m.run->mmio.data[0], 40);
+		CHECK_ERRNO(eventfd_read(ends, &count), EAGAIN);
+		pthread_join(thread, NULL);
+		if (i == 2)
+			run_to_done(&m);
+		else {
+			/* A signal of its own ends the wait after the guest's end. */
+			alarm_soon();
+			CHECK_ERRNO(ioctl(m.vcpu, KVM_RUN, 0), EINTR);
+		}
+		OK(eventfd_read(ends, &count));
+		CHECK_EQ(count, 1);
+	}
+	CHECK_EQ(get_reg(&m, X(28)), 3);
+	irqfd.flags |= KVM_IRQFD_FLAG_DEASSIGN;
 	OK(ioctl(m.vm, KVM_IRQFD, &irqfd));
 }
 

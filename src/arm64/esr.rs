@@ -81,6 +81,11 @@ impl SysReg {
         let n = self.0;
         (n >> 14, n >> 11 & 7, n >> 7 & 15, n >> 3 & 15, n & 7)
     }
+
+    /// Whether a write generates SGIs, perhaps for all vCPUs: ICC_SGI1R_EL1, ICC_ASGI1R_EL1, ICC_SGI0R_EL1.
+    pub const fn generates_interrupts(self) -> bool {
+        matches!(self.parts(), (3, 0, 12, 11, 5..=7))
+    }
 }
 
 /// Why a guest stopped.

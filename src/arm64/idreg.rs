@@ -14,11 +14,13 @@ enum Field {
     UpTo(u8),
     /// What the host has: all values are understood, or 0xf means that it is not there.
     Same,
+    /// What the host has, or 0xf: not there.
+    OrNone,
     /// This, whatever the host has.
     Always(u8),
 }
 
-use Field::{Always, Same, UpTo};
+use Field::{Always, OrNone, Same, UpTo};
 
 /// The lowest bit of a field, and how it is shown.
 type Row = (u8, Field);
@@ -69,8 +71,8 @@ const MMFR0: &[Row] = &[
     (12, UpTo(1)),
     (16, UpTo(1)),
     (20, UpTo(1)),
-    (24, Same),
-    (28, Same),
+    (24, OrNone),
+    (28, OrNone),
 ];
 /// ID_AA64MMFR1_EL1: access flag and dirty state in stage 1, HPDS, PAN.
 const MMFR1: &[Row] = &[(0, UpTo(2)), (12, UpTo(1)), (20, UpTo(2))];
@@ -84,6 +86,11 @@ const MMFR2: &[Row] = &[
     (52, UpTo(2)),
     (60, UpTo(1)),
 ];
+
+/// How many ID registers show something.
+pub const COUNT: usize = SHOWN.len();
+/// Of those, which is ID_AA64PFR0_EL1.
+pub const PFR0_INDEX: usize = 0;
 
 /// ID registers that show something, and how.
 const SHOWN: &[(SysReg, &[Row])] = &[
@@ -107,27 +114,60 @@ pub fn is_id(reg: SysReg) -> bool {
 }
 
 /// ID_AA64PFR0_EL1.GIC: the interrupt controller has registers in the processor.
-const PFR0_GIC: u64 = 1 << 24;
+pub const PFR0_GIC: u64 = 1 << 24;
 
-/// What a guest reads of `reg`, which the host reads as `host`; `gic`: it has an interrupt controller.
-pub fn shown(reg: SysReg, host: u64, gic: bool) -> u64 {
-    let more = if gic && reg == id(4, 0) { PFR0_GIC } else { 0 };
-    let rows = SHOWN
-        .iter()
-        .find(|(r, _)| *r == reg)
-        .map_or(&[][..], |(_, rows)| rows);
-    rows.iter().fold(more, |value, &(at, field)| {
+/// Where `reg` is among those that show something.
+#[inline]
+pub fn index(reg: SysReg) -> Option<usize> {
+    SHOWN.iter().position(|(r, _)| *r == reg)
+}
+
+/// The most that a guest may be shown of `reg`, which the host reads as `host`.
+pub fn limit(reg: SysReg, host: u64) -> u64 {
+    let gic = if reg == id(4, 0) { PFR0_GIC } else { 0 };
+    rows(reg).iter().fold(gic, |value, &(at, field)| {
         let has = (host >> at & 0xf) as u8;
         let shows = match field {
             UpTo(most) => has.min(most),
-            Same => has,
+            Same | OrNone => has,
             Always(v) => v,
         };
         value | u64::from(shows) << at
     })
 }
 
-/// The registers of which [`shown`] says more than zero.
+fn rows(reg: SysReg) -> &'static [Row] {
+    index(reg)
+        .and_then(|n| SHOWN.get(n))
+        .map_or(&[], |(_, rows)| *rows)
+}
+
+/// Bits of `reg` that user space may change.
+pub fn writable(reg: SysReg) -> u64 {
+    let gic = if reg == id(4, 0) { PFR0_GIC * 0xf } else { 0 };
+    rows(reg)
+        .iter()
+        .fold(gic, |mask, &(at, field)| match field {
+            UpTo(_) | OrNone => mask | 0xf << at,
+            Same | Always(_) => mask,
+        })
+}
+
+/// Whether user space may have `reg` say `value`, with at most what `limit` says.
+pub fn allows(reg: SysReg, limit: u64, value: u64) -> bool {
+    let mask = writable(reg);
+    let part = |word: u64, at: u8| word >> at & 0xf;
+    let less = |at, field| match field {
+        UpTo(_) => part(value, at) <= part(limit, at),
+        OrNone => part(value, at) == 0xf || part(value, at) == part(limit, at),
+        Same | Always(_) => true,
+    };
+    let fields = rows(reg).iter().all(|&(at, field)| less(at, field));
+    let gic = reg != id(4, 0) || part(value, 24) <= 1;
+    value & !mask == limit & !mask && fields && gic
+}
+
+/// The registers of which [`limit`] says more than zero.
 pub fn all() -> impl Iterator<Item = SysReg> {
     SHOWN.iter().map(|(reg, _)| *reg)
 }
@@ -138,29 +178,48 @@ mod tests {
 
     #[test]
     fn allow_list() {
-        // Neither SVE (35:32), RAS (31:28), GIC (27:24), AMU, MPAM, nor EL2 and EL3 (15:8).
-        assert_eq!(shown(id(4, 0), u64::MAX, false), 0x1100_0000_00ff_0011);
-        assert_eq!(shown(id(4, 0), 0, false), 0x11);
-        assert_eq!(shown(id(4, 0), 0, true), 0x0100_0011);
-        assert_eq!(shown(id(4, 1), 0, true), 0);
+        assert_eq!(SHOWN[PFR0_INDEX].0, id(4, 0));
+        // Neither SVE (35:32), RAS (31:28), AMU, MPAM, nor EL2 and EL3 (15:8).
+        assert_eq!(limit(id(4, 0), u64::MAX), 0x1100_0000_01ff_0011);
+        assert_eq!(limit(id(4, 0), 0), 0x0100_0011);
+        assert_eq!(limit(id(4, 1), 0), 0);
         // No pointer authentication (7:4, 11:8, 27:24, 31:28).
-        assert_eq!(shown(id(6, 1), u64::MAX, false) & 0xff00_0ff0, 0);
+        assert_eq!(limit(id(6, 1), u64::MAX) & 0xff00_0ff0, 0);
         // Three physical address widths are known: 32, 36 and 40 bits.
-        assert_eq!(shown(id(7, 0), 0x0000_0000_0f00_0005, false) & 0xf, 2);
-        assert_eq!(shown(id(7, 0), 0x0000_0000_0f00_0001, false) & 0xf, 1);
+        assert_eq!(limit(id(7, 0), 0x0000_0000_0f00_0005) & 0xf, 2);
+        assert_eq!(limit(id(7, 0), 0x0000_0000_0f00_0001) & 0xf, 1);
         // That a granule of 64 KiB is not there is said by 0xf.
-        assert_eq!(
-            shown(id(7, 0), 0x0000_0000_0f00_0005, false) >> 24 & 0xf,
-            0xf
-        );
+        assert_eq!(limit(id(7, 0), 0x0000_0000_0f00_0005) >> 24 & 0xf, 0xf);
         // No VHE in a guest (MMFR1 11:8).
-        assert_eq!(shown(id(7, 1), u64::MAX, false) & 0xf00, 0);
+        assert_eq!(limit(id(7, 1), u64::MAX) & 0xf00, 0);
     }
 
     #[test]
     fn the_rest_is_zero() {
-        assert_eq!(shown(id(4, 1), u64::MAX, false), 0);
-        assert_eq!(shown(id(4, 4), u64::MAX, false), 0);
-        assert_eq!(shown(id(1, 0), u64::MAX, false), 0);
+        assert_eq!(limit(id(4, 1), u64::MAX), 0);
+        assert_eq!(limit(id(4, 4), u64::MAX), 0);
+        assert_eq!(limit(id(1, 0), u64::MAX), 0);
+        assert!(allows(id(4, 4), 0, 0) && !allows(id(4, 4), 0, 1));
+    }
+
+    #[test]
+    fn less_than_there_is() {
+        let pfr0 = limit(id(4, 0), 0x1100_0000_0011_0011);
+        assert!(allows(id(4, 0), pfr0, pfr0));
+        assert!(allows(id(4, 0), pfr0, pfr0 & !PFR0_GIC));
+        assert!(!allows(id(4, 0), pfr0, pfr0 + PFR0_GIC));
+        // CSV3, but not EL0 or FP.
+        assert!(allows(id(4, 0), pfr0, pfr0 & !(0xf << 60)));
+        assert!(!allows(id(4, 0), pfr0, pfr0 & !1));
+        assert!(!allows(id(4, 0), pfr0, pfr0 | 0xf << 16));
+        // What is not in the list.
+        assert!(!allows(id(4, 0), pfr0, pfr0 | 1 << 32));
+        let isar0 = limit(id(6, 0), 0x0000_1000_0020_0000);
+        assert!(allows(id(6, 0), isar0, 0));
+        assert!(allows(id(6, 0), isar0, 0x10_0000));
+        assert!(!allows(id(6, 0), isar0, 0x30_0000));
+        let mmfr0 = limit(id(7, 0), 0x0f00_0005);
+        assert!(allows(id(7, 0), mmfr0, mmfr0 | 0xf000_0000));
+        assert!(!allows(id(7, 0), mmfr0, mmfr0 & !0x0f00_0000));
     }
 }

@@ -27,6 +27,7 @@ impl Runner<'_> {
             return Ok(());
         }
         let Some(vgic) = self.vm.vgic() else {
+            self.vm.ids.set_gic(false);
             self.vm.has_run.store(true, Ordering::Relaxed);
             return Ok(());
         };
@@ -165,6 +166,10 @@ impl Runner<'_> {
     /// WFI: sleeps until there is an interrupt, or a request, or a signal.
     pub(super) fn wait_for_interrupt(&mut self) -> Step {
         let shared = &self.vcpu.shared;
+        if self.s.guest.error.is_some() {
+            self.s.halted = false;
+            return Step::Leave;
+        }
         let Some(vgic) = self.vm.vgic().filter(|_| self.s.guest.has_gic) else {
             // There is nobody to wake it.
             self.s.halted = false;

@@ -6,9 +6,12 @@
 mod context;
 mod el2;
 mod esr;
+mod events;
 mod host;
 mod host_irqs;
 mod idreg;
+mod ids;
+mod inject;
 mod interrupts;
 mod last;
 mod one_reg;
@@ -41,7 +44,7 @@ pub(crate) const MAX_VCPUS: u32 = vgic::state::MAX_CPUS as u32;
 /// The interrupt controller, what user space says of it, and how its registers are read and written.
 pub(crate) use el2::gic_kind;
 pub(crate) use esr::SysReg;
-pub(crate) use vgic::chip::{Region, Vgic};
+pub(crate) use vgic::chip::{Region, Vgic, MAX_GSIS, NOWHERE, PINS};
 pub(crate) use vgic::mmio::{By, Frame, FRAME, REDISTRIBUTOR};
 pub(crate) use vgic::registers::Interface;
 pub(crate) use vgic::state::{Gic, AFFINITY, BANK, MAX_INTIDS};
@@ -49,6 +52,13 @@ pub(crate) use vgic::state::{Gic, AFFINITY, BANK, MAX_INTIDS};
 /// A vCPU; the pages that user space maps of it; what only its thread touches; KVM_RUN.
 pub(crate) use run::Runner;
 pub(crate) use vcpu::{State, Vcpu, MMAP_BYTES};
+
+/// Errors of memory that user space tells the guest.
+pub(crate) use el2::has_ras;
+pub(crate) use events::{get as get_events, set as set_events};
+
+/// Which bits of ID registers user space may change.
+pub(crate) use idreg::{all as all_ids, writable as writable_id};
 
 /// Registers as user space reads and writes them.
 pub(crate) use one_reg::{get as get_one_reg, list as list_regs, set as set_one_reg};

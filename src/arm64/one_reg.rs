@@ -19,8 +19,12 @@ enum Place<'a> {
     U128(&'a mut u128),
     /// Reads as this, and may be written with it.
     Fixed(u64),
+    /// An ID register, which is the VM's.
+    Id(SysReg),
     /// The VM's virtual counter.
     Counter,
+    /// The version of PSCI, which is the VM's.
+    PsciVersion,
 }
 
 const SIZE_U32: u64 = 2 << 52;
@@ -32,6 +36,14 @@ const ARM64: u64 = 0x6000_0000_0000_0000;
 /// Groups.
 const CORE: u64 = 0x10 << 16;
 const SYSREG: u64 = 0x13 << 16;
+const FIRMWARE: u64 = 0x14 << 16;
+/// KVM_REG_ARM_FW_FEAT_BMAP: calls that user space may take away.
+const FIRMWARE_CALLS: u64 = 0x16 << 16;
+
+/// KVM_REG_ARM_PSCI_VERSION.
+const PSCI_VERSION: u64 = 0;
+/// KVM_REG_ARM_STD_BMAP, STD_HYP_BMAP, VENDOR_HYP_BMAP, VENDOR_HYP_BMAP_2: there are none of those calls.
+const CALL_BITMAPS: u64 = 4;
 
 /// Word of `struct kvm_regs` at which a member is.
 macro_rules! word {
@@ -45,18 +57,26 @@ const PSTATE: u64 = word!(regs.pstate);
 const SP_EL1: u64 = word!(sp_el1);
 const ELR_EL1: u64 = word!(elr_el1);
 const SPSR_EL1: u64 = word!(spsr);
+/// SPSR_abt, SPSR_und, SPSR_irq, SPSR_fiq.
+const BANKED: u64 = SPSR_EL1 + 2;
 const VECTORS: u64 = word!(fp_regs);
 const FPSR: u64 = VECTORS + 128;
 const FPCR: u64 = VECTORS + 129;
+/// Words of `struct kvm_regs`.
+const WORDS: u64 = size_of::<k::kvm_regs>() as u64 / 4;
 const MPIDR: SysReg = SysReg::new(3, 0, 0, 0, 5);
 /// KVM_REG_ARM_TIMER_CVAL and KVM_REG_ARM_TIMER_CNT: KVM has the numbers of CNTV_CVAL_EL0 and CNTVCT_EL0 the wrong way
 /// around, for ever.
 const TIMER_CVAL: SysReg = SysReg::new(3, 3, 14, 0, 2);
 const TIMER_CNT: SysReg = SysReg::new(3, 3, 14, 3, 2);
 
-/// Where the register with that number is. ENOENT: there is none.
-fn find(g: &mut Guest, gic: bool, id: u64) -> Result<Place<'_>> {
+/// Where the register with that number is. ENOENT: there is none; EINVAL: not of this architecture, or a part of one.
+fn find(g: &mut Guest, id: u64) -> Result<Place<'_>> {
+    const SIZE: u64 = 0xf << 52;
     let (kind, group, index) = (id & KIND, id & 0xffff_ffff_0000 & !KIND, id & 0xffff);
+    if (id & !SIZE) >> 32 != ARM64 >> 32 {
+        return Err(EINVAL);
+    }
     let place = match group {
         CORE => match index {
             x if x < SP && x % 2 == 0 => {
@@ -68,20 +88,27 @@ fn find(g: &mut Guest, gic: bool, id: u64) -> Result<Place<'_>> {
             SP_EL1 => Place::U64(&mut g.context.0[Reg::Sp1 as usize]),
             ELR_EL1 => Place::U64(&mut g.context.0[Reg::Elr as usize]),
             SPSR_EL1 => Place::U64(&mut g.context.0[Reg::Spsr as usize]),
+            x if (BANKED..VECTORS).contains(&x) && (x - BANKED) % 2 == 0 => {
+                let n = (x - BANKED) as usize / 2;
+                Place::U64(g.banked.get_nospec_mut(n).ok_or(EINVAL)?)
+            }
             FPSR => Place::U32(&mut g.vectors.fpsr),
             FPCR => Place::U32(&mut g.vectors.fpcr),
             v if (VECTORS..FPSR).contains(&v) && (v - VECTORS) % 4 == 0 => {
                 let n = (v - VECTORS) as usize / 4;
                 Place::U128(g.vectors.v.get_nospec_mut(n).ok_or(ENOENT)?)
             }
+            x if x < WORDS => return Err(EINVAL),
             _ => return Err(ENOENT),
         },
+        FIRMWARE if index == PSCI_VERSION => Place::PsciVersion,
+        FIRMWARE_CALLS if index < CALL_BITMAPS => Place::Fixed(0),
         SYSREG => {
             let reg = SysReg(index as u16);
             if reg == MPIDR {
                 Place::Fixed(g.mpidr)
             } else if idreg::is_id(reg) {
-                Place::Fixed(idreg::shown(reg, el2::host_id(reg), gic))
+                Place::Id(reg)
             } else if reg == TIMER_CNT {
                 Place::Counter
             } else if reg == TIMER_CVAL {
@@ -96,13 +123,15 @@ fn find(g: &mut Guest, gic: bool, id: u64) -> Result<Place<'_>> {
     };
     let size = match place {
         Place::U32(_) => SIZE_U32,
-        Place::U64(_) | Place::Fixed(_) | Place::Counter => SIZE_U64,
+        Place::U64(_) | Place::Fixed(_) | Place::Id(_) | Place::Counter | Place::PsciVersion => {
+            SIZE_U64
+        }
         Place::U128(_) => SIZE_U128,
     };
-    if kind == ARM64 | size {
-        Ok(place)
-    } else {
-        Err(ENOENT)
+    match kind == ARM64 | size {
+        true => Ok(place),
+        false if group == CORE => Err(EINVAL),
+        false => Err(ENOENT),
     }
 }
 
@@ -116,15 +145,17 @@ fn is_core(reg: SysReg) -> bool {
 /// KVM_GET_ONE_REG.
 pub(crate) fn get(g: &mut Guest, vm: &Vm, r: &k::kvm_one_reg) -> Result {
     let addr = r.addr as usize;
-    match find(g, vm.vgic().is_some(), r.id)? {
+    match find(g, r.id)? {
         Place::U32(v) => uapi::put(addr, v),
         Place::U64(v) => uapi::put(addr, v),
         Place::U128(v) => uapi::put(addr, &v.to_le_bytes()),
         Place::Fixed(v) => uapi::put(addr, &v),
+        Place::Id(reg) => uapi::put(addr, &vm.ids.get(reg)),
         Place::Counter => {
             let now = el2::counter().wrapping_sub(vm.counter_offset.load(Ordering::Relaxed));
             uapi::put(addr, &now)
         }
+        Place::PsciVersion => uapi::put(addr, &u64::from(vm.psci_policy().version)),
     }
 }
 
@@ -139,7 +170,7 @@ pub(crate) fn set(g: &mut Guest, vm: &Vm, r: &k::kvm_one_reg) -> Result {
     if r.id == ARM64 | SIZE_U64 | CORE | PSTATE && !is_mode(uapi::get(addr)?) {
         return Err(EINVAL);
     }
-    match find(g, vm.vgic().is_some(), r.id)? {
+    match find(g, r.id)? {
         Place::U32(v) => *v = uapi::get(addr)?,
         Place::U64(v) => *v = uapi::get(addr)?,
         Place::U128(v) => *v = u128::from_le_bytes(uapi::get(addr)?),
@@ -147,6 +178,11 @@ pub(crate) fn set(g: &mut Guest, vm: &Vm, r: &k::kvm_one_reg) -> Result {
             let now = el2::counter().wrapping_sub(uapi::get::<u64>(addr)?);
             vm.counter_offset.store(now, Ordering::Relaxed);
         }
+        Place::Id(reg) => {
+            let has_run = vm.has_run.load(Ordering::Relaxed);
+            vm.ids.set(reg, uapi::get(addr)?, has_run)?;
+        }
+        Place::PsciVersion => vm.set_psci_version(uapi::get(addr)?)?,
         Place::Fixed(v) => {
             if uapi::get::<u64>(addr)? != v {
                 return Err(EINVAL);
@@ -165,11 +201,18 @@ fn each(mut f: impl FnMut(u64) -> Result) -> Result {
     for index in [SP, PC, PSTATE, SP_EL1, ELR_EL1, SPSR_EL1] {
         f(core(index, SIZE_U64))?;
     }
+    for n in 0..4 {
+        f(core(BANKED + 2 * n, SIZE_U64))?;
+    }
     for v in 0..32 {
         f(core(VECTORS + 4 * v, SIZE_U128))?;
     }
     f(core(FPSR, SIZE_U32))?;
     f(core(FPCR, SIZE_U32))?;
+    f(ARM64 | SIZE_U64 | FIRMWARE | PSCI_VERSION)?;
+    for n in 0..CALL_BITMAPS {
+        f(ARM64 | SIZE_U64 | FIRMWARE_CALLS | n)?;
+    }
     // TIMER_CNT is among them by CNTV_CVAL_EL0's own number.
     let system = ENCODINGS.iter().copied().filter(|r| !is_core(*r));
     for reg in Iterator::chain(Iterator::chain(system, idreg::all()), [MPIDR, TIMER_CVAL]) {

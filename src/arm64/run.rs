@@ -6,14 +6,16 @@
 
 use crate::abi::exits::{self, exits as declare_exits, Ask};
 use crate::abi::uapi::k;
-use crate::arm64::el2::{self, Stay};
+use crate::arm64::el2::Stay;
 use crate::arm64::esr::{Exit, NestedFault, Place, SysReg};
+use crate::arm64::inject::{self, Kind};
 use crate::arm64::shared::{affinity_info, switch_on, STOP};
 use crate::arm64::vcpu::{Pending, State, Vcpu};
 use crate::arm64::vgic::mmio::By;
 use crate::arm64::vm::Vm;
-use crate::arm64::{idreg, psci};
+use crate::arm64::{events, idreg, psci};
 use crate::bus::ioeventfd::Bus;
+use crate::bus::set::IN_ONE_GO;
 use crate::linux::irqflags::{IrqGuard, ThisCpu};
 use crate::linux::neon::KernelNeon;
 use crate::linux::sched;
@@ -23,10 +25,11 @@ use crate::mem::mmu::InOwnMm;
 use kernel::prelude::*;
 
 declare_exits! {
-    /// The guest wants the machine off, or reset.
+    /// The guest wants the machine off, reset or suspended, or something wakes it.
     SystemEvent = KVM_EXIT_SYSTEM_EVENT, system_event: kvm_run__bindgen_ty_1__bindgen_ty_19 {
         kind: u32 = type_,
         ndata: u32 = ndata,
+        data: [u64; 16] = __bindgen_anon_1.bindgen_union_field,
     }
     /// An access to device memory that the processor does not describe.
     Undescribed = KVM_EXIT_ARM_NISV, arm_nisv: kvm_run__bindgen_ty_1__bindgen_ty_22 {
@@ -37,10 +40,21 @@ declare_exits! {
 
 /// PSTATE.nRW: EL0 of 32 bits.
 const PSTATE_32BIT: u64 = 1 << 4;
-/// PSTATE after an exception to EL1: EL1 with its own stack pointer, D, A, I and F masked.
-const PSTATE_EL1H_MASKED: u64 = 0x3c5;
-/// ESR_EL1 of an undefined instruction: class 0, 4 bytes.
-const ESR_UNDEFINED: u64 = 1 << 25;
+
+impl SystemEvent {
+    /// With what is known about it.
+    fn of(kind: u32, known: &[u64]) -> Self {
+        let mut data = [0; 16];
+        for (to, from) in data.iter_mut().zip(known) {
+            *to = *from;
+        }
+        Self {
+            kind,
+            ndata: known.len() as u32,
+            data,
+        }
+    }
+}
 
 /// What a handler achieved.
 #[derive(Clone, Copy, Debug)]
@@ -61,6 +75,8 @@ enum Stayed {
     Ended(Step),
     /// With a fault at this guest-physical address whose handling may sleep.
     Fault(Gpa, NestedFault),
+    /// With a write to this register of the interrupt controller, after which many vCPUs are told.
+    Told(SysReg, u8),
 }
 
 /// One KVM_RUN.
@@ -91,6 +107,15 @@ impl<'a> Runner<'a> {
             self.s.take_requests(&self.vcpu.shared);
             let step = if self.s.off {
                 self.wait_until_on()
+            } else if self.s.suspended {
+                self.s.halted = true;
+                match self.wait_for_interrupt() {
+                    // It stays so until user space says otherwise.
+                    Step::Leave if !self.s.halted => {
+                        self.ask(&SystemEvent::of(k::KVM_SYSTEM_EVENT_WAKEUP, &[]))
+                    }
+                    step => step,
+                }
             } else if self.s.halted {
                 self.wait_for_interrupt()
             } else {
@@ -151,6 +176,11 @@ impl<'a> Runner<'a> {
         match self.stay()? {
             Stayed::Ended(step) => Ok(step),
             Stayed::Fault(gpa, fault) => self.slow_fault(gpa, &fault),
+            Stayed::Told(reg, register) => {
+                self.interrupt_register(reg, false, register);
+                self.s.guest.regs.skip();
+                Ok(Step::Again)
+            }
         }
     }
 
@@ -246,6 +276,13 @@ impl<'a> Runner<'a> {
             }
             Exit::SysReg {
                 reg,
+                read: false,
+                register,
+            } if self.tells_many() && reg.generates_interrupts() => {
+                return Stayed::Told(reg, register);
+            }
+            Exit::SysReg {
+                reg,
                 read,
                 register,
             } => self.system_register(stay, reg, read, register),
@@ -283,11 +320,10 @@ impl<'a> Runner<'a> {
     fn hypercall(&mut self, number: u16) -> Step {
         let [x0, x1, x2, x3, ..] = self.s.guest.regs.x;
         let answer = if number == 0 && self.s.has_psci() {
-            psci::call(&[x0, x1, x2, x3])
+            psci::call(&[x0, x1, x2, x3], &self.vm.psci_policy())
         } else {
             psci::Answer::Value(u64::MAX)
         };
-        let event = |kind| SystemEvent { kind, ndata: 0 };
         match answer {
             psci::Answer::Value(value) => {
                 self.s.guest.regs.set_x(0, value);
@@ -312,13 +348,22 @@ impl<'a> Runner<'a> {
                 self.vcpu.shared.arch.set_on(false);
                 Step::Leave
             }
-            psci::Answer::SystemOff => {
-                self.stop_all();
-                self.ask(&event(k::KVM_SYSTEM_EVENT_SHUTDOWN))
+            psci::Answer::CpuSuspend => {
+                self.s.guest.regs.set_x(0, psci::SUCCESS);
+                self.s.halted = true;
+                Step::Leave
             }
-            psci::Answer::SystemReset => {
+            psci::Answer::SystemOff(flags) => {
                 self.stop_all();
-                self.ask(&event(k::KVM_SYSTEM_EVENT_RESET))
+                self.ask(&SystemEvent::of(k::KVM_SYSTEM_EVENT_SHUTDOWN, &[flags]))
+            }
+            psci::Answer::SystemReset(flags) => {
+                self.stop_all();
+                self.ask(&SystemEvent::of(k::KVM_SYSTEM_EVENT_RESET, &[flags]))
+            }
+            // The registers stay as they are: user space reads them.
+            psci::Answer::SystemSuspend => {
+                self.ask(&SystemEvent::of(k::KVM_SYSTEM_EVENT_SUSPEND, &[]))
             }
         }
     }
@@ -326,18 +371,22 @@ impl<'a> Runner<'a> {
     /// The machine is off, or begins anew when user space says so.
     fn stop_all(&mut self) {
         self.s.off = true;
+        self.s.guest.regs.set_x(0, psci::INTERNAL_FAILURE);
         // What user space is told at once; the vCPUs themselves notice by the request.
         self.vm.vcpus.iter().for_each(|v| v.arch.set_on(false));
         self.vm.vcpus.request_all(STOP);
+    }
+
+    /// There are so many vCPUs that whoever may have to tell them all does it with interrupts on.
+    fn tells_many(&self) -> bool {
+        self.s.guest.has_gic && self.vm.vcpus.len() > IN_ONE_GO
     }
 
     /// MRS or MSR that traps.
     fn system_register(&mut self, stay: &Stay<'_>, reg: SysReg, read: bool, register: u8) -> Step {
         let (op0, op1, crn, crm, op2) = reg.parts();
         if idreg::is_id(reg) && read {
-            let gic = self.s.guest.has_gic;
-            let regs = &mut self.s.guest.regs;
-            regs.set_x(register, idreg::shown(reg, el2::host_id(reg), gic));
+            self.s.guest.regs.set_x(register, self.vm.ids.get(reg));
         } else if self.s.guest.has_gic && self.interrupt_register(reg, read, register) {
             // Of the interrupt controller.
         } else if op0 == 2 || (op0, op1, crn, crm, op2) == (3, 0, 1, 0, 1) {
@@ -360,16 +409,10 @@ impl<'a> Runner<'a> {
 
     /// The instruction is undefined: an exception to the guest's EL1, in a stay (Arm ARM D1.3.1).
     fn undefined(&mut self, stay: &Stay<'_>) {
-        let g = &mut self.s.guest;
-        let offset = match g.regs.pstate & 0xf {
-            _ if g.regs.pstate & PSTATE_32BIT != 0 => 0x600,
-            0 => 0x400,
-            4 => 0,
-            _ => 0x200,
-        };
-        let vbar = stay.raise(g.regs.pc, g.regs.pstate, ESR_UNDEFINED);
-        g.regs.pc = vbar.wrapping_add(offset);
-        g.regs.pstate = PSTATE_EL1H_MASKED;
+        let r = &mut self.s.guest.regs;
+        let (vbar, sctlr) = stay.raise(r.pc, r.pstate, inject::UNDEFINED);
+        r.pc = vbar.wrapping_add(inject::vector(r.pstate, Kind::Synchronous));
+        r.pstate = inject::entered(r.pstate, sctlr, events::has_pan());
     }
 
     /// A stage-2 fault in the stay: resident memory, or a device.
@@ -378,6 +421,9 @@ impl<'a> Runner<'a> {
         let view = vm.memory.view();
         let Some(entry) = view.memory_at(gpa, f.write) else {
             drop(view);
+            if self.tells_many() && vm.vgic().is_some_and(|v| v.at(gpa.0).is_some()) {
+                return Stayed::Fault(gpa, f);
+            }
             return Stayed::Ended(self.device(gpa, &f));
         };
         let by = &mut Faulting {

@@ -83,6 +83,8 @@ pub(crate) struct State {
     pub(crate) off: bool,
     /// It waits for an interrupt.
     pub(crate) halted: bool,
+    /// User space wants to know of the next interrupt, before anything is executed (KVM_MP_STATE_SUSPENDED).
+    pub(crate) suspended: bool,
     /// Number in order of creation.
     pub(crate) index: usize,
     pub(crate) irq: Interrupts,
@@ -112,6 +114,8 @@ impl State {
                 regs: Regs::RESET,
                 context: Context::RESET,
                 vectors: Vectors::ZERO,
+                banked: [0; 4],
+                error: None,
                 mpidr: shared.arch.mpidr,
                 counter_offset: 0,
                 interface: Interface::RESET,
@@ -121,6 +125,7 @@ impl State {
             features: None,
             off: false,
             halted: false,
+            suspended: false,
             index: shared.index as usize,
             irq: Interrupts {
                 lists: Lists::EMPTY,
@@ -184,6 +189,7 @@ impl State {
     pub(crate) fn set_off(&mut self, shared: &VcpuShared, off: bool) {
         shared.clear_requests(if off { START | STOP } else { STOP });
         self.off = off;
+        self.suspended = false;
         shared.arch.set_on(!off);
     }
 
@@ -192,9 +198,12 @@ impl State {
         self.guest.regs = Regs::RESET;
         self.guest.context = Context::RESET;
         self.guest.vectors = Vectors::ZERO;
+        self.guest.banked = [0; 4];
+        self.guest.error = None;
         self.guest.interface = Interface::RESET;
         self.pending = Pending::Nothing;
         self.halted = false;
+        self.suspended = false;
         self.irq.again = true;
     }
 

@@ -7,7 +7,9 @@
 
 use crate::abi::stats::VmStats;
 use crate::arm64::el2;
+use crate::arm64::ids::Ids;
 use crate::arm64::paging::NestedTable;
+use crate::arm64::psci;
 use crate::arm64::shared::VcpuSet;
 use crate::arm64::vcpu::Vcpu;
 use crate::arm64::vgic::chip::Vgic;
@@ -43,6 +45,7 @@ pub(crate) struct Vm {
     /// Unregistered, and no callback runs any more, before the memory goes.
     _notifier: MmuNotifier<Notifier>,
     pub(crate) vcpus: Arc<VcpuSet>,
+    pub(crate) ids: Ids,
     pub(crate) memory: Arc<GuestMemory>,
     /// ioeventfds and coalesced zones.
     #[pin]
@@ -61,6 +64,10 @@ pub(crate) struct Vm {
     pub(crate) has_run: AtomicBool,
     /// KVM_CAP_ARM_NISV_TO_USER is enabled.
     nisv_to_user: AtomicBool,
+    /// KVM_CAP_ARM_SYSTEM_SUSPEND is enabled.
+    suspends: AtomicBool,
+    /// Which version of PSCI guests find.
+    psci_version: AtomicU32,
 }
 
 impl Vm {
@@ -79,6 +86,7 @@ impl Vm {
                 mm,
                 _notifier: notifier,
                 vcpus,
+                ids: Ids::new(),
                 memory,
                 bus <- EventBus::new(),
                 setup <- new_mutex!(Setup { vcpus: KVec::new() }),
@@ -88,6 +96,8 @@ impl Vm {
                 timer_intid: AtomicU32::new(TIMER_INTID),
                 has_run: AtomicBool::new(false),
                 nisv_to_user: AtomicBool::new(false),
+                suspends: AtomicBool::new(false),
+                psci_version: AtomicU32::new(psci::NEWEST),
             }),
             GFP_KERNEL_ACCOUNT,
         )
@@ -136,6 +146,27 @@ impl Vm {
         self.nisv_to_user.load(Ordering::Relaxed)
     }
 
+    /// Guests may suspend the machine: user space is told.
+    pub(crate) fn add_suspend(&self) {
+        self.suspends.store(true, Ordering::Relaxed);
+    }
+
+    /// What guests find of PSCI.
+    pub(crate) fn psci_policy(&self) -> psci::Policy {
+        psci::Policy {
+            version: self.psci_version.load(Ordering::Relaxed),
+            suspends: self.suspends.load(Ordering::Relaxed),
+        }
+    }
+
+    /// Another version of PSCI. EINVAL: none of those that there are.
+    pub(crate) fn set_psci_version(&self, version: u64) -> Result {
+        let known = psci::VERSIONS.iter().find(|v| u64::from(**v) == version);
+        self.psci_version
+            .store(*known.ok_or(EINVAL)?, Ordering::Relaxed);
+        Ok(())
+    }
+
     /// The interrupt controller, if there is one.
     #[inline]
     pub(crate) fn vgic(&self) -> Option<ArcBorrow<'_, Vgic>> {
@@ -146,6 +177,7 @@ impl Vm {
     pub(crate) fn make_vgic(&self) -> Result<Arc<Vgic>> {
         let vgic = Vgic::new(self.vcpus.clone())?;
         if self.vgic.set(vgic.clone()) {
+            self.ids.set_gic(true);
             Ok(vgic)
         } else {
             Err(EEXIST)

@@ -58,6 +58,8 @@ const HCR_PTW: u64 = 1 << 2;
 const HCR_FMO: u64 = 1 << 3;
 const HCR_IMO: u64 = 1 << 4;
 const HCR_AMO: u64 = 1 << 5;
+/// An SError waits for EL1; clear when it has been taken.
+const HCR_VSE: u64 = 1 << 8;
 const HCR_FB: u64 = 1 << 9;
 const HCR_BSU_IS: u64 = 1 << 10;
 const HCR_TWI: u64 = 1 << 13;
@@ -134,6 +136,8 @@ pub(crate) struct Regs {
     esr: u64,
     far: u64,
     hpfar: u64,
+    /// HCR_EL2, which tells whether an SError has been taken.
+    hcr: u64,
 }
 
 impl Regs {
@@ -146,6 +150,7 @@ impl Regs {
         esr: 0,
         far: 0,
         hpfar: 0,
+        hcr: 0,
     };
 
     /// General register `n`; 31 reads as zero.
@@ -160,6 +165,11 @@ impl Regs {
         if let Some(x) = self.x.get_nospec_mut(usize::from(n)) {
             *x = value;
         }
+    }
+
+    /// FAR_EL2 of the last exception.
+    pub(crate) fn far(&self) -> u64 {
+        self.far
     }
 
     /// ESR_EL2.ISS of the last exception.
@@ -185,6 +195,10 @@ pub(crate) struct Guest {
     pub(crate) regs: Regs,
     pub(crate) context: Context,
     pub(crate) vectors: Vectors,
+    /// SPSR_abt, SPSR_und, SPSR_irq and SPSR_fiq, of an EL1 of 32 bits: kept for user space alone.
+    pub(crate) banked: [u64; 4],
+    /// An SError that waits for EL1, with what ESR_EL1.ISS is to say of it.
+    pub(crate) error: Option<u64>,
     /// MPIDR_EL1.
     pub(crate) mpidr: u64,
     /// How far the guest's counter is behind the physical one (CNTVOFF_EL2).
@@ -419,9 +433,20 @@ impl<'irq> Stay<'irq> {
         // What is behind stage 2 is the guest's own, whatever it does there. The barrier has the walker find what has
         // been written to nested page tables on this CPU.
         let why = unsafe {
+            let mut hcr = HCR_GUEST;
+            if let Some(iss) = guest.error {
+                hcr |= HCR_VSE;
+                if has_ras() {
+                    // VSESR_EL2, which means nothing to anybody but a guest with HCR_EL2.VSE.
+                    write!("s3_4_c5_c2_3", iss);
+                }
+            }
             asm!("dsb ishst", options(nostack, preserves_flags));
-            rvmm_el2_enter(&mut guest.regs, HCR_GUEST)
+            rvmm_el2_enter(&mut guest.regs, hcr)
         };
+        if guest.error.is_some() && guest.regs.hcr & HCR_VSE == 0 {
+            guest.error = None;
+        }
         let r = &guest.regs;
         let syndrome = Syndrome {
             esr: r.esr,
@@ -552,15 +577,15 @@ pub(crate) fn forget_translations() {
 }
 
 impl Stay<'_> {
-    /// Gives the guest's EL1 what an exception from `pc` and `pstate` gives it; its vectors are at the result.
-    pub(crate) fn raise(&self, pc: u64, pstate: u64, esr: u64) -> u64 {
+    /// Gives the guest's EL1 what an exception from `pc` and `pstate` gives it. Returns VBAR_EL1 and SCTLR_EL1.
+    pub(crate) fn raise(&self, pc: u64, pstate: u64, esr: u64) -> (u64, u64) {
         // SAFETY: ELR_EL1, SPSR_EL1 and ESR_EL1 of the guest, which is loaded.
         unsafe {
             write!("s3_5_c4_c0_1", pc);
             write!("s3_5_c4_c0_0", pstate);
             write!("s3_5_c5_c2_0", esr);
         }
-        read!("s3_5_c12_c0_0")
+        (read!("s3_5_c12_c0_0"), read!("s3_5_c1_c0_0"))
     }
 }
 
@@ -591,6 +616,11 @@ pub(crate) fn counter() -> u64 {
     // SAFETY: Instructions before it are finished first.
     unsafe { asm!("isb", options(nostack, preserves_flags)) };
     read!("cntpct_el0")
+}
+
+/// The processor says what an SError is about (FEAT_RAS).
+pub(crate) fn has_ras() -> bool {
+    read!("id_aa64pfr0_el1") >> 28 & 0xf != 0
 }
 
 /// What the host reads of an ID register that guests are shown something of.

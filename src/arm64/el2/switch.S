@@ -11,7 +11,7 @@
 
 	.arch	armv8.1-a
 
-/* Offset of word n of struct Regs: x0 to x30, SP_EL0, PC, PSTATE, ESR, FAR, HPFAR (src/arm64/el2/mod.rs). */
+/* Offset of word n of struct Regs: x0 to x30, SP_EL0, PC, PSTATE, ESR, FAR, HPFAR, HCR (src/arm64/el2/mod.rs). */
 #define REG(n)	[x0, #(8 * (n))]
 
 	.text
@@ -98,7 +98,8 @@ rvmm_el2_enter:
 	mrs	x3, far_el2
 	stp	x2, x3, REG(34)
 	mrs	x2, hpfar_el2
-	str	x2, REG(36)
+	mrs	x3, hcr_el2
+	stp	x2, x3, REG(36)
 	ldp	x0, x5, [sp], #16
 	ldp	x3, x4, [sp], #16
 	msr	hcr_el2, x5

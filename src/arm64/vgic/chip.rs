@@ -9,12 +9,13 @@ use crate::arm64::shared::VcpuSet;
 use crate::arm64::vgic::lists::Lists;
 use crate::arm64::vgic::mmio::{By, Frame, FRAME, REDISTRIBUTOR};
 use crate::arm64::vgic::state::{
-    Cpu, CpuMask, Gic, Shared, AFFINITY, BANK, MAX_CPUS, MAX_INTIDS, NOBODY, SGIS,
+    bits, Cpu, CpuMask, Gic, Shared, AFFINITY, BANK, MAX_CPUS, MAX_INTIDS, NOBODY, SGIS,
 };
 use crate::bus::line::{Lines, Source};
 use crate::bus::ports::{IrqLines, Resampler};
 use crate::linux::once::Once;
 use crate::linux::spin_irq::RawSpin;
+use crate::linux::version_cell::VersionCell;
 use crate::nospec::Nospec;
 use core::sync::atomic::{AtomicBool, Ordering};
 use kernel::prelude::*;
@@ -66,11 +67,41 @@ struct Places {
     regions: KVec<(u64, u32, u32)>,
 }
 
+/// What GSIs are numbers of.
+pub(crate) const MAX_GSIS: u32 = 4096;
+/// SPIs that a GSI can lead to (KVM_IRQCHIP_NUM_PINS).
+pub(crate) const PINS: u32 = 1020 - BANK;
+/// A GSI that leads nowhere.
+pub(crate) const NOWHERE: u16 = u16::MAX;
+/// Irqfds with resampling that a VM may have.
+const MAX_RESAMPLERS: usize = 512;
+
+/// Where inputs lead, and who is told of ends.
+struct Wires {
+    /// By GSI: the SPI, counted from 32, or [`NOWHERE`]. `None`: GSI n is SPI n.
+    routes: Option<KVVec<u16>>,
+    resamplers: KVVec<Resampler<Vgic>>,
+}
+
+impl Wires {
+    /// The SPI, counted from 32, that `gsi` leads to.
+    fn pin(&self, gsi: u32) -> Option<u32> {
+        match &self.routes {
+            None => Some(gsi),
+            Some(table) => match *table.get_nospec(gsi as usize)? {
+                NOWHERE => None,
+                pin => Some(pin.into()),
+            },
+        }
+    }
+}
+
 struct Inner {
     enabled: bool,
     cpus: KVVec<Cpu>,
     shared: KVVec<Shared>,
     look: CpuMask,
+    ended: bool,
     /// Who drives the inputs of SPIs.
     held: KVVec<Lines<32>>,
 }
@@ -82,6 +113,8 @@ pub(crate) struct Vgic {
     #[pin]
     pub(crate) config: Mutex<Config>,
     places: Once<KBox<Places>>,
+    /// Changed under `config`.
+    wires: VersionCell<Wires>,
     #[pin]
     inner: RawSpin<Inner>,
     ready: AtomicBool,
@@ -95,8 +128,13 @@ impl Vgic {
             cpus: KVVec::new(),
             shared: KVVec::new(),
             look: CpuMask::default(),
+            ended: false,
             held: KVVec::new(),
         };
+        let wires = VersionCell::new(Wires {
+            routes: None,
+            resamplers: KVVec::new(),
+        })?;
         Arc::pin_init(
             pin_init!(Self {
                 vcpus,
@@ -107,6 +145,7 @@ impl Vgic {
                     is_initialized: false,
                 }),
                 places: Once::new(),
+                wires,
                 inner <- RawSpin::new(inner),
                 ready: AtomicBool::new(false),
             }),
@@ -243,10 +282,15 @@ impl Vgic {
             cpus: &mut i.cpus,
             shared: &mut i.shared,
             look: &mut i.look,
+            ended: &mut i.ended,
         };
         let result = f(gic, &mut i.held);
         let look = core::mem::take(&mut i.look);
+        let ended = core::mem::take(&mut i.ended);
         drop(inner);
+        if ended {
+            self.tell_ends();
+        }
         if look != CpuMask::default() {
             for index in look.iter() {
                 if let Some(v) = self.vcpus.get(index) {
@@ -297,44 +341,32 @@ impl Vgic {
         });
     }
 
-    /// KVM_IRQ_LINE (api.rst 4.25): `number` says what and whose. EINVAL: there is no such input. ENXIO: the controller
-    /// is not ready.
-    pub(crate) fn irq_line(&self, number: u32, level: bool, timer: u32) -> Result<isize> {
-        let (kind, intid) = (number >> 24 & 0xf, number & 0xffff);
-        let vcpu = (number >> 28)
-            .wrapping_mul(256)
-            .wrapping_add(number >> 16 & 0xff);
-        if !self.is_ready() {
-            return Err(ENXIO);
-        }
-        match kind {
-            2 if (SGIS..BANK).contains(&intid) => {
-                let v = self.vcpus.with_id(vcpu).ok_or(EINVAL)?;
-                // The timer's own nobody else drives.
-                if intid != timer {
-                    self.set_private(v.index as usize, intid, level);
-                }
-                Ok(0)
-            }
-            1 if (BANK..MAX_INTIDS).contains(&intid) => {
-                match self.set_irq(intid - BANK, Source::USER, level) {
-                    n if n < 0 => Err(EINVAL),
-                    _ => Ok(0),
+    /// Resampled lines whose interrupts have ended go down, and those are told who may assert them again.
+    #[cold]
+    fn tell_ends(&self) {
+        let wires = self.wires.read();
+        for index in 0..MAX_INTIDS / BANK {
+            let mut inner = self.inner.lock_irqsave();
+            let bank = inner.shared.get_nospec_mut(index as usize);
+            let ended = bank.map_or(0, |s| core::mem::take(&mut s.ended));
+            drop(inner);
+            for pin in bits(ended).map(|bit| index.wrapping_mul(BANK).wrapping_add(bit)) {
+                self.set_pin(pin, Source::RESAMPLE, false);
+                for r in wires.resamplers.iter() {
+                    if wires.pin(r.gsi) == Some(pin) {
+                        r.listener.ended(self);
+                    }
                 }
             }
-            0 => Err(ENXIO),
-            _ => Err(EINVAL),
         }
     }
-}
 
-impl IrqLines for Vgic {
-    /// GSI n is SPI n.
-    fn set_irq(&self, gsi: u32, source: Source, level: bool) -> i32 {
+    /// `source` drives the input of an SPI, counted from 32. Negative: there is no such.
+    fn set_pin(&self, pin: u32, source: Source, level: bool) -> i32 {
         self.with_inputs(|gic, held| {
-            let lines = held.get_nospec_mut((gsi / BANK) as usize);
-            let up = lines.and_then(|l| l.set((gsi % BANK) as usize, source, level));
-            let set = up.is_some_and(|up| gic.set_line(0, gsi.wrapping_add(BANK), up));
+            let lines = held.get_nospec_mut((pin / BANK) as usize);
+            let up = lines.and_then(|l| l.set((pin % BANK) as usize, source, level));
+            let set = up.is_some_and(|up| gic.set_line(0, pin.wrapping_add(BANK), up));
             if set {
                 1
             } else {
@@ -343,16 +375,130 @@ impl IrqLines for Vgic {
         })
     }
 
+    /// KVM_SET_GSI_ROUTING: where GSIs lead. Before the controller is initialised it is forgotten, as in KVM.
+    pub(crate) fn set_routes(&self, routes: KVVec<u16>) -> Result {
+        let config = self.config.lock();
+        if !config.is_initialized {
+            return Ok(());
+        }
+        let resamplers = self.copy_resamplers(|_| true, 0)?;
+        self.rewire(Wires {
+            routes: Some(routes),
+            resamplers,
+        })
+    }
+
+    /// Those of the resamplers that `keep` says, with room for `more`.
+    fn copy_resamplers(
+        &self,
+        keep: impl Fn(&Resampler<Self>) -> bool,
+        more: usize,
+    ) -> Result<KVVec<Resampler<Self>>> {
+        let wires = self.wires.read();
+        let room = wires.resamplers.len().saturating_add(more);
+        let mut copy = KVVec::with_capacity(room, GFP_KERNEL_ACCOUNT)?;
+        for r in wires.resamplers.iter().filter(|r| keep(r)) {
+            copy.push(r.clone(), GFP_KERNEL_ACCOUNT)?;
+        }
+        Ok(copy)
+    }
+
+    /// The table as it is, once more.
+    fn copy_routes(&self) -> Result<Option<KVVec<u16>>> {
+        let wires = self.wires.read();
+        let Some(table) = &wires.routes else {
+            return Ok(None);
+        };
+        let mut copy = KVVec::with_capacity(table.len(), GFP_KERNEL_ACCOUNT)?;
+        copy.extend_from_slice(table, GFP_KERNEL_ACCOUNT)?;
+        Ok(Some(copy))
+    }
+
+    /// New wires, under `config`.
+    fn rewire(&self, wires: Wires) -> Result {
+        let mut watched = [0u32; (MAX_INTIDS / BANK) as usize];
+        for pin in wires.resamplers.iter().filter_map(|r| wires.pin(r.gsi)) {
+            if let Some(w) = watched.get_nospec_mut((pin / BANK) as usize) {
+                *w |= 1 << (pin % BANK);
+            }
+        }
+        drop(self.wires.replace(KBox::new(wires, GFP_KERNEL_ACCOUNT)?));
+        let mut inner = self.inner.lock_irqsave();
+        for (s, w) in inner.shared.iter_mut().zip(watched) {
+            s.watched = w;
+        }
+        Ok(())
+    }
+
+    /// KVM_IRQ_LINE (api.rst 4.25): `number` says what and whose. EINVAL: there is no such input. EBUSY: the controller
+    /// is not ready. ENXIO: inputs of vCPUs themselves are not there.
+    pub(crate) fn irq_line(&self, number: u32, level: bool, timers: u32) -> Result<isize> {
+        let (kind, intid) = (number >> 24 & 0xf, number & 0xffff);
+        let vcpu = (number >> 28)
+            .wrapping_mul(256)
+            .wrapping_add(number >> 16 & 0xff);
+        match kind {
+            0 => return Err(ENXIO),
+            1 | 2 if !self.is_ready() => return Err(EBUSY),
+            _ => {}
+        }
+        match kind {
+            2 if (SGIS..BANK).contains(&intid) => {
+                let v = self.vcpus.with_id(vcpu).ok_or(EINVAL)?;
+                // The timers' own nobody else drives.
+                if timers >> intid & 1 == 0 {
+                    self.set_private(v.index as usize, intid, level);
+                }
+                Ok(0)
+            }
+            1 if (BANK..MAX_INTIDS).contains(&intid) => {
+                match self.set_pin(intid - BANK, Source::USER, level) {
+                    n if n < 0 => Err(EINVAL),
+                    _ => Ok(0),
+                }
+            }
+            _ => Err(EINVAL),
+        }
+    }
+}
+
+impl IrqLines for Vgic {
+    fn set_irq(&self, gsi: u32, source: Source, level: bool) -> i32 {
+        let pin = self.wires.read().pin(gsi);
+        pin.map_or(-1, |pin| self.set_pin(pin, source, level))
+    }
+
     fn pulse(&self, gsi: u32, source: Source) {
         self.set_irq(gsi, source, true);
         self.set_irq(gsi, source, false);
     }
 
-    fn add_resampler(&self, _new: Resampler<Self>) -> Result {
-        Err(EINVAL)
+    fn add_resampler(&self, new: Resampler<Self>) -> Result {
+        let _config = self.config.lock();
+        if self.wires.read().resamplers.len() >= MAX_RESAMPLERS {
+            return Err(ENOSPC);
+        }
+        let mut resamplers = self.copy_resamplers(|_| true, 1)?;
+        resamplers.push(new, GFP_KERNEL_ACCOUNT)?;
+        self.rewire(Wires {
+            routes: self.copy_routes()?,
+            resamplers,
+        })
     }
 
-    fn remove_resampler(&self, _old: &Resampler<Self>) -> Result {
+    /// The line goes down if it was the last one of its GSI.
+    fn remove_resampler(&self, old: &Resampler<Self>) -> Result {
+        let _config = self.config.lock();
+        let is = |r: &Resampler<Self>| r.gsi == old.gsi && Arc::ptr_eq(&r.listener, &old.listener);
+        let resamplers = self.copy_resamplers(|r| !is(r), 0)?;
+        let last = !resamplers.iter().any(|r| r.gsi == old.gsi);
+        self.rewire(Wires {
+            routes: self.copy_routes()?,
+            resamplers,
+        })?;
+        if last {
+            self.set_irq(old.gsi, Source::RESAMPLE, false);
+        }
         Ok(())
     }
 }

@@ -261,6 +261,9 @@ impl Gic<'_> {
         let active = b.active & bit != 0;
         if let Place::Shared(index, n) = place {
             let s = self.shared.get_nospec_mut(index)?;
+            if r & (STATE | TELL_END) == TELL_END {
+                *self.ended |= s.end(bit);
+            }
             if !active {
                 *s.holder.get_nospec_mut(n as usize)? = NOBODY;
                 let target = s.target.get_nospec(n as usize).copied().unwrap_or(NOBODY);
@@ -290,6 +293,7 @@ impl Gic<'_> {
         if let Place::Shared(index, n) = place {
             if let Some(s) = self.shared.get_nospec_mut(index) {
                 if s.bank.active & bit != 0 && s.bank.resident & bit == 0 {
+                    *self.ended |= s.end(bit);
                     if let Some(holder) = s.holder.get_nospec_mut(n as usize) {
                         *holder = NOBODY;
                     }
@@ -371,6 +375,37 @@ mod tests {
         assert_eq!(m.looks(), [1]);
         assert_eq!(fill(&mut m, 0).used, 0);
         assert_eq!(fill(&mut m, 1).used, 1);
+    }
+
+    #[test]
+    fn ends_are_told() {
+        let mut m = Machine::new(1);
+        let s = &mut m.shared[0];
+        (s.bank.enabled, s.bank.edge, s.watched) = (7, 4, 5);
+        for intid in 32..35 {
+            m.gic().set_line(0, intid, true);
+        }
+        let mut lists = fill(&mut m, 0);
+        for n in 0..3 {
+            acknowledge(&mut lists, n);
+        }
+        m.gic().fold(0, &mut lists, 0);
+        assert!(!m.ended);
+        let mut lists = fill(&mut m, 0);
+        for n in 0..3 {
+            lists.registers[n] &= !STATE;
+        }
+        m.gic().fold(0, &mut lists, 0);
+        // Neither of the one that nobody has asked for, nor of the edge.
+        assert!(m.ended);
+        assert_eq!(m.shared[0].ended, 1);
+        // By ICC_DIR_EL1, and not where it was not active.
+        m.shared[0].ended = 0;
+        m.gic().deactivate(0, 32);
+        assert_eq!(m.shared[0].ended, 0);
+        m.shared[0].bank.active = 1;
+        m.gic().deactivate(0, 32);
+        assert_eq!(m.shared[0].ended, 1);
     }
 
     #[test]

@@ -118,6 +118,10 @@ pub struct Shared {
     pub target: [u16; BANK as usize],
     /// The vCPU on which it is active or in whose list registers it is, or [`NOBODY`].
     pub holder: [u16; BANK as usize],
+    /// Those whose ends somebody wants to know of, and those that have ended since.
+    pub watched: u32,
+    /// See above.
+    pub ended: u32,
 }
 
 impl Shared {
@@ -128,7 +132,16 @@ impl Shared {
             route: [0; BANK as usize],
             target: [target; BANK as usize],
             holder: [NOBODY; BANK as usize],
+            watched: 0,
+            ended: 0,
         }
+    }
+
+    /// Level-triggered interrupts `which` have ended. Returns whether anybody wants to know.
+    pub fn end(&mut self, which: u32) -> bool {
+        let ended = which & self.watched & !self.bank.edge;
+        self.ended |= ended;
+        ended != 0
     }
 
     /// Whose SPI `n` is: of the vCPU that holds it, else of the one that it is for. [`NOBODY`].
@@ -195,6 +208,8 @@ pub struct Gic<'a> {
     pub shared: &'a mut [Shared],
     /// vCPUs that have to look, because there is something for them.
     pub look: &'a mut CpuMask,
+    /// Some of [`Shared::ended`] are set.
+    pub ended: &'a mut bool,
 }
 
 impl Gic<'_> {
@@ -373,6 +388,7 @@ pub(crate) mod tests {
         pub cpus: Vec<Cpu>,
         pub shared: Vec<Shared>,
         pub look: CpuMask,
+        pub ended: bool,
     }
 
     impl Machine {
@@ -385,6 +401,7 @@ pub(crate) mod tests {
                 cpus: (0..cpus).map(|n| Cpu::new(affinity(n))).collect(),
                 shared: vec![shared; 2],
                 look: CpuMask::default(),
+                ended: false,
             }
         }
 
@@ -394,6 +411,7 @@ pub(crate) mod tests {
                 cpus: &mut self.cpus,
                 shared: &mut self.shared,
                 look: &mut self.look,
+                ended: &mut self.ended,
             }
         }
 

@@ -2,7 +2,7 @@
 //! Extensions on Arm64: what is there, and what has to be enabled. What stands nowhere is not there.
 
 use crate::abi::uapi::k;
-use crate::arch::{Setup, Vm, ADDRESS_BITS, MAX_VCPUS};
+use crate::arch::{has_ras, Setup, Vm, ADDRESS_BITS, MAX_GSIS, MAX_VCPUS};
 use crate::kvm::table::extensions;
 use crate::linux::smp;
 use crate::mem::slots::MAX_SLOTS;
@@ -30,12 +30,23 @@ extensions! {
     k::KVM_CAP_MAX_VCPUS: MAX_VCPUS;
     k::KVM_CAP_MAX_VCPU_ID: MAX_VCPUS;
     k::KVM_CAP_IMMEDIATE_EXIT: 1;
+    k::KVM_CAP_INTERNAL_ERROR_DATA: 1;
+    k::KVM_CAP_SYSTEM_EVENT_DATA: 1;
     k::KVM_CAP_IOEVENTFD_NO_LENGTH: 1;
     k::KVM_CAP_IOEVENTFD_ANY_LENGTH: 1;
     k::KVM_CAP_COALESCED_MMIO: k::KVM_COALESCED_MMIO_PAGE_OFFSET;
     k::KVM_CAP_ARM_PSCI: 1;
     k::KVM_CAP_ARM_PSCI_0_2: 1;
     k::KVM_CAP_ARM_VM_IPA_SIZE: ADDRESS_BITS;
+    k::KVM_CAP_IRQ_ROUTING: MAX_GSIS;
+    k::KVM_CAP_ARM_IRQ_LINE_LAYOUT_2: 1;
+    k::KVM_CAP_ARM_SUPPORTED_REG_MASK_RANGES: 1 << k::KVM_ARM_FEATURE_ID_RANGE;
+    k::KVM_CAP_ARM_INJECT_SERROR_ESR: has_ras();
+    k::KVM_CAP_ARM_SYSTEM_SUSPEND: 1,
+        enable {
+            vm.add_suspend();
+            Ok(())
+        };
     k::KVM_CAP_ARM_NISV_TO_USER: 1,
         enable {
             vm.pass_undescribed();

@@ -2,6 +2,7 @@
 //! The ioctls of Arm64, but for those of the device that every architecture has.
 
 mod extensions;
+mod routing;
 pub(super) mod system;
 mod vcpu;
 mod vgic;

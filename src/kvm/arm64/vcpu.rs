@@ -2,7 +2,9 @@
 //! The file of a vCPU on Arm64.
 
 use crate::abi::uapi::{self, k};
-use crate::arch::{get_one_reg, list_regs, set_one_reg, Runner, State, Vcpu, Vm};
+use crate::arch::{
+    get_events, get_one_reg, list_regs, set_events, set_one_reg, Runner, State, Vcpu, Vm,
+};
 use crate::kvm::signals;
 use crate::kvm::table::ioctls;
 use crate::linux::anon_inode::FileOperations;
@@ -64,8 +66,10 @@ ioctls! {
     KVM_GET_ONE_REG:        held, set(r => one_reg(vm, vcpu, s, r)), KVM_CAP_ONE_REG;
     KVM_SET_ONE_REG:        held, set(r => change_reg(vm, vcpu, s, r));
     KVM_GET_REG_LIST:       held, call(reg_list(s, arg));
-    KVM_GET_MP_STATE:       held, get(mp_state(vcpu)), KVM_CAP_MP_STATE;
+    KVM_GET_MP_STATE:       held, get(mp_state(vcpu, s)), KVM_CAP_MP_STATE;
     KVM_SET_MP_STATE:       held, set(r => set_mp_state(vcpu, s, r));
+    KVM_GET_VCPU_EVENTS:    held, get(events(vcpu, s)), KVM_CAP_VCPU_EVENTS, KVM_CAP_ARM_INJECT_EXT_DABT;
+    KVM_SET_VCPU_EVENTS:    held, set(r => change_events(vcpu, s, r));
     KVM_SET_DEVICE_ATTR:    -,    set(r => set_attr(vm, r)), KVM_CAP_VCPU_ATTRIBUTES;
     KVM_GET_DEVICE_ATTR:    -,    set(r => get_attr(vm, r));
     KVM_HAS_DEVICE_ATTR:    -,    set(r => has_attr(r));
@@ -93,12 +97,28 @@ fn reg_list(s: &State, arg: usize) -> Result {
     list_regs(arg)
 }
 
+/// KVM_GET_VCPU_EVENTS (api.rst 4.31).
+fn events(vcpu: &Vcpu, s: &mut State) -> Result<k::kvm_vcpu_events> {
+    s.check_initialized()?;
+    s.take_requests(&vcpu.shared);
+    Ok(get_events(s))
+}
+
+/// KVM_SET_VCPU_EVENTS (api.rst 4.32).
+fn change_events(vcpu: &Vcpu, s: &mut State, r: &k::kvm_vcpu_events) -> Result {
+    s.check_initialized()?;
+    s.take_requests(&vcpu.shared);
+    set_events(s, r)
+}
+
 /// KVM_GET_MP_STATE (api.rst 4.38).
-fn mp_state(vcpu: &Vcpu) -> Result<k::kvm_mp_state> {
-    let mp_state = if vcpu.shared.arch.is_on() {
-        k::KVM_MP_STATE_RUNNABLE
-    } else {
+fn mp_state(vcpu: &Vcpu, s: &State) -> Result<k::kvm_mp_state> {
+    let mp_state = if !vcpu.shared.arch.is_on() {
         k::KVM_MP_STATE_STOPPED
+    } else if s.suspended {
+        k::KVM_MP_STATE_SUSPENDED
+    } else {
+        k::KVM_MP_STATE_RUNNABLE
     };
     Ok(k::kvm_mp_state { mp_state })
 }
@@ -107,10 +127,11 @@ fn mp_state(vcpu: &Vcpu) -> Result<k::kvm_mp_state> {
 fn set_mp_state(vcpu: &Vcpu, s: &mut State, r: &k::kvm_mp_state) -> Result {
     let off = match r.mp_state {
         k::KVM_MP_STATE_STOPPED => true,
-        k::KVM_MP_STATE_RUNNABLE => false,
+        k::KVM_MP_STATE_RUNNABLE | k::KVM_MP_STATE_SUSPENDED => false,
         _ => return Err(EINVAL),
     };
     s.set_off(&vcpu.shared, off);
+    s.suspended = r.mp_state == k::KVM_MP_STATE_SUSPENDED;
     Ok(())
 }
 

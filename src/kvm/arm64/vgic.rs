@@ -4,8 +4,8 @@
 
 use crate::abi::uapi::{self, k};
 use crate::arch::{
-    gic_kind, By, Frame, Gic, Interface, Region, Setup, SysReg, Vcpu, Vgic, Vm, ADDRESS_BITS,
-    AFFINITY, BANK, FRAME, MAX_INTIDS, REDISTRIBUTOR,
+    gic_kind, By, Frame, Gic, Interface, Region, Setup, State, SysReg, Vcpu, Vgic, Vm,
+    ADDRESS_BITS, AFFINITY, BANK, FRAME, MAX_INTIDS, REDISTRIBUTOR,
 };
 use crate::linux::anon_inode::{FileOperations, NewFile};
 use crate::nospec::Nospec;
@@ -78,7 +78,10 @@ impl VgicDevice {
                     | k::KVM_VGIC_V3_ADDR_TYPE_REDIST_REGION
             ),
             k::KVM_DEV_ARM_VGIC_GRP_NR_IRQS => true,
-            k::KVM_DEV_ARM_VGIC_GRP_CTRL => a.attr == u64::from(k::KVM_DEV_ARM_VGIC_CTRL_INIT),
+            k::KVM_DEV_ARM_VGIC_GRP_CTRL => matches!(
+                u32::try_from(a.attr)?,
+                k::KVM_DEV_ARM_VGIC_CTRL_INIT | k::KVM_DEV_ARM_VGIC_SAVE_PENDING_TABLES
+            ),
             k::KVM_DEV_ARM_VGIC_GRP_DIST_REGS => {
                 Gic::exists(Frame::Distributor, a.attr & 0xffff_ffff)
             }
@@ -111,6 +114,12 @@ impl VgicDevice {
                 // No vCPU comes meanwhile.
                 let _setup = self.vm.setup.lock();
                 self.vgic.init()
+            }
+            // Of LPIs, of which there are none.
+            k::KVM_DEV_ARM_VGIC_GRP_CTRL
+                if write && a.attr == u64::from(k::KVM_DEV_ARM_VGIC_SAVE_PENDING_TABLES) =>
+            {
+                self.vgic.is_ready().then_some(()).ok_or(ENXIO)
             }
             k::KVM_DEV_ARM_VGIC_GRP_DIST_REGS
             | k::KVM_DEV_ARM_VGIC_GRP_REDIST_REGS
@@ -229,16 +238,19 @@ impl VgicDevice {
         } else {
             of_affinity(&setup, a.attr >> 32)?
         };
-        let vcpu = setup.vcpus.get(index).ok_or(EINVAL)?;
-        // One after the other: whoever runs is in KVM_RUN, and holds its state.
-        if setup.vcpus.iter().any(|v| v.lock_now().is_none()) {
-            return Err(EBUSY);
+        // Nobody is in KVM_RUN until this is done.
+        let mut held = KVec::with_capacity(setup.vcpus.len(), GFP_KERNEL)?;
+        for v in setup.vcpus.iter() {
+            held.push(v.lock_now().ok_or(EBUSY)?, GFP_KERNEL)?;
         }
         if !self.vgic.is_ready() {
             return Err(EBUSY);
         }
         let (frame, at) = match a.group {
-            k::KVM_DEV_ARM_VGIC_GRP_CPU_SYSREGS => return system(vcpu, a.attr, addr, write),
+            k::KVM_DEV_ARM_VGIC_GRP_CPU_SYSREGS => {
+                let state = held.get_mut(index).ok_or(EINVAL)?;
+                return system(state, a.attr, addr, write);
+            }
             k::KVM_DEV_ARM_VGIC_GRP_LEVEL_INFO => {
                 let intid = level_of(a.attr)?;
                 return self.levels(index, intid, addr, write);
@@ -315,8 +327,7 @@ fn of_affinity(setup: &Setup, affinity: u64) -> Result<usize> {
 }
 
 /// ICC_*_EL1 of a vCPU: 64 bits each.
-fn system(vcpu: &Vcpu, attr: u64, addr: usize, write: bool) -> Result {
-    let mut s = vcpu.lock_now().ok_or(EBUSY)?;
+fn system(s: &mut State, attr: u64, addr: usize, write: bool) -> Result {
     let (reg, kind) = (register(attr), gic_kind());
     let interface = &mut s.guest.interface;
     if write {

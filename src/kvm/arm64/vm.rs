@@ -2,14 +2,16 @@
 //! The file of a virtual machine on Arm64.
 
 use crate::abi::uapi::{self, k};
-use crate::arch::{Setup, Vcpu, Vgic, Vm, ADDRESS_BITS, MAX_VCPUS};
+use crate::arch::{all_ids, writable_id, Setup, Vcpu, Vm, ADDRESS_BITS, MAX_VCPUS};
 use crate::kvm::arm64::extensions;
+use crate::kvm::arm64::routing;
 use crate::kvm::arm64::vcpu::{self, VcpuFile};
 use crate::kvm::arm64::vgic;
 use crate::kvm::memory::{clear_dirty_log, dirty_log, set_memory, set_memory2};
 use crate::kvm::table::ioctls;
 use crate::linux::anon_inode::{self, FileOperations, NewFile};
 use crate::linux::sched;
+use crate::nospec::Nospec;
 use core::sync::atomic::Ordering;
 use kernel::fs::File;
 use kernel::prelude::*;
@@ -52,13 +54,15 @@ ioctls! {
     KVM_CHECK_EXTENSION:            -,    call(check_extension(Some(vm), arg));
     KVM_ENABLE_CAP:                 held, set(r => enable_cap(vm, setup, r)), KVM_CAP_ENABLE_CAP_VM;
     KVM_ARM_PREFERRED_TARGET:       -,    get(preferred_target());
+    KVM_ARM_GET_REG_WRITABLE_MASKS: -,    set(r => writable_masks(r));
     KVM_SET_USER_MEMORY_REGION:     -,    set(r => set_memory(vm, r)), KVM_CAP_USER_MEMORY;
     KVM_SET_USER_MEMORY_REGION2:    -,    set(r => set_memory2(vm, r)), KVM_CAP_USER_MEMORY2;
     KVM_GET_DIRTY_LOG:              -,    set(r => dirty_log(vm, r));
     KVM_CLEAR_DIRTY_LOG:            -,    set(r => clear_dirty_log(vm, r));
     KVM_CREATE_DEVICE:              held, call(vgic::create_device(vm, setup, arg)), KVM_CAP_DEVICE_CTRL;
     KVM_IRQ_LINE:                   -,    call(irq_line(vm, arg)), KVM_CAP_IRQCHIP;
-    KVM_IRQFD:                      -,    set(r => irqfd(vm, r)), KVM_CAP_IRQFD;
+    KVM_IRQFD:                      -,    set(r => routing::irqfd(vm, r)), KVM_CAP_IRQFD, KVM_CAP_IRQFD_RESAMPLE;
+    KVM_SET_GSI_ROUTING:            -,    call(routing::set_gsi_routing(vm, arg));
     KVM_IOEVENTFD:                  -,    set(r => vm.bus.ioeventfd(r)), KVM_CAP_IOEVENTFD;
     KVM_REGISTER_COALESCED_MMIO:    -,    set(r => vm.bus.coalesce(r, |_| devices(vm)));
     KVM_UNREGISTER_COALESCED_MMIO:  -,    set(r => vm.bus.uncoalesce(r));
@@ -88,6 +92,27 @@ fn preferred_target() -> Result<k::kvm_vcpu_init> {
     Ok(init)
 }
 
+/// KVM_ARM_GET_REG_WRITABLE_MASKS (api.rst 4.139): bits of ID registers that user space may change. EINVAL: another
+/// range than that of ID registers.
+fn writable_masks(r: &uapi::RegMasks) -> Result {
+    if r.range != k::KVM_ARM_FEATURE_ID_RANGE || r.reserved != [0; 13] {
+        return Err(EINVAL);
+    }
+    let mut masks = KVec::from_elem(0u64, k::KVM_ARM_FEATURE_ID_RANGE_SIZE as usize, GFP_KERNEL)?;
+    for reg in all_ids() {
+        // Those of op1 0 come first, 64 of them.
+        let (_, _, _, crm, op2) = reg.parts();
+        if let Some(mask) = masks.get_nospec_mut(usize::from((crm & 7) << 3 | op2)) {
+            *mask = writable_id(reg);
+        }
+    }
+    let addr = usize::try_from(r.addr)?;
+    for (n, mask) in masks.iter().enumerate() {
+        uapi::put(uapi::element::<u64>(addr, 0, n)?, mask)?;
+    }
+    Ok(())
+}
+
 /// How many devices are on the bus in the kernel: the distributor, and a redistributor for each vCPU.
 fn devices(vm: &Vm) -> u32 {
     vm.vgic().map_or(0, |_| vm.vcpus.len().saturating_add(1))
@@ -97,22 +122,8 @@ fn devices(vm: &Vm) -> u32 {
 fn irq_line(vm: &Vm, arg: usize) -> Result<isize> {
     let [number, level] = uapi::get::<[u32; 2]>(arg)?;
     let vgic = vm.vgic().ok_or(ENXIO)?;
-    let timer = vm.timer_intid.load(Ordering::Relaxed);
-    vgic.irq_line(number, level != 0, timer)
-}
-
-/// KVM_IRQFD (api.rst 4.75), without resampling. EINVAL: no interrupt controller, or one that is not ready.
-fn irqfd(vm: &Vm, r: &k::kvm_irqfd) -> Result {
-    if r.flags & !k::KVM_IRQFD_FLAG_DEASSIGN != 0 {
-        return Err(EINVAL);
-    }
-    let vgic: Arc<Vgic> = vm.vgic().ok_or(EINVAL)?.into();
-    let mut irqfds = vm.irqfds.lock();
-    if r.flags & k::KVM_IRQFD_FLAG_DEASSIGN != 0 {
-        irqfds.deassign(&vgic, r)
-    } else {
-        irqfds.assign(&vgic, r)
-    }
+    let timers = 1 << (vm.timer_intid.load(Ordering::Relaxed) & 31);
+    vgic.irq_line(number, level != 0, timers)
 }
 
 /// KVM_CREATE_VCPU (api.rst 4.7). EINVAL: too large an id, or too many; EEXIST; EBUSY: the interrupt controller has

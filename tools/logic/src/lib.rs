@@ -62,6 +62,7 @@ pub mod arm64 {
     pub mod esr;
     pub mod host;
     pub mod idreg;
+    pub mod inject;
     pub mod psci;
     pub mod stage2;
 
