@@ -8,7 +8,7 @@ from . import kernel
 from .buildroot import in_root
 from .debian import SUITE, network_failure
 from .debpool import Pool
-from .paths import ARM64, ROOT
+from .paths import ARM64, ARM64_QEMU, ROOT
 from .report import Failure
 from .stock import release
 
@@ -66,6 +66,11 @@ def stock():
     for path in (image(), headers_dir() / "Module.symvers", busybox()):
         if not path.exists():
             raise Failure(f"{path} is not in its package", "report it: the package layout has changed")
+
+
+def qemu():
+    """QEMU for Arm64 that runs on Arm64, with its libraries, in build/arm64"""
+    Pool(f"{SUITE}-backports", "arm64", ARM64_QEMU.parent, also=[SUITE]).whole("qemu-system-arm")
 
 
 def image():

@@ -20,8 +20,9 @@ POOL = BUILD / "guests"
 class Pool:
     """One suite for one architecture."""
 
-    def __init__(self, suite, arch, home=None):
-        self.suite, self.arch = suite, arch
+    def __init__(self, suite, arch, home=None, also=()):
+        """`also`: suites that packages of this one need others of."""
+        self.suite, self.arch, self.suites = suite, arch, [suite, *also]
         self.home = home or POOL / f"{suite}-{arch}"
         self.fresh = False
 
@@ -40,7 +41,7 @@ class Pool:
         for name in ("state/lists/partial", "cache/archives/partial"):
             (self.home / name).mkdir(parents=True, exist_ok=True)
         (self.home / "status").touch()
-        (self.home / "sources.list").write_text(f"deb {MIRROR} {self.suite} main\n")
+        (self.home / "sources.list").write_text("".join(f"deb {MIRROR} {suite} main\n" for suite in self.suites))
         if in_root(["apt-get", *self.options(), "update"], "guests.log"):
             raise network_failure(f"apt-get update failed for {self.suite}, {self.arch}", "guests.log")
         self.fresh = True
@@ -66,6 +67,25 @@ class Pool:
         shutil.rmtree(new, ignore_errors=True)
         if in_root(["dpkg-deb", "-x", str(next(debs.glob("*.deb"))), str(new)], "guests.log"):
             raise network_failure(f"{real} could not be unpacked", "guests.log")
+        new.rename(tree)
+        shutil.rmtree(debs)
+        return tree
+
+    def whole(self, name):
+        """The tree of a package and all that it depends on."""
+        tree = self.home / f"{name}.whole"
+        if tree.exists():
+            return tree
+        self.update()
+        fetch = ["apt-get", *self.options(), "-y", "-d", "--no-install-recommends", "-t", self.suite, "install", name]
+        if in_root(fetch, "guests.log"):
+            raise network_failure(f"{name} of {self.suite}, {self.arch} could not be had", "guests.log")
+        new = self.home / f"{name}.new"
+        shutil.rmtree(new, ignore_errors=True)
+        debs = self.home / "cache/archives"
+        for deb in sorted(debs.glob("*.deb")):
+            if in_root(["dpkg-deb", "-x", str(deb), str(new)], "guests.log"):
+                raise network_failure(f"{deb.name} could not be unpacked", "guests.log")
         new.rename(tree)
         shutil.rmtree(debs)
         return tree

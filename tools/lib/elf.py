@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 LOAD, DYNAMIC, INTERPRETER = 1, 2, 3
 NEEDED, STRING_TABLE = 1, 5
+X86_64, AARCH64 = 62, 183
 
 
 class Segment(NamedTuple):
@@ -22,6 +23,11 @@ class Segment(NamedTuple):
 def is_elf(data):
     """Whether the bytes are those of such a file."""
     return data[:6] == b"\x7fELF\x02\x01"
+
+
+def machine(data):
+    """The architecture's number, e.g. `X86_64`."""
+    return struct.unpack_from("<H", data, 18)[0]
 
 
 def entry_point(data):

@@ -12,10 +12,14 @@ from pathlib import Path
 
 from . import elf
 from .files import cached
-from .paths import BUILD, ROOT
+from .paths import ARM64_QEMU, BUILD, ROOT
 from .report import BedError
 
-LIBRARY_DIRS = ["usr/lib/x86_64-linux-gnu", "usr/lib64", "usr/lib", "usr/local/lib"]
+# For each architecture: where its files are, the directories in which the loader looks for libraries.
+LIBRARIES = {
+    elf.X86_64: (ROOT, "x86_64-linux-gnu", ["usr/lib/x86_64-linux-gnu", "usr/lib64", "usr/lib", "usr/local/lib"]),
+    elf.AARCH64: (ARM64_QEMU, "aarch64-linux-gnu", ["usr/lib/aarch64-linux-gnu"]),
+}
 
 
 class Cpio:
@@ -99,22 +103,25 @@ def base_tree(cpio, busybox=ROOT / "usr/bin/busybox"):
 
 
 def add_file(cpio, source, dest):
-    """One file with the libraries it is linked with (from its own directory, or from the build root)."""
+    """One file with the libraries it is linked with (from its own directory, or from those of its architecture)."""
     data = source.read_bytes()
     cpio.file(dest, data, 0o755 if os.access(source, os.X_OK) or data[:4] == b"\x7fELF" else 0o644)
     interpreter, needed = elf.needs(data)
+    if not interpreter and not needed:
+        return
+    root, name_of_dir, directories = LIBRARIES[elf.machine(data)]
     if interpreter:
-        real = ROOT / "usr" / interpreter.lstrip("/")  # /lib64 is usr/lib64 in the root
+        real = root / "usr" / interpreter.lstrip("/")  # /lib64 is usr/lib64 in the root
         cpio.file(interpreter, real.resolve().read_bytes() if real.exists() else b"")
     for name in needed:
-        places = [source.parent / name] + [ROOT / d / name for d in LIBRARY_DIRS]
+        places = [source.parent / name] + [root / d / name for d in directories]
         real = next((p for p in places if p.exists()), None)
         if real is None:
             raise BedError(
                 f"{source.name} needs {name}, which is neither beside it nor in the build root; "
                 "link it statically, or install the package there: tools/setup run -- apt-get install PACKAGE"
             )
-        target = f"lib/x86_64-linux-gnu/{name}"
+        target = f"lib/{name_of_dir}/{name}"
         if target not in cpio.seen:
             add_file(cpio, real.resolve() if real.is_symlink() else real, target)
 

@@ -1,7 +1,8 @@
 #!/bin/sh
 # SPDX-License-Identifier: Apache-2.0 OR MIT
-# A Linux guest on Arm64, up to its user space and down again: linux-guest.sh CPUS. It is the bed's own kernel, with
-# busybox, and checks its CPUs, interrupts and timers itself.
+# A Linux guest on Arm64, up to its user space and down again: linux-guest.sh CPUS [COMMAND...]. It is the bed's own
+# kernel, with busybox, and checks its CPUs, interrupts and timers itself. The command, or `linux`, runs it: the kernel
+# is ./vmlinuz, the initrd /tmp/guest.cpio.
 mkdir -p /tmp/guest/bin /tmp/guest/proc /tmp/guest/sys /tmp/guest/dev
 cp /bin/busybox /tmp/guest/bin/
 cat > /tmp/guest/init <<'END'
@@ -43,4 +44,6 @@ poweroff -f
 END
 chmod 755 /tmp/guest/init
 (cd /tmp/guest && find . | cpio -o -H newc > /tmp/guest.cpio 2> /dev/null)
-exec linux "$1" vmlinuz /tmp/guest.cpio
+[ $# -gt 1 ] || exec linux "$1" vmlinuz /tmp/guest.cpio
+shift
+exec "$@"
