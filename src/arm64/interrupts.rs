@@ -6,6 +6,9 @@
 //! come again, and the guest gets its PPI in a list register that names the host's. The guest's end of the one is the
 //! end of the other. It counts as being handled as long as the timer's output is up or the PPI is in a list register,
 //! and at the end of each stay no more, when the timer is off.
+//!
+//! **The physical timer** is emulated: its registers trap, and a timer of the host's makes the vCPU look at it when it
+//! is due. The counter is the processor's own, unless user space gives it an offset; then it traps as well.
 
 use crate::arm64::el2::{self, Stay};
 use crate::arm64::esr::SysReg;
@@ -34,6 +37,11 @@ impl Runner<'_> {
         vgic.fix_places()?;
         self.vm.has_run.store(true, Ordering::Relaxed);
         let intid = self.vm.timer_intid.load(Ordering::Relaxed);
+        let physical = self.vm.physical_intid.load(Ordering::Relaxed);
+        if intid == physical {
+            return Err(EINVAL);
+        }
+        self.s.irq.physical = physical;
         let host = self.s.host_irqs.timer.hardware_number();
         vgic.map_private(self.s.index, intid, host);
         self.s.irq.mapped = intid;
@@ -44,6 +52,7 @@ impl Runner<'_> {
     /// A stay begins; the CPU may be another one, and somebody else may have used it meanwhile.
     pub(super) fn begin_interrupts(&mut self, vm: &Vm) {
         self.s.guest.counter_offset = vm.counter_offset.load(Ordering::Relaxed);
+        self.s.guest.physical_offset = vm.physical_offset.load(Ordering::Relaxed);
         // KVM says what it is when it loads a vCPU, and leaves it when it puts one.
         let known = self.s.host_irqs.timer.is_own();
         self.s.irq.timer_active = known.then_some(false);
@@ -65,6 +74,9 @@ impl Runner<'_> {
             return;
         }
         let look = self.vcpu.shared.arch.take_look();
+        if look {
+            self.look_at_physical();
+        }
         if look || self.s.irq.again {
             self.fill(stay, cpu);
         }
@@ -120,6 +132,60 @@ impl Runner<'_> {
         self.s.irq.timer_up = up;
         vgic.set_private(self.s.index, self.s.irq.mapped, up);
         self.s.irq.again = true;
+    }
+
+    /// The physical timer may have fired, or been changed.
+    #[inline]
+    pub(super) fn look_at_physical(&mut self) {
+        if self.s.guest.physical.ctl != 0 || self.s.irq.physical_up {
+            self.physical_line();
+        }
+    }
+
+    /// Its output becomes what it is now, and the vCPU will look again when it goes up.
+    fn physical_line(&mut self) {
+        let now = self.physical_count();
+        let due = self.s.guest.physical.due(now);
+        let up = due == Some(0);
+        if let Some(vgic) = self.vm.vgic().filter(|_| self.s.guest.has_gic) {
+            if up != self.s.irq.physical_up {
+                self.s.irq.physical_up = up;
+                vgic.set_private(self.s.index, self.s.irq.physical, up);
+                self.s.irq.again = true;
+            }
+        }
+        match due.filter(|_| !up).and_then(el2::nanoseconds) {
+            Some(ns) => {
+                let when = ktime_get_ns().saturating_add(ns);
+                self.s.physical_alarm.start_abs_ns(when);
+            }
+            None => {
+                let _ = self.s.physical_alarm.try_cancel();
+            }
+        }
+    }
+
+    /// The guest's physical counter.
+    fn physical_count(&self) -> u64 {
+        el2::counter().wrapping_sub(self.vm.physical_offset.load(Ordering::Relaxed))
+    }
+
+    /// MRS or MSR of a register of the physical timer, or of its counter. False: it is none.
+    pub(super) fn physical_register(&mut self, reg: SysReg, read: bool, register: u8) -> bool {
+        let now = self.physical_count();
+        let g = &mut self.s.guest;
+        if read {
+            let Some(value) = g.physical.read(reg, now) else {
+                return false;
+            };
+            g.regs.set_x(register, value);
+            return true;
+        }
+        if !g.physical.write(reg, g.regs.x(register), now) {
+            return false;
+        }
+        self.physical_line();
+        true
     }
 
     /// An interrupt of the host has stopped the guest. If it was the guest's timer or its list registers, that is over
@@ -181,6 +247,7 @@ impl Runner<'_> {
         // What comes from here on is seen below, or wakes.
         shared.arch.take_look();
         self.s.irq.again = true;
+        self.look_at_physical();
         let offset = self.vm.counter_offset.load(Ordering::Relaxed);
         let due = el2::timer_due(&self.s.guest.context, offset);
         let up = due == Some(0);

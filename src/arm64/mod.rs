@@ -20,6 +20,7 @@ mod psci;
 mod run;
 mod shared;
 mod stage2;
+mod timer;
 mod vcpu;
 mod vgic;
 mod vm;

@@ -6,10 +6,11 @@ use crate::arm64::context::{Reg, ENCODINGS};
 use crate::arm64::el2::{self, Guest};
 use crate::arm64::esr::SysReg;
 use crate::arm64::idreg;
+use crate::arm64::timer;
 use crate::arm64::vm::Vm;
 use crate::nospec::Nospec;
 use core::mem::offset_of;
-use core::sync::atomic::Ordering;
+use core::sync::atomic::{AtomicU64, Ordering};
 use kernel::prelude::*;
 
 /// What a number stands for.
@@ -23,6 +24,8 @@ enum Place<'a> {
     Id(SysReg),
     /// The VM's virtual counter.
     Counter,
+    /// The VM's physical counter.
+    PhysicalCounter,
     /// The version of PSCI, which is the VM's.
     PsciVersion,
 }
@@ -113,6 +116,12 @@ fn find(g: &mut Guest, id: u64) -> Result<Place<'_>> {
                 Place::Counter
             } else if reg == TIMER_CVAL {
                 Place::U64(&mut g.context.0[Reg::CntvCval as usize])
+            } else if reg == timer::COUNT {
+                Place::PhysicalCounter
+            } else if reg == timer::CTL {
+                Place::U64(&mut g.physical.ctl)
+            } else if reg == timer::CVAL {
+                Place::U64(&mut g.physical.cval)
             } else if is_core(reg) {
                 return Err(ENOENT);
             } else {
@@ -123,9 +132,12 @@ fn find(g: &mut Guest, id: u64) -> Result<Place<'_>> {
     };
     let size = match place {
         Place::U32(_) => SIZE_U32,
-        Place::U64(_) | Place::Fixed(_) | Place::Id(_) | Place::Counter | Place::PsciVersion => {
-            SIZE_U64
-        }
+        Place::U64(_)
+        | Place::Fixed(_)
+        | Place::Id(_)
+        | Place::Counter
+        | Place::PhysicalCounter
+        | Place::PsciVersion => SIZE_U64,
         Place::U128(_) => SIZE_U128,
     };
     match kind == ARM64 | size {
@@ -151,11 +163,21 @@ pub(crate) fn get(g: &mut Guest, vm: &Vm, r: &k::kvm_one_reg) -> Result {
         Place::U128(v) => uapi::put(addr, &v.to_le_bytes()),
         Place::Fixed(v) => uapi::put(addr, &v),
         Place::Id(reg) => uapi::put(addr, &vm.ids.get(reg)),
-        Place::Counter => {
-            let now = el2::counter().wrapping_sub(vm.counter_offset.load(Ordering::Relaxed));
-            uapi::put(addr, &now)
-        }
+        Place::Counter => uapi::put(addr, &now(&vm.counter_offset)),
+        Place::PhysicalCounter => uapi::put(addr, &now(&vm.physical_offset)),
         Place::PsciVersion => uapi::put(addr, &u64::from(vm.psci_policy().version)),
+    }
+}
+
+/// A counter that is so far behind the host's.
+fn now(offset: &AtomicU64) -> u64 {
+    el2::counter().wrapping_sub(offset.load(Ordering::Relaxed))
+}
+
+/// A counter says this now, if user space has not fixed its offset.
+fn set_now(vm: &Vm, offset: &AtomicU64, value: u64) {
+    if !vm.offsets_fixed.load(Ordering::Relaxed) {
+        offset.store(el2::counter().wrapping_sub(value), Ordering::Relaxed);
     }
 }
 
@@ -174,10 +196,8 @@ pub(crate) fn set(g: &mut Guest, vm: &Vm, r: &k::kvm_one_reg) -> Result {
         Place::U32(v) => *v = uapi::get(addr)?,
         Place::U64(v) => *v = uapi::get(addr)?,
         Place::U128(v) => *v = u128::from_le_bytes(uapi::get(addr)?),
-        Place::Counter => {
-            let now = el2::counter().wrapping_sub(uapi::get::<u64>(addr)?);
-            vm.counter_offset.store(now, Ordering::Relaxed);
-        }
+        Place::Counter => set_now(vm, &vm.counter_offset, uapi::get(addr)?),
+        Place::PhysicalCounter => set_now(vm, &vm.physical_offset, uapi::get(addr)?),
         Place::Id(reg) => {
             let has_run = vm.has_run.load(Ordering::Relaxed);
             vm.ids.set(reg, uapi::get(addr)?, has_run)?;
@@ -215,7 +235,8 @@ fn each(mut f: impl FnMut(u64) -> Result) -> Result {
     }
     // TIMER_CNT is among them by CNTV_CVAL_EL0's own number.
     let system = ENCODINGS.iter().copied().filter(|r| !is_core(*r));
-    for reg in Iterator::chain(Iterator::chain(system, idreg::all()), [MPIDR, TIMER_CVAL]) {
+    let others = [MPIDR, TIMER_CVAL, timer::COUNT, timer::CTL, timer::CVAL];
+    for reg in Iterator::chain(Iterator::chain(system, idreg::all()), others) {
         f(ARM64 | SIZE_U64 | SYSREG | u64::from(reg.0))?;
     }
     Ok(())

@@ -98,6 +98,7 @@ impl<'a> Runner<'a> {
         self.s.check_initialized()?;
         self.first_run()?;
         self.complete();
+        self.look_at_physical();
         if self.vcpu.run.get(exits::IMMEDIATE_EXIT) != 0 {
             return Err(EINTR);
         }
@@ -389,6 +390,8 @@ impl<'a> Runner<'a> {
             self.s.guest.regs.set_x(register, self.vm.ids.get(reg));
         } else if self.s.guest.has_gic && self.interrupt_register(reg, read, register) {
             // Of the interrupt controller.
+        } else if self.physical_register(reg, read, register) {
+            // Of the physical timer.
         } else if op0 == 2 || (op0, op1, crn, crm, op2) == (3, 0, 1, 0, 1) {
             // Debug registers, and ACTLR_EL1: they read as zero.
             if read {

@@ -10,6 +10,7 @@ use crate::arm64::esr::Access;
 use crate::arm64::host_irqs::{self, HostIrqs};
 use crate::arm64::last::{self, Last};
 use crate::arm64::shared::{Others, VcpuSet, VcpuShared, START, STOP};
+use crate::arm64::timer::PhysicalTimer;
 use crate::arm64::vgic::lists::Lists;
 use crate::arm64::vgic::registers::Interface;
 use crate::bus::EventBus;
@@ -45,7 +46,7 @@ pub(crate) enum Pending {
     Store,
 }
 
-/// The virtual timer of a vCPU that sleeps has fired.
+/// The virtual timer of a vCPU that sleeps has fired, or its physical one.
 pub(crate) struct Wake(Arc<VcpuShared>);
 
 impl TimerCallback for Wake {
@@ -70,6 +71,10 @@ pub(crate) struct Interrupts {
     pub(crate) timer_active: Option<bool>,
     /// Which PPI is mapped to it; 0: none yet.
     pub(crate) mapped: u32,
+    /// Level of the physical timer's PPI, and which one that is.
+    pub(crate) physical_up: bool,
+    /// See above.
+    pub(crate) physical: u32,
 }
 
 /// One vCPU's private state.
@@ -90,6 +95,8 @@ pub(crate) struct State {
     pub(crate) irq: Interrupts,
     /// Wakes the vCPU when its virtual timer fires.
     pub(crate) alarm: Timer<Wake>,
+    /// Makes it look when its physical timer fires.
+    pub(crate) physical_alarm: Timer<Wake>,
     /// Those of the host's that guests need.
     pub(crate) host_irqs: Arc<HostIrqs>,
     pub(crate) pending: Pending,
@@ -118,6 +125,8 @@ impl State {
                 error: None,
                 mpidr: shared.arch.mpidr,
                 counter_offset: 0,
+                physical_offset: 0,
+                physical: PhysicalTimer::default(),
                 interface: Interface::RESET,
                 has_gic: false,
             },
@@ -134,8 +143,11 @@ impl State {
                 timer_up: false,
                 timer_active: None,
                 mapped: 0,
+                physical_up: false,
+                physical: 0,
             },
             alarm: Timer::new(Wake(shared.clone()))?,
+            physical_alarm: Timer::new(Wake(shared.clone()))?,
             host_irqs: host_irqs::get()?,
             pending: Pending::Nothing,
             tables: TablePool::new(),
@@ -200,6 +212,7 @@ impl State {
         self.guest.vectors = Vectors::ZERO;
         self.guest.banked = [0; 4];
         self.guest.error = None;
+        self.guest.physical = PhysicalTimer::default();
         self.guest.interface = Interface::RESET;
         self.pending = Pending::Nothing;
         self.halted = false;

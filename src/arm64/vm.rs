@@ -28,8 +28,9 @@ use kernel::prelude::*;
 use kernel::sync::aref::ARef;
 use kernel::sync::{new_mutex, Arc, ArcBorrow, Mutex};
 
-/// The virtual timer's PPI where user space does not say another.
-pub(crate) const TIMER_INTID: u32 = 27;
+/// The PPIs of the timers where user space does not say others.
+const TIMER_INTID: u32 = 27;
+const PHYSICAL_TIMER_INTID: u32 = 30;
 
 /// What creation steps have been taken.
 pub(crate) struct Setup {
@@ -54,12 +55,18 @@ pub(crate) struct Vm {
     pub(crate) setup: Mutex<Setup>,
     /// How far the VM's counter is behind the physical one: what that was when the VM was made.
     pub(crate) counter_offset: AtomicU64,
+    /// The same of its physical counter: nothing, unless user space says so.
+    pub(crate) physical_offset: AtomicU64,
+    /// User space has said both (KVM_ARM_SET_COUNTER_OFFSET), and counters that it sets have no effect.
+    pub(crate) offsets_fixed: AtomicBool,
     /// The interrupt controller.
     vgic: Once<Arc<Vgic>>,
     #[pin]
     pub(crate) irqfds: Mutex<Irqfds<Vgic>>,
     /// The PPI of the virtual timer.
     pub(crate) timer_intid: AtomicU32,
+    /// That of the physical timer.
+    pub(crate) physical_intid: AtomicU32,
     /// A vCPU has run.
     pub(crate) has_run: AtomicBool,
     /// KVM_CAP_ARM_NISV_TO_USER is enabled.
@@ -91,9 +98,12 @@ impl Vm {
                 bus <- EventBus::new(),
                 setup <- new_mutex!(Setup { vcpus: KVec::new() }),
                 counter_offset: AtomicU64::new(el2::counter()),
+                physical_offset: AtomicU64::new(0),
+                offsets_fixed: AtomicBool::new(false),
                 vgic: Once::new(),
                 irqfds <- new_mutex!(Irqfds::new()),
                 timer_intid: AtomicU32::new(TIMER_INTID),
+                physical_intid: AtomicU32::new(PHYSICAL_TIMER_INTID),
                 has_run: AtomicBool::new(false),
                 nisv_to_user: AtomicBool::new(false),
                 suspends: AtomicBool::new(false),

@@ -20,6 +20,7 @@ pub(crate) const KVM_SET_ONE_REG: u32 = _IOW::<k::kvm_one_reg>(K, 0xac);
 pub(crate) const KVM_ARM_VCPU_INIT: u32 = _IOW::<k::kvm_vcpu_init>(K, 0xae);
 pub(crate) const KVM_ARM_PREFERRED_TARGET: u32 = _IOR::<k::kvm_vcpu_init>(K, 0xaf);
 pub(crate) const KVM_GET_REG_LIST: u32 = _IOWR::<k::kvm_reg_list>(K, 0xb0);
+pub(crate) const KVM_ARM_SET_COUNTER_OFFSET: u32 = _IOW::<k::kvm_arm_counter_offset>(K, 0xb5);
 pub(crate) const KVM_ARM_GET_REG_WRITABLE_MASKS: u32 = _IOR::<RegMasks>(K, 0xb6);
 
 const _: () = {

@@ -15,6 +15,7 @@
 
 use crate::arm64::context::{registers, Context};
 use crate::arm64::esr::{decode, Exit, Syndrome};
+use crate::arm64::timer::PhysicalTimer;
 use crate::arm64::vgic::lists::Lists;
 use crate::arm64::vgic::registers::Interface;
 use crate::linux::el2;
@@ -101,7 +102,8 @@ const MDCR_TRAPS: u64 = 1 << 6 | 1 << 5 | 1 << 9 | 1 << 10 | 1 << 11;
 /// MDCR_EL2.HPMN, how many counters are EL1's, which stays.
 const MDCR_HPMN: u64 = 0x1f;
 
-/// CNTHCTL_EL2 as it is with E2H: the guest reads the physical counter (EL1PCTEN); its timer (EL1PTEN) traps.
+/// CNTHCTL_EL2 as it is with E2H: the guest reads the physical counter (EL1PCTEN), unless it is to have another; its
+/// timer (EL1PTEN) traps.
 const CNTHCTL_EL1PCTEN: u64 = 1 << 10;
 const CNTHCTL_EL1PTEN: u64 = 1 << 11;
 
@@ -203,6 +205,10 @@ pub(crate) struct Guest {
     pub(crate) mpidr: u64,
     /// How far the guest's counter is behind the physical one (CNTVOFF_EL2).
     pub(crate) counter_offset: u64,
+    /// How far the guest's physical counter is behind the host's.
+    pub(crate) physical_offset: u64,
+    /// The physical timer.
+    pub(crate) physical: PhysicalTimer,
     /// Its interface to the interrupt controller, if there is one.
     pub(crate) interface: Interface,
     pub(crate) has_gic: bool,
@@ -393,7 +399,11 @@ impl<'irq> Stay<'irq> {
             write!("mdcr_el2", host.mdcr & MDCR_HPMN | MDCR_TRAPS);
             write!("mdscr_el1", 0);
             let cnthctl = host.cnthctl & !(CNTHCTL_EL1PCTEN | CNTHCTL_EL1PTEN);
-            write!("cnthctl_el2", cnthctl | CNTHCTL_EL1PCTEN);
+            let counts = match g.physical_offset {
+                0 => CNTHCTL_EL1PCTEN,
+                _ => 0,
+            };
+            write!("cnthctl_el2", cnthctl | counts);
             write!("s3_4_c14_c0_3", g.counter_offset);
             if g.has_gic {
                 gic::load(&g.interface);
@@ -601,12 +611,15 @@ pub(crate) fn timer_due(c: &Context, counter_offset: u64) -> Option<u64> {
         return None;
     }
     let now = counter().wrapping_sub(counter_offset);
-    let ticks = c.get(Reg::CntvCval).saturating_sub(now);
+    nanoseconds(c.get(Reg::CntvCval).saturating_sub(now))
+}
+
+/// How long so many ticks of the counter take, and not less. `None`: the firmware has not said how fast it is.
+pub(crate) fn nanoseconds(ticks: u64) -> Option<u64> {
     let frequency = read!("cntfrq_el0");
     let seconds = ticks.checked_div(frequency)?;
     let rest = ticks.checked_rem(frequency)?;
     let part = rest.saturating_mul(NSEC_PER_SEC).checked_div(frequency)?;
-    // Not too early.
     let ns = seconds.saturating_mul(NSEC_PER_SEC).saturating_add(part);
     Some(if ticks == 0 { 0 } else { ns.saturating_add(1) })
 }

@@ -9,7 +9,7 @@ use crate::kvm::signals;
 use crate::kvm::table::ioctls;
 use crate::linux::anon_inode::FileOperations;
 use crate::linux::sched::SignalMaskGuard;
-use core::sync::atomic::Ordering;
+use core::sync::atomic::{AtomicU32, Ordering};
 use kernel::fs::File;
 use kernel::mm::virt::VmaNew;
 use kernel::prelude::*;
@@ -72,7 +72,7 @@ ioctls! {
     KVM_SET_VCPU_EVENTS:    held, set(r => change_events(vcpu, s, r));
     KVM_SET_DEVICE_ATTR:    -,    set(r => set_attr(vm, r)), KVM_CAP_VCPU_ATTRIBUTES;
     KVM_GET_DEVICE_ATTR:    -,    set(r => get_attr(vm, r));
-    KVM_HAS_DEVICE_ATTR:    -,    set(r => has_attr(r));
+    KVM_HAS_DEVICE_ATTR:    -,    set(r => timer(vm, r).map(|_| ()));
     KVM_SET_SIGNAL_MASK:    held, call(signals::set_mask(&mut s.signal_mask, arg));
 }
 
@@ -135,19 +135,18 @@ fn set_mp_state(vcpu: &Vcpu, s: &mut State, r: &k::kvm_mp_state) -> Result {
     Ok(())
 }
 
-/// ENXIO: the only attribute is the PPI of the virtual timer (kernel document virt/kvm/devices/vcpu.rst).
-fn has_attr(r: &k::kvm_device_attr) -> Result {
-    let timer = r.group == k::KVM_ARM_VCPU_TIMER_CTRL;
-    if timer && r.attr == u64::from(k::KVM_ARM_VCPU_TIMER_IRQ_VTIMER) {
-        Ok(())
-    } else {
-        Err(ENXIO)
+/// The PPI of a timer (kernel document virt/kvm/devices/vcpu.rst). ENXIO: no such attribute.
+fn timer<'a>(vm: &'a Vm, r: &k::kvm_device_attr) -> Result<&'a AtomicU32> {
+    match (r.group, u32::try_from(r.attr)?) {
+        (k::KVM_ARM_VCPU_TIMER_CTRL, k::KVM_ARM_VCPU_TIMER_IRQ_VTIMER) => Ok(&vm.timer_intid),
+        (k::KVM_ARM_VCPU_TIMER_CTRL, k::KVM_ARM_VCPU_TIMER_IRQ_PTIMER) => Ok(&vm.physical_intid),
+        _ => Err(ENXIO),
     }
 }
 
-/// The PPI of all vCPUs' virtual timers. EINVAL: not the number of a PPI, or nobody to have it; EBUSY: a vCPU has run.
+/// The PPI of all vCPUs' timers. EINVAL: not the number of a PPI, or nobody to have it; EBUSY: a vCPU has run.
 fn set_attr(vm: &Vm, r: &k::kvm_device_attr) -> Result {
-    has_attr(r)?;
+    let place = timer(vm, r)?;
     let intid = u32::try_from(uapi::get::<i32>(r.addr as usize)?).map_err(|_| EINVAL)?;
     if vm.vgic().is_none() || !(16..32).contains(&intid) {
         return Err(EINVAL);
@@ -155,11 +154,11 @@ fn set_attr(vm: &Vm, r: &k::kvm_device_attr) -> Result {
     if vm.has_run.load(Ordering::Relaxed) {
         return Err(EBUSY);
     }
-    vm.timer_intid.store(intid, Ordering::Relaxed);
+    place.store(intid, Ordering::Relaxed);
     Ok(())
 }
 
 fn get_attr(vm: &Vm, r: &k::kvm_device_attr) -> Result {
-    has_attr(r)?;
-    uapi::put(r.addr as usize, &vm.timer_intid.load(Ordering::Relaxed))
+    let intid = timer(vm, r)?.load(Ordering::Relaxed);
+    uapi::put(r.addr as usize, &intid)
 }

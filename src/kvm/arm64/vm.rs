@@ -12,7 +12,7 @@ use crate::kvm::table::ioctls;
 use crate::linux::anon_inode::{self, FileOperations, NewFile};
 use crate::linux::sched;
 use crate::nospec::Nospec;
-use core::sync::atomic::Ordering;
+use core::sync::atomic::{AtomicU32, Ordering};
 use kernel::fs::File;
 use kernel::prelude::*;
 use kernel::sync::{Arc, ArcBorrow};
@@ -54,6 +54,7 @@ ioctls! {
     KVM_CHECK_EXTENSION:            -,    call(check_extension(Some(vm), arg));
     KVM_ENABLE_CAP:                 held, set(r => enable_cap(vm, setup, r)), KVM_CAP_ENABLE_CAP_VM;
     KVM_ARM_PREFERRED_TARGET:       -,    get(preferred_target());
+    KVM_ARM_SET_COUNTER_OFFSET:     held, set(r => set_offset(vm, setup, r)), KVM_CAP_COUNTER_OFFSET;
     KVM_ARM_GET_REG_WRITABLE_MASKS: -,    set(r => writable_masks(r));
     KVM_SET_USER_MEMORY_REGION:     -,    set(r => set_memory(vm, r)), KVM_CAP_USER_MEMORY;
     KVM_SET_USER_MEMORY_REGION2:    -,    set(r => set_memory2(vm, r)), KVM_CAP_USER_MEMORY2;
@@ -92,6 +93,22 @@ fn preferred_target() -> Result<k::kvm_vcpu_init> {
     Ok(init)
 }
 
+/// KVM_ARM_SET_COUNTER_OFFSET (api.rst 4.138): of both counters, for good. EBUSY: a vCPU runs.
+fn set_offset(vm: &Vm, setup: &Setup, r: &k::kvm_arm_counter_offset) -> Result {
+    if r.reserved != 0 {
+        return Err(EINVAL);
+    }
+    let mut held = KVec::with_capacity(setup.vcpus.len(), GFP_KERNEL)?;
+    for v in setup.vcpus.iter() {
+        held.push(v.lock_now().ok_or(EBUSY)?, GFP_KERNEL)?;
+    }
+    vm.offsets_fixed.store(true, Ordering::Relaxed);
+    for offset in [&vm.counter_offset, &vm.physical_offset] {
+        offset.store(r.counter_offset, Ordering::Relaxed);
+    }
+    Ok(())
+}
+
 /// KVM_ARM_GET_REG_WRITABLE_MASKS (api.rst 4.139): bits of ID registers that user space may change. EINVAL: another
 /// range than that of ID registers.
 fn writable_masks(r: &uapi::RegMasks) -> Result {
@@ -122,7 +139,8 @@ fn devices(vm: &Vm) -> u32 {
 fn irq_line(vm: &Vm, arg: usize) -> Result<isize> {
     let [number, level] = uapi::get::<[u32; 2]>(arg)?;
     let vgic = vm.vgic().ok_or(ENXIO)?;
-    let timers = 1 << (vm.timer_intid.load(Ordering::Relaxed) & 31);
+    let bit = |intid: &AtomicU32| 1u32 << (intid.load(Ordering::Relaxed) & 31);
+    let timers = bit(&vm.timer_intid) | bit(&vm.physical_intid);
     vgic.irq_line(number, level != 0, timers)
 }
 

@@ -65,6 +65,7 @@ pub mod arm64 {
     pub mod inject;
     pub mod psci;
     pub mod stage2;
+    pub mod timer;
 
     pub mod vgic {
         //! The interrupt controller.
