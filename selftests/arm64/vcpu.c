@@ -452,6 +452,104 @@ TEST(state)
 	}
 }
 
+/* What a vCPU writes is in its ring, and perhaps more, and twice; with a full one it leaves to user space. */
+TEST(dirty_ring)
+{
+	struct kvm_enable_cap cap = { .cap = KVM_CAP_DIRTY_LOG_RING_ACQ_REL, .args = { 4096 } };
+	struct machine m;
+	unsigned int pages = 300, taken = 0, exits = 0;
+
+	make_vm(&m);
+	CHECK(ioctl(m.vm, KVM_CHECK_EXTENSION, KVM_CAP_DIRTY_LOG_RING_ACQ_REL) >= 65536);
+	CHECK_EQ(ioctl(m.vm, KVM_CHECK_EXTENSION, KVM_CAP_DIRTY_LOG_RING_WITH_BITMAP), 1);
+	CHECK_ERRNO(ioctl(m.vm, KVM_RESET_DIRTY_RINGS, 0), EINVAL);
+	OK(ioctl(m.vm, KVM_ENABLE_CAP, &cap));
+	/* Without bitmaps KVM maps huge pages. */
+	cap = (struct kvm_enable_cap){ .cap = KVM_CAP_DIRTY_LOG_RING_WITH_BITMAP };
+	OK(ioctl(m.vm, KVM_ENABLE_CAP, &cap));
+	m.ram = mmap(NULL, RAM_SIZE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+	REQUIRE(m.ram != MAP_FAILED);
+	memcpy(m.ram, guest_pages, guest_pages_end - guest_pages);
+	put_slot(&m, 3, KVM_MEM_LOG_DIRTY_PAGES, RAM, RAM_SIZE, m.ram);
+	make_vcpu(&m);
+	init_vcpu(&m);
+	struct kvm_dirty_gfn *ring = mmap(NULL, 4096, PROT_READ | PROT_WRITE, MAP_SHARED, m.vcpu,
+					  KVM_DIRTY_LOG_PAGE_OFFSET * 4096);
+	REQUIRE(ring != MAP_FAILED);
+	for (int i = 0; i < 2; i++) {
+		bool seen[RAM_SIZE >> 12] = {};
+
+		set_reg(&m, CORE_REG(regs.pc), RAM);
+		set_reg(&m, X(1), RAM + 0x100000);
+		set_reg(&m, X(2), RAM + 0x100000 + pages * 0x1000);
+		for (bool done = false; !done;) {
+			OK(ioctl(m.vcpu, KVM_RUN, 0));
+			done = m.run->exit_reason == KVM_EXIT_MMIO;
+			if (!done) {
+				REQUIRE_EQ(m.run->exit_reason, KVM_EXIT_DIRTY_RING_FULL);
+				exits++;
+				/* As long as nothing is done about it. */
+				OK(ioctl(m.vcpu, KVM_RUN, 0));
+				REQUIRE_EQ(m.run->exit_reason, KVM_EXIT_DIRTY_RING_FULL);
+			}
+			unsigned int before = taken;
+			struct kvm_dirty_gfn *e;
+			for (; e = &ring[taken % 256], e->flags & KVM_DIRTY_GFN_F_DIRTY; taken++) {
+				CHECK_EQ(e->slot, 3);
+				REQUIRE(e->offset < ARRAY_SIZE(seen));
+				seen[e->offset] = true;
+				e->flags = KVM_DIRTY_GFN_F_RESET;
+			}
+			CHECK_EQ(ioctl(m.vm, KVM_RESET_DIRTY_RINGS, 0), taken - before);
+		}
+		for (unsigned int page = 0; page < pages; page++)
+			REQUIRE(seen[0x100 + page]);
+	}
+	CHECK(exits >= 2);
+}
+
+static uint64_t stat(int fd, const char *name)
+{
+	struct kvm_stats_header h;
+	struct { struct kvm_stats_desc d; char name[48]; } d;
+	uint64_t value;
+
+	REQUIRE_EQ(pread(fd, &h, sizeof(h), 0), sizeof(h));
+	REQUIRE_EQ(h.name_size, sizeof(d.name));
+	for (unsigned int i = 0; i < h.num_desc; i++) {
+		REQUIRE_EQ(pread(fd, &d, sizeof(d), h.desc_offset + i * sizeof(d)), sizeof(d));
+		if (strcmp(d.d.name, name))
+			continue;
+		REQUIRE_EQ(pread(fd, &value, 8, h.data_offset + d.d.offset), 8);
+		return value;
+	}
+	FAIL("no %s", name);
+	return 0;
+}
+
+TEST(statistics)
+{
+	struct machine m = MACHINE(guest_psci);
+	int vcpu = OK(ioctl(m.vcpu, KVM_GET_STATS_FD, 0)), vm = OK(ioctl(m.vm, KVM_GET_STATS_FD, 0));
+
+	CHECK_EQ(ioctl(m.vm, KVM_CHECK_EXTENSION, KVM_CAP_BINARY_STATS_FD), 1);
+	CHECK_EQ(stat(vcpu, "hvc_exit_stat"), 0);
+	OK(ioctl(m.vcpu, KVM_RUN, 0));
+	CHECK_EQ(stat(vcpu, "hvc_exit_stat"), 6);
+	CHECK(stat(vcpu, "exits") >= 7);
+	CHECK_EQ(stat(vcpu, "wfi_exit_stat"), 0);
+	CHECK_EQ(stat(vcpu, "mmio_exit_user"), 0);
+	CHECK_EQ(stat(vcpu, "signal_exits"), 0);
+	CHECK_EQ(stat(vcpu, "blocking"), 0);
+	stat(vm, "remote_tlb_flush");
+	m = MACHINE(guest_mmio);
+	vcpu = OK(ioctl(m.vcpu, KVM_GET_STATS_FD, 0));
+	run_to_mmio(&m);
+	run_to_mmio(&m);
+	CHECK_EQ(stat(vcpu, "mmio_exit_user"), 2);
+	CHECK_EQ(stat(vcpu, "mmio_exit_kernel"), 0);
+}
+
 /* Two machines have different memory at the same address, on one CPU. */
 TEST(two_machines)
 {

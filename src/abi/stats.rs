@@ -64,7 +64,7 @@ impl Desc {
         Self::new(name, TYPE_CUMULATIVE | UNIT_SECONDS, 1).in_nano()
     }
 
-    /// A log2 histogram of TSC cycles.
+    /// A log2 histogram of cycles: of the TSC, or on Arm64 of the counter CNTPCT.
     pub const fn cycles_histogram(name: &'static str) -> Self {
         Self::new(name, TYPE_LOG_HIST | UNIT_CYCLES, BUCKETS as u16)
     }
@@ -115,6 +115,33 @@ macro_rules! exit_classes {
     };
 }
 
+#[cfg(CONFIG_ARM64)]
+exit_classes! {
+    /// HVC.
+    Hvc = "hvc",
+    /// SMC.
+    Smc = "smc",
+    /// WFI.
+    Wfi = "wfi",
+    /// WFE.
+    Wfe = "wfe",
+    /// MRS or MSR.
+    SystemRegister = "system_register",
+    /// A stage-2 fault that was answered by mapping a page.
+    NestedFault = "nested_fault",
+    /// An access to a device in the kernel.
+    MmioKernel = "mmio_kernel",
+    /// An access to a device of user space's.
+    MmioUser = "mmio_user",
+    /// Host interrupt.
+    HostInterrupt = "host_interrupt",
+    /// Something that guests do not have.
+    Absent = "absent",
+    /// Anything else.
+    Other = "other",
+}
+
+#[cfg(not(CONFIG_ARM64))]
 exit_classes! {
     /// CPUID.
     Cpuid = "cpuid",
@@ -190,6 +217,29 @@ macro_rules! counters {
     };
 }
 
+#[cfg(CONFIG_ARM64)]
+counters! {
+    /// Counters of a vCPU besides the exit ledger.
+    VcpuCounter, VCPU_COUNTERS:
+    /// Entries into the guest.
+    Entries = cumulative("entries"),
+    /// Returns from KVM_RUN.
+    UserExits = cumulative("user_exits"),
+    /// KVM_RUN ended by a signal or immediate_exit.
+    SignalExits = cumulative("signal_exits"),
+    /// Guest translations flushed.
+    TlbFlushes = cumulative("tlb_flush"),
+    /// WFI ended by an event.
+    HaltWakeups = cumulative("halt_wakeup"),
+    /// Time slept in WFI.
+    HaltWaitNs = nanoseconds("halt_wait_ns"),
+    /// The thread sleeps in WFI.
+    Blocking = flag("blocking"),
+    /// Moved to another CPU.
+    Migrations = cumulative("cpu_migrations"),
+}
+
+#[cfg(not(CONFIG_ARM64))]
 counters! {
     /// Counters of a vCPU besides the exit ledger.
     VcpuCounter, VCPU_COUNTERS:
@@ -252,6 +302,15 @@ counters! {
     DmaFaults = cumulative("dma_faults"),
 }
 
+#[cfg(CONFIG_ARM64)]
+counters! {
+    /// Histograms of a vCPU besides the exit ledger.
+    VcpuHistogram, VCPU_HISTOGRAMS:
+    /// Times slept in WFI.
+    Sleep = nanoseconds_histogram("halt_wait_hist"),
+}
+
+#[cfg(not(CONFIG_ARM64))]
 counters! {
     /// Histograms of a vCPU besides the exit ledger.
     VcpuHistogram, VCPU_HISTOGRAMS:
@@ -281,6 +340,21 @@ const fn concat_descs<const N: usize>(parts: &[&[Desc]]) -> [Desc; N] {
 }
 
 /// Counters by the names that KVM gives them, computed when they are read.
+#[cfg(CONFIG_ARM64)]
+const KVM_NAMES: [(&str, &[ExitClass]); 6] = {
+    use ExitClass::*;
+    [
+        ("exits", ExitClass::ALL),
+        ("hvc_exit_stat", &[Hvc]),
+        ("wfe_exit_stat", &[Wfe]),
+        ("wfi_exit_stat", &[Wfi]),
+        ("mmio_exit_user", &[MmioUser]),
+        ("mmio_exit_kernel", &[MmioKernel]),
+    ]
+};
+
+/// Counters by the names that KVM gives them, computed when they are read.
+#[cfg(not(CONFIG_ARM64))]
 const KVM_NAMES: [(&str, &[ExitClass]); 8] = {
     use ExitClass::*;
     [

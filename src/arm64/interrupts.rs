@@ -10,6 +10,7 @@
 //! **The physical timer** is emulated: its registers trap, and a timer of the host's makes the vCPU look at it when it
 //! is due. The counter is the processor's own, unless user space gives it an offset; then it traps as well.
 
+use crate::abi::stats::{VcpuCounter, VcpuHistogram};
 use crate::arm64::el2::{self, Stay};
 use crate::arm64::esr::SysReg;
 use crate::arm64::run::{Runner, Step};
@@ -158,10 +159,13 @@ impl Runner<'_> {
             Some(ns) => {
                 let when = ktime_get_ns().saturating_add(ns);
                 self.s.physical_alarm.start_abs_ns(when);
+                self.s.irq.physical_set = true;
             }
-            None => {
+            None if self.s.irq.physical_set => {
                 let _ = self.s.physical_alarm.try_cancel();
+                self.s.irq.physical_set = false;
             }
+            None => {}
         }
     }
 
@@ -263,12 +267,21 @@ impl Runner<'_> {
             let when = ktime_get_ns().saturating_add(ns);
             self.s.alarm.start_abs_ns(when);
         }
+        self.stats.set(VcpuCounter::Blocking, true);
+        let since = ktime_get_ns();
         let woken = shared
             .wait
             .wait_interruptible(|| shared.requests() != 0 || shared.arch.looks());
+        let slept = ktime_get_ns().saturating_sub(since);
+        self.stats.set(VcpuCounter::Blocking, false);
+        self.stats
+            .time(VcpuCounter::HaltWaitNs, VcpuHistogram::Sleep, slept);
         let _ = self.s.alarm.try_cancel();
         match woken {
-            Ok(_) => Step::Leave,
+            Ok(_) => {
+                self.stats.add(VcpuCounter::HaltWakeups, 1);
+                Step::Leave
+            }
             Err(_) => {
                 // An interrupt is what WFI may also return for without one.
                 self.s.halted = false;

@@ -5,11 +5,12 @@
 //! nor host interrupts; the outer one handles the rest with interrupts on.
 
 use crate::abi::exits::{self, exits as declare_exits, Ask};
+use crate::abi::stats::{ExitClass, VcpuCounter, VcpuStats};
 use crate::abi::uapi::k;
-use crate::arm64::el2::Stay;
+use crate::arm64::el2::{self, Stay};
 use crate::arm64::esr::{Exit, NestedFault, Place, SysReg};
 use crate::arm64::inject::{self, Kind};
-use crate::arm64::shared::{affinity_info, switch_on, STOP};
+use crate::arm64::shared::{affinity_info, switch_on, RING_FULL, STOP};
 use crate::arm64::vcpu::{Pending, State, Vcpu};
 use crate::arm64::vgic::mmio::By;
 use crate::arm64::vm::Vm;
@@ -20,7 +21,7 @@ use crate::linux::irqflags::{IrqGuard, ThisCpu};
 use crate::linux::neon::KernelNeon;
 use crate::linux::sched;
 use crate::mem::addr::Gpa;
-use crate::mem::fault::{FaultOutcome, Faulting};
+use crate::mem::fault::FaultOutcome;
 use crate::mem::mmu::InOwnMm;
 use kernel::prelude::*;
 
@@ -84,12 +85,23 @@ pub(crate) struct Runner<'a> {
     pub(super) vm: &'a Vm,
     pub(super) vcpu: &'a Vcpu,
     pub(super) s: &'a mut State,
+    pub(super) stats: &'a VcpuStats,
+    /// What the exit that is being handled counts as.
+    class: ExitClass,
 }
 
 impl<'a> Runner<'a> {
-    /// Of a vCPU whose state is locked.
-    pub(crate) fn new(vm: &'a Vm, vcpu: &'a Vcpu, s: &'a mut State) -> Self {
-        Self { vm, vcpu, s }
+    /// Of a vCPU whose state is locked. ENOMEM.
+    pub(crate) fn new(vm: &'a Vm, vcpu: &'a Vcpu, s: &'a mut State) -> Result<Self> {
+        let stats = vcpu.stats.counters()?;
+        let class = ExitClass::Other;
+        Ok(Self {
+            vm,
+            vcpu,
+            s,
+            stats,
+            class,
+        })
     }
 
     /// KVM_RUN.
@@ -97,16 +109,20 @@ impl<'a> Runner<'a> {
     pub(crate) fn run(&mut self) -> Result<isize> {
         self.s.check_initialized()?;
         self.first_run()?;
+        self.stats.add(VcpuCounter::UserExits, 1);
         self.complete();
         self.look_at_physical();
         if self.vcpu.run.get(exits::IMMEDIATE_EXIT) != 0 {
+            self.stats.add(VcpuCounter::SignalExits, 1);
             return Err(EINTR);
         }
         self.vcpu.run.put(exits::EXIT_REASON, k::KVM_EXIT_UNKNOWN);
         self.vcpu.shared.worker.set_current();
         loop {
             self.s.take_requests(&self.vcpu.shared);
-            let step = if self.s.off {
+            let step = if self.ring_is_full() {
+                self.ask(&exits::DirtyRingFull)
+            } else if self.s.off {
                 self.wait_until_on()
             } else if self.s.suspended {
                 self.s.halted = true;
@@ -159,8 +175,23 @@ impl<'a> Runner<'a> {
     /// KVM_RUN ends for a signal.
     #[cold]
     pub(super) fn interrupted(&self) -> Error {
+        self.stats.add(VcpuCounter::SignalExits, 1);
         let _ = self.ask(&exits::Intr);
         EINTR
+    }
+
+    /// Whether user space has to empty the dirty ring first. It is asked again as long as that is so.
+    fn ring_is_full(&self) -> bool {
+        let Some(ring) = &self.s.ring else {
+            return false;
+        };
+        let shared = &self.vcpu.shared;
+        shared.take_requests(RING_FULL);
+        let full = ring.is_full();
+        if full {
+            shared.request_self(RING_FULL);
+        }
+        full
     }
 
     /// Waits for another vCPU to switch this one on, or for a signal.
@@ -235,13 +266,22 @@ impl<'a> Runner<'a> {
             let other = self.s.last.replace(this_cpu, self.s.token);
             if other || generation != self.s.tlb_generation || cpu != self.s.cpu {
                 stay.flush();
+                self.stats.add(VcpuCounter::TlbFlushes, 1);
+                if cpu != self.s.cpu {
+                    self.stats.add(VcpuCounter::Migrations, 1);
+                }
                 self.s.tlb_generation = generation;
                 self.s.cpu = cpu;
             }
             self.put_interrupts(stay, this_cpu);
             let exit = stay.enter(&mut self.s.guest);
+            let start = el2::ticks();
             self.take_interrupts(stay);
-            match self.handle(exit, stay, this_cpu) {
+            let stayed = self.handle(exit, stay, this_cpu);
+            self.stats.add(VcpuCounter::Entries, 1);
+            let ticks = el2::ticks().wrapping_sub(start);
+            self.stats.exit(self.class, ticks);
+            match stayed {
                 Stayed::Ended(Step::Again) => {}
                 end => return end,
             }
@@ -254,6 +294,17 @@ impl<'a> Runner<'a> {
             Self::of_32bit(exit)
         } else {
             exit
+        };
+        self.class = match exit {
+            Exit::HostInterrupt => ExitClass::HostInterrupt,
+            Exit::Hvc(_) => ExitClass::Hvc,
+            Exit::Smc => ExitClass::Smc,
+            Exit::Wait(false) => ExitClass::Wfi,
+            Exit::Wait(true) => ExitClass::Wfe,
+            Exit::SysReg { .. } => ExitClass::SystemRegister,
+            Exit::NestedFault(_) => ExitClass::NestedFault,
+            Exit::Absent => ExitClass::Absent,
+            Exit::HostError | Exit::Unknown(_) => ExitClass::Other,
         };
         let step = match exit {
             Exit::HostInterrupt => self.host_interrupt(stay, this_cpu),
@@ -429,12 +480,7 @@ impl<'a> Runner<'a> {
             }
             return Stayed::Ended(self.device(gpa, &f));
         };
-        let by = &mut Faulting {
-            gate: &self.vcpu.shared.gate,
-            tables: &mut self.s.tables,
-            ring: None,
-            may_wait: true,
-        };
+        let by = &mut self.s.faulting(&self.vcpu.shared);
         let how = (f.write, f.fetch);
         if vm.memory.fault_resident(entry, by, gpa, how, stay.own_mm()) {
             return Stayed::Ended(Step::Again);
@@ -444,12 +490,7 @@ impl<'a> Runner<'a> {
 
     /// A stage-2 fault outside of the stay.
     fn slow_fault(&mut self, gpa: Gpa, f: &NestedFault) -> Result<Step> {
-        let by = &mut Faulting {
-            gate: &self.vcpu.shared.gate,
-            tables: &mut self.s.tables,
-            ring: None,
-            may_wait: true,
-        };
+        let by = &mut self.s.faulting(&self.vcpu.shared);
         let outcome = self
             .vm
             .memory
@@ -466,6 +507,7 @@ impl<'a> Runner<'a> {
 
     /// An access to what is no memory.
     fn device(&mut self, gpa: Gpa, f: &NestedFault) -> Step {
+        self.class = ExitClass::MmioKernel;
         let Some(access) = f.access else {
             if !self.vm.passes_undescribed() || f.fetch {
                 return Step::Fail(ENOSYS);
@@ -493,6 +535,7 @@ impl<'a> Runner<'a> {
             self.s.guest.regs.skip();
             return Step::Again;
         }
+        self.class = ExitClass::MmioUser;
         let mut bytes = [0; 8];
         if f.write {
             for (to, from) in bytes.iter_mut().zip(written) {

@@ -3,12 +3,15 @@
 
 use crate::arm64::psci;
 use crate::bus::set;
+use crate::mem::ports::RingFull;
 use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 /// The vCPU begins: another one has called CPU_ON.
 pub(crate) const START: u32 = 1 << 0;
 /// The vCPU stops: another one has switched the machine off.
 pub(crate) const STOP: u32 = 1 << 1;
+/// Its dirty ring counts as full.
+pub(crate) const RING_FULL: u32 = 1 << 2;
 
 /// What others may touch of a vCPU that only Arm64 has.
 pub(crate) struct Others {
@@ -74,6 +77,12 @@ impl Others {
 pub(crate) type VcpuShared = set::VcpuShared<Others>;
 /// The vCPUs of a VM.
 pub(crate) type VcpuSet = set::VcpuSet<Others, ()>;
+
+impl RingFull for VcpuShared {
+    fn ring_full(&self) {
+        self.request_self(RING_FULL);
+    }
+}
 
 /// CPU_ON (PSCI 5.6): what the caller gets.
 pub(crate) fn switch_on(vcpus: &VcpuSet, target: u64, entry: u64, context: u64) -> u64 {

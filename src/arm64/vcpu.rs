@@ -3,13 +3,14 @@
 //!
 //! All state is behind one mutex, which KVM_RUN holds for as long as it runs.
 
+use crate::abi::ledger::VcpuLedger;
 use crate::abi::uapi::k;
 use crate::arm64::context::Context;
 use crate::arm64::el2::{self, Guest, Regs};
 use crate::arm64::esr::Access;
 use crate::arm64::host_irqs::{self, HostIrqs};
 use crate::arm64::last::{self, Last};
-use crate::arm64::shared::{Others, VcpuSet, VcpuShared, START, STOP};
+use crate::arm64::shared::{Others, VcpuShared, START, STOP};
 use crate::arm64::timer::PhysicalTimer;
 use crate::arm64::vgic::lists::Lists;
 use crate::arm64::vgic::registers::Interface;
@@ -19,7 +20,9 @@ use crate::linux::killable_mutex::{KillableBackend, KillableMutex};
 use crate::linux::mmap::SharedPages;
 use crate::linux::neon::Vectors;
 use crate::linux::sched::SignalMask;
+use crate::mem::fault::Faulting;
 use crate::mem::mmu::TablePool;
+use crate::mem::ring::{Ring, Rings};
 use core::sync::atomic::{AtomicU64, Ordering};
 use kernel::prelude::*;
 use kernel::static_lock_class;
@@ -75,6 +78,8 @@ pub(crate) struct Interrupts {
     pub(crate) physical_up: bool,
     /// See above.
     pub(crate) physical: u32,
+    /// Its alarm is set, or was and has gone off.
+    pub(crate) physical_set: bool,
 }
 
 /// One vCPU's private state.
@@ -100,6 +105,8 @@ pub(crate) struct State {
     /// Those of the host's that guests need.
     pub(crate) host_irqs: Arc<HostIrqs>,
     pub(crate) pending: Pending,
+    /// Where the pages go that the vCPU writes, if the VM has dirty rings.
+    pub(crate) ring: Option<Arc<Ring>>,
     /// Spare nested page tables, for faults of this vCPU.
     pub(crate) tables: TablePool,
     /// TLB generation of the last flush; zero wants another one.
@@ -115,7 +122,7 @@ pub(crate) struct State {
 }
 
 impl State {
-    fn new(shared: &Arc<VcpuShared>) -> Result<Self> {
+    fn new(shared: &Arc<VcpuShared>, ring: Option<Arc<Ring>>) -> Result<Self> {
         Ok(Self {
             guest: Guest {
                 regs: Regs::RESET,
@@ -145,11 +152,13 @@ impl State {
                 mapped: 0,
                 physical_up: false,
                 physical: 0,
+                physical_set: false,
             },
             alarm: Timer::new(Wake(shared.clone()))?,
             physical_alarm: Timer::new(Wake(shared.clone()))?,
             host_irqs: host_irqs::get()?,
             pending: Pending::Nothing,
+            ring,
             tables: TablePool::new(),
             tlb_generation: 0,
             cpu: 0,
@@ -220,6 +229,17 @@ impl State {
         self.irq.again = true;
     }
 
+    /// What a stage-2 fault needs of the vCPU, whose shared part is `shared`.
+    #[inline]
+    pub(crate) fn faulting<'a>(&'a mut self, shared: &'a VcpuShared) -> Faulting<'a> {
+        Faulting {
+            gate: &shared.gate,
+            tables: &mut self.tables,
+            ring: self.ring.as_deref(),
+            may_wait: true,
+        }
+    }
+
     /// ENOEXEC before [`State::init`], as in KVM.
     pub(crate) fn check_initialized(&self) -> Result {
         self.features.map(|_| ()).ok_or(ENOEXEC)
@@ -239,20 +259,25 @@ pub(crate) struct Vcpu {
     pub(crate) shared: Arc<VcpuShared>,
     /// `kvm_run` and the other pages that user space maps.
     pub(crate) run: Arc<RunPages>,
+    /// Exit ledger.
+    pub(crate) stats: Arc<VcpuLedger>,
     #[pin]
     state: KillableMutex<State>,
 }
 
 impl Vcpu {
-    /// A vCPU that KVM_ARM_VCPU_INIT has not been called for.
+    /// vCPU number `index` of its VM, that KVM_ARM_VCPU_INIT has not been called for.
     #[inline(never)]
-    pub(crate) fn new(vcpus: &VcpuSet, bus: &EventBus, id: u32) -> Result<Arc<Self>> {
-        let shared = VcpuShared::new(id, vcpus.len(), false, Others::new(id))?;
-        let run = RunPages::new(bus.ring(), None)?;
+    pub(crate) fn new(index: u32, rings: &Rings, bus: &EventBus, id: u32) -> Result<Arc<Self>> {
+        let shared = VcpuShared::new(id, index, false, Others::new(id))?;
+        let ring = rings.create(shared.clone())?;
+        let run = RunPages::new(bus.ring(), ring.as_ref().map(|r| r.pages()))?;
+        let stats = VcpuLedger::new(id)?;
         Arc::pin_init(
             try_pin_init!(Self {
-                state <- KillableMutex::new(State::new(&shared)?, static_lock_class!()),
+                state <- KillableMutex::new(State::new(&shared, ring)?, static_lock_class!()),
                 run,
+                stats,
                 shared,
             }),
             GFP_KERNEL_ACCOUNT,

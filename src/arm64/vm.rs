@@ -5,7 +5,7 @@
 //!
 //! `setup` > `irqfds` > a vCPU's `state` > the interrupt controller's `config` > `memory.update`.
 
-use crate::abi::stats::VmStats;
+use crate::abi::stats::{Mapped, VmStats};
 use crate::arm64::el2;
 use crate::arm64::ids::Ids;
 use crate::arm64::paging::NestedTable;
@@ -47,6 +47,7 @@ pub(crate) struct Vm {
     _notifier: MmuNotifier<Notifier>,
     pub(crate) vcpus: Arc<VcpuSet>,
     pub(crate) ids: Ids,
+    pub(crate) stats: Arc<VmStats>,
     pub(crate) memory: Arc<GuestMemory>,
     /// ioeventfds and coalesced zones.
     #[pin]
@@ -86,7 +87,7 @@ impl Vm {
             largest: Level::L3,
             nx: false,
         };
-        let memory = GuestMemory::new(NestedTable::new()?, huge, stats, vcpus.clone())?;
+        let memory = GuestMemory::new(NestedTable::new()?, huge, stats.clone(), vcpus.clone())?;
         let notifier = MmuNotifier::register(&mm, Notifier(memory.clone()))?;
         Arc::pin_init(
             try_pin_init!(Self {
@@ -94,6 +95,7 @@ impl Vm {
                 _notifier: notifier,
                 vcpus,
                 ids: Ids::new(),
+                stats,
                 memory,
                 bus <- EventBus::new(),
                 setup <- new_mutex!(Setup { vcpus: KVec::new() }),
@@ -139,6 +141,19 @@ impl Vm {
     /// The same, for a slot that is going to be there.
     pub(crate) fn memory_for_slot(&self, number: u32, _make: bool) -> Result<&GuestMemory> {
         self.memory_of_slot(number)
+    }
+
+    /// Changes what all address spaces have in common, of which there is one.
+    pub(crate) fn for_each_memory(&self, f: impl Fn(&GuestMemory)) {
+        f(&self.memory);
+    }
+
+    /// Leaves of the nested page tables. Areas that are in parts for no longer than now are joined first. Sleeps.
+    pub(crate) fn mapped(&self) -> Mapped {
+        if self.check_mm().is_ok() {
+            self.memory.recover_parts(&self.mm);
+        }
+        self.memory.mapped()
     }
 
     /// User space is not told of missing pages.

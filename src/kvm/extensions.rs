@@ -8,6 +8,7 @@ use crate::abi::uapi::{self, k};
 use crate::arch::{Setup, Vm, MAX_ROUTES};
 use crate::bus::set::{MAX_VCPUS, MAX_VCPU_ID};
 use crate::kvm::arch;
+use crate::kvm::memory::enable_manual_protect;
 use crate::kvm::table::extensions;
 use crate::linux::smp;
 use crate::mem::dirty;
@@ -66,16 +67,4 @@ const RING_BYTES: u64 = dirty::RING_ENTRIES * dirty::RING_ENTRY;
 /// KVM_CAP_DIRTY_LOG_RING, KVM_CAP_DIRTY_LOG_RING_ACQ_REL (api.rst 8.29).
 fn enable_rings(vm: &Vm, setup: &Setup, bytes: u64) -> Result {
     vm.memory.enable_rings(bytes, setup.has_vcpus())
-}
-
-/// KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2 (api.rst 7.18).
-fn enable_manual_protect(vm: &Vm, value: u64) -> Result {
-    const ENABLE: u64 = k::KVM_DIRTY_LOG_MANUAL_PROTECT_ENABLE as u64;
-    const INITIALLY_SET: u64 = k::KVM_DIRTY_LOG_INITIALLY_SET as u64;
-    let (enable, initially_set) = (value & ENABLE != 0, value & INITIALLY_SET != 0);
-    if value & !(ENABLE | INITIALLY_SET) != 0 || initially_set && !enable {
-        return Err(EINVAL);
-    }
-    vm.for_each_memory(|memory| memory.set_manual_protect(enable, initially_set));
-    Ok(())
 }

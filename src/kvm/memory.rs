@@ -54,3 +54,15 @@ pub(super) fn set_memory(vm: &Vm, r: &k::kvm_userspace_memory_region) -> Result 
     let slot = Slot::from_region(r.slot, r.flags, gpa, size, r.userspace_addr);
     memory.set_slot(vm.mm(), slot.map_err(|_| EINVAL)?)
 }
+
+/// KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2 (api.rst 7.18).
+pub(super) fn enable_manual_protect(vm: &Vm, value: u64) -> Result {
+    const ENABLE: u64 = k::KVM_DIRTY_LOG_MANUAL_PROTECT_ENABLE as u64;
+    const INITIALLY_SET: u64 = k::KVM_DIRTY_LOG_INITIALLY_SET as u64;
+    let (enable, initially_set) = (value & ENABLE != 0, value & INITIALLY_SET != 0);
+    if value & !(ENABLE | INITIALLY_SET) != 0 || initially_set && !enable {
+        return Err(EINVAL);
+    }
+    vm.for_each_memory(|memory| memory.set_manual_protect(enable, initially_set));
+    Ok(())
+}

@@ -16,7 +16,6 @@ mod memory;
 #[cfg(CONFIG_X86_64)]
 mod missing;
 mod signals;
-#[cfg(CONFIG_X86_64)]
 mod stats;
 #[cfg_attr(CONFIG_ARM64, allow(dead_code, unused_imports, unused_macros))]
 mod table;

@@ -631,6 +631,12 @@ pub(crate) fn counter() -> u64 {
     read!("cntpct_el0")
 }
 
+/// The physical counter, roughly: it may be read too early.
+#[inline]
+pub(crate) fn ticks() -> u64 {
+    read!("cntpct_el0")
+}
+
 /// The processor says what an SError is about (FEAT_RAS).
 pub(crate) fn has_ras() -> bool {
     read!("id_aa64pfr0_el1") >> 28 & 0xf != 0

@@ -3,8 +3,10 @@
 
 use crate::abi::uapi::k;
 use crate::arch::{has_ras, Setup, Vm, ADDRESS_BITS, MAX_GSIS, MAX_VCPUS};
+use crate::kvm::memory::enable_manual_protect;
 use crate::kvm::table::extensions;
 use crate::linux::smp;
+use crate::mem::dirty;
 use crate::mem::slots::MAX_SLOTS;
 use kernel::prelude::*;
 
@@ -18,6 +20,9 @@ fn unknown(_vm: &Vm, _setup: &mut Setup, _capability: u32, _value: u64) -> Resul
     Err(EINVAL)
 }
 
+/// Largest size of a dirty ring.
+const RING_BYTES: u64 = dirty::RING_ENTRIES * dirty::RING_ENTRY;
+
 extensions! {
     (vm, setup, value) else none, unknown;
     k::KVM_CAP_CHECK_EXTENSION_VM: 1;
@@ -26,6 +31,12 @@ extensions! {
     k::KVM_CAP_SYNC_MMU: 1;
     k::KVM_CAP_READONLY_MEM: 1;
     k::KVM_CAP_NR_MEMSLOTS: MAX_SLOTS;
+    k::KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2: k::KVM_DIRTY_LOG_MANUAL_PROTECT_ENABLE | k::KVM_DIRTY_LOG_INITIALLY_SET,
+        enable enable_manual_protect(vm, value);
+    k::KVM_CAP_DIRTY_LOG_RING_ACQ_REL: RING_BYTES,
+        enable vm.memory.enable_rings(value, !setup.vcpus.is_empty());
+    k::KVM_CAP_DIRTY_LOG_RING_WITH_BITMAP: 1,
+        enable vm.memory.add_bitmaps(None);
     k::KVM_CAP_NR_VCPUS: smp::num_online().min(MAX_VCPUS);
     k::KVM_CAP_MAX_VCPUS: MAX_VCPUS;
     k::KVM_CAP_MAX_VCPU_ID: MAX_VCPUS;

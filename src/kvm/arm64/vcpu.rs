@@ -6,6 +6,7 @@ use crate::arch::{
     get_events, get_one_reg, list_regs, set_events, set_one_reg, Runner, State, Vcpu, Vm,
 };
 use crate::kvm::signals;
+use crate::kvm::stats;
 use crate::kvm::table::ioctls;
 use crate::linux::anon_inode::FileOperations;
 use crate::linux::sched::SignalMaskGuard;
@@ -53,7 +54,7 @@ fn run(vm: &Arc<Vm>, vcpu: &Arc<Vcpu>, arg: usize) -> Result<isize> {
     }
     let mut s = vcpu.lock()?;
     let _mask = s.signal_mask.map(SignalMaskGuard::new);
-    Runner::new(vm, vcpu, &mut s).run()
+    Runner::new(vm, vcpu, &mut s)?.run()
 }
 
 ioctls! {
@@ -73,6 +74,7 @@ ioctls! {
     KVM_SET_DEVICE_ATTR:    -,    set(r => set_attr(vm, r)), KVM_CAP_VCPU_ATTRIBUTES;
     KVM_GET_DEVICE_ATTR:    -,    set(r => get_attr(vm, r));
     KVM_HAS_DEVICE_ATTR:    -,    set(r => timer(vm, r).map(|_| ()));
+    KVM_GET_STATS_FD:       -,    call(stats::vcpu_stats_fd(vm, &vcpu.stats));
     KVM_SET_SIGNAL_MASK:    held, call(signals::set_mask(&mut s.signal_mask, arg));
 }
 

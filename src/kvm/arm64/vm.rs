@@ -8,6 +8,7 @@ use crate::kvm::arm64::routing;
 use crate::kvm::arm64::vcpu::{self, VcpuFile};
 use crate::kvm::arm64::vgic;
 use crate::kvm::memory::{clear_dirty_log, dirty_log, set_memory, set_memory2};
+use crate::kvm::stats;
 use crate::kvm::table::ioctls;
 use crate::linux::anon_inode::{self, FileOperations, NewFile};
 use crate::linux::sched;
@@ -60,6 +61,8 @@ ioctls! {
     KVM_SET_USER_MEMORY_REGION2:    -,    set(r => set_memory2(vm, r)), KVM_CAP_USER_MEMORY2;
     KVM_GET_DIRTY_LOG:              -,    set(r => dirty_log(vm, r));
     KVM_CLEAR_DIRTY_LOG:            -,    set(r => clear_dirty_log(vm, r));
+    KVM_RESET_DIRTY_RINGS:          -,    call(vm.memory.reset_rings(None));
+    KVM_GET_STATS_FD:               -,    call(stats::vm_stats_fd(vm)), KVM_CAP_BINARY_STATS_FD;
     KVM_CREATE_DEVICE:              held, call(vgic::create_device(vm, setup, arg)), KVM_CAP_DEVICE_CTRL;
     KVM_IRQ_LINE:                   -,    call(irq_line(vm, arg)), KVM_CAP_IRQCHIP;
     KVM_IRQFD:                      -,    set(r => routing::irqfd(vm, r)), KVM_CAP_IRQFD, KVM_CAP_IRQFD_RESAMPLE;
@@ -160,9 +163,12 @@ fn create_vcpu(vm: &Arc<Vm>, setup: &mut Setup, id: usize) -> Result<isize> {
     }
     // Build, install last: nobody can use the vCPU before it is complete.
     setup.vcpus.reserve(1, GFP_KERNEL_ACCOUNT)?;
-    let vcpu = Vcpu::new(&vm.vcpus, &vm.bus, id)?;
+    let vcpu = Vcpu::new(vm.vcpus.len(), &vm.memory.rings, &vm.bus, id)?;
     let shared = vcpu.shared.clone();
     let file = NewFile::new(VcpuFile::new(vm.clone(), vcpu.clone())?)?;
+    if let Some(ring) = vcpu.lock()?.ring.clone() {
+        vm.memory.rings.add(ring)?;
+    }
     vm.vcpus.push(shared)?;
     let _ = setup.vcpus.push_within_capacity(vcpu);
     Ok(file.install() as isize)
