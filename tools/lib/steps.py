@@ -53,13 +53,14 @@ def image_boot(kind, device):
     """The image of a disk, by the launcher (lib/bed/image.sh)."""
     words = add(RELEASE / "rvmm", GUEST / "disk.qcow2") + script("image.sh") + ["--module", "tun"]
     # QEMU as it is ends KVM's guests of two CPUs now and then: an event waits where KVM saw none (x86/svm/quirks.rs).
-    options = ["--kvm", "--corrected"] if device == "/dev/kvm" else []
+    options = ["--timeout", "500", *(["--kvm", "--corrected"] if device == "/dev/kvm" else [])]
     return Step(kind, f"image of a disk on {device}",
                 bed(kind, *options, *words, command=["sh", "image.sh", device]),
                 expect=r"(?s)boot 1, 1 CPUs, 1 queues.*guest reset: exiting.*boot 2, 2 CPUs, 2 queues.*trimmed.*data ok"
-                       r".*entropy ok.*network ok.*pressed.*guest powered off.*the image is what it was"
+                       r".*entropy ok.*network ok.*1 packets received.*pressed.*another generation.*guest powered off"
+                       r".*the image is what it was"
                        r".*it is an overlay of /add/disk.qcow2",
-                timeout=300)
+                timeout=560)
 
 
 def smp_guest(kind, cpus, *options, name="SMP guest checks itself", append="rvmm.cmd=smpcheck", timeout=900):

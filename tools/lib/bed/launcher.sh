@@ -70,23 +70,25 @@ rvmm ctl /tmp/api stats > /tmp/out 2>&1; is 0 '"exit_io_cycles"' 'statistics of 
 rvmm ctl /tmp/api power-button > /tmp/out 2>&1; is 1 'no power button: it needs a disk' 'a machine without a button'
 stat -c %a /tmp/api > /tmp/out; is 0 '^600$' 'a socket for the user alone'
 rvmm ctl /tmp/api snapshot /tmp/saved > /tmp/out 2>&1; is 0 '' 'a machine is saved'
-rvmm ctl /tmp/api pause; rvmm ctl /tmp/api quit > /tmp/out 2>&1; is 0 '' 'a paused machine is told to end'
+rvmm ctl /tmp/api pause
+rvmm ctl /tmp/api snapshot /tmp/other > /dev/null 2>&1 &
+until [ -e /tmp/other.new-$machine ]; do kill -0 $! || break; done
+rvmm ctl /tmp/api quit > /tmp/out 2>&1; is 0 '' 'a paused machine is told to end while it is saved'
 wait $machine; is 1 '' 'a machine that was told to end'
 exec 5>&-
 cp /tmp/guest /tmp/out
 [ ! -e /tmp/api ]; is 0 'rvmm: stopped' 'its socket is gone'
+[ ! -e /tmp/other.new-$machine ]; is 0 '' 'nothing is left of a file that is half written'
 rvmm ctl /tmp/api status > /tmp/out 2>&1; is 1 '/tmp/api: No such file' 'no machine at a socket'
 
 # Two machines go on from where one was saved, each for itself.
-for n in 1 2; do
-    rvmm restore /tmp/saved --api /tmp/api$n < /dev/null > /tmp/again$n 2>&1 &
+rvmm restore /tmp/saved --api /tmp/api --clones 2 < /dev/null > /tmp/again 2>&1 &
+for n in 0 1; do
+    until [ "$(grep -c "^$n: tick" /tmp/again)" -gt 5 ] || ! kill -0 $!; do sleep 0.2; done
+    cp /tmp/again /tmp/out
+    rvmm ctl /tmp/api$n quit; is 0 "^$n: tick" "a machine goes on, $n"
 done
-for n in 1 2; do
-    until [ "$(grep -c tick /tmp/again$n)" -gt 5 ] || ! kill -0 $!; do sleep 0.2; done
-    cp /tmp/again$n /tmp/out
-    rvmm ctl /tmp/api$n quit; is 0 '^tick' "a machine goes on, $n"
-done
-wait
+wait $!; is 1 '' 'clones that were told to end'
 head -c 1000000 /tmp/saved > /tmp/half
 rvmm restore /tmp/half > /tmp/out 2>&1; is 1 '/tmp/half: it is cut short' 'half a machine'
 rvmm restore bzImage > /tmp/out 2>&1; is 1 'it is no machine' 'a kernel as a machine'
@@ -106,10 +108,12 @@ sleep 1000 < /tmp/full &
 reader=$!
 {
     head -c 65536 /dev/zero
-    exec rvmm run --kernel bzImage --append ignore_loglevel 2> /tmp/out
+    exec rvmm run --kernel bzImage --append ignore_loglevel --api /tmp/api 2> /tmp/out
 } > /tmp/full &
 blocked=$!
 until grep -q pipe_write "/proc/$blocked"/task/*/wchan 2> /dev/null; do sleep 0.2; done
+timeout 20 rvmm ctl /tmp/api pause; is 0 '' 'a machine whose output waits is paused'
+timeout 20 rvmm ctl /tmp/api resume; is 0 '' 'and goes on'
 kill -TERM $blocked
 wait $blocked; is 1 'stopped' 'a signal while output waits'
 kill $reader

@@ -25,5 +25,6 @@ ip addr add 10.9.0.2/24 dev eth0 && ip link set eth0 up && ping -q -c 3 -W 10 10
 [ -e /dev/input/event0 ] && echo "rvmm image: press the power button"
 head -c 24 /dev/input/event0 > /dev/null
 echo "rvmm image: pressed"
+dmesg | grep -q "virtual machine fork" && echo "rvmm image: another generation"
 umount -r / || mount -o remount,ro /
 poweroff -f

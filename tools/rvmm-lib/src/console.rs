@@ -24,6 +24,8 @@ pub struct Console {
     pub(crate) output: Box<dyn Write + Send>,
     /// Set when the machine ends, for the output not to wait any longer.
     pub(crate) ended: Arc<AtomicBool>,
+    /// Set while the machine shall stand still, for the output to wait without holding up a vCPU.
+    pub(crate) held: Arc<AtomicBool>,
     terminal: Option<Terminal>,
 }
 
@@ -44,16 +46,19 @@ impl Console {
         } else {
             None
         };
-        let ended = Arc::<AtomicBool>::default();
+        let (ended, held) = (Arc::<AtomicBool>::default(), Arc::<AtomicBool>::default());
         let output = Output {
             file: output,
             ended: ended.clone(),
+            held: held.clone(),
+            left: Vec::new(),
         };
         Ok(Self {
             input: Some(input),
             escape: terminal.is_some(),
             output: Box::new(output),
             ended,
+            held,
             terminal,
         })
     }
@@ -65,6 +70,7 @@ impl Console {
             escape: false,
             output: Box::new(writer),
             ended: Arc::default(),
+            held: Arc::default(),
             terminal: None,
         }
     }
@@ -89,27 +95,41 @@ impl Console {
     }
 }
 
-/// Output that may have to wait for its reader. Signals come to the thread when the machine has ended.
+/// Output that may have to wait for its reader. Signals come to the thread when the machine has ended, or shall stand
+/// still: then what is left to be written waits for the next time.
 struct Output {
     file: File,
     ended: Arc<AtomicBool>,
+    held: Arc<AtomicBool>,
+    /// What has been taken and not written.
+    left: Vec<u8>,
 }
 
 impl Write for Output {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        loop {
-            if self.ended.load(Ordering::Acquire) {
-                return Err(io::ErrorKind::BrokenPipe.into());
-            }
-            match self.file.write(bytes) {
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => self.wait(),
-                result => return result,
-            }
-        }
+        self.flush()?;
+        self.left.extend_from_slice(bytes);
+        self.flush()?;
+        Ok(bytes.len())
     }
 
     fn flush(&mut self) -> io::Result<()> {
+        while !self.left.is_empty() {
+            if self.ended.load(Ordering::Acquire) {
+                return Err(io::ErrorKind::BrokenPipe.into());
+            }
+            match self.file.write(&self.left) {
+                Ok(written) => drop(self.left.drain(..written)),
+                Err(_) if self.held.load(Ordering::Acquire) => return Ok(()),
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => self.wait(),
+                Err(error) => {
+                    // Nobody will ever read it.
+                    self.left.clear();
+                    return Err(error);
+                }
+            }
+        }
         Ok(())
     }
 }
@@ -239,6 +259,8 @@ mod tests {
         let mut output = Output {
             file: File::from(std::os::fd::OwnedFd::from(writer)),
             ended: ended.clone(),
+            held: Arc::default(),
+            left: Vec::new(),
         };
         let writing = std::thread::spawn(move || loop {
             if let Err(error) = output.write(&[b'x'; 4096]) {
@@ -250,6 +272,41 @@ mod tests {
         ended.store(true, Ordering::Release);
         assert_eq!(writing.join().unwrap(), io::ErrorKind::BrokenPipe);
         drop(reader);
+    }
+
+    #[test]
+    fn output_that_nobody_reads_lets_a_machine_stand_still() {
+        use std::io::Read;
+        let (mut reader, writer) = UnixStream::pair().unwrap();
+        writer.set_nonblocking(true).unwrap();
+        let held = Arc::<AtomicBool>::default();
+        let mut output = Output {
+            file: File::from(std::os::fd::OwnedFd::from(writer)),
+            ended: Arc::default(),
+            held: held.clone(),
+            left: Vec::new(),
+        };
+        let writing = std::thread::spawn(move || {
+            let mut count = 0;
+            while !output.held.load(Ordering::Acquire) {
+                output.write_all(&[b'x'; 4096]).unwrap();
+                count += 4096;
+            }
+            (output, count)
+        });
+        std::thread::sleep(std::time::Duration::from_millis(50));
+        assert!(!writing.is_finished());
+        held.store(true, Ordering::Release);
+        let (mut output, count) = writing.join().unwrap();
+        held.store(false, Ordering::Release);
+        let reading = std::thread::spawn(move || {
+            let mut bytes = Vec::new();
+            reader.read_to_end(&mut bytes).unwrap();
+            bytes.len()
+        });
+        output.flush().unwrap();
+        drop(output);
+        assert_eq!(reading.join().unwrap(), count, "nothing is lost");
     }
 
     #[test]

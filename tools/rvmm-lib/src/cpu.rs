@@ -136,6 +136,59 @@ pub(crate) fn most_memory(supported: &[kvm_cpuid_entry2]) -> u64 {
     ((1u64 << bits) - layout::HOLE_END).min(SLOT) + layout::HOLE_START
 }
 
+/// Words of CPUID of which each bit is an ability: leaf, subleaf, and the bits of EAX, EBX, ECX and EDX that are, all
+/// but those that follow control registers, the TSC-deadline timer and what else [`cpuid`] sets by itself.
+const ABILITIES: [(u32, u32, [u32; 4]); 11] = [
+    (
+        1,
+        0,
+        [
+            0,
+            0,
+            !(1 << 3 | TSC_DEADLINE | 1 << 27 | 1 << 31),
+            !(1 << 9 | HTT),
+        ],
+    ),
+    (6, 0, [!0, 0, !0, 0]),
+    (7, 0, [0, !0, !(1 << 4), !0]),
+    (7, 1, [!0, !0, !0, !0]),
+    (7, 2, [0, 0, 0, !0]),
+    (0xd, 0, [!0, 0, 0, !0]),
+    (0xd, 1, [!0, 0, !0, !0]),
+    (0x4000_0001, 0, [!0, 0, 0, 0]),
+    (0x8000_0001, 0, [0, 0, !(1 << 1), !0]),
+    (0x8000_0007, 0, [0, !0, 0, !0]),
+    (0x8000_0008, 0, [0, !0, 0, 0]),
+];
+
+/// What a CPU with this CPUID has that a hypervisor does not support, in words.
+pub(crate) fn lacks(has: &[kvm_cpuid_entry2], supported: &[kvm_cpuid_entry2]) -> Option<String> {
+    let words = |of: &[kvm_cpuid_entry2], leaf, index| {
+        let mut found = of.iter();
+        let entry = found.find(|entry| (entry.function, entry.index) == (leaf, index));
+        entry.map_or([0; 4], |entry| [entry.eax, entry.ebx, entry.ecx, entry.edx])
+    };
+    let vendor = |of| {
+        let [_, ebx, ecx, edx] = words(of, 0, 0);
+        let name = [ebx, edx, ecx].map(u32::to_le_bytes).concat();
+        String::from_utf8_lossy(&name).into_owned()
+    };
+    let (was, is) = (vendor(has), vendor(supported));
+    if was != is {
+        return Some(format!("a processor of {was}, and not of {is}"));
+    }
+    let missing = |&(leaf, index, bits): &(u32, u32, [u32; 4])| {
+        let (want, have) = (words(has, leaf, index), words(supported, leaf, index));
+        let names = ["EAX", "EBX", "ECX", "EDX"];
+        (0..4).find_map(|n| {
+            let missing = want[n] & !have[n] & bits[n];
+            let name = names[n];
+            (missing != 0).then(|| format!("bits {missing:#x} of CPUID {leaf:#x}.{index} {name}"))
+        })
+    };
+    ABILITIES.iter().find_map(missing)
+}
+
 /// Gives the CPU its CPUID.
 ///
 /// # Errors
@@ -376,6 +429,47 @@ mod tests {
         let intel = [leaf(0, 0xd, 0, 0, 0), leaf(0x8000_0008, 0, 0, 0, 0)];
         let entries = cpuid(&intel, Topology { id: 0, cpus: 4 }, false);
         assert_eq!(find(&entries, 0x8000_0008, 0).ecx, 0);
+    }
+
+    #[test]
+    fn a_saved_cpu_runs_where_everything_is_supported() {
+        let amd = [
+            u32::from_le_bytes(*b"Auth"),
+            u32::from_le_bytes(*b"cAMD"),
+            u32::from_le_bytes(*b"enti"),
+        ];
+        let first = leaf(0, 0x10, amd[0], amd[1], amd[2]);
+        let supported = [
+            first,
+            leaf(1, 0xa20f12, 0x800, 0xfed8_3203, 0x178b_fbff),
+            leaf(7, 0, 0x219c_97a9, 0, 0),
+        ];
+        let has = cpuid(&supported, Topology { id: 1, cpus: 2 }, true);
+        assert_eq!(lacks(&has, &supported), None);
+        let mut running = has.clone();
+        for entry in running.iter_mut().filter(|entry| entry.function == 1) {
+            (entry.ecx, entry.edx) = (entry.ecx | 1 << 27, entry.edx & !(1 << 9));
+        }
+        assert_eq!(
+            lacks(&running, &supported),
+            None,
+            "what control registers do is no ability"
+        );
+        let mut older = supported;
+        older[2].ebx &= !(1 << 5);
+        assert_eq!(lacks(&has, &older).unwrap(), "bits 0x20 of CPUID 0x7.0 EBX");
+        let intel = leaf(
+            0,
+            0x10,
+            u32::from_le_bytes(*b"Genu"),
+            u32::from_le_bytes(*b"ntel"),
+            u32::from_le_bytes(*b"ineI"),
+        );
+        let cause = lacks(&has, &[intel]).unwrap();
+        assert_eq!(
+            cause,
+            "a processor of AuthenticAMD, and not of GenuineIntel"
+        );
     }
 
     #[test]

@@ -119,6 +119,15 @@ pub enum Error {
         /// The hypervisor's error number.
         errno: i32,
     },
+    /// A saved machine has CPUs that are not to be had here.
+    #[error("the machine was saved with {what}, which is not to be had here")]
+    OtherCpu {
+        /// What its CPUs have.
+        what: String,
+    },
+    /// The devices of a saved machine cannot be made again.
+    #[error("the saved machine's devices are not those that this launcher makes")]
+    OtherDevices,
     /// Virtio devices and devices of the host in one machine.
     #[error("a machine has either disks and other virtio devices, or PCI devices of the host")]
     OneBus,
@@ -218,6 +227,8 @@ impl Error {
             | Error::Cmdline(_)
             | Error::Disk { .. }
             | Error::Device { .. }
+            | Error::OtherCpu { .. }
+            | Error::OtherDevices
             | Error::Os { .. } => None,
         }
     }
@@ -231,6 +242,7 @@ impl Error {
                 | Error::Version { .. }
                 | Error::Missing { .. }
                 | Error::Cpus { .. }
+                | Error::OtherCpu { .. }
                 | Error::Ioctl {
                     call: "KVM_CREATE_VM",
                     ..

@@ -7,7 +7,7 @@
 
 use std::collections::VecDeque;
 use std::io;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::Ordering;
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -37,7 +37,6 @@ pub(crate) struct Hit {
 
 /// What the holder's thread and those of the vCPUs share.
 struct Shared {
-    held: AtomicBool,
     hits: Mutex<VecDeque<Hit>>,
     /// Written with each hit.
     event: EventFd,
@@ -70,8 +69,8 @@ pub(crate) fn new(
     held: bool,
     control: Arc<Control>,
 ) -> io::Result<(Hold, Vec<Held>)> {
+    control.held.store(held, Ordering::Release);
     let shared = Arc::new(Shared {
-        held: AtomicBool::new(held),
         hits: Mutex::default(),
         event: EventFd::new(libc::EFD_NONBLOCK | libc::EFD_CLOEXEC)?,
         threads: Mutex::new(vec![None; vcpus]),
@@ -107,7 +106,7 @@ impl Held {
 
     /// Whether the vCPU shall not run.
     pub(crate) fn is_wanted(&self) -> bool {
-        self.shared.held.load(Ordering::Acquire)
+        self.shared.control.held.load(Ordering::Acquire)
     }
 
     /// Does what the holder wants until it lets the vCPU go, or the machine ends.
@@ -124,7 +123,7 @@ impl Held {
 
     /// The vCPU has come upon something. All are to be held.
     pub(crate) fn hit(&self, info: kvm_debug_exit_arch) {
-        self.shared.held.store(true, Ordering::Release);
+        self.shared.control.held.store(true, Ordering::Release);
         lock(&self.shared.hits).push_back(Hit {
             vcpu: self.id,
             info,
@@ -165,13 +164,13 @@ impl Hold {
 
     /// Holds all vCPUs.
     pub(crate) fn stop(&self) -> Result<(), Ended> {
-        self.shared.held.store(true, Ordering::Release);
+        self.shared.control.held.store(true, Ordering::Release);
         (0..self.vcpus()).try_for_each(|id| self.on(id, |_| ()))
     }
 
     /// Lets all vCPUs go.
     pub(crate) fn go(&self) {
-        self.shared.held.store(false, Ordering::Release);
+        self.shared.control.held.store(false, Ordering::Release);
         for order in &self.orders {
             let _ = order.send(Order::Go);
         }

@@ -27,6 +27,8 @@ pub const LOW_RAM_END: u64 = 0x9_fc00;
 pub const TABLES: u64 = 0xf_0000;
 /// Room for the MP table, or ACPI's tables.
 pub const TABLES_MAX: usize = 0x1_0000;
+/// The number of the machine's generation, 16 bytes, in the area of option ROMs.
+pub const GENERATION: u64 = 0xe_f000;
 /// First byte above the legacy areas.
 pub const HIGH_RAM: u64 = 0x10_0000;
 /// Start of the hole below 4 GiB that holds IOAPIC, LAPIC and the hypervisor's own pages.

@@ -61,6 +61,7 @@ mod kernel;
 pub mod layout;
 pub mod mptable;
 pub mod paging;
+mod parts;
 mod pause;
 pub mod pci;
 pub mod platform;

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0 OR MIT
 //! Pausing a running machine, letting it go on, and saving it.
 
+use std::fs::File;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -8,11 +9,14 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use kvm_ioctls::VmFd;
 use vm_memory::GuestMemoryMmap;
 
+use crate::acpi::PowerEvents;
 use crate::hold::{Ended, Hold};
 use crate::platform::Cmos;
 use crate::serial::{self, SerialPort};
 use crate::snapshot;
 use crate::snapshot::state::{Chips, State, VcpuState};
+use crate::virtio::saved::VirtioState;
+use crate::virtio::Host;
 
 /// What a machine is made of, to save it.
 pub(crate) struct Parts {
@@ -26,6 +30,36 @@ pub(crate) struct Parts {
     pub(crate) msrs: Vec<u32>,
     /// It has devices whose state would be lost.
     pub(crate) more: bool,
+    /// The bus and the power management events of a machine with ACPI.
+    pub(crate) acpi: Option<Acpi>,
+}
+
+/// What a machine with virtio devices has.
+#[derive(Clone)]
+pub(crate) struct Acpi {
+    pub(crate) host: Arc<Mutex<Host>>,
+    pub(crate) events: Arc<Mutex<PowerEvents>>,
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Acpi {
+    fn state(&self, parts: &mut Vec<File>) -> std::io::Result<VirtioState> {
+        let (selected, functions) = lock(&self.host).state(parts)?;
+        Ok(VirtioState {
+            selected,
+            functions,
+            events: lock(&self.events).state(),
+        })
+    }
+
+    /// Makes the devices what they were; false if they are others.
+    pub(crate) fn restore(&self, state: &VirtioState) -> bool {
+        lock(&self.events).restore(state.events);
+        lock(&self.host).restore(state)
+    }
 }
 
 struct Shared {
@@ -47,8 +81,7 @@ impl Pause {
         }))
     }
 
-    /// Stops the CPUs, and comes back when all have stopped: one that waits for the reader of the machine's output
-    /// stops when that has read. A machine that is paused stays so.
+    /// Stops the CPUs, and comes back when all have stopped. A machine that is paused stays so.
     ///
     /// # Errors
     ///
@@ -67,8 +100,13 @@ impl Pause {
         self.go(&self.hold())
     }
 
+    /// Waits for who is at it.
+    pub(crate) fn wait(&self) {
+        drop(self.hold());
+    }
+
     fn hold(&self) -> MutexGuard<'_, Hold> {
-        self.0.hold.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.0.hold)
     }
 
     fn stop(&self, hold: &Hold) -> Result<(), Ended> {
@@ -97,22 +135,30 @@ impl Pause {
     /// A sentence: it has devices that cannot be saved, has ended, or the file cannot be written.
     pub fn save(&self, path: &Path) -> Result<(), String> {
         if self.0.parts.more {
-            return Err("a machine with disks or other PCI devices cannot be saved".into());
+            return Err(
+                "a machine with devices of the host or of its own kind cannot be saved".into(),
+            );
         }
         let hold = self.hold();
         let was_paused = self.is_paused();
         self.stop(&hold).map_err(|error| error.to_string())?;
-        let saved = self.state(&hold).and_then(|state| {
-            snapshot::save(path, &state, &self.0.parts.memory)
+        let acpi = self.0.parts.acpi.as_ref();
+        // They would write to the memory as well.
+        acpi.inspect(|acpi| lock(&acpi.host).freeze());
+        let mut parts = Vec::new();
+        let saved = self.state(&hold, &mut parts).and_then(|state| {
+            let ended = || hold.control().ended();
+            snapshot::save(path, state, &self.0.parts.memory, &parts, &ended)
                 .map_err(|error| format!("{}: {error}", path.display()))
         });
+        acpi.inspect(|acpi| lock(&acpi.host).thaw());
         if !was_paused {
             self.go(&hold).map_err(|error| error.to_string())?;
         }
         saved
     }
 
-    fn state(&self, hold: &Hold) -> Result<State, String> {
+    fn state(&self, hold: &Hold, files: &mut Vec<File>) -> Result<State, String> {
         let parts = &self.0.parts;
         let vcpu = |id| {
             let msrs = parts.msrs.clone();
@@ -122,6 +168,8 @@ impl Pause {
         };
         // What raises interrupts before what takes them: time and input do not stand still, and an edge is rather there
         // twice than in nobody's state.
+        let virtio = parts.acpi.as_ref().map(|acpi| acpi.state(files));
+        let virtio = virtio.transpose().map_err(|error| error.to_string())?;
         let serial = serial::lock(&parts.serial).state();
         let chips = Chips::save(&parts.vm).map_err(|error| error.to_string())?;
         Ok(State {
@@ -129,9 +177,9 @@ impl Pause {
             vcpus: (0..hold.vcpus()).map(vcpu).collect::<Result<_, _>>()?,
             chips,
             serial,
-            cmos: (parts.cmos.lock())
-                .unwrap_or_else(PoisonError::into_inner)
-                .state(),
+            cmos: lock(&parts.cmos).state(),
+            virtio,
+            parts: Vec::new(),
         })
     }
 

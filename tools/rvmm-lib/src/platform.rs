@@ -261,7 +261,7 @@ mod tests {
     #[test]
     fn power_off_by_word_or_upper_byte() {
         let ended = |offset, data: &[u8]| {
-            let control = Arc::new(Control::new(Arc::default()).unwrap());
+            let control = Arc::new(Control::new(Arc::default(), Arc::default()).unwrap());
             Power(control.clone()).write(offset, data);
             control.take()
         };
@@ -273,7 +273,9 @@ mod tests {
 
     #[test]
     fn events_of_power_management_are_interrupts_from_the_start() {
-        let mut power = Power(Arc::new(Control::new(Arc::default()).unwrap()));
+        let mut power = Power(Arc::new(
+            Control::new(Arc::default(), Arc::default()).unwrap(),
+        ));
         let mut read = |offset, length: usize| {
             let mut data = [0xff; 4];
             power.read(offset, &mut data[..length]);
@@ -286,7 +288,7 @@ mod tests {
 
     #[test]
     fn keyboard_controller_resets_on_pulse_only() {
-        let control = Arc::new(Control::new(Arc::default()).unwrap());
+        let control = Arc::new(Control::new(Arc::default(), Arc::default()).unwrap());
         let mut i8042 = I8042::new(ResetLine(control.clone()));
         i8042.write(0, &[0xfe]);
         i8042.write(COMMAND, &[0xaa]);

@@ -210,7 +210,7 @@ impl SerialPort {
 }
 
 /// The device as the bus sees it. The output, which may have to wait, does so while the port can be used: the thread
-/// that ends the machine needs it.
+/// that ends the machine needs it. A write of no bytes sends what has been left of output.
 pub(crate) struct SerialDevice {
     pub(crate) port: Arc<Mutex<SerialPort>>,
     pub(crate) output: Box<dyn Write + Send>,
@@ -226,12 +226,16 @@ impl Device for SerialDevice {
     fn write(&mut self, offset: u64, data: &[u8]) {
         let sent = lock(&self.port).write(offset, data);
         let sent = sent.bytes.get(..sent.count).unwrap_or_default();
-        if sent.is_empty() {
+        let written = if data.is_empty() {
+            self.output.flush()
+        } else if sent.is_empty() {
             return;
-        }
-        self.sent.fetch_add(1, Ordering::Relaxed);
+        } else {
+            self.sent.fetch_add(1, Ordering::Relaxed);
+            self.output.write_all(sent)
+        };
         // A console that is gone (closed pipe) must not stop the guest.
-        if let Err(error) = self.output.write_all(sent) {
+        if let Err(error) = written {
             tracing::debug!(%error, "serial output lost");
         }
     }

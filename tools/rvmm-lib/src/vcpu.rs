@@ -19,21 +19,24 @@ use vmm_sys_util::signal::{register_signal_handler, Killable, SIGRTMIN};
 use crate::bus::Bus;
 use crate::exit::{Crash, EntryFailure, Exit};
 use crate::hold::Held;
-use crate::sys;
+use crate::{serial, sys};
 
 /// The machine's end: set once, by whoever comes first, and seen by every thread.
 pub struct Control {
     exit: Mutex<Option<Exit>>,
     ended: Arc<AtomicBool>,
+    /// vCPUs shall stand still for a while.
+    pub(crate) held: Arc<AtomicBool>,
     event: EventFd,
 }
 
 impl Control {
-    /// `ended` is set with the end.
-    pub(crate) fn new(ended: Arc<AtomicBool>) -> io::Result<Self> {
+    /// `ended` is set with the end, `held` while vCPUs shall stand still.
+    pub(crate) fn new(ended: Arc<AtomicBool>, held: Arc<AtomicBool>) -> io::Result<Self> {
         Ok(Self {
             exit: Mutex::new(None),
             ended,
+            held,
             event: EventFd::new(libc::EFD_NONBLOCK | libc::EFD_CLOEXEC)?,
         })
     }
@@ -150,6 +153,8 @@ impl Vcpu {
                 Next::Interrupted => {
                     if let Some(held) = self.held.as_ref().filter(|held| held.is_wanted()) {
                         held.serve(&mut self.fd);
+                        // What of its output waited for that.
+                        self.ports.write(serial::PORT, &[]);
                     }
                 }
                 Next::Debug(info) => match &self.held {
@@ -328,7 +333,7 @@ mod tests {
 
     #[test]
     fn the_first_end_stays() {
-        let control = Control::new(Arc::default()).unwrap();
+        let control = Control::new(Arc::default(), Arc::default()).unwrap();
         assert!(!control.ended());
         control.end(Exit::Reset);
         control.end(Exit::Stopped);

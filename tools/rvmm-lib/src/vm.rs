@@ -7,8 +7,8 @@ use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use kvm_bindings::{
-    kvm_cpuid_entry2, kvm_pit_config, kvm_userspace_memory_region, KVM_API_VERSION,
-    KVM_CAP_BINARY_STATS_FD, KVM_MAX_CPUID_ENTRIES, KVM_PIT_SPEAKER_DUMMY,
+    kvm_cpuid_entry2, kvm_userspace_memory_region, KVM_API_VERSION, KVM_CAP_BINARY_STATS_FD,
+    KVM_MAX_CPUID_ENTRIES,
 };
 use kvm_ioctls::{Cap, Kvm, VmFd};
 use vm_memory::{
@@ -18,19 +18,21 @@ use vmm_sys_util::eventfd::EventFd;
 
 use crate::acpi::{self, PowerButton};
 use crate::boot::{self, Boot, Tables};
-use crate::bus::{Bus, Device};
+use crate::bus::Device;
 use crate::console::{Console, Terminal};
-use crate::cpu::{self, Topology};
+use crate::cpu;
 use crate::disk::Storage;
 use crate::error::{Error, Result};
 use crate::exit::Exit;
 use crate::gdb;
-use crate::hold::{self, Hold};
+use crate::hold::Hold;
 use crate::input::{self, Supervisor};
+use crate::parts::{add_platform, create_vcpus, hold, Buses, Placed};
 use crate::pause::{Parts, Pause};
 use crate::pci;
-use crate::platform::{self, Cmos, Power, ResetLine};
+use crate::platform::Cmos;
 use crate::serial::{self, SerialDevice, SerialPort};
+use crate::snapshot::state::saved_msrs;
 use crate::snapshot::Snapshot;
 use crate::vcpu::{self, Control, Vcpu};
 use crate::virtio::block;
@@ -42,14 +44,6 @@ pub const DEFAULT_DEVICE: &str = "/dev/rvmm";
 const MOST_CPUS: usize = 254;
 /// Fewer bytes cannot hold even the tables and a small kernel.
 const LEAST_MEMORY: u64 = 16 << 20;
-
-/// A device of the caller's and where it goes.
-struct Placed {
-    on_ports: bool,
-    first: u64,
-    length: u64,
-    device: Arc<Mutex<dyn Device>>,
-}
 
 /// What a virtual machine shall be; see [`Vm::builder`].
 pub struct Builder {
@@ -207,6 +201,10 @@ impl Builder {
             .map_err(Error::ioctl("KVM_GET_SUPPORTED_CPUID"))?;
         let supported = supported.as_slice();
         let cpus = self.check(&kvm, supported)?;
+        let saved_cpus = self.saved.iter().flat_map(|saved| &saved.state.vcpus);
+        if let Some(what) = saved_cpus.into_iter().find_map(|was| was.lacks(supported)) {
+            return Err(Error::OtherCpu { what });
+        }
         let vm = Arc::new(create_vm(&kvm)?);
         add_platform(&vm)?;
         let memory = match &self.saved {
@@ -237,7 +235,8 @@ impl Builder {
         } = self;
         let mut console = console.unwrap_or_else(|| Console::output(std::io::sink()));
         let terminal = console.take_terminal();
-        let control = Control::new(console.ended.clone()).map_err(Error::os("eventfd"))?;
+        let control = Control::new(console.ended.clone(), console.held.clone())
+            .map_err(Error::os("eventfd"))?;
         let control = Arc::new(control);
         let drained =
             EventFd::new(libc::EFD_NONBLOCK | libc::EFD_CLOEXEC).map_err(Error::os("eventfd"))?;
@@ -257,9 +256,16 @@ impl Builder {
         let more = !assigned.is_empty() || !devices.is_empty();
         let mut buses = Buses::new(port, cmos.clone(), &control, devices);
         buses.add_pci(&vm, &assigned)?;
-        let virtio = block::with_disks(virtio, disks, cpus);
+        let virtio = match &saved {
+            Some(saved) => saved.devices()?,
+            None => block::with_disks(virtio, disks, cpus),
+        };
         let has_acpi = !virtio.is_empty();
-        let button = buses.add_virtio(&vm, &memory, virtio)?;
+        let acpi = buses.add_virtio(&vm, &memory, virtio)?;
+        if has_acpi {
+            acpi::set_generation(&memory)
+                .map_err(Error::os("number of the machine's generation"))?;
+        }
 
         let mut vcpus = create_vcpus(&vm, cpus, supported, buses, &control)?;
         let first = &vcpus[0].fd;
@@ -304,6 +310,12 @@ impl Builder {
             }
             let mut cmos = cmos.lock().unwrap_or_else(PoisonError::into_inner);
             cmos.restore(&saved.state.cmos);
+            if let (Some(acpi), Some(state)) = (&acpi, &saved.state.virtio) {
+                if !acpi.restore(state) {
+                    return Err(Error::OtherDevices);
+                }
+                acpi::tell_generation(&vm);
+            }
         } else {
             let entry = boot::load(&memory, &boot, self.memory, cpus, tables)?;
             cpu::set_entry(first, entry, layout::ZERO_PAGE)?;
@@ -323,8 +335,9 @@ impl Builder {
                 size: self.memory,
                 serial: serial.clone(),
                 cmos,
-                msrs: msrs.as_slice().to_vec(),
-                more: more || has_acpi,
+                msrs: saved_msrs(msrs.as_slice()),
+                more,
+                acpi: acpi.clone(),
             };
             Some(Pause::new(hold(&mut vcpus, false, &control)?, parts))
         } else {
@@ -341,7 +354,7 @@ impl Builder {
             vcpus,
             debugger,
             stats,
-            button,
+            button: acpi.map(|acpi| PowerButton(acpi.events)),
             pause,
             _vm: vm,
             _kvm: kvm,
@@ -352,7 +365,11 @@ impl Builder {
 
     /// Checks the numbers of CPUs and of bytes, and gives that of CPUs.
     fn check(&self, kvm: &Kvm, supported: &[kvm_cpuid_entry2]) -> Result<u8> {
-        let virtio = !self.disks.is_empty() || !self.virtio.is_empty();
+        let saved = self
+            .saved
+            .as_ref()
+            .is_some_and(|saved| saved.state.virtio.is_some());
+        let virtio = saved || !self.disks.is_empty() || !self.virtio.is_empty();
         match (virtio, self.assigned.is_empty()) {
             (true, false) => return Err(Error::OneBus),
             (true, true) => virtio::check(kvm, &self.device)?,
@@ -376,137 +393,6 @@ impl Builder {
         }
         Ok(self.cpus as u8)
     }
-}
-
-/// Adds to an empty VM what the hypervisor emulates: the pages that VMX wants, interrupt controllers, and PIT.
-fn add_platform(vm: &VmFd) -> Result<()> {
-    if vm.check_extension(Cap::SetTssAddr) {
-        vm.set_tss_address(layout::TSS as usize)
-            .map_err(Error::ioctl("KVM_SET_TSS_ADDR"))?;
-    }
-    if vm.check_extension(Cap::SetIdentityMapAddr) {
-        vm.set_identity_map_address(layout::IDENTITY_MAP)
-            .map_err(Error::ioctl("KVM_SET_IDENTITY_MAP_ADDR"))?;
-    }
-    vm.create_irq_chip()
-        .map_err(Error::ioctl("KVM_CREATE_IRQCHIP"))?;
-    // A guest with a TSC-deadline timer and a known TSC frequency does without a PIT.
-    if vm.check_extension(Cap::Pit2) {
-        let pit = kvm_pit_config {
-            flags: KVM_PIT_SPEAKER_DUMMY,
-            ..Default::default()
-        };
-        vm.create_pit2(pit)
-            .map_err(Error::ioctl("KVM_CREATE_PIT2"))?;
-    }
-    Ok(())
-}
-
-/// What the launcher answers to accesses of the guest.
-struct Buses {
-    ports: Bus,
-    mmio: Bus,
-}
-
-impl Buses {
-    /// Puts the launcher's own devices on their ports, and those of the caller where it wants them.
-    fn new(
-        serial: SerialDevice,
-        cmos: Arc<Mutex<Cmos>>,
-        control: &Arc<Control>,
-        devices: Vec<Placed>,
-    ) -> Self {
-        let (mut ports, mut mmio) = (Bus::default(), Bus::default());
-        ports.insert(serial::PORT, serial::PORTS, Arc::new(Mutex::new(serial)));
-        let reset = platform::I8042::new(ResetLine(control.clone()));
-        ports.insert(platform::I8042_PORT, 5, Arc::new(Mutex::new(reset)));
-        ports.insert(platform::CMOS_PORT, 2, cmos);
-        let power = Arc::new(Mutex::new(Power(control.clone())));
-        ports.insert(platform::POWER_PORT, 2, power);
-        for placed in devices {
-            let bus = if placed.on_ports {
-                &mut ports
-            } else {
-                &mut mmio
-            };
-            bus.insert(placed.first, placed.length, placed.device);
-        }
-        Self { ports, mmio }
-    }
-
-    /// Puts virtio devices, if there are any, on a bus with ACPI's registers.
-    fn add_virtio(
-        &mut self,
-        vm: &Arc<VmFd>,
-        memory: &Arc<GuestMemoryMmap>,
-        devices: Vec<Box<dyn virtio::Backend>>,
-    ) -> Result<Option<PowerButton>> {
-        if devices.is_empty() {
-            return Ok(None);
-        }
-        let host = Arc::new(Mutex::new(virtio::Host::new(vm, memory, devices)?));
-        self.ports.insert(virtio::PORT, virtio::PORTS, host.clone());
-        let window = Arc::new(Mutex::new(virtio::Window(host)));
-        self.mmio
-            .insert(virtio::ECAM, virtio::Window::LENGTH, window);
-        let events = Arc::new(Mutex::new(acpi::PowerEvents::new(vm)));
-        self.ports
-            .insert(acpi::EVENT_PORT, acpi::EVENT_PORTS, events.clone());
-        Ok(Some(PowerButton(events)))
-    }
-
-    /// Hands devices of the host to the VM, if there are any, behind a host bridge.
-    fn add_pci(&mut self, vm: &Arc<VmFd>, assigned: &[pci::Address]) -> Result<()> {
-        if assigned.is_empty() {
-            return Ok(());
-        }
-        let host = Arc::new(Mutex::new(pci::Host::new(vm.clone(), assigned)?));
-        self.ports.insert(pci::PORT, pci::PORTS, host.clone());
-        let window = Arc::new(Mutex::new(pci::Window(host)));
-        let length = pci::WINDOW_END - layout::HOLE_START;
-        self.mmio.insert(layout::HOLE_START, length, window);
-        Ok(())
-    }
-}
-
-/// Creates the vCPUs, whose accesses go to `buses`.
-fn create_vcpus(
-    vm: &VmFd,
-    cpus: u8,
-    supported: &[kvm_cpuid_entry2],
-    buses: Buses,
-    control: &Arc<Control>,
-) -> Result<Vec<Vcpu>> {
-    let (ports, mmio) = (Arc::new(buses.ports), Arc::new(buses.mmio));
-    let tsc_deadline = vm.check_extension(Cap::TscDeadlineTimer);
-    let create = |id: u8| {
-        let fd = vm
-            .create_vcpu(id.into())
-            .map_err(Error::ioctl("KVM_CREATE_VCPU"))?;
-        let topology = Topology { id, cpus };
-        cpu::set_cpuid(&fd, &cpu::cpuid(supported, topology, tsc_deadline))?;
-        cpu::set_common(&fd)?;
-        cpu::set_lapic_inputs(&fd, id == 0)?;
-        Ok(Vcpu {
-            id: id.into(),
-            fd,
-            ports: ports.clone(),
-            memory: mmio.clone(),
-            control: control.clone(),
-            held: None,
-        })
-    };
-    (0..cpus).map(create).collect()
-}
-
-/// Has the vCPUs hold when that is wanted: by a debugger, which does from the start, or for a while.
-fn hold(vcpus: &mut [Vcpu], held: bool, control: &Arc<Control>) -> Result<Hold> {
-    let made = hold::new(vcpus.len(), held, control.clone());
-    let (hold, ends) = made.map_err(Error::os("eventfd"))?;
-    for (vcpu, end) in vcpus.iter_mut().zip(ends) {
-        vcpu.held = Some(end);
-    }
-    Ok(hold)
 }
 
 /// Checks that a hypervisor has what [`Vm`] needs.
@@ -773,6 +659,10 @@ impl Vm {
         }
         if debugger.is_some_and(|thread| thread.join().is_err()) {
             tracing::error!("the debugger's thread panicked");
+        }
+        if let Some(pause) = &self.pause {
+            // Who saves it is told by the end, and takes away what there is of the file.
+            pause.wait();
         }
         drop(self.terminal.take());
         served?;

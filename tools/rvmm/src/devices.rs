@@ -48,6 +48,14 @@ impl FromStr for Card {
     }
 }
 
+/// The name in `tap=NAME`.
+pub fn tap(text: &str) -> Result<String, String> {
+    match text.parse()? {
+        Card { tap, mac: None } => Ok(tap),
+        _ => Err("a card keeps its address".into()),
+    }
+}
+
 fn parse_mac(text: &str) -> Result<[u8; 6], String> {
     let bad = || format!("{text} is no address of a card such as 52:54:00:12:34:56");
     let bytes = text.split(':').map(|byte| {

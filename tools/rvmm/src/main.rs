@@ -4,6 +4,7 @@
 mod api;
 mod bench;
 mod check;
+mod clones;
 mod costs;
 mod devices;
 mod exec;

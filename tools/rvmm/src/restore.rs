@@ -9,6 +9,7 @@ use rvmm_vm::{Exit, Vm, DEFAULT_DEVICE};
 use crate::api::Running;
 use crate::run::{about, console, ended, prepare, Start};
 use crate::status::{report, say, Status, TABLE};
+use crate::{clones, devices};
 
 /// Options of `rvmm restore`.
 #[derive(clap::Args)]
@@ -19,24 +20,48 @@ pub struct Args {
     /// Hypervisor's device node.
     #[arg(long, value_name = "NODE", default_value = DEFAULT_DEVICE)]
     device: PathBuf,
+    /// Tap interface for a network card instead of the one that it had; may be repeated.
+    #[arg(long, value_name = "tap=NAME", value_parser = devices::tap)]
+    net: Vec<String>,
     /// Make a socket for commands (`rvmm ctl`).
     #[arg(long, value_name = "SOCKET")]
     api: Option<PathBuf>,
     /// Print the machine's statistics at its end.
     #[arg(long)]
     stats: bool,
+    /// As many machines, the number of each put behind its SOCKET and the names of its taps.
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1000))]
+    clones: Option<u32>,
+    /// The number of one of them.
+    #[arg(long, hide = true)]
+    clone: Option<u32>,
 }
 
 /// Runs the command.
 pub fn main(args: &Args) -> Status {
-    let snapshot = match Snapshot::open(&args.file) {
+    if let (Some(count), None) = (args.clones, args.clone) {
+        return clones::run(count);
+    }
+    let opened = Snapshot::open(&args.file).and_then(|mut snapshot| {
+        let set = snapshot.set_taps(&args.net);
+        set.map_err(std::io::Error::other)?;
+        if let Some(clone) = args.clone {
+            snapshot.make_clone(clone)?;
+        }
+        Ok(snapshot)
+    });
+    let snapshot = match opened {
         Ok(snapshot) => snapshot,
         Err(error) => {
             say!("rvmm: {}: {error}", args.file.display());
             return Status::Other;
         }
     };
-    let (running, _socket) = match prepare(args.api.as_deref()) {
+    let api = args.api.as_deref().map(|path| match args.clone {
+        Some(clone) => clones::numbered(path, clone),
+        None => path.into(),
+    });
+    let (running, _socket) = match prepare(api.as_deref()) {
         Ok(prepared) => prepared,
         Err(status) => return status,
     };

@@ -210,11 +210,8 @@ impl Disks {
             Ok(Arc::new(Mutex::new(opened)))
         };
         let seed = |path: &PathBuf| -> rvmm_vm::Result<Disk> {
-            let data = std::fs::read(path).map_err(|source| rvmm_vm::Error::File {
-                path: path.clone(),
-                source,
-            })?;
-            let made = disk::seed(&data).map_err(cannot(path))?;
+            let made = std::fs::File::open(path).and_then(disk::seed);
+            let made = made.map_err(cannot(path))?;
             Ok(Arc::new(Mutex::new(made)))
         };
         let others = args.disk.iter().map(other);

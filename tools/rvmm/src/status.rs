@@ -43,6 +43,21 @@ Exit status:
   5  the CPU refused the VM entry
   6  the guest's kernel panicked, and reset the machine";
 
+impl Status {
+    /// That of another `rvmm`, which has ended with this code if a signal has not ended it.
+    pub fn from_code(code: Option<i32>) -> Self {
+        let all = [
+            Self::Done,
+            Self::Crash,
+            Self::Refused,
+            Self::EntryFailure,
+            Self::Panic,
+        ];
+        let its = all.into_iter().find(|status| Some(*status as i32) == code);
+        its.unwrap_or(Self::Other)
+    }
+}
+
 impl From<Status> for ExitCode {
     fn from(status: Status) -> Self {
         ExitCode::from(status as u8)

@@ -73,6 +73,17 @@ pub fn device(name: &str, body: &[Vec<u8>]) -> Vec<u8> {
     [&[0x5b, 0x82], &sized(&body)[..]].concat()
 }
 
+/// `Method (name, arguments, Serialized) {...}`.
+pub fn method(name: &str, arguments: u8, body: &[u8]) -> Vec<u8> {
+    let body = [&name_segment(name)[..], &[arguments | 8], body].concat();
+    [&[0x14], &sized(&body)[..]].concat()
+}
+
+/// `Notify (\_SB.name, value)`.
+pub fn notify(name: &str, value: u32) -> Vec<u8> {
+    [b"\x86\\\x2e_SB_", &name_segment(name)[..], &integer(value)].concat()
+}
+
 /// `Name (_CRS, ResourceTemplate () {...})`.
 pub fn resources(descriptors: &[Vec<u8>]) -> Vec<u8> {
     // An end tag without checksum.
@@ -140,6 +151,10 @@ mod tests {
         assert_eq!(
             name("_S5", &package(&[integer(5), integer(0)])),
             [0x08, b'_', b'S', b'5', b'_', 0x12, 5, 2, 0x0a, 5, 0]
+        );
+        assert_eq!(
+            method("_EVT", 1, &notify("VGEN", 0x80))[..],
+            *b"\x14\x13_EVT\x09\x86\\\x2e_SB_VGEN\x0a\x80"
         );
         assert_eq!(device("X", &[]), [0x5b, 0x82, 5, b'X', b'_', b'_', b'_']);
     }

@@ -4,9 +4,12 @@
 
 mod aml;
 
+use std::fs::File;
+use std::io::Read;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use kvm_ioctls::VmFd;
+use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 
 use crate::bus::Device;
 use crate::pci::{WINDOW, WINDOW_END};
@@ -20,6 +23,8 @@ pub const EVENT_PORT: u64 = 0x600;
 pub const EVENT_PORTS: u64 = 4;
 /// Interrupt of the power management events.
 const SCI: u32 = 9;
+/// Interrupt, an edge, of another generation.
+const GENERATION_IRQ: u32 = 5;
 /// The sleep type that `\_S5` has; the control register powers off whatever the type.
 const S5: u32 = 5;
 
@@ -124,6 +129,30 @@ fn dsdt(cpus: u8) -> Vec<u8> {
             ],
         ),
     ];
+    // Another machine from the same file has another number there (Virtual Machine Generation ID, 2012).
+    let names = ["VM_Gen_Counter", "VMGENCTR"].map(aml::string);
+    devices.push(aml::device(
+        "VGEN",
+        &[
+            aml::name("_HID", &aml::string("RVMMVGID")),
+            aml::name("_CID", &aml::package(&names)),
+            aml::name("_DDN", &names[0]),
+            aml::name(
+                "ADDR",
+                &aml::package(&[layout::GENERATION as u32, 0].map(aml::integer)),
+            ),
+        ],
+    ));
+    // The generic event device (5.6.9) tells of it.
+    devices.push(aml::device(
+        "GED0",
+        &[
+            aml::name("_HID", &aml::string("ACPI0013")),
+            uid(0),
+            aml::resources(&[aml::irq(GENERATION_IRQ as u8)]),
+            aml::method("_EVT", 1, &aml::notify("VGEN", 0x80)),
+        ],
+    ));
     devices.extend((0..cpus).map(|cpu| {
         let id = aml::name("_HID", &aml::string("ACPI0007"));
         aml::device(&format!("C{cpu:03X}"), &[id, uid(cpu.into())])
@@ -207,6 +236,23 @@ pub fn build(cpus: u8, base: u64) -> Vec<u8> {
     all
 }
 
+/// Gives a machine a number of 128 bits that no other has.
+pub(crate) fn set_generation(memory: &GuestMemoryMmap) -> std::io::Result<()> {
+    let mut number = [0; 16];
+    File::open("/dev/urandom")?.read_exact(&mut number)?;
+    let written = memory.write_slice(&number, GuestAddress(layout::GENERATION));
+    written.map_err(std::io::Error::other)
+}
+
+/// Tells the guest that its number is another one.
+pub(crate) fn tell_generation(vm: &VmFd) {
+    for up in [true, false] {
+        if let Err(error) = vm.set_irq_line(GENERATION_IRQ, up) {
+            tracing::warn!(%error, "KVM_IRQ_LINE");
+        }
+    }
+}
+
 /// The registers of power management events, and the line of their interrupt.
 pub(crate) struct PowerEvents {
     vm: Arc<VmFd>,
@@ -223,6 +269,17 @@ impl PowerEvents {
             enabled: 0,
             asserted: false,
         }
+    }
+
+    /// Status and enable.
+    pub(crate) fn state(&self) -> (u16, u16) {
+        (self.status, self.enabled)
+    }
+
+    /// Makes the registers what they were.
+    pub(crate) fn restore(&mut self, (status, enabled): (u16, u16)) {
+        (self.status, self.enabled) = (status & EVENTS, enabled & EVENTS);
+        self.update();
     }
 
     fn update(&mut self) {

@@ -9,12 +9,29 @@ pub mod qcow2;
 mod raw;
 mod seed;
 
+use std::fs::File;
 use std::io;
+use std::path::Path;
 
 pub use self::boot::{find as find_kernel, Bootable};
 pub use self::image::{open_image, overlay};
 pub use self::raw::RawFile;
 pub use self::seed::seed;
+
+/// Where a disk's bytes are, to save it with its machine.
+pub enum Origin<'a> {
+    /// In an overlay that only grows, of the image at a path.
+    Overlay {
+        /// The overlay.
+        file: &'a File,
+        /// The image.
+        image: &'a Path,
+    },
+    /// In a file without a name, which nobody writes to.
+    Memory(&'a File),
+    /// In the file at a path.
+    File(&'a Path),
+}
 
 /// Bytes that stay.
 pub trait Storage: Send {
@@ -51,4 +68,9 @@ pub trait Storage: Send {
     ///
     /// Those of the system.
     fn flush(&mut self) -> io::Result<()>;
+
+    /// Where they are; none if they cannot be saved.
+    fn origin(&self) -> Option<Origin<'_>> {
+        None
+    }
 }

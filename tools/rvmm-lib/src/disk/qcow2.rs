@@ -13,10 +13,11 @@ use std::collections::HashMap;
 use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
+use std::path::PathBuf;
 
 use vmm_sys_util::fallocate::{fallocate, FallocateMode};
 
-use super::Storage;
+use super::{Origin, Storage};
 
 /// First four bytes of every image.
 pub const MAGIC: [u8; 4] = *b"QFI\xfb";
@@ -160,6 +161,8 @@ pub struct Qcow2 {
     /// The compressed cluster that was read last: its entry, and what it unpacks to.
     unpacked: (u64, Vec<u8>),
     backing: Option<Box<dyn Storage>>,
+    /// The image that an overlay is of.
+    name: Option<PathBuf>,
     /// Where an overlay grows; none for an image that is only read.
     end: Option<u64>,
 }
@@ -207,6 +210,7 @@ impl Qcow2 {
             tables: HashMap::new(),
             unpacked: (0, Vec::new()),
             backing,
+            name: header.backing.as_ref().map(PathBuf::from),
             end,
         })
     }
@@ -571,6 +575,12 @@ impl Storage for Qcow2 {
 
     fn flush(&mut self) -> io::Result<()> {
         self.file.sync_data()
+    }
+
+    fn origin(&self) -> Option<Origin<'_>> {
+        let image = self.name.as_deref().filter(|_| self.end.is_some())?;
+        let file = &self.file;
+        Some(Origin::Overlay { file, image })
     }
 }
 

@@ -4,11 +4,11 @@
 use std::fs::{File, OpenOptions};
 use std::io::{self, Seek, SeekFrom};
 use std::os::unix::fs::FileExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use vmm_sys_util::fallocate::{fallocate, FallocateMode};
 
-use super::Storage;
+use super::{Origin, Storage};
 use crate::sys;
 
 /// The file.
@@ -16,6 +16,10 @@ pub struct RawFile {
     file: File,
     size: u64,
     read_only: bool,
+    /// Where it is; none: nowhere, and nobody writes to it.
+    path: Option<PathBuf>,
+    /// Its bytes can be saved with a machine.
+    kept: bool,
 }
 
 impl RawFile {
@@ -29,7 +33,20 @@ impl RawFile {
         if !read_only {
             sys::lock_file(&file)?;
         }
-        Self::new(file, read_only)
+        let mut opened = Self::new(file, read_only)?;
+        (opened.path, opened.kept) = (Some(path.canonicalize()?), true);
+        Ok(opened)
+    }
+
+    /// Takes a file without a name, which nobody writes to any more.
+    ///
+    /// # Errors
+    ///
+    /// Those of the system.
+    pub fn in_memory(file: File) -> io::Result<Self> {
+        let mut opened = Self::new(file, true)?;
+        opened.kept = true;
+        Ok(opened)
     }
 
     /// Takes an open file.
@@ -44,7 +61,16 @@ impl RawFile {
             file,
             size,
             read_only,
+            path: None,
+            kept: false,
         })
+    }
+
+    fn check_write(&self, at: u64, length: u64) -> io::Result<()> {
+        if self.read_only {
+            return Err(io::ErrorKind::ReadOnlyFilesystem.into());
+        }
+        self.check(at, length)
     }
 
     fn check(&self, at: u64, length: u64) -> io::Result<()> {
@@ -73,13 +99,13 @@ impl Storage for RawFile {
     }
 
     fn write(&mut self, at: u64, data: &[u8]) -> io::Result<()> {
-        self.check(at, data.len() as u64)?;
+        self.check_write(at, data.len() as u64)?;
         self.file.write_all_at(data, at)
     }
 
     fn zero(&mut self, at: u64, length: u64) -> io::Result<()> {
         static ZEROES: [u8; 64 << 10] = [0; 64 << 10];
-        self.check(at, length)?;
+        self.check_write(at, length)?;
         if length == 0 || fallocate(&self.file, FallocateMode::PunchHole, true, at, length).is_ok()
         {
             return Ok(());
@@ -97,6 +123,13 @@ impl Storage for RawFile {
 
     fn flush(&mut self) -> io::Result<()> {
         self.file.sync_data()
+    }
+
+    fn origin(&self) -> Option<Origin<'_>> {
+        match &self.path {
+            Some(path) => Some(Origin::File(path)),
+            None => self.kept.then_some(Origin::Memory(&self.file)),
+        }
     }
 }
 

@@ -3,7 +3,7 @@
 //! label CIDATA (<https://cloudinit.readthedocs.io/en/latest/reference/datasources/nocloud.html>).
 
 use std::fs::File;
-use std::io::{self, Seek, Write};
+use std::io::{self, Read, Seek, Write};
 
 use fatfs::{FileSystem, FormatVolumeOptions, FsOptions};
 
@@ -22,12 +22,16 @@ const ROOM: usize = 1 << 20;
 /// # Errors
 ///
 /// Those of the system; more than 16 MiB.
-pub fn seed(user_data: &[u8]) -> io::Result<RawFile> {
+pub fn seed(from: impl Read) -> io::Result<RawFile> {
+    let mut user_data = Vec::new();
+    // A device may never end.
+    from.take(MOST as u64 + 1).read_to_end(&mut user_data)?;
+    let user_data = &user_data[..];
     if user_data.len() > MOST {
         return Err(io::Error::other("user data of more than 16M"));
     }
     let size = (user_data.len() + ROOM).next_multiple_of(1 << 20);
-    let (mut file, path) = sys::memory_file(&vec![0; size])?;
+    let (mut file, _) = sys::memory_file(&vec![0; size])?;
     let name = instance(user_data);
     let meta_data = format!("instance-id: {name}\nlocal-hostname: {name}\n");
     fill(
@@ -37,7 +41,7 @@ pub fn seed(user_data: &[u8]) -> io::Result<RawFile> {
             ("meta-data", meta_data.as_bytes()),
         ],
     )?;
-    RawFile::open(&path, true)
+    RawFile::in_memory(file)
 }
 
 /// A name that these data alone have.
@@ -62,7 +66,7 @@ fn fill(file: &mut File, files: &[(&str, &[u8])]) -> io::Result<()> {
 
 #[cfg(test)]
 mod tests {
-    use std::io::{Cursor, Read};
+    use std::io::Cursor;
 
     use super::*;
     use crate::disk::Storage;
@@ -71,7 +75,7 @@ mod tests {
     fn cloud_init_finds_its_files() {
         for length in [0, 100, 3 << 20] {
             let data: Vec<u8> = (0..length).map(|n| n as u8).collect();
-            let mut disk = seed(&data).unwrap();
+            let mut disk = seed(&data[..]).unwrap();
             assert!(disk.read_only() && disk.write(0, &[0]).is_err());
             assert_eq!(disk.size() % 512, 0);
             let mut bytes = vec![0; disk.size() as usize];
@@ -89,6 +93,6 @@ mod tests {
             assert!(meta.starts_with("instance-id: rvmm-"), "{meta}");
         }
         assert_ne!(instance(b"a"), instance(b"b"));
-        assert!(seed(&vec![0; MOST + 1]).is_err());
+        assert!(seed(std::io::repeat(0)).is_err());
     }
 }

@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0 OR MIT
 //! A machine in a file: what it is, and its memory, of which only what is not zero takes space.
 //!
-//! The file has a header, the state as JSON, and the memory, page by page at its place, holes where pages are zero.
-//! Numbers are little-endian. Checksums tell a file that was cut short or damaged; they are no signature.
+//! The file has a header, the memory, page by page at its place, holes where pages are zero, the parts (files that the
+//! machine has written to), and the state as JSON. Numbers are little-endian. Checksums tell a file that was cut short
+//! or damaged; they are no signature.
 
 pub(crate) mod state;
 
@@ -18,14 +19,20 @@ use vm_memory::{
     GuestRegionMmap,
 };
 
+use vmm_sys_util::tempfile::TempFile;
+
 use self::state::State;
+use crate::error::Result;
+use crate::hold::Ended;
 use crate::layout;
+use crate::virtio::saved::Saved;
+use crate::virtio::{net, Backend};
 
 /// The file's first bytes, and the version of its format.
 const MAGIC: [u8; 8] = *b"RVMMSNAP";
-const VERSION: u64 = 1;
-/// Bytes of the header: magic, version, bytes of state, place of memory, bytes of memory, checksums of state, memory
-/// and header.
+const VERSION: u64 = 2;
+/// Bytes of the header: magic, version, bytes of state, place of state, bytes of memory, checksums of state, memory and
+/// header. Memory is at the second page.
 const HEADER: usize = 64;
 /// The most bytes of state: a CPU has some 40,000.
 const MOST_STATE: u64 = 16 << 20;
@@ -56,7 +63,14 @@ fn is_zero(page: &[u8; PAGE]) -> bool {
 }
 
 /// Writes a machine to a file, which is there as a whole or not at all.
-pub(crate) fn save(path: &Path, state: &State, memory: &GuestMemoryMmap) -> io::Result<()> {
+/// It gives up when the machine has `ended`.
+pub(crate) fn save(
+    path: &Path,
+    state: State,
+    memory: &GuestMemoryMmap,
+    parts: &[File],
+    ended: &dyn Fn() -> bool,
+) -> io::Result<()> {
     if std::fs::symlink_metadata(path).is_ok_and(|about| !about.is_file()) {
         let cause = "is there, and is no regular file";
         return Err(io::Error::new(io::ErrorKind::AlreadyExists, cause));
@@ -65,7 +79,8 @@ pub(crate) fn save(path: &Path, state: &State, memory: &GuestMemoryMmap) -> io::
     let mut name = path.as_os_str().to_owned();
     name.push(format!(".new-{}", std::process::id()));
     let new = PathBuf::from(name);
-    let result = write(&new, state, memory).and_then(|()| std::fs::rename(&new, path));
+    let result =
+        write(&new, state, memory, parts, ended).and_then(|()| std::fs::rename(&new, path));
     // One that was there before is somebody else's.
     if result
         .as_ref()
@@ -76,21 +91,26 @@ pub(crate) fn save(path: &Path, state: &State, memory: &GuestMemoryMmap) -> io::
     result
 }
 
-fn write(path: &Path, state: &State, memory: &GuestMemoryMmap) -> io::Result<()> {
+fn write(
+    path: &Path,
+    mut state: State,
+    memory: &GuestMemoryMmap,
+    parts: &[File],
+    ended: &dyn Fn() -> bool,
+) -> io::Result<()> {
     // What a guest has in its memory is its owner's.
     let mut options = File::options();
     std::os::unix::fs::OpenOptionsExt::mode(&mut options, 0o600);
     let mut file = options.write(true).create_new(true).open(path)?;
-    let state = serde_json::to_vec(state)?;
-    if state.len() as u64 > MOST_STATE {
-        return Err(wrong(format!("its state has more than {MOST_STATE} bytes")));
-    }
-    let start = (HEADER + state.len()).next_multiple_of(PAGE) as u64;
+    let start = PAGE as u64;
     let (mut pages, mut at) = (Pages::new(), 0);
     let mut page = [0; PAGE];
     for region in memory.iter() {
         let first = region.start_addr().0;
         for offset in (0..region.len()).step_by(PAGE) {
+            if ended() {
+                return Err(io::Error::other(Ended));
+            }
             let read = memory.read_slice(&mut page, GuestAddress(first + offset));
             read.map_err(io::Error::other)?;
             if !is_zero(&page) {
@@ -100,12 +120,30 @@ fn write(path: &Path, state: &State, memory: &GuestMemoryMmap) -> io::Result<()>
             at += PAGE as u64;
         }
     }
-    file.set_len(start + at)?;
+    let mut end = start + at;
+    for part in parts {
+        let length = part.metadata()?.len();
+        let mut pages = Pages::new();
+        walk(part, 0, length, |at, page| {
+            if ended() {
+                return Err(io::Error::other(Ended));
+            }
+            pages.add(at, page);
+            file.write_all_at(page, end + at)
+        })?;
+        let sum = pages.0.finalize();
+        state.parts.push((end, length, sum));
+        end += length.next_multiple_of(PAGE as u64);
+    }
+    let state = serde_json::to_vec(&state)?;
+    if state.len() as u64 > MOST_STATE {
+        return Err(wrong(format!("its state has more than {MOST_STATE} bytes")));
+    }
     let words = [
         u64::from_le_bytes(MAGIC),
         VERSION,
         state.len() as u64,
-        start,
+        end,
         at,
         CRC.checksum(&state),
         pages.0.finalize(),
@@ -113,14 +151,47 @@ fn write(path: &Path, state: &State, memory: &GuestMemoryMmap) -> io::Result<()>
     let mut header: Vec<u8> = words.iter().flat_map(|word| word.to_le_bytes()).collect();
     header.extend(CRC.checksum(&header).to_le_bytes());
     file.write_all(&header)?;
-    file.write_all(&state)?;
+    file.write_all_at(&state, end)?;
     file.sync_all()
+}
+
+/// Calls `found` for each page of a part of a file that is not zero, with its place in that part; the last one is
+/// filled up with zeroes.
+fn walk(
+    file: &File,
+    start: u64,
+    length: u64,
+    mut found: impl FnMut(u64, &[u8; PAGE]) -> io::Result<()>,
+) -> io::Result<()> {
+    let mut at = 0;
+    while let Some(next) = next_data(file, start + at)?.filter(|next| *next < start + length) {
+        // To the page's beginning.
+        at = (next - start) / PAGE as u64 * PAGE as u64;
+        let mut page = [0; PAGE];
+        let count = (length - at).min(PAGE as u64) as usize;
+        file.read_exact_at(&mut page[..count], start + at)
+            .map_err(cut)?;
+        if !is_zero(&page) {
+            found(at, &page)?;
+        }
+        at += PAGE as u64;
+        if at >= length {
+            break;
+        }
+    }
+    Ok(())
+}
+
+fn cut(error: io::Error) -> io::Error {
+    match error.kind() {
+        io::ErrorKind::UnexpectedEof => wrong("it is cut short"),
+        _ => error,
+    }
 }
 
 /// A file with a machine in it, looked at from its first byte to its last.
 pub struct Snapshot {
     file: File,
-    start: u64,
     pub(crate) state: State,
 }
 
@@ -137,10 +208,6 @@ impl Snapshot {
             return Err(wrong("it is no regular file"));
         }
         let mut header = [0; HEADER];
-        let cut = |error: io::Error| match error.kind() {
-            io::ErrorKind::UnexpectedEof => wrong("it is cut short"),
-            _ => error,
-        };
         let read = match file.read_exact(&mut header) {
             Err(error) if error.kind() != io::ErrorKind::UnexpectedEof => return Err(error),
             read => read.map_err(cut),
@@ -153,7 +220,7 @@ impl Snapshot {
         for (word, bytes) in words.iter_mut().zip(header.chunks_exact(8)) {
             *word = u64::from_le_bytes(bytes.try_into().unwrap_or_default());
         }
-        let [_, version, length, start, size, state_sum, memory_sum, sum] = words;
+        let [_, version, length, end, size, state_sum, memory_sum, sum] = words;
         if version != VERSION {
             return Err(wrong(format!(
                 "it has version {version} of the format, and {VERSION} is what can be read"
@@ -161,17 +228,18 @@ impl Snapshot {
         }
         if CRC.checksum(&header[..HEADER - 8]) != sum
             || length > MOST_STATE
-            || start % PAGE as u64 != 0
-            || start < HEADER as u64 + length
+            || size
+                .checked_add(PAGE as u64)
+                .is_none_or(|least| end < least)
         {
             return Err(wrong("it is damaged: its header is not what was written"));
         }
-        let whole = start.checked_add(size);
+        let whole = end.checked_add(length);
         if whole.is_none_or(|whole| file.metadata().is_ok_and(|about| about.len() < whole)) {
             return Err(wrong("it is cut short"));
         }
         let mut bytes = vec![0; length as usize];
-        file.read_exact(&mut bytes).map_err(cut)?;
+        file.read_exact_at(&mut bytes, end).map_err(cut)?;
         if CRC.checksum(&bytes) != state_sum {
             return Err(wrong("it is damaged: its state is not what was written"));
         }
@@ -184,22 +252,63 @@ impl Snapshot {
         if state.vcpus.is_empty() || ranges != size || size % PAGE as u64 != 0 {
             return Err(wrong("its state and its memory do not fit"));
         }
-        let mut pages = Pages::new();
-        let mut page = [0; PAGE];
-        let mut at = 0;
-        while let Some(next) = next_data(&file, start + at)?.filter(|next| *next < start + size) {
-            // To the page's beginning.
-            at = (next - start) / PAGE as u64 * PAGE as u64;
-            file.read_exact_at(&mut page, start + at).map_err(cut)?;
-            if !is_zero(&page) {
-                pages.add(at, &page);
+        let memory = [(PAGE as u64, size, memory_sum, "memory")];
+        let parts = state.parts.iter();
+        let parts = parts.map(|(at, length, sum)| (*at, *length, *sum, "disk"));
+        for (at, length, sum, what) in memory.into_iter().chain(parts) {
+            if at.checked_add(length).is_none_or(|after| after > end) {
+                return Err(wrong("its parts do not fit"));
             }
-            at += PAGE as u64;
+            let mut pages = Pages::new();
+            walk(&file, at, length, |at, page| {
+                pages.add(at, page);
+                Ok(())
+            })?;
+            if pages.0.finalize() != sum {
+                let cause = format!("it is damaged: its {what} is not what was written");
+                return Err(wrong(cause));
+            }
         }
-        if pages.0.finalize() != memory_sum {
-            return Err(wrong("it is damaged: its memory is not what was written"));
+        Ok(Self { file, state })
+    }
+
+    /// Copies a part to a file without a name below `directory`.
+    fn part(&self, number: usize, directory: &Path) -> io::Result<File> {
+        let part = self.state.parts.get(number);
+        let (start, length, _) = *part.ok_or_else(|| wrong("a part of it is not there"))?;
+        let copy = TempFile::new_in(directory)?.into_file();
+        copy.set_len(length)?;
+        walk(&self.file, start, length, |at, page| {
+            let count = (length - at).min(PAGE as u64) as usize;
+            copy.write_all_at(&page[..count], at)
+        })?;
+        Ok(copy)
+    }
+
+    /// Makes the machine's devices, with disks that are copies below the directory for temporary files.
+    pub(crate) fn devices(&self) -> Result<Vec<Box<dyn Backend>>> {
+        let directory = std::env::temp_dir();
+        let parts = |number| self.part(number, &directory);
+        let functions = self.state.virtio.iter().flat_map(|state| &state.functions);
+        functions.map(|state| state.device.make(&parts)).collect()
+    }
+
+    /// Puts the network cards on other tap interfaces, in their order.
+    ///
+    /// # Errors
+    ///
+    /// A sentence if there are not so many.
+    pub fn set_taps(&mut self, names: &[String]) -> std::result::Result<(), String> {
+        let functions = self.state.virtio.iter_mut().flat_map(|s| &mut s.functions);
+        let mut taps = functions.filter_map(|state| match &mut state.device {
+            Saved::Net { tap, .. } => Some(tap),
+            _ => None,
+        });
+        for name in names {
+            let tap = taps.next().ok_or("it has fewer network cards")?;
+            tap.clone_from(name);
         }
-        Ok(Self { file, start, state })
+        Ok(())
     }
 
     /// Number of the machine's CPUs.
@@ -212,9 +321,26 @@ impl Snapshot {
         self.state.memory
     }
 
+    /// Makes it one of several: its tap interfaces get this number behind their names, and its network cards addresses
+    /// of their own.
+    ///
+    /// # Errors
+    ///
+    /// Those of the system.
+    pub fn make_clone(&mut self, number: u32) -> io::Result<()> {
+        let functions = self.state.virtio.iter_mut().flat_map(|s| &mut s.functions);
+        for function in functions {
+            if let Saved::Net { tap, mac } = &mut function.device {
+                *tap = format!("{tap}{number}");
+                *mac = net::random_address()?;
+            }
+        }
+        Ok(())
+    }
+
     /// The machine's memory, shared with all that come from this file, until written to.
-    pub(crate) fn memory(&self) -> Result<GuestMemoryMmap, String> {
-        let (mut regions, mut at) = (Vec::new(), self.start);
+    pub(crate) fn memory(&self) -> std::result::Result<GuestMemoryMmap, String> {
+        let (mut regions, mut at) = (Vec::new(), PAGE as u64);
         for (first, length) in layout::ram_ranges(self.state.memory) {
             let file = self.file.try_clone().map_err(|error| error.to_string())?;
             let region = MmapRegionBuilder::new(length as usize)
@@ -249,6 +375,10 @@ fn next_data(file: &File, from: u64) -> io::Result<Option<u64>> {
 mod tests {
     use super::*;
 
+    fn file_of(bytes: &[u8]) -> File {
+        crate::sys::memory_file(bytes).unwrap().0
+    }
+
     fn file(name: &str) -> PathBuf {
         std::env::temp_dir().join(format!("rvmm-snapshot-{name}-{}", std::process::id()))
     }
@@ -260,7 +390,8 @@ mod tests {
         let memory = crate::vm::allocate(size).unwrap();
         let at = GuestAddress(0x12_3000);
         memory.write_slice(&[7; 5000], at).unwrap();
-        save(&path, &State::empty(size), &memory).unwrap();
+        let parts = [file_of(&[3; 5000]), file_of(&[])];
+        save(&path, State::empty(size), &memory, &parts, &|| false).unwrap();
         let about = path.metadata().unwrap();
         let blocks = std::os::unix::fs::MetadataExt::blocks(&about);
         assert!(blocks * 512 < 1 << 20, "sparse: {blocks} blocks");
@@ -272,10 +403,32 @@ mod tests {
         let snapshot = Snapshot::open(&path).unwrap();
         let (one, other) = (snapshot.memory().unwrap(), snapshot.memory().unwrap());
         assert_eq!(read(&one), read(&memory));
+        for (number, wanted) in [&[3; 5000][..], &[]].iter().enumerate() {
+            let part = snapshot.part(number, &std::env::temp_dir()).unwrap();
+            assert_eq!(part.metadata().unwrap().len(), wanted.len() as u64);
+            let mut bytes = vec![0; wanted.len()];
+            part.read_exact_at(&mut bytes, 0).unwrap();
+            assert_eq!(&bytes, wanted);
+        }
+        assert!(snapshot.part(2, &std::env::temp_dir()).is_err());
         one.write_slice(&[8; 100], at).unwrap();
         assert_eq!(read(&other), read(&memory));
         Snapshot::open(&path).unwrap();
         std::fs::remove_file(&path).unwrap();
+    }
+
+    #[test]
+    fn nothing_is_left_of_a_machine_that_ends_meanwhile() {
+        let path = file("ended");
+        let memory = crate::vm::allocate(16 << 20).unwrap();
+        let pages = std::cell::Cell::new(0);
+        let ended = || pages.replace(pages.get() + 1) == 100;
+        let error = save(&path, State::empty(16 << 20), &memory, &[], &ended).unwrap_err();
+        assert_eq!(error.to_string(), "the machine has ended");
+        let name = path.file_name().unwrap().to_string_lossy().into_owned();
+        let left = std::fs::read_dir(std::env::temp_dir()).unwrap();
+        let mut left = left.map(|entry| entry.unwrap().file_name());
+        assert!(!left.any(|other| other.to_string_lossy().starts_with(&name)));
     }
 
     #[test]
@@ -284,7 +437,8 @@ mod tests {
         let size = 16 << 20;
         let memory = crate::vm::allocate(size).unwrap();
         memory.write_slice(&[7; 5000], GuestAddress(0)).unwrap();
-        save(&path, &State::empty(size), &memory).unwrap();
+        let part = [file_of(&[5; 100])];
+        save(&path, State::empty(size), &memory, &part, &|| false).unwrap();
         let good = std::fs::read(&path).unwrap();
         let refused = |bytes: &[u8], sentence: &str| {
             std::fs::write(&path, bytes).unwrap();
@@ -299,9 +453,10 @@ mod tests {
             (8, "version"),
             (17, "header"),
             (60, "header"),
-            (70, "state is not"),
-            (good.len() - size as usize + 100, "memory is not"),
-            (good.len() - 1, "memory is not"),
+            (4096 + 100, "memory is not"),
+            (4096 + size as usize - 1, "memory is not"),
+            (4096 + size as usize + 99, "disk is not"),
+            (good.len() - 1, "state is not"),
         ] {
             let mut bad = good.clone();
             bad[at] ^= 0x10;

@@ -11,6 +11,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::cpu;
 use crate::error::{Error, Result};
+use crate::virtio::saved::VirtioState;
 
 /// The machine.
 #[derive(Deserialize, Serialize)]
@@ -22,6 +23,10 @@ pub(crate) struct State {
     pub(crate) chips: Chips,
     pub(crate) serial: SerialState,
     pub(crate) cmos: CmosState,
+    /// Devices on its PCI bus, of a machine with ACPI.
+    pub(crate) virtio: Option<VirtioState>,
+    /// Parts of the file: place, length, checksum.
+    pub(crate) parts: Vec<(u64, u64, u64)>,
 }
 
 /// The hypervisor's devices.
@@ -73,6 +78,26 @@ pub(crate) struct VcpuState {
 /// MSRs that are set in this order, before and after others: the TSC, and the timer that it ends.
 const TSC: u32 = 0x10;
 const TSC_DEADLINE: u32 = 0x6e0;
+/// MSRs that KVM_GET_MSR_INDEX_LIST may leave out although guests have them (SDM 4, table 2-2): memory types by range
+/// and by default, and the banks of machine checks.
+const MORE_MSRS: [std::ops::RangeInclusive<u32>; 7] = [
+    0x200..=0x20f,
+    0x250..=0x250,
+    0x258..=0x259,
+    0x268..=0x26f,
+    0x277..=0x277,
+    0x2ff..=0x2ff,
+    0x400..=0x47f,
+];
+
+/// The MSRs of a CPU to be saved: those that the hypervisor lists, and those that it may have beside them.
+pub(crate) fn saved_msrs(listed: &[u32]) -> Vec<u32> {
+    let mut all: Vec<u32> = MORE_MSRS.into_iter().flatten().collect();
+    all.extend_from_slice(listed);
+    all.sort_unstable();
+    all.dedup();
+    all
+}
 
 fn lists(_: impl Sized) -> Error {
     Error::Ioctl {
@@ -158,6 +183,11 @@ impl VcpuState {
                 .get_vcpu_events()
                 .map_err(Error::ioctl("KVM_GET_VCPU_EVENTS"))?,
         })
+    }
+
+    /// What this CPU has that a hypervisor does not support, in words.
+    pub(crate) fn lacks(&self, supported: &[kvm_cpuid_entry2]) -> Option<String> {
+        cpu::lacks(&self.cpuid, supported)
     }
 
     /// Makes a new CPU what was saved.
@@ -251,6 +281,8 @@ impl State {
             chips: Chips::default(),
             serial: SerialState::default(),
             cmos: CmosState::default(),
+            virtio: None,
+            parts: Vec::new(),
         }
     }
 }

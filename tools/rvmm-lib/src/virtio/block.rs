@@ -3,12 +3,14 @@
 
 #![forbid(unsafe_code)]
 
+use std::fs::File;
 use std::io::{self, Read, Write};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use virtio_queue::{DescriptorChain, Reader, Writer};
 use vm_memory::GuestMemoryMmap;
 
+use super::saved::{Content, Saved};
 use super::{drain, Backend, Broken, Guest, Ring};
 use crate::disk::Storage;
 
@@ -243,6 +245,16 @@ impl Backend for Block {
         put(52, &segments);
         put(56, &[1]);
         bytes
+    }
+
+    fn saved(&self, parts: &mut Vec<File>) -> io::Result<Saved> {
+        let length = self.id.iter().position(|byte| *byte == 0);
+        let name = &self.id[..length.unwrap_or(self.id.len())];
+        Ok(Saved::Disk {
+            queues: self.queues,
+            name: String::from_utf8_lossy(name).into_owned(),
+            content: Content::of(&*self.storage, parts)?,
+        })
     }
 
     fn serve(&mut self, index: usize, rings: &mut [Ring], guest: &Guest) -> Result<(), Broken> {

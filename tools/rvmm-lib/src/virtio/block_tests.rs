@@ -78,6 +78,7 @@ impl Bench {
             guest: Guest {
                 memory: Arc::new(memory),
                 stop: Arc::default(),
+                leave: Arc::default(),
             },
             next: 0,
         }

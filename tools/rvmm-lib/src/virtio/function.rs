@@ -2,7 +2,9 @@
 //! A virtio device as a PCI function (Virtual I/O Device 1.2, 4.1): configuration space with the capabilities that say
 //! where its registers are, and those registers behind one base address register.
 
+use std::fs::File;
 use std::os::fd::AsRawFd;
+use std::sync::atomic::Ordering;
 use std::sync::Arc;
 
 use kvm_ioctls::{IoEventAddress, NoDatamatch, VmFd};
@@ -11,9 +13,10 @@ use vm_memory::{GuestAddress, GuestMemoryMmap};
 use vmm_sys_util::eventfd::EventFd;
 
 use super::msix::{Message, Table};
+use super::saved::FunctionState;
 use super::transport::{Action, QueueRegisters, Transport, LENGTH};
 use super::worker::{Alarm, Worker};
-use super::{Backend, Broken, Guest, Ring, EVENT_IDX, INDIRECT};
+use super::{send, Backend, Broken, Guest, Ring, EVENT_IDX, INDIRECT};
 use crate::error::{Error, Result};
 use crate::pci::config::{cap, reg, Config, MEMORY};
 
@@ -69,6 +72,8 @@ pub struct Function {
     routed: Vec<Option<Message>>,
     /// GSI of the first vector.
     gsi: u32,
+    /// Where the queues are of a device that stands still, and is to go on.
+    frozen: Option<Vec<(u16, u16)>>,
 }
 
 fn event() -> Result<EventFd> {
@@ -102,6 +107,7 @@ impl Function {
             events: Arc::new((0..vectors).map(|_| event()).collect::<Result<_>>()?),
             routed: vec![None; vectors.into()],
             gsi,
+            frozen: None,
         })
     }
 
@@ -195,14 +201,7 @@ impl Function {
             COMMON if within < LENGTH => match self.transport.write(within, data) {
                 Action::None => {}
                 Action::Reset => self.stop(),
-                Action::Start => {
-                    if let Err(broken) = self.start() {
-                        tracing::warn!(%broken, "a virtio device does not start");
-                        self.transport
-                            .broken
-                            .store(true, std::sync::atomic::Ordering::Release);
-                    }
-                }
+                Action::Start => self.start(None),
             },
             // The hypervisor has taken it, unless it was rung by way of configuration space.
             DOORBELLS => {
@@ -243,12 +242,23 @@ impl Function {
         })
     }
 
-    /// Starts the device's thread.
-    fn start(&mut self) -> std::result::Result<(), Broken> {
+    /// Starts the device's thread, whose queues are where they have been.
+    fn start(&mut self, positions: Option<&[(u16, u16)]>) {
+        if let Err(broken) = self.try_start(positions) {
+            tracing::warn!(%broken, "a virtio device does not start");
+            self.transport.broken.store(true, Ordering::Release);
+        }
+    }
+
+    fn try_start(&mut self, positions: Option<&[(u16, u16)]>) -> std::result::Result<(), Broken> {
         let features = self.transport.accepted();
-        let rings = (self.transport.queues.iter())
+        let mut rings = (self.transport.queues.iter())
             .map(|registers| self.ring(registers, features & EVENT_IDX != 0))
             .collect::<std::result::Result<Vec<_>, _>>()?;
+        for (ring, (available, used)) in rings.iter_mut().zip(positions.unwrap_or_default()) {
+            ring.queue.set_next_avail(*available);
+            ring.queue.set_next_used(*used);
+        }
         let kicks = (self.kicks.iter().map(EventFd::try_clone)).collect::<std::io::Result<_>>()?;
         let State::Idle(mut backend) = std::mem::replace(&mut self.state, State::Gone) else {
             return Err(Broken("the device is gone".into()));
@@ -257,6 +267,7 @@ impl Function {
         let guest = Guest {
             memory: self.memory.clone(),
             stop: Arc::default(),
+            leave: Arc::default(),
         };
         let alarm = Alarm {
             broken: self.transport.broken.clone(),
@@ -272,10 +283,76 @@ impl Function {
     /// Ends the device's thread, and forgets what it had to say.
     fn stop(&mut self) {
         if let State::Running(worker) = &mut self.state {
-            self.state = worker.stop().map_or(State::Gone, State::Idle);
+            let stopped = worker.stop();
+            self.state = stopped.map_or(State::Gone, |(backend, _)| State::Idle(backend));
         }
         for event in self.kicks.iter().chain(&*self.events) {
             let _ = event.read();
+        }
+    }
+
+    /// Has the device stand still: its thread ends when it has done what it is at, until [`Self::thaw`].
+    pub fn freeze(&mut self) {
+        let State::Running(worker) = &mut self.state else {
+            return;
+        };
+        self.state = match worker.leave() {
+            None => State::Gone,
+            Some((backend, rings)) => {
+                let at = |ring: &Ring| (ring.queue.next_avail(), ring.queue.next_used());
+                self.frozen = Some(rings.iter().map(at).collect());
+                State::Idle(backend)
+            }
+        };
+    }
+
+    /// Lets the device go on.
+    pub fn thaw(&mut self) {
+        let positions = self.frozen.take();
+        if positions.is_some() && !self.transport.broken.load(Ordering::Acquire) {
+            self.start(positions.as_deref());
+        }
+    }
+
+    /// What a device is that stands still.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`Backend::saved`].
+    pub fn state(&self, parts: &mut Vec<File>) -> std::io::Result<FunctionState> {
+        let State::Idle(backend) = &self.state else {
+            return Err(super::cannot_be_saved());
+        };
+        Ok(FunctionState {
+            device: backend.saved(parts)?,
+            config: self.config.bytes.to_vec(),
+            transport: self.transport.state(),
+            table: self.table.state(),
+            positions: self.frozen.clone(),
+        })
+    }
+
+    /// Makes a device what it was, which goes on after [`Self::thaw`]; false if the state is of another one.
+    pub fn restore(&mut self, state: &FunctionState) -> bool {
+        let same = |at: usize| self.config.bytes.get(at..at + 4) == state.config.get(at..at + 4);
+        let fits = state.config.len() == self.config.bytes.len()
+            && [0, 8, CAP_MSIX + 4].into_iter().all(same)
+            && self.transport.restore(&state.transport)
+            && self.table.restore(&state.table);
+        if fits {
+            self.config.bytes.copy_from_slice(&state.config);
+            self.frozen.clone_from(&state.positions);
+            self.place_doorbells(self.bar());
+        }
+        fits
+    }
+
+    /// Tells the driver that every queue may have been used: what has been said of that may have got lost.
+    pub fn remind(&self) {
+        if let State::Running(_) = self.state {
+            for queue in &self.transport.queues {
+                send(&self.events, &queue.vector);
+            }
         }
     }
 

@@ -2,12 +2,14 @@
 //! PCI bus 0 of a machine with virtio devices: a host bridge, configuration space by ports (PCI Local Bus Specification
 //! 3.0, 3.2.2.3.2) and by memory (PCI Express 6.0, 7.2.2), and the window for devices' registers.
 
+use std::fs::File;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use kvm_ioctls::VmFd;
 use vm_memory::GuestMemoryMmap;
 
 use super::function::{Function, BAR_SIZE};
+use super::saved::{FunctionState, VirtioState};
 use super::Backend;
 use crate::bus::Device;
 use crate::error::{Error, Result};
@@ -60,6 +62,38 @@ impl Host {
             functions,
             selected: 0,
         })
+    }
+
+    /// Has all devices stand still.
+    pub(crate) fn freeze(&mut self) {
+        self.functions.iter_mut().for_each(Function::freeze);
+    }
+
+    /// Lets them go on.
+    pub(crate) fn thaw(&mut self) {
+        self.functions.iter_mut().for_each(Function::thaw);
+    }
+
+    /// What the bus and its devices are, which stand still.
+    pub(crate) fn state(
+        &self,
+        parts: &mut Vec<File>,
+    ) -> std::io::Result<(u32, Vec<FunctionState>)> {
+        let functions = self.functions.iter().map(|function| function.state(parts));
+        Ok((self.selected, functions.collect::<std::io::Result<_>>()?))
+    }
+
+    /// Makes the bus what it was, with the same devices, and lets them go on; false if they are not the same.
+    pub(crate) fn restore(&mut self, state: &VirtioState) -> bool {
+        let mut pairs = self.functions.iter_mut().zip(&state.functions);
+        if !pairs.all(|(function, state)| function.restore(state)) {
+            return false;
+        }
+        self.selected = state.selected;
+        self.reroute();
+        self.thaw();
+        self.functions.iter().for_each(Function::remind);
+        true
     }
 
     fn read_config(&mut self, device: usize, at: usize, data: &mut [u8]) {

@@ -8,6 +8,7 @@
 //! - [`transport`], `msix`: registers, without a machine.
 //! - `function`: a device as a PCI function; `host`: the bus; `worker`: the thread.
 //! - [`block`]: a disk; [`net`]: a network card; [`rng`]: entropy.
+//! - [`saved`]: how they come back.
 
 pub mod block;
 mod function;
@@ -15,9 +16,11 @@ mod host;
 mod msix;
 pub mod net;
 pub mod rng;
+pub mod saved;
 pub mod transport;
 mod worker;
 
+use std::fs::File;
 use std::io;
 use std::os::fd::RawFd;
 use std::path::Path;
@@ -30,6 +33,7 @@ use vm_memory::GuestMemoryMmap;
 use vmm_sys_util::eventfd::EventFd;
 
 pub(crate) use self::host::{Host, Window, ECAM, ECAM_LENGTH, PORT, PORTS};
+use self::saved::Saved;
 use self::transport::Vector;
 use crate::vm::check_extensions;
 
@@ -63,6 +67,17 @@ pub trait Backend: Send {
     ///
     /// The driver has broken the rules: the device stops until it is reset.
     fn serve(&mut self, index: usize, rings: &mut [Ring], guest: &Guest) -> Result<(), Broken>;
+
+    /// How it is made again where its machine is restored; what a file has that is to be saved as well is added to
+    /// `parts`. Called while the device stands still.
+    ///
+    /// # Errors
+    ///
+    /// Those of the system; a sentence if it cannot be saved.
+    fn saved(&self, parts: &mut Vec<File>) -> io::Result<Saved> {
+        let _ = parts;
+        Err(cannot_be_saved())
+    }
 
     /// What else the thread waits for: calls [`Self::ready`] while it can be read.
     fn source(&self) -> Option<RawFd> {
@@ -108,12 +123,19 @@ pub struct Guest {
     pub memory: Arc<GuestMemoryMmap>,
     /// Set when the device has to stop: long work looks at it.
     pub stop: Arc<AtomicBool>,
+    /// Set when the device shall stand still: after what it is at.
+    pub leave: Arc<AtomicBool>,
 }
 
 impl Guest {
     /// Whether the device has to stop.
     pub fn stopping(&self) -> bool {
         self.stop.load(Ordering::Acquire)
+    }
+
+    /// Whether the device shall begin nothing any more.
+    pub fn leaving(&self) -> bool {
+        self.stopping() || self.leave.load(Ordering::Acquire)
     }
 }
 
@@ -162,7 +184,7 @@ pub fn drain(
             let length = serve(chain)?;
             ring.queue.add_used(memory, head, length)?;
             ring.notify(guest)?;
-            if guest.stopping() {
+            if guest.leaving() {
                 return Ok(());
             }
         }
@@ -170,6 +192,12 @@ pub fn drain(
             return Ok(());
         }
     }
+}
+
+/// What is said of a device that nobody can make again.
+fn cannot_be_saved() -> io::Error {
+    let cause = "it has a device that cannot be saved";
+    io::Error::new(io::ErrorKind::Unsupported, cause)
 }
 
 /// Checks that a hypervisor has what these devices need.

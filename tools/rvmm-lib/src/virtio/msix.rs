@@ -40,6 +40,20 @@ impl Table {
         self.control = control;
     }
 
+    /// The entries, and the message control register.
+    pub fn state(&self) -> (Vec<[u32; 4]>, u16) {
+        (self.entries.clone(), self.control)
+    }
+
+    /// Becomes what it was; false if it had another number of entries.
+    pub fn restore(&mut self, (entries, control): &(Vec<[u32; 4]>, u16)) -> bool {
+        let fits = entries.len() == self.entries.len();
+        if fits {
+            (self.entries, self.control) = (entries.clone(), *control);
+        }
+        fits
+    }
+
     /// What a vector sends, unless it is masked or off.
     pub fn message(&self, vector: usize) -> Option<Message> {
         let [low, high, data, masked] = *self.entries.get(vector)?;

@@ -9,6 +9,7 @@ use std::os::fd::{AsRawFd, RawFd};
 
 use virtio_queue::{QueueOwnedT, QueueT};
 
+use super::saved::Saved;
 use super::{drain, Backend, Broken, Guest, Ring};
 use crate::sys;
 
@@ -26,9 +27,19 @@ const MOST: usize = HEADER + (64 << 10);
 /// Frames that are received before queues are looked at again.
 const BATCH: usize = 64;
 
+/// An address by chance, of those that are given locally.
+pub(crate) fn random_address() -> io::Result<[u8; 6]> {
+    let mut mac = [0; 6];
+    File::open("/dev/urandom")?.read_exact(&mut mac)?;
+    mac[0] = mac[0] & 0xfc | 2;
+    Ok(mac)
+}
+
 /// The card.
 pub struct Net {
     tap: File,
+    /// The interface's name.
+    name: Option<String>,
     mac: [u8; 6],
     buffer: Vec<u8>,
     /// The guest has given no room for frames.
@@ -43,7 +54,9 @@ impl Net {
     ///
     /// Those of the system.
     pub fn tap(name: &str, mac: Option<[u8; 6]>) -> io::Result<Self> {
-        Self::new(sys::open_tap(name)?, mac)
+        let mut card = Self::new(sys::open_tap(name)?, mac)?;
+        card.name = Some(name.to_owned());
+        Ok(card)
     }
 
     /// A card on a file that gives and takes a frame with each call.
@@ -54,15 +67,11 @@ impl Net {
     pub fn new(tap: File, mac: Option<[u8; 6]>) -> io::Result<Self> {
         let mac = match mac {
             Some(mac) => mac,
-            None => {
-                let mut mac = [0; 6];
-                File::open("/dev/urandom")?.read_exact(&mut mac)?;
-                mac[0] = mac[0] & 0xfc | 2;
-                mac
-            }
+            None => random_address()?,
         };
         Ok(Self {
             tap,
+            name: None,
             mac,
             buffer: vec![0; MOST],
             starved: false,
@@ -147,6 +156,11 @@ impl Backend for Net {
         Ok(())
     }
 
+    fn saved(&self, _: &mut Vec<File>) -> io::Result<Saved> {
+        let tap = self.name.clone().ok_or_else(super::cannot_be_saved)?;
+        Ok(Saved::Net { tap, mac: self.mac })
+    }
+
     fn source(&self) -> Option<RawFd> {
         Some(self.tap.as_raw_fd())
     }
@@ -161,7 +175,7 @@ impl Backend for Net {
             return Ok(());
         };
         for _ in 0..BATCH {
-            if guest.stopping() || !self.receive(ring, guest)? {
+            if guest.leaving() || !self.receive(ring, guest)? {
                 break;
             }
         }

@@ -6,6 +6,7 @@
 use std::fs::File;
 use std::io::{self, Read, Write};
 
+use super::saved::Saved;
 use super::{drain, Backend, Broken, Guest, Ring};
 
 /// Entries of the queue.
@@ -42,6 +43,10 @@ impl Backend for Rng {
 
     fn config(&self) -> Vec<u8> {
         Vec::new()
+    }
+
+    fn saved(&self, _: &mut Vec<File>) -> io::Result<Saved> {
+        Ok(Saved::Rng)
     }
 
     fn serve(&mut self, index: usize, rings: &mut [Ring], guest: &Guest) -> Result<(), Broken> {

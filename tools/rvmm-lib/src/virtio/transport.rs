@@ -7,6 +7,8 @@
 use std::sync::atomic::{AtomicBool, AtomicU16, Ordering};
 use std::sync::Arc;
 
+use serde::{Deserialize, Serialize};
+
 /// "No vector" for configuration changes or for a queue (4.1.4.3).
 pub const NO_VECTOR: u16 = 0xffff;
 /// Bytes of the structure.
@@ -88,6 +90,31 @@ impl QueueRegisters {
     }
 }
 
+/// The registers, saved.
+#[derive(Clone, Debug, Deserialize, Serialize, PartialEq, Eq)]
+#[serde(deny_unknown_fields)]
+pub struct TransportState {
+    accepted: u64,
+    /// Which half of the features, of the device's and of the driver's.
+    selects: (u32, u32),
+    /// The status, with that of a device that has stopped.
+    status: u8,
+    selected: u16,
+    config_vector: u16,
+    queues: Vec<QueueState>,
+}
+
+/// A queue, saved.
+#[derive(Clone, Debug, Deserialize, Serialize, PartialEq, Eq)]
+#[serde(deny_unknown_fields)]
+struct QueueState {
+    size: u16,
+    enabled: bool,
+    vector: u16,
+    /// Descriptors, available ring, used ring.
+    addresses: [u64; 3],
+}
+
 /// The registers.
 pub struct Transport {
     offered: u64,
@@ -134,6 +161,51 @@ impl Transport {
     pub fn status(&self) -> u8 {
         let broken = self.broken.load(Ordering::Acquire);
         self.status | if broken { status::NEEDS_RESET } else { 0 }
+    }
+
+    /// The registers as they are.
+    pub fn state(&self) -> TransportState {
+        let queue = |queue: &QueueRegisters| QueueState {
+            size: queue.size,
+            enabled: queue.enabled,
+            vector: queue.vector.get(),
+            addresses: [queue.descriptors, queue.available, queue.used],
+        };
+        TransportState {
+            accepted: self.accepted,
+            selects: (self.offered_select, self.accepted_select),
+            status: self.status(),
+            selected: self.selected,
+            config_vector: self.config_vector.get(),
+            queues: self.queues.iter().map(queue).collect(),
+        }
+    }
+
+    /// Makes the registers what they were; false if they do not fit this device.
+    pub fn restore(&mut self, state: &TransportState) -> bool {
+        let offered = state.accepted & !self.offered == 0;
+        if !offered || state.queues.len() != self.queues.len() {
+            return false;
+        }
+        self.accepted = state.accepted;
+        (self.offered_select, self.accepted_select) = state.selects;
+        self.status = state.status & !status::NEEDS_RESET;
+        let broken = state.status & status::NEEDS_RESET != 0;
+        self.broken.store(broken, Ordering::Release);
+        self.selected = state.selected;
+        self.config_vector.set(self.checked(state.config_vector));
+        let vectors: Vec<u16> = (state.queues.iter())
+            .map(|queue| self.checked(queue.vector))
+            .collect();
+        for ((queue, was), vector) in self.queues.iter_mut().zip(&state.queues).zip(vectors) {
+            if !was.size.is_power_of_two() || was.size > queue.most {
+                return false;
+            }
+            (queue.size, queue.enabled) = (was.size, was.enabled);
+            [queue.descriptors, queue.available, queue.used] = was.addresses;
+            queue.vector.set(vector);
+        }
+        true
     }
 
     fn reset(&mut self) {
@@ -321,6 +393,15 @@ mod tests {
         assert_eq!((queue.size, queue.descriptors), (64, 0x1_1234_5000));
         assert_eq!((queue.vector.get(), queue.enabled), (2, true));
         assert_eq!(t.write(0x14, &[15]), Action::None, "it has started already");
+        let mut again = Transport::new(0x240, &[256, 128], 3);
+        assert!(again.restore(&t.state()) && again.state() == t.state());
+        assert_eq!((again.status(), again.queues[1].vector.get()), (15, 2));
+        for other in [
+            Transport::new(0x240, &[256], 3),
+            Transport::new(0, &[256, 128], 3),
+        ] {
+            assert!(!{ other }.restore(&t.state()));
+        }
         assert_eq!(t.write(0x14, &[0]), Action::Reset);
         assert_eq!((read(&t, 0x14, 1), read(&t, 0x1c, 2)), (0, 0));
     }

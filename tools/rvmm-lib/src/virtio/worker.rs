@@ -2,7 +2,8 @@
 //! The thread of a device that its driver has started.
 
 use std::os::fd::AsRawFd;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::Arc;
 use std::thread::JoinHandle;
 
 use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
@@ -14,15 +15,19 @@ use crate::error::{Error, Result};
 
 /// Whom the thread tells that the device has stopped.
 pub(crate) struct Alarm {
-    pub(crate) broken: std::sync::Arc<std::sync::atomic::AtomicBool>,
+    pub(crate) broken: Arc<AtomicBool>,
     pub(crate) vector: Vector,
-    pub(crate) events: std::sync::Arc<Vec<EventFd>>,
+    pub(crate) events: Arc<Vec<EventFd>>,
 }
+
+/// A device whose thread has ended, and the rings as it left them.
+pub(crate) type Parked = (Box<dyn Backend>, Vec<Ring>);
 
 /// A device at work.
 pub(crate) struct Worker {
-    thread: Option<JoinHandle<Box<dyn Backend>>>,
-    stop: std::sync::Arc<std::sync::atomic::AtomicBool>,
+    thread: Option<JoinHandle<Parked>>,
+    stop: Arc<AtomicBool>,
+    leave: Arc<AtomicBool>,
     end: EventFd,
 }
 
@@ -62,7 +67,7 @@ impl Worker {
                 )
                 .map_err(Error::os("epoll"))?;
         }
-        let stop = guest.stop.clone();
+        let (stop, leave) = (guest.stop.clone(), guest.leave.clone());
         let mut job = Job {
             backend,
             rings,
@@ -76,7 +81,7 @@ impl Worker {
                 alarm.broken.store(true, Ordering::Release);
                 send(&alarm.events, &alarm.vector);
             }
-            job.backend
+            (job.backend, job.rings)
         };
         let thread = std::thread::Builder::new()
             .name("virtio".into())
@@ -85,13 +90,20 @@ impl Worker {
         Ok(Self {
             thread: Some(thread),
             stop,
+            leave,
             end,
         })
     }
 
-    /// Ends the thread, and gives the device back; none if it panicked.
-    pub(crate) fn stop(&mut self) -> Option<Box<dyn Backend>> {
+    /// Ends the thread in the midst of what it is at, and gives the device back; none if it panicked.
+    pub(crate) fn stop(&mut self) -> Option<Parked> {
         self.stop.store(true, Ordering::Release);
+        self.leave()
+    }
+
+    /// Ends the thread when it has done what it is at, and gives the device back; none if it panicked.
+    pub(crate) fn leave(&mut self) -> Option<Parked> {
+        self.leave.store(true, Ordering::Release);
         let _ = self.end.write(1);
         self.thread.take()?.join().ok()
     }
@@ -133,7 +145,7 @@ impl Job {
                 Err(error) => return Err(error.into()),
             };
             for event in events.iter().take(count) {
-                if self.guest.stopping() {
+                if self.guest.leaving() {
                     return Ok(());
                 }
                 match event.data() {
