@@ -21,6 +21,7 @@ pub mod io_window;
 pub mod iommu;
 pub mod irqflags;
 pub mod killable_mutex;
+pub mod lines;
 pub mod log;
 pub mod misc;
 pub mod mmap;

@@ -252,6 +252,112 @@ struct rvmm_touches {
 /* On a VM. ENODATA: nothing has ever been recorded. */
 #define RVMM_GET_TOUCHES	_IOWR(RVMM_IOC, 0x33, struct rvmm_touches)
 
+/* --- what a vCPU did, one record for each exit --------------------------------------------------------- */
+
+/* KVM_CHECK_EXTENSION: RVMM_RECORD exists. Zero on KVM. */
+#define RVMM_CAP_RECORD		(RVMM_CAP_BASE + 0x22)
+
+/* rvmm_record_ring.flags: a full ring loses what comes; otherwise the oldest records give way. */
+#define RVMM_RECORD_STOP	1
+
+struct rvmm_record_ring {
+	__u32 records;		/* a power of two from 64 to 262144 */
+	__u32 flags;
+};
+
+/*
+ * On a vCPU, from any process that has its descriptor, also while the vCPU runs: a file descriptor, close-on-exec,
+ * whose mapping is the ring. What the vCPU does from its next entry on is written there until the file and its mappings
+ * are closed, which the vCPU notices between two entries as well. mmap(), MAP_SHARED and for reading only (EINVAL): a
+ * page with struct rvmm_record_header, then `records` of struct rvmm_record. Record number n is in place n % records.
+ *
+ * Record n is complete when head is above n. Who has copied it reads head again: if that is n + records or more by
+ * now, the copy may be of another one. There is nothing to wait for: look at head from time to time.
+ *
+ * EBUSY: another file records the vCPU. EINVAL: records, flags. ENOMEM (64 bytes for each record, and a page, are charged
+ * to the caller), EMFILE, ENFILE.
+ */
+#define RVMM_RECORD		_IOW(RVMM_IOC, 0x40, struct rvmm_record_ring)
+
+/*
+ * On the recorder's file, with RVMM_RECORD_STOP: the reader has no use any more for records below this number. Without
+ * it nothing is overwritten, and a ring that has been filled once stays so.
+ */
+#define RVMM_RECORD_CONSUMED	_IOW(RVMM_IOC, 0x41, __u64)
+
+#define RVMM_RECORD_MAGIC	0x316365726d6d7672ull	/* "rvmmrec1" */
+
+struct rvmm_record_header {
+	__u64 magic;
+	__u32 record_size;	/* 64 */
+	__u32 records;
+	__u64 head;		/* records written so far */
+	__u64 lost;		/* records lost because the ring was full */
+	__u32 vcpu;		/* id */
+	__u32 flags;		/* as asked for */
+	__u64 tsc_khz;		/* of the host */
+	__u64 reserved[2];
+};
+
+/* rvmm_record.kind */
+#define RVMM_RECORD_EXIT	1	/* an exit, what was decided, and the entry after it if it came in the same stay */
+#define RVMM_RECORD_ENTRY	2	/* the first entry of a stay: address, value, class, decision, path are 0 */
+
+/* rvmm_record.decision */
+#define RVMM_DECIDED_AGAIN	1	/* the guest goes on */
+#define RVMM_DECIDED_RESUME	2	/* the same, and nothing has come up that could be delivered to it */
+#define RVMM_DECIDED_LEAVE	3	/* it is left for the host's work, or sleeps, within KVM_RUN */
+#define RVMM_DECIDED_USER	4	/* KVM_RUN returns; reason: exit_reason as the page has it */
+#define RVMM_DECIDED_FAIL	5	/* KVM_RUN fails; reason: errno */
+
+/* rvmm_record.path */
+#define RVMM_PATH_SHORT		1	/* the entry before it was repeated as it was */
+#define RVMM_PATH_STAY		2	/* with interrupts off and the guest's FPU loaded */
+#define RVMM_PATH_OUTSIDE	3	/* with interrupts on, where it may sleep; the guest's state was unloaded before */
+
+/* rvmm_record.flags */
+#define RVMM_ENTRY_FLUSH	1	/* the entry flushed the guest's translations */
+#define RVMM_ENTRY_IRQ_WINDOW	2	/* and asked for an exit as soon as an interrupt can be delivered */
+#define RVMM_ENTRY_NMI_WINDOW	4	/* the same for NMIs */
+#define RVMM_EXIT_INTERRUPTED	8	/* the exit came while an event was being delivered */
+
+/*
+ * class is the number of the exit's statistic "exit_..." among those in KVM_GET_STATS_FD's file, from 0. What it was
+ * about (x86; registers as the exit left them):
+ *
+ *   cpuid			address EAX, value ECX
+ *   rdmsr, rdtsc (RDPMC)	address ECX
+ *   wrmsr, xsetbv		address ECX, value EDX:EAX
+ *   io, io_string		address port, value EAX of OUT; detail: width, 0x100 input, 0x200 string
+ *   nested_fault, mmio		address guest-physical; detail: 1 write, 2 fetch, 4 walk of page tables, 8 the log was full
+ *   hypercall			address RAX, value RBX
+ *   cr_access			address number, value if known; detail: 1 write, 0x000 MOV, 0x100 CLTS, 0x200 LMSW, 0x300 ?
+ *   exception			address vector, value payload (DR6 of #DB, CR2 of #PF), detail error code
+ *   task_switch		address selector; detail: 0 CALL, 1 IRET, 2 JMP, 3 task gate
+ *   apic			address vector or offset; detail: 1 EOI, 2 write, 3 TPR
+ *   nmi			detail: 1 NMI, 2 machine check
+ *   entry_failure		address hardware_entry_failure_reason
+ *   other			detail: 1 #UD, 2 descriptor table, 3 RSM, 4 timer, 5 unknown (address reason)
+ */
+struct rvmm_record {
+	__u64 tsc;		/* the host's TSC at the exit; of an entry, at it */
+	__u64 rip;
+	__u64 address;
+	__u64 value;
+	__u32 cycles;		/* from the exit until the guest is entered or left to others; of an entry, since then */
+	__u32 guest;		/* in the guest before the exit */
+	__u8 kind;
+	__u8 class;
+	__u8 decision;
+	__u8 path;
+	__u16 cpu;
+	__u16 flags;
+	__u32 inject;		/* what the entry delivered, as an interruption-information field (SDM 3C 25.8.3) */
+	__u32 error_code;
+	__u32 reason;
+	__u32 detail;
+};
+
 /* --- devices handed to a guest ------------------------------------------------------------------ */
 
 /* KVM_CHECK_EXTENSION: RVMM_ASSIGN_DEVICE exists. Zero on KVM. */

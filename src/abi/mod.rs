@@ -3,5 +3,6 @@
 
 pub(crate) mod exits;
 pub(crate) mod ledger;
+pub(crate) mod record;
 pub(crate) mod stats;
 pub(crate) mod uapi;

@@ -243,6 +243,14 @@ pub(crate) struct MissingRange {
     pub(crate) flags: u64,
 }
 
+/// `struct rvmm_record_ring`.
+#[derive(FromBytes, Immutable, IntoBytes)]
+#[repr(C)]
+pub(crate) struct RecordRing {
+    pub(crate) records: u32,
+    pub(crate) flags: u32,
+}
+
 /// `struct rvmm_touches`.
 #[derive(FromBytes, Immutable, IntoBytes)]
 #[repr(C)]
@@ -353,6 +361,8 @@ pub(crate) const RVMM_FORK: u32 = _IO(R, 0x23);
 pub(crate) const RVMM_BECOME: u32 = _IO(R, 0x24);
 pub(crate) const RVMM_MISSING_QUEUE: u32 = _IO(R, 0x30);
 pub(crate) const RVMM_MISSING_RESOLVE: u32 = _IOW::<MissingRange>(R, 0x31);
+pub(crate) const RVMM_RECORD: u32 = _IOW::<RecordRing>(R, 0x40);
+pub(crate) const RVMM_RECORD_CONSUMED: u32 = _IOW::<u64>(R, 0x41);
 pub(crate) const RVMM_RECORD_TOUCHES: u32 = _IO(R, 0x32);
 pub(crate) const RVMM_GET_TOUCHES: u32 = _IOWR::<TouchList>(R, 0x33);
 
@@ -363,6 +373,8 @@ pub(crate) const RVMM_MEMORY_EXIT_WRITE: u64 = 1 << 33;
 pub(crate) const RVMM_MISSING_WRITE: u32 = 1;
 /// `RVMM_CAP_TOUCHES`.
 pub(crate) const RVMM_CAP_TOUCHES: u32 = 0x5256_0011;
+/// `RVMM_CAP_RECORD`.
+pub(crate) const RVMM_CAP_RECORD: u32 = 0x5256_0022;
 /// `RVMM_CAP_ENTRY_FAILURE`.
 pub(crate) const RVMM_CAP_ENTRY_FAILURE: u32 = 0x5256_0000;
 /// `RVMM_CAP_ASSIGN_DEVICE`.

@@ -6,6 +6,7 @@ pub(crate) mod ioeventfd;
 pub(crate) mod irqfd;
 pub(crate) mod line;
 pub(crate) mod ports;
+pub(crate) mod recorder;
 pub(crate) mod set;
 
 use crate::abi::uapi::{self, k};

@@ -9,6 +9,7 @@
 //! whose fence comes second loads what the other stored before its own: the vCPU does not enter, or it gets an IPI,
 //! which makes it exit.
 
+use crate::bus::recorder::Wanted;
 use crate::linux::irqflags::ThisCpu;
 use crate::linux::once::Once;
 use crate::linux::page::AtomicLine;
@@ -66,6 +67,9 @@ pub(crate) struct VcpuShared<A> {
     /// Where the vCPU's thread sleeps in HLT or waiting for SIPI.
     #[pin]
     pub(crate) wait: WaitCell,
+    /// Where what it does is to be recorded.
+    #[pin]
+    pub(crate) recording: Wanted,
     /// What the architecture shares of a vCPU.
     pub(crate) arch: A,
 }
@@ -85,6 +89,7 @@ impl<A> VcpuShared<A> {
                 ready: AtomicBool::new(false),
                 spinning: AtomicBool::new(false),
                 wait <- WaitCell::new(),
+                recording <- Wanted::new(),
                 arch,
             }),
             GFP_KERNEL_ACCOUNT,

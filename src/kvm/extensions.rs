@@ -59,6 +59,7 @@ extensions! {
             vm.enable_missing()
         };
     uapi::RVMM_CAP_TOUCHES: 1;
+    uapi::RVMM_CAP_RECORD: 1;
 }
 
 /// Largest size of a dirty ring.

@@ -15,6 +15,8 @@ mod fork;
 mod memory;
 #[cfg(CONFIG_X86_64)]
 mod missing;
+#[cfg(CONFIG_X86_64)]
+mod record;
 mod signals;
 mod stats;
 #[cfg_attr(CONFIG_ARM64, allow(dead_code, unused_imports, unused_macros))]

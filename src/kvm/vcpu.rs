@@ -4,7 +4,7 @@
 use crate::abi::uapi::{self, k};
 use crate::arch::{ResetPoint, Runner, State, Vcpu, Vm};
 use crate::kvm::table::ioctls;
-use crate::kvm::{arch, signals, stats};
+use crate::kvm::{arch, record, signals, stats};
 use crate::linux::anon_inode::FileOperations;
 use crate::linux::sched::{self, SignalMaskGuard};
 use crate::mem::addr::Gpa;
@@ -47,6 +47,9 @@ impl FileOperations for VcpuFile {
     }
 
     fn ioctl(this: ArcBorrow<'_, Self>, _file: &File, cmd: u32, arg: usize) -> Result<isize> {
+        if cmd == uapi::RVMM_RECORD {
+            return record::open(&this.vcpu, &uapi::get(arg)?);
+        }
         this.vm.check_mm()?;
         // KVM_RUN goes deep into the kernel (a nested fault may reclaim memory): not below the frame of all the others.
         if cmd == uapi::KVM_RUN {

@@ -3,9 +3,10 @@
 //!
 //! The run loop matches it exhaustively, so an exit that nobody handles does not compile.
 
+use crate::abi::record::Subject;
 use crate::abi::stats::ExitClass;
 use crate::mem::addr::Gpa;
-use crate::x86::cpu::regs::Gpr;
+use crate::x86::cpu::regs::{Gpr, Regs};
 
 /// Why the guest stopped running. The vendors' own reasons stop here, except inside [`Exit::Unknown`] and
 /// [`Exit::EntryFailure`], which are reported to user space.
@@ -122,6 +123,92 @@ impl Exit {
             | Self::Rsm
             | Self::PreemptionTimer
             | Self::Unknown(_) => ExitClass::Other,
+        }
+    }
+}
+
+/// [`Subject::detail`] of exits that have no other number for it.
+mod detail {
+    /// In [`ExitClass::Nmi`].
+    pub(super) const NMI: u32 = 1;
+    pub(super) const MACHINE_CHECK: u32 = 2;
+    /// In [`ExitClass::Apic`].
+    pub(super) const EOI: u32 = 1;
+    pub(super) const WRITE: u32 = 2;
+    pub(super) const TPR: u32 = 3;
+    /// In [`ExitClass::Other`].
+    pub(super) const UNDEFINED: u32 = 1;
+    pub(super) const DESCRIPTOR_TABLE: u32 = 2;
+    pub(super) const RSM: u32 = 3;
+    pub(super) const TIMER: u32 = 4;
+    pub(super) const UNKNOWN: u32 = 5;
+}
+
+impl Exit {
+    /// What the recorder says of it, in the numbers that uapi/rvmm.h has for its class. `regs`: as it left them.
+    #[inline]
+    pub fn subject(&self, regs: &Regs) -> Subject {
+        let low = |r| regs.get(r) & 0xffff_ffff;
+        let both = || low(Gpr::Rdx) << 32 | low(Gpr::Rax);
+        let (address, value, detail) = match self {
+            Self::Cpuid => (low(Gpr::Rax), low(Gpr::Rcx), 0),
+            Self::Rdmsr | Self::Rdpmc => (low(Gpr::Rcx), 0, 0),
+            Self::Wrmsr | Self::Xsetbv => (low(Gpr::Rcx), both(), 0),
+            Self::Hypercall => (regs.get(Gpr::Rax), regs.get(Gpr::Rbx), 0),
+            Self::Io(io) => {
+                let kind = u32::from(io.input) << 8 | u32::from(io.string) << 9;
+                let out = if io.input || io.string {
+                    0
+                } else {
+                    low(Gpr::Rax)
+                };
+                (io.port.into(), out, kind | u32::from(io.width))
+            }
+            Self::NestedFault(f) => {
+                let how = u32::from(f.write) | u32::from(f.fetch) << 1 | u32::from(f.walk) << 2;
+                (f.gpa.0, 0, how)
+            }
+            Self::LogFull => (0, 0, 1 << 3),
+            Self::CrAccess(c) => {
+                let from = c.gpr.filter(|_| c.write).map_or(0, |r| regs.get(r));
+                let (op, value) = match c.op {
+                    CrOp::Mov => (0, from),
+                    CrOp::Clts => (1, 0),
+                    CrOp::Lmsw(source) => (2, source.into()),
+                    CrOp::Decode => (3, 0),
+                };
+                (c.cr.into(), value, u32::from(c.write) | op << 8)
+            }
+            Self::Exception(e) => (e.vector.into(), e.payload, e.error_code.unwrap_or(0)),
+            // #AC.
+            Self::SplitLock => (17, 0, 0),
+            Self::TaskSwitch(t) => (t.selector.into(), 0, t.by as u32),
+            Self::HostNmi => (0, 0, detail::NMI),
+            Self::HostMachineCheck => (0, 0, detail::MACHINE_CHECK),
+            Self::EntryMachineCheck(reason) => (*reason, 0, detail::MACHINE_CHECK),
+            Self::VirtualEoi(vector) => ((*vector).into(), 0, detail::EOI),
+            Self::ApicWrite(offset) => ((*offset).into(), 0, detail::WRITE),
+            Self::TprBelowThreshold => (0, 0, detail::TPR),
+            Self::EntryFailure(reason) => (*reason, 0, 0),
+            Self::Undefined => (0, 0, detail::UNDEFINED),
+            Self::DescriptorTable => (0, 0, detail::DESCRIPTOR_TABLE),
+            Self::Rsm => (0, 0, detail::RSM),
+            Self::PreemptionTimer => (0, 0, detail::TIMER),
+            Self::Unknown(reason) => (*reason, 0, detail::UNKNOWN),
+            Self::HostInterrupt
+            | Self::IrqWindow
+            | Self::NmiWindow
+            | Self::Hlt
+            | Self::Pause
+            | Self::CacheInvalidate
+            | Self::MonitorMwait
+            | Self::DrAccess
+            | Self::TripleFault => (0, 0, 0),
+        };
+        Subject {
+            address,
+            value,
+            detail,
         }
     }
 }
@@ -296,6 +383,21 @@ pub struct Event {
     pub error_code: Option<u32>,
     /// Instruction length for software events, else 0.
     pub insn_len: u8,
+}
+
+impl Event {
+    /// As an interruption-information field (SDM 3C table 25-18): vector, type, whether there is an error code, valid.
+    pub const fn information(&self) -> u32 {
+        let kind = match self.kind {
+            EventKind::ExternalInterrupt => 0,
+            EventKind::Nmi => 2,
+            EventKind::Exception => 3,
+            EventKind::SoftwareInterrupt => 4,
+            EventKind::PrivilegedSoftwareException => 5,
+            EventKind::SoftwareException => 6,
+        };
+        self.vector as u32 | kind << 8 | (self.error_code.is_some() as u32) << 11 | 1 << 31
+    }
 }
 
 /// Kind of an [`Event`].

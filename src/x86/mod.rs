@@ -60,7 +60,7 @@ pub(crate) use vcpu::{abi, debug};
 pub(crate) use vcpu::measure;
 
 /// What others ask of a vCPU, and how APIC ids are written.
-pub(crate) use shared::{request, x2apic_api};
+pub(crate) use shared::{request, x2apic_api, VcpuShared};
 
 /// The CPU that guests may see, for the ioctls of the device: CPUID, MSRs, XSAVE, machine checks.
 pub(crate) use cpu::cpuid::CpuidEntry;

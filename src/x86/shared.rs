@@ -71,6 +71,8 @@ pub(crate) mod request {
     pub(crate) const RING_FULL: u32 = 1 << 10;
     /// Asynchronous page faults: a page has been brought, or the guest can be told of one.
     pub(crate) const ASYNC_PF: u32 = 1 << 13;
+    /// What the vCPU does is to be recorded elsewhere, or nowhere.
+    pub(crate) const RECORD: u32 = 1 << 14;
     /// Those that only KVM_RUN looks at.
     pub(crate) const AT_ENTRY: u32 = RING_FULL | ASYNC_PF;
 
@@ -78,7 +80,7 @@ pub(crate) mod request {
     const _: () = {
         let all = [
             NOTIFIED, NMI, INIT, SIPI, TIMER, EXTINT, POSTED, SMI, EXITS, CLOCK, UNHALT, HYPERV,
-            FLUSH, RING_FULL, ASYNC_PF,
+            FLUSH, RING_FULL, ASYNC_PF, RECORD,
         ];
         let (mut seen, mut n) = (0, 0);
         while n < all.len() {

@@ -49,6 +49,9 @@ impl Runner<'_> {
         if r & request::EXITS != 0 {
             self.s.take_exits(self.vm);
         }
+        if r & request::RECORD != 0 {
+            self.follow_recorder();
+        }
         if r & request::CLOCK != 0 {
             clock_page::update(self.vm, self.s);
             hyperv::time::refresh(self.vm, self.s);

@@ -8,6 +8,7 @@
 //! [`Step::Slow`] before any side effect when they would have to sleep, and are called again without, outside.
 
 use crate::abi::exits;
+use crate::abi::record::{Entry, Path};
 use crate::abi::stats::{ExitClass, VcpuCounter, VcpuStats};
 use crate::abi::uapi::k;
 use crate::linux::{boot_cpu, sched};
@@ -44,6 +45,7 @@ mod mmio;
 mod msr;
 mod nested_fault;
 mod port;
+mod record;
 mod smm;
 mod start;
 mod stay;
@@ -374,13 +376,16 @@ impl<'a> Runner<'a> {
         }
         self.to_device = false;
         let step = self.handle(&exit, None);
-        let cycles = boot_cpu::rdtsc().wrapping_sub(start);
+        let now = boot_cpu::rdtsc();
         let class = if self.to_device {
             ExitClass::Mmio
         } else {
             exit.class()
         };
-        self.stats.exit(class, cycles);
+        self.stats.exit(class, now.wrapping_sub(start));
+        if self.s.recorder.is_some() {
+            self.record(now, class, &step, Path::Outside, Entry::default());
+        }
         Ok(step)
     }
 

@@ -5,6 +5,7 @@
 //! The outer loop calls [`Runner::stay`], with the vCPU's mutex held and interrupts on.
 
 use super::{Runner, Stayed, Step};
+use crate::abi::record::{Entry, Path};
 use crate::abi::stats::{ExitClass, VcpuCounter};
 use crate::linux::fpu::{Controls, KernelFpu};
 use crate::linux::irqflags::ThisCpu;
@@ -101,6 +102,9 @@ impl Runner<'_> {
             if let Some((class, start)) = since {
                 self.stats.exit(class, now.wrapping_sub(start));
             }
+            if self.s.recorder.is_some() {
+                self.record_entry(now, cpu, since.map(|s| s.0), &params);
+            }
             self.stats.add(VcpuCounter::Entries, 1);
             if flush {
                 self.stats.add(VcpuCounter::TlbFlushes, 1);
@@ -130,10 +134,11 @@ impl Runner<'_> {
 
     /// The stay ends before an entry; the last exit, and when it came, have still to be counted.
     #[cold]
-    fn leave(&self, since: Option<(ExitClass, u64)>) -> Stayed {
+    fn leave(&mut self, since: Option<(ExitClass, u64)>) -> Stayed {
         if let Some((class, start)) = since {
-            self.stats
-                .exit(class, boot_cpu::rdtsc().wrapping_sub(start));
+            let now = boot_cpu::rdtsc();
+            self.stats.exit(class, now.wrapping_sub(start));
+            self.record(now, class, &Step::Leave, Path::Stay, Entry::default());
         }
         Stayed::Ended(Step::Leave)
     }
@@ -152,6 +157,9 @@ impl Runner<'_> {
         loop {
             let start = boot_cpu::rdtsc();
             self.s.guest_ran();
+            if self.s.recorder.is_some() {
+                self.record_exit(start, &exit);
+            }
             if self.s.hw.was_interrupted() || self.s.events.interrupted.is_some() {
                 self.note_interrupted(&exit);
             }
@@ -181,8 +189,11 @@ impl Runner<'_> {
             match step {
                 // The frequent ways around: neither event nor interrupt controller nor host has anything new to say.
                 _ if resume && calm && self.undisturbed(generation) => {
-                    let cycles = boot_cpu::rdtsc().wrapping_sub(start);
-                    self.stats.exit(class, cycles);
+                    let now = boot_cpu::rdtsc();
+                    self.stats.exit(class, now.wrapping_sub(start));
+                    if self.s.recorder.is_some() {
+                        self.record(now, class, &step, Path::Short, Entry::default());
+                    }
                     self.stats.add(VcpuCounter::Entries, 1);
                     exit = self.s.hw.enter(stay, &mut self.s.cpu, None);
                     if matches!(exit, Exit::EntryFailure(_)) {
@@ -194,8 +205,11 @@ impl Runner<'_> {
                 // Whoever handles it records it.
                 Step::Slow => return Err(Stayed::Slow(exit)),
                 step => {
-                    let cycles = boot_cpu::rdtsc().wrapping_sub(start);
-                    self.stats.exit(class, cycles);
+                    let now = boot_cpu::rdtsc();
+                    self.stats.exit(class, now.wrapping_sub(start));
+                    if self.s.recorder.is_some() {
+                        self.record(now, class, &step, Path::Stay, Entry::default());
+                    }
                     return Err(Stayed::Ended(step));
                 }
             }

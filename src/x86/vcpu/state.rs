@@ -4,6 +4,7 @@
 //! All of it is behind the vCPU's mutex. Other CPUs reach a vCPU only through [`VcpuShared`].
 
 use crate::abi::uapi::k;
+use crate::bus::recorder::Recorder;
 use crate::linux::boot_cpu;
 use crate::linux::fpu::XsaveArea;
 use crate::linux::sched::SignalMask;
@@ -276,6 +277,8 @@ pub(crate) struct State {
     pub(crate) token: mitigate::Token,
     /// Where the pages go that the vCPU writes, if the VM has dirty rings.
     pub(crate) ring: Option<Arc<Ring>>,
+    /// What is written down of exits and entries, while somebody wants it.
+    pub(crate) recorder: Option<Recorder>,
     /// The processor logs the pages that the guest writes.
     pub(crate) write_log: bool,
     /// KVM_RUN came as far as an entry: the CPUID table is fixed.
@@ -502,6 +505,7 @@ impl State {
             },
             token,
             ring,
+            recorder: None,
             write_log: false,
             has_run: false,
             check_entry: crate::params::check_entry(),

@@ -23,6 +23,7 @@ pub mod nospec;
 #[path = "../../../src/abi"]
 pub mod abi {
     //! What user space sees.
+    pub mod record;
     pub mod stats;
 }
 
