@@ -76,6 +76,11 @@ static const unsigned int RVMM_EPOLLHUP = EPOLLHUP;
 #undef SHIM
 #undef SHIM_VOID
 
+/* shim/events.c */
+extern unsigned int rvmm_listeners;
+void rvmm_tell_exit(u32 vcpu, const char *class, const u64 *words);
+void rvmm_tell_entry(u32 vcpu, const u64 *words);
+
 int rvmm_yield_to_and_put(struct task_struct *task);
 void rvmm_guest_enter(void);
 void rvmm_guest_exit(void);

@@ -12,6 +12,7 @@ pub mod atomic;
 pub mod cpuhp;
 pub mod cred;
 pub mod eventfd;
+pub mod events;
 pub mod file_ref;
 pub mod frozen_pages;
 pub mod global;

@@ -4,6 +4,7 @@
 #include "vm.h"
 #include <sched.h>
 #include <signal.h>
+#include <sys/mount.h>
 #include <sys/wait.h>
 
 #define CLASS_CPUID 0
@@ -249,4 +250,50 @@ TEST(injection)
 	}
 	CHECK(seen);
 	CHECK_EQ(vm_log(&vm)->event[0].vector, 2);
+}
+
+#define TRACING "/sys/kernel/tracing/"
+
+static bool tell(const char *file, const char *text)
+{
+	int fd = open(file, O_WRONLY | O_CLOEXEC);
+	bool written = fd >= 0 && write(fd, text, strlen(text)) == (ssize_t)strlen(text);
+
+	close(fd);
+	return written;
+}
+
+/* The kernel's tracepoints tell the same, without a ring. */
+TEST(tracepoints)
+{
+	static char text[1 << 16];
+	struct vm vm;
+	size_t n = 0;
+	ssize_t got;
+
+	VM_NEW_LONG(&vm, work);
+	need_record(&vm);
+	mount("tracefs", TRACING, "tracefs", 0, NULL);
+	if (access(TRACING "events/rvmm", F_OK))
+		skip("no tracefs, or no right to it");
+	REQUIRE(tell(TRACING "trace", "\n"));
+	REQUIRE(tell(TRACING "events/rvmm/enable", "1"));
+	vm_expect_out(&vm, 0x10);
+	vm_expect(&vm, KVM_EXIT_MMIO);
+	REQUIRE(tell(TRACING "events/rvmm/enable", "0"));
+	/* Nobody listens any more. */
+	vm_expect(&vm, KVM_EXIT_HLT);
+	int fd = OK(open(TRACING "trace", O_RDONLY | O_CLOEXEC));
+	while (n < sizeof(text) - 1 && (got = read(fd, text + n, sizeof(text) - 1 - n)) > 0)
+		n += got;
+	unsigned int cpuids = 0;
+	for (const char *at = text; (at = strstr(at, "rvmm_exit: vcpu 0 cpuid rip 0x")); at++)
+		cpuids++;
+	CHECK_EQ(cpuids, 5);
+	CHECK(strstr(text, "rvmm_entry: vcpu 0 rip 0x10000,"));
+	CHECK(strstr(text, "vcpu 0 io rip 0x") && strstr(text, "address 0x10 value 0x5a detail 0x1 user by stay, reason 2,"));
+	CHECK(strstr(text, "vcpu 0 mmio rip 0x") && strstr(text, "address 0x10000040 value"));
+	CHECK(!strstr(text, "vcpu 0 hlt"));
+	if (verbose)
+		note("%s", text);
 }

@@ -345,7 +345,7 @@ struct rvmm_record {
 	__u64 address;
 	__u64 value;
 	__u32 cycles;		/* from the exit until the guest is entered or left to others; of an entry, since then */
-	__u32 guest;		/* in the guest before the exit */
+	__u32 guest;		/* in the guest before the exit, modulo 2^32 */
 	__u8 kind;
 	__u8 class;
 	__u8 decision;

@@ -137,19 +137,16 @@ pub const fn narrow(cycles: u64) -> u32 {
     }
 }
 
-/// The word with kind, class, decision, path, CPU and flags.
+/// The word with kind, CPU and flags.
 #[inline(always)]
-pub const fn about(kind: Kind, outcome: Option<&Outcome>, cpu: u32, flags: u16) -> u64 {
-    let (class, decision, path) = match outcome {
-        Some(o) => (o.class as u64, o.decision as u64, o.path as u64),
-        None => (0, 0, 0),
-    };
-    kind as u64
-        | class << 8
-        | decision << 16
-        | path << 24
-        | (cpu as u64 & 0xffff) << 32
-        | (flags as u64) << 48
+pub const fn about(kind: Kind, cpu: u32, flags: u16) -> u64 {
+    kind as u64 | (cpu as u64 & 0xffff) << 32 | (flags as u64) << 48
+}
+
+/// What an exit's word has besides.
+#[inline(always)]
+pub const fn outcome(class: ExitClass, decision: Decision, path: Path) -> u64 {
+    (class as u64) << 8 | (decision as u64) << 16 | (path as u64) << 24
 }
 
 #[cfg(test)]
@@ -160,16 +157,11 @@ mod tests {
     fn words() {
         assert_eq!(pair(1, 2), 0x2_0000_0001);
         assert_eq!((narrow(7), narrow(1 << 40)), (7, u32::MAX));
-        let outcome = Outcome {
-            class: ExitClass::Hlt,
-            decision: Decision::User,
-            path: Path::Outside,
-            reason: 5,
-        };
-        let word = about(Kind::Exit, Some(&outcome), 0x1_0003, flags::FLUSH);
+        let known = about(Kind::Exit, 0x1_0003, flags::FLUSH);
+        let word = known | outcome(ExitClass::Hlt, Decision::User, Path::Outside);
         let class = ExitClass::Hlt as u64;
         assert_eq!(word, 0x0001_0003_0304_0001 | class << 8);
-        assert_eq!(about(Kind::Entry, None, 2, 0), 0x2_0000_0002);
+        assert_eq!(about(Kind::Entry, 2, 0), 0x2_0000_0002);
         assert_eq!(MOST % LEAST, 0);
     }
 }

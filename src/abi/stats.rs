@@ -7,6 +7,7 @@
 #![forbid(unsafe_code)]
 
 use core::cell::OnceCell;
+use core::ffi::CStr;
 use core::fmt::{self, Write};
 use core::sync::atomic::{AtomicU64, Ordering};
 
@@ -106,6 +107,16 @@ macro_rules! exit_classes {
             pub const ALL: &'static [Self] = &[$(Self::$variant,)*];
             /// Number of classes.
             pub const COUNT: usize = Self::ALL.len();
+
+            /// Its name.
+            pub const fn name(self) -> &'static CStr {
+                match self {
+                    $(Self::$variant => match CStr::from_bytes_with_nul(concat!($name, "\0").as_bytes()) {
+                        Ok(name) => name,
+                        Err(_) => c"",
+                    },)*
+                }
+            }
         }
 
         const EXIT_COUNTS: [Desc; ExitClass::COUNT] =

@@ -7,9 +7,14 @@
 //! says that it is there. Who reads one looks at the head again afterwards: the slot of record `head` is being written,
 //! and what has been there before is void.
 //!
-//! Whether there is a ring, the file says by [`Wanted`]; the vCPU takes that over between two stays.
+//! Whether there is a ring, the file says by [`Wanted`]; the vCPU takes that over between two stays. The same records go
+//! to the module's tracepoints while somebody listens there, with a ring or without.
 
-use crate::abi::record::{self, about, header, narrow, pair, Entry, Kind, Line, Outcome, Subject};
+use crate::abi::record::{
+    self, about, header, narrow, outcome, pair, Decision, Entry, Kind, Line, Outcome, Path, Subject,
+};
+use crate::abi::stats::ExitClass;
+use crate::linux::events;
 use crate::linux::lines::Lines;
 use crate::linux::spin_irq::RawSpin;
 use core::sync::atomic::{AtomicU64, Ordering};
@@ -63,21 +68,9 @@ impl Ring {
         self.consumed.store(count, Ordering::Relaxed);
     }
 
-    /// Where record number `n` goes; 0, the header's place, when it is lost.
-    #[inline(always)]
-    fn place(&self, n: u64) -> usize {
-        if self.stops && n.wrapping_sub(self.consumed.load(Ordering::Relaxed)) > self.mask {
-            return 0;
-        }
-        record::LINES_PER_PAGE.wrapping_add((n & self.mask) as usize)
-    }
-
-    /// A word of the header.
-    #[inline(always)]
-    fn publish(&self, word: usize, value: u64) {
-        if let Some(head) = self.lines.get(0) {
-            head[word & (record::WORDS - 1)].store(value, Ordering::Release);
-        }
+    /// Whether there is room for record number `n` in a ring that stops.
+    fn has_room(&self, n: u64) -> bool {
+        n.wrapping_sub(self.consumed.load(Ordering::Relaxed)) <= self.mask
     }
 }
 
@@ -118,20 +111,29 @@ impl Wanted {
     }
 }
 
-/// An exit under way.
+/// Where a record goes that is lost: there is no such line.
+const NOWHERE: usize = usize::MAX;
+
+/// An exit under way: its line, and of the words that are written at its end what is known by now.
 #[derive(Default)]
 struct Open {
-    /// Where it goes.
     at: usize,
-    /// Cycles that the guest had before it.
-    guest: u32,
-    detail: u32,
-    flags: u16,
+    times: u64,
+    about: u64,
+    last: u64,
 }
 
 /// What a vCPU writes to.
 pub(crate) struct Recorder {
-    ring: Arc<Ring>,
+    /// The vCPU's id.
+    id: u32,
+    ring: Option<Arc<Ring>>,
+    // The next three are of the ring, nearer by.
+    lines: Option<Arc<Lines>>,
+    mask: u64,
+    stops: bool,
+    /// Somebody listens to the tracepoints.
+    heard: bool,
     /// Records written.
     head: u64,
     /// Records lost.
@@ -140,51 +142,78 @@ pub(crate) struct Recorder {
     since: u64,
     /// The exit under way.
     open: Open,
+    /// What the tracepoints are told.
+    words: [u64; record::WORDS],
 }
 
 impl Recorder {
-    /// To `ring`, which nobody has written to, from now on.
-    pub(crate) fn new(ring: Arc<Ring>, now: u64) -> Self {
+    /// To `ring`, which nobody has written to, from now on, and, if they are heard, to the tracepoints.
+    pub(crate) fn new(id: u32, ring: Option<Arc<Ring>>, heard: bool, now: u64) -> Self {
         Self {
+            id,
+            lines: ring.as_ref().map(|ring| ring.lines.clone()),
+            mask: ring.as_ref().map_or(0, |ring| ring.mask),
+            stops: ring.as_ref().is_some_and(|ring| ring.stops),
             ring,
+            heard,
             head: 0,
             lost: 0,
             since: now,
             open: Open::default(),
+            words: [0; record::WORDS],
         }
     }
 
     /// Whether it writes to this one.
-    pub(crate) fn is_to(&self, ring: &Arc<Ring>) -> bool {
-        Arc::ptr_eq(&self.ring, ring)
-    }
-
-    /// The guest has exited, at `now` by the host's TSC.
-    #[inline(always)]
-    pub(crate) fn exited(&mut self, now: u64, rip: u64, subject: Subject, flags: u16) {
-        let guest = narrow(now.wrapping_sub(self.since));
-        self.since = now;
-        let at = self.ring.place(self.head);
-        self.open = Open {
-            at,
-            guest,
-            detail: subject.detail,
-            flags,
-        };
-        if at != 0 {
-            self.begin(at, now, rip, subject.address, subject.value);
+    pub(crate) fn is_to(&self, ring: &Option<Arc<Ring>>) -> bool {
+        match (&self.ring, ring) {
+            (Some(own), Some(ring)) => Arc::ptr_eq(own, ring),
+            (own, ring) => own.is_none() && ring.is_none(),
         }
     }
 
-    /// The exit under way has been dealt with, at `now`, on CPU `cpu`; `entry` comes at once, if any.
+    /// Whether the tracepoints are heard.
+    pub(crate) fn set_heard(&mut self, heard: bool) {
+        self.heard = heard;
+    }
+
+    /// The guest has exited, at `now` by the host's TSC, on CPU `cpu`.
     #[inline(always)]
-    pub(crate) fn handled(&mut self, now: u64, cpu: u32, outcome: &Outcome, entry: Entry) {
+    pub(crate) fn exited(&mut self, now: u64, cpu: u32, rip: u64, subject: Subject, flags: u16) {
+        let guest = now.wrapping_sub(self.since) as u32;
+        self.since = now;
+        let at = self.begin(now, rip, subject.address, subject.value);
+        self.open = Open {
+            at,
+            times: pair(0, guest),
+            about: about(Kind::Exit, cpu, flags),
+            last: pair(0, subject.detail),
+        };
+    }
+
+    /// The exit under way has been dealt with, at `now`: the shortest way, by repeating the entry before.
+    #[inline(always)]
+    pub(crate) fn repeated(&mut self, now: u64, class: ExitClass, decision: Decision) {
+        let cycles = now.wrapping_sub(self.since) as u32;
+        self.since = now;
+        let open = &self.open;
+        let about = open.about | outcome(class, decision, Path::Short);
+        let (at, times, last) = (open.at, open.times | u64::from(cycles), open.last);
+        self.end(at, [times, about, 0, last], Some(class));
+    }
+
+    /// The exit under way has been dealt with, at `now`; `entry` comes at once, if any.
+    #[inline(always)]
+    pub(crate) fn handled(&mut self, now: u64, result: &Outcome, entry: Entry) {
         let cycles = narrow(now.wrapping_sub(self.since));
         self.since = now;
         let open = &self.open;
-        let word = about(Kind::Exit, Some(outcome), cpu, entry.flags | open.flags);
-        let last = pair(outcome.reason, open.detail);
-        self.end(open.at, pair(cycles, open.guest), word, &entry, last);
+        let known = open.about | u64::from(entry.flags) << 48;
+        let about = known | outcome(result.class, result.decision, result.path);
+        let event = pair(entry.inject, entry.error_code);
+        let last = open.last | u64::from(result.reason);
+        let (at, times) = (open.at, open.times | u64::from(cycles));
+        self.end(at, [times, about, event, last], Some(result.class));
     }
 
     /// The guest is entered, at `now`, by the first entry of a stay.
@@ -192,38 +221,77 @@ impl Recorder {
     pub(crate) fn entered(&mut self, now: u64, cpu: u32, rip: u64, entry: Entry) {
         let outside = narrow(now.wrapping_sub(self.since));
         self.since = now;
-        let at = self.ring.place(self.head);
-        if at != 0 {
-            self.begin(at, now, rip, 0, 0);
-        }
-        let word = about(Kind::Entry, None, cpu, entry.flags);
-        self.end(at, pair(outside, 0), word, &entry, 0);
+        let at = self.begin(now, rip, 0, 0);
+        let about = about(Kind::Entry, cpu, entry.flags);
+        let event = pair(entry.inject, entry.error_code);
+        self.end(at, [outside.into(), about, event, 0], None);
     }
 
+    /// Writes the first half of a record; gives its line.
     #[inline(always)]
-    fn begin(&self, at: usize, now: u64, rip: u64, address: u64, value: u64) {
-        if let Some([w0, w1, w2, w3, ..]) = self.ring.lines.get(at) {
+    fn begin(&mut self, now: u64, rip: u64, address: u64, value: u64) -> usize {
+        if self.heard {
+            self.words = [now, rip, address, value, 0, 0, 0, 0];
+        }
+        let at = if self.stops && !self.has_room() {
+            NOWHERE
+        } else {
+            record::LINES_PER_PAGE.wrapping_add((self.head & self.mask) as usize)
+        };
+        let line = self.lines.as_ref().and_then(|lines| lines.get(at));
+        if let Some([w0, w1, w2, w3, ..]) = line {
             w0.store(now, Ordering::Relaxed);
             w1.store(rip, Ordering::Relaxed);
             w2.store(address, Ordering::Relaxed);
             w3.store(value, Ordering::Relaxed);
         }
+        at
     }
 
+    #[cold]
+    fn has_room(&self) -> bool {
+        self.ring
+            .as_ref()
+            .is_some_and(|ring| ring.has_room(self.head))
+    }
+
+    /// Writes the second half of the record at `at`, and says that it is there.
     #[inline(always)]
-    fn end(&mut self, at: usize, times: u64, about: u64, entry: &Entry, last: u64) {
-        if at == 0 {
-            self.lost = self.lost.wrapping_add(1);
-            self.ring.publish(header::WORD_LOST, self.lost);
-            return;
+    fn end(&mut self, at: usize, half: [u64; 4], class: Option<ExitClass>) {
+        let lines = self.lines.as_ref();
+        match lines.and_then(|lines| Some((lines.get(at)?, lines.get(0)?))) {
+            Some(([.., w4, w5, w6, w7], first)) => {
+                w4.store(half[0], Ordering::Relaxed);
+                w5.store(half[1], Ordering::Relaxed);
+                w6.store(half[2], Ordering::Relaxed);
+                w7.store(half[3], Ordering::Relaxed);
+                self.head = self.head.wrapping_add(1);
+                first[header::WORD_HEAD].store(self.head, Ordering::Release);
+            }
+            None => self.lose(),
         }
-        if let Some([.., w4, w5, w6, w7]) = self.ring.lines.get(at) {
-            w4.store(times, Ordering::Relaxed);
-            w5.store(about, Ordering::Relaxed);
-            w6.store(pair(entry.inject, entry.error_code), Ordering::Relaxed);
-            w7.store(last, Ordering::Relaxed);
+        if self.heard {
+            self.tell(half, class);
         }
-        self.head = self.head.wrapping_add(1);
-        self.ring.publish(header::WORD_HEAD, self.head);
+    }
+
+    /// There was no room for a record, or there is no ring.
+    #[cold]
+    fn lose(&mut self) {
+        self.lost = self.lost.wrapping_add(1);
+        if let Some(first) = self.lines.as_ref().and_then(|lines| lines.get(0)) {
+            first[header::WORD_LOST].store(self.lost, Ordering::Release);
+        }
+    }
+
+    /// Tells those who listen to the tracepoints.
+    #[cold]
+    fn tell(&mut self, half: [u64; 4], class: Option<ExitClass>) {
+        let [.., w4, w5, w6, w7] = &mut self.words;
+        [*w4, *w5, *w6, *w7] = half;
+        match class {
+            Some(class) => events::exit(self.id, class.name(), &self.words),
+            None => events::entry(self.id, &self.words),
+        }
     }
 }

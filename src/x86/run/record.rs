@@ -8,18 +8,24 @@ use crate::abi::exits;
 use crate::abi::record::{flags, Decision, Entry, Outcome, Path};
 use crate::abi::stats::ExitClass;
 use crate::bus::recorder::Recorder;
-use crate::linux::boot_cpu;
+use crate::linux::{boot_cpu, events};
 use crate::x86::exit::Exit;
 use crate::x86::vendor::{EntryParams, VcpuBackend};
 
 impl Runner<'_> {
-    /// Begins to record, or ends it, as user space wants it.
+    /// Begins to record, or ends it, as user space and those who listen to tracepoints want it.
     #[cold]
     pub(super) fn follow_recorder(&mut self) {
-        let wanted = self.vcpu.shared.recording.get();
-        match (&wanted, &self.s.recorder) {
-            (Some(ring), Some(recorder)) if recorder.is_to(ring) => {}
-            _ => self.s.recorder = wanted.map(|ring| Recorder::new(ring, boot_cpu::rdtsc())),
+        let shared = &self.vcpu.shared;
+        let (ring, heard) = (shared.recording.get(), events::are_heard());
+        self.s.heard = heard;
+        match &mut self.s.recorder {
+            _ if ring.is_none() && !heard => self.s.recorder = None,
+            Some(recorder) if recorder.is_to(&ring) => recorder.set_heard(heard),
+            _ => {
+                let now = boot_cpu::rdtsc();
+                self.s.recorder = Some(Recorder::new(shared.id, ring, heard, now));
+            }
         }
     }
 
@@ -28,13 +34,27 @@ impl Runner<'_> {
     pub(super) fn record_exit(&mut self, now: u64, exit: &Exit) {
         let regs = &self.s.cpu.regs;
         let subject = exit.subject(regs);
+        let cpu = self.s.last_stay.cpu;
         let flags = if self.s.hw.was_interrupted() {
             flags::INTERRUPTED
         } else {
             0
         };
         if let Some(recorder) = &mut self.s.recorder {
-            recorder.exited(now, regs.rip, subject, flags);
+            recorder.exited(now, cpu, regs.rip, subject, flags);
+        }
+    }
+
+    /// The last exit has been dealt with at `now`, and the entry before it is repeated.
+    #[inline(never)]
+    pub(super) fn record_repeated(&mut self, now: u64, class: ExitClass, resumed: bool) {
+        let decision = if resumed {
+            Decision::Resume
+        } else {
+            Decision::Again
+        };
+        if let Some(recorder) = &mut self.s.recorder {
+            recorder.repeated(now, class, decision);
         }
     }
 
@@ -55,7 +75,6 @@ impl Runner<'_> {
             Step::User => (Decision::User, self.run.get(exits::EXIT_REASON)),
             Step::Fail(e) => (Decision::Fail, e.to_errno().unsigned_abs()),
         };
-        let cpu = self.s.last_stay.cpu;
         let outcome = Outcome {
             class,
             decision,
@@ -63,7 +82,7 @@ impl Runner<'_> {
             reason,
         };
         if let Some(recorder) = &mut self.s.recorder {
-            recorder.handled(now, cpu, &outcome, entry);
+            recorder.handled(now, &outcome, entry);
         }
     }
 

@@ -9,7 +9,7 @@ use crate::abi::record::{Entry, Path};
 use crate::abi::stats::{ExitClass, VcpuCounter};
 use crate::linux::fpu::{Controls, KernelFpu};
 use crate::linux::irqflags::ThisCpu;
-use crate::linux::{boot_cpu, mce, preempt, sched, smp};
+use crate::linux::{boot_cpu, events, mce, preempt, sched, smp};
 use crate::mem::mmu::InOwnMm;
 use crate::x86::exit::Exit;
 use crate::x86::mitigate;
@@ -20,6 +20,9 @@ use kernel::prelude::*;
 impl Runner<'_> {
     /// Runs the guest until something needs the outer loop.
     pub(super) fn stay(&mut self) -> Result<Stayed> {
+        if events::are_heard() != self.s.heard {
+            self.follow_recorder();
+        }
         // Interrupts first: what the FPU's owner has to keep out is then kept out already.
         let irq = self.s.hw.irqs_off();
         let own_mm = InOwnMm::new(self.vm.mm(), irq.token()).ok_or(EIO)?;
@@ -192,7 +195,7 @@ impl Runner<'_> {
                     let now = boot_cpu::rdtsc();
                     self.stats.exit(class, now.wrapping_sub(start));
                     if self.s.recorder.is_some() {
-                        self.record(now, class, &step, Path::Short, Entry::default());
+                        self.record_repeated(now, class, matches!(step, Step::Resume));
                     }
                     self.stats.add(VcpuCounter::Entries, 1);
                     exit = self.s.hw.enter(stay, &mut self.s.cpu, None);

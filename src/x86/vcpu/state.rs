@@ -279,6 +279,8 @@ pub(crate) struct State {
     pub(crate) ring: Option<Arc<Ring>>,
     /// What is written down of exits and entries, while somebody wants it.
     pub(crate) recorder: Option<Recorder>,
+    /// Somebody listens to the tracepoints, as far as the vCPU knows.
+    pub(crate) heard: bool,
     /// The processor logs the pages that the guest writes.
     pub(crate) write_log: bool,
     /// KVM_RUN came as far as an entry: the CPUID table is fixed.
@@ -506,6 +508,7 @@ impl State {
             token,
             ring,
             recorder: None,
+            heard: false,
             write_log: false,
             has_run: false,
             check_entry: crate::params::check_entry(),
