@@ -8,6 +8,7 @@ mod clones;
 mod costs;
 mod devices;
 mod exec;
+mod explain;
 mod list;
 mod manual;
 mod pci;
@@ -18,6 +19,7 @@ mod restore;
 mod run;
 mod stat;
 mod status;
+mod trace;
 
 use std::process::ExitCode;
 
@@ -54,6 +56,10 @@ enum Command {
     Ctl(api::CtlArgs),
     /// Show what running machines exited for, and how long that took.
     Stat(stat::Args),
+    /// Record each exit of running machines, as it happens.
+    Trace(trace::Args),
+    /// Say in sentences what machines exited for, and why that took so long.
+    Explain(trace::ExplainArgs),
     /// Measure what guests' operations cost.
     Bench(bench::Args),
     /// Write a shell's completions of these commands.
@@ -92,6 +98,8 @@ fn main() -> ExitCode {
         Command::List => list::main(),
         Command::Ctl(args) => api::ctl(&args),
         Command::Stat(args) => stat::main(&args),
+        Command::Trace(args) => trace::main(&args),
+        Command::Explain(args) => trace::explain(&args),
         Command::Check(args) => check::main(&args),
         Command::Report(args) => report::main(&args),
         Command::Bench(args) => bench::main(&args),
