@@ -5,6 +5,7 @@ mod api;
 mod bench;
 mod check;
 mod clones;
+mod compare;
 mod costs;
 mod devices;
 mod exec;
@@ -62,6 +63,8 @@ enum Command {
     Explain(trace::ExplainArgs),
     /// Measure what guests' operations cost.
     Bench(bench::Args),
+    /// Set two runs of `bench` side by side, with what is chance and what is not.
+    Compare(compare::Args),
     /// Write a shell's completions of these commands.
     Completions(manual::CompletionArgs),
     /// Write the man page of all commands, or of one.
@@ -100,6 +103,7 @@ fn main() -> ExitCode {
         Command::Stat(args) => stat::main(&args),
         Command::Trace(args) => trace::main(&args),
         Command::Explain(args) => trace::explain(&args),
+        Command::Compare(args) => compare::main(&args),
         Command::Check(args) => check::main(&args),
         Command::Report(args) => report::main(&args),
         Command::Bench(args) => bench::main(&args),

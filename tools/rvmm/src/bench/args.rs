@@ -15,6 +15,9 @@ pub struct Args {
     /// Print JSON instead of a table.
     #[arg(long)]
     pub json: bool,
+    /// With --json: also every iteration, for `rvmm compare`.
+    #[arg(long, requires = "json")]
+    pub samples: bool,
     /// Iterations per row (the timer and large-page rows use fewer).
     #[arg(long, value_name = "N", default_value_t = 2000, value_parser = clap::value_parser!(u32).range(1..=10_000))]
     pub iterations: u32,

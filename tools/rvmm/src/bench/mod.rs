@@ -4,6 +4,7 @@
 
 mod args;
 mod device;
+mod environment;
 mod guest;
 mod machine;
 mod memory;
@@ -11,7 +12,7 @@ mod modes;
 mod nvme;
 mod passed;
 mod region;
-mod report;
+pub mod report;
 mod rows;
 
 use std::path::Path;
@@ -43,7 +44,7 @@ pub fn main(args: &Args) -> Status {
 }
 
 /// The report in what `--json` printed. A console may have added lines around it.
-fn parse(text: &str) -> serde_json::Result<Report> {
+pub fn parse(text: &str) -> serde_json::Result<Report> {
     let line = text.lines().find(|line| line.starts_with('{'));
     serde_json::from_str(line.unwrap_or(text))
 }
@@ -95,6 +96,7 @@ fn measure(args: &Args) -> anyhow::Result<Status> {
         kvm,
         report: Report {
             device,
+            environment: environment::of_host(),
             ..Report::default()
         },
     };

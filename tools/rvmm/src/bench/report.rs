@@ -66,7 +66,7 @@ const ROWS: &[(&str, &str)] = &[
 ];
 
 /// All rows: those of [`ROWS`], then those of modes.
-fn rows() -> impl Iterator<Item = (String, String)> {
+pub fn rows() -> impl Iterator<Item = (String, String)> {
     let usual = ROWS
         .iter()
         .map(|(row, meaning)| (row.to_string(), meaning.to_string()));
@@ -74,12 +74,15 @@ fn rows() -> impl Iterator<Item = (String, String)> {
 }
 
 /// Ticks of one row.
-#[derive(Clone, Copy, Debug, Serialize, Deserialize, PartialEq)]
+#[derive(Clone, Debug, Serialize, Deserialize, PartialEq)]
 pub struct Ticks {
     /// Mean over the iterations.
     pub mean: u64,
     /// The quickest iteration.
     pub min: u64,
+    /// All iterations after those to warm up, in order, if they are wanted (`--samples`).
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub samples: Vec<u64>,
 }
 
 impl Ticks {
@@ -91,6 +94,10 @@ impl Ticks {
         Some(Self {
             mean: mean.saturating_sub(overhead),
             min: min.saturating_sub(overhead),
+            samples: samples
+                .iter()
+                .map(|sample| sample.saturating_sub(overhead))
+                .collect(),
         })
     }
 }
@@ -105,6 +112,9 @@ pub struct Report {
     /// Rows that could not be measured, and why.
     #[serde(default)]
     pub skipped: BTreeMap<String, String>,
+    /// What the figures were taken on.
+    #[serde(default)]
+    pub environment: BTreeMap<String, String>,
 }
 
 /// The table of one run.
@@ -167,6 +177,7 @@ mod tests {
         let ticks = Ticks {
             mean: cpuid,
             min: cpuid - 1,
+            samples: Vec::new(),
         };
         Report {
             device: device.into(),
@@ -179,9 +190,14 @@ mod tests {
     fn mean_and_minimum_without_overhead() {
         assert_eq!(
             Ticks::of(&[30, 10, 20], 5),
-            Some(Ticks { mean: 15, min: 5 })
+            Some(Ticks {
+                mean: 15,
+                min: 5,
+                samples: vec![25, 5, 15]
+            })
         );
-        assert_eq!(Ticks::of(&[3], 5), Some(Ticks { mean: 0, min: 0 }));
+        let few = Ticks::of(&[3], 5).unwrap();
+        assert_eq!((few.mean, few.min), (0, 0));
         assert_eq!(Ticks::of(&[], 5), None);
         assert_eq!(Ticks::of(&[u64::MAX, u64::MAX], 0).unwrap().mean, u64::MAX);
     }

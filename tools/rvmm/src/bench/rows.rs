@@ -88,7 +88,12 @@ impl Bench<'_> {
     }
 
     /// Prints the report.
-    pub fn finish(&self) -> anyhow::Result<Status> {
+    pub fn finish(&mut self) -> anyhow::Result<Status> {
+        if !self.args.samples {
+            for ticks in self.report.rows.values_mut() {
+                ticks.samples = Vec::new();
+            }
+        }
         if self.args.json {
             println!("{}", serde_json::to_string(&self.report)?);
         } else {
