@@ -36,13 +36,15 @@ until [ "$(grep -c tick /tmp/guest)" -gt 2 ]; do sleep 0.2; done
 rvmm trace --pid $machine --count 300 > /tmp/out 2>&1; is ' us  vcpu 0   .* cycles after ' /tmp/out 'text'
 [ "$(wc -l < /tmp/out)" = 300 ] || echo 'another count' > /tmp/out; is ' us ' /tmp/out 'so many records'
 rvmm trace --pid $machine --class io --address 0x3f8-0x3ff --count 5 --json > /tmp/out 2>&1
-[ "$(grep -c '"class":"io"' /tmp/out)" = 5 ] || echo 'not 5' >> /tmp/out; is '"address":10' /tmp/out 'JSON, of ports alone'
+[ "$(grep -c '"class":"io"' /tmp/out)" = 5 ] || echo 'not 5' >> /tmp/out
+is '"address":10' /tmp/out 'JSON, of ports alone'
 ! grep -v '"address":10[0-9][0-9],' /tmp/out > /tmp/rest; : >> /tmp/rest; echo end >> /tmp/rest
 [ "$(wc -l < /tmp/rest)" = 1 ]; echo "rest $?" > /tmp/out; is 'rest 0' /tmp/out 'no other address'
 rvmm trace --pid $machine --seconds 1 --perfetto /tmp/chrome > /tmp/out 2>&1
 is '"name":"vCPU 0"' /tmp/chrome 'a trace of Chrome'
 tail -n 1 /tmp/chrome > /tmp/out; is '^]$' /tmp/out 'and its end'
-rvmm explain --pid $machine --seconds 1 > /tmp/out 2>&1; is 'cycles ([0-9]* to [0-9]*), .* the guest executed ' /tmp/out 'sentences'
+rvmm explain --pid $machine --seconds 1 > /tmp/out 2>&1
+is 'cycles ([0-9]* to [0-9]*), .* the guest executed ' /tmp/out 'sentences'
 rvmm trace --pid $machine --ring 65 > /tmp/out 2>&1; is 'a power of two' /tmp/out 'a wrong size'
 rvmm trace --pid $machine --seconds 5 > /dev/null 2>&1 &
 sleep 1

@@ -28,9 +28,9 @@ pub fn page(all: &Comparison) -> String {
     let mut page = format!(
         "<!DOCTYPE html>\n<html lang=\"en\"><meta charset=\"utf-8\">\n<title>{other} beside {base}</title>\n\
          <style>\n{STYLE}\n</style>\n<h1>{other} beside {base}</h1>\n\
-         <p>Ticks per operation, after the iterations to warm up. A ratio is of medians, {other} over {base}: less than 1 \
-         is quicker. The interval holds 95 of 100 ratios when both sides are drawn again from their own samples; where it \
-         holds 1 there is no ratio, since chance would do.</p>\n"
+         <p>Ticks per operation, after the iterations to warm up. A ratio is of medians, {other} over {base}: less \
+         than 1 is quicker. The interval holds 95 of 100 ratios when both sides are drawn again from their own \
+         samples; where it holds 1 there is no ratio, since chance would do.</p>\n"
     );
     page.push_str("<h2>Ratios</h2>\n");
     ratios(&mut page, all);
@@ -96,7 +96,8 @@ fn ratios(page: &mut String, all: &Comparison) {
     let one = x(1.0);
     let _ = writeln!(
         page,
-        "<line class=\"one\" x1=\"{one:.1}\" x2=\"{one:.1}\" y1=\"0\" y2=\"{:.0}\"/><text x=\"{one:.1}\" y=\"{:.0}\">1</text>",
+        "<line class=\"one\" x1=\"{one:.1}\" x2=\"{one:.1}\" y1=\"0\" y2=\"{:.0}\"/>\
+         <text x=\"{one:.1}\" y=\"{:.0}\">1</text>",
         height - 18.0,
         height - 6.0
     );

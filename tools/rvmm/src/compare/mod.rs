@@ -144,8 +144,18 @@ impl Comparison {
     /// A table for people.
     fn text(&self) -> String {
         let mut text = format!(
-            "{:<38} {:>26}   {:>26}   ratio of medians\n{:<38} {:>8} {:>8} {:>8}   {:>8} {:>8} {:>8}   (95 % interval)\n",
-            "ticks", self.base.device, self.other.device, "", "p50", "p90", "p99", "p50", "p90", "p99"
+            "{:<38} {:>26}   {:>26}   ratio of medians\n\
+             {:<38} {:>8} {:>8} {:>8}   {:>8} {:>8} {:>8}   (95 % interval)\n",
+            "ticks",
+            self.base.device,
+            self.other.device,
+            "",
+            "p50",
+            "p90",
+            "p99",
+            "p50",
+            "p90",
+            "p99"
         );
         for row in &self.rows {
             let (a, b) = (&row.base, &row.other);

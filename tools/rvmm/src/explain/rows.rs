@@ -109,8 +109,8 @@ pub const ROWS: &[Row] = &[
         fields: "the guest-physical address; on AMD the instruction's bytes where the processor has decode assists",
         file: "src/x86/run/nested_fault.rs",
         function: "short_fault",
-        slow: "the instruction has to be found in guest memory and decoded, and a device in user space asked; other than \
-               plain moves go the long way, by `decode_and_emulate` in src/x86/run/mmio.rs",
+        slow: "the instruction has to be found in guest memory and decoded, and a device in user space asked; other \
+               than plain moves go the long way, by `decode_and_emulate` in src/x86/run/mmio.rs",
     },
     Row {
         class: "hlt",
@@ -165,8 +165,8 @@ pub const ROWS: &[Row] = &[
         fields: NO_FIELDS,
         file: "src/x86/run/handle.rs",
         function: "handle_frequent",
-        slow: "the stay ends: FPU and host state are exchanged, interrupts come on, the host's handler runs, and perhaps \
-               another task",
+        slow: "the stay ends: FPU and host state are exchanged, interrupts come on, the host's handler runs, and \
+               perhaps another task",
     },
     Row {
         class: "nmi",

@@ -80,8 +80,8 @@ impl Traced {
         Ok(traced)
     }
 
-    /// What has happened, if anything has. Who made the vCPU that was told last goes on now. The thread that started the
-    /// command calls.
+    /// What has happened, if anything has. Who made the vCPU that was told last goes on now. The thread that started
+    /// the command calls.
     pub fn next(&mut self) -> Option<Event> {
         if let Some(pid) = self.held.take() {
             let _ = request(libc::PTRACE_CONT, pid, 0);
