@@ -291,7 +291,8 @@ TEST(tracepoints)
 		cpuids++;
 	CHECK_EQ(cpuids, 5);
 	CHECK(strstr(text, "rvmm_entry: vcpu 0 rip 0x10000,"));
-	CHECK(strstr(text, "vcpu 0 io rip 0x") && strstr(text, "address 0x10 value 0x5a detail 0x1 user by stay, reason 2,"));
+	CHECK(strstr(text, "vcpu 0 io rip 0x") &&
+	      strstr(text, "address 0x10 value 0x5a detail 0x1 user by stay, reason 2,"));
 	CHECK(strstr(text, "vcpu 0 mmio rip 0x") && strstr(text, "address 0x10000040 value"));
 	CHECK(!strstr(text, "vcpu 0 hlt"));
 	if (verbose)

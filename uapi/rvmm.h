@@ -274,8 +274,8 @@ struct rvmm_record_ring {
  * Record n is complete when head is above n. Who has copied it reads head again: if that is n + records or more by
  * now, the copy may be of another one. There is nothing to wait for: look at head from time to time.
  *
- * EBUSY: another file records the vCPU. EINVAL: records, flags. ENOMEM (64 bytes for each record, and a page, are charged
- * to the caller), EMFILE, ENFILE.
+ * EBUSY: another file records the vCPU. EINVAL: records, flags. ENOMEM (64 bytes for each record, and a page, are
+ * charged to the caller), EMFILE, ENFILE.
  */
 #define RVMM_RECORD		_IOW(RVMM_IOC, 0x40, struct rvmm_record_ring)
 
@@ -300,7 +300,7 @@ struct rvmm_record_header {
 };
 
 /* rvmm_record.kind */
-#define RVMM_RECORD_EXIT	1	/* an exit, what was decided, and the entry after it if it came in the same stay */
+#define RVMM_RECORD_EXIT	1	/* an exit, what was decided, and the entry after it in the same stay */
 #define RVMM_RECORD_ENTRY	2	/* the first entry of a stay: address, value, class, decision, path are 0 */
 
 /* rvmm_record.decision */
@@ -313,7 +313,7 @@ struct rvmm_record_header {
 /* rvmm_record.path */
 #define RVMM_PATH_SHORT		1	/* the entry before it was repeated as it was */
 #define RVMM_PATH_STAY		2	/* with interrupts off and the guest's FPU loaded */
-#define RVMM_PATH_OUTSIDE	3	/* with interrupts on, where it may sleep; the guest's state was unloaded before */
+#define RVMM_PATH_OUTSIDE	3	/* with interrupts on, where it may sleep; the guest's state was unloaded */
 
 /* rvmm_record.flags */
 #define RVMM_ENTRY_FLUSH	1	/* the entry flushed the guest's translations */
@@ -329,9 +329,9 @@ struct rvmm_record_header {
  *   rdmsr, rdtsc (RDPMC)	address ECX
  *   wrmsr, xsetbv		address ECX, value EDX:EAX
  *   io, io_string		address port, value EAX of OUT; detail: width, 0x100 input, 0x200 string
- *   nested_fault, mmio		address guest-physical; detail: 1 write, 2 fetch, 4 walk of page tables, 8 the log was full
+ *   nested_fault, mmio		address guest-physical; detail: 1 write, 2 fetch, 4 walk of tables, 8 the log was full
  *   hypercall			address RAX, value RBX
- *   cr_access			address number, value if known; detail: 1 write, 0x000 MOV, 0x100 CLTS, 0x200 LMSW, 0x300 ?
+ *   cr_access			address number, value if known; detail: 1 write, 0 MOV, 0x100 CLTS, 0x200 LMSW, 0x300 ?
  *   exception			address vector, value payload (DR6 of #DB, CR2 of #PF), detail error code
  *   task_switch		address selector; detail: 0 CALL, 1 IRET, 2 JMP, 3 task gate
  *   apic			address vector or offset; detail: 1 EOI, 2 write, 3 TPR
@@ -344,7 +344,7 @@ struct rvmm_record {
 	__u64 rip;
 	__u64 address;
 	__u64 value;
-	__u32 cycles;		/* from the exit until the guest is entered or left to others; of an entry, since then */
+	__u32 cycles;		/* from the exit until the guest is entered or left; of an entry, since then */
 	__u32 guest;		/* in the guest before the exit, modulo 2^32 */
 	__u8 kind;
 	__u8 class;

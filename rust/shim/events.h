@@ -49,7 +49,8 @@ TRACE_EVENT_FN(rvmm_exit,
 		__entry->reason = lower_32_bits(words[7]);
 		__entry->detail = upper_32_bits(words[7]);
 	),
-	TP_printk("vcpu %u %s rip 0x%llx address 0x%llx value 0x%llx detail 0x%x %s by %s, reason %u, %u cycles after %u in the guest, flags 0x%x inject 0x%x error 0x%x",
+	TP_printk("vcpu %u %s rip 0x%llx address 0x%llx value 0x%llx detail 0x%x %s by %s, reason %u, "
+		  "%u cycles after %u in the guest, flags 0x%x inject 0x%x error 0x%x",
 		  __entry->vcpu, __get_str(class), __entry->rip, __entry->address, __entry->value, __entry->detail,
 		  __print_symbolic(__entry->decision, { 1, "again" }, { 2, "resume" }, { 3, "leave" }, { 4, "user" },
 				   { 5, "fail" }),

@@ -111,9 +111,11 @@ macro_rules! exit_classes {
             /// Its name.
             pub const fn name(self) -> &'static CStr {
                 match self {
-                    $(Self::$variant => match CStr::from_bytes_with_nul(concat!($name, "\0").as_bytes()) {
-                        Ok(name) => name,
-                        Err(_) => c"",
+                    $(Self::$variant => const {
+                        match CStr::from_bytes_with_nul(concat!($name, "\0").as_bytes()) {
+                            Ok(name) => name,
+                            Err(_) => panic!("a name ends within"),
+                        }
                     },)*
                 }
             }

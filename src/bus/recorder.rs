@@ -1,14 +1,14 @@
 // SPDX-License-Identifier: GPL-2.0
 //! The recorder: a ring of what a vCPU did, in memory that user space maps for reading (uapi/rvmm.h, RVMM_RECORD).
 //!
-//! The vCPU's thread alone writes, under the vCPU's mutex, in a stay and outside; it takes no lock and waits for nobody.
+//! The vCPU's thread alone writes, under the vCPU's mutex, in a stay and outside; it takes no lock, waits for nobody.
 //! It counts what it has written by itself and never reads what user space could have had a hand in, but how far the
 //! reader has come, which decides no more than whether a record is lost. A record is complete before the header's head
 //! says that it is there. Who reads one looks at the head again afterwards: the slot of record `head` is being written,
 //! and what has been there before is void.
 //!
-//! Whether there is a ring, the file says by [`Wanted`]; the vCPU takes that over between two stays. The same records go
-//! to the module's tracepoints while somebody listens there, with a ring or without.
+//! Whether there is a ring, the file says by [`Wanted`]; the vCPU takes that over between two stays. The same records
+//! go to the module's tracepoints while somebody listens there, with a ring or without.
 
 use crate::abi::record::{
     self, about, header, narrow, outcome, pair, Decision, Entry, Kind, Line, Outcome, Path, Subject,
