@@ -25,6 +25,7 @@ static const unsigned int RVMM_VA_BITS = VA_BITS;
 #define rvmm_pud_flags(pud)	pud_val(pud)
 
 void rvmm_send_reschedule(unsigned int cpu);
+bool rvmm_firmware_offers(u32 function);
 void rvmm_host_error(u64 esr) __noreturn;
 
 unsigned int rvmm_firmware_irq(const char *compatible, int index);

@@ -52,3 +52,21 @@ pub fn masks_by_priority() -> bool {
     // SAFETY: Reads what the kernel found while it booted.
     unsafe { bindings::rvmm_masks_by_priority() }
 }
+
+/// The kernel knows processors whose branch predictor an EL1 can train for EL2 (Spectre v2).
+pub fn has_trainable_predictor() -> bool {
+    // SAFETY: Reads what the kernel found while it booted.
+    unsafe { bindings::rvmm_has_spectre_v2() }
+}
+
+/// The kernel knows processors whose branch history an EL1 can train for EL2 (Spectre-BHB).
+pub fn has_trainable_history() -> bool {
+    // SAFETY: Reads what the kernel found while it booted.
+    unsafe { bindings::rvmm_has_spectre_bhb() }
+}
+
+/// Whether the firmware has a call of SMCCC's architecture range, and says that this processor needs it.
+pub fn firmware_offers(function: u32) -> bool {
+    // SAFETY: Asks, by a call that changes nothing.
+    unsafe { bindings::rvmm_firmware_offers(function) }
+}

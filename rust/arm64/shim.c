@@ -4,6 +4,7 @@
  */
 
 #include "../bindings_helper.h"
+#include <linux/arm-smccc.h>
 #include <linux/interrupt.h>
 #include <linux/irq.h>
 #include <linux/irqdesc.h>
@@ -22,6 +23,17 @@
 void rvmm_host_error(u64 esr)
 {
 	panic("rvmm: SError in a guest, ESR %#llx", esr);
+}
+
+/* The firmware has the call `function` of SMCCC's architecture range, and it is needed. */
+bool rvmm_firmware_offers(u32 function)
+{
+	struct arm_smccc_res res;
+
+	if (arm_smccc_1_1_get_conduit() != SMCCC_CONDUIT_SMC)
+		return false;
+	arm_smccc_1_1_smc(ARM_SMCCC_ARCH_FEATURES_FUNC_ID, function, &res);
+	return (int)res.a0 == 0;
 }
 
 /* --- other CPUs ------------------------------------------------------------------------------- */

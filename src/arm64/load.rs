@@ -5,7 +5,7 @@
 //! back when it leaves. CPUs that come and go get what is missing of the host's interrupts (`host_irqs`).
 
 use crate::arm64::host::Host;
-use crate::arm64::{host_irqs, last};
+use crate::arm64::{el2 as own_el2, host_irqs, last};
 use crate::linux::el2;
 use crate::linux::global::Owner;
 use kernel::page::PAGE_SIZE;
@@ -24,7 +24,12 @@ pub(crate) fn init() -> Result<State> {
         address_bits: el2::address_bits(),
     };
     match host.refusal() {
-        None => Ok([last::init()?, host_irqs::init()?]),
+        None => {
+            let state = [last::init()?, host_irqs::init()?];
+            let clearing = own_el2::init_clearing();
+            pr_info!("branch predictors after each exit: {clearing:?}\n");
+            Ok(state)
+        }
         Some(why) => {
             pr_err!("guests cannot run here: {why}\n");
             Err(EOPNOTSUPP)

@@ -14,6 +14,7 @@ mod ids;
 mod inject;
 mod interrupts;
 mod last;
+mod mitigate;
 mod one_reg;
 mod paging;
 mod psci;

@@ -15,6 +15,7 @@
 
 use crate::arm64::context::{registers, Context};
 use crate::arm64::esr::{decode, Exit, Syndrome};
+use crate::arm64::mitigate::{self, Clearing, Known};
 use crate::arm64::timer::PhysicalTimer;
 use crate::arm64::vgic::lists::Lists;
 use crate::arm64::vgic::registers::Interface;
@@ -26,6 +27,7 @@ use crate::mem::mmu::InOwnMm;
 use crate::nospec::Nospec;
 use core::arch::asm;
 use core::ptr;
+use core::sync::atomic::{AtomicU32, Ordering};
 use kernel::ffi::c_void;
 
 /// Reads a system register.
@@ -117,6 +119,11 @@ const TIMER_ENABLE: u64 = 1 << 0;
 const TIMER_MASK: u64 = 1 << 1;
 const TIMER_FIRED: u64 = 1 << 2;
 
+/// TCR_EL1.EPD0 and EPD1: no walks of stage 1.
+const TCR_EPD: u64 = 1 << 7 | 1 << 23;
+/// SCTLR_EL1.M: stage 1 is on.
+const SCTLR_M: u64 = 1;
+
 /// Nanoseconds.
 const NSEC_PER_SEC: u64 = 1_000_000_000;
 
@@ -187,6 +194,8 @@ impl Regs {
 }
 
 extern "C" {
+    /// How the processor forgets what a guest has taught it, after each exit: [`Clearing::words`].
+    static rvmm_el2_clearing: [AtomicU32; 2];
     fn rvmm_el2_enter(regs: *mut Regs, hcr: u64) -> u64;
     fn rvmm_vectors_save(to: *mut c_void);
     fn rvmm_vectors_load(from: *const c_void);
@@ -539,6 +548,26 @@ impl<'irq> Stay<'irq> {
     }
 }
 
+/// Finds out what has to happen after each exit. Before there is a guest.
+pub(crate) fn init_clearing() -> Clearing {
+    let known = Known {
+        predictor: el2::has_trainable_predictor(),
+        history: el2::has_trainable_history(),
+        own_history: read!("id_aa64mmfr1_el1") >> 60 & 0xf != 0,
+        // ID_AA64ISAR2_EL1.
+        instruction: read!("s3_0_c0_c6_2") >> 28 & 0xf != 0,
+        workaround_1: el2::firmware_offers(mitigate::WORKAROUND_1),
+        workaround_3: el2::firmware_offers(mitigate::WORKAROUND_3),
+    };
+    let clearing = Clearing::choose(&known);
+    // SAFETY: `switch.S` has two aligned words there, which are written here alone.
+    let place = unsafe { &rvmm_el2_clearing };
+    for (to, from) in place.iter().zip(clearing.words()) {
+        to.store(from, Ordering::Relaxed);
+    }
+    clearing
+}
+
 /// Runs `f`, an instruction that means EL1&0, where that is the guest's regime: with HCR_EL2.TGE clear.
 ///
 /// # Safety
@@ -570,6 +599,11 @@ pub(crate) fn forget_translations() {
     // SAFETY: Interrupts are off. VMID 0 is that of our guests alone, and what is in VTTBR_EL2, KVM's perhaps, is put
     // back. The first barrier makes the broken entry visible to all walkers before TLBs are told.
     unsafe {
+        // No walk begins in between, also not for an AT that is executed speculatively (Arm's errata 1165522, 1530923):
+        // stage 1 is on, and has no tables.
+        let (tcr, sctlr) = (read!("s3_5_c2_c0_2"), read!("s3_5_c1_c0_0"));
+        write!("s3_5_c2_c0_2", tcr | TCR_EPD);
+        write!("s3_5_c1_c0_0", sctlr | SCTLR_M);
         write!("vttbr_el2", 0);
         asm!("dsb ishst", "isb", options(nostack, preserves_flags));
         in_guest_regime(|| {
@@ -581,6 +615,8 @@ pub(crate) fn forget_translations() {
             )
         });
         write!("vttbr_el2", kept);
+        write!("s3_5_c2_c0_2", tcr);
+        write!("s3_5_c1_c0_0", sctlr);
         asm!("isb", options(nostack, preserves_flags));
     }
     drop(irqs);

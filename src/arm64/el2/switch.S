@@ -89,6 +89,11 @@ rvmm_el2_enter:
 	str	x30, REG(30)
 	ldp	x2, x3, [sp], #16
 	stp	x2, x3, REG(0)
+	/* Before any branch that is predicted: what the guest has taught the predictors is forgotten. */
+	adr_l	x2, rvmm_el2_clearing
+	ldp	w3, w4, [x2]
+	cbnz	w3, .Lclear
+.Lcleared:
 	mrs	x2, sp_el0
 	str	x2, REG(31)
 	mrs	x2, elr_el2
@@ -130,7 +135,36 @@ rvmm_el2_enter:
 	ldp	x29, x30, [sp], #16
 	mov	x0, x1
 	ret
+
+	/* How: w3; how many, or which call: w4 (mitigate.rs). x0 and x1 stay. */
+.Lclear:
+	cmp	w3, #2
+	b.eq	.Lclear_instruction
+	b.hi	.Lclear_firmware
+1:	b	. + 4
+	subs	w4, w4, #1
+	b.ne	1b
+	dsb	nsh
+	isb
+	b	.Lcleared
+.Lclear_instruction:
+	hint	#22		/* CLRBHB */
+	isb
+	b	.Lcleared
+.Lclear_firmware:
+	stp	x0, x1, [sp, #-16]!
+	mov	w0, w4
+	.inst	0xd4000003	/* SMC #0, which keeps all but X0 to X3 (SMCCC 1.1). */
+	ldp	x0, x1, [sp], #16
+	b	.Lcleared
 	.size	rvmm_el2_enter, . - rvmm_el2_enter
+
+	.pushsection .data
+	.p2align 3
+	.global	rvmm_el2_clearing
+rvmm_el2_clearing:
+	.long	0, 0
+	.popsection
 
 	.macro	from_guest why
 	.p2align 7

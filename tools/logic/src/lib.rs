@@ -64,6 +64,7 @@ pub mod arm64 {
     pub mod host;
     pub mod idreg;
     pub mod inject;
+    pub mod mitigate;
     pub mod psci;
     pub mod stage2;
     pub mod timer;
