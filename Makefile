@@ -3,7 +3,7 @@
 # rvmm: everything starts here. `make help` lists the targets.
 #
 #   BED=amd|zen|intel|iommu    emulated machine for `run` (amd: QEMU with SVM, zen: Bochs with SVM, intel: with VMX)
-#   ARCH=arm64             `modules`, `clippy`: rvmm.ko for the stock kernel of Arm64, in build/module-arm64
+#   ARCH=arm64             `modules`, `clippy`, `imports`: rvmm.ko for the stock kernel of Arm64, in build/module-arm64
 #   KDIR=DIR               `modules`: build against this prepared kernel build directory (with Rust metadata),
 #                          with this machine's own tools, instead of the stock kernel in build/
 #   BENCH_FLAGS=, RUN_FLAGS=, CARGO_FLAGS=, TESTS=   more words for tools/bench, rvmm run, cargo build, tools/test
@@ -22,6 +22,7 @@ KOBJ := $(CURDIR)/build/arm64/obj
 MODULE_RUN := $(ROOT_RUN)
 MODULE_DIR := $(CURDIR)/build/module-arm64
 MODULE_NEEDS := setup-arm64
+IMPORTS_WORDS := --arm64
 CLIPPY_DIR := $(CURDIR)/build/clippy-arm64
 # As in tools/lib/arm64.py.
 KMAKE_WORDS := ARCH=arm64 CROSS_COMPILE=aarch64-linux-gnu- CC=aarch64-linux-gnu-gcc-14
@@ -140,7 +141,7 @@ clippy: setup clippy-module
 
 # What rvmm.ko takes from the kernel, against the list that is checked in (`make imports UPDATE=1` renews it).
 imports: modules
-	$(call timed,import list,tools/imports $(if $(UPDATE),--update) $(MODULE_DIR)/rvmm.ko)
+	$(call timed,import list,tools/imports $(IMPORTS_WORDS) $(if $(UPDATE),--update) $(MODULE_DIR)/rvmm.ko)
 
 # What rvmm.ko does between guests and host, against speculation across that boundary.
 switches: modules
