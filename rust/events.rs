@@ -4,7 +4,7 @@
 //!
 //! C header: [`include/linux/tracepoint.h`](srctree/include/linux/tracepoint.h)
 
-use core::ffi::CStr;
+use kernel::prelude::*;
 
 use super::bindings;
 
@@ -18,7 +18,7 @@ pub fn are_heard() -> bool {
 /// `rvmm_exit`. Any context that RCU watches, with interrupts on or off.
 pub fn exit(number: u32, name: &CStr, words: &[u64; 8]) {
     // SAFETY: The name is terminated, and there are as many words as the event reads; both are copied.
-    unsafe { bindings::rvmm_tell_exit(number, name.as_ptr().cast(), words.as_ptr()) };
+    unsafe { bindings::rvmm_tell_exit(number, name.as_char_ptr(), words.as_ptr()) };
 }
 
 /// `rvmm_entry`. As [`exit`].
