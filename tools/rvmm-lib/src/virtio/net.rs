@@ -10,7 +10,7 @@ use std::os::fd::{AsRawFd, RawFd};
 use virtio_queue::{QueueOwnedT, QueueT};
 
 use super::saved::Saved;
-use super::{drain, Backend, Broken, Guest, Ring};
+use super::{drain, next, Backend, Broken, Guest, Ring};
 use crate::sys;
 
 /// Feature bit: the configuration has a hardware address.
@@ -81,9 +81,8 @@ impl Net {
     /// Receives one frame; false when there is none, or no room.
     fn receive(&mut self, ring: &mut Ring, guest: &Guest) -> Result<bool, Broken> {
         let memory = &*guest.memory;
-        let Some(chain) = ring.queue.pop_descriptor_chain(memory) else {
-            // More may have come just now.
-            self.starved = !ring.queue.enable_notification(memory)?;
+        let Some(chain) = next(ring, memory)? else {
+            self.starved = true;
             return Ok(false);
         };
         let length = match self.tap.read(&mut self.buffer[HEADER..]) {
