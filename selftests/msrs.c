@@ -79,6 +79,15 @@ static bool only_read(uint32_t msr)
 	return msr == 0x1b || (msr >= 0x800 && msr <= 0x8ff);
 }
 
+/*
+ * Bits that stay what they are: QEMU takes addresses that are not canonical for FS, GS and the kernel's GS, and makes
+ * them canonical at a VMLOAD (APM 2 15.5.2), which comes between if an interrupt does.
+ */
+static uint64_t stays(uint32_t msr)
+{
+	return msr >= 0xc0000100 && msr <= 0xc0000102 ? (1ull << 47) - 1 : ~0ull;
+}
+
 /* Values are those of a clock. */
 static bool runs(uint32_t msr)
 {
@@ -101,7 +110,7 @@ static void say(const char *who, const struct entry *e)
 	}
 	note("%s %08x: read %s, zeroed %s, %s, accepts %llx, keeps %llx", who, e->msr, value, zeroed,
 	     e->flags & WRITE_BACK ? "written back" : "-", (unsigned long long)e->accepted,
-	     runs(e->msr) ? 0ull : (unsigned long long)e->kept);
+	     runs(e->msr) ? 0ull : (unsigned long long)(e->kept & stays(e->msr)));
 }
 
 static void gate(struct vm *vm, unsigned int vector, uint32_t target)
