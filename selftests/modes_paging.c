@@ -254,7 +254,8 @@ GUEST64(calls,
 	"1: lea 3f(%rip), %rdx; sysexitl\n"
 	"2: mov %cs, %eax; out %eax, $0x10; mov %esp, %eax; out %eax, $0x10; syscall; hlt\n"
 	".code32; 3: mov %cs, %eax; out %eax, $0x10; sysenter; hlt; .code64\n"
-	".globl calls_sysenter\ncalls_sysenter: mov %cs, %eax; out %eax, $0x10; mov %esp, %eax; out %eax, $0x10; hlt\n");
+	".globl calls_sysenter\ncalls_sysenter: mov %cs, %eax; out %eax, $0x10\n"
+	"mov %esp, %eax; out %eax, $0x10; hlt\n");
 extern const unsigned char calls_syscall[], calls_sysenter[];
 
 TEST(calls_below_odd_tables)

@@ -268,8 +268,8 @@ def smp_model():
     return "EPYC,-vme,-fxsr-opt,-misalignsse,-osvw,-xsavec" if is_amd() else "host"
 
 
-# Where it counters ITS, as on the Intel bed's processor, trixie's kernel warns of pages of its own that it may write and
-# execute; on stock KVM too.
+# Where it counters ITS, as on the Intel bed's processor, trixie's kernel warns of pages of its own that it may write
+# and execute; on stock KVM too.
 APPEND = {"trixie-amd64": "indirect_target_selection=off"}
 
 
