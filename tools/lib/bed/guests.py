@@ -424,7 +424,7 @@ def ovmf_smm():
 def installer():
     # With half of that it first asks whether low memory mode is all right.
     with Machine(kernel="installer.kernel", initrd="installer.initrd", memory=1024,
-                 append=f"{CONSOLE} TERM=vt100") as guest:
+                 append=f"{CONSOLE} TERM=vt102") as guest:
         guest.expect(r"(?i)(select a language|choose the language)", 600)
 
 
