@@ -593,6 +593,17 @@ pub fn open_tap(name: &str) -> std::io::Result<File> {
     Ok(tap)
 }
 
+/// Bytes by chance.
+///
+/// # Errors
+///
+/// Those of the system.
+pub(crate) fn random<const N: usize>() -> std::io::Result<[u8; N]> {
+    let mut bytes = [0; N];
+    std::io::Read::read_exact(&mut File::open("/dev/urandom")?, &mut bytes)?;
+    Ok(bytes)
+}
+
 /// A file in memory with these bytes, and the path by which this process can open it.
 ///
 /// # Errors

@@ -4,8 +4,6 @@
 
 mod aml;
 
-use std::fs::File;
-use std::io::Read;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use kvm_ioctls::VmFd;
@@ -13,6 +11,7 @@ use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 
 use crate::bus::Device;
 use crate::pci::{WINDOW, WINDOW_END};
+use crate::sys;
 use crate::virtio::{ECAM, ECAM_LENGTH};
 use crate::{layout, platform, serial};
 
@@ -238,8 +237,7 @@ pub fn build(cpus: u8, base: u64) -> Vec<u8> {
 
 /// Gives a machine a number of 128 bits that no other has.
 pub(crate) fn set_generation(memory: &GuestMemoryMmap) -> std::io::Result<()> {
-    let mut number = [0; 16];
-    File::open("/dev/urandom")?.read_exact(&mut number)?;
+    let number: [u8; 16] = sys::random()?;
     let written = memory.write_slice(&number, GuestAddress(layout::GENERATION));
     written.map_err(std::io::Error::other)
 }

@@ -293,19 +293,24 @@ impl Snapshot {
         functions.map(|state| state.device.make(&parts)).collect()
     }
 
+    /// Tap interfaces and addresses of its network cards.
+    fn cards(&mut self) -> impl Iterator<Item = (&mut String, &mut [u8; 6])> {
+        let functions = self.state.virtio.iter_mut().flat_map(|s| &mut s.functions);
+        functions.filter_map(|state| match &mut state.device {
+            Saved::Net { tap, mac } => Some((tap, mac)),
+            _ => None,
+        })
+    }
+
     /// Puts the network cards on other tap interfaces, in their order.
     ///
     /// # Errors
     ///
     /// A sentence if there are not so many.
     pub fn set_taps(&mut self, names: &[String]) -> std::result::Result<(), String> {
-        let functions = self.state.virtio.iter_mut().flat_map(|s| &mut s.functions);
-        let mut taps = functions.filter_map(|state| match &mut state.device {
-            Saved::Net { tap, .. } => Some(tap),
-            _ => None,
-        });
+        let mut cards = self.cards();
         for name in names {
-            let tap = taps.next().ok_or("it has fewer network cards")?;
+            let (tap, _) = cards.next().ok_or("it has fewer network cards")?;
             tap.clone_from(name);
         }
         Ok(())
@@ -328,12 +333,9 @@ impl Snapshot {
     ///
     /// Those of the system.
     pub fn make_clone(&mut self, number: u32) -> io::Result<()> {
-        let functions = self.state.virtio.iter_mut().flat_map(|s| &mut s.functions);
-        for function in functions {
-            if let Saved::Net { tap, mac } = &mut function.device {
-                *tap = format!("{tap}{number}");
-                *mac = net::random_address()?;
-            }
+        for (tap, mac) in self.cards() {
+            *tap = format!("{tap}{number}");
+            *mac = net::random_address()?;
         }
         Ok(())
     }

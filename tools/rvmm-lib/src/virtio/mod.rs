@@ -170,33 +170,24 @@ impl Ring {
 ///
 /// # Errors
 ///
-/// Those of `serve`; [`Broken`] if the ring cannot be read, or says again and again that it has more than it can have.
+/// Those of `serve` and [`next`].
 pub fn drain(
     ring: &mut Ring,
     guest: &Guest,
     mut serve: impl FnMut(DescriptorChain<&GuestMemoryMmap>) -> Result<u32, Broken>,
 ) -> Result<(), Broken> {
     let memory = &*guest.memory;
-    // A request may come just before notifications are on again; nobody finds what is not there twice.
-    let mut idle = 0;
-    while idle < 2 {
-        idle += 1;
-        ring.queue.disable_notification(memory)?;
-        while let Some(chain) = ring.queue.pop_descriptor_chain(memory) {
-            let head = chain.head_index();
-            let length = serve(chain)?;
-            ring.queue.add_used(memory, head, length)?;
-            ring.notify(guest)?;
-            if guest.leaving() {
-                return Ok(());
-            }
-            idle = 0;
-        }
-        if !ring.queue.enable_notification(memory)? {
-            return Ok(());
+    ring.queue.disable_notification(memory)?;
+    while let Some(chain) = next(ring, memory)? {
+        let head = chain.head_index();
+        let length = serve(chain)?;
+        ring.queue.add_used(memory, head, length)?;
+        ring.notify(guest)?;
+        if guest.leaving() {
+            break;
         }
     }
-    Err(Broken("a ring with more than it can have".into()))
+    Ok(())
 }
 
 /// The next request of a ring; where there is none, the driver rings when there is.
@@ -215,6 +206,8 @@ fn next<'a>(
         if !ring.queue.enable_notification(memory)? {
             return Ok(None);
         }
+        // A request has come just now; nobody finds what is not there twice.
+        ring.queue.disable_notification(memory)?;
     }
     Err(Broken("a ring with more than it can have".into()))
 }

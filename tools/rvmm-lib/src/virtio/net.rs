@@ -29,8 +29,7 @@ const BATCH: usize = 64;
 
 /// An address by chance, of those that are given locally.
 pub(crate) fn random_address() -> io::Result<[u8; 6]> {
-    let mut mac = [0; 6];
-    File::open("/dev/urandom")?.read_exact(&mut mac)?;
+    let mut mac: [u8; 6] = sys::random()?;
     mac[0] = mac[0] & 0xfc | 2;
     Ok(mac)
 }
