@@ -514,21 +514,12 @@ extern const unsigned char foreign_entry[], foreign_undefined[];
 static void call_from_compatibility_mode(bool other)
 {
 	const uint64_t entry = G_CODE + (foreign_entry - foreign_call);
-	const char *vendor = is_amd() == other ? "GenuineIntel" : "AuthenticAMD";
-	struct kvm_cpuid_entry2 *leaf;
-	struct kvm_cpuid2 *table;
 	struct kvm_sregs sregs;
 	struct kvm_regs r;
 	struct vm vm;
 
 	VM_NEW_LONG(&vm, foreign_call);
-	table = supported_cpuid(vm.kvm);
-	leaf = cpuid_entry(table, 0, 0);
-	memcpy(&leaf->ebx, vendor, 4);
-	memcpy(&leaf->edx, vendor + 4, 4);
-	memcpy(&leaf->ecx, vendor + 8, 4);
-	CHECK(!ioctl(vm.vcpu, KVM_SET_CPUID2, table));
-	free(table);
+	set_vendor(&vm, is_amd() == other ? "GenuineIntel" : "AuthenticAMD");
 	vm_gate(&vm, 6, 0, G_CODE + (foreign_undefined - foreign_call));
 	if (is_amd()) {
 		vm.mem[G_CODE + 2] = 0x34;

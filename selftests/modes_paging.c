@@ -199,22 +199,29 @@ GUEST64(rom,
 	"rom_resume: mov $0x77, %eax; out %eax, $0x10; hlt\n");
 extern const unsigned char rom_resume[];
 
+/* Tables of 64-bit guests for ROM: the first GiB in pages of 2 MiB, in entries with these bits. */
+static uint64_t *rom_tables(uint64_t bits)
+{
+	uint64_t *t = mmap(NULL, 0x3000, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+
+	REQUIRE(t != MAP_FAILED);
+	t[0] = (ROM + 0x1000) | bits;
+	t[512] = (ROM + 0x2000) | bits;
+	for (uint64_t i = 0; i < 512; i++)
+		t[1024 + i] = i << 21 | 0x80 | bits;
+	return t;
+}
+
 /* Tables in read-only memory, where walks that may set accessed bits are writes; and a table that is nowhere. */
 TEST(odd_tables)
 {
 	for (int accessed = 0; accessed < 2; accessed++) {
-		uint64_t *t = mmap(NULL, 0x3000, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-		uint64_t bits = accessed ? 0x63 : 3, old[0x600];
+		uint64_t *t = rom_tables(accessed ? 0x63 : 3), old[0x600];
 		struct kvm_sregs s;
 		struct vm vm;
 		uint32_t d[4];
 
 		note("%s", accessed ? "accessed" : "not accessed");
-		REQUIRE(t != MAP_FAILED);
-		t[0] = (ROM + 0x1000) | bits;
-		t[512] = (ROM + 0x2000) | bits;
-		for (uint64_t i = 0; i < 512; i++)
-			t[1024 + i] = i << 21 | 0x80 | bits;
 		memcpy(old, t, sizeof(old));
 		VM_NEW_LONG(&vm, rom);
 		vm_slot(&vm, 1, KVM_MEM_READONLY, ROM, 0x3000, t);
@@ -261,29 +268,15 @@ extern const unsigned char calls_syscall[], calls_sysenter[];
 TEST(calls_below_odd_tables)
 {
 	for (int accessed = 0; accessed < 2; accessed++) {
-		uint64_t *t = mmap(NULL, 0x3000, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-		uint64_t bits = accessed ? 0x67 : 7;
-		struct kvm_cpuid_entry2 *leaf;
-		struct kvm_cpuid2 *table;
+		uint64_t *t = rom_tables(accessed ? 0x67 : 7);
 		struct kvm_sregs s;
 		struct kvm_regs r;
 		struct vm vm;
 
 		note("%s", accessed ? "accessed" : "not accessed");
-		REQUIRE(t != MAP_FAILED);
-		t[0] = (ROM + 0x1000) | bits;
-		t[512] = (ROM + 0x2000) | bits;
-		for (uint64_t i = 0; i < 512; i++)
-			t[1024 + i] = i << 21 | 0x80 | bits;
 		VM_NEW_LONG(&vm, calls);
 		/* Of Intel's, which have SYSENTER in long mode. */
-		table = supported_cpuid(vm.kvm);
-		leaf = cpuid_entry(table, 0, 0);
-		memcpy(&leaf->ebx, "Genu", 4);
-		memcpy(&leaf->edx, "ineI", 4);
-		memcpy(&leaf->ecx, "ntel", 4);
-		CHECK(!ioctl(vm.vcpu, KVM_SET_CPUID2, table));
-		free(table);
+		set_vendor(&vm, "GenuineIntel");
 		vm_slot(&vm, 1, KVM_MEM_READONLY, ROM, 0x3000, t);
 		CHECK(set_msr(&vm, 0x174, SEL_CODE64));
 		CHECK(set_msr(&vm, 0x175, G_STACK - 0x800));

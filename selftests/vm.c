@@ -158,6 +158,23 @@ void set_supported_cpuid(int kvm, int vcpu)
 	free(table);
 }
 
+void set_vendor(struct vm *vm, const char *vendor)
+{
+	struct kvm_cpuid2 *table = supported_cpuid(vm->kvm);
+
+	for (unsigned int i = 0; i < table->nent; i++) {
+		struct kvm_cpuid_entry2 *e = &table->entries[i];
+
+		if (e->function == 0 || e->function == 0x80000000) {
+			memcpy(&e->ebx, vendor, 4);
+			memcpy(&e->edx, vendor + 4, 4);
+			memcpy(&e->ecx, vendor + 8, 4);
+		}
+	}
+	OK(ioctl(vm->vcpu, KVM_SET_CPUID2, table));
+	free(table);
+}
+
 void vm_add_vcpu(struct vm *vm, unsigned int id)
 {
 	vm->vcpu = OK(ioctl(vm->fd, KVM_CREATE_VCPU, id));

@@ -62,6 +62,8 @@ int try_slot(int fd, unsigned int slot, unsigned int flags, uint64_t gpa, uint64
 struct kvm_cpuid2 *supported_cpuid(int kvm);
 struct kvm_cpuid_entry2 *cpuid_entry(struct kvm_cpuid2 *table, uint32_t function, uint32_t index);
 void set_supported_cpuid(int kvm, int vcpu);
+/* The same, of a processor of that vendor's ("GenuineIntel"). */
+void set_vendor(struct vm *vm, const char *vendor);
 /* Hyper-V's leaves, which KVM offers from 40000000H on; the same in the place of KVM's own, for a vCPU. */
 struct kvm_cpuid2 *hyperv_cpuid(int fd);
 void set_hyperv_cpuid(int kvm, int vcpu);

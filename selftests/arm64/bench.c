@@ -28,6 +28,11 @@ static void row(const char *name, uint64_t ticks, unsigned int times)
 	"mov x9, #500\n" work "isb\nmrs x10, cntvct_el0\n"			\
 	"5:\n" work "subs x9, x9, #1\nb.ne 5b\nisb\nmrs x11, cntvct_el0\n" DONE
 
+/* A handler that only counts, in X28; `first`: what it does before. */
+#define COUNTING(first)								\
+	".balign 2048\n7:\n.skip 0x280\nmrs x26, S3_0_C12_C12_0\n" first	\
+	"add x28, x28, #1\nmsr S3_0_C12_C12_1, x26\nisb\neret\n"
+
 static void guest_row(const char *name, struct machine *m)
 {
 	run_to_done(m);
@@ -51,15 +56,13 @@ GUEST_ROW(gic_write, true, SETUP LOOP("str w9, [x20, #0x420]\n") VECTORS(""))
 /* An SGI to itself, up to its end. */
 GUEST_ROW(sgi_self, true, SETUP "msr daifclr, #2\n"
 	  LOOP("mov x1, #1\nadd x2, x28, #1\nmsr S3_0_C12_C11_5, x1\nisb\n3:\ncmp x28, x2\nb.ne 3b\n")
-	  ".balign 2048\n7:\n.skip 0x280\nmrs x26, S3_0_C12_C12_0\nadd x28, x28, #1\nmsr S3_0_C12_C12_1, x26\n"
-	  "isb\neret\n")
+	  COUNTING(""))
 /* A deadline that has passed, up to the interrupt's end. */
 #define TIMER(which)								\
 	SETUP "mov w0, #0x48000000\nstr w0, [x21, #0x100]\nmsr daifclr, #2\n"	\
 	LOOP("add x2, x28, #1\nmsr " which "_cval_el0, xzr\nmov x1, #1\nmsr " which "_ctl_el0, x1\nisb\n"	\
 	     "3:\ncmp x28, x2\nb.ne 3b\n")					\
-	".balign 2048\n7:\n.skip 0x280\nmrs x26, S3_0_C12_C12_0\nmsr " which "_ctl_el0, xzr\nisb\n"	\
-	"add x28, x28, #1\nmsr S3_0_C12_C12_1, x26\nisb\neret\n"
+	COUNTING("msr " which "_ctl_el0, xzr\nisb\n")
 GUEST_ROW(virtual_timer, true, TIMER("cntv"))
 GUEST_ROW(physical_timer, true, TIMER("cntp"))
 
@@ -93,14 +96,11 @@ GUEST(guest_ipi,
 	SETUP "msr daifclr, #2\n"
 	"ldr x0, =0xc4000003\nmov x1, #1\nldr x2, =0x40001000\nmov x3, #0\nhvc #0\n" WAIT_FOR(#1) "mov x19, #1\n"
 	LOOP("add x19, x19, #1\nmov x1, #2\nmsr S3_0_C12_C11_5, x1\nisb\n" WAIT_FOR(x19)) ".ltorg\n"
-	".balign 2048\n7:\n.skip 0x280\nmrs x26, S3_0_C12_C12_0\nadd x28, x28, #1\nmsr S3_0_C12_C12_1, x26\n"
-	"isb\neret\n"
-	".balign 4096\n"
+	COUNTING("") ".balign 4096\n"
 	"mov x20, #0x08000000\nmov x21, #0x080d0000\nmov x28, #0\nadr x0, 7f\nmsr vbar_el1, x0\n"
 	"mov x0, #0xff\nmsr S3_0_C4_C6_0, x0\nmov x0, #1\nmsr S3_0_C12_C12_7, x0\nmov x19, #0\nmsr daifclr, #2\n"
 	"6:\nmov x1, #1\nmsr S3_0_C12_C11_5, x1\nisb\nadd x19, x19, #1\n" WAIT_FOR(x19) "b 6b\n"
-	".balign 2048\n7:\n.skip 0x280\nmrs x26, S3_0_C12_C12_0\nadd x28, x28, #1\nmsr S3_0_C12_C12_1, x26\n"
-	"isb\neret\n");
+	COUNTING(""));
 
 TEST_SECONDS(ipi_asleep, 120)
 {
