@@ -300,6 +300,32 @@ pub(crate) fn element<T: Uapi>(addr: usize, header: usize, i: usize) -> Result<u
         .ok_or(EFAULT)
 }
 
+/// Words of `struct kvm_irq_routing_entry`: GSI, type, flags, padding, and a union.
+pub(crate) const ROUTE_WORDS: usize = 12;
+
+const _: () = assert!(size_of::<k::kvm_irq_routing_entry>() == 4 * ROUTE_WORDS);
+
+/// The entries of a `struct kvm_irq_routing` at `arg`, of which `header` has been read: all, before any is judged.
+/// EFAULT; EINVAL: more than `most`, or flags.
+pub(crate) fn routing_entries(
+    arg: usize,
+    header: u64,
+    most: u32,
+) -> Result<KVVec<[u32; ROUTE_WORDS]>> {
+    let (count, flags) = (header as u32, header >> 32);
+    if count > most || flags != 0 {
+        return Err(EINVAL);
+    }
+    let mut entries = KVVec::with_capacity(count as usize, GFP_KERNEL_ACCOUNT)?;
+    entries.resize(count as usize, [0u32; ROUTE_WORDS], GFP_KERNEL_ACCOUNT)?;
+    let from = element::<u64>(arg, size_of::<u64>(), 0)?;
+    let bytes = entries.as_mut_slice().as_mut_bytes();
+    UserSlice::new(UserPtr::from_addr(from), bytes.len())
+        .reader()
+        .read_slice(bytes)?;
+    Ok(entries)
+}
+
 /// `KVMIO`.
 const K: u32 = 0xae;
 /// `RVMM_IOC`.

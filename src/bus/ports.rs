@@ -46,3 +46,17 @@ impl<C> Clone for Resampler<C> {
         }
     }
 }
+
+/// Those of `list` that `keep` says, in their order, with room for `more`. ENOMEM.
+pub(crate) fn copy_resamplers<C>(
+    list: &[Resampler<C>],
+    keep: impl Fn(&Resampler<C>) -> bool,
+    more: usize,
+) -> Result<KVVec<Resampler<C>>> {
+    let room = list.len().saturating_add(more);
+    let mut copy = KVVec::with_capacity(room, GFP_KERNEL_ACCOUNT)?;
+    for r in list.iter().filter(|r| keep(r)) {
+        copy.push_within_capacity(r.clone()).map_err(|_| ENOMEM)?;
+    }
+    Ok(copy)
+}

@@ -25,6 +25,20 @@ use core::sync::atomic::{AtomicBool, AtomicU16, AtomicU32, Ordering};
 use kernel::prelude::*;
 use kernel::sync::{Arc, ArcBorrow};
 
+/// The states of all these vCPUs, none of which runs; `lock` gives one, or nothing at once. EBUSY: one runs, or is in
+/// an ioctl.
+pub(crate) fn hold<'a, V, G>(
+    vcpus: &'a [Arc<V>],
+    lock: impl Fn(&'a V) -> Option<G>,
+) -> Result<KVec<G>> {
+    let mut held = KVec::with_capacity(vcpus.len(), GFP_KERNEL_ACCOUNT)?;
+    for vcpu in vcpus {
+        held.push_within_capacity(lock(vcpu).ok_or(EBUSY)?)
+            .map_err(|_| ENOMEM)?;
+    }
+    Ok(held)
+}
+
 /// vCPUs that a VM may have.
 pub(crate) const MAX_VCPUS: usize = 1024;
 /// vCPU ids (APIC ids) are below this. An id above 254 can be addressed in x2APIC mode only.

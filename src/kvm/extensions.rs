@@ -11,7 +11,7 @@ use crate::kvm::arch;
 use crate::kvm::memory::enable_manual_protect;
 use crate::kvm::table::extensions;
 use crate::linux::smp;
-use crate::mem::dirty;
+use crate::mem::dirty::RING_BYTES;
 use crate::mem::slots::{ADDRESS_SPACES, MAX_SLOTS};
 use kernel::prelude::*;
 
@@ -61,9 +61,6 @@ extensions! {
     uapi::RVMM_CAP_TOUCHES: 1;
     uapi::RVMM_CAP_RECORD: 1;
 }
-
-/// Largest size of a dirty ring.
-const RING_BYTES: u64 = dirty::RING_ENTRIES * dirty::RING_ENTRY;
 
 /// KVM_CAP_DIRTY_LOG_RING, KVM_CAP_DIRTY_LOG_RING_ACQ_REL (api.rst 8.29).
 fn enable_rings(vm: &Vm, setup: &Setup, bytes: u64) -> Result {

@@ -57,7 +57,6 @@ pub(super) fn open(vcpu: &Vcpu, r: &RecordRing) -> Result<isize> {
         },
         GFP_KERNEL_ACCOUNT,
     )?;
-    // From here on the ring is the file's: one that is not opened after all clears it by its release.
     shared.recording.set(ring)?;
     let file = match NewFile::new(file) {
         Ok(file) => file,

@@ -89,6 +89,8 @@ pub const fn clear_range(first_page: u64, num_pages: u32, npages: u64) -> Option
 pub const RING_ENTRY: u64 = 16;
 /// Most entries of a dirty ring (KVM_DIRTY_RING_MAX_ENTRIES).
 pub const RING_ENTRIES: u64 = 65536;
+/// Most bytes of a dirty ring.
+pub const RING_BYTES: u64 = RING_ENTRIES * RING_ENTRY;
 /// Entries that are kept free in a ring that counts as full, for what is written on the way to user space
 /// (KVM_DIRTY_RING_RSVD_ENTRIES).
 pub const RING_RESERVE: u32 = 64;

@@ -20,6 +20,7 @@
 //!
 //! [`GuestMemory`]: crate::mem::memory::GuestMemory
 
+use crate::bus::set::hold;
 use crate::linux::killable_mutex::KillableBackend;
 use crate::mem::forks::ForkMemory;
 use crate::x86::cpu::tsc::Scale;
@@ -61,16 +62,6 @@ pub(crate) struct ResetPoint {
 }
 
 type Held<'a> = Guard<'a, State, KillableBackend>;
-
-/// All vCPUs, none of which runs. EBUSY: one does, or is in an ioctl.
-fn hold(vcpus: &[Arc<Vcpu>]) -> Result<KVec<Held<'_>>> {
-    let mut held = KVec::with_capacity(vcpus.len(), GFP_KERNEL_ACCOUNT)?;
-    for vcpu in vcpus {
-        held.push_within_capacity(vcpu.lock_now().ok_or(EBUSY)?)
-            .map_err(|_| ENOMEM)?;
-    }
-    Ok(held)
-}
 
 impl ResetPoint {
     /// No point, and no vCPU.
@@ -118,7 +109,7 @@ impl ResetPoint {
         if vm.smm_memory().is_some() {
             return Err(EINVAL);
         }
-        let mut held = hold(&inner.vcpus)?;
+        let mut held = hold(&inner.vcpus, Vcpu::lock_now)?;
         let point = Point::of(vm, &inner.vcpus, &mut held)?;
         vm.with_one_memory(|memory| memory.set_reset_point(limit))?;
         inner.point = Some(point);
@@ -131,7 +122,7 @@ impl ResetPoint {
     /// again.
     pub(crate) fn put_back(&self, vm: &Vm) -> Result<u64> {
         let inner = self.inner.lock();
-        let mut held = hold(&inner.vcpus)?;
+        let mut held = hold(&inner.vcpus, Vcpu::lock_now)?;
         vm.memory.check_reset_point()?;
         let point = inner.point.as_ref().ok_or(ESTALE)?;
         vm.chip.put_routes_back(point.chip.as_ref())?;
@@ -153,7 +144,7 @@ impl ResetPoint {
         if vm.has_vfio.load(Ordering::Acquire) {
             return Err(EBUSY);
         }
-        let mut held = hold(&inner.vcpus)?;
+        let mut held = hold(&inner.vcpus, Vcpu::lock_now)?;
         let point = Point::of(vm, &inner.vcpus, &mut held)?;
         let memory = vm.with_one_memory(|memory| {
             // From here on they are not enabled any more.
@@ -174,7 +165,7 @@ impl ResetPoint {
     pub(crate) fn become_fork(&self, vm: &Vm, fork: &Fork) -> Result {
         let inner = self.inner.lock();
         let point = &*fork.point;
-        let mut held = hold(&inner.vcpus)?;
+        let mut held = hold(&inner.vcpus, Vcpu::lock_now)?;
         if held.len() != point.vcpus.len() {
             return Err(EINVAL);
         }

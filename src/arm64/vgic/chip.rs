@@ -12,7 +12,7 @@ use crate::arm64::vgic::state::{
     bits, Cpu, CpuMask, Gic, Shared, AFFINITY, BANK, MAX_CPUS, MAX_INTIDS, NOBODY, SGIS,
 };
 use crate::bus::line::{Lines, Source};
-use crate::bus::ports::{IrqLines, Resampler};
+use crate::bus::ports::{self, IrqLines, Resampler};
 use crate::linux::once::Once;
 use crate::linux::spin_irq::RawSpin;
 use crate::linux::version_cell::VersionCell;
@@ -394,13 +394,7 @@ impl Vgic {
         keep: impl Fn(&Resampler<Self>) -> bool,
         more: usize,
     ) -> Result<KVVec<Resampler<Self>>> {
-        let wires = self.wires.read();
-        let room = wires.resamplers.len().saturating_add(more);
-        let mut copy = KVVec::with_capacity(room, GFP_KERNEL_ACCOUNT)?;
-        for r in wires.resamplers.iter().filter(|r| keep(r)) {
-            copy.push(r.clone(), GFP_KERNEL_ACCOUNT)?;
-        }
-        Ok(copy)
+        ports::copy_resamplers(&self.wires.read().resamplers, keep, more)
     }
 
     /// The table as it is, once more.

@@ -6,7 +6,7 @@ use crate::arch::{has_ras, Setup, Vm, ADDRESS_BITS, MAX_GSIS, MAX_VCPUS};
 use crate::kvm::memory::enable_manual_protect;
 use crate::kvm::table::extensions;
 use crate::linux::smp;
-use crate::mem::dirty;
+use crate::mem::dirty::RING_BYTES;
 use crate::mem::slots::MAX_SLOTS;
 use kernel::prelude::*;
 
@@ -19,9 +19,6 @@ fn none(_vm: Option<&Vm>, _capability: u32) -> isize {
 fn unknown(_vm: &Vm, _setup: &mut Setup, _capability: u32, _value: u64) -> Result {
     Err(EINVAL)
 }
-
-/// Largest size of a dirty ring.
-const RING_BYTES: u64 = dirty::RING_ENTRIES * dirty::RING_ENTRY;
 
 extensions! {
     (vm, setup, value) else none, unknown;

@@ -7,40 +7,17 @@ use crate::linux::eventfd::EventFdCtx;
 use crate::nospec::Nospec;
 use kernel::prelude::*;
 use kernel::sync::Arc;
-use kernel::uaccess::{UserPtr, UserSlice};
-
-/// Size of `struct kvm_irq_routing` without its entries.
-const HEADER: usize = 8;
-/// Words of `struct kvm_irq_routing_entry`: GSI, type, flags, padding, and a union, which begins with chip and pin.
-const WORDS: usize = 12;
-const _: () = assert!(size_of::<k::kvm_irq_routing_entry>() == 4 * WORDS);
 
 /// KVM_SET_GSI_ROUTING. EINVAL: too many, flags, a pin that cannot be, a GSI twice.
 #[inline(never)]
 pub(super) fn set_gsi_routing(vm: &Vm, arg: usize) -> Result {
-    let header = uapi::get::<u64>(arg)?;
-    let (count, flags) = (header as u32, header >> 32);
-    if count > MAX_GSIS || flags != 0 {
-        return Err(EINVAL);
-    }
-    let bytes = (count as usize).saturating_mul(4 * WORDS);
-    let mut entries = KVVec::with_capacity(bytes, GFP_KERNEL_ACCOUNT)?;
-    entries.resize(bytes, 0u8, GFP_KERNEL_ACCOUNT)?;
-    let from = UserPtr::from_addr(uapi::element::<u8>(arg, HEADER, 0)?);
-    UserSlice::new(from, bytes)
-        .reader()
-        .read_slice(&mut entries)?;
+    let entries = uapi::routing_entries(arg, uapi::get(arg)?, MAX_GSIS)?;
     let mut routes = KVVec::with_capacity(MAX_GSIS as usize, GFP_KERNEL_ACCOUNT)?;
     routes.resize(MAX_GSIS as usize, NOWHERE, GFP_KERNEL_ACCOUNT)?;
     // GSIs of messages, which lead nowhere: there is nobody to take those.
     let mut used = KVVec::with_capacity(MAX_GSIS as usize, GFP_KERNEL_ACCOUNT)?;
     used.resize(MAX_GSIS as usize, false, GFP_KERNEL_ACCOUNT)?;
-    for entry in entries.chunks_exact(4 * WORDS) {
-        let word = |n: usize| {
-            let bytes = entry.get(4 * n..4 * n + 4).and_then(|b| b.try_into().ok());
-            bytes.map_or(0, u32::from_ne_bytes)
-        };
-        let (gsi, kind, flags, chip, pin) = (word(0), word(1), word(2), word(4), word(5));
+    for &[gsi, kind, flags, _, chip, pin, ..] in entries.iter() {
         let gsi = gsi as usize;
         let known = used.get_nospec_mut(gsi).ok_or(EINVAL)?;
         if core::mem::replace(known, true) {

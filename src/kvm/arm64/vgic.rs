@@ -7,6 +7,7 @@ use crate::arch::{
     gic_kind, By, Frame, Gic, Interface, Region, Setup, State, SysReg, Vcpu, Vgic, Vm,
     ADDRESS_BITS, AFFINITY, BANK, FRAME, MAX_INTIDS, REDISTRIBUTOR,
 };
+use crate::bus::set::hold;
 use crate::linux::anon_inode::{FileOperations, NewFile};
 use crate::nospec::Nospec;
 use kernel::fs::File;
@@ -239,10 +240,7 @@ impl VgicDevice {
             of_affinity(&setup, a.attr >> 32)?
         };
         // Nobody is in KVM_RUN until this is done.
-        let mut held = KVec::with_capacity(setup.vcpus.len(), GFP_KERNEL)?;
-        for v in setup.vcpus.iter() {
-            held.push(v.lock_now().ok_or(EBUSY)?, GFP_KERNEL)?;
-        }
+        let mut held = hold(&setup.vcpus, Vcpu::lock_now)?;
         if !self.vgic.is_ready() {
             return Err(EBUSY);
         }

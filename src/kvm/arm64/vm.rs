@@ -3,6 +3,7 @@
 
 use crate::abi::uapi::{self, k};
 use crate::arch::{all_ids, writable_id, Setup, Vcpu, Vm, ADDRESS_BITS, MAX_VCPUS};
+use crate::bus::set::hold;
 use crate::kvm::arm64::extensions;
 use crate::kvm::arm64::routing;
 use crate::kvm::arm64::vcpu::{self, VcpuFile};
@@ -101,10 +102,7 @@ fn set_offset(vm: &Vm, setup: &Setup, r: &k::kvm_arm_counter_offset) -> Result {
     if r.reserved != 0 {
         return Err(EINVAL);
     }
-    let mut held = KVec::with_capacity(setup.vcpus.len(), GFP_KERNEL)?;
-    for v in setup.vcpus.iter() {
-        held.push(v.lock_now().ok_or(EBUSY)?, GFP_KERNEL)?;
-    }
+    let _held = hold(&setup.vcpus, Vcpu::lock_now)?;
     vm.offsets_fixed.store(true, Ordering::Relaxed);
     for offset in [&vm.counter_offset, &vm.physical_offset] {
         offset.store(r.counter_offset, Ordering::Relaxed);

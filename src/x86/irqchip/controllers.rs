@@ -482,15 +482,7 @@ impl Controllers {
         keep: impl Fn(&Resampler) -> bool,
         more: usize,
     ) -> Result<KVVec<Resampler>> {
-        let config = self.config.read();
-        let mut copy = KVVec::with_capacity(
-            config.resamplers.len().saturating_add(more),
-            GFP_KERNEL_ACCOUNT,
-        )?;
-        for r in config.resamplers.iter().filter(|r| keep(r)) {
-            copy.push_within_capacity(r.clone()).map_err(|_| ENOMEM)?;
-        }
-        Ok(copy)
+        ports::copy_resamplers(&self.config.read().resamplers, keep, more)
     }
 
     fn replace(&self, config: Config) -> Result {

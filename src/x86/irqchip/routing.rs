@@ -2,18 +2,11 @@
 //! The GSI routing table of a VM (api.rst 4.52, KVM_SET_GSI_ROUTING).
 
 use crate::abi::uapi;
-use crate::abi::uapi::k;
 use crate::x86::irqchip::msg::{MsiFormat, TriggerMode};
 use crate::x86::irqchip::route;
-use crate::x86::irqchip::route::{Chips, Entry, Gsi, MAX_ROUTES, RAW_WORDS};
+use crate::x86::irqchip::route::{Chips, Entry, Gsi, MAX_ROUTES};
 use crate::x86::irqchip::{ioapic, pic};
 use kernel::prelude::*;
-use kernel::uaccess::{UserPtr, UserSlice};
-
-/// Size of `struct kvm_irq_routing` without its entries.
-const HEADER: usize = 8;
-
-const _: () = assert!(size_of::<k::kvm_irq_routing_entry>() == 4 * RAW_WORDS);
 
 /// A routing table; never changed, only replaced.
 pub(crate) struct Table {
@@ -49,29 +42,10 @@ impl Table {
 
     /// Reads a `struct kvm_irq_routing`, of which `header` has been read. EFAULT, EINVAL.
     pub(crate) fn from_user(arg: usize, header: u64, chips: Chips) -> Result<Self> {
-        let (count, flags) = (header as u32, (header >> 32) as u32);
-        if count > MAX_ROUTES || flags != 0 {
-            return Err(EINVAL);
-        }
-        let count = count as usize;
-        const ENTRY: usize = size_of::<k::kvm_irq_routing_entry>();
-        let mut entries = KVVec::with_capacity(count, GFP_KERNEL_ACCOUNT)?;
-        // All of it before any of it is judged.
-        let bytes = count.saturating_mul(ENTRY);
-        let mut users = KVVec::with_capacity(bytes, GFP_KERNEL_ACCOUNT)?;
-        users.resize(bytes, 0u8, GFP_KERNEL_ACCOUNT)?;
-        UserSlice::new(
-            UserPtr::from_addr(uapi::element::<u8>(arg, HEADER, 0)?),
-            bytes,
-        )
-        .reader()
-        .read_slice(&mut users)?;
-        for user in users.chunks_exact(ENTRY) {
-            let mut raw = [0; RAW_WORDS];
-            for (to, from) in raw.iter_mut().zip(user.chunks_exact(4)) {
-                *to = from.try_into().map_or(0, u32::from_ne_bytes);
-            }
-            let entry = Entry::parse(&raw, chips).map_err(|_| EINVAL)?;
+        let users = uapi::routing_entries(arg, header, MAX_ROUTES)?;
+        let mut entries = KVVec::with_capacity(users.len(), GFP_KERNEL_ACCOUNT)?;
+        for raw in users.iter() {
+            let entry = Entry::parse(raw, chips).map_err(|_| EINVAL)?;
             entries.push(entry, GFP_KERNEL_ACCOUNT)?;
         }
         Self::new(entries)
