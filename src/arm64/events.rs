@@ -5,7 +5,7 @@ use crate::abi::uapi::{self, k};
 use crate::arm64::context::Reg;
 use crate::arm64::el2::{self, Guest};
 use crate::arm64::esr::SysReg;
-use crate::arm64::idreg;
+use crate::arm64::ids;
 use crate::arm64::inject::{self, Kind};
 use crate::arm64::vcpu::{Pending, State};
 use kernel::prelude::*;
@@ -15,7 +15,7 @@ const MMFR1: SysReg = SysReg::new(3, 0, 0, 7, 1);
 
 /// The guest has PAN.
 pub(crate) fn has_pan() -> bool {
-    idreg::limit(MMFR1, el2::host_id(MMFR1)) >> 20 & 0xf != 0
+    ids::limit(MMFR1) >> 20 & 0xf != 0
 }
 
 impl Guest {

@@ -12,7 +12,7 @@ use kernel::prelude::*;
 pub(crate) struct Ids([AtomicU64; COUNT]);
 
 /// The most that a VM can have.
-fn limit(reg: SysReg) -> u64 {
+pub(crate) fn limit(reg: SysReg) -> u64 {
     idreg::limit(reg, el2::host_id(reg))
 }
 

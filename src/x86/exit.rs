@@ -388,30 +388,24 @@ pub struct Event {
 impl Event {
     /// As an interruption-information field (SDM 3C table 25-18): vector, type, whether there is an error code, valid.
     pub const fn information(&self) -> u32 {
-        let kind = match self.kind {
-            EventKind::ExternalInterrupt => 0,
-            EventKind::Nmi => 2,
-            EventKind::Exception => 3,
-            EventKind::SoftwareInterrupt => 4,
-            EventKind::PrivilegedSoftwareException => 5,
-            EventKind::SoftwareException => 6,
-        };
+        let kind = self.kind as u32;
         self.vector as u32 | kind << 8 | (self.error_code.is_some() as u32) << 11 | 1 << 31
     }
 }
 
-/// Kind of an [`Event`].
+/// Kind of an [`Event`], by its number in an interruption-information field (SDM 3C table 25-18).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[allow(missing_docs)]
+#[repr(u8)]
 pub enum EventKind {
-    ExternalInterrupt,
-    Nmi,
+    ExternalInterrupt = 0,
+    Nmi = 2,
     /// Hardware exception.
-    Exception,
+    Exception = 3,
     /// INT n.
-    SoftwareInterrupt,
+    SoftwareInterrupt = 4,
     /// INT1 (ICEBP).
-    PrivilegedSoftwareException,
+    PrivilegedSoftwareException = 5,
     /// INT3 or INTO.
-    SoftwareException,
+    SoftwareException = 6,
 }

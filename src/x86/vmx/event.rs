@@ -12,14 +12,9 @@ use crate::x86::exit::{Event, EventKind};
 /// Writes an event for the next entry. `protected` is the guest's CR0.PE.
 pub(super) fn inject(vm: Current<'_>, event: &Event, protected: bool) {
     let kind = match event.kind {
-        EventKind::ExternalInterrupt => intr::EXTERNAL,
-        EventKind::Nmi => intr::NMI,
-        EventKind::Exception => intr::HARDWARE_EXCEPTION,
-        EventKind::SoftwareInterrupt => intr::SOFTWARE_INTERRUPT,
-        EventKind::PrivilegedSoftwareException => intr::PRIVILEGED_SOFTWARE_EXCEPTION,
         // Without an instruction length the event comes from user space, with RIP as it is to be pushed.
         EventKind::SoftwareException if event.insn_len == 0 => intr::HARDWARE_EXCEPTION,
-        EventKind::SoftwareException => intr::SOFTWARE_EXCEPTION,
+        kind => kind as u32,
     };
     let mut info = u32::from(event.vector) | kind << intr::TYPE_SHIFT | intr::VALID;
     // SAFETY: These fields only say what is delivered inside the guest.
