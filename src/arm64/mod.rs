@@ -46,10 +46,13 @@ pub(crate) const MAX_VCPUS: u32 = vgic::state::MAX_CPUS as u32;
 /// The interrupt controller, what user space says of it, and how its registers are read and written.
 pub(crate) use el2::gic_kind;
 pub(crate) use esr::SysReg;
-pub(crate) use vgic::chip::{Region, Vgic, MAX_GSIS, NOWHERE, PINS};
+pub(crate) use vgic::chip::{Message, Region, Vgic, MAX_GSIS, NOWHERE, PINS};
+pub(crate) use vgic::its::InMemory;
 pub(crate) use vgic::mmio::{By, Frame, FRAME, REDISTRIBUTOR};
 pub(crate) use vgic::registers::Interface;
 pub(crate) use vgic::state::{Gic, AFFINITY, BANK, MAX_INTIDS};
+pub(crate) use vgic::tables::Its;
+pub(crate) use vgic::translation::FRAMES as ITS_FRAMES;
 
 /// A vCPU; the pages that user space maps of it; what only its thread touches; KVM_RUN.
 pub(crate) use run::Runner;

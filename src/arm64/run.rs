@@ -12,6 +12,8 @@ use crate::arm64::esr::{Exit, NestedFault, Place, SysReg};
 use crate::arm64::inject::{self, Kind};
 use crate::arm64::shared::{affinity_info, switch_on, RING_FULL, STOP};
 use crate::arm64::vcpu::{Pending, State, Vcpu};
+use crate::arm64::vgic::chip::Vgic;
+use crate::arm64::vgic::its::InMemory;
 use crate::arm64::vgic::mmio::By;
 use crate::arm64::vm::Vm;
 use crate::arm64::{events, idreg, psci};
@@ -24,6 +26,7 @@ use crate::mem::addr::Gpa;
 use crate::mem::fault::FaultOutcome;
 use crate::mem::mmu::InOwnMm;
 use kernel::prelude::*;
+use kernel::sync::ArcBorrow;
 
 declare_exits! {
     /// The guest wants the machine off, reset or suspended, or something wakes it.
@@ -475,10 +478,13 @@ impl<'a> Runner<'a> {
         let view = vm.memory.view();
         let Some(entry) = view.memory_at(gpa, f.write) else {
             drop(view);
-            if self.tells_many() && vm.vgic().is_some_and(|v| v.at(gpa.0).is_some()) {
+            let outside = |v: ArcBorrow<'_, Vgic>| {
+                v.needs_sleep(gpa.0, f.write) || self.tells_many() && v.at(gpa.0).is_some()
+            };
+            if vm.vgic().is_some_and(outside) {
                 return Stayed::Fault(gpa, f);
             }
-            return Stayed::Ended(self.device(gpa, &f));
+            return Stayed::Ended(self.device(gpa, &f, false));
         };
         let by = &mut self.s.faulting(&self.vcpu.shared);
         let how = (f.write, f.fetch);
@@ -497,7 +503,7 @@ impl<'a> Runner<'a> {
             .fault(self.vm.mm(), by, gpa, f.write, f.fetch)?;
         Ok(match outcome {
             FaultOutcome::Mapped | FaultOutcome::Retry | FaultOutcome::Awaited(_) => Step::Again,
-            FaultOutcome::Mmio => self.device(gpa, f),
+            FaultOutcome::Mmio => self.device(gpa, f, true),
             FaultOutcome::BadUserMemory => Step::Fail(EFAULT),
             // The signal ends KVM_RUN.
             FaultOutcome::Poisoned => Step::Leave,
@@ -505,8 +511,9 @@ impl<'a> Runner<'a> {
         })
     }
 
-    /// An access to what is no memory.
-    fn device(&mut self, gpa: Gpa, f: &NestedFault) -> Step {
+    /// An access to what is no memory. `outside`: of a stay, where it may sleep. What wants that and has come there
+    /// since it was asked is not there yet.
+    fn device(&mut self, gpa: Gpa, f: &NestedFault, outside: bool) -> Step {
         self.class = ExitClass::MmioKernel;
         let Some(access) = f.access else {
             if !self.vm.passes_undescribed() || f.fetch {
@@ -517,9 +524,27 @@ impl<'a> Runner<'a> {
         };
         let len = usize::from(access.len);
         if let Some(vgic) = self.vm.vgic() {
+            let tables = InMemory {
+                vgic: &vgic,
+                memory: &self.vm.memory,
+                ring: &self.s.ring,
+            };
+            let r = &mut self.s.guest.regs;
+            if let Some((its, at)) = vgic.its_at(gpa.0).filter(|_| outside) {
+                if !f.write {
+                    let data = tables.read_its(&its, at, len);
+                    r.set_x(access.register, access.loaded(data));
+                } else if !tables.write_its(&its, at, len, r.x(access.register)) {
+                    // Once more, when what waits is done.
+                    return Step::Again;
+                }
+                r.skip();
+                return Step::Again;
+            }
             if let Some((frame, at)) = vgic.at(gpa.0) {
-                let r = &mut self.s.guest.regs;
-                if f.write {
+                if f.write && outside {
+                    tables.write(frame, at, len, r.x(access.register), By::Guest);
+                } else if f.write {
                     vgic.write(frame, at, len, r.x(access.register), By::Guest);
                 } else {
                     let data = vgic.read(frame, at, len, By::Guest);

@@ -7,10 +7,14 @@
 
 use crate::arm64::shared::VcpuSet;
 use crate::arm64::vgic::lists::Lists;
-use crate::arm64::vgic::mmio::{By, Frame, FRAME, REDISTRIBUTOR};
+use crate::arm64::vgic::lpis::Sent;
+use crate::arm64::vgic::mmio::{By, Frame, Then, FRAME, REDISTRIBUTOR};
 use crate::arm64::vgic::state::{
-    bits, Cpu, CpuMask, Gic, Shared, AFFINITY, BANK, MAX_CPUS, MAX_INTIDS, NOBODY, SGIS,
+    bits, Cpu, CpuMask, Gic, LpiBanks, Lpis, Shared, AFFINITY, BANK, FIRST_LPI, LPI_BANKS,
+    MAX_CPUS, MAX_INTIDS, NOBODY, SGIS, TABLE_RESET,
 };
+use crate::arm64::vgic::tables::Its;
+use crate::arm64::vgic::translation::{Event, FRAMES};
 use crate::bus::line::{Lines, Source};
 use crate::bus::ports::{self, IrqLines, Resampler};
 use crate::linux::once::Once;
@@ -19,7 +23,7 @@ use crate::linux::version_cell::VersionCell;
 use crate::nospec::Nospec;
 use core::sync::atomic::{AtomicBool, Ordering};
 use kernel::prelude::*;
-use kernel::sync::{new_mutex, Arc, Mutex};
+use kernel::sync::{new_mutex, Arc, ArcBorrow, Mutex};
 
 /// Interrupts where user space does not say how many (KVM: those of older kernels).
 const DEFAULT_INTIDS: u32 = 256;
@@ -73,6 +77,36 @@ pub(crate) const MAX_GSIS: u32 = 4096;
 pub(crate) const PINS: u32 = 1020 - BANK;
 /// A GSI that leads nowhere.
 pub(crate) const NOWHERE: u16 = u16::MAX;
+/// Interrupt translation services that a VM may have.
+const MAX_ITS: usize = 16;
+/// Banks of LPIs that are made together.
+const CHUNK: usize = 32;
+
+/// A message of a device: an event, where it writes it.
+#[derive(Clone, Copy)]
+pub(crate) struct Message {
+    pub(crate) gsi: u32,
+    pub(crate) address: u64,
+    pub(crate) device: u32,
+    pub(crate) event: u32,
+}
+
+/// Banks of LPIs, [`CHUNK`] of them together.
+struct Banks(KVVec<KVVec<Shared>>);
+
+impl LpiBanks for Banks {
+    #[inline]
+    fn bank(&self, n: usize) -> Option<&Shared> {
+        self.0.get_nospec(n / CHUNK)?.get_nospec(n % CHUNK)
+    }
+
+    #[inline]
+    fn bank_mut(&mut self, n: usize) -> Option<&mut Shared> {
+        let chunk = self.0.get_nospec_mut(n / CHUNK)?;
+        chunk.get_nospec_mut(n % CHUNK)
+    }
+}
+
 /// Irqfds with resampling that a VM may have.
 const MAX_RESAMPLERS: usize = 512;
 
@@ -80,6 +114,8 @@ const MAX_RESAMPLERS: usize = 512;
 struct Wires {
     /// By GSI: the SPI, counted from 32, or [`NOWHERE`]. `None`: GSI n is SPI n.
     routes: Option<KVVec<u16>>,
+    /// GSIs of messages, in their order.
+    messages: KVVec<Message>,
     resamplers: KVVec<Resampler<Vgic>>,
 }
 
@@ -94,12 +130,20 @@ impl Wires {
             },
         }
     }
+
+    /// The message that `gsi` is.
+    fn message(&self, gsi: u32) -> Option<Message> {
+        let at = self.messages.binary_search_by_key(&gsi, |m| m.gsi);
+        self.messages.get(at.ok()?).copied()
+    }
 }
 
 struct Inner {
     enabled: bool,
     cpus: KVVec<Cpu>,
     shared: KVVec<Shared>,
+    lpis: Lpis,
+    banks: Banks,
     look: CpuMask,
     ended: bool,
     /// Who drives the inputs of SPIs.
@@ -115,6 +159,8 @@ pub(crate) struct Vgic {
     places: Once<KBox<Places>>,
     /// Changed under `config`.
     wires: VersionCell<Wires>,
+    /// The first ones are there.
+    its: [Once<Arc<Its>>; MAX_ITS],
     #[pin]
     inner: RawSpin<Inner>,
     ready: AtomicBool,
@@ -127,12 +173,15 @@ impl Vgic {
             enabled: false,
             cpus: KVVec::new(),
             shared: KVVec::new(),
+            lpis: Lpis::RESET,
+            banks: Banks(KVVec::new()),
             look: CpuMask::default(),
             ended: false,
             held: KVVec::new(),
         };
         let wires = VersionCell::new(Wires {
             routes: None,
+            messages: KVVec::new(),
             resamplers: KVVec::new(),
         })?;
         Arc::pin_init(
@@ -146,6 +195,7 @@ impl Vgic {
                 }),
                 places: Once::new(),
                 wires,
+                its: [const { Once::new() }; MAX_ITS],
                 inner <- RawSpin::new(inner),
                 ready: AtomicBool::new(false),
             }),
@@ -177,7 +227,7 @@ impl Vgic {
         let mut cpus = KVVec::with_capacity(count, GFP_KERNEL_ACCOUNT)?;
         for v in self.vcpus.iter() {
             let affinity = (v.arch.mpidr & AFFINITY) as u32;
-            let _ = cpus.push_within_capacity(Cpu::new(affinity));
+            let _ = cpus.push_within_capacity(Cpu::new(affinity, v.id));
         }
         let zero = cpus.iter().position(|c: &Cpu| c.affinity == 0);
         let zero = zero.map_or(NOBODY, |n| n as u16);
@@ -267,6 +317,111 @@ impl Vgic {
         })
     }
 
+    /// Whether what an access there wants may sleep: it is one to an ITS, or to where LPIs are switched on.
+    pub(crate) fn needs_sleep(&self, gpa: u64, write: bool) -> bool {
+        let Some(first) = self.its.first() else {
+            return false;
+        };
+        first.get().is_some()
+            && (self.its_at(gpa).is_some()
+                || write
+                    && self
+                        .at(gpa)
+                        .is_some_and(|(frame, at)| Gic::needs_sleep(frame, at)))
+    }
+
+    /// The ITS that is at `gpa`, and how far from its beginning. Any context.
+    #[inline]
+    pub(crate) fn its_at(&self, gpa: u64) -> Option<(ArcBorrow<'_, Its>, u64)> {
+        self.all_its().find_map(|its| {
+            let base = its.base();
+            let offset = gpa.wrapping_sub(base);
+            (base != Its::UNDEFINED && offset < FRAMES).then_some((its, offset))
+        })
+    }
+
+    /// All that there are.
+    pub(crate) fn all_its(&self) -> impl Iterator<Item = ArcBorrow<'_, Its>> {
+        self.its.iter().map_while(|its| its.get())
+    }
+
+    /// Makes one. From then on there are LPIs. ENOSPC: there are too many.
+    pub(crate) fn add_its(&self) -> Result<Arc<Its>> {
+        let _config = self.config.lock();
+        let place = self.its.iter().find(|its| its.get().is_none());
+        let place = place.ok_or(ENOSPC)?;
+        let mut chunks = KVVec::with_capacity(LPI_BANKS / CHUNK, GFP_KERNEL_ACCOUNT)?;
+        for _ in 0..LPI_BANKS / CHUNK {
+            let _ = chunks.push_within_capacity(KVVec::new());
+        }
+        let its = Its::new()?;
+        let mut inner = self.inner.lock_irqsave();
+        if inner.banks.0.is_empty() {
+            core::mem::swap(&mut inner.banks.0, &mut chunks);
+        }
+        inner.lpis.offered = true;
+        inner.lpis.properties = TABLE_RESET;
+        drop(inner);
+        place.set(its.clone());
+        Ok(its)
+    }
+
+    /// There are banks for this LPI from now on. EINVAL: there is no such LPI.
+    pub(crate) fn make_room(&self, lpi: u32) -> Result {
+        let n = (lpi.checked_sub(FIRST_LPI).ok_or(EINVAL)? / BANK) as usize;
+        if n >= LPI_BANKS {
+            return Err(EINVAL);
+        }
+        let is_there = |banks: &Banks| banks.bank(n).is_some();
+        if is_there(&self.inner.lock_irqsave().banks) {
+            return Ok(());
+        }
+        let mut chunk = KVVec::from_elem(Shared::new(NOBODY), CHUNK, GFP_KERNEL_ACCOUNT)?;
+        let mut inner = self.inner.lock_irqsave();
+        // Another ITS may have been faster.
+        if let Some(place) = inner.banks.0.get_nospec_mut(n / CHUNK) {
+            if place.is_empty() {
+                core::mem::swap(place, &mut chunk);
+            }
+        }
+        drop(inner);
+        Ok(())
+    }
+
+    /// The banks of LPIs that there are, looked for as they are taken.
+    pub(crate) fn made_banks(&self) -> impl Iterator<Item = usize> + '_ {
+        let made = |first: &usize| self.inner.lock_irqsave().banks.bank(*first).is_some();
+        let chunks = (0..LPI_BANKS).step_by(CHUNK).filter(made);
+        chunks.flat_map(|first| first..first.wrapping_add(CHUNK))
+    }
+
+    /// The index of the vCPU whose processor has this number.
+    pub(crate) fn vcpu_index(&self, number: u32) -> Option<u32> {
+        self.vcpus.with_id(number).map(|v| v.index)
+    }
+
+    /// An event of an ITS. Any context. False: it leads nowhere. EBUSY: the ITS is off, or the vCPU takes no LPIs.
+    pub(crate) fn translate(&self, its: &Its, device: u32, event: u32) -> Result<bool> {
+        if !its.is_enabled() {
+            return Err(EBUSY);
+        }
+        let found = Event::key(device, event).and_then(|key| its.event(key));
+        let Some(found) = found else {
+            return Ok(false);
+        };
+        match self.with(|g| g.message(found.lpi)) {
+            Sent::Pending => Ok(true),
+            Sent::Nowhere => Ok(false),
+            Sent::Off => Err(EBUSY),
+        }
+    }
+
+    /// A device writes a message. Any context. False: it leads nowhere. EINVAL: no ITS is there; EBUSY: as above.
+    pub(crate) fn signal(&self, m: &Message) -> Result<bool> {
+        let (its, _) = self.its_at(m.address).ok_or(EINVAL)?;
+        self.translate(&its, m.device, m.event)
+    }
+
     /// Runs `f` under the lock, and tells those who have to know. Any context.
     #[inline]
     pub(crate) fn with<R>(&self, f: impl FnOnce(&mut Gic<'_>) -> R) -> R {
@@ -281,6 +436,8 @@ impl Vgic {
             enabled: &mut i.enabled,
             cpus: &mut i.cpus,
             shared: &mut i.shared,
+            lpis: &mut i.lpis,
+            lpi_banks: &mut i.banks,
             look: &mut i.look,
             ended: &mut i.ended,
         };
@@ -308,8 +465,8 @@ impl Vgic {
     }
 
     /// A guest's or user space's write.
-    pub(crate) fn write(&self, frame: Frame, at: u64, len: usize, value: u64, by: By) {
-        self.with(|g| g.write(frame, at, len, value, by));
+    pub(crate) fn write(&self, frame: Frame, at: u64, len: usize, value: u64, by: By) -> Then {
+        self.with(|g| g.write(frame, at, len, value, by))
     }
 
     /// Fills the list registers of vCPU `cpu`.
@@ -375,8 +532,9 @@ impl Vgic {
         })
     }
 
-    /// KVM_SET_GSI_ROUTING: where GSIs lead. Before the controller is initialised it is forgotten, as in KVM.
-    pub(crate) fn set_routes(&self, routes: KVVec<u16>) -> Result {
+    /// KVM_SET_GSI_ROUTING: where GSIs lead; those of messages are in order. Before the controller is initialised it is
+    /// forgotten, as in KVM.
+    pub(crate) fn set_routes(&self, routes: KVVec<u16>, messages: KVVec<Message>) -> Result {
         let config = self.config.lock();
         if !config.is_initialized {
             return Ok(());
@@ -384,6 +542,7 @@ impl Vgic {
         let resamplers = self.copy_resamplers(|_| true, 0)?;
         self.rewire(Wires {
             routes: Some(routes),
+            messages,
             resamplers,
         })
     }
@@ -398,14 +557,13 @@ impl Vgic {
     }
 
     /// The table as it is, once more.
-    fn copy_routes(&self) -> Result<Option<KVVec<u16>>> {
+    fn copy_routes(&self) -> Result<(Option<KVVec<u16>>, KVVec<Message>)> {
         let wires = self.wires.read();
-        let Some(table) = &wires.routes else {
-            return Ok(None);
+        let routes = match &wires.routes {
+            Some(table) => Some(copy(table)?),
+            None => None,
         };
-        let mut copy = KVVec::with_capacity(table.len(), GFP_KERNEL_ACCOUNT)?;
-        copy.extend_from_slice(table, GFP_KERNEL_ACCOUNT)?;
-        Ok(Some(copy))
+        Ok((routes, copy(&wires.messages)?))
     }
 
     /// New wires, under `config`.
@@ -456,10 +614,26 @@ impl Vgic {
     }
 }
 
+fn copy<T: Copy>(list: &[T]) -> Result<KVVec<T>> {
+    let mut copy = KVVec::with_capacity(list.len(), GFP_KERNEL_ACCOUNT)?;
+    copy.extend_from_slice(list, GFP_KERNEL_ACCOUNT)?;
+    Ok(copy)
+}
+
 impl IrqLines for Vgic {
     fn set_irq(&self, gsi: u32, source: Source, level: bool) -> i32 {
-        let pin = self.wires.read().pin(gsi);
-        pin.map_or(-1, |pin| self.set_pin(pin, source, level))
+        let wires = self.wires.read();
+        if let Some(pin) = wires.pin(gsi) {
+            drop(wires);
+            return self.set_pin(pin, source, level);
+        }
+        let message = wires.message(gsi).filter(|_| level);
+        drop(wires);
+        match message.map(|m| self.signal(&m)) {
+            Some(Ok(true)) => 1,
+            Some(Ok(false)) => 0,
+            _ => -1,
+        }
     }
 
     fn pulse(&self, gsi: u32, source: Source) {
@@ -474,8 +648,10 @@ impl IrqLines for Vgic {
         }
         let mut resamplers = self.copy_resamplers(|_| true, 1)?;
         resamplers.push(new, GFP_KERNEL_ACCOUNT)?;
+        let (routes, messages) = self.copy_routes()?;
         self.rewire(Wires {
-            routes: self.copy_routes()?,
+            routes,
+            messages,
             resamplers,
         })
     }
@@ -486,8 +662,10 @@ impl IrqLines for Vgic {
         let is = |r: &Resampler<Self>| r.gsi == old.gsi && Arc::ptr_eq(&r.listener, &old.listener);
         let resamplers = self.copy_resamplers(|r| !is(r), 0)?;
         let last = !resamplers.iter().any(|r| r.gsi == old.gsi);
+        let (routes, messages) = self.copy_routes()?;
         self.rewire(Wires {
-            routes: self.copy_routes()?,
+            routes,
+            messages,
             resamplers,
         })?;
         if last {

@@ -3,7 +3,7 @@
 //! 12.4.9 and 6.3).
 #![forbid(unsafe_code)]
 
-use crate::arm64::vgic::state::{bits, Gic, Place, BANK, NOBODY};
+use crate::arm64::vgic::state::{bits, Bank, Gic, Place, Shared, BANK, FIRST_LPI, NOBODY};
 use crate::nospec::Nospec;
 
 /// More than any processor has.
@@ -101,6 +101,20 @@ impl Best {
     }
 }
 
+/// Offers interrupts of a bank whose numbers begin at `first`: those that are active, and those that wait.
+#[inline(always)]
+fn offer(bank: &Bank, first: u32, (a, w): (u32, u32), (active, waiting): (&mut Best, &mut Best)) {
+    for bit in bits(a | w) {
+        let priority = bank.priority.get_nospec(bit as usize).copied();
+        let to = if a >> bit & 1 != 0 {
+            &mut *active
+        } else {
+            &mut *waiting
+        };
+        to.insert(priority.unwrap_or(0xff), first.wrapping_add(bit));
+    }
+}
+
 impl Gic<'_> {
     /// Fills the list registers of vCPU `cpu`, of which there are `count`, for an entry. None is in use.
     pub fn fill(&mut self, cpu: usize, count: usize, lists: &mut Lists, traps_dir: bool) {
@@ -137,39 +151,40 @@ impl Gic<'_> {
     }
 
     fn candidates(&self, cpu: usize, active: &mut Best, waiting: &mut Best) {
-        let mut offer = |bank: &crate::arm64::vgic::state::Bank, first: u32, a: u32, w: u32| {
-            for bit in bits(a | w) {
-                let priority = bank
-                    .priority
-                    .get_nospec(bit as usize)
-                    .copied()
-                    .unwrap_or(0xff);
-                if a >> bit & 1 != 0 {
-                    active.insert(priority, first.wrapping_add(bit));
-                } else {
-                    waiting.insert(priority, first.wrapping_add(bit));
-                }
-            }
-        };
         if let Some(c) = self.cpus.get_nospec(cpu) {
             let b = &c.bank;
             let ready = if *self.enabled { b.ready() } else { 0 };
-            offer(b, 0, b.active, ready);
+            offer(b, 0, (b.active, ready), (active, waiting));
         }
-        for (index, s) in (0u32..).zip(self.shared.iter()) {
-            let b = &s.bank;
-            let ready = if *self.enabled {
-                b.ready() & !b.resident
-            } else {
-                0
-            };
-            if ready | b.active == 0 {
-                continue;
-            }
-            let mine = Self::targeted(s, cpu, ready | b.active);
-            let first = BANK.wrapping_add(index.wrapping_mul(BANK));
-            offer(b, first, b.active & !b.resident & mine, ready & mine);
+        for (index, s) in self.shared.iter().enumerate() {
+            self.offer_shared(index, s, cpu, (active, waiting));
         }
+        if self.lpis.busy_words != 0 {
+            self.offer_lpis(cpu, active, waiting);
+        }
+    }
+
+    #[inline(never)]
+    fn offer_lpis(&self, cpu: usize, active: &mut Best, waiting: &mut Best) {
+        for (index, s) in self.busy_banks() {
+            self.offer_shared(index, s, cpu, (active, waiting));
+        }
+    }
+
+    #[inline(always)]
+    fn offer_shared(&self, index: usize, s: &Shared, cpu: usize, to: (&mut Best, &mut Best)) {
+        let b = &s.bank;
+        let ready = if *self.enabled {
+            b.ready() & !b.resident
+        } else {
+            0
+        };
+        if ready | b.active == 0 {
+            return;
+        }
+        let mine = Self::targeted(s, cpu, ready | b.active);
+        let first = BANK.wrapping_add((index as u32).wrapping_mul(BANK));
+        offer(b, first, (b.active & !b.resident & mine, ready & mine), to);
     }
 
     /// Takes an interrupt into a list register, and says what it holds.
@@ -182,7 +197,7 @@ impl Gic<'_> {
                 (c.mapped >> intid & 1 != 0, c.host_intid)
             }
             Place::Shared(index, bit) => {
-                let s = self.shared.get_nospec_mut(index)?;
+                let s = self.shared_at_mut(index)?;
                 *s.holder.get_nospec_mut(bit as usize)? = cpu as u16;
                 (false, 0)
             }
@@ -215,6 +230,9 @@ impl Gic<'_> {
         b.resident |= bit;
         b.pending_written &= !bit;
         b.active_written &= !bit;
+        if let Place::Shared(index, _) = place {
+            self.note_busy(index);
+        }
         Some(r)
     }
 
@@ -239,7 +257,8 @@ impl Gic<'_> {
         let b = self.bank(place)?;
         let pending = r & PENDING != 0;
         if b.active_written & bit == 0 {
-            if r & ACTIVE != 0 {
+            // An LPI is never active. A processor may say so of it, and does not want it back at the end.
+            if r & ACTIVE != 0 && intid < FIRST_LPI {
                 b.active |= bit;
             } else {
                 b.active &= !bit;
@@ -260,10 +279,13 @@ impl Gic<'_> {
         b.active_written &= !bit;
         let active = b.active & bit != 0;
         if let Place::Shared(index, n) = place {
-            let s = self.shared.get_nospec_mut(index)?;
+            self.note_busy(index);
+            let s = self.shared_at_mut(index)?;
             if r & (STATE | TELL_END) == TELL_END {
-                *self.ended |= s.end(bit);
+                let told = s.end(bit);
+                *self.ended |= told;
             }
+            let s = self.shared_at_mut(index)?;
             if !active {
                 *s.holder.get_nospec_mut(n as usize)? = NOBODY;
                 let target = s.target.get_nospec(n as usize).copied().unwrap_or(NOBODY);
@@ -291,14 +313,16 @@ impl Gic<'_> {
         };
         let bit = 1 << (intid % BANK);
         if let Place::Shared(index, n) = place {
-            if let Some(s) = self.shared.get_nospec_mut(index) {
+            let mut told = false;
+            if let Some(s) = self.shared_at_mut(index) {
                 if s.bank.active & bit != 0 && s.bank.resident & bit == 0 {
-                    *self.ended |= s.end(bit);
+                    told = s.end(bit);
                     if let Some(holder) = s.holder.get_nospec_mut(n as usize) {
                         *holder = NOBODY;
                     }
                 }
             }
+            *self.ended |= told;
         }
         if let Some(b) = self.bank(place) {
             b.active &= !bit;

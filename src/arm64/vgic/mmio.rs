@@ -8,6 +8,7 @@
 use crate::arm64::vgic::state::{
     bits, Gic, Place, Shared, AFFINITY, BANK, MAX_INTIDS, NOBODY, SGIS,
 };
+use crate::arm64::vgic::table;
 use crate::nospec::Nospec;
 
 /// Bytes of the distributor, and of each of a redistributor's two frames.
@@ -45,10 +46,23 @@ const CTLR_ENABLE: u32 = 1 << 1;
 const CTLR_FIXED: u32 = 1 << 4 | 1 << 6;
 /// GICD_TYPER.IDbits: numbers have ten bits.
 const TYPER_IDBITS: u32 = 9 << 19;
+/// The same where there are LPIs, whose numbers have 16 bits; GICD_TYPER.LPIS.
+const TYPER_LPIS: u32 = 15 << 19 | 1 << 17;
+/// GICR_CTLR.EnableLPIs.
+const REDIST_ENABLE_LPIS: u64 = 1 << 0;
 /// GICR_CTLR: IR, CES.
 const REDIST_CTLR: u32 = 1 << 2 | 1 << 1;
-/// GICR_TYPER.Last.
+/// GICR_TYPER.Last, GICR_TYPER.PLPIS.
 const REDIST_LAST: u64 = 1 << 4;
+const REDIST_LPIS: u64 = 1 << 0;
+/// GICR_PENDBASER.PTZ: the table is empty.
+pub const PENDING_ZERO: u64 = 1 << 62;
+
+// Of a redistributor's first frame.
+const PROPBASER: u64 = 0x70;
+const PENDBASER: u64 = 0x78;
+const INVLPIR: u64 = 0xa0;
+const INVALLR: u64 = 0xb0;
 
 const IGROUPR: u64 = 0x80;
 const IPRIORITYR: u64 = 0x400;
@@ -56,6 +70,21 @@ const ICFGR: u64 = 0xc00;
 const IROUTER: u64 = 0x6000;
 const IROUTER_END: u64 = 0x8000;
 const PIDR2_AT: u64 = 0xffe8;
+
+/// What has to be done in guest memory after a write.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Then {
+    /// Nothing.
+    Nothing,
+    /// This vCPU's LPIs have been switched on: which are pending is in a table.
+    LpisOn(usize),
+    /// They have been switched off: none is pending any more.
+    LpisOff(usize),
+    /// The configuration of this LPI may be another one.
+    Look(u32),
+    /// That of all LPIs of this vCPU may.
+    LookAll(usize),
+}
 
 /// What a register of 32 bits, one for each interrupt of a bank, is about.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -80,16 +109,18 @@ impl Gic<'_> {
             }
             (Frame::Distributor, IROUTER..IROUTER_END, 8) => self.read32(frame, at, by).into(),
             (Frame::Control(cpu), 8, 8) => self.redist_typer(cpu),
+            (Frame::Control(cpu), PROPBASER | PENDBASER, 8) => self.table(cpu, at),
             _ => 0,
         }
     }
 
     /// Writes the lowest `len` bytes of `value` at `at` of `frame`.
-    pub fn write(&mut self, frame: Frame, at: u64, len: usize, value: u64, by: By) {
+    pub fn write(&mut self, frame: Frame, at: u64, len: usize, value: u64, by: By) -> Then {
         if at % len.max(1) as u64 != 0 {
-            return;
+            return Then::Nothing;
         }
         match (frame, at, len) {
+            (Frame::Control(cpu), _, 4 | 8) => return self.write_control(cpu, at, len, value),
             (_, _, 4) => self.write32(frame, at, value as u32, by),
             (Frame::Distributor | Frame::Private(_), IPRIORITYR..0x800, 1) => {
                 let shift = 8 * (at & 3);
@@ -101,6 +132,51 @@ impl Gic<'_> {
             }
             _ => {}
         }
+        Then::Nothing
+    }
+
+    /// Whether a write there may want what only one who sleeps can do.
+    pub fn needs_sleep(frame: Frame, at: u64) -> bool {
+        matches!(frame, Frame::Control(_)) && matches!(at, 0 | INVLPIR | INVALLR)
+    }
+
+    /// GICR_PROPBASER or GICR_PENDBASER.
+    fn table(&self, cpu: usize, at: u64) -> u64 {
+        if at & !7 == PROPBASER {
+            return self.lpis.properties;
+        }
+        let c = self.cpus.get_nospec(cpu);
+        c.map_or(0, |c| c.pending_table & !PENDING_ZERO)
+    }
+
+    /// A write to the first frame of a redistributor. What is about LPIs counts while they are on, but where their
+    /// tables are cannot be changed then.
+    fn write_control(&mut self, cpu: usize, at: u64, len: usize, value: u64) -> Then {
+        let Some(c) = self.cpus.get_nospec_mut(cpu) else {
+            return Then::Nothing;
+        };
+        match (at, len) {
+            (0, 4) if self.lpis.offered => {
+                let on = value & REDIST_ENABLE_LPIS != 0;
+                match (core::mem::replace(&mut c.takes_lpis, on), on) {
+                    (false, true) => return Then::LpisOn(cpu),
+                    (true, false) => return Then::LpisOff(cpu),
+                    _ => {}
+                }
+            }
+            (0x70 | 0x74, _) if !c.takes_lpis => {
+                let new = table::updated(self.lpis.properties, at, len, value);
+                self.lpis.properties = table::properties(new);
+            }
+            (0x78 | 0x7c, _) if !c.takes_lpis => {
+                let new = table::updated(c.pending_table, at, len, value);
+                c.pending_table = table::pending(new);
+            }
+            (INVLPIR, _) if c.takes_lpis => return Then::Look(value as u32),
+            (INVALLR, _) if c.takes_lpis => return Then::LookAll(cpu),
+            _ => {}
+        }
+        Then::Nothing
     }
 
     /// Whether user space finds a register there.
@@ -182,8 +258,9 @@ impl Gic<'_> {
     fn redist_typer(&self, cpu: usize) -> u64 {
         self.cpus.get_nospec(cpu).map_or(0, |c| {
             u64::from(c.affinity) << 32
-                | (cpu as u64 & 0xffff) << 8
+                | (u64::from(c.number) & 0xffff) << 8
                 | if c.last { REDIST_LAST } else { 0 }
+                | if self.lpis.offered { REDIST_LPIS } else { 0 }
         })
     }
 
@@ -192,17 +269,29 @@ impl Gic<'_> {
             (_, PIDR2_AT) => return PIDR2,
             (Frame::Control(cpu), _) => {
                 return match at {
-                    0 => REDIST_CTLR,
+                    0 => {
+                        let c = self.cpus.get_nospec(cpu);
+                        REDIST_CTLR | u32::from(c.is_some_and(|c| c.takes_lpis))
+                    }
                     4 => IIDR,
                     8 => self.redist_typer(cpu) as u32,
                     0xc => (self.redist_typer(cpu) >> 32) as u32,
+                    PROPBASER | PENDBASER => self.table(cpu, at) as u32,
+                    0x74 | 0x7c => (self.table(cpu, at) >> 32) as u32,
                     _ => 0,
                 }
             }
             (Frame::Distributor, 0) => {
                 return CTLR_FIXED | if *self.enabled { CTLR_ENABLE } else { 0 }
             }
-            (Frame::Distributor, 4) => return TYPER_IDBITS | self.intids() / BANK - 1,
+            (Frame::Distributor, 4) => {
+                let lpis = if self.lpis.offered {
+                    TYPER_LPIS
+                } else {
+                    TYPER_IDBITS
+                };
+                return lpis | self.intids() / BANK - 1;
+            }
             (Frame::Distributor, 8) => return IIDR,
             (Frame::Distributor, 0x10) => return u32::MAX,
             _ => {}
@@ -261,7 +350,7 @@ impl Gic<'_> {
         let intid = u32::try_from((at - IROUTER) / 8).ok()?;
         match self.place(0, intid)? {
             Place::Shared(index, bit) if frame == Frame::Distributor => {
-                Some((self.shared.get_nospec_mut(index)?, bit as usize))
+                Some((self.shared_at_mut(index)?, bit as usize))
             }
             _ => None,
         }
@@ -271,9 +360,6 @@ impl Gic<'_> {
         if let (Frame::Distributor, 0) = (frame, at) {
             *self.enabled = value & CTLR_ENABLE != 0;
             self.notice_all();
-            return;
-        }
-        if let Frame::Control(_) = frame {
             return;
         }
         if let Some((word, offset)) = Self::word(at) {
@@ -361,8 +447,7 @@ impl Gic<'_> {
                 b.active_written |= value & b.resident;
             }
         }
-        if let (Word::Active(set), Some(s)) = (word, of.and_then(|i| self.shared.get_nospec_mut(i)))
-        {
+        if let (Word::Active(set), Some(s)) = (word, of.and_then(|i| self.shared_at_mut(i))) {
             for bit in bits(value & !s.bank.resident) {
                 let n = bit as usize;
                 if let (Some(h), Some(t)) = (s.holder.get_mut(n), s.target.get(n)) {
@@ -409,6 +494,42 @@ mod tests {
         assert_eq!(g.read(D, 0, 4, G), 0x50);
         g.write(D, 0, 4, 0x12, G);
         assert_eq!(g.read(D, 0, 4, G), 0x52);
+    }
+
+    #[test]
+    fn lpis() {
+        let mut m = Machine::new(2);
+        const C: Frame = Frame::Control(1);
+        // There are none.
+        assert_eq!(m.gic().write(C, 0, 4, 1, G), Then::Nothing);
+        assert_eq!(m.gic().read(C, 0, 4, G), 6);
+        m.lpis.offered = true;
+        let mut g = m.gic();
+        assert_eq!(g.read(D, 4, 4, G), 15 << 19 | 1 << 17 | 2);
+        assert_eq!(g.read(C, 8, 8, G) & 1, 1);
+        g.write(C, PROPBASER, 8, 0x4123_000f, G);
+        g.write(C, PENDBASER + 4, 4, 1 << 30 | 1, G);
+        g.write(C, PENDBASER, 4, 0x4500_0000, G);
+        assert_eq!(g.read(Frame::Control(0), PROPBASER, 8, G), 0x4123_018f);
+        assert_eq!(g.read(C, PENDBASER, 8, G), 0x1_4500_0180);
+        assert_eq!(g.cpus[1].pending_table, 1 << 62 | 0x1_4500_0180);
+        // Nothing before they are on; while they are, nobody else's table.
+        assert_eq!(g.write(C, INVALLR, 8, 0, G), Then::Nothing);
+        assert_eq!(g.write(C, 0, 4, 1, G), Then::LpisOn(1));
+        assert_eq!(g.write(C, 0, 4, 1, G), Then::Nothing);
+        assert_eq!(g.read(C, 0, 4, G), 7);
+        g.write(C, PROPBASER, 8, 0, G);
+        g.write(C, PENDBASER, 8, 0, G);
+        assert_eq!(g.read(C, PROPBASER, 4, G), 0x4123_018f);
+        assert_eq!(g.read(C, PENDBASER + 4, 4, G), 1);
+        assert_eq!(g.write(C, INVLPIR, 8, 8200, G), Then::Look(8200));
+        assert_eq!(g.write(C, INVLPIR + 4, 4, 8200, G), Then::Nothing);
+        assert_eq!(g.write(C, INVALLR, 4, 0, G), Then::LookAll(1));
+        assert_eq!(g.write(C, 0, 4, 0, G), Then::LpisOff(1));
+        for at in [0, INVLPIR, INVALLR] {
+            assert!(Gic::needs_sleep(C, at));
+        }
+        assert!(!Gic::needs_sleep(D, 0) && !Gic::needs_sleep(C, PROPBASER));
     }
 
     #[test]

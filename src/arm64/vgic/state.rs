@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: GPL-2.0
 //! The state of a GICv3's interrupts, and which of them is a vCPU's next (Arm IHI 0069, chapters 4 and 12).
 //!
-//! Interrupts stand in banks of 32, a bit for each: SGIs and PPIs in one bank of each vCPU, SPIs in shared banks. The
-//! two security states are one (GICD_CTLR.DS), affinity routing is always on, there are neither LPIs nor an ITS.
+//! Interrupts stand in banks of 32, a bit for each: SGIs and PPIs in one bank of each vCPU, SPIs in shared banks, and
+//! LPIs in others like them, which are made when the first one of them is mapped. The two security states are one
+//! (GICD_CTLR.DS), affinity routing is always on.
 //!
 //! While a vCPU runs, the processor has the state of those that are in its list registers (`lists`): they are
 //! *resident*. What others change of such an interrupt meanwhile is noted and holds when the vCPU's are read back.
@@ -18,6 +19,17 @@ pub const SGIS: u32 = 16;
 pub const MAX_INTIDS: u32 = 1024;
 /// vCPUs that can be addressed.
 pub const MAX_CPUS: usize = 512;
+/// The number of the first LPI.
+pub const FIRST_LPI: u32 = 8192;
+/// More than the largest number of an LPI.
+pub const MAX_LPIS: u32 = 1 << 16;
+/// Banks of LPIs.
+pub const LPI_BANKS: usize = ((MAX_LPIS - FIRST_LPI) / BANK) as usize;
+/// The first bank of LPIs, among the shared ones.
+const FIRST_LPI_BANK: usize = (FIRST_LPI / BANK - 1) as usize;
+/// GICR_PROPBASER and GICR_PENDBASER after reset: write-back, inner shareable.
+pub const TABLE_RESET: u64 = 3 << 7 | 1 << 10;
+
 /// No vCPU.
 pub const NOBODY: u16 = u16::MAX;
 
@@ -86,6 +98,12 @@ pub struct Cpu {
     pub bank: Bank,
     /// Affinity, as routing registers have it.
     pub affinity: u32,
+    /// Number of the processor, as ITSs have it.
+    pub number: u32,
+    /// GICR_CTLR.EnableLPIs.
+    pub takes_lpis: bool,
+    /// GICR_PENDBASER.
+    pub pending_table: u64,
     /// Its redistributor is the last one of a contiguous row.
     pub last: bool,
     /// PPIs whose ends the processor passes on to an interrupt of the host's, and the number of that.
@@ -96,10 +114,13 @@ pub struct Cpu {
 
 impl Cpu {
     /// After reset: SGIs are edge-triggered and enabled.
-    pub const fn new(affinity: u32) -> Self {
+    pub const fn new(affinity: u32, number: u32) -> Self {
         Self {
             bank: Bank::new(0xffff, 0xffff),
             affinity,
+            number,
+            takes_lpis: false,
+            pending_table: TABLE_RESET,
             last: false,
             mapped: 0,
             host_intid: 0,
@@ -107,7 +128,7 @@ impl Cpu {
     }
 }
 
-/// 32 SPIs, which any vCPU can get.
+/// 32 SPIs or LPIs, which any vCPU can get.
 #[derive(Clone, Debug)]
 pub struct Shared {
     /// Their state.
@@ -122,6 +143,8 @@ pub struct Shared {
     pub watched: u32,
     /// See above.
     pub ended: u32,
+    /// LPIs that an event leads to.
+    pub mapped: u32,
 }
 
 impl Shared {
@@ -134,6 +157,7 @@ impl Shared {
             holder: [NOBODY; BANK as usize],
             watched: 0,
             ended: 0,
+            mapped: 0,
         }
     }
 
@@ -142,6 +166,13 @@ impl Shared {
         let ended = which & self.watched & !self.bank.edge;
         self.ended |= ended;
         ended != 0
+    }
+
+    /// Whether vCPU `cpu`, whose priority mask is `mask`, has one here that would wake it.
+    #[inline(always)]
+    fn wakes(&self, cpu: usize, mask: u8) -> bool {
+        let ready = self.bank.ready();
+        ready != 0 && urgent(&self.bank, Gic::targeted(self, cpu, ready), mask)
     }
 
     /// Whose SPI `n` is: of the vCPU that holds it, else of the one that it is for. [`NOBODY`].
@@ -153,6 +184,15 @@ impl Shared {
             holder => holder,
         }
     }
+}
+
+/// Whether one of `which` has a priority above `mask`.
+#[inline(always)]
+fn urgent(bank: &Bank, which: u32, mask: u8) -> bool {
+    bits(which).any(|bit| {
+        let priority = bank.priority.get_nospec(bit as usize);
+        priority.is_some_and(|p| *p < mask)
+    })
 }
 
 /// vCPUs, as bits of their indices.
@@ -198,6 +238,59 @@ pub enum Place {
     Shared(usize, u32),
 }
 
+/// Banks of LPIs, by number from 0.
+pub trait LpiBanks {
+    /// A bank, if there is one.
+    fn bank(&self, n: usize) -> Option<&Shared>;
+    /// The same, to be changed.
+    fn bank_mut(&mut self, n: usize) -> Option<&mut Shared>;
+}
+
+/// What is to be known of all LPIs.
+#[derive(Clone, Debug)]
+pub struct Lpis {
+    /// There is an ITS.
+    pub offered: bool,
+    /// GICR_PROPBASER, one for all vCPUs.
+    pub properties: u64,
+    /// Banks in which something is pending.
+    pub busy: [u64; LPI_BANKS / 64],
+    /// Words of that which are not zero.
+    pub busy_words: u32,
+}
+
+impl Lpis {
+    /// After reset.
+    pub const RESET: Self = Self {
+        offered: false,
+        properties: TABLE_RESET,
+        busy: [0; LPI_BANKS / 64],
+        busy_words: 0,
+    };
+
+    /// The shared banks in which something is pending.
+    #[inline]
+    fn busy_banks(&self) -> impl Iterator<Item = usize> + '_ {
+        bits(self.busy_words).flat_map(|n| {
+            let word = self.busy.get_nospec(n as usize).copied().unwrap_or(0);
+            bits64(word).map(move |bit| FIRST_LPI_BANK + (n * 64 + bit) as usize)
+        })
+    }
+
+    /// Something is pending in the bank, or not.
+    fn set_busy(&mut self, n: usize, busy: bool) {
+        if let Some(word) = self.busy.get_nospec_mut(n / 64) {
+            let bit = 1 << (n % 64);
+            *word = if busy { *word | bit } else { *word & !bit };
+            let words = 1 << (n / 64);
+            self.busy_words = match *word {
+                0 => self.busy_words & !words,
+                _ => self.busy_words | words,
+            };
+        }
+    }
+}
+
 /// The interrupts of a VM.
 pub struct Gic<'a> {
     /// GICD_CTLR.EnableGrp1.
@@ -206,13 +299,24 @@ pub struct Gic<'a> {
     pub cpus: &'a mut [Cpu],
     /// SPIs 32 to 63, 64 to 95, and so on.
     pub shared: &'a mut [Shared],
+    /// LPIs.
+    pub lpis: &'a mut Lpis,
+    /// Their banks.
+    pub lpi_banks: &'a mut dyn LpiBanks,
     /// vCPUs that have to look, because there is something for them.
     pub look: &'a mut CpuMask,
     /// Some of [`Shared::ended`] are set.
     pub ended: &'a mut bool,
 }
 
-impl Gic<'_> {
+impl<'g> Gic<'g> {
+    /// Shared banks of LPIs in which something is pending.
+    #[inline]
+    pub fn busy_banks<'s>(&'s self) -> impl Iterator<Item = (usize, &'s Shared)> + use<'s, 'g> {
+        let lpis = self.lpis.busy_banks();
+        lpis.filter_map(|index| Some((index, self.shared_at(index)?)))
+    }
+
     /// How many numbers of interrupts there are.
     pub fn intids(&self) -> u32 {
         BANK.wrapping_add(BANK.wrapping_mul(self.shared.len() as u32))
@@ -226,7 +330,35 @@ impl Gic<'_> {
             return (cpu < self.cpus.len()).then_some(Place::Private(cpu, bit));
         }
         let index = (intid / BANK - 1) as usize;
-        (index < self.shared.len()).then_some(Place::Shared(index, bit))
+        self.shared_at(index).map(|_| Place::Shared(index, bit))
+    }
+
+    /// A shared bank: of SPIs, or of LPIs.
+    #[inline]
+    pub fn shared_at(&self, index: usize) -> Option<&Shared> {
+        match index.checked_sub(FIRST_LPI_BANK) {
+            None => self.shared.get_nospec(index),
+            Some(n) => self.lpi_banks.bank(n),
+        }
+    }
+
+    /// The same, to be changed.
+    #[inline]
+    pub fn shared_at_mut(&mut self, index: usize) -> Option<&mut Shared> {
+        match index.checked_sub(FIRST_LPI_BANK) {
+            None => self.shared.get_nospec_mut(index),
+            Some(n) => self.lpi_banks.bank_mut(n),
+        }
+    }
+
+    /// Of LPIs it is known which banks have one that is pending: this one has been changed.
+    #[inline]
+    pub fn note_busy(&mut self, index: usize) {
+        let Some(n) = index.checked_sub(FIRST_LPI_BANK) else {
+            return;
+        };
+        let busy = self.lpi_banks.bank(n).is_some_and(|s| s.bank.latch != 0);
+        self.lpis.set_busy(n, busy);
     }
 
     /// The bank of an interrupt.
@@ -234,7 +366,7 @@ impl Gic<'_> {
     pub fn bank(&mut self, place: Place) -> Option<&mut Bank> {
         match place {
             Place::Private(cpu, _) => self.cpus.get_nospec_mut(cpu).map(|c| &mut c.bank),
-            Place::Shared(index, _) => self.shared.get_nospec_mut(index).map(|s| &mut s.bank),
+            Place::Shared(index, _) => self.shared_at_mut(index).map(|s| &mut s.bank),
         }
     }
 
@@ -289,7 +421,12 @@ impl Gic<'_> {
             Place::Private(cpu, _) if which != 0 => self.look.insert(cpu),
             Place::Private(..) => {}
             Place::Shared(index, _) => {
-                let Some(s) = self.shared.get_nospec(index) else {
+                // As `shared_at`, which would borrow all.
+                let s = match index.checked_sub(FIRST_LPI_BANK) {
+                    None => self.shared.get_nospec(index),
+                    Some(n) => self.lpi_banks.bank(n),
+                };
+                let Some(s) = s else {
                     return;
                 };
                 for owner in bits(which).map(|bit| s.owner(bit)) {
@@ -321,22 +458,17 @@ impl Gic<'_> {
         if !*self.enabled {
             return false;
         }
-        let urgent = |b: &Bank, ready: u32| {
-            bits(ready).any(|bit| {
-                b.priority
-                    .get_nospec(bit as usize)
-                    .is_some_and(|p| *p < mask)
-            })
-        };
         let own = self.cpus.get_nospec(cpu).is_some_and(|c| {
             let b = &c.bank;
-            urgent(b, b.ready())
+            urgent(b, b.ready(), mask)
         });
-        own || self.shared.iter().any(|s| {
-            let b = &s.bank;
-            let ready = b.ready();
-            ready != 0 && urgent(b, Self::targeted(s, cpu, ready))
-        })
+        own || self.shared.iter().any(|s| s.wakes(cpu, mask))
+            || self.lpis.busy_words != 0 && self.lpis_wake(cpu, mask)
+    }
+
+    #[inline(never)]
+    fn lpis_wake(&self, cpu: usize, mask: u8) -> bool {
+        self.busy_banks().any(|(_, s)| s.wakes(cpu, mask))
     }
 
     /// A write of `value` to ICC_SGI1R_EL1 (IHI 0069 12.2.16), or with `group1` clear to ICC_SGI0R_EL1, by vCPU `cpu`.
@@ -382,11 +514,26 @@ pub(crate) mod tests {
     use std::vec;
     use std::vec::Vec;
 
+    /// Some banks of LPIs.
+    pub struct Banks(pub Vec<Shared>);
+
+    impl LpiBanks for Banks {
+        fn bank(&self, n: usize) -> Option<&Shared> {
+            self.0.get(n)
+        }
+
+        fn bank_mut(&mut self, n: usize) -> Option<&mut Shared> {
+            self.0.get_mut(n)
+        }
+    }
+
     /// A GIC that owns what [`Gic`] borrows.
     pub struct Machine {
         pub enabled: bool,
         pub cpus: Vec<Cpu>,
         pub shared: Vec<Shared>,
+        pub lpis: Lpis,
+        pub banks: Banks,
         pub look: CpuMask,
         pub ended: bool,
     }
@@ -398,8 +545,10 @@ pub(crate) mod tests {
             shared.bank.edge = 0;
             Self {
                 enabled: true,
-                cpus: (0..cpus).map(|n| Cpu::new(affinity(n))).collect(),
+                cpus: (0..cpus).map(|n| Cpu::new(affinity(n), n)).collect(),
                 shared: vec![shared; 2],
+                lpis: Lpis::RESET,
+                banks: Banks(vec![Shared::new(NOBODY); 2]),
                 look: CpuMask::default(),
                 ended: false,
             }
@@ -410,6 +559,8 @@ pub(crate) mod tests {
                 enabled: &mut self.enabled,
                 cpus: &mut self.cpus,
                 shared: &mut self.shared,
+                lpis: &mut self.lpis,
+                lpi_banks: &mut self.banks,
                 look: &mut self.look,
                 ended: &mut self.ended,
             }

@@ -48,6 +48,7 @@ extensions! {
     k::KVM_CAP_ARM_VM_IPA_SIZE: ADDRESS_BITS;
     k::KVM_CAP_IRQ_ROUTING: MAX_GSIS;
     k::KVM_CAP_ARM_IRQ_LINE_LAYOUT_2: 1;
+    k::KVM_CAP_MSI_DEVID: vm.and_then(Vm::vgic).is_some_and(|v| v.all_its().next().is_some());
     k::KVM_CAP_ARM_SUPPORTED_REG_MASK_RANGES: 1 << k::KVM_ARM_FEATURE_ID_RANGE;
     k::KVM_CAP_ARM_INJECT_SERROR_ESR: has_ras();
     k::KVM_CAP_ARM_SYSTEM_SUSPEND: 1,

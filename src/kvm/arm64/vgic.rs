@@ -1,10 +1,9 @@
 // SPDX-License-Identifier: GPL-2.0
-//! KVM_CREATE_DEVICE with KVM_DEV_TYPE_ARM_VGIC_V3, and its attributes (kernel document
-//! virt/kvm/devices/arm-vgic-v3.rst).
+//! KVM_DEV_TYPE_ARM_VGIC_V3 and its attributes (kernel document virt/kvm/devices/arm-vgic-v3.rst).
 
 use crate::abi::uapi::{self, k};
 use crate::arch::{
-    gic_kind, By, Frame, Gic, Interface, Region, Setup, State, SysReg, Vcpu, Vgic, Vm,
+    gic_kind, By, Frame, Gic, InMemory, Interface, Region, Setup, State, SysReg, Vcpu, Vgic, Vm,
     ADDRESS_BITS, AFFINITY, BANK, FRAME, MAX_INTIDS, REDISTRIBUTOR,
 };
 use crate::bus::set::hold;
@@ -25,17 +24,8 @@ struct VgicDevice {
     vgic: Arc<Vgic>,
 }
 
-/// KVM_CREATE_DEVICE (api.rst 4.79) on a VM. ENODEV: another kind of device; EEXIST: there is one; EBUSY: a vCPU has
-/// run.
-#[inline(never)]
-pub(super) fn create_device(vm: &Arc<Vm>, _setup: &mut Setup, arg: usize) -> Result<isize> {
-    let mut request = uapi::get::<k::kvm_create_device>(arg)?;
-    if request.type_ != k::kvm_device_type_KVM_DEV_TYPE_ARM_VGIC_V3 {
-        return Err(ENODEV);
-    }
-    if request.flags & k::KVM_CREATE_DEVICE_TEST != 0 {
-        return Ok(0);
-    }
+/// The device, of which a VM has one. EEXIST: there is one; EBUSY: a vCPU has run.
+pub(super) fn create(vm: &Arc<Vm>) -> Result<NewFile> {
     if vm.vgic().is_some() {
         return Err(EEXIST);
     }
@@ -44,11 +34,7 @@ pub(super) fn create_device(vm: &Arc<Vm>, _setup: &mut Setup, arg: usize) -> Res
     }
     let vgic = vm.make_vgic()?;
     let vm = vm.clone();
-    let file = NewFile::new(Arc::new(VgicDevice { vm, vgic }, GFP_KERNEL_ACCOUNT)?)?;
-    request.fd = file.fd() as u32;
-    uapi::put(arg, &request)?;
-    file.install();
-    Ok(0)
+    NewFile::new(Arc::new(VgicDevice { vm, vgic }, GFP_KERNEL_ACCOUNT)?)
 }
 
 #[vtable]
@@ -69,6 +55,14 @@ impl FileOperations for VgicDevice {
 }
 
 impl VgicDevice {
+    fn tables(&self) -> InMemory<'_> {
+        InMemory {
+            vgic: &self.vgic,
+            memory: &self.vm.memory,
+            ring: &None,
+        }
+    }
+
     /// KVM_HAS_DEVICE_ATTR. ENXIO: it has not.
     fn has(&self, a: &k::kvm_device_attr) -> Result {
         let there = match a.group {
@@ -116,11 +110,15 @@ impl VgicDevice {
                 let _setup = self.vm.setup.lock();
                 self.vgic.init()
             }
-            // Of LPIs, of which there are none.
             k::KVM_DEV_ARM_VGIC_GRP_CTRL
                 if write && a.attr == u64::from(k::KVM_DEV_ARM_VGIC_SAVE_PENDING_TABLES) =>
             {
-                self.vgic.is_ready().then_some(()).ok_or(ENXIO)
+                let setup = self.vm.setup.lock();
+                let _held = hold(&setup.vcpus, Vcpu::lock_now)?;
+                if !self.vgic.is_ready() {
+                    return Err(ENXIO);
+                }
+                self.tables().save_pending()
             }
             k::KVM_DEV_ARM_VGIC_GRP_DIST_REGS
             | k::KVM_DEV_ARM_VGIC_GRP_REDIST_REGS
@@ -266,7 +264,7 @@ impl VgicDevice {
             if iidr && u64::from(value) != self.vgic.read(frame, at, 4, By::User) {
                 return Err(EINVAL);
             }
-            self.vgic.write(frame, at, 4, value.into(), By::User);
+            self.tables().write(frame, at, 4, value.into(), By::User);
             Ok(())
         } else {
             uapi::put(addr, &(self.vgic.read(frame, at, 4, By::User) as u32))
@@ -284,7 +282,7 @@ impl VgicDevice {
 }
 
 /// E2BIG: past the end of guest memory; EINVAL: not aligned.
-fn check_range(base: u64, size: u64) -> Result {
+pub(super) fn check_range(base: u64, size: u64) -> Result {
     if base % FRAME != 0 {
         return Err(EINVAL);
     }

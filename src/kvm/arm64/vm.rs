@@ -4,10 +4,10 @@
 use crate::abi::uapi::{self, k};
 use crate::arch::{all_ids, writable_id, Setup, Vcpu, Vm, ADDRESS_BITS, MAX_VCPUS};
 use crate::bus::set::hold;
+use crate::kvm::arm64::device;
 use crate::kvm::arm64::extensions;
 use crate::kvm::arm64::routing;
 use crate::kvm::arm64::vcpu::{self, VcpuFile};
-use crate::kvm::arm64::vgic;
 use crate::kvm::memory::{clear_dirty_log, dirty_log, set_memory, set_memory2};
 use crate::kvm::stats;
 use crate::kvm::table::ioctls;
@@ -64,9 +64,10 @@ ioctls! {
     KVM_CLEAR_DIRTY_LOG:            -,    set(r => clear_dirty_log(vm, r));
     KVM_RESET_DIRTY_RINGS:          -,    call(vm.memory.reset_rings(None));
     KVM_GET_STATS_FD:               -,    call(stats::vm_stats_fd(vm)), KVM_CAP_BINARY_STATS_FD;
-    KVM_CREATE_DEVICE:              held, call(vgic::create_device(vm, setup, arg)), KVM_CAP_DEVICE_CTRL;
+    KVM_CREATE_DEVICE:              held, call(device::create(vm, setup, arg)), KVM_CAP_DEVICE_CTRL;
     KVM_IRQ_LINE:                   -,    call(irq_line(vm, arg)), KVM_CAP_IRQCHIP;
     KVM_IRQFD:                      -,    set(r => routing::irqfd(vm, r)), KVM_CAP_IRQFD, KVM_CAP_IRQFD_RESAMPLE;
+    KVM_SIGNAL_MSI:                 -,    set(r => routing::signal_msi(vm, r)), KVM_CAP_SIGNAL_MSI;
     KVM_SET_GSI_ROUTING:            -,    call(routing::set_gsi_routing(vm, arg));
     KVM_IOEVENTFD:                  -,    set(r => vm.bus.ioeventfd(r)), KVM_CAP_IOEVENTFD;
     KVM_REGISTER_COALESCED_MMIO:    -,    set(r => vm.bus.coalesce(r, |_| devices(vm)));
@@ -131,9 +132,12 @@ fn writable_masks(r: &uapi::RegMasks) -> Result {
     Ok(())
 }
 
-/// How many devices are on the bus in the kernel: the distributor, and a redistributor for each vCPU.
+/// How many devices are on the bus in the kernel: the distributor, a redistributor for each vCPU, and ITSs.
 fn devices(vm: &Vm) -> u32 {
-    vm.vgic().map_or(0, |_| vm.vcpus.len().saturating_add(1))
+    vm.vgic().map_or(0, |vgic| {
+        let its = vgic.all_its().count() as u32;
+        vm.vcpus.len().saturating_add(1).saturating_add(its)
+    })
 }
 
 /// KVM_IRQ_LINE (api.rst 4.25). ENXIO: no interrupt controller.

@@ -72,9 +72,12 @@ pub mod arm64 {
     pub mod vgic {
         //! The interrupt controller.
         pub mod lists;
+        pub mod lpis;
         pub mod mmio;
         pub mod registers;
         pub mod state;
+        pub mod table;
+        pub mod translation;
     }
 }
 
