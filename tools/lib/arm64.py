@@ -4,19 +4,23 @@
 Used by setup, which does them when they are asked for. The docstring of a step is what setup prints for it.
 """
 
+import shutil
+
 from . import kernel
 from .buildroot import in_root
 from .debian import SUITE, network_failure
 from .debpool import Pool
 from .paths import ARM64, ARM64_QEMU, ROOT
 from .report import Failure
-from .stock import release
+from .stock import release, unpacked
 
 # Debian's kernel is cross-built with these. Without the compiler for 32 bits, which its vDSO needs, the configuration
 # loses options, and with them most of the Rust symbols differ.
 PACKAGES = """
     gcc-14-aarch64-linux-gnu gcc-aarch64-linux-gnu gcc-arm-linux-gnueabihf libc6-dev-arm64-cross qemu-system-arm
 """.split()
+# Modules of the stock kernel for guests, in the order in which they can be loaded.
+DRIVERS = ["virtio_blk", "failover", "net_failover", "virtio_net"]
 CROSS = "aarch64-linux-gnu-"
 # What make has to be told of every build for that kernel. `Makefile` has the same words.
 MAKE_WORDS = ["ARCH=arm64", f"CROSS_COMPILE={CROSS}", f"CC={CROSS}gcc-14", "CROSS_COMPILE_COMPAT=arm-linux-gnueabihf-"]
@@ -51,7 +55,7 @@ def tree(package):
 def stock():
     """stock kernel, headers and busybox for Arm64 in build/arm64"""
     name = arm64_release()
-    # KVM is built into that kernel, and the bed needs none of its modules.
+    # KVM is built into that kernel, and the bed itself needs none of its modules.
     pools = {
         f"{SUITE}-backports": [f"linux-binary-{name}", f"linux-headers-{name}"],
         SUITE: ["busybox-static"],
@@ -66,6 +70,30 @@ def stock():
     for path in (image(), headers_dir() / "Module.symvers", busybox()):
         if not path.exists():
             raise Failure(f"{path} is not in its package", "report it: the package layout has changed")
+
+
+def drivers():
+    """drivers of the stock kernel for Arm64, for guests, in build/arm64"""
+    pool = Pool(f"{SUITE}-backports", "arm64", ARM64 / "apt" / f"{SUITE}-backports")
+    found = pool.package(f"linux-modules-{arm64_release()}")
+    for name in DRIVERS:
+        if not list(found.rglob(f"{name}.ko*")):
+            raise Failure(f"the stock kernel has no module {name}", "report it: the package layout has changed")
+    place = tree("drivers")
+    new = place.with_name("drivers.new")
+    shutil.rmtree(new, ignore_errors=True)
+    new.mkdir(parents=True)
+    for name in DRIVERS:
+        (path,) = found.rglob(f"{name}.ko*")
+        (new / f"{name}.ko").write_bytes(unpacked(path))
+    shutil.rmtree(place, ignore_errors=True)
+    new.rename(place)
+    shutil.rmtree(found)
+
+
+def driver(name):
+    """One of DRIVERS, which :func:`drivers` has made."""
+    return tree("drivers") / f"{name}.ko"
 
 
 def qemu():

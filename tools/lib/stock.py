@@ -64,17 +64,18 @@ def module_files(name):
     raise BedError(f"the stock kernel has no module {name}")
 
 
+def unpacked(path):
+    """What is in a file that may be packed."""
+    if path.suffix == ".xz":
+        return lzma.decompress(path.read_bytes())
+    if path.suffix == ".gz":
+        return gzip.decompress(path.read_bytes())
+    if path.suffix == ".zst":
+        return subprocess.run(root_argv(["zstd", "-dc", path]), capture_output=True, check=True).stdout
+    return path.read_bytes()
+
+
 def module_bytes(path):
     """A stock module, unpacked once into build/bed."""
-
-    def unpack():
-        if path.suffix == ".xz":
-            return lzma.decompress(path.read_bytes())
-        if path.suffix == ".gz":
-            return gzip.decompress(path.read_bytes())
-        if path.suffix == ".zst":
-            return subprocess.run(root_argv(["zstd", "-dc", path]), capture_output=True, check=True).stdout
-        return path.read_bytes()
-
     name = re.sub(r"\.(xz|zst|gz)$", "", path.name)
-    return cached(BUILD / "bed" / "modules" / release() / name, path, unpack).read_bytes()
+    return cached(BUILD / "bed" / "modules" / release() / name, path, lambda: unpacked(path)).read_bytes()

@@ -1,9 +1,14 @@
 #!/bin/sh
 # SPDX-License-Identifier: Apache-2.0 OR MIT
 # A Linux guest on Arm64, up to its user space and down again: linux-guest.sh CPUS [COMMAND...]. It is the bed's own
-# kernel, with busybox, and checks its CPUs, interrupts and timers itself. The command, or `linux`, runs it: the kernel
-# is ./vmlinuz, the initrd /tmp/guest.cpio.
-mkdir -p /tmp/guest/bin /tmp/guest/proc /tmp/guest/sys /tmp/guest/dev
+# kernel, with busybox, and checks its CPUs, interrupts and timers itself; and the disk and the network if it has them.
+# The command, or `linux`, runs it: the kernel is ./vmlinuz, the initrd /tmp/guest.cpio, the disk /tmp/disk, and over
+# the network it asks 10.0.2.2 for what is in /tmp/tftp.
+mkdir -p /tmp/guest/bin /tmp/guest/proc /tmp/guest/sys /tmp/guest/dev /tmp/guest/tmp /tmp/tftp
+cp -r drivers /tmp/guest/
+dd if=/dev/urandom of=/tmp/disk bs=1M count=4 2> /dev/null
+dd if=/dev/urandom of=/tmp/tftp/file bs=64k count=1 2> /dev/null
+for file in /tmp/disk /tmp/tftp/file; do md5sum < $file; done > /tmp/guest/sums
 cp /bin/busybox /tmp/guest/bin/
 cat > /tmp/guest/init <<'END'
 #!/bin/busybox sh
@@ -35,6 +40,28 @@ while [ $n -lt "$cpus" ]; do
     n=$((n + 1))
 done
 [ "$(grep -c ^processor /proc/cpuinfo)" = "$cpus" ] || echo "guest: BAD: CPUs are missing"
+devices() {
+    [ "$(dd if=/dev/vda bs=64k 2> /dev/null | md5sum)" = "$(sed -n 1p /sums)" ] || echo "guest: BAD: the disk"
+    # What is written is read again, and not from memory.
+    dd if=/sums of=/dev/vda bs=4k seek=7 conv=fsync 2> /dev/null
+    echo 3 > /proc/sys/vm/drop_caches
+    dd if=/dev/vda bs=4k skip=7 count=1 of=/tmp/read 2> /dev/null
+    head -c $(wc -c < /sums) /tmp/read | cmp - /sums || echo "guest: BAD: what was written"
+    ip addr add 10.0.2.15/24 dev eth0
+    ip link set eth0 up
+    ping -c 3 -W 10 10.0.2.2 > /tmp/ping || { cat /tmp/ping; echo "guest: BAD: no echo"; }
+    tftp -g -r file -l /tmp/file 10.0.2.2 || echo "guest: BAD: no file"
+    [ "$(md5sum < /tmp/file)" = "$(sed -n 2p /sums)" ] || echo "guest: BAD: another file"
+    awk '/ITS.*MSI/ { for (i = 2; i <= '"$cpus"' + 1; i++) n += $i } END { exit n < 100 }' /proc/interrupts ||
+        echo "guest: BAD: hardly any message"
+    echo "guest: disk and network"
+}
+if [ -d /sys/bus/virtio/devices ] && [ -n "$(ls /sys/bus/virtio/devices)" ]; then
+    for name in $(cat /drivers/order); do
+        insmod /drivers/$name.ko || echo "guest: BAD: $name"
+    done
+    devices
+fi
 cat /proc/interrupts
 dmesg | grep -E "WARNING|BUG|soft lockup|stall" && echo "guest: BAD: the kernel complains"
 echo "guest: done"
