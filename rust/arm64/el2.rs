@@ -65,6 +65,36 @@ pub fn has_trainable_history() -> bool {
     unsafe { bindings::rvmm_has_spectre_bhb() }
 }
 
+/// CTR_EL0 as it is on all processors.
+pub fn cache_type() -> u64 {
+    // SAFETY: Reads what the kernel found while it booted.
+    unsafe { bindings::rvmm_cache_type() }
+}
+
+/// All processors can make guests' memory write-back (FEAT_S2FWB).
+pub fn has_forced_write_back() -> bool {
+    // SAFETY: Reads what the kernel found while it booted.
+    unsafe { bindings::rvmm_has_stage2_fwb() }
+}
+
+/// Instructions are fetched from data caches' contents (CTR_EL0.IDC).
+pub fn has_coherent_data() -> bool {
+    // SAFETY: Reads what the kernel found while it booted.
+    unsafe { bindings::rvmm_has_cache_idc() }
+}
+
+/// Instruction caches see what is written (CTR_EL0.DIC).
+pub fn has_coherent_fetches() -> bool {
+    // SAFETY: Reads what the kernel found while it booted.
+    unsafe { bindings::rvmm_has_cache_dic() }
+}
+
+/// The kernel knows processors that read memory ahead of writes to it (Spectre v4).
+pub fn has_speculative_bypass() -> bool {
+    // SAFETY: Reads what the kernel found while it booted.
+    unsafe { bindings::rvmm_has_spectre_v4() }
+}
+
 /// Whether the firmware has a call of SMCCC's architecture range, and says that this processor needs it.
 pub fn firmware_offers(function: u32) -> bool {
     // SAFETY: Asks, by a call that changes nothing.

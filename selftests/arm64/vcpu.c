@@ -119,6 +119,53 @@ TEST(psci)
 	CHECK_EQ(state.mp_state, KVM_MP_STATE_STOPPED);
 }
 
+/* What SMCCC_ARCH_FEATURES says of workarounds 1 to 3, and what the first one and the last one return. */
+GUEST(guest_workarounds,
+	"mov x9, #0x80000000\nadd x9, x9, #1\n"
+	"mov x0, x9\nmov x1, #0x80000000\nmovk x1, #0x8000\nhvc #0\nmov x10, x0\n"
+	"mov x0, x9\nmov x1, #0x80000000\nmovk x1, #0x7fff\nhvc #0\nmov x11, x0\n"
+	"mov x0, x9\nmov x1, #0x80000000\nmovk x1, #0x3fff\nhvc #0\nmov x12, x0\n"
+	"mov x0, #0x80000000\nmovk x0, #0x8000\nhvc #0\nmov x13, x0\n"
+	"mov x0, #0x80000000\nmovk x0, #0x3fff\nhvc #0\nmov x14, x0\n" DONE);
+
+#define WORKAROUND(n) (KVM_REG_ARM_FW | KVM_REG_ARM64 | KVM_REG_SIZE_U64 | (n))
+
+/* What a guest is told of workarounds fits what user space reads, and where KVM is there as well, what KVM says. */
+TEST(workarounds)
+{
+	struct machine m = MACHINE(guest_workarounds);
+	/* By level: of the first and the third one, and of the second. */
+	static const int64_t answers[] = { -1, 0, 1 }, bypass[] = { -1, -1, 0, -2 };
+	uint64_t level[3], value;
+
+	for (int n = 0; n < 3; n++) {
+		struct kvm_one_reg r = { WORKAROUND(n + 1), (uintptr_t)&value };
+
+		value = level[n] = get_reg(&m, WORKAROUND(n + 1));
+		REQUIRE(value <= (n == 1 ? 3 : 2));
+		OK(ioctl(m.vcpu, KVM_SET_ONE_REG, &r));
+		for (value = 0; value < level[n]; value++)
+			OK(ioctl(m.vcpu, KVM_SET_ONE_REG, &r));
+		value = n == 1 ? 4 : level[n] + 1;
+		CHECK_ERRNO(ioctl(m.vcpu, KVM_SET_ONE_REG, &r), EINVAL);
+		value = 0x20 | level[n];
+		CHECK_ERRNO(ioctl(m.vcpu, KVM_SET_ONE_REG, &r), EINVAL);
+		CHECK_EQ(get_reg(&m, WORKAROUND(n + 1)), level[n]);
+	}
+	run_to_done(&m);
+	CHECK_EQ(get_reg(&m, X(10)), answers[level[0]]);
+	CHECK_EQ(get_reg(&m, X(11)), bypass[level[1]]);
+	CHECK_EQ(get_reg(&m, X(12)), answers[level[2]]);
+	CHECK_EQ(get_reg(&m, X(13)), 0);
+	CHECK_EQ(get_reg(&m, X(14)), 0);
+	if (!strcmp(device, "/dev/kvm") || access("/dev/kvm", F_OK))
+		return;
+	device = "/dev/kvm";
+	struct machine other = MACHINE(guest_workarounds);
+	for (int n = 0; n < 3; n++)
+		CHECK_EQ(level[n], get_reg(&other, WORKAROUND(n + 1)));
+}
+
 GUEST(guest_reset, "mov x0, #0x84000000\nadd x0, x0, #9\nhvc #0\nb .\n");
 
 TEST(reset)

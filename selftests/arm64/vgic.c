@@ -545,3 +545,49 @@ TEST_SECONDS(two, 20)
 	CHECK_EQ(found[0], 0x55);
 	CHECK_EQ(found[1] & 0xff00ffffff, 1);
 }
+
+/*
+ * vCPU 0 switches the others on, all at once. Each begins at RAM + 0x1000 with its number, leaves a mark, sends SGI 3
+ * and goes off. vCPU 0 sleeps until all marks are there.
+ */
+#define MANY 66
+GUEST(guest_many,
+	SETUP
+	"mov x19, #1\n"
+	"4:\nand x1, x19, #0xf\nlsr x2, x19, #4\norr x1, x1, x2, lsl #8\n"
+	"mov x0, #0x84000000\nadd x0, x0, #3\norr x0, x0, #0x40000000\n"
+	"mov x2, #0x40000000\nadd x2, x2, #0x1000\nmov x3, x19\nhvc #0\ncbnz x0, 6f\n"
+	"add x19, x19, #1\ncmp x19, #66\nb.ne 4b\n"
+	"mov x1, #0x40200000\n"
+	"1:\nmsr daifset, #2\nmov x2, #1\n2:\nldrb w3, [x1, x2]\ncbz w3, 3f\nadd x2, x2, #1\ncmp x2, #66\nb.ne 2b\n"
+	"b 6f\n3:\nwfi\nmsr daifclr, #2\nisb\nb 1b\n"
+	"6:\n" DONE
+	VECTORS("")
+	".balign 4096\n"
+	"mov x1, #0x40200000\nmov w2, #1\nstrb w2, [x1, x0]\ndsb sy\n"
+	"mov x1, #1\nmovk x1, #0x300, lsl #16\nmsr S3_0_C12_C11_5, x1\nisb\n"
+	"mov x0, #0x84000000\nadd x0, x0, #2\nhvc #0\nb .\n");
+
+TEST_SECONDS(many, 60)
+{
+	struct machine m = MACHINE(guest_many);
+	struct kvm_vcpu_init init = {};
+	int vcpus[MANY];
+
+	OK(ioctl(m.vm, KVM_ARM_PREFERRED_TARGET, &init));
+	init.features[0] |= 1 << KVM_ARM_VCPU_PSCI_0_2 | 1 << KVM_ARM_VCPU_POWER_OFF;
+	for (int n = 1; n < MANY; n++) {
+		vcpus[n] = OK(ioctl(m.vm, KVM_CREATE_VCPU, n));
+		OK(ioctl(vcpus[n], KVM_ARM_VCPU_INIT, &init));
+	}
+	add_gic(&m);
+	for (int n = 1; n < MANY; n++) {
+		pthread_t thread;
+
+		REQUIRE(!pthread_create(&thread, NULL, run_second, (void *)(intptr_t)vcpus[n]));
+	}
+	run_to_done(&m);
+	CHECK_EQ(get_reg(&m, X(19)), MANY);
+	for (int n = 1; n < MANY; n++)
+		CHECK_EQ(m.ram[0x200000 + n], 1);
+}

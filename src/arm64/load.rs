@@ -27,6 +27,8 @@ pub(crate) fn init() -> Result<State> {
         None => {
             let state = [last::init()?, host_irqs::init()?];
             let clearing = own_el2::init_clearing();
+            let caches = own_el2::init_caches();
+            pr_info!("{caches:?}\n");
             pr_info!("branch predictors after each exit: {clearing:?}\n");
             Ok(state)
         }

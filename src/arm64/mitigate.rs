@@ -13,6 +13,8 @@ pub struct Known {
     pub predictor: bool,
     /// The kernel knows a processor whose branch history does the same.
     pub history: bool,
+    /// The kernel knows a processor that reads memory ahead of writes to it.
+    pub bypass: bool,
     /// An exception to EL2 begins with a history of its own (ID_AA64MMFR1_EL1.ECBHB).
     pub own_history: bool,
     /// CLRBHB (ID_AA64ISAR2_EL1.CLRBHB).
@@ -38,6 +40,8 @@ pub enum Clearing {
 
 /// Calls of the firmware.
 pub const WORKAROUND_1: u32 = 0x8000_8000;
+/// See above.
+pub const WORKAROUND_2: u32 = 0x8000_7fff;
 /// See above.
 pub const WORKAROUND_3: u32 = 0x8000_3fff;
 /// As many as any processor needs that the kernel knows.
@@ -71,9 +75,119 @@ impl Clearing {
     }
 }
 
+/// What guests are told of workarounds 1 (branch predictor), 2 (reads ahead of writes) and 3 (branch history), as
+/// KVM_REG_ARM_SMCCC_ARCH_WORKAROUND_1 to 3 have it: the higher, the better protected.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Levels(pub [u32; 3]);
+
+/// Of the second one: not needed. Of the others: the call is there; it is not needed.
+const BYPASS_NOT_NEEDED: u32 = 3;
+const THERE: u32 = 1;
+const NOT_NEEDED: u32 = 2;
+
+impl Levels {
+    /// Each exit does what the calls are there for, if that is known here. That reads stay behind writes is not seen
+    /// to here, and the firmware's way of it is not passed on.
+    pub fn of(k: &Known, clearing: Clearing) -> Self {
+        let predictor = match clearing {
+            _ if !k.predictor => NOT_NEEDED,
+            Clearing::Firmware(_) => THERE,
+            _ => 0,
+        };
+        let history = match clearing {
+            _ if !k.history => NOT_NEEDED,
+            Clearing::Nothing if !k.own_history => 0,
+            _ => THERE,
+        };
+        let bypass = if k.bypass { 0 } else { BYPASS_NOT_NEEDED };
+        Self([predictor, bypass, history])
+    }
+
+    /// What SMCCC_ARCH_FEATURES says of a call. `None`: it is not there.
+    pub fn feature(&self, call: u32) -> Option<u64> {
+        let [predictor, bypass, history] = self.0;
+        let level = match call {
+            WORKAROUND_1 => predictor,
+            WORKAROUND_3 => history,
+            // NOT_REQUIRED.
+            WORKAROUND_2 if bypass == BYPASS_NOT_NEEDED => return Some(-2i64 as u64),
+            _ => return None,
+        };
+        match level {
+            THERE => Some(0),
+            NOT_NEEDED => Some(1),
+            _ => None,
+        }
+    }
+
+    /// Whether a guest that knows this of workaround `n`, from 0, can run here.
+    pub fn accepts(&self, n: usize, value: u64) -> bool {
+        let Some(have) = self.0.get(n) else {
+            return false;
+        };
+        let wanted = match (n, value) {
+            // Switched on by the firmware, which only counts where that has it.
+            (1, 0 | 1) => 0,
+            (1, 2 | 3 | 0x12) => BYPASS_NOT_NEEDED,
+            (1, _) | (_, 0x10..) => return false,
+            (_, level) => level as u32,
+        };
+        *have >= wanted
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_guests_are_told() {
+        let none = Known::default();
+        let l = Levels::of(&none, Clearing::Nothing);
+        assert_eq!(l, Levels([2, 3, 2]));
+        assert_eq!(l.feature(WORKAROUND_1), Some(1));
+        assert_eq!(l.feature(WORKAROUND_2), Some(-2i64 as u64));
+        assert_eq!(l.feature(WORKAROUND_3), Some(1));
+        assert_eq!(l.feature(1), None);
+        let all = Known {
+            predictor: true,
+            history: true,
+            bypass: true,
+            ..none
+        };
+        let l = Levels::of(&all, Clearing::Nothing);
+        assert_eq!(l, Levels([0; 3]));
+        assert_eq!(l.feature(WORKAROUND_1), None);
+        assert_eq!(l.feature(WORKAROUND_2), None);
+        assert_eq!(l.feature(WORKAROUND_3), None);
+        let l = Levels::of(&all, Clearing::Branches(132));
+        assert_eq!(l, Levels([0, 0, 1]));
+        assert_eq!(l.feature(WORKAROUND_3), Some(0));
+        let own = Known {
+            own_history: true,
+            ..all
+        };
+        assert_eq!(Levels::of(&own, Clearing::Nothing), Levels([0, 0, 1]));
+        assert_eq!(
+            Levels::of(&all, Clearing::Firmware(WORKAROUND_3)),
+            Levels([1, 0, 1])
+        );
+    }
+
+    #[test]
+    fn what_guests_may_know() {
+        let l = Levels([1, 3, 2]);
+        for (n, most) in [(0, 1), (2, 2)] {
+            for value in 0..0x40 {
+                assert_eq!(l.accepts(n, value), value <= most, "{n} {value}");
+            }
+        }
+        for value in 0..0x40 {
+            assert_eq!(l.accepts(1, value), matches!(value, 0..=3 | 0x12));
+            assert_eq!(Levels([0; 3]).accepts(1, value), value < 2);
+        }
+        assert!(!l.accepts(3, 0));
+    }
 
     #[test]
     fn the_least_that_does() {

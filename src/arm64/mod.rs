@@ -3,6 +3,7 @@
 //!
 //! This file is the seam, as `x86/mod.rs` is x86's. What it does not re-export is Arm64's own business.
 
+mod caches;
 mod context;
 mod el2;
 mod esr;

@@ -28,6 +28,8 @@ enum Place<'a> {
     PhysicalCounter,
     /// The version of PSCI, which is the VM's.
     PsciVersion,
+    /// What is said of a workaround, from 0.
+    Workaround(usize),
 }
 
 const SIZE_U32: u64 = 2 << 52;
@@ -45,6 +47,8 @@ const FIRMWARE_CALLS: u64 = 0x16 << 16;
 
 /// KVM_REG_ARM_PSCI_VERSION.
 const PSCI_VERSION: u64 = 0;
+/// KVM_REG_ARM_SMCCC_ARCH_WORKAROUND_1 to 3.
+const WORKAROUNDS: core::ops::Range<u64> = 1..4;
 /// KVM_REG_ARM_STD_BMAP, STD_HYP_BMAP, VENDOR_HYP_BMAP, VENDOR_HYP_BMAP_2: there are none of those calls.
 const CALL_BITMAPS: u64 = 4;
 
@@ -105,6 +109,7 @@ fn find(g: &mut Guest, id: u64) -> Result<Place<'_>> {
             _ => return Err(ENOENT),
         },
         FIRMWARE if index == PSCI_VERSION => Place::PsciVersion,
+        FIRMWARE if WORKAROUNDS.contains(&index) => Place::Workaround(index as usize - 1),
         FIRMWARE_CALLS if index < CALL_BITMAPS => Place::Fixed(0),
         SYSREG => {
             let reg = SysReg(index as u16);
@@ -137,7 +142,8 @@ fn find(g: &mut Guest, id: u64) -> Result<Place<'_>> {
         | Place::Id(_)
         | Place::Counter
         | Place::PhysicalCounter
-        | Place::PsciVersion => SIZE_U64,
+        | Place::PsciVersion
+        | Place::Workaround(_) => SIZE_U64,
         Place::U128(_) => SIZE_U128,
     };
     match kind == ARM64 | size {
@@ -166,6 +172,10 @@ pub(crate) fn get(g: &mut Guest, vm: &Vm, r: &k::kvm_one_reg) -> Result {
         Place::Counter => uapi::put(addr, &now(&vm.counter_offset)),
         Place::PhysicalCounter => uapi::put(addr, &now(&vm.physical_offset)),
         Place::PsciVersion => uapi::put(addr, &u64::from(vm.psci_policy().version)),
+        Place::Workaround(n) => {
+            let level = el2::levels().0.get_nospec(n).copied().unwrap_or(0);
+            uapi::put(addr, &u64::from(level))
+        }
     }
 }
 
@@ -203,6 +213,11 @@ pub(crate) fn set(g: &mut Guest, vm: &Vm, r: &k::kvm_one_reg) -> Result {
             vm.ids.set(reg, uapi::get(addr)?, has_run)?;
         }
         Place::PsciVersion => vm.set_psci_version(uapi::get(addr)?)?,
+        Place::Workaround(n) => {
+            if !el2::levels().accepts(n, uapi::get(addr)?) {
+                return Err(EINVAL);
+            }
+        }
         Place::Fixed(v) => {
             if uapi::get::<u64>(addr)? != v {
                 return Err(EINVAL);
@@ -229,7 +244,9 @@ fn each(mut f: impl FnMut(u64) -> Result) -> Result {
     }
     f(core(FPSR, SIZE_U32))?;
     f(core(FPCR, SIZE_U32))?;
-    f(ARM64 | SIZE_U64 | FIRMWARE | PSCI_VERSION)?;
+    for n in Iterator::chain(core::iter::once(PSCI_VERSION), WORKAROUNDS) {
+        f(ARM64 | SIZE_U64 | FIRMWARE | n)?;
+    }
     for n in 0..CALL_BITMAPS {
         f(ARM64 | SIZE_U64 | FIRMWARE_CALLS | n)?;
     }

@@ -4,9 +4,10 @@
 use crate::arm64::el2;
 use crate::arm64::stage2::Stage2;
 use crate::linux::uaccess;
-use crate::mem::format::Format;
+use crate::mem::addr::{Gpa, Level};
+use crate::mem::format::{Format, Leaf, MemType, Perm};
 use crate::mem::mmu::{TablePage, TablePool};
-use crate::mem::walk::{Cursor, PageTable};
+use crate::mem::walk::{Allow, Change, Cursor, MapError, PageTable};
 use core::ops::Deref;
 use kernel::prelude::*;
 
@@ -34,6 +35,23 @@ pub(crate) fn processor_logs() -> bool {
     false
 }
 
+/// The largest leaves of guest memory: what is cleaned in one go, with interrupts off, is not a GiB.
+pub(super) fn largest_leaf() -> Level {
+    if el2::caches().clean {
+        Level::L2
+    } else {
+        Level::L3
+    }
+}
+
+/// What a leaf is going to show is in memory, not in caches that a guest does not look into.
+#[inline]
+fn prepare(level: Level, leaf: &Leaf) {
+    if leaf.mem_type == MemType::Ram {
+        el2::make_coherent(leaf.hpa, level.size(), leaf.perm.contains(Perm::X));
+    }
+}
+
 /// Stage 2; its operations are those of [`PageTable`].
 pub(crate) struct NestedTable(PageTable<Stage2, TablePool>);
 
@@ -52,6 +70,43 @@ impl NestedTable {
         const { assert!(Stage2::ROOT_TABLES == 2) };
         let table = PageTable::with_root(TablePage::row(1)?, LEVELS);
         table.map(Self).map_err(|_| EINVAL)
+    }
+
+    /// As [`PageTable::map`], of a page that caches are ready for.
+    pub(crate) fn map(
+        &self,
+        tables: &mut TablePool,
+        gpa: Gpa,
+        level: Level,
+        leaf: &Leaf,
+        allow: Allow,
+    ) -> Result<Change, MapError> {
+        prepare(level, leaf);
+        self.0.map(tables, gpa, level, leaf, allow)
+    }
+
+    /// As [`PageTable::map_new`], likewise.
+    pub(crate) fn map_new(
+        &self,
+        tables: &mut TablePool,
+        gpa: Gpa,
+        level: Level,
+        leaf: &Leaf,
+    ) -> Result<(), MapError> {
+        prepare(level, leaf);
+        self.0.map_new(tables, gpa, level, leaf)
+    }
+
+    /// As [`PageTable::map_parts`], likewise.
+    pub(crate) fn map_parts(
+        &self,
+        tables: &mut TablePool,
+        gpa: Gpa,
+        leaf: &Leaf,
+        allow: Allow,
+    ) -> Result<Change, MapError> {
+        prepare(Level::L2, leaf);
+        self.0.map_parts(tables, gpa, leaf, allow)
     }
 
     /// Whether ageing takes nothing away.

@@ -3,6 +3,8 @@
 //! may choose an older version of PSCI.
 #![forbid(unsafe_code)]
 
+use crate::arm64::mitigate::{Levels, WORKAROUND_1, WORKAROUND_2, WORKAROUND_3};
+
 /// What comes of a call.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Answer {
@@ -107,6 +109,8 @@ pub struct Policy {
     pub version: u32,
     /// SYSTEM_SUSPEND is there (KVM_CAP_ARM_SYSTEM_SUSPEND).
     pub suspends: bool,
+    /// What guests are told of workarounds for the processor.
+    pub levels: Levels,
 }
 
 impl Policy {
@@ -132,12 +136,14 @@ pub fn call(x: &[u64; 4], policy: &Policy) -> Answer {
         SMCCC_VERSION => Value(SMCCC_1_1),
         SMCCC_ARCH_FEATURES => Value(match x[1] as u32 {
             SMCCC_VERSION | SMCCC_ARCH_FEATURES => 0,
-            _ => NOT_SUPPORTED,
+            other => policy.levels.feature(other).unwrap_or(NOT_SUPPORTED),
         }),
+        // The exit has done it.
+        WORKAROUND_1 | WORKAROUND_2 | WORKAROUND_3 => Value(SUCCESS),
         PSCI_VERSION => Value(policy.version.into()),
         PSCI_FEATURES => Value(match x[1] as u32 {
             // Of SMCCC's, its version alone.
-            SMCCC_ARCH_FEATURES => NOT_SUPPORTED,
+            SMCCC_ARCH_FEATURES | WORKAROUND_1 | WORKAROUND_2 | WORKAROUND_3 => NOT_SUPPORTED,
             other => features(other, policy).unwrap_or(NOT_SUPPORTED),
         }),
         CPU_OFF => Answer::CpuOff,
@@ -173,7 +179,7 @@ pub fn call(x: &[u64; 4], policy: &Policy) -> Answer {
 fn features(function: u32, policy: &Policy) -> Option<u64> {
     let there = match function {
         SMCCC_VERSION | SMCCC_ARCH_FEATURES | PSCI_VERSION | CPU_OFF | MIGRATE_INFO_TYPE
-        | SYSTEM_OFF | SYSTEM_RESET => true,
+        | SYSTEM_OFF | SYSTEM_RESET | WORKAROUND_1 | WORKAROUND_2 | WORKAROUND_3 => true,
         PSCI_FEATURES => policy.has(0),
         f => match f & !CALL64 {
             CPU_SUSPEND | CPU_ON | AFFINITY_INFO => true,
@@ -193,6 +199,7 @@ mod tests {
     const ALL: Policy = Policy {
         version: NEWEST,
         suspends: true,
+        levels: Levels([1, 0, 2]),
     };
 
     fn ask(function: u32, x1: u64, x2: u64) -> Answer {
@@ -225,6 +232,16 @@ mod tests {
     }
 
     #[test]
+    fn workarounds() {
+        assert_eq!(ask(SMCCC_ARCH_FEATURES, WORKAROUND_1.into(), 0), Value(0));
+        let none = Value(NOT_SUPPORTED);
+        assert_eq!(ask(SMCCC_ARCH_FEATURES, WORKAROUND_2.into(), 0), none);
+        assert_eq!(ask(SMCCC_ARCH_FEATURES, WORKAROUND_3.into(), 0), Value(1));
+        assert_eq!(ask(WORKAROUND_1, 0, 0), Value(0));
+        assert_eq!(ask(PSCI_FEATURES, WORKAROUND_1.into(), 0), none);
+    }
+
+    #[test]
     fn of_the_machine() {
         let bad = Value(INVALID_PARAMETERS);
         assert_eq!(ask(SYSTEM_RESET2, 0, 7), Answer::SystemReset(1));
@@ -239,11 +256,12 @@ mod tests {
     #[test]
     fn older_versions() {
         let ask = |version, function| {
-            let suspends = false;
-            call(
-                &[u64::from(function), 0, 0, 0],
-                &Policy { version, suspends },
-            )
+            let policy = Policy {
+                version,
+                suspends: false,
+                ..ALL
+            };
+            call(&[u64::from(function), 0, 0, 0], &policy)
         };
         let none = Value(NOT_SUPPORTED);
         assert_eq!(ask(2, PSCI_VERSION), Value(2));

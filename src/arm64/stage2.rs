@@ -6,14 +6,17 @@
 
 use crate::mem::addr::{Hpa, Level};
 use crate::mem::format::{Format, Leaf, MemType, Perm};
+use core::sync::atomic::{AtomicBool, Ordering};
 
 /// Bit 0 of every entry that is there.
 pub const VALID: u64 = 1 << 0;
 /// A table or, at the last level, a page; clear in a block.
 pub const TABLE: u64 = 1 << 1;
-/// MemAttr of a leaf: normal memory, write-back. Device-nGnRE is 1 << 2.
+/// MemAttr of a leaf: normal memory, write-back; Device-nGnRE, with HCR_EL2.FWB as without.
 const WRITE_BACK: u64 = 0xf << 2;
 const DEVICE: u64 = 1 << 2;
+/// Write-back whatever stage 1 says, with HCR_EL2.FWB.
+const FORCED_WRITE_BACK: u64 = 6 << 2;
 /// S2AP: read, write.
 const READ: u64 = 1 << 6;
 const WRITE: u64 = 1 << 7;
@@ -28,6 +31,20 @@ const ACCESSED: u64 = 1 << 55;
 const DIRTY: u64 = 1 << 56;
 /// Output address.
 pub const ADDR: u64 = ((1 << 48) - 1) & !0xfff;
+
+/// HCR_EL2.FWB is set while guests run. Before there is a table.
+static FORCED: AtomicBool = AtomicBool::new(false);
+
+/// Says that.
+pub fn force_write_back() {
+    FORCED.store(true, Ordering::Relaxed);
+}
+
+/// Whether it is so.
+#[inline]
+pub fn forces_write_back() -> bool {
+    FORCED.load(Ordering::Relaxed)
+}
 
 /// Stage 2 without hardware management of access flag and dirty state.
 pub struct Stage2;
@@ -52,6 +69,7 @@ impl Format for Stage2 {
             e |= TABLE;
         }
         e |= match leaf.mem_type {
+            MemType::Ram | MemType::GuestTyped if forces_write_back() => FORCED_WRITE_BACK,
             MemType::Ram | MemType::GuestTyped => WRITE_BACK,
             MemType::Device => DEVICE,
         };
@@ -83,10 +101,10 @@ impl Format for Stage2 {
     }
 
     fn mem_type(entry: u64, _level: Level) -> MemType {
-        if entry & WRITE_BACK == WRITE_BACK {
-            MemType::Ram
-        } else {
+        if entry & WRITE_BACK == DEVICE {
             MemType::Device
+        } else {
+            MemType::Ram
         }
     }
 }

@@ -8,7 +8,7 @@
 use crate::abi::stats::{Mapped, VmStats};
 use crate::arm64::el2;
 use crate::arm64::ids::Ids;
-use crate::arm64::paging::NestedTable;
+use crate::arm64::paging::{largest_leaf, NestedTable};
 use crate::arm64::psci;
 use crate::arm64::shared::VcpuSet;
 use crate::arm64::vcpu::Vcpu;
@@ -18,7 +18,6 @@ use crate::bus::EventBus;
 use crate::linux::mmu_notifier::MmuNotifier;
 use crate::linux::once::Once;
 use crate::linux::sched::is_current_mm;
-use crate::mem::addr::Level;
 use crate::mem::memory::{GuestMemory, HugePages};
 use crate::mem::notifier::Notifier;
 use crate::mem::slots::MAX_SLOTS;
@@ -84,7 +83,7 @@ impl Vm {
         let stats = Arc::new(VmStats::ZERO, GFP_KERNEL_ACCOUNT)?;
         let vcpus = VcpuSet::new(())?;
         let huge = HugePages {
-            largest: Level::L3,
+            largest: largest_leaf(),
             nx: false,
         };
         let memory = GuestMemory::new(NestedTable::new()?, huge, stats.clone(), vcpus.clone())?;
@@ -181,6 +180,7 @@ impl Vm {
         psci::Policy {
             version: self.psci_version.load(Ordering::Relaxed),
             suspends: self.suspends.load(Ordering::Relaxed),
+            levels: el2::levels(),
         }
     }
 

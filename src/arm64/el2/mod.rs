@@ -15,7 +15,8 @@
 
 use crate::arm64::context::{registers, Context};
 use crate::arm64::esr::{decode, Exit, Syndrome};
-use crate::arm64::mitigate::{self, Clearing, Known};
+use crate::arm64::mitigate::{self, Clearing, Known, Levels};
+use crate::arm64::stage2;
 use crate::arm64::timer::PhysicalTimer;
 use crate::arm64::vgic::lists::Lists;
 use crate::arm64::vgic::registers::Interface;
@@ -50,8 +51,10 @@ macro_rules! write {
     }};
 }
 
+mod cache;
 mod gic;
 
+pub(crate) use cache::{caches, init_caches, make_coherent};
 pub(crate) use gic::{kind as gic_kind, list_count};
 
 // HCR_EL2 (Arm ARM D24.2.49).
@@ -73,6 +76,7 @@ const HCR_TACR: u64 = 1 << 21;
 const HCR_TSW: u64 = 1 << 22;
 const HCR_RW: u64 = 1 << 31;
 const HCR_E2H: u64 = 1 << 34;
+const HCR_FWB: u64 = 1 << 46;
 /// In a guest: EL1 of 64 bits behind stage 2, physical interrupts and SError to us, and exits for what its handler
 /// wants to see. Without API and APK, pointer authentication traps; without ATA, so do tags.
 const HCR_GUEST: u64 = HCR_VM
@@ -452,7 +456,7 @@ impl<'irq> Stay<'irq> {
         // What is behind stage 2 is the guest's own, whatever it does there. The barrier has the walker find what has
         // been written to nested page tables on this CPU.
         let why = unsafe {
-            let mut hcr = HCR_GUEST;
+            let mut hcr = hcr_guest();
             if let Some(iss) = guest.error {
                 hcr |= HCR_VSE;
                 if has_ras() {
@@ -553,6 +557,7 @@ pub(crate) fn init_clearing() -> Clearing {
     let known = Known {
         predictor: el2::has_trainable_predictor(),
         history: el2::has_trainable_history(),
+        bypass: el2::has_speculative_bypass(),
         own_history: read!("id_aa64mmfr1_el1") >> 60 & 0xf != 0,
         // ID_AA64ISAR2_EL1.
         instruction: read!("s3_0_c0_c6_2") >> 28 & 0xf != 0,
@@ -565,7 +570,28 @@ pub(crate) fn init_clearing() -> Clearing {
     for (to, from) in place.iter().zip(clearing.words()) {
         to.store(from, Ordering::Relaxed);
     }
+    for (to, from) in LEVELS.iter().zip(Levels::of(&known, clearing).0) {
+        to.store(from, Ordering::Relaxed);
+    }
     clearing
+}
+
+/// What guests are told of workarounds ([`Levels`]).
+static LEVELS: [AtomicU32; 3] = [const { AtomicU32::new(0) }; 3];
+
+/// What guests are told of them.
+#[inline]
+pub(crate) fn levels() -> Levels {
+    Levels(LEVELS.each_ref().map(|level| level.load(Ordering::Relaxed)))
+}
+
+/// HCR_EL2 while a guest runs.
+#[inline]
+fn hcr_guest() -> u64 {
+    match stage2::forces_write_back() {
+        true => HCR_GUEST | HCR_FWB,
+        false => HCR_GUEST,
+    }
 }
 
 /// Runs `f`, an instruction that means EL1&0, where that is the guest's regime: with HCR_EL2.TGE clear.
@@ -578,10 +604,16 @@ unsafe fn in_guest_regime(f: impl FnOnce()) {
     // SAFETY: For the instruction alone, at EL2, which goes on by its own tables meanwhile; no access to user memory is
     // in between. Debug exceptions and SError, which the kernel would take with its own HCR_EL2, are masked.
     unsafe {
-        asm!("msr daifset, #0xc", options(nostack, preserves_flags));
-        write!("hcr_el2", HCR_GUEST);
+        // Barriers around both writes, as AmpereOne needs them (`switch.S`): this is rare.
+        asm!(
+            "msr daifset, #0xc",
+            "dsb nsh",
+            options(nostack, preserves_flags)
+        );
+        write!("hcr_el2", hcr_guest());
         asm!("isb", options(nostack, preserves_flags));
         f();
+        asm!("dsb nsh", options(nostack, preserves_flags));
         write!("hcr_el2", host);
         asm!(
             "isb",

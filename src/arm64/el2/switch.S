@@ -7,9 +7,22 @@
  */
 
 #include <linux/linkage.h>
+#include <asm/alternative.h>
 #include <asm/assembler.h>
+#include <asm/cpucaps.h>
 
 	.arch	armv8.1-a
+
+/* HCR_EL2 gets `reg`. On AmpereOne no translation may be under way when it does, nor begin before (AC04_CPU_23). */
+	.macro	set_hcr reg
+alternative_if ARM64_WORKAROUND_AMPERE_AC04_CPU_23
+	dsb	nsh
+alternative_else_nop_endif
+	msr	hcr_el2, \reg
+alternative_if ARM64_WORKAROUND_AMPERE_AC04_CPU_23
+	isb
+alternative_else_nop_endif
+	.endm
 
 /* Offset of word n of struct Regs: x0 to x30, SP_EL0, PC, PSTATE, ESR, FAR, HPFAR, HCR (src/arm64/el2/mod.rs). */
 #define REG(n)	[x0, #(8 * (n))]
@@ -46,7 +59,7 @@ rvmm_el2_enter:
 	msr	sp_el0, x6
 	adr_l	x6, rvmm_el2_vectors
 	msr	vbar_el1, x6
-	msr	hcr_el2, x1
+	set_hcr	x1
 	/* ERET is a context synchronization event. */
 	ldp	x2, x3, REG(2)
 	ldp	x4, x5, REG(4)
@@ -107,7 +120,7 @@ rvmm_el2_enter:
 	stp	x2, x3, REG(36)
 	ldp	x0, x5, [sp], #16
 	ldp	x3, x4, [sp], #16
-	msr	hcr_el2, x5
+	set_hcr	x5
 	msr	vbar_el1, x4
 	msr	sp_el0, x3
 	isb

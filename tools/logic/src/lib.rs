@@ -59,6 +59,7 @@ pub mod mem {
 #[path = "../../../src/arm64"]
 pub mod arm64 {
     //! Processors with Armv8-A's virtualisation, under a kernel at EL2.
+    pub mod caches;
     pub mod context;
     pub mod esr;
     pub mod host;
