@@ -8,6 +8,8 @@ SHIM(bool, has_spectre_v2, (void), cpus_have_final_cap(ARM64_SPECTRE_V2))
 SHIM(bool, has_spectre_bhb, (void), cpus_have_final_cap(ARM64_SPECTRE_BHB))
 /* Processors are there that read memory ahead of writes to it. */
 SHIM(bool, has_spectre_v4, (void), cpus_have_final_cap(ARM64_SPECTRE_V4))
+/* Pointer authentication, of addresses and generic. */
+SHIM(bool, has_pointer_authentication, (void), system_supports_address_auth() && system_supports_generic_auth())
 /* CTR_EL0 of all processors; stage 2 can force write-back; instructions need no cache to be cleaned or invalidated. */
 SHIM(u64, cache_type, (void), read_sanitised_ftr_reg(SYS_CTR_EL0))
 SHIM(bool, has_stage2_fwb, (void), cpus_have_final_cap(ARM64_HAS_STAGE2_FWB))

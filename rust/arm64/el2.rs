@@ -65,6 +65,12 @@ pub fn has_trainable_history() -> bool {
     unsafe { bindings::rvmm_has_spectre_bhb() }
 }
 
+/// All processors have pointer authentication, of addresses and generic.
+pub fn has_pointer_authentication() -> bool {
+    // SAFETY: Reads what the kernel found while it booted.
+    unsafe { bindings::rvmm_has_pointer_authentication() }
+}
+
 /// CTR_EL0 as it is on all processors.
 pub fn cache_type() -> u64 {
     // SAFETY: Reads what the kernel found while it booted.

@@ -166,6 +166,100 @@ TEST(workarounds)
 		CHECK_EQ(level[n], get_reg(&other, WORKAROUND(n + 1)));
 }
 
+/*
+ * Pointer authentication: signs X1 with each key, checks what it has signed, and leaves a key of its own. PACIA, PACIB,
+ * PACDA, PACDB X10 to X13, X2; PACGA X14, X1, X2; AUTIA X15, X2.
+ */
+GUEST(guest_keys,
+	"mrs x9, sctlr_el1\nmov x8, #0xc8000000\norr x9, x9, x8\nmov x8, #0x2000\norr x9, x9, x8\n"
+	"msr sctlr_el1, x9\nisb\n"
+	"mov x1, #0x40000000\nmov x2, #77\nmov x10, x1\nmov x11, x1\nmov x12, x1\nmov x13, x1\n"
+	".inst 0xdac1004a\n.inst 0xdac1044b\n.inst 0xdac1084c\n.inst 0xdac10c4d\n.inst 0x9ac2302e\n"
+	"mov x15, x10\n.inst 0xdac1104f\nmrs x16, s3_0_c2_c1_0\nmrs x17, s3_0_c2_c3_1\n"
+	"mov x3, #0x1234\nmsr s3_0_c2_c2_2, x3\nisb\n" DONE);
+
+#define SYSTEM(crn, crm, op2)	\
+	(KVM_REG_ARM64 | KVM_REG_SIZE_U64 | KVM_REG_ARM64_SYSREG | 3 << 14 | (crn) << 7 | (crm) << 3 | (op2))
+#define KEY(n) SYSTEM(2, 1 + (n) / 4, (n) % 4)
+#define ISAR1 SYSTEM(0, 6, 1)
+#define ISAR1_KEYS 0xff000ff0ul
+#define BOTH (1 << KVM_ARM_VCPU_PTRAUTH_ADDRESS | 1 << KVM_ARM_VCPU_PTRAUTH_GENERIC)
+
+/* A pointer that is signed with this process's key: PACIA1716, which does nothing where there is none. */
+static uint64_t own_signature(void)
+{
+	register uint64_t x17 asm("x17") = 0x400000;
+	register uint64_t x16 asm("x16") = 5;
+
+	asm volatile("hint #8" : "+r"(x17) : "r"(x16));
+	return x17;
+}
+
+static int init_with(struct machine *m, uint32_t features)
+{
+	struct kvm_vcpu_init init = {};
+
+	OK(ioctl(m->vm, KVM_ARM_PREFERRED_TARGET, &init));
+	init.features[0] = 1 << KVM_ARM_VCPU_PSCI_0_2 | features;
+	return ioctl(m->vcpu, KVM_ARM_VCPU_INIT, &init);
+}
+
+/* What the guest finds in X10 to X17. */
+static void sign(uint64_t *found)
+{
+	struct machine m;
+
+	make_vm(&m);
+	m.ram = mmap(NULL, RAM_SIZE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+	REQUIRE(m.ram != MAP_FAILED);
+	memcpy(m.ram, guest_keys, guest_keys_end - guest_keys);
+	put_slot(&m, 0, 0, RAM, RAM_SIZE, m.ram);
+	make_vcpu(&m);
+	CHECK_ERRNO(init_with(&m, 1 << KVM_ARM_VCPU_PTRAUTH_GENERIC), EINVAL);
+	OK(init_with(&m, BOTH));
+	CHECK_ERRNO(init_with(&m, 0), EINVAL);
+	set_reg(&m, CORE_REG(regs.pc), RAM);
+	CHECK(get_reg(&m, ISAR1) & ISAR1_KEYS || get_reg(&m, SYSTEM(0, 6, 2)) & 0xff00);
+	for (int n = 0; n < 10; n++)
+		set_reg(&m, KEY(n), 0x1111111111111111ul * (n + 1) + n);
+	run_to_done(&m);
+	for (int n = 0; n < 8; n++)
+		found[n] = get_reg(&m, X(10 + n));
+	for (int n = 0; n < 10; n++)
+		CHECK_EQ(get_reg(&m, KEY(n)), n == 6 ? 0x1234 : 0x1111111111111111ul * (n + 1) + n);
+}
+
+TEST(keys)
+{
+	struct machine m = MACHINE(guest_keys);
+	uint64_t found[8], other[8], own = own_signature();
+	struct kvm_one_reg r = { KEY(0), (uintptr_t)other };
+	int there = ioctl(m.kvm, KVM_CHECK_EXTENSION, KVM_CAP_ARM_PTRAUTH_ADDRESS);
+
+	CHECK_EQ(ioctl(m.kvm, KVM_CHECK_EXTENSION, KVM_CAP_ARM_PTRAUTH_GENERIC), there);
+	/* None without the features. */
+	CHECK_EQ(get_reg(&m, ISAR1) & ISAR1_KEYS, 0);
+	CHECK_ERRNO(ioctl(m.vcpu, KVM_GET_ONE_REG, &r), ENOENT);
+	if (!there) {
+		CHECK_ERRNO(init_with(&m, BOTH), EINVAL);
+		skip("no pointer authentication");
+	}
+	sign(found);
+	CHECK_EQ(own_signature(), own);
+	for (int n = 0; n < 4; n++)
+		CHECK(found[n] != 0x40000000 && found[n] << 32 == 0x40000000ul << 32);
+	CHECK(found[4] >> 32 && !(uint32_t)found[4]);
+	CHECK_EQ(found[5], 0x40000000);
+	CHECK_EQ(found[6], 0x1111111111111111);
+	CHECK_EQ(found[7], 0xaaaaaaaaaaaaaaaaul + 9);
+	if (!strcmp(device, "/dev/kvm") || access("/dev/kvm", F_OK))
+		return;
+	device = "/dev/kvm";
+	sign(other);
+	for (int n = 0; n < 8; n++)
+		CHECK_EQ(found[n], other[n]);
+}
+
 GUEST(guest_reset, "mov x0, #0x84000000\nadd x0, x0, #9\nhvc #0\nb .\n");
 
 TEST(reset)

@@ -15,7 +15,7 @@ const MMFR1: SysReg = SysReg::new(3, 0, 0, 7, 1);
 
 /// The guest has PAN.
 pub(crate) fn has_pan() -> bool {
-    ids::limit(MMFR1) >> 20 & 0xf != 0
+    ids::limit(MMFR1, false) >> 20 & 0xf != 0
 }
 
 impl Guest {

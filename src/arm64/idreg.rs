@@ -18,9 +18,11 @@ enum Field {
     OrNone,
     /// This, whatever the host has.
     Always(u8),
+    /// What the host has, but at most this, if vCPUs have asked for pointer authentication; else nothing.
+    Keys(u8),
 }
 
-use Field::{Always, OrNone, Same, UpTo};
+use Field::{Always, Keys, OrNone, Same, UpTo};
 
 /// The lowest bit of a field, and how it is shown.
 type Row = (u8, Field);
@@ -52,9 +54,13 @@ const ISAR0: &[Row] = &[
     (52, UpTo(2)),
     (56, UpTo(2)),
 ];
-/// ID_AA64ISAR1_EL1: DPB, JSCVT, FCMA, LRCPC, FRINTTS, SB, BF16, DGH, I8MM. No pointer authentication.
+/// ID_AA64ISAR1_EL1: DPB, pointer authentication, JSCVT, FCMA, LRCPC, FRINTTS, SB, BF16, DGH, I8MM.
 const ISAR1: &[Row] = &[
     (0, UpTo(2)),
+    (4, Keys(5)),
+    (8, Keys(5)),
+    (24, Keys(1)),
+    (28, Keys(1)),
     (12, UpTo(1)),
     (16, UpTo(1)),
     (20, UpTo(2)),
@@ -64,6 +70,8 @@ const ISAR1: &[Row] = &[
     (48, UpTo(1)),
     (52, UpTo(1)),
 ];
+/// ID_AA64ISAR2_EL1: pointer authentication.
+const ISAR2: &[Row] = &[(8, Keys(1)), (12, Keys(5))];
 /// ID_AA64MMFR0_EL1: as many physical address bits as guest memory has (40), ASIDs, granules.
 const MMFR0: &[Row] = &[
     (0, UpTo(2)),
@@ -98,6 +106,7 @@ const SHOWN: &[(SysReg, &[Row])] = &[
     (id(5, 0), DFR0),
     (id(6, 0), ISAR0),
     (id(6, 1), ISAR1),
+    (id(6, 2), ISAR2),
     (id(7, 0), MMFR0),
     (id(7, 1), MMFR1),
     (id(7, 2), MMFR2),
@@ -128,7 +137,7 @@ pub fn limit(reg: SysReg, host: u64) -> u64 {
     rows(reg).iter().fold(gic, |value, &(at, field)| {
         let has = (host >> at & 0xf) as u8;
         let shows = match field {
-            UpTo(most) => has.min(most),
+            UpTo(most) | Keys(most) => has.min(most),
             Same | OrNone => has,
             Always(v) => v,
         };
@@ -142,6 +151,13 @@ fn rows(reg: SysReg) -> &'static [Row] {
         .map_or(&[], |(_, rows)| *rows)
 }
 
+/// Bits of `reg` that are about pointer authentication.
+pub fn of_keys(reg: SysReg) -> u64 {
+    let keys = |row: &&Row| matches!(row.1, Keys(_));
+    let keys = rows(reg).iter().filter(keys);
+    keys.fold(0, |mask, &(at, _)| mask | 0xf << at)
+}
+
 /// Bits of `reg` that user space may change.
 pub fn writable(reg: SysReg) -> u64 {
     let gic = if reg == id(4, 0) { PFR0_GIC * 0xf } else { 0 };
@@ -149,7 +165,7 @@ pub fn writable(reg: SysReg) -> u64 {
         .iter()
         .fold(gic, |mask, &(at, field)| match field {
             UpTo(_) | OrNone => mask | 0xf << at,
-            Same | Always(_) => mask,
+            Same | Always(_) | Keys(_) => mask,
         })
 }
 
@@ -160,7 +176,7 @@ pub fn allows(reg: SysReg, limit: u64, value: u64) -> bool {
     let less = |at, field| match field {
         UpTo(_) => part(value, at) <= part(limit, at),
         OrNone => part(value, at) == 0xf || part(value, at) == part(limit, at),
-        Same | Always(_) => true,
+        Same | Always(_) | Keys(_) => true,
     };
     let fields = rows(reg).iter().all(|&(at, field)| less(at, field));
     let gic = reg != id(4, 0) || part(value, 24) <= 1;
@@ -183,8 +199,12 @@ mod tests {
         assert_eq!(limit(id(4, 0), u64::MAX), 0x1100_0000_01ff_0011);
         assert_eq!(limit(id(4, 0), 0), 0x0100_0011);
         assert_eq!(limit(id(4, 1), 0), 0);
-        // No pointer authentication (7:4, 11:8, 27:24, 31:28).
-        assert_eq!(limit(id(6, 1), u64::MAX) & 0xff00_0ff0, 0);
+        // Pointer authentication (7:4, 11:8, 27:24, 31:28), which user space cannot change here.
+        assert_eq!(limit(id(6, 1), u64::MAX) & 0xff00_0ff0, 0x1100_0550);
+        assert_eq!(of_keys(id(6, 1)), 0xff00_0ff0);
+        assert_eq!(of_keys(id(6, 2)), 0xff00);
+        assert_eq!(writable(id(6, 1)) & of_keys(id(6, 1)), 0);
+        assert!(!allows(id(6, 1), 0x50, 0));
         // Three physical address widths are known: 32, 36 and 40 bits.
         assert_eq!(limit(id(7, 0), 0x0000_0000_0f00_0005) & 0xf, 2);
         assert_eq!(limit(id(7, 0), 0x0000_0000_0f00_0001) & 0xf, 1);

@@ -59,8 +59,8 @@ pub(crate) use vgic::translation::FRAMES as ITS_FRAMES;
 pub(crate) use run::Runner;
 pub(crate) use vcpu::{State, Vcpu, MMAP_BYTES};
 
-/// Errors of memory that user space tells the guest.
-pub(crate) use el2::has_ras;
+/// Errors of memory that user space tells the guest; pointer authentication.
+pub(crate) use el2::{has_keys, has_ras};
 pub(crate) use events::{get as get_events, set as set_events};
 
 /// Which bits of ID registers user space may change.

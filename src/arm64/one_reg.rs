@@ -127,6 +127,8 @@ fn find(g: &mut Guest, id: u64) -> Result<Place<'_>> {
                 Place::U64(&mut g.physical.ctl)
             } else if reg == timer::CVAL {
                 Place::U64(&mut g.physical.cval)
+            } else if let Some(n) = key_index(reg).filter(|_| g.has_keys) {
+                Place::U64(g.regs.keys.get_nospec_mut(n).ok_or(ENOENT)?)
             } else if is_core(reg) {
                 return Err(ENOENT);
             } else {
@@ -151,6 +153,16 @@ fn find(g: &mut Guest, id: u64) -> Result<Place<'_>> {
         false if group == CORE => Err(EINVAL),
         false => Err(ENOENT),
     }
+}
+
+/// Keys of pointer authentication, two words each: APIA, APIB; APDA, APDB; APGA.
+fn keys() -> impl Iterator<Item = SysReg> {
+    (0..10).map(|n| SysReg::new(3, 0, 2, 1 + n / 4, n % 4))
+}
+
+/// Which of them a register is.
+fn key_index(reg: SysReg) -> Option<usize> {
+    keys().position(|key| key == reg)
 }
 
 /// Registers of the context that are in `struct kvm_regs`, and so have no number as system registers.
@@ -228,7 +240,7 @@ pub(crate) fn set(g: &mut Guest, vm: &Vm, r: &k::kvm_one_reg) -> Result {
 }
 
 /// Calls `f` for the number of each register.
-fn each(mut f: impl FnMut(u64) -> Result) -> Result {
+fn each(has_keys: bool, mut f: impl FnMut(u64) -> Result) -> Result {
     let core = |index: u64, size: u64| ARM64 | size | CORE | index;
     for x in 0..31 {
         f(core(2 * x, SIZE_U64))?;
@@ -253,17 +265,20 @@ fn each(mut f: impl FnMut(u64) -> Result) -> Result {
     // TIMER_CNT is among them by CNTV_CVAL_EL0's own number.
     let system = ENCODINGS.iter().copied().filter(|r| !is_core(*r));
     let others = [MPIDR, TIMER_CVAL, timer::COUNT, timer::CTL, timer::CVAL];
-    for reg in Iterator::chain(Iterator::chain(system, idreg::all()), others) {
+    let keys = keys().filter(|_| has_keys);
+    let system = Iterator::chain(system, idreg::all());
+    for reg in Iterator::chain(Iterator::chain(system, others), keys) {
         f(ARM64 | SIZE_U64 | SYSREG | u64::from(reg.0))?;
     }
     Ok(())
 }
 
-/// KVM_GET_REG_LIST (api.rst 4.83), with its header at `arg`. E2BIG: there are more than there is room for.
-pub(crate) fn list(arg: usize) -> Result {
+/// KVM_GET_REG_LIST (api.rst 4.83), with its header at `arg`, of a vCPU that has keys or not. E2BIG: there are more
+/// than there is room for.
+pub(crate) fn list(has_keys: bool, arg: usize) -> Result {
     let room = uapi::get::<u64>(arg)?;
     let mut count = 0u64;
-    each(|_| {
+    each(has_keys, |_| {
         count += 1;
         Ok(())
     })?;
@@ -272,7 +287,7 @@ pub(crate) fn list(arg: usize) -> Result {
         return Err(E2BIG);
     }
     let mut i = 0;
-    each(|id| {
+    each(has_keys, |id| {
         uapi::put(uapi::element::<u64>(arg, size_of::<u64>(), i)?, &id)?;
         i += 1;
         Ok(())

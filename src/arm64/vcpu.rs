@@ -9,6 +9,7 @@ use crate::arm64::context::Context;
 use crate::arm64::el2::{self, Guest, Regs};
 use crate::arm64::esr::Access;
 use crate::arm64::host_irqs::{self, HostIrqs};
+use crate::arm64::ids::Ids;
 use crate::arm64::last::{self, Last};
 use crate::arm64::shared::{Others, VcpuShared, START, STOP};
 use crate::arm64::timer::PhysicalTimer;
@@ -136,6 +137,7 @@ impl State {
                 physical: PhysicalTimer::default(),
                 interface: Interface::RESET,
                 has_gic: false,
+                has_keys: false,
             },
             room: Some(KBox::new(Vectors::ZERO, GFP_KERNEL_ACCOUNT)?),
             features: None,
@@ -169,11 +171,25 @@ impl State {
     }
 
     /// KVM_ARM_VCPU_INIT (api.rst 4.82): all registers as after reset. EINVAL: another processor than this one, or
-    /// features that are not there or differ from those of the first call.
-    pub(crate) fn init(&mut self, shared: &VcpuShared, wanted: &k::kvm_vcpu_init) -> Result {
+    /// features that are not there or differ from those of the first call, or, of pointer authentication, from another
+    /// vCPU's.
+    pub(crate) fn init(
+        &mut self,
+        ids: &Ids,
+        shared: &VcpuShared,
+        wanted: &k::kvm_vcpu_init,
+    ) -> Result {
         const KNOWN: u32 = 1 << k::KVM_ARM_VCPU_POWER_OFF | 1 << k::KVM_ARM_VCPU_PSCI_0_2;
+        const KEYS: u32 =
+            1 << k::KVM_ARM_VCPU_PTRAUTH_ADDRESS | 1 << k::KVM_ARM_VCPU_PTRAUTH_GENERIC;
         let [first, rest @ ..] = wanted.features;
-        let unknown = first & !KNOWN != 0 || rest.iter().any(|f| *f != 0);
+        // Both of pointer authentication, or neither.
+        let keys = match first & KEYS {
+            0 => false,
+            KEYS if el2::has_keys() => true,
+            _ => return Err(EINVAL),
+        };
+        let unknown = first & !(KNOWN | KEYS) != 0 || rest.iter().any(|f| *f != 0);
         if wanted.target != k::KVM_ARM_TARGET_GENERIC_V8 || unknown {
             return Err(EINVAL);
         }
@@ -182,6 +198,8 @@ impl State {
         if self.features.is_some_and(|f| f != features) {
             return Err(EINVAL);
         }
+        ids.set_keys(keys)?;
+        self.guest.has_keys = keys;
         self.features = Some(features);
         shared.clear_requests(START);
         self.reset();

@@ -77,8 +77,10 @@ const HCR_TSW: u64 = 1 << 22;
 const HCR_RW: u64 = 1 << 31;
 const HCR_E2H: u64 = 1 << 34;
 const HCR_FWB: u64 = 1 << 46;
+const HCR_APK: u64 = 1 << 40;
+const HCR_API: u64 = 1 << 41;
 /// In a guest: EL1 of 64 bits behind stage 2, physical interrupts and SError to us, and exits for what its handler
-/// wants to see. Without API and APK, pointer authentication traps; without ATA, so do tags.
+/// wants to see. Without API and APK, pointer authentication traps, for guests that have none; without ATA, so do tags.
 const HCR_GUEST: u64 = HCR_VM
     | HCR_SWIO
     | HCR_PTW
@@ -151,7 +153,17 @@ pub(crate) struct Regs {
     hpfar: u64,
     /// HCR_EL2, which tells whether an SError has been taken.
     hcr: u64,
+    /// Keys of pointer authentication, if the guest has it: A and B of instructions, of data, and the generic one.
+    pub(crate) keys: [u64; 10],
+    /// Those of the host, while the guest runs.
+    host_keys: [u64; 10],
 }
+
+const _: () = {
+    assert!(core::mem::offset_of!(Regs, hcr) == 8 * 37);
+    assert!(core::mem::offset_of!(Regs, keys) == 8 * 38);
+    assert!(core::mem::offset_of!(Regs, host_keys) == 8 * 48);
+};
 
 impl Regs {
     /// After reset: at EL1 with its own stack pointer, all interrupts masked.
@@ -164,6 +176,8 @@ impl Regs {
         far: 0,
         hpfar: 0,
         hcr: 0,
+        keys: [0; 10],
+        host_keys: [0; 10],
     };
 
     /// General register `n`; 31 reads as zero.
@@ -225,6 +239,8 @@ pub(crate) struct Guest {
     /// Its interface to the interrupt controller, if there is one.
     pub(crate) interface: Interface,
     pub(crate) has_gic: bool,
+    /// It has pointer authentication.
+    pub(crate) has_keys: bool,
 }
 
 macro_rules! load {
@@ -457,6 +473,9 @@ impl<'irq> Stay<'irq> {
         // been written to nested page tables on this CPU.
         let why = unsafe {
             let mut hcr = hcr_guest();
+            if guest.has_keys {
+                hcr |= HCR_APK | HCR_API;
+            }
             if let Some(iss) = guest.error {
                 hcr |= HCR_VSE;
                 if has_ras() {
@@ -710,12 +729,19 @@ pub(crate) fn has_ras() -> bool {
     read!("id_aa64pfr0_el1") >> 28 & 0xf != 0
 }
 
+/// Processors have pointer authentication, of addresses and generic, and the kernel knows it of all of them.
+pub(crate) fn has_keys() -> bool {
+    el2::has_pointer_authentication()
+}
+
 /// What the host reads of an ID register that guests are shown something of.
 pub(crate) fn host_id(reg: crate::arm64::esr::SysReg) -> u64 {
     match reg.parts() {
         (3, 0, 0, 4, 0) => read!("id_aa64pfr0_el1"),
         (3, 0, 0, 6, 0) => read!("id_aa64isar0_el1"),
         (3, 0, 0, 6, 1) => read!("id_aa64isar1_el1"),
+        // ID_AA64ISAR2_EL1.
+        (3, 0, 0, 6, 2) => read!("s3_0_c0_c6_2"),
         (3, 0, 0, 7, 0) => read!("id_aa64mmfr0_el1"),
         (3, 0, 0, 7, 1) => read!("id_aa64mmfr1_el1"),
         (3, 0, 0, 7, 2) => read!("id_aa64mmfr2_el1"),

@@ -24,8 +24,35 @@ alternative_if ARM64_WORKAROUND_AMPERE_AC04_CPU_23
 alternative_else_nop_endif
 	.endm
 
-/* Offset of word n of struct Regs: x0 to x30, SP_EL0, PC, PSTATE, ESR, FAR, HPFAR, HCR (src/arm64/el2/mod.rs). */
+/*
+ * Offset of word n of struct Regs: x0 to x30, SP_EL0, PC, PSTATE, ESR, FAR, HPFAR, HCR, keys of the guest and of the
+ * host (src/arm64/el2/mod.rs).
+ */
 #define REG(n)	[x0, #(8 * (n))]
+#define KEYS		38
+#define HOST_KEYS	48
+
+/* HCR_EL2.API: the guest has pointer authentication. */
+#define HCR_API		41
+
+/* One key of two words: what is there goes to word `save`, and it becomes what word `load` has. */
+	.macro switch_key lo hi save load
+	mrs	x2, \lo
+	mrs	x3, \hi
+	stp	x2, x3, REG(\save)
+	ldp	x2, x3, REG(\load)
+	msr	\lo, x2
+	msr	\hi, x3
+	.endm
+
+/* APIA, APIB, APDA, APDB, APGA. The kernel signs its own return addresses: nothing is called in between. */
+	.macro switch_keys save load
+	switch_key s3_0_c2_c1_0, s3_0_c2_c1_1, \save, \load
+	switch_key s3_0_c2_c1_2, s3_0_c2_c1_3, \save + 2, \load + 2
+	switch_key s3_0_c2_c2_0, s3_0_c2_c2_1, \save + 4, \load + 4
+	switch_key s3_0_c2_c2_2, s3_0_c2_c2_3, \save + 6, \load + 6
+	switch_key s3_0_c2_c3_0, s3_0_c2_c3_1, \save + 8, \load + 8
+	.endm
 
 	.text
 
@@ -57,6 +84,9 @@ rvmm_el2_enter:
 	msr	spsr_el2, x6
 	ldr	x6, REG(31)
 	msr	sp_el0, x6
+	tbz	x1, #HCR_API, 1f
+	switch_keys HOST_KEYS, KEYS
+1:
 	adr_l	x6, rvmm_el2_vectors
 	msr	vbar_el1, x6
 	set_hcr	x1
@@ -118,6 +148,9 @@ rvmm_el2_enter:
 	mrs	x2, hpfar_el2
 	mrs	x3, hcr_el2
 	stp	x2, x3, REG(36)
+	tbz	x3, #HCR_API, 1f
+	switch_keys KEYS, HOST_KEYS
+1:
 	ldp	x0, x5, [sp], #16
 	ldp	x3, x4, [sp], #16
 	set_hcr	x5

@@ -2,7 +2,7 @@
 //! Extensions on Arm64: what is there, and what has to be enabled. What stands nowhere is not there.
 
 use crate::abi::uapi::k;
-use crate::arch::{has_ras, Setup, Vm, ADDRESS_BITS, MAX_GSIS, MAX_VCPUS};
+use crate::arch::{has_keys, has_ras, Setup, Vm, ADDRESS_BITS, MAX_GSIS, MAX_VCPUS};
 use crate::kvm::memory::enable_manual_protect;
 use crate::kvm::table::extensions;
 use crate::linux::smp;
@@ -46,6 +46,8 @@ extensions! {
     k::KVM_CAP_ARM_PSCI: 1;
     k::KVM_CAP_ARM_PSCI_0_2: 1;
     k::KVM_CAP_ARM_VM_IPA_SIZE: ADDRESS_BITS;
+    k::KVM_CAP_ARM_PTRAUTH_ADDRESS: has_keys();
+    k::KVM_CAP_ARM_PTRAUTH_GENERIC: has_keys();
     k::KVM_CAP_IRQ_ROUTING: MAX_GSIS;
     k::KVM_CAP_ARM_IRQ_LINE_LAYOUT_2: 1;
     k::KVM_CAP_MSI_DEVID: vm.and_then(Vm::vgic).is_some_and(|v| v.all_its().next().is_some());

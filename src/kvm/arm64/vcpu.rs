@@ -63,7 +63,7 @@ ioctls! {
     fn ioctl(vm: &Arc<Vm>, vcpu: &Arc<Vcpu>; cmd, arg) else Err(EINVAL);
     lock s = vcpu.lock()?;
 
-    KVM_ARM_VCPU_INIT:      held, set(r => s.init(&vcpu.shared, r));
+    KVM_ARM_VCPU_INIT:      held, set(r => s.init(&vm.ids, &vcpu.shared, r));
     KVM_GET_ONE_REG:        held, set(r => one_reg(vm, vcpu, s, r)), KVM_CAP_ONE_REG;
     KVM_SET_ONE_REG:        held, set(r => change_reg(vm, vcpu, s, r));
     KVM_GET_REG_LIST:       held, call(reg_list(s, arg));
@@ -96,7 +96,7 @@ fn change_reg(vm: &Vm, vcpu: &Vcpu, s: &mut State, r: &k::kvm_one_reg) -> Result
 /// KVM_GET_REG_LIST (api.rst 4.83).
 fn reg_list(s: &State, arg: usize) -> Result {
     s.check_initialized()?;
-    list_regs(arg)
+    list_regs(s.guest.has_keys, arg)
 }
 
 /// KVM_GET_VCPU_EVENTS (api.rst 4.31).
