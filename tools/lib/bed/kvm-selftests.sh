@@ -9,7 +9,7 @@ mount -t cgroup2 none /sys/fs/cgroup 2> /dev/null
 echo +memory > /sys/fs/cgroup/cgroup.subtree_control
 # Programs read what KVM's modules have been loaded with; with rvmm none of a vendor is there, and what they are told is
 # so of rvmm.
-if ! [ -e /sys/module/kvm_amd ] && ! [ -e /sys/module/kvm_intel ]; then
+if [ "$(uname -m)" = x86_64 ] && ! [ -e /sys/module/kvm_amd ] && ! [ -e /sys/module/kvm_intel ]; then
     mkdir -p /tmp/module/kvm/parameters /tmp/module/kvm_amd/parameters /tmp/module/kvm_intel/parameters
     cp /sys/module/kvm/parameters/* /tmp/module/kvm/parameters
     mount --bind /tmp/module /sys/module
@@ -27,7 +27,7 @@ for words in "$@"; do
     *hugetlb* | *" -H"* | nx_huge_pages*) echo ${HUGE_PAGES:-600} > /proc/sys/vm/nr_hugepages ;;
     *) echo 0 > /proc/sys/vm/nr_hugepages ;;
     esac
-    nx=$(cat $kvm/nx_huge_pages)
+    nx=$(cat $kvm/nx_huge_pages 2> /dev/null)
     case $words in
     nx_huge_pages*)
         echo 1 > $kvm/nx_huge_pages
@@ -41,5 +41,5 @@ for words in "$@"; do
     status=$?
     echo "== $words: $status after $(($(cut -d . -f 1 /proc/uptime) - from)) s"
     tail -n 12 /tmp/out | cut -c 1-200
-    [ "$(cat $kvm/nx_huge_pages)" = "$nx" ] || echo "$nx" > $kvm/nx_huge_pages
+    [ "$(cat $kvm/nx_huge_pages 2> /dev/null)" = "$nx" ] || echo "$nx" > $kvm/nx_huge_pages
 done
