@@ -148,6 +148,8 @@ exit_classes! {
     MmioUser = "mmio_user",
     /// Host interrupt.
     HostInterrupt = "host_interrupt",
+    /// A breakpoint, watchpoint or step of user space's.
+    Debug = "debug",
     /// Something that guests do not have.
     Absent = "absent",
     /// Anything else.

@@ -112,6 +112,8 @@ pub enum Exit {
     },
     /// A stage-2 fault.
     NestedFault(NestedFault),
+    /// A breakpoint, watchpoint or step that is not the guest's own.
+    Debug,
     /// An instruction or register of something that guests do not have.
     Absent,
     /// Anything else that is the guest's doing, with ESR_EL2.
@@ -130,6 +132,13 @@ const EC_ERET: u64 = 0x1a;
 const EC_SME: u64 = 0x1d;
 const EC_IABT_LOWER: u64 = 0x20;
 const EC_DABT_LOWER: u64 = 0x24;
+const EC_BREAKPOINT_LOWER: u64 = 0x30;
+/// A software step.
+pub const EC_STEP_LOWER: u64 = 0x32;
+/// A watchpoint.
+pub const EC_WATCHPOINT_LOWER: u64 = 0x34;
+const EC_BKPT32: u64 = 0x38;
+const EC_BRK64: u64 = 0x3c;
 
 // Syndromes of aborts.
 const ISV: u64 = 1 << 24;
@@ -172,6 +181,9 @@ pub fn decode(why: u64, s: &Syndrome) -> Exit {
             }
         }
         EC_FP | EC_PAUTH | EC_SVE | EC_ERET | EC_SME => Exit::Absent,
+        EC_BREAKPOINT_LOWER | EC_STEP_LOWER | EC_WATCHPOINT_LOWER | EC_BKPT32 | EC_BRK64 => {
+            Exit::Debug
+        }
         EC_IABT_LOWER => fault(s, iss, true),
         EC_DABT_LOWER => fault(s, iss, false),
         _ => Exit::Unknown(s.esr),
@@ -247,7 +259,8 @@ mod tests {
         );
         assert_eq!(reg.parts(), (3, 0, 0, 6, 0));
         assert_eq!(SysReg::new(3, 5, 14, 11, 7).parts(), (3, 5, 14, 11, 7));
-        assert!(matches!(decode(0, &at(0x3c, 0)), Exit::Unknown(_)));
+        assert_eq!(decode(0, &at(EC_BRK64, 1)), Exit::Debug);
+        assert!(matches!(decode(0, &at(0x3f, 0)), Exit::Unknown(_)));
     }
 
     #[test]

@@ -36,8 +36,13 @@ const PFR0: &[Row] = &[
     (56, UpTo(1)),
     (60, UpTo(1)),
 ];
-/// ID_AA64DFR0_EL1: Armv8 debug with two breakpoints and two watchpoints, whose registers read as zero.
-const DFR0: &[Row] = &[(0, Always(6)), (12, Always(1)), (20, Always(1))];
+/// ID_AA64DFR0_EL1: Armv8 debug with as many breakpoints and watchpoints as there are, and no performance counters.
+const DFR0: &[Row] = &[
+    (0, Always(6)),
+    (12, Same),
+    (20, UpTo(15)),
+    (28, Same),
+];
 /// ID_AA64ISAR0_EL1: instructions alone, but for TME and RNDR.
 const ISAR0: &[Row] = &[
     (4, UpTo(2)),

@@ -5,6 +5,7 @@
 
 mod caches;
 mod context;
+mod debug;
 mod el2;
 mod esr;
 mod events;
@@ -65,6 +66,10 @@ pub(crate) use events::{get as get_events, set as set_events};
 
 /// Which bits of ID registers user space may change.
 pub(crate) use idreg::{all as all_ids, writable as writable_id};
+
+/// Breakpoints and steps of user space's.
+pub(crate) use debug::{Points, VALID as GUEST_DEBUG};
+pub(crate) use el2::debug::counts as debug_counts;
 
 /// Registers as user space reads and writes them.
 pub(crate) use one_reg::{get as get_one_reg, list as list_regs, set as set_one_reg};

@@ -3,6 +3,7 @@
 
 use crate::abi::uapi::{self, k};
 use crate::arm64::context::{Reg, ENCODINGS};
+use crate::arm64::debug::{self, Debug};
 use crate::arm64::el2::{self, Guest};
 use crate::arm64::esr::SysReg;
 use crate::arm64::idreg;
@@ -22,6 +23,8 @@ enum Place<'a> {
     Fixed(u64),
     /// An ID register, which is the VM's.
     Id(SysReg),
+    /// A register for debugging.
+    Debug(&'a mut Debug, SysReg),
     /// The VM's virtual counter.
     Counter,
     /// The VM's physical counter.
@@ -117,6 +120,8 @@ fn find(g: &mut Guest, id: u64) -> Result<Place<'_>> {
                 Place::Fixed(g.mpidr)
             } else if idreg::is_id(reg) {
                 Place::Id(reg)
+            } else if g.debug.get(reg).is_some() {
+                Place::Debug(&mut g.debug, reg)
             } else if reg == TIMER_CNT {
                 Place::Counter
             } else if reg == TIMER_CVAL {
@@ -141,6 +146,7 @@ fn find(g: &mut Guest, id: u64) -> Result<Place<'_>> {
         Place::U32(_) => SIZE_U32,
         Place::U64(_)
         | Place::Fixed(_)
+        | Place::Debug(..)
         | Place::Id(_)
         | Place::Counter
         | Place::PhysicalCounter
@@ -180,6 +186,7 @@ pub(crate) fn get(g: &mut Guest, vm: &Vm, r: &k::kvm_one_reg) -> Result {
         Place::U64(v) => uapi::put(addr, v),
         Place::U128(v) => uapi::put(addr, &v.to_le_bytes()),
         Place::Fixed(v) => uapi::put(addr, &v),
+        Place::Debug(debug, reg) => uapi::put(addr, &debug.get(reg).ok_or(ENOENT)?),
         Place::Id(reg) => uapi::put(addr, &vm.ids.get(reg)),
         Place::Counter => uapi::put(addr, &now(&vm.counter_offset)),
         Place::PhysicalCounter => uapi::put(addr, &now(&vm.physical_offset)),
@@ -224,6 +231,11 @@ pub(crate) fn set(g: &mut Guest, vm: &Vm, r: &k::kvm_one_reg) -> Result {
             let has_run = vm.has_run.load(Ordering::Relaxed);
             vm.ids.set(reg, uapi::get(addr)?, has_run)?;
         }
+        Place::Debug(debug, reg) => {
+            if !debug.set(reg, uapi::get(addr)?) {
+                return Err(EINVAL);
+            }
+        }
         Place::PsciVersion => vm.set_psci_version(uapi::get(addr)?)?,
         Place::Workaround(n) => {
             if !el2::levels().accepts(n, uapi::get(addr)?) {
@@ -266,7 +278,8 @@ fn each(has_keys: bool, mut f: impl FnMut(u64) -> Result) -> Result {
     let system = ENCODINGS.iter().copied().filter(|r| !is_core(*r));
     let others = [MPIDR, TIMER_CVAL, timer::COUNT, timer::CTL, timer::CVAL];
     let keys = keys().filter(|_| has_keys);
-    let system = Iterator::chain(system, idreg::all());
+    let ids = Iterator::chain(idreg::all(), debug::listed());
+    let system = Iterator::chain(system, ids);
     for reg in Iterator::chain(Iterator::chain(system, others), keys) {
         f(ARM64 | SIZE_U64 | SYSREG | u64::from(reg.0))?;
     }

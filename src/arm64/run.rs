@@ -7,8 +7,9 @@
 use crate::abi::exits::{self, exits as declare_exits, Ask};
 use crate::abi::stats::{ExitClass, VcpuCounter, VcpuStats};
 use crate::abi::uapi::k;
+use crate::arm64::debug;
 use crate::arm64::el2::{self, Stay};
-use crate::arm64::esr::{Exit, NestedFault, Place, SysReg};
+use crate::arm64::esr::{self, Exit, NestedFault, Place, SysReg};
 use crate::arm64::inject::{self, Kind};
 use crate::arm64::shared::{affinity_info, switch_on, RING_FULL, STOP};
 use crate::arm64::vcpu::{Pending, State, Vcpu};
@@ -34,6 +35,12 @@ declare_exits! {
         kind: u32 = type_,
         ndata: u32 = ndata,
         data: [u64; 16] = __bindgen_anon_1.bindgen_union_field,
+    }
+    /// A breakpoint, watchpoint or step of user space's.
+    Debug = KVM_EXIT_DEBUG, debug: kvm_run__bindgen_ty_1__bindgen_ty_5 {
+        esr: u32 = arch.hsr,
+        esr_high: u32 = arch.hsr_high,
+        far: u64 = arch.far,
     }
     /// An access to device memory that the processor does not describe.
     Undescribed = KVM_EXIT_ARM_NISV, arm_nisv: kvm_run__bindgen_ty_1__bindgen_ty_22 {
@@ -113,6 +120,16 @@ impl<'a> Runner<'a> {
         self.s.check_initialized()?;
         self.first_run()?;
         self.stats.add(VcpuCounter::UserExits, 1);
+        let g = &mut self.s.guest;
+        g.regs.pstate = g.debug.begin(g.regs.pstate);
+        let ended = self.run_guest();
+        let g = &mut self.s.guest;
+        g.regs.pstate = g.debug.end(g.regs.pstate);
+        ended
+    }
+
+    /// The same, with the bit for steps in its place.
+    fn run_guest(&mut self) -> Result<isize> {
         self.complete();
         self.look_at_physical();
         if self.vcpu.run.get(exits::IMMEDIATE_EXIT) != 0 {
@@ -307,6 +324,7 @@ impl<'a> Runner<'a> {
             Exit::SysReg { .. } => ExitClass::SystemRegister,
             Exit::NestedFault(_) => ExitClass::NestedFault,
             Exit::Absent => ExitClass::Absent,
+            Exit::Debug => ExitClass::Debug,
             Exit::HostError | Exit::Unknown(_) => ExitClass::Other,
         };
         let step = match exit {
@@ -352,6 +370,7 @@ impl<'a> Runner<'a> {
                     None => Step::Again,
                 }
             }
+            Exit::Debug => self.debug_exit(),
             Exit::Absent => {
                 self.undefined(stay);
                 Step::Again
@@ -446,8 +465,10 @@ impl<'a> Runner<'a> {
             // Of the interrupt controller.
         } else if self.physical_register(reg, read, register) {
             // Of the physical timer.
-        } else if op0 == 2 || (op0, op1, crn, crm, op2) == (3, 0, 1, 0, 1) {
-            // Debug registers, and ACTLR_EL1: they read as zero.
+        } else if op0 == 2 {
+            return self.debug_register(stay, reg, read, register);
+        } else if (op0, op1, crn, crm, op2) == (3, 0, 1, 0, 1) {
+            // ACTLR_EL1 reads as zero.
             if read {
                 self.s.guest.regs.set_x(register, 0);
             }
@@ -462,6 +483,46 @@ impl<'a> Runner<'a> {
         }
         self.s.guest.regs.skip();
         Step::Again
+    }
+
+    /// MRS or MSR of a register for debugging.
+    fn debug_register(&mut self, stay: &Stay<'_>, reg: SysReg, read: bool, register: u8) -> Step {
+        let g = &mut self.s.guest;
+        let known = if read {
+            let value = g.debug.read(reg);
+            value.inspect(|v| g.regs.set_x(register, *v)).is_some()
+        } else {
+            g.debug.write(reg, g.regs.x(register))
+        };
+        if !known {
+            self.undefined(stay);
+            return Step::Again;
+        }
+        g.regs.skip();
+        // The next stay loads what has been written.
+        if !read && (stay.loads_debug() || g.debug.loaded().is_some()) {
+            return Step::Leave;
+        }
+        Step::Again
+    }
+
+    /// KVM_EXIT_DEBUG (api.rst 5).
+    fn debug_exit(&mut self) -> Step {
+        let r = &mut self.s.guest.regs;
+        let far = match r.class() {
+            esr::EC_WATCHPOINT_LOWER => r.far(),
+            _ => 0,
+        };
+        if r.class() == esr::EC_STEP_LOWER {
+            // It is done.
+            r.pstate |= debug::PSTATE_SS;
+        }
+        let esr = r.esr();
+        self.ask(&Debug {
+            esr: esr as u32,
+            esr_high: (esr >> 32) as u32,
+            far,
+        })
     }
 
     /// The instruction is undefined: an exception to the guest's EL1, in a stay (Arm ARM D1.3.1).

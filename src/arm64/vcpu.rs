@@ -6,6 +6,7 @@
 use crate::abi::ledger::VcpuLedger;
 use crate::abi::uapi::k;
 use crate::arm64::context::Context;
+use crate::arm64::debug::Debug;
 use crate::arm64::el2::{self, Guest, Regs};
 use crate::arm64::esr::Access;
 use crate::arm64::host_irqs::{self, HostIrqs};
@@ -135,6 +136,7 @@ impl State {
                 counter_offset: 0,
                 physical_offset: 0,
                 physical: PhysicalTimer::default(),
+                debug: KBox::new(Debug::OFF, GFP_KERNEL_ACCOUNT)?,
                 interface: Interface::RESET,
                 has_gic: false,
                 has_keys: false,
@@ -240,6 +242,7 @@ impl State {
         self.guest.banked = [0; 4];
         self.guest.error = None;
         self.guest.physical = PhysicalTimer::default();
+        self.guest.debug.reset();
         self.guest.interface = Interface::RESET;
         self.pending = Pending::Nothing;
         self.halted = false;

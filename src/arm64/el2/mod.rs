@@ -14,6 +14,7 @@
 //! This folder and `rust/` have all of Arm64's unsafe code.
 
 use crate::arm64::context::{registers, Context};
+use crate::arm64::debug::{Debug, PSTATE_SS};
 use crate::arm64::esr::{decode, Exit, Syndrome};
 use crate::arm64::mitigate::{self, Clearing, Known, Levels};
 use crate::arm64::stage2;
@@ -30,6 +31,7 @@ use core::arch::asm;
 use core::ptr;
 use core::sync::atomic::{AtomicU32, Ordering};
 use kernel::ffi::c_void;
+use kernel::prelude::*;
 
 /// Reads a system register.
 macro_rules! read {
@@ -52,6 +54,7 @@ macro_rules! write {
 }
 
 mod cache;
+pub(crate) mod debug;
 mod gic;
 
 pub(crate) use cache::{caches, init_caches, make_coherent};
@@ -105,8 +108,9 @@ const VTCR: u64 = 1 << 31 | 2 << 16 | 3 << 12 | 1 << 10 | 1 << 8 | 1 << 6 | (64 
 /// CPTR_EL2 as it is with E2H: FP and vectors are the guest's; SVE, SME, trace and activity monitors trap.
 const CPTR_GUEST: u64 = 3 << 20 | 1 << 28 | 1 << 30;
 
-/// MDCR_EL2: TPM, TPMCR, TDA, TDOSA, TDRA: performance counters and debug registers trap.
+/// MDCR_EL2: TPM, TPMCR, TDA, TDOSA, TDRA: performance counters and debug registers trap. TDE: debug exceptions are ours.
 const MDCR_TRAPS: u64 = 1 << 6 | 1 << 5 | 1 << 9 | 1 << 10 | 1 << 11;
+const MDCR_TDE: u64 = 1 << 8;
 /// MDCR_EL2.HPMN, how many counters are EL1's, which stays.
 const MDCR_HPMN: u64 = 0x1f;
 
@@ -204,10 +208,21 @@ impl Regs {
         self.esr & 0x1ff_ffff
     }
 
-    /// Past the instruction that has been dealt with. All are of 4 bytes.
+    /// ESR_EL2 of the last exception.
+    pub(crate) fn esr(&self) -> u64 {
+        self.esr
+    }
+
+    /// Its class.
+    pub(crate) fn class(&self) -> u64 {
+        self.esr >> 26 & 0x3f
+    }
+
+    /// Past the instruction that has been dealt with. All are of 4 bytes. A step is taken before the next one.
     #[inline]
     pub(crate) fn skip(&mut self) {
         self.pc = self.pc.wrapping_add(4);
+        self.pstate &= !PSTATE_SS;
     }
 }
 
@@ -236,6 +251,8 @@ pub(crate) struct Guest {
     pub(crate) physical_offset: u64,
     /// The physical timer.
     pub(crate) physical: PhysicalTimer,
+    /// Breakpoints, watchpoints and steps.
+    pub(crate) debug: KBox<Debug>,
     /// Its interface to the interrupt controller, if there is one.
     pub(crate) interface: Interface,
     pub(crate) has_gic: bool,
@@ -399,6 +416,7 @@ impl Has {
 /// processor has the state of one vCPU's guest.
 pub(crate) struct Stay<'irq> {
     own_mm: InOwnMm<'irq>,
+    loads_debug: bool,
 }
 
 impl<'irq> Stay<'irq> {
@@ -415,6 +433,7 @@ impl<'irq> Stay<'irq> {
         let has = Has::read();
         let host = Host::save(&has);
         let g = guest(owner);
+        let debug = debug::Loaded::begin(&g.debug);
         // SAFETY: Interrupts are off until the end, so that nobody meets what is loaded here; none of it means the
         // kernel, which runs with HCR_EL2.TGE, but for what `host` has and `restore` puts back. `root` is that of the
         // nested page tables of the guest's VM, which lives longer.
@@ -425,8 +444,9 @@ impl<'irq> Stay<'irq> {
             write!("vmpidr_el2", g.mpidr);
             Host::close(&has);
             write!("cpacr_el1", CPTR_GUEST);
-            write!("mdcr_el2", host.mdcr & MDCR_HPMN | MDCR_TRAPS);
-            write!("mdscr_el1", 0);
+            let ours = if debug.is_ours() { MDCR_TDE } else { 0 };
+            write!("mdcr_el2", host.mdcr & MDCR_HPMN | MDCR_TRAPS | ours);
+            write!("mdscr_el1", debug.mdscr());
             let cnthctl = host.cnthctl & !(CNTHCTL_EL1PCTEN | CNTHCTL_EL1PTEN);
             let counts = match g.physical_offset {
                 0 => CNTHCTL_EL1PCTEN,
@@ -444,7 +464,10 @@ impl<'irq> Stay<'irq> {
             rvmm_vectors_load(ptr::from_ref(&g.vectors).cast());
             asm!("isb", options(nostack, preserves_flags));
         }
-        let stay = Self { own_mm };
+        let stay = Self {
+            own_mm,
+            loads_debug: debug.is_on(),
+        };
         let result = body(owner, &stay);
         let g = guest(owner);
         save(&mut g.context);
@@ -458,7 +481,13 @@ impl<'irq> Stay<'irq> {
             host.restore(&has);
             asm!("isb", options(nostack, preserves_flags));
         }
+        debug.end();
         result
+    }
+
+    /// Registers for debugging are loaded, as they were when the stay began.
+    pub(crate) fn loads_debug(&self) -> bool {
+        self.loads_debug
     }
 
     /// What says whose address space it is.
@@ -619,7 +648,7 @@ fn hcr_guest() -> u64 {
 ///
 /// Interrupts are off, and VTTBR_EL2 is that of the guests.
 unsafe fn in_guest_regime(f: impl FnOnce()) {
-    let host = read!("hcr_el2");
+    let (host, masks) = (read!("hcr_el2"), read!("daif"));
     // SAFETY: For the instruction alone, at EL2, which goes on by its own tables meanwhile; no access to user memory is
     // in between. Debug exceptions and SError, which the kernel would take with its own HCR_EL2, are masked.
     unsafe {
@@ -634,11 +663,8 @@ unsafe fn in_guest_regime(f: impl FnOnce()) {
         f();
         asm!("dsb nsh", options(nostack, preserves_flags));
         write!("hcr_el2", host);
-        asm!(
-            "isb",
-            "msr daifclr, #0xc",
-            options(nostack, preserves_flags)
-        );
+        asm!("isb", options(nostack, preserves_flags));
+        write!("daif", masks);
     }
 }
 
@@ -738,6 +764,7 @@ pub(crate) fn has_keys() -> bool {
 pub(crate) fn host_id(reg: crate::arm64::esr::SysReg) -> u64 {
     match reg.parts() {
         (3, 0, 0, 4, 0) => read!("id_aa64pfr0_el1"),
+        (3, 0, 0, 5, 0) => read!("id_aa64dfr0_el1"),
         (3, 0, 0, 6, 0) => read!("id_aa64isar0_el1"),
         (3, 0, 0, 6, 1) => read!("id_aa64isar1_el1"),
         // ID_AA64ISAR2_EL1.

@@ -59,8 +59,8 @@ alternative_else_nop_endif
 /*
  * u64 rvmm_el2_enter(struct Regs *regs, u64 hcr)
  *
- * Why the guest stopped: 0 synchronous exception, 1 IRQ, 2 FIQ, 3 SError. Interrupts are off; debug exceptions and
- * SError are on again when it returns, as everywhere in the kernel.
+ * Why the guest stopped: 0 synchronous exception, 1 IRQ, 2 FIQ, 3 SError. Interrupts are off, and debug exceptions are
+ * masked, as in the whole stay; SError is on again when it returns, as everywhere in the kernel.
  */
 	.p2align 4
 	.global	rvmm_el2_enter
@@ -158,7 +158,7 @@ rvmm_el2_enter:
 	msr	sp_el0, x3
 	isb
 	msr	pan, #1
-	msr	daifclr, #0xc
+	msr	daifclr, #0x4
 	/* Registers that the caller does not expect back hold what the guest left there. */
 	mov	x6, xzr
 	mov	x7, xzr

@@ -2,7 +2,9 @@
 //! Extensions on Arm64: what is there, and what has to be enabled. What stands nowhere is not there.
 
 use crate::abi::uapi::k;
-use crate::arch::{has_keys, has_ras, Setup, Vm, ADDRESS_BITS, MAX_GSIS, MAX_VCPUS};
+use crate::arch::{
+    debug_counts, has_keys, has_ras, Setup, Vm, ADDRESS_BITS, GUEST_DEBUG, MAX_GSIS, MAX_VCPUS,
+};
 use crate::kvm::memory::enable_manual_protect;
 use crate::kvm::table::extensions;
 use crate::linux::smp;
@@ -40,6 +42,9 @@ extensions! {
     k::KVM_CAP_IMMEDIATE_EXIT: 1;
     k::KVM_CAP_INTERNAL_ERROR_DATA: 1;
     k::KVM_CAP_SYSTEM_EVENT_DATA: 1;
+    k::KVM_CAP_SET_GUEST_DEBUG2: GUEST_DEBUG;
+    k::KVM_CAP_GUEST_DEBUG_HW_BPS: debug_counts().0;
+    k::KVM_CAP_GUEST_DEBUG_HW_WPS: debug_counts().1;
     k::KVM_CAP_IOEVENTFD_NO_LENGTH: 1;
     k::KVM_CAP_IOEVENTFD_ANY_LENGTH: 1;
     k::KVM_CAP_COALESCED_MMIO: k::KVM_COALESCED_MMIO_PAGE_OFFSET;

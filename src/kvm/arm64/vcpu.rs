@@ -3,7 +3,8 @@
 
 use crate::abi::uapi::{self, k};
 use crate::arch::{
-    get_events, get_one_reg, list_regs, set_events, set_one_reg, Runner, State, Vcpu, Vm,
+    get_events, get_one_reg, list_regs, set_events, set_one_reg, Points, Runner, State, Vcpu, Vm,
+    GUEST_DEBUG,
 };
 use crate::kvm::signals;
 use crate::kvm::stats;
@@ -71,6 +72,7 @@ ioctls! {
     KVM_SET_MP_STATE:       held, set(r => set_mp_state(vcpu, s, r));
     KVM_GET_VCPU_EVENTS:    held, get(events(vcpu, s)), KVM_CAP_VCPU_EVENTS, KVM_CAP_ARM_INJECT_EXT_DABT;
     KVM_SET_VCPU_EVENTS:    held, set(r => change_events(vcpu, s, r));
+    KVM_SET_GUEST_DEBUG:    held, set(r => set_guest_debug(s, r)), KVM_CAP_SET_GUEST_DEBUG;
     KVM_SET_DEVICE_ATTR:    -,    set(r => set_attr(vm, r)), KVM_CAP_VCPU_ATTRIBUTES;
     KVM_GET_DEVICE_ATTR:    -,    set(r => get_attr(vm, r));
     KVM_HAS_DEVICE_ATTR:    -,    set(r => timer(vm, r).map(|_| ()));
@@ -111,6 +113,22 @@ fn change_events(vcpu: &Vcpu, s: &mut State, r: &k::kvm_vcpu_events) -> Result {
     s.check_initialized()?;
     s.take_requests(&vcpu.shared);
     set_events(s, r)
+}
+
+/// KVM_SET_GUEST_DEBUG (api.rst 4.87). EINVAL: a flag that there is not.
+fn set_guest_debug(s: &mut State, d: &k::kvm_guest_debug) -> Result {
+    if d.control & !GUEST_DEBUG != 0 {
+        return Err(EINVAL);
+    }
+    let a = &d.arch;
+    let points = Points {
+        bvr: a.dbg_bvr,
+        bcr: a.dbg_bcr,
+        wvr: a.dbg_wvr,
+        wcr: a.dbg_wcr,
+    };
+    s.guest.debug.set_user(d.control, points);
+    Ok(())
 }
 
 /// KVM_GET_MP_STATE (api.rst 4.38).

@@ -61,6 +61,7 @@ pub mod arm64 {
     //! Processors with Armv8-A's virtualisation, under a kernel at EL2.
     pub mod caches;
     pub mod context;
+    pub mod debug;
     pub mod esr;
     pub mod host;
     pub mod idreg;
