@@ -18,6 +18,7 @@ pub(crate) mod ports;
 mod regions;
 mod removing;
 mod reset;
+pub(crate) mod resident;
 pub(crate) mod ring;
 pub(crate) mod rounds;
 mod saved;

@@ -8,10 +8,10 @@
 use crate::linux::uaccess;
 use crate::mem::addr::Gpa;
 use crate::mem::memory::MemoryView;
+use crate::mem::resident::resident;
 use crate::x86::cpu::tsc;
 use crate::x86::pv::kvmclock;
 use crate::x86::pv::kvmclock::TimeInfo;
-use crate::x86::pv::page::resident;
 use crate::x86::vcpu::state::State;
 use crate::x86::vm::Vm;
 use kernel::prelude::*;

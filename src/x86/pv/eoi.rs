@@ -7,8 +7,8 @@
 use crate::linux::uaccess;
 use crate::mem::addr::Gpa;
 use crate::mem::memory::MemError;
+use crate::mem::resident::resident;
 use crate::x86::irqchip::msg::Vector;
-use crate::x86::pv::page::resident;
 use crate::x86::vcpu::state::State;
 use crate::x86::vendor::Stay;
 use crate::x86::vm::Vm;

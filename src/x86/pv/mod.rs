@@ -9,7 +9,6 @@ pub(crate) mod eoi;
 pub(crate) mod hypercall;
 pub(crate) mod kvmclock;
 pub(crate) mod msrs;
-mod page;
 pub(crate) mod paravirt;
 pub(crate) mod steal;
 pub(crate) mod vapic;

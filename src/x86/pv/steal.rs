@@ -7,9 +7,9 @@
 use crate::linux::{sched, uaccess, user_atomic};
 use crate::mem::addr::Gpa;
 use crate::mem::memory::MemoryView;
+use crate::mem::resident::resident;
 use crate::x86::cpu::cpuid::kvm_feature;
 use crate::x86::pv::kvmclock;
-use crate::x86::pv::page::resident;
 use crate::x86::vcpu::state::State;
 use crate::x86::vm::Vm;
 use kernel::prelude::*;

@@ -6,7 +6,7 @@ use crate::linux::gup;
 use kernel::prelude::*;
 
 /// Calls `f`, which touches user memory at `hva` without sleeping, until the page is there.
-pub(super) fn resident<T>(hva: usize, mut f: impl FnMut() -> Result<T>) -> Result<T> {
+pub(crate) fn resident<T>(hva: usize, mut f: impl FnMut() -> Result<T>) -> Result<T> {
     // The page may go again at once, but hardly three times.
     for _ in 0..3 {
         if let Ok(v) = f() {
