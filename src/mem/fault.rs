@@ -141,7 +141,8 @@ impl GuestMemory {
             return false;
         }
         if slot.is_logging() {
-            return self.logged_resident(entry, by, gpa, inside);
+            return (write || !self.logs_reads_as_reads(slot))
+                && self.logged_resident(entry, by, gpa, inside);
         }
         let section = by.gate.enter();
         let Some((leaf, host)) = self.resident(&section, slot, gpa, inside) else {
@@ -289,8 +290,9 @@ impl GuestMemory {
         if frozen && write {
             self.thaw_way(by, gpa, round);
         }
+        let keeps = frozen || self.logs_reads_as_reads(slot);
         let page = HostPage {
-            writable: writable && (write || !frozen),
+            writable: writable && (write || !keeps),
             ..page
         };
         let fault = Fault {
@@ -307,6 +309,13 @@ impl GuestMemory {
             entry.mark_dirty(gpa, by.ring);
         }
         Ok(mapped.err().unwrap_or(FaultOutcome::Mapped))
+    }
+
+    /// Whether what is only read must not be mapped writable, because the processor does not say later whether it has
+    /// been written, and so it would have to count as that at once.
+    #[inline]
+    fn logs_reads_as_reads(&self, slot: &Slot) -> bool {
+        slot.is_logging() && !self.table.has_accessed_bits()
     }
 
     /// Whether `page` may be mapped writable at `gpa` as far as the reset point goes. A write saves it first.
