@@ -53,7 +53,7 @@ pub mod x86;
 
 // Users name these by `crate::linux` alone, like the wrappers that every architecture has.
 #[cfg(CONFIG_ARM64)]
-pub use arm64::{direct_map, el2, interrupts, neon, nospec, percpu_irq};
+pub use arm64::{clock, direct_map, el2, interrupts, neon, nospec, percpu_irq, random};
 #[cfg(CONFIG_X86_64)]
 pub use x86::{
     boot_cpu, cache, clock, cost, cpuid, cr, desc, direct_map, fpu, interrupts, mce, msr, nospec,

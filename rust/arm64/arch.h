@@ -5,6 +5,7 @@
 #ifndef RVMM_ARCH_H
 #define RVMM_ARCH_H
 
+#include <linux/random.h>
 #include <asm/memory.h>
 #include <asm/neon.h>
 
@@ -26,6 +27,7 @@ static const unsigned int RVMM_VA_BITS = VA_BITS;
 
 void rvmm_send_reschedule(unsigned int cpu);
 bool rvmm_firmware_offers(u32 function);
+bool rvmm_read_clock(u64 *real_ns, u64 *counter);
 void rvmm_host_error(u64 esr) __noreturn;
 
 unsigned int rvmm_firmware_irq(const char *compatible, int index);

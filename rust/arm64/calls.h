@@ -15,5 +15,7 @@ SHIM(u64, cache_type, (void), read_sanitised_ftr_reg(SYS_CTR_EL0))
 SHIM(bool, has_stage2_fwb, (void), cpus_have_final_cap(ARM64_HAS_STAGE2_FWB))
 SHIM(bool, has_cache_idc, (void), cpus_have_final_cap(ARM64_HAS_CACHE_IDC))
 SHIM(bool, has_cache_dic, (void), cpus_have_final_cap(ARM64_HAS_CACHE_DIC))
+/* Random numbers, in any context. */
+SHIM(u64, random_word, (void), get_random_u64())
 /* The kernel masks interrupts by their priority, not by PSTATE. */
 SHIM(bool, masks_by_priority, (void), system_uses_irq_prio_masking())

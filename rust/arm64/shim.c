@@ -12,6 +12,7 @@
 #include <linux/of_irq.h>
 #include <linux/percpu.h>
 #include <linux/smp.h>
+#include <linux/timekeeping.h>
 
 #define SHIM(type, name, args, expression) type rvmm_##name args { return expression; }
 #define SHIM_VOID(name, args, statement) void rvmm_##name args { statement; }
@@ -34,6 +35,19 @@ bool rvmm_firmware_offers(u32 function)
 		return false;
 	arm_smccc_1_1_smc(ARM_SMCCC_ARCH_FEATURES_FUNC_ID, function, &res);
 	return (int)res.a0 == 0;
+}
+
+/* --- time ------------------------------------------------------------------------------------- */
+
+/* CLOCK_REALTIME and the counter at one moment, if that is the kernel's clock. */
+bool rvmm_read_clock(u64 *real_ns, u64 *counter)
+{
+	struct system_time_snapshot s = {};
+
+	ktime_get_snapshot_id(CLOCK_REALTIME, &s);
+	*real_ns = ktime_to_ns(s.systime);
+	*counter = s.cycles;
+	return s.cs_id == CSID_ARM_ARCH_COUNTER;
 }
 
 /* --- other CPUs ------------------------------------------------------------------------------- */

@@ -293,7 +293,7 @@ mod tests {
         assert!(d.write(OSLAR, 1));
         assert_eq!(d.read(OSLSR), Some(10));
         assert!(d.set(OSLSR, 8) && !d.set(OSLSR, 9) && !d.set(OSLSR, 2));
-        assert_eq!(d.read(OSLSR), Some(10));
+        assert_eq!(d.read(OSLSR), Some(8));
         // Trace, which there is not.
         assert_eq!(d.read(SysReg::new(2, 1, 0, 1, 0)), None);
         assert!(!d.write(SysReg::new(2, 1, 0, 1, 0), 1));

@@ -62,6 +62,12 @@ pub struct NestedFault {
     pub write: bool,
     /// It was an instruction fetch.
     pub fetch: bool,
+    /// It was for an instruction: a fetch, or a walk for one.
+    pub instruction: bool,
+    /// It was a walk of stage 1.
+    pub walk: bool,
+    /// It was cache maintenance.
+    pub maintenance: bool,
     /// What the instruction does, if that is told.
     pub access: Option<Access>,
 }
@@ -97,8 +103,8 @@ pub enum Exit {
     HostError,
     /// HVC with this number.
     Hvc(u16),
-    /// SMC, which has not been executed.
-    Smc,
+    /// SMC with this number, which has not been executed.
+    Smc(u16),
     /// WFI, or (true) WFE; not executed.
     Wait(bool),
     /// MRS (`read`) of or MSR to a system register, with this general register; not executed.
@@ -165,7 +171,7 @@ pub fn decode(why: u64, s: &Syndrome) -> Exit {
     match s.esr >> 26 & 0x3f {
         EC_WFX => Exit::Wait(iss & 1 != 0),
         EC_HVC64 => Exit::Hvc(iss as u16),
-        EC_SMC64 => Exit::Smc,
+        EC_SMC64 => Exit::Smc(iss as u16),
         EC_SYS64 => {
             let part = |at: u32, bits: u32| (iss >> at) as u16 & ((1 << bits) - 1);
             Exit::SysReg {
@@ -208,9 +214,17 @@ fn fault(s: &Syndrome, iss: u64, fetch: bool) -> Exit {
     let described = !fetch && !walk && iss & (ISV | CM) == ISV;
     Exit::NestedFault(NestedFault {
         place,
-        // A walk writes only to update the descriptor, and finds by that what it needs.
-        write: !fetch && iss & WNR != 0 && iss & CM == 0,
+        // A walk that may read and has no permission is one that writes, to update the descriptor. Before that it
+        // reads, whatever is said: tables in memory that is only read are good for a walk.
+        write: if walk {
+            kind == 3
+        } else {
+            !fetch && iss & WNR != 0 && iss & CM == 0
+        },
         fetch: fetch && !walk,
+        instruction: fetch,
+        walk,
+        maintenance: !fetch && iss & CM != 0,
         access: described.then(|| Access {
             register: (iss >> 16 & 31) as u8,
             len: 1 << (iss >> 22 & 3),
@@ -245,7 +259,7 @@ mod tests {
     fn instructions() {
         assert_eq!(decode(0, &at(EC_WFX, 1)), Exit::Wait(true));
         assert_eq!(decode(0, &at(EC_WFX, 0)), Exit::Wait(false));
-        assert_eq!(decode(0, &at(EC_SMC64, 0)), Exit::Smc);
+        assert_eq!(decode(0, &at(EC_SMC64, 0)), Exit::Smc(0));
         // MRS X3, ID_AA64ISAR0_EL1: S3_0_C0_C6_0.
         let iss = 3 << 20 | 6 << 1 | 3 << 5 | 1;
         let reg = SysReg::new(3, 0, 0, 6, 0);
@@ -289,11 +303,17 @@ mod tests {
             panic!()
         };
         assert_eq!((f.place, f.access), (Place::Known(0x4001_2000), None));
+        assert!(f.walk && !f.instruction && f.write);
+        let Exit::NestedFault(f) = decode(0, &at(EC_DABT_LOWER, iss | S1PTW)) else {
+            panic!()
+        };
+        assert!(f.walk && !f.write);
         // Cache maintenance is no write, and there is nothing to be stored.
         let Exit::NestedFault(f) = decode(0, &at(EC_DABT_LOWER, iss | CM)) else {
             panic!()
         };
         assert_eq!((f.write, f.access), (false, None));
+        assert!(f.maintenance);
         // Not described: a pair, or with write-back.
         let Exit::NestedFault(f) = decode(0, &at(EC_DABT_LOWER, WNR | 7)) else {
             panic!()

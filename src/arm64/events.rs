@@ -19,6 +19,14 @@ pub(crate) fn has_pan() -> bool {
 }
 
 impl Guest {
+    /// EL1 takes an abort at the address of the last exit, with this fault status. Outside of a stay.
+    pub(crate) fn abort(&mut self, instruction: bool, status: u64) {
+        let far = self.regs.far();
+        self.context.set(Reg::Far, far);
+        let esr = inject::abort(self.regs.pstate, instruction, status);
+        self.take(Kind::Synchronous, esr);
+    }
+
     /// EL1 takes an exception, outside of a stay.
     fn take(&mut self, kind: Kind, esr: u64) {
         let (c, r) = (&mut self.context, &mut self.regs);
@@ -59,10 +67,7 @@ pub(crate) fn set(s: &mut State, events: &k::kvm_vcpu_events) -> Result {
     if e.ext_dabt_pending != 0 {
         // What was asked of user space has failed.
         s.pending = Pending::Nothing;
-        let g = &mut s.guest;
-        let far = g.regs.far();
-        g.context.set(Reg::Far, far);
-        g.take(Kind::Synchronous, inject::external_abort(g.regs.pstate));
+        s.guest.abort(false, inject::EXTERNAL_ABORT);
     }
     if !pending {
         return Ok(());

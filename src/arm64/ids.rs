@@ -3,9 +3,9 @@
 
 use crate::arm64::el2;
 use crate::arm64::esr::SysReg;
-use crate::arm64::idreg::{self, COUNT};
+use crate::arm64::idreg::{self, COUNT, IDENTITY, IMPLEMENTATION};
 use crate::nospec::Nospec;
-use core::sync::atomic::{AtomicU64, AtomicU8, Ordering};
+use core::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicU8, Ordering};
 use kernel::prelude::*;
 
 /// Those of a VM.
@@ -69,7 +69,7 @@ impl Ids {
 
     /// User space's value. EINVAL: more than there is; EBUSY: another one, after a vCPU has run.
     pub(crate) fn set(&self, reg: SysReg, value: u64, has_run: bool) -> Result {
-        if value == self.get(reg) {
+        if value == self.get(reg) || idreg::is_of_aarch32(reg) {
             return Ok(());
         }
         let place = idreg::index(reg).and_then(|n| self.values.get_nospec(n));
@@ -96,5 +96,71 @@ impl Ids {
                 v.fetch_or(idreg::PFR0_GIC, Ordering::Relaxed);
             }
         }
+    }
+}
+
+/// What a VM's guests are told of the implementation ([`IDENTITY`]), where that is not the processor's own.
+pub(crate) struct Identity {
+    values: [AtomicU64; IDENTITY.len()],
+    /// A bit for each that has been said.
+    changed: AtomicU32,
+    /// KVM_CAP_ARM_WRITABLE_IMP_ID_REGS is enabled.
+    writable: AtomicBool,
+}
+
+impl Identity {
+    /// The processor's own.
+    pub(crate) fn new() -> Self {
+        Self {
+            values: [const { AtomicU64::new(0) }; IDENTITY.len()],
+            changed: AtomicU32::new(0),
+            writable: AtomicBool::new(false),
+        }
+    }
+
+    /// Which of them `reg` is.
+    #[inline]
+    pub(crate) fn index(reg: SysReg) -> Option<usize> {
+        IDENTITY.iter().position(|r| *r == reg)
+    }
+
+    fn has(&self, n: usize) -> bool {
+        self.changed.load(Ordering::Relaxed) & 1 << (n & 7) != 0
+    }
+
+    /// What a guest reads, on this processor.
+    pub(crate) fn get(&self, n: usize) -> u64 {
+        match self.values.get_nospec(n) {
+            Some(value) if self.has(n) => value.load(Ordering::Relaxed),
+            _ => el2::host_identity(n),
+        }
+    }
+
+    /// User space's value. EINVAL: it cannot be, or only with the capability; EBUSY: another one, after a vCPU has run.
+    pub(crate) fn set(&self, n: usize, value: u64, has_run: bool) -> Result {
+        if value == self.get(n) {
+            return Ok(());
+        }
+        let fixed = IMPLEMENTATION.contains(&n) && !self.writable.load(Ordering::Relaxed);
+        if fixed || !idreg::allows_identity(n, el2::host_identity(n), value) {
+            return Err(EINVAL);
+        }
+        if has_run {
+            return Err(EBUSY);
+        }
+        let place = self.values.get_nospec(n).ok_or(EINVAL)?;
+        place.store(value, Ordering::Relaxed);
+        self.changed.fetch_or(1 << (n & 7), Ordering::Relaxed);
+        Ok(())
+    }
+
+    /// KVM_CAP_ARM_WRITABLE_IMP_ID_REGS.
+    pub(crate) fn make_writable(&self) {
+        self.writable.store(true, Ordering::Relaxed);
+    }
+
+    /// Which reads have to trap: of REVIDR_EL1 and AIDR_EL1, of those about caches.
+    pub(crate) fn traps(&self) -> (bool, bool) {
+        (self.has(1) || self.has(2), self.has(3) || self.has(4))
     }
 }

@@ -17,11 +17,17 @@ pub enum Kind {
 const LENGTH: u64 = 1 << 25;
 /// An undefined instruction: class 0.
 pub const UNDEFINED: u64 = LENGTH;
+const EC_IABT_LOWER: u64 = 0x20 << 26;
+const EC_IABT_SAME: u64 = 0x21 << 26;
 const EC_DABT_LOWER: u64 = 0x24 << 26;
 const EC_DABT_SAME: u64 = 0x25 << 26;
 const EC_ERROR: u64 = 0x2f << 26;
-/// A synchronous external abort.
-const EXTERNAL_ABORT: u64 = 0x10;
+/// Fault status: a synchronous external abort; of a walk, at level 0.
+pub const EXTERNAL_ABORT: u64 = 0x10;
+/// See above.
+pub const EXTERNAL_ABORT_WALK: u64 = 0x14;
+/// An address is too wide, at level 0.
+pub const ADDRESS_SIZE: u64 = 0;
 /// ESR_EL1.ISS.
 pub const ISS: u64 = 0x1ff_ffff;
 /// Of an SError that is not described: IDS.
@@ -75,14 +81,15 @@ pub fn entered(pstate: u64, sctlr: u64, has_pan: bool) -> u64 {
     new
 }
 
-/// ESR_EL1 of a data access that met an error of the memory.
-pub fn external_abort(pstate: u64) -> u64 {
-    let class = if is_user(pstate) {
-        EC_DABT_LOWER
-    } else {
-        EC_DABT_SAME
+/// ESR_EL1 of an access, or a fetch (`instruction`), with this fault status.
+pub fn abort(pstate: u64, instruction: bool, status: u64) -> u64 {
+    let class = match (instruction, is_user(pstate)) {
+        (true, true) => EC_IABT_LOWER,
+        (true, false) => EC_IABT_SAME,
+        (false, true) => EC_DABT_LOWER,
+        (false, false) => EC_DABT_SAME,
     };
-    class | LENGTH | EXTERNAL_ABORT
+    class | LENGTH | status
 }
 
 /// ESR_EL1 of an SError.
@@ -115,9 +122,11 @@ mod tests {
 
     #[test]
     fn syndromes() {
-        assert_eq!(external_abort(0), 0x9200_0010);
-        assert_eq!(external_abort(0x3c5), 0x9600_0010);
-        assert_eq!(external_abort(0x10), 0x9200_0010);
+        assert_eq!(abort(0, false, EXTERNAL_ABORT), 0x9200_0010);
+        assert_eq!(abort(0x3c5, false, EXTERNAL_ABORT), 0x9600_0010);
+        assert_eq!(abort(0x10, false, EXTERNAL_ABORT_WALK + 3), 0x9200_0017);
+        assert_eq!(abort(0, true, ADDRESS_SIZE), 0x8200_0000);
+        assert_eq!(abort(0x3c5, true, EXTERNAL_ABORT), 0x8600_0010);
         assert_eq!(error(u64::MAX), 0xbfff_ffff);
         assert!(masks_errors(0x3c5) && !masks_errors(0x2c5));
     }

@@ -27,16 +27,24 @@ const TRAPS_DIR: u64 = 1 << 19;
 impl Runner<'_> {
     /// The first KVM_RUN fixes what the controller has said. The errors are KVM's.
     pub(super) fn first_run(&mut self) -> Result {
-        if self.s.guest.has_gic {
+        if self.s.has_run {
             return Ok(());
         }
+        self.begin_interrupt_controller()?;
+        self.s.filter = self.vm.calls.filter()?;
+        self.s.guest.identity_traps = self.vm.identity.traps();
+        self.s.has_run = true;
+        Ok(())
+    }
+
+    fn begin_interrupt_controller(&mut self) -> Result {
         let Some(vgic) = self.vm.vgic() else {
             self.vm.ids.set_gic(false);
-            self.vm.has_run.store(true, Ordering::Relaxed);
+            self.vm.has_run.store(true, Ordering::Release);
             return Ok(());
         };
-        vgic.fix_places()?;
-        self.vm.has_run.store(true, Ordering::Relaxed);
+        vgic.fix_places(self.vm.address_bits)?;
+        self.vm.has_run.store(true, Ordering::Release);
         let intid = self.vm.timer_intid.load(Ordering::Relaxed);
         let physical = self.vm.physical_intid.load(Ordering::Relaxed);
         if intid == physical {

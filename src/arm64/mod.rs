@@ -4,6 +4,7 @@
 //! This file is the seam, as `x86/mod.rs` is x86's. What it does not re-export is Arm64's own business.
 
 mod caches;
+mod calls;
 mod context;
 mod debug;
 mod el2;
@@ -22,7 +23,10 @@ mod paging;
 mod psci;
 mod run;
 mod shared;
+mod smccc;
+mod stage1;
 mod stage2;
+mod stolen;
 mod timer;
 mod vcpu;
 mod vgic;
@@ -32,14 +36,12 @@ mod vm;
 
 /// The nested page table that the processor walks, whether it logs what it sets dirty there, how far guest-physical and
 /// user addresses reach, and how all processors forget what they have cached of it.
-pub(crate) use paging::{
-    address_limits, forget_translations, processor_logs, NestedTable, FORGETS,
-};
+pub(crate) use paging::{forget_translations, processor_logs, NestedTable, FORGETS};
 
 // Face: what the files of user space are made of.
 
 /// What all vCPUs of a VM share, how wide its addresses are, and what is fixed once there is a vCPU.
-pub(crate) use paging::ADDRESS_BITS;
+pub(crate) use paging::{most_address_bits, ADDRESS_BITS};
 pub(crate) use vm::{Setup, Vm};
 
 /// vCPUs of a VM, and their ids: each has a redistributor.
@@ -66,6 +68,9 @@ pub(crate) use events::{get as get_events, set as set_events};
 
 /// Which bits of ID registers user space may change.
 pub(crate) use idreg::{all as all_ids, writable as writable_id};
+
+/// Calls that user space filters.
+pub(crate) use smccc::Range as CallRange;
 
 /// Breakpoints and steps of user space's.
 pub(crate) use debug::{Points, VALID as GUEST_DEBUG};

@@ -7,6 +7,9 @@ use crate::arm64::debug::{self, Debug};
 use crate::arm64::el2::{self, Guest};
 use crate::arm64::esr::SysReg;
 use crate::arm64::idreg;
+use crate::arm64::ids::Identity;
+use crate::arm64::shared::VcpuShared;
+use crate::arm64::smccc::BITMAPS;
 use crate::arm64::timer;
 use crate::arm64::vm::Vm;
 use crate::nospec::Nospec;
@@ -19,10 +22,12 @@ enum Place<'a> {
     U32(&'a mut u32),
     U64(&'a mut u64),
     U128(&'a mut u128),
-    /// Reads as this, and may be written with it.
-    Fixed(u64),
     /// An ID register, which is the VM's.
     Id(SysReg),
+    /// One about the implementation, which is the VM's as well.
+    Identity(usize),
+    /// MPIDR_EL1.
+    Affinity,
     /// A register for debugging.
     Debug(&'a mut Debug, SysReg),
     /// The VM's virtual counter.
@@ -33,6 +38,8 @@ enum Place<'a> {
     PsciVersion,
     /// What is said of a workaround, from 0.
     Workaround(usize),
+    /// Which optional calls the VM's guests have.
+    Calls(usize),
 }
 
 const SIZE_U32: u64 = 2 << 52;
@@ -52,8 +59,8 @@ const FIRMWARE_CALLS: u64 = 0x16 << 16;
 const PSCI_VERSION: u64 = 0;
 /// KVM_REG_ARM_SMCCC_ARCH_WORKAROUND_1 to 3.
 const WORKAROUNDS: core::ops::Range<u64> = 1..4;
-/// KVM_REG_ARM_STD_BMAP, STD_HYP_BMAP, VENDOR_HYP_BMAP, VENDOR_HYP_BMAP_2: there are none of those calls.
-const CALL_BITMAPS: u64 = 4;
+/// KVM_REG_ARM_STD_BMAP, STD_HYP_BMAP, VENDOR_HYP_BMAP, VENDOR_HYP_BMAP_2.
+const CALL_BITMAPS: u64 = BITMAPS as u64;
 
 /// Word of `struct kvm_regs` at which a member is.
 macro_rules! word {
@@ -113,11 +120,15 @@ fn find(g: &mut Guest, id: u64) -> Result<Place<'_>> {
         },
         FIRMWARE if index == PSCI_VERSION => Place::PsciVersion,
         FIRMWARE if WORKAROUNDS.contains(&index) => Place::Workaround(index as usize - 1),
-        FIRMWARE_CALLS if index < CALL_BITMAPS => Place::Fixed(0),
+        FIRMWARE_CALLS if index < CALL_BITMAPS => Place::Calls(index as usize),
         SYSREG => {
             let reg = SysReg(index as u16);
             if reg == MPIDR {
-                Place::Fixed(g.mpidr)
+                Place::Affinity
+            } else if let Some(n) = Identity::index(reg) {
+                Place::Identity(n)
+            } else if let Some(n) = el2::KEPT.iter().position(|r| *r == reg) {
+                Place::U64(g.kept.get_nospec_mut(n).ok_or(ENOENT)?)
             } else if idreg::is_id(reg) {
                 Place::Id(reg)
             } else if g.debug.get(reg).is_some() {
@@ -145,12 +156,14 @@ fn find(g: &mut Guest, id: u64) -> Result<Place<'_>> {
     let size = match place {
         Place::U32(_) => SIZE_U32,
         Place::U64(_)
-        | Place::Fixed(_)
+        | Place::Affinity
+        | Place::Identity(_)
         | Place::Debug(..)
         | Place::Id(_)
         | Place::Counter
         | Place::PhysicalCounter
         | Place::PsciVersion
+        | Place::Calls(_)
         | Place::Workaround(_) => SIZE_U64,
         Place::U128(_) => SIZE_U128,
     };
@@ -185,11 +198,16 @@ pub(crate) fn get(g: &mut Guest, vm: &Vm, r: &k::kvm_one_reg) -> Result {
         Place::U32(v) => uapi::put(addr, v),
         Place::U64(v) => uapi::put(addr, v),
         Place::U128(v) => uapi::put(addr, &v.to_le_bytes()),
-        Place::Fixed(v) => uapi::put(addr, &v),
+        Place::Affinity => uapi::put(addr, &g.mpidr),
+        Place::Identity(n) => uapi::put(addr, &vm.identity.get(n)),
         Place::Debug(debug, reg) => uapi::put(addr, &debug.get(reg).ok_or(ENOENT)?),
         Place::Id(reg) => uapi::put(addr, &vm.ids.get(reg)),
         Place::Counter => uapi::put(addr, &now(&vm.counter_offset)),
         Place::PhysicalCounter => uapi::put(addr, &now(&vm.physical_offset)),
+        Place::Calls(n) => {
+            let bitmaps = vm.calls.bitmaps();
+            uapi::put(addr, bitmaps.get_nospec(n).ok_or(ENOENT)?)
+        }
         Place::PsciVersion => uapi::put(addr, &u64::from(vm.psci_policy().version)),
         Place::Workaround(n) => {
             let level = el2::levels().0.get_nospec(n).copied().unwrap_or(0);
@@ -216,7 +234,7 @@ fn is_mode(pstate: u64) -> bool {
 }
 
 /// KVM_SET_ONE_REG. EINVAL: a value that the register cannot have.
-pub(crate) fn set(g: &mut Guest, vm: &Vm, r: &k::kvm_one_reg) -> Result {
+pub(crate) fn set(g: &mut Guest, vm: &Vm, shared: &VcpuShared, r: &k::kvm_one_reg) -> Result {
     let addr = r.addr as usize;
     if r.id == ARM64 | SIZE_U64 | CORE | PSTATE && !is_mode(uapi::get(addr)?) {
         return Err(EINVAL);
@@ -242,10 +260,23 @@ pub(crate) fn set(g: &mut Guest, vm: &Vm, r: &k::kvm_one_reg) -> Result {
                 return Err(EINVAL);
             }
         }
-        Place::Fixed(v) => {
-            if uapi::get::<u64>(addr)? != v {
-                return Err(EINVAL);
+        Place::Calls(n) => {
+            let has_run = vm.has_run.load(Ordering::Relaxed);
+            vm.calls.set_bitmap(n, uapi::get(addr)?, has_run)?;
+        }
+        Place::Affinity => {
+            let value = uapi::get::<u64>(addr)?;
+            if value != g.mpidr {
+                if vm.has_run.load(Ordering::Relaxed) {
+                    return Err(EBUSY);
+                }
+                g.mpidr = value;
+                shared.arch.set_mpidr(value);
             }
+        }
+        Place::Identity(n) => {
+            let has_run = vm.has_run.load(Ordering::Relaxed);
+            vm.identity.set(n, uapi::get(addr)?, has_run)?;
         }
     }
     Ok(())
@@ -278,8 +309,9 @@ fn each(has_keys: bool, mut f: impl FnMut(u64) -> Result) -> Result {
     let system = ENCODINGS.iter().copied().filter(|r| !is_core(*r));
     let others = [MPIDR, TIMER_CVAL, timer::COUNT, timer::CTL, timer::CVAL];
     let keys = keys().filter(|_| has_keys);
-    let ids = Iterator::chain(idreg::all(), debug::listed());
-    let system = Iterator::chain(system, ids);
+    let ids = Iterator::chain(idreg::space(), debug::listed());
+    let fixed = Iterator::chain(idreg::IDENTITY.into_iter(), el2::KEPT);
+    let system = Iterator::chain(system, Iterator::chain(ids, fixed));
     for reg in Iterator::chain(Iterator::chain(system, others), keys) {
         f(ARM64 | SIZE_U64 | SYSREG | u64::from(reg.0))?;
     }

@@ -2,7 +2,8 @@
 //! The nested page table of a VM. Called by `mem`, by several threads at a time.
 
 use crate::arm64::el2;
-use crate::arm64::stage2::Stage2;
+use crate::arm64::stage2::{self, Stage2};
+use crate::linux::el2 as linux_el2;
 use crate::linux::uaccess;
 use crate::mem::addr::{Gpa, Level};
 use crate::mem::format::{Format, Leaf, MemType, Perm};
@@ -11,11 +12,13 @@ use crate::mem::walk::{Allow, Change, Cursor, MapError, PageTable};
 use core::ops::Deref;
 use kernel::prelude::*;
 
-/// Bits of a guest-physical address: the two tables at the root have room for them.
+/// Bits of a guest-physical address where user space does not say how many.
 pub(crate) const ADDRESS_BITS: u32 = 40;
 
-/// Levels of the table.
-const LEVELS: u8 = 3;
+/// The most that there can be.
+pub(crate) fn most_address_bits() -> u32 {
+    linux_el2::address_bits().min(stage2::MOST_BITS)
+}
 
 /// Entries are broken before others are made, and [`forget_translations`] does what that needs.
 pub(crate) const FORGETS: bool = Stage2::BREAK_FIRST;
@@ -23,11 +26,6 @@ pub(crate) const FORGETS: bool = Stage2::BREAK_FIRST;
 /// Returns after every processor has forgotten what it had cached of entries that are not present any more.
 pub(crate) fn forget_translations() {
     el2::forget_translations();
-}
-
-/// First guest-physical address that no VM has, and first address past a process's memory.
-pub(crate) fn address_limits() -> (u64, u64) {
-    (1 << ADDRESS_BITS, uaccess::end() as u64)
 }
 
 /// The processor's own marks of what a guest writes are not used.
@@ -53,23 +51,35 @@ fn prepare(level: Level, leaf: &Leaf) {
 }
 
 /// Stage 2; its operations are those of [`PageTable`].
-pub(crate) struct NestedTable(PageTable<Stage2, TablePool>);
+pub(crate) struct NestedTable {
+    table: PageTable<Stage2, TablePool>,
+    bits: u32,
+}
 
 impl Deref for NestedTable {
     type Target = PageTable<Stage2, TablePool>;
 
     #[inline]
     fn deref(&self) -> &Self::Target {
-        &self.0
+        &self.table
     }
 }
 
 impl NestedTable {
-    /// An empty table. Errors: ENOMEM.
-    pub(crate) fn new() -> Result<Self> {
+    /// An empty table for addresses of so many bits. Errors: ENOMEM; EINVAL: there cannot be so many, or so few.
+    pub(crate) fn new(bits: u32) -> Result<Self> {
         const { assert!(Stage2::ROOT_TABLES == 2) };
-        let table = PageTable::with_root(TablePage::row(1)?, LEVELS);
-        table.map(Self).map_err(|_| EINVAL)
+        if !(stage2::LEAST_BITS..=most_address_bits()).contains(&bits) {
+            return Err(EINVAL);
+        }
+        let table = PageTable::with_root(TablePage::row(1)?, stage2::levels(bits));
+        let table = table.map_err(|_| EINVAL)?;
+        Ok(Self { table, bits })
+    }
+
+    /// First guest-physical address that the VM does not have, and first address past a process's memory.
+    pub(crate) fn address_limits(&self) -> (u64, u64) {
+        (1 << self.bits, uaccess::end() as u64)
     }
 
     /// As [`PageTable::map`], of a page that caches are ready for.
@@ -82,7 +92,7 @@ impl NestedTable {
         allow: Allow,
     ) -> Result<Change, MapError> {
         prepare(level, leaf);
-        self.0.map(tables, gpa, level, leaf, allow)
+        self.table.map(tables, gpa, level, leaf, allow)
     }
 
     /// As [`PageTable::map_new`], likewise.
@@ -94,7 +104,7 @@ impl NestedTable {
         leaf: &Leaf,
     ) -> Result<(), MapError> {
         prepare(level, leaf);
-        self.0.map_new(tables, gpa, level, leaf)
+        self.table.map_new(tables, gpa, level, leaf)
     }
 
     /// As [`PageTable::map_parts`], likewise.
@@ -106,7 +116,7 @@ impl NestedTable {
         allow: Allow,
     ) -> Result<Change, MapError> {
         prepare(Level::L2, leaf);
-        self.0.map_parts(tables, gpa, leaf, allow)
+        self.table.map_parts(tables, gpa, leaf, allow)
     }
 
     /// Whether ageing takes nothing away.

@@ -1,6 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0
-//! Calls of the guest's by HVC: PSCI 1.3 (Arm DEN 0022) and what SMCCC 1.1 (Arm DEN 0028) has of its own. User space
-//! may choose an older version of PSCI.
+//! PSCI 1.3 (Arm DEN 0022). User space may choose an older version.
 #![forbid(unsafe_code)]
 
 use crate::arm64::mitigate::{Levels, WORKAROUND_1, WORKAROUND_2, WORKAROUND_3};
@@ -8,8 +7,24 @@ use crate::arm64::mitigate::{Levels, WORKAROUND_1, WORKAROUND_2, WORKAROUND_3};
 /// What comes of a call.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Answer {
-    /// X0 holds this, and the guest goes on.
+    /// X0 holds this, X1 to X3 zero, and the guest goes on.
     Value(u64),
+    /// X0 to X3 hold these.
+    Values([u64; 4]),
+    /// So many random bits, in registers of 64 bits (`wide`) or 32.
+    Random {
+        /// At most 192, or 96.
+        bits: u32,
+        /// See above.
+        wide: bool,
+    },
+    /// The time, with a counter.
+    Clock {
+        /// The physical one.
+        physical: bool,
+    },
+    /// Stolen time is told at this address from now on, which X0 holds.
+    StolenTime(u64),
     /// The vCPU with this affinity is to be switched on, to begin at `entry` with `context` in X0.
     CpuOn {
         /// Affinity fields, as MPIDR_EL1 has them.
@@ -40,7 +55,8 @@ pub enum Answer {
 
 use Answer::Value;
 
-const NOT_SUPPORTED: u64 = -1i64 as u64;
+/// There is no such call.
+pub const NOT_SUPPORTED: u64 = -1i64 as u64;
 /// There is no such vCPU, or no such level.
 pub const INVALID_PARAMETERS: u64 = -2i64 as u64;
 /// The vCPU is on.
@@ -133,13 +149,9 @@ pub fn call(x: &[u64; 4], policy: &Policy) -> Answer {
         return Value(NOT_SUPPORTED);
     }
     match function {
-        SMCCC_VERSION => Value(SMCCC_1_1),
-        SMCCC_ARCH_FEATURES => Value(match x[1] as u32 {
-            SMCCC_VERSION | SMCCC_ARCH_FEATURES => 0,
-            other => policy.levels.feature(other).unwrap_or(NOT_SUPPORTED),
-        }),
-        // The exit has done it.
-        WORKAROUND_1 | WORKAROUND_2 | WORKAROUND_3 => Value(SUCCESS),
+        SMCCC_VERSION | SMCCC_ARCH_FEATURES | WORKAROUND_1 | WORKAROUND_2 | WORKAROUND_3 => {
+            smccc(x, &policy.levels)
+        }
         PSCI_VERSION => Value(policy.version.into()),
         PSCI_FEATURES => Value(match x[1] as u32 {
             // Of SMCCC's, its version alone.
@@ -173,6 +185,18 @@ pub fn call(x: &[u64; 4], policy: &Policy) -> Answer {
             _ => Value(INVALID_PARAMETERS),
         },
     }
+}
+
+/// The two calls that SMCCC has of its own, and those of workarounds.
+pub fn smccc(x: &[u64; 4], levels: &Levels) -> Answer {
+    Value(match (x[0] as u32, x[1] as u32) {
+        (SMCCC_VERSION, _) => SMCCC_1_1,
+        (SMCCC_ARCH_FEATURES, SMCCC_VERSION | SMCCC_ARCH_FEATURES) => 0,
+        (SMCCC_ARCH_FEATURES, other) => levels.feature(other).unwrap_or(NOT_SUPPORTED),
+        // The exit has done it.
+        (WORKAROUND_1 | WORKAROUND_2 | WORKAROUND_3, _) => SUCCESS,
+        _ => NOT_SUPPORTED,
+    })
 }
 
 /// What PSCI_FEATURES says of a function that is there.

@@ -7,25 +7,31 @@
 use crate::abi::exits::{self, exits as declare_exits, Ask};
 use crate::abi::stats::{ExitClass, VcpuCounter, VcpuStats};
 use crate::abi::uapi::k;
+use crate::arm64::context::Reg;
 use crate::arm64::debug;
 use crate::arm64::el2::{self, Stay};
 use crate::arm64::esr::{self, Exit, NestedFault, Place, SysReg};
+use crate::arm64::ids::Identity;
 use crate::arm64::inject::{self, Kind};
+use crate::arm64::paging::most_address_bits;
 use crate::arm64::shared::{affinity_info, switch_on, RING_FULL, STOP};
 use crate::arm64::vcpu::{Pending, State, Vcpu};
 use crate::arm64::vgic::chip::Vgic;
 use crate::arm64::vgic::its::InMemory;
 use crate::arm64::vgic::mmio::By;
 use crate::arm64::vm::Vm;
-use crate::arm64::{events, idreg, psci};
+use crate::arm64::{events, idreg, psci, smccc, stage1};
 use crate::bus::ioeventfd::Bus;
 use crate::bus::set::IN_ONE_GO;
+use crate::linux::clock;
 use crate::linux::irqflags::{IrqGuard, ThisCpu};
 use crate::linux::neon::KernelNeon;
+use crate::linux::random;
 use crate::linux::sched;
 use crate::mem::addr::Gpa;
 use crate::mem::fault::FaultOutcome;
 use crate::mem::mmu::InOwnMm;
+use core::sync::atomic::Ordering;
 use kernel::prelude::*;
 use kernel::sync::ArcBorrow;
 
@@ -49,6 +55,8 @@ declare_exits! {
     }
 }
 
+/// KVM_HYPERCALL_EXIT_SMC. KVM_HYPERCALL_EXIT_16BIT is for an instruction of 16 bits, which a guest of 64 bits has not.
+const HYPERCALL_SMC: u64 = 1 << 0;
 /// PSTATE.nRW: EL0 of 32 bits.
 const PSTATE_32BIT: u64 = 1 << 4;
 
@@ -140,6 +148,7 @@ impl<'a> Runner<'a> {
         self.vcpu.shared.worker.set_current();
         loop {
             self.s.take_requests(&self.vcpu.shared);
+            self.s.stolen.tell(&self.vm.memory, &self.s.ring);
             let step = if self.ring_is_full() {
                 self.ask(&exits::DirtyRingFull)
             } else if self.s.off {
@@ -248,9 +257,11 @@ impl<'a> Runner<'a> {
             return Err(EIO);
         };
         sched::guest_enter(&irq);
+        // This processor's, unless user space has said another.
+        self.s.guest.midr = vm.identity.get(0);
         self.begin_interrupts(vm);
         vcpu.shared.enter_stay(irq.this_cpu());
-        let root = vm.memory.root();
+        let root = (vm.memory.root(), vm.address_bits);
         let stayed = Stay::hold(
             irq.this_cpu(),
             own_mm,
@@ -318,7 +329,7 @@ impl<'a> Runner<'a> {
         self.class = match exit {
             Exit::HostInterrupt => ExitClass::HostInterrupt,
             Exit::Hvc(_) => ExitClass::Hvc,
-            Exit::Smc => ExitClass::Smc,
+            Exit::Smc(_) => ExitClass::Smc,
             Exit::Wait(false) => ExitClass::Wfi,
             Exit::Wait(true) => ExitClass::Wfe,
             Exit::SysReg { .. } => ExitClass::SystemRegister,
@@ -331,12 +342,16 @@ impl<'a> Runner<'a> {
             Exit::HostInterrupt => self.host_interrupt(stay, this_cpu),
             // `enter` does not return.
             Exit::HostError => Step::Leave,
-            Exit::Hvc(number) => self.hypercall(number),
-            // Nobody answers; HVC is what guests are told to use.
-            Exit::Smc => {
-                self.s.guest.regs.set_x(0, u64::MAX);
+            Exit::Hvc(_) => self.hypercall(false),
+            Exit::Smc(number) => {
                 self.s.guest.regs.skip();
-                Step::Again
+                match number {
+                    0 => self.hypercall(true),
+                    _ => {
+                        self.s.guest.regs.set_x(0, psci::NOT_SUPPORTED);
+                        Step::Again
+                    }
+                }
             }
             Exit::Wait(event) => {
                 self.s.guest.regs.skip();
@@ -390,18 +405,51 @@ impl<'a> Runner<'a> {
         }
     }
 
-    /// HVC, already behind the instruction.
-    fn hypercall(&mut self, number: u16) -> Step {
+    /// HVC or SMC, already behind the instruction.
+    fn hypercall(&mut self, by_smc: bool) -> Step {
         let [x0, x1, x2, x3, ..] = self.s.guest.regs.x;
-        let answer = if number == 0 && self.s.has_psci() {
-            psci::call(&[x0, x1, x2, x3], &self.vm.psci_policy())
-        } else {
-            psci::Answer::Value(u64::MAX)
+        match smccc::action(&self.s.filter, x0 as u32) {
+            smccc::Action::Handle => {}
+            smccc::Action::Deny => return self.answer([psci::NOT_SUPPORTED, 0, 0, 0]),
+            smccc::Action::Forward => {
+                return self.ask(&exits::Hypercall {
+                    nr: u64::from(x0 as u32),
+                    args: [0; 6],
+                    ret: 0,
+                    flags: if by_smc { HYPERCALL_SMC } else { 0 },
+                });
+            }
+        }
+        let policy = smccc::Policy {
+            psci: self.s.has_psci().then(|| self.vm.psci_policy()),
+            bitmaps: self.vm.calls.bitmaps(),
+            levels: el2::levels(),
+            stolen_time: self.s.stolen.place(),
         };
-        match answer {
-            psci::Answer::Value(value) => {
-                self.s.guest.regs.set_x(0, value);
-                Step::Again
+        match smccc::call(&[x0, x1, x2, x3], &policy) {
+            psci::Answer::Value(value) => self.answer([value, 0, 0, 0]),
+            psci::Answer::Values(values) => self.answer(values),
+            psci::Answer::Random { bits, wide } => {
+                let words = [(); 3].map(|()| random::word());
+                self.answer(smccc::random(&words, bits, wide))
+            }
+            psci::Answer::Clock { physical } => {
+                let offset = if physical {
+                    &self.vm.physical_offset
+                } else {
+                    &self.vm.counter_offset
+                };
+                let behind = offset.load(Ordering::Relaxed);
+                self.answer(match clock::snapshot() {
+                    Some(s) => smccc::clock(s.real_ns, s.counter.wrapping_sub(behind)),
+                    None => [psci::NOT_SUPPORTED, 0, 0, 0],
+                })
+            }
+            psci::Answer::StolenTime(at) => {
+                self.s.stolen.begin();
+                self.answer([at, 0, 0, 0]);
+                // It is written outside of the stay.
+                Step::Leave
             }
             psci::Answer::CpuOn {
                 target,
@@ -442,6 +490,14 @@ impl<'a> Runner<'a> {
         }
     }
 
+    /// X0 to X3 of a call.
+    fn answer(&mut self, values: [u64; 4]) -> Step {
+        for (n, value) in (0..).zip(values) {
+            self.s.guest.regs.set_x(n, value);
+        }
+        Step::Again
+    }
+
     /// The machine is off, or begins anew when user space says so.
     fn stop_all(&mut self) {
         self.s.off = true;
@@ -465,6 +521,11 @@ impl<'a> Runner<'a> {
             // Of the interrupt controller.
         } else if self.physical_register(reg, read, register) {
             // Of the physical timer.
+        } else if let Some(n) = Identity::index(reg).filter(|_| read) {
+            let value = self.vm.identity.get(n);
+            self.s.guest.regs.set_x(register, value);
+        } else if self.cache_register(stay, reg, read, register) {
+            // About caches, which trap only if user space has said something of them.
         } else if op0 == 2 {
             return self.debug_register(stay, reg, read, register);
         } else if (op0, op1, crn, crm, op2) == (3, 0, 1, 0, 1) {
@@ -483,6 +544,19 @@ impl<'a> Runner<'a> {
         }
         self.s.guest.regs.skip();
         Step::Again
+    }
+
+    /// MRS or MSR of a register about caches. False: it is none.
+    fn cache_register(&mut self, stay: &Stay<'_>, reg: SysReg, read: bool, register: u8) -> bool {
+        let r = &mut self.s.guest.regs;
+        let write = (!read).then(|| r.x(register));
+        let Some(value) = stay.cache_register(reg, write) else {
+            return false;
+        };
+        if read {
+            r.set_x(register, value);
+        }
+        true
     }
 
     /// MRS or MSR of a register for debugging.
@@ -539,6 +613,10 @@ impl<'a> Runner<'a> {
         let view = vm.memory.view();
         let Some(entry) = view.memory_at(gpa, f.write) else {
             drop(view);
+            // What the guest has to be told of is written to registers that are loaded now.
+            if f.instruction || f.walk || gpa.0 >> vm.address_bits != 0 {
+                return Stayed::Fault(gpa, f);
+            }
             let outside = |v: ArcBorrow<'_, Vgic>| {
                 v.needs_sleep(gpa.0, f.write) || self.tells_many() && v.at(gpa.0).is_some()
             };
@@ -572,12 +650,48 @@ impl<'a> Runner<'a> {
         })
     }
 
+    /// No access to a device, but a fetch from what is no memory, or a table there, or an address that the guest does
+    /// not have: an abort, which its EL1 takes. Outside of a stay.
+    #[cold]
+    fn abort(&mut self, gpa: Gpa, f: &NestedFault) -> Step {
+        let status = if gpa.0 >> most_address_bits() != 0 {
+            inject::ADDRESS_SIZE
+        } else if f.walk {
+            let c = &self.s.guest.context;
+            let r = stage1::Registers {
+                tcr: c.get(Reg::Tcr),
+                ttbr0: c.get(Reg::Ttbr0),
+                ttbr1: c.get(Reg::Ttbr1),
+            };
+            let view = self.vm.memory.view();
+            let level = stage1::missing_level(self.s.guest.regs.far(), &r, |at| {
+                let mut entry = [0; 8];
+                view.read(Gpa(at), &mut entry).ok()?;
+                Some(u64::from_le_bytes(entry))
+            });
+            // A table that is there now and cannot be written: its level is not looked for.
+            inject::EXTERNAL_ABORT_WALK + u64::from(level.unwrap_or(3))
+        } else {
+            inject::EXTERNAL_ABORT
+        };
+        self.s.guest.abort(f.instruction, status);
+        Step::Again
+    }
+
     /// An access to what is no memory. `outside`: of a stay, where it may sleep. What wants that and has come there
     /// since it was asked is not there yet.
     fn device(&mut self, gpa: Gpa, f: &NestedFault, outside: bool) -> Step {
         self.class = ExitClass::MmioKernel;
+        if f.instruction || f.walk || gpa.0 >> self.vm.address_bits != 0 {
+            return self.abort(gpa, f);
+        }
+        // Of what is no memory nothing is in a cache.
+        if f.maintenance {
+            self.s.guest.regs.skip();
+            return Step::Again;
+        }
         let Some(access) = f.access else {
-            if !self.vm.passes_undescribed() || f.fetch {
+            if !self.vm.passes_undescribed() {
                 return Step::Fail(ENOSYS);
             }
             let iss = self.s.guest.regs.iss();

@@ -15,8 +15,7 @@ pub(crate) const RING_FULL: u32 = 1 << 2;
 
 /// What others may touch of a vCPU that only Arm64 has.
 pub(crate) struct Others {
-    /// MPIDR_EL1.
-    pub(crate) mpidr: u64,
+    mpidr: AtomicU64,
     /// Its next interrupt may be another one than it was.
     look: AtomicBool,
     /// On, or about to be (PSCI).
@@ -31,12 +30,24 @@ impl Others {
     pub(crate) fn new(id: u32) -> Self {
         let id = u64::from(id);
         Self {
-            mpidr: 1 << 31 | id & 0xf | (id >> 4 & 0xff) << 8 | (id >> 12 & 0xff) << 16,
+            mpidr: AtomicU64::new(
+                1 << 31 | id & 0xf | (id >> 4 & 0xff) << 8 | (id >> 12 & 0xff) << 16,
+            ),
             look: AtomicBool::new(false),
             on: AtomicBool::new(true),
             entry: AtomicU64::new(0),
             context: AtomicU64::new(0),
         }
+    }
+
+    /// MPIDR_EL1.
+    pub(crate) fn mpidr(&self) -> u64 {
+        self.mpidr.load(Ordering::Relaxed)
+    }
+
+    /// User space says another one. No vCPU has run.
+    pub(crate) fn set_mpidr(&self, value: u64) {
+        self.mpidr.store(value, Ordering::Relaxed);
     }
 
     /// Says that there may be another interrupt. The vCPU has to be kicked.
@@ -88,7 +99,7 @@ impl RingFull for VcpuShared {
 pub(crate) fn switch_on(vcpus: &VcpuSet, target: u64, entry: u64, context: u64) -> u64 {
     let found = vcpus
         .iter()
-        .find(|v| v.arch.mpidr & psci::AFFINITY == target);
+        .find(|v| v.arch.mpidr() & psci::AFFINITY == target);
     let Some(v) = found else {
         return psci::INVALID_PARAMETERS;
     };
@@ -107,7 +118,11 @@ pub(crate) fn switch_on(vcpus: &VcpuSet, target: u64, entry: u64, context: u64) 
 /// AFFINITY_INFO (PSCI 5.7).
 pub(crate) fn affinity_info(vcpus: &VcpuSet, target: u64, level: u32) -> u64 {
     let mask = psci::level_mask(level);
-    let like = || vcpus.iter().filter(|v| (v.arch.mpidr ^ target) & mask == 0);
+    let like = || {
+        vcpus
+            .iter()
+            .filter(|v| (v.arch.mpidr() ^ target) & mask == 0)
+    };
     if like().any(|v| v.arch.is_on()) {
         psci::ON
     } else if like().next().is_some() {

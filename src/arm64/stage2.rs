@@ -1,7 +1,9 @@
 // SPDX-License-Identifier: GPL-2.0
-//! Entries of nested page tables: stage 2 with a granule of 4 KiB, three levels and two concatenated tables at the
-//! root, which is 40 bits of guest-physical address (Arm ARM D8.3). An entry has to be broken before another is made
-//! (D8.16.1).
+//! Entries of nested page tables: stage 2 with a granule of 4 KiB (Arm ARM D8.3). An entry has to be broken before
+//! another is made (D8.16.1).
+//!
+//! Up to 40 bits of guest-physical address have three levels and two concatenated tables at the root, up to 48 four
+//! levels, whose second table at the root nothing leads to.
 #![forbid(unsafe_code)]
 
 use crate::mem::addr::{Hpa, Level};
@@ -46,6 +48,33 @@ pub fn forces_write_back() -> bool {
     FORCED.load(Ordering::Relaxed)
 }
 
+/// Bits of a guest-physical address that there can be.
+pub const LEAST_BITS: u32 = 32;
+/// See above.
+pub const MOST_BITS: u32 = 48;
+/// Bits for which three levels are enough.
+const THREE_LEVELS: u32 = 40;
+
+/// Levels of the table for so many bits.
+pub const fn levels(bits: u32) -> u8 {
+    if bits <= THREE_LEVELS {
+        3
+    } else {
+        4
+    }
+}
+
+/// VTCR_EL2 for so many bits, in write-back memory that is shared inside; `range`: ID_AA64MMFR0_EL1.PARange, how wide
+/// the addresses of memory are (Arm ARM D24.2.187).
+pub const fn control(bits: u32, range: u64) -> u64 {
+    const RES1: u64 = 1 << 31;
+    // The first level that is looked up: 1 is level 1, 2 is level 0.
+    let start = if levels(bits) == 3 { 1 << 6 } else { 2 << 6 };
+    // 48 bits, which is what entries have.
+    let range = if range < 5 { range } else { 5 };
+    RES1 | range << 16 | 3 << 12 | 1 << 10 | 1 << 8 | start | (64 - bits) as u64
+}
+
 /// Stage 2 without hardware management of access flag and dirty state.
 pub struct Stage2;
 
@@ -53,7 +82,7 @@ impl Format for Stage2 {
     const TABLE_RIGHTS: bool = false;
     const HAS_AD: bool = false;
     const BREAK_FIRST: bool = true;
-    const LEVELS: (u8, u8) = (3, 3);
+    const LEVELS: (u8, u8) = (3, 4);
     const ROOT_TABLES: u64 = 2;
     const ACCESSED: u64 = ACCESSED;
     const DIRTY: u64 = DIRTY;

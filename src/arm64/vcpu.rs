@@ -13,6 +13,8 @@ use crate::arm64::host_irqs::{self, HostIrqs};
 use crate::arm64::ids::Ids;
 use crate::arm64::last::{self, Last};
 use crate::arm64::shared::{Others, VcpuShared, START, STOP};
+use crate::arm64::smccc::Range;
+use crate::arm64::stolen::Stolen;
 use crate::arm64::timer::PhysicalTimer;
 use crate::arm64::vgic::lists::Lists;
 use crate::arm64::vgic::registers::Interface;
@@ -107,6 +109,11 @@ pub(crate) struct State {
     /// Those of the host's that guests need.
     pub(crate) host_irqs: Arc<HostIrqs>,
     pub(crate) pending: Pending,
+    /// What user space wants done with calls of the guest's; empty before the vCPU has run.
+    pub(crate) filter: KVec<Range>,
+    /// The vCPU has run.
+    pub(crate) has_run: bool,
+    pub(crate) stolen: Stolen,
     /// Where the pages go that the vCPU writes, if the VM has dirty rings.
     pub(crate) ring: Option<Arc<Ring>>,
     /// Spare nested page tables, for faults of this vCPU.
@@ -132,7 +139,10 @@ impl State {
                 vectors: Vectors::ZERO,
                 banked: [0; 4],
                 error: None,
-                mpidr: shared.arch.mpidr,
+                mpidr: shared.arch.mpidr(),
+                midr: 0,
+                identity_traps: (false, false),
+                kept: el2::KEPT_RESET,
                 counter_offset: 0,
                 physical_offset: 0,
                 physical: PhysicalTimer::default(),
@@ -162,6 +172,9 @@ impl State {
             physical_alarm: Timer::new(Wake(shared.clone()))?,
             host_irqs: host_irqs::get()?,
             pending: Pending::Nothing,
+            filter: KVec::new(),
+            has_run: false,
+            stolen: Stolen::default(),
             ring,
             tables: TablePool::new(),
             tlb_generation: 0,
@@ -240,6 +253,7 @@ impl State {
         self.guest.context = Context::RESET;
         self.guest.vectors = Vectors::ZERO;
         self.guest.banked = [0; 4];
+        self.guest.kept = el2::KEPT_RESET;
         self.guest.error = None;
         self.guest.physical = PhysicalTimer::default();
         self.guest.debug.reset();

@@ -6,8 +6,9 @@
 //! `setup` > `irqfds` > a vCPU's `state` > the interrupt controller's `config` > `memory.update`.
 
 use crate::abi::stats::{Mapped, VmStats};
+use crate::arm64::calls::Calls;
 use crate::arm64::el2;
-use crate::arm64::ids::Ids;
+use crate::arm64::ids::{Identity, Ids};
 use crate::arm64::paging::{largest_leaf, NestedTable};
 use crate::arm64::psci;
 use crate::arm64::shared::VcpuSet;
@@ -42,10 +43,16 @@ pub(crate) struct Setup {
 pub(crate) struct Vm {
     /// The address space that created it, the only one that may use it.
     mm: ARef<Mm>,
+    /// Bits of a guest-physical address.
+    pub(crate) address_bits: u32,
     /// Unregistered, and no callback runs any more, before the memory goes.
     _notifier: MmuNotifier<Notifier>,
     pub(crate) vcpus: Arc<VcpuSet>,
     pub(crate) ids: Ids,
+    pub(crate) identity: Identity,
+    /// Which calls guests have of it.
+    #[pin]
+    pub(crate) calls: Calls,
     pub(crate) stats: Arc<VmStats>,
     pub(crate) memory: Arc<GuestMemory>,
     /// ioeventfds and coalesced zones.
@@ -78,22 +85,27 @@ pub(crate) struct Vm {
 }
 
 impl Vm {
-    /// A VM of the calling process, whose address space is `mm`, with no memory and no vCPU.
-    pub(crate) fn new(mm: ARef<Mm>) -> Result<Arc<Self>> {
+    /// A VM of the calling process, whose address space is `mm`, with no memory and no vCPU, and so many bits of
+    /// guest-physical address. EINVAL: there cannot be so many, or so few.
+    pub(crate) fn new(mm: ARef<Mm>, address_bits: u32) -> Result<Arc<Self>> {
+        let table = NestedTable::new(address_bits)?;
         let stats = Arc::new(VmStats::ZERO, GFP_KERNEL_ACCOUNT)?;
         let vcpus = VcpuSet::new(())?;
         let huge = HugePages {
             largest: largest_leaf(),
             nx: false,
         };
-        let memory = GuestMemory::new(NestedTable::new()?, huge, stats.clone(), vcpus.clone())?;
+        let memory = GuestMemory::new(table, huge, stats.clone(), vcpus.clone())?;
         let notifier = MmuNotifier::register(&mm, Notifier(memory.clone()))?;
         Arc::pin_init(
             try_pin_init!(Self {
                 mm,
+                address_bits,
                 _notifier: notifier,
                 vcpus,
                 ids: Ids::new(),
+                identity: Identity::new(),
+                calls <- Calls::new(),
                 stats,
                 memory,
                 bus <- EventBus::new(),

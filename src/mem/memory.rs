@@ -46,7 +46,7 @@
 //! lock of `reset`. User memory is never touched under these.
 
 use crate::abi::stats::{VmCounter, VmStats};
-use crate::arch::{address_limits, processor_logs, NestedTable};
+use crate::arch::{processor_logs, NestedTable};
 use crate::linux::page;
 use crate::linux::spin_irq::RawSpin;
 use crate::linux::version_cell::VersionCell;
@@ -196,7 +196,7 @@ impl GuestMemory {
         rings: Arc<Rings>,
         class: Pin<&'static LockClassKey>,
     ) -> Result<Arc<Self>> {
-        let (gpa_end, hva_end) = address_limits();
+        let (gpa_end, hva_end) = table.address_limits();
         Arc::pin_init(
             try_pin_init!(Self {
                 update <- Mutex::new(

@@ -32,7 +32,7 @@ mod vmx;
 
 /// The nested page table that the processor walks, whether it logs what it sets dirty there, and how far guest-physical
 /// and user addresses reach.
-pub(crate) use paging::nested::{address_limits, processor_logs, NestedTable};
+pub(crate) use paging::nested::{processor_logs, NestedTable};
 
 /// All processors forget what they have cached of it, where an entry has to be broken before another is made.
 pub(crate) use paging::nested::{forget_translations, FORGETS};

@@ -4,7 +4,7 @@
 //! Only what the guest's interface needs is written, and ICH_HCR_EL2 put back at the end: KVM, which has the registers
 //! between its vCPUs' loads for nothing, loads all of its own with each of them.
 
-use crate::arm64::vgic::lists::{Lists, ENABLE, MAX_LISTS, NOT_PRESENT};
+use crate::arm64::vgic::lists::{Lists, ENABLE, MAX_LISTS, NOT_PRESENT, TRAP_DIR};
 use crate::arm64::vgic::registers::Interface;
 use core::arch::asm;
 
@@ -81,8 +81,16 @@ pub(super) unsafe fn load(i: &Interface) {
             write!("s3_4_c12_c8_3", i.active[0][3]);
             write!("s3_4_c12_c9_3", i.active[1][3]);
         }
-        write!("s3_4_c12_c11_0", ENABLE);
+        write!("s3_4_c12_c11_0", idle(kind));
     }
+}
+
+/// ICH_HCR_EL2 where no list register is in use. ICC_DIR_EL1 traps if it can by itself: a guest that ends interrupts in
+/// two steps may take the second one on another vCPU, and the processor looks in its own list registers alone. Others
+/// do not write there.
+fn idle(kind: u64) -> u64 {
+    const TRAPS_DIR: u64 = 1 << 19;
+    ENABLE | if kind & TRAPS_DIR != 0 { TRAP_DIR } else { 0 }
 }
 
 /// Saves the guest's interface. The list registers are empty.
@@ -116,7 +124,7 @@ pub(super) unsafe fn put_lists(lists: &Lists) {
     }
     if lists.used > 0 {
         // SAFETY: The virtual interface's own control register.
-        unsafe { write!("s3_4_c12_c11_0", lists.control) };
+        unsafe { write!("s3_4_c12_c11_0", lists.control | idle(kind())) };
     }
 }
 
@@ -139,7 +147,7 @@ pub(super) unsafe fn take_lists(lists: &mut Lists) -> u32 {
     };
     if lists.control != ENABLE {
         // SAFETY: The virtual interface's own control register.
-        unsafe { write!("s3_4_c12_c11_0", ENABLE) };
+        unsafe { write!("s3_4_c12_c11_0", idle(kind())) };
     }
     // Underflow and ends make an interrupt no longer.
     // SAFETY: A barrier.

@@ -15,7 +15,7 @@
 
 use crate::arm64::context::{registers, Context};
 use crate::arm64::debug::{Debug, PSTATE_SS};
-use crate::arm64::esr::{decode, Exit, Syndrome};
+use crate::arm64::esr::{decode, Exit, Syndrome, SysReg};
 use crate::arm64::mitigate::{self, Clearing, Known, Levels};
 use crate::arm64::stage2;
 use crate::arm64::timer::PhysicalTimer;
@@ -72,6 +72,8 @@ const HCR_VSE: u64 = 1 << 8;
 const HCR_FB: u64 = 1 << 9;
 const HCR_BSU_IS: u64 = 1 << 10;
 const HCR_TWI: u64 = 1 << 13;
+const HCR_TID1: u64 = 1 << 16;
+const HCR_TID2: u64 = 1 << 17;
 const HCR_TID3: u64 = 1 << 18;
 const HCR_TSC: u64 = 1 << 19;
 const HCR_TIDCP: u64 = 1 << 20;
@@ -101,14 +103,11 @@ const HCR_GUEST: u64 = HCR_VM
     | HCR_RW
     | HCR_E2H;
 
-/// VTCR_EL2: 40 bits of guest-physical address, beginning at level 1, in write-back memory that is shared inside; bit
-/// 31 is 1. PS says the same 40 bits.
-const VTCR: u64 = 1 << 31 | 2 << 16 | 3 << 12 | 1 << 10 | 1 << 8 | 1 << 6 | (64 - 40);
-
 /// CPTR_EL2 as it is with E2H: FP and vectors are the guest's; SVE, SME, trace and activity monitors trap.
 const CPTR_GUEST: u64 = 3 << 20 | 1 << 28 | 1 << 30;
 
-/// MDCR_EL2: TPM, TPMCR, TDA, TDOSA, TDRA: performance counters and debug registers trap. TDE: debug exceptions are ours.
+/// MDCR_EL2: TPM, TPMCR, TDA, TDOSA, TDRA: performance counters and debug registers trap. TDE: debug exceptions are
+/// ours.
 const MDCR_TRAPS: u64 = 1 << 6 | 1 << 5 | 1 << 9 | 1 << 10 | 1 << 11;
 const MDCR_TDE: u64 = 1 << 8;
 /// MDCR_EL2.HPMN, how many counters are EL1's, which stays.
@@ -136,6 +135,22 @@ const SCTLR_M: u64 = 1;
 
 /// Nanoseconds.
 const NSEC_PER_SEC: u64 = 1_000_000_000;
+
+/// PSTATE.BTYPE: an instruction was branched to.
+const PSTATE_BTYPE: u64 = 3 << 10;
+
+/// Registers that mean nothing to a guest of 64 bits, and which KVM keeps for user space: ACTLR_EL1, DISR_EL1,
+/// DACR32_EL2, IFSR32_EL2, FPEXC32_EL2, DBGVCR32_EL2.
+pub(crate) const KEPT: [SysReg; 6] = [
+    SysReg::new(3, 0, 1, 0, 1),
+    SysReg::new(3, 0, 12, 1, 1),
+    SysReg::new(3, 4, 3, 0, 0),
+    SysReg::new(3, 4, 5, 0, 1),
+    SysReg::new(3, 4, 5, 3, 0),
+    SysReg::new(2, 4, 0, 7, 0),
+];
+/// What they are after reset.
+pub(crate) const KEPT_RESET: [u64; KEPT.len()] = [0, 0, 0, 0, 0x700, 0];
 
 /// PAR_EL1.F: the translation failed.
 const PAR_FAILED: u64 = 1;
@@ -222,7 +237,7 @@ impl Regs {
     #[inline]
     pub(crate) fn skip(&mut self) {
         self.pc = self.pc.wrapping_add(4);
-        self.pstate &= !PSTATE_SS;
+        self.pstate &= !(PSTATE_SS | PSTATE_BTYPE);
     }
 }
 
@@ -245,6 +260,12 @@ pub(crate) struct Guest {
     pub(crate) error: Option<u64>,
     /// MPIDR_EL1.
     pub(crate) mpidr: u64,
+    /// MIDR_EL1.
+    pub(crate) midr: u64,
+    /// Reads of REVIDR_EL1 and AIDR_EL1 trap, and of those about caches.
+    pub(crate) identity_traps: (bool, bool),
+    /// Registers that are kept for user space alone ([`KEPT`]).
+    pub(crate) kept: [u64; KEPT.len()],
     /// How far the guest's counter is behind the physical one (CNTVOFF_EL2).
     pub(crate) counter_offset: u64,
     /// How far the guest's physical counter is behind the host's.
@@ -420,12 +441,13 @@ pub(crate) struct Stay<'irq> {
 }
 
 impl<'irq> Stay<'irq> {
-    /// Runs `body` in a stay of `guest`, whose nested page tables begin at `root`, and who finds the guest in `owner`.
+    /// Runs `body` in a stay of `guest`, whose nested page tables, for addresses of so many bits, begin
+    /// at `root`, and who finds the guest in `owner`.
     /// The vector registers are free for it ([`KernelNeon`](crate::linux::neon::KernelNeon)).
     pub(crate) fn hold<O, R>(
         _this_cpu: ThisCpu<'irq>,
         own_mm: InOwnMm<'irq>,
-        root: Hpa,
+        (root, address_bits): (Hpa, u32),
         owner: &mut O,
         guest: impl Fn(&mut O) -> &mut Guest,
         body: impl FnOnce(&mut O, &Self) -> R,
@@ -438,9 +460,10 @@ impl<'irq> Stay<'irq> {
         // kernel, which runs with HCR_EL2.TGE, but for what `host` has and `restore` puts back. `root` is that of the
         // nested page tables of the guest's VM, which lives longer.
         unsafe {
-            write!("vtcr_el2", VTCR);
+            let range = read!("id_aa64mmfr0_el1") & 0xf;
+            write!("vtcr_el2", stage2::control(address_bits, range));
             write!("vttbr_el2", root.0);
-            write!("vpidr_el2", read!("midr_el1"));
+            write!("vpidr_el2", g.midr);
             write!("vmpidr_el2", g.mpidr);
             Host::close(&has);
             write!("cpacr_el1", CPTR_GUEST);
@@ -505,6 +528,12 @@ impl<'irq> Stay<'irq> {
             if guest.has_keys {
                 hcr |= HCR_APK | HCR_API;
             }
+            if guest.identity_traps.0 {
+                hcr |= HCR_TID1;
+            }
+            if guest.identity_traps.1 {
+                hcr |= HCR_TID2;
+            }
             if let Some(iss) = guest.error {
                 hcr |= HCR_VSE;
                 if has_ras() {
@@ -557,6 +586,24 @@ impl<'irq> Stay<'irq> {
     pub(crate) fn take_lists(&self, lists: &mut Lists) -> u32 {
         // SAFETY: As above.
         unsafe { gic::take_lists(lists) }
+    }
+
+    /// MRS (`None`) or MSR of CSSELR_EL1, or MRS of CCSIDR_EL1 or CCSIDR2_EL1, on the guest's behalf. `None`: there is
+    /// no such register.
+    pub(crate) fn cache_register(&self, reg: SysReg, write: Option<u64>) -> Option<u64> {
+        match (reg.parts(), write) {
+            ((3, 2, 0, 0, 0), Some(value)) => {
+                // SAFETY: The guest's register; the host's is put back when the stay ends.
+                unsafe {
+                    write!("csselr_el1", value & 0x1f);
+                    asm!("isb", options(nostack, preserves_flags));
+                }
+                Some(value)
+            }
+            ((3, 2, 0, 0, 0), None) => Some(read!("csselr_el1")),
+            ((3, 1, 0, 0, 0), None) => Some(read!("ccsidr_el1")),
+            _ => None,
+        }
     }
 
     /// An interrupt waits for the host.
@@ -760,10 +807,23 @@ pub(crate) fn has_keys() -> bool {
     el2::has_pointer_authentication()
 }
 
+/// What this processor says of number `n` of [`idreg::IDENTITY`](crate::arm64::idreg::IDENTITY).
+pub(crate) fn host_identity(n: usize) -> u64 {
+    match n {
+        0 => read!("midr_el1"),
+        1 => read!("revidr_el1"),
+        2 => read!("aidr_el1"),
+        3 => read!("ctr_el0"),
+        4 => read!("clidr_el1"),
+        _ => 0,
+    }
+}
+
 /// What the host reads of an ID register that guests are shown something of.
 pub(crate) fn host_id(reg: crate::arm64::esr::SysReg) -> u64 {
     match reg.parts() {
         (3, 0, 0, 4, 0) => read!("id_aa64pfr0_el1"),
+        (3, 0, 0, 4, 1) => read!("id_aa64pfr1_el1"),
         (3, 0, 0, 5, 0) => read!("id_aa64dfr0_el1"),
         (3, 0, 0, 6, 0) => read!("id_aa64isar0_el1"),
         (3, 0, 0, 6, 1) => read!("id_aa64isar1_el1"),

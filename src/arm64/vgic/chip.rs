@@ -15,7 +15,7 @@ use crate::arm64::vgic::state::{
 };
 use crate::arm64::vgic::tables::Its;
 use crate::arm64::vgic::translation::{Event, FRAMES};
-use crate::bus::line::{Lines, Source};
+use crate::bus::line::Source;
 use crate::bus::ports::{self, IrqLines, Resampler};
 use crate::linux::once::Once;
 use crate::linux::spin_irq::RawSpin;
@@ -146,8 +146,6 @@ struct Inner {
     banks: Banks,
     look: CpuMask,
     ended: bool,
-    /// Who drives the inputs of SPIs.
-    held: KVVec<Lines<32>>,
 }
 
 /// The interrupt controller.
@@ -177,7 +175,6 @@ impl Vgic {
             banks: Banks(KVVec::new()),
             look: CpuMask::default(),
             ended: false,
-            held: KVVec::new(),
         };
         let wires = VersionCell::new(Wires {
             routes: None,
@@ -226,19 +223,17 @@ impl Vgic {
         }
         let mut cpus = KVVec::with_capacity(count, GFP_KERNEL_ACCOUNT)?;
         for v in self.vcpus.iter() {
-            let affinity = (v.arch.mpidr & AFFINITY) as u32;
+            let affinity = (v.arch.mpidr() & AFFINITY) as u32;
             let _ = cpus.push_within_capacity(Cpu::new(affinity, v.id));
         }
         let zero = cpus.iter().position(|c: &Cpu| c.affinity == 0);
         let zero = zero.map_or(NOBODY, |n| n as u16);
         let mut shared = KVVec::with_capacity(banks, GFP_KERNEL_ACCOUNT)?;
-        let mut held = KVVec::with_capacity(banks, GFP_KERNEL_ACCOUNT)?;
         for _ in 0..banks {
             let _ = shared.push_within_capacity(Shared::new(zero));
-            let _ = held.push_within_capacity(Lines::default());
         }
         let mut inner = self.inner.lock_irqsave();
-        (inner.cpus, inner.shared, inner.held) = (cpus, shared, held);
+        (inner.cpus, inner.shared) = (cpus, shared);
         drop(inner);
         self.mark_last(&config);
         config.is_initialized = true;
@@ -248,19 +243,25 @@ impl Vgic {
 
     /// Redistributors know which of them are the last ones of their regions, after either has changed.
     pub(crate) fn mark_last(&self, config: &Config) {
+        let all = self.vcpus.len();
         let mut inner = self.inner.lock_irqsave();
-        for (_, first, count) in config.rows(self.vcpus.len()) {
+        inner.cpus.iter_mut().for_each(|c| c.last = false);
+        for (region, (base, first, count)) in config.regions.iter().zip(config.rows(all)) {
+            let end = base.wrapping_add(u64::from(count).wrapping_mul(REDISTRIBUTOR));
+            // It goes on in another region.
+            let goes_on =
+                count == region.count && config.rows(all).any(|(base, _, n)| base == end && n > 0);
             // One without any has no last one.
             let last = count.checked_sub(1).and_then(|n| first.checked_add(n));
             if let Some(c) = last.and_then(|n| inner.cpus.get_nospec_mut(n as usize)) {
-                c.last = true;
+                c.last = !goes_on;
             }
         }
     }
 
-    /// Before a vCPU runs for the first time: places are fixed. ENXIO: user space has not said them all; EINVAL: there
-    /// are more vCPUs than redistributors; EBUSY: not initialised (KVM's answers).
-    pub(crate) fn fix_places(&self) -> Result {
+    /// Before a vCPU runs for the first time: places are fixed. ENXIO: user space has not said them all; EINVAL: they
+    /// collide, or are past the end of guest memory; EBUSY: not initialised (KVM's answers).
+    pub(crate) fn fix_places(&self, address_bits: u32) -> Result {
         if self.places.get().is_some() {
             return Ok(());
         }
@@ -269,9 +270,11 @@ impl Vgic {
         if config.regions.is_empty() {
             return Err(ENXIO);
         }
-        if !self.is_ready() {
-            return Err(EBUSY);
-        }
+        let bad = |base: u64, count: u32| {
+            let end = base.saturating_add(u64::from(count).saturating_mul(REDISTRIBUTOR));
+            let collides = base < distributor.saturating_add(FRAME) && distributor < end;
+            collides || end > 1 << address_bits
+        };
         let mut regions = KVec::with_capacity(config.regions.len(), GFP_KERNEL_ACCOUNT)?;
         let mut next = 0u32;
         for (base, first, count) in config.rows(self.vcpus.len()) {
@@ -279,7 +282,13 @@ impl Vgic {
             next = first.saturating_add(count);
         }
         if next < self.vcpus.len() {
+            return Err(ENXIO);
+        }
+        if regions.iter().any(|r| bad(r.0, r.2)) {
             return Err(EINVAL);
+        }
+        if !self.is_ready() {
+            return Err(EBUSY);
         }
         let places = Places {
             distributor,
@@ -425,11 +434,6 @@ impl Vgic {
     /// Runs `f` under the lock, and tells those who have to know. Any context.
     #[inline]
     pub(crate) fn with<R>(&self, f: impl FnOnce(&mut Gic<'_>) -> R) -> R {
-        self.with_inputs(|gic, _| f(gic))
-    }
-
-    #[inline]
-    fn with_inputs<R>(&self, f: impl FnOnce(&mut Gic<'_>, &mut [Lines<32>]) -> R) -> R {
         let mut inner = self.inner.lock_irqsave();
         let i = &mut *inner;
         let gic = &mut Gic {
@@ -441,7 +445,7 @@ impl Vgic {
             look: &mut i.look,
             ended: &mut i.ended,
         };
-        let result = f(gic, &mut i.held);
+        let result = f(gic);
         let look = core::mem::take(&mut i.look);
         let ended = core::mem::take(&mut i.ended);
         drop(inner);
@@ -508,7 +512,7 @@ impl Vgic {
             let ended = bank.map_or(0, |s| core::mem::take(&mut s.ended));
             drop(inner);
             for pin in bits(ended).map(|bit| index.wrapping_mul(BANK).wrapping_add(bit)) {
-                self.set_pin(pin, Source::RESAMPLE, false);
+                self.set_pin(pin, false);
                 for r in wires.resamplers.iter() {
                     if wires.pin(r.gsi) == Some(pin) {
                         r.listener.ended(self);
@@ -518,18 +522,14 @@ impl Vgic {
         }
     }
 
-    /// `source` drives the input of an SPI, counted from 32. Negative: there is no such.
-    fn set_pin(&self, pin: u32, source: Source, level: bool) -> i32 {
-        self.with_inputs(|gic, held| {
-            let lines = held.get_nospec_mut((pin / BANK) as usize);
-            let up = lines.and_then(|l| l.set((pin % BANK) as usize, source, level));
-            let set = up.is_some_and(|up| gic.set_line(0, pin.wrapping_add(BANK), up));
-            if set {
-                1
-            } else {
-                -1
-            }
-        })
+    /// The input of an SPI, counted from 32, gets `level`, whoever has driven it before, as on KVM. Negative: there is
+    /// no such.
+    fn set_pin(&self, pin: u32, level: bool) -> i32 {
+        if self.with(|gic| gic.set_line(0, pin.wrapping_add(BANK), level)) {
+            1
+        } else {
+            -1
+        }
     }
 
     /// KVM_SET_GSI_ROUTING: where GSIs lead; those of messages are in order. Before the controller is initialised it is
@@ -603,12 +603,10 @@ impl Vgic {
                 }
                 Ok(0)
             }
-            1 if (BANK..MAX_INTIDS).contains(&intid) => {
-                match self.set_pin(intid - BANK, Source::USER, level) {
-                    n if n < 0 => Err(EINVAL),
-                    _ => Ok(0),
-                }
-            }
+            1 if (BANK..MAX_INTIDS).contains(&intid) => match self.set_pin(intid - BANK, level) {
+                n if n < 0 => Err(EINVAL),
+                _ => Ok(0),
+            },
             _ => Err(EINVAL),
         }
     }
@@ -621,11 +619,11 @@ fn copy<T: Copy>(list: &[T]) -> Result<KVVec<T>> {
 }
 
 impl IrqLines for Vgic {
-    fn set_irq(&self, gsi: u32, source: Source, level: bool) -> i32 {
+    fn set_irq(&self, gsi: u32, _source: Source, level: bool) -> i32 {
         let wires = self.wires.read();
         if let Some(pin) = wires.pin(gsi) {
             drop(wires);
-            return self.set_pin(pin, source, level);
+            return self.set_pin(pin, level);
         }
         let message = wires.message(gsi).filter(|_| level);
         drop(wires);
@@ -637,8 +635,8 @@ impl IrqLines for Vgic {
     }
 
     fn pulse(&self, gsi: u32, source: Source) {
+        // Each 1 is an edge; a level stays up until somebody else drives the input down, as on KVM.
         self.set_irq(gsi, source, true);
-        self.set_irq(gsi, source, false);
     }
 
     fn add_resampler(&self, new: Resampler<Self>) -> Result {

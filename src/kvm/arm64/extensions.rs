@@ -3,7 +3,7 @@
 
 use crate::abi::uapi::k;
 use crate::arch::{
-    debug_counts, has_keys, has_ras, Setup, Vm, ADDRESS_BITS, GUEST_DEBUG, MAX_GSIS, MAX_VCPUS,
+    debug_counts, has_keys, has_ras, most_address_bits, Setup, Vm, GUEST_DEBUG, MAX_GSIS, MAX_VCPUS,
 };
 use crate::kvm::memory::enable_manual_protect;
 use crate::kvm::table::extensions;
@@ -42,6 +42,8 @@ extensions! {
     k::KVM_CAP_IMMEDIATE_EXIT: 1;
     k::KVM_CAP_INTERNAL_ERROR_DATA: 1;
     k::KVM_CAP_SYSTEM_EVENT_DATA: 1;
+    k::KVM_CAP_STEAL_TIME: 1;
+    k::KVM_CAP_PTP_KVM: 1;
     k::KVM_CAP_SET_GUEST_DEBUG2: GUEST_DEBUG;
     k::KVM_CAP_GUEST_DEBUG_HW_BPS: debug_counts().0;
     k::KVM_CAP_GUEST_DEBUG_HW_WPS: debug_counts().1;
@@ -50,7 +52,7 @@ extensions! {
     k::KVM_CAP_COALESCED_MMIO: k::KVM_COALESCED_MMIO_PAGE_OFFSET;
     k::KVM_CAP_ARM_PSCI: 1;
     k::KVM_CAP_ARM_PSCI_0_2: 1;
-    k::KVM_CAP_ARM_VM_IPA_SIZE: ADDRESS_BITS;
+    k::KVM_CAP_ARM_VM_IPA_SIZE: most_address_bits();
     k::KVM_CAP_ARM_PTRAUTH_ADDRESS: has_keys();
     k::KVM_CAP_ARM_PTRAUTH_GENERIC: has_keys();
     k::KVM_CAP_IRQ_ROUTING: MAX_GSIS;
@@ -61,6 +63,15 @@ extensions! {
     k::KVM_CAP_ARM_SYSTEM_SUSPEND: 1,
         enable {
             vm.add_suspend();
+            Ok(())
+        };
+    k::KVM_CAP_ARM_WRITABLE_IMP_ID_REGS: 1,
+        enable {
+            // The vCPUs have them from the beginning.
+            if !setup.vcpus.is_empty() {
+                return Err(EINVAL);
+            }
+            vm.identity.make_writable();
             Ok(())
         };
     k::KVM_CAP_ARM_NISV_TO_USER: 1,

@@ -97,7 +97,7 @@ impl ItsDevice {
                 if self.its.base() != Its::UNDEFINED {
                     return Err(EEXIST);
                 }
-                check_range(base, ITS_FRAMES)?;
+                check_range(base, ITS_FRAMES, self.vm.address_bits)?;
                 self.its.set_base(base)
             }
             k::KVM_DEV_ARM_VGIC_GRP_CTRL => self.control(u32::try_from(a.attr)?),

@@ -11,6 +11,7 @@ use crate::kvm::stats;
 use crate::kvm::table::ioctls;
 use crate::linux::anon_inode::FileOperations;
 use crate::linux::sched::SignalMaskGuard;
+use crate::mem::addr::Gpa;
 use core::sync::atomic::{AtomicU32, Ordering};
 use kernel::fs::File;
 use kernel::mm::virt::VmaNew;
@@ -73,9 +74,9 @@ ioctls! {
     KVM_GET_VCPU_EVENTS:    held, get(events(vcpu, s)), KVM_CAP_VCPU_EVENTS, KVM_CAP_ARM_INJECT_EXT_DABT;
     KVM_SET_VCPU_EVENTS:    held, set(r => change_events(vcpu, s, r));
     KVM_SET_GUEST_DEBUG:    held, set(r => set_guest_debug(s, r)), KVM_CAP_SET_GUEST_DEBUG;
-    KVM_SET_DEVICE_ATTR:    -,    set(r => set_attr(vm, r)), KVM_CAP_VCPU_ATTRIBUTES;
-    KVM_GET_DEVICE_ATTR:    -,    set(r => get_attr(vm, r));
-    KVM_HAS_DEVICE_ATTR:    -,    set(r => timer(vm, r).map(|_| ()));
+    KVM_SET_DEVICE_ATTR:    held, set(r => set_attr(vm, s, r)), KVM_CAP_VCPU_ATTRIBUTES;
+    KVM_GET_DEVICE_ATTR:    held, set(r => get_attr(vm, s, r));
+    KVM_HAS_DEVICE_ATTR:    -,    set(r => if is_stolen(r) { Ok(()) } else { timer(vm, r).map(|_| ()) });
     KVM_GET_STATS_FD:       -,    call(stats::vcpu_stats_fd(vm, &vcpu.stats));
     KVM_SET_SIGNAL_MASK:    held, call(signals::set_mask(&mut s.signal_mask, arg));
 }
@@ -92,7 +93,7 @@ fn one_reg(vm: &Vm, vcpu: &Vcpu, s: &mut State, r: &k::kvm_one_reg) -> Result {
 fn change_reg(vm: &Vm, vcpu: &Vcpu, s: &mut State, r: &k::kvm_one_reg) -> Result {
     s.check_initialized()?;
     s.take_requests(&vcpu.shared);
-    set_one_reg(&mut s.guest, vm, r)
+    set_one_reg(&mut s.guest, vm, &vcpu.shared, r)
 }
 
 /// KVM_GET_REG_LIST (api.rst 4.83).
@@ -164,8 +165,21 @@ fn timer<'a>(vm: &'a Vm, r: &k::kvm_device_attr) -> Result<&'a AtomicU32> {
     }
 }
 
-/// The PPI of all vCPUs' timers. EINVAL: not the number of a PPI, or nobody to have it; EBUSY: a vCPU has run.
-fn set_attr(vm: &Vm, r: &k::kvm_device_attr) -> Result {
+/// Where stolen time is told: KVM_ARM_VCPU_PVTIME_IPA.
+fn is_stolen(r: &k::kvm_device_attr) -> bool {
+    r.group == k::KVM_ARM_VCPU_PVTIME_CTRL && r.attr == u64::from(k::KVM_ARM_VCPU_PVTIME_IPA)
+}
+
+/// The PPI of all vCPUs' timers. EINVAL: not the number of a PPI, or nobody to have it; EBUSY: a vCPU has run. Or where
+/// stolen time is told. EINVAL: no place in memory; EEXIST: it has been said.
+fn set_attr(vm: &Vm, s: &mut State, r: &k::kvm_device_attr) -> Result {
+    if is_stolen(r) {
+        let at = uapi::get::<u64>(r.addr as usize)?;
+        if vm.memory.view().hva(Gpa(at), false).is_err() {
+            return Err(EINVAL);
+        }
+        return s.stolen.set_place(at);
+    }
     let place = timer(vm, r)?;
     let intid = u32::try_from(uapi::get::<i32>(r.addr as usize)?).map_err(|_| EINVAL)?;
     if vm.vgic().is_none() || !(16..32).contains(&intid) {
@@ -178,7 +192,10 @@ fn set_attr(vm: &Vm, r: &k::kvm_device_attr) -> Result {
     Ok(())
 }
 
-fn get_attr(vm: &Vm, r: &k::kvm_device_attr) -> Result {
+fn get_attr(vm: &Vm, s: &State, r: &k::kvm_device_attr) -> Result {
+    if is_stolen(r) {
+        return uapi::put(r.addr as usize, &s.stolen.place().unwrap_or(u64::MAX));
+    }
     let intid = timer(vm, r)?.load(Ordering::Relaxed);
     uapi::put(r.addr as usize, &intid)
 }

@@ -4,7 +4,7 @@
 use crate::abi::uapi::{self, k};
 use crate::arch::{
     gic_kind, By, Frame, Gic, InMemory, Interface, Region, Setup, State, SysReg, Vcpu, Vgic, Vm,
-    ADDRESS_BITS, AFFINITY, BANK, FRAME, MAX_INTIDS, REDISTRIBUTOR,
+    AFFINITY, BANK, FRAME, MAX_INTIDS, REDISTRIBUTOR,
 };
 use crate::bus::set::hold;
 use crate::linux::anon_inode::{FileOperations, NewFile};
@@ -67,14 +67,14 @@ impl VgicDevice {
     fn has(&self, a: &k::kvm_device_attr) -> Result {
         let there = match a.group {
             k::KVM_DEV_ARM_VGIC_GRP_ADDR => matches!(
-                u32::try_from(a.attr)?,
+                u32::try_from(a.attr).map_err(|_| ENXIO)?,
                 k::KVM_VGIC_V3_ADDR_TYPE_DIST
                     | k::KVM_VGIC_V3_ADDR_TYPE_REDIST
                     | k::KVM_VGIC_V3_ADDR_TYPE_REDIST_REGION
             ),
             k::KVM_DEV_ARM_VGIC_GRP_NR_IRQS => true,
             k::KVM_DEV_ARM_VGIC_GRP_CTRL => matches!(
-                u32::try_from(a.attr)?,
+                u32::try_from(a.attr).map_err(|_| ENXIO)?,
                 k::KVM_DEV_ARM_VGIC_CTRL_INIT | k::KVM_DEV_ARM_VGIC_SAVE_PENDING_TABLES
             ),
             k::KVM_DEV_ARM_VGIC_GRP_DIST_REGS => {
@@ -179,14 +179,16 @@ impl VgicDevice {
                 if config.distributor.is_some() {
                     return Err(EEXIST);
                 }
-                check_range(given, FRAME)?;
+                check_range(given, FRAME, self.vm.address_bits)?;
                 config.distributor = Some(given);
             }
             k::KVM_VGIC_V3_ADDR_TYPE_REDIST => {
-                if !config.regions.is_empty() {
-                    return Err(EINVAL);
+                match config.regions.first() {
+                    Some(r) if r.count == 0 => return Err(EEXIST),
+                    Some(_) => return Err(EINVAL),
+                    None => {}
                 }
-                check_range(given, REDISTRIBUTOR)?;
+                check_range(given, REDISTRIBUTOR, self.vm.address_bits)?;
                 let region = Region {
                     base: given,
                     count: 0,
@@ -207,14 +209,18 @@ impl VgicDevice {
                     return Err(EINVAL);
                 }
                 let size = count.wrapping_mul(REDISTRIBUTOR);
-                check_range(base, size)?;
+                check_range(base, size, self.vm.address_bits)?;
                 let overlaps = config.regions.iter().any(|r| {
                     let end = r
                         .base
                         .wrapping_add(u64::from(r.count).wrapping_mul(REDISTRIBUTOR));
                     base < end && r.base < base.wrapping_add(size)
                 });
-                if overlaps {
+                let end = base.wrapping_add(size);
+                let collides = config
+                    .distributor
+                    .is_some_and(|d| base < d.wrapping_add(FRAME) && d < end);
+                if overlaps || collides {
                     return Err(EINVAL);
                 }
                 let count = count as u32;
@@ -239,7 +245,12 @@ impl VgicDevice {
         };
         // Nobody is in KVM_RUN until this is done.
         let mut held = hold(&setup.vcpus, Vcpu::lock_now)?;
-        if !self.vgic.is_ready() {
+        // What the implementation is can be asked before.
+        const IIDR: u64 = 8;
+        const TYPER2: u64 = 0xc;
+        let at = a.attr & 0xffff_ffff;
+        let early = a.group == k::KVM_DEV_ARM_VGIC_GRP_DIST_REGS && matches!(at, IIDR | TYPER2);
+        if !self.vgic.is_ready() && !early {
             return Err(EBUSY);
         }
         let (frame, at) = match a.group {
@@ -260,9 +271,13 @@ impl VgicDevice {
         if write {
             let value = uapi::get::<u32>(addr)?;
             // What says which implementation it is can only stay what it is.
-            let iidr = frame == Frame::Distributor && at == 8;
-            if iidr && u64::from(value) != self.vgic.read(frame, at, 4, By::User) {
-                return Err(EINVAL);
+            if early {
+                let same = u64::from(value) == self.vgic.read(frame, at, 4, By::User);
+                return match (same, at) {
+                    (true, _) => Ok(()),
+                    (false, TYPER2) if self.vgic.is_ready() => Err(EBUSY),
+                    _ => Err(EINVAL),
+                };
             }
             self.tables().write(frame, at, 4, value.into(), By::User);
             Ok(())
@@ -282,12 +297,12 @@ impl VgicDevice {
 }
 
 /// E2BIG: past the end of guest memory; EINVAL: not aligned.
-pub(super) fn check_range(base: u64, size: u64) -> Result {
+pub(super) fn check_range(base: u64, size: u64, address_bits: u32) -> Result {
     if base % FRAME != 0 {
         return Err(EINVAL);
     }
     match base.checked_add(size) {
-        Some(end) if end <= 1 << ADDRESS_BITS => Ok(()),
+        Some(end) if end <= 1 << address_bits => Ok(()),
         _ => Err(E2BIG),
     }
 }
@@ -318,7 +333,7 @@ fn level_of(attr: u64) -> Result<u32> {
 
 /// Index of the vCPU with this affinity: 8 bits for each of levels 0 to 3. EINVAL.
 fn of_affinity(setup: &Setup, affinity: u64) -> Result<usize> {
-    let same = |v: &Arc<Vcpu>| v.shared.arch.mpidr & AFFINITY == affinity;
+    let same = |v: &Arc<Vcpu>| v.shared.arch.mpidr() & AFFINITY == affinity;
     setup.vcpus.iter().position(same).ok_or(EINVAL)
 }
 

@@ -2,7 +2,7 @@
 //! The file of a virtual machine on Arm64.
 
 use crate::abi::uapi::{self, k};
-use crate::arch::{all_ids, writable_id, Setup, Vcpu, Vm, ADDRESS_BITS, MAX_VCPUS};
+use crate::arch::{all_ids, writable_id, CallRange, Setup, Vcpu, Vm, ADDRESS_BITS, MAX_VCPUS};
 use crate::bus::set::hold;
 use crate::kvm::arm64::device;
 use crate::kvm::arm64::extensions;
@@ -19,13 +19,14 @@ use kernel::fs::File;
 use kernel::prelude::*;
 use kernel::sync::{Arc, ArcBorrow};
 
-/// KVM_CREATE_VM (api.rst 4.2), with the number of address bits, or 0 for 40. EINVAL: any other.
+/// KVM_CREATE_VM (api.rst 4.2), with the number of address bits, or 0 for 40. EINVAL: it cannot be.
 pub(in crate::kvm) fn create_vm(kind: usize) -> Result<isize> {
-    if kind != 0 && kind != ADDRESS_BITS as usize {
-        return Err(EINVAL);
-    }
+    let bits = match u32::try_from(kind)? {
+        0 => ADDRESS_BITS,
+        bits => bits,
+    };
     let mm = sched::current_mm().ok_or(ESRCH)?;
-    let file = Arc::new(VmFile(Vm::new(mm)?), GFP_KERNEL_ACCOUNT)?;
+    let file = Arc::new(VmFile(Vm::new(mm, bits)?), GFP_KERNEL_ACCOUNT)?;
     Ok(anon_inode::install(file)? as isize)
 }
 
@@ -65,6 +66,9 @@ ioctls! {
     KVM_RESET_DIRTY_RINGS:          -,    call(vm.memory.reset_rings(None));
     KVM_GET_STATS_FD:               -,    call(stats::vm_stats_fd(vm)), KVM_CAP_BINARY_STATS_FD;
     KVM_CREATE_DEVICE:              held, call(device::create(vm, setup, arg)), KVM_CAP_DEVICE_CTRL;
+    KVM_SET_DEVICE_ATTR:            -,    set(r => set_attr(vm, r));
+    KVM_HAS_DEVICE_ATTR:            -,    set(r => has_attr(r));
+    KVM_GET_DEVICE_ATTR:            -,    set(r => get_attr(r));
     KVM_IRQ_LINE:                   -,    call(irq_line(vm, arg)), KVM_CAP_IRQCHIP;
     KVM_IRQFD:                      -,    set(r => routing::irqfd(vm, r)), KVM_CAP_IRQFD, KVM_CAP_IRQFD_RESAMPLE;
     KVM_SIGNAL_MSI:                 -,    set(r => routing::signal_msi(vm, r)), KVM_CAP_SIGNAL_MSI;
@@ -96,6 +100,31 @@ fn preferred_target() -> Result<k::kvm_vcpu_init> {
     let mut init = uapi::zeroed::<k::kvm_vcpu_init>();
     init.target = k::KVM_ARM_TARGET_GENERIC_V8;
     Ok(init)
+}
+
+/// The filter of calls. ENXIO: no such attribute.
+fn has_attr(r: &k::kvm_device_attr) -> Result {
+    match (r.group, u32::try_from(r.attr)) {
+        (k::KVM_ARM_VM_SMCCC_CTRL, Ok(k::KVM_ARM_VM_SMCCC_FILTER)) => Ok(()),
+        _ => Err(ENXIO),
+    }
+}
+
+/// There is none that could be read, as in KVM. ENXIO.
+fn get_attr(_r: &k::kvm_device_attr) -> Result {
+    Err(ENXIO)
+}
+
+/// KVM_ARM_VM_SMCCC_FILTER (kernel document virt/kvm/devices/vm.rst). EINVAL: no such calls or action; EEXIST, EBUSY,
+/// ENOSPC.
+fn set_attr(vm: &Vm, r: &k::kvm_device_attr) -> Result {
+    has_attr(r)?;
+    let f = uapi::get::<k::kvm_smccc_filter>(usize::try_from(r.addr)?)?;
+    if f.pad.iter().any(|b| *b != 0) {
+        return Err(EINVAL);
+    }
+    let range = CallRange::new(f.base, f.nr_functions, f.action).ok_or(EINVAL)?;
+    vm.calls.add_filter(range, &vm.has_run)
 }
 
 /// KVM_ARM_SET_COUNTER_OFFSET (api.rst 4.138): of both counters, for good. EBUSY: a vCPU runs.

@@ -13,14 +13,6 @@ use crate::x86::paging::fmt_npt::Npt;
 use crate::x86::vendor::{choose, HwCaps, NestedFormat};
 use kernel::prelude::*;
 
-/// First guest-physical address that no VM has, and first address past a process's memory.
-///
-/// The first goes by the processor's own width, which guests see.
-pub(crate) fn address_limits() -> (u64, u64) {
-    let width = choose::caps().map_or(0, |c| c.phys_bits);
-    (1 << width.clamp(36, 48), uaccess::end() as u64)
-}
-
 /// Whether the processor can log the pages whose dirty bits it sets ([`HwCaps::write_log`]).
 pub(crate) fn processor_logs() -> bool {
     choose::caps().is_some_and(|c| c.write_log)
@@ -54,6 +46,14 @@ macro_rules! dispatch {
 }
 
 impl NestedTable {
+    /// First guest-physical address that no VM has, and first address past a process's memory.
+    ///
+    /// The first goes by the processor's own width, which guests see.
+    pub(crate) fn address_limits(&self) -> (u64, u64) {
+        let width = choose::caps().map_or(0, |c| c.phys_bits);
+        (1 << width.clamp(36, 48), uaccess::end() as u64)
+    }
+
     /// An empty table of the format that `caps` asks for.
     pub(crate) fn new(caps: &HwCaps) -> Result<Self> {
         let (root, levels) = (TablePage::new()?, caps.nested_levels);

@@ -68,6 +68,8 @@ pub mod arm64 {
     pub mod inject;
     pub mod mitigate;
     pub mod psci;
+    pub mod smccc;
+    pub mod stage1;
     pub mod stage2;
     pub mod timer;
 
