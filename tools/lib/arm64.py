@@ -10,8 +10,9 @@ from . import kernel
 from .buildroot import in_root
 from .debian import SUITE, network_failure
 from .debpool import Pool
-from .paths import ARM64, ARM64_QEMU, ROOT
-from .report import Failure
+from .files import remove_tree
+from .paths import ARM64, ARM64_QEMU, ARM64_TARGET, LOGS, ROOT
+from .report import Failure, tail
 from .stock import release, unpacked
 
 # Debian's kernel is cross-built with these. Without the compiler for 32 bits, which its vDSO needs, the configuration
@@ -40,6 +41,24 @@ def packages():
     ):
         raise network_failure("packages for Arm64 could not be installed in the build root", "arm64.log")
     in_root(["apt-get", "clean"], "arm64.log", env)
+
+
+def rust():
+    """Rust's standard library for Arm64, beside the one of the build root's compiler"""
+    package = Pool(SUITE, "arm64", ARM64 / "apt" / SUITE).package("libstd-rust-dev")
+    where = f"usr/lib/rustlib/{ARM64_TARGET}"
+    if not (package / where).is_dir():
+        raise Failure(f"libstd-rust-dev has no {where}", "report it: the package layout has changed")
+    if (ROOT / where).exists():
+        remove_tree(ROOT / where)
+    shutil.move(package / where, ROOT / where)
+    # The next time there may be another version.
+    remove_tree(package)
+    # It has to be of the same build as the compiler.
+    check = ["sh", "-c", f"echo | rustc --target {ARM64_TARGET} --crate-type rlib -o /tmp/rvmm-arm64.rlib -"]
+    if in_root(check, "arm64.log"):
+        raise Failure(f"rustc does not take the standard library for Arm64\n{tail(LOGS / 'arm64.log')}",
+                      "the mirror has another version than the build root: tools/setup --redo root")
 
 
 def arm64_release():

@@ -21,6 +21,8 @@ SELFTESTS = BUILD / "selftests"
 # User-space programs are linked statically, for this target of rustc's.
 TARGET = "x86_64-unknown-linux-gnu"
 RELEASE = BUILD / "target" / TARGET / "release"
+ARM64_TARGET = "aarch64-unknown-linux-gnu"
+ARM64_RELEASE = BUILD / "target" / ARM64_TARGET / "release"
 
 # Shell programs that run in a bed, and those that are put into the guest.
 BED_PROGRAMS = LIB / "bed"
