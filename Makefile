@@ -3,7 +3,8 @@
 # rvmm: everything starts here. `make help` lists the targets.
 #
 #   BED=amd|zen|intel|iommu    emulated machine for `run` (amd: QEMU with SVM, zen: Bochs with SVM, intel: with VMX)
-#   ARCH=arm64             `modules`, `clippy`, `imports`: rvmm.ko for the stock kernel of Arm64, in build/module-arm64
+#   ARCH=arm64             `modules`, `clippy`, `imports`: rvmm.ko for the stock kernel of Arm64, in build/module-arm64;
+#                          `tools`: the launcher for Arm64
 #   KDIR=DIR               `modules`: build against this prepared kernel build directory (with Rust metadata),
 #                          with this machine's own tools, instead of the stock kernel in build/
 #   BENCH_FLAGS=, RUN_FLAGS=, CARGO_FLAGS=, TESTS=   more words for tools/bench, rvmm run, cargo build, tools/test
@@ -14,10 +15,11 @@ MEM ?= 2048
 ARCH ?= x86_64
 KDIR ?=
 TARGET := x86_64-unknown-linux-gnu
-RELEASE := build/target/$(TARGET)/release
+RELEASE = build/target/$(TARGET)/release
 ROOT_RUN := tools/setup run --
 
 ifeq ($(ARCH),arm64)
+TARGET := aarch64-unknown-linux-gnu
 KOBJ := $(CURDIR)/build/arm64/obj
 MODULE_RUN := $(ROOT_RUN)
 MODULE_DIR := $(CURDIR)/build/module-arm64
@@ -80,7 +82,7 @@ modules: $(MODULE_NEEDS)
 	$(call timed,rvmm.ko,$(call KMAKE,$(MODULE_DIR)) modules)
 	@[ $(ARCH) = arm64 ] || cmp -s $(MODULE_DIR)/rvmm.ko rvmm.ko || cp $(MODULE_DIR)/rvmm.ko rvmm.ko
 
-tools: setup
+tools: $(if $(filter arm64,$(ARCH)),setup-arm64,setup)
 	$(call timed,user-space programs,$(ROOT_RUN) \
 		cargo build -q --release --target $(TARGET) --workspace --bins $(CARGO_FLAGS))
 

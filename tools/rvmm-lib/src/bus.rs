@@ -13,6 +13,14 @@ pub trait Device: Send {
     fn write(&mut self, offset: u64, data: &[u8]);
 }
 
+/// A device of the caller's and where it goes.
+pub(crate) struct Placed {
+    pub(crate) on_ports: bool,
+    pub(crate) first: u64,
+    pub(crate) length: u64,
+    pub(crate) device: Arc<Mutex<dyn Device>>,
+}
+
 struct Range {
     start: u64,
     length: u64,

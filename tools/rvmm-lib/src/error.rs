@@ -4,6 +4,8 @@
 use std::io;
 use std::path::{Path, PathBuf};
 
+const ARM64: bool = cfg!(target_arch = "aarch64");
+
 /// Result of this crate.
 pub type Result<T> = std::result::Result<T, Error>;
 
@@ -131,6 +133,14 @@ pub enum Error {
     /// Virtio devices and devices of the host in one machine.
     #[error("a machine has either disks and other virtio devices, or PCI devices of the host")]
     OneBus,
+    /// Something that there is on x86 alone so far.
+    #[error("machines on Arm64 have no {what} yet")]
+    NotOnArm {
+        /// What it is.
+        what: &'static str,
+        /// What to do without it.
+        remedy: &'static str,
+    },
     /// A disk could not be opened.
     #[error("cannot use {} as a disk: {cause}", path.display())]
     Disk {
@@ -191,6 +201,9 @@ impl Error {
             Error::Memory { .. } => {
                 Some("give less with --memory, or free memory on the host (see `free -m`)".into())
             }
+            Error::Kernel { .. } if ARM64 => {
+                Some("give an Image of Arm64, such as Debian's /boot/vmlinuz-*-arm64".into())
+            }
             Error::Kernel { .. } => {
                 Some("give an x86 bzImage, such as Debian's /boot/vmlinuz-*, or a 64-bit vmlinux".into())
             }
@@ -219,6 +232,7 @@ impl Error {
             Error::Assign { address, .. } => {
                 Some(format!("`rvmm pci list` shows the devices; `rvmm pci bind {address}` takes one from its driver"))
             }
+            Error::NotOnArm { remedy, .. } => Some((*remedy).into()),
             Error::OneBus => Some("leave out --pci, or the disks".into()),
             Error::Device { source, .. } if source.raw_os_error() == Some(libc::EPERM) => Some(
                 "make the interface as root: ip tuntap add NAME mode tap user $USER".into(),
@@ -243,6 +257,7 @@ impl Error {
                 | Error::Missing { .. }
                 | Error::Cpus { .. }
                 | Error::OtherCpu { .. }
+                | Error::NotOnArm { .. }
                 | Error::Ioctl {
                     call: "KVM_CREATE_VM",
                     ..
@@ -275,6 +290,10 @@ fn open_remedy(path: &Path, source: &io::Error) -> String {
         Some(libc::ENOENT) if is_rvmm(path) => {
             "the module is not loaded: sudo insmod rvmm.ko (then `sudo dmesg | tail` says why \
              if it refuses)"
+                .into()
+        }
+        Some(libc::ENOENT) if path == Path::new("/dev/kvm") && ARM64 => {
+            "the kernel has no KVM, or kvm-arm.mode=none: `sudo dmesg | grep -i kvm` says more"
                 .into()
         }
         Some(libc::ENOENT) if path == Path::new("/dev/kvm") => {

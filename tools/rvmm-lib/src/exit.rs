@@ -5,13 +5,16 @@ use std::fmt;
 
 use kvm_bindings::{kvm_regs, kvm_sregs};
 
+#[cfg(target_arch = "aarch64")]
+use crate::arm64::cpu::write_registers;
+
 /// How a virtual machine ended.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub enum Exit {
     /// The guest switched itself off.
     PowerOff,
-    /// The guest asked for a reset (i8042 pulse or a system event).
+    /// The guest asked for a reset (i8042 pulse, PSCI's call or another system event).
     Reset,
     /// The guest's kernel panicked and then reset: a reset that the kernel noted to be a warm one, as
     /// [`DEFAULT_CMDLINE`](crate::boot::DEFAULT_CMDLINE) makes it do after a panic.
@@ -96,6 +99,7 @@ impl fmt::Display for EntryFailure {
     }
 }
 
+#[cfg(target_arch = "x86_64")]
 fn write_registers(
     f: &mut fmt::Formatter<'_>,
     regs: Option<&kvm_regs>,

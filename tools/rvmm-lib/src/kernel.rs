@@ -106,7 +106,7 @@ pub(crate) fn format(
 }
 
 /// The file is cut short, if it is.
-fn at_end(size: u64, whole: u64) -> std::result::Result<(), String> {
+pub(crate) fn at_end(size: u64, whole: u64) -> std::result::Result<(), String> {
     if size < whole {
         return Err(format!(
             "it is cut short: {size} bytes of at least {whole} are there"
@@ -158,7 +158,7 @@ fn elf(file: &mut (impl Read + Seek), size: u64) -> std::result::Result<(), Stri
     Ok(())
 }
 
-fn part(
+pub(crate) fn part(
     file: &mut (impl Read + Seek),
     at: u64,
     bytes: u64,
@@ -173,7 +173,7 @@ fn part(
 }
 
 /// A number of up to eight bytes, the lowest first.
-fn number(bytes: &[u8], at: usize, count: usize) -> Option<u64> {
+pub(crate) fn number(bytes: &[u8], at: usize, count: usize) -> Option<u64> {
     let field = bytes.get(at..at.checked_add(count)?)?;
     Some(
         field

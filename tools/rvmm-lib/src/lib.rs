@@ -42,31 +42,52 @@
 //! - Power off: bit 13 written to port 0x604 (as 16 bits, or bit 5 of a byte to port 0x605).
 //! - Reset: 0xfe written to port 0x64.
 
-#![warn(missing_docs)]
+//!
+//! On Arm64 the same words make a machine with GICv3, timers and PSCI in the hypervisor, one serial port and a clock,
+//! which a device tree describes; PSCI powers it off and resets it.
 
+#![warn(missing_docs)]
+// What only machines of x86 use.
+#![cfg_attr(target_arch = "aarch64", allow(dead_code))]
+
+#[cfg(target_arch = "x86_64")]
 pub mod acpi;
 mod address;
+#[cfg(any(target_arch = "aarch64", test))]
+pub mod arm64;
+#[cfg(target_arch = "x86_64")]
 pub mod boot;
 pub mod bus;
 mod console;
+#[cfg(target_arch = "x86_64")]
 pub mod cpu;
 pub mod disk;
+#[cfg(target_arch = "x86_64")]
 pub mod e820;
 mod error;
 mod exit;
+#[cfg(target_arch = "x86_64")]
 pub mod gdb;
 mod hold;
 mod input;
 mod kernel;
+#[cfg(target_arch = "x86_64")]
 pub mod layout;
+#[cfg(target_arch = "x86_64")]
 pub mod mptable;
+#[cfg(target_arch = "x86_64")]
 pub mod paging;
+#[cfg(target_arch = "x86_64")]
 mod parts;
+#[cfg(target_arch = "x86_64")]
 mod pause;
+#[cfg(target_arch = "x86_64")]
 pub mod pci;
+#[cfg(target_arch = "x86_64")]
 pub mod platform;
 pub mod serial;
 pub mod size;
+#[cfg(target_arch = "x86_64")]
 pub mod snapshot;
 pub mod stats;
 pub mod sys;
@@ -74,7 +95,12 @@ mod vcpu;
 pub mod virtio;
 pub mod vm;
 
+#[cfg(target_arch = "x86_64")]
 pub use acpi::PowerButton;
+#[cfg(target_arch = "aarch64")]
+use arm64::pause;
+#[cfg(target_arch = "aarch64")]
+pub use arm64::{boot, gdb, layout, pci, PowerButton};
 pub use console::{restore_terminal, Console, ESCAPE_HELP};
 pub use error::{Error, Result};
 pub use exit::{Crash, EntryFailure, Exit};

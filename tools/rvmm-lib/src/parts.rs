@@ -8,7 +8,7 @@ use kvm_ioctls::{Cap, VmFd};
 use vm_memory::GuestMemoryMmap;
 
 use crate::acpi;
-use crate::bus::{Bus, Device};
+use crate::bus::{Bus, Placed};
 use crate::cpu::{self, Topology};
 use crate::error::{Error, Result};
 use crate::hold::{self, Hold};
@@ -18,14 +18,6 @@ use crate::platform::{self, Cmos, Power, ResetLine};
 use crate::serial::{self, SerialDevice};
 use crate::vcpu::{Control, Vcpu};
 use crate::{layout, virtio};
-
-/// A device of the caller's and where it goes.
-pub(crate) struct Placed {
-    pub(crate) on_ports: bool,
-    pub(crate) first: u64,
-    pub(crate) length: u64,
-    pub(crate) device: Arc<Mutex<dyn Device>>,
-}
 
 /// Adds to an empty VM what the hypervisor emulates: the pages that VMX wants, interrupt controllers, and PIT.
 pub(crate) fn add_platform(vm: &VmFd) -> Result<()> {

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0 OR MIT
-//! The serial console: a 16550 at 0x3f8 on ISA interrupt 4.
+//! The serial console: a 16550 at 0x3f8 on ISA interrupt 4; on Arm64 in memory, on the fifth shared interrupt.
 
 use std::io::{self, Write};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -12,6 +12,7 @@ use vmm_sys_util::eventfd::EventFd;
 
 use crate::bus::Device;
 use crate::error::{Error, Result};
+#[cfg(target_arch = "x86_64")]
 use crate::snapshot::state::SerialState;
 
 /// First port.
@@ -116,6 +117,7 @@ impl SerialPort {
     }
 
     /// A port as it was.
+    #[cfg(target_arch = "x86_64")]
     pub(crate) fn restore(irq: IrqLine, drained: EventFd, state: &SerialState) -> io::Result<Self> {
         let [low, high, enable, identification, line, status, modem, modem_status, scratch] =
             state.registers;
@@ -139,6 +141,7 @@ impl SerialPort {
         })
     }
 
+    #[cfg(target_arch = "x86_64")]
     pub(crate) fn state(&self) -> SerialState {
         let state = self.uart.state();
         SerialState {

@@ -12,10 +12,14 @@ use kvm_bindings::{
     kvm_debug_exit_arch, kvm_run, KVM_INTERNAL_ERROR_EMULATION, KVM_SYSTEM_EVENT_CRASH,
     KVM_SYSTEM_EVENT_RESET, KVM_SYSTEM_EVENT_SHUTDOWN,
 };
+#[cfg(target_arch = "x86_64")]
+use kvm_bindings::{kvm_regs, kvm_sregs};
 use kvm_ioctls::{VcpuExit, VcpuFd};
 use vmm_sys_util::eventfd::EventFd;
 use vmm_sys_util::signal::{register_signal_handler, Killable, SIGRTMIN};
 
+#[cfg(target_arch = "aarch64")]
+use crate::arm64::cpu::registers;
 use crate::bus::Bus;
 use crate::exit::{Crash, EntryFailure, Exit};
 use crate::hold::Held;
@@ -163,23 +167,25 @@ impl Vcpu {
                 },
                 Next::End(exit) => self.control.end(exit),
                 Next::Crash(what, detail) => {
+                    let (regs, sregs) = registers(&self.fd);
                     let crash = Crash {
                         vcpu: self.id,
                         what,
                         detail,
-                        regs: self.fd.get_regs().ok(),
-                        sregs: self.fd.get_sregs().ok().map(Box::new),
+                        regs,
+                        sregs,
                     };
                     self.control.end(Exit::Crash(Box::new(crash)));
                 }
                 Next::EntryFailure { reason, cpu } => {
+                    let (regs, sregs) = registers(&self.fd);
                     let failure = EntryFailure {
                         vcpu: self.id,
                         cpu,
                         reason,
                         rule: sys::entry_failure(&self.fd),
-                        regs: self.fd.get_regs().ok(),
-                        sregs: self.fd.get_sregs().ok().map(Box::new),
+                        regs,
+                        sregs,
                     };
                     self.control.end(Exit::EntryFailure(Box::new(failure)));
                 }
@@ -226,7 +232,7 @@ impl Vcpu {
             Ok(VcpuExit::Debug(info)) => Next::Debug(info),
             Ok(VcpuExit::Shutdown) => Next::Crash("triple fault".into(), Vec::new()),
             Ok(VcpuExit::SystemEvent(KVM_SYSTEM_EVENT_SHUTDOWN, _)) => Next::End(Exit::PowerOff),
-            Ok(VcpuExit::SystemEvent(KVM_SYSTEM_EVENT_RESET, _)) => Next::End(Exit::Reset),
+            Ok(VcpuExit::SystemEvent(KVM_SYSTEM_EVENT_RESET, data)) => Next::End(reset(data)),
             Ok(VcpuExit::SystemEvent(KVM_SYSTEM_EVENT_CRASH, data)) => Next::Crash(
                 "the guest reported its own crash".into(),
                 data.iter().map(|word| format!("{word:#x}")).collect(),
@@ -245,6 +251,10 @@ impl Vcpu {
                 }
                 // A CPU that just received INIT or SIPI.
                 libc::EAGAIN => Next::Interrupted,
+                libc::ENOSYS => Next::Crash(
+                    "KVM_RUN: an access beside memory that the processor does not describe".into(),
+                    Vec::new(),
+                ),
                 libc::EFAULT => Next::Crash(
                     "KVM_RUN: Bad address: the guest touched memory that the host cannot supply"
                         .into(),
@@ -257,6 +267,22 @@ impl Vcpu {
             },
         }
     }
+}
+
+/// What there is to say of a CPU whose guest has crashed.
+#[cfg(target_arch = "x86_64")]
+fn registers(fd: &VcpuFd) -> (Option<kvm_regs>, Option<Box<kvm_sregs>>) {
+    (fd.get_regs().ok(), fd.get_sregs().ok().map(Box::new))
+}
+
+/// How a reset by a system event ends the machine, with what the hypervisor says of it: on Arm64 its kind
+/// (KVM_SYSTEM_EVENT_RESET_FLAG_PSCI_RESET2), a warm one where the kernel has panicked.
+fn reset(data: &[u64]) -> Exit {
+    let warm = data.first().is_some_and(|flags| flags & 1 != 0);
+    if cfg!(target_arch = "aarch64") && warm {
+        return Exit::Panic;
+    }
+    Exit::Reset
 }
 
 /// Bytes of one access of a port exit; a repeated one delivers several at once.

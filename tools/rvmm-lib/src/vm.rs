@@ -4,45 +4,58 @@
 use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicU64;
-use std::sync::{Arc, Mutex, PoisonError};
+#[cfg(target_arch = "x86_64")]
+use std::sync::PoisonError;
+use std::sync::{Arc, Mutex};
 
-use kvm_bindings::{
-    kvm_cpuid_entry2, kvm_userspace_memory_region, KVM_API_VERSION, KVM_CAP_BINARY_STATS_FD,
-    KVM_MAX_CPUID_ENTRIES,
-};
+#[cfg(target_arch = "x86_64")]
+use kvm_bindings::{kvm_cpuid_entry2, KVM_MAX_CPUID_ENTRIES};
+use kvm_bindings::{kvm_userspace_memory_region, KVM_API_VERSION, KVM_CAP_BINARY_STATS_FD};
 use kvm_ioctls::{Cap, Kvm, VmFd};
+#[cfg(target_arch = "x86_64")]
+use vm_memory::Bytes;
 use vm_memory::{
-    Bytes, GuestAddress, GuestMemory, GuestMemoryMmap, GuestMemoryRegion, MemoryRegionAddress,
+    GuestAddress, GuestMemory, GuestMemoryMmap, GuestMemoryRegion, MemoryRegionAddress,
 };
 use vmm_sys_util::eventfd::EventFd;
 
-use crate::acpi::{self, PowerButton};
-use crate::boot::{self, Boot, Tables};
-use crate::bus::Device;
+use crate::boot::Boot;
+use crate::bus::{Device, Placed};
 use crate::console::{Console, Terminal};
-use crate::cpu;
 use crate::disk::Storage;
 use crate::error::{Error, Result};
 use crate::exit::Exit;
-use crate::gdb;
 use crate::hold::Hold;
 use crate::input::{self, Supervisor};
-use crate::parts::{add_platform, create_vcpus, hold, Buses, Placed};
-use crate::pause::{Parts, Pause};
-use crate::pci;
-use crate::platform::Cmos;
-use crate::serial::{self, SerialDevice, SerialPort};
-use crate::snapshot::state::saved_msrs;
-use crate::snapshot::Snapshot;
+use crate::pause::Pause;
+use crate::serial::SerialPort;
 use crate::vcpu::{self, Control, Vcpu};
-use crate::virtio::block;
-use crate::{layout, sys, virtio};
+use crate::PowerButton;
+#[cfg(target_arch = "x86_64")]
+use crate::{
+    acpi,
+    boot::{self, Tables},
+    cpu,
+    parts::{add_platform, create_vcpus, hold, Buses},
+    pause::Parts,
+    platform::Cmos,
+    serial::{self, SerialDevice},
+    snapshot::{state::saved_msrs, Snapshot},
+    virtio::block,
+};
+use crate::{gdb, layout, pci, sys, virtio};
+
+#[cfg(target_arch = "aarch64")]
+#[path = "arm64/machine.rs"]
+mod machine;
 
 /// Node of rvmm.
 pub const DEFAULT_DEVICE: &str = "/dev/rvmm";
 /// APIC ids of an xAPIC machine end before the broadcast id, and the IOAPIC takes one.
+#[cfg(target_arch = "x86_64")]
 const MOST_CPUS: usize = 254;
 /// Fewer bytes cannot hold even the tables and a small kernel.
+#[cfg(target_arch = "x86_64")]
 const LEAST_MEMORY: u64 = 16 << 20;
 
 /// What a virtual machine shall be; see [`Vm::builder`].
@@ -61,6 +74,7 @@ pub struct Builder {
     disks: Vec<Arc<Mutex<dyn Storage>>>,
     gdb: Option<gdb::Listener>,
     pausable: bool,
+    #[cfg(target_arch = "x86_64")]
     saved: Option<Snapshot>,
 }
 
@@ -83,7 +97,7 @@ impl Builder {
         self
     }
 
-    /// Linux kernel: a bzImage, or an ELF vmlinux.
+    /// Linux kernel: a bzImage, or an ELF vmlinux; on Arm64 an Image.
     pub fn kernel(mut self, path: impl Into<PathBuf>) -> Self {
         self.boot.kernel = path.into();
         self
@@ -91,7 +105,8 @@ impl Builder {
 
     /// 64-bit code instead of a kernel. It starts with its first byte, at 1 MiB
     /// ([`layout::HIGH_RAM`]), in ring 0, with the first 4 GiB mapped one to one, interrupts off and no IDT, and with
-    /// 4 KiB of stack.
+    /// 4 KiB of stack. On Arm64 it starts 2 MiB into RAM (`layout::KERNEL`), at EL1 without an MMU, with interrupts
+    /// off, the device tree in X0, and 2 MiB of stack.
     pub fn code(mut self, bytes: impl Into<Vec<u8>>) -> Self {
         self.boot.code = Some(bytes.into());
         self
@@ -182,6 +197,7 @@ impl Builder {
     }
 
     /// Makes the machine what it was when it was saved: memory and CPUs are those of the file, and no kernel is needed.
+    #[cfg(target_arch = "x86_64")]
     pub fn saved(mut self, snapshot: Snapshot) -> Self {
         (self.memory, self.cpus) = (snapshot.memory_size(), snapshot.cpus());
         self.saved = Some(snapshot);
@@ -193,6 +209,7 @@ impl Builder {
     /// # Errors
     ///
     /// Any [`Error`]; [`Error::remedy`] says what to do.
+    #[cfg(target_arch = "x86_64")]
     pub fn build(self) -> Result<Vm> {
         let kvm = open(&self.device)?;
         check_abilities(&kvm, &self.device)?;
@@ -364,6 +381,7 @@ impl Builder {
     }
 
     /// Checks the numbers of CPUs and of bytes, and gives that of CPUs.
+    #[cfg(target_arch = "x86_64")]
     fn check(&self, kvm: &Kvm, supported: &[kvm_cpuid_entry2]) -> Result<u8> {
         let saved = self
             .saved
@@ -396,6 +414,7 @@ impl Builder {
 }
 
 /// Checks that a hypervisor has what [`Vm`] needs.
+#[cfg(target_arch = "x86_64")]
 fn check_abilities(kvm: &Kvm, path: &Path) -> Result<()> {
     let needed = [
         (Cap::UserMemory, "KVM_CAP_USER_MEMORY"),
@@ -545,6 +564,8 @@ pub struct Vm {
     stats: Vec<(String, File)>,
     button: Option<PowerButton>,
     pause: Option<Pause>,
+    #[cfg(target_arch = "aarch64")]
+    _gic: kvm_ioctls::DeviceFd,
     _vm: Arc<VmFd>,
     // Tells others (`rvmm list`) whose machine it is.
     _kvm: Kvm,
@@ -583,6 +604,7 @@ impl Vm {
             disks: Vec::new(),
             gdb: None,
             pausable: false,
+            #[cfg(target_arch = "x86_64")]
             saved: None,
         }
     }
@@ -638,6 +660,7 @@ impl Vm {
                 }
             }
         }
+        #[cfg(target_arch = "x86_64")]
         let debugger = self.debugger.take().map(|(listener, hold)| {
             let memory = self.memory.clone();
             std::thread::spawn(move || gdb::serve(&listener, hold, memory))
@@ -657,6 +680,7 @@ impl Vm {
                 tracing::error!("a vCPU thread panicked");
             }
         }
+        #[cfg(target_arch = "x86_64")]
         if debugger.is_some_and(|thread| thread.join().is_err()) {
             tracing::error!("the debugger's thread panicked");
         }
@@ -667,11 +691,13 @@ impl Vm {
         drop(self.terminal.take());
         served?;
         Ok(match self.control.take() {
+            #[cfg(target_arch = "x86_64")]
             Some(Exit::Reset) if self.reset_is_warm() => Exit::Panic,
             exit => exit.unwrap_or(Exit::Stopped),
         })
     }
 
+    #[cfg(target_arch = "x86_64")]
     fn reset_is_warm(&self) -> bool {
         let kind = self
             .memory

@@ -82,8 +82,12 @@ pub struct Machine {
 pub type Running = Arc<Mutex<Option<Arc<Machine>>>>;
 
 /// What to say of a machine without ACPI.
+#[cfg(target_arch = "x86_64")]
 pub const NO_BUTTON: &str =
     "the machine has no power button: it needs a disk or another virtio device";
+/// The same on Arm64.
+#[cfg(target_arch = "aarch64")]
+pub const NO_BUTTON: &str = "on Arm64 the machine has no power button yet";
 
 /// The socket's name, as long as it is of use.
 pub struct Socket(PathBuf);

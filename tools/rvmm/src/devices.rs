@@ -49,6 +49,7 @@ impl FromStr for Card {
 }
 
 /// The name in `tap=NAME`.
+#[cfg(target_arch = "x86_64")]
 pub fn tap(text: &str) -> Result<String, String> {
     match text.parse()? {
         Card { tap, mac: None } => Ok(tap),

@@ -2,29 +2,45 @@
 //! `rvmm`: runs virtual machines on rvmm or KVM, checks the machine, shows statistics, measures.
 
 mod api;
+#[cfg(target_arch = "aarch64")]
+mod arm64;
+#[cfg(target_arch = "x86_64")]
 mod bench;
+#[cfg(target_arch = "x86_64")]
 mod check;
+#[cfg(target_arch = "x86_64")]
 mod clones;
+#[cfg(target_arch = "x86_64")]
 mod compare;
+#[cfg(target_arch = "x86_64")]
 mod costs;
 mod devices;
 mod exec;
+#[cfg(target_arch = "x86_64")]
 mod explain;
 mod list;
 mod manual;
+#[cfg(target_arch = "x86_64")]
 mod pci;
 mod processes;
+#[cfg(target_arch = "x86_64")]
 mod refused;
+#[cfg(target_arch = "x86_64")]
 mod report;
+#[cfg(target_arch = "x86_64")]
 mod restore;
 mod run;
 mod stat;
 mod status;
+#[cfg(target_arch = "x86_64")]
 mod trace;
 
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
+
+#[cfg(target_arch = "aarch64")]
+use arm64::{bench, check, compare, pci, report, restore, trace};
 
 /// Virtual machines on /dev/rvmm (or any device with KVM's ABI).
 #[derive(Parser)]

@@ -13,10 +13,15 @@ use std::fs::File;
 use std::io;
 use std::path::Path;
 
+use crc::{Crc, Table, CRC_64_XZ};
+
 pub use self::boot::{find as find_kernel, Bootable};
 pub use self::image::{open_image, overlay};
 pub use self::raw::RawFile;
 pub use self::seed::seed;
+
+/// Checksums of what is kept in files.
+pub(crate) static CRC: Crc<u64, Table<16>> = Crc::<u64, Table<16>>::new(&CRC_64_XZ);
 
 /// Where a disk's bytes are, to save it with its machine.
 pub enum Origin<'a> {

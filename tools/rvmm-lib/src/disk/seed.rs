@@ -7,8 +7,7 @@ use std::io::{self, Read, Seek, Write};
 
 use fatfs::{FileSystem, FormatVolumeOptions, FsOptions};
 
-use super::RawFile;
-use crate::snapshot::CRC;
+use super::{RawFile, CRC};
 use crate::sys;
 
 /// The most bytes of user data.

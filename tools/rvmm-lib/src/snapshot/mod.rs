@@ -12,7 +12,7 @@ use std::io::{self, Read, Write};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
-use crc::{Crc, Digest, Table, CRC_64_XZ};
+use crc::{Digest, Table};
 use vm_memory::mmap::MmapRegionBuilder;
 use vm_memory::{
     Bytes, FileOffset, GuestAddress, GuestMemory, GuestMemoryMmap, GuestMemoryRegion,
@@ -22,6 +22,7 @@ use vm_memory::{
 use vmm_sys_util::tempfile::TempFile;
 
 use self::state::State;
+use crate::disk::CRC;
 use crate::error::Result;
 use crate::hold::Ended;
 use crate::layout;
@@ -37,8 +38,6 @@ const HEADER: usize = 64;
 /// The most bytes of state: a CPU has some 40,000.
 const MOST_STATE: u64 = 16 << 20;
 const PAGE: usize = 4096;
-
-pub(crate) static CRC: Crc<u64, Table<16>> = Crc::<u64, Table<16>>::new(&CRC_64_XZ);
 
 fn wrong(sentence: impl Into<String>) -> io::Error {
     io::Error::new(io::ErrorKind::InvalidData, sentence.into())

@@ -11,8 +11,11 @@
 //! - [`saved`]: how they come back.
 
 pub mod block;
+#[cfg(target_arch = "x86_64")]
 mod function;
+#[cfg(target_arch = "x86_64")]
 mod host;
+#[cfg(target_arch = "x86_64")]
 mod msix;
 pub mod net;
 pub mod rng;
@@ -32,6 +35,7 @@ use virtio_queue::{DescriptorChain, Queue, QueueT};
 use vm_memory::GuestMemoryMmap;
 use vmm_sys_util::eventfd::EventFd;
 
+#[cfg(target_arch = "x86_64")]
 pub(crate) use self::host::{Host, Window, ECAM, ECAM_LENGTH, PORT, PORTS};
 use self::saved::Saved;
 use self::transport::Vector;
