@@ -3,7 +3,8 @@
 # A Linux guest on Arm64, up to its user space and down again: linux-guest.sh CPUS [COMMAND...]. It is the bed's own
 # kernel, with busybox, and checks its CPUs, interrupts and timers itself; and the disk and the network if it has them.
 # The command, or `linux`, runs it: the kernel is ./vmlinuz, the initrd /tmp/guest.cpio, the disk /tmp/disk, and over
-# the network it asks 10.0.2.2 for what is in /tmp/tftp.
+# the network it asks 10.0.2.2 for what is in /tmp/tftp. With `guest.read` it reads a line, with `guest.end=reboot` it
+# ends by a reset.
 mkdir -p /tmp/guest/bin /tmp/guest/proc /tmp/guest/sys /tmp/guest/dev /tmp/guest/tmp /tmp/tftp
 cp -r drivers /tmp/guest/
 dd if=/dev/urandom of=/tmp/disk bs=1M count=4 2> /dev/null
@@ -64,9 +65,15 @@ if [ -d /sys/bus/virtio/devices ] && [ -n "$(ls /sys/bus/virtio/devices)" ]; the
 fi
 cat /proc/interrupts
 dmesg | grep -E "WARNING|BUG|soft lockup|stall" && echo "guest: BAD: the kernel complains"
+for word in $(cat /proc/cmdline); do
+    case $word in
+    guest.read) read -r line; echo "guest: read $line" ;;
+    esac
+done
 echo "guest: done"
 # What has been said goes out first.
 sleep 1
+grep -q guest.end=reboot /proc/cmdline && reboot -f
 poweroff -f
 END
 chmod 755 /tmp/guest/init
