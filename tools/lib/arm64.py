@@ -11,7 +11,7 @@ from .buildroot import in_root
 from .debian import SUITE, network_failure
 from .debpool import Pool
 from .files import remove_tree
-from .paths import ARM64, ARM64_QEMU, ARM64_TARGET, LOGS, ROOT
+from .paths import ARM64, ARM64_MODULES, ARM64_QEMU, ARM64_TARGET, LOGS, ROOT
 from .report import Failure, tail
 from .stock import release, unpacked
 
@@ -20,8 +20,8 @@ from .stock import release, unpacked
 PACKAGES = """
     gcc-14-aarch64-linux-gnu gcc-aarch64-linux-gnu gcc-arm-linux-gnueabihf libc6-dev-arm64-cross qemu-system-arm
 """.split()
-# Modules of the stock kernel for guests, in the order in which they can be loaded.
-DRIVERS = ["virtio_blk", "failover", "net_failover", "virtio_net"]
+# Drivers that guests load, those that others need first; the last one is the host's.
+MODULES = ["virtio_mmio", "virtio_blk", "failover", "net_failover", "virtio_net", "virtio-rng", "tun"]
 CROSS = "aarch64-linux-gnu-"
 # What make has to be told of every build for that kernel. `Makefile` has the same words.
 MAKE_WORDS = ["ARCH=arm64", f"CROSS_COMPILE={CROSS}", f"CC={CROSS}gcc-14", "CROSS_COMPILE_COMPAT=arm-linux-gnueabihf-"]
@@ -91,28 +91,22 @@ def stock():
             raise Failure(f"{path} is not in its package", "report it: the package layout has changed")
 
 
-def drivers():
-    """drivers of the stock kernel for Arm64, for guests, in build/arm64"""
-    pool = Pool(f"{SUITE}-backports", "arm64", ARM64 / "apt" / f"{SUITE}-backports")
-    found = pool.package(f"linux-modules-{arm64_release()}")
-    for name in DRIVERS:
-        if not list(found.rglob(f"{name}.ko*")):
-            raise Failure(f"the stock kernel has no module {name}", "report it: the package layout has changed")
-    place = tree("drivers")
-    new = place.with_name("drivers.new")
+def modules():
+    """drivers of virtio devices from the stock kernel for Arm64, in build/arm64/modules"""
+    package = Pool(f"{SUITE}-backports", "arm64", ARM64 / "apt" / f"{SUITE}-backports").package(
+        f"linux-modules-{arm64_release()}")
+    new = ARM64_MODULES.with_suffix(".new")
     shutil.rmtree(new, ignore_errors=True)
-    new.mkdir(parents=True)
-    for name in DRIVERS:
-        (path,) = found.rglob(f"{name}.ko*")
-        (new / f"{name}.ko").write_bytes(unpacked(path))
-    shutil.rmtree(place, ignore_errors=True)
-    new.rename(place)
-    shutil.rmtree(found)
-
-
-def driver(name):
-    """One of DRIVERS, which :func:`drivers` has made."""
-    return tree("drivers") / f"{name}.ko"
+    new.mkdir()
+    for name in MODULES:
+        found = sorted(package.rglob(f"{name}.ko*"))
+        if not found:
+            raise Failure(f"the stock kernel for Arm64 has no module {name}", "report it: it may be built in now")
+        (new / f"{name}.ko").write_bytes(unpacked(found[0]))
+    shutil.rmtree(ARM64_MODULES, ignore_errors=True)
+    new.rename(ARM64_MODULES)
+    # Four hundred MiB, of which nothing else is wanted.
+    remove_tree(package)
 
 
 def qemu():

@@ -6,7 +6,7 @@
 # the network it asks 10.0.2.2 for what is in /tmp/tftp. With `guest.read` it reads a line, with `guest.end=reboot` it
 # ends by a reset.
 mkdir -p /tmp/guest/bin /tmp/guest/proc /tmp/guest/sys /tmp/guest/dev /tmp/guest/tmp /tmp/tftp
-cp -r drivers /tmp/guest/
+cp -r modules /tmp/guest/
 dd if=/dev/urandom of=/tmp/disk bs=1M count=4 2> /dev/null
 dd if=/dev/urandom of=/tmp/tftp/file bs=64k count=1 2> /dev/null
 for file in /tmp/disk /tmp/tftp/file; do md5sum < $file; done > /tmp/guest/sums
@@ -18,6 +18,19 @@ export PATH=/bin
 mount -t proc proc /proc
 mount -t sysfs sysfs /sys
 mount -t devtmpfs devtmpfs /dev
+# Those of virtio-arm.sh: a disk, a network card, a source of entropy.
+mmio_devices() {
+    for driver in virtio_mmio virtio_blk failover net_failover virtio_net virtio-rng; do
+        insmod /modules/$driver.ko || return 1
+    done
+    dd if=/dev/urandom of=/written bs=64k count=16 2> /dev/null
+    dd if=/written of=/dev/vda bs=64k seek=3 conv=fsync 2> /dev/null || return 1
+    echo 3 > /proc/sys/vm/drop_caches
+    dd if=/dev/vda bs=64k skip=3 count=16 2> /dev/null | cmp - /written || return 1
+    echo "guest: disk $(md5sum < /written)"
+    dd if=/dev/hwrng bs=16 count=1 2> /dev/null | grep -q . && echo "guest: entropy ok"
+    ip addr add 10.9.0.2/24 dev eth0 && ip link set eth0 up && ping -q -c 2 -W 20 10.9.0.1 && echo "guest: network ok"
+}
 cpus=$(grep -c ^processor /proc/cpuinfo)
 echo "guest: user space is up, $cpus CPUs"
 ticks() { awk '/arch_timer/ { for (i = 2; i <= '"$cpus"' + 1; i++) print $i }' /proc/interrupts; }
@@ -41,7 +54,7 @@ while [ $n -lt "$cpus" ]; do
     n=$((n + 1))
 done
 [ "$(grep -c ^processor /proc/cpuinfo)" = "$cpus" ] || echo "guest: BAD: CPUs are missing"
-devices() {
+pci_devices() {
     [ "$(dd if=/dev/vda bs=64k 2> /dev/null | md5sum)" = "$(sed -n 1p /sums)" ] || echo "guest: BAD: the disk"
     # What is written is read again, and not from memory.
     dd if=/sums of=/dev/vda bs=4k seek=7 conv=fsync 2> /dev/null
@@ -58,15 +71,16 @@ devices() {
     echo "guest: disk and network"
 }
 if [ -d /sys/bus/virtio/devices ] && [ -n "$(ls /sys/bus/virtio/devices)" ]; then
-    for name in $(cat /drivers/order); do
-        insmod /drivers/$name.ko || echo "guest: BAD: $name"
+    for driver in virtio_blk failover net_failover virtio_net; do
+        insmod /modules/$driver.ko || echo "guest: BAD: $driver"
     done
-    devices
+    pci_devices
 fi
 cat /proc/interrupts
 dmesg | grep -E "WARNING|BUG|soft lockup|stall" && echo "guest: BAD: the kernel complains"
 for word in $(cat /proc/cmdline); do
     case $word in
+    guest.devices) mmio_devices || echo "guest: BAD: devices" ;;
     guest.read) read -r line; echo "guest: read $line" ;;
     esac
 done

@@ -54,6 +54,7 @@ struct Cli {
 }
 
 #[derive(Subcommand)]
+#[cfg_attr(target_arch = "aarch64", allow(clippy::large_enum_variant))]
 enum Command {
     /// Boot a Linux kernel in a virtual machine.
     Run(run::Args),

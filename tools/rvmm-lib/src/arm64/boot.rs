@@ -45,12 +45,18 @@ pub struct Entry {
     pub tree: u64,
 }
 
-/// Loads everything. `affinities` name the CPUs.
+/// Loads everything. `affinities` name the CPUs; there are so many `virtio` devices.
 ///
 /// # Errors
 ///
 /// [`Error::File`], [`Error::Kernel`], [`Error::TooSmall`] or [`Error::Cmdline`].
-pub fn load(memory: &GuestMemoryMmap, boot: &Boot, size: u64, affinities: &[u64]) -> Result<Entry> {
+pub fn load(
+    memory: &GuestMemoryMmap,
+    boot: &Boot,
+    size: u64,
+    affinities: &[u64],
+    virtio: u32,
+) -> Result<Entry> {
     let put = |address: u64, bytes: &[u8]| {
         memory
             .write_slice(bytes, GuestAddress(address))
@@ -84,6 +90,7 @@ pub fn load(memory: &GuestMemoryMmap, boot: &Boot, size: u64, affinities: &[u64]
         memory: size,
         cmdline: &boot.cmdline,
         initrd,
+        virtio,
         random: sys::random().map_err(Error::os("random numbers"))?,
     };
     let bytes = fdt::build(&machine).map_err(|error| Error::Cmdline(error.to_string()))?;

@@ -27,6 +27,8 @@ pub(crate) struct Machine<'a> {
     pub(crate) cmdline: &'a str,
     /// First byte of the initrd, and the one behind it.
     pub(crate) initrd: Option<(u64, u64)>,
+    /// Virtio devices.
+    pub(crate) virtio: u32,
     /// Bytes by chance, for the kernel's addresses and for its random numbers.
     pub(crate) random: [u8; 40],
 }
@@ -50,7 +52,7 @@ pub(crate) fn build(machine: &Machine) -> Result<Vec<u8>, Error> {
     fdt.end_node(node)?;
     cpus(&mut fdt, machine.cpus)?;
     interrupts(&mut fdt, machine.cpus.len() as u64)?;
-    devices(&mut fdt)?;
+    devices(&mut fdt, machine.virtio)?;
     fdt.end_node(root)?;
     fdt.finish()
 }
@@ -113,7 +115,7 @@ fn interrupts(fdt: &mut FdtWriter, cpus: u64) -> Result<(), Error> {
     fdt.end_node(node)
 }
 
-fn devices(fdt: &mut FdtWriter) -> Result<(), Error> {
+fn devices(fdt: &mut FdtWriter, virtio: u32) -> Result<(), Error> {
     let node = fdt.begin_node(&format!("serial@{:x}", layout::SERIAL))?;
     fdt.property_string("compatible", "ns16550a")?;
     fdt.property_array_u64("reg", &[layout::SERIAL, layout::PAGE])?;
@@ -134,7 +136,18 @@ fn devices(fdt: &mut FdtWriter) -> Result<(), Error> {
     // Without an interrupt, so without alarms.
     fdt.property_u32("clocks", CLOCK_SOURCE)?;
     fdt.property_string("clock-names", "apb_pclk")?;
-    fdt.end_node(node)
+    fdt.end_node(node)?;
+    for number in 0..virtio {
+        let at = layout::virtio(number);
+        let node = fdt.begin_node(&format!("virtio@{at:x}"))?;
+        fdt.property_string("compatible", "virtio,mmio")?;
+        fdt.property_array_u64("reg", &[at, layout::VIRTIO_SIZE])?;
+        let interrupt = [SPI, layout::VIRTIO_SPI + number, RISING];
+        fdt.property_array_u32("interrupts", &interrupt)?;
+        fdt.property_null("dma-coherent")?;
+        fdt.end_node(node)?;
+    }
+    Ok(())
 }
 
 #[cfg(test)]
@@ -186,6 +199,7 @@ mod tests {
             memory: 256 << 20,
             cmdline: "console=ttyS0",
             initrd: Some((0x4800_0000, 0x4800_1234)),
+            virtio: 2,
             random: [7; 40],
         });
         let found = properties(&tree.unwrap());
@@ -217,6 +231,7 @@ mod tests {
             .collect();
         assert_eq!(value("/serial@9000000/interrupts"), serial);
         assert_eq!(value("/timer/interrupts").len(), 12 * 4);
+        assert_eq!(value("/virtio@a000200/reg"), longs(&[0xa00_0200, 0x200]));
         let cpus = found
             .iter()
             .filter(|(name, _)| name.ends_with("enable-method"));
@@ -231,6 +246,7 @@ mod tests {
                 memory: 1 << 30,
                 cmdline,
                 initrd: None,
+                virtio: 0,
                 random: [0; 40],
             })
         };

@@ -11,6 +11,14 @@ pub const SERIAL: u64 = 0x0900_0000;
 pub const CLOCK: u64 = 0x0901_0000;
 /// Bytes of a page with the registers of a device.
 pub const PAGE: u64 = 0x1000;
+/// Virtio devices, one behind the other.
+pub const VIRTIO: u64 = 0x0a00_0000;
+/// Bytes from one of them to the next.
+pub const VIRTIO_SIZE: u64 = 0x200;
+/// The most of them.
+pub const VIRTIO_MOST: u32 = 32;
+/// The shared interrupt (SPI) of the first one, and the hypervisor's GSI.
+pub const VIRTIO_SPI: u32 = 16;
 /// GICv3's redistributors, one after the other: room for 512.
 pub const REDISTRIBUTORS: u64 = 0x1000_0000;
 /// Bytes of one of them.
@@ -26,6 +34,11 @@ pub const LOW_SIZE: u64 = 1 << 30;
 
 /// Interrupts that the GIC has, the first 32 of which are each CPU's own.
 pub const INTERRUPTS: u32 = 128;
+
+/// Where the registers of a virtio device are.
+pub const fn virtio(number: u32) -> u64 {
+    VIRTIO + VIRTIO_SIZE * number as u64
+}
 
 /// `size` bytes of RAM: `(start, length)` pairs.
 pub fn ram_ranges(size: u64) -> Vec<(u64, u64)> {

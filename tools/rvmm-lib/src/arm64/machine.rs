@@ -16,6 +16,7 @@ use crate::hold;
 use crate::pause::Pause;
 use crate::serial::{self, SerialDevice, SerialPort};
 use crate::vcpu::{Control, Vcpu};
+use crate::virtio::{block, mmio::Mmio};
 
 /// As many as there is room for redistributors.
 const MOST_CPUS: usize = 512;
@@ -38,6 +39,7 @@ impl Builder {
             (Cap::ArmPsci02, "KVM_CAP_ARM_PSCI_0_2"),
             (Cap::DeviceCtrl, "KVM_CAP_DEVICE_CTRL"),
             (Cap::Irqfd, "KVM_CAP_IRQFD"),
+            (Cap::Ioeventfd, "KVM_CAP_IOEVENTFD"),
         ];
         check_extensions(&kvm, &self.device, &needed)?;
         self.check(&kvm)?;
@@ -46,6 +48,7 @@ impl Builder {
         // SAFETY: the `Vm` owns the memory and joins every vCPU thread before it drops it.
         unsafe { map(&vm, &memory) }?;
         let cpus = cpu::create(&vm, self.cpus)?;
+        let count = u8::try_from(cpus.len()).unwrap_or(u8::MAX);
         // From here on there are interrupts.
         let gic = gic::create(&vm, cpus.len())?;
 
@@ -56,6 +59,8 @@ impl Builder {
             usual_cmdline,
             append,
             devices,
+            virtio,
+            disks,
             pausable,
             ..
         } = self;
@@ -86,6 +91,13 @@ impl Builder {
             mmio.insert(placed.first, placed.length, placed.device);
         }
 
+        let virtio = block::with_disks(virtio, disks, count);
+        let virtio_count = virtio.len() as u32;
+        for (number, device) in (0..).zip(virtio) {
+            let device = Arc::new(Mutex::new(Mmio::new(&vm, &memory, device, number)?));
+            mmio.insert(layout::virtio(number), layout::VIRTIO_SIZE, device);
+        }
+
         boot.cmdline = cmdline
             .or(usual_cmdline)
             .unwrap_or_else(|| boot::DEFAULT_CMDLINE.into());
@@ -94,7 +106,7 @@ impl Builder {
             boot.cmdline.push_str(&more);
         }
         let affinities = cpus.iter().map(cpu::affinity).collect::<Result<Vec<_>>>()?;
-        let entry = boot::load(&memory, &boot, self.memory, &affinities)?;
+        let entry = boot::load(&memory, &boot, self.memory, &affinities, virtio_count)?;
         if let Some(first) = cpus.first() {
             cpu::set_entry(first, entry)?;
         }
@@ -142,16 +154,6 @@ impl Builder {
     /// Checks the numbers of CPUs and of bytes, and that nothing is wanted that is not there.
     fn check(&self, kvm: &Kvm) -> Result<()> {
         let absent = [
-            (
-                !self.disks.is_empty(),
-                "disks",
-                "boot with --kernel and --initrd alone",
-            ),
-            (
-                !self.virtio.is_empty(),
-                "virtio devices",
-                "leave out --net and --rng",
-            ),
             (!self.assigned.is_empty(), "PCI devices", "leave out --pci"),
             (self.gdb.is_some(), "debuggers", "leave out --gdb"),
             (
@@ -176,6 +178,12 @@ impl Builder {
             _ => USUAL_BITS,
         };
         let most = (1 << bits) - layout::RAM;
+        if self.disks.len() + self.virtio.len() > layout::VIRTIO_MOST as usize {
+            return Err(Error::Os {
+                what: "virtio devices: more than 32",
+                source: std::io::ErrorKind::InvalidInput.into(),
+            });
+        }
         if !(LEAST_MEMORY..=most).contains(&self.memory) || self.memory % 4096 != 0 {
             return Err(Error::MemorySize {
                 wanted: self.memory,

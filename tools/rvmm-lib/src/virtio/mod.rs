@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0 OR MIT
-//! Virtio devices on a PCI bus (Virtual I/O Device 1.2): modern ones, with MSI-X and without a pin.
+//! Virtio devices on a PCI bus (Virtual I/O Device 1.2): modern ones, with MSI-X and without a pin; on Arm64 in memory.
 //!
 //! A device is a [`Backend`], served by one thread once its driver has started it. Doorbells reach that thread as
 //! events (`KVM_IOEVENTFD`), and it interrupts by events (`KVM_IRQFD`): neither leaves the guest for the launcher's
@@ -7,6 +7,7 @@
 //!
 //! - [`transport`], `msix`: registers, without a machine.
 //! - `function`: a device as a PCI function; `host`: the bus; `worker`: the thread.
+//! - `mmio`: a device in memory.
 //! - [`block`]: a disk; [`net`]: a network card; [`rng`]: entropy.
 //! - [`saved`]: how they come back.
 
@@ -15,6 +16,8 @@ pub mod block;
 mod function;
 #[cfg(target_arch = "x86_64")]
 mod host;
+#[cfg(any(target_arch = "aarch64", test))]
+pub(crate) mod mmio;
 #[cfg(target_arch = "x86_64")]
 mod msix;
 pub mod net;
