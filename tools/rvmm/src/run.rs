@@ -24,7 +24,7 @@ pub struct Args {
     /// Keep what is written to IMAGE in this qcow2 overlay.
     #[arg(long, value_name = "FILE", requires = "image")]
     keep: Option<PathBuf>,
-    /// Linux kernel: bzImage, or ELF vmlinux.
+    /// Linux kernel: bzImage, or ELF vmlinux; on Arm64 an Image.
     #[arg(long, value_name = "FILE")]
     kernel: Option<PathBuf>,
     /// Initial ramdisk.
