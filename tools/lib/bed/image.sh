@@ -1,12 +1,11 @@
 #!/bin/sh
 # SPDX-License-Identifier: Apache-2.0 OR MIT
-# image.sh NODE: an image boots and resets itself, boots again with what it has written, is saved, goes on from the
-# file, answers on its network, and powers off when its button is pressed, by a signal or by its socket. Its changes are
-# kept in an overlay; the image is what it was.
+# image.sh NODE: an image boots and resets itself, boots again in the same launcher with what it has written, is saved,
+# goes on from the file, answers on its network, and powers off when its button is pressed, by a signal or by its
+# socket. Its changes are kept in an overlay; the image is what it was.
 set -e
 boot="rvmm run --device $1 --memory 256M --append quiet disk.qcow2 --keep kept.qcow2"
 before=$(md5sum < disk.qcow2)
-$boot --on-reset exit < /dev/null
 # The host's end of the network of a machine that writes to FILE, once it is there.
 network() {
     until ip link set t0 up 2> /dev/null; do
@@ -15,16 +14,27 @@ network() {
     done
     ip addr add 10.9.0.1/24 dev t0
 }
-$boot --cpus 2 --rng --net tap=t0 --api api < /dev/null > out 2>&1 &
+$boot --cpus 2 --rng --balloon --net tap=t0 --api api < /dev/null > out 2>&1 &
+machine=$!
+# It has started again by then, with devices of the same names.
+until grep -q "image: boot 2" out; do
+    kill -0 $machine || { cat out; exit 1; }
+    sleep 0.2
+done
 network out
 until grep -q "press the power button" out; do
-    kill -0 $! || { cat out; exit 1; }
+    kill -0 $machine || { cat out; exit 1; }
     sleep 0.2
 done
 cat out
+rvmm ctl api balloon 192M
+until rvmm ctl api status | grep '"balloon": 67108864'; do
+    kill -0 $machine || { cat out; exit 1; }
+    sleep 0.2
+done
 rvmm ctl api snapshot saved
 rvmm ctl api quit
-wait $! || true
+wait $machine || true
 rvmm restore --device $1 saved --api api < /dev/null > out 2>&1 &
 network out
 until ping -q -c 1 -W 1 10.9.0.2; do

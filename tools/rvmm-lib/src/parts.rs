@@ -85,6 +85,7 @@ impl Buses {
         if devices.is_empty() {
             return Ok(None);
         }
+        let balloon = devices.iter().find_map(|device| device.balloon());
         let host = Arc::new(Mutex::new(virtio::Host::new(vm, memory, devices)?));
         self.ports.insert(virtio::PORT, virtio::PORTS, host.clone());
         let window = Arc::new(Mutex::new(virtio::Window(host.clone())));
@@ -93,7 +94,11 @@ impl Buses {
         let events = Arc::new(Mutex::new(acpi::PowerEvents::new(vm)));
         self.ports
             .insert(acpi::EVENT_PORT, acpi::EVENT_PORTS, events.clone());
-        Ok(Some(Acpi { host, events }))
+        Ok(Some(Acpi {
+            host,
+            events,
+            balloon,
+        }))
     }
 
     /// Hands devices of the host to the VM, if there are any, behind a host bridge.

@@ -16,7 +16,7 @@ use crate::serial::{self, SerialPort};
 use crate::snapshot;
 use crate::snapshot::state::{Chips, State, VcpuState};
 use crate::virtio::saved::VirtioState;
-use crate::virtio::Host;
+use crate::virtio::{balloon, Host};
 
 /// What a machine is made of, to save it.
 pub(crate) struct Parts {
@@ -39,6 +39,7 @@ pub(crate) struct Parts {
 pub(crate) struct Acpi {
     pub(crate) host: Arc<Mutex<Host>>,
     pub(crate) events: Arc<Mutex<PowerEvents>>,
+    pub(crate) balloon: Option<balloon::Handle>,
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {

@@ -7,6 +7,7 @@ use std::os::fd::{AsRawFd, FromRawFd};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
 
+use vm_memory::{GuestAddress, GuestMemory, GuestMemoryMmap};
 use vmm_sys_util::ioctl::{ioctl, ioctl_with_mut_ref, ioctl_with_ptr, ioctl_with_ref};
 
 use crate::address::Address;
@@ -591,6 +592,23 @@ pub fn open_tap(name: &str) -> std::io::Result<File> {
     // SAFETY: the request is alive, of the type that this ioctl reads and writes.
     done(unsafe { libc::ioctl(tap.as_raw_fd(), TUNSETIFF, &mut request) })?;
     Ok(tap)
+}
+
+/// Gives the host what is in a range of a guest's memory, which the guest does without: what is there from then on is
+/// what was there at the machine's beginning.
+///
+/// # Errors
+///
+/// A range that is not of one region of the memory; those of the system.
+pub fn discard(memory: &GuestMemoryMmap, at: u64, length: u64) -> std::io::Result<()> {
+    if length == 0 {
+        return Ok(());
+    }
+    let slice = memory.get_slice(GuestAddress(at), length as usize);
+    let slice = slice.map_err(std::io::Error::other)?;
+    let start = slice.ptr_guard_mut();
+    // SAFETY: the range is of memory that lives and that is the guest's: everybody expects it to change.
+    done(unsafe { libc::madvise(start.as_ptr().cast(), length as usize, libc::MADV_DONTNEED) })
 }
 
 /// Bytes by chance.

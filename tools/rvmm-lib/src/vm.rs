@@ -43,6 +43,7 @@ use crate::{
     snapshot::{state::saved_msrs, Snapshot},
     virtio::block,
 };
+use crate::virtio::balloon;
 use crate::{gdb, layout, pci, sys, virtio};
 
 #[cfg(target_arch = "aarch64")]
@@ -371,6 +372,7 @@ impl Builder {
             vcpus,
             debugger,
             stats,
+            balloon: acpi.as_ref().and_then(|acpi| acpi.balloon.clone()),
             button: acpi.map(|acpi| PowerButton(acpi.events)),
             pause,
             _vm: vm,
@@ -563,6 +565,7 @@ pub struct Vm {
     debugger: Option<(gdb::Listener, Hold)>,
     stats: Vec<(String, File)>,
     button: Option<PowerButton>,
+    balloon: Option<balloon::Handle>,
     pause: Option<Pause>,
     #[cfg(target_arch = "aarch64")]
     _gic: kvm_ioctls::DeviceFd,
@@ -617,6 +620,11 @@ impl Vm {
     /// The power button of a machine with ACPI.
     pub fn power_button(&self) -> Option<PowerButton> {
         self.button.clone()
+    }
+
+    /// The machine's balloon, if it has one.
+    pub fn balloon(&self) -> Option<balloon::Handle> {
+        self.balloon.clone()
     }
 
     /// A way to pause a machine that was made [`Builder::pausable`].

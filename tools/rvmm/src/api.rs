@@ -9,7 +9,9 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use rvmm_vm::size;
 use rvmm_vm::stats::{self, Stats};
+use rvmm_vm::virtio::balloon;
 use rvmm_vm::{sys, Pause, PowerButton, StopHandle};
 use serde::{Deserialize, Serialize};
 use serde_json::{json, Value};
@@ -35,6 +37,8 @@ pub enum Command {
     Resume,
     /// Save it to a file.
     Snapshot,
+    /// Leave the guest so much memory.
+    Balloon,
     /// Give its statistics.
     Stats,
     /// Press its power button.
@@ -52,6 +56,9 @@ pub struct Request {
     /// The file that `snapshot` makes.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub file: Option<PathBuf>,
+    /// The bytes of memory that `balloon` leaves.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub size: Option<u64>,
 }
 
 /// A line from the machine.
@@ -72,6 +79,8 @@ pub struct Machine {
     pub button: Option<PowerButton>,
     /// Pauses it, if that was asked for.
     pub pause: Option<Pause>,
+    /// Its balloon, if it has one.
+    pub balloon: Option<balloon::Handle>,
     /// Its statistics, if they were asked for.
     pub stats: io::Result<Vec<(String, File)>>,
     /// What `status` says of it, an object.
@@ -176,7 +185,7 @@ fn converse(stream: &UnixStream, running: &Running, quit: fn()) -> io::Result<()
                 continue;
             }
         };
-        if request.command == Command::Quit && request.file.is_none() {
+        if request.command == Command::Quit && request.file.is_none() && request.size.is_none() {
             // After that nobody may be left to answer.
             let done = reply(stream, &Answer::Result(json!({})));
             quit();
@@ -210,17 +219,24 @@ impl Machine {
             (_, Some(_)) => return Err("a file is for snapshot alone".into()),
             (_, None) => Path::new(""),
         };
+        if request.command != Command::Balloon && request.size.is_some() {
+            return Err("a size is for balloon alone".into());
+        }
         let pause = || self.pause.as_ref().ok_or("the machine cannot be paused");
         match request.command {
             Command::Status => {
                 let paused = self.pause.as_ref().is_some_and(Pause::is_paused);
                 let mut about = self.about.clone();
+                if let Some(balloon) = &self.balloon {
+                    about["balloon"] = balloon.actual().into();
+                }
                 about["state"] = if paused { "paused" } else { "running" }.into();
                 Ok(about)
             }
             Command::Pause => done(pause()?.pause()),
             Command::Resume => done(pause()?.resume()),
             Command::Snapshot => pause()?.save(file).map(|()| json!({})),
+            Command::Balloon => self.leave(request.size.ok_or("how much memory shall be left?")?),
             Command::Stats => {
                 let files = self.stats.as_ref().map_err(ToString::to_string)?;
                 let one = |(name, file): &(String, File)| match stats::read(file) {
@@ -239,6 +255,23 @@ impl Machine {
             },
             // Before a machine is looked for.
             Command::Quit => Ok(json!({})),
+        }
+    }
+}
+
+impl Machine {
+    /// Has the guest do without all memory but so many bytes.
+    fn leave(&self, size: u64) -> Result<Value, String> {
+        const LEAST: u64 = 16 << 20;
+        let balloon = self.balloon.as_ref();
+        let balloon = balloon.ok_or("the machine has no balloon: it needs --balloon")?;
+        let all = self.about["memory"].as_u64().unwrap_or(0);
+        match all.checked_sub(size) {
+            Some(given) if size >= LEAST => {
+                balloon.want(given);
+                Ok(json!({}))
+            }
+            _ => Err(format!("it can be left 16M to {}", size::show(all))),
         }
     }
 }
@@ -291,20 +324,28 @@ pub struct CtlArgs {
     socket: PathBuf,
     /// What the machine shall do.
     command: Command,
-    /// File that `snapshot` makes.
-    #[arg(required_if_eq("command", "snapshot"))]
-    file: Option<PathBuf>,
+    /// File that `snapshot` makes, or memory that `balloon` leaves.
+    #[arg(value_name = "FILE|SIZE", required_if_eq_any([("command", "snapshot"), ("command", "balloon")]))]
+    argument: Option<std::ffi::OsString>,
 }
 
 /// Runs `rvmm ctl`.
 pub fn ctl(args: &CtlArgs) -> crate::status::Status {
     use crate::status::Status;
-    // The machine has a directory of its own.
-    let file = args.file.as_ref().map(std::path::absolute).transpose();
-    let answer = file.and_then(|file| {
-        let command = args.command;
-        ask(&args.socket, &Request { command, file })
-    });
+    let mut request = Request {
+        command: args.command,
+        file: None,
+        size: None,
+    };
+    let given = match (&args.argument, args.command) {
+        (Some(text), Command::Balloon) => size::parse(&text.to_string_lossy())
+            .map(|size| request.size = Some(size))
+            .map_err(io::Error::other),
+        // The machine has a directory of its own.
+        (Some(file), _) => std::path::absolute(file).map(|file| request.file = Some(file)),
+        (None, _) => Ok(()),
+    };
+    let answer = given.and_then(|()| ask(&args.socket, &request));
     match answer {
         Ok(Answer::Result(value)) => {
             if value != json!({}) {

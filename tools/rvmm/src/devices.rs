@@ -3,6 +3,7 @@
 
 use std::str::FromStr;
 
+use rvmm_vm::virtio::balloon::Balloon;
 use rvmm_vm::virtio::net::Net;
 use rvmm_vm::virtio::rng::Rng;
 use rvmm_vm::virtio::Backend;
@@ -18,6 +19,9 @@ pub struct Args {
     /// Source of entropy.
     #[arg(long)]
     rng: bool,
+    /// Balloon: memory that can be had back (`rvmm ctl`).
+    #[arg(long)]
+    balloon: bool,
 }
 
 /// A network card.
@@ -92,6 +96,9 @@ impl Args {
                 source,
             })?;
             devices.push(Box::new(rng));
+        }
+        if self.balloon {
+            devices.push(Box::new(Balloon::new()));
         }
         Ok(devices)
     }

@@ -336,6 +336,7 @@ impl Start {
             stop: vm.stop_handle(),
             button: vm.power_button(),
             pause: vm.pause(),
+            balloon: vm.balloon(),
             stats: if self.stats || self.api {
                 vm.stats_files()
             } else {

@@ -34,14 +34,10 @@ pub enum Status {
 
 /// For `--help`; usage errors are clap's 2.
 pub const TABLE: &str = "\
-Exit status:
-  0  the guest powered off or reset itself
-  1  ended from outside (escape, signal), or another error
-  2  usage
-  3  the guest crashed (triple fault, internal error)
-  4  refused: device missing, no permission, ability lacking
-  5  the CPU refused the VM entry
-  6  the guest's kernel panicked, and reset the machine";
+Exit status (2: usage):
+  0  the guest powered off or reset itself  1  ended from outside (signal), or another error
+  3  it crashed (triple fault, internal)    4  refused: device, permission, ability
+  5  the CPU refused the VM entry           6  the guest's kernel panicked, and reset the machine";
 
 impl Status {
     /// That of another `rvmm`, which has ended with this code if a signal has not ended it.

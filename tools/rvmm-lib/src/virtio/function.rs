@@ -16,7 +16,7 @@ use super::msix::{Message, Table};
 use super::saved::FunctionState;
 use super::transport::{Action, QueueRegisters, Transport, LENGTH};
 use super::worker::{Alarm, Worker};
-use super::{send, Backend, Broken, Guest, Ring, EVENT_IDX, INDIRECT};
+use super::{send, Backend, Broken, Guest, Registers, Ring, EVENT_IDX, INDIRECT};
 use crate::error::{Error, Result};
 use crate::pci::config::{cap, reg, Config, MEMORY};
 
@@ -63,6 +63,7 @@ pub struct Function {
     transport: Transport,
     table: Table,
     device_config: Vec<u8>,
+    registers: Option<Arc<dyn Registers>>,
     state: State,
     kicks: Vec<EventFd>,
     /// Where the doorbells are, if the guest decodes them.
@@ -94,17 +95,26 @@ impl Function {
         let vectors = queues.len() as u16 + 1;
         let config = configuration(&*backend, bar, vectors);
         let features = backend.features() | INDIRECT | EVENT_IDX;
+        let transport = Transport::new(features, &queues, vectors);
+        let events = (0..vectors).map(|_| event()).collect::<Result<Vec<_>>>()?;
+        let events = Arc::new(events);
+        let registers = backend.registers();
+        if let Some(registers) = &registers {
+            let (events, vector) = (events.clone(), transport.config_vector.clone());
+            registers.connect(Box::new(move || send(&events, &vector)));
+        }
         Ok(Self {
             vm: vm.clone(),
             memory: memory.clone(),
             config,
-            transport: Transport::new(features, &queues, vectors),
+            transport,
+            registers,
             table: Table::new(vectors),
             device_config: backend.config(),
             state: State::Idle(backend),
             kicks: queues.iter().map(|_| event()).collect::<Result<_>>()?,
             doorbells: None,
-            events: Arc::new((0..vectors).map(|_| event()).collect::<Result<_>>()?),
+            events,
             routed: vec![None; vectors.into()],
             gsi,
             frozen: None,
@@ -169,6 +179,9 @@ impl Function {
             // No pin, so nothing to say (4.1.4.5).
             ISR => data.fill(0),
             DEVICE => {
+                if let Some(registers) = &self.registers {
+                    self.device_config = registers.bytes();
+                }
                 for (n, byte) in data.iter_mut().enumerate() {
                     *byte = self
                         .device_config
@@ -203,6 +216,11 @@ impl Function {
                 Action::Reset => self.stop(),
                 Action::Start => self.start(None),
             },
+            DEVICE => {
+                if let Some(registers) = &self.registers {
+                    registers.write(within, data);
+                }
+            }
             // The hypervisor has taken it, unless it was rung by way of configuration space.
             DOORBELLS => {
                 if let Some(kick) = self.kicks.get((within / DOORBELL) as usize) {
@@ -350,6 +368,9 @@ impl Function {
     /// Tells the driver that every queue may have been used: what has been said of that may have got lost.
     pub fn remind(&self) {
         if let State::Running(_) = self.state {
+            if self.registers.is_some() {
+                send(&self.events, &self.transport.config_vector);
+            }
             for queue in &self.transport.queues {
                 send(&self.events, &queue.vector);
             }
@@ -530,6 +551,32 @@ mod tests {
         }
         assert_eq!(kinds, [0, 1, 2, 3, 4, 5]);
         assert_eq!(le32(&config.bytes, 0), 0x1044_1af4);
+    }
+
+    #[test]
+    fn writes_anywhere_change_only_what_they_may() {
+        let mut config = configuration(&Nothing, 0xe000_0000, 2);
+        let before = config.bytes;
+        let mut seed = 7u64;
+        let mut random = move || {
+            seed = seed.wrapping_mul(6364136223846793005).wrapping_add(1);
+            seed >> 33
+        };
+        for _ in 0..100_000 {
+            let bytes = (random() << 32 | random()).to_le_bytes();
+            config.write((random() % 300) as usize, &bytes[..(random() % 9) as usize]);
+        }
+        for (at, mask) in [
+            (0, !0),
+            (8, !0),
+            (0x2c, !0),
+            (CAP_MSIX, 0x3fff_ffff),
+            (CAP_MSIX + 4, !0),
+            (CAP_NOTIFY + 16, !0),
+        ] {
+            assert_eq!(config.get(at) & mask, le32(&before, at) & mask, "{at:#x}");
+        }
+        assert_eq!(config.get(reg::BAR0) % BAR_SIZE, 0);
     }
 
     #[test]

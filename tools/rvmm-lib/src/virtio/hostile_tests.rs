@@ -71,6 +71,7 @@ fn devices() -> Vec<Box<dyn Backend>> {
         Box::new(block::Block::new(disk, 2, "disk")),
         Box::new(net::Net::new(File::from(OwnedFd::from(tap)), None).unwrap()),
         Box::new(rng::Rng::new().unwrap()),
+        Box::new(balloon::Balloon::new()),
     ]
 }
 
@@ -160,6 +161,13 @@ fn rings_and_descriptors_may_be_anything() {
             }
         }
         let _ = device.ready(&mut rings, &guest);
+        if let Some(registers) = device.registers() {
+            registers.write(
+                random.odd(),
+                &[random.next() as u8; 9][..random.below(9) as usize],
+            );
+            assert_eq!(registers.bytes().len(), 8);
+        }
     }
     assert!(
         served > 100 && stopped > 100,

@@ -8,9 +8,10 @@
 //! - [`transport`], `msix`: registers, without a machine.
 //! - `function`: a device as a PCI function; `host`: the bus; `worker`: the thread.
 //! - `mmio`: a device in memory.
-//! - [`block`]: a disk; [`net`]: a network card; [`rng`]: entropy.
+//! - [`balloon`]: memory back to the host; [`block`]: a disk; [`net`]: a network card; [`rng`]: entropy.
 //! - [`saved`]: how they come back.
 
+pub mod balloon;
 pub mod block;
 #[cfg(target_arch = "x86_64")]
 mod function;
@@ -60,8 +61,18 @@ pub trait Backend: Send {
     /// The most entries of each queue.
     fn queues(&self) -> Vec<u16>;
 
-    /// The device-specific configuration, which is constant.
+    /// The device-specific configuration, which is constant unless there are [`Self::registers`].
     fn config(&self) -> Vec<u8>;
+
+    /// The device-specific configuration of a device whose changes or is written to.
+    fn registers(&self) -> Option<Arc<dyn Registers>> {
+        None
+    }
+
+    /// The host's end of a balloon.
+    fn balloon(&self) -> Option<balloon::Handle> {
+        None
+    }
 
     /// The driver has accepted these features, and starts.
     fn start(&mut self, features: u64) {
@@ -105,6 +116,21 @@ pub trait Backend: Send {
         let _ = (rings, guest);
         Ok(())
     }
+}
+
+/// Tells the driver that the configuration has changed.
+pub type Tell = Box<dyn Fn() + Send + Sync>;
+
+/// A configuration that changes while the device is at work.
+pub trait Registers: Send + Sync {
+    /// What it is now.
+    fn bytes(&self) -> Vec<u8>;
+
+    /// The driver writes at an offset.
+    fn write(&self, at: u64, data: &[u8]);
+
+    /// Takes what tells the driver of changes.
+    fn connect(&self, tell: Tell);
 }
 
 /// A driver has broken the rules.
@@ -202,7 +228,7 @@ pub fn drain(
 /// # Errors
 ///
 /// [`Broken`] if the ring cannot be read, or says that it has more than it can have.
-fn next<'a>(
+pub fn next<'a>(
     ring: &mut Ring,
     memory: &'a GuestMemoryMmap,
 ) -> Result<Option<DescriptorChain<&'a GuestMemoryMmap>>, Broken> {

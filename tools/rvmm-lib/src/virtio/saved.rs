@@ -8,6 +8,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use serde::{Deserialize, Serialize};
 
+use super::balloon::Balloon;
 use super::block::Block;
 use super::net::Net;
 use super::rng::Rng;
@@ -61,6 +62,13 @@ pub enum Saved {
     },
     /// A source of entropy.
     Rng,
+    /// A balloon, of so many pages.
+    Balloon {
+        /// How many the host wants.
+        wanted: u32,
+        /// How many the guest has given.
+        actual: u32,
+    },
 }
 
 /// What is behind a disk.
@@ -206,6 +214,7 @@ impl Saved {
                 let card = Net::tap(tap, Some(*mac));
                 Box::new(card.map_err(device(format!("tap interface {tap}")))?)
             }
+            Self::Balloon { wanted, actual } => Box::new(Balloon::with(*wanted, *actual)),
             Self::Rng => Box::new(Rng::new().map_err(device("source of entropy".into()))?),
         })
     }

@@ -210,7 +210,11 @@ impl Transport {
 
     fn reset(&mut self) {
         let most: Vec<u16> = self.queues.iter().map(|queue| queue.most).collect();
+        // Who tells of changes keeps it.
+        let vector = self.config_vector.clone();
+        vector.set(NO_VECTOR);
         *self = Self::new(self.offered, &most, self.vectors);
+        self.config_vector = vector;
     }
 
     fn queue(&self) -> Option<&QueueRegisters> {

@@ -1,0 +1,167 @@
+// SPDX-License-Identifier: Apache-2.0 OR MIT
+//! A balloon (Virtual I/O Device 1.2, 5.5): memory that the guest does without as long as the host wants it.
+
+#![forbid(unsafe_code)]
+
+use std::fs::File;
+use std::io::{self, Read};
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, OnceLock};
+
+use virtio_queue::Reader;
+
+use super::saved::Saved;
+use super::{drain, Backend, Broken, Guest, Registers, Ring, Tell};
+use crate::sys;
+
+/// Feature bit: the guest may take pages back by itself before it runs out of memory.
+const DEFLATE_ON_OOM: u64 = 1 << 2;
+/// Entries of each queue.
+const ENTRIES: u16 = 64;
+/// The queue of pages that the guest gives; the other one is of those that it takes back, which need nothing.
+const INFLATE: usize = 0;
+/// Bytes of a page, whatever the guest's are.
+const PAGE: u64 = 4096;
+/// The most pages in a request that are looked at: a driver gives 256.
+const MOST: usize = 4096;
+
+/// How large the balloon shall be and is, in pages, as driver and host see it.
+#[derive(Default)]
+struct Size {
+    wanted: AtomicU32,
+    actual: AtomicU32,
+    tell: OnceLock<Tell>,
+}
+
+/// The host's end.
+#[derive(Clone)]
+pub struct Handle(Arc<Size>);
+
+impl Handle {
+    /// Asks the guest to do without so many bytes, in whole pages.
+    pub fn want(&self, bytes: u64) {
+        let pages = u32::try_from(bytes / PAGE).unwrap_or(u32::MAX);
+        self.0.wanted.store(pages, Ordering::Release);
+        if let Some(tell) = self.0.tell.get() {
+            tell();
+        }
+    }
+
+    /// Bytes that the guest does without now, as it says.
+    pub fn actual(&self) -> u64 {
+        u64::from(self.0.actual.load(Ordering::Acquire)) * PAGE
+    }
+}
+
+/// `struct virtio_balloon_config` (5.5.4): what is wanted, and what the driver says.
+impl Registers for Size {
+    fn bytes(&self) -> Vec<u8> {
+        let words = [&self.wanted, &self.actual].map(|word| word.load(Ordering::Acquire));
+        words.map(u32::to_le_bytes).concat()
+    }
+
+    fn write(&self, at: u64, data: &[u8]) {
+        if let (4, Ok(bytes)) = (at, data.try_into()) {
+            self.actual
+                .store(u32::from_le_bytes(bytes), Ordering::Release);
+        }
+    }
+
+    fn connect(&self, tell: Tell) {
+        let _ = self.tell.set(tell);
+    }
+}
+
+/// The device.
+pub struct Balloon(Arc<Size>);
+
+impl Balloon {
+    /// A balloon that is empty, and is to stay so until [`Handle::want`].
+    pub fn new() -> Self {
+        Self::with(0, 0)
+    }
+
+    /// One of so many pages, wanted and actual.
+    pub(crate) fn with(wanted: u32, actual: u32) -> Self {
+        let size = Size::default();
+        size.wanted.store(wanted, Ordering::Release);
+        size.actual.store(actual, Ordering::Release);
+        Self(Arc::new(size))
+    }
+}
+
+impl Default for Balloon {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+/// Gives the host the pages that a request names, as many at once as follow each other.
+fn release(reader: &mut Reader, guest: &Guest) -> Result<(), Broken> {
+    let mut run = 0..0;
+    let mut word = [0; 4];
+    for _ in 0..(reader.available_bytes() / 4).min(MOST) {
+        reader.read_exact(&mut word)?;
+        let page = u64::from(u32::from_le_bytes(word));
+        if page == run.end {
+            run.end += 1;
+            continue;
+        }
+        let whole = std::mem::replace(&mut run, page..page + 1);
+        discard(guest, whole);
+    }
+    discard(guest, run);
+    Ok(())
+}
+
+/// What is no memory is left alone.
+fn discard(guest: &Guest, pages: std::ops::Range<u64>) {
+    let length = (pages.end - pages.start) * PAGE;
+    if let Err(error) = sys::discard(&guest.memory, pages.start * PAGE, length) {
+        tracing::debug!(%error, "balloon");
+    }
+}
+
+impl Backend for Balloon {
+    fn kind(&self) -> (u16, u32) {
+        (5, 0xff_00_00)
+    }
+
+    fn features(&self) -> u64 {
+        DEFLATE_ON_OOM
+    }
+
+    fn queues(&self) -> Vec<u16> {
+        vec![ENTRIES; 2]
+    }
+
+    fn config(&self) -> Vec<u8> {
+        self.0.bytes()
+    }
+
+    fn registers(&self) -> Option<Arc<dyn Registers>> {
+        Some(self.0.clone())
+    }
+
+    fn balloon(&self) -> Option<Handle> {
+        Some(Handle(self.0.clone()))
+    }
+
+    fn saved(&self, _: &mut Vec<File>) -> io::Result<Saved> {
+        let [wanted, actual] =
+            [&self.0.wanted, &self.0.actual].map(|word| word.load(Ordering::Acquire));
+        Ok(Saved::Balloon { wanted, actual })
+    }
+
+    fn serve(&mut self, index: usize, rings: &mut [Ring], guest: &Guest) -> Result<(), Broken> {
+        let Some(ring) = rings.get_mut(index) else {
+            return Ok(());
+        };
+        drain(ring, guest, |chain| {
+            if index == INFLATE {
+                release(&mut chain.reader(&*guest.memory)?, guest)?;
+            }
+            Ok(0)
+        })
+    }
+}
