@@ -14,7 +14,7 @@ network() {
     done
     ip addr add 10.9.0.1/24 dev t0
 }
-$boot --cpus 2 --rng --balloon --net tap=t0 --api api < /dev/null > out 2>&1 &
+$boot --cpus 2 --rng --balloon --console con --net tap=t0 --api api < /dev/null > out 2>&1 &
 machine=$!
 # It has started again by then, with devices of the same names.
 until grep -q "image: boot 2" out; do
@@ -22,11 +22,19 @@ until grep -q "image: boot 2" out; do
     sleep 0.2
 done
 network out
+until [ -e con ]; do sleep 0.2; done
+cat con > typed &
+# What comes before somebody reads there may be lost.
+until grep -q "console says" out; do
+    kill -0 $machine || { cat out; exit 1; }
+    echo hello > con
+    sleep 1
+done
 until grep -q "press the power button" out; do
     kill -0 $machine || { cat out; exit 1; }
     sleep 0.2
 done
-cat out
+cat out typed
 rvmm ctl api balloon 192M
 until rvmm ctl api status | grep '"balloon": 67108864'; do
     kill -0 $machine || { cat out; exit 1; }

@@ -22,6 +22,7 @@ for module in $(cat /modules/order); do
 done
 dd if=/dev/hwrng bs=16 count=1 2> /dev/null | grep -q . && echo "rvmm image: entropy ok"
 ip addr add 10.9.0.2/24 dev eth0 && ip link set eth0 up && ping -q -c 3 -W 10 10.9.0.1 && echo "rvmm image: network ok"
+read -r line < /dev/hvc0 && echo "rvmm image: console says $line" && echo "console ok" > /dev/hvc0
 [ -e /dev/input/event0 ] && echo "rvmm image: press the power button"
 head -c 24 /dev/input/event0 > /dev/null
 echo "rvmm image: pressed"

@@ -611,6 +611,41 @@ pub fn discard(memory: &GuestMemoryMmap, at: u64, length: u64) -> std::io::Resul
     done(unsafe { libc::madvise(start.as_ptr().cast(), length as usize, libc::MADV_DONTNEED) })
 }
 
+/// A new terminal without line editing and without waiting: the host's end, the other end, and its name.
+///
+/// # Errors
+///
+/// Those of the system.
+pub fn open_terminal() -> std::io::Result<(File, File, std::path::PathBuf)> {
+    let (mut ours, mut theirs) = (-1, -1);
+    let none = std::ptr::null_mut();
+    // SAFETY: both numbers are alive; nothing else is asked for.
+    done(unsafe { libc::openpty(&mut ours, &mut theirs, none, none.cast(), none.cast()) })?;
+    let (ours, theirs) = (file_of(ours), file_of(theirs));
+    let mut name = [0; 64];
+    // SAFETY: zeroes are a value of this structure; it, the name and the descriptors are alive, and each call gets the
+    // length of what it writes to.
+    unsafe {
+        let mut settings: libc::termios = std::mem::zeroed();
+        let fd = theirs.as_raw_fd();
+        done(libc::tcgetattr(fd, &mut settings))?;
+        libc::cfmakeraw(&mut settings);
+        done(libc::tcsetattr(fd, libc::TCSANOW, &settings))?;
+        done(libc::ttyname_r(fd, name.as_mut_ptr(), name.len()))?;
+        for fd in [fd, ours.as_raw_fd()] {
+            done(libc::fcntl(fd, libc::F_SETFD, libc::FD_CLOEXEC))?;
+        }
+        done(libc::fcntl(
+            ours.as_raw_fd(),
+            libc::F_SETFL,
+            libc::O_RDWR | libc::O_NONBLOCK,
+        ))?;
+    }
+    let name = name.map(|letter| letter as u8);
+    let name = std::ffi::CStr::from_bytes_until_nul(&name).unwrap_or_default();
+    Ok((ours, theirs, name.to_string_lossy().into_owned().into()))
+}
+
 /// Bytes by chance.
 ///
 /// # Errors

@@ -1,9 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0 OR MIT
 //! Virtio devices of `rvmm run`, beside disks.
 
+use std::path::PathBuf;
 use std::str::FromStr;
 
 use rvmm_vm::virtio::balloon::Balloon;
+use rvmm_vm::virtio::console::Console;
 use rvmm_vm::virtio::net::Net;
 use rvmm_vm::virtio::rng::Rng;
 use rvmm_vm::virtio::Backend;
@@ -19,6 +21,9 @@ pub struct Args {
     /// Source of entropy.
     #[arg(long)]
     rng: bool,
+    /// Second console (hvc0): a terminal, and a link to it at PATH.
+    #[arg(long, value_name = "PATH")]
+    console: Option<PathBuf>,
     /// Balloon: memory that can be had back (`rvmm ctl`).
     #[arg(long)]
     balloon: bool,
@@ -96,6 +101,13 @@ impl Args {
                 source,
             })?;
             devices.push(Box::new(rng));
+        }
+        if let Some(path) = &self.console {
+            let console = Console::new(path).map_err(|source| Error::Device {
+                what: format!("terminal at {}", path.display()),
+                source,
+            })?;
+            devices.push(Box::new(console));
         }
         if self.balloon {
             devices.push(Box::new(Balloon::new()));

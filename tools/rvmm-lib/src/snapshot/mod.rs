@@ -325,16 +325,23 @@ impl Snapshot {
         self.state.memory
     }
 
-    /// Makes it one of several: its tap interfaces get this number behind their names, and its network cards addresses
-    /// of their own.
+    /// Makes it one of several: its tap interfaces and consoles get this number behind their names, and its network
+    /// cards addresses of their own.
     ///
     /// # Errors
     ///
     /// Those of the system.
     pub fn make_clone(&mut self, number: u32) -> io::Result<()> {
-        for (tap, mac) in self.cards() {
-            *tap = format!("{tap}{number}");
-            *mac = net::random_address()?;
+        let functions = self.state.virtio.iter_mut().flat_map(|s| &mut s.functions);
+        for function in functions {
+            match &mut function.device {
+                Saved::Net { tap, mac } => {
+                    *tap = format!("{tap}{number}");
+                    *mac = net::random_address()?;
+                }
+                Saved::Console { path } => path.as_mut_os_string().push(number.to_string()),
+                _ => {}
+            }
         }
         Ok(())
     }

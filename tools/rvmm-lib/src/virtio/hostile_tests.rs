@@ -65,14 +65,20 @@ fn devices() -> Vec<Box<dyn Backend>> {
     for _ in 0..8 {
         host.send(&[5; 100]).unwrap();
     }
+    let link = std::env::temp_dir().join(format!("rvmm-hostile-{}", std::process::id()));
     let disk = crate::sys::memory_file(&[7; 1 << 16]).unwrap().0;
     let disk = Arc::new(Mutex::new(RawFile::new(disk, false).unwrap()));
-    vec![
+    let mut devices: Vec<Box<dyn Backend>> = vec![
         Box::new(block::Block::new(disk, 2, "disk")),
         Box::new(net::Net::new(File::from(OwnedFd::from(tap)), None).unwrap()),
         Box::new(rng::Rng::new().unwrap()),
         Box::new(balloon::Balloon::new()),
-    ]
+    ];
+    // Where the test runs there may be no terminals.
+    if let Ok(console) = console::Console::new(&link) {
+        devices.push(Box::new(console));
+    }
+    devices
 }
 
 /// Rings wherever the driver puts them; those that the checks at the start refuse are not served.

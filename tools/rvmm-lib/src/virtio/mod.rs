@@ -8,11 +8,13 @@
 //! - [`transport`], `msix`: registers, without a machine.
 //! - `function`: a device as a PCI function; `host`: the bus; `worker`: the thread.
 //! - `mmio`: a device in memory.
-//! - [`balloon`]: memory back to the host; [`block`]: a disk; [`net`]: a network card; [`rng`]: entropy.
+//! - [`balloon`]: memory back to the host; [`block`]: a disk; [`console`]: a terminal; [`net`]: a network card;
+//!   [`rng`]: entropy.
 //! - [`saved`]: how they come back.
 
 pub mod balloon;
 pub mod block;
+pub mod console;
 #[cfg(target_arch = "x86_64")]
 mod function;
 #[cfg(target_arch = "x86_64")]

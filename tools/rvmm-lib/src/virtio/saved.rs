@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 
 use super::balloon::Balloon;
 use super::block::Block;
+use super::console::Console;
 use super::net::Net;
 use super::rng::Rng;
 use super::transport::TransportState;
@@ -62,6 +63,11 @@ pub enum Saved {
     },
     /// A source of entropy.
     Rng,
+    /// A console.
+    Console {
+        /// Where the link to its terminal is.
+        path: PathBuf,
+    },
     /// A balloon, of so many pages.
     Balloon {
         /// How many the host wants.
@@ -215,6 +221,10 @@ impl Saved {
                 Box::new(card.map_err(device(format!("tap interface {tap}")))?)
             }
             Self::Balloon { wanted, actual } => Box::new(Balloon::with(*wanted, *actual)),
+            Self::Console { path } => {
+                let name = path.display().to_string();
+                Box::new(Console::new(path).map_err(device(name))?)
+            }
             Self::Rng => Box::new(Rng::new().map_err(device("source of entropy".into()))?),
         })
     }
