@@ -54,7 +54,7 @@ machine=$!
 exec 5> /tmp/in
 echo 'while echo tick; do sleep 0.1; done' >&5
 ticks() {
-    grep -c tick /tmp/guest
+    grep -c '^tick' /tmp/guest
 }
 until [ "$(ticks)" -gt 5 ]; do sleep 0.2; done
 rvmm ctl /tmp/api status > /tmp/out 2>&1; is 0 '"state": "running"' 'a machine tells that it runs'
@@ -69,6 +69,10 @@ until [ "$(ticks)" -gt "$((before + 5))" ]; do sleep 0.2; done
 rvmm ctl /tmp/api stats > /tmp/out 2>&1; is 0 '"exit_io_cycles"' 'statistics of a machine'
 rvmm ctl /tmp/api power-button > /tmp/out 2>&1; is 1 'no power button: it needs a disk' 'a machine without a button'
 stat -c %a /tmp/api > /tmp/out; is 0 '^600$' 'a socket for the user alone'
+# Every thread of it is limited, and files that it makes are those beside its socket.
+grep -L '^Seccomp:.2$' /proc/$machine/task/*/status > /tmp/out
+[ ! -s /tmp/out ] && grep -q '^NoNewPrivs:.1$' /proc/$machine/status; is 0 '' 'a machine in a sandbox'
+rvmm ctl /tmp/api snapshot /saved > /tmp/out 2>&1; is 1 'Permission denied' 'no file elsewhere'
 rvmm ctl /tmp/api snapshot /tmp/saved > /tmp/out 2>&1; is 0 '' 'a machine is saved'
 rvmm ctl /tmp/api pause
 rvmm ctl /tmp/api snapshot /tmp/other > /dev/null 2>&1 &
@@ -99,8 +103,13 @@ echo 'head -c 512 /dev/vda | grep -q CIDATA && grep -q "#cloud-config of this" /
     rvmm run --kernel bzImage --initrd initrd --append quiet --user-data /tmp/user-data > /tmp/out 2>&1
 is 0 '^seed 42' "cloud-init's data"
 
-# A kernel that panics, without a root: a status of its own.
-run --append quiet < /dev/null; is 6 "the guest's kernel panicked" 'a panic'
+# A kernel that panics, without a root: a status of its own; as a user of the device's group, who may lock no memory.
+echo 'kvm:x:104:user' >> /etc/group
+echo 'user:x:1000:1000::/:/bin/sh' >> /etc/passwd
+chgrp 104 /dev/rvmm
+chmod 660 /dev/rvmm
+su user -c 'ulimit -l 0 && exec rvmm run --kernel bzImage --append quiet' < /dev/null > /tmp/out 2>&1
+is 6 "the guest's kernel panicked" 'a panic, of a user'
 
 # A guest whose output nobody reads waits, and a signal ends it all the same.
 mkfifo /tmp/full
@@ -127,8 +136,6 @@ kvm='rvmm exec -- ./exits -d /dev/kvm port_io'
 [ ! -e /dev/kvm ] || echo "not ok - /dev/kvm is there"
 $kvm > /tmp/out 2>&1; is 0 '^ok 1' 'a program for KVM'
 [ ! -e /dev/kvm ]; is 0 '' '/dev/kvm for that program alone'
-echo 'user:x:1000:1000::/:/bin/sh' >> /etc/passwd
-chmod 666 /dev/rvmm
 su user -c "$kvm" > /tmp/out 2>&1; is 0 '^ok 1' 'a program for KVM, of a user'
 mknod /dev/kvm c 10 232
 chmod 666 /dev/kvm
@@ -143,6 +150,8 @@ rvmm exec --device /dev/null -- true > /tmp/out 2>&1; is 4 'another kind of devi
 echo 0 > /proc/sys/user/max_user_namespaces
 su user -c "$kvm" > /tmp/out 2>&1; is 1 'user.max_user_namespaces' 'no user namespaces'
 rm /dev/kvm
+
+grep 'wants system call' /tmp/guest /tmp/again* > /tmp/out; is 1 '' 'no system call is missed'
 
 [ $failed = 0 ] && echo 'the launcher is well-behaved'
 exit $failed

@@ -210,6 +210,14 @@ pub fn restore_terminal() {
     }
 }
 
+/// The same where nothing may be waited for.
+pub(crate) fn restore_from_handler() {
+    if let Some(saved) = SAVED.try_lock().ok().and_then(|mut saved| saved.take()) {
+        // SAFETY: as above.
+        unsafe { libc::tcsetattr(io::stdin().as_raw_fd(), libc::TCSANOW, &saved) };
+    }
+}
+
 /// Finds the escape in typed input.
 #[derive(Default)]
 pub(crate) struct Escape {

@@ -85,6 +85,7 @@ mod pause;
 pub mod pci;
 #[cfg(target_arch = "x86_64")]
 pub mod platform;
+pub mod sandbox;
 pub mod serial;
 pub mod size;
 #[cfg(target_arch = "x86_64")]

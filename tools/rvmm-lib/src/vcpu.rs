@@ -23,7 +23,7 @@ use crate::arm64::cpu::registers;
 use crate::bus::Bus;
 use crate::exit::{Crash, EntryFailure, Exit};
 use crate::hold::Held;
-use crate::{serial, sys};
+use crate::{sandbox, serial, sys};
 
 /// The machine's end: set once, by whoever comes first, and seen by every thread.
 pub struct Control {
@@ -143,6 +143,7 @@ pub(crate) struct Vcpu {
 impl Vcpu {
     /// Runs the guest until the machine ends.
     pub(crate) fn run(mut self) {
+        sandbox::enter(sandbox::Kind::Cpu);
         RUN_PAGE.set(self.fd.get_kvm_run());
         if let Some(held) = &self.held {
             held.set_thread(true);

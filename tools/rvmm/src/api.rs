@@ -12,7 +12,7 @@ use std::time::Duration;
 use rvmm_vm::size;
 use rvmm_vm::stats::{self, Stats};
 use rvmm_vm::virtio::balloon;
-use rvmm_vm::{sys, Pause, PowerButton, StopHandle};
+use rvmm_vm::{sandbox, sys, Pause, PowerButton, StopHandle};
 use serde::{Deserialize, Serialize};
 use serde_json::{json, Value};
 
@@ -117,7 +117,10 @@ pub fn serve(path: &Path, running: Running) -> io::Result<Socket> {
     let socket = Socket(path.into());
     std::thread::Builder::new()
         .name("api".into())
-        .spawn(move || accept(&listener, &running))?;
+        .spawn(move || {
+            sandbox::enter(sandbox::Kind::Commands);
+            accept(&listener, &running);
+        })?;
     Ok(socket)
 }
 

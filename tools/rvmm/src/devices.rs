@@ -81,6 +81,12 @@ fn parse_mac(text: &str) -> Result<[u8; 6], String> {
 }
 
 impl Args {
+    /// The directories in which devices make something.
+    pub fn directories(&self) -> Vec<PathBuf> {
+        let console = self.console.iter();
+        console.map(|path| crate::run::directory(path)).collect()
+    }
+
     /// Makes the devices.
     ///
     /// # Errors

@@ -82,6 +82,9 @@ enum Command {
     Bench(bench::Args),
     /// Set two runs of `bench` side by side, with what is chance and what is not.
     Compare(compare::Args),
+    /// The numbers of the system calls that each kind of the launcher's threads makes.
+    #[command(hide = true)]
+    Calls,
     /// Write a shell's completions of these commands.
     Completions(manual::CompletionArgs),
     /// Write the man page of all commands, or of one.
@@ -116,6 +119,7 @@ fn main() -> ExitCode {
         Command::Completions(args) => manual::completions(&args),
         Command::Man(args) => manual::man(&args),
         Command::List => list::main(),
+        Command::Calls => run::calls(),
         Command::Ctl(args) => api::ctl(&args),
         Command::Stat(args) => stat::main(&args),
         Command::Trace(args) => trace::main(&args),

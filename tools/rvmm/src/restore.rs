@@ -3,11 +3,12 @@
 
 use std::path::PathBuf;
 
+use rvmm_vm::sandbox::Files;
 use rvmm_vm::snapshot::Snapshot;
 use rvmm_vm::{Exit, Vm, DEFAULT_DEVICE};
 
 use crate::api::Running;
-use crate::run::{about, console, ended, prepare, Start};
+use crate::run::{about, console, ended, limit, prepare, Start};
 use crate::status::{report, say, Status, TABLE};
 use crate::{clones, devices};
 
@@ -29,6 +30,9 @@ pub struct Args {
     /// Print the machine's statistics at its end.
     #[arg(long)]
     stats: bool,
+    /// Let the launcher do whatever its user may.
+    #[arg(long)]
+    no_sandbox: bool,
     /// As many machines, the number of each put behind its SOCKET and the names of its taps.
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1000))]
     clones: Option<u32>,
@@ -57,6 +61,21 @@ pub fn main(args: &Args) -> Status {
             return Status::Other;
         }
     };
+    if !args.no_sandbox {
+        let named = |written| {
+            let files = snapshot.files().filter(move |file| file.1 == written);
+            files.map(|file| file.0.to_path_buf())
+        };
+        let files = Files {
+            read: named(false).collect(),
+            write: named(true).collect(),
+            // Copies of disks are made there.
+            make: (snapshot.directories().map(Into::into))
+                .chain([std::env::temp_dir()])
+                .collect(),
+        };
+        limit(files, &args.device, args.api.as_deref());
+    }
     let api = args.api.as_deref().map(|path| match args.clone {
         Some(clone) => clones::numbered(path, clone),
         None => path.into(),

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use rvmm_vm::disk::{self, Storage};
+use rvmm_vm::sandbox::{self, Files};
 use rvmm_vm::{
     gdb, restore_terminal, size, stats, Builder, Console, Exit, Vm, DEFAULT_DEVICE, ESCAPE_HELP,
 };
@@ -79,6 +80,9 @@ pub struct Args {
     /// Print the machine's statistics at its end.
     #[arg(long)]
     stats: bool,
+    /// Let the launcher do whatever its user may.
+    #[arg(long)]
+    no_sandbox: bool,
 }
 
 fn count(text: &str) -> Result<usize, String> {
@@ -123,13 +127,27 @@ pub fn main(args: Args) -> Status {
         say!("      copy it to a file first");
         return Status::Other;
     }
-    let (running, _socket) = match prepare(args.api.as_deref()) {
-        Ok(prepared) => prepared,
-        Err(status) => return status,
-    };
     let disks = match Disks::open(&args) {
         Ok(disks) => disks,
         Err(error) => return report(&error),
+    };
+    // Devices of the host are reached by more than is known here.
+    if !args.no_sandbox && args.pci.is_empty() {
+        let kernel = args.kernel.iter().chain(&args.initrd).cloned();
+        let files = Files {
+            read: kernel.collect(),
+            make: args.devices.directories(),
+            ..Files::default()
+        };
+        let socket = match &args.gdb {
+            Some(gdb::Address::Unix(path)) => Some(path.as_path()),
+            _ => args.api.as_deref(),
+        };
+        limit(files, &args.device, socket);
+    }
+    let (running, _socket) = match prepare(args.api.as_deref()) {
+        Ok(prepared) => prepared,
+        Err(status) => return status,
     };
     loop {
         let exit = match boot(&args, &disks, &running) {
@@ -149,6 +167,38 @@ pub fn main(args: Args) -> Status {
             _ => return ended(&exit),
         }
     }
+}
+
+/// The directory that a file is in.
+pub fn directory(file: &Path) -> PathBuf {
+    match file.parent() {
+        Some(parent) if parent.as_os_str().is_empty() => ".".into(),
+        parent => parent.unwrap_or(file).into(),
+    }
+}
+
+/// Limits the launcher to what a machine needs: these files, the hypervisor's device and those behind the guest's, and
+/// the directory of its socket. That there are no limits is said, and no reason to end.
+pub fn limit(mut files: Files, device: &Path, socket: Option<&Path>) {
+    files.read.push("/dev/urandom".into());
+    let host = ["/dev/net/tun", "/dev/ptmx", "/dev/pts"].map(Path::new);
+    let devices = host.into_iter().chain([device]);
+    files.write.extend(devices.map(Path::to_path_buf));
+    files.make.extend(socket.map(directory));
+    if let Err(error) = sandbox::enable(&files) {
+        say!("rvmm: without a sandbox: {error}");
+    }
+}
+
+/// Writes the numbers of the system calls that each kind of thread makes, for a test to compare.
+pub fn calls() -> Status {
+    use std::io::Write;
+    for kind in sandbox::Kind::ALL {
+        for call in kind.listed() {
+            let _ = writeln!(io::stdout(), "{kind:?} {call}");
+        }
+    }
+    Status::Done
 }
 
 /// Says how a machine has ended.

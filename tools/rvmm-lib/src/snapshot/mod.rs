@@ -346,6 +346,18 @@ impl Snapshot {
         Ok(())
     }
 
+    /// Directories in which its devices make something.
+    pub fn directories(&self) -> impl Iterator<Item = &Path> {
+        let functions = self.state.virtio.iter().flat_map(|s| &s.functions);
+        functions.filter_map(|state| state.device.directory())
+    }
+
+    /// Files that its disks are on, and whether they are written to.
+    pub fn files(&self) -> impl Iterator<Item = (&Path, bool)> {
+        let functions = self.state.virtio.iter().flat_map(|s| &s.functions);
+        functions.filter_map(|state| state.device.file())
+    }
+
     /// The machine's memory, shared with all that come from this file, until written to.
     pub(crate) fn memory(&self) -> std::result::Result<GuestMemoryMmap, String> {
         let (mut regions, mut at) = (Vec::new(), PAGE as u64);

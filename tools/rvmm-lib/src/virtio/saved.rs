@@ -201,6 +201,26 @@ impl Content {
 }
 
 impl Saved {
+    /// The directory in which it makes something.
+    pub(crate) fn directory(&self) -> Option<&Path> {
+        match self {
+            Self::Console { path } => path.parent(),
+            _ => None,
+        }
+    }
+
+    /// The file that it is on, and whether it is written to.
+    pub(crate) fn file(&self) -> Option<(&Path, bool)> {
+        let Self::Disk { content, .. } = self else {
+            return None;
+        };
+        match content {
+            Content::Overlay { image, .. } => Some((&image.path, false)),
+            Content::Part(_) => None,
+            Content::File { file, read_only } => Some((&file.path, !read_only)),
+        }
+    }
+
     /// Makes the device; `parts` gives copies of the parts of the machine's file.
     pub(crate) fn make(
         &self,

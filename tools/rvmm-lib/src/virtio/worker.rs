@@ -12,6 +12,7 @@ use vmm_sys_util::eventfd::EventFd;
 use super::transport::Vector;
 use super::{send, Backend, Broken, Guest, Ring};
 use crate::error::{Error, Result};
+use crate::sandbox;
 
 /// Whom the thread tells that the device has stopped.
 pub(crate) struct Alarm {
@@ -76,6 +77,7 @@ impl Worker {
             epoll,
         };
         let work = move || {
+            sandbox::enter(sandbox::Kind::Device);
             if let Err(broken) = job.run() {
                 tracing::warn!(%broken, "a virtio device has stopped");
                 alarm.broken.store(true, Ordering::Release);
