@@ -85,6 +85,27 @@ cp /tmp/guest /tmp/out
 [ ! -e /tmp/other.new-$machine ]; is 0 '' 'nothing is left of a file that is half written'
 rvmm ctl /tmp/api status > /tmp/out 2>&1; is 1 '/tmp/api: No such file' 'no machine at a socket'
 
+# Sockets to the host.
+mkdir -p /tmp/more/more
+cp vsock /bed/vsock.ko /bed/vmw_vsock*.ko /tmp/more/more/
+(cd /tmp/more && find more | cpio -o -H newc > ../more.cpio) 2> /dev/null
+cat initrd /tmp/more.cpio > /tmp/initrd
+run_vsock() {
+    exec rvmm run --kernel bzImage --initrd /tmp/initrd --append quiet --vsock 7 --api /tmp/api < /tmp/in \
+        > /tmp/sockets 2>&1
+}
+run_vsock &
+machine=$!
+exec 5> /tmp/in
+echo 'for m in vsock vmw_vsock_virtio_transport_common vmw_vsock_virtio_transport; do insmod /more/$m.ko; done' >&5
+echo '/more/vsock answer 99 & while echo tick; do sleep 0.1; done' >&5
+vsock ask 7 99 hello > /tmp/out 2>&1; is 0 '7 answers hello' 'a guest answers over vsock'
+run --vsock 7; is 1 "CID 7 is another machine's" 'a CID twice'
+run --vsock 2; is 2 'a number from 3' "the host's CID"
+rvmm ctl /tmp/api quit
+wait $machine
+exec 5>&-
+
 # Two machines go on from where one was saved, each for itself.
 rvmm restore /tmp/saved --api /tmp/api --clones 2 < /dev/null > /tmp/again 2>&1 &
 for n in 0 1; do
@@ -151,7 +172,7 @@ echo 0 > /proc/sys/user/max_user_namespaces
 su user -c "$kvm" > /tmp/out 2>&1; is 1 'user.max_user_namespaces' 'no user namespaces'
 rm /dev/kvm
 
-grep 'wants system call' /tmp/guest /tmp/again* > /tmp/out; is 1 '' 'no system call is missed'
+grep 'wants system call' /tmp/guest /tmp/again* /tmp/sockets > /tmp/out; is 1 '' 'no system call is missed'
 
 [ $failed = 0 ] && echo 'the launcher is well-behaved'
 exit $failed

@@ -8,6 +8,7 @@ use rvmm_vm::virtio::balloon::Balloon;
 use rvmm_vm::virtio::console::Console;
 use rvmm_vm::virtio::net::Net;
 use rvmm_vm::virtio::rng::Rng;
+use rvmm_vm::virtio::vsock::Vsock;
 use rvmm_vm::virtio::Backend;
 use rvmm_vm::Error;
 
@@ -21,12 +22,23 @@ pub struct Args {
     /// Source of entropy.
     #[arg(long)]
     rng: bool,
+    /// Sockets to the host, for a guest with this CID.
+    #[arg(long, value_name = "CID", value_parser = cid)]
+    vsock: Option<u32>,
     /// Second console (hvc0): a terminal, and a link to it at PATH.
     #[arg(long, value_name = "PATH")]
     console: Option<PathBuf>,
     /// Balloon: memory that can be had back (`rvmm ctl`).
     #[arg(long)]
     balloon: bool,
+}
+
+/// A CID that a guest can have: others are the hypervisor's, this host's, or anybody's.
+pub fn cid(text: &str) -> Result<u32, String> {
+    match text.parse() {
+        Ok(cid @ 3..=0xffff_fffe) => Ok(cid),
+        _ => Err("a guest's CID is a number from 3 to 4294967294".into()),
+    }
 }
 
 /// A network card.
@@ -107,6 +119,13 @@ impl Args {
                 source,
             })?;
             devices.push(Box::new(rng));
+        }
+        if let Some(cid) = self.vsock {
+            let sockets = Vsock::new(cid).map_err(|source| Error::Device {
+                what: "sockets (--vsock)".into(),
+                source,
+            })?;
+            devices.push(Box::new(sockets));
         }
         if let Some(path) = &self.console {
             let console = Console::new(path).map_err(|source| Error::Device {

@@ -24,6 +24,9 @@ pub struct Args {
     /// Tap interface for a network card instead of the one that it had; may be repeated.
     #[arg(long, value_name = "tap=NAME", value_parser = devices::tap)]
     net: Vec<String>,
+    /// CID instead of the one that it had, or followed it.
+    #[arg(long, value_name = "CID", value_parser = devices::cid)]
+    vsock: Option<u32>,
     /// Make a socket for commands (`rvmm ctl`).
     #[arg(long, value_name = "SOCKET")]
     api: Option<PathBuf>,
@@ -51,6 +54,11 @@ pub fn main(args: &Args) -> Status {
         set.map_err(std::io::Error::other)?;
         if let Some(clone) = args.clone {
             snapshot.make_clone(clone)?;
+        }
+        if let Some(cid) = args.vsock {
+            let cid = cid.saturating_add(args.clone.unwrap_or(0));
+            let set = snapshot.set_cid(cid);
+            set.map_err(std::io::Error::other)?;
         }
         Ok(snapshot)
     });

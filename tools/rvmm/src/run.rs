@@ -7,6 +7,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use rvmm_vm::disk::{self, Storage};
 use rvmm_vm::sandbox::{self, Files};
+use rvmm_vm::virtio::vsock;
 use rvmm_vm::{
     gdb, restore_terminal, size, stats, Builder, Console, Exit, Vm, DEFAULT_DEVICE, ESCAPE_HELP,
 };
@@ -181,7 +182,7 @@ pub fn directory(file: &Path) -> PathBuf {
 /// the directory of its socket. That there are no limits is said, and no reason to end.
 pub fn limit(mut files: Files, device: &Path, socket: Option<&Path>) {
     files.read.push("/dev/urandom".into());
-    let host = ["/dev/net/tun", "/dev/ptmx", "/dev/pts"].map(Path::new);
+    let host = ["/dev/net/tun", vsock::NODE, "/dev/ptmx", "/dev/pts"].map(Path::new);
     let devices = host.into_iter().chain([device]);
     files.write.extend(devices.map(Path::to_path_buf));
     files.make.extend(socket.map(directory));

@@ -315,6 +315,21 @@ impl Snapshot {
         Ok(())
     }
 
+    /// Gives it another CID.
+    ///
+    /// # Errors
+    ///
+    /// A sentence if it has no sockets.
+    pub fn set_cid(&mut self, other: u32) -> std::result::Result<(), String> {
+        let functions = self.state.virtio.iter_mut().flat_map(|s| &mut s.functions);
+        let mut cids = functions.filter_map(|state| match &mut state.device {
+            Saved::Vsock { cid } => Some(cid),
+            _ => None,
+        });
+        *cids.next().ok_or("it has no sockets")? = other;
+        Ok(())
+    }
+
     /// Number of the machine's CPUs.
     pub fn cpus(&self) -> usize {
         self.state.vcpus.len()
@@ -325,8 +340,8 @@ impl Snapshot {
         self.state.memory
     }
 
-    /// Makes it one of several: its tap interfaces and consoles get this number behind their names, and its network
-    /// cards addresses of their own.
+    /// Makes it one of several: its tap interfaces and consoles get this number behind their names, its network cards
+    /// addresses of their own, and its sockets the CID that is so many after the machine's, and one.
     ///
     /// # Errors
     ///
@@ -340,6 +355,8 @@ impl Snapshot {
                     *mac = net::random_address()?;
                 }
                 Saved::Console { path } => path.as_mut_os_string().push(number.to_string()),
+                // The machine that was saved may still run.
+                Saved::Vsock { cid } => *cid = cid.saturating_add(number).saturating_add(1),
                 _ => {}
             }
         }

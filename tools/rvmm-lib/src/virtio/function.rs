@@ -277,7 +277,8 @@ impl Function {
             ring.queue.set_next_avail(*available);
             ring.queue.set_next_used(*used);
         }
-        let kicks = (self.kicks.iter().map(EventFd::try_clone)).collect::<std::io::Result<_>>()?;
+        let kicks = self.kicks.iter().map(EventFd::try_clone);
+        let kicks = kicks.collect::<std::io::Result<Vec<_>>>()?;
         let State::Idle(mut backend) = std::mem::replace(&mut self.state, State::Gone) else {
             return Err(Broken("the device is gone".into()));
         };
@@ -287,6 +288,11 @@ impl Function {
             stop: Arc::default(),
             leave: Arc::default(),
         };
+        let served = backend.served_by_kernel();
+        if let Err(broken) = backend.hand_over(&rings[..served], &kicks, &guest) {
+            self.state = State::Idle(backend);
+            return Err(broken);
+        }
         let alarm = Alarm {
             broken: self.transport.broken.clone(),
             vector: self.transport.config_vector.clone(),

@@ -9,7 +9,7 @@
 //! - `function`: a device as a PCI function; `host`: the bus; `worker`: the thread.
 //! - `mmio`: a device in memory.
 //! - [`balloon`]: memory back to the host; [`block`]: a disk; [`console`]: a terminal; [`net`]: a network card;
-//!   [`rng`]: entropy.
+//!   [`rng`]: entropy; [`vsock`]: sockets, whose rings the kernel serves (`vhost`).
 //! - [`saved`]: how they come back.
 
 pub mod balloon;
@@ -27,6 +27,8 @@ pub mod net;
 pub mod rng;
 pub mod saved;
 pub mod transport;
+mod vhost;
+pub mod vsock;
 mod worker;
 
 use std::fs::File;
@@ -79,6 +81,36 @@ pub trait Backend: Send {
     /// The driver has accepted these features, and starts.
     fn start(&mut self, features: u64) {
         let _ = features;
+    }
+
+    /// The number of first queues that the kernel serves, once they are handed to it.
+    fn served_by_kernel(&self) -> usize {
+        0
+    }
+
+    /// Hands these queues to the kernel, which waits for their doorbells.
+    ///
+    /// # Errors
+    ///
+    /// [`Broken`], with the device as it was.
+    fn hand_over(
+        &mut self,
+        rings: &[Ring],
+        kicks: &[EventFd],
+        guest: &Guest,
+    ) -> Result<(), Broken> {
+        let _ = (rings, kicks, guest);
+        Ok(())
+    }
+
+    /// Takes them back, as the kernel has left them.
+    ///
+    /// # Errors
+    ///
+    /// [`Broken`] if that cannot be known.
+    fn take_back(&mut self, rings: &mut [Ring], memory: &GuestMemoryMmap) -> Result<(), Broken> {
+        let _ = (rings, memory);
+        Ok(())
     }
 
     /// Serves a queue whose doorbell was rung.
@@ -186,6 +218,11 @@ impl Ring {
     /// Whether the driver has enabled the queue.
     pub fn enabled(&self) -> bool {
         self.queue.ready()
+    }
+
+    /// What interrupts the guest, if there is a vector for it.
+    fn event(&self) -> Option<&EventFd> {
+        self.events.get(usize::from(self.vector.get()))
     }
 
     /// Interrupts the guest, if it wants to know what has been used.

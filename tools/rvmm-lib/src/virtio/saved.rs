@@ -14,6 +14,7 @@ use super::console::Console;
 use super::net::Net;
 use super::rng::Rng;
 use super::transport::TransportState;
+use super::vsock::Vsock;
 use super::Backend;
 use crate::disk::qcow2::Qcow2;
 use crate::disk::{open_image, Origin, RawFile, Storage};
@@ -67,6 +68,11 @@ pub enum Saved {
     Console {
         /// Where the link to its terminal is.
         path: PathBuf,
+    },
+    /// Sockets of a guest with this CID.
+    Vsock {
+        /// The CID.
+        cid: u32,
     },
     /// A balloon, of so many pages.
     Balloon {
@@ -244,6 +250,9 @@ impl Saved {
             Self::Console { path } => {
                 let name = path.display().to_string();
                 Box::new(Console::new(path).map_err(device(name))?)
+            }
+            Self::Vsock { cid } => {
+                Box::new(Vsock::anew(*cid).map_err(device("sockets (--vsock)".into()))?)
             }
             Self::Rng => Box::new(Rng::new().map_err(device("source of entropy".into()))?),
         })

@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::Arc;
 use std::thread::JoinHandle;
 
+use vm_memory::GuestMemoryMmap;
 use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 use vmm_sys_util::eventfd::EventFd;
 
@@ -27,6 +28,7 @@ pub(crate) type Parked = (Box<dyn Backend>, Vec<Ring>);
 /// A device at work.
 pub(crate) struct Worker {
     thread: Option<JoinHandle<Parked>>,
+    memory: Arc<GuestMemoryMmap>,
     stop: Arc<AtomicBool>,
     leave: Arc<AtomicBool>,
     end: EventFd,
@@ -58,7 +60,9 @@ impl Worker {
         let epoll = Epoll::new().map_err(Error::os("epoll"))?;
         let mut waits = vec![(end.as_raw_fd(), END)];
         waits.extend(backend.source().map(|fd| (fd, SOURCE)));
-        waits.extend((0..).zip(&kicks).map(|(n, kick)| (kick.as_raw_fd(), n)));
+        // Others are the kernel's to wait for.
+        let ours = (0..).zip(&kicks).skip(backend.served_by_kernel());
+        waits.extend(ours.map(|(n, kick)| (kick.as_raw_fd(), n)));
         for (fd, token) in waits {
             epoll
                 .ctl(
@@ -69,6 +73,7 @@ impl Worker {
                 .map_err(Error::os("epoll"))?;
         }
         let (stop, leave) = (guest.stop.clone(), guest.leave.clone());
+        let memory = guest.memory.clone();
         let mut job = Job {
             backend,
             rings,
@@ -91,6 +96,7 @@ impl Worker {
             .map_err(Error::os("thread of a device"))?;
         Ok(Self {
             thread: Some(thread),
+            memory,
             stop,
             leave,
             end,
@@ -107,7 +113,12 @@ impl Worker {
     pub(crate) fn leave(&mut self) -> Option<Parked> {
         self.leave.store(true, Ordering::Release);
         let _ = self.end.write(1);
-        self.thread.take()?.join().ok()
+        let (mut backend, mut rings) = self.thread.take()?.join().ok()?;
+        let served = backend.served_by_kernel();
+        if let Err(broken) = backend.take_back(&mut rings[..served], &self.memory) {
+            tracing::warn!(%broken, "queues that the kernel has served");
+        }
+        Some((backend, rings))
     }
 }
 
@@ -121,7 +132,7 @@ impl Job {
     /// Serves the queues until the end.
     fn run(&mut self) -> std::result::Result<(), Broken> {
         // What was there before the thread.
-        for index in 0..self.rings.len() {
+        for index in self.backend.served_by_kernel()..self.rings.len() {
             self.serve(index)?;
         }
         let mut events = [EpollEvent::default(); 8];
