@@ -59,8 +59,8 @@ def image_boot(kind, device):
                 bed(kind, *options, *words, command=["sh", "image.sh", device]),
                 expect=r"(?s)boot 1, 2 CPUs, 2 queues.*starting again.*boot 2, 2 CPUs, 2 queues.*trimmed.*data ok"
                        r".*entropy ok.*network ok.*says hello.*console ok.*balloon" + calls +
-                       r".*1 packets received.*pressed.*another generation.*guest powered off"
-                       r".*the image is what it was"
+                       r".*1 packets received.*clones.*running.*machine 0: stopped.*pressed.*another generation"
+                       r".*guest powered off.*the image is what it was"
                        r".*it is an overlay of /add/disk.qcow2",
                 timeout=560)
 

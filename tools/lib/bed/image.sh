@@ -63,6 +63,9 @@ network out
 until ping -q -c 1 -W 1 10.9.0.2; do
     kill -0 $! || { cat out; exit 1; }
 done
+rvmm ctl api fork
+rvmm ctl api --clone 0 status | grep '"state": "running"'
+rvmm ctl api --clone 0 quit
 [ $1 = /dev/kvm ] && kill -USR1 $! || rvmm ctl api power-button
 wait $!
 cat out

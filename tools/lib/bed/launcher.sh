@@ -72,6 +72,14 @@ stat -c %a /tmp/api > /tmp/out; is 0 '^600$' 'a socket for the user alone'
 # Every thread of it is limited, and files that it makes are those beside its socket.
 grep -L '^Seccomp:.2$' /proc/$machine/task/*/status > /tmp/out
 [ ! -s /tmp/out ] && grep -q '^NoNewPrivs:.1$' /proc/$machine/status; is 0 '' 'a machine in a sandbox'
+rvmm ctl /tmp/api fork > /tmp/out 2>&1; is 0 '"clones"' 'another machine goes on from one that runs'
+before=$(ticks)
+until [ "$(grep -c '^0: tick' /tmp/guest)" -gt 5 ] && [ "$(ticks)" -gt $((before + 10)) ]; do
+    kill -0 $machine || break
+    sleep 0.2
+done
+rvmm ctl /tmp/api fork --clone 0 > /tmp/out 2>&1; is 1 'cannot be forked: save it' 'a fork of a fork'
+rvmm ctl /tmp/api quit --clone 0; is 0 '' 'it ends alone'
 rvmm ctl /tmp/api snapshot /saved > /tmp/out 2>&1; is 1 'Permission denied' 'no file elsewhere'
 rvmm ctl /tmp/api snapshot /tmp/saved > /tmp/out 2>&1; is 0 '' 'a machine is saved'
 rvmm ctl /tmp/api pause
@@ -85,7 +93,7 @@ cp /tmp/guest /tmp/out
 [ ! -e /tmp/other.new-$machine ]; is 0 '' 'nothing is left of a file that is half written'
 rvmm ctl /tmp/api status > /tmp/out 2>&1; is 1 '/tmp/api: No such file' 'no machine at a socket'
 
-# Sockets to the host.
+# Sockets to the host; a machine that stands still, and two that go on from it, with CIDs of their own.
 mkdir -p /tmp/more/more
 cp vsock /bed/vsock.ko /bed/vmw_vsock*.ko /tmp/more/more/
 (cd /tmp/more && find more | cpio -o -H newc > ../more.cpio) 2> /dev/null
@@ -102,6 +110,18 @@ echo '/more/vsock answer 99 & while echo tick; do sleep 0.1; done' >&5
 vsock ask 7 99 hello > /tmp/out 2>&1; is 0 '7 answers hello' 'a guest answers over vsock'
 run --vsock 7; is 1 "CID 7 is another machine's" 'a CID twice'
 run --vsock 2; is 2 'a number from 3' "the host's CID"
+rvmm ctl /tmp/api fork > /tmp/out 2>&1; is 1 'pause it first' 'a machine with sockets goes on'
+rvmm ctl /tmp/api pause
+rvmm ctl /tmp/api fork 2 > /tmp/out 2>&1; is 0 '"clones"' 'two machines come from another'
+rvmm ctl /tmp/api resume > /tmp/out 2>&1; is 1 'stands still as long' 'which stands still'
+vsock ask 8 99 one > /tmp/out 2>&1; is 0 '8 answers one' 'the first one answers'
+vsock ask 9 99 two > /tmp/out 2>&1; is 0 '9 answers two' 'the second one answers'
+until grep -q '^0: tick' /tmp/sockets && grep -q '^1: tick' /tmp/sockets; do kill -0 $machine || break; sleep 0.2; done
+cp /tmp/sockets /tmp/out; is 0 '^1: tick' 'both go on'
+rvmm ctl /tmp/api status > /tmp/out 2>&1; tr -d ' \n' < /tmp/out | grep -q '"clones":.0,1.'; is 0 '' 'their numbers'
+for n in 0 1; do rvmm ctl /tmp/api quit --clone $n; done
+until rvmm ctl /tmp/api resume > /tmp/out 2>&1; do kill -0 $machine || break; sleep 0.2; done
+vsock ask 7 99 again > /tmp/out 2>&1; is 0 '7 answers again' 'it goes on when they have ended'
 rvmm ctl /tmp/api quit
 wait $machine
 exec 5>&-

@@ -63,6 +63,32 @@ impl Console {
         })
     }
 
+    /// Standard output, line by line with `prefix` before each, and no input.
+    ///
+    /// # Errors
+    ///
+    /// If the descriptor cannot be duplicated.
+    pub fn lines(prefix: &str) -> io::Result<Self> {
+        let (ended, held) = (Arc::<AtomicBool>::default(), Arc::<AtomicBool>::default());
+        let output = Output {
+            file: File::from(io::stdout().as_fd().try_clone_to_owned()?),
+            ended: ended.clone(),
+            held: held.clone(),
+            left: Vec::new(),
+        };
+        let lines = Lines {
+            line: prefix.into(),
+            prefix: prefix.len(),
+            output,
+        };
+        let made = Self::output(lines);
+        Ok(Self {
+            ended,
+            held,
+            ..made
+        })
+    }
+
     /// Output to `writer`, no input.
     pub fn output(writer: impl Write + Send + 'static) -> Self {
         Self {
@@ -144,6 +170,38 @@ impl Output {
         };
         // SAFETY: one structure is given, for the length of the call. A signal ends the wait, and any error.
         unsafe { libc::poll(&mut poll, 1, 100) };
+    }
+}
+
+/// The longest line that is kept until it has ended.
+const MOST_LINE: usize = 4096;
+
+/// Output whose lines go out as wholes, each with the same before it.
+struct Lines<W> {
+    line: Vec<u8>,
+    /// The length of what is before each.
+    prefix: usize,
+    output: W,
+}
+
+impl<W: Write> Write for Lines<W> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        for byte in bytes {
+            self.line.push(*byte);
+            if *byte == b'\n' || self.line.len() >= MOST_LINE {
+                if *byte != b'\n' {
+                    self.line.push(b'\n');
+                }
+                let written = self.output.write_all(&self.line);
+                self.line.truncate(self.prefix);
+                written?;
+            }
+        }
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.output.flush()
     }
 }
 

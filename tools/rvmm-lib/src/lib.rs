@@ -67,6 +67,8 @@ pub mod e820;
 mod error;
 mod exit;
 #[cfg(target_arch = "x86_64")]
+mod fork;
+#[cfg(target_arch = "x86_64")]
 pub mod gdb;
 mod hold;
 mod input;
@@ -105,6 +107,8 @@ pub use arm64::{boot, gdb, layout, pci, PowerButton};
 pub use console::{restore_terminal, Console, ESCAPE_HELP};
 pub use error::{Error, Result};
 pub use exit::{Crash, EntryFailure, Exit};
+#[cfg(target_arch = "x86_64")]
+pub use fork::Fork;
 pub use hold::Ended;
 pub use pause::Pause;
 pub use vm::{Builder, StopHandle, Vm, DEFAULT_DEVICE};

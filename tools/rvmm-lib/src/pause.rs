@@ -2,19 +2,22 @@
 //! Pausing a running machine, letting it go on, and saving it.
 
 use std::fs::File;
+use std::io;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
 use kvm_ioctls::VmFd;
 use vm_memory::GuestMemoryMmap;
 
 use crate::acpi::PowerEvents;
+use crate::fork::{Fork, Kept};
 use crate::hold::{Ended, Hold};
 use crate::platform::Cmos;
 use crate::serial::{self, SerialPort};
 use crate::snapshot;
 use crate::snapshot::state::{Chips, State, VcpuState};
+use crate::sys::{self, CAP_FORK};
 use crate::virtio::saved::VirtioState;
 use crate::virtio::{balloon, Host};
 
@@ -32,6 +35,8 @@ pub(crate) struct Parts {
     pub(crate) more: bool,
     /// The bus and the power management events of a machine with ACPI.
     pub(crate) acpi: Option<Acpi>,
+    /// What its memory comes from, after those who have it.
+    pub(crate) fork: Option<Arc<Kept>>,
 }
 
 /// What a machine with virtio devices has.
@@ -67,6 +72,8 @@ struct Shared {
     hold: Mutex<Hold>,
     paused: AtomicBool,
     parts: Parts,
+    /// What was kept of it while it has devices that the kernel serves.
+    forks: Mutex<Vec<Weak<Kept>>>,
 }
 
 /// Pauses a running machine from another thread: its CPUs stand still. Devices finish what they have been asked for.
@@ -79,6 +86,7 @@ impl Pause {
             hold: Mutex::new(hold),
             paused: AtomicBool::new(false),
             parts,
+            forks: Mutex::default(),
         }))
     }
 
@@ -96,9 +104,23 @@ impl Pause {
     ///
     /// # Errors
     ///
-    /// The machine has ended.
-    pub fn resume(&self) -> Result<(), Ended> {
-        self.go(&self.hold())
+    /// A sentence: the machine has ended, or there are machines that come from it, and it has sockets.
+    pub fn resume(&self) -> Result<(), String> {
+        let hold = self.hold();
+        if self.has_to_stand() {
+            return Err("it stands still as long as there are machines that come from it".into());
+        }
+        if let Some(acpi) = &self.0.parts.acpi {
+            lock(&acpi.host).thaw();
+        }
+        self.go(&hold).map_err(|error| error.to_string())
+    }
+
+    /// Whether its devices must not go on, because machines that come from it would see what they do.
+    fn has_to_stand(&self) -> bool {
+        lock(&self.0.forks)
+            .iter()
+            .any(|fork| fork.strong_count() > 0)
     }
 
     /// Waits for who is at it.
@@ -135,6 +157,67 @@ impl Pause {
     ///
     /// A sentence: it has devices that cannot be saved, has ended, or the file cannot be written.
     pub fn save(&self, path: &Path) -> Result<(), String> {
+        self.at_rest(|hold| {
+            let mut parts = Vec::new();
+            let state = self.state(hold, &mut parts, false)?;
+            let ended = || hold.control().ended();
+            snapshot::save(path, state, &self.0.parts.memory, &parts, &ended)
+                .map_err(|error| format!("{}: {error}", path.display()))
+        })
+    }
+
+    /// Has other machines of this process go on from where this one is, pausing it meanwhile; copies of its disks, and
+    /// its memory where the hypervisor does not keep it, go to files without names below `directory`.
+    ///
+    /// # Errors
+    ///
+    /// As [`Self::save`]; it comes from a fork itself, or has 16 whose machines have not all ended.
+    pub fn fork(&self, directory: &Path) -> Result<Fork, String> {
+        let machine = &self.0.parts;
+        let cannot = |error: io::Error| format!("a fork cannot be made: {error}");
+        let keeps = machine.vm.check_extension_raw(CAP_FORK.into()) > 0;
+        if keeps && machine.fork.is_some() {
+            return Err("a machine that comes from a fork cannot be forked: save it".into());
+        }
+        let acpi = machine.acpi.as_ref();
+        let kernel = acpi.is_some_and(|acpi| lock(&acpi.host).is_served_by_kernel());
+        if keeps && kernel && !self.is_paused() {
+            return Err(
+                "pause it first: a machine with sockets (--vsock) stands still as long as \
+                        there are machines that come from it"
+                    .into(),
+            );
+        }
+        self.at_rest(|hold| {
+            let mut parts = Vec::new();
+            let state = self.state(hold, &mut parts, keeps)?;
+            if !keeps {
+                let ended = || hold.control().ended();
+                let fork = Fork::written(state, &machine.memory, &parts, &ended, directory);
+                return fork.map_err(cannot);
+            }
+            let file = sys::fork(&*machine.vm);
+            let file = file.map_err(|error| match error.raw_os_error() {
+                Some(libc::ENOSPC) => "it has 16 forks whose machines run".into(),
+                _ => cannot(error),
+            })?;
+            // From now on its devices have to tell of what they write.
+            acpi.inspect(|acpi| lock(&acpi.host).tell_writes());
+            let (memory, parts) = (&machine.memory, &parts);
+            let (fork, kept) =
+                Fork::kept(file, memory, &state, parts, directory).map_err(cannot)?;
+            // The kernel does not tell.
+            if kernel {
+                let mut forks = lock(&self.0.forks);
+                forks.retain(|fork| fork.strong_count() > 0);
+                forks.push(Arc::downgrade(&kept));
+            }
+            Ok(fork)
+        })
+    }
+
+    /// Does something while CPUs and devices stand still.
+    fn at_rest<R>(&self, work: impl FnOnce(&Hold) -> Result<R, String>) -> Result<R, String> {
         if self.0.parts.more {
             return Err(
                 "a machine with devices of the host or of its own kind cannot be saved".into(),
@@ -146,24 +229,25 @@ impl Pause {
         let acpi = self.0.parts.acpi.as_ref();
         // They would write to the memory as well.
         acpi.inspect(|acpi| lock(&acpi.host).freeze());
-        let mut parts = Vec::new();
-        let saved = self.state(&hold, &mut parts).and_then(|state| {
-            let ended = || hold.control().ended();
-            snapshot::save(path, state, &self.0.parts.memory, &parts, &ended)
-                .map_err(|error| format!("{}: {error}", path.display()))
-        });
-        acpi.inspect(|acpi| lock(&acpi.host).thaw());
-        if !was_paused {
-            self.go(&hold).map_err(|error| error.to_string())?;
+        let done = work(&hold);
+        if !self.has_to_stand() {
+            acpi.inspect(|acpi| lock(&acpi.host).thaw());
+            if !was_paused {
+                self.go(&hold).map_err(|error| error.to_string())?;
+            }
         }
-        saved
+        done
     }
 
-    fn state(&self, hold: &Hold, files: &mut Vec<File>) -> Result<State, String> {
+    /// Its state, with that of what is in the hypervisor unless a fork `keeps` that.
+    fn state(&self, hold: &Hold, files: &mut Vec<File>, keeps: bool) -> Result<State, String> {
         let parts = &self.0.parts;
         let vcpu = |id| {
             let msrs = parts.msrs.clone();
-            let saved = hold.on(id, move |fd| VcpuState::save(fd, &msrs));
+            let saved = hold.on(id, move |fd| match keeps {
+                true => VcpuState::configuration(fd),
+                false => VcpuState::save(fd, &msrs),
+            });
             let saved = saved.map_err(|error| error.to_string())?;
             saved.map_err(|error| format!("vCPU {id}: {error}"))
         };
@@ -172,7 +256,10 @@ impl Pause {
         let virtio = parts.acpi.as_ref().map(|acpi| acpi.state(files));
         let virtio = virtio.transpose().map_err(|error| error.to_string())?;
         let serial = serial::lock(&parts.serial).state();
-        let chips = Chips::save(&parts.vm).map_err(|error| error.to_string())?;
+        let chips = match keeps {
+            true => Chips::default(),
+            false => Chips::save(&parts.vm).map_err(|error| error.to_string())?,
+        };
         Ok(State {
             memory: parts.size,
             vcpus: (0..hold.vcpus()).map(vcpu).collect::<Result<_, _>>()?,

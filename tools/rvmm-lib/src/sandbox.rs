@@ -20,6 +20,8 @@ use seccompiler::{
     SeccompRule, TargetArch,
 };
 
+use crate::sys;
+
 /// A kind of thread.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
@@ -174,9 +176,12 @@ impl Kind {
         let kinds = self.ioctls().iter();
         let kinds = kinds.map(|kind| one(1, SeccompCmpOp::MaskedEq(0xff00), kind << 8));
         let kinds: Vec<_> = kinds.collect::<Result<_, _>>()?;
-        // The terminal's settings come back, whoever ends the process.
-        let settings = one(1, SeccompCmpOp::Eq, libc::TCSETS)?;
-        let kinds = kinds.into_iter().chain([settings]);
+        // The terminal's settings come back, whoever ends the process; and devices tell what they write to.
+        let exact = [libc::TCSETS, sys::RVMM_TOUCH()];
+        let exact = exact.map(|call| one(1, SeccompCmpOp::Eq, call));
+        let kinds = kinds
+            .into_iter()
+            .chain(exact.into_iter().collect::<Result<Vec<_>, _>>()?);
         rules.insert(libc::SYS_ioctl, kinds.collect());
         // Memory is not to be executed.
         let exec = libc::PROT_EXEC as u64;

@@ -8,7 +8,9 @@ use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
 
 use vm_memory::{GuestAddress, GuestMemory, GuestMemoryMmap};
-use vmm_sys_util::ioctl::{ioctl, ioctl_with_mut_ref, ioctl_with_ptr, ioctl_with_ref};
+use vmm_sys_util::ioctl::{
+    ioctl, ioctl_with_mut_ref, ioctl_with_ptr, ioctl_with_ref, ioctl_with_val,
+};
 
 use crate::address::Address;
 
@@ -38,6 +40,8 @@ mod numbers {
     vmm_sys_util::ioctl_iow_nr!(RVMM_RESET_POINT, RVMM_IOC, 0x20, ResetPoint);
     vmm_sys_util::ioctl_ior_nr!(RVMM_RESET, RVMM_IOC, 0x21, u64);
     vmm_sys_util::ioctl_iow_nr!(RVMM_TOUCH, RVMM_IOC, 0x22, Touch);
+    vmm_sys_util::ioctl_io_nr!(RVMM_FORK, RVMM_IOC, 0x23);
+    vmm_sys_util::ioctl_io_nr!(RVMM_BECOME, RVMM_IOC, 0x24);
     vmm_sys_util::ioctl_io_nr!(RVMM_MISSING_QUEUE, RVMM_IOC, 0x30);
     vmm_sys_util::ioctl_iow_nr!(RVMM_MISSING_RESOLVE, RVMM_IOC, 0x31, MissingRange);
     vmm_sys_util::ioctl_io_nr!(RVMM_RECORD_TOUCHES, RVMM_IOC, 0x32);
@@ -521,6 +525,55 @@ pub fn touch(vm: &impl AsRawFd, gpa: u64, size: u64) -> std::io::Result<()> {
     let range = Touch { gpa, size };
     // SAFETY: the ioctl reads `range`, whose size its number has.
     done(unsafe { ioctl_with_ref(vm, RVMM_TOUCH(), &range) }).map(drop)
+}
+
+/// `RVMM_CAP_FORK`: VMs can be forked.
+pub const CAP_FORK: u32 = 0x5256_0021;
+
+/// What a VM is now, to be mapped (RVMM_FORK).
+///
+/// # Errors
+///
+/// Those of the ioctl (uapi/rvmm.h).
+pub fn fork(vm: &impl AsRawFd) -> std::io::Result<File> {
+    // SAFETY: the ioctl takes no argument and gives a descriptor.
+    let fd = unsafe { ioctl_with_val(vm, RVMM_FORK(), 0) };
+    done(fd)?;
+    Ok(file_of(fd))
+}
+
+/// Makes a VM what the VM of a fork was, but for memory (RVMM_BECOME).
+///
+/// # Errors
+///
+/// Those of the ioctl (uapi/rvmm.h).
+pub fn become_fork(vm: &impl AsRawFd, fork: &File) -> std::io::Result<()> {
+    // SAFETY: the ioctl takes a descriptor, which is open.
+    done(unsafe { ioctl_with_val(vm, RVMM_BECOME(), fork.as_raw_fd() as libc::c_ulong) })
+}
+
+/// Maps a file, from an offset on and private, where something else was mapped.
+///
+/// # Errors
+///
+/// Those of `mmap(2)`.
+///
+/// # Safety
+///
+/// The range is a mapping of the caller's that nobody has a reference into.
+pub unsafe fn map_over(at: *mut u8, length: usize, file: &File, from: u64) -> std::io::Result<()> {
+    // SAFETY: by the caller's word, the range is free to be another mapping.
+    let mapped = unsafe {
+        libc::mmap(
+            at.cast(),
+            length,
+            libc::PROT_READ | libc::PROT_WRITE,
+            libc::MAP_PRIVATE | libc::MAP_NORESERVE | libc::MAP_FIXED,
+            file.as_raw_fd(),
+            from as libc::off_t,
+        )
+    };
+    done(if mapped == libc::MAP_FAILED { -1 } else { 0 })
 }
 
 /// Takes a file for this process to write to, as long as it is open.

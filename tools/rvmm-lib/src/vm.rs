@@ -36,6 +36,7 @@ use crate::{
     acpi,
     boot::{self, Tables},
     cpu,
+    fork::Kept,
     parts::{add_platform, create_vcpus, hold, Buses},
     pause::Parts,
     platform::Cmos,
@@ -313,11 +314,17 @@ impl Builder {
                 pci: &pins,
             }
         };
+        let mut fork = None;
         if let Some(saved) = saved {
-            for (vcpu, was) in vcpus.iter().zip(&saved.state.vcpus) {
-                was.restore(&vcpu.fd)?;
+            let cpus = || vcpus.iter().zip(&saved.state.vcpus);
+            if let Some(kept) = saved.fork() {
+                cpus().try_for_each(|(vcpu, was)| was.configure(&vcpu.fd))?;
+                sys::become_fork(&*vm, &kept.file).map_err(Error::os("RVMM_BECOME"))?;
+                fork = Some(kept.clone());
+            } else {
+                cpus().try_for_each(|(vcpu, was)| was.restore(&vcpu.fd))?;
+                saved.state.chips.restore(&vm)?;
             }
-            saved.state.chips.restore(&vm)?;
             // It raises its interrupt, which is for the chips as they are now.
             let (irq, wake) = ends()?;
             *serial::lock(&serial) = SerialPort::restore(irq, wake, &saved.state.serial)
@@ -356,6 +363,7 @@ impl Builder {
                 msrs: saved_msrs(msrs.as_slice()),
                 more,
                 acpi: acpi.clone(),
+                fork: fork.clone(),
             };
             Some(Pause::new(hold(&mut vcpus, false, &control)?, parts))
         } else {
@@ -378,6 +386,7 @@ impl Builder {
             _vm: vm,
             _kvm: kvm,
             memory,
+            _fork: fork,
             terminal,
         })
     }
@@ -574,6 +583,9 @@ pub struct Vm {
     _kvm: Kvm,
     // After the VM: the hypervisor lets go of the memory before it is unmapped.
     memory: Arc<GuestMemoryMmap>,
+    // What its memory comes from, and whose that was.
+    #[cfg(target_arch = "x86_64")]
+    _fork: Option<Arc<Kept>>,
     // Last: the terminal comes back when everything else is gone.
     terminal: Option<Terminal>,
 }

@@ -6,7 +6,7 @@ use std::fs::File;
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use rvmm_vm::size;
@@ -16,10 +16,13 @@ use rvmm_vm::{sandbox, sys, Pause, PowerButton, StopHandle};
 use serde::{Deserialize, Serialize};
 use serde_json::{json, Value};
 
+use crate::forks::Running;
 use crate::status::say;
 
 /// The longest line that is read.
 pub const MOST_LINE: u64 = 4096;
+/// The most machines that are made at once.
+pub const MOST_CLONES: u32 = 1000;
 /// Connections at one time.
 const MOST_CONNECTIONS: usize = 16;
 /// How long somebody may take to read an answer.
@@ -37,6 +40,8 @@ pub enum Command {
     Resume,
     /// Save it to a file.
     Snapshot,
+    /// Have others go on from where it is.
+    Fork,
     /// Leave the guest so much memory.
     Balloon,
     /// Give its statistics.
@@ -59,6 +64,12 @@ pub struct Request {
     /// The bytes of memory that `balloon` leaves.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub size: Option<u64>,
+    /// How many machines `fork` makes: one, if that is not said.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub count: Option<u32>,
+    /// Which of the machines that `fork` has made is meant, if not the first of all.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub clone: Option<u32>,
 }
 
 /// A line from the machine.
@@ -86,9 +97,6 @@ pub struct Machine {
     /// What `status` says of it, an object.
     pub about: Value,
 }
-
-/// The machine, while there is one.
-pub type Running = Arc<Mutex<Option<Arc<Machine>>>>;
 
 /// What to say of a machine without ACPI.
 #[cfg(target_arch = "x86_64")]
@@ -177,10 +185,6 @@ fn converse(stream: &UnixStream, running: &Running, quit: fn()) -> io::Result<()
             let cause = format!("a line has {MOST_LINE} bytes at most");
             return reply(stream, &Answer::Error(cause));
         }
-        let machine = running
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .clone();
         let request = match serde_json::from_slice::<Request>(&line) {
             Ok(request) => request,
             Err(error) => {
@@ -188,24 +192,48 @@ fn converse(stream: &UnixStream, running: &Running, quit: fn()) -> io::Result<()
                 continue;
             }
         };
-        if request.command == Command::Quit && request.file.is_none() && request.size.is_none() {
+        if request.is_only(Command::Quit) {
             // After that nobody may be left to answer.
             let done = reply(stream, &Answer::Result(json!({})));
             quit();
             return done;
         }
-        let Some(machine) = machine else {
-            let cause =
-                "there is no machine: it has not started yet, or starts again, or has ended";
-            reply(stream, &Answer::Error(cause.into()))?;
-            continue;
-        };
-        let answer = match machine.answer(&request) {
+        let answer = match answer(&request, running) {
             Ok(value) => Answer::Result(value),
             Err(cause) => Answer::Error(cause),
         };
         reply(stream, &answer)?;
     }
+}
+
+impl Request {
+    /// Whether it is this command, with nothing else said.
+    fn is_only(&self, command: Command) -> bool {
+        let none = self.file.is_none() && self.size.is_none() && self.count.is_none();
+        self.command == command && none && self.clone.is_none()
+    }
+}
+
+/// What one of the machines answers.
+fn answer(request: &Request, running: &Running) -> Result<Value, String> {
+    let (machine, clones) = {
+        let machines = running.machines();
+        let machine = match &request.clone {
+            Some(number) => machines.clones.get(number),
+            None => machines.first.as_ref(),
+        };
+        let clones: Vec<u32> = machines.clones.keys().copied().collect();
+        (machine.cloned(), clones)
+    };
+    let machine = machine.ok_or(match request.clone {
+        Some(_) => "there is no machine of that number: it has ended, or never was",
+        None => "there is no machine: it has not started yet, or starts again, or has ended",
+    })?;
+    let mut value = machine.answer(request, running)?;
+    if (request.command, request.clone) == (Command::Status, None) && !clones.is_empty() {
+        value["clones"] = clones.into();
+    }
+    Ok(value)
 }
 
 fn reply(mut stream: &UnixStream, answer: &Answer) -> io::Result<()> {
@@ -215,7 +243,7 @@ fn reply(mut stream: &UnixStream, answer: &Answer) -> io::Result<()> {
 }
 
 impl Machine {
-    fn answer(&self, request: &Request) -> Result<Value, String> {
+    fn answer(&self, request: &Request, running: &Running) -> Result<Value, String> {
         let file = match (request.command, &request.file) {
             (Command::Snapshot, Some(file)) => file.as_path(),
             (Command::Snapshot, None) => return Err("which file shall be made?".into()),
@@ -224,6 +252,9 @@ impl Machine {
         };
         if request.command != Command::Balloon && request.size.is_some() {
             return Err("a size is for balloon alone".into());
+        }
+        if request.command != Command::Fork && request.count.is_some() {
+            return Err("a number of machines is for fork alone".into());
         }
         let pause = || self.pause.as_ref().ok_or("the machine cannot be paused");
         match request.command {
@@ -238,6 +269,16 @@ impl Machine {
             }
             Command::Pause => done(pause()?.pause()),
             Command::Resume => done(pause()?.resume()),
+            Command::Fork => {
+                let count = request.count.unwrap_or(1);
+                if !(1..=MOST_CLONES).contains(&count) {
+                    return Err(format!("1 to {MOST_CLONES} machines can be made at once"));
+                }
+                let fork = pause()?.fork(&std::env::temp_dir())?;
+                let device = self.about["device"].as_str().unwrap_or_default();
+                let made = running.make(fork, count, Path::new(device))?;
+                Ok(json!({ "clones": made }))
+            }
             Command::Snapshot => pause()?.save(file).map(|()| json!({})),
             Command::Balloon => self.leave(request.size.ok_or("how much memory shall be left?")?),
             Command::Stats => {
@@ -256,8 +297,11 @@ impl Machine {
                 }
                 None => Err(NO_BUTTON.into()),
             },
-            // Before a machine is looked for.
-            Command::Quit => Ok(json!({})),
+            // Of the first one: it came before a machine was looked for.
+            Command::Quit => {
+                self.stop.stop();
+                Ok(json!({}))
+            }
         }
     }
 }
@@ -279,7 +323,7 @@ impl Machine {
     }
 }
 
-fn done(result: Result<(), rvmm_vm::Ended>) -> Result<Value, String> {
+fn done(result: Result<(), impl ToString>) -> Result<Value, String> {
     result
         .map(|()| json!({}))
         .map_err(|error| error.to_string())
@@ -327,9 +371,12 @@ pub struct CtlArgs {
     socket: PathBuf,
     /// What the machine shall do.
     command: Command,
-    /// File that `snapshot` makes, or memory that `balloon` leaves.
-    #[arg(value_name = "FILE|SIZE", required_if_eq_any([("command", "snapshot"), ("command", "balloon")]))]
+    /// File that `snapshot` makes, memory that `balloon` leaves, or how many machines `fork` makes.
+    #[arg(value_name = "FILE|SIZE|N", required_if_eq_any([("command", "snapshot"), ("command", "balloon")]))]
     argument: Option<std::ffi::OsString>,
+    /// The machine that `fork` has given this number.
+    #[arg(long, value_name = "N")]
+    clone: Option<u32>,
 }
 
 /// Runs `rvmm ctl`.
@@ -339,11 +386,16 @@ pub fn ctl(args: &CtlArgs) -> crate::status::Status {
         command: args.command,
         file: None,
         size: None,
+        count: None,
+        clone: args.clone,
     };
     let given = match (&args.argument, args.command) {
         (Some(text), Command::Balloon) => size::parse(&text.to_string_lossy())
             .map(|size| request.size = Some(size))
             .map_err(io::Error::other),
+        (Some(text), Command::Fork) => (text.to_string_lossy().parse())
+            .map(|count| request.count = Some(count))
+            .map_err(|_| io::Error::other("fork takes a number of machines")),
         // The machine has a directory of its own.
         (Some(file), _) => std::path::absolute(file).map(|file| request.file = Some(file)),
         (None, _) => Ok(()),

@@ -18,6 +18,7 @@ mod devices;
 mod exec;
 #[cfg(target_arch = "x86_64")]
 mod explain;
+mod forks;
 mod list;
 mod manual;
 #[cfg(target_arch = "x86_64")]
@@ -111,6 +112,12 @@ fn main() -> ExitCode {
         // SAFETY: no thread or handler of this program's depends on the signal.
         unsafe { libc::signal(libc::SIGPIPE, libc::SIG_DFL) };
     }
+    if matches!(
+        cli.command,
+        Command::Run(_) | Command::Restore(_) | Command::Bench(_)
+    ) {
+        allow_files();
+    }
     match cli.command {
         Command::Run(args) => run::main(args),
         Command::Restore(args) => restore::main(&args),
@@ -130,4 +137,19 @@ fn main() -> ExitCode {
         Command::Bench(args) => bench::main(&args),
     }
     .into()
+}
+
+/// Has this process have as many open files as it may: each machine that it makes takes a dozen.
+fn allow_files() {
+    let mut limit = libc::rlimit {
+        rlim_cur: 0,
+        rlim_max: 0,
+    };
+    // SAFETY: both calls get the structure, which lives. Where one fails, the limit is what it was.
+    unsafe {
+        if libc::getrlimit(libc::RLIMIT_NOFILE, &mut limit) == 0 {
+            limit.rlim_cur = limit.rlim_max;
+            libc::setrlimit(libc::RLIMIT_NOFILE, &limit);
+        }
+    }
 }

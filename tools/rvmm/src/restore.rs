@@ -7,7 +7,7 @@ use rvmm_vm::sandbox::Files;
 use rvmm_vm::snapshot::Snapshot;
 use rvmm_vm::{Exit, Vm, DEFAULT_DEVICE};
 
-use crate::api::Running;
+use crate::forks::Running;
 use crate::run::{about, console, ended, limit, prepare, Start};
 use crate::status::{report, say, Status, TABLE};
 use crate::{clones, devices};
@@ -93,7 +93,11 @@ pub fn main(args: &Args) -> Status {
         Err(status) => return status,
     };
     match run(args, snapshot, &running) {
-        Ok(exit) => ended(&exit),
+        Ok(exit) => {
+            let status = ended(&exit);
+            running.wait_for_clones();
+            status
+        }
         Err(error) => report(&error),
     }
 }

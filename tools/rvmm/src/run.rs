@@ -3,7 +3,7 @@
 
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 
 use rvmm_vm::disk::{self, Storage};
 use rvmm_vm::sandbox::{self, Files};
@@ -12,8 +12,9 @@ use rvmm_vm::{
     gdb, restore_terminal, size, stats, Builder, Console, Exit, Vm, DEFAULT_DEVICE, ESCAPE_HELP,
 };
 
-use crate::api::{self, Machine, Running};
+use crate::api::{self, Machine};
 use crate::devices;
+use crate::forks::Running;
 use crate::status::{report, say, Status, TABLE};
 
 /// Options of `rvmm run`.
@@ -135,11 +136,16 @@ pub fn main(args: Args) -> Status {
     // Devices of the host are reached by more than is known here.
     if !args.no_sandbox && args.pci.is_empty() {
         let kernel = args.kernel.iter().chain(&args.initrd).cloned();
-        let files = Files {
+        let mut files = Files {
             read: kernel.collect(),
             make: args.devices.directories(),
             ..Files::default()
         };
+        if args.api.is_some() {
+            // Machines that go on from this one have copies of its disks.
+            files.read.extend(args.image.clone());
+            files.make.push(std::env::temp_dir());
+        }
         let socket = match &args.gdb {
             Some(gdb::Address::Unix(path)) => Some(path.as_path()),
             _ => args.api.as_deref(),
@@ -165,7 +171,11 @@ pub fn main(args: Args) -> Status {
                 say!("rvmm: {exit}: starting again");
                 continue;
             }
-            _ => return ended(&exit),
+            _ => {
+                let status = ended(&exit);
+                running.wait_for_clones();
+                return status;
+            }
         }
     }
 }
@@ -204,12 +214,17 @@ pub fn calls() -> Status {
 
 /// Says how a machine has ended.
 pub fn ended(exit: &Exit) -> Status {
-    match exit {
-        Exit::Reset => say!("rvmm: guest reset: exiting"),
-        Exit::PowerOff => say!("rvmm: guest powered off"),
-        other => say!("rvmm: {other}"),
-    }
+    say!("rvmm: {}", said(exit));
     Status::from(exit)
+}
+
+/// How a machine has ended, in words.
+pub fn said(exit: &Exit) -> String {
+    match exit {
+        Exit::Reset => "guest reset: exiting".into(),
+        Exit::PowerOff => "guest powered off".into(),
+        other => other.to_string(),
+    }
 }
 
 /// Makes signals and a socket reach the machine that will run, as long as the socket is kept.
@@ -227,6 +242,10 @@ pub fn prepare(api: Option<&Path>) -> Result<(Running, Option<api::Socket>), Sta
     let Some(path) = api else {
         return Ok((running, None));
     };
+    if let Err(error) = running.start_maker() {
+        say!("rvmm: threads: {error}");
+        return Err(Status::Other);
+    }
     match api::serve(path, running.clone()) {
         Ok(socket) => Ok((running, Some(socket))),
         Err(error) => {
@@ -378,7 +397,26 @@ impl Start {
     /// # Errors
     ///
     /// Those of [`rvmm_vm::Builder::build`] and [`Vm::run`].
-    pub fn run(self, mut builder: Builder, running: &Running) -> rvmm_vm::Result<Exit> {
+    pub fn run(self, builder: Builder, running: &Running) -> rvmm_vm::Result<Exit> {
+        let stats = self.stats;
+        let (vm, machine) = self.build(builder)?;
+        running.machines().first = Some(machine.clone());
+        let exit = vm.run();
+        // What is left needs nobody's stop: a signal ends it.
+        running.machines().first = None;
+        let exit = exit?;
+        if stats {
+            print_stats(&machine.stats);
+        }
+        Ok(exit)
+    }
+
+    /// Makes a machine, and what others reach it by.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`rvmm_vm::Builder::build`].
+    pub fn build(self, mut builder: Builder) -> rvmm_vm::Result<(Vm, Arc<Machine>)> {
         if self.api {
             builder = builder.pausable();
         }
@@ -395,15 +433,7 @@ impl Start {
             },
             about: self.about,
         });
-        *running.lock().unwrap_or_else(PoisonError::into_inner) = Some(machine.clone());
-        let exit = vm.run();
-        // What is left needs nobody's stop: a signal ends it.
-        *running.lock().unwrap_or_else(PoisonError::into_inner) = None;
-        let exit = exit?;
-        if self.stats {
-            print_stats(&machine.stats);
-        }
-        Ok(exit)
+        Ok((vm, machine))
     }
 }
 
@@ -483,9 +513,8 @@ fn stop_on_signal(running: Running) -> io::Result<()> {
         if unsafe { libc::sigwait(&all, &mut signal) } != 0 {
             return;
         }
-        let mut running = running.lock().unwrap_or_else(PoisonError::into_inner);
         if signal == BUTTON {
-            match &*running {
+            match &running.machines().first {
                 Some(machine) => match &machine.button {
                     Some(button) => button.press(),
                     None => say!("rvmm: {}", api::NO_BUTTON),
@@ -494,10 +523,7 @@ fn stop_on_signal(running: Running) -> io::Result<()> {
             }
             continue;
         }
-        let taken = running.take();
-        drop(running);
-        if let Some(machine) = taken {
-            machine.stop.stop();
+        if running.stop() {
             let patience = libc::timespec {
                 tv_sec: PATIENCE,
                 tv_nsec: 0,

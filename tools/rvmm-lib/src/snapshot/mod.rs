@@ -8,9 +8,10 @@
 pub(crate) mod state;
 
 use std::fs::File;
-use std::io::{self, Read, Write};
+use std::io::{self, Write};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use crc::{Digest, Table};
 use vm_memory::mmap::MmapRegionBuilder;
@@ -24,6 +25,7 @@ use vmm_sys_util::tempfile::TempFile;
 use self::state::State;
 use crate::disk::CRC;
 use crate::error::Result;
+use crate::fork::Kept;
 use crate::hold::Ended;
 use crate::layout;
 use crate::virtio::saved::Saved;
@@ -92,7 +94,7 @@ pub(crate) fn save(
 
 fn write(
     path: &Path,
-    mut state: State,
+    state: State,
     memory: &GuestMemoryMmap,
     parts: &[File],
     ended: &dyn Fn() -> bool,
@@ -101,6 +103,18 @@ fn write(
     let mut options = File::options();
     std::os::unix::fs::OpenOptionsExt::mode(&mut options, 0o600);
     let mut file = options.write(true).create_new(true).open(path)?;
+    write_to(&mut file, state, memory, parts, ended)?;
+    file.sync_all()
+}
+
+/// Writes a machine to an empty file.
+pub(crate) fn write_to(
+    file: &mut File,
+    mut state: State,
+    memory: &GuestMemoryMmap,
+    parts: &[File],
+    ended: &dyn Fn() -> bool,
+) -> io::Result<()> {
     let start = PAGE as u64;
     let (mut pages, mut at) = (Pages::new(), 0);
     let mut page = [0; PAGE];
@@ -150,8 +164,7 @@ fn write(
     let mut header: Vec<u8> = words.iter().flat_map(|word| word.to_le_bytes()).collect();
     header.extend(CRC.checksum(&header).to_le_bytes());
     file.write_all(&header)?;
-    file.write_all_at(&state, end)?;
-    file.sync_all()
+    file.write_all_at(&state, end)
 }
 
 /// Calls `found` for each page of a part of a file that is not zero, with its place in that part; the last one is
@@ -181,6 +194,17 @@ fn walk(
     Ok(())
 }
 
+/// Copies a part of a file to one without a name below `directory`.
+pub(crate) fn copy(file: &File, start: u64, length: u64, directory: &Path) -> io::Result<File> {
+    let copy = TempFile::new_in(directory)?.into_file();
+    copy.set_len(length)?;
+    walk(file, start, length, |at, page| {
+        let count = (length - at).min(PAGE as u64) as usize;
+        copy.write_all_at(&page[..count], at)
+    })?;
+    Ok(copy)
+}
+
 fn cut(error: io::Error) -> io::Error {
     match error.kind() {
         io::ErrorKind::UnexpectedEof => wrong("it is cut short"),
@@ -188,10 +212,16 @@ fn cut(error: io::Error) -> io::Error {
     }
 }
 
-/// A file with a machine in it, looked at from its first byte to its last.
+/// A machine that was saved: a file with it, looked at from its first byte to its last, or what rvmm keeps of it.
 pub struct Snapshot {
-    file: File,
+    from: From,
     pub(crate) state: State,
+}
+
+/// Where memory and parts are.
+enum From {
+    File(File),
+    Kept(Arc<Kept>),
 }
 
 impl Snapshot {
@@ -202,12 +232,16 @@ impl Snapshot {
     /// Those of the system; [`io::ErrorKind::InvalidData`] with a sentence if it is none, of another version, cut short
     /// or damaged.
     pub fn open(path: &Path) -> io::Result<Self> {
-        let mut file = File::open(path)?;
+        Self::read(File::open(path)?)
+    }
+
+    /// Looks at a file.
+    pub(crate) fn read(file: File) -> io::Result<Self> {
         if !file.metadata()?.is_file() {
             return Err(wrong("it is no regular file"));
         }
         let mut header = [0; HEADER];
-        let read = match file.read_exact(&mut header) {
+        let read = match file.read_exact_at(&mut header, 0) {
             Err(error) if error.kind() != io::ErrorKind::UnexpectedEof => return Err(error),
             read => read.map_err(cut),
         };
@@ -268,20 +302,35 @@ impl Snapshot {
                 return Err(wrong(cause));
             }
         }
-        Ok(Self { file, state })
+        let from = From::File(file);
+        Ok(Self { from, state })
     }
 
     /// Copies a part to a file without a name below `directory`.
     fn part(&self, number: usize, directory: &Path) -> io::Result<File> {
-        let part = self.state.parts.get(number);
-        let (start, length, _) = *part.ok_or_else(|| wrong("a part of it is not there"))?;
-        let copy = TempFile::new_in(directory)?.into_file();
-        copy.set_len(length)?;
-        walk(&self.file, start, length, |at, page| {
-            let count = (length - at).min(PAGE as u64) as usize;
-            copy.write_all_at(&page[..count], at)
-        })?;
-        Ok(copy)
+        let found = match &self.from {
+            From::File(file) => {
+                let part = self.state.parts.get(number);
+                part.map(|(start, length, _)| (file, *start, *length))
+            }
+            From::Kept(kept) => kept.part(number)?.map(|(file, length)| (file, 0, length)),
+        };
+        let (file, start, length) = found.ok_or_else(|| wrong("a part of it is not there"))?;
+        copy(file, start, length, directory)
+    }
+
+    /// What rvmm keeps of a machine of this process, if it is that.
+    pub(crate) fn fork(&self) -> Option<&Arc<Kept>> {
+        match &self.from {
+            From::File(_) => None,
+            From::Kept(kept) => Some(kept),
+        }
+    }
+
+    /// One that goes on from a machine of this process.
+    pub(crate) fn kept(kept: Arc<Kept>, state: State) -> Self {
+        let from = From::Kept(kept);
+        Self { from, state }
     }
 
     /// Makes the machine's devices, with disks that are copies below the directory for temporary files.
@@ -377,9 +426,13 @@ impl Snapshot {
 
     /// The machine's memory, shared with all that come from this file, until written to.
     pub(crate) fn memory(&self) -> std::result::Result<GuestMemoryMmap, String> {
+        let file = match &self.from {
+            From::File(file) => file,
+            From::Kept(kept) => return kept.memory(),
+        };
         let (mut regions, mut at) = (Vec::new(), PAGE as u64);
         for (first, length) in layout::ram_ranges(self.state.memory) {
-            let file = self.file.try_clone().map_err(|error| error.to_string())?;
+            let file = file.try_clone().map_err(|error| error.to_string())?;
             let region = MmapRegionBuilder::new(length as usize)
                 .with_mmap_prot(libc::PROT_READ | libc::PROT_WRITE)
                 .with_mmap_flags(libc::MAP_PRIVATE | libc::MAP_NORESERVE)

@@ -185,13 +185,42 @@ impl VcpuState {
         })
     }
 
+    /// What a CPU has that the hypervisor does not keep in a fork.
+    pub(crate) fn configuration(fd: &VcpuFd) -> Result<Self> {
+        let cpuid = fd
+            .get_cpuid2(KVM_MAX_CPUID_ENTRIES)
+            .map_err(Error::ioctl("KVM_GET_CPUID2"))?;
+        Ok(Self {
+            tsc_khz: fd.get_tsc_khz().ok(),
+            cpuid: cpuid.as_slice().to_vec(),
+            ..Self::empty()
+        })
+    }
+
+    /// A CPU of which nothing is known.
+    fn empty() -> Self {
+        Self {
+            tsc_khz: None,
+            cpuid: Vec::new(),
+            mp_state: Default::default(),
+            regs: Default::default(),
+            sregs: Default::default(),
+            xsave: Default::default(),
+            xcrs: Default::default(),
+            debug: Default::default(),
+            lapic: Default::default(),
+            msrs: Vec::new(),
+            events: Default::default(),
+        }
+    }
+
     /// What this CPU has that a hypervisor does not support, in words.
     pub(crate) fn lacks(&self, supported: &[kvm_cpuid_entry2]) -> Option<String> {
         cpu::lacks(&self.cpuid, supported)
     }
 
-    /// Makes a new CPU what was saved.
-    pub(crate) fn restore(&self, fd: &VcpuFd) -> Result<()> {
+    /// Makes a new CPU one that can become what was saved.
+    pub(crate) fn configure(&self, fd: &VcpuFd) -> Result<()> {
         cpu::set_cpuid(fd, &self.cpuid)?;
         if let Some(khz) = self
             .tsc_khz
@@ -200,6 +229,12 @@ impl VcpuState {
             fd.set_tsc_khz(khz)
                 .map_err(Error::ioctl("KVM_SET_TSC_KHZ"))?;
         }
+        Ok(())
+    }
+
+    /// Makes a new CPU what was saved.
+    pub(crate) fn restore(&self, fd: &VcpuFd) -> Result<()> {
+        self.configure(fd)?;
         fd.set_mp_state(self.mp_state)
             .map_err(Error::ioctl("KVM_SET_MP_STATE"))?;
         fd.set_regs(&self.regs)
@@ -262,22 +297,9 @@ fn write_msrs(fd: &VcpuFd, entries: &[kvm_msr_entry]) -> Result<()> {
 #[cfg(test)]
 impl State {
     pub(crate) fn empty(memory: u64) -> Self {
-        let vcpu = VcpuState {
-            tsc_khz: None,
-            cpuid: Vec::new(),
-            mp_state: Default::default(),
-            regs: Default::default(),
-            sregs: Default::default(),
-            xsave: Default::default(),
-            xcrs: Default::default(),
-            debug: Default::default(),
-            lapic: Default::default(),
-            msrs: Vec::new(),
-            events: Default::default(),
-        };
         Self {
             memory,
-            vcpus: vec![vcpu],
+            vcpus: vec![VcpuState::empty()],
             chips: Chips::default(),
             serial: SerialState::default(),
             cmos: CmosState::default(),

@@ -108,18 +108,19 @@ fn release(reader: &mut Reader, guest: &Guest) -> Result<(), Broken> {
             continue;
         }
         let whole = std::mem::replace(&mut run, page..page + 1);
-        discard(guest, whole);
+        discard(guest, whole)?;
     }
-    discard(guest, run);
-    Ok(())
+    discard(guest, run)
 }
 
 /// What is no memory is left alone.
-fn discard(guest: &Guest, pages: std::ops::Range<u64>) {
-    let length = (pages.end - pages.start) * PAGE;
-    if let Err(error) = sys::discard(&guest.memory, pages.start * PAGE, length) {
+fn discard(guest: &Guest, pages: std::ops::Range<u64>) -> Result<(), Broken> {
+    let (start, length) = (pages.start * PAGE, (pages.end - pages.start) * PAGE);
+    guest.before_write(start, length)?;
+    if let Err(error) = sys::discard(&guest.memory, start, length) {
         tracing::debug!(%error, "balloon");
     }
+    Ok(())
 }
 
 impl Backend for Balloon {

@@ -79,6 +79,7 @@ impl Bench {
                 memory: Arc::new(memory),
                 stop: Arc::default(),
                 leave: Arc::default(),
+                forked: None,
             },
             next: 0,
         }

@@ -62,7 +62,7 @@ impl Console {
     /// Receives what has been typed; false when there is nothing, or no room.
     fn receive(&mut self, ring: &mut Ring, guest: &Guest) -> Result<bool, Broken> {
         let memory = &*guest.memory;
-        let Some(chain) = next(ring, memory)? else {
+        let Some(chain) = next(ring, guest)? else {
             self.starved = true;
             return Ok(false);
         };

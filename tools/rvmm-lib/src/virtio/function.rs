@@ -73,6 +73,10 @@ pub struct Function {
     routed: Vec<Option<Message>>,
     /// GSI of the first vector.
     gsi: u32,
+    /// The machine has been forked: what is written to its memory has to be told before.
+    tells: bool,
+    /// The kernel serves queues.
+    is_served_by_kernel: bool,
     /// Where the queues are of a device that stands still, and is to go on.
     frozen: Option<Vec<(u16, u16)>>,
 }
@@ -111,6 +115,8 @@ impl Function {
             registers,
             table: Table::new(vectors),
             device_config: backend.config(),
+            tells: false,
+            is_served_by_kernel: backend.served_by_kernel() > 0,
             state: State::Idle(backend),
             kicks: queues.iter().map(|_| event()).collect::<Result<_>>()?,
             doorbells: None,
@@ -287,7 +293,13 @@ impl Function {
             memory: self.memory.clone(),
             stop: Arc::default(),
             leave: Arc::default(),
+            forked: self.tells.then(|| self.vm.clone()),
         };
+        for ring in rings.iter().filter(|ring| ring.enabled()) {
+            // Flags, index, entries, and the event that the device asks for.
+            let length = 6 + 8 * u64::from(ring.queue.size());
+            guest.before_write(ring.queue.used_ring(), length)?;
+        }
         let served = backend.served_by_kernel();
         if let Err(broken) = backend.hand_over(&rings[..served], &kicks, &guest) {
             self.state = State::Idle(backend);
@@ -313,6 +325,16 @@ impl Function {
         for event in self.kicks.iter().chain(&*self.events) {
             let _ = event.read();
         }
+    }
+
+    /// Whether the kernel serves queues of it, and writes to the memory.
+    pub fn is_served_by_kernel(&self) -> bool {
+        self.is_served_by_kernel
+    }
+
+    /// Has the device, from its next start on, tell the hypervisor what it is going to write to.
+    pub fn tell_writes(&mut self) {
+        self.tells = true;
     }
 
     /// Has the device stand still: its thread ends when it has done what it is at, until [`Self::thaw`].

@@ -69,6 +69,16 @@ impl Host {
         self.functions.iter_mut().for_each(Function::freeze);
     }
 
+    /// Whether the kernel writes to the machine's memory for one of them.
+    pub(crate) fn is_served_by_kernel(&self) -> bool {
+        self.functions.iter().any(Function::is_served_by_kernel)
+    }
+
+    /// Has devices, which stand still, tell the hypervisor what they are going to write to.
+    pub(crate) fn tell_writes(&mut self) {
+        self.functions.iter_mut().for_each(Function::tell_writes);
+    }
+
     /// Lets them go on.
     pub(crate) fn thaw(&mut self) {
         self.functions.iter_mut().for_each(Function::thaw);

@@ -122,6 +122,7 @@ fn rings_and_descriptors_may_be_anything() {
             memory: Arc::new(memory),
             stop: Arc::default(),
             leave: Arc::default(),
+            forked: None,
         };
         let mut devices = devices();
         let count = devices.len();

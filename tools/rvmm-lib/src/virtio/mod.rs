@@ -38,7 +38,7 @@ use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::Arc;
 
-use kvm_ioctls::{Cap, Kvm};
+use kvm_ioctls::{Cap, Kvm, VmFd};
 use virtio_queue::{DescriptorChain, Queue, QueueT};
 use vm_memory::GuestMemoryMmap;
 use vmm_sys_util::eventfd::EventFd;
@@ -47,6 +47,7 @@ use vmm_sys_util::eventfd::EventFd;
 pub(crate) use self::host::{Host, Window, ECAM, ECAM_LENGTH, PORT, PORTS};
 use self::saved::Saved;
 use self::transport::Vector;
+use crate::sys;
 use crate::vm::check_extensions;
 
 /// Feature bit 28: descriptors may be in tables of their own.
@@ -192,9 +193,38 @@ pub struct Guest {
     pub stop: Arc<AtomicBool>,
     /// Set when the device shall stand still: after what it is at.
     pub leave: Arc<AtomicBool>,
+    /// The machine, if others have been made of it: its hypervisor does not see what is written here.
+    pub forked: Option<Arc<VmFd>>,
 }
 
 impl Guest {
+    /// To be called before guest memory is written to, or given back.
+    ///
+    /// # Errors
+    ///
+    /// The hypervisor has no memory to keep what is there.
+    pub fn before_write(&self, gpa: u64, length: u64) -> Result<(), Broken> {
+        let Some(vm) = self.forked.as_ref().filter(|_| length > 0) else {
+            return Ok(());
+        };
+        const PAGE: u64 = 4096;
+        let start = gpa & !(PAGE - 1);
+        let end = gpa
+            .saturating_add(length)
+            .div_ceil(PAGE)
+            .saturating_mul(PAGE);
+        loop {
+            let touched = sys::touch(&**vm, start, end.saturating_sub(start));
+            let Err(error) = touched else { return Ok(()) };
+            match error.raw_os_error() {
+                Some(libc::EINTR) => {}
+                // There are no forks any more, or no such memory, which nobody can write to.
+                Some(libc::ENODATA | libc::ESTALE | libc::EFAULT | libc::EINVAL) => return Ok(()),
+                _ => return Err(error.into()),
+            }
+        }
+    }
+
     /// Whether the device has to stop.
     pub fn stopping(&self) -> bool {
         self.stop.load(Ordering::Acquire)
@@ -250,7 +280,7 @@ pub fn drain(
 ) -> Result<(), Broken> {
     let memory = &*guest.memory;
     ring.queue.disable_notification(memory)?;
-    while let Some(chain) = next(ring, memory)? {
+    while let Some(chain) = next(ring, guest)? {
         let head = chain.head_index();
         let length = serve(chain)?;
         ring.queue.add_used(memory, head, length)?;
@@ -262,17 +292,23 @@ pub fn drain(
     Ok(())
 }
 
-/// The next request of a ring; where there is none, the driver rings when there is.
+/// The next request of a ring, which may be answered; where there is none, the driver rings when there is.
 ///
 /// # Errors
 ///
 /// [`Broken`] if the ring cannot be read, or says that it has more than it can have.
 pub fn next<'a>(
     ring: &mut Ring,
-    memory: &'a GuestMemoryMmap,
+    guest: &'a Guest,
 ) -> Result<Option<DescriptorChain<&'a GuestMemoryMmap>>, Broken> {
+    let memory = &*guest.memory;
     for _ in 0..2 {
         if let Some(chain) = ring.queue.pop_descriptor_chain(memory) {
+            if guest.forked.is_some() {
+                for part in chain.clone().writable() {
+                    guest.before_write(part.addr().0, part.len().into())?;
+                }
+            }
             return Ok(Some(chain));
         }
         if !ring.queue.enable_notification(memory)? {

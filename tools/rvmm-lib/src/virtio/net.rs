@@ -80,7 +80,7 @@ impl Net {
     /// Receives one frame; false when there is none, or no room.
     fn receive(&mut self, ring: &mut Ring, guest: &Guest) -> Result<bool, Broken> {
         let memory = &*guest.memory;
-        let Some(chain) = next(ring, memory)? else {
+        let Some(chain) = next(ring, guest)? else {
             self.starved = true;
             return Ok(false);
         };

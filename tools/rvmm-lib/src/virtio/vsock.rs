@@ -116,7 +116,7 @@ impl Backend for Vsock {
         let Some(ring) = rings.get_mut(index).filter(|_| self.anew) else {
             return Ok(());
         };
-        if let Some(chain) = next(ring, memory)? {
+        if let Some(chain) = next(ring, guest)? {
             let head = chain.head_index();
             let event = RESET.to_le_bytes();
             chain.writer(memory)?.write_all(&event)?;
