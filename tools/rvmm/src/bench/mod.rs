@@ -3,6 +3,7 @@
 //! ABI.
 
 mod args;
+mod clones;
 mod device;
 mod environment;
 mod guest;
@@ -115,6 +116,7 @@ fn measure(args: &Args) -> anyhow::Result<Status> {
     doorbells(&mut bench, overhead);
     memory::rows(&mut bench, overhead);
     machines(&mut bench);
+    clones::rows(&mut bench);
     bench.finish()
 }
 
