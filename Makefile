@@ -114,7 +114,7 @@ test-guests: setup modules tools
 test-iommu: setup
 	@tools/test --iommu $(TESTS)
 
-# Arm64: two minutes, and a set-up of its own the first time.
+# Arm64: a quarter of an hour, and a set-up of its own the first time.
 test-arm: setup
 	@tools/test --arm $(TESTS)
 

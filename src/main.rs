@@ -6,7 +6,7 @@
 //! that the ground, which knows no registers: `abi`, `mem` and `bus`. `linux` wraps kernel interfaces and knows nothing
 //! of hypervisors.
 //!
-//! Arm64 has not all of it yet: interrupt controllers and what needs them, assigned devices among it, are x86's alone.
+//! Arm64 has not all of it yet: assigned devices are x86's alone.
 
 #[path = "../rust/mod.rs"]
 #[cfg_attr(CONFIG_ARM64, allow(dead_code, unused_macros, unused_imports))]

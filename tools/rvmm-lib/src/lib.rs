@@ -103,7 +103,7 @@ pub use acpi::PowerButton;
 #[cfg(target_arch = "aarch64")]
 use arm64::pause;
 #[cfg(target_arch = "aarch64")]
-pub use arm64::{boot, gdb, layout, pci, PowerButton};
+pub use arm64::{boot, gdb, layout, pci, Fork, PowerButton};
 pub use console::{restore_terminal, Console, ESCAPE_HELP};
 pub use error::{Error, Result};
 pub use exit::{Crash, EntryFailure, Exit};

@@ -694,6 +694,8 @@ pub fn open_terminal() -> std::io::Result<(File, File, std::path::PathBuf)> {
             libc::O_RDWR | libc::O_NONBLOCK,
         ))?;
     }
+    // The letters are signed on some processors.
+    #[allow(clippy::unnecessary_cast)]
     let name = name.map(|letter| letter as u8);
     let name = std::ffi::CStr::from_bytes_until_nul(&name).unwrap_or_default();
     Ok((ours, theirs, name.to_string_lossy().into_owned().into()))

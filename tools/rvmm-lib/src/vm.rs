@@ -30,6 +30,7 @@ use crate::input::{self, Supervisor};
 use crate::pause::Pause;
 use crate::serial::SerialPort;
 use crate::vcpu::{self, Control, Vcpu};
+use crate::virtio::balloon;
 use crate::PowerButton;
 #[cfg(target_arch = "x86_64")]
 use crate::{
@@ -44,7 +45,6 @@ use crate::{
     snapshot::{state::saved_msrs, Snapshot},
     virtio::block,
 };
-use crate::virtio::balloon;
 use crate::{gdb, layout, pci, sys, virtio};
 
 #[cfg(target_arch = "aarch64")]

@@ -7,7 +7,7 @@ use kvm_ioctls::{Cap, Kvm};
 use vmm_sys_util::eventfd::EventFd;
 
 use super::{allocate, check_extensions, create_vm, map, open, stats_files, Builder, Vm};
-use crate::arm64::{clock::Clock, cpu, gic, layout};
+use crate::arm64::{clock::Clock, cpu, gic, layout, Snapshot};
 use crate::boot;
 use crate::bus::Bus;
 use crate::console::Console;
@@ -16,7 +16,7 @@ use crate::hold;
 use crate::pause::Pause;
 use crate::serial::{self, SerialDevice, SerialPort};
 use crate::vcpu::{Control, Vcpu};
-use crate::virtio::{block, mmio::Mmio};
+use crate::virtio::{block, mmio::Mmio, Backend};
 
 /// As many as there is room for redistributors.
 const MOST_CPUS: usize = 512;
@@ -25,7 +25,18 @@ const LEAST_MEMORY: u64 = 16 << 20;
 /// Bits of addresses where the hypervisor does not say (api.rst, 4.2).
 const USUAL_BITS: u32 = 40;
 
+/// Whether a device wants what those in memory have not: a configuration that changes, or rings that the kernel serves.
+#[allow(clippy::borrowed_box)]
+fn changes(device: &Box<dyn Backend>) -> bool {
+    device.registers().is_some() || device.served_by_kernel() > 0
+}
+
 impl Builder {
+    /// There is no such snapshot.
+    pub fn saved(self, snapshot: Snapshot) -> Self {
+        match snapshot.0 {}
+    }
+
     /// Makes the machine, ready to run.
     ///
     /// # Errors
@@ -142,6 +153,7 @@ impl Builder {
             debugger: None,
             stats,
             button: None,
+            balloon: None,
             pause,
             _gic: gic,
             _vm: vm,
@@ -156,6 +168,11 @@ impl Builder {
         let absent = [
             (!self.assigned.is_empty(), "PCI devices", "leave out --pci"),
             (self.gdb.is_some(), "debuggers", "leave out --gdb"),
+            (
+                self.virtio.iter().any(changes),
+                "balloons, second consoles and sockets to the host",
+                "leave out --balloon, --console and --vsock",
+            ),
             (
                 self.devices.iter().any(|placed| placed.on_ports),
                 "ports",

@@ -20,4 +20,4 @@ pub(crate) mod gic;
 pub(crate) mod pause;
 
 #[cfg(target_arch = "aarch64")]
-pub use absent::{gdb, pci, PowerButton};
+pub use absent::{gdb, pci, Fork, PowerButton, Snapshot};

@@ -5,6 +5,7 @@ use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use crate::arm64::Fork;
 use crate::hold::{Ended, Hold};
 
 struct Shared {
@@ -65,6 +66,15 @@ impl Pause {
     /// A sentence.
     pub fn save(&self, _: &Path) -> Result<(), String> {
         Err("a machine on Arm64 cannot be saved yet".into())
+    }
+
+    /// Makes nothing that others could go on from.
+    ///
+    /// # Errors
+    ///
+    /// A sentence.
+    pub fn fork(&self, _: &Path) -> Result<Fork, String> {
+        Err("no machines go on from one on Arm64 yet".into())
     }
 
     /// Whether it is paused.

@@ -205,6 +205,7 @@ impl Mmio {
             memory: self.memory.clone(),
             stop: Arc::default(),
             leave: Arc::default(),
+            forked: None,
         };
         let alarm = Alarm {
             broken: self.transport.broken.clone(),
