@@ -187,6 +187,12 @@ pub fn call(x: &[u64; 4], policy: &Policy) -> Answer {
     }
 }
 
+/// Functions of PSCI: nobody filters them by bitmaps.
+#[inline]
+pub fn is_call(function: u32) -> bool {
+    matches!(function & !CALL64, 0x8400_0000..=0x8400_001f)
+}
+
 /// The two calls that SMCCC has of its own, and those of workarounds.
 pub fn smccc(x: &[u64; 4], levels: &Levels) -> Answer {
     Value(match (x[0] as u32, x[1] as u32) {

@@ -408,12 +408,30 @@ impl<'a> Runner<'a> {
     /// HVC or SMC, already behind the instruction.
     fn hypercall(&mut self, by_smc: bool) -> Step {
         let [x0, x1, x2, x3, ..] = self.s.guest.regs.x;
-        match smccc::action(&self.s.filter, x0 as u32) {
+        let x = [x0, x1, x2, x3];
+        if self.s.filter.is_empty() {
+            let function = x0 as u32;
+            if psci::is_call(function) && self.s.has_psci() {
+                let answer = psci::call(&x, &self.vm.psci_policy());
+                return self.carry_out(answer);
+            }
+            if !smccc::is_call(function) {
+                return self.answer([psci::NOT_SUPPORTED, 0, 0, 0]);
+            }
+        }
+        self.other_hypercall(&x, by_smc)
+    }
+
+    /// One that is none of PSCI's, or that user space may have filtered.
+    #[inline(never)]
+    fn other_hypercall(&mut self, x: &[u64; 4], by_smc: bool) -> Step {
+        let function = x[0] as u32;
+        match smccc::action(&self.s.filter, function) {
             smccc::Action::Handle => {}
             smccc::Action::Deny => return self.answer([psci::NOT_SUPPORTED, 0, 0, 0]),
             smccc::Action::Forward => {
                 return self.ask(&exits::Hypercall {
-                    nr: u64::from(x0 as u32),
+                    nr: function.into(),
                     args: [0; 6],
                     ret: 0,
                     flags: if by_smc { HYPERCALL_SMC } else { 0 },
@@ -426,7 +444,13 @@ impl<'a> Runner<'a> {
             levels: el2::levels(),
             stolen_time: self.s.stolen.place(),
         };
-        match smccc::call(&[x0, x1, x2, x3], &policy) {
+        let answer = smccc::call(x, &policy);
+        self.carry_out(answer)
+    }
+
+    /// What comes of a call.
+    fn carry_out(&mut self, answer: psci::Answer) -> Step {
+        match answer {
             psci::Answer::Value(value) => self.answer([value, 0, 0, 0]),
             psci::Answer::Values(values) => self.answer(values),
             psci::Answer::Random { bits, wide } => {
@@ -492,9 +516,8 @@ impl<'a> Runner<'a> {
 
     /// X0 to X3 of a call.
     fn answer(&mut self, values: [u64; 4]) -> Step {
-        for (n, value) in (0..).zip(values) {
-            self.s.guest.regs.set_x(n, value);
-        }
+        let x = &mut self.s.guest.regs.x;
+        [x[0], x[1], x[2], x[3]] = values;
         Step::Again
     }
 

@@ -76,6 +76,19 @@ impl Policy {
     }
 }
 
+/// Whether a number can be one of these calls.
+#[inline]
+pub fn is_call(function: u32) -> bool {
+    matches!(
+        function,
+        0x8000_0000..=0x8000_ffff
+            | TRNG_VERSION..=TRNG_RND32
+            | TRNG_RND64
+            | PV_TIME_FEATURES..=PV_TIME_ST
+            | 0x8600_0000..=0x8600_ffff
+    )
+}
+
 /// The call `x[0]` with its arguments.
 pub fn call(x: &[u64; 4], p: &Policy) -> Answer {
     let (function, x1) = (x[0] as u32, x[1] as u32);
@@ -285,6 +298,15 @@ mod tests {
         let (bits, wide) = (192, true);
         assert_eq!(ask(TRNG_RND64, 192), Answer::Random { bits, wide });
         assert_eq!(value(TRNG_RND64, 193, &ALL), INVALID_PARAMETER);
+    }
+
+    #[test]
+    fn what_is_no_call_has_no_answer() {
+        let owners = (0..=0xffu32).map(|owner| owner << 24);
+        let numbers = owners.flat_map(|o| (0..0x100).chain(0xff00..0x1_0100).map(move |n| o | n));
+        for function in numbers.filter(|f| !is_call(*f) && !psci::is_call(*f)) {
+            assert_eq!(value(function, 0, &ALL), NOT_SUPPORTED, "{function:#x}");
+        }
     }
 
     #[test]

@@ -438,6 +438,8 @@ impl Has {
 pub(crate) struct Stay<'irq> {
     own_mm: InOwnMm<'irq>,
     loads_debug: bool,
+    /// HCR_EL2 for its entries.
+    hcr: u64,
 }
 
 impl<'irq> Stay<'irq> {
@@ -490,6 +492,7 @@ impl<'irq> Stay<'irq> {
         let stay = Self {
             own_mm,
             loads_debug: debug.is_on(),
+            hcr: hcr_of(g),
         };
         let result = body(owner, &stay);
         let g = guest(owner);
@@ -524,16 +527,7 @@ impl<'irq> Stay<'irq> {
         // What is behind stage 2 is the guest's own, whatever it does there. The barrier has the walker find what has
         // been written to nested page tables on this CPU.
         let why = unsafe {
-            let mut hcr = hcr_guest();
-            if guest.has_keys {
-                hcr |= HCR_APK | HCR_API;
-            }
-            if guest.identity_traps.0 {
-                hcr |= HCR_TID1;
-            }
-            if guest.identity_traps.1 {
-                hcr |= HCR_TID2;
-            }
+            let mut hcr = self.hcr;
             if let Some(iss) = guest.error {
                 hcr |= HCR_VSE;
                 if has_ras() {
@@ -678,6 +672,21 @@ static LEVELS: [AtomicU32; 3] = [const { AtomicU32::new(0) }; 3];
 #[inline]
 pub(crate) fn levels() -> Levels {
     Levels(LEVELS.each_ref().map(|level| level.load(Ordering::Relaxed)))
+}
+
+/// The same with what this one has.
+fn hcr_of(guest: &Guest) -> u64 {
+    let mut hcr = hcr_guest();
+    if guest.has_keys {
+        hcr |= HCR_APK | HCR_API;
+    }
+    if guest.identity_traps.0 {
+        hcr |= HCR_TID1;
+    }
+    if guest.identity_traps.1 {
+        hcr |= HCR_TID2;
+    }
+    hcr
 }
 
 /// HCR_EL2 while a guest runs.
