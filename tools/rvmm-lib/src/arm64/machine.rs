@@ -170,8 +170,8 @@ impl Builder {
             (self.gdb.is_some(), "debuggers", "leave out --gdb"),
             (
                 self.virtio.iter().any(changes),
-                "balloons, second consoles and sockets to the host",
-                "leave out --balloon, --console and --vsock",
+                "balloons and sockets to the host",
+                "leave out --balloon and --vsock",
             ),
             (
                 self.devices.iter().any(|placed| placed.on_ports),
