@@ -15,9 +15,12 @@ use kernel::prelude::*;
 /// Bits of a guest-physical address where user space does not say how many.
 pub(crate) const ADDRESS_BITS: u32 = 40;
 
-/// The most that there can be.
+/// The most that there can be: a walk of four levels takes a processor with 44 bits (Arm ARM D24.2.187, VTCR_EL2.SL0).
 pub(crate) fn most_address_bits() -> u32 {
-    linux_el2::address_bits().min(stage2::MOST_BITS)
+    match linux_el2::address_bits() {
+        bits @ 44.. => bits.min(stage2::MOST_BITS),
+        _ => ADDRESS_BITS,
+    }
 }
 
 /// Entries are broken before others are made, and [`forget_translations`] does what that needs.

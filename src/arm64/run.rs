@@ -648,6 +648,11 @@ impl<'a> Runner<'a> {
             }
             return Stayed::Ended(self.device(gpa, &f, false));
         };
+        // Cache maintenance that wants the right to write, which it will not get: nothing has been written there.
+        if f.maintenance && entry.slot.is_readonly() {
+            self.s.guest.regs.skip();
+            return Stayed::Ended(Step::Again);
+        }
         let by = &mut self.s.faulting(&self.vcpu.shared);
         let how = (f.write, f.fetch);
         if vm.memory.fault_resident(entry, by, gpa, how, stay.own_mm()) {
