@@ -8,16 +8,16 @@ use std::sync::atomic::Ordering;
 use std::sync::Arc;
 
 use kvm_ioctls::{IoEventAddress, NoDatamatch, VmFd};
-use virtio_queue::{Queue, QueueT};
-use vm_memory::{GuestAddress, GuestMemoryMmap};
+use virtio_queue::QueueT;
+use vm_memory::GuestMemoryMmap;
 use vmm_sys_util::eventfd::EventFd;
 
 use super::msix::{Message, Table};
 use super::saved::FunctionState;
-use super::transport::{Action, QueueRegisters, Transport, LENGTH};
-use super::worker::{Alarm, Worker};
+use super::transport::{Action, Transport, LENGTH};
+use super::worker::{event, Alarm, State, Worker};
 use super::{send, Backend, Broken, Guest, Registers, Ring, EVENT_IDX, INDIRECT};
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::pci::config::{cap, reg, Config, MEMORY};
 
 /// Registers behind the base address register: 32 KiB.
@@ -44,16 +44,6 @@ const CAP_ACCESS: usize = 0x94;
 /// The window of the last one into the registers.
 const ACCESS_DATA: usize = CAP_ACCESS + 16;
 
-/// The device, wherever it is.
-enum State {
-    /// The driver has not started it.
-    Idle(Box<dyn Backend>),
-    /// Its thread has it.
-    Running(Worker),
-    /// Its thread has panicked.
-    Gone,
-}
-
 /// The function.
 pub struct Function {
     vm: Arc<VmFd>,
@@ -79,10 +69,6 @@ pub struct Function {
     is_served_by_kernel: bool,
     /// Where the queues are of a device that stands still, and is to go on.
     frozen: Option<Vec<(u16, u16)>>,
-}
-
-fn event() -> Result<EventFd> {
-    EventFd::new(libc::EFD_NONBLOCK | libc::EFD_CLOEXEC).map_err(Error::os("eventfd"))
 }
 
 impl Function {
@@ -242,30 +228,6 @@ impl Function {
         false
     }
 
-    fn ring(
-        &self,
-        registers: &QueueRegisters,
-        event_idx: bool,
-    ) -> std::result::Result<Ring, Broken> {
-        let mut queue = Queue::new(registers.most)?;
-        if registers.enabled {
-            queue.try_set_size(registers.size)?;
-            queue.try_set_desc_table_address(GuestAddress(registers.descriptors))?;
-            queue.try_set_avail_ring_address(GuestAddress(registers.available))?;
-            queue.try_set_used_ring_address(GuestAddress(registers.used))?;
-            queue.set_event_idx(event_idx);
-            queue.set_ready(true);
-            if !queue.is_valid(&*self.memory) {
-                return Err(Broken("a ring beside the memory".into()));
-            }
-        }
-        Ok(Ring {
-            queue,
-            vector: registers.vector.clone(),
-            events: self.events.clone(),
-        })
-    }
-
     /// Starts the device's thread, whose queues are where they have been.
     fn start(&mut self, positions: Option<&[(u16, u16)]>) {
         if let Err(broken) = self.try_start(positions) {
@@ -277,7 +239,14 @@ impl Function {
     fn try_start(&mut self, positions: Option<&[(u16, u16)]>) -> std::result::Result<(), Broken> {
         let features = self.transport.accepted();
         let mut rings = (self.transport.queues.iter())
-            .map(|registers| self.ring(registers, features & EVENT_IDX != 0))
+            .map(|registers| {
+                Ring::new(
+                    &self.memory,
+                    &self.events,
+                    registers,
+                    features & EVENT_IDX != 0,
+                )
+            })
             .collect::<std::result::Result<Vec<_>, _>>()?;
         for (ring, (available, used)) in rings.iter_mut().zip(positions.unwrap_or_default()) {
             ring.queue.set_next_avail(*available);
@@ -318,10 +287,7 @@ impl Function {
 
     /// Ends the device's thread, and forgets what it had to say.
     fn stop(&mut self) {
-        if let State::Running(worker) = &mut self.state {
-            let stopped = worker.stop();
-            self.state = stopped.map_or(State::Gone, |(backend, _)| State::Idle(backend));
-        }
+        self.state.stop();
         for event in self.kicks.iter().chain(&*self.events) {
             let _ = event.read();
         }

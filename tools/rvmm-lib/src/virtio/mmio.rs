@@ -9,17 +9,18 @@ use std::sync::Arc;
 
 #[cfg(target_arch = "aarch64")]
 use kvm_ioctls::{IoEventAddress, VmFd};
-use virtio_queue::{Queue, QueueT};
-use vm_memory::{GuestAddress, GuestMemoryMmap};
+use vm_memory::GuestMemoryMmap;
 use vmm_sys_util::eventfd::EventFd;
 
-use super::transport::{status, Action, QueueRegisters, Transport};
-use super::worker::{Alarm, Worker};
+use super::transport::{status, Action, Transport};
+use super::worker::{event, Alarm, State, Worker};
 use super::{Backend, Broken, Guest, Ring, EVENT_IDX, INDIRECT};
 #[cfg(target_arch = "aarch64")]
 use crate::arm64::layout;
 use crate::bus::Device;
-use crate::error::{Error, Result};
+#[cfg(target_arch = "aarch64")]
+use crate::error::Error;
+use crate::error::Result;
 
 const MAGIC: u32 = u32::from_le_bytes(*b"virt");
 const VERSION: u32 = 2;
@@ -53,16 +54,6 @@ fn common(offset: u64) -> Option<(u64, usize)> {
     })
 }
 
-/// The device, wherever it is.
-enum State {
-    /// The driver has not started it.
-    Idle(Box<dyn Backend>),
-    /// Its thread has it.
-    Running(Worker),
-    /// Its thread has panicked.
-    Gone,
-}
-
 /// The registers, and what is behind them.
 pub(crate) struct Mmio {
     memory: Arc<GuestMemoryMmap>,
@@ -72,10 +63,6 @@ pub(crate) struct Mmio {
     state: State,
     kicks: Vec<EventFd>,
     events: Arc<Vec<EventFd>>,
-}
-
-fn event() -> Result<EventFd> {
-    EventFd::new(libc::EFD_NONBLOCK | libc::EFD_CLOEXEC).map_err(Error::os("eventfd"))
 }
 
 impl Mmio {
@@ -159,30 +146,6 @@ impl Mmio {
         self.transport.write(0x16, &selected.to_le_bytes());
     }
 
-    fn ring(
-        &self,
-        registers: &QueueRegisters,
-        event_idx: bool,
-    ) -> std::result::Result<Ring, Broken> {
-        let mut queue = Queue::new(registers.most)?;
-        if registers.enabled {
-            queue.try_set_size(registers.size)?;
-            queue.try_set_desc_table_address(GuestAddress(registers.descriptors))?;
-            queue.try_set_avail_ring_address(GuestAddress(registers.available))?;
-            queue.try_set_used_ring_address(GuestAddress(registers.used))?;
-            queue.set_event_idx(event_idx);
-            queue.set_ready(true);
-            if !queue.is_valid(&*self.memory) {
-                return Err(Broken("a ring beside the memory".into()));
-            }
-        }
-        Ok(Ring {
-            queue,
-            vector: registers.vector.clone(),
-            events: self.events.clone(),
-        })
-    }
-
     fn start(&mut self) {
         self.connect();
         if let Err(broken) = self.try_start() {
@@ -194,7 +157,14 @@ impl Mmio {
     fn try_start(&mut self) -> std::result::Result<(), Broken> {
         let features = self.transport.accepted();
         let rings = (self.transport.queues.iter())
-            .map(|registers| self.ring(registers, features & EVENT_IDX != 0))
+            .map(|registers| {
+                Ring::new(
+                    &self.memory,
+                    &self.events,
+                    registers,
+                    features & EVENT_IDX != 0,
+                )
+            })
             .collect::<std::result::Result<Vec<_>, _>>()?;
         let kicks = (self.kicks.iter().map(EventFd::try_clone)).collect::<std::io::Result<_>>()?;
         let State::Idle(mut backend) = std::mem::replace(&mut self.state, State::Gone) else {
@@ -220,10 +190,7 @@ impl Mmio {
 
     /// Ends the device's thread, and forgets what it had been asked for.
     fn stop(&mut self) {
-        if let State::Running(worker) = &mut self.state {
-            let stopped = worker.stop();
-            self.state = stopped.map_or(State::Gone, |(backend, _)| State::Idle(backend));
-        }
+        self.state.stop();
         for kick in &self.kicks {
             let _ = kick.read();
         }
@@ -262,7 +229,7 @@ impl Device for Mmio {
 
 #[cfg(test)]
 mod tests {
-    use vm_memory::Bytes;
+    use vm_memory::{Bytes, GuestAddress};
 
     use super::*;
     use crate::virtio::rng::Rng;

@@ -6,11 +6,12 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::Arc;
 use std::thread::JoinHandle;
 
-use vm_memory::GuestMemoryMmap;
+use virtio_queue::{Queue, QueueT};
+use vm_memory::{GuestAddress, GuestMemoryMmap};
 use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 use vmm_sys_util::eventfd::EventFd;
 
-use super::transport::Vector;
+use super::transport::{QueueRegisters, Vector};
 use super::{send, Backend, Broken, Guest, Ring};
 use crate::error::{Error, Result};
 use crate::sandbox;
@@ -34,6 +35,59 @@ pub(crate) struct Worker {
     end: EventFd,
 }
 
+/// The device, wherever it is.
+pub(crate) enum State {
+    /// The driver has not started it.
+    Idle(Box<dyn Backend>),
+    /// Its thread has it.
+    Running(Worker),
+    /// Its thread has panicked.
+    Gone,
+}
+
+impl State {
+    /// Ends the device's thread, if there is one.
+    pub(crate) fn stop(&mut self) {
+        if let Self::Running(worker) = self {
+            let stopped = worker.stop();
+            *self = stopped.map_or(Self::Gone, |(backend, _)| Self::Idle(backend));
+        }
+    }
+}
+
+/// An event between a device, its driver and its thread.
+pub(crate) fn event() -> Result<EventFd> {
+    EventFd::new(libc::EFD_NONBLOCK | libc::EFD_CLOEXEC).map_err(Error::os("eventfd"))
+}
+
+impl Ring {
+    /// The queue that the driver has described; an error if it is not in the guest's memory.
+    pub(crate) fn new(
+        memory: &GuestMemoryMmap,
+        events: &Arc<Vec<EventFd>>,
+        registers: &QueueRegisters,
+        event_idx: bool,
+    ) -> std::result::Result<Self, Broken> {
+        let mut queue = Queue::new(registers.most)?;
+        if registers.enabled {
+            queue.try_set_size(registers.size)?;
+            queue.try_set_desc_table_address(GuestAddress(registers.descriptors))?;
+            queue.try_set_avail_ring_address(GuestAddress(registers.available))?;
+            queue.try_set_used_ring_address(GuestAddress(registers.used))?;
+            queue.set_event_idx(event_idx);
+            queue.set_ready(true);
+            if !queue.is_valid(memory) {
+                return Err(Broken("a ring beside the memory".into()));
+            }
+        }
+        Ok(Self {
+            queue,
+            vector: registers.vector.clone(),
+            events: events.clone(),
+        })
+    }
+}
+
 /// The token of the event that ends the thread, and of the device's own source; queues have their numbers.
 const END: u64 = u64::MAX;
 const SOURCE: u64 = u64::MAX - 1;
@@ -55,8 +109,7 @@ impl Worker {
         guest: Guest,
         alarm: Alarm,
     ) -> Result<Self> {
-        let end =
-            EventFd::new(libc::EFD_NONBLOCK | libc::EFD_CLOEXEC).map_err(Error::os("eventfd"))?;
+        let end = event()?;
         let epoll = Epoll::new().map_err(Error::os("epoll"))?;
         let mut waits = vec![(end.as_raw_fd(), END)];
         waits.extend(backend.source().map(|fd| (fd, SOURCE)));
