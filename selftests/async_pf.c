@@ -1,10 +1,11 @@
 // SPDX-License-Identifier: GPL-2.0
-/* Asynchronous page faults (kernel document virt/kvm/x86/msr.rst), on pages that come by userfaultfd. */
+/* Asynchronous page faults (kernel document virt/kvm/x86/msr.rst), on pages that come by userfaultfd, and from swap. */
 #define _GNU_SOURCE
 #include "vm.h"
 #include <linux/userfaultfd.h>
 #include <poll.h>
 #include <signal.h>
+#include <sys/swap.h>
 #include <sys/syscall.h>
 #include <sys/wait.h>
 #include <time.h>
@@ -65,17 +66,19 @@ static const struct guest_event *last(struct guest *g)
 	return &log->event[log->count - 1];
 }
 
-static void new_guest(struct guest *g, bool user)
+static void map_memory(struct guest *g)
 {
-	struct uffdio_api api = { .api = UFFD_API };
-	struct uffdio_register r = { .mode = UFFDIO_REGISTER_MODE_MISSING };
-	struct kvm_regs regs;
-	struct kvm_sregs s;
-
-	g->user = user;
 	g->memory = mmap(NULL, PAGES * 4096, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
 	REQUIRE(g->memory != MAP_FAILED);
 	madvise(g->memory, PAGES * 4096, MADV_NOHUGEPAGE);
+}
+
+/* From now on its pages come when they are brought. */
+static void ask_for_memory(struct guest *g)
+{
+	struct uffdio_api api = { .api = UFFD_API };
+	struct uffdio_register r = { .mode = UFFDIO_REGISTER_MODE_MISSING };
+
 	g->uffd = syscall(SYS_userfaultfd, O_CLOEXEC | O_NONBLOCK);
 	if (g->uffd < 0)
 		skip("no userfaultfd: %s", strerrorname(errno));
@@ -83,6 +86,14 @@ static void new_guest(struct guest *g, bool user)
 	r.range.start = (uintptr_t)g->memory;
 	r.range.len = PAGES * 4096;
 	OK(ioctl(g->uffd, UFFDIO_REGISTER, &r));
+}
+
+static void start(struct guest *g, bool user)
+{
+	struct kvm_regs regs;
+	struct kvm_sregs s;
+
+	g->user = user;
 	vm_new_irqchip(&g->vm, 4 * MIB);
 	vm_long(&g->vm, worker, worker_end);
 	memcpy(g->vm.mem + G_DATA, elsewhere, elsewhere_end - elsewhere);
@@ -102,6 +113,13 @@ static void new_guest(struct guest *g, bool user)
 		vm_set_sregs(&g->vm, &s);
 	}
 	vm_expect_out(&g->vm, 0x10);
+}
+
+static void new_guest(struct guest *g, bool user)
+{
+	map_memory(g);
+	ask_for_memory(g);
+	start(g, user);
 }
 
 static void acknowledge(struct guest *g)
@@ -181,13 +199,18 @@ static unsigned int next_event(struct guest *g)
 	return (msg.arg.pagefault.address - (uintptr_t)g->memory) / 4096;
 }
 
+static void fill(uint64_t *word, unsigned int page)
+{
+	for (int i = 0; i < 512; i++)
+		word[i] = 0x1111 * (page + 1ull);
+}
+
 static void bring(struct guest *g, unsigned int page)
 {
 	uint64_t word[512];
 	struct uffdio_copy copy = { (uintptr_t)g->memory + page * 4096, (uintptr_t)word, 4096, 0, 0 };
 
-	for (int i = 0; i < 512; i++)
-		word[i] = 0x1111 * (page + 1ull);
+	fill(word, page);
 	OK(ioctl(g->uffd, UFFDIO_COPY, &copy));
 }
 
@@ -594,5 +617,137 @@ TEST(killed)
 	for (int i = 0; references() > before; i++) {
 		REQUIRE(i < 20000);
 		usleep(500);
+	}
+}
+
+static bool write_to(const char *path, const char *text)
+{
+	int fd = open(path, O_WRONLY | O_CLOEXEC);
+	bool done = fd >= 0 && write(fd, text, strlen(text)) == (ssize_t)strlen(text);
+
+	if (fd >= 0)
+		close(fd);
+	return done;
+}
+
+/* Makes the block device swap space, of 32 MiB. */
+static void swap_to(const char *device)
+{
+	static union {
+		struct {
+			char boot[1024];
+			uint32_t version, last_page, bad_pages;
+		};
+		struct {
+			char rest[4086];
+			char magic[10];
+		};
+	} header = { .version = 1, .last_page = 8191 };
+	int fd = OK(open(device, O_WRONLY | O_CLOEXEC));
+
+	memcpy(header.magic, "SWAPSPACE2", 10);
+	REQUIRE_EQ(write(fd, &header, 4096), 4096);
+	OK(fsync(fd));
+	close(fd);
+	OK(swapon(device, 0));
+	/* One page at a time comes back. */
+	REQUIRE(write_to("/proc/sys/vm/page-cluster", "0"));
+}
+
+/*
+ * Until none of the pages is in memory. What has been written to the device stays in the swap cache, and can go the next
+ * time: it is mapped again by reading it, and then it is clean.
+ */
+static void put_out(struct guest *g)
+{
+	unsigned char there[PAGES];
+	unsigned int left = PAGES;
+
+	for (unsigned int tries = 0; left; tries++) {
+		REQUIRE(tries < 2000);
+		OK(madvise(g->memory, PAGES * 4096, MADV_PAGEOUT));
+		usleep(1000);
+		OK(mincore(g->memory, PAGES * 4096, there));
+		left = 0;
+		for (unsigned int i = 0; i < PAGES; i++) {
+			if (!(there[i] & 1))
+				continue;
+			*(volatile uint8_t *)(g->memory + i * 4096);
+			left++;
+		}
+	}
+}
+
+/*
+ * The guest reads a page that the host has to read from its disk. Whether it was told so; it is not when the disk was
+ * faster. When it was, that the page is ready may come before it has gone elsewhere.
+ */
+static bool read_swapped(struct guest *g, unsigned int page)
+{
+	struct guest_log *log = vm_log(&g->vm);
+	uint64_t count = log->count;
+	uint32_t token;
+
+	read_next(g, page);
+	log->resume = G_DATA;
+	REQUIRE_EQ(vm_run(&g->vm), KVM_EXIT_IO);
+	if (g->vm.run->io.port == 0x11) {
+		log->resume = 0;
+		vm_cells(&g->vm)[0] = 0;
+		CHECK_EQ(log->count, count);
+		CHECK_EQ(vm_cells(&g->vm)[2], 0x1111 * (page + 1ull));
+		vm_expect_out(&g->vm, 0x10);
+		return false;
+	}
+	REQUIRE_EQ(g->vm.run->io.port, 0x12);
+	vm_cells(&g->vm)[0] = 0;
+	CHECK_EQ(log->event[count].vector, 14);
+	CHECK_EQ(g->shared->flags, 1);
+	token = log->event[count].cr2;
+	g->shared->flags = 0;
+	for (int i = 0; log->count == count + 1; i++) {
+		REQUIRE(i < 20000);
+		vm_expect_out(&g->vm, 0x10);
+		usleep(500);
+	}
+	REQUIRE_EQ(log->count, count + 2);
+	CHECK_EQ(last(g)->vector, READY);
+	CHECK_EQ(g->shared->token, token);
+	vm_expect_out(&g->vm, 0x10);
+	acknowledge(g);
+	read_next(g, page);
+	expect_read(g, page);
+	CHECK_EQ(log->count, count + 2);
+	return true;
+}
+
+/* Pages that the host reads from a disk, which SWAP_DEVICE is. */
+TEST(swapped)
+{
+	const char *device = getenv("SWAP_DEVICE");
+	unsigned int told = 0;
+	struct guest g;
+
+	if (!device)
+		skip("no SWAP_DEVICE");
+	swap_to(device);
+	map_memory(&g);
+	for (unsigned int i = 0; i < PAGES; i++)
+		fill((uint64_t *)(g.memory + i * 4096), i);
+	start(&g, false);
+	enable(&g, SEND_ALWAYS);
+	/* Once read by the guest, so that it has had them in its tables. */
+	for (unsigned int i = 0; i < PAGES; i++) {
+		read_next(&g, i);
+		expect_read(&g, i);
+	}
+	put_out(&g);
+	for (unsigned int i = 0; i < PAGES; i += 8)
+		told += read_swapped(&g, i);
+	CHECK(told > 0);
+	OK(swapoff(device));
+	for (unsigned int i = 0; i < PAGES; i++) {
+		read_next(&g, i);
+		expect_read(&g, i);
 	}
 }
