@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0 OR MIT
 """Runs the steps of a suite, and says how each of them ended. Used by test.
 
-Steps of the host come first, one after the other; then the lanes of the beds run side by side.
+Steps of the host come first, one after the other; then the lanes of checks and beds run side by side.
 """
 
 import os
@@ -94,7 +94,7 @@ class Runner:
             status, why = self.execute(step, command, log)
             if why and EMULATOR_ENDS.search(log.read_text(errors="replace")):
                 log.replace(log.with_suffix(".first.log"))
-                self.say(f"again {step.lane:5}  {step.name}: QEMU has ended itself, as its own log says")
+                self.say(f"again {step.lane:6}  {step.name}: QEMU has ended itself, as its own log says")
                 status, why = self.execute(step, command, log)
         except OSError as error:
             status, why = None, str(error)
@@ -125,7 +125,7 @@ class Runner:
         numbers = f"{results.passed} passed" + (f", {results.failed} failed" if results.failed else "")
         numbers += f", {results.skipped} skipped" if results.skipped else ""
         numbers += f"  ({why})" if why else ""
-        self.say(f"{step.result:4}  {step.lane:5}  {step.name:32} {took:6.1f} s  {numbers}")
+        self.say(f"{step.result:4}  {step.lane:6}  {step.name:32} {took:6.1f} s  {numbers}")
 
     def show(self, log, text):
         """What a failed step said: the results that failed, and the end."""

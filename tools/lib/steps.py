@@ -13,7 +13,7 @@ IN_ROOT = ["tools/setup", "run", "--"]
 class Step:
     """One line of the report: a command, what its exit status and output have to be, and how long it may take."""
 
-    lane: str  # host, amd, zen, intel, iommu or arm: lanes other than host run side by side
+    lane: str  # host, checks, amd, zen, intel, iommu or arm: lanes other than host run side by side
     name: str
     command: object  # argument vector, or a function that gives it when the step's turn has come
     status: int = 0

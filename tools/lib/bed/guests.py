@@ -7,6 +7,7 @@ Prints KTAP. tools/guests imports the table TESTS for what each needs. Times are
 under stock KVM has as much of them there.
 """
 
+import hashlib
 import json
 import os
 import re
@@ -699,12 +700,20 @@ def balloon():
 
 @test("sixteen", *SMALL_FILES, beds=("amd",))
 def sixteen():
-    # The host's khugepaged is as nice, and would starve in the midst of a read-side section of RCU, which is a stall.
-    guests = [linux(SMALL, memory=96, nice=19) for _ in range(16)]
+    """They start one after the other and stay; then all have the same work at once, and power off at once."""
+    guests = []
     try:
+        for _ in range(16):
+            # The host's khugepaged is as nice, and would starve in the midst of a read-side section of RCU: a stall.
+            guests.append(linux(SMALL, memory=96, nice=19))
+            up(guests[-1], SMALL, limit=3000)
+            print(f"# {len(guests)} machines are up", flush=True)
         for guest in guests:
-            # The others wait while nobody reads what they say, if it is more than a socket takes.
-            guest.expect(r"GUEST checks passed", 3000)
+            guest.send("head -c 4000000 /dev/zero | sha256sum; true\n")
+        sums = {guest.expect(r"([0-9a-f]{64}) ", 1200).group(1) for guest in guests}
+        if sums != {hashlib.sha256(bytes(4000000)).hexdigest()}:
+            raise Failed(f"sums of the same: {sums}")
+        print("# all have worked", flush=True)
         for guest in guests:
             guest.send("poweroff -f\n")
         for guest in guests:
