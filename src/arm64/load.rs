@@ -8,6 +8,7 @@ use crate::arm64::host::Host;
 use crate::arm64::{el2 as own_el2, host_irqs, last};
 use crate::linux::el2;
 use crate::linux::global::Owner;
+use crate::linux::percpu_irq::PerCpuIrq;
 use kernel::page::PAGE_SIZE;
 use kernel::prelude::*;
 
@@ -42,11 +43,11 @@ pub(crate) fn init() -> Result<State> {
 /// Says in the log what is there.
 pub(crate) fn announce() {
     let irqs = host_irqs::get().ok();
-    let whose = match irqs.is_some_and(|i| i.timer.is_own()) {
+    let whose = match irqs.is_some_and(|i| i.timers.iter().all(PerCpuIrq::is_own)) {
         true => "our own",
         false => "the kernel's, with KVM alive",
     };
-    pr_info!("ready at EL2, nested pages of 4 KiB, 2 MiB and 1 GiB, GICv3; interrupts of virtual timers are {whose}\n");
+    pr_info!("ready at EL2, nested pages of 4 KiB, 2 MiB and 1 GiB, GICv3; interrupts of guests' timers are {whose}\n");
 }
 
 /// A CPU has come.

@@ -543,7 +543,11 @@ impl<'a> Runner<'a> {
         } else if self.s.guest.has_gic && self.interrupt_register(reg, read, register) {
             // Of the interrupt controller.
         } else if self.physical_register(reg, read, register) {
-            // Of the physical timer.
+            if self.wants_physical() {
+                // The next stay has it.
+                self.s.guest.regs.skip();
+                return Step::Leave;
+            }
         } else if let Some(n) = Identity::index(reg).filter(|_| read) {
             let value = self.vm.identity.get(n);
             self.s.guest.regs.set_x(register, value);

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0
-//! The physical timer of EL1, which guests have by traps (Arm ARM D12.2, D24.10).
+//! The physical timer of EL1 (Arm ARM D12.2, D24.10): between stays, and while it is emulated by traps.
 #![forbid(unsafe_code)]
 
 use crate::arm64::esr::SysReg;
@@ -14,6 +14,11 @@ pub const TVAL: SysReg = SysReg::new(3, 3, 14, 2, 0);
 pub const COUNT: SysReg = SysReg::new(3, 3, 14, 0, 1);
 /// See above.
 pub const ORDERED_COUNT: SysReg = SysReg::new(3, 3, 14, 0, 5);
+
+/// Places of a vCPU's timers where there is one of each.
+pub const VIRTUAL: usize = 0;
+/// See above.
+pub const PHYSICAL: usize = 1;
 
 const ENABLE: u64 = 1 << 0;
 const MASK: u64 = 1 << 1;
@@ -32,6 +37,19 @@ impl PhysicalTimer {
     /// In how many ticks its output goes up; 0: it is up. `None`: it does not.
     pub fn due(&self, now: u64) -> Option<u64> {
         (self.ctl & (ENABLE | MASK) == ENABLE).then(|| self.cval.saturating_sub(now))
+    }
+
+    /// The guest has switched it on.
+    pub fn is_on(&self) -> bool {
+        self.ctl & ENABLE != 0
+    }
+
+    /// As the processor has it.
+    pub fn of_registers(ctl: u64, cval: u64) -> Self {
+        Self {
+            ctl: ctl & (ENABLE | MASK),
+            cval,
+        }
     }
 
     /// MRS. `None`: it is no register of this timer, or of its counter.
@@ -80,5 +98,9 @@ mod tests {
         assert_eq!(t.read(COUNT, 7), Some(7));
         assert!(!t.write(COUNT, 7, 7));
         assert_eq!(t.read(SysReg::new(3, 3, 14, 3, 1), 7), None);
+        // From the processor, which says that it has fired.
+        let t = PhysicalTimer::of_registers(7, 9);
+        assert_eq!((t.ctl, t.cval, t.is_on()), (3, 9, true));
+        assert!(!PhysicalTimer::of_registers(6, 9).is_on());
     }
 }

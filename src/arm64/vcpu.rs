@@ -64,6 +64,17 @@ impl TimerCallback for Wake {
     }
 }
 
+/// The PPI of one of a vCPU's timers.
+#[derive(Default)]
+pub(crate) struct TimerLine {
+    /// Which one; 0: not known yet.
+    pub(crate) intid: u32,
+    /// Its level.
+    pub(crate) up: bool,
+    /// Whether the host's interrupt of the timer counts as being handled on this CPU, in a stay. `None`: not known.
+    pub(crate) active: Option<bool>,
+}
+
 /// What a vCPU has of the interrupt controller.
 pub(crate) struct Interrupts {
     /// Filled for entries only.
@@ -72,17 +83,9 @@ pub(crate) struct Interrupts {
     pub(crate) again: bool,
     /// ICH_VTR_EL2.
     pub(crate) kind: u64,
-    /// Level of the virtual timer's PPI.
-    pub(crate) timer_up: bool,
-    /// Whether the host's interrupt of the timer counts as being handled on this CPU, in a stay. `None`: not known.
-    pub(crate) timer_active: Option<bool>,
-    /// Which PPI is mapped to it; 0: none yet.
-    pub(crate) mapped: u32,
-    /// Level of the physical timer's PPI, and which one that is.
-    pub(crate) physical_up: bool,
-    /// See above.
-    pub(crate) physical: u32,
-    /// Its alarm is set, or was and has gone off.
+    /// Of the virtual and the physical timer ([`VIRTUAL`](crate::arm64::timer::VIRTUAL)).
+    pub(crate) timers: [TimerLine; 2],
+    /// The alarm of the physical timer that is emulated is set, or was and has gone off.
     pub(crate) physical_set: bool,
 }
 
@@ -102,9 +105,9 @@ pub(crate) struct State {
     /// Number in order of creation.
     pub(crate) index: usize,
     pub(crate) irq: Interrupts,
-    /// Wakes the vCPU when its virtual timer fires.
+    /// Wakes the vCPU when a timer that is the processor's would fire.
     pub(crate) alarm: Timer<Wake>,
-    /// Makes it look when its physical timer fires.
+    /// Makes it look when its physical timer fires, if that is emulated.
     pub(crate) physical_alarm: Timer<Wake>,
     /// Those of the host's that guests need.
     pub(crate) host_irqs: Arc<HostIrqs>,
@@ -146,6 +149,7 @@ impl State {
                 counter_offset: 0,
                 physical_offset: 0,
                 physical: PhysicalTimer::default(),
+                owns_physical: false,
                 debug: KBox::new(Debug::OFF, GFP_KERNEL_ACCOUNT)?,
                 interface: Interface::RESET,
                 has_gic: false,
@@ -161,11 +165,7 @@ impl State {
                 lists: Lists::EMPTY,
                 again: true,
                 kind: el2::gic_kind(),
-                timer_up: false,
-                timer_active: None,
-                mapped: 0,
-                physical_up: false,
-                physical: 0,
+                timers: Default::default(),
                 physical_set: false,
             },
             alarm: Timer::new(Wake(shared.clone()))?,

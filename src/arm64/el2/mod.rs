@@ -113,8 +113,8 @@ const MDCR_TDE: u64 = 1 << 8;
 /// MDCR_EL2.HPMN, how many counters are EL1's, which stays.
 const MDCR_HPMN: u64 = 0x1f;
 
-/// CNTHCTL_EL2 as it is with E2H: the guest reads the physical counter (EL1PCTEN), unless it is to have another; its
-/// timer (EL1PTEN) traps.
+/// CNTHCTL_EL2 as it is with E2H: the guest reads the physical counter (EL1PCTEN), unless it is to have another, and
+/// has the physical timer (EL1PTEN), if it is its own; else they trap.
 const CNTHCTL_EL1PCTEN: u64 = 1 << 10;
 const CNTHCTL_EL1PTEN: u64 = 1 << 11;
 
@@ -272,6 +272,8 @@ pub(crate) struct Guest {
     pub(crate) physical_offset: u64,
     /// The physical timer.
     pub(crate) physical: PhysicalTimer,
+    /// It is the processor's in stays; else its registers trap.
+    pub(crate) owns_physical: bool,
     /// Breakpoints, watchpoints and steps.
     pub(crate) debug: KBox<Debug>,
     /// Its interface to the interrupt controller, if there is one.
@@ -473,11 +475,17 @@ impl<'irq> Stay<'irq> {
             write!("mdcr_el2", host.mdcr & MDCR_HPMN | MDCR_TRAPS | ours);
             write!("mdscr_el1", debug.mdscr());
             let cnthctl = host.cnthctl & !(CNTHCTL_EL1PCTEN | CNTHCTL_EL1PTEN);
-            let counts = match g.physical_offset {
-                0 => CNTHCTL_EL1PCTEN,
+            let counts = match (g.physical_offset, g.owns_physical) {
+                (0, false) => CNTHCTL_EL1PCTEN,
+                (0, true) => CNTHCTL_EL1PCTEN | CNTHCTL_EL1PTEN,
                 _ => 0,
             };
             write!("cnthctl_el2", cnthctl | counts);
+            if g.owns_physical {
+                // CNTP_CVAL_EL02, CNTP_CTL_EL02.
+                write!("s3_5_c14_c2_2", g.physical.cval);
+                write!("s3_5_c14_c2_1", g.physical.ctl);
+            }
             write!("s3_4_c14_c0_3", g.counter_offset);
             if g.has_gic {
                 gic::load(&g.interface);
@@ -497,13 +505,20 @@ impl<'irq> Stay<'irq> {
         let result = body(owner, &stay);
         let g = guest(owner);
         save(&mut g.context);
+        if g.owns_physical {
+            let (ctl, cval) = (read!("s3_5_c14_c2_1"), read!("s3_5_c14_c2_2"));
+            g.physical = PhysicalTimer::of_registers(ctl, cval);
+        }
         if g.has_gic {
             gic::save(&mut g.interface);
         }
-        // SAFETY: As above. The timer is off before interrupts come on, so that its interrupt never reaches the host.
+        // SAFETY: As above. The timers are off before interrupts come on, so that theirs never reach the host.
         unsafe {
             rvmm_vectors_save(ptr::from_mut(&mut g.vectors).cast());
             write!("s3_5_c14_c3_1", 0);
+            if g.owns_physical {
+                write!("s3_5_c14_c2_1", 0);
+            }
             host.restore(&has);
             asm!("isb", options(nostack, preserves_flags));
         }
@@ -609,6 +624,12 @@ impl<'irq> Stay<'irq> {
     #[inline]
     pub(crate) fn timer_fires(&self) -> bool {
         timer_fires(read!("s3_5_c14_c3_1"))
+    }
+
+    /// The same of its physical timer, if that is the processor's.
+    #[inline]
+    pub(crate) fn physical_timer_fires(&self) -> bool {
+        timer_fires(read!("s3_5_c14_c2_1"))
     }
 
     /// The guest's virtual timer has fired, of which nobody can tell the guest: it is masked, or its interrupt would
@@ -768,7 +789,7 @@ impl Stay<'_> {
     }
 }
 
-/// What CNTV_CTL_EL0 says when the timer has fired, and is not masked.
+/// What CNTV_CTL_EL0 or CNTP_CTL_EL0 says when the timer has fired, and is not masked.
 fn timer_fires(ctl: u64) -> bool {
     ctl & (TIMER_ENABLE | TIMER_MASK | TIMER_FIRED) == TIMER_ENABLE | TIMER_FIRED
 }

@@ -493,11 +493,16 @@ impl Vgic {
         self.with(|g| g.set_line(cpu, intid, level));
     }
 
-    /// PPI `intid` of vCPU `cpu` is the one of the host's with number `host` from now on.
-    pub(crate) fn map_private(&self, cpu: usize, intid: u32, host: u32) {
+    /// PPI `intid` of vCPU `cpu` is the one of the host's with number `host` from now on, or none of the host's.
+    pub(crate) fn map_private(&self, cpu: usize, intid: u32, host: Option<u32>) {
         self.with(|g| {
-            if let Some(c) = g.cpus.get_nospec_mut(cpu) {
-                (c.mapped, c.host_intid) = (1 << (intid & 31), host);
+            let Some(c) = g.cpus.get_nospec_mut(cpu) else {
+                return;
+            };
+            c.mapped &= !(1 << (intid % BANK));
+            if let Some((host, to)) = host.zip(c.host_intids.get_nospec_mut(intid as usize)) {
+                *to = host as u16;
+                c.mapped |= 1 << (intid % BANK);
             }
         });
     }

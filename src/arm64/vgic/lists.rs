@@ -49,9 +49,17 @@ impl Lists {
 
     /// Whether one of them holds this interrupt, pending or active.
     pub fn holds(&self, intid: u32) -> bool {
-        let used = self.registers.iter().take(self.used);
-        used.into_iter()
-            .any(|r| *r as u32 == intid && r & STATE != 0)
+        self.any(|r| r as u32 == intid && r & STATE != 0)
+    }
+
+    /// Whether one of them held this interrupt at the entry, and the guest has ended it.
+    pub fn has_ended(&self, intid: u32) -> bool {
+        self.any(|r| r as u32 == intid && r & STATE == 0)
+    }
+
+    #[inline]
+    fn any(&self, is: impl Fn(u64) -> bool) -> bool {
+        self.registers.iter().take(self.used).any(|r| is(*r))
     }
 }
 
@@ -194,7 +202,8 @@ impl Gic<'_> {
         let (mapped, host) = match place {
             Place::Private(..) => {
                 let c = self.cpus.get_nospec(cpu)?;
-                (c.mapped >> intid & 1 != 0, c.host_intid)
+                let host = c.host_intids.get_nospec(intid as usize).copied();
+                (c.mapped >> (intid % BANK) & 1 != 0, host.unwrap_or(0))
             }
             Place::Shared(index, bit) => {
                 let s = self.shared_at_mut(index)?;
@@ -477,7 +486,8 @@ mod tests {
     fn mapped() {
         let mut m = Machine::new(1);
         let c = &mut m.cpus[0];
-        (c.mapped, c.host_intid, c.bank.enabled) = (1 << 27, 27, 1 << 27);
+        (c.mapped, c.bank.enabled) = (1 << 27 | 1 << 20, 1 << 27 | 1 << 20);
+        (c.host_intids[27], c.host_intids[20]) = (27, 30);
         m.gic().set_line(0, 27, true);
         let mut lists = fill(&mut m, 0);
         assert_eq!(
@@ -486,9 +496,18 @@ mod tests {
         );
         assert!(lists.holds(27) && !lists.holds(26));
         acknowledge(&mut lists, 0);
+        assert!(lists.holds(27) && !lists.has_ended(27) && !lists.has_ended(26));
         m.gic().fold(0, &mut lists, 0);
-        let lists = fill(&mut m, 0);
+        // Each has the host's own.
+        m.gic().set_line(0, 20, true);
+        let mut lists = fill(&mut m, 0);
         assert_eq!(lists.registers[0] & STATE, ACTIVE);
+        assert_eq!(
+            lists.registers[1],
+            20 | GROUP1 | PENDING | HARDWARE | 30 << 32
+        );
+        lists.registers[0] &= !STATE;
+        assert!(lists.has_ended(27) && !lists.holds(27) && lists.holds(20));
     }
 
     #[test]

@@ -106,10 +106,10 @@ pub struct Cpu {
     pub pending_table: u64,
     /// Its redistributor is the last one of a contiguous row.
     pub last: bool,
-    /// PPIs whose ends the processor passes on to an interrupt of the host's, and the number of that.
+    /// PPIs whose ends the processor passes on to interrupts of the host's, and the numbers of those.
     pub mapped: u32,
     /// See above.
-    pub host_intid: u32,
+    pub host_intids: [u16; BANK as usize],
 }
 
 impl Cpu {
@@ -123,7 +123,7 @@ impl Cpu {
             pending_table: TABLE_RESET,
             last: false,
             mapped: 0,
-            host_intid: 0,
+            host_intids: [0; BANK as usize],
         }
     }
 }
