@@ -56,6 +56,10 @@ module! {
     description: "Hypervisor with KVM's interface",
     license: "GPL",
     params: {
+        check_flushes: u8 {
+            default: 0,
+            description: "1: keep what was flushed when, and refuse entries with translations that have gone",
+        },
         eager_page_split: bool {
             default: true,
             description: "Y: huge pages are split when the log of their writes begins; N: at the first write to each",

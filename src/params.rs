@@ -32,6 +32,13 @@ pub(crate) fn eager_page_split() -> bool {
     crate::module_parameters::eager_page_split.value()
 }
 
+/// `check_flushes`: it is kept what was flushed when, and entries with translations that have gone are refused.
+#[cfg(CONFIG_ARM64)]
+#[inline]
+pub(crate) fn check_flushes() -> bool {
+    crate::module_parameters::check_flushes.value() != 0
+}
+
 /// `ignore_msrs`: MSRs that are not there read as 0 and may be written.
 #[cfg(CONFIG_X86_64)]
 pub(crate) fn ignore_msrs() -> bool {

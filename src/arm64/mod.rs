@@ -10,6 +10,7 @@ mod debug;
 mod el2;
 mod esr;
 mod events;
+mod forgotten;
 mod host;
 mod host_irqs;
 mod idreg;
@@ -35,8 +36,9 @@ mod vm;
 // Ground: what guest memory keeps its translations in.
 
 /// The nested page table that the processor walks, whether it logs what it sets dirty there, how far guest-physical and
-/// user addresses reach, and how all processors forget what they have cached of it.
-pub(crate) use paging::{forget_translations, processor_logs, NestedTable, FORGETS};
+/// user addresses reach, how all processors forget what they have cached of it, and which changes of an entry they have
+/// to forget, where that is checked.
+pub(crate) use paging::{forget_translations, processor_logs, takes_away, NestedTable, FORGETS};
 
 // Face: what the files of user space are made of.
 

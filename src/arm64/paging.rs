@@ -9,6 +9,7 @@ use crate::mem::addr::{Gpa, Level};
 use crate::mem::format::{Format, Leaf, MemType, Perm};
 use crate::mem::mmu::{TablePage, TablePool};
 use crate::mem::walk::{Allow, Change, Cursor, MapError, PageTable};
+use crate::params;
 use core::ops::Deref;
 use kernel::prelude::*;
 
@@ -29,6 +30,12 @@ pub(crate) const FORGETS: bool = Stage2::BREAK_FIRST;
 /// Returns after every processor has forgotten what it had cached of entries that are not present any more.
 pub(crate) fn forget_translations() {
     el2::forget_translations();
+}
+
+/// An entry that was `old` and is `new` takes something away, and it is kept what was flushed when.
+#[inline]
+pub(crate) fn takes_away(old: u64, new: u64) -> bool {
+    params::check_flushes() && stage2::narrows(old, new)
 }
 
 /// The processor's own marks of what a guest writes are not used.

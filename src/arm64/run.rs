@@ -31,6 +31,7 @@ use crate::linux::sched;
 use crate::mem::addr::Gpa;
 use crate::mem::fault::FaultOutcome;
 use crate::mem::mmu::InOwnMm;
+use crate::params;
 use core::sync::atomic::Ordering;
 use kernel::prelude::*;
 use kernel::sync::ArcBorrow;
@@ -296,13 +297,16 @@ impl<'a> Runner<'a> {
             // In this order: the CPU has to learn in any case who is its last vCPU.
             let other = self.s.last.replace(this_cpu, self.s.token);
             if other || generation != self.s.tlb_generation || cpu != self.s.cpu {
-                stay.flush();
+                self.s.last.flush(this_cpu, stay);
                 self.stats.add(VcpuCounter::TlbFlushes, 1);
                 if cpu != self.s.cpu {
                     self.stats.add(VcpuCounter::Migrations, 1);
                 }
                 self.s.tlb_generation = generation;
                 self.s.cpu = cpu;
+            }
+            if params::check_flushes() && self.has_stale_translations(this_cpu) {
+                return Stayed::Ended(Step::Fail(EIO));
             }
             self.put_interrupts(stay, this_cpu);
             let exit = stay.enter(&mut self.s.guest);
@@ -317,6 +321,18 @@ impl<'a> Runner<'a> {
                 end => return end,
             }
         }
+    }
+
+    /// `check_flushes`: this CPU has translations that the vCPU must not meet.
+    #[cold]
+    fn has_stale_translations(&self, cpu: ThisCpu<'_>) -> bool {
+        let s = &self.s;
+        let checked = s.last.check(cpu, &self.vm.memory.settled, s.token);
+        if let Err(why) = checked {
+            let (vcpu, cpu) = (s.index, cpu.number());
+            pr_err!("vCPU {vcpu} (token {}) is not entered on CPU {cpu}, which has not been flushed: {why:?}\n", s.token);
+        }
+        checked.is_err()
     }
 
     /// Handles an exit in the stay, as far as that goes.

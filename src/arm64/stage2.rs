@@ -75,6 +75,16 @@ pub const fn control(bits: u32, range: u64) -> u64 {
     RES1 | range << 16 | 3 << 12 | 1 << 10 | 1 << 8 | start | (64 - bits) as u64
 }
 
+/// Whether a processor that still has `old` in its TLB goes elsewhere than by `new`, or may do more there.
+pub const fn narrows(old: u64, new: u64) -> bool {
+    const SOFTWARE: u64 = 0xf << 55;
+    if old & VALID == 0 {
+        return false;
+    }
+    let elsewhere = (old ^ new) & !(SOFTWARE | READ | WRITE | NO_EXEC) != 0;
+    elsewhere || old & !new & (READ | WRITE) != 0 || new & !old & NO_EXEC != 0
+}
+
 /// Stage 2 without hardware management of access flag and dirty state.
 pub struct Stage2;
 
@@ -135,5 +145,46 @@ impl Format for Stage2 {
         } else {
             MemType::Ram
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_narrows() {
+        let leaf = |hpa, perm, mem_type| {
+            Stage2::leaf(
+                Level::L1,
+                &Leaf {
+                    hpa: Hpa(hpa),
+                    perm,
+                    mem_type,
+                    accessed: true,
+                    dirty: false,
+                },
+            )
+        };
+        let perms = [Perm::R, Perm::RW, Perm::RX, Perm::RWX];
+        for old in perms {
+            let e = leaf(0x1000, old, MemType::Ram);
+            for new in perms {
+                let less = !new.contains(old);
+                assert_eq!(narrows(e, leaf(0x1000, new, MemType::Ram)), less);
+                assert!(narrows(e, leaf(0x2000, new, MemType::Ram)));
+                assert!(narrows(e, leaf(0x1000, new, MemType::Device)));
+            }
+            for gone in [
+                0,
+                Stage2::FROZEN,
+                Stage2::BROKEN,
+                Stage2::table(Hpa(0x1000)),
+            ] {
+                assert!(narrows(e, gone) && !narrows(gone & !VALID, e));
+            }
+            assert!(!narrows(e, Stage2::set_ad(e, false, false)));
+        }
+        assert!(narrows(Stage2::table(Hpa(0x1000)), 0));
     }
 }

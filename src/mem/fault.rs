@@ -416,6 +416,7 @@ impl GuestMemory {
             let mut flushing = self.flushing();
             mapped = map(Allow::Any);
             flushing.needed = mapped.is_ok_and(|change| change.needs_flush());
+            flushing.is_for(tables);
             // A flush waits for other CPUs, which may wait for this section.
             drop((section, pinned));
             drop(flushing);

@@ -44,6 +44,7 @@ impl GuestMemory {
             let mut flushing = self.flushing();
             let _tables_stay = rcu::read_lock();
             flushing.needed |= self.table.freeze(&mut tables);
+            flushing.is_for(&tables);
         }
         self.thaw_pinned(&update);
         Ok(memory)

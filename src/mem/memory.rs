@@ -52,6 +52,7 @@ use crate::linux::spin_irq::RawSpin;
 use crate::linux::version_cell::VersionCell;
 use crate::mem::addr::{Gpa, GpaRange, Hpa, Hva, Level, PAGE_SIZE};
 use crate::mem::dirty;
+use crate::mem::flushes::Settled;
 use crate::mem::format::{Leaf, MemType, Perm};
 use crate::mem::invalidations::{Invalidations, Registry, Unflushed};
 use crate::mem::mmu::TablePool;
@@ -120,6 +121,8 @@ pub(crate) struct GuestMemory {
     is_leaving: AtomicBool,
     /// Operations whose flush is still to come.
     pub(super) unflushed: Unflushed,
+    /// Removals that have been flushed, where that is kept.
+    pub(crate) settled: Settled,
     /// What pages held before they were written.
     #[pin]
     pub(super) reset: Reset,
@@ -238,6 +241,7 @@ impl GuestMemory {
                 leaving <- RawSpin::new(None),
                 is_leaving: AtomicBool::new(false),
                 unflushed: Unflushed::new(),
+                settled: Settled::new(),
                 reset <- Reset::new()?,
             }),
             GFP_KERNEL_ACCOUNT,
@@ -397,6 +401,7 @@ impl GuestMemory {
                 .map(&mut tables, gpa, Level::L1, &leaf, Allow::Any)
         };
         flushing.needed = mapped.is_ok_and(|change| change.needs_flush());
+        flushing.is_for(&tables);
         Ok(mapped.map(|_| ()))
     }
 
@@ -416,6 +421,7 @@ impl GuestMemory {
                     return;
                 };
                 flushing.needed |= narrowed.flush;
+                flushing.is_for(tables);
                 narrowed.level
             };
             let done = end(&mut || {

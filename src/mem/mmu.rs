@@ -11,8 +11,10 @@ use crate::linux::irqflags::IrqsOff;
 use crate::linux::page::{self, PageChain, Pages};
 use crate::linux::sched::is_current_mm;
 use crate::mem::addr::{Hpa, Level, TABLE_ENTRIES};
+use crate::mem::flushes::Removals;
 use crate::mem::invalidations::{Invalidations, Section};
 use crate::mem::walk::{Page, Table, Tables, MAX_ALLOC_PER_MAP};
+use core::cell::Cell;
 use core::sync::atomic::{AtomicU64, Ordering};
 use kernel::mm::Mm;
 use kernel::prelude::*;
@@ -69,7 +71,12 @@ pub(crate) struct TablePool {
     spare: [Hpa; SPARE],
     spares: usize,
     unlinked: PageChain,
+    /// Number of the last removal by this caller, where that is kept.
+    removed: Cell<u64>,
 }
+
+/// What has been removed from nested page tables, where that is kept.
+pub(crate) static REMOVALS: Removals = Removals::new();
 
 impl TablePool {
     /// Empty.
@@ -78,7 +85,22 @@ impl TablePool {
             spare: [Hpa(0); SPARE],
             spares: 0,
             unlinked: PageChain::new(),
+            removed: Cell::new(0),
         }
+    }
+
+    /// An entry has been changed.
+    #[inline]
+    fn note(&self, old: u64, new: u64) {
+        if arch::takes_away(old, new) {
+            self.removed.set(REMOVALS.note());
+        }
+    }
+
+    /// Number of the last removal by this caller; 0: none, or it is not kept.
+    #[inline]
+    pub(super) fn last_removal(&self) -> u64 {
+        self.removed.get()
     }
 
     /// Fewer spares than one `map` may need.
@@ -143,7 +165,9 @@ impl Tables for TablePool {
 
     #[inline]
     fn flush(&mut self) {
+        let last = REMOVALS.last();
         arch::forget_translations();
+        REMOVALS.forgotten_everywhere(last);
     }
 
     #[inline]
@@ -158,7 +182,9 @@ impl Tables for TablePool {
 
     #[inline]
     fn swap(&self, table: &Table<TablePage>, index: usize, new: u64) -> u64 {
-        entry(table, index).swap(new, Ordering::AcqRel)
+        let old = entry(table, index).swap(new, Ordering::AcqRel);
+        self.note(old, new);
+        old
     }
 
     #[inline]
@@ -171,7 +197,7 @@ impl Tables for TablePool {
     ) -> Result<(), u64> {
         entry(table, index)
             .compare_exchange(old, new, Ordering::AcqRel, Ordering::Acquire)
-            .map(|_| ())
+            .map(|_| self.note(old, new))
     }
 
     fn alloc(&mut self) -> Option<TablePage> {

@@ -4,6 +4,7 @@
 pub(crate) mod addr;
 pub(crate) mod dirty;
 pub(crate) mod fault;
+pub(crate) mod flushes;
 mod fork;
 pub(crate) mod forks;
 pub(crate) mod format;

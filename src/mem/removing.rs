@@ -21,6 +21,16 @@ pub(super) struct Flushing<'a> {
     memory: &'a GuestMemory,
     /// The operation has taken something away.
     pub(super) needed: bool,
+    /// Number of the last thing that it has taken away, where that is kept.
+    removed: u64,
+}
+
+impl Flushing<'_> {
+    /// The flush is to be good for what was removed by `tables`; `needed` says whether that is so.
+    #[inline]
+    pub(super) fn is_for(&mut self, tables: &TablePool) {
+        self.removed = tables.last_removal();
+    }
 }
 
 impl Drop for Flushing<'_> {
@@ -29,6 +39,7 @@ impl Drop for Flushing<'_> {
         if self.needed || self.memory.unflushed.others() {
             self.memory.flush();
         }
+        self.memory.settled.settle(self.removed);
         self.memory.unflushed.end();
     }
 }
@@ -70,6 +81,7 @@ impl Removing<'_> {
             };
             if done {
                 self.flushing.needed |= cursor.flush;
+                self.flushing.is_for(&self.tables);
                 return cursor.hit;
             }
             between(&mut self.tables);
@@ -169,6 +181,7 @@ impl GuestMemory {
         Flushing {
             memory: self,
             needed: false,
+            removed: 0,
         }
     }
 

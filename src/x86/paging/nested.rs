@@ -25,6 +25,12 @@ pub(crate) const FORGETS: bool = false;
 #[inline(always)]
 pub(crate) fn forget_translations() {}
 
+/// What was flushed when is not kept.
+#[inline(always)]
+pub(crate) fn takes_away(_old: u64, _new: u64) -> bool {
+    false
+}
+
 /// EPT or NPT, as the processor wants it.
 pub(crate) enum NestedTable {
     /// EPT with accessed and dirty flags (SDM 3C 29.3).

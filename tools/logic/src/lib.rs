@@ -46,6 +46,7 @@ pub mod mem {
     //! Guest-physical memory: addresses, slots, the walker of nested page tables.
     pub mod addr;
     pub mod dirty;
+    pub mod flushes;
     pub mod format;
     pub mod index;
     pub mod invalidations;
@@ -63,6 +64,7 @@ pub mod arm64 {
     pub mod context;
     pub mod debug;
     pub mod esr;
+    pub mod forgotten;
     pub mod host;
     pub mod idreg;
     pub mod inject;
