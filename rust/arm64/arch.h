@@ -30,7 +30,7 @@ bool rvmm_firmware_offers(u32 function);
 bool rvmm_read_clock(u64 *real_ns, u64 *counter);
 void rvmm_host_error(u64 esr) __noreturn;
 
-unsigned int rvmm_firmware_irq(const char *compatible, int index);
+unsigned int rvmm_firmware_irq(u32 which);
 unsigned long rvmm_irq_hardware_number(unsigned int irq);
 bool rvmm_irq_is_taken(unsigned int irq);
 int rvmm_take_percpu_irq(unsigned int irq);

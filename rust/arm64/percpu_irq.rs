@@ -5,10 +5,21 @@
 //! C header: [`include/linux/interrupt.h`](srctree/include/linux/interrupt.h)
 
 use kernel::prelude::*;
-use kernel::str::{CStr, CStrExt};
 
 use crate::linux::bindings;
 use crate::linux::irqflags::ThisCpu;
+
+/// Which there are.
+#[derive(Clone, Copy, Debug)]
+#[repr(u32)]
+pub enum Ppi {
+    /// Of EL1's virtual timer.
+    VirtualTimer = 0,
+    /// Of EL1's physical timer.
+    PhysicalTimer = 1,
+    /// Of the virtual interface of the interrupt controller.
+    Maintenance = 2,
+}
 
 /// One of them, which somebody in the kernel handles, or else this value: then nothing is done when it comes.
 pub struct PerCpuIrq {
@@ -17,12 +28,11 @@ pub struct PerCpuIrq {
 }
 
 impl PerCpuIrq {
-    /// Interrupt `index` of the first node of the device tree that is `compatible`. If nobody handles it yet, it is
-    /// taken; it is off on all CPUs then. Errors: `ENODEV`, there is none; those of taking it.
-    pub fn new(compatible: &CStr, index: u32) -> Result<Self> {
-        let index = i32::try_from(index).map_err(|_| EINVAL)?;
-        // SAFETY: A string that is only read.
-        let irq = unsafe { bindings::rvmm_firmware_irq(compatible.as_char_ptr(), index) };
+    /// This one, by the device tree, or else by ACPI. If nobody handles it yet, it is taken; it is off on all CPUs
+    /// then. Errors: `ENODEV`, the firmware names none; those of taking it. Sleeps.
+    pub fn new(which: Ppi) -> Result<Self> {
+        // SAFETY: Reads what the firmware says.
+        let irq = unsafe { bindings::rvmm_firmware_irq(which as u32) };
         if irq == 0 {
             return Err(ENODEV);
         }

@@ -4,6 +4,7 @@
  */
 
 #include "../bindings_helper.h"
+#include <linux/acpi.h>
 #include <linux/arm-smccc.h>
 #include <linux/interrupt.h>
 #include <linux/irq.h>
@@ -70,13 +71,63 @@ void rvmm_send_reschedule(unsigned int cpu)
 /* --- interrupts that each CPU has of its own --------------------------------------------------- */
 
 /* The kernel's number of interrupt `index` of the first node that is `compatible`; 0: there is none. */
-unsigned int rvmm_firmware_irq(const char *compatible, int index)
+static unsigned int device_tree_irq(const char *compatible, int index)
 {
 	struct device_node *node = of_find_compatible_node(NULL, NULL, compatible);
 	unsigned int irq = node ? irq_of_parse_and_map(node, index) : 0;
 
 	of_node_put(node);
 	return irq;
+}
+
+/* The same of interrupt `gsi` of ACPI's. The kernel itself has asked for it before, in the same words. */
+static unsigned int acpi_irq(u32 gsi, bool edge, bool low)
+{
+	int irq = gsi ? acpi_register_gsi(NULL, gsi, edge ? ACPI_EDGE_SENSITIVE : ACPI_LEVEL_SENSITIVE,
+					  low ? ACPI_ACTIVE_LOW : ACPI_ACTIVE_HIGH) : 0;
+
+	return irq > 0 ? irq : 0;
+}
+
+/* Of a timer of EL1, by the table GTDT (ACPI 5.2.25). */
+static unsigned int acpi_timer_irq(bool virtual)
+{
+	struct acpi_table_header *header;
+	const struct acpi_table_gtdt *t;
+	u32 gsi, flags;
+
+	if (acpi_disabled || ACPI_FAILURE(acpi_get_table(ACPI_SIG_GTDT, 0, &header)))
+		return 0;
+	t = (const struct acpi_table_gtdt *)header;
+	gsi = virtual ? t->virtual_timer_interrupt : t->non_secure_el1_interrupt;
+	flags = virtual ? t->virtual_timer_flags : t->non_secure_el1_flags;
+	acpi_put_table(header);
+	return acpi_irq(gsi, flags & ACPI_GTDT_INTERRUPT_MODE, flags & ACPI_GTDT_INTERRUPT_POLARITY);
+}
+
+/* Of the virtual interface, by the table MADT (ACPI 5.2.12.14), which has it once for each CPU. */
+static unsigned int acpi_maintenance_irq(void)
+{
+	const struct acpi_madt_generic_interrupt *gicc = acpi_disabled ? NULL : acpi_cpu_get_madt_gicc(0);
+
+	return gicc ? acpi_irq(gicc->vgic_interrupt, gicc->flags & ACPI_MADT_VGIC_IRQ_MODE, false) : 0;
+}
+
+/*
+ * The kernel's number of an interrupt of EL1's virtual timer, of its physical one, or of the virtual interface, in the
+ * order of `Ppi` (percpu_irq.rs); 0: the firmware has said nothing of it. Where there is a device tree, that has it.
+ */
+unsigned int rvmm_firmware_irq(u32 which)
+{
+	static const struct { const char *compatible; int index; } nodes[] = {
+		{ "arm,armv8-timer", 2 }, { "arm,armv8-timer", 1 }, { "arm,gic-v3", 0 },
+	};
+	unsigned int irq = which < ARRAY_SIZE(nodes) ?
+		device_tree_irq(nodes[which].compatible, nodes[which].index) : 0;
+
+	if (irq)
+		return irq;
+	return which == 2 ? acpi_maintenance_irq() : acpi_timer_irq(which == 0);
 }
 
 /* The interrupt controller's number of it. */

@@ -6,15 +6,9 @@
 //! on. Where KVM lives in the kernel they are its own and on; else they are taken and switched on here.
 
 use crate::linux::global::{Global, Owner};
-use crate::linux::percpu_irq::PerCpuIrq;
+use crate::linux::percpu_irq::{PerCpuIrq, Ppi};
 use kernel::prelude::*;
 use kernel::sync::Arc;
-
-/// Indices of the timers' interrupts in their node (Devicetree binding arm,arch_timer).
-const VIRTUAL_TIMER: u32 = 2;
-const PHYSICAL_TIMER: u32 = 1;
-/// Index of the maintenance interrupt in the interrupt controller's (arm,gic-v3).
-const MAINTENANCE: u32 = 0;
 
 /// All of them.
 pub(crate) struct HostIrqs {
@@ -27,20 +21,19 @@ static IRQS: Global<HostIrqs> = Global::new();
 
 /// Finds them. Errors: `EOPNOTSUPP`, and the log says why.
 pub(crate) fn init() -> Result<Owner> {
-    let find = |name: &CStr, index, what: &str| {
-        PerCpuIrq::new(name, index).map_err(|e| {
+    let find = |which, what: &str| {
+        PerCpuIrq::new(which).map_err(|e| {
             pr_err!(
-                "guests cannot run here: no interrupt of the {what} in the device tree ({e:?})\n"
+                "guests cannot run here: neither a device tree nor ACPI has the interrupt of the {what} ({e:?})\n"
             );
             EOPNOTSUPP
         })
     };
-    let timer = |index, what| find(c"arm,armv8-timer", index, what);
     let timers = [
-        timer(VIRTUAL_TIMER, "virtual timer")?,
-        timer(PHYSICAL_TIMER, "physical timer")?,
+        find(Ppi::VirtualTimer, "virtual timer")?,
+        find(Ppi::PhysicalTimer, "physical timer")?,
     ];
-    let maintenance = find(c"arm,gic-v3", MAINTENANCE, "virtual interrupt interface")?;
+    let maintenance = find(Ppi::Maintenance, "virtual interrupt interface")?;
     IRQS.set(HostIrqs {
         timers,
         maintenance,

@@ -114,6 +114,20 @@ def qemu():
     Pool(f"{SUITE}-backports", "arm64", ARM64_QEMU.parent, also=[SUITE]).whole("qemu-system-arm")
 
 
+def firmware():
+    """UEFI firmware for machines that ACPI describes, in build/arm64"""
+    name = "qemu-efi-aarch64"
+    if not tree(name).exists():
+        Pool(SUITE, "arm64", ARM64 / "apt" / SUITE).package(name).rename(tree(name))
+    if not efi().exists():
+        raise Failure(f"{efi()} is not in its package", "report it: the package layout has changed")
+
+
+def efi():
+    """That firmware."""
+    return tree("qemu-efi-aarch64") / "usr/share/qemu-efi-aarch64/QEMU_EFI.fd"
+
+
 def image():
     """The stock kernel: an Image as it is, not packed."""
     return tree(f"linux-binary-{arm64_release()}") / "usr/lib/modules" / arm64_release() / "vmlinuz"

@@ -12,6 +12,9 @@ def command(options, run):
     argv = ["qemu-system-aarch64", "-nodefaults", "-no-user-config", "-display", "none", "-no-reboot"]
     argv += ["-M", "virt,virtualization=on,gic-version=3", "-cpu", options.model or "max"]
     argv += ["-smp", str(options.smp), "-m", f"{options.mem}M"]
+    if options.acpi:
+        # The firmware keeps the device tree to itself.
+        argv += ["-bios", str(arm64.efi())]
     if options.icount:
         argv += ["-icount", "shift=0,sleep=off"]
     argv += ["-kernel", str(arm64.image()), "-initrd", str(run / "initrd")]
