@@ -70,8 +70,8 @@ TEST_SECONDS(physical_timer, 20)
 }
 
 /*
- * The physical timer is another machine's with each offset. One that is 0 is where the processor's own can be used, also
- * after the guest has begun.
+ * The physical timer is another machine's with each offset. One that is 0 is where the processor's own can be used,
+ * also after the guest has begun.
  */
 TEST_SECONDS(offset_changes, 20)
 {

@@ -329,8 +329,8 @@ impl<'a> Runner<'a> {
         let s = &self.s;
         let checked = s.last.check(cpu, &self.vm.memory.settled, s.token);
         if let Err(why) = checked {
-            let (vcpu, cpu) = (s.index, cpu.number());
-            pr_err!("vCPU {vcpu} (token {}) is not entered on CPU {cpu}, which has not been flushed: {why:?}\n", s.token);
+            let (vcpu, token, cpu) = (s.index, s.token, cpu.number());
+            pr_err!("vCPU {vcpu} (token {token}) is not entered on CPU {cpu}, which has not been flushed: {why:?}\n");
         }
         checked.is_err()
     }
