@@ -721,3 +721,37 @@ TEST(own_tables)
 	/* A permission fault, whose address the processor does not tell. */
 	write_to_rom(&m, 0x70000000);
 }
+
+/*
+ * Registers of stage 1, whose writes trap where a guest's caches are watched, say what has been written to them: before
+ * and after a cleaning by set and way, with stage 1 off and caches on, and with both on.
+ */
+#define WRITTEN(reg, value, to) "mov x2, #" #value "\nmsr " #reg ", x2\nmrs " #to ", " #reg "\n"
+GUEST(guest_watched,
+	WRITTEN(ttbr1_el1, 0x2000, x10) WRITTEN(esr_el1, 0x33, x11) WRITTEN(far_el1, 0x44, x12)
+	WRITTEN(contextidr_el1, 0x55, x13)
+	"mrs x5, sctlr_el1\norr x5, x5, #4\nmsr sctlr_el1, x5\nmrs x14, sctlr_el1\n"
+	"dsb sy\ndc cisw, xzr\ndsb sy\n" WRITTEN(ttbr1_el1, 0x3000, x15) WRITTEN(far_el1, 0x77, x16)
+	"ldr x4, =0x40004000\nldr x5, =0x401\nstr x5, [x4]\nldr x5, =0x40000705\nstr x5, [x4, #8]\n"
+	"ldr x5, =0xff00\nmsr mair_el1, x5\nldr x5, =0x280003519\nmsr tcr_el1, x5\nmsr ttbr0_el1, x4\nisb\n"
+	"mrs x17, mair_el1\nmrs x18, tcr_el1\nmrs x19, ttbr0_el1\n"
+	"mrs x5, sctlr_el1\nldr x6, =0x1005\norr x5, x5, x6\nmsr sctlr_el1, x5\nisb\nmrs x20, sctlr_el1\n"
+	"dsb sy\ndc csw, xzr\ndsb sy\n" WRITTEN(contextidr_el1, 0x88, x21)
+	"ldr x22, [x4, #8]\nbic x5, x20, #4\nbic x5, x5, #1\nmsr sctlr_el1, x5\nisb\nmrs x23, sctlr_el1\n"
+	"ldr x24, [x4, #8]\n" DONE ".ltorg\n");
+
+TEST(watched_registers)
+{
+	static const struct { int x; uint64_t value; } is[] = {
+		{ 10, 0x2000 }, { 11, 0x33 }, { 12, 0x44 }, { 13, 0x55 }, { 15, 0x3000 }, { 16, 0x77 }, { 17, 0xff00 },
+		{ 18, 0x280003519 }, { 19, 0x40004000 }, { 21, 0x88 }, { 22, 0x40000705 }, { 24, 0x40000705 },
+	};
+	struct machine m = MACHINE(guest_watched);
+
+	run_to_done(&m);
+	for (size_t i = 0; i < ARRAY_SIZE(is); i++)
+		CHECK_EQ(get_reg(&m, X(is[i].x)), is[i].value);
+	CHECK_EQ(get_reg(&m, X(14)) & 5, 4);
+	CHECK_EQ(get_reg(&m, X(20)) & 0x1005, 0x1005);
+	CHECK_EQ(get_reg(&m, X(23)) & 0x1005, 0x1000);
+}

@@ -2,14 +2,21 @@
 //! What has to happen to caches before a guest gets a page: data that the host has written there, or that was there
 //! before, is to be seen by a guest that goes past caches; and instructions by one that fetches them (Arm ARM B2.4.4,
 //! D7.5.9; CTR_EL0).
+//!
+//! Without FEAT_S2FWB a guest that has its caches off writes past them. So a page is cleaned and invalidated again when
+//! it leaves ([`leaving`](crate::arm64::leaving)), and all are when the guest switches its caches on or off, which is
+//! seen by trapping what it writes to EL1's registers of memory (HCR_EL2.TVM) until they are on, and when it cleans
+//! them by set and way, which is meant for a processor's own caches and reaches no others.
 #![forbid(unsafe_code)]
+
+use crate::arm64::esr::SysReg;
 
 /// What the processors of this machine need, and how large the lines of their caches are.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Caches {
     /// Stage 2 makes all memory write-back, whatever a guest thinks of it (HCR_EL2.FWB): nothing goes past caches.
     pub forced: bool,
-    /// Data caches are cleaned before a page is mapped.
+    /// Data caches are cleaned before a page is mapped; and after it has left, unless stage 2 makes all write-back.
     pub clean: bool,
     /// Instruction caches are invalidated before a page can be fetched from: line by line, or whole ones.
     pub invalidate: Invalidate,
@@ -87,6 +94,35 @@ impl Caches {
     }
 }
 
+/// Registers of EL1 whose writes trap while a guest's caches are watched (HCR_EL2.TVM).
+const WATCHED: [SysReg; 11] = [
+    SCTLR,
+    SysReg::new(3, 0, 2, 0, 0),
+    SysReg::new(3, 0, 2, 0, 1),
+    SysReg::new(3, 0, 2, 0, 2),
+    SysReg::new(3, 0, 5, 1, 0),
+    SysReg::new(3, 0, 5, 1, 1),
+    SysReg::new(3, 0, 5, 2, 0),
+    SysReg::new(3, 0, 6, 0, 0),
+    SysReg::new(3, 0, 10, 2, 0),
+    SysReg::new(3, 0, 10, 3, 0),
+    SysReg::new(3, 0, 13, 0, 1),
+];
+/// SCTLR_EL1, and its bits M and C: stage 1 is on, and data caches.
+const SCTLR: SysReg = SysReg::new(3, 0, 1, 0, 0);
+const ON: u64 = 1 << 0 | 1 << 2;
+
+/// Whether a write to `reg` traps for that: SCTLR_EL1, TTBR0, TTBR1, TCR, AFSR0, AFSR1, ESR, FAR, MAIR, AMAIR or
+/// CONTEXTIDR.
+pub fn is_watched(reg: SysReg) -> bool {
+    WATCHED.contains(&reg)
+}
+
+/// Whether a guest with this SCTLR_EL1 uses caches.
+pub const fn are_on(sctlr: u64) -> bool {
+    sctlr & ON == ON
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -108,6 +144,16 @@ mod tests {
         assert!(virt.clean);
         // Write-back for all, but what was written does not reach instructions by itself.
         assert!(Caches::of(CTR, true, false, true).clean);
+    }
+
+    #[test]
+    fn watched() {
+        assert!(is_watched(SCTLR) && is_watched(SysReg::new(3, 0, 13, 0, 1)));
+        // CPACR_EL1, VBAR_EL1, TPIDR_EL1.
+        for (crn, crm, op2) in [(1, 0, 2), (12, 0, 0), (13, 0, 4)] {
+            assert!(!is_watched(SysReg::new(3, 0, crn, crm, op2)));
+        }
+        assert!(are_on(5) && !are_on(1) && !are_on(4) && !are_on(0));
     }
 
     #[test]

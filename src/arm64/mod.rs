@@ -18,6 +18,7 @@ mod ids;
 mod inject;
 mod interrupts;
 mod last;
+mod leaving;
 mod mitigate;
 mod one_reg;
 mod paging;
@@ -37,8 +38,10 @@ mod vm;
 
 /// The nested page table that the processor walks, whether it logs what it sets dirty there, how far guest-physical and
 /// user addresses reach, how all processors forget what they have cached of it, and which changes of an entry they have
-/// to forget, where that is checked.
-pub(crate) use paging::{forget_translations, processor_logs, takes_away, NestedTable, FORGETS};
+/// to forget, where that is checked; what caches want when a page has left.
+pub(crate) use paging::{
+    forget_translations, processor_logs, takes_away, LeavingPages, NestedTable, FORGETS,
+};
 
 // Face: what the files of user space are made of.
 

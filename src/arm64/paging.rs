@@ -2,13 +2,14 @@
 //! The nested page table of a VM. Called by `mem`, by several threads at a time.
 
 use crate::arm64::el2;
+use crate::arm64::leaving::Leaving;
 use crate::arm64::stage2::{self, Stage2};
 use crate::linux::el2 as linux_el2;
 use crate::linux::uaccess;
 use crate::mem::addr::{Gpa, Level};
 use crate::mem::format::{Format, Leaf, MemType, Perm};
 use crate::mem::mmu::{TablePage, TablePool};
-use crate::mem::walk::{Allow, Change, Cursor, MapError, PageTable};
+use crate::mem::walk::{Allow, Change, Cursor, MapError, PageTable, Removed};
 use crate::params;
 use core::ops::Deref;
 use kernel::prelude::*;
@@ -49,6 +50,42 @@ pub(super) fn largest_leaf() -> Level {
         Level::L2
     } else {
         Level::L3
+    }
+}
+
+/// Pages that have left, until nobody has their translations any more and caches have been seen to.
+pub(crate) struct LeavingPages(Leaving);
+
+impl LeavingPages {
+    /// None.
+    pub(crate) const fn new() -> Self {
+        Self(Leaving::new())
+    }
+
+    /// Whether pages have to be named.
+    #[inline]
+    pub(crate) fn are_wanted() -> bool {
+        !el2::caches().forced
+    }
+
+    /// A page has left. False: there is no room for more, before they have been seen to.
+    #[inline]
+    pub(crate) fn put(&mut self, leaf: &Removed) -> bool {
+        !Self::are_wanted() || leaf.mem_type != MemType::Ram || self.0.put(leaf.hpa, leaf.level)
+    }
+
+    /// Nobody has their translations any more.
+    #[inline]
+    pub(crate) fn finish(&mut self) {
+        self.0
+            .take(|hpa, level| el2::make_coherent(hpa, level.size(), false));
+    }
+}
+
+/// Data caches have nothing of a leaf's page any more.
+pub(super) fn clean(leaf: &Removed) {
+    if leaf.mem_type == MemType::Ram {
+        el2::make_coherent(leaf.hpa, leaf.level.size(), false);
     }
 }
 
@@ -138,6 +175,10 @@ impl NestedTable {
     pub(crate) fn clear(&mut self) {
         let mut pool = TablePool::new();
         let mut cursor = Cursor::new(self.all());
+        if LeavingPages::are_wanted() {
+            while !self.show_some(&mut pool, &mut cursor, 1024, &mut clean) {}
+            cursor = Cursor::new(self.all());
+        }
         while !self.clear_some(&mut pool, &mut cursor, 16 * 1024) {
             pool.release_now();
         }

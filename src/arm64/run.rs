@@ -20,7 +20,7 @@ use crate::arm64::vgic::chip::Vgic;
 use crate::arm64::vgic::its::InMemory;
 use crate::arm64::vgic::mmio::By;
 use crate::arm64::vm::Vm;
-use crate::arm64::{events, idreg, psci, smccc, stage1};
+use crate::arm64::{caches, events, idreg, paging, psci, smccc, stage1};
 use crate::bus::ioeventfd::Bus;
 use crate::bus::set::IN_ONE_GO;
 use crate::linux::clock;
@@ -56,6 +56,8 @@ declare_exits! {
     }
 }
 
+/// Entries of nested page tables whose pages are cleaned between two chances to reschedule.
+const CLEANED_AT_ONCE: u32 = 256;
 /// KVM_HYPERCALL_EXIT_SMC. KVM_HYPERCALL_EXIT_16BIT is for an instruction of 16 bits, which a guest of 64 bits has not.
 const HYPERCALL_SMC: u64 = 1 << 0;
 /// PSTATE.nRW: EL0 of 32 bits.
@@ -150,6 +152,9 @@ impl<'a> Runner<'a> {
         loop {
             self.s.take_requests(&self.vcpu.shared);
             self.s.stolen.tell(&self.vm.memory, &self.s.ring);
+            if core::mem::take(&mut self.s.cleans) {
+                self.vm.memory.show_leaves(CLEANED_AT_ONCE, paging::clean);
+            }
             let step = if self.ring_is_full() {
                 self.ask(&exits::DirtyRingFull)
             } else if self.s.off {
@@ -580,13 +585,36 @@ impl<'a> Runner<'a> {
             || (op0, crn, crm) == (1, 7, 10)
             || (op0, crn, crm) == (1, 7, 14)
         {
-            // DC ISW, CSW, CISW: caches are nobody's business but the host's.
+            // DC ISW, CSW, CISW: caches are nobody's business but the host's, where a guest cannot go past them.
+            if !el2::caches().forced && !self.s.guest.watches_caches {
+                self.s.guest.watches_caches = true;
+                self.s.cleans = true;
+                self.s.guest.regs.skip();
+                return Step::Leave;
+            }
+        } else if !read && self.s.guest.watches_caches && caches::is_watched(reg) {
+            return self.watched_register(stay, reg, register);
         } else {
             self.undefined(stay);
             return Step::Again;
         }
         self.s.guest.regs.skip();
         Step::Again
+    }
+
+    /// MSR of a register by which the guest may switch its caches on or off.
+    #[cold]
+    fn watched_register(&mut self, stay: &Stay<'_>, reg: SysReg, register: u8) -> Step {
+        let g = &mut self.s.guest;
+        let (was, is) = stay.write_watched(reg, g.regs.x(register));
+        g.regs.skip();
+        // What comes later is seen by set and way alone, as in KVM.
+        g.watches_caches = !caches::are_on(is);
+        self.s.cleans |= caches::are_on(was) != caches::are_on(is);
+        match self.s.cleans || !g.watches_caches {
+            true => Step::Leave,
+            false => Step::Again,
+        }
     }
 
     /// MRS or MSR of a register about caches. False: it is none.

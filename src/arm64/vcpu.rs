@@ -116,6 +116,8 @@ pub(crate) struct State {
     pub(crate) filter: KVec<Range>,
     /// The vCPU has run.
     pub(crate) has_run: bool,
+    /// Data caches are cleaned of all of the VM's memory before the guest goes on.
+    pub(crate) cleans: bool,
     pub(crate) stolen: Stolen,
     /// Where the pages go that the vCPU writes, if the VM has dirty rings.
     pub(crate) ring: Option<Arc<Ring>>,
@@ -154,6 +156,7 @@ impl State {
                 interface: Interface::RESET,
                 has_gic: false,
                 has_keys: false,
+                watches_caches: false,
             },
             room: Some(KBox::new(Vectors::ZERO, GFP_KERNEL_ACCOUNT)?),
             features: None,
@@ -174,6 +177,7 @@ impl State {
             pending: Pending::Nothing,
             filter: KVec::new(),
             has_run: false,
+            cleans: false,
             stolen: Stolen::default(),
             ring,
             tables: TablePool::new(),
@@ -257,6 +261,7 @@ impl State {
         self.guest.error = None;
         self.guest.physical = PhysicalTimer::default();
         self.guest.debug.reset();
+        self.guest.watches_caches = !el2::caches().forced;
         self.guest.interface = Interface::RESET;
         self.pending = Pending::Nothing;
         self.halted = false;

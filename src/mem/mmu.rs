@@ -5,7 +5,7 @@
 //! The only file outside of `rust/` and the vendors with unsafe code: page tables are memory that hardware reads, and
 //! resident pages are used without a reference. Called by faults, slot changes and notifier callbacks, all at a time.
 
-use crate::arch;
+use crate::arch::{self, LeavingPages};
 use crate::linux::gup;
 use crate::linux::irqflags::IrqsOff;
 use crate::linux::page::{self, PageChain, Pages};
@@ -13,7 +13,7 @@ use crate::linux::sched::is_current_mm;
 use crate::mem::addr::{Hpa, Level, TABLE_ENTRIES};
 use crate::mem::flushes::Removals;
 use crate::mem::invalidations::{Invalidations, Section};
-use crate::mem::walk::{Page, Table, Tables, MAX_ALLOC_PER_MAP};
+use crate::mem::walk::{Page, Removed, Table, Tables, MAX_ALLOC_PER_MAP};
 use core::cell::Cell;
 use core::sync::atomic::{AtomicU64, Ordering};
 use kernel::mm::Mm;
@@ -71,6 +71,8 @@ pub(crate) struct TablePool {
     spare: [Hpa; SPARE],
     spares: usize,
     unlinked: PageChain,
+    /// Pages of leaves that have gone, where caches want something of them.
+    leaving: LeavingPages,
     /// Number of the last removal by this caller, where that is kept.
     removed: Cell<u64>,
 }
@@ -85,6 +87,7 @@ impl TablePool {
             spare: [Hpa(0); SPARE],
             spares: 0,
             unlinked: PageChain::new(),
+            leaving: LeavingPages::new(),
             removed: Cell::new(0),
         }
     }
@@ -127,9 +130,10 @@ impl TablePool {
     }
 
     /// Frees the unlinked tables, as soon as nobody walks them. Translations have been flushed since they were
-    /// unlinked.
+    /// unlinked, and since pages have left.
     #[inline]
     pub(super) fn release(&mut self) {
+        self.leaving.finish();
         self.unlinked.free_after_readers();
     }
 
@@ -168,6 +172,20 @@ impl Tables for TablePool {
         let last = REMOVALS.last();
         arch::forget_translations();
         REMOVALS.forgotten_everywhere(last);
+    }
+
+    #[inline]
+    fn reports(&self) -> bool {
+        LeavingPages::are_wanted()
+    }
+
+    #[inline]
+    fn removed(&mut self, leaf: &Removed) {
+        if !self.leaving.put(leaf) {
+            self.flush();
+            self.leaving.finish();
+            self.leaving.put(leaf);
+        }
     }
 
     #[inline]

@@ -9,7 +9,7 @@ use crate::linux::sched;
 use crate::mem::addr::{Gpa, GpaRange, Level};
 use crate::mem::memory::GuestMemory;
 use crate::mem::mmu::TablePool;
-use crate::mem::walk::Cursor;
+use crate::mem::walk::{Cursor, Removed};
 use core::cell::Cell;
 use kernel::sync::rcu;
 
@@ -209,21 +209,30 @@ impl GuestMemory {
 
     /// How many leaves of each size there are. Others come and go meanwhile. Sleeps.
     pub(crate) fn mapped(&self) -> Mapped {
+        let mut leaves = [0; 3];
+        self.show_leaves(BUDGET, |leaf| {
+            if let Some(n) = leaves.get_mut((leaf.level as usize).wrapping_sub(1)) {
+                *n = u64::wrapping_add(*n, 1);
+            }
+        });
+        Mapped {
+            leaves,
+            split: self.parts.count(),
+        }
+    }
+
+    /// Shows all leaves, `budget` entries between two chances to reschedule. Others come and go meanwhile. Sleeps.
+    pub(crate) fn show_leaves(&self, budget: u32, mut show: impl FnMut(&Removed)) {
         let mut none = TablePool::new();
         let mut cursor = Cursor::new(self.table.all());
-        let mut leaves = [0; 3];
         let mut done = false;
         while !done {
             let tables_stay = rcu::read_lock();
             done = self
                 .table
-                .count_some(&mut none, &mut cursor, BUDGET, &mut leaves);
+                .show_some(&mut none, &mut cursor, budget, &mut show);
             drop(tables_stay);
             sched::cond_resched();
-        }
-        Mapped {
-            leaves,
-            split: self.parts.count(),
         }
     }
 

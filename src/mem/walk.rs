@@ -39,8 +39,6 @@ mod table;
 mod visitors;
 
 pub use freeze::Narrowed;
-// The module does not look at leaves that go; the tests do.
-#[allow(unused_imports)]
 pub use table::Removed;
 pub use table::{Cursor, Page, Table, Tables, MAX_ALLOC_PER_MAP};
 
@@ -51,7 +49,7 @@ use crate::mem::format::{Format, Leaf, Perm};
 use split::{fill, split, Split};
 use table::{gone, retire};
 use visitors::{
-    Age, Clean, Clear, Count, Entry, Join, Next, SplitLeaves, TestAccessed, Unmap, Visitor,
+    Age, Clean, Clear, Entry, Join, Next, Show, SplitLeaves, TestAccessed, Unmap, Visitor,
     WriteProtect,
 };
 
@@ -464,16 +462,16 @@ impl<F: Format, T: Tables> PageTable<F, T> {
         cur.hit
     }
 
-    /// Adds the leaves in the range to `leaves`, by their size, from the smallest on. From where `cur` stands, for
-    /// about `budget` entries. Returns true at the end of the range.
-    pub fn count_some(
+    /// Shows the leaves in the range, which stay. From where `cur` stands, for about `budget` entries. Returns true at
+    /// the end of the range.
+    pub fn show_some(
         &self,
         t: &mut T,
         cur: &mut Cursor,
         budget: u32,
-        leaves: &mut [u64; 3],
+        show: &mut dyn FnMut(&Removed),
     ) -> bool {
-        self.scan(t, cur, budget, &mut Count::<F>(PhantomData, leaves))
+        self.scan(t, cur, budget, &mut Show::<F>(PhantomData, show))
     }
 
     /// Takes the write right from all leaves in the range, also from a huge leaf that is partly in it: mapping

@@ -35,7 +35,7 @@ mod vmx;
 pub(crate) use paging::nested::{processor_logs, NestedTable};
 
 /// All processors forget what they have cached of it, where an entry has to be broken before another is made.
-pub(crate) use paging::nested::{forget_translations, takes_away, FORGETS};
+pub(crate) use paging::nested::{forget_translations, takes_away, LeavingPages, FORGETS};
 
 // Face: what the files of user space and assigned devices are made of.
 

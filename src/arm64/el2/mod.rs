@@ -79,6 +79,7 @@ const HCR_TSC: u64 = 1 << 19;
 const HCR_TIDCP: u64 = 1 << 20;
 const HCR_TACR: u64 = 1 << 21;
 const HCR_TSW: u64 = 1 << 22;
+const HCR_TVM: u64 = 1 << 26;
 const HCR_RW: u64 = 1 << 31;
 const HCR_E2H: u64 = 1 << 34;
 const HCR_FWB: u64 = 1 << 46;
@@ -281,6 +282,8 @@ pub(crate) struct Guest {
     pub(crate) has_gic: bool,
     /// It has pointer authentication.
     pub(crate) has_keys: bool,
+    /// Writes to registers trap by which it switches its caches on ([`is_watched`](crate::arm64::caches::is_watched)).
+    pub(crate) watches_caches: bool,
 }
 
 macro_rules! load {
@@ -295,6 +298,20 @@ macro_rules! load {
             $(
                 // SAFETY: They are nobody's but the guest's while HCR_EL2.TGE is set, or saved by the caller.
                 unsafe { write!($asm, c.get(Reg::$name)) };
+            )*
+        }
+
+        /// Writes the one that is encoded so.
+        ///
+        /// # Safety
+        ///
+        /// In a stay: the guest's are loaded.
+        unsafe fn write_one(reg: SysReg, value: u64) {
+            $(
+                if reg == const { SysReg::new $encoding } {
+                    // SAFETY: The guest's register, as the caller promises.
+                    unsafe { write!($asm, value) };
+                }
             )*
         }
 
@@ -615,6 +632,16 @@ impl<'irq> Stay<'irq> {
         }
     }
 
+    /// MSR of a register of the guest's that [`is_watched`](crate::arm64::caches::is_watched), on its behalf. Returns
+    /// SCTLR_EL1 as it was and as it is.
+    pub(crate) fn write_watched(&self, reg: SysReg, value: u64) -> (u64, u64) {
+        // SCTLR_EL12.
+        let was = read!("s3_5_c1_c0_0");
+        // SAFETY: In a stay of whose guest it is.
+        unsafe { write_one(reg, value) };
+        (was, read!("s3_5_c1_c0_0"))
+    }
+
     /// An interrupt waits for the host.
     pub(crate) fn host_interrupt_waits(&self) -> bool {
         gic::host_interrupt_waits()
@@ -700,6 +727,9 @@ fn hcr_of(guest: &Guest) -> u64 {
     let mut hcr = hcr_guest();
     if guest.has_keys {
         hcr |= HCR_APK | HCR_API;
+    }
+    if guest.watches_caches {
+        hcr |= HCR_TVM;
     }
     if guest.identity_traps.0 {
         hcr |= HCR_TID1;

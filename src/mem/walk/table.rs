@@ -5,7 +5,7 @@
 use core::marker::PhantomData;
 
 use crate::mem::addr::{Gpa, GpaRange, Hpa, Level, TABLE_ENTRIES};
-use crate::mem::format::{Format, Perm};
+use crate::mem::format::{Format, MemType, Perm};
 
 /// Memory that a table is made of: a zeroed page that its owner gives away.
 pub trait Page {
@@ -61,7 +61,10 @@ pub trait Tables {
     const FLUSHES: bool = false;
 
     /// Whether [`Tables::removed`] has to be told. If not, tables of 4 KiB leaves are not read when they go.
-    const REPORTS: bool = false;
+    #[inline]
+    fn reports(&self) -> bool {
+        false
+    }
 
     /// Returns after every processor has forgotten what it had cached of entries that are not present any more.
     #[inline]
@@ -114,7 +117,7 @@ pub trait Tables {
 /// Tables that one [`super::PageTable::map`] may allocate: one for each level below the root of a 5-level tree.
 pub const MAX_ALLOC_PER_MAP: usize = 4;
 
-/// A leaf that has been taken out of the table. The module has no use for it: what it maps writable it takes for
+/// A leaf that has been taken out of the table. The module has no use for its bits: what it maps writable it takes for
 /// dirty at once. The tests follow every page by it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Removed {
@@ -124,6 +127,8 @@ pub struct Removed {
     pub hpa: Hpa,
     /// Size of the page.
     pub level: Level,
+    /// What is there.
+    pub mem_type: MemType,
     /// Accessed since mapped or last aged.
     pub accessed: bool,
     /// Written since mapped or last cleaned.
@@ -140,6 +145,7 @@ impl Removed {
             gpa,
             hpa: F::addr(entry, level),
             level,
+            mem_type: F::mem_type(entry, level),
             accessed: F::accessed(entry),
             dirty: F::dirty(entry),
             writable: F::perm(entry).contains(Perm::W),
@@ -217,7 +223,7 @@ pub(super) fn retire<F: Format, T: Tables>(
     level: Level,
     base: Gpa,
 ) {
-    if T::REPORTS || level != Level::L1 {
+    if t.reports() || level != Level::L1 {
         for i in 0..TABLE_ENTRIES {
             // A processor may hold the table in its paging-structure cache and still set a dirty bit: only the
             // exchange tells the last word.

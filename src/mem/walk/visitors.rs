@@ -5,7 +5,7 @@
 use core::marker::PhantomData;
 
 use super::split::{split, Split};
-use super::table::{gone, Cursor, Table, Tables};
+use super::table::{gone, Cursor, Removed, Table, Tables};
 use crate::mem::addr::{Gpa, Level};
 use crate::mem::format::{Format, Perm};
 
@@ -148,15 +148,16 @@ impl<F: Format, T: Tables> Visitor<T> for TestAccessed<F> {
     }
 }
 
-/// Counts leaves by their level.
-pub(super) struct Count<'a, F>(pub(super) PhantomData<F>, pub(super) &'a mut [u64; 3]);
+/// Shows leaves.
+pub(super) struct Show<'a, F>(
+    pub(super) PhantomData<F>,
+    pub(super) &'a mut dyn FnMut(&Removed),
+);
 
-impl<F: Format, T: Tables> Visitor<T> for Count<'_, F> {
+impl<F: Format, T: Tables> Visitor<T> for Show<'_, F> {
     #[inline]
     fn leaf(&mut self, _t: &mut T, _cur: &mut Cursor, at: &Entry<T::Page>) -> Next {
-        if let Some(n) = self.1.get_mut((at.level as usize).wrapping_sub(1)) {
-            *n = n.wrapping_add(1);
-        }
+        (self.1)(&Removed::of::<F>(at.value, at.level, Gpa(at.base)));
         Next::On
     }
 }

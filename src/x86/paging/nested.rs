@@ -7,7 +7,7 @@ use crate::linux::uaccess;
 use crate::mem::addr::{Gpa, GpaRange, Hpa, Level};
 use crate::mem::format::Leaf;
 use crate::mem::mmu::{TablePage, TablePool};
-use crate::mem::walk::{Allow, Change, Cursor, MapError, Narrowed, PageTable};
+use crate::mem::walk::{Allow, Change, Cursor, MapError, Narrowed, PageTable, Removed};
 use crate::x86::paging::fmt_ept::{Ept, EptNoAd};
 use crate::x86::paging::fmt_npt::Npt;
 use crate::x86::vendor::{choose, HwCaps, NestedFormat};
@@ -24,6 +24,32 @@ pub(crate) const FORGETS: bool = false;
 /// Nothing to do for that.
 #[inline(always)]
 pub(crate) fn forget_translations() {}
+
+/// Caches are coherent: nothing is to be done for a page that has left.
+pub(crate) struct LeavingPages;
+
+impl LeavingPages {
+    /// None.
+    pub(crate) const fn new() -> Self {
+        Self
+    }
+
+    /// Whether pages have to be named.
+    #[inline(always)]
+    pub(crate) fn are_wanted() -> bool {
+        false
+    }
+
+    /// A page has left.
+    #[inline(always)]
+    pub(crate) fn put(&mut self, _leaf: &Removed) -> bool {
+        true
+    }
+
+    /// Nobody has their translations any more.
+    #[inline(always)]
+    pub(crate) fn finish(&mut self) {}
+}
 
 /// What was flushed when is not kept.
 #[inline(always)]
@@ -210,15 +236,15 @@ impl NestedTable {
         dispatch!(self, t => t.all())
     }
 
-    /// [`PageTable::count_some`].
-    pub(crate) fn count_some(
+    /// [`PageTable::show_some`].
+    pub(crate) fn show_some(
         &self,
         pool: &mut TablePool,
         cursor: &mut Cursor,
         budget: u32,
-        leaves: &mut [u64; 3],
+        show: &mut dyn FnMut(&Removed),
     ) -> bool {
-        dispatch!(self, t => t.count_some(pool, cursor, budget, leaves))
+        dispatch!(self, t => t.show_some(pool, cursor, budget, show))
     }
 
     /// Frees every table but the root, which goes with `self`. No processor uses them any more.

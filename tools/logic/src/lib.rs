@@ -68,6 +68,7 @@ pub mod arm64 {
     pub mod host;
     pub mod idreg;
     pub mod inject;
+    pub mod leaving;
     pub mod mitigate;
     pub mod psci;
     pub mod smccc;

@@ -341,7 +341,10 @@ impl<F: Format> Mem<F> {
 impl<F: Format> Tables for Mem<F> {
     type Page = Fresh;
     const FLUSHES: bool = true;
-    const REPORTS: bool = true;
+
+    fn reports(&self) -> bool {
+        true
+    }
 
     fn flush(&mut self) {
         self.breaks += 1;

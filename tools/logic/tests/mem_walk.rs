@@ -540,7 +540,9 @@ fn counting() {
     for budget in [1, 7, u32::MAX] {
         let mut leaves = [0; 3];
         let mut cur = Cursor::new(pt.all());
-        while !pt.count_some(&mut m, &mut cur, budget, &mut leaves) {}
+        while !pt.show_some(&mut m, &mut cur, budget, &mut |leaf| {
+            leaves[leaf.level as usize - 1] += 1;
+        }) {}
         assert_eq!(leaves, [3, 1, 1]);
         assert!(!cur.flush);
     }
