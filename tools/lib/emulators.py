@@ -52,6 +52,18 @@ QEMU_MACHINE_CHECK = re.compile(
 QEMU_RAISE = re.compile(
     rb"\xf3\x0f\x1e\xfa\x50\x58\x45\x31\xc9\x45\x31\xc0\x31\xc9\x31\xd2\x48\x83\xec\x08\xe8", re.DOTALL)
 
+# get_ss_esp_from_tss, and get_rsp_from_tss in both functions that it is inlined into (the same file): where they raise
+# #TS(TR), and beside it where they give the emulator up because of TR's type or of a TR that is not present.
+_TS = rb"\xbe\x0a\0\0\0(?:\x48\x89\xdf)?\x81\xe2\xfc\xff\0\0\xe8...."
+_ABORT = rb"\x48\x8d\x35....(?:\x4c\x89\xff)?\x31\xc0\xe8...."
+# In the first of them: whether TR's type, of which shift and mask make three bits, is that of a TSS that is not busy.
+QEMU_TSS_TYPE = re.compile(rb"\xc1\xe8\x08\x49\x89\xd5\x89\xca\x89\xc1\x83\xe1(\x07)\x83\xf9\x01\x0f\x85", re.DOTALL)
+QEMU_NO_TSS = [
+    re.compile(rb"(?P<a>%s)(?P<ts>\x8b\x93....\x4c\x89\xc1%s)(?P<b>%s)" % (_ABORT, _TS, _ABORT), re.DOTALL),
+    re.compile(rb"(?P<ts>\x41\x8b\x97....\x48\x8b\x7c\x24.%s)(?P<a>%s)" % (_TS, _ABORT), re.DOTALL),
+    re.compile(rb"(?P<ts>\x8b\x93....%s)(?P<a>\x48\x8d\xbb....%s)" % (_TS, _ABORT), re.DOTALL),
+]
+
 
 def bochs_input():
     """What decides about the program that bochs() makes."""
@@ -101,7 +113,7 @@ def corrected_qemu(source):
     if copy.exists() and copy.stat().st_mtime >= Path(__file__).stat().st_mtime:
         return copy
     binary = bytearray(source.read_bytes())
-    if not all(correct(binary) for correct in (inject_once, machine_checks_intercepted)):
+    if not all(correct(binary) for correct in (inject_once, machine_checks_intercepted, guests_without_tss)):
         return None
     replace(copy, binary, mode=0o755)
     return copy
@@ -130,4 +142,21 @@ def machine_checks_intercepted(binary):
         return False
     start, end = found[0].span(1)
     binary[start:end] = struct.pack("<i", raising[0].start() - end)
+    return True
+
+
+def guests_without_tss(binary):
+    """QEMU ends itself ("invalid tss type") when an exception or interrupt of a guest goes to an inner level and TR is
+    not as its own LTR leaves it, which is not busy: a VMCB may well say that it is busy, as on every processor, or that
+    there is none. Corrected, a busy TSS is one, and without any the guest gets #TS.
+    """
+    busy = list(QEMU_TSS_TYPE.finditer(binary))
+    found = [list(pattern.finditer(binary)) for pattern in QEMU_NO_TSS]
+    if any(len(places) != 1 for places in [busy, *found]):
+        return False
+    binary[busy[0].start(1)] = 0x05
+    for (place,) in found:
+        for name in place.re.groupindex.keys() - {"ts"}:
+            at = place.start(name)
+            binary[at:at + 2] = struct.pack("<Bb", 0xEB, place.start("ts") - at - 2)
     return True
