@@ -89,6 +89,12 @@ impl<T: Send + Sync, const N: usize> VersionCell<T, N> {
         }
     }
 
+    /// Waits until whoever reads now has ended. Sleeps; must not be called by one who reads this cell. Writers as in
+    /// [`VersionCell::replace`].
+    pub(crate) fn settle(&self) {
+        self.reclaim();
+    }
+
     /// Waits until nobody reads what has been replaced, and drops what was retired before.
     fn reclaim(&self) {
         let take = |place: &AtomicPtr<T>| place.swap(ptr::null_mut(), Ordering::Acquire);

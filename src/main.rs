@@ -64,6 +64,10 @@ module! {
             default: true,
             description: "Y: huge pages are split when the log of their writes begins; N: at the first write to each",
         },
+        oracle: bool {
+            default: false,
+            description: "Y: rules of nested page tables and interrupt controllers are checked; slow, for tests",
+        },
         kvm_node: u8 {
             default: 0,
             description: "1: also provide /dev/kvm, for programs that cannot be told another path",
@@ -134,6 +138,10 @@ module! {
         report_ignored_msrs: bool {
             default: true,
             description: "the log says what ignore_msrs has let pass",
+        },
+        oracle: bool {
+            default: false,
+            description: "Y: rules of nested page tables and interrupt controllers are checked; slow, for tests",
         },
         kvm_node: u8 {
             default: 0,

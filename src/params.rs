@@ -39,6 +39,12 @@ pub(crate) fn check_flushes() -> bool {
     crate::module_parameters::check_flushes.value() != 0
 }
 
+/// `oracle`: what a VM has come to is compared with its rules after each ioctl.
+#[inline]
+pub(crate) fn oracle() -> bool {
+    crate::module_parameters::oracle.value()
+}
+
 /// `ignore_msrs`: MSRs that are not there read as 0 and may be written.
 #[cfg(CONFIG_X86_64)]
 pub(crate) fn ignore_msrs() -> bool {

@@ -150,6 +150,9 @@ impl<'a> Runner<'a> {
         self.vcpu.run.put(exits::EXIT_REASON, k::KVM_EXIT_UNKNOWN);
         self.vcpu.shared.worker.set_current();
         loop {
+            if self.vm.memory.is_broken() {
+                return Err(EIO);
+            }
             self.s.take_requests(&self.vcpu.shared);
             self.s.stolen.tell(&self.vm.memory, &self.s.ring);
             if core::mem::take(&mut self.s.cleans) {

@@ -131,9 +131,14 @@ impl Vm {
         &self.mm
     }
 
-    /// EIO unless the caller runs in the VM's own address space.
+    /// Looks whether rules hold ([`crate::mem::oracle`]); nothing without `oracle`. Sleeps.
+    pub(crate) fn audit(&self) {
+        self.memory.audit();
+    }
+
+    /// EIO unless the caller runs in the VM's own address space, and the VM's rules hold as far as is known.
     pub(crate) fn check_mm(&self) -> Result {
-        if is_current_mm(&self.mm) {
+        if is_current_mm(&self.mm) && !self.memory.is_broken() {
             Ok(())
         } else {
             Err(EIO)

@@ -55,7 +55,9 @@ impl FileOperations for VmFile {
 
     fn ioctl(this: ArcBorrow<'_, Self>, _file: &File, cmd: u32, arg: usize) -> Result<isize> {
         this.vm.check_mm()?;
-        ioctl(&this.vm, &this.space, &this.reset_point, cmd, arg)
+        let result = ioctl(&this.vm, &this.space, &this.reset_point, cmd, arg);
+        this.vm.audit();
+        result
     }
 
     fn release(this: Arc<Self>) {

@@ -103,6 +103,13 @@ pub(super) struct Update {
     pub(super) logged: u32,
 }
 
+impl Update {
+    /// Where the VM's own page may be mapped.
+    pub(super) fn pinned_at(&self) -> Option<Gpa> {
+        self.pinned_at
+    }
+}
+
 /// All of a VM's guest memory.
 #[pin_data(PinnedDrop)]
 pub(crate) struct GuestMemory {
@@ -131,6 +138,8 @@ pub(crate) struct GuestMemory {
     /// The vCPUs to be stopped for a flush.
     pub(super) vcpus: Arc<dyn StopRunning>,
     root: Hpa,
+    /// The oracle has found something.
+    pub(super) broken: AtomicBool,
     /// A page of the VM that is in no slot, for VMs that use it.
     own_page: SetOnce<page::Pages>,
     /// Changes under `update`.
@@ -235,6 +244,7 @@ impl GuestMemory {
                     hva_end,
                 },
                 root: table.root(),
+                broken: AtomicBool::new(false),
                 table,
                 invalidations: Invalidations::new(),
                 registry <- RawSpin::new(Registry::new()),

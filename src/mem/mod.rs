@@ -2,6 +2,7 @@
 //! Guest memory: addresses, slots, the walker of nested page tables.
 
 pub(crate) mod addr;
+pub(crate) mod audit;
 pub(crate) mod dirty;
 pub(crate) mod fault;
 pub(crate) mod flushes;
@@ -14,6 +15,7 @@ pub(crate) mod memory;
 pub(crate) mod missing;
 pub(crate) mod mmu;
 pub(crate) mod notifier;
+mod oracle;
 pub(crate) mod parts;
 pub(crate) mod ports;
 mod regions;

@@ -27,6 +27,8 @@ impl MmuNotifierOps for Notifier {
                 })
                 .unmap(r, range.may_sleep);
         });
+        drop(removing);
+        memory.audit_gone(start, end, range.may_sleep);
     }
 
     fn invalidate_range_end(&self, range: &Range) {

@@ -38,6 +38,13 @@ impl DirtyBitmap {
         }
     }
 
+    /// Whether the page counts as dirty.
+    pub(super) fn has(&self, page: u64) -> bool {
+        let (word, bit) = dirty::bit(page);
+        let word = self.words.get_nospec(word as usize);
+        word.is_some_and(|w| w.load(Ordering::Relaxed) & bit != 0)
+    }
+
     pub(super) fn set(&self, page: u64) {
         let (word, bit) = dirty::bit(page);
         // A bit that is seen set must not have been taken before the write.

@@ -279,13 +279,27 @@ impl Vm {
         &self.mm
     }
 
-    /// EIO unless the caller runs in the VM's own address space.
+    /// Looks whether rules hold ([`crate::mem::oracle`]); nothing without `oracle`. Sleeps.
+    pub(crate) fn audit(&self) {
+        self.memory.audit();
+        if let Some(other) = self.smm_memory() {
+            other.audit();
+        }
+    }
+
+    /// EIO unless the caller runs in the VM's own address space, and the VM's rules hold as far as is known.
     pub(crate) fn check_mm(&self) -> Result {
-        if crate::linux::sched::is_current_mm(&self.mm) {
+        if crate::linux::sched::is_current_mm(&self.mm) && !self.is_broken() {
             Ok(())
         } else {
             Err(EIO)
         }
+    }
+
+    /// Whether the oracle has found something.
+    #[inline]
+    pub(crate) fn is_broken(&self) -> bool {
+        self.memory.is_broken() || self.smm_memory().is_some_and(GuestMemory::is_broken)
     }
 
     /// Leaves of the nested page tables. Areas that are in parts for no longer than now are joined first, which

@@ -5,6 +5,7 @@
 
 use crate::linux::uaccess;
 use crate::mem::addr::{Gpa, GpaRange, Hpa, Level};
+use crate::mem::audit::Seen;
 use crate::mem::format::Leaf;
 use crate::mem::mmu::{TablePage, TablePool};
 use crate::mem::walk::{Allow, Change, Cursor, MapError, Narrowed, PageTable, Removed};
@@ -245,6 +246,17 @@ impl NestedTable {
         show: &mut dyn FnMut(&Removed),
     ) -> bool {
         dispatch!(self, t => t.show_some(pool, cursor, budget, show))
+    }
+
+    /// [`PageTable::look_some`].
+    pub(crate) fn look_some(
+        &self,
+        pool: &mut TablePool,
+        cursor: &mut Cursor,
+        budget: u32,
+        f: &mut dyn FnMut(&Seen),
+    ) -> bool {
+        dispatch!(self, t => t.look_some(pool, cursor, budget, f))
     }
 
     /// Frees every table but the root, which goes with `self`. No processor uses them any more.

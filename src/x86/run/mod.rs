@@ -195,6 +195,9 @@ impl<'a> Runner<'a> {
         self.s.pv.steal_stale = true;
         self.vcpu.shared.worker.set_current();
         loop {
+            if self.vm.is_broken() {
+                return Err(EIO);
+            }
             self.memory().recover_parts(self.vm.mm());
             let step = match self.prepare() {
                 Some(step) => step,

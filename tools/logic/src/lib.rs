@@ -45,6 +45,7 @@ pub mod bus {
 pub mod mem {
     //! Guest-physical memory: addresses, slots, the walker of nested page tables.
     pub mod addr;
+    pub mod audit;
     pub mod dirty;
     pub mod flushes;
     pub mod format;
