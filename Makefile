@@ -53,7 +53,7 @@ KMAKE = mkdir -p $(1) && flock $(1).lock $(MODULE_RUN) \
 
 .DEFAULT_GOAL := help
 .PHONY: help setup setup-arm64 modules tools guest run bench check fmt clippy imports switches clean distclean
-.PHONY: test test-kvm test-qemu test-guests test-iommu test-arm test-long clippy-module
+.PHONY: test test-kvm test-qemu test-guests test-iommu test-arm test-long test-fuzz clippy-module
 
 help:
 	@echo 'make run            boot a Linux guest through /dev/rvmm in the AMD bed (BED=intel: on VMX)'
@@ -64,6 +64,7 @@ help:
 	@echo 'make test-iommu     everything with devices handed to guests'
 	@echo 'make test-arm       everything for Arm64: cross-built, in the arm bed'
 	@echo 'make test-long      what takes long: ten thousand attempts to break out by DMA, memory'
+	@echo 'make test-fuzz      hours of the fuzzer in both beds, from FUZZ_SEED=N on'
 	@echo 'make bench          rvmm beside stock KVM, ticks per operation'
 	@echo 'make modules        rvmm.ko for the stock Debian kernel (KDIR=DIR: for another one)'
 	@echo 'make tools          the launcher and its companions, statically linked ($(RELEASE)/)'
@@ -121,6 +122,10 @@ test-arm: setup
 # The same attacks ten times as long, the dirty log under stress, KVM's own tests of memory: hours.
 test-long: setup
 	@tools/test --long $(TESTS)
+
+# Seeds that nobody has tried yet: hours.
+test-fuzz: setup
+	@FUZZ_SEED=$(or $(FUZZ_SEED),1000) tools/test --fuzz $(TESTS)
 
 bench: modules tools guest
 	@tools/bench $(BENCH_FLAGS)

@@ -50,7 +50,7 @@ if [ ! -e /sys/module/rvmm ] || [ ! -f "$ko" ] || [ "$(id -u)" != 0 ] || [ "${DE
     echo "1..0 # SKIP not root, no $ko, or rvmm is not what is tested"
     exit 4
 fi
-echo "1..6"
+echo "1..7"
 parameters=${RVMM_PARAMETERS:-}
 
 wait_for 10 unload && [ ! -e /dev/rvmm ] && [ ! -e /sys/module/rvmm ]
@@ -150,5 +150,22 @@ if [ -w $cpu ] && [ "$(cat $cpu)" = 1 ]; then
     result $status cpu_hotplug
 else
     skip cpu_hotplug "one CPU"
+fi
+
+# Down to where the last CPU switches interrupts off, and back, with guests that are in the middle of something.
+if [ -w /sys/power/pm_test ] && echo core > /sys/power/pm_test 2> /dev/null; then
+    status=0
+    [ -w /sys/module/suspend/parameters/pm_test_delay ] && echo 1 > /sys/module/suspend/parameters/pm_test_delay
+    "$here/multi" -d /dev/rvmm vms_at_once > /tmp/rvmm-suspend 2>&1 &
+    guests=$!
+    for i in 1 2; do
+        echo mem > /sys/power/state || status=1
+        "$here/regs" -d /dev/rvmm regs_in_guest > /dev/null || status=1
+    done
+    wait $guests || status=1
+    echo none > /sys/power/pm_test
+    result $status suspended
+else
+    skip suspended "no pm_test"
 fi
 exit $failed

@@ -66,7 +66,7 @@ module! {
         },
         oracle: bool {
             default: false,
-            description: "Y: rules of nested page tables and interrupt controllers are checked; slow, for tests",
+            description: "Y: nested page tables are compared with the slots after each ioctl; slow, for tests",
         },
         kvm_node: u8 {
             default: 0,
@@ -141,7 +141,7 @@ module! {
         },
         oracle: bool {
             default: false,
-            description: "Y: rules of nested page tables and interrupt controllers are checked; slow, for tests",
+            description: "Y: nested page tables are compared with the slots after each ioctl; slow, for tests",
         },
         kvm_node: u8 {
             default: 0,

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0 OR MIT
 """A command in a bed, as a child of ours.
 
-Used by badinput, bench, costs, crate-tests, emulation, guests, kvm-selftests, machine-check, models, msrs.
+Used by badinput, bench, costs, crate-tests, emulation, guests, kvm-selftests, machine-check, models, msrs, sequences.
 """
 
 import subprocess

@@ -106,6 +106,13 @@ def nmi_storm(*programs):
                 expect=r"# \d+ NMIs")
 
 
+def fuzz(kind, name, command, timeout=600):
+    """selftests/fuzz, with all that the module can check by itself. QEMU as it is ends itself at some guests."""
+    options = ["--smp", "2", "--modparam", "check_entry=1 oracle=1", "--timeout", str(timeout - 60)]
+    options += ["--corrected"] if kind == "amd" else []
+    return Step(kind, name, bed(kind, *options, *add(SELFTESTS / "fuzz"), command=command), timeout=timeout)
+
+
 def qemu(kind, name, *options, machine, cpus=1, expect="disk ok, network ok", limit=600, qemu=()):
     """A Linux guest up to its own userland and down again, by unmodified QEMU, with a disk and a network card."""
     devices = ["--devices", "mmio"] if machine.startswith("microvm") else []
