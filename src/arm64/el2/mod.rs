@@ -118,6 +118,9 @@ const MDCR_HPMN: u64 = 0x1f;
 /// has the physical timer (EL1PTEN), if it is its own; else they trap.
 const CNTHCTL_EL1PCTEN: u64 = 1 << 10;
 const CNTHCTL_EL1PTEN: u64 = 1 << 11;
+/// All that is a guest's: also an offset of the physical counter (ECV, which KVM leaves on, with what its last guest had
+/// in CNTPOFF_EL2), and traps of the virtual timer (EL1TVT, EL1TVCT, EL1NVPCT, EL1NVVCT).
+const CNTHCTL_GUEST: u64 = 0x1f << 12 | CNTHCTL_EL1PCTEN | CNTHCTL_EL1PTEN;
 
 /// ICH_HCR_EL2: TC, TALL0, TALL1, TDIR: all of the interrupt controller's registers trap.
 const ICH_HCR_TRAPS: u64 = 1 << 10 | 1 << 11 | 1 << 12 | 1 << 14;
@@ -491,7 +494,7 @@ impl<'irq> Stay<'irq> {
             let ours = if debug.is_ours() { MDCR_TDE } else { 0 };
             write!("mdcr_el2", host.mdcr & MDCR_HPMN | MDCR_TRAPS | ours);
             write!("mdscr_el1", debug.mdscr());
-            let cnthctl = host.cnthctl & !(CNTHCTL_EL1PCTEN | CNTHCTL_EL1PTEN);
+            let cnthctl = host.cnthctl & !CNTHCTL_GUEST;
             let counts = match (g.physical_offset, g.owns_physical) {
                 (0, false) => CNTHCTL_EL1PCTEN,
                 (0, true) => CNTHCTL_EL1PCTEN | CNTHCTL_EL1PTEN,
