@@ -166,3 +166,54 @@ impl Backend for Balloon {
         })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use virtio_queue::{Queue, QueueT};
+    use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
+    use vmm_sys_util::eventfd::EventFd;
+
+    use super::*;
+    use crate::virtio::transport::Transport;
+
+    #[test]
+    fn pages_that_the_guest_gives_are_the_hosts() {
+        let [table, available, used, list] = [0x1000u64, 0x2000, 0x3000, 0x4000];
+        let memory = GuestMemoryMmap::from_ranges(&[(GuestAddress(0), 1 << 20)]).unwrap();
+        let put = |at: u64, bytes: &[u8]| memory.write_slice(bytes, GuestAddress(at)).unwrap();
+        let mut queue = Queue::new(16).unwrap();
+        queue.set_desc_table_address(Some(table as u32), None);
+        queue.set_avail_ring_address(Some(available as u32), None);
+        queue.set_used_ring_address(Some(used as u32), None);
+        queue.set_ready(true);
+        // Pages 0x20, 0x21 and 0x40 of those that have been written to, and one that there is not.
+        for page in [0x20, 0x21, 0x22, 0x40] {
+            put(page << 12, &[7; 4096]);
+        }
+        let pages = [0x20u32, 0x21, 0x40, 0x1000];
+        put(list, &pages.map(u32::to_le_bytes).concat());
+        put(table, &list.to_le_bytes());
+        put(table + 8, &16u32.to_le_bytes());
+        put(available + 2, &1u16.to_le_bytes());
+        let mut rings = [Ring {
+            queue,
+            vector: Transport::new(0, &[16], 1).config_vector.clone(),
+            events: Arc::new(vec![EventFd::new(0).unwrap()]),
+        }];
+        let guest = Guest {
+            memory: Arc::new(memory),
+            stop: Arc::default(),
+            leave: Arc::default(),
+            forked: None,
+        };
+        let served = Balloon::new().serve(INFLATE, &mut rings, &guest);
+        served.unwrap();
+        let read = |page: u64| {
+            guest
+                .memory
+                .read_obj::<u8>(GuestAddress(page << 12))
+                .unwrap()
+        };
+        assert_eq!([0x20, 0x21, 0x22, 0x40].map(read), [0, 0, 7, 0]);
+    }
+}
