@@ -156,13 +156,15 @@ is 6 "the guest's kernel panicked" 'a panic, of a user'
 mkfifo /tmp/full
 sleep 1000 < /tmp/full &
 reader=$!
+truncate -s 1M /tmp/disk
 {
     head -c 65536 /dev/zero
-    exec rvmm run --kernel bzImage --append ignore_loglevel --api /tmp/api 2> /tmp/out
+    exec rvmm run --kernel bzImage --append ignore_loglevel --disk /tmp/disk --api /tmp/api 2>> /tmp/out
 } > /tmp/full &
 blocked=$!
 until grep -q pipe_write "/proc/$blocked"/task/*/wchan 2> /dev/null; do sleep 0.2; done
 timeout 20 rvmm ctl /tmp/api pause; is 0 '' 'a machine whose output waits is paused'
+timeout 20 rvmm ctl /tmp/api fork >> /tmp/out 2>&1; is 1 "/tmp/disk is one machine's disk" 'a machine with a disk'
 timeout 20 rvmm ctl /tmp/api resume; is 0 '' 'and goes on'
 kill -TERM $blocked
 wait $blocked; is 1 'stopped' 'a signal while output waits'

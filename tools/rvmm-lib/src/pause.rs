@@ -191,6 +191,14 @@ impl Pause {
         self.at_rest(|hold| {
             let mut parts = Vec::new();
             let state = self.state(hold, &mut parts, keeps)?;
+            let devices = state.virtio.iter().flat_map(|state| &state.functions);
+            let mut disks = devices.filter_map(|state| state.device.file());
+            if let Some((path, _)) = disks.find(|(_, written)| *written) {
+                return Err(format!(
+                    "{} is one machine's disk (--disk): save it, or boot it as IMAGE, of which each machine has a copy",
+                    path.display()
+                ));
+            }
             if !keeps {
                 let ended = || hold.control().ended();
                 let fork = Fork::written(state, &machine.memory, &parts, &ended, directory);
