@@ -4,7 +4,7 @@
 import os
 from dataclasses import dataclass, field
 
-from .paths import BED_PROGRAMS, GUEST, RELEASE, REPO, SELFTESTS
+from .paths import BED_PROGRAMS, GUEST, RELEASE, REPO, ROOT, SELFTESTS
 
 IN_ROOT = ["tools/setup", "run", "--"]
 
@@ -63,6 +63,21 @@ def image_boot(kind, device):
                        r".*guest powered off.*the image is what it was"
                        r".*it is an overlay of /add/disk.qcow2",
                 timeout=560)
+
+
+def user_mode(kind, device):
+    """A network in user mode, and a shared directory, by programs that the launcher starts (lib/bed/user.sh)."""
+    words = add(RELEASE / "rvmm", GUEST / "bzImage", GUEST / "initrd") + script("user.sh")
+    # Not to be found at first.
+    words += add(f"{ROOT}/usr/bin/passt:/add/hidden/passt", f"{ROOT}/usr/libexec/virtiofsd:/add/hidden/virtiofsd")
+    words += ["--module", "dummy", "--timeout", "300", *(["--kvm"] if device == "/dev/kvm" else [])]
+    return Step(kind, f"network in user mode, shared directory on {device}",
+                bed(kind, *words, command=["sh", "user.sh", device]),
+                expect=r"(?s)apt install passt.*nowhere.*host: fetched.*written: OK.*host: read 4951"
+                       r".*directory cannot be saved.*fetched again.*read 5050.*starting again.*data: OK.*read 5050"
+                       r".*inet 10.0.2.15.*data: OK.*guest: fetched.*both programs have ended"
+                       r".*without a directory.*in the sandbox.*guest: fetched.*from where it was saved",
+                timeout=360)
 
 
 def smp_guest(kind, cpus, *options, name="SMP guest checks itself", append="rvmm.cmd=smpcheck", timeout=900):

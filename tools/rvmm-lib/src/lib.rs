@@ -70,6 +70,7 @@ mod exit;
 mod fork;
 #[cfg(target_arch = "x86_64")]
 pub mod gdb;
+mod helper;
 mod hold;
 mod input;
 mod kernel;

@@ -72,9 +72,14 @@ impl Kind {
 
 static ON: AtomicBool = AtomicBool::new(false);
 
+/// Whether [`enable`] has been called.
+pub(crate) fn is_on() -> bool {
+    ON.load(Ordering::Acquire)
+}
+
 /// Limits the calling thread to what its kind does, if [`enable`] has been called; for good.
 pub fn enter(kind: Kind) {
-    if ON.load(Ordering::Acquire) {
+    if is_on() {
         if let Err(error) = try_enter(kind) {
             tracing::warn!(%error, ?kind, "seccomp");
         }

@@ -576,6 +576,16 @@ pub unsafe fn map_over(at: *mut u8, length: usize, file: &File, from: u64) -> st
     done(if mapped == libc::MAP_FAILED { -1 } else { 0 })
 }
 
+/// Has a descriptor stay open in the program that this process is about to become.
+///
+/// # Errors
+///
+/// Those of the system.
+pub(crate) fn keep_open(fd: libc::c_int) -> std::io::Result<()> {
+    // SAFETY: a call with numbers.
+    done(unsafe { libc::fcntl(fd, libc::F_SETFD, 0) })
+}
+
 /// Takes a file for this process to write to, as long as it is open.
 ///
 /// # Errors
@@ -660,8 +670,14 @@ pub fn discard(memory: &GuestMemoryMmap, at: u64, length: u64) -> std::io::Resul
     let slice = memory.get_slice(GuestAddress(at), length as usize);
     let slice = slice.map_err(std::io::Error::other)?;
     let start = slice.ptr_guard_mut();
+    // Memory that is shared is a file's: it would be read from there again.
+    let region = memory.find_region(GuestAddress(at));
+    let advice = match region.is_some_and(|region| region.flags() & libc::MAP_SHARED != 0) {
+        true => libc::MADV_REMOVE,
+        false => libc::MADV_DONTNEED,
+    };
     // SAFETY: the range is of memory that lives and that is the guest's: everybody expects it to change.
-    done(unsafe { libc::madvise(start.as_ptr().cast(), length as usize, libc::MADV_DONTNEED) })
+    done(unsafe { libc::madvise(start.as_ptr().cast(), length as usize, advice) })
 }
 
 /// A new terminal without line editing and without waiting: the host's end, the other end, and its name.

@@ -15,7 +15,7 @@ use kvm_ioctls::{Cap, Kvm, VmFd};
 #[cfg(target_arch = "x86_64")]
 use vm_memory::Bytes;
 use vm_memory::{
-    GuestAddress, GuestMemory, GuestMemoryMmap, GuestMemoryRegion, MemoryRegionAddress,
+    FileOffset, GuestAddress, GuestMemory, GuestMemoryMmap, GuestMemoryRegion, MemoryRegionAddress,
 };
 use vmm_sys_util::eventfd::EventFd;
 
@@ -231,7 +231,10 @@ impl Builder {
                 size: self.memory,
                 cause,
             })?,
-            None => allocate(self.memory)?,
+            None => {
+                let shared = self.virtio.iter().any(|device| device.shares_memory());
+                allocate(self.memory, shared)?
+            }
         };
         let memory = Arc::new(memory);
         // SAFETY: the `Vm` owns the memory and joins every vCPU thread before it drops it.
@@ -492,20 +495,27 @@ pub fn create_vm(kvm: &Kvm) -> Result<VmFd> {
     }
 }
 
-/// Reserves guest memory of `size` bytes, laid out around the hole below 4 GiB.
+/// Reserves guest memory of `size` bytes, laid out around the hole below 4 GiB; `shared` so that another program can be
+/// given it.
 ///
 /// # Errors
 ///
 /// [`Error::Memory`].
-pub fn allocate(size: u64) -> Result<GuestMemoryMmap> {
-    let ranges: Vec<_> = layout::ram_ranges(size)
-        .into_iter()
-        .map(|(start, length)| (GuestAddress(start), length as usize))
-        .collect();
-    GuestMemoryMmap::from_ranges(&ranges).map_err(|error| Error::Memory {
-        size,
-        cause: error.to_string(),
-    })
+pub fn allocate(size: u64, shared: bool) -> Result<GuestMemoryMmap> {
+    let cannot = |cause: String| Error::Memory { size, cause };
+    let file = shared.then(|| sys::memory_file(&[])).transpose();
+    let file = file.map_err(|error| cannot(error.to_string()))?;
+    let (mut ranges, mut at) = (Vec::new(), 0);
+    for (start, length) in layout::ram_ranges(size) {
+        let place = file.as_ref().map(|(file, _)| -> std::io::Result<_> {
+            file.set_len(at + length)?;
+            Ok(FileOffset::new(file.try_clone()?, at))
+        });
+        let place = place.transpose().map_err(|e| cannot(e.to_string()))?;
+        ranges.push((GuestAddress(start), length as usize, place));
+        at += length;
+    }
+    GuestMemoryMmap::from_ranges_with_files(&ranges).map_err(|error| cannot(error.to_string()))
 }
 
 /// Makes `memory` the VM's, slot by slot from 0.

@@ -62,13 +62,16 @@ pub fn main(args: &Args) -> Status {
         }
         Ok(snapshot)
     });
-    let snapshot = match opened {
+    let mut snapshot = match opened {
         Ok(snapshot) => snapshot,
         Err(error) => {
             say!("rvmm: {}: {error}", args.file.display());
             return Status::Other;
         }
     };
+    if let Err(error) = snapshot.start_networks() {
+        return report(&error);
+    }
     if !args.no_sandbox {
         let named = |written| {
             let files = snapshot.files().filter(move |file| file.1 == written);

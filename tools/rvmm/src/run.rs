@@ -129,8 +129,9 @@ pub fn main(args: Args) -> Status {
         say!("      copy it to a file first");
         return Status::Other;
     }
-    let disks = match Disks::open(&args) {
-        Ok(disks) => disks,
+    let opened = Disks::open(&args).and_then(|disks| Ok((disks, args.devices.start()?)));
+    let (disks, helpers) = match opened {
+        Ok(opened) => opened,
         Err(error) => return report(&error),
     };
     // Devices of the host are reached by more than is known here.
@@ -157,7 +158,7 @@ pub fn main(args: Args) -> Status {
         Err(status) => return status,
     };
     loop {
-        let exit = match boot(&args, &disks, &running) {
+        let exit = match boot(&args, &disks, &helpers, &running) {
             Ok(exit) => exit,
             Err(error) => return report(&error),
         };
@@ -300,7 +301,12 @@ fn cannot<T: ToString>(path: &Path) -> impl FnOnce(T) -> rvmm_vm::Error + '_ {
     }
 }
 
-fn boot(args: &Args, disks: &Disks, running: &Running) -> rvmm_vm::Result<Exit> {
+fn boot(
+    args: &Args,
+    disks: &Disks,
+    helpers: &devices::Helpers,
+    running: &Running,
+) -> rvmm_vm::Result<Exit> {
     let mut builder = Vm::builder()
         .device(&args.device)
         .memory(args.memory)
@@ -345,7 +351,7 @@ fn boot(args: &Args, disks: &Disks, running: &Running) -> rvmm_vm::Result<Exit> 
     for disk in &disks.others {
         builder = builder.disk(disk.clone());
     }
-    for device in args.devices.make()? {
+    for device in args.devices.make(helpers)? {
         builder = builder.virtio(device);
     }
     if let Some(text) = &args.cmdline {

@@ -25,10 +25,10 @@ const LEAST_MEMORY: u64 = 16 << 20;
 /// Bits of addresses where the hypervisor does not say (api.rst, 4.2).
 const USUAL_BITS: u32 = 40;
 
-/// Whether a device wants what those in memory have not: a configuration that changes, or rings that the kernel serves.
+/// Whether a device wants what those in memory have not: a configuration that changes, or rings that others serve.
 #[allow(clippy::borrowed_box)]
 fn changes(device: &Box<dyn Backend>) -> bool {
-    device.registers().is_some() || device.served_by_kernel() > 0
+    device.registers().is_some() || device.served_outside() > 0
 }
 
 impl Builder {
@@ -55,7 +55,7 @@ impl Builder {
         check_extensions(&kvm, &self.device, &needed)?;
         self.check(&kvm)?;
         let vm = Arc::new(create_vm(&kvm)?);
-        let memory = Arc::new(allocate(self.memory)?);
+        let memory = Arc::new(allocate(self.memory, false)?);
         // SAFETY: the `Vm` owns the memory and joins every vCPU thread before it drops it.
         unsafe { map(&vm, &memory) }?;
         let cpus = cpu::create(&vm, self.cpus)?;

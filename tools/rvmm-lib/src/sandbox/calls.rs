@@ -59,13 +59,16 @@ const DEVICE: &[libc::c_long] = &[
     libc::SYS_writev,
 ];
 
-/// What a CPU's thread needs beside: to make threads, which limit themselves further, and events.
+/// What a CPU's thread needs beside: to make threads, which limit themselves further, and events; to speak with a
+/// program that serves a device.
 const CPU: &[libc::c_long] = &[
     libc::SYS_clone3,
     libc::SYS_dup,
     libc::SYS_epoll_create1,
     libc::SYS_eventfd2,
+    libc::SYS_recvmsg,
     libc::SYS_seccomp,
+    libc::SYS_sendmsg,
 ];
 
 /// What a thread needs beside that takes commands and saves machines.
@@ -99,10 +102,8 @@ const MAIN: &[libc::c_long] = &[
     libc::SYS_listen,
     libc::SYS_memfd_create,
     libc::SYS_ppoll,
-    libc::SYS_recvmsg,
     libc::SYS_rt_sigtimedwait,
     libc::SYS_sched_setaffinity,
-    libc::SYS_sendmsg,
     libc::SYS_socket,
     libc::SYS_symlink,
     libc::SYS_umask,

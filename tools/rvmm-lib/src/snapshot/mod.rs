@@ -28,7 +28,8 @@ use crate::error::Result;
 use crate::fork::Kept;
 use crate::hold::Ended;
 use crate::layout;
-use crate::virtio::saved::Saved;
+use crate::virtio::saved::{FunctionState, Saved};
+use crate::virtio::user::{Forward, Network};
 use crate::virtio::{net, Backend};
 
 /// The file's first bytes, and the version of its format.
@@ -216,6 +217,8 @@ fn cut(error: io::Error) -> io::Error {
 pub struct Snapshot {
     from: From,
     pub(crate) state: State,
+    /// Networks in user mode that have been started, a place for each device.
+    networks: Vec<Option<Network>>,
 }
 
 /// Where memory and parts are.
@@ -302,8 +305,7 @@ impl Snapshot {
                 return Err(wrong(cause));
             }
         }
-        let from = From::File(file);
-        Ok(Self { from, state })
+        Ok(Self::new(From::File(file), state))
     }
 
     /// Copies a part to a file without a name below `directory`.
@@ -329,16 +331,49 @@ impl Snapshot {
 
     /// One that goes on from a machine of this process.
     pub(crate) fn kept(kept: Arc<Kept>, state: State) -> Self {
-        let from = From::Kept(kept);
-        Self { from, state }
+        Self::new(From::Kept(kept), state)
+    }
+
+    fn new(from: From, state: State) -> Self {
+        Self {
+            from,
+            state,
+            networks: Vec::new(),
+        }
+    }
+
+    /// Starts the programs that its networks in user mode take, before the [sandbox](crate::sandbox) lets no more be
+    /// started.
+    ///
+    /// # Errors
+    ///
+    /// [`crate::Error::Device`].
+    pub fn start_networks(&mut self) -> Result<()> {
+        self.networks = self.started()?;
+        Ok(())
+    }
+
+    fn started(&self) -> Result<Vec<Option<Network>>> {
+        self.functions()
+            .map(|state| state.device.network())
+            .collect()
+    }
+
+    fn functions(&self) -> impl Iterator<Item = &FunctionState> {
+        self.state.virtio.iter().flat_map(|state| &state.functions)
     }
 
     /// Makes the machine's devices, with disks that are copies below the directory for temporary files.
     pub(crate) fn devices(&self) -> Result<Vec<Box<dyn Backend>>> {
         let directory = std::env::temp_dir();
         let parts = |number| self.part(number, &directory);
-        let functions = self.state.virtio.iter().flat_map(|state| &state.functions);
-        functions.map(|state| state.device.make(&parts)).collect()
+        let networks = match self.networks.is_empty() {
+            true => self.started()?,
+            false => self.networks.clone(),
+        };
+        let devices = self.functions().zip(networks);
+        let devices = devices.map(|(state, network)| state.device.make(network, &parts));
+        devices.collect()
     }
 
     /// Tap interfaces and addresses of its network cards.
@@ -350,7 +385,7 @@ impl Snapshot {
         })
     }
 
-    /// Puts the network cards on other tap interfaces, in their order.
+    /// Puts the network cards that are on tap interfaces on others, in their order.
     ///
     /// # Errors
     ///
@@ -358,7 +393,9 @@ impl Snapshot {
     pub fn set_taps(&mut self, names: &[String]) -> std::result::Result<(), String> {
         let mut cards = self.cards();
         for name in names {
-            let (tap, _) = cards.next().ok_or("it has fewer network cards")?;
+            let (tap, _) = cards
+                .next()
+                .ok_or("it has fewer network cards on tap interfaces")?;
             tap.clone_from(name);
         }
         Ok(())
@@ -390,7 +427,8 @@ impl Snapshot {
     }
 
     /// Makes it one of several: its tap interfaces and consoles get this number behind their names, its network cards
-    /// addresses of their own, and its sockets the CID that is so many after the machine's, and one.
+    /// addresses of their own, and its sockets the CID, its networks the ports of the host that are so many after the
+    /// machine's, and one.
     ///
     /// # Errors
     ///
@@ -401,6 +439,13 @@ impl Snapshot {
             match &mut function.device {
                 Saved::Net { tap, mac } => {
                     *tap = format!("{tap}{number}");
+                    *mac = net::random_address()?;
+                }
+                Saved::UserNet { forwards, mac } => {
+                    for Forward { host, .. } in forwards {
+                        let number = u16::try_from(number).unwrap_or(u16::MAX);
+                        *host = host.saturating_add(number).saturating_add(1);
+                    }
                     *mac = net::random_address()?;
                 }
                 Saved::Console { path } => path.as_mut_os_string().push(number.to_string()),
@@ -414,14 +459,13 @@ impl Snapshot {
 
     /// Directories in which its devices make something.
     pub fn directories(&self) -> impl Iterator<Item = &Path> {
-        let functions = self.state.virtio.iter().flat_map(|s| &s.functions);
-        functions.filter_map(|state| state.device.directory())
+        self.functions()
+            .filter_map(|state| state.device.directory())
     }
 
     /// Files that its disks are on, and whether they are written to.
     pub fn files(&self) -> impl Iterator<Item = (&Path, bool)> {
-        let functions = self.state.virtio.iter().flat_map(|s| &s.functions);
-        functions.filter_map(|state| state.device.file())
+        self.functions().filter_map(|state| state.device.file())
     }
 
     /// The machine's memory, shared with all that come from this file, until written to.
@@ -477,7 +521,7 @@ mod tests {
     fn what_was_saved_comes_back_and_is_private() {
         let path = file("whole");
         let size = 16 << 20;
-        let memory = crate::vm::allocate(size).unwrap();
+        let memory = crate::vm::allocate(size, false).unwrap();
         let at = GuestAddress(0x12_3000);
         memory.write_slice(&[7; 5000], at).unwrap();
         let parts = [file_of(&[3; 5000]), file_of(&[])];
@@ -510,7 +554,7 @@ mod tests {
     #[test]
     fn nothing_is_left_of_a_machine_that_ends_meanwhile() {
         let path = file("ended");
-        let memory = crate::vm::allocate(16 << 20).unwrap();
+        let memory = crate::vm::allocate(16 << 20, false).unwrap();
         let pages = std::cell::Cell::new(0);
         let ended = || pages.replace(pages.get() + 1) == 100;
         let error = save(&path, State::empty(16 << 20), &memory, &[], &ended).unwrap_err();
@@ -525,7 +569,7 @@ mod tests {
     fn other_files_are_refused() {
         let path = file("other");
         let size = 16 << 20;
-        let memory = crate::vm::allocate(size).unwrap();
+        let memory = crate::vm::allocate(size, false).unwrap();
         memory.write_slice(&[7; 5000], GuestAddress(0)).unwrap();
         let part = [file_of(&[5; 100])];
         save(&path, State::empty(size), &memory, &part, &|| false).unwrap();

@@ -5,14 +5,12 @@
 #![forbid(unsafe_code)]
 
 use std::fs::File;
-use std::io::{self, ErrorKind, Read, Write};
+use std::io::{self, Read, Write};
 use std::os::fd::{AsRawFd, RawFd};
 use std::path::{Path, PathBuf};
 
-use virtio_queue::{QueueOwnedT, QueueT};
-
 use super::saved::Saved;
-use super::{drain, next, Backend, Broken, Guest, Ring};
+use super::{come, drain, Backend, Broken, Guest, Inflow, Ring};
 use crate::sys;
 
 /// Entries of each queue.
@@ -31,8 +29,7 @@ pub struct Console {
     path: PathBuf,
     /// Where the link leads.
     name: PathBuf,
-    /// The guest has given no room.
-    starved: bool,
+    inflow: Inflow,
 }
 
 impl Console {
@@ -55,38 +52,8 @@ impl Console {
             _other: other,
             path,
             name,
-            starved: false,
+            inflow: Inflow::default(),
         })
-    }
-
-    /// Receives what has been typed; false when there is nothing, or no room.
-    fn receive(&mut self, ring: &mut Ring, guest: &Guest) -> Result<bool, Broken> {
-        let memory = &*guest.memory;
-        let Some(chain) = next(ring, guest)? else {
-            self.starved = true;
-            return Ok(false);
-        };
-        let head = chain.head_index();
-        let mut writer = chain.writer(memory)?;
-        let mut bytes = [0; CHUNK];
-        let room = writer.available_bytes().min(CHUNK);
-        let count = match self.terminal.read(&mut bytes[..room]) {
-            Ok(count) if count > 0 || room == 0 => count,
-            Err(error)
-                if error.kind() != ErrorKind::WouldBlock
-                    && error.kind() != ErrorKind::Interrupted =>
-            {
-                return Err(Broken(format!("terminal: {error}")));
-            }
-            _ => {
-                ring.queue.go_to_previous_position();
-                return Ok(false);
-            }
-        };
-        writer.write_all(&bytes[..count])?;
-        ring.queue.add_used(memory, head, count as u32)?;
-        ring.notify(guest)?;
-        Ok(true)
     }
 }
 
@@ -117,12 +84,12 @@ impl Backend for Console {
     }
 
     fn start(&mut self, _features: u64) {
-        self.starved = false;
+        self.inflow.look_again();
     }
 
     fn serve(&mut self, index: usize, rings: &mut [Ring], guest: &Guest) -> Result<(), Broken> {
         match (index, rings.get_mut(index)) {
-            (RECEIVE, Some(_)) => self.starved = false,
+            (RECEIVE, Some(_)) => self.inflow.look_again(),
             (SEND, Some(ring)) => drain(ring, guest, |chain| {
                 let mut reader = chain.reader(&*guest.memory)?;
                 let mut bytes = [0; CHUNK];
@@ -150,15 +117,18 @@ impl Backend for Console {
     }
 
     fn listens(&self) -> bool {
-        !self.starved
+        self.inflow.listens()
     }
 
     fn ready(&mut self, rings: &mut [Ring], guest: &Guest) -> Result<(), Broken> {
-        let Some(ring) = rings.get_mut(RECEIVE).filter(|ring| ring.enabled()) else {
-            self.starved = true;
-            return Ok(());
-        };
-        while !guest.leaving() && self.receive(ring, guest)? {}
-        Ok(())
+        let ring = rings.get_mut(RECEIVE);
+        self.inflow.pass_on(ring, guest, usize::MAX, |writer| {
+            let mut bytes = [0; CHUNK];
+            let room = writer.available_bytes().min(CHUNK);
+            let read = come("terminal", self.terminal.read(&mut bytes[..room]))?;
+            let count = read.filter(|count| *count > 0 || room == 0);
+            writer.write_all(&bytes[..count.unwrap_or(0)])?;
+            Ok(count)
+        })
     }
 }

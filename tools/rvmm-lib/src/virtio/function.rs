@@ -15,8 +15,8 @@ use vmm_sys_util::eventfd::EventFd;
 use super::msix::{Message, Table};
 use super::saved::FunctionState;
 use super::transport::{Action, Transport, LENGTH};
-use super::worker::{event, Alarm, State, Worker};
-use super::{send, Backend, Broken, Guest, Registers, Ring, EVENT_IDX, INDIRECT};
+use super::worker::{event, State};
+use super::{send, Backend, Registers, Ring, EVENT_IDX, INDIRECT};
 use crate::error::Result;
 use crate::pci::config::{cap, reg, Config, MEMORY};
 
@@ -102,7 +102,7 @@ impl Function {
             table: Table::new(vectors),
             device_config: backend.config(),
             tells: false,
-            is_served_by_kernel: backend.served_by_kernel() > 0,
+            is_served_by_kernel: backend.served_outside() > 0 && !backend.shares_memory(),
             state: State::Idle(backend),
             kicks: queues.iter().map(|_| event()).collect::<Result<_>>()?,
             doorbells: None,
@@ -230,59 +230,16 @@ impl Function {
 
     /// Starts the device's thread, whose queues are where they have been.
     fn start(&mut self, positions: Option<&[(u16, u16)]>) {
-        if let Err(broken) = self.try_start(positions) {
-            tracing::warn!(%broken, "a virtio device does not start");
-            self.transport.broken.store(true, Ordering::Release);
-        }
-    }
-
-    fn try_start(&mut self, positions: Option<&[(u16, u16)]>) -> std::result::Result<(), Broken> {
-        let features = self.transport.accepted();
-        let mut rings = (self.transport.queues.iter())
-            .map(|registers| {
-                Ring::new(
-                    &self.memory,
-                    &self.events,
-                    registers,
-                    features & EVENT_IDX != 0,
-                )
-            })
-            .collect::<std::result::Result<Vec<_>, _>>()?;
-        for (ring, (available, used)) in rings.iter_mut().zip(positions.unwrap_or_default()) {
-            ring.queue.set_next_avail(*available);
-            ring.queue.set_next_used(*used);
-        }
-        let kicks = self.kicks.iter().map(EventFd::try_clone);
-        let kicks = kicks.collect::<std::io::Result<Vec<_>>>()?;
-        let State::Idle(mut backend) = std::mem::replace(&mut self.state, State::Gone) else {
-            return Err(Broken("the device is gone".into()));
-        };
-        backend.start(features);
-        let guest = Guest {
-            memory: self.memory.clone(),
-            stop: Arc::default(),
-            leave: Arc::default(),
-            forked: self.tells.then(|| self.vm.clone()),
-        };
-        for ring in rings.iter().filter(|ring| ring.enabled()) {
-            // Flags, index, entries, and the event that the device asks for.
-            let length = 6 + 8 * u64::from(ring.queue.size());
-            guest.before_write(ring.queue.used_ring(), length)?;
-        }
-        let served = backend.served_by_kernel();
-        if let Err(broken) = backend.hand_over(&rings[..served], &kicks, &guest) {
-            self.state = State::Idle(backend);
-            return Err(broken);
-        }
-        let alarm = Alarm {
-            broken: self.transport.broken.clone(),
-            vector: self.transport.config_vector.clone(),
-            events: self.events.clone(),
-        };
-        let worker = Worker::start(backend, rings, kicks, guest, alarm)
-            .map_err(|e| Broken(e.to_string()))?;
-        self.state = State::Running(worker);
-        Ok(())
+        let forked = self.tells.then(|| self.vm.clone());
+        let (kicks, events) = (&self.kicks, &self.events);
+        self.state.start(
+            &self.transport,
+            &self.memory,
+            kicks,
+            events,
+            forked,
+            positions,
+        );
     }
 
     /// Ends the device's thread, and forgets what it had to say.
@@ -500,6 +457,7 @@ fn configuration(backend: &dyn Backend, bar: u64, vectors: u16) -> Config {
 mod tests {
     use super::*;
     use crate::pci::config::le32;
+    use crate::virtio::{Broken, Guest};
 
     struct Nothing;
 

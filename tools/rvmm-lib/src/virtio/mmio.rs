@@ -4,7 +4,6 @@
 //! The interrupt is an edge by an event (`KVM_IRQFD`) from the device's thread, which sees no registers. So the
 //! register that says why always says that queues may have been used; a driver then looks at all of them.
 
-use std::sync::atomic::Ordering;
 use std::sync::Arc;
 
 #[cfg(target_arch = "aarch64")]
@@ -13,8 +12,8 @@ use vm_memory::GuestMemoryMmap;
 use vmm_sys_util::eventfd::EventFd;
 
 use super::transport::{status, Action, Transport};
-use super::worker::{event, Alarm, State, Worker};
-use super::{Backend, Broken, Guest, Ring, EVENT_IDX, INDIRECT};
+use super::worker::{event, State};
+use super::{Backend, EVENT_IDX, INDIRECT};
 #[cfg(target_arch = "aarch64")]
 use crate::arm64::layout;
 use crate::bus::Device;
@@ -148,44 +147,9 @@ impl Mmio {
 
     fn start(&mut self) {
         self.connect();
-        if let Err(broken) = self.try_start() {
-            tracing::warn!(%broken, "a virtio device does not start");
-            self.transport.broken.store(true, Ordering::Release);
-        }
-    }
-
-    fn try_start(&mut self) -> std::result::Result<(), Broken> {
-        let features = self.transport.accepted();
-        let rings = (self.transport.queues.iter())
-            .map(|registers| {
-                Ring::new(
-                    &self.memory,
-                    &self.events,
-                    registers,
-                    features & EVENT_IDX != 0,
-                )
-            })
-            .collect::<std::result::Result<Vec<_>, _>>()?;
-        let kicks = (self.kicks.iter().map(EventFd::try_clone)).collect::<std::io::Result<_>>()?;
-        let State::Idle(mut backend) = std::mem::replace(&mut self.state, State::Gone) else {
-            return Err(Broken("the device is gone".into()));
-        };
-        backend.start(features);
-        let guest = Guest {
-            memory: self.memory.clone(),
-            stop: Arc::default(),
-            leave: Arc::default(),
-            forked: None,
-        };
-        let alarm = Alarm {
-            broken: self.transport.broken.clone(),
-            vector: self.transport.config_vector.clone(),
-            events: self.events.clone(),
-        };
-        let worker = Worker::start(backend, rings, kicks, guest, alarm)
-            .map_err(|e| Broken(e.to_string()))?;
-        self.state = State::Running(worker);
-        Ok(())
+        let (kicks, events) = (&self.kicks, &self.events);
+        self.state
+            .start(&self.transport, &self.memory, kicks, events, None, None);
     }
 
     /// Ends the device's thread, and forgets what it had been asked for.

@@ -8,8 +8,9 @@
 //! - [`transport`], `msix`: registers, without a machine.
 //! - `function`: a device as a PCI function; `host`: the bus; `worker`: the thread.
 //! - `mmio`: a device in memory.
-//! - [`balloon`]: memory back to the host; [`block`]: a disk; [`console`]: a terminal; [`net`]: a network card;
-//!   [`rng`]: entropy; [`vsock`]: sockets, whose rings the kernel serves (`vhost`).
+//! - [`balloon`]: memory back to the host; [`block`]: a disk; [`console`]: a terminal; [`net`]: a network card, on a
+//!   tap interface or a network in user mode ([`user`]); [`rng`]: entropy; [`share`]: a directory of the host's;
+//!   [`vsock`]: sockets, whose rings the kernel serves (`vhost`).
 //! - [`saved`]: how they come back.
 
 pub mod balloon;
@@ -26,7 +27,9 @@ mod msix;
 pub mod net;
 pub mod rng;
 pub mod saved;
+pub mod share;
 pub mod transport;
+pub mod user;
 mod vhost;
 pub mod vsock;
 mod worker;
@@ -39,7 +42,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::Arc;
 
 use kvm_ioctls::{Cap, Kvm, VmFd};
-use virtio_queue::{DescriptorChain, Queue, QueueT};
+use virtio_queue::{DescriptorChain, Queue, QueueOwnedT, QueueT, Writer};
 use vm_memory::GuestMemoryMmap;
 use vmm_sys_util::eventfd::EventFd;
 
@@ -84,12 +87,12 @@ pub trait Backend: Send {
         let _ = features;
     }
 
-    /// The number of first queues that the kernel serves, once they are handed to it.
-    fn served_by_kernel(&self) -> usize {
+    /// The number of first queues that others serve, the kernel or a program, once they are handed to it.
+    fn served_outside(&self) -> usize {
         0
     }
 
-    /// Hands these queues to the kernel, which waits for their doorbells.
+    /// Hands these queues over to who serves them and waits for their doorbells.
     ///
     /// # Errors
     ///
@@ -104,7 +107,7 @@ pub trait Backend: Send {
         Ok(())
     }
 
-    /// Takes them back, as the kernel has left them.
+    /// Takes them back, as they have been left.
     ///
     /// # Errors
     ///
@@ -130,6 +133,11 @@ pub trait Backend: Send {
     fn saved(&self, parts: &mut Vec<File>) -> io::Result<Saved> {
         let _ = parts;
         Err(cannot_be_saved())
+    }
+
+    /// Whether a program of its own serves it, which has to see the guest's memory.
+    fn shares_memory(&self) -> bool {
+        false
     }
 
     /// What else the thread waits for: calls [`Self::ready`] while it can be read.
@@ -290,6 +298,75 @@ pub fn drain(
         }
     }
     Ok(())
+}
+
+/// What comes from the host goes to the guest, as far as it has given room.
+#[derive(Default)]
+pub(crate) struct Inflow {
+    /// The guest has given no room.
+    starved: bool,
+}
+
+impl Inflow {
+    /// The guest may have given room.
+    pub(crate) fn look_again(&mut self) {
+        self.starved = false;
+    }
+
+    /// Whether more is wanted.
+    pub(crate) fn listens(&self) -> bool {
+        !self.starved
+    }
+
+    /// Passes on at most so much: `fill` has a request written to, and gives the bytes of it; none if nothing has come.
+    ///
+    /// # Errors
+    ///
+    /// Those of `fill` and [`next`].
+    pub(crate) fn pass_on(
+        &mut self,
+        ring: Option<&mut Ring>,
+        guest: &Guest,
+        most: usize,
+        mut fill: impl FnMut(&mut Writer<'_>) -> Result<Option<usize>, Broken>,
+    ) -> Result<(), Broken> {
+        let Some(ring) = ring.filter(|ring| ring.enabled()) else {
+            self.starved = true;
+            return Ok(());
+        };
+        for _ in 0..most {
+            if guest.leaving() {
+                break;
+            }
+            let Some(chain) = next(ring, guest)? else {
+                self.starved = true;
+                break;
+            };
+            let head = chain.head_index();
+            let Some(count) = fill(&mut chain.writer(&*guest.memory)?)? else {
+                ring.queue.go_to_previous_position();
+                break;
+            };
+            ring.queue.add_used(&*guest.memory, head, count as u32)?;
+            ring.notify(guest)?;
+        }
+        Ok(())
+    }
+}
+
+/// Reads what has come from the host, if it has.
+///
+/// # Errors
+///
+/// [`Broken`] if nothing will come any more.
+pub(crate) fn come(what: &str, read: io::Result<usize>) -> Result<Option<usize>, Broken> {
+    match read {
+        Ok(count) => Ok(Some(count)),
+        Err(error) => match error.kind() {
+            io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted => Ok(None),
+            _ => Err(Broken(format!("{what}: {error}"))),
+        },
+    }
 }
 
 /// The next request of a ring, which may be answered; where there is none, the driver rings when there is.

@@ -1,16 +1,17 @@
 // SPDX-License-Identifier: Apache-2.0 OR MIT
-//! A network card (Virtual I/O Device 1.2, 5.1) on a tap interface of the host: whole frames, nothing offloaded.
+//! A network card (Virtual I/O Device 1.2, 5.1) on a tap interface of the host, or on a network in user mode: whole
+//! frames, nothing offloaded.
 
 #![forbid(unsafe_code)]
 
 use std::fs::File;
-use std::io::{self, ErrorKind, Read, Write};
+use std::io::{self, Read, Write};
 use std::os::fd::{AsRawFd, RawFd};
-
-use virtio_queue::{QueueOwnedT, QueueT};
+use std::sync::{MutexGuard, PoisonError};
 
 use super::saved::Saved;
-use super::{drain, next, Backend, Broken, Guest, Ring};
+use super::user::{self, Network, UserNetwork};
+use super::{come, drain, Backend, Broken, Guest, Inflow, Ring};
 use crate::sys;
 
 /// Feature bit: the configuration has a hardware address.
@@ -23,7 +24,7 @@ const SEND: usize = 1;
 /// Bytes before each frame (`struct virtio_net_hdr_v1`).
 const HEADER: usize = 12;
 /// The largest frame, with its header.
-const MOST: usize = HEADER + (64 << 10);
+const MOST: usize = HEADER + user::MOST;
 /// Frames that are received before queues are looked at again.
 const BATCH: usize = 64;
 
@@ -34,15 +35,40 @@ pub(crate) fn random_address() -> io::Result<[u8; 6]> {
     Ok(mac)
 }
 
+/// What a card is on.
+enum Link {
+    /// A file that gives and takes a frame with each call, and the name of its tap interface.
+    File(File, Option<String>),
+    /// A network in user mode.
+    User(Network),
+}
+
+fn lock(network: &Network) -> MutexGuard<'_, UserNetwork> {
+    network.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Link {
+    fn receive(&mut self, frame: &mut [u8]) -> io::Result<usize> {
+        match self {
+            Self::File(file, _) => file.read(frame),
+            Self::User(network) => lock(network).receive(frame),
+        }
+    }
+
+    fn send(&mut self, frame: &[u8]) -> io::Result<()> {
+        match self {
+            Self::File(file, _) => file.write(frame).map(drop),
+            Self::User(network) => lock(network).send(frame),
+        }
+    }
+}
+
 /// The card.
 pub struct Net {
-    tap: File,
-    /// The interface's name.
-    name: Option<String>,
+    link: Link,
     mac: [u8; 6],
     buffer: Vec<u8>,
-    /// The guest has given no room for frames.
-    starved: bool,
+    inflow: Inflow,
 }
 
 impl Net {
@@ -53,9 +79,16 @@ impl Net {
     ///
     /// Those of the system.
     pub fn tap(name: &str, mac: Option<[u8; 6]>) -> io::Result<Self> {
-        let mut card = Self::new(sys::open_tap(name)?, mac)?;
-        card.name = Some(name.to_owned());
-        Ok(card)
+        Self::on(Link::File(sys::open_tap(name)?, Some(name.to_owned())), mac)
+    }
+
+    /// A card on a network in user mode, with an address as with [`Self::tap`].
+    ///
+    /// # Errors
+    ///
+    /// Those of the system.
+    pub fn user(network: Network, mac: Option<[u8; 6]>) -> io::Result<Self> {
+        Self::on(Link::User(network), mac)
     }
 
     /// A card on a file that gives and takes a frame with each call.
@@ -63,55 +96,21 @@ impl Net {
     /// # Errors
     ///
     /// Those of the system.
-    pub fn new(tap: File, mac: Option<[u8; 6]>) -> io::Result<Self> {
+    pub fn new(file: File, mac: Option<[u8; 6]>) -> io::Result<Self> {
+        Self::on(Link::File(file, None), mac)
+    }
+
+    fn on(link: Link, mac: Option<[u8; 6]>) -> io::Result<Self> {
         let mac = match mac {
             Some(mac) => mac,
             None => random_address()?,
         };
         Ok(Self {
-            tap,
-            name: None,
+            link,
             mac,
             buffer: vec![0; MOST],
-            starved: false,
+            inflow: Inflow::default(),
         })
-    }
-
-    /// Receives one frame; false when there is none, or no room.
-    fn receive(&mut self, ring: &mut Ring, guest: &Guest) -> Result<bool, Broken> {
-        let memory = &*guest.memory;
-        let Some(chain) = next(ring, guest)? else {
-            self.starved = true;
-            return Ok(false);
-        };
-        let length = match self.tap.read(&mut self.buffer[HEADER..]) {
-            Ok(length @ 1..) => HEADER + length,
-            Err(error)
-                if error.kind() != ErrorKind::WouldBlock
-                    && error.kind() != ErrorKind::Interrupted =>
-            {
-                return Err(Broken(format!("tap: {error}")));
-            }
-            _ => {
-                ring.queue.go_to_previous_position();
-                return Ok(false);
-            }
-        };
-        self.buffer[..HEADER].fill(0);
-        // One buffer.
-        self.buffer[10] = 1;
-        let head = chain.head_index();
-        let mut writer = chain.writer(memory)?;
-        // A frame that does not fit is lost.
-        let used = if writer.available_bytes() < length {
-            0
-        } else {
-            writer.write_all(&self.buffer[..length])?;
-            length
-        };
-        ring.queue.add_used(memory, head, used as u32)?;
-        ring.notify(guest)?;
-        Ok(true)
     }
 }
 
@@ -133,19 +132,19 @@ impl Backend for Net {
     }
 
     fn start(&mut self, _features: u64) {
-        self.starved = false;
+        self.inflow.look_again();
     }
 
     fn serve(&mut self, index: usize, rings: &mut [Ring], guest: &Guest) -> Result<(), Broken> {
         match (index, rings.get_mut(index)) {
-            (RECEIVE, Some(_)) => self.starved = false,
+            (RECEIVE, Some(_)) => self.inflow.look_again(),
             (SEND, Some(ring)) => drain(ring, guest, |chain| {
                 let mut reader = chain.reader(&*guest.memory)?;
                 let length = reader.available_bytes();
                 if (HEADER + 1..=MOST).contains(&length) {
                     reader.read_exact(&mut self.buffer[..length])?;
                     // As on a wire: what cannot be sent is lost.
-                    let _ = self.tap.write(&self.buffer[HEADER..length]);
+                    let _ = self.link.send(&self.buffer[HEADER..length]);
                 }
                 Ok(0)
             })?,
@@ -155,29 +154,48 @@ impl Backend for Net {
     }
 
     fn saved(&self, _: &mut Vec<File>) -> io::Result<Saved> {
-        let tap = self.name.clone().ok_or_else(super::cannot_be_saved)?;
-        Ok(Saved::Net { tap, mac: self.mac })
+        let mac = self.mac;
+        match &self.link {
+            Link::File(_, Some(tap)) => Ok(Saved::Net {
+                tap: tap.clone(),
+                mac,
+            }),
+            Link::File(_, None) => Err(super::cannot_be_saved()),
+            Link::User(network) => Ok(Saved::UserNet {
+                forwards: lock(network).forwards().to_vec(),
+                mac,
+            }),
+        }
     }
 
     fn source(&self) -> Option<RawFd> {
-        Some(self.tap.as_raw_fd())
+        Some(match &self.link {
+            Link::File(file, _) => file.as_raw_fd(),
+            Link::User(network) => lock(network).source(),
+        })
     }
 
     fn listens(&self) -> bool {
-        !self.starved
+        self.inflow.listens()
     }
 
     fn ready(&mut self, rings: &mut [Ring], guest: &Guest) -> Result<(), Broken> {
-        let Some(ring) = rings.get_mut(RECEIVE).filter(|ring| ring.enabled()) else {
-            self.starved = true;
-            return Ok(());
-        };
-        for _ in 0..BATCH {
-            if guest.leaving() || !self.receive(ring, guest)? {
-                break;
+        let ring = rings.get_mut(RECEIVE);
+        self.inflow.pass_on(ring, guest, BATCH, |writer| {
+            let received = self.link.receive(&mut self.buffer[HEADER..]);
+            let Some(length) = come("network", received)?.filter(|length| *length > 0) else {
+                return Ok(None);
+            };
+            self.buffer[..HEADER].fill(0);
+            // One buffer.
+            self.buffer[10] = 1;
+            // A frame that does not fit is lost.
+            if writer.available_bytes() < HEADER + length {
+                return Ok(Some(0));
             }
-        }
-        Ok(())
+            writer.write_all(&self.buffer[..HEADER + length])?;
+            Ok(Some(HEADER + length))
+        })
     }
 }
 

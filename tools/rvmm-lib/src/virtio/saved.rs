@@ -14,6 +14,7 @@ use super::console::Console;
 use super::net::Net;
 use super::rng::Rng;
 use super::transport::TransportState;
+use super::user::{Forward, Network, UserNetwork};
 use super::vsock::Vsock;
 use super::Backend;
 use crate::disk::qcow2::Qcow2;
@@ -59,6 +60,13 @@ pub enum Saved {
     Net {
         /// Its tap interface.
         tap: String,
+        /// Its address.
+        mac: [u8; 6],
+    },
+    /// A network card on a network in user mode of its own.
+    UserNet {
+        /// Ports of the host.
+        forwards: Vec<Forward>,
         /// Its address.
         mac: [u8; 6],
     },
@@ -206,6 +214,12 @@ impl Content {
     }
 }
 
+/// An error about this device.
+fn device(what: impl Into<String>) -> impl FnOnce(io::Error) -> Error {
+    let what = what.into();
+    move |source| Error::Device { what, source }
+}
+
 impl Saved {
     /// The directory in which it makes something.
     pub(crate) fn directory(&self) -> Option<&Path> {
@@ -227,12 +241,21 @@ impl Saved {
         }
     }
 
-    /// Makes the device; `parts` gives copies of the parts of the machine's file.
+    /// Starts the network in user mode that it is on, if it is.
+    pub(crate) fn network(&self) -> Result<Option<Network>> {
+        let Self::UserNet { forwards, .. } = self else {
+            return Ok(None);
+        };
+        let network = UserNetwork::start(forwards);
+        network.map(Some).map_err(device("network in user mode"))
+    }
+
+    /// Makes the device, on what [`Self::network`] has given; `parts` gives copies of the parts of the machine's file.
     pub(crate) fn make(
         &self,
+        network: Option<Network>,
         parts: &dyn Fn(usize) -> io::Result<File>,
     ) -> Result<Box<dyn Backend>> {
-        let device = |what: String| move |source| Error::Device { what, source };
         Ok(match self {
             Self::Disk {
                 queues,
@@ -246,15 +269,22 @@ impl Saved {
                 let card = Net::tap(tap, Some(*mac));
                 Box::new(card.map_err(device(format!("tap interface {tap}")))?)
             }
+            Self::UserNet { mac, .. } => {
+                let card = match network {
+                    Some(network) => Net::user(network, Some(*mac)),
+                    None => Err(super::cannot_be_saved()),
+                };
+                Box::new(card.map_err(device("network card"))?)
+            }
             Self::Balloon { wanted, actual } => Box::new(Balloon::with(*wanted, *actual)),
             Self::Console { path } => {
                 let name = path.display().to_string();
                 Box::new(Console::new(path).map_err(device(name))?)
             }
             Self::Vsock { cid } => {
-                Box::new(Vsock::anew(*cid).map_err(device("sockets (--vsock)".into()))?)
+                Box::new(Vsock::anew(*cid).map_err(device("sockets (--vsock)"))?)
             }
-            Self::Rng => Box::new(Rng::new().map_err(device("source of entropy".into()))?),
+            Self::Rng => Box::new(Rng::new().map_err(device("source of entropy"))?),
         })
     }
 }

@@ -77,11 +77,27 @@ fn done(result: i32) -> io::Result<()> {
     }
 }
 
-fn user_address(memory: &GuestMemoryMmap, address: u64) -> Result<u64, Broken> {
+/// Where this process has a guest's address.
+pub(super) fn user_address(memory: &GuestMemoryMmap, address: u64) -> Result<u64, Broken> {
     let address = memory.get_host_address(GuestAddress(address));
     address
         .map(|address| address as u64)
         .map_err(|error| Broken(error.to_string()))
+}
+
+/// A queue has been served elsewhere up to this place.
+pub(super) fn stopped_at(
+    ring: &mut Ring,
+    available: u16,
+    memory: &GuestMemoryMmap,
+) -> Result<(), Broken> {
+    ring.queue.set_next_avail(available);
+    // Nobody keeps another number of what has been used than the ring's own.
+    let used = GuestAddress(ring.queue.used_ring() + 2);
+    let used = memory.read_obj::<u16>(used);
+    let used = used.map_err(|error| Broken(error.to_string()))?;
+    ring.queue.set_next_used(used);
+    Ok(())
 }
 
 /// The kernel's end of a device for sockets.
@@ -197,12 +213,7 @@ impl Vhost {
             let mut base = Value { index, value: 0 };
             // SAFETY: the ioctl reads and writes this one.
             done(unsafe { ioctl_with_mut_ref(&self.file, GET_VRING_BASE(), &mut base) })?;
-            ring.queue.set_next_avail(base.value as u16);
-            // It keeps no other number of what has been used than the ring's own.
-            let used = GuestAddress(ring.queue.used_ring() + 2);
-            let used = memory.read_obj::<u16>(used);
-            let used = used.map_err(|error| Broken(error.to_string()))?;
-            ring.queue.set_next_used(used);
+            stopped_at(ring, base.value as u16, memory)?;
         }
         Ok(())
     }

@@ -94,7 +94,7 @@ impl Backend for Vsock {
         self.accepted = features;
     }
 
-    fn served_by_kernel(&self) -> usize {
+    fn served_outside(&self) -> usize {
         SERVED
     }
 

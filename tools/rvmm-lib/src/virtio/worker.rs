@@ -6,21 +6,22 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::Arc;
 use std::thread::JoinHandle;
 
+use kvm_ioctls::VmFd;
 use virtio_queue::{Queue, QueueT};
 use vm_memory::{GuestAddress, GuestMemoryMmap};
 use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 use vmm_sys_util::eventfd::EventFd;
 
-use super::transport::{QueueRegisters, Vector};
-use super::{send, Backend, Broken, Guest, Ring};
+use super::transport::{QueueRegisters, Transport, Vector};
+use super::{send, Backend, Broken, Guest, Ring, EVENT_IDX};
 use crate::error::{Error, Result};
 use crate::sandbox;
 
 /// Whom the thread tells that the device has stopped.
-pub(crate) struct Alarm {
-    pub(crate) broken: Arc<AtomicBool>,
-    pub(crate) vector: Vector,
-    pub(crate) events: Arc<Vec<EventFd>>,
+struct Alarm {
+    broken: Arc<AtomicBool>,
+    vector: Vector,
+    events: Arc<Vec<EventFd>>,
 }
 
 /// A device whose thread has ended, and the rings as it left them.
@@ -46,6 +47,72 @@ pub(crate) enum State {
 }
 
 impl State {
+    /// Starts the device's thread, whose queues are where they have been if `positions` (available, used) says so. The
+    /// driver is told if that cannot be. A machine that has been `forked` is told what is written to.
+    pub(crate) fn start(
+        &mut self,
+        transport: &Transport,
+        memory: &Arc<GuestMemoryMmap>,
+        kicks: &[EventFd],
+        events: &Arc<Vec<EventFd>>,
+        forked: Option<Arc<VmFd>>,
+        positions: Option<&[(u16, u16)]>,
+    ) {
+        let guest = Guest {
+            memory: memory.clone(),
+            stop: Arc::default(),
+            leave: Arc::default(),
+            forked,
+        };
+        if let Err(broken) = self.try_start(transport, kicks, events, guest, positions) {
+            tracing::warn!(%broken, "a virtio device does not start");
+            transport.broken.store(true, Ordering::Release);
+        }
+    }
+
+    fn try_start(
+        &mut self,
+        transport: &Transport,
+        kicks: &[EventFd],
+        events: &Arc<Vec<EventFd>>,
+        guest: Guest,
+        positions: Option<&[(u16, u16)]>,
+    ) -> std::result::Result<(), Broken> {
+        let features = transport.accepted();
+        let event_idx = features & EVENT_IDX != 0;
+        let rings = transport.queues.iter();
+        let rings = rings.map(|registers| Ring::new(&guest.memory, events, registers, event_idx));
+        let mut rings = rings.collect::<std::result::Result<Vec<_>, _>>()?;
+        for (ring, (available, used)) in rings.iter_mut().zip(positions.unwrap_or_default()) {
+            ring.queue.set_next_avail(*available);
+            ring.queue.set_next_used(*used);
+        }
+        let kicks = kicks.iter().map(EventFd::try_clone);
+        let kicks = kicks.collect::<std::io::Result<Vec<_>>>()?;
+        let Self::Idle(mut backend) = std::mem::replace(self, Self::Gone) else {
+            return Err(Broken("the device is gone".into()));
+        };
+        backend.start(features);
+        for ring in rings.iter().filter(|ring| ring.enabled()) {
+            // Flags, index, entries, and the event that the device asks for.
+            let length = 6 + 8 * u64::from(ring.queue.size());
+            guest.before_write(ring.queue.used_ring(), length)?;
+        }
+        let served = backend.served_outside();
+        if let Err(broken) = backend.hand_over(&rings[..served], &kicks, &guest) {
+            *self = Self::Idle(backend);
+            return Err(broken);
+        }
+        let alarm = Alarm {
+            broken: transport.broken.clone(),
+            vector: transport.config_vector.clone(),
+            events: events.clone(),
+        };
+        let worker = Worker::start(backend, rings, kicks, guest, alarm);
+        *self = Self::Running(worker.map_err(|error| Broken(error.to_string()))?);
+        Ok(())
+    }
+
     /// Ends the device's thread, if there is one.
     pub(crate) fn stop(&mut self) {
         if let Self::Running(worker) = self {
@@ -62,7 +129,7 @@ pub(crate) fn event() -> Result<EventFd> {
 
 impl Ring {
     /// The queue that the driver has described; an error if it is not in the guest's memory.
-    pub(crate) fn new(
+    fn new(
         memory: &GuestMemoryMmap,
         events: &Arc<Vec<EventFd>>,
         registers: &QueueRegisters,
@@ -102,7 +169,7 @@ struct Job {
 
 impl Worker {
     /// Starts a thread that serves `rings`, whose doorbells are `kicks`.
-    pub(crate) fn start(
+    fn start(
         backend: Box<dyn Backend>,
         rings: Vec<Ring>,
         kicks: Vec<EventFd>,
@@ -114,7 +181,7 @@ impl Worker {
         let mut waits = vec![(end.as_raw_fd(), END)];
         waits.extend(backend.source().map(|fd| (fd, SOURCE)));
         // Others are the kernel's to wait for.
-        let ours = (0..).zip(&kicks).skip(backend.served_by_kernel());
+        let ours = (0..).zip(&kicks).skip(backend.served_outside());
         waits.extend(ours.map(|(n, kick)| (kick.as_raw_fd(), n)));
         for (fd, token) in waits {
             epoll
@@ -167,7 +234,7 @@ impl Worker {
         self.leave.store(true, Ordering::Release);
         let _ = self.end.write(1);
         let (mut backend, mut rings) = self.thread.take()?.join().ok()?;
-        let served = backend.served_by_kernel();
+        let served = backend.served_outside();
         if let Err(broken) = backend.take_back(&mut rings[..served], &self.memory) {
             tracing::warn!(%broken, "queues that the kernel has served");
         }
@@ -185,7 +252,7 @@ impl Job {
     /// Serves the queues until the end.
     fn run(&mut self) -> std::result::Result<(), Broken> {
         // What was there before the thread.
-        for index in self.backend.served_by_kernel()..self.rings.len() {
+        for index in self.backend.served_outside()..self.rings.len() {
             self.serve(index)?;
         }
         let mut events = [EpollEvent::default(); 8];

@@ -257,7 +257,7 @@ impl Bench<'_> {
     pub fn create_full(&self) -> anyhow::Result<(Ticks, Ticks)> {
         let (mut made, mut closed) = (Vec::new(), Vec::new());
         for round in 0..CREATE_WARM + CREATE_COUNT {
-            let memory = vm::allocate(LEAST_MEMORY)?;
+            let memory = vm::allocate(LEAST_MEMORY, false)?;
             let start = ticks();
             let vm = vm::create_vm(&self.kvm)?;
             if self.irqchip() {
