@@ -33,7 +33,7 @@ PACKAGES = """
 """.split()
 
 # Wanted later than the others: a step of its own, so that nothing is done again where those are installed already.
-FIRMWARE = ["ovmf", "e2fsprogs", "qemu-utils", "passt", "virtiofsd"]
+FIRMWARE = ["ovmf", "e2fsprogs", "qemu-utils", "passt", "virtiofsd", "libvirt-daemon-driver-qemu"]
 
 FROM_BACKPORTS = """
     linux-image-* linux-headers-* linux-source-* linux-kbuild-* linux-base* linux-binary-* linux-modules-*
@@ -122,7 +122,7 @@ def packages():
 
 
 def firmware():
-    """what guests take: firmware, disk images, networks, directories (more packages of the build root)"""
+    """what guests take: firmware, disk images, networks, directories; libvirt (more packages of the build root)"""
     install = ["apt-get", "install", "-y", "--no-install-recommends", *FIRMWARE]
     env = {"DEBIAN_FRONTEND": "noninteractive"}
     # The index may be older than what the mirror still has.

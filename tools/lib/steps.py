@@ -5,6 +5,7 @@ import os
 from dataclasses import dataclass, field
 
 from .paths import BED_PROGRAMS, GUEST, RELEASE, REPO, ROOT, SELFTESTS
+from .qemuinbed import FIRMWARE
 
 IN_ROOT = ["tools/setup", "run", "--"]
 
@@ -78,6 +79,16 @@ def user_mode(kind, device):
                        r".*inet 10.0.2.15.*data: OK.*guest: fetched.*both programs have ended"
                        r".*without a directory.*in the sandbox.*guest: fetched.*from where it was saved",
                 timeout=360)
+
+
+def libvirt(kind):
+    """A guest of libvirt's, by `rvmm exec` (lib/bed/libvirt.sh, docs/recipes.md)."""
+    places = [*FIRMWARE, "usr/share/libvirt/cpu_map",
+              "usr/lib/x86_64-linux-gnu/libvirt/connection-driver/libvirt_driver_qemu.so"]
+    words = add("/usr/bin/qemu-system-x86_64", "/usr/bin/virt-qemu-run", RELEASE / "rvmm", GUEST / "bzImage",
+                GUEST / "initrd", *(f"{ROOT / place}:/{place}" for place in places))
+    return Step(kind, "guest of libvirt", bed(kind, *words, *script("libvirt.sh"), command=["sh", "libvirt.sh"]),
+                expect=r"(?s)userland is up \(1 CPUs.* /dev/rvmm .*qemu-system-x86_64", timeout=360)
 
 
 def smp_guest(kind, cpus, *options, name="SMP guest checks itself", append="rvmm.cmd=smpcheck", timeout=900):
