@@ -313,6 +313,7 @@ TEST(nmi)
 	/* Inside the handler: two more, of which one is kept. */
 	OK(ioctl(vm.vcpu, KVM_NMI, 0));
 	OK(ioctl(vm.vcpu, KVM_NMI, 0));
+	CHECK_EQ(vm_events(&vm).nmi.pending, 1);
 	CHECK_EQ(vm_expect_out(&vm, 0x21) & 0xff, 1);
 	CHECK_EQ(vm_cells(&vm)[0], 1);
 	/* After IRET the second one comes, before the next instruction of the program. */

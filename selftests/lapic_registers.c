@@ -387,3 +387,27 @@ TEST(waits_with_interrupts_off)
 	vm_expect_out(&vm, 0x10);
 	REQUIRE(!pthread_join(thread, NULL));
 }
+
+GUEST16(undefined, "ud2\n");
+
+/* AMD's processors keep no state when they shut down: the vCPU is as after INIT, its local APIC as well. */
+TEST(shutdown)
+{
+	struct kvm_lapic_state l;
+	struct kvm_sregs s;
+	struct vm vm;
+
+	vm_new_irqchip(&vm, MIB);
+	VM_REAL(&vm, undefined);
+	s = vm_sregs(&vm);
+	s.idt.limit = 0;
+	vm_set_sregs(&vm, &s);
+	OK(ioctl(vm.vcpu, KVM_GET_LAPIC, &l));
+	*(uint32_t *)(l.regs + LAPIC_SVR) = 0x1ff;
+	*(uint32_t *)(l.regs + 0x120) = 1;	/* ISR: vector 0x40 */
+	OK(ioctl(vm.vcpu, KVM_SET_LAPIC, &l));
+	vm_expect(&vm, KVM_EXIT_SHUTDOWN);
+	OK(ioctl(vm.vcpu, KVM_GET_LAPIC, &l));
+	CHECK_EQ(*(uint32_t *)(l.regs + 0x120), is_amd() ? 0 : 1);
+	CHECK_EQ(*(uint32_t *)(l.regs + LAPIC_SVR), is_amd() ? 0xff : 0x1ff);
+}

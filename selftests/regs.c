@@ -667,6 +667,11 @@ TEST(lapic)
 	CHECK_EQ(*(uint32_t *)(out.regs + 0x210), 1 << 5);
 	s = vm_sregs(&vm);
 	CHECK_EQ(s.cr8, 2);
+	/* With a reserved bit nothing is taken of it. */
+	s.cr8 = 0x1b;
+	OK(ioctl(vm.vcpu, KVM_SET_SREGS, &s));
+	s = vm_sregs(&vm);
+	CHECK_EQ(s.cr8, 2);
 	s.apic_base |= 1ull << 60;
 	CHECK_ERRNO(ioctl(vm.vcpu, KVM_SET_SREGS, &s), EINVAL);
 	mp.mp_state = KVM_MP_STATE_HALTED;

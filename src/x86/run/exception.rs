@@ -48,6 +48,7 @@ impl Runner<'_> {
         }
         if self.s.hw.lost_state() {
             self.s.reset_registers(true);
+            self.init_apic();
         }
         self.shutdown()
     }

@@ -20,6 +20,21 @@ impl Runner<'_> {
         Ok(())
     }
 
+    /// INIT of the local APIC, if it is in the kernel.
+    pub(super) fn init_apic(&mut self) {
+        let shared = &self.vcpu.shared;
+        let bsp = shared.id == self.vm.boot_cpu();
+        if let Some(l) = &mut self.s.apic.lapic {
+            let quirk = k::KVM_X86_QUIRK_LINT0_REENABLED;
+            let action = l.init(bsp && self.vm.caps.quirk(quirk));
+            let _ = self.vcpu.apply(self.vm, self.s, &action);
+            // IRR is empty after INIT, and this belongs to it.
+            let _ = (shared.take_direct(), shared.take_posted());
+            let _ = self.s.hv.as_mut().map(|hv| hv.take_held());
+            self.vm.chip.forget_rtc();
+        }
+    }
+
     /// INIT and SIPI (SDM 3A 9.4). In SMM INIT waits for its end, and SIPI is dropped (SDM 3C 32.3).
     pub(super) fn start_up(&mut self, r: u32) {
         let shared = &self.vcpu.shared;
@@ -29,17 +44,8 @@ impl Runner<'_> {
         }
         if r & request::INIT != 0 {
             self.s.reset_registers(true);
-            let bsp = shared.id == self.vm.boot_cpu();
-            if let Some(l) = &mut self.s.apic.lapic {
-                let quirk = k::KVM_X86_QUIRK_LINT0_REENABLED;
-                let action = l.init(bsp && self.vm.caps.quirk(quirk));
-                let _ = self.vcpu.apply(self.vm, self.s, &action);
-                // IRR is empty after INIT, and this belongs to it.
-                let _ = (shared.take_direct(), shared.take_posted());
-                let _ = self.s.hv.as_mut().map(|hv| hv.take_held());
-                self.vm.chip.forget_rtc();
-            }
-            self.s.mp_state = if bsp {
+            self.init_apic();
+            self.s.mp_state = if shared.id == self.vm.boot_cpu() {
                 MpState::Runnable
             } else {
                 MpState::InitReceived

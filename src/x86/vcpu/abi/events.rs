@@ -99,7 +99,7 @@ pub(crate) fn get_events(vm: &Vm, vcpu: &Vcpu, s: &mut State) -> k::kvm_vcpu_eve
         .events
         .nmis
         .saturating_add(vcpu.shared.arch.nmi.load(Ordering::Relaxed).min(2) as u8)
-        .min(2);
+        .min(if i.nmi { 1 } else { 2 });
     e.nmi.masked = i.nmi.into();
     if s.events.held_nmi {
         (e.nmi.injected, e.nmi.masked) = (1, 1);

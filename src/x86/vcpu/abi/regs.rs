@@ -185,19 +185,22 @@ fn merged(s: &State, r: &k::kvm_sregs) -> Sregs {
     x
 }
 
-/// Sets IA32_APIC_BASE and CR8, which belong to the local APIC if that is in the kernel.
+/// Sets IA32_APIC_BASE and CR8, which belong to the local APIC if that is in the kernel. CR8 stays what it is where
+/// reserved bits are set, as in KVM.
 fn set_apic(s: &mut State, r: &k::kvm_sregs) -> Result<Action> {
-    let cr8 = r.cr8 as u8 & 15;
+    let cr8 = u8::try_from(r.cr8).ok().filter(|cr8| *cr8 < 16);
     match &mut s.apic.lapic {
         Some(l) => {
             let action = l.set_apic_base(r.apic_base, true).map_err(|_| EINVAL)?;
-            l.set_cr8(cr8);
+            if let Some(cr8) = cr8 {
+                l.set_cr8(cr8);
+            }
             Ok(action)
         }
         None => {
             s.check_apic_base(r.apic_base).ok_or(EINVAL)?;
             s.apic.base = r.apic_base;
-            s.apic.cr8 = cr8;
+            s.apic.cr8 = cr8.unwrap_or(s.apic.cr8);
             Ok(Action::NONE)
         }
     }
