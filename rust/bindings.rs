@@ -29,7 +29,4 @@ use zerocopy_derive::{FromBytes, Immutable, IntoBytes};
 
 pub use kernel::bindings::*;
 
-#[cfg(CONFIG_ARM64)]
-include!("arm64/bindings_generated.rs");
-#[cfg(CONFIG_X86_64)]
-include!("bindings_generated.rs");
+include!(env!("RVMM_BINDINGS"));
