@@ -86,6 +86,7 @@ void rvmm_guest_enter(void);
 void rvmm_guest_exit(void);
 void rvmm_sigmask_set(const sigset_t *set, sigset_t *old);
 
+void rvmm_raw_spin_lock_init(raw_spinlock_t *lock, const char *name, struct lock_class_key *key);
 unsigned long rvmm_raw_spin_lock_irqsave(raw_spinlock_t *lock);
 
 int rvmm_get_user_u8(u8 *dst, unsigned long addr);

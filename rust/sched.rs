@@ -10,6 +10,7 @@ use core::sync::atomic::{AtomicPtr, Ordering};
 
 use kernel::error::to_result;
 use kernel::prelude::*;
+use kernel::static_lock_class;
 
 use kernel::mm::Mm;
 use kernel::sync::aref::ARef;
@@ -107,7 +108,7 @@ impl Worker {
     pub fn new() -> impl PinInit<Self> {
         pin_init!(Self {
             current: AtomicPtr::new(null_mut()),
-            pid <- RawSpin::new(PidRef(null_mut())),
+            pid <- RawSpin::new(PidRef(null_mut()), c"Worker.pid", static_lock_class!()),
         })
     }
 

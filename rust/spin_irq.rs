@@ -9,6 +9,8 @@ use core::marker::PhantomData;
 use core::ops::{Deref, DerefMut};
 
 use kernel::prelude::*;
+use kernel::str::{CStr, CStrExt};
+use kernel::sync::LockClassKey;
 use kernel::types::Opaque;
 
 use super::bindings;
@@ -31,12 +33,17 @@ unsafe impl<T: Send> Send for RawSpin<T> {}
 unsafe impl<T: Send> Sync for RawSpin<T> {}
 
 impl<T> RawSpin<T> {
-    /// Makes a free lock around `data`.
-    pub fn new(data: T) -> impl PinInit<Self> {
+    /// Makes a free lock around `data`, of a class for lockdep: one for each kind of data, as each has its own order
+    /// and contexts ([`kernel::static_lock_class`]).
+    pub fn new(
+        data: T,
+        name: &'static CStr,
+        key: Pin<&'static LockClassKey>,
+    ) -> impl PinInit<Self> {
         pin_init!(Self {
             lock <- Opaque::ffi_init(|slot| {
-                // SAFETY: `slot` is memory for a lock.
-                unsafe { bindings::rvmm_raw_spin_lock_init(slot) }
+                // SAFETY: `slot` is memory for a lock; name and key are static.
+                unsafe { bindings::rvmm_raw_spin_lock_init(slot, name.as_char_ptr(), key.as_ptr()) }
             }),
             data: UnsafeCell::new(data),
         })

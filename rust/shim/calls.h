@@ -42,7 +42,6 @@ SHIM_VOID(module_put, (void), module_put(THIS_MODULE))
 
 /* locks */
 SHIM(int, mutex_lock_killable, (struct mutex *lock), mutex_lock_killable(lock))
-SHIM_VOID(raw_spin_lock_init, (raw_spinlock_t *lock), raw_spin_lock_init(lock))
 SHIM_VOID(raw_spin_lock, (raw_spinlock_t *lock), raw_spin_lock(lock))
 SHIM(bool, raw_spin_trylock, (raw_spinlock_t *lock), raw_spin_trylock(lock))
 SHIM_VOID(raw_spin_unlock, (raw_spinlock_t *lock), raw_spin_unlock(lock))

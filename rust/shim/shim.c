@@ -59,6 +59,16 @@ void rvmm_sigmask_set(const sigset_t *set, sigset_t *old)
 
 /* --- locks ------------------------------------------------------------------------------------ */
 
+/* raw_spin_lock_init() with the caller's class, as its own would be that of all locks. */
+void rvmm_raw_spin_lock_init(raw_spinlock_t *lock, const char *name, struct lock_class_key *key)
+{
+#ifdef CONFIG_DEBUG_SPINLOCK
+	__raw_spin_lock_init(lock, name, key, LD_WAIT_SPIN);
+#else
+	raw_spin_lock_init(lock);
+#endif
+}
+
 unsigned long rvmm_raw_spin_lock_irqsave(raw_spinlock_t *lock)
 {
 	unsigned long flags;

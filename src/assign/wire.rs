@@ -15,6 +15,7 @@ use crate::linux::pci::Locked;
 use crate::linux::pci_irq::{self, Line, PinSwitch};
 use crate::linux::spin_irq::RawSpin;
 use kernel::prelude::*;
+use kernel::static_lock_class;
 use kernel::sync::Arc;
 
 impl Switch for PinSwitch {
@@ -91,7 +92,7 @@ impl Wire {
         let shared = Arc::pin_init(
             pin_init!(Shared {
                 switch,
-                pin <- RawSpin::new(intx::Pin::default()),
+                pin <- RawSpin::new(intx::Pin::default(), c"Wire.pin", static_lock_class!()),
             }),
             GFP_KERNEL_ACCOUNT,
         )?;

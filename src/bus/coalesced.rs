@@ -14,6 +14,7 @@ use core::mem::{offset_of, size_of};
 use core::sync::atomic::{fence, AtomicU32, Ordering};
 use kernel::page::PAGE_SIZE;
 use kernel::prelude::*;
+use kernel::static_lock_class;
 use kernel::sync::Arc;
 
 /// Devices that a bus may have, those of the kernel included (KVM's NR_IOBUS_DEVS).
@@ -91,7 +92,7 @@ impl Coalesced {
     pub(crate) fn new() -> impl PinInit<Self, Error> {
         try_pin_init!(Self {
             ring: Arc::new(LazyPage::new(), GFP_KERNEL_ACCOUNT)?,
-            lock <- RawSpin::new(()),
+            lock <- RawSpin::new((), c"Coalesced.lock", static_lock_class!()),
             zones: Once::new(),
             mmio: AtomicU32::new(0),
             pio: AtomicU32::new(0),

@@ -19,6 +19,7 @@ use crate::linux::lines::Lines;
 use crate::linux::spin_irq::RawSpin;
 use core::sync::atomic::{AtomicU64, Ordering};
 use kernel::prelude::*;
+use kernel::static_lock_class;
 use kernel::sync::Arc;
 
 /// The ring of one vCPU.
@@ -85,7 +86,7 @@ impl Wanted {
     /// None.
     pub(crate) fn new() -> impl PinInit<Self> {
         pin_init!(Self {
-            ring <- RawSpin::new(None),
+            ring <- RawSpin::new(None, c"Recorder.ring", static_lock_class!()),
         })
     }
 

@@ -23,6 +23,7 @@ use crate::mem::ports::StopRunning;
 use crate::nospec::Nospec;
 use core::sync::atomic::{AtomicBool, AtomicU16, AtomicU32, Ordering};
 use kernel::prelude::*;
+use kernel::static_lock_class;
 use kernel::sync::{Arc, ArcBorrow};
 
 /// The states of all these vCPUs, none of which runs; `lock` gives one, or nothing at once. EBUSY: one runs, or is in
@@ -244,7 +245,7 @@ impl<A: 'static, S> VcpuSet<A, S> {
             len: AtomicU32::new(0),
             boosted: AtomicU32::new(0),
             looked: AtomicU32::new(0),
-            stopped <- RawSpin::new(cpus),
+            stopped <- RawSpin::new(cpus, c"VcpuSet.stopped", static_lock_class!()),
             arch,
         });
         Arc::pin_init(set, GFP_KERNEL_ACCOUNT)

@@ -14,7 +14,6 @@
 //! under `point`, which is held for a few steps.
 
 use crate::linux::page::DataPage;
-use crate::linux::spin_irq::RawSpin;
 use crate::linux::uaccess;
 use crate::mem::addr::{Gpa, Hva, PAGE_OFFSET_MASK, PAGE_SIZE};
 use crate::mem::dirty;
@@ -26,7 +25,7 @@ use crate::mem::writer::{NotSaved, Writer};
 use crate::nospec;
 use core::sync::atomic::{AtomicBool, Ordering};
 use kernel::prelude::*;
-use kernel::sync::Arc;
+use kernel::sync::{new_spinlock, Arc, SpinLock};
 use kernel::uaccess::{UserPtr, UserSlice};
 
 /// Pages that may be saved beyond the limit, for writes of the kernel: an instruction that is half done goes on to its
@@ -223,7 +222,7 @@ pub(super) struct Reset {
     /// More than the limit has been saved.
     over: AtomicBool,
     #[pin]
-    point: RawSpin<Point>,
+    point: SpinLock<Point>,
 }
 
 impl Reset {
@@ -235,7 +234,7 @@ impl Reset {
             forks,
             forked: AtomicBool::new(false),
             over: AtomicBool::new(false),
-            point <- RawSpin::new(Point::Never),
+            point <- new_spinlock!(Point::Never),
         }))
     }
 

@@ -23,6 +23,7 @@ use crate::linux::version_cell::VersionCell;
 use crate::nospec::Nospec;
 use core::sync::atomic::{AtomicBool, Ordering};
 use kernel::prelude::*;
+use kernel::static_lock_class;
 use kernel::sync::{new_mutex, Arc, ArcBorrow, Mutex};
 
 /// Interrupts where user space does not say how many (KVM: those of older kernels).
@@ -193,7 +194,7 @@ impl Vgic {
                 places: Once::new(),
                 wires,
                 its: [const { Once::new() }; MAX_ITS],
-                inner <- RawSpin::new(inner),
+                inner <- RawSpin::new(inner, c"Chip.inner", static_lock_class!()),
                 ready: AtomicBool::new(false),
             }),
             GFP_KERNEL_ACCOUNT,

@@ -10,6 +10,7 @@ use crate::arm64::vgic::translation::{Collection, Device, Event, Registers};
 use crate::linux::spin_irq::RawSpin;
 use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use kernel::prelude::*;
+use kernel::static_lock_class;
 use kernel::sync::{new_mutex, Arc, Mutex};
 
 /// Events that there is room for at first.
@@ -51,7 +52,7 @@ impl Its {
                     devices: KVVec::new(),
                     collections: KVVec::new(),
                 }),
-                events <- RawSpin::new(KVVec::new()),
+                events <- RawSpin::new(KVVec::new(), c"Tables.events", static_lock_class!()),
             }),
             GFP_KERNEL_ACCOUNT,
         )

@@ -29,6 +29,7 @@ use crate::x86::irqchip::routing::Table;
 use crate::x86::shared::VcpuSet;
 use core::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use kernel::prelude::*;
+use kernel::static_lock_class;
 use kernel::sync::Arc;
 
 pub(crate) use image::Image;
@@ -209,7 +210,7 @@ impl Controllers {
                 vcpus,
                 user_pins,
                 config: VersionCell::new(Config { table, resamplers: KVVec::new() })?,
-                core <- RawSpin::new(core),
+                core <- RawSpin::new(core, c"Controllers.core", static_lock_class!()),
                 intr: AtomicBool::new(false),
                 storm: AtomicBool::new(false),
                 again: AtomicU64::new(0),
