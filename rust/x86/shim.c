@@ -6,6 +6,7 @@
 #include "../bindings_helper.h"
 #include <linux/cpu.h>
 #include <asm/apic.h>
+#include <asm/gsseg.h>
 #include <asm/mce.h>
 
 #define SHIM(type, name, args, expression) type rvmm_##name args { return expression; }
@@ -96,10 +97,33 @@ unsigned long rvmm_tss_from_gdt(u16 tr)
 	return desc->base0 | desc->base1 << 16 | desc->base2 << 24 | (unsigned long)desc->base3 << 32;
 }
 
+/*
+ * force_reload_TR(). Where the kernel has no PARAVIRT_XXL, its load_TR_desc() wants load_direct_gdt(), which is exported
+ * for KVM alone. LTR writes to the descriptor, and the GDT in use is mapped read-only. Interrupts are off.
+ */
+static __no_stack_protector void rvmm_reload_tss(void)
+{
+	struct desc_struct *gdt = get_current_gdt_rw();
+	struct desc_ptr in_use, writable = { .size = GDT_SIZE - 1, .address = (unsigned long)gdt };
+	tss_desc tss;
+
+	memcpy(&tss, &gdt[GDT_ENTRY_TSS], sizeof(tss));
+	tss.type = DESC_TSS;
+	native_write_gdt_entry(gdt, GDT_ENTRY_TSS, &tss, DESC_TSS);
+	native_store_gdt(&in_use);
+	native_load_gdt(&writable);
+	asm volatile("ltr %w0" : : "q" (GDT_ENTRY_TSS * 8));
+	native_load_gdt(&in_use);
+	this_cpu_write(__tss_limit_invalid, false);
+}
+
 /* The TSS limit of this CPU no longer covers the I/O bitmap; the kernel reloads TR when it matters. */
 __no_stack_protector void rvmm_invalidate_tss_limit(void)
 {
-	invalidate_tss_limit();
+	if (unlikely(test_thread_flag(TIF_IO_BITMAP)))
+		rvmm_reload_tss();
+	else
+		this_cpu_write(__tss_limit_invalid, true);
 }
 
 /*
