@@ -45,12 +45,14 @@ const FLUSH_TLB: u8 = 2;
 /// To be called between instructions only: from now on the guest may count on a flush before the next one, and what has
 /// been translated for an instruction that is half done would survive that. Not for a halted vCPU: an interrupt to that
 /// one is as good as to one that runs, and the guest's scheduler would take its CPU for a bad choice.
-pub(crate) fn set_preempted(vm: &Vm, s: &mut State) {
+///
+/// Sleeps if that is allowed and what was there has to be saved first; where it is not, the guest may not be told.
+pub(crate) fn set_preempted(vm: &Vm, s: &mut State, may_sleep: bool) {
     if s.pv.steal_time & 1 == 0 || s.pv.preempted {
         return;
     }
     let (view, gpa) = (vm.memory.view_of(&s.ring), s.pv.steal_page());
-    let Ok(hva) = view.hva_to_write(gpa, true) else {
+    let Ok(hva) = view.hva_to_write(gpa, may_sleep) else {
         return;
     };
     // Aligned to 64 bytes, so the sum is in the same page.

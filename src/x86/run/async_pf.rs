@@ -125,7 +125,7 @@ impl Runner<'_> {
     #[cold]
     pub(super) fn await_page(&mut self) {
         // It does not run: the guest's other vCPUs need not wait for it.
-        steal::set_preempted(self.vm, self.s);
+        steal::set_preempted(self.vm, self.s, true);
         self.vcpu.timer.sleep(self.s);
         let shared = &self.vcpu.shared;
         // Whoever calls looks for signals.

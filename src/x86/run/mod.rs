@@ -395,10 +395,16 @@ impl<'a> Runner<'a> {
     /// Does what the kernel wants of the thread, and perhaps lets others run first. False if a signal waits.
     #[cold]
     fn give_way(&mut self) -> bool {
-        steal::set_preempted(self.vm, self.s);
+        self.tell_others(true);
+        sched::xfer_to_guest_handle().is_ok()
+    }
+
+    /// The thread will wait for a CPU: the guest and its other vCPUs need not wait for this one.
+    #[cold]
+    fn tell_others(&mut self, may_sleep: bool) {
+        steal::set_preempted(self.vm, self.s, may_sleep);
         self.vcpu.shared.set_ready();
         self.s.hw.set_spinning(false);
-        sched::xfer_to_guest_handle().is_ok()
     }
 
     /// KVM_RUN ends for a signal.

@@ -9,6 +9,7 @@ use crate::abi::record::{Entry, Path};
 use crate::abi::stats::{ExitClass, VcpuCounter};
 use crate::linux::fpu::{Controls, KernelFpu};
 use crate::linux::irqflags::ThisCpu;
+use crate::linux::preempt::PreemptGuard;
 use crate::linux::{boot_cpu, events, mce, preempt, sched, smp};
 use crate::mem::mmu::InOwnMm;
 use crate::x86::exit::Exit;
@@ -54,8 +55,14 @@ impl Runner<'_> {
             // An error in the guest's memory costs this thread no more than a signal.
             mce::from_user(&irq);
         }
+        // With interrupts comes perhaps the one that gives the thread's turn to another, which is told of first. Not in
+        // the middle of an instruction: see `set_preempted`.
+        let turn = matches!(result, Ok(Stayed::Ended(Step::Leave))).then(PreemptGuard::new);
         self.s.hw.after_stay(irq);
         sched::guest_exit();
+        if turn.is_some() && sched::xfer_to_guest_pending() {
+            self.tell_others(false);
+        }
         result
     }
 
