@@ -9,7 +9,7 @@ use crate::linux::uaccess;
 use crate::mem::addr::{Gpa, Level};
 use crate::mem::format::{Format, Leaf, MemType, Perm};
 use crate::mem::mmu::{TablePage, TablePool};
-use crate::mem::walk::{Allow, Change, Cursor, MapError, PageTable, Removed};
+use crate::mem::walk::{Allow, Change, Cursor, MapError, MappedLeaf, PageTable};
 use crate::params;
 use core::ops::Deref;
 use kernel::prelude::*;
@@ -70,7 +70,7 @@ impl LeavingPages {
 
     /// A page has left. False: there is no room for more, before they have been seen to.
     #[inline]
-    pub(crate) fn put(&mut self, leaf: &Removed) -> bool {
+    pub(crate) fn put(&mut self, leaf: &MappedLeaf) -> bool {
         !Self::are_wanted() || leaf.mem_type != MemType::Ram || self.0.put(leaf.hpa, leaf.level)
     }
 
@@ -83,7 +83,7 @@ impl LeavingPages {
 }
 
 /// Data caches have nothing of a leaf's page any more.
-pub(super) fn clean(leaf: &Removed) {
+pub(super) fn clean(leaf: &MappedLeaf) {
     if leaf.mem_type == MemType::Ram {
         el2::make_coherent(leaf.hpa, leaf.level.size(), false);
     }

@@ -8,26 +8,12 @@
 use crate::mem::addr::{Gpa, Level, PAGE_SIZE};
 use crate::mem::format::Perm;
 use crate::mem::slots::Slot;
+use crate::mem::walk::MappedLeaf;
 
-/// A leaf as it was found.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Seen {
-    /// First guest-physical address.
-    pub gpa: Gpa,
-    /// Size.
-    pub level: Level,
-    /// Rights.
-    pub perm: Perm,
-    /// Dirty bit.
-    pub dirty: bool,
-}
-
-impl Seen {
-    /// First address of each page of 4 KiB.
-    fn pages(&self) -> impl Iterator<Item = Gpa> {
-        let (start, size) = (self.gpa.0, self.level.size());
-        (0..size / PAGE_SIZE).map(move |n| Gpa(start.wrapping_add(n.wrapping_mul(PAGE_SIZE))))
-    }
+/// First address of each page of 4 KiB.
+fn pages(seen: &MappedLeaf) -> impl Iterator<Item = Gpa> {
+    let (start, size) = (seen.gpa.0, seen.level.size());
+    (0..size / PAGE_SIZE).map(move |n| Gpa(start.wrapping_add(n.wrapping_mul(PAGE_SIZE))))
 }
 
 /// How the table is used.
@@ -75,13 +61,13 @@ impl Breach {
 /// Whether `seen` may be there. `slot` is the one at its first address; `logged` says whether the slot's log has the
 /// page at an address, and is asked only where writes are logged.
 pub fn leaf(
-    seen: &Seen,
+    seen: &MappedLeaf,
     slot: Option<&Slot>,
     rules: &Rules,
     logged: impl Fn(Gpa) -> bool,
 ) -> Result<(), Breach> {
     let slot = slot.ok_or(Breach::NoSlot)?;
-    if !slot.contains(seen.gpa) || !seen.pages().last().is_some_and(|p| slot.contains(p)) {
+    if !slot.contains(seen.gpa) || !pages(seen).last().is_some_and(|p| slot.contains(p)) {
         return Err(Breach::NoSlot);
     }
     let writable = seen.perm.contains(Perm::W);
@@ -97,7 +83,7 @@ pub fn leaf(
         return Err(Breach::Executable);
     }
     let noticed = rules.processor_logs && seen.level == Level::L1 && !seen.dirty;
-    if slot.is_logging() && writable && !noticed && !seen.pages().all(logged) {
+    if slot.is_logging() && writable && !noticed && !pages(seen).all(logged) {
         return Err(Breach::NotLogged);
     }
     Ok(())
@@ -106,7 +92,8 @@ pub fn leaf(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::mem::addr::Hva;
+    use crate::mem::addr::{Hpa, Hva};
+    use crate::mem::format::MemType;
     use crate::mem::slots::{LOG_DIRTY_PAGES, READONLY};
 
     const SLOT: Slot = Slot {
@@ -123,16 +110,19 @@ mod tests {
         largest: Some(Level::L2),
     };
 
-    fn seen(gpa: u64, level: Level, perm: Perm) -> Seen {
-        Seen {
+    fn seen(gpa: u64, level: Level, perm: Perm) -> MappedLeaf {
+        MappedLeaf {
             gpa: Gpa(gpa),
+            hpa: Hpa(gpa),
             level,
-            perm,
+            mem_type: MemType::Ram,
+            accessed: true,
             dirty: true,
+            perm,
         }
     }
 
-    fn check(seen: &Seen, flags: u32, rules: &Rules) -> Result<(), Breach> {
+    fn check(seen: &MappedLeaf, flags: u32, rules: &Rules) -> Result<(), Breach> {
         let slot = Slot { flags, ..SLOT };
         leaf(seen, Some(&slot), rules, |gpa| gpa.0 & 0x1000 == 0)
     }
@@ -213,7 +203,7 @@ mod tests {
             ..RULES
         };
         assert_eq!(check(&write, log, &pml), Err(Breach::NotLogged));
-        let clean = Seen {
+        let clean = MappedLeaf {
             dirty: false,
             ..write
         };

@@ -13,7 +13,7 @@ use crate::linux::sched::is_current_mm;
 use crate::mem::addr::{Hpa, Level, TABLE_ENTRIES};
 use crate::mem::flushes::Removals;
 use crate::mem::invalidations::{Invalidations, Section};
-use crate::mem::walk::{Page, Removed, Table, Tables, MAX_ALLOC_PER_MAP};
+use crate::mem::walk::{MappedLeaf, Page, Table, Tables, MAX_ALLOC_PER_MAP};
 use core::cell::Cell;
 use core::sync::atomic::{AtomicU64, Ordering};
 use kernel::mm::Mm;
@@ -180,7 +180,7 @@ impl Tables for TablePool {
     }
 
     #[inline]
-    fn removed(&mut self, leaf: &Removed) {
+    fn removed(&mut self, leaf: &MappedLeaf) {
         if !self.leaving.put(leaf) {
             self.flush();
             self.leaving.finish();

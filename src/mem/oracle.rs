@@ -15,11 +15,11 @@
 
 use crate::linux::sched;
 use crate::mem::addr::{Gpa, GpaRange, Hva, Level};
-use crate::mem::audit::{self, Breach, Rules, Seen};
+use crate::mem::audit::{self, Breach, Rules};
 use crate::mem::memory::GuestMemory;
 use crate::mem::mmu::TablePool;
 use crate::mem::slot_table::SlotTable;
-use crate::mem::walk::Cursor;
+use crate::mem::walk::{Cursor, MappedLeaf};
 use crate::params;
 use core::convert::Infallible;
 use core::sync::atomic::Ordering;
@@ -63,7 +63,7 @@ impl GuestMemory {
         slots: &SlotTable,
         rules: &Rules,
         pinned: Option<Gpa>,
-        seen: &Seen,
+        seen: &MappedLeaf,
     ) -> Option<Breach> {
         // The VM's own page is in no slot.
         if pinned == Some(seen.gpa) && seen.level == Level::L1 {
@@ -79,14 +79,14 @@ impl GuestMemory {
     }
 
     /// Calls `f` for the leaves in `range`. Sleeps if `may_sleep`.
-    fn each_leaf(&self, range: GpaRange, may_sleep: bool, f: &mut dyn FnMut(&Seen)) {
+    fn each_leaf(&self, range: GpaRange, may_sleep: bool, f: &mut dyn FnMut(&MappedLeaf)) {
         let mut none = TablePool::new();
         let mut cursor = Cursor::new(range);
         let mut done = false;
         while !done {
             {
                 let _tables_stay = rcu::read_lock();
-                done = self.table.look_some(&mut none, &mut cursor, BUDGET, f);
+                done = self.table.show_some(&mut none, &mut cursor, BUDGET, f);
             }
             if may_sleep {
                 sched::cond_resched();

@@ -9,7 +9,7 @@ use crate::linux::sched;
 use crate::mem::addr::{Gpa, GpaRange, Level};
 use crate::mem::memory::GuestMemory;
 use crate::mem::mmu::TablePool;
-use crate::mem::walk::{Cursor, Removed};
+use crate::mem::walk::{Cursor, MappedLeaf};
 use core::cell::Cell;
 use kernel::sync::rcu;
 
@@ -222,7 +222,7 @@ impl GuestMemory {
     }
 
     /// Shows all leaves, `budget` entries between two chances to reschedule. Others come and go meanwhile. Sleeps.
-    pub(crate) fn show_leaves(&self, budget: u32, mut show: impl FnMut(&Removed)) {
+    pub(crate) fn show_leaves(&self, budget: u32, mut show: impl FnMut(&MappedLeaf)) {
         let mut none = TablePool::new();
         let mut cursor = Cursor::new(self.table.all());
         let mut done = false;

@@ -39,18 +39,17 @@ mod table;
 mod visitors;
 
 pub use freeze::Narrowed;
-pub use table::Removed;
+pub use table::MappedLeaf;
 pub use table::{Cursor, Page, Table, Tables, MAX_ALLOC_PER_MAP};
 
 use core::marker::PhantomData;
 
 use crate::mem::addr::{Gpa, GpaRange, Hpa, Level, MAX_PHYS_BITS, PAGE_SIZE, TABLE_ENTRIES};
-use crate::mem::audit::Seen;
 use crate::mem::format::{Format, Leaf, Perm};
 use split::{fill, split, Split};
 use table::{gone, retire};
 use visitors::{
-    Age, Clean, Clear, Entry, Join, Look, Next, Show, SplitLeaves, TestAccessed, Unmap, Visitor,
+    Age, Clean, Clear, Entry, Join, Next, Show, SplitLeaves, TestAccessed, Unmap, Visitor,
     WriteProtect,
 };
 
@@ -463,28 +462,16 @@ impl<F: Format, T: Tables> PageTable<F, T> {
         cur.hit
     }
 
-    /// Shows the leaves in the range, which stay. From where `cur` stands, for about `budget` entries. Returns true at
+    /// Shows the leaves in the range, which stay; one that is partly in it counts. From where `cur` stands, for about `budget` entries. Returns true at
     /// the end of the range.
     pub fn show_some(
         &self,
         t: &mut T,
         cur: &mut Cursor,
         budget: u32,
-        show: &mut dyn FnMut(&Removed),
+        show: &mut dyn FnMut(&MappedLeaf),
     ) -> bool {
         self.scan(t, cur, budget, &mut Show::<F>(PhantomData, show))
-    }
-
-    /// Calls `f` for the leaves in the range, as they are at that moment; one that is partly in it counts. From where
-    /// `cur` stands, for about `budget` entries. Returns true at the end of the range.
-    pub fn look_some(
-        &self,
-        t: &mut T,
-        cur: &mut Cursor,
-        budget: u32,
-        f: &mut dyn FnMut(&Seen),
-    ) -> bool {
-        self.scan(t, cur, budget, &mut Look::<F>(PhantomData, f))
     }
 
     /// Takes the write right from all leaves in the range, also from a huge leaf that is partly in it: mapping

@@ -111,16 +111,16 @@ pub trait Tables {
     /// Told about each leaf that goes away, for example to mark the host page dirty. Not called by
     /// [`super::PageTable::clear_some`].
     #[inline]
-    fn removed(&mut self, _leaf: &Removed) {}
+    fn removed(&mut self, _leaf: &MappedLeaf) {}
 }
 
 /// Tables that one [`super::PageTable::map`] may allocate: one for each level below the root of a 5-level tree.
 pub const MAX_ALLOC_PER_MAP: usize = 4;
 
-/// A leaf that has been taken out of the table. The module has no use for its bits: what it maps writable it takes for
-/// dirty at once. The tests follow every page by it.
+/// A leaf with its place, as it was taken out of the table or found there. What is taken out is dirty for the module
+/// where it was mapped writable; the tests follow every page by its bits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Removed {
+pub struct MappedLeaf {
     /// First guest-physical address.
     pub gpa: Gpa,
     /// First host-physical address.
@@ -133,11 +133,11 @@ pub struct Removed {
     pub accessed: bool,
     /// Written since mapped or last cleaned.
     pub dirty: bool,
-    /// Was writable.
-    pub writable: bool,
+    /// Rights.
+    pub perm: Perm,
 }
 
-impl Removed {
+impl MappedLeaf {
     /// The leaf `entry` of `level` that mapped `gpa`.
     #[inline]
     pub(super) fn of<F: Format>(entry: u64, level: Level, gpa: Gpa) -> Self {
@@ -148,7 +148,7 @@ impl Removed {
             mem_type: F::mem_type(entry, level),
             accessed: F::accessed(entry),
             dirty: F::dirty(entry),
-            writable: F::perm(entry).contains(Perm::W),
+            perm: F::perm(entry),
         }
     }
 }
@@ -209,7 +209,7 @@ impl Cursor {
 /// `entry` of `level`, which was present, has been taken out at `gpa`: reports the leaf, or takes out the table.
 pub(super) fn gone<F: Format, T: Tables>(t: &mut T, entry: u64, level: Level, gpa: Gpa) {
     if F::is_leaf(entry, level) {
-        t.removed(&Removed::of::<F>(entry, level, gpa));
+        t.removed(&MappedLeaf::of::<F>(entry, level, gpa));
     } else if let Some(below) = level.down() {
         retire::<F, T>(t, Table::child::<F>(entry), below, gpa);
     }

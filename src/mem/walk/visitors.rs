@@ -5,9 +5,8 @@
 use core::marker::PhantomData;
 
 use super::split::{split, Split};
-use super::table::{gone, Cursor, Removed, Table, Tables};
+use super::table::{gone, Cursor, MappedLeaf, Table, Tables};
 use crate::mem::addr::{Gpa, Level};
-use crate::mem::audit::Seen;
 use crate::mem::format::{Format, Perm};
 
 /// A present entry seen by a scan.
@@ -152,31 +151,13 @@ impl<F: Format, T: Tables> Visitor<T> for TestAccessed<F> {
 /// Shows leaves.
 pub(super) struct Show<'a, F>(
     pub(super) PhantomData<F>,
-    pub(super) &'a mut dyn FnMut(&Removed),
+    pub(super) &'a mut dyn FnMut(&MappedLeaf),
 );
 
 impl<F: Format, T: Tables> Visitor<T> for Show<'_, F> {
     #[inline]
     fn leaf(&mut self, _t: &mut T, _cur: &mut Cursor, at: &Entry<T::Page>) -> Next {
-        (self.1)(&Removed::of::<F>(at.value, at.level, Gpa(at.base)));
-        Next::On
-    }
-}
-
-/// Shows leaves.
-pub(super) struct Look<'a, F>(
-    pub(super) PhantomData<F>,
-    pub(super) &'a mut dyn FnMut(&Seen),
-);
-
-impl<F: Format, T: Tables> Visitor<T> for Look<'_, F> {
-    fn leaf(&mut self, _t: &mut T, _cur: &mut Cursor, at: &Entry<T::Page>) -> Next {
-        (self.1)(&Seen {
-            gpa: Gpa(at.base),
-            level: at.level,
-            perm: F::perm(at.value),
-            dirty: F::dirty(at.value),
-        });
+        (self.1)(&MappedLeaf::of::<F>(at.value, at.level, Gpa(at.base)));
         Next::On
     }
 }

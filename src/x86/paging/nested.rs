@@ -5,10 +5,9 @@
 
 use crate::linux::uaccess;
 use crate::mem::addr::{Gpa, GpaRange, Hpa, Level};
-use crate::mem::audit::Seen;
 use crate::mem::format::Leaf;
 use crate::mem::mmu::{TablePage, TablePool};
-use crate::mem::walk::{Allow, Change, Cursor, MapError, Narrowed, PageTable, Removed};
+use crate::mem::walk::{Allow, Change, Cursor, MapError, MappedLeaf, Narrowed, PageTable};
 use crate::x86::paging::fmt_ept::{Ept, EptNoAd};
 use crate::x86::paging::fmt_npt::Npt;
 use crate::x86::vendor::{choose, HwCaps, NestedFormat};
@@ -43,7 +42,7 @@ impl LeavingPages {
 
     /// A page has left.
     #[inline(always)]
-    pub(crate) fn put(&mut self, _leaf: &Removed) -> bool {
+    pub(crate) fn put(&mut self, _leaf: &MappedLeaf) -> bool {
         true
     }
 
@@ -243,20 +242,9 @@ impl NestedTable {
         pool: &mut TablePool,
         cursor: &mut Cursor,
         budget: u32,
-        show: &mut dyn FnMut(&Removed),
+        show: &mut dyn FnMut(&MappedLeaf),
     ) -> bool {
         dispatch!(self, t => t.show_some(pool, cursor, budget, show))
-    }
-
-    /// [`PageTable::look_some`].
-    pub(crate) fn look_some(
-        &self,
-        pool: &mut TablePool,
-        cursor: &mut Cursor,
-        budget: u32,
-        f: &mut dyn FnMut(&Seen),
-    ) -> bool {
-        dispatch!(self, t => t.look_some(pool, cursor, budget, f))
     }
 
     /// Frees every table but the root, which goes with `self`. No processor uses them any more.

@@ -10,7 +10,7 @@ use std::{vec, vec::Vec};
 
 use crate::mem::addr::{Gpa, GpaRange, Hpa, Level};
 use crate::mem::format::{Format, Perm};
-use crate::mem::walk::{Cursor, MapError, Page, PageTable, Removed, Table, Tables};
+use crate::mem::walk::{Cursor, MapError, MappedLeaf, Page, PageTable, Table, Tables};
 
 /// xorshift64*: reproducible, no dependency.
 pub struct Rng(pub u64);
@@ -96,7 +96,7 @@ pub struct Mem<F> {
     /// Allocations left before failure.
     pub quota: u64,
     /// Leaves reported as gone.
-    pub removed: Vec<Removed>,
+    pub removed: Vec<MappedLeaf>,
     /// The processor, if there is one.
     pub hw: RefCell<Option<Hardware>>,
     /// Entries read by the walker.
@@ -404,7 +404,7 @@ impl<F: Format> Tables for Mem<F> {
         assert!(self.freed.insert(table.hpa().0), "double free");
     }
 
-    fn removed(&mut self, r: &Removed) {
+    fn removed(&mut self, r: &MappedLeaf) {
         if r.dirty {
             if let Some(hw) = self.hw.borrow_mut().as_mut() {
                 hw.written.retain(|&(gpa, hpa)| {

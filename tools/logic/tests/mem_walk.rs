@@ -592,7 +592,7 @@ fn aging() {
     let (accessed, flush) = m.age(&pt, range(0, 1 << 48));
     assert!(accessed && flush);
     assert_eq!(m.lookup(&pt, Gpa(0x1000)), None);
-    assert!(m.removed[0].dirty && m.removed[0].writable);
+    assert!(m.removed[0].dirty && m.removed[0].perm.contains(Perm::W));
     assert!(!m.age(&pt, range(0, 1 << 48)).0);
 }
 
