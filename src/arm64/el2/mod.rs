@@ -118,8 +118,8 @@ const MDCR_HPMN: u64 = 0x1f;
 /// has the physical timer (EL1PTEN), if it is its own; else they trap.
 const CNTHCTL_EL1PCTEN: u64 = 1 << 10;
 const CNTHCTL_EL1PTEN: u64 = 1 << 11;
-/// All that is a guest's: also an offset of the physical counter (ECV, which KVM leaves on, with what its last guest had
-/// in CNTPOFF_EL2), and traps of the virtual timer (EL1TVT, EL1TVCT, EL1NVPCT, EL1NVVCT).
+/// All that is a guest's: also an offset of the physical counter (ECV, which KVM leaves on, with what its last guest
+/// had in CNTPOFF_EL2), and traps of the virtual timer (EL1TVT, EL1TVCT, EL1NVPCT, EL1NVVCT).
 const CNTHCTL_GUEST: u64 = 0x1f << 12 | CNTHCTL_EL1PCTEN | CNTHCTL_EL1PTEN;
 
 /// ICH_HCR_EL2: TC, TALL0, TALL1, TDIR: all of the interrupt controller's registers trap.
