@@ -39,7 +39,9 @@ impl FileOperations for VmFile {
 
     fn ioctl(this: ArcBorrow<'_, Self>, _file: &File, cmd: u32, arg: usize) -> Result<isize> {
         this.0.check_mm()?;
-        ioctl(&this.0, cmd, arg)
+        let result = ioctl(&this.0, cmd, arg);
+        this.0.audit();
+        result
     }
 
     fn release(this: Arc<Self>) {
