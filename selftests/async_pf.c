@@ -655,7 +655,7 @@ static void swap_to(const char *device)
 }
 
 /*
- * Until none of the pages is in memory. What has been written to the device stays in the swap cache, and can go the next
+ * Until none of the pages is in memory. What has been written to the device stays in the swap cache, and can go next
  * time: it is mapped again by reading it, and then it is clean.
  */
 static void put_out(struct guest *g)

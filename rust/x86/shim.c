@@ -98,8 +98,8 @@ unsigned long rvmm_tss_from_gdt(u16 tr)
 }
 
 /*
- * force_reload_TR(). Where the kernel has no PARAVIRT_XXL, its load_TR_desc() wants load_direct_gdt(), which is exported
- * for KVM alone. LTR writes to the descriptor, and the GDT in use is mapped read-only. Interrupts are off.
+ * force_reload_TR(). Where the kernel has no PARAVIRT_XXL, its load_TR_desc() wants load_direct_gdt(), which is
+ * exported for KVM alone. LTR writes to the descriptor, and the GDT in use is mapped read-only. Interrupts are off.
  */
 static __no_stack_protector void rvmm_reload_tss(void)
 {

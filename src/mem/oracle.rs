@@ -6,8 +6,8 @@
 //!
 //! Under `update` slots and logs do not change but for marks that come. What faults have mapped and not marked yet is
 //! marked when nobody reads the slots any more who read them at that time: a fault reads them from before it maps until
-//! it has marked. What the processor has logged is marked at the end of its stay. So a leaf that breaks a rule is looked
-//! at again when both are over, and only what breaks it then as well counts.
+//! it has marked. What the processor has logged is marked at the end of its stay. So a leaf that breaks a rule is
+//! looked at again when both are over, and only what breaks it then as well counts.
 //!
 //! An invalidation that has unmapped looks under the same version of the slots: as long as it reads them no other slot
 //! comes where one of them is. Huge leaves are passed over. One that is mapped for a page beside the range goes when

@@ -462,8 +462,8 @@ impl<F: Format, T: Tables> PageTable<F, T> {
         cur.hit
     }
 
-    /// Shows the leaves in the range, which stay; one that is partly in it counts. From where `cur` stands, for about `budget` entries. Returns true at
-    /// the end of the range.
+    /// Shows the leaves in the range, which stay; one that is partly in it counts. From where `cur` stands, for about
+    /// `budget` entries. Returns true at the end of the range.
     pub fn show_some(
         &self,
         t: &mut T,
