@@ -19,7 +19,7 @@
 struct test {
 	const char *name;
 	void (*function)(void);
-	unsigned int seconds;	/* time limit */
+	unsigned int seconds;	/* time limit; $TIME_FACTOR makes a longer one of it */
 	bool by_name;		/* runs only when named */
 	struct test *next;
 };
@@ -103,6 +103,9 @@ const char *strerrorname(int number);
 void nothing(int signal);
 /* Ends a thread's system calls by SIGUSR1, which has a handler, until it has returned. */
 void stop_thread(pthread_t thread);
+
+/* Whether the kernel, which says so to root, has that function. */
+bool kernel_has(const char *function);
 
 /* A line of /proc/meminfo, which has to be there, in KiB. */
 long meminfo(const char *what);
