@@ -276,7 +276,7 @@ impl GuestMemory {
             readonly: slot.is_readonly(),
             may_wait: by.may_wait,
         };
-        let page = match HostPage::find(mm, hva, how) {
+        let page = match HostPage::find(mm, hva, how)? {
             Ok(page) => page,
             Err(outcome) => return Ok(outcome),
         };
@@ -476,12 +476,12 @@ struct HostPage {
 }
 
 impl HostPage {
-    /// Finds the page, as a write by user space would if `write`. Otherwise the fault is over. Sleeps.
+    /// Finds the page, as a write by user space would if `write`. Otherwise the fault is over. Sleeps. ENOMEM.
     ///
     /// A page that is writable anyway is mapped so on a read too: no second fault. Where writes are logged it counts as
     /// dirty then, as in KVM: programs rely on the page of code that ran being in the log.
     #[inline]
-    fn find(mm: &Mm, hva: usize, how: Access) -> Result<Self, FaultOutcome> {
+    fn find(mm: &Mm, hva: usize, how: Access) -> Result<Result<Self, FaultOutcome>> {
         let write = how.write;
         let want_write = write || !how.readonly;
         let fast = if want_write {
@@ -492,32 +492,34 @@ impl HostPage {
         let page = match fast {
             Some(p) => Ok(p),
             None if how.may_wait => gup::get_user_page(hva, write),
-            None => gup::get_user_page_nowait(hva, write)
-                .transpose()
-                .ok_or(FaultOutcome::Awaited(hva))?,
+            None => match gup::get_user_page_nowait(hva, write).transpose() {
+                Some(page) => page,
+                None => return Ok(Err(FaultOutcome::Awaited(hva))),
+            },
         };
         let (counted, pfn, writable, ram) = match page {
             Ok(p) => {
                 let (pfn, writable) = (p.pfn(), p.writable());
                 (Some(p), pfn, writable, true)
             }
-            Err(e) if e == EINTR => return Err(FaultOutcome::Retry),
+            Err(e) if e == ENOMEM => return Err(e),
+            Err(e) if e == EINTR => return Ok(Err(FaultOutcome::Retry)),
             Err(e) if e == EHWPOISON => {
                 sched::signal_poisoned(hva);
-                return Err(FaultOutcome::Poisoned);
+                return Ok(Err(FaultOutcome::Poisoned));
             }
             Err(_) => match gup::follow_pfnmap(mm, hva, write) {
                 Ok(m) => (None, m.pfn, m.writable, gup::is_ram(m.pfn)),
                 // As in KVM: what user space lets be read is for it to write.
-                Err(e) if e == EROFS => return Err(FaultOutcome::Mmio),
-                Err(_) => return Err(FaultOutcome::BadUserMemory),
+                Err(e) if e == EROFS => return Ok(Err(FaultOutcome::Mmio)),
+                Err(_) => return Ok(Err(FaultOutcome::BadUserMemory)),
             },
         };
-        Ok(Self {
+        Ok(Ok(Self {
             counted,
             hpa: Hpa(pfn << 12),
             writable: writable && want_write,
             ram,
-        })
+        }))
     }
 }
