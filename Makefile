@@ -53,7 +53,7 @@ KMAKE = mkdir -p $(1) && flock $(1).lock $(MODULE_RUN) \
 
 .DEFAULT_GOAL := help
 .PHONY: help setup setup-arm64 modules tools guest run bench check fmt clippy imports switches clean distclean
-.PHONY: test test-kvm test-qemu test-guests test-iommu test-arm test-long test-fuzz clippy-module
+.PHONY: test test-kvm test-qemu test-guests test-iommu test-arm test-long test-fuzz clippy-module faulty
 
 help:
 	@echo 'make run            boot a Linux guest through /dev/rvmm in the AMD bed (BED=intel: on VMX)'
@@ -82,6 +82,11 @@ setup-arm64:
 modules: $(MODULE_NEEDS)
 	$(call timed,rvmm.ko,$(call KMAKE,$(MODULE_DIR)) modules)
 	@[ $(ARCH) = arm64 ] || cmp -s $(MODULE_DIR)/rvmm.ko rvmm.ko || cp $(MODULE_DIR)/rvmm.ko rvmm.ko
+
+# A module for tests alone: has the kernel's allocators fail, on order.
+faulty: $(MODULE_NEEDS)
+	@mkdir -p build/faulty && flock build/faulty.lock $(MODULE_RUN) $(MAKE) -s -C $(KOBJ) \
+		M=$(CURDIR)/selftests/faulty MO=$(CURDIR)/build/faulty $(KMAKE_WORDS) CONFIG_DEBUG_INFO_BTF_MODULES= modules
 
 tools: $(if $(filter arm64,$(ARCH)),setup-arm64,setup)
 	$(call timed,user-space programs,$(ROOT_RUN) \
@@ -133,7 +138,7 @@ bench: modules tools guest
 check: fmtcheck clippy imports switches
 
 .PHONY: fmtcheck
-RUST_FILES = $(shell find src rust uapi tools selftests -name '*.rs' ! -name '*_generated.rs')
+RUST_FILES = $(shell find src rust uapi tools selftests -name '*.rs')
 fmtcheck: setup
 	$(call timed,rustfmt,$(ROOT_RUN) rustfmt --color never --edition 2021 --check $(RUST_FILES))
 
@@ -155,9 +160,9 @@ switches: modules
 	$(call timed,world switches,tools/switches --self-test $(MODULE_DIR)/rvmm.ko)
 
 clean:
-	rm -rf build/module build/module-other build/module-arm64 build/clippy build/clippy-arm64 build/*.lock
+	rm -rf build/module build/module-other build/module-arm64 build/faulty build/clippy build/clippy-arm64 build/*.lock
 	rm -rf build/target build/guest build/bed build/run
-	rm -f rvmm.ko rust/bindings_generated.rs rust/arm64/bindings_generated.rs
+	rm -f rvmm.ko
 
 distclean: clean
 	rm -rf --one-file-system build
