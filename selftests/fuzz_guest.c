@@ -125,8 +125,8 @@ static void access_port(struct emit *e)
 	if (!below(4))
 		mov(e, EDI, below(2) ? device_address() : below(FUZZ_MEM));
 	if (!below(4))
-		PUT(e, below(2) ? 0x66 : 0xf3);
-	PUT(e, forms[below(ARRAY_SIZE(forms))]);
+		PUT(e, fuzz_tame || below(2) ? 0x66 : 0xf3);
+	PUT(e, forms[below(fuzz_tame ? 4 : ARRAY_SIZE(forms))]);
 }
 
 static void access_msr(struct emit *e)
@@ -161,7 +161,7 @@ static void hypercall(struct emit *e)
 	mov64(e, EBX, value());
 	mov64(e, ECX, below(2) ? below(0x100) : value());
 	mov64(e, EDX, below(2) ? below(FUZZ_MEM) : value());
-	PUT(e, 0x0f, 0x01, below(2) ? 0xc1 : 0xd9);
+	PUT(e, 0x0f, 0x01, (fuzz_tame ? !is_amd() : below(2)) ? 0xc1 : 0xd9);
 }
 
 static void far_transfer(struct emit *e)

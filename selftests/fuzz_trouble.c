@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 /*
- * A host in trouble while the fuzzer runs: CPUs that go, compaction, KSM, a control group at its limit and the OOM
- * killer in it. Wants root; what is not there is left out.
+ * A host in trouble while the fuzzer runs: CPUs that go, compaction, KSM, a control group at its limit, the OOM killer
+ * in it. Wants root; what is not there is left out.
  */
 #define _GNU_SOURCE
 #include "fuzz.h"
