@@ -86,7 +86,8 @@ modules: $(MODULE_NEEDS)
 # A module for tests alone: has the kernel's allocators fail, on order.
 faulty: $(MODULE_NEEDS)
 	@mkdir -p build/faulty && flock build/faulty.lock $(MODULE_RUN) $(MAKE) -s -C $(KOBJ) \
-		M=$(CURDIR)/selftests/faulty MO=$(CURDIR)/build/faulty $(KMAKE_WORDS) CONFIG_DEBUG_INFO_BTF_MODULES= modules
+		M=$(CURDIR)/selftests/faulty MO=$(CURDIR)/build/faulty $(KMAKE_WORDS) \
+		CONFIG_DEBUG_INFO_BTF_MODULES= modules
 
 tools: $(if $(filter arm64,$(ARCH)),setup-arm64,setup)
 	$(call timed,user-space programs,$(ROOT_RUN) \
@@ -160,7 +161,8 @@ switches: modules
 	$(call timed,world switches,tools/switches --self-test $(MODULE_DIR)/rvmm.ko)
 
 clean:
-	rm -rf build/module build/module-other build/module-arm64 build/faulty build/clippy build/clippy-arm64 build/*.lock
+	rm -rf build/module build/module-other build/module-arm64 build/faulty build/clippy build/clippy-arm64
+	rm -f build/*.lock
 	rm -rf build/target build/guest build/bed build/run
 	rm -f rvmm.ko
 
