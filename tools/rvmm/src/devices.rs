@@ -18,10 +18,10 @@ use rvmm_vm::Error;
 #[derive(clap::Args)]
 #[group(id = "devices")]
 pub struct Args {
-    /// Network card on a tap interface, or by passt [ports: ,tcp=HOST:GUEST]; may be repeated.
-    #[arg(long, value_name = "tap=NAME|user[,mac=ADDRESS]")]
+    /// Network card [,tcp=HOST:GUEST][,mac=ADDRESS]; may be repeated.
+    #[arg(long, value_name = "tap=NAME|user")]
     net: Vec<Card>,
-    /// Directory that the guest mounts: `mount -t virtiofs TAG` [share]; may be repeated.
+    /// Directory for `mount -t virtiofs TAG` [share]; may be repeated.
     #[arg(long, value_name = "[TAG=]DIR", value_parser = Shared::parse)]
     share: Vec<Shared>,
     /// Source of entropy.

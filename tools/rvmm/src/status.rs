@@ -34,8 +34,7 @@ pub enum Status {
 
 /// For `--help`; usage errors are clap's 2.
 pub const TABLE: &str = "\
-Exit status (2: usage):
-  0  the guest powered off or reset itself  1  ended from outside (signal), or another error
+Exit status (2: usage): 0  powered off, or reset  1  ended from outside (signal), or another error
   3  it crashed (triple fault, internal)    4  refused: device, permission, ability
   5  the CPU refused the VM entry           6  the guest's kernel panicked, and reset the machine";
 
