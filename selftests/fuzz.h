@@ -79,7 +79,8 @@ void keep_file(int fd);
 
 /*
  * Code does the same each time, and what KVM does as well: no time, no device in memory (tools/emulation compares
- * that), no hypercall of the other vendor's, which KVM patches at IP whatever the base of CS, no bytes that may be anything.
+ * that), no hypercall of the other vendor's, which KVM patches at IP whatever the base of CS, no bytes that may be
+ * anything.
  */
 extern bool fuzz_tame;
 /* Registers, tables and code of a guest in some mode. */

@@ -19,8 +19,8 @@ const EXEMPT: &[(&str, &str, &str)] = &[
         "the host's CPUID",
     ),
     (
-        "src/mem/walk/visitors.rs",
-        "at.level as usize",
+        "src/mem/removing.rs",
+        "leaf.level as usize",
         "the level of a walk, 1 to 3 for leaves",
     ),
     (
