@@ -70,10 +70,11 @@ impl GuestMemory {
             return None;
         }
         let entry = slots.find(seen.gpa);
-        let logged = |gpa| match entry.and_then(|e| Some((e.bitmap()?, e.slot.page_index(gpa)?))) {
-            Some((log, page)) => log.has(page),
-            // Rings alone: who has taken what is not known here.
-            None => true,
+        // What is in rings, and who has taken what from them, is not known here.
+        let rings = self.rings.exist();
+        let logged = |gpa| {
+            let log = entry.and_then(|e| Some((e.bitmap()?, e.slot.page_index(gpa)?)));
+            rings || log.is_none_or(|(log, page)| log.has(page))
         };
         audit::leaf(seen, entry.map(|e| &e.slot), rules, logged).err()
     }
