@@ -63,7 +63,7 @@ help:
 	@echo 'make test-guests    kernels, boot loaders and installers of Debian, migration, hot-plug (BED=intel)'
 	@echo 'make test-iommu     everything with devices handed to guests'
 	@echo 'make test-arm       everything for Arm64: cross-built, in the arm bed'
-	@echo 'make test-long      what takes long: ten thousand attempts to break out by DMA, memory'
+	@echo 'make test-long      what takes long: ten thousand attempts to break out by DMA, memory, selftests on KVM'
 	@echo 'make test-fuzz      hours of the fuzzer in both beds, from FUZZ_SEED=N on'
 	@echo 'make bench          rvmm beside stock KVM, ticks per operation'
 	@echo 'make modules        rvmm.ko for the stock Debian kernel (KDIR=DIR: for another one)'
