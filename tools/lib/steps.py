@@ -54,7 +54,7 @@ def image_boot(kind, device):
     """The image of a disk, by the launcher (lib/bed/image.sh)."""
     words = add(RELEASE / "rvmm", GUEST / "disk.qcow2") + script("image.sh") + ["--module", "tun"]
     # QEMU as it is ends KVM's guests of two CPUs now and then: an event waits where KVM saw none (x86/svm/quirks.rs).
-    options = ["--timeout", "500", *(["--kvm", "--corrected"] if device == "/dev/kvm" else [])]
+    options = ["--timeout", "800", *(["--kvm", "--corrected"] if device == "/dev/kvm" else [])]
     calls = r".*[2-9]\d calls of three kinds of threads; beside the list: \." if device == "/dev/kvm" else ""
     return Step(kind, f"image of a disk on {device}",
                 bed(kind, *options, *words, command=["sh", "image.sh", device]),
@@ -63,7 +63,7 @@ def image_boot(kind, device):
                        r".*1 packets received.*clones.*running.*machine 0: stopped.*pressed.*another generation"
                        r".*guest powered off.*the image is what it was"
                        r".*it is an overlay of /add/disk.qcow2",
-                timeout=560)
+                timeout=860)
 
 
 def user_mode(kind, device):
@@ -71,14 +71,14 @@ def user_mode(kind, device):
     words = add(RELEASE / "rvmm", GUEST / "bzImage", GUEST / "initrd") + script("user.sh")
     # Not to be found at first.
     words += add(f"{ROOT}/usr/bin/passt:/add/hidden/passt", f"{ROOT}/usr/libexec/virtiofsd:/add/hidden/virtiofsd")
-    words += ["--module", "dummy", "--timeout", "300", *(["--kvm"] if device == "/dev/kvm" else [])]
+    words += ["--module", "dummy", "--timeout", "600", *(["--kvm"] if device == "/dev/kvm" else [])]
     return Step(kind, f"network in user mode, shared directory on {device}",
                 bed(kind, *words, command=["sh", "user.sh", device]),
                 expect=r"(?s)apt install passt.*nowhere.*host: fetched.*written: OK.*host: read 4951"
                        r".*directory cannot be saved.*fetched again.*read 5050.*starting again.*data: OK.*read 5050"
                        r".*inet 10.0.2.15.*data: OK.*guest: fetched.*both programs have ended"
                        r".*without a directory.*in the sandbox.*guest: fetched.*from where it was saved",
-                timeout=360)
+                timeout=660)
 
 
 def libvirt(kind):
@@ -163,7 +163,8 @@ def guest_with_nvme(name, *options):
     """Guests of the launcher's that are given the host's disk (lib/bed/nvme.sh)."""
     found = "nvme has the data of before.*nvme ok"
     words = add(RELEASE / "rvmm", GUEST / "vmlinux", GUEST / "initrd", GUEST / "nvme.md5")
-    return Step("iommu", name, bed("iommu", *words, *script("nvme.sh"), *options, command=["sh", "nvme.sh"]),
+    words += [*script("nvme.sh"), "--timeout", "800", *options]
+    return Step("iommu", name, bed("iommu", *words, command=["sh", "nvme.sh"]),
                 expect=rf"(?s)nvme ok.*starting again.*{found}.*here again.*{found}.*the host has the data",
                 timeout=900)
 
